@@ -1,0 +1,167 @@
+"""The op graph: an immutable, straight-line list of ATen ops in static single assignment form.
+
+Unlike `torch.fx.Graph` a `Graph` is a value: hashable, comparable, free of torch objects, and shared between the layers
+that use it. Ops are named by their ATen overload (`aten.linear.default`); collectives live in the `comm.` namespace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import sympy
+
+from galvatron.ir.layout import Layout
+from galvatron.ir.types import TensorType
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor with a name; `layout` is set once the graph is sharded, and `type` is then the local type."""
+
+    name: str
+    type: TensorType
+    layout: Layout | None = None
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A use of a value as an op argument."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Const:
+    """A torch constant in an op argument, by name: `Const("dtype", "f32")`, `Const("memory_format", "contiguous_format")`."""
+
+    kind: str
+    name: str
+
+
+Arg = Ref | Const | int | float | bool | str | None | sympy.Expr | tuple["Arg", ...]
+"""An op argument; a tuple is an ATen list argument, a `sympy.Expr` a size that depends on the batch size."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an op comes from in the user's model: file, line, the text of that line, and the module path."""
+
+    file: str
+    line: int
+    code: str = ""
+    scope: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation. `source` says where it comes from and takes no part in comparison."""
+
+    target: str
+    args: tuple[Arg, ...]
+    kwargs: tuple[tuple[str, Arg], ...]
+    results: tuple[Value, ...]
+    source: Source | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Op) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[object, ...]:
+        # True == 1 == 1.0 in Python, yet they are different arguments: the type takes part in comparison.
+        return (self.target, _typed(self.args), tuple((k, _typed(v)) for k, v in self.kwargs), self.results)
+
+    @cached_property
+    def operands(self) -> tuple[str, ...]:
+        """Names of the values read, in argument order, with repeats."""
+        return tuple(ref.name for ref in walk_refs((self.args, tuple(v for _, v in self.kwargs))))
+
+    @property
+    def result(self) -> Value:
+        """The only result."""
+        (value,) = self.results
+        return value
+
+    def kwarg(self, name: str, default: Arg = None) -> Arg:
+        return dict(self.kwargs).get(name, default)
+
+    def map_refs(self, rename: Callable[[str], str]) -> Op:
+        """The same op reading (not defining) renamed values."""
+        return replace(
+            self,
+            args=tuple(map_refs(a, rename) for a in self.args),
+            kwargs=tuple((k, map_refs(v, rename)) for k, v in self.kwargs),
+        )
+
+
+def _typed(arg: Arg) -> object:
+    if isinstance(arg, tuple):
+        return tuple(_typed(a) for a in arg)
+    return (type(arg), arg) if isinstance(arg, (bool, int, float)) else arg
+
+
+def walk_refs(arg: Arg) -> Iterator[Ref]:
+    """Every `Ref` inside an argument, in order."""
+    if isinstance(arg, Ref):
+        yield arg
+    elif isinstance(arg, tuple):
+        for item in arg:
+            yield from walk_refs(item)
+
+
+def map_refs(arg: Arg, rename: Callable[[str], str]) -> Arg:
+    """An argument with every `Ref` renamed."""
+    if isinstance(arg, Ref):
+        return Ref(rename(arg.name))
+    if isinstance(arg, tuple):
+        return tuple(map_refs(a, rename) for a in arg)
+    return arg
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Ops in order of execution. `inputs` are data, `state` are parameters and buffers; all names are unique."""
+
+    inputs: tuple[Value, ...]
+    state: tuple[Value, ...]
+    ops: tuple[Op, ...]
+    outputs: tuple[str, ...]
+
+    @cached_property
+    def values(self) -> dict[str, Value]:
+        """Every value by name: inputs, state, results."""
+        table = {v.name: v for v in (*self.inputs, *self.state)}
+        for op in self.ops:
+            table.update((v.name, v) for v in op.results)
+        return table
+
+    @cached_property
+    def producers(self) -> dict[str, Op]:
+        """The op that defines each result."""
+        return {v.name: op for op in self.ops for v in op.results}
+
+    @cached_property
+    def consumers(self) -> dict[str, tuple[Op, ...]]:
+        """The ops that read each value, in order, each once; values nobody reads map to ()."""
+        table: dict[str, list[Op]] = {name: [] for name in self.values}
+        for op in self.ops:
+            for name in dict.fromkeys(op.operands):
+                table[name].append(op)
+        return {name: tuple(ops) for name, ops in table.items()}
+
+    def without_dead_ops(self) -> Graph:
+        """The same graph with only the ops that the outputs need."""
+        live = set(self.outputs)
+        kept: list[Op] = []
+        for op in reversed(self.ops):
+            if any(v.name in live for v in op.results):
+                kept.append(op)
+                live.update(op.operands)
+        return replace(self, ops=tuple(reversed(kept)))

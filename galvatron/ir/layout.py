@@ -1,0 +1,111 @@
+"""Where a tensor lives on a device mesh, and where its gradient lives.
+
+A placement describes a value *and* its gradient on one mesh axis, so the adjoint of every redistribution is part of the
+type and never a matter of convention:
+
+| placement | printed | the value on the axis | its gradient on the axis |
+|---|---|---|---|
+| `Replicate()` | `R` | equal on every rank | equal on every rank |
+| `Replicate(partial_gradient=True)` | `R'` | equal on every rank | a partial sum: the ranks' gradients add up to the true one |
+| `Partial()` | `P` | a partial sum | equal on every rank |
+| `Shard(dim, outer)` | `S(dim)`, `S(dim, outer=n)` | a slice of `dim` | the same slice |
+
+`R'` and `P` are dual, `R` and `S` are their own duals. An op that runs sharded reads its unsharded operands as `R'`: each
+rank contributes a part of their gradient. A parameter that ends up `R'` on an axis needs its gradient summed over that
+axis once per step; that is how gradient synchronisation groups are derived.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from galvatron.errors import GalvatronError
+from galvatron.ir.types import Dim, exact_quotient
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One mesh axis of a stage's device group: its name, its size, and the distance between neighbours on it.
+
+    A rank's coordinate on the axis is `(rank // stride) % size`, with `rank` counted inside the stage. Axes of different
+    strategies with equal size and stride are the same groups of ranks.
+    """
+
+    name: str
+    size: int
+    stride: int
+
+    def coordinate(self, rank: int) -> int:
+        return (rank // self.stride) % self.size
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.size}@{self.stride}"
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """The whole value on every rank; see the module table for its gradient."""
+
+    partial_gradient: bool = False
+
+    def __str__(self) -> str:
+        return "R'" if self.partial_gradient else "R"
+
+
+@dataclass(frozen=True)
+class Partial:
+    """Every rank holds a term of a sum."""
+
+    def __str__(self) -> str:
+        return "P"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A slice of dimension `dim`, seen as `(outer, axis size, rest)`: the middle factor is split over the axis.
+
+    `outer=1` is the ordinary contiguous chunk. A fused QKV projection split by heads is `Shard(0, outer=3)`, a flattened
+    `(B·S, V)` split along the sequence is `Shard(0, outer=B)`.
+    """
+
+    dim: int
+    outer: Dim = 1
+
+    def __str__(self) -> str:
+        return f"S({self.dim})" if self.outer == 1 else f"S({self.dim}, outer={self.outer})"
+
+
+Placement = Replicate | Partial | Shard
+Layout = tuple[Placement, ...]
+"""One placement per mesh axis, outermost axis first."""
+
+REPLICATE = Replicate()
+BROADCAST = Replicate(partial_gradient=True)
+PARTIAL = Partial()
+
+
+def dual(placement: Placement) -> Placement:
+    """The placement of the gradient of a value."""
+    if placement == BROADCAST:
+        return PARTIAL
+    if placement == PARTIAL:
+        return BROADCAST
+    return placement
+
+
+def local_shape(shape: tuple[Dim, ...], layout: Layout, mesh: tuple[Axis, ...]) -> tuple[Dim, ...]:
+    """The shape of one rank's part of a tensor of global `shape`.
+
+    Raises:
+        GalvatronError: a sharded dimension is not divisible by its axis.
+    """
+    local = list(shape)
+    for placement, axis in zip(layout, mesh, strict=True):
+        if isinstance(placement, Shard):
+            quotient = exact_quotient(local[placement.dim], axis.size)
+            if quotient is None:
+                raise GalvatronError(
+                    f"dimension {placement.dim} of size {local[placement.dim]} is not divisible by axis {axis}"
+                )
+            local[placement.dim] = quotient
+    return tuple(local)

@@ -1,0 +1,203 @@
+"""The program: one training computation from a batch to a scalar loss, in one of seven named forms.
+
+    captured → clustered → costed → candidates → planned → sharded → staged
+
+A *captured* program is one flat `graph`. From *clustered* on it is a list of `layers`, each a call of a shared
+`LayerClass`; program-level values are global names. *Costed* attaches a cost per class, *candidates* the strategies that
+survived pruning, *planned* the plan. In a *sharded* program every class is the local graph of one (class, strategy) pair
+and redistributions stand between the layers as layers of their own; a *staged* one has its layers cut into stages.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.cost import ClassCost
+from galvatron.ir.graph import Graph, Value
+from galvatron.ir.layout import Axis, Layout
+from galvatron.ir.plan import Plan
+from galvatron.ir.strategy import Strategy
+from galvatron.ir.types import TensorType
+
+
+class Form(enum.IntEnum):
+    """The forms of a program, in the order in which the pipeline reaches them."""
+
+    CAPTURED = 0
+    CLUSTERED = 1
+    COSTED = 2
+    CANDIDATES = 3
+    PLANNED = 4
+    SHARDED = 5
+    STAGED = 6
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True)
+class State:
+    """A parameter, buffer or lifted constant of the model, under the model's own name; `type` is always global.
+
+    `aliases` are the other names of a tied parameter. `kind` is `parameter`, `buffer` or `constant`.
+    """
+
+    name: str
+    type: TensorType
+    kind: str = "parameter"
+    trainable: bool = True
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StateLayout:
+    """Where a stage keeps a piece of state: its mesh and layout. `R'` axes are those its gradient is summed over."""
+
+    state: str
+    mesh: tuple[Axis, ...]
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class LayerClass:
+    """An op graph shared by structurally identical layers.
+
+    In the sharded form `mesh` and `strategy` are set, the graph is the local one with a layout per value, and `base` names
+    the class it was sharded from (empty for a redistribution between layers).
+    """
+
+    name: str
+    graph: Graph
+    cost: ClassCost | None = None
+    base: str = ""
+    strategy: Strategy | None = None
+    mesh: tuple[Axis, ...] = ()
+
+
+class When(enum.Enum):
+    """How often a layer runs."""
+
+    MICROBATCH = "microbatch"
+    """Once per micro-batch, in its stage."""
+    PREAMBLE = "preamble"
+    """Once per micro-batch in every stage that needs its results: cheap, and free of trainable state."""
+    STEP = "step"
+    """Once per step on the whole batch, before the first micro-batch: statistics of the batch, such as a token count."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A call of a layer class.
+
+    `operands` are the program-level names bound to the class graph's inputs, `state` those bound to its state, `results`
+    the names given to its outputs, each in the graph's order.
+    """
+
+    name: str
+    cls: str
+    operands: tuple[str, ...]
+    state: tuple[str, ...]
+    results: tuple[str, ...]
+    when: When = When.MICROBATCH
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The strategies left for one layer class at one pipeline degree."""
+
+    pipeline_degree: int
+    cls: str
+    strategies: tuple[Strategy, ...]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A branch of the decision tree that was cut, by which rule, and why: the answer to "why not tp=8?"."""
+
+    branch: str
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A value that crosses from one stage to the next: its global name and local type."""
+
+    name: str
+    type: TensorType
+    differentiable: bool = True
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The layers that one pipeline rank group runs, what it receives and sends, and the state it keeps."""
+
+    index: int
+    layers: tuple[Layer, ...]
+    receives: tuple[Transfer, ...] = ()
+    sends: tuple[Transfer, ...] = ()
+    state: tuple[StateLayout, ...] = ()
+
+
+@dataclass(frozen=True)
+class Program:
+    """A training computation; which fields are set depends on `form` (see the module's text).
+
+    `inputs` are the tensors of one global batch by their forward names, `output` the name of the scalar loss, and
+    `batch_size` the number of samples of the example batch (the value of `B` that costs default to).
+    """
+
+    name: str
+    form: Form
+    batch_size: int
+    inputs: tuple[Value, ...]
+    state: tuple[State, ...]
+    output: str
+    graph: Graph | None = None
+    classes: tuple[LayerClass, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    cluster: Cluster | None = None
+    candidates: tuple[Candidates, ...] = ()
+    cuts: tuple[Cut, ...] = ()
+    plan: Plan | None = None
+    stages: tuple[Stage, ...] = ()
+
+    @cached_property
+    def class_of(self) -> dict[str, LayerClass]:
+        """Layer classes by name."""
+        return {c.name: c for c in self.classes}
+
+    @cached_property
+    def state_of(self) -> dict[str, State]:
+        """State by name."""
+        return {s.name: s for s in self.state}
+
+    def values(self) -> dict[str, Value]:
+        """Every program-level value of a layered form: batch inputs and layer results, with the types at their producer."""
+        table = {v.name: v for v in self.inputs}
+        for layer in self.layers or tuple(layer for stage in self.stages for layer in stage.layers):
+            graph = self.class_of[layer.cls].graph
+            for name, formal in zip(layer.results, graph.outputs, strict=True):
+                value = graph.values[formal]
+                table[name] = Value(name, value.type, value.layout)
+        return table
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the model that a plan belongs to: the signature of its batch and of its state, in order.
+
+        The same in every form of one program.
+        """
+        digest = hashlib.sha256()
+        for value in self.inputs:
+            digest.update(f"{value.name}:{value.type};".encode())
+        for state in self.state:
+            digest.update(f"{state.name}:{state.type}:{state.kind};".encode())
+        return digest.hexdigest()[:16]

@@ -1,0 +1,100 @@
+"""Strategies: what one layer does with each axis of its stage's device group."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+from galvatron.errors import StrategyError, did_you_mean
+from galvatron.ir.layout import Axis
+
+ROLES = ("dp", "tp", "tp+sp", "ulysses", "cp", "ep")
+RECOMPUTE = ("none", "full", "selective")
+
+_AXIS = re.compile(r"(dp|tp|ulysses|cp|ep)(\d+)(\+sp)?")
+
+
+@dataclass(frozen=True)
+class AxisRole:
+    """A degree on one mesh axis: `AxisRole("tp+sp", 4)` prints as `tp4+sp`."""
+
+    role: str
+    degree: int
+
+    def __str__(self) -> str:
+        base, _, suffix = self.role.partition("+")
+        return f"{base}{self.degree}{'+' + suffix if suffix else ''}"
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One layer's strategy, written `dp4-tp2+sp-zero3-recompute`, axes from the outermost to the innermost.
+
+    Degrees of one are kept (`dp1-tp2`), so that text round-trips, but make no mesh axis.
+    """
+
+    axes: tuple[AxisRole, ...]
+    zero: int = 0
+    recompute: str = "none"
+
+    @staticmethod
+    def parse(text: str) -> Strategy:
+        """Reads a strategy.
+
+        Raises:
+            StrategyError: an unknown or repeated token; the message names it and suggests the nearest known one.
+        """
+        axes: list[AxisRole] = []
+        zero, recompute = 0, "none"
+        for token in text.strip().split("-"):
+            if match := _AXIS.fullmatch(token):
+                role, degree, sp = match.group(1), int(match.group(2)), match.group(3) or ""
+                if sp and role != "tp":
+                    raise StrategyError(f"strategy {text!r}: '+sp' goes with tp, not with {role!r}")
+                if degree < 1:
+                    raise StrategyError(f"strategy {text!r}: the degree of {token!r} must be at least 1")
+                if any(a.role.startswith(role) for a in axes):
+                    raise StrategyError(f"strategy {text!r}: {role!r} is given twice")
+                axes.append(AxisRole(role + sp, degree))
+            elif token in ("zero1", "zero2", "zero3"):
+                zero = int(token[-1])
+            elif token in ("recompute", "recompute=full"):
+                recompute = "full"
+            elif token == "recompute=selective":
+                recompute = "selective"
+            else:
+                degree_text = "".join(c for c in token if c.isdigit()) or "2"
+                known = [f"{r}{degree_text}" for r in ("dp", "tp", "ulysses", "cp", "ep")]
+                known += ["zero1", "zero2", "zero3", "recompute", "recompute=selective", f"tp{degree_text}+sp"]
+                raise StrategyError(f"strategy {text!r}: unknown token {token!r}; {did_you_mean(token, known)}")
+        return Strategy(tuple(axes), zero, recompute)
+
+    def __str__(self) -> str:
+        parts = [str(a) for a in self.axes] or ["dp1"]
+        if self.zero:
+            parts.append(f"zero{self.zero}")
+        if self.recompute != "none":
+            parts.append("recompute" if self.recompute == "full" else f"recompute={self.recompute}")
+        return "-".join(parts)
+
+    @property
+    def devices(self) -> int:
+        """The number of devices it runs on: the product of its degrees."""
+        return math.prod(a.degree for a in self.axes)
+
+    def degree(self, role: str) -> int:
+        """The degree of a role (`tp` also answers for `tp+sp`), 1 when absent."""
+        return next((a.degree for a in self.axes if a.role == role or a.role.partition("+")[0] == role), 1)
+
+    @cached_property
+    def mesh(self) -> tuple[Axis, ...]:
+        """The mesh axes with more than one device, outermost first, named by role."""
+        axes: list[Axis] = []
+        stride = 1
+        for axis in reversed(self.axes):
+            if axis.degree > 1:
+                axes.append(Axis(axis.role.partition("+")[0], axis.degree, stride))
+            stride *= axis.degree
+        return tuple(reversed(axes))

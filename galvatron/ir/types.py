@@ -1,0 +1,96 @@
+"""Tensor types of the IR: an element type and a shape whose dimensions may be symbolic in the batch size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import sympy
+
+from galvatron.errors import GalvatronError
+
+BATCH = sympy.Symbol("B", integer=True, positive=True)
+"""Samples in one global batch, as the user sees it."""
+
+LOCAL_BATCH = sympy.Symbol("b", integer=True, positive=True)
+"""Samples of one micro-batch on one data-parallel shard: the batch symbol of every sharded graph."""
+
+Dim = int | sympy.Expr
+
+DTYPE_BYTES: dict[str, int] = {
+    "f64": 8, "f32": 4, "f16": 2, "bf16": 2,
+    "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1, "bool": 1,
+    "c64": 8, "c128": 16,
+}  # fmt: skip
+
+TORCH_DTYPE_NAMES: dict[str, str] = {
+    "f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16",
+    "i64": "int64", "i32": "int32", "i16": "int16", "i8": "int8", "u8": "uint8", "bool": "bool",
+    "c64": "complex64", "c128": "complex128",
+}  # fmt: skip
+"""IR element type → attribute of `torch`."""
+
+
+def simplify_dim(dim: Dim) -> Dim:
+    """The same dimension, as a plain int whenever it is one."""
+    if isinstance(dim, int):
+        return dim
+    expanded = sympy.expand(dim)
+    return int(expanded) if expanded.is_Integer else expanded
+
+
+def divides(divisor: Dim, dim: Dim) -> bool:
+    """Whether `dim / divisor` is a whole number for every batch size."""
+    return exact_quotient(dim, divisor) is not None
+
+
+def exact_quotient(dim: Dim, divisor: Dim) -> Dim | None:
+    """`dim / divisor` where that is a whole number for every batch size, else None."""
+    if isinstance(dim, int) and isinstance(divisor, int):
+        return dim // divisor if divisor and dim % divisor == 0 else None
+    quotient = sympy.cancel(sympy.sympify(dim) / divisor)
+    numerator, denominator = sympy.fraction(quotient)
+    if denominator != 1:
+        return None
+    return simplify_dim(numerator)
+
+
+def evaluate(dim: Dim, batch: int) -> int:
+    """The dimension at a given batch size (for `B` and `b` alike)."""
+    if isinstance(dim, int):
+        return dim
+    value = dim.subs({BATCH: batch, LOCAL_BATCH: batch})
+    if not value.is_Integer:
+        raise GalvatronError(f"dimension {dim} is not a whole number at batch size {batch}")
+    return int(value)
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """An element type (a key of `DTYPE_BYTES`) and a shape, outermost dimension first."""
+
+    dtype: str
+    shape: tuple[Dim, ...]
+
+    @cached_property
+    def numel(self) -> Dim:
+        """Number of elements, symbolic in the batch size."""
+        total: Dim = 1
+        for dim in self.shape:
+            total = total * dim
+        return simplify_dim(total)
+
+    @property
+    def bytes(self) -> Dim:
+        """Size in bytes, symbolic in the batch size."""
+        return simplify_dim(self.numel * DTYPE_BYTES[self.dtype])
+
+    @property
+    def is_floating(self) -> bool:
+        return self.dtype[0] in "fbc" and self.dtype != "bool"
+
+    def with_shape(self, shape: tuple[Dim, ...]) -> TensorType:
+        return TensorType(self.dtype, tuple(simplify_dim(d) for d in shape))
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(str(d) for d in self.shape)}]"
