@@ -1,0 +1,92 @@
+"""Runs an op graph on torch tensors, op by op: the meaning of the IR, used by tests and by cost analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import sympy
+import torch
+
+from galvatron.errors import GalvatronError
+from galvatron.ir.graph import Arg, Const, Graph, Op, Ref
+from galvatron.ir.types import BATCH, LOCAL_BATCH, TORCH_DTYPE_NAMES, TensorType, evaluate
+
+OpHandler = Callable[[Op, tuple[Any, ...], dict[str, Any]], Any]
+"""Executes an op that torch does not have (a collective): the op, its evaluated arguments and keyword arguments."""
+
+
+@lru_cache(maxsize=None)
+def torch_op(target: str) -> Callable[..., Any]:
+    """The torch operator behind an `aten.` target.
+
+    Raises:
+        GalvatronError: torch has no such operator.
+    """
+    namespace, _, rest = target.partition(".")
+    name, _, overload = rest.partition(".")
+    packet = getattr(getattr(torch.ops, namespace), name, None)
+    operator = getattr(packet, overload or "default", None)
+    if operator is None:
+        raise GalvatronError(f"this version of torch ({torch.__version__}) has no operator {target!r}")
+    return operator
+
+
+def torch_constant(const: Const) -> Any:
+    """The torch object a `Const` names."""
+    return getattr(torch, TORCH_DTYPE_NAMES[const.name] if const.kind == "dtype" else const.name)
+
+
+def empty_like_type(type_: TensorType, batch: int, device: str = "cpu") -> torch.Tensor:
+    """An uninitialised tensor of an IR type at a batch size."""
+    shape = [evaluate(d, batch) for d in type_.shape]
+    return torch.empty(shape, dtype=getattr(torch, TORCH_DTYPE_NAMES[type_.dtype]), device=device)
+
+
+def run_graph(
+    graph: Graph,
+    values: Mapping[str, torch.Tensor],
+    *,
+    batch: int,
+    global_batch: int | None = None,
+    handler: OpHandler | None = None,
+    device: torch.device | str | None = None,
+) -> dict[str, torch.Tensor]:
+    """Runs `graph` and returns its outputs by name.
+
+    Args:
+        values: a tensor for every input and state value, by name.
+        batch: the local batch size `b` (and `B`, unless `global_batch` is given).
+        handler: executes `comm.` ops.
+        device: where ops that create tensors from nothing put them.
+    """
+    env: dict[str, Any] = {v.name: values[v.name] for v in (*graph.inputs, *graph.state)}
+    symbols = {LOCAL_BATCH: batch, BATCH: batch if global_batch is None else global_batch}
+    for op in graph.ops:
+        args = tuple(_evaluate(a, env, symbols) for a in op.args)
+        kwargs = {k: _evaluate(v, env, symbols) for k, v in op.kwargs}
+        if op.target.startswith("comm."):
+            if handler is None:
+                raise GalvatronError(f"op {op.target!r} needs a handler for collectives")
+            out = handler(op, args, kwargs)
+        elif device is not None and not op.operands:
+            out = torch_op(op.target)(*args, **kwargs, device=device)
+        else:
+            out = torch_op(op.target)(*args, **kwargs)
+        outs = tuple(out) if len(op.results) > 1 or isinstance(out, (tuple, list)) else (out,)
+        env.update((value.name, tensor) for value, tensor in zip(op.results, outs, strict=False))
+    return {name: env[name] for name in graph.outputs}
+
+
+def _evaluate(arg: Arg, env: Mapping[str, Any], symbols: dict[sympy.Symbol, int]) -> Any:
+    if isinstance(arg, Ref):
+        return env[arg.name]
+    if isinstance(arg, Const):
+        return torch_constant(arg)
+    if isinstance(arg, tuple):
+        return [_evaluate(a, env, symbols) for a in arg]
+    if isinstance(arg, sympy.Expr):
+        value = arg.subs(symbols)
+        return int(value) if value.is_Integer else float(value)
+    return arg
