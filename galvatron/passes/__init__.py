@@ -1,0 +1,33 @@
+"""The passes, in the order in which the default pipeline runs them.
+
+`PASSES` names each pass and the class behind it, which is imported when it is first used; other packages add theirs through
+the entry point group `galvatron.passes`. `galvatron.passes.pipeline` makes pipelines of them, `galvatron.passes.base` says
+what a pass is.
+"""
+
+PASSES: dict[str, str] = {
+    # captured → captured: one spelling per computation; mean losses become sum and count
+    "normalize": "galvatron.passes.normalize:Normalize",
+    # captured → clustered: layers, and the classes that equal layers share
+    "cluster-layers": "galvatron.passes.cluster_layers:ClusterLayers",
+    # clustered → costed: FLOP, traffic and saved bytes per layer class, on a given cluster
+    "annotate-costs": "galvatron.passes.annotate_costs:AnnotateCosts",
+    # costed → candidates: every leaf of the decision tree of strategies
+    "enumerate-strategies": "galvatron.passes.enumerate_strategies:EnumerateStrategies",
+    # candidates → candidates: without the leaves that cannot win, each with the rule that cut it
+    "prune": "galvatron.passes.prune:Prune",
+    # candidates → planned: stages, micro-batches and a strategy per layer, within the memory budget
+    "search": "galvatron.passes.search:Search",
+    # planned → sharded: each class becomes the local graph of one rank, collectives included
+    "shard": "galvatron.passes.shard:Shard",
+    # sharded → sharded: collectives between layers whose layouts differ
+    "redistribute": "galvatron.passes.redistribute:Redistribute",
+    # sharded → staged: what each stage runs, receives, sends and keeps
+    "split-stages": "galvatron.passes.split_stages:SplitStages",
+}
+
+FRONT_END = ("normalize", "cluster-layers")
+PLANNING = ("annotate-costs", "enumerate-strategies", "prune", "search")
+LOWERING = ("shard", "redistribute", "split-stages")
+
+DEFAULT_PIPELINE = (*FRONT_END, *PLANNING, *LOWERING)

@@ -1,0 +1,150 @@
+"""What stands around passes: verifying, timing, printing, reproducers; and a search for the pass that broke a program.
+
+An instrument is a callable `(step, proceed) -> Program`; see `galvatron.passes.pipeline.Instrument`. All text goes to
+stderr, so that stdout stays the program.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from galvatron.errors import GalvatronError, PassError, VerifyError
+from galvatron.ir.program import Program
+from galvatron.passes.base import Pass
+from galvatron.passes.pipeline import Pipeline, Step
+
+
+def verify_each(step: Step, proceed: Callable[[], Program]) -> Program:
+    """Instrument: verifies the result of every pass.
+
+    Raises:
+        VerifyError: the result breaks a rule of its form; the message names the pass.
+    """
+    from galvatron.ir.verify import verify
+
+    program = proceed()
+    try:
+        verify(program)
+    except VerifyError as error:
+        raise VerifyError(f"after pass {str(step.pass_)!r}: {error}") from error
+    return program
+
+
+@dataclass
+class Timing:
+    """Instrument: measures every pass; `report()` prints the table."""
+
+    seconds: list[tuple[str, float]] = field(default_factory=list)
+
+    def __call__(self, step: Step, proceed: Callable[[], Program]) -> Program:
+        start = time.perf_counter()
+        try:
+            return proceed()
+        finally:
+            self.seconds.append((step.pass_.name, time.perf_counter() - start))
+
+    def report(self) -> None:
+        """Prints seconds and share per pass to stderr."""
+        from rich.console import Console
+        from rich.table import Table
+
+        total = sum(s for _, s in self.seconds)
+        table = Table("pass", title="time in passes", show_footer=True)
+        table.columns[0].footer = "total"
+        table.add_column("seconds", footer=f"{total:.3f}", justify="right")
+        table.add_column("share", justify="right")
+        for name, seconds in self.seconds:
+            table.add_row(name, f"{seconds:.3f}", f"{seconds / total:.0%}" if total else "")
+        Console(stderr=True).print(table)
+
+
+@dataclass(frozen=True)
+class PrintAfter:
+    """Instrument: prints the program after every pass, or only after those that changed it."""
+
+    only_changes: bool = False
+
+    def __call__(self, step: Step, proceed: Callable[[], Program]) -> Program:
+        from galvatron.ir.text import print_program
+
+        program = proceed()
+        changed = program != step.program
+        note = "" if changed else " (no change)"
+        if changed or not self.only_changes:
+            print(f"# after {step.pass_}{note}\n{print_program(program)}", file=sys.stderr)
+        return program
+
+
+@dataclass(frozen=True)
+class Reproducer:
+    """Instrument: when a pass fails, writes the program it got, and the command that fails the same way, to `path`.
+
+    An error of Galvatron keeps its type and gets the path added to its message; any other exception, a bug in the pass,
+    becomes a `PassError`.
+    """
+
+    path: Path
+
+    def __call__(self, step: Step, proceed: Callable[[], Program]) -> Program:
+        try:
+            return proceed()
+        except GalvatronError as error:
+            error.args = (f"{error}\n{self._write(step)}",)
+            raise
+        except Exception as error:
+            what = f"pass {step.pass_.name!r} failed: {type(error).__name__}: {error}"
+            raise PassError(f"{what}\n{self._write(step)}") from error
+
+    def _write(self, step: Step) -> str:
+        from galvatron.ir.text import print_program
+
+        rest = Pipeline(step.pipeline.passes[step.index :])
+        try:
+            text = f"# galvatron opt {self.path} --passes '{rest}'\n{print_program(step.program)}"
+            self.path.write_text(text, encoding="utf-8")
+        except Exception as error:
+            # Whatever goes wrong here must not hide the failure that is being reported.
+            return f"no reproducer could be written to {self.path}: {error}"
+        return f"reproducer: {self.path}"
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """The pass that broke a program: its place in the pipeline, and what it got and gave (None when it raised)."""
+
+    index: int
+    pass_: Pass
+    before: Program
+    after: Program | None
+
+
+def bisect(program: Program, pipeline: Pipeline, good: Callable[[Program], bool]) -> Culprit | None:
+    """The first pass after which `good` no longer holds, or None when it holds to the end.
+
+    Passes are pure, so each runs once and the intermediate programs are kept; `good`, usually the costly part, is called
+    on a logarithmic number of them, on the assumption that a broken program stays broken. A pass that raises is the
+    culprit when the program it got was still good.
+
+    Raises:
+        PassError: the program is not good to begin with.
+    """
+    programs = [program]
+    pipeline.check(program.form)
+    for pass_ in pipeline.passes:
+        try:
+            programs.append(pass_.run(programs[-1]))
+        except Exception:
+            break
+    if not good(program):
+        raise PassError("bisect: the program is not good before the first pass, so no pass broke it")
+    last = len(programs) - 1
+    broken = 1 + bisect_left(range(1, last + 1), True, key=lambda i: not good(programs[i]))
+    if broken > len(pipeline.passes):
+        return None
+    after = programs[broken] if broken <= last else None
+    return Culprit(broken - 1, pipeline.passes[broken - 1], programs[broken - 1], after)

@@ -1,0 +1,135 @@
+"""A pipeline: passes in order, as a value that parses from and prints back to text, with instruments around each pass."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from galvatron.errors import PassError, did_you_mean
+from galvatron.ir.program import Form, Program
+from galvatron.passes.base import Pass, split_outside_quotes
+from galvatron.passes.registry import load_pass, pass_names
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass about to run: its pipeline, its place in it, and the program it gets."""
+
+    pipeline: Pipeline
+    index: int
+    program: Program
+
+    @property
+    def pass_(self) -> Pass:
+        return self.pipeline.passes[self.index]
+
+
+Instrument = Callable[[Step, Callable[[], Program]], Program]
+"""What stands around every pass: it gets the step and a function that runs the pass, and gives back the pass's result."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes in the order in which they run, written `normalize,cluster-layers,prune,search{memory=36GiB}`."""
+
+    passes: tuple[Pass, ...]
+
+    @staticmethod
+    def parse(text: str) -> Pipeline:
+        """Reads pipeline text.
+
+        Raises:
+            PassError: malformed text, an unknown pass or option (with the nearest known one), a value of the wrong type.
+        """
+        return Pipeline(tuple(parse_pass(item) for item in split_outside_quotes(text)))
+
+    @staticmethod
+    def of(names: Iterable[str], options: Mapping[str, Mapping[str, Any]] | None = None) -> Pipeline:
+        """The named passes with their options as Python values, `options` by pass name.
+
+        Raises:
+            PassError: an unknown pass, or options for a pass that is not among the names.
+        """
+        names, options = tuple(names), options or {}
+        for stray in options.keys() - set(names):
+            raise PassError(f"options for pass {stray!r}, which is not in the pipeline; {did_you_mean(stray, names)}")
+        return Pipeline(tuple(load_pass(name)(**options.get(name, {})) for name in names))
+
+    def __str__(self) -> str:
+        return ",".join(str(p) for p in self.passes)
+
+    def check(self, form: Form) -> None:
+        """Checks, before anything runs, that each pass gets the form it needs from the one before it.
+
+        Raises:
+            PassError: one does not; the message says which, and which passes would give that form.
+        """
+        giver = "the program given"
+        for pass_ in self.passes:
+            if pass_.needs != form:
+                raise PassError(
+                    f"pass {pass_.name!r} needs a program in form {pass_.needs}, but {giver} is in form {form}; "
+                    f"{_way_to(pass_.needs, form)}"
+                )
+            form, giver = pass_.leaves, f"what {pass_.name!r} leaves"
+
+    def run(self, program: Program, instruments: Iterable[Instrument] = ()) -> Program:
+        """The program after every pass. Instruments stand around each pass, the first of them outermost.
+
+        Raises:
+            PassError: a pass needs another form than it gets, or leaves another than it declares.
+            GalvatronError: whatever a pass or an instrument raises.
+        """
+        self.check(program.form)
+        instruments = tuple(instruments)
+        for index in range(len(self.passes)):
+            step = Step(self, index, program)
+            proceed: Callable[[], Program] = partial(_run_step, step)
+            for instrument in reversed(instruments):
+                proceed = partial(instrument, step, proceed)
+            program = proceed()
+        return program
+
+
+_PASS = re.compile(r"([A-Za-z][\w-]*)\s*(?:\{(.*)\})?", re.DOTALL)
+
+
+def parse_pass(text: str) -> Pass:
+    """Reads one pass, such as `search{memory=36GiB,schedule=1f1b}`.
+
+    Raises:
+        PassError: see `Pipeline.parse`.
+    """
+    match = _PASS.fullmatch(text)
+    if match is None:
+        raise PassError(f"{text!r} is not a pass; write it like 'prune' or 'search{{memory=36GiB,schedule=1f1b}}'")
+    name, option_text = match.groups()
+    cls = load_pass(name)
+    options: dict[str, str] = {}
+    for item in split_outside_quotes(option_text or ""):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals:
+            raise PassError(f"pass {name!r}: option {item!r} has no value; write {item}=…")
+        if key in options:
+            raise PassError(f"pass {name!r}: option {key!r} is given twice")
+        options[key] = value
+    return cls.with_options(options)
+
+
+def _run_step(step: Step) -> Program:
+    result = step.pass_.run(step.program)
+    if result.form != step.pass_.leaves:
+        raise PassError(
+            f"pass {step.pass_.name!r} declares that it leaves form {step.pass_.leaves}, but it left {result.form}"
+        )
+    return result
+
+
+def _way_to(needed: Form, form: Form) -> str:
+    if needed < form:
+        return f"run it earlier, on a program that is still {needed}"
+    givers = [name for name in pass_names() if (cls := load_pass(name)).leaves == needed and cls.needs != needed]
+    return f"run {' or '.join(repr(name) for name in givers)} before it" if givers else "no pass gives that form"

@@ -1,0 +1,59 @@
+"""Byte sizes: what reads, what does not, and that printing loses nothing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from galvatron.errors import GalvatronError
+from galvatron.units import format_bytes, format_seconds, parse_bytes, print_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("36GiB", 36 * 2**30),
+        ("512MB", 512 * 10**6),
+        ("4096", 4096),
+        (4096, 4096),
+        ("1.5 GiB", 3 * 2**29),
+        ("0.3KB", 300),
+        ("80gib", 80 * 2**30),
+        ("7B", 7),
+        ("0", 0),
+    ],
+)
+def test_reads(text: str | int, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "-1GiB", "1..5GB", "1e9", "nan", "0.3B", -1, True, None, "²GiB"])
+def test_refuses(text: str) -> None:
+    with pytest.raises(GalvatronError):
+        parse_bytes(text)
+
+
+def test_unknown_unit_suggests_the_nearest() -> None:
+    with pytest.raises(GalvatronError, match="unknown unit 'GiBB'; did you mean .*'GiB'"):
+        parse_bytes("36GiBB")
+
+
+def test_prints_the_shortest_exact_text() -> None:
+    assert print_bytes(36 * 2**30) == "36GiB"
+    assert print_bytes(512 * 10**6) == "512MB"
+    assert print_bytes(36 * 2**30 + 1) == str(36 * 2**30 + 1)
+    assert print_bytes(0) == "0"
+
+
+@given(st.integers(0, 2**60) | st.builds(lambda n, k: n * 2**k, st.integers(0, 999), st.integers(0, 40)))
+def test_printing_loses_nothing(size: int) -> None:
+    assert parse_bytes(print_bytes(size)) == size
+
+
+def test_formats_for_a_reader() -> None:
+    assert format_bytes(0) == "0 B"
+    assert format_bytes(1023) == "1023 B"
+    assert format_bytes(35.25 * 2**30) == "35.25 GiB"
+    assert format_bytes(2**50) == "1024 TiB"
+    assert [format_seconds(s) for s in (1.24, 0.0351, 4.2e-6, 0)] == ["1.24 s", "35.1 ms", "4.2 us", "0 us"]
