@@ -1,0 +1,34 @@
+"""Names for new values: short, readable, and safe to use as Python identifiers in emitted code."""
+
+from __future__ import annotations
+
+import builtins
+import keyword
+from collections.abc import Iterable
+
+_RESERVED = frozenset({*keyword.kwlist, *dir(builtins), "torch", "F", "rt", "self", "b", "B"})
+
+
+class Names:
+    """Hands out unique value names: `linear`, `linear_1`, `linear_2`, …"""
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self._taken = set(taken)
+        self._next: dict[str, int] = {}
+
+    def fresh(self, base: str) -> str:
+        """A name that was not taken before: `base` itself where possible, else `base_1` and so on."""
+        count = self._next.get(base, 0)
+        while True:
+            name = base if count == 0 else f"{base}_{count}"
+            count += 1
+            if name not in self._taken and name not in _RESERVED:
+                break
+        self._next[base] = count
+        self._taken.add(name)
+        return name
+
+
+def base_name(target: str) -> str:
+    """What a result of an op is called: `aten._to_copy.default` → `to_copy`."""
+    return target.split(".")[1].strip("_")
