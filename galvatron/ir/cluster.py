@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
 from dataclasses import dataclass
+
+from galvatron.errors import ClusterError, ParseError, did_you_mean
+from galvatron.ir import presets
+from galvatron.ir.presets import PRESETS, Preset
+
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "p2p")
+
+RESERVE_SHARE = 1 / 16
+RESERVE_BYTES = 512 * 2**20
+
+_NAME = re.compile(r"([^:]+):(\d+)x(\d+)")
 
 
 @dataclass(frozen=True)
 class Device:
-    """One accelerator: memory in bytes, achievable matmul rate per element type in FLOP/s, memory bandwidth in bytes/s."""
+    """One accelerator: memory in bytes, achievable matmul rate per element type in FLOP/s, memory bandwidth in
+    bytes/s."""
 
     name: str
     memory_bytes: int
     matmul_flop_per_s: tuple[tuple[str, float], ...]
     memory_bytes_per_s: float
     kernel_launch_s: float = 0.0
+
+    def flop_per_s(self, dtype: str) -> float:
+        """The matmul rate for an element type; a type without a rate of its own runs at the slowest one."""
+        return dict(self.matmul_flop_per_s).get(dtype) or min(rate for _, rate in self.matmul_flop_per_s)
 
 
 @dataclass(frozen=True)
@@ -26,7 +45,11 @@ class Link:
 
 @dataclass(frozen=True)
 class Cluster:
-    """`nodes` × `devices_per_node` equal devices with a fast link inside a node and a slower one across nodes."""
+    """`nodes` × `devices_per_node` equal devices with a fast link inside a node and a slower one across nodes.
+
+    Ranks are numbered node by node. `in_node` is the link of one device to its neighbours, `cross_node` that of one
+    device to the network (its own card, or its share of the node's).
+    """
 
     name: str
     device: Device
@@ -38,3 +61,148 @@ class Cluster:
     @property
     def world_size(self) -> int:
         return self.nodes * self.devices_per_node
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def default_budget_bytes(self) -> int:
+        """Memory that a plan may fill on each device when the user names no budget.
+
+        A sixteenth is kept back for allocator fragmentation and short-lived workspaces, and 512 MiB for the device
+        context and communication buffers.
+        """
+        return max(0, int(self.device.memory_bytes * (1 - RESERVE_SHARE)) - RESERVE_BYTES)
+
+    @staticmethod
+    def parse(text: str) -> Cluster:
+        """Reads `"a100-80g:2x8"`: device preset, nodes × devices per node.
+
+        Raises:
+            ClusterError: malformed text, unknown preset (with the nearest known ones), or no devices.
+        """
+        match = _NAME.fullmatch(text.strip())
+        if not match:
+            raise ClusterError(
+                f"cluster {text!r} is not of the form 'preset:NODESxDEVICES', such as 'a100-80g:2x8'; "
+                f"{did_you_mean(text.strip().partition(':')[0], PRESETS)}"
+            )
+        name, nodes, devices = match[1].strip().lower(), int(match[2]), int(match[3])
+        if name not in PRESETS:
+            raise ClusterError(f"cluster {text!r}: unknown device preset {name!r}; {did_you_mean(name, PRESETS)}")
+        if nodes < 1 or devices < 1:
+            raise ClusterError(f"cluster {text!r}: needs at least one node and one device per node")
+        return _from_preset(PRESETS[name], nodes, devices)
+
+    def to_json(self) -> str:
+        """The whole description as one line of JSON; `from_json` gives back an equal cluster."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Cluster:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ParseError: malformed JSON.
+            ClusterError: a field is missing, unknown or of the wrong type.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ParseError(f"cluster: {error.msg}", line=error.lineno, column=error.colno) from None
+        try:
+            device = dict(fields.pop("device"))
+            rates = tuple((str(dtype), float(rate)) for dtype, rate in device.pop("matmul_flop_per_s"))
+            cluster = Cluster(
+                device=Device(matmul_flop_per_s=rates, **device),
+                in_node=Link(**fields.pop("in_node")),
+                cross_node=Link(**fields.pop("cross_node")),
+                **fields,
+            )
+            sizes = (cluster.nodes, cluster.devices_per_node, cluster.device.memory_bytes)
+            if not rates or not all(isinstance(n, int) and n > 0 for n in sizes):
+                raise ValueError("sizes and rates must be positive")
+            return cluster
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ClusterError(f"cluster description is incomplete or malformed: {error}") from None
+
+    def crosses_nodes(self, size: int, stride: int) -> bool:
+        """Whether some group of `size` ranks, `stride` apart, has members on several nodes.
+
+        Groups are the axes of a stage mesh: blocks of `size · stride` ranks, aligned to a multiple of that.
+        """
+        return self.nodes > 1 and self.devices_per_node % (size * stride) != 0
+
+    def link(self, size: int, stride: int) -> Link:
+        """The link that limits a ring over a group of `size` ranks, `stride` apart.
+
+        A ring that crosses nodes enters and leaves a node through the cards of all its members there, while the other
+        groups of the same axis use theirs: 16 consecutive devices on 2 × 8 reach eight times the rate of one card,
+        pairs of stride 8 once (Galvatron-2 measured 44.7 and 8.1 GB/s; NVIDIA/nccl issue 812 measured 192 GB/s on 8
+        cards).
+        """
+        if not self.crosses_nodes(size, stride):
+            return self.in_node
+        members = max(1, self.devices_per_node // stride)
+        return Link(min(self.in_node.bytes_per_s, self.cross_node.bytes_per_s * members), self.cross_node.latency_s)
+
+    def collective_s(self, kind: str, payload_bytes: float, size: int, stride: int) -> float:
+        """Seconds of one collective on a group of `size` ranks, `stride` apart; 0 on a group of one.
+
+        `payload_bytes` is the whole tensor as one rank sees it: what `all_reduce` reduces, what `all_gather` returns,
+        what `reduce_scatter` and `all_to_all` take, and the message of `p2p`. Ring algorithms with latency α per step
+        and bandwidth β: all-reduce `2(n-1)(α + bytes/(nβ))`, all-gather and reduce-scatter `(n-1)(α + bytes/(nβ))`
+        (Thakur, Rabenseifner, Gropp, "Optimization of Collective Communication Operations in MPICH", 2005).
+        All-to-all sends one n-th to every other rank, each over the link it needs.
+
+        Raises:
+            ClusterError: unknown kind.
+        """
+        if kind not in COLLECTIVES:
+            raise ClusterError(f"unknown collective {kind!r}; {did_you_mean(kind, COLLECTIVES)}")
+        if size == 1:
+            return 0.0
+        link = self.link(size, stride)
+        if kind == "p2p":
+            own = self.cross_node if self.crosses_nodes(size, stride) else self.in_node
+            return own.latency_s + payload_bytes / own.bytes_per_s
+        if kind == "all_to_all":
+            return (size - 1) * link.latency_s + self._exchange_s(payload_bytes / size, size, stride)
+        rounds = 2 if kind == "all_reduce" else 1
+        return rounds * (size - 1) * (link.latency_s + payload_bytes / (size * link.bytes_per_s))
+
+    def _exchange_s(self, part_bytes: float, size: int, stride: int) -> float:
+        """Transfer time of an all-to-all in which each rank sends `part_bytes` to each other one."""
+        if not self.crosses_nodes(size, stride):
+            return (size - 1) * part_bytes / self.in_node.bytes_per_s
+        near = max(1, self.devices_per_node // stride)
+        return max(
+            (near - 1) * part_bytes / self.in_node.bytes_per_s, (size - near) * part_bytes / self.cross_node.bytes_per_s
+        )
+
+
+def _from_preset(preset: Preset, nodes: int, devices_per_node: int) -> Cluster:
+    """A cluster of published figures, with median efficiencies where a figure was never measured."""
+    tera, giga = 1e12, 1e9
+    half_rate = (preset.matmul_tflops or preset.peak_tflops * presets.ACHIEVED_MATMUL) * tera
+    share = half_rate / (preset.peak_tflops * tera)
+    rates = (
+        ("bf16", half_rate),
+        ("f16", half_rate),
+        ("f32", preset.f32_tflops * tera * share),
+        ("f64", preset.f64_tflops * tera * share),
+    )
+    bus = preset.in_node_bus_gb_s or preset.in_node_gb_s * presets.ACHIEVED_IN_NODE
+    nic = preset.nic_gb_s or presets.ASSUMED_NIC_GB_S
+    return Cluster(
+        name=f"{preset.name}:{nodes}x{devices_per_node}",
+        device=Device(
+            preset.name, round(preset.memory_gb * giga), rates, preset.memory_gb_s * giga, presets.KERNEL_LAUNCH_S
+        ),
+        nodes=nodes,
+        devices_per_node=devices_per_node,
+        in_node=Link(bus * giga, presets.IN_NODE_LATENCY_S),
+        cross_node=Link(
+            nic * (1 if preset.nic_measured else presets.ACHIEVED_NIC) * giga, presets.CROSS_NODE_LATENCY_S
+        ),
+    )

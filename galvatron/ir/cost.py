@@ -11,8 +11,8 @@ from galvatron.ir.types import Dim
 class ClassCost:
     """What one call of a layer class costs on one device, before any sharding; expressions in `B`.
 
-    `saved_bytes` are the activations autograd keeps from forward to backward, `traffic_bytes` the memory read and written
-    by the forward ops, `parameter_bytes` the trainable state.
+    `saved_bytes` are the activations autograd keeps from forward to backward, `traffic_bytes` the memory read and
+    written by the forward ops, `parameter_bytes` the trainable state.
     """
 
     forward_flop: Dim

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from galvatron.errors import ParseError, PlanError, StrategyError, did_you_mean
+from galvatron.ir.files import write_text
 from galvatron.ir.strategy import Strategy
+from galvatron.ir.types import evaluate
+
+if TYPE_CHECKING:
+    from galvatron.ir.program import Layer, Program
 
 SCHEDULES = ("gpipe", "1f1b")
+
+FORMAT = "galvatron-plan"
+VERSION = 1
 
 
 @dataclass(frozen=True)
 class Plan:
     """One parallelisation of one program.
 
-    `stages` holds, per pipeline stage, one strategy per layer, in layer order (layers that run once per micro-batch; the
-    preamble and per-step layers follow their consumers). Every strategy of a plan uses `world_size / len(stages)` devices.
-    `step_time_s` and `peak_bytes` (per stage, per device) are predictions, None in a plan that nobody estimated.
+    `stages` holds, per pipeline stage, one strategy per layer, in layer order (layers that run once per micro-batch;
+    the preamble and per-step layers follow their consumers). Every strategy of a plan uses `world_size / len(stages)`
+    devices. `step_time_s` and `peak_bytes` (per stage, per device) are predictions, None in a plan that nobody
+    estimated.
     """
 
     fingerprint: str
@@ -40,3 +57,354 @@ class Plan:
     def strategies(self) -> tuple[Strategy, ...]:
         """One strategy per layer of the whole program."""
         return tuple(s for stage in self.stages for s in stage)
+
+    def __str__(self) -> str:
+        """One line for a reader: `pp2/m4/1f1b: stage 0 dp1-tp2 ×3 | stage 1 dp2-tp1 ×2, dp1-tp2`."""
+        stages = " | ".join(
+            f"stage {i} " + ", ".join(f"{s} ×{n}" if n > 1 else str(s) for s, n in runs(stage))
+            for i, stage in enumerate(self.stages)
+        )
+        return f"pp{self.pipeline_degree}/m{self.micro_batches}/{self.schedule}: {stages}"
+
+    def to_json(self) -> str:
+        """A JSON document with one line per run of equal strategies; `from_json` gives back an equal plan."""
+        stages = ",\n".join(_stage_json(stage) for stage in self.stages)
+        head = {
+            "format": FORMAT,
+            "version": VERSION,
+            "fingerprint": self.fingerprint,
+            "cluster": self.cluster,
+            "world_size": self.world_size,
+            "global_batch_size": self.global_batch_size,
+            "micro_batches": self.micro_batches,
+            "schedule": self.schedule,
+            "step_time_s": self.step_time_s,
+            "peak_bytes": self.peak_bytes,
+        }
+        lines = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
+        return f'{{\n{lines}  "stages": [\n{stages}\n  ]\n}}\n'
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Reads a plan document.
+
+        Raises:
+            ParseError: malformed JSON, with line and column.
+            PlanError: a field is missing, unknown or has bad content; the message names it.
+        """
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ParseError(f"plan is not valid JSON: {error.msg}", line=error.lineno, column=error.colno) from None
+        return _read_document(document)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the plan document, atomically."""
+        write_text(path, self.to_json())
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Plan:
+        """Reads a plan file.
+
+        Raises:
+            PlanError: the file cannot be read, or see `from_json`.
+            ParseError: see `from_json`; the message starts with the path.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"cannot read plan {os.fspath(path)!r}: {error}") from None
+        try:
+            return Plan.from_json(text)
+        except ParseError as error:
+            located = ParseError(f"{os.fspath(path)}: {error}")
+            located.line, located.column = error.line, error.column
+            raise located from None
+        except PlanError as error:
+            raise PlanError(f"{os.fspath(path)}: {error}") from None
+
+
+def runs(strategies: Sequence[Strategy]) -> list[tuple[Strategy, int]]:
+    """Neighbouring equal strategies as (strategy, count)."""
+    return [(strategy, len(list(group))) for strategy, group in itertools.groupby(strategies)]
+
+
+def _stage_json(stage: Sequence[Strategy]) -> str:
+    lines = ",\n".join(f'      {{"layers": {n}, "strategy": {json.dumps(str(s))}}}' for s, n in runs(stage))
+    return f"    [\n{lines}\n    ]"
+
+
+def _read_document(document: Any) -> Plan:
+    if not isinstance(document, dict):
+        raise PlanError(f"a plan is a JSON object, not a {type(document).__name__}")
+    if document.get("format") != FORMAT:
+        raise PlanError(f"plan field 'format' must be {FORMAT!r}, not {document.get('format')!r}")
+    if document.get("version") != VERSION:
+        raise PlanError(
+            f"plan field 'version' is {document.get('version')!r}; this Galvatron reads version {VERSION}: search again"
+        )
+    fields = {k: v for k, v in document.items() if k not in ("format", "version")}
+    for key in fields:
+        if key not in _FIELDS:
+            raise PlanError(f"plan field {key!r} is unknown; {did_you_mean(key, _FIELDS)}")
+    for key, (read, required) in _FIELDS.items():
+        if key in fields:
+            fields[key] = read(key, fields[key])
+        elif required:
+            raise PlanError(f"plan field {key!r} is missing")
+    plan = Plan(**fields)
+    if plan.peak_bytes is not None and len(plan.peak_bytes) != len(plan.stages):
+        raise PlanError(f"plan field 'peak_bytes' has {len(plan.peak_bytes)} entries for {len(plan.stages)} stages")
+    check_shape(plan)
+    return plan
+
+
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise PlanError(f"plan field {key!r} must be text, not {value!r}")
+    return value
+
+
+def _count(key: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise PlanError(f"plan field {key!r} must be a whole number of at least 1, not {value!r}")
+    return value
+
+
+def _schedule(key: str, value: Any) -> str:
+    if value not in SCHEDULES:
+        raise PlanError(f"plan field {key!r}: unknown schedule {value!r}; {did_you_mean(str(value), SCHEDULES)}")
+    return value
+
+
+def _optional_seconds(key: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
+        raise PlanError(f"plan field {key!r} must be a number of seconds or null, not {value!r}")
+    return float(value)
+
+
+def _optional_sizes(key: str, value: Any) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in value):
+        raise PlanError(f"plan field {key!r} must be a list of byte counts or null, not {value!r}")
+    return tuple(value)
+
+
+def _stages(key: str, value: Any) -> tuple[tuple[Strategy, ...], ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(stage, list) and stage for stage in value):
+        raise PlanError(f"plan field {key!r} must be a list with one non-empty list of runs per stage")
+    return tuple(
+        tuple(s for j, run in enumerate(stage) for s in _run(f"{key}[{i}][{j}]", run)) for i, stage in enumerate(value)
+    )
+
+
+def _run(key: str, run: Any) -> tuple[Strategy, ...]:
+    if not isinstance(run, dict) or set(run) != {"layers", "strategy"}:
+        raise PlanError(f'plan field {key!r} must look like {{"layers": 4, "strategy": "dp2-tp2"}}, not {run!r}')
+    try:
+        strategy = Strategy.parse(_text(f"{key}.strategy", run["strategy"]))
+    except StrategyError as error:
+        raise PlanError(f"plan field '{key}.strategy': {error}") from None
+    return (strategy,) * _count(f"{key}.layers", run["layers"])
+
+
+_FIELDS: dict[str, tuple[Callable[[str, Any], Any], bool]] = {
+    "fingerprint": (_text, True),
+    "cluster": (_text, False),
+    "world_size": (_count, True),
+    "global_batch_size": (_count, True),
+    "micro_batches": (_count, True),
+    "schedule": (_schedule, True),
+    "step_time_s": (_optional_seconds, False),
+    "peak_bytes": (_optional_sizes, False),
+    "stages": (_stages, True),
+}
+"""Fields of a plan document besides format and version: how to read each, and whether it must be there."""
+
+
+@dataclass(frozen=True)
+class PlanShorthand:
+    """One strategy for all layers, written `pp2/m4/1f1b/dp1-tp2`; a part left out is pp1, m1, 1f1b."""
+
+    pipeline_degree: int
+    micro_batches: int
+    schedule: str
+    strategy: Strategy
+
+    @staticmethod
+    def parse(text: str) -> PlanShorthand:
+        """Reads a shorthand.
+
+        Raises:
+            StrategyError: an unknown, repeated or misplaced part; the message names it and suggests the nearest known
+            one.
+        """
+        *head, last = [part.strip() for part in text.strip().split("/")]
+        found: dict[str, str] = {}
+        for part in head:
+            kind = next((k for k, pattern in _SHORTHAND.items() if re.fullmatch(pattern, part)), None)
+            if kind is None:
+                known = [*SCHEDULES, "pp2", "m4"]
+                raise StrategyError(f"plan {text!r}: unknown part {part!r}; {did_you_mean(part, known)}")
+            if kind in found:
+                raise StrategyError(f"plan {text!r}: {kind} is given twice, as {found[kind]!r} and as {part!r}")
+            found[kind] = part
+        if any(re.fullmatch(pattern, last) for pattern in _SHORTHAND.values()):
+            raise StrategyError(f"plan {text!r} must end in a strategy, such as 'dp2-tp2', not in {last!r}")
+        return PlanShorthand(
+            int(found.get("pipeline degree", "pp1")[2:]),
+            int(found.get("number of micro-batches", "m1")[1:]),
+            found.get("schedule", "1f1b"),
+            Strategy.parse(last),
+        )
+
+    def __str__(self) -> str:
+        return f"pp{self.pipeline_degree}/m{self.micro_batches}/{self.schedule}/{self.strategy}"
+
+    @property
+    def world_size(self) -> int:
+        return self.pipeline_degree * self.strategy.devices
+
+
+_SHORTHAND = {
+    "pipeline degree": r"pp[1-9]\d*",
+    "number of micro-batches": r"m[1-9]\d*",
+    "schedule": "|".join(SCHEDULES),
+}
+
+
+def planned_layers(program: Program) -> tuple[Layer, ...]:
+    """The layers that a plan gives a strategy to: those that run once per micro-batch, in order."""
+    return tuple(layer for layer in program.layers if layer.when.value == "microbatch")
+
+
+def resolve(program: Program, shorthand: PlanShorthand | str, global_batch_size: int, world_size: int) -> Plan:
+    """The plan that a shorthand means for a clustered program, with stages balanced by the FLOPs of their layers.
+
+    Raises:
+        StrategyError: the shorthand does not parse.
+        PlanError: see `check`; also more stages than layers.
+    """
+    if isinstance(shorthand, str):
+        shorthand = PlanShorthand.parse(shorthand)
+    if shorthand.world_size != world_size:
+        raise PlanError(
+            f"plan {str(shorthand)!r} is for {shorthand.world_size} devices, but there are {world_size}; "
+            "change its degrees so that their product is the number of devices"
+        )
+    layers = planned_layers(program)
+    if shorthand.pipeline_degree > len(layers):
+        raise PlanError(f"plan {str(shorthand)!r} has more stages than the program has layers ({len(layers)})")
+    weights = [_flop(program, layer, global_batch_size) for layer in layers]
+    stages = tuple((shorthand.strategy,) * size for size in balanced(weights, shorthand.pipeline_degree))
+    plan = Plan(
+        fingerprint=program.fingerprint,
+        global_batch_size=global_batch_size,
+        world_size=world_size,
+        micro_batches=shorthand.micro_batches,
+        schedule=shorthand.schedule,
+        stages=stages,
+    )
+    check(plan, program, world_size, global_batch_size)
+    return plan
+
+
+def _flop(program: Program, layer: Layer, batch: int) -> int:
+    """Forward and backward FLOPs of a layer; 1 for every layer of a program whose costs nobody annotated."""
+    cost = program.class_of[layer.cls].cost
+    return 1 if cost is None else evaluate(cost.forward_flop, batch) + evaluate(cost.backward_flop, batch)
+
+
+def balanced(weights: Sequence[float], parts: int) -> list[int]:
+    """Sizes of `parts` non-empty contiguous parts that minimise the largest weight sum, then the sum of squares."""
+    prefix = [0.0, *itertools.accumulate(weights)]
+    count = len(weights)
+    best: list[dict[int, tuple[float, float, tuple[int, ...]]]] = [{0: (0.0, 0.0, ())}]
+    for part in range(1, parts + 1):
+        row: dict[int, tuple[float, float, tuple[int, ...]]] = {}
+        for end in range(part, count - (parts - part) + 1):
+            row[end] = min(
+                (
+                    max(largest, prefix[end] - prefix[start]),
+                    squares + (prefix[end] - prefix[start]) ** 2,
+                    sizes + (end - start,),
+                )
+                for start, (largest, squares, sizes) in best[-1].items()
+                if start < end
+            )
+        best.append(row)
+    return list(best[-1][count][2])
+
+
+def check_shape(plan: Plan) -> None:
+    """Checks what a plan must be in itself: whole stages, equal device counts, divisible batch, a schedule that can
+    run.
+
+    Raises:
+        PlanError: says which number to change.
+    """
+    stages = plan.pipeline_degree
+    if not stages or plan.world_size % stages:
+        raise PlanError(f"{plan.world_size} devices cannot be divided into {stages} pipeline stages")
+    if plan.schedule not in SCHEDULES:
+        raise PlanError(f"unknown schedule {plan.schedule!r}; {did_you_mean(plan.schedule, SCHEDULES)}")
+    for index, stage in enumerate(plan.stages):
+        for strategy, _ in runs(stage):
+            if strategy.devices != plan.devices_per_stage:
+                raise PlanError(
+                    f"stage {index}: strategy {str(strategy)!r} is for {strategy.devices} devices, but "
+                    f"{plan.world_size} devices in {stages} stages are {plan.devices_per_stage} per stage"
+                )
+    if plan.schedule == "1f1b" and plan.micro_batches < stages:
+        raise PlanError(
+            f"schedule 1f1b needs at least as many micro-batches as stages, not {plan.micro_batches} for {stages}; "
+            f"use m{stages} or more, or gpipe"
+        )
+    check_batch(plan, plan.global_batch_size)
+
+
+def check_batch(plan: Plan, global_batch_size: int) -> None:
+    """Checks that a batch divides into micro-batches and shards.
+
+    Raises:
+        PlanError: says by what the batch must be divisible.
+    """
+    for strategy in dict.fromkeys(plan.strategies):
+        parts = plan.micro_batches * strategy.degree("dp")
+        if global_batch_size % parts:
+            raise PlanError(
+                f"a batch of {global_batch_size} samples cannot be divided into {plan.micro_batches} micro-batches of "
+                f"{strategy.degree('dp')} data-parallel shards (strategy {str(strategy)!r}); use a batch divisible by "
+                f"{parts}, or another number of micro-batches"
+            )
+
+
+def check(plan: Plan, program: Program, world_size: int, global_batch_size: int) -> None:
+    """Checks that a plan can be executed for this program (clustered or later), world size and batch.
+
+    Raises:
+        PlanError: says what does not fit and what to do.
+    """
+    if plan.fingerprint != program.fingerprint:
+        raise PlanError(
+            f"the plan is for another model or batch signature (fingerprint {plan.fingerprint}, this program has "
+            f"{program.fingerprint}); search a plan for this program"
+        )
+    if plan.world_size != world_size:
+        raise PlanError(
+            f"the plan is for {plan.world_size} devices, but there are {world_size}; "
+            f"start {plan.world_size} processes, or search a plan for {world_size}"
+        )
+    layers = len(planned_layers(program))
+    if len(plan.strategies) != layers:
+        raise PlanError(
+            f"the plan has strategies for {len(plan.strategies)} layers, but the program has {layers}; "
+            "search a plan for this program"
+        )
+    if not all(plan.stages):
+        raise PlanError(f"stage {[bool(s) for s in plan.stages].index(False)} of the plan has no layers")
+    check_shape(plan)
+    check_batch(plan, global_batch_size)

@@ -1,0 +1,196 @@
+"""Plans: document round trip, shorthand, and every refusal."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from galvatron.errors import ParseError, PlanError, StrategyError
+from galvatron.ir.cost import ClassCost
+from galvatron.ir.graph import Graph, Value
+from galvatron.ir.plan import Plan, PlanShorthand, balanced, check, resolve
+from galvatron.ir.program import Form, Layer, LayerClass, Program, When
+from galvatron.ir.strategy import Strategy
+from galvatron.ir.types import BATCH, TensorType
+
+
+def chain(flops: list[int]) -> Program:
+    """A program of one class per distinct cost, whose layers pass a value along."""
+    value = Value("x", TensorType("f32", (BATCH, 4)))
+    graph = Graph((value,), (), (), ("x",))
+    classes = tuple(
+        LayerClass(f"c{f}", graph, ClassCost(f * BATCH, 2 * f * BATCH, 0, 0, 0)) for f in sorted(set(flops))
+    )
+    layers = tuple(Layer(f"l{i}", f"c{f}", (f"h{i}",), (), (f"h{i + 1}",)) for i, f in enumerate(flops))
+    preamble = Layer("mask", classes[0].name, ("h0",), (), ("m",), When.PREAMBLE)
+    inputs = (Value("h0", value.type),)
+    return Program("toy", Form.CLUSTERED, 8, inputs, (), f"h{len(flops)}", classes=classes, layers=(preamble, *layers))
+
+
+strategies = st.sampled_from([Strategy.parse(s) for s in ("dp2-tp2", "tp2-dp2", "dp4-tp1", "dp1-tp4-zero3-recompute")])
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    stages = draw(st.lists(st.lists(strategies, min_size=1, max_size=6).map(tuple), min_size=1, max_size=4).map(tuple))
+    micro_batches = draw(st.integers(len(stages), 16))
+    return Plan(
+        fingerprint=draw(st.text(alphabet="0123456789abcdef", min_size=16, max_size=16)),
+        global_batch_size=4 * micro_batches * draw(st.integers(1, 8)),
+        world_size=4 * len(stages),
+        micro_batches=micro_batches,
+        schedule=draw(st.sampled_from(["gpipe", "1f1b"])),
+        stages=stages,
+        cluster=draw(st.text()),
+        step_time_s=draw(st.none() | st.floats(0, 1e6)),
+        peak_bytes=draw(st.none() | st.just(tuple(range(len(stages))))),
+    )
+
+
+@given(plans())
+def test_document_round_trip(plan: Plan) -> None:
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_equal_neighbours_share_a_line() -> None:
+    plan = resolve(chain([1] * 12), "pp2/m4/1f1b/dp1-tp2", 8, 4)
+    lines = plan.to_json().splitlines()
+    assert sum('"strategy"' in line for line in lines) == 2
+    assert '      {"layers": 6, "strategy": "dp1-tp2"}' in lines
+    assert str(plan) == "pp2/m4/1f1b: stage 0 dp1-tp2 ×6 | stage 1 dp1-tp2 ×6"
+
+
+def test_files(tmp_path: Path) -> None:
+    plan = resolve(chain([1, 2, 3]), "dp4", 8, 4)
+    path = tmp_path / "new" / "plan.json"
+    plan.save(path)
+    assert Plan.load(path) == plan
+    assert [p.name for p in path.parent.iterdir()] == ["plan.json"]
+    path.write_text(plan.to_json()[:-30])
+    with pytest.raises(ParseError, match=r"plan.json: line \d+, column \d+") as error:
+        Plan.load(path)
+    assert error.value.line
+    with pytest.raises(PlanError, match="cannot read plan"):
+        Plan.load(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("schedule", "1f1bb", "'schedule': unknown schedule '1f1bb'; did you mean '1f1b'"),
+        ("world_size", "4", "'world_size' must be a whole number"),
+        ("world_size", True, "'world_size' must be a whole number"),
+        ("micro_batches", 0, "'micro_batches' must be a whole number of at least 1"),
+        ("fingerprint", 3, "'fingerprint' must be text"),
+        ("step_time_s", "fast", "'step_time_s' must be a number"),
+        ("peak_bytes", [1.5], "'peak_bytes' must be a list"),
+        ("peak_bytes", [1, 2], "'peak_bytes' has 2 entries for 1 stages"),
+        ("stages", [], "'stages' must be a list"),
+        ("stages", [[]], "'stages' must be a list"),
+        ("stages", [["dp4"]], r"'stages\[0\]\[0\]' must look like"),
+        ("stages", [[{"layers": 3, "strategy": "dp3"}]], "stage 0: strategy 'dp3' is for 3 devices"),
+        ("stages", [[{"layers": 3, "strategy": "dq4"}]], r"stages\[0\]\[0\].strategy': strategy 'dq4'.*did you mean"),
+        ("format", "other", "'format' must be"),
+        ("version", 2, "'version' is 2"),
+        ("colour", 1, "'colour' is unknown"),
+        ("global_batch_size", 7, "divisible by 4"),
+    ],
+)
+def test_bad_documents(field: str, value: object, message: str) -> None:
+    document = json.loads(resolve(chain([1, 2, 3]), "dp4", 8, 4).to_json())
+    with pytest.raises(PlanError, match=message):
+        Plan.from_json(json.dumps({**document, field: value}))
+
+
+def test_missing_fields_are_named() -> None:
+    document = json.loads(resolve(chain([1, 2, 3]), "dp4", 8, 4).to_json())
+    for field in ("fingerprint", "world_size", "micro_batches", "stages"):
+        with pytest.raises(PlanError, match=f"{field!r} is missing"):
+            Plan.from_json(json.dumps({k: v for k, v in document.items() if k != field}))
+    with pytest.raises(PlanError, match="JSON object"):
+        Plan.from_json("[1]")
+
+
+@pytest.mark.parametrize("text", ["pp2/m4/1f1b/dp1-tp2", "pp1/m1/gpipe/dp2-tp2+sp-zero3"])
+def test_shorthand_round_trip(text: str) -> None:
+    assert str(PlanShorthand.parse(text)) == text
+
+
+def test_shorthand_defaults() -> None:
+    assert str(PlanShorthand.parse("dp4")) == "pp1/m1/1f1b/dp4"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pp2/m4/1f1bb/dp1-tp2", "unknown part '1f1bb'; did you mean '1f1b'"),
+        ("pp2/m4/gpip/dp1-tp2", "did you mean 'gpipe'"),
+        ("pp2/pp4/dp2", "pipeline degree is given twice"),
+        ("pp0/dp2", "unknown part 'pp0'"),
+        ("pp2/m4/1f1b", "must end in a strategy"),
+        ("pp2/m4/1f1b/tq2", "unknown token 'tq2'; did you mean 'tp2'"),
+        ("", "unknown token"),
+    ],
+)
+def test_bad_shorthand(text: str, message: str) -> None:
+    with pytest.raises(StrategyError, match=message):
+        PlanShorthand.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("shorthand", "batch", "world", "message"),
+    [
+        ("dp4", 6, 4, "a batch of 6 samples cannot be divided .* divisible by 4"),
+        ("m4/dp2", 12, 2, "divisible by 8"),
+        ("dp4", 8, 8, "is for 4 devices, but there are 8"),
+        ("pp4/m4/dp1", 8, 4, "more stages than the program has layers"),
+        ("pp2/m1/1f1b/dp1", 8, 2, "1f1b needs at least as many micro-batches as stages"),
+    ],
+)
+def test_shorthand_that_does_not_fit(shorthand: str, batch: int, world: int, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        resolve(chain([1, 1, 1]), shorthand, batch, world)
+
+
+def test_check_refuses_what_belongs_elsewhere() -> None:
+    program = chain([1, 1, 1])
+    plan = resolve(program, "pp2/m2/dp2", 8, 4)
+    check(plan, program, 4, 8)
+    with pytest.raises(PlanError, match="another model"):
+        check(replace(plan, fingerprint="0" * 16), program, 4, 8)
+    with pytest.raises(PlanError, match="start 4 processes"):
+        check(plan, program, 2, 8)
+    with pytest.raises(PlanError, match="for 2 layers, but the program has 3"):
+        check(replace(plan, stages=(plan.stages[0][:1], plan.stages[1][:1])), program, 4, 8)
+    with pytest.raises(PlanError, match="stage 1 of the plan has no layers"):
+        check(replace(plan, stages=(plan.strategies, ())), program, 4, 8)
+    with pytest.raises(PlanError, match="a batch of 6"):
+        check(plan, program, 4, 6)
+    with pytest.raises(PlanError, match="unknown schedule '1f1c'"):
+        check(replace(plan, schedule="1f1c"), program, 4, 8)
+
+
+def test_stages_are_balanced_by_cost() -> None:
+    plan = resolve(chain([1, 10, 10, 10, 10, 40]), "pp2/m2/dp1", 8, 2)
+    assert [len(stage) for stage in plan.stages] == [5, 1]
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=8), st.integers(1, 8))
+def test_balanced_minimises_the_largest_part(weights: list[int], parts: int) -> None:
+    if parts > len(weights):
+        return
+    sizes = balanced(weights, parts)
+    assert len(sizes) == parts and min(sizes) > 0 and sum(sizes) == len(weights)
+
+    def largest(cuts: tuple[int, ...]) -> int:
+        edges = [0, *cuts, len(weights)]
+        return max(sum(weights[a:b]) for a, b in itertools.pairwise(edges))
+
+    best = min(largest(cuts) for cuts in itertools.combinations(range(1, len(weights)), parts - 1))
+    assert largest(tuple(itertools.accumulate(sizes))[:-1]) == best
