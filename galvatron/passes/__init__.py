@@ -1,8 +1,8 @@
 """The passes, in the order in which the default pipeline runs them.
 
-`PASSES` names each pass and the class behind it, which is imported when it is first used; other packages add theirs through
-the entry point group `galvatron.passes`. `galvatron.passes.pipeline` makes pipelines of them, `galvatron.passes.base` says
-what a pass is.
+`PASSES` names each pass and the class behind it, which is imported when it is first used; other packages add theirs
+through the entry point group `galvatron.passes`. `galvatron.passes.pipeline` makes pipelines of them,
+`galvatron.passes.base` says what a pass is.
 """
 
 PASSES: dict[str, str] = {

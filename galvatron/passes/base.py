@@ -12,12 +12,12 @@
 
         def run(self, program: Program) -> Program: ...
 
-`search{memory=36GiB,schedule=1f1b}` parses into `Search(memory=36 * 2**30, schedule="1f1b")` and prints back from it. An
-option is an `int`, `float`, `str`, `bool`, `Bytes` or `Literal`, one of these or None, or a tuple of one of these; every
-option has a default. Underscores of a field's name are dashes in text.
+`search{memory=36GiB,schedule=1f1b}` parses into `Search(memory=36 * 2**30, schedule="1f1b")` and prints back from it.
+An option is an `int`, `float`, `str`, `bool`, `Bytes` or `Literal`, one of these or None, or a tuple of one of these;
+every option has a default. Underscores of a field's name are dashes in text.
 
-A program is valid before a pass and after it, perhaps not during. Printing, timing, verifying, bisecting and reproducers
-stand around passes (`galvatron.passes.instrument`), never inside them.
+A program is valid before a pass and after it, perhaps not during. Printing, timing, verifying, bisecting and
+reproducers stand around passes (`galvatron.passes.instrument`), never inside them.
 """
 
 from __future__ import annotations

@@ -126,9 +126,9 @@ class Culprit:
 def bisect(program: Program, pipeline: Pipeline, good: Callable[[Program], bool]) -> Culprit | None:
     """The first pass after which `good` no longer holds, or None when it holds to the end.
 
-    Passes are pure, so each runs once and the intermediate programs are kept; `good`, usually the costly part, is called
-    on a logarithmic number of them, on the assumption that a broken program stays broken. A pass that raises is the
-    culprit when the program it got was still good.
+    Passes are pure, so each runs once and the intermediate programs are kept; `good`, usually the costly part, is
+    called on a logarithmic number of them, on the assumption that a broken program stays broken. A pass that raises is
+    the culprit when the program it got was still good.
 
     Raises:
         PassError: the program is not good to begin with.

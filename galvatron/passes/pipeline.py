@@ -1,4 +1,4 @@
-"""A pipeline: passes in order, as a value that parses from and prints back to text, with instruments around each pass."""
+"""A pipeline: passes in order, as a value that parses from text and prints back, with instruments around each pass."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Step:
 
 
 Instrument = Callable[[Step, Callable[[], Program]], Program]
-"""What stands around every pass: it gets the step and a function that runs the pass, and gives back the pass's result."""
+"""What stands around every pass: it gets the step and a function that runs the pass, and gives back a result."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Pipeline:
         """Reads pipeline text.
 
         Raises:
-            PassError: malformed text, an unknown pass or option (with the nearest known one), a value of the wrong type.
+            PassError: malformed text, an unknown pass or option (with the nearest known one), a wrong value.
         """
         return Pipeline(tuple(parse_pass(item) for item in split_outside_quotes(text)))
 

@@ -10,7 +10,7 @@ from galvatron.passes import PASSES
 from galvatron.passes.base import Pass
 
 ENTRY_POINTS = "galvatron.passes"
-"""The entry point group; an entry `my-pass = "package.module:MyPass"` adds a pass. Built-in names cannot be replaced."""
+"""The entry point group; an entry `my-pass = "package.module:MyPass"` adds a pass. Built-in names cannot be taken."""
 
 
 def pass_names() -> tuple[str, ...]:
