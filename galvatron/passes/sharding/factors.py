@@ -1,0 +1,153 @@
+"""Factors: a flattened dimension is a product, and what is sharded is one of its factors.
+
+`linear` makes a dimension of 768 that a later `view` reads as 12 heads × 64; sharding by heads means sharding the factor 12 of
+the linear's output, of its weight and of its bias. This module carries such cuts from the op that makes them to every value
+they reach: each dimension of each value becomes a list of elementary factors, and a factor is named by the dimension and
+the product of the factors inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from galvatron.ir.graph import Graph, Op
+from galvatron.ir.types import Dim, divides, exact_quotient, simplify_dim
+from galvatron.passes.sharding.notation import DimNames, OpDims
+from galvatron.passes.sharding.rules import op_dims
+
+
+@dataclass(frozen=True)
+class Factor:
+    """An elementary factor of one dimension of a value: `size` elements, each spanning `inner`."""
+
+    dim: int
+    inner: Dim
+    size: Dim
+
+
+@dataclass(frozen=True)
+class OpFactor:
+    """One elementary factor of one named dimension of an op: where it appears in each operand and result (None: nowhere)."""
+
+    name: str
+    size: Dim
+    operands: tuple[Factor | None, ...]
+    results: tuple[Factor | None, ...]
+
+
+class FactorTable:
+    """The elementary factors of every value of a graph, and the shardable factors of every op."""
+
+    def __init__(self, graph: Graph) -> None:
+        types = {name: value.type for name, value in graph.values.items()}
+        self.dims: dict[int, OpDims | None] = {i: op_dims(op, types) for i, op in enumerate(graph.ops)}
+        self._cuts: dict[tuple[str, int], list[Dim]] = {
+            (name, d): [1, size] if size != 1 else [1] for name, type_ in types.items() for d, size in enumerate(type_.shape)
+        }
+        self._graph = graph
+        self._refine()
+
+    def factors(self, value: str, dim: int) -> list[Factor]:
+        """The factors of one dimension, outermost first."""
+        cuts = self._cuts[value, dim]
+        pairs = list(zip(cuts, cuts[1:], strict=False))
+        return [Factor(dim, inner, _quotient(outer, inner)) for inner, outer in reversed(pairs)]
+
+    def op_factors(self, index: int) -> list[OpFactor]:
+        """The factors along which an op may be sharded: the same elementary factor at every place that has the name."""
+        dims = self.dims[index]
+        if dims is None:
+            return []
+        op = self._graph.ops[index]
+        found: list[OpFactor] = []
+        for name in dims.sizes:
+            if name in dims.indivisible:
+                continue
+            places = list(_places(op, dims, name))
+            if not places:
+                continue
+            value, dim, offset = places[0][1:]
+            for inner, outer in self._spans(value, dim, offset, dims.sizes[name]):
+                relative, size = _quotient(inner, offset), _quotient(outer, inner)
+                factor = self._at(op, dims, name, relative, size)
+                if factor is not None:
+                    found.append(factor)
+        return found
+
+    def _at(self, op: Op, dims: OpDims, name: str, relative: Dim, size: Dim) -> OpFactor | None:
+        """The factor of `name` at a relative position, or None when some value is not cut there."""
+        operands: list[Factor | None] = [None] * len(dims.operands)
+        results: list[Factor | None] = [None] * len(dims.results)
+        for position, value, dim, offset in _places(op, dims, name):
+            inner = simplify_dim(offset * relative)
+            cuts = self._cuts[value, dim]
+            if inner not in cuts or cuts[cuts.index(inner) + 1 : cuts.index(inner) + 2] != [simplify_dim(inner * size)]:
+                return None
+            factor = Factor(dim, inner, size)
+            if position < len(operands):
+                operands[position] = factor
+            else:
+                results[position - len(operands)] = factor
+        return OpFactor(name, size, tuple(operands), tuple(results))
+
+    def _spans(self, value: str, dim: int, offset: Dim, size: Dim) -> list[tuple[Dim, Dim]]:
+        """The elementary intervals of a value's dimension within `[offset, offset·size]`."""
+        end = simplify_dim(offset * size)
+        inside = [c for c in self._cuts[value, dim] if divides(offset, c) and divides(c, end)]
+        return list(zip(inside, inside[1:], strict=False))
+
+    def _refine(self) -> None:
+        """Carries cuts between the places of every name until nothing changes."""
+        changed = True
+        while changed:
+            changed = False
+            for index, op in enumerate(self._graph.ops):
+                dims = self.dims[index]
+                if dims is None:
+                    continue
+                for name in dims.sizes:
+                    places = list(_places(op, dims, name))
+                    cuts: list[Dim] = []
+                    for _, value, dim, offset in places:
+                        spans = self._spans(value, dim, offset, dims.sizes[name])
+                        cuts += [_quotient(inner, offset) for inner, _ in spans]
+                    cuts.append(dims.sizes[name])
+                    for _, value, dim, offset in places:
+                        for cut in dict.fromkeys(cuts):
+                            changed |= self._cut(value, dim, simplify_dim(offset * cut))
+
+    def _cut(self, value: str, dim: int, cut: Dim) -> bool:
+        """Adds a cut where it fits the chain of those there are; True when it was new."""
+        cuts = self._cuts[value, dim]
+        if cut in cuts:
+            return False
+        position = sum(1 for c in cuts if divides(c, cut))
+        if all(divides(cut, c) for c in cuts[position:]):
+            cuts.insert(position, cut)
+            return True
+        return False
+
+
+def _places(op: Op, dims: OpDims, name: str) -> list[tuple[int, str, int, Dim]]:
+    """Where a name appears: (position among operands then results, value, dimension, product of the names inside it)."""
+    values = (*op.operands, *(v.name for v in op.results))
+    places: list[tuple[int, str, int, Dim]] = []
+    for position, (value, tensor) in enumerate(zip(values, (*dims.operands, *dims.results), strict=True)):
+        for dim, names in enumerate(tensor):
+            if name in names:
+                places.append((position, value, dim, _inside(names, name, dims.sizes)))
+    return places
+
+
+def _inside(names: DimNames, name: str, sizes: Mapping[str, Dim]) -> Dim:
+    inside: Dim = 1
+    for other in names[names.index(name) + 1 :]:
+        inside = simplify_dim(inside * sizes[other])
+    return inside
+
+
+def _quotient(dim: Dim, divisor: Dim) -> Dim:
+    quotient = exact_quotient(dim, divisor)
+    assert quotient is not None, (dim, divisor)
+    return quotient

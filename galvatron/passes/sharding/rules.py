@@ -1,0 +1,401 @@
+"""The rule table: the named dimensions of every op, one line per op.
+
+An op is looked up by its overload, then by its name without the overload. Ops whose dimensions depend on their arguments
+(views, reductions over given dims, concatenation) have a function instead of a line. Pointwise ops without a line of their
+own are recognised by `torch.Tag.pointwise`. An op without a rule is computed whole on every rank: right, and slow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+from galvatron.ir.graph import Arg, Op, Ref, walk_refs
+from galvatron.ir.types import Dim, TensorType, exact_quotient
+from galvatron.passes.sharding.notation import DimNames, OpDims, Shape, parse_notation
+from galvatron.passes.sharding.views import view_dims
+
+Types = Mapping[str, TensorType]
+DimsFunction = Callable[["Call"], OpDims]
+
+
+class Call:
+    """An op with its arguments laid out by the operator's schema: `call["dim"]` finds an argument however it was passed."""
+
+    def __init__(self, op: Op, types: Types) -> None:
+        names, defaults = _schema(op.target)
+        self.op = op
+        self.types = types
+        self.arguments: dict[str, Arg] = dict(defaults)
+        self.arguments.update(zip(names, op.args, strict=False))
+        self.arguments.update(op.kwargs)
+        self.results = tuple(v.type.shape for v in op.results)
+
+    def __getitem__(self, name: str) -> Arg:
+        return self.arguments[name]
+
+    def shape(self, name: str) -> Shape:
+        return self.types[next(walk_refs(self.arguments[name])).name].shape
+
+    def dims(self, name: str, rank: int) -> tuple[int, ...]:
+        """An argument that names dimensions, as non-negative indices; all of them when it is empty or None."""
+        value = self.arguments.get(name)
+        listed = value if isinstance(value, tuple) else () if value is None else (value,)
+        return tuple(int(d) % rank for d in listed) if listed else tuple(range(rank))  # type: ignore[arg-type]  # ints by schema
+
+    def operand_shapes(self) -> tuple[Shape, ...]:
+        return tuple(self.types[name].shape for name in self.op.operands)
+
+
+@lru_cache(maxsize=None)
+def _schema(target: str) -> tuple[tuple[str, ...], tuple[tuple[str, Arg], ...]]:
+    from galvatron.ir.interpreter import torch_op
+
+    arguments = torch_op(target)._schema.arguments  # type: ignore[attr-defined]  # every ATen overload has a schema
+    names = tuple(a.name for a in arguments)
+    defaults = tuple((a.name, a.default_value if a.has_default_value() else None) for a in arguments)
+    return names, tuple((n, tuple(d) if isinstance(d, list) else d) for n, d in defaults)
+
+
+def op_dims(op: Op, types: Types) -> OpDims | None:
+    """The named dimensions of `op` on operands of these types, or None for an op without a rule."""
+    _, name, *_ = op.target.split(".")
+    rule = RULES.get(op.target.removeprefix("aten.")) or RULES.get(name)
+    if rule is None and op.target.startswith("aten.") and _is_pointwise(op.target):
+        rule = _pointwise
+    if rule is None:
+        return None
+    call = Call(op, types)
+    if callable(rule):
+        return rule(call)
+    # Operands of a rule line are the leading arguments, tensors by schema; one that is absent or a number is None.
+    tensors = [a for a in call.arguments.values()][: len(parse_notation(rule).operands)]
+    shapes = tuple(types[a.name].shape if isinstance(a, Ref) else None for a in tensors)
+    dims = parse_notation(rule).resolve(shapes, call.results)
+    return dims if len(dims.operands) == len(op.operands) else None
+
+
+@lru_cache(maxsize=None)
+def _is_pointwise(target: str) -> bool:
+    import torch
+
+    from galvatron.ir.interpreter import torch_op
+
+    return torch.Tag.pointwise in torch_op(target).tags  # type: ignore[attr-defined]  # every ATen overload has tags
+
+
+def _pointwise(call: Call) -> OpDims:
+    terms = ", ".join("b*" for _ in call.op.operands)
+    return parse_notation(f"{terms} -> {', '.join('b*' for _ in call.results)}").resolve(call.operand_shapes(), call.results)
+
+
+def _view(call: Call) -> OpDims:
+    (shape,) = call.operand_shapes()
+    return view_dims(shape, call.results[0])
+
+
+def _permuted(order: Callable[[Call, int], list[int]]) -> DimsFunction:
+    """A rule that reorders dimensions: `order` gives the operand's dimension at each result dimension."""
+
+    def rule(call: Call) -> OpDims:
+        (shape,) = call.operand_shapes()
+        operand = tuple((f"d{i}",) if size != 1 else () for i, size in enumerate(shape))
+        result = tuple(operand[i] for i in order(call, len(shape)))
+        sizes = {f"d{i}": size for i, size in enumerate(shape) if size != 1}
+        return OpDims((operand,), (result,), sizes, sums=frozenset({0}))
+
+    return rule
+
+
+def _swap(call: Call, rank: int) -> list[int]:
+    order = list(range(rank))
+    first, second = int(call["dim0"]) % rank, int(call["dim1"]) % rank  # type: ignore[arg-type]  # ints by schema
+    order[first], order[second] = order[second], order[first]
+    return order
+
+
+def _along(argument: str, *, linear: bool = False) -> DimsFunction:
+    """A rule for an op that works along the dims an argument names, and independently along all others.
+
+    The named dims are indivisible; a result has them unless it has fewer dimensions than the operand.
+    """
+
+    def rule(call: Call) -> OpDims:
+        shape = call.operand_shapes()[0]
+        along = call.dims(argument, len(shape))
+        return _with_whole(call, along, linear)
+
+    return rule
+
+
+def _with_whole(call: Call, along: tuple[int, ...], linear: bool) -> OpDims:
+    """All operands and results share their dims, those in `along` whole (a size may then differ between tensors)."""
+    shapes = call.operand_shapes()
+    rank = len(shapes[0])
+    sizes: dict[str, Dim] = {f"d{i}": s for i, s in enumerate(shapes[0]) if i not in along and s != 1}
+
+    def names(shape: Shape) -> tuple[DimNames, ...]:
+        kept = range(rank) if len(shape) == rank else [i for i in range(rank) if i not in along]
+        return tuple((f"d{i}",) if f"d{i}" in sizes else () for i in kept)
+
+    whole = {f"w{i}": shapes[0][i] for i in along}
+    return OpDims(
+        tuple(names(s) for s in shapes),
+        tuple(names(s) for s in call.results),
+        {**sizes, **whole},
+        frozenset(whole),
+        sums=frozenset(range(len(shapes))) if linear else frozenset(),
+    )
+
+
+def _sum(call: Call) -> OpDims:
+    """Summed dims may be sharded: the result is then partial."""
+    (shape,) = call.operand_shapes()
+    along = call.dims("dim", len(shape)) if "dim" in call.arguments else tuple(range(len(shape)))
+    operand = tuple((f"d{i}",) if size != 1 else () for i, size in enumerate(shape))
+    keep = len(call.results[0]) == len(shape)
+    result = tuple(() if i in along else operand[i] for i in range(len(shape)) if keep or i not in along)
+    return OpDims((operand,), (result,), {f"d{i}": s for i, s in enumerate(shape) if s != 1}, sums=frozenset({0}))
+
+
+def _split(call: Call) -> OpDims:
+    """Equal parts: the dim is (parts, size of a part) and the second factor may be sharded; unequal parts keep it whole."""
+    (shape,) = call.operand_shapes()
+    dim = int(call["dim"]) % len(shape)  # type: ignore[arg-type]  # an int by schema
+    parts = {result[dim] for result in call.results}
+    if len(parts) > 1 or exact_quotient(shape[dim], next(iter(parts))) != len(call.results):
+        return _with_whole(call, (dim,), linear=True)
+    sizes = {f"d{i}": s for i, s in enumerate(shape) if i != dim and s != 1}
+    rest = tuple((f"d{i}",) if f"d{i}" in sizes else () for i in range(len(shape)))
+    part = next(iter(parts))
+    inner: DimNames = ("part",) if part != 1 else ()
+    operand = (*rest[:dim], ("parts", *inner) if len(call.results) > 1 else inner, *rest[dim + 1 :])
+    result = (*rest[:dim], inner, *rest[dim + 1 :])
+    all_sizes: dict[str, Dim] = {**sizes, "parts": len(call.results), **({"part": part} if inner else {})}
+    return OpDims((operand,), (result,) * len(call.results), all_sizes, frozenset({"parts"}), sums=frozenset({0}))
+
+
+def _pad(call: Call) -> OpDims:
+    (shape,) = call.operand_shapes()
+    padding = call["pad"]
+    assert isinstance(padding, tuple)
+    rank = len(shape)
+    along = tuple(rank - 1 - i for i in range(len(padding) // 2) if padding[2 * i] != 0 or padding[2 * i + 1] != 0)
+    return _with_whole(call, along, linear=False)
+
+
+def _stack(call: Call) -> OpDims:
+    shapes = call.operand_shapes()
+    new = int(call["dim"]) % (len(shapes[0]) + 1)  # type: ignore[arg-type]  # an int by schema
+    operand = tuple((f"d{i}",) if s != 1 else () for i, s in enumerate(shapes[0]))
+    result = (*operand[:new], (), *operand[new:])
+    sizes = {f"d{i}": s for i, s in enumerate(shapes[0]) if s != 1}
+    return OpDims((operand,) * len(shapes), (result,), sizes, sums=frozenset(range(len(shapes))))
+
+
+def _created(call: Call) -> OpDims:
+    """A tensor of one repeated number: any dim may be sharded, each rank makes its part. Operands only lend their dtype."""
+    (shape,) = call.results
+    result = tuple((f"d{i}",) if s != 1 else () for i, s in enumerate(shape))
+    operands = tuple(tuple(() for _ in s) for s in call.operand_shapes())
+    return OpDims(operands, (result,), {f"d{i}": s for i, s in enumerate(shape) if s != 1})
+
+
+def _whole(call: Call) -> OpDims:
+    """Nothing may be sharded."""
+    return OpDims(
+        tuple(tuple(() for _ in s) for s in call.operand_shapes()), tuple(tuple(() for _ in s) for s in call.results), {}
+    )
+
+
+def _index(call: Call) -> OpDims:
+    """`x[:, i, j]`: dims that are not indexed are shared with the result, and so are the index tensors' dims."""
+    indices = call["indices"]
+    assert isinstance(indices, tuple)
+    shape = call.shape("self")
+    positions = [i for i, index in enumerate(indices) if isinstance(index, Ref)]
+    contiguous = positions == list(range(positions[0], positions[-1] + 1))
+    index_shapes = [call.types[ref.name].shape for ref in walk_refs(indices)]
+    rank = max(len(s) for s in index_shapes)
+    sizes: dict[str, Dim] = {}
+    for index_shape in index_shapes:
+        for i, size in enumerate(reversed(index_shape)):
+            if size != 1:
+                sizes[f"i{i}"] = size
+    kept = [i for i in range(len(shape)) if i not in positions]
+    sizes.update({f"d{i}": shape[i] for i in kept if shape[i] != 1})
+    operand = tuple((f"d{i}",) if f"d{i}" in sizes else () for i in range(len(shape)))
+    named = {s: tuple((f"i{i}",) if s[len(s) - 1 - i] != 1 else () for i in reversed(range(len(s)))) for s in index_shapes}
+    indexed = tuple((f"i{i}",) if f"i{i}" in sizes else () for i in reversed(range(rank)))
+    at = positions[0] if contiguous else 0
+    rest = tuple(operand[i] for i in kept)
+    before = len([i for i in kept if i < at])
+    result = (*rest[:before], *indexed, *rest[before:])
+    return OpDims((operand, *(named[s] for s in index_shapes)), (result,), sizes)
+
+
+def _matmul(call: Call) -> OpDims:
+    left, right = (len(s) for s in call.operand_shapes())
+    line = {
+        (1, 1): "~k, ~k -> ",
+        (1, 2): "~k, ~k n -> n",
+        (2, 1): "~m k, ~k -> m",
+    }.get((left, right))
+    if line is None:
+        line = "~k, ~b* k n -> b* n" if left == 1 else "~b* m k, ~k -> b* m" if right == 1 else "~b* m k, ~b* k n -> b* m n"
+    return parse_notation(line).resolve(call.operand_shapes(), call.results)
+
+
+def _loss(line: str, elementwise: str) -> DimsFunction:
+    """A loss whose `reduction` argument is 2 (sum) or 0 (none); a mean is left whole."""
+
+    def rule(call: Call) -> OpDims:
+        if call["reduction"] == 1:
+            return _whole(call)
+        notation = parse_notation(line if call["reduction"] == 2 else elementwise)
+        tensors = list(call.arguments.values())[: len(notation.operands)]
+        return notation.resolve(
+            tuple(call.types[a.name].shape if isinstance(a, Ref) else None for a in tensors), call.results
+        )
+
+    return rule
+
+
+def _cross_entropy(call: Call) -> OpDims:
+    rank = len(call.shape("self"))
+    target = "n v! d*" if len(call.shape("target")) == rank else "n d*"
+    if rank == 1:
+        target = "v!" if len(call.shape("target")) == 1 else ""
+        line = f"v!, {target}, v!? -> "
+        return parse_notation(line).resolve((call.shape("self"), call.shape("target")), call.results)
+    return _loss(f"n v! d*, {target}, v!? -> ", f"n v! d*, {target}, v!? -> n d*")(call)
+
+
+def _attention(call: Call) -> OpDims:
+    """Queries may be split where every query sees its own row: not under `is_causal`, whose rows are numbered from 0."""
+    rows = "q!" if call["is_causal"] else "q"
+    heads = "(h g)" if call["enable_gqa"] else "h"
+    line = f"b* {heads} {rows} d!, b* h k! d!, b* h k! e!, b* {heads} {rows} k!? -> b* {heads} {rows} e!"
+    tensors = [call[n] for n in ("query", "key", "value", "attn_mask")]
+    shapes = tuple(call.types[a.name].shape if isinstance(a, Ref) else None for a in tensors)
+    return parse_notation(line).resolve(shapes, call.results)
+
+
+def _convolution(call: Call) -> OpDims:
+    if call["groups"] != 1:
+        return _whole(call)
+    line = "~n c d*, ~o c k*, +o? -> n o d*"
+    shapes = (call.shape("input"), call.shape("weight"), call.shape("bias") if isinstance(call["bias"], Ref) else None)
+    spatial = len(shapes[0]) - 2
+    line = line.replace("d*", " ".join(f"x{i}!" for i in range(spatial))).replace("k*", " ".join(f"y{i}!" for i in range(spatial)))
+    head, _, tail = line.partition("->")
+    tail = tail.replace("x", "z")
+    return parse_notation(f"{head}->{tail}").resolve(shapes, call.results)
+
+
+RULES: dict[str, str | DimsFunction] = {
+    # products
+    "linear": "~b* k, ~n k, +n? -> b* n",
+    "mm": "~m k, ~k n -> m n",
+    "bmm": "~b m k, ~b k n -> b m n",
+    "addmm": "+m n, ~m k, ~k n -> m n",
+    "baddbmm": "+b m n, ~b m k, ~b k n -> b m n",
+    "matmul": _matmul,
+    "mul": "~b*, ~b* -> b*",
+    "div.Tensor": "~b*, b* -> b*",
+    "convolution": _convolution,
+    "conv1d": _convolution,
+    "conv2d": _convolution,
+    "conv3d": _convolution,
+    "scaled_dot_product_attention": _attention,
+    # sums
+    "add": "+b*, +b* -> b*",
+    "sub": "+b*, +b* -> b*",
+    "neg": "+b* -> b*",
+    "clone": "+b* -> b*",
+    "sum": _sum,
+    # views
+    "view": _view,
+    "reshape": _view,
+    "expand": "+b* -> b*",
+    "squeeze": _view,
+    "unsqueeze": _view,
+    "flatten": _view,
+    "unflatten": _view,
+    "permute": _permuted(lambda call, rank: list(call.dims("dims", rank))),
+    "transpose": _permuted(_swap),
+    "t": _permuted(lambda call, rank: list(reversed(range(rank)))),
+    "numpy_T": _permuted(lambda call, rank: list(reversed(range(rank)))),
+    "split": _split,
+    "split_with_sizes": _split,
+    "chunk": _split,
+    "slice": _along("dim", linear=True),
+    "select": _along("dim", linear=True),
+    "narrow": _along("dim", linear=True),
+    "unbind": _along("dim", linear=True),
+    "cat": _along("dim", linear=True),
+    "stack": _stack,
+    "pad": _pad,
+    "constant_pad_nd": _pad,
+    # along one dimension
+    "softmax": _along("dim"),
+    "_softmax": _along("dim"),
+    "log_softmax": _along("dim"),
+    "_log_softmax": _along("dim"),
+    "cumsum": _along("dim", linear=True),
+    "logsumexp": _along("dim"),
+    "mean": _along("dim", linear=True),
+    "amax": _along("dim"),
+    "amin": _along("dim"),
+    "argmax": _along("dim"),
+    "var": _along("dim"),
+    "diff": _along("dim"),
+    "flip": _along("dims", linear=True),
+    "roll": _along("dims", linear=True),
+    "topk": _along("dim"),
+    "sort": _along("dim"),
+    "gather": _along("dim"),
+    "scatter": _along("dim"),
+    "triu": "b* m! n! -> b* m! n!",
+    "tril": "b* m! n! -> b* m! n!",
+    # normalisation and lookup
+    "layer_norm": lambda call: _normalisation(call, "weight", "bias"),
+    "rms_norm": lambda call: _normalisation(call, "weight"),
+    "embedding": "~v! h, b* -> b* h",
+    "index": _index,
+    "index_select": _along("dim"),
+    # numbers
+    "full": _created,
+    "zeros": _created,
+    "ones": _created,
+    "empty": _created,
+    "new_zeros": _created,
+    "new_ones": _created,
+    "new_full": _created,
+    "full_like": "b* -> b*",
+    "zeros_like": "b* -> b*",
+    "ones_like": "b* -> b*",
+    "arange": _whole,
+    "scalar_tensor": _whole,
+    # losses
+    "cross_entropy_loss": _cross_entropy,
+    "nll_loss": _loss("n v!, n, v!? -> ", "n v!, n, v!? -> n"),
+    "mse_loss": _loss("b*, b* -> ", "b*, b* -> b*"),
+    "l1_loss": _loss("b*, b* -> ", "b*, b* -> b*"),
+    "smooth_l1_loss": _loss("b*, b* -> ", "b*, b* -> b*"),
+    "huber_loss": _loss("b*, b* -> ", "b*, b* -> b*"),
+    "binary_cross_entropy": _loss("b*, b*, b*? -> ", "b*, b*, b*? -> b*"),
+    "binary_cross_entropy_with_logits": _loss("b*, b*, b*?, b*? -> ", "b*, b*, b*?, b*? -> b*"),
+    "kl_div": _loss("b*, b* -> ", "b*, b* -> b*"),
+}
+"""Op name (or name with overload) → its rule."""
+
+
+def _normalisation(call: Call, *affine: str) -> OpDims:
+    """The trailing `normalized_shape` dims are whole."""
+    normalized = call["normalized_shape"]
+    assert isinstance(normalized, tuple)
+    inner = " ".join(f"h{i}!" for i in range(len(normalized)))
+    present = [name for name in affine if isinstance(call[name], Ref)]
+    line = f"b* {inner}{f', {inner}' * len(present)} -> b* {inner}"
+    return parse_notation(line).resolve(call.operand_shapes(), call.results)
