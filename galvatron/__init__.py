@@ -1,0 +1,52 @@
+"""Galvatron: a compiler from an unmodified PyTorch model to the fastest distributed training program that fits.
+
+The names below are the whole public interface. They are imported when they are first used, so that `import galvatron`
+and the command line's `--help` do not wait for torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from galvatron.api import CompiledModel, capture, compile, estimate, search
+    from galvatron.errors import GalvatronError
+    from galvatron.ir.cluster import Cluster
+    from galvatron.ir.plan import Plan
+    from galvatron.ir.program import Program
+    from galvatron.ir.strategy import Strategy
+
+__all__ = [
+    "Cluster",
+    "CompiledModel",
+    "GalvatronError",
+    "Plan",
+    "Program",
+    "Strategy",
+    "capture",
+    "compile",
+    "estimate",
+    "search",
+]
+
+_HOME = {
+    "Cluster": "galvatron.ir.cluster",
+    "GalvatronError": "galvatron.errors",
+    "Plan": "galvatron.ir.plan",
+    "Program": "galvatron.ir.program",
+    "Strategy": "galvatron.ir.strategy",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'galvatron' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOME.get(name, "galvatron.api")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,37 @@
+"""The command line: `galvatron` and `python -m galvatron`.
+
+One file per command. Results go to stdout, everything else to stderr. A command imports what it needs when it runs, so
+that `--help` is quick and never loads torch.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from galvatron.cli import capture, demo, emit, estimate, opt, search
+from galvatron.cli.errors import ErrorReportingGroup
+
+app = typer.Typer(
+    name="galvatron",
+    cls=ErrorReportingGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.command)
+app.command("capture")(capture.command)
+app.command("search")(search.command)
+app.command("estimate")(estimate.command)
+app.command("emit")(emit.command)
+app.command("opt")(opt.command)
+
+
+@app.callback()
+def _galvatron(debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.")) -> None:
+    """Turns an unmodified PyTorch model into the fastest distributed training program that fits the cluster."""
+
+
+def main() -> None:
+    """Runs the command line; the exit status is 2 when the user's input is at fault."""
+    app(prog_name="galvatron")

@@ -76,7 +76,7 @@ class PrintAfter:
         changed = program != step.program
         note = "" if changed else " (no change)"
         if changed or not self.only_changes:
-            print(f"# after {step.pass_}{note}\n{print_program(program)}", file=sys.stderr)
+            print(f"// after {step.pass_}{note}\n{print_program(program)}", file=sys.stderr)
         return program
 
 
@@ -105,7 +105,7 @@ class Reproducer:
 
         rest = Pipeline(step.pipeline.passes[step.index :])
         try:
-            text = f"# galvatron opt {self.path} --passes '{rest}'\n{print_program(step.program)}"
+            text = f"// galvatron opt {self.path} --passes '{rest}'\n{print_program(step.program)}"
             self.path.write_text(text, encoding="utf-8")
         except Exception as error:
             # Whatever goes wrong here must not hide the failure that is being reported.

@@ -267,9 +267,9 @@ def test_print_after(stub_text: None, capsys: pytest.CaptureFixture[str]) -> Non
     pipeline.run(PROGRAM, (PrintAfter(),))
     out, err = capsys.readouterr()
     assert not out
-    assert err == "# after append{text=x}\nprogram toyx\n\n# after append (no change)\nprogram toyx\n\n"
+    assert err == "// after append{text=x}\nprogram toyx\n\n// after append (no change)\nprogram toyx\n\n"
     pipeline.run(PROGRAM, (PrintAfter(only_changes=True),))
-    assert capsys.readouterr().err == "# after append{text=x}\nprogram toyx\n\n"
+    assert capsys.readouterr().err == "// after append{text=x}\nprogram toyx\n\n"
 
 
 def test_reproducer_of_an_error_keeps_its_type(stub_text: None, tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_reproducer_of_an_error_keeps_its_type(stub_text: None, tmp_path: Path) 
     with pytest.raises(BudgetError, match="no plan fits\nreproducer: .*fails.gir"):
         pipeline.run(PROGRAM, (Reproducer(path),))
     command, text = path.read_text().splitlines()
-    assert command == f"# galvatron opt {path} --passes 'append{{text=budget}},append{{text=y}}'"
+    assert command == f"// galvatron opt {path} --passes 'append{{text=budget}},append{{text=y}}'"
     assert text == "program toyx"
 
 

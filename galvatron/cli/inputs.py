@@ -1,0 +1,74 @@
+"""What several commands read: programs, plans, clusters, and the options that name them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from galvatron.errors import GalvatronError, ParseError
+
+if TYPE_CHECKING:
+    from galvatron.ir.cluster import Cluster
+    from galvatron.ir.plan import Plan
+    from galvatron.ir.program import Program
+
+ProgramFile = Annotated[Path, typer.Argument(metavar="PROGRAM.gir", help="A captured program; - reads stdin.")]
+ClusterText = Annotated[
+    str, typer.Option("--cluster", metavar="PRESET:NODESxDEVICES", help="The cluster, such as a100-80g:2x8.")
+]
+PlanText = Annotated[
+    str,
+    typer.Option("--plan", metavar="PLAN", help="A plan file, or one strategy for all layers: pp2/m4/1f1b/dp1-tp2."),
+]
+GlobalBatch = Annotated[int, typer.Option("--global-batch", min=1, metavar="N", help="Samples per step.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def read_program(path: Path) -> Program:
+    """Reads a program file, or stdin for `-`.
+
+    Raises:
+        ParseError: malformed text, with the file, line and column.
+        GalvatronError: not text.
+        OSError: no such file, or not readable.
+    """
+    from galvatron.ir.text import parse_program
+
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise GalvatronError(f"{path} is not a text file") from None
+    try:
+        return parse_program(text)
+    except ParseError as error:
+        error.args = (f"{path}: {error}",)
+        raise
+
+
+def read_cluster(text: str) -> Cluster:
+    """The cluster that a preset string names.
+
+    Raises:
+        ClusterError: malformed, or an unknown preset.
+    """
+    from galvatron.ir.cluster import Cluster
+
+    return Cluster.parse(text)
+
+
+def read_plan(text: str, program: Program, cluster: Cluster, global_batch_size: int) -> Plan:
+    """The plan in a file, or the one that a shorthand means for this program, cluster and batch.
+
+    Raises:
+        PlanError, ParseError, StrategyError: it does not parse, or does not fit the program, cluster or batch.
+    """
+    from galvatron.ir.plan import Plan, check, resolve
+
+    if not (text.endswith(".json") or Path(text).is_file()):
+        return resolve(program, text, global_batch_size, cluster.world_size)
+    plan = Plan.load(text)
+    check(plan, program, cluster.world_size, global_batch_size)
+    return plan

@@ -1,0 +1,51 @@
+"""`galvatron opt`: runs passes on a program; the program goes to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from galvatron.cli.inputs import ProgramFile, read_program
+
+
+def command(
+    program_file: ProgramFile,
+    passes: Annotated[
+        str, typer.Option("--passes", metavar="TEXT", help="Such as 'prune,search{memory=36GiB,schedule=1f1b}'.")
+    ] = "",
+    timing: Annotated[bool, typer.Option("--timing", help="Show the time of every pass.")] = False,
+    print_after_all: Annotated[bool, typer.Option(help="Show the program after every pass.")] = False,
+    print_after_change: Annotated[bool, typer.Option(help="Show the program after passes that change it.")] = False,
+    verify: Annotated[bool, typer.Option(help="Verify the program before the first pass and after each.")] = True,
+    reproducer: Annotated[
+        Path | None, typer.Option("--reproducer", metavar="PATH", help="Where to write what made a pass fail.")
+    ] = None,
+) -> None:
+    """Run passes on a program and print the result."""
+    from galvatron.ir.text import print_program
+    from galvatron.passes import instrument
+    from galvatron.passes.pipeline import Instrument, Pipeline
+
+    pipeline = Pipeline.parse(passes)
+    program = read_program(program_file)
+    clock = instrument.Timing()
+    # The first is outermost: a reproducer catches what the verifier finds, and the clock sees nothing but the pass.
+    instruments: list[Instrument] = []
+    if reproducer is not None:
+        instruments.append(instrument.Reproducer(reproducer))
+    if verify:
+        from galvatron.ir.verify import verify as verify_program
+
+        verify_program(program)
+        instruments.append(instrument.verify_each)
+    if print_after_all or print_after_change:
+        instruments.append(instrument.PrintAfter(only_changes=not print_after_all))
+    instruments.append(clock)
+    try:
+        result = pipeline.run(program, instruments)
+    finally:
+        if timing:
+            clock.report()
+    print(print_program(result), end="")
