@@ -34,6 +34,10 @@ class PassError(GalvatronError):
     """A pass or pipeline text is unknown, malformed, or applied to the wrong form."""
 
 
+class RankError(GalvatronError):
+    """Another rank of the job failed first; the message is that rank's error."""
+
+
 class VerifyError(GalvatronError):
     """A program breaks a rule of its form; the message shows the program with the line marked."""
 

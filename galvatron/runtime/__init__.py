@@ -1,0 +1,35 @@
+"""What generated stage modules and the public API call while a model trains."""
+
+from galvatron.runtime.collectives import (
+    all_gather,
+    all_reduce,
+    all_to_all,
+    copy,
+    first,
+    pad,
+    reduce_scatter,
+    slice,
+)
+from galvatron.runtime.mesh import Axis, Mesh, World, build_mesh, initialize, shutdown
+from galvatron.runtime.stage import Layer, Sharded, Stage, Summed
+
+__all__ = [
+    "Axis",
+    "Layer",
+    "Mesh",
+    "Sharded",
+    "Stage",
+    "Summed",
+    "World",
+    "all_gather",
+    "all_reduce",
+    "all_to_all",
+    "build_mesh",
+    "copy",
+    "first",
+    "initialize",
+    "pad",
+    "reduce_scatter",
+    "shutdown",
+    "slice",
+]

@@ -1,0 +1,189 @@
+"""The communication that generated code calls: each function moves a tensor from one placement on an axis to another.
+
+Every one of them is linear, so each is a pair (forward, adjoint) of plain functions on tensors; autograd sees one
+`Function` that applies the first and, for the gradient, the second. The placements R, R', P, S are those of
+`galvatron/ir/layout.py`; R' is a replicated value whose gradient is a partial sum.
+
+A sharded dimension is seen as `(outer, axis size, rest)` with the middle factor split. Integer and boolean tensors
+work too and carry no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from galvatron.errors import GalvatronError
+from galvatron.runtime.mesh import Axis
+
+Map = Callable[[Tensor], Tensor]
+
+
+class _Linear(torch.autograd.Function):
+    """A linear map with its adjoint given; nothing is saved."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, forward: Map, adjoint: Map) -> Tensor:
+        ctx.adjoint = adjoint
+        return forward(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.adjoint(gradients[0]), None, None
+
+
+def _apply(x: Tensor, forward: Map, adjoint: Map) -> Tensor:
+    if x.requires_grad and torch.is_grad_enabled():
+        return _Linear.apply(x, forward, adjoint)  # type: ignore[return-value]  # apply is untyped in torch
+    return forward(x)
+
+
+def copy(x: Tensor, axis: Axis) -> Tensor:
+    """R -> R': identity; the gradient is summed over the axis."""
+    return _apply(x, _identity, lambda g: _sum(g, axis))
+
+
+def all_reduce(x: Tensor, axis: Axis, *, grad: str) -> Tensor:
+    """P -> R (`grad="identity"`) or R' (`grad="all_reduce"`): the sum over the axis."""
+    if grad == "identity":
+        return _apply(x, lambda t: _sum(t, axis), _identity)
+    if grad == "all_reduce":
+        return _apply(x, lambda t: _sum(t, axis), lambda g: _sum(g, axis))
+    raise _bad_grad("all_reduce", grad)
+
+
+def all_gather(x: Tensor, axis: Axis, *, dim: int, outer: int = 1, grad: str) -> Tensor:
+    """S -> R (`grad="slice"`) or R' (`grad="reduce_scatter"`): the whole tensor."""
+    if grad == "slice":
+        return _apply(x, lambda t: _gather(t, axis, dim, outer), lambda g: _part(g, axis, dim, outer))
+    if grad == "reduce_scatter":
+        return _apply(x, lambda t: _gather(t, axis, dim, outer), lambda g: _sum_part(g, axis, dim, outer))
+    raise _bad_grad("all_gather", grad)
+
+
+def reduce_scatter(x: Tensor, axis: Axis, *, dim: int, outer: int = 1) -> Tensor:
+    """P -> S: this rank's slice of the sum over the axis."""
+    return _apply(x, lambda t: _sum_part(t, axis, dim, outer), lambda g: _gather(g, axis, dim, outer))
+
+
+def slice(x: Tensor, axis: Axis, *, dim: int, outer: int = 1, grad: str) -> Tensor:
+    """R (`grad="all_gather"`) or R' (`grad="pad"`) -> S: this rank's slice."""
+    if grad == "all_gather":
+        return _apply(x, lambda t: _part(t, axis, dim, outer), lambda g: _gather(g, axis, dim, outer))
+    if grad == "pad":
+        return _apply(x, lambda t: _part(t, axis, dim, outer), lambda g: _padded(g, axis, dim, outer))
+    raise _bad_grad("slice", grad)
+
+
+def all_to_all(
+    x: Tensor, axis: Axis, *, split_dim: int, split_outer: int = 1, concat_dim: int, concat_outer: int = 1
+) -> Tensor:
+    """S(concat_dim) -> S(split_dim): what was split becomes whole, what was whole becomes split."""
+    return _apply(
+        x,
+        lambda t: _exchange(t, axis, split_dim, split_outer, concat_dim, concat_outer),
+        lambda g: _exchange(g, axis, concat_dim, concat_outer, split_dim, split_outer),
+    )
+
+
+def first(x: Tensor, axis: Axis, *, grad: str) -> Tensor:
+    """R -> P (`grad="identity"`): coordinate 0 keeps the value, the others hold zero. R' -> R (`grad="first"`): the
+    value stays, coordinate 0 keeps the gradient and the others pass zero.
+    """
+    if grad == "identity":
+        return _apply(x, lambda t: _on_first(t, axis), _identity)
+    if grad == "first":
+        return _apply(x, _identity, lambda g: _on_first(g, axis))
+    raise _bad_grad("first", grad)
+
+
+def pad(x: Tensor, axis: Axis, *, dim: int, outer: int = 1) -> Tensor:
+    """S -> P: zero outside this rank's slice."""
+    return _apply(x, lambda t: _padded(t, axis, dim, outer), lambda g: _part(g, axis, dim, outer))
+
+
+def _bad_grad(op: str, grad: str) -> GalvatronError:
+    return GalvatronError(f"{op} has no gradient rule {grad!r}")
+
+
+# The maps themselves, without autograd.
+
+
+def gather_full(x: Tensor, axis: Axis, dim: int, outer: int = 1) -> Tensor:
+    """The whole tensor from the axis' slices."""
+    return _gather(x, axis, dim, outer)
+
+
+def take_part(x: Tensor, axis: Axis, dim: int, outer: int = 1) -> Tensor:
+    """This rank's slice, as a view where strides allow."""
+    return _split(x, axis.size, dim, outer)[axis.index]
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x.view_as(x)
+
+
+def _sum(x: Tensor, axis: Axis) -> Tensor:
+    # `x` may be shared with other consumers, or be a gradient that autograd still adds to: reduce a copy.
+    total = x.clone(memory_format=torch.contiguous_format)
+    axis.group.allreduce(total).wait()
+    return total
+
+
+def _gather(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
+    parts = x.new_empty((axis.size, *x.shape))
+    axis.group._allgather_base(_wire(parts), _wire(x.contiguous())).wait()
+    return _join(parts, dim, outer)
+
+
+def _sum_part(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
+    parts = _split(x, axis.size, dim, outer).contiguous()
+    total = torch.empty_like(parts[0])
+    axis.group._reduce_scatter_base(_wire(total), _wire(parts)).wait()
+    return total
+
+
+def _part(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
+    return _split(x, axis.size, dim, outer)[axis.index].contiguous()
+
+
+def _padded(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
+    parts = x.new_zeros((axis.size, *x.shape))
+    parts[axis.index] = x
+    return _join(parts, dim, outer)
+
+
+def _exchange(x: Tensor, axis: Axis, split_dim: int, split_outer: int, concat_dim: int, concat_outer: int) -> Tensor:
+    sent = _split(x, axis.size, split_dim, split_outer).contiguous()
+    received = torch.empty_like(sent)
+    axis.group.alltoall_base(_wire(received), _wire(sent), [], []).wait()
+    return _join(received, concat_dim, concat_outer)
+
+
+def _on_first(x: Tensor, axis: Axis) -> Tensor:
+    return x.view_as(x) if axis.index == 0 else torch.zeros_like(x)
+
+
+def _wire(x: Tensor) -> Tensor:
+    """The flat memory of a contiguous tensor; booleans travel as bytes, which every backend knows."""
+    flat = x.view(-1)
+    return flat.view(torch.uint8) if x.dtype == torch.bool else flat
+
+
+def _split(x: Tensor, size: int, dim: int, outer: int) -> Tensor:
+    """The `size` slices of `dim`, stacked in front: a view where strides allow."""
+    shape = x.shape
+    whole = shape[dim]
+    if whole % (outer * size):
+        raise GalvatronError(f"dimension {dim} of shape {tuple(shape)} does not split into {outer} x {size} parts")
+    parts = x.unflatten(dim, (outer, size, whole // (outer * size))).movedim(dim + 1, 0)
+    return parts.flatten(dim + 1, dim + 2)
+
+
+def _join(parts: Tensor, dim: int, outer: int) -> Tensor:
+    """The inverse of `_split`: `parts[i]` is slice `i` of `dim`."""
+    rest = parts.shape[dim + 1] // outer
+    return parts.unflatten(dim + 1, (outer, rest)).movedim(0, dim + 1).flatten(dim, dim + 2)

@@ -1,0 +1,145 @@
+"""What happens when a rank fails: every rank ends within seconds, and the first error is the one that is shown.
+
+The failing rank prints one line, writes it under one key of the job's store and lets its exception travel on. A watch
+thread on every other rank sees the key. A rank that was waiting for the failed one then gets an exception from the
+closed connection, which is replaced by `RankError` naming the first failure; one that stays stuck in a collective
+(NCCL does not notice a lost peer) is ended after a short grace.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.distributed as dist
+
+from galvatron.errors import RankError
+
+_KEY = "galvatron/first_failure"
+_GRACE_S = 3.0
+
+
+class _Watch:
+    """Polls the job's store over a connection of its own, so that it never waits behind a blocked collective."""
+
+    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+        self.rank = rank
+        self.store = store
+        self.first_failure: str | None = None
+        self.failed_here = False
+        self.busy = 0  # depth of `guarded` blocks the main thread is in
+        self._lost_since: float | None = None
+        # A few thousand requests per second is what one store serves comfortably.
+        self._period_s = max(0.2, size / 4000)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="galvatron-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=2.0)
+
+    def poll(self) -> str | None:
+        """The first failure of the job, or None. A lost store counts as none: the launcher or rank 0 has ended."""
+        if self.first_failure is None:
+            try:
+                if self.store.check([_KEY]):
+                    self.first_failure = self.store.get(_KEY).decode()
+                self._lost_since = None
+            except RuntimeError:
+                self._lost_since = self._lost_since or time.monotonic()
+        return self.first_failure
+
+    def report(self, line: str) -> None:
+        self.failed_here = True
+        try:
+            self.first_failure = self.store.compare_set(_KEY, "", line).decode()
+        except RuntimeError:
+            self.first_failure = self.first_failure or line
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._period_s):
+            failure = self.poll()
+            lost = self._lost_since is not None and time.monotonic() - self._lost_since > _GRACE_S
+            if failure is None and not lost:
+                continue
+            if not self.failed_here and not self._stop.wait(_GRACE_S) and self.busy and not self.failed_here:
+                reason = failure or "the job's store is gone: the launcher or rank 0 has ended"
+                sys.stderr.write(f"galvatron: rank {self.rank} stops: {reason}\n")
+                sys.stderr.flush()
+                os._exit(1)
+            if failure is not None:
+                return
+
+
+_watch: _Watch | None = None
+
+
+def watch(rank: int, size: int) -> None:
+    """Start watching the job; needs the default process group. Does nothing when already watching."""
+    global _watch
+    if _watch is None:
+        _watch = _Watch(dist.distributed_c10d._get_default_store().clone(), rank, size)
+
+
+def stop() -> bool:
+    """Stop watching; True when the job has failed, here or elsewhere."""
+    global _watch
+    if _watch is None:
+        return False
+    _watch.stop()
+    failed = _watch.first_failure is not None
+    _watch = None
+    return failed
+
+
+@contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Around work that communicates: an error inside is reported to the other ranks, and when another rank failed
+    first, that is what is raised.
+
+    Raises:
+        RankError: another rank failed first.
+    """
+    if _watch is None:
+        yield
+        return
+    _raise_if_another_failed(_watch)
+    _watch.busy += 1
+    try:
+        yield
+    except BaseException as error:
+        _raise_if_another_failed(_watch)
+        _report(_watch, what, error)
+        raise
+    finally:
+        _watch.busy -= 1
+
+
+def _raise_if_another_failed(active: _Watch) -> None:
+    failure = active.first_failure if active.failed_here else active.poll()
+    if failure is not None and not active.failed_here:
+        raise RankError(failure) from None
+
+
+def _report(active: _Watch, what: str, error: BaseException) -> None:
+    if active.failed_here:
+        return
+    line = f"rank {active.rank} failed in {what}: {traceback.format_exception_only(error)[-1].strip()}"
+    sys.stderr.write(f"galvatron: {line}\n")
+    sys.stderr.flush()
+    _write_torchrun_error_file(error)
+    active.report(line)
+
+
+def _write_torchrun_error_file(error: BaseException) -> None:
+    """`torchrun` shows the earliest error file as the root cause of the job."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ and isinstance(error, Exception):
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)

@@ -1,0 +1,175 @@
+"""Ranks, devices and process groups: the world, a stage's device mesh, and its axes."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from galvatron.errors import PlanError
+from galvatron.runtime import failure
+
+
+@dataclass(frozen=True)
+class World:
+    """All ranks of the job and the device of this one."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One mesh axis as this rank sees it: `index` is its coordinate, `group` the ranks that differ only in it.
+
+    Axes of equal size and stride are the same groups of ranks, so they compare equal.
+    """
+
+    size: int
+    stride: int
+    index: int = field(compare=False)
+    group: dist.ProcessGroup = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The device group of one pipeline stage, seen from one of its ranks.
+
+    Attributes:
+        world: the whole job.
+        stage: this rank's stage, of `stages`.
+        ranks: the stage's ranks, ascending; coordinates count inside this tuple.
+        pipeline: rank `i` of every stage for this rank's `i`, in stage order; None with one stage.
+    """
+
+    world: World
+    stage: int
+    stages: int
+    ranks: tuple[int, ...]
+    pipeline: dist.ProcessGroup | None
+    axes: tuple[Axis, ...]
+
+    def axis(self, size: int, stride: int) -> Axis:
+        """The axis of `size` ranks that lie `stride` apart.
+
+        Raises:
+            PlanError: it was not named when the mesh was built, so its groups do not exist.
+        """
+        for axis in self.axes:
+            if (axis.size, axis.stride) == (size, stride):
+                return axis
+        known = ", ".join(f"(size={axis.size}, stride={axis.stride})" for axis in self.axes) or "none"
+        raise PlanError(f"stage {self.stage} asks for axis (size={size}, stride={stride}); its mesh has: {known}")
+
+    @property
+    def index(self) -> int:
+        """This rank's place inside its stage."""
+        return self.world.rank - self.ranks[0]
+
+
+def initialize(device: str | None = None, *, timeout_s: float = 1800.0) -> World:
+    """Join the job that `torchrun` described in the environment, or be a world of one rank without it.
+
+    Starts the default process group (NCCL on CUDA, gloo on the CPU) unless the caller already did, and the watch that
+    ends this process when another rank fails. What is started here is ended when the interpreter exits.
+
+    Args:
+        device: "cuda" or "cpu"; default: CUDA when present.
+        timeout_s: the longest a collective may wait for its peers.
+    """
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    target = torch.device("cuda", local_rank) if kind == "cuda" else torch.device(kind)
+    if target.type == "cuda":
+        torch.cuda.set_device(target)
+    if not dist.is_initialized():
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            return World(0, 1, target)
+        backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        atexit.register(shutdown)
+    world = World(dist.get_rank(), dist.get_world_size(), target)
+    if world.size > 1:
+        failure.watch(world.rank, world.size)
+    return world
+
+
+def shutdown() -> None:
+    """Destroy the process groups; after a failure abort them, because peers no longer answer."""
+    failed = failure.stop()
+    _groups.clear()
+    if not dist.is_initialized():
+        return
+    if failed:
+        dist.distributed_c10d._abort_process_group()
+    else:
+        dist.destroy_process_group()
+
+
+_groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
+
+
+def process_group(ranks: Iterable[int]) -> dist.ProcessGroup | None:
+    """The group of `ranks`, made once per process. Collective: every rank of the world asks for the same groups in the
+    same order, members or not. None on a rank outside it.
+    """
+    key = tuple(sorted(ranks))
+    if key not in _groups:
+        if len(key) == dist.get_world_size():
+            _groups[key] = dist.group.WORLD
+        else:
+            _groups[key] = dist.new_group(key)
+    group = _groups[key]
+    return None if group is dist.GroupMember.NON_GROUP_MEMBER else group
+
+
+def build_mesh(world: World, stage_axes: Sequence[Iterable[tuple[int, int]]]) -> Mesh:
+    """The mesh of this rank's stage. Stage `s` of `n` owns the `s`-th block of `world.size / n` consecutive ranks.
+
+    Collective: every rank passes the axes of *all* stages and creates all groups in the same order.
+
+    Args:
+        stage_axes: for each stage, the (size, stride) of every axis that its layers use; size 1 is left out.
+
+    Raises:
+        PlanError: the world does not divide into the stages, or a stage into one of its axes.
+    """
+    stages = len(stage_axes)
+    if stages == 0 or world.size % stages:
+        raise PlanError(f"{world.size} ranks do not divide into {stages} stages of equal size")
+    per_stage = world.size // stages
+    own_stage = world.rank // per_stage
+    own_axes: list[Axis] = []
+    for stage, axes in enumerate(stage_axes):
+        for size, stride in sorted(set(axes)):
+            if size < 2 or per_stage % (size * stride):
+                raise PlanError(f"stage {stage} of {per_stage} ranks has no axis (size={size}, stride={stride})")
+            for group_ranks in _axis_groups(stage * per_stage, per_stage, size, stride):
+                group = process_group(group_ranks)
+                if world.rank in group_ranks:
+                    assert group is not None
+                    own_axes.append(Axis(size, stride, group_ranks.index(world.rank), group))
+    pipeline = None
+    if stages > 1:
+        for first in range(per_stage):
+            members = range(first, world.size, per_stage)
+            group = process_group(members)
+            if world.rank in members:
+                pipeline = group
+    ranks = tuple(range(own_stage * per_stage, (own_stage + 1) * per_stage))
+    return Mesh(world, own_stage, stages, ranks, pipeline, tuple(own_axes))
+
+
+def _axis_groups(first: int, count: int, size: int, stride: int) -> list[tuple[int, ...]]:
+    """Every group of one axis over `count` ranks from `first` on."""
+    return [
+        tuple(range(first + start, first + start + size * stride, stride))
+        for start in range(count)
+        if (start // stride) % size == 0
+    ]

@@ -1,0 +1,216 @@
+"""What generated stage modules are made of: their state, their layers, and what goes in and out of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from galvatron.errors import GalvatronError, PlanError
+from galvatron.runtime.collectives import gather_full, take_part
+from galvatron.runtime.mesh import Axis, Mesh
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """A slice of `dim`, seen as `(outer, axis size, rest)` with the middle factor split over the axis."""
+
+    dim: int
+    outer: int = 1
+
+
+@dataclass(frozen=True)
+class Summed:
+    """Whole on every rank of the axis; the ranks' gradients add up to the true one."""
+
+
+Placements = Mapping[Axis, Sharded | Summed]
+"""Where a tensor lives, outermost axis first; on an axis that is not named it is replicated and so is its gradient."""
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """A parameter or buffer of the model: its own name, global shape and dtype, and where it lives in the stage."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    placements: tuple[tuple[Axis, Sharded | Summed], ...]
+    kind: Literal["parameter", "buffer"]
+
+    @property
+    def sharded(self) -> tuple[tuple[Axis, Sharded], ...]:
+        return tuple((axis, place) for axis, place in self.placements if isinstance(place, Sharded))
+
+    @property
+    def summed(self) -> tuple[Axis, ...]:
+        return tuple(axis for axis, place in self.placements if isinstance(place, Summed))
+
+    @property
+    def shards(self) -> int:
+        """Into how many distinct slices the tensor is cut."""
+        return math.prod(axis.size for axis, _ in self.sharded)
+
+    def local_shape(self) -> tuple[int, ...]:
+        """The shape of one rank's slice.
+
+        Raises:
+            PlanError: a sharded dimension does not divide.
+        """
+        shape = list(self.shape)
+        for axis, place in self.sharded:
+            if shape[place.dim] % (axis.size * place.outer):
+                raise PlanError(f"{self.name} of shape {self.shape} does not divide over {axis} as {place}")
+            shape[place.dim] //= axis.size
+        return tuple(shape)
+
+    def shard(self, full: Tensor) -> Tensor:
+        """This rank's slice of the whole tensor (a view where possible)."""
+        for axis, place in self.sharded:
+            full = take_part(full, axis, place.dim, place.outer)
+        return full
+
+    def unshard(self, local: Tensor) -> Tensor:
+        """The whole tensor from the slices of all ranks of the stage. Collective over the sharded axes."""
+        for axis, place in reversed(self.sharded):
+            local = gather_full(local, axis, place.dim, place.outer)
+        return local
+
+
+@dataclass(frozen=True)
+class BatchInput:
+    """A tensor of the user's batch as one keyword of `forward` (or of `step`, when `whole`)."""
+
+    name: str
+    variable: str
+    placements: tuple[tuple[Axis, Sharded], ...]
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A value that crosses a stage border: `shape(n)` is its local shape for a micro-batch of `n` samples in all."""
+
+    name: str
+    shape: Callable[[int], tuple[int, ...]]
+    dtype: torch.dtype
+    requires_grad: bool
+
+
+class Layer(nn.Module):
+    """One layer of a stage: the function of its class, applied to this layer's own state.
+
+    The state belongs to the stage and is looked up at each call.
+    """
+
+    def __init__(
+        self, stage: Stage, function: Callable[..., Any], axes: tuple[Axis, ...], state: Sequence[str]
+    ) -> None:
+        super().__init__()
+        self.function = function
+        self.axes = axes
+        self.names = tuple(state)
+        self._sources = tuple((stage.table(name), name) for name in self.names)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        state = [table[name] for table, name in self._sources]
+        return self.function(*self.axes, *args, *state, **kwargs)
+
+
+class Stage(nn.Module):
+    """Base of generated stage modules.
+
+    Parameters and buffers keep the model's own dotted names (`named_parameters()` yields them) and start on the meta
+    device, with local shapes; `materialize` gives them values. Layers are attributes but not sub-modules, since they own
+    nothing.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __init__(self, mesh: Mesh) -> None:
+        super().__init__()
+        if (mesh.stage, mesh.stages) != (self.index, self.count):
+            raise PlanError(
+                f"code of stage {self.index} of {self.count} runs on stage {mesh.stage} of {mesh.stages}: "
+                "the plan and the number of ranks do not agree"
+            )
+        self.mesh = mesh
+        self.state_specs: dict[str, StateSpec] = {}
+        self.layers: dict[str, Layer] = {}
+        self.batch_inputs: list[BatchInput] = []
+        self.received: list[Transfer] = []
+        self.sent: list[Transfer] = []
+        self.loss_axes: tuple[Axis, ...] = ()
+        self.global_batch_size = 0
+        """Samples in the whole batch of the running step; set by the runtime."""
+
+    def state(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        placements: Placements,
+        *,
+        kind: Literal["parameter", "buffer"] = "parameter",
+        requires_grad: bool = True,
+    ) -> None:
+        """Declare a parameter or buffer of the model under its own name."""
+        spec = StateSpec(name, tuple(shape), dtype, tuple(placements.items()), kind)
+        self.state_specs[name] = spec
+        local = torch.empty(spec.local_shape(), dtype=dtype, device="meta")
+        # Written past `register_parameter`, which refuses dots: the model's names are kept whole, not as a module tree.
+        if kind == "parameter":
+            self._parameters[name] = nn.Parameter(local, requires_grad and dtype.is_floating_point)
+        else:
+            self._buffers[name] = local
+
+    def table(self, name: str) -> dict[str, Any]:
+        """The dictionary that holds the tensor called `name`."""
+        spec = self.state_specs.get(name)
+        if spec is None:
+            raise GalvatronError(f"stage {self.index} uses {name!r}, which it does not declare with `self.state`")
+        return self._parameters if spec.kind == "parameter" else self._buffers
+
+    def layer(
+        self, name: str, function: Callable[..., Any], *, axes: tuple[Axis, ...] = (), state: Sequence[str] = ()
+    ) -> None:
+        """Make `self.<name>(*args)` call `function(*axes, *args, *state)`."""
+        if hasattr(type(self), name) or name in self.__dict__:
+            raise GalvatronError(
+                f"stage {self.index}: {name!r} cannot name a layer, a stage has an attribute of that name"
+            )
+        layer = Layer(self, function, axes, state)
+        self.layers[name] = layer
+        object.__setattr__(self, name, layer)
+
+    def batch(self, name: str, variable: str, placements: Mapping[Axis, Sharded], *, whole: bool = False) -> None:
+        """Read batch input `name` as keyword `variable`: of `forward`, split over micro-batches along dim 0 and then over
+        the axes; or, with `whole`, of `step`, unsplit.
+        """
+        self.batch_inputs.append(BatchInput(name, variable, tuple(placements.items()), whole))
+
+    def receives(
+        self, name: str, shape: Callable[[int], tuple[int, ...]], dtype: torch.dtype, *, requires_grad: bool = True
+    ) -> None:
+        """Declare the next positional argument of `forward`, sent by the stage before.
+
+        Args:
+            shape: local shape for a micro-batch of `n` samples over all ranks.
+            requires_grad: whether a gradient goes back; never for integers. Both ends must agree.
+        """
+        self.received.append(Transfer(name, shape, dtype, requires_grad and dtype.is_floating_point))
+
+    def sends(
+        self, name: str, shape: Callable[[int], tuple[int, ...]], dtype: torch.dtype, *, requires_grad: bool = True
+    ) -> None:
+        """Declare the next element of the tuple that `forward` returns to the stage after; as `receives`."""
+        self.sent.append(Transfer(name, shape, dtype, requires_grad and dtype.is_floating_point))
+
+    def loss(self, sum_over: Sequence[Axis] = ()) -> None:
+        """Say that `forward` returns a loss term, to be summed over micro-batches and over these axes."""
+        self.loss_axes = tuple(sum_over)

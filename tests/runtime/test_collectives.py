@@ -1,0 +1,134 @@
+"""Every communication function against its definition: the value, and the gradient by the dual placement."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from galvatron import runtime as rt
+from tests.ranks import run_ranks
+
+DIM, OUTER = 1, 2
+
+# One row per function of the contract: name, placement in, placement out, call. A placement is R, R', P, or S with
+# the sharded (dim, outer).
+SHARD = ("S", DIM, OUTER)
+OTHER = ("S", 0, 1)
+CASES = {
+    "copy": ("R", "R'", lambda x, a: rt.copy(x, a)),
+    "all_reduce": ("P", "R", lambda x, a: rt.all_reduce(x, a, grad="identity")),
+    "all_reduce'": ("P", "R'", lambda x, a: rt.all_reduce(x, a, grad="all_reduce")),
+    "all_gather": (SHARD, "R", lambda x, a: rt.all_gather(x, a, dim=DIM, outer=OUTER, grad="slice")),
+    "all_gather'": (SHARD, "R'", lambda x, a: rt.all_gather(x, a, dim=DIM, outer=OUTER, grad="reduce_scatter")),
+    "all_gather dim 0": (OTHER, "R'", lambda x, a: rt.all_gather(x, a, dim=0, grad="reduce_scatter")),
+    "reduce_scatter": ("P", SHARD, lambda x, a: rt.reduce_scatter(x, a, dim=DIM, outer=OUTER)),
+    "slice": ("R", SHARD, lambda x, a: rt.slice(x, a, dim=DIM, outer=OUTER, grad="all_gather")),
+    "slice'": ("R'", SHARD, lambda x, a: rt.slice(x, a, dim=DIM, outer=OUTER, grad="pad")),
+    "slice dim 0": ("R", OTHER, lambda x, a: rt.slice(x, a, dim=0, grad="all_gather")),
+    "all_to_all": (
+        OTHER,
+        SHARD,
+        lambda x, a: rt.all_to_all(x, a, split_dim=DIM, split_outer=OUTER, concat_dim=0, concat_outer=1),
+    ),
+    "first": ("R", "P", lambda x, a: rt.first(x, a, grad="identity")),
+    "first'": ("R'", "R", lambda x, a: rt.first(x, a, grad="first")),
+    "pad": (SHARD, "P", lambda x, a: rt.pad(x, a, dim=DIM, outer=OUTER)),
+}
+DUAL = {"R": "R", "R'": "P", "P": "R'"}
+
+
+def slices(full: Tensor, size: int, dim: int, outer: int) -> list[Tensor]:
+    """The definition: per block of the outer factor, the i-th chunk."""
+    return [torch.cat([block.chunk(size, dim)[i] for block in full.chunk(outer, dim)], dim) for i in range(size)]
+
+
+def placed(full: Tensor, placement, axis: rt.Axis) -> Tensor:
+    """This rank's part of `full`; the terms of a partial sum are random."""
+    if placement in ("R", "R'"):
+        return full.clone()
+    if placement == "P":
+        generator = torch.Generator().manual_seed(7)
+        terms = [torch.randn(full.shape, dtype=full.dtype, generator=generator) for _ in range(axis.size - 1)]
+        return [*terms, full - sum(terms)][axis.index]
+    return slices(full, axis.size, *placement[1:])[axis.index]
+
+
+def summed(x: Tensor, axis: rt.Axis) -> Tensor:
+    total = x.clone()
+    torch.distributed.all_reduce(total, group=axis.group)
+    return total
+
+
+def check(actual: Tensor, full: Tensor, placement, axis: rt.Axis) -> None:
+    expected = full if placement == "P" else placed(full, placement, axis)
+    torch.testing.assert_close(summed(actual, axis) if placement == "P" else actual, expected, rtol=1e-12, atol=1e-12)
+
+
+def all_cases(world: rt.World, contiguous: bool) -> None:
+    axis = rt.build_mesh(world, [[(world.size, 1)]]).axis(world.size, stride=1)
+    generator = torch.Generator().manual_seed(1)
+    for source, target, call in CASES.values():
+        value, weight = torch.randn(2, 6, 12, 5, dtype=torch.float64, generator=generator)
+        local = placed(value, source, axis)
+        if not contiguous:
+            local = local.transpose(0, 2).contiguous().transpose(0, 2)
+        local.requires_grad_()
+        result = call(local * 1.0, axis)
+        check(result.detach(), value, target, axis)
+        # The loss is <weight, value>, whose gradient for the value is `weight`, given and received by the duals.
+        result.backward(placed(weight, DUAL.get(target, target), axis))
+        assert local.grad is not None
+        check(local.grad, weight, DUAL.get(source, source), axis)
+
+
+def integer_cases(world: rt.World, dtype: torch.dtype) -> None:
+    axis = rt.build_mesh(world, [[(world.size, 1)]]).axis(world.size, stride=1)
+    value = torch.arange(6 * 12 * 2).remainder(3).view(6, 12, 2).to(dtype)
+    for source, target, call in CASES.values():
+        if "P" in (source, target):
+            continue
+        result = call(placed(value, source, axis), axis)
+        assert result.dtype == dtype and not result.requires_grad
+        assert torch.equal(result, placed(value, target, axis))
+
+
+def strided_groups(world: rt.World) -> None:
+    mesh = rt.build_mesh(world, [[(2, 1), (2, 2), (4, 1)]])
+    rank = torch.tensor(float(world.rank))
+    inner, outer, whole = mesh.axis(2, stride=1), mesh.axis(2, stride=2), mesh.axis(4, stride=1)
+    assert (inner.index, outer.index, whole.index) == (world.rank % 2, world.rank // 2, world.rank)
+    neighbours = {0: (1.0, 2.0), 1: (1.0, 4.0), 2: (5.0, 2.0), 3: (5.0, 4.0)}[world.rank]
+    assert rt.all_reduce(rank, inner, grad="identity") == neighbours[0]
+    assert rt.all_reduce(rank, outer, grad="identity") == neighbours[1]
+    assert rt.all_reduce(rank, whole, grad="identity") == 6.0
+
+
+def pipeline_groups(world: rt.World) -> tuple[int, tuple[int, ...], list[int]]:
+    mesh = rt.build_mesh(world, [[(2, 1)], []])
+    assert mesh.pipeline is not None
+    return mesh.stage, mesh.ranks, torch.distributed.get_process_group_ranks(mesh.pipeline)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_value_and_gradient_of_every_function(world_size, contiguous):
+    run_ranks(all_cases, world_size, contiguous)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_integer_tensors_travel_without_gradient(dtype):
+    run_ranks(integer_cases, 2, dtype)
+
+
+def test_axes_are_groups_of_their_stride():
+    run_ranks(strided_groups, 4)
+
+
+def test_pipeline_groups_join_equal_places_of_the_stages():
+    assert run_ranks(pipeline_groups, 4) == [
+        (0, (0, 1), [0, 2]),
+        (0, (0, 1), [1, 3]),
+        (1, (2, 3), [0, 2]),
+        (1, (2, 3), [1, 3]),
+    ]
