@@ -1,0 +1,211 @@
+"""The command line: how errors are shown, and the whole way from a model file to generated source."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from galvatron.cli import app
+from galvatron.cli.capture import call_factory
+from galvatron.errors import CaptureError, GalvatronError
+
+MODEL = """
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 32), nn.Linear(32, 8)
+
+    def forward(self, x):
+        return x + self.down(torch.relu(self.up(x)))
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(16, 8)
+        self.blocks = nn.ModuleList([Block() for _ in range(4)])
+        self.head = nn.Linear(8, 16)
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def loss(output, batch):
+    return nn.functional.cross_entropy(output.flatten(0, 1), batch["tokens"].flatten())
+
+
+def model():
+    return Model(), {"tokens": torch.zeros(8, 4, dtype=torch.int64)}, loss
+
+
+def broken():
+    return Model(width=7)
+
+
+def wrong():
+    return 3
+"""
+
+
+def run(*arguments: object, code: int = 0) -> tuple[str, str]:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "toy_model.py"
+    path.write_text(MODEL)
+    return path
+
+
+@pytest.fixture(scope="module")
+def program_file(model_file: Path) -> Path:
+    path = model_file.with_name("p.gir")
+    out, err = run("capture", f"{model_file}:model", "-o", path)
+    assert not out and "layers" in err
+    return path
+
+
+CLUSTER = ("--cluster", "a100-80g:1x4", "--global-batch", "8")
+
+
+def test_module_and_command_agree() -> None:
+    command = [sys.executable, "-m", "galvatron", "--help"]
+    help_text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    for name in ("demo", "capture", "search", "estimate", "emit", "opt"):
+        assert name in help_text
+
+
+def test_capture_prints_to_stdout(model_file: Path, program_file: Path) -> None:
+    out, _ = run("capture", f"{model_file}:model")
+    assert out == program_file.read_text()
+
+
+def test_search_estimate_and_emit_agree(program_file: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    table, _ = run("search", program_file, *CLUSTER, "--memory", "1GiB", "-o", plan)
+    assert "predicted step time" in table
+    document, _ = run("search", program_file, *CLUSTER, "--memory", "1GiB", "--json")
+    assert document == plan.read_text()
+
+    estimate, _ = run("estimate", program_file, *CLUSTER, "--plan", plan, "--json")
+    assert json.loads(estimate)["step_time_s"] == pytest.approx(json.loads(document)["step_time_s"], rel=1e-12)
+    table, _ = run("estimate", program_file, *CLUSTER, "--plan", plan)
+    assert "predicted step time" in table
+
+    paths, _ = run("emit", program_file, *CLUSTER, "--plan", plan, "-o", tmp_path / "out")
+    for path in paths.split():
+        compile(Path(path).read_text(), path, "exec")
+    assert len(paths.split()) == len(json.loads(document)["stages"])
+
+
+def test_shorthand_is_a_plan(program_file: Path, tmp_path: Path) -> None:
+    paths, _ = run("emit", program_file, *CLUSTER, "--plan", "pp2/m2/1f1b/dp1-tp2", "-o", tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["stage_0.py", "stage_1.py"]
+
+
+def test_opt_keeps_stdout_for_the_program(program_file: Path, tmp_path: Path) -> None:
+    out, err = run("opt", program_file)
+    assert out == program_file.read_text() and not err
+    costed = "annotate-costs{cluster=a100-80g:1x4}"
+    out, err = run("opt", program_file, "--passes", costed, "--timing", "--print-after-all")
+    assert "annotate-costs" in err and "time in passes" in err
+    again = tmp_path / "costed.gir"
+    again.write_text(out)
+    assert run("opt", again)[0] == out
+
+
+def test_opt_names_a_pass_in_the_wrong_place(program_file: Path) -> None:
+    _, err = run("opt", program_file, "--passes", "shard", code=2)
+    assert "pass 'shard' needs a program in form planned" in err and "run 'search' before it" in err
+
+
+def test_opt_unknown_pass(program_file: Path) -> None:
+    _, err = run("opt", program_file, "--passes", "sherd", code=2)
+    assert err == "galvatron: error: unknown pass 'sherd'; did you mean 'shard'?\n"
+
+
+def test_corrupt_program_says_where(program_file: Path, tmp_path: Path) -> None:
+    lines = program_file.read_text().splitlines()
+    lines[2] += " }}"
+    corrupt = tmp_path / "corrupt.gir"
+    corrupt.write_text("\n".join(lines))
+    _, err = run("opt", corrupt, code=2)
+    assert err.startswith(f"galvatron: error: {corrupt}: ") and "line 3, column " in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--cluster", "a100-80h:1x4", "--global-batch", 8),
+            "unknown device preset 'a100-80h'; did you mean 'a100-80g'",
+        ),
+        ((*CLUSTER, "--memory", "36GiBB"), "unknown unit 'GiBB'; did you mean"),
+        ((*CLUSTER, "--memory", "1KiB"), "1KiB"),
+    ],
+)
+def test_bad_search(program_file: Path, arguments: tuple[object, ...], message: str) -> None:
+    out, err = run("search", program_file, *arguments, code=2)
+    assert not out and message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ("pp2/m2/1f1b/dp1-tq2", "unknown token 'tq2'; did you mean"),
+        ("pp2/m2/1f1b/dp1-tp4", "for 8 devices, but there are 4"),
+        ("missing.json", "missing.json"),
+    ],
+)
+def test_bad_plan(program_file: Path, plan: str, message: str) -> None:
+    _, err = run("estimate", program_file, *CLUSTER, "--plan", plan, code=2)
+    assert message in err
+
+
+def test_missing_file_is_one_message() -> None:
+    _, err = run("opt", "nowhere.gir", code=2)
+    assert err.startswith("galvatron: error: ") and "nowhere.gir" in err and err.count("\n") == 1
+
+
+def test_debug_shows_the_exception() -> None:
+    with pytest.raises(GalvatronError, match="unknown pass"):
+        run("--debug", "opt", "nowhere.gir", "--passes", "sherd")
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("toy_model.py", "is not FILE.py:FACTORY"),
+        ("{dir}/nowhere.py:model", "there is no file"),
+        ("{dir}/toy_model.py:modle", "has no function 'modle'; did you mean 'model'"),
+        ("{dir}/toy_model.py:broken", r"toy_model.py:\d+: return Model\(width=7\)\nTypeError: "),
+        ("{dir}/toy_model.py:wrong", "must return .* not int"),
+    ],
+)
+def test_bad_factory(model_file: Path, factory: str, message: str) -> None:
+    with pytest.raises(CaptureError, match=message):
+        call_factory(factory.format(dir=model_file.parent))
+
+
+def test_syntax_error_in_the_model_file(tmp_path: Path) -> None:
+    path = tmp_path / "bad_syntax.py"
+    path.write_text("x = 1\ndef model(:\n")
+    with pytest.raises(CaptureError, match=r"bad_syntax.py:2: "):
+        call_factory(f"{path}:model")

@@ -1,0 +1,117 @@
+"""The import direction, and what must not be loaded before it is needed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import galvatron
+
+ROOT = Path(galvatron.__file__).parent
+BASE = {"errors", "units"}
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "units": {"errors"},
+    "ir": BASE | {"ir"},
+    "passes": BASE | {"ir", "passes"},
+    "codegen": BASE | {"ir", "passes", "codegen"},
+    "runtime": {"errors", "runtime"},
+    "profiler": BASE | {"ir", "profiler"},
+}
+"""Part of the package → the parts it may import; `api` and `cli` are on top and may import all."""
+
+NEEDS_TORCH = ("ir/capture/", "ir/interpreter.py", "codegen/", "runtime/", "profiler/", "api.py", "demo", "compiled")
+"""The modules that may import torch when they are imported; all others wait until they need it."""
+
+
+def modules(part: str) -> list[Path]:
+    return sorted((ROOT / part).rglob("*.py")) if (ROOT / part).is_dir() else [ROOT / f"{part}.py"]
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Every module that a tree imports, wherever the statement stands, except for type checkers only."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        else:
+            yield from imported(node)
+
+
+def at_module_level(tree: ast.Module) -> ast.Module:
+    """The tree without the bodies of functions."""
+
+    class Strip(ast.NodeTransformer):
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+            return None
+
+    return Strip().visit(tree)
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_imports_point_one_way(part: str) -> None:
+    for path in modules(part):
+        for name in imported(ast.parse(path.read_text())):
+            package, _, rest = name.partition(".")
+            if package == "galvatron" and rest:
+                assert rest.split(".")[0] in MAY_IMPORT[part], f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_torch_is_loaded_only_where_it_is_needed() -> None:
+    for path in sorted(ROOT.rglob("*.py")):
+        relative = path.relative_to(ROOT).as_posix()
+        if not relative.startswith(NEEDS_TORCH):
+            names = set(imported(at_module_level(ast.parse(path.read_text()))))
+            heavy = sorted(n for n in names if n.partition(".")[0] in ("torch", "transformers"))
+            assert not heavy, f"{relative} imports {heavy} at module level"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import galvatron",
+        "import sys; sys.argv = ['galvatron', '--help']; from galvatron.cli import main; exit_of(main)",
+        "import sys; sys.argv = ['galvatron', 'search', '--help']; from galvatron.cli import main; exit_of(main)",
+    ],
+)
+def test_help_and_import_load_nothing_heavy(statement: str) -> None:
+    script = (
+        "def exit_of(main):\n"
+        "    try: main()\n"
+        "    except SystemExit as exit: assert not exit.code\n"
+        f"{statement}\n"
+        "import sys\n"
+        "heavy = {'torch', 'sympy', 'numpy', 'scipy', 'networkx', 'transformers', 'lark'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+def test_reading_and_planning_need_no_torch() -> None:
+    script = (
+        "import sys, galvatron.ir.program, galvatron.ir.text, galvatron.ir.verify, galvatron.ir.plan\n"
+        "import galvatron.passes.pipeline, galvatron.passes.instrument, galvatron.cli.tables\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", galvatron.__all__)
+def test_public_names(name: str) -> None:
+    assert getattr(galvatron, name).__name__ == name
+
+
+def test_unknown_public_name() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'train'"):
+        _ = galvatron.train  # type: ignore[attr-defined]  # the point of the test
