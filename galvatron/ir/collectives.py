@@ -1,0 +1,88 @@
+"""The collectives of a sharded graph: ops `comm.*` that move one value from one placement to another along one mesh axis.
+
+Their first argument is the value, `axis` the name of an axis of the class mesh; all keyword arguments are always written,
+in the order of this table. `outer` splits a dimension into `(outer, n, rest)`, of which the axis splits or joins `n`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from galvatron.ir.graph import Arg
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Placement, Shard
+from galvatron.ir.types import Dim
+
+Keywords = dict[str, Arg]
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One kind of collective: its keyword arguments, and the placements it leads from and to, given those arguments.
+
+    `dims` are the (dimension keyword, factor) pairs of the local shape: +1 where it grows by the axis size, -1 where it
+    shrinks.
+    """
+
+    keywords: tuple[str, ...]
+    source: Callable[[Keywords], Placement]
+    target: Callable[[Keywords], Placement]
+    dims: tuple[tuple[str, int], ...] = ()
+    gradients: tuple[str, ...] = ()
+
+
+def _shard(keywords: Keywords, dim: str = "dim", outer: str = "outer") -> Shard:
+    index, factor = keywords[dim], keywords[outer]
+    assert isinstance(index, int) and not isinstance(factor, (str, tuple, float, bool)) and factor is not None
+    return Shard(index, factor)  # type: ignore[arg-type]  # a Dim by the assertion above
+
+
+def _by_grad(**placements: Placement) -> Callable[[Keywords], Placement]:
+    return lambda keywords: placements[str(keywords["grad"])]
+
+
+COLLECTIVES: dict[str, Collective] = {
+    "comm.copy": Collective(("axis",), lambda k: REPLICATE, lambda k: BROADCAST),
+    "comm.all_reduce": Collective(
+        ("axis", "grad"), lambda k: PARTIAL, _by_grad(identity=REPLICATE, all_reduce=BROADCAST),
+        gradients=("identity", "all_reduce"),
+    ),
+    "comm.all_gather": Collective(
+        ("axis", "dim", "outer", "grad"), _shard, _by_grad(slice=REPLICATE, reduce_scatter=BROADCAST),
+        (("dim", 1),), ("slice", "reduce_scatter"),
+    ),
+    "comm.reduce_scatter": Collective(("axis", "dim", "outer"), lambda k: PARTIAL, _shard, (("dim", -1),)),
+    "comm.slice": Collective(
+        ("axis", "dim", "outer", "grad"), _by_grad(all_gather=REPLICATE, pad=BROADCAST), _shard,
+        (("dim", -1),), ("all_gather", "pad"),
+    ),
+    "comm.all_to_all": Collective(
+        ("axis", "split_dim", "split_outer", "concat_dim", "concat_outer"),
+        lambda k: _shard(k, "concat_dim", "concat_outer"), lambda k: _shard(k, "split_dim", "split_outer"),
+        (("split_dim", -1), ("concat_dim", 1)),
+    ),
+    "comm.first": Collective(
+        ("axis", "grad"), _by_grad(identity=REPLICATE, first=BROADCAST), _by_grad(identity=PARTIAL, first=REPLICATE),
+        gradients=("identity", "first"),
+    ),
+    "comm.pad": Collective(("axis", "dim", "outer"), _shard, lambda k: PARTIAL, (("dim", 1),)),
+}  # fmt: skip
+"""Every collective by op name; the adjoint of each is implied by the duals of its placements."""
+
+
+def result_shape(collective: Collective, keywords: Keywords, shape: tuple[Dim, ...], axis_size: int) -> tuple[Dim, ...]:
+    """The local shape after a collective on an axis of `axis_size` ranks; a dimension that does not divide stays a fraction."""
+    local = list(shape)
+    for name, direction in collective.dims:
+        dim = keywords[name]
+        assert isinstance(dim, int)
+        local[dim] = local[dim] * axis_size if direction > 0 else _quotient(local[dim], axis_size)
+    return tuple(local)
+
+
+def _quotient(dim: Dim, size: int) -> Dim:
+    if isinstance(dim, int) and dim % size == 0:
+        return dim // size
+    import sympy
+
+    return sympy.sympify(dim) / size

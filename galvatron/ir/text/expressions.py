@@ -1,0 +1,178 @@
+"""Arithmetic over the batch size as text: printed by sympy, built again from the parse tree, never evaluated as code."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import sympy
+from sympy.printing.str import StrPrinter
+
+from galvatron.errors import GalvatronError
+from galvatron.ir.types import BATCH, LOCAL_BATCH
+
+Number = int | float | sympy.Expr
+
+SYMBOLS: dict[str, sympy.Expr] = {"B": BATCH, "b": LOCAL_BATCH}
+
+FUNCTIONS = {
+    "floor": sympy.floor,
+    "ceiling": sympy.ceiling,
+    "Mod": sympy.Mod,
+    "Max": sympy.Max,
+    "Min": sympy.Min,
+    "Abs": sympy.Abs,
+    "sqrt": sympy.sqrt,
+    "log": sympy.log,
+    # The exact tree, for an expression that sympy would write differently on its own: 2*(B + 1) becomes 2*B + 2.
+    "Add": lambda *args: sympy.Add(*args, evaluate=False),
+    "Mul": lambda *args: sympy.Mul(*args, evaluate=False),
+    "Pow": lambda base, exponent: sympy.Pow(base, exponent, evaluate=False),
+    "Integer": lambda value: sympy.Integer(value),
+    "Float": lambda value: sympy.Float(value),
+}
+"""The functions an expression may call."""
+
+MAX_DEPTH = 32
+_MAX_EXPONENT = 64
+
+
+class ExpressionError(ValueError):
+    """Text that is arithmetic in form, but not in meaning; the parser turns it into a ParseError."""
+
+
+@lru_cache(maxsize=4096, typed=True)
+def combine(operator: str, left: Number, right: Number) -> Number:
+    """`left operator right` for one of `+ - * / **`; ints stay ints.
+
+    Raises:
+        ExpressionError: not numbers, a division by zero, or a power that is not a small one.
+    """
+    _require_numbers(left, right)
+    if isinstance(left, int) and isinstance(right, int) and operator in "+-*":
+        return left + right if operator == "+" else left - right if operator == "-" else left * right
+    a, b = _lift(left), _lift(right)
+    if operator == "+":
+        return _checked(a + b)
+    if operator == "-":
+        return _checked(a - b)
+    if operator == "*":
+        return _checked(a * b)
+    if operator == "/":
+        if b == 0:
+            raise ExpressionError("division by zero")
+        return _plain(_checked(a / b))
+    if not (b.is_Rational and abs(b) <= _MAX_EXPONENT and b.q <= _MAX_EXPONENT):
+        raise ExpressionError(f"the exponent must be a number of at most {_MAX_EXPONENT}")
+    if a.is_Rational and max(abs(a.p), a.q).bit_length() > 1024:
+        raise ExpressionError("the base of the power is too large")
+    return _plain(_checked(a**b))
+
+
+def negate(value: Number) -> Number:
+    """`-value`."""
+    _require_numbers(value)
+    return -value
+
+
+@lru_cache(maxsize=4096, typed=True)
+def call(function: str, *args: Number) -> Number:
+    """A function of `FUNCTIONS` applied to numbers.
+
+    Raises:
+        ExpressionError: an unknown function, wrong arguments, or an infinite result.
+    """
+    _require_numbers(*args)
+    if function not in FUNCTIONS:
+        raise ExpressionError(f"unknown function {function!r}; known: {', '.join(sorted(FUNCTIONS))}")
+    lifted = [_lift(a) for a in args]
+    if any(a.is_Number and abs(a) > 2**1024 for a in lifted):
+        raise ExpressionError("the number is too large")
+    if function == "Pow" and len(lifted) == 2:
+        combine("**", lifted[0], lifted[1])
+    try:
+        result = FUNCTIONS[function](*lifted)
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise ExpressionError(f"{function}: {error}") from None
+    if not isinstance(result, sympy.Expr):
+        raise ExpressionError(f"{function} of these arguments is no number")
+    return _checked(result)
+
+
+def _require_numbers(*values: object) -> None:
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, (int, float, sympy.Expr)):
+            raise ExpressionError("arithmetic on something that is no number")
+
+
+def _lift(value: Number) -> sympy.Expr:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ExpressionError("arithmetic on an infinite number")
+        return sympy.Float(value)
+    return sympy.Integer(value) if isinstance(value, int) else value
+
+
+def _plain(value: sympy.Expr) -> Number:
+    return int(value) if value.is_Integer else value
+
+
+def _checked(value: sympy.Expr) -> sympy.Expr:
+    if value.has(sympy.nan, sympy.oo, sympy.zoo, -sympy.oo):
+        raise ExpressionError("the result is not finite")
+    if _depth(value, 0) > MAX_DEPTH:
+        raise ExpressionError(f"an expression nests deeper than {MAX_DEPTH}")
+    return value
+
+
+def _depth(value: sympy.Basic, above: int) -> int:
+    if above > MAX_DEPTH or not value.args:
+        return above
+    return max(_depth(a, above + 1) for a in value.args)
+
+
+class _Printer(StrPrinter):
+    def _print_Float(self, expr: sympy.Float) -> str:
+        return repr(float(expr))
+
+
+@lru_cache(maxsize=4096)
+def format_expression(expression: sympy.Expr) -> str:
+    """Text that parses into an equal expression.
+
+    Raises:
+        GalvatronError: a symbol other than `B` and `b`, or a function outside `FUNCTIONS`.
+    """
+    from galvatron.errors import ParseError
+    from galvatron.ir.text.parser import parse_expression
+
+    for form in (_Printer().doprint, _exact):
+        try:
+            text = form(expression)
+            if _identical(parse_expression(text), expression):
+                return text
+        except (ParseError, ExpressionError):
+            continue
+    raise GalvatronError(
+        f"the expression {expression} has no text form; "
+        f"symbols are {', '.join(SYMBOLS)}, functions {', '.join(sorted(FUNCTIONS))}"
+    )
+
+
+def _identical(parsed: object, expression: sympy.Expr) -> bool:
+    return isinstance(parsed, sympy.Expr) and type(parsed) is type(expression) and parsed == expression
+
+
+def _exact(expression: sympy.Expr) -> str:
+    if expression in SYMBOLS.values():
+        return str(expression)
+    if expression.is_Integer:
+        return f"Integer({expression})"
+    if expression.is_Float:
+        return f"Float({float(expression)!r})"
+    if expression.is_Rational:
+        return str(expression)
+    name = {sympy.Add: "Add", sympy.Mul: "Mul", sympy.Pow: "Pow"}.get(expression.func, expression.func.__name__)
+    if name not in FUNCTIONS:
+        raise ExpressionError(f"no text form for {name}")
+    return f"{name}({', '.join(_exact(a) for a in expression.args)})"

@@ -1,0 +1,95 @@
+"""Run-lengths: a stretch of lines that differ only in evenly counting numbers becomes a loop over one copy of it.
+
+    layer decoder_0  %h1 = @decoder(%h0)          for i in 0..31 {
+    layer decoder_1  %h2 = @decoder(%h1)    →       layer decoder_{i}  %h{i+1} = @decoder(%h{i})
+    …                                             }
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from galvatron.ir.text.names import fill_marks, split_marks, template
+
+_MAX_PERIOD = 128
+_MIN_COUNT = 3
+
+
+@dataclass(frozen=True)
+class Loop:
+    """`body` for the counter from `first` to `last`, both included; stands for `count * len(body)` items."""
+
+    first: int
+    last: int
+    body: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        return self.last - self.first + 1
+
+
+def fold(items: Sequence[str]) -> list[str | Loop]:
+    """Marked lines (see `names`), with every long enough regular stretch folded into a `Loop`."""
+    split = [split_marks(item) for item in items]
+    skeletons = [s for s, _ in split]
+    numbers = [n for _, n in split]
+    folded: list[str | Loop] = []
+    at = 0
+    while at < len(items):
+        period, count = _best_stretch(skeletons, numbers, at)
+        if count:
+            folded.append(_loop(skeletons, numbers, at, period, count))
+            at += period * count
+        else:
+            folded.append(items[at])
+            at += 1
+    return folded
+
+
+def _best_stretch(skeletons: list[str], numbers: list[tuple[int, ...]], at: int) -> tuple[int, int]:
+    """The (period, count) from `at` on that covers most items, the shortest period first; count 0 when there is none."""
+    best = (0, 0)
+    for period in range(1, min(_MAX_PERIOD, (len(skeletons) - at) // _MIN_COUNT) + 1):
+        if skeletons[at] != skeletons[at + period]:
+            continue
+        count = _count(skeletons, numbers, at, period)
+        if count >= _MIN_COUNT and period * count > best[0] * best[1]:
+            best = (period, count)
+    return best
+
+
+def _count(skeletons: list[str], numbers: list[tuple[int, ...]], at: int, period: int) -> int:
+    """How many copies of the `period` items at `at` follow each other with evenly counting numbers."""
+    steps = [_steps(numbers[j], numbers[j + period]) for j in range(at, at + period)]
+    if any(step < 0 for row in steps for step in row):
+        return 1
+    end = at + period
+    while end < len(skeletons):
+        before = end - period
+        if skeletons[end] != skeletons[before] or _steps(numbers[before], numbers[end]) != steps[(end - at) % period]:
+            break
+        end += 1
+    return (end - at) // period
+
+
+def _steps(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(b - a for a, b in zip(first, second, strict=False))
+
+
+def _loop(skeletons: list[str], numbers: list[tuple[int, ...]], at: int, period: int, count: int) -> Loop:
+    rows = [(numbers[j], _steps(numbers[j], numbers[j + period])) for j in range(at, at + period)]
+    counting = Counter(n for row, steps in rows for n, step in zip(row, steps, strict=True) if step == 1)
+    first = counting.most_common(1)[0][0] if counting else 0
+    # {step·i + offset} with a negative offset has no template: start counting where every offset is at least 0.
+    lowest = min((n // step for row, steps in rows for n, step in zip(row, steps, strict=True) if step), default=0)
+    first = min(first, lowest)
+    body = tuple(
+        fill_marks(
+            skeletons[at + j],
+            tuple(template(step, n - step * first) if step else str(n) for n, step in zip(row, steps, strict=True)),
+        )
+        for j, (row, steps) in enumerate(rows)
+    )
+    return Loop(first, first + count - 1, body)

@@ -1,0 +1,79 @@
+"""Names and strings as text: bare where they are plain, quoted where they are not."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+from galvatron.errors import GalvatronError
+
+_BARE = re.compile(r"[\w.@$]+")
+_WORD = re.compile(r"[A-Za-z_][\w.@$]*")
+_COUNTER = re.compile(r"(?<![0-9])(?:0|[1-9][0-9]*)(?![0-9])", re.ASCII)
+_MARKED = re.compile("\x00([0-9]+)\x00")
+_TEMPLATE = re.compile(r"\{([0-9]*)(i)?(?:\+?([0-9]+))?\}")
+
+
+def quote(text: str) -> str:
+    """A string literal on one line."""
+    return json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+def bare_or_quoted(text: str) -> str:
+    """A name without a sigil. Numbers in a bare name are marked, see `unmark`."""
+    return _mark(text) if _WORD.fullmatch(text) else quote(text)
+
+
+def sigiled(sigil: str, text: str) -> str:
+    """`%name` or `%"odd name"`."""
+    return sigil + (_mark(text) if _BARE.fullmatch(text) else quote(text))
+
+
+def _mark(name: str) -> str:
+    return _COUNTER.sub("\x00\\g<0>\x00", name)
+
+
+def split_marks(text: str) -> tuple[str, tuple[int, ...]]:
+    """Printed text with its marked numbers taken out: equal skeletons differ in numbers only."""
+    return _MARKED.sub("\x00", text), tuple(int(n) for n in _MARKED.findall(text))
+
+
+def fill_marks(skeleton: str, numbers: tuple[str, ...]) -> str:
+    """The inverse of `split_marks`, for numbers or templates of them."""
+    parts = skeleton.split("\x00")
+    return "".join(part + number for part, number in zip(parts, (*numbers, ""), strict=True))
+
+
+def unmark(text: str) -> str:
+    """Printed text without marks."""
+    return text.replace("\x00", "")
+
+
+def template(step: int, offset: int) -> str:
+    """`{2i+1}` for step 2, offset 1."""
+    return "{" + (str(step) if step != 1 else "") + "i" + (f"+{offset}" if offset else "") + "}"
+
+
+def expander(i: int | None) -> Callable[[str], str]:
+    """Fills the templates of a name with the loop counter `i`, None outside of loops.
+
+    Raises:
+        GalvatronError: (the function returned) a template that does not name a counter.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        step, counter, offset = match.groups()
+        if i is None:
+            raise GalvatronError(f"{match.group()} counts with a loop, but there is no loop here")
+        if counter is None:
+            raise GalvatronError(f"{match.group()} does not name the loop counter i")
+        return str(int(step or 1) * i + int(offset or 0))
+
+    def expand(name: str) -> str:
+        filled = _TEMPLATE.sub(fill, name)
+        if "{" in filled:
+            raise GalvatronError(f"malformed loop counter in {name!r}")
+        return filled
+
+    return expand

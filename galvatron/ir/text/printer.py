@@ -1,0 +1,502 @@
+"""Programs as text for people: one line per op, layer or piece of state, repeats as loops, costs as comments.
+
+Every part of a program is printed by one small function that yields `Line`s; a line knows which part it shows (its
+locus), so the verifier can point at it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import sympy
+
+from galvatron.errors import GalvatronError
+from galvatron.ir.cluster import Cluster, Link
+from galvatron.ir.cost import ClassCost
+from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Source, Value
+from galvatron.ir.layout import Axis, Layout, Placement, Shard
+from galvatron.ir.plan import Plan
+from galvatron.ir.program import Candidates, Cut, Layer, LayerClass, Program, Stage, State, StateLayout, Transfer, When
+from galvatron.ir.strategy import Strategy
+from galvatron.ir.text.expressions import format_expression
+from galvatron.ir.text.loops import Loop, fold
+from galvatron.ir.text.names import bare_or_quoted, quote, sigiled, split_marks, unmark
+from galvatron.ir.text.units import format_bytes, format_flop, format_seconds
+from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
+
+VERSION = 1
+
+_NAME_WIDTH, _CALL_WIDTH, _TYPE_WIDTH, _LINE_WIDTH = 28, 80, 40, 120
+_AXIS_NAME = re.compile(r"[A-Za-z_][\w.]*")
+_WORD = re.compile(r"[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One printed line, and which part of the program it shows: `("layer", "decoder_3")`, `("op", class, index)` …"""
+
+    text: str
+    locus: tuple[Hashable, ...] = ()
+
+
+@dataclass
+class _Writer:
+    """Options of one printing, and the source locations met so far.
+
+    A lenient writer never fails (it prints invalid programs for the verifier's messages) and folds nothing.
+    """
+
+    comments: bool = True
+    lenient: bool = False
+    sources: dict[tuple[str, int, str], int] = field(default_factory=dict)
+
+    def source(self, source: Source) -> str:
+        key = (source.file, source.line, source.code)
+        return f"#{self.sources.setdefault(key, len(self.sources))}"
+
+    def note(self, text: str) -> str:
+        return f"  // {text}" if self.comments else ""
+
+
+def print_program(program: Program, *, comments: bool = True) -> str:
+    """The text of a program; `parse_program` gives back an equal program, with equal sources.
+
+    Raises:
+        GalvatronError: an expression or constant that has no text form.
+    """
+    return _joined(program_lines(program, _Writer(comments)))
+
+
+def print_graph(graph: Graph, *, comments: bool = True) -> str:
+    """The text of a single op graph; `parse_graph` gives it back."""
+    return _joined(graph_file_lines(graph, _Writer(comments)))
+
+
+def lenient_program_lines(program: Program) -> list[Line]:
+    """The lines of a possibly invalid program, nothing folded, for error messages."""
+    return [Line(unmark(line.text), line.locus) for line in program_lines(program, _Writer(lenient=True))]
+
+
+def lenient_graph_lines(graph: Graph) -> list[Line]:
+    """The lines of a possibly invalid graph, for error messages."""
+    return [Line(unmark(line.text), line.locus) for line in graph_file_lines(graph, _Writer(lenient=True))]
+
+
+def _joined(lines: Iterable[Line]) -> str:
+    return unmark("\n".join(line.text.rstrip() for line in lines)) + "\n"
+
+
+def graph_file_lines(graph: Graph, w: _Writer) -> list[Line]:
+    body = [Line("graph {", ("graph",)), *_graph_body(graph, w, None), Line("}")]
+    return [Line(f"galvatron ir {VERSION}"), Line(""), *body, *_sources(w)]
+
+
+def program_lines(program: Program, w: _Writer) -> list[Line]:
+    """The whole file: what is computed and how it is cut first, the graphs after, tables last."""
+    head = f"program {bare_or_quoted(program.name)} {program.form} batch {program.batch_size}"
+    sections = [
+        [Line(f"galvatron ir {VERSION}")],
+        [Line(head, ("program",))],
+        [
+            *_aligned_values("input", program.inputs, w, None),
+            Line(f"output {sigiled('%', program.output)}", ("output",)),
+        ],
+        _plan(program.plan, w) if program.plan else [],
+        _layers(program.layers, w, ""),
+        *(_stage(stage, w) for stage in program.stages),
+        _candidates(program.candidates) if program.candidates else [],
+        *(_layer_class(cls, program.batch_size, w) for cls in program.classes),
+        _program_graph(program, w) if program.graph is not None else [],
+        _state(program.state, w),
+        _cuts(program.cuts) if program.cuts else [],
+        _cluster(program.cluster, w) if program.cluster else [],
+    ]
+    lines = [line for section in sections if section for line in (*section, Line(""))]
+    tail = _sources(w)
+    return lines + tail[1:] if tail else lines[:-1]
+
+
+# Values and types
+
+
+def _dim(dim: Arg, w: _Writer) -> str:
+    if isinstance(dim, sympy.Expr):
+        try:
+            return format_expression(dim)
+        except GalvatronError:
+            if w.lenient:
+                return str(dim)
+            raise
+    return repr(dim)
+
+
+def _type(type: TensorType, w: _Writer) -> str:
+    return f"{type.dtype}[{', '.join(_dim(d, w) for d in type.shape)}]"
+
+
+def _placement(placement: Placement, w: _Writer) -> str:
+    if isinstance(placement, Shard):
+        outer = "" if placement.outer == 1 else f", outer={_dim(placement.outer, w)}"
+        return f"S({placement.dim}{outer})"
+    return str(placement)
+
+
+def _layout(layout: Layout, w: _Writer) -> str:
+    return f"({', '.join(_placement(p, w) for p in layout)})"
+
+
+def _typed(value: Value, w: _Writer) -> str:
+    return _type(value.type, w) + ("" if value.layout is None else " " + _layout(value.layout, w))
+
+
+def _mesh(mesh: tuple[Axis, ...]) -> str:
+    names = (a.name if _AXIS_NAME.fullmatch(a.name) else quote(a.name) for a in mesh)
+    return f"({', '.join(f'{name}={a.size}@{a.stride}' for name, a in zip(names, mesh, strict=True))})"
+
+
+def _value_name(name: str) -> str:
+    return sigiled("%", name)
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(_value_name(n) for n in names) if names else "()"
+
+
+def _width(texts: Iterable[str], limit: int) -> int:
+    """The width of the widest text that is not wider than the limit."""
+    return max((n for n in map(_length, texts) if n <= limit), default=0)
+
+
+def _length(text: str) -> int:
+    return len(text) - text.count("\x00")
+
+
+def _pad(text: str, width: int) -> str:
+    return text + " " * (width - _length(text))
+
+
+def _aligned_values(keyword: str, values: Sequence[Value], w: _Writer, owner: Hashable, indent: str = "") -> list[Line]:
+    names = [_value_name(v.name) for v in values]
+    width = _width(names, 64)
+    return [
+        Line(f"{indent}{keyword} {_pad(name, width)} : {_typed(v, w)}", (keyword, owner, v.name))
+        for name, v in zip(names, values, strict=True)
+    ]
+
+
+# Op graphs
+
+
+def _arg(arg: Arg, w: _Writer) -> str:
+    match arg:
+        case Ref(name):
+            return _value_name(name)
+        case Const(kind, name):
+            if not w.lenient and not (_WORD.fullmatch(kind) and _WORD.fullmatch(name)):
+                raise GalvatronError(f"the constant {kind!r} {name!r} has no text form: both parts must be identifiers")
+            return f"{kind}.{name}"
+        case None | True | False:
+            return str(arg).lower()
+        case str():
+            return quote(arg)
+        case float() if not math.isfinite(arg):
+            return "nan" if math.isnan(arg) else "inf" if arg > 0 else "-inf"
+        case int() | float():
+            return repr(arg)
+        case tuple():
+            return f"[{', '.join(_arg(a, w) for a in arg)}]"
+    return _dim(arg, w)
+
+
+def _call(op: Op, w: _Writer) -> str:
+    args = [_arg(a, w) for a in op.args] + [f"{k}={_arg(v, w)}" for k, v in op.kwargs]
+    return f"{op.target}({', '.join(args)})"
+
+
+def _graph_body(graph: Graph, w: _Writer, owner: Hashable, *, signature: bool = True) -> list[Line]:
+    lines: list[Line] = []
+    if signature:
+        lines += _aligned_values("input", graph.inputs, w, owner, "  ")
+        lines += _aligned_values("state", graph.state, w, owner, "  ")
+    results = [_names([v.name for v in op.results]) for op in graph.ops]
+    calls = [_call(op, w) for op in graph.ops]
+    types = [", ".join(_typed(v, w) for v in op.results) if op.results else "()" for op in graph.ops]
+    widths = _width(results, _NAME_WIDTH), _width(calls, _CALL_WIDTH), _width(types, _TYPE_WIDTH)
+    scope: str | None = None
+    for index, op in enumerate(graph.ops):
+        source = ""
+        if op.source is not None:
+            if op.source.scope != scope and not (scope is None and op.source.scope == ""):
+                lines.append(Line(f"  in {unmark(bare_or_quoted(op.source.scope))}"))
+            scope = op.source.scope
+            source = "  " + w.source(op.source)
+        columns = (_pad(t, n) for t, n in zip((results[index], calls[index], types[index]), widths, strict=True))
+        left, call, right = columns
+        lines.append(Line(f"  {left} = {call} : {right}{source}", ("op", owner, index)))
+    lines.append(Line(f"  return {_names(graph.outputs)}", ("return", owner)))
+    return lines
+
+
+def _program_graph(program: Program, w: _Writer) -> list[Line]:
+    graph = program.graph
+    assert graph is not None
+    shared = graph.inputs == program.inputs and graph.state == tuple(Value(s.name, s.type) for s in program.state)
+    opening = "graph of program {" if shared and not w.lenient else "graph {"
+    body = _graph_body(graph, w, None, signature=opening == "graph {")
+    return [Line(opening, ("graph",)), *body, Line("}")]
+
+
+# Classes, layers, stages
+
+
+def _layer_class(cls: LayerClass, batch_size: int, w: _Writer) -> list[Line]:
+    head = [f"class {sigiled('@', cls.name)}"]
+    if cls.base:
+        head.append(f"of {sigiled('@', cls.base)}")
+    if cls.strategy is not None:
+        head.append(f"strategy {_strategy(cls.strategy)}")
+    if cls.mesh:
+        head.append(f"mesh {_mesh(cls.mesh)}")
+    cost = _cost(cls.cost, batch_size, w) if cls.cost else []
+    body = _graph_body(cls.graph, w, cls.name)
+    return [Line(" ".join(head) + " {", ("class", cls.name)), *cost, *body, Line("}")]
+
+
+def _cost(cost: ClassCost, batch_size: int, w: _Writer) -> list[Line]:
+    rows = [(name, getattr(cost, name)) for name in cost.__dataclass_fields__]
+    texts = [f"{name:<15} = {_dim(value, w)}" for name, value in rows]
+    width = _width(texts, 64)
+    lines: list[Line] = []
+    for index, ((name, value), text) in enumerate(zip(rows, texts, strict=True)):
+        comma = "," if index < len(rows) - 1 else ""
+        note = w.note(f"{_human(name, value, batch_size)} at batch {batch_size}") if w.comments else ""
+        lines.append(Line(f"  {'cost' if index == 0 else '    '} {_pad(text + comma, width + 1)}{note}"))
+    return lines
+
+
+def _human(name: str, value: Dim, batch_size: int) -> str:
+    try:
+        figure = float(sympy.sympify(value).subs({BATCH: batch_size, LOCAL_BATCH: batch_size}))
+    except TypeError:
+        return "unknown"
+    return format_flop(figure) if name.endswith("_flop") else format_bytes(figure)
+
+
+def _layer(layer: Layer) -> str:
+    operands = ", ".join(_value_name(n) for n in layer.operands)
+    keyword = "layer" if layer.when is When.MICROBATCH else str(layer.when)
+    call = f"{sigiled('@', layer.cls)}({operands})"
+    text = f"{keyword:<5} {bare_or_quoted(layer.name)}\t{_names(layer.results)}\t= {call}"
+    return f"{text}{_bound_state(layer.state)}" if layer.state else text
+
+
+def _bound_state(names: Sequence[str]) -> str:
+    prefix = _common_prefix(names)
+    shown = [bare_or_quoted(name[len(prefix) :]) for name in names]
+    opening = f"state {bare_or_quoted(prefix)} (" if prefix else "state ("
+    lines, line = [], opening
+    for index, name in enumerate(shown):
+        piece = name + (", " if index < len(shown) - 1 else ")")
+        # Counted without the digits, so that equal layers break their lines at equal places and fold into a loop.
+        if len(split_marks(line + piece)[0]) > _LINE_WIDTH - 4 and line != opening:
+            lines.append(line.rstrip())
+            line = "  "
+        line += piece
+    return "".join(f"\n  {part}" for part in (*lines, line))
+
+
+def _common_prefix(names: Sequence[str]) -> str:
+    """The dotted prefix that all names share, ending in a dot, when writing it once makes plain names."""
+    if len(names) < 2:
+        return ""
+    shortest, longest = min(names), max(names)
+    common = next((i for i, (a, b) in enumerate(zip(shortest, longest, strict=False)) if a != b), len(shortest))
+    prefix = shortest[: shortest.rfind(".", 0, common) + 1]
+    plain = all(not bare_or_quoted(n[len(prefix) :] or " ").startswith('"') for n in names)
+    return prefix if plain and prefix and not bare_or_quoted(prefix).startswith('"') else ""
+
+
+def _folded(items: Sequence[str], loci: Sequence[tuple[Hashable, ...]], w: _Writer, indent: str) -> list[Line]:
+    """Items as lines, regular stretches as loops, tabs aligned.
+
+    An item may be several lines, of which the first carries the locus.
+    """
+    lines: list[Line] = []
+
+    def emit(item: str, locus: tuple[Hashable, ...], margin: str) -> None:
+        first, *rest = item.split("\n")
+        lines.append(Line(margin + first, locus))
+        lines.extend(Line(margin + part) for part in rest)
+
+    at = 0
+    for entry in items if w.lenient else fold(items):
+        if isinstance(entry, Loop):
+            lines.append(Line(f"{indent}for i in {entry.first}..{entry.last} {{{w.note(f'×{entry.count}')}"))
+            for item in entry.body:
+                emit(item, (), indent + "  ")
+            lines.append(Line(indent + "}"))
+            at += entry.count * len(entry.body)
+        else:
+            emit(entry, loci[at], indent)
+            at += 1
+    return _aligned(lines)
+
+
+def _aligned(lines: Sequence[Line]) -> list[Line]:
+    """Lines with their tab-separated columns padded to equal widths."""
+    rows = [line.text.split("\t") for line in lines]
+    for column in range(max((len(row) for row in rows), default=1) - 1):
+        width = _width((row[column] for row in rows if len(row) > column + 1), 72)
+        for row in rows:
+            if len(row) > column + 1:
+                row[column] = _pad(row[column], width)
+    return [Line(" ".join(row), line.locus) for row, line in zip(rows, lines, strict=True)]
+
+
+def _layers(layers: Sequence[Layer], w: _Writer, indent: str, owner: Hashable = None) -> list[Line]:
+    loci: list[tuple[Hashable, ...]] = [("layer", owner, index) for index in range(len(layers))]
+    return _folded([_layer(layer) for layer in layers], loci, w, indent)
+
+
+def _transfers(keyword: str, transfers: Sequence[Transfer], stage: int, w: _Writer) -> list[Line]:
+    width = _width((_value_name(t.name) for t in transfers), 64)
+    return [
+        Line(
+            f"  {keyword:<7} {_pad(_value_name(t.name), width)} : {_type(t.type, w)}"
+            + ("" if t.differentiable else " no_gradient"),
+            (keyword, stage, t.name),
+        )
+        for t in transfers
+    ]
+
+
+def _kept(kept: StateLayout, w: _Writer) -> str:
+    return f"keep {bare_or_quoted(kept.state)}\t: {_mesh(kept.mesh)} {_layout(kept.layout, w)}"
+
+
+def _stage(stage: Stage, w: _Writer) -> list[Line]:
+    loci: list[tuple[Hashable, ...]] = [("keep", stage.index, kept.state) for kept in stage.state]
+    return [
+        Line(f"stage {stage.index} {{", ("stage", stage.index)),
+        *_transfers("receive", stage.receives, stage.index, w),
+        *_layers(stage.layers, w, "  ", stage.index),
+        *_transfers("send", stage.sends, stage.index, w),
+        *_folded([_kept(k, w) for k in stage.state], loci, w, "  "),
+        Line("}"),
+    ]
+
+
+def _state(state: Sequence[State], w: _Writer) -> list[Line]:
+    items = []
+    for s in state:
+        text = f"{s.kind} {bare_or_quoted(s.name)}\t: {_type(s.type, w)}"
+        if s.trainable != (s.kind == "parameter"):
+            text += " trainable" if s.trainable else " frozen"
+        if s.aliases:
+            text += f" tied ({', '.join(bare_or_quoted(a) for a in s.aliases)})"
+        items.append(text)
+    return _folded(items, [("program state", None, s.name) for s in state], w, "")
+
+
+# Cluster, plan, search
+
+
+def _strategy(strategy: Strategy) -> str:
+    text = str(strategy)
+    return text if strategy.axes else "()" + text.removeprefix("dp1")
+
+
+def _runs(strategies: Sequence[Strategy]) -> str:
+    runs = [(_strategy(s), len(list(group))) for s, group in groupby(strategies)]
+    return ", ".join(text if count == 1 else f"{text} ×{count}" for text, count in runs)
+
+
+def _plan(plan: Plan, w: _Writer) -> list[Line]:
+    time = "" if plan.step_time_s is None else w.note(format_seconds(plan.step_time_s))
+    peak = "" if plan.peak_bytes is None else w.note(", ".join(format_bytes(n) for n in plan.peak_bytes))
+    rows = [
+        ("fingerprint", quote(plan.fingerprint), ""),
+        ("cluster", quote(plan.cluster), ""),
+        ("global_batch_size", repr(plan.global_batch_size), ""),
+        ("world_size", repr(plan.world_size), ""),
+        ("micro_batches", repr(plan.micro_batches), ""),
+        ("schedule", quote(plan.schedule), ""),
+        ("step_time_s", _arg(plan.step_time_s, w), time),
+        ("peak_bytes", _arg(plan.peak_bytes, w), peak),
+    ]
+    return [
+        Line("plan {", ("plan",)),
+        *(Line(f"  {name:<17} = {text}{note}", ("plan", name)) for name, text, note in rows),
+        *(
+            Line(f"  stage {i} = {_runs(stage)}{w.note(f'{len(stage)} layers')}", ("plan", "stage", i))
+            for i, stage in enumerate(plan.stages)
+        ),
+        Line("}"),
+    ]
+
+
+def _candidates(candidates: Sequence[Candidates]) -> list[Line]:
+    lines = [Line("candidates {")]
+    for c in candidates:
+        locus = ("candidates", c.pipeline_degree, c.cls)
+        lines.append(Line(f"  pp{c.pipeline_degree} {sigiled('@', c.cls)}: {_runs(c.strategies)}", locus))
+    return [*lines, Line("}")]
+
+
+def _cuts(cuts: Sequence[Cut]) -> list[Line]:
+    rows = [f"  cut {quote(c.branch)} by {unmark(bare_or_quoted(c.rule))} because {quote(c.reason)}" for c in cuts]
+    return [Line("cuts {"), *map(Line, rows), Line("}")]
+
+
+def _cluster(cluster: Cluster, w: _Writer) -> list[Line]:
+    device = cluster.device
+    rows = [
+        f"nodes = {cluster.nodes}",
+        f"devices_per_node = {cluster.devices_per_node}",
+        f"device {bare_or_quoted(device.name)} {{",
+        f"  memory_bytes = {device.memory_bytes}{w.note(format_bytes(device.memory_bytes))}",
+        *(
+            f"  matmul_flop_per_s.{dtype} = {_arg(rate, w)}{w.note(format_flop(rate) + '/s')}"
+            for dtype, rate in device.matmul_flop_per_s
+        ),
+        f"  memory_bytes_per_s = {_arg(device.memory_bytes_per_s, w)}{w.note(format_bytes(device.memory_bytes_per_s) + '/s')}",
+        f"  kernel_launch_s = {_arg(device.kernel_launch_s, w)}{w.note(format_seconds(device.kernel_launch_s))}",
+        "}",
+        *_link("in_node", cluster.in_node, w),
+        *_link("cross_node", cluster.cross_node, w),
+    ]
+    return [
+        Line(f"cluster {bare_or_quoted(cluster.name)} {{", ("cluster",)),
+        *(Line(f"  {r}", ("cluster",)) for r in rows),
+        Line("}"),
+    ]
+
+
+def _link(level: str, link: Link, w: _Writer) -> list[str]:
+    return [
+        f"{level} {{",
+        f"  bytes_per_s = {_arg(link.bytes_per_s, w)}{w.note(format_bytes(link.bytes_per_s) + '/s')}",
+        f"  latency_s = {_arg(link.latency_s, w)}{w.note(format_seconds(link.latency_s))}",
+        "}",
+    ]
+
+
+# Sources
+
+
+def _sources(w: _Writer) -> list[Line]:
+    """The table of source locations, by file; empty (or blank, then the table)."""
+    if not w.sources or w.lenient:
+        return []
+    lines = [Line(""), Line("sources {")]
+    table = sorted(w.sources.items(), key=lambda entry: entry[0][0])
+    for file, entries in groupby(table, key=lambda entry: entry[0][0]):
+        lines.append(Line(f"  file {quote(file)} {{"))
+        rows = sorted((number, line, code) for (_, line, code), number in entries)
+        lines += [Line(f"    {f'#{number}':<5} {line:>5} {quote(code)}") for number, line, code in rows]
+        lines.append(Line("  }"))
+    return [*lines, Line("}")]
