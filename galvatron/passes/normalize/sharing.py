@@ -1,0 +1,56 @@
+"""Equal computations once, and values named in order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+from galvatron.errors import GalvatronError
+from galvatron.ir.graph import Graph, Op, Value
+from galvatron.ir.names import Names, base_name
+
+
+def without_repeats(graph: Graph, trainable: frozenset[str]) -> Graph:
+    """The graph with equal deterministic ops computed once, where no trainable state takes part.
+
+    Masks, positions and rotary tables are shared this way. What depends on trainable state stays as the model has it:
+    a value shared between two layers would make them unequal.
+    """
+    trained, first, same = set(trainable), {}, {}
+    kept: list[Op] = []
+    for original in graph.ops:
+        op = original.map_refs(lambda name: same.get(name, name))
+        if not trained.isdisjoint(op.operands):
+            trained.update(value.name for value in op.results)
+        elif not _is_random(op.target):
+            key = (replace(op, results=()), tuple(value.type for value in op.results))
+            if key in first:
+                same.update((v.name, w.name) for v, w in zip(op.results, first[key].results, strict=True))
+                continue
+            first[key] = op
+        kept.append(op)
+    return replace(graph, ops=tuple(kept), outputs=tuple(same.get(name, name) for name in graph.outputs))
+
+
+@cache
+def _is_random(target: str) -> bool:
+    import torch
+
+    from galvatron.ir.interpreter import torch_op
+
+    try:
+        return torch.Tag.nondeterministic_seeded in torch_op(target).tags  # type: ignore[attr-defined]  # of an OpOverload
+    except GalvatronError:
+        return True
+
+
+def numbered(graph: Graph) -> Graph:
+    """The graph with its results named after their ops, in order: `linear`, `linear_1`, …"""
+    names = Names(value.name for value in (*graph.inputs, *graph.state))
+    renamed: dict[str, str] = {}
+    ops: list[Op] = []
+    for op in graph.ops:
+        read = op.map_refs(lambda name: renamed.get(name, name))
+        renamed.update((value.name, names.fresh(base_name(op.target))) for value in op.results)
+        ops.append(replace(read, results=tuple(Value(renamed[v.name], v.type, v.layout) for v in op.results)))
+    return replace(graph, ops=tuple(ops), outputs=tuple(renamed.get(name, name) for name in graph.outputs))
