@@ -3,9 +3,10 @@
     captured → clustered → costed → candidates → planned → sharded → staged
 
 A *captured* program is one flat `graph`. From *clustered* on it is a list of `layers`, each a call of a shared
-`LayerClass`; program-level values are global names. *Costed* attaches a cost per class, *candidates* the strategies that
-survived pruning, *planned* the plan. In a *sharded* program every class is the local graph of one (class, strategy) pair
-and redistributions stand between the layers as layers of their own; a *staged* one has its layers cut into stages.
+`LayerClass`; program-level values are global names. *Costed* attaches a cost per class, *candidates* the strategies
+that survived pruning, *planned* the plan. In a *sharded* program every class is the local graph of one (class,
+strategy) pair and redistributions stand between the layers as layers of their own; a *staged* one has its layers cut
+into stages.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class StateLayout:
 class LayerClass:
     """An op graph shared by structurally identical layers.
 
-    In the sharded form `mesh` and `strategy` are set, the graph is the local one with a layout per value, and `base` names
-    the class it was sharded from (empty for a redistribution between layers).
+    In the sharded form `mesh` and `strategy` are set, the graph is the local one with a layout per value, and `base`
+    names the class it was sharded from (empty for a redistribution between layers).
     """
 
     name: str
@@ -86,7 +87,7 @@ class When(enum.Enum):
     PREAMBLE = "preamble"
     """Once per micro-batch in every stage that needs its results: cheap, and free of trainable state."""
     STEP = "step"
-    """Once per step on the whole batch, before the first micro-batch: statistics of the batch, such as a token count."""
+    """Once per step on the whole batch, before the first micro-batch: statistics of it, such as a token count."""
 
     def __str__(self) -> str:
         return self.value
@@ -96,8 +97,8 @@ class When(enum.Enum):
 class Layer:
     """A call of a layer class.
 
-    `operands` are the program-level names bound to the class graph's inputs, `state` those bound to its state, `results`
-    the names given to its outputs, each in the graph's order.
+    `operands` are the program-level names bound to the class graph's inputs, `state` those bound to its state,
+    `results` the names given to its outputs, each in the graph's order.
     """
 
     name: str
@@ -180,7 +181,7 @@ class Program:
         return {s.name: s for s in self.state}
 
     def values(self) -> dict[str, Value]:
-        """Every program-level value of a layered form: batch inputs and layer results, with the types at their producer."""
+        """Every program-level value of a layered form: batch inputs and layer results, typed as at their producer."""
         table = {v.name: v for v in self.inputs}
         for layer in self.layers or tuple(layer for stage in self.stages for layer in stage.layers):
             graph = self.class_of[layer.cls].graph
