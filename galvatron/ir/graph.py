@@ -34,7 +34,7 @@ class Ref:
 
 @dataclass(frozen=True)
 class Const:
-    """A torch constant in an op argument, by name: `Const("dtype", "f32")`, `Const("memory_format", "channels_last")`."""
+    """A torch constant as an op argument, by name: `Const("dtype", "f32")`, `Const("layout", "strided")`."""
 
     kind: str
     name: str
