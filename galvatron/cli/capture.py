@@ -57,7 +57,8 @@ def call_factory(spec: str) -> tuple[Any, Any, Callable[..., Any] | None]:
     factory = getattr(module, name, None)
     if not callable(factory):
         functions = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise CaptureError(f"{path} has no function {name!r}; {did_you_mean(name, functions)}")
+        hint = did_you_mean(name, functions) if functions else "it defines none"
+        raise CaptureError(f"{path} has no function {name!r}; {hint}")
     result = _run(path, factory)
     if not isinstance(result, tuple) or len(result) not in (2, 3):
         raise CaptureError(

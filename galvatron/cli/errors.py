@@ -24,5 +24,8 @@ class ErrorReportingGroup(TyperGroup):
         except (GalvatronError, OSError) as error:
             if ctx.params.get("debug"):
                 raise
-            typer.echo(f"galvatron: error: {error}", err=True)
+            message = str(error)
+            if isinstance(error, OSError) and error.filename is not None:
+                message = f"{error.filename}: {error.strerror}"
+            typer.echo(f"galvatron: error: {message}", err=True)
             raise typer.Exit(2) from None
