@@ -1,0 +1,10 @@
+"""Code generation: a staged program as readable Python, one module per stage.
+
+`emit` writes the text, `load_module` makes a module of it whose source a debugger and a traceback can show.
+"""
+
+from galvatron.codegen.emit import emit
+from galvatron.codegen.load import load_module
+from galvatron.codegen.stage import stage_axes
+
+__all__ = ["emit", "load_module", "stage_axes"]

@@ -1,0 +1,182 @@
+"""The names inside one stage module: functions, axes, layers, and the variables of `forward` and `step`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from galvatron.codegen.function import Function, emit_function
+from galvatron.codegen.names import Scope, identifier
+from galvatron.codegen.runs import INDEX
+from galvatron.codegen.sizes import Sizes, batch_input_of, batch_input_shape
+from galvatron.errors import GalvatronError
+from galvatron.ir.graph import Value
+from galvatron.ir.layout import Axis, Shard
+from galvatron.ir.program import Layer, LayerClass, Program, Stage, When
+from galvatron.ir.types import Dim
+
+STAGE_ATTRIBUTES = frozenset(
+    """
+    add_module apply batch batch_inputs bfloat16 buffers call_super_init children compile count cpu cuda double
+    dump_patches eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule
+    global_batch_size half index ipu layer layers load_state_dict loss loss_axes materialize mesh modules mtia
+    named_buffers named_children named_modules named_parameters parameters received receives register_backward_hook
+    register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook
+    register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook
+    register_module register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_
+    sends sent set_extra_state set_submodule share_memory state state_dict state_specs step T_destination table to
+    to_empty train training type xpu zero_grad
+    """.split()  # noqa: SIM905
+)
+"""What a stage already has, so no layer may be called that."""
+
+
+@dataclass(frozen=True)
+class BatchParameter:
+    """A batch input as one keyword of `forward`, split over axes, or of `step`, `whole`."""
+
+    name: str
+    placements: tuple[tuple[Axis, Shard], ...]
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Bindings:
+    """Every name of one stage's module.
+
+    `batch` maps each batch parameter to its variable and its local shape in samples of the micro-batch; `variables` has
+    the variables of `forward` and `step_variables` those of `step`, by program-level name.
+    """
+
+    program: Program
+    stage: Stage
+    sizes: Sizes
+    functions: dict[str, Function]
+    axes: dict[Axis, str]
+    layers: dict[str, str]
+    batch: dict[BatchParameter, tuple[str, tuple[Dim, ...]]]
+    variables: Scope
+    step_variables: Scope
+
+    def cls(self, layer: Layer) -> LayerClass:
+        return self.program.class_of[layer.cls]
+
+    def function(self, layer: Layer) -> Function:
+        return self.functions[layer.cls]
+
+    @cached_property
+    def step_layers(self) -> tuple[Layer, ...]:
+        return tuple(layer for layer in self.stage.layers if layer.when is When.STEP)
+
+    @cached_property
+    def forward_layers(self) -> tuple[Layer, ...]:
+        return tuple(layer for layer in self.stage.layers if layer.when is not When.STEP)
+
+    @cached_property
+    def step_results(self) -> tuple[str, ...]:
+        """The results of `step` that `forward` reads."""
+        read = {name for layer in self.forward_layers for name in layer.operands}
+        return tuple(name for layer in self.step_layers for name in layer.results if name in read)
+
+    def operands(self, layer: Layer) -> list[str]:
+        """The variables that a layer is called with."""
+        scope = self.step_variables if layer.when is When.STEP else self.variables
+        found: list[str] = []
+        for operand, formal in zip(layer.operands, self.cls(layer).graph.inputs, strict=True):
+            if operand in scope:
+                found.append(scope[operand])
+            else:
+                found.append(self.batch[_batch_parameter(self.program, layer, operand, formal)][0])
+        return found
+
+
+def bind_names(program: Program, stage: Stage, sizes: Sizes) -> Bindings:
+    """Chooses every name of the module of one stage.
+
+    Raises:
+        GalvatronError: a layer reads a value that the stage neither makes nor receives.
+    """
+    module = Scope(taken=("Stage",))
+    functions: dict[str, Function] = {}
+    for layer in stage.layers:
+        if layer.cls not in functions:
+            functions[layer.cls] = emit_function(program.class_of[layer.cls], module.bind(layer.cls))
+    taken = [*(function.name for function in functions.values()), INDEX]
+    bindings = Bindings(
+        program=program,
+        stage=stage,
+        sizes=sizes,
+        functions=functions,
+        axes=_axis_names(program, stage),
+        layers=_layer_names(stage),
+        batch={},
+        variables=Scope(taken),
+        step_variables=Scope(taken),
+    )
+    for transfer in stage.receives:
+        bindings.variables.bind(transfer.name)
+    _bind_batch(bindings)
+    for layer in stage.layers:
+        for result in layer.results:
+            if layer.when is When.STEP:
+                bindings.step_variables.bind(result)
+            if layer.when is not When.STEP or result in bindings.step_results:
+                bindings.variables.bind(result)
+    return bindings
+
+
+def stage_mesh(program: Program, stage: Stage) -> tuple[Axis, ...]:
+    """The distinct axes that the stage's code names, outermost first."""
+    found = {axis for layer in stage.layers for axis in program.class_of[layer.cls].mesh}
+    found.update(axis for state in stage.state for axis in state.mesh)
+    return tuple(sorted(found, key=lambda axis: (-axis.stride, -axis.size, axis.name)))
+
+
+def _axis_names(program: Program, stage: Stage) -> dict[Axis, str]:
+    """`tp`, or `tp2` beside another tp, or `tp2_4` (stride 4) beside another of size 2."""
+    axes = stage_mesh(program, stage)
+    scope = Scope(taken=("mesh", INDEX))
+    names: dict[Axis, str] = {}
+    for axis in axes:
+        twins = [a for a in axes if a.name == axis.name]
+        wish = axis.name if len(twins) == 1 else f"{axis.name}{axis.size}"
+        if sum(a.size == axis.size for a in twins) > 1:
+            wish += f"_{axis.stride}"
+        names[axis] = scope.bind(str(axis), wish)
+    return names
+
+
+def _layer_names(stage: Stage) -> dict[str, str]:
+    scope = Scope()
+    wishes = {layer.name: identifier(layer.name) for layer in stage.layers}
+    return {name: scope.bind(name, f"{wish}_0" if wish in STAGE_ATTRIBUTES else wish) for name, wish in wishes.items()}
+
+
+def _bind_batch(bindings: Bindings) -> None:
+    """Gives a variable to every distinct (batch input, placements) that the stage's layers read."""
+    program, stage = bindings.program, bindings.stage
+    defined = {t.name for t in stage.receives} | {name for layer in stage.layers for name in layer.results}
+    for layer in stage.layers:
+        cls = program.class_of[layer.cls]
+        for operand, formal in zip(layer.operands, cls.graph.inputs, strict=True):
+            if operand in defined:
+                continue
+            parameter = _batch_parameter(program, layer, operand, formal)
+            if parameter in bindings.batch:
+                continue
+            type_ = next(value.type for value in program.inputs if value.name == parameter.name)
+            scope = bindings.step_variables if parameter.whole else bindings.variables
+            variable = scope.bind(f"batch:{len(bindings.batch)}", operand)
+            bindings.batch[parameter] = (variable, batch_input_shape(type_, formal.layout or (), cls))
+
+
+def _batch_parameter(program: Program, layer: Layer, operand: str, formal: Value) -> BatchParameter:
+    """The batch input that an operand which no layer defines stands for, as the layer wants it."""
+    name = batch_input_of(program, operand)
+    if name is None:
+        raise GalvatronError(f"layer {layer.name!r} reads {operand!r}, which its stage neither makes nor receives")
+    if layer.when is When.STEP:
+        return BatchParameter(name, (), whole=True)
+    mesh = program.class_of[layer.cls].mesh
+    sharded = ((axis, p) for p, axis in zip(formal.layout or (), mesh, strict=False) if isinstance(p, Shard))
+    return BatchParameter(name, tuple(sharded), whole=False)

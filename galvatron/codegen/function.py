@@ -1,0 +1,114 @@
+"""One layer class as a Python function: mesh axes, then data, then state, then what else it needs by keyword."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePath
+
+import sympy
+
+from galvatron.codegen.expressions import print_expression, share
+from galvatron.codegen.layout import INDENT, WIDTH, call, lines, prefixed, tuple_of
+from galvatron.codegen.names import Scope, shortest_suffixes
+from galvatron.codegen.ops import OpPrinter
+from galvatron.ir.graph import Arg, Graph, Source
+from galvatron.ir.program import LayerClass
+from galvatron.ir.types import BATCH, LOCAL_BATCH
+
+
+@dataclass(frozen=True)
+class Function:
+    """The text of a layer class and how to call it.
+
+    `axes` are the names of the class's mesh axes that it communicates on, in mesh order. `keywords` are what it cannot
+    read off its arguments: `B` (global batch size), `b` (local batch size), `device`.
+    """
+
+    name: str
+    text: str
+    axes: tuple[str, ...]
+    keywords: tuple[str, ...]
+
+
+def emit_function(cls: LayerClass, name: str) -> Function:
+    """Writes the function of a sharded layer class."""
+    graph = cls.graph
+    symbols = _symbols(graph)
+    axes = _axes_used(cls)
+    scope = Scope(taken=(*("b" for _ in symbols & {LOCAL_BATCH}), *("B" for _ in symbols & {BATCH})))
+    for axis in axes:
+        scope.bind(f"axis:{axis}", axis)
+    parameters = [scope[f"axis:{axis}"] for axis in axes]
+    parameters += [scope.bind(value.name) for value in graph.inputs]
+    suffixes = shortest_suffixes(value.name for value in graph.state)
+    parameters += [scope.bind(value.name, suffixes[value.name]) for value in graph.state]
+
+    batch_binding = _bind_local_batch(graph, scope) if LOCAL_BATCH in symbols else None
+    keywords = ["B"] if BATCH in symbols else []
+    keywords += ["b"] if LOCAL_BATCH in symbols and batch_binding is None else []
+    first_tensor = next((scope[v.name] for v in (*graph.inputs, *graph.state)), None)
+    if first_tensor is None and any(not op.operands for op in graph.ops):
+        keywords.append("device")
+    device = "device" if first_tensor is None else f"{first_tensor}.device"
+
+    signature = [*parameters, *(["*", *keywords] if keywords else [])]
+    body = [f"{INDENT}{batch_binding}"] if batch_binding else []
+    body += _body(graph, scope, OpPrinter(scope.__getitem__, graph.values, device))
+    returned = [scope[output] for output in graph.outputs]
+    result = lines(tuple_of(returned) if len(", ".join(returned)) > WIDTH - 12 else ", ".join(returned), 1)
+    result[0] = f"{INDENT}return {result[0].strip()}"
+    header = lines(prefixed("def ", call(name, signature), ":"))
+    return Function(name, "\n".join([*header, *body, *result]), axes, tuple(keywords))
+
+
+def _body(graph: Graph, scope: Scope, printer: OpPrinter) -> Iterator[str]:
+    """One assignment per op, each run of ops from one source line under that line."""
+    used = {name for op in graph.ops for name in op.operands} | set(graph.outputs)
+    source: Source | None = None
+    for op in graph.ops:
+        if op.source is not None and op.source != source:
+            source = op.source
+            yield f"{INDENT}{source_comment(source)}"[:WIDTH].rstrip()
+        expression = printer.expression(op)
+        targets = [scope.bind(v.name) if v.name in used else "_" for v in op.results]
+        unpacked = ", ".join(targets) + ("," if len(targets) == 1 and printer.returns_list(op) else "")
+        if unpacked.endswith(","):
+            unpacked = f"({unpacked})"
+        yield from lines(prefixed(f"{unpacked} = ", expression), 1)
+
+
+def source_comment(source: Source) -> str:
+    """`# modeling_llama.py:220  query = self.q_proj(x)`."""
+    return f"# {PurePath(source.file).name}:{source.line}  {' '.join(source.code.split())}".rstrip()
+
+
+def _bind_local_batch(graph: Graph, scope: Scope) -> str | None:
+    """`b = x.size(0)`, read off the input that says it most simply; None when no input has a multiple of b as size."""
+    found: list[tuple[int, int, str]] = []
+    for order, value in enumerate(graph.inputs):
+        for dim, size in enumerate(value.type.shape):
+            factor = share(size, LOCAL_BATCH)
+            if factor is not None:
+                read = sympy.Symbol(f"{scope[value.name]}.size({dim})")
+                text = print_expression(read * sympy.Rational(factor.denominator, factor.numerator))
+                found.append((factor.numerator + factor.denominator, order, f"b = {text}"))
+    return min(found)[2] if found else None
+
+
+def _symbols(graph: Graph) -> set[sympy.Symbol]:
+    """The symbols that the ops mention."""
+
+    def walk(arg: Arg) -> Iterator[sympy.Symbol]:
+        if isinstance(arg, sympy.Expr):
+            yield from (s for s in arg.free_symbols if isinstance(s, sympy.Symbol))
+        elif isinstance(arg, tuple):
+            for item in arg:
+                yield from walk(item)
+
+    return {symbol for op in graph.ops for symbol in walk((op.args, tuple(v for _, v in op.kwargs)))}
+
+
+def _axes_used(cls: LayerClass) -> tuple[str, ...]:
+    communicated = {op.kwarg("axis") for op in cls.graph.ops if op.target.startswith("comm.")}
+    return tuple(axis.name for axis in cls.mesh if axis.name in communicated)

@@ -1,0 +1,65 @@
+"""Python identifiers for the names of the IR."""
+
+from __future__ import annotations
+
+import builtins
+import keyword
+import re
+from collections.abc import Iterable
+
+RESERVED = frozenset({*keyword.kwlist, *keyword.softkwlist, *dir(builtins), "torch", "F", "rt", "self"})
+
+
+def identifier(name: str) -> str:
+    """The nearest identifier: `q_proj.weight` → `q_proj_weight`, `decoder@dp1-tp2` → `decoder_dp1_tp2`."""
+    text = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "value"
+    return f"_{text}" if text[0].isdigit() else text
+
+
+class Scope:
+    """The identifiers of one Python scope: gives each IR name one, never the same one twice."""
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self._taken = set(RESERVED) | set(taken)
+        self._names: dict[str, str] = {}
+
+    def __getitem__(self, name: str) -> str:
+        """The identifier that `bind` gave to `name`."""
+        return self._names[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def bind(self, name: str, wish: str = "") -> str:
+        """Gives `name` the identifier nearest to `wish` (default: to the name itself) that is still free."""
+        base = identifier(wish or name)
+        found, count = base, 1
+        while found in self._taken:
+            count += 1
+            found = f"{base}_{count}"
+        self._taken.add(found)
+        self._names[name] = found
+        return found
+
+    def alias(self, name: str, existing: str) -> None:
+        """Lets `name` mean what `existing` already means."""
+        self._names[name] = self._names[existing]
+
+
+def shortest_suffixes(names: Iterable[str], components: int = 2) -> dict[str, str]:
+    """Each dotted name cut to its last `components` parts, or as many more as keep all of them apart.
+
+    `model.layers.0.self_attn.q_proj.weight` → `q_proj.weight`.
+    """
+    all_names = list(dict.fromkeys(names))
+
+    def suffix(name: str, count: int) -> str:
+        return ".".join(name.split(".")[-count:])
+
+    shortened: dict[str, str] = {}
+    for name in all_names:
+        count = components
+        while count <= name.count(".") and any(suffix(o, count) == suffix(name, count) for o in all_names if o != name):
+            count += 1
+        shortened[name] = suffix(name, count)
+    return shortened

@@ -1,0 +1,217 @@
+"""One op of the IR as Python text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import sympy
+
+from galvatron.codegen.expressions import print_expression
+from galvatron.codegen.forms import CONTIGUOUS_FORMAT, REQUIRED, Form, forms
+from galvatron.codegen.layout import Brackets, Text, call, list_of, prefixed, tuple_of
+from galvatron.errors import GalvatronError
+from galvatron.ir.graph import Arg, Const, Op, Ref, Value
+from galvatron.ir.types import TORCH_DTYPE_NAMES
+
+_REDUCTIONS = ("none", "mean", "sum")
+
+_LISTS = frozenset({"split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_split", "unsafe_chunk"})
+"""Ops that return a list of tensors even when it has only one."""
+
+_UNWRITTEN = 2**63 - 1
+"""The `end` of a slice that goes to the end."""
+
+_INTEGER_RANGES = ("aten.arange.default", "aten.arange.start", "aten.arange.start_step")
+
+
+class OpPrinter:
+    """Writes ops over named values.
+
+    Args:
+        identifiers: the Python name of each value, and of each mesh axis under `axis:<name>`.
+        values: every value of the graph by name.
+        device: Python text for the device of tensors created from nothing.
+    """
+
+    def __init__(self, identifiers: Callable[[str], str], values: Mapping[str, Value], device: str) -> None:
+        self._identifier = identifiers
+        self._values = values
+        self._device = device
+
+    def expression(self, op: Op) -> Text:
+        """The right-hand side of the op's assignment."""
+        if op.target.startswith("comm."):
+            return self._collective(op)
+        op = self._with_explicit_dtype(op)
+        return self._special(op) or self._by_form(op) or self._fallback(op)
+
+    def returns_list(self, op: Op) -> bool:
+        """Whether a single result must be unpacked."""
+        return op.target.split(".")[1] in _LISTS
+
+    def argument(self, arg: Arg, *, atomic: bool = False) -> Text:
+        """An argument; `atomic` makes it fit to stand beside an operator."""
+        if isinstance(arg, Ref):
+            return self._identifier(arg.name)
+        if isinstance(arg, Const):
+            return f"torch.{TORCH_DTYPE_NAMES[arg.name] if arg.kind == 'dtype' else arg.name}"
+        if isinstance(arg, tuple):
+            if any(isinstance(a, Ref) for a in arg):
+                return list_of(self.argument(a) for a in arg)
+            return tuple_of(self.argument(a) for a in arg)
+        if isinstance(arg, str):
+            return '"' + arg.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        if isinstance(arg, (bool, type(None))):
+            return repr(arg)
+        return print_expression(arg, atomic=atomic)
+
+    def _collective(self, op: Op) -> Text:
+        axis = op.kwarg("axis")
+        written: list[Text] = [self.argument(op.args[0]), self._identifier(f"axis:{axis}")]
+        for name, value in op.kwargs:
+            if name != "axis" and not (name.endswith("outer") and value == 1):
+                written.append(prefixed(f"{name}=", self.argument(value)))
+        return call("rt." + op.target.removeprefix("comm."), written)
+
+    def _with_explicit_dtype(self, op: Op) -> Op:
+        """An op that creates a tensor with its element type spelled out, so that torch's default type plays no part."""
+        if op.operands or op.kwarg("dtype") is not None:
+            return op
+        numbers = [a for a in (*op.args, *(v for _, v in op.kwargs)) if isinstance(a, (int, float, sympy.Expr))]
+        whole = all(isinstance(n, int) or (isinstance(n, sympy.Expr) and n.is_integer) for n in numbers)
+        if op.target in _INTEGER_RANGES and whole and op.result.type.dtype == "i64":
+            return op
+        kwargs = tuple((k, v) for k, v in op.kwargs if k != "dtype")
+        dtype = ("dtype", Const("dtype", op.result.type.dtype))
+        return Op(op.target, op.args, (*kwargs, dtype), op.results, op.source)
+
+    def _by_form(self, op: Op) -> Text | None:
+        """The op in the first form of the table that can say it, or None."""
+        return next(filter(None, (self._in_form(op, form) for form in forms().get(op.target, ()))), None)
+
+    def _in_form(self, op: Op, form: Form) -> Text | None:
+        arguments = bind(op, form)
+        if arguments is None:
+            return None
+        defaults = dict(form.parameters)
+        given = {name: value for name, value in arguments.items() if not _same(value, defaults[name])}
+        if not given.keys() <= form.written | _IMPLIED.get(op.target, frozenset()):
+            return None
+        if form.operator:
+            return self._operator(form, arguments)
+        return self._call(form, op, given)
+
+    def _operator(self, form: Form, arguments: dict[str, Arg]) -> Text:
+        operands = [str(self.argument(arguments[name], atomic=True)) for name in form.positional]
+        if len(operands) == 1:
+            return form.operator + operands[0]
+        tight = form.operator == "**" and not any("(" in o for o in operands)
+        return f"{operands[0]}{form.operator if tight else f' {form.operator} '}{operands[1]}"
+
+    def _call(self, form: Form, op: Op, given: dict[str, Arg]) -> Text:
+        written: list[Text] = []
+        positional = list(form.positional)
+        while positional and positional[-1] not in given:
+            positional.pop()
+        for name in positional:
+            written.append(self.argument(given[name]) if name in given else repr(dict(form.parameters)[name]))
+        if form.spread:
+            items = given[form.spread]
+            if not isinstance(items, tuple):
+                raise GalvatronError(f"op {op.target!r}: {form.spread!r} is not a list")
+            # A call cannot say "no dimensions" by spreading an empty list: `x.view()` is an error, `x.view(())` is not.
+            written.extend([self.argument(a) for a in items] if items else ["()"])
+        for name in form.keywords:
+            if name == "device" and not op.operands:
+                written.append(f"device={self._device}")
+            elif name in given:
+                written.append(prefixed(f"{name}=", self._keyword(name, given[name])))
+        if form.receiver:
+            receiver = self.argument(given[form.receiver])
+            return call(f"{receiver}.{form.function}", written)
+        return call(form.function, written)
+
+    def _keyword(self, name: str, value: Arg) -> Text:
+        if name == "reduction" and isinstance(value, int):
+            return f'"{_REDUCTIONS[value]}"'
+        if name == "dim" and isinstance(value, tuple) and len(value) == 1:
+            return self.argument(value[0])
+        return self.argument(value)
+
+    def _fallback(self, op: Op) -> Text:
+        """`torch.ops.<namespace>.<name>.<overload>(...)`, which can say anything."""
+        written = [self.argument(a) for a in op.args]
+        written += [prefixed(f"{name}=", self.argument(value)) for name, value in op.kwargs]
+        if not op.operands:
+            written.append(f"device={self._device}")
+        return call(f"torch.ops.{op.target}", written)
+
+    def _special(self, op: Op) -> Text | None:
+        """Ops that Python writes with square brackets."""
+        handler = {
+            "aten.slice.Tensor": self._slice,
+            "aten.select.int": self._select,
+            "aten.index.Tensor": self._index,
+        }.get(op.target)
+        return handler(op) if handler and not op.kwargs else None
+
+    def _slice(self, op: Op) -> Text:
+        source, dim, start, end, step = (*op.args, *(0, None, None, 1)[len(op.args) - 1 :])
+        bounds = [
+            "" if start in (None, 0) else str(self.argument(start)),
+            "" if end in (None, _UNWRITTEN) else str(self.argument(end)),
+        ]
+        # Formatters put spaces around the colon when a bound is more than a name or a number.
+        colon = " : " if any(" " in b for b in bounds) else ":"
+        text = colon.join(bounds).strip() + (f":{self.argument(step)}" if step != 1 else "")
+        return self._brackets(source, dim, text)
+
+    def _select(self, op: Op) -> Text:
+        source, dim, index = op.args
+        return self._brackets(source, dim, str(self.argument(index)))
+
+    def _brackets(self, source: Arg, dim: Arg, item: str) -> Text:
+        """`x[:, item]`, or `x[..., item]` for the last of more than two dimensions."""
+        assert isinstance(source, Ref) and isinstance(dim, int)
+        rank = len(self._values[source.name].type.shape)
+        before = ["..."] if dim == rank - 1 and rank > 2 else [":"] * (dim % rank)
+        return f"{self._identifier(source.name)}[{', '.join([*before, item])}]"
+
+    def _index(self, op: Op) -> Text | None:
+        source, indices = op.args
+        if not isinstance(source, Ref) or not isinstance(indices, tuple):
+            return None
+        while indices and indices[-1] is None:
+            indices = indices[:-1]
+        if not indices or not all(i is None or (isinstance(i, Ref) and self._rank(i)) for i in indices):
+            return None
+        items = (":" if i is None else str(self.argument(i)) for i in indices)
+        return Brackets(f"{self._identifier(source.name)}[", tuple(items), "]")
+
+    def _rank(self, ref: Ref) -> int:
+        return len(self._values[ref.name].type.shape)
+
+
+_IMPLIED: dict[str, frozenset[str]] = {
+    "aten.layer_norm.default": frozenset({"cudnn_enable"}),
+    "aten.group_norm.default": frozenset({"cudnn_enabled"}),
+}
+"""Arguments that may be left out whatever they are: they choose a kernel, not a result."""
+
+
+def bind(op: Op, form: Form) -> dict[str, Arg] | None:
+    """The op's arguments by parameter name; None when they do not fit the form's signature."""
+    names = [name for name, _ in form.parameters]
+    if len(op.args) > len(names) or any(name not in names for name, _ in op.kwargs):
+        return None
+    arguments = {**dict(zip(names, op.args, strict=False)), **dict(op.kwargs)}
+    missing = [name for name, default in form.parameters if default is REQUIRED and name not in arguments]
+    return None if missing else arguments
+
+
+def _same(value: Arg, default: object) -> bool:
+    if default is CONTIGUOUS_FORMAT:
+        return value == Const("memory_format", "contiguous_format")
+    if isinstance(value, (int, float)) and isinstance(default, (int, float)):
+        return float(value) == float(default) and isinstance(value, bool) == isinstance(default, bool)
+    return type(value) is type(default) and value == default

@@ -1,0 +1,85 @@
+"""Runs of layers that one loop can say: same class, names that count up, operands that follow a pattern."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+from galvatron.ir.program import Layer
+
+INDEX = "i"
+"""The loop variable."""
+
+
+def template(names: Sequence[str], start: int) -> str | None:
+    """One f-string body for names that differ in numbers that count up: `model.layers.{i}.weight` for `i` from `start`.
+
+    Names that are all equal are their own template. None when the names follow no such pattern.
+    """
+    rows = [re.split(r"(\d+)", name) for name in names]
+    if len({len(row) for row in rows}) != 1:
+        return None
+    parts: list[str] = []
+    for column in zip(*rows, strict=True):
+        if len(set(column)) == 1:
+            parts.append(column[0].replace("{", "{{").replace("}", "}}"))
+            continue
+        numbers = [int(c) if c.isdigit() and str(int(c)) == c else None for c in column]
+        first = numbers[0]
+        if first is None or any(n != first + k for k, n in enumerate(numbers)):
+            return None
+        offset = first - start
+        distance = f" {'+' if offset > 0 else '-'} {abs(offset)}" if offset else ""
+        parts.append(f"{{{INDEX}{distance}}}")
+    return "".join(parts)
+
+
+def first_number(names: Sequence[str]) -> int:
+    """The number that counts up in `names`, at the first of them; 0 when none does."""
+    for column in zip(*(re.findall(r"\d+", name) for name in names[:2]), strict=False):
+        if column[0] != column[-1]:
+            return int(column[0])
+    return 0
+
+
+def runs(layers: Sequence[Layer], at_least: int, same: Callable[[Sequence[Layer]], bool]) -> list[tuple[Layer, ...]]:
+    """Cuts layers into maximal runs of one class for which `same` holds, and single layers."""
+    cut: list[tuple[Layer, ...]] = []
+    for _, group in groupby(layers, key=lambda layer: (layer.cls, layer.when)):
+        run = tuple(group)
+        if len(run) >= at_least and same(run):
+            cut.append(run)
+        else:
+            cut.extend((layer,) for layer in run)
+    return cut
+
+
+def chain(run: Sequence[Layer], outside: frozenset[str]) -> tuple[int | None, ...] | None:
+    """For each operand, which result of the layer before it is (None: it is the same for all), if there is a pattern.
+
+    Args:
+        outside: names that something outside the run reads; of the run's results only the last layer's may be.
+    """
+    carried: list[int | None] = []
+    for position, names in enumerate(zip(*(layer.operands for layer in run), strict=True)):
+        if len(set(names)) == 1:
+            carried.append(None)
+            continue
+        before = run[0].results
+        source = before.index(names[1]) if names[1] in before else None
+        follows = source is not None and all(
+            later.operands[position] == earlier.results[source] for earlier, later in zip(run, run[1:], strict=False)
+        )
+        if not follows or source in carried:
+            return None
+        carried.append(source)
+    inner = {name for layer in run[:-1] for name in layer.results}
+    if inner & outside or all(c is None for c in carried):
+        return None
+    return tuple(carried)
+
+
+def quoted(text: str) -> str:
+    """A string literal: an f-string if it mentions the loop variable."""
+    return f'f"{text}"' if "{" in text else f'"{text}"'

@@ -1,0 +1,320 @@
+"""One stage as a Python module: the functions of its layer classes, and a `Stage` that calls them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import sympy
+
+from galvatron.codegen.bindings import Bindings, bind_names, stage_mesh
+from galvatron.codegen.expressions import print_expression, share
+from galvatron.codegen.layout import WIDTH, Brackets, Text, call, lines, prefixed, tuple_of
+from galvatron.codegen.runs import INDEX, chain, first_number, quoted, runs, template
+from galvatron.codegen.sizes import MICRO_BATCH, Sizes, local_sizes
+from galvatron.ir.layout import BROADCAST, PARTIAL, Placement, Shard
+from galvatron.ir.program import Layer, Program, Stage, StateLayout, Transfer, When
+from galvatron.ir.types import TORCH_DTYPE_NAMES
+
+_LOOP_AT_LEAST = 3
+"""Layers in a run that are worth a loop."""
+
+
+def emit_stage(program: Program, stage: Stage, sizes: Sizes | None = None) -> str:
+    """The module of one stage of a staged program, as text."""
+    bindings = bind_names(program, stage, sizes or local_sizes(program))
+    functions = [function.text for function in bindings.functions.values()]
+    stage_text = "\n".join([*_head(bindings), *_init(bindings), *_step(bindings), *_forward(bindings)])
+    body = "\n\n\n".join([*functions, stage_text])
+    imports = ["import torch", *(["import torch.nn.functional as F"] if "= F." in body else [])]
+    imports += ["", "from galvatron import runtime as rt"]
+    return "\n".join([_docstring(program, stage), "", *imports, "", "", body, ""])
+
+
+def stage_axes(program: Program) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """For each stage the (size, stride) of every mesh axis that its code asks for, largest stride first."""
+    meshes = (stage_mesh(program, stage) for stage in program.stages)
+    return tuple(tuple(dict.fromkeys((axis.size, axis.stride) for axis in mesh)) for mesh in meshes)
+
+
+def _docstring(program: Program, stage: Stage) -> str:
+    """`Stage 1 of 2 of LlamaForCausalLM: layers 3-5 (decoder ×2, head) on 2 devices.`"""
+
+    def planned(one: Stage) -> list[str]:
+        classes = [(layer, program.class_of[layer.cls]) for layer in one.layers if layer.when is When.MICROBATCH]
+        return [cls.base or cls.name for _, cls in classes if cls.base or cls.strategy]
+
+    own = planned(stage)
+    first = sum(len(planned(s)) for s in program.stages[: stage.index])
+    counts = ", ".join(name if n == 1 else f"{name} ×{n}" for name, n in Counter(own).items())
+    which = f"layer {first}" if len(own) == 1 else f"layers {first}-{first + len(own) - 1}"
+    devices = program.plan.devices_per_stage if program.plan else 1
+    where = f"{devices} device{'s' if devices > 1 else ''}"
+    what = f"{which} ({counts})" if own else "no layers"
+    text = f'"""Stage {stage.index} of {len(program.stages)} of {program.name}: {what} on {where}."""'
+    return text.replace("\\", "\\\\")
+
+
+def _head(bindings: Bindings) -> list[str]:
+    return ["class Stage(rt.Stage):", f"    index, count = {bindings.stage.index}, {len(bindings.program.stages)}"]
+
+
+def _init(bindings: Bindings) -> list[str]:
+    """`__init__`: axes, state and layers, then what goes in and out."""
+    stage = bindings.stage
+    out = ["", "    def __init__(self, mesh: rt.Mesh) -> None:", "        super().__init__(mesh)"]
+    for axis, name in bindings.axes.items():
+        out.append(f"        {name} = mesh.axis({axis.size}, stride={axis.stride})")
+    layouts = {layout.state: layout for layout in stage.state}
+    declared: set[str] = set()
+    for run in runs(stage.layers, _LOOP_AT_LEAST, lambda run: _counts_up(bindings, run, layouts)):
+        fresh = dict.fromkeys(name for layer in run for name in layer.state if name not in declared)
+        declared.update(fresh)
+        out += [""] if fresh else []
+        out += _declare_run(bindings, run, layouts) if len(run) > 1 else _declare(bindings, run[0], fresh, layouts)
+    interface = [*_batch_inputs(bindings), *_transfers(bindings, "receives", stage.receives)]
+    interface += _transfers(bindings, "sends", stage.sends)
+    if bindings.program.output in {name for layer in stage.layers for name in layer.results}:
+        interface += _statement("self.loss", [prefixed("sum_over=", tuple_of(_loss_axes(bindings)))])
+    return [*out, "", *interface]
+
+
+def _statement(function: str, arguments: Iterable[Text], depth: int = 2) -> list[str]:
+    return lines(call(function, arguments), depth)
+
+
+def _declare(bindings: Bindings, layer: Layer, fresh: Iterable[str], layouts: dict[str, StateLayout]) -> list[str]:
+    """The state of one layer, as far as no layer before has declared it, and the layer."""
+    out = [line for name in fresh for line in _state(bindings, f'"{name}"', layouts[name], 2)]
+    if not _is_called_directly(bindings, layer):
+        name, state = f'"{bindings.layers[layer.name]}"', [f'"{name}"' for name in layer.state]
+        out += _layer(bindings, layer, name, state, 2)
+    return out
+
+
+def _declare_run(bindings: Bindings, run: Sequence[Layer], layouts: dict[str, StateLayout]) -> list[str]:
+    """The state of a run of layers, and the layers, in one loop."""
+    start = _start(bindings, run)
+    out = [f"        for {INDEX} in range({start}, {start + len(run)}):"]
+    columns = zip(*(layer.state for layer in run), strict=True)
+    names = [quoted(template(column, start) or column[0]) for column in columns]
+    for text, name in zip(names, run[0].state, strict=True):
+        out += _state(bindings, text, layouts[name], 3)
+    name = quoted(template([bindings.layers[layer.name] for layer in run], start) or "")
+    return out + _layer(bindings, run[0], name, names, 3)
+
+
+def _start(bindings: Bindings, run: Sequence[Layer]) -> int:
+    """Where the loop variable starts: at the number in the names of the state, or of the layers."""
+    state = [layer.state[0] for layer in run if layer.state]
+    return first_number(state or [bindings.layers[layer.name] for layer in run])
+
+
+def _counts_up(bindings: Bindings, run: Sequence[Layer], layouts: dict[str, StateLayout]) -> bool:
+    """Whether one loop declares the run: names count up, each layer has state of its own, laid out alike."""
+    start, program = _start(bindings, run), bindings.program
+    if not run[0].state or template([bindings.layers[layer.name] for layer in run], start) is None:
+        return False
+    every = [name for layer in run for name in layer.state]
+    users = Counter(name for layer in bindings.stage.layers for name in layer.state)
+    if len(set(every)) < len(every) or any(users[name] > 1 for name in every):
+        return False
+    for column in zip(*(layer.state for layer in run), strict=True):
+        kinds = {(s.type, s.kind, s.trainable) for s in (program.state_of[name] for name in column)}
+        places = {(layouts[name].mesh, layouts[name].layout) for name in column}
+        if template(column, start) is None or len(kinds) > 1 or len(places) > 1:
+            return False
+    return True
+
+
+def _state(bindings: Bindings, name: str, layout: StateLayout, depth: int) -> list[str]:
+    state = bindings.program.state_of[layout.state]
+    trained = state.kind == "parameter" and state.trainable
+    placed: list[Text] = []
+    for placement, axis in zip(layout.layout, layout.mesh, strict=True):
+        if text := _placement(placement, trained):
+            placed.append(f"{bindings.axes[axis]}: {text}")
+    arguments: list[Text] = [name, tuple_of(print_expression(d) for d in state.type.shape), _dtype(state.type.dtype)]
+    arguments.append(Brackets("{", tuple(placed), "}"))
+    if state.kind != "parameter":
+        arguments.append('kind="buffer"')
+    elif not state.trainable:
+        arguments.append("requires_grad=False")
+    return _statement("self.state", arguments, depth)
+
+
+def _layer(bindings: Bindings, layer: Layer, name: str, state: Sequence[str], depth: int) -> list[str]:
+    function = bindings.function(layer)
+    axes = [_axis_variable(bindings, layer, axis) for axis in function.axes]
+    arguments: list[Text] = [name, function.name]
+    arguments += [prefixed("axes=", tuple_of(axes))] if axes else []
+    arguments += [prefixed("state=", tuple_of(state))] if state else []
+    return _statement("self.layer", arguments, depth)
+
+
+def _axis_variable(bindings: Bindings, layer: Layer, name: str) -> str:
+    return next(bindings.axes[axis] for axis in bindings.cls(layer).mesh if axis.name == name)
+
+
+def _placement(placement: Placement, trained: bool) -> str:
+    """Text of a placement; empty for what an axis that is not named means."""
+    if isinstance(placement, Shard):
+        outer = "" if placement.outer == 1 else f", outer={print_expression(placement.outer)}"
+        return f"rt.Sharded({placement.dim}{outer})"
+    return "rt.Summed()" if placement == BROADCAST and trained else ""
+
+
+def _dtype(name: str) -> str:
+    return f"torch.{TORCH_DTYPE_NAMES[name]}"
+
+
+def _batch_inputs(bindings: Bindings) -> list[str]:
+    out: list[str] = []
+    for parameter, (variable, _) in bindings.batch.items():
+        placed = [f"{bindings.axes[axis]}: {_placement(p, False)}" for axis, p in parameter.placements]
+        arguments: list[Text] = [f'"{parameter.name}"', f'"{variable}"', Brackets("{", tuple(placed), "}")]
+        out += _statement("self.batch", [*arguments, *(["whole=True"] if parameter.whole else [])])
+    return out
+
+
+def _transfers(bindings: Bindings, method: str, transfers: Iterable[Transfer]) -> list[str]:
+    out: list[str] = []
+    for transfer in transfers:
+        shape = tuple_of(print_expression(d) for d in bindings.sizes.shapes[transfer.name])
+        arguments: list[Text] = [f'"{transfer.name}"', f"lambda n: {shape}", _dtype(transfer.type.dtype)]
+        if transfer.type.is_floating and not transfer.differentiable:
+            arguments.append("requires_grad=False")
+        out += _statement(f"self.{method}", arguments)
+    return out
+
+
+def _loss_axes(bindings: Bindings) -> list[str]:
+    """The axes over which the loss is a partial sum."""
+    for layer in bindings.stage.layers:
+        if bindings.program.output in layer.results:
+            cls = bindings.cls(layer)
+            output = cls.graph.values[cls.graph.outputs[layer.results.index(bindings.program.output)]]
+            placed = zip(output.layout or (), cls.mesh, strict=False)
+            return [bindings.axes[axis] for placement, axis in placed if placement == PARTIAL]
+    return []
+
+
+def _is_called_directly(bindings: Bindings, layer: Layer) -> bool:
+    """A function without state and communication needs no layer object."""
+    return not layer.state and not bindings.function(layer).axes
+
+
+def _step(bindings: Bindings) -> list[str]:
+    """`step`: statistics of the whole batch, once per step; nothing when there are none."""
+    if not bindings.step_layers:
+        return []
+    parameters = ["self", *(variable for p, (variable, _) in bindings.batch.items() if p.whole)]
+    out = ["", *lines(prefixed("def ", call("step", parameters), ":"), 1)]
+    for layer in bindings.step_layers:
+        results = [bindings.step_variables[name] for name in layer.results]
+        out += lines(prefixed(f"{', '.join(results)} = ", _call(bindings, layer)), 2)
+    returned = [f'"{bindings.variables[name]}": {bindings.step_variables[name]}' for name in bindings.step_results]
+    return [*out, *lines(prefixed("return ", Brackets("{", tuple(returned), "}")), 2)]
+
+
+def _forward(bindings: Bindings) -> list[str]:
+    """`forward`: received values, then by keyword this rank's part of the micro-batch and the step values."""
+    stage, scope = bindings.stage, bindings.variables
+    keywords = [variable for p, (variable, _) in bindings.batch.items() if not p.whole]
+    keywords += [scope[name] for name in bindings.step_results]
+    parameters = ["self", *(scope[t.name] for t in stage.receives), *(["*", *keywords] if keywords else [])]
+    out = ["", *lines(prefixed("def ", call("forward", parameters), ":"), 1)]
+    read_outside = _readers(bindings)
+    for run in runs(bindings.forward_layers, _LOOP_AT_LEAST, lambda run: _is_loop(bindings, run, read_outside(run))):
+        if len(run) > 1:
+            out += _loop(bindings, run, read_outside(run))
+            continue
+        used = read_outside(run)
+        results = [scope[name] if name in used else "_" for name in run[0].results]
+        out += lines(prefixed(f"{', '.join(results)} = ", _call(bindings, run[0])), 2)
+    returned = [scope[t.name] for t in stage.sends]
+    if bindings.program.output in scope and bindings.program.output not in {t.name for t in stage.receives}:
+        return [*out, f"        return {scope[bindings.program.output]}"]
+    text = tuple_of(returned)
+    flat = f"        return {', '.join(returned)}" if len(returned) > 1 else f"        return {text}"
+    return [*out, *([flat] if len(flat) <= WIDTH else lines(prefixed("return ", text), 2))]
+
+
+def _readers(bindings: Bindings):
+    """A function from a run of layers to the names that something outside the run reads."""
+    sent = {t.name for t in bindings.stage.sends} | {bindings.program.output}
+
+    def outside(run: Sequence[Layer]) -> frozenset[str]:
+        members = {layer.name for layer in run}
+        read = (name for layer in bindings.forward_layers if layer.name not in members for name in layer.operands)
+        return frozenset(sent) | frozenset(read)
+
+    return outside
+
+
+def _is_loop(bindings: Bindings, run: Sequence[Layer], outside: frozenset[str]) -> bool:
+    if _is_called_directly(bindings, run[0]) or bindings.function(run[0]).keywords not in ((), ("B",)):
+        return False
+    names = [bindings.layers[layer.name] for layer in run]
+    return chain(run, outside) is not None and template(names, _start(bindings, run)) is not None
+
+
+def _loop(bindings: Bindings, run: Sequence[Layer], outside: frozenset[str]) -> list[str]:
+    """A run of layers, each fed with the results of the one before."""
+    carried = chain(run, outside)
+    assert carried is not None
+    scope, start, last = bindings.variables, _start(bindings, run), run[-1]
+    first_operands = bindings.operands(run[0])
+    live = {c for c in carried if c is not None}
+    results = [scope[name] if k in live or name in outside else "_" for k, name in enumerate(last.results)]
+    out = [
+        f"        {results[c]} = {operand}"
+        for c, operand in zip(carried, first_operands, strict=True)
+        if c is not None and results[c] != operand
+    ]
+    operands = [operand if c is None else results[c] for c, operand in zip(carried, first_operands, strict=True)]
+    name = quoted(template([bindings.layers[layer.name] for layer in run], start) or "")
+    keywords = _keywords(bindings, run[0])
+    out.append(f"        for {INDEX} in range({start}, {start + len(run)}):")
+    return out + lines(prefixed(f"{', '.join(results)} = ", call(f"self.layers[{name}]", [*operands, *keywords])), 3)
+
+
+def _call(bindings: Bindings, layer: Layer) -> Brackets:
+    """A layer called with the variables in scope."""
+    direct = _is_called_directly(bindings, layer)
+    function = bindings.function(layer).name if direct else f"self.{bindings.layers[layer.name]}"
+    return call(function, [*bindings.operands(layer), *_keywords(bindings, layer)])
+
+
+def _keywords(bindings: Bindings, layer: Layer) -> list[str]:
+    """What the function cannot read off its arguments."""
+    written: list[str] = []
+    for keyword in bindings.function(layer).keywords:
+        if keyword == "B":
+            written.append("B=self.global_batch_size")
+        elif keyword == "device":
+            written.append(f"device={_any_tensor(bindings, layer)}.device")
+        else:
+            written.append(f"b={_local_batch(bindings, layer)}")
+    return written
+
+
+def _any_tensor(bindings: Bindings, layer: Layer) -> str:
+    whole = layer.when is When.STEP
+    variables = [variable for p, (variable, _) in bindings.batch.items() if p.whole == whole]
+    variables += [bindings.variables[t.name] for t in bindings.stage.receives]
+    return variables[0]
+
+
+def _local_batch(bindings: Bindings, layer: Layer) -> str:
+    """This rank's samples as the layer counts them, read off something that came into `forward`."""
+    candidates = [found for p, found in bindings.batch.items() if not p.whole]
+    candidates += [(bindings.variables[t.name], bindings.sizes.shapes[t.name]) for t in bindings.stage.receives]
+    for variable, shape in candidates:
+        for dim, size in enumerate(shape):
+            whole = share(size, MICRO_BATCH)
+            if whole:
+                factor = 1 / whole / bindings.sizes.divisors[layer.name]
+                read = sympy.Symbol(f"{variable}.size({dim})")
+                return print_expression(read * sympy.Rational(factor.numerator, factor.denominator))
+    raise AssertionError(f"stage {bindings.stage.index} reads nothing that has the batch as a dimension")
