@@ -65,7 +65,8 @@ class Shard:
     """A slice of dimension `dim`, seen as `(outer, axis size, rest)`: the middle factor is split over the axis.
 
     `outer=1` is the ordinary contiguous chunk. A fused QKV projection split by heads is `Shard(0, outer=3)`, a flattened
-    `(B·S, V)` split along the sequence is `Shard(0, outer=B)`.
+    `(B·S, V)` split along the sequence is `Shard(0, outer=B)`. `outer` counts elements of the whole tensor, whatever other
+    axes shard; two axes with equal `dim` and `outer` shard one factor, the outer mesh axis first.
     """
 
     dim: int
@@ -91,6 +92,24 @@ def dual(placement: Placement) -> Placement:
     if placement == PARTIAL:
         return BROADCAST
     return placement
+
+
+def same_factor(first: Placement, second: Placement) -> bool:
+    """Whether two axes shard the same factor of the same dimension."""
+    return isinstance(first, Shard) and first == second
+
+
+def local_outer(layout: Layout, mesh: tuple[Axis, ...], position: int) -> Dim:
+    """How many slices along its dimension the shard at `position` makes of the local tensor: `outer` less what other axes
+    have taken of it."""
+    shard = layout[position]
+    assert isinstance(shard, Shard)
+    outer: Dim = shard.outer
+    for other, axis in zip(layout, mesh, strict=True):
+        if isinstance(other, Shard) and other.dim == shard.dim and other.outer != shard.outer:
+            if exact_quotient(shard.outer, other.outer) is not None:
+                outer = exact_quotient(outer, axis.size) or outer
+    return outer
 
 
 def local_shape(shape: tuple[Dim, ...], layout: Layout, mesh: tuple[Axis, ...]) -> tuple[Dim, ...]:

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import networkx
+
 from galvatron.ir.graph import Graph, Op
-from galvatron.ir.types import Dim, divides, exact_quotient, simplify_dim
+from galvatron.ir.types import BATCH, Dim, divides, exact_quotient, simplify_dim
 from galvatron.passes.sharding.notation import DimNames, OpDims
 from galvatron.passes.sharding.rules import op_dims
 
@@ -43,10 +45,12 @@ class FactorTable:
         types = {name: value.type for name, value in graph.values.items()}
         self.dims: dict[int, OpDims | None] = {i: op_dims(op, types) for i, op in enumerate(graph.ops)}
         self._cuts: dict[tuple[str, int], list[Dim]] = {
-            (name, d): [1, size] if size != 1 else [1] for name, type_ in types.items() for d, size in enumerate(type_.shape)
+            (name, d): _first_cuts(size) for name, type_ in types.items() for d, size in enumerate(type_.shape)
         }
         self._graph = graph
         self._refine()
+        self._op_factors = [self._find_op_factors(i) for i in range(len(graph.ops))]
+        self._parameter_factors = self._reach({v.name for v in graph.state})
 
     def factors(self, value: str, dim: int) -> list[Factor]:
         """The factors of one dimension, outermost first."""
@@ -56,6 +60,27 @@ class FactorTable:
 
     def op_factors(self, index: int) -> list[OpFactor]:
         """The factors along which an op may be sharded: the same elementary factor at every place that has the name."""
+        return self._op_factors[index]
+
+    def of_parameters(self, index: int, factor: OpFactor) -> bool:
+        """Whether a factor of op `index` is, through any chain of ops, a factor of a parameter or buffer."""
+        return any(place in self._parameter_factors for place in self._factor_places(index, factor))
+
+    def _factor_places(self, index: int, factor: OpFactor) -> list[tuple[str, Factor]]:
+        op = self._graph.ops[index]
+        names = (*op.operands, *(v.name for v in op.results))
+        return [(n, f) for n, f in zip(names, (*factor.operands, *factor.results), strict=True) if f is not None]
+
+    def _reach(self, values: set[str]) -> set[tuple[str, Factor]]:
+        """Every place connected, by ops that share a factor, to some factor of the given values."""
+        links: networkx.Graph[tuple[str, Factor]] = networkx.Graph()
+        for index, factors in enumerate(self._op_factors):
+            for factor in factors:
+                networkx.add_path(links, self._factor_places(index, factor))
+        components = networkx.connected_components(links)
+        return set().union(*(c for c in components if any(value in values for value, _ in c)))
+
+    def _find_op_factors(self, index: int) -> list[OpFactor]:
         dims = self.dims[index]
         if dims is None:
             return []
@@ -127,6 +152,12 @@ class FactorTable:
             cuts.insert(position, cut)
             return True
         return False
+
+
+def _first_cuts(size: Dim) -> list[Dim]:
+    """The whole dimension, with the batch as a factor of its own where it is one: it is the outermost by convention."""
+    inside = exact_quotient(size, BATCH) if not isinstance(size, int) else None
+    return list(dict.fromkeys([1, inside, size] if inside is not None else [1, size]))
 
 
 def _places(op: Op, dims: OpDims, name: str) -> list[tuple[int, str, int, Dim]]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.types import Dim, exact_quotient
@@ -76,11 +76,16 @@ class Notation:
             for names, size in zip(dims, shape, strict=True):
                 _solve_product(names, size, sizes)
         resolved = tuple(
-            tuple(() if size == 1 else tuple(n for n in names if n in sizes) for names, size in zip(dims, shape, strict=True))
+            tuple(
+                () if size == 1 else tuple(n for n in names if n in sizes)
+                for names, size in zip(dims, shape, strict=True)
+            )
             for dims, shape in named
         )
         # A number in the place of an added operand (`x + 1`) makes the op affine: partial sums may not pass.
-        affine = any(t.mark == "+" and not t.optional and s is None for t, s in zip(self.operands, operand_shapes, strict=True))
+        affine = any(
+            t.mark == "+" and not t.optional and s is None for t, s in zip(self.operands, operand_shapes, strict=True)
+        )
         marks = [t.mark for t, _ in operands]
         return OpDims(
             operands=resolved[: len(operands)],
@@ -122,7 +127,7 @@ def _solve_product(names: DimNames, size: Dim, sizes: dict[str, Dim]) -> None:
 _TOKEN = re.compile(r"\(([^)]*)\)|(\S+)")
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse_notation(text: str) -> Notation:
     """Parses a rule line.
 

@@ -8,7 +8,7 @@ own are recognised by `torch.Tag.pointwise`. An op without a rule is computed wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache
 
 from galvatron.ir.graph import Arg, Op, Ref, walk_refs
 from galvatron.ir.types import Dim, TensorType, exact_quotient
@@ -47,7 +47,7 @@ class Call:
         return tuple(self.types[name].shape for name in self.op.operands)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _schema(target: str) -> tuple[tuple[str, ...], tuple[tuple[str, Arg], ...]]:
     from galvatron.ir.interpreter import torch_op
 
@@ -75,7 +75,7 @@ def op_dims(op: Op, types: Types) -> OpDims | None:
     return dims if len(dims.operands) == len(op.operands) else None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _is_pointwise(target: str) -> bool:
     import torch
 
@@ -86,7 +86,9 @@ def _is_pointwise(target: str) -> bool:
 
 def _pointwise(call: Call) -> OpDims:
     terms = ", ".join("b*" for _ in call.op.operands)
-    return parse_notation(f"{terms} -> {', '.join('b*' for _ in call.results)}").resolve(call.operand_shapes(), call.results)
+    return parse_notation(f"{terms} -> {', '.join('b*' for _ in call.results)}").resolve(
+        call.operand_shapes(), call.results
+    )
 
 
 def _view(call: Call) -> OpDims:
@@ -204,7 +206,9 @@ def _created(call: Call) -> OpDims:
 def _whole(call: Call) -> OpDims:
     """Nothing may be sharded."""
     return OpDims(
-        tuple(tuple(() for _ in s) for s in call.operand_shapes()), tuple(tuple(() for _ in s) for s in call.results), {}
+        tuple(tuple(() for _ in s) for s in call.operand_shapes()),
+        tuple(tuple(() for _ in s) for s in call.results),
+        {},
     )
 
 
@@ -225,7 +229,9 @@ def _index(call: Call) -> OpDims:
     kept = [i for i in range(len(shape)) if i not in positions]
     sizes.update({f"d{i}": shape[i] for i in kept if shape[i] != 1})
     operand = tuple((f"d{i}",) if f"d{i}" in sizes else () for i in range(len(shape)))
-    named = {s: tuple((f"i{i}",) if s[len(s) - 1 - i] != 1 else () for i in reversed(range(len(s)))) for s in index_shapes}
+    named = {
+        s: tuple((f"i{i}",) if s[len(s) - 1 - i] != 1 else () for i in reversed(range(len(s)))) for s in index_shapes
+    }
     indexed = tuple((f"i{i}",) if f"i{i}" in sizes else () for i in reversed(range(rank)))
     at = positions[0] if contiguous else 0
     rest = tuple(operand[i] for i in kept)
@@ -242,7 +248,13 @@ def _matmul(call: Call) -> OpDims:
         (2, 1): "~m k, ~k -> m",
     }.get((left, right))
     if line is None:
-        line = "~k, ~b* k n -> b* n" if left == 1 else "~b* m k, ~k -> b* m" if right == 1 else "~b* m k, ~b* k n -> b* m n"
+        line = (
+            "~k, ~b* k n -> b* n"
+            if left == 1
+            else "~b* m k, ~k -> b* m"
+            if right == 1
+            else "~b* m k, ~b* k n -> b* m n"
+        )
     return parse_notation(line).resolve(call.operand_shapes(), call.results)
 
 
@@ -287,7 +299,9 @@ def _convolution(call: Call) -> OpDims:
     line = "~n c d*, ~o c k*, +o? -> n o d*"
     shapes = (call.shape("input"), call.shape("weight"), call.shape("bias") if isinstance(call["bias"], Ref) else None)
     spatial = len(shapes[0]) - 2
-    line = line.replace("d*", " ".join(f"x{i}!" for i in range(spatial))).replace("k*", " ".join(f"y{i}!" for i in range(spatial)))
+    line = line.replace("d*", " ".join(f"x{i}!" for i in range(spatial))).replace(
+        "k*", " ".join(f"y{i}!" for i in range(spatial))
+    )
     head, _, tail = line.partition("->")
     tail = tail.replace("x", "z")
     return parse_notation(f"{head}->{tail}").resolve(shapes, call.results)

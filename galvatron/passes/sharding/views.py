@@ -55,7 +55,9 @@ def _groups(operand: Shape, result: Shape) -> list[tuple[Shape, Shape]]:
             left_size, right_size = _product(tuple(left)), _product(tuple(right))
             if (left or right) and left_size == right_size:
                 break
-            grow_left = i < len(operand) and (j >= len(result) or divides(left_size, right_size) or not divides(right_size, left_size))
+            grow_left = i < len(operand) and (
+                j >= len(result) or divides(left_size, right_size) or not divides(right_size, left_size)
+            )
             if grow_left or j >= len(result):
                 left.append(operand[i])
                 i += 1

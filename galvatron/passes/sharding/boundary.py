@@ -1,0 +1,92 @@
+"""Roles as boundary conditions: what a role fixes at the border of a layer; the solver finds everything inside.
+
+| role | values that cross the border | parameters | may shard |
+|---|---|---|---|
+| dp | sharded along the batch; without a batch dimension, whole with a partial gradient | whole, gradient summed | the batch |
+| tp | whole | whole or sharded, as the solver likes | factors of parameters |
+
+A value without a gradient is whole wherever its role does not shard it. The loss leaves a dp axis as a partial sum, and
+statistics of the batch leave every axis whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from galvatron.ir.graph import Graph
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE
+from galvatron.ir.types import BATCH, TensorType, exact_quotient
+from galvatron.passes.sharding.factors import FactorTable, OpFactor
+from galvatron.passes.sharding.modes import Mode, Split, State
+from galvatron.passes.sharding.solver import Boundary
+
+
+@dataclass(frozen=True)
+class Border:
+    """What a class is to its program: which of its values have gradients, which output is the loss, which state trains.
+
+    `whole_outputs` are outputs every rank must have whole (statistics of the batch), `fixed` the states, one per mesh axis,
+    of parameters that another layer has placed already.
+    """
+
+    differentiable: frozenset[str]
+    trainable: frozenset[str]
+    loss: str | None = None
+    whole_outputs: frozenset[str] = frozenset()
+    fixed: tuple[tuple[str, tuple[State, ...]], ...] = ()
+
+
+def crossing_state(role: str, type_: TensorType, differentiable: bool) -> State:
+    """The state, on one axis of a role, of a value of this global type where it crosses from one layer to another."""
+    if role == "dp":
+        for dim, size in enumerate(type_.shape):
+            inside = exact_quotient(size, BATCH) if not isinstance(size, int) else None
+            if inside is not None:
+                return Split(dim, inside, BATCH)
+        return BROADCAST if differentiable else REPLICATE
+    return REPLICATE
+
+
+def _crossings(role: str, graph: Graph, border: Border, names: Iterable[str]) -> dict[str, State]:
+    return {n: crossing_state(role, graph.values[n].type, n in border.differentiable) for n in names}
+
+
+def _dp(graph: Graph, border: Border, modes: list[tuple[Mode, ...]]) -> Boundary:
+    outputs = _crossings("dp", graph, border, graph.outputs)
+    outputs.update((name, REPLICATE) for name in border.whole_outputs)
+    if border.loss is not None:
+        outputs[border.loss] = PARTIAL
+    return Boundary(
+        inputs=_crossings("dp", graph, border, [v.name for v in graph.inputs]),
+        outputs=outputs,
+        state={v.name: (BROADCAST if v.name in border.trainable else REPLICATE,) for v in graph.state},
+    )
+
+
+def _tp(graph: Graph, border: Border, modes: list[tuple[Mode, ...]]) -> Boundary:
+    asked: dict[str, list[State]] = {v.name: [REPLICATE, BROADCAST] for v in graph.state if v.name in border.trainable}
+    for op, choices in zip(graph.ops, modes, strict=True):
+        for position, name in enumerate(op.operands):
+            if name in asked:
+                asked[name] += [m.operands[position] for m in choices if isinstance(m.operands[position], Split)]
+    return Boundary(
+        inputs=_crossings("tp", graph, border, [v.name for v in graph.inputs]),
+        outputs=_crossings("tp", graph, border, graph.outputs),
+        state={v.name: tuple(dict.fromkeys(asked.get(v.name, [REPLICATE]))) for v in graph.state},
+    )
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a role means on one mesh axis: its boundary condition, and which factors of an op it may shard."""
+
+    boundary: Callable[[Graph, Border, list[tuple[Mode, ...]]], Boundary]
+    shards: Callable[[FactorTable, int, OpFactor], bool]
+
+
+ROLES: dict[str, Role] = {
+    "dp": Role(_dp, lambda table, index, factor: factor.size == BATCH),
+    "tp": Role(_tp, lambda table, index, factor: factor.size != BATCH and table.of_parameters(index, factor)),
+}
+"""Every role of a strategy that the partitioner knows."""

@@ -1,0 +1,193 @@
+"""Redistribution: the collectives that take a value from one layout to another, forward and adjoint.
+
+One table covers a single mesh axis. On several axes the steps are ordered so that data shrinks early and grows late: slice,
+reduce, exchange, gather, and last the conversions that only concern the gradient. Axes that shard one factor nest like a
+stack: the inner one must be undone before the outer one can change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from galvatron.ir.graph import Arg, Op, Ref, Value
+from galvatron.ir.layout import (
+    BROADCAST,
+    REPLICATE,
+    Axis,
+    Layout,
+    Partial,
+    Placement,
+    Replicate,
+    Shard,
+    local_outer,
+    local_shape,
+    same_factor,
+)
+from galvatron.ir.types import TensorType
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One row of the table: the op that converts, the collective it runs forward and the one it runs backward."""
+
+    op: str
+    grad: str | None
+    forward: str | None
+    backward: str | None
+
+
+_TABLE: dict[tuple[str, str], Conversion] = {
+    ("R", "R'"): Conversion("copy", None, None, "all_reduce"),
+    ("R", "S"): Conversion("slice", "all_gather", None, "all_gather"),
+    ("R", "P"): Conversion("first", "identity", None, None),
+    ("R'", "R"): Conversion("first", "first", None, None),
+    ("R'", "S"): Conversion("slice", "pad", None, None),
+    ("P", "R"): Conversion("all_reduce", "identity", "all_reduce", None),
+    ("P", "R'"): Conversion("all_reduce", "all_reduce", "all_reduce", "all_reduce"),
+    ("P", "S"): Conversion("reduce_scatter", None, "reduce_scatter", "all_gather"),
+    ("S", "R"): Conversion("all_gather", "slice", "all_gather", None),
+    ("S", "R'"): Conversion("all_gather", "reduce_scatter", "all_gather", "reduce_scatter"),
+    ("S", "S"): Conversion("all_to_all", None, "all_to_all", "all_to_all"),
+    ("S", "P"): Conversion("pad", None, None, None),
+}
+
+
+def kind(placement: Placement) -> str:
+    """The row or column of the table: `R`, `R'`, `P` or `S`."""
+    return "S" if isinstance(placement, Shard) else str(placement)
+
+
+def conversion(source: Placement, target: Placement) -> Conversion | None:
+    """The table's entry for one axis, or None where nothing is to be done or no single op does it (`R' → P`)."""
+    if source == target:
+        return None
+    return _TABLE.get((kind(source), kind(target)))
+
+
+_ROUNDS = {None: 0.01, "all_to_all": 0.5, "all_gather": 1.0, "reduce_scatter": 1.0, "all_reduce": 2.0}
+
+
+def rounds(source: Layout, target: Layout, *, differentiable: bool) -> float:
+    """A rank among ways to make a layout: how often the value and its gradient go round the axes on the way."""
+    total = 0.0
+    for before, after in zip(source, target, strict=True):
+        row = conversion(before, after)
+        if row is not None:
+            total += _ROUNDS[row.forward] + (_ROUNDS[row.backward] if differentiable else 0.0)
+        elif before != after:
+            total += 10.0
+    return total
+
+
+def gradientless(layout: Layout) -> Layout:
+    """The layout of a value that has no gradient: `R'` and `R` are the same."""
+    return tuple(REPLICATE if p == BROADCAST else p for p in layout)
+
+
+def redistribute(
+    value: Value,
+    target: Layout,
+    mesh: tuple[Axis, ...],
+    whole: TensorType,
+    *,
+    differentiable: bool = True,
+    fresh_name: Callable[[str], str],
+) -> tuple[Op, ...]:
+    """The ops that bring `value` into the layout `target`; empty when it is there already.
+
+    Args:
+        value: the local value, with its layout on `mesh`.
+        whole: its global type.
+        differentiable: False for values without a gradient, for which `R` and `R'` are one.
+        fresh_name: gives a new unique value name for a hint.
+    """
+    assert value.layout is not None
+    current = value.layout
+    if not differentiable:
+        target = tuple(c if {c, t} == {REPLICATE, BROADCAST} else t for c, t in zip(current, target, strict=True))
+    ops: list[Op] = []
+    while current != target:
+        position, placement = _next_step(current, target)
+        op = _step(value, current, position, placement, mesh, whole, fresh_name)
+        ops.append(op)
+        value = op.result
+        assert value.layout is not None
+        current = value.layout
+    return tuple(ops)
+
+
+_ORDER: tuple[Callable[[Placement, Placement], bool], ...] = (
+    lambda a, b: isinstance(a, Replicate) and isinstance(b, Shard),
+    lambda a, b: isinstance(a, Partial),
+    lambda a, b: isinstance(a, Shard) and isinstance(b, Shard),
+    lambda a, b: isinstance(a, Shard),
+    lambda a, b: True,
+)
+"""Which conversions come first."""
+
+
+def _next_step(current: Layout, target: Layout) -> tuple[int, Placement]:
+    """The axis to convert next and its placement afterwards."""
+    open_axes = [i for i, (c, t) in enumerate(zip(current, target, strict=True)) if c != t]
+    for applies in _ORDER:
+        # Shards are made outermost first and undone innermost first.
+        undo = applies is _ORDER[2] or applies is _ORDER[3]
+        for i in reversed(open_axes) if undo else open_axes:
+            if applies(current[i], target[i]) and _stack_allows(current, target, i):
+                if (kind(current[i]), kind(target[i])) == ("R'", "P"):
+                    return i, REPLICATE
+                return i, target[i]
+    # Every open axis waits for a nested one: undo the innermost axis that shares a factor with an open one.
+    for i in reversed(range(len(current))):
+        blocked = (o for o in open_axes if o < i and current[i] in (current[o], target[o]))
+        if isinstance(current[i], Shard) and next(blocked, None) is not None:
+            return i, REPLICATE
+    raise AssertionError(f"no way from {current} to {target}")
+
+
+def _stack_allows(current: Layout, target: Layout, i: int) -> bool:
+    """Whether axis `i` may change now: no inner axis shards a factor that `i` shards or is to shard, and no outer one that it
+    is to nest in will still change."""
+    for j, other in enumerate(current):
+        if j > i and (same_factor(other, current[i]) or same_factor(other, target[i])):
+            return False
+        if j < i and same_factor(other, target[i]) and target[j] != other:
+            return False
+        if j < i and same_factor(target[j], target[i]) and other != target[j]:
+            return False
+    return True
+
+
+def _step(
+    value: Value,
+    current: Layout,
+    position: int,
+    placement: Placement,
+    mesh: tuple[Axis, ...],
+    whole: TensorType,
+    fresh_name: Callable[[str], str],
+) -> Op:
+    row = conversion(current[position], placement)
+    assert row is not None, (current[position], placement)
+    after = (*current[:position], placement, *current[position + 1 :])
+    kwargs: list[tuple[str, Arg]] = [("axis", mesh[position].name)]
+    before_shard, after_shard = current[position], placement
+    if isinstance(before_shard, Shard) and isinstance(after_shard, Shard):
+        bare = (*current[:position], REPLICATE, *current[position + 1 :])
+        gathered = (*bare[:position], after_shard, *bare[position + 1 :])
+        kwargs += [
+            ("split_dim", after_shard.dim),
+            ("split_outer", local_outer(gathered, mesh, position)),
+            ("concat_dim", before_shard.dim),
+            ("concat_outer", local_outer(current, mesh, position)),
+        ]
+    elif isinstance(before_shard, Shard):
+        kwargs += [("dim", before_shard.dim), ("outer", local_outer(current, mesh, position))]
+    elif isinstance(after_shard, Shard):
+        kwargs += [("dim", after_shard.dim), ("outer", local_outer(after, mesh, position))]
+    if row.grad is not None:
+        kwargs.append(("grad", row.grad))
+    type_ = whole.with_shape(local_shape(whole.shape, after, mesh))
+    result = Value(fresh_name(f"{value.name}.{row.op}"), type_, after)
+    return Op(f"comm.{row.op}", (Ref(value.name),), tuple(kwargs), (result,))

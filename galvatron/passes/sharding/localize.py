@@ -1,0 +1,194 @@
+"""Local graphs: one rank's part of a layer class, with its collectives, from the solver's choice of modes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+
+import sympy
+
+from galvatron.ir.graph import Arg, Graph, Op, Value, map_refs
+from galvatron.ir.layout import REPLICATE, Axis, Layout, Shard, local_shape
+from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, exact_quotient, simplify_dim
+from galvatron.passes.sharding.conversion import gradientless, redistribute, rounds
+from galvatron.passes.sharding.modes import Split, State
+
+SHAPE_ARGUMENTS = {
+    "view": 1,
+    "reshape": 1,
+    "expand": 1,
+    "full": 0,
+    "zeros": 0,
+    "ones": 0,
+    "empty": 0,
+    "new_zeros": 1,
+    "new_ones": 1,
+    "new_full": 1,
+    "new_empty": 1,
+}
+"""Ops with an argument that is the shape of the result: in a local graph it is the local shape."""
+
+_ARITHMETIC = {"add", "sub", "mul", "div", "pow", "rsub", "true_divide"}
+"""Ops whose symbolic arguments are numbers, not sizes: they mean the global batch wherever they run."""
+
+
+class Localizer:
+    """Rewrites one class graph; `batch_ways` is how many ways the batch is sharded."""
+
+    def __init__(self, graph: Graph, mesh: tuple[Axis, ...], batch_ways: int, differentiable: frozenset[str]) -> None:
+        self.graph = graph
+        self.mesh = mesh
+        self.differentiable = differentiable
+        self._micro_batch = simplify_dim(batch_ways * LOCAL_BATCH)
+        self._ops: list[Op] = []
+        self._converted: dict[tuple[str, Layout], Value] = {}
+        self._sources: dict[tuple[str, Layout], Layout] = {}
+        self._names = set(graph.values)
+
+    def run(
+        self,
+        inputs: dict[str, tuple[State, ...]],
+        state: dict[str, tuple[State, ...]],
+        outputs: dict[str, tuple[State, ...]],
+        operands: list[list[tuple[State, ...]]],
+        results: list[list[tuple[State, ...]]],
+    ) -> Graph:
+        """The local graph, given per value (inputs, state, outputs) or per op and position its states, one per mesh axis."""
+        new_inputs = tuple(self._local(v, inputs[v.name]) for v in self.graph.inputs)
+        new_state = tuple(self._local(v, state[v.name]) for v in self.graph.state)
+        available = {v.name: v for v in (*new_inputs, *new_state)}
+        self._plan_conversions(available, operands, results, outputs)
+        for index, op in enumerate(self.graph.ops):
+            sources = [
+                self._converted_to(available[n], states) for n, states in zip(op.operands, operands[index], strict=True)
+            ]
+            made = tuple(self._local(v, states) for v, states in zip(op.results, results[index], strict=True))
+            self._ops.append(self._local_op(op, sources, made))
+            available.update((v.name, v) for v in made)
+        names = tuple(
+            self._converted_to(available[n], outputs[n]).name if n in outputs else n for n in self.graph.outputs
+        )
+        return Graph(new_inputs, new_state, tuple(self._ops), names)
+
+    def _whole(self, value: str) -> TensorType:
+        """The type of a value over all shards of one micro-batch."""
+        type_ = self.graph.values[value].type
+        return type_.with_shape(tuple(self._size(d) for d in type_.shape))
+
+    def _size(self, dim: Dim) -> Dim:
+        return dim if isinstance(dim, int) else simplify_dim(dim.subs(BATCH, self._micro_batch))
+
+    def _layout(self, value: str, states: tuple[State, ...]) -> Layout:
+        shape = self._whole(value).shape
+
+        def placement(state: State):
+            if not isinstance(state, Split):
+                return state
+            inside = simplify_dim(self._size(state.inner) * self._size(state.size))
+            outer = exact_quotient(shape[state.dim], inside)
+            assert outer is not None
+            return Shard(state.dim, outer)
+
+        return tuple(placement(s) for s in states)
+
+    def _local(self, value: Value, states: tuple[State, ...]) -> Value:
+        layout = self._target(value.name, states)
+        whole = self._whole(value.name)
+        return Value(value.name, whole.with_shape(local_shape(whole.shape, layout, self.mesh)), layout)
+
+    def _plan_conversions(
+        self,
+        given: dict[str, Value],
+        operands: list[list[tuple[State, ...]]],
+        results: list[list[tuple[State, ...]]],
+        outputs: dict[str, tuple[State, ...]],
+    ) -> None:
+        """Decides which copy of each value every other copy is made from: whole copies first, then the cheapest source."""
+        produced = {name: value.layout for name, value in given.items()}
+        needed: dict[str, list[Layout]] = defaultdict(list)
+        for op, needs, makes in zip(self.graph.ops, operands, results, strict=True):
+            for name, states in zip(op.operands, needs, strict=True):
+                needed[name].append(self._target(name, states))
+            for value, states in zip(op.results, makes, strict=True):
+                produced[value.name] = self._target(value.name, states)
+        for name, states in outputs.items():
+            needed[name].append(self._target(name, states))
+        for name, layouts in needed.items():
+            made = [produced[name]]
+            for layout in sorted(dict.fromkeys(layouts), key=lambda ps: sum(p != REPLICATE for p in ps)):
+                if layout not in made:
+                    differentiable = name in self.differentiable
+                    self._sources[name, layout] = min(
+                        made, key=lambda s: rounds(s, layout, differentiable=differentiable)
+                    )
+                    made.append(layout)
+
+    def _target(self, name: str, states: tuple[State, ...]) -> Layout:
+        layout = self._layout(name, states)
+        return layout if name in self.differentiable else gradientless(layout)
+
+    def _converted_to(self, value: Value, states: tuple[State, ...]) -> Value:
+        """The value in the layout a consumer needs, each copy made once."""
+        return self._copy(value, self._target(value.name, states))
+
+    def _copy(self, value: Value, target: Layout) -> Value:
+        if target == value.layout:
+            return value
+        if (value.name, target) not in self._converted:
+            source = self._copy(value, self._sources[value.name, target])
+            whole, differentiable = self._whole(value.name), value.name in self.differentiable
+            ops = redistribute(source, target, self.mesh, whole, differentiable=differentiable, fresh_name=self._fresh)
+            self._ops.extend(ops)
+            self._converted[value.name, target] = ops[-1].result
+        return self._converted[value.name, target]
+
+    def _local_op(self, op: Op, sources: list[Value], made: tuple[Value, ...]) -> Op:
+        remaining = iter(sources)
+        renamed = replace(
+            op,
+            args=tuple(map_refs(a, lambda _: next(remaining).name) for a in op.args),
+            kwargs=tuple((k, map_refs(v, lambda _: next(remaining).name)) for k, v in op.kwargs),
+            results=made,
+        )
+        return localized_arguments(renamed, self._size)
+
+    def _fresh(self, hint: str) -> str:
+        name, number = hint, 1
+        while name in self._names:
+            number += 1
+            name = f"{hint}_{number}"
+        self._names.add(name)
+        return name
+
+
+def localized_arguments(op: Op, size: Callable[[Dim], Dim]) -> Op:
+    """An op with local results whose size arguments are made local too."""
+    _, name, *_ = op.target.split(".")
+    args = list(op.args)
+    if name in SHAPE_ARGUMENTS and SHAPE_ARGUMENTS[name] < len(args):
+        args[SHAPE_ARGUMENTS[name]] = op.result.type.shape
+    elif name in ("split", "split_with_sizes", "unflatten"):
+        args = _local_parts(op, name)
+    elif name not in _ARITHMETIC:
+        args = [_sizes(a, size) for a in args]
+    return replace(op, args=tuple(args))
+
+
+def _local_parts(op: Op, name: str) -> list[Arg]:
+    args = list(op.args)
+    dim = args[1] if name == "unflatten" else args[2] if len(args) > 2 else op.kwarg("dim", 0)
+    assert isinstance(dim, int)
+    if name == "unflatten":
+        assert isinstance(args[2], tuple)
+        args[2] = op.result.type.shape[dim : dim + len(args[2])]
+    else:
+        sizes = tuple(v.type.shape[dim] for v in op.results)
+        args[1] = sizes if isinstance(args[1], tuple) else sizes[0]
+    return args
+
+
+def _sizes(arg: Arg, size: Callable[[Dim], Dim]) -> Arg:
+    if isinstance(arg, sympy.Expr):
+        return size(arg)
+    return tuple(_sizes(a, size) for a in arg) if isinstance(arg, tuple) else arg

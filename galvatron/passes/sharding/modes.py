@@ -1,0 +1,128 @@
+"""Modes: the ways to run one op on one mesh axis, each with what it needs of its operands and leaves in its results.
+
+On an axis an op may run whole on every rank, whole with a partial gradient, on partial sums where it is linear, or along one
+shardable factor. Layouts are named here by factor, since the number in `Shard(dim, outer)` follows from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from galvatron.ir.graph import Graph
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Partial, Replicate
+from galvatron.ir.types import BATCH, Dim, exact_quotient
+from galvatron.passes.sharding.factors import Factor, FactorTable, OpFactor
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sharded along the factor of dimension `dim` that has `size` elements, each spanning `inner`."""
+
+    dim: int
+    inner: Dim
+    size: Dim
+
+
+State = Replicate | Partial | Split
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How an op runs on one axis. `factor` is the sharded (name, size) or None; `share` the part of the work a rank does."""
+
+    operands: tuple[State, ...]
+    results: tuple[State, ...]
+    factor: tuple[str, Dim] | None = None
+    share: float = 1.0
+
+
+def op_modes(
+    graph: Graph,
+    index: int,
+    table: FactorTable,
+    axis_size: int,
+    differentiable: frozenset[str],
+    taken: dict[tuple[str, Dim], int],
+    allowed: Callable[[int, OpFactor], bool],
+) -> tuple[Mode, ...]:
+    """All modes of op `index` on an axis of `axis_size` ranks.
+
+    Args:
+        differentiable: the values that have a gradient; for the others `R'` is `R`.
+        allowed: whether the axis' role may shard a factor of an op.
+        taken: how many ways each of the op's factors is already sharded by other axes.
+    """
+    op = graph.ops[index]
+    operand_names, result_names = op.operands, tuple(v.name for v in op.results)
+    dims = table.dims[index]
+
+    def mode(operands: list[State], results: list[State], factor: tuple[str, Dim] | None = None) -> Mode:
+        # An operand without a gradient is satisfied by R where R' is asked for.
+        kept = [
+            REPLICATE if s == BROADCAST and n not in differentiable else s
+            for n, s in zip(operand_names, operands, strict=True)
+        ]
+        made = [
+            REPLICATE if s == BROADCAST and n not in differentiable else s
+            for n, s in zip(result_names, results, strict=True)
+        ]
+        return Mode(tuple(kept), tuple(made), factor, 1.0 / axis_size if factor else 1.0)
+
+    count = len(operand_names)
+    modes = [
+        mode([REPLICATE] * count, [REPLICATE] * len(result_names)),
+        mode([BROADCAST] * count, [BROADCAST] * len(result_names)),
+    ]
+    if dims is not None:
+        modes += [mode(o, r) for o, r in _partial_modes(dims.products, dims.sums, count, len(result_names))]
+        for factor in table.op_factors(index):
+            whole_cuts = axis_size * taken.get((factor.name, factor.size), 1)
+            if not allowed(index, factor) or not _divides(whole_cuts, factor.size):
+                continue
+            if (states := _sharded(factor, dims.sums)) is not None:
+                modes.append(mode(*states, (factor.name, factor.size)))
+    return tuple(dict.fromkeys(modes))
+
+
+def _partial_modes(
+    products: frozenset[int], sums: frozenset[int], operands: int, results: int
+) -> list[tuple[list[State], list[State]]]:
+    """Partial sums pass an op that adds them (all of them partial) or multiplies one of them by whole values."""
+    modes: list[tuple[list[State], list[State]]] = []
+    if sums and len(sums) + len(products) < operands:
+        return modes
+    if sums and not products:
+        modes.append(([PARTIAL] * operands, [PARTIAL] * results))
+    for position in sorted(products):
+        states: list[State] = [PARTIAL if i == position or i in sums else BROADCAST for i in range(operands)]
+        modes.append((states, [PARTIAL] * results))
+    return modes
+
+
+def _divides(ways: int, size: Dim) -> bool:
+    """The batch divides by any degree that a role gives it: plans are checked for that."""
+    return size == BATCH or exact_quotient(size, ways) is not None
+
+
+def _sharded(factor: OpFactor, sums: frozenset[int]) -> tuple[list[State], list[State]] | None:
+    """Operand and result states when a factor is sharded.
+
+    Operands without it are whole and get a partial gradient, except that an operand added to a partial result must be
+    partial itself. Results without it are partial sums; an op with several results must have it in all or none.
+    """
+    present = [f is not None for f in factor.results]
+    if any(present) and not all(present):
+        return None
+    summed = not any(present)
+
+    def state(position: int, place: Factor | None) -> State:
+        if place is not None:
+            return Split(place.dim, place.inner, place.size)
+        return PARTIAL if summed and position in sums else BROADCAST
+
+    operands = [state(i, place) for i, place in enumerate(factor.operands)]
+    results: list[State] = [
+        PARTIAL if place is None else Split(place.dim, place.inner, place.size) for place in factor.results
+    ]
+    return operands, results

@@ -1,0 +1,116 @@
+"""The SPMD partitioner: a layer class and a strategy become the local graph that one rank runs.
+
+Axis by axis, outermost first, a role sets the boundary condition and the solver picks a mode for every op; the choices of all
+axes together give the local graph, with every collective and its adjoint in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from galvatron.errors import StrategyError, did_you_mean
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.graph import Graph
+from galvatron.ir.layout import Axis
+from galvatron.ir.program import LayerClass
+from galvatron.ir.strategy import Strategy
+from galvatron.ir.types import Dim
+from galvatron.passes.sharding.boundary import ROLES, Border, Role
+from galvatron.passes.sharding.factors import FactorTable
+from galvatron.passes.sharding.localize import Localizer
+from galvatron.passes.sharding.modes import Mode, Split, State, op_modes
+from galvatron.passes.sharding.prices import Prices
+from galvatron.passes.sharding.solver import Boundary, Costs, Solution, solve
+
+
+def shard_class(cls: LayerClass, strategy: Strategy, cluster: Cluster, border: Border, *, batch: int) -> LayerClass:
+    """The local form of a layer class under a strategy, named `class@strategy`.
+
+    Args:
+        border: what the class is to its program (see `border_of`).
+        batch: samples per data-parallel shard at which the solver prices its choices.
+
+    Raises:
+        StrategyError: the strategy has a role that the partitioner does not know.
+    """
+    graph = cls.graph
+    table = FactorTable(graph)
+    differentiable = border.differentiable
+    shares = _Shares(graph)
+    solved: list[tuple[Boundary, Solution]] = []
+    for position, axis in enumerate(strategy.mesh):
+        role = role_of(strategy, axis)
+        allowed = partial(role.shards, table)
+        modes = [
+            op_modes(graph, i, table, axis.size, differentiable, shares.taken[i], allowed)
+            for i in range(len(graph.ops))
+        ]
+        boundary = role.boundary(graph, border, modes)
+        fixed = {name: (states[position],) for name, states in border.fixed}
+        boundary = replace(boundary, state={**boundary.state, **fixed})
+        prices = Prices(
+            graph, table, axis, cluster, batch * strategy.degree("dp"), differentiable, shares.work, shares.bytes
+        )
+        solution = solve(graph, modes, boundary, Costs(prices.op_s, prices.conversion_s, prices.state_s))
+        shares.take(axis.size, boundary, solution)
+        solved.append((boundary, solution))
+    local = _localized(graph, strategy, differentiable, solved)
+    return LayerClass(f"{cls.name}@{strategy}", local, base=cls.name, strategy=strategy, mesh=strategy.mesh)
+
+
+def role_of(strategy: Strategy, axis: Axis) -> Role:
+    """The role that a strategy gives one of its mesh axes.
+
+    Raises:
+        StrategyError: a role that the partitioner does not know.
+    """
+    name = next(a.role for a in strategy.axes if a.role.partition("+")[0] == axis.name)
+    if name not in ROLES:
+        raise StrategyError(f"strategy {strategy}: role {name!r} is not supported; {did_you_mean(name, ROLES)}")
+    return ROLES[name]
+
+
+class _Shares:
+    """How far the axes solved so far have cut each op's work and factors, and each value's bytes."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.work = [1.0] * len(graph.ops)
+        self.bytes: dict[str, float] = {}
+        self.taken: list[dict[tuple[str, Dim], int]] = [{} for _ in graph.ops]
+
+    def take(self, axis_size: int, boundary: Boundary, solution: Solution) -> None:
+        for i, (op, mode) in enumerate(zip(self.graph.ops, solution.modes, strict=True)):
+            self.work[i] *= mode.share
+            if mode.factor is not None:
+                self.taken[i][mode.factor] = self.taken[i].get(mode.factor, 1) * axis_size
+            for value, state in zip(op.results, mode.results, strict=True):
+                self._shrink(value.name, state, axis_size)
+        for name, state in (*boundary.inputs.items(), *solution.state.items()):
+            self._shrink(name, state, axis_size)
+
+    def _shrink(self, name: str, state: State, axis_size: int) -> None:
+        if isinstance(state, Split):
+            self.bytes[name] = self.bytes.get(name, 1.0) / axis_size
+
+
+def _localized(
+    graph: Graph, strategy: Strategy, differentiable: frozenset[str], solved: list[tuple[Boundary, Solution]]
+) -> Graph:
+    """The local graph, from one solution per mesh axis."""
+
+    def modes_of(index: int) -> list[Mode]:
+        return [solution.modes[index] for _, solution in solved]
+
+    def per_axis(columns: list[tuple[State, ...]], count: int) -> list[tuple[State, ...]]:
+        return [tuple(column[i] for column in columns) for i in range(count)]
+
+    ops = graph.ops
+    return Localizer(graph, strategy.mesh, strategy.degree("dp"), differentiable).run(
+        inputs={v.name: tuple(b.inputs[v.name] for b, _ in solved) for v in graph.inputs},
+        state={v.name: tuple(s.state[v.name] for _, s in solved) for v in graph.state},
+        outputs={name: tuple(b.outputs[name] for b, _ in solved) for name in graph.outputs},
+        operands=[per_axis([m.operands for m in modes_of(i)], len(op.operands)) for i, op in enumerate(ops)],
+        results=[per_axis([m.results for m in modes_of(i)], len(op.results)) for i, op in enumerate(ops)],
+    )
