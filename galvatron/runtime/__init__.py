@@ -10,13 +10,17 @@ from galvatron.runtime.collectives import (
     reduce_scatter,
     slice,
 )
+from galvatron.runtime.executor import Executor
+from galvatron.runtime.materialize import ModelState, materialize
 from galvatron.runtime.mesh import Axis, Mesh, World, build_mesh, initialize, shutdown
 from galvatron.runtime.stage import Layer, Sharded, Stage, Summed
 
 __all__ = [
     "Axis",
+    "Executor",
     "Layer",
     "Mesh",
+    "ModelState",
     "Sharded",
     "Stage",
     "Summed",
@@ -28,6 +32,7 @@ __all__ = [
     "copy",
     "first",
     "initialize",
+    "materialize",
     "pad",
     "reduce_scatter",
     "shutdown",

@@ -14,12 +14,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from galvatron.errors import GalvatronError
 from galvatron.runtime.mesh import Axis
 
 Map = Callable[[Tensor], Tensor]
+
+_EQUAL_PARTS = dist.AllToAllOptions()
 
 
 class _Linear(torch.autograd.Function):
@@ -159,7 +162,7 @@ def _padded(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
 def _exchange(x: Tensor, axis: Axis, split_dim: int, split_outer: int, concat_dim: int, concat_outer: int) -> Tensor:
     sent = _split(x, axis.size, split_dim, split_outer).contiguous()
     received = torch.empty_like(sent)
-    axis.group.alltoall_base(_wire(received), _wire(sent), [], []).wait()
+    axis.group.alltoall_base(_wire(received), _wire(sent), [], [], _EQUAL_PARTS).wait()
     return _join(received, concat_dim, concat_outer)
 
 

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch.distributed as dist
 
@@ -27,7 +28,7 @@ _GRACE_S = 3.0
 class _Watch:
     """Polls the job's store over a connection of its own, so that it never waits behind a blocked collective."""
 
-    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+    def __init__(self, store: Any, rank: int, size: int) -> None:
         self.rank = rank
         self.store = store
         self.first_failure: str | None = None
@@ -84,7 +85,8 @@ def watch(rank: int, size: int) -> None:
     """Start watching the job; needs the default process group. Does nothing when already watching."""
     global _watch
     if _watch is None:
-        _watch = _Watch(dist.distributed_c10d._get_default_store().clone(), rank, size)
+        store: Any = dist.distributed_c10d._get_default_store()  # `clone` is missing from torch's type stubs
+        _watch = _Watch(store.clone(), rank, size)
 
 
 def stop() -> bool:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -112,7 +113,8 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
-_groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
+# What `torch.distributed` gives for each set of ranks: a group, or its mark for "not a member".
+_groups: dict[tuple[int, ...], Any] = {}
 
 
 def process_group(ranks: Iterable[int]) -> dist.ProcessGroup | None:

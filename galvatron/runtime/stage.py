@@ -125,8 +125,8 @@ class Stage(nn.Module):
     """Base of generated stage modules.
 
     Parameters and buffers keep the model's own dotted names (`named_parameters()` yields them) and start on the meta
-    device, with local shapes; `materialize` gives them values. Layers are attributes but not sub-modules, since they own
-    nothing.
+    device, with local shapes; `materialize` gives them values. Layers are attributes but not sub-modules, since they
+    own nothing.
     """
 
     index: int = 0
@@ -189,8 +189,8 @@ class Stage(nn.Module):
         object.__setattr__(self, name, layer)
 
     def batch(self, name: str, variable: str, placements: Mapping[Axis, Sharded], *, whole: bool = False) -> None:
-        """Read batch input `name` as keyword `variable`: of `forward`, split over micro-batches along dim 0 and then over
-        the axes; or, with `whole`, of `step`, unsplit.
+        """Read batch input `name` as keyword `variable`: of `forward`, split over micro-batches along dim 0 and then
+        over the axes; or, with `whole`, of `step`, unsplit.
         """
         self.batch_inputs.append(BatchInput(name, variable, tuple(placements.items()), whole))
 

@@ -1,0 +1,172 @@
+"""Whole tensors under the model's own names, from and to the slices that the ranks hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from galvatron.errors import PlanError, did_you_mean
+from galvatron.runtime.materialize import ModelState
+from galvatron.runtime.mesh import Mesh, process_group
+from galvatron.runtime.stage import Stage
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter or buffer as every rank knows it. `layout` is printed, and equal where the slices are equal."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    kind: str
+    requires_grad: bool
+    layout: str
+
+
+class Catalogue:
+    """What all stages hold: for each name its entry and the stages that have it, in stage order.
+
+    Building it is collective.
+
+    Raises:
+        PlanError: stages that share a tensor lay it out differently or call it by different names.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.mesh: Mesh = stage.mesh
+        own = [
+            Entry(name, spec.shape, spec.dtype, spec.kind, stage.table(name)[name].requires_grad, str(spec.placements))
+            for name, spec in stage.state_specs.items()
+        ]
+        lists: list[list[Entry]] = [own] * self.mesh.stages
+        if self.mesh.pipeline is not None:
+            dist.all_gather_object(lists, own, group=self.mesh.pipeline)
+        self.entries: dict[str, Entry] = {}
+        self.holders: dict[str, tuple[int, ...]] = {}
+        for index, entries in enumerate(lists):
+            for entry in entries:
+                if self.entries.setdefault(entry.name, entry) != entry:
+                    raise PlanError(
+                        f"{entry.name} lives on stages {self.holders[entry.name][0]} and {index} in different layouts: "
+                        f"{self.entries[entry.name].layout} and {entry.layout}"
+                    )
+                self.holders[entry.name] = (*self.holders.get(entry.name, ()), index)
+
+    def tie_groups(self) -> dict[str, dist.ProcessGroup]:
+        """For each parameter that this stage shares with others, the ranks with this rank's slice of it. Collective."""
+        groups: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
+        per_stage = len(self.mesh.ranks)
+        for stages in sorted({stages for stages in self.holders.values() if len(stages) > 1}):
+            for place in range(per_stage):
+                group = process_group(stage * per_stage + place for stage in stages)
+                if place == self.mesh.index and self.mesh.stage in stages:
+                    groups[stages] = group
+        return {
+            name: group
+            for name, stages in self.holders.items()
+            if self.entries[name].kind == "parameter" and (group := groups.get(stages)) is not None
+        }
+
+    def gather(self, wanted: list[str], local: Callable[[str], Tensor], *, rank0_only: bool) -> dict[str, Tensor]:
+        """The whole tensors called `wanted`, on the CPU: on every rank, or on rank 0 with nothing on the others.
+
+        Collective. One tensor at a time is whole on the device.
+
+        Args:
+            local: this rank's slice of a tensor that its stage holds.
+        """
+        result: dict[str, Tensor] = {}
+        for name in wanted:
+            owner = self.holders[name][0]
+            full = None
+            if owner == self.mesh.stage:
+                full = self.stage.state_specs[name].unshard(local(name).detach())
+            full = self._send_along(self.entries[name], full, owner, rank0_only)
+            if full is not None and (self.mesh.world.rank == 0 or not rank0_only):
+                result[name] = full.to("cpu", copy=True)
+        return result
+
+    def _send_along(self, entry: Entry, full: Tensor | None, owner: int, rank0_only: bool) -> Tensor | None:
+        """Bring the tensor from its stage to the ranks that want it."""
+        mesh = self.mesh
+        if mesh.pipeline is None or (rank0_only and (owner == 0 or mesh.index != 0)):
+            return full
+        if rank0_only and mesh.stage not in (0, owner):
+            return None
+        value = (
+            full.contiguous()
+            if full is not None
+            else torch.empty(entry.shape, dtype=entry.dtype, device=mesh.world.device)
+        )
+        raw = value.view(torch.uint8) if value.dtype == torch.bool else value
+        if not rank0_only:
+            dist.broadcast(raw, group=mesh.pipeline, group_src=owner)
+        elif mesh.stage == owner:
+            dist.send(raw, group=mesh.pipeline, group_dst=0)
+        else:
+            dist.recv(raw, group=mesh.pipeline, group_src=owner)
+        return value
+
+
+class Names:
+    """The model's names for the tensors of the catalogue.
+
+    Attributes:
+        aliases: every name of a tensor that some stage holds to the name that the stages use.
+        persistent: the names of the model's `state_dict`.
+        unused: tensors of the `state_dict` that the program never reads, whole, on the CPU.
+    """
+
+    def __init__(self, catalogue: Catalogue, model: ModelState | None) -> None:
+        if model is None:
+            self.aliases = {name: name for name in catalogue.entries}
+            self.persistent = tuple(catalogue.entries)
+            self.unused: dict[str, Tensor] = {}
+            return
+        held: dict[str, str] = {}
+        for name in catalogue.entries:
+            first = model.canonical.get(name)
+            if first is None:
+                raise PlanError(f"the model has no {name!r}; {did_you_mean(name, model.canonical)}")
+            if first in held:
+                raise PlanError(f"{name!r} and {held[first]!r} are one tensor of the model but two of the program")
+            held[first] = name
+        self.aliases = {name: held[first] for name, first in model.canonical.items() if first in held}
+        self.persistent = model.persistent
+        rest = [name for name in model.persistent if name not in self.aliases]
+        firsts = {model.canonical[name] for name in rest}
+        values = {name: value.to("cpu", copy=True) for name, value in model.read(firsts)}
+        self.unused = {name: values[model.canonical[name]] for name in rest}
+
+
+def load(stage: Stage, names: Names, values: Mapping[str, Tensor]) -> None:
+    """Take this rank's slices out of a whole `state_dict`; a tied tensor may come under any of its names.
+
+    Raises:
+        PlanError: a name is missing or unknown, or a shape differs.
+    """
+    known = set(names.persistent) | set(names.aliases)
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        raise PlanError(f"the model has no {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
+    given = {names.aliases[name]: name for name in values if name in names.aliases}
+    persistent = {names.aliases[name] for name in names.persistent if name in names.aliases}
+    missing = sorted(persistent - set(given))
+    if missing:
+        raise PlanError(f"the state has no {missing[0]!r} ({len(missing)} missing); {did_you_mean(missing[0], values)}")
+    for name, spec in stage.state_specs.items():
+        if name in given and tuple(values[given[name]].shape) != spec.shape:
+            shape = tuple(values[given[name]].shape)
+            raise PlanError(f"{given[name]} has shape {shape} in the state but {spec.shape} in the model")
+    with torch.no_grad():
+        for name, spec in stage.state_specs.items():
+            if name in given:
+                stage.table(name)[name].copy_(spec.shard(values[given[name]]))
+    for name in names.unused:
+        if name in values:
+            names.unused[name] = values[name].detach().to("cpu", copy=True)

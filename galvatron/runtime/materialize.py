@@ -1,0 +1,192 @@
+"""Values for a stage's parameters and buffers: the user's own, or those of the model's initialisers, shard by shard.
+
+A tensor on the meta device has no value yet. Its module is then given real memory on the CPU, initialised under a
+random generator seeded by (seed, module path), cut, and freed again; so the result depends neither on the plan nor on
+the number of ranks, and at no time is more than one module whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from galvatron.errors import GalvatronError, PlanError, did_you_mean
+from galvatron.runtime.stage import Stage
+
+
+class ModelState:
+    """The parameters and buffers of the user's model by name; meta ones are initialised when they are read.
+
+    Attributes:
+        canonical: every name of every tensor, aliases included, to the first name of that tensor.
+        persistent: the names that `model.state_dict()` has.
+    """
+
+    def __init__(self, model: nn.Module, seed: int = 0) -> None:
+        self.model = model
+        self.seed = seed
+        self._tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        self._tensors.update(model.named_buffers(remove_duplicate=False))
+        first_names: dict[int, str] = {}
+        self.canonical = {name: first_names.setdefault(id(tensor), name) for name, tensor in self._tensors.items()}
+        self.persistent = tuple(name for name in model.state_dict(keep_vars=True) if name in self._tensors)
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """The whole tensors called `names`, one module at a time, in no promised order.
+
+        Raises:
+            GalvatronError: the model has no such tensor, or it is on the meta device and nothing initialises it.
+        """
+        on_meta: dict[str, list[str]] = {}
+        for name in names:
+            tensor = self._tensors.get(name)
+            if tensor is None:
+                known = did_you_mean(name, self._tensors)
+                raise GalvatronError(f"the model has no parameter or buffer {name!r}; {known}")
+            if tensor.is_meta:
+                on_meta.setdefault(name.rpartition(".")[0], []).append(name)
+            else:
+                yield name, tensor.detach()
+        for path, owned in on_meta.items():
+            attributes = [name.rpartition(".")[2] for name in owned]
+            yield from zip(owned, self._initialise(path, attributes), strict=True)
+
+    def _initialise(self, path: str, wanted: list[str]) -> list[Tensor]:
+        """Run the model's initialisers on the module at `path` alone, with everything else left on meta."""
+        chain = _ancestors(self.model, path)
+        module = chain[0]
+        kept = module._parameters.copy(), module._buffers.copy()
+        # What a user's constructor did first (reset_parameters) may be left in place by `_init_weights`, so when that
+        # does not reach every tensor both run, in the constructor's order.
+        attempts = [_model_initialisers(chain), _module_initialisers(chain) + _model_initialisers(chain)]
+        missing = wanted
+        try:
+            for initialisers in attempts:
+                _put(module, *kept)
+                blank = _allocate(module)
+                _run_seeded(initialisers, f"{self.seed}:{path}")
+                missing = [name for name in wanted if _is_blank(_own(module, name), blank.get(name))]
+                if not missing:
+                    return [_own(module, name).detach() for name in wanted]
+        finally:
+            _put(module, *kept)
+        raise _no_initialiser(path, module, missing[0], missing[0] in kept[1])
+
+
+def materialize(stage: Stage, state: ModelState) -> None:
+    """Give every parameter and buffer of the stage its value on the stage's device; the model is not changed.
+
+    Raises:
+        GalvatronError: see `ModelState.read`.
+        PlanError: the model is not the one that the stage was generated for.
+    """
+    device = stage.mesh.world.device
+    for name, full in state.read(stage.state_specs):
+        spec = stage.state_specs[name]
+        if tuple(full.shape) != spec.shape:
+            raise PlanError(f"{name} has shape {tuple(full.shape)} in the model but {spec.shape} in the generated code")
+        local = spec.shard(full).to(device, spec.dtype, copy=True).contiguous()
+        if spec.kind == "parameter":
+            placeholder = stage._parameters[name]
+            assert placeholder is not None
+            stage._parameters[name] = nn.Parameter(local, placeholder.requires_grad)
+        else:
+            stage._buffers[name] = local
+
+
+def _ancestors(model: nn.Module, path: str) -> list[nn.Module]:
+    """The module at `path` and everything around it, innermost first."""
+    chain = [model]
+    for part in path.split(".") if path else []:
+        chain.append(getattr(chain[-1], part))
+    return chain[::-1]
+
+
+def _model_initialisers(chain: list[nn.Module]) -> list[Callable[[], Any]]:
+    """The `_init_weights(module)` protocol of `transformers` and many others: a model initialises each of its modules,
+    children before parents, and a parent may overwrite what its children were given.
+    """
+    calls = []
+    for depth, module in enumerate(chain):
+        owner = next((outer for outer in chain[depth:] if callable(getattr(outer, "_init_weights", None))), None)
+        if owner is not None:
+            calls.append((owner, module))
+    return [lambda owner=owner, module=module: owner._init_weights(module) for owner, module in calls]
+
+
+def _module_initialisers(chain: list[nn.Module]) -> list[Callable[[], Any]]:
+    """`reset_parameters` of the module and of what is around it."""
+    found = []
+    for module in chain:
+        for name in ("reset_parameters", "_reset_parameters"):
+            if callable(getattr(module, name, None)):
+                found.append(getattr(module, name))
+                break
+    return found
+
+
+def _run_seeded(initialisers: list[Callable[[], Any]], key: str) -> None:
+    state = torch.get_rng_state()
+    # Not `torch.manual_seed`: that would also seed the accelerator's generators, which are the training's.
+    torch.default_generator.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1)
+    try:
+        with torch.no_grad():
+            for initialiser in initialisers:
+                initialiser()
+    finally:
+        torch.set_rng_state(state)
+
+
+def _allocate(module: nn.Module) -> dict[str, tuple[Tensor, int]]:
+    """Real memory for the module's own meta tensors, marked so that untouched ones are found; with their versions."""
+    blank: dict[str, tuple[Tensor, int]] = {}
+    tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+    for table in tables:
+        for name, tensor in table.items():
+            if tensor is None or not tensor.is_meta:
+                continue
+            fresh = torch.empty_like(tensor, device="cpu", requires_grad=False)
+            fresh.fill_(torch.nan if fresh.is_floating_point() or fresh.is_complex() else 0)
+            if isinstance(tensor, nn.Parameter):
+                fresh = nn.Parameter(fresh, tensor.requires_grad)
+            table[name] = fresh
+            blank[name] = fresh, fresh._version
+    return blank
+
+
+def _put(module: nn.Module, parameters: dict[str, Any], buffers: dict[str, Any]) -> None:
+    module._parameters.update(parameters)
+    module._buffers.update(buffers)
+
+
+def _own(module: nn.Module, name: str) -> Tensor:
+    tensor = module._parameters.get(name)
+    tensor = module._buffers.get(name) if tensor is None else tensor
+    assert tensor is not None
+    return tensor
+
+
+def _is_blank(tensor: Tensor, blank: tuple[Tensor, int] | None) -> bool:
+    if tensor.is_meta:
+        return True
+    if tensor.is_floating_point() or tensor.is_complex():
+        return bool(tensor.isnan().any())
+    return blank is not None and tensor is blank[0] and tensor._version == blank[1]
+
+
+def _no_initialiser(path: str, module: nn.Module, name: str, is_buffer: bool) -> GalvatronError:
+    what = "buffer" if is_buffer else "parameter"
+    full = f"{path}.{name}" if path else name
+    where = f"{what} {full!r} of {type(module).__name__} is on the meta device and nothing initialises it"
+    remedy = (
+        f"build {type(module).__name__} with real buffers (only its parameters on meta), or let its "
+        "`reset_parameters` compute the buffer"
+        if is_buffer
+        else f"give {type(module).__name__} a `reset_parameters` method, give the model `_init_weights(module)`, "
+        "or build the model with real weights"
+    )
+    return GalvatronError(f"{where}: {remedy}")
