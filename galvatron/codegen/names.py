@@ -20,7 +20,7 @@ class Scope:
     """The identifiers of one Python scope: gives each IR name one, never the same one twice."""
 
     def __init__(self, taken: Iterable[str] = ()) -> None:
-        self._taken = set(RESERVED) | set(taken)
+        self._taken = set(taken)
         self._names: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> str:
@@ -33,6 +33,7 @@ class Scope:
     def bind(self, name: str, wish: str = "") -> str:
         """Gives `name` the identifier nearest to `wish` (default: to the name itself) that is still free."""
         base = identifier(wish or name)
+        base = f"{base}_" if base in RESERVED else base
         found, count = base, 1
         while found in self._taken:
             count += 1
@@ -41,9 +42,12 @@ class Scope:
         self._names[name] = found
         return found
 
-    def alias(self, name: str, existing: str) -> None:
-        """Lets `name` mean what `existing` already means."""
-        self._names[name] = self._names[existing]
+    def rebind(self, name: str, wish: str) -> str:
+        """Gives `name` the identifier `wish` from here on, if that is still free; the one it has now otherwise."""
+        if wish not in self._taken | RESERVED:
+            self._names[name] = wish
+            self._taken.add(wish)
+        return self._names[name]
 
 
 def shortest_suffixes(names: Iterable[str], components: int = 2) -> dict[str, str]:

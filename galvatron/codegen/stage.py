@@ -67,10 +67,12 @@ def _init(bindings: Bindings) -> list[str]:
         out.append(f"        {name} = mesh.axis({axis.size}, stride={axis.stride})")
     layouts = {layout.state: layout for layout in stage.state}
     declared: set[str] = set()
+    after_loop = False
     for run in runs(stage.layers, _LOOP_AT_LEAST, lambda run: _counts_up(bindings, run, layouts)):
         fresh = dict.fromkeys(name for layer in run for name in layer.state if name not in declared)
         declared.update(fresh)
-        out += [""] if fresh else []
+        out += [""] if fresh or after_loop else []
+        after_loop = len(run) > 1
         out += _declare_run(bindings, run, layouts) if len(run) > 1 else _declare(bindings, run[0], fresh, layouts)
     interface = [*_batch_inputs(bindings), *_transfers(bindings, "receives", stage.receives)]
     interface += _transfers(bindings, "sends", stage.sends)
@@ -95,13 +97,17 @@ def _declare(bindings: Bindings, layer: Layer, fresh: Iterable[str], layouts: di
 def _declare_run(bindings: Bindings, run: Sequence[Layer], layouts: dict[str, StateLayout]) -> list[str]:
     """The state of a run of layers, and the layers, in one loop."""
     start = _start(bindings, run)
-    out = [f"        for {INDEX} in range({start}, {start + len(run)}):"]
+    out = [_for(start, len(run))]
     columns = zip(*(layer.state for layer in run), strict=True)
     names = [quoted(template(column, start) or column[0]) for column in columns]
     for text, name in zip(names, run[0].state, strict=True):
         out += _state(bindings, text, layouts[name], 3)
     name = quoted(template([bindings.layers[layer.name] for layer in run], start) or "")
     return out + _layer(bindings, run[0], name, names, 3)
+
+
+def _for(start: int, count: int) -> str:
+    return f"        for {INDEX} in range({f'{start}, ' if start else ''}{start + count}):"
 
 
 def _start(bindings: Bindings, run: Sequence[Layer]) -> int:
@@ -266,6 +272,8 @@ def _loop(bindings: Bindings, run: Sequence[Layer], outside: frozenset[str]) -> 
     scope, start, last = bindings.variables, _start(bindings, run), run[-1]
     first_operands = bindings.operands(run[0])
     live = {c for c in carried if c is not None}
+    for k in live:
+        scope.rebind(last.results[k], scope[last.results[k]].rstrip("0123456789_") or "x")
     results = [scope[name] if k in live or name in outside else "_" for k, name in enumerate(last.results)]
     out = [
         f"        {results[c]} = {operand}"
@@ -275,7 +283,7 @@ def _loop(bindings: Bindings, run: Sequence[Layer], outside: frozenset[str]) -> 
     operands = [operand if c is None else results[c] for c, operand in zip(carried, first_operands, strict=True)]
     name = quoted(template([bindings.layers[layer.name] for layer in run], start) or "")
     keywords = _keywords(bindings, run[0])
-    out.append(f"        for {INDEX} in range({start}, {start + len(run)}):")
+    out.append(_for(start, len(run)))
     return out + lines(prefixed(f"{', '.join(results)} = ", call(f"self.layers[{name}]", [*operands, *keywords])), 3)
 
 
