@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from galvatron.errors import CaptureError
+from galvatron.ir.capture.state import tensor_type_of
+from galvatron.ir.types import BATCH, TensorType
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One global batch: `tensors` by forward name, `constants` (flags and the like) by forward name, and its samples."""
+    """One global batch of `size` samples: its `tensors` and `constants` (flags and the like) by forward name."""
 
     tensors: Mapping[str, torch.Tensor]
     constants: Mapping[str, Any]
@@ -26,6 +28,11 @@ class Batch:
         """Whether dim 0 of a tensor counts the samples; other tensors are the same for every sample."""
         tensor = self.tensors[name]
         return tensor.dim() > 0 and tensor.shape[0] == self.size
+
+    def type_of(self, name: str) -> TensorType:
+        """The IR type of a tensor, in terms of the batch size."""
+        type_ = tensor_type_of(self.tensors[name], name)
+        return type_.with_shape((BATCH, *type_.shape[1:])) if self.is_batched(name) else type_
 
     def stand_ins(self, device: torch.device) -> dict[str, torch.Tensor]:
         """Fresh tensors of the same types for tracing, which reads no values.
@@ -61,7 +68,9 @@ def read_batch(model: nn.Module, example_inputs: Mapping[str, Any] | tuple[Any, 
             )
     sizes = Counter(tensor.shape[0] for tensor in tensors.values() if tensor.dim())
     if not sizes:
-        raise CaptureError("example_inputs hold no tensor with a batch dimension: give one global batch, batch on dim 0")
+        raise CaptureError(
+            "example_inputs hold no tensor with a batch dimension: give one global batch, batch on dim 0"
+        )
     return Batch(tensors, constants, sizes.most_common(1)[0][0])
 
 
@@ -82,5 +91,7 @@ def _by_name(model: nn.Module, example_inputs: Mapping[str, Any] | tuple[Any, ..
         raise CaptureError(f"example_inputs do not fit {type(model).__name__}.forward{signature}: {error}") from error
     for name, value in named.items():
         if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL and value:
-            raise CaptureError(f"{type(model).__name__}.forward takes *{name}: give example_inputs as a mapping by name")
+            raise CaptureError(
+                f"{type(model).__name__}.forward takes *{name}: give example_inputs as a mapping by name"
+            )
     return dict(named)

@@ -1,35 +1,117 @@
-"""From the ATen graph of `torch.export` to a `Graph`: names, types, arguments, and where each op comes from."""
+"""From the functional ATen graph of `torch.export` to a `Program`: state, names, types and arguments."""
 
 from __future__ import annotations
 
 import operator
-import re
-import sys
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
-from pathlib import Path
 
 import sympy
 import torch
-from torch import fx
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
 
 from galvatron.errors import CaptureError
-from galvatron.ir.capture.state import DTYPE_OF
-from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Source, Value
+from galvatron.ir.capture.batch import Batch
+from galvatron.ir.capture.sources import source_of, where
+from galvatron.ir.capture.state import DTYPE_OF, state_of, tensor_type_of
+from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
 from galvatron.ir.names import Names, base_name
+from galvatron.ir.program import Form, Program, State
 from galvatron.ir.types import BATCH, Dim, TensorType, exact_quotient, simplify_dim
 
 _DROPPED_KWARGS = frozenset({"device", "layout", "pin_memory"})
-_TORCH_ROOT = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent)
-_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<code>[^\n]*)')
 
 
-class Converter:
-    """Converts the live part of one exported graph; `batch_symbol` is torch's name for the batch size.
+def converted(exported: ExportedProgram, model: nn.Module, batch: Batch) -> tuple[Program, dict[str, torch.Tensor]]:
+    """The program of an exported model, and the data of its constants.
 
-    `bound` maps placeholders to the values that they stand for: batch inputs and state.
+    Raises:
+        CaptureError: the graph has something that a program cannot say.
     """
+    state = state_of(model)
+    bound, constants = _bound(exported, state, batch)
+    _check_mutations(exported, bound)
+    inputs = tuple(v for v in bound.values() if v.name in batch.tensors)
+    lifted = tuple(State(name, tensor_type_of(t, name), "constant", trainable=False) for name, t in constants.items())
+    order = {s.name: position for position, s in enumerate((*state, *lifted))}
+    used_state = sorted(dict.fromkeys(v for v in bound.values() if v.name in order), key=lambda v: order[v.name])
+    graph = _Converter(bound, _batch_symbol(bound, batch)).graph(_loss(exported), inputs, tuple(used_state))
+    program = Program(
+        name=type(model).__name__,
+        form=Form.CAPTURED,
+        batch_size=batch.size,
+        inputs=inputs,
+        state=(*state, *lifted),
+        output=graph.outputs[0],
+        graph=graph,
+    )
+    return program, constants
+
+
+def _bound(
+    exported: ExportedProgram, state: tuple[State, ...], batch: Batch
+) -> tuple[dict[fx.Node, Value], dict[str, torch.Tensor]]:
+    """What each placeholder stands for, and the data of the constants among them; tied parameters share one value."""
+    owner = {name: s for s in state for name in (s.name, *s.aliases)}
+    placeholders = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
+    clash = owner.keys() & batch.tensors.keys()
+    if clash:
+        raise CaptureError(f"{min(clash)!r} is the name of an input and of a parameter or buffer: rename one of them")
+    bound: dict[fx.Node, Value] = {}
+    constants: dict[str, torch.Tensor] = {}
+    inputs = iter(batch.tensors)
+    for spec in exported.graph_signature.input_specs:
+        node = placeholders[spec.arg.name]
+        if spec.kind is InputKind.USER_INPUT:
+            name = next(inputs)
+            bound[node] = Value(name, batch.type_of(name))
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            known = owner[str(spec.target).removeprefix("model.")]
+            bound[node] = Value(known.name, known.type)
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            name = f"constant.{len(constants)}"
+            constants[name] = exported.constants[str(spec.target)].detach()
+            bound[node] = Value(name, tensor_type_of(constants[name], name))
+        else:
+            raise CaptureError(f"the model uses {spec.target!r}, an object that cannot be captured")
+    return bound, constants
+
+
+def _loss(exported: ExportedProgram) -> fx.Node:
+    (name,) = exported.graph_signature.user_outputs
+    return _node_named(exported, str(name))
+
+
+def _node_named(exported: ExportedProgram, name: str) -> fx.Node:
+    return next(node for node in exported.graph.nodes if node.name == name)
+
+
+def _batch_symbol(bound: Mapping[fx.Node, Value], batch: Batch) -> sympy.Symbol:
+    node = next(node for node, value in bound.items() if value.name in batch.tensors and batch.is_batched(value.name))
+    return node.meta["val"].shape[0].node.expr
+
+
+def _check_mutations(exported: ExportedProgram, bound: Mapping[fx.Node, Value]) -> None:
+    """Refuses a model that changes its own state, except for counters: buffers the loss does not read, and whose new
+    value does not depend on the batch or on parameters."""
+    read_by_loss = _ancestors(_loss(exported))
+    for spec in exported.graph_signature.output_specs:
+        if spec.kind not in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
+            continue
+        node = _node_named(exported, spec.arg.name)
+        sources = {bound[n].name for n in _ancestors(node) if n in bound}
+        name = str(spec.target).removeprefix("model.")
+        counts = sources <= {name} and name not in {bound[n].name for n in read_by_loss if n in bound}
+        if not counts:
+            raise CaptureError(
+                f"{where(node)}the model changes its own {name!r} in forward, which would be lost: keep it constant "
+                "(for batch norm: call .eval() on it, or use a norm without running statistics)"
+            )
+
+
+class _Converter:
+    """Converts the live part of one exported graph; `bound` maps placeholders to the values that they stand for."""
 
     def __init__(self, bound: Mapping[fx.Node, Value], batch_symbol: sympy.Symbol) -> None:
         self._batch_symbol = batch_symbol
@@ -40,12 +122,12 @@ class Converter:
     def graph(self, loss: fx.Node, inputs: tuple[Value, ...], state: tuple[Value, ...]) -> Graph:
         """The graph that computes `loss`, with only the state that it reads."""
         live = _ancestors(loss)
-        ops = [op for node in loss.graph.nodes if node in live for op in self._ops(node)]
+        ops = tuple(op for node in loss.graph.nodes if node in live for op in self._ops(node))
         read = {name for op in ops for name in op.operands}
-        return Graph(inputs, tuple(v for v in state if v.name in read), tuple(ops), (self._values[loss].name,))
+        return Graph(inputs, tuple(v for v in state if v.name in read), ops, (self._values[loss].name,))
 
     def _ops(self, node: fx.Node) -> Iterable[Op]:
-        if node.op != "call_function" or _is_symbolic_number(node):
+        if node.op != "call_function" or _is_number(node):
             return
         if node.target is operator.getitem:
             source, index = node.args
@@ -54,10 +136,9 @@ class Converter:
         if not isinstance(node.target, torch._ops.OpOverload):
             raise CaptureError(f"{where(node)}the operation {node.target} is not an ATen op and cannot be distributed")
         target = str(node.target)
-        results = self._results(node, base_name(target))
         args = tuple(self._arg(a, node) for a in node.args)
         kwargs = tuple((k, self._arg(v, node)) for k, v in node.kwargs.items() if k not in _DROPPED_KWARGS)
-        yield Op(target, args, kwargs, results, source_of(node))
+        yield Op(target, args, kwargs, self._results(node, base_name(target)), source_of(node))
 
     def _results(self, node: fx.Node, base: str) -> tuple[Value, ...]:
         value = node.meta["val"]
@@ -77,96 +158,57 @@ class Converter:
     def _size(self, size: int | torch.SymInt, node: fx.Node) -> Dim:
         if isinstance(size, int):
             return size
-        expression = _plain(size.node.expr)
-        unknown = expression.free_symbols - {self._batch_symbol}
-        if unknown:
-            raise CaptureError(f"{where(node)}a size depends on the data (not only on the batch size)")
-        if expression.atoms(sympy.Function):
-            raise CaptureError(
-                f"{where(node)}a size is not a polynomial in the batch size: "
-                f"{expression.subs(self._batch_symbol, BATCH)} with B samples"
-            )
-        return simplify_dim(expression.subs(self._batch_symbol, BATCH))
+        expression = _with_exact_quotients(size.node.expr).subs(self._batch_symbol, BATCH)
+        if expression.free_symbols - {BATCH}:
+            raise CaptureError(f"{where(node)}a size depends on the values of a tensor, which are not known in advance")
+        if not expression.is_polynomial(BATCH):
+            raise CaptureError(f"{where(node)}a size is {expression} for B samples, but must be a polynomial in B")
+        return simplify_dim(expression)
 
     def _arg(self, arg: object, node: fx.Node) -> Arg:
         if isinstance(arg, fx.Node):
-            if arg in self._values:
-                return Ref(self._values[arg].name)
-            return self._arg(arg.meta["val"], node)
+            return Ref(self._values[arg].name) if arg in self._values else self._arg(arg.meta["val"], node)
         if isinstance(arg, torch.SymInt):
             return self._size(arg, node)
         if isinstance(arg, (torch.SymFloat, torch.SymBool)):
-            raise CaptureError(f"{where(node)}a number is computed from the batch size in floating point or a comparison")
+            raise CaptureError(f"{where(node)}a number other than a whole one is computed from the batch size")
         if arg is None or isinstance(arg, (bool, int, float, str)):
             return arg
         if isinstance(arg, (tuple, list)):
             return tuple(self._arg(a, node) for a in arg)
-        if isinstance(arg, torch.dtype):
+        if isinstance(arg, torch.dtype) and arg in DTYPE_OF:
             return Const("dtype", DTYPE_OF[arg])
         if isinstance(arg, torch.memory_format):
             return Const("memory_format", str(arg).removeprefix("torch."))
         if isinstance(arg, (torch.device, torch.layout)):
             return None
-        raise CaptureError(f"{where(node)}{node.target} has an argument of type {type(arg).__name__}")
+        raise CaptureError(f"{where(node)}{node.target} has an argument that Galvatron does not support: {arg!r}")
 
 
-def _plain(expression: sympy.Expr) -> sympy.Expr:
-    """An expression with torch's integer divisions replaced by exact quotients where they are exact."""
+def _with_exact_quotients(expression: sympy.Expr) -> sympy.Expr:
+    """An expression with torch's integer divisions written as what they are worth, where they are exact."""
 
     def is_division(part: sympy.Basic) -> bool:
-        return type(part).__name__ in ("FloorDiv", "CleanDiv", "CeilToInt", "FloorToInt") and len(part.args) == 2
+        return type(part).__name__ in ("FloorDiv", "CleanDiv") and len(part.args) == 2
 
-    def divided(part: sympy.Basic) -> sympy.Basic:
-        quotient = exact_quotient(_plain(part.args[0]), _plain(part.args[1]))  # type: ignore[arg-type]  # sizes
-        return part if quotient is None else sympy.sympify(quotient)
+    def quotient(part: sympy.Basic) -> sympy.Basic:
+        dividend, divisor = (_with_exact_quotients(a) for a in part.args)  # type: ignore[arg-type]  # of numbers
+        exact = exact_quotient(dividend, divisor)
+        return part if exact is None else sympy.sympify(exact)
 
-    return expression.replace(is_division, divided)  # type: ignore[return-value]  # of an expression: an expression
+    return expression.replace(is_division, quotient)  # type: ignore[return-value]  # numbers give a number
 
 
-def _is_symbolic_number(node: fx.Node) -> bool:
+def _is_number(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool))
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
-    live: set[fx.Node] = set()
+    found: set[fx.Node] = set()
     pending = [node]
     while pending:
         current = pending.pop()
-        if current not in live:
-            live.add(current)
+        if current not in found:
+            found.add(current)
             pending.extend(current.all_input_nodes)
-    return live
-
-
-def source_of(node: fx.Node) -> Source | None:
-    """The line of the user's model that made a node: the innermost stack frame outside torch."""
-    scopes = list((node.meta.get("nn_module_stack") or {}).values())
-    scope = re.sub(r"@\d+", "", str(scopes[-1][0])) if scopes else ""
-    return source_in(node.meta.get("stack_trace") or "", scope.removeprefix("model").removeprefix("."))
-
-
-@lru_cache(maxsize=4096)
-def source_in(stack_trace: str, scope: str = "") -> Source | None:
-    """The innermost frame of a printed stack trace that is neither torch's nor Galvatron's."""
-    for frame in reversed(list(_FRAME.finditer(stack_trace))):
-        if is_user_file(frame["file"]):
-            return Source(short_path(frame["file"]), int(frame["line"]), frame["code"].strip(), scope)
-    return None
-
-
-def is_user_file(file: str) -> bool:
-    """Whether a stack frame's file belongs to the user's model (which includes the libraries that it uses)."""
-    return not (file.startswith((_TORCH_ROOT, _HERE, "<")) or "importlib" in file)
-
-
-@lru_cache(maxsize=256)
-def short_path(file: str) -> str:
-    """A file as it is found from `sys.path`, so that programs read the same on every machine."""
-    roots = [root for root in sys.path if root and file.startswith(root.rstrip("/") + "/")]
-    return file[len(max(roots, key=len).rstrip("/")) + 1 :] if roots else file
-
-
-def where(node: fx.Node) -> str:
-    """The head of an error message about a node: `file:line: code: `."""
-    source = source_of(node)
-    return f"{source}: `{source.code}`: " if source else ""
+    return found

@@ -1,8 +1,8 @@
 """`normalize`: one spelling per computation, and means over the batch as sums and counts.
 
-After it, sizes are written out, dims count from the front, defaults are left out, every view is `aten.reshape`, ops that
-do nothing are gone, each loss is a sum divided by a count, and equal computations of masks and positions happen once.
-The table `RULES` says what is done to which op; a rule is a function with one docstring.
+After it, sizes are written out, dims count from the front, defaults are left out, every view is a `reshape`, what does
+nothing is gone, each loss is a sum divided by a count, and equal computations of masks and positions happen once. The
+table `RULES` says what is done to which op; a rule is a function with one docstring.
 """
 
 from __future__ import annotations

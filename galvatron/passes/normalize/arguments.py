@@ -1,4 +1,4 @@
-"""One way to write the arguments of an op: by the order of its schema, with sizes written out and dims from the front."""
+"""One way to write the arguments of an op: in the schema's order, sizes written out, dims counted from the front."""
 
 from __future__ import annotations
 

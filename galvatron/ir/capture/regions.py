@@ -1,0 +1,103 @@
+"""Regions with a mode of their own, `torch.no_grad()` and `torch.autocast`, as plain ops.
+
+`torch.export` keeps them as calls of sub-graphs. Functionalising dissolves these; it writes the casts of autocast out, yet
+forgets which values were made without gradients. So regions are dissolved here first, and the results of those without
+gradients go through `detach`. Only regions under an enabled autocast are left to torch.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+
+from galvatron.errors import CaptureError
+from galvatron.ir.capture.sources import where
+
+_SET_GRAD = "wrap_with_set_grad_enabled"
+_AUTOCAST = "wrap_with_autocast"
+
+
+def dissolve_regions(exported: ExportedProgram) -> None:
+    """Replaces, in place, the regions of a freshly exported program by their ops.
+
+    Raises:
+        CaptureError: a region without gradients changes a tensor from outside, or switches gradients on again.
+    """
+    _dissolve(exported.graph_module, exported)
+
+
+def _dissolve(module: fx.GraphModule, exported: ExportedProgram | None) -> None:
+    for node in list(module.graph.nodes):
+        kind = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+        if kind not in (_SET_GRAD, _AUTOCAST):
+            continue
+        body, operands = _body_and_operands(module, node, kind)
+        if kind == _AUTOCAST and node.args[2]:
+            continue
+        _dissolve(body, None)
+        if kind == _SET_GRAD and node.args[0]:
+            continue
+        if kind == _SET_GRAD:
+            _check_without_gradients(body)
+        results = _inlined(module, node, body, operands)
+        if kind == _SET_GRAD:
+            results = [_detached(module, result) for result in results]
+        for user in list(node.users):
+            assert user.target is operator.getitem
+            replacement = results[user.args[1]]  # type: ignore[call-overload,index]  # the index of a getitem is an int
+            user.replace_all_uses_with(replacement)
+            if exported is not None:
+                exported.graph_signature.replace_all_uses(user.name, replacement.name)
+            module.graph.erase_node(user)
+        module.graph.erase_node(node)
+    module.recompile()
+
+
+def _body_and_operands(module: fx.GraphModule, node: fx.Node, kind: str) -> tuple[fx.GraphModule, tuple[fx.Node, ...]]:
+    position = 1 if kind == _SET_GRAD else 4
+    call = node.args[position]
+    assert isinstance(call, fx.Node)
+    return getattr(module, str(call.target)), node.args[position + 1 :]  # type: ignore[return-value]  # tensors are nodes
+
+
+def _inlined(module: fx.GraphModule, at: fx.Node, body: fx.GraphModule, operands: tuple[fx.Node, ...]) -> list[fx.Node]:
+    placeholders = [node for node in body.graph.nodes if node.op == "placeholder"]
+    copies: dict[fx.Node, fx.Node] = dict(zip(placeholders, operands, strict=True))
+    results: list[fx.Node] = []
+    with module.graph.inserting_before(at):
+        for node in body.graph.nodes:
+            if node.op == "output":
+                results = [copies[result] for result in node.args[0]]
+            elif node.op == "get_attr":
+                name = f"{at.name}_{node.target}"
+                setattr(module, name, getattr(body, str(node.target)))
+                copies[node] = module.graph.get_attr(name)
+            elif node.op != "placeholder":
+                copies[node] = module.graph.node_copy(node, lambda n: copies[n])
+    return results
+
+
+def _detached(module: fx.GraphModule, result: fx.Node) -> fx.Node:
+    if not isinstance(result.meta.get("val"), torch.Tensor):
+        return result
+    with module.graph.inserting_after(result):
+        detached = module.graph.call_function(torch.ops.aten.detach.default, (result,))
+    detached.meta = dict(result.meta)
+    return detached
+
+
+def _check_without_gradients(body: fx.GraphModule) -> None:
+    for node in body.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if getattr(node.target, "__name__", "") == _SET_GRAD:
+            raise CaptureError(f"{where(node)}gradients are switched on inside torch.no_grad(): end the region first")
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            written = node.args[0]
+            if isinstance(written, fx.Node) and written.op == "placeholder":
+                raise CaptureError(
+                    f"{where(node)}a tensor is changed in place inside torch.no_grad(): use a new tensor"
+                )
