@@ -1,0 +1,280 @@
+"""What a layer class does on a device, read off its graph: run forward and backward on fake tensors and watch.
+
+Nothing here is a formula beside the code: the kernels, their FLOPs and traffic, the collectives with their adjoints,
+the activations that autograd saves and the peak of live memory are those of the very graph that is emitted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from galvatron.ir.graph import Graph, Op
+from galvatron.ir.interpreter import empty_like_type, run_graph
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard
+from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
+from galvatron.passes.costs.events import BATCHES, Collective, Kernel, Linear, Profile
+from galvatron.passes.costs.flop import kernel_flop
+from galvatron.passes.sharding.conversion import conversion
+
+_IR_DTYPES = {getattr(torch, name): dtype for dtype, name in TORCH_DTYPE_NAMES.items()}
+
+
+def profile_graph(
+    graph: Graph, mesh: tuple[Axis, ...], trainable: frozenset[str], differentiable: frozenset[str]
+) -> Profile:
+    """Runs a graph at both `BATCHES` and fits what it did.
+
+    Args:
+        mesh: the axes that its collectives name.
+        trainable: its state values that are trained.
+        differentiable: its inputs that have a gradient.
+    """
+    first, second = (_Run(graph, mesh, trainable, differentiable, batch).observed for batch in BATCHES)
+    return Profile(
+        forward=_fit_events(first.forward, second.forward),
+        backward=_fit_events(first.backward, second.backward),
+        saved_bytes=Linear.through((first.saved_bytes, second.saved_bytes)),
+        shared_bytes=tuple(
+            (name, Linear.through((first.shared_bytes.get(name, size), size)))
+            for name, size in second.shared_bytes.items()
+        ),
+        forward_extra_bytes=Linear.through((first.forward_extra_bytes, second.forward_extra_bytes)),
+        backward_extra_bytes=Linear.through((first.backward_extra_bytes, second.backward_extra_bytes)),
+    )
+
+
+@dataclass(frozen=True)
+class _Event:
+    """A kernel (`axis` None, `amounts` = FLOPs and bytes) or collective (`amounts` = 0 and bytes) at one batch size."""
+
+    name: str
+    dtype: str
+    axis: Axis | None
+    flop: float
+    size_bytes: float
+
+
+def _fit_events(first: list[_Event], second: list[_Event]) -> tuple[Kernel | Collective, ...]:
+    """One linear kernel or collective per event.
+
+    The kernels of two batch sizes differ where a copy is needed at one of them only; then the larger run counts, in
+    proportion to the batch.
+    """
+    if [(e.name, e.axis) for e in first] != [(e.name, e.axis) for e in second]:
+        scale = BATCHES[0] / BATCHES[1]
+        first = [_Event(e.name, e.dtype, e.axis, e.flop * scale, e.size_bytes * scale) for e in second]
+    fitted: list[Kernel | Collective] = []
+    for a, b in zip(first, second, strict=True):
+        size_bytes = Linear.through((a.size_bytes, b.size_bytes))
+        if b.axis is not None:
+            fitted.append(Collective(b.name, b.axis, size_bytes))
+        else:
+            fitted.append(Kernel(b.name, b.dtype, Linear.through((a.flop, b.flop)), size_bytes))
+    return tuple(fitted)
+
+
+class _Observed:
+    """What one run did, at one batch size."""
+
+    def __init__(self) -> None:
+        self.forward: list[_Event] = []
+        self.backward: list[_Event] = []
+        self.saved_bytes = 0
+        self.shared_bytes: dict[str, int] = {}
+        self.forward_extra_bytes = 0
+        self.backward_extra_bytes = 0
+
+
+class _Run:
+    """One forward and backward run of a graph under fake tensors."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        mesh: tuple[Axis, ...],
+        trainable: frozenset[str],
+        differentiable: frozenset[str],
+        batch: int,
+    ) -> None:
+        self.graph, self.batch = graph, batch
+        self.axes = {axis.name: axis for axis in mesh}
+        self.observed = _Observed()
+        self.watch = _Watch(self.observed.forward)
+        with FakeTensorMode():
+            values = {v.name: empty_like_type(v.type, batch) for v in (*graph.inputs, *graph.state)}
+            for name in (trainable | differentiable) & values.keys():
+                if values[name].dtype.is_floating_point:
+                    values[name].requires_grad_(True)
+            for tensor in values.values():
+                self.watch.keep(tensor)
+            with self.watch:
+                outputs = self._forward(values)
+                self._backward(outputs, values)
+
+    def _forward(self, values: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        inputs = {v.name for v in self.graph.inputs}
+        formal = {values[name].untyped_storage()._cdata: name for name in values}
+        saved: dict[int, tuple[str | None, int]] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            saved[storage._cdata] = (formal.get(storage._cdata), storage.nbytes())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            results = run_graph(self.graph, values, batch=self.batch, handler=self._collective)
+        outputs = list(results.values())
+        for name, size in saved.values():
+            if name is None or (name in inputs and values[name].requires_grad):
+                self.observed.saved_bytes += size
+            elif name in inputs:
+                self.observed.shared_bytes[name] = size
+        internal = sum(size for name, size in saved.values() if name is None)
+        self.observed.forward_extra_bytes = max(0, self.watch.peak_bytes - internal)
+        return [t for t in outputs if t.requires_grad]
+
+    def _backward(self, outputs: list[torch.Tensor], values: dict[str, torch.Tensor]) -> None:
+        if not outputs:
+            return
+        self.watch.events = self.observed.backward
+        before = self.watch.live_bytes
+        self.watch.peak_bytes = before
+        with _gradients_leave_at_once(values.values()):
+            gradients = [torch.empty_like(t) for t in outputs]
+            torch.autograd.backward(outputs, gradients)
+        self.observed.backward_extra_bytes = max(0, self.watch.peak_bytes - before)
+
+    def _collective(self, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+        shape = [evaluate(d, self.batch) for d in op.result.type.shape]
+        axis = self.axes[kwargs["axis"]]
+        return _Collective.apply(args[0], shape, _EFFECTS[op.target, kwargs.get("grad")], axis, self.watch)
+
+
+_PLACEMENTS = (REPLICATE, BROADCAST, PARTIAL, Shard(0), Shard(1))
+_EFFECTS: dict[tuple[Any, Any], tuple[str | None, str | None]] = {
+    (f"comm.{row.op}", row.grad): (row.forward, row.backward)
+    for row in itertools.starmap(conversion, itertools.product(_PLACEMENTS, repeat=2))
+    if row is not None
+}
+"""What a collective op sends forward and backward, by its target and `grad`; None where it stays on the device."""
+
+
+class _Collective(torch.autograd.Function):
+    """Stands for a collective: right shapes forward and backward, and an event for what crosses the network."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, shape: list[int], effect: tuple[str | None, str | None], axis: Axis, watch: _Watch):
+        ctx.shape, ctx.effect, ctx.axis, ctx.watch = x.shape, effect, axis, watch
+        out = x.view_as(x) if effect[0] is None and list(x.shape) == shape else x.new_empty(shape)
+        ctx.payload_bytes = max(_size_bytes(x), _size_bytes(out))
+        watch.collective(effect[0], axis, ctx.payload_bytes)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any):
+        (gradient,) = gradients
+        ctx.watch.collective(ctx.effect[1], ctx.axis, ctx.payload_bytes)
+        return gradient.new_empty(ctx.shape), None, None, None, None
+
+
+@contextmanager
+def _gradients_leave_at_once(leaves: Any) -> Iterator[None]:
+    """The gradient of each leaf is freed when it is complete: the accumulated ones count as state, not as a peak."""
+
+    def drop(leaf: torch.Tensor) -> None:
+        leaf.grad = None
+
+    handles = [t.register_post_accumulate_grad_hook(drop) for t in leaves if t.requires_grad]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+_ALLOCATE = {"empty", "empty_like", "new_empty", "new_empty_strided", "empty_strided", "empty_permuted"}
+_GATHER = {"embedding", "index", "index_select", "gather"}
+"""Kernels that read of their first operand only as much as they write."""
+
+
+class _Watch(TorchDispatchMode):
+    """Records every kernel that is dispatched, and the bytes of tensors alive."""
+
+    def __init__(self, events: list[_Event]) -> None:
+        super().__init__()
+        self.events = events
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._seen: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func.namespace != "prim":
+            self._record(func, args, kwargs, out)
+        return out
+
+    def _record(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        results = [t for t in _flat(out) if isinstance(t, torch.Tensor)]
+        for tensor in results:
+            self._track(tensor)
+        name = func._overloadpacket.__name__
+        if not results or name in _ALLOCATE or _is_view(func, args, results):
+            return
+        operands = list(
+            {id(t): t for t in _flat((args, tuple(kwargs.values()))) if isinstance(t, torch.Tensor)}.values()
+        )
+        if name in _GATHER and operands:
+            operands[0] = results[0]
+        touched = sum(_size_bytes(t) for t in (*operands, *results))
+        dtype = _IR_DTYPES.get((operands or results)[0].dtype, "f32")
+        self.events.append(_Event(name, dtype, None, kernel_flop(func, args, kwargs, out), touched))
+
+    def collective(self, kind: str | None, axis: Axis, payload_bytes: int) -> None:
+        if kind is not None:
+            self.events.append(_Event(kind, "", axis, 0, payload_bytes))
+
+    def keep(self, tensor: torch.Tensor) -> None:
+        """Leaves the storage of a tensor that is there before the run out of the count."""
+        self._seen[tensor.untyped_storage()._cdata] = None
+
+    def _track(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen[key] = weakref.finalize(storage, self._free, key, size)
+        self.live_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.pop(key, None)
+        self.live_bytes -= size
+
+
+def _is_view(func: Any, args: Any, results: list[torch.Tensor]) -> bool:
+    """Whether a kernel only gives another name to the memory of its operand."""
+    if func._schema.is_mutable:
+        return False
+    own = {t.untyped_storage()._cdata for t in _flat(args) if isinstance(t, torch.Tensor)}
+    return all(t.untyped_storage()._cdata in own for t in results)
+
+
+def _size_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor's elements, those of an expanded one counted once."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield value
