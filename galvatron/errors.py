@@ -41,6 +41,10 @@ class RankError(GalvatronError):
 class VerifyError(GalvatronError):
     """A program breaks a rule of its form; the message shows the program with the line marked."""
 
+    def __init__(self, message: str, *, rule: str = "") -> None:
+        super().__init__(message)
+        self.rule = rule
+
 
 class ParseError(GalvatronError):
     """A text file is malformed; the message gives line and column."""

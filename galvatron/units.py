@@ -59,3 +59,11 @@ def format_seconds(seconds: float) -> str:
         if abs(seconds) >= factor:
             return f"{seconds / factor:.3g} {unit}"
     return f"{seconds * 1e6:.3g} us"
+
+
+def format_flop(count: float) -> str:
+    """A number of floating-point operations for a reader, rounded: `312 TFLOP`."""
+    for exponent, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if abs(count) >= 10**exponent:
+            return f"{count / 10**exponent:.4g} {prefix}FLOP"
+    return f"{count:.4g} FLOP"

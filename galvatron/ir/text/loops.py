@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from galvatron.ir.text.names import fill_marks, split_marks, template
 
 _MAX_PERIOD = 128
-_MIN_COUNT = 3
+_MIN_SAVED = 3
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ def fold(items: Sequence[str]) -> list[str | Loop]:
 def _best_stretch(skeletons: list[str], numbers: list[tuple[int, ...]], at: int) -> tuple[int, int]:
     """The (period, count) from `at` on that covers most items, the shortest period first; count 0 when there is none."""
     best = (0, 0)
-    for period in range(1, min(_MAX_PERIOD, (len(skeletons) - at) // _MIN_COUNT) + 1):
+    for period in range(1, min(_MAX_PERIOD, (len(skeletons) - at) // 2) + 1):
         if skeletons[at] != skeletons[at + period]:
             continue
         count = _count(skeletons, numbers, at, period)
-        if count >= _MIN_COUNT and period * count > best[0] * best[1]:
+        if period * (count - 1) >= _MIN_SAVED and period * count > best[0] * best[1]:
             best = (period, count)
     return best
 
@@ -71,7 +71,9 @@ def _count(skeletons: list[str], numbers: list[tuple[int, ...]], at: int, period
         if skeletons[end] != skeletons[before] or _steps(numbers[before], numbers[end]) != steps[(end - at) % period]:
             break
         end += 1
-    return (end - at) // period
+    count = (end - at) // period
+    # Any two numbers count evenly; a pair of copies is a repetition only where they count one by one.
+    return count if count > 2 or all(step <= 1 for row in steps for step in row) else 1
 
 
 def _steps(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ from galvatron.ir.program import (
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import expressions
 from galvatron.ir.text.names import expander
-from galvatron.ir.text.printer import VERSION
+from galvatron.ir.text.printer import VERSION, read_state
 from galvatron.ir.text.targets import is_known_target
 from galvatron.ir.types import DTYPE_BYTES, Dim, TensorType
 
@@ -644,7 +644,7 @@ class _Builder(Transformer):
         table = sections.get("sources", {})
         graph = sections.get("graph")
         if graph is not None and graph.inputs is None:
-            graph = replace(graph, inputs=inputs, state=tuple(Value(s.name, s.type) for s in state))
+            graph = replace(graph, inputs=inputs, state=read_state(graph, state))
         classes = (i for i in items if isinstance(i, LayerClass))
         return Program(
             name=str(name),

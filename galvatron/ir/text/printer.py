@@ -19,14 +19,14 @@ from galvatron.ir.cluster import Cluster, Link
 from galvatron.ir.cost import ClassCost
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Source, Value
 from galvatron.ir.layout import Axis, Layout, Placement, Shard
-from galvatron.ir.plan import Plan
+from galvatron.ir.plan import Plan, runs
 from galvatron.ir.program import Candidates, Cut, Layer, LayerClass, Program, Stage, State, StateLayout, Transfer, When
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text.expressions import format_expression
 from galvatron.ir.text.loops import Loop, fold
 from galvatron.ir.text.names import bare_or_quoted, quote, sigiled, split_marks, unmark
-from galvatron.ir.text.units import format_bytes, format_flop, format_seconds
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
+from galvatron.units import format_bytes, format_flop, format_seconds
 
 VERSION = 1
 
@@ -102,7 +102,7 @@ def program_lines(program: Program, w: _Writer) -> list[Line]:
         [Line(f"galvatron ir {VERSION}")],
         [Line(head, ("program",))],
         [
-            *_aligned_values("input", program.inputs, w, None),
+            *_aligned_values("input", program.inputs, w, "program"),
             Line(f"output {sigiled('%', program.output)}", ("output",)),
         ],
         _plan(program.plan, w) if program.plan else [],
@@ -244,10 +244,16 @@ def _graph_body(graph: Graph, w: _Writer, owner: Hashable, *, signature: bool = 
 def _program_graph(program: Program, w: _Writer) -> list[Line]:
     graph = program.graph
     assert graph is not None
-    shared = graph.inputs == program.inputs and graph.state == tuple(Value(s.name, s.type) for s in program.state)
+    shared = graph.inputs == program.inputs and graph.state == read_state(graph, program.state)
     opening = "graph of program {" if shared and not w.lenient else "graph {"
     body = _graph_body(graph, w, None, signature=opening == "graph {")
     return [Line(opening, ("graph",)), *body, Line("}")]
+
+
+def read_state(graph: Graph, state: Sequence[State]) -> tuple[Value, ...]:
+    """The state that a graph reads, as its values: what `graph of program` leaves to the program's own tables."""
+    read = {name for op in graph.ops for name in op.operands}.union(graph.outputs)
+    return tuple(Value(s.name, s.type) for s in state if s.name in read)
 
 
 # Classes, layers, stages
@@ -411,8 +417,7 @@ def _strategy(strategy: Strategy) -> str:
 
 
 def _runs(strategies: Sequence[Strategy]) -> str:
-    runs = [(_strategy(s), len(list(group))) for s, group in groupby(strategies)]
-    return ", ".join(text if count == 1 else f"{text} ×{count}" for text, count in runs)
+    return ", ".join(_strategy(s) if count == 1 else f"{_strategy(s)} ×{count}" for s, count in runs(strategies))
 
 
 def _plan(plan: Plan, w: _Writer) -> list[Line]:

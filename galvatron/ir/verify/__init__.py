@@ -1,0 +1,163 @@
+"""The verifier: what makes a program valid, as a table of rules. Reading the table is reading the specification.
+
+Rules are applied from top to bottom, and a rule may rely on those above it; the first that is broken is reported with the
+program's text, the offending lines marked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from galvatron.errors import VerifyError
+from galvatron.ir.graph import Graph
+from galvatron.ir.program import Form, Program
+from galvatron.ir.text.printer import Line, lenient_graph_lines, lenient_program_lines
+from galvatron.ir.types import BATCH, LOCAL_BATCH
+from galvatron.ir.verify import graphs, programs, sharding
+from galvatron.ir.verify.graphs import Scope, Violation
+
+_CONTEXT = 2
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A named property that valid IR has in the given forms. `check` yields its violations, in a graph or a program."""
+
+    name: str
+    check: Callable[..., Iterator[Violation]]
+    forms: frozenset[Form]
+
+    @property
+    def meaning(self) -> str:
+        return (self.check.__doc__ or "").strip().splitlines()[0]
+
+
+def _rules(first: Form, last: Form, **checks: Callable[..., Iterator[Violation]]) -> tuple[Rule, ...]:
+    forms = frozenset(form for form in Form if first <= form <= last)
+    return tuple(Rule(name.replace("_", "-"), check, forms) for name, check in checks.items())
+
+
+PROGRAM_RULES: tuple[Rule, ...] = (
+    *_rules(
+        Form.CAPTURED, Form.STAGED,
+        form_fields=programs.form_fields,
+        program_names=programs.program_names,
+        program_signature=programs.program_signature,
+    ),
+    *_rules(Form.CAPTURED, Form.CAPTURED, graph_matches_program=programs.graph_matches_program),
+    *_rules(
+        Form.CLUSTERED, Form.STAGED,
+        known_classes=programs.known_classes,
+        layer_signatures=programs.layer_signatures,
+        layers_in_order=programs.layers_in_order,
+        state_is_bound=programs.state_is_bound,
+    ),
+    *_rules(
+        Form.CLUSTERED, Form.PLANNED,
+        operand_types=programs.operand_types,
+        cheap_layers=programs.cheap_layers,
+    ),
+    *_rules(Form.CAPTURED, Form.STAGED, output_is_loss=programs.output_is_loss),
+    *_rules(Form.COSTED, Form.PLANNED, costs_present=programs.costs_present),
+    *_rules(Form.CANDIDATES, Form.PLANNED, candidates_fit=programs.candidates_fit),
+    *_rules(
+        Form.PLANNED, Form.STAGED,
+        plan_belongs=programs.plan_belongs,
+        plan_covers_layers=programs.plan_covers_layers,
+        plan_uses_devices=programs.plan_uses_devices,
+        plan_divides_batch=programs.plan_divides_batch,
+    ),
+    *_rules(
+        Form.SHARDED, Form.STAGED,
+        meshes_fit=sharding.meshes_fit,
+        strategies_as_planned=sharding.strategies_as_planned,
+        state_shards=sharding.state_shards,
+        edges_agree=sharding.edges_agree,
+        loss_is_whole=sharding.loss_is_whole,
+    ),
+    *_rules(
+        Form.STAGED, Form.STAGED,
+        stages_in_order=sharding.stages_in_order,
+        transfers_pair=sharding.transfers_pair,
+        transfers_defined=sharding.transfers_defined,
+        state_is_kept=sharding.state_is_kept,
+        tied_state_agrees=sharding.tied_state_agrees,
+    ),
+)  # fmt: skip
+
+GRAPH_RULES: tuple[Rule, ...] = _rules(
+    Form.CAPTURED, Form.STAGED,
+    unique_names=graphs.unique_names,
+    defined_before_use=graphs.defined_before_use,
+    known_ops=graphs.known_ops,
+    known_dtypes=graphs.known_dtypes,
+    positive_shapes=graphs.positive_shapes,
+    mesh_axes=graphs.mesh_axes,
+    layouts_present=graphs.layouts_present,
+    result_count=graphs.result_count,
+    collectives=graphs.collectives,
+    result_types=graphs.result_types,
+)  # fmt: skip
+
+RULES: tuple[Rule, ...] = GRAPH_RULES + PROGRAM_RULES
+
+
+def verify(program: Program) -> None:
+    """Checks a program against every rule of its form.
+
+    Raises:
+        VerifyError: names the rule and shows the program around the offending lines.
+    """
+    where = f"program {program.name} ({program.form})"
+    scopes = list(_scopes(program))
+    for rule in GRAPH_RULES:
+        violations = [v for scope in scopes for v in rule.check(scope)]
+        _report(rule, where, violations, lambda: lenient_program_lines(program))
+    for rule in PROGRAM_RULES:
+        if program.form in rule.forms:
+            _report(rule, where, list(rule.check(program)), lambda: lenient_program_lines(program))
+
+
+def verify_graph(graph: Graph) -> None:
+    """Checks a single unsharded op graph, such as a pass holds in the middle of its work.
+
+    Raises:
+        VerifyError: names the rule and shows the graph around the offending lines.
+    """
+    scope = Scope(graph, symbols=frozenset((BATCH, LOCAL_BATCH)), smallest=0)
+    for rule in GRAPH_RULES:
+        _report(rule, "graph", list(rule.check(scope)), lambda: lenient_graph_lines(graph))
+
+
+def _scopes(program: Program) -> Iterator[Scope]:
+    if program.graph is not None:
+        yield Scope(program.graph, smallest=0)
+    for cls in program.classes:
+        mesh = cls.mesh if program.form >= Form.SHARDED else None
+        yield Scope(cls.graph, cls.name, sharding.batch_symbols(program, cls), mesh=mesh)
+
+
+def _report(rule: Rule, where: str, violations: list[Violation], lines: Callable[[], list[Line]]) -> None:
+    if not violations:
+        return
+    messages = list(dict.fromkeys(message for _, message in violations))
+    more = f"\n  and {len(messages) - _SHOWN} more" if len(messages) > _SHOWN else ""
+    told = "\n".join(f"  {message}" for message in messages[:_SHOWN]) + more
+    excerpt = _excerpt(lines(), [locus for locus, _ in violations[:_SHOWN]])
+    raise VerifyError(f"{where} breaks the rule {rule.name}: {rule.meaning}\n{told}\n{excerpt}", rule=rule.name)
+
+
+def _excerpt(lines: list[Line], loci: Iterable[tuple]) -> str:
+    """The lines that show the loci, marked, with a little around each."""
+    marked = set()
+    for locus in loci:
+        marked.add(next((i for i, line in enumerate(lines) if line.locus == locus), 0))
+    near = sorted({j for i in marked for j in range(i - _CONTEXT, i + _CONTEXT + 1) if 0 <= j < len(lines)})
+    shown: list[str] = []
+    for position, index in enumerate(near):
+        if position and index != near[position - 1] + 1:
+            shown.append("      …")
+        shown.append(f"{'>>>' if index in marked else '   '} {index + 1:>4} | {lines[index].text.rstrip()}")
+    return "\n".join(shown)

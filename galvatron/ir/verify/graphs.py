@@ -1,0 +1,234 @@
+"""Rules of one op graph."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+
+import sympy
+
+from galvatron.errors import did_you_mean
+from galvatron.ir.collectives import COLLECTIVES, result_shape
+from galvatron.ir.graph import Const, Graph, Op, Ref, Value
+from galvatron.ir.layout import Axis, Layout, Placement, Shard, local_outer
+from galvatron.ir.text.targets import is_known_target
+from galvatron.ir.types import BATCH, DTYPE_BYTES, Dim
+from galvatron.ir.verify.shapes import ShapeError, expected_dtype, expected_shapes, same_shape
+
+Violation = tuple[tuple[Hashable, ...], str]
+"""Which line is wrong (see `text.printer.Line`), and why."""
+
+_LARGE_BATCH = 720720  # divisible by every number up to 16, so that b/2 or b/12 stays whole
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A graph and what holds around it: the class it belongs to (None for a whole program's), the batch symbols its shapes
+    may use, the smallest size a dimension may have, and, where it is sharded, its mesh."""
+
+    graph: Graph
+    owner: str | None = None
+    symbols: frozenset[sympy.Expr] = frozenset((BATCH,))
+    smallest: int = 1
+    mesh: tuple[Axis, ...] | None = None
+
+
+def _definitions(scope: Scope) -> Iterator[tuple[Value, tuple[Hashable, ...]]]:
+    """Every value with the line that defines it."""
+    for value in scope.graph.inputs:
+        yield value, ("input", scope.owner, value.name)
+    for value in scope.graph.state:
+        yield value, ("state", scope.owner, value.name)
+    for index, op in enumerate(scope.graph.ops):
+        for value in op.results:
+            yield value, ("op", scope.owner, index)
+
+
+def unique_names(scope: Scope) -> Iterator[Violation]:
+    """Every value of a graph is defined once."""
+    seen: set[str] = set()
+    for value, locus in _definitions(scope):
+        if value.name in seen:
+            yield locus, f"%{value.name} is defined twice"
+        seen.add(value.name)
+
+
+def defined_before_use(scope: Scope) -> Iterator[Violation]:
+    """Ops and outputs read inputs, state and results of earlier ops."""
+    known = {v.name for v in (*scope.graph.inputs, *scope.graph.state)}
+    for index, op in enumerate(scope.graph.ops):
+        for name in op.operands:
+            if name not in known:
+                yield ("op", scope.owner, index), _unknown(name, scope.graph, known)
+        known.update(v.name for v in op.results)
+    for name in scope.graph.outputs:
+        if name not in known:
+            yield ("return", scope.owner), _unknown(name, scope.graph, known)
+
+
+def _unknown(name: str, graph: Graph, known: set[str]) -> str:
+    if name in graph.values:
+        return f"%{name} is used before it is defined"
+    return f"%{name} is not defined; {did_you_mean(name, known) if known else 'nothing is'}"
+
+
+def known_ops(scope: Scope) -> Iterator[Violation]:
+    """Every op is an `aten` overload or a collective, with its keyword arguments named once."""
+    for index, op in enumerate(scope.graph.ops):
+        if not is_known_target(op.target):
+            yield ("op", scope.owner, index), f"unknown op {op.target!r}"
+        if len(dict(op.kwargs)) < len(op.kwargs):
+            yield ("op", scope.owner, index), "a keyword argument is given twice"
+
+
+def known_dtypes(scope: Scope) -> Iterator[Violation]:
+    """Element types, of values and in arguments, are those of `types.DTYPE_BYTES`."""
+    for value, locus in _definitions(scope):
+        if value.type.dtype not in DTYPE_BYTES:
+            yield locus, f"unknown element type {value.type.dtype!r}; {did_you_mean(value.type.dtype, DTYPE_BYTES)}"
+    for index, op in enumerate(scope.graph.ops):
+        for arg in (*op.args, *(v for _, v in op.kwargs)):
+            if isinstance(arg, Const) and arg.kind == "dtype" and arg.name not in DTYPE_BYTES:
+                yield ("op", scope.owner, index), f"unknown element type {arg.name!r}"
+
+
+def positive_shapes(scope: Scope) -> Iterator[Violation]:
+    """Sizes are positive, and symbolic only in the batch: `B` before sharding, `b` after."""
+    for value, locus in _definitions(scope):
+        for dim in value.type.shape:
+            if problem := _dim_problem(dim, scope):
+                yield locus, f"%{value.name} has a dimension of {dim}: {problem}"
+
+
+def _dim_problem(dim: Dim, scope: Scope) -> str:
+    if isinstance(dim, sympy.Expr):
+        if strangers := dim.free_symbols - scope.symbols:
+            names = " or ".join(sorted(str(s) for s in scope.symbols))
+            return f"{', '.join(sorted(map(str, strangers)))} is not the batch symbol here, which is {names}"
+        value = dim.subs(dict.fromkeys(scope.symbols, _LARGE_BATCH))
+        return "" if value.is_positive else "not positive"
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        return "a size is a whole number or an expression"
+    return "" if dim >= scope.smallest else "not positive"
+
+
+def result_count(scope: Scope) -> Iterator[Violation]:
+    """An op has as many results as its kind gives."""
+    types = {name: v.type for name, v in scope.graph.values.items()}
+    for index, op in enumerate(scope.graph.ops):
+        expected = 1 if op.target in COLLECTIVES else None
+        if expected is None:
+            try:
+                shapes = expected_shapes(op, types)
+            except ShapeError:
+                continue
+            expected = None if shapes is None else len(shapes)
+        if expected is not None and len(op.results) != expected:
+            yield ("op", scope.owner, index), f"{op.target} gives {expected} results here, not {len(op.results)}"
+
+
+def result_types(scope: Scope) -> Iterator[Violation]:
+    """Results have the shape and element type that follow from the operands, for every op in `verify.shapes`."""
+    types = {name: v.type for name, v in scope.graph.values.items()}
+    for index, op in enumerate(scope.graph.ops):
+        locus = ("op", scope.owner, index)
+        try:
+            shapes = expected_shapes(op, types)
+        except ShapeError as error:
+            yield locus, f"{op.target}: {error}"
+            continue
+        for value, shape in zip(op.results, shapes or (), strict=False):
+            if not same_shape(value.type.shape, shape):
+                yield locus, f"%{value.name} is {value.type}, but {op.target} gives [{', '.join(map(str, shape))}]"
+        dtype = expected_dtype(op, types)
+        for value in op.results if dtype else ():
+            if value.type.dtype != dtype:
+                yield locus, f"%{value.name} is {value.type}, but {op.target} gives {dtype} here"
+
+
+def mesh_axes(scope: Scope) -> Iterator[Violation]:
+    """The axes of a mesh have names of their own, at least two devices each, and share no device distance."""
+    mesh = scope.mesh or ()
+    if len({axis.name for axis in mesh}) < len(mesh):
+        yield ("class", scope.owner), "two axes of the mesh have one name"
+    spans = sorted((axis.stride, axis.size) for axis in mesh)
+    nested = all(stride * size <= next_stride for (stride, size), (next_stride, _) in zip(spans, spans[1:], strict=False))
+    if not nested or any(stride < 1 or size < 2 for stride, size in spans):
+        yield ("class", scope.owner), f"{', '.join(map(str, mesh))} are no axes of one group of devices"
+
+
+def layouts_present(scope: Scope) -> Iterator[Violation]:
+    """Values of a sharded graph have one placement per mesh axis, on dimensions that they have; others have no layout."""
+    for value, locus in _definitions(scope):
+        layout = value.layout
+        if scope.mesh is None:
+            if layout is not None:
+                yield locus, f"%{value.name} has a layout, but the graph is not sharded"
+        elif layout is None and scope.mesh:
+            yield locus, f"%{value.name} has no layout"
+        elif layout is not None and len(layout) != len(scope.mesh):
+            yield locus, f"%{value.name} has {len(layout)} placements on a mesh of {len(scope.mesh)} axes"
+        elif problem := layout_problem(layout or (), len(value.type.shape)):
+            yield locus, f"%{value.name} is {problem}"
+
+
+def layout_problem(layout: Layout, rank: int) -> str:
+    for placement in layout:
+        if isinstance(placement, Shard) and not 0 <= placement.dim < rank:
+            return f"sharded along dimension {placement.dim}, but has {rank}"
+    return ""
+
+
+def collectives(scope: Scope) -> Iterator[Violation]:
+    """Collectives name an axis of the mesh and lead between the placements of `collectives.COLLECTIVES`; elsewhere all stays."""
+    for index, op in enumerate(scope.graph.ops):
+        if op.target in COLLECTIVES:
+            if problem := _collective_problem(op, scope):
+                yield ("op", scope.owner, index), f"{op.target}: {problem}"
+
+
+def _collective_problem(op: Op, scope: Scope) -> str:
+    if scope.mesh is None:
+        return "a collective in a graph that is not sharded"
+    kind, keywords = COLLECTIVES[op.target], dict(op.kwargs)
+    if tuple(keywords) != kind.keywords:
+        return f"the keyword arguments must be {', '.join(kind.keywords)}, in this order"
+    if len(op.args) != 1 or not isinstance(op.args[0], Ref):
+        return "the only positional argument must be a value"
+    axes = [axis.name for axis in scope.mesh]
+    if keywords["axis"] not in axes:
+        return f"{keywords['axis']!r} is no axis of the mesh; axes are {', '.join(axes) or 'none'}"
+    if kind.gradients and keywords["grad"] not in kind.gradients:
+        return f"grad must be {' or '.join(kind.gradients)}"
+    operand, result = scope.graph.values[op.args[0].name], op.result
+    rank = len(operand.type.shape)
+    for name in kind.keywords:
+        value = keywords[name]
+        if name.endswith("dim") and not (type(value) is int and 0 <= value < rank):
+            return f"{name}={value} of a tensor of rank {rank}"
+        if name.endswith("outer") and not (type(value) is int or isinstance(value, sympy.Expr)):
+            return f"{name} must be a size"
+    return _movement_problem(op, operand, result, axes.index(str(keywords["axis"])), scope)
+
+
+def _movement_problem(op: Op, operand: Value, result: Value, at: int, scope: Scope) -> str:
+    """What is wrong with the placements and the shape on the two sides of a collective along mesh axis number `at`."""
+    kind, keywords, mesh = COLLECTIVES[op.target], dict(op.kwargs), scope.mesh or ()
+    before, after = operand.layout or (), result.layout or ()
+    if _local_placement(before, mesh, at) != kind.source(keywords):
+        return f"leads from {kind.source(keywords)}, but %{operand.name} is {before[at]} on {mesh[at].name}"
+    if _local_placement(after, mesh, at) != kind.target(keywords):
+        return f"leads to {kind.target(keywords)}, but %{result.name} is {after[at]} on {mesh[at].name}"
+    for axis, (old, new) in enumerate(zip(before, after, strict=True)):
+        if axis != at and old != new:
+            return f"changes the placement on {mesh[axis].name}, from {old} to {new}"
+    expected = result_shape(kind, keywords, operand.type.shape, mesh[at].size)
+    if not same_shape(expected, result.type.shape) or operand.type.dtype != result.type.dtype:
+        return f"%{result.name} is {result.type}, but must be {operand.type.dtype}[{', '.join(map(str, expected))}]"
+    return ""
+
+
+def _local_placement(layout: Layout, mesh: tuple[Axis, ...], at: int) -> Placement:
+    """The placement on one axis as the keywords of a collective tell it: `outer` counts slices of the local tensor."""
+    placement = layout[at]
+    return Shard(placement.dim, local_outer(layout, mesh, at)) if isinstance(placement, Shard) else placement

@@ -1,0 +1,273 @@
+"""Rules of a program before it is sharded: what each form holds, layers, costs, candidates, the plan."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+
+from galvatron.errors import did_you_mean
+from galvatron.ir.plan import SCHEDULES, Plan
+from galvatron.ir.program import Form, Layer, Program, When
+from galvatron.ir.types import DTYPE_BYTES, TensorType
+from galvatron.ir.verify.graphs import Violation
+
+Locus = tuple[Hashable, ...]
+
+
+def layer_groups(program: Program) -> list[tuple[int | None, tuple[Layer, ...]]]:
+    """The lists of layers that run one after another: one per stage once there are stages, else a single one (None)."""
+    if program.form is Form.STAGED:
+        return [(stage.index, stage.layers) for stage in program.stages]
+    return [(None, program.layers)]
+
+
+def layers_with_loci(program: Program) -> Iterator[tuple[Layer, Locus]]:
+    for owner, layers in layer_groups(program):
+        for index, layer in enumerate(layers):
+            yield layer, ("layer", owner, index)
+
+
+def form_fields(program: Program) -> Iterator[Violation]:
+    """A form has the parts it is made of: a graph when captured, then classes and layers, a plan, at last stages."""
+    form = program.form
+    staged = form is Form.STAGED
+    wanted = {
+        "graph": (form is Form.CAPTURED, program.graph is not None),
+        "classes": (form > Form.CAPTURED, bool(program.classes)),
+        "layers": (form > Form.CAPTURED, bool(program.layers) or staged),
+        "candidates": (program.form is Form.CANDIDATES or bool(program.candidates), bool(program.candidates)),
+        "plan": (form >= Form.PLANNED, program.plan is not None),
+        "stages": (staged, bool(program.stages)),
+    }
+    for part, (needed, present) in wanted.items():
+        if needed != present:
+            yield ("program",), f"a {form} program has {'no ' if present else ''}{part}"
+
+
+def program_names(program: Program) -> Iterator[Violation]:
+    """Inputs, state with its aliases, classes, and layers of one stage have names of their own."""
+    groups: list[tuple[str, list[tuple[str, Locus]]]] = [
+        ("input", [(v.name, ("input", "program", v.name)) for v in program.inputs]),
+        ("state", [(n, ("program state", None, s.name)) for s in program.state for n in (s.name, *s.aliases)]),
+        ("class", [(c.name, ("class", c.name)) for c in program.classes]),
+    ]
+    for owner, layers in layer_groups(program):
+        groups.append(("layer", [(layer.name, ("layer", owner, i)) for i, layer in enumerate(layers)]))
+    for kind, names in groups:
+        counts = Counter(name for name, _ in names)
+        for name, locus in names:
+            if counts[name] > 1:
+                yield locus, f"the {kind} name {name!r} stands for several"
+
+
+def program_signature(program: Program) -> Iterator[Violation]:
+    """State is a parameter, buffer or constant; parameters alone train; types are known; the example batch is not empty."""
+    if program.batch_size < 1:
+        yield ("program",), f"a batch of {program.batch_size} samples"
+    for state in program.state:
+        locus = ("program state", None, state.name)
+        if state.kind not in ("parameter", "buffer", "constant"):
+            yield locus, f"unknown kind of state {state.kind!r}"
+        if state.trainable and state.kind != "parameter":
+            yield locus, f"a {state.kind} does not train"
+        if state.type.dtype not in DTYPE_BYTES or not all(type(d) is int for d in state.type.shape):
+            yield locus, f"{state.type} is no type of state: its element type is unknown or its shape is not fixed"
+    for value in program.inputs:
+        if value.type.dtype not in DTYPE_BYTES:
+            yield ("input", "program", value.name), f"unknown element type {value.type.dtype!r}"
+
+
+def graph_matches_program(program: Program) -> Iterator[Violation]:
+    """A captured graph has the program's inputs, state that the program has, and the loss as its only output."""
+    graph = program.graph
+    if graph is None:
+        return
+    if graph.inputs != program.inputs:
+        yield ("graph",), "the graph's inputs differ from the program's"
+    for value in graph.state:
+        state = program.state_of.get(value.name)
+        if state is None or state.type != value.type:
+            known = f"is {state.type}" if state else "does not exist"
+            yield ("state", None, value.name), f"the graph reads {value.name} as {value.type}, which in the program {known}"
+    if graph.outputs != (program.output,):
+        yield ("return", None), f"the graph must return the program's output %{program.output}"
+
+
+def known_classes(program: Program) -> Iterator[Violation]:
+    """Every layer calls a class of the program, and every class is called."""
+    called: set[str] = set()
+    for layer, locus in layers_with_loci(program):
+        called.add(layer.cls)
+        if layer.cls not in program.class_of:
+            yield locus, f"unknown class @{layer.cls}; {did_you_mean(layer.cls, program.class_of)}"
+    for cls in program.classes:
+        if cls.name not in called:
+            yield ("class", cls.name), f"no layer calls @{cls.name}"
+
+
+def layer_signatures(program: Program) -> Iterator[Violation]:
+    """A layer binds as many operands, state and results as its class has inputs, state and outputs."""
+    for layer, locus in layers_with_loci(program):
+        graph = program.class_of[layer.cls].graph
+        for kind, bound, formal in (
+            ("operands", layer.operands, graph.inputs),
+            ("state", layer.state, graph.state),
+            ("results", layer.results, graph.outputs),
+        ):
+            if len(bound) != len(formal):
+                yield locus, f"{layer.name} binds {len(bound)} {kind}, but @{layer.cls} has {len(formal)}"
+
+
+def layers_in_order(program: Program) -> Iterator[Violation]:
+    """Layers read batch inputs, what their stage receives, and results of earlier layers; each value is defined once."""
+    for owner, layers in layer_groups(program):
+        known = {v.name for v in program.inputs}
+        if owner is not None:
+            received = next(s for s in program.stages if s.index == owner).receives
+            known.update(t.name for t in received)
+        later = {name for layer in layers for name in layer.results}
+        for index, layer in enumerate(layers):
+            for name in layer.operands:
+                if name not in known:
+                    reason = "before it is defined" if name in later else f"undefined; {did_you_mean(name, known)}"
+                    yield ("layer", owner, index), f"{layer.name} reads %{name} {reason}"
+            for name in layer.results:
+                if name in known:
+                    yield ("layer", owner, index), f"{layer.name} defines %{name} again"
+                known.add(name)
+
+
+def operand_types(program: Program) -> Iterator[Violation]:
+    """Before sharding, an operand has the very type of the class input it is bound to."""
+    values = program.values()
+    for layer, locus in layers_with_loci(program):
+        for name, formal in zip(layer.operands, program.class_of[layer.cls].graph.inputs, strict=True):
+            if values[name].type != formal.type:
+                yield locus, f"%{name} is {values[name].type}, but %{formal.name} of @{layer.cls} is {formal.type}"
+
+
+def state_is_bound(program: Program) -> Iterator[Violation]:
+    """A layer binds state that the program has, under its first name; before sharding with the very type of the class."""
+    for layer, locus in layers_with_loci(program):
+        for name, formal in zip(layer.state, program.class_of[layer.cls].graph.state, strict=True):
+            state = program.state_of.get(name)
+            if state is None:
+                yield locus, f"{layer.name} binds unknown state {name!r}; {did_you_mean(name, program.state_of)}"
+            elif program.form < Form.SHARDED and state.type != formal.type:
+                yield locus, f"{name} is {state.type}, but %{formal.name} of @{layer.cls} is {formal.type}"
+
+
+def output_is_loss(program: Program) -> Iterator[Violation]:
+    """The output is a floating-point scalar computed by the program."""
+    if program.graph is not None:
+        types = {name: v.type for name, v in program.graph.values.items()}
+    else:
+        types = {name: v.type for name, v in program.values().items()}
+    output: TensorType | None = types.get(program.output)
+    if output is None:
+        yield ("output",), f"nothing defines %{program.output}"
+    elif output.shape != () or not output.is_floating:
+        yield ("output",), f"%{program.output} is {output}, but a loss is a floating-point scalar"
+
+
+def cheap_layers(program: Program) -> Iterator[Violation]:
+    """Step and preamble layers read batch inputs and each other, and no trainable state."""
+    sources = {v.name for v in program.inputs}
+    for layer, locus in layers_with_loci(program):
+        if layer.when is When.MICROBATCH:
+            continue
+        for name in layer.operands:
+            if name not in sources:
+                yield locus, f"the {layer.when} layer {layer.name} reads %{name}, which a micro-batch layer computes"
+        for name in layer.state:
+            if program.state_of[name].trainable:
+                yield locus, f"the {layer.when} layer {layer.name} reads the trainable state {name}"
+        sources.update(layer.results)
+
+
+def costs_present(program: Program) -> Iterator[Violation]:
+    """From costed to planned, every class has a cost."""
+    for cls in program.classes:
+        if cls.cost is None:
+            yield ("class", cls.name), f"@{cls.name} has no cost"
+
+
+def candidates_fit(program: Program) -> Iterator[Violation]:
+    """Candidates name classes, once per pipeline degree, and use all devices that one stage of the cluster has."""
+    seen: set[tuple[int, str]] = set()
+    for c in program.candidates:
+        locus = ("candidates", c.pipeline_degree, c.cls)
+        if c.cls not in program.class_of:
+            yield locus, f"unknown class @{c.cls}; {did_you_mean(c.cls, program.class_of)}"
+        if (c.pipeline_degree, c.cls) in seen:
+            yield locus, f"a second list for @{c.cls} at pipeline degree {c.pipeline_degree}"
+        seen.add((c.pipeline_degree, c.cls))
+        devices = {s.devices * c.pipeline_degree for s in c.strategies}
+        wanted = {program.cluster.world_size} if program.cluster else devices
+        if c.pipeline_degree < 1 or len(devices) > 1 or not devices <= wanted:
+            yield locus, f"strategies use {sorted(devices)} devices in all, the cluster has {sorted(wanted)}"
+
+
+def plan_belongs(program: Program) -> Iterator[Violation]:
+    """The plan was made for this program, with a known schedule and positive numbers."""
+    plan = _plan(program)
+    if plan.fingerprint != program.fingerprint:
+        yield ("plan", "fingerprint"), f"the plan is for {plan.fingerprint!r}, this program is {program.fingerprint!r}"
+    if plan.schedule not in SCHEDULES:
+        yield ("plan", "schedule"), f"unknown schedule {plan.schedule!r}; {did_you_mean(plan.schedule, SCHEDULES)}"
+    if not plan.stages:
+        yield ("plan",), "the plan has no stages"
+    for name in ("global_batch_size", "world_size", "micro_batches"):
+        if getattr(plan, name) < 1:
+            yield ("plan", name), f"{name} must be positive"
+    if plan.peak_bytes is not None and len(plan.peak_bytes) != len(plan.stages):
+        yield ("plan", "peak_bytes"), f"{len(plan.peak_bytes)} figures for {len(plan.stages)} stages"
+
+
+def plan_covers_layers(program: Program) -> Iterator[Violation]:
+    """The plan has one strategy for each layer that runs per micro-batch, and no empty stage."""
+    plan = _plan(program)
+    for index, stage in enumerate(plan.stages):
+        if not stage:
+            yield ("plan", "stage", index), f"stage {index} has no layers"
+    counts = [len(planned_layers(program, layers)) for _, layers in layer_groups(program)]
+    found = [len(stage) for stage in plan.stages] if program.form is Form.STAGED else [len(plan.strategies)]
+    if found != counts:
+        yield ("plan",), f"the plan has strategies for {found} layers, the program has {counts}"
+
+
+def plan_uses_devices(program: Program) -> Iterator[Violation]:
+    """Pipeline degree times the devices of every strategy is the world size, and that of the cluster where it is known."""
+    plan = _plan(program)
+    for index, stage in enumerate(plan.stages):
+        for strategy in stage:
+            if strategy.devices * len(plan.stages) != plan.world_size:
+                uses = f"{strategy} uses {strategy.devices} of {plan.world_size} devices"
+                yield ("plan", "stage", index), f"{uses} in a pipeline of {len(plan.stages)} stages"
+    if program.cluster is not None and program.cluster.world_size != plan.world_size:
+        yield ("plan", "world_size"), f"{plan.world_size} devices, but the cluster has {program.cluster.world_size}"
+
+
+def plan_divides_batch(program: Program) -> Iterator[Violation]:
+    """The global batch divides into micro-batches, and a micro-batch into data-parallel shards."""
+    plan = _plan(program)
+    for index, stage in enumerate(plan.stages):
+        for strategy in dict.fromkeys(stage):
+            parts = plan.micro_batches * strategy.degree("dp")
+            if plan.global_batch_size % parts:
+                pieces = f"{plan.micro_batches} micro-batches × dp{strategy.degree('dp')}"
+                yield ("plan", "stage", index), f"a batch of {plan.global_batch_size} does not divide into {pieces}"
+
+
+def _plan(program: Program) -> Plan:
+    assert program.plan is not None  # by form_fields
+    return program.plan
+
+
+def planned_layers(program: Program, layers: Sequence[Layer]) -> list[Layer]:
+    """The layers that a plan gives strategies to: those per micro-batch, without redistributions between them."""
+
+    def redistributes(layer: Layer) -> bool:
+        return program.form >= Form.SHARDED and not program.class_of[layer.cls].base
+
+    return [layer for layer in layers if layer.when is When.MICROBATCH and not redistributes(layer)]

@@ -1,0 +1,250 @@
+"""Rules of sharded and staged programs: meshes, agreement of layouts along every edge, transfers between stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import sympy
+
+from galvatron.errors import GalvatronError
+from galvatron.ir.graph import Value
+from galvatron.ir.layout import BROADCAST, REPLICATE, Axis, Layout, Partial, Shard, joint_mesh, local_shape, on_mesh
+from galvatron.ir.program import Form, LayerClass, Program, StateLayout, When
+from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
+from galvatron.ir.verify.graphs import Violation, layout_problem
+from galvatron.ir.verify.programs import layer_groups, layers_with_loci, planned_layers
+from galvatron.ir.verify.shapes import same
+
+def same_distribution(
+    mesh: tuple[Axis, ...], layout: Layout, other_mesh: tuple[Axis, ...], other: Layout, *, differentiable: bool = True
+) -> bool:
+    """Whether two layouts, perhaps on different meshes of the same devices, put the same data on every device.
+
+    Without a gradient `R'` and `R` are one.
+    """
+    try:
+        finer = joint_mesh(mesh, other_mesh)
+    except GalvatronError:
+        return all(p == REPLICATE for p in (*layout, *other))
+    pairs = zip(on_mesh(layout, mesh, finer), on_mesh(other, other_mesh, finer), strict=True)
+    return all(a == b or (not differentiable and {a, b} == {REPLICATE, BROADCAST}) for a, b in pairs)
+
+
+def _describe(mesh: tuple[Axis, ...], layout: Layout | None) -> str:
+    pairs = zip(mesh, layout or (), strict=True)
+    return f"({', '.join(f'{axis}: {placement}' for axis, placement in pairs)})"
+
+
+def meshes_fit(program: Program) -> Iterator[Violation]:
+    """Every axis of a class mesh tiles the devices of a stage; a class with a strategy has the mesh of its strategy."""
+    plan = program.plan
+    assert plan is not None  # by form_fields
+    for cls in program.classes:
+        locus = ("class", cls.name)
+        if cls.strategy is not None and cls.mesh and cls.mesh != cls.strategy.mesh:
+            yield locus, f"the mesh of @{cls.name} is not that of its strategy {cls.strategy}"
+        for axis in cls.mesh:
+            if plan.devices_per_stage % (axis.stride * axis.size):
+                yield locus, f"the axis {axis} does not tile the {plan.devices_per_stage} devices of a stage"
+
+
+def strategies_as_planned(program: Program) -> Iterator[Violation]:
+    """Every planned layer calls a class that was sharded for its planned strategy."""
+    assert program.plan is not None  # by form_fields
+    for position, (owner, layers) in enumerate(layer_groups(program)):
+        strategies = program.plan.strategies if owner is None else program.plan.stages[position]
+        for layer, strategy in zip(planned_layers(program, layers), strategies, strict=True):
+            cls = program.class_of[layer.cls]
+            if cls.strategy != strategy:
+                where = ("layer", owner, layers.index(layer))
+                yield where, f"{layer.name} is planned as {strategy}, but @{cls.name} is sharded for {cls.strategy}"
+
+
+def state_shards(program: Program) -> Iterator[Violation]:
+    """State divides evenly over its axes, and the class sees exactly the local part."""
+    for layer, locus in layers_with_loci(program):
+        cls = program.class_of[layer.cls]
+        for name, formal in zip(layer.state, cls.graph.state, strict=True):
+            problem = _state_problem(program.state_of[name].type, formal, cls)
+            if problem:
+                yield locus, f"{name} as %{formal.name} of @{cls.name}: {problem}"
+
+
+def _state_problem(type: TensorType, formal: Value, cls: LayerClass) -> str:
+    if any(isinstance(p, Partial) for p in formal.layout or ()):
+        return "state is never a partial sum"
+    try:
+        local = TensorType(type.dtype, local_shape(type.shape, formal.layout or (), cls.mesh))
+    except GalvatronError as error:
+        return str(error)
+    return "" if local == formal.type else f"{type} as {_describe(cls.mesh, formal.layout)} is {local}, not {formal.type}"
+
+
+def edges_agree(program: Program) -> Iterator[Violation]:
+    """Along every edge the producer's layout and local type are the consumer's; redistributions stand where they would not be."""
+    inputs = {v.name: v for v in program.inputs}
+    for owner, layers in layer_groups(program):
+        producers: dict[str, tuple[LayerClass, Value, bool]] = {}
+        for index, layer in enumerate(layers):
+            cls, locus = program.class_of[layer.cls], ("layer", owner, index)
+            for name, formal in zip(layer.operands, cls.graph.inputs, strict=True):
+                problem = ""
+                if name in inputs:
+                    problem = _input_problem(inputs[name], formal, cls, layer.when)
+                elif name in producers:
+                    problem = _edge_problem(*producers[name], formal, cls)
+                if problem:
+                    yield locus, f"%{name} as %{formal.name} of @{cls.name}: {problem}"
+            for name, formal in zip(layer.results, cls.graph.outputs, strict=True):
+                value = cls.graph.values[formal]
+                # Preambles and step layers hold no trainable state, so what they compute has no gradient.
+                producers[name] = (cls, value, value.type.is_floating and layer.when is When.MICROBATCH)
+
+
+def _input_problem(value: Value, formal: Value, cls: LayerClass, when: When) -> str:
+    """What is wrong with a batch input bound to a class input: its micro-batch shard is `b` samples along dimension 0."""
+    if any(isinstance(p, Partial) for p in formal.layout or ()):
+        return "a batch input is never a partial sum"
+    symbol = BATCH if when is When.STEP and formal.type.shape[:1] == value.type.shape[:1] else LOCAL_BATCH
+    shape = [d.subs(BATCH, symbol) if isinstance(d, sympy.Expr) else d for d in value.type.shape]
+    inner = tuple(REPLICATE if isinstance(p, Shard) and p.dim == 0 else p for p in formal.layout or ())
+    try:
+        local = value.type.with_shape(local_shape(tuple(shape), inner, cls.mesh))
+    except GalvatronError as error:
+        return str(error)
+    return "" if local == formal.type else f"the local part is {local}, not {formal.type}"
+
+
+def _edge_problem(source: LayerClass, value: Value, differentiable: bool, formal: Value, cls: LayerClass) -> str:
+    layout, wanted = value.layout or (), formal.layout or ()
+    if not same_distribution(source.mesh, layout, cls.mesh, wanted, differentiable=differentiable):
+        return f"is {_describe(source.mesh, value.layout)}, but is read as {_describe(cls.mesh, formal.layout)}"
+    # The samples `b` of a shard differ between the classes on the two sides of a redistribution, by a constant factor.
+    rescaled = not source.base or not cls.base
+    if value.type.dtype != formal.type.dtype or not _same_sizes(value.type.shape, formal.type.shape, rescaled):
+        return f"is {value.type}, but is read as {formal.type}"
+    return ""
+
+
+def _same_sizes(a: tuple[Dim, ...], b: tuple[Dim, ...], rescaled: bool) -> bool:
+    if len(a) != len(b):
+        return False
+    ratios = set()
+    for left, right in zip(a, b, strict=True):
+        if same(left, right):
+            ratios.update([1] if isinstance(left, sympy.Expr) else [])
+        elif not isinstance(left, sympy.Expr) or not isinstance(right, sympy.Expr):
+            return False
+        else:
+            ratios.add(sympy.cancel(left / right))
+    if not rescaled:
+        return ratios <= {1}
+    return len(ratios) <= 1 and all(sympy.sympify(r).is_Rational for r in ratios)
+
+
+def loss_is_whole(program: Program) -> Iterator[Violation]:
+    """The loss is replicated or a partial sum on every axis, never sharded."""
+    for layer, locus in layers_with_loci(program):
+        graph = program.class_of[layer.cls].graph
+        for name, formal in zip(layer.results, graph.outputs, strict=True):
+            if name == program.output and any(isinstance(p, Shard) for p in graph.values[formal].layout or ()):
+                yield locus, f"the loss %{name} is sharded"
+
+
+def stages_in_order(program: Program) -> Iterator[Violation]:
+    """Stages are numbered from 0, as many as the plan has, and hold the program's layers in their order."""
+    assert program.plan is not None  # by form_fields
+    for position, stage in enumerate(program.stages):
+        if stage.index != position:
+            yield ("stage", stage.index), f"stage {stage.index} stands where stage {position} should"
+    if len(program.stages) != len(program.plan.stages):
+        yield ("program",), f"{len(program.stages)} stages, but the plan has {len(program.plan.stages)}"
+    staged = [layer for stage in program.stages for layer in stage.layers if layer.when is When.MICROBATCH]
+    if program.layers and staged != [layer for layer in program.layers if layer.when is When.MICROBATCH]:
+        yield ("program",), "the layers of the stages are not the layers of the program in their order"
+
+
+def transfers_pair(program: Program) -> Iterator[Violation]:
+    """What a stage sends is what the next one receives, by name, type and order; the ends of the pipeline are closed."""
+    sent: tuple = ()
+    for stage in program.stages:
+        if stage.receives != sent:
+            odd = next((t for t in stage.receives if t not in sent), None)
+            names = ", ".join(f"%{t.name}: {t.type}" for t in sent) or "nothing"
+            locus = ("receive", stage.index, odd.name) if odd else ("stage", stage.index)
+            yield locus, f"stage {stage.index} must receive what the stage before sends: {names}"
+        sent = stage.sends
+    if sent:
+        last = program.stages[-1].index
+        yield ("send", last, sent[0].name), "the last stage sends, but nobody receives"
+
+
+def transfers_defined(program: Program) -> Iterator[Violation]:
+    """A stage sends values that it computes or passes on, with the local type they have; the last one computes the loss."""
+    for stage in program.stages:
+        types = {t.name: t.type for t in stage.receives}
+        for layer in stage.layers:
+            graph = program.class_of[layer.cls].graph
+            types.update((n, graph.values[f].type) for n, f in zip(layer.results, graph.outputs, strict=True))
+        for transfer in stage.sends:
+            if types.get(transfer.name) != transfer.type:
+                found = types.get(transfer.name, "not defined here")
+                yield ("send", stage.index, transfer.name), f"%{transfer.name} is {found}, but sent as {transfer.type}"
+    results = {name for layer in program.stages[-1].layers for name in layer.results}
+    if program.output not in results:
+        yield ("stage", program.stages[-1].index), f"the last stage does not compute the loss %{program.output}"
+
+
+def state_is_kept(program: Program) -> Iterator[Violation]:
+    """A stage keeps all state its layers bind, once, laid out as every one of them reads it."""
+    for stage in program.stages:
+        kept = {k.state: k for k in stage.state}
+        if len(kept) < len(stage.state):
+            yield ("stage", stage.index), f"stage {stage.index} keeps a piece of state twice"
+        problems = {name: problem for name, k in kept.items() if (problem := _kept_problem(program, k))}
+        for name, problem in problems.items():
+            yield ("keep", stage.index, name), f"{name}: {problem}"
+        for index, layer in enumerate(stage.layers):
+            cls = program.class_of[layer.cls]
+            for name, formal in zip(layer.state, cls.graph.state, strict=True):
+                if name not in kept:
+                    yield ("layer", stage.index, index), f"stage {stage.index} does not keep {name}"
+                elif name not in problems and not _kept_as_read(program, kept[name], cls, formal):
+                    described = _describe(kept[name].mesh, kept[name].layout)
+                    read = _describe(cls.mesh, formal.layout)
+                    yield ("keep", stage.index, name), f"{name} is kept as {described}, but {layer.name} reads it as {read}"
+
+
+def _kept_as_read(program: Program, kept: StateLayout, cls: LayerClass, formal: Value) -> bool:
+    trainable = program.state_of[kept.state].trainable
+    return same_distribution(kept.mesh, kept.layout, cls.mesh, formal.layout or (), differentiable=trainable)
+
+
+def _kept_problem(program: Program, kept: StateLayout) -> str:
+    if kept.state not in program.state_of:
+        return "the program has no such state"
+    if len(kept.mesh) != len(kept.layout):
+        return f"{len(kept.layout)} placements on a mesh of {len(kept.mesh)} axes"
+    if any(axis.size < 2 or axis.stride < 1 for axis in kept.mesh):
+        return "its mesh has an axis of fewer than two devices"
+    return layout_problem(kept.layout, len(program.state_of[kept.state].type.shape))
+
+
+def tied_state_agrees(program: Program) -> Iterator[Violation]:
+    """State kept by several stages has one layout on all of them."""
+    first: dict[str, StateLayout] = {}
+    for stage in program.stages:
+        for kept in stage.state:
+            other = first.setdefault(kept.state, kept)
+            trainable = program.state_of[kept.state].trainable
+            if not same_distribution(kept.mesh, kept.layout, other.mesh, other.layout, differentiable=trainable):
+                described = _describe(kept.mesh, kept.layout)
+                yield ("keep", stage.index, kept.state), f"{kept.state} is {described} here, and otherwise on another stage"
+
+
+def batch_symbols(program: Program, cls: LayerClass) -> frozenset[sympy.Expr]:
+    """The batch symbols a class may use: `B` before sharding, then `b`, and both where it runs on the whole batch."""
+    if program.form < Form.SHARDED:
+        return frozenset((BATCH,))
+    step = any(layer.cls == cls.name and layer.when is When.STEP for layer, _ in layers_with_loci(program))
+    return frozenset((BATCH, LOCAL_BATCH)) if step else frozenset((LOCAL_BATCH,))
