@@ -128,3 +128,44 @@ def local_shape(shape: tuple[Dim, ...], layout: Layout, mesh: tuple[Axis, ...]) 
                 )
             local[placement.dim] = quotient
     return tuple(local)
+
+
+def global_shape(shape: tuple[Dim, ...], layout: Layout, mesh: tuple[Axis, ...]) -> tuple[Dim, ...]:
+    """The shape of the whole tensor of which `shape` is one rank's part: the inverse of `local_shape`."""
+    whole = list(shape)
+    for placement, axis in zip(layout, mesh, strict=True):
+        if isinstance(placement, Shard):
+            whole[placement.dim] = whole[placement.dim] * axis.size
+    return tuple(whole)
+
+
+def gradientless(layout: Layout) -> Layout:
+    """The layout of a value that has no gradient: `R'` and `R` are the same."""
+    return tuple(REPLICATE if p == BROADCAST else p for p in layout)
+
+
+def joint_mesh(*meshes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """The coarsest mesh in which every axis of the given meshes is a run of axes; `dp=4@1` and `dp=2@2, tp=2@1` meet in two
+    axes of two.
+
+    Raises:
+        GalvatronError: the axes overlap without nesting (`3@1` and `2@1`), so that no mesh refines both.
+    """
+    edges = sorted({1} | {edge for mesh in meshes for axis in mesh for edge in (axis.stride, axis.stride * axis.size)})
+    axes: list[Axis] = []
+    for inner, outer in zip(edges, edges[1:], strict=False):
+        if outer % inner:
+            raise GalvatronError(
+                f"no mesh refines both strides {inner} and {outer}: their axes overlap without nesting"
+            )
+        axes.append(Axis(f"x{len(axes)}", outer // inner, inner))
+    return tuple(reversed(axes))
+
+
+def on_mesh(layout: Layout, mesh: tuple[Axis, ...], finer: tuple[Axis, ...]) -> Layout:
+    """The same layout on a mesh that refines `mesh`; new axes that no axis of `mesh` covers replicate."""
+    placements: list[Placement] = []
+    for axis in finer:
+        covering = [p for p, a in zip(layout, mesh, strict=True) if a.stride <= axis.stride < a.stride * a.size]
+        placements.append(covering[0] if covering else REPLICATE)
+    return tuple(placements)

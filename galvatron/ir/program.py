@@ -129,7 +129,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Transfer:
-    """A value that crosses from one stage to the next: its global name and local type."""
+    """A value that crosses from one stage to the next: its global name and its local type where it was made."""
 
     name: str
     type: TensorType

@@ -26,15 +26,15 @@ from galvatron.passes.sharding.solver import Boundary
 class Border:
     """What a class is to its program: which of its values have gradients, which output is the loss, which state trains.
 
-    `whole_outputs` are outputs every rank must have whole (statistics of the batch), `fixed` the states, one per mesh axis,
-    of parameters that another layer has placed already.
+    `whole_outputs` are outputs that every rank must have whole (statistics of the batch), `whole_state` trainable state that
+    must be kept whole, its gradient summed.
     """
 
     differentiable: frozenset[str]
     trainable: frozenset[str]
     loss: str | None = None
     whole_outputs: frozenset[str] = frozenset()
-    fixed: tuple[tuple[str, tuple[State, ...]], ...] = ()
+    whole_state: frozenset[str] = frozenset()
 
 
 def crossing_state(role: str, type_: TensorType, differentiable: bool) -> State:
@@ -65,7 +65,8 @@ def _dp(graph: Graph, border: Border, modes: list[tuple[Mode, ...]]) -> Boundary
 
 
 def _tp(graph: Graph, border: Border, modes: list[tuple[Mode, ...]]) -> Boundary:
-    asked: dict[str, list[State]] = {v.name: [REPLICATE, BROADCAST] for v in graph.state if v.name in border.trainable}
+    free = border.trainable - border.whole_state
+    asked: dict[str, list[State]] = {v.name: [REPLICATE, BROADCAST] for v in graph.state if v.name in free}
     for op, choices in zip(graph.ops, modes, strict=True):
         for position, name in enumerate(op.operands):
             if name in asked:
@@ -73,7 +74,12 @@ def _tp(graph: Graph, border: Border, modes: list[tuple[Mode, ...]]) -> Boundary
     return Boundary(
         inputs=_crossings("tp", graph, border, [v.name for v in graph.inputs]),
         outputs=_crossings("tp", graph, border, graph.outputs),
-        state={v.name: tuple(dict.fromkeys(asked.get(v.name, [REPLICATE]))) for v in graph.state},
+        state={
+            v.name: (BROADCAST,)
+            if v.name in border.whole_state
+            else tuple(dict.fromkeys(asked.get(v.name, [REPLICATE])))
+            for v in graph.state
+        },
     )
 
 

@@ -80,11 +80,6 @@ def rounds(source: Layout, target: Layout, *, differentiable: bool) -> float:
     return total
 
 
-def gradientless(layout: Layout) -> Layout:
-    """The layout of a value that has no gradient: `R'` and `R` are the same."""
-    return tuple(REPLICATE if p == BROADCAST else p for p in layout)
-
-
 def redistribute(
     value: Value,
     target: Layout,

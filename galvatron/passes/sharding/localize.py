@@ -9,9 +9,9 @@ from dataclasses import replace
 import sympy
 
 from galvatron.ir.graph import Arg, Graph, Op, Value, map_refs
-from galvatron.ir.layout import REPLICATE, Axis, Layout, Shard, local_shape
+from galvatron.ir.layout import REPLICATE, Axis, Layout, Shard, gradientless, local_shape
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, exact_quotient, simplify_dim
-from galvatron.passes.sharding.conversion import gradientless, redistribute, rounds
+from galvatron.passes.sharding.conversion import redistribute, rounds
 from galvatron.passes.sharding.modes import Split, State
 
 SHAPE_ARGUMENTS = {

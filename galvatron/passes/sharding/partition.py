@@ -6,7 +6,6 @@ axes together give the local graph, with every collective and its adjoint in pla
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 from galvatron.errors import StrategyError, did_you_mean
@@ -28,7 +27,7 @@ def shard_class(cls: LayerClass, strategy: Strategy, cluster: Cluster, border: B
     """The local form of a layer class under a strategy, named `class@strategy`.
 
     Args:
-        border: what the class is to its program (see `border_of`).
+        border: what the class is to its program (`Partitioner.borders`).
         batch: samples per data-parallel shard at which the solver prices its choices.
 
     Raises:
@@ -39,7 +38,7 @@ def shard_class(cls: LayerClass, strategy: Strategy, cluster: Cluster, border: B
     differentiable = border.differentiable
     shares = _Shares(graph)
     solved: list[tuple[Boundary, Solution]] = []
-    for position, axis in enumerate(strategy.mesh):
+    for axis in strategy.mesh:
         role = role_of(strategy, axis)
         allowed = partial(role.shards, table)
         modes = [
@@ -47,8 +46,6 @@ def shard_class(cls: LayerClass, strategy: Strategy, cluster: Cluster, border: B
             for i in range(len(graph.ops))
         ]
         boundary = role.boundary(graph, border, modes)
-        fixed = {name: (states[position],) for name, states in border.fixed}
-        boundary = replace(boundary, state={**boundary.state, **fixed})
         prices = Prices(
             graph, table, axis, cluster, batch * strategy.degree("dp"), differentiable, shares.work, shares.bytes
         )

@@ -1,0 +1,87 @@
+"""`split-stages`: the layers of each pipeline rank group, what it receives and sends, and the state it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from galvatron.errors import PlanError
+from galvatron.ir.layout import gradientless, joint_mesh, on_mesh
+from galvatron.ir.program import Form, Layer, Program, Stage, StateLayout, Transfer, When
+from galvatron.passes.base import Pass
+
+
+@dataclass(frozen=True)
+class SplitStages(Pass):
+    """Cuts the layers at the plan's boundaries. A value read several stages on travels through the stages between."""
+
+    name = "split-stages"
+    needs, leaves = Form.SHARDED, Form.STAGED
+
+    def run(self, program: Program) -> Program:
+        groups = _groups(program)
+        types = program.values()
+        batch_inputs = {v.name for v in program.inputs}
+        made = [{name for layer in group for name in layer.results} for group in groups]
+        read = [{name for layer in group for name in layer.operands} for group in groups]
+        crossings: list[tuple[Transfer, ...]] = []
+        for boundary in range(1, len(groups)):
+            before = set().union(*made[:boundary])
+            after = set().union(*read[boundary:]) - batch_inputs
+            crossings.append(
+                tuple(
+                    Transfer(n, types[n].type, types[n].type.is_floating) for n in types if n in before and n in after
+                )
+            )
+        stages = tuple(
+            Stage(
+                index,
+                tuple(group),
+                receives=crossings[index - 1] if index else (),
+                sends=crossings[index] if index < len(crossings) else (),
+                state=_state_layouts(program, group),
+            )
+            for index, group in enumerate(groups)
+        )
+        return replace(program, form=Form.STAGED, layers=(), stages=stages)
+
+
+def _groups(program: Program) -> list[list[Layer]]:
+    """The layers of each stage; preamble copies and redistributions belong to the layer that follows them."""
+    if program.plan is None:
+        raise PlanError("split-stages needs a program with a plan")
+    left = [len(stage) for stage in program.plan.stages]
+    groups: list[list[Layer]] = [[] for _ in left]
+    pending: list[Layer] = []
+    stage = 0
+    for layer in program.layers:
+        pending.append(layer)
+        if layer.when is When.MICROBATCH and program.class_of[layer.cls].base:
+            while not left[stage]:
+                stage += 1
+            left[stage] -= 1
+            groups[stage] += pending
+            pending = []
+    return groups
+
+
+def _state_layouts(program: Program, group: list[Layer]) -> tuple[StateLayout, ...]:
+    """One layout per piece of state of a stage.
+
+    Raises:
+        PlanError: two layers of the stage keep it differently.
+    """
+    kept: dict[str, StateLayout] = {}
+    for layer in group:
+        cls = program.class_of[layer.cls]
+        for name, formal in zip(layer.state, cls.graph.state, strict=True):
+            assert formal.layout is not None
+            layout = formal.layout if program.state_of[name].trainable else gradientless(formal.layout)
+            here = StateLayout(name, cls.mesh, layout)
+            there = kept.setdefault(name, here)
+            mesh = joint_mesh(here.mesh, there.mesh)
+            if on_mesh(here.layout, here.mesh, mesh) != on_mesh(there.layout, there.mesh, mesh):
+                raise PlanError(
+                    f"layer {layer.name!r} ({cls.strategy}) keeps {name!r} as {here.layout}, another layer of its stage as "
+                    f"{there.layout}; give the layers that share it strategies that agree"
+                )
+    return tuple(kept.values())
