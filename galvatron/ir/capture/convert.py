@@ -20,6 +20,12 @@ from galvatron.ir.names import Names, base_name
 from galvatron.ir.program import Form, Program, State
 from galvatron.ir.types import BATCH, Dim, TensorType, exact_quotient, simplify_dim
 
+_STRIDELESS = {
+    "aten.view.default": "aten.reshape.default",
+    "aten._unsafe_view.default": "aten.reshape.default",
+}
+"""Views as copies where need be: values have no strides, and those seen while tracing are not always those of a run."""
+
 _DROPPED_KWARGS = frozenset({"device", "layout", "pin_memory"})
 
 
@@ -71,7 +77,9 @@ def _bound(
             bound[node] = Value(known.name, known.type)
         elif spec.kind is InputKind.CONSTANT_TENSOR:
             name = f"constant.{len(constants)}"
-            constants[name] = exported.constants[str(spec.target)].detach()
+            data = exported.constants[str(spec.target)]
+            assert isinstance(data, torch.Tensor)
+            constants[name] = data.detach()
             bound[node] = Value(name, tensor_type_of(constants[name], name))
         else:
             raise CaptureError(f"the model uses {spec.target!r}, an object that cannot be captured")
@@ -135,7 +143,7 @@ class _Converter:
             return
         if not isinstance(node.target, torch._ops.OpOverload):
             raise CaptureError(f"{where(node)}the operation {node.target} is not an ATen op and cannot be distributed")
-        target = str(node.target)
+        target = _STRIDELESS.get(str(node.target), str(node.target))
         args = tuple(self._arg(a, node) for a in node.args)
         kwargs = tuple((k, self._arg(v, node)) for k, v in node.kwargs.items() if k not in _DROPPED_KWARGS)
         yield Op(target, args, kwargs, self._results(node, base_name(target)), source_of(node))

@@ -82,8 +82,8 @@ class _Training(nn.Module):
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         inputs = {**batch, **self._constants}
-        sizes = (t.shape[0] for t in batch.values() if t.dim() and isinstance(t.shape[0], torch.SymInt))
-        with self._watch.watching(next(sizes)) if self._watch else contextlib.nullcontext():
+        sizes = [size for t in batch.values() for size in t.shape[:1] if isinstance(size, torch.SymInt)]
+        with self._watch.watching(sizes[0]) if self._watch else contextlib.nullcontext():
             output = self.model(**inputs)
             loss = self._loss_fn(output, inputs) if self._loss_fn else _own_loss(output)
         return _checked_loss(loss)

@@ -1,6 +1,6 @@
 """Regions with a mode of their own, `torch.no_grad()` and `torch.autocast`, as plain ops.
 
-`torch.export` keeps them as calls of sub-graphs. Functionalising dissolves these; it writes the casts of autocast out, yet
+`torch.export` keeps them as calls of sub-graphs. Functionalising dissolves these: it writes the casts of autocast, yet
 forgets which values were made without gradients. So regions are dissolved here first, and the results of those without
 gradients go through `detach`. Only regions under an enabled autocast are left to torch.
 """

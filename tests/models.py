@@ -1,0 +1,177 @@
+"""Small models of many families with batches for them, and what it means to equal eager PyTorch in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from galvatron.ir.graph import Graph
+from galvatron.ir.interpreter import run_graph
+from galvatron.ir.program import Program
+
+VOCABULARY, SEQUENCE = 96, 12
+
+
+class Doubles(TorchFunctionMode):
+    """Computes in float64 what a model asks to compute in float32, so that rounding hides no mistake.
+
+    Hugging Face models cast norms, rotary tables and losses to float32 whatever their own dtype is.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
+        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
+        return func(*args, **kwargs)
+
+
+class FunctionalGPT(nn.Module):
+    """A GPT without modules for its blocks: parameters in one flat dict, a forward of functions, a tied head."""
+
+    def __init__(self, layers: int = 2, width: int = 32, heads: int = 4, tied: bool = True) -> None:
+        super().__init__()
+        self.layers, self.heads, self.tied = layers, heads, tied
+        shapes: dict[str, tuple[int, ...]] = {"tokens": (VOCABULARY, width), "positions": (SEQUENCE, width)}
+        for i in range(layers):
+            shapes |= {f"qkv_{i}": (3 * width, width), f"out_{i}": (width, width)}
+            shapes |= {f"up_{i}": (4 * width, width), f"down_{i}": (width, 4 * width)}
+            shapes |= {f"bias_{i}": (4 * width,), f"scale_{i}": (2, width)}
+        if not tied:
+            shapes["head"] = (VOCABULARY, width)
+        self.weights = nn.ParameterDict(
+            {name: nn.Parameter(torch.randn(shape) * 0.1) for name, shape in shapes.items()}
+        )
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        w = self.weights
+        batch, length = tokens.shape
+        x = F.embedding(tokens, w["tokens"]) + w["positions"][:length]
+        for i in range(self.layers):
+            h = F.layer_norm(x, x.shape[-1:]) * (1 + w[f"scale_{i}"][0])
+            q, k, v = F.linear(h, w[f"qkv_{i}"]).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            scores = (q @ k.transpose(-1, -2)) / q.shape[-1] ** 0.5
+            future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+            weights = scores.masked_fill(future, float("-inf")).softmax(-1)
+            x = x + F.linear((weights @ v).transpose(1, 2).reshape(batch, length, -1), w[f"out_{i}"])
+            h = F.layer_norm(x, x.shape[-1:]) * (1 + w[f"scale_{i}"][1])
+            x = x + F.linear(F.gelu(F.linear(h, w[f"up_{i}"], w[f"bias_{i}"])), w[f"down_{i}"])
+        logits = F.linear(x, w["tokens"] if self.tied else w["head"])
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model in float64 and a maker of batches for it (batch size, seed)."""
+
+    model: nn.Module
+    batch: Callable[[int, int], dict[str, Any]]
+
+
+def ragged_tokens(
+    size: int, seed: int, inputs: str = "input_ids", labels: str = "labels", mask: str | None = None
+) -> dict[str, Any]:
+    """Token batches whose rows have different numbers of ignored (-100) labels, padded on the right under a mask."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(1, VOCABULARY, (size, SEQUENCE), generator=generator)
+    lengths = torch.randint(SEQUENCE // 2, SEQUENCE + 1, (size,), generator=generator)
+    kept = torch.arange(SEQUENCE) < lengths[:, None]
+    batch = {inputs: tokens, labels: torch.where(kept, tokens.roll(-1, 1), -100)}
+    return batch | ({mask: kept.long()} if mask else {})
+
+
+def gpt(**options: Any) -> Case:
+    torch.manual_seed(0)
+    return Case(FunctionalGPT(**options).double(), lambda size, seed: ragged_tokens(size, seed, "tokens", "targets"))
+
+
+def hugging_face(name: str, mask: bool = True, **changes: Any) -> Case:
+    """A tiny Hugging Face model of a family of `FAMILIES`, without dropout, in float64."""
+    transformers = pytest.importorskip("transformers")
+    config_class, model_class, options = FAMILIES[name]
+    config = getattr(transformers, config_class)(**(options | changes))
+    torch.manual_seed(0)
+    model = getattr(transformers, model_class)(config).double().train()
+    if name == "vit":
+        return Case(model, _images)
+    return Case(model, lambda size, seed: ragged_tokens(size, seed, mask="attention_mask" if mask else None))
+
+
+def _images(size: int, seed: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randn(size, 3, 16, 16, generator=generator, dtype=torch.float64)
+    return {"pixel_values": pixels, "labels": torch.randint(0, 5, (size,), generator=generator)}
+
+
+_DECODER = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "use_cache": False,
+}  # fmt: skip
+_ENCODER = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
+_NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "experts_implementation": "batched_mm"}
+
+FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", "LlamaForCausalLM", _DECODER),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", _DECODER),
+    "mixtral": ("MixtralConfig", "MixtralForCausalLM", _DECODER | _EXPERTS),
+    "gpt2": (
+        "GPT2Config",
+        "GPT2LMHeadModel",
+        {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "use_cache": False, **_NO_DROPOUT},
+    ),
+    "bert": ("BertConfig", "BertForMaskedLM", _ENCODER),
+    "vit": (
+        "ViTConfig",
+        "ViTForImageClassification",
+        _ENCODER | {"image_size": 16, "patch_size": 4, "num_labels": 5},
+    ),
+    "t5": (
+        "T5Config",
+        "T5ForConditionalGeneration",
+        {
+            "vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4,
+            "dropout_rate": 0.0, "decoder_start_token_id": 0, "use_cache": False,
+        },
+    ),
+}  # fmt: skip
+"""Family → (configuration class, model class, options)."""
+
+
+def tensors_of(
+    program: Program, model: nn.Module, batch: Mapping[str, Any], constants: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """A tensor for every input and state value of a captured program."""
+    own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    return {state.name: own[state.name] for state in program.state if state.kind != "constant"} | {**batch, **constants}
+
+
+def loss_and_gradients(loss: torch.Tensor, model: nn.Module) -> dict[str, torch.Tensor]:
+    """The loss, as "loss", and the gradient of every trainable parameter that has one, by name."""
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    found = {name: g for name, g in zip(named, gradients, strict=True) if g is not None}
+    return {"loss": loss.detach(), **found}
+
+
+def run(graph: Graph, values: Mapping[str, torch.Tensor], size: int) -> torch.Tensor:
+    """The loss that a captured graph computes."""
+    return run_graph(graph, values, batch=size)[graph.outputs[0]]
+
+
+def assert_close(actual: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], tolerance: float) -> None:
+    """Equal names, and each tensor equal to a relative tolerance in its norm."""
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        error = (actual[name] - tensor).norm() / tensor.norm().clamp_min(1e-12)
+        assert error <= tolerance, f"{name}: relative error {error:.1e}"
