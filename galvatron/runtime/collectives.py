@@ -22,7 +22,7 @@ from galvatron.runtime.mesh import Axis
 
 Map = Callable[[Tensor], Tensor]
 
-_EQUAL_PARTS = dist.AllToAllOptions()
+_SUM = dist.ReduceScatterOptions()  # its operation is the sum
 
 
 class _Linear(torch.autograd.Function):
@@ -145,7 +145,7 @@ def _gather(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
 def _sum_part(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
     parts = _split(x, axis.size, dim, outer).contiguous()
     total = torch.empty_like(parts[0])
-    axis.group._reduce_scatter_base(_wire(total), _wire(parts)).wait()
+    axis.group._reduce_scatter_base(_wire(total), _wire(parts), _SUM).wait()
     return total
 
 
@@ -162,7 +162,7 @@ def _padded(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
 def _exchange(x: Tensor, axis: Axis, split_dim: int, split_outer: int, concat_dim: int, concat_outer: int) -> Tensor:
     sent = _split(x, axis.size, split_dim, split_outer).contiguous()
     received = torch.empty_like(sent)
-    axis.group.alltoall_base(_wire(received), _wire(sent), [], [], _EQUAL_PARTS).wait()
+    axis.group.alltoall_base(_wire(received), _wire(sent), [], []).wait()
     return _join(received, concat_dim, concat_outer)
 
 

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 import torch.distributed as dist
@@ -47,13 +48,12 @@ class _Watch:
 
     def poll(self) -> str | None:
         """The first failure of the job, or None. A lost store counts as none: the launcher or rank 0 has ended."""
-        if self.first_failure is None:
+        if self.first_failure is None and self._lost_since is None:
             try:
                 if self.store.check([_KEY]):
                     self.first_failure = self.store.get(_KEY).decode()
-                self._lost_since = None
             except RuntimeError:
-                self._lost_since = self._lost_since or time.monotonic()
+                self._lost_since = time.monotonic()
         return self.first_failure
 
     def report(self, line: str) -> None:
@@ -71,8 +71,7 @@ class _Watch:
                 continue
             if not self.failed_here and not self._stop.wait(_GRACE_S) and self.busy and not self.failed_here:
                 reason = failure or "the job's store is gone: the launcher or rank 0 has ended"
-                sys.stderr.write(f"galvatron: rank {self.rank} stops: {reason}\n")
-                sys.stderr.flush()
+                _print(f"rank {self.rank} stops: {reason}")
                 os._exit(1)
             if failure is not None:
                 return
@@ -87,6 +86,7 @@ def watch(rank: int, size: int) -> None:
     if _watch is None:
         store: Any = dist.distributed_c10d._get_default_store()  # `clone` is missing from torch's type stubs
         _watch = _Watch(store.clone(), rank, size)
+        _print_rank_errors_in_one_line()
 
 
 def stop() -> bool:
@@ -132,11 +132,30 @@ def _raise_if_another_failed(active: _Watch) -> None:
 def _report(active: _Watch, what: str, error: BaseException) -> None:
     if active.failed_here:
         return
-    line = f"rank {active.rank} failed in {what}: {traceback.format_exception_only(error)[-1].strip()}"
-    sys.stderr.write(f"galvatron: {line}\n")
-    sys.stderr.flush()
+    lost_peer = any(words in str(error) for words in ("onnection closed by peer", "onnection reset by peer"))
+    verb = "lost another rank, which was killed or crashed," if lost_peer else "failed"
+    line = f"rank {active.rank} {verb} in {what}: {traceback.format_exception_only(error)[-1].strip()}"
+    _print(line)
     _write_torchrun_error_file(error)
     active.report(line)
+
+
+def _print(line: str) -> None:
+    sys.stderr.write(f"galvatron: {line}\n")
+    sys.stderr.flush()
+
+
+def _print_rank_errors_in_one_line() -> None:
+    """The only traceback of a failed job is that of the rank that failed."""
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, RankError) and _watch is not None:
+            _print(f"rank {_watch.rank} stops: {error}")
+        else:
+            previous(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def _write_torchrun_error_file(error: BaseException) -> None:

@@ -8,7 +8,7 @@ the number of ranks, and at no time is more than one module whole.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,13 +24,17 @@ class ModelState:
     Attributes:
         canonical: every name of every tensor, aliases included, to the first name of that tensor.
         persistent: the names that `model.state_dict()` has.
+
+    Args:
+        constants: tensors that the program reads and that are not among the model's parameters and buffers.
     """
 
-    def __init__(self, model: nn.Module, seed: int = 0) -> None:
+    def __init__(self, model: nn.Module, seed: int = 0, constants: Mapping[str, Tensor] | None = None) -> None:
         self.model = model
         self.seed = seed
         self._tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
         self._tensors.update(model.named_buffers(remove_duplicate=False))
+        self._tensors.update(constants or {})
         first_names: dict[int, str] = {}
         self.canonical = {name: first_names.setdefault(id(tensor), name) for name, tensor in self._tensors.items()}
         self.persistent = tuple(name for name in model.state_dict(keep_vars=True) if name in self._tensors)
@@ -144,18 +148,20 @@ def _run_seeded(initialisers: list[Callable[[], Any]], key: str) -> None:
 def _allocate(module: nn.Module) -> dict[str, tuple[Tensor, int]]:
     """Real memory for the module's own meta tensors, marked so that untouched ones are found; with their versions."""
     blank: dict[str, tuple[Tensor, int]] = {}
-    tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-    for table in tables:
+    for table in _tables(module):
         for name, tensor in table.items():
             if tensor is None or not tensor.is_meta:
                 continue
             fresh = torch.empty_like(tensor, device="cpu", requires_grad=False)
             fresh.fill_(torch.nan if fresh.is_floating_point() or fresh.is_complex() else 0)
-            if isinstance(tensor, nn.Parameter):
-                fresh = nn.Parameter(fresh, tensor.requires_grad)
+            fresh = nn.Parameter(fresh, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fresh
             table[name] = fresh
             blank[name] = fresh, fresh._version
     return blank
+
+
+def _tables(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    return module._parameters, module._buffers
 
 
 def _put(module: nn.Module, parameters: dict[str, Any], buffers: dict[str, Any]) -> None:
@@ -164,10 +170,8 @@ def _put(module: nn.Module, parameters: dict[str, Any], buffers: dict[str, Any])
 
 
 def _own(module: nn.Module, name: str) -> Tensor:
-    tensor = module._parameters.get(name)
-    tensor = module._buffers.get(name) if tensor is None else tensor
-    assert tensor is not None
-    return tensor
+    parameters, buffers = _tables(module)
+    return parameters[name] if name in parameters else buffers[name]
 
 
 def _is_blank(tensor: Tensor, blank: tuple[Tensor, int] | None) -> bool:
