@@ -1,13 +1,16 @@
-"""The collectives of a sharded graph: ops `comm.*` that move one value from one placement to another along one mesh axis.
+"""The collectives of a sharded graph: ops `comm.*` that take one value from one placement to another on one mesh axis.
 
-Their first argument is the value, `axis` the name of an axis of the class mesh; all keyword arguments are always written,
-in the order of this table. `outer` splits a dimension into `(outer, n, rest)`, of which the axis splits or joins `n`.
+Their first argument is the value, `axis` the name of an axis of the class mesh; all keyword arguments are always
+written, in the order of this table. `outer` sees a dimension of the local tensor as `(outer, n, rest)`, of which the
+axis splits or joins `n`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import sympy
 
 from galvatron.ir.graph import Arg
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Placement, Shard
@@ -71,7 +74,7 @@ COLLECTIVES: dict[str, Collective] = {
 
 
 def result_shape(collective: Collective, keywords: Keywords, shape: tuple[Dim, ...], axis_size: int) -> tuple[Dim, ...]:
-    """The local shape after a collective on an axis of `axis_size` ranks; a dimension that does not divide stays a fraction."""
+    """The local shape after a collective on an axis of `axis_size` ranks; one that does not divide stays a fraction."""
     local = list(shape)
     for name, direction in collective.dims:
         dim = keywords[name]
@@ -83,6 +86,4 @@ def result_shape(collective: Collective, keywords: Keywords, shape: tuple[Dim, .
 def _quotient(dim: Dim, size: int) -> Dim:
     if isinstance(dim, int) and dim % size == 0:
         return dim // size
-    import sympy
-
     return sympy.sympify(dim) / size

@@ -1,4 +1,4 @@
-"""Arithmetic over the batch size as text: printed by sympy, built again from the parse tree, never evaluated as code."""
+"""Arithmetic over the batch size as text: printed by sympy, built from the parse tree, never evaluated as code."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def combine(operator: str, left: Number, right: Number) -> Number:
         if b == 0:
             raise ExpressionError("division by zero")
         return _plain(_checked(a / b))
-    if not (b.is_Rational and abs(b) <= _MAX_EXPONENT and b.q <= _MAX_EXPONENT):
+    if not (isinstance(b, sympy.Rational) and abs(b) <= _MAX_EXPONENT and b.q <= _MAX_EXPONENT):
         raise ExpressionError(f"the exponent must be a number of at most {_MAX_EXPONENT}")
-    if a.is_Rational and max(abs(a.p), a.q).bit_length() > 1024:
+    if isinstance(a, sympy.Rational) and max(abs(a.p), a.q).bit_length() > 1024:
         raise ExpressionError("the base of the power is too large")
     return _plain(_checked(a**b))
 
@@ -163,14 +163,12 @@ def _identical(parsed: object, expression: sympy.Expr) -> bool:
     return isinstance(parsed, sympy.Expr) and type(parsed) is type(expression) and parsed == expression
 
 
-def _exact(expression: sympy.Expr) -> str:
-    if expression in SYMBOLS.values():
-        return str(expression)
-    if expression.is_Integer:
+def _exact(expression: sympy.Basic) -> str:
+    if isinstance(expression, sympy.Integer):
         return f"Integer({expression})"
-    if expression.is_Float:
+    if isinstance(expression, sympy.Float):
         return f"Float({float(expression)!r})"
-    if expression.is_Rational:
+    if isinstance(expression, sympy.Rational) or expression in SYMBOLS.values():
         return str(expression)
     name = {sympy.Add: "Add", sympy.Mul: "Mul", sympy.Pow: "Pow"}.get(expression.func, expression.func.__name__)
     if name not in FUNCTIONS:

@@ -1,8 +1,8 @@
 """Run-lengths: a stretch of lines that differ only in evenly counting numbers becomes a loop over one copy of it.
 
-    layer decoder_0  %h1 = @decoder(%h0)          for i in 0..31 {
-    layer decoder_1  %h2 = @decoder(%h1)    →       layer decoder_{i}  %h{i+1} = @decoder(%h{i})
-    …                                             }
+layer decoder_0  %h1 = @decoder(%h0)          for i in 0..31 {
+layer decoder_1  %h2 = @decoder(%h1)    →       layer decoder_{i}  %h{i+1} = @decoder(%h{i})
+…                                             }
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def fold(items: Sequence[str]) -> list[str | Loop]:
 
 
 def _best_stretch(skeletons: list[str], numbers: list[tuple[int, ...]], at: int) -> tuple[int, int]:
-    """The (period, count) from `at` on that covers most items, the shortest period first; count 0 when there is none."""
+    """The (period, count) that covers most items from `at` on, the shortest period first; (0, 0) for none."""
     best = (0, 0)
     for period in range(1, min(_MAX_PERIOD, (len(skeletons) - at) // 2) + 1):
         if skeletons[at] != skeletons[at + period]:

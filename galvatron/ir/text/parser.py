@@ -1,11 +1,11 @@
-"""Text to programs: a grammar (`grammar.lark`) and one callback per rule. Nothing in the text is ever evaluated as code."""
+"""Text to programs: a grammar (`grammar.lark`) and one callback per rule. No text is ever evaluated as code."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, NoReturn, TypeVar
@@ -278,7 +278,7 @@ _DEVICE_FIELDS = {
     "memory_bytes": "a whole number", "memory_bytes_per_s": "a number", "kernel_launch_s": "a number",
 }  # fmt: skip
 _LINK_FIELDS = {"bytes_per_s": "a number", "latency_s": "a number"}
-_COST_FIELDS = {f.name: "a size" for f in fields(ClassCost)}
+_COST_FIELDS = dict.fromkeys(ClassCost.__dataclass_fields__, "a size")
 
 
 def _record(token: Token, entries: tuple[Any, ...], spec: dict[str, str]) -> dict[str, Any]:
@@ -452,7 +452,8 @@ class _Builder(Transformer):
         scope, ops = "", []
         for part in body:
             if type(part) is Op:
-                ops.append(replace(part, source=_SourceRef(part.source.token, scope)) if part.source else part)
+                reference: Any = part.source
+                ops.append(replace(part, source=_SourceRef(reference.token, scope)) if reference else part)
             elif isinstance(part, str):
                 scope = str(part)
         inputs = tuple(p for p in body if type(p) is Value)
@@ -564,7 +565,8 @@ class _Builder(Transformer):
         entries = tuple(p for p in parts if isinstance(p, tuple) and not isinstance(p[1], Link))
         if set(links) != {"in_node", "cross_node"}:
             _refuse("a cluster needs one in_node and one cross_node link", token)
-        return _Section("cluster", token, Cluster(str(name), device, **_record(token, entries, _CLUSTER_FIELDS), **links))
+        fields: dict[str, Any] = {**_record(token, entries, _CLUSTER_FIELDS), **links}
+        return _Section("cluster", token, Cluster(str(name), device, **fields))
 
     def run(self, token: Token, times: Token | None = None) -> tuple[Token, Strategy, int]:
         return token, _strategy(token), 1 if times is None else _int(times)

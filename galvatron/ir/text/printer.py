@@ -459,6 +459,7 @@ def _cuts(cuts: Sequence[Cut]) -> list[Line]:
 
 def _cluster(cluster: Cluster, w: _Writer) -> list[Line]:
     device = cluster.device
+    bandwidth = f"{_arg(device.memory_bytes_per_s, w)}{w.note(format_bytes(device.memory_bytes_per_s) + '/s')}"
     rows = [
         f"nodes = {cluster.nodes}",
         f"devices_per_node = {cluster.devices_per_node}",
@@ -468,7 +469,7 @@ def _cluster(cluster: Cluster, w: _Writer) -> list[Line]:
             f"  matmul_flop_per_s.{dtype} = {_arg(rate, w)}{w.note(format_flop(rate) + '/s')}"
             for dtype, rate in device.matmul_flop_per_s
         ),
-        f"  memory_bytes_per_s = {_arg(device.memory_bytes_per_s, w)}{w.note(format_bytes(device.memory_bytes_per_s) + '/s')}",
+        f"  memory_bytes_per_s = {bandwidth}",
         f"  kernel_launch_s = {_arg(device.kernel_launch_s, w)}{w.note(format_seconds(device.kernel_launch_s))}",
         "}",
         *_link("in_node", cluster.in_node, w),

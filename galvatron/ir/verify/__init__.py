@@ -1,7 +1,7 @@
 """The verifier: what makes a program valid, as a table of rules. Reading the table is reading the specification.
 
-Rules are applied from top to bottom, and a rule may rely on those above it; the first that is broken is reported with the
-program's text, the offending lines marked.
+Rules are applied from top to bottom, and a rule may rely on those above it; the first that is broken is reported with
+the program's text, the offending lines marked.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ _LARGE_BATCH = 720720  # divisible by every number up to 16, so that b/2 or b/12
 
 @dataclass(frozen=True)
 class Scope:
-    """A graph and what holds around it: the class it belongs to (None for a whole program's), the batch symbols its shapes
-    may use, the smallest size a dimension may have, and, where it is sharded, its mesh."""
+    """A graph and what holds around it: the class it belongs to (None for a whole program's), the batch symbols its
+    shapes may use, the smallest size a dimension may have, and, where it is sharded, its mesh."""
 
     graph: Graph
     owner: str | None = None
@@ -152,13 +152,13 @@ def mesh_axes(scope: Scope) -> Iterator[Violation]:
     if len({axis.name for axis in mesh}) < len(mesh):
         yield ("class", scope.owner), "two axes of the mesh have one name"
     spans = sorted((axis.stride, axis.size) for axis in mesh)
-    nested = all(stride * size <= next_stride for (stride, size), (next_stride, _) in zip(spans, spans[1:], strict=False))
+    nested = all(stride * size <= after for (stride, size), (after, _) in zip(spans, spans[1:], strict=False))
     if not nested or any(stride < 1 or size < 2 for stride, size in spans):
         yield ("class", scope.owner), f"{', '.join(map(str, mesh))} are no axes of one group of devices"
 
 
 def layouts_present(scope: Scope) -> Iterator[Violation]:
-    """Values of a sharded graph have one placement per mesh axis, on dimensions that they have; others have no layout."""
+    """Values of a sharded graph have one placement per mesh axis, on dimensions they have; others have no layout."""
     for value, locus in _definitions(scope):
         layout = value.layout
         if scope.mesh is None:
@@ -180,11 +180,10 @@ def layout_problem(layout: Layout, rank: int) -> str:
 
 
 def collectives(scope: Scope) -> Iterator[Violation]:
-    """Collectives name an axis of the mesh and lead between the placements of `collectives.COLLECTIVES`; elsewhere all stays."""
+    """Collectives name a mesh axis and lead between the placements of `ir.collectives`; other axes stay as they are."""
     for index, op in enumerate(scope.graph.ops):
-        if op.target in COLLECTIVES:
-            if problem := _collective_problem(op, scope):
-                yield ("op", scope.owner, index), f"{op.target}: {problem}"
+        if op.target in COLLECTIVES and (problem := _collective_problem(op, scope)):
+            yield ("op", scope.owner, index), f"{op.target}: {problem}"
 
 
 def _collective_problem(op: Op, scope: Scope) -> str:

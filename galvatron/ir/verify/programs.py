@@ -61,7 +61,7 @@ def program_names(program: Program) -> Iterator[Violation]:
 
 
 def program_signature(program: Program) -> Iterator[Violation]:
-    """State is a parameter, buffer or constant; parameters alone train; types are known; the example batch is not empty."""
+    """State is a parameter, buffer or constant; only parameters train; types are known; the batch is not empty."""
     if program.batch_size < 1:
         yield ("program",), f"a batch of {program.batch_size} samples"
     for state in program.state:
@@ -78,7 +78,7 @@ def program_signature(program: Program) -> Iterator[Violation]:
 
 
 def graph_matches_program(program: Program) -> Iterator[Violation]:
-    """A captured graph has the program's inputs, state that the program has, and the loss as its only output."""
+    """A captured graph has the program's inputs, only state that the program has, and returns the loss."""
     graph = program.graph
     if graph is None:
         return
@@ -87,8 +87,8 @@ def graph_matches_program(program: Program) -> Iterator[Violation]:
     for value in graph.state:
         state = program.state_of.get(value.name)
         if state is None or state.type != value.type:
-            known = f"is {state.type}" if state else "does not exist"
-            yield ("state", None, value.name), f"the graph reads {value.name} as {value.type}, which in the program {known}"
+            known = f"has it as {state.type}" if state else "has no such state"
+            yield ("state", None, value.name), f"the graph reads {value.name} as {value.type}, the program {known}"
     if graph.outputs != (program.output,):
         yield ("return", None), f"the graph must return the program's output %{program.output}"
 
@@ -119,7 +119,7 @@ def layer_signatures(program: Program) -> Iterator[Violation]:
 
 
 def layers_in_order(program: Program) -> Iterator[Violation]:
-    """Layers read batch inputs, what their stage receives, and results of earlier layers; each value is defined once."""
+    """Layers read batch inputs, what their stage receives and results of earlier layers; values are defined once."""
     for owner, layers in layer_groups(program):
         known = {v.name for v in program.inputs}
         if owner is not None:
@@ -147,7 +147,7 @@ def operand_types(program: Program) -> Iterator[Violation]:
 
 
 def state_is_bound(program: Program) -> Iterator[Violation]:
-    """A layer binds state that the program has, under its first name; before sharding with the very type of the class."""
+    """A layer binds state that the program has, under its first name; before sharding with the type of the class."""
     for layer, locus in layers_with_loci(program):
         for name, formal in zip(layer.state, program.class_of[layer.cls].graph.state, strict=True):
             state = program.state_of.get(name)
@@ -193,7 +193,7 @@ def costs_present(program: Program) -> Iterator[Violation]:
 
 
 def candidates_fit(program: Program) -> Iterator[Violation]:
-    """Candidates name classes, once per pipeline degree, and use all devices that one stage of the cluster has."""
+    """Candidates name classes, once per pipeline degree, and use all devices that a stage of the cluster has."""
     seen: set[tuple[int, str]] = set()
     for c in program.candidates:
         locus = ("candidates", c.pipeline_degree, c.cls)
@@ -237,7 +237,7 @@ def plan_covers_layers(program: Program) -> Iterator[Violation]:
 
 
 def plan_uses_devices(program: Program) -> Iterator[Violation]:
-    """Pipeline degree times the devices of every strategy is the world size, and that of the cluster where it is known."""
+    """Pipeline degree times the devices of every strategy is the world size, and that of the cluster if known."""
     plan = _plan(program)
     for index, stage in enumerate(plan.stages):
         for strategy in stage:

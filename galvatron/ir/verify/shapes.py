@@ -1,4 +1,4 @@
-"""What the result of an op must look like, for the ops where that is cheap to say. Ops outside the table are not checked."""
+"""What the results of an op must look like, where that is cheap to say. Ops outside the table are not checked."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def expected_dtype(op: Op, types: dict[str, TensorType]) -> str | None:
     name = op.target.split(".")[1]
     if isinstance(dtype := op.kwarg("dtype"), Const):
         return dtype.name
-    if name in _COMPARISONS:
+    if name in _COMPARISONS.split():
         return "bool"
-    if name in _KEEPS_DTYPE and op.args and isinstance(op.args[0], Ref):
+    if name in _KEEPS_DTYPE.split() and op.args and isinstance(op.args[0], Ref):
         return types[op.args[0].name].dtype
     return None
 
@@ -174,7 +174,7 @@ def _concatenate(op: Op, of: Lookup) -> tuple[Shape, ...]:
     shapes = [s for s in (of(a).shape for a in parts) if s != (0,)]  # torch lets an empty vector join anything
     at = _axis(_argument(op, 1, "dim", 0), len(shapes[0]))
     for shape in shapes[1:]:
-        if len(shape) != len(shapes[0]) or any(not same(a, b) for a, b in zip(_without(shape, at), _without(shapes[0], at))):
+        if len(shape) != len(shapes[0]) or not same_shape(_without(shape, at), _without(shapes[0], at)):
             raise ShapeError(f"{_text(shapes[0])} and {_text(shape)} do not concatenate along {at}")
     total: Dim = 0
     for shape in shapes:
@@ -215,7 +215,7 @@ def _matmul(op: Op, of: Lookup) -> tuple[Shape, ...]:
     a, b = of(op.args[0]).shape, of(op.args[1]).shape
     if not a or not b:
         raise ShapeError("a matrix product of a scalar")
-    _contract(a[-1], b[-2] if len(b) > 1 else b[0])
+    _contract(a[-1], b[-2] if len(b) > 1 else b[-1])
     batch = broadcast([a[:-2], b[:-2]])
     return ((*batch, *(a[-2:-1] if len(a) > 1 else ()), *(b[-1:] if len(b) > 1 else ())),)
 
@@ -223,7 +223,7 @@ def _matmul(op: Op, of: Lookup) -> tuple[Shape, ...]:
 def _addmm(op: Op, of: Lookup) -> tuple[Shape, ...]:
     a, b = of(op.args[1]).shape, of(op.args[2]).shape
     _contract(a[1], b[0])
-    shape = (a[0], b[1])
+    shape: Shape = (a[0], b[1])
     if not same_shape(broadcast([of(op.args[0]).shape, shape]), shape):
         raise ShapeError(f"{_text(of(op.args[0]).shape)} does not broadcast to {_text(shape)}")
     return (shape,)
@@ -301,21 +301,30 @@ def _table(rule: Callable[[Op, Lookup], tuple[Shape, ...]], names: str) -> dict[
     return dict.fromkeys(names.split(), rule)
 
 
-_COMPARISONS = frozenset("eq ne lt le gt ge logical_and logical_or logical_not logical_xor isnan isinf".split())
+_COMPARISONS = """
+    eq ne lt le gt ge logical_and logical_or logical_not logical_xor isnan isinf
+"""
 
-_KEEPS_DTYPE = frozenset(
-    "view reshape _unsafe_view expand permute transpose t unsqueeze squeeze select slice split split_with_sizes unbind "
-    "clone linear matmul mm bmm addmm embedding neg".split()
-)
+_KEEPS_DTYPE = """
+    view reshape _unsafe_view expand permute transpose t unsqueeze squeeze select slice split split_with_sizes unbind
+    clone linear matmul mm bmm addmm embedding neg
+"""
+
+_POINTWISE = """
+    add sub rsub mul div pow neg abs sign exp log sqrt rsqrt reciprocal sin cos tan tanh sigmoid erf relu gelu silu mish
+    softplus leaky_relu elu hardtanh where masked_fill clamp clamp_min clamp_max maximum minimum floor ceil round trunc
+    floor_divide fmod remainder bitwise_and bitwise_or bitwise_xor bitwise_not __and__ __or__ __xor__ _to_copy to clone
+    detach alias contiguous eq ne lt le gt ge logical_and logical_or logical_not logical_xor isnan isinf
+"""
+
+_LIKE_FIRST = """
+    softmax _softmax log_softmax _log_softmax layer_norm rms_norm group_norm cumsum tril triu flip roll zeros_like
+    ones_like full_like empty_like rand_like randn_like lift_fresh_copy dropout
+"""
 
 SHAPES: dict[str, Callable[[Op, Lookup], tuple[Shape, ...]]] = {
-    **_table(_pointwise, "add sub rsub mul div pow neg abs sign exp log sqrt rsqrt reciprocal sin cos tan tanh sigmoid erf"),
-    **_table(_pointwise, "relu gelu silu mish softplus leaky_relu elu hardtanh where masked_fill clamp clamp_min clamp_max"),
-    **_table(_pointwise, "maximum minimum floor ceil round trunc floor_divide fmod remainder bitwise_and bitwise_or"),
-    **_table(_pointwise, "bitwise_xor bitwise_not __and__ __or__ __xor__ _to_copy to clone detach alias contiguous"),
-    **_table(_pointwise, " ".join(_COMPARISONS)),
-    **_table(_like_first, "softmax _softmax log_softmax _log_softmax layer_norm rms_norm group_norm cumsum tril triu flip"),
-    **_table(_like_first, "roll zeros_like ones_like full_like empty_like rand_like randn_like lift_fresh_copy dropout"),
+    **_table(_pointwise, _POINTWISE),
+    **_table(_like_first, _LIKE_FIRST),
     **_table(_view, "view reshape _unsafe_view"),
     **_table(_expand, "expand"),
     **_table(_permute, "permute"),

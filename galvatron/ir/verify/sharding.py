@@ -8,12 +8,23 @@ import sympy
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Value
-from galvatron.ir.layout import BROADCAST, REPLICATE, Axis, Layout, Partial, Shard, joint_mesh, local_shape, on_mesh
+from galvatron.ir.layout import (
+    REPLICATE,
+    Axis,
+    Layout,
+    Partial,
+    Shard,
+    gradientless,
+    joint_mesh,
+    local_shape,
+    on_mesh,
+)
 from galvatron.ir.program import Form, LayerClass, Program, StateLayout, When
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
 from galvatron.ir.verify.graphs import Violation, layout_problem
 from galvatron.ir.verify.programs import layer_groups, layers_with_loci, planned_layers
 from galvatron.ir.verify.shapes import same
+
 
 def same_distribution(
     mesh: tuple[Axis, ...], layout: Layout, other_mesh: tuple[Axis, ...], other: Layout, *, differentiable: bool = True
@@ -26,8 +37,8 @@ def same_distribution(
         finer = joint_mesh(mesh, other_mesh)
     except GalvatronError:
         return all(p == REPLICATE for p in (*layout, *other))
-    pairs = zip(on_mesh(layout, mesh, finer), on_mesh(other, other_mesh, finer), strict=True)
-    return all(a == b or (not differentiable and {a, b} == {REPLICATE, BROADCAST}) for a, b in pairs)
+    first, second = on_mesh(layout, mesh, finer), on_mesh(other, other_mesh, finer)
+    return first == second if differentiable else gradientless(first) == gradientless(second)
 
 
 def _describe(mesh: tuple[Axis, ...], layout: Layout | None) -> str:
@@ -77,11 +88,13 @@ def _state_problem(type: TensorType, formal: Value, cls: LayerClass) -> str:
         local = TensorType(type.dtype, local_shape(type.shape, formal.layout or (), cls.mesh))
     except GalvatronError as error:
         return str(error)
-    return "" if local == formal.type else f"{type} as {_describe(cls.mesh, formal.layout)} is {local}, not {formal.type}"
+    if local == formal.type:
+        return ""
+    return f"{type} as {_describe(cls.mesh, formal.layout)} is {local}, not {formal.type}"
 
 
 def edges_agree(program: Program) -> Iterator[Violation]:
-    """Along every edge the producer's layout and local type are the consumer's; redistributions stand where they would not be."""
+    """Along every edge the consumer reads the layout and local type that the producer gives."""
     inputs = {v.name: v for v in program.inputs}
     for owner, layers in layer_groups(program):
         producers: dict[str, tuple[LayerClass, Value, bool]] = {}
@@ -102,7 +115,7 @@ def edges_agree(program: Program) -> Iterator[Violation]:
 
 
 def _input_problem(value: Value, formal: Value, cls: LayerClass, when: When) -> str:
-    """What is wrong with a batch input bound to a class input: its micro-batch shard is `b` samples along dimension 0."""
+    """What is wrong with a batch input bound to a class input: its local part is `b` samples along dimension 0."""
     if any(isinstance(p, Partial) for p in formal.layout or ()):
         return "a batch input is never a partial sum"
     symbol = BATCH if when is When.STEP and formal.type.shape[:1] == value.type.shape[:1] else LOCAL_BATCH
@@ -165,7 +178,7 @@ def stages_in_order(program: Program) -> Iterator[Violation]:
 
 
 def transfers_pair(program: Program) -> Iterator[Violation]:
-    """What a stage sends is what the next one receives, by name, type and order; the ends of the pipeline are closed."""
+    """What a stage sends is what the next one receives, by name, type and order; the ends are closed."""
     sent: tuple = ()
     for stage in program.stages:
         if stage.receives != sent:
@@ -180,7 +193,7 @@ def transfers_pair(program: Program) -> Iterator[Violation]:
 
 
 def transfers_defined(program: Program) -> Iterator[Violation]:
-    """A stage sends values that it computes or passes on, with the local type they have; the last one computes the loss."""
+    """A stage sends values that it computes or passes on, with their local type; the last one computes the loss."""
     for stage in program.stages:
         types = {t.name: t.type for t in stage.receives}
         for layer in stage.layers:
@@ -212,7 +225,8 @@ def state_is_kept(program: Program) -> Iterator[Violation]:
                 elif name not in problems and not _kept_as_read(program, kept[name], cls, formal):
                     described = _describe(kept[name].mesh, kept[name].layout)
                     read = _describe(cls.mesh, formal.layout)
-                    yield ("keep", stage.index, name), f"{name} is kept as {described}, but {layer.name} reads it as {read}"
+                    told = f"{name} is kept as {described}, but {layer.name} reads it as {read}"
+                    yield ("keep", stage.index, name), told
 
 
 def _kept_as_read(program: Program, kept: StateLayout, cls: LayerClass, formal: Value) -> bool:
@@ -239,7 +253,8 @@ def tied_state_agrees(program: Program) -> Iterator[Violation]:
             trainable = program.state_of[kept.state].trainable
             if not same_distribution(kept.mesh, kept.layout, other.mesh, other.layout, differentiable=trainable):
                 described = _describe(kept.mesh, kept.layout)
-                yield ("keep", stage.index, kept.state), f"{kept.state} is {described} here, and otherwise on another stage"
+                told = f"{kept.state} is {described} here, but otherwise on another stage"
+                yield ("keep", stage.index, kept.state), told
 
 
 def batch_symbols(program: Program, cls: LayerClass) -> frozenset[sympy.Expr]:
