@@ -1,0 +1,52 @@
+"""`cluster-layers`: from one flat op graph to layers that share classes.
+
+Repeated structure comes first, module paths only break ties and give names:
+
+1. `roles` parts the ops that carry the model (the *stream*) from masks, position ids, reshaped weights and token counts.
+2. `repeats` looks for tandem repeats in the sequence of the stream's heavy ops and cuts where the fewest values are alive.
+3. `cuts` adds odd blocks beside a stack (a first block that differs) and divides large rests.
+4. `placement` puts every other op where it is needed: in the one layer that reads it, in the preamble, in the step layer.
+5. `assemble` gives layers whose graphs are equal up to names one class; `naming` finds names.
+
+`inline` is the way back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from galvatron.errors import PassError
+from galvatron.ir.program import Form, Program, When
+from galvatron.passes.base import Pass
+from galvatron.passes.cluster_layers.assemble import assemble
+from galvatron.passes.cluster_layers.cuts import find_regions
+from galvatron.passes.cluster_layers.inline import inline
+from galvatron.passes.cluster_layers.naming import name_layers
+from galvatron.passes.cluster_layers.placement import place_ops
+from galvatron.passes.cluster_layers.roles import find_roles
+from galvatron.passes.cluster_layers.stream import make_stream
+
+__all__ = ["ClusterLayers", "inline"]
+
+
+@dataclass(frozen=True)
+class ClusterLayers(Pass):
+    """Cuts the op graph into layers and gives equal layers one class. `hints=false` looks at structure alone."""
+
+    name = "cluster-layers"
+    needs, leaves = Form.CAPTURED, Form.CLUSTERED
+    numerics = "exact"
+
+    hints: bool = True
+
+    def run(self, program: Program) -> Program:
+        if program.graph is None:
+            raise PassError(f"pass {self.name!r} needs a program with an op graph, not one in form {program.form}")
+        graph = replace(program.graph, outputs=(program.output,)).without_dead_ops()
+        roles = find_roles(graph, program.state_of)
+        stream = make_stream(graph, program.state_of, roles, program.batch_size, self.hints)
+        regions = find_regions(stream)
+        parts = place_ops(graph, roles, regions)
+        names = [(str(p.when), str(p.when)) for p in parts if p.when is not When.MICROBATCH]
+        classes, layers = assemble(program, graph, parts, [*names, *name_layers(stream, regions)])
+        return replace(program, form=Form.CLUSTERED, graph=None, classes=classes, layers=layers)

@@ -1,0 +1,123 @@
+"""Which ops of a flat graph carry the model, and which only prepare what it reads.
+
+The *stream* is what depends on parameters and on the batch: it is cut into layers. Ops beside it *float*: they have no
+place of their own in the order and go where their results are read. Floating ops are *free* (masks, position ids: no
+parameter upstream) or *derived* (a reshaped weight, a position embedding: parameters but no batch upstream). Some free ops
+make statistics of the whole batch, such as a count of tokens; those run once per *step*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sympy
+
+from galvatron.ir.graph import Graph, Op
+from galvatron.ir.names import base_name
+from galvatron.ir.program import State
+from galvatron.ir.types import TensorType
+
+CONTRACTIONS = frozenset(
+    "linear mm bmm matmul addmm baddbmm addbmm addmv mv dot einsum bilinear tensordot grouped_mm scaled_mm lstm gru rnn_tanh"
+    " rnn_relu conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d"
+    " scaled_dot_product_attention".split()
+)
+"""Ops that do most of the work of a model; in other namespaces than `aten` every op counts as one."""
+
+LOOKUPS = frozenset({"embedding", "embedding_bag"})
+
+_EXPENSIVE = frozenset("linear addmm conv1d conv2d conv3d convolution scaled_dot_product_attention lstm gru".split())
+"""Ops that stay in the stream even where no parameter is upstream: nobody wants them computed on every stage."""
+
+_RANDOM = frozenset(
+    "dropout native_dropout feature_dropout alpha_dropout bernoulli rand randn randint rand_like randn_like randint_like"
+    " normal uniform multinomial randperm rrelu rrelu_with_noise poisson exponential".split()
+)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The ops of a graph by role, as indices into `graph.ops`, in order.
+
+    `step` holds all ops that the per-step values need, from the batch inputs on; the same ops may also be `floating`.
+    `step_values` are the values that a per-step op makes, `derived` the values with parameters but no batch upstream.
+    """
+
+    stream: tuple[int, ...]
+    floating: tuple[int, ...]
+    step: tuple[int, ...]
+    step_values: frozenset[str]
+    derived: frozenset[str]
+
+
+def is_batched(type_: TensorType) -> bool:
+    """Whether a size of the type depends on the batch size."""
+    return any(isinstance(dim, sympy.Expr) and dim.free_symbols for dim in type_.shape)
+
+
+def is_random(op: Op) -> bool:
+    """Whether two runs of the op on equal operands may differ."""
+    return base_name(op.target) in _RANDOM
+
+
+def is_contraction(op: Op) -> bool:
+    """Whether the op multiplies and sums over a dimension, as far as its name tells."""
+    return base_name(op.target) in CONTRACTIONS or not op.target.startswith("aten.")
+
+
+@dataclass(frozen=True)
+class _Upstream:
+    """What a value was computed from."""
+
+    parameter: bool = False
+    batch: bool = False
+    whole_batch: bool = False
+    """Something whose size depends on the batch size."""
+    stream: bool = False
+
+    def __or__(self, other: _Upstream) -> _Upstream:
+        return _Upstream(
+            self.parameter or other.parameter,
+            self.batch or other.batch,
+            self.whole_batch or other.whole_batch,
+            self.stream or other.stream,
+        )
+
+
+def find_roles(graph: Graph, state: dict[str, State]) -> Roles:
+    """The role of every op of a graph without dead ops. The op that makes the output is always in the stream."""
+    upstream = {v.name: _Upstream(batch=True, whole_batch=is_batched(v.type)) for v in graph.inputs}
+    upstream |= {v.name: _Upstream(parameter=state[v.name].kind == "parameter") for v in graph.state}
+    stream, floating, step_values = [], [], set()
+    for index, op in enumerate(graph.ops):
+        origin = _Upstream()
+        for name in op.operands:
+            origin |= upstream[name]
+        batched = any(is_batched(v.type) for v in op.results)
+        is_stream = (
+            origin.stream
+            or (origin.parameter and (origin.batch or origin.whole_batch or batched))
+            or is_random(op)
+            or (base_name(op.target) in _EXPENSIVE and not origin.parameter)
+            or any(v.name in graph.outputs for v in op.results)
+        )
+        (stream if is_stream else floating).append(index)
+        if not is_stream and not origin.parameter and origin.whole_batch and not batched:
+            step_values.update(v.name for v in op.results)
+        made = origin | _Upstream(whole_batch=batched, stream=is_stream)
+        upstream.update((v.name, made) for v in op.results)
+    derived = {v.name for i in floating for v in graph.ops[i].results if upstream[v.name].parameter}
+    step = _ancestors(graph, floating, step_values)
+    floating = [i for i in floating if not any(v.name in step_values for v in graph.ops[i].results)]
+    return Roles(tuple(stream), tuple(floating), step, frozenset(step_values), frozenset(derived))
+
+
+def _ancestors(graph: Graph, candidates: list[int], wanted: set[str]) -> tuple[int, ...]:
+    """The ops among `candidates` that the wanted values need."""
+    needed, kept = set(wanted), []
+    for index in reversed(candidates):
+        op = graph.ops[index]
+        if any(v.name in needed for v in op.results):
+            kept.append(index)
+            needed.update(op.operands)
+    return tuple(reversed(kept))
