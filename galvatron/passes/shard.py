@@ -1,7 +1,8 @@
 """`shard`: every layer becomes a call of the local graph of its (class, strategy) pair.
 
-Layers come out stage by stage. The preamble and the per-step statistics are needed wherever something reads them, in the
-reader's layout: each stage gets its own copy per strategy, just before the first reader.
+Layers come out stage by stage. The preamble is needed wherever something reads it, in the reader's layout: each stage gets
+its own copy per strategy, just before the first reader. Statistics of the batch are computed whole on every rank of a stage
+that reads them.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ class _Assembly:
         if name not in self._shared:
             return name
         layer = self._shared[name]
-        key = (layer.name, Strategy(strategy.axes))
+        # Every rank has the whole batch, so each computes the statistics of the whole batch for itself.
+        key = (layer.name, Strategy(()) if layer.when is When.STEP else Strategy(strategy.axes))
         suffix = "" if self._single else f"@{stage}.{key[1]}"
         if key not in copies:
             copies[key] = layer

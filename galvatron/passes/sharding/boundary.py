@@ -3,7 +3,7 @@
 | role | values that cross the border | parameters | may shard |
 |---|---|---|---|
 | dp | sharded along the batch; without a batch dimension, whole with a partial gradient | whole, gradient summed | the batch |
-| tp | whole | whole or sharded, as the solver likes | factors of parameters |
+| tp | whole | matrices sharded, others as the solver likes | factors of parameters |
 
 A value without a gradient is whole wherever its role does not shard it. The loss leaves a dp axis as a partial sum, and
 statistics of the batch leave every axis whole.
@@ -52,7 +52,7 @@ def _crossings(role: str, graph: Graph, border: Border, names: Iterable[str]) ->
     return {n: crossing_state(role, graph.values[n].type, n in border.differentiable) for n in names}
 
 
-def _dp(graph: Graph, border: Border, modes: list[tuple[Mode, ...]]) -> Boundary:
+def _dp(graph: Graph, border: Border, table: FactorTable, modes: list[tuple[Mode, ...]]) -> Boundary:
     outputs = _crossings("dp", graph, border, graph.outputs)
     outputs.update((name, REPLICATE) for name in border.whole_outputs)
     if border.loss is not None:
@@ -64,30 +64,49 @@ def _dp(graph: Graph, border: Border, modes: list[tuple[Mode, ...]]) -> Boundary
     )
 
 
-def _tp(graph: Graph, border: Border, modes: list[tuple[Mode, ...]]) -> Boundary:
+def _tp(graph: Graph, border: Border, table: FactorTable, modes: list[tuple[Mode, ...]]) -> Boundary:
+    """Matrices are sharded wherever some rule can, whatever it costs: a tensor-parallel plan is asked for to save memory.
+    Other parameters (biases, gains) are kept as suits the ops that read them."""
     free = border.trainable - border.whole_state
-    asked: dict[str, list[State]] = {v.name: [REPLICATE, BROADCAST] for v in graph.state if v.name in free}
-    for op, choices in zip(graph.ops, modes, strict=True):
-        for position, name in enumerate(op.operands):
-            if name in asked:
-                asked[name] += [m.operands[position] for m in choices if isinstance(m.operands[position], Split)]
+    states: dict[str, list[State]] = {v.name: [REPLICATE] for v in graph.state}
+    states.update((n, [BROADCAST]) for n in border.whole_state)
+    for name in free:
+        splits = _splits(name, graph, modes)
+        whole: list[State] = [] if splits and _is_matrix(name, graph, table) else [REPLICATE, BROADCAST]
+        states[name] = [*whole, *splits]
     return Boundary(
         inputs=_crossings("tp", graph, border, [v.name for v in graph.inputs]),
         outputs=_crossings("tp", graph, border, graph.outputs),
-        state={
-            v.name: (BROADCAST,)
-            if v.name in border.whole_state
-            else tuple(dict.fromkeys(asked.get(v.name, [REPLICATE])))
-            for v in graph.state
-        },
+        state={v.name: tuple(states[v.name]) for v in graph.state},
     )
+
+
+def _splits(name: str, graph: Graph, modes: list[tuple[Mode, ...]]) -> list[State]:
+    """Every way in which some op can read a value sharded."""
+    found: dict[State, None] = {}
+    for op, choices in zip(graph.ops, modes, strict=True):
+        for position, operand in enumerate(op.operands):
+            if operand == name:
+                found.update((m.operands[position], None) for m in choices if isinstance(m.operands[position], Split))
+    return list(found)
+
+
+def _is_matrix(name: str, graph: Graph, table: FactorTable) -> bool:
+    """Whether an op multiplies the value and sums over a dimension of the product: a matrix, a lookup table, a kernel."""
+    for index, op in enumerate(graph.ops):
+        dims = table.dims[index]
+        if name in op.operands and dims is not None:
+            kept = {n for tensor in dims.results for names in tensor for n in names}
+            if set(dims.sizes) - kept and any(op.operands[i] == name for i in dims.products):
+                return True
+    return False
 
 
 @dataclass(frozen=True)
 class Role:
     """What a role means on one mesh axis: its boundary condition, and which factors of an op it may shard."""
 
-    boundary: Callable[[Graph, Border, list[tuple[Mode, ...]]], Boundary]
+    boundary: Callable[[Graph, Border, FactorTable, list[tuple[Mode, ...]]], Boundary]
     shards: Callable[[FactorTable, int, OpFactor], bool]
 
 

@@ -45,7 +45,7 @@ def shard_class(cls: LayerClass, strategy: Strategy, cluster: Cluster, border: B
             op_modes(graph, i, table, axis.size, differentiable, shares.taken[i], allowed)
             for i in range(len(graph.ops))
         ]
-        boundary = role.boundary(graph, border, modes)
+        boundary = role.boundary(graph, border, table, modes)
         prices = Prices(
             graph, table, axis, cluster, batch * strategy.degree("dp"), differentiable, shares.work, shares.bytes
         )

@@ -41,6 +41,7 @@ class Prices:
         self._axis = axis
         self._cluster = cluster
         self._differentiable = differentiable
+        self._state = {v.name for v in graph.state}
         self._bytes = {
             n: evaluate(v.type.numel, batch) * DTYPE_BYTES[v.type.dtype] * value_shares.get(n, 1.0)
             for n, v in graph.values.items()
@@ -77,6 +78,9 @@ class Prices:
         return price + (self._collective_s("all_reduce", self._bytes[name]) if state == BROADCAST else 0.0)
 
     def conversion_s(self, name: str, source: State, target: State) -> float:
+        """Infinite where no op converts, and for parameters that would have to move: shards of state stay where they are."""
+        if name in self._state and isinstance(source, Split):
+            return float("inf")
         row = _row(source, target)
         if row is None:
             return float("inf")

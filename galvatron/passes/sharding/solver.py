@@ -2,7 +2,9 @@
 
 For one mesh axis, binary variables choose a mode per op and a state per parameter; flow variables carry each value from the
 state it is produced in to every state that some consumer needs, each conversion paid once however many consumers share it.
-Conversions may pass through `R` (one all-reduce serves consumers of `R` and of `R'`). HiGHS solves the program exactly.
+A copy may be made from another copy (`P → R` serves consumers of `R`, and its copy as `R'` too), so the conversions of one
+value are a cheapest arborescence. They are formulated per produced state and consumer, which leaves almost no gap between
+the program and its linear relaxation: HiGHS solves it exactly, mostly without branching.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache, partial
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -19,6 +22,10 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import REPLICATE
 from galvatron.passes.sharding.modes import Mode, State
+
+
+_Price = Callable[[State, State], float]
+"""Seconds to convert one value from a state to another."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Costs:
 
     op_s: Callable[[int], float]
     conversion_s: Callable[[str, State, State], float]
-    """Infinite where no conversion exists."""
+    """Infinite where no single conversion exists."""
     state_s: Callable[[str, State], float]
 
 
@@ -79,7 +86,7 @@ class _Program:
             constraints=LinearConstraint(
                 matrix, np.array([r[2] for r in self.rows]), np.array([r[3] for r in self.rows])
             ),
-            options={"mip_rel_gap": 1e-6},
+            options={"mip_rel_gap": 1e-9},
         )
         if result.x is None:
             raise GalvatronError(f"the sharding of a layer class has no solution: {result.message}")
@@ -125,7 +132,7 @@ def solve(graph: Graph, modes: list[tuple[Mode, ...]], boundary: Boundary, costs
             needs[name].append({boundary.outputs[name]: [fixed]})
 
     for value, consumers in needs.items():
-        _flow(program, value, produced[value], consumers, costs)
+        _deliver(program, produced[value], consumers, cache(partial(costs.conversion_s, value)))
 
     x, objective = program.solve()
     picked = tuple(ms[int(np.argmax([x[c] for c in cs]))] for ms, cs in zip(modes, chosen, strict=True))
@@ -133,43 +140,73 @@ def solve(graph: Graph, modes: list[tuple[Mode, ...]], boundary: Boundary, costs
     return Solution(picked, kept, objective)
 
 
-def _flow(
-    program: _Program,
-    value: str,
-    produced: Mapping[State, list[int]],
-    consumers: list[dict[State, list[int]]],
-    costs: Costs,
+def _deliver(
+    program: _Program, produced: Mapping[State, list[int]], consumers: list[dict[State, list[int]]], price: _Price
 ) -> None:
-    """Every needed state of `value` is the produced one or converted from it, directly or through `R`."""
-    wanted = list(dict.fromkeys(s for need in consumers for s in need))
-    into: dict[State, list[int]] = defaultdict(list)
-    targets = [*wanted] if REPLICATE in wanted else [*wanted, REPLICATE]
-    out_of: dict[State, list[tuple[State, int]]] = defaultdict(list)
-    for source in produced:
-        for target in targets:
-            if source == target:
-                continue
-            price = costs.conversion_s(value, source, target)
-            if price == float("inf"):
-                continue
-            column = program.column(price, integral=False)
-            into[target].append(column)
-            out_of[source].append((target, column))
-    # A direct conversion needs its source produced.
-    for source, columns in out_of.items():
-        for _, column in columns:
-            program.row([(column, 1.0), *((p, -1.0) for p in produced[source])], -np.inf, 0.0)
-    # A second step starts from R, reached by the first: at most one step deep, so that no cycle feeds itself.
-    reached = [*produced.get(REPLICATE, []), *into[REPLICATE]]
-    for target in wanted:
-        if target == REPLICATE:
-            continue
-        price = costs.conversion_s(value, REPLICATE, target)
-        if price != float("inf") and into[REPLICATE]:
-            column = program.column(price, integral=False)
-            program.row([(column, 1.0), *((p, -1.0) for p in reached)], -np.inf, 0.0)
-            into[target].append(column)
-    for need in consumers:
+    """Every consumer of a value gets it in the state it needs: the produced one, or a copy converted from it.
+
+    Per consumer, an amount (0 or 1) goes from the state that is produced to the state that is needed.
+    """
+    nodes = list(dict.fromkeys([*(state for need in consumers for state in need), REPLICATE]))
+    arriving: list[dict[State, list[int]]] = [defaultdict(list) for _ in consumers]
+    for source, columns in produced.items():
+        distances = _distances(source, nodes, price)
+        amounts: list[dict[State, int]] = []
+        for need, arrivals in zip(consumers, arriving, strict=True):
+            # A consumer with no other beside it pays for its own conversions; others share theirs.
+            alone = len(consumers) == 1
+            amount = {t: program.column(distances[t] if alone else 0.0, integral=False) for t in need if t in distances}
+            amounts.append(amount)
+            for target, column in amount.items():
+                arrivals[target].append(column)
+            program.row([*((c, 1.0) for c in amount.values()), *((c, -1.0) for c in columns)], 0.0, 0.0)
+        if len(consumers) > 1:
+            _share_conversions(program, source, distances, amounts, price)
+    for need, arrivals in zip(consumers, arriving, strict=True):
         for state, columns in need.items():
-            supply = [*((p, 1.0) for p in produced.get(state, [])), *((c, 1.0) for c in into[state])]
-            program.row([*supply, *((c, -1.0) for c in columns)], 0.0, np.inf)
+            program.row([*((c, 1.0) for c in arrivals[state]), *((c, -1.0) for c in columns)], 0.0, 0.0)
+
+
+def _share_conversions(
+    program: _Program, source: State, distances: Mapping[State, float], amounts: list[dict[State, int]], price: _Price
+) -> None:
+    """What arrives from `source` flows over conversions that are bought once for all consumers."""
+    targets = list(dict.fromkeys(t for amount in amounts for t in amount if t != source))
+    if len(targets) <= 1:
+        for target in targets:
+            bought = program.column(distances[target], integral=False)
+            for amount in amounts:
+                if target in amount:
+                    program.row([(amount[target], 1.0), (bought, -1.0)], -np.inf, 0.0)
+        return
+    # A copy of a copy is worth while only where it is cheaper than a copy of the source.
+    arcs = [
+        (a, b)
+        for a in distances
+        for b in distances
+        if b not in (a, source) and price(a, b) < (price(source, b) if a != source else np.inf)
+    ]
+    bought = {arc: program.column(price(*arc), integral=False) for arc in arcs}
+    for amount in amounts:
+        if not amount.keys() - {source}:
+            continue
+        flow = {arc: program.column(0.0, integral=False) for arc in arcs}
+        for arc in arcs:
+            program.row([(flow[arc], 1.0), (bought[arc], -1.0)], -np.inf, 0.0)
+        for node in distances:
+            terms = [(flow[a, b], 1.0 if b == node else -1.0) for a, b in arcs if node in (a, b)]
+            if node in amount:
+                terms.append((amount[node], -1.0))
+            if node != source and terms:
+                program.row(terms, 0.0, 0.0)
+
+
+def _distances(source: State, nodes: list[State], price: _Price) -> dict[State, float]:
+    """The cheapest way from `source` to each state that can be reached, through any of `nodes`."""
+    distances = {source: 0.0}
+    for _ in nodes:
+        for a in list(distances):
+            for b in nodes:
+                if b != a and distances[a] + price(a, b) < distances.get(b, np.inf):
+                    distances[b] = distances[a] + price(a, b)
+    return distances
