@@ -54,7 +54,7 @@ class Executor:
             ties = self._catalogue.tie_groups()
         self._copies = {name: len(stages) for name, stages in self._catalogue.holders.items()}
         self._pipeline = Pipeline(stage, microbatches, schedule)
-        self._sync = gradients.GradientSync(stage, ties)
+        self._sync = gradients.GradientSync(stage, ties, microbatches)
         trained = [parameter for parameter in stage.parameters() if parameter.requires_grad]
         self.optimizer = optimizer(trained) if optimizer is not None and trained else None
         self._updates = optimizer is not None

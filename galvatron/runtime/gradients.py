@@ -2,14 +2,16 @@
 
 A parameter that is `Summed` on an axis needs its gradient added up over that axis once per step; one that lives on
 several stages needs it added up over those stages. Gradients with the same groups and dtype live in flat buckets,
-into which autograd accumulates directly, so a reduction copies nothing.
+into which autograd accumulates directly, so a reduction copies nothing. A bucket's reduction starts as soon as the last
+micro-batch has added to all of it, while the backward goes on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 import torch.distributed as dist
@@ -20,14 +22,19 @@ from galvatron.runtime.stage import Stage
 _BUCKET_BYTES = 32 << 20
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Bucket:
-    """Gradients that are reduced together: `flat` holds them, `views` are the parameters' slices of it."""
+    """Gradients that are reduced together: `flat` holds them, `views` are the parameters' slices of it.
+
+    `missing` counts the accumulations that the running step still has to make, `work` is its reduction in flight.
+    """
 
     groups: tuple[dist.ProcessGroup, ...]
     parameters: tuple[nn.Parameter, ...]
     flat: Tensor
     views: tuple[Tensor, ...]
+    missing: int = 0
+    work: dist.Work | None = None
 
 
 class GradientSync:
@@ -36,13 +43,20 @@ class GradientSync:
     Args:
         stage: with real parameters.
         ties: for every parameter that lives on several stages, the group of its copies of this rank's slice.
+        microbatches: how often a step adds to each gradient.
     """
 
-    def __init__(self, stage: Stage, ties: Mapping[str, dist.ProcessGroup]) -> None:
+    def __init__(self, stage: Stage, ties: Mapping[str, dist.ProcessGroup], microbatches: int) -> None:
+        self._microbatches = microbatches
         self._local: list[nn.Parameter] = []
         members: dict[tuple[tuple[dist.ProcessGroup, ...], torch.dtype], list[nn.Parameter]] = {}
-        # The backward meets the last layers first, so their buckets come first.
-        for name, parameter in reversed(list(stage.named_parameters())):
+        # The backward meets the last layers first, so their buckets come first; the stages of a tie have no order in
+        # common but that of the names.
+        named = list(stage.named_parameters())
+        untied = [(name, parameter) for name, parameter in reversed(named) if name not in ties]
+        for name, parameter in untied + [
+            (name, parameter) for name, parameter in sorted(named, key=itemgetter(0)) if name in ties
+        ]:
             if not parameter.requires_grad:
                 continue
             groups = tuple(axis.group for axis in stage.state_specs[name].summed)
@@ -55,22 +69,50 @@ class GradientSync:
         # Groups inside the stage first: the order in which ranks of different stages meet in a tie must be one order.
         keys = sorted(members, key=lambda key: bool(tied & set(key[0])))
         self._buckets = [bucket for key in keys for bucket in _buckets(key[0], members[key])]
+        self._started = 0
+        for bucket in self._buckets:
+            for parameter in bucket.parameters:
+                parameter.register_post_accumulate_grad_hook(self._after_accumulation(bucket))
 
     def start(self) -> None:
         """Forget the last step's gradients."""
         for parameter in self._local:
             parameter.grad = None
+        self._started = 0
         for bucket in self._buckets:
             bucket.flat.zero_()
+            bucket.missing = self._microbatches * len(bucket.parameters)
             for parameter, view in zip(bucket.parameters, bucket.views, strict=True):
                 parameter.grad = view
 
     def reduce(self) -> None:
-        """Sum the accumulated gradients over their groups; all buckets are in flight together."""
-        for hop in range(max((len(bucket.groups) for bucket in self._buckets), default=0)):
+        """Sum the accumulated gradients over their groups: start what the backward has not, and wait for all."""
+        self._start_up_to(len(self._buckets))
+        for bucket in self._buckets:
+            assert bucket.work is not None
+            bucket.work.wait()
+            bucket.work = None
+        for hop in range(1, max((len(bucket.groups) for bucket in self._buckets), default=0)):
             works = [bucket.groups[hop].allreduce(bucket.flat) for bucket in self._buckets if hop < len(bucket.groups)]
             for work in works:
                 work.wait()
+
+    def _after_accumulation(self, bucket: _Bucket) -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
+            bucket.missing -= 1
+            if bucket.missing == 0:
+                ready = self._started
+                while ready < len(self._buckets) and self._buckets[ready].missing == 0:
+                    ready += 1
+                self._start_up_to(ready)
+
+        return hook
+
+    def _start_up_to(self, count: int) -> None:
+        """Reductions start in the order of the buckets, so that all ranks of a group start the same ones."""
+        for bucket in self._buckets[self._started : count]:
+            bucket.work = bucket.groups[0].allreduce(bucket.flat)
+        self._started = max(self._started, count)
 
 
 def _buckets(groups: tuple[dist.ProcessGroup, ...], parameters: list[nn.Parameter]) -> list[_Bucket]:

@@ -63,7 +63,10 @@ class Pipeline:
         """The schedule for micro-batches of `samples` samples; its receive buffers have that size."""
         if samples not in self._schedules:
             stage = self.stage
-            pipeline_stage = PipelineStage(
+            # With fewer micro-batches than stages 1F1B never reaches its steady state, and torch refuses it; GPipe
+            # then holds as few activations.
+            use_1f1b = self.schedule_name == "1f1b" and self.microbatches >= stage.count
+            pipeline_stage = _PipelineStage(
                 self._body,
                 stage.index,
                 stage.count,
@@ -72,12 +75,32 @@ class Pipeline:
                 output_args=_examples(stage.sent, samples) if stage.index < stage.count - 1 else (torch.empty(()),),
                 group=stage.mesh.pipeline,
             )
-            # With fewer micro-batches than stages 1F1B never reaches its steady state, and torch refuses it; GPipe
-            # then holds as few activations.
-            use_1f1b = self.schedule_name == "1f1b" and self.microbatches >= stage.count
+            pipeline_stage.in_flight = stage.count - stage.index if use_1f1b else self.microbatches
             kind: Callable[..., PipelineScheduleSingle] = Schedule1F1B if use_1f1b else ScheduleGPipe
             self._schedules[samples] = kind(pipeline_stage, self.microbatches, _loss_of_stage, scale_grads=False)
         return self._schedules[samples]
+
+
+class _PipelineStage(PipelineStage):
+    """`PipelineStage` with as many receive buffers as micro-batches are in flight, instead of one per micro-batch.
+
+    The schedules receive a micro-batch's input only after the backward of the one `in_flight` earlier, and its gradient
+    only after the backward before; so the buffers go round.
+    """
+
+    in_flight = 1
+
+    def _setup_forward_recv_info(self, num_microbatches: int, has_backward: bool) -> None:
+        distinct = min(num_microbatches, self.in_flight)
+        super()._setup_forward_recv_info(distinct, has_backward)
+        for index in range(distinct, num_microbatches):
+            self.args_recv_info[index] = self.args_recv_info[index % distinct]
+
+    def _setup_backward_recv_info(self, num_microbatches: int) -> None:
+        super()._setup_backward_recv_info(1)
+        self.chunks = num_microbatches
+        for index in range(1, num_microbatches):
+            self.grad_recv_info[index] = self.grad_recv_info[0]
 
 
 class _Body(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from galvatron import runtime as rt
 
-VOCABULARY, WIDTH, HEADS, LENGTH, BLOCKS = 23, 16, 4, 6, 2
+VOCABULARY, WIDTH, HEADS, LENGTH, BLOCKS = 23, 16, 4, 6, 4
 
 
 class Block(nn.Module):

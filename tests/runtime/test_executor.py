@@ -11,7 +11,7 @@ from galvatron.errors import PlanError
 from tests.ranks import run_ranks
 from tests.runtime import small_model as small
 
-PLANS = [(pp, dp, tp) for pp in (1, 2) for dp in (1, 2, 4) for tp in (1, 2, 4) if pp * dp * tp <= 4]
+PLANS = [(pp, dp, tp) for pp in (1, 2, 4) for dp in (1, 2, 4) for tp in (1, 2, 4) if pp * dp * tp <= 4]
 
 
 def new_model() -> small.Model:
