@@ -16,6 +16,8 @@ from galvatron.ir.graph import Arg, Graph, Source
 from galvatron.ir.program import LayerClass
 from galvatron.ir.types import BATCH, LOCAL_BATCH
 
+_SHORT = {"scaled_dot_product_attention": "attention", "cross_entropy_loss": "loss", "to_copy": "cast"}
+
 
 @dataclass(frozen=True)
 class Function:
@@ -65,17 +67,31 @@ def emit_function(cls: LayerClass, name: str) -> Function:
 def _body(graph: Graph, scope: Scope, printer: OpPrinter) -> Iterator[str]:
     """One assignment per op, each run of ops from one source line under that line."""
     used = {name for op in graph.ops for name in op.operands} | set(graph.outputs)
+    modules = {value.name: _module(value.name) for value in graph.state}
     source: Source | None = None
     for op in graph.ops:
-        if op.source is not None and op.source != source:
+        if op.source is not None and (source is None or str(op.source) != str(source)):
             source = op.source
             yield f"{INDENT}{source_comment(source)}"[:WIDTH].rstrip()
         expression = printer.expression(op)
-        targets = [scope.bind(v.name) if v.name in used else "_" for v in op.results]
+        module = next((modules[name] for name in op.operands if modules.get(name)), "")
+        wish = module if len(op.results) == 1 and scope.is_free(module) else ""
+        targets = [scope.bind(v.name, wish or _short(v.name)) if v.name in used else "_" for v in op.results]
         unpacked = ", ".join(targets) + ("," if len(targets) == 1 and printer.returns_list(op) else "")
         if unpacked.endswith(","):
             unpacked = f"({unpacked})"
         yield from lines(prefixed(f"{unpacked} = ", expression), 1)
+
+
+def _module(state: str) -> str:
+    """The module that a weight or bias belongs to: `self_attn.q_proj.weight` → `q_proj`; empty if that says nothing."""
+    *path, last = state.split(".")
+    return path[-1] if path and last in ("weight", "bias") and not path[-1].isdigit() else ""
+
+
+def _short(name: str) -> str:
+    """What a person would call the result of an op with a long name."""
+    return next((name.replace(long, short) for long, short in _SHORT.items() if name.startswith(long)), name)
 
 
 def source_comment(source: Source) -> str:

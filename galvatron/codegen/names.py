@@ -30,6 +30,10 @@ class Scope:
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
+    def is_free(self, wish: str) -> bool:
+        """Whether `bind` would give this very identifier."""
+        return identifier(wish) not in self._taken | RESERVED
+
     def bind(self, name: str, wish: str = "") -> str:
         """Gives `name` the identifier nearest to `wish` (default: to the name itself) that is still free."""
         base = identifier(wish or name)
@@ -44,7 +48,7 @@ class Scope:
 
     def rebind(self, name: str, wish: str) -> str:
         """Gives `name` the identifier `wish` from here on, if that is still free; the one it has now otherwise."""
-        if wish not in self._taken | RESERVED:
+        if self.is_free(wish):
             self._names[name] = wish
             self._taken.add(wish)
         return self._names[name]

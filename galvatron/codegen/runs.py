@@ -43,9 +43,9 @@ def first_number(names: Sequence[str]) -> int:
     return 0
 
 
-def runs(layers: Sequence[Layer], at_least: int, same: Callable[[Sequence[Layer]], bool]) -> list[tuple[Layer, ...]]:
+def runs(layers: Sequence[Layer], at_least: int, same: Callable[[Sequence[Layer]], bool]) -> list[Sequence[Layer]]:
     """Cuts layers into maximal runs of one class for which `same` holds, and single layers."""
-    cut: list[tuple[Layer, ...]] = []
+    cut: list[Sequence[Layer]] = []
     for _, group in groupby(layers, key=lambda layer: (layer.cls, layer.when)):
         run = tuple(group)
         if len(run) >= at_least and same(run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -71,9 +72,10 @@ def _init(bindings: Bindings) -> list[str]:
     for run in runs(stage.layers, _LOOP_AT_LEAST, lambda run: _counts_up(bindings, run, layouts)):
         fresh = dict.fromkeys(name for layer in run for name in layer.state if name not in declared)
         declared.update(fresh)
-        out += [""] if fresh or after_loop else []
-        after_loop = len(run) > 1
-        out += _declare_run(bindings, run, layouts) if len(run) > 1 else _declare(bindings, run[0], fresh, layouts)
+        loops = len(run) > 1
+        text = _declare_run(bindings, run, layouts) if loops else _declare(bindings, run[0], fresh, layouts)
+        out += ["", *text] if text and (fresh or after_loop) else text
+        after_loop = loops or (after_loop and not text)
     interface = [*_batch_inputs(bindings), *_transfers(bindings, "receives", stage.receives)]
     interface += _transfers(bindings, "sends", stage.sends)
     if bindings.program.output in {name for layer in stage.layers for name in layer.results}:
@@ -273,7 +275,7 @@ def _loop(bindings: Bindings, run: Sequence[Layer], outside: frozenset[str]) -> 
     first_operands = bindings.operands(run[0])
     live = {c for c in carried if c is not None}
     for k in live:
-        scope.rebind(last.results[k], scope[last.results[k]].rstrip("0123456789_") or "x")
+        scope.rebind(last.results[k], re.sub(r"_?\d+", "", scope[last.results[k]]) or "x")
     results = [scope[name] if k in live or name in outside else "_" for k, name in enumerate(last.results)]
     out = [
         f"        {results[c]} = {operand}"

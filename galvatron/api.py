@@ -1,0 +1,386 @@
+"""The public functions: `compile` runs the whole way, `capture`, `search`, `estimate` and `emit` are its parts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from galvatron import errors
+from galvatron import runtime as rt
+from galvatron.codegen import emit as emit_stages
+from galvatron.codegen import load_module, stage_axes
+from galvatron.compiled import BatchLike, BatchReader, CompiledModel
+from galvatron.errors import ClusterError, GalvatronError, PlanError
+from galvatron.ir.capture import Captured, capture_graph
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.plan import Plan, check, resolve
+from galvatron.ir.program import Form, Program
+from galvatron.ir.text import parse_program, print_program
+from galvatron.ir.types import TORCH_DTYPE_NAMES
+from galvatron.passes import FRONT_END, LOWERING, PLANNING
+from galvatron.passes.costs.estimate import estimate_plan
+from galvatron.passes.costs.objective import StageReport
+from galvatron.passes.pipeline import Pipeline
+from galvatron.runtime import failure
+from galvatron.units import parse_bytes
+
+__all__ = ["CompiledModel", "Estimate", "capture", "compile", "emit", "estimate", "search"]
+
+LossFunction = Callable[[Any, Mapping[str, Any]], Tensor]
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+PlanLike = Plan | str | os.PathLike[str]
+
+NOMINAL_DEVICE = "a100-80g"
+"""The device whose rates guide sharding when the user gives a plan but no cluster: the same code on every machine."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A prediction: seconds per step, peak bytes per device of each stage, and what both are made of."""
+
+    step_time_s: float
+    peak_bytes: tuple[int, ...]
+    stages: tuple[StageReport, ...]
+
+
+def compile(
+    model: nn.Module,
+    example_inputs: BatchLike,
+    *,
+    loss_fn: LossFunction | None = None,
+    cluster: Cluster | str | None = None,
+    memory: int | str | None = None,
+    plan: PlanLike | None = None,
+    optimizer: OptimizerFactory | None = None,
+    precision: str | None = None,
+    max_grad_norm: float | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> CompiledModel:
+    """Turns a model into a distributed training program on the ranks of this job.
+
+    Collective: every rank of the job (`torchrun`, or one process without it) calls it with equal arguments. Rank 0
+    captures the model and searches the plan; the planned program travels to the others as text, and all ranks generate
+    the same code.
+
+    Args:
+        model: unmodified; real weights are taken over as they are, weights on the `meta` device are initialised shard
+            by shard by the model's own initialisers.
+        example_inputs: one *global* batch, as a mapping of forward keyword arguments or a tuple of positional ones;
+            real or meta tensors, batch on dim 0.
+        loss_fn: `loss_fn(output, batch) -> scalar` when the model does not return its loss (a scalar, or `.loss`).
+        cluster: a `Cluster` or a preset such as `"a100-80g:2x8"`, for the search; None measures what this job runs on.
+        memory: budget per device for the search, in bytes or like `"36GiB"`; None is the device's memory less a
+            reserve.
+        plan: a `Plan`, the path of a plan file, or one strategy for all layers like `"pp2/m4/1f1b/dp1-tp2"`. When
+            given, nothing is searched.
+        optimizer: from this rank's parameters to a `torch.optim.Optimizer`; needed for `train_step`. Its rule must be
+            element-wise.
+        precision: None keeps the model's own element types.
+        max_grad_norm: gradients are scaled so that their global norm is at most this.
+        cache_dir: where generated code is written; default: the user's cache directory.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+        BudgetError: no plan fits the memory budget.
+        PlanError: the plan does not fit the model, the batch or the number of ranks.
+        GalvatronError: any other argument is wrong. What rank 0 finds is raised on every rank.
+    """
+    _check_model(model, loss_fn)
+    _check_training(optimizer, precision, max_grad_norm)
+    budget = None if memory is None else parse_bytes(memory)
+    named_cluster = _read_cluster(cluster)
+    world = rt.initialize()
+    target = named_cluster or _cluster_of_job(world, measured=plan is None)
+    if target.world_size != world.size:
+        raise ClusterError(
+            f"cluster {target} has {target.world_size} devices, but this job has {world.size} ranks; "
+            f"start {target.world_size} processes (torchrun --nproc-per-node), or leave the cluster out"
+        )
+    captured = _on_rank_0(
+        world, lambda: _planned(capture_graph(model, example_inputs, loss_fn=loss_fn), target, budget, plan)
+    )
+    with failure.guarded("compile"):
+        return _assembled(
+            model,
+            example_inputs,
+            captured,
+            world,
+            optimizer=optimizer,
+            max_grad_norm=max_grad_norm,
+            cache_dir=cache_dir,
+        )
+
+
+def capture(model: nn.Module, example_inputs: BatchLike, *, loss_fn: LossFunction | None = None) -> Program:
+    """The training computation of a model as a program of layers (form clustered), for every batch size.
+
+    Nothing is computed; a model on `meta` stays there.
+
+    Args:
+        model, example_inputs, loss_fn: see `compile`.
+
+    Raises:
+        CaptureError: the model cannot be captured; names the source line that is to blame.
+    """
+    _check_model(model, loss_fn)
+    return Pipeline.of(FRONT_END).run(capture_graph(model, example_inputs, loss_fn=loss_fn).program)
+
+
+def search(
+    program: Program,
+    cluster: Cluster | str,
+    *,
+    memory: int | str | None = None,
+    global_batch_size: int | None = None,
+    schedule: str | None = None,
+) -> Plan:
+    """The plan with the shortest predicted step time that fits the memory of the cluster.
+
+    Args:
+        program: captured, or any later form up to planned.
+        cluster: a `Cluster` or a preset such as `"a100-80g:2x8"`.
+        memory: budget per device, in bytes or like `"36GiB"`; None is the device's memory less a reserve.
+        global_batch_size: samples per step; None is the size of the example batch.
+        schedule: `"gpipe"` or `"1f1b"`; None lets the search choose.
+
+    Raises:
+        BudgetError: nothing fits; names the nearest miss.
+        GalvatronError: an argument is wrong.
+    """
+    budget = None if memory is None else parse_bytes(memory)
+    costed = _costed(program, _required_cluster(cluster), global_batch_size)
+    plan = _searched(costed, budget, schedule).plan
+    assert plan is not None
+    return plan
+
+
+def estimate(
+    program: Program, plan: PlanLike, cluster: Cluster | str, *, global_batch_size: int | None = None
+) -> Estimate:
+    """Predicted step time and memory of a plan: the objective that `search` minimises, evaluated for one plan.
+
+    Args:
+        program, cluster, global_batch_size: see `search`.
+        plan: see `compile`.
+
+    Raises:
+        PlanError: the plan does not fit the program, the cluster or the batch.
+        GalvatronError: another argument is wrong.
+    """
+    costed = _costed(program, _required_cluster(cluster), global_batch_size)
+    step_time_s, stages = estimate_plan(costed, _read_plan(costed, plan))
+    return Estimate(step_time_s, tuple(stage.peak_bytes for stage in stages), stages)
+
+
+def emit(
+    program: Program, plan: PlanLike, cluster: Cluster | str, *, global_batch_size: int | None = None
+) -> dict[str, str]:
+    """The Python source of every stage of a plan, by file name (`stage_0.py`, ...).
+
+    Args:
+        program, cluster, global_batch_size: see `search`.
+        plan: see `compile`.
+
+    Raises:
+        PlanError: the plan does not fit the program, the cluster or the batch.
+        GalvatronError: another argument is wrong.
+    """
+    costed = _costed(program, _required_cluster(cluster), global_batch_size)
+    return emit_stages(_lowered(_with_plan(costed, _read_plan(costed, plan))))
+
+
+def _planned(captured: Captured, cluster: Cluster, memory_bytes: int | None, plan: PlanLike | None) -> Captured:
+    """The captured program with a plan: the one given, or the one that a search finds."""
+    costed = _costed(captured.program, cluster, None)
+    if plan is None:
+        return replace(captured, program=_searched(costed, memory_bytes, None))
+    return replace(captured, program=_with_plan(costed, _read_plan(costed, plan)))
+
+
+def _costed(program: Program, cluster: Cluster, global_batch_size: int | None) -> Program:
+    """The program with costs on a cluster, whatever was decided about it before forgotten.
+
+    Raises:
+        GalvatronError: it is sharded already, or the batch size is not positive.
+    """
+    if program.form > Form.PLANNED:
+        raise GalvatronError(f"the program is {program.form} already; start from one that is {Form.PLANNED} at most")
+    if program.form is Form.CAPTURED:
+        program = Pipeline.of(FRONT_END).run(program)
+    batch_size = program.batch_size if global_batch_size is None else global_batch_size
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise GalvatronError(f"global_batch_size must be a positive whole number of samples, not {batch_size!r}")
+    if program.form is Form.CLUSTERED:
+        program = Pipeline.of(PLANNING[:1]).run(program)
+    return replace(program, form=Form.COSTED, batch_size=batch_size, cluster=cluster, candidates=(), cuts=(), plan=None)
+
+
+def _searched(costed: Program, memory_bytes: int | None, schedule: str | None) -> Program:
+    options = {"memory": memory_bytes, "schedule": schedule}
+    given = {name: value for name, value in options.items() if value is not None}
+    return Pipeline.of(PLANNING[1:], {"search": given}).run(costed)
+
+
+def _with_plan(costed: Program, plan: Plan) -> Program:
+    return replace(costed, form=Form.PLANNED, plan=plan)
+
+
+def _lowered(planned: Program) -> Program:
+    return Pipeline.of(LOWERING).run(planned)
+
+
+def _read_plan(program: Program, plan: PlanLike) -> Plan:
+    """The plan that the user means, checked against the program, its cluster and its batch.
+
+    Raises:
+        PlanError, ParseError, StrategyError: it cannot be read, or does not fit.
+    """
+    assert program.cluster is not None
+    world_size, batch_size = program.cluster.world_size, program.batch_size
+    if isinstance(plan, str) and not plan.endswith(".json") and not Path(plan).is_file():
+        return resolve(program, plan, batch_size, world_size)
+    if isinstance(plan, (str, os.PathLike)):
+        plan = Plan.load(plan)
+    if not isinstance(plan, Plan):
+        raise PlanError(
+            f"a plan is a Plan, a path or a shorthand like 'pp2/m4/1f1b/dp1-tp2', not {type(plan).__name__}"
+        )
+    check(plan, program, world_size, batch_size)
+    return plan
+
+
+def _read_cluster(cluster: Cluster | str | None) -> Cluster | None:
+    if cluster is None or isinstance(cluster, Cluster):
+        return cluster
+    if isinstance(cluster, str):
+        return Cluster.parse(cluster)
+    raise ClusterError(f"a cluster is a Cluster or a preset like 'a100-80g:2x8', not {type(cluster).__name__}")
+
+
+def _required_cluster(cluster: Cluster | str) -> Cluster:
+    found = _read_cluster(cluster)
+    if found is None:
+        raise ClusterError("a cluster is needed: a Cluster or a preset like 'a100-80g:2x8'")
+    return found
+
+
+def _cluster_of_job(world: rt.World, *, measured: bool) -> Cluster:
+    """What this job runs on; without `measured` only its size is right. Collective when measured."""
+    if not measured:
+        return Cluster.parse(f"{NOMINAL_DEVICE}:1x{world.size}")
+    from galvatron.profiler.local import local_cluster
+
+    return local_cluster()
+
+
+def _check_model(model: nn.Module, loss_fn: LossFunction | None) -> None:
+    if not isinstance(model, nn.Module):
+        raise GalvatronError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if loss_fn is not None and not callable(loss_fn):
+        raise GalvatronError(f"loss_fn must be a function (output, batch) -> scalar, not {type(loss_fn).__name__}")
+
+
+def _check_training(optimizer: Any, precision: Any, max_grad_norm: Any) -> None:
+    if optimizer is not None and not callable(optimizer):
+        raise GalvatronError(
+            f"optimizer must be a function from parameters to a torch.optim.Optimizer, not {type(optimizer).__name__}; "
+            "pass lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"
+        )
+    if precision is not None:
+        raise GalvatronError(
+            f"precision={precision!r} is not supported yet; supported is None, which keeps the model's own element "
+            "types (convert the model first, with model.bfloat16() for example)"
+        )
+    if max_grad_norm is not None and not (isinstance(max_grad_norm, (int, float)) and max_grad_norm > 0):
+        raise GalvatronError(f"max_grad_norm must be a positive number, not {max_grad_norm!r}")
+
+
+def _on_rank_0(world: rt.World, plan: Callable[[], Captured]) -> Captured:
+    """What `plan` returns on rank 0, on every rank: the program as text, its constants as tensors. Collective.
+
+    Raises:
+        GalvatronError: whatever `plan` raises on rank 0, on every rank.
+    """
+    if world.size == 1:
+        return plan()
+    captured, error, message = None, None, ("", "")
+    if world.rank == 0:
+        try:
+            captured = plan()
+            message = ("program", print_program(captured.program))
+        except Exception as raised:  # whatever it is, the other ranks must not wait for a plan that never comes
+            error = raised
+            name = type(raised).__name__
+            message = (name, str(raised)) if isinstance(raised, GalvatronError) else ("", f"{name}: {raised}")
+    box = [message]
+    with failure.guarded("waiting for the plan of rank 0"):
+        dist.broadcast_object_list(box, src=0)
+    kind, text = box[0]
+    if error is not None:
+        raise error
+    if kind != "program":
+        raise _error_of_rank_0(kind, text)
+    # Rank 0 too goes on from the text, so that all ranks lower the very same program.
+    program = parse_program(text)
+    return Captured(program, _broadcast_constants(program, captured.constants if captured else {}, world))
+
+
+def _error_of_rank_0(kind: str, text: str) -> GalvatronError:
+    cls = getattr(errors, kind, GalvatronError)
+    if isinstance(cls, type) and issubclass(cls, GalvatronError):
+        return cls(text)
+    return GalvatronError(f"rank 0 failed while planning: {text}")
+
+
+def _broadcast_constants(program: Program, own: Mapping[str, Tensor], world: rt.World) -> dict[str, Tensor]:
+    """The data of the program's constants, from rank 0."""
+    constants: dict[str, Tensor] = {}
+    for state in program.state:
+        if state.kind == "constant":
+            if state.name in own:
+                value = own[state.name].detach().to(world.device, copy=True).contiguous()
+            else:
+                dtype = getattr(torch, TORCH_DTYPE_NAMES[state.type.dtype])
+                value = torch.empty([int(d) for d in state.type.shape], dtype=dtype, device=world.device)
+            dist.broadcast(value.view(torch.uint8) if value.dtype == torch.bool else value, src=0)
+            constants[state.name] = value.cpu()
+    return constants
+
+
+def _assembled(
+    model: nn.Module,
+    example_inputs: BatchLike,
+    captured: Captured,
+    world: rt.World,
+    *,
+    optimizer: OptimizerFactory | None,
+    max_grad_norm: float | None,
+    cache_dir: str | os.PathLike[str] | None,
+) -> CompiledModel:
+    """This rank's stage of a planned program, generated, filled with its state, and ready to train."""
+    planned = captured.program
+    assert planned.plan is not None
+    staged = _lowered(planned)
+    texts = emit_stages(staged)
+    mesh = rt.build_mesh(world, stage_axes(staged))
+    name = f"stage_{mesh.stage}.py"
+    stage = load_module(name, texts[name], cache_dir).Stage(mesh)
+    state = rt.ModelState(model, constants=captured.constants)
+    rt.materialize(stage, state)
+    executor = rt.Executor(
+        stage,
+        microbatches=planned.plan.micro_batches,
+        schedule=cast(Any, planned.plan.schedule),
+        optimizer=optimizer,
+        max_grad_norm=max_grad_norm,
+        model=state,
+    )
+    sources = {index: texts[f"stage_{index}.py"] for index in range(len(staged.stages))}
+    return CompiledModel(executor, planned, sources, BatchReader(model, example_inputs, planned), world.rank)

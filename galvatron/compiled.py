@@ -1,0 +1,169 @@
+"""`CompiledModel`: what `galvatron.compile` hands over."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from galvatron.errors import PlanError, did_you_mean
+from galvatron.ir.files import write_text
+from galvatron.ir.plan import Plan
+from galvatron.ir.program import Program
+from galvatron.ir.text import print_program
+from galvatron.ir.types import TORCH_DTYPE_NAMES
+from galvatron.runtime import Executor
+
+BatchLike = Mapping[str, Any] | tuple[Any, ...]
+"""One global batch: forward keyword arguments, or positional ones."""
+
+
+class CompiledModel:
+    """A distributed training program, seen from one rank.
+
+    Every method is collective: all ranks call it with equal arguments. Names of parameters are those of the model that
+    was compiled; a tied parameter appears under each of its names.
+
+    Attributes:
+        plan: how the program is parallelised.
+        program: the planned program that all ranks lowered to code.
+        sources: the generated Python text by stage.
+    """
+
+    def __init__(
+        self, executor: Executor, program: Program, sources: Mapping[int, str], inputs: BatchReader, rank: int
+    ) -> None:
+        assert program.plan is not None
+        self.plan: Plan = program.plan
+        self.program = program
+        self.sources = dict(sources)
+        self._executor = executor
+        self._inputs = inputs
+        self._rank = rank
+
+    def train_step(self, batch: BatchLike) -> Tensor:
+        """One optimizer step on a global batch.
+
+        Args:
+            batch: the whole batch, on every rank: a mapping of forward keyword arguments or a tuple of positional ones,
+                with the shapes of the example inputs; the number of samples may differ as long as the plan divides it.
+
+        Returns:
+            The loss on the whole batch before the update, the same float64 scalar on every rank.
+
+        Raises:
+            PlanError: the batch does not fit the program or the plan.
+            GalvatronError: the model was compiled without an optimizer.
+            RankError: another rank failed.
+        """
+        return self._executor.train_step(self._inputs.read(batch))
+
+    def forward_backward(self, batch: BatchLike) -> Tensor:
+        """Loss and gradients of a global batch, without an update; arguments, result and errors as in `train_step`.
+
+        The gradients replace those of the step before.
+        """
+        return self._executor.forward_backward(self._inputs.read(batch))
+
+    def full_state_dict(self, *, rank0_only: bool = False) -> dict[str, Tensor]:
+        """The model's `state_dict`: whole tensors on the CPU, under the model's own names.
+
+        Args:
+            rank0_only: give the tensors to rank 0 alone; the other ranks get an empty dictionary.
+        """
+        return self._executor.full_state_dict(rank0_only=rank0_only)
+
+    def full_gradients(self, *, rank0_only: bool = False) -> dict[str, Tensor]:
+        """Gradients of the last step: whole tensors on the CPU, under the names of the model's parameters.
+
+        Parameters that are frozen or that the program never reads are left out.
+
+        Args:
+            rank0_only: give the tensors to rank 0 alone; the other ranks get an empty dictionary.
+        """
+        return self._executor.full_gradients(rank0_only=rank0_only)
+
+    def load_full_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Takes over whole tensors under the model's own names; every rank passes the same mapping.
+
+        Raises:
+            PlanError: a name is missing or unknown, or a shape differs; nothing was changed then.
+        """
+        self._executor.load_full_state_dict(state_dict)
+
+    def save_artifacts(self, directory: str | os.PathLike[str]) -> None:
+        """Writes `program.gir`, `plan.json` and `stage_*.py` into a directory, from rank 0, each file atomically.
+
+        Raises:
+            OSError: the directory cannot be written (on rank 0).
+        """
+        if self._rank != 0:
+            return
+        write_text(Path(directory) / "program.gir", print_program(self.program))
+        self.plan.save(Path(directory) / "plan.json")
+        for stage, text in self.sources.items():
+            write_text(Path(directory) / f"stage_{stage}.py", text)
+
+
+class BatchReader:
+    """Turns what a user passes as a batch into the tensors that the program reads, and refuses what does not fit."""
+
+    def __init__(self, model: nn.Module, example_inputs: BatchLike, program: Program) -> None:
+        self._signature = inspect.signature(model.forward)
+        self._types = {value.name: value.type for value in program.inputs}
+        named = self._by_name(example_inputs)
+        self._constants = {name: value for name, value in named.items() if not isinstance(value, Tensor)}
+
+    def read(self, batch: BatchLike) -> dict[str, Tensor]:
+        """The batch's tensors by forward name.
+
+        Raises:
+            PlanError: an input is missing, unknown, or has another shape or element type than the one captured.
+        """
+        named = self._by_name(batch)
+        missing = [name for name in self._types if name not in named]
+        if missing:
+            raise PlanError(f"the batch has no input {missing[0]!r}, which the program was captured with")
+        tensors: dict[str, Tensor] = {}
+        for name, value in named.items():
+            if name in self._types:
+                self._check(name, value)
+                tensors[name] = value
+            elif isinstance(value, Tensor) or name not in self._constants:
+                known = did_you_mean(name, [*self._types, *self._constants])
+                raise PlanError(f"the batch has an input {name!r} that the program was not captured with; {known}")
+            elif value != self._constants[name]:
+                raise PlanError(
+                    f"batch input {name!r} is {value!r}, but the program was captured with {self._constants[name]!r}; "
+                    "compile again for the other value"
+                )
+        return tensors
+
+    def _by_name(self, batch: BatchLike) -> dict[str, Any]:
+        if isinstance(batch, Mapping):
+            return dict(batch)
+        if isinstance(batch, (tuple, list)):
+            try:
+                return dict(self._signature.bind(*batch).arguments)
+            except TypeError as error:
+                raise PlanError(f"the batch does not fit the model's forward{self._signature}: {error}") from None
+        kind = type(batch).__name__
+        raise PlanError(f"a batch is a mapping of forward keyword arguments or a tuple of positional ones, not {kind}")
+
+    def _check(self, name: str, value: Any) -> None:
+        wanted = self._types[name]
+        if not isinstance(value, Tensor):
+            raise PlanError(f"batch input {name!r} is {type(value).__name__}, not a tensor")
+        if value.dtype != getattr(torch, TORCH_DTYPE_NAMES[wanted.dtype]):
+            raise PlanError(f"batch input {name!r} has dtype {value.dtype}, but the program was captured with {wanted}")
+        sizes = zip(wanted.shape, value.shape, strict=False)
+        if len(wanted.shape) != value.dim() or any(isinstance(w, int) and w != size for w, size in sizes):
+            raise PlanError(
+                f"batch input {name!r} has shape {tuple(value.shape)}, but the program was captured with {wanted}; "
+                "only the number of samples B may change"
+            )
