@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.layout import Axis
 
-BATCHES = (2, 4)
-"""Local batch sizes at which a graph is run; everything else is on the line through them."""
-
 
 @dataclass(frozen=True)
 class Linear:
@@ -23,10 +20,10 @@ class Linear:
         return self.constant + self.slope * batch
 
     @staticmethod
-    def through(values: tuple[float, float]) -> Linear:
-        """The line through the values at the two `BATCHES`."""
-        slope = (values[1] - values[0]) / (BATCHES[1] - BATCHES[0])
-        return Linear(values[0] - slope * BATCHES[0], slope)
+    def through(batches: tuple[int, int], values: tuple[float, float]) -> Linear:
+        """The line through the values at two batch sizes."""
+        slope = (values[1] - values[0]) / (batches[1] - batches[0])
+        return Linear(values[0] - slope * batches[0], slope)
 
 
 @dataclass(frozen=True)

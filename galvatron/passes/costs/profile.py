@@ -7,6 +7,7 @@ the activations that autograd saves and the peak of live memory are those of the
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,39 +18,53 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.interpreter import empty_like_type, run_graph
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard
 from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
-from galvatron.passes.costs.events import BATCHES, Collective, Kernel, Linear, Profile
+from galvatron.passes.costs.events import Collective, Kernel, Linear, Profile
 from galvatron.passes.costs.flop import kernel_flop
 from galvatron.passes.sharding.conversion import conversion
 
 _IR_DTYPES = {getattr(torch, name): dtype for dtype, name in TORCH_DTYPE_NAMES.items()}
 
 
-def profile_graph(
-    graph: Graph, mesh: tuple[Axis, ...], trainable: frozenset[str], differentiable: frozenset[str]
-) -> Profile:
-    """Runs a graph at both `BATCHES` and fits what it did.
+def profile_graph(graph: Graph, mesh: tuple[Axis, ...], differentiable: frozenset[str]) -> Profile:
+    """Runs a graph at two batch sizes and puts lines through what it did.
 
     Args:
         mesh: the axes that its collectives name.
-        trainable: its state values that are trained.
-        differentiable: its inputs that have a gradient.
+        differentiable: its inputs and state that have a gradient.
     """
-    first, second = (_Run(graph, mesh, trainable, differentiable, batch).observed for batch in BATCHES)
+    batches = _batches(graph, mesh)
+    first, second = (_Run(graph, mesh, differentiable, batch).observed for batch in batches)
+
+    def line(a: float, b: float) -> Linear:
+        return Linear.through(batches, (a, b))
+
     return Profile(
-        forward=_fit_events(first.forward, second.forward),
-        backward=_fit_events(first.backward, second.backward),
-        saved_bytes=Linear.through((first.saved_bytes, second.saved_bytes)),
+        forward=_fit_events(batches, first.forward, second.forward),
+        backward=_fit_events(batches, first.backward, second.backward),
+        saved_bytes=line(first.saved_bytes, second.saved_bytes),
         shared_bytes=tuple(
-            (name, Linear.through((first.shared_bytes.get(name, size), size)))
-            for name, size in second.shared_bytes.items()
+            (name, line(first.shared_bytes.get(name, size), size)) for name, size in second.shared_bytes.items()
         ),
-        forward_extra_bytes=Linear.through((first.forward_extra_bytes, second.forward_extra_bytes)),
-        backward_extra_bytes=Linear.through((first.backward_extra_bytes, second.backward_extra_bytes)),
+        forward_extra_bytes=line(first.forward_extra_bytes, second.forward_extra_bytes),
+        backward_extra_bytes=line(first.backward_extra_bytes, second.backward_extra_bytes),
     )
+
+
+def _batches(graph: Graph, mesh: tuple[Axis, ...]) -> tuple[int, int]:
+    """Two small batch sizes at which every shape is whole; not 1, where a transposed tensor may count as contiguous."""
+    step = 2
+    try:
+        for value in graph.values.values():
+            for dim in value.type.shape:
+                evaluate(dim, step)
+    except GalvatronError:
+        step *= math.prod(axis.size for axis in mesh)
+    return step, 2 * step
 
 
 @dataclass(frozen=True)
@@ -63,22 +78,22 @@ class _Event:
     size_bytes: float
 
 
-def _fit_events(first: list[_Event], second: list[_Event]) -> tuple[Kernel | Collective, ...]:
+def _fit_events(batches: tuple[int, int], first: list[_Event], second: list[_Event]) -> tuple[Kernel | Collective, ...]:
     """One linear kernel or collective per event.
 
     The kernels of two batch sizes differ where a copy is needed at one of them only; then the larger run counts, in
     proportion to the batch.
     """
     if [(e.name, e.axis) for e in first] != [(e.name, e.axis) for e in second]:
-        scale = BATCHES[0] / BATCHES[1]
+        scale = batches[0] / batches[1]
         first = [_Event(e.name, e.dtype, e.axis, e.flop * scale, e.size_bytes * scale) for e in second]
     fitted: list[Kernel | Collective] = []
     for a, b in zip(first, second, strict=True):
-        size_bytes = Linear.through((a.size_bytes, b.size_bytes))
+        size_bytes = Linear.through(batches, (a.size_bytes, b.size_bytes))
         if b.axis is not None:
             fitted.append(Collective(b.name, b.axis, size_bytes))
         else:
-            fitted.append(Kernel(b.name, b.dtype, Linear.through((a.flop, b.flop)), size_bytes))
+            fitted.append(Kernel(b.name, b.dtype, Linear.through(batches, (a.flop, b.flop)), size_bytes))
     return tuple(fitted)
 
 
@@ -101,7 +116,6 @@ class _Run:
         self,
         graph: Graph,
         mesh: tuple[Axis, ...],
-        trainable: frozenset[str],
         differentiable: frozenset[str],
         batch: int,
     ) -> None:
@@ -111,7 +125,7 @@ class _Run:
         self.watch = _Watch(self.observed.forward)
         with FakeTensorMode():
             values = {v.name: empty_like_type(v.type, batch) for v in (*graph.inputs, *graph.state)}
-            for name in (trainable | differentiable) & values.keys():
+            for name in differentiable & values.keys():
                 if values[name].dtype.is_floating_point:
                     values[name].requires_grad_(True)
             for tensor in values.values():

@@ -1,0 +1,125 @@
+"""The pass `search`: the fastest plan that fits the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from galvatron.errors import BudgetError, PassError, PlanError
+from galvatron.ir.plan import Plan, planned_layers
+from galvatron.ir.program import Form, Program
+from galvatron.ir.strategy import Strategy
+from galvatron.passes.base import Bytes, Pass
+from galvatron.passes.costs.estimate import cost_model, with_predictions
+from galvatron.passes.costs.model import CostModel
+from galvatron.passes.costs.objective import Setting
+from galvatron.passes.enumerate_strategies import divisors
+from galvatron.passes.search.misses import nearest_miss
+from galvatron.passes.search.segments import bound_s
+from galvatron.passes.search.stages import search_stages
+
+MICRO_BATCH_CHOICES = 16
+"""At most so many numbers of micro-batches are tried, spread evenly over the divisors of the batch."""
+
+
+@dataclass(frozen=True)
+class Search(Pass):
+    """Chooses pipeline degree, micro-batches, schedule, stage boundaries and one strategy per layer.
+
+    `memory` is the budget per device (None: the cluster's default), `schedule` and `micro_batches` fix what they name,
+    `global_batch` replaces the program's batch size. `resolution` is the share of budget and step time below which two
+    plans count as equal at every layer: with 0 the plan is optimal for the cost model.
+    """
+
+    name = "search"
+    needs, leaves = Form.CANDIDATES, Form.PLANNED
+
+    memory: Bytes | None = None
+    schedule: Literal["gpipe", "1f1b"] | None = None
+    micro_batches: int | None = None
+    global_batch: int | None = None
+    resolution: float = 1 / 2048
+
+    def run(self, program: Program) -> Program:
+        cluster = program.cluster
+        if cluster is None:
+            raise PassError(f"pass {self.name!r} needs a program with a cluster")
+        program = replace(program, batch_size=self.global_batch or program.batch_size)
+        budget_bytes = cluster.default_budget_bytes if self.memory is None else int(self.memory)
+        model = cost_model(program)
+        choices = list(self._choices(program))
+        if not choices:
+            raise PlanError(
+                f"a batch of {program.batch_size} samples cannot be divided over {cluster.world_size} devices "
+                "by any strategy; use another global batch"
+            )
+        found = fastest(model, choices, budget_bytes, self.resolution)
+        if found is None:
+            raise BudgetError(nearest_miss(program, model, choices, budget_bytes))
+        setting, stages = found
+        plan = with_predictions(_plan(program, setting, stages), program, model)
+        return replace(program, form=self.leaves, plan=plan)
+
+    def _choices(self, program: Program) -> Iterator[Choice]:
+        """Every pipeline degree, number of micro-batches and schedule that can run."""
+        layers = planned_layers(program)
+        counts = [self.micro_batches] if self.micro_batches is not None else _spread(divisors(program.batch_size))
+        for degree in dict.fromkeys(c.pipeline_degree for c in program.candidates):
+            left = {c.cls: c.strategies for c in program.candidates if c.pipeline_degree == degree}
+            for count in counts:
+                setting = Setting(program.batch_size, count, self.schedule or _best_schedule(degree, count), degree)
+                if program.batch_size % count or (setting.schedule == "1f1b" and count < degree):
+                    continue
+                candidates = [
+                    tuple(s for s in left[layer.cls] if setting.micro_batch % s.degree("dp") == 0) for layer in layers
+                ]
+                if all(candidates):
+                    yield setting, candidates
+
+
+Choice = tuple[Setting, list[tuple[Strategy, ...]]]
+"""A setting, and the strategies that each layer may have in it."""
+
+
+def _best_schedule(pipeline_degree: int, micro_batches: int) -> str:
+    """1F1B takes as long as GPipe and never more memory, but needs a micro-batch for every stage."""
+    return "1f1b" if micro_batches >= pipeline_degree else "gpipe"
+
+
+def _spread(numbers: list[int]) -> list[int]:
+    if len(numbers) <= MICRO_BATCH_CHOICES:
+        return numbers
+    step = (len(numbers) - 1) / (MICRO_BATCH_CHOICES - 1)
+    return [numbers[round(i * step)] for i in range(MICRO_BATCH_CHOICES)]
+
+
+def fastest(
+    model: CostModel, choices: list[Choice], budget_bytes: float, resolution: float
+) -> tuple[Setting, tuple[tuple[Strategy, ...], ...]] | None:
+    """The best plan over all choices, the most promising first; None if nothing fits the budget."""
+    ranked = sorted(
+        ((bound_s(model, setting, candidates), i) for i, (setting, candidates) in enumerate(choices)),
+    )
+    best: tuple[Setting, tuple[tuple[Strategy, ...], ...]] | None = None
+    best_s = float("inf")
+    for least_s, i in ranked:
+        if least_s >= best_s:
+            break
+        setting, candidates = choices[i]
+        found = search_stages(model, setting, candidates, budget_bytes, resolution=resolution, worst_s=best_s)
+        if found is not None:
+            best_s, best = found[0], (setting, found[1])
+    return best
+
+
+def _plan(program: Program, setting: Setting, stages: tuple[tuple[Strategy, ...], ...]) -> Plan:
+    assert program.cluster is not None
+    return Plan(
+        fingerprint=program.fingerprint,
+        global_batch_size=program.batch_size,
+        world_size=program.cluster.world_size,
+        micro_batches=setting.micro_batches,
+        schedule=setting.schedule,
+        stages=stages,
+    )

@@ -43,6 +43,18 @@ class Segment:
     rows: np.ndarray
 
 
+def _fastest_s(model: CostModel, setting: Setting, candidates: Sequence[Sequence[Strategy]]) -> list[float]:
+    """The least seconds per micro-batch of each layer."""
+    size = setting.micro_batch
+    return [min(model.layer(i, s, size).micro_batch_s for s in options) for i, options in enumerate(candidates)]
+
+
+def bound_s(model: CostModel, setting: Setting, candidates: Sequence[Sequence[Strategy]]) -> float:
+    """A step time that no plan beats: the layers add up, and the slowest stage takes at least the mean."""
+    total_s = sum(_fastest_s(model, setting, candidates))
+    return total_s * (1 + (setting.micro_batches - 1) / setting.pipeline_degree)
+
+
 class Segments:
     """Fronts of every run of layers, shared between runs of the same classes.
 
@@ -68,16 +80,10 @@ class Segments:
         self._nodes: dict[Hashable, _Node] = {}
         self._rows: dict[Hashable, np.ndarray] = {}
         self._conversions: dict[Hashable, np.ndarray] = {}
-        size = setting.micro_batch
-        fastest = [
-            min(model.layer(i, s, size).micro_batch_s for s in candidates[i]) if candidates[i] else np.inf
-            for i in range(len(candidates))
-        ]
-        self.fastest_s = np.concatenate([[0.0], np.cumsum(fastest)])
+        self.fastest_s = np.concatenate([[0.0], np.cumsum(_fastest_s(model, setting, candidates))])
         """Least seconds per micro-batch of the first i layers."""
-        self.bound_s = self.fastest_s[-1] * (1 + (setting.micro_batches - 1) / setting.pipeline_degree)
-        """No plan is faster: the layers add up, and the slowest stage takes at least the mean."""
-        self._units = np.array([0.0, self.bound_s * resolution, budget_bytes * resolution, 0.0])
+        unit_s = bound_s(model, setting, candidates) * resolution
+        self._units = np.array([0.0, unit_s, budget_bytes * resolution, 0.0])
 
     def segments(self, stage: int, begin: int, end: int) -> dict[tuple[int | None, int], Segment]:
         """By first and last strategy, what stage `stage` can be if it runs layers `begin..end - 1`."""

@@ -58,8 +58,6 @@ def search_stages(
     if degree > layers or not all(candidates):
         return None
     segments = Segments(model, setting, candidates, budget_bytes, resolution, worst_s)
-    if segments.bound_s >= worst_s:
-        return None
     waves: list[dict[tuple[int, int], _State]] = [{}]
     for stage in range(degree):
         wave: dict[tuple[int, int], _State] = {}

@@ -1,0 +1,74 @@
+"""The pass `annotate-costs`: what each layer class costs on one device before any sharding, symbolic in the batch
+size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import sympy
+
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.cost import ClassCost
+from galvatron.ir.graph import Graph
+from galvatron.ir.program import Form, LayerClass, Program
+from galvatron.ir.types import BATCH, DTYPE_BYTES, Dim, evaluate, simplify_dim
+from galvatron.passes.base import Pass
+from galvatron.passes.costs.events import Collective, Kernel, Linear, Profile
+from galvatron.passes.costs.profile import profile_graph
+from galvatron.passes.sharding.boundary import Border
+from galvatron.passes.sharding.context import Partitioner
+
+ANY_CLUSTER = "a100-80g:1x1"
+"""What a class costs before sharding is the same on every cluster."""
+
+
+@dataclass(frozen=True)
+class AnnotateCosts(Pass):
+    """Runs every class once on fake tensors and writes down FLOPs, traffic, saved activations and parameters."""
+
+    name = "annotate-costs"
+    needs, leaves = Form.CLUSTERED, Form.COSTED
+
+    def run(self, program: Program) -> Program:
+        borders = Partitioner(program, program.cluster or Cluster.parse(ANY_CLUSTER)).borders
+        classes = tuple(replace(cls, cost=class_cost(cls, borders[cls.name])) for cls in program.classes)
+        return replace(program, form=Form.COSTED, classes=classes)
+
+
+def class_cost(cls: LayerClass, border: Border) -> ClassCost:
+    """The cost of one call of a class, given which of its inputs have a gradient and which of its state is trained."""
+    profile = profile_graph(cls.graph, (), border.differentiable)
+    return ClassCost(
+        forward_flop=_total(e.flop for e in _kernels(profile.forward)),
+        backward_flop=_total(e.flop for e in _kernels(profile.backward)),
+        traffic_bytes=_total(e.traffic_bytes for e in _kernels(profile.forward)),
+        saved_bytes=_saved(profile),
+        parameter_bytes=_state_bytes(cls.graph, border.trainable),
+    )
+
+
+def _kernels(events: Iterable[Kernel | Collective]) -> list[Kernel]:
+    return [event for event in events if isinstance(event, Kernel)]
+
+
+def _saved(profile: Profile) -> Dim:
+    return _total([profile.saved_bytes, *(size for _, size in profile.shared_bytes)])
+
+
+def _total(lines: Iterable[Linear]) -> Dim:
+    """The sum of quantities as an expression in the batch size."""
+    total: sympy.Expr | int = 0
+    for line in lines:
+        total = total + _exact(line.constant) + _exact(line.slope) * BATCH
+    return simplify_dim(total)
+
+
+def _exact(value: float) -> sympy.Expr:
+    fraction = Fraction(value)
+    return sympy.Integer(fraction.numerator) / fraction.denominator
+
+
+def _state_bytes(graph: Graph, names: frozenset[str]) -> int:
+    return sum(evaluate(v.type.numel, 1) * DTYPE_BYTES[v.type.dtype] for v in graph.state if v.name in names)

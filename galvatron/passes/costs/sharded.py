@@ -1,0 +1,239 @@
+"""The cost model of a program on a cluster, read off its sharded graphs."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable
+from functools import cached_property
+from typing import Any
+
+from galvatron.errors import GalvatronError
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.graph import Value
+from galvatron.ir.layout import BROADCAST, Axis
+from galvatron.ir.plan import planned_layers
+from galvatron.ir.program import Layer, LayerClass, Program
+from galvatron.ir.strategy import Strategy
+from galvatron.ir.types import BATCH, LOCAL_BATCH, TensorType, evaluate, simplify_dim
+from galvatron.passes.costs.events import Profile, collectives_s, kernels_s
+from galvatron.passes.costs.model import ACCUMULATION_PASSES, OPTIMIZER_PASSES, OPTIMIZER_STATES, LayerCost, Tie
+from galvatron.passes.costs.profile import profile_graph
+from galvatron.passes.sharding import Partitioner, redistribution_class
+
+
+class ShardedCostModel:
+    """Implements `CostModel` for a clustered program; each pair of class and strategy is sharded and profiled once."""
+
+    def __init__(self, program: Program, cluster: Cluster) -> None:
+        self.program, self.cluster = program, cluster
+        self.layers = planned_layers(program)
+        self._partitioner = Partitioner(program, cluster)
+        self._profiles: dict[tuple[str, Strategy], Profile] = {}
+        self._cache: dict[Hashable, Any] = {}
+
+    def kinds(self) -> tuple[Hashable, ...]:
+        return self._kinds
+
+    def layer(self, index: int, strategy: Strategy, micro_batch: int) -> LayerCost:
+        key = ("layer", self._kinds[index], strategy, micro_batch)
+        if key not in self._cache:
+            self._cache[key] = self._layer_cost(index, strategy, micro_batch / strategy.degree("dp"))
+        return self._cache[key]
+
+    def conversion_s(self, index: int, before: Strategy, after: Strategy, micro_batch: int) -> float:
+        if before.axes == after.axes:
+            return 0.0
+        key = ("conversion", self._live_key(index), before, after, micro_batch)
+        if key not in self._cache:
+            batch = micro_batch / before.degree("dp")
+            profiles = self._conversion(index, before, after)
+            self._cache[key] = math.inf if profiles is None else sum(self._seconds(p, batch) for p in profiles)
+        return self._cache[key]
+
+    def boundary_bytes(self, index: int, strategy: Strategy, micro_batch: int) -> float:
+        return float(sum(size for size, _ in self._sent(index, strategy, micro_batch)))
+
+    def transfer_s(self, index: int, strategy: Strategy, micro_batch: int) -> float:
+        return sum(
+            self.cluster.collective_s("p2p", size, 2, strategy.devices) * (2 if differentiable else 1)
+            for size, differentiable in self._sent(index, strategy, micro_batch)
+        )
+
+    def shared_bytes(self, strategy: Strategy, micro_batch: int) -> float:
+        key = ("shared", strategy, micro_batch)
+        if key not in self._cache:
+            sizes: dict[str, float] = {}
+            for layer in self.layers:
+                formals = (v.name for v in self.program.class_of[layer.cls].graph.inputs)
+                names = dict(zip(formals, layer.operands, strict=True))
+                for formal, size in self._profile(layer.cls, strategy).shared_bytes:
+                    sizes[names[formal]] = size(micro_batch / strategy.degree("dp"))
+            self._cache[key] = sum(sizes.values())
+        return self._cache[key]
+
+    def _profile(self, cls: str, strategy: Strategy) -> Profile:
+        if (cls, strategy) not in self._profiles:
+            sharded = self._partitioner.shard(cls, strategy)
+            differentiable = self._partitioner.borders[cls].differentiable
+            self._profiles[cls, strategy] = profile_graph(sharded.graph, sharded.mesh, differentiable)
+        return self._profiles[cls, strategy]
+
+    def _seconds(self, profile: Profile, batch: float) -> float:
+        events = (*profile.forward, *profile.backward)
+        return kernels_s(events, self.cluster, batch) + collectives_s(events, self.cluster, batch)
+
+    def _layer_cost(self, index: int, strategy: Strategy, batch: float) -> LayerCost:
+        layer, cluster = self.layers[index], self.cluster
+        profile = self._profile(layer.cls, strategy)
+        trained, other_bytes = self._state(layer, strategy)
+        trained_bytes = sum(size for size, _ in trained.values())
+        bandwidth = cluster.device.memory_bytes_per_s
+        return LayerCost(
+            forward_s=kernels_s(profile.forward, cluster, batch),
+            backward_s=kernels_s(profile.backward, cluster, batch) + ACCUMULATION_PASSES * trained_bytes / bandwidth,
+            forward_communication_s=collectives_s(profile.forward, cluster, batch),
+            backward_communication_s=collectives_s(profile.backward, cluster, batch),
+            saved_bytes=profile.saved_bytes(batch),
+            extra_bytes=max(profile.forward_extra_bytes(batch), profile.backward_extra_bytes(batch)),
+            state_bytes=OPTIMIZER_STATES * trained_bytes + other_bytes,
+            sync_s=self._sync_s(list(trained.values())),
+            update_s=OPTIMIZER_PASSES * trained_bytes / bandwidth,
+            ties=tuple(self._tie(earlier, strategy, *trained[name]) for name, earlier in self._ties(index).items()),
+        )
+
+    def _state(self, layer: Layer, strategy: Strategy) -> tuple[dict[str, tuple[int, tuple[Axis, ...]]], int]:
+        """Per trained parameter its local bytes and the axes its gradient is summed over; and the bytes of other
+        state."""
+        sharded = self._partitioner.shard(layer.cls, strategy)
+        trained: dict[str, tuple[int, tuple[Axis, ...]]] = {}
+        other_bytes = 0
+        for value, name in zip(sharded.graph.state, layer.state, strict=True):
+            size = evaluate(value.type.bytes, 1)
+            if self.program.state_of[name].trainable:
+                layout = value.layout or ()
+                trained[name] = size, tuple(a for a, p in zip(sharded.mesh, layout, strict=True) if p == BROADCAST)
+            else:
+                other_bytes += size
+        return trained, other_bytes
+
+    def _sync_s(self, gradients: list[tuple[int, tuple[Axis, ...]]]) -> float:
+        """Seconds of summing gradients: one all-reduce per axis over all that are summed there."""
+        sizes: dict[tuple[int, int], int] = defaultdict(int)
+        for size, axes in gradients:
+            for axis in axes:
+                sizes[axis.size, axis.stride] += size
+        return sum(self.cluster.collective_s("all_reduce", size, *axis) for axis, size in sizes.items())
+
+    def _tie(self, layer: int, strategy: Strategy, size: int, axes: tuple[Axis, ...]) -> Tie:
+        return Tie(
+            layer=layer,
+            state_bytes=OPTIMIZER_STATES * size,
+            sync_s=self._sync_s([(size, axes)]),
+            update_s=OPTIMIZER_PASSES * size / self.cluster.device.memory_bytes_per_s,
+            across_s=self.cluster.collective_s("all_reduce", size, 2, strategy.devices),
+        )
+
+    def _ties(self, index: int) -> dict[str, int]:
+        """The trained parameters of a layer that an earlier layer holds too, with the last such layer."""
+        return {
+            name: earlier
+            for earlier in range(index)
+            for name in self.layers[earlier].state
+            if name in self.layers[index].state and self.program.state_of[name].trainable
+        }
+
+    @cached_property
+    def _kinds(self) -> tuple[Hashable, ...]:
+        return tuple(
+            (layer.cls, self._live_key(i), tuple(self._ties(i).items())) for i, layer in enumerate(self.layers)
+        )
+
+    @cached_property
+    def _crossing(self) -> tuple[tuple[tuple[int, str, int, str], ...], ...]:
+        """Per border before each layer, and after the last, the values alive there: (producer, its output, next
+        consumer, its input), layers by index."""
+        made: dict[str, tuple[int, str]] = {}
+        uses: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        for i, layer in enumerate(self.layers):
+            graph = self.program.class_of[layer.cls].graph
+            for name, value in zip(layer.operands, graph.inputs, strict=True):
+                uses[name].append((i, value.name))
+            made.update((name, (i, output)) for name, output in zip(layer.results, graph.outputs, strict=True))
+        return tuple(
+            tuple(
+                (*made[name], *next(use for use in places if use[0] >= border))
+                for name, places in uses.items()
+                if name in made and made[name][0] < border <= places[-1][0]
+            )
+            for border in range(len(self.layers) + 1)
+        )
+
+    def _live_key(self, index: int) -> Hashable:
+        return tuple(
+            (self.layers[producer].cls, output, self.layers[consumer].cls, formal)
+            for producer, output, consumer, formal in self._crossing[index]
+        )
+
+    def _output(self, producer: int, output: str, strategy: Strategy) -> tuple[Value, LayerClass]:
+        """A result of a layer under a strategy, with the sharded class it is in."""
+        sharded = self._partitioner.shard(self.layers[producer].cls, strategy)
+        position = self.program.class_of[self.layers[producer].cls].graph.outputs.index(output)
+        return sharded.graph.values[sharded.graph.outputs[position]], sharded
+
+    def _sent(self, index: int, strategy: Strategy, micro_batch: int) -> list[tuple[float, bool]]:
+        """Bytes per device of each value alive before layer `index`, and whether it has a gradient."""
+        key = ("sent", self._live_key(index), strategy, micro_batch)
+        if key not in self._cache:
+            batch = micro_batch // strategy.degree("dp")
+            self._cache[key] = [
+                (
+                    float(evaluate(self._output(producer, output, strategy)[0].type.bytes, batch)),
+                    self._has_gradient(producer, output),
+                )
+                for producer, output, _, _ in self._crossing[index]
+            ]
+        return self._cache[key]
+
+    def _has_gradient(self, producer: int, output: str) -> bool:
+        layer = self.layers[producer]
+        outputs = self.program.class_of[layer.cls].graph.outputs
+        return self._partitioner.differentiable(layer.results[outputs.index(output)])
+
+    def _conversion(self, index: int, before: Strategy, after: Strategy) -> list[Profile] | None:
+        """Profiles of the graphs that convert what is alive before a layer; None if the meshes do not nest."""
+        key = ("profiles", self._live_key(index), before, after)
+        if key not in self._cache:
+            try:
+                self._cache[key] = [
+                    profile_graph(converting.graph, converting.mesh, frozenset("x") if differentiable else frozenset())
+                    for converting, differentiable in self._converting(index, before, after)
+                ]
+            except GalvatronError:
+                self._cache[key] = None
+        return self._cache[key]
+
+    def _converting(self, index: int, before: Strategy, after: Strategy) -> list[tuple[LayerClass, bool]]:
+        found: list[tuple[LayerClass, bool]] = []
+        for producer, output, consumer, formal in self._crossing[index]:
+            value, source = self._output(producer, output, before)
+            target = self._partitioner.shard(self.layers[consumer].cls, after)
+            whole = self.program.class_of[self.layers[producer].cls].graph.values[output].type
+            differentiable = self._has_gradient(producer, output)
+            converting = redistribution_class(
+                f"{before} to {after}",
+                _over_the_stage(whole, before.degree("dp")),
+                (value.layout or (), source.mesh),
+                (target.graph.values[formal].layout or (), target.mesh),
+                local=value.type,
+                differentiable=differentiable,
+            )
+            if converting is not None:
+                found.append((converting, differentiable))
+        return found
+
+
+def _over_the_stage(type_: TensorType, ways: int) -> TensorType:
+    """The type of a value of one micro-batch over all devices of a stage, in terms of the local batch size."""
+    batch = simplify_dim(ways * LOCAL_BATCH)
+    return type_.with_shape(tuple(d if isinstance(d, int) else d.subs(BATCH, batch) for d in type_.shape))

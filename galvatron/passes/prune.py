@@ -1,0 +1,215 @@
+"""The pass `prune`: takes leaves off the decision tree that cannot win, and writes down by which rule and why.
+
+A *sound* rule never removes every optimum of the cost model; a *heuristic* one may, and can be switched off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from galvatron.errors import PassError, did_you_mean
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.plan import planned_layers
+from galvatron.ir.program import Candidates, Cut, Form, Program
+from galvatron.ir.strategy import Strategy
+from galvatron.passes.base import Bytes, Pass
+from galvatron.passes.costs.estimate import cost_model
+from galvatron.passes.costs.model import CostModel
+from galvatron.passes.enumerate_strategies import divisors
+from galvatron.units import format_bytes
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What the rules look at: one pipeline degree of the tree, with the strategies left at it."""
+
+    program: Program
+    cluster: Cluster
+    model: CostModel
+    pipeline_degree: int
+    strategies: tuple[Strategy, ...]
+    memory_bytes: int | None
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Samples that a micro-batch may have."""
+        return divisors(self.program.batch_size)
+
+    @cached_property
+    def representatives(self) -> list[int]:
+        """One layer of each kind."""
+        return list({kind: i for i, kind in reversed(list(enumerate(self.model.kinds())))}.values())
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One reason to cut: which strategies of a branch it removes, each with why. `argument` justifies the rule."""
+
+    name: str
+    sound: bool
+    argument: str
+    cut: Callable[[Branch], Iterable[tuple[Strategy, str]]]
+
+
+def _indivisible_batch(branch: Branch) -> Iterator[tuple[Strategy, str]]:
+    batch = branch.program.batch_size
+    for strategy in branch.strategies:
+        if batch % strategy.degree("dp"):
+            yield strategy, f"{batch} samples cannot be divided over dp{strategy.degree('dp')}"
+
+
+def _tp_across_nodes(branch: Branch) -> Iterator[tuple[Strategy, str]]:
+    for strategy in branch.strategies:
+        for axis in strategy.mesh:
+            if axis.name == "tp" and branch.cluster.crosses_nodes(axis.size, axis.stride):
+                yield strategy, f"groups of {axis.size} ranks, {axis.stride} apart, cross nodes"
+
+
+def _too_much_state(branch: Branch) -> Iterator[tuple[Strategy, str]]:
+    if branch.memory_bytes is None:
+        return
+    for strategy in branch.strategies:
+        size = next(size for size in branch.sizes if size % strategy.degree("dp") == 0)
+        for index in branch.representatives:
+            cost = branch.model.layer(index, strategy, size).on_stage(0)
+            least = cost.state_bytes + cost.saved_bytes + cost.extra_bytes
+            if least > branch.memory_bytes:
+                layer = planned_layers(branch.program)[index].name
+                yield (
+                    strategy,
+                    f"layer {layer} alone needs {format_bytes(least)} of {format_bytes(branch.memory_bytes)}",
+                )
+                break
+
+
+def _dominated(branch: Branch) -> Iterator[tuple[Strategy, str]]:
+    left = list(branch.strategies)
+    for strategy in branch.strategies:
+        other = next((o for o in left if o != strategy and _dominates(branch, left, o, strategy)), None)
+        if other is not None:
+            left.remove(strategy)
+            yield strategy, f"{other} takes no more time and memory in every layer"
+
+
+def _dominates(branch: Branch, left: list[Strategy], better: Strategy, worse: Strategy) -> bool:
+    """Whether replacing `worse` by `better` in all layers of a stage at once never costs time or memory."""
+    model, layers = branch.model, len(branch.model.kinds())
+    if worse.degree("dp") % better.degree("dp"):
+        return False  # there are micro-batches that only `worse` can divide
+    for size in branch.sizes:
+        if size % worse.degree("dp"):
+            continue
+        if model.shared_bytes(better, size) > model.shared_bytes(worse, size):
+            return False
+        for index in branch.representatives:
+            if not _costs_no_more(model, index, better, worse, size):
+                return False
+        for index in range(1, layers):
+            if branch.pipeline_degree > 1 and (
+                model.boundary_bytes(index, better, size) > model.boundary_bytes(index, worse, size)
+                or model.transfer_s(index, better, size) > model.transfer_s(index, worse, size)
+            ):
+                return False
+            for third in left:
+                if third not in (better, worse) and (
+                    model.conversion_s(index, third, better, size) > model.conversion_s(index, third, worse, size)
+                    or model.conversion_s(index, better, third, size) > model.conversion_s(index, worse, third, size)
+                ):
+                    return False
+    return True
+
+
+def _costs_no_more(model: CostModel, index: int, better: Strategy, worse: Strategy, size: int) -> bool:
+    """Whether a layer costs no more, with its ties on one stage and on several."""
+    for begin in (0, index):
+        a, b = (model.layer(index, s, size).on_stage(begin) for s in (better, worse))
+        pairs = (
+            (a.micro_batch_s, b.micro_batch_s),
+            (a.step_s, b.step_s),
+            (a.saved_bytes, b.saved_bytes),
+            (a.state_bytes, b.state_bytes),
+            (a.extra_bytes, b.extra_bytes),
+        )
+        if any(x > y for x, y in pairs):
+            return False
+    return True
+
+
+RULES: dict[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        Rule(
+            "dp-divides-batch",
+            True,
+            "a shard of a fraction of a sample does not exist, so the plan could not run",
+            _indivisible_batch,
+        ),
+        Rule(
+            "tp-stays-in-node",
+            False,
+            "tensor parallelism communicates in every layer, forward and backward, and cannot hide it; across nodes "
+            "that takes longer than it saves unless a layer is very large",
+            _tp_across_nodes,
+        ),
+        Rule(
+            "memory-lower-bound-exceeds-budget",
+            True,
+            "a layer's own state and the activations of the smallest micro-batch bound its stage's memory from below",
+            _too_much_state,
+        ),
+        Rule(
+            "dominated-in-time-and-memory",
+            True,
+            "in any plan the dominated strategy can be replaced in all layers at once: every layer, every conversion to "
+            "a third strategy and every transfer costs no more, and conversions between equals are free",
+            _dominated,
+        ),
+    )
+}  # fmt: skip
+"""The rules in the order in which they are tried: cheap ones first."""
+
+
+@dataclass(frozen=True)
+class Prune(Pass):
+    """Applies the rules to every pipeline degree.
+
+    `memory` is the budget per device for rules about memory, which do nothing without it; `heuristics` switches the
+    rules that are not sound, `without` single rules by name.
+    """
+
+    name = "prune"
+    needs, leaves = Form.CANDIDATES, Form.CANDIDATES
+
+    memory: Bytes | None = None
+    heuristics: bool = True
+    without: tuple[str, ...] = ()
+
+    def run(self, program: Program) -> Program:
+        if program.cluster is None:
+            raise PassError(f"pass {self.name!r} needs a program with a cluster")
+        for name in self.without:
+            if name not in RULES:
+                raise PassError(f"pass {self.name!r}: unknown rule {name!r}; {did_you_mean(name, RULES)}")
+        model, kept, cuts = cost_model(program), [], []
+        for degree in dict.fromkeys(c.pipeline_degree for c in program.candidates):
+            branch = [c for c in program.candidates if c.pipeline_degree == degree]
+            removed = self._removed(program, program.cluster, model, degree, branch)
+            cuts += [Cut(f"pp{degree}/{s}", rule, reason) for s, (rule, reason) in removed.items()]
+            kept += [replace(c, strategies=tuple(s for s in c.strategies if s not in removed)) for c in branch]
+        return replace(program, candidates=tuple(kept), cuts=(*program.cuts, *cuts))
+
+    def _removed(
+        self, program: Program, cluster: Cluster, model: CostModel, degree: int, branch: list[Candidates]
+    ) -> dict[Strategy, tuple[str, str]]:
+        """Strategies to cut at one pipeline degree, with rule and reason."""
+        left = list(dict.fromkeys(s for c in branch for s in c.strategies))
+        removed: dict[Strategy, tuple[str, str]] = {}
+        for rule in RULES.values():
+            if rule.name in self.without or not (rule.sound or self.heuristics):
+                continue
+            for strategy, reason in rule.cut(Branch(program, cluster, model, degree, tuple(left), self.memory)):
+                removed[strategy] = rule.name, reason
+            left = [s for s in left if s not in removed]
+        return removed
