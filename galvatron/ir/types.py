@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import sympy
 
@@ -48,6 +48,11 @@ def exact_quotient(dim: Dim, divisor: Dim) -> Dim | None:
     """`dim / divisor` where that is a whole number for every batch size, else None."""
     if isinstance(dim, int) and isinstance(divisor, int):
         return dim // divisor if divisor and dim % divisor == 0 else None
+    return _symbolic_quotient(dim, divisor)
+
+
+@lru_cache(maxsize=1 << 16)
+def _symbolic_quotient(dim: Dim, divisor: Dim) -> Dim | None:
     quotient = sympy.cancel(sympy.sympify(dim) / divisor)
     numerator, denominator = sympy.fraction(quotient)
     if denominator != 1:

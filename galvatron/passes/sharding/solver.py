@@ -1,10 +1,10 @@
 """The solver: one mode per op of a layer class, at the least communication plus compute time, as an integer program.
 
-For one mesh axis, binary variables choose a mode per op and a state per parameter; flow variables carry each value from the
-state it is produced in to every state that some consumer needs, each conversion paid once however many consumers share it.
-A copy may be made from another copy (`P → R` serves consumers of `R`, and its copy as `R'` too), so the conversions of one
-value are a cheapest arborescence. They are formulated per produced state and consumer, which leaves almost no gap between
-the program and its linear relaxation: HiGHS solves it exactly, mostly without branching.
+For one mesh axis, binary variables choose a mode per op and a state per parameter; flow variables carry each value from
+the state it is produced in to every state that some consumer needs, each conversion paid once however many consumers
+share it. A copy may be made from another copy (`S → R'` serves consumers of `R'`, and from it `R` is free), so the
+conversions of one value are a cheapest arborescence. They are formulated per produced state and consumer, which leaves
+next to no gap between the program and its linear relaxation: HiGHS solves it exactly, mostly without branching.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import REPLICATE
 from galvatron.passes.sharding.modes import Mode, State
-
 
 _Price = Callable[[State, State], float]
 """Seconds to convert one value from a state to another."""
@@ -79,13 +78,12 @@ class _Program:
         columns = np.concatenate([np.array(c, dtype=int) for c, _, _, _ in self.rows])
         values = np.concatenate([np.array(v) for _, v, _, _ in self.rows])
         matrix = coo_array((values, (row_index, columns)), shape=(len(self.rows), len(self.cost))).tocsr()
+        low, high = np.array([r[2] for r in self.rows]), np.array([r[3] for r in self.rows])
         result = milp(
             np.array(self.cost) * scale * 1e3,
             integrality=np.array(self.integral),
             bounds=Bounds(0, 1),
-            constraints=LinearConstraint(
-                matrix, np.array([r[2] for r in self.rows]), np.array([r[3] for r in self.rows])
-            ),
+            constraints=LinearConstraint(matrix, low, high),  # type: ignore[arg-type]  # arrays, says its documentation
             options={"mip_rel_gap": 1e-9},
         )
         if result.x is None:
@@ -204,9 +202,11 @@ def _share_conversions(
 def _distances(source: State, nodes: list[State], price: _Price) -> dict[State, float]:
     """The cheapest way from `source` to each state that can be reached, through any of `nodes`."""
     distances = {source: 0.0}
-    for _ in nodes:
-        for a in list(distances):
-            for b in nodes:
-                if b != a and distances[a] + price(a, b) < distances.get(b, np.inf):
-                    distances[b] = distances[a] + price(a, b)
+    changed = [source]
+    while changed:
+        a = changed.pop(0)
+        for b in nodes:
+            if b != a and distances[a] + price(a, b) < distances.get(b, np.inf):
+                distances[b] = distances[a] + price(a, b)
+                changed.append(b)
     return distances
