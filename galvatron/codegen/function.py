@@ -12,7 +12,7 @@ from galvatron.codegen.expressions import print_expression, share
 from galvatron.codegen.layout import INDENT, WIDTH, call, lines, prefixed, tuple_of
 from galvatron.codegen.names import Scope, shortest_suffixes
 from galvatron.codegen.ops import OpPrinter
-from galvatron.ir.graph import Arg, Graph, Source
+from galvatron.ir.graph import Arg, Graph, Op, Source
 from galvatron.ir.program import LayerClass
 from galvatron.ir.types import BATCH, LOCAL_BATCH
 
@@ -67,20 +67,38 @@ def emit_function(cls: LayerClass, name: str) -> Function:
 def _body(graph: Graph, scope: Scope, printer: OpPrinter) -> Iterator[str]:
     """One assignment per op, each run of ops from one source line under that line."""
     used = {name for op in graph.ops for name in op.operands} | set(graph.outputs)
-    modules = {value.name: _module(value.name) for value in graph.state}
+    namer = _Namer(graph, scope)
     source: Source | None = None
     for op in graph.ops:
         if op.source is not None and (source is None or str(op.source) != str(source)):
             source = op.source
             yield f"{INDENT}{source_comment(source)}"[:WIDTH].rstrip()
         expression = printer.expression(op)
-        module = next((modules[name] for name in op.operands if modules.get(name)), "")
-        wish = module if len(op.results) == 1 and scope.is_free(module) else ""
+        wish = namer.wish(op)
         targets = [scope.bind(v.name, wish or _short(v.name)) if v.name in used else "_" for v in op.results]
         unpacked = ", ".join(targets) + ("," if len(targets) == 1 and printer.returns_list(op) else "")
         if unpacked.endswith(","):
             unpacked = f"({unpacked})"
         yield from lines(prefixed(f"{unpacked} = ", expression), 1)
+
+
+class _Namer:
+    """Better names than those of the ops: what a module's weight makes is called after the module."""
+
+    def __init__(self, graph: Graph, scope: Scope) -> None:
+        self._scope = scope
+        self._modules = {value.name: _module(value.name) for value in graph.state}
+
+    def wish(self, op: Op) -> str:
+        """What the result should be called; empty when the op's own name is as good."""
+        if len(op.results) != 1:
+            return ""
+        if op.target.startswith("comm."):
+            operand = op.operands[0]
+            self._modules[op.result.name] = self._modules.get(operand, "")
+            return f"{self._scope[operand]}_{op.target.removeprefix('comm.')}"
+        module = next((self._modules[name] for name in op.operands if self._modules.get(name)), "")
+        return module if module and self._scope.is_free(module) else ""
 
 
 def _module(state: str) -> str:

@@ -17,8 +17,8 @@ from galvatron.ir.layout import BROADCAST, PARTIAL, Placement, Shard
 from galvatron.ir.program import Layer, Program, Stage, StateLayout, Transfer, When
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
-_LOOP_AT_LEAST = 3
-"""Layers in a run that are worth a loop."""
+_DECLARE_IN_LOOP, _CALL_IN_LOOP = 2, 3
+"""Layers in a run that are worth a loop: the state of a layer is many lines, its call is one."""
 
 
 def emit_stage(program: Program, stage: Stage, sizes: Sizes | None = None) -> str:
@@ -69,7 +69,7 @@ def _init(bindings: Bindings) -> list[str]:
     layouts = {layout.state: layout for layout in stage.state}
     declared: set[str] = set()
     after_loop = False
-    for run in runs(stage.layers, _LOOP_AT_LEAST, lambda run: _counts_up(bindings, run, layouts)):
+    for run in runs(stage.layers, _DECLARE_IN_LOOP, lambda run: _counts_up(bindings, run, layouts)):
         fresh = dict.fromkeys(name for layer in run for name in layer.state if name not in declared)
         declared.update(fresh)
         loops = len(run) > 1
@@ -233,7 +233,7 @@ def _forward(bindings: Bindings) -> list[str]:
     parameters = ["self", *(scope[t.name] for t in stage.receives), *(["*", *keywords] if keywords else [])]
     out = ["", *lines(prefixed("def ", call("forward", parameters), ":"), 1)]
     read_outside = _readers(bindings)
-    for run in runs(bindings.forward_layers, _LOOP_AT_LEAST, lambda run: _is_loop(bindings, run, read_outside(run))):
+    for run in runs(bindings.forward_layers, _CALL_IN_LOOP, lambda run: _is_loop(bindings, run, read_outside(run))):
         if len(run) > 1:
             out += _loop(bindings, run, read_outside(run))
             continue
