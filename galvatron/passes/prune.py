@@ -162,8 +162,8 @@ RULES: dict[str, Rule] = {
         Rule(
             "dominated-in-time-and-memory",
             True,
-            "in any plan the dominated strategy can be replaced in all layers at once: every layer, every conversion to "
-            "a third strategy and every transfer costs no more, and conversions between equals are free",
+            "in any plan the dominated strategy can be replaced in all layers at once: every layer, conversion to a "
+            "third strategy and transfer costs no more, and conversions between equals are free",
             _dominated,
         ),
     )
