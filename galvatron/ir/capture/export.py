@@ -16,6 +16,7 @@ from galvatron.ir.capture.batch import Batch, read_batch
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import BatchSizeWatch, explained, quiet
 from galvatron.ir.capture.regions import dissolve_regions
+from galvatron.ir.capture.tracing import careful_tracing
 from galvatron.ir.program import Program
 
 LossFunction = Callable[[Any, Mapping[str, Any]], torch.Tensor]
@@ -123,7 +124,7 @@ def _exported(training: nn.Module, batch: Batch) -> ExportedProgram:
     device = _device_of(training)
     inputs = batch.stand_ins(device)
     devices = [device] if device.type == "cuda" else []
-    with quiet(), torch.enable_grad(), torch.random.fork_rng(devices):
+    with quiet(), careful_tracing(), torch.enable_grad(), torch.random.fork_rng(devices):
         exported = torch.export.export(training, (inputs,), strict=False, dynamic_shapes=(shapes,))
         dissolve_regions(exported)
         return exported.run_decompositions({})

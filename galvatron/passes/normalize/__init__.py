@@ -87,8 +87,7 @@ RULES = _table(
     (renamed_to("aten.mul.Tensor"), "multiply.Tensor"),
     (renamed_to("aten.sub.Tensor"), "subtract.Tensor"),
     (renamed_to("aten.transpose.int"), "swapaxes swapdims"),
-    (renamed_to("aten.sum.dim_IntList"), "sum"),
-    (explicit_dims, "sum.dim_IntList"),
+    (explicit_dims, "sum sum.dim_IntList"),
     # means over the batch
     (batch_mean, "mean mean.dim"),
     (loss_without_total_weight, "nll_loss_forward nll_loss2d_forward"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from galvatron.ir.graph import Arg, Const, Op, Ref
-from galvatron.passes.normalize.arguments import bound, with_arguments
+from galvatron.passes.normalize.arguments import bound
 from galvatron.passes.normalize.rewriter import Builder, Rewrite
 
 
@@ -154,7 +154,10 @@ def filled_with(value: float | None = None) -> Rewrite:
 
 
 def explicit_dims(op: Op, build: Builder) -> Op | None:
-    """A reduction over "all dims", written as none, names them."""
-    if bound(op)["dim"] not in (None, ()):
+    """A `sum` over all dims, written as none, names them."""
+    arguments = bound(op)
+    if arguments.get("dim") not in (None, ()):
         return None
-    return with_arguments(op, dim=tuple(range(len(build.type_of(op.args[0]).shape))))
+    dims = tuple(range(len(build.type_of(op.args[0]).shape)))
+    kept = () if arguments["dtype"] is None else (("dtype", arguments["dtype"]),)
+    return replace(op, target="aten.sum.dim_IntList", args=(op.args[0], dims, *op.args[2:]), kwargs=kept)
