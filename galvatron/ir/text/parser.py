@@ -42,6 +42,7 @@ from galvatron.ir.types import DTYPE_BYTES, Dim, TensorType
 
 _MAX_LIST_DEPTH = 16
 _MAX_REPEATS = 100_000
+_SHOWN_WIDTH = 160
 
 
 def parse_program(text: str) -> Program:
@@ -97,9 +98,9 @@ def _parse(text: str, start: str) -> Any:
 def _error(text: str, message: str, line: int, column: int) -> ParseError:
     lines = text.split("\n")
     shown = lines[line - 1].rstrip() if 0 < line <= len(lines) else ""
-    start = max(0, column - 100)
+    start = max(0, column - 100) if len(shown) > _SHOWN_WIDTH else 0
     caret = " " * (column - 1 - start) + "^"
-    return ParseError(f"{message}\n  {shown[start : start + 160]}\n  {caret}", line=line, column=column)
+    return ParseError(f"{message}\n  {shown[start : start + _SHOWN_WIDTH]}\n  {caret}", line=line, column=column)
 
 
 def _explain(text: str, error: UnexpectedInput) -> tuple[int, int, str]:

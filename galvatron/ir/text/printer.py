@@ -163,7 +163,7 @@ def _value_name(name: str) -> str:
 
 
 def _names(names: Sequence[str]) -> str:
-    return ", ".join(_value_name(n) for n in names) if names else "()"
+    return ", ".join(_value_name(n) for n in names) if names else "_"
 
 
 def _width(texts: Iterable[str], limit: int) -> int:
@@ -205,7 +205,10 @@ def _arg(arg: Arg, w: _Writer) -> str:
             return quote(arg)
         case float() if not math.isfinite(arg):
             return "nan" if math.isnan(arg) else "inf" if arg > 0 else "-inf"
-        case int() | float():
+        case float():
+            short = f"{arg:.6g}"
+            return short if "e" in short and float(short) == arg else repr(arg)
+        case int():
             return repr(arg)
         case tuple():
             return f"[{', '.join(_arg(a, w) for a in arg)}]"
@@ -296,7 +299,7 @@ def _layer(layer: Layer) -> str:
     operands = ", ".join(_value_name(n) for n in layer.operands)
     keyword = "layer" if layer.when is When.MICROBATCH else str(layer.when)
     call = f"{sigiled('@', layer.cls)}({operands})"
-    text = f"{keyword:<5} {bare_or_quoted(layer.name)}\t{_names(layer.results)}\t= {call}"
+    text = f"{keyword}\t{bare_or_quoted(layer.name)}\t{_names(layer.results)}\t= {call}"
     return f"{text}{_bound_state(layer.state)}" if layer.state else text
 
 

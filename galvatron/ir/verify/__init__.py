@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
 
 from galvatron.errors import VerifyError
 from galvatron.ir.graph import Graph
@@ -23,85 +24,49 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Rule:
-    """A named property that valid IR has in the given forms. `check` yields its violations, in a graph or a program."""
+    """A named property that valid IR has in the given forms; `check` yields its violations.
+
+    The check gets a `Scope` for each op graph when the rule is about graphs, else the whole program.
+    """
 
     name: str
     check: Callable[..., Iterator[Violation]]
     forms: frozenset[Form]
+    about_graphs: bool = False
 
     @property
     def meaning(self) -> str:
         return (self.check.__doc__ or "").strip().splitlines()[0]
 
 
-def _rules(first: Form, last: Form, **checks: Callable[..., Iterator[Violation]]) -> tuple[Rule, ...]:
+def _rules(first: Form, last: Form, module: ModuleType, names: str) -> tuple[Rule, ...]:
+    """Functions of a module as rules for a range of forms."""
     forms = frozenset(form for form in Form if first <= form <= last)
-    return tuple(Rule(name.replace("_", "-"), check, forms) for name, check in checks.items())
+    return tuple(
+        Rule(name.replace("_", "-"), getattr(module, name), forms, about_graphs=module is graphs)
+        for name in names.split()
+    )
 
 
-PROGRAM_RULES: tuple[Rule, ...] = (
-    *_rules(
-        Form.CAPTURED, Form.STAGED,
-        form_fields=programs.form_fields,
-        program_names=programs.program_names,
-        program_signature=programs.program_signature,
-    ),
-    *_rules(Form.CAPTURED, Form.CAPTURED, graph_matches_program=programs.graph_matches_program),
-    *_rules(
-        Form.CLUSTERED, Form.STAGED,
-        known_classes=programs.known_classes,
-        layer_signatures=programs.layer_signatures,
-        layers_in_order=programs.layers_in_order,
-        state_is_bound=programs.state_is_bound,
-    ),
-    *_rules(
-        Form.CLUSTERED, Form.PLANNED,
-        operand_types=programs.operand_types,
-        cheap_layers=programs.cheap_layers,
-    ),
-    *_rules(Form.CAPTURED, Form.STAGED, output_is_loss=programs.output_is_loss),
-    *_rules(Form.COSTED, Form.PLANNED, costs_present=programs.costs_present),
-    *_rules(Form.CANDIDATES, Form.PLANNED, candidates_fit=programs.candidates_fit),
-    *_rules(
-        Form.PLANNED, Form.STAGED,
-        plan_belongs=programs.plan_belongs,
-        plan_covers_layers=programs.plan_covers_layers,
-        plan_uses_devices=programs.plan_uses_devices,
-        plan_divides_batch=programs.plan_divides_batch,
-    ),
-    *_rules(
-        Form.SHARDED, Form.STAGED,
-        meshes_fit=sharding.meshes_fit,
-        strategies_as_planned=sharding.strategies_as_planned,
-        state_shards=sharding.state_shards,
-        edges_agree=sharding.edges_agree,
-        loss_is_whole=sharding.loss_is_whole,
-    ),
-    *_rules(
-        Form.STAGED, Form.STAGED,
-        stages_in_order=sharding.stages_in_order,
-        transfers_pair=sharding.transfers_pair,
-        transfers_defined=sharding.transfers_defined,
-        state_is_kept=sharding.state_is_kept,
-        tied_state_agrees=sharding.tied_state_agrees,
-    ),
-)  # fmt: skip
-
-GRAPH_RULES: tuple[Rule, ...] = _rules(
-    Form.CAPTURED, Form.STAGED,
-    unique_names=graphs.unique_names,
-    defined_before_use=graphs.defined_before_use,
-    known_ops=graphs.known_ops,
-    known_dtypes=graphs.known_dtypes,
-    positive_shapes=graphs.positive_shapes,
-    mesh_axes=graphs.mesh_axes,
-    layouts_present=graphs.layouts_present,
-    result_count=graphs.result_count,
-    collectives=graphs.collectives,
-    result_types=graphs.result_types,
-)  # fmt: skip
-
-RULES: tuple[Rule, ...] = GRAPH_RULES + PROGRAM_RULES
+RULES: tuple[Rule, ...] = (
+    *_rules(Form.CAPTURED, Form.STAGED, programs, "form_fields program_names program_signature"),
+    *_rules(Form.CAPTURED, Form.STAGED, graphs, "unique_names defined_before_use known_ops known_dtypes"),
+    *_rules(Form.CAPTURED, Form.STAGED, graphs, "positive_shapes mesh_axes layouts_present result_count"),
+    *_rules(Form.CAPTURED, Form.STAGED, graphs, "collectives result_types"),
+    *_rules(Form.CAPTURED, Form.CAPTURED, programs, "graph_matches_program"),
+    *_rules(Form.CLUSTERED, Form.STAGED, programs, "known_classes layer_signatures layers_in_order state_is_bound"),
+    *_rules(Form.CLUSTERED, Form.PLANNED, programs, "operand_types cheap_layers"),
+    *_rules(Form.CAPTURED, Form.STAGED, programs, "output_is_loss"),
+    *_rules(Form.COSTED, Form.PLANNED, programs, "costs_present"),
+    *_rules(Form.CANDIDATES, Form.PLANNED, programs, "candidates_fit"),
+    *_rules(Form.PLANNED, Form.STAGED, programs, "plan_belongs plan_covers_layers plan_uses_devices"),
+    *_rules(Form.PLANNED, Form.STAGED, programs, "plan_divides_batch"),
+    *_rules(Form.SHARDED, Form.STAGED, sharding, "meshes_fit strategies_as_planned state_shards edges_agree"),
+    *_rules(Form.SHARDED, Form.STAGED, sharding, "loss_is_whole"),
+    *_rules(Form.STAGED, Form.STAGED, sharding, "stages_in_order transfers_pair transfers_defined"),
+    *_rules(Form.STAGED, Form.STAGED, sharding, "state_is_kept tied_state_agrees"),
+)
+"""Every rule, in the order in which they are applied."""
 
 
 def verify(program: Program) -> None:
@@ -111,13 +76,10 @@ def verify(program: Program) -> None:
         VerifyError: names the rule and shows the program around the offending lines.
     """
     where = f"program {program.name} ({program.form})"
-    scopes = list(_scopes(program))
-    for rule in GRAPH_RULES:
-        violations = [v for scope in scopes for v in rule.check(scope)]
+    for rule in (r for r in RULES if program.form in r.forms):
+        subjects = list(_scopes(program)) if rule.about_graphs else [program]
+        violations = [v for subject in subjects for v in rule.check(subject)]
         _report(rule, where, violations, lambda: lenient_program_lines(program))
-    for rule in PROGRAM_RULES:
-        if program.form in rule.forms:
-            _report(rule, where, list(rule.check(program)), lambda: lenient_program_lines(program))
 
 
 def verify_graph(graph: Graph) -> None:
@@ -127,7 +89,7 @@ def verify_graph(graph: Graph) -> None:
         VerifyError: names the rule and shows the graph around the offending lines.
     """
     scope = Scope(graph, symbols=frozenset((BATCH, LOCAL_BATCH)), smallest=0)
-    for rule in GRAPH_RULES:
+    for rule in (r for r in RULES if r.about_graphs):
         _report(rule, "graph", list(rule.check(scope)), lambda: lenient_graph_lines(graph))
 
 

@@ -41,7 +41,7 @@ def form_fields(program: Program) -> Iterator[Violation]:
     }
     for part, (needed, present) in wanted.items():
         if needed != present:
-            yield ("program",), f"a {form} program has {'no ' if present else ''}{part}"
+            yield ("program",), f"a {form} program {'needs' if needed else 'has no'} {part}"
 
 
 def program_names(program: Program) -> Iterator[Violation]:

@@ -9,6 +9,7 @@ import sympy
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import (
+    PARTIAL,
     REPLICATE,
     Axis,
     Layout,
@@ -156,12 +157,13 @@ def _same_sizes(a: tuple[Dim, ...], b: tuple[Dim, ...], rescaled: bool) -> bool:
 
 
 def loss_is_whole(program: Program) -> Iterator[Violation]:
-    """The loss is replicated or a partial sum on every axis, never sharded."""
+    """The loss is replicated (R) or a partial sum (P) on every axis: its gradient is one on every rank."""
     for layer, locus in layers_with_loci(program):
         graph = program.class_of[layer.cls].graph
         for name, formal in zip(layer.results, graph.outputs, strict=True):
-            if name == program.output and any(isinstance(p, Shard) for p in graph.values[formal].layout or ()):
-                yield locus, f"the loss %{name} is sharded"
+            layout = graph.values[formal].layout or ()
+            if name == program.output and any(p not in (REPLICATE, PARTIAL) for p in layout):
+                yield locus, f"the loss %{name} is ({', '.join(map(str, layout))})"
 
 
 def stages_in_order(program: Program) -> Iterator[Violation]:

@@ -1,0 +1,428 @@
+"""The verifier: valid programs pass, and every rule refuses a program broken in just that way, at the right line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import sympy
+
+from galvatron.errors import VerifyError
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.graph import Graph, Op, Ref, Value
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard
+from galvatron.ir.program import Candidates, Layer, Program, StateLayout, Transfer, When
+from galvatron.ir.strategy import Strategy
+from galvatron.ir.types import BATCH, LOCAL_BATCH, TensorType
+from galvatron.ir.verify import RULES, verify, verify_graph
+from tests.ir.programs import (
+    DP,
+    FORMS,
+    STRATEGY,
+    TP,
+    captured,
+    clustered,
+    costed,
+    planned,
+    sharded,
+    staged,
+    value,
+    with_candidates,
+)
+
+
+@pytest.mark.parametrize("blocks", [2, 5])
+@pytest.mark.parametrize("form", FORMS)
+def test_valid_programs_pass(form: str, blocks: int) -> None:
+    verify(FORMS[form](blocks))
+
+
+# How to break a program
+
+
+def with_class(program: Program, name: str, /, **changes: Any) -> Program:
+    assert name in program.class_of
+    return replace(program, classes=tuple(replace(c, **changes) if c.name == name else c for c in program.classes))
+
+
+def with_graph(program: Program, name: str, change: Callable[[Graph], Graph]) -> Program:
+    if program.graph is not None:
+        return replace(program, graph=change(program.graph))
+    return with_class(program, name, graph=change(program.class_of[name].graph))
+
+
+def with_op(program: Program, cls: str, result: str, /, **changes: Any) -> Program:
+    """The op that defines `result`, changed; `result_value` changes the value itself."""
+    result_value = changes.pop("result_value", {})
+
+    def change(o: Op) -> Op:
+        if o.results[0].name != result:
+            return o
+        return replace(o, **{"results": (replace(o.results[0], **result_value), *o.results[1:]), **changes})
+
+    return with_graph(program, cls, lambda g: replace(g, ops=tuple(map(change, g.ops))))
+
+
+def with_value(program: Program, cls: str, name: str, /, **changes: Any) -> Program:
+    """An input or a piece of state of a class, changed."""
+
+    def change(values: tuple[Value, ...]) -> tuple[Value, ...]:
+        return tuple(replace(v, **changes) if v.name == name else v for v in values)
+
+    return with_graph(program, cls, lambda g: replace(g, inputs=change(g.inputs), state=change(g.state)))
+
+
+def with_layer(program: Program, name: str, /, **changes: Any) -> Program:
+    def change(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+        return tuple(replace(layer, **changes) if layer.name == name else layer for layer in layers)
+
+    stages = tuple(replace(s, layers=change(s.layers)) for s in program.stages)
+    return replace(program, layers=change(program.layers), stages=stages)
+
+
+def with_plan(program: Program, **changes: Any) -> Program:
+    assert program.plan is not None
+    return replace(program, plan=replace(program.plan, **changes))
+
+
+def with_stage(program: Program, index: int, /, **changes: Any) -> Program:
+    return replace(program, stages=tuple(replace(s, **changes) if s.index == index else s for s in program.stages))
+
+
+def with_state(program: Program, name: str, /, **changes: Any) -> Program:
+    return replace(program, state=tuple(replace(s, **changes) if s.name == name else s for s in program.state))
+
+
+def loss_on_the_first_stage() -> Program:
+    """The head reads what its stage sends on, and the second stage computes something that nobody reads."""
+    program = staged()
+    first, second = program.stages
+    count, mask, *blocks, head = second.layers
+    early = replace(head, operands=("h2", "labels", "n"))
+    moved = with_stage(program, 0, layers=(count, *first.layers, early))
+    return with_plan(with_stage(moved, 1, layers=(mask, *blocks)), stages=((STRATEGY,) * 4, (STRATEGY,) * 2))
+
+
+F32 = TensorType("f32", ())
+SUFFIX = ".dp2_tp2"
+H2 = staged().stages[0].sends[0]
+KEPT_ODD = StateLayout("blocks.0.down.bias", (DP, TP), (REPLICATE, REPLICATE))
+KEPT = staged().stages[0].state[0]
+TP8 = Strategy.parse("tp8")
+
+BROKEN: dict[str, list[tuple[Program, str, str]]] = {
+    "unique-names": [
+        (with_op(clustered(), "block", "silu", result_value={"name": "up"}), "%up is defined twice", "aten.silu"),
+        (with_value(clustered(), "block", "m", name="x"), "%x is defined twice", "input %x"),
+    ],
+    "defined-before-use": [
+        (with_op(clustered(), "block", "silu", args=(Ref("upp"),)), "did you mean 'up'", "%silu"),
+        (with_op(clustered(), "block", "up", args=(Ref("add"), Ref("up.weight"))), "before it is defined", "%up "),
+        (with_graph(clustered(), "block", lambda g: replace(g, outputs=("z",))), "%z is not defined", "return %z"),
+    ],
+    "known-ops": [
+        (with_op(clustered(), "block", "silu", target="os.system.default"), "unknown op", "os.system"),
+        (with_op(clustered(), "block", "silu", kwargs=(("a", 1), ("a", 2))), "given twice", "a=2"),
+    ],
+    "known-dtypes": [
+        (with_value(clustered(), "block", "x", type=TensorType("f33", (BATCH, 6, 8))), "did you mean", "f33[B, 6, 8]"),
+    ],
+    "positive-shapes": [
+        (with_value(clustered(), "block", "x", type=TensorType("f32", (BATCH, 0, 8))), "not positive", "f32[B, 0, 8]"),
+        (
+            with_value(clustered(), "block", "x", type=TensorType("f32", (1 - BATCH, 8))),
+            "not positive", "f32[1 - B, 8]",
+        ),
+        (
+            with_value(clustered(), "block", "x", type=TensorType("f32", (LOCAL_BATCH, 6, 8))),
+            "b is not the batch symbol here, which is B", "input %x",
+        ),
+        (
+            with_value(sharded(), f"block{SUFFIX}", "x", type=TensorType("f32", (BATCH, 6, 8))),
+            "B is not the batch symbol here, which is b", "input %x",
+        ),
+        (with_value(clustered(), "block", "x", type=TensorType("f32", (sympy.Symbol("s0"),))), "s0 is not", "f32[s0]"),
+    ],
+    "mesh-axes": [
+        (with_class(sharded(), f"block{SUFFIX}", mesh=(Axis("a", 2, 2), Axis("a", 2, 1))), "one name", "@block"),
+        (with_class(sharded(), f"block{SUFFIX}", mesh=(Axis("a", 2, 1), Axis("c", 2, 1))), "no axes", "@block"),
+        (with_class(sharded(), f"block{SUFFIX}", mesh=(Axis("a", 0, 2), Axis("c", 2, 1))), "no axes", "@block"),
+    ],
+    "layouts-present": [
+        (with_value(clustered(), "block", "x", layout=(REPLICATE,)), "not sharded", "input %x"),
+        (with_value(sharded(), f"block{SUFFIX}", "x", layout=None), "has no layout", "input %x"),
+        (with_value(sharded(), f"block{SUFFIX}", "x", layout=(REPLICATE,)), "1 placements on a mesh of 2", "input %x"),
+        (
+            with_value(sharded(), f"block{SUFFIX}", "x", layout=(Shard(3), REPLICATE)),
+            "dimension 3, but has 3", "input %x",
+        ),
+    ],
+    "result-count": [
+        (
+            with_graph(clustered(), "block", lambda g: replace(g, ops=(
+                *g.ops, Op("aten.split.Tensor", (Ref("y"), 4, 2), (), (value("half", "f32", BATCH, 6, 4),))))),
+            "gives 2 results here, not 1", "%half",
+        ),
+    ],
+    "collectives": [
+        (with_op(sharded(), f"block{SUFFIX}", "sum", kwargs=(("axis", "tp"),)), "must be axis, grad", "%sum"),
+        (
+            with_op(sharded(), f"block{SUFFIX}", "sum", kwargs=(("axis", "ep"), ("grad", "identity"))),
+            "'ep' is no axis of the mesh; axes are dp, tp", "%sum",
+        ),
+        (
+            with_op(sharded(), f"block{SUFFIX}", "sum", kwargs=(("axis", "dp"), ("grad", "identity"))),
+            "leads from P, but %down is S(0) on dp", "%sum",
+        ),
+        (
+            with_op(sharded(), f"block{SUFFIX}", "sum", kwargs=(("axis", "tp"), ("grad", "all_reduce"))),
+            "leads to R', but %sum is R on tp", "%sum",
+        ),
+        (with_op(sharded(), f"block{SUFFIX}", "sum", kwargs=(("axis", "tp"), ("grad", "x"))), "grad must be", "%sum"),
+        (
+            with_op(sharded(), f"block{SUFFIX}", "sum", result_value={"layout": (REPLICATE, REPLICATE)}),
+            "changes the placement on dp", "%sum",
+        ),
+        (
+            with_op(sharded(), f"block{SUFFIX}", "copy", result_value={"type": TensorType("f32", (LOCAL_BATCH, 6, 4))}),
+            "must be f32[b, 6, 8]", "%copy",
+        ),
+        (
+            with_op(sharded(), f"block{SUFFIX}", "sum", target="comm.all_gather", kwargs=(
+                ("axis", "tp"), ("dim", 7), ("outer", 1), ("grad", "slice"))),
+            "dim=7 of a tensor of rank 3", "%sum",
+        ),
+        (with_op(clustered(), "block", "silu", target="comm.copy"), "not sharded", "%silu"),
+    ],
+    "result-types": [
+        (
+            with_op(clustered(), "block", "up", result_value={"type": TensorType("f32", (BATCH, 6, 8))}),
+            "gives [B, 6, 16]", "%up ",
+        ),
+        (with_value(clustered(), "block", "up.weight", type=TensorType("f32", (16, 7))), "cannot contract", "%up "),
+        (with_op(clustered(), "head", "rows", args=(Ref("logits"), (BATCH, 12))), "do not fill [B, 12]", "%rows"),
+        (with_value(clustered(), "block", "m", type=TensorType("bool", (BATCH, 5, 1))), "do not broadcast", "%mul"),
+        (
+            with_op(clustered(), "count", "ne", result_value={"type": TensorType("i64", (BATCH, 6))}),
+            "gives bool", "%ne",
+        ),
+    ],
+    "form-fields": [
+        (replace(captured(), graph=None), "a captured program needs graph", "program Net"),
+        (replace(clustered(), classes=()), "needs classes", "program Net"),
+        (replace(clustered(), graph=captured().graph), "a clustered program has no graph", "program Net"),
+        (replace(planned(), plan=None), "a planned program needs plan", "program Net"),
+        (replace(staged(), stages=()), "a staged program needs stages", "program Net"),
+    ],
+    "program-names": [
+        (with_state(clustered(), "unused", name="embed.weight"), "stands for several", "embed.weight"),
+        (with_state(clustered(), "unused", aliases=("embed.weight",)), "stands for several", "embed.weight"),
+        (with_layer(clustered(), "block_1", name="block_0"), "the layer name 'block_0'", "block_0"),
+        (
+            replace(clustered(), classes=clustered().classes + clustered().classes[:1]),
+            "the class name 'count'", "@count",
+        ),
+    ],
+    "program-signature": [
+        (with_state(clustered(), "unused", kind="thing"), "unknown kind of state 'thing'", "thing unused"),
+        (with_state(clustered(), "unused", trainable=True), "a buffer does not train", "unused"),
+        (with_state(clustered(), "unused", type=TensorType("f32", (BATCH,))), "no type of state", "f32[B]"),
+        (replace(clustered(), batch_size=0), "a batch of 0 samples", "program Net"),
+    ],
+    "graph-matches-program": [
+        (replace(captured(), inputs=captured().inputs[:1]), "inputs differ", "graph {"),
+        (
+            with_state(captured(), "embed.weight", type=TensorType("f32", (99, 8))),
+            "the program has it as f32[99, 8]", "state %embed.weight",
+        ),
+        (replace(captured(), output="h0"), "must return the program's output %h0", "return %loss"),
+    ],
+    "known-classes": [
+        (with_layer(clustered(), "block_1", cls="blok"), "unknown class @blok; did you mean 'block'?", "@blok"),
+        (replace(clustered(0)), "no layer calls @block", "class @block"),
+    ],
+    "layer-signatures": [
+        (with_layer(clustered(), "block_1", operands=("h1",)), "binds 1 operands, but @block has 2", "block_1"),
+        (with_layer(clustered(), "block_1", state=()), "binds 0 state", "block_1"),
+        (with_layer(clustered(), "block_1", results=("h2", "h2b")), "binds 2 results", "block_1"),
+    ],
+    "layers-in-order": [
+        (with_layer(clustered(), "block_1", operands=("h3", "mask")), "reads %h3 before it is defined", "block_1"),
+        (with_layer(clustered(), "block_1", operands=("hh", "mask")), "reads %hh undefined", "block_1"),
+        (with_layer(clustered(), "block_1", results=("h1",)), "defines %h1 again", "block_1"),
+        (with_layer(staged(), "block_2", operands=("h0", "mask")), "reads %h0 undefined", "block_2"),
+    ],
+    "state-is-bound": [
+        (with_layer(clustered(), "head", state=("embd.weight",)), "did you mean 'embed.weight'", "head"),
+        (
+            with_state(clustered(), "embed.weight", type=TensorType("f32", (12, 9))),
+            "embed.weight is f32[12, 9]", "embedding",
+        ),
+    ],
+    "operand-types": [
+        (with_layer(clustered(), "block_1", operands=("mask", "mask")), "%mask is bool[B, 6, 1], but %x", "block_1"),
+    ],
+    "cheap-layers": [
+        (
+            with_layer(clustered(), "embedding", when=When.PREAMBLE),
+            "reads the trainable state embed.weight", "embedding",
+        ),
+        (
+            with_layer(clustered(), "block_0", when=When.STEP),
+            "reads %h0, which a micro-batch layer computes", "block_0",
+        ),
+    ],
+    "output-is-loss": [
+        (replace(clustered(), output="lss"), "nothing defines %lss", "output %lss"),
+        (replace(clustered(), output="h1"), "a loss is a floating-point scalar", "output %h1"),
+    ],
+    "costs-present": [(with_class(costed(), "head", cost=None), "@head has no cost", "class @head")],
+    "candidates-fit": [
+        (replace(with_candidates(), candidates=(Candidates(2, "hed", ()),)), "unknown class @hed", "pp2 @hed"),
+        (replace(with_candidates(), candidates=(Candidates(1, "head", (Strategy.parse("dp4"),)),)), "use [4]", "pp1"),
+        (replace(with_candidates(), candidates=with_candidates().candidates * 2), "a second list", "pp2 @embedding"),
+    ],
+    "plan-belongs": [
+        (with_plan(planned(), fingerprint="0"), "the plan is for '0'", "fingerprint"),
+        (with_plan(planned(), schedule="zigzag"), "unknown schedule", "schedule"),
+        (with_plan(planned(), micro_batches=0), "must be positive", "micro_batches"),
+        (with_plan(planned(), peak_bytes=(1,)), "1 figures for 2 stages", "peak_bytes"),
+        (with_plan(planned(), stages=(), peak_bytes=None), "no stages", "plan {"),
+    ],
+    "plan-covers-layers": [
+        (with_plan(planned(), stages=((TP8,) * 7,), peak_bytes=None), "strategies for [7] layers", "plan {"),
+        (with_plan(planned(), stages=((TP8,) * 6, ())), "stage 1 has no layers", "stage 1 = "),
+    ],
+    "plan-uses-devices": [
+        (with_plan(planned(), world_size=16), "dp2-tp2 uses 4 of 16 devices", "stage 0 ="),
+        (replace(planned(), cluster=Cluster.parse("a100-80g:1x4"), candidates=()), "the cluster has 4", "world_size"),
+    ],
+    "plan-divides-batch": [
+        (
+            with_plan(planned(), global_batch_size=12),
+            "a batch of 12 does not divide into 4 micro-batches × dp2", "stage 0 =",
+        ),
+    ],
+    "meshes-fit": [
+        (with_class(sharded(), f"block{SUFFIX}", mesh=(Axis("dp", 2, 4), Axis("tp", 2, 1))), "not that of", "@block"),
+        (
+            with_class(sharded(), f"mask{SUFFIX}", strategy=None, mesh=(Axis("dp", 2, 4), Axis("tp", 2, 1))),
+            "dp=2@4 does not tile the 4 devices", "@mask",
+        ),
+    ],
+    "strategies-as-planned": [
+        (with_class(sharded(), f"block{SUFFIX}", strategy=None), "sharded for None", "block_0"),
+    ],
+    "state-shards": [
+        (
+            with_value(sharded(), f"block{SUFFIX}", "down.bias", layout=(Shard(0), REPLICATE)),
+            "f32[8] as (dp=2@2: S(0), tp=2@1: R) is f32[4], not f32[8]", "block_0",
+        ),
+        (
+            with_value(sharded(), f"embedding{SUFFIX}", "embed.weight", layout=(PARTIAL, REPLICATE)),
+            "state is never a partial sum", "embedding",
+        ),
+    ],
+    "edges-agree": [
+        (
+            with_op(sharded(), f"embedding{SUFFIX}", "e", result_value={"layout": (REPLICATE, REPLICATE)}),
+            "is (dp=2@2: R, tp=2@1: R), but is read as (dp=2@2: S(0), tp=2@1: R)", "block_0",
+        ),
+        (
+            with_value(sharded(), f"block{SUFFIX}", "m", type=TensorType("bool", (LOCAL_BATCH, 1, 1))),
+            "is bool[b, 6, 1], but is read as bool[b, 1, 1]", "block_0",
+        ),
+        (
+            with_value(sharded(), "count", "labels", type=TensorType("i32", (BATCH, 6))),
+            "the local part is i64[B, 6], not i32[B, 6]", "count",
+        ),
+    ],
+    "loss-is-whole": [
+        (with_op(sharded(), f"head{SUFFIX}", "loss", result_value={"layout": (PARTIAL, BROADCAST)}), "(P, R')", "head"),
+    ],
+    "stages-in-order": [
+        (with_stage(staged(), 1, index=4), "stage 4 stands where stage 1 should", "stage 4 {"),
+        (replace(staged(), layers=sharded(3).layers), "not the layers of the program", "program Net"),
+    ],
+    "transfers-pair": [
+        (
+            with_stage(staged(), 1, receives=(replace(H2, type=TensorType("f32", (LOCAL_BATCH, 7, 8))),)),
+            "stage 1 must receive what the stage before sends: %h2: f32[b, 6, 8]", "receive %h2",
+        ),
+        (with_stage(staged(), 1, sends=(Transfer("h4", H2.type),)), "nobody receives", "send    %h4"),
+        (with_stage(staged(), 0, sends=()), "must receive what the stage before sends: nothing", "receive %h2"),
+    ],
+    "transfers-defined": [
+        (
+            with_stage(with_stage(staged(), 0, sends=(H2, Transfer("z", F32))), 1, receives=(H2, Transfer("z", F32))),
+            "%z is not defined here", "send    %z",
+        ),
+        (loss_on_the_first_stage(), "the last stage does not compute the loss %loss", "stage 1 {"),
+    ],
+    "state-is-kept": [
+        (
+            with_stage(staged(), 0, state=staged().stages[0].state[1:]),
+            "stage 0 does not keep embed.weight", "embedding",
+        ),
+        (with_stage(staged(), 0, state=(KEPT, *staged().stages[0].state)), "twice", "stage 0 {"),
+        (
+            with_stage(staged(), 0, state=(replace(KEPT, layout=(REPLICATE,) * 2), *staged().stages[0].state[1:])),
+            "is kept as (dp=2@2: R, tp=2@1: R), but embedding reads it as", "keep embed.weight",
+        ),
+        (
+            with_stage(staged(), 0, state=(replace(KEPT, layout=()), *staged().stages[0].state[1:])),
+            "0 placements on a mesh of 2 axes", "keep embed.weight",
+        ),
+        (
+            with_stage(staged(), 0, state=(*staged().stages[0].state, replace(KEPT, state="x"))),
+            "no such state", "keep x",
+        ),
+    ],
+    "tied-state-agrees": [
+        (
+            with_stage(staged(), 1, state=(*staged().stages[1].state, KEPT_ODD)),
+            "otherwise on another stage", "keep blocks.0.down.bias",
+        ),
+    ],
+}  # fmt: skip
+
+
+CASES = [pytest.param(rule, *case, id=f"{rule}-{i}") for rule, cases in BROKEN.items() for i, case in enumerate(cases)]
+
+
+@pytest.mark.parametrize(("rule", "program", "message", "line"), CASES)
+def test_a_broken_program_is_refused_at_its_line(rule: str, program: Program, message: str, line: str) -> None:
+    """`message` tells what is wrong; the marked line of the excerpt holds `line`."""
+    with pytest.raises(VerifyError, match=re.escape(message)) as caught:
+        verify(program)
+    assert caught.value.rule == rule
+    text = str(caught.value)
+    assert f"program Net ({program.form}) breaks the rule {rule}: " in text
+    marked = [shown for shown in text.splitlines() if shown.startswith(">>>")]
+    assert any(line in shown for shown in marked), text
+
+
+def test_every_rule_has_a_broken_example_and_a_meaning() -> None:
+    assert [rule.name for rule in RULES] == list(dict.fromkeys(rule.name for rule in RULES))
+    assert set(BROKEN) == {rule.name for rule in RULES}
+    assert all(BROKEN.values())
+    assert all(rule.meaning.endswith(".") and rule.forms for rule in RULES)
+
+
+def test_a_single_graph() -> None:
+    graph = clustered().class_of["block"].graph
+    verify_graph(graph)
+    with pytest.raises(VerifyError, match="graph breaks the rule defined-before-use") as caught:
+        verify_graph(replace(graph, outputs=("z",)))
+    assert re.search(r"^>>> +\d+ \|   return %z$", str(caught.value), re.MULTILINE)
+
+
+def test_a_message_tells_a_few_of_many_violations() -> None:
+    program = clustered(20)
+    broken = replace(program, layers=tuple(replace(layer, state=("x",) * len(layer.state)) for layer in program.layers))
+    with pytest.raises(VerifyError, match=r"and \d+ more") as caught:
+        verify(broken)
+    assert str(caught.value).count("\n") < 60
