@@ -1,22 +1,26 @@
 """Roles as boundary conditions: what a role fixes at the border of a layer; the solver finds everything inside.
 
-| role | values that cross the border | parameters | may shard |
+| role | the residual stream | parameters | may shard |
 |---|---|---|---|
-| dp | sharded along the batch; without a batch dimension, whole with a partial gradient | whole, gradient summed | the batch |
-| tp | whole | matrices sharded, others as the solver likes | factors of parameters |
+| dp | sharded along the batch | whole | the batch |
+| tp | whole | matrices sharded, others as suits | factors of parameters |
+| tp+sp | sharded along the sequence | matrices sharded, others as suits | factors of parameters, the sequence |
+| ulysses | sharded along the sequence | whole | everything but the batch |
 
-A value without a gradient is whole wherever its role does not shard it. The loss leaves a dp axis as a partial sum, and
-statistics of the batch leave every axis whole.
+The residual stream is what crosses a layer's border with a gradient and a batch dimension. Other values with a gradient
+cross whole, with a partial gradient where the stream is sharded; values without one are whole wherever the batch is not
+sharded. The loss leaves an axis that shards samples or tokens as a partial sum, and statistics of the batch are whole.
+Where parameters are whole their gradients are summed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE
-from galvatron.ir.types import BATCH, TensorType, exact_quotient
+from galvatron.ir.types import BATCH, TensorType, exact_quotient, simplify_dim
 from galvatron.passes.sharding.factors import FactorTable, OpFactor
 from galvatron.passes.sharding.modes import Mode, Split, State
 from galvatron.passes.sharding.solver import Boundary
@@ -26,8 +30,8 @@ from galvatron.passes.sharding.solver import Boundary
 class Border:
     """What a class is to its program: which of its values have gradients, which output is the loss, which state trains.
 
-    `whole_outputs` are outputs that every rank must have whole (statistics of the batch), `whole_state` trainable state that
-    must be kept whole, its gradient summed.
+    `whole_outputs` are outputs that every rank must have whole (statistics of the batch), `whole_state` trainable state
+    that must be kept whole, its gradient summed.
     """
 
     differentiable: frozenset[str]
@@ -37,48 +41,106 @@ class Border:
     whole_state: frozenset[str] = frozenset()
 
 
-def crossing_state(role: str, type_: TensorType, differentiable: bool) -> State:
-    """The state, on one axis of a role, of a value of this global type where it crosses from one layer to another."""
-    if role == "dp":
-        for dim, size in enumerate(type_.shape):
-            inside = exact_quotient(size, BATCH) if not isinstance(size, int) else None
-            if inside is not None:
-                return Split(dim, inside, BATCH)
-        return BROADCAST if differentiable else REPLICATE
-    return REPLICATE
+def batch_split(type_: TensorType) -> Split | None:
+    """The split of a value along the batch; None without a batch dimension."""
+    for dim, size in enumerate(type_.shape):
+        inside = exact_quotient(size, BATCH) if not isinstance(size, int) else None
+        if inside is not None:
+            return Split(dim, inside, BATCH)
+    return None
 
 
-def _crossings(role: str, graph: Graph, border: Border, names: Iterable[str]) -> dict[str, State]:
-    return {n: crossing_state(role, graph.values[n].type, n in border.differentiable) for n in names}
+def sequence_split(type_: TensorType) -> Split | None:
+    """The split of a residual stream along its sequence: the first factor after the batch, the last dimension excepted.
+
+    That is dim 1 of `(B, S, H)`, dim 0 of `(S, B, H)`, the inner factor of dim 0 of `(B·S, H)`; None for `(B, H)`.
+    """
+    batch = batch_split(type_)
+    if batch is None:
+        return None
+    for dim, size in enumerate(type_.shape[:-1]):
+        inside = batch.inner if dim == batch.dim else size
+        if inside != 1:
+            return Split(dim, 1, simplify_dim(inside))
+    return None
 
 
-def _dp(graph: Graph, border: Border, table: FactorTable, modes: list[tuple[Mode, ...]]) -> Boundary:
-    outputs = _crossings("dp", graph, border, graph.outputs)
-    outputs.update((name, REPLICATE) for name in border.whole_outputs)
-    if border.loss is not None:
-        outputs[border.loss] = PARTIAL
-    return Boundary(
-        inputs=_crossings("dp", graph, border, [v.name for v in graph.inputs]),
-        outputs=outputs,
-        state={v.name: (BROADCAST if v.name in border.trainable else REPLICATE,) for v in graph.state},
-    )
+@dataclass(frozen=True)
+class Role:
+    """What a role means on one mesh axis.
 
+    `stream` gives the split of a residual stream's type, None where it stays whole; `splits_samples` says that ranks
+    work on different samples or tokens throughout, so that the loss is a partial sum. `matrices` says that matrices are
+    sharded. `reach` names what may be sharded besides: the batch, the sequence, factors of parameters, or any factor
+    but the batch.
+    """
 
-def _tp(graph: Graph, border: Border, table: FactorTable, modes: list[tuple[Mode, ...]]) -> Boundary:
-    """Matrices are sharded wherever some rule can, whatever it costs: a tensor-parallel plan is asked for to save memory.
-    Other parameters (biases, gains) are kept as suits the ops that read them."""
-    free = border.trainable - border.whole_state
-    states: dict[str, list[State]] = {v.name: [REPLICATE] for v in graph.state}
-    states.update((n, [BROADCAST]) for n in border.whole_state)
-    for name in free:
+    stream: Callable[[TensorType], Split | None]
+    reach: frozenset[str]
+    splits_samples: bool = False
+    matrices: bool = False
+
+    def crossing(self, type_: TensorType, differentiable: bool) -> State:
+        """The state of a value of a global type where it crosses from one layer to another."""
+        split = self.stream(type_) if differentiable or "batch" in self.reach else None
+        if split is not None:
+            return split
+        return REPLICATE if not differentiable or self.stream is _whole else BROADCAST
+
+    def allowed(self, graph: Graph, border: Border, table: FactorTable) -> Callable[[int, OpFactor], bool]:
+        """Which factors of which ops the axis may shard."""
+        crossing = [*(v.name for v in graph.inputs), *graph.outputs]
+        seeds = [
+            (name, table.at(name, split.dim, split.inner, split.size))
+            for name in crossing
+            if name in border.differentiable and (split := sequence_split(graph.values[name].type)) is not None
+        ]
+        sequence = table.connected(seeds) if "sequence" in self.reach else frozenset()
+        parameters = table.of_values(v.name for v in graph.state) if "parameters" in self.reach else frozenset()
+
+        def allowed(index: int, factor: OpFactor) -> bool:
+            if factor.size == BATCH:
+                return "batch" in self.reach
+            return "any" in self.reach or table.touches(index, factor, sequence | parameters)
+
+        return allowed
+
+    def boundary(
+        self, graph: Graph, border: Border, table: FactorTable, modes: list[tuple[Mode, ...]]
+    ) -> Boundary:
+        """The boundary condition of one axis."""
+
+        def crossing(name: str) -> State:
+            state = self.crossing(graph.values[name].type, name in border.differentiable)
+            if isinstance(state, Split) and state.size != BATCH:
+                factor = table.at(name, state.dim, state.inner, state.size)
+                return Split(factor.dim, factor.inner, factor.size)
+            return state
+
+        outputs = {name: crossing(name) for name in graph.outputs}
+        outputs.update((name, REPLICATE) for name in border.whole_outputs)
+        if border.loss is not None:
+            outputs[border.loss] = PARTIAL if self.splits_samples else REPLICATE
+        return Boundary(
+            inputs={v.name: crossing(v.name) for v in graph.inputs},
+            outputs=outputs,
+            state={v.name: self._kept(v.name, graph, border, table, modes) for v in graph.state},
+        )
+
+    def _kept(
+        self, name: str, graph: Graph, border: Border, table: FactorTable, modes: list[tuple[Mode, ...]]
+    ) -> tuple[State, ...]:
+        """The states a parameter or buffer may be kept in.
+
+        Under tensor parallelism a matrix is sharded wherever some rule can, whatever it costs: such a plan is asked for
+        to save memory.
+        """
+        if name not in border.trainable:
+            return (REPLICATE,)
+        if name in border.whole_state or not self.matrices:
+            return (BROADCAST,)
         splits = _splits(name, graph, modes)
-        whole: list[State] = [] if splits and _is_matrix(name, graph, table) else [REPLICATE, BROADCAST]
-        states[name] = [*whole, *splits]
-    return Boundary(
-        inputs=_crossings("tp", graph, border, [v.name for v in graph.inputs]),
-        outputs=_crossings("tp", graph, border, graph.outputs),
-        state={v.name: tuple(states[v.name]) for v in graph.state},
-    )
+        return tuple(splits) if splits and _is_matrix(name, graph, table) else (REPLICATE, BROADCAST, *splits)
 
 
 def _splits(name: str, graph: Graph, modes: list[tuple[Mode, ...]]) -> list[State]:
@@ -92,7 +154,8 @@ def _splits(name: str, graph: Graph, modes: list[tuple[Mode, ...]]) -> list[Stat
 
 
 def _is_matrix(name: str, graph: Graph, table: FactorTable) -> bool:
-    """Whether an op multiplies the value and sums over a dimension of the product: a matrix, a lookup table, a kernel."""
+    """Whether an op multiplies the value and sums over a dimension of the product: a matrix, a lookup table, a
+    kernel."""
     for index, op in enumerate(graph.ops):
         dims = table.dims[index]
         if name in op.operands and dims is not None:
@@ -102,16 +165,14 @@ def _is_matrix(name: str, graph: Graph, table: FactorTable) -> bool:
     return False
 
 
-@dataclass(frozen=True)
-class Role:
-    """What a role means on one mesh axis: its boundary condition, and which factors of an op it may shard."""
-
-    boundary: Callable[[Graph, Border, FactorTable, list[tuple[Mode, ...]]], Boundary]
-    shards: Callable[[FactorTable, int, OpFactor], bool]
+def _whole(type_: TensorType) -> None:
+    """The stream of a role that keeps it whole."""
 
 
 ROLES: dict[str, Role] = {
-    "dp": Role(_dp, lambda table, index, factor: factor.size == BATCH),
-    "tp": Role(_tp, lambda table, index, factor: factor.size != BATCH and table.of_parameters(index, factor)),
+    "dp": Role(batch_split, frozenset({"batch"}), splits_samples=True),
+    "tp": Role(_whole, frozenset({"parameters"}), matrices=True),
+    "tp+sp": Role(sequence_split, frozenset({"parameters", "sequence"}), matrices=True),
+    "ulysses": Role(sequence_split, frozenset({"any"}), splits_samples=True),
 }
 """Every role of a strategy that the partitioner knows."""

@@ -8,8 +8,9 @@ the product of the factors inside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import networkx
 
@@ -26,6 +27,10 @@ class Factor:
     dim: int
     inner: Dim
     size: Dim
+
+
+Place = tuple[str, Factor]
+"""A factor of a named value."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,6 @@ class FactorTable:
         self._graph = graph
         self._refine()
         self._op_factors = [self._find_op_factors(i) for i in range(len(graph.ops))]
-        self._parameter_factors = self._reach({v.name for v in graph.state})
 
     def factors(self, value: str, dim: int) -> list[Factor]:
         """The factors of one dimension, outermost first."""
@@ -62,23 +66,42 @@ class FactorTable:
         """The factors along which an op may be sharded: the same elementary factor at every place that has the name."""
         return self._op_factors[index]
 
-    def of_parameters(self, index: int, factor: OpFactor) -> bool:
-        """Whether a factor of op `index` is, through any chain of ops, a factor of a parameter or buffer."""
-        return any(place in self._parameter_factors for place in self._factor_places(index, factor))
+    def at(self, value: str, dim: int, inner: Dim, size: Dim) -> Factor:
+        """The outermost elementary factor of a stretch of a dimension: `size` elements that each span `inner`."""
+        end = simplify_dim(inner * size)
+        return next(f for f in self.factors(value, dim) if simplify_dim(f.inner * f.size) == end)
 
-    def _factor_places(self, index: int, factor: OpFactor) -> list[tuple[str, Factor]]:
+    def of_values(self, names: Iterable[str]) -> frozenset[Place]:
+        """Every place connected to a factor of one of the values."""
+        given = set(names)
+        return self._reach(lambda place: place[0] in given)
+
+    def connected(self, seeds: Iterable[Place]) -> frozenset[Place]:
+        """Every place connected, by ops that share a factor, to one of the given places (these included)."""
+        given = set(seeds)
+        return self._reach(given.__contains__) | given
+
+    def touches(self, index: int, factor: OpFactor, places: frozenset[Place]) -> bool:
+        """Whether a factor of op `index` lies at one of the places."""
+        return any(place in places for place in self._factor_places(index, factor))
+
+    def _factor_places(self, index: int, factor: OpFactor) -> list[Place]:
         op = self._graph.ops[index]
         names = (*op.operands, *(v.name for v in op.results))
         return [(n, f) for n, f in zip(names, (*factor.operands, *factor.results), strict=True) if f is not None]
 
-    def _reach(self, values: set[str]) -> set[tuple[str, Factor]]:
-        """Every place connected, by ops that share a factor, to some factor of the given values."""
-        links: networkx.Graph[tuple[str, Factor]] = networkx.Graph()
+    def _reach(self, wanted: Callable[[Place], bool]) -> frozenset[Place]:
+        components = (c for c in networkx.connected_components(self._links) if any(wanted(place) for place in c))
+        return frozenset().union(*components)
+
+    @cached_property
+    def _links(self) -> networkx.Graph[Place]:
+        """Places that are one factor to some op."""
+        links: networkx.Graph[Place] = networkx.Graph()
         for index, factors in enumerate(self._op_factors):
             for factor in factors:
                 networkx.add_path(links, self._factor_places(index, factor))
-        components = networkx.connected_components(links)
-        return set().union(*(c for c in components if any(value in values for value, _ in c)))
+        return links
 
     def _find_op_factors(self, index: int) -> list[OpFactor]:
         dims = self.dims[index]

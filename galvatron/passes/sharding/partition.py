@@ -6,7 +6,6 @@ axes together give the local graph, with every collective and its adjoint in pla
 
 from __future__ import annotations
 
-from functools import partial
 
 from galvatron.errors import StrategyError, did_you_mean
 from galvatron.ir.cluster import Cluster
@@ -40,7 +39,7 @@ def shard_class(cls: LayerClass, strategy: Strategy, cluster: Cluster, border: B
     solved: list[tuple[Boundary, Solution]] = []
     for axis in strategy.mesh:
         role = role_of(strategy, axis)
-        allowed = partial(role.shards, table)
+        allowed = role.allowed(graph, border, table)
         modes = [
             op_modes(graph, i, table, axis.size, differentiable, shares.taken[i], allowed)
             for i in range(len(graph.ops))
