@@ -56,9 +56,9 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
     except BaseException:
         _discard(world_size)
         raise
+    if not ranks.consistent:
+        _discard(world_size)
     if errors:
-        if not ranks.consistent:
-            _discard(world_size)
         first = next(iter(errors))
         raise RankFailure(f"rank {first} of {world_size}: {errors[first]}", errors)
     return results
@@ -115,7 +115,8 @@ class _RankSet:
                 assert isinstance(connection, Connection)
                 rank = open_ranks.pop(connection)
                 try:
-                    kind, results[rank] = pickle.loads(connection.recv_bytes())
+                    kind, results[rank], usable = pickle.loads(connection.recv_bytes())
+                    self.consistent &= usable
                 except EOFError:
                     self.processes[rank].join(5)
                     kind, results[rank] = "died", f"the process ended with status {self.processes[rank].exitcode}"
@@ -124,7 +125,7 @@ class _RankSet:
                     errors[rank] = results[rank]
                     # The others may wait for this one forever.
                     deadline = min(deadline, time.monotonic() + 10.0)
-        self.consistent = len(kinds) == 1 and "died" not in kinds
+        self.consistent &= len(kinds) == 1 and "died" not in kinds
         return results, errors
 
     def end(self) -> None:
@@ -158,6 +159,7 @@ def _serve(rank: int, size: int, port: int, connection: Connection, path: list[s
     import torch
 
     from galvatron import runtime
+    from galvatron.runtime import failure
 
     torch.set_num_threads(1)
     world = runtime.initialize("cpu", timeout_s=60.0)
@@ -171,10 +173,9 @@ def _serve(rank: int, size: int, port: int, connection: Connection, path: list[s
             function: Any = _load(file)
             for part in name.split("."):
                 function = getattr(function, part)
-            answer = ("result", function(world, *args))
-            message = pickle.dumps(answer)
+            message = pickle.dumps(("result", function(world, *args), not failure.job_failed()))
         except BaseException as error:
-            message = pickle.dumps((type(error).__name__, traceback.format_exc()))
+            message = pickle.dumps((type(error).__name__, traceback.format_exc(), not failure.job_failed()))
         connection.send_bytes(message)
 
 

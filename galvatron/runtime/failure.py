@@ -1,9 +1,10 @@
 """What happens when a rank fails: every rank ends within seconds, and the first error is the one that is shown.
 
-The failing rank prints one line, writes it under one key of the job's store and lets its exception travel on. A watch
-thread on every other rank sees the key. A rank that was waiting for the failed one then gets an exception from the
-closed connection, which is replaced by `RankError` naming the first failure; one that stays stuck in a collective
-(NCCL does not notice a lost peer) is ended after a short grace.
+The failing rank prints one line, writes it under one key of the job's store and lets its exception travel on. That
+happens at once for an error in the middle of a step, and for any other error when it ends the script. A watch thread on
+every other rank sees the key. A rank that was waiting for the failed one then gets an exception from the closed
+connection, which is replaced by `RankError` naming the first failure; one that stays stuck in a collective (NCCL does
+not notice a lost peer) is ended after a short grace.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from galvatron.errors import RankError
+from galvatron.errors import GalvatronError, RankError
 
 _KEY = "galvatron/first_failure"
 _GRACE_S = 3.0
@@ -86,7 +87,7 @@ def watch(rank: int, size: int) -> None:
     if _watch is None:
         store: Any = dist.distributed_c10d._get_default_store()  # `clone` is missing from torch's type stubs
         _watch = _Watch(store.clone(), rank, size)
-        _print_rank_errors_in_one_line()
+        _take_uncaught_errors()
 
 
 def stop() -> bool:
@@ -100,10 +101,18 @@ def stop() -> bool:
     return failed
 
 
+def job_failed() -> bool:
+    """Whether a rank is known to have failed."""
+    return _watch is not None and _watch.first_failure is not None
+
+
 @contextmanager
 def guarded(what: str) -> Iterator[None]:
     """Around work that communicates: an error inside is reported to the other ranks, and when another rank failed
     first, that is what is raised.
+
+    A `GalvatronError` passes as it is: it says that the input is wrong, which all ranks find alike, and the job can go
+    on.
 
     Raises:
         RankError: another rank failed first.
@@ -115,6 +124,8 @@ def guarded(what: str) -> Iterator[None]:
     _watch.busy += 1
     try:
         yield
+    except GalvatronError:
+        raise
     except BaseException as error:
         _raise_if_another_failed(_watch)
         _report(_watch, what, error)
@@ -145,15 +156,17 @@ def _print(line: str) -> None:
     sys.stderr.flush()
 
 
-def _print_rank_errors_in_one_line() -> None:
-    """The only traceback of a failed job is that of the rank that failed."""
+def _take_uncaught_errors() -> None:
+    """An error that ends the script is reported; the only traceback of a failed job is that of the rank that failed."""
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, RankError) and _watch is not None:
             _print(f"rank {_watch.rank} stops: {error}")
-        else:
-            previous(kind, error, trace)
+            return
+        if _watch is not None:
+            _report(_watch, "the script", error)
+        previous(kind, error, trace)
 
     sys.excepthook = hook
 

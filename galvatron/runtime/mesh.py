@@ -95,6 +95,8 @@ def initialize(device: str | None = None, *, timeout_s: float = 1800.0) -> World
         backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
         atexit.register(shutdown)
+    else:
+        atexit.register(failure.stop)
     world = World(dist.get_rank(), dist.get_world_size(), target)
     if world.size > 1:
         failure.watch(world.rank, world.size)

@@ -1,6 +1,7 @@
-"""A job for `torchrun`: a two-stage pipeline in which one rank does what the command line says at its third forward.
+"""A job for `torchrun`: a two-stage pipeline in which one rank does what the command line says at its third forward
+(`script`: between two steps).
 
-failing_job.py RANK raise|exit|kill|sleep
+Arguments: RANK raise|exit|kill|sleep|script
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ def main() -> None:
     executor = rt.Executor(stage, microbatches=2, model=state)
     while True:
         executor.forward_backward(small.batch(8))
+        if action == "script" and world.rank == bad_rank:
+            raise OSError("the data set is gone")
 
 
 if __name__ == "__main__":

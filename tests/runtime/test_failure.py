@@ -42,7 +42,8 @@ def job(action: str) -> Iterator[subprocess.Popen[str]]:
     ("action", "first"),
     [
         ("raise", "rank 1 failed in stage 1: ValueError: a label is out of range"),
-        ("exit", "rank 1 failed in stage 1: SystemExit: no data left"),
+        pytest.param("script", "rank 1 failed in the script: OSError: the data set is gone", marks=pytest.mark.slow),
+        pytest.param("exit", "rank 1 failed in stage 1: SystemExit: no data left", marks=pytest.mark.slow),
         ("kill", "rank 0 lost another rank, which was killed or crashed, in stage 0"),
     ],
 )
