@@ -87,6 +87,23 @@ def reload(world: rt.World, plan: tuple[int, int, int]) -> None:
     close(executor.forward_backward(small.batch(4)), other(**small.batch(4)).detach())
 
 
+def frozen_first_stage(world: rt.World) -> tuple[float, float, int, int]:
+    mesh = rt.build_mesh(world, small.stage_axes(2, 1, 1))
+    stage = small.make_stage(mesh, 1, 1)
+    state = rt.ModelState(new_model())
+    rt.materialize(stage, state)
+    for name, parameter in stage.named_parameters():
+        parameter.requires_grad_(mesh.stage == 1 and name != "embedding.weight")
+    executor = rt.Executor(
+        stage, microbatches=4, model=state, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)
+    )
+    losses = [float(executor.train_step(small.batch(8))) for _ in range(2)]
+    names = set(executor.full_gradients())
+    assert names and all(name.startswith(("blocks.2", "blocks.3")) for name in names)
+    received = executor._pipeline._schedule(2)._stage.args_recv_info.values()
+    return losses[0], losses[1], len(received), len({id(infos) for infos in received if infos})
+
+
 def refused(world: rt.World, plan: tuple[int, int, int], change: str) -> str:
     executor = new_executor(world, plan, microbatches=2)
     batch = small.batch(4)
@@ -120,6 +137,12 @@ def test_one_stage_equals_one_process(pp, dp, tp, microbatches):
 @pytest.mark.parametrize(("pp", "dp", "tp"), [plan for plan in PLANS if plan[0] > 1])
 def test_pipeline_equals_one_process(pp, dp, tp, microbatches, schedule):
     run_ranks(one_plan, pp * dp * tp, (pp, dp, tp), microbatches, schedule)
+
+
+def test_a_stage_without_trained_parameters_and_one_receive_buffer_on_the_last_stage():
+    results = run_ranks(frozen_first_stage, 2)
+    assert results[0][:2] == results[1][:2] and results[0][1] < results[0][0]
+    assert results[1][2:] == (4, 1)
 
 
 @pytest.mark.parametrize("plan", [(1, 1, 1), (2, 1, 2), (2, 2, 1)])
