@@ -125,6 +125,17 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", _DECODER),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", _DECODER),
     "mixtral": ("MixtralConfig", "MixtralForCausalLM", _DECODER | _EXPERTS),
+    "mistral": ("MistralConfig", "MistralForCausalLM", _DECODER),
+    "gemma": ("GemmaConfig", "GemmaForCausalLM", _DECODER),
+    "gpt-neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", _ENCODER | {"use_cache": False}),
+    "opt": (
+        "OPTConfig",
+        "OPTForCausalLM",
+        {
+            "vocab_size": VOCABULARY, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "dropout": 0.0, "max_position_embeddings": 32, "use_cache": False,
+        },
+    ),
     "gpt2": (
         "GPT2Config",
         "GPT2LMHeadModel",

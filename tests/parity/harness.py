@@ -1,0 +1,186 @@
+"""One plan against eager PyTorch: the test process captures, plans, lowers and verifies; rank processes run the text.
+
+A model is captured once per session whatever the number of plans, and the ranks get nothing but the generated source,
+as after `galvatron.compile`.
+
+    check("llama", "pp2/m4/1f1b/dp1-tp2")
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from galvatron import runtime as rt
+from galvatron.codegen import emit, load_module, stage_axes
+from galvatron.ir import plan as plans
+from galvatron.ir.capture import capture_graph
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.plan import Plan, PlanShorthand
+from galvatron.ir.program import Form, Program
+from galvatron.ir.strategy import Strategy
+from galvatron.ir.text import print_program
+from galvatron.ir.verify import verify
+from galvatron.passes import FRONT_END, LOWERING
+from galvatron.passes.instrument import verify_each
+from galvatron.passes.pipeline import Pipeline
+from tests import ranks
+from tests.models import Doubles
+from tests.parity.subjects import SUBJECTS, Batch, Subject
+
+TOLERANCE = 1e-9
+NOISE = 1e-6
+"""A gradient below this share of the norm of all gradients is compared as if it were that large: where it is zero in
+exact arithmetic (the bias of attention keys) both sides hold nothing but rounding."""
+
+BATCH_SIZE = 16
+# Ranks import the Hugging Face stack once, before they are forked.
+ranks.PRELOAD.append("transformers.models.llama.modeling_llama")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What eager PyTorch computes: the loss and each parameter's gradient by name, aliases included."""
+
+    loss: Tensor
+    gradients: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What ranks need to run a program: the source of each stage, the mesh axes of each, and the schedule."""
+
+    texts: dict[str, str]
+    axes: tuple[tuple[tuple[int, int], ...], ...]
+    micro_batches: int
+    schedule: str
+    cache_dir: str
+
+
+@cache
+def subject(name: str) -> Subject:
+    """The model called `name` with its batches; equal weights in every process."""
+    torch.manual_seed(0)
+    return SUBJECTS[name]()
+
+
+@cache
+def costed(name: str) -> tuple[Program, dict[str, Tensor]]:
+    """The captured model with layers and costs, and the data of its constants."""
+    case = subject(name)
+    with Doubles():
+        captured = capture_graph(case.model, case.batch(BATCH_SIZE, 0), loss_fn=case.loss_fn)
+    program = Pipeline.of((*FRONT_END, "annotate-costs")).run(captured.program, [verify_each])
+    return program, captured.constants
+
+
+def planned(name: str, plan: str | Plan | Sequence[Sequence[str]], world_size: int = 4, **fields: Any) -> Program:
+    """The model under a plan: a shorthand, a plan, or the strategies of each stage with the plan's other fields."""
+    program = replace(costed(name)[0], cluster=Cluster.parse(f"a100-80g:1x{world_size}"))
+    if isinstance(plan, str):
+        plan = plans.resolve(program, plan, BATCH_SIZE, world_size)
+    elif not isinstance(plan, Plan):
+        stages = tuple(tuple(Strategy.parse(s) for s in stage) for stage in plan)
+        defaults = {"micro_batches": 4, "schedule": "1f1b", "global_batch_size": BATCH_SIZE}
+        plan = Plan(program.fingerprint, world_size=world_size, stages=stages, **(defaults | fields))
+    plans.check(plan, program, world_size, BATCH_SIZE)
+    return replace(program, form=Form.PLANNED, plan=plan)
+
+
+def layer_count(name: str) -> int:
+    """The number of layers that a plan of the model gives a strategy to."""
+    return len(plans.planned_layers(costed(name)[0]))
+
+
+def eager(name: str, batch: Batch) -> Expected:
+    """Loss and gradients of the unmodified model on the whole batch."""
+    case = subject(name)
+    with Doubles():
+        loss = case.loss(batch)
+    named = {n: p for n, p in case.model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    found = {n: g for n, g in zip(named, gradients, strict=True) if g is not None}
+    return Expected(loss.detach(), found)
+
+
+def check(name: str, plan: str | Plan | Sequence[Sequence[str]], batch: Batch | None = None, **fields: Any) -> None:
+    """Asserts that a plan computes the loss and every gradient of eager PyTorch.
+
+    Args:
+        name: one of `SUBJECTS`.
+        plan: see `planned`; the world size is that of the plan.
+        batch: default: ragged labels.
+    """
+    program = planned(name, plan, _world_size(plan), **fields)
+    batch = subject(name).batch(BATCH_SIZE, 1) if batch is None else batch
+    check_program(name, program, batch)
+
+
+def check_program(name: str, program: Program, batch: Batch) -> None:
+    """Asserts that a planned program computes what eager PyTorch computes."""
+    plan = program.plan
+    assert plan is not None
+    staged = Pipeline.of(LOWERING).run(program)
+    verify(staged)
+    job = Job(emit(staged), stage_axes(staged), plan.micro_batches, plan.schedule, _cache_dir())
+    results = ranks.run_ranks(run_step, plan.world_size, name, job, costed(name)[1], batch)
+    expected = eager(name, batch)
+    for loss, _ in results:
+        assert loss == results[0][0], "ranks disagree on the loss"
+    errors = relative_errors(*results[0], expected)
+    wrong = {n: e for n, e in errors.items() if not e <= TOLERANCE}
+    assert not wrong, f"{plan}\nrelative errors: " + ", ".join(f"{n} {e:.1e}" for n, e in wrong.items())
+
+
+def relative_errors(loss: float, gradients: Mapping[str, Tensor], expected: Expected) -> dict[str, float]:
+    """The relative error, by norm, of the loss and of each gradient."""
+    assert gradients.keys() == expected.gradients.keys(), gradients.keys() ^ expected.gradients.keys()
+    whole = torch.stack([g.norm() for g in expected.gradients.values()]).norm()
+    errors = {"loss": float(abs(loss - expected.loss) / abs(expected.loss))}
+    for name, gradient in expected.gradients.items():
+        errors[name] = float((gradients[name] - gradient).norm() / gradient.norm().clamp_min(NOISE * whole))
+    return errors
+
+
+def artifacts(program: Program) -> str:
+    """The plan document and the program text, for the message of a failing test."""
+    assert program.plan is not None
+    return f"plan.json\n{program.plan.to_json()}\nprogram.gir\n{print_program(program)}"
+
+
+def run_step(
+    world: rt.World, name: str, job: Job, constants: dict[str, Tensor], batch: Batch
+) -> tuple[float, dict[str, Tensor]]:
+    """On a rank: loss and, on rank 0, gradients of one step of a generated program."""
+    mesh = rt.build_mesh(world, job.axes)
+    file = f"stage_{mesh.stage}.py"
+    stage = load_module(file, job.texts[file], job.cache_dir).Stage(mesh)
+    state = rt.ModelState(subject(name).model, constants=constants)
+    rt.materialize(stage, state)
+    executor = rt.Executor(stage, microbatches=job.micro_batches, schedule=cast(Any, job.schedule), model=state)
+    loss = executor.forward_backward(batch)
+    return float(loss), executor.full_gradients(rank0_only=True)
+
+
+@cache
+def _cache_dir() -> str:
+    """A directory for generated code, removed with the test process."""
+    path = tempfile.mkdtemp(prefix="galvatron-parity-")
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+def _world_size(plan: str | Plan | Sequence[Sequence[str]]) -> int:
+    if isinstance(plan, str):
+        return PlanShorthand.parse(plan).world_size
+    if isinstance(plan, Plan):
+        return plan.world_size
+    return len(plan) * Strategy.parse(plan[0][0]).devices
