@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable
@@ -320,10 +321,10 @@ def test_hostile_text_ends_in_an_error(text: str) -> None:
 
 
 FRAGMENTS = [
-    "%", "@", "#", "{", "}", "(", ")", "[", "]", ",", ":", "=", "-", "**", "/", "×", "..", "//", '"', "\n", " ", "0",
-    "9", "1e400", "B", "b", "none", "nan", "inf", "true", "f32", "{i}", "{2i+1}", "dtype.f32", "%loss", "layer ", "state ",
-    "stage ", "R'", "S(1)", "P", "dp4", "tp=2@1", "tp=0@0", "outer", "comm.copy", "aten.cat.default", "in ", "return ",
-    "99999999999999999999", "Mul(B, 2)", "\x00", "é",
+    *"%@#{}()[],:=-*/×.\"09Bb \n\x00é", "", "**", "..", "//", "1e400", "none", "nan", "inf", "true", "f32",
+    "{i}", "{2i+1}", "dtype.f32", "%loss", "layer ", "state ", "stage ", "R'", "S(1)", "dp4",
+    "tp=2@1", "tp=0@0", "outer", "comm.copy",
+    "aten.cat.default", "in ", "return ", "99999999999999999999", "Mul(B, 2)",
 ]  # fmt: skip
 TEXTS = {name: print_program(make()) for name, make in FORMS.items()}
 
@@ -331,9 +332,7 @@ TEXTS = {name: print_program(make()) for name, make in FORMS.items()}
 @settings(max_examples=400, deadline=None)
 @given(
     st.sampled_from(sorted(TEXTS)),
-    st.lists(
-        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 12), st.sampled_from(["", *FRAGMENTS])), max_size=3
-    ),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 12), st.sampled_from(FRAGMENTS)), max_size=3),
 )
 def test_mutated_text_never_crashes(form: str, edits: list[tuple[float, int, str]]) -> None:
     """Whatever is deleted or put in, the outcome is a program or an error of ours."""
@@ -347,3 +346,24 @@ def test_mutated_text_never_crashes(form: str, edits: list[tuple[float, int, str
     except (ParseError, VerifyError):
         return
     assert parse_program(print_program(program)) == program
+
+
+TOKEN = re.compile(r"[%@]?[\w.]+")
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(sorted(TEXTS)), st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 2**16)), max_size=2))
+def test_exchanged_words_never_crash(form: str, swaps: list[tuple[int, int]]) -> None:
+    """A word replaced by a like one from elsewhere in the text often parses, and then the verifier must cope."""
+    text = TEXTS[form]
+    for first, second in swaps:
+        words = list(TOKEN.finditer(text))
+        old = words[first % len(words)]
+        alike = [w.group() for w in words if _kind(w.group()) == _kind(old.group())]
+        text = text[: old.start()] + alike[second % len(alike)] + text[old.end() :]
+    with contextlib.suppress(ParseError, VerifyError):
+        verify(parse_program(text))
+
+
+def _kind(word: str) -> str:
+    return word[0] if word[0] in "%@" else "0" if word[0].isdigit() else word.partition(".")[0] if "." in word else "a"

@@ -51,7 +51,7 @@ def _rules(first: Form, last: Form, module: ModuleType, names: str) -> tuple[Rul
 RULES: tuple[Rule, ...] = (
     *_rules(Form.CAPTURED, Form.STAGED, programs, "form_fields program_names program_signature"),
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "unique_names defined_before_use known_ops known_dtypes"),
-    *_rules(Form.CAPTURED, Form.STAGED, graphs, "positive_shapes mesh_axes layouts_present result_count"),
+    *_rules(Form.CAPTURED, Form.STAGED, graphs, "sizes_in_batch mesh_axes layouts_present result_count"),
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "collectives result_types"),
     *_rules(Form.CAPTURED, Form.CAPTURED, programs, "graph_matches_program"),
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "known_classes layer_signatures layers_in_order state_is_bound"),
@@ -88,14 +88,14 @@ def verify_graph(graph: Graph) -> None:
     Raises:
         VerifyError: names the rule and shows the graph around the offending lines.
     """
-    scope = Scope(graph, symbols=frozenset((BATCH, LOCAL_BATCH)), smallest=0)
+    scope = Scope(graph, symbols=frozenset((BATCH, LOCAL_BATCH)))
     for rule in (r for r in RULES if r.about_graphs):
         _report(rule, "graph", list(rule.check(scope)), lambda: lenient_graph_lines(graph))
 
 
 def _scopes(program: Program) -> Iterator[Scope]:
     if program.graph is not None:
-        yield Scope(program.graph, smallest=0)
+        yield Scope(program.graph)
     for cls in program.classes:
         mesh = cls.mesh if program.form >= Form.SHARDED else None
         yield Scope(cls.graph, cls.name, sharding.batch_symbols(program, cls), mesh=mesh)

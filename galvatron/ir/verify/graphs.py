@@ -24,12 +24,11 @@ _LARGE_BATCH = 720720  # divisible by every number up to 16, so that b/2 or b/12
 @dataclass(frozen=True)
 class Scope:
     """A graph and what holds around it: the class it belongs to (None for a whole program's), the batch symbols its
-    shapes may use, the smallest size a dimension may have, and, where it is sharded, its mesh."""
+    shapes may use and, where it is sharded, its mesh."""
 
     graph: Graph
     owner: str | None = None
     symbols: frozenset[sympy.Expr] = frozenset((BATCH,))
-    smallest: int = 1
     mesh: tuple[Axis, ...] | None = None
 
 
@@ -92,8 +91,8 @@ def known_dtypes(scope: Scope) -> Iterator[Violation]:
                 yield ("op", scope.owner, index), f"unknown element type {arg.name!r}"
 
 
-def positive_shapes(scope: Scope) -> Iterator[Violation]:
-    """Sizes are positive, and symbolic only in the batch: `B` before sharding, `b` after."""
+def sizes_in_batch(scope: Scope) -> Iterator[Violation]:
+    """Sizes are not negative, and symbolic only in the batch: `B` before sharding, `b` after."""
     for value, locus in _definitions(scope):
         for dim in value.type.shape:
             if problem := _dim_problem(dim, scope):
@@ -109,7 +108,7 @@ def _dim_problem(dim: Dim, scope: Scope) -> str:
         return "" if value.is_positive else "not positive"
     if isinstance(dim, bool) or not isinstance(dim, int):
         return "a size is a whole number or an expression"
-    return "" if dim >= scope.smallest else "not positive"
+    return "" if dim >= 0 else "negative"
 
 
 def result_count(scope: Scope) -> Iterator[Violation]:

@@ -55,7 +55,9 @@ def expected_shapes(op: Op, types: dict[str, TensorType]) -> tuple[Shape, ...] |
 
     try:
         return rule(op, lookup)
-    except (_Unknown, IndexError, TypeError, AttributeError):
+    except ShapeError:
+        raise
+    except (_Unknown, IndexError, TypeError, AttributeError, ValueError):
         return None  # not written the way the table expects: an unusual overload
 
 
@@ -129,6 +131,8 @@ def _view(op: Op, of: Lookup) -> tuple[Shape, ...]:
 
 def _expand(op: Op, of: Lookup) -> tuple[Shape, ...]:
     source, sizes = of(op.args[0]).shape, _sizes(op.args[1])
+    if len(sizes) < len(source):
+        raise ShapeError(f"{_text(source)} does not expand to {_text(sizes)}")
     padded = (1,) * (len(sizes) - len(source)) + source
     target = tuple(old if size == -1 else size for old, size in zip(padded, sizes, strict=True))
     if any(not same(old, 1) and not same(old, new) for old, new in zip(padded, target, strict=True)):
@@ -215,7 +219,7 @@ def _matmul(op: Op, of: Lookup) -> tuple[Shape, ...]:
     a, b = of(op.args[0]).shape, of(op.args[1]).shape
     if not a or not b:
         raise ShapeError("a matrix product of a scalar")
-    _contract(a[-1], b[-2] if len(b) > 1 else b[-1])
+    _contract(a[-1], b[-2:][0])
     batch = broadcast([a[:-2], b[:-2]])
     return ((*batch, *(a[-2:-1] if len(a) > 1 else ()), *(b[-1:] if len(b) > 1 else ())),)
 

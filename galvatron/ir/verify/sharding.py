@@ -85,6 +85,8 @@ def state_shards(program: Program) -> Iterator[Violation]:
 def _state_problem(type: TensorType, formal: Value, cls: LayerClass) -> str:
     if any(isinstance(p, Partial) for p in formal.layout or ()):
         return "state is never a partial sum"
+    if len(type.shape) != len(formal.type.shape):
+        return f"{type} is no {formal.type}"
     try:
         local = TensorType(type.dtype, local_shape(type.shape, formal.layout or (), cls.mesh))
     except GalvatronError as error:
@@ -119,6 +121,8 @@ def _input_problem(value: Value, formal: Value, cls: LayerClass, when: When) -> 
     """What is wrong with a batch input bound to a class input: its local part is `b` samples along dimension 0."""
     if any(isinstance(p, Partial) for p in formal.layout or ()):
         return "a batch input is never a partial sum"
+    if len(value.type.shape) != len(formal.type.shape):
+        return f"{value.type} is no {formal.type}"
     symbol = BATCH if when is When.STEP and formal.type.shape[:1] == value.type.shape[:1] else LOCAL_BATCH
     shape = [d.subs(BATCH, symbol) if isinstance(d, sympy.Expr) else d for d in value.type.shape]
     inner = tuple(REPLICATE if isinstance(p, Shard) and p.dim == 0 else p for p in formal.layout or ())
