@@ -21,7 +21,10 @@ from tests import models
 
 
 class Net(nn.Module):
-    """Two linear layers and a buffer; `forward` is the function it is given."""
+    """Two linear layers and two buffers; `forward` is the function it is given."""
+
+    scale: torch.Tensor
+    calls: torch.Tensor
 
     def __init__(self, forward: Callable[..., Any]) -> None:
         super().__init__()
@@ -99,13 +102,14 @@ def test_tied_parameters_are_one(head_first: bool) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            parts = {"embedding": nn.Embedding(10, 8), "head": nn.Linear(8, 10, bias=False)}
+            parts: dict[str, Any] = {"embedding": nn.Embedding(10, 8), "head": nn.Linear(8, 10, bias=False)}
             parts["head"].weight = parts["embedding"].weight
             for name in reversed(parts) if head_first else parts:
                 self.add_module(name, parts[name])
 
         def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-            return F.cross_entropy(self.head(self.embedding(tokens)), tokens)
+            embedding, head = self.get_submodule("embedding"), self.get_submodule("head")
+            return F.cross_entropy(head(embedding(tokens)), tokens)
 
     program = capture_graph(Tied(), {"tokens": torch.zeros(4, dtype=torch.long)}).program
     (state,) = program.state
