@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from galvatron.ir.text.names import fill_marks, split_marks, template
 
 _MAX_PERIOD = 128
-_MIN_SAVED = 3
+_LOOP_LINES = 2
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,13 @@ class Loop:
 def fold(items: Sequence[str]) -> list[str | Loop]:
     """Marked lines (see `names`), with every long enough regular stretch folded into a `Loop`."""
     split = [split_marks(item) for item in items]
+    heights = [item.count("\n") + 1 for item in items]
     skeletons = [s for s, _ in split]
     numbers = [n for _, n in split]
     folded: list[str | Loop] = []
     at = 0
     while at < len(items):
-        period, count = _best_stretch(skeletons, numbers, at)
+        period, count = _best_stretch(skeletons, numbers, heights, at)
         if count:
             folded.append(_loop(skeletons, numbers, at, period, count))
             at += period * count
@@ -48,14 +49,18 @@ def fold(items: Sequence[str]) -> list[str | Loop]:
     return folded
 
 
-def _best_stretch(skeletons: list[str], numbers: list[tuple[int, ...]], at: int) -> tuple[int, int]:
-    """The (period, count) that covers most items from `at` on, the shortest period first; (0, 0) for none."""
+def _best_stretch(skeletons: list[str], numbers: list[tuple[int, ...]], heights: list[int], at: int) -> tuple[int, int]:
+    """The (period, count) that covers most items from `at` on and saves lines, the shortest period first; else (0, 0).
+
+    `heights` are the lines that each item takes.
+    """
     best = (0, 0)
     for period in range(1, min(_MAX_PERIOD, (len(skeletons) - at) // 2) + 1):
         if skeletons[at] != skeletons[at + period]:
             continue
         count = _count(skeletons, numbers, at, period)
-        if period * (count - 1) >= _MIN_SAVED and period * count > best[0] * best[1]:
+        saved = sum(heights[at : at + period]) * (count - 1)
+        if saved > _LOOP_LINES and period * count > best[0] * best[1]:
             best = (period, count)
     return best
 

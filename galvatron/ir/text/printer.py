@@ -30,7 +30,7 @@ from galvatron.units import format_bytes, format_flop, format_seconds
 
 VERSION = 1
 
-_NAME_WIDTH, _CALL_WIDTH, _TYPE_WIDTH, _LINE_WIDTH = 28, 80, 40, 120
+_NAME_WIDTH, _CALL_WIDTH, _TYPE_WIDTH, _COLUMN_WIDTH, _LINE_WIDTH = 28, 80, 40, 64, 120
 _AXIS_NAME = re.compile(r"[A-Za-z_][\w.]*")
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
@@ -359,7 +359,10 @@ def _aligned(lines: Sequence[Line]) -> list[Line]:
     """Lines with their tab-separated columns padded to equal widths."""
     rows = [line.text.split("\t") for line in lines]
     for column in range(max((len(row) for row in rows), default=1) - 1):
-        width = _width((row[column] for row in rows if len(row) > column + 1), 72)
+        # One line much longer than the others, such as a preamble's many results, must not push them apart.
+        lengths = sorted(_length(row[column]) for row in rows if len(row) > column + 1)
+        usual = 2 * lengths[len(lengths) // 2] + 8
+        width = _width((row[column] for row in rows if len(row) > column + 1), min(usual, _COLUMN_WIDTH))
         for row in rows:
             if len(row) > column + 1:
                 row[column] = _pad(row[column], width)
