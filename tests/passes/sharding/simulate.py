@@ -1,0 +1,286 @@
+"""All ranks of a mesh in one process: whole tensors taken apart and put together by layout, collectives in lockstep.
+
+Written from the definitions in `galvatron.ir.layout` and the collective table alone, as an oracle for the partitioner.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import product
+from math import prod
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from galvatron.ir.graph import Graph, Op
+from galvatron.ir.interpreter import OpHandler, run_graph
+from galvatron.ir.layout import Axis, Layout, Partial, Shard, dual
+from galvatron.ir.types import Dim, evaluate
+from galvatron.runtime import spmd
+
+Mesh = tuple[Axis, ...]
+Tensors = dict[str, torch.Tensor]
+
+
+def mesh_of(*sizes: int) -> Mesh:
+    """A mesh with axes `x0`, `x1`, … from the outermost to the innermost."""
+    return tuple(Axis(f"x{i}", size, prod(sizes[i + 1 :])) for i, size in enumerate(sizes))
+
+
+def world(mesh: Mesh) -> range:
+    return range(prod(axis.size for axis in mesh))
+
+
+def kept(length: int, dim: int, layout: Layout, mesh: Mesh, rank: int, batch: int = 1) -> torch.Tensor:
+    """The indices along `dim`, of `length` elements, that a rank holds.
+
+    Index i seen as (outer, n, rest) has the middle digit `i // rest % n`, and a rank keeps those with its coordinate.
+    Axes with one and the same shard take consecutive digits.
+    """
+    index = torch.arange(length)
+    keep = torch.ones(length, dtype=torch.bool)
+    rests: dict[Shard, int] = {}
+    for placement, axis in zip(layout, mesh, strict=True):
+        if isinstance(placement, Shard) and placement.dim == dim:
+            rest = rests.get(placement, length // evaluate(placement.outer, batch)) // axis.size
+            rests[placement] = rest
+            keep &= index // rest % axis.size == axis.coordinate(rank)
+    return index[keep]
+
+
+def distribute(whole: torch.Tensor, layout: Layout, mesh: Mesh, batch: int = 1) -> list[torch.Tensor]:
+    """Each rank's part: copies, slices, or random terms of a sum."""
+    partial_axes = [axis for placement, axis in zip(layout, mesh, strict=True) if isinstance(placement, Partial)]
+    terms = dict(zip(product(*(range(a.size) for a in partial_axes)), _terms(whole, partial_axes), strict=True))
+    parts: list[torch.Tensor] = []
+    for rank in world(mesh):
+        part = terms[tuple(axis.coordinate(rank) for axis in partial_axes)]
+        for dim, length in enumerate(whole.shape):
+            part = part.index_select(dim, kept(length, dim, layout, mesh, rank, batch))
+        parts.append(part.clone())
+    return parts
+
+
+def _terms(whole: torch.Tensor, partial_axes: list[Axis]) -> list[torch.Tensor]:
+    count = prod(axis.size for axis in partial_axes)
+    if whole.dtype.is_floating_point:
+        terms = [torch.randn_like(whole) for _ in range(count - 1)]
+    elif whole.dtype == torch.bool:
+        return [whole, *(torch.zeros_like(whole) for _ in range(count - 1))]
+    else:
+        terms = [torch.randint_like(whole, -3, 4) for _ in range(count - 1)]
+    rest = whole.clone()
+    for term in terms:
+        rest -= term
+    return [*terms, rest]
+
+
+def combine(
+    parts: list[torch.Tensor], layout: Layout, mesh: Mesh, shape: tuple[int, ...], batch: int = 1
+) -> torch.Tensor:
+    """The whole tensor from each rank's part; ranks that should hold the same must."""
+    partial_axes = [axis for placement, axis in zip(layout, mesh, strict=True) if isinstance(placement, Partial)]
+    terms: dict[tuple[int, ...], torch.Tensor] = {}
+    filled: dict[tuple[int, ...], torch.Tensor] = {}
+    for rank in world(mesh):
+        key = tuple(axis.coordinate(rank) for axis in partial_axes)
+        whole = terms.setdefault(key, torch.zeros(shape, dtype=parts[rank].dtype))
+        seen = filled.setdefault(key, torch.zeros(shape, dtype=torch.bool))
+        lines = [kept(length, dim, layout, mesh, rank, batch) for dim, length in enumerate(shape)]
+        assert tuple(parts[rank].shape) == tuple(map(len, lines)), (layout, shape, parts[rank].shape)
+        place = tuple(line.reshape([-1 if i == d else 1 for i in range(len(shape))]) for d, line in enumerate(lines))
+        if bool(seen[place].all()):
+            torch.testing.assert_close(parts[rank], whole[place], msg=lambda m: f"ranks disagree on {layout}: {m}")
+        whole[place] = parts[rank]
+        seen[place] = True
+    assert all(bool(seen.all()) for seen in filled.values()), f"{layout} leaves a gap"
+    total = torch.zeros(shape, dtype=parts[0].dtype)
+    for term in terms.values():
+        total = total + term
+    return total
+
+
+def dual_layout(layout: Layout) -> Layout:
+    return tuple(dual(placement) for placement in layout)
+
+
+Group = list[torch.Tensor]
+"""One tensor per coordinate of an axis."""
+
+
+def _all_reduce(group: Group) -> Group:
+    total = group[0]
+    for term in group[1:]:
+        total = total + term
+    return [total] * len(group)
+
+
+def _gather(group: Group, dim: int, outer: int) -> Group:
+    views = [t.unflatten(dim, (outer, t.shape[dim] // outer)) for t in group]
+    return [torch.cat(views, dim + 1).flatten(dim, dim + 1)] * len(group)
+
+
+def _slice(group: Group, dim: int, outer: int) -> Group:
+    views = [t.unflatten(dim, (outer, len(group), -1)) for t in group]
+    return [view.select(dim + 1, i).flatten(dim, dim + 1) for i, view in enumerate(views)]
+
+
+def _pad(group: Group, dim: int, outer: int) -> Group:
+    zero = [torch.zeros_like(t) for t in group]
+    return [_gather([*zero[:i], t, *zero[i + 1 :]], dim, outer)[0] for i, t in enumerate(group)]
+
+
+def _first(group: Group) -> Group:
+    return [group[0], *(torch.zeros_like(t) for t in group[1:])]
+
+
+def _reduce_scatter(group: Group, dim: int, outer: int) -> Group:
+    return _slice(_all_reduce(group), dim, outer)
+
+
+def _all_to_all(group: Group, split: tuple[int, int], concat: tuple[int, int]) -> Group:
+    return _slice(_gather(group, *concat), *split)
+
+
+def _rules(op: Op, batch: int) -> tuple[Callable[[Group], Group], Callable[[Group], Group]]:
+    """What a collective does to the value and to its gradient."""
+
+    def number(name: str) -> int:
+        value = op.kwarg(name)
+        assert isinstance(value, Dim)
+        return evaluate(value, batch)
+
+    def identity(group: Group) -> Group:
+        return group
+
+    def sliced(function: Callable[[Group, int, int], Group]) -> Callable[[Group], Group]:
+        return lambda group: function(group, number("dim"), number("outer"))
+
+    grad = op.kwarg("grad")
+    match op.target:
+        case "comm.copy":
+            return identity, _all_reduce
+        case "comm.all_reduce":
+            return _all_reduce, {"identity": identity, "all_reduce": _all_reduce}[str(grad)]
+        case "comm.all_gather":
+            return sliced(_gather), sliced({"slice": _slice, "reduce_scatter": _reduce_scatter}[str(grad)])
+        case "comm.reduce_scatter":
+            return sliced(_reduce_scatter), sliced(_gather)
+        case "comm.slice":
+            return sliced(_slice), sliced({"all_gather": _gather, "pad": _pad}[str(grad)])
+        case "comm.pad":
+            return sliced(_pad), sliced(_slice)
+        case "comm.first":
+            return {"identity": (_first, identity), "first": (identity, _first)}[str(grad)]
+        case "comm.all_to_all":
+            split = number("split_dim"), number("split_outer")
+            concat = number("concat_dim"), number("concat_outer")
+            return lambda g: _all_to_all(g, split, concat), lambda g: _all_to_all(g, concat, split)
+    raise AssertionError(op.target)
+
+
+class _Exchange(torch.autograd.Function):
+    """One collective on one group; the gradient follows the table, not the chain rule across ranks."""
+
+    @staticmethod
+    def forward(ctx, forward, backward, *group):  # type: ignore[override]  # autograd's signature is open
+        ctx.rule = backward
+        return tuple(t.clone() for t in forward(list(group)))
+
+    @staticmethod
+    def backward(ctx, *gradients):  # type: ignore[override]
+        return None, None, *ctx.rule(list(gradients))
+
+
+def exchange(op: Op, mesh: Mesh, parts: list[torch.Tensor], batch: int = 1) -> list[torch.Tensor]:
+    """Runs a collective over all ranks."""
+    (axis,) = (a for a in mesh if a.name == op.kwarg("axis"))
+    results = list(parts)
+    for first in world(mesh):
+        if axis.coordinate(first) == 0:
+            ranks = [first + i * axis.stride for i in range(axis.size)]
+            group = [parts[r] for r in ranks]
+            forward, backward = _rules(op, batch)
+            made = _Exchange.apply(forward, backward, *group) if group[0].is_floating_point() else forward(group)
+            for rank, tensor in zip(ranks, made, strict=True):
+                results[rank] = tensor
+    return results
+
+
+class _Group:
+    """A process group of threads, one per coordinate of an axis: what `galvatron.runtime.spmd` asks of one."""
+
+    def __init__(self, size: int) -> None:
+        self._barrier = threading.Barrier(size, timeout=30)
+        self._deposits: list[Group | None] = [None] * size
+
+    def member(self, coordinate: int) -> SimpleNamespace:
+        return SimpleNamespace(allreduce=partial(self._allreduce, coordinate))
+
+    def _allreduce(self, coordinate: int, tensors: Group | torch.Tensor, options: Any = None) -> SimpleNamespace:
+        own = [tensors] if isinstance(tensors, torch.Tensor) else tensors
+        self._deposits[coordinate] = [t.clone() for t in own]
+        self._barrier.wait()
+        maximum = options is not None and options.reduceOp == dist.ReduceOp.MAX
+        for i, tensor in enumerate(own):
+            stacked = torch.stack([deposit[i] for deposit in self._deposits if deposit is not None])
+            tensor.copy_(stacked.amax(0) if maximum else stacked.sum(0))
+        self._barrier.wait()
+        return SimpleNamespace(wait=lambda: None)
+
+
+def _spmd(op: Op, axis: Axis, ranks: list[int], run: Callable[[int, OpHandler], Tensors]) -> list[Tensors]:
+    """One `spmd.` op on one group of ranks, each in a thread."""
+    group = _Group(axis.size)
+
+    def of_rank(coordinate: int) -> Tensors:
+        def handler(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            function = getattr(spmd, op.target.removeprefix("spmd."))
+            own = SimpleNamespace(size=axis.size, index=coordinate, group=group.member(coordinate))
+            return function(*args, **{**kwargs, "axis": own})
+
+        return run(ranks[coordinate], handler)
+
+    with ThreadPoolExecutor(axis.size) as pool:
+        return list(pool.map(of_rank, range(axis.size)))
+
+
+def run_op(op: Op, graph: Graph, mesh: Mesh, env: list[Tensors], *, batch: int, global_batch: int) -> list[Tensors]:
+    """Runs one local op of a graph on every rank; returns its results by rank and name."""
+    inputs = tuple(graph.values[n] for n in dict.fromkeys(op.operands))
+    single = Graph(inputs, (), (op,), tuple(v.name for v in op.results))
+
+    def run(rank: int, handler: OpHandler | None = None) -> Tensors:
+        return run_graph(single, env[rank], batch=batch, global_batch=global_batch, handler=handler)
+
+    if op.target.startswith("comm."):
+        return [{op.result.name: p} for p in exchange(op, mesh, [e[op.operands[0]] for e in env], batch)]
+    if not op.target.startswith("spmd."):
+        return [run(rank) for rank in world(mesh)]
+    (axis,) = (a for a in mesh if a.name == op.kwarg("axis"))
+    results: list[Tensors] = [{} for _ in world(mesh)]
+    for first in world(mesh):
+        if axis.coordinate(first) == 0:
+            ranks = [first + i * axis.stride for i in range(axis.size)]
+            for rank, made in zip(ranks, _spmd(op, axis, ranks, run), strict=True):
+                results[rank] = made
+    return results
+
+
+def run_ranks(graph: Graph, mesh: Mesh, values: list[Tensors], *, batch: int, global_batch: int) -> list[Tensors]:
+    """Runs a local graph on every rank, op by op in lockstep; returns all values of every rank by name.
+
+    Every tensor must have the shape that its type says.
+    """
+    env = [dict(v) for v in values]
+    for op in graph.ops:
+        for e, made in zip(env, run_op(op, graph, mesh, env, batch=batch, global_batch=global_batch), strict=True):
+            e.update(made)
+            for value in op.results:
+                assert tuple(e[value.name].shape) == tuple(evaluate(d, batch) for d in value.type.shape), value
+    return env

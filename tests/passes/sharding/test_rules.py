@@ -1,0 +1,160 @@
+"""The rule table, numerically: every op in every mode, on ranks, against the op on whole tensors, and its gradients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from galvatron.ir.graph import Graph, Op, Ref, Value
+from galvatron.ir.interpreter import run_graph
+from galvatron.ir.layout import Layout, Shard, local_shape
+from galvatron.ir.spmd import spmd_target
+from galvatron.ir.types import exact_quotient
+from galvatron.passes.sharding.factors import FactorTable
+from galvatron.passes.sharding.localize import localized_arguments
+from galvatron.passes.sharding.modes import Mode, Split, State, op_modes
+from galvatron.passes.sharding.rules import RULES
+from tests.passes.sharding.samples import CASES, POINTWISE, Case, Draw, Sample, real, sample
+from tests.passes.sharding.simulate import Mesh, Tensors, combine, distribute, dual_layout, mesh_of, run_op
+
+
+def placed(state: State, value: Value) -> Layout:
+    """A state as a layout on a mesh of one axis."""
+    if not isinstance(state, Split):
+        return (state,)
+    outer = exact_quotient(value.type.shape[state.dim], state.inner * state.size)
+    assert outer is not None
+    return (Shard(state.dim, outer),)
+
+
+def with_cuts(d: Draw, graph: Graph) -> Graph:
+    """The graph with reshapes behind some values, which cut their dimensions into factors."""
+    ops: list[Op] = []
+    for value in graph.values.values():
+        for dim, size in enumerate(value.type.shape):
+            divisors = [n for n in range(2, int(size)) if int(size) % n == 0]
+            if divisors and d.one_of(True, False):
+                part = d.one_of(*divisors)
+                shape = (*value.type.shape[:dim], int(size) // part, part, *value.type.shape[dim + 1 :])
+                cut = Value(f"{value.name}_{dim}", value.type.with_shape(shape))
+                ops.append(Op("aten.reshape.default", (Ref(value.name), shape), (), (cut,)))
+    return replace(graph, ops=(*graph.ops, *ops))
+
+
+def backward(op: Op, operands: Tensors, results: Tensors, gradients: Tensors) -> Tensors:
+    """Gradients of the floating operands, zero where nothing flows."""
+    flowing = [v.name for v in op.results if results[v.name].requires_grad]
+    if flowing:
+        torch.autograd.backward([results[n] for n in flowing], [gradients[n] for n in flowing])
+    floating = {n: x for n, x in operands.items() if x.requires_grad}
+    return {n: torch.zeros_like(x) if x.grad is None else x.grad for n, x in floating.items()}
+
+
+def leaves(tensors: Tensors, differentiable: frozenset[str]) -> Tensors:
+    return {n: x.detach().clone().requires_grad_(n in differentiable) for n, x in tensors.items()}
+
+
+def check_mode(call: Sample, mode: Mode, mesh: Mesh) -> None:
+    """One mode of the op, on every rank, gives what the op gives."""
+    op, graph = call.op, call.graph
+    operand_layouts = {n: placed(s, graph.values[n]) for n, s in zip(op.operands, mode.operands, strict=True)}
+    result_layouts = {v.name: placed(s, v) for v, s in zip(op.results, mode.results, strict=True)}
+    whole = leaves(call.tensors, call.differentiable)
+    expected = run_graph(graph, whole, batch=1)
+    gradients = {n: torch.randn_like(y) for n, y in expected.items() if y.is_floating_point()}
+    expected_gradients = backward(op, whole, expected, gradients)
+
+    parts = {n: distribute(x, operand_layouts[n], mesh) for n, x in call.tensors.items()}
+    gradient_parts = {n: distribute(g, dual_layout(result_layouts[n]), mesh) for n, g in gradients.items()}
+    local_results = tuple(
+        Value(v.name, v.type.with_shape(local_shape(v.type.shape, result_layouts[v.name], mesh))) for v in op.results
+    )
+    local = replace(op, results=local_results)
+    if mode.spmd:
+        assert mode.factor is not None
+        extra = (("axis", mesh[0].name), ("size", mode.factor[1]))
+        local = replace(local, target=spmd_target(op), kwargs=(*local.kwargs, *extra))
+    else:
+        local = localized_arguments(local, lambda size: size)
+    ranks = range(mesh[0].size)
+    own = [leaves({n: parts[n][rank] for n in parts}, call.differentiable) for rank in ranks]
+    results = run_op(local, graph, mesh, own, batch=1, global_batch=1)
+    for v in local_results:
+        assert all(tuple(r[v.name].shape) == v.type.shape for r in results)
+    made = {n: [r[n].detach() for r in results] for n in expected}
+    back = [backward(local, own[r], results[r], {n: g[r] for n, g in gradient_parts.items()}) for r in ranks]
+    made_gradients = {n: [b[n] for b in back] for n in expected_gradients}
+    for name, y in expected.items():
+        total = combine(made[name], result_layouts[name], mesh, tuple(y.shape))
+        torch.testing.assert_close(total, y.detach(), msg=lambda m, n=name: f"{n} in {mode}: {m}")
+    for name, gradient in expected_gradients.items():
+        total = combine(made_gradients[name], dual_layout(operand_layouts[name]), mesh, tuple(gradient.shape))
+        torch.testing.assert_close(total, gradient, msg=lambda m, n=name: f"gradient of {n} in {mode}: {m}")
+
+
+def check_case(case: Case, data: st.DataObject, ranks: int) -> None:
+    torch.manual_seed(0)
+    d = Draw(data, ranks)
+    call = case(d)
+    graph = with_cuts(d, call.graph)
+    table = FactorTable(graph)
+    differentiable = call.differentiable | {v.name for v in call.op.results if v.type.is_floating}
+    for mode in op_modes(graph, 0, table, ranks, differentiable, {}, lambda index, factor: True):
+        if call.op.target.startswith("aten.empty"):
+            continue
+        check_mode(call, mode, mesh_of(ranks))
+
+
+def each_case() -> list:
+    listed = [(rule, i, case) for rule, cases in CASES.items() for i, case in enumerate(cases)]
+    return [pytest.param(case, id=f"{rule}-{i}" if i else rule) for rule, i, case in listed]
+
+
+@pytest.mark.parametrize("case", each_case())
+@settings(
+    max_examples=6,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(data=st.data(), ranks=st.sampled_from([2, 3]))
+def test_every_mode_of_every_rule(case: Case, data: st.DataObject, ranks: int) -> None:
+    check_case(case, data, ranks)
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, id=str(i)) for i, c in enumerate(POINTWISE)])
+@settings(
+    max_examples=4,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(data=st.data(), ranks=st.sampled_from([2, 3]))
+def test_pointwise_ops_without_a_rule(case: Case, data: st.DataObject, ranks: int) -> None:
+    check_case(case, data, ranks)
+
+
+def test_every_rule_has_a_case() -> None:
+    assert set(CASES) == set(RULES)
+
+
+def factors_of(call: Sample) -> set[str]:
+    graph = call.graph
+    return {f.name for f in FactorTable(graph).op_factors(0)}
+
+
+def test_what_can_be_sharded() -> None:
+    """Rules that refuse too much would pass the numerical test: the shardable names of some important ops."""
+    assert factors_of(sample("linear.default", real(2, 3, 4), real(6, 4), real(6))) == {"b.0", "b.1", "k", "n"}
+    assert factors_of(sample("addmm.default", real(6), real(2, 4), real(4, 6))) == {"m", "k", "n"}
+    heads = real(2, 4, 8, 6)
+    attention = sample(
+        "scaled_dot_product_attention.default", heads, real(2, 2, 8, 6), real(2, 2, 8, 6), enable_gqa=True
+    )
+    assert factors_of(attention) == {"b.0", "h", "g", "q"}
+    causal = sample("scaled_dot_product_attention.default", heads, heads, heads, is_causal=True)
+    assert factors_of(causal) == {"b.0", "h"}
