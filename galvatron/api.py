@@ -20,7 +20,7 @@ from galvatron.compiled import BatchLike, BatchReader, CompiledModel
 from galvatron.errors import ClusterError, GalvatronError, PlanError
 from galvatron.ir.capture import Captured, capture_graph
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.plan import Plan, check, resolve
+from galvatron.ir.plan import Plan, PlanShorthand, check, resolve
 from galvatron.ir.program import Form, Program
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
@@ -103,9 +103,7 @@ def compile(
             f"cluster {target} has {target.world_size} devices, but this job has {world.size} ranks; "
             f"start {target.world_size} processes (torchrun --nproc-per-node), or leave the cluster out"
         )
-    captured = _on_rank_0(
-        world, lambda: _planned(capture_graph(model, example_inputs, loss_fn=loss_fn), target, budget, plan)
-    )
+    captured = _on_rank_0(world, lambda: _planned(model, example_inputs, loss_fn, target, budget, plan))
     with failure.guarded("compile"):
         return _assembled(
             model,
@@ -175,7 +173,7 @@ def estimate(
         GalvatronError: another argument is wrong.
     """
     costed = _costed(program, _required_cluster(cluster), global_batch_size)
-    step_time_s, stages = estimate_plan(costed, _read_plan(costed, plan))
+    step_time_s, stages = estimate_plan(costed, _fitted_plan(costed, _parsed_plan(plan)))
     return Estimate(step_time_s, tuple(stage.peak_bytes for stage in stages), stages)
 
 
@@ -193,15 +191,24 @@ def emit(
         GalvatronError: another argument is wrong.
     """
     costed = _costed(program, _required_cluster(cluster), global_batch_size)
-    return emit_stages(_lowered(_with_plan(costed, _read_plan(costed, plan))))
+    return emit_stages(_lowered(_with_plan(costed, _fitted_plan(costed, _parsed_plan(plan)))))
 
 
-def _planned(captured: Captured, cluster: Cluster, memory_bytes: int | None, plan: PlanLike | None) -> Captured:
+def _planned(
+    model: nn.Module,
+    example_inputs: BatchLike,
+    loss_fn: LossFunction | None,
+    cluster: Cluster,
+    memory_bytes: int | None,
+    plan: PlanLike | None,
+) -> Captured:
     """The captured program with a plan: the one given, or the one that a search finds."""
+    given = None if plan is None else _parsed_plan(plan)  # before a capture that may take long
+    captured = capture_graph(model, example_inputs, loss_fn=loss_fn)
     costed = _costed(captured.program, cluster, None)
-    if plan is None:
+    if given is None:
         return replace(captured, program=_searched(costed, memory_bytes, None))
-    return replace(captured, program=_with_plan(costed, _read_plan(costed, plan)))
+    return replace(captured, program=_with_plan(costed, _fitted_plan(costed, given)))
 
 
 def _costed(program: Program, cluster: Cluster, global_batch_size: int | None) -> Program:
@@ -236,22 +243,32 @@ def _lowered(planned: Program) -> Program:
     return Pipeline.of(LOWERING).run(planned)
 
 
-def _read_plan(program: Program, plan: PlanLike) -> Plan:
-    """The plan that the user means, checked against the program, its cluster and its batch.
+def _parsed_plan(plan: PlanLike) -> Plan | PlanShorthand:
+    """What the user means by a plan, not yet checked against anything.
 
     Raises:
-        PlanError, ParseError, StrategyError: it cannot be read, or does not fit.
+        PlanError, ParseError, StrategyError: it cannot be read.
+    """
+    if isinstance(plan, str) and not plan.endswith(".json") and not Path(plan).is_file():
+        return PlanShorthand.parse(plan)
+    if isinstance(plan, (str, os.PathLike)):
+        return Plan.load(plan)
+    if isinstance(plan, Plan):
+        return plan
+    kind = type(plan).__name__
+    raise PlanError(f"a plan is a Plan, a path or a shorthand like 'pp2/m4/1f1b/dp1-tp2', not {kind}")
+
+
+def _fitted_plan(program: Program, plan: Plan | PlanShorthand) -> Plan:
+    """The plan for a costed program, its cluster and its batch.
+
+    Raises:
+        PlanError: it does not fit one of them.
     """
     assert program.cluster is not None
     world_size, batch_size = program.cluster.world_size, program.batch_size
-    if isinstance(plan, str) and not plan.endswith(".json") and not Path(plan).is_file():
+    if isinstance(plan, PlanShorthand):
         return resolve(program, plan, batch_size, world_size)
-    if isinstance(plan, (str, os.PathLike)):
-        plan = Plan.load(plan)
-    if not isinstance(plan, Plan):
-        raise PlanError(
-            f"a plan is a Plan, a path or a shorthand like 'pp2/m4/1f1b/dp1-tp2', not {type(plan).__name__}"
-        )
     check(plan, program, world_size, batch_size)
     return plan
 

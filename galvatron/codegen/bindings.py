@@ -114,14 +114,14 @@ def bind_names(program: Program, stage: Stage, sizes: Sizes) -> Bindings:
         step_variables=Scope(taken),
     )
     for transfer in stage.receives:
-        bindings.variables.bind(transfer.name)
+        bindings.variables.bind_short(transfer.name)
     _bind_batch(bindings)
     for layer in stage.layers:
         for result in layer.results:
             if layer.when is When.STEP:
-                bindings.step_variables.bind(result)
+                bindings.step_variables.bind_short(result)
             if layer.when is not When.STEP or result in bindings.step_results:
-                bindings.variables.bind(result)
+                bindings.variables.bind_short(result)
     return bindings
 
 
@@ -147,9 +147,12 @@ def _axis_names(program: Program, stage: Stage) -> dict[Axis, str]:
 
 
 def _layer_names(stage: Stage) -> dict[str, str]:
-    scope = Scope()
-    wishes = {layer.name: identifier(layer.name) for layer in stage.layers}
-    return {name: scope.bind(name, f"{wish}_0" if wish in STAGE_ATTRIBUTES else wish) for name, wish in wishes.items()}
+    scope = Scope(taken=STAGE_ATTRIBUTES)
+    return {layer.name: _layer_name(scope, layer.name) for layer in stage.layers}
+
+
+def _layer_name(scope: Scope, name: str) -> str:
+    return scope.bind(name, f"{name}_0") if identifier(name) in STAGE_ATTRIBUTES else scope.bind_short(name)
 
 
 def _bind_batch(bindings: Bindings) -> None:

@@ -72,7 +72,7 @@ def _body(graph: Graph, scope: Scope, printer: OpPrinter) -> Iterator[str]:
     for op in graph.ops:
         if op.source is not None and (source is None or str(op.source) != str(source)):
             source = op.source
-            yield f"{INDENT}{source_comment(source)}"[:WIDTH].rstrip()
+            yield f"{INDENT}{source_comment(source)}"
         expression = printer.expression(op)
         wish = namer.wish(op)
         targets = [scope.bind(v.name, wish or _short(v.name)) if v.name in used else "_" for v in op.results]
@@ -114,7 +114,9 @@ def _short(name: str) -> str:
 
 def source_comment(source: Source) -> str:
     """`# modeling_llama.py:220  query = self.q_proj(x)`."""
-    return f"# {PurePath(source.file).name}:{source.line}  {' '.join(source.code.split())}".rstrip()
+    text = f"# {PurePath(source.file).name}:{source.line}  {' '.join(source.code.split())}".rstrip()
+    room = WIDTH - len(INDENT)
+    return text if len(text) <= room else f"{text[: room - 2].rstrip()} …"
 
 
 def _bind_local_batch(graph: Graph, scope: Scope) -> str | None:
@@ -144,5 +146,5 @@ def _symbols(graph: Graph) -> set[sympy.Symbol]:
 
 
 def _axes_used(cls: LayerClass) -> tuple[str, ...]:
-    communicated = {op.kwarg("axis") for op in cls.graph.ops if op.target.startswith("comm.")}
+    communicated = {op.kwarg("axis") for op in cls.graph.ops if op.target.startswith(("comm.", "spmd."))}
     return tuple(axis.name for axis in cls.mesh if axis.name in communicated)

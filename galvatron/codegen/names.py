@@ -46,6 +46,11 @@ class Scope:
         self._names[name] = found
         return found
 
+    def bind_short(self, name: str) -> str:
+        """As `bind`, without what follows an `@` where the rest alone is still free: `mask@1.dp2` → `mask`."""
+        short = name.partition("@")[0]
+        return self.bind(name, short if short and self.is_free(short) else name)
+
     def rebind(self, name: str, wish: str) -> str:
         """Gives `name` the identifier `wish` from here on, if that is still free; the one it has now otherwise."""
         if self.is_free(wish):

@@ -42,6 +42,8 @@ class OpPrinter:
         """The right-hand side of the op's assignment."""
         if op.target.startswith("comm."):
             return self._collective(op)
+        if op.target.startswith("spmd."):
+            return self._spmd(op)
         op = self._with_explicit_dtype(op)
         return self._special(op) or self._by_form(op) or self._fallback(op)
 
@@ -72,6 +74,12 @@ class OpPrinter:
             if name != "axis" and not (name.endswith("outer") and value == 1):
                 written.append(prefixed(f"{name}=", self.argument(value)))
         return call("rt." + op.target.removeprefix("comm."), written)
+
+    def _spmd(self, op: Op) -> Text:
+        axis = prefixed("axis=", self._identifier(f"axis:{op.kwarg('axis')}"))
+        written = [self.argument(a) for a in op.args]
+        written += [prefixed(f"{name}=", self.argument(value)) for name, value in op.kwargs if name != "axis"]
+        return call("rt." + op.target.removeprefix("spmd."), [*written, axis])
 
     def _with_explicit_dtype(self, op: Op) -> Op:
         """An op that creates a tensor with its element type spelled out, so that torch's default type plays no part."""

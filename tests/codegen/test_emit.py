@@ -8,6 +8,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def stages_on_one_device(program, state, cache_dir) -> list[rt.Stage]:
 
 def emitted_loss(stages, data) -> torch.Tensor:
     """What the runtime does with the stages, for one micro-batch."""
-    received = ()
+    received: Any = ()
     for stage in stages:
         whole = {p.variable: data[p.name] for p in stage.batch_inputs if p.whole}
         keywords = {p.variable: data[p.name] for p in stage.batch_inputs if not p.whole}
@@ -112,7 +113,7 @@ def test_collectives_are_called_as_the_program_says(tmp_path):
         barrier.wait()
         return terms[0] + terms[1]
 
-    module.rt = SimpleNamespace(copy=lambda x, axis: x, all_reduce=all_reduce)
+    vars(module)["rt"] = SimpleNamespace(copy=lambda x, axis: x, all_reduce=all_reduce)
     x = torch.rand(BATCH, programs.S, programs.D, dtype=torch.float64)
     mask = torch.ones(BATCH, programs.S, 1, dtype=torch.bool)
     up = torch.rand(programs.H, programs.D, dtype=torch.float64)
