@@ -58,7 +58,7 @@ def run_graph(
     Args:
         values: a tensor for every input and state value, by name.
         batch: the local batch size `b` (and `B`, unless `global_batch` is given).
-        handler: executes `comm.` ops.
+        handler: executes `comm.` and `spmd.` ops.
         device: where ops that create tensors from nothing put them.
     """
     env: dict[str, Any] = {v.name: values[v.name] for v in (*graph.inputs, *graph.state)}
@@ -66,9 +66,9 @@ def run_graph(
     for op in graph.ops:
         args = tuple(_evaluate(a, env, symbols) for a in op.args)
         kwargs = {k: _evaluate(v, env, symbols) for k, v in op.kwargs}
-        if op.target.startswith("comm."):
+        if op.target.startswith(("comm.", "spmd.")):
             if handler is None:
-                raise GalvatronError(f"op {op.target!r} needs a handler for collectives")
+                raise GalvatronError(f"op {op.target!r} needs a handler, since it communicates")
             out = handler(op, args, kwargs)
         elif device is not None and not op.operands:
             out = torch_op(op.target)(*args, **kwargs, device=device)

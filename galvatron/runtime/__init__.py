@@ -13,6 +13,7 @@ from galvatron.runtime.collectives import (
 from galvatron.runtime.executor import Executor
 from galvatron.runtime.materialize import ModelState, materialize
 from galvatron.runtime.mesh import Axis, Mesh, World, build_mesh, initialize, shutdown
+from galvatron.runtime.spmd import cross_entropy_loss, embedding, logsumexp
 from galvatron.runtime.stage import Layer, Sharded, Stage, Summed
 
 __all__ = [
@@ -30,8 +31,11 @@ __all__ = [
     "all_to_all",
     "build_mesh",
     "copy",
+    "cross_entropy_loss",
+    "embedding",
     "first",
     "initialize",
+    "logsumexp",
     "materialize",
     "pad",
     "reduce_scatter",

@@ -71,8 +71,8 @@ class Role:
 
     `stream` gives the split of a residual stream's type, None where it stays whole; `splits_samples` says that ranks
     work on different samples or tokens throughout, so that the loss is a partial sum. `matrices` says that matrices are
-    sharded. `reach` names what may be sharded besides: the batch, the sequence, factors of parameters, or any factor
-    but the batch.
+    sharded. `reach` names what may be sharded: the batch, the sequence, factors of parameters that no residual stream has
+    (heads, hidden units, the vocabulary), or any factor but the batch.
     """
 
     stream: Callable[[TensorType], Split | None]
@@ -96,7 +96,8 @@ class Role:
             if name in border.differentiable and (split := sequence_split(graph.values[name].type)) is not None
         ]
         sequence = table.connected(seeds) if "sequence" in self.reach else frozenset()
-        parameters = table.of_values(v.name for v in graph.state) if "parameters" in self.reach else frozenset()
+        inner = table.of_values(v.name for v in graph.state) - table.of_values(set(crossing) & border.differentiable)
+        parameters = inner if "parameters" in self.reach else frozenset()
 
         def allowed(index: int, factor: OpFactor) -> bool:
             if factor.size == BATCH:
@@ -105,9 +106,7 @@ class Role:
 
         return allowed
 
-    def boundary(
-        self, graph: Graph, border: Border, table: FactorTable, modes: list[tuple[Mode, ...]]
-    ) -> Boundary:
+    def boundary(self, graph: Graph, border: Border, table: FactorTable, modes: list[tuple[Mode, ...]]) -> Boundary:
         """The boundary condition of one axis."""
 
         def crossing(name: str) -> State:

@@ -2,46 +2,93 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
+import sympy
+
 from galvatron.ir.graph import Graph, Value
-from galvatron.ir.layout import Axis, Layout, gradientless, joint_mesh, on_mesh
+from galvatron.ir.layout import Axis, Layout, Shard, global_shape, gradientless, joint_mesh, on_mesh
 from galvatron.ir.program import LayerClass
-from galvatron.ir.types import TensorType
+from galvatron.ir.types import LOCAL_BATCH, Dim, exact_quotient, simplify_dim
 from galvatron.passes.sharding.conversion import redistribute
 
 
 def redistribution_class(
     name: str,
-    whole: TensorType,
-    source: tuple[Layout, tuple[Axis, ...]],
-    target: tuple[Layout, tuple[Axis, ...]],
+    source: tuple[Value, tuple[Axis, ...]],
+    target: tuple[Value, tuple[Axis, ...]],
     *,
-    local: TensorType,
     differentiable: bool,
 ) -> LayerClass | None:
-    """A class with one input and one output that changes a value's layout, on the mesh that refines both; None when the layouts
-    are the same.
+    """A class with one input and one output that changes a value's layout, on the mesh that refines both; None when the
+    layouts are the same.
+
+    A rank's share of the samples differs between the two sides. In the class `b` is a share so small that every tensor
+    on the way holds a whole number of them.
 
     Args:
-        whole: the type of the value over all ranks of the stage.
-        source: layout and mesh of the producer, `target` those of the consumer.
-        local: the value's local type at the producer.
+        source: the value as its producer gives it, with the producer's mesh.
+        target: the value as its consumer reads it, with the consumer's mesh.
 
     Raises:
-        GalvatronError: the two meshes overlap without nesting.
+        GalvatronError: the two meshes overlap without nesting, or a dimension is not divisible.
     """
-    mesh = joint_mesh(source[1], target[1])
-    before, after = on_mesh(*source, mesh), on_mesh(*target, mesh)
+    (value, source_mesh), (wanted, target_mesh) = source, target
+    assert value.layout is not None and wanted.layout is not None
+    mesh = joint_mesh(source_mesh, target_mesh)
+    before, after = on_mesh(value.layout, source_mesh, mesh), on_mesh(wanted.layout, target_mesh, mesh)
     if not differentiable:
         before, after = gradientless(before), gradientless(after)
+    whole = global_shape(value.type.shape, value.layout, source_mesh)
+    share = _share_ratio(whole, global_shape(wanted.type.shape, wanted.layout, target_mesh))
+    after = _rescaled(after, share)
     if before == after:
         return None
-    value = Value("x", local, before)
-    taken = {"x"}
+    finer = _finer(value.type.shape, before, after, mesh)
+    before, after = _rescaled(before, finer), _rescaled(after, finer)
+    local = Value("x", value.type.with_shape(_in_shares(value.type.shape, finer)), before)
+    whole_type = value.type.with_shape(_in_shares(whole, finer))
+    ops = redistribute(
+        local, after, mesh, whole_type, differentiable=differentiable, fresh_name=_fresh_names({local.name})
+    )
+    return LayerClass(name, Graph((local,), (), ops, (ops[-1].result.name,)), mesh=mesh)
 
+
+def _share_ratio(whole: tuple[Dim, ...], wanted: tuple[Dim, ...]) -> sympy.Expr | int:
+    """The consumer's `b` in terms of the producer's, given the shape of the whole value in terms of each."""
+    for a, b in zip(whole, wanted, strict=True):
+        if not isinstance(a, int) and not isinstance(b, int):
+            return sympy.cancel(a / b)
+    return 1
+
+
+def _finer(shape: tuple[Dim, ...], before: Layout, after: Layout, mesh: tuple[Axis, ...]) -> int:
+    """How many shares each share of the producer must be cut into so that every new slice is a whole number of them."""
+    finer, local = 1, list(shape)
+    for old, new, axis in zip(before, after, mesh, strict=True):
+        if isinstance(new, Shard) and new != old:
+            quotient = exact_quotient(local[new.dim], axis.size)
+            if quotient is None:
+                finer *= axis.size
+            else:
+                local[new.dim] = quotient
+    return finer
+
+
+def _in_shares(shape: tuple[Dim, ...], factor: sympy.Expr | int) -> tuple[Dim, ...]:
+    """The shape with `b` replaced by `factor * b`."""
+    return tuple(d if isinstance(d, int) else simplify_dim(d.subs(LOCAL_BATCH, factor * LOCAL_BATCH)) for d in shape)
+
+
+def _rescaled(layout: Layout, factor: sympy.Expr | int) -> Layout:
+    return tuple(replace(p, outer=_in_shares((p.outer,), factor)[0]) if isinstance(p, Shard) else p for p in layout)
+
+
+def _fresh_names(taken: set[str]) -> Callable[[str], str]:
     def fresh(hint: str) -> str:
-        candidate = hint if hint not in taken else f"{hint}_{len(taken)}"
-        taken.add(candidate)
-        return candidate
+        name = hint if hint not in taken else f"{hint}_{len(taken)}"
+        taken.add(name)
+        return name
 
-    ops = redistribute(value, after, mesh, whole, differentiable=differentiable, fresh_name=fresh)
-    return LayerClass(name, Graph((value,), (), ops, (ops[-1].result.name,)), mesh=mesh)
+    return fresh

@@ -10,6 +10,7 @@ import sympy
 
 from galvatron.ir.graph import Arg, Graph, Op, Value, map_refs
 from galvatron.ir.layout import REPLICATE, Axis, Layout, Shard, gradientless, local_shape
+from galvatron.ir.spmd import spmd_target
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, exact_quotient, simplify_dim
 from galvatron.passes.sharding.conversion import redistribute, rounds
 from galvatron.passes.sharding.modes import Split, State
@@ -53,6 +54,7 @@ class Localizer:
         outputs: dict[str, tuple[State, ...]],
         operands: list[list[tuple[State, ...]]],
         results: list[list[tuple[State, ...]]],
+        spmd: list[tuple[str, Dim] | None],
     ) -> Graph:
         """The local graph, given per value (inputs, state, outputs) or per op and position its states, one per mesh axis."""
         new_inputs = tuple(self._local(v, inputs[v.name]) for v in self.graph.inputs)
@@ -64,7 +66,7 @@ class Localizer:
                 self._converted_to(available[n], states) for n, states in zip(op.operands, operands[index], strict=True)
             ]
             made = tuple(self._local(v, states) for v, states in zip(op.results, results[index], strict=True))
-            self._ops.append(self._local_op(op, sources, made))
+            self._ops.append(self._local_op(op, sources, made, spmd[index]))
             available.update((v.name, v) for v in made)
         names = tuple(
             self._converted_to(available[n], outputs[n]).name if n in outputs else n for n in self.graph.outputs
@@ -143,7 +145,7 @@ class Localizer:
             self._converted[value.name, target] = ops[-1].result
         return self._converted[value.name, target]
 
-    def _local_op(self, op: Op, sources: list[Value], made: tuple[Value, ...]) -> Op:
+    def _local_op(self, op: Op, sources: list[Value], made: tuple[Value, ...], spmd: tuple[str, Dim] | None) -> Op:
         remaining = iter(sources)
         renamed = replace(
             op,
@@ -151,6 +153,9 @@ class Localizer:
             kwargs=tuple((k, map_refs(v, lambda _: next(remaining).name)) for k, v in op.kwargs),
             results=made,
         )
+        if spmd is not None:
+            axis, size = spmd
+            return replace(renamed, target=spmd_target(op), kwargs=(*renamed.kwargs, ("axis", axis), ("size", size)))
         return localized_arguments(renamed, self._size)
 
     def _fresh(self, hint: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Partial, Replicate
+from galvatron.ir.spmd import SPMD_OPS
 from galvatron.ir.types import BATCH, Dim, exact_quotient
 from galvatron.passes.sharding.factors import Factor, FactorTable, OpFactor
 
@@ -29,12 +30,17 @@ State = Replicate | Partial | Split
 
 @dataclass(frozen=True)
 class Mode:
-    """How an op runs on one axis. `factor` is the sharded (name, size) or None; `share` the part of the work a rank does."""
+    """How an op runs on one axis.
+
+    `factor` is the sharded (name, size) or None, `share` the part of the work that a rank does; `spmd` says that the
+    op's counterpart in `ir.spmd` runs in its place.
+    """
 
     operands: tuple[State, ...]
     results: tuple[State, ...]
     factor: tuple[str, Dim] | None = None
     share: float = 1.0
+    spmd: bool = False
 
 
 def op_modes(
@@ -57,7 +63,9 @@ def op_modes(
     operand_names, result_names = op.operands, tuple(v.name for v in op.results)
     dims = table.dims[index]
 
-    def mode(operands: list[State], results: list[State], factor: tuple[str, Dim] | None = None) -> Mode:
+    def mode(
+        operands: list[State], results: list[State], factor: tuple[str, Dim] | None = None, spmd: bool = False
+    ) -> Mode:
         # An operand without a gradient is satisfied by R where R' is asked for.
         kept = [
             REPLICATE if s == BROADCAST and n not in differentiable else s
@@ -67,7 +75,7 @@ def op_modes(
             REPLICATE if s == BROADCAST and n not in differentiable else s
             for n, s in zip(result_names, results, strict=True)
         ]
-        return Mode(tuple(kept), tuple(made), factor, 1.0 / axis_size if factor else 1.0)
+        return Mode(tuple(kept), tuple(made), factor, 1.0 / axis_size if factor else 1.0, spmd)
 
     count = len(operand_names)
     modes = [
@@ -77,11 +85,15 @@ def op_modes(
     if dims is not None:
         modes += [mode(o, r) for o, r in _partial_modes(dims.products, dims.sums, count, len(result_names))]
         for factor in table.op_factors(index):
-            whole_cuts = axis_size * taken.get((factor.name, factor.size), 1)
-            if not allowed(index, factor) or not _divides(whole_cuts, factor.size):
+            ways = taken.get((factor.name, factor.size), 1)
+            spmd = factor.name in dims.spmd
+            if not allowed(index, factor) or not _divides(axis_size * ways, factor.size):
                 continue
-            if (states := _sharded(factor, dims.sums)) is not None:
-                modes.append(mode(*states, (factor.name, factor.size)))
+            if spmd and (ways > 1 or factor.size != dims.sizes[factor.name]):
+                continue
+            missing = SPMD_OPS[op.target.split(".")[1]].result if spmd else PARTIAL
+            if (states := _sharded(factor, dims.sums, missing)) is not None:
+                modes.append(mode(*states, (factor.name, factor.size), spmd))
     return tuple(dict.fromkeys(modes))
 
 
@@ -105,11 +117,14 @@ def _divides(ways: int, size: Dim) -> bool:
     return size == BATCH or exact_quotient(size, ways) is not None
 
 
-def _sharded(factor: OpFactor, sums: frozenset[int]) -> tuple[list[State], list[State]] | None:
+def _sharded(
+    factor: OpFactor, sums: frozenset[int], missing: Replicate | Partial
+) -> tuple[list[State], list[State]] | None:
     """Operand and result states when a factor is sharded.
 
     Operands without it are whole and get a partial gradient, except that an operand added to a partial result must be
-    partial itself. Results without it are partial sums; an op with several results must have it in all or none.
+    partial itself. Results without it are in the state `missing`; an op with several results must have it in all or
+    none.
     """
     present = [f is not None for f in factor.results]
     if any(present) and not all(present):
@@ -123,6 +138,6 @@ def _sharded(factor: OpFactor, sums: frozenset[int]) -> tuple[list[State], list[
 
     operands = [state(i, place) for i, place in enumerate(factor.operands)]
     results: list[State] = [
-        PARTIAL if place is None else Split(place.dim, place.inner, place.size) for place in factor.results
+        missing if place is None else Split(place.dim, place.inner, place.size) for place in factor.results
     ]
     return operands, results

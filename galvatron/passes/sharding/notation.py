@@ -5,7 +5,8 @@ An op's legal shardings follow from one line such as `~b* k, ~n k, +n? -> b* n` 
 - a name stands for one dimension, the same wherever it appears; `b*` for a run of leading dimensions, aligned at the right
   and broadcast;
 - a name that operands have and results do not is *summed* over: sharding it leaves the result `Partial`;
-- `k!` is indivisible: it is never sharded; `(a b)` is one dimension that is the product of two; `1` has size one;
+- `k!` is indivisible: it is never sharded; `v^` may be sharded only if the op's counterpart in `ir.spmd` takes its place;
+- `(a b)` is one dimension that is the product of two; `1` has size one;
 - `~` marks operands that the op multiplies (it is linear in each with the others fixed), `+` operands that it adds: through
   these, partial sums may pass; `?` marks an operand that may be absent.
 
@@ -32,7 +33,7 @@ class OpDims:
     """The named dimensions of one op on operands of known shapes.
 
     `operands` has one entry per tensor operand (in the order of `Op.operands`), `results` one per result; `sizes` gives
-    every name its size. `products` and `sums` are the positions of the operands marked `~` and `+`.
+    every name its size. `products` and `sums` are the positions of the operands marked `~` and `+`, `spmd` the names marked `^`.
     """
 
     operands: tuple[tuple[DimNames, ...], ...]
@@ -41,6 +42,7 @@ class OpDims:
     indivisible: frozenset[str] = frozenset()
     products: frozenset[int] = frozenset()
     sums: frozenset[int] = frozenset()
+    spmd: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Notation:
     operands: tuple[_Term, ...]
     results: tuple[_Term, ...]
     indivisible: frozenset[str]
+    spmd: frozenset[str] = frozenset()
 
     def resolve(self, operand_shapes: tuple[Shape | None, ...], result_shapes: tuple[Shape, ...]) -> OpDims:
         """The dims of an op whose arguments have these shapes; None stands for an argument that is absent or a number."""
@@ -72,9 +75,11 @@ class Notation:
             for names, size in zip(dims, shape, strict=True):
                 if len(names) == 1 and size != 1:
                     sizes[names[0]] = size
+        single = {names[0] for dims, _ in named for names in dims if len(names) == 1}
+        ones = single - sizes.keys()
         for dims, shape in named:
             for names, size in zip(dims, shape, strict=True):
-                _solve_product(names, size, sizes)
+                _solve_product(tuple(n for n in names if n not in ones), size, sizes)
         resolved = tuple(
             tuple(
                 () if size == 1 else tuple(n for n in names if n in sizes)
@@ -92,29 +97,35 @@ class Notation:
             results=resolved[len(operands) :],
             sizes=sizes,
             indivisible=frozenset(n for n in sizes if n.split(".")[0] in self.indivisible),
+            spmd=frozenset(n for n in sizes if n in self.spmd),
             products=frozenset(i for i, mark in enumerate(marks) if mark == "~"),
             sums=frozenset() if affine else frozenset(i for i, mark in enumerate(marks) if mark == "+"),
         )
 
 
 def _expand(term: _Term, rank: int) -> tuple[DimNames, ...]:
-    """The term's dims for a tensor of a rank: its run gets as many numbered names as needed, counted from the right."""
-    fixed = sum(1 for names in term.dims if not (names and names[0].endswith("*")))
-    if fixed == len(term.dims):
-        return term.dims[len(term.dims) - rank :] if rank < len(term.dims) else term.dims
+    """The term's dims for a tensor of a rank: its run gets as many numbered names as needed, counted from the right.
+
+    A tensor of fewer dimensions has the trailing ones.
+    """
+    fixed = sum(1 for names in term.dims if not _is_run(names))
     out: list[DimNames] = []
     for names in term.dims:
-        if names and names[0].endswith("*"):
+        if _is_run(names):
             out.extend((f"{names[0][:-1]}.{i}",) for i in reversed(range(rank - fixed)))
         else:
             out.append(names)
-    return tuple(out)
+    return tuple(out[max(len(out) - rank, 0) :])
+
+
+def _is_run(names: DimNames) -> bool:
+    return bool(names) and names[0].endswith("*")
 
 
 def _solve_product(names: DimNames, size: Dim, sizes: dict[str, Dim]) -> None:
     """Finds the size of the one unknown factor of a product dimension."""
     unknown = [n for n in names if n not in sizes]
-    if len(names) < 2 or len(unknown) != 1:
+    if len(unknown) != 1:
         return
     rest: Dim | None = size
     for name in names:
@@ -138,6 +149,7 @@ def parse_notation(text: str) -> Notation:
     if not arrow:
         raise GalvatronError(f"rule {text!r} has no '->'")
     indivisible: set[str] = set()
+    spmd: set[str] = set()
 
     def term(part: str) -> _Term:
         part = part.strip()
@@ -147,9 +159,10 @@ def parse_notation(text: str) -> Notation:
         for group, single in _TOKEN.findall(part.removeprefix(mark).removesuffix("?")):
             names = group.split() if group else [single]
             indivisible.update(n.rstrip("!*") for n in names if n.endswith("!"))
-            dims.append(tuple(n.rstrip("!") for n in names if n != "1"))
+            spmd.update(n.rstrip("^") for n in names if n.endswith("^"))
+            dims.append(tuple(n.rstrip("!^") for n in names if n != "1"))
         return _Term(tuple(dims), mark, optional)
 
     operands = tuple(term(p) for p in left.split(",") if p.strip())
     results = tuple(term(p) for p in right.split(","))
-    return Notation(text, operands, results, frozenset(indivisible))
+    return Notation(text, operands, results, frozenset(indivisible), frozenset(spmd))

@@ -6,7 +6,6 @@ axes together give the local graph, with every collective and its adjoint in pla
 
 from __future__ import annotations
 
-
 from galvatron.errors import StrategyError, did_you_mean
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Graph
@@ -109,4 +108,11 @@ def _localized(
         outputs={name: tuple(b.outputs[name] for b, _ in solved) for name in graph.outputs},
         operands=[per_axis([m.operands for m in modes_of(i)], len(op.operands)) for i, op in enumerate(ops)],
         results=[per_axis([m.results for m in modes_of(i)], len(op.results)) for i, op in enumerate(ops)],
+        spmd=[
+            next(
+                ((a.name, m.factor[1]) for a, m in zip(strategy.mesh, modes_of(i), strict=True) if m.spmd and m.factor),
+                None,
+            )
+            for i in range(len(ops))
+        ],
     )

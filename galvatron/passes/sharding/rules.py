@@ -8,6 +8,7 @@ own are recognised by `torch.Tag.pointwise`. An op without a rule is computed wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 
 from galvatron.ir.graph import Arg, Op, Ref, walk_refs
@@ -69,7 +70,7 @@ def op_dims(op: Op, types: Types) -> OpDims | None:
     if callable(rule):
         return rule(call)
     # Operands of a rule line are the leading arguments, tensors by schema; one that is absent or a number is None.
-    tensors = [a for a in call.arguments.values()][: len(parse_notation(rule).operands)]
+    tensors = list(call.arguments.values())[: len(parse_notation(rule).operands)]
     shapes = tuple(types[a.name].shape if isinstance(a, Ref) else None for a in tensors)
     dims = parse_notation(rule).resolve(shapes, call.results)
     return dims if len(dims.operands) == len(op.operands) else None
@@ -131,10 +132,12 @@ def _along(argument: str, *, linear: bool = False) -> DimsFunction:
 
 
 def _with_whole(call: Call, along: tuple[int, ...], linear: bool) -> OpDims:
-    """All operands and results share their dims, those in `along` whole (a size may then differ between tensors)."""
+    """All operands and results share their dims, except those in `along` and those whose size differs between tensors."""
     shapes = call.operand_shapes()
     rank = len(shapes[0])
-    sizes: dict[str, Dim] = {f"d{i}": s for i, s in enumerate(shapes[0]) if i not in along and s != 1}
+    of_all = [s for s in (*shapes, *call.results) if len(s) == rank]
+    shared = [i for i in range(rank) if i not in along and all(s[i] == shapes[0][i] for s in of_all)]
+    sizes: dict[str, Dim] = {f"d{i}": shapes[0][i] for i in shared if shapes[0][i] != 1}
 
     def names(shape: Shape) -> tuple[DimNames, ...]:
         kept = range(rank) if len(shape) == rank else [i for i in range(rank) if i not in along]
@@ -175,6 +178,18 @@ def _split(call: Call) -> OpDims:
     result = (*rest[:dim], inner, *rest[dim + 1 :])
     all_sizes: dict[str, Dim] = {**sizes, "parts": len(call.results), **({"part": part} if inner else {})}
     return OpDims((operand,), (result,) * len(call.results), all_sizes, frozenset({"parts"}), sums=frozenset({0}))
+
+
+def _logsumexp(call: Call) -> OpDims:
+    """One dimension may be sharded; several are whole."""
+    dims = _along("dim")(call)
+    whole = [n for n in dims.sizes if n in dims.indivisible]
+    if len(whole) != 1 or dims.sizes[whole[0]] == 1:
+        return dims
+    (along,) = call.dims("dim", len(call.shape("self")))
+    (operand,) = dims.operands
+    named = (*operand[:along], (whole[0],), *operand[along + 1 :])
+    return replace(dims, operands=(named,), indivisible=frozenset(), spmd=frozenset(whole))
 
 
 def _pad(call: Call) -> OpDims:
@@ -240,6 +255,24 @@ def _index(call: Call) -> OpDims:
     return OpDims((operand, *(named[s] for s in index_shapes)), (result,), sizes)
 
 
+def _index_select(call: Call) -> OpDims:
+    """`x[:, i]` with a list of indices."""
+    shape, index = call.shape("self"), call.shape("index")
+    dim = call.dims("dim", len(shape))[0]
+    sizes: dict[str, Dim] = {f"d{i}": s for i, s in enumerate(shape) if i != dim and s != 1}
+    operand = tuple((f"d{i}",) if f"d{i}" in sizes else () for i in range(len(shape)))
+    chosen: DimNames = ("i",) if index != (1,) else ()
+    if chosen:
+        sizes["i"] = index[0]
+    return OpDims((operand, (chosen,)), ((*operand[:dim], chosen, *operand[dim + 1 :]),), sizes)
+
+
+def _embedding(call: Call) -> OpDims:
+    """Rows of a table; with gradients scaled by how often an index occurs, only the columns may be sharded."""
+    line = "~v! h, b*! -> b*! h" if call["scale_grad_by_freq"] else "~v^ h, b* -> b* h"
+    return parse_notation(line).resolve(call.operand_shapes(), call.results)
+
+
 def _matmul(call: Call) -> OpDims:
     left, right = (len(s) for s in call.operand_shapes())
     line = {
@@ -275,12 +308,13 @@ def _loss(line: str, elementwise: str) -> DimsFunction:
 
 def _cross_entropy(call: Call) -> OpDims:
     rank = len(call.shape("self"))
-    target = "n v! d*" if len(call.shape("target")) == rank else "n d*"
     if rank == 1:
-        target = "v!" if len(call.shape("target")) == 1 else ""
-        line = f"v!, {target}, v!? -> "
-        return parse_notation(line).resolve((call.shape("self"), call.shape("target")), call.results)
-    return _loss(f"n v! d*, {target}, v!? -> ", f"n v! d*, {target}, v!? -> n d*")(call)
+        return _whole(call)
+    # Class indices without class weights may be looked up in a sharded vocabulary.
+    indices = len(call.shape("target")) < rank
+    v = "v^" if indices and rank == 2 and not isinstance(call["weight"], Ref) else "v!"
+    target = "n d*" if indices else "n v! d*"
+    return _loss(f"n {v} d*, {target}, {v}? -> ", f"n {v} d*, {target}, {v}? -> n d*")(call)
 
 
 def _attention(call: Call) -> OpDims:
@@ -294,7 +328,9 @@ def _attention(call: Call) -> OpDims:
 
 
 def _convolution(call: Call) -> OpDims:
-    if call["groups"] != 1:
+    """Grouped, transposed and unbatched convolutions stay whole."""
+    grouped = call["groups"] != 1 or call.arguments.get("transposed")
+    if grouped or len(call.shape("input")) != len(call.shape("weight")):
         return _whole(call)
     line = "~n c d*, ~o c k*, +o? -> n o d*"
     shapes = (call.shape("input"), call.shape("weight"), call.shape("bias") if isinstance(call["bias"], Ref) else None)
@@ -357,7 +393,7 @@ RULES: dict[str, str | DimsFunction] = {
     "log_softmax": _along("dim"),
     "_log_softmax": _along("dim"),
     "cumsum": _along("dim", linear=True),
-    "logsumexp": _along("dim"),
+    "logsumexp": _logsumexp,
     "mean": _along("dim", linear=True),
     "amax": _along("dim"),
     "amin": _along("dim"),
@@ -375,9 +411,9 @@ RULES: dict[str, str | DimsFunction] = {
     # normalisation and lookup
     "layer_norm": lambda call: _normalisation(call, "weight", "bias"),
     "rms_norm": lambda call: _normalisation(call, "weight"),
-    "embedding": "~v! h, b* -> b* h",
+    "embedding": _embedding,
     "index": _index,
-    "index_select": _along("dim"),
+    "index_select": _index_select,
     # numbers
     "full": _created,
     "zeros": _created,

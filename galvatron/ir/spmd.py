@@ -1,0 +1,46 @@
+"""Ops that a rank runs on its slice of a dimension which the ATen op must see whole: they communicate inside.
+
+`spmd.X` takes the arguments of `aten.X`, with one dimension sharded on a mesh axis, and two more keyword arguments: `axis`,
+the name of the axis in the class mesh, and `size`, the whole size of that dimension. Its gradients need no communication
+beyond its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from galvatron.ir.graph import Op
+from galvatron.ir.layout import PARTIAL, REPLICATE, Placement
+
+KEYWORDS = ("axis", "size")
+
+
+@dataclass(frozen=True)
+class SpmdOp:
+    """One op of the table.
+
+    `result` is the placement, on the axis, of a result without the sharded dimension. `forward` and `backward` are the
+    collectives it runs inside, each with how many numbers it
+    carries per row of its first operand.
+    """
+
+    result: Placement
+    forward: tuple[tuple[str, int], ...] = ()
+    backward: tuple[tuple[str, int], ...] = ()
+
+
+SPMD_OPS: dict[str, SpmdOp] = {
+    "embedding": SpmdOp(PARTIAL),
+    "cross_entropy_loss": SpmdOp(REPLICATE, forward=(("all_reduce", 1), ("all_reduce", 3))),
+    "logsumexp": SpmdOp(REPLICATE, forward=(("all_reduce", 1), ("all_reduce", 1))),
+}
+"""Name of the ATen op → its sharded counterpart."""
+
+
+def spmd_target(op: Op) -> str:
+    """The sharded counterpart of an ATen op."""
+    return f"spmd.{op.target.split('.')[1]}"
+
+
+def is_spmd(target: str) -> bool:
+    return target.startswith("spmd.") and target.removeprefix("spmd.") in SPMD_OPS

@@ -1,0 +1,143 @@
+"""Ops on a slice of a dimension that must be seen whole: a sharded vocabulary is looked up, normalised and scored without
+ever being gathered. Arguments are those of the ATen ops; `axis` shards the dimension, `size` is its whole size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from galvatron.errors import GalvatronError
+from galvatron.runtime.mesh import Axis
+
+_MAX = dist.AllreduceOptions()
+_MAX.reduceOp = dist.ReduceOp.MAX
+
+
+def embedding(
+    weight: Tensor,
+    indices: Tensor,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+    *,
+    axis: Axis,
+    size: int,
+) -> Tensor:
+    """Rows of a table whose rows are sharded: zero for indices that other ranks hold, so that the ranks' results add up.
+
+    Args:
+        weight: [rows / axis size, width], this rank's rows.
+        indices: any shape, into the whole table.
+    """
+    if scale_grad_by_freq or sparse:
+        raise GalvatronError("an embedding with scale_grad_by_freq or sparse gradients cannot be sharded by rows")
+    local, inside = _local_indices(indices, weight.size(0), axis)
+    own_padding = padding_idx - axis.index * weight.size(0) if padding_idx >= 0 else -1
+    padding = own_padding if 0 <= own_padding < weight.size(0) else None
+    rows = F.embedding(local, weight, padding_idx=padding)
+    return rows.masked_fill(~inside.unsqueeze(-1), 0.0)
+
+
+def _local_indices(indices: Tensor, rows: int, axis: Axis) -> tuple[Tensor, Tensor]:
+    """Indices into this rank's rows, 0 where another rank holds the row, and which of them this rank holds."""
+    local = indices - axis.index * rows
+    inside = (local >= 0) & (local < rows)
+    return local.masked_fill(~inside, 0), inside
+
+
+def cross_entropy_loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: None = None,
+    reduction: int = 1,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    *,
+    axis: Axis,
+    size: int,
+) -> Tensor:
+    """Cross-entropy of logits whose classes are sharded.
+
+    Args:
+        logits: [rows, classes / axis size].
+        target: [rows], indices of all `size` classes, or `ignore_index`.
+        reduction: 0 (none) or 2 (sum).
+
+    Returns:
+        The loss, equal on all ranks of the axis.
+    """
+    if weight is not None or reduction == 1:
+        raise GalvatronError(
+            "a sharded cross-entropy takes no class weights, and sums or leaves the losses as they are"
+        )
+    losses: Tensor = _CrossEntropy.apply(logits, target, ignore_index, label_smoothing, axis, size)  # type: ignore[assignment]  # apply is untyped in torch
+    return losses.sum() if reduction == 2 else losses
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Loss per row: the logarithm of the summed exponentials, less the target's logit (smoothed over all classes).
+
+    One all-reduce finds the maxima, one adds the exponentials and the targets' logits. The gradient, softmax less target,
+    is local.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, ignore_index: int, smoothing: float, axis: Axis, size: int
+    ) -> Tensor:
+        # Like torch, half types are summed in single precision.
+        wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        local, inside = _local_indices(target, logits.size(1), axis)
+        exponentials, maxima = _shifted_exponentials(wide, axis)
+        picked = wide.gather(1, local.unsqueeze(1)).squeeze(1).masked_fill(~inside, 0.0)
+        sums = torch.stack([exponentials.sum(1), picked, wide.sum(1)])
+        axis.group.allreduce(sums).wait()
+        total, picked, every = sums
+        kept = target != ignore_index
+        losses = maxima + total.log() - (1 - smoothing) * picked - (smoothing / size) * every
+        ctx.save_for_backward(exponentials.div_(total.unsqueeze(1)), local, inside, kept)
+        ctx.smoothing, ctx.size, ctx.dtype = smoothing, size, logits.dtype
+        return losses.masked_fill(~kept, 0.0).to(logits.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        softmax, local, inside, kept = ctx.saved_tensors
+        scale = gradients[0].to(softmax.dtype).masked_fill(~kept, 0.0).unsqueeze(1)
+        gradient = softmax - ctx.smoothing / ctx.size if ctx.smoothing else softmax.clone()
+        gradient.scatter_add_(1, local.unsqueeze(1), inside.unsqueeze(1).to(softmax.dtype) * (ctx.smoothing - 1))
+        return gradient.mul_(scale).to(ctx.dtype), None, None, None, None, None
+
+
+def _shifted_exponentials(x: Tensor, axis: Axis, dim: int = 1) -> tuple[Tensor, Tensor]:
+    """`exp(x - maximum)` and the maximum along `dim` over all ranks."""
+    maxima = x.amax(dim)
+    axis.group.allreduce([maxima], _MAX).wait()
+    return (x - maxima.unsqueeze(dim)).exp_(), maxima
+
+
+def logsumexp(x: Tensor, dim: tuple[int, ...], keepdim: bool = False, *, axis: Axis, size: int) -> Tensor:
+    """The logarithm of the summed exponentials along one sharded dimension, equal on all ranks of the axis."""
+    (along,) = dim
+    result: Tensor = _LogSumExp.apply(x, along % x.dim(), axis)  # type: ignore[assignment]  # apply is untyped in torch
+    return result.unsqueeze(along) if keepdim else result
+
+
+class _LogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, axis: Axis) -> Tensor:
+        exponentials, maxima = _shifted_exponentials(x, axis, dim)
+        total = exponentials.sum(dim)
+        axis.group.allreduce([total]).wait()
+        ctx.save_for_backward(exponentials.div_(total.unsqueeze(dim)))
+        ctx.dim = dim
+        return maxima + total.log()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (softmax,) = ctx.saved_tensors
+        return softmax * gradients[0].unsqueeze(ctx.dim), None, None
