@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import sympy
+
 from galvatron.errors import ParseError, PlanError, StrategyError, did_you_mean
 from galvatron.ir.files import write_text
 from galvatron.ir.strategy import Strategy
-from galvatron.ir.types import evaluate
+from galvatron.ir.types import BATCH
 
 if TYPE_CHECKING:
     from galvatron.ir.program import Layer, Program
@@ -312,10 +314,12 @@ def resolve(program: Program, shorthand: PlanShorthand | str, global_batch_size:
     return plan
 
 
-def _flop(program: Program, layer: Layer, batch: int) -> int:
+def _flop(program: Program, layer: Layer, batch: int) -> float:
     """Forward and backward FLOPs of a layer; 1 for every layer of a program whose costs nobody annotated."""
     cost = program.class_of[layer.cls].cost
-    return 1 if cost is None else evaluate(cost.forward_flop, batch) + evaluate(cost.backward_flop, batch)
+    if cost is None:
+        return 1.0
+    return float(sympy.sympify(cost.forward_flop + cost.backward_flop).subs({BATCH: batch}))
 
 
 def balanced(weights: Sequence[float], parts: int) -> list[int]:

@@ -40,7 +40,8 @@ class Branch:
     @cached_property
     def representatives(self) -> list[int]:
         """One layer of each kind."""
-        return list({kind: i for i, kind in reversed(list(enumerate(self.model.kinds())))}.values())
+        kinds = self.model.kinds()
+        return [i for i, kind in enumerate(kinds) if kind not in kinds[:i]]
 
 
 @dataclass(frozen=True)

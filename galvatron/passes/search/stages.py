@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -105,8 +106,9 @@ def _state(
                     if state is not None:
                         entry_s = model.transfer_s(begin, before, setting.micro_batch)
                         entry_s += model.conversion_s(begin, before, candidates[begin][first], setting.micro_batch)
-                        blocks.append(_joined(state.values, segment.times, entry_s))
-                        origins.append(_Origin(begin, previous, first, segment))
+                        if math.isfinite(entry_s):
+                            blocks.append(_joined(state.values, segment.times, entry_s))
+                            origins.append(_Origin(begin, previous, first, segment))
     if not blocks:
         return None
     values = np.concatenate(blocks)
