@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 
 from galvatron.errors import PlanError
 from galvatron.ir.graph import Value
-from galvatron.ir.layout import Axis, Layout, global_shape
-from galvatron.ir.program import Form, Layer, LayerClass, Program, When
+from galvatron.ir.layout import Axis, Layout
+from galvatron.ir.program import Form, Layer, Program, When
 from galvatron.passes.base import Pass
 from galvatron.passes.sharding import redistribution_class
 
 
 @dataclass(frozen=True)
 class Redistribute(Pass):
-    """Inserts the cheapest legal collectives between layers of different strategies, once per value, layout and stage."""
+    """Inserts the cheapest legal collectives between layers that differ, once per value, layout and stage."""
 
     name = "redistribute"
     needs, leaves = Form.SHARDED, Form.SHARDED
@@ -39,7 +39,12 @@ class Redistribute(Pass):
                 assert formal.layout is not None
                 key = (name, formal.layout, cls.mesh)
                 if name in produced and key not in moved:
-                    move = _move(name, produced[name], formal, cls.mesh, len(classes))
+                    move = redistribution_class(
+                        f"redistribute.{len(classes)}",
+                        produced[name],
+                        (formal, cls.mesh),
+                        differentiable=produced[name][0].type.is_floating,
+                    )
                     moved[key] = name if move is None else f"{name}@{stage}.{cls.strategy}"
                     if move is not None:
                         known = next(
@@ -52,20 +57,3 @@ class Redistribute(Pass):
             for name, result in zip(layer.results, cls.graph.outputs, strict=True):
                 produced[name] = (cls.graph.values[result], cls.mesh)
         return replace(program, classes=tuple(classes.values()), layers=tuple(layers))
-
-
-def _move(
-    name: str, produced: tuple[Value, tuple[Axis, ...]], formal: Value, mesh: tuple[Axis, ...], number: int
-) -> LayerClass | None:
-    """The redistribution that a reader of `formal` needs of a produced value, or None."""
-    value, source_mesh = produced
-    assert value.layout is not None and formal.layout is not None
-    whole = value.type.with_shape(global_shape(value.type.shape, value.layout, source_mesh))
-    return redistribution_class(
-        f"redistribute.{number}",
-        whole,
-        (value.layout, source_mesh),
-        (formal.layout, mesh),
-        local=value.type,
-        differentiable=value.type.is_floating,
-    )

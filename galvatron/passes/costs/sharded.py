@@ -15,7 +15,7 @@ from galvatron.ir.layout import BROADCAST, Axis
 from galvatron.ir.plan import planned_layers
 from galvatron.ir.program import Layer, LayerClass, Program
 from galvatron.ir.strategy import Strategy
-from galvatron.ir.types import BATCH, LOCAL_BATCH, TensorType, evaluate, simplify_dim
+from galvatron.ir.types import evaluate, exact_quotient
 from galvatron.passes.costs.events import Profile, collectives_s, kernels_s
 from galvatron.passes.costs.model import ACCUMULATION_PASSES, OPTIMIZER_PASSES, OPTIMIZER_STATES, LayerCost, Tie
 from galvatron.passes.costs.profile import profile_graph
@@ -48,7 +48,11 @@ class ShardedCostModel:
         if key not in self._cache:
             batch = micro_batch / before.degree("dp")
             profiles = self._conversion(index, before, after)
-            self._cache[key] = math.inf if profiles is None else sum(self._seconds(p, batch) for p in profiles)
+            self._cache[key] = (
+                math.inf
+                if profiles is None
+                else sum(self._seconds(profile, batch / finer) for profile, finer in profiles)
+            )
         return self._cache[key]
 
     def boundary_bytes(self, index: int, strategy: Strategy, micro_batch: int) -> float:
@@ -200,40 +204,36 @@ class ShardedCostModel:
         outputs = self.program.class_of[layer.cls].graph.outputs
         return self._partitioner.differentiable(layer.results[outputs.index(output)])
 
-    def _conversion(self, index: int, before: Strategy, after: Strategy) -> list[Profile] | None:
-        """Profiles of the graphs that convert what is alive before a layer; None if the meshes do not nest."""
+    def _conversion(self, index: int, before: Strategy, after: Strategy) -> list[tuple[Profile, int]] | None:
+        """Profiles of the graphs that convert what is alive before a layer; None if the meshes do not nest.
+
+        With each the number of its shares (what `b` counts in it) that make a share of the layer before.
+        """
         key = ("profiles", self._live_key(index), before, after)
         if key not in self._cache:
             try:
                 self._cache[key] = [
-                    profile_graph(converting.graph, converting.mesh, frozenset("x") if differentiable else frozenset())
-                    for converting, differentiable in self._converting(index, before, after)
+                    (profile_graph(cls.graph, cls.mesh, frozenset("x") if differentiable else frozenset()), finer)
+                    for cls, differentiable, finer in self._converting(index, before, after)
                 ]
             except GalvatronError:
                 self._cache[key] = None
         return self._cache[key]
 
-    def _converting(self, index: int, before: Strategy, after: Strategy) -> list[tuple[LayerClass, bool]]:
-        found: list[tuple[LayerClass, bool]] = []
+    def _converting(self, index: int, before: Strategy, after: Strategy) -> list[tuple[LayerClass, bool, int]]:
+        found: list[tuple[LayerClass, bool, int]] = []
         for producer, output, consumer, formal in self._crossing[index]:
             value, source = self._output(producer, output, before)
             target = self._partitioner.shard(self.layers[consumer].cls, after)
-            whole = self.program.class_of[self.layers[producer].cls].graph.values[output].type
             differentiable = self._has_gradient(producer, output)
             converting = redistribution_class(
                 f"{before} to {after}",
-                _over_the_stage(whole, before.degree("dp")),
-                (value.layout or (), source.mesh),
-                (target.graph.values[formal].layout or (), target.mesh),
-                local=value.type,
+                (value, source.mesh),
+                (target.graph.values[formal], target.mesh),
                 differentiable=differentiable,
             )
             if converting is not None:
-                found.append((converting, differentiable))
+                finer = exact_quotient(converting.graph.inputs[0].type.numel, value.type.numel)
+                assert isinstance(finer, int)
+                found.append((converting, differentiable, finer))
         return found
-
-
-def _over_the_stage(type_: TensorType, ways: int) -> TensorType:
-    """The type of a value of one micro-batch over all devices of a stage, in terms of the local batch size."""
-    batch = simplify_dim(ways * LOCAL_BATCH)
-    return type_.with_shape(tuple(d if isinstance(d, int) else d.subs(BATCH, batch) for d in type_.shape))
