@@ -241,7 +241,6 @@ def mixed_plan(world: rt.World) -> None:
     equals_eager(compiled, new_model(4), new_batch(8))
 
 
-@pytest.mark.xfail(reason="redistribution to a finer split of the batch is refused", strict=False)
 def test_a_strategy_per_layer_equals_eager():
     run_ranks(mixed_plan, 4)
 
