@@ -99,7 +99,7 @@ def main(output: Path) -> None:
         write_text(output / "summary.json", json.dumps(summary, indent=2) + "\n")
         Console().print(
             f"loss {loss:.3f} → {losses[-1]:.3f} in {STEPS} steps; step time: predicted "
-            f"{format_seconds(plan.step_time_s or 0.0)}, measured {format_seconds(summary['measured_step_s'])} (median)\n"
+            f"{format_seconds(plan.step_time_s or 0.0)}, measured {format_seconds(summary['measured_step_s'])}\n"
             f"artifacts: {output}/program.gir, plan.json, stage_*.py, summary.json"
         )
     dist.barrier()

@@ -6,13 +6,13 @@ type and never a matter of convention:
 | placement | printed | the value on the axis | its gradient on the axis |
 |---|---|---|---|
 | `Replicate()` | `R` | equal on every rank | equal on every rank |
-| `Replicate(partial_gradient=True)` | `R'` | equal on every rank | a partial sum: the ranks' gradients add up to the true one |
+| `Replicate(partial_gradient=True)` | `R'` | equal on every rank | a partial sum: the ranks' gradients add up |
 | `Partial()` | `P` | a partial sum | equal on every rank |
 | `Shard(dim, outer)` | `S(dim)`, `S(dim, outer=n)` | a slice of `dim` | the same slice |
 
-`R'` and `P` are dual, `R` and `S` are their own duals. An op that runs sharded reads its unsharded operands as `R'`: each
-rank contributes a part of their gradient. A parameter that ends up `R'` on an axis needs its gradient summed over that
-axis once per step; that is how gradient synchronisation groups are derived.
+`R'` and `P` are dual, `R` and `S` are their own duals. An op that runs sharded reads its unsharded operands as `R'`:
+each rank contributes a part of their gradient. A parameter that ends up `R'` on an axis needs its gradient summed over
+that axis once per step; that is how gradient synchronisation groups are derived.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from galvatron.ir.types import Dim, exact_quotient
 class Axis:
     """One mesh axis of a stage's device group: its name, its size, and the distance between neighbours on it.
 
-    A rank's coordinate on the axis is `(rank // stride) % size`, with `rank` counted inside the stage. Axes of different
-    strategies with equal size and stride are the same groups of ranks.
+    A rank's coordinate on the axis is `(rank // stride) % size`, with `rank` counted inside the stage. Axes of
+    different strategies with equal size and stride are the same groups of ranks.
     """
 
     name: str
@@ -64,9 +64,9 @@ class Partial:
 class Shard:
     """A slice of dimension `dim`, seen as `(outer, axis size, rest)`: the middle factor is split over the axis.
 
-    `outer=1` is the ordinary contiguous chunk. A fused QKV projection split by heads is `Shard(0, outer=3)`, a flattened
-    `(B·S, V)` split along the sequence is `Shard(0, outer=B)`. `outer` counts elements of the whole tensor, whatever other
-    axes shard; two axes with equal `dim` and `outer` shard one factor, the outer mesh axis first.
+    `outer=1` is the ordinary contiguous chunk. A fused QKV projection split by heads is `Shard(0, outer=3)`, a
+    flattened `(B·S, V)` split along the sequence is `Shard(0, outer=B)`. `outer` counts elements of the whole tensor,
+    whatever other axes shard; two axes with equal `dim` and `outer` shard one factor, the outer mesh axis first.
     """
 
     dim: int
@@ -100,15 +100,16 @@ def same_factor(first: Placement, second: Placement) -> bool:
 
 
 def local_outer(layout: Layout, mesh: tuple[Axis, ...], position: int) -> Dim:
-    """How many slices along its dimension the shard at `position` makes of the local tensor: `outer` less what other axes
-    have taken of it."""
+    """How many slices along its dimension the shard at `position` makes of the local tensor: `outer` less what other
+    axes have taken of it."""
     shard = layout[position]
     assert isinstance(shard, Shard)
     outer: Dim = shard.outer
     for other, axis in zip(layout, mesh, strict=True):
-        if isinstance(other, Shard) and other.dim == shard.dim and other.outer != shard.outer:
-            if exact_quotient(shard.outer, other.outer) is not None:
-                outer = exact_quotient(outer, axis.size) or outer
+        if not isinstance(other, Shard) or other.dim != shard.dim or other.outer == shard.outer:
+            continue
+        if exact_quotient(shard.outer, other.outer) is not None:
+            outer = exact_quotient(outer, axis.size) or outer
     return outer
 
 
@@ -145,8 +146,8 @@ def gradientless(layout: Layout) -> Layout:
 
 
 def joint_mesh(*meshes: tuple[Axis, ...]) -> tuple[Axis, ...]:
-    """The coarsest mesh in which every axis of the given meshes is a run of axes; `dp=4@1` and `dp=2@2, tp=2@1` meet in two
-    axes of two.
+    """The coarsest mesh in which every axis of the given meshes is a run of axes; `dp=4@1` and `dp=2@2, tp=2@1` meet in
+    two axes of two.
 
     Raises:
         GalvatronError: the axes overlap without nesting (`3@1` and `2@1`), so that no mesh refines both.

@@ -1,8 +1,8 @@
 """Ops that a rank runs on its slice of a dimension which the ATen op must see whole: they communicate inside.
 
-`spmd.X` takes the arguments of `aten.X`, with one dimension sharded on a mesh axis, and two more keyword arguments: `axis`,
-the name of the axis in the class mesh, and `size`, the whole size of that dimension. Its gradients need no communication
-beyond its own.
+`spmd.X` takes the arguments of `aten.X`, with one dimension sharded on a mesh axis, and two more keyword arguments:
+`axis`, the name of the axis in the class mesh, and `size`, the whole size of that dimension. Its gradients need no
+communication beyond its own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from galvatron.ir.graph import Op
-from galvatron.ir.layout import PARTIAL, REPLICATE, Placement
+from galvatron.ir.layout import PARTIAL, REPLICATE, Partial, Replicate
 
 KEYWORDS = ("axis", "size")
 
@@ -24,7 +24,7 @@ class SpmdOp:
     carries per row of its first operand.
     """
 
-    result: Placement
+    result: Replicate | Partial
     forward: tuple[tuple[str, int], ...] = ()
     backward: tuple[tuple[str, int], ...] = ()
 

@@ -1,8 +1,8 @@
 """`shard`: every layer becomes a call of the local graph of its (class, strategy) pair.
 
-Layers come out stage by stage. The preamble is needed wherever something reads it, in the reader's layout: each stage gets
-its own copy per strategy, just before the first reader. Statistics of the batch are computed whole on every rank of a stage
-that reads them.
+Layers come out stage by stage. The preamble is needed wherever something reads it, in the reader's layout: each stage
+gets its own copy per strategy, just before the first reader. Statistics of the batch are computed whole on every rank
+of a stage that reads them.
 """
 
 from __future__ import annotations

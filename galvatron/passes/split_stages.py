@@ -81,7 +81,7 @@ def _state_layouts(program: Program, group: list[Layer]) -> tuple[StateLayout, .
             mesh = joint_mesh(here.mesh, there.mesh)
             if on_mesh(here.layout, here.mesh, mesh) != on_mesh(there.layout, there.mesh, mesh):
                 raise PlanError(
-                    f"layer {layer.name!r} ({cls.strategy}) keeps {name!r} as {here.layout}, another layer of its stage as "
-                    f"{there.layout}; give the layers that share it strategies that agree"
+                    f"layer {layer.name!r} ({cls.strategy}) keeps {name!r} as {here.layout}, another layer of the "
+                    f"stage as {there.layout}; give the layers that share it strategies that agree"
                 )
     return tuple(kept.values())

@@ -1,5 +1,5 @@
-"""Ops on a slice of a dimension that must be seen whole: a sharded vocabulary is looked up, normalised and scored without
-ever being gathered. Arguments are those of the ATen ops; `axis` shards the dimension, `size` is its whole size.
+"""Ops on a slice of a dimension that must be seen whole: a sharded vocabulary is looked up, normalised and scored
+without ever being gathered. Arguments are those of the ATen ops; `axis` shards the dimension, `size` is its whole size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from galvatron.errors import GalvatronError
 from galvatron.runtime.mesh import Axis
 
 _MAX = dist.AllreduceOptions()
-_MAX.reduceOp = dist.ReduceOp.MAX
+_MAX.reduceOp = dist.ReduceOp.MAX  # type: ignore[assignment]  # torch's stub wants the class that wraps the constant
 
 
 def embedding(
@@ -28,7 +28,8 @@ def embedding(
     axis: Axis,
     size: int,
 ) -> Tensor:
-    """Rows of a table whose rows are sharded: zero for indices that other ranks hold, so that the ranks' results add up.
+    """Rows of a table whose rows are sharded: zero for indices that other ranks hold, so that the ranks' results add
+    up.
 
     Args:
         weight: [rows / axis size, width], this rank's rows.
@@ -82,8 +83,8 @@ def cross_entropy_loss(
 class _CrossEntropy(torch.autograd.Function):
     """Loss per row: the logarithm of the summed exponentials, less the target's logit (smoothed over all classes).
 
-    One all-reduce finds the maxima, one adds the exponentials and the targets' logits. The gradient, softmax less target,
-    is local.
+    One all-reduce finds the maxima, one adds the exponentials and the targets' logits. The gradient, softmax less
+    target, is local.
     """
 
     @staticmethod

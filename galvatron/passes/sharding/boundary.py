@@ -71,8 +71,8 @@ class Role:
 
     `stream` gives the split of a residual stream's type, None where it stays whole; `splits_samples` says that ranks
     work on different samples or tokens throughout, so that the loss is a partial sum. `matrices` says that matrices are
-    sharded. `reach` names what may be sharded: the batch, the sequence, factors of parameters that no residual stream has
-    (heads, hidden units, the vocabulary), or any factor but the batch.
+    sharded. `reach` names what may be sharded: the batch, the sequence, factors of parameters that no residual stream
+    has (heads, hidden units, the vocabulary), or any factor but the batch.
     """
 
     stream: Callable[[TensorType], Split | None]

@@ -1,4 +1,4 @@
-"""What a layer class is to its program: the facts at its border that sharding needs, and sharded classes by strategy."""
+"""What a layer class is to its program: the facts at its border that sharding needs; sharded classes by strategy."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ class Partitioner:
                 for formal, name in zip(cls.graph.state, layer.state, strict=True)
                 if program.state_of[name].trainable
             }
-            # A parameter that several layers share is kept whole wherever it is used, so that the layers may differ in strategy.
+            # A parameter that several layers share is kept whole wherever it is used, so that the layers may differ in
+            # strategy.
             shared = {
                 formal.name
                 for layer in layers
@@ -74,7 +75,8 @@ class Partitioner:
     def _differentiable(self) -> tuple[dict[str, set[str]], set[str]]:
         """The values with a gradient: of each class by formal name, and of the program.
 
-        A class has one graph for all its layers, so a value has a gradient as soon as its counterpart in one layer does.
+        A class has one graph for all its layers, so a value has a gradient as soon as its counterpart in one layer
+        does.
         """
         formals: dict[str, set[str]] = defaultdict(set)
         values: set[str] = set()

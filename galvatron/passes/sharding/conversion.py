@@ -1,8 +1,8 @@
 """Redistribution: the collectives that take a value from one layout to another, forward and adjoint.
 
-One table covers a single mesh axis. On several axes the steps are ordered so that data shrinks early and grows late: slice,
-reduce, exchange, gather, and last the conversions that only concern the gradient. Axes that shard one factor nest like a
-stack: the inner one must be undone before the outer one can change.
+One table covers a single mesh axis. On several axes the steps are ordered so that data shrinks early and grows late:
+slice, reduce, exchange, gather, and last the conversions that only concern the gradient. Axes that shard one factor
+nest like a stack: the inner one must be undone before the outer one can change.
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ def _next_step(current: Layout, target: Layout) -> tuple[int, Placement]:
 
 
 def _stack_allows(current: Layout, target: Layout, i: int) -> bool:
-    """Whether axis `i` may change now: no inner axis shards a factor that `i` shards or is to shard, and no outer one that it
-    is to nest in will still change."""
+    """Whether axis `i` may change now: no inner axis shards a factor that `i` shards or is to shard, and no outer one
+    that it is to nest in will still change."""
     for j, other in enumerate(current):
         if j > i and (same_factor(other, current[i]) or same_factor(other, target[i])):
             return False

@@ -1,9 +1,9 @@
 """Factors: a flattened dimension is a product, and what is sharded is one of its factors.
 
-`linear` makes a dimension of 768 that a later `view` reads as 12 heads × 64; sharding by heads means sharding the factor 12 of
-the linear's output, of its weight and of its bias. This module carries such cuts from the op that makes them to every value
-they reach: each dimension of each value becomes a list of elementary factors, and a factor is named by the dimension and
-the product of the factors inside it.
+`linear` makes a dimension of 768 that a later `view` reads as 12 heads × 64; sharding by heads means sharding the
+factor 12 of the linear's output, of its weight and of its bias. This module carries such cuts from the op that makes
+them to every value they reach: each dimension of each value becomes a list of elementary factors, and a factor is named
+by the dimension and the product of the factors inside it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Place = tuple[str, Factor]
 
 @dataclass(frozen=True)
 class OpFactor:
-    """One elementary factor of one named dimension of an op: where it appears in each operand and result (None: nowhere)."""
+    """One elementary factor of one named dimension of an op, and where each operand and result has it (None: nowhere)."""
 
     name: str
     size: Dim
@@ -184,7 +184,7 @@ def _first_cuts(size: Dim) -> list[Dim]:
 
 
 def _places(op: Op, dims: OpDims, name: str) -> list[tuple[int, str, int, Dim]]:
-    """Where a name appears: (position among operands then results, value, dimension, product of the names inside it)."""
+    """Where a name appears: position among operands then results, value, dimension, product of the names inside it."""
     values = (*op.operands, *(v.name for v in op.results))
     places: list[tuple[int, str, int, Dim]] = []
     for position, (value, tensor) in enumerate(zip(values, (*dims.operands, *dims.results), strict=True)):

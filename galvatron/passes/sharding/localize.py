@@ -56,7 +56,10 @@ class Localizer:
         results: list[list[tuple[State, ...]]],
         spmd: list[tuple[str, Dim] | None],
     ) -> Graph:
-        """The local graph, given per value (inputs, state, outputs) or per op and position its states, one per mesh axis."""
+        """The local graph, given the states, one per mesh axis, of each value or of each op's operands and results.
+
+        `spmd` has, per op that its counterpart in `ir.spmd` replaces, the axis and the whole size of what is sharded.
+        """
         new_inputs = tuple(self._local(v, inputs[v.name]) for v in self.graph.inputs)
         new_state = tuple(self._local(v, state[v.name]) for v in self.graph.state)
         available = {v.name: v for v in (*new_inputs, *new_state)}
@@ -106,8 +109,8 @@ class Localizer:
         results: list[list[tuple[State, ...]]],
         outputs: dict[str, tuple[State, ...]],
     ) -> None:
-        """Decides which copy of each value every other copy is made from: whole copies first, then the cheapest source."""
-        produced = {name: value.layout for name, value in given.items()}
+        """Decides from which copy of a value every other is made: whole copies first, then from the cheapest source."""
+        produced: dict[str, Layout] = {name: value.layout or () for name, value in given.items()}
         needed: dict[str, list[Layout]] = defaultdict(list)
         for op, needs, makes in zip(self.graph.ops, operands, results, strict=True):
             for name, states in zip(op.operands, needs, strict=True):

@@ -1,7 +1,7 @@
 """Modes: the ways to run one op on one mesh axis, each with what it needs of its operands and leaves in its results.
 
-On an axis an op may run whole on every rank, whole with a partial gradient, on partial sums where it is linear, or along one
-shardable factor. Layouts are named here by factor, since the number in `Shard(dim, outer)` follows from it.
+On an axis an op may run whole on every rank, whole with a partial gradient, on partial sums where it is linear, or
+along one shardable factor. Layouts are named here by factor, since the number in `Shard(dim, outer)` follows from it.
 """
 
 from __future__ import annotations

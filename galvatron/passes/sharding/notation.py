@@ -2,13 +2,14 @@
 
 An op's legal shardings follow from one line such as `~b* k, ~n k, +n? -> b* n` (linear). Reading it:
 
-- a name stands for one dimension, the same wherever it appears; `b*` for a run of leading dimensions, aligned at the right
-  and broadcast;
+- a name stands for one dimension, the same wherever it appears; `b*` for a run of leading dimensions, aligned at the
+  right and broadcast;
 - a name that operands have and results do not is *summed* over: sharding it leaves the result `Partial`;
-- `k!` is indivisible: it is never sharded; `v^` may be sharded only if the op's counterpart in `ir.spmd` takes its place;
+- `k!` is indivisible: it is never sharded; `v^` may be sharded only if the op's counterpart in `ir.spmd` takes its
+  place;
 - `(a b)` is one dimension that is the product of two; `1` has size one;
-- `~` marks operands that the op multiplies (it is linear in each with the others fixed), `+` operands that it adds: through
-  these, partial sums may pass; `?` marks an operand that may be absent.
+- `~` marks operands that the op multiplies (it is linear in each with the others fixed), `+` operands that it adds:
+  through these, partial sums may pass; `?` marks an operand that may be absent.
 
 Operands are the op's arguments in order; one with fewer dimensions than its specification takes the trailing names.
 """
@@ -23,7 +24,7 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.types import Dim, exact_quotient
 
 DimNames = tuple[str, ...]
-"""The named factors of one tensor dimension, outermost first; empty for a dimension that is not shared (of size one)."""
+"""The named factors of one tensor dimension, outermost first; empty for a dimension of size one."""
 
 Shape = tuple[Dim, ...]
 
@@ -33,7 +34,8 @@ class OpDims:
     """The named dimensions of one op on operands of known shapes.
 
     `operands` has one entry per tensor operand (in the order of `Op.operands`), `results` one per result; `sizes` gives
-    every name its size. `products` and `sums` are the positions of the operands marked `~` and `+`, `spmd` the names marked `^`.
+    every name its size. `products` and `sums` are the positions of the operands marked `~` and `+`, `spmd` the names
+    marked `^`.
     """
 
     operands: tuple[tuple[DimNames, ...], ...]
@@ -63,7 +65,7 @@ class Notation:
     spmd: frozenset[str] = frozenset()
 
     def resolve(self, operand_shapes: tuple[Shape | None, ...], result_shapes: tuple[Shape, ...]) -> OpDims:
-        """The dims of an op whose arguments have these shapes; None stands for an argument that is absent or a number."""
+        """The dims of an op whose arguments have these shapes, None for an argument that is absent or a number."""
         operand_shapes += (None,) * (len(self.operands) - len(operand_shapes))
         operands = [(t, s) for t, s in zip(self.operands, operand_shapes, strict=True) if s is not None]
         results = list(zip(self.results, result_shapes, strict=True))

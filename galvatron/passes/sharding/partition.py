@@ -1,7 +1,7 @@
 """The SPMD partitioner: a layer class and a strategy become the local graph that one rank runs.
 
-Axis by axis, outermost first, a role sets the boundary condition and the solver picks a mode for every op; the choices of all
-axes together give the local graph, with every collective and its adjoint in place.
+Axis by axis, outermost first, a role sets the boundary condition and the solver picks a mode for every op; the choices
+of all axes together give the local graph, with every collective and its adjoint in place.
 """
 
 from __future__ import annotations

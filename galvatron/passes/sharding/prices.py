@@ -78,7 +78,7 @@ class Prices:
         return price + (self._collective_s("all_reduce", self._bytes[name]) if state == BROADCAST else 0.0)
 
     def conversion_s(self, name: str, source: State, target: State) -> float:
-        """Infinite where no op converts, and for parameters that would have to move: shards of state stay where they are."""
+        """Infinite where no op converts, and for parameters: their shards stay where they are."""
         if name in self._state and isinstance(source, Split):
             return float("inf")
         row = _row(source, target)

@@ -1,8 +1,9 @@
 """The rule table: the named dimensions of every op, one line per op.
 
-An op is looked up by its overload, then by its name without the overload. Ops whose dimensions depend on their arguments
-(views, reductions over given dims, concatenation) have a function instead of a line. Pointwise ops without a line of their
-own are recognised by `torch.Tag.pointwise`. An op without a rule is computed whole on every rank: right, and slow.
+An op is looked up by its overload, then by its name without the overload. Ops whose dimensions depend on their
+arguments (views, reductions over given dims, concatenation) have a function instead of a line. Pointwise ops without a
+line of their own are recognised by `torch.Tag.pointwise`. An op without a rule is computed whole on every rank: right,
+and slow.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ DimsFunction = Callable[["Call"], OpDims]
 
 
 class Call:
-    """An op with its arguments laid out by the operator's schema: `call["dim"]` finds an argument however it was passed."""
+    """An op with its arguments laid out by the operator's schema: `call["dim"]` finds one however it was passed."""
 
     def __init__(self, op: Op, types: Types) -> None:
         names, defaults = _schema(op.target)
@@ -132,7 +133,7 @@ def _along(argument: str, *, linear: bool = False) -> DimsFunction:
 
 
 def _with_whole(call: Call, along: tuple[int, ...], linear: bool) -> OpDims:
-    """All operands and results share their dims, except those in `along` and those whose size differs between tensors."""
+    """All operands and results share their dims, except those in `along` and those of differing sizes."""
     shapes = call.operand_shapes()
     rank = len(shapes[0])
     of_all = [s for s in (*shapes, *call.results) if len(s) == rank]
@@ -164,7 +165,7 @@ def _sum(call: Call) -> OpDims:
 
 
 def _split(call: Call) -> OpDims:
-    """Equal parts: the dim is (parts, size of a part) and the second factor may be sharded; unequal parts keep it whole."""
+    """Equal parts: the dim is (parts, size of a part), the second may be sharded; unequal parts keep it whole."""
     (shape,) = call.operand_shapes()
     dim = int(call["dim"]) % len(shape)  # type: ignore[arg-type]  # an int by schema
     parts = {result[dim] for result in call.results}
@@ -211,7 +212,7 @@ def _stack(call: Call) -> OpDims:
 
 
 def _created(call: Call) -> OpDims:
-    """A tensor of one repeated number: any dim may be sharded, each rank makes its part. Operands only lend their dtype."""
+    """A tensor of one repeated number: each rank makes its part of any dim. Operands only lend their dtype."""
     (shape,) = call.results
     result = tuple((f"d{i}",) if s != 1 else () for i, s in enumerate(shape))
     operands = tuple(tuple(() for _ in s) for s in call.operand_shapes())
@@ -318,7 +319,7 @@ def _cross_entropy(call: Call) -> OpDims:
 
 
 def _attention(call: Call) -> OpDims:
-    """Queries may be split where every query sees its own row: not under `is_causal`, whose rows are numbered from 0."""
+    """Queries may be split, except under `is_causal`, which numbers them from 0."""
     rows = "q!" if call["is_causal"] else "q"
     heads = "(h g)" if call["enable_gqa"] else "h"
     line = f"b* {heads} {rows} d!, b* h k! d!, b* h k! e!, b* {heads} {rows} k!? -> b* {heads} {rows} e!"

@@ -9,9 +9,9 @@ from galvatron.passes.sharding.notation import DimNames, OpDims, Shape
 def view_dims(operand: Shape, result: Shape) -> OpDims:
     """The named dimensions of a reshape from `operand` to `result`, equal in number of elements.
 
-    The shapes are cut into the shortest groups of equal product; inside a group both sides are refined to common factors
-    (`(B, S, H·D) → (B·S, H, D)` gives `b s (h d) -> (b s) h d`). Where the sides have no common refinement, as in
-    `(4, 6) → (6, 4)`, the group is indivisible.
+    The shapes are cut into the shortest groups of equal product; inside a group both sides are refined to common
+    factors (`(B, S, H·D) → (B·S, H, D)` gives `b s (h d) -> (b s) h d`). Where the sides have no common refinement, as
+    in `(4, 6) → (6, 4)`, the group is indivisible.
     """
     operand_names: list[DimNames] = []
     result_names: list[DimNames] = []
