@@ -328,15 +328,15 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
     ],
     "edges-agree": [
         (
-            with_op(sharded(), f"embedding{SUFFIX}", "e", result_value={"layout": (REPLICATE, REPLICATE)}),
+            with_op(staged(), f"embedding{SUFFIX}", "e", result_value={"layout": (REPLICATE, REPLICATE)}),
             "is (dp=2@2: R, tp=2@1: R), but is read as (dp=2@2: S(0), tp=2@1: R)", "block_0",
         ),
         (
-            with_value(sharded(), f"block{SUFFIX}", "m", type=TensorType("bool", (LOCAL_BATCH, 1, 1))),
+            with_value(staged(), f"block{SUFFIX}", "m", type=TensorType("bool", (LOCAL_BATCH, 1, 1))),
             "is bool[b, 6, 1], but is read as bool[b, 1, 1]", "block_0",
         ),
         (
-            with_value(sharded(), "count", "labels", type=TensorType("i32", (BATCH, 6))),
+            with_value(staged(), "count", "labels", type=TensorType("i32", (BATCH, 6))),
             "the local part is i64[B, 6], not i32[B, 6]", "count",
         ),
     ],

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from galvatron.errors import GalvatronError
 
-_BARE = re.compile(r"[\w.@$]+")
-_WORD = re.compile(r"[A-Za-z_][\w.@$]*")
+_BARE = re.compile(r"[\w.@$+-]+")
+_WORD = re.compile(r"[A-Za-z_][\w.@$+-]*")
 _COUNTER = re.compile(r"(?<![0-9])(?:0|[1-9][0-9]*)(?![0-9])", re.ASCII)
 _MARKED = re.compile("\x00([0-9]+)\x00")
 _TEMPLATE = re.compile(r"\{([0-9]*)(i)?(?:\+?([0-9]+))?\}")

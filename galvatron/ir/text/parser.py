@@ -116,7 +116,8 @@ def _explain(text: str, error: UnexpectedInput) -> tuple[int, int, str]:
 
 
 _TERMINALS = {
-    "NAME": "a name",
+    "NAME": "a word",
+    "LABEL": "a name",
     "VALUE": "a %value",
     "CLASS": "a @class",
     "STRING": "a string",
