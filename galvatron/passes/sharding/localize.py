@@ -6,10 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 
+import networkx
 import sympy
 
 from galvatron.ir.graph import Arg, Graph, Op, Value, map_refs
-from galvatron.ir.layout import REPLICATE, Axis, Layout, Shard, gradientless, local_shape
+from galvatron.ir.layout import Axis, Layout, Shard, gradientless, local_shape
+from galvatron.ir.random import drawn_axes, is_random, with_site
 from galvatron.ir.spmd import spmd_target
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, exact_quotient, simplify_dim
 from galvatron.passes.sharding.conversion import redistribute, rounds
@@ -27,6 +29,11 @@ SHAPE_ARGUMENTS = {
     "new_ones": 1,
     "new_full": 1,
     "new_empty": 1,
+    "rand": 0,
+    "randn": 0,
+    "randint.default": 1,
+    "randint.low": 2,
+    "normal.float_float": 2,
 }
 """Ops with an argument that is the shape of the result: in a local graph it is the local shape."""
 
@@ -43,6 +50,7 @@ class Localizer:
         self.differentiable = differentiable
         self._micro_batch = simplify_dim(batch_ways * LOCAL_BATCH)
         self._ops: list[Op] = []
+        self._sites = 0
         self._converted: dict[tuple[str, Layout], Value] = {}
         self._sources: dict[tuple[str, Layout], Layout] = {}
         self._names = set(graph.values)
@@ -109,7 +117,7 @@ class Localizer:
         results: list[list[tuple[State, ...]]],
         outputs: dict[str, tuple[State, ...]],
     ) -> None:
-        """Decides from which copy of a value every other is made: whole copies first, then from the cheapest source."""
+        """Decides from which copy of a value every other is made."""
         produced: dict[str, Layout] = {name: value.layout or () for name, value in given.items()}
         needed: dict[str, list[Layout]] = defaultdict(list)
         for op, needs, makes in zip(self.graph.ops, operands, results, strict=True):
@@ -120,14 +128,8 @@ class Localizer:
         for name, states in outputs.items():
             needed[name].append(self._target(name, states))
         for name, layouts in needed.items():
-            made = [produced[name]]
-            for layout in sorted(dict.fromkeys(layouts), key=lambda ps: sum(p != REPLICATE for p in ps)):
-                if layout not in made:
-                    differentiable = name in self.differentiable
-                    self._sources[name, layout] = min(
-                        made, key=lambda s: rounds(s, layout, differentiable=differentiable)
-                    )
-                    made.append(layout)
+            for source, layout in _arborescence(produced[name], layouts, differentiable=name in self.differentiable):
+                self._sources[name, layout] = source
 
     def _target(self, name: str, states: tuple[State, ...]) -> Layout:
         layout = self._layout(name, states)
@@ -159,7 +161,14 @@ class Localizer:
         if spmd is not None:
             axis, size = spmd
             return replace(renamed, target=spmd_target(op), kwargs=(*renamed.kwargs, ("axis", axis), ("size", size)))
-        return localized_arguments(renamed, self._size)
+        local = localized_arguments(renamed, self._size)
+        return self._drawn(op, local) if is_random(op) else local
+
+    def _drawn(self, op: Op, local: Op) -> Op:
+        """The local op with the next free site; results that are the same for every batch size are drawn per step."""
+        self._sites += 1
+        per_step = not any(isinstance(d, sympy.Expr) and d.free_symbols for v in op.results for d in v.type.shape)
+        return with_site(local, self._sites - 1, drawn_axes(local.results[0], self.mesh), per_step)
 
     def _fresh(self, hint: str) -> str:
         name, number = hint, 1
@@ -170,12 +179,25 @@ class Localizer:
         return name
 
 
+def _arborescence(root: Layout, layouts: list[Layout], *, differentiable: bool) -> list[tuple[Layout, Layout]]:
+    """The cheapest way to make all copies of a value, as pairs of a layout and one that is made from it."""
+    nodes = list(dict.fromkeys([root, *layouts]))
+    steps: networkx.DiGraph[Layout] = networkx.DiGraph()
+    steps.add_nodes_from(nodes)
+    for source in nodes:
+        for target in nodes:
+            if target not in (source, root):
+                steps.add_edge(source, target, weight=rounds(source, target, differentiable=differentiable))
+    return list(networkx.minimum_spanning_arborescence(steps).edges) if len(nodes) > 1 else []
+
+
 def localized_arguments(op: Op, size: Callable[[Dim], Dim]) -> Op:
     """An op with local results whose size arguments are made local too."""
     _, name, *_ = op.target.split(".")
     args = list(op.args)
-    if name in SHAPE_ARGUMENTS and SHAPE_ARGUMENTS[name] < len(args):
-        args[SHAPE_ARGUMENTS[name]] = op.result.type.shape
+    shape_argument = SHAPE_ARGUMENTS.get(name, SHAPE_ARGUMENTS.get(op.target.removeprefix("aten.")))
+    if shape_argument is not None and shape_argument < len(args):
+        args[shape_argument] = op.result.type.shape
     elif name in ("split", "split_with_sizes", "unflatten"):
         args = _local_parts(op, name)
     elif name not in _ARITHMETIC:
