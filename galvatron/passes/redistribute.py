@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from galvatron.errors import PlanError
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis, Layout
-from galvatron.ir.program import Form, Layer, Program, When
+from galvatron.ir.plan import Plan
+from galvatron.ir.program import Form, Layer, LayerClass, Program, When
 from galvatron.passes.base import Pass
 from galvatron.passes.sharding import redistribution_class
 
@@ -22,38 +23,66 @@ class Redistribute(Pass):
     def run(self, program: Program) -> Program:
         if program.plan is None:
             raise PlanError("redistribute needs a program with a plan")
-        boundaries = [len(stage) for stage in program.plan.stages]
-        produced: dict[str, tuple[Value, tuple[Axis, ...]]] = {}
-        classes = {c.name: c for c in program.classes}
-        layers: list[Layer] = []
-        moved: dict[tuple[str, Layout, tuple[Axis, ...]], str] = {}
-        stage, done = 0, 0
-        for layer in program.layers:
-            if layer.when is When.MICROBATCH:
-                if done == boundaries[stage]:
-                    stage, done, moved = stage + 1, 0, {}
-                done += 1
-            cls = classes[layer.cls]
-            operands: list[str] = []
-            for name, formal in zip(layer.operands, cls.graph.inputs, strict=True):
-                assert formal.layout is not None
-                key = (name, formal.layout, cls.mesh)
-                if name in produced and key not in moved:
-                    move = redistribution_class(
-                        f"redistribute.{len(classes)}",
-                        produced[name],
-                        (formal, cls.mesh),
-                        differentiable=produced[name][0].type.is_floating,
-                    )
-                    moved[key] = name if move is None else f"{name}@{stage}.{cls.strategy}"
-                    if move is not None:
-                        known = next(
-                            (c for c in classes.values() if replace(c, name="") == replace(move, name="")), move
-                        )
-                        classes[known.name] = known
-                        layers.append(Layer(moved[key], known.name, (name,), (), (moved[key],)))
-                operands.append(moved.get(key, name))
-            layers.append(replace(layer, operands=tuple(operands)))
-            for name, result in zip(layer.results, cls.graph.outputs, strict=True):
-                produced[name] = (cls.graph.values[result], cls.mesh)
-        return replace(program, classes=tuple(classes.values()), layers=tuple(layers))
+        moves = _Moves(program)
+        for stage, layer in stage_of_layers(program, program.plan):
+            moves.add(stage, layer)
+        return replace(program, classes=tuple(moves.classes.values()), layers=tuple(moves.layers))
+
+
+class _Moves:
+    """The layers so far, with the redistributions that their readers need."""
+
+    def __init__(self, program: Program) -> None:
+        self.classes = {c.name: c for c in program.classes}
+        self.layers: list[Layer] = []
+        self._made: dict[str, tuple[Value, tuple[Axis, ...]]] = {}
+        self._moved: dict[tuple[int, str, Layout | None, tuple[Axis, ...]], str] = {}
+
+    def add(self, stage: int, layer: Layer) -> None:
+        """Appends a layer, after the redistributions of what it reads."""
+        cls = self.classes[layer.cls]
+        operands = (
+            self._read(stage, name, formal, cls) for name, formal in zip(layer.operands, cls.graph.inputs, strict=True)
+        )
+        self.layers.append(replace(layer, operands=tuple(operands)))
+        for name, result in zip(layer.results, cls.graph.outputs, strict=True):
+            self._made[name] = (cls.graph.values[result], cls.mesh)
+
+    def _read(self, stage: int, name: str, formal: Value, reader: LayerClass) -> str:
+        """The name under which a class finds a value in the layout of its formal input."""
+        key = (stage, name, formal.layout, reader.mesh)
+        if name in self._made and key not in self._moved:
+            self._moved[key] = self._move(stage, name, formal, reader)
+        return self._moved.get(key, name)
+
+    def _move(self, stage: int, name: str, formal: Value, reader: LayerClass) -> str:
+        made = self._made[name]
+        target = (formal, reader.mesh)
+        number = len(self.classes)
+        move = redistribution_class(f"redistribute.{number}", made, target, differentiable=made[0].type.is_floating)
+        if move is None:
+            return name
+        known = next((c for c in self.classes.values() if replace(c, name="") == replace(move, name="")), move)
+        self.classes[known.name] = known
+        moved = f"{name}@{stage}.{reader.strategy}"
+        if any(layer.name == moved for layer in self.layers):
+            moved = f"{moved}.{len(self.layers)}"
+        self.layers.append(Layer(moved, known.name, (name,), (), (moved,)))
+        return moved
+
+
+def stage_of_layers(program: Program, plan: Plan) -> list[tuple[int, Layer]]:
+    """Every layer of a sharded program with its stage; copies of the preamble belong to the layer that follows them."""
+    left = [len(stage) for stage in plan.stages]
+    found: list[tuple[int, Layer]] = []
+    pending: list[Layer] = []
+    stage = 0
+    for layer in program.layers:
+        pending.append(layer)
+        if layer.when is When.MICROBATCH and program.class_of[layer.cls].base:
+            while not left[stage]:
+                stage += 1
+            left[stage] -= 1
+            found += [(stage, one) for one in pending]
+            pending = []
+    return found

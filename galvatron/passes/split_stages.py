@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from galvatron.errors import PlanError
 from galvatron.ir.layout import gradientless, joint_mesh, on_mesh
-from galvatron.ir.program import Form, Layer, Program, Stage, StateLayout, Transfer, When
+from galvatron.ir.program import Form, Layer, Program, Stage, StateLayout, Transfer
 from galvatron.passes.base import Pass
+from galvatron.passes.redistribute import stage_of_layers
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,11 @@ class SplitStages(Pass):
     needs, leaves = Form.SHARDED, Form.STAGED
 
     def run(self, program: Program) -> Program:
-        groups = _groups(program)
+        if program.plan is None:
+            raise PlanError("split-stages needs a program with a plan")
+        groups: list[list[Layer]] = [[] for _ in program.plan.stages]
+        for index, layer in stage_of_layers(program, program.plan):
+            groups[index].append(layer)
         types = program.values()
         batch_inputs = {v.name for v in program.inputs}
         made = [{name for layer in group for name in layer.results} for group in groups]
@@ -43,25 +48,6 @@ class SplitStages(Pass):
             for index, group in enumerate(groups)
         )
         return replace(program, form=Form.STAGED, layers=(), stages=stages)
-
-
-def _groups(program: Program) -> list[list[Layer]]:
-    """The layers of each stage; preamble copies and redistributions belong to the layer that follows them."""
-    if program.plan is None:
-        raise PlanError("split-stages needs a program with a plan")
-    left = [len(stage) for stage in program.plan.stages]
-    groups: list[list[Layer]] = [[] for _ in left]
-    pending: list[Layer] = []
-    stage = 0
-    for layer in program.layers:
-        pending.append(layer)
-        if layer.when is When.MICROBATCH and program.class_of[layer.cls].base:
-            while not left[stage]:
-                stage += 1
-            left[stage] -= 1
-            groups[stage] += pending
-            pending = []
-    return groups
 
 
 def _state_layouts(program: Program, group: list[Layer]) -> tuple[StateLayout, ...]:

@@ -35,7 +35,7 @@ Place = tuple[str, Factor]
 
 @dataclass(frozen=True)
 class OpFactor:
-    """One elementary factor of one named dimension of an op, and where each operand and result has it (None: nowhere)."""
+    """An elementary factor of a named dimension of an op: where each operand and result has it, None for nowhere."""
 
     name: str
     size: Dim
