@@ -380,8 +380,11 @@ def test_autocast_becomes_casts() -> None:
 def test_constants_keep_their_data() -> None:
     captured = capture_graph(Net(constants), batch_of(4))
     data = {s.name: captured.constants[s.name] for s in captured.program.state if s.kind == "constant"}
-    assert list(data) == ["constant.0", "constant.1"] == list(captured.constants)
+    assert list(data) == ["constant.0"] == list(captured.constants)
     assert data["constant.0"].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert captured.program.graph is not None
+    fill = captured.program.graph.producers["full"]
+    assert (fill.args, fill.result.type) == (((), 3.0), TensorType("f32", ()))
 
 
 def test_region_keeps_the_line_of_its_ops() -> None:
@@ -478,6 +481,21 @@ def own_backward(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return F.mse_loss(h, y)
 
 
+@torch.library.custom_op("galvatron_test::doubled", mutates_args=())
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+@doubled.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+def custom_operator(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    h = doubled(net.first(x))
+    return h.sum()
+
+
 @pytest.mark.parametrize(
     ("forward", "line", "reason"),
     [
@@ -493,6 +511,7 @@ def own_backward(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         (not_torch, "h = torch.from_numpy(net.first(x).detach().numpy())", "cannot be traced without running it"),
         (own_state_changed, "net.scale += x.mean(0)", "changes its own 'scale'"),
         (written_without_gradients, "h.mul_(2)", "changed in place inside torch.no_grad()"),
+        (custom_operator, "h = doubled(net.first(x))", "galvatron_test.doubled.default is not an operation of torch"),
         (own_backward, "h = StraightThrough.apply(net.first(x))", "has a backward of its own"),
     ],
     ids=lambda case: case.__name__ if callable(case) else "",

@@ -259,6 +259,16 @@ def test_what_does_nothing_is_dropped() -> None:
     assert set(targets[1:-5]) <= {"gt.Scalar"}
 
 
+def test_empty_parts_of_cat_are_dropped() -> None:
+    def forward(h: torch.Tensor, y: torch.Tensor, labels: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        empty = torch.tensor([], dtype=h.dtype)
+        return torch.cat([torch.cat([empty, h], dim=-2), h[:, :0], y], dim=-2).sum()
+
+    result = normalized(forward)
+    assert result.targets == ["matmul", "cat", "sum.dim_IntList"]
+    assert result.op("cat").operands == ("matmul", "y")
+
+
 def test_views_are_reshapes_with_sizes() -> None:
     def forward(h: torch.Tensor, y: torch.Tensor, labels: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         h = h.transpose(1, 2).flatten(1).view(-1, 3, 10).unflatten(-1, (2, -1)).squeeze()

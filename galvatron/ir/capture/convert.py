@@ -36,13 +36,13 @@ def converted(exported: ExportedProgram, model: nn.Module, batch: Batch) -> tupl
         CaptureError: the graph has something that a program cannot say.
     """
     state = state_of(model)
-    bound, constants = _bound(exported, state, batch)
+    bound, constants, fills = _bound(exported, state, batch)
     _check_mutations(exported, bound)
     inputs = tuple(v for v in bound.values() if v.name in batch.tensors)
     lifted = tuple(State(name, tensor_type_of(t, name), "constant", trainable=False) for name, t in constants.items())
     order = {s.name: position for position, s in enumerate((*state, *lifted))}
     used_state = sorted(dict.fromkeys(v for v in bound.values() if v.name in order), key=lambda v: order[v.name])
-    graph = _Converter(bound, _batch_symbol(bound, batch)).graph(_loss(exported), inputs, tuple(used_state))
+    graph = _Converter(bound, fills, _batch_symbol(bound, batch)).graph(_loss(exported), inputs, tuple(used_state))
     program = Program(
         name=type(model).__name__,
         form=Form.CAPTURED,
@@ -57,8 +57,11 @@ def converted(exported: ExportedProgram, model: nn.Module, batch: Batch) -> tupl
 
 def _bound(
     exported: ExportedProgram, state: tuple[State, ...], batch: Batch
-) -> tuple[dict[fx.Node, Value], dict[str, torch.Tensor]]:
-    """What each placeholder stands for, and the data of the constants among them; tied parameters share one value."""
+) -> tuple[dict[fx.Node, Value], dict[str, torch.Tensor], dict[fx.Node, torch.Tensor]]:
+    """What each placeholder stands for (tied parameters are one value), and the data of the constants among them.
+
+    Constants whose elements are all equal need no data: they come third, by placeholder, to become `full`.
+    """
     owner = {name: s for s in state for name in (s.name, *s.aliases)}
     placeholders = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
     clash = owner.keys() & batch.tensors.keys()
@@ -66,6 +69,7 @@ def _bound(
         raise CaptureError(f"{min(clash)!r} is the name of an input and of a parameter or buffer: rename one of them")
     bound: dict[fx.Node, Value] = {}
     constants: dict[str, torch.Tensor] = {}
+    fills: dict[fx.Node, torch.Tensor] = {}
     inputs = iter(batch.tensors)
     for spec in exported.graph_signature.input_specs:
         node = placeholders[spec.arg.name]
@@ -76,14 +80,21 @@ def _bound(
             known = owner[str(spec.target).removeprefix("model.")]
             bound[node] = Value(known.name, known.type)
         elif spec.kind is InputKind.CONSTANT_TENSOR:
-            name = f"constant.{len(constants)}"
             data = exported.constants[str(spec.target)]
             assert isinstance(data, torch.Tensor)
+            if _is_uniform(data):
+                fills[node] = data.detach()
+                continue
+            name = f"constant.{len(constants)}"
             constants[name] = data.detach()
             bound[node] = Value(name, tensor_type_of(constants[name], name))
         else:
             raise CaptureError(f"the model uses {spec.target!r}, an object that cannot be captured")
-    return bound, constants
+    return bound, constants, fills
+
+
+def _is_uniform(data: torch.Tensor) -> bool:
+    return not data.is_meta and (data.numel() == 0 or bool((data == data.flatten()[0]).all()))
 
 
 def _loss(exported: ExportedProgram) -> fx.Node:
@@ -119,10 +130,16 @@ def _check_mutations(exported: ExportedProgram, bound: Mapping[fx.Node, Value]) 
 
 
 class _Converter:
-    """Converts the live part of one exported graph; `bound` maps placeholders to the values that they stand for."""
+    """Converts the live part of one exported graph.
 
-    def __init__(self, bound: Mapping[fx.Node, Value], batch_symbol: sympy.Symbol) -> None:
+    `bound` maps placeholders to the values that they stand for, `fills` maps constants to tensors of equal elements.
+    """
+
+    def __init__(
+        self, bound: Mapping[fx.Node, Value], fills: Mapping[fx.Node, torch.Tensor], batch_symbol: sympy.Symbol
+    ) -> None:
         self._batch_symbol = batch_symbol
+        self._fills = fills
         self._names = Names(value.name for value in bound.values())
         self._values: dict[fx.Node, Value] = dict(bound)
         self._parts: dict[fx.Node, tuple[Value, ...]] = {}
@@ -135,18 +152,27 @@ class _Converter:
         return Graph(inputs, tuple(v for v in state if v.name in read), ops, (self._values[loss].name,))
 
     def _ops(self, node: fx.Node) -> Iterable[Op]:
+        if node in self._fills:
+            yield self._filled(node, self._fills[node])
         if node.op != "call_function" or _is_number(node):
             return
         if node.target is operator.getitem:
             source, index = node.args
             self._values[node] = self._parts[source][index]  # type: ignore[index]  # of an op with several results
             return
-        if not isinstance(node.target, torch._ops.OpOverload):
-            raise CaptureError(f"{where(node)}the operation {node.target} is not an ATen op and cannot be distributed")
+        if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
+            raise CaptureError(f"{where(node)}{node.target} is not an operation of torch itself, so it cannot be split")
         target = _STRIDELESS.get(str(node.target), str(node.target))
         args = tuple(self._arg(a, node) for a in node.args)
         kwargs = tuple((k, self._arg(v, node)) for k, v in node.kwargs.items() if k not in _DROPPED_KWARGS)
         yield Op(target, args, kwargs, self._results(node, base_name(target)), source_of(node))
+
+    def _filled(self, node: fx.Node, data: torch.Tensor) -> Op:
+        type_ = tensor_type_of(data, node.name)
+        self._values[node] = Value(self._names.fresh("full"), type_)
+        fill = data.flatten()[0].item() if data.numel() else 0
+        kwargs = (("dtype", Const("dtype", type_.dtype)),)
+        return Op("aten.full.default", (type_.shape, fill), kwargs, (self._values[node],))
 
     def _results(self, node: fx.Node, base: str) -> tuple[Value, ...]:
         value = node.meta["val"]

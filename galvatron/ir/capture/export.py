@@ -16,6 +16,7 @@ from galvatron.ir.capture.batch import Batch, read_batch
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import BatchSizeWatch, explained, quiet
 from galvatron.ir.capture.regions import dissolve_regions
+from galvatron.ir.capture.randomness import check_randomness
 from galvatron.ir.capture.tracing import careful_tracing
 from galvatron.ir.program import Program
 
@@ -61,6 +62,8 @@ def capture_graph(
             error, lambda watch: _exported(_Training(model, batch.constants, loss_fn, watch), batch)
         ) from error
     program, constants = converted(exported, model, batch)
+    assert program.graph is not None
+    check_randomness(program.graph)
     return Captured(program, constants)
 
 

@@ -15,6 +15,7 @@ from galvatron.passes.base import Pass
 from galvatron.passes.normalize.arguments import canonical_arguments
 from galvatron.passes.normalize.identities import (
     broadcast,
+    cat_with_nothing,
     chunks_as_split,
     conjunction_with_true,
     dropout_without_mask,
@@ -65,6 +66,7 @@ RULES = _table(
     (neutral_element(0), "add.Tensor sub.Tensor"),
     (neutral_element(1), "mul.Tensor div.Tensor pow.Tensor_Scalar"),
     (conjunction_with_true, "bitwise_and.Tensor logical_and"),
+    (cat_with_nothing, "cat"),
     (pointless_detach, "detach"),
     (inactive_dropout, "dropout native_dropout feature_dropout alpha_dropout feature_alpha_dropout"),
     (dropout_without_mask, "native_dropout"),

@@ -56,6 +56,16 @@ def conjunction_with_true(op: Op, build: Builder) -> Ref | None:
     return None
 
 
+def cat_with_nothing(op: Op, build: Builder) -> Op | Ref | None:
+    """`cat` of one tensor, or of tensors some of which are empty, as an unused key-value cache is."""
+    parts, dim = op.args
+    assert isinstance(parts, tuple)
+    kept = tuple(part for part in parts if build.type_of(part).numel != 0)
+    if len(kept) == 1 and isinstance(kept[0], Ref):
+        return kept[0]
+    return replace(op, args=(kept, dim)) if kept and len(kept) < len(parts) else None
+
+
 def pointless_detach(op: Op, build: Builder) -> Ref | None:
     """`detach` of a value that no gradient flows through."""
     (value,) = op.operands
