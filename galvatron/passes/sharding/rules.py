@@ -62,7 +62,8 @@ def _schema(target: str) -> tuple[tuple[str, ...], tuple[tuple[str, Arg], ...]]:
 def op_dims(op: Op, types: Types) -> OpDims | None:
     """The named dimensions of `op` on operands of these types, or None for an op without a rule."""
     _, name, *_ = op.target.split(".")
-    rule = RULES.get(op.target.removeprefix("aten.")) or RULES.get(name)
+    short = op.target.removeprefix("aten.")
+    rule = RULES.get(short) or RULES.get(name) or RANDOM_RULES.get(short) or RANDOM_RULES.get(name)
     if rule is None and op.target.startswith("aten.") and _is_pointwise(op.target):
         rule = _pointwise
     if rule is None:
@@ -364,6 +365,8 @@ RULES: dict[str, str | DimsFunction] = {
     "sub": "+b*, +b* -> b*",
     "neg": "+b* -> b*",
     "clone": "+b* -> b*",
+    "_to_copy": "b* -> b*",
+    "detach": "b* -> b*",
     "sum": _sum,
     # views
     "view": _view,
@@ -440,6 +443,28 @@ RULES: dict[str, str | DimsFunction] = {
     "kl_div": _loss("b*, b* -> ", "b*, b* -> b*"),
 }
 """Op name (or name with overload) → its rule."""
+
+RANDOM_RULES: dict[str, str | DimsFunction] = {
+    "dropout": "+b* -> b*",
+    "native_dropout": "b* -> b*, b*",
+    "bernoulli": "b* -> b*",
+    "bernoulli.Tensor": "b*, b* -> b*",
+    "cauchy": "b* -> b*",
+    "exponential": "b* -> b*",
+    "geometric": "b* -> b*",
+    "log_normal": "b* -> b*",
+    "normal.float_float": _created,
+    "normal_functional": "b* -> b*",
+    "poisson": "b* -> b*",
+    "rand": _created,
+    "rand_like": "b* -> b*",
+    "randint": _created,
+    "randint_like": "b* -> b*",
+    "randn": _created,
+    "randn_like": "b* -> b*",
+    "uniform": "b* -> b*",
+}
+"""Rules of ops that draw random numbers: slices are drawn apart, partial sums pass where all ranks draw the same."""
 
 
 def _normalisation(call: Call, *affine: str) -> OpDims:

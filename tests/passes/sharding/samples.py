@@ -222,7 +222,7 @@ def _add(d: Draw) -> Sample:
     return sample(d.one_of("add.Tensor", "sub.Tensor"), real(*left), other, **d.one_of({}, {"alpha": 2}))
 
 
-each(("neg", "clone"), lambda d, rule: sample(f"{rule}.default", real(*d.shape())))
+each(("neg", "clone", "_to_copy", "detach"), lambda d, rule: sample(f"{rule}.default", real(*d.shape())))
 
 
 @case("sum")
