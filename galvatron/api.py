@@ -69,6 +69,9 @@ def compile(
     captures the model and searches the plan; the planned program travels to the others as text, and all ranks generate
     the same code.
 
+    Dropout and other random numbers follow from rank 0's `torch.initial_seed()`: after `torch.manual_seed` a job
+    repeats exactly.
+
     Args:
         model: unmodified; real weights are taken over as they are, weights on the `meta` device are initialised shard
             by shard by the model's own initialisers.
@@ -371,6 +374,14 @@ def _broadcast_constants(program: Program, own: Mapping[str, Tensor], world: rt.
     return constants
 
 
+def _job_seed(world: rt.World) -> int:
+    """The seed that the user's script gave torch on rank 0. Collective."""
+    box = [torch.initial_seed()]
+    if world.size > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
 def _assembled(
     model: nn.Module,
     example_inputs: BatchLike,
@@ -398,6 +409,7 @@ def _assembled(
         optimizer=optimizer,
         max_grad_norm=max_grad_norm,
         model=state,
+        seed=_job_seed(world),
     )
     sources = {index: texts[f"stage_{index}.py"] for index in range(len(staged.stages))}
     return CompiledModel(executor, planned, sources, BatchReader(model, example_inputs, planned), world.rank)

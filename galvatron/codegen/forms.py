@@ -210,6 +210,14 @@ full_like.default(self, fill_value, *, dtype=None, layout=None, device=None, pin
 new_zeros.default(self, size, *, dtype=None, layout=None, device=None, pin_memory=None) -> self.new_zeros(size, dtype=)
 new_ones.default(self, size, *, dtype=None, layout=None, device=None, pin_memory=None) -> self.new_ones(size, dtype=)
 new_full.default(self, size, fill_value, *, dtype=None, layout=None, device=None, pin_memory=None) -> self.new_full(size, fill_value, dtype=)
+
+# random numbers
+dropout.default(input, p, train)                                 -> F.dropout(input, p, train)
+bernoulli.default(self, *, generator=None)                       -> torch.bernoulli(self)
+rand.default(size, *, dtype=None, layout=None, device=None, pin_memory=None) -> torch.rand(size, dtype=, device=)
+randn.default(size, *, dtype=None, layout=None, device=None, pin_memory=None) -> torch.randn(size, dtype=, device=)
+rand_like.default(self, *, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None) -> torch.rand_like(self, dtype=, memory_format=)
+randn_like.default(self, *, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None) -> torch.randn_like(self, dtype=, memory_format=)
 """  # noqa: E501
 
 REQUIRED = object()

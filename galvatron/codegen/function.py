@@ -14,6 +14,7 @@ from galvatron.codegen.names import Scope, shortest_suffixes
 from galvatron.codegen.ops import OpPrinter
 from galvatron.ir.graph import Arg, Graph, Op, Source
 from galvatron.ir.program import LayerClass
+from galvatron.ir.random import is_random
 from galvatron.ir.types import BATCH, LOCAL_BATCH
 
 _SHORT = {"scaled_dot_product_attention": "attention", "cross_entropy_loss": "loss", "to_copy": "cast"}
@@ -23,14 +24,16 @@ _SHORT = {"scaled_dot_product_attention": "attention", "cross_entropy_loss": "lo
 class Function:
     """The text of a layer class and how to call it.
 
-    `axes` are the names of the class's mesh axes that it communicates on, in mesh order. `keywords` are what it cannot
-    read off its arguments: `B` (global batch size), `b` (local batch size), `device`.
+    `axes` are the names of the class's mesh axes on which it communicates or draws, in mesh order. `keywords` are what
+    it cannot read off its arguments: `B` (global batch size), `b` (local batch size), `device`. A `random` function
+    also takes the `seed` of the call, which `rt.Layer` gives it.
     """
 
     name: str
     text: str
     axes: tuple[str, ...]
     keywords: tuple[str, ...]
+    random: bool = False
 
 
 def emit_function(cls: LayerClass, name: str) -> Function:
@@ -38,7 +41,9 @@ def emit_function(cls: LayerClass, name: str) -> Function:
     graph = cls.graph
     symbols = _symbols(graph)
     axes = _axes_used(cls)
-    scope = Scope(taken=(*("b" for _ in symbols & {LOCAL_BATCH}), *("B" for _ in symbols & {BATCH})))
+    random = any(is_random(op) for op in graph.ops)
+    reserved = {"b": LOCAL_BATCH in symbols, "B": BATCH in symbols, "seed": random}
+    scope = Scope(taken=[name for name, used in reserved.items() if used])
     for axis in axes:
         scope.bind(f"axis:{axis}", axis)
     parameters = [scope[f"axis:{axis}"] for axis in axes]
@@ -54,14 +59,15 @@ def emit_function(cls: LayerClass, name: str) -> Function:
         keywords.append("device")
     device = "device" if first_tensor is None else f"{first_tensor}.device"
 
-    signature = [*parameters, *(["*", *keywords] if keywords else [])]
+    named = [*keywords, *(["seed"] if random else [])]
+    signature = [*parameters, *(["*", *named] if named else [])]
     body = [f"{INDENT}{batch_binding}"] if batch_binding else []
     body += _body(graph, scope, OpPrinter(scope.__getitem__, graph.values, device))
     returned = [scope[output] for output in graph.outputs]
     result = lines(tuple_of(returned) if len(", ".join(returned)) > WIDTH - 12 else ", ".join(returned), 1)
     result[0] = f"{INDENT}return {result[0].strip()}"
     header = lines(prefixed("def ", call(name, signature), ":"))
-    return Function(name, "\n".join([*header, *body, *result]), axes, tuple(keywords))
+    return Function(name, "\n".join([*header, *body, *result]), axes, tuple(keywords), random)
 
 
 def _body(graph: Graph, scope: Scope, printer: OpPrinter) -> Iterator[str]:
@@ -79,7 +85,9 @@ def _body(graph: Graph, scope: Scope, printer: OpPrinter) -> Iterator[str]:
         unpacked = ", ".join(targets) + ("," if len(targets) == 1 and printer.returns_list(op) else "")
         if unpacked.endswith(","):
             unpacked = f"({unpacked})"
-        yield from lines(prefixed(f"{unpacked} = ", expression), 1)
+        if is_random(op):
+            yield from lines(prefixed("with ", printer.draw(op), ":"), 1)
+        yield from lines(prefixed(f"{unpacked} = ", expression), 2 if is_random(op) else 1)
 
 
 class _Namer:
@@ -146,5 +154,9 @@ def _symbols(graph: Graph) -> set[sympy.Symbol]:
 
 
 def _axes_used(cls: LayerClass) -> tuple[str, ...]:
-    communicated = {op.kwarg("axis") for op in cls.graph.ops if op.target.startswith(("comm.", "spmd."))}
-    return tuple(axis.name for axis in cls.mesh if axis.name in communicated)
+    used = {op.kwarg("axis") for op in cls.graph.ops if op.target.startswith(("comm.", "spmd."))}
+    for op in filter(is_random, cls.graph.ops):
+        axes = op.kwarg("axes")
+        assert isinstance(axes, tuple)
+        used.update(axes)
+    return tuple(axis.name for axis in cls.mesh if axis.name in used)

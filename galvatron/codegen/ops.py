@@ -11,6 +11,7 @@ from galvatron.codegen.forms import CONTIGUOUS_FORMAT, REQUIRED, Form, forms
 from galvatron.codegen.layout import Brackets, Text, call, list_of, prefixed, tuple_of
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Const, Op, Ref, Value
+from galvatron.ir.random import without_site
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
 _REDUCTIONS = ("none", "mean", "sum")
@@ -44,8 +45,17 @@ class OpPrinter:
             return self._collective(op)
         if op.target.startswith("spmd."):
             return self._spmd(op)
-        op = self._with_explicit_dtype(op)
+        op = self._with_explicit_dtype(without_site(op))
         return self._special(op) or self._by_form(op) or self._fallback(op)
+
+    def draw(self, op: Op) -> Text:
+        """The context in which an op that draws random numbers runs."""
+        axes = op.kwarg("axes")
+        assert isinstance(axes, tuple)
+        written: list[Text] = ["seed", f"site={op.kwarg('site')}"]
+        written += [prefixed("axes=", tuple_of(self._identifier(f"axis:{axis}") for axis in axes))] if axes else []
+        written += ["per_step=True"] if op.kwarg("per_step") else []
+        return call("rt.seeded", written)
 
     def returns_list(self, op: Op) -> bool:
         """Whether a single result must be unpacked."""

@@ -65,7 +65,8 @@ def _init(bindings: Bindings) -> list[str]:
     stage = bindings.stage
     out = ["", "    def __init__(self, mesh: rt.Mesh) -> None:", "        super().__init__(mesh)"]
     for axis, name in bindings.axes.items():
-        out.append(f"        {name} = mesh.axis({axis.size}, stride={axis.stride})")
+        folded = ", folded=True" if axis.folded else ""
+        out.append(f"        {name} = mesh.axis({axis.size}, stride={axis.stride}{folded})")
     layouts = {layout.state: layout for layout in stage.state}
     declared: set[str] = set()
     after_loop = False
@@ -157,6 +158,7 @@ def _layer(bindings: Bindings, layer: Layer, name: str, state: Sequence[str], de
     arguments: list[Text] = [name, function.name]
     arguments += [prefixed("axes=", tuple_of(axes))] if axes else []
     arguments += [prefixed("state=", tuple_of(state))] if state else []
+    arguments += ["random=True"] if function.random else []
     return _statement("self.layer", arguments, depth)
 
 
@@ -208,8 +210,9 @@ def _loss_axes(bindings: Bindings) -> list[str]:
 
 
 def _is_called_directly(bindings: Bindings, layer: Layer) -> bool:
-    """A function without state and communication needs no layer object."""
-    return not layer.state and not bindings.function(layer).axes
+    """A function without state, axes and random numbers needs no layer object."""
+    function = bindings.function(layer)
+    return not layer.state and not function.axes and not function.random
 
 
 def _step(bindings: Bindings) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref
+from galvatron.ir.random import without_site
 from galvatron.ir.types import BATCH, LOCAL_BATCH, TORCH_DTYPE_NAMES, TensorType, evaluate
 
 OpHandler = Callable[[Op, tuple[Any, ...], dict[str, Any]], Any]
@@ -63,7 +64,7 @@ def run_graph(
     """
     env: dict[str, Any] = {v.name: values[v.name] for v in (*graph.inputs, *graph.state)}
     symbols = {LOCAL_BATCH: batch, BATCH: batch if global_batch is None else global_batch}
-    for op in graph.ops:
+    for op in map(without_site, graph.ops):
         args = tuple(_evaluate(a, env, symbols) for a in op.args)
         kwargs = {k: _evaluate(v, env, symbols) for k, v in op.kwargs}
         if op.target.startswith(("comm.", "spmd.")):

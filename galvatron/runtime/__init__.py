@@ -13,6 +13,7 @@ from galvatron.runtime.collectives import (
 from galvatron.runtime.executor import Executor
 from galvatron.runtime.materialize import ModelState, materialize
 from galvatron.runtime.mesh import Axis, Mesh, World, build_mesh, initialize, shutdown
+from galvatron.runtime.random import Seed, seeded
 from galvatron.runtime.spmd import cross_entropy_loss, embedding, logsumexp
 from galvatron.runtime.stage import Layer, Sharded, Stage, Summed
 
@@ -22,6 +23,7 @@ __all__ = [
     "Layer",
     "Mesh",
     "ModelState",
+    "Seed",
     "Sharded",
     "Stage",
     "Summed",
@@ -39,6 +41,7 @@ __all__ = [
     "materialize",
     "pad",
     "reduce_scatter",
+    "seeded",
     "shutdown",
     "slice",
 ]

@@ -30,6 +30,7 @@ class Executor:
         optimizer: from this rank's parameters to an optimizer; it updates slices, so its rule must be element-wise.
         max_grad_norm: gradients are scaled so that their norm over the whole model is at most this.
         model: the names of the user's model; without it the stages' own names are used.
+        seed: of all random numbers, the same on every rank.
     """
 
     def __init__(
@@ -41,10 +42,12 @@ class Executor:
         optimizer: OptimizerFactory | None = None,
         max_grad_norm: float | None = None,
         model: ModelState | None = None,
+        seed: int = 0,
     ) -> None:
         if microbatches < 1 or schedule not in ("gpipe", "1f1b"):
             raise PlanError(f"{microbatches} micro-batches under schedule {schedule!r}: need at least 1, gpipe or 1f1b")
         self.stage = stage
+        self.stage.random.job = seed
         self.mesh = stage.mesh
         self.microbatches = microbatches
         self.max_grad_norm = max_grad_norm
@@ -129,6 +132,7 @@ class Executor:
         inputs = read_batch(self.stage, batch, self.microbatches, self.mesh.world.device)
         with self._guarded(f"stage {self.mesh.stage}"):
             self.stage.global_batch_size = inputs.samples
+            self.stage.random.step += 1
             self._sync.start()
             statistics = self._statistics(inputs.whole)
             keywords = [{**own, **statistics} for own in inputs.microbatches]

@@ -42,7 +42,8 @@ class Pipeline:
         """
         losses: list[Tensor] = []
         if self.stage.count == 1:
-            for arguments in keywords:
+            for number, arguments in enumerate(keywords):
+                self.stage.random.microbatch = number
                 loss = self.stage(**arguments)
                 loss.backward()
                 losses.append(loss.detach())
@@ -112,7 +113,9 @@ class _Body(nn.Module):
         self.keywords: list[dict[str, Tensor]] = []
 
     def forward(self, *received: Tensor, microbatch: Tensor) -> Any:
-        result = self.stage(*received, **self.keywords[int(microbatch)])
+        number = int(microbatch)
+        self.stage.random.microbatch = number
+        result = self.stage(*received, **self.keywords[number])
         if self.stage.index == self.stage.count - 1:
             return result
         return tuple(value.contiguous() for value in result)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from galvatron.errors import GalvatronError, PlanError
 from galvatron.runtime.collectives import gather_full, take_part
 from galvatron.runtime.mesh import Axis, Mesh
+from galvatron.runtime.random import Randomness
 
 
 @dataclass(frozen=True)
@@ -104,20 +105,31 @@ class Transfer:
 class Layer(nn.Module):
     """One layer of a stage: the function of its class, applied to this layer's own state.
 
-    The state belongs to the stage and is looked up at each call.
+    The state belongs to the stage and is looked up at each call. `random` is where the seed of a call comes from; None
+    for a function that draws no random numbers.
     """
 
     def __init__(
-        self, stage: Stage, function: Callable[..., Any], axes: tuple[Axis, ...], state: Sequence[str]
+        self,
+        stage: Stage,
+        name: str,
+        function: Callable[..., Any],
+        axes: tuple[Axis, ...],
+        state: Sequence[str],
+        random: Randomness | None,
     ) -> None:
         super().__init__()
+        self.name = name
         self.function = function
         self.axes = axes
+        self.random = random
         self.names = tuple(state)
         self._sources = tuple((stage.table(name), name) for name in self.names)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         state = [table[name] for table, name in self._sources]
+        if self.random is not None:
+            kwargs["seed"] = self.random.seed(self.name)
         return self.function(*self.axes, *args, *state, **kwargs)
 
 
@@ -148,6 +160,7 @@ class Stage(nn.Module):
         self.loss_axes: tuple[Axis, ...] = ()
         self.global_batch_size = 0
         """Samples in the whole batch of the running step; set by the runtime."""
+        self.random = Randomness(mesh.world.device)
 
     def state(
         self,
@@ -177,14 +190,20 @@ class Stage(nn.Module):
         return self._parameters if spec.kind == "parameter" else self._buffers
 
     def layer(
-        self, name: str, function: Callable[..., Any], *, axes: tuple[Axis, ...] = (), state: Sequence[str] = ()
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *,
+        axes: tuple[Axis, ...] = (),
+        state: Sequence[str] = (),
+        random: bool = False,
     ) -> None:
-        """Make `self.<name>(*args)` call `function(*axes, *args, *state)`."""
+        """Make `self.<name>(*args)` call `function(*axes, *args, *state)`, and with `seed=` if it is `random`."""
         if hasattr(type(self), name) or name in self.__dict__:
             raise GalvatronError(
                 f"stage {self.index}: {name!r} cannot name a layer, a stage has an attribute of that name"
             )
-        layer = Layer(self, function, axes, state)
+        layer = Layer(self, name, function, axes, state, self.random if random else None)
         self.layers[name] = layer
         object.__setattr__(self, name, layer)
 

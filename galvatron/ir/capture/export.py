@@ -15,8 +15,8 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture.batch import Batch, read_batch
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import BatchSizeWatch, explained, quiet
-from galvatron.ir.capture.regions import dissolve_regions
 from galvatron.ir.capture.randomness import check_randomness
+from galvatron.ir.capture.regions import dissolve_regions
 from galvatron.ir.capture.tracing import careful_tracing
 from galvatron.ir.program import Program
 

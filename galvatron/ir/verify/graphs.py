@@ -11,6 +11,8 @@ from galvatron.errors import did_you_mean
 from galvatron.ir.collectives import COLLECTIVES, result_shape
 from galvatron.ir.graph import Const, Graph, Op, Ref, Value
 from galvatron.ir.layout import Axis, Layout, Placement, Shard, local_outer
+from galvatron.ir.random import is_random, random_problem
+from galvatron.ir.spmd import is_spmd
 from galvatron.ir.text.targets import is_known_target
 from galvatron.ir.types import BATCH, DTYPE_BYTES, Dim
 from galvatron.ir.verify.shapes import ShapeError, expected_dtype, expected_shapes, same_shape
@@ -185,6 +187,18 @@ def collectives(scope: Scope) -> Iterator[Violation]:
             yield ("op", scope.owner, index), f"{op.target}: {problem}"
 
 
+def spmd_ops(scope: Scope) -> Iterator[Violation]:
+    """Ops of `ir.spmd` name a mesh axis and the whole size of the dimension that is sharded on it."""
+    for index, op in enumerate(scope.graph.ops):
+        if is_spmd(op.target):
+            axes = [axis.name for axis in scope.mesh or ()]
+            if op.kwarg("axis") not in axes:
+                told = f"{op.kwarg('axis')!r} is no axis of the mesh; axes are {', '.join(axes) or 'none'}"
+                yield ("op", scope.owner, index), f"{op.target}: {told}"
+            if type(op.kwarg("size")) is not int:
+                yield ("op", scope.owner, index), f"{op.target}: size must be the whole size of the sharded dimension"
+
+
 def _collective_problem(op: Op, scope: Scope) -> str:
     if scope.mesh is None:
         return "a collective in a graph that is not sharded"
@@ -230,3 +244,23 @@ def _local_placement(layout: Layout, mesh: tuple[Axis, ...], at: int) -> Placeme
     """The placement on one axis as the keywords of a collective tell it: `outer` counts slices of the local tensor."""
     placement = layout[at]
     return Shard(placement.dim, local_outer(layout, mesh, at)) if isinstance(placement, Shard) else placement
+
+
+def random_draws(scope: Scope) -> Iterator[Violation]:
+    """In a sharded graph, and only there, every op that draws random numbers has a site and says which ranks agree."""
+    sites: set[object] = set()
+    for index, op in enumerate(scope.graph.ops):
+        locus = ("op", scope.owner, index)
+        if not is_random(op):
+            continue
+        if scope.mesh is None or not op.target.startswith("random."):
+            if op.target.startswith("random."):
+                yield locus, f"{op.target} in a graph that is not sharded"
+            elif scope.mesh is not None:
+                yield locus, f"{op.target} draws random numbers, but does not say which ranks draw the same"
+            continue
+        if problem := random_problem(op, scope.mesh):
+            yield locus, f"{op.target}: {problem}"
+        if op.kwarg("site") in sites:
+            yield locus, f"{op.target}: site {op.kwarg('site')} is taken"
+        sites.add(op.kwarg("site"))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import sympy
 
 from galvatron.ir.graph import Arg, Const, Op, Ref
+from galvatron.ir.random import without_site
 from galvatron.ir.types import Dim, TensorType, simplify_dim
 
 Shape = tuple[Dim, ...]
@@ -44,6 +45,7 @@ def expected_shapes(op: Op, types: dict[str, TensorType]) -> tuple[Shape, ...] |
     Raises:
         ShapeError: the operands do not fit together.
     """
+    op = without_site(op)
     rule = SHAPES.get(op.target.split(".")[1])
     if rule is None or not op.target.startswith("aten."):
         return None
@@ -63,6 +65,7 @@ def expected_shapes(op: Op, types: dict[str, TensorType]) -> tuple[Shape, ...] |
 
 def expected_dtype(op: Op, types: dict[str, TensorType]) -> str | None:
     """The element type that every result of an op must have; None where the table does not say."""
+    op = without_site(op)
     if not op.target.startswith("aten."):
         return None
     name = op.target.split(".")[1]
@@ -323,7 +326,8 @@ _POINTWISE = """
 
 _LIKE_FIRST = """
     softmax _softmax log_softmax _log_softmax layer_norm rms_norm group_norm cumsum tril triu flip roll zeros_like
-    ones_like full_like empty_like rand_like randn_like lift_fresh_copy dropout
+    ones_like full_like empty_like lift_fresh_copy dropout rrelu bernoulli rand_like randn_like randint_like uniform
+    normal_functional exponential cauchy geometric log_normal poisson
 """
 
 SHAPES: dict[str, Callable[[Op, Lookup], tuple[Shape, ...]]] = {
@@ -347,7 +351,7 @@ SHAPES: dict[str, Callable[[Op, Lookup], tuple[Shape, ...]]] = {
     **_table(_select, "select"),
     **_table(_split, "split split_with_sizes"),
     **_table(_unbind, "unbind"),
-    **_table(_filled, "full zeros ones empty"),
+    **_table(_filled, "full zeros ones empty rand randn"),
     **_table(_loss, "cross_entropy_loss"),
 }
 """Result shapes by op name."""

@@ -15,6 +15,7 @@ import sympy
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.names import base_name
 from galvatron.ir.program import State
+from galvatron.ir.random import is_random
 from galvatron.ir.types import TensorType
 
 CONTRACTIONS = frozenset(
@@ -28,11 +29,6 @@ LOOKUPS = frozenset({"embedding", "embedding_bag"})
 
 _EXPENSIVE = frozenset("linear addmm conv1d conv2d conv3d convolution scaled_dot_product_attention lstm gru".split())
 """Ops that stay in the stream even where no parameter is upstream: nobody wants them computed on every stage."""
-
-_RANDOM = frozenset(
-    "dropout native_dropout feature_dropout alpha_dropout bernoulli rand randn randint rand_like randn_like randint_like"
-    " normal uniform multinomial randperm rrelu rrelu_with_noise poisson exponential".split()
-)
 
 
 @dataclass(frozen=True)
@@ -53,11 +49,6 @@ class Roles:
 def is_batched(type_: TensorType) -> bool:
     """Whether a size of the type depends on the batch size."""
     return any(isinstance(dim, sympy.Expr) and dim.free_symbols for dim in type_.shape)
-
-
-def is_random(op: Op) -> bool:
-    """Whether two runs of the op on equal operands may differ."""
-    return base_name(op.target) in _RANDOM
 
 
 def is_contraction(op: Op) -> bool:

@@ -1,0 +1,71 @@
+"""Random numbers as pure functions of a key: who draws what depends on no generator's state and no order of calls.
+
+The key of a draw is (seed of the job, step, micro-batch, layer, site in the layer, coordinates on the axes on which the
+drawn tensor is sharded). So ranks with replicas of a tensor draw the same numbers, ranks with different slices
+independent ones, a recomputed layer the same ones again, and a job that starts from the same seed repeats exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from galvatron.runtime.mesh import Axis
+
+
+@dataclass(frozen=True)
+class Seed:
+    """What the draws of one call of a layer have in common."""
+
+    device: torch.device
+    job: int
+    step: int
+    microbatch: int
+    layer: str
+
+
+@dataclass
+class Randomness:
+    """The job's seed, and what runs now: the executor counts the steps, the pipeline says which micro-batch is next."""
+
+    device: torch.device
+    job: int = 0
+    step: int = 0
+    microbatch: int = 0
+
+    def seed(self, layer: str) -> Seed:
+        """The seed of a call of `layer` that starts now; whoever recomputes the layer later calls it with this one."""
+        return Seed(self.device, self.job, self.step, self.microbatch, layer)
+
+
+@contextmanager
+def seeded(seed: Seed, *, site: int, axes: tuple[Axis, ...] = (), per_step: bool = False) -> Iterator[None]:
+    """Draws inside the `with` block follow from the key alone; the device's generator is as before afterwards.
+
+    Args:
+        site: the number of the draw in its layer.
+        axes: where ranks with different coordinates draw independent numbers.
+        per_step: all micro-batches of a step draw the same numbers.
+    """
+    microbatch = None if per_step else seed.microbatch
+    key = (seed.job, seed.step, microbatch, seed.layer, site, tuple(axis.index for axis in axes))
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    generator = _generator(seed.device)
+    state = generator.get_state()
+    generator.manual_seed(int.from_bytes(digest, "little"))
+    try:
+        yield
+    finally:
+        generator.set_state(state)
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    """The generator from which ops on the device draw."""
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return torch.cuda.default_generators[index]
+    return torch.default_generator
