@@ -11,11 +11,18 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch._decomp import decomposition_table
 from torch.fx.proxy import TracerBase
 from torch.utils.checkpoint import CheckpointFunction
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.sources import is_user_file, located, source_of_line
+
+
+_aten = torch.ops.aten
+_MISREAD_LOSSES = (_aten.nll_loss.default, _aten.margin_ranking_loss.default, _aten.hinge_embedding_loss.default)
+"""Losses whose Python references take `reduction` as text: under a symbolic batch size torch calls them with the op's
+number, and an unreduced loss gets the type of a reduced one (seen in torch 2.13)."""
 
 
 @contextlib.contextmanager
@@ -30,6 +37,9 @@ def careful_tracing() -> Iterator[None]:
             patches.enter_context(mock.patch.object(TracerBase, "_filter_traceback_frames", _innermost_user_frame))
         patches.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(_apply)))
         patches.enter_context(mock.patch.object(torch.Tensor, "register_hook", _register_hook))
+        patches.enter_context(mock.patch.dict(decomposition_table))
+        for op in _MISREAD_LOSSES:
+            decomposition_table.pop(op, None)
         yield
 
 
