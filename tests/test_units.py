@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from galvatron.errors import GalvatronError
-from galvatron.units import format_bytes, format_seconds, parse_bytes, print_bytes
+from galvatron.units import format_bytes, format_flop, format_seconds, parse_bytes, print_bytes
 
 
 @pytest.mark.parametrize(
@@ -56,4 +56,5 @@ def test_formats_for_a_reader() -> None:
     assert format_bytes(1023) == "1023 B"
     assert format_bytes(35.25 * 2**30) == "35.25 GiB"
     assert format_bytes(2**50) == "1024 TiB"
+    assert [format_flop(n) for n in (0, 1536, 3.12e14)] == ["0 FLOP", "1.536 kFLOP", "312 TFLOP"]
     assert [format_seconds(s) for s in (1.24, 0.0351, 4.2e-6, 0)] == ["1.24 s", "35.1 ms", "4.2 us", "0 us"]

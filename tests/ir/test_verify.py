@@ -16,6 +16,7 @@ from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard
 from galvatron.ir.program import Candidates, Layer, Program, StateLayout, Transfer, When
 from galvatron.ir.strategy import Strategy
+from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.types import BATCH, LOCAL_BATCH, TensorType
 from galvatron.ir.verify import RULES, verify, verify_graph
 from tests.ir.programs import (
@@ -75,6 +76,23 @@ def with_value(program: Program, cls: str, name: str, /, **changes: Any) -> Prog
     return with_graph(program, cls, lambda g: replace(g, inputs=change(g.inputs), state=change(g.state)))
 
 
+def with_draw(
+    program: Program, name: str, namespace: str, keywords: dict[str, Any], *, twice: bool = False
+) -> Program:
+    """The blocks with dropout in the place of their `silu`, perhaps a second one behind it."""
+    cls = next(c.name for c in program.classes if c.name.startswith("block"))
+    rest = (0.5, True)
+
+    def drawn(o: Op) -> tuple[Op, ...]:
+        if o.results[0].name != "silu":
+            return (o,)
+        first = replace(o, target=f"{namespace}{name}.default", args=(*o.args, *rest), kwargs=tuple(keywords.items()))
+        again = replace(first, args=(Ref("silu"), *rest), results=(replace(o.results[0], name="again"),))
+        return (first, again) if twice else (first,)
+
+    return with_graph(program, cls, lambda g: replace(g, ops=tuple(n for o in g.ops for n in drawn(o))))
+
+
 def with_layer(program: Program, name: str, /, **changes: Any) -> Program:
     def change(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
         return tuple(replace(layer, **changes) if layer.name == name else layer for layer in layers)
@@ -107,6 +125,7 @@ def loss_on_the_first_stage() -> Program:
 
 
 F32 = TensorType("f32", ())
+SITE = {"site": 0, "axes": ("dp", "tp"), "per_step": False}
 SUFFIX = ".dp2_tp2"
 H2 = staged().stages[0].sends[0]
 KEPT_ODD = StateLayout("blocks.0.down.bias", (DP, TP), (REPLICATE, REPLICATE))
@@ -196,6 +215,28 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
             "dim=7 of a tensor of rank 3", "%sum",
         ),
         (with_op(clustered(), "block", "silu", target="comm.copy"), "not sharded", "%silu"),
+    ],
+    "spmd-ops": [
+        (
+            with_op(
+                sharded(), f"embedding{SUFFIX}", "e", target="spmd.embedding", kwargs=(("axis", "ep"), ("size", 12))
+            ),
+            "'ep' is no axis of the mesh; axes are dp, tp", "spmd.embedding",
+        ),
+        (
+            with_op(sharded(), f"embedding{SUFFIX}", "e", target="spmd.embedding", kwargs=(("axis", "tp"),)),
+            "size must be the whole size", "spmd.embedding",
+        ),
+        (with_op(clustered(), "embedding", "e", target="spmd.embedding"), "axes are none", "spmd.embedding"),
+    ],
+    "random-draws": [
+        (with_draw(sharded(), "dropout", "aten.", {}), "does not say which ranks", "aten.dropout"),
+        (with_draw(sharded(), "dropout", "random.", {"axes": ("dp",)}), "must be site, axes, per_step", "%silu"),
+        (with_draw(sharded(), "dropout", "random.", SITE | {"axes": ("dp",)}), "sharded on dp, tp", "%silu"),
+        (with_draw(sharded(), "dropout", "random.", SITE | {"axes": ()}), "sharded on dp, tp", "%silu"),
+        (with_draw(sharded(), "dropout", "random.", SITE | {"site": -1}), "site must be a number", "%silu"),
+        (with_draw(sharded(), "dropout", "random.", SITE, twice=True), "site 0 is taken", "%again"),
+        (with_draw(clustered(), "dropout", "random.", SITE), "in a graph that is not sharded", "%silu"),
     ],
     "result-types": [
         (
@@ -410,6 +451,12 @@ def test_every_rule_has_a_broken_example_and_a_meaning() -> None:
     assert set(BROKEN) == {rule.name for rule in RULES}
     assert all(BROKEN.values())
     assert all(rule.meaning.endswith(".") and rule.forms for rule in RULES)
+
+
+def test_a_draw_with_its_site_is_valid() -> None:
+    drawn = with_draw(sharded(), "dropout", "random.", SITE)
+    verify(drawn)
+    assert parse_program(print_program(drawn)) == drawn
 
 
 def test_a_single_graph() -> None:

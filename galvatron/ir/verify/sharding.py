@@ -97,10 +97,10 @@ def _state_problem(type: TensorType, formal: Value, cls: LayerClass) -> str:
 
 
 def edges_agree(program: Program) -> Iterator[Violation]:
-    """Along every edge the consumer reads the layout and local type that the producer gives."""
+    """Along every edge, also across stages, the consumer reads the layout and local type that the producer gives."""
     inputs = {v.name: v for v in program.inputs}
+    producers: dict[str, tuple[LayerClass, Value, bool]] = {}
     for owner, layers in layer_groups(program):
-        producers: dict[str, tuple[LayerClass, Value, bool]] = {}
         for index, layer in enumerate(layers):
             cls, locus = program.class_of[layer.cls], ("layer", owner, index)
             for name, formal in zip(layer.operands, cls.graph.inputs, strict=True):
