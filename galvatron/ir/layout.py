@@ -35,6 +35,15 @@ class Axis:
     size: int
     stride: int
 
+    @property
+    def folded(self) -> bool:
+        """Whether shards on this axis are folded: a dimension is cut into twice as many pieces as there are ranks, and
+        each has one from the front and its mirror image from the back.
+
+        Context parallelism shards the sequence so, because under a causal mask the pieces then mean equal work.
+        """
+        return self.name == "cp"
+
     def coordinate(self, rank: int) -> int:
         return (rank // self.stride) % self.size
 

@@ -32,6 +32,7 @@ class SpmdOp:
 SPMD_OPS: dict[str, SpmdOp] = {
     "embedding": SpmdOp(PARTIAL),
     "cross_entropy_loss": SpmdOp(REPLICATE, forward=(("all_reduce", 1), ("all_reduce", 3))),
+    "scaled_dot_product_attention": SpmdOp(REPLICATE),
     "logsumexp": SpmdOp(REPLICATE, forward=(("all_reduce", 1), ("all_reduce", 1))),
 }
 """Name of the ATen op → its sharded counterpart."""

@@ -10,7 +10,7 @@ from galvatron.ir.layout import Axis, Layout
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Form, Layer, LayerClass, Program, When
 from galvatron.passes.base import Pass
-from galvatron.passes.sharding import redistribution_class
+from galvatron.passes.sharding import redistribution_classes
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,19 @@ class _Moves:
         return self._moved.get(key, name)
 
     def _move(self, stage: int, name: str, formal: Value, reader: LayerClass) -> str:
-        made = self._made[name]
-        target = (formal, reader.mesh)
-        number = len(self.classes)
-        move = redistribution_class(f"redistribute.{number}", made, target, differentiable=made[0].type.is_floating)
-        if move is None:
-            return name
-        known = next((c for c in self.classes.values() if replace(c, name="") == replace(move, name="")), move)
-        self.classes[known.name] = known
-        moved = f"{name}@{stage}.{reader.strategy}"
-        if any(layer.name == moved for layer in self.layers):
-            moved = f"{moved}.{len(self.layers)}"
-        self.layers.append(Layer(moved, known.name, (name,), (), (moved,)))
-        return moved
+        made, target = self._made[name], (formal, reader.mesh)
+        moves = redistribution_classes(
+            f"redistribute.{len(self.classes)}", made, target, differentiable=made[0].type.is_floating
+        )
+        for move in moves:
+            known = next((c for c in self.classes.values() if replace(c, name="") == replace(move, name="")), move)
+            self.classes[known.name] = known
+            moved = f"{name}@{stage}.{reader.strategy}"
+            if any(layer.name == moved for layer in self.layers):
+                moved = f"{moved}.{len(self.layers)}"
+            self.layers.append(Layer(moved, known.name, (name,), (), (moved,)))
+            name = moved
+        return name
 
 
 def stage_of_layers(program: Program, plan: Plan) -> list[tuple[int, Layer]]:

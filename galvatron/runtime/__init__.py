@@ -14,6 +14,7 @@ from galvatron.runtime.executor import Executor
 from galvatron.runtime.materialize import ModelState, materialize
 from galvatron.runtime.mesh import Axis, Mesh, World, build_mesh, initialize, shutdown
 from galvatron.runtime.random import Seed, seeded
+from galvatron.runtime.ring import scaled_dot_product_attention
 from galvatron.runtime.spmd import cross_entropy_loss, embedding, logsumexp
 from galvatron.runtime.stage import Layer, Sharded, Stage, Summed
 
@@ -41,6 +42,7 @@ __all__ = [
     "materialize",
     "pad",
     "reduce_scatter",
+    "scaled_dot_product_attention",
     "seeded",
     "shutdown",
     "slice",

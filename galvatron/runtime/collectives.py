@@ -122,7 +122,7 @@ def gather_full(x: Tensor, axis: Axis, dim: int, outer: int = 1) -> Tensor:
 
 def take_part(x: Tensor, axis: Axis, dim: int, outer: int = 1) -> Tensor:
     """This rank's slice, as a view where strides allow."""
-    return _split(x, axis.size, dim, outer)[axis.index]
+    return _split(x, axis, dim, outer)[axis.index]
 
 
 def _identity(x: Tensor) -> Tensor:
@@ -139,31 +139,31 @@ def _sum(x: Tensor, axis: Axis) -> Tensor:
 def _gather(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
     parts = x.new_empty((axis.size, *x.shape))
     axis.group._allgather_base(_wire(parts), _wire(x.contiguous())).wait()
-    return _join(parts, dim, outer)
+    return _join(parts, axis, dim, outer)
 
 
 def _sum_part(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
-    parts = _split(x, axis.size, dim, outer).contiguous()
+    parts = _split(x, axis, dim, outer).contiguous()
     total = torch.empty_like(parts[0])
     axis.group._reduce_scatter_base(_wire(total), _wire(parts), _SUM).wait()
     return total
 
 
 def _part(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
-    return _split(x, axis.size, dim, outer)[axis.index].contiguous()
+    return _split(x, axis, dim, outer)[axis.index].contiguous()
 
 
 def _padded(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
     parts = x.new_zeros((axis.size, *x.shape))
     parts[axis.index] = x
-    return _join(parts, dim, outer)
+    return _join(parts, axis, dim, outer)
 
 
 def _exchange(x: Tensor, axis: Axis, split_dim: int, split_outer: int, concat_dim: int, concat_outer: int) -> Tensor:
-    sent = _split(x, axis.size, split_dim, split_outer).contiguous()
+    sent = _split(x, axis, split_dim, split_outer).contiguous()
     received = torch.empty_like(sent)
     axis.group.alltoall_base(_wire(received), _wire(sent), [], []).wait()
-    return _join(received, concat_dim, concat_outer)
+    return _join(received, axis, concat_dim, concat_outer)
 
 
 def _on_first(x: Tensor, axis: Axis) -> Tensor:
@@ -176,17 +176,27 @@ def _wire(x: Tensor) -> Tensor:
     return flat.view(torch.uint8) if x.dtype == torch.bool else flat
 
 
-def _split(x: Tensor, size: int, dim: int, outer: int) -> Tensor:
-    """The `size` slices of `dim`, stacked in front: a view where strides allow."""
+def _split(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
+    """The slices of `dim`, one per rank of the axis, stacked in front: a view where strides allow."""
     shape = x.shape
-    whole = shape[dim]
-    if whole % (outer * size):
-        raise GalvatronError(f"dimension {dim} of shape {tuple(shape)} does not split into {outer} x {size} parts")
-    parts = x.unflatten(dim, (outer, size, whole // (outer * size))).movedim(dim + 1, 0)
-    return parts.flatten(dim + 1, dim + 2)
+    pieces = 2 * axis.size if axis.folded else axis.size
+    if shape[dim] % (outer * pieces):
+        raise GalvatronError(f"dimension {dim} of shape {tuple(shape)} does not split into {outer} x {pieces} pieces")
+    parts = x.unflatten(dim, (outer, pieces, shape[dim] // (outer * pieces)))
+    if axis.folded:
+        # Rank i has pieces i and 2n-1-i.
+        parts = torch.stack(
+            [parts.narrow(dim + 1, 0, axis.size), parts.flip(dim + 1).narrow(dim + 1, 0, axis.size)], dim + 2
+        )
+        return parts.movedim(dim + 1, 0).flatten(dim + 1, dim + 3)
+    return parts.movedim(dim + 1, 0).flatten(dim + 1, dim + 2)
 
 
-def _join(parts: Tensor, dim: int, outer: int) -> Tensor:
+def _join(parts: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
     """The inverse of `_split`: `parts[i]` is slice `i` of `dim`."""
     rest = parts.shape[dim + 1] // outer
+    if axis.folded:
+        halves = parts.unflatten(dim + 1, (outer, 2, rest // 2)).movedim(0, dim + 1)
+        front, back = halves.unbind(dim + 2)
+        return torch.cat([front, back.flip(dim + 1)], dim + 1).flatten(dim, dim + 2)
     return parts.unflatten(dim + 1, (outer, rest)).movedim(0, dim + 1).flatten(dim, dim + 2)

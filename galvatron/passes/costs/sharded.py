@@ -19,7 +19,7 @@ from galvatron.ir.types import evaluate, exact_quotient
 from galvatron.passes.costs.events import Profile, collectives_s, kernels_s
 from galvatron.passes.costs.model import ACCUMULATION_PASSES, OPTIMIZER_PASSES, OPTIMIZER_STATES, LayerCost, Tie
 from galvatron.passes.costs.profile import profile_graph
-from galvatron.passes.sharding import Partitioner, redistribution_class
+from galvatron.passes.sharding import Partitioner, redistribution_classes
 
 
 class ShardedCostModel:
@@ -226,13 +226,12 @@ class ShardedCostModel:
             value, source = self._output(producer, output, before)
             target = self._partitioner.shard(self.layers[consumer].cls, after)
             differentiable = self._has_gradient(producer, output)
-            converting = redistribution_class(
+            for converting in redistribution_classes(
                 f"{before} to {after}",
                 (value, source.mesh),
                 (target.graph.values[formal], target.mesh),
                 differentiable=differentiable,
-            )
-            if converting is not None:
+            ):
                 finer = exact_quotient(converting.graph.inputs[0].type.numel, value.type.numel)
                 assert isinstance(finer, int)
                 found.append((converting, differentiable, finer))

@@ -6,6 +6,7 @@
 | tp | whole | matrices sharded, others as suits | factors of parameters |
 | tp+sp | sharded along the sequence | matrices sharded, others as suits | factors of parameters, the sequence |
 | ulysses | sharded along the sequence | whole | everything but the batch |
+| cp | sharded along the sequence, folded | whole | the sequence; attention is a ring |
 
 The residual stream is what crosses a layer's border with a gradient and a batch dimension. Other values with a gradient
 cross whole, with a partial gradient where the stream is sharded; values without one are whole wherever the batch is not
@@ -71,14 +72,16 @@ class Role:
 
     `stream` gives the split of a residual stream's type, None where it stays whole; `splits_samples` says that ranks
     work on different samples or tokens throughout, so that the loss is a partial sum. `matrices` says that matrices are
-    sharded. `reach` names what may be sharded: the batch, the sequence, factors of parameters that no residual stream
-    has (heads, hidden units, the vocabulary), or any factor but the batch.
+    sharded, `ring` that attention passes keys and values round the axis. `reach` names what may be sharded: the batch,
+    the sequence, factors of parameters that no residual stream has (heads, hidden units, the vocabulary), or any factor
+    but the batch.
     """
 
     stream: Callable[[TensorType], Split | None]
     reach: frozenset[str]
     splits_samples: bool = False
     matrices: bool = False
+    ring: bool = False
 
     def crossing(self, type_: TensorType, differentiable: bool) -> State:
         """The state of a value of a global type where it crosses from one layer to another."""
@@ -173,5 +176,6 @@ ROLES: dict[str, Role] = {
     "tp": Role(_whole, frozenset({"parameters"}), matrices=True),
     "tp+sp": Role(sequence_split, frozenset({"parameters", "sequence"}), matrices=True),
     "ulysses": Role(sequence_split, frozenset({"any"}), splits_samples=True),
+    "cp": Role(sequence_split, frozenset({"sequence"}), splits_samples=True, ring=True),
 }
 """Every role of a strategy that the partitioner knows."""

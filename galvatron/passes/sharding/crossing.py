@@ -8,24 +8,33 @@ from dataclasses import replace
 import sympy
 
 from galvatron.ir.graph import Graph, Value
-from galvatron.ir.layout import Axis, Layout, Shard, global_shape, gradientless, joint_mesh, on_mesh
+from galvatron.ir.layout import (
+    BROADCAST,
+    REPLICATE,
+    Axis,
+    Layout,
+    Shard,
+    global_shape,
+    gradientless,
+    joint_mesh,
+    on_mesh,
+)
 from galvatron.ir.program import LayerClass
 from galvatron.ir.types import LOCAL_BATCH, Dim, exact_quotient, simplify_dim
 from galvatron.passes.sharding.conversion import redistribute
 
+Placed = tuple[Value, tuple[Axis, ...]]
+"""A local value with its layout, and the mesh of the layout."""
 
-def redistribution_class(
-    name: str,
-    source: tuple[Value, tuple[Axis, ...]],
-    target: tuple[Value, tuple[Axis, ...]],
-    *,
-    differentiable: bool,
-) -> LayerClass | None:
-    """A class with one input and one output that changes a value's layout, on the mesh that refines both; None when the
-    layouts are the same.
 
-    A rank's share of the samples differs between the two sides. In the class `b` is a share so small that every tensor
-    on the way holds a whole number of them.
+def redistribution_classes(
+    name: str, source: Placed, target: Placed, *, differentiable: bool
+) -> tuple[LayerClass, ...]:
+    """Classes with one input and one output that one after the other change a value's layout; none when the layouts are
+    the same.
+
+    One class suffices, on the mesh that refines both sides, except where an axis folds its shards: what is folded on
+    one side only is made whole in a class of its own.
 
     Args:
         source: the value as its producer gives it, with the producer's mesh.
@@ -34,9 +43,39 @@ def redistribution_class(
     Raises:
         GalvatronError: the two meshes overlap without nesting, or a dimension is not divisible.
     """
+    if source[1] == target[1] and source[0].layout == target[0].layout:
+        return ()
+    stops = [source, _unfolded(source, differentiable), _unfolded(target, differentiable), target]
+    meshes = [source[1], joint_mesh(source[1], target[1]), target[1]]
+    steps = [
+        _redistribution(f"{name}.{i}" if i else name, before, after, mesh, differentiable)
+        for i, (before, after, mesh) in enumerate(zip(stops, stops[1:], meshes, strict=False))
+    ]
+    return tuple(step for step in steps if step is not None)
+
+
+def _unfolded(placed: Placed, differentiable: bool) -> Placed:
+    """The same value whole on the axes that fold."""
+    value, mesh = placed
+    assert value.layout is not None
+    whole = BROADCAST if differentiable else REPLICATE
+    folded = [isinstance(p, Shard) and axis.folded for p, axis in zip(value.layout, mesh, strict=True)]
+    layout = tuple(whole if f else p for f, p in zip(folded, value.layout, strict=True))
+    kept = tuple(p if f else REPLICATE for f, p in zip(folded, value.layout, strict=True))
+    shape = global_shape(value.type.shape, kept, mesh)
+    return replace(value, type=value.type.with_shape(shape), layout=layout), mesh
+
+
+def _redistribution(
+    name: str, source: Placed, target: Placed, mesh: tuple[Axis, ...], differentiable: bool
+) -> LayerClass | None:
+    """One class on a mesh that refines both sides; None when nothing is to be done.
+
+    A rank's share of the samples differs between the two sides. In the class `b` is a share so small that every tensor
+    on the way holds a whole number of them.
+    """
     (value, source_mesh), (wanted, target_mesh) = source, target
     assert value.layout is not None and wanted.layout is not None
-    mesh = joint_mesh(source_mesh, target_mesh)
     before, after = on_mesh(value.layout, source_mesh, mesh), on_mesh(wanted.layout, target_mesh, mesh)
     if not differentiable:
         before, after = gradientless(before), gradientless(after)

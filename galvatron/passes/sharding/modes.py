@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from galvatron.ir.graph import Graph
-from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Partial, Replicate
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Partial, Replicate
+from galvatron.ir.random import is_random
 from galvatron.ir.spmd import SPMD_OPS
 from galvatron.ir.types import BATCH, Dim, exact_quotient
 from galvatron.passes.sharding.factors import Factor, FactorTable, OpFactor
@@ -26,6 +27,9 @@ class Split:
 
 
 State = Replicate | Partial | Split
+
+RING = "ring"
+"""The name under which the sequence counts as sharded in ring attention."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +51,19 @@ def op_modes(
     graph: Graph,
     index: int,
     table: FactorTable,
-    axis_size: int,
+    axis: Axis,
     differentiable: frozenset[str],
     taken: dict[tuple[str, Dim], int],
     allowed: Callable[[int, OpFactor], bool],
+    *,
+    ring: bool = False,
 ) -> tuple[Mode, ...]:
-    """All modes of op `index` on an axis of `axis_size` ranks.
+    """All modes of op `index` on an axis.
 
     Args:
         differentiable: the values that have a gradient; for the others `R'` is `R`.
         allowed: whether the axis' role may shard a factor of an op.
+        ring: whether the axis' role has attention pass keys and values round.
         taken: how many ways each of the op's factors is already sharded by other axes.
     """
     op = graph.ops[index]
@@ -75,7 +82,7 @@ def op_modes(
             REPLICATE if s == BROADCAST and n not in differentiable else s
             for n, s in zip(result_names, results, strict=True)
         ]
-        return Mode(tuple(kept), tuple(made), factor, 1.0 / axis_size if factor else 1.0, spmd)
+        return Mode(tuple(kept), tuple(made), factor, 1.0 / axis.size if factor else 1.0, spmd)
 
     count = len(operand_names)
     modes = [
@@ -87,14 +94,49 @@ def op_modes(
         for factor in table.op_factors(index):
             ways = taken.get((factor.name, factor.size), 1)
             spmd = factor.name in dims.spmd
-            if not allowed(index, factor) or not _divides(axis_size * ways, factor.size):
+            if not allowed(index, factor) or not _divides(pieces(axis) * ways, factor.size):
                 continue
             if spmd and (ways > 1 or factor.size != dims.sizes[factor.name]):
                 continue
             missing = SPMD_OPS[op.target.split(".")[1]].result if spmd else PARTIAL
             if (states := _sharded(factor, dims.sums, missing)) is not None:
                 modes.append(mode(*states, (factor.name, factor.size), spmd))
+    if ring and (states := _ring(graph, index, table, axis, taken)) is not None:
+        modes.append(mode(*states, (RING, graph.values[operand_names[0]].type.shape[-2]), spmd=True))
     return tuple(dict.fromkeys(modes))
+
+
+def pieces(axis: Axis) -> int:
+    """Into how many equal pieces an axis cuts what it shards."""
+    return 2 * axis.size if axis.folded else axis.size
+
+
+def _ring(
+    graph: Graph, index: int, table: FactorTable, axis: Axis, taken: dict[tuple[str, Dim], int]
+) -> tuple[list[State], list[State]] | None:
+    """Attention with queries, keys and values all sharded along the sequence, and of a mask the rows.
+
+    Not with dropout, whose mask the ring does not have: then attention sees all keys, as any other op would.
+    """
+    op = graph.ops[index]
+    if op.target != "aten.scaled_dot_product_attention.default" or is_random(op):
+        return None
+    rows, columns = (graph.values[name].type.shape[-2] for name in op.operands[:2])
+    ways = taken.get((RING, rows), 1)
+    if rows != columns or not _divides(pieces(axis) * ways, rows):
+        return None
+
+    def state(name: str) -> State | None:
+        shape = graph.values[name].type.shape
+        if len(shape) < 2 or shape[-2] == 1:
+            return BROADCAST
+        factor = table.at(name, len(shape) - 2, 1, shape[-2])
+        return Split(factor.dim, factor.inner, factor.size) if factor.size == rows else None
+
+    operands, result = [state(name) for name in op.operands], state(op.result.name)
+    if result is None or any(s is None for s in operands):
+        return None
+    return [s for s in operands if s is not None], [result]
 
 
 def _partial_modes(

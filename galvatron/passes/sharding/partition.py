@@ -12,11 +12,11 @@ from galvatron.ir.graph import Graph
 from galvatron.ir.layout import Axis
 from galvatron.ir.program import LayerClass
 from galvatron.ir.strategy import Strategy
-from galvatron.ir.types import Dim
+from galvatron.ir.types import BATCH, Dim, exact_quotient
 from galvatron.passes.sharding.boundary import ROLES, Border, Role
 from galvatron.passes.sharding.factors import FactorTable
 from galvatron.passes.sharding.localize import Localizer
-from galvatron.passes.sharding.modes import Mode, Split, State, op_modes
+from galvatron.passes.sharding.modes import Mode, Split, State, op_modes, pieces
 from galvatron.passes.sharding.prices import Prices
 from galvatron.passes.sharding.solver import Boundary, Costs, Solution, solve
 
@@ -40,10 +40,11 @@ def shard_class(cls: LayerClass, strategy: Strategy, cluster: Cluster, border: B
         role = role_of(strategy, axis)
         allowed = role.allowed(graph, border, table)
         modes = [
-            op_modes(graph, i, table, axis.size, differentiable, shares.taken[i], allowed)
+            op_modes(graph, i, table, axis, differentiable, shares.taken[i], allowed, ring=role.ring)
             for i in range(len(graph.ops))
         ]
         boundary = role.boundary(graph, border, table, modes)
+        _check_divides(cls.name, axis, boundary, shares)
         prices = Prices(
             graph, table, axis, cluster, batch * strategy.degree("dp"), differentiable, shares.work, shares.bytes
         )
@@ -52,6 +53,17 @@ def shard_class(cls: LayerClass, strategy: Strategy, cluster: Cluster, border: B
         solved.append((boundary, solution))
     local = _localized(graph, strategy, differentiable, solved)
     return LayerClass(f"{cls.name}@{strategy}", local, base=cls.name, strategy=strategy, mesh=strategy.mesh)
+
+
+def _check_divides(cls: str, axis: Axis, boundary: Boundary, shares: _Shares) -> None:
+    for name, state in (*boundary.inputs.items(), *boundary.outputs.items()):
+        if isinstance(state, Split) and state.size != BATCH:
+            ways = pieces(axis) * shares.cuts.get((name, state), 1)
+            if exact_quotient(state.size, ways) is None:
+                raise StrategyError(
+                    f"layer class {cls!r}: axis {axis} cannot shard {name!r}, whose sequence of {state.size} does not "
+                    f"divide into {ways} pieces; choose another degree or sequence length"
+                )
 
 
 def role_of(strategy: Strategy, axis: Axis) -> Role:
@@ -73,6 +85,7 @@ class _Shares:
         self.graph = graph
         self.work = [1.0] * len(graph.ops)
         self.bytes: dict[str, float] = {}
+        self.cuts: dict[tuple[str, State], int] = {}
         self.taken: list[dict[tuple[str, Dim], int]] = [{} for _ in graph.ops]
 
     def take(self, axis_size: int, boundary: Boundary, solution: Solution) -> None:
@@ -88,6 +101,7 @@ class _Shares:
     def _shrink(self, name: str, state: State, axis_size: int) -> None:
         if isinstance(state, Split):
             self.bytes[name] = self.bytes.get(name, 1.0) / axis_size
+            self.cuts[name, state] = self.cuts.get((name, state), 1) * axis_size
 
 
 def _localized(

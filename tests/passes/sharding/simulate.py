@@ -250,6 +250,16 @@ def _spmd(op: Op, axis: Axis, ranks: list[int], run: Callable[[int, OpHandler], 
         return list(pool.map(of_rank, range(axis.size)))
 
 
+def _drawn(op: Op, mesh: Mesh, rank: int, run: Callable[[int], Tensors]) -> Tensors:
+    """One `random.` op on one rank, as its site and its coordinates say."""
+    axes = op.kwarg("axes")
+    assert isinstance(axes, tuple)
+    coordinates = [axis.coordinate(rank) for axis in mesh if axis.name in axes]
+    with torch.random.fork_rng([]):
+        torch.manual_seed(hash((op.kwarg("site"), *coordinates)) % 2**32)
+        return run(rank)
+
+
 def run_op(op: Op, graph: Graph, mesh: Mesh, env: list[Tensors], *, batch: int, global_batch: int) -> list[Tensors]:
     """Runs one local op of a graph on every rank; returns its results by rank and name."""
     inputs = tuple(graph.values[n] for n in dict.fromkeys(op.operands))
@@ -260,6 +270,8 @@ def run_op(op: Op, graph: Graph, mesh: Mesh, env: list[Tensors], *, batch: int, 
 
     if op.target.startswith("comm."):
         return [{op.result.name: p} for p in exchange(op, mesh, [e[op.operands[0]] for e in env], batch)]
+    if op.target.startswith("random."):
+        return [_drawn(op, mesh, rank, run) for rank in world(mesh)]
     if not op.target.startswith("spmd."):
         return [run(rank) for rank in world(mesh)]
     (axis,) = (a for a in mesh if a.name == op.kwarg("axis"))

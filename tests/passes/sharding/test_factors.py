@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from galvatron.ir.graph import Graph, Op, Ref, Value
-from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis
 from galvatron.ir.types import BATCH, Dim, TensorType
 from galvatron.passes.sharding.factors import FactorTable
-from galvatron.passes.sharding.modes import Split, op_modes
+from galvatron.passes.sharding.modes import Mode, Split, op_modes
 
 
 def value(name: str, *shape: Dim) -> Value:
@@ -64,7 +64,7 @@ def test_the_parts_of_a_split_are_not_sharded() -> None:
 def test_modes_of_a_linear_layer() -> None:
     graph = fused_attention()
     table, names = FactorTable(graph), frozenset(graph.values)
-    modes = op_modes(graph, 0, table, 4, names, {}, lambda *_: True)
+    modes = op_modes(graph, 0, table, Axis("tp", 4, 1), names, {}, lambda *_: True)
     found = {(m.factor, m.operands, m.results) for m in modes}
     heads, rows = Split(0, 8, 4), Split(1, 1, 16)
     assert (("n", 4), (BROADCAST, heads, heads), (Split(2, 8, 4),)) in found
@@ -78,7 +78,7 @@ def test_modes_of_a_linear_layer() -> None:
 
 def test_without_a_gradient_the_two_replicated_placements_are_one() -> None:
     graph = fused_attention()
-    modes = op_modes(graph, 0, FactorTable(graph), 2, frozenset(), {}, lambda *_: True)
+    modes = op_modes(graph, 0, FactorTable(graph), Axis("tp", 2, 1), frozenset(), {}, lambda *_: True)
     assert all(BROADCAST not in (*m.operands, *m.results) for m in modes)
 
 
@@ -86,5 +86,9 @@ def test_a_factor_that_other_axes_share_must_divide_by_all() -> None:
     graph = fused_attention()
     table = FactorTable(graph)
     taken: dict[tuple[str, Dim], int] = {("n", 4): 2}
-    assert any(m.factor == ("n", 4) for m in op_modes(graph, 0, table, 2, frozenset(), taken, lambda *_: True))
-    assert not any(m.factor == ("n", 4) for m in op_modes(graph, 0, table, 4, frozenset(), taken, lambda *_: True))
+
+    def modes_on(ranks: int) -> tuple[Mode, ...]:
+        return op_modes(graph, 0, table, Axis("tp", ranks, 1), frozenset(), taken, lambda *_: True)
+
+    assert any(m.factor == ("n", 4) for m in modes_on(2))
+    assert not any(m.factor == ("n", 4) for m in modes_on(4))

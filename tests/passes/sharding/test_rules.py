@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.interpreter import run_graph
-from galvatron.ir.layout import Layout, Shard, local_shape
+from galvatron.ir.layout import Axis, Layout, Shard, local_shape
 from galvatron.ir.spmd import spmd_target
 from galvatron.ir.types import exact_quotient
 from galvatron.passes.sharding.factors import FactorTable
@@ -103,7 +103,7 @@ def check_case(case: Case, data: st.DataObject, ranks: int) -> None:
     graph = with_cuts(d, call.graph)
     table = FactorTable(graph)
     differentiable = call.differentiable | {v.name for v in call.op.results if v.type.is_floating}
-    for mode in op_modes(graph, 0, table, ranks, differentiable, {}, lambda index, factor: True):
+    for mode in op_modes(graph, 0, table, Axis("tp", ranks, 1), differentiable, {}, lambda index, factor: True):
         if call.op.target.startswith("aten.empty"):
             continue
         check_mode(call, mode, mesh_of(ranks))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph, Op, Ref, Value
-from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis
 from galvatron.ir.types import TensorType
 from galvatron.passes.sharding.factors import FactorTable
 from galvatron.passes.sharding.modes import Mode, Split, State, op_modes
@@ -67,7 +67,9 @@ def random_class(draw: st.DataObject, ops: int) -> Graph:
 
 def problem(graph: Graph) -> tuple[list[tuple[Mode, ...]], Boundary]:
     table, differentiable = FactorTable(graph), frozenset(graph.values)
-    modes = [op_modes(graph, i, table, 2, differentiable, {}, lambda *_: True) for i in range(len(graph.ops))]
+    modes = [
+        op_modes(graph, i, table, Axis("tp", 2, 1), differentiable, {}, lambda *_: True) for i in range(len(graph.ops))
+    ]
     whole = {v.name: REPLICATE for v in graph.inputs}
     kept = (REPLICATE, BROADCAST, Split(0, 1, SIZE), Split(1, 1, SIZE))
     return modes, Boundary(whole, dict.fromkeys(graph.outputs, REPLICATE), {v.name: kept for v in graph.state})
