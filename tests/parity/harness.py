@@ -12,12 +12,13 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from galvatron import runtime as rt
 from galvatron.codegen import emit, load_module, stage_axes
@@ -34,9 +35,11 @@ from galvatron.passes.instrument import verify_each
 from galvatron.passes.pipeline import Pipeline
 from tests import ranks
 from tests.models import Doubles
-from tests.parity.subjects import SUBJECTS, Batch, Subject
+from tests.parity.subjects import Batch, Subject, make
 
-TOLERANCE = 1e-9
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
+"""The relative error that is allowed in a model of each element type."""
+
 NOISE = 1e-6
 """A gradient below this share of the norm of all gradients is compared as if it were that large: where it is zero in
 exact arithmetic (the bias of attention keys) both sides hold nothing but rounding."""
@@ -56,12 +59,14 @@ class Expected:
 
 @dataclass(frozen=True)
 class Job:
-    """What ranks need to run a program: the source of each stage, the mesh axes of each, and the schedule."""
+    """What ranks need to run a program: the model's name, the source and mesh axes of each stage, the schedule."""
 
+    name: str
     texts: dict[str, str]
     axes: tuple[tuple[tuple[int, int], ...], ...]
     micro_batches: int
     schedule: str
+    constants: dict[str, Tensor]
     cache_dir: str
 
 
@@ -69,14 +74,14 @@ class Job:
 def subject(name: str) -> Subject:
     """The model called `name` with its batches; equal weights in every process."""
     torch.manual_seed(0)
-    return SUBJECTS[name]()
+    return make(name)
 
 
 @cache
 def costed(name: str) -> tuple[Program, dict[str, Tensor]]:
     """The captured model with layers and costs, and the data of its constants."""
     case = subject(name)
-    with Doubles():
+    with precise(case):
         captured = capture_graph(case.model, case.batch(BATCH_SIZE, 0), loss_fn=case.loss_fn)
     program = Pipeline.of((*FRONT_END, "annotate-costs")).run(captured.program, [verify_each])
     return program, captured.constants
@@ -84,15 +89,21 @@ def costed(name: str) -> tuple[Program, dict[str, Tensor]]:
 
 def planned(name: str, plan: str | Plan | Sequence[Sequence[str]], world_size: int = 4, **fields: Any) -> Program:
     """The model under a plan: a shorthand, a plan, or the strategies of each stage with the plan's other fields."""
-    program = replace(costed(name)[0], cluster=Cluster.parse(f"a100-80g:1x{world_size}"))
+    program = costed(name)[0]
     if isinstance(plan, str):
         plan = plans.resolve(program, plan, BATCH_SIZE, world_size)
     elif not isinstance(plan, Plan):
         stages = tuple(tuple(Strategy.parse(s) for s in stage) for stage in plan)
         defaults = {"micro_batches": 4, "schedule": "1f1b", "global_batch_size": BATCH_SIZE}
         plan = Plan(program.fingerprint, world_size=world_size, stages=stages, **(defaults | fields))
-    plans.check(plan, program, world_size, BATCH_SIZE)
-    return replace(program, form=Form.PLANNED, plan=plan)
+    return with_plan(program, plan)
+
+
+def with_plan(program: Program, plan: Plan) -> Program:
+    """A program under a plan, which may be for another number of samples than the example batch."""
+    cluster = Cluster.parse(f"a100-80g:1x{plan.world_size}")
+    plans.check(plan, program, plan.world_size, plan.global_batch_size)
+    return replace(program, form=Form.PLANNED, cluster=cluster, batch_size=plan.global_batch_size, plan=plan)
 
 
 def layer_count(name: str) -> int:
@@ -100,10 +111,15 @@ def layer_count(name: str) -> int:
     return len(plans.planned_layers(costed(name)[0]))
 
 
+def precise(case: Subject) -> AbstractContextManager[Any]:
+    """What lets a float64 model compute in float64 throughout."""
+    return Doubles() if case.dtype is torch.float64 else nullcontext()
+
+
 def eager(name: str, batch: Batch) -> Expected:
     """Loss and gradients of the unmodified model on the whole batch."""
     case = subject(name)
-    with Doubles():
+    with precise(case):
         loss = case.loss(batch)
     named = {n: p for n, p in case.model.named_parameters(remove_duplicate=False) if p.requires_grad}
     gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
@@ -115,7 +131,7 @@ def check(name: str, plan: str | Plan | Sequence[Sequence[str]], batch: Batch | 
     """Asserts that a plan computes the loss and every gradient of eager PyTorch.
 
     Args:
-        name: one of `SUBJECTS`.
+        name: see `subjects.make`.
         plan: see `planned`; the world size is that of the plan.
         batch: default: ragged labels.
     """
@@ -128,15 +144,14 @@ def check_program(name: str, program: Program, batch: Batch) -> None:
     """Asserts that a planned program computes what eager PyTorch computes."""
     plan = program.plan
     assert plan is not None
-    staged = Pipeline.of(LOWERING).run(program)
-    verify(staged)
-    job = Job(emit(staged), stage_axes(staged), plan.micro_batches, plan.schedule, _cache_dir())
-    results = ranks.run_ranks(run_step, plan.world_size, name, job, costed(name)[1], batch)
+    job = job_of(name, program)
+    results = ranks.run_ranks(run_step, plan.world_size, job, batch)
     expected = eager(name, batch)
     for loss, _ in results:
         assert loss == results[0][0], "ranks disagree on the loss"
-    errors = relative_errors(*results[0], expected)
-    wrong = {n: e for n, e in errors.items() if not e <= TOLERANCE}
+    loss, gradients = results[0]
+    errors = relative_errors(loss, gradients, expected)
+    wrong = {n: e for n, e in errors.items() if not e <= TOLERANCES[subject(name).dtype]}
     assert not wrong, f"{plan}\nrelative errors: " + ", ".join(f"{n} {e:.1e}" for n, e in wrong.items())
 
 
@@ -156,18 +171,31 @@ def artifacts(program: Program) -> str:
     return f"plan.json\n{program.plan.to_json()}\nprogram.gir\n{print_program(program)}"
 
 
-def run_step(
-    world: rt.World, name: str, job: Job, constants: dict[str, Tensor], batch: Batch
-) -> tuple[float, dict[str, Tensor]]:
-    """On a rank: loss and, on rank 0, gradients of one step of a generated program."""
+def job_of(name: str, program: Program) -> Job:
+    """The generated code of a planned program, verified on the way."""
+    plan = program.plan
+    assert plan is not None
+    staged = Pipeline.of(LOWERING).run(program)
+    verify(staged)
+    texts = emit(staged)
+    return Job(name, texts, stage_axes(staged), plan.micro_batches, plan.schedule, costed(name)[1], _cache_dir())
+
+
+def executor(world: rt.World, job: Job, model: nn.Module | None = None, **options: Any) -> rt.Executor:
+    """On a rank: the program of a job with the weights of its model, or of another one, ready to run."""
     mesh = rt.build_mesh(world, job.axes)
     file = f"stage_{mesh.stage}.py"
     stage = load_module(file, job.texts[file], job.cache_dir).Stage(mesh)
-    state = rt.ModelState(subject(name).model, constants=constants)
+    state = rt.ModelState(subject(job.name).model if model is None else model, constants=job.constants)
     rt.materialize(stage, state)
-    executor = rt.Executor(stage, microbatches=job.micro_batches, schedule=cast(Any, job.schedule), model=state)
-    loss = executor.forward_backward(batch)
-    return float(loss), executor.full_gradients(rank0_only=True)
+    return rt.Executor(stage, microbatches=job.micro_batches, schedule=cast(Any, job.schedule), model=state, **options)
+
+
+def run_step(world: rt.World, job: Job, batch: Batch) -> tuple[float, dict[str, Tensor]]:
+    """On a rank: loss and, on rank 0, gradients of one step of a generated program."""
+    program = executor(world, job)
+    loss = program.forward_backward(batch)
+    return float(loss), program.full_gradients(rank0_only=True)
 
 
 @cache

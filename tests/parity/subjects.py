@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +22,11 @@ class Subject:
     model: nn.Module
     batch: Callable[[int, int], Batch]
     loss_fn: Callable[[Any, Any], Tensor] | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The element type of the model."""
+        return next(self.model.parameters()).dtype
 
     def loss(self, batch: Batch) -> Tensor:
         """What the unmodified model computes."""
@@ -134,6 +140,90 @@ def _classifier_loss(output: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(output, batch["label"], label_smoothing=0.1)
 
 
+class RandomTransformer(nn.Module):
+    """A decoder whose sizes and parts are drawn from a seed; nothing about it need divide by the number of ranks."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        choose = random.Random(seed).choice
+        self.heads, head_width = choose([2, 3, 4, 6]), choose([4, 6, 8])
+        self.groups = choose([n for n in (1, 2, 3, 4, 6) if self.heads % n == 0])
+        width = self.heads * head_width
+        self.positions = choose(["learned", "rotary", "none"])
+        self.attention = choose(["sdpa", "causal sdpa", "softmax"])
+        self.loss = choose(["mean", "smooth", "sum", "per token"])
+        self.parallel = choose([False, False, True])
+        self.embedding = nn.Embedding(models.VOCABULARY, width)
+        self.position = nn.Embedding(models.SEQUENCE, width) if self.positions == "learned" else None
+        norm = choose([nn.LayerNorm, nn.RMSNorm])
+        bias, gated = choose([True, False]), choose([True, False])
+        inner = choose([2 * width, 30, 48])
+        self.blocks = nn.ModuleList()
+        for index in range(choose([1, 2, 3, 4])):
+            # In some models every other block is of another kind.
+            hidden = inner + 6 if index % 2 and seed % 3 == 0 else inner
+            parts = {
+                "norm1": norm(width),
+                "query": nn.Linear(width, width, bias=bias),
+                "key_value": nn.Linear(width, 2 * self.groups * head_width, bias=bias),
+                "out": nn.Linear(width, width, bias=bias),
+                "norm2": norm(width),
+                "up": nn.Linear(width, hidden, bias=bias),
+                "down": nn.Linear(hidden, width, bias=bias),
+            }
+            self.blocks.append(nn.ModuleDict(parts | ({"gate": nn.Linear(width, hidden)} if gated else {})))
+        self.norm = norm(width)
+        self.activation = choose([nn.functional.gelu, nn.functional.relu, nn.functional.silu])
+        self.head = nn.Linear(width, models.VOCABULARY, bias=choose([True, False]))
+        if choose([True, False]):
+            self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        if self.position is not None:
+            x = x + self.position(torch.arange(tokens.shape[1], device=tokens.device))
+        for block in self.blocks:
+            parts: Any = block
+            h = parts["norm1"](x)
+            mixed = parts["out"](self._attend(parts["query"](h), parts["key_value"](h)))
+            h = parts["norm2"](x if self.parallel else x + mixed)
+            up = parts["up"](h) * parts["gate"](h) if "gate" in parts else parts["up"](h)
+            x = x + mixed + parts["down"](self.activation(up))
+        return self._loss(self.head(self.norm(x)).flatten(0, 1), targets.flatten())
+
+    def _attend(self, query: Tensor, key_value: Tensor) -> Tensor:
+        batch, length, width = query.shape
+        q = query.view(batch, length, self.heads, -1).transpose(1, 2)
+        k, v = key_value.view(batch, length, 2, self.groups, -1).permute(2, 0, 3, 1, 4)
+        if self.positions == "rotary":
+            q, k = _rotated(q), _rotated(k)
+        k, v = (t.repeat_interleave(self.heads // self.groups, dim=1) for t in (k, v))
+        if self.attention == "softmax":
+            future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+            scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+            mixed = scores.masked_fill(future, float("-inf")).softmax(-1) @ v
+        else:
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=self.attention == "causal sdpa")
+        return mixed.transpose(1, 2).reshape(batch, length, width)
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        kept = targets != -100
+        if self.loss == "sum":
+            return nn.functional.cross_entropy(logits, targets, reduction="sum") / kept.sum()
+        if self.loss == "per token":
+            return (nn.functional.cross_entropy(logits, targets, reduction="none") * kept).mean()
+        return nn.functional.cross_entropy(logits, targets, label_smoothing=0.1 if self.loss == "smooth" else 0.0)
+
+
+def _rotated(x: Tensor) -> Tensor:
+    """Rotary position embedding of (batch, heads, length, width)."""
+    width = x.shape[-1]
+    rates = 100.0 ** (-torch.arange(0, width, 2, dtype=torch.float64, device=x.device) / width)
+    angles = torch.arange(x.shape[-2], dtype=torch.float64, device=x.device)[:, None] * rates
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()], dim=-1)
+
+
 def _of(case: models.Case) -> Subject:
     return Subject(case.model, case.batch)
 
@@ -167,9 +257,20 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
 }
 
 
-def ignore_labels(batch: Batch, samples: slice) -> Batch:
+def ignore_labels(batch: Batch, samples: slice | list[int]) -> Batch:
     """The batch with all labels of some samples ignored."""
     name = next(name for name in ("labels", "targets") if name in batch)
     labels = batch[name].clone()
     labels[samples] = -100
     return batch | {name: labels}
+
+
+def make(name: str) -> Subject:
+    """The subject called `name`: one of `SUBJECTS`, the same with `-float32`, or `random-<seed>` for a transformer
+    drawn at random."""
+    if name.startswith("random-"):
+        return Subject(RandomTransformer(int(name.removeprefix("random-"))).double(), _tokens)
+    if name.endswith("-float32"):
+        case = SUBJECTS[name.removesuffix("-float32")]()
+        return replace(case, model=case.model.float())
+    return SUBJECTS[name]()

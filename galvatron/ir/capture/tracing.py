@@ -18,7 +18,6 @@ from torch.utils.checkpoint import CheckpointFunction
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.sources import is_user_file, located, source_of_line
 
-
 _aten = torch.ops.aten
 _MISREAD_LOSSES = (_aten.nll_loss.default, _aten.margin_ranking_loss.default, _aten.hinge_embedding_loss.default)
 """Losses whose Python references take `reduction` as text: under a symbolic batch size torch calls them with the op's

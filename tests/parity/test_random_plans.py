@@ -1,0 +1,74 @@
+"""Any plan: random strategies per layer, stage boundaries, micro-batches and labels on random transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import strategies as st
+
+from galvatron.ir.plan import SCHEDULES, Plan
+from galvatron.passes.enumerate_strategies import EnumerateStrategies
+from tests.parity.harness import artifacts, check_program, costed, layer_count, subject, with_plan
+from tests.parity.subjects import ignore_labels
+
+MODELS = [*(f"random-{seed}" for seed in range(24)), "gpt", "llama", "skips", "weighted", "shared"]
+# A failing plan is small already, and every step of shrinking it would run ranks.
+COMMON: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": list(HealthCheck),
+    "print_blob": True,
+    "phases": (Phase.generate,),
+}
+
+
+@st.composite
+def plans(draw: st.DrawFn, model: str) -> Plan:
+    """A plan that the model's layers allow, on 2 to 4 ranks."""
+    layers = layer_count(model)
+    world_size = draw(st.sampled_from([4, 4, 4, 3, 2]))
+    degree = draw(st.sampled_from([d for d in range(1, world_size + 1) if world_size % d == 0 and d <= layers]))
+    cuts = sorted(
+        draw(st.sets(st.integers(1, layers - 1), min_size=degree - 1, max_size=degree - 1)) if degree > 1 else []
+    )
+    devices = world_size // degree
+    choice = st.sampled_from(list(EnumerateStrategies().leaves_of(devices)))
+    strategies = draw(st.lists(choice, min_size=layers, max_size=layers))
+    schedule = draw(st.sampled_from(SCHEDULES))
+    micro_batches = draw(st.integers(degree if schedule == "1f1b" else 1, degree + 2))
+    return Plan(
+        fingerprint=costed(model)[0].fingerprint,
+        global_batch_size=micro_batches * devices * draw(st.integers(1, 2)),
+        world_size=world_size,
+        micro_batches=micro_batches,
+        schedule=schedule,
+        stages=tuple(tuple(strategies[a:b]) for a, b in zip([0, *cuts], [*cuts, layers], strict=True)),
+    )
+
+
+def one_example(data: st.DataObject) -> None:
+    model = data.draw(st.sampled_from(MODELS), label="model")
+    program = with_plan(costed(model)[0], data.draw(plans(model), label="plan"))
+    size = program.batch_size
+    batch = subject(model).batch(size, data.draw(st.integers(0, 9), label="seed of the batch"))
+    if "targets" in batch:
+        # Whole samples without labels, but never all.
+        ignored = data.draw(st.lists(st.booleans(), min_size=size, max_size=size), label="ignored samples")
+        batch = ignore_labels(batch, [index for index, all_ignored in enumerate(ignored[1:]) if all_ignored])
+    note(artifacts(program))
+    check_program(model, program, batch)
+
+
+@settings(max_examples=20, derandomize=True, **COMMON)
+@given(st.data())
+def test_random_plan_equals_eager(data: st.DataObject) -> None:
+    one_example(data)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@settings(max_examples=200, **COMMON)
+@given(st.data())
+def test_many_random_plans_equal_eager(data: st.DataObject) -> None:
+    one_example(data)
