@@ -2,10 +2,13 @@
 
 Repeated structure comes first, module paths only break ties and give names:
 
-1. `roles` parts the ops that carry the model (the *stream*) from masks, position ids, reshaped weights and token counts.
-2. `repeats` looks for tandem repeats in the sequence of the stream's heavy ops and cuts where the fewest values are alive.
+1. `roles` parts the ops that carry the model (the *stream*) from masks, position ids, reshaped weights and token
+   counts.
+2. `repeats` looks for tandem repeats in the sequence of the stream's heavy ops and cuts where the fewest values are
+   alive.
 3. `cuts` adds odd blocks beside a stack (a first block that differs) and divides large rests.
-4. `placement` puts every other op where it is needed: in the one layer that reads it, in the preamble, in the step layer.
+4. `placement` puts every other op where it is needed: in the one layer that reads it, in the preamble, in the step
+   layer.
 5. `assemble` gives layers whose graphs are equal up to names one class; `naming` finds names.
 
 `inline` is the way back.

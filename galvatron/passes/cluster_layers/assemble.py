@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from galvatron.ir.graph import Graph, Op, Value
 from galvatron.ir.names import Names, base_name
 from galvatron.ir.program import Layer, LayerClass, Program, When
-from galvatron.passes.cluster_layers.naming import UniqueNames, name_state, value_name
+from galvatron.passes.cluster_layers.naming import UniqueNames, name_state, op_name, value_name
 from galvatron.passes.cluster_layers.placement import Part
 
 
@@ -68,7 +68,9 @@ def _calls(graph: Graph, parts: Sequence[Part], names: Sequence[tuple[str, str]]
     state = {v.name for v in graph.state}
     defined = [{v.name for op in part.ops for v in op.results} for part in parts]
     outside: Counter[str] = Counter(graph.outputs)
-    reads = [dict.fromkeys(n for op in p.ops for n in op.operands if n not in d) for p, d in zip(parts, defined, strict=True)]
+    reads = [
+        dict.fromkeys(n for op in p.ops for n in op.operands if n not in d) for p, d in zip(parts, defined, strict=True)
+    ]
     for read in reads:
         outside.update(read.keys())
     calls = []
@@ -76,7 +78,9 @@ def _calls(graph: Graph, parts: Sequence[Part], names: Sequence[tuple[str, str]]
         operands = tuple(n for n in read if n not in state)
         held = tuple(n for n in read if n in state)
         results = tuple(n for n in part.gives if outside[n])
-        calls.append(_Call(part, kind, name, _canonical(graph, part.ops, operands, held, results), operands, held, results))
+        calls.append(
+            _Call(part, kind, name, _canonical(graph, part.ops, operands, held, results), operands, held, results)
+        )
     return calls
 
 
@@ -109,11 +113,11 @@ def _readable(graph: Graph, calls: Sequence[_Call], group: Sequence[_Call]) -> G
     state = name_state(list(zip(*(call.state for call in group), strict=True)))
     names = Names(state)
     formal = dict(zip((v.name for v in first.graph.state), state, strict=True))
+    given = {n: _value_name(graph, call, n) for call in calls for n in call.results}
     flowing = {n for call in calls if call.part.when is When.MICROBATCH for n in call.results}
     for value, operand in zip(first.graph.inputs, first.operands, strict=True):
         is_stream = operand in flowing and "x" not in formal.values()
-        wish = "x" if is_stream else value_name(graph.producers[operand]) if operand in graph.producers else operand
-        formal[value.name] = names.fresh(wish)
+        formal[value.name] = names.fresh("x" if is_stream else given.get(operand, operand))
     for op in first.graph.ops:
         formal.update((v.name, names.fresh(base_name(op.target))) for v in op.results)
     return rename_graph(first.graph, formal.__getitem__)
@@ -129,6 +133,11 @@ def _bound_names(program: Program, graph: Graph, calls: Sequence[_Call]) -> dict
     for call in calls:
         for result in call.results:
             is_out = call.part.when is When.MICROBATCH and result == call.results[-1]
-            wish = f"{call.name}.{'out' if is_out else value_name(graph.producers[result])}"
+            wish = f"{call.name}.{'out' if is_out else _value_name(graph, call, result)}"
             names.setdefault(result, result if result in names else unique.fresh(wish))
     return names
+
+
+def _value_name(graph: Graph, call: _Call, value: str) -> str:
+    """The name of a result; per-step values come from the line that computes the loss, which says nothing of them."""
+    return op_name(graph, value) if call.part.when is When.STEP else value_name(graph, value)

@@ -12,7 +12,8 @@ from galvatron.passes.cluster_layers.repeats import GapView, Stack, find_stack
 from galvatron.passes.cluster_layers.stream import Stream, common_prefix
 
 _RESEMBLES = 0.4
-"""The least similarity (`difflib` ratio of the heavy ops) of an odd block to the blocks of the stack that it stands by."""
+"""The least similarity (`difflib` ratio of the heavy ops) of an odd block to the blocks of the stack that it stands by.
+"""
 
 _LEAST_SHARE = 0.005
 """A layer of a model without repeats has at least this share of the model's weight."""
@@ -21,6 +22,12 @@ _LARGE_SHARE = 0.25
 """Layers of a model without repeats that are larger, and have more than `_FEW` heavy ops, are divided further."""
 
 _FEW = 4
+
+_FEW_IN_MODULE = 12
+"""The same for what is one module of a model without repeats."""
+
+_LARGE = 1.5
+"""What stands beside blocks is divided if it has this many times the weight of the heaviest one."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +115,17 @@ def _odd_stop(view: GapView, stack: Stack, gap: int, hi: int) -> int | None:
 
 
 def _best_match(view: GapView, stack: Stack, candidates: list[tuple[int, int, int]]) -> int | None:
-    """The gap whose region `(gap, from, to)` is most like a block."""
+    """The gap whose region `(gap, from, to)` is most like a block: as many segments, and then most of the heavy ops."""
     stream = view.stream
     longest = 2 * max(map(len, stack.blocks))
     labels = stream.labels[stream.anchors]
     alive = max(view.alive(c) for c in stack.cuts[1:-1] or stack.cuts)
-    best, best_ratio = None, _RESEMBLES
+
+    def segments(start: int, stop: int) -> int:
+        return 1 + sum(view.alive(view.best(g)) <= alive for g in range(start + 1, stop))
+
+    usual = segments(stack.gaps[0], stack.gaps[1])
+    best, best_likeness = None, (False, _RESEMBLES)
     for gap, start, stop in candidates:
         if stop - start > longest:
             break
@@ -123,8 +135,9 @@ def _best_match(view: GapView, stack: Stack, candidates: list[tuple[int, int, in
             return gap
         region = labels[start:stop].tolist()
         ratio = max(difflib.SequenceMatcher(None, region, block, autojunk=False).ratio() for block in stack.blocks)
-        if ratio > best_ratio:
-            best, best_ratio = gap, ratio
+        likeness = (segments(start, stop) == usual, ratio)
+        if ratio > _RESEMBLES and likeness > best_likeness:
+            best, best_likeness = gap, likeness
     return best
 
 
@@ -147,13 +160,15 @@ def _divided(stream: Stream, start: int, stop: int, heaviest: float) -> list[int
     """
     anchors = [a for a in range(start, stop) if stream.heavy[a] or (stream.lookups[a] and not heaviest)]
     heavy = sum(bool(stream.heavy[a]) for a in anchors)
-    if heavy < 2 or (heaviest and stream.weight[start:stop].sum() < 1.5 * heaviest):
+    if heavy < 2 or (heaviest and stream.weight[start:stop].sum() < _LARGE * heaviest):
         return []
-    least = 0.5 * heaviest if heaviest else _LEAST_SHARE * stream.weight.sum()
-    return _without_light(stream, start, stop, sorted(_splits(stream, anchors)), least)
+    total = stream.weight.sum()
+    limit, least = (_LARGE * heaviest, 0.5 * heaviest) if heaviest else (_LARGE_SHARE * total, _LEAST_SHARE * total)
+    few = _FEW if heaviest else _FEW_IN_MODULE
+    return _without_light(stream, start, stop, sorted(_splits(stream, anchors, limit, few)), least)
 
 
-def _splits(stream: Stream, anchors: Sequence[int]) -> set[int]:
+def _splits(stream: Stream, anchors: Sequence[int], limit: float, few_in_module: int) -> set[int]:
     """Cuts between heavy ops where the fewest values are alive, and again inside pieces that stay large.
 
     Where hints are there, only between different modules: those that the paths of the piece name first.
@@ -173,10 +188,10 @@ def _splits(stream: Stream, anchors: Sequence[int]) -> set[int]:
     bounds = [anchors[0], *sorted(cuts), anchors[-1] + 1]
     for a, b in zip(bounds, bounds[1:], strict=False):
         piece = [x for x in anchors if a <= x < b]
-        several = len({modules[x] for x in piece} - {""}) > 1
-        large = stream.weight[a:b].sum() > _LARGE_SHARE * stream.weight.sum() and len(piece) > _FEW
-        if len(piece) > 1 and len(piece) < len(anchors) and (several or (large and not modules[piece[0]])):
-            cuts |= _splits(stream, piece)
+        inside = {modules[x] for x in piece} - {""}
+        few = few_in_module if len(inside) == 1 else _FEW
+        if len(inside) > 1 or (len(piece) > few and stream.weight[a:b].sum() > limit):
+            cuts |= _splits(stream, piece, limit, few_in_module)
     return cuts
 
 
@@ -194,11 +209,18 @@ def _modules(stream: Stream, anchors: Sequence[int]) -> dict[int, str]:
 
 
 def _without_light(stream: Stream, start: int, stop: int, cuts: list[int], least: float) -> list[int]:
-    """The cuts, less those that would make a layer lighter than `least`: it joins the next one, the last one the one before."""
+    """The cuts, less those that would make a layer lighter than `least`, unless it holds an embedding.
+
+    A light layer joins the next one, the last one the one before.
+    """
+
+    def is_light(a: int, b: int) -> bool:
+        return stream.weight[a:b].sum() < least and not stream.lookups[a:b].any()
+
     kept: list[int] = []
     for cut in cuts:
-        if stream.weight[kept[-1] if kept else start : cut].sum() >= least:
+        if not is_light(kept[-1] if kept else start, cut):
             kept.append(cut)
-    if kept and stream.weight[kept[-1] : stop].sum() < least:
+    if kept and is_light(kept[-1], stop):
         kept.pop()
     return kept

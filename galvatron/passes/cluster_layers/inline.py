@@ -12,8 +12,8 @@ from galvatron.ir.program import Layer, LayerClass, Program
 def inline(program: Program) -> Graph:
     """The whole computation of a clustered (costed, planned) program as one graph, layer after layer.
 
-    Values that pass between layers keep their names in the program; those inside a layer get the layer's name before their
-    own.
+    Values that pass between layers keep their names in the program; those inside a layer get the layer's name before
+    their own.
     """
     ops = [op for layer in program.layers for op in _inlined(layer, program.class_of[layer.cls])]
     read = {name for layer in program.layers for name in layer.state}

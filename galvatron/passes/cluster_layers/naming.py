@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from galvatron.ir.graph import Op
+from galvatron.ir.graph import Graph
 from galvatron.ir.names import base_name
 from galvatron.passes.cluster_layers.cuts import Region
 from galvatron.passes.cluster_layers.roles import LOOKUPS
@@ -30,10 +30,22 @@ class UniqueNames:
         return name
 
 
-def value_name(op: Op) -> str:
-    """What a person calls the result of an op: the variable that its source line assigns, else the op's own name."""
+def value_name(graph: Graph, name: str) -> str:
+    """What a person calls a value: the variable that its source line assigns, else the op that made it.
+
+    A cast has the name of what it casts.
+    """
+    op = graph.producers[name]
     match = _ASSIGNMENT.match(op.source.code) if op.source else None
-    return match[1] if match else base_name(op.target)
+    return match[1] if match else op_name(graph, name)
+
+
+def op_name(graph: Graph, name: str) -> str:
+    """The op that made a value, before any casts: `sum`."""
+    op = graph.producers[name]
+    while base_name(op.target) == "to_copy" and op.operands[0] in graph.producers:
+        op = graph.producers[op.operands[0]]
+    return base_name(op.target)
 
 
 def name_layers(stream: Stream, regions: Sequence[Region]) -> tuple[tuple[str, str], ...]:
@@ -44,13 +56,18 @@ def name_layers(stream: Stream, regions: Sequence[Region]) -> tuple[tuple[str, s
     modules = [_module(stream, region) for region in regions]
     kinds = _short_names({_kind(m) for m, r in zip(modules, regions, strict=True) if r.is_block and _index(m)})
     has_blocks = any(region.is_block for region in regions)
-    repeated = {m for m, count in Counter(m for m, r in zip(modules, regions, strict=True) if r.is_block).items() if count > 1}
+    repeated = {
+        m for m, count in Counter(m for m, r in zip(modules, regions, strict=True) if r.is_block).items() if count > 1
+    }
     unique, unnumbered, names = UniqueNames(), {_kind(m) for m in repeated}, []
     counts: Counter[str] = Counter()
     for number, (region, module) in enumerate(zip(regions, modules, strict=True)):
         if not region.is_block:
             name = _name_between(stream, number, regions, module, has_blocks, modules.count(module) == 1)
             names.append((name, name))
+            continue
+        if module and not _index(module) and modules.count(module) == 1:
+            names.append((_tail(module), _tail(module)))
             continue
         kind = kinds.get(_kind(module), "block") if _index(module) else "block"
         index = str(counts[kind]) if kind == "block" or _kind(module) in unnumbered else _index(module)

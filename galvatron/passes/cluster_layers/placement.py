@@ -27,9 +27,9 @@ class Part:
 def place_ops(graph: Graph, roles: Roles, regions: Sequence[Region]) -> tuple[Part, ...]:
     """Every op of the graph in its layer: per-step values first, then the preamble, then the regions of the stream.
 
-    A floating op goes to the one layer that needs it, before the first op that reads it. Needed by several layers, a free
-    op goes to the preamble and a derived one to the first of the layers, except that ops on constants only and ops on
-    state only (an `arange`, a transposed weight) are repeated in each.
+    A floating op goes to the one layer that needs it, before the first op that reads it. Needed by several layers, a
+    free op goes to the preamble and a derived one to the first of the layers, except that ops on constants only and ops
+    on state only (an `arange`, a transposed weight) are repeated in each.
     """
     homes = _homes(graph, roles, regions)
     parts = [_part(When.STEP, (graph.ops[i] for i in roles.step), roles.step_values)]
@@ -92,15 +92,15 @@ def _is_small(op: Op) -> bool:
 
 def _with_floating(graph: Graph, ops: Iterable[Op], floating: set[str]) -> tuple[Op, ...]:
     """The ops, each after those of the floating ops that it reads; the order follows from the structure alone."""
-    placed: dict[Op, None] = {}
+    placed: dict[str, Op] = {}
 
     def place(op: Op) -> None:
-        if op not in placed:
+        if op.results[0].name not in placed:
             for name in op.operands:
                 if name in floating:
                     place(graph.producers[name])
-            placed[op] = None
+            placed[op.results[0].name] = op
 
     for op in ops:
         place(op)
-    return tuple(placed)
+    return tuple(placed.values())

@@ -1,13 +1,14 @@
 """Repeated structure: stacks of blocks, found as tandem repeats of the sequence of heavy ops.
 
-Heavy ops (contractions with a weight) are the skeleton of a model; what stands between two of them may differ a little from
-block to block (a mask, a rate, a bias that the first block makes for the others) without hiding the repeat. A *gap* is the
-place before a heavy op (gap `g` is before anchor `g`, the last gap after all); a repeat says in which gaps layers begin,
-and inside a gap the cut goes where the fewest values are alive.
+Heavy ops (contractions with a weight) are the skeleton of a model; what stands between two of them may differ a little
+from block to block (a mask, a rate, a bias that the first block makes for the others) without hiding the repeat. A
+*gap* is the place before a heavy op (gap `g` is before anchor `g`, the last gap after all); a repeat says in which gaps
+layers begin, and inside a gap the cut goes where the fewest values are alive.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -25,6 +26,9 @@ _CANDIDATES = 64
 _SEVERAL = 3
 """Blocks inside a period are layers of their own from this number on; two may be parts of one block."""
 
+_PER_EXTRA_VALUE = 3
+"""Blocks may pass on one value more for every so many heavy ops they have."""
+
 Side = Literal["start", "inside", "stop"]
 """Where a gap is in a stack."""
 
@@ -33,8 +37,8 @@ Side = Literal["start", "inside", "stop"]
 class Stack:
     """Blocks that follow each other: layer `i` is the stream from `cuts[i]` to `cuts[i + 1]`, in gaps likewise.
 
-    `blocks` are the different sequences of heavy labels that its layers have; `path` is the module path that holds them by
-    index, None where hints say nothing.
+    `blocks` are the different sequences of heavy labels that its layers have; `path` is the module path that holds them
+    by index, None where hints say nothing.
     """
 
     gaps: tuple[int, ...]
@@ -70,8 +74,8 @@ class GapView:
         return inner or range(first, last + 1)
 
     def best(self, gap: int, later: bool = True) -> int:
-        """The best cut: fewest values alive, outermost in the modules, fewest elements, most read, and last of equals (or
-        first)."""
+        """The best cut: fewest values alive, outermost in the modules, fewest elements, most read, and last of equals
+        (or first)."""
         if (gap, later) not in self._best:
             self._best[gap, later] = min(self.cuts(gap), key=lambda c: (*self._quality(c), -c if later else c))
         return self._best[gap, later]
@@ -90,7 +94,8 @@ class GapView:
     def like(self, cut: int, model: int, gap: int, side: Side) -> int:
         """The cut of `gap` with the same ops around as `cut` has in gap `model`, else the best one.
 
-        Where layers begin (`start`) the ops after the cut count, where they end (`stop`) those before it, in between both.
+        Where layers begin (`start`) the ops after the cut count, where they end (`stop`) those before it, in between
+        both.
         """
         found = []
         if side != "start":
@@ -106,7 +111,9 @@ class GapView:
             return None
         lead = cut - int(anchors[model - 1])
         there = int(anchors[gap - 1]) + lead
-        equal = there in self.cuts(gap) and np.array_equal(labels[there - lead + 1 : there], labels[cut - lead + 1 : cut])
+        equal = there in self.cuts(gap) and np.array_equal(
+            labels[there - lead + 1 : there], labels[cut - lead + 1 : cut]
+        )
         return there if equal else None
 
     def _before_equal_ops(self, cut: int, model: int, gap: int) -> int | None:
@@ -143,32 +150,33 @@ def _tandems(stream: Stream, lo: int, hi: int) -> Iterator[_Tandem]:
     threshold = _MIN_WEIGHT * stream.weight.sum()
     found = sorted((t for t in found if t.weight >= threshold), key=lambda t: -t.weight)[:_CANDIDATES]
     while found:
-        best = min((t for t in found if t.weight >= 0.95 * found[0].weight), key=lambda t: (t.period, -t.weight, t.start))
+        best = min(
+            (t for t in found if t.weight >= 0.95 * found[0].weight), key=lambda t: (t.period, -t.weight, t.start)
+        )
         found.remove(best)
         yield best
 
 
 def _stack_of(stream: Stream, tandem: _Tandem, region: tuple[int, int]) -> Stack | None:
-    """The layers that a repeat means, or None when its copies do not feed each other (parallel branches)."""
+    """The layers that a repeat means, or None when its copies are no blocks (see `_are_blocks`)."""
     anchors, period = stream.anchors, tandem.period
-    span = int(anchors[tandem.start + period] - anchors[tandem.start])
-    view = GapView(stream, 1.5 * span)
+    view = GapView(stream, 1.5 * int(anchors[tandem.start + period] - anchors[tandem.start]))
     low = _low_phases(view, tandem)
     phase = _best_phase(view, tandem, low, region)
     first = tandem.start + phase
     copies = (tandem.length - phase) // period
     whole = [first + m * period for m in range(copies + 1)]
-    if not _is_chain(stream, [view.best(g) for g in whole]):
+    if not _are_blocks(stream, whole, [view.best(g) for g in whole]):
         return None
-    offsets = _sub_blocks(view, first, period, sorted((p - phase) % period for p in low))
+    models = _models(view, first, period, sorted((p - phase) % period for p in low))
     stop = tandem.start + tandem.length
-    gaps = sorted({first + m * period + o for m in range(-1, copies + 1) for o in offsets} & set(range(tandem.start, stop + 1)))
-    reference = {o: first + o + (period if o == 0 else 0) for o in offsets}
+    gaps = sorted(
+        g for m in range(-1, copies + 1) for o in models if tandem.start <= (g := first + m * period + o) <= stop
+    )
     cuts = []
     for gap in gaps:
-        model = reference[(gap - first) % period]
         side = "start" if gap == gaps[0] else "stop" if gap == gaps[-1] else "inside"
-        cuts.append(view.like(view.best(model), model, gap, side))
+        cuts.append(view.like(*models[(gap - first) % period], gap, side))
     labels = stream.labels[anchors]
     blocks = {tuple(int(n) for n in labels[a:b]): None for a, b in zip(gaps, gaps[1:], strict=False)}
     return Stack(tuple(gaps), tuple(cuts), tuple(blocks), _stack_path(stream, gaps))
@@ -187,8 +195,8 @@ def _low_phases(view: GapView, tandem: _Tandem) -> list[int]:
 def _best_phase(view: GapView, tandem: _Tandem, low: list[int], region: tuple[int, int]) -> int:
     """Where in the period a block begins, of the positions where few values are alive.
 
-    Outermost in the tree of modules; then most whole blocks; then such that a rest before or after the whole blocks could be
-    a block that differs in part; then where the value that is passed on is smallest, and has most readers.
+    Outermost in the tree of modules; then most whole blocks; then such that a rest before or after the whole blocks
+    could be a block that differs in part; then where the value that is passed on is smallest, and has most readers.
     """
     period, length = tandem.period, tandem.length
     most = max((length - phase) // period for phase in low)
@@ -199,7 +207,7 @@ def _best_phase(view: GapView, tandem: _Tandem, low: list[int], region: tuple[in
         copies = (length - phase) // period
         rest = length - phase - copies * period
         room_before, room_after = tandem.start - region[0], region[1] - tandem.start - length
-        lost = (0 < phase and room_before < period - phase) + (0 < rest and room_after < period - rest)
+        lost = (phase > 0 and room_before < period - phase) + (rest > 0 and room_after < period - rest)
         depth = median(_depth(view.stream, g) for g in gaps)
         elements = median(view.elements(view.best(g)) for g in gaps)
         readers = median(int(view.stream.fan_out[view.best(g)]) for g in gaps)
@@ -208,42 +216,58 @@ def _best_phase(view: GapView, tandem: _Tandem, low: list[int], region: tuple[in
     return min((p for p in low if (length - p) // period >= max(2, most - 1)), key=key, default=low[0])
 
 
-def _is_chain(stream: Stream, cuts: Sequence[int]) -> bool:
-    """Whether every copy reads something that the copy before it makes."""
+def _are_blocks(stream: Stream, gaps: Sequence[int], cuts: Sequence[int]) -> bool:
+    """Whether copies that begin at `cuts` in `gaps` are layers, and not branches or parts of one.
+
+    Every copy reads something that the copy before it makes, and it is as cheap to cut between the copies as somewhere
+    near their ends. Large copies may pass on some values more: a bias that the first makes for all.
+    """
+    if len(cuts) < 3:
+        return False
+    view, period, last = GapView(stream, math.inf), gaps[1] - gaps[0], len(stream.anchors)
+    before = min(view.alive(view.best(g)) for g in range(max(gaps[0] - period, 0), gaps[0] + 1))
+    after = min(view.alive(view.best(g)) for g in range(gaps[-1], min(gaps[-1] + period, last) + 1))
+    if max(view.alive(c) for c in cuts[1:-1]) > max(1, before, after) + period // _PER_EXTRA_VALUE:
+        return False
     _, definitions, uses = stream.edges.T
     owner, reader = (np.searchsorted(cuts, ops, side="right") for ops in (definitions, uses))
-    return len(cuts) > 2 and set(range(1, len(cuts) - 1)) <= set(owner[reader == owner + 1].tolist())
+    return set(range(1, len(cuts) - 1)) <= set(owner[reader == owner + 1].tolist())
 
 
-def _sub_blocks(view: GapView, first: int, period: int, low: list[int]) -> list[int]:
-    """Where layers begin within one period, when a period holds several blocks (of alternating kinds, say)."""
+def _models(view: GapView, first: int, period: int, low: list[int]) -> dict[int, tuple[int, int]]:
+    """Where layers begin within a period, which may hold several blocks (of alternating kinds, say).
+
+    By offset, a cut and the gap that it is in, as the model for the cuts of that offset in all periods.
+    """
     stream = view.stream
-    if _is_indexed(stream, first + period):
-        depth = _depth(stream, first + period)
-        return [0, *(o for o in low if o and _is_indexed(stream, first + o) and _depth(stream, first + o) <= depth)]
-    inner = find_stack(stream, first, first + period)
-    if inner is not None and _is_finer(stream, inner, first, period):
-        return sorted({0, *(g - first for g in inner.gaps if g < first + period)})
-    return _similar_parts(stream, first, period, low)
+    start = first + period
+    models = {0: (view.best(start), start)}
+    if _is_indexed(stream, start):
+        depth = _depth(stream, start)
+        inside = [o for o in low if o and _is_indexed(stream, first + o) and _depth(stream, first + o) <= depth]
+    else:
+        inner = find_stack(stream, first, start)
+        if inner is not None and _is_finer(view, inner, first, period):
+            found = zip(inner.gaps, inner.cuts, strict=True)
+            return models | {gap - first: (cut, gap) for gap, cut in found if first < gap < start}
+        inside = _similar_parts(stream, first, period, low)
+    return models | {o: (view.best(first + o), first + o) for o in inside}
 
 
-def _is_finer(stream: Stream, inner: Stack, first: int, period: int) -> bool:
+def _is_finer(view: GapView, inner: Stack, first: int, period: int) -> bool:
     """Whether the blocks inside a period are the better layers: they are most of it, and as cheap to cut between."""
-    everything = GapView(stream, float("inf"))
-    outer_alive = everything.alive(everything.best(first + period))
-    anchors = stream.anchors
-    weight = stream.weight[anchors]
+    weight = view.stream.weight[view.stream.anchors]
     share = weight[inner.gaps[0] : inner.gaps[-1]].sum() / weight[first : first + period].sum()
     if len(inner.cuts) <= _SEVERAL or share < 0.5:
         return False
-    return median(everything.alive(c) for c in inner.cuts[1:-1]) <= outer_alive + 1
+    return max(view.alive(c) for c in inner.cuts) <= view.alive(view.best(first + period)) + 1
 
 
 def _similar_parts(stream: Stream, first: int, period: int, low: list[int]) -> list[int]:
     """The finest division of a period into parts of equally many segments that each resemble another part.
 
-    Segments lie between the cuts where few values are alive; parts resemble each other when they have an equal segment at
-    the same place. `attention a, mlp, attention b, mlp` divides into two, `attention, mlp` does not.
+    Segments lie between the cuts where few values are alive; parts resemble each other when they have an equal segment
+    at the same place. `attention a, mlp, attention b, mlp` divides into two, `attention, mlp` does not.
     """
     bounds = [*low, period]
     labels = stream.labels[stream.anchors[first : first + period]]
@@ -253,8 +277,8 @@ def _similar_parts(stream: Stream, first: int, period: int, low: list[int]) -> l
             continue
         parts = [segments[i : i + size] for i in range(0, len(segments), size)]
         if all(any(q is not p and any(map(tuple.__eq__, p, q)) for q in parts) for p in parts):
-            return low[::size]
-    return [0]
+            return low[size::size]
+    return []
 
 
 def _depth(stream: Stream, gap: int) -> int:

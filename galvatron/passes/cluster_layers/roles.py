@@ -2,8 +2,8 @@
 
 The *stream* is what depends on parameters and on the batch: it is cut into layers. Ops beside it *float*: they have no
 place of their own in the order and go where their results are read. Floating ops are *free* (masks, position ids: no
-parameter upstream) or *derived* (a reshaped weight, a position embedding: parameters but no batch upstream). Some free ops
-make statistics of the whole batch, such as a count of tokens; those run once per *step*.
+parameter upstream) or *derived* (a reshaped weight, a position embedding: parameters but no batch upstream). Some free
+ops make statistics of the whole batch, such as a count of tokens; those run once per *step*.
 """
 
 from __future__ import annotations
@@ -19,15 +19,43 @@ from galvatron.ir.random import is_random
 from galvatron.ir.types import TensorType
 
 CONTRACTIONS = frozenset(
-    "linear mm bmm matmul addmm baddbmm addbmm addmv mv dot einsum bilinear tensordot grouped_mm scaled_mm lstm gru rnn_tanh"
-    " rnn_relu conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d"
-    " scaled_dot_product_attention".split()
+    [
+        "linear",
+        "mm",
+        "bmm",
+        "matmul",
+        "addmm",
+        "baddbmm",
+        "addbmm",
+        "addmv",
+        "mv",
+        "dot",
+        "einsum",
+        "bilinear",
+        "tensordot",
+        "grouped_mm",
+        "scaled_mm",
+        "lstm",
+        "gru",
+        "rnn_tanh",
+        "rnn_relu",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "convolution",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "scaled_dot_product_attention",
+    ]
 )
 """Ops that do most of the work of a model; in other namespaces than `aten` every op counts as one."""
 
 LOOKUPS = frozenset({"embedding", "embedding_bag"})
 
-_EXPENSIVE = frozenset("linear addmm conv1d conv2d conv3d convolution scaled_dot_product_attention lstm gru".split())
+_EXPENSIVE = frozenset(
+    ["linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution", "scaled_dot_product_attention", "lstm", "gru"]
+)
 """Ops that stay in the stream even where no parameter is upstream: nobody wants them computed on every stage."""
 
 

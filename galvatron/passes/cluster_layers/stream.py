@@ -24,10 +24,10 @@ class Stream:
     """The stream's ops and what is known of each; a cut at `c` stands before op `c`.
 
     `weighted` marks ops that read a weight, `heavy` contractions among them, the skeleton in which repeats are sought;
-    `lookups` marks embeddings. `weight` is an op's share of the model's arithmetic plus its share of the parameters. `scopes` are the module paths that ops were
-    called in, `paths` the same with the path of an op's parameter where it was called in no module; both empty where
-    hints are off. `edges` has a row (value number, definition, use) for every read of a value of the stream, `sizes` the
-    elements of each value.
+    `lookups` marks embeddings. `weight` is an op's share of the model's arithmetic plus its share of the parameters.
+    `scopes` are the module paths that ops were called in, `paths` the same with the path of an op's parameter where it
+    was called in no module; both empty where hints are off. `edges` has a row (value number, definition, use) for every
+    read of a value of the stream, `sizes` the elements of each value.
     """
 
     ops: tuple[Op, ...]
@@ -75,7 +75,8 @@ class Stream:
         return total(np.ones_like(self.sizes)), total(self.sizes)
 
     def depth(self, cut: int) -> int:
-        """How deep in the tree of modules a cut stands: the length of the path that the ops around it have in common."""
+        """How deep in the tree of modules a cut stands: the length of the path that the ops around it have in common.
+        """
         if not 0 < cut < len(self):
             return 0
         return common_prefix(self.scopes[cut - 1], self.scopes[cut])
@@ -89,13 +90,18 @@ def make_stream(graph: Graph, state: dict[str, State], roles: Roles, batch_size:
     types = {name: value.type for name, value in graph.values.items()}
     sizes = _Sizes(batch_size)
     reads = [[n for n in op.operands if n in weights] for op in ops]
-    heavy = np.array([is_contraction(o) and any(len(types[n].shape) > 1 for n in r) for o, r in zip(ops, reads, strict=True)])
+    heavy = np.array(
+        [is_contraction(o) and any(len(types[n].shape) > 1 for n in r) for o, r in zip(ops, reads, strict=True)]
+    )
     lookups = np.array([base_name(op.target) in LOOKUPS for op in ops], bool)
     flop = np.array([_flop(op, types, sizes) for op in ops], float)
-    held = np.array([0 if skip else sum(sizes(types[n]) for n in r) for skip, r in zip(lookups, reads, strict=True)], float)
+    held = np.array(
+        [0 if skip else sum(sizes(types[n]) for n in r) for skip, r in zip(lookups, reads, strict=True)], float
+    )
     scopes = tuple(_path(op.source.scope) if hints and op.source else () for op in ops)
     paths = tuple(
-        scope or (_path(r[0])[:-1] if hints and r and r[0] in parameters else ()) for scope, r in zip(scopes, reads, strict=True)
+        scope or (_path(r[0])[:-1] if hints and r and r[0] in parameters else ())
+        for scope, r in zip(scopes, reads, strict=True)
     )
     return Stream(
         ops=ops,
