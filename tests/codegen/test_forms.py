@@ -286,6 +286,13 @@ CASES: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("new_zeros.default", (":x", (2, 3)), {}),
     ("new_ones.default", (":x", (2, 3)), {"dtype": F32}),
     ("new_full.default", (":i", (2,), 7), {}),
+    # Drawn.
+    ("dropout.default", (":x", 0.5, True), {}),
+    ("bernoulli.default", (":m",), {}),
+    ("rand.default", ((2, 3),), {"dtype": F64}),
+    ("randn.default", ((2, 3),), {"dtype": F32}),
+    ("rand_like.default", (":x",), {}),
+    ("randn_like.default", (":x",), {"dtype": F32}),
     # Written with square brackets.
     ("slice.Tensor", (":x", 2, 0, 2), {}),
     ("slice.Tensor", (":x", 1, 1, 2**63 - 1), {}),
@@ -313,7 +320,9 @@ def test_form_equals_its_op(case):
     name, args, kwargs = case
     op, graph = make_op(f"aten.{name}", args, kwargs)
     text = written(op, graph)
+    torch.manual_seed(0)
     expected = list(run_graph(graph, TENSORS, batch=1).values())
+    torch.manual_seed(0)
     result = eval(text, {"torch": torch, "F": F, **TENSORS})
     results = list(result) if isinstance(result, (tuple, list)) else [result]
     assert len(results) == len(expected)

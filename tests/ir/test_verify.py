@@ -76,9 +76,7 @@ def with_value(program: Program, cls: str, name: str, /, **changes: Any) -> Prog
     return with_graph(program, cls, lambda g: replace(g, inputs=change(g.inputs), state=change(g.state)))
 
 
-def with_draw(
-    program: Program, name: str, namespace: str, keywords: dict[str, Any], *, twice: bool = False
-) -> Program:
+def with_draw(program: Program, name: str, namespace: str, keywords: dict[str, Any], *, twice: bool = False) -> Program:
     """The blocks with dropout in the place of their `silu`, perhaps a second one behind it."""
     cls = next(c.name for c in program.classes if c.name.startswith("block"))
     rest = (0.5, True)
