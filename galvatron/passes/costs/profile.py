@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,10 +23,10 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.interpreter import empty_like_type, run_graph
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard
-from galvatron.ir.spmd import SPMD_OPS
 from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
 from galvatron.passes.costs.events import Collective, Kernel, Linear, Profile
 from galvatron.passes.costs.flop import kernel_flop
+from galvatron.passes.costs.slices import run_on_slice
 from galvatron.passes.sharding.conversion import conversion
 
 _IR_DTYPES = {getattr(torch, name): dtype for dtype, name in TORCH_DTYPE_NAMES.items()}
@@ -168,25 +169,15 @@ class _Run:
             torch.autograd.backward(outputs, gradients)
         self.observed.backward_extra_bytes = max(0, self.watch.peak_bytes - before)
 
+    def _record(self, axis: Axis, kind: str, payload_bytes: int) -> None:
+        self.watch.collective(kind, axis, payload_bytes)
+
     def _collective(self, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         shape = [evaluate(d, self.batch) for d in op.result.type.shape]
         axis = self.axes[kwargs["axis"]]
         if op.target.startswith("spmd."):
-            return self._spmd(op, args, axis)
+            return run_on_slice(op.target, args, kwargs, axis, partial(self._record, axis))
         return _Collective.apply(args[0], shape, _EFFECTS[op.target, kwargs.get("grad")], axis, self.watch)
-
-    def _spmd(self, op: Op, args: tuple[Any, ...], axis: Axis) -> torch.Tensor:
-        """An op on a slice costs what the ATen op costs on it, and the collectives inside."""
-        name = op.target.removeprefix("spmd.")
-        result = getattr(torch.ops.aten, name)(*args)
-        for kind, times in SPMD_OPS[name].forward:
-            self.watch.collective(kind, axis, times * _rows_bytes(args[0]))
-        return result
-
-
-def _rows_bytes(logits: torch.Tensor) -> int:
-    """The bytes of one number per row of what is normalised along its sharded dimension."""
-    return _size_bytes(logits) // max(1, logits.shape[-1])
 
 
 _PLACEMENTS = (REPLICATE, BROADCAST, PARTIAL, Shard(0), Shard(1))

@@ -1,0 +1,81 @@
+"""Ops on a slice of a dimension (`ir.spmd`) under fake tensors: the cost of the ATen op on the slice, and what is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from galvatron.ir.layout import Axis
+from galvatron.ir.spmd import SPMD_OPS
+
+Record = Callable[[str, int], None]
+"""Notes a collective on the axis: its kind and its payload in bytes."""
+
+
+def run_on_slice(target: str, args: tuple[Any, ...], kwargs: dict[str, Any], axis: Axis, record: Record) -> Any:
+    """The result of an op of `ir.spmd` on fake tensors, with its collectives recorded forward and backward."""
+    name = target.removeprefix("spmd.")
+    own = {k: v for k, v in kwargs.items() if k not in ("axis", "size")}
+    if name == "scaled_dot_product_attention":
+        mask = args[3] if len(args) > 3 else own.pop("attn_mask", None)
+        causal = bool(args[5] if len(args) > 5 else own.pop("is_causal", False))
+        turns = (2 * axis.size + 5) // 4 if causal else axis.size
+        own = {k: v for k, v in own.items() if k in ("scale", "enable_gqa")}
+        return _Ring.apply(*args[:3], mask, turns, axis, record, own)
+    result = getattr(torch.ops.aten, name)(*args, **own)
+    row_bytes = _bytes(args[0]) // max(1, args[0].shape[-1])
+    for kind, numbers in SPMD_OPS[name].forward:
+        record(kind, numbers * row_bytes)
+    return result
+
+
+class _Ring(torch.autograd.Function):
+    """Ring attention: as many turns as this rank computes, each against one slice of the keys and values.
+
+    Under a causal mask a rank computes 2n + 1 of its 4n quarter blocks, that is about (2n + 1) / 4 turns. The backward
+    computes the scores again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Any,
+        key: Any,
+        value: Any,
+        mask: Any,
+        turns: int,
+        axis: Axis,
+        record: Record,
+        options: dict[str, Any],
+    ) -> Any:
+        ctx.save_for_backward(query, key, value, mask)
+        ctx.turns, ctx.axis, ctx.record, ctx.options = turns, axis, record, options
+        for _ in range(axis.size - 1):
+            record("p2p", _bytes(key) + _bytes(value))
+        return [_attention(query, key, value, mask, options) for _ in range(turns)][-1].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        query, key, value, mask = ctx.saved_tensors
+        for _ in range(ctx.axis.size):
+            ctx.record("p2p", 2 * (_bytes(key) + _bytes(value)))
+        grads: tuple[Any, ...] = ()
+        for _ in range(ctx.turns):
+            with torch.enable_grad():
+                leaves = [t.detach().requires_grad_() for t in (query, key, value)]
+                out = _attention(leaves[0], leaves[1], leaves[2], mask, ctx.options)
+                grads = torch.autograd.grad(out, leaves, gradients[0])
+        own_mask = torch.zeros_like(mask) if mask is not None and ctx.needs_input_grad[3] else None
+        return (*grads, own_mask, None, None, None, None)
+
+
+def _attention(query: Any, key: Any, value: Any, mask: Any, options: dict[str, Any]) -> Any:
+    if mask is not None:
+        mask = mask.detach()[..., : key.shape[-2]]
+    return torch.ops.aten.scaled_dot_product_attention(query, key, value, mask, **options)
+
+
+def _bytes(tensor: Any) -> int:
+    return tensor.numel() * tensor.element_size()
