@@ -270,6 +270,8 @@ CORRUPTIONS: dict[str, tuple[Callable[[], Program], str, str, str]] = {
     "a second output": (captured, "output %loss", "output %loss\noutput >%loss", "a second output"),
     "a counter outside a loop": (clustered, "@head(%h4", "@head(>%h{i}", "no loop"),
     "a loop that counts down": (clustered, "for i in 0..3", "for i in >3..0", "upwards"),
+    "a negative number": (clustered, "layer  block_{i}", "layer  >block_{i-1}", "is negative"),
+    "a malformed counter": (clustered, "layer  block_{i}", "layer  >block_{i+}", "malformed loop counter"),
     "an endless loop": (clustered, "for i in 0..3", "for i in >0..999999999", "upwards"),
     "an unknown strategy": (planned, "stage 0 = dp2-tp2", "stage 0 = >dq2-tp2", "unknown token 'dq2'"),
     "an unknown field": (planned, "  world_size ", "  >word_size ", "did you mean 'world_size'"),

@@ -89,9 +89,6 @@ def _loop(skeletons: list[str], numbers: list[tuple[int, ...]], at: int, period:
     rows = [(numbers[j], _steps(numbers[j], numbers[j + period])) for j in range(at, at + period)]
     counting = Counter(n for row, steps in rows for n, step in zip(row, steps, strict=True) if step == 1)
     first = counting.most_common(1)[0][0] if counting else 0
-    # {step·i + offset} with a negative offset has no template: start counting where every offset is at least 0.
-    lowest = min((n // step for row, steps in rows for n, step in zip(row, steps, strict=True) if step), default=0)
-    first = min(first, lowest)
     body = tuple(
         fill_marks(
             skeletons[at + j],

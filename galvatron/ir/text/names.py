@@ -12,7 +12,7 @@ _BARE = re.compile(r"[\w.@$+-]+")
 _WORD = re.compile(r"[A-Za-z_][\w.@$+-]*")
 _COUNTER = re.compile(r"(?<![0-9])(?:0|[1-9][0-9]*)(?![0-9])", re.ASCII)
 _MARKED = re.compile("\x00([0-9]+)\x00")
-_TEMPLATE = re.compile(r"\{([0-9]*)(i)?(?:\+?([0-9]+))?\}")
+_TEMPLATE = re.compile(r"\{([0-9]*)i([+-][0-9]+)?\}")
 
 
 def quote(text: str) -> str:
@@ -52,23 +52,24 @@ def unmark(text: str) -> str:
 
 def template(step: int, offset: int) -> str:
     """`{2i+1}` for step 2, offset 1."""
-    return "{" + (str(step) if step != 1 else "") + "i" + (f"+{offset}" if offset else "") + "}"
+    return "{" + (str(step) if step != 1 else "") + "i" + (f"{offset:+}" if offset else "") + "}"
 
 
 def expander(i: int | None) -> Callable[[str], str]:
     """Fills the templates of a name with the loop counter `i`, None outside of loops.
 
     Raises:
-        GalvatronError: (the function returned) a template that does not name a counter.
+        GalvatronError: (the function returned) a malformed template, one outside a loop, or a negative number.
     """
 
     def fill(match: re.Match[str]) -> str:
-        step, counter, offset = match.groups()
+        step, offset = match.groups()
         if i is None:
             raise GalvatronError(f"{match.group()} counts with a loop, but there is no loop here")
-        if counter is None:
-            raise GalvatronError(f"{match.group()} does not name the loop counter i")
-        return str(int(step or 1) * i + int(offset or 0))
+        number = int(step or 1) * i + int(offset or 0)
+        if number < 0:
+            raise GalvatronError(f"{match.group()} is negative for i = {i}")
+        return str(number)
 
     def expand(name: str) -> str:
         filled = _TEMPLATE.sub(fill, name)
