@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import sympy
@@ -18,7 +18,7 @@ OpHandler = Callable[[Op, tuple[Any, ...], dict[str, Any]], Any]
 """Executes an op that torch does not have (a collective): the op, its evaluated arguments and keyword arguments."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def torch_op(target: str) -> Callable[..., Any]:
     """The torch operator behind an `aten.` target.
 
@@ -88,6 +88,6 @@ def _evaluate(arg: Arg, env: Mapping[str, Any], symbols: dict[sympy.Symbol, int]
     if isinstance(arg, tuple):
         return [_evaluate(a, env, symbols) for a in arg]
     if isinstance(arg, sympy.Expr):
-        value = arg.subs(symbols)
+        value = arg.subs(list(symbols.items()))
         return int(value) if value.is_Integer else float(value)
     return arg

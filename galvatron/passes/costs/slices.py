@@ -1,4 +1,4 @@
-"""Ops on a slice of a dimension (`ir.spmd`) under fake tensors: the cost of the ATen op on the slice, and what is sent."""
+"""Ops on a slice of a dimension (`ir.spmd`) under fake tensors: what they cost on the slice, and what they send."""
 
 from __future__ import annotations
 
