@@ -133,7 +133,8 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "OPTForCausalLM",
         {
             "vocab_size": VOCABULARY, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48,
-            "num_hidden_layers": 2, "num_attention_heads": 4, "dropout": 0.0, "max_position_embeddings": 32, "use_cache": False,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "dropout": 0.0, "max_position_embeddings": 32,
+            "use_cache": False,
         },
     ),
     "gpt2": (
