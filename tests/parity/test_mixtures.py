@@ -30,3 +30,15 @@ def test_mixture_equals_eager(model: str, stages: int, first: int) -> None:
     if layers < stages:
         pytest.skip(f"{layers} layers for {stages} stages")
     check(model, mixture(layers, stages, first))
+
+
+@pytest.mark.parametrize("plan", ["m2/dp2-tp2+sp", "m2/dp2-ulysses2", "pp2/m2/gpipe/tp2+sp", "pp2/m4/1f1b/ulysses2"])
+@pytest.mark.parametrize("model", ["gpt", "llama", "bert", "t5", "mixtral", "encoder"])
+def test_sequence_roles_equal_eager(model: str, plan: str) -> None:
+    check(model, plan)
+
+
+@pytest.mark.parametrize("model", ["gpt", "gpt2", "t5", "gpt-neox", "shared"])
+def test_mixture_of_all_roles_equals_eager(model: str) -> None:
+    strategies = cycle(["dp4", "dp2-tp2+sp", "ulysses2-dp2", "tp4", "dp2-ulysses2", "tp4+sp"])
+    check(model, [list(islice(strategies, layer_count(model)))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ def test_three_steps_equal_one_device(model: str) -> None:
 
 def reload(world: rt.World, first: Job, second: Job, batches: list[Batch]) -> list[str]:
     """Trains under one plan, goes on under another; names what differs from staying."""
-    options = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1)}
+    options: dict[str, Any] = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1)}
     before, after = executor(world, first, **options), executor(world, second, **options)
     before.train_step(batches[0])
     state = before.full_state_dict()
