@@ -12,8 +12,10 @@ from galvatron.passes.cluster_layers.repeats import GapView, Stack, find_stack
 from galvatron.passes.cluster_layers.stream import Stream, common_prefix
 
 _RESEMBLES = 0.4
-"""The least similarity (`difflib` ratio of the heavy ops) of an odd block to the blocks of the stack that it stands by.
-"""
+"""The least similarity (`difflib` ratio of the heavy ops) of an odd block to the blocks of the stack beside it."""
+
+_RESEMBLES_IN_PART = 0.25
+"""The same where it has as many segments, a cheap place to cut between them, as a block has."""
 
 _LEAST_SHARE = 0.005
 """A layer of a model without repeats has at least this share of the model's weight."""
@@ -125,7 +127,7 @@ def _best_match(view: GapView, stack: Stack, candidates: list[tuple[int, int, in
         return 1 + sum(view.alive(view.best(g)) <= alive for g in range(start + 1, stop))
 
     usual = segments(stack.gaps[0], stack.gaps[1])
-    best, best_likeness = None, (False, _RESEMBLES)
+    best, best_likeness = None, (False, 0.0)
     for gap, start, stop in candidates:
         if stop - start > longest:
             break
@@ -136,7 +138,7 @@ def _best_match(view: GapView, stack: Stack, candidates: list[tuple[int, int, in
         region = labels[start:stop].tolist()
         ratio = max(difflib.SequenceMatcher(None, region, block, autojunk=False).ratio() for block in stack.blocks)
         likeness = (segments(start, stop) == usual, ratio)
-        if ratio > _RESEMBLES and likeness > best_likeness:
+        if ratio > (_RESEMBLES_IN_PART if likeness[0] and usual > 1 else _RESEMBLES) and likeness > best_likeness:
             best, best_likeness = gap, likeness
     return best
 

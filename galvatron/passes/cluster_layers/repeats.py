@@ -21,6 +21,9 @@ from galvatron.passes.cluster_layers.stream import Path, Stream, common_prefix
 _MIN_WEIGHT = 0.02
 """A stack holds at least this share of the model, or it is a detail of some layer."""
 
+_NEARLY = 0.95
+"""Repeats that hold this share of what the best one holds are as good, if they are simpler."""
+
 _CANDIDATES = 64
 
 _SEVERAL = 3
@@ -127,12 +130,23 @@ class GapView:
 
 
 def find_stack(stream: Stream, lo: int, hi: int) -> Stack | None:
-    """The stack between gaps `lo` and `hi` that holds most of the model, if any."""
+    """The stack between gaps `lo` and `hi` that holds most of the model, if any.
+
+    Of periods that are multiples of each other, the shortest one whose blocks pass on the fewest values.
+    """
+    chosen: tuple[float, _Tandem, Stack] | None = None
     for tandem in _tandems(stream, lo, hi):
+        if chosen and (tandem.weight < _NEARLY * chosen[1].weight or tandem.period % chosen[1].period):
+            continue
         stack = _stack_of(stream, tandem, (lo, hi))
-        if stack is not None:
-            return stack
-    return None
+        if stack is not None and (not chosen or _mean_alive(stream, stack) <= chosen[0] - 0.5):
+            chosen = _mean_alive(stream, stack), tandem, stack
+    return chosen[2] if chosen else None
+
+
+def _mean_alive(stream: Stream, stack: Stack) -> float:
+    alive, _ = stream.alive()
+    return float(np.mean(alive[list(stack.cuts[1:-1])]))
 
 
 def _tandems(stream: Stream, lo: int, hi: int) -> Iterator[_Tandem]:
@@ -151,7 +165,7 @@ def _tandems(stream: Stream, lo: int, hi: int) -> Iterator[_Tandem]:
     found = sorted((t for t in found if t.weight >= threshold), key=lambda t: -t.weight)[:_CANDIDATES]
     while found:
         best = min(
-            (t for t in found if t.weight >= 0.95 * found[0].weight), key=lambda t: (t.period, -t.weight, t.start)
+            (t for t in found if t.weight >= _NEARLY * found[0].weight), key=lambda t: (t.period, -t.weight, t.start)
         )
         found.remove(best)
         yield best
@@ -207,11 +221,11 @@ def _best_phase(view: GapView, tandem: _Tandem, low: list[int], region: tuple[in
         copies = (length - phase) // period
         rest = length - phase - copies * period
         room_before, room_after = tandem.start - region[0], region[1] - tandem.start - length
-        lost = (phase > 0 and room_before < period - phase) + (rest > 0 and room_after < period - rest)
+        missing = max(0, period - phase - room_before) * (phase > 0) + max(0, period - rest - room_after) * (rest > 0)
         depth = median(_depth(view.stream, g) for g in gaps)
         elements = median(view.elements(view.best(g)) for g in gaps)
         readers = median(int(view.stream.fan_out[view.best(g)]) for g in gaps)
-        return depth, -copies, lost, elements, -readers, phase
+        return depth, -copies, missing, elements, -readers, phase
 
     return min((p for p in low if (length - p) // period >= max(2, most - 1)), key=key, default=low[0])
 
@@ -260,7 +274,7 @@ def _is_finer(view: GapView, inner: Stack, first: int, period: int) -> bool:
     share = weight[inner.gaps[0] : inner.gaps[-1]].sum() / weight[first : first + period].sum()
     if len(inner.cuts) <= _SEVERAL or share < 0.5:
         return False
-    return max(view.alive(c) for c in inner.cuts) <= view.alive(view.best(first + period)) + 1
+    return max(view.alive(c) for c in inner.cuts) <= max(view.alive(view.best(g)) for g in (first, first + period))
 
 
 def _similar_parts(stream: Stream, first: int, period: int, low: list[int]) -> list[int]:

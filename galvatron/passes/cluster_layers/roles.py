@@ -18,44 +18,18 @@ from galvatron.ir.program import State
 from galvatron.ir.random import is_random
 from galvatron.ir.types import TensorType
 
-CONTRACTIONS = frozenset(
-    [
-        "linear",
-        "mm",
-        "bmm",
-        "matmul",
-        "addmm",
-        "baddbmm",
-        "addbmm",
-        "addmv",
-        "mv",
-        "dot",
-        "einsum",
-        "bilinear",
-        "tensordot",
-        "grouped_mm",
-        "scaled_mm",
-        "lstm",
-        "gru",
-        "rnn_tanh",
-        "rnn_relu",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "convolution",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-        "scaled_dot_product_attention",
-    ]
-)
+CONTRACTIONS = frozenset({
+    "linear", "mm", "bmm", "matmul", "addmm", "baddbmm", "addbmm", "addmv", "mv", "dot", "einsum", "bilinear",
+    "tensordot", "grouped_mm", "scaled_mm", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d",
+    "conv_transpose2d", "conv_transpose3d", "lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention",
+})  # fmt: skip
 """Ops that do most of the work of a model; in other namespaces than `aten` every op counts as one."""
 
 LOOKUPS = frozenset({"embedding", "embedding_bag"})
 
-_EXPENSIVE = frozenset(
-    ["linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution", "scaled_dot_product_attention", "lstm", "gru"]
-)
+_EXPENSIVE = frozenset({
+    "linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution", "lstm", "gru", "scaled_dot_product_attention",
+})  # fmt: skip
 """Ops that stay in the stream even where no parameter is upstream: nobody wants them computed on every stage."""
 
 

@@ -75,8 +75,7 @@ class Stream:
         return total(np.ones_like(self.sizes)), total(self.sizes)
 
     def depth(self, cut: int) -> int:
-        """How deep in the tree of modules a cut stands: the length of the path that the ops around it have in common.
-        """
+        """How deep in the tree of modules a cut stands: how much of their paths the ops around it have in common."""
         if not 0 < cut < len(self):
             return 0
         return common_prefix(self.scopes[cut - 1], self.scopes[cut])
