@@ -20,7 +20,8 @@ from galvatron.compiled import BatchLike, BatchReader, CompiledModel
 from galvatron.errors import ClusterError, GalvatronError, PlanError
 from galvatron.ir.capture import Captured, capture_graph
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.plan import Plan, PlanShorthand, check, resolve
+from galvatron.ir.plan import Plan
+from galvatron.ir.planning import PlanShorthand, check, resolve
 from galvatron.ir.program import Form, Program
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.types import TORCH_DTYPE_NAMES

@@ -65,7 +65,8 @@ def read_plan(text: str, program: Program, cluster: Cluster, global_batch_size: 
     Raises:
         PlanError, ParseError, StrategyError: it does not parse, or does not fit the program, cluster or batch.
     """
-    from galvatron.ir.plan import Plan, check, resolve
+    from galvatron.ir.plan import Plan
+    from galvatron.ir.planning import check, resolve
 
     if not (text.endswith(".json") or Path(text).is_file()):
         return resolve(program, text, global_batch_size, cluster.world_size)

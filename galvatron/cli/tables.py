@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from galvatron.ir.plan import planned_layers, runs
+from galvatron.ir.plan import runs
+from galvatron.ir.planning import planned_layers
 from galvatron.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:

@@ -5,21 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import sympy
+from typing import Any
 
 from galvatron.errors import ParseError, PlanError, StrategyError, did_you_mean
 from galvatron.ir.files import write_text
 from galvatron.ir.strategy import Strategy
-from galvatron.ir.types import BATCH
-
-if TYPE_CHECKING:
-    from galvatron.ir.program import Layer, Program
 
 SCHEDULES = ("gpipe", "1f1b")
 
@@ -227,122 +220,6 @@ _FIELDS: dict[str, tuple[Callable[[str, Any], Any], bool]] = {
 """Fields of a plan document besides format and version: how to read each, and whether it must be there."""
 
 
-@dataclass(frozen=True)
-class PlanShorthand:
-    """One strategy for all layers, written `pp2/m4/1f1b/dp1-tp2`; a part left out is pp1, m1, 1f1b."""
-
-    pipeline_degree: int
-    micro_batches: int
-    schedule: str
-    strategy: Strategy
-
-    @staticmethod
-    def parse(text: str) -> PlanShorthand:
-        """Reads a shorthand.
-
-        Raises:
-            StrategyError: an unknown, repeated or misplaced part; the message names it and suggests the nearest known
-            one.
-        """
-        *head, last = [part.strip() for part in text.strip().split("/")]
-        found: dict[str, str] = {}
-        for part in head:
-            kind = next((k for k, pattern in _SHORTHAND.items() if re.fullmatch(pattern, part)), None)
-            if kind is None:
-                known = [*SCHEDULES, "pp2", "m4"]
-                raise StrategyError(f"plan {text!r}: unknown part {part!r}; {did_you_mean(part, known)}")
-            if kind in found:
-                raise StrategyError(f"plan {text!r}: {kind} is given twice, as {found[kind]!r} and as {part!r}")
-            found[kind] = part
-        if any(re.fullmatch(pattern, last) for pattern in _SHORTHAND.values()):
-            raise StrategyError(f"plan {text!r} must end in a strategy, such as 'dp2-tp2', not in {last!r}")
-        return PlanShorthand(
-            int(found.get("pipeline degree", "pp1")[2:]),
-            int(found.get("number of micro-batches", "m1")[1:]),
-            found.get("schedule", "1f1b"),
-            Strategy.parse(last),
-        )
-
-    def __str__(self) -> str:
-        return f"pp{self.pipeline_degree}/m{self.micro_batches}/{self.schedule}/{self.strategy}"
-
-    @property
-    def world_size(self) -> int:
-        return self.pipeline_degree * self.strategy.devices
-
-
-_SHORTHAND = {
-    "pipeline degree": r"pp[1-9]\d*",
-    "number of micro-batches": r"m[1-9]\d*",
-    "schedule": "|".join(SCHEDULES),
-}
-
-
-def planned_layers(program: Program) -> tuple[Layer, ...]:
-    """The layers that a plan gives a strategy to: those that run once per micro-batch, in order."""
-    return tuple(layer for layer in program.layers if layer.when.value == "microbatch")
-
-
-def resolve(program: Program, shorthand: PlanShorthand | str, global_batch_size: int, world_size: int) -> Plan:
-    """The plan that a shorthand means for a clustered program, with stages balanced by the FLOPs of their layers.
-
-    Raises:
-        StrategyError: the shorthand does not parse.
-        PlanError: see `check`; also more stages than layers.
-    """
-    if isinstance(shorthand, str):
-        shorthand = PlanShorthand.parse(shorthand)
-    if shorthand.world_size != world_size:
-        raise PlanError(
-            f"plan {str(shorthand)!r} is for {shorthand.world_size} devices, but there are {world_size}; "
-            "change its degrees so that their product is the number of devices"
-        )
-    layers = planned_layers(program)
-    if shorthand.pipeline_degree > len(layers):
-        raise PlanError(f"plan {str(shorthand)!r} has more stages than the program has layers ({len(layers)})")
-    weights = [_flop(program, layer, global_batch_size) for layer in layers]
-    stages = tuple((shorthand.strategy,) * size for size in balanced(weights, shorthand.pipeline_degree))
-    plan = Plan(
-        fingerprint=program.fingerprint,
-        global_batch_size=global_batch_size,
-        world_size=world_size,
-        micro_batches=shorthand.micro_batches,
-        schedule=shorthand.schedule,
-        stages=stages,
-    )
-    check(plan, program, world_size, global_batch_size)
-    return plan
-
-
-def _flop(program: Program, layer: Layer, batch: int) -> float:
-    """Forward and backward FLOPs of a layer; 1 for every layer of a program whose costs nobody annotated."""
-    cost = program.class_of[layer.cls].cost
-    if cost is None:
-        return 1.0
-    return float(sympy.sympify(cost.forward_flop + cost.backward_flop).subs({BATCH: batch}))
-
-
-def balanced(weights: Sequence[float], parts: int) -> list[int]:
-    """Sizes of `parts` non-empty contiguous parts that minimise the largest weight sum, then the sum of squares."""
-    prefix = [0.0, *itertools.accumulate(weights)]
-    count = len(weights)
-    best: list[dict[int, tuple[float, float, tuple[int, ...]]]] = [{0: (0.0, 0.0, ())}]
-    for part in range(1, parts + 1):
-        row: dict[int, tuple[float, float, tuple[int, ...]]] = {}
-        for end in range(part, count - (parts - part) + 1):
-            row[end] = min(
-                (
-                    max(largest, prefix[end] - prefix[start]),
-                    squares + (prefix[end] - prefix[start]) ** 2,
-                    sizes + (end - start,),
-                )
-                for start, (largest, squares, sizes) in best[-1].items()
-                if start < end
-            )
-        best.append(row)
-    return list(best[-1][count][2])
-
-
 def check_shape(plan: Plan) -> None:
     """Checks what a plan must be in itself: whole stages, equal device counts, divisible batch, a schedule that can
     run.
@@ -384,31 +261,3 @@ def check_batch(plan: Plan, global_batch_size: int) -> None:
                 f"{strategy.degree('dp')} data-parallel shards (strategy {str(strategy)!r}); use a batch divisible by "
                 f"{parts}, or another number of micro-batches"
             )
-
-
-def check(plan: Plan, program: Program, world_size: int, global_batch_size: int) -> None:
-    """Checks that a plan can be executed for this program (clustered or later), world size and batch.
-
-    Raises:
-        PlanError: says what does not fit and what to do.
-    """
-    if plan.fingerprint != program.fingerprint:
-        raise PlanError(
-            f"the plan is for another model or batch signature (fingerprint {plan.fingerprint}, this program has "
-            f"{program.fingerprint}); search a plan for this program"
-        )
-    if plan.world_size != world_size:
-        raise PlanError(
-            f"the plan is for {plan.world_size} devices, but there are {world_size}; "
-            f"start {plan.world_size} processes, or search a plan for {world_size}"
-        )
-    layers = len(planned_layers(program))
-    if len(plan.strategies) != layers:
-        raise PlanError(
-            f"the plan has strategies for {len(plan.strategies)} layers, but the program has {layers}; "
-            "search a plan for this program"
-        )
-    if not all(plan.stages):
-        raise PlanError(f"stage {[bool(s) for s in plan.stages].index(False)} of the plan has no layers")
-    check_shape(plan)
-    check_batch(plan, global_batch_size)

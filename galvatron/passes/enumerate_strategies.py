@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from galvatron.errors import PassError, did_you_mean
-from galvatron.ir.plan import planned_layers
+from galvatron.ir.planning import planned_layers
 from galvatron.ir.program import Candidates, Cut, Form, Program
 from galvatron.ir.strategy import ROLES, AxisRole, Strategy
 from galvatron.passes.base import Pass

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from galvatron.errors import PassError, did_you_mean
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.plan import planned_layers
+from galvatron.ir.planning import planned_layers
 from galvatron.ir.program import Candidates, Cut, Form, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.base import Bytes, Pass

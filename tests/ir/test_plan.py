@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from galvatron.errors import ParseError, PlanError, StrategyError
 from galvatron.ir.cost import ClassCost
 from galvatron.ir.graph import Graph, Value
-from galvatron.ir.plan import Plan, PlanShorthand, balanced, check, resolve
+from galvatron.ir.plan import Plan
+from galvatron.ir.planning import PlanShorthand, balanced, check, resolve
 from galvatron.ir.program import Form, Layer, LayerClass, Program, When
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import BATCH, TensorType

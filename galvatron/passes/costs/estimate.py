@@ -6,7 +6,8 @@ from dataclasses import replace
 from functools import lru_cache
 
 from galvatron.errors import PlanError
-from galvatron.ir.plan import Plan, check
+from galvatron.ir.plan import Plan
+from galvatron.ir.planning import check
 from galvatron.ir.program import Form, Program
 from galvatron.passes.costs.model import CostModel
 from galvatron.passes.costs.objective import Setting, StageReport, evaluate_plan

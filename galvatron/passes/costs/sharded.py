@@ -12,7 +12,7 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import BROADCAST, Axis
-from galvatron.ir.plan import planned_layers
+from galvatron.ir.planning import planned_layers
 from galvatron.ir.program import Layer, LayerClass, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import evaluate, exact_quotient

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from galvatron.errors import BudgetError, PassError, PlanError
-from galvatron.ir.plan import Plan, planned_layers
+from galvatron.ir.plan import Plan
+from galvatron.ir.planning import planned_layers
 from galvatron.ir.program import Form, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.base import Bytes, Pass

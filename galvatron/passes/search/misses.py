@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from galvatron.ir.plan import balanced, planned_layers, runs
+from galvatron.ir.plan import runs
+from galvatron.ir.planning import balanced, planned_layers
 from galvatron.ir.program import Program
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.costs.model import CostModel

@@ -8,7 +8,7 @@ import pytest
 
 from galvatron.errors import PlanError
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.plan import resolve
+from galvatron.ir.planning import resolve
 from galvatron.ir.program import Program
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.annotate_costs import AnnotateCosts

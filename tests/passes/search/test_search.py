@@ -8,7 +8,8 @@ import pytest
 
 from galvatron.errors import BudgetError, PlanError
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.plan import Plan, check, resolve
+from galvatron.ir.plan import Plan
+from galvatron.ir.planning import check, resolve
 from galvatron.ir.program import Form, Program
 from galvatron.passes.costs.estimate import cost_model, estimate_plan
 from galvatron.passes.enumerate_strategies import EnumerateStrategies
