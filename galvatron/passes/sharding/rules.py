@@ -368,6 +368,9 @@ RULES: dict[str, str | DimsFunction] = {
     "_to_copy": "b* -> b*",
     "detach": "b* -> b*",
     "sum": _sum,
+    # choices with a number, which torch does not tag as pointwise
+    "where.ScalarOther": "b*, b* -> b*",
+    "where.ScalarSelf": "b*, b*, b* -> b*",
     # views
     "view": _view,
     "reshape": _view,

@@ -564,6 +564,15 @@ def _binary_cross_entropy_with_logits(d: Draw) -> Sample:
     )  # fmt: skip
 
 
+def _where_number(d: Draw, rule: str) -> Sample:
+    shape = d.shape()
+    chosen = (real(*d.broadcast(shape)), -1.0)
+    return sample(rule, below(2, *shape).bool(), *(chosen if rule.endswith("Other") else chosen[::-1]))
+
+
+each(("where.ScalarOther", "where.ScalarSelf"), _where_number)
+
+
 # ops without a rule of their own
 
 
