@@ -194,11 +194,12 @@ class Program:
     def fingerprint(self) -> str:
         """Identifies the model that a plan belongs to: the signature of its batch and of its state, in order.
 
-        The same in every form of one program.
+        The same in every form of one program. Constants take no part: `fuse` may find that one is not needed.
         """
         digest = hashlib.sha256()
         for value in self.inputs:
             digest.update(f"{value.name}:{value.type};".encode())
         for state in self.state:
-            digest.update(f"{state.name}:{state.type}:{state.kind};".encode())
+            if state.kind != "constant":
+                digest.update(f"{state.name}:{state.type}:{state.kind};".encode())
         return digest.hexdigest()[:16]

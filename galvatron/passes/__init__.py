@@ -8,6 +8,8 @@ through the entry point group `galvatron.passes`. `galvatron.passes.pipeline` ma
 PASSES: dict[str, str] = {
     # captured → captured: one spelling per computation; mean losses become sum and count
     "normalize": "galvatron.passes.normalize:Normalize",
+    # captured → captured: several ops that one op can do are that op; constant masks become `is_causal` or none
+    "fuse": "galvatron.passes.fuse:Fuse",
     # captured → clustered: layers, and the classes that equal layers share
     "cluster-layers": "galvatron.passes.cluster_layers:ClusterLayers",
     # clustered → costed: FLOP, traffic and saved bytes per layer class, on a given cluster
@@ -26,7 +28,7 @@ PASSES: dict[str, str] = {
     "split-stages": "galvatron.passes.split_stages:SplitStages",
 }
 
-FRONT_END = ("normalize", "cluster-layers")
+FRONT_END = ("normalize", "fuse", "cluster-layers")
 PLANNING = ("annotate-costs", "enumerate-strategies", "prune", "search")
 LOWERING = ("shard", "redistribute", "split-stages")
 

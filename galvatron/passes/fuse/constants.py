@@ -1,0 +1,95 @@
+"""What constant masks say: those that a graph computes from nothing, as `arange(n)[None] <= arange(n)[:, None]`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import sympy
+
+from galvatron.ir.graph import Arg, Graph, Op
+from galvatron.ir.random import is_random
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_MAX_BYTES = 2**30
+"""All that is computed to know one mask, intermediate values included: enough for 8,192 positions."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a value.
+
+    A *neutral* mask masks nothing: True everywhere, or 0 everywhere if it is a number to add. A *causal* one lets each
+    position see those up to itself, of as many, and no other.
+    """
+
+    neutral: bool = False
+    causal: bool = False
+
+
+class Constants:
+    """Facts by name. A name keeps its value while a graph is rewritten, so that facts stay true and are found once."""
+
+    def __init__(self) -> None:
+        self._facts: dict[str, Facts] = {}
+
+    def of(self, graph: Graph, name: str) -> Facts:
+        """What is known of a value; nothing unless it is a constant."""
+        if name not in self._facts:
+            ops = _makers(graph, name)
+            self._facts[name] = Facts() if ops is None else _facts(graph, ops, name)
+        return self._facts[name]
+
+
+def _makers(graph: Graph, name: str) -> Sequence[Op] | None:
+    """The ops that compute a value, in order; None if they read anything or are too much work."""
+    found: dict[str, Op] = {}
+    waiting = [name]
+    size = 0
+    while waiting:
+        op = graph.producers.get(waiting.pop())
+        if op is None or is_random(op) or any(_is_symbolic(a) for a in (*op.args, *(v for _, v in op.kwargs))):
+            return None
+        if op.results[0].name in found:
+            continue
+        for value in op.results:
+            found[value.name] = op
+            size += value.type.bytes if isinstance(value.type.bytes, int) else _MAX_BYTES + 1
+        if size > _MAX_BYTES:
+            return None
+        waiting.extend(op.operands)
+    return [op for op in graph.ops if op.results and op.results[0].name in found]
+
+
+def _is_symbolic(arg: Arg) -> bool:
+    return any(map(_is_symbolic, arg)) if isinstance(arg, tuple) else isinstance(arg, sympy.Expr)
+
+
+def _facts(graph: Graph, ops: Sequence[Op], name: str) -> Facts:
+    from galvatron.ir.interpreter import run_graph
+
+    value = run_graph(Graph((), (), tuple(ops), (name,)), {}, batch=1)[name]
+    seen = _is_seen(value)
+    return Facts() if seen is None else Facts(neutral=bool(seen.all()), causal=_is_causal(seen))
+
+
+def _is_seen(mask: Tensor) -> Tensor | None:
+    """Where a mask of bools or of numbers to add lets through; None if it does something else as well."""
+    import torch
+
+    if mask.dtype == torch.bool:
+        return mask
+    if not mask.dtype.is_floating_point or not bool(((mask == 0) | (mask <= torch.finfo(mask.dtype).min)).all()):
+        return None
+    return mask == 0
+
+
+def _is_causal(seen: Tensor) -> bool:
+    import torch
+
+    if seen.dim() < 2 or seen.shape[-1] != seen.shape[-2]:
+        return False
+    return torch.equal(seen, torch.ones_like(seen).tril())

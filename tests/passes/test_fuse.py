@@ -1,0 +1,177 @@
+"""Every rewrite computes what it replaces, forward and backward; and leaves alone what only looks alike."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from galvatron.errors import GalvatronError
+from galvatron.ir.capture import capture_graph
+from galvatron.ir.graph import Graph, Value
+from galvatron.ir.interpreter import run_graph
+from galvatron.ir.program import Program, State
+from galvatron.ir.text import parse_program
+from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType, evaluate
+from galvatron.passes.cluster_layers import ClusterLayers
+from galvatron.passes.fuse import FUSIONS, Fuse, constants
+from galvatron.passes.fuse.notation import parse
+from galvatron.passes.fuse.rewriter import fuse
+from galvatron.passes.fuse.samples import computed_for_one_sample
+from galvatron.passes.normalize import Normalize
+from tests import models
+
+TEXTS = {path.stem: path for path in (Path(__file__).parent.parent / "filecheck" / "fuse").glob("*.gir")}
+
+
+def case(name: str) -> Graph:
+    return graph_of(parse_program(TEXTS[name].read_text(encoding="utf-8")))
+
+
+def graph_of(program: Program) -> Graph:
+    assert program.graph is not None
+    return program.graph
+
+
+def random_values(graph: Graph, size: int) -> dict[str, torch.Tensor]:
+    """A tensor for every input and state value; masks let the first position through."""
+    torch.manual_seed(size)
+    return {value.name: random_value(value, size) for value in (*graph.inputs, *graph.state)}
+
+
+def random_value(value: Value, size: int) -> torch.Tensor:
+    shape = [evaluate(dim, size) for dim in value.type.shape]
+    if value.type.dtype == "bool":
+        mask = torch.rand(shape) < 0.5
+        mask[..., 0] = True
+        return mask
+    return torch.randn(shape, dtype=getattr(torch, TORCH_DTYPE_NAMES[value.type.dtype]), requires_grad=True)
+
+
+def loss_and_gradients(graph: Graph, values: dict[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
+    loss = run_graph(graph, values, batch=size)[graph.outputs[0]]
+    leaves = {name: tensor for name, tensor in values.items() if tensor.requires_grad}
+    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    found = {name: g for name, g in zip(leaves, gradients, strict=True) if g is not None}
+    return {"loss": loss.detach(), **found}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_computes_the_same(name: str) -> None:
+    before = case(name)
+    after = graph_of(Fuse().run(parse_program(TEXTS[name].read_text(encoding="utf-8"))))
+    rounds = any(value.type.dtype in ("f32", "bf16") for value in before.values.values())
+    for size in (3, 1):
+        values = random_values(before, size)
+        expected = loss_and_gradients(before, values, size)
+        models.assert_close(loss_and_gradients(after, values, size), expected, 0.0 if rounds else 1e-9)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS, ids=lambda fusion: fusion.name)
+def test_has_a_text_case_that_needs_it(fusion) -> None:
+    graph = computed_for_one_sample(case(fusion.name))
+    assert fuse(graph, FUSIONS) != fuse(graph, [other for other in FUSIONS if other is not fusion])
+
+
+CASES = {
+    "gpt": lambda: models.gpt(),
+    **{name: lambda name=name: models.hugging_face(name) for name in models.FAMILIES},
+    **{
+        f"{name}-unmasked": lambda name=name: models.hugging_face(name, mask=False)
+        for name in ("llama", "qwen3", "mistral", "gemma", "gpt2", "bert")
+    },
+    "gpt2-eager-attention": lambda: models.hugging_face("gpt2", mask=False, attn_implementation="eager"),
+    "llama-eager-attention": lambda: models.hugging_face("llama", attn_implementation="eager"),
+    "t5-eager-attention": lambda: models.hugging_face("t5", attn_implementation="eager"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fused_models_equal_eager(name: str) -> None:
+    model_case = CASES[name]()
+    with models.Doubles() if name != "gpt" else contextlib.nullcontext():
+        captured = capture_graph(model_case.model, model_case.batch(4, 0))
+        fused = Fuse().run(Normalize().run(captured.program))
+        for size in (4, 1):
+            batch = model_case.batch(size, size)
+            output = model_case.model(**batch)
+            expected = models.loss_and_gradients(getattr(output, "loss", output), model_case.model)
+            values = models.tensors_of(fused, model_case.model, batch, captured.constants)
+            actual = models.loss_and_gradients(models.run(graph_of(fused), values, size), model_case.model)
+            models.assert_close(actual, expected, 1e-9)
+    assert Fuse().run(fused) == fused
+    assert fused.fingerprint == captured.program.fingerprint
+
+
+def fused_family(name: str, **options: object) -> Program:
+    model_case = models.hugging_face(name, **options)  # type: ignore[arg-type]  # options of a configuration
+    return Fuse().run(Normalize().run(capture_graph(model_case.model, model_case.batch(4, 0)).program))
+
+
+def test_llama_without_padding() -> None:
+    """Causal attention of grouped heads without a mask, one op per norm, and no trace of how the mask was made."""
+    program = fused_family("llama", mask=False, torch_dtype="float64")
+    counts = Counter(op.target for op in graph_of(program).ops)
+    assert not counts.keys() & {"aten.expand.default", "aten.cumsum.default", "aten.bitwise_and.Tensor"}
+    attention = [op for op in graph_of(program).ops if "scaled_dot_product_attention" in op.target]
+    assert all(op.args[3:] == (None, 0.0, True) and op.kwarg("enable_gqa") is True for op in attention)
+    layers = [layer for layer in ClusterLayers().run(program).layers if layer.cls == "layers"]
+    assert len(layers) == len(attention) == 2
+
+
+def test_t5_bias_is_for_one_sample() -> None:
+    """The position bias of the decoder goes into attention as `[1, heads, n, n]`, though its mask was expanded to B."""
+    graph = graph_of(fused_family("t5"))
+    masks = [graph.values[op.operands[3]].type for op in graph.ops if "scaled_dot_product" in op.target]
+    assert TensorType("f64", (1, 4, 12, 12)) in masks
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_sixteen_bits_keep_their_roundings(dtype: str) -> None:
+    text = TEXTS["silu"].read_text(encoding="utf-8").replace("f64", dtype)
+    graph = graph_of(parse_program(text))
+    assert fuse(graph, FUSIONS) == graph
+
+
+def test_masks_of_the_batch_stay() -> None:
+    """A mask is not known where a batch input, the number of samples, or a draw goes into it."""
+    text = TEXTS["causal"].read_text(encoding="utf-8")
+    for line, other in (
+        ("aten.arange.default(4) ", "aten.bernoulli.default(%u) "),
+        ("aten.le.Tensor(%column, %row)", "aten.lt.Tensor(%column, %row)"),
+    ):
+        assert line in text
+        changed = text.replace(line, other).replace("input %g", "input %u : i64[4]\ninput %g")
+        graph = fuse(computed_for_one_sample(graph_of(parse_program(changed))), FUSIONS)
+        assert not any(len(op.args) > 5 for op in graph.ops if "scaled_dot_product" in op.target)
+
+
+def test_large_masks_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "_MAX_BYTES", 20)
+    graph = fuse(case("causal"), FUSIONS)
+    assert graph == case("causal")
+
+
+def test_unread_constants_leave_the_program() -> None:
+    program = parse_program(TEXTS["silu"].read_text(encoding="utf-8"))
+    program = replace(program, state=(*program.state, State("constant.0", TensorType("f32", (2,)), "constant", False)))
+    fused = Fuse().run(program)
+    assert fused.state == () and fused.fingerprint == program.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("pattern", "complaint"),
+    [
+        ("x *", "pattern 'x \\*'"),
+        ("nonsense(x)", "which torch does not have"),
+        ("relu(x, y)", "arguments that it does not take"),
+        ("x if y else z", "cannot say"),
+    ],
+)
+def test_wrong_patterns(pattern: str, complaint: str) -> None:
+    with pytest.raises(GalvatronError, match=complaint):
+        parse(pattern)
