@@ -26,12 +26,19 @@ ANY_CLUSTER = "a100-80g:1x1"
 
 @dataclass(frozen=True)
 class AnnotateCosts(Pass):
-    """Runs every class once on fake tensors and writes down FLOPs, traffic, saved activations and parameters."""
+    """Runs every class once on fake tensors and writes down FLOPs, traffic, saved activations and parameters.
+
+    `cluster` is a preset such as `a100-80g:2x8` that the program is for; without it the program keeps the one it has.
+    """
 
     name = "annotate-costs"
     needs, leaves = Form.CLUSTERED, Form.COSTED
 
+    cluster: str | None = None
+
     def run(self, program: Program) -> Program:
+        if self.cluster is not None:
+            program = replace(program, cluster=Cluster.parse(self.cluster))
         borders = Partitioner(program, program.cluster or Cluster.parse(ANY_CLUSTER)).borders
         classes = tuple(replace(cls, cost=class_cost(cls, borders[cls.name])) for cls in program.classes)
         return replace(program, form=Form.COSTED, classes=classes)

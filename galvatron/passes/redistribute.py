@@ -60,7 +60,7 @@ class _Moves:
         moves = redistribution_classes(
             f"redistribute.{len(self.classes)}", made, target, differentiable=made[0].type.is_floating
         )
-        for move in moves:
+        for move in (one.cls for one in moves):
             known = next((c for c in self.classes.values() if replace(c, name="") == replace(move, name="")), move)
             self.classes[known.name] = known
             moved = f"{name}@{stage}.{reader.strategy}"

@@ -23,7 +23,8 @@ def crossing(before: str, source: Layout, after: str, target: Layout) -> list[st
     )
     if not classes:
         return []
-    (cls,) = classes
+    (step,) = classes
+    cls = step.cls
     steps = [(op.target, op.result.type) for op in cls.graph.ops]
     return [str(cls.graph.inputs[0].type), *(f"{target} {type_}" for target, type_ in steps)]
 

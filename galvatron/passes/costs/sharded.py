@@ -15,11 +15,11 @@ from galvatron.ir.layout import BROADCAST, Axis
 from galvatron.ir.planning import planned_layers
 from galvatron.ir.program import Layer, LayerClass, Program
 from galvatron.ir.strategy import Strategy
-from galvatron.ir.types import evaluate, exact_quotient
+from galvatron.ir.types import evaluate
 from galvatron.passes.costs.events import Profile, collectives_s, kernels_s
 from galvatron.passes.costs.model import ACCUMULATION_PASSES, OPTIMIZER_PASSES, OPTIMIZER_STATES, LayerCost, Tie
 from galvatron.passes.costs.profile import profile_graph
-from galvatron.passes.sharding import Partitioner, redistribution_classes
+from galvatron.passes.sharding import Partitioner, Redistribution, redistribution_classes
 
 
 class ShardedCostModel:
@@ -51,7 +51,7 @@ class ShardedCostModel:
             self._cache[key] = (
                 math.inf
                 if profiles is None
-                else sum(self._seconds(profile, batch / finer) for profile, finer in profiles)
+                else sum(self._seconds(profile, batch / shares) for profile, shares in profiles)
             )
         return self._cache[key]
 
@@ -204,7 +204,7 @@ class ShardedCostModel:
         outputs = self.program.class_of[layer.cls].graph.outputs
         return self._partitioner.differentiable(layer.results[outputs.index(output)])
 
-    def _conversion(self, index: int, before: Strategy, after: Strategy) -> list[tuple[Profile, int]] | None:
+    def _conversion(self, index: int, before: Strategy, after: Strategy) -> list[tuple[Profile, float]] | None:
         """Profiles of the graphs that convert what is alive before a layer; None if the meshes do not nest.
 
         With each the number of its shares (what `b` counts in it) that make a share of the layer before.
@@ -213,15 +213,18 @@ class ShardedCostModel:
         if key not in self._cache:
             try:
                 self._cache[key] = [
-                    (profile_graph(cls.graph, cls.mesh, frozenset("x") if differentiable else frozenset()), finer)
-                    for cls, differentiable, finer in self._converting(index, before, after)
+                    (
+                        profile_graph(step.cls.graph, step.cls.mesh, frozenset("x") if differentiable else frozenset()),
+                        float(step.shares),
+                    )
+                    for step, differentiable in self._converting(index, before, after)
                 ]
             except GalvatronError:
                 self._cache[key] = None
         return self._cache[key]
 
-    def _converting(self, index: int, before: Strategy, after: Strategy) -> list[tuple[LayerClass, bool, int]]:
-        found: list[tuple[LayerClass, bool, int]] = []
+    def _converting(self, index: int, before: Strategy, after: Strategy) -> list[tuple[Redistribution, bool]]:
+        found: list[tuple[Redistribution, bool]] = []
         for producer, output, consumer, formal in self._crossing[index]:
             value, source = self._output(producer, output, before)
             target = self._partitioner.shard(self.layers[consumer].cls, after)
@@ -232,7 +235,5 @@ class ShardedCostModel:
                 (target.graph.values[formal], target.mesh),
                 differentiable=differentiable,
             ):
-                finer = exact_quotient(converting.graph.inputs[0].type.numel, value.type.numel)
-                assert isinstance(finer, int)
-                found.append((converting, differentiable, finer))
+                found.append((converting, differentiable))
         return found

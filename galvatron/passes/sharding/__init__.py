@@ -7,6 +7,6 @@ collectives, `context` keeps the sharded classes of a program.
 """
 
 from galvatron.passes.sharding.context import Partitioner
-from galvatron.passes.sharding.crossing import redistribution_classes
+from galvatron.passes.sharding.crossing import Redistribution, redistribution_classes
 
-__all__ = ["Partitioner", "redistribution_classes"]
+__all__ = ["Partitioner", "Redistribution", "redistribution_classes"]

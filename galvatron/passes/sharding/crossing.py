@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import sympy
 
@@ -27,9 +28,18 @@ Placed = tuple[Value, tuple[Axis, ...]]
 """A local value with its layout, and the mesh of the layout."""
 
 
+@dataclass(frozen=True)
+class Redistribution:
+    """One step between two layouts: its class, and how many of its shares (what `b` counts in it) make one share of the
+    producer."""
+
+    cls: LayerClass
+    shares: Fraction
+
+
 def redistribution_classes(
     name: str, source: Placed, target: Placed, *, differentiable: bool
-) -> tuple[LayerClass, ...]:
+) -> tuple[Redistribution, ...]:
     """Classes with one input and one output that one after the other change a value's layout; none when the layouts are
     the same.
 
@@ -47,11 +57,21 @@ def redistribution_classes(
         return ()
     stops = [source, _unfolded(source, differentiable), _unfolded(target, differentiable), target]
     meshes = [source[1], joint_mesh(source[1], target[1]), target[1]]
-    steps = [
-        _redistribution(f"{name}.{i}" if i else name, before, after, mesh, differentiable)
-        for i, (before, after, mesh) in enumerate(zip(stops, stops[1:], meshes, strict=False))
-    ]
-    return tuple(step for step in steps if step is not None)
+    steps: list[Redistribution] = []
+    for before, after, mesh in zip(stops, stops[1:], meshes, strict=False):
+        step_name = f"{name}.{len(steps)}" if steps else name
+        made = _redistribution(step_name, before, after, mesh, differentiable)
+        if made is not None:
+            cls, finer = made
+            steps.append(Redistribution(cls, finer / _shares_of(source, before)))
+    return tuple(steps)
+
+
+def _shares_of(source: Placed, other: Placed) -> Fraction:
+    """How many shares of samples of the producer make one share at another stop."""
+    shapes = (global_shape(value.type.shape, value.layout or (), mesh) for value, mesh in (source, other))
+    numerator, denominator = sympy.fraction(sympy.sympify(_share_ratio(*shapes)))
+    return Fraction(int(numerator), int(denominator))
 
 
 def _unfolded(placed: Placed, differentiable: bool) -> Placed:
@@ -68,8 +88,8 @@ def _unfolded(placed: Placed, differentiable: bool) -> Placed:
 
 def _redistribution(
     name: str, source: Placed, target: Placed, mesh: tuple[Axis, ...], differentiable: bool
-) -> LayerClass | None:
-    """One class on a mesh that refines both sides; None when nothing is to be done.
+) -> tuple[LayerClass, Fraction] | None:
+    """One class on a mesh that refines both sides, and its shares in one of the source; None if nothing is to be done.
 
     A rank's share of the samples differs between the two sides. In the class `b` is a share so small that every tensor
     on the way holds a whole number of them.
@@ -91,7 +111,7 @@ def _redistribution(
     ops = redistribute(
         local, after, mesh, whole_type, differentiable=differentiable, fresh_name=_fresh_names({local.name})
     )
-    return LayerClass(name, Graph((local,), (), ops, (ops[-1].result.name,)), mesh=mesh)
+    return LayerClass(name, Graph((local,), (), ops, (ops[-1].result.name,)), mesh=mesh), Fraction(finer)
 
 
 def _share_ratio(whole: tuple[Dim, ...], wanted: tuple[Dim, ...]) -> sympy.Expr | int:
