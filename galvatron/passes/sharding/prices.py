@@ -88,7 +88,12 @@ class Prices:
         return price + (self._collective_s(row.backward, self._bytes[name]) if name in self._differentiable else 0.0)
 
     def _collective_s(self, kind: str | None, payload_bytes: float) -> float:
-        return self._cluster.collective_s(kind, payload_bytes, self._axis.size, self._axis.stride) if kind else 0.0
+        """Seconds of a collective on a value, given the bytes of the value as it is before the axis shards it."""
+        if kind is None:
+            return 0.0
+        if kind == "all_to_all":
+            payload_bytes /= self._axis.size  # the one collective that sees no more than a shard
+        return self._cluster.collective_s(kind, payload_bytes, self._axis.size, self._axis.stride)
 
 
 def _row(source: State, target: State) -> Conversion | None:
