@@ -10,6 +10,7 @@ from galvatron.runtime.collectives import (
     reduce_scatter,
     slice,
 )
+from galvatron.runtime.communication import CommunicationCounter
 from galvatron.runtime.executor import Executor
 from galvatron.runtime.materialize import ModelState, materialize
 from galvatron.runtime.mesh import Axis, Mesh, World, build_mesh, initialize, shutdown
@@ -20,6 +21,7 @@ from galvatron.runtime.stage import Layer, Sharded, Stage, Summed
 
 __all__ = [
     "Axis",
+    "CommunicationCounter",
     "Executor",
     "Layer",
     "Mesh",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from galvatron.errors import GalvatronError, PlanError
 from galvatron.runtime import failure, full_state, gradients
+from galvatron.runtime.communication import phase
 from galvatron.runtime.inputs import read_batch
 from galvatron.runtime.materialize import ModelState
 from galvatron.runtime.pipeline import Pipeline, ScheduleName
@@ -142,7 +143,8 @@ class Executor:
             if with_norm:
                 totals[1] = gradients.squared_norm(self.stage, self._copies)
             if self.mesh.world.size > 1:
-                dist.all_reduce(totals)
+                with phase("totals"):
+                    dist.all_reduce(totals)
         return totals[0], totals[1]
 
     def _statistics(self, whole: dict[str, Tensor]) -> dict[str, Any]:

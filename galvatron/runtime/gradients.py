@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from galvatron.runtime.communication import phase
 from galvatron.runtime.stage import Stage
 
 _BUCKET_BYTES = 32 << 20
@@ -93,7 +94,8 @@ class GradientSync:
             bucket.work.wait()
             bucket.work = None
         for hop in range(1, max((len(bucket.groups) for bucket in self._buckets), default=0)):
-            works = [bucket.groups[hop].allreduce(bucket.flat) for bucket in self._buckets if hop < len(bucket.groups)]
+            with phase("gradients"):
+                works = [b.groups[hop].allreduce(b.flat) for b in self._buckets if hop < len(b.groups)]
             for work in works:
                 work.wait()
 
@@ -110,8 +112,9 @@ class GradientSync:
 
     def _start_up_to(self, count: int) -> None:
         """Reductions start in the order of the buckets, so that all ranks of a group start the same ones."""
-        for bucket in self._buckets[self._started : count]:
-            bucket.work = bucket.groups[0].allreduce(bucket.flat)
+        with phase("gradients"):
+            for bucket in self._buckets[self._started : count]:
+                bucket.work = bucket.groups[0].allreduce(bucket.flat)
         self._started = max(self._started, count)
 
 

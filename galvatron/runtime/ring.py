@@ -107,22 +107,34 @@ def _scores(query: Tensor, key: Tensor, mask: Tensor | None, block: _Block, scal
 
 
 class _Travel:
-    """Sends tensors to the next rank of the ring and receives the previous rank's, while the rank computes."""
+    """Sends a tensor to the next rank of the ring and receives the previous rank's, while the rank computes."""
 
-    def __init__(self, axis: Axis, tensors: tuple[Tensor, ...]) -> None:
-        self._sent = [t.contiguous() for t in tensors]
-        self._received = [torch.empty_like(t) for t in self._sent]
+    def __init__(self, axis: Axis, sent: Tensor) -> None:
+        self._sent = sent
+        self._received = torch.empty_like(sent)
         after, before = (axis.index + 1) % axis.size, (axis.index - 1) % axis.size
-        sends = [dist.P2POp(dist.isend, t, group=axis.group, group_peer=after, tag=i) for i, t in enumerate(self._sent)]
-        receives = [
-            dist.P2POp(dist.irecv, t, group=axis.group, group_peer=before, tag=i) for i, t in enumerate(self._received)
-        ]
-        self._work = dist.batch_isend_irecv([*sends, *receives])
+        self._work = dist.batch_isend_irecv(
+            [
+                dist.P2POp(dist.isend, self._sent, group=axis.group, group_peer=after),
+                dist.P2POp(dist.irecv, self._received, group=axis.group, group_peer=before),
+            ]
+        )
 
-    def wait(self) -> tuple[Tensor, ...]:
+    def wait(self) -> Tensor:
         for work in self._work:
             work.wait()
-        return tuple(self._received)
+        return self._received
+
+
+def _packed(*tensors: Tensor) -> Tensor:
+    """The tensors as one flat tensor, so that they travel as one message."""
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def _unpacked(flat: Tensor, *like: Tensor) -> tuple[Tensor, ...]:
+    """The parts of a flat tensor, as views, with the shapes of the tensors that were packed."""
+    parts = flat.split([t.numel() for t in like])
+    return tuple(part.view(t.shape) for part, t in zip(parts, like, strict=True))
 
 
 class _Ring(torch.autograd.Function):
@@ -134,12 +146,13 @@ class _Ring(torch.autograd.Function):
     ) -> Tensor:
         out = query.new_zeros((*query.shape[:-1], value.size(-1)))
         logsum = query.new_full(query.shape[:-1], -math.inf)
-        held = (key, value)
+        held = _packed(key, value)
         for turn in range(axis.size):
             travel = _Travel(axis, held) if turn + 1 < axis.size else None
+            keys, values = _unpacked(held, key, value)
             for block in _blocks(axis, (axis.index - turn) % axis.size, query.size(-2), key.size(-2), causal):
-                scores = _scores(query, held[0], mask, block, scale)
-                _merge(out[..., block.rows, :], logsum[..., block.rows], scores, held[1][..., block.columns, :])
+                scores = _scores(query, keys, mask, block, scale)
+                _merge(out[..., block.rows, :], logsum[..., block.rows], scores, values[..., block.columns, :])
             held = travel.wait() if travel is not None else held
         ctx.save_for_backward(query, key, value, mask, out, logsum)
         ctx.causal, ctx.scale, ctx.axis = causal, scale, axis
@@ -153,9 +166,9 @@ class _Ring(torch.autograd.Function):
         weight = (gradient * out).sum(-1, keepdim=True)
         query_gradient = torch.zeros_like(query)
         mask_gradient = torch.zeros_like(mask) if mask is not None and ctx.needs_input_grad[3] else None
-        held = (key, value, torch.zeros_like(key), torch.zeros_like(value))
+        held = _packed(key, value, torch.zeros_like(key), torch.zeros_like(value))
         for turn in range(axis.size):
-            keys, values, key_gradient, value_gradient = held
+            keys, values, key_gradient, value_gradient = _unpacked(held, key, value, key, value)
             for block in _blocks(axis, (axis.index - turn) % axis.size, query.size(-2), key.size(-2), ctx.causal):
                 rows, columns = block.rows, block.columns
                 softmax = _softmax(_scores(query, keys, mask, block, scale), logsum[..., rows])
@@ -167,9 +180,10 @@ class _Ring(torch.autograd.Function):
                 if mask_gradient is not None:
                     part = mask_gradient[..., rows, :] if mask_gradient.size(-2) > 1 else mask_gradient
                     part[..., block.whole_columns] += scores.sum_to_size(part[..., block.whole_columns].shape)
-            # After the last turn each slice and its gradient are one rank short of home.
-            held = _Travel(axis, held).wait()
-        return query_gradient, held[2], held[3], mask_gradient, None, None, None
+            # After the last turn the gradient of each slice, no longer the slice, is one rank short of home.
+            last = turn + 1 == axis.size
+            held = _Travel(axis, held[held.numel() // 2 :] if last else held).wait()
+        return query_gradient, *_unpacked(held, key, value), mask_gradient, None, None, None
 
 
 def _merge(out: Tensor, logsum: Tensor, scores: Tensor, values: Tensor) -> None:

@@ -59,8 +59,9 @@ class _Ring(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         query, key, value, mask = ctx.saved_tensors
-        for _ in range(ctx.axis.size):
+        for _ in range(ctx.axis.size - 1):
             ctx.record("p2p", 2 * (_bytes(key) + _bytes(value)))
+        ctx.record("p2p", _bytes(key) + _bytes(value))
         grads: tuple[Any, ...] = ()
         for _ in range(ctx.turns):
             with torch.enable_grad():
