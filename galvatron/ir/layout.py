@@ -9,6 +9,7 @@ type and never a matter of convention:
 | `Replicate(partial_gradient=True)` | `R'` | equal on every rank | a partial sum: the ranks' gradients add up |
 | `Partial()` | `P` | a partial sum | equal on every rank |
 | `Shard(dim, outer)` | `S(dim)`, `S(dim, outer=n)` | a slice of `dim` | the same slice |
+| `Shard(dim, padded=True)` | `S(dim, padded)` | a slice of `dim`, the last with filler (`padding`) | the same slice |
 
 `R'` and `P` are dual, `R` and `S` are their own duals. An op that runs sharded reads its unsharded operands as `R'`:
 each rank contributes a part of their gradient. A parameter that ends up `R'` on an axis needs its gradient summed over
@@ -76,12 +77,18 @@ class Shard:
     `outer=1` is the ordinary contiguous chunk. A fused QKV projection split by heads is `Shard(0, outer=3)`, a
     flattened `(B·S, V)` split along the sequence is `Shard(0, outer=B)`. `outer` counts elements of the whole tensor,
     whatever other axes shard; two axes with equal `dim` and `outer` shard one factor, the outer mesh axis first.
+
+    `padded` is for a whole dimension that the axis does not divide: slices are rounded up, and the last rank's ends in
+    filler. No collective takes such a shard anywhere, and no other axis shards its dimension.
     """
 
     dim: int
     outer: Dim = 1
+    padded: bool = False
 
     def __str__(self) -> str:
+        if self.padded:
+            return f"S({self.dim}, padded)"
         return f"S({self.dim})" if self.outer == 1 else f"S({self.dim}, outer={self.outer})"
 
 
@@ -122,15 +129,31 @@ def local_outer(layout: Layout, mesh: tuple[Axis, ...], position: int) -> Dim:
     return outer
 
 
+def padded_part(size: Dim, ways: int) -> int | None:
+    """How many elements each of `ways` ranks has of a padded shard; None where nothing is to be padded, or a rank would
+    have nothing but filler."""
+    if not isinstance(size, int) or size % ways == 0:
+        return None
+    part = -(-size // ways)
+    return part if part * (ways - 1) < size else None
+
+
 def local_shape(shape: tuple[Dim, ...], layout: Layout, mesh: tuple[Axis, ...]) -> tuple[Dim, ...]:
     """The shape of one rank's part of a tensor of global `shape`.
 
     Raises:
-        GalvatronError: a sharded dimension is not divisible by its axis.
+        GalvatronError: a sharded dimension is not divisible by its axis, or one that is padded cannot be.
     """
     local = list(shape)
     for placement, axis in zip(layout, mesh, strict=True):
-        if isinstance(placement, Shard):
+        if isinstance(placement, Shard) and placement.padded:
+            part = padded_part(shape[placement.dim], axis.size)
+            if part is None or local[placement.dim] != shape[placement.dim]:
+                raise GalvatronError(
+                    f"dimension {placement.dim} of size {local[placement.dim]} cannot be padded on axis {axis}"
+                )
+            local[placement.dim] = part
+        elif isinstance(placement, Shard):
             quotient = exact_quotient(local[placement.dim], axis.size)
             if quotient is None:
                 raise GalvatronError(
@@ -141,10 +164,16 @@ def local_shape(shape: tuple[Dim, ...], layout: Layout, mesh: tuple[Axis, ...]) 
 
 
 def global_shape(shape: tuple[Dim, ...], layout: Layout, mesh: tuple[Axis, ...]) -> tuple[Dim, ...]:
-    """The shape of the whole tensor of which `shape` is one rank's part: the inverse of `local_shape`."""
+    """The shape of the whole tensor of which `shape` is one rank's part: the inverse of `local_shape`.
+
+    Raises:
+        GalvatronError: a padded shard does not tell how much of it is filler.
+    """
     whole = list(shape)
     for placement, axis in zip(layout, mesh, strict=True):
         if isinstance(placement, Shard):
+            if placement.padded:
+                raise GalvatronError(f"the whole size of a dimension that is {placement} on {axis} is not known")
             whole[placement.dim] = whole[placement.dim] * axis.size
     return tuple(whole)
 

@@ -161,7 +161,7 @@ def test_arguments_survive_text(arg: Arg) -> None:
 
 
 def test_a_constant_of_the_batch_in_a_layout() -> None:
-    layout = (Shard(0, B), Shard(1, outer=3), REPLICATE, BROADCAST, PARTIAL)
+    layout = (Shard(0, B), Shard(1, outer=3), Shard(1, padded=True), REPLICATE, BROADCAST, PARTIAL)
     graph = Graph((value("x", "f32", 16 * b, 6, layout=layout), value("y", "f32", layout=())), (), (), ("x",))
     assert parse_graph(print_graph(graph)) == graph
 
@@ -186,7 +186,9 @@ def test_the_strategy_of_nothing() -> None:
 NAMES = st.text(st.sampled_from('ab01._-%@{}i+ "\\/äß\n'), min_size=1, max_size=8)
 DIMS = st.integers(0, 4096) | st.builds(lambda n, c: n * B + c, st.integers(1, 64), st.integers(0, 9))
 DTYPES = st.sampled_from(sorted(DTYPE_BYTES))
-PLACEMENTS = st.sampled_from([REPLICATE, BROADCAST, PARTIAL]) | st.builds(Shard, st.integers(0, 3), st.just(1) | DIMS)
+PLACEMENTS = st.sampled_from([REPLICATE, BROADCAST, PARTIAL, Shard(1, padded=True)]) | st.builds(
+    Shard, st.integers(0, 3), st.just(1) | DIMS
+)
 LAYOUTS = st.none() | st.lists(PLACEMENTS, max_size=2).map(tuple)
 TYPES = st.builds(TensorType, DTYPES, st.lists(DIMS, max_size=3).map(tuple))
 VALUES = st.builds(Value, NAMES, TYPES, LAYOUTS)

@@ -125,6 +125,8 @@ def loss_on_the_first_stage() -> Program:
 F32 = TensorType("f32", ())
 SITE = {"site": 0, "axes": ("dp", "tp"), "per_step": False}
 SUFFIX = ".dp2_tp2"
+PADDED, PADDED_WIDTH = Shard(0, padded=True), Shard(2, padded=True)
+PADDED_UP = with_value(sharded(), f"block{SUFFIX}", "up.weight", layout=(BROADCAST, PADDED))
 H2 = staged().stages[0].sends[0]
 KEPT_ODD = StateLayout("blocks.0.down.bias", (DP, TP), (REPLICATE, REPLICATE))
 KEPT = staged().stages[0].state[0]
@@ -176,12 +178,34 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
             with_value(sharded(), f"block{SUFFIX}", "x", layout=(Shard(3), REPLICATE)),
             "dimension 3, but has 3", "input %x",
         ),
+        (
+            with_value(sharded(), f"block{SUFFIX}", "up.weight", layout=(Shard(0, outer=2), PADDED)),
+            "padded along dimension 0, of which only one axis", "%up.weight",
+        ),
     ],
     "result-count": [
         (
             with_graph(clustered(), "block", lambda g: replace(g, ops=(
                 *g.ops, Op("aten.split.Tensor", (Ref("y"), 4, 2), (), (value("half", "f32", BATCH, 6, 4),))))),
             "gives 2 results here, not 1", "%half",
+        ),
+    ],
+    "padded-shards": [
+        (
+            with_value(sharded(), f"block{SUFFIX}", "x", layout=(PADDED, REPLICATE)),
+            "%x enters or leaves as a padded shard, (S(0, padded), R)", "input %x",
+        ),
+        (
+            with_op(sharded(), f"block{SUFFIX}", "up", result_value={"layout": (Shard(0), PADDED_WIDTH)}),
+            "%up must be padded on the axes on which its operands are, but is (S(0), S(2, padded))", "%up",
+        ),
+        (
+            with_value(sharded(), f"block{SUFFIX}", "down.weight", layout=(BROADCAST, PADDED)),
+            "%down must be padded on the axes on which its operands are", "%down",
+        ),
+        (
+            with_op(PADDED_UP, f"block{SUFFIX}", "up", result_value={"layout": (Shard(0), PADDED_WIDTH)}),
+            "would count the filler of %up, (S(0), S(2, padded))", "%silu",
         ),
     ],
     "collectives": [

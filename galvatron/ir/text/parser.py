@@ -388,6 +388,9 @@ class _Builder(Transformer):
     def shard(self, dim: Token, outer: Any = 1) -> Placement:
         return Shard(_int(dim), self._require_dim(dim, outer))
 
+    def padded_shard(self, dim: Token) -> Placement:
+        return Shard(_int(dim), padded=True)
+
     def layout(self, *placements: Placement) -> Layout:
         return placements
 

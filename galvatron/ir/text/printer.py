@@ -139,7 +139,7 @@ def _type(type: TensorType, w: _Writer) -> str:
 
 
 def _placement(placement: Placement, w: _Writer) -> str:
-    if isinstance(placement, Shard):
+    if isinstance(placement, Shard) and not placement.padded:
         outer = "" if placement.outer == 1 else f", outer={_dim(placement.outer, w)}"
         return f"S({placement.dim}{outer})"
     return str(placement)

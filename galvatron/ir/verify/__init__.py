@@ -52,7 +52,7 @@ RULES: tuple[Rule, ...] = (
     *_rules(Form.CAPTURED, Form.STAGED, programs, "form_fields program_names program_signature"),
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "unique_names defined_before_use known_ops known_dtypes"),
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "sizes_in_batch mesh_axes layouts_present result_count"),
-    *_rules(Form.CAPTURED, Form.STAGED, graphs, "collectives spmd_ops random_draws result_types"),
+    *_rules(Form.CAPTURED, Form.STAGED, graphs, "padded_shards collectives spmd_ops random_draws result_types"),
     *_rules(Form.CAPTURED, Form.CAPTURED, programs, "graph_matches_program"),
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "known_classes layer_signatures layers_in_order state_is_bound"),
     *_rules(Form.CLUSTERED, Form.PLANNED, programs, "operand_types cheap_layers"),

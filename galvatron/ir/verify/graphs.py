@@ -11,6 +11,7 @@ from galvatron.errors import did_you_mean
 from galvatron.ir.collectives import COLLECTIVES, result_shape
 from galvatron.ir.graph import Const, Graph, Op, Ref, Value
 from galvatron.ir.layout import Axis, Layout, Placement, Shard, local_outer
+from galvatron.ir.padding import paddable
 from galvatron.ir.random import is_random, random_problem
 from galvatron.ir.spmd import is_spmd
 from galvatron.ir.text.targets import is_known_target
@@ -177,7 +178,47 @@ def layout_problem(layout: Layout, rank: int) -> str:
     for placement in layout:
         if isinstance(placement, Shard) and not 0 <= placement.dim < rank:
             return f"sharded along dimension {placement.dim}, but has {rank}"
+        if isinstance(placement, Shard) and placement.padded:
+            alone = [p for p in layout if isinstance(p, Shard) and p.dim == placement.dim] == [placement]
+            if placement.outer != 1 or not alone:
+                return f"padded along dimension {placement.dim}, of which only one axis may then take a share"
     return ""
+
+
+def padded_shards(scope: Scope) -> Iterator[Violation]:
+    """A padded shard stays what it is: state or a result, read only by ops that leave its filler uncounted."""
+    crossing = {v.name for v in scope.graph.inputs} | set(scope.graph.outputs)
+    for value, locus in _definitions(scope):
+        if value.name in crossing and _padded_axes(value):
+            yield locus, f"%{value.name} enters or leaves as a padded shard, {_shown(value)}"
+    for index, op in enumerate(scope.graph.ops):
+        if problem := _padding_problem(op, scope):
+            yield ("op", scope.owner, index), f"{op.target}: {problem}"
+
+
+def _padding_problem(op: Op, scope: Scope) -> str:
+    """What is wrong with the padded shards that an op reads and makes."""
+    read: set[int] = set()
+    for position, operand in enumerate(scope.graph.values[name] for name in op.operands):
+        if axes := _padded_axes(operand):
+            if position not in paddable(op.target):
+                return f"would count the filler of %{operand.name}, {_shown(operand)}"
+            read |= axes
+    if is_spmd(op.target):
+        own = [i for i, axis in enumerate(scope.mesh or ()) if axis.name == op.kwarg("axis")]
+        read -= set(own)
+    for value in op.results:
+        if _padded_axes(value) != read:
+            return f"%{value.name} must be padded on the axes on which its operands are, but is {_shown(value)}"
+    return ""
+
+
+def _padded_axes(value: Value) -> set[int]:
+    return {i for i, p in enumerate(value.layout or ()) if isinstance(p, Shard) and p.padded}
+
+
+def _shown(value: Value) -> str:
+    return f"({', '.join(map(str, value.layout or ()))})"
 
 
 def collectives(scope: Scope) -> Iterator[Violation]:
