@@ -168,6 +168,8 @@ def _axis_variable(bindings: Bindings, layer: Layer, name: str) -> str:
 
 def _placement(placement: Placement, trained: bool) -> str:
     """Text of a placement; empty for what an axis that is not named means."""
+    if isinstance(placement, Shard) and placement.padded:
+        return f"rt.Sharded({placement.dim}, padded=True)"
     if isinstance(placement, Shard):
         outer = "" if placement.outer == 1 else f", outer={print_expression(placement.outer)}"
         return f"rt.Sharded({placement.dim}{outer})"

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from galvatron.errors import GalvatronError
@@ -123,6 +124,14 @@ def gather_full(x: Tensor, axis: Axis, dim: int, outer: int = 1) -> Tensor:
 def take_part(x: Tensor, axis: Axis, dim: int, outer: int = 1) -> Tensor:
     """This rank's slice, as a view where strides allow."""
     return _split(x, axis, dim, outer)[axis.index]
+
+
+def take_padded(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    """This rank's slice of a dimension that the axis need not divide: rounded up, and filled with zeros at the end."""
+    part = -(-x.size(dim) // axis.size)
+    start = min(axis.index * part, x.size(dim))
+    own = x.narrow(dim, start, min(part, x.size(dim) - start))
+    return F.pad(own, [0, 0] * (x.dim() - 1 - dim) + [0, part - own.size(dim)]) if own.size(dim) < part else own
 
 
 def _identity(x: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 """Ops on a slice of a dimension that must be seen whole: a sharded vocabulary is looked up, normalised and scored
 without ever being gathered. Arguments are those of the ATen ops; `axis` shards the dimension, `size` is its whole size.
+
+Where the axis does not divide `size`, slices are rounded up and the last rank's ends in filler: it counts for nothing
+and its gradient is zero.
 """
 
 from __future__ import annotations
@@ -32,23 +35,28 @@ def embedding(
     up.
 
     Args:
-        weight: [rows / axis size, width], this rank's rows.
+        weight: [rows / axis size, width], this rank's rows. Filler is never looked up.
         indices: any shape, into the whole table.
     """
     if scale_grad_by_freq or sparse:
         raise GalvatronError("an embedding with scale_grad_by_freq or sparse gradients cannot be sharded by rows")
-    local, inside = _local_indices(indices, weight.size(0), axis)
+    local, inside = _local_indices(indices, weight.size(0), axis, size)
     own_padding = padding_idx - axis.index * weight.size(0) if padding_idx >= 0 else -1
     padding = own_padding if 0 <= own_padding < weight.size(0) else None
     rows = F.embedding(local, weight, padding_idx=padding)
     return rows.masked_fill(~inside.unsqueeze(-1), 0.0)
 
 
-def _local_indices(indices: Tensor, rows: int, axis: Axis) -> tuple[Tensor, Tensor]:
+def _local_indices(indices: Tensor, rows: int, axis: Axis, size: int) -> tuple[Tensor, Tensor]:
     """Indices into this rank's rows, 0 where another rank holds the row, and which of them this rank holds."""
     local = indices - axis.index * rows
-    inside = (local >= 0) & (local < rows)
+    inside = (local >= 0) & (local < _own_size(rows, axis, size))
     return local.masked_fill(~inside, 0), inside
+
+
+def _own_size(slots: int, axis: Axis, size: int) -> int:
+    """How many of the `slots` elements of this rank's slice are no filler; there is at least one."""
+    return min(slots, size - axis.index * slots)
 
 
 def cross_entropy_loss(
@@ -93,45 +101,53 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         # Like torch, half types are summed in single precision.
         wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        local, inside = _local_indices(target, logits.size(1), axis)
-        exponentials, maxima = _shifted_exponentials(wide, axis)
+        local, inside = _local_indices(target, logits.size(1), axis, size)
+        exponentials, maxima = _shifted_exponentials(wide, axis, size)
+        own = _own_size(logits.size(1), axis, size)
         picked = wide.gather(1, local.unsqueeze(1)).squeeze(1).masked_fill(~inside, 0.0)
-        sums = torch.stack([exponentials.sum(1), picked, wide.sum(1)])
+        sums = torch.stack([exponentials.sum(1), picked, wide.narrow(1, 0, own).sum(1)])
         axis.group.allreduce(sums).wait()
         total, picked, every = sums
         kept = target != ignore_index
-        losses = maxima + total.log() - (1 - smoothing) * picked - (smoothing / size) * every
+        losses = maxima + total.log() - (1 - smoothing) * picked
+        if smoothing:
+            losses -= (smoothing / size) * every
         ctx.save_for_backward(exponentials.div_(total.unsqueeze(1)), local, inside, kept)
-        ctx.smoothing, ctx.size, ctx.dtype = smoothing, size, logits.dtype
+        ctx.smoothing, ctx.size, ctx.own, ctx.dtype = smoothing, size, own, logits.dtype
         return losses.masked_fill(~kept, 0.0).to(logits.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         softmax, local, inside, kept = ctx.saved_tensors
         scale = gradients[0].to(softmax.dtype).masked_fill(~kept, 0.0).unsqueeze(1)
-        gradient = softmax - ctx.smoothing / ctx.size if ctx.smoothing else softmax.clone()
+        gradient = softmax.clone()
+        if ctx.smoothing:
+            gradient.narrow(1, 0, ctx.own).sub_(ctx.smoothing / ctx.size)
         gradient.scatter_add_(1, local.unsqueeze(1), inside.unsqueeze(1).to(softmax.dtype) * (ctx.smoothing - 1))
         return gradient.mul_(scale).to(ctx.dtype), None, None, None, None, None
 
 
-def _shifted_exponentials(x: Tensor, axis: Axis, dim: int = 1) -> tuple[Tensor, Tensor]:
-    """`exp(x - maximum)` and the maximum along `dim` over all ranks."""
-    maxima = x.amax(dim)
+def _shifted_exponentials(x: Tensor, axis: Axis, size: int, dim: int = 1) -> tuple[Tensor, Tensor]:
+    """`exp(x - maximum)`, zero for filler, and the maximum along `dim` over all ranks."""
+    own = _own_size(x.size(dim), axis, size)
+    maxima = x.narrow(dim, 0, own).amax(dim)
     axis.group.allreduce([maxima], _MAX).wait()
-    return (x - maxima.unsqueeze(dim)).exp_(), maxima
+    exponentials = (x - maxima.unsqueeze(dim)).exp_()
+    exponentials.narrow(dim, own, x.size(dim) - own).zero_()
+    return exponentials, maxima
 
 
 def logsumexp(x: Tensor, dim: tuple[int, ...], keepdim: bool = False, *, axis: Axis, size: int) -> Tensor:
     """The logarithm of the summed exponentials along one sharded dimension, equal on all ranks of the axis."""
     (along,) = dim
-    result: Tensor = _LogSumExp.apply(x, along % x.dim(), axis)  # type: ignore[assignment]  # apply is untyped in torch
+    result: Tensor = _LogSumExp.apply(x, along % x.dim(), axis, size)  # type: ignore[assignment]  # apply is untyped in torch
     return result.unsqueeze(along) if keepdim else result
 
 
 class _LogSumExp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, axis: Axis) -> Tensor:
-        exponentials, maxima = _shifted_exponentials(x, axis, dim)
+    def forward(ctx: Any, x: Tensor, dim: int, axis: Axis, size: int) -> Tensor:
+        exponentials, maxima = _shifted_exponentials(x, axis, size, dim)
         total = exponentials.sum(dim)
         axis.group.allreduce([total]).wait()
         ctx.save_for_backward(exponentials.div_(total.unsqueeze(dim)))
@@ -139,6 +155,6 @@ class _LogSumExp(torch.autograd.Function):
         return maxima + total.log()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (softmax,) = ctx.saved_tensors
-        return softmax * gradients[0].unsqueeze(ctx.dim), None, None
+        return softmax * gradients[0].unsqueeze(ctx.dim), None, None, None
