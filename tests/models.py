@@ -76,11 +76,16 @@ class Case:
 
 
 def ragged_tokens(
-    size: int, seed: int, inputs: str = "input_ids", labels: str = "labels", mask: str | None = None
+    size: int,
+    seed: int,
+    inputs: str = "input_ids",
+    labels: str = "labels",
+    mask: str | None = None,
+    vocabulary: int = VOCABULARY,
 ) -> dict[str, Any]:
     """Token batches whose rows have different numbers of ignored (-100) labels, padded on the right under a mask."""
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(1, VOCABULARY, (size, SEQUENCE), generator=generator)
+    tokens = torch.randint(1, vocabulary, (size, SEQUENCE), generator=generator)
     lengths = torch.randint(SEQUENCE // 2, SEQUENCE + 1, (size,), generator=generator)
     kept = torch.arange(SEQUENCE) < lengths[:, None]
     batch = {inputs: tokens, labels: torch.where(kept, tokens.roll(-1, 1), -100)}
@@ -101,7 +106,8 @@ def hugging_face(name: str, mask: bool = True, **changes: Any) -> Case:
     model = getattr(transformers, model_class)(config).double().train()
     if name == "vit":
         return Case(model, _images)
-    return Case(model, lambda size, seed: ragged_tokens(size, seed, mask="attention_mask" if mask else None))
+    vocabulary, mask_name = config.vocab_size, "attention_mask" if mask else None
+    return Case(model, lambda size, seed: ragged_tokens(size, seed, mask=mask_name, vocabulary=vocabulary))
 
 
 def _images(size: int, seed: int) -> dict[str, Any]:

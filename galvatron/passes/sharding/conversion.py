@@ -59,8 +59,9 @@ def kind(placement: Placement) -> str:
 
 
 def conversion(source: Placement, target: Placement) -> Conversion | None:
-    """The table's entry for one axis, or None where nothing is to be done or no single op does it (`R' → P`)."""
-    if source == target:
+    """The table's entry for one axis, or None where nothing is to be done or no single op does it: `R' → P`, and
+    whatever leads from or to a padded shard."""
+    if source == target or any(isinstance(p, Shard) and p.padded for p in (source, target)):
         return None
     return _TABLE.get((kind(source), kind(target)))
 

@@ -101,7 +101,7 @@ class Localizer:
             inside = simplify_dim(self._size(state.inner) * self._size(state.size))
             outer = exact_quotient(shape[state.dim], inside)
             assert outer is not None
-            return Shard(state.dim, outer)
+            return Shard(state.dim, outer, state.padded)
 
         return tuple(placement(s) for s in states)
 

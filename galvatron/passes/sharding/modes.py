@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from galvatron.ir.graph import Graph
-from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Partial, Replicate
+from galvatron.ir.graph import Graph, Op
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Partial, Replicate, padded_part
+from galvatron.ir.padding import paddable
 from galvatron.ir.random import is_random
 from galvatron.ir.spmd import SPMD_OPS
 from galvatron.ir.types import BATCH, Dim, exact_quotient
@@ -19,11 +20,15 @@ from galvatron.passes.sharding.factors import Factor, FactorTable, OpFactor
 
 @dataclass(frozen=True)
 class Split:
-    """Sharded along the factor of dimension `dim` that has `size` elements, each spanning `inner`."""
+    """Sharded along the factor of dimension `dim` that has `size` elements, each spanning `inner`.
+
+    A `padded` split is of a whole dimension that the axis does not divide; it is never converted (`ir.padding`).
+    """
 
     dim: int
     inner: Dim
     size: Dim
+    padded: bool = False
 
 
 State = Replicate | Partial | Split
@@ -57,6 +62,7 @@ def op_modes(
     allowed: Callable[[int, OpFactor], bool],
     *,
     ring: bool = False,
+    padding: bool = False,
 ) -> tuple[Mode, ...]:
     """All modes of op `index` on an axis.
 
@@ -64,6 +70,7 @@ def op_modes(
         differentiable: the values that have a gradient; for the others `R'` is `R`.
         allowed: whether the axis' role may shard a factor of an op.
         ring: whether the axis' role has attention pass keys and values round.
+        padding: whether the axis' role pads dimensions that the axis does not divide.
         taken: how many ways each of the op's factors is already sharded by other axes.
     """
     op = graph.ops[index]
@@ -94,12 +101,17 @@ def op_modes(
         for factor in table.op_factors(index):
             ways = taken.get((factor.name, factor.size), 1)
             spmd = factor.name in dims.spmd
-            if not allowed(index, factor) or not _divides(pieces(axis) * ways, factor.size):
+            padded = False
+            if not allowed(index, factor):
                 continue
+            if not _divides(pieces(axis) * ways, factor.size):
+                padded = padding and ways == 1 and _may_pad(graph, op, factor, axis, spmd)
+                if not padded:
+                    continue
             if spmd and (ways > 1 or factor.size != dims.sizes[factor.name]):
                 continue
             missing = SPMD_OPS[op.target.split(".")[1]].result if spmd else PARTIAL
-            if (states := _sharded(factor, dims.sums, missing)) is not None:
+            if (states := _sharded(factor, dims.sums, missing, padded)) is not None:
                 modes.append(mode(*states, (factor.name, factor.size), spmd))
     if ring and (states := _ring(graph, index, table, axis, taken)) is not None:
         modes.append(mode(*states, (RING, graph.values[operand_names[0]].type.shape[-2]), spmd=True))
@@ -159,8 +171,20 @@ def _divides(ways: int, size: Dim) -> bool:
     return size == BATCH or exact_quotient(size, ways) is not None
 
 
+def _may_pad(graph: Graph, op: Op, factor: OpFactor, axis: Axis, spmd: bool) -> bool:
+    """Whether an op may run beside filler at the end of a factor: the factor is whole dimensions, of operands that may
+    be padded and, unless the op's counterpart in `ir.spmd` sees to it, of every result."""
+    if axis.folded or padded_part(factor.size, axis.size) is None or (not spmd and None in factor.results):
+        return False
+    if any(place is not None and i not in paddable(op.target) for i, place in enumerate(factor.operands)):
+        return False
+    names = (*op.operands, *(v.name for v in op.results))
+    places = zip(names, (*factor.operands, *factor.results), strict=True)
+    return all(graph.values[name].type.shape[f.dim] == factor.size for name, f in places if f is not None)
+
+
 def _sharded(
-    factor: OpFactor, sums: frozenset[int], missing: Replicate | Partial
+    factor: OpFactor, sums: frozenset[int], missing: Replicate | Partial, padded: bool
 ) -> tuple[list[State], list[State]] | None:
     """Operand and result states when a factor is sharded.
 
@@ -175,11 +199,11 @@ def _sharded(
 
     def state(position: int, place: Factor | None) -> State:
         if place is not None:
-            return Split(place.dim, place.inner, place.size)
+            return Split(place.dim, place.inner, place.size, padded)
         return PARTIAL if summed and position in sums else BROADCAST
 
     operands = [state(i, place) for i, place in enumerate(factor.operands)]
     results: list[State] = [
-        missing if place is None else Split(place.dim, place.inner, place.size) for place in factor.results
+        missing if place is None else Split(place.dim, place.inner, place.size, padded) for place in factor.results
     ]
     return operands, results

@@ -17,6 +17,7 @@ from galvatron.passes.sharding.boundary import ROLES, Border, Role
 from galvatron.passes.sharding.factors import FactorTable
 from galvatron.passes.sharding.localize import Localizer
 from galvatron.passes.sharding.modes import Mode, Split, State, op_modes, pieces
+from galvatron.passes.sharding.padding import without_stranded_padding
 from galvatron.passes.sharding.prices import Prices
 from galvatron.passes.sharding.solver import Boundary, Costs, Solution, solve
 
@@ -40,9 +41,13 @@ def shard_class(cls: LayerClass, strategy: Strategy, cluster: Cluster, border: B
         role = role_of(strategy, axis)
         allowed = role.allowed(graph, border, table)
         modes = [
-            op_modes(graph, i, table, axis, differentiable, shares.taken[i], allowed, ring=role.ring)
+            op_modes(
+                graph, i, table, axis, differentiable, shares.taken[i], allowed, ring=role.ring, padding=role.matrices
+            )
             for i in range(len(graph.ops))
         ]
+        if role.matrices:
+            modes = without_stranded_padding(graph, modes, border.trainable - border.whole_state)
         boundary = role.boundary(graph, border, table, modes)
         _check_divides(cls.name, axis, boundary, shares)
         prices = Prices(

@@ -78,7 +78,7 @@ class Prices:
         return price + (self._collective_s("all_reduce", self._bytes[name]) if state == BROADCAST else 0.0)
 
     def conversion_s(self, name: str, source: State, target: State) -> float:
-        """Infinite where no op converts, and for parameters: their shards stay where they are."""
+        """Infinite where no op converts: for padded shards, and for parameters, whose shards stay where they are."""
         if name in self._state and isinstance(source, Split):
             return float("inf")
         row = _row(source, target)
@@ -99,5 +99,8 @@ class Prices:
 def _row(source: State, target: State) -> Conversion | None:
     """The conversion table's row for two states; the numbers in the placements do not matter to it."""
     return conversion(
-        *(Shard(s.dim, simplify_dim(s.inner * s.size)) if isinstance(s, Split) else s for s in (source, target))
+        *(
+            Shard(s.dim, simplify_dim(s.inner * s.size), s.padded) if isinstance(s, Split) else s
+            for s in (source, target)
+        )
     )

@@ -40,7 +40,7 @@ def kept(length: int, dim: int, layout: Layout, mesh: Mesh, rank: int, batch: in
     """The indices along `dim`, of `length` elements, that a rank holds.
 
     Index i seen as (outer, n, rest) has the middle digit `i // rest % n`, and a rank keeps those with its coordinate.
-    Axes with one and the same shard take consecutive digits.
+    Axes with one and the same shard take consecutive digits. Of a padded shard the last rank has what is left.
     """
     index = torch.arange(length)
     keep = torch.ones(length, dtype=torch.bool)
@@ -48,13 +48,24 @@ def kept(length: int, dim: int, layout: Layout, mesh: Mesh, rank: int, batch: in
     for placement, axis in zip(layout, mesh, strict=True):
         if isinstance(placement, Shard) and placement.dim == dim:
             rest = rests.get(placement, length // evaluate(placement.outer, batch)) // axis.size
+            if placement.padded:
+                assert length % axis.size
+                rest += 1
             rests[placement] = rest
             keep &= index // rest % axis.size == axis.coordinate(rank)
     return index[keep]
 
 
-def distribute(whole: torch.Tensor, layout: Layout, mesh: Mesh, batch: int = 1) -> list[torch.Tensor]:
-    """Each rank's part: copies, slices, or random terms of a sum."""
+def _filler(part: torch.Tensor, length: int, dim: int, layout: Layout, mesh: Mesh) -> int:
+    """How many elements of filler a rank's `part` of a padded dimension needs."""
+    sizes = [a.size for p, a in zip(layout, mesh, strict=True) if isinstance(p, Shard) and p.padded and p.dim == dim]
+    return -(-length // sizes[0]) - part.shape[dim] if sizes else 0
+
+
+def distribute(
+    whole: torch.Tensor, layout: Layout, mesh: Mesh, batch: int = 1, *, zeros: bool = False
+) -> list[torch.Tensor]:
+    """Each rank's part: copies, slices, or random terms of a sum. Filler is random too, or `zeros` (of a gradient)."""
     partial_axes = [axis for placement, axis in zip(layout, mesh, strict=True) if isinstance(placement, Partial)]
     terms = dict(zip(product(*(range(a.size) for a in partial_axes)), _terms(whole, partial_axes), strict=True))
     parts: list[torch.Tensor] = []
@@ -62,6 +73,9 @@ def distribute(whole: torch.Tensor, layout: Layout, mesh: Mesh, batch: int = 1) 
         part = terms[tuple(axis.coordinate(rank) for axis in partial_axes)]
         for dim, length in enumerate(whole.shape):
             part = part.index_select(dim, kept(length, dim, layout, mesh, rank, batch))
+            if missing := _filler(part, length, dim, layout, mesh):
+                filler = part.new_zeros((*part.shape[:dim], missing, *part.shape[dim + 1 :]))
+                part = torch.cat([part, filler if zeros else torch.randn_like(filler)], dim)
         parts.append(part.clone())
     return parts
 
@@ -81,9 +95,16 @@ def _terms(whole: torch.Tensor, partial_axes: list[Axis]) -> list[torch.Tensor]:
 
 
 def combine(
-    parts: list[torch.Tensor], layout: Layout, mesh: Mesh, shape: tuple[int, ...], batch: int = 1
+    parts: list[torch.Tensor],
+    layout: Layout,
+    mesh: Mesh,
+    shape: tuple[int, ...],
+    batch: int = 1,
+    *,
+    zeros: bool = False,
 ) -> torch.Tensor:
-    """The whole tensor from each rank's part; ranks that should hold the same must."""
+    """The whole tensor from each rank's part; ranks that should hold the same must, and filler must be zero if `zeros`
+    (of a gradient)."""
     partial_axes = [axis for placement, axis in zip(layout, mesh, strict=True) if isinstance(placement, Partial)]
     terms: dict[tuple[int, ...], torch.Tensor] = {}
     filled: dict[tuple[int, ...], torch.Tensor] = {}
@@ -92,17 +113,30 @@ def combine(
         whole = terms.setdefault(key, torch.zeros(shape, dtype=parts[rank].dtype))
         seen = filled.setdefault(key, torch.zeros(shape, dtype=torch.bool))
         lines = [kept(length, dim, layout, mesh, rank, batch) for dim, length in enumerate(shape)]
-        assert tuple(parts[rank].shape) == tuple(map(len, lines)), (layout, shape, parts[rank].shape)
+        part = _without_filler(parts[rank], shape, lines, layout, mesh, zeros)
+        assert tuple(part.shape) == tuple(map(len, lines)), (layout, shape, part.shape)
         place = tuple(line.reshape([-1 if i == d else 1 for i in range(len(shape))]) for d, line in enumerate(lines))
         if bool(seen[place].all()):
-            torch.testing.assert_close(parts[rank], whole[place], msg=lambda m: f"ranks disagree on {layout}: {m}")
-        whole[place] = parts[rank]
+            torch.testing.assert_close(part, whole[place], msg=lambda m: f"ranks disagree on {layout}: {m}")
+        whole[place] = part
         seen[place] = True
     assert all(bool(seen.all()) for seen in filled.values()), f"{layout} leaves a gap"
     total = torch.zeros(shape, dtype=parts[0].dtype)
     for term in terms.values():
         total = total + term
     return total
+
+
+def _without_filler(
+    part: torch.Tensor, shape: tuple[int, ...], lines: list[torch.Tensor], layout: Layout, mesh: Mesh, zeros: bool
+) -> torch.Tensor:
+    for dim, line in enumerate(lines):
+        own = part.narrow(dim, 0, min(len(line), part.shape[dim]))
+        missing = _filler(own, shape[dim], dim, layout, mesh)
+        filler = part.narrow(dim, len(line), missing)
+        assert bool(filler.isfinite().all()) and not (zeros and bool(filler.any())), (layout, filler)
+        part = part.narrow(dim, 0, part.shape[dim] - missing)
+    return part
 
 
 def dual_layout(layout: Layout) -> Layout:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -29,29 +30,29 @@ STRATEGIES = ("dp2", "tp2", "dp2-tp2", "tp2-dp2", "tp2+sp", "dp2-tp2+sp", "ulyss
 
 
 @cache
-def partitioner(family: str) -> Partitioner:
+def partitioner(family: str, **options: Any) -> Partitioner:
     from galvatron.ir.capture import capture_graph
 
-    case = hugging_face(family)
+    case = hugging_face(family, **options)
     with Doubles():
         program = capture_graph(case.model, case.batch(BATCH, 0)).program
     return Partitioner(ClusterLayers().run(Normalize().run(program)), CLUSTER)
 
 
-def classes(family: str) -> list[LayerClass]:
-    program = partitioner(family).program
+def classes(family: str, **options: Any) -> list[LayerClass]:
+    program = partitioner(family, **options).program
     once = {layer.cls for layer in program.layers if layer.when is When.STEP}
     return [c for c in program.classes if c.name not in once]
 
 
-def random_tensor(value: Value) -> torch.Tensor:
+def random_tensor(value: Value, indices: int = 2) -> torch.Tensor:
     shape = [evaluate(size, BATCH) for size in value.type.shape]
     dtype = getattr(torch, TORCH_DTYPE_NAMES[value.type.dtype])
     if value.type.dtype == "bool":
         return torch.ones(shape, dtype=dtype)  # a mask that leaves no query without a key
     if value.type.is_floating:
         return torch.randn(shape, dtype=dtype)
-    return torch.randint(0, 2, shape, dtype=dtype) if shape else torch.tensor(3, dtype=dtype)
+    return torch.randint(0, indices, shape, dtype=dtype) if shape else torch.tensor(3, dtype=dtype)
 
 
 def leaf(tensor: torch.Tensor, differentiable: bool) -> torch.Tensor:
@@ -68,11 +69,11 @@ def gradient_of(tensor: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
 
 
-def check_class(whole: Graph, local: LayerClass, differentiable: frozenset[str], dp: int) -> None:
+def check_class(whole: Graph, local: LayerClass, differentiable: frozenset[str], dp: int, indices: int = 2) -> None:
     """Outputs and gradients of the local graph, put together, are those of the whole graph."""
     mesh, graph, b = local.mesh, local.graph, BATCH // dp
     formals = [v.name for v in (*whole.inputs, *whole.state)]
-    values = {n: random_tensor(whole.values[n]) for n in formals}
+    values = {n: random_tensor(whole.values[n], indices) for n in formals}
     leaves = {n: leaf(t, n in differentiable) for n, t in values.items()}
     expected = run_graph(whole, leaves, batch=BATCH)
     gradients = {n: torch.randn_like(t) for n, t in expected.items() if t.requires_grad and n in differentiable}
@@ -88,14 +89,14 @@ def check_class(whole: Graph, local: LayerClass, differentiable: frozenset[str],
         outputs = [r[local_name[name]].detach() for r in made]
         total = combine(outputs, layouts[local_name[name]], mesh, tuple(tensor.shape), b)
         torch.testing.assert_close(total, tensor.detach(), rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
-    split = {n: distribute(g, dual_layout(layouts[local_name[n]]), mesh, b) for n, g in gradients.items()}
+    split = {n: distribute(g, dual_layout(layouts[local_name[n]]), mesh, b, zeros=True) for n, g in gradients.items()}
     # One backward over all ranks: a collective's gradient needs every rank's.
     flowing = [(r, n) for r in world(mesh) for n in split if made[r][local_name[n]].requires_grad]
     torch.autograd.backward([made[r][local_name[n]] for r, n in flowing], [split[n][r] for r, n in flowing])
     for name, tensor in leaves.items():
         if tensor.requires_grad:
             own = [gradient_of(r[name]) for r in ranks]
-            total = combine(own, dual_layout(layouts[name]), mesh, tuple(tensor.shape), b)
+            total = combine(own, dual_layout(layouts[name]), mesh, tuple(tensor.shape), b, zeros=True)
             torch.testing.assert_close(
                 total, gradient_of(tensor), rtol=1e-8, atol=1e-9, msg=lambda m, n=name: f"gradient of {n}: {m}"
             )
@@ -110,6 +111,50 @@ def test_local_graphs_compute_what_the_class_computes(family: str, strategy: str
         parsed = Strategy.parse(strategy)
         local = split.shard(cls.name, parsed)
         check_class(cls.graph, local, split.borders[cls.name].differentiable, parsed.degree("dp"))
+
+
+def padded(local: LayerClass) -> set[str]:
+    """The state that a class keeps padded."""
+    layouts = [(v.name, v.layout or ()) for v in local.graph.state]
+    return {name for name, layout in layouts if any(isinstance(p, Shard) and p.padded for p in layout)}
+
+
+@pytest.mark.parametrize(
+    ("family", "vocabulary", "strategy"),
+    [
+        ("llama", 97, "tp2"),
+        ("llama", 101, "tp3"),
+        ("llama", 97, "dp2-tp2"),
+        ("llama", 101, "tp2+sp"),
+        ("gpt2", 97, "tp4+sp"),
+        ("gpt2", 101, "tp2-dp2"),
+        ("bert", 97, "tp2"),
+    ],
+)
+def test_a_vocabulary_that_does_not_divide_is_padded(family: str, vocabulary: int, strategy: str) -> None:
+    """Embedding and head, or BERT's decoder and its bias (the embedding's width is sharded, being no residual stream),
+    are kept in slices that are rounded up; classes with them compute what they compute whole."""
+    torch.manual_seed(0)
+    options = {"vocab_size": vocabulary, "tie_word_embeddings": False}
+    split, parsed = partitioner(family, **options), Strategy.parse(strategy)
+    found: list[str] = []
+    for cls in classes(family, **options):
+        local = split.shard(cls.name, parsed)
+        kept = padded(local)
+        assert all(vocabulary in cls.graph.values[name].type.shape for name in kept)
+        if kept:
+            check_class(cls.graph, local, split.borders[cls.name].differentiable, parsed.degree("dp"), vocabulary)
+            found += kept
+    assert len(found) == 2, found
+
+
+@pytest.mark.parametrize("options", [{"intermediate_size": 49}, {"vocab_size": 97, "tie_word_embeddings": True}])
+def test_what_cannot_stay_padded_is_whole(options: dict[str, Any]) -> None:
+    """An activation between two products would count filler, and tied weights are whole."""
+    split = partitioner("llama", **options)
+    for cls in classes("llama", **options):
+        local = split.shard(cls.name, Strategy.parse("tp2"))
+        assert "padded" not in str([v.layout for v in local.graph.values.values()])
 
 
 def block(family: str) -> str:

@@ -18,7 +18,7 @@ from galvatron.passes.sharding.factors import FactorTable
 from galvatron.passes.sharding.localize import localized_arguments
 from galvatron.passes.sharding.modes import Mode, Split, State, op_modes
 from galvatron.passes.sharding.rules import RULES
-from tests.passes.sharding.samples import CASES, POINTWISE, Case, Draw, Sample, real, sample
+from tests.passes.sharding.samples import CASES, POINTWISE, Case, Draw, Sample, below, real, sample
 from tests.passes.sharding.simulate import Mesh, Tensors, combine, distribute, dual_layout, mesh_of, run_op
 
 
@@ -28,7 +28,7 @@ def placed(state: State, value: Value) -> Layout:
         return (state,)
     outer = exact_quotient(value.type.shape[state.dim], state.inner * state.size)
     assert outer is not None
-    return (Shard(state.dim, outer),)
+    return (Shard(state.dim, outer, state.padded),)
 
 
 def with_cuts(d: Draw, graph: Graph) -> Graph:
@@ -69,7 +69,7 @@ def check_mode(call: Sample, mode: Mode, mesh: Mesh) -> None:
     expected_gradients = backward(op, whole, expected, gradients)
 
     parts = {n: distribute(x, operand_layouts[n], mesh) for n, x in call.tensors.items()}
-    gradient_parts = {n: distribute(g, dual_layout(result_layouts[n]), mesh) for n, g in gradients.items()}
+    gradient_parts = {n: distribute(g, dual_layout(result_layouts[n]), mesh, zeros=True) for n, g in gradients.items()}
     local_results = tuple(
         Value(v.name, v.type.with_shape(local_shape(v.type.shape, result_layouts[v.name], mesh))) for v in op.results
     )
@@ -92,7 +92,9 @@ def check_mode(call: Sample, mode: Mode, mesh: Mesh) -> None:
         total = combine(made[name], result_layouts[name], mesh, tuple(y.shape))
         torch.testing.assert_close(total, y.detach(), msg=lambda m, n=name: f"{n} in {mode}: {m}")
     for name, gradient in expected_gradients.items():
-        total = combine(made_gradients[name], dual_layout(operand_layouts[name]), mesh, tuple(gradient.shape))
+        total = combine(
+            made_gradients[name], dual_layout(operand_layouts[name]), mesh, tuple(gradient.shape), zeros=True
+        )
         torch.testing.assert_close(total, gradient, msg=lambda m, n=name: f"gradient of {n} in {mode}: {m}")
 
 
@@ -103,7 +105,8 @@ def check_case(case: Case, data: st.DataObject, ranks: int) -> None:
     graph = with_cuts(d, call.graph)
     table = FactorTable(graph)
     differentiable = call.differentiable | {v.name for v in call.op.results if v.type.is_floating}
-    for mode in op_modes(graph, 0, table, Axis("tp", ranks, 1), differentiable, {}, lambda index, factor: True):
+    axis, allowed = Axis("tp", ranks, 1), lambda index, factor: True
+    for mode in op_modes(graph, 0, table, axis, differentiable, {}, allowed, padding=True):
         if call.op.target.startswith("aten.empty"):
             continue
         check_mode(call, mode, mesh_of(ranks))
@@ -140,6 +143,36 @@ def test_pointwise_ops_without_a_rule(case: Case, data: st.DataObject, ranks: in
 
 def test_every_rule_has_a_case() -> None:
     assert set(CASES) == set(RULES)
+
+
+def padded_names(call: Sample, ranks: int = 4) -> set[str]:
+    """The names of an op's dimensions that may be padded."""
+    table, axis = FactorTable(call.graph), Axis("tp", ranks, 1)
+    modes = op_modes(call.graph, 0, table, axis, call.differentiable, {}, lambda index, factor: True, padding=True)
+    states = [(mode, state) for mode in modes for state in (*mode.operands, *mode.results)]
+    return {mode.factor[0] for mode, state in states if mode.factor and isinstance(state, Split) and state.padded}
+
+
+def test_what_can_be_padded() -> None:
+    """Never a dimension that is summed, nor a factor of one, nor one that an op would count."""
+    x, w = real(4, 7), real(10, 7)
+    assert padded_names(sample("linear.default", x, w, real(10))) == {"n"}
+    assert padded_names(sample("addmm.default", real(10), x, real(7, 10))) == {"n"}
+    assert padded_names(sample("embedding.default", real(10, 8), below(10, 4))) == {"v"}
+    assert padded_names(sample("cross_entropy_loss.default", x, below(7, 4), None, 2)) == {"v"}
+    assert padded_names(sample("logsumexp.default", x, [1])) == {"w1"}
+    assert padded_names(sample("div.Tensor", x, 3.0)) == padded_names(sample("div.Tensor", x, real(4, 1))) == {"b.0"}
+    assert len(padded_names(sample("reshape.default", real(4, 4, 7), [16, 7]))) == 1
+    assert len(padded_names(sample("reshape.default", real(4, 4, 7), [4, 28]))) == 0
+    for refused in (
+        sample("sum.dim_IntList", x, [1]),
+        sample("exp.default", x),
+        sample("softmax.int", x, 1),
+        sample("mse_loss.default", x, x.clone(), 2),
+        sample("div.Tensor", x, real(4, 7)),
+        sample("linear.default", x, real(9, 7)),  # three ranks have it all, the fourth would have nothing but filler
+    ):
+        assert not padded_names(refused)
 
 
 def factors_of(call: Sample) -> set[str]:
