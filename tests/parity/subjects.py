@@ -96,6 +96,27 @@ class Shared(nn.Module):
         return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
 
 
+class Capped(nn.Module):
+    """A head with a bias whose logits are capped, with label smoothing and a penalty on the normaliser, over a
+    vocabulary that no number of ranks divides."""
+
+    vocabulary = 101
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(self.vocabulary, width, padding_idx=100)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width)) for _ in range(2))
+        self.head = nn.Linear(width, self.vocabulary)
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+        logits = 2.0 * torch.tanh(self.head(x) / 2.0)
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=0.1)
+        return loss + 1e-2 * logits.logsumexp(-1).pow(2).mean()
+
+
 class Encoder(nn.Module):
     """`nn.TransformerEncoder` under a classifier of sequences that returns logits, not a loss."""
 
@@ -134,6 +155,10 @@ def _classes(size: int, seed: int) -> Batch:
 
 def _tokens(size: int, seed: int) -> Batch:
     return models.ragged_tokens(size, seed, "tokens", "targets")
+
+
+def _capped(size: int, seed: int) -> Batch:
+    return models.ragged_tokens(size, seed, "tokens", "targets", vocabulary=Capped.vocabulary)
 
 
 def _classifier_loss(output: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
@@ -252,6 +277,9 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "skips": lambda: Subject(Skips().double(), _floats),
     "weighted": lambda: Subject(Weighted().double(), _weighted),
     "shared": lambda: Subject(Shared().double(), _tokens),
+    "llama-97": _hugging_face("llama", mask=False, vocab_size=97),
+    "gpt2-101": _hugging_face("gpt2", mask=False, vocab_size=101, tie_word_embeddings=False),
+    "capped": lambda: Subject(Capped().double(), _capped),
     "encoder": lambda: Subject(Encoder().double(), _classes, _classifier_loss),
     "encoder-post-norm": lambda: Subject(Encoder(norm_first=False).double(), _classes, _classifier_loss),
 }
