@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -170,10 +171,13 @@ def _divided(stream: Stream, start: int, stop: int, heaviest: float) -> list[int
     return _without_light(stream, start, stop, sorted(_splits(stream, anchors, limit, few)), least)
 
 
-def _splits(stream: Stream, anchors: Sequence[int], limit: float, few_in_module: int) -> set[int]:
+def _splits(
+    stream: Stream, anchors: Sequence[int], limit: float, few_in_module: int, most_alive: float = math.inf
+) -> set[int]:
     """Cuts between heavy ops where the fewest values are alive, and again inside pieces that stay large.
 
-    Where hints are there, only between different modules: those that the paths of the piece name first.
+    Where hints are there, only between different modules: those that the paths of the piece name first. What is one
+    module is not cut where more values are alive (`most_alive`) than around it.
     """
     alive, _ = stream.alive()
     between: dict[tuple[int, int], int] = {}
@@ -183,9 +187,9 @@ def _splits(stream: Stream, anchors: Sequence[int], limit: float, few_in_module:
     modules = _modules(stream, anchors)
     if len(set(modules.values())) > 1:
         between = {(a, b): c for (a, b), c in between.items() if modules[a] != modules[b]}
-    if not between:
+    fewest = min((alive[c] for c in between.values()), default=math.inf)
+    if fewest > most_alive or not between:
         return set()
-    fewest = min(alive[c] for c in between.values())
     cuts = {c for c in between.values() if alive[c] == fewest}
     bounds = [anchors[0], *sorted(cuts), anchors[-1] + 1]
     for a, b in zip(bounds, bounds[1:], strict=False):
@@ -193,7 +197,7 @@ def _splits(stream: Stream, anchors: Sequence[int], limit: float, few_in_module:
         inside = {modules[x] for x in piece} - {""}
         few = few_in_module if len(inside) == 1 else _FEW
         if len(inside) > 1 or (len(piece) > few and stream.weight[a:b].sum() > limit):
-            cuts |= _splits(stream, piece, limit, few_in_module)
+            cuts |= _splits(stream, piece, limit, few_in_module, fewest if len(inside) == 1 else most_alive)
     return cuts
 
 
