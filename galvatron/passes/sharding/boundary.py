@@ -135,7 +135,7 @@ class Role:
         """The states a parameter or buffer may be kept in.
 
         Under tensor parallelism a matrix is sharded wherever some rule can, whatever it costs: such a plan is asked for
-        to save memory.
+        to save memory. That includes padded splits, which are among the modes only where they hold together.
         """
         if name not in border.trainable:
             return (REPLICATE,)
