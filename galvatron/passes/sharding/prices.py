@@ -6,15 +6,13 @@ from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import BROADCAST, Axis, Shard
 from galvatron.ir.types import DTYPE_BYTES, evaluate, simplify_dim
+from galvatron.passes.costs.model import OPTIMIZER_PASSES
 from galvatron.passes.sharding.conversion import Conversion, conversion
 from galvatron.passes.sharding.factors import FactorTable
 from galvatron.passes.sharding.modes import Split, State
 
 BACKWARD_WORK = 2
 """A backward pass does the forward's work once per differentiable operand of a product, and reads twice as much."""
-
-OPTIMIZER_PASSES = 7
-"""Times an optimizer step moves a parameter's bytes: reads of parameter, gradient and two moments, writes of three."""
 
 OP_S = 1e-9
 """A tie-break: of two equal plans, the one with fewer conversions."""
