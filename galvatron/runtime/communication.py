@@ -28,10 +28,14 @@ _KINDS = {
     "alltoall_base_": "all_to_all",
     "send": "p2p",
     "broadcast_": "broadcast",
+    "all_gather_into_tensor": "all_gather",
+    "reduce_scatter_tensor": "reduce_scatter",
+    "all_to_all_single": "all_to_all",
 }
-"""Ops of `torch.ops.c10d` and what they are called in the IR. A message counts where it is sent."""
+"""Ops of the communication library and of its functional form (DTensor's), and what they are called in the IR. A
+message counts where it is sent."""
 
-_UNCOUNTED = {"recv_", "barrier", "monitored_barrier_"}
+_UNCOUNTED = {"recv_", "barrier", "monitored_barrier_", "wait_tensor", "_wrap_tensor_autograd"}
 
 _phase: str | None = None
 
@@ -89,11 +93,12 @@ class CommunicationCounter(TorchDispatchMode):
         )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "c10d":
-            self._count(func._opname, args)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if func.namespace in ("c10d", "_c10d_functional"):
+            self._count(func._opname, args, result)
+        return result
 
-    def _count(self, op: str, args: tuple[Any, ...]) -> None:
+    def _count(self, op: str, args: tuple[Any, ...], result: Any) -> None:
         if op in _UNCOUNTED:
             return
         ranks = dist.get_process_group_ranks(_group(args))
@@ -105,14 +110,16 @@ class CommunicationCounter(TorchDispatchMode):
             ranks[1] - ranks[0] if len(ranks) > 1 else 1,
         )
         self.messages[channel] += 1
-        # Operand and result may both be among the arguments; the larger one is the whole tensor.
-        self.sent_bytes[channel] += max((sum(t.nbytes for t in _tensors(arg)) for arg in args), default=0)
+        # Operand and result may both be among the tensors; the larger one is the whole tensor.
+        self.sent_bytes[channel] += max((sum(t.nbytes for t in _tensors(one)) for one in (*args, result)), default=0)
 
 
 def _group(args: tuple[Any, ...]) -> dist.ProcessGroup:
     for arg in args:
         if isinstance(arg, torch.ScriptObject) and "ProcessGroup" in str(arg._type()):
             return dist.ProcessGroup.unbox(arg)
+    if isinstance(args[-1], str):
+        return dist.distributed_c10d._resolve_process_group(args[-1])  # type: ignore[arg-type]  # a GroupName is a str
     raise AssertionError("a call of the communication library without a process group")
 
 

@@ -72,8 +72,8 @@ class GradientSync:
         self._buckets = [bucket for key in keys for bucket in _buckets(key[0], members[key])]
         self._started = 0
         for bucket in self._buckets:
-            for parameter in bucket.parameters:
-                parameter.register_post_accumulate_grad_hook(self._after_accumulation(bucket))
+            for parameter, view in zip(bucket.parameters, bucket.views, strict=True):
+                parameter.register_post_accumulate_grad_hook(self._after_accumulation(bucket, view))
 
     def start(self) -> None:
         """Forget the last step's gradients."""
@@ -81,13 +81,16 @@ class GradientSync:
             parameter.grad = None
         self._started = 0
         for bucket in self._buckets:
-            bucket.flat.zero_()
             bucket.missing = self._microbatches * len(bucket.parameters)
-            for parameter, view in zip(bucket.parameters, bucket.views, strict=True):
-                parameter.grad = view
+            for parameter in bucket.parameters:
+                parameter.grad = None
 
     def reduce(self) -> None:
         """Sum the accumulated gradients over their groups: start what the backward has not, and wait for all."""
+        for bucket in self._buckets[self._started :]:
+            for parameter, view in zip(bucket.parameters, bucket.views, strict=True):
+                if parameter.grad is None:  # nothing in the batch reached it
+                    parameter.grad = view.zero_()
         self._start_up_to(len(self._buckets))
         for bucket in self._buckets:
             assert bucket.work is not None
@@ -99,8 +102,13 @@ class GradientSync:
             for work in works:
                 work.wait()
 
-    def _after_accumulation(self, bucket: _Bucket) -> Callable[[Tensor], None]:
+    def _after_accumulation(self, bucket: _Bucket, view: Tensor) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
+            if parameter.grad is not view:
+                # The step's first gradient is copied into the bucket: less traffic than adding it to zeros.
+                assert parameter.grad is not None
+                view.copy_(parameter.grad)
+                parameter.grad = view
             bucket.missing -= 1
             if bucket.missing == 0:
                 ready = self._started
