@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from galvatron.cli.inputs import ProgramFile, read_program
+from galvatron.errors import PassError
 
 
 def command(
@@ -19,6 +20,12 @@ def command(
     print_after_all: Annotated[bool, typer.Option(help="Show the program after every pass.")] = False,
     print_after_change: Annotated[bool, typer.Option(help="Show the program after passes that change it.")] = False,
     verify: Annotated[bool, typer.Option(help="Verify the program before the first pass and after each.")] = True,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Show what 'shard' left whole on several devices, and what is sent.")
+    ] = False,
+    stats_json: Annotated[
+        Path | None, typer.Option("--stats-json", metavar="PATH", help="Where to write the same as JSON.")
+    ] = None,
     reproducer: Annotated[
         Path | None, typer.Option("--reproducer", metavar="PATH", help="Where to write what made a pass fail.")
     ] = None,
@@ -29,6 +36,9 @@ def command(
     from galvatron.passes.pipeline import Instrument, Pipeline
 
     pipeline = Pipeline.parse(passes)
+    counted = stats or stats_json is not None
+    if counted and not any(pass_.name == "shard" for pass_ in pipeline.passes):
+        raise PassError("--stats compares the program before 'shard' with that after it; put 'shard' into --passes")
     program = read_program(program_file)
     clock = instrument.Timing()
     # The first is outermost: a reproducer catches what the verifier finds, and the clock sees nothing but the pass.
@@ -43,9 +53,21 @@ def command(
     if print_after_all or print_after_change:
         instruments.append(instrument.PrintAfter(only_changes=not print_after_all))
     instruments.append(clock)
+    unsharded = instrument.Before("shard")
+    instruments.append(unsharded)
     try:
         result = pipeline.run(program, instruments)
     finally:
         if timing:
             clock.report()
+    if counted:
+        from galvatron.cli.stats import print_statistics, statistics_json
+        from galvatron.passes.costs.fallbacks import sharding_statistics
+
+        assert unsharded.program is not None
+        statistics = sharding_statistics(unsharded.program, result)
+        if stats_json is not None:
+            stats_json.write_text(statistics_json(statistics) + "\n", encoding="utf-8")
+        if stats:
+            print_statistics(statistics)
     print(print_program(result), end="")

@@ -63,6 +63,19 @@ class Timing:
         Console(stderr=True).print(table)
 
 
+@dataclass
+class Before:
+    """Instrument: keeps the program that the named pass was last given."""
+
+    name: str
+    program: Program | None = None
+
+    def __call__(self, step: Step, proceed: Callable[[], Program]) -> Program:
+        if step.pass_.name == self.name:
+            self.program = step.program
+        return proceed()
+
+
 @dataclass(frozen=True)
 class PrintAfter:
     """Instrument: prints the program after every pass, or only after those that changed it."""

@@ -209,3 +209,28 @@ def test_syntax_error_in_the_model_file(tmp_path: Path) -> None:
     path.write_text("x = 1\ndef model(:\n")
     with pytest.raises(CaptureError, match=r"bad_syntax.py:2: "):
         call_factory(f"{path}:model")
+
+
+PLANNED = "annotate-costs{cluster=a100-80g:1x4},enumerate-strategies{roles=[tp],pipeline-degrees=[1]},prune,search"
+
+
+def test_stats_leave_stdout_to_the_program(program_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "stats.json"
+    passes = f"{PLANNED},shard,redistribute,split-stages"
+    plain, silence = run("opt", program_file, "--passes", passes)
+    out, err = run("opt", program_file, "--passes", passes, "--stats", "--stats-json", path)
+    assert out == plain and not silence
+    assert "ops that run whole on an axis" in err and "(small ops)" in err
+    assert sum(cls["layers"] for cls in json.loads(path.read_text())) == 6
+    assert sum(row["count"] for cls in json.loads(path.read_text()) for row in cls["whole"]) > 0
+
+
+def test_stats_of_one_device_per_stage_say_so(program_file: Path) -> None:
+    single = PLANNED.replace("degrees=[1]", "degrees=[4]")
+    _, err = run("opt", program_file, "--passes", f"{single},shard", "--stats")
+    assert "nothing to shard" in err
+
+
+def test_stats_need_a_program_to_be_sharded(program_file: Path) -> None:
+    _, err = run("opt", program_file, "--passes", PLANNED, "--stats", code=2)
+    assert "put 'shard' into --passes" in err

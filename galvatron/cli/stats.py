@@ -1,0 +1,130 @@
+"""What sharding left whole and what it sends, as tables and JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from galvatron.units import format_seconds
+
+if TYPE_CHECKING:
+    from galvatron.ir.layout import Axis
+    from galvatron.passes.costs.fallbacks import ClassStatistics
+
+Statistics = tuple["ClassStatistics", ...]
+
+SMALL = "(small ops)"
+"""The ops of which each would save less than a kernel launch."""
+
+FILE_WIDTH = 160
+"""Columns of what goes to a file: rows are not wrapped there."""
+
+
+def print_statistics(statistics: Statistics) -> None:
+    """Prints the tables to stderr."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    if not statistics:
+        console.print("No layer runs on more than one device of its stage: there is nothing to shard.")
+        return
+    console.print(fallback_table(statistics))
+    console.print(collective_table(statistics))
+
+
+def fallback_table(statistics: Statistics) -> Table:
+    """One row per class, axis, kind of op and reason; the share is that of the class's compute time."""
+    table = Table(
+        title="ops that run whole on an axis",
+        caption="seconds of one layer and micro-batch, forward and backward",
+    )
+    table.add_column("class", overflow="fold")
+    table.add_column("layers", justify="right")
+    for name in ("axis", "op", "why"):
+        table.add_column(name, overflow="fold")
+    for name in ("ops", "time", "splitting saves", "share"):
+        table.add_column(name, justify="right")
+    for cls in statistics:
+        head = (cls.name, str(cls.layers))
+        if not cls.fallbacks:
+            table.add_row(*head, "", "none", "", "0", "", "", "")
+        for row in cls.fallbacks:
+            table.add_row(
+                *head, str(row.axis), _op(row.target), str(row.reason or ""), str(row.count),
+                format_seconds(row.seconds), format_seconds(row.saved_s), f"{_share(row.seconds, cls.compute_s):.1%}",
+            )  # fmt: skip
+            head = ("", "")
+        table.add_section()
+    return table
+
+
+def collective_table(statistics: Statistics) -> Table:
+    """One row per class, axis and kind of collective."""
+    table = Table(title="collectives", caption="of one layer and micro-batch")
+    table.add_column("class", overflow="fold")
+    for name in ("axis", "collective"):
+        table.add_column(name)
+    for name in ("forward", "backward", "time"):
+        table.add_column(name, justify="right")
+    for cls in statistics:
+        head = cls.name
+        if not cls.channels:
+            table.add_row(head, "", "none", "0", "0", "")
+        for row in cls.channels:
+            counts = (str(row.forward), str(row.backward))
+            table.add_row(head, str(row.axis), row.kind, *counts, format_seconds(row.seconds))
+            head = ""
+        table.add_section()
+    return table
+
+
+def statistics_json(statistics: Statistics) -> str:
+    """The same for programs: one object per class; seconds are floats, `op` and `why` of small ops null."""
+    return json.dumps(
+        [
+            {
+                "class": cls.name,
+                "layers": cls.layers,
+                "compute_s": cls.compute_s,
+                "whole": [
+                    {
+                        "axis": _axis(row.axis),
+                        "op": row.target,
+                        "why": str(row.reason) if row.reason else None,
+                        "count": row.count,
+                        "seconds": row.seconds,
+                        "saved_s": row.saved_s,
+                        "share": _share(row.seconds, cls.compute_s),
+                    }
+                    for row in cls.fallbacks
+                ],
+                "collectives": [
+                    {
+                        "axis": _axis(row.axis),
+                        "kind": row.kind,
+                        "forward": row.forward,
+                        "backward": row.backward,
+                        "seconds": row.seconds,
+                    }
+                    for row in cls.channels
+                ],
+            }
+            for cls in statistics
+        ],
+        indent=2,
+    )
+
+
+def _op(target: str | None) -> str:
+    return SMALL if target is None else target.removeprefix("aten.").removesuffix(".default")
+
+
+def _share(seconds: float, total: float) -> float:
+    return seconds / total if total else 0.0
+
+
+def _axis(axis: Axis) -> dict[str, object]:
+    return {"name": axis.name, "size": axis.size, "stride": axis.stride}
