@@ -38,8 +38,8 @@ class Reason(enum.Enum):
 
     NO_RULE = "no rule"
     """The rule table does not know the op."""
-    INDIVISIBLE = "no dimension to split"
-    """Its rule keeps every dimension whole, the batch excepted, which only dp splits."""
+    INDIVISIBLE = "cannot be split"
+    """It works along the dimension that the axis shards around it, or along every one but the batch."""
     ROLE = "whole by the axis' role"
     """It has dimensions to split, but none that the role splits (tp: those of parameters, cp: the sequence)."""
     SIZE = "size does not divide"
@@ -203,6 +203,16 @@ def _is_whole(graph: Graph, op: Op, position: int) -> bool:
     return not any(isinstance(layout[position], Shard) for layout in layouts)
 
 
+def _is_gathered(graph: Graph, op: Op, position: int) -> bool:
+    """Whether an operand of a local op is sharded on an axis before it is converted for the op."""
+    for name in op.operands:
+        while name in graph.producers and graph.producers[name].target.startswith("comm."):
+            (name,) = graph.producers[name].operands
+            if isinstance((graph.values[name].layout or ())[position], Shard):
+                return True
+    return False
+
+
 def _reasons(graph: Graph, cls: LayerClass, local: tuple[Op, ...], position: int, border: Border) -> list[Reason]:
     """Per op of a base graph, why it is whole on an axis if it is: what the partitioner had to choose from there."""
     assert cls.strategy is not None
@@ -227,7 +237,8 @@ def _reasons(graph: Graph, cls: LayerClass, local: tuple[Op, ...], position: int
             return Reason.INDIVISIBLE
         reached = [f for f in factors if allowed(index, f)]
         if not reached:
-            return Reason.ROLE
+            gathered = dims.indivisible and _is_gathered(cls.graph, local[index], position)
+            return Reason.INDIVISIBLE if gathered else Reason.ROLE
         ways = [pieces(axis) * taken[index].get((f.name, f.size), 1) for f in reached]
         uneven = all(exact_quotient(f.size, w) is None for f, w in zip(reached, ways, strict=True))
         return Reason.SIZE if uneven else Reason.INDIVISIBLE

@@ -85,8 +85,8 @@ def reasons(program: Program, target: str) -> set[Reason | None]:
 
 
 def test_an_op_along_the_dimension_of_the_axis_is_whole():
-    assert reasons(planned(along_sequence, "cp4"), "aten.cumsum.default") == {Reason.ROLE}
-    assert reasons(planned(along_hidden, "tp4"), "aten.cumsum.default") == {Reason.ROLE}
+    assert reasons(planned(along_sequence, "cp4"), "aten.cumsum.default") == {Reason.INDIVISIBLE}
+    assert reasons(planned(along_hidden, "tp4"), "aten.cumsum.default") == {Reason.INDIVISIBLE}
     assert not rows(planned(along_sequence, "tp4"), "aten.cumsum.default")
     assert not rows(planned(along_hidden, "cp4"), "aten.cumsum.default")
 
@@ -111,6 +111,12 @@ def test_a_role_keeps_the_residual_stream_whole():
 
 def test_a_size_that_does_not_divide_is_whole():
     assert reasons(planned(torch.relu, "tp4", hidden=4 * WIDTH + 2), "aten.relu.default") == {Reason.SIZE}
+
+
+def test_an_op_whose_split_costs_more_than_it_saves_is_whole():
+    # a mean over the sequence could be split by hidden unit, at the price of an exchange each way
+    program = planned(lambda x: x + x.mean(1, keepdim=True), "ulysses4")
+    assert reasons(program, "aten.mean.dim") == {Reason.CHEAPER}
 
 
 def test_two_axes_that_share_the_work_leave_nothing_whole():
