@@ -93,6 +93,8 @@ class CommunicationCounter(TorchDispatchMode):
         )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(kind is not Tensor for kind in types):
+            return NotImplemented  # a DTensor, say, which is to do its own part first: what it sends comes by here
         result = func(*args, **(kwargs or {}))
         if func.namespace in ("c10d", "_c10d_functional"):
             self._count(func._opname, args, result)
