@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from galvatron.ir.graph import Graph
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.program import Program
 
-VOCABULARY, SEQUENCE = 96, 12
+VOCABULARY, SEQUENCE = 96, 24
 
 
 class Doubles(TorchFunctionMode):
@@ -105,14 +106,15 @@ def hugging_face(name: str, mask: bool = True, **changes: Any) -> Case:
     torch.manual_seed(0)
     model = getattr(transformers, model_class)(config).double().train()
     if name == "vit":
-        return Case(model, _images)
+        size = config.image_size
+        return Case(model, partial(_images, (size, size) if isinstance(size, int) else size))
     vocabulary, mask_name = config.vocab_size, "attention_mask" if mask else None
     return Case(model, lambda size, seed: ragged_tokens(size, seed, mask=mask_name, vocabulary=vocabulary))
 
 
-def _images(size: int, seed: int) -> dict[str, Any]:
+def _images(image: tuple[int, int], size: int, seed: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randn(size, 3, 16, 16, generator=generator, dtype=torch.float64)
+    pixels = torch.randn(size, 3, *image, generator=generator, dtype=torch.float64)
     return {"pixel_values": pixels, "labels": torch.randint(0, 5, (size,), generator=generator)}
 
 
@@ -124,6 +126,8 @@ _ENCODER = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
 }  # fmt: skip
+_PADDED = {"pad_token_id": 0, "max_position_embeddings": 32}
+_RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
 _NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "experts_implementation": "batched_mm"}
 
@@ -149,6 +153,13 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "use_cache": False, **_NO_DROPOUT},
     ),
     "bert": ("BertConfig", "BertForMaskedLM", _ENCODER),
+    "roberta": ("RobertaConfig", "RobertaForMaskedLM", _ENCODER | _PADDED),
+    "deberta": ("DebertaConfig", "DebertaForMaskedLM", _ENCODER | _PADDED | _RELATIVE),
+    "deberta-v2": (
+        "DebertaV2Config",
+        "DebertaV2ForMaskedLM",
+        _ENCODER | _PADDED | _RELATIVE | {"position_buckets": 4},
+    ),
     "vit": (
         "ViTConfig",
         "ViTForImageClassification",

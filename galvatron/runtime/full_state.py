@@ -12,7 +12,7 @@ from torch import Tensor
 from galvatron.errors import PlanError, did_you_mean
 from galvatron.runtime.materialize import ModelState
 from galvatron.runtime.mesh import Mesh, process_group
-from galvatron.runtime.stage import Stage
+from galvatron.runtime.stage import Sharded, Stage, StateSpec
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,14 @@ class Entry:
     kind: str
     requires_grad: bool
     layout: str
+
+
+def _layout(spec: StateSpec) -> str:
+    """The placements of a tensor; whether an axis folds says nothing of what is whole on it."""
+    return ", ".join(
+        f"{place} on {axis.size}@{axis.stride}" + (", folded" if axis.folded and isinstance(place, Sharded) else "")
+        for axis, place in spec.placements
+    )
 
 
 class Catalogue:
@@ -40,7 +48,7 @@ class Catalogue:
         self.stage = stage
         self.mesh: Mesh = stage.mesh
         own = [
-            Entry(name, spec.shape, spec.dtype, spec.kind, stage.table(name)[name].requires_grad, str(spec.placements))
+            Entry(name, spec.shape, spec.dtype, spec.kind, stage.table(name)[name].requires_grad, _layout(spec))
             for name, spec in stage.state_specs.items()
         ]
         lists: list[list[Entry]] = [own] * self.mesh.stages

@@ -89,10 +89,10 @@ def costed(name: str) -> tuple[Program, dict[str, Tensor]]:
 
 
 def planned(name: str, plan: str | Plan | Sequence[Sequence[str]], world_size: int = 4, **fields: Any) -> Program:
-    """The model under a plan: a shorthand, a plan, or the strategies of each stage with the plan's other fields."""
+    """The model under a plan: a shorthand, a plan, or the strategies of each stage; `fields` are the plan's others."""
     program = costed(name)[0]
     if isinstance(plan, str):
-        plan = plans.resolve(program, plan, BATCH_SIZE, world_size)
+        plan = plans.resolve(program, plan, fields.get("global_batch_size", BATCH_SIZE), world_size)
     elif not isinstance(plan, Plan):
         stages = tuple(tuple(Strategy.parse(s) for s in stage) for stage in plan)
         defaults = {"micro_batches": 4, "schedule": "1f1b", "global_batch_size": BATCH_SIZE}
@@ -137,7 +137,7 @@ def check(name: str, plan: str | Plan | Sequence[Sequence[str]], batch: Batch | 
         batch: default: ragged labels.
     """
     program = planned(name, plan, _world_size(plan), **fields)
-    batch = subject(name).batch(BATCH_SIZE, 1) if batch is None else batch
+    batch = subject(name).batch(program.batch_size, 1) if batch is None else batch
     check_program(name, program, batch)
 
 

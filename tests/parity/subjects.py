@@ -141,9 +141,9 @@ def _floats(size: int, seed: int) -> Batch:
 
 def _weighted(size: int, seed: int) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    x, target = torch.randn(2, size, 6, 16, generator=generator, dtype=torch.float64)
+    x, target = torch.randn(2, size, 8, 16, generator=generator, dtype=torch.float64)
     weight = torch.rand(size, generator=generator, dtype=torch.float64)
-    keep = torch.rand(size, 6, generator=generator) < 0.7
+    keep = torch.rand(size, 8, generator=generator) < 0.7
     return {"x": x, "target": target, "weight": weight, "keep": keep}
 
 
@@ -266,8 +266,14 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "gpt2-untied": _hugging_face("gpt2", mask=False, tie_word_embeddings=False),
     "bert": _hugging_face("bert"),
     "bert-untied": _hugging_face("bert", tie_word_embeddings=False),
+    "roberta": _hugging_face("roberta"),
+    "deberta": _hugging_face("deberta"),
+    # Only as float32: its TorchScript functions take no doubles for floats.
+    "deberta-v2": _hugging_face("deberta-v2"),
     "t5": _hugging_face("t5"),
     "vit": _hugging_face("vit"),
+    # 15 patches and the class token: a sequence that divides.
+    "vit-16": _hugging_face("vit", image_size=(12, 20)),
     "qwen3": _hugging_face("qwen3"),
     "mixtral": _hugging_face("mixtral"),
     "mistral": _hugging_face("mistral", sliding_window=4),
@@ -277,6 +283,8 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "skips": lambda: Subject(Skips().double(), _floats),
     "weighted": lambda: Subject(Weighted().double(), _weighted),
     "shared": lambda: Subject(Shared().double(), _tokens),
+    "llama-12-heads": _hugging_face("llama", hidden_size=48, num_attention_heads=12, num_key_value_heads=6, head_dim=4),
+    "llama-1-key-head": _hugging_face("llama", num_key_value_heads=1),
     "llama-97": _hugging_face("llama", mask=False, vocab_size=97),
     "gpt2-101": _hugging_face("gpt2", mask=False, vocab_size=101, tie_word_embeddings=False),
     "capped": lambda: Subject(Capped().double(), _capped),

@@ -14,7 +14,7 @@ from galvatron.passes.enumerate_strategies import EnumerateStrategies
 from tests.parity.harness import artifacts, check_program, costed, layer_count, subject, with_plan
 from tests.parity.subjects import ignore_labels
 
-ROLES = ("dp", "tp", "tp+sp", "ulysses")
+ROLES = ("dp", "tp", "tp+sp", "ulysses", "cp")
 MODELS = [*(f"random-{seed}" for seed in range(24)), "gpt", "llama", "skips", "weighted", "shared"]
 # A failing plan is small already, and every step of shrinking it would run ranks.
 COMMON: dict[str, Any] = {

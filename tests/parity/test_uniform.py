@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.parity.harness import BATCH_SIZE, check, subject
+from galvatron.errors import StrategyError
+from tests.parity.harness import BATCH_SIZE, check, job_of, planned, subject
 from tests.parity.subjects import ignore_labels
 
 MODELS = ["gpt", "gpt-untied", "llama", "llama-tied", "gpt2", "gpt2-untied", "bert", "bert-untied"]
@@ -16,6 +17,13 @@ PLANS = [
     for schedule in (("gpipe", "1f1b") if pp > 1 else ("1f1b",))
     if pp * tp * dp <= 4
 ]
+ALONE = ["m2/dp4", "m2/tp4", "m2/tp4+sp", "m2/ulysses4", "m2/cp4"]
+# The families whose roles are tried here only; the others are left to `make test-all`.
+FAST = ["gpt2", "gemma", "deberta"]
+FAMILIES = [
+    "gpt", "llama", "bert", "roberta", "deberta-v2-float32", "t5", "vit-16", "qwen3", "mixtral", "mistral", "opt",
+    "gpt-neox", "skips", "weighted", "shared", "encoder", "encoder-post-norm",
+]  # fmt: skip
 IGNORED = {
     "one sample": slice(3, 4),
     "first micro-batch": slice(0, BATCH_SIZE // 4),
@@ -42,3 +50,26 @@ def test_samples_without_labels(model: str, plan: str, ignored: str) -> None:
 )
 def test_numbers_of_micro_batches(plan: str) -> None:
     check("llama", plan)
+
+
+@pytest.mark.parametrize("plan", ALONE)
+@pytest.mark.parametrize("model", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES)])
+def test_role_alone_equals_eager(model: str, plan: str) -> None:
+    check(model, plan)
+
+
+@pytest.mark.parametrize("plan", ["m2/dp3", "m2/tp3", "m2/tp3+sp", "m2/ulysses3", "m2/cp3", "pp3/m4/1f1b/dp1"])
+def test_degrees_that_are_no_powers_of_two(plan: str) -> None:
+    check("llama-12-heads", plan, global_batch_size=12)
+
+
+@pytest.mark.parametrize("plan", ["m2/dp2-tp2", "m2/tp4", "m2/tp4+sp", "m2/cp2-tp2", "m2/ulysses2-tp2"])
+@pytest.mark.parametrize("model", ["llama", "llama-1-key-head"])
+def test_more_ranks_than_key_heads(model: str, plan: str) -> None:
+    check(model, plan)
+
+
+@pytest.mark.parametrize("plan", ["m2/tp4+sp", "m2/ulysses4", "m2/cp4", "m2/dp2-tp2+sp", "m2/dp2-cp2"])
+def test_sequence_that_does_not_divide_is_refused(plan: str) -> None:
+    with pytest.raises(StrategyError, match="sequence of 17 does not divide"):
+        job_of("vit", planned("vit", plan))

@@ -201,7 +201,7 @@ def _padding_problem(op: Op, scope: Scope) -> str:
     read: set[int] = set()
     for position, operand in enumerate(scope.graph.values[name] for name in op.operands):
         if axes := _padded_axes(operand):
-            if position not in paddable(op.target):
+            if position not in paddable(op.target) and not _is_along_others(op, axes, scope):
                 return f"would count the filler of %{operand.name}, {_shown(operand)}"
             read |= axes
     if is_spmd(op.target):
@@ -211,6 +211,12 @@ def _padding_problem(op: Op, scope: Scope) -> str:
         if _padded_axes(value) != read:
             return f"%{value.name} must be padded on the axes on which its operands are, but is {_shown(value)}"
     return ""
+
+
+def _is_along_others(op: Op, axes: set[int], scope: Scope) -> bool:
+    """Whether an op is a collective on none of the axes: it treats all filler of a dimension alike."""
+    names = {axis.name for i, axis in enumerate(scope.mesh or ()) if i in axes}
+    return op.target.startswith("comm.") and op.kwarg("axis") not in names
 
 
 def _padded_axes(value: Value) -> set[int]:
