@@ -99,9 +99,9 @@ def gpt(**options: Any) -> Case:
 
 
 def hugging_face(name: str, mask: bool = True, **changes: Any) -> Case:
-    """A tiny Hugging Face model of a family of `FAMILIES`, without dropout, in float64."""
+    """A tiny Hugging Face model of a family, without dropout, in float64."""
     transformers = pytest.importorskip("transformers")
-    config_class, model_class, options = FAMILIES[name]
+    config_class, model_class, options = (FAMILIES | SINGLE_PRECISION)[name]
     config = getattr(transformers, config_class)(**(options | changes))
     torch.manual_seed(0)
     model = getattr(transformers, model_class)(config).double().train()
@@ -155,11 +155,6 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("BertConfig", "BertForMaskedLM", _ENCODER),
     "roberta": ("RobertaConfig", "RobertaForMaskedLM", _ENCODER | _PADDED),
     "deberta": ("DebertaConfig", "DebertaForMaskedLM", _ENCODER | _PADDED | _RELATIVE),
-    "deberta-v2": (
-        "DebertaV2Config",
-        "DebertaV2ForMaskedLM",
-        _ENCODER | _PADDED | _RELATIVE | {"position_buckets": 4},
-    ),
     "vit": (
         "ViTConfig",
         "ViTForImageClassification",
@@ -175,6 +170,15 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 """Family → (configuration class, model class, options)."""
+
+SINGLE_PRECISION: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "deberta-v2": (
+        "DebertaV2Config",
+        "DebertaV2ForMaskedLM",
+        _ENCODER | _PADDED | _RELATIVE | {"position_buckets": 4},
+    ),
+}  # fmt: skip
+"""Families that compute in float32 only: their TorchScript functions do not know `Doubles`."""
 
 
 def tensors_of(

@@ -81,7 +81,7 @@ def loss_under(both: list[Tensor]) -> float:
     return sum(float((out.detach() * batch["code"].unsqueeze(-1)).sum()) for out in outputs)
 
 
-PLANS = [("dp1", 1), ("m2/dp1", 1), ("dp2", 2), ("tp2", 2), ("tp2+sp", 2), ("ulysses2", 2), ("m2/dp2-tp2", 4)]
+PLANS = [("dp1", 1), ("m2/dp1", 1), ("dp2", 2), ("tp2", 2), ("tp2+sp", 2), ("ulysses2", 2), ("cp2", 2), ("m2/dp2-tp2", 4)]
 
 
 @pytest.mark.parametrize(("plan", "ranks"), PLANS)
@@ -162,7 +162,7 @@ def trained(
     return [float(compiled.train_step(batch)) for _ in range(steps)]
 
 
-@pytest.mark.parametrize("plan", ["tp2", "dp2", "pp2/m2/1f1b/dp1", "ulysses2"])
+@pytest.mark.parametrize("plan", ["tp2", "dp2", "pp2/m2/1f1b/dp1", "ulysses2", "cp2"])
 @pytest.mark.parametrize(("name", "options"), [("gpt2", GPT2), ("bert", BERT)])
 def test_models_train(name: str, options: dict[str, Any], plan: str) -> None:
     losses, others = run_ranks(trained, 2, name, options, plan, 3, 1e-2)

@@ -9,9 +9,9 @@ up; the last rank's ends in filler. Three things hold for it everywhere:
 - filler of a parameter is zero, at first and, since its gradient is, after any step of an optimizer.
 
 So only ops of `PADDABLE` read a padded shard, and collectives on other axes, to which filler is like any other element.
-Those of ATen keep its dimension in the result and have a finite value
-and derivative at filler, so that the gradient's zeros remain. Those of `ir.spmd` know the whole size of the dimension:
-they leave filler out, and give it a gradient of zero.
+Those of ATen keep its dimension in the result and have a finite value and derivative at filler, so that the gradient's
+zeros remain. Those of `ir.spmd` know the whole size of the dimension: they leave filler out, and give it a gradient of
+zero.
 """
 
 from __future__ import annotations

@@ -144,4 +144,5 @@ class Fuse(Pass):
         assert program.graph is not None
         read = {value.name for value in program.graph.state}
         kept = tuple(state for state in program.state if state.kind != "constant" or state.name in read)
-        return replace(program, state=kept)
+        # Again, until nothing changes: what normalising removed may have stood between two ops of a pattern.
+        return self.run(replace(program, state=kept))
