@@ -81,7 +81,9 @@ def loss_under(both: list[Tensor]) -> float:
     return sum(float((out.detach() * batch["code"].unsqueeze(-1)).sum()) for out in outputs)
 
 
-PLANS = [("dp1", 1), ("m2/dp1", 1), ("dp2", 2), ("tp2", 2), ("tp2+sp", 2), ("ulysses2", 2), ("cp2", 2), ("m2/dp2-tp2", 4)]
+PLANS = [
+    ("dp1", 1), ("m2/dp1", 1), ("dp2", 2), ("tp2", 2), ("tp2+sp", 2), ("ulysses2", 2), ("cp2", 2), ("m2/dp2-tp2", 4),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("plan", "ranks"), PLANS)
