@@ -17,7 +17,7 @@ MODELS = [
     "gpt", "gpt2", "llama", "bert", "deberta", "t5", "vit", "qwen3", "mixtral", "mistral", "gemma", "opt", "gpt-neox",
     "skips", "weighted", "shared", "encoder", "encoder-post-norm",
 ]  # fmt: skip
-SEQUENCES = ["gpt", "llama", "bert", "t5", "mixtral", "mistral", "encoder", "vit-16"]
+SEQUENCES = ["gpt", "llama", "bert", "t5", "mistral", "vit-16"]
 STRATEGIES = {4: ["dp4", "dp2-tp2", "tp2-dp2", "tp4", "tp2-dp2"], 2: ["dp2", "tp2", "dp2"], 1: ["dp1"]}
 ALL_ROLES = {
     4: ["dp4", "dp2-tp2+sp", "cp4", "ulysses2-dp2", "tp4", "cp2-tp2", "dp2-ulysses2", "tp2-cp2", "tp4+sp", "dp2-cp2"],
