@@ -402,7 +402,6 @@ def _assembled(
     name = f"stage_{mesh.stage}.py"
     stage = load_module(name, texts[name], cache_dir).Stage(mesh)
     state = rt.ModelState(model, constants=captured.constants)
-    rt.materialize(stage, state)
     executor = rt.Executor(
         stage,
         microbatches=planned.plan.micro_batches,

@@ -130,7 +130,7 @@ def _counts_up(bindings: Bindings, run: Sequence[Layer], layouts: dict[str, Stat
         return False
     for column in zip(*(layer.state for layer in run), strict=True):
         kinds = {(s.type, s.kind, s.trainable) for s in (program.state_of[name] for name in column)}
-        places = {(layouts[name].mesh, layouts[name].layout) for name in column}
+        places = {(layouts[name].mesh, layouts[name].layout, layouts[name].zero) for name in column}
         if template(column, start) is None or len(kinds) > 1 or len(places) > 1:
             return False
     return True
@@ -149,6 +149,8 @@ def _state(bindings: Bindings, name: str, layout: StateLayout, depth: int) -> li
         arguments.append('kind="buffer"')
     elif not state.trainable:
         arguments.append("requires_grad=False")
+    if layout.zero:
+        arguments.append(f"zero={layout.zero}")
     return _statement("self.state", arguments, depth)
 
 

@@ -56,11 +56,15 @@ class State:
 
 @dataclass(frozen=True)
 class StateLayout:
-    """Where a stage keeps a piece of state: its mesh and layout. `R'` axes are those its gradient is summed over."""
+    """Where a stage keeps a piece of state: its mesh and layout. `R'` axes are those its gradient is summed over.
+
+    `zero` is the ZeRO level over these axes (`galvatron.ir.zero`); 0 where there are none.
+    """
 
     state: str
     mesh: tuple[Axis, ...]
     layout: Layout
+    zero: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from galvatron.errors import PlanError
 from galvatron.ir.layout import gradientless, joint_mesh, on_mesh
 from galvatron.ir.program import Form, Layer, Program, Stage, StateLayout, Transfer
+from galvatron.ir.zero import summed_axes
 from galvatron.passes.base import Pass
 from galvatron.passes.redistribute import stage_of_layers
 
@@ -37,20 +38,33 @@ class SplitStages(Pass):
                     Transfer(n, types[n].type, types[n].type.is_floating) for n in types if n in before and n in after
                 )
             )
+        levels = _zero_levels(program)
         stages = tuple(
             Stage(
                 index,
                 tuple(group),
                 receives=crossings[index - 1] if index else (),
                 sends=crossings[index] if index < len(crossings) else (),
-                state=_state_layouts(program, group),
+                state=_state_layouts(program, group, levels),
             )
             for index, group in enumerate(groups)
         )
         return replace(program, form=Form.STAGED, layers=(), stages=stages)
 
 
-def _state_layouts(program: Program, group: list[Layer]) -> tuple[StateLayout, ...]:
+def _zero_levels(program: Program) -> dict[str, int]:
+    """The ZeRO level of each parameter: that of its layers, the lowest where several share it."""
+    levels: dict[str, int] = {}
+    for layer in program.layers:
+        strategy = program.class_of[layer.cls].strategy
+        for name in layer.state:
+            if program.state_of[name].trainable:
+                level = strategy.zero if strategy is not None else 0
+                levels[name] = min(level, levels.get(name, level))
+    return levels
+
+
+def _state_layouts(program: Program, group: list[Layer], levels: dict[str, int]) -> tuple[StateLayout, ...]:
     """One layout per piece of state of a stage.
 
     Raises:
@@ -62,7 +76,8 @@ def _state_layouts(program: Program, group: list[Layer]) -> tuple[StateLayout, .
         for name, formal in zip(layer.state, cls.graph.state, strict=True):
             assert formal.layout is not None
             layout = formal.layout if program.state_of[name].trainable else gradientless(formal.layout)
-            here = StateLayout(name, cls.mesh, layout)
+            zero = levels.get(name, 0) if summed_axes(layout, cls.mesh) else 0
+            here = StateLayout(name, cls.mesh, layout, zero)
             there = kept.setdefault(name, here)
             mesh = joint_mesh(here.mesh, there.mesh)
             if on_mesh(here.layout, here.mesh, mesh) != on_mesh(there.layout, there.mesh, mesh):

@@ -11,10 +11,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from galvatron.errors import GalvatronError, PlanError
-from galvatron.runtime import failure, full_state, gradients
+from galvatron.runtime import failure, full_state
 from galvatron.runtime.communication import phase
 from galvatron.runtime.inputs import read_batch
-from galvatron.runtime.materialize import ModelState
+from galvatron.runtime.materialize import ModelState, materialize
+from galvatron.runtime.parameters import Parameters
 from galvatron.runtime.pipeline import Pipeline, ScheduleName
 from galvatron.runtime.stage import Stage
 
@@ -25,12 +26,13 @@ class Executor:
     """One rank's part of the training program. Every method is collective: all ranks call it alike.
 
     Args:
-        stage: this rank's generated stage, with real parameters (see `materialize`).
+        stage: this rank's generated stage.
         microbatches: into how many parts the batch is cut.
         schedule: "gpipe" or "1f1b"; means nothing on a single stage.
         optimizer: from this rank's parameters to an optimizer; it updates slices, so its rule must be element-wise.
         max_grad_norm: gradients are scaled so that their norm over the whole model is at most this.
-        model: the names of the user's model; without it the stages' own names are used.
+        model: names and first values of the user's model; without it the stages' own names are used, and the stage has
+            been given values before.
         seed: of all random numbers, the same on every rank.
     """
 
@@ -58,8 +60,12 @@ class Executor:
             ties = self._catalogue.tie_groups()
         self._copies = {name: len(stages) for name, stages in self._catalogue.holders.items()}
         self._pipeline = Pipeline(stage, microbatches, schedule)
-        self._sync = gradients.GradientSync(stage, ties, microbatches)
-        trained = [parameter for parameter in stage.parameters() if parameter.requires_grad]
+        blank = [name for name in stage.state_specs if stage.table(name)[name].is_meta]
+        with failure.guarded("start"):
+            self._parameters = Parameters([stage], ties, microbatches)
+            if model is not None:
+                materialize(stage, model, blank, self._parameters.write)
+        trained = list(self._parameters.trained.values())
         self.optimizer = optimizer(trained) if optimizer is not None and trained else None
         self._updates = optimizer is not None
 
@@ -84,15 +90,16 @@ class Executor:
             raise GalvatronError("train_step needs an optimizer: pass `optimizer=` when compiling")
         loss, squared_norm = self._run(batch, with_norm=self.max_grad_norm is not None)
         if self.max_grad_norm is not None:
-            gradients.clip(self.stage, squared_norm.sqrt(), self.max_grad_norm)
+            self._parameters.clip(squared_norm.sqrt(), self.max_grad_norm)
         if self.optimizer is not None:
             self.optimizer.step()
+        self._parameters.publish()
         return loss
 
     def gradient_norm(self) -> Tensor:
         """The global norm of the gradients of the last step, as a float64 scalar on every rank."""
         with self._guarded("gradient_norm"):
-            total = gradients.squared_norm(self.stage, self._copies)
+            total = self._parameters.squared_norm(self._copies)
             if self.mesh.world.size > 1:
                 dist.all_reduce(total)
             return total.sqrt()
@@ -102,7 +109,7 @@ class Executor:
         with self._guarded("full_state_dict"):
             persistent = {self._names.aliases[name] for name in self._names.persistent if name in self._names.aliases}
             wanted = [name for name in self._catalogue.entries if name in persistent]
-            whole = self._catalogue.gather(wanted, lambda name: self.stage.table(name)[name], rank0_only=rank0_only)
+            whole = self._catalogue.gather(wanted, self._parameters.read, rank0_only=rank0_only)
         if rank0_only and self.mesh.world.rank != 0:
             return {}
         return {
@@ -117,7 +124,7 @@ class Executor:
         with self._guarded("full_gradients"):
             entries = self._catalogue.entries.values()
             wanted = [entry.name for entry in entries if entry.requires_grad]
-            whole = self._catalogue.gather(wanted, self._gradient, rank0_only=rank0_only)
+            whole = self._catalogue.gather(wanted, self._parameters.read_gradient, rank0_only=rank0_only)
         return {name: whole[own] for name, own in self._names.aliases.items() if own in whole}
 
     def load_full_state_dict(self, values: Mapping[str, Tensor]) -> None:
@@ -126,7 +133,7 @@ class Executor:
         Raises:
             PlanError: a name is missing or unknown, or a shape differs; nothing was changed then.
         """
-        full_state.load(self.stage, self._names, values)
+        full_state.load(self.stage, self._parameters, self._names, values)
 
     def _run(self, batch: Mapping[str, Tensor], *, with_norm: bool) -> tuple[Tensor, Tensor]:
         """The loss and, when asked for, the squared gradient norm."""
@@ -134,14 +141,14 @@ class Executor:
         with self._guarded(f"stage {self.mesh.stage}"):
             self.stage.global_batch_size = inputs.samples
             self.stage.random.step += 1
-            self._sync.start()
+            self._parameters.start()
             statistics = self._statistics(inputs.whole)
             keywords = [{**own, **statistics} for own in inputs.microbatches]
             local_loss = self._pipeline.run(keywords, inputs.samples)
-            self._sync.reduce()
+            self._parameters.finish()
             totals = torch.stack([self._share_of_loss(local_loss), local_loss.new_zeros(())])
             if with_norm:
-                totals[1] = gradients.squared_norm(self.stage, self._copies)
+                totals[1] = self._parameters.squared_norm(self._copies)
             if self.mesh.world.size > 1:
                 with phase("totals"):
                     dist.all_reduce(totals)
@@ -160,10 +167,6 @@ class Executor:
         for axis in self.stage.loss_axes:
             terms *= axis.size
         return local * (terms / len(self.mesh.ranks))
-
-    def _gradient(self, name: str) -> Tensor:
-        parameter = self.stage.table(name)[name]
-        return parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
 
     @contextmanager
     def _guarded(self, what: str) -> Iterator[None]:

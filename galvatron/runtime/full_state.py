@@ -12,6 +12,7 @@ from torch import Tensor
 from galvatron.errors import PlanError, did_you_mean
 from galvatron.runtime.materialize import ModelState
 from galvatron.runtime.mesh import Mesh, process_group
+from galvatron.runtime.parameters import Parameters
 from galvatron.runtime.stage import Sharded, Stage, StateSpec
 
 
@@ -86,7 +87,7 @@ class Catalogue:
         Collective. One tensor at a time is whole on the device.
 
         Args:
-            local: this rank's slice of a tensor that its stage holds.
+            local: this rank's slice of a tensor that its stage holds; all ranks of the stage call it.
         """
         result: dict[str, Tensor] = {}
         for name in wanted:
@@ -152,7 +153,7 @@ class Names:
         self.unused = {name: values[model.canonical[name]] for name in rest}
 
 
-def load(stage: Stage, names: Names, values: Mapping[str, Tensor]) -> None:
+def load(stage: Stage, parameters: Parameters, names: Names, values: Mapping[str, Tensor]) -> None:
     """Take this rank's slices out of a whole `state_dict`; a tied tensor may come under any of its names.
 
     Raises:
@@ -171,10 +172,9 @@ def load(stage: Stage, names: Names, values: Mapping[str, Tensor]) -> None:
         if name in given and tuple(values[given[name]].shape) != spec.shape:
             shape = tuple(values[given[name]].shape)
             raise PlanError(f"{given[name]} has shape {shape} in the state but {spec.shape} in the model")
-    with torch.no_grad():
-        for name, spec in stage.state_specs.items():
-            if name in given:
-                stage.table(name)[name].copy_(spec.shard(values[given[name]]))
+    for name, spec in stage.state_specs.items():
+        if name in given:
+            parameters.write(name, spec.shard(values[given[name]]))
     for name in names.unused:
         if name in values:
             names.unused[name] = values[name].detach().to("cpu", copy=True)

@@ -81,25 +81,36 @@ class ModelState:
         raise _no_initialiser(path, module, missing[0], missing[0] in kept[1])
 
 
-def materialize(stage: Stage, state: ModelState) -> None:
-    """Give every parameter and buffer of the stage its value on the stage's device; the model is not changed.
+def materialize(
+    stage: Stage,
+    state: ModelState,
+    names: Iterable[str] | None = None,
+    write: Callable[[str, Tensor], None] | None = None,
+) -> None:
+    """Give parameters and buffers of the stage their values on the stage's device; the model is not changed.
+
+    Args:
+        names: which; default: all.
+        write: where this rank's slice of a parameter goes; default: the stage itself.
 
     Raises:
         GalvatronError: see `ModelState.read`.
         PlanError: the model is not the one that the stage was generated for.
     """
     device = stage.mesh.world.device
-    for name, full in state.read(stage.state_specs):
+    for name, full in state.read(stage.state_specs if names is None else names):
         spec = stage.state_specs[name]
         if tuple(full.shape) != spec.shape:
             raise PlanError(f"{name} has shape {tuple(full.shape)} in the model but {spec.shape} in the generated code")
-        local = spec.shard(full).to(device, spec.dtype, copy=True).contiguous()
-        if spec.kind == "parameter":
-            placeholder = stage._parameters[name]
-            assert placeholder is not None
-            stage._parameters[name] = nn.Parameter(local, placeholder.requires_grad)
+        local = spec.shard(full)
+        placeholder = stage._parameters.get(name)
+        if placeholder is None:
+            stage._buffers[name] = local.to(device, spec.dtype, copy=True).contiguous()
+        elif write is not None and placeholder.requires_grad:
+            write(name, local)
         else:
-            stage._buffers[name] = local
+            value = local.to(device, spec.dtype, copy=True).contiguous()
+            stage._parameters[name] = nn.Parameter(value, placeholder.requires_grad)
 
 
 def _ancestors(model: nn.Module, path: str) -> list[nn.Module]:

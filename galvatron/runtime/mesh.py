@@ -172,6 +172,31 @@ def build_mesh(world: World, stage_axes: Sequence[Iterable[tuple[int, int]]]) ->
     return Mesh(world, own_stage, stages, ranks, pipeline, tuple(own_axes))
 
 
+def joint_groups(mesh: Mesh, wanted: Iterable[tuple[Axis, ...]]) -> dict[tuple[Axis, ...], dist.ProcessGroup]:
+    """For each set of axes the group of the ranks of this stage that differ from this one in these axes only.
+
+    Collective: the ranks of a stage ask for the same sets; stages may ask for different ones.
+    """
+    own = sorted({tuple((axis.size, axis.stride) for axis in axes) for axes in wanted})
+    asked: list[list[tuple[tuple[int, int], ...]]] = [own] * mesh.stages
+    if mesh.pipeline is not None:
+        dist.all_gather_object(asked, own, group=mesh.pipeline)
+    found: dict[tuple[tuple[int, int], ...], dist.ProcessGroup] = {}
+    per_stage = len(mesh.ranks)
+    for stage, sets in enumerate(asked):
+        for axes in sets:
+            blocks: dict[int, list[int]] = {}
+            for index in range(per_stage):
+                corner = index - sum((index // stride) % size * stride for size, stride in axes)
+                blocks.setdefault(corner, []).append(stage * per_stage + index)
+            for ranks in blocks.values():
+                group = process_group(ranks)
+                if mesh.world.rank in ranks:
+                    assert group is not None
+                    found[axes] = group
+    return {axes: found[tuple((axis.size, axis.stride) for axis in axes)] for axes in wanted}
+
+
 def _axis_groups(first: int, count: int, size: int, stride: int) -> list[tuple[int, ...]]:
     """Every group of one axis over `count` ranks from `first` on."""
     return [

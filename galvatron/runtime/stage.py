@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from galvatron.errors import GalvatronError, PlanError
 from galvatron.runtime.collectives import gather_full, take_padded, take_part
 from galvatron.runtime.mesh import Axis, Mesh
 from galvatron.runtime.random import Randomness
+
+if TYPE_CHECKING:
+    from galvatron.runtime.parameters import LayerParameters
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,19 @@ Placements = Mapping[Axis, Sharded | Summed]
 
 @dataclass(frozen=True)
 class StateSpec:
-    """A parameter or buffer of the model: its own name, global shape and dtype, and where it lives in the stage."""
+    """A parameter or buffer of the model: its own name, global shape and dtype, and where it lives in the stage.
+
+    `zero` is the ZeRO level over the axes on which it is `Summed`. With a `master` type the value that is trained has
+    that type, and the layers read a copy of it in `dtype`.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     placements: tuple[tuple[Axis, Sharded | Summed], ...]
     kind: Literal["parameter", "buffer"]
+    zero: int = 0
+    master: torch.dtype | None = None
 
     @property
     def sharded(self) -> tuple[tuple[Axis, Sharded], ...]:
@@ -72,6 +81,11 @@ class StateSpec:
                 raise PlanError(f"{self.name} of shape {self.shape} does not divide over {axis} as {place}")
             shape[place.dim] = -(-shape[place.dim] // axis.size)
         return tuple(shape)
+
+    @property
+    def local_numel(self) -> int:
+        """The number of elements of one rank's slice."""
+        return math.prod(self.local_shape())
 
     def shard(self, full: Tensor) -> Tensor:
         """This rank's slice of the whole tensor (a view where possible)."""
@@ -131,19 +145,26 @@ class Layer(nn.Module):
         self.random = random
         self.names = tuple(state)
         self._sources = tuple((stage.table(name), name) for name in self.names)
+        self.parameters: LayerParameters | None = None
+        """What brings its parameters, where they are not simply there; set by the runtime."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         state = [table[name] for table, name in self._sources]
         if self.random is not None:
             kwargs["seed"] = self.random.seed(self.name)
-        return self.function(*self.axes, *args, *state, **kwargs)
+        if self.parameters is None:
+            return self.function(*self.axes, *args, *state, **kwargs)
+        self.parameters.enter()
+        results = self.function(*self.axes, *args, *state, **kwargs)
+        self.parameters.leave(results)
+        return results
 
 
 class Stage(nn.Module):
     """Base of generated stage modules.
 
     Parameters and buffers keep the model's own dotted names (`named_parameters()` yields them) and start on the meta
-    device, with local shapes; `materialize` gives them values. Layers are attributes but not sub-modules, since they
+    device, with local shapes; the executor gives them values. Layers are attributes but not sub-modules, since they
     own nothing.
     """
 
@@ -177,9 +198,11 @@ class Stage(nn.Module):
         *,
         kind: Literal["parameter", "buffer"] = "parameter",
         requires_grad: bool = True,
+        zero: int = 0,
+        master: torch.dtype | None = None,
     ) -> None:
-        """Declare a parameter or buffer of the model under its own name."""
-        spec = StateSpec(name, tuple(shape), dtype, tuple(placements.items()), kind)
+        """Declare a parameter or buffer of the model under its own name; see `StateSpec`."""
+        spec = StateSpec(name, tuple(shape), dtype, tuple(placements.items()), kind, zero, master)
         self.state_specs[name] = spec
         local = torch.empty(spec.local_shape(), dtype=dtype, device="meta")
         # Written past `register_parameter`, which refuses dots: the model's names are kept whole, not as a module tree.

@@ -188,7 +188,6 @@ def executor(world: rt.World, job: Job, model: nn.Module | None = None, **option
     file = f"stage_{mesh.stage}.py"
     stage = load_module(file, job.texts[file], job.cache_dir).Stage(mesh)
     state = rt.ModelState(subject(job.name).model if model is None else model, constants=job.constants)
-    rt.materialize(stage, state)
     return rt.Executor(stage, microbatches=job.micro_batches, schedule=cast(Any, job.schedule), model=state, **options)
 
 

@@ -15,6 +15,17 @@ from tests.parity.subjects import Batch, make
 from tests.ranks import run_ranks
 
 PLANS = ["m2/dp4", "m2/dp2-tp2", "tp4", "pp2/m4/1f1b/dp2", "pp2/m4/gpipe/tp2", "pp4/m4/1f1b/dp1"]
+ZERO = [
+    "m2/dp4-zero1",
+    "m2/dp2-tp2-zero2",
+    "m2/dp4-zero3",
+    "m2/dp2-tp2+sp-zero3",
+    "m2/dp2-ulysses2-zero1",
+    "m2/tp2-dp2-zero3",
+    "pp2/m4/1f1b/dp2-zero1",
+    "pp2/m4/1f1b/dp2-zero2",
+    "pp2/m4/gpipe/dp2-zero3",
+]
 CLIP = 0.1
 
 
@@ -56,7 +67,7 @@ def trained_alone(model: str) -> tuple[list[float], dict[str, Tensor]]:
 @pytest.mark.parametrize("model", ["gpt", "gpt2", "llama", "weighted"])
 def test_three_steps_equal_one_device(model: str) -> None:
     losses, expected = trained_alone(model)
-    for plan, job in zip(PLANS, jobs(model, *PLANS), strict=True):
+    for plan, job in zip(PLANS + ZERO, jobs(model, *PLANS, *ZERO), strict=True):
         results = run_ranks(train, 4, job, steps(model))
         for rank_losses, _ in results:
             assert rank_losses == pytest.approx(losses, rel=1e-9), plan
@@ -83,8 +94,9 @@ def reload(world: rt.World, first: Job, second: Job, batches: list[Batch]) -> li
 
 @pytest.mark.parametrize("model", ["gpt", "weighted"])
 @pytest.mark.parametrize(
-    ("first", "second"), [("dp4", "pp2/m4/1f1b/tp2"), ("pp4/m4/1f1b/dp1", "tp2-dp2"), ("pp2/m4/gpipe/dp2", "tp4")]
-)
+    ("first", "second"), [("dp4", "pp2/m4/1f1b/tp2"), ("pp4/m4/1f1b/dp1", "tp2-dp2"), ("pp2/m4/gpipe/dp2", "tp4"),
+     ("m2/dp4-zero3", "pp2/m4/1f1b/dp2-zero2"), ("m2/dp2-tp2-zero1", "dp4-zero3")],
+)  # fmt: skip
 def test_state_moves_between_plans(model: str, first: str, second: str) -> None:
     for wrong in run_ranks(reload, 4, *jobs(model, first, second), steps(model)):
         assert not wrong

@@ -41,7 +41,6 @@ def main() -> None:
     pp, dp, tp = {2: (2, 1, 1), 4: (2, 2, 1)}[world.size]
     stage = small.make_stage(rt.build_mesh(world, small.stage_axes(pp, dp, tp)), dp, tp, torch.float32, before)
     state = rt.ModelState(small.Model())
-    rt.materialize(stage, state)
     executor = rt.Executor(stage, microbatches=2, model=state)
     while True:
         executor.forward_backward(small.batch(8))

@@ -24,7 +24,6 @@ def new_executor(world: rt.World, plan: tuple[int, int, int], **options) -> rt.E
     mesh = rt.build_mesh(world, small.stage_axes(pp, dp, tp))
     stage = small.make_stage(mesh, dp, tp)
     state = rt.ModelState(new_model())
-    rt.materialize(stage, state)
     return rt.Executor(stage, model=state, **options)
 
 

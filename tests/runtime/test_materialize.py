@@ -33,7 +33,6 @@ class Partly(small.Model):
 def sharded_values(world: rt.World, pp: int, dp: int, tp: int) -> dict[str, torch.Tensor]:
     stage = small.make_stage(rt.build_mesh(world, small.stage_axes(pp, dp, tp)), dp, tp, torch.float32)
     state = rt.ModelState(on_meta(Partly), seed=5)
-    rt.materialize(stage, state)
     assert all(parameter.is_meta for parameter in state.model.parameters())
     return rt.Executor(stage, model=state).full_state_dict()
 

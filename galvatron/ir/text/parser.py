@@ -529,8 +529,8 @@ class _Builder(Transformer):
     def send(self, transfer: Transfer) -> tuple[str, Transfer]:
         return "send", transfer
 
-    def kept(self, state: str, mesh: tuple[Axis, ...], layout: Layout) -> StateLayout:
-        return StateLayout(state, mesh, layout)
+    def kept(self, state: str, mesh: tuple[Axis, ...], layout: Layout, zero: Token | None = None) -> StateLayout:
+        return StateLayout(state, mesh, layout, int(zero[-1]) if zero else 0)
 
     def stage(self, index: Token, *parts: Any) -> Stage:
         transfers = [p for p in parts if type(p) is tuple and p and isinstance(p[0], str)]

@@ -387,7 +387,8 @@ def _transfers(keyword: str, transfers: Sequence[Transfer], stage: int, w: _Writ
 
 
 def _kept(kept: StateLayout, w: _Writer) -> str:
-    return f"keep {bare_or_quoted(kept.state)}\t: {_mesh(kept.mesh)} {_layout(kept.layout, w)}"
+    zero = f" zero{kept.zero}" if kept.zero else ""
+    return f"keep {bare_or_quoted(kept.state)}\t: {_mesh(kept.mesh)} {_layout(kept.layout, w)}{zero}"
 
 
 def _stage(stage: Stage, w: _Writer) -> list[Line]:

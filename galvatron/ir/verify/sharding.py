@@ -25,6 +25,7 @@ from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
 from galvatron.ir.verify.graphs import Violation, layout_problem
 from galvatron.ir.verify.programs import layer_groups, layers_with_loci, planned_layers
 from galvatron.ir.verify.shapes import same
+from galvatron.ir.zero import LEVELS, summed_axes
 
 
 def same_distribution(
@@ -247,11 +248,15 @@ def _kept_problem(program: Program, kept: StateLayout) -> str:
         return f"{len(kept.layout)} placements on a mesh of {len(kept.mesh)} axes"
     if any(axis.size < 2 or axis.stride < 1 for axis in kept.mesh):
         return "its mesh has an axis of fewer than two devices"
+    if kept.zero not in range(len(LEVELS)):
+        return f"there is no ZeRO level {kept.zero}"
+    if kept.zero and not summed_axes(kept.layout, kept.mesh):
+        return f"ZeRO level {kept.zero} without an axis on which its gradient is summed"
     return layout_problem(kept.layout, len(program.state_of[kept.state].type.shape))
 
 
 def tied_state_agrees(program: Program) -> Iterator[Violation]:
-    """State kept by several stages has one layout on all of them."""
+    """State kept by several stages has one layout and one ZeRO level on all of them."""
     first: dict[str, StateLayout] = {}
     for stage in program.stages:
         for kept in stage.state:
@@ -260,6 +265,9 @@ def tied_state_agrees(program: Program) -> Iterator[Violation]:
             if not same_distribution(kept.mesh, kept.layout, other.mesh, other.layout, differentiable=trainable):
                 described = _describe(kept.mesh, kept.layout)
                 told = f"{kept.state} is {described} here, but otherwise on another stage"
+                yield ("keep", stage.index, kept.state), told
+            elif kept.zero != other.zero:
+                told = f"{kept.state} has ZeRO level {kept.zero} here, but {other.zero} on another stage"
                 yield ("keep", stage.index, kept.state), told
 
 

@@ -1,0 +1,54 @@
+"""ZeRO levels: what a device keeps of a parameter whose gradient is summed over `n` devices, and what it sends for it.
+
+Rajbhandari, Rasley, Ruwase, He: "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", 2020. The axes
+are those on which the parameter is `R'`: data parallelism, and whatever else repeats it under different work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from galvatron.ir.layout import BROADCAST, Axis, Layout
+
+
+@dataclass(frozen=True)
+class Level:
+    """One ZeRO level.
+
+    `values`, `gradients` and `optimizer` say what is cut into `n` parts between its uses; the optimizer's copies are
+    the state of its rule and, with a master type, the master. Collectives are of the parameter (`all_gather`) and of
+    its gradient (the others): `forward` and `backward` once per micro-batch, `step` once per step.
+    """
+
+    values: bool
+    gradients: bool
+    optimizer: bool
+    forward: tuple[str, ...] = ()
+    backward: tuple[str, ...] = ()
+    step: tuple[str, ...] = ()
+
+
+LEVELS = (
+    Level(False, False, False, step=("all_reduce",)),
+    Level(False, False, True, step=("reduce_scatter", "all_gather")),
+    Level(False, True, True, backward=("reduce_scatter",), step=("all_gather",)),
+    Level(True, True, True, forward=("all_gather",), backward=("all_gather", "reduce_scatter")),
+)
+"""By number. Level 0 is plain data parallelism; without an axis to sum over every level is that, and sends nothing."""
+
+
+def summed_axes(layout: Layout, mesh: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """The axes over which the gradient of a parameter is summed, outermost first."""
+    return tuple(axis for axis, placement in zip(mesh, layout, strict=True) if placement == BROADCAST)
+
+
+def merged(axes: Iterable[Axis]) -> tuple[Axis, ...]:
+    """The same group of devices in as few axes as possible: neighbours that nest become one."""
+    result: list[Axis] = []
+    for axis in sorted(axes, key=lambda axis: -axis.stride):
+        if result and result[-1].stride == axis.stride * axis.size:
+            outer = result.pop()
+            axis = Axis(f"{outer.name}*{axis.name}", outer.size * axis.size, axis.stride)
+        result.append(axis)
+    return tuple(result)

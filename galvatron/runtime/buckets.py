@@ -1,0 +1,288 @@
+"""Flat memory for parameters that are synchronised together: their values, gradients, and this rank's part of both.
+
+    values     |-- a --|-- b --|- c -|.|      what the layers read; `.` is filler up to a multiple of the ranks
+    shard              |-------|              this rank's part, which the optimizer updates
+
+The ranks of a bucket's group hold the same parameters, and their gradients add up. What is kept whole and what is cut
+into the ranks' parts is the ZeRO level (Rajbhandari et al. 2020): the optimizer's state from level 1 on, gradients from
+level 2 on, values from level 3 on. With a master type the shard has that type, and the values are rounded copies of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from galvatron.runtime.communication import phase
+from galvatron.runtime.stage import StateSpec
+
+_ALIGNMENT_BYTES = 64
+_SUM = dist.ReduceScatterOptions()  # its operation is the sum
+
+
+@dataclass(frozen=True)
+class Group:
+    """The ranks over which the gradients of a bucket are summed; alone when there is nothing to sum."""
+
+    process_group: dist.ProcessGroup | None
+    size: int
+    index: int
+
+
+ALONE = Group(None, 1, 0)
+
+
+@dataclass
+class Member:
+    """One parameter of a bucket: where it lies, and the leaf that the layers read.
+
+    `filled` says whether the gradient buffer holds its gradient of the running step or micro-batch; `trained` is what
+    the optimizer gets: the leaf itself, or this rank's part of it (flat, perhaps empty).
+    """
+
+    name: str
+    spec: StateSpec
+    begin: int
+    leaf: nn.Parameter
+    trained: nn.Parameter
+    filled: bool = False
+
+    @property
+    def end(self) -> int:
+        return self.begin + self.leaf.numel()
+
+
+class Bucket:
+    """Parameters in one flat piece of memory, at one ZeRO level over one group of ranks.
+
+    Args:
+        specs: the parameters; they share element types.
+        tie: the ranks of other stages that hold copies of the same slices, if any.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[StateSpec],
+        group: Group,
+        tie: dist.ProcessGroup | None,
+        device: torch.device,
+    ) -> None:
+        first = specs[0]
+        self.group, self.tie = group, tie
+        self.level = first.zero if group.size > 1 else 0
+        self.ways = group.size if self.level else 1
+        self.dtype, self.master_dtype = first.dtype, first.master or first.dtype
+        step = _ALIGNMENT_BYTES // self.dtype.itemsize
+        begins = [0]
+        for spec in specs:
+            begins.append(_round_up(begins[-1] + spec.local_numel, step))
+        size = _round_up(begins[-1], step * self.ways)
+        self.part = size // self.ways
+        self._rank = group.index if self.level else 0
+        self.values = torch.empty(size, dtype=self.dtype, device=device)
+        # Only where both the type and the lifetime agree is the shard a part of the values.
+        shares = self.level < 3 and self.master_dtype == self.dtype
+        self.shard = self._own(self.values) if shares else self.values.new_empty(self.part, dtype=self.master_dtype)
+        self.members = [self._member(spec, begin, shares) for spec, begin in zip(specs, begins, strict=False)]
+        self._arriving: dist.Work | None = None
+        self.synchronised = group.size > 1 or tie is not None
+        self.buffered = self.synchronised or self.master_dtype != self.dtype
+        """Whether gradients are collected in flat memory; otherwise they stay where autograd makes them."""
+        self._whole: Tensor | None = None
+        self._sum: Tensor | None = None
+        if self.buffered:
+            if self.level < 2:
+                self._whole = torch.zeros(size, dtype=self.master_dtype, device=device)
+                self._sum = self._own(self._whole)
+            else:
+                self._sum = torch.zeros(self.part, dtype=self.master_dtype, device=device)
+        self._pending: tuple[dist.Work, Tensor] | None = None
+        self._summed_any = False
+        self.release()
+
+    def _member(self, spec: StateSpec, begin: int, shares: bool) -> Member:
+        shape = spec.local_shape()
+        # `.data`, so that writing the flat memory does not count as changing a tensor that autograd has saved.
+        leaf = nn.Parameter(self.values[begin : begin + spec.local_numel].view(shape).data)
+        if shares and self.ways == 1:
+            return Member(spec.name, spec, begin, leaf, leaf)
+        member = Member(spec.name, spec, begin, leaf, leaf)
+        own = self._part_of(self.shard, member)
+        member.trained = nn.Parameter(own.view(shape) if self.ways == 1 else own)
+        return member
+
+    def _own(self, flat: Tensor) -> Tensor:
+        return flat[self._rank * self.part : (self._rank + 1) * self.part]
+
+    def _part_of(self, shard: Tensor, member: Member) -> Tensor:
+        """What a shard has of a member."""
+        begin, end = self._overlap(member, self._rank)
+        return shard[begin - self._rank * self.part : end - self._rank * self.part]
+
+    def _overlap(self, member: Member, rank: int) -> tuple[int, int]:
+        """What lies both in a member and in the part of a rank."""
+        begin = min(max(member.begin, rank * self.part), (rank + 1) * self.part)
+        return begin, max(begin, min(member.end, (rank + 1) * self.part))
+
+    # Values
+
+    def write(self, member: Member, local: Tensor) -> None:
+        """Set a parameter from this rank's whole slice of it."""
+        begin, end = self._overlap(member, self._rank)
+        flat = local.detach().reshape(-1)[begin - member.begin : end - member.begin]
+        with torch.no_grad():
+            self._part_of(self.shard, member).copy_(flat)
+            if self.level < 3:
+                self.values[member.begin : member.end].copy_(local.detach().reshape(-1))
+
+    def read(self, member: Member, shard: Tensor) -> Tensor:
+        """The whole slice of a parameter, or of what is cut like it, from the shards of the group. Collective."""
+        own = self._part_of(shard, member)
+        shape = member.spec.local_shape()
+        if self.ways == 1:
+            return own.view(shape)
+        places = [self._overlap(member, rank) for rank in range(self.ways)]
+        longest = max(end - begin for begin, end in places)
+        sent = own.new_zeros(longest)
+        sent[: own.numel()] = own
+        parts = own.new_empty(self.ways, longest)
+        assert self.group.process_group is not None
+        self.group.process_group._allgather_base(parts.view(-1), sent).wait()
+        return torch.cat([part[: end - begin] for part, (begin, end) in zip(parts, places, strict=True)]).view(shape)
+
+    def publish(self) -> None:
+        """After an update: bring the values up to date with the shards; `ready` waits for them."""
+        if self.level == 3 or (self.ways == 1 and self.master_dtype == self.dtype):
+            return
+        if self.master_dtype != self.dtype:
+            self._own(self.values).copy_(self.shard)
+        if self.ways > 1:
+            self._gather(self._own(self.values))
+
+    def fetch(self) -> None:
+        """At level 3: start to make the values whole, unless they are; `ready` waits for them."""
+        if self.level == 3 and self.values.untyped_storage().size() == 0:
+            self.values.untyped_storage().resize_(self.values.nbytes)
+            self._gather(self.shard.to(self.dtype))
+
+    def ready(self) -> None:
+        """The values can be read when this returns."""
+        self.fetch()
+        if self._arriving is not None:
+            with phase("parameters"):
+                self._arriving.wait()
+            self._arriving = None
+
+    def release(self) -> None:
+        """At level 3: give the memory of the values back."""
+        if self.level == 3:
+            assert self._arriving is None, "released while it is being fetched"
+            self.values.untyped_storage().resize_(0)
+
+    def _gather(self, own: Tensor) -> None:
+        assert self.group.process_group is not None
+        with phase("parameters"):
+            self._arriving = self.group.process_group._allgather_base(self.values, own)
+
+    # Gradients
+
+    def start(self) -> None:
+        """Forget the gradients of the step before."""
+        self._summed_any = False
+        for member in self.members:
+            member.leaf.grad = None
+            member.filled = False
+
+    def collect(self, member: Member) -> None:
+        """Take over the gradient that autograd has just added to a leaf."""
+        if self._whole is None:
+            self._whole = torch.empty_like(self.values, dtype=self.master_dtype)
+        gradient = member.leaf.grad
+        assert gradient is not None
+        view = self._whole[member.begin : member.end].view_as(gradient)
+        if gradient.data_ptr() != view.data_ptr() or gradient.dtype != view.dtype:
+            # A first gradient is copied: less traffic than adding it to zeros.
+            view.add_(gradient) if member.filled else view.copy_(gradient)
+            # From now on autograd adds in place, if it can.
+            member.leaf.grad = view if view.dtype == gradient.dtype else None
+        member.filled = True
+
+    @property
+    def complete(self) -> bool:
+        """Whether every member has a gradient."""
+        return all(member.filled for member in self.members)
+
+    def sum(self) -> None:
+        """Start adding up what was collected over the group: the whole of it, or each rank its part."""
+        if self._whole is None:
+            if self._summed_any:
+                return
+            self._whole = torch.empty_like(self.values, dtype=self.master_dtype)
+        for member in self.members:
+            if not member.filled:  # nothing in the batch reached it
+                self._whole[member.begin : member.end].zero_()
+        self._wait_for_sum()
+        assert self._sum is not None
+        group = self.group.process_group
+        with phase("gradients"):
+            if group is None:
+                return
+            if self.level == 0:
+                self._pending = group.allreduce(self._whole), self._sum
+            else:
+                target = torch.empty_like(self._sum) if self._summed_any else self._sum
+                self._pending = group._reduce_scatter_base(target, self._whole, _SUM), target
+        self._summed_any = True
+        if self.level >= 2:
+            # The collective holds the memory until it has ended.
+            self._whole = None
+            for member in self.members:
+                member.leaf.grad = None
+                member.filled = False
+
+    def _wait_for_sum(self) -> None:
+        if self._pending is None:
+            return
+        work, target = self._pending
+        with phase("gradients"):
+            work.wait()
+        self._pending = None
+        assert self._sum is not None
+        if target.data_ptr() != self._sum.data_ptr():
+            self._sum += target
+
+    def finish(self) -> dist.Work | None:
+        """Wait for the sum over the group, and start the one over the stages of a tie."""
+        self._wait_for_sum()
+        if self.tie is None:
+            return None
+        assert self._sum is not None
+        with phase("gradients"):
+            return self.tie.allreduce(self._sum)
+
+    def hand_over(self) -> None:
+        """Give the optimizer its gradients."""
+        for member in self.members:
+            if self._sum is not None:
+                member.trained.grad = self._part_of(self._sum, member).view_as(member.trained)
+
+    def gradient(self, member: Member) -> Tensor:
+        """The whole slice of a parameter's gradient. Collective over the group."""
+        if self._sum is not None:
+            return self.read(member, self._sum)
+        gradient = member.leaf.grad
+        return gradient if gradient is not None else torch.zeros_like(member.leaf)
+
+    def gradients(self) -> Iterator[tuple[Member, Tensor]]:
+        """The gradients that this rank's optimizer sees."""
+        for member in self.members:
+            if member.trained.grad is not None and member.trained.numel():
+                yield member, member.trained.grad
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step

@@ -1,0 +1,288 @@
+"""The parameters of one rank: buckets for the gradient sums and the optimizer's parts, and when each of them moves.
+
+A parameter that is `Summed` on some axes has its gradient added up over the ranks that differ in these; one that lives
+on several stages, over those stages too. Everything follows from the placements and the ZeRO level of each parameter:
+
+level 0   gradients are summed once per step, whole; a sum starts while the last backward goes on
+level 1   the same, but each rank gets the sum of its part, updates it, and the new values are gathered
+level 2   gradients are summed after each micro-batch, so that only a part of the sum is kept
+level 3   values are gathered before a layer runs, forward and backward, and given back after it
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from galvatron.runtime.buckets import ALONE, Bucket, Group, Member
+from galvatron.runtime.mesh import Axis, joint_groups
+from galvatron.runtime.stage import Stage, StateSpec
+
+_BUCKET_BYTES = 32 << 20
+
+
+class Parameters:
+    """Values, gradients and optimizer parts of the parameters of one rank's stages.
+
+    Building it is collective. It moves the stages' parameters into flat memory; those on the meta device have no value
+    until `write` is called for them.
+
+    Args:
+        stages: the stages of this rank.
+        ties: for every parameter that lives on several stages, the group of its copies of this rank's slice.
+        microbatches: how often a step adds to each gradient.
+    """
+
+    def __init__(self, stages: Sequence[Stage], ties: Mapping[str, dist.ProcessGroup], microbatches: int) -> None:
+        self.microbatches = microbatches
+        self._stages = tuple(stages)
+        self._ranks_per_stage = len(stages[0].mesh.ranks)
+        device = stages[0].mesh.world.device
+        groups = _groups(stages)
+        self._buckets = [
+            Bucket(specs, groups.get(specs[0].summed, ALONE), ties.get(specs[0].name), device)
+            for specs in _bucketed(stages, ties)
+        ]
+        self._of: dict[str, tuple[Bucket, Member]] = {m.name: (b, m) for b in self._buckets for m in b.members}
+        for stage in stages:
+            for name in [name for name in stage.state_specs if name in self._of]:
+                bucket, member = self._of[name]
+                given = stage._parameters[name]
+                assert given is not None
+                if not given.is_meta:
+                    bucket.write(member, given)
+                stage._parameters[name] = member.leaf
+        # Those whose sums wait for the last micro-batch; sums start in this order on every rank.
+        self._late = [b for b in self._buckets if b.synchronised and b.level < 2]
+        self._missing: dict[int, int] = {}
+        self._started = 0
+        for bucket in self._buckets:
+            if bucket.buffered:
+                for member in bucket.members:
+                    member.leaf.register_post_accumulate_grad_hook(self._after_accumulation(bucket, member))
+        self._attach(stages)
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What the optimizer updates, in the order of the stages: parameters, or this rank's flat parts of them."""
+        names = dict.fromkeys(name for stage in self._stages for name in stage.state_specs if name in self._of)
+        return {name: self._of[name][1].trained for name in names}
+
+    def read(self, name: str) -> Tensor:
+        """The value of this rank's whole slice of a parameter or buffer. Collective over the ranks that share it."""
+        if name not in self._of:
+            return self._table(name)[name]
+        bucket, member = self._of[name]
+        return bucket.read(member, bucket.shard)
+
+    def read_gradient(self, name: str) -> Tensor:
+        """Like `read`, of the gradient of the last step; of a parameter that is trained."""
+        bucket, member = self._of[name]
+        return bucket.gradient(member)
+
+    def write(self, name: str, local: Tensor) -> None:
+        """Set this rank's whole slice of a parameter or buffer."""
+        if name in self._of:
+            bucket, member = self._of[name]
+            bucket.write(member, local)
+            return
+        with torch.no_grad():
+            self._table(name)[name].copy_(local)
+
+    def start(self) -> None:
+        """A step begins: forget the last one's gradients."""
+        self._started = 0
+        for bucket in self._buckets:
+            bucket.start()
+            self._missing[id(bucket)] = self.microbatches * len(bucket.members)
+
+    def finish(self) -> None:
+        """The last backward has ended: complete all sums, and give the optimizer its gradients."""
+        for bucket in self._buckets:
+            if bucket.synchronised and bucket.level >= 2:
+                bucket.sum()
+                bucket.release()
+        self._sum_up_to(len(self._late))
+        works = [bucket.finish() for bucket in self._buckets if bucket.buffered]
+        for work in works:
+            if work is not None:
+                work.wait()
+        for bucket in self._buckets:
+            bucket.hand_over()
+
+    def publish(self) -> None:
+        """The optimizer has updated: spread the new values. The layers wait for those that they read."""
+        # The next forward meets the first layers first, and they are in the last buckets.
+        for bucket in reversed(self._buckets):
+            bucket.publish()
+
+    def squared_norm(self, copies: Mapping[str, int]) -> Tensor:
+        """This rank's share of the squared norm of all gradients, as float64: summed over the world it counts every
+        element once.
+
+        An element of a parameter cut into `s` slices lies on `ranks / s` ranks of its stage, and on `copies` stages
+        when tied; each of them counts that fraction of it.
+        """
+        by_weight: dict[float, list[Tensor]] = {}
+        for bucket in self._buckets:
+            for member, gradient in bucket.gradients():
+                holders = self._ranks_per_stage * copies.get(member.name, 1)
+                by_weight.setdefault(member.spec.shards * bucket.ways / holders, []).append(gradient)
+        total = torch.zeros((), dtype=torch.float64, device=self._stages[0].mesh.world.device)
+        for weight, gradients in by_weight.items():
+            dtype = torch.promote_types(gradients[0].dtype, torch.float32)
+            norms = torch._foreach_norm(gradients, 2, dtype=dtype)  # pyright: ignore[reportPrivateImportUsage]  # as torch.nn.utils does
+            total += weight * torch.stack([norm.to(torch.float64) for norm in norms]).square().sum()
+        return total
+
+    def scale_gradients(self, factor: Tensor) -> None:
+        """Multiply all gradients by a number."""
+        gradients = [gradient for bucket in self._buckets for _, gradient in bucket.gradients()]
+        if gradients:
+            torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]  # as torch.nn.utils does
+
+    def clip(self, norm: Tensor, max_norm: float) -> None:
+        """Scale all gradients so that their global norm is at most `max_norm`, as torch's `clip_grad_norm_` does."""
+        if not math.isinf(max_norm):
+            self.scale_gradients((max_norm / (norm + 1e-6)).clamp(max=1.0))
+
+    def _table(self, name: str) -> dict[str, Any]:
+        return next(stage for stage in self._stages if name in stage.state_specs).table(name)
+
+    def _after_accumulation(self, bucket: Bucket, member: Member) -> Callable[[Tensor], None]:
+        early = bucket.synchronised and bucket.level >= 2
+
+        def hook(_: Tensor) -> None:
+            bucket.collect(member)
+            if early:
+                if bucket.complete:
+                    bucket.sum()
+                    bucket.release()
+                return
+            self._missing[id(bucket)] -= 1
+            if self._missing[id(bucket)] == 0 and bucket.synchronised:
+                ready = self._started
+                while ready < len(self._late) and self._missing[id(self._late[ready])] == 0:
+                    ready += 1
+                self._sum_up_to(ready)
+
+        return hook
+
+    def _sum_up_to(self, count: int) -> None:
+        for bucket in self._late[self._started : count]:
+            bucket.sum()
+        self._started = max(self._started, count)
+
+    def _attach(self, stages: Sequence[Stage]) -> None:
+        """Make the layers wait for the values that they read."""
+        for stage in stages:
+            chain: list[LayerParameters] = []
+            for layer in stage.layers.values():
+                found = {id(b): b for b, _ in (self._of[name] for name in layer.names if name in self._of) if b.level}
+                if found:
+                    layer.parameters = LayerParameters(tuple(found.values()))
+                    chain.append(layer.parameters)
+            for before, after in zip(chain, chain[1:], strict=False):
+                before.after, after.before = after, before
+
+
+class LayerParameters:
+    """What one layer does for the parameters that it reads: before it runs it waits for them and has those of the next
+    layer fetched, forward and backward alike; at level 3 they go again after it.
+    """
+
+    def __init__(self, buckets: tuple[Bucket, ...]) -> None:
+        self._buckets = buckets
+        self._fetched = tuple(bucket for bucket in buckets if bucket.level == 3)
+        self.before: LayerParameters | None = None
+        self.after: LayerParameters | None = None
+
+    def enter(self) -> None:
+        """The layer's forward begins."""
+        self._prepare(self.after)
+
+    def leave(self, results: Any) -> None:
+        """The layer's forward has ended, with these results."""
+        if not self._fetched:
+            return
+        for bucket in self._fetched:
+            bucket.release()
+        if torch.is_grad_enabled():
+            for result in results if isinstance(results, tuple) else (results,):
+                if result.requires_grad:
+                    result.register_hook(self._before_backward)
+
+    def _before_backward(self, _: Tensor) -> None:
+        self._prepare(self.before)
+
+    def _prepare(self, following: LayerParameters | None) -> None:
+        for bucket in self._buckets:
+            bucket.ready()
+        if following is not None:
+            for bucket in following._fetched:
+                bucket.fetch()
+
+
+def _groups(stages: Sequence[Stage]) -> dict[tuple[Axis, ...], Group]:
+    """The ranks over which gradients are summed, for each set of axes that a parameter is `Summed` on. Collective."""
+    wanted = {
+        spec.summed
+        for stage in stages
+        for name, spec in stage.state_specs.items()
+        if spec.summed and _is_trained(stage, name)
+    }
+    mesh = stages[0].mesh
+    groups = joint_groups(mesh, wanted)
+    return {axes: Group(group, dist.get_world_size(group), dist.get_rank(group)) for axes, group in groups.items()}
+
+
+def _is_trained(stage: Stage, name: str) -> bool:
+    parameter = stage._parameters.get(name)
+    return parameter is not None and parameter.requires_grad
+
+
+def _bucketed(stages: Sequence[Stage], ties: Mapping[str, dist.ProcessGroup]) -> Iterator[list[StateSpec]]:
+    """The parameters that are trained, bucket by bucket.
+
+    From level 2 on a bucket holds what a set of layers reads, so that no more than a layer is whole at a time.
+    """
+    readers: dict[str, tuple[str, ...]] = defaultdict(tuple)
+    specs: dict[str, StateSpec] = {}
+    for stage in stages:
+        specs.update((name, spec) for name, spec in stage.state_specs.items() if _is_trained(stage, name))
+        for layer in stage.layers.values():
+            for name in layer.names:
+                readers[name] += (f"{stage.index}.{layer.name}",)
+    # The backward meets the last layers first, so their buckets come first. The stages of a tie have no order in common
+    # but that of the names, and sums inside a stage come before those: ranks of different stages meet in one order.
+    untied = [spec for name, spec in reversed(specs.items()) if name not in ties]
+    tied = [specs[name] for name in sorted(specs) if name in ties]
+    members: dict[tuple[Any, ...], list[StateSpec]] = {}
+    for spec in untied + tied:
+        layers = readers[spec.name] if spec.zero >= 2 else ()
+        tie = spec.name if spec.name in ties and spec.zero else ties.get(spec.name)
+        key = spec.summed, spec.dtype, spec.master, spec.zero, tie, layers
+        members.setdefault(key, []).append(spec)
+    for specs_of_key in members.values():
+        yield from [specs_of_key] if specs_of_key[0].zero >= 2 else _cut(specs_of_key)
+
+
+def _cut(specs: list[StateSpec]) -> Iterator[list[StateSpec]]:
+    """Runs of parameters that fit a bucket."""
+    run: list[StateSpec] = []
+    used_bytes = 0
+    for spec in specs:
+        size = spec.local_numel * spec.dtype.itemsize
+        if run and used_bytes + size > _BUCKET_BYTES:
+            yield run
+            run, used_bytes = [], 0
+        run.append(spec)
+        used_bytes += size
+    if run:
+        yield run
