@@ -1,29 +1,26 @@
-"""Step time with and without the pass `fuse`: one process, one thread, the same model and batch, steps interleaved.
+"""Step time with and without the pass `fuse`: one process with one thread, the same model and batch, steps in turn.
 
-    python benchmarks/fuse.py [--model llama|gpt2] [--repeats 7]
+    python benchmarks/fuse.py [--models llama,gpt2] [--rounds 11]
 
-Eager PyTorch takes part for comparison. Figures are wall-clock and CPU seconds of a step (forward, backward and SGD);
-ratios are medians over rounds, of steps in the same round.
+A step is forward, backward and SGD. Eager PyTorch takes part for comparison.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
-import statistics
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import torch
+from common.jobs import on_ranks
+from common.measure import Spread, in_turn, ratios
+from common.results import busy, conditions, entry, save
+from rich.console import Console
+from rich.table import Table
 from torch import nn
 
 from galvatron import runtime as rt
@@ -35,15 +32,24 @@ from galvatron.passes.pipeline import Pipeline
 
 Batch = dict[str, torch.Tensor]
 Step = Callable[[Batch], Any]
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
-class Times:
-    """Seconds of each measured step of one variant."""
+class Row:
+    """One model: ratios to the program without `fuse`, and seconds of a step of each contestant.
 
-    wall_s: list[float]
-    cpu_s: list[float]
+    Attributes:
+        loss_difference: relative, between fused and not fused, of the first step.
+    """
+
+    model: str
+    parameters: int
+    fused_wall_ratio: Spread
+    fused_cpu_ratio: Spread
+    eager_wall_ratio: Spread
+    eager_cpu_ratio: Spread
+    step_s: dict[str, Spread]
+    loss_difference: float
 
 
 def llama(transformers: Any) -> nn.Module:
@@ -69,23 +75,24 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=1e-4)
 
 
-def compiled_step(model: nn.Module, batch: Batch, passes: tuple[str, ...], world: rt.World) -> Step:
+def compiled_step(model: nn.Module, batch: Batch, passes: tuple[str, ...]) -> Step:
     """A training step of the model compiled for one device with these passes before the planning."""
     captured = capture_graph(model, batch)
     program = Pipeline.of(passes).run(captured.program)
     (text,) = emit(program, "m1/gpipe/dp1", "a100-80g:1x1").values()
-    stage = load_module("stage_0.py", text, None).Stage(rt.build_mesh(world, [[]]))
+    stage = load_module("stage_0.py", text, None).Stage(rt.build_mesh(rt.initialize(), [[]]))
     state = rt.ModelState(model, constants=captured.constants)
     rt.materialize(stage, state)
     return rt.Executor(stage, schedule="gpipe", optimizer=sgd, model=state).train_step
 
 
-def eager_step(model: nn.Module) -> Step:
+def eager_step(model: nn.Module, device: torch.device) -> Step:
     """A training step of the model itself."""
+    model.to(device)
     optimizer = sgd(model.parameters())
 
     def step(batch: Batch) -> torch.Tensor:
-        loss = model(**batch).loss
+        loss = model(**{name: value.to(device) for name, value in batch.items()}).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -94,75 +101,69 @@ def eager_step(model: nn.Module) -> Step:
     return step
 
 
-def measure(steps: dict[str, Step], batch: Batch, repeats: int) -> dict[str, Times]:
-    """Times of each step after one that warms up; every round runs all of them, each time starting with another."""
-    times = {name: Times([], []) for name in steps}
-    for step in steps.values():
-        step(batch)
-    names = list(steps)
-    for turn in range(repeats):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            wall, cpu = time.perf_counter(), time.process_time()
-            steps[name](batch)
-            times[name].wall_s.append(time.perf_counter() - wall)
-            times[name].cpu_s.append(time.process_time() - cpu)
-    return times
+def measure(name: str, samples: int, sequence: int, rounds: int) -> Row:
+    import transformers
+
+    torch.manual_seed(0)
+    model = MODELS[name](transformers)
+    tokens = torch.randint(0, 8192, (samples, sequence))
+    batch = {"input_ids": tokens, "labels": tokens}
+    unfused = tuple(name for name in FRONT_END if name != "fuse")
+    steps = {
+        "fused": compiled_step(copy.deepcopy(model), batch, FRONT_END),
+        "not fused": compiled_step(copy.deepcopy(model), batch, unfused),
+        "eager": eager_step(model, rt.initialize().device),
+    }
+    losses = {contestant: float(step(batch)) for contestant, step in steps.items()}
+    times = in_turn({contestant: partial(step, batch) for contestant, step in steps.items()}, rounds)
+    base = times["not fused"]
+    return Row(
+        model=name,
+        parameters=sum(p.numel() for p in model.parameters()),
+        fused_wall_ratio=ratios(times["fused"].wall_s, base.wall_s),
+        fused_cpu_ratio=ratios(times["fused"].cpu_s, base.cpu_s),
+        eager_wall_ratio=ratios(times["eager"].wall_s, base.wall_s),
+        eager_cpu_ratio=ratios(times["eager"].cpu_s, base.cpu_s),
+        step_s={contestant: Spread.of(figures.wall_s) for contestant, figures in times.items()},
+        loss_difference=abs(losses["fused"] - losses["not fused"]) / abs(losses["not fused"]),
+    )
 
 
-def ratio(times: list[float], base: list[float]) -> dict[str, float]:
-    """Median, least and greatest of the ratios of steps in the same round."""
-    ratios = [t / b for t, b in zip(times, base, strict=True)]
-    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+def print_rows(rows: list[Row]) -> None:
+    table = Table(title="Step time, ratio to the program without `fuse`: median (quartiles)")
+    for heading in ("model", "fused, wall", "fused, CPU", "eager, wall", "not fused"):
+        table.add_column(heading, no_wrap=True)
+    for row in rows:
+        figures = (row.fused_wall_ratio, row.fused_cpu_ratio, row.eager_wall_ratio)
+        table.add_row(row.model, *map(str, figures), f"{row.step_s['not fused'].median:.3f} s")
+    Console(width=max(120, Console().width)).print(table)
+
+
+def names(text: str) -> list[str]:
+    unknown = [name for name in text.split(",") if name not in MODELS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown model {unknown[0]!r}; there are {', '.join(MODELS)}")
+    return text.split(",")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--model", choices=MODELS, default="llama")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--models", type=names, default=list(MODELS), help=f"of {','.join(MODELS)}")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--sequence", type=int, default=256)
     arguments = parser.parse_args()
-
-    import transformers
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    model = MODELS[arguments.model](transformers)
-    tokens = torch.randint(0, 8192, (arguments.batch, arguments.sequence))
-    batch = {"input_ids": tokens, "labels": tokens}
-    world = rt.initialize()
-    build = partial(compiled_step, batch=batch, world=world)
-    steps = {
-        "fused": build(copy.deepcopy(model), passes=FRONT_END),
-        "not fused": build(copy.deepcopy(model), passes=tuple(name for name in FRONT_END if name != "fuse")),
-        "eager": eager_step(model),
-    }
-    times = measure(steps, batch, arguments.repeats)
-    base = times["not fused"]
-    result = {
-        "benchmark": "fuse",
-        "model": arguments.model,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "tokens": [arguments.batch, arguments.sequence],
-        "torch": torch.__version__,
-        "load_average": os.getloadavg()[0],
-        "cpu_ratio_to_not_fused": {name: ratio(t.cpu_s, base.cpu_s) for name, t in times.items()},
-        "wall_ratio_to_not_fused": {name: ratio(t.wall_s, base.wall_s) for name, t in times.items()},
-        "times": {name: asdict(t) for name, t in times.items()},
-    }
-    rt.shutdown()
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"fuse_{arguments.model}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    for name, t in times.items():
-        cpu, wall = result["cpu_ratio_to_not_fused"][name], result["wall_ratio_to_not_fused"][name]
-        print(
-            f"{arguments.model:6} {name:9}  median {statistics.median(t.wall_s):.3f} s wall, "
-            f"{statistics.median(t.cpu_s):.3f} s CPU; to not fused: CPU {cpu['median']:.3f} "
-            f"({cpu['min']:.3f} to {cpu['max']:.3f}), wall {wall['median']:.3f}"
-        )
-    if os.getloadavg()[0] > (os.cpu_count() or 1):
-        print(f"preliminary: the machine is busy (load {os.getloadavg()[0]:.1f})", file=sys.stderr)
+    rows: list[Row] = []
+    for name in arguments.models:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        before = conditions("transformers")
+        row = on_ranks(measure, 1, name, arguments.samples, arguments.sequence, arguments.rounds)
+        rows.append(row)
+        facts = {"samples": arguments.samples, "sequence": arguments.sequence, "rounds": arguments.rounds}
+        save("fuse", [entry(row, before, **facts)], key=("model", "samples", "sequence"))
+    print_rows(rows)
+    if warning := busy():
+        print(warning, file=sys.stderr)
 
 
 if __name__ == "__main__":

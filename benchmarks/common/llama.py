@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Batch = dict[str, Tensor]
+"""`tokens` and `labels`, both i64[samples, sequence]."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -19,6 +22,12 @@ class Size:
     heads: int = 8
     layers: int = 6
     sequence: int = 256
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model trains."""
+        block = 4 * self.width**2 + 3 * self.width * self.hidden + 2 * self.width
+        return self.layers * block + 2 * self.vocabulary * self.width + self.width
 
 
 class Attention(nn.Module):
@@ -96,3 +105,10 @@ class Llama(nn.Module):
 def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
     """The mean cross-entropy of all tokens."""
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+def batch_of(size: Size, samples: int, seed: int) -> Batch:
+    """Random tokens with the next ones as labels; the same on every rank."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, size.vocabulary, (samples, size.sequence + 1), generator=generator)
+    return {"tokens": tokens[:, :-1].contiguous(), "labels": tokens[:, 1:].contiguous()}
