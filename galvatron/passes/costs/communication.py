@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.layout import BROADCAST, Axis, local_shape
-from galvatron.ir.program import Form, Program, StateLayout, When
-from galvatron.ir.types import evaluate
+from galvatron.ir.program import Form, Program, Stage, When
 from galvatron.passes.costs.events import Collective
 from galvatron.passes.costs.profile import profile_graph
+from galvatron.passes.costs.state import StateCollectives, TrainedState, state_collectives, trained_state
 from galvatron.passes.sharding import Partitioner
 
 Counts = Counter[tuple[str, tuple[int, int]]]
@@ -26,13 +25,13 @@ Counts = Counter[tuple[str, tuple[int, int]]]
 class Communication:
     """The collectives that one rank of a stage takes part in.
 
-    `forward` and `backward` are those of one micro-batch, in order. `gradient_bytes` are, per axis, the bytes of
-    gradients that are summed over it once per step; how many messages carry them is up to the runtime.
+    `forward` and `backward` are those of one micro-batch, in order; `state` are those of the parameters and their
+    gradients. How many messages carry what is sent once per step is up to the runtime.
     """
 
     forward: tuple[Collective, ...]
     backward: tuple[Collective, ...]
-    gradient_bytes: tuple[tuple[Axis, int], ...] = ()
+    state: StateCollectives = StateCollectives((), (), ())
 
 
 def counts(collectives: tuple[Collective, ...]) -> Counts:
@@ -59,7 +58,7 @@ def stage_communication(program: Program, stage: int = 0) -> Communication:
     return Communication(
         forward=tuple(event for part in parts for event in part.forward),
         backward=tuple(event for part in reversed(parts) for event in part.backward),
-        gradient_bytes=_gradient_bytes(program, program.stages[stage].state),
+        state=_state_collectives(program, program.stages[stage]),
     )
 
 
@@ -86,12 +85,26 @@ class _Reader:
         return self._known[name]
 
 
-def _gradient_bytes(program: Program, state: tuple[StateLayout, ...]) -> tuple[tuple[Axis, int], ...]:
-    sizes: Counter[Axis] = Counter()
-    for kept in state:
-        declared = program.state_of[kept.state]
-        shape = local_shape(declared.type.shape, kept.layout, kept.mesh)
-        for axis, placement in zip(kept.mesh, kept.layout, strict=True):
-            if declared.trainable and placement == BROADCAST:
-                sizes[axis] += evaluate(declared.type.with_shape(shape).bytes, 1)
-    return tuple(sizes.items())
+def _state_collectives(program: Program, stage: Stage) -> StateCollectives:
+    """What is sent for parameters, layer by layer.
+
+    One that several layers read is summed with the first of them, and stays whole between their backwards.
+    """
+    levels = {kept.state: kept.zero for kept in stage.state}
+    parts: list[StateCollectives] = []
+    seen: set[str] = set()
+    for layer in stage.layers:
+        cls = program.class_of[layer.cls]
+        own: list[TrainedState] = []
+        again: list[TrainedState] = []
+        for name, formal in zip(layer.state, cls.graph.state, strict=True):
+            if program.state_of[name].trainable:
+                state = trained_state(program.state_of[name], formal, cls.mesh, levels[name])
+                (again if name in seen else own).append(state)
+                seen.add(name)
+        parts += [state_collectives(own), StateCollectives(state_collectives(again).forward, (), ())]
+    return StateCollectives(
+        tuple(event for part in parts for event in part.forward),
+        tuple(event for part in parts for event in part.backward),
+        tuple(event for part in parts for event in part.step),
+    )

@@ -12,15 +12,6 @@ from typing import Protocol
 
 from galvatron.ir.strategy import Strategy
 
-OPTIMIZER_STATES = 4
-"""Copies of a trained parameter on a device: itself, its gradient, and AdamW's two moments, all in its own type."""
-
-OPTIMIZER_PASSES = 7
-"""Times an AdamW step moves a parameter's bytes: reads of all four copies, writes of parameter and moments."""
-
-ACCUMULATION_PASSES = 3
-"""Times a micro-batch moves a gradient's bytes to add it up: reads of old and new, write of the sum."""
-
 
 @dataclass(frozen=True)
 class Tie:
@@ -40,10 +31,10 @@ class Tie:
 class LayerCost:
     """One layer under one strategy, on each device.
 
-    Per micro-batch: seconds of compute and of collectives, forward and backward; `saved_bytes`, activations kept from
-    forward to backward; `extra_bytes`, the peak of memory in use above that while the layer runs. Per step: `sync_s` of
-    gradient synchronisation and `update_s` of the optimizer. Always: `state_bytes` of parameters, gradients, optimizer
-    state and buffers.
+    Per micro-batch: seconds of compute and of collectives, forward and backward, those of its parameters included;
+    `saved_bytes`, activations kept from forward to backward; `extra_bytes`, the peak of memory in use above that while
+    the layer runs. Per step: `sync_s` of gradient synchronisation and `update_s` of the optimizer. Always:
+    `state_bytes` of parameters, gradients, optimizer state and buffers.
     """
 
     forward_s: float

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from functools import cached_property
 from typing import Any
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Value
-from galvatron.ir.layout import BROADCAST, Axis
 from galvatron.ir.planning import planned_layers
 from galvatron.ir.program import Layer, LayerClass, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import evaluate
 from galvatron.passes.costs.events import Profile, collectives_s, kernels_s
-from galvatron.passes.costs.model import ACCUMULATION_PASSES, OPTIMIZER_PASSES, OPTIMIZER_STATES, LayerCost, Tie
+from galvatron.passes.costs.model import LayerCost, Tie
 from galvatron.passes.costs.profile import profile_graph
+from galvatron.passes.costs.state import (
+    ACCUMULATION_PASSES,
+    OPTIMIZER_PASSES,
+    TrainedState,
+    state_collectives,
+    trained_state,
+)
 from galvatron.passes.sharding import Partitioner, Redistribution, redistribution_classes
 
 
@@ -91,51 +97,48 @@ class ShardedCostModel:
         layer, cluster = self.layers[index], self.cluster
         profile = self._profile(layer.cls, strategy)
         trained, other_bytes = self._state(layer, strategy)
-        trained_bytes = sum(size for size, _ in trained.values())
+        sent = state_collectives(trained.values())
+        gradient_bytes = sum(state.master_bytes for state in trained.values())
+        passing_bytes = sum(state.passing_bytes for state in trained.values())
         bandwidth = cluster.device.memory_bytes_per_s
         return LayerCost(
             forward_s=kernels_s(profile.forward, cluster, batch),
-            backward_s=kernels_s(profile.backward, cluster, batch) + ACCUMULATION_PASSES * trained_bytes / bandwidth,
-            forward_communication_s=collectives_s(profile.forward, cluster, batch),
-            backward_communication_s=collectives_s(profile.backward, cluster, batch),
+            backward_s=kernels_s(profile.backward, cluster, batch) + ACCUMULATION_PASSES * gradient_bytes / bandwidth,
+            forward_communication_s=collectives_s((*profile.forward, *sent.forward), cluster, batch),
+            backward_communication_s=collectives_s((*profile.backward, *sent.backward), cluster, batch),
             saved_bytes=profile.saved_bytes(batch),
-            extra_bytes=max(profile.forward_extra_bytes(batch), profile.backward_extra_bytes(batch)),
-            state_bytes=OPTIMIZER_STATES * trained_bytes + other_bytes,
-            sync_s=self._sync_s(list(trained.values())),
-            update_s=OPTIMIZER_PASSES * trained_bytes / bandwidth,
-            ties=tuple(self._tie(earlier, strategy, *trained[name]) for name, earlier in self._ties(index).items()),
+            # While a layer runs, what is whole of its parameters has a neighbour's beside it: fetched, or on its way.
+            extra_bytes=max(profile.forward_extra_bytes(batch), profile.backward_extra_bytes(batch))
+            + 2 * passing_bytes,
+            state_bytes=sum(state.kept_bytes for state in trained.values()) + other_bytes,
+            sync_s=collectives_s(sent.step, cluster, batch),
+            update_s=self._update_s(trained.values()),
+            ties=tuple(self._tie(earlier, strategy, trained[name]) for name, earlier in self._ties(index).items()),
         )
 
-    def _state(self, layer: Layer, strategy: Strategy) -> tuple[dict[str, tuple[int, tuple[Axis, ...]]], int]:
-        """Per trained parameter its local bytes and the axes its gradient is summed over; and the bytes of other
-        state."""
+    def _state(self, layer: Layer, strategy: Strategy) -> tuple[dict[str, TrainedState], int]:
+        """What each trained parameter costs, and the bytes of other state."""
         sharded = self._partitioner.shard(layer.cls, strategy)
-        trained: dict[str, tuple[int, tuple[Axis, ...]]] = {}
+        trained: dict[str, TrainedState] = {}
         other_bytes = 0
         for value, name in zip(sharded.graph.state, layer.state, strict=True):
-            size = evaluate(value.type.bytes, 1)
-            if self.program.state_of[name].trainable:
-                layout = value.layout or ()
-                trained[name] = size, tuple(a for a, p in zip(sharded.mesh, layout, strict=True) if p == BROADCAST)
+            state = self.program.state_of[name]
+            if state.trainable:
+                trained[name] = trained_state(state, value, sharded.mesh, strategy.zero)
             else:
-                other_bytes += size
+                other_bytes += evaluate(value.type.bytes, 1)
         return trained, other_bytes
 
-    def _sync_s(self, gradients: list[tuple[int, tuple[Axis, ...]]]) -> float:
-        """Seconds of summing gradients: one all-reduce per axis over all that are summed there."""
-        sizes: dict[tuple[int, int], int] = defaultdict(int)
-        for size, axes in gradients:
-            for axis in axes:
-                sizes[axis.size, axis.stride] += size
-        return sum(self.cluster.collective_s("all_reduce", size, *axis) for axis, size in sizes.items())
+    def _update_s(self, states: Iterable[TrainedState]) -> float:
+        return OPTIMIZER_PASSES * sum(s.trained_bytes for s in states) / self.cluster.device.memory_bytes_per_s
 
-    def _tie(self, layer: int, strategy: Strategy, size: int, axes: tuple[Axis, ...]) -> Tie:
+    def _tie(self, layer: int, strategy: Strategy, state: TrainedState) -> Tie:
         return Tie(
             layer=layer,
-            state_bytes=OPTIMIZER_STATES * size,
-            sync_s=self._sync_s([(size, axes)]),
-            update_s=OPTIMIZER_PASSES * size / self.cluster.device.memory_bytes_per_s,
-            across_s=self.cluster.collective_s("all_reduce", size, 2, strategy.devices),
+            state_bytes=state.kept_bytes,
+            sync_s=collectives_s(state_collectives([state]).step, self.cluster, 1),
+            update_s=self._update_s([state]),
+            across_s=self.cluster.collective_s("all_reduce", state.trained_bytes, 2, strategy.devices),
         )
 
     def _ties(self, index: int) -> dict[str, int]:

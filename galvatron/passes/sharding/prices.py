@@ -6,7 +6,7 @@ from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import BROADCAST, Axis, Shard
 from galvatron.ir.types import DTYPE_BYTES, evaluate, simplify_dim
-from galvatron.passes.costs.model import OPTIMIZER_PASSES
+from galvatron.passes.costs.state import OPTIMIZER_PASSES
 from galvatron.passes.sharding.conversion import Conversion, conversion
 from galvatron.passes.sharding.factors import FactorTable
 from galvatron.passes.sharding.modes import Split, State

@@ -122,7 +122,24 @@ def counted_step(world: rt.World, job: harness.Job, batch: Batch) -> rt.Communic
 
 
 @pytest.mark.parametrize(
-    "plan", ["tp2", "tp2+sp", "ulysses2", "dp2", "cp2", "m2/tp2", "m2/dp2", "dp2-tp2+sp", "cp2-tp2", "ulysses2-tp2"]
+    "plan",
+    [
+        "tp2",
+        "tp2+sp",
+        "ulysses2",
+        "dp2",
+        "cp2",
+        "m2/tp2",
+        "m2/dp2",
+        "dp2-tp2+sp",
+        "cp2-tp2",
+        "ulysses2-tp2",
+        "m2/dp2-zero1",
+        "m2/dp2-zero2",
+        "m2/dp2-zero3",
+        "m2/dp2-tp2+sp-zero3",
+        "m2/dp2-ulysses2-zero3",
+    ],
 )
 def test_a_rank_sends_what_the_program_says(plan):
     strategy = Strategy.parse(plan.split("/")[-1])
@@ -137,8 +154,14 @@ def test_a_rank_sends_what_the_program_says(plan):
         for phase, events in (("forward", expected.forward), ("backward", expected.backward)):
             assert counter.counts(phase) == counts(micro_batches * events)
             assert counter.payload_bytes(phase) == bytes_by_channel(micro_batches * events, share)
-        gradients = {("all_reduce", (axis.size, axis.stride)): size for axis, size in expected.gradient_bytes}
-        assert counter.payload_bytes("gradients") == gradients
+        sent = [*micro_batches * (*expected.state.forward, *expected.state.backward), *expected.state.step]
+        gathers = [event for event in sent if event.kind == "all_gather" and event not in expected.state.step]
+        sums = [event for event in sent if event.kind != "all_gather"]
+        for phase, events in (("parameters", gathers), ("gradients", sums)):
+            assert counter.payload_bytes(phase) == bytes_by_channel(events, share)
+        if any(event.kind == "all_gather" for event in expected.state.forward):
+            assert counter.counts("parameters") == counts(tuple(gathers))
+            assert counter.counts("gradients") == counts(tuple(sums))
         assert sum(counter.counts("totals").values()) == 1
 
 
