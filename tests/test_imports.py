@@ -18,10 +18,11 @@ BASE = {"errors", "units"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "units": {"errors"},
+    "recompute": {"errors"},
     "ir": BASE | {"ir"},
-    "passes": BASE | {"ir", "passes"},
+    "passes": BASE | {"ir", "passes", "recompute"},
     "codegen": BASE | {"ir", "passes", "codegen"},
-    "runtime": {"errors", "runtime"},
+    "runtime": {"errors", "recompute", "runtime"},
     "profiler": BASE | {"ir", "profiler"},
 }
 """Part of the package → the parts it may import; `api` and `cli` are on top and may import all."""

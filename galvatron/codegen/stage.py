@@ -161,7 +161,14 @@ def _layer(bindings: Bindings, layer: Layer, name: str, state: Sequence[str], de
     arguments += [prefixed("axes=", tuple_of(axes))] if axes else []
     arguments += [prefixed("state=", tuple_of(state))] if state else []
     arguments += ["random=True"] if function.random else []
+    arguments += [f'recompute="{kind}"'] if (kind := _recompute(bindings, layer)) else []
     return _statement("self.layer", arguments, depth)
+
+
+def _recompute(bindings: Bindings, layer: Layer) -> str:
+    """Which activations of a layer are computed again; empty for none."""
+    strategy = bindings.cls(layer).strategy
+    return strategy.recompute if strategy and strategy.recompute != "none" else ""
 
 
 def _axis_variable(bindings: Bindings, layer: Layer, name: str) -> str:
@@ -214,9 +221,9 @@ def _loss_axes(bindings: Bindings) -> list[str]:
 
 
 def _is_called_directly(bindings: Bindings, layer: Layer) -> bool:
-    """A function without state, axes and random numbers needs no layer object."""
+    """A function without state, axes and random numbers that keeps its activations needs no layer object."""
     function = bindings.function(layer)
-    return not layer.state and not function.axes and not function.random
+    return not (layer.state or function.axes or function.random or _recompute(bindings, layer))
 
 
 def _step(bindings: Bindings) -> list[str]:

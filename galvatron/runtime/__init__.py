@@ -1,5 +1,6 @@
 """What generated stage modules and the public API call while a model trains."""
 
+from galvatron.recompute import keep, once
 from galvatron.runtime.collectives import (
     all_gather,
     all_reduce,
@@ -40,8 +41,10 @@ __all__ = [
     "embedding",
     "first",
     "initialize",
+    "keep",
     "logsumexp",
     "materialize",
+    "once",
     "pad",
     "reduce_scatter",
     "scaled_dot_product_attention",

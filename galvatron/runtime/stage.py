@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from galvatron.errors import GalvatronError, PlanError
+from galvatron.recompute import recomputed
 from galvatron.runtime.collectives import gather_full, take_padded, take_part
 from galvatron.runtime.mesh import Axis, Mesh
 from galvatron.runtime.random import Randomness
@@ -35,6 +36,8 @@ class Sharded:
 class Summed:
     """Whole on every rank of the axis; the ranks' gradients add up to the true one."""
 
+
+Recompute = Literal["full", "selective"]
 
 Placements = Mapping[Axis, Sharded | Summed]
 """Where a tensor lives, outermost axis first; on an axis that is not named it is replicated and so is its gradient."""
@@ -126,7 +129,8 @@ class Layer(nn.Module):
     """One layer of a stage: the function of its class, applied to this layer's own state.
 
     The state belongs to the stage and is looked up at each call. `random` is where the seed of a call comes from; None
-    for a function that draws no random numbers.
+    for a function that draws no random numbers. With `recompute`, activations are computed again in the backward: all,
+    or with "selective" those that are not results of `rt.keep`.
     """
 
     def __init__(
@@ -137,10 +141,12 @@ class Layer(nn.Module):
         axes: tuple[Axis, ...],
         state: Sequence[str],
         random: Randomness | None,
+        recompute: Recompute | None = None,
     ) -> None:
         super().__init__()
         self.name = name
         self.function = function
+        self._call = recomputed(function, selective=recompute == "selective") if recompute else function
         self.axes = axes
         self.random = random
         self.names = tuple(state)
@@ -152,10 +158,11 @@ class Layer(nn.Module):
         state = [table[name] for table, name in self._sources]
         if self.random is not None:
             kwargs["seed"] = self.random.seed(self.name)
+        # A replay of the call has the same seed, and reads the same parameters.
         if self.parameters is None:
-            return self.function(*self.axes, *args, *state, **kwargs)
+            return self._call(*self.axes, *args, *state, **kwargs)
         self.parameters.enter()
-        results = self.function(*self.axes, *args, *state, **kwargs)
+        results = self._call(*self.axes, *args, *state, **kwargs)
         self.parameters.leave(results)
         return results
 
@@ -226,13 +233,16 @@ class Stage(nn.Module):
         axes: tuple[Axis, ...] = (),
         state: Sequence[str] = (),
         random: bool = False,
+        recompute: Recompute | None = None,
     ) -> None:
-        """Make `self.<name>(*args)` call `function(*axes, *args, *state)`, and with `seed=` if it is `random`."""
+        """Make `self.<name>(*args)` call `function(*axes, *args, *state)`, and with `seed=` if it is `random`; the
+        backward computes its activations again if `recompute` says so.
+        """
         if hasattr(type(self), name) or name in self.__dict__:
             raise GalvatronError(
                 f"stage {self.index}: {name!r} cannot name a layer, a stage has an attribute of that name"
             )
-        layer = Layer(self, name, function, axes, state, self.random if random else None)
+        layer = Layer(self, name, function, axes, state, self.random if random else None, recompute)
         self.layers[name] = layer
         object.__setattr__(self, name, layer)
 
