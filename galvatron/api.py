@@ -35,7 +35,7 @@ from galvatron.units import parse_bytes
 __all__ = ["CompiledModel", "Estimate", "capture", "compile", "emit", "estimate", "search"]
 
 LossFunction = Callable[[Any, Mapping[str, Any]], Tensor]
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
 PlanLike = Plan | str | os.PathLike[str]
 
 NOMINAL_DEVICE = "a100-80g"
@@ -84,8 +84,10 @@ def compile(
             reserve.
         plan: a `Plan`, the path of a plan file, or one strategy for all layers like `"pp2/m4/1f1b/dp1-tp2"`. When
             given, nothing is searched.
-        optimizer: from this rank's parameters to a `torch.optim.Optimizer`; needed for `train_step`. Its rule must be
-            element-wise.
+        optimizer: from this rank's parameters to a `torch.optim.Optimizer`; needed for `train_step`. A function whose
+            argument is called `named_parameters` gets (name, parameter) pairs instead, under the model's names, for
+            groups by name. A rank sees slices of the parameters, so the rule must be element-wise; where ZeRO cuts a
+            parameter, its part is one row with as many dimensions as the parameter.
         precision: None keeps the model's own element types.
         max_grad_norm: gradients are scaled so that their global norm is at most this.
         cache_dir: where generated code is written; default: the user's cache directory.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from galvatron.errors import PlanError, did_you_mean
+from galvatron.errors import GalvatronError, PlanError, did_you_mean
 from galvatron.ir.files import write_text
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
@@ -69,6 +69,17 @@ class CompiledModel:
         The gradients replace those of the step before.
         """
         return self._executor.forward_backward(self._inputs.read(batch))
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """This rank's optimizer, for learning-rate schedulers: they work on it as on any other.
+
+        Raises:
+            GalvatronError: the model was compiled without an optimizer.
+        """
+        if self._executor.optimizer is None:
+            raise GalvatronError("there is no optimizer: pass `optimizer=` when compiling")
+        return self._executor.optimizer
 
     def full_state_dict(self, *, rank0_only: bool = False) -> dict[str, Tensor]:
         """The model's `state_dict`: whole tensors on the CPU, under the model's own names.

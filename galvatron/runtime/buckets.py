@@ -41,7 +41,8 @@ class Member:
     """One parameter of a bucket: where it lies, and the leaf that the layers read.
 
     `filled` says whether the gradient buffer holds its gradient of the running step or micro-batch; `trained` is what
-    the optimizer gets: the leaf itself, or this rank's part of it (flat, perhaps empty).
+    the optimizer gets: the leaf itself, or this rank's part of it: one row, perhaps empty, with as many dimensions as
+    the leaf, so that "no decay for vectors" means the same.
     """
 
     name: str
@@ -112,7 +113,8 @@ class Bucket:
             return Member(spec.name, spec, begin, leaf, leaf)
         member = Member(spec.name, spec, begin, leaf, leaf)
         own = self._part_of(self.shard, member)
-        member.trained = nn.Parameter(own.view(shape) if self.ways == 1 else own)
+        row = (1,) * (len(shape) - 1) + (own.numel(),)
+        member.trained = nn.Parameter(own.view(shape if self.ways == 1 else row))
         return member
 
     def _own(self, flat: Tensor) -> Tensor:

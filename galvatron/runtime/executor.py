@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,8 @@ from galvatron.runtime.parameters import Parameters
 from galvatron.runtime.pipeline import Pipeline, ScheduleName
 from galvatron.runtime.stage import Stage
 
-OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[list[Any]], torch.optim.Optimizer]
+"""From this rank's parameters, or from (name, parameter) pairs where the argument is called `named_parameters`."""
 
 
 class Executor:
@@ -65,9 +67,7 @@ class Executor:
             self._parameters = Parameters([stage], ties, microbatches)
             if model is not None:
                 materialize(stage, model, blank, self._parameters.write)
-        trained = list(self._parameters.trained.values())
-        self.optimizer = optimizer(trained) if optimizer is not None and trained else None
-        self._updates = optimizer is not None
+        self.optimizer = None if optimizer is None else _optimizer(optimizer, self._parameters.trained)
 
     def forward_backward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Gradients of the loss on the global batch, without an update.
@@ -86,13 +86,12 @@ class Executor:
 
     def train_step(self, batch: Mapping[str, Tensor]) -> Tensor:
         """`forward_backward`, clipping, and one optimizer update; returns the loss before the update."""
-        if not self._updates:
+        if self.optimizer is None:
             raise GalvatronError("train_step needs an optimizer: pass `optimizer=` when compiling")
         loss, squared_norm = self._run(batch, with_norm=self.max_grad_norm is not None)
         if self.max_grad_norm is not None:
             self._parameters.clip(squared_norm.sqrt(), self.max_grad_norm)
-        if self.optimizer is not None:
-            self.optimizer.step()
+        self.optimizer.step()
         self._parameters.publish()
         return loss
 
@@ -178,6 +177,16 @@ class Executor:
                 if root is error:
                     raise
                 raise root from None
+
+
+def _optimizer(factory: OptimizerFactory, trained: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of a rank. One that has nothing to train gets an empty tensor: its learning rate still counts."""
+    named = list(trained.items()) or [("", nn.Parameter(torch.empty(0)))]
+    try:
+        wants_names = "named_parameters" in inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # a callable that does not tell
+        wants_names = False
+    return factory(named if wants_names else [parameter for _, parameter in named])
 
 
 def _root_cause(error: BaseException) -> BaseException:

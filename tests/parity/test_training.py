@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from galvatron import runtime as rt
 from tests.parity.harness import BATCH_SIZE, TOLERANCES, Job, check, executor, job_of, planned, precise, subject
@@ -29,8 +30,17 @@ ZERO = [
 CLIP = 0.1
 
 
-def adamw(parameters) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)
+def adamw(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+    """Two groups by name and shape, as training scripts have them; one is empty on some ranks."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in named_parameters:
+        groups["norm" in name or parameter.dim() < 2].append(parameter)
+    decays = {"params": groups[False], "weight_decay": 0.1}
+    return torch.optim.AdamW([decays, {"params": groups[True], "lr": 2e-2, "weight_decay": 0.0}], lr=1e-2)
+
+
+def warm_up(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) / 3)
 
 
 def jobs(model: str, *plans: str) -> list[Job]:
@@ -43,15 +53,19 @@ def steps(model: str) -> list[Batch]:
 
 def train(world: rt.World, job: Job, batches: list[Batch]) -> tuple[list[float], dict[str, Tensor]]:
     program = executor(world, job, optimizer=adamw, max_grad_norm=CLIP)
-    losses = [float(program.train_step(batch)) for batch in batches]
+    assert program.optimizer is not None
+    scheduler, losses = warm_up(program.optimizer), []
+    for batch in batches:
+        losses.append(float(program.train_step(batch)))
+        scheduler.step()
     return losses, program.full_state_dict(rank0_only=True)
 
 
 def trained_alone(model: str) -> tuple[list[float], dict[str, Tensor]]:
     """The same training in one process with plain PyTorch."""
     case = copy.deepcopy(subject(model))
-    optimizer = adamw(case.model.parameters())
-    losses = []
+    optimizer = adamw(case.model.named_parameters())
+    scheduler, losses = warm_up(optimizer), []
     for batch in steps(model):
         optimizer.zero_grad()
         with precise(case):
@@ -59,6 +73,7 @@ def trained_alone(model: str) -> tuple[list[float], dict[str, Tensor]]:
         loss.backward()
         assert torch.nn.utils.clip_grad_norm_(case.model.parameters(), CLIP) > CLIP, "nothing was clipped"
         optimizer.step()
+        scheduler.step()
         losses.append(float(loss.detach()))
     return losses, case.model.state_dict()
 
