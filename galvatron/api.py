@@ -62,6 +62,7 @@ def compile(
     optimizer: OptimizerFactory | None = None,
     precision: str | None = None,
     max_grad_norm: float | None = None,
+    timeout_s: float = rt.DEFAULT_TIMEOUT_S,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> CompiledModel:
     """Turns a model into a distributed training program on the ranks of this job.
@@ -90,6 +91,9 @@ def compile(
             parameter, its part is one row with as many dimensions as the parameter.
         precision: None keeps the model's own element types.
         max_grad_norm: gradients are scaled so that their global norm is at most this.
+        timeout_s: the longest that a rank may wait for others in one communication of a step: then all processes end,
+            with an error that says which rank waits where and what the ones do that it waits for. More than the longest
+            time by which ranks may legitimately differ (a first step that compiles kernels, a rank that writes files).
         cache_dir: where generated code is written; default: the user's cache directory.
 
     Raises:
@@ -99,10 +103,10 @@ def compile(
         GalvatronError: any other argument is wrong. What rank 0 finds is raised on every rank.
     """
     _check_model(model, loss_fn)
-    _check_training(optimizer, precision, max_grad_norm)
+    _check_training(optimizer, precision, max_grad_norm, timeout_s)
     budget = None if memory is None else parse_bytes(memory)
     named_cluster = _read_cluster(cluster)
-    world = rt.initialize()
+    world = rt.initialize(timeout_s=timeout_s)
     target = named_cluster or _cluster_of_job(world, measured=plan is None)
     if target.world_size != world.size:
         raise ClusterError(
@@ -310,7 +314,7 @@ def _check_model(model: nn.Module, loss_fn: LossFunction | None) -> None:
         raise GalvatronError(f"loss_fn must be a function (output, batch) -> scalar, not {type(loss_fn).__name__}")
 
 
-def _check_training(optimizer: Any, precision: Any, max_grad_norm: Any) -> None:
+def _check_training(optimizer: Any, precision: Any, max_grad_norm: Any, timeout_s: Any) -> None:
     if optimizer is not None and not callable(optimizer):
         raise GalvatronError(
             f"optimizer must be a function from parameters to a torch.optim.Optimizer, not {type(optimizer).__name__}; "
@@ -323,6 +327,8 @@ def _check_training(optimizer: Any, precision: Any, max_grad_norm: Any) -> None:
         )
     if max_grad_norm is not None and not (isinstance(max_grad_norm, (int, float)) and max_grad_norm > 0):
         raise GalvatronError(f"max_grad_norm must be a positive number, not {max_grad_norm!r}")
+    if not (isinstance(timeout_s, (int, float)) and timeout_s > 0):
+        raise GalvatronError(f"timeout_s must be a positive number of seconds, not {timeout_s!r}")
 
 
 def _on_rank_0(world: rt.World, plan: Callable[[], Captured]) -> Captured:

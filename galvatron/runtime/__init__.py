@@ -13,6 +13,7 @@ from galvatron.runtime.collectives import (
 )
 from galvatron.runtime.communication import CommunicationCounter
 from galvatron.runtime.executor import Executor
+from galvatron.runtime.limit import DEFAULT_TIMEOUT_S
 from galvatron.runtime.materialize import ModelState, materialize
 from galvatron.runtime.mesh import Axis, Mesh, World, build_mesh, initialize, shutdown
 from galvatron.runtime.random import Seed, seeded
@@ -21,6 +22,7 @@ from galvatron.runtime.spmd import cross_entropy_loss, embedding, logsumexp
 from galvatron.runtime.stage import Layer, Sharded, Stage, Summed
 
 __all__ = [
+    "DEFAULT_TIMEOUT_S",
     "Axis",
     "CommunicationCounter",
     "Executor",

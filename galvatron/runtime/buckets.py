@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from galvatron.runtime.activity import communicating
 from galvatron.runtime.communication import phase
 from galvatron.runtime.stage import StateSpec
 
@@ -101,6 +102,8 @@ class Bucket:
                 self._sum = self._own(self._whole)
             else:
                 self._sum = torch.zeros(self.part, dtype=self.master_dtype, device=device)
+        self._shape = torch.empty(size, dtype=self.master_dtype, device="meta")
+        """Of the sum of the gradients, for those who ask what is summed."""
         self._pending: tuple[dist.Work, Tensor] | None = None
         self._summed_any = False
         self.release()
@@ -153,7 +156,8 @@ class Bucket:
         sent[: own.numel()] = own
         parts = own.new_empty(self.ways, longest)
         assert self.group.process_group is not None
-        self.group.process_group._allgather_base(parts.view(-1), sent).wait()
+        with communicating("all_gather", self.group.process_group, parts):
+            self.group.process_group._allgather_base(parts.view(-1), sent).wait()
         return torch.cat([part[: end - begin] for part, (begin, end) in zip(parts, places, strict=True)]).view(shape)
 
     def publish(self) -> None:
@@ -175,7 +179,7 @@ class Bucket:
         """The values can be read when this returns."""
         self.fetch()
         if self._arriving is not None:
-            with phase("parameters"):
+            with phase("parameters"), communicating("all_gather", self.group.process_group, self.values):
                 self._arriving.wait()
             self._arriving = None
 
@@ -187,7 +191,7 @@ class Bucket:
 
     def _gather(self, own: Tensor) -> None:
         assert self.group.process_group is not None
-        with phase("parameters"):
+        with phase("parameters"), communicating("all_gather", self.group.process_group, self.values):
             self._arriving = self.group.process_group._allgather_base(self.values, own)
 
     # Gradients
@@ -230,9 +234,9 @@ class Bucket:
         self._wait_for_sum()
         assert self._sum is not None
         group = self.group.process_group
-        with phase("gradients"):
-            if group is None:
-                return
+        if group is None:
+            return
+        with phase("gradients"), self._summing():
             if self.level == 0:
                 self._pending = group.allreduce(self._whole), self._sum
             else:
@@ -250,24 +254,30 @@ class Bucket:
         if self._pending is None:
             return
         work, target = self._pending
-        with phase("gradients"):
+        with phase("gradients"), self._summing():
             work.wait()
         self._pending = None
         assert self._sum is not None
         if target.data_ptr() != self._sum.data_ptr():
             self._sum += target
 
-    def finish(self) -> dist.Work | None:
+    def _summing(self) -> communicating:
+        return communicating("reduce_scatter" if self.level else "all_reduce", self.group.process_group, self._shape)
+
+    def finish(self) -> None:
         """Wait for the sum over the group, and start the one over the stages of a tie."""
         self._wait_for_sum()
-        if self.tie is None:
-            return None
-        assert self._sum is not None
-        with phase("gradients"):
-            return self.tie.allreduce(self._sum)
+        if self.tie is not None:
+            assert self._sum is not None
+            with phase("gradients"), communicating("all_reduce", self.tie, self._sum):
+                self._pending = self.tie.allreduce(self._sum), self._sum
 
     def hand_over(self) -> None:
-        """Give the optimizer its gradients."""
+        """Wait for the sum over the stages, and give the optimizer its gradients."""
+        if self._pending is not None:
+            with phase("gradients"), communicating("all_reduce", self.tie, self._sum):
+                self._pending[0].wait()
+            self._pending = None
         for member in self.members:
             if self._sum is not None:
                 member.trained.grad = self._part_of(self._sum, member).view_as(member.trained)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from galvatron.errors import GalvatronError
+from galvatron.runtime.activity import communicating, now
 from galvatron.runtime.mesh import Axis
 
 Map = Callable[[Tensor], Tensor]
@@ -31,12 +32,15 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, forward: Map, adjoint: Map) -> Tensor:
-        ctx.adjoint = adjoint
+        ctx.adjoint, ctx.place = adjoint, now.place
         return forward(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.adjoint(gradients[0]), None, None
+        now.place = ctx.place
+        gradient = ctx.adjoint(gradients[0])
+        now.place = None
+        return gradient, None, None
 
 
 def _apply(x: Tensor, forward: Map, adjoint: Map) -> Tensor:
@@ -141,20 +145,23 @@ def _identity(x: Tensor) -> Tensor:
 def _sum(x: Tensor, axis: Axis) -> Tensor:
     # `x` may be shared with other consumers, or be a gradient that autograd still adds to: reduce a copy.
     total = x.clone(memory_format=torch.contiguous_format)
-    axis.group.allreduce(total).wait()
+    with communicating("all_reduce", axis.group, total):
+        axis.group.allreduce(total).wait()
     return total
 
 
 def _gather(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
     parts = x.new_empty((axis.size, *x.shape))
-    axis.group._allgather_base(_wire(parts), _wire(x.contiguous())).wait()
+    with communicating("all_gather", axis.group, parts):
+        axis.group._allgather_base(_wire(parts), _wire(x.contiguous())).wait()
     return _join(parts, axis, dim, outer)
 
 
 def _sum_part(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
     parts = _split(x, axis, dim, outer).contiguous()
     total = torch.empty_like(parts[0])
-    axis.group._reduce_scatter_base(_wire(total), _wire(parts), _SUM).wait()
+    with communicating("reduce_scatter", axis.group, parts):
+        axis.group._reduce_scatter_base(_wire(total), _wire(parts), _SUM).wait()
     return total
 
 
@@ -171,7 +178,8 @@ def _padded(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
 def _exchange(x: Tensor, axis: Axis, split_dim: int, split_outer: int, concat_dim: int, concat_outer: int) -> Tensor:
     sent = _split(x, axis, split_dim, split_outer).contiguous()
     received = torch.empty_like(sent)
-    axis.group.alltoall_base(_wire(received), _wire(sent), [], []).wait()
+    with communicating("all_to_all", axis.group, sent):
+        axis.group.alltoall_base(_wire(received), _wire(sent), [], []).wait()
     return _join(received, axis, concat_dim, concat_outer)
 
 

@@ -20,6 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from galvatron.runtime.activity import now
+
 _KINDS = {
     "allreduce_": "all_reduce",
     "_allgather_base_": "all_gather",
@@ -37,18 +39,15 @@ message counts where it is sent."""
 
 _UNCOUNTED = {"recv_", "barrier", "monitored_barrier_", "wait_tensor", "_wrap_tensor_autograd"}
 
-_phase: str | None = None
-
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
     """What the messages inside are for, where it is neither the forward nor the backward of a layer."""
-    global _phase
-    before, _phase = _phase, name
+    before, now.phase = now.phase, name
     try:
         yield
     finally:
-        _phase = before
+        now.phase = before
 
 
 @dataclass(frozen=True, order=True)
@@ -106,7 +105,7 @@ class CommunicationCounter(TorchDispatchMode):
         ranks = dist.get_process_group_ranks(_group(args))
         backward = torch._C._current_graph_task_id() != -1
         channel = Channel(
-            _phase or ("backward" if backward else "forward"),
+            now.phase or ("backward" if backward else "forward"),
             _KINDS.get(op, op),
             len(ranks),
             ranks[1] - ranks[0] if len(ranks) > 1 else 1,

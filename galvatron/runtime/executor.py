@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from galvatron.errors import GalvatronError, PlanError
 from galvatron.runtime import failure, full_state
+from galvatron.runtime.activity import communicating, now
+from galvatron.runtime.clock import clock_of
 from galvatron.runtime.communication import phase
 from galvatron.runtime.inputs import read_batch
 from galvatron.runtime.materialize import ModelState, materialize
@@ -61,6 +63,8 @@ class Executor:
             self._names = full_state.Names(self._catalogue, model)
             ties = self._catalogue.tie_groups()
         self._copies = {name: len(stages) for name, stages in self._catalogue.holders.items()}
+        now.stages = (stage.index,)
+        now.clock = clock_of(self.mesh.world.device)
         self._pipeline = Pipeline(stage, microbatches, schedule)
         blank = [name for name in stage.state_specs if stage.table(name)[name].is_meta]
         with failure.guarded("start"):
@@ -100,7 +104,8 @@ class Executor:
         with self._guarded("gradient_norm"):
             total = self._parameters.squared_norm(self._copies)
             if self.mesh.world.size > 1:
-                dist.all_reduce(total)
+                with phase("totals"), communicating("all_reduce", dist.group.WORLD, total):
+                    dist.all_reduce(total)
             return total.sqrt()
 
     def full_state_dict(self, *, rank0_only: bool = False) -> dict[str, Tensor]:
@@ -149,7 +154,7 @@ class Executor:
             if with_norm:
                 totals[1] = self._parameters.squared_norm(self._copies)
             if self.mesh.world.size > 1:
-                with phase("totals"):
+                with phase("totals"), communicating("all_reduce", dist.group.WORLD, totals):
                     dist.all_reduce(totals)
         return totals[0], totals[1]
 

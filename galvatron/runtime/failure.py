@@ -1,10 +1,11 @@
-"""What happens when a rank fails: every rank ends within seconds, and the first error is the one that is shown.
+"""What happens when a rank fails or hangs: every rank ends within seconds, and the first error is what is shown.
 
 The failing rank prints one line, writes it under one key of the job's store and lets its exception travel on. That
 happens at once for an error in the middle of a step, and for any other error when it ends the script. A watch thread on
 every other rank sees the key. A rank that was waiting for the failed one then gets an exception from the closed
 connection, which is replaced by `RankError` naming the first failure; one that stays stuck in a collective (NCCL does
-not notice a lost peer) is ended after a short grace.
+not notice a lost peer) is ended after a short grace. A rank that does not come to where others wait for it is found by
+them (`limit`).
 """
 
 from __future__ import annotations
@@ -15,27 +16,32 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
 import torch.distributed as dist
 
 from galvatron.errors import GalvatronError, RankError
+from galvatron.runtime.activity import now
+from galvatron.runtime.diagnosis import Whereabouts
+from galvatron.runtime.limit import NEWS, Limit
 
-_KEY = "galvatron/first_failure"
+_FAILURE = "galvatron/first_failure"
 _GRACE_S = 3.0
 
 
 class _Watch:
     """Polls the job's store over a connection of its own, so that it never waits behind a blocked collective."""
 
-    def __init__(self, store: Any, rank: int, size: int) -> None:
+    def __init__(self, store: Any, rank: int, size: int, limit_s: float) -> None:
         self.rank = rank
         self.store = store
         self.first_failure: str | None = None
         self.failed_here = False
         self.busy = 0  # depth of `guarded` blocks the main thread is in
+        self.limit = Limit(store, rank, limit_s, self._hung)
+        self._answered = False
         self._lost_since: float | None = None
         # A few thousand requests per second is what one store serves comfortably.
         self._period_s = max(0.2, size / 4000)
@@ -45,14 +51,22 @@ class _Watch:
 
     def stop(self) -> None:
         self._stop.set()
+        self.limit.stop()
         self._thread.join(timeout=2.0)
+        if not self.failed_here and self._lost_since is None:
+            with suppress(RuntimeError):
+                self.limit.answer(Whereabouts(self.rank, "ended", now.stages))
 
     def poll(self) -> str | None:
         """The first failure of the job, or None. A lost store counts as none: the launcher or rank 0 has ended."""
         if self.first_failure is None and self._lost_since is None:
             try:
-                if self.store.check([_KEY]):
-                    self.first_failure = self.store.get(_KEY).decode()
+                if self.store.check([NEWS]):
+                    if not self._answered:
+                        self._answered = True
+                        self.limit.answer(self.limit.where(busy=self.busy > 0))
+                    if self.store.check([_FAILURE]):
+                        self.first_failure = self.store.get(_FAILURE).decode()
             except RuntimeError:
                 self._lost_since = time.monotonic()
         return self.first_failure
@@ -60,7 +74,8 @@ class _Watch:
     def report(self, line: str) -> None:
         self.failed_here = True
         try:
-            self.first_failure = self.store.compare_set(_KEY, "", line).decode()
+            self.first_failure = self.store.compare_set(_FAILURE, "", line).decode()
+            self.store.set(NEWS, "failed")
         except RuntimeError:
             self.first_failure = self.first_failure or line
 
@@ -73,21 +88,35 @@ class _Watch:
             if not self.failed_here and not self._stop.wait(_GRACE_S) and self.busy and not self.failed_here:
                 reason = failure or "the job's store is gone: the launcher or rank 0 has ended"
                 _print(f"rank {self.rank} stops: {reason}")
-                os._exit(1)
+                _end_process(1)
             if failure is not None:
                 return
+
+    def _hung(self, line: str) -> None:
+        """This rank has waited too long: end the job with this error, if it has no other one."""
+        if self.first_failure is None:
+            _print(line)
+            _write_torchrun_error_file(TimeoutError(line))
+            self.report(line)
+            _end_process(1)
 
 
 _watch: _Watch | None = None
 
 
-def watch(rank: int, size: int) -> None:
-    """Start watching the job; needs the default process group. Does nothing when already watching."""
+def watch(rank: int, size: int, limit_s: float) -> None:
+    """Start watching the job; needs the default process group. When already watching, only the limit is new.
+
+    Args:
+        limit_s: the longest a rank may wait for others in one communication.
+    """
     global _watch
-    if _watch is None:
-        store: Any = dist.distributed_c10d._get_default_store()  # `clone` is missing from torch's type stubs
-        _watch = _Watch(store.clone(), rank, size)
-        _take_uncaught_errors()
+    if _watch is not None:
+        _watch.limit.limit_s = limit_s
+        return
+    store: Any = dist.distributed_c10d._get_default_store()  # `clone` is missing from torch's type stubs
+    _watch = _Watch(store.clone(), rank, size, limit_s)
+    _take_uncaught_errors()
 
 
 def stop() -> bool:
@@ -121,6 +150,8 @@ def guarded(what: str) -> Iterator[None]:
         yield
         return
     _raise_if_another_failed(_watch)
+    if not _watch.busy:
+        now.reset()
     _watch.busy += 1
     try:
         yield
@@ -143,12 +174,41 @@ def _raise_if_another_failed(active: _Watch) -> None:
 def _report(active: _Watch, what: str, error: BaseException) -> None:
     if active.failed_here:
         return
-    lost_peer = any(words in str(error) for words in ("onnection closed by peer", "onnection reset by peer"))
-    verb = "lost another rank, which was killed or crashed," if lost_peer else "failed"
-    line = f"rank {active.rank} {verb} in {what}: {traceback.format_exception_only(error)[-1].strip()}"
+    verb = _lost(active) if any(words in str(error) for words in _LOST) else "failed"
+    reason = traceback.format_exception_only(error)[-1].strip()
+    line = f"rank {active.rank} {verb} in {what}{_where(active)}: {reason}"
     _print(line)
     _write_torchrun_error_file(error)
     active.report(line)
+
+
+_LOST = ("onnection closed by peer", "onnection reset by peer")
+
+
+def _lost(active: _Watch) -> str:
+    """What happened, when a peer has closed its connection."""
+    ended: tuple[int, ...] = ()
+    with suppress(RuntimeError):
+        ended = active.limit.ended(active.limit.where(busy=True).peers[:64])
+    if ended:
+        return f"lost rank {ended[0]}, which has ended,"
+    return "lost another rank, which was killed or crashed,"
+
+
+def _where(active: _Watch) -> str:
+    """The communication or the layer that an error came from."""
+    where = active.limit.where(busy=True)
+    if where.state == "waiting":
+        return f", in {where.operation()}"
+    return f", layer {where.place[1]}, {where.phase} of micro-batch {where.place[2]}" if where.place else ""
+
+
+def _end_process(status: int) -> None:
+    """End this process though its main thread may be stuck, but with what it has printed."""
+    flushing = threading.Thread(target=sys.stdout.flush, daemon=True)
+    flushing.start()
+    flushing.join(1.0)
+    os._exit(status)
 
 
 def _print(line: str) -> None:

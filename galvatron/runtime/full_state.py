@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from galvatron.errors import PlanError, did_you_mean
+from galvatron.runtime.activity import communicating
+from galvatron.runtime.communication import phase
 from galvatron.runtime.materialize import ModelState
 from galvatron.runtime.mesh import Mesh, process_group
 from galvatron.runtime.parameters import Parameters
@@ -54,7 +56,8 @@ class Catalogue:
         ]
         lists: list[list[Entry]] = [own] * self.mesh.stages
         if self.mesh.pipeline is not None:
-            dist.all_gather_object(lists, own, group=self.mesh.pipeline)
+            with phase("names of parameters"), communicating("all_gather", self.mesh.pipeline):
+                dist.all_gather_object(lists, own, group=self.mesh.pipeline)
         self.entries: dict[str, Entry] = {}
         self.holders: dict[str, tuple[int, ...]] = {}
         for index, entries in enumerate(lists):
@@ -113,12 +116,13 @@ class Catalogue:
             else torch.empty(entry.shape, dtype=entry.dtype, device=mesh.world.device)
         )
         raw = value.view(torch.uint8) if value.dtype == torch.bool else value
-        if not rank0_only:
-            dist.broadcast(raw, group=mesh.pipeline, group_src=owner)
-        elif mesh.stage == owner:
-            dist.send(raw, group=mesh.pipeline, group_dst=0)
-        else:
-            dist.recv(raw, group=mesh.pipeline, group_src=owner)
+        with phase("whole tensors"), communicating("broadcast", mesh.pipeline, raw):
+            if not rank0_only:
+                dist.broadcast(raw, group=mesh.pipeline, group_src=owner)
+            elif mesh.stage == owner:
+                dist.send(raw, group=mesh.pipeline, group_dst=0)
+            else:
+                dist.recv(raw, group=mesh.pipeline, group_src=owner)
         return value
 
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from galvatron.errors import PlanError
 from galvatron.runtime import failure
+from galvatron.runtime.limit import DEFAULT_TIMEOUT_S
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Mesh:
         return self.world.rank - self.ranks[0]
 
 
-def initialize(device: str | None = None, *, timeout_s: float = 1800.0) -> World:
+def initialize(device: str | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> World:
     """Join the job that `torchrun` described in the environment, or be a world of one rank without it.
 
     Starts the default process group (NCCL on CUDA, gloo on the CPU) unless the caller already did, and the watch that
@@ -84,7 +85,8 @@ def initialize(device: str | None = None, *, timeout_s: float = 1800.0) -> World
 
     Args:
         device: "cuda" or "cpu"; default: CUDA when present.
-        timeout_s: the longest a collective may wait for its peers.
+        timeout_s: the longest a rank may wait for others in one communication of a step, before the job is ended with
+            an error that says who did not come. Of a job that has several limits the last one counts.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -95,13 +97,14 @@ def initialize(device: str | None = None, *, timeout_s: float = 1800.0) -> World
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
             return World(0, 1, target)
         backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        # Later than our own limit, which can say why; waiting for a plan may take longer than any collective.
+        dist.init_process_group(backend, timeout=timedelta(seconds=min(max(1800.0, 2 * timeout_s), 1e7)))
         atexit.register(shutdown)
     else:
         atexit.register(failure.stop)
     world = World(dist.get_rank(), dist.get_world_size(), target)
     if world.size > 1:
-        failure.watch(world.rank, world.size)
+        failure.watch(world.rank, world.size, timeout_s)
     return world
 
 

@@ -109,10 +109,9 @@ class Parameters:
                 bucket.sum()
                 bucket.release()
         self._sum_up_to(len(self._late))
-        works = [bucket.finish() for bucket in self._buckets if bucket.buffered]
-        for work in works:
-            if work is not None:
-                work.wait()
+        for bucket in self._buckets:
+            if bucket.buffered:
+                bucket.finish()
         for bucket in self._buckets:
             bucket.hand_over()
 

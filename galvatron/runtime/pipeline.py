@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 
+from galvatron.runtime.activity import now
+from galvatron.runtime.observed import ObservedStage, running_schedule
 from galvatron.runtime.stage import Stage, Transfer
 
 ScheduleName = Literal["gpipe", "1f1b"]
@@ -44,16 +46,19 @@ class Pipeline:
         if self.stage.count == 1:
             for number, arguments in enumerate(keywords):
                 self.stage.random.microbatch = number
+                now.chunk = (self.stage.index, "forward", number)
                 loss = self.stage(**arguments)
+                now.chunk = (self.stage.index, "backward", number)
                 loss.backward()
                 losses.append(loss.detach())
+            now.chunk = now.place = None
         else:
             self._body.keywords = keywords
             try:
                 # The schedule splits keywords along dim 0, so each call of `_Body` gets its micro-batch's number.
-                self._schedule(samples // self.microbatches).step(
-                    target=self._indices, losses=losses, return_outputs=False, microbatch=self._indices
-                )
+                schedule = self._schedule(samples // self.microbatches)
+                with running_schedule(self.stage.mesh.pipeline):
+                    schedule.step(target=self._indices, losses=losses, return_outputs=False, microbatch=self._indices)
             finally:
                 self._body.keywords = []
         if not losses:
@@ -82,8 +87,8 @@ class Pipeline:
         return self._schedules[samples]
 
 
-class _PipelineStage(PipelineStage):
-    """`PipelineStage` with as many receive buffers as micro-batches are in flight, instead of one per micro-batch.
+class _PipelineStage(ObservedStage):
+    """A stage with as many receive buffers as micro-batches are in flight, instead of one per micro-batch.
 
     The schedules receive a micro-batch's input only after the backward of the one `in_flight` earlier, and its gradient
     only after the backward before; so the buffers go round.

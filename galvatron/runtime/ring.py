@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from galvatron.errors import GalvatronError
+from galvatron.runtime.activity import communicating, now
 from galvatron.runtime.mesh import Axis
 
 
@@ -112,17 +113,20 @@ class _Travel:
     def __init__(self, axis: Axis, sent: Tensor) -> None:
         self._sent = sent
         self._received = torch.empty_like(sent)
+        self._group = axis.group
         after, before = (axis.index + 1) % axis.size, (axis.index - 1) % axis.size
-        self._work = dist.batch_isend_irecv(
-            [
-                dist.P2POp(dist.isend, self._sent, group=axis.group, group_peer=after),
-                dist.P2POp(dist.irecv, self._received, group=axis.group, group_peer=before),
-            ]
-        )
+        with communicating("ring", axis.group, sent):
+            self._work = dist.batch_isend_irecv(
+                [
+                    dist.P2POp(dist.isend, self._sent, group=axis.group, group_peer=after),
+                    dist.P2POp(dist.irecv, self._received, group=axis.group, group_peer=before),
+                ]
+            )
 
     def wait(self) -> Tensor:
-        for work in self._work:
-            work.wait()
+        with communicating("ring", self._group, self._sent):
+            for work in self._work:
+                work.wait()
         return self._received
 
 
@@ -155,7 +159,7 @@ class _Ring(torch.autograd.Function):
                 _merge(out[..., block.rows, :], logsum[..., block.rows], scores, values[..., block.columns, :])
             held = travel.wait() if travel is not None else held
         ctx.save_for_backward(query, key, value, mask, out, logsum)
-        ctx.causal, ctx.scale, ctx.axis = causal, scale, axis
+        ctx.causal, ctx.scale, ctx.axis, ctx.place = causal, scale, axis, now.place
         return out
 
     @staticmethod
@@ -163,6 +167,7 @@ class _Ring(torch.autograd.Function):
         query, key, value, mask, out, logsum = ctx.saved_tensors
         (gradient,) = gradients
         axis, scale = ctx.axis, ctx.scale
+        now.place = ctx.place
         weight = (gradient * out).sum(-1, keepdim=True)
         query_gradient = torch.zeros_like(query)
         mask_gradient = torch.zeros_like(mask) if mask is not None and ctx.needs_input_grad[3] else None
@@ -183,6 +188,7 @@ class _Ring(torch.autograd.Function):
             # After the last turn the gradient of each slice, no longer the slice, is one rank short of home.
             last = turn + 1 == axis.size
             held = _Travel(axis, held[held.numel() // 2 :] if last else held).wait()
+        now.place = None
         return query_gradient, *_unpacked(held, key, value), mask_gradient, None, None, None
 
 

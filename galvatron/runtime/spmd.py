@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from galvatron.errors import GalvatronError
+from galvatron.runtime.activity import communicating
 from galvatron.runtime.mesh import Axis
 
 _MAX = dist.AllreduceOptions()
@@ -106,7 +107,8 @@ class _CrossEntropy(torch.autograd.Function):
         own = _own_size(logits.size(1), axis, size)
         picked = wide.gather(1, local.unsqueeze(1)).squeeze(1).masked_fill(~inside, 0.0)
         sums = torch.stack([exponentials.sum(1), picked, wide.narrow(1, 0, own).sum(1)])
-        axis.group.allreduce(sums).wait()
+        with communicating("all_reduce", axis.group, sums):
+            axis.group.allreduce(sums).wait()
         total, picked, every = sums
         kept = target != ignore_index
         losses = maxima + total.log() - (1 - smoothing) * picked
@@ -131,7 +133,8 @@ def _shifted_exponentials(x: Tensor, axis: Axis, size: int, dim: int = 1) -> tup
     """`exp(x - maximum)`, zero for filler, and the maximum along `dim` over all ranks."""
     own = _own_size(x.size(dim), axis, size)
     maxima = x.narrow(dim, 0, own).amax(dim)
-    axis.group.allreduce([maxima], _MAX).wait()
+    with communicating("all_reduce", axis.group, maxima):
+        axis.group.allreduce([maxima], _MAX).wait()
     exponentials = (x - maxima.unsqueeze(dim)).exp_()
     exponentials.narrow(dim, own, x.size(dim) - own).zero_()
     return exponentials, maxima
@@ -149,7 +152,8 @@ class _LogSumExp(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, dim: int, axis: Axis, size: int) -> Tensor:
         exponentials, maxima = _shifted_exponentials(x, axis, size, dim)
         total = exponentials.sum(dim)
-        axis.group.allreduce([total]).wait()
+        with communicating("all_reduce", axis.group, total):
+            axis.group.allreduce([total]).wait()
         ctx.save_for_backward(exponentials.div_(total.unsqueeze(dim)))
         ctx.dim = dim
         return maxima + total.log()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from galvatron.errors import GalvatronError, PlanError
 from galvatron.recompute import recomputed
+from galvatron.runtime.activity import Place, now
 from galvatron.runtime.collectives import gather_full, take_padded, take_part
 from galvatron.runtime.mesh import Axis, Mesh
 from galvatron.runtime.random import Randomness
@@ -145,8 +146,10 @@ class Layer(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
+        self._stage = stage.index
+        self._job = stage.random
         self.function = function
-        self._call = recomputed(function, selective=recompute == "selective") if recompute else function
+        self._call = recomputed(self._run, selective=recompute == "selective") if recompute else self._run
         self.axes = axes
         self.random = random
         self.names = tuple(state)
@@ -158,13 +161,19 @@ class Layer(nn.Module):
         state = [table[name] for table, name in self._sources]
         if self.random is not None:
             kwargs["seed"] = self.random.seed(self.name)
+        place = now.place = (self._stage, self.name, self._job.microbatch)
+        if self.parameters is not None:
+            self.parameters.enter()
         # A replay of the call has the same seed, and reads the same parameters.
-        if self.parameters is None:
-            return self._call(*self.axes, *args, *state, **kwargs)
-        self.parameters.enter()
-        results = self._call(*self.axes, *args, *state, **kwargs)
-        self.parameters.leave(results)
+        results = self._call(place, *self.axes, *args, *state, **kwargs)
+        if self.parameters is not None:
+            self.parameters.leave(results)
+        now.place = None
         return results
+
+    def _run(self, place: Place, *args: Any, **kwargs: Any) -> Any:
+        now.place = place  # in the backward, when the call is replayed
+        return self.function(*args, **kwargs)
 
 
 class Stage(nn.Module):

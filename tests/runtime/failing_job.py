@@ -1,7 +1,7 @@
-"""A job for `torchrun`: a two-stage pipeline in which one rank does what the command line says at its third forward
-(`script`: between two steps).
+"""A job for `torchrun`: hand-written stages, in which one rank does what the command line says at its third forward
+(`script`, `leave` and `end`: between two steps).
 
-Arguments: RANK raise|exit|kill|sleep|script
+Arguments: RANK ACTION [PP DP TP [TIMEOUT_S]]; without a plan all ranks are stages of a pipeline.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from tests.runtime import small_model as small
 
 def main() -> None:
     bad_rank, action = int(sys.argv[1]), sys.argv[2]
+    timeout_s = float(sys.argv[6]) if len(sys.argv) > 6 else 600.0
     torch.set_num_threads(1)
-    world = rt.initialize("cpu")
+    world = rt.initialize("cpu", timeout_s=timeout_s)
+    pp, dp, tp = map(int, sys.argv[3:6]) if len(sys.argv) > 3 else (world.size, 1, 1)
+    mesh = rt.build_mesh(world, small.stage_axes(pp, dp, tp))
     forwards = 0
 
     def before(stage: int) -> None:
@@ -32,20 +35,28 @@ def main() -> None:
             raise ValueError("a label is out of range")
         if action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if action == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
         if action == "exit":
             sys.exit("no data left")
+        if action == "gather":
+            rt.all_gather(torch.ones(5), mesh.axes[0], dim=0, grad="slice")
         if action == "sleep":
             print("asleep", flush=True)
             time.sleep(600)
 
-    pp, dp, tp = {2: (2, 1, 1), 4: (2, 2, 1)}[world.size]
-    stage = small.make_stage(rt.build_mesh(world, small.stage_axes(pp, dp, tp)), dp, tp, torch.float32, before)
+    stage = small.make_stage(mesh, dp, tp, torch.float32, before)
     state = rt.ModelState(small.Model())
     executor = rt.Executor(stage, microbatches=2, model=state)
-    while True:
+    for step in range(1_000_000):
         executor.forward_backward(small.batch(8))
-        if action == "script" and world.rank == bad_rank:
-            raise OSError("the data set is gone")
+        if world.rank == bad_rank and step == 1:
+            if action == "script":
+                raise OSError("the data set is gone")
+            if action == "leave":
+                time.sleep(600)
+            if action == "end":
+                break
 
 
 if __name__ == "__main__":

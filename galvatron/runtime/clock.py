@@ -1,0 +1,145 @@
+"""How long a rank waits: on the CPU the host's time around waits, on other devices events beside them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from galvatron.runtime.activity import communicating as Wait
+
+Begun = Any
+"""What a clock remembers of the beginning of a wait."""
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds of one step: all of it, and what of that was spent waiting for collectives and for other stages."""
+
+    step_s: float
+    communication_s: float
+    pipeline_s: float
+
+
+class Clock(Protocol):
+    def begin(self) -> Begun: ...
+
+    def end(self, wait: Wait, begun: Begun) -> None: ...
+
+    def start_step(self) -> None:
+        """Forget the waits so far."""
+        ...
+
+    def end_step(self) -> PendingTimes:
+        """The times since `start_step`."""
+        ...
+
+    def front(self) -> Wait | None:
+        """The wait that the device, behind the host, is in now."""
+        ...
+
+
+class PendingTimes(Protocol):
+    def read(self) -> StepTimes:
+        """The times; waits for the end of the step if the device has not reached it."""
+        ...
+
+
+class HostClock:
+    """For work that the host itself waits for."""
+
+    def __init__(self) -> None:
+        self.start_step()
+
+    def begin(self) -> float:
+        return time.perf_counter()
+
+    def end(self, wait: Wait, begun: float) -> None:
+        if wait.kind == "pipeline":
+            self._pipeline_s += time.perf_counter() - begun
+        else:
+            self._communication_s += time.perf_counter() - begun
+
+    def start_step(self) -> None:
+        self._communication_s = self._pipeline_s = 0.0
+        self._started = time.perf_counter()
+
+    def end_step(self) -> PendingTimes:
+        return _Known(StepTimes(time.perf_counter() - self._started, self._communication_s, self._pipeline_s))
+
+    def front(self) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class _Known:
+    times: StepTimes
+
+    def read(self) -> StepTimes:
+        return self.times
+
+
+_Span = tuple["Wait", torch.Event, torch.Event]
+_MOST_SPANS = 1 << 16
+
+
+class DeviceClock:
+    """For devices that run behind the host: events in the stream of the computation, read when the step is over.
+
+    An event is in the stream before and after each wait, so that the oldest span whose end the device has not reached
+    is the wait that it is in, if it has reached the beginning.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.start_step()
+
+    def begin(self) -> torch.Event:
+        event = torch.Event(self._device, enable_timing=True)
+        event.record()
+        return event
+
+    def end(self, wait: Wait, begun: torch.Event) -> None:
+        if len(self._spans) >= _MOST_SPANS:  # communication outside of steps, where nobody forgets it
+            self._spans = []
+            self._reached = 0
+        self._spans.append((wait, begun, self.begin()))
+
+    def start_step(self) -> None:
+        self._spans: list[_Span] = []
+        self._reached = 0
+        self._started = self.begin()
+
+    def end_step(self) -> PendingTimes:
+        return _Recorded(self._started, self.begin(), tuple(self._spans))
+
+    def front(self) -> Wait | None:
+        spans = self._spans  # the step's own list, also when another step starts meanwhile
+        reached = min(self._reached, len(spans))
+        while reached < len(spans) and spans[reached][2].query():
+            reached += 1
+        if spans is self._spans:
+            self._reached = reached
+        return spans[reached][0] if reached < len(spans) and spans[reached][1].query() else None
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    started: torch.Event
+    ended: torch.Event
+    spans: tuple[_Span, ...]
+
+    def read(self) -> StepTimes:
+        self.ended.synchronize()
+        waited_s = {True: 0.0, False: 0.0}
+        for wait, begun, end in self.spans:
+            waited_s[wait.kind == "pipeline"] += begun.elapsed_time(end) / 1e3
+        return StepTimes(self.started.elapsed_time(self.ended) / 1e3, waited_s[False], waited_s[True])
+
+
+def clock_of(device: torch.device) -> Clock:
+    """The clock for what runs on a device."""
+    return HostClock() if device.type == "cpu" else DeviceClock(device)
