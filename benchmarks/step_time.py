@@ -49,10 +49,10 @@ class Case:
     sends: str = ""
 
 
-def pipeline(model: Llama, plan: Plan, zero: int = 0) -> peers.Step:
+def pipeline(model: Llama, plan: Plan, sharded: bool = False) -> peers.Step:
     """The peer of a pipeline, cut where the plan is; the embedding is the plan's first layer."""
     ends = [sum(len(stage) for stage in plan.stages[: index + 1]) for index in range(len(plan.stages))]
-    return peers.pipeline(model, [end - 1 for end in ends[:-1]], plan.micro_batches, zero=zero)
+    return peers.pipeline(model, [end - 1 for end in ends[:-1]], plan.micro_batches, sharded=sharded)
 
 
 CASES = {
@@ -94,10 +94,10 @@ CASES = {
         pipeline,
         least_ranks=4,
     ),
-    "pp+zero2": Case(
-        lambda ranks: f"pp{ranks // 2}/m{ranks}/1f1b/dp2-zero2",
+    "pp+zero1": Case(
+        lambda ranks: f"pp{ranks // 2}/m{ranks}/1f1b/dp2-zero1",
         "PipelineStage + Schedule1F1B, stages in fully_shard(reshard_after_forward=False)",
-        partial(pipeline, zero=2),
+        partial(pipeline, sharded=True),
         least_ranks=4,
         sends="reduce_scatter",
     ),

@@ -81,21 +81,22 @@ def tensor_parallel(model: Llama, *, sequence_parallel: bool) -> Step:
     return step
 
 
-def pipeline(model: Llama, cuts: Sequence[int], micro_batches: int, *, zero: int = 0) -> Step:
+def pipeline(model: Llama, cuts: Sequence[int], micro_batches: int, *, sharded: bool = False) -> Step:
     """`PipelineStage` under `Schedule1F1B`, every stage on an equal number of consecutive ranks.
 
     Args:
         cuts: before which decoder blocks the stages after the first begin.
         micro_batches: more than stages when these are wrapped in DDP, which otherwise meets its parameters twice before
             it can rebuild its buckets, and fails (torch 2.13).
-        zero: stages on several ranks are wrapped in DDP (0), or in FSDP2 that gathers once per step (2).
+        sharded: stages on several ranks are wrapped in FSDP2, instead of DDP. As `PipelineStage` drives it, it gathers
+            parameters and scatters gradients once per step and holds both whole in between, which is ZeRO-1.
     """
     stages, world = len(cuts) + 1, dist.get_world_size()
     mesh = init_device_mesh(device().type, (stages, world // stages), mesh_dim_names=("pp", "dp"))
     index, replica, replicas = mesh.get_local_rank("pp"), mesh.get_local_rank("dp"), mesh["dp"].size()
     body: nn.Module = _StageOfLlama(model, [0, *cuts, len(model.layers)], index).to(device())
     if replicas > 1:
-        body = _sharded(body, mesh["dp"], False) if zero else _replicated(body, mesh.get_group("dp"))
+        body = _sharded(body, mesh["dp"], False) if sharded else _replicated(body, mesh.get_group("dp"))
     stage = PipelineStage(body, index, stages, device(), group=mesh.get_group("pp"))
 
     def share_of_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ BUILDERS: dict[str, Callable[[Llama], peers.Step]] = {
     "pp2": lambda model: peers.pipeline(model, [1], 4),
     "pp4": lambda model: peers.pipeline(model, peers.balanced_cuts(SIZE, 4), 4),
     "pp2, ddp": lambda model: peers.pipeline(model, [3], 4),
-    "pp2, fsdp2": lambda model: peers.pipeline(model, [3], 2, zero=2),
+    "pp2, fsdp2": lambda model: peers.pipeline(model, [3], 2, sharded=True),
 }
 
 
