@@ -18,6 +18,7 @@ from galvatron.passes.base import Bytes, Pass
 from galvatron.passes.costs.estimate import cost_model
 from galvatron.passes.costs.model import CostModel
 from galvatron.passes.enumerate_strategies import divisors
+from galvatron.passes.sharding.ties import agreement
 from galvatron.units import format_bytes
 
 
@@ -36,6 +37,12 @@ class Branch:
     def sizes(self) -> list[int]:
         """Samples that a micro-batch may have."""
         return divisors(self.program.batch_size)
+
+    @cached_property
+    def models(self) -> list[CostModel]:
+        """The costs with shared parameters whole, and with them sharded."""
+        ties = self.model.tied()
+        return [self.model.with_agreement(frozenset(range(count))) for count in ((0, len(ties)) if ties else (0,))]
 
     @cached_property
     def representatives(self) -> list[int]:
@@ -74,8 +81,8 @@ def _too_much_state(branch: Branch) -> Iterator[tuple[Strategy, str]]:
     for strategy in branch.strategies:
         size = next(size for size in branch.sizes if size % strategy.degree("dp") == 0)
         for index in branch.representatives:
-            cost = branch.model.layer(index, strategy, size).on_stage(0)
-            least = cost.state_bytes + cost.saved_bytes + cost.extra_bytes
+            costs = [model.layer(index, strategy, size).on_stage(0) for model in branch.models]
+            least = min(cost.state_bytes + cost.saved_bytes + cost.extra_bytes for cost in costs)
             if least > branch.memory_bytes:
                 layer = planned_layers(branch.program)[index].name
                 yield (
@@ -99,13 +106,15 @@ def _dominates(branch: Branch, left: list[Strategy], better: Strategy, worse: St
     model, layers = branch.model, len(branch.model.kinds())
     if worse.degree("dp") % better.degree("dp"):
         return False  # there are micro-batches that only `worse` can divide
+    if model.tied() and agreement([better]) != agreement([worse]):
+        return False  # layers that share parameters could then agree where they did not, or the other way round
     for size in branch.sizes:
         if size % worse.degree("dp"):
             continue
-        if model.shared_bytes(better, size) > model.shared_bytes(worse, size):
-            return False
-        for index in branch.representatives:
-            if not _costs_no_more(model, index, better, worse, size):
+        for costs in branch.models:
+            if costs.shared_bytes(better, size) > costs.shared_bytes(worse, size):
+                return False
+            if not all(_costs_no_more(costs, index, better, worse, size) for index in branch.representatives):
                 return False
         for index in range(1, layers):
             if branch.pipeline_degree > 1 and (

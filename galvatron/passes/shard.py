@@ -44,6 +44,7 @@ class _Assembly:
         self.classes: dict[str, LayerClass] = {}
         self.layers: list[Layer] = []
         self._partitioner = partitioner
+        self._agreed = partitioner.agreed(plan.strategies)
         self._shared = {
             r: layer for layer in program.layers if layer.when is not When.MICROBATCH for r in layer.results
         }
@@ -66,7 +67,7 @@ class _Assembly:
     def _add(self, layer: Layer, stage: int, strategy: Strategy, copies: dict[tuple[str, Strategy], Layer]) -> None:
         """Appends a layer under a strategy, after the copies of the shared layers that it reads."""
         operands = tuple(self._read(name, stage, strategy, copies) for name in layer.operands)
-        cls = self._partitioner.shard(layer.cls, strategy)
+        cls = self._partitioner.shard(layer.cls, strategy, agreed=layer.cls in self._agreed)
         if layer.when is When.MICROBATCH:
             # The class carries the plan's strategy whole: ZeRO and recomputation change how it runs, not its graph.
             cls = replace(cls, name=f"{layer.cls}@{strategy}", strategy=strategy)

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from galvatron.errors import PlanError
 from galvatron.ir.layout import gradientless, joint_mesh, on_mesh
 from galvatron.ir.program import Form, Layer, Program, Stage, StateLayout, Transfer
+from galvatron.ir.strategy import Strategy
 from galvatron.ir.zero import summed_axes
 from galvatron.passes.base import Pass
 from galvatron.passes.redistribute import stage_of_layers
+from galvatron.passes.sharding.ties import agreement, tied_classes
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,13 @@ class SplitStages(Pass):
 
 
 def _zero_levels(program: Program) -> dict[str, int]:
-    """The ZeRO level of each parameter: that of its layers, the lowest where several share it."""
-    levels: dict[str, int] = {}
-    for layer in program.layers:
-        strategy = program.class_of[layer.cls].strategy
-        for name in layer.state:
-            if program.state_of[name].trainable:
-                level = strategy.zero if strategy is not None else 0
-                levels[name] = min(level, levels.get(name, level))
+    """The ZeRO level of each parameter: that of its layers, 0 for one that layers share which do not agree."""
+    strategies = {cls.name: cls.strategy or Strategy(()) for cls in program.classes}
+    levels = {name: strategies[layer.cls].zero for layer in program.layers for name in layer.state}
+    for tie in tied_classes(program):
+        members = [layer for layer in program.layers if program.class_of[layer.cls].base in tie.classes]
+        if not agreement(strategies[layer.cls] for layer in members):
+            levels.update((name, 0) for layer in members for name in tie.bound(program, layer))
     return levels
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 from galvatron.errors import PassError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.program import Program
-from galvatron.passes.costs.objective import Setting
+from galvatron.passes.costs.model import LayerCost
+from galvatron.passes.costs.objective import Setting, evaluate_plan
 from galvatron.passes.enumerate_strategies import EnumerateStrategies
 from galvatron.passes.prune import RULES, Branch, Prune
-from galvatron.passes.search.stages import search_stages
+from galvatron.passes.search import fastest
 from tests.ir.programs import costed
 from tests.passes.search.tables import STRATEGIES, TableModel, models
 
@@ -92,20 +94,18 @@ def test_sound_rules_keep_an_optimum(model: TableModel, degree: int, micro_batch
     pruned = tuple(s for s in STRATEGIES if s not in removed)
     assert pruned
     setting = Setting(4 * micro_batches, micro_batches, "gpipe", degree)
-    before = search_stages(model, setting, [STRATEGIES] * layers, budget)
-    after = search_stages(model, setting, [pruned] * layers, budget)
+    before = fastest(model, [(setting, [STRATEGIES] * layers)], budget, 0.0)
+    after = fastest(model, [(setting, [pruned] * layers)], budget, 0.0)
     assert (before is None) == (after is None)
     if before is not None and after is not None:
-        assert after[0] == pytest.approx(before[0])
+        assert evaluate_plan(model, *after)[0] == pytest.approx(evaluate_plan(model, *before)[0])
 
 
 def test_the_dominated_strategy_is_cut() -> None:
     """A model in which one strategy is worse in everything."""
-    from galvatron.passes.costs.model import LayerCost
-
     costs = {(0, s): LayerCost(1.0 + i, 1.0 + i, saved_bytes=1.0 + i) for i, s in enumerate(STRATEGIES)}
     conversions = {(a, b): 1.0 for a in STRATEGIES for b in STRATEGIES if a != b}
-    model = TableModel((0, 0), costs, conversions, dict.fromkeys(STRATEGIES, 1.0), 0.0, False)
+    model = TableModel((0, 0), costs, conversions, dict.fromkeys(STRATEGIES, 1.0), 0.0)
     program = costed()
     assert program.cluster is not None
     order = tuple(
@@ -114,3 +114,16 @@ def test_the_dominated_strategy_is_cut() -> None:
     branch = Branch(program, program.cluster, model, 1, order, None)
     cut = dict(RULES["dominated-in-time-and-memory"].cut(branch))
     assert STRATEGIES[0] not in cut
+
+
+@pytest.mark.parametrize("ties", [(), ((0, 1),)])
+def test_a_strategy_with_which_others_need_not_agree_is_kept(ties: tuple[tuple[int, ...], ...]) -> None:
+    """Two strategies cost the same, and more where both layers of a tie have it: the best plan takes one of each."""
+    options = STRATEGIES[1:]
+    costs, together = ({(0, s): LayerCost(seconds, seconds) for s in options} for seconds in (1.0, 9.0))
+    conversions = dict.fromkeys(itertools.permutations(options, 2), 0.0)
+    model = TableModel((0, 0), costs, conversions, dict.fromkeys(options, 1.0), 0.0, ties, together)
+    program = costed()
+    assert program.cluster is not None
+    cut = list(RULES["dominated-in-time-and-memory"].cut(Branch(program, program.cluster, model, 1, options, None)))
+    assert len(cut) == (0 if ties else 1)

@@ -30,7 +30,7 @@ from galvatron.passes.sharding.boundary import Border
 from galvatron.passes.sharding.factors import Factor, FactorTable
 from galvatron.passes.sharding.modes import op_modes, pieces
 from galvatron.passes.sharding.padding import without_stranded_padding
-from galvatron.passes.sharding.partition import role_of
+from galvatron.passes.sharding.partition import role_of, whole_state
 
 
 class Reason(enum.Enum):
@@ -225,7 +225,8 @@ def _reasons(graph: Graph, cls: LayerClass, local: tuple[Op, ...], position: int
         for i in range(len(graph.ops))
     ]
     if role.matrices:
-        modes = without_stranded_padding(graph, modes, border.trainable - border.whole_state)
+        placed = {v.name: v.layout[position] for v in cls.graph.state if v.layout is not None}
+        modes = without_stranded_padding(graph, modes, border.trainable - whole_state(placed))
 
     def reason(index: int) -> Reason:
         if any(mode.share < 1 for mode in modes[index]):

@@ -86,7 +86,19 @@ class CostModel(Protocol):
 
     Layers are counted as in a plan. `micro_batch` is the number of samples of one micro-batch of the whole stage, of
     which a data-parallel shard has its part.
+
+    What a layer costs depends on its own strategy alone, but for parameters that it shares with others: they are kept
+    in parts only where all their layers agree (`galvatron.passes.sharding.ties`). A model is for one answer per tie,
+    `with_agreement` gives the one for another.
     """
+
+    def tied(self) -> tuple[tuple[int, ...], ...]:
+        """The layers of each tie: groups that share parameters. No layer is in two."""
+        ...
+
+    def with_agreement(self, ties: frozenset[int]) -> CostModel:
+        """The costs when the layers of these ties, by position in `tied`, agree and those of all others do not."""
+        ...
 
     def kinds(self) -> tuple[Hashable, ...]:
         """One key per layer; layers with equal keys cost the same, and so does entering them."""

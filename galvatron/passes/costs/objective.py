@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.costs.model import CostModel, LayerCost
+from galvatron.passes.sharding.ties import agreement
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,17 @@ def step_time_s(stages: Sequence[tuple[float, float]], micro_batches: int) -> fl
     return pipeline_s + max(seconds for _, seconds in stages)
 
 
+def settled(model: CostModel, strategies: Sequence[Strategy]) -> CostModel:
+    """The costs under a plan with one strategy per layer: each tie as its layers have it."""
+    agreed = (i for i, layers in enumerate(model.tied()) if agreement(strategies[layer] for layer in layers))
+    return model.with_agreement(frozenset(agreed))
+
+
 def evaluate_plan(
     model: CostModel, setting: Setting, stages: Sequence[Sequence[Strategy]]
 ) -> tuple[float, tuple[StageReport, ...]]:
-    """Step time of a plan in seconds, and a report per stage."""
+    """Step time of a plan in seconds, and a report per stage; `model` may be for any answer about ties."""
+    model = settled(model, [strategy for strategies in stages for strategy in strategies])
     parts: list[dict] = []
     begin, previous = 0, None
     for stage, strategies in enumerate(stages):

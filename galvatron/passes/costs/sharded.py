@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -35,14 +36,32 @@ class ShardedCostModel:
         self.program, self.cluster = program, cluster
         self.layers = planned_layers(program)
         self._partitioner = Partitioner(program, cluster)
-        self._profiles: dict[tuple[str, Strategy], Profile] = {}
+        self._profiles: dict[tuple[str, Strategy, bool], Profile] = {}
         self._cache: dict[Hashable, Any] = {}
+        self._agreed: frozenset[str] = frozenset()
+
+    def tied(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(
+            tuple(i for i, layer in enumerate(self.layers) if layer.cls in tie.classes)
+            for tie in self._partitioner.ties
+        )
+
+    def with_agreement(self, ties: frozenset[int]) -> ShardedCostModel:
+        agreed = frozenset(cls for i, tie in enumerate(self._partitioner.ties) if i in ties for cls in tie.classes)
+        key = ("agreement", agreed)
+        if agreed == self._agreed:
+            return self
+        if key not in self._cache:
+            # With the same partitioner and caches, whose keys say who agrees where that matters.
+            self._cache[key] = copy(self)
+            self._cache[key]._agreed = agreed
+        return self._cache[key]
 
     def kinds(self) -> tuple[Hashable, ...]:
         return self._kinds
 
     def layer(self, index: int, strategy: Strategy, micro_batch: int) -> LayerCost:
-        key = ("layer", self._kinds[index], strategy, micro_batch)
+        key = ("layer", self._kinds[index], self.layers[index].cls in self._agreed, strategy, micro_batch)
         if key not in self._cache:
             self._cache[key] = self._layer_cost(index, strategy, micro_batch / strategy.degree("dp"))
         return self._cache[key]
@@ -71,7 +90,7 @@ class ShardedCostModel:
         )
 
     def shared_bytes(self, strategy: Strategy, micro_batch: int) -> float:
-        key = ("shared", strategy, micro_batch)
+        key = ("shared", self._agreed, strategy, micro_batch)
         if key not in self._cache:
             sizes: dict[str, float] = {}
             for layer in self.layers:
@@ -83,11 +102,15 @@ class ShardedCostModel:
         return self._cache[key]
 
     def _profile(self, cls: str, strategy: Strategy) -> Profile:
-        if (cls, strategy) not in self._profiles:
-            sharded = self._partitioner.shard(cls, strategy)
+        key = (cls, strategy, cls in self._agreed)
+        if key not in self._profiles:
+            sharded = self._shard(cls, strategy)
             differentiable = self._partitioner.borders[cls].differentiable
-            self._profiles[cls, strategy] = profile_graph(sharded.graph, sharded.mesh, differentiable)
-        return self._profiles[cls, strategy]
+            self._profiles[key] = profile_graph(sharded.graph, sharded.mesh, differentiable)
+        return self._profiles[key]
+
+    def _shard(self, cls: str, strategy: Strategy) -> LayerClass:
+        return self._partitioner.shard(cls, strategy, agreed=cls in self._agreed)
 
     def _seconds(self, profile: Profile, batch: float) -> float:
         events = (*profile.forward, *profile.backward)
@@ -118,13 +141,15 @@ class ShardedCostModel:
 
     def _state(self, layer: Layer, strategy: Strategy) -> tuple[dict[str, TrainedState], int]:
         """What each trained parameter costs, and the bytes of other state."""
-        sharded = self._partitioner.shard(layer.cls, strategy)
+        sharded = self._shard(layer.cls, strategy)
+        shared = self._partitioner.shared(layer.cls) if layer.cls not in self._agreed else ()
         trained: dict[str, TrainedState] = {}
         other_bytes = 0
         for value, name in zip(sharded.graph.state, layer.state, strict=True):
             state = self.program.state_of[name]
             if state.trainable:
-                trained[name] = trained_state(state, value, sharded.mesh, strategy.zero)
+                level = 0 if value.name in shared else strategy.zero
+                trained[name] = trained_state(state, value, sharded.mesh, level)
             else:
                 other_bytes += evaluate(value.type.bytes, 1)
         return trained, other_bytes
@@ -184,7 +209,7 @@ class ShardedCostModel:
 
     def _output(self, producer: int, output: str, strategy: Strategy) -> tuple[Value, LayerClass]:
         """A result of a layer under a strategy, with the sharded class it is in."""
-        sharded = self._partitioner.shard(self.layers[producer].cls, strategy)
+        sharded = self._shard(self.layers[producer].cls, strategy)
         position = self.program.class_of[self.layers[producer].cls].graph.outputs.index(output)
         return sharded.graph.values[sharded.graph.outputs[position]], sharded
 
@@ -230,7 +255,7 @@ class ShardedCostModel:
         found: list[tuple[Redistribution, bool]] = []
         for producer, output, consumer, formal in self._crossing[index]:
             value, source = self._output(producer, output, before)
-            target = self._partitioner.shard(self.layers[consumer].cls, after)
+            target = self._shard(self.layers[consumer].cls, after)
             differentiable = self._has_gradient(producer, output)
             for converting in redistribution_classes(
                 f"{before} to {after}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -16,6 +18,7 @@ from galvatron.passes.costs.estimate import cost_model, with_predictions
 from galvatron.passes.costs.model import CostModel
 from galvatron.passes.costs.objective import Setting
 from galvatron.passes.enumerate_strategies import divisors
+from galvatron.passes.search.cases import Case, cases, rest
 from galvatron.passes.search.misses import nearest_miss
 from galvatron.passes.search.segments import bound_s
 from galvatron.passes.search.stages import search_stages
@@ -99,18 +102,35 @@ def fastest(
     model: CostModel, choices: list[Choice], budget_bytes: float, resolution: float
 ) -> tuple[Setting, tuple[tuple[Strategy, ...], ...]] | None:
     """The best plan over all choices, the most promising first; None if nothing fits the budget."""
-    ranked = sorted(
-        ((bound_s(model, setting, candidates), i) for i, (setting, candidates) in enumerate(choices)),
-    )
+    queue: list[tuple[float, int, Case]] = []
+
+    def add(case: Case) -> None:
+        bound = bound_s(model.with_agreement(case.agreed), case.setting, case.candidates)
+        heapq.heappush(queue, (bound, next(numbers), case))
+
+    numbers = itertools.count()
+    for setting, candidates in choices:
+        for case in cases(model, setting, candidates):
+            add(case)
     best: tuple[Setting, tuple[tuple[Strategy, ...], ...]] | None = None
     best_s = float("inf")
-    for least_s, i in ranked:
-        if least_s >= best_s:
-            break
-        setting, candidates = choices[i]
-        found = search_stages(model, setting, candidates, budget_bytes, resolution=resolution, worst_s=best_s)
-        if found is not None:
-            best_s, best = found[0], (setting, found[1])
+    while queue and queue[0][0] < best_s:
+        _, _, case = heapq.heappop(queue)
+        found = search_stages(
+            model.with_agreement(case.agreed),
+            case.setting,
+            case.candidates,
+            budget_bytes,
+            resolution=resolution,
+            worst_s=best_s,
+        )
+        if found is None:
+            continue
+        others = rest(model, case, [strategy for stage in found[1] for strategy in stage])
+        if others is None:
+            best_s, best = found[0], (case.setting, found[1])
+        for other in others or ():
+            add(other)
     return best
 
 

@@ -9,7 +9,7 @@ from galvatron.ir.planning import balanced, planned_layers
 from galvatron.ir.program import Program
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.costs.model import CostModel
-from galvatron.passes.costs.objective import Setting, evaluate_plan
+from galvatron.passes.costs.objective import Setting, evaluate_plan, settled
 from galvatron.units import format_bytes
 
 
@@ -54,6 +54,7 @@ def _memory_bytes(model: CostModel, setting: Setting, index: int, strategy: Stra
 def _stages_of_equal_memory(
     model: CostModel, setting: Setting, strategies: tuple[Strategy, ...]
 ) -> tuple[tuple[Strategy, ...], ...]:
+    model = settled(model, strategies)
     weights = [_memory_bytes(model, setting, i, s) for i, s in enumerate(strategies)]
     rest, stages = list(strategies), []
     for size in balanced(weights, setting.pipeline_degree):

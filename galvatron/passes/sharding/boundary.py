@@ -16,11 +16,11 @@ Where parameters are whole their gradients are summed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from galvatron.ir.graph import Graph
-from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE
+from galvatron.ir.graph import Graph, Value
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Placement, Shard
 from galvatron.ir.types import BATCH, TensorType, exact_quotient, simplify_dim
 from galvatron.passes.sharding.factors import FactorTable, OpFactor
 from galvatron.passes.sharding.modes import Mode, Split, State
@@ -31,15 +31,13 @@ from galvatron.passes.sharding.solver import Boundary
 class Border:
     """What a class is to its program: which of its values have gradients, which output is the loss, which state trains.
 
-    `whole_outputs` are outputs that every rank must have whole (statistics of the batch), `whole_state` trainable state
-    that must be kept whole, its gradient summed.
+    `whole_outputs` are outputs that every rank must have whole: statistics of the batch.
     """
 
     differentiable: frozenset[str]
     trainable: frozenset[str]
     loss: str | None = None
     whole_outputs: frozenset[str] = frozenset()
-    whole_state: frozenset[str] = frozenset()
 
 
 def batch_split(type_: TensorType) -> Split | None:
@@ -109,8 +107,19 @@ class Role:
 
         return allowed
 
-    def boundary(self, graph: Graph, border: Border, table: FactorTable, modes: list[tuple[Mode, ...]]) -> Boundary:
-        """The boundary condition of one axis."""
+    def boundary(
+        self,
+        graph: Graph,
+        border: Border,
+        table: FactorTable,
+        modes: list[tuple[Mode, ...]],
+        kept: Mapping[str, Placement],
+    ) -> Boundary:
+        """The boundary condition of one axis.
+
+        Args:
+            kept: how the axis is to place some of the trainable state, as far as the ops can read it so.
+        """
 
         def crossing(name: str) -> State:
             state = self.crossing(graph.values[name].type, name in border.differentiable)
@@ -126,44 +135,68 @@ class Role:
         return Boundary(
             inputs={v.name: crossing(v.name) for v in graph.inputs},
             outputs=outputs,
-            state={v.name: self._kept(v.name, graph, border, table, modes) for v in graph.state},
+            state={v.name: self._kept(v, graph, border, table, modes, kept.get(v.name)) for v in graph.state},
         )
 
     def _kept(
-        self, name: str, graph: Graph, border: Border, table: FactorTable, modes: list[tuple[Mode, ...]]
+        self,
+        value: Value,
+        graph: Graph,
+        border: Border,
+        table: FactorTable,
+        modes: list[tuple[Mode, ...]],
+        wanted: Placement | None,
     ) -> tuple[State, ...]:
         """The states a parameter or buffer may be kept in.
 
         Under tensor parallelism a matrix is sharded wherever some rule can, whatever it costs: such a plan is asked for
-        to save memory. That includes padded splits, which are among the modes only where they hold together.
+        to save memory. That includes padded splits, which are among the modes only where they hold together. Where a
+        placement is wanted it is that one, or else whole.
         """
-        if name not in border.trainable:
+        if value.name not in border.trainable:
             return (REPLICATE,)
-        if name in border.whole_state or not self.matrices:
+        if not self.matrices:
             return (BROADCAST,)
-        splits = _splits(name, graph, modes)
-        return tuple(splits) if splits and _is_matrix(name, graph, table) else (REPLICATE, BROADCAST, *splits)
+        splits = _splits(value.name, graph, modes)
+        if wanted is not None:
+            fitting = [s for s in (REPLICATE, *splits) if _placement(s, value.type) == wanted]
+            return tuple(fitting) or (BROADCAST,)
+        return tuple(splits) if splits and _is_matrix(value.name, graph, table) else (REPLICATE, BROADCAST, *splits)
 
 
 def _splits(name: str, graph: Graph, modes: list[tuple[Mode, ...]]) -> list[State]:
-    """Every way in which some op can read a value sharded."""
-    found: dict[State, None] = {}
-    for op, choices in zip(graph.ops, modes, strict=True):
-        for position, operand in enumerate(op.operands):
-            if operand == name:
-                found.update((m.operands[position], None) for m in choices if isinstance(m.operands[position], Split))
-    return list(found)
+    """Every way in which all ops that read a value can read it sharded."""
+    readable = [
+        dict.fromkeys(m.operands[position] for m in choices if isinstance(m.operands[position], Split))
+        for op, choices in zip(graph.ops, modes, strict=True)
+        for position, operand in enumerate(op.operands)
+        if operand == name
+    ]
+    return [state for state in readable[0] if all(state in states for states in readable)] if readable else []
+
+
+def _placement(state: State, type_: TensorType) -> Placement:
+    """The placement of a parameter in a state."""
+    if not isinstance(state, Split):
+        return state
+    outer = exact_quotient(type_.shape[state.dim], simplify_dim(state.inner * state.size))
+    assert outer is not None
+    return Shard(state.dim, outer, state.padded)
 
 
 def _is_matrix(name: str, graph: Graph, table: FactorTable) -> bool:
-    """Whether an op multiplies the value and sums over a dimension of the product: a matrix, a lookup table, a
-    kernel."""
+    """Whether an op multiplies the value, or a view or cast of it, and sums over a dimension of the product: a matrix,
+    a lookup table, a kernel."""
+    forms = {name}
     for index, op in enumerate(graph.ops):
         dims = table.dims[index]
-        if name in op.operands and dims is not None:
-            kept = {n for tensor in dims.results for names in tensor for n in names}
-            if set(dims.sizes) - kept and any(op.operands[i] == name for i in dims.products):
-                return True
+        if dims is None or not forms.intersection(op.operands):
+            continue
+        summed = set(dims.sizes) - {n for tensor in dims.results for names in tensor for n in names}
+        if summed and any(op.operands[i] in forms for i in dims.products):
+            return True
+        if not summed and len(op.operands) == 1:
+            forms.update(v.name for v in op.results)
     return False
 
 

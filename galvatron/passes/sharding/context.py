@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from operator import itemgetter
 
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.layout import BROADCAST, Layout, Shard
+from galvatron.ir.planning import planned_layers
 from galvatron.ir.program import Layer, LayerClass, Program, When
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.sharding.boundary import Border
 from galvatron.passes.sharding.partition import shard_class
+from galvatron.passes.sharding.ties import Place, TiedClasses, agreement, tied_classes
 
 
 class Partitioner:
@@ -18,27 +23,87 @@ class Partitioner:
     def __init__(self, program: Program, cluster: Cluster) -> None:
         self.program = program
         self.cluster = cluster
-        self._sharded: dict[tuple[str, Strategy], LayerClass] = {}
+        self._sharded: dict[tuple[str, Strategy, tuple[tuple[str, Layout], ...]], LayerClass] = {}
+        self._together: dict[tuple[TiedClasses, Strategy], dict[str, LayerClass]] = {}
 
-    def shard(self, cls: str, strategy: Strategy) -> LayerClass:
-        """The local form of a class under a strategy; ZeRO and recomputation do not change it."""
-        key = (cls, Strategy(strategy.axes))
+    def shard(self, cls: str, strategy: Strategy, *, agreed: bool = False) -> LayerClass:
+        """The local form of a class under a strategy; ZeRO and recomputation do not change it.
+
+        Args:
+            agreed: whether all layers that share parameters with those of the class agree (`ties`): only then do they
+                keep these parameters sharded.
+        """
+        axes = Strategy(strategy.axes)
+        tie = self._tie_of.get(cls)
+        if tie is None:
+            return self._shard(cls, axes, {})
+        if agreed:
+            return self._shard_together(tie, axes)[cls]
+        return self._shard(cls, axes, dict.fromkeys(self.shared(cls), _whole(axes)))
+
+    def shared(self, cls: str) -> tuple[str, ...]:
+        """The trainable state of a class that its layers share with each other or with those of other classes."""
+        return self._tie_of[cls].formals(cls) if cls in self._tie_of else ()
+
+    def agreed(self, strategies: Sequence[Strategy]) -> frozenset[str]:
+        """The classes whose layers keep shared parameters sharded under a plan with one strategy per planned layer."""
+        layers = planned_layers(self.program)
+        return frozenset(
+            cls
+            for tie in self.ties
+            if agreement(s for layer, s in zip(layers, strategies, strict=False) if layer.cls in tie.classes)
+            for cls in tie.classes
+        )
+
+    def _shard(self, cls: str, axes: Strategy, kept: Mapping[str, Layout]) -> LayerClass:
+        key = (cls, axes, tuple(sorted(kept.items(), key=itemgetter(0))))
         if key not in self._sharded:
-            batch = max(1, self.program.batch_size // strategy.degree("dp"))
-            layer_class = self.program.class_of[cls]
-            self._sharded[key] = shard_class(layer_class, key[1], self.cluster, self.borders[cls], batch=batch)
+            batch = max(1, self.program.batch_size // axes.degree("dp"))
+            layer_class, border = self.program.class_of[cls], self.borders[cls]
+            self._sharded[key] = shard_class(layer_class, axes, self.cluster, border, batch=batch, kept=kept)
         return self._sharded[key]
+
+    def _shard_together(self, tie: TiedClasses, axes: Strategy) -> dict[str, LayerClass]:
+        """Classes that share parameters under one strategy, every shared one in the same layout.
+
+        Each class first chooses for itself. Where they differ, the last that shards a parameter decides: of a
+        vocabulary that is the head, to which it matters most. What another class cannot read so is whole.
+        """
+        key = (tie, axes)
+        kept: dict[tuple[Place, ...], Layout] = {}
+        while key not in self._together:
+            sharded = {
+                cls: self._shard(cls, axes, {f: layout for piece, layout in kept.items() for c, f in piece if c == cls})
+                for cls in tie.classes
+            }
+            layouts = {
+                piece: [sharded[cls].graph.values[formal].layout or () for cls, formal in piece] for piece in tie.pieces
+            }
+            unequal = [piece for piece, found in layouts.items() if len(set(found)) > 1]
+            if not unequal:
+                self._together[key] = sharded
+            for piece in unequal:
+                kept[piece] = _whole(axes) if piece in kept else _last_sharded(layouts[piece])
+        return self._together[key]
 
     def differentiable(self, value: str) -> bool:
         """Whether a program-level value has a gradient."""
         return value in self._differentiable[1]
 
     @cached_property
+    def ties(self) -> tuple[TiedClasses, ...]:
+        """The classes whose layers share parameters."""
+        return tied_classes(self.program)
+
+    @cached_property
+    def _tie_of(self) -> dict[str, TiedClasses]:
+        return {cls: tie for tie in self.ties for cls in tie.classes}
+
+    @cached_property
     def borders(self) -> dict[str, Border]:
         """The border of every class."""
         program = self.program
         formals, _ = self._differentiable
-        uses = Counter(name for layer in program.layers for name in set(layer.state))
         borders: dict[str, Border] = {}
         for cls in program.classes:
             layers = [layer for layer in program.layers if layer.cls == cls.name]
@@ -47,14 +112,6 @@ class Partitioner:
                 for layer in layers
                 for formal, name in zip(cls.graph.state, layer.state, strict=True)
                 if program.state_of[name].trainable
-            }
-            # A parameter that several layers share is kept whole wherever it is used, so that the layers may differ in
-            # strategy.
-            shared = {
-                formal.name
-                for layer in layers
-                for formal, name in zip(cls.graph.state, layer.state, strict=True)
-                if uses[name] > 1 and formal.name in trainable
             }
             results = {
                 n
@@ -67,7 +124,6 @@ class Partitioner:
                 trainable=frozenset(trainable),
                 loss=next(iter(results), None),
                 whole_outputs=frozenset(cls.graph.outputs if any(layer.when is When.STEP for layer in layers) else ()),
-                whole_state=frozenset(shared),
             )
         return borders
 
@@ -98,3 +154,13 @@ class Partitioner:
                 formals.update(v.name for v in op.results if v.type.is_floating)
         values.update(n for n, f in zip(layer.results, graph.outputs, strict=True) if f in formals)
         values.update(n for f, n in zip(graph.inputs, layer.operands, strict=True) if f.name in formals)
+
+
+def _whole(strategy: Strategy) -> Layout:
+    """Whole on every rank, with the gradient summed over all axes."""
+    return (BROADCAST,) * len(strategy.mesh)
+
+
+def _last_sharded(layouts: list[Layout]) -> Layout:
+    """The last layout with a shard; the last of all where none has."""
+    return next((each for each in reversed(layouts) if any(isinstance(p, Shard) for p in each)), layouts[-1])

@@ -6,10 +6,12 @@ of all axes together give the local graph, with every collective and its adjoint
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from galvatron.errors import StrategyError, did_you_mean
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Graph
-from galvatron.ir.layout import Axis
+from galvatron.ir.layout import Axis, Layout, Placement, Shard
 from galvatron.ir.program import LayerClass
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import BATCH, Dim, exact_quotient
@@ -22,12 +24,22 @@ from galvatron.passes.sharding.prices import Prices
 from galvatron.passes.sharding.solver import Boundary, Costs, Solution, solve
 
 
-def shard_class(cls: LayerClass, strategy: Strategy, cluster: Cluster, border: Border, *, batch: int) -> LayerClass:
+def shard_class(
+    cls: LayerClass,
+    strategy: Strategy,
+    cluster: Cluster,
+    border: Border,
+    *,
+    batch: int,
+    kept: Mapping[str, Layout],
+) -> LayerClass:
     """The local form of a layer class under a strategy, named `class@strategy`.
 
     Args:
         border: what the class is to its program (`Partitioner.borders`).
         batch: samples per data-parallel shard at which the solver prices its choices.
+        kept: layouts on the mesh of the strategy that some trainable state is to have. On an axis where its ops cannot
+            read it so it is whole.
 
     Raises:
         StrategyError: the strategy has a role that the partitioner does not know.
@@ -37,7 +49,8 @@ def shard_class(cls: LayerClass, strategy: Strategy, cluster: Cluster, border: B
     differentiable = border.differentiable
     shares = _Shares(graph)
     solved: list[tuple[Boundary, Solution]] = []
-    for axis in strategy.mesh:
+    for position, axis in enumerate(strategy.mesh):
+        placed = {name: layout[position] for name, layout in kept.items()}
         role = role_of(strategy, axis)
         allowed = role.allowed(graph, border, table)
         modes = [
@@ -47,8 +60,8 @@ def shard_class(cls: LayerClass, strategy: Strategy, cluster: Cluster, border: B
             for i in range(len(graph.ops))
         ]
         if role.matrices:
-            modes = without_stranded_padding(graph, modes, border.trainable - border.whole_state)
-        boundary = role.boundary(graph, border, table, modes)
+            modes = without_stranded_padding(graph, modes, border.trainable - whole_state(placed))
+        boundary = role.boundary(graph, border, table, modes, placed)
         _check_divides(cls.name, axis, boundary, shares)
         prices = Prices(
             graph, table, axis, cluster, batch * strategy.degree("dp"), differentiable, shares.work, shares.bytes
@@ -58,6 +71,11 @@ def shard_class(cls: LayerClass, strategy: Strategy, cluster: Cluster, border: B
         solved.append((boundary, solution))
     local = _localized(graph, strategy, differentiable, solved)
     return LayerClass(f"{cls.name}@{strategy}", local, base=cls.name, strategy=strategy, mesh=strategy.mesh)
+
+
+def whole_state(placed: Mapping[str, Placement]) -> frozenset[str]:
+    """The state that is not to be sharded on an axis."""
+    return frozenset(name for name, placement in placed.items() if not isinstance(placement, Shard))
 
 
 def _check_divides(cls: str, axis: Axis, boundary: Boundary, shares: _Shares) -> None:

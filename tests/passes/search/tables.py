@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from hypothesis import strategies as st
 
@@ -12,27 +12,48 @@ from galvatron.passes.costs.model import LayerCost, Tie
 
 STRATEGIES = tuple(Strategy.parse(s) for s in ("dp4-tp1", "dp2-tp2", "dp1-tp4"))
 
+Table = dict[tuple[int, Strategy], LayerCost]
+"""The cost of a layer by its class and strategy."""
+
 
 @dataclass(frozen=True)
 class TableModel:
-    """Costs from tables: layers of few classes, with ties between the first layer and the last."""
+    """Costs from tables: layers of few classes, some of which share a parameter (`ties`, layers by index).
+
+    Layers of a tie that agrees cost what `together` says. One that comes after another on the same stage does not pay
+    for the parameter again.
+    """
 
     classes: tuple[int, ...]
-    costs: dict[tuple[int, Strategy], LayerCost]
+    costs: Table
     conversions: dict[tuple[Strategy, Strategy], float]
     boundary: dict[Strategy, float]
     shared: float
-    tied: bool
+    ties: tuple[tuple[int, ...], ...] = ()
+    together: Table = field(default_factory=dict)
+    agreed: frozenset[int] = frozenset()
+
+    def tied(self) -> tuple[tuple[int, ...], ...]:
+        return self.ties
+
+    def with_agreement(self, ties: frozenset[int]) -> TableModel:
+        return replace(self, agreed=ties)
 
     def kinds(self) -> tuple[object, ...]:
-        last = len(self.classes) - 1
-        return tuple((c, self.tied and i == last and last > 0) for i, c in enumerate(self.classes))
+        return tuple((c, self._tie(i), self._earlier(i)) for i, c in enumerate(self.classes))
+
+    def _tie(self, index: int) -> int | None:
+        return next((i for i, layers in enumerate(self.ties) if index in layers), None)
+
+    def _earlier(self, index: int) -> int | None:
+        return max((i for layers in self.ties if index in layers for i in layers if i < index), default=None)
 
     def layer(self, index: int, strategy: Strategy, micro_batch: int) -> LayerCost:
-        cost = self.costs[self.classes[index], strategy]
-        if self.kinds()[index][1]:  # type: ignore[index]
-            return LayerCost(**{**vars(cost), "ties": (Tie(0, cost.state_bytes / 2, cost.sync_s / 2, 0.0, 3.0),)})
-        return cost
+        table = self.together if self._tie(index) in self.agreed else self.costs
+        cost, earlier = table[self.classes[index], strategy], self._earlier(index)
+        if earlier is None:
+            return cost
+        return replace(cost, ties=(Tie(earlier, cost.state_bytes / 2, cost.sync_s / 2, 0.0, 3.0),))
 
     def conversion_s(self, index: int, before: Strategy, after: Strategy, micro_batch: int) -> float:
         return 0.0 if before == after else self.conversions[before, after]
@@ -50,23 +71,36 @@ class TableModel:
 small = st.integers(0, 12).map(float)
 
 
+def costs() -> st.SearchStrategy[LayerCost]:
+    return st.builds(
+        LayerCost,
+        forward_s=small.map(lambda s: s + 1),
+        backward_s=small,
+        saved_bytes=small,
+        extra_bytes=small,
+        state_bytes=small,
+        sync_s=small,
+        update_s=small,
+    )
+
+
 @st.composite
-def models(draw: st.DrawFn) -> TableModel:
+def models(draw: st.DrawFn, tied: bool = True) -> TableModel:
     kinds = draw(st.integers(1, 2))
     classes = tuple(draw(st.lists(st.integers(0, kinds - 1), min_size=1, max_size=5)))
-    costs = {
-        (kind, strategy): LayerCost(
-            forward_s=draw(small) + 1,
-            backward_s=draw(small),
-            saved_bytes=draw(small),
-            extra_bytes=draw(small),
-            state_bytes=draw(small),
-            sync_s=draw(small),
-            update_s=draw(small),
-        )
-        for kind in range(kinds)
-        for strategy in STRATEGIES
-    }
+    table, together = (
+        {(kind, strategy): draw(costs()) for kind in range(kinds) for strategy in STRATEGIES} for _ in range(2)
+    )
     conversions = {pair: draw(small) for pair in itertools.permutations(STRATEGIES, 2)}
     boundary = {s: draw(small) for s in STRATEGIES}
-    return TableModel(classes, costs, conversions, boundary, draw(small), draw(st.booleans()))
+    layers = draw(st.permutations(range(len(classes))))
+    sizes = draw(st.sampled_from([(), (2,), (3,), (2, 2), (2, 3), (1,)])) if tied else ()
+    starts = itertools.accumulate(sizes, initial=0)
+    ties = tuple(
+        tuple(sorted(layers[start : start + size]))
+        for start, size in zip(starts, sizes, strict=False)
+        if start + size <= len(layers)
+    )
+    if draw(st.booleans()):  # sharing costs no more, as it mostly does
+        together = table
+    return TableModel(classes, table, conversions, boundary, draw(small), ties, together)

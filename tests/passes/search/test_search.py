@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from galvatron.ir.plan import Plan
 from galvatron.ir.planning import check, resolve
 from galvatron.ir.program import Form, Program
 from galvatron.passes.costs.estimate import cost_model, estimate_plan
+from galvatron.passes.costs.objective import Setting, evaluate_plan
 from galvatron.passes.enumerate_strategies import EnumerateStrategies
 from galvatron.passes.prune import Prune
 from galvatron.passes.search import Search
@@ -58,6 +60,22 @@ def test_no_uniform_plan_that_fits_is_faster(candidates: Program, memory: int) -
             step_time_s, stages = estimate_plan(candidates, uniform, model=model)
             if max(stage.peak_bytes for stage in stages) <= memory:
                 assert best_s and step_time_s >= best_s * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("memory", [None, 30_000, 25_000])
+def test_no_plan_that_fits_is_faster(memory: int | None) -> None:
+    """The first and the last layer share a table: every mixture, whether they agree or not."""
+    program = replace(costed(), cluster=Cluster.parse("a100-80g:1x4"), batch_size=16)
+    program = EnumerateStrategies(pipeline_degrees=(1,)).run(program)
+    options = program.candidates[0].strategies
+    plan = searched(program, memory=memory, micro_batches=2, resolution=0.0)
+    model, setting = cost_model(program), Setting(16, 2, "1f1b", 1)
+    best_s = float("inf")
+    for strategies in itertools.product(options, repeat=len(plan.strategies)):
+        step_time_s, (stage,) = evaluate_plan(model, setting, [strategies])
+        if memory is None or stage.peak_bytes <= memory:
+            best_s = min(best_s, step_time_s)
+    assert plan.step_time_s == pytest.approx(best_s, rel=1e-12)
 
 
 def test_options_are_kept(candidates: Program) -> None:

@@ -1,0 +1,40 @@
+"""A vocabulary that embedding and head share, and that no number of ranks divides: in slices or whole, and never to be
+told apart from one device."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.parity.harness import check, layer_count
+from tests.parity.test_mixtures import mixture, some_slow
+
+MODELS = ["gpt2-tied-101", "t5-101", "gemma-101", "bert-101"]
+PLANS = ["tp2", "m2/tp4+sp", "pp2/m4/1f1b/tp2", "tp2+sp", "tp4", "m2/dp2-tp2", "m2/tp2-dp2", "pp2/m4/1f1b/tp2+sp",
+         "m2/cp2-tp2", "m2/ulysses2-tp2+sp"]  # fmt: skip
+
+
+@pytest.mark.parametrize("plan", some_slow(PLANS[:3], PLANS))
+@pytest.mark.parametrize("model", some_slow(MODELS[:2], MODELS))
+def test_equals_eager(model: str, plan: str) -> None:
+    check(model, plan)
+
+
+@pytest.mark.parametrize(
+    "ends", some_slow(["dp2-tp2 tp2-dp2", "tp4 tp4"], ["tp4 dp4", "dp4 tp4+sp", "tp2-dp2 tp2-dp2", "tp4 tp4+sp"])
+)
+@pytest.mark.parametrize("model", some_slow(MODELS[:1], MODELS))
+def test_blocks_unlike_the_ends_equal_eager(model: str, ends: str) -> None:
+    """First and last layer agree or not, whatever lies between; the second embedding of T5 is as the first."""
+    first, last = ends.split()
+    count = layer_count(model)
+    middle = mixture(count - 2, 1, {4: ["dp4", "dp2-tp2", first]})[0]
+    check(model, [[first, *middle, last]])
+
+
+@pytest.mark.parametrize("strategies", some_slow(["tp2 dp2"], ["dp2 tp2", "tp2+sp tp2", "tp2 tp2"]))
+@pytest.mark.parametrize("model", some_slow(MODELS[:1], MODELS))
+def test_ends_on_two_stages_equal_eager(model: str, strategies: str) -> None:
+    first, last = strategies.split()
+    before = layer_count(model) // 2
+    after = layer_count(model) - before
+    check(model, [[first] * before, ["dp2"] * (after - 1) + [last]])
