@@ -74,7 +74,7 @@ def prices(model: TableModel, case: Case, plan: tuple[Strategy, ...]) -> bool:
 @pytest.mark.parametrize("ties", [(), ((0, 3),), ((0, 1, 3),), ((0, 2), (1, 3)), ((2,),)])
 def test_every_plan_is_in_one_case_that_prices_it_as_it_is(ties: tuple[tuple[int, ...], ...]) -> None:
     """At first, and after those were taken out that agree where their case does not know of it."""
-    options = (*STRATEGIES, Strategy.parse("dp2-tp2-zero1"))
+    options = (*STRATEGIES, Strategy.parse("dp2-tp2-recompute"))
     model = TableModel((0,) * 4, {}, {}, {}, 0.0, ties)
     plans = list(itertools.product(options, repeat=4))
     left = list(cases(model, Setting(16, 1, "gpipe", 1), [options] * 4))
