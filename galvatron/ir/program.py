@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from galvatron.ir.cluster import Cluster
@@ -23,6 +23,12 @@ from galvatron.ir.layout import Axis, Layout
 from galvatron.ir.plan import Plan
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import TensorType
+
+PRECISIONS = ("bf16", "f16")
+"""Element types in which a program may compute while its parameters train in `MASTER`."""
+
+MASTER = "f32"
+"""Element type of master weights, their gradients and their optimizer state."""
 
 
 class Form(enum.IntEnum):
@@ -44,7 +50,8 @@ class Form(enum.IntEnum):
 class State:
     """A parameter, buffer or lifted constant of the model, under the model's own name; `type` is always global.
 
-    `aliases` are the other names of a tied parameter. `kind` is `parameter`, `buffer` or `constant`.
+    `aliases` are the other names of a tied parameter. `kind` is `parameter`, `buffer` or `constant`. Under a precision
+    (see `Program`) `type` is that of the master, which the optimizer updates.
     """
 
     name: str
@@ -52,6 +59,14 @@ class State:
     kind: str = "parameter"
     trainable: bool = True
     aliases: tuple[str, ...] = ()
+
+    def has_master(self, precision: str | None) -> bool:
+        """Whether ops read a rounded copy of this state: it trains in `MASTER`, under a precision."""
+        return precision is not None and self.trainable and self.type.dtype == MASTER
+
+    def compute_type(self, precision: str | None) -> TensorType:
+        """The type under which ops read this state: its own, or under a precision that of its rounded copy."""
+        return replace(self.type, dtype=str(precision)) if self.has_master(precision) else self.type
 
 
 @dataclass(frozen=True)
@@ -156,7 +171,9 @@ class Program:
     """A training computation; which fields are set depends on `form` (see the module's text).
 
     `inputs` are the tensors of one global batch by their forward names, `output` the name of the scalar loss, and
-    `batch_size` the number of samples of the example batch (the value of `B` that costs default to).
+    `batch_size` the number of samples of the example batch (the value of `B` that costs default to). `precision` is the
+    element type in which parameters take part in compute: one of `PRECISIONS`, whose masters, gradients and optimizer
+    state are kept in `MASTER`; None: each in its own.
     """
 
     name: str
@@ -173,6 +190,7 @@ class Program:
     cuts: tuple[Cut, ...] = ()
     plan: Plan | None = None
     stages: tuple[Stage, ...] = ()
+    precision: str | None = None
 
     @cached_property
     def class_of(self) -> dict[str, LayerClass]:
@@ -196,11 +214,14 @@ class Program:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the model that a plan belongs to: the signature of its batch and of its state, in order.
+        """Identifies the model that a plan belongs to: its precision and the signature of its batch and its state, in
+        order.
 
         The same in every form of one program. Constants take no part: `fuse` may find that one is not needed.
         """
         digest = hashlib.sha256()
+        if self.precision is not None:
+            digest.update(f"{self.precision};".encode())
         for value in self.inputs:
             digest.update(f"{value.name}:{value.type};".encode())
         for state in self.state:

@@ -279,3 +279,31 @@ FORMS = {
     "staged": staged,
 }
 """A valid program per form, by the number of its blocks."""
+
+
+def rounded(program: Program, precision: str = "bf16") -> Program:
+    """A valid program that computes in another element type; its state stays in f32."""
+    short = Const("dtype", precision)
+
+    def typed(v: Value) -> Value:
+        return replace(v, type=replace(v.type, dtype=precision)) if v.type.dtype == "f32" else v
+
+    def read(graph: Graph) -> Graph:
+        ops = [
+            replace(
+                o, results=tuple(map(typed, o.results)),
+                kwargs=tuple((k, short if v == Const("dtype", "f32") else v) for k, v in o.kwargs),
+            )
+            for o in graph.ops
+        ]  # fmt: skip
+        return Graph(tuple(map(typed, graph.inputs)), tuple(map(typed, graph.state)), tuple(ops), graph.outputs)
+
+    def crossing(transfers: tuple[Transfer, ...]) -> tuple[Transfer, ...]:
+        return tuple(replace(t, type=replace(t.type, dtype=precision)) for t in transfers)
+
+    program = replace(
+        program, precision=precision, graph=program.graph and read(program.graph),
+        classes=tuple(replace(c, graph=read(c.graph)) for c in program.classes),
+        stages=tuple(replace(s, receives=crossing(s.receives), sends=crossing(s.sends)) for s in program.stages),
+    )  # fmt: skip
+    return replace(program, plan=program.plan and replace(program.plan, fingerprint=program.fingerprint))

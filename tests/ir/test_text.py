@@ -22,7 +22,7 @@ from galvatron.ir.text import parse_graph, parse_program, print_graph, print_pro
 from galvatron.ir.text.parser import parse_expression
 from galvatron.ir.types import BATCH, DTYPE_BYTES, LOCAL_BATCH, TensorType
 from galvatron.ir.verify import verify
-from tests.ir.programs import FORMS, captured, clustered, op, planned, staged, value
+from tests.ir.programs import FORMS, captured, clustered, op, planned, rounded, staged, value
 
 B, b = BATCH, LOCAL_BATCH
 
@@ -45,6 +45,14 @@ def test_every_form_survives_text(form: str, comments: bool) -> None:
     assert sources(parsed) == sources(program)
     assert print_program(parsed, comments=comments) == text
     assert ("//" in text) <= comments
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_precision_survives_text(form: str) -> None:
+    program = rounded(FORMS[form](), "f16")
+    text = print_program(program)
+    assert text.splitlines()[2] == f"program Net {program.form} batch 8 precision f16"
+    assert parse_program(text) == program
 
 
 def test_text_of_a_graph() -> None:

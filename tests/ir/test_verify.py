@@ -28,6 +28,7 @@ from tests.ir.programs import (
     clustered,
     costed,
     planned,
+    rounded,
     sharded,
     staged,
     value,
@@ -39,6 +40,7 @@ from tests.ir.programs import (
 @pytest.mark.parametrize("form", FORMS)
 def test_valid_programs_pass(form: str, blocks: int) -> None:
     verify(FORMS[form](blocks))
+    verify(rounded(FORMS[form](blocks)))
 
 
 # How to break a program
@@ -295,7 +297,16 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (with_state(clustered(), "unused", type=TensorType("f32", (BATCH,))), "no type of state", "f32[B]"),
         (replace(clustered(), batch_size=0), "a batch of 0 samples", "program Net"),
     ],
+    "masters": [
+        (replace(clustered(), precision="bf61"), "unknown precision 'bf61'; did you mean 'bf16'?", "program Net"),
+        (
+            with_state(rounded(clustered()), "embed.weight", type=TensorType("bf16", (12, 8))),
+            "embed.weight trains in bf16, not in f32", "parameter embed.weight",
+        ),
+    ],
     "graph-matches-program": [
+        (replace(captured(), precision="bf16"), "as f32[12, 8], the program has it as bf16[12, 8]", "state %embed"),
+        (replace(rounded(captured()), precision=None), "has it as f32[12, 8]", "state %embed.weight"),
         (replace(captured(), inputs=captured().inputs[:1]), "inputs differ", "graph {"),
         (
             with_state(captured(), "embed.weight", type=TensorType("f32", (99, 8))),
@@ -323,6 +334,11 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (
             with_state(clustered(), "embed.weight", type=TensorType("f32", (12, 9))),
             "embed.weight is f32[12, 9]", "embedding",
+        ),
+        (replace(clustered(), precision="f16"), "embed.weight is f16[12, 8], but %embed.weight", "embedding"),
+        (
+            with_value(rounded(clustered()), "block", "up.weight", type=TensorType("f32", (16, 8))),
+            "blocks.0.up.weight is bf16[16, 8], but %up.weight of @block is f32[16, 8]", "block_0",
         ),
     ],
     "operand-types": [
@@ -387,6 +403,10 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (
             with_value(sharded(), f"embedding{SUFFIX}", "embed.weight", layout=(PARTIAL, REPLICATE)),
             "state is never a partial sum", "embedding",
+        ),
+        (
+            with_value(rounded(sharded()), f"block{SUFFIX}", "down.bias", type=TensorType("f32", (8,))),
+            "is bf16[8], not f32[8]", "block_0",
         ),
     ],
     "edges-agree": [

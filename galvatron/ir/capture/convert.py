@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import sympy
 import torch
@@ -17,7 +18,7 @@ from galvatron.ir.capture.sources import source_of, where
 from galvatron.ir.capture.state import DTYPE_OF, state_of, tensor_type_of
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
 from galvatron.ir.names import Names, base_name
-from galvatron.ir.program import Form, Program, State
+from galvatron.ir.program import MASTER, PRECISIONS, Form, Program, State
 from galvatron.ir.types import BATCH, Dim, TensorType, exact_quotient, simplify_dim
 
 _STRIDELESS = {
@@ -29,8 +30,13 @@ _STRIDELESS = {
 _DROPPED_KWARGS = frozenset({"device", "layout", "pin_memory"})
 
 
-def converted(exported: ExportedProgram, model: nn.Module, batch: Batch) -> tuple[Program, dict[str, torch.Tensor]]:
+def converted(
+    exported: ExportedProgram, model: nn.Module, batch: Batch, precision: str | None
+) -> tuple[Program, dict[str, torch.Tensor]]:
     """The program of an exported model, and the data of its constants.
+
+    Args:
+        precision: the model's parameters are in it, but train in `MASTER`.
 
     Raises:
         CaptureError: the graph has something that a program cannot say.
@@ -48,11 +54,19 @@ def converted(exported: ExportedProgram, model: nn.Module, batch: Batch) -> tupl
         form=Form.CAPTURED,
         batch_size=batch.size,
         inputs=inputs,
-        state=(*state, *lifted),
+        state=(*(_master(s) if precision else s for s in state), *lifted),
         output=graph.outputs[0],
         graph=graph,
+        precision=precision,
     )
     return program, constants
+
+
+def _master(state: State) -> State:
+    """What is kept of a piece of state whose rounded copy was captured."""
+    if not state.trainable or state.type.dtype not in PRECISIONS:
+        return state
+    return replace(state, type=replace(state.type, dtype=MASTER))
 
 
 def _bound(

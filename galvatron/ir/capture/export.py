@@ -15,10 +15,12 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture.batch import Batch, read_batch
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import BatchSizeWatch, explained, quiet
+from galvatron.ir.capture.precision import ComputeType, rounded
 from galvatron.ir.capture.randomness import check_randomness
 from galvatron.ir.capture.regions import dissolve_regions
 from galvatron.ir.capture.tracing import careful_tracing
 from galvatron.ir.program import Program
+from galvatron.ir.types import TORCH_DTYPE_NAMES
 
 LossFunction = Callable[[Any, Mapping[str, Any]], torch.Tensor]
 """`loss_fn(output, batch) -> scalar`: `output` is what the model returns, `batch` the inputs by forward name."""
@@ -37,6 +39,7 @@ def capture_graph(
     example_inputs: Mapping[str, Any] | tuple[Any, ...],
     *,
     loss_fn: LossFunction | None = None,
+    precision: str | None = None,
 ) -> Captured:
     """Captures one training computation, from a global batch to the scalar loss, for every batch size.
 
@@ -49,32 +52,55 @@ def capture_graph(
             or meta tensors, batch on dim 0. A tensor whose dim 0 is not the common batch size is the same for all
             samples. Flags (bool, int, float, str, None) are taken as constants.
         loss_fn: `loss_fn(output, batch) -> scalar` when the model does not return its loss.
+        precision: the element type in which parameters take part in compute, one of `program.PRECISIONS`: the model is
+            captured as if it had been converted to it, but for its floating buffers, which are converted only when it
+            cannot be captured otherwise. None keeps every type.
 
     Raises:
         CaptureError: the model cannot be captured; names the source line that is to blame.
     """
     batch = read_batch(model, example_inputs)
-    training = _Training(model, batch.constants, loss_fn)
+    if precision is None:
+        return _captured(model, batch, loss_fn, None)
+    dtype = getattr(torch, TORCH_DTYPE_NAMES[precision])
+    try:
+        with rounded(model, dtype, buffers=False):
+            return _captured(model, batch, loss_fn, precision)
+    except CaptureError:
+        if not any(buffer.is_floating_point() for buffer in model.buffers()):
+            raise
+        with contextlib.suppress(CaptureError), rounded(model, dtype, buffers=True):
+            return _captured(model, batch, loss_fn, precision)
+        raise
+
+
+def _captured(model: nn.Module, batch: Batch, loss_fn: LossFunction | None, precision: str | None) -> Captured:
+    dtype = None if precision is None else getattr(torch, TORCH_DTYPE_NAMES[precision])
+    training = _Training(model, batch.constants, loss_fn, dtype)
     try:
         exported = _exported(training, batch)
     except Exception as error:
         raise explained(
-            error, lambda watch: _exported(_Training(model, batch.constants, loss_fn, watch), batch)
+            error, lambda watch: _exported(_Training(model, batch.constants, loss_fn, dtype, watch), batch)
         ) from error
-    program, constants = converted(exported, model, batch)
+    program, constants = converted(exported, model, batch, precision)
     assert program.graph is not None
     check_randomness(program.graph)
     return Captured(program, constants)
 
 
 class _Training(nn.Module):
-    """A model with its loss: maps the tensors of a batch to a scalar."""
+    """A model with its loss: maps the tensors of a batch to a scalar.
+
+    `dtype` is that of the model's parameters when they stand in for others.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         constants: Mapping[str, Any],
         loss_fn: LossFunction | None,
+        dtype: torch.dtype | None,
         watch: BatchSizeWatch | None = None,
     ) -> None:
         super().__init__()
@@ -82,15 +108,21 @@ class _Training(nn.Module):
         self.training = model.training
         self._constants = constants
         self._loss_fn = loss_fn
+        self._dtype = dtype
         self._watch = watch
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         inputs = {**batch, **self._constants}
         sizes = [size for t in batch.values() for size in t.shape[:1] if isinstance(size, torch.SymInt)]
         with self._watch.watching(sizes[0]) if self._watch else contextlib.nullcontext():
-            output = self.model(**inputs)
-            loss = self._loss_fn(output, inputs) if self._loss_fn else _own_loss(output)
-        return _checked_loss(loss)
+            if self._dtype is None:
+                return _checked_loss(self._loss(inputs))
+            with ComputeType(self._dtype, batch.values()) as compute:
+                return compute.wide(_checked_loss(self._loss(inputs)))
+
+    def _loss(self, inputs: dict[str, Any]) -> Any:
+        output = self.model(**inputs)
+        return self._loss_fn(output, inputs) if self._loss_fn else _own_loss(output)
 
 
 def _own_loss(output: Any) -> Any:

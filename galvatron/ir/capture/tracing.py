@@ -63,16 +63,17 @@ def _apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any
     if cls.__module__.partition(".")[0] == "torch":
         return _apply_function(cls, *args, **kwargs)
     raise CaptureError(
-        f"{_here()}the autograd function {cls.__name__} has a backward of its own, which would be lost: "
+        f"{here()}the autograd function {cls.__name__} has a backward of its own, which would be lost: "
         "write it with operations that torch differentiates"
     )
 
 
 def _register_hook(_: torch.Tensor, hook: Any) -> Any:
-    raise CaptureError(f"{_here()}a hook on a gradient would be lost: write it with operations of the forward")
+    raise CaptureError(f"{here()}a hook on a gradient would be lost: write it with operations of the forward")
 
 
-def _here() -> str:
+def here() -> str:
+    """The head of an error message about the user's line that is running."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and not is_user_file(frame.f_code.co_filename):
         frame = frame.f_back

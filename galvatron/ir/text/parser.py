@@ -623,6 +623,9 @@ class _Builder(Transformer):
             table[str(number)] = (file, line, code)
         return _Section("sources", token, table)
 
+    def precision(self, token: Token) -> _Section:
+        return _Section("precision", token, str(token))
+
     def output(self, token: Token) -> _Section:
         return _Section("output", token, _plain(token))
 
@@ -651,7 +654,7 @@ class _Builder(Transformer):
         table = sections.get("sources", {})
         graph = sections.get("graph")
         if graph is not None and graph.inputs is None:
-            graph = replace(graph, inputs=inputs, state=read_state(graph, state))
+            graph = replace(graph, inputs=inputs, state=read_state(graph, state, sections.get("precision")))
         classes = (i for i in items if isinstance(i, LayerClass))
         return Program(
             name=str(name),
@@ -668,6 +671,7 @@ class _Builder(Transformer):
             cuts=sections.get("cuts", ()),
             plan=sections.get("plan"),
             stages=tuple(i for i in items if isinstance(i, Stage)),
+            precision=sections.get("precision"),
         )
 
 

@@ -98,6 +98,7 @@ def graph_file_lines(graph: Graph, w: _Writer) -> list[Line]:
 def program_lines(program: Program, w: _Writer) -> list[Line]:
     """The whole file: what is computed and how it is cut first, the graphs after, tables last."""
     head = f"program {bare_or_quoted(program.name)} {program.form} batch {program.batch_size}"
+    head += "" if program.precision is None else f" precision {program.precision}"
     sections = [
         [Line(f"galvatron ir {VERSION}")],
         [Line(head, ("program",))],
@@ -247,16 +248,16 @@ def _graph_body(graph: Graph, w: _Writer, owner: Hashable, *, signature: bool = 
 def _program_graph(program: Program, w: _Writer) -> list[Line]:
     graph = program.graph
     assert graph is not None
-    shared = graph.inputs == program.inputs and graph.state == read_state(graph, program.state)
+    shared = graph.inputs == program.inputs and graph.state == read_state(graph, program.state, program.precision)
     opening = "graph of program {" if shared and not w.lenient else "graph {"
     body = _graph_body(graph, w, None, signature=opening == "graph {")
     return [Line(opening, ("graph",)), *body, Line("}")]
 
 
-def read_state(graph: Graph, state: Sequence[State]) -> tuple[Value, ...]:
+def read_state(graph: Graph, state: Sequence[State], precision: str | None) -> tuple[Value, ...]:
     """The state that a graph reads, as its values: what `graph of program` leaves to the program's own tables."""
     read = {name for op in graph.ops for name in op.operands}.union(graph.outputs)
-    return tuple(Value(s.name, s.type) for s in state if s.name in read)
+    return tuple(Value(s.name, s.compute_type(precision)) for s in state if s.name in read)
 
 
 # Classes, layers, stages

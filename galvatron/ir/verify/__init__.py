@@ -49,7 +49,7 @@ def _rules(first: Form, last: Form, module: ModuleType, names: str) -> tuple[Rul
 
 
 RULES: tuple[Rule, ...] = (
-    *_rules(Form.CAPTURED, Form.STAGED, programs, "form_fields program_names program_signature"),
+    *_rules(Form.CAPTURED, Form.STAGED, programs, "form_fields program_names program_signature masters"),
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "unique_names defined_before_use known_ops known_dtypes"),
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "sizes_in_batch mesh_axes layouts_present result_count"),
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "padded_shards collectives spmd_ops random_draws result_types"),

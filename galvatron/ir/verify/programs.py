@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Sequence
 
 from galvatron.errors import did_you_mean
 from galvatron.ir.plan import SCHEDULES, Plan
-from galvatron.ir.program import Form, Layer, Program, When
+from galvatron.ir.program import MASTER, PRECISIONS, Form, Layer, Program, When
 from galvatron.ir.types import DTYPE_BYTES, TensorType
 from galvatron.ir.verify.graphs import Violation
 
@@ -77,6 +77,17 @@ def program_signature(program: Program) -> Iterator[Violation]:
             yield ("input", "program", value.name), f"unknown element type {value.type.dtype!r}"
 
 
+def masters(program: Program) -> Iterator[Violation]:
+    """A precision is bf16 or f16, and under it every real parameter trains in f32."""
+    if program.precision is None:
+        return
+    if program.precision not in PRECISIONS:
+        yield ("program",), f"unknown precision {program.precision!r}; {did_you_mean(program.precision, PRECISIONS)}"
+    for state in program.state:
+        if state.trainable and state.type.dtype in ("f64", "f16", "bf16"):
+            yield ("program state", None, state.name), f"{state.name} trains in {state.type.dtype}, not in {MASTER}"
+
+
 def graph_matches_program(program: Program) -> Iterator[Violation]:
     """A captured graph has the program's inputs, only state that the program has, and returns the loss."""
     graph = program.graph
@@ -86,8 +97,9 @@ def graph_matches_program(program: Program) -> Iterator[Violation]:
         yield ("graph",), "the graph's inputs differ from the program's"
     for value in graph.state:
         state = program.state_of.get(value.name)
-        if state is None or state.type != value.type:
-            known = f"has it as {state.type}" if state else "has no such state"
+        type_ = state and state.compute_type(program.precision)
+        if type_ != value.type:
+            known = f"has it as {type_}" if state else "has no such state"
             yield ("state", None, value.name), f"the graph reads {value.name} as {value.type}, the program {known}"
     if graph.outputs != (program.output,):
         yield ("return", None), f"the graph must return the program's output %{program.output}"
@@ -153,8 +165,8 @@ def state_is_bound(program: Program) -> Iterator[Violation]:
             state = program.state_of.get(name)
             if state is None:
                 yield locus, f"{layer.name} binds unknown state {name!r}; {did_you_mean(name, program.state_of)}"
-            elif program.form < Form.SHARDED and state.type != formal.type:
-                yield locus, f"{name} is {state.type}, but %{formal.name} of @{layer.cls} is {formal.type}"
+            elif program.form < Form.SHARDED and (type_ := state.compute_type(program.precision)) != formal.type:
+                yield locus, f"{name} is {type_}, but %{formal.name} of @{layer.cls} is {formal.type}"
 
 
 def output_is_loss(program: Program) -> Iterator[Violation]:

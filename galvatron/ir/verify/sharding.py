@@ -78,7 +78,7 @@ def state_shards(program: Program) -> Iterator[Violation]:
     for layer, locus in layers_with_loci(program):
         cls = program.class_of[layer.cls]
         for name, formal in zip(layer.state, cls.graph.state, strict=True):
-            problem = _state_problem(program.state_of[name].type, formal, cls)
+            problem = _state_problem(program.state_of[name].compute_type(program.precision), formal, cls)
             if problem:
                 yield locus, f"{name} as %{formal.name} of @{cls.name}: {problem}"
 

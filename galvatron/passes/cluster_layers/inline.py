@@ -17,7 +17,7 @@ def inline(program: Program) -> Graph:
     """
     ops = [op for layer in program.layers for op in _inlined(layer, program.class_of[layer.cls])]
     read = {name for layer in program.layers for name in layer.state}
-    state = tuple(Value(s.name, s.type) for s in program.state if s.name in read)
+    state = tuple(Value(s.name, s.compute_type(program.precision)) for s in program.state if s.name in read)
     return Graph(program.inputs, state, tuple(ops), (program.output,))
 
 

@@ -1,0 +1,147 @@
+"""Capture under a precision: the model as if `model.to(dtype)` had been called on it, and what stays in 32 bits.
+
+Only then are the model's own decisions about types (upcasts in norms, rotary tables, `.to(x.dtype)`) those of a model
+in that type. While it is traced, floating parameters are stand-ins of the type, without values or memory; buffers keep
+theirs, since a rotary table in 16 bits is no table. `ComputeType` looks after the three things that `model.to` leaves
+to the user: batch inputs, losses, and products of unequal types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from galvatron.errors import CaptureError
+from galvatron.ir.capture.tracing import here
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_ALIKE = _names("""
+    linear bilinear matmul __matmul__ __rmatmul__ mm bmm mv dot inner addmm addmv addbmm baddbmm einsum tensordot cdist
+    conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d layer_norm group_norm batch_norm
+    instance_norm prelu lstm gru rnn_tanh rnn_relu scaled_dot_product_attention multi_head_attention_forward
+""")
+"""Functions whose floating operands must have one type; traced on fake tensors some of them take any."""
+
+_LOSSES = _names("""
+    cross_entropy nll_loss log_softmax logsumexp mse_loss l1_loss smooth_l1_loss huber_loss kl_div binary_cross_entropy
+    binary_cross_entropy_with_logits poisson_nll_loss gaussian_nll_loss margin_ranking_loss hinge_embedding_loss
+    soft_margin_loss multi_margin_loss multilabel_margin_loss multilabel_soft_margin_loss cosine_embedding_loss
+    triplet_margin_loss triplet_margin_with_distance_loss ctc_loss
+""")
+"""Losses and what hand-written ones are made of: computed in 32 bits."""
+
+_TOTALS = frozenset(("sum", "mean"))
+"""Reductions whose results are kept in 32 bits when they are scalars."""
+
+
+@contextmanager
+def rounded(model: nn.Module, dtype: torch.dtype, *, buffers: bool) -> Iterator[None]:
+    """Inside the `with` block the floating parameters of the model, with `buffers` its buffers too, are stand-ins of
+    another element type; tied ones stay tied."""
+    own: list[tuple[nn.Module, str, torch.Tensor]] = []
+    stand_ins: dict[int, torch.Tensor] = {}
+    try:
+        for module in model.modules():
+            tables = (module._parameters, module._buffers) if buffers else (module._parameters,)
+            for name, tensor in [item for table in tables for item in table.items()]:
+                if tensor is not None and tensor.is_floating_point():
+                    own.append((module, name, tensor))
+                    setattr(module, name, stand_ins.setdefault(id(tensor), _stand_in(tensor, dtype)))
+        yield
+    finally:
+        for module, name, tensor in own:
+            setattr(module, name, tensor)
+
+
+def _stand_in(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    with FakeTensorMode():
+        empty = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+class ComputeType(TorchFunctionMode):
+    """Inside the `with` block, values of `dtype` have losses in 32 bits, and batch inputs of another floating type are
+    cast to `dtype` where they first meet a weight.
+
+    Args:
+        inputs: the tensors of the batch.
+    """
+
+    def __init__(self, dtype: torch.dtype, inputs: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self._dtype = dtype
+        # What is computed from inputs alone, by id: the tensors are held so that no id is given twice.
+        self._from_inputs = {id(t): t for t in inputs if self._is_other(t)}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        arguments: tuple[tuple[Any, ...], dict[str, Any]] = args, kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in _LOSSES:
+            arguments = pytree.tree_map_only(torch.Tensor, self.wide, arguments)
+        elif name in _ALIKE and not _is_autocast(args):
+            arguments = self._alike(name, *arguments)
+        positional, keywords = arguments
+        result = func(*positional, **keywords)
+        if name in _TOTALS and "dtype" not in keywords and self._is_scalar(result):
+            result = func(*positional, **keywords, dtype=torch.float32)
+        if self._from_inputs and any(id(t) in self._from_inputs for t in _tensors(arguments)):
+            self._from_inputs.update((id(t), t) for t in _tensors(result) if self._is_other(t))
+        return result
+
+    def wide(self, value: torch.Tensor) -> torch.Tensor:
+        """The value in 32 bits if it is of the compute type, else as it is."""
+        return value.float() if value.dtype == self._dtype else value
+
+    def _alike(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with one floating type among them.
+
+        Raises:
+            CaptureError: they have several, and it is not batch inputs that make the difference.
+        """
+
+        def is_odd() -> bool:
+            # Attention takes a mask of 32 bits beside queries of 16.
+            operands = args[:3] if name == "scaled_dot_product_attention" else (args, kwargs)
+            return len({t.dtype for t in _tensors(operands) if t.is_floating_point()}) > 1
+
+        def cast(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(self._dtype) if id(tensor) in self._from_inputs else tensor
+
+        if is_odd():
+            args, kwargs = pytree.tree_map_only(torch.Tensor, cast, (args, kwargs))
+        if is_odd():
+            found = ", ".join(sorted({str(t.dtype) for t in _tensors((args, kwargs)) if t.is_floating_point()}))
+            advice = "cast one of them, as in x.to(self.weight.dtype)"
+            raise CaptureError(f"{here()}{name.strip('_')} of tensors of several types ({found}): {advice}")
+        return args, kwargs
+
+    def _is_other(self, tensor: torch.Tensor) -> bool:
+        return tensor.is_floating_point() and tensor.dtype != self._dtype
+
+    def _is_scalar(self, result: Any) -> bool:
+        return isinstance(result, torch.Tensor) and result.dim() == 0 and result.dtype == self._dtype
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def _is_autocast(args: tuple[Any, ...]) -> bool:
+    """Whether the model is in a region of autocast, which makes types equal by itself."""
+    device = next((t.device.type for t in _tensors(args)), "cpu")
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
