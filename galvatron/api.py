@@ -38,6 +38,9 @@ LossFunction = Callable[[Any, Mapping[str, Any]], Tensor]
 OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
 PlanLike = Plan | str | os.PathLike[str]
 
+PRECISION_TYPES = {"bf16": "bf16", "fp16": "f16"}
+"""Values of `precision` and the element types of the IR that they mean."""
+
 NOMINAL_DEVICE = "a100-80g"
 """The device whose rates guide sharding when the user gives a plan but no cluster: the same code on every machine."""
 
@@ -89,7 +92,12 @@ def compile(
             argument is called `named_parameters` gets (name, parameter) pairs instead, under the model's names, for
             groups by name. A rank sees slices of the parameters, so the rule must be element-wise; where ZeRO cuts a
             parameter, its part is one row with as many dimensions as the parameter.
-        precision: None keeps the model's own element types.
+        precision: the type in which parameters take part in compute. None: their own. `"bf16"`: bfloat16, while their
+            masters, gradients and the optimizer's state are float32, and so are losses, whatever the model says;
+            norms, and anything else that the model casts itself, are in the type in which they are in
+            `model.bfloat16()`. Floating batch inputs keep their type and are cast where they meet a parameter. Frozen
+            parameters have no master. `"fp16"`: float16 in the same way, with dynamic loss scaling: a step whose
+            gradients overflow is skipped on all ranks. The model itself is never changed.
         max_grad_norm: gradients are scaled so that their global norm is at most this.
         timeout_s: the longest that a rank may wait for others in one communication of a step: then all processes end,
             with an error that says which rank waits where and what the ones do that it waits for. More than the longest
@@ -103,7 +111,8 @@ def compile(
         GalvatronError: any other argument is wrong. What rank 0 finds is raised on every rank.
     """
     _check_model(model, loss_fn)
-    _check_training(optimizer, precision, max_grad_norm, timeout_s)
+    _check_training(optimizer, max_grad_norm, timeout_s)
+    compute = _read_precision(precision)
     budget = None if memory is None else parse_bytes(memory)
     named_cluster = _read_cluster(cluster)
     world = rt.initialize(timeout_s=timeout_s)
@@ -113,7 +122,7 @@ def compile(
             f"cluster {target} has {target.world_size} devices, but this job has {world.size} ranks; "
             f"start {target.world_size} processes (torchrun --nproc-per-node), or leave the cluster out"
         )
-    captured = _on_rank_0(world, lambda: _planned(model, example_inputs, loss_fn, target, budget, plan))
+    captured = _on_rank_0(world, lambda: _planned(model, example_inputs, loss_fn, compute, target, budget, plan))
     with failure.guarded("compile"):
         return _assembled(
             model,
@@ -126,19 +135,27 @@ def compile(
         )
 
 
-def capture(model: nn.Module, example_inputs: BatchLike, *, loss_fn: LossFunction | None = None) -> Program:
+def capture(
+    model: nn.Module,
+    example_inputs: BatchLike,
+    *,
+    loss_fn: LossFunction | None = None,
+    precision: str | None = None,
+) -> Program:
     """The training computation of a model as a program of layers (form clustered), for every batch size.
 
     Nothing is computed; a model on `meta` stays there.
 
     Args:
-        model, example_inputs, loss_fn: see `compile`.
+        model, example_inputs, loss_fn, precision: see `compile`.
 
     Raises:
         CaptureError: the model cannot be captured; names the source line that is to blame.
+        GalvatronError: an argument is wrong.
     """
     _check_model(model, loss_fn)
-    return Pipeline.of(FRONT_END).run(capture_graph(model, example_inputs, loss_fn=loss_fn).program)
+    compute = _read_precision(precision)
+    return Pipeline.of(FRONT_END).run(capture_graph(model, example_inputs, loss_fn=loss_fn, precision=compute).program)
 
 
 def search(
@@ -208,13 +225,14 @@ def _planned(
     model: nn.Module,
     example_inputs: BatchLike,
     loss_fn: LossFunction | None,
+    precision: str | None,
     cluster: Cluster,
     memory_bytes: int | None,
     plan: PlanLike | None,
 ) -> Captured:
     """The captured program with a plan: the one given, or the one that a search finds."""
     given = None if plan is None else _parsed_plan(plan)  # before a capture that may take long
-    captured = capture_graph(model, example_inputs, loss_fn=loss_fn)
+    captured = capture_graph(model, example_inputs, loss_fn=loss_fn, precision=precision)
     costed = _costed(captured.program, cluster, None)
     if given is None:
         return replace(captured, program=_searched(costed, memory_bytes, None))
@@ -314,16 +332,21 @@ def _check_model(model: nn.Module, loss_fn: LossFunction | None) -> None:
         raise GalvatronError(f"loss_fn must be a function (output, batch) -> scalar, not {type(loss_fn).__name__}")
 
 
-def _check_training(optimizer: Any, precision: Any, max_grad_norm: Any, timeout_s: Any) -> None:
+def _read_precision(precision: Any) -> str | None:
+    """The element type of the IR that a precision computes in."""
+    if precision is None or (isinstance(precision, str) and precision in PRECISION_TYPES):
+        return None if precision is None else PRECISION_TYPES[precision]
+    raise GalvatronError(
+        f"precision must be {' or '.join(map(repr, PRECISION_TYPES))}, or None for the model's own element types, "
+        f"not {precision!r}"
+    )
+
+
+def _check_training(optimizer: Any, max_grad_norm: Any, timeout_s: Any) -> None:
     if optimizer is not None and not callable(optimizer):
         raise GalvatronError(
             f"optimizer must be a function from parameters to a torch.optim.Optimizer, not {type(optimizer).__name__}; "
             "pass lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"
-        )
-    if precision is not None:
-        raise GalvatronError(
-            f"precision={precision!r} is not supported yet; supported is None, which keeps the model's own element "
-            "types (convert the model first, with model.bfloat16() for example)"
         )
     if max_grad_norm is not None and not (isinstance(max_grad_norm, (int, float)) and max_grad_norm > 0):
         raise GalvatronError(f"max_grad_norm must be a positive number, not {max_grad_norm!r}")
@@ -418,6 +441,7 @@ def _assembled(
         max_grad_norm=max_grad_norm,
         model=state,
         seed=_job_seed(world),
+        scaler=rt.LossScaler() if planned.precision == "f16" else None,
     )
     sources = {index: texts[f"stage_{index}.py"] for index in range(len(staged.stages))}
     return CompiledModel(executor, planned, sources, BatchReader(model, example_inputs, planned), world.rank)

@@ -81,6 +81,11 @@ class CompiledModel:
             raise GalvatronError("there is no optimizer: pass `optimizer=` when compiling")
         return self._executor.optimizer
 
+    @property
+    def loss_scale(self) -> float | None:
+        """What the gradient of the loss is multiplied by under `precision="fp16"`, None otherwise."""
+        return None if self._executor.scaler is None else self._executor.scaler.scale
+
     def full_state_dict(self, *, rank0_only: bool = False) -> dict[str, Tensor]:
         """The model's `state_dict`: whole tensors on the CPU, under the model's own names.
 

@@ -299,7 +299,7 @@ def test_a_failing_loss_function_is_named_on_all_ranks():
         ({"example_inputs": {"idz": torch.zeros(2, 8)}}, CaptureError, "required argument: 'ids'"),
         ({"loss_fn": 3}, GalvatronError, "loss_fn must be a function"),
         ({"optimizer": 1e-3}, GalvatronError, "optimizer must be a function"),
-        ({"precision": "bf16"}, GalvatronError, "precision='bf16' is not supported yet"),
+        ({"precision": "fp8"}, GalvatronError, "precision must be 'bf16' or 'fp16', or None"),
         ({"timeout_s": 0}, GalvatronError, "timeout_s must be a positive number of seconds, not 0"),
         ({"max_grad_norm": -1.0}, GalvatronError, "max_grad_norm must be a positive number, not -1.0"),
         ({"memory": "36 apples"}, GalvatronError, "unknown unit 'apples'"),

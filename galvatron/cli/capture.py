@@ -19,6 +19,9 @@ def command(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="P.gir", help="Where it goes; - is stdout.")] = Path(
         "-"
     ),
+    precision: Annotated[
+        str | None, typer.Option(metavar="bf16|fp16", help="Compute type of parameters; default: the model's own.")
+    ] = None,
 ) -> None:
     """Capture a model.
 
@@ -31,7 +34,7 @@ def command(
     from galvatron.ir.files import write_text
     from galvatron.ir.text import print_program
 
-    program = api.capture(model, example_inputs, loss_fn=loss_fn)
+    program = api.capture(model, example_inputs, loss_fn=loss_fn, precision=precision)
     text = print_program(program)
     if str(output) == "-":
         print(text, end="")

@@ -143,7 +143,8 @@ def _state(bindings: Bindings, name: str, layout: StateLayout, depth: int) -> li
     for placement, axis in zip(layout.layout, layout.mesh, strict=True):
         if text := _placement(placement, trained):
             placed.append(f"{bindings.axes[axis]}: {text}")
-    arguments: list[Text] = [name, tuple_of(print_expression(d) for d in state.type.shape), _dtype(state.type.dtype)]
+    read = state.compute_type(bindings.program.precision)
+    arguments: list[Text] = [name, tuple_of(print_expression(d) for d in read.shape), _dtype(read.dtype)]
     arguments.append(Brackets("{", tuple(placed), "}"))
     if state.kind != "parameter":
         arguments.append('kind="buffer"')
@@ -151,6 +152,8 @@ def _state(bindings: Bindings, name: str, layout: StateLayout, depth: int) -> li
         arguments.append("requires_grad=False")
     if layout.zero:
         arguments.append(f"zero={layout.zero}")
+    if state.has_master(bindings.program.precision):
+        arguments.append(f"master={_dtype(state.type.dtype)}")
     return _statement("self.state", arguments, depth)
 
 

@@ -18,6 +18,7 @@ from galvatron.runtime.materialize import ModelState, materialize
 from galvatron.runtime.mesh import Axis, Mesh, World, build_mesh, initialize, shutdown
 from galvatron.runtime.random import Seed, seeded
 from galvatron.runtime.ring import scaled_dot_product_attention
+from galvatron.runtime.scaling import LossScaler
 from galvatron.runtime.spmd import cross_entropy_loss, embedding, logsumexp
 from galvatron.runtime.stage import Layer, Sharded, Stage, Summed
 
@@ -27,6 +28,7 @@ __all__ = [
     "CommunicationCounter",
     "Executor",
     "Layer",
+    "LossScaler",
     "Mesh",
     "ModelState",
     "Seed",

@@ -20,6 +20,7 @@ from galvatron.runtime.inputs import read_batch
 from galvatron.runtime.materialize import ModelState, materialize
 from galvatron.runtime.parameters import Parameters
 from galvatron.runtime.pipeline import Pipeline, ScheduleName
+from galvatron.runtime.scaling import LossScaler
 from galvatron.runtime.stage import Stage
 
 OptimizerFactory = Callable[[list[Any]], torch.optim.Optimizer]
@@ -38,6 +39,7 @@ class Executor:
         model: names and first values of the user's model; without it the stages' own names are used, and the stage has
             been given values before.
         seed: of all random numbers, the same on every rank.
+        scaler: scales the loss of a stage in float16; steps whose gradients overflow are skipped.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Executor:
         max_grad_norm: float | None = None,
         model: ModelState | None = None,
         seed: int = 0,
+        scaler: LossScaler | None = None,
     ) -> None:
         if microbatches < 1 or schedule not in ("gpipe", "1f1b"):
             raise PlanError(f"{microbatches} micro-batches under schedule {schedule!r}: need at least 1, gpipe or 1f1b")
@@ -58,6 +61,9 @@ class Executor:
         self.mesh = stage.mesh
         self.microbatches = microbatches
         self.max_grad_norm = max_grad_norm
+        self.scaler = scaler
+        if scaler is not None and stage.index == stage.count - 1:
+            stage.register_forward_hook(lambda *call: scaler.start(call[2]))
         with failure.guarded("start"):
             self._catalogue = full_state.Catalogue(stage)
             self._names = full_state.Names(self._catalogue, model)
@@ -86,15 +92,23 @@ class Executor:
             PlanError: the batch does not fit the plan.
             RankError: another rank failed.
         """
-        return self._run(batch, with_norm=False)[0]
+        loss, _ = self._run(batch, with_norm=False)
+        if self.scaler is not None:
+            self._parameters.scale_gradients(loss.new_tensor(1 / self.scaler.scale))
+        return loss
 
     def train_step(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """`forward_backward`, clipping, and one optimizer update; returns the loss before the update."""
+        """`forward_backward`, clipping, and one optimizer update; returns the loss before the update.
+
+        With a scaler, a step whose gradients overflow updates nothing.
+        """
         if self.optimizer is None:
             raise GalvatronError("train_step needs an optimizer: pass `optimizer=` when compiling")
-        loss, squared_norm = self._run(batch, with_norm=self.max_grad_norm is not None)
-        if self.max_grad_norm is not None:
-            self._parameters.clip(squared_norm.sqrt(), self.max_grad_norm)
+        scale = 1.0 if self.scaler is None else self.scaler.scale
+        loss, squared_norm = self._run(batch, with_norm=self.max_grad_norm is not None or self.scaler is not None)
+        if self.scaler is not None and not self.scaler.accepts(squared_norm):
+            return loss
+        self._parameters.unscale(scale, squared_norm.sqrt() / scale, self.max_grad_norm)
         self.optimizer.step()
         self._parameters.publish()
         return loss

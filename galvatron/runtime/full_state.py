@@ -20,7 +20,10 @@ from galvatron.runtime.stage import Sharded, Stage, StateSpec
 
 @dataclass(frozen=True)
 class Entry:
-    """One parameter or buffer as every rank knows it. `layout` is printed, and equal where the slices are equal."""
+    """One parameter or buffer as every rank knows it; `dtype` is that of its master where it has one.
+
+    `layout` is printed, and equal where the slices are equal.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -51,8 +54,8 @@ class Catalogue:
         self.stage = stage
         self.mesh: Mesh = stage.mesh
         own = [
-            Entry(name, spec.shape, spec.dtype, spec.kind, stage.table(name)[name].requires_grad, _layout(spec))
-            for name, spec in stage.state_specs.items()
+            Entry(name, s.shape, s.master or s.dtype, s.kind, stage.table(name)[name].requires_grad, _layout(s))
+            for name, s in stage.state_specs.items()
         ]
         lists: list[list[Entry]] = [own] * self.mesh.stages
         if self.mesh.pipeline is not None:

@@ -146,10 +146,14 @@ class Parameters:
         if gradients:
             torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]  # as torch.nn.utils does
 
-    def clip(self, norm: Tensor, max_norm: float) -> None:
-        """Scale all gradients so that their global norm is at most `max_norm`, as torch's `clip_grad_norm_` does."""
-        if not math.isinf(max_norm):
-            self.scale_gradients((max_norm / (norm + 1e-6)).clamp(max=1.0))
+    def unscale(self, scale: float, norm: Tensor, max_norm: float | None) -> None:
+        """Divide all gradients by `scale`, and by more if their global norm, `norm`, would then be above `max_norm`, as
+        torch's `clip_grad_norm_` does.
+        """
+        if max_norm is not None and not math.isinf(max_norm):
+            self.scale_gradients((max_norm / (norm + 1e-6)).clamp(max=1.0) / scale)
+        elif scale != 1.0:
+            self.scale_gradients(norm.new_tensor(1 / scale))
 
     def _table(self, name: str) -> dict[str, Any]:
         return next(stage for stage in self._stages if name in stage.state_specs).table(name)

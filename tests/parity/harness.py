@@ -79,18 +79,24 @@ def subject(name: str) -> Subject:
 
 
 @cache
-def costed(name: str) -> tuple[Program, dict[str, Tensor]]:
+def costed(name: str, precision: str | None = None) -> tuple[Program, dict[str, Tensor]]:
     """The captured model with layers and costs, and the data of its constants."""
     case = subject(name)
     with precise(case):
-        captured = capture_graph(case.model, case.batch(BATCH_SIZE, 0), loss_fn=case.loss_fn)
+        captured = capture_graph(case.model, case.batch(BATCH_SIZE, 0), loss_fn=case.loss_fn, precision=precision)
     program = Pipeline.of((*FRONT_END, "annotate-costs")).run(captured.program, [verify_each])
     return program, captured.constants
 
 
-def planned(name: str, plan: str | Plan | Sequence[Sequence[str]], world_size: int = 4, **fields: Any) -> Program:
+def planned(
+    name: str,
+    plan: str | Plan | Sequence[Sequence[str]],
+    world_size: int = 4,
+    precision: str | None = None,
+    **fields: Any,
+) -> Program:
     """The model under a plan: a shorthand, a plan, or the strategies of each stage; `fields` are the plan's others."""
-    program = costed(name)[0]
+    program = costed(name, precision)[0]
     if isinstance(plan, str):
         plan = plans.resolve(program, plan, fields.get("global_batch_size", BATCH_SIZE), world_size)
     elif not isinstance(plan, Plan):
@@ -179,7 +185,8 @@ def job_of(name: str, program: Program) -> Job:
     staged = Pipeline.of(LOWERING).run(program)
     verify(staged)
     texts = emit(staged)
-    return Job(name, texts, stage_axes(staged), plan.micro_batches, plan.schedule, costed(name)[1], _cache_dir())
+    constants = costed(name, program.precision)[1]
+    return Job(name, texts, stage_axes(staged), plan.micro_batches, plan.schedule, constants, _cache_dir())
 
 
 def executor(world: rt.World, job: Job, model: nn.Module | None = None, **options: Any) -> rt.Executor:
