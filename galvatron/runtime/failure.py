@@ -5,12 +5,13 @@ happens at once for an error in the middle of a step, and for any other error wh
 every other rank sees the key. A rank that was waiting for the failed one then gets an exception from the closed
 connection, which is replaced by `RankError` naming the first failure; one that stays stuck in a collective (NCCL does
 not notice a lost peer) is ended after a short grace. A rank that does not come to where others wait for it is found by
-them (`limit`).
+them (`limit`). Signals that end a process are heeded wherever its main thread is (`signals`).
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ from galvatron.errors import GalvatronError, RankError
 from galvatron.runtime.activity import now
 from galvatron.runtime.diagnosis import Whereabouts
 from galvatron.runtime.limit import NEWS, Limit
+from galvatron.runtime.signals import Signals
 
 _FAILURE = "galvatron/first_failure"
 _GRACE_S = 3.0
@@ -38,7 +40,7 @@ class _Watch:
         self.rank = rank
         self.store = store
         self.first_failure: str | None = None
-        self.failed_here = False
+        self.failed_here = self.failed_first = False
         self.busy = 0  # depth of `guarded` blocks the main thread is in
         self.limit = Limit(store, rank, limit_s, self._hung)
         self._answered = False
@@ -72,12 +74,14 @@ class _Watch:
         return self.first_failure
 
     def report(self, line: str) -> None:
+        """Tell the others that this rank has failed."""
         self.failed_here = True
         try:
             self.first_failure = self.store.compare_set(_FAILURE, "", line).decode()
             self.store.set(NEWS, "failed")
         except RuntimeError:
             self.first_failure = self.first_failure or line
+        self.failed_first = self.first_failure == line
 
     def _run(self) -> None:
         while not self._stop.wait(self._period_s):
@@ -117,6 +121,7 @@ def watch(rank: int, size: int, limit_s: float) -> None:
     store: Any = dist.distributed_c10d._get_default_store()  # `clone` is missing from torch's type stubs
     _watch = _Watch(store.clone(), rank, size, limit_s)
     _take_uncaught_errors()
+    _signals.install()
 
 
 def stop() -> bool:
@@ -158,7 +163,8 @@ def guarded(what: str) -> Iterator[None]:
     except GalvatronError:
         raise
     except BaseException as error:
-        _raise_if_another_failed(_watch)
+        if not isinstance(error, KeyboardInterrupt):
+            _raise_if_another_failed(_watch)
         _report(_watch, what, error)
         raise
     finally:
@@ -173,6 +179,9 @@ def _raise_if_another_failed(active: _Watch) -> None:
 
 def _report(active: _Watch, what: str, error: BaseException) -> None:
     if active.failed_here:
+        return
+    if isinstance(error, KeyboardInterrupt):
+        _report_once(active, f"rank {active.rank} was interrupted in {what}{_where(active)}")
         return
     verb = _lost(active) if any(words in str(error) for words in _LOST) else "failed"
     reason = traceback.format_exception_only(error)[-1].strip()
@@ -203,6 +212,32 @@ def _where(active: _Watch) -> str:
     return f", layer {where.place[1]}, {where.phase} of micro-batch {where.place[2]}" if where.place else ""
 
 
+def _report_once(active: _Watch, line: str) -> None:
+    """Report what all ranks may meet at the same time: only the first one shows it."""
+    active.report(line)
+    if active.failed_first:
+        _print(line)
+
+
+def _signalled(number: signal.Signals) -> None:
+    """A signal ends this process, whose main thread may be stuck."""
+    active = _watch
+    if active is not None and active.first_failure is None:
+        line = f"rank {active.rank} was ended by {number.name}{_where(active)}"
+        reporting = threading.Thread(target=_report_once, args=(active, line), daemon=True)
+        reporting.start()
+        reporting.join(2.0)
+    _end_process(128 + number)
+
+
+_signals = Signals(_signalled)
+
+
+def release_signals() -> None:
+    """Put the handlers of SIGINT and SIGTERM back, when nothing can get stuck any more."""
+    _signals.remove()
+
+
 def _end_process(status: int) -> None:
     """End this process though its main thread may be stuck, but with what it has printed."""
     flushing = threading.Thread(target=sys.stdout.flush, daemon=True)
@@ -226,6 +261,8 @@ def _take_uncaught_errors() -> None:
             return
         if _watch is not None:
             _report(_watch, "the script", error)
+            if isinstance(error, KeyboardInterrupt) and not _watch.failed_first:
+                return
         previous(kind, error, trace)
 
     sys.excepthook = hook

@@ -118,6 +118,7 @@ def shutdown() -> None:
         dist.distributed_c10d._abort_process_group()
     else:
         dist.destroy_process_group()
+    failure.release_signals()
 
 
 # What `torch.distributed` gives for each set of ranks: a group, or its mark for "not a member".

@@ -6,6 +6,7 @@ Arguments: RANK ACTION [PP DP TP [TIMEOUT_S]]; without a plan all ranks are stag
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -21,7 +22,10 @@ def main() -> None:
     bad_rank, action = int(sys.argv[1]), sys.argv[2]
     timeout_s = float(sys.argv[6]) if len(sys.argv) > 6 else 600.0
     torch.set_num_threads(1)
+    if action == "handler":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("the user's handler"))
     world = rt.initialize("cpu", timeout_s=timeout_s)
+    print(f"rank {world.rank} is process {os.getpid()}", flush=True)
     pp, dp, tp = map(int, sys.argv[3:6]) if len(sys.argv) > 3 else (world.size, 1, 1)
     mesh = rt.build_mesh(world, small.stage_axes(pp, dp, tp))
     forwards = 0
@@ -40,9 +44,17 @@ def main() -> None:
         if action == "exit":
             sys.exit("no data left")
         if action == "gather":
+            print("stuck", flush=True)
             rt.all_gather(torch.ones(5), mesh.axes[0], dim=0, grad="slice")
-        if action == "sleep":
-            print("asleep", flush=True)
+        if action == "child":
+            child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+            child.start()
+            child.terminate()
+            child.join()
+            time.sleep(3)  # longer than it would take the signal to end this process, were it its own
+            raise ValueError(f"the child ended with status {child.exitcode}")
+        if action in ("sleep", "handler"):
+            print("stuck", flush=True)
             time.sleep(600)
 
     stage = small.make_stage(mesh, dp, tp, torch.float32, before)

@@ -7,7 +7,10 @@ import signal
 
 import pytest
 
-from tests.runtime.jobs import LIMIT_S, errors, job
+from tests.runtime.jobs import LIMIT_S, errors, job, wait_for
+
+KILL_S = 28
+"""Less than the time after which the launcher kills what does not end by itself."""
 
 
 @pytest.mark.parametrize(
@@ -17,20 +20,41 @@ from tests.runtime.jobs import LIMIT_S, errors, job
         pytest.param("script", "rank 1 failed in the script: OSError: the data set is gone", marks=pytest.mark.slow),
         pytest.param("exit", "rank 1 failed in stage 1: SystemExit: no data left", marks=pytest.mark.slow),
         ("kill", "rank 0 lost another rank, which was killed or crashed, in stage 0"),
+        pytest.param(
+            "child", "rank 1 failed in stage 1: ValueError: the child ended with status -15", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_the_first_error_ends_the_job_and_is_shown_first(action, first):
-    with job(1, action) as process:
-        output = process.communicate(timeout=LIMIT_S)[0]
+    with job(1, action) as (launcher, _):
+        output = launcher.communicate(timeout=LIMIT_S)[0]
     assert errors(output)[0].startswith(first), output
     assert "[rank0]: Traceback" not in output or action == "kill", "only the rank that failed shows a traceback"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_job_leaves_no_process(number):
-    with job(1, "sleep") as process:
-        assert process.stdout is not None
-        while "asleep" not in (line := process.stdout.readline()):
-            assert line, "the job ended by itself"
-        os.killpg(process.pid, number)
-        process.communicate(timeout=LIMIT_S)
+@pytest.mark.parametrize(
+    ("number", "to", "action"),
+    [
+        (signal.SIGINT, "launcher", "gather"),  # each rank waits in C++ for the other, where Python runs no handler
+        pytest.param(signal.SIGTERM, "launcher", "gather", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "launcher", "sleep", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "launcher", "sleep", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "rank 0", "gather", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "rank 0", "gather", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "rank 1", "sleep", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "rank 1", "handler", marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupted_job_leaves_no_process(number, to, action):
+    with job(1, action, 1, 1, 2) as (launcher, ranks):
+        wait_for(launcher.stdout, "stuck")
+        os.kill(launcher.pid if to == "launcher" else ranks[int(to[-1])], number)
+        output = launcher.communicate(timeout=KILL_S)[0]
+    assert "forcefully" not in output
+    verb = {signal.SIGINT: "was", signal.SIGTERM: "was ended by SIGTERM"}[number]
+    if action == "handler":
+        assert "SystemExit: the user's handler" in errors(output)[0]
+    elif to == "launcher":
+        assert verb in errors(output)[0]
+    else:
+        assert errors(output)[0].startswith(f"{to} {verb}")

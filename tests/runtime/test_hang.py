@@ -45,8 +45,8 @@ REDUCE = "all_reduce of 1.5 kB float32 over 2 ranks (0, 1) in layer block_0, for
 )
 @pytest.mark.slow
 def test_the_error_says_who_waited_where_and_what_the_other_does(action, plan, first):
-    with job(1, action, *plan, 2.0) as process:
-        output = process.communicate(timeout=LIMIT_S)[0]
+    with job(1, action, *plan, 2.0) as (launcher, _):
+        output = launcher.communicate(timeout=LIMIT_S)[0]
     assert first in timeless(errors(output)[0]), output
 
 
@@ -81,8 +81,8 @@ def timeless(line: str) -> str:
 
 @pytest.mark.slow
 def test_the_victim_of_a_victim_is_not_blamed():
-    with job(3, "sleep", 2, 2, 1, 2.0, ranks=4) as process:
-        output = process.communicate(timeout=LIMIT_S)[0]
+    with job(3, "sleep", 2, 2, 1, 2.0, ranks=4) as (launcher, _):
+        output = launcher.communicate(timeout=LIMIT_S)[0]
     assert errors(output)[0].endswith("in before"), output
     assert "; rank 3 computes" in errors(output)[0]
 
