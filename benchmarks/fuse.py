@@ -82,8 +82,7 @@ def compiled_step(model: nn.Module, batch: Batch, passes: tuple[str, ...]) -> St
     (text,) = emit(program, "m1/gpipe/dp1", "a100-80g:1x1").values()
     stage = load_module("stage_0.py", text, None).Stage(rt.build_mesh(rt.initialize(), [[]]))
     state = rt.ModelState(model, constants=captured.constants)
-    rt.materialize(stage, state)
-    return rt.Executor(stage, schedule="gpipe", optimizer=sgd, model=state).train_step
+    return rt.Executor([stage], schedule="gpipe", optimizer=sgd, model=state).train_step
 
 
 def eager_step(model: nn.Module, device: torch.device) -> Step:

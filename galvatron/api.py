@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -424,19 +424,20 @@ def _assembled(
     max_grad_norm: float | None,
     cache_dir: str | os.PathLike[str] | None,
 ) -> CompiledModel:
-    """This rank's stage of a planned program, generated, filled with its state, and ready to train."""
+    """This rank's stages of a planned program, generated, filled with their state, and ready to train."""
     planned = captured.program
     assert planned.plan is not None
     staged = _lowered(planned)
     texts = emit_stages(staged)
-    mesh = rt.build_mesh(world, stage_axes(staged))
-    name = f"stage_{mesh.stage}.py"
-    stage = load_module(name, texts[name], cache_dir).Stage(mesh)
+    mesh = rt.build_mesh(world, stage_axes(staged), planned.plan.holders)
+    names = [f"stage_{index}.py" for index in mesh.stages]
+    stages = [load_module(name, texts[name], cache_dir).Stage(mesh) for name in names]
     state = rt.ModelState(model, constants=captured.constants)
     executor = rt.Executor(
-        stage,
+        stages,
         microbatches=planned.plan.micro_batches,
-        schedule=cast(Any, planned.plan.schedule),
+        schedule=planned.plan.schedule,
+        shards=planned.plan.shards,
         optimizer=optimizer,
         max_grad_norm=max_grad_norm,
         model=state,

@@ -116,8 +116,8 @@ def replicas(world: rt.World) -> tuple[dict[str, Tensor], str]:
     case = models.hugging_face("gpt2", **GPT2)
     compiled = galvatron.compile(case.model, case.batch(4, 0), plan="tp2")
     compiled.forward_backward(case.batch(4, 0))
-    stage = compiled._executor.stage
-    whole = {name: p.grad for name, p in stage.named_parameters() if not stage.state_specs[name].placements}
+    held = compiled._executor.held
+    whole = {name: held.get(name).grad for name, spec in held.state_specs.items() if not spec.placements}
     return {name: grad for name, grad in whole.items() if grad is not None}, compiled.sources[0]
 
 

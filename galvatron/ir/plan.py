@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,7 @@ from typing import Any
 from galvatron.errors import ParseError, PlanError, StrategyError, did_you_mean
 from galvatron.ir.files import write_text
 from galvatron.ir.strategy import Strategy
-
-SCHEDULES = ("gpipe", "1f1b")
+from galvatron.schedules import Schedule
 
 FORMAT = "galvatron-plan"
 VERSION = 1
@@ -25,9 +25,9 @@ class Plan:
     """One parallelisation of one program.
 
     `stages` holds, per pipeline stage, one strategy per layer, in layer order (layers that run once per micro-batch;
-    the preamble and per-step layers follow their consumers). Every strategy of a plan uses `world_size / len(stages)`
-    devices. `step_time_s` and `peak_bytes` (per stage, per device) are predictions, None in a plan that nobody
-    estimated.
+    the preamble and per-step layers follow their consumers). The schedule says which stages a pipeline rank holds, and
+    every strategy of a plan uses the devices of one pipeline rank. `step_time_s` and `peak_bytes` (per pipeline rank,
+    per device) are predictions, None in a plan that nobody estimated.
     """
 
     fingerprint: str
@@ -42,11 +42,23 @@ class Plan:
 
     @property
     def pipeline_degree(self) -> int:
-        return len(self.stages)
+        """The number of pipeline ranks."""
+        return len(self.stages) // Schedule.parse(self.schedule).stages_per_rank
+
+    @property
+    def holders(self) -> tuple[int, ...]:
+        """For each stage, the pipeline rank that holds it."""
+        return Schedule.parse(self.schedule).holders(self.pipeline_degree)
 
     @property
     def devices_per_stage(self) -> int:
-        return self.world_size // len(self.stages)
+        """The devices of a pipeline rank, which all its stages use."""
+        return self.world_size // self.pipeline_degree
+
+    @property
+    def shards(self) -> int:
+        """What every micro-batch must divide into: the least common multiple of the data-parallel degrees."""
+        return math.lcm(*(strategy.degree("dp") for strategy in self.strategies))
 
     @property
     def strategies(self) -> tuple[Strategy, ...]:
@@ -148,9 +160,11 @@ def _read_document(document: Any) -> Plan:
         elif required:
             raise PlanError(f"plan field {key!r} is missing")
     plan = Plan(**fields)
-    if plan.peak_bytes is not None and len(plan.peak_bytes) != len(plan.stages):
-        raise PlanError(f"plan field 'peak_bytes' has {len(plan.peak_bytes)} entries for {len(plan.stages)} stages")
     check_shape(plan)
+    if plan.peak_bytes is not None and len(plan.peak_bytes) != plan.pipeline_degree:
+        raise PlanError(
+            f"plan field 'peak_bytes' has {len(plan.peak_bytes)} entries for {plan.pipeline_degree} pipeline ranks"
+        )
     return plan
 
 
@@ -167,9 +181,10 @@ def _count(key: str, value: Any) -> int:
 
 
 def _schedule(key: str, value: Any) -> str:
-    if value not in SCHEDULES:
-        raise PlanError(f"plan field {key!r}: unknown schedule {value!r}; {did_you_mean(str(value), SCHEDULES)}")
-    return value
+    try:
+        return str(Schedule.parse(value))
+    except PlanError as error:
+        raise PlanError(f"plan field {key!r}: {error}") from None
 
 
 def _optional_seconds(key: str, value: Any) -> float | None:
@@ -227,23 +242,22 @@ def check_shape(plan: Plan) -> None:
     Raises:
         PlanError: says which number to change.
     """
-    stages = plan.pipeline_degree
-    if not stages or plan.world_size % stages:
-        raise PlanError(f"{plan.world_size} devices cannot be divided into {stages} pipeline stages")
-    if plan.schedule not in SCHEDULES:
-        raise PlanError(f"unknown schedule {plan.schedule!r}; {did_you_mean(plan.schedule, SCHEDULES)}")
+    schedule, stages = Schedule.parse(plan.schedule), len(plan.stages)
+    if not stages or stages % schedule.stages_per_rank:
+        raise PlanError(
+            f"schedule {schedule} gives every pipeline rank {schedule.stages_per_rank} stages; the plan has {stages}"
+        )
+    degree = plan.pipeline_degree
+    if plan.world_size % degree:
+        raise PlanError(f"{plan.world_size} devices cannot be divided into {degree} pipeline ranks")
     for index, stage in enumerate(plan.stages):
         for strategy, _ in runs(stage):
             if strategy.devices != plan.devices_per_stage:
                 raise PlanError(
                     f"stage {index}: strategy {str(strategy)!r} is for {strategy.devices} devices, but "
-                    f"{plan.world_size} devices in {stages} stages are {plan.devices_per_stage} per stage"
+                    f"{plan.world_size} devices in {degree} pipeline ranks are {plan.devices_per_stage} each"
                 )
-    if plan.schedule == "1f1b" and plan.micro_batches < stages:
-        raise PlanError(
-            f"schedule 1f1b needs at least as many micro-batches as stages, not {plan.micro_batches} for {stages}; "
-            f"use m{stages} or more, or gpipe"
-        )
+    schedule.check(degree, plan.micro_batches)
     check_batch(plan, plan.global_batch_size)
 
 

@@ -10,15 +10,19 @@ from dataclasses import dataclass
 import sympy
 
 from galvatron.errors import PlanError, StrategyError, did_you_mean
-from galvatron.ir.plan import SCHEDULES, Plan, check_batch, check_shape
+from galvatron.ir.plan import Plan, check_batch, check_shape
 from galvatron.ir.program import Layer, Program, When
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import BATCH
+from galvatron.schedules import PATTERN, SCHEDULES, Schedule
 
 
 @dataclass(frozen=True)
 class PlanShorthand:
-    """One strategy for all layers, written `pp2/m4/1f1b/dp1-tp2`; a part left out is pp1, m1, 1f1b."""
+    """One strategy for all layers, written `pp2/m4/1f1b/dp1-tp2`; a part left out is pp1, m1, 1f1b.
+
+    The pipeline degree counts ranks: `pp2/m4/interleaved2/dp2` has four stages.
+    """
 
     pipeline_degree: int
     micro_batches: int
@@ -56,6 +60,11 @@ class PlanShorthand:
         return f"pp{self.pipeline_degree}/m{self.micro_batches}/{self.schedule}/{self.strategy}"
 
     @property
+    def stages(self) -> int:
+        """The number of pipeline stages."""
+        return self.pipeline_degree * Schedule.parse(self.schedule).stages_per_rank
+
+    @property
     def world_size(self) -> int:
         return self.pipeline_degree * self.strategy.devices
 
@@ -63,7 +72,7 @@ class PlanShorthand:
 _SHORTHAND = {
     "pipeline degree": r"pp[1-9]\d*",
     "number of micro-batches": r"m[1-9]\d*",
-    "schedule": "|".join(SCHEDULES),
+    "schedule": PATTERN,
 }
 
 
@@ -87,10 +96,12 @@ def resolve(program: Program, shorthand: PlanShorthand | str, global_batch_size:
             "change its degrees so that their product is the number of devices"
         )
     layers = planned_layers(program)
-    if shorthand.pipeline_degree > len(layers):
-        raise PlanError(f"plan {str(shorthand)!r} has more stages than the program has layers ({len(layers)})")
+    if shorthand.stages > len(layers):
+        raise PlanError(
+            f"plan {str(shorthand)!r} has more stages ({shorthand.stages}) than the program has layers ({len(layers)})"
+        )
     weights = [_flop(program, layer, global_batch_size) for layer in layers]
-    stages = tuple((shorthand.strategy,) * size for size in balanced(weights, shorthand.pipeline_degree))
+    stages = tuple((shorthand.strategy,) * size for size in balanced(weights, shorthand.stages))
     plan = Plan(
         fingerprint=program.fingerprint,
         global_batch_size=global_batch_size,

@@ -33,12 +33,11 @@ class Activity:
         place: the layer whose forward runs, or whose communication the backward runs.
         chunk: what the pipeline computes.
         phase: what messages are for, where it is neither the forward nor the backward of a layer.
-        expected: the receives that the pipeline has asked for.
         stages: the stages of this rank.
         clock: measures the waits.
     """
 
-    __slots__ = ("chunk", "clock", "expected", "operation", "phase", "place", "stages")
+    __slots__ = ("chunk", "clock", "operation", "phase", "place", "stages")
 
     def __init__(self) -> None:
         self.clock: Clock = HostClock()
@@ -51,7 +50,6 @@ class Activity:
         self.place: Place | None = None
         self.chunk: Chunk | None = None
         self.phase: str | None = None
-        self.expected: Expected = {}
 
     def wait(self) -> communicating | None:
         """What this rank waits in: the host, or else the device behind it."""
@@ -70,21 +68,26 @@ class communicating:
         kind: as in the IR: "all_reduce", "all_gather", ...; "pipeline" is the wait for another stage.
         group: the ranks that take part.
         tensor: the whole tensor, as one rank sees it.
-
-    Attributes:
-        expected: when the wait for another stage is over: what it was for.
+        expected: of the wait for another stage: what is to be received; empty when something is sent.
     """
 
     __slots__ = ("before", "begun", "dtype", "expected", "group", "kind", "nbytes", "phase", "place")
 
-    def __init__(self, kind: str, group: dist.ProcessGroup | None, tensor: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        group: dist.ProcessGroup | None,
+        tensor: Tensor | None = None,
+        *,
+        expected: Expected | None = None,
+    ) -> None:
         self.kind = kind
         self.group = group
         self.nbytes = 0
         self.dtype: torch.dtype | None = None
         if tensor is not None:
             self.nbytes, self.dtype = tensor.nbytes, tensor.dtype
-        self.expected: Expected | None = None
+        self.expected = expected or {}
         self.place = now.place
         self.phase = now.phase or ("backward" if torch._C._current_graph_task_id() != -1 else "forward")
 

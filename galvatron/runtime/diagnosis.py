@@ -120,7 +120,7 @@ def whereabouts(
         return Whereabouts(rank, "computing", stages, place=place, phase=phase, code=_line())
     ranks = tuple(dist.get_process_group_ranks(wait.group)) if wait.group is not None else ()
     if wait.kind == "pipeline":
-        expected = dict(activity.expected) if wait.expected is None else wait.expected
+        expected = wait.expected
         words = [f"{phase} of micro-batch {m} from rank {sender}" for (_, phase, m), sender in expected.items()]
         return Whereabouts(
             rank,

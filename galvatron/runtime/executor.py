@@ -1,10 +1,9 @@
-"""Trains one rank's stage: the step, its gradients, its optimizer, and whole tensors in and out."""
+"""Trains one rank's stages: the step, its gradients, its optimizer, and whole tensors in and out."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,12 +15,14 @@ from galvatron.runtime import failure, full_state
 from galvatron.runtime.activity import communicating, now
 from galvatron.runtime.clock import clock_of
 from galvatron.runtime.communication import phase
-from galvatron.runtime.inputs import read_batch
+from galvatron.runtime.held import HeldState
+from galvatron.runtime.inputs import batch_size, micro_batches_of, read_batch
 from galvatron.runtime.materialize import ModelState, materialize
 from galvatron.runtime.parameters import Parameters
-from galvatron.runtime.pipeline import Pipeline, ScheduleName
+from galvatron.runtime.pipeline import Pipeline
 from galvatron.runtime.scaling import LossScaler
 from galvatron.runtime.stage import Stage
+from galvatron.schedules import Schedule
 
 OptimizerFactory = Callable[[list[Any]], torch.optim.Optimizer]
 """From this rank's parameters, or from (name, parameter) pairs where the argument is called `named_parameters`."""
@@ -31,52 +32,57 @@ class Executor:
     """One rank's part of the training program. Every method is collective: all ranks call it alike.
 
     Args:
-        stage: this rank's generated stage.
-        microbatches: into how many parts the batch is cut.
-        schedule: "gpipe" or "1f1b"; means nothing on a single stage.
+        stages: this rank's generated stages, ascending.
+        microbatches: into how many parts a batch is cut, or fewer where it or the schedule does not allow as many.
+        schedule: see `galvatron.schedules`; which of "gpipe" and "1f1b" means nothing on a single stage.
+        shards: what every micro-batch must divide into: the common multiple of the plan's data-parallel degrees.
         optimizer: from this rank's parameters to an optimizer; it updates slices, so its rule must be element-wise.
         max_grad_norm: gradients are scaled so that their norm over the whole model is at most this.
-        model: names and first values of the user's model; without it the stages' own names are used, and the stage has
-            been given values before.
+        model: names and first values of the user's model; without it the stages' own names are used, and the stages
+            have been given values before.
         seed: of all random numbers, the same on every rank.
         scaler: scales the loss of a stage in float16; steps whose gradients overflow are skipped.
     """
 
     def __init__(
         self,
-        stage: Stage,
+        stages: Sequence[Stage],
         *,
         microbatches: int = 1,
-        schedule: ScheduleName = "1f1b",
+        schedule: str = "1f1b",
+        shards: int = 1,
         optimizer: OptimizerFactory | None = None,
         max_grad_norm: float | None = None,
         model: ModelState | None = None,
         seed: int = 0,
         scaler: LossScaler | None = None,
     ) -> None:
-        if microbatches < 1 or schedule not in ("gpipe", "1f1b"):
-            raise PlanError(f"{microbatches} micro-batches under schedule {schedule!r}: need at least 1, gpipe or 1f1b")
-        self.stage = stage
-        self.stage.random.job = seed
-        self.mesh = stage.mesh
+        self.stages = tuple(stages)
+        self.mesh = stages[0].mesh
         self.microbatches = microbatches
         self.max_grad_norm = max_grad_norm
+        self.held = HeldState(stages)
+        self._shards = shards
+        held = self.mesh.stages
+        self._place = f"stage {held[0]}" if len(held) == 1 else f"stages {', '.join(map(str, held))}"
+        self._pipeline = Pipeline(stages, _checked(schedule, stages, microbatches))
+        for stage in stages:
+            stage.random.job = seed
         self.scaler = scaler
-        if scaler is not None and stage.index == stage.count - 1:
-            stage.register_forward_hook(lambda *call: scaler.start(call[2]))
+        if scaler is not None and stages[-1].index == stages[-1].count - 1:
+            stages[-1].register_forward_hook(lambda *call: scaler.start(call[2]))
         with failure.guarded("start"):
-            self._catalogue = full_state.Catalogue(stage)
+            self._catalogue = full_state.Catalogue(self.held)
             self._names = full_state.Names(self._catalogue, model)
             ties = self._catalogue.tie_groups()
-        self._copies = {name: len(stages) for name, stages in self._catalogue.holders.items()}
-        now.stages = (stage.index,)
+        self._copies = {name: len(holders) for name, holders in self._catalogue.holders.items()}
+        now.stages = self.mesh.stages
         now.clock = clock_of(self.mesh.world.device)
-        self._pipeline = Pipeline(stage, microbatches, schedule)
-        blank = [name for name in stage.state_specs if stage.table(name)[name].is_meta]
+        blank = [name for name in self.held.state_specs if self.held.get(name).is_meta]
         with failure.guarded("start"):
-            self._parameters = Parameters([stage], ties, microbatches)
+            self._parameters = Parameters(stages, ties)
             if model is not None:
-                materialize(stage, model, blank, self._parameters.write)
+                materialize(stages, model, blank, self._parameters.write)
         self.optimizer = None if optimizer is None else _optimizer(optimizer, self._parameters.trained)
 
     def forward_backward(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -115,7 +121,7 @@ class Executor:
 
     def gradient_norm(self) -> Tensor:
         """The global norm of the gradients of the last step, as a float64 scalar on every rank."""
-        with self._guarded("gradient_norm"):
+        with failure.guarded("gradient_norm"):
             total = self._parameters.squared_norm(self._copies)
             if self.mesh.world.size > 1:
                 with phase("totals"), communicating("all_reduce", dist.group.WORLD, total):
@@ -124,7 +130,7 @@ class Executor:
 
     def full_state_dict(self, *, rank0_only: bool = False) -> dict[str, Tensor]:
         """The model's `state_dict`: whole tensors on the CPU; with `rank0_only`, empty on the other ranks."""
-        with self._guarded("full_state_dict"):
+        with failure.guarded("full_state_dict"):
             persistent = {self._names.aliases[name] for name in self._names.persistent if name in self._names.aliases}
             wanted = [name for name in self._catalogue.entries if name in persistent]
             whole = self._catalogue.gather(wanted, self._parameters.read, rank0_only=rank0_only)
@@ -139,7 +145,7 @@ class Executor:
         """The gradients of the last step, like `full_state_dict`; parameters that the program does not use or train are
         left out.
         """
-        with self._guarded("full_gradients"):
+        with failure.guarded("full_gradients"):
             entries = self._catalogue.entries.values()
             wanted = [entry.name for entry in entries if entry.requires_grad]
             whole = self._catalogue.gather(wanted, self._parameters.read_gradient, rank0_only=rank0_only)
@@ -151,18 +157,25 @@ class Executor:
         Raises:
             PlanError: a name is missing or unknown, or a shape differs; nothing was changed then.
         """
-        full_state.load(self.stage, self._parameters, self._names, values)
+        full_state.load(self.held, self._parameters, self._names, values)
 
     def _run(self, batch: Mapping[str, Tensor], *, with_norm: bool) -> tuple[Tensor, Tensor]:
         """The loss and, when asked for, the squared gradient norm."""
-        inputs = read_batch(self.stage, batch, self.microbatches, self.mesh.world.device)
-        with self._guarded(f"stage {self.mesh.stage}"):
-            self.stage.global_batch_size = inputs.samples
-            self.stage.random.step += 1
-            self._parameters.start()
-            statistics = self._statistics(inputs.whole)
-            keywords = [{**own, **statistics} for own in inputs.microbatches]
-            local_loss = self._pipeline.run(keywords, inputs.samples)
+        samples = batch_size(batch)
+        microbatches = micro_batches_of(
+            samples, self._pipeline.schedule, self.mesh.pipeline_degree, self.microbatches, self._shards
+        )
+        inputs = read_batch(self.stages, batch, microbatches, self.mesh.world.device)
+        with failure.guarded(self._place):
+            keywords: dict[int, list[dict[str, Any]]] = {}
+            for stage in self.stages:
+                stage.global_batch_size = samples
+                stage.random.step += 1
+                own = inputs[stage.index]
+                statistics = _statistics(stage, own.whole)
+                keywords[stage.index] = [{**microbatch, **statistics} for microbatch in own.microbatches]
+            self._parameters.start(microbatches)
+            local_loss = self._pipeline.run(keywords, samples, microbatches)
             self._parameters.finish()
             totals = torch.stack([self._share_of_loss(local_loss), local_loss.new_zeros(())])
             if with_norm:
@@ -172,30 +185,29 @@ class Executor:
                     dist.all_reduce(totals)
         return totals[0], totals[1]
 
-    def _statistics(self, whole: dict[str, Tensor]) -> dict[str, Any]:
-        step = getattr(self.stage, "step", None)
-        if step is None:
-            return {}
-        with torch.no_grad():
-            return step(**whole)
-
     def _share_of_loss(self, local: Tensor) -> Tensor:
         """What this rank adds to the loss: ranks whose loss is equal, not a term of the sum, add equal fractions."""
         terms = 1
-        for axis in self.stage.loss_axes:
+        for axis in self.stages[-1].loss_axes:
             terms *= axis.size
         return local * (terms / len(self.mesh.ranks))
 
-    @contextmanager
-    def _guarded(self, what: str) -> Iterator[None]:
-        with failure.guarded(what):
-            try:
-                yield
-            except RuntimeError as error:
-                root = _root_cause(error)
-                if root is error:
-                    raise
-                raise root from None
+
+def _checked(schedule: str, stages: Sequence[Stage], microbatches: int) -> Schedule:
+    """The schedule by its name.
+
+    Raises:
+        PlanError: there is no such schedule, it cannot run so many micro-batches, or it gives this rank other stages.
+    """
+    found, mesh = Schedule.parse(schedule), stages[0].mesh
+    found.check(mesh.pipeline_degree, microbatches)
+    own = tuple(stage.index for stage in stages)
+    if found.holders(mesh.pipeline_degree) != mesh.holders or own != mesh.stages:
+        raise PlanError(
+            f"schedule {schedule} on {mesh.pipeline_degree} pipeline ranks needs other stages than {own} of "
+            f"{len(mesh.holders)} on pipeline rank {mesh.pipeline_rank}"
+        )
+    return found
 
 
 def _optimizer(factory: OptimizerFactory, trained: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
@@ -208,8 +220,10 @@ def _optimizer(factory: OptimizerFactory, trained: dict[str, nn.Parameter]) -> t
     return factory(named if wants_names else [parameter for _, parameter in named])
 
 
-def _root_cause(error: BaseException) -> BaseException:
-    """The error inside the wrappers that `torch.distributed.pipelining` puts around what a stage raises."""
-    while type(error) is RuntimeError and error.__cause__ is not None:
-        error = error.__cause__
-    return error
+def _statistics(stage: Stage, whole: dict[str, Tensor]) -> dict[str, Any]:
+    """What the stage computes once per step from the whole batch."""
+    step = getattr(stage, "step", None)
+    if step is None:
+        return {}
+    with torch.no_grad():
+        return step(**whole)

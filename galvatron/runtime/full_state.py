@@ -12,10 +12,11 @@ from torch import Tensor
 from galvatron.errors import PlanError, did_you_mean
 from galvatron.runtime.activity import communicating
 from galvatron.runtime.communication import phase
+from galvatron.runtime.held import HeldState
 from galvatron.runtime.materialize import ModelState
 from galvatron.runtime.mesh import Mesh, process_group
 from galvatron.runtime.parameters import Parameters
-from galvatron.runtime.stage import Sharded, Stage, StateSpec
+from galvatron.runtime.stage import Sharded, StateSpec
 
 
 @dataclass(frozen=True)
@@ -42,22 +43,22 @@ def _layout(spec: StateSpec) -> str:
 
 
 class Catalogue:
-    """What all stages hold: for each name its entry and the stages that have it, in stage order.
+    """What all pipeline ranks hold: for each name its entry and the pipeline ranks that have it, in order.
 
     Building it is collective.
 
     Raises:
-        PlanError: stages that share a tensor lay it out differently or call it by different names.
+        PlanError: pipeline ranks that share a tensor lay it out differently or call it by different names.
     """
 
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        self.mesh: Mesh = stage.mesh
+    def __init__(self, held: HeldState) -> None:
+        self.held = held
+        self.mesh: Mesh = held.mesh
         own = [
-            Entry(name, s.shape, s.master or s.dtype, s.kind, stage.table(name)[name].requires_grad, _layout(s))
-            for name, s in stage.state_specs.items()
+            Entry(name, s.shape, s.master or s.dtype, s.kind, held.get(name).requires_grad, _layout(s))
+            for name, s in held.state_specs.items()
         ]
-        lists: list[list[Entry]] = [own] * self.mesh.stages
+        lists: list[list[Entry]] = [own] * self.mesh.pipeline_degree
         if self.mesh.pipeline is not None:
             with phase("names of parameters"), communicating("all_gather", self.mesh.pipeline):
                 dist.all_gather_object(lists, own, group=self.mesh.pipeline)
@@ -67,24 +68,27 @@ class Catalogue:
             for entry in entries:
                 if self.entries.setdefault(entry.name, entry) != entry:
                     raise PlanError(
-                        f"{entry.name} lives on stages {self.holders[entry.name][0]} and {index} in different layouts: "
+                        f"{entry.name} lives on pipeline ranks {self.holders[entry.name][0]} and {index} in different "
+                        f"layouts: "
                         f"{self.entries[entry.name].layout} and {entry.layout}"
                     )
                 self.holders[entry.name] = (*self.holders.get(entry.name, ()), index)
 
     def tie_groups(self) -> dict[str, dist.ProcessGroup]:
-        """For each parameter that this stage shares with others, the ranks with this rank's slice of it. Collective."""
+        """For each parameter that this pipeline rank shares with others, the ranks with this rank's slice of it.
+        Collective.
+        """
         groups: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
-        per_stage = len(self.mesh.ranks)
-        for stages in sorted({stages for stages in self.holders.values() if len(stages) > 1}):
-            for place in range(per_stage):
-                group = process_group(stage * per_stage + place for stage in stages)
-                if place == self.mesh.index and self.mesh.stage in stages:
-                    groups[stages] = group
+        size = len(self.mesh.ranks)
+        for holders in sorted({holders for holders in self.holders.values() if len(holders) > 1}):
+            for place in range(size):
+                group = process_group(holder * size + place for holder in holders)
+                if place == self.mesh.index and self.mesh.pipeline_rank in holders:
+                    groups[holders] = group
         return {
             name: group
-            for name, stages in self.holders.items()
-            if self.entries[name].kind == "parameter" and (group := groups.get(stages)) is not None
+            for name, holders in self.holders.items()
+            if self.entries[name].kind == "parameter" and (group := groups.get(holders)) is not None
         }
 
     def gather(self, wanted: list[str], local: Callable[[str], Tensor], *, rank0_only: bool) -> dict[str, Tensor]:
@@ -93,25 +97,25 @@ class Catalogue:
         Collective. One tensor at a time is whole on the device.
 
         Args:
-            local: this rank's slice of a tensor that its stage holds; all ranks of the stage call it.
+            local: this rank's slice of a tensor that its stages hold; all ranks of the pipeline rank call it.
         """
         result: dict[str, Tensor] = {}
         for name in wanted:
             owner = self.holders[name][0]
             full = None
-            if owner == self.mesh.stage:
-                full = self.stage.state_specs[name].unshard(local(name).detach())
+            if owner == self.mesh.pipeline_rank:
+                full = self.held.state_specs[name].unshard(local(name).detach())
             full = self._send_along(self.entries[name], full, owner, rank0_only)
             if full is not None and (self.mesh.world.rank == 0 or not rank0_only):
                 result[name] = full.to("cpu", copy=True)
         return result
 
     def _send_along(self, entry: Entry, full: Tensor | None, owner: int, rank0_only: bool) -> Tensor | None:
-        """Bring the tensor from its stage to the ranks that want it."""
+        """Bring the tensor from the pipeline rank that has it to the ranks that want it."""
         mesh = self.mesh
         if mesh.pipeline is None or (rank0_only and (owner == 0 or mesh.index != 0)):
             return full
-        if rank0_only and mesh.stage not in (0, owner):
+        if rank0_only and mesh.pipeline_rank not in (0, owner):
             return None
         value = (
             full.contiguous()
@@ -122,7 +126,7 @@ class Catalogue:
         with phase("whole tensors"), communicating("broadcast", mesh.pipeline, raw):
             if not rank0_only:
                 dist.broadcast(raw, group=mesh.pipeline, group_src=owner)
-            elif mesh.stage == owner:
+            elif mesh.pipeline_rank == owner:
                 dist.send(raw, group=mesh.pipeline, group_dst=0)
             else:
                 dist.recv(raw, group=mesh.pipeline, group_src=owner)
@@ -160,7 +164,7 @@ class Names:
         self.unused = {name: values[model.canonical[name]] for name in rest}
 
 
-def load(stage: Stage, parameters: Parameters, names: Names, values: Mapping[str, Tensor]) -> None:
+def load(held: HeldState, parameters: Parameters, names: Names, values: Mapping[str, Tensor]) -> None:
     """Take this rank's slices out of a whole `state_dict`; a tied tensor may come under any of its names.
 
     Raises:
@@ -175,11 +179,11 @@ def load(stage: Stage, parameters: Parameters, names: Names, values: Mapping[str
     missing = sorted(persistent - set(given))
     if missing:
         raise PlanError(f"the state has no {missing[0]!r} ({len(missing)} missing); {did_you_mean(missing[0], values)}")
-    for name, spec in stage.state_specs.items():
+    for name, spec in held.state_specs.items():
         if name in given and tuple(values[given[name]].shape) != spec.shape:
             shape = tuple(values[given[name]].shape)
             raise PlanError(f"{given[name]} has shape {shape} in the state but {spec.shape} in the model")
-    for name, spec in stage.state_specs.items():
+    for name, spec in held.state_specs.items():
         if name in given:
             parameters.write(name, spec.shard(values[given[name]]))
     for name in names.unused:

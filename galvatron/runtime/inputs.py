@@ -1,8 +1,8 @@
-"""From the global batch that every rank is given to the slices that this rank's stage reads."""
+"""From the global batch that every rank is given to the slices that this rank's stages read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,35 +11,48 @@ from torch import Tensor
 from galvatron.errors import PlanError, did_you_mean
 from galvatron.runtime.collectives import take_part
 from galvatron.runtime.stage import BatchInput, Stage
+from galvatron.schedules import Schedule
 
 
 @dataclass(frozen=True)
 class StageInputs:
-    """What one step gives to one stage.
+    """What one step gives to one stage: keywords of `Stage.step`, and of `Stage.forward` for each micro-batch."""
 
-    Attributes:
-        samples: the global batch size.
-        whole: keywords of `Stage.step`.
-        microbatches: keywords of `Stage.forward`, one mapping per micro-batch.
-    """
-
-    samples: int
     whole: dict[str, Tensor]
     microbatches: list[dict[str, Tensor]]
 
 
-def read_batch(stage: Stage, batch: Mapping[str, Tensor], microbatches: int, device: torch.device) -> StageInputs:
-    """Cut the batch into micro-batches along dim 0, then into this rank's shards, and bring those to the device.
+def micro_batches_of(samples: int, schedule: Schedule, degree: int, limit: int, shards: int) -> int:
+    """Into how many micro-batches a batch is cut: as many as the schedule and the batch allow, at most `limit`.
+
+    Args:
+        degree: the number of pipeline ranks.
+        limit: that of the plan.
+        shards: what a micro-batch must divide into.
 
     Raises:
-        PlanError: an input is missing, the inputs disagree on the batch size, or the batch does not divide.
+        PlanError: the batch does not divide into shards.
     """
-    samples = _batch_size(batch)
-    if samples % microbatches:
+    if samples < 1 or samples % shards:
         raise PlanError(
-            f"a batch of {samples} samples does not divide into {microbatches} micro-batches: "
-            f"pass a multiple of {microbatches} samples, or choose another plan"
+            f"a batch of {samples} samples does not divide into {shards} data-parallel shards: pass a multiple of "
+            f"{shards} samples, or choose another plan"
         )
+    return next(m for m in range(limit, 0, -1) if samples % (m * shards) == 0 and schedule.allows(degree, m))
+
+
+def read_batch(
+    stages: Sequence[Stage], batch: Mapping[str, Tensor], microbatches: int, device: torch.device
+) -> dict[int, StageInputs]:
+    """By stage, the batch cut into micro-batches along dim 0, then into this rank's shards, on the device.
+
+    Raises:
+        PlanError: an input is missing, or a micro-batch does not divide.
+    """
+    return {stage.index: _inputs_of(stage, batch, microbatches, device) for stage in stages}
+
+
+def _inputs_of(stage: Stage, batch: Mapping[str, Tensor], microbatches: int, device: torch.device) -> StageInputs:
     whole: dict[str, Tensor] = {}
     split: list[dict[str, Tensor]] = [{} for _ in range(microbatches)]
     for wanted in stage.batch_inputs:
@@ -51,10 +64,15 @@ def read_batch(stage: Stage, batch: Mapping[str, Tensor], microbatches: int, dev
             continue
         for keywords, part in zip(split, value.chunk(microbatches), strict=True):
             keywords[wanted.variable] = _shard(wanted, part).to(device, non_blocking=True)
-    return StageInputs(samples, whole, split)
+    return StageInputs(whole, split)
 
 
-def _batch_size(batch: Mapping[str, Tensor]) -> int:
+def batch_size(batch: Mapping[str, Tensor]) -> int:
+    """The number of samples in a batch.
+
+    Raises:
+        PlanError: the inputs disagree on it.
+    """
     sizes = {name: value.size(0) for name, value in batch.items() if isinstance(value, Tensor) and value.dim() > 0}
     if len(set(sizes.values())) != 1:
         raise PlanError(f"all batch inputs need the same number of samples on dim 0; got {sizes}")

@@ -1,4 +1,4 @@
-"""Values for a stage's parameters and buffers: the user's own, or those of the model's initialisers, shard by shard.
+"""Values for what stages hold: the user's own, or those of the model's initialisers, shard by shard.
 
 A tensor on the meta device has no value yet. Its module is then given real memory on the CPU, initialised under a
 random generator seeded by (seed, module path), cut, and freed again; so the result depends neither on the plan nor on
@@ -8,13 +8,14 @@ the number of ranks, and at no time is more than one module whole.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from galvatron.errors import GalvatronError, PlanError, did_you_mean
+from galvatron.runtime.held import HeldState
 from galvatron.runtime.stage import Stage
 
 
@@ -82,35 +83,33 @@ class ModelState:
 
 
 def materialize(
-    stage: Stage,
+    stages: Sequence[Stage],
     state: ModelState,
     names: Iterable[str] | None = None,
     write: Callable[[str, Tensor], None] | None = None,
 ) -> None:
-    """Give parameters and buffers of the stage their values on the stage's device; the model is not changed.
+    """Give parameters and buffers of a rank's stages their values on the rank's device; the model is not changed.
 
     Args:
         names: which; default: all.
-        write: where this rank's slice of a parameter goes; default: the stage itself.
+        write: where this rank's slice of a parameter goes; default: the stages themselves.
 
     Raises:
         GalvatronError: see `ModelState.read`.
-        PlanError: the model is not the one that the stage was generated for.
+        PlanError: the model is not the one that the stages were generated for.
     """
-    device = stage.mesh.world.device
-    for name, full in state.read(stage.state_specs if names is None else names):
-        spec = stage.state_specs[name]
+    held = HeldState(stages)
+    device = held.mesh.world.device
+    for name, full in state.read(held.state_specs if names is None else names):
+        spec = held.state_specs[name]
         if tuple(full.shape) != spec.shape:
             raise PlanError(f"{name} has shape {tuple(full.shape)} in the model but {spec.shape} in the generated code")
-        local = spec.shard(full)
-        placeholder = stage._parameters.get(name)
-        if placeholder is None:
-            stage._buffers[name] = local.to(device, spec.dtype, copy=True).contiguous()
-        elif write is not None and placeholder.requires_grad:
+        local, placeholder = spec.shard(full), held.get(name)
+        if write is not None and placeholder.requires_grad:
             write(name, local)
-        else:
-            value = local.to(device, spec.dtype, copy=True).contiguous()
-            stage._parameters[name] = nn.Parameter(value, placeholder.requires_grad)
+            continue
+        value = local.to(device, spec.dtype, copy=True).contiguous()
+        held.put(name, nn.Parameter(value, placeholder.requires_grad) if spec.kind == "parameter" else value)
 
 
 def _ancestors(model: nn.Module, path: str) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""Ranks, devices and process groups: the world, a stage's device mesh, and its axes."""
+"""Ranks, devices and process groups: the world, a pipeline rank's device mesh, and its axes."""
 
 from __future__ import annotations
 
@@ -43,18 +43,19 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mesh:
-    """The device group of one pipeline stage, seen from one of its ranks.
+    """The device group of one pipeline rank, which all stages that it holds share, seen from one of its ranks.
 
     Attributes:
         world: the whole job.
-        stage: this rank's stage, of `stages`.
-        ranks: the stage's ranks, ascending; coordinates count inside this tuple.
-        pipeline: rank `i` of every stage for this rank's `i`, in stage order; None with one stage.
+        pipeline_rank: this rank's place in the pipeline.
+        holders: for each stage, the pipeline rank that holds it.
+        ranks: the group's ranks, ascending; coordinates count inside this tuple.
+        pipeline: rank `i` of every pipeline rank for this rank's `i`, in order; None with one pipeline rank.
     """
 
     world: World
-    stage: int
-    stages: int
+    pipeline_rank: int
+    holders: tuple[int, ...]
     ranks: tuple[int, ...]
     pipeline: dist.ProcessGroup | None
     axes: tuple[Axis, ...]
@@ -69,11 +70,27 @@ class Mesh:
             if (axis.size, axis.stride) == (size, stride):
                 return replace(axis, folded=folded)
         known = ", ".join(f"(size={axis.size}, stride={axis.stride})" for axis in self.axes) or "none"
-        raise PlanError(f"stage {self.stage} asks for axis (size={size}, stride={stride}); its mesh has: {known}")
+        raise PlanError(
+            f"pipeline rank {self.pipeline_rank} asks for axis (size={size}, stride={stride}); its mesh has: {known}"
+        )
+
+    @property
+    def pipeline_degree(self) -> int:
+        """The number of pipeline ranks."""
+        return max(self.holders) + 1
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The stages that this pipeline rank holds, ascending."""
+        return tuple(stage for stage, holder in enumerate(self.holders) if holder == self.pipeline_rank)
+
+    def rank_of(self, pipeline_rank: int) -> int:
+        """The rank at this rank's place inside another pipeline rank."""
+        return pipeline_rank * len(self.ranks) + self.index
 
     @property
     def index(self) -> int:
-        """This rank's place inside its stage."""
+        """This rank's place inside its pipeline rank."""
         return self.world.rank - self.ranks[0]
 
 
@@ -139,60 +156,67 @@ def process_group(ranks: Iterable[int]) -> dist.ProcessGroup | None:
     return None if group is dist.GroupMember.NON_GROUP_MEMBER else group
 
 
-def build_mesh(world: World, stage_axes: Sequence[Iterable[tuple[int, int]]]) -> Mesh:
-    """The mesh of this rank's stage. Stage `s` of `n` owns the `s`-th block of `world.size / n` consecutive ranks.
+def build_mesh(
+    world: World, stage_axes: Sequence[Iterable[tuple[int, int]]], holders: Sequence[int] | None = None
+) -> Mesh:
+    """The mesh of this rank. Pipeline rank `r` of `n` is the `r`-th block of `world.size / n` consecutive ranks.
 
     Collective: every rank passes the axes of *all* stages and creates all groups in the same order.
 
     Args:
         stage_axes: for each stage, the (size, stride) of every axis that its layers use; size 1 is left out.
+        holders: for each stage, the pipeline rank that holds it; default: one stage each.
 
     Raises:
-        PlanError: the world does not divide into the stages, or a stage into one of its axes.
+        PlanError: the world does not divide into the pipeline ranks, or one of those into one of its axes.
     """
-    stages = len(stage_axes)
-    if stages == 0 or world.size % stages:
-        raise PlanError(f"{world.size} ranks do not divide into {stages} stages of equal size")
-    per_stage = world.size // stages
-    own_stage = world.rank // per_stage
+    holders = tuple(range(len(stage_axes)) if holders is None else holders)
+    degree = max(holders, default=-1) + 1
+    if degree == 0 or world.size % degree:
+        raise PlanError(f"{world.size} ranks do not divide into {degree} pipeline ranks of equal size")
+    per_place = world.size // degree
+    own_place = world.rank // per_place
     own_axes: list[Axis] = []
-    for stage, axes in enumerate(stage_axes):
-        for size, stride in sorted(set(axes)):
-            if size < 2 or per_stage % (size * stride):
-                raise PlanError(f"stage {stage} of {per_stage} ranks has no axis (size={size}, stride={stride})")
-            for group_ranks in _axis_groups(stage * per_stage, per_stage, size, stride):
+    for place in range(degree):
+        used = {axis for holder, axes in zip(holders, stage_axes, strict=True) if holder == place for axis in axes}
+        for size, stride in sorted(used):
+            if size < 2 or per_place % (size * stride):
+                raise PlanError(
+                    f"pipeline rank {place} of {per_place} ranks has no axis (size={size}, stride={stride})"
+                )
+            for group_ranks in _axis_groups(place * per_place, per_place, size, stride):
                 group = process_group(group_ranks)
                 if world.rank in group_ranks:
                     assert group is not None
                     own_axes.append(Axis(size, stride, group_ranks.index(world.rank), group))
     pipeline = None
-    if stages > 1:
-        for first in range(per_stage):
-            members = range(first, world.size, per_stage)
+    if degree > 1:
+        for first in range(per_place):
+            members = range(first, world.size, per_place)
             group = process_group(members)
             if world.rank in members:
                 pipeline = group
-    ranks = tuple(range(own_stage * per_stage, (own_stage + 1) * per_stage))
-    return Mesh(world, own_stage, stages, ranks, pipeline, tuple(own_axes))
+    ranks = tuple(range(own_place * per_place, (own_place + 1) * per_place))
+    return Mesh(world, own_place, holders, ranks, pipeline, tuple(own_axes))
 
 
 def joint_groups(mesh: Mesh, wanted: Iterable[tuple[Axis, ...]]) -> dict[tuple[Axis, ...], dist.ProcessGroup]:
-    """For each set of axes the group of the ranks of this stage that differ from this one in these axes only.
+    """For each set of axes the group of the ranks of this pipeline rank that differ from this one in these axes only.
 
-    Collective: the ranks of a stage ask for the same sets; stages may ask for different ones.
+    Collective: the ranks of a pipeline rank ask for the same sets; others may ask for different ones.
     """
     own = sorted({tuple((axis.size, axis.stride) for axis in axes) for axes in wanted})
-    asked: list[list[tuple[tuple[int, int], ...]]] = [own] * mesh.stages
+    asked: list[list[tuple[tuple[int, int], ...]]] = [own] * mesh.pipeline_degree
     if mesh.pipeline is not None:
         dist.all_gather_object(asked, own, group=mesh.pipeline)
     found: dict[tuple[tuple[int, int], ...], dist.ProcessGroup] = {}
-    per_stage = len(mesh.ranks)
-    for stage, sets in enumerate(asked):
+    per_place = len(mesh.ranks)
+    for place, sets in enumerate(asked):
         for axes in sets:
             blocks: dict[int, list[int]] = {}
-            for index in range(per_stage):
+            for index in range(per_place):
                 corner = index - sum((index // stride) % size * stride for size, stride in axes)
-                blocks.setdefault(corner, []).append(stage * per_stage + index)
+                blocks.setdefault(corner, []).append(place * per_place + index)
             for ranks in blocks.values():
                 group = process_group(ranks)
                 if mesh.world.rank in ranks:

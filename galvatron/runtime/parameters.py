@@ -1,7 +1,7 @@
 """The parameters of one rank: buckets for the gradient sums and the optimizer's parts, and when each of them moves.
 
 A parameter that is `Summed` on some axes has its gradient added up over the ranks that differ in these; one that lives
-on several stages, over those stages too. Everything follows from the placements and the ZeRO level of each parameter:
+on several pipeline ranks, over those too. Everything follows from the placements and the ZeRO level of each parameter:
 
 level 0   gradients are summed once per step, whole; a sum starts while the last backward goes on
 level 1   the same, but each rank gets the sum of its part, updates it, and the new values are gathered
@@ -12,7 +12,7 @@ level 3   values are gathered before a layer runs, forward and backward, and giv
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,12 +35,10 @@ class Parameters:
 
     Args:
         stages: the stages of this rank.
-        ties: for every parameter that lives on several stages, the group of its copies of this rank's slice.
-        microbatches: how often a step adds to each gradient.
+        ties: for every parameter that lives on several pipeline ranks, the group of its copies of this rank's slice.
     """
 
-    def __init__(self, stages: Sequence[Stage], ties: Mapping[str, dist.ProcessGroup], microbatches: int) -> None:
-        self.microbatches = microbatches
+    def __init__(self, stages: Sequence[Stage], ties: Mapping[str, dist.ProcessGroup]) -> None:
         self._stages = tuple(stages)
         self._ranks_per_stage = len(stages[0].mesh.ranks)
         device = stages[0].mesh.world.device
@@ -60,6 +58,8 @@ class Parameters:
                 stage._parameters[name] = member.leaf
         # Those whose sums wait for the last micro-batch; sums start in this order on every rank.
         self._late = [b for b in self._buckets if b.synchronised and b.level < 2]
+        users = Counter(name for stage in stages for name in stage.state_specs)
+        self._accumulations = {id(b): sum(users[member.name] for member in b.members) for b in self._buckets}
         self._missing: dict[int, int] = {}
         self._started = 0
         for bucket in self._buckets:
@@ -95,12 +95,14 @@ class Parameters:
         with torch.no_grad():
             self._table(name)[name].copy_(local)
 
-    def start(self) -> None:
-        """A step begins: forget the last one's gradients."""
+    def start(self, microbatches: int) -> None:
+        """A step begins: forget the last one's gradients. Every stage that reads a parameter will add to its gradient
+        `microbatches` times.
+        """
         self._started = 0
         for bucket in self._buckets:
             bucket.start()
-            self._missing[id(bucket)] = self.microbatches * len(bucket.members)
+            self._missing[id(bucket)] = microbatches * self._accumulations[id(bucket)]
 
     def finish(self) -> None:
         """The last backward has ended: complete all sums, and give the optimizer its gradients."""

@@ -1,136 +1,196 @@
-"""One forward and backward of all micro-batches: a plain loop on one stage, `torch.distributed.pipelining` on several.
+"""One pass of all micro-batches through the stages of this rank, action by action.
 
-Every shape that crosses a stage border is declared by the generated stage, so nothing is inferred at run time. The loss
-is computed inside the last stage.
+`galvatron.schedules` says what a rank does in which order; here it is done. Every shape that crosses a stage border is
+declared by the generated stages, so nothing is inferred at run time. Values live from when they are needed to when they
+were used: receive buffers for the micro-batches in flight, no outputs once they are sent. The loss is computed inside
+the last stage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe
-from torch.distributed.pipelining.schedules import PipelineScheduleSingle
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
-from galvatron.runtime.activity import now
-from galvatron.runtime.observed import ObservedStage, running_schedule
+from galvatron.runtime.activity import Chunk, communicating, now
 from galvatron.runtime.stage import Stage, Transfer
+from galvatron.schedules import Kind, Schedule, orders
 
-ScheduleName = Literal["gpipe", "1f1b"]
+_SENDS_IN_FLIGHT = 2
+"""Messages of one stage in one direction that may be under way: one arrives while the next is computed."""
+
+Keywords = Mapping[int, Sequence[Mapping[str, Any]]]
+"""By stage, the keyword arguments of `Stage.forward` for each micro-batch."""
 
 
 class Pipeline:
-    """Runs the micro-batches of a step through this rank's stage, in the order of the schedule."""
+    """Runs the micro-batches of a step through this rank's stages."""
 
-    def __init__(self, stage: Stage, microbatches: int, schedule: ScheduleName) -> None:
-        self.stage = stage
-        self.microbatches = microbatches
-        self.schedule_name = schedule
-        self._body = _Body(stage)
-        self._indices = torch.arange(microbatches)
-        self._schedules: dict[int, PipelineScheduleSingle] = {}
+    def __init__(self, stages: Sequence[Stage], schedule: Schedule) -> None:
+        self.stages = {stage.index: stage for stage in stages}
+        self.mesh = stages[0].mesh
+        self.schedule = schedule
 
-    def run(self, keywords: list[dict[str, Tensor]], samples: int) -> Tensor:
+    def run(self, keywords: Keywords, samples: int, micro_batches: int) -> Tensor:
         """Accumulate the gradients of all micro-batches.
 
         Args:
-            keywords: the keyword arguments of `Stage.forward`, per micro-batch.
+            keywords: what the stages read besides what they receive.
             samples: the global batch size.
+            micro_batches: into how many parts the batch is cut.
 
         Returns:
-            This rank's sum of loss terms, detached; zero when the stage is not the last.
+            This rank's sum of loss terms, detached; zero when it does not hold the last stage.
         """
-        losses: list[Tensor] = []
-        if self.stage.count == 1:
-            for number, arguments in enumerate(keywords):
-                self.stage.random.microbatch = number
-                now.chunk = (self.stage.index, "forward", number)
-                loss = self.stage(**arguments)
-                now.chunk = (self.stage.index, "backward", number)
-                loss.backward()
-                losses.append(loss.detach())
-            now.chunk = now.place = None
+        order = orders(self.schedule, self.mesh.pipeline_degree, micro_batches)[self.mesh.pipeline_rank]
+        one = _Pass(self, keywords, samples // micro_batches)
+        perform = {
+            Kind.FORWARD: one.forward,
+            Kind.BACKWARD: one.backward,
+            Kind.BACKWARD_INPUT: one.backward,
+            Kind.BACKWARD_WEIGHT: one.backward_weight,
+            Kind.SEND_F: one.send_values,
+            Kind.RECV_F: one.receive_values,
+            Kind.SEND_B: one.send_gradients,
+            Kind.RECV_B: one.receive_gradients,
+        }
+        for action in order:
+            perform[action.kind](action.stage, action.micro_batch)
+        one.finish()
+        if not one.losses:
+            return torch.zeros((), dtype=torch.float64, device=self.mesh.world.device)
+        return torch.stack(one.losses).to(torch.float64).sum()
+
+
+@dataclass
+class _Arrival:
+    """Tensors that a neighbouring stage sends from another rank, if there are receipts to wait for."""
+
+    tensors: tuple[Tensor, ...]
+    receipts: Sequence[dist.Work] = ()
+    sender: int = -1
+    group: dist.ProcessGroup | None = None
+
+    def wait(self, chunk: Chunk) -> tuple[Tensor, ...]:
+        """The tensors, once they are there for a chunk that needs them."""
+        if self.receipts:
+            with communicating("pipeline", self.group, expected={chunk: self.sender}):
+                for receipt in self.receipts:
+                    receipt.wait()
+        return self.tensors
+
+
+Key = tuple[int, int]
+"""A stage and a micro-batch."""
+
+
+class _Pass:
+    """What one pass has under way, by stage and micro-batch."""
+
+    def __init__(self, pipeline: Pipeline, keywords: Keywords, samples: int) -> None:
+        self._stages, self._mesh = pipeline.stages, pipeline.mesh
+        self._keywords = keywords
+        self._samples = samples
+        self.losses: list[Tensor] = []
+        self._values: dict[Key, _Arrival] = {}
+        self._gradients: dict[Key, _Arrival] = {}
+        # What the backward starts from, and where the gradients of what was received end up.
+        self._live: dict[Key, tuple[tuple[Any, ...], tuple[Tensor, ...]]] = {}
+        self._leaving: dict[tuple[Kind, int, int], tuple[Tensor, ...]] = {}
+        self._sent: dict[tuple[Kind, int], deque[tuple[list[dist.Work], tuple[Tensor, ...]]]] = defaultdict(deque)
+
+    def forward(self, index: int, micro_batch: int) -> None:
+        stage, key = self._stages[index], (index, micro_batch)
+        chunk = index, "forward", micro_batch
+        received = self._values.pop(key).wait(chunk) if index else ()
+        now.chunk = chunk
+        for transfer, value in zip(stage.received, received, strict=True):
+            value.requires_grad_(transfer.requires_grad)
+        stage.random.microbatch = micro_batch
+        result = stage(*received, **self._keywords[index][micro_batch])
+        now.chunk = now.place = None
+        if index == stage.count - 1:
+            self.losses.append(result.detach())
+            self._live[key] = ((get_gradient_edge(result),) if result.requires_grad else ()), received
+            return
+        # The edges alone: the values are dropped once they are sent, if no op of the stage saved them.
+        edges = tuple(
+            get_gradient_edge(value) if value.requires_grad else None
+            for value, transfer in zip(result, stage.sent, strict=True)
+            if transfer.requires_grad
+        )
+        self._live[key] = edges, received
+        self._hand_over(Kind.SEND_F, key, index + 1, tuple(value.detach() for value in result))
+
+    def backward(self, index: int, micro_batch: int) -> None:
+        stage, key = self._stages[index], (index, micro_batch)
+        edges, received = self._live.pop(key)
+        chunk = index, "backward", micro_batch
+        gradients = (None,) * len(edges) if index == stage.count - 1 else self._gradients.pop(key).wait(chunk)
+        now.chunk = chunk
+        roots = [(edge, gradient) for edge, gradient in zip(edges, gradients, strict=True) if edge is not None]
+        if roots:
+            torch.autograd.backward([edge for edge, _ in roots], [gradient for _, gradient in roots])
+        now.chunk = now.place = None
+        if index:
+            leaves = [value for t, value in zip(stage.received, received, strict=True) if t.requires_grad]
+            back = tuple(torch.zeros_like(x) if x.grad is None else x.grad for x in leaves)
+            self._hand_over(Kind.SEND_B, key, index - 1, back)
+
+    def backward_weight(self, index: int, micro_batch: int) -> None:
+        """Nothing is left to do: the backward has computed the gradients of the weights with those of the inputs."""
+
+    def send_values(self, index: int, micro_batch: int) -> None:
+        self._send(Kind.SEND_F, index, micro_batch, index + 1)
+
+    def send_gradients(self, index: int, micro_batch: int) -> None:
+        self._send(Kind.SEND_B, index, micro_batch, index - 1)
+
+    def receive_values(self, index: int, micro_batch: int) -> None:
+        self._values[index, micro_batch] = self._receive(self._stages[index].received, index - 1)
+
+    def receive_gradients(self, index: int, micro_batch: int) -> None:
+        differentiable = [transfer for transfer in self._stages[index].sent if transfer.requires_grad]
+        self._gradients[index, micro_batch] = self._receive(differentiable, index + 1)
+
+    def finish(self) -> None:
+        """Wait until everything that was sent has left."""
+        for sends in self._sent.values():
+            while sends:
+                self._wait_for_oldest(sends)
+
+    def _hand_over(self, kind: Kind, key: Key, target: int, tensors: tuple[Tensor, ...]) -> None:
+        """To a stage of this rank at once, to another rank when the order says so."""
+        if target in self._stages:
+            arrivals = self._values if kind is Kind.SEND_F else self._gradients
+            arrivals[target, key[1]] = _Arrival(tensors)
         else:
-            self._body.keywords = keywords
-            try:
-                # The schedule splits keywords along dim 0, so each call of `_Body` gets its micro-batch's number.
-                schedule = self._schedule(samples // self.microbatches)
-                with running_schedule(self.stage.mesh.pipeline):
-                    schedule.step(target=self._indices, losses=losses, return_outputs=False, microbatch=self._indices)
-            finally:
-                self._body.keywords = []
-        if not losses:
-            return torch.zeros((), dtype=torch.float64, device=self.stage.mesh.world.device)
-        return torch.stack([loss.detach() for loss in losses]).to(torch.float64).sum()
+            self._leaving[(kind, *key)] = tuple(tensor.contiguous() for tensor in tensors)
 
-    def _schedule(self, samples: int) -> PipelineScheduleSingle:
-        """The schedule for micro-batches of `samples` samples; its receive buffers have that size."""
-        if samples not in self._schedules:
-            stage = self.stage
-            # With fewer micro-batches than stages 1F1B never reaches its steady state, and torch refuses it; GPipe
-            # then holds as few activations.
-            use_1f1b = self.schedule_name == "1f1b" and self.microbatches >= stage.count
-            pipeline_stage = _PipelineStage(
-                self._body,
-                stage.index,
-                stage.count,
-                stage.mesh.world.device,
-                input_args=_examples(stage.received, samples),
-                output_args=_examples(stage.sent, samples) if stage.index < stage.count - 1 else (torch.empty(()),),
-                group=stage.mesh.pipeline,
-            )
-            pipeline_stage.in_flight = stage.count - stage.index if use_1f1b else self.microbatches
-            kind: Callable[..., PipelineScheduleSingle] = Schedule1F1B if use_1f1b else ScheduleGPipe
-            self._schedules[samples] = kind(pipeline_stage, self.microbatches, _loss_of_stage, scale_grads=False)
-        return self._schedules[samples]
+    def _send(self, kind: Kind, index: int, micro_batch: int, target: int) -> None:
+        tensors = self._leaving.pop((kind, index, micro_batch))
+        sends = self._sent[kind, index]
+        if len(sends) == _SENDS_IN_FLIGHT:
+            self._wait_for_oldest(sends)
+        peer = self._mesh.holders[target]
+        works = [dist.isend(tensor, group=self._mesh.pipeline, group_dst=peer) for tensor in tensors]
+        sends.append(([work for work in works if work is not None], tensors))
 
+    def _receive(self, transfers: Sequence[Transfer], source: int) -> _Arrival:
+        device, group, peer = self._mesh.world.device, self._mesh.pipeline, self._mesh.holders[source]
+        buffers = tuple(torch.empty(t.shape(self._samples), dtype=t.dtype, device=device) for t in transfers)
+        works = [dist.irecv(buffer, group=group, group_src=peer) for buffer in buffers]
+        sender = self._mesh.rank_of(peer)
+        return _Arrival(buffers, [work for work in works if work is not None], sender, group)
 
-class _PipelineStage(ObservedStage):
-    """A stage with as many receive buffers as micro-batches are in flight, instead of one per micro-batch.
-
-    The schedules receive a micro-batch's input only after the backward of the one `in_flight` earlier, and its gradient
-    only after the backward before; so the buffers go round.
-    """
-
-    in_flight = 1
-
-    def _setup_forward_recv_info(self, num_microbatches: int, has_backward: bool) -> None:
-        distinct = min(num_microbatches, self.in_flight)
-        super()._setup_forward_recv_info(distinct, has_backward)
-        for index in range(distinct, num_microbatches):
-            self.args_recv_info[index] = self.args_recv_info[index % distinct]
-
-    def _setup_backward_recv_info(self, num_microbatches: int) -> None:
-        super()._setup_backward_recv_info(1)
-        self.chunks = num_microbatches
-        for index in range(1, num_microbatches):
-            self.grad_recv_info[index] = self.grad_recv_info[0]
-
-
-class _Body(nn.Module):
-    """The stage as `PipelineStage` calls it: received values and the number of the micro-batch."""
-
-    def __init__(self, stage: Stage) -> None:
-        super().__init__()
-        self.stage = stage
-        self.keywords: list[dict[str, Tensor]] = []
-
-    def forward(self, *received: Tensor, microbatch: Tensor) -> Any:
-        number = int(microbatch)
-        self.stage.random.microbatch = number
-        result = self.stage(*received, **self.keywords[number])
-        if self.stage.index == self.stage.count - 1:
-            return result
-        return tuple(value.contiguous() for value in result)
-
-
-def _loss_of_stage(output: Tensor, target: Tensor) -> Tensor:
-    return output
-
-
-def _examples(transfers: list[Transfer], samples: int) -> tuple[Tensor, ...]:
-    return tuple(
-        torch.empty(t.shape(samples), dtype=t.dtype, device="meta", requires_grad=t.requires_grad) for t in transfers
-    )
+    def _wait_for_oldest(self, sends: deque[tuple[list[dist.Work], tuple[Tensor, ...]]]) -> None:
+        works, _ = sends.popleft()
+        with communicating("pipeline", self._mesh.pipeline, expected={}):
+            for work in works:
+                work.wait()

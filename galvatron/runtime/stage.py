@@ -189,10 +189,10 @@ class Stage(nn.Module):
 
     def __init__(self, mesh: Mesh) -> None:
         super().__init__()
-        if (mesh.stage, mesh.stages) != (self.index, self.count):
+        if self.index not in mesh.stages or self.count != len(mesh.holders):
             raise PlanError(
-                f"code of stage {self.index} of {self.count} runs on stage {mesh.stage} of {mesh.stages}: "
-                "the plan and the number of ranks do not agree"
+                f"code of stage {self.index} of {self.count} runs on pipeline rank {mesh.pipeline_rank}, which holds "
+                f"stages {mesh.stages} of {len(mesh.holders)}: the plan and the number of ranks do not agree"
             )
         self.mesh = mesh
         self.state_specs: dict[str, StateSpec] = {}

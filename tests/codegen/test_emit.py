@@ -68,7 +68,7 @@ def stages_on_one_device(program, state, cache_dir) -> list[rt.Stage]:
     stages = []
     for name, text in emit(program).items():
         world = rt.World(0, 1, torch.device("cpu"))
-        mesh = rt.Mesh(world, len(stages), len(program.stages), (0,), None, ())
+        mesh = rt.Mesh(world, len(stages), tuple(range(len(program.stages))), (0,), None, ())
         stage = load_module(name, text, cache_dir).Stage(mesh)
         for state_name in stage.state_specs:
             stage._parameters[state_name] = state[state_name]

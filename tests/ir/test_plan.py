@@ -91,7 +91,7 @@ def test_files(tmp_path: Path) -> None:
         ("fingerprint", 3, "'fingerprint' must be text"),
         ("step_time_s", "fast", "'step_time_s' must be a number"),
         ("peak_bytes", [1.5], "'peak_bytes' must be a list"),
-        ("peak_bytes", [1, 2], "'peak_bytes' has 2 entries for 1 stages"),
+        ("peak_bytes", [1, 2], "'peak_bytes' has 2 entries for 1 pipeline ranks"),
         ("stages", [], "'stages' must be a list"),
         ("stages", [[]], "'stages' must be a list"),
         ("stages", [["dp4"]], r"'stages\[0\]\[0\]' must look like"),
@@ -150,8 +150,8 @@ def test_bad_shorthand(text: str, message: str) -> None:
         ("dp4", 6, 4, "a batch of 6 samples cannot be divided .* divisible by 4"),
         ("m4/dp2", 12, 2, "divisible by 8"),
         ("dp4", 8, 8, "is for 4 devices, but there are 8"),
-        ("pp4/m4/dp1", 8, 4, "more stages than the program has layers"),
-        ("pp2/m1/1f1b/dp1", 8, 2, "1f1b needs at least as many micro-batches as stages"),
+        ("pp4/m4/dp1", 8, 4, "more stages \\(4\\) than the program has layers"),
+        ("pp3/m1/interleaved2/dp1", 8, 3, "more stages \\(6\\) than the program has layers"),
     ],
 )
 def test_shorthand_that_does_not_fit(shorthand: str, batch: int, world: int, message: str) -> None:

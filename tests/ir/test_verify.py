@@ -368,7 +368,7 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (with_plan(planned(), fingerprint="0"), "the plan is for '0'", "fingerprint"),
         (with_plan(planned(), schedule="zigzag"), "unknown schedule", "schedule"),
         (with_plan(planned(), micro_batches=0), "must be positive", "micro_batches"),
-        (with_plan(planned(), peak_bytes=(1,)), "1 figures for 2 stages", "peak_bytes"),
+        (with_plan(planned(), peak_bytes=(1,)), "1 figures for 2 pipeline ranks", "peak_bytes"),
         (with_plan(planned(), stages=(), peak_bytes=None), "no stages", "plan {"),
     ],
     "plan-covers-layers": [

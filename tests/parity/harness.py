@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,13 +60,17 @@ class Expected:
 
 @dataclass(frozen=True)
 class Job:
-    """What ranks need to run a program: the model's name, the source and mesh axes of each stage, the schedule."""
+    """What ranks need to run a program: the model's name, the source and mesh axes of each stage, and who holds it, the
+    schedule, and what a micro-batch divides into.
+    """
 
     name: str
     texts: dict[str, str]
     axes: tuple[tuple[tuple[int, int], ...], ...]
+    holders: tuple[int, ...]
     micro_batches: int
     schedule: str
+    shards: int
     constants: dict[str, Tensor]
     cache_dir: str
 
@@ -185,17 +189,27 @@ def job_of(name: str, program: Program) -> Job:
     staged = Pipeline.of(LOWERING).run(program)
     verify(staged)
     texts = emit(staged)
-    constants = costed(name, program.precision)[1]
-    return Job(name, texts, stage_axes(staged), plan.micro_batches, plan.schedule, constants, _cache_dir())
+    return Job(
+        name=name,
+        texts=texts,
+        axes=stage_axes(staged),
+        holders=plan.holders,
+        micro_batches=plan.micro_batches,
+        schedule=plan.schedule,
+        shards=plan.shards,
+        constants=costed(name, program.precision)[1],
+        cache_dir=_cache_dir(),
+    )
 
 
 def executor(world: rt.World, job: Job, model: nn.Module | None = None, **options: Any) -> rt.Executor:
     """On a rank: the program of a job with the weights of its model, or of another one, ready to run."""
-    mesh = rt.build_mesh(world, job.axes)
-    file = f"stage_{mesh.stage}.py"
-    stage = load_module(file, job.texts[file], job.cache_dir).Stage(mesh)
+    mesh = rt.build_mesh(world, job.axes, job.holders)
+    files = [f"stage_{index}.py" for index in mesh.stages]
+    stages = [load_module(file, job.texts[file], job.cache_dir).Stage(mesh) for file in files]
     state = rt.ModelState(subject(job.name).model if model is None else model, constants=job.constants)
-    return rt.Executor(stage, microbatches=job.micro_batches, schedule=cast(Any, job.schedule), model=state, **options)
+    settings = {"microbatches": job.micro_batches, "schedule": job.schedule, "shards": job.shards}
+    return rt.Executor(stages, model=state, **settings, **options)
 
 
 def run_step(world: rt.World, job: Job, batch: Batch) -> tuple[float, dict[str, Tensor]]:

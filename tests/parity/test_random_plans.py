@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, Phase, given, note, reject, settings
 from hypothesis import strategies as st
 
 from galvatron.errors import StrategyError
-from galvatron.ir.plan import SCHEDULES, Plan
+from galvatron.ir.plan import Plan
 from galvatron.ir.strategy import RECOMPUTE
 from galvatron.passes.enumerate_strategies import EnumerateStrategies
+from galvatron.schedules import SCHEDULES, Schedule
 from tests.parity.harness import artifacts, check_program, costed, layer_count, subject, with_plan
 from tests.parity.subjects import ignore_labels
 
@@ -32,21 +33,23 @@ def plans(draw: st.DrawFn, model: str) -> Plan:
     layers = layer_count(model)
     world_size = draw(st.sampled_from([4, 4, 4, 3, 2]))
     degree = draw(st.sampled_from([d for d in range(1, world_size + 1) if world_size % d == 0 and d <= layers]))
+    names = [*SCHEDULES, "interleaved3"] if degree > 1 else ["gpipe", "1f1b"]
+    schedule = draw(st.sampled_from([s for s in map(Schedule.parse, names) if degree * s.stages_per_rank <= layers]))
+    stages = degree * schedule.stages_per_rank
     cuts = sorted(
-        draw(st.sets(st.integers(1, layers - 1), min_size=degree - 1, max_size=degree - 1)) if degree > 1 else []
+        draw(st.sets(st.integers(1, layers - 1), min_size=stages - 1, max_size=stages - 1)) if stages > 1 else []
     )
     devices = world_size // degree
     leaves = EnumerateStrategies(roles=ROLES, zero=(0, 1, 2, 3), recompute=RECOMPUTE).leaves_of(devices)
     choice = st.sampled_from(list(leaves))
     strategies = draw(st.lists(choice, min_size=layers, max_size=layers))
-    schedule = draw(st.sampled_from(SCHEDULES))
-    micro_batches = draw(st.integers(degree if schedule == "1f1b" else 1, degree + 2))
+    micro_batches = draw(st.sampled_from([m for m in range(1, degree + 3) if schedule.allows(degree, m)]))
     return Plan(
         fingerprint=costed(model)[0].fingerprint,
         global_batch_size=micro_batches * devices * draw(st.integers(1, 2)),
         world_size=world_size,
         micro_batches=micro_batches,
-        schedule=schedule,
+        schedule=str(schedule),
         stages=tuple(tuple(strategies[a:b]) for a, b in zip([0, *cuts], [*cuts, layers], strict=True)),
     )
 

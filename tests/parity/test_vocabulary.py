@@ -51,8 +51,8 @@ def trained(world: rt.World, job: Job, batches: list[Batch], start: dict[str, Te
         program.load_full_state_dict(start)
     for batch in batches:
         program.train_step(batch)
-    for name, spec in program.stage.state_specs.items():
-        local = program.stage.table(name)[name]
+    for name, spec in program.held.state_specs.items():
+        local = program.held.get(name)
         for axis, place in spec.sharded:
             if place.padded and axis.index == axis.size - 1:
                 own = spec.shape[place.dim] - axis.index * local.size(place.dim)

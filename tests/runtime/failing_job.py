@@ -27,7 +27,7 @@ def main() -> None:
     world = rt.initialize("cpu", timeout_s=timeout_s)
     print(f"rank {world.rank} is process {os.getpid()}", flush=True)
     pp, dp, tp = map(int, sys.argv[3:6]) if len(sys.argv) > 3 else (world.size, 1, 1)
-    mesh = rt.build_mesh(world, small.stage_axes(pp, dp, tp))
+    mesh = small.make_mesh(world, pp, dp, tp)
     forwards = 0
 
     def before(stage: int) -> None:
@@ -57,9 +57,9 @@ def main() -> None:
             print("stuck", flush=True)
             time.sleep(600)
 
-    stage = small.make_stage(mesh, dp, tp, torch.float32, before)
+    stages = small.make_stages(mesh, dp, tp, torch.float32, before)
     state = rt.ModelState(small.Model())
-    executor = rt.Executor(stage, microbatches=2, model=state)
+    executor = rt.Executor(stages, microbatches=2, model=state)
     for step in range(1_000_000):
         executor.forward_backward(small.batch(8))
         if world.rank == bad_rank and step == 1:

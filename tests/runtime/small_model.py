@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from galvatron import runtime as rt
+from galvatron.schedules import Schedule
 
 VOCABULARY, WIDTH, HEADS, LENGTH, BLOCKS = 23, 16, 4, 6, 4
 
@@ -93,15 +94,24 @@ def head_function(x, labels, count, scale, weight):
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum") / count
 
 
-def stage_axes(pp: int, dp: int, tp: int) -> list[list[tuple[int, int]]]:
-    return [[(size, stride) for size, stride in ((dp, tp), (tp, 1)) if size > 1]] * pp
+def make_mesh(world: rt.World, pp: int, dp: int, tp: int, schedule: str = "1f1b") -> rt.Mesh:
+    """The mesh of this rank for a schedule, which says how many stages there are."""
+    holders = Schedule.parse(schedule).holders(pp)
+    axes = [(size, stride) for size, stride in ((dp, tp), (tp, 1)) if size > 1]
+    return rt.build_mesh(world, [axes] * len(holders), holders)
 
 
-def make_stage(
+def make_stages(
     mesh: rt.Mesh, dp: int, tp: int, dtype: torch.dtype = torch.float64, before: Callable[[int], None] | None = None
+) -> list[rt.Stage]:
+    """The hand-written stages of this rank. `before(stage index)` is called at each forward, to make it fail."""
+    return [_make_stage(mesh, index, dp, tp, dtype, before) for index in mesh.stages]
+
+
+def _make_stage(
+    mesh: rt.Mesh, index: int, dp: int, tp: int, dtype: torch.dtype, before: Callable[[int], None] | None
 ) -> rt.Stage:
-    """The hand-written stage of this rank. `before(stage index)` is called at each forward, to make it fail."""
-    index, count = mesh.stage, mesh.stages
+    count = len(mesh.holders)
     per_stage = BLOCKS // count
     axis_dp = mesh.axis(dp, stride=tp) if dp > 1 else None
     axis_tp = mesh.axis(tp, stride=1) if tp > 1 else None

@@ -107,7 +107,7 @@ def strided_groups(world: rt.World) -> None:
 def pipeline_groups(world: rt.World) -> tuple[int, tuple[int, ...], list[int]]:
     mesh = rt.build_mesh(world, [[(2, 1)], []])
     assert mesh.pipeline is not None
-    return mesh.stage, mesh.ranks, torch.distributed.get_process_group_ranks(mesh.pipeline)
+    return mesh.pipeline_rank, mesh.ranks, torch.distributed.get_process_group_ranks(mesh.pipeline)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -31,10 +31,10 @@ class Partly(small.Model):
 
 
 def sharded_values(world: rt.World, pp: int, dp: int, tp: int) -> dict[str, torch.Tensor]:
-    stage = small.make_stage(rt.build_mesh(world, small.stage_axes(pp, dp, tp)), dp, tp, torch.float32)
+    stages = small.make_stages(small.make_mesh(world, pp, dp, tp), dp, tp, torch.float32)
     state = rt.ModelState(on_meta(Partly), seed=5)
     assert all(parameter.is_meta for parameter in state.model.parameters())
-    return rt.Executor(stage, model=state).full_state_dict()
+    return rt.Executor(stages, model=state).full_state_dict()
 
 
 def test_initial_values_do_not_depend_on_the_plan():

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 
-from galvatron.errors import did_you_mean
-from galvatron.ir.plan import SCHEDULES, Plan
+from galvatron.errors import PlanError, did_you_mean
+from galvatron.ir.plan import Plan
 from galvatron.ir.program import MASTER, PRECISIONS, Form, Layer, Program, When
 from galvatron.ir.types import DTYPE_BYTES, TensorType
 from galvatron.ir.verify.graphs import Violation
+from galvatron.schedules import Schedule
 
 Locus = tuple[Hashable, ...]
 
@@ -225,15 +226,16 @@ def plan_belongs(program: Program) -> Iterator[Violation]:
     plan = _plan(program)
     if plan.fingerprint != program.fingerprint:
         yield ("plan", "fingerprint"), f"the plan is for {plan.fingerprint!r}, this program is {program.fingerprint!r}"
-    if plan.schedule not in SCHEDULES:
-        yield ("plan", "schedule"), f"unknown schedule {plan.schedule!r}; {did_you_mean(plan.schedule, SCHEDULES)}"
     if not plan.stages:
         yield ("plan",), "the plan has no stages"
+    elif problem := _schedule_problem(plan):
+        yield ("plan", "schedule"), problem
+        return
     for name in ("global_batch_size", "world_size", "micro_batches"):
         if getattr(plan, name) < 1:
             yield ("plan", name), f"{name} must be positive"
-    if plan.peak_bytes is not None and len(plan.peak_bytes) != len(plan.stages):
-        yield ("plan", "peak_bytes"), f"{len(plan.peak_bytes)} figures for {len(plan.stages)} stages"
+    if plan.peak_bytes is not None and len(plan.peak_bytes) != plan.pipeline_degree:
+        yield ("plan", "peak_bytes"), f"{len(plan.peak_bytes)} figures for {plan.pipeline_degree} pipeline ranks"
 
 
 def plan_covers_layers(program: Program) -> Iterator[Violation]:
@@ -253,9 +255,9 @@ def plan_uses_devices(program: Program) -> Iterator[Violation]:
     plan = _plan(program)
     for index, stage in enumerate(plan.stages):
         for strategy in stage:
-            if strategy.devices * len(plan.stages) != plan.world_size:
+            if strategy.devices * plan.pipeline_degree != plan.world_size:
                 uses = f"{strategy} uses {strategy.devices} of {plan.world_size} devices"
-                yield ("plan", "stage", index), f"{uses} in a pipeline of {len(plan.stages)} stages"
+                yield ("plan", "stage", index), f"{uses} in a pipeline of {plan.pipeline_degree} ranks"
     if program.cluster is not None and program.cluster.world_size != plan.world_size:
         yield ("plan", "world_size"), f"{plan.world_size} devices, but the cluster has {program.cluster.world_size}"
 
@@ -269,6 +271,18 @@ def plan_divides_batch(program: Program) -> Iterator[Violation]:
             if plan.global_batch_size % parts:
                 pieces = f"{plan.micro_batches} micro-batches × dp{strategy.degree('dp')}"
                 yield ("plan", "stage", index), f"a batch of {plan.global_batch_size} does not divide into {pieces}"
+
+
+def _schedule_problem(plan: Plan) -> str:
+    """Why the schedule cannot run the stages and micro-batches of the plan; empty if it can."""
+    try:
+        schedule = Schedule.parse(plan.schedule)
+        if len(plan.stages) % schedule.stages_per_rank:
+            return f"{len(plan.stages)} stages under {schedule}, which gives each rank {schedule.stages_per_rank}"
+        schedule.check(plan.pipeline_degree, max(1, plan.micro_batches))
+    except PlanError as error:
+        return str(error)
+    return ""
 
 
 def _plan(program: Program) -> Plan:

@@ -31,7 +31,8 @@ MICRO_BATCH_CHOICES = 16
 class Search(Pass):
     """Chooses pipeline degree, micro-batches, schedule, stage boundaries and one strategy per layer.
 
-    `memory` is the budget per device (None: the cluster's default), `schedule` and `micro_batches` fix what they name,
+    `memory` is the budget per device (None: the cluster's default), `schedule` and `micro_batches` fix what they name
+    (None: 1F1B, which takes as long as GPipe and never more memory; every number of micro-batches),
     `global_batch` replaces the program's batch size. `resolution` is the share of budget and step time below which two
     plans count as equal at every layer: with 0 the plan is optimal for the cost model.
     """
@@ -72,8 +73,8 @@ class Search(Pass):
         for degree in dict.fromkeys(c.pipeline_degree for c in program.candidates):
             left = {c.cls: c.strategies for c in program.candidates if c.pipeline_degree == degree}
             for count in counts:
-                setting = Setting(program.batch_size, count, self.schedule or _best_schedule(degree, count), degree)
-                if program.batch_size % count or (setting.schedule == "1f1b" and count < degree):
+                setting = Setting(program.batch_size, count, self.schedule or "1f1b", degree)
+                if program.batch_size % count:
                     continue
                 candidates = [
                     tuple(s for s in left[layer.cls] if setting.micro_batch % s.degree("dp") == 0) for layer in layers
@@ -84,11 +85,6 @@ class Search(Pass):
 
 Choice = tuple[Setting, list[tuple[Strategy, ...]]]
 """A setting, and the strategies that each layer may have in it."""
-
-
-def _best_schedule(pipeline_degree: int, micro_batches: int) -> str:
-    """1F1B takes as long as GPipe and never more memory, but needs a micro-batch for every stage."""
-    return "1f1b" if micro_batches >= pipeline_degree else "gpipe"
 
 
 def _spread(numbers: list[int]) -> list[int]:
