@@ -231,7 +231,7 @@ class Bucket:
         for member in self.members:
             if not member.filled:  # nothing in the batch reached it
                 self._whole[member.begin : member.end].zero_()
-        self._wait_for_sum()
+        self.settle()
         assert self._sum is not None
         group = self.group.process_group
         if group is None:
@@ -250,7 +250,8 @@ class Bucket:
                 member.leaf.grad = None
                 member.filled = False
 
-    def _wait_for_sum(self) -> None:
+    def settle(self) -> None:
+        """Wait for a sum that was started."""
         if self._pending is None:
             return
         work, target = self._pending
@@ -266,7 +267,7 @@ class Bucket:
 
     def finish(self) -> None:
         """Wait for the sum over the group, and start the one over the stages of a tie."""
-        self._wait_for_sum()
+        self.settle()
         if self.tie is not None:
             assert self._sum is not None
             with phase("gradients"), communicating("all_reduce", self.tie, self._sum):

@@ -62,6 +62,7 @@ class Parameters:
         self._accumulations = {id(b): sum(users[member.name] for member in b.members) for b in self._buckets}
         self._missing: dict[int, int] = {}
         self._started = 0
+        self._summing: Bucket | None = None
         for bucket in self._buckets:
             if bucket.buffered:
                 for member in bucket.members:
@@ -108,8 +109,7 @@ class Parameters:
         """The last backward has ended: complete all sums, and give the optimizer its gradients."""
         for bucket in self._buckets:
             if bucket.synchronised and bucket.level >= 2:
-                bucket.sum()
-                bucket.release()
+                self._sum_early(bucket)
         self._sum_up_to(len(self._late))
         for bucket in self._buckets:
             if bucket.buffered:
@@ -167,8 +167,7 @@ class Parameters:
             bucket.collect(member)
             if early:
                 if bucket.complete:
-                    bucket.sum()
-                    bucket.release()
+                    self._sum_early(bucket)
                 return
             self._missing[id(bucket)] -= 1
             if self._missing[id(bucket)] == 0 and bucket.synchronised:
@@ -178,6 +177,14 @@ class Parameters:
                 self._sum_up_to(ready)
 
         return hook
+
+    def _sum_early(self, bucket: Bucket) -> None:
+        """Sum what a micro-batch has added; of the sums in flight, no more than one keeps its memory."""
+        if self._summing is not None:
+            self._summing.settle()
+        bucket.sum()
+        bucket.release()
+        self._summing = bucket
 
     def _sum_up_to(self, count: int) -> None:
         for bucket in self._late[self._started : count]:

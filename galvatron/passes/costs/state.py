@@ -63,9 +63,9 @@ class TrainedState:
 
     @property
     def passing_bytes(self) -> float:
-        """Memory that is whole only while a layer runs: values that are gathered, a gradient that is yet to be cut."""
-        level, rest = LEVELS[self.level], 1 - 1 / self.ways
-        return rest * ((self.value_bytes if level.values else 0) + (self.master_bytes if level.gradients else 0))
+        """Memory beside that, held only while a layer runs: gathered values, a whole gradient that is yet to be cut."""
+        level = LEVELS[self.level] if self.axes else LEVELS[0]
+        return (self.value_bytes if level.values else 0) + (self.master_bytes if level.gradients else 0)
 
     @property
     def trained_bytes(self) -> float:
