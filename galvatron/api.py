@@ -30,6 +30,7 @@ from galvatron.passes.costs.estimate import estimate_plan
 from galvatron.passes.costs.objective import StageReport
 from galvatron.passes.pipeline import Pipeline
 from galvatron.runtime import failure
+from galvatron.runtime.inductor import compile_layers
 from galvatron.units import parse_bytes
 
 __all__ = ["CompiledModel", "Estimate", "capture", "compile", "emit", "estimate", "search"]
@@ -65,6 +66,7 @@ def compile(
     optimizer: OptimizerFactory | None = None,
     precision: str | None = None,
     max_grad_norm: float | None = None,
+    inductor: bool = False,
     timeout_s: float = rt.DEFAULT_TIMEOUT_S,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> CompiledModel:
@@ -99,6 +101,8 @@ def compile(
             parameters have no master. `"fp16"`: float16 in the same way, with dynamic loss scaling: a step whose
             gradients overflow is skipped on all ranks. The model itself is never changed.
         max_grad_norm: gradients are scaled so that their global norm is at most this.
+        inductor: compile each class of layers with `torch.compile`, at the first step; communication stays between the
+            compiled parts, and layers that draw random numbers may stay as they are.
         timeout_s: the longest that a rank may wait for others in one communication of a step: then all processes end,
             with an error that says which rank waits where and what the ones do that it waits for. More than the longest
             time by which ranks may legitimately differ (a first step that compiles kernels, a rank that writes files).
@@ -131,6 +135,7 @@ def compile(
             world,
             optimizer=optimizer,
             max_grad_norm=max_grad_norm,
+            inductor=inductor,
             cache_dir=cache_dir,
         )
 
@@ -422,6 +427,7 @@ def _assembled(
     *,
     optimizer: OptimizerFactory | None,
     max_grad_norm: float | None,
+    inductor: bool,
     cache_dir: str | os.PathLike[str] | None,
 ) -> CompiledModel:
     """This rank's stages of a planned program, generated, filled with their state, and ready to train."""
@@ -432,6 +438,8 @@ def _assembled(
     mesh = rt.build_mesh(world, stage_axes(staged), planned.plan.holders)
     names = [f"stage_{index}.py" for index in mesh.stages]
     stages = [load_module(name, texts[name], cache_dir).Stage(mesh) for name in names]
+    if inductor:
+        compile_layers(stages)
     state = rt.ModelState(model, constants=captured.constants)
     executor = rt.Executor(
         stages,

@@ -1,0 +1,56 @@
+"""Compiled layers compute what the layers as written compute."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from galvatron import runtime as rt
+from galvatron.runtime.inductor import compile_layers
+from tests.parity import harness
+from tests.parity.subjects import Batch
+from tests.ranks import run_ranks
+
+
+def both_ways(world: rt.World, job: harness.Job, batch: Batch, backend: str) -> tuple[float, float, int]:
+    """The loss as written, the largest error of a gradient when compiled, and how many functions were compiled."""
+    steps: list[tuple[Tensor, dict[str, Tensor]]] = []
+    functions = set()
+    for compiled in (False, True):
+        program = harness.executor(world, job)
+        if compiled:
+            functions = {layer.function for stage in program.stages for layer in stage.layers.values()}
+            compile_layers(program.stages, partial(torch.compile, backend=backend))
+        steps.append((program.forward_backward(batch), program.full_gradients()))
+    (loss, gradients), (again, compiled_gradients) = steps
+    errors = [abs(loss - again) / abs(loss)]
+    errors += [(compiled_gradients[n] - g).norm() / g.norm().clamp_min(1e-12) for n, g in gradients.items()]
+    return float(loss), float(max(errors)), len(functions)
+
+
+def check(plan: str, backend: str) -> None:
+    job = harness.job_of("llama", harness.planned("llama", plan, 2))
+    results = run_ranks(both_ways, 2, job, harness.subject("llama").batch(harness.BATCH_SIZE, 1), backend, timeout=280)
+    for _, error, functions in results:
+        assert error < 1e-9
+        assert functions > 1
+
+
+def test_layers_can_be_traced() -> None:
+    check("m2/tp2", "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "plan", ["m2/dp2-zero3-recompute", "m2/tp2+sp-recompute=selective", "m2/cp2", "m2/ulysses2", "pp2/m4/1f1b/dp1"]
+)
+def test_other_layers_can_be_traced(plan: str) -> None:
+    check(plan, "aot_eager")
+
+
+@pytest.mark.slow
+def test_inductor() -> None:
+    check("m2/dp2", "inductor")
