@@ -94,12 +94,12 @@ def compile(
             argument is called `named_parameters` gets (name, parameter) pairs instead, under the model's names, for
             groups by name. A rank sees slices of the parameters, so the rule must be element-wise; where ZeRO cuts a
             parameter, its part is one row with as many dimensions as the parameter.
-        precision: the type in which parameters take part in compute. None: their own. `"bf16"`: bfloat16, while their
-            masters, gradients and the optimizer's state are float32, and so are losses, whatever the model says;
-            norms, and anything else that the model casts itself, are in the type in which they are in
-            `model.bfloat16()`. Floating batch inputs keep their type and are cast where they meet a parameter. Frozen
-            parameters have no master. `"fp16"`: float16 in the same way, with dynamic loss scaling: a step whose
-            gradients overflow is skipped on all ranks. The model itself is never changed.
+        precision: the type in which parameters take part in compute. None: their own. `"bf16"`: bfloat16; masters,
+            gradients and the optimizer's state are float32, and so are losses. All else is computed in the types in
+            which `model.bfloat16()` would compute it, except that buffers stay float32 where they can. Floating batch
+            inputs keep their type and are cast where they meet a parameter. `"fp16"`: float16 in the same way, with
+            dynamic loss scaling: a step whose gradients overflow updates nothing, on all ranks. The model itself is
+            never changed, and `full_state_dict` gives the float32 masters.
         max_grad_norm: gradients are scaled so that their global norm is at most this.
         inductor: compile each class of layers with `torch.compile`, at the first step; communication stays between the
             compiled parts, and layers that draw random numbers may stay as they are.

@@ -1,9 +1,10 @@
 """Ring attention: queries stay, keys and values travel round the ranks of an axis that shards the sequence.
 
 Every rank holds a slice of the queries, keys and values. In `axis.size` rounds it sees every slice of keys and values,
-merges the partial softmaxes exactly, and passes the slice on while it computes (Liu, Zaharia, Abbeel, "Ring Attention
-with Blockwise Transformers", 2023). In the backward the slices travel once more with their gradients. On a folded axis
-a causal mask gives every rank the same work: pieces of the sequence in the future of a piece of queries are skipped.
+merges the partial softmaxes exactly, in at least 32 bits, and passes the slice on while it computes (Liu, Zaharia,
+Abbeel, "Ring Attention with Blockwise Transformers", 2023). In the backward the slices travel once more with their
+gradients. On a folded axis a causal mask gives every rank the same work: pieces of the sequence in the future of a
+piece of queries are skipped.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from galvatron.errors import GalvatronError
 from galvatron.runtime.activity import communicating, now
 from galvatron.runtime.mesh import Axis
+from galvatron.runtime.spmd import wide
 
 
 def scaled_dot_product_attention(
@@ -96,7 +98,7 @@ def _blocks(axis: Axis, owner: int, rows: int, columns: int, causal: bool) -> It
 
 
 def _scores(query: Tensor, key: Tensor, mask: Tensor | None, block: _Block, scale: float) -> Tensor:
-    scores = torch.matmul(query[..., block.rows, :] * scale, key[..., block.columns, :].transpose(-2, -1))
+    scores = wide(torch.matmul(query[..., block.rows, :] * scale, key[..., block.columns, :].transpose(-2, -1)))
     if mask is not None:
         part = mask[..., block.whole_columns]
         part = part[..., block.rows, :] if part.size(-2) > 1 else part
@@ -148,8 +150,8 @@ class _Ring(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float, axis: Axis
     ) -> Tensor:
-        out = query.new_zeros((*query.shape[:-1], value.size(-1)))
-        logsum = query.new_full(query.shape[:-1], -math.inf)
+        out = wide(query.new_zeros((*query.shape[:-1], value.size(-1))))
+        logsum = out.new_full(query.shape[:-1], -math.inf)
         held = _packed(key, value)
         for turn in range(axis.size):
             travel = _Travel(axis, held) if turn + 1 < axis.size else None
@@ -158,6 +160,7 @@ class _Ring(torch.autograd.Function):
                 scores = _scores(query, keys, mask, block, scale)
                 _merge(out[..., block.rows, :], logsum[..., block.rows], scores, values[..., block.columns, :])
             held = travel.wait() if travel is not None else held
+        out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, mask, out, logsum)
         ctx.causal, ctx.scale, ctx.axis, ctx.place = causal, scale, axis, now.place
         return out
@@ -168,8 +171,8 @@ class _Ring(torch.autograd.Function):
         (gradient,) = gradients
         axis, scale = ctx.axis, ctx.scale
         now.place = ctx.place
-        weight = (gradient * out).sum(-1, keepdim=True)
-        query_gradient = torch.zeros_like(query)
+        weight = (wide(gradient) * out).sum(-1, keepdim=True)
+        query_gradient = torch.zeros_like(wide(query))
         mask_gradient = torch.zeros_like(mask) if mask is not None and ctx.needs_input_grad[3] else None
         held = _packed(key, value, torch.zeros_like(key), torch.zeros_like(value))
         for turn in range(axis.size):
@@ -178,18 +181,20 @@ class _Ring(torch.autograd.Function):
                 rows, columns = block.rows, block.columns
                 softmax = _softmax(_scores(query, keys, mask, block, scale), logsum[..., rows])
                 from_above = gradient[..., rows, :]
-                value_gradient[..., columns, :] += _summed(softmax.transpose(-2, -1) @ from_above, values)
+                probabilities = softmax.to(query.dtype)
+                value_gradient[..., columns, :] += _summed(probabilities.transpose(-2, -1) @ from_above, values)
                 scores = softmax * (from_above @ values[..., columns, :].transpose(-2, -1) - weight[..., rows, :])
-                query_gradient[..., rows, :] += scores @ keys[..., columns, :] * scale
-                key_gradient[..., columns, :] += _summed(scores.transpose(-2, -1) @ query[..., rows, :] * scale, keys)
                 if mask_gradient is not None:
                     part = mask_gradient[..., rows, :] if mask_gradient.size(-2) > 1 else mask_gradient
                     part[..., block.whole_columns] += scores.sum_to_size(part[..., block.whole_columns].shape)
+                scores = scores.to(query.dtype)
+                query_gradient[..., rows, :] += scores @ keys[..., columns, :] * scale
+                key_gradient[..., columns, :] += _summed(scores.transpose(-2, -1) @ query[..., rows, :] * scale, keys)
             # After the last turn the gradient of each slice, no longer the slice, is one rank short of home.
             last = turn + 1 == axis.size
             held = _Travel(axis, held[held.numel() // 2 :] if last else held).wait()
         now.place = None
-        return query_gradient, *_unpacked(held, key, value), mask_gradient, None, None, None
+        return query_gradient.to(query.dtype), *_unpacked(held, key, value), mask_gradient, None, None, None
 
 
 def _merge(out: Tensor, logsum: Tensor, scores: Tensor, values: Tensor) -> None:
@@ -198,7 +203,7 @@ def _merge(out: Tensor, logsum: Tensor, scores: Tensor, values: Tensor) -> None:
     total = torch.logaddexp(logsum, block_logsum)
     # A row that has seen no column yet keeps weight zero.
     shift = total.masked_fill(total == -math.inf, 0.0).unsqueeze(-1)
-    out.mul_((logsum.unsqueeze(-1) - shift).exp()).add_((scores - shift).exp() @ values)
+    out.mul_((logsum.unsqueeze(-1) - shift).exp()).add_((scores - shift).exp().to(values.dtype) @ values)
     logsum.copy_(total)
 
 

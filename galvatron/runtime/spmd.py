@@ -100,13 +100,12 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, target: Tensor, ignore_index: int, smoothing: float, axis: Axis, size: int
     ) -> Tensor:
-        # Like torch, half types are summed in single precision.
-        wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        scores = wide(logits)
         local, inside = _local_indices(target, logits.size(1), axis, size)
-        exponentials, maxima = _shifted_exponentials(wide, axis, size)
+        exponentials, maxima = _shifted_exponentials(scores, axis, size)
         own = _own_size(logits.size(1), axis, size)
-        picked = wide.gather(1, local.unsqueeze(1)).squeeze(1).masked_fill(~inside, 0.0)
-        sums = torch.stack([exponentials.sum(1), picked, wide.narrow(1, 0, own).sum(1)])
+        picked = scores.gather(1, local.unsqueeze(1)).squeeze(1).masked_fill(~inside, 0.0)
+        sums = torch.stack([exponentials.sum(1), picked, scores.narrow(1, 0, own).sum(1)])
         with communicating("all_reduce", axis.group, sums):
             axis.group.allreduce(sums).wait()
         total, picked, every = sums
@@ -127,6 +126,11 @@ class _CrossEntropy(torch.autograd.Function):
             gradient.narrow(1, 0, ctx.own).sub_(ctx.smoothing / ctx.size)
         gradient.scatter_add_(1, local.unsqueeze(1), inside.unsqueeze(1).to(softmax.dtype) * (ctx.smoothing - 1))
         return gradient.mul_(scale).to(ctx.dtype), None, None, None, None, None
+
+
+def wide(x: Tensor) -> Tensor:
+    """The tensor in at least 32 bits: like torch's kernels, sums and exponentials of half types need them."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _shifted_exponentials(x: Tensor, axis: Axis, size: int, dim: int = 1) -> tuple[Tensor, Tensor]:
@@ -150,15 +154,15 @@ def logsumexp(x: Tensor, dim: tuple[int, ...], keepdim: bool = False, *, axis: A
 class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, axis: Axis, size: int) -> Tensor:
-        exponentials, maxima = _shifted_exponentials(x, axis, size, dim)
+        exponentials, maxima = _shifted_exponentials(wide(x), axis, size, dim)
         total = exponentials.sum(dim)
         with communicating("all_reduce", axis.group, total):
             axis.group.allreduce([total]).wait()
         ctx.save_for_backward(exponentials.div_(total.unsqueeze(dim)))
-        ctx.dim = dim
-        return maxima + total.log()
+        ctx.dim, ctx.dtype = dim, x.dtype
+        return (maxima + total.log()).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (softmax,) = ctx.saved_tensors
-        return softmax * gradients[0].unsqueeze(ctx.dim), None, None, None
+        return (softmax * gradients[0].unsqueeze(ctx.dim)).to(ctx.dtype), None, None, None

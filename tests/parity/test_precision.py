@@ -17,7 +17,7 @@ from tests.ranks import run_ranks
 
 MODEL = "llama-float32"
 CLIP = 1.0
-PLANS = ["dp2", "m2/tp2", "pp2/m4/1f1b/dp1", "m2/dp2-zero1", "m2/dp2-zero2", "m2/dp2-zero3", "m2/tp2+sp"]
+PLANS = ["dp2", "m2/tp2", "pp2/m4/1f1b/dp1", "m2/dp2-zero1", "m2/dp2-zero2", "m2/dp2-zero3", "m2/tp2+sp", "m2/cp2"]
 
 
 def adamw(parameters) -> torch.optim.Optimizer:

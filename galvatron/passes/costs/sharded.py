@@ -20,8 +20,6 @@ from galvatron.passes.costs.events import Profile, collectives_s, kernels_s
 from galvatron.passes.costs.model import LayerCost, Tie
 from galvatron.passes.costs.profile import profile_graph
 from galvatron.passes.costs.state import (
-    ACCUMULATION_PASSES,
-    OPTIMIZER_PASSES,
     TrainedState,
     state_collectives,
     trained_state,
@@ -121,12 +119,12 @@ class ShardedCostModel:
         profile = self._profile(layer.cls, strategy)
         trained, other_bytes = self._state(layer, strategy)
         sent = state_collectives(trained.values())
-        gradient_bytes = sum(state.master_bytes for state in trained.values())
+        accumulation_bytes = sum(state.accumulation_bytes for state in trained.values())
         passing_bytes = sum(state.passing_bytes for state in trained.values())
         bandwidth = cluster.device.memory_bytes_per_s
         return LayerCost(
             forward_s=kernels_s(profile.forward, cluster, batch),
-            backward_s=kernels_s(profile.backward, cluster, batch) + ACCUMULATION_PASSES * gradient_bytes / bandwidth,
+            backward_s=kernels_s(profile.backward, cluster, batch) + accumulation_bytes / bandwidth,
             forward_communication_s=collectives_s((*profile.forward, *sent.forward), cluster, batch),
             backward_communication_s=collectives_s((*profile.backward, *sent.backward), cluster, batch),
             saved_bytes=profile.saved_bytes(batch),
@@ -155,7 +153,7 @@ class ShardedCostModel:
         return trained, other_bytes
 
     def _update_s(self, states: Iterable[TrainedState]) -> float:
-        return OPTIMIZER_PASSES * sum(s.trained_bytes for s in states) / self.cluster.device.memory_bytes_per_s
+        return sum(state.update_bytes for state in states) / self.cluster.device.memory_bytes_per_s
 
     def _tie(self, layer: int, strategy: Strategy, state: TrainedState) -> Tie:
         return Tie(

@@ -72,6 +72,17 @@ class TrainedState:
         """What the optimizer updates."""
         return self.master_bytes / self.ways
 
+    @property
+    def update_bytes(self) -> float:
+        """What an update moves; the master of another type is then read again to be rounded."""
+        rounding = self.master_bytes + self.value_bytes if self.has_master else 0
+        return OPTIMIZER_PASSES * self.trained_bytes + rounding / self.ways
+
+    @property
+    def accumulation_bytes(self) -> int:
+        """What a micro-batch moves to add up its gradient, which comes in the type of the values."""
+        return (ACCUMULATION_PASSES - 1) * self.master_bytes + self.value_bytes
+
 
 def trained_state(state: State, local: Value, mesh: tuple[Axis, ...], level: int) -> TrainedState:
     """What a trained parameter costs, kept as a formal of a sharded class."""

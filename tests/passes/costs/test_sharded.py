@@ -15,7 +15,7 @@ from galvatron.passes.annotate_costs import AnnotateCosts
 from galvatron.passes.costs.estimate import cost_model, estimate_plan
 from galvatron.passes.costs.model import LayerCost
 from galvatron.passes.costs.sharded import ShardedCostModel
-from tests.ir.programs import D, H, S, V, clustered
+from tests.ir.programs import D, H, S, V, clustered, rounded
 
 EMBEDDING, BLOCK, HEAD = 0, 1, 5
 
@@ -54,6 +54,23 @@ def test_tensor_parallelism_divides_parameters_and_communicates(model: ShardedCo
 def test_costs_depend_on_the_local_batch_only(model: ShardedCostModel) -> None:
     assert cost(model, BLOCK, "dp4", 8).saved_bytes == cost(model, BLOCK, "dp2", 4).saved_bytes
     assert cost(model, BLOCK, "dp4", 8).forward_s == cost(model, BLOCK, "dp2", 4).forward_s
+
+
+def test_masters_and_what_is_in_their_type(program: Program, model: ShardedCostModel) -> None:
+    """Per element 2 bytes that the layers read, and 4 each of master, gradient and two moments."""
+    assert program.cluster is not None
+    short = ShardedCostModel(rounded(program), program.cluster)
+    elements = 2 * D * H + D
+    assert cost(short, BLOCK, "dp1").state_bytes == 18 * elements
+    assert cost(short, BLOCK, "dp4-zero1").state_bytes == (2 + 4 + 12 / 4) * elements
+    assert cost(short, BLOCK, "dp4-zero3").state_bytes == 18 / 4 * elements
+    # Gradients are summed in the type of the masters, values gathered in that of the layers.
+    assert cost(short, BLOCK, "dp4").sync_s == pytest.approx(cost(model, BLOCK, "dp4").sync_s)
+    half, all_ = (short.cluster.collective_s("all_gather", size * elements, 4, 1) for size in (2, 4))
+    difference = cost(model, BLOCK, "dp4-zero1").sync_s - cost(short, BLOCK, "dp4-zero1").sync_s
+    assert difference == pytest.approx(all_ - half)
+    for of, moved in ((model, 7 * 4), (short, 7 * 4 + 4 + 2)):
+        assert cost(of, BLOCK, "dp1").update_s == pytest.approx(moved * elements / of.cluster.device.memory_bytes_per_s)
 
 
 def test_a_tied_parameter_is_paid_once_on_a_stage(model: ShardedCostModel) -> None:
