@@ -17,7 +17,7 @@ from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
-from galvatron.runtime import Executor
+from galvatron.runtime import Executor, StepMetrics
 
 BatchLike = Mapping[str, Any] | tuple[Any, ...]
 """One global batch: forward keyword arguments, or positional ones."""
@@ -85,6 +85,15 @@ class CompiledModel:
     def loss_scale(self) -> float | None:
         """What the gradient of the loss is multiplied by under `precision="fp16"`, None otherwise."""
         return None if self._executor.scaler is None else self._executor.scaler.scale
+
+    @property
+    def metrics(self) -> StepMetrics:
+        """Figures of the last step: loss, gradient norm, where the time went, memory of all ranks. Not collective.
+
+        Raises:
+            GalvatronError: there was no step yet.
+        """
+        return self._executor.metrics
 
     def full_state_dict(self, *, rank0_only: bool = False) -> dict[str, Tensor]:
         """The model's `state_dict`: whole tensors on the CPU, under the model's own names.

@@ -38,6 +38,10 @@ class RankError(GalvatronError):
     """Another rank of the job failed first; the message is that rank's error."""
 
 
+class NonFiniteError(GalvatronError):
+    """A step computed a number that is not finite; the message names the first layer, rank and micro-batch."""
+
+
 class VerifyError(GalvatronError):
     """A program breaks a rule of its form; the message shows the program with the line marked."""
 

@@ -131,9 +131,10 @@ def test_training_equals_eager():
         optimizer.zero_grad()
         loss = model(**new_batch(seed=seed))
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
         close(compiled.train_step(new_batch(seed=seed)), loss.detach())
+        assert compiled.metrics.gradient_norm == pytest.approx(float(norm), rel=1e-6)
     for name, value in compiled.full_state_dict().items():
         close(value, model.state_dict()[name], name)
 

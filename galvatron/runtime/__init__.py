@@ -16,6 +16,7 @@ from galvatron.runtime.executor import Executor
 from galvatron.runtime.limit import DEFAULT_TIMEOUT_S
 from galvatron.runtime.materialize import ModelState, materialize
 from galvatron.runtime.mesh import Axis, Mesh, World, build_mesh, initialize, shutdown
+from galvatron.runtime.metrics import StepMetrics
 from galvatron.runtime.random import Seed, seeded
 from galvatron.runtime.ring import scaled_dot_product_attention
 from galvatron.runtime.scaling import LossScaler
@@ -34,6 +35,7 @@ __all__ = [
     "Seed",
     "Sharded",
     "Stage",
+    "StepMetrics",
     "Summed",
     "World",
     "all_gather",

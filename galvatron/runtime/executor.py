@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from galvatron.errors import GalvatronError, PlanError
 from galvatron.runtime import failure, full_state
 from galvatron.runtime.activity import communicating, now
-from galvatron.runtime.clock import clock_of
 from galvatron.runtime.communication import phase
 from galvatron.runtime.held import HeldState
 from galvatron.runtime.inputs import batch_size, micro_batches_of, read_batch
 from galvatron.runtime.materialize import ModelState, materialize
+from galvatron.runtime.metrics import Meter, StepMetrics
 from galvatron.runtime.parameters import Parameters
 from galvatron.runtime.pipeline import Pipeline
 from galvatron.runtime.scaling import LossScaler
@@ -77,13 +77,22 @@ class Executor:
             ties = self._catalogue.tie_groups()
         self._copies = {name: len(holders) for name, holders in self._catalogue.holders.items()}
         now.stages = self.mesh.stages
-        now.clock = clock_of(self.mesh.world.device)
         blank = [name for name in self.held.state_specs if self.held.get(name).is_meta]
         with failure.guarded("start"):
             self._parameters = Parameters(stages, ties)
             if model is not None:
                 materialize(stages, model, blank, self._parameters.write)
+        self._meter = Meter(self.mesh.world, [self.held.get(name) for name in self.held.state_specs])
         self.optimizer = None if optimizer is None else _optimizer(optimizer, self._parameters.trained)
+
+    @property
+    def metrics(self) -> StepMetrics:
+        """Figures of the last step. Not collective.
+
+        Raises:
+            GalvatronError: there was none.
+        """
+        return self._meter.read()
 
     def forward_backward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Gradients of the loss on the global batch, without an update.
@@ -98,9 +107,10 @@ class Executor:
             PlanError: the batch does not fit the plan.
             RankError: another rank failed.
         """
-        loss, _ = self._run(batch, with_norm=False)
-        if self.scaler is not None:
-            self._parameters.scale_gradients(loss.new_tensor(1 / self.scaler.scale))
+        with self._meter.step(batch):
+            loss, _ = self._run(batch, with_norm=False)
+            if self.scaler is not None:
+                self._parameters.scale_gradients(loss.new_tensor(1 / self.scaler.scale))
         return loss
 
     def train_step(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -111,12 +121,12 @@ class Executor:
         if self.optimizer is None:
             raise GalvatronError("train_step needs an optimizer: pass `optimizer=` when compiling")
         scale = 1.0 if self.scaler is None else self.scaler.scale
-        loss, squared_norm = self._run(batch, with_norm=self.max_grad_norm is not None or self.scaler is not None)
-        if self.scaler is not None and not self.scaler.accepts(squared_norm):
-            return loss
-        self._parameters.unscale(scale, squared_norm.sqrt() / scale, self.max_grad_norm)
-        self.optimizer.step()
-        self._parameters.publish()
+        with self._meter.step(batch):
+            loss, squared_norm = self._run(batch, with_norm=self.max_grad_norm is not None or self.scaler is not None)
+            if self.scaler is None or self.scaler.accepts(squared_norm):
+                self._parameters.unscale(scale, squared_norm.sqrt() / scale, self.max_grad_norm)
+                self.optimizer.step()
+                self._parameters.publish()
         return loss
 
     def gradient_norm(self) -> Tensor:
@@ -177,9 +187,11 @@ class Executor:
             self._parameters.start(microbatches)
             local_loss = self._pipeline.run(keywords, samples, microbatches)
             self._parameters.finish()
-            totals = torch.stack([self._share_of_loss(local_loss), local_loss.new_zeros(())])
-            if with_norm:
-                totals[1] = self._parameters.squared_norm(self._copies)
+            totals = self._meter.totals(
+                self._share_of_loss(local_loss),
+                self._parameters.squared_norm(self._copies) if with_norm else None,
+                1.0 if self.scaler is None else self.scaler.scale,
+            )
             if self.mesh.world.size > 1:
                 with phase("totals"), communicating("all_reduce", dist.group.WORLD, totals):
                     dist.all_reduce(totals)

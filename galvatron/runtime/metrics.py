@@ -1,0 +1,151 @@
+"""Figures of the last step: what it found, where its time went, and how much memory the ranks needed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from galvatron.errors import GalvatronError
+from galvatron.runtime.activity import now
+from galvatron.runtime.clock import PendingTimes, clock_of
+from galvatron.runtime.mesh import World
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What is known of a step. Times are those of this rank, on its device, and add up:
+    `step_s = compute_s + exposed_communication_s + bubble_s`.
+
+    Attributes:
+        loss: on the whole batch, before the update.
+        gradient_norm: the global norm before clipping; None where the step did not need it.
+        step_s: from the call to the end of the update.
+        compute_s: everything but waiting. On an accelerator also the time for which it had nothing to do.
+        exposed_communication_s: waiting for collectives; what computation hides is not in it.
+        bubble_s: waiting for other stages of the pipeline, message times included.
+        peak_bytes: by rank, the most memory in use until the gradients of this step were there. On an accelerator what
+            torch has allocated (`torch.cuda.max_memory_allocated`); on the CPU by how much the process has grown at
+            most, its own slices of the model included, since it was compiled. None where the system does not tell.
+        samples: of the global batch.
+        tokens: elements of the first integer input with two dimensions (samples x positions); None without one.
+    """
+
+    loss: float
+    gradient_norm: float | None
+    step_s: float
+    compute_s: float
+    exposed_communication_s: float
+    bubble_s: float
+    peak_bytes: tuple[int, ...] | None
+    samples: int
+    tokens: int | None
+
+
+@dataclass(frozen=True)
+class _Step:
+    times: PendingTimes
+    totals: Tensor
+    norm_scale: float | None
+    samples: int
+    tokens: int | None
+
+
+class Meter:
+    """Measures the steps of one rank. What all ranks are to know travels with the loss, in the collective that a step
+    ends with anyway; figures are read when they are asked for.
+
+    Args:
+        state: parameters and buffers of this rank.
+    """
+
+    def __init__(self, world: World, state: Iterable[Tensor]) -> None:
+        self._world = world
+        self._clock = now.clock = clock_of(world.device)
+        self._peak_bytes = _peak_memory(world.device, sum(t.nbytes for t in state))
+        self._totals: Tensor | None = None
+        self._norm_scale: float | None = None
+        self._last: _Step | StepMetrics | None = None
+
+    @contextmanager
+    def step(self, batch: Mapping[str, Tensor]) -> Iterator[None]:
+        """Around one step, in which `totals` is called."""
+        now.clock = self._clock
+        self._clock.start_step()
+        yield
+        assert self._totals is not None
+        self._last = _Step(self._clock.end_step(), self._totals, self._norm_scale, *_sizes(batch))
+
+    def totals(self, loss: Tensor, squared_norm: Tensor | None, scale: float = 1.0) -> Tensor:
+        """What is to be summed over the world, as float64: this rank's shares of the loss and of the squared norm, and
+        its memory beside zeros for that of the others.
+
+        Args:
+            scale: gradients are this multiple of the true ones.
+        """
+        totals = loss.new_zeros(2 + self._world.size, dtype=torch.float64)
+        totals[0] = loss
+        if squared_norm is not None:
+            totals[1] = squared_norm
+        totals[2 + self._world.rank] = self._peak_bytes()
+        self._totals = totals
+        self._norm_scale = None if squared_norm is None else scale
+        return totals
+
+    def read(self) -> StepMetrics:
+        """The figures of the last step that ended.
+
+        Raises:
+            GalvatronError: there was none.
+        """
+        last = self._last
+        if last is None:
+            raise GalvatronError("there are no metrics before the first step")
+        if isinstance(last, _Step):
+            last = self._last = _read(last)
+        return last
+
+
+def _read(step: _Step) -> StepMetrics:
+    times = step.times.read()
+    loss, squared_norm, *peaks = step.totals.tolist()
+    return StepMetrics(
+        loss=loss,
+        gradient_norm=None if step.norm_scale is None else math.sqrt(squared_norm) / step.norm_scale,
+        step_s=times.step_s,
+        compute_s=times.step_s - times.communication_s - times.pipeline_s,
+        exposed_communication_s=times.communication_s,
+        bubble_s=times.pipeline_s,
+        peak_bytes=None if any(math.isnan(peak) for peak in peaks) else tuple(map(int, peaks)),
+        samples=step.samples,
+        tokens=step.tokens,
+    )
+
+
+def _sizes(batch: Mapping[str, Tensor]) -> tuple[int, int | None]:
+    """Samples and tokens of a batch."""
+    samples = next(value.size(0) for value in batch.values() if value.dim())
+    integers = (v for v in batch.values() if not (v.is_floating_point() or v.is_complex() or v.dtype == torch.bool))
+    return samples, next((v.size(0) * v.size(1) for v in integers if v.dim() == 2), None)
+
+
+def _peak_memory(device: torch.device, state_bytes: int) -> Callable[[], float]:
+    """A function for the most bytes in use so far; NaN if nobody knows.
+
+    The highest resident size of the process is forgotten first, since compiling may have needed more than training.
+    """
+    if device.type != "cpu":
+        return lambda: float(torch.accelerator.max_memory_allocated(device))
+    with suppress(OSError, ImportError, ValueError):
+        import resource
+
+        with open("/proc/self/statm") as file:
+            before = int(file.read().split()[1]) * resource.getpagesize() - state_bytes
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # see proc_pid_clear_refs(5)
+        return lambda: float(max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before))
+    return lambda: math.nan
