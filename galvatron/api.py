@@ -26,8 +26,8 @@ from galvatron.ir.program import Form, Program
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 from galvatron.passes import FRONT_END, LOWERING, PLANNING
-from galvatron.passes.costs.estimate import estimate_plan
-from galvatron.passes.costs.objective import StageReport
+from galvatron.passes.costs.estimate import estimate_plan, setting_of
+from galvatron.passes.costs.objective import StageReport, peak_bytes
 from galvatron.passes.pipeline import Pipeline
 from galvatron.runtime import failure
 from galvatron.runtime.inductor import compile_layers
@@ -48,7 +48,7 @@ NOMINAL_DEVICE = "a100-80g"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A prediction: seconds per step, peak bytes per device of each stage, and what both are made of."""
+    """A prediction: seconds per step, peak bytes per device of each pipeline rank, and what both are made of."""
 
     step_time_s: float
     peak_bytes: tuple[int, ...]
@@ -205,8 +205,9 @@ def estimate(
         GalvatronError: another argument is wrong.
     """
     costed = _costed(program, _required_cluster(cluster), global_batch_size)
-    step_time_s, stages = estimate_plan(costed, _fitted_plan(costed, _parsed_plan(plan)))
-    return Estimate(step_time_s, tuple(stage.peak_bytes for stage in stages), stages)
+    fitted = _fitted_plan(costed, _parsed_plan(plan))
+    step_time_s, stages = estimate_plan(costed, fitted)
+    return Estimate(step_time_s, peak_bytes(setting_of(costed, fitted), stages), stages)
 
 
 def emit(

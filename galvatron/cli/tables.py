@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def plan_table(plan: Plan, program: Program) -> Table:
-    """One row per stage and run of equal strategies: which layers, how, and the peak memory of each device."""
+    """One row per stage and run of equal strategies: which layers, how, and the peak memory of the devices that hold
+    it."""
     where = f" on {plan.cluster}" if plan.cluster else ""
     table = Table(
         title=f"{plan.world_size} devices{where}: pp{plan.pipeline_degree}, {plan.micro_batches} micro-batches, "
@@ -32,9 +33,10 @@ def plan_table(plan: Plan, program: Program) -> Table:
     table.add_column("strategy")
     if plan.peak_bytes is not None:
         table.add_column("peak memory", justify="right")
+    holders = plan.holders
     names = iter([layer.name for layer in planned_layers(program)])
     for index, stage in enumerate(plan.stages):
-        memory = format_bytes(plan.peak_bytes[index]) if plan.peak_bytes is not None else ""
+        memory = format_bytes(plan.peak_bytes[holders[index]]) if plan.peak_bytes is not None else ""
         for position, (strategy, count) in enumerate(runs(stage)):
             members = [next(names) for _ in range(count)]
             layers = members[0] if count == 1 else f"{members[0]} … {members[-1]} ({count})"

@@ -10,7 +10,7 @@ from galvatron.ir.plan import Plan
 from galvatron.ir.planning import check
 from galvatron.ir.program import Form, Program
 from galvatron.passes.costs.model import CostModel
-from galvatron.passes.costs.objective import Setting, StageReport, evaluate_plan
+from galvatron.passes.costs.objective import Setting, StageReport, evaluate_plan, peak_bytes
 
 
 def cost_model(program: Program) -> CostModel:
@@ -47,8 +47,12 @@ def estimate_plan(
     model = model or cost_model(program)
     world_size = program.cluster.world_size if program.cluster is not None else plan.world_size
     check(plan, program, world_size, program.batch_size)
-    setting = Setting(program.batch_size, plan.micro_batches, plan.schedule, plan.pipeline_degree)
-    return evaluate_plan(model, setting, plan.stages)
+    return evaluate_plan(model, setting_of(program, plan), plan.stages)
+
+
+def setting_of(program: Program, plan: Plan) -> Setting:
+    """What the plan says besides its stages, for the program's batch."""
+    return Setting(program.batch_size, plan.micro_batches, plan.schedule, plan.pipeline_degree)
 
 
 def with_predictions(plan: Plan, program: Program, model: CostModel) -> Plan:
@@ -58,5 +62,5 @@ def with_predictions(plan: Plan, program: Program, model: CostModel) -> Plan:
         plan,
         cluster=str(program.cluster or ""),
         step_time_s=step_time_s,
-        peak_bytes=tuple(stage.peak_bytes for stage in stages),
+        peak_bytes=peak_bytes(setting_of(program, plan), stages),
     )

@@ -28,12 +28,16 @@ class Linear:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel: its matmul FLOPs in an element type, and the bytes it reads and writes."""
+    """One kernel: its matmul FLOPs in an element type, and the bytes it reads and writes.
+
+    `of_weight` says that it makes the gradient of a weight, and nothing else.
+    """
 
     name: str
     dtype: str
     flop: Linear
     traffic_bytes: Linear
+    of_weight: bool = False
 
 
 @dataclass(frozen=True)

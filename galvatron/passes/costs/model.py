@@ -6,7 +6,7 @@ the sharded graphs; tests use tables.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -15,9 +15,9 @@ from galvatron.ir.strategy import Strategy
 
 @dataclass(frozen=True)
 class Tie:
-    """A parameter that an earlier layer holds too: what this layer does not pay when both are on one stage.
+    """A parameter that an earlier layer holds too: what this layer does not pay when both are on one device.
 
-    On different stages both pay, and `across_s` per step for the sum of their gradients on top.
+    On different pipeline ranks both pay, and `across_s` per step for the sum of their gradients on top.
     """
 
     layer: int
@@ -32,6 +32,7 @@ class LayerCost:
     """One layer under one strategy, on each device.
 
     Per micro-batch: seconds of compute and of collectives, forward and backward, those of its parameters included;
+    `weight_s`, the part of `backward_s` that no other layer waits for: products that are gradients of weights;
     `saved_bytes`, activations kept from forward to backward; `extra_bytes`, the peak of memory in use above that while
     the layer runs. Per step: `sync_s` of gradient synchronisation and `update_s` of the optimizer. Always:
     `state_bytes` of parameters, gradients, optimizer state and buffers.
@@ -39,6 +40,7 @@ class LayerCost:
 
     forward_s: float
     backward_s: float
+    weight_s: float = 0.0
     forward_communication_s: float = 0.0
     backward_communication_s: float = 0.0
     saved_bytes: float = 0.0
@@ -50,8 +52,12 @@ class LayerCost:
 
     def on_stage(self, begin: int) -> LayerCost:
         """The same with its ties settled, for a stage that begins at layer `begin`."""
-        together = [tie for tie in self.ties if tie.layer >= begin]
-        apart = [tie for tie in self.ties if tie.layer < begin]
+        return self.beside(lambda layer: layer >= begin)
+
+    def beside(self, here: Callable[[int], bool]) -> LayerCost:
+        """The same with its ties settled: `here` says which layers before it are on the same device."""
+        together = [tie for tie in self.ties if here(tie.layer)]
+        apart = [tie for tie in self.ties if not here(tie.layer)]
         return replace(
             self,
             state_bytes=self.state_bytes - sum(t.state_bytes for t in together),

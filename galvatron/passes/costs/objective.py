@@ -1,21 +1,24 @@
 """Step time and peak memory of a plan: the one objective, minimised by the search and reported by `estimate`.
 
-A stage takes its layers' seconds per micro-batch, with the conversions between them and, after the first stage, the
-transfer of what it receives. The pipeline takes `Σ stages + (m - 1) · max stage` (every stage once, then the slowest
-m - 1 times; GPipe and 1F1B alike, Narayanan et al. 2021) and then the longest gradient synchronisation and update.
+A stage takes its layers' seconds per micro-batch, with the conversions between them and the transfer of what it
+receives from another rank. The pipeline takes what its schedule makes of that (`timeline`), and then the longest
+gradient synchronisation and update.
 
-A device of stage p holds its state, for each micro-batch in flight what its layers save, what the stage keeps together
-and sends on, and the largest working memory of a layer.
+A device holds the state of its stages, for each micro-batch in flight on one of them what its layers save, what the
+stage keeps together and sends on, and the largest working memory of a layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.costs.model import CostModel, LayerCost
+from galvatron.passes.costs.timeline import StageTimes, pipeline_s
 from galvatron.passes.sharding.ties import agreement
+from galvatron.schedules import Schedule, held_over_time, in_flight, orders
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class LayerReport:
 class StageReport:
     """One stage of an estimate: seconds per micro-batch by kind, seconds once per step, and bytes per device.
 
-    `bubble_s` is the part of the step in which the stage waits for others.
+    `bubble_s` is the part of the step in which its device waits for others, whichever of its stages it has to run.
     """
 
     layers: tuple[LayerReport, ...]
@@ -59,7 +62,7 @@ class StageReport:
 
     @property
     def peak_bytes(self) -> int:
-        """Peak memory of one device."""
+        """Peak memory of one device that holds this stage alone; see `peak_bytes`."""
         return round(self.state_bytes + self.activation_bytes + self.extra_bytes)
 
 
@@ -77,19 +80,19 @@ class Setting:
         """Samples of one micro-batch."""
         return self.global_batch_size // self.micro_batches
 
+    @cached_property
+    def order(self) -> Schedule:
+        """The schedule."""
+        return Schedule.parse(self.schedule)
+
+    @cached_property
+    def holders(self) -> tuple[int, ...]:
+        """For each stage, the pipeline rank that holds it."""
+        return self.order.holders(self.pipeline_degree)
+
     def in_flight(self, stage: int) -> int:
-        """Micro-batches whose activations a stage holds at once: all of them under GPipe, one per stage from here to
-        the last under 1F1B."""
-        if self.schedule == "gpipe":
-            return self.micro_batches
-        return min(self.pipeline_degree - stage, self.micro_batches)
-
-
-def step_time_s(stages: Sequence[tuple[float, float]], micro_batches: int) -> float:
-    """Step time from each stage's (seconds per micro-batch, seconds per step)."""
-    per_micro_batch = [seconds for seconds, _ in stages]
-    pipeline_s = sum(per_micro_batch) + (micro_batches - 1) * max(per_micro_batch)
-    return pipeline_s + max(seconds for _, seconds in stages)
+        """Micro-batches whose activations a stage holds at once."""
+        return in_flight(self.order, self.pipeline_degree, self.micro_batches)[stage]
 
 
 def settled(model: CostModel, strategies: Sequence[Strategy]) -> CostModel:
@@ -103,17 +106,45 @@ def evaluate_plan(
 ) -> tuple[float, tuple[StageReport, ...]]:
     """Step time of a plan in seconds, and a report per stage; `model` may be for any answer about ties."""
     model = settled(model, [strategy for strategies in stages for strategy in strategies])
-    parts: list[dict] = []
+    reports: list[StageReport] = []
     begin, previous = 0, None
+    places = [holder for holder, strategies in zip(setting.holders, stages, strict=True) for _ in strategies]
     for stage, strategies in enumerate(stages):
-        parts.append(_stage(model, setting, stage, begin, tuple(strategies), previous))
+        reports.append(_stage(model, setting, stage, begin, tuple(strategies), previous, places))
         begin, previous = begin + len(strategies), strategies[-1]
-    times = [(p["compute_s"] + p["communication_s"] + p["transfer_s"], p["sync_s"] + p["update_s"]) for p in parts]
-    total_s = step_time_s(times, setting.micro_batches)
+    once_s, busy_s = [0.0] * setting.pipeline_degree, [0.0] * setting.pipeline_degree
+    for holder, report in zip(setting.holders, reports, strict=True):
+        once_s[holder] += report.step_s
+        busy_s[holder] += setting.micro_batches * report.micro_batch_s + report.step_s
+    times = [_times(report) for report in reports]
+    total_s = pipeline_s(setting.order, setting.pipeline_degree, setting.micro_batches, times) + max(once_s)
     return total_s, tuple(
-        StageReport(**p, bubble_s=total_s - setting.micro_batches * micro_s - step_s)
-        for p, (micro_s, step_s) in zip(parts, times, strict=True)
+        replace(report, bubble_s=total_s - busy_s[holder])
+        for holder, report in zip(setting.holders, reports, strict=True)
     )
+
+
+def peak_bytes(setting: Setting, stages: Sequence[StageReport]) -> tuple[int, ...]:
+    """Peak memory of a device of each pipeline rank: the stages that it holds do not peak at the same moment."""
+    if setting.order.stages_per_rank == 1:
+        return tuple(stage.peak_bytes for stage in stages)
+    peaks: list[int] = []
+    for rank, order in enumerate(orders(setting.order, setting.pipeline_degree, setting.micro_batches)):
+        own = {i: stage for i, stage in enumerate(stages) if setting.holders[i] == rank}
+        kept = {i: stage.activation_bytes / stage.in_flight for i, stage in own.items()}
+        activations = max(sum(n * kept[i] for i, n in held.items()) for held in held_over_time(order))
+        state = sum(stage.state_bytes for stage in own.values())
+        peaks.append(round(state + activations + max(stage.extra_bytes for stage in own.values())))
+    return tuple(peaks)
+
+
+def _times(report: StageReport) -> StageTimes:
+    """What the actions of a schedule take; conversions and transfers are as long forward as backward."""
+    costs = [layer.cost for layer in report.layers]
+    between_s = (report.transfer_s + sum(layer.conversion_s for layer in report.layers)) / 2
+    forward_s = between_s + sum(cost.forward_s + cost.forward_communication_s for cost in costs)
+    weight_s = sum(cost.weight_s for cost in costs)
+    return StageTimes(forward_s, report.micro_batch_s - forward_s - weight_s, weight_s)
 
 
 def _stage(
@@ -123,35 +154,39 @@ def _stage(
     begin: int,
     strategies: tuple[Strategy, ...],
     previous: Strategy | None,
-) -> dict:
-    """The fields of a `StageReport` but `bubble_s`; `previous` is the last strategy of the stage before."""
-    size, in_flight = setting.micro_batch, setting.in_flight(stage)
+    places: Sequence[int],
+) -> StageReport:
+    """The report of a stage but for its bubble; `previous` is the last strategy of the stage before, `places` are the
+    pipeline ranks of all layers."""
+    size, held, place = setting.micro_batch, setting.in_flight(stage), setting.holders[stage]
     layers: list[LayerReport] = []
     compute_s = communication_s = sync_s = update_s = state_bytes = 0.0
-    activation_bytes = in_flight * model.boundary_bytes(begin + len(strategies), strategies[-1], size)
+    activation_bytes = held * model.boundary_bytes(begin + len(strategies), strategies[-1], size)
     before = previous
     for index, strategy in enumerate(strategies, begin):
-        cost = model.layer(index, strategy, size).on_stage(begin)
+        cost = model.layer(index, strategy, size).beside(lambda layer: places[layer] == place)
         conversion_s = model.conversion_s(index, before, strategy, size) if before is not None else 0.0
         layers.append(LayerReport(index, strategy, cost, conversion_s))
         compute_s += cost.compute_s
         communication_s += cost.communication_s + conversion_s
-        activation_bytes += in_flight * cost.saved_bytes
+        activation_bytes += held * cost.saved_bytes
         if before != strategy or index == begin:
-            activation_bytes += in_flight * model.shared_bytes(strategy, size)
+            activation_bytes += held * model.shared_bytes(strategy, size)
         sync_s += cost.sync_s
         update_s += cost.update_s
         state_bytes += cost.state_bytes
         before = strategy
-    return {
-        "layers": tuple(layers),
-        "compute_s": compute_s,
-        "communication_s": communication_s,
-        "transfer_s": model.transfer_s(begin, previous, size) if previous is not None else 0.0,
-        "sync_s": sync_s,
-        "update_s": update_s,
-        "in_flight": in_flight,
-        "state_bytes": state_bytes,
-        "activation_bytes": activation_bytes,
-        "extra_bytes": max(report.cost.extra_bytes for report in layers),
-    }
+    arrives = previous is not None and setting.holders[stage - 1] != place
+    return StageReport(
+        layers=tuple(layers),
+        compute_s=compute_s,
+        communication_s=communication_s,
+        transfer_s=model.transfer_s(begin, previous, size) if arrives and previous is not None else 0.0,
+        sync_s=sync_s,
+        update_s=update_s,
+        bubble_s=0.0,
+        in_flight=held,
+        state_bytes=state_bytes,
+        activation_bytes=activation_bytes,
+        extra_bytes=max(report.cost.extra_bytes for report in layers),
+    )

@@ -11,7 +11,7 @@ import math
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -78,6 +78,7 @@ class _Event:
     axis: Axis | None
     flop: float
     size_bytes: float
+    of_weight: bool = False
 
 
 def _fit_events(batches: tuple[int, int], first: list[_Event], second: list[_Event]) -> tuple[Kernel | Collective, ...]:
@@ -95,7 +96,7 @@ def _fit_events(batches: tuple[int, int], first: list[_Event], second: list[_Eve
         if b.axis is not None:
             fitted.append(Collective(b.name, b.axis, size_bytes))
         else:
-            fitted.append(Kernel(b.name, b.dtype, Linear.through(batches, (a.flop, b.flop)), size_bytes))
+            fitted.append(Kernel(b.name, b.dtype, Linear.through(batches, (a.flop, b.flop)), size_bytes, b.of_weight))
     return tuple(fitted)
 
 
@@ -161,10 +162,10 @@ class _Run:
     def _backward(self, outputs: list[torch.Tensor], values: dict[str, torch.Tensor]) -> None:
         if not outputs:
             return
-        self.watch.events = self.observed.backward
+        self.watch.record_in(self.observed.backward)
         before = self.watch.live_bytes
         self.watch.peak_bytes = before
-        with _gradients_leave_at_once(values.values()):
+        with _gradients_leave_at_once(values.values(), self.watch):
             gradients = [torch.empty_like(t) for t in outputs]
             torch.autograd.backward(outputs, gradients)
         self.observed.backward_extra_bytes = max(0, self.watch.peak_bytes - before)
@@ -208,10 +209,12 @@ class _Collective(torch.autograd.Function):
 
 
 @contextmanager
-def _gradients_leave_at_once(leaves: Any) -> Iterator[None]:
+def _gradients_leave_at_once(leaves: Any, watch: _Watch) -> Iterator[None]:
     """The gradient of each leaf is freed when it is complete: the accumulated ones count as state, not as a peak."""
 
     def drop(leaf: torch.Tensor) -> None:
+        assert leaf.grad is not None
+        watch.made_gradient(leaf.grad)
         leaf.grad = None
 
     handles = [t.register_post_accumulate_grad_hook(drop) for t in leaves if t.requires_grad]
@@ -234,6 +237,7 @@ class _Watch(TorchDispatchMode):
         self.live_bytes = 0
         self.peak_bytes = 0
         self._seen: dict[int, Any] = {}
+        self._matmuls: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -256,7 +260,19 @@ class _Watch(TorchDispatchMode):
             operands[0] = results[0]
         touched = sum(_size_bytes(t) for t in (*operands, *results))
         dtype = _IR_DTYPES.get((operands or results)[0].dtype, "f32")
+        if name == "mm":
+            self._matmuls[results[0].untyped_storage()._cdata] = len(self.events)
         self.events.append(_Event(name, dtype, None, kernel_flop(func, args, kwargs, out), touched))
+
+    def made_gradient(self, gradient: torch.Tensor) -> None:
+        """Marks the product of matrices that a gradient is, if it is one."""
+        position = self._matmuls.get(gradient.untyped_storage()._cdata)
+        if position is not None:
+            self.events[position] = replace(self.events[position], of_weight=True)
+
+    def record_in(self, events: list[_Event]) -> None:
+        """Lists what comes next elsewhere."""
+        self.events, self._matmuls = events, {}
 
     def collective(self, kind: str | None, axis: Axis, payload_bytes: int) -> None:
         if kind is not None:
@@ -277,6 +293,7 @@ class _Watch(TorchDispatchMode):
 
     def _free(self, key: int, size: int) -> None:
         self._seen.pop(key, None)
+        self._matmuls.pop(key, None)
         self.live_bytes -= size
 
 

@@ -16,7 +16,7 @@ from galvatron.ir.planning import planned_layers
 from galvatron.ir.program import Layer, LayerClass, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import evaluate
-from galvatron.passes.costs.events import Profile, collectives_s, kernels_s
+from galvatron.passes.costs.events import Kernel, Profile, collectives_s, kernels_s
 from galvatron.passes.costs.model import LayerCost, Tie
 from galvatron.passes.costs.profile import profile_graph
 from galvatron.passes.costs.state import (
@@ -125,6 +125,7 @@ class ShardedCostModel:
         return LayerCost(
             forward_s=kernels_s(profile.forward, cluster, batch),
             backward_s=kernels_s(profile.backward, cluster, batch) + accumulation_bytes / bandwidth,
+            weight_s=kernels_s((e for e in profile.backward if isinstance(e, Kernel) and e.of_weight), cluster, batch),
             forward_communication_s=collectives_s((*profile.forward, *sent.forward), cluster, batch),
             backward_communication_s=collectives_s((*profile.backward, *sent.backward), cluster, batch),
             saved_bytes=profile.saved_bytes(batch),
