@@ -11,7 +11,7 @@ from galvatron.codegen.runs import INDEX
 from galvatron.codegen.sizes import Sizes, batch_input_of, batch_input_shape
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Value
-from galvatron.ir.layout import Axis, Shard
+from galvatron.ir.layout import Axis, Shard, nameable_axes
 from galvatron.ir.program import Layer, LayerClass, Program, Stage, When
 from galvatron.ir.types import Dim
 
@@ -127,19 +127,21 @@ def bind_names(program: Program, stage: Stage, sizes: Sizes) -> Bindings:
 
 def stage_mesh(program: Program, stage: Stage) -> tuple[Axis, ...]:
     """The distinct axes that the stage's code names, outermost first."""
-    found = {axis for layer in stage.layers for axis in program.class_of[layer.cls].mesh}
+    found = {axis for layer in stage.layers for axis in nameable_axes(program.class_of[layer.cls].mesh)}
     found.update(axis for state in stage.state for axis in state.mesh)
     return tuple(sorted(found, key=lambda axis: (-axis.stride, -axis.size, axis.name)))
 
 
 def _axis_names(program: Program, stage: Stage) -> dict[Axis, str]:
-    """`tp`, or `tp2` beside another tp, or `tp2_4` (stride 4) beside another of size 2."""
+    """`tp`, or `tp2` beside another tp, or `tp2_4` (stride 4) beside another of size 2; sub-axes are `tp_0`, `tp_0_2`
+    and so on."""
     axes = stage_mesh(program, stage)
     scope = Scope(taken=("mesh", INDEX))
     names: dict[Axis, str] = {}
     for axis in axes:
         twins = [a for a in axes if a.name == axis.name]
-        wish = axis.name if len(twins) == 1 else f"{axis.name}{axis.size}"
+        of_size = f"{axis.name}{axis.size}" if axis.name == axis.parent else f"{axis.name}_{axis.size}"
+        wish = axis.name if len(twins) == 1 else of_size
         if sum(a.size == axis.size for a in twins) > 1:
             wish += f"_{axis.stride}"
         names[axis] = scope.bind(str(axis), wish)

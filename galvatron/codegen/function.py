@@ -13,6 +13,7 @@ from galvatron.codegen.layout import INDENT, WIDTH, call, lines, prefixed, tuple
 from galvatron.codegen.names import Scope, shortest_suffixes
 from galvatron.codegen.ops import OpPrinter
 from galvatron.ir.graph import Arg, Graph, Op, Source
+from galvatron.ir.layout import nameable_axes
 from galvatron.ir.program import LayerClass
 from galvatron.ir.random import is_random
 from galvatron.ir.types import BATCH, LOCAL_BATCH
@@ -159,4 +160,4 @@ def _axes_used(cls: LayerClass) -> tuple[str, ...]:
         axes = op.kwarg("axes")
         assert isinstance(axes, tuple)
         used.update(axes)
-    return tuple(axis.name for axis in cls.mesh if axis.name in used)
+    return tuple(axis.name for axis in nameable_axes(cls.mesh) if axis.name in used)

@@ -13,7 +13,7 @@ from galvatron.codegen.expressions import print_expression, share
 from galvatron.codegen.layout import WIDTH, Brackets, Text, call, lines, prefixed, tuple_of
 from galvatron.codegen.runs import INDEX, chain, first_number, quoted, runs, template
 from galvatron.codegen.sizes import MICRO_BATCH, Sizes, local_sizes
-from galvatron.ir.layout import BROADCAST, PARTIAL, Placement, Shard
+from galvatron.ir.layout import BROADCAST, PARTIAL, Placement, Shard, nameable_axes
 from galvatron.ir.program import Layer, Program, Stage, StateLayout, Transfer, When
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
@@ -175,7 +175,7 @@ def _recompute(bindings: Bindings, layer: Layer) -> str:
 
 
 def _axis_variable(bindings: Bindings, layer: Layer, name: str) -> str:
-    return next(bindings.axes[axis] for axis in bindings.cls(layer).mesh if axis.name == name)
+    return next(bindings.axes[axis] for axis in nameable_axes(bindings.cls(layer).mesh) if axis.name == name)
 
 
 def _placement(placement: Placement, trained: bool) -> str:

@@ -18,7 +18,10 @@ that axis once per step; that is how gradient synchronisation groups are derived
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.types import Dim, exact_quotient
@@ -30,6 +33,9 @@ class Axis:
 
     A rank's coordinate on the axis is `(rank // stride) % size`, with `rank` counted inside the stage. Axes of
     different strategies with equal size and stride are the same groups of ranks.
+
+    An axis may be cut into nested sub-axes: `tp=4@1` into `tp.0=2@2` and `tp.1=2@1`, outermost first. A mesh has the
+    sub-axes; collectives may name one of them, or all of them together by the name before the dot.
     """
 
     name: str
@@ -44,6 +50,18 @@ class Axis:
         Context parallelism shards the sequence so, because under a causal mask the pieces then mean equal work.
         """
         return self.name == "cp"
+
+    @property
+    def parent(self) -> str:
+        """The axis that a sub-axis is cut from, `tp` for `tp.0`; the own name of any other."""
+        return self.name.partition(".")[0]
+
+    def cut(self, size: int) -> tuple[Axis, Axis]:
+        """The outermost sub-axis, of `size` ranks, and what is left: the last sub-axis, unless it is cut again."""
+        name, _, number = self.name.partition(".")
+        first = int(number or 0)
+        left = self.size // size
+        return Axis(f"{name}.{first}", size, self.stride * left), Axis(f"{name}.{first + 1}", left, self.stride)
 
     def coordinate(self, rank: int) -> int:
         return (rank // self.stride) % self.size
@@ -129,6 +147,22 @@ def local_outer(layout: Layout, mesh: tuple[Axis, ...], position: int) -> Dim:
     return outer
 
 
+def contiguous(layout: Layout, mesh: tuple[Axis, ...]) -> Layout:
+    """The layout with one spelling for what sub-axes cut: where one takes a factor whole and the next one cuts the
+    factor inside it, both cut the two factors seen as one (key heads, then each one's query heads: all query heads)."""
+    spelled: list[Placement] = []
+    ways = 1
+    for i, placement in enumerate(layout):
+        outer = spelled[i - 1] if i and mesh[i].parent == mesh[i - 1].parent else None
+        if not isinstance(placement, Shard) or not isinstance(outer, Shard) or placement.dim != outer.dim:
+            ways = 1
+        elif placement == layout[i - 1] or exact_quotient(placement.outer, outer.outer) == ways:
+            placement = outer
+        spelled.append(placement)
+        ways *= mesh[i].size
+    return tuple(spelled)
+
+
 def padded_part(size: Dim, ways: int) -> int | None:
     """How many elements each of `ways` ranks has of a padded shard; None where nothing is to be padded, or a rank would
     have nothing but filler."""
@@ -181,6 +215,53 @@ def global_shape(shape: tuple[Dim, ...], layout: Layout, mesh: tuple[Axis, ...])
 def gradientless(layout: Layout) -> Layout:
     """The layout of a value that has no gradient: `R'` and `R` are the same."""
     return tuple(REPLICATE if p == BROADCAST else p for p in layout)
+
+
+def positions(mesh: tuple[Axis, ...], name: str) -> tuple[int, ...]:
+    """The places in a mesh of what a collective calls `name`: one axis, or all sub-axes of one; empty for none."""
+    own = tuple(i for i, axis in enumerate(mesh) if axis.name == name)
+    return own or tuple(i for i, axis in enumerate(mesh) if axis.parent == name)
+
+
+def nameable_axes(mesh: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """Every axis that a collective may name, outermost first: those of the mesh, and before its sub-axes the axis that
+    they are cut from."""
+    axes: list[Axis] = []
+    for name, parts in groupby(mesh, key=lambda axis: axis.parent):
+        run = list(parts)
+        axes += [_whole(name, run), *run] if len(run) > 1 else run
+    return tuple(axes)
+
+
+def uncut_mesh(mesh: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """The mesh with every cut axis whole again."""
+    return tuple(_whole(name, list(parts)) for name, parts in groupby(mesh, key=lambda axis: axis.parent))
+
+
+def joined(mesh: tuple[Axis, ...], *layouts: Layout) -> tuple[tuple[Axis, ...], list[tuple[int, ...]]]:
+    """The coarsest mesh on which the layouts can be told: sub-axes of one axis on which each of them has one placement
+    are one axis. With each of its axes the positions that it has in `mesh`."""
+    axes: list[Axis] = []
+    groups: list[tuple[int, ...]] = []
+    for name, run in groupby(range(len(mesh)), key=lambda i: mesh[i].parent):
+        parts = tuple(run)
+        if all(layout[i] == layout[parts[0]] for layout in layouts for i in parts):
+            axes.append(_whole(name, [mesh[i] for i in parts]))
+            groups.append(parts)
+        else:
+            axes += [mesh[i] for i in parts]
+            groups += [(i,) for i in parts]
+    return tuple(axes), groups
+
+
+def joined_layout(layout: Layout, mesh: tuple[Axis, ...]) -> tuple[Layout, tuple[Axis, ...]]:
+    """A layout on the coarsest mesh on which it can be told, with that mesh."""
+    coarse, groups = joined(mesh, layout)
+    return tuple(layout[group[0]] for group in groups), coarse
+
+
+def _whole(name: str, parts: Sequence[Axis]) -> Axis:
+    return parts[0] if len(parts) == 1 else Axis(name, math.prod(a.size for a in parts), parts[-1].stride)
 
 
 def joint_mesh(*meshes: tuple[Axis, ...]) -> tuple[Axis, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from galvatron.errors import PlanError
-from galvatron.ir.layout import gradientless, joint_mesh, on_mesh
+from galvatron.ir.layout import gradientless, joined_layout, joint_mesh, on_mesh
 from galvatron.ir.program import Form, Layer, Program, Stage, StateLayout, Transfer
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.zero import summed_axes
@@ -77,8 +77,9 @@ def _state_layouts(program: Program, group: list[Layer], levels: dict[str, int])
         for name, formal in zip(layer.state, cls.graph.state, strict=True):
             assert formal.layout is not None
             layout = formal.layout if program.state_of[name].trainable else gradientless(formal.layout)
-            zero = levels.get(name, 0) if summed_axes(layout, cls.mesh) else 0
-            here = StateLayout(name, cls.mesh, layout, zero)
+            layout, axes = joined_layout(layout, cls.mesh)
+            zero = levels.get(name, 0) if summed_axes(layout, axes) else 0
+            here = StateLayout(name, axes, layout, zero)
             there = kept.setdefault(name, here)
             mesh = joint_mesh(here.mesh, there.mesh)
             if on_mesh(here.layout, here.mesh, mesh) != on_mesh(there.layout, there.mesh, mesh):

@@ -62,7 +62,11 @@ class StateSpec:
 
     @property
     def sharded(self) -> tuple[tuple[Axis, Sharded], ...]:
-        return tuple((axis, place) for axis, place in self.placements if isinstance(place, Sharded))
+        """The slices, in the order in which the whole tensor is cut into them: `outer` counts slices of the whole, so
+        that of two factors of one dimension the inner is cut first; of one factor the outer axis has the larger part.
+        """
+        places = [(axis, place) for axis, place in self.placements if isinstance(place, Sharded)]
+        return tuple(sorted(places, key=lambda cut: -cut[1].outer))
 
     @property
     def summed(self) -> tuple[Axis, ...]:

@@ -171,6 +171,11 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (with_class(sharded(), f"block{SUFFIX}", mesh=(Axis("a", 2, 2), Axis("a", 2, 1))), "one name", "@block"),
         (with_class(sharded(), f"block{SUFFIX}", mesh=(Axis("a", 2, 1), Axis("c", 2, 1))), "no axes", "@block"),
         (with_class(sharded(), f"block{SUFFIX}", mesh=(Axis("a", 0, 2), Axis("c", 2, 1))), "no axes", "@block"),
+        (with_class(sharded(), f"block{SUFFIX}", mesh=(Axis("a", 2, 2), Axis("a.0", 2, 1))), "one name", "@block"),
+        (
+            with_class(sharded(), f"block{SUFFIX}", mesh=(Axis("a.0", 2, 4), Axis("a.1", 2, 1))),
+            "a.0=2@4 and a.1=2@1 are no nested parts of one axis", "@block",
+        ),
     ],
     "layouts-present": [
         (with_value(clustered(), "block", "x", layout=(REPLICATE,)), "not sharded", "input %x"),
@@ -225,6 +230,10 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
             "leads to R', but %sum is R on tp", "%sum",
         ),
         (with_op(sharded(), f"block{SUFFIX}", "sum", kwargs=(("axis", "tp"), ("grad", "x"))), "grad must be", "%sum"),
+        (
+            with_class(sharded(), f"block{SUFFIX}", mesh=(Axis("tp.0", 2, 2), Axis("tp.1", 2, 1))),
+            "%x and %copy are not placed alike on the parts of tp", "%copy",
+        ),
         (
             with_op(sharded(), f"block{SUFFIX}", "sum", result_value={"layout": (REPLICATE, REPLICATE)}),
             "changes the placement on dp", "%sum",

@@ -285,6 +285,11 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "shared": lambda: Subject(Shared().double(), _tokens),
     "llama-12-heads": _hugging_face("llama", hidden_size=48, num_attention_heads=12, num_key_value_heads=6, head_dim=4),
     "llama-1-key-head": _hugging_face("llama", num_key_value_heads=1),
+    "llama-8-heads": _hugging_face("llama", mask=False, num_attention_heads=8, head_dim=4),
+    # Four key heads with three query heads each, and hidden units that three does not divide.
+    "llama-uneven": _hugging_face(
+        "llama", hidden_size=48, num_attention_heads=12, num_key_value_heads=4, head_dim=4, intermediate_size=50
+    ),
     "llama-97": _hugging_face("llama", mask=False, vocab_size=97),
     "gpt2-101": _hugging_face("gpt2", mask=False, vocab_size=101, tie_word_embeddings=False),
     "gpt2-tied-101": _hugging_face("gpt2", mask=False, vocab_size=101),

@@ -70,6 +70,13 @@ def test_mixture_of_all_roles_equals_eager(model: str, stages: int, first: int) 
     check(model, mixture(layer_count(model), stages, ALL_ROLES, first))
 
 
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("model", ["llama-8-heads", "llama-1-key-head"])
+def test_replicated_key_heads_beside_other_layers(model: str, first: int) -> None:
+    choices = {4: ["tp4", "dp2-tp2", "tp4+sp", "tp2-dp2"], 2: ["tp2"]}
+    check(model, mixture(layer_count(model), 1, choices, first))
+
+
 @pytest.mark.parametrize("plan", some_slow(THREE_AXES[:1], THREE_AXES))
 @pytest.mark.parametrize("model", ["gpt", "llama"])
 def test_three_axes_equal_eager(model: str, plan: str) -> None:

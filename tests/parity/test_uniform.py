@@ -64,9 +64,13 @@ def test_degrees_that_are_no_powers_of_two(plan: str) -> None:
 
 
 @pytest.mark.parametrize("plan", ["m2/dp2-tp2", "m2/tp4", "m2/tp4+sp", "m2/cp2-tp2", "m2/ulysses2-tp2"])
-@pytest.mark.parametrize("model", ["llama", "llama-1-key-head"])
+@pytest.mark.parametrize("model", ["llama", "llama-1-key-head", "llama-8-heads"])
 def test_more_ranks_than_key_heads(model: str, plan: str) -> None:
     check(model, plan)
+
+
+def test_a_matrix_cut_by_two_factors_of_one_dimension() -> None:
+    check("llama-uneven", "m2/tp6", global_batch_size=12)
 
 
 @pytest.mark.parametrize("plan", ["m2/tp4+sp", "m2/ulysses4", "m2/cp4", "m2/dp2-tp2+sp", "m2/dp2-cp2"])

@@ -10,7 +10,7 @@ import sympy
 from galvatron.errors import did_you_mean
 from galvatron.ir.collectives import COLLECTIVES, result_shape
 from galvatron.ir.graph import Const, Graph, Op, Ref, Value
-from galvatron.ir.layout import Axis, Layout, Placement, Shard, local_outer
+from galvatron.ir.layout import Axis, Layout, Placement, Shard, joined, local_outer, nameable_axes, positions
 from galvatron.ir.padding import paddable
 from galvatron.ir.random import is_random, random_problem
 from galvatron.ir.spmd import is_spmd
@@ -149,10 +149,17 @@ def result_types(scope: Scope) -> Iterator[Violation]:
 
 
 def mesh_axes(scope: Scope) -> Iterator[Violation]:
-    """The axes of a mesh have names of their own, at least two devices each, and share no device distance."""
+    """The axes of a mesh have names of their own, at least two devices each, and share no device distance.
+
+    Sub-axes of one axis follow one another and leave no device out.
+    """
     mesh = scope.mesh or ()
-    if len({axis.name for axis in mesh}) < len(mesh):
+    names = [axis.name for axis in nameable_axes(mesh)]
+    if len(set(names)) < len(names):
         yield ("class", scope.owner), "two axes of the mesh have one name"
+    for outer, inner in zip(mesh, mesh[1:], strict=False):
+        if outer.parent == inner.parent and outer.stride != inner.size * inner.stride:
+            yield ("class", scope.owner), f"{outer} and {inner} are no nested parts of one axis"
     spans = sorted((axis.stride, axis.size) for axis in mesh)
     nested = all(stride * size <= after for (stride, size), (after, _) in zip(spans, spans[1:], strict=False))
     if not nested or any(stride < 1 or size < 2 for stride, size in spans):
@@ -205,8 +212,7 @@ def _padding_problem(op: Op, scope: Scope) -> str:
                 return f"would count the filler of %{operand.name}, {_shown(operand)}"
             read |= axes
     if is_spmd(op.target):
-        own = [i for i, axis in enumerate(scope.mesh or ()) if axis.name == op.kwarg("axis")]
-        read -= set(own)
+        read -= set(positions(scope.mesh or (), str(op.kwarg("axis"))))
     for value in op.results:
         if _padded_axes(value) != read:
             return f"%{value.name} must be padded on the axes on which its operands are, but is {_shown(value)}"
@@ -215,8 +221,7 @@ def _padding_problem(op: Op, scope: Scope) -> str:
 
 def _is_along_others(op: Op, axes: set[int], scope: Scope) -> bool:
     """Whether an op is a collective on none of the axes: it treats all filler of a dimension alike."""
-    names = {axis.name for i, axis in enumerate(scope.mesh or ()) if i in axes}
-    return op.target.startswith("comm.") and op.kwarg("axis") not in names
+    return op.target.startswith("comm.") and not axes & set(positions(scope.mesh or (), str(op.kwarg("axis"))))
 
 
 def _padded_axes(value: Value) -> set[int]:
@@ -228,7 +233,10 @@ def _shown(value: Value) -> str:
 
 
 def collectives(scope: Scope) -> Iterator[Violation]:
-    """Collectives name a mesh axis and lead between the placements of `ir.collectives`; other axes stay as they are."""
+    """Collectives name an axis, perhaps one of sub-axes, and lead between the placements of `ir.collectives`.
+
+    Other axes stay as they are.
+    """
     for index, op in enumerate(scope.graph.ops):
         if op.target in COLLECTIVES and (problem := _collective_problem(op, scope)):
             yield ("op", scope.owner, index), f"{op.target}: {problem}"
@@ -238,7 +246,7 @@ def spmd_ops(scope: Scope) -> Iterator[Violation]:
     """Ops of `ir.spmd` name a mesh axis and the whole size of the dimension that is sharded on it."""
     for index, op in enumerate(scope.graph.ops):
         if is_spmd(op.target):
-            axes = [axis.name for axis in scope.mesh or ()]
+            axes = [axis.name for axis in nameable_axes(scope.mesh or ())]
             if op.kwarg("axis") not in axes:
                 told = f"{op.kwarg('axis')!r} is no axis of the mesh; axes are {', '.join(axes) or 'none'}"
                 yield ("op", scope.owner, index), f"{op.target}: {told}"
@@ -254,7 +262,7 @@ def _collective_problem(op: Op, scope: Scope) -> str:
         return f"the keyword arguments must be {', '.join(kind.keywords)}, in this order"
     if len(op.args) != 1 or not isinstance(op.args[0], Ref):
         return "the only positional argument must be a value"
-    axes = [axis.name for axis in scope.mesh]
+    axes = [axis.name for axis in nameable_axes(scope.mesh)]
     if keywords["axis"] not in axes:
         return f"{keywords['axis']!r} is no axis of the mesh; axes are {', '.join(axes) or 'none'}"
     if kind.gradients and keywords["grad"] not in kind.gradients:
@@ -267,13 +275,21 @@ def _collective_problem(op: Op, scope: Scope) -> str:
             return f"{name}={value} of a tensor of rank {rank}"
         if name.endswith("outer") and not (type(value) is int or isinstance(value, sympy.Expr)):
             return f"{name} must be a size"
-    return _movement_problem(op, operand, result, axes.index(str(keywords["axis"])), scope)
+    return _movement_problem(op, operand, result, scope.mesh)
 
 
-def _movement_problem(op: Op, operand: Value, result: Value, at: int, scope: Scope) -> str:
-    """What is wrong with the placements and the shape on the two sides of a collective along mesh axis number `at`."""
-    kind, keywords, mesh = COLLECTIVES[op.target], dict(op.kwargs), scope.mesh or ()
+def _movement_problem(op: Op, operand: Value, result: Value, mesh: tuple[Axis, ...]) -> str:
+    """What is wrong with the placements and the shape on the two sides of a collective."""
+    kind, keywords = COLLECTIVES[op.target], dict(op.kwargs)
     before, after = operand.layout or (), result.layout or ()
+    at, *parts = positions(mesh, str(keywords["axis"]))
+    if parts:
+        # Sub-axes of one axis: on a mesh that joins them where they agree.
+        mesh, groups = joined(mesh, before, after)
+        if (at, *parts) not in groups:
+            return f"%{operand.name} and %{result.name} are not placed alike on the parts of {keywords['axis']}"
+        before, after = (tuple(layout[group[0]] for group in groups) for layout in (before, after))
+        at = groups.index((at, *parts))
     if _local_placement(before, mesh, at) != kind.source(keywords):
         return f"leads from {kind.source(keywords)}, but %{operand.name} is {before[at]} on {mesh[at].name}"
     if _local_placement(after, mesh, at) != kind.target(keywords):

@@ -19,6 +19,7 @@ from galvatron.ir.layout import (
     joint_mesh,
     local_shape,
     on_mesh,
+    uncut_mesh,
 )
 from galvatron.ir.program import Form, LayerClass, Program, StateLayout, When
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
@@ -49,12 +50,15 @@ def _describe(mesh: tuple[Axis, ...], layout: Layout | None) -> str:
 
 
 def meshes_fit(program: Program) -> Iterator[Violation]:
-    """Every axis of a class mesh tiles the devices of a stage; a class with a strategy has the mesh of its strategy."""
+    """Every axis of a class mesh tiles the devices of a stage; a class with a strategy has the mesh of its strategy.
+
+    Its axes may be cut into sub-axes.
+    """
     plan = program.plan
     assert plan is not None  # by form_fields
     for cls in program.classes:
         locus = ("class", cls.name)
-        if cls.strategy is not None and cls.mesh and cls.mesh != cls.strategy.mesh:
+        if cls.strategy is not None and cls.mesh and uncut_mesh(cls.mesh) != cls.strategy.mesh:
             yield locus, f"the mesh of @{cls.name} is not that of its strategy {cls.strategy}"
         for axis in cls.mesh:
             if plan.devices_per_stage % (axis.stride * axis.size):

@@ -27,9 +27,9 @@ from galvatron.passes.costs.events import Collective, Profile, collectives_s, ke
 from galvatron.passes.costs.profile import profile_graph
 from galvatron.passes.sharding import Partitioner
 from galvatron.passes.sharding.boundary import Border
-from galvatron.passes.sharding.factors import Factor, FactorTable
-from galvatron.passes.sharding.modes import op_modes, pieces
-from galvatron.passes.sharding.padding import without_stranded_padding
+from galvatron.passes.sharding.choices import RoleChoices
+from galvatron.passes.sharding.factors import Factor, FactorTable, OpFactor
+from galvatron.passes.sharding.modes import pieces
 from galvatron.passes.sharding.partition import role_of, whole_state
 
 
@@ -217,16 +217,10 @@ def _reasons(graph: Graph, cls: LayerClass, local: tuple[Op, ...], position: int
     """Per op of a base graph, why it is whole on an axis if it is: what the partitioner had to choose from there."""
     assert cls.strategy is not None
     axis, table = cls.mesh[position], FactorTable(graph)
-    role = role_of(cls.strategy, axis)
-    allowed = role.allowed(graph, border, table)
+    placed = {v.name: v.layout[position] for v in cls.graph.state if v.layout is not None}
+    offered = RoleChoices(graph, border, table, role_of(cls.strategy, axis), whole_state(placed))
     taken = [_taken(graph, table, cls, i, op, position) for i, op in enumerate(local)]
-    modes = [
-        op_modes(graph, i, table, axis, border.differentiable, taken[i], allowed, ring=role.ring, padding=role.matrices)
-        for i in range(len(graph.ops))
-    ]
-    if role.matrices:
-        placed = {v.name: v.layout[position] for v in cls.graph.state if v.layout is not None}
-        modes = without_stranded_padding(graph, modes, border.trainable - whole_state(placed))
+    modes = offered.on(axis, taken).modes
 
     def reason(index: int) -> Reason:
         if any(mode.share < 1 for mode in modes[index]):
@@ -236,11 +230,11 @@ def _reasons(graph: Graph, cls: LayerClass, local: tuple[Op, ...], position: int
             return Reason.NO_RULE
         if not factors or (dims.indivisible and all(f.size == BATCH for f in factors)):
             return Reason.INDIVISIBLE
-        reached = [f for f in factors if allowed(index, f)]
+        reached = [f for f in factors if offered.allowed(index, f)]
         if not reached:
             gathered = dims.indivisible and _is_gathered(cls.graph, local[index], position)
             return Reason.INDIVISIBLE if gathered else Reason.ROLE
-        ways = [pieces(axis) * taken[index].get((f.name, f.size), 1) for f in reached]
+        ways = [pieces(axis) * taken[index].get(f, 1) for f in reached]
         uneven = all(exact_quotient(f.size, w) is None for f, w in zip(reached, ways, strict=True))
         return Reason.SIZE if uneven else Reason.INDIVISIBLE
 
@@ -249,11 +243,11 @@ def _reasons(graph: Graph, cls: LayerClass, local: tuple[Op, ...], position: int
 
 def _taken(
     graph: Graph, table: FactorTable, cls: LayerClass, index: int, local: Op, position: int
-) -> dict[tuple[str, Dim], int]:
+) -> dict[OpFactor, int]:
     """How many ways the axes before `position` shard each factor of an op."""
     assert cls.strategy is not None
     micro_batch = simplify_dim(cls.strategy.degree("dp") * LOCAL_BATCH)
-    taken: dict[tuple[str, Dim], int] = {}
+    taken: dict[OpFactor, int] = {}
     for factor in table.op_factors(index):
         places = list(_places(graph, cls.graph, graph.ops[index], local, (*factor.operands, *factor.results)))
         for earlier, axis in enumerate(cls.mesh[:position]):
@@ -263,7 +257,7 @@ def _taken(
                 if outer is not None and not isinstance(outer, int):
                     outer = simplify_dim(outer.subs(BATCH, micro_batch))
                 if isinstance(placement, Shard) and (placement.dim, placement.outer) == (place.dim, outer):
-                    taken[factor.name, factor.size] = taken.get((factor.name, factor.size), 1) * axis.size
+                    taken[factor] = taken.get(factor, 1) * axis.size
                     break
     return taken
 

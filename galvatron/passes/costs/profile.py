@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.interpreter import empty_like_type, run_graph
-from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard, nameable_axes
 from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
 from galvatron.passes.costs.events import Collective, Kernel, Linear, Profile
 from galvatron.passes.costs.flop import kernel_flop
@@ -123,7 +123,7 @@ class _Run:
         batch: int,
     ) -> None:
         self.graph, self.batch = graph, batch
-        self.axes = {axis.name: axis for axis in mesh}
+        self.axes = {axis.name: axis for axis in nameable_axes(mesh)}
         self.observed = _Observed()
         self.watch = _Watch(self.observed.forward)
         with FakeTensorMode():

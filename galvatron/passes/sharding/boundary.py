@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from galvatron.ir.graph import Graph, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Placement, Shard
 from galvatron.ir.types import BATCH, TensorType, exact_quotient, simplify_dim
-from galvatron.passes.sharding.factors import FactorTable, OpFactor
+from galvatron.passes.sharding.factors import FactorTable, OpFactor, Place
+from galvatron.passes.sharding.groups import Choices
 from galvatron.passes.sharding.modes import Mode, Split, State
 from galvatron.passes.sharding.solver import Boundary
 
@@ -88,6 +89,12 @@ class Role:
             return split
         return REPLICATE if not differentiable or self.stream is _whole else BROADCAST
 
+    def parameters(self, graph: Graph, border: Border, table: FactorTable) -> frozenset[Place]:
+        """Every place at a factor of parameters that no residual stream has, if the axis may shard these."""
+        if "parameters" not in self.reach:
+            return frozenset()
+        return table.of_values(v.name for v in graph.state) - residual_stream(graph, border, table)
+
     def allowed(self, graph: Graph, border: Border, table: FactorTable) -> Callable[[int, OpFactor], bool]:
         """Which factors of which ops the axis may shard."""
         crossing = [*(v.name for v in graph.inputs), *graph.outputs]
@@ -97,8 +104,7 @@ class Role:
             if name in border.differentiable and (split := sequence_split(graph.values[name].type)) is not None
         ]
         sequence = table.connected(seeds) if "sequence" in self.reach else frozenset()
-        inner = table.of_values(v.name for v in graph.state) - table.of_values(set(crossing) & border.differentiable)
-        parameters = inner if "parameters" in self.reach else frozenset()
+        parameters = self.parameters(graph, border, table)
 
         def allowed(index: int, factor: OpFactor) -> bool:
             if factor.size == BATCH:
@@ -112,7 +118,7 @@ class Role:
         graph: Graph,
         border: Border,
         table: FactorTable,
-        modes: list[tuple[Mode, ...]],
+        choices: Choices,
         kept: Mapping[str, Placement],
     ) -> Boundary:
         """The boundary condition of one axis.
@@ -135,7 +141,7 @@ class Role:
         return Boundary(
             inputs={v.name: crossing(v.name) for v in graph.inputs},
             outputs=outputs,
-            state={v.name: self._kept(v, graph, border, table, modes, kept.get(v.name)) for v in graph.state},
+            state={v.name: self._kept(v, graph, border, table, choices, kept.get(v.name)) for v in graph.state},
         )
 
     def _kept(
@@ -144,12 +150,12 @@ class Role:
         graph: Graph,
         border: Border,
         table: FactorTable,
-        modes: list[tuple[Mode, ...]],
+        choices: Choices,
         wanted: Placement | None,
     ) -> tuple[State, ...]:
         """The states a parameter or buffer may be kept in.
 
-        Under tensor parallelism a matrix is sharded wherever some rule can, whatever it costs: such a plan is asked for
+        Under tensor parallelism a matrix is sharded wherever some mode can, whatever it costs: such a plan is asked for
         to save memory. That includes padded splits, which are among the modes only where they hold together. Where a
         placement is wanted it is that one, or else whole.
         """
@@ -157,11 +163,23 @@ class Role:
             return (REPLICATE,)
         if not self.matrices:
             return (BROADCAST,)
-        splits = _splits(value.name, graph, modes)
+        splits = _splits(value.name, graph, choices.modes)
         if wanted is not None:
             fitting = [s for s in (REPLICATE, *splits) if _placement(s, value.type) == wanted]
             return tuple(fitting) or (BROADCAST,)
+        if value.name in choices.replicated:
+            return (BROADCAST,)
         return tuple(splits) if splits and _is_matrix(value.name, graph, table) else (REPLICATE, BROADCAST, *splits)
+
+
+def residual_stream(graph: Graph, border: Border, table: FactorTable) -> frozenset[Place]:
+    """Every place at a factor of what crosses the layer's border with a gradient."""
+    return table.of_values({*(v.name for v in graph.inputs), *graph.outputs} & border.differentiable)
+
+
+def matrices(graph: Graph, border: Border, table: FactorTable) -> frozenset[str]:
+    """The matrices that are trained."""
+    return frozenset(v.name for v in graph.state if v.name in border.trainable and _is_matrix(v.name, graph, table))
 
 
 def _splits(name: str, graph: Graph, modes: list[tuple[Mode, ...]]) -> list[State]:

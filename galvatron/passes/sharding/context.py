@@ -8,7 +8,7 @@ from functools import cached_property
 from operator import itemgetter
 
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.layout import BROADCAST, Layout, Shard
+from galvatron.ir.layout import BROADCAST, Axis, Layout, Shard, joined_layout
 from galvatron.ir.planning import planned_layers
 from galvatron.ir.program import Layer, LayerClass, Program, When
 from galvatron.ir.strategy import Strategy
@@ -76,14 +76,14 @@ class Partitioner:
                 cls: self._shard(cls, axes, {f: layout for piece, layout in kept.items() for c, f in piece if c == cls})
                 for cls in tie.classes
             }
-            layouts = {
-                piece: [sharded[cls].graph.values[formal].layout or () for cls, formal in piece] for piece in tie.pieces
-            }
+            layouts = {piece: [_told(sharded[cls], formal) for cls, formal in piece] for piece in tie.pieces}
             unequal = [piece for piece, found in layouts.items() if len(set(found)) > 1]
             if not unequal:
                 self._together[key] = sharded
             for piece in unequal:
-                kept[piece] = _whole(axes) if piece in kept else _last_sharded(layouts[piece])
+                # Of layouts on sub-axes, which other classes need not have, none is asked of these.
+                uncut = [layout for layout, mesh in layouts[piece] if mesh == axes.mesh]
+                kept[piece] = _whole(axes) if piece in kept or not uncut else _last_sharded(uncut)
         return self._together[key]
 
     def differentiable(self, value: str) -> bool:
@@ -154,6 +154,11 @@ class Partitioner:
                 formals.update(v.name for v in op.results if v.type.is_floating)
         values.update(n for n, f in zip(layer.results, graph.outputs, strict=True) if f in formals)
         values.update(n for f, n in zip(graph.inputs, layer.operands, strict=True) if f.name in formals)
+
+
+def _told(cls: LayerClass, formal: str) -> tuple[Layout, tuple[Axis, ...]]:
+    """The layout of some state of a class on as few axes as tell it, and these axes."""
+    return joined_layout(cls.graph.values[formal].layout or (), cls.mesh)
 
 
 def _whole(strategy: Strategy) -> Layout:

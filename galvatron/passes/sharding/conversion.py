@@ -2,13 +2,14 @@
 
 One table covers a single mesh axis. On several axes the steps are ordered so that data shrinks early and grows late:
 slice, reduce, exchange, gather, and last the conversions that only concern the gradient. Axes that shard one factor
-nest like a stack: the inner one must be undone before the outer one can change.
+nest like a stack: the inner one must be undone before the outer one can change. Sub-axes that change alike change as
+the axis that they are cut from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from galvatron.ir.graph import Arg, Op, Ref, Value
 from galvatron.ir.layout import (
@@ -20,6 +21,7 @@ from galvatron.ir.layout import (
     Placement,
     Replicate,
     Shard,
+    joined,
     local_outer,
     local_shape,
     same_factor,
@@ -102,15 +104,24 @@ def redistribute(
     current = value.layout
     if not differentiable:
         target = tuple(c if {c, t} == {REPLICATE, BROADCAST} else t for c, t in zip(current, target, strict=True))
+    # Sub-axes that are converted alike are so by one collective on all of them.
+    coarse, groups = joined(mesh, current, target)
+    current, target = (tuple(layout[group[0]] for group in groups) for layout in (current, target))
     ops: list[Op] = []
     while current != target:
         position, placement = _next_step(current, target)
-        op = _step(value, current, position, placement, mesh, whole, fresh_name)
-        ops.append(op)
-        value = op.result
-        assert value.layout is not None
-        current = value.layout
+        op = _step(value, current, position, placement, coarse, whole, fresh_name)
+        assert op.result.layout is not None
+        current = op.result.layout
+        value = replace(op.result, layout=_spread(current, groups))
+        ops.append(replace(op, results=(value,)))
     return tuple(ops)
+
+
+def _spread(layout: Layout, groups: list[tuple[int, ...]]) -> Layout:
+    """The layout on the mesh whose positions make up each axis of the coarser mesh that it is on."""
+    found = {i: placement for placement, group in zip(layout, groups, strict=True) for i in group}
+    return tuple(found[i] for i in range(len(found)))
 
 
 _ORDER: tuple[Callable[[Placement, Placement], bool], ...] = (

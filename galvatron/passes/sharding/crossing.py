@@ -17,6 +17,7 @@ from galvatron.ir.layout import (
     Shard,
     global_shape,
     gradientless,
+    joined_layout,
     joint_mesh,
     on_mesh,
 )
@@ -53,6 +54,7 @@ def redistribution_classes(
     Raises:
         GalvatronError: the two meshes overlap without nesting, or a dimension is not divisible.
     """
+    source, target = _joined(source), _joined(target)
     if source[1] == target[1] and source[0].layout == target[0].layout:
         return ()
     stops = [source, _unfolded(source, differentiable), _unfolded(target, differentiable), target]
@@ -65,6 +67,13 @@ def redistribution_classes(
             cls, finer = made
             steps.append(Redistribution(cls, finer / _shares_of(source, before)))
     return tuple(steps)
+
+
+def _joined(placed: Placed) -> Placed:
+    """The same value on the coarsest mesh, so that sub-axes on which it is placed alike are converted as one."""
+    value, mesh = placed
+    layout, coarse = joined_layout(value.layout or (), mesh)
+    return replace(value, layout=layout), coarse
 
 
 def _shares_of(source: Placed, other: Placed) -> Fraction:

@@ -10,7 +10,7 @@ import networkx
 import sympy
 
 from galvatron.ir.graph import Arg, Graph, Op, Value, map_refs
-from galvatron.ir.layout import Axis, Layout, Shard, gradientless, local_shape
+from galvatron.ir.layout import Axis, Layout, Shard, contiguous, gradientless, local_shape
 from galvatron.ir.random import drawn_axes, is_random, with_site
 from galvatron.ir.spmd import spmd_target
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, exact_quotient, simplify_dim
@@ -103,7 +103,7 @@ class Localizer:
             assert outer is not None
             return Shard(state.dim, outer, state.padded)
 
-        return tuple(placement(s) for s in states)
+        return contiguous(tuple(placement(s) for s in states), self.mesh)
 
     def _local(self, value: Value, states: tuple[State, ...]) -> Value:
         layout = self._target(value.name, states)

@@ -41,13 +41,13 @@ RING = "ring"
 class Mode:
     """How an op runs on one axis.
 
-    `factor` is the sharded (name, size) or None, `share` the part of the work that a rank does; `spmd` says that the
-    op's counterpart in `ir.spmd` runs in its place.
+    `factor` is what is sharded, or None; `share` the part of the work that a rank does; `spmd` says that the op's
+    counterpart in `ir.spmd` runs in its place.
     """
 
     operands: tuple[State, ...]
     results: tuple[State, ...]
-    factor: tuple[str, Dim] | None = None
+    factor: OpFactor | None = None
     share: float = 1.0
     spmd: bool = False
 
@@ -58,7 +58,7 @@ def op_modes(
     table: FactorTable,
     axis: Axis,
     differentiable: frozenset[str],
-    taken: dict[tuple[str, Dim], int],
+    taken: dict[OpFactor, int],
     allowed: Callable[[int, OpFactor], bool],
     *,
     ring: bool = False,
@@ -77,9 +77,7 @@ def op_modes(
     operand_names, result_names = op.operands, tuple(v.name for v in op.results)
     dims = table.dims[index]
 
-    def mode(
-        operands: list[State], results: list[State], factor: tuple[str, Dim] | None = None, spmd: bool = False
-    ) -> Mode:
+    def mode(operands: list[State], results: list[State], factor: OpFactor | None = None, spmd: bool = False) -> Mode:
         # An operand without a gradient is satisfied by R where R' is asked for.
         kept = [
             REPLICATE if s == BROADCAST and n not in differentiable else s
@@ -99,7 +97,7 @@ def op_modes(
     if dims is not None:
         modes += [mode(o, r) for o, r in _partial_modes(dims.products, dims.sums, count, len(result_names))]
         for factor in table.op_factors(index):
-            ways = taken.get((factor.name, factor.size), 1)
+            ways = taken.get(factor, 1)
             spmd = factor.name in dims.spmd
             padded = False
             if not allowed(index, factor):
@@ -112,9 +110,9 @@ def op_modes(
                 continue
             missing = SPMD_OPS[op.target.split(".")[1]].result if spmd else PARTIAL
             if (states := _sharded(factor, dims.sums, missing, padded)) is not None:
-                modes.append(mode(*states, (factor.name, factor.size), spmd))
+                modes.append(mode(*states, factor, spmd))
     if ring and (states := _ring(graph, index, table, axis, taken)) is not None:
-        modes.append(mode(*states, (RING, graph.values[operand_names[0]].type.shape[-2]), spmd=True))
+        modes.append(mode(*states, _ring_factor(graph, op), spmd=True))
     return tuple(dict.fromkeys(modes))
 
 
@@ -124,7 +122,7 @@ def pieces(axis: Axis) -> int:
 
 
 def _ring(
-    graph: Graph, index: int, table: FactorTable, axis: Axis, taken: dict[tuple[str, Dim], int]
+    graph: Graph, index: int, table: FactorTable, axis: Axis, taken: dict[OpFactor, int]
 ) -> tuple[list[State], list[State]] | None:
     """Attention with queries, keys and values all sharded along the sequence, and of a mask the rows.
 
@@ -134,7 +132,7 @@ def _ring(
     if op.target != "aten.scaled_dot_product_attention.default" or is_random(op):
         return None
     rows, columns = (graph.values[name].type.shape[-2] for name in op.operands[:2])
-    ways = taken.get((RING, rows), 1)
+    ways = taken.get(_ring_factor(graph, op), 1)
     if rows != columns or not _divides(pieces(axis) * ways, rows):
         return None
 
@@ -149,6 +147,11 @@ def _ring(
     if result is None or any(s is None for s in operands):
         return None
     return [s for s in operands if s is not None], [result]
+
+
+def _ring_factor(graph: Graph, op: Op) -> OpFactor:
+    """What counts as sharded in ring attention: the whole sequence, wherever it is."""
+    return OpFactor(RING, graph.values[op.operands[0]].type.shape[-2], (), ())
 
 
 def _partial_modes(

@@ -14,12 +14,12 @@ from galvatron.ir.graph import Graph
 from galvatron.ir.layout import Axis, Layout, Placement, Shard
 from galvatron.ir.program import LayerClass
 from galvatron.ir.strategy import Strategy
-from galvatron.ir.types import BATCH, Dim, exact_quotient
+from galvatron.ir.types import BATCH, exact_quotient
 from galvatron.passes.sharding.boundary import ROLES, Border, Role
+from galvatron.passes.sharding.choices import RoleChoices, Taken
 from galvatron.passes.sharding.factors import FactorTable
 from galvatron.passes.sharding.localize import Localizer
-from galvatron.passes.sharding.modes import Mode, Split, State, op_modes, pieces
-from galvatron.passes.sharding.padding import without_stranded_padding
+from galvatron.passes.sharding.modes import Mode, Split, State, pieces
 from galvatron.passes.sharding.prices import Prices
 from galvatron.passes.sharding.solver import Boundary, Costs, Solution, solve
 
@@ -38,8 +38,8 @@ def shard_class(
     Args:
         border: what the class is to its program (`Partitioner.borders`).
         batch: samples per data-parallel shard at which the solver prices its choices.
-        kept: layouts on the mesh of the strategy that some trainable state is to have. On an axis where its ops cannot
-            read it so it is whole.
+        kept: layouts on the mesh of the strategy that some trainable state is to have. On an axis, or a sub-axis of
+            one, where its ops cannot read it so it is whole.
 
     Raises:
         StrategyError: the strategy has a role that the partitioner does not know.
@@ -48,29 +48,27 @@ def shard_class(
     table = FactorTable(graph)
     differentiable = border.differentiable
     shares = _Shares(graph)
-    solved: list[tuple[Boundary, Solution]] = []
-    for position, axis in enumerate(strategy.mesh):
+    solved: list[tuple[Axis, Boundary, Solution]] = []
+    for position, whole_axis in enumerate(strategy.mesh):
         placed = {name: layout[position] for name, layout in kept.items()}
-        role = role_of(strategy, axis)
-        allowed = role.allowed(graph, border, table)
-        modes = [
-            op_modes(
-                graph, i, table, axis, differentiable, shares.taken[i], allowed, ring=role.ring, padding=role.matrices
+        role = role_of(strategy, whole_axis)
+        offered = RoleChoices(graph, border, table, role, whole_state(placed))
+        outer: Solution | None = None
+        left: Axis | None = whole_axis
+        while left is not None:
+            axis, left = offered.outermost(left, shares.taken)
+            choices = offered.on(axis, shares.taken, outer)
+            boundary = role.boundary(graph, border, table, choices, placed)
+            _check_divides(cls.name, axis, boundary, shares)
+            prices = Prices(
+                graph, table, axis, cluster, batch * strategy.degree("dp"), differentiable, shares.work, shares.bytes
             )
-            for i in range(len(graph.ops))
-        ]
-        if role.matrices:
-            modes = without_stranded_padding(graph, modes, border.trainable - whole_state(placed))
-        boundary = role.boundary(graph, border, table, modes, placed)
-        _check_divides(cls.name, axis, boundary, shares)
-        prices = Prices(
-            graph, table, axis, cluster, batch * strategy.degree("dp"), differentiable, shares.work, shares.bytes
-        )
-        solution = solve(graph, modes, boundary, Costs(prices.op_s, prices.conversion_s, prices.state_s))
-        shares.take(axis.size, boundary, solution)
-        solved.append((boundary, solution))
-    local = _localized(graph, strategy, differentiable, solved)
-    return LayerClass(f"{cls.name}@{strategy}", local, base=cls.name, strategy=strategy, mesh=strategy.mesh)
+            outer = solve(graph, choices.modes, boundary, Costs(prices.op_s, prices.conversion_s, prices.state_s))
+            shares.take(axis.size, boundary, outer)
+            solved.append((axis, boundary, outer))
+    mesh = tuple(axis for axis, _, _ in solved)
+    local = _localized(graph, mesh, strategy.degree("dp"), differentiable, [(b, s) for _, b, s in solved])
+    return LayerClass(f"{cls.name}@{strategy}", local, base=cls.name, strategy=strategy, mesh=mesh)
 
 
 def whole_state(placed: Mapping[str, Placement]) -> frozenset[str]:
@@ -90,12 +88,12 @@ def _check_divides(cls: str, axis: Axis, boundary: Boundary, shares: _Shares) ->
 
 
 def role_of(strategy: Strategy, axis: Axis) -> Role:
-    """The role that a strategy gives one of its mesh axes.
+    """The role that a strategy gives one of its mesh axes, or a part of one.
 
     Raises:
         StrategyError: a role that the partitioner does not know.
     """
-    name = next(a.role for a in strategy.axes if a.role.partition("+")[0] == axis.name)
+    name = next(a.role for a in strategy.axes if a.role.partition("+")[0] == axis.parent)
     if name not in ROLES:
         raise StrategyError(f"strategy {strategy}: role {name!r} is not supported; {did_you_mean(name, ROLES)}")
     return ROLES[name]
@@ -109,7 +107,7 @@ class _Shares:
         self.work = [1.0] * len(graph.ops)
         self.bytes: dict[str, float] = {}
         self.cuts: dict[tuple[str, State], int] = {}
-        self.taken: list[dict[tuple[str, Dim], int]] = [{} for _ in graph.ops]
+        self.taken: Taken = [{} for _ in graph.ops]
 
     def take(self, axis_size: int, boundary: Boundary, solution: Solution) -> None:
         for i, (op, mode) in enumerate(zip(self.graph.ops, solution.modes, strict=True)):
@@ -128,7 +126,11 @@ class _Shares:
 
 
 def _localized(
-    graph: Graph, strategy: Strategy, differentiable: frozenset[str], solved: list[tuple[Boundary, Solution]]
+    graph: Graph,
+    mesh: tuple[Axis, ...],
+    batch_ways: int,
+    differentiable: frozenset[str],
+    solved: list[tuple[Boundary, Solution]],
 ) -> Graph:
     """The local graph, from one solution per mesh axis."""
 
@@ -139,7 +141,7 @@ def _localized(
         return [tuple(column[i] for column in columns) for i in range(count)]
 
     ops = graph.ops
-    return Localizer(graph, strategy.mesh, strategy.degree("dp"), differentiable).run(
+    return Localizer(graph, mesh, batch_ways, differentiable).run(
         inputs={v.name: tuple(b.inputs[v.name] for b, _ in solved) for v in graph.inputs},
         state={v.name: tuple(s.state[v.name] for _, s in solved) for v in graph.state},
         outputs={name: tuple(b.outputs[name] for b, _ in solved) for name in graph.outputs},
@@ -147,7 +149,7 @@ def _localized(
         results=[per_axis([m.results for m in modes_of(i)], len(op.results)) for i, op in enumerate(ops)],
         spmd=[
             next(
-                ((a.name, m.factor[1]) for a, m in zip(strategy.mesh, modes_of(i), strict=True) if m.spmd and m.factor),
+                ((a.name, m.factor.size) for a, m in zip(mesh, modes_of(i), strict=True) if m.spmd and m.factor),
                 None,
             )
             for i in range(len(ops))

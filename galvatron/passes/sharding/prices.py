@@ -68,12 +68,17 @@ class Prices:
         return self._work[index]
 
     def state_s(self, name: str, state: State) -> float:
-        """The optimizer's traffic on this rank's part, and the sum of its gradient over the axis."""
+        """The optimizer's traffic on this rank's part, and the sum of its gradient over the axis.
+
+        Gradients travel together, so that none has a message's latency to itself.
+        """
         if name not in self._differentiable:
             return 0.0
         share = 1 / self._axis.size if isinstance(state, Split) else 1.0
         price = OPTIMIZER_PASSES * self._bytes[name] * share / self._cluster.device.memory_bytes_per_s
-        return price + (self._collective_s("all_reduce", self._bytes[name]) if state == BROADCAST else 0.0)
+        if state != BROADCAST:
+            return price
+        return price + self._collective_s("all_reduce", self._bytes[name]) - self._collective_s("all_reduce", 0.0)
 
     def conversion_s(self, name: str, source: State, target: State) -> float:
         """Infinite where no op converts: for padded shards, and for parameters, whose shards stay where they are."""

@@ -139,6 +139,9 @@ def counted_step(world: rt.World, job: harness.Job, batch: Batch) -> rt.Communic
         "m2/dp2-zero3",
         "m2/dp2-tp2+sp-zero3",
         "m2/dp2-ulysses2-zero3",
+        "m2/tp4",
+        "tp4+sp",
+        "m2/tp4-zero3",
     ],
 )
 def test_a_rank_sends_what_the_program_says(plan):

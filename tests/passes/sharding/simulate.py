@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.interpreter import OpHandler, run_graph
-from galvatron.ir.layout import Axis, Layout, Partial, Shard, dual
+from galvatron.ir.layout import Axis, Layout, Partial, Shard, dual, nameable_axes
 from galvatron.ir.types import Dim, evaluate
 from galvatron.runtime import spmd
 
@@ -233,7 +233,7 @@ class _Exchange(torch.autograd.Function):
 
 def exchange(op: Op, mesh: Mesh, parts: list[torch.Tensor], batch: int = 1) -> list[torch.Tensor]:
     """Runs a collective over all ranks."""
-    (axis,) = (a for a in mesh if a.name == op.kwarg("axis"))
+    (axis,) = (a for a in nameable_axes(mesh) if a.name == op.kwarg("axis"))
     results = list(parts)
     for first in world(mesh):
         if axis.coordinate(first) == 0:
@@ -308,7 +308,7 @@ def run_op(op: Op, graph: Graph, mesh: Mesh, env: list[Tensors], *, batch: int, 
         return [_drawn(op, mesh, rank, run) for rank in world(mesh)]
     if not op.target.startswith("spmd."):
         return [run(rank) for rank in world(mesh)]
-    (axis,) = (a for a in mesh if a.name == op.kwarg("axis"))
+    (axis,) = (a for a in nameable_axes(mesh) if a.name == op.kwarg("axis"))
     results: list[Tensors] = [{} for _ in world(mesh)]
     for first in world(mesh):
         if axis.coordinate(first) == 0:

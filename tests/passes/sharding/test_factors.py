@@ -65,7 +65,7 @@ def test_modes_of_a_linear_layer() -> None:
     graph = fused_attention()
     table, names = FactorTable(graph), frozenset(graph.values)
     modes = op_modes(graph, 0, table, Axis("tp", 4, 1), names, {}, lambda *_: True)
-    found = {(m.factor, m.operands, m.results) for m in modes}
+    found = {(m.factor and (m.factor.name, m.factor.size), m.operands, m.results) for m in modes}
     heads, rows = Split(0, 8, 4), Split(1, 1, 16)
     assert (("n", 4), (BROADCAST, heads, heads), (Split(2, 8, 4),)) in found
     assert (("k", 16), (Split(2, 1, 16), rows, PARTIAL), (PARTIAL,)) in found
@@ -73,7 +73,7 @@ def test_modes_of_a_linear_layer() -> None:
     assert (None, (REPLICATE,) * 3, (REPLICATE,)) in found
     assert (None, (BROADCAST,) * 3, (BROADCAST,)) in found
     # Three parts and six positions do not divide by four ranks.
-    assert not {m.factor[1] for m in modes if m.factor} & {3, 6}
+    assert not {m.factor.size for m in modes if m.factor} & {3, 6}
 
 
 def test_without_a_gradient_the_two_replicated_placements_are_one() -> None:
@@ -85,10 +85,10 @@ def test_without_a_gradient_the_two_replicated_placements_are_one() -> None:
 def test_a_factor_that_other_axes_share_must_divide_by_all() -> None:
     graph = fused_attention()
     table = FactorTable(graph)
-    taken: dict[tuple[str, Dim], int] = {("n", 4): 2}
+    (heads,) = (f for f in table.op_factors(0) if (f.name, f.size) == ("n", 4))
 
     def modes_on(ranks: int) -> tuple[Mode, ...]:
-        return op_modes(graph, 0, table, Axis("tp", ranks, 1), frozenset(), taken, lambda *_: True)
+        return op_modes(graph, 0, table, Axis("tp", ranks, 1), frozenset(), {heads: 2}, lambda *_: True)
 
-    assert any(m.factor == ("n", 4) for m in modes_on(2))
-    assert not any(m.factor == ("n", 4) for m in modes_on(4))
+    assert any(m.factor == heads for m in modes_on(2))
+    assert not any(m.factor == heads for m in modes_on(4))

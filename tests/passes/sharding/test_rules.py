@@ -76,7 +76,7 @@ def check_mode(call: Sample, mode: Mode, mesh: Mesh) -> None:
     local = replace(op, results=local_results)
     if mode.spmd:
         assert mode.factor is not None
-        extra = (("axis", mesh[0].name), ("size", mode.factor[1]))
+        extra = (("axis", mesh[0].name), ("size", mode.factor.size))
         local = replace(local, target=spmd_target(op), kwargs=(*local.kwargs, *extra))
     else:
         local = localized_arguments(local, lambda size: size)
@@ -150,7 +150,7 @@ def padded_names(call: Sample, ranks: int = 4) -> set[str]:
     table, axis = FactorTable(call.graph), Axis("tp", ranks, 1)
     modes = op_modes(call.graph, 0, table, axis, call.differentiable, {}, lambda index, factor: True, padding=True)
     states = [(mode, state) for mode in modes for state in (*mode.operands, *mode.results)]
-    return {mode.factor[0] for mode, state in states if mode.factor and isinstance(state, Split) and state.padded}
+    return {mode.factor.name for mode, state in states if mode.factor and isinstance(state, Split) and state.padded}
 
 
 def test_what_can_be_padded() -> None:
