@@ -88,14 +88,14 @@ class _Placeholder:
 class _Step:
     """A step that runs in the forward only: its result if that is kept, and what it saved of its operands.
 
-    `views` are (placeholder, position of the operand, size, stride, offset from that of the operand).
+    `views` are (placeholder, position or keyword of the operand, size, stride, offset from that of the operand).
     """
 
     __slots__ = ("result", "views")
 
     def __init__(self) -> None:
         self.result: Any = None
-        self.views: list[tuple[ref[_Placeholder], int, torch.Size, tuple[int, ...], int | torch.SymInt]] = []
+        self.views: list[tuple[ref[_Placeholder], int | str, torch.Size, tuple[int, ...], int | torch.SymInt]] = []
 
 
 class _Recording:
@@ -113,7 +113,7 @@ class _Recording:
         self._read = 0
         """Steps before the last missing tensor: only their results are read by the replay."""
         self._step: _Step | None = None
-        self._operands: dict[int, tuple[int, Tensor]] = {}
+        self._operands: dict[int, tuple[int | str, Tensor]] = {}
 
     def run(self, args: tuple[Any, ...]) -> Any:
         """The function's result."""
@@ -131,7 +131,8 @@ class _Recording:
         self, function: Callable[..., Any], operands: Sequence[Any], options: dict[str, Any], *, kept: bool
     ) -> Any:
         step = self._step = _Step()
-        self._operands = {_storage(t): (i, t) for i, t in enumerate(operands) if isinstance(t, Tensor)}
+        given = (*enumerate(operands), *options.items())
+        self._operands = {_storage(value): (place, value) for place, value in given if isinstance(value, Tensor)}
         _thread.run = None
         try:
             result = function(*operands, **options)
@@ -150,12 +151,12 @@ class _Recording:
             placeholder = _Placeholder(self, tensor.shape)
             self.placeholders.append(ref(placeholder))
         else:
-            position, operand = self._operands.get(_storage(tensor), (0, None))
+            place, operand = self._operands.get(_storage(tensor), (0, None))
             if operand is None or operand.dtype != tensor.dtype:
                 return tensor
             placeholder = _Placeholder(self, tensor.shape)
             offset = tensor.storage_offset() - operand.storage_offset()
-            self._step.views.append((ref(placeholder), position, tensor.shape, tensor.stride(), offset))
+            self._step.views.append((ref(placeholder), place, tensor.shape, tensor.stride(), offset))
         self.missing += 1
         self._read = len(self.steps)
         return placeholder
@@ -198,8 +199,8 @@ class _Replay:
         step = next(self._steps, None)
         if step is None:
             raise _different("more steps")
-        for placeholder, position, size, stride, offset in step.views:
-            operand = operands[position].detach()
+        for placeholder, place, size, stride, offset in step.views:
+            operand = (operands[place] if isinstance(place, int) else options[place]).detach()
             self._fill(placeholder(), operand.as_strided(size, stride, operand.storage_offset() + offset))
             self._count()
         return step.result

@@ -16,6 +16,7 @@ from galvatron.ir.graph import Arg, Graph, Op, Source
 from galvatron.ir.layout import nameable_axes
 from galvatron.ir.program import LayerClass
 from galvatron.ir.random import is_random
+from galvatron.ir.recompute import selective_steps
 from galvatron.ir.types import BATCH, LOCAL_BATCH
 
 _SHORT = {"scaled_dot_product_attention": "attention", "cross_entropy_loss": "loss", "to_copy": "cast"}
@@ -63,7 +64,7 @@ def emit_function(cls: LayerClass, name: str) -> Function:
     named = [*keywords, *(["seed"] if random else [])]
     signature = [*parameters, *(["*", *named] if named else [])]
     body = [f"{INDENT}{batch_binding}"] if batch_binding else []
-    body += _body(graph, scope, OpPrinter(scope.__getitem__, graph.values, device))
+    body += _body(cls, scope, OpPrinter(scope.__getitem__, graph.values, device))
     returned = [scope[output] for output in graph.outputs]
     result = lines(tuple_of(returned) if len(", ".join(returned)) > WIDTH - 12 else ", ".join(returned), 1)
     result[0] = f"{INDENT}return {result[0].strip()}"
@@ -71,16 +72,18 @@ def emit_function(cls: LayerClass, name: str) -> Function:
     return Function(name, "\n".join([*header, *body, *result]), axes, tuple(keywords), random)
 
 
-def _body(graph: Graph, scope: Scope, printer: OpPrinter) -> Iterator[str]:
+def _body(cls: LayerClass, scope: Scope, printer: OpPrinter) -> Iterator[str]:
     """One assignment per op, each run of ops from one source line under that line."""
+    graph = cls.graph
+    steps = selective_steps(graph) if cls.strategy and cls.strategy.recompute == "selective" else {}
     used = {name for op in graph.ops for name in op.operands} | set(graph.outputs)
     namer = _Namer(graph, scope)
     source: Source | None = None
-    for op in graph.ops:
+    for index, op in enumerate(graph.ops):
         if op.source is not None and (source is None or str(op.source) != str(source)):
             source = op.source
             yield f"{INDENT}{source_comment(source)}"
-        expression = printer.expression(op)
+        expression = printer.step(op, steps[index]) if index in steps else printer.expression(op)
         wish = namer.wish(op)
         targets = [scope.bind(v.name, wish or _short(v.name)) if v.name in used else "_" for v in op.results]
         unpacked = ", ".join(targets) + ("," if len(targets) == 1 and printer.returns_list(op) else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 import sympy
@@ -12,12 +13,16 @@ from galvatron.codegen.layout import Brackets, Text, call, list_of, prefixed, tu
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Const, Op, Ref, Value
 from galvatron.ir.random import without_site
+from galvatron.ir.recompute import Step
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
 _REDUCTIONS = ("none", "mean", "sum")
 
 _LISTS = frozenset({"split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_split", "unsafe_chunk"})
 """Ops that return a list of tensors even when it has only one."""
+
+_FUNCTION = re.compile(r"(F|torch|rt)\.[\w.]+\(")
+"""The opening of a call of a function, not of a method."""
 
 _UNWRITTEN = 2**63 - 1
 """The `end` of a slice that goes to the end."""
@@ -47,6 +52,18 @@ class OpPrinter:
             return self._spmd(op)
         op = self._with_explicit_dtype(without_site(op))
         return self._special(op) or self._by_form(op) or self._fallback(op)
+
+    def step(self, op: Op, kind: Step) -> Text:
+        """The op as a step that a recomputed layer does not compute again: `rt.keep(function, arguments, ...)`."""
+        plain = without_site(op)
+        written = self.expression(op)
+        if not isinstance(written, Brackets) or not _FUNCTION.fullmatch(written.opening):
+            # An operator or a method: the function behind it.
+            written = (
+                call("torch.matmul", map(self.argument, op.args)) if "@" in str(written) else self._fallback(plain)
+            )
+        assert isinstance(written, Brackets)
+        return call(f"rt.{kind}", [written.opening.removesuffix("("), *written.items])
 
     def draw(self, op: Op) -> Text:
         """The context in which an op that draws random numbers runs."""

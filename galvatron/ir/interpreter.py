@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import sympy
@@ -16,6 +16,9 @@ from galvatron.ir.types import BATCH, LOCAL_BATCH, TORCH_DTYPE_NAMES, TensorType
 
 OpHandler = Callable[[Op, tuple[Any, ...], dict[str, Any]], Any]
 """Executes an op that torch does not have (a collective): the op, its evaluated arguments and keyword arguments."""
+
+Caller = Callable[..., Any]
+"""Calls a function: `caller(function, *args, **kwargs)`."""
 
 
 @cache
@@ -53,6 +56,7 @@ def run_graph(
     global_batch: int | None = None,
     handler: OpHandler | None = None,
     device: torch.device | str | None = None,
+    callers: Mapping[int, Caller] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Runs `graph` and returns its outputs by name.
 
@@ -61,23 +65,29 @@ def run_graph(
         batch: the local batch size `b` (and `B`, unless `global_batch` is given).
         handler: executes `comm.` and `spmd.` ops.
         device: where ops that create tensors from nothing put them.
+        callers: by number, the ops that are not called directly, and who calls them.
     """
     env: dict[str, Any] = {v.name: values[v.name] for v in (*graph.inputs, *graph.state)}
     symbols = {LOCAL_BATCH: batch, BATCH: batch if global_batch is None else global_batch}
-    for op in map(without_site, graph.ops):
+    for index, op in enumerate(map(without_site, graph.ops)):
         args = tuple(_evaluate(a, env, symbols) for a in op.args)
         kwargs = {k: _evaluate(v, env, symbols) for k, v in op.kwargs}
         if op.target.startswith(("comm.", "spmd.")):
             if handler is None:
                 raise GalvatronError(f"op {op.target!r} needs a handler, since it communicates")
-            out = handler(op, args, kwargs)
+            function = _handled(op, handler)
         elif device is not None and not op.operands:
-            out = torch_op(op.target)(*args, **kwargs, device=device)
+            function = partial(torch_op(op.target), device=device)
         else:
-            out = torch_op(op.target)(*args, **kwargs)
+            function = torch_op(op.target)
+        out = callers[index](function, *args, **kwargs) if callers and index in callers else function(*args, **kwargs)
         outs = tuple(out) if len(op.results) > 1 or isinstance(out, (tuple, list)) else (out,)
         env.update((value.name, tensor) for value, tensor in zip(op.results, outs, strict=False))
     return {name: env[name] for name in graph.outputs}
+
+
+def _handled(op: Op, handler: OpHandler) -> Callable[..., Any]:
+    return lambda *args, **kwargs: handler(op, args, kwargs)
 
 
 def _evaluate(arg: Arg, env: Mapping[str, Any], symbols: dict[sympy.Symbol, int]) -> Any:

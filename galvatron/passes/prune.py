@@ -17,6 +17,7 @@ from galvatron.ir.strategy import Strategy
 from galvatron.passes.base import Bytes, Pass
 from galvatron.passes.costs.estimate import cost_model
 from galvatron.passes.costs.model import CostModel
+from galvatron.passes.costs.objective import added_shared_bytes
 from galvatron.passes.enumerate_strategies import divisors
 from galvatron.passes.sharding.ties import agreement
 from galvatron.units import format_bytes
@@ -112,7 +113,7 @@ def _dominates(branch: Branch, left: list[Strategy], better: Strategy, worse: St
         if size % worse.degree("dp"):
             continue
         for costs in branch.models:
-            if costs.shared_bytes(better, size) > costs.shared_bytes(worse, size):
+            if _shares_more(costs, left, better, worse, size):
                 return False
             if not all(_costs_no_more(costs, index, better, worse, size) for index in branch.representatives):
                 return False
@@ -129,6 +130,18 @@ def _dominates(branch: Branch, left: list[Strategy], better: Strategy, worse: St
                 ):
                     return False
     return True
+
+
+def _shares_more(model: CostModel, left: list[Strategy], better: Strategy, worse: Strategy, size: int) -> bool:
+    """Whether `better` adds more shared values than `worse`, first in a stage or beside any other strategy."""
+    for third in (None, *(s for s in left if s not in (better, worse))):
+        if added_shared_bytes(model, third, better, size) > added_shared_bytes(model, third, worse, size):
+            return True
+        if third is not None and (
+            added_shared_bytes(model, better, third, size) > added_shared_bytes(model, worse, third, size)
+        ):
+            return True
+    return False
 
 
 def _costs_no_more(model: CostModel, index: int, better: Strategy, worse: Strategy, size: int) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from galvatron.runtime.activity import now
@@ -92,7 +92,7 @@ class CommunicationCounter(TorchDispatchMode):
         )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(kind is not Tensor for kind in types):
+        if any(kind is not Tensor and kind is not nn.Parameter for kind in types):
             return NotImplemented  # a DTensor, say, which is to do its own part first: what it sends comes by here
         result = func(*args, **(kwargs or {}))
         if func.namespace in ("c10d", "_c10d_functional"):

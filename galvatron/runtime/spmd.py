@@ -1,6 +1,8 @@
 """Ops on a slice of a dimension that must be seen whole: a sharded vocabulary is looked up, normalised and scored
 without ever being gathered. Arguments are those of the ATen ops; `axis` shards the dimension, `size` is its whole size.
 
+A layer that is recomputed selectively does not send these messages again: what they return is kept.
+
 Where the axis does not divide `size`, slices are rounded up and the last rank's ends in filler: it counts for nothing
 and its gradient is zero.
 """
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from galvatron.errors import GalvatronError
+from galvatron.recompute import keep
 from galvatron.runtime.activity import communicating
 from galvatron.runtime.mesh import Axis
 
@@ -104,11 +107,7 @@ class _CrossEntropy(torch.autograd.Function):
         local, inside = _local_indices(target, logits.size(1), axis, size)
         exponentials, maxima = _shifted_exponentials(scores, axis, size)
         own = _own_size(logits.size(1), axis, size)
-        picked = scores.gather(1, local.unsqueeze(1)).squeeze(1).masked_fill(~inside, 0.0)
-        sums = torch.stack([exponentials.sum(1), picked, scores.narrow(1, 0, own).sum(1)])
-        with communicating("all_reduce", axis.group, sums):
-            axis.group.allreduce(sums).wait()
-        total, picked, every = sums
+        total, picked, every = keep(_row_sums, scores, exponentials, local, inside, own, axis)
         kept = target != ignore_index
         losses = maxima + total.log() - (1 - smoothing) * picked
         if smoothing:
@@ -128,6 +127,17 @@ class _CrossEntropy(torch.autograd.Function):
         return gradient.mul_(scale).to(ctx.dtype), None, None, None, None, None
 
 
+def _row_sums(
+    logits: Tensor, exponentials: Tensor, target: Tensor, inside: Tensor, own: int, axis: Axis
+) -> tuple[Tensor, ...]:
+    """Per row and over all ranks: the exponentials, the target's logit, and all logits."""
+    picked = logits.gather(1, target.unsqueeze(1)).squeeze(1).masked_fill(~inside, 0.0)
+    sums = torch.stack([exponentials.sum(1), picked, logits.narrow(1, 0, own).sum(1)])
+    with communicating("all_reduce", axis.group, sums):
+        axis.group.allreduce(sums).wait()
+    return sums.unbind()
+
+
 def wide(x: Tensor) -> Tensor:
     """The tensor in at least 32 bits: like torch's kernels, sums and exponentials of half types need them."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -136,12 +146,24 @@ def wide(x: Tensor) -> Tensor:
 def _shifted_exponentials(x: Tensor, axis: Axis, size: int, dim: int = 1) -> tuple[Tensor, Tensor]:
     """`exp(x - maximum)`, zero for filler, and the maximum along `dim` over all ranks."""
     own = _own_size(x.size(dim), axis, size)
-    maxima = x.narrow(dim, 0, own).amax(dim)
-    with communicating("all_reduce", axis.group, maxima):
-        axis.group.allreduce([maxima], _MAX).wait()
+    maxima = keep(_maxima, x.narrow(dim, 0, own), dim, axis)
     exponentials = (x - maxima.unsqueeze(dim)).exp_()
     exponentials.narrow(dim, own, x.size(dim) - own).zero_()
     return exponentials, maxima
+
+
+def _maxima(x: Tensor, dim: int, axis: Axis) -> Tensor:
+    maxima = x.amax(dim)
+    with communicating("all_reduce", axis.group, maxima):
+        axis.group.allreduce([maxima], _MAX).wait()
+    return maxima
+
+
+def _sums(x: Tensor, dim: int, axis: Axis) -> Tensor:
+    sums = x.sum(dim)
+    with communicating("all_reduce", axis.group, sums):
+        axis.group.allreduce([sums]).wait()
+    return sums
 
 
 def logsumexp(x: Tensor, dim: tuple[int, ...], keepdim: bool = False, *, axis: Axis, size: int) -> Tensor:
@@ -155,9 +177,7 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, axis: Axis, size: int) -> Tensor:
         exponentials, maxima = _shifted_exponentials(wide(x), axis, size, dim)
-        total = exponentials.sum(dim)
-        with communicating("all_reduce", axis.group, total):
-            axis.group.allreduce([total]).wait()
+        total = keep(_sums, exponentials, dim, axis)
         ctx.save_for_backward(exponentials.div_(total.unsqueeze(dim)))
         ctx.dim, ctx.dtype = dim, x.dtype
         return (maxima + total.log()).to(x.dtype)

@@ -77,7 +77,8 @@ class _Reader:
     def layer(self, name: str) -> Communication:
         if name not in self._known:
             cls = self.program.class_of[name]
-            profile = profile_graph(cls.graph, cls.mesh, self._borders[name].differentiable)
+            recompute = cls.strategy.recompute if cls.strategy else "none"
+            profile = profile_graph(cls.graph, cls.mesh, self._borders[name].differentiable, recompute)
             self._known[name] = Communication(
                 tuple(e for e in profile.forward if isinstance(e, Collective)),
                 tuple(e for e in profile.backward if isinstance(e, Collective)),

@@ -101,6 +101,18 @@ def settled(model: CostModel, strategies: Sequence[Strategy]) -> CostModel:
     return model.with_agreement(frozenset(agreed))
 
 
+def added_shared_bytes(model: CostModel, before: Strategy | None, strategy: Strategy, micro_batch: int) -> float:
+    """Bytes per micro-batch of values without a gradient that a layer keeps and the layer before it does not.
+
+    Args:
+        before: the strategy of the layer before; None for the first layer of a stage.
+    """
+    own_bytes = model.shared_bytes(strategy, micro_batch)
+    if before is None or before.axes != strategy.axes:
+        return own_bytes
+    return max(0.0, own_bytes - model.shared_bytes(before, micro_batch))
+
+
 def evaluate_plan(
     model: CostModel, setting: Setting, stages: Sequence[Sequence[Strategy]]
 ) -> tuple[float, tuple[StageReport, ...]]:
@@ -170,8 +182,7 @@ def _stage(
         compute_s += cost.compute_s
         communication_s += cost.communication_s + conversion_s
         activation_bytes += held * cost.saved_bytes
-        if before != strategy or index == begin:
-            activation_bytes += held * model.shared_bytes(strategy, size)
+        activation_bytes += held * added_shared_bytes(model, before if index > begin else None, strategy, size)
         sync_s += cost.sync_s
         update_s += cost.update_s
         state_bytes += cost.state_bytes

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import itertools
 import math
-import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from weakref import finalize, ref
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,24 +23,29 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.interpreter import empty_like_type, run_graph
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard, nameable_axes
+from galvatron.ir.recompute import selective_steps
 from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
 from galvatron.passes.costs.events import Collective, Kernel, Linear, Profile
 from galvatron.passes.costs.flop import kernel_flop
 from galvatron.passes.costs.slices import run_on_slice
 from galvatron.passes.sharding.conversion import conversion
+from galvatron.recompute import keep, once, recomputed
 
 _IR_DTYPES = {getattr(torch, name): dtype for dtype, name in TORCH_DTYPE_NAMES.items()}
 
 
-def profile_graph(graph: Graph, mesh: tuple[Axis, ...], differentiable: frozenset[str]) -> Profile:
+def profile_graph(
+    graph: Graph, mesh: tuple[Axis, ...], differentiable: frozenset[str], recompute: str = "none"
+) -> Profile:
     """Runs a graph at two batch sizes and puts lines through what it did.
 
     Args:
         mesh: the axes that its collectives name.
         differentiable: its inputs and state that have a gradient.
+        recompute: which activations the backward computes again, as in a strategy; it does, as at run time.
     """
     batches = _batches(graph, mesh)
-    first, second = (_Run(graph, mesh, differentiable, batch).observed for batch in batches)
+    first, second = (_Run(graph, mesh, differentiable, batch, recompute).observed for batch in batches)
 
     def line(a: float, b: float) -> Linear:
         return Linear.through(batches, (a, b))
@@ -121,8 +126,9 @@ class _Run:
         mesh: tuple[Axis, ...],
         differentiable: frozenset[str],
         batch: int,
+        recompute: str,
     ) -> None:
-        self.graph, self.batch = graph, batch
+        self.graph, self.batch, self.recompute = graph, batch, recompute
         self.axes = {axis.name: axis for axis in nameable_axes(mesh)}
         self.observed = _Observed()
         self.watch = _Watch(self.observed.forward)
@@ -137,37 +143,56 @@ class _Run:
                 outputs = self._forward(values)
                 self._backward(outputs, values)
 
-    def _forward(self, values: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-        inputs = {v.name for v in self.graph.inputs}
+    def _forward(self, values: dict[str, torch.Tensor]) -> list[_Output]:
+        inputs = [v.name for v in self.graph.inputs]
         formal = {values[name].untyped_storage()._cdata: name for name in values}
-        saved: dict[int, tuple[str | None, int]] = {}
+        saved: set[str | None] = set()
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            saved[storage._cdata] = (formal.get(storage._cdata), storage.nbytes())
+            saved.add(formal.get(tensor.untyped_storage()._cdata))
             return tensor
 
+        call = _Call()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            results = run_graph(self.graph, values, batch=self.batch, handler=self._collective)
-        outputs = list(results.values())
-        for name, size in saved.values():
-            if name is None or (name in inputs and values[name].requires_grad):
+            results = self._function()(call, *values.values())
+        peak_bytes = self.watch.peak_bytes
+        outputs = [_Output.of(t) for t in results if t.requires_grad]
+        # What is alive without the results is what autograd keeps.
+        whole_call = ref(call)
+        del results, call
+        kept_bytes = self.watch.live_bytes
+        self.observed.saved_bytes = kept_bytes
+        self.observed.forward_extra_bytes = max(0, peak_bytes - kept_bytes)
+        for name in inputs if whole_call() is not None else [name for name in inputs if name in saved]:
+            size = values[name].untyped_storage().nbytes()
+            if values[name].requires_grad:
                 self.observed.saved_bytes += size
-            elif name in inputs:
+            else:
                 self.observed.shared_bytes[name] = size
-        internal = sum(size for name, size in saved.values() if name is None)
-        self.observed.forward_extra_bytes = max(0, self.watch.peak_bytes - internal)
-        return [t for t in outputs if t.requires_grad]
+        return outputs
 
-    def _backward(self, outputs: list[torch.Tensor], values: dict[str, torch.Tensor]) -> None:
+    def _function(self) -> Callable[..., tuple[torch.Tensor, ...]]:
+        """The graph as a function of its call, inputs and state, that runs as a layer does under the strategy."""
+        names = [v.name for v in (*self.graph.inputs, *self.graph.state)]
+        selective = self.recompute == "selective"
+        callers = {index: _CALLERS[step] for index, step in selective_steps(self.graph).items()} if selective else {}
+
+        def function(call: _Call, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            values = dict(zip(names, tensors, strict=True))
+            results = run_graph(self.graph, values, batch=self.batch, handler=self._collective, callers=callers)
+            return tuple(results.values())
+
+        return function if self.recompute == "none" else recomputed(function, selective=selective)
+
+    def _backward(self, outputs: list[_Output], values: dict[str, torch.Tensor]) -> None:
         if not outputs:
             return
         self.watch.record_in(self.observed.backward)
         before = self.watch.live_bytes
         self.watch.peak_bytes = before
         with _gradients_leave_at_once(values.values(), self.watch):
-            gradients = [torch.empty_like(t) for t in outputs]
-            torch.autograd.backward(outputs, gradients)
+            gradients = [torch.empty_strided(out.shape, out.stride, dtype=out.dtype) for out in outputs]
+            torch.autograd.backward([out.edge for out in outputs], gradients)
         self.observed.backward_extra_bytes = max(0, self.watch.peak_bytes - before)
 
     def _record(self, axis: Axis, kind: str, payload_bytes: int) -> None:
@@ -181,6 +206,28 @@ class _Run:
         return _Collective.apply(args[0], shape, _EFFECTS[op.target, kwargs.get("grad")], axis, self.watch)
 
 
+_CALLERS = {"keep": keep, "once": once}
+
+
+class _Call:
+    """Stands for the arguments of a call: what keeps it alive keeps them."""
+
+
+@dataclass(frozen=True)
+class _Output:
+    """A result of a graph, without its memory."""
+
+    edge: torch.autograd.graph.GradientEdge
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(tensor: torch.Tensor) -> _Output:
+        edge = torch.autograd.graph.get_gradient_edge(tensor)
+        return _Output(edge, tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
 _PLACEMENTS = (REPLICATE, BROADCAST, PARTIAL, Shard(0), Shard(1))
 _EFFECTS: dict[tuple[Any, Any], tuple[str | None, str | None]] = {
     (f"comm.{row.op}", row.grad): (row.forward, row.backward)
@@ -190,22 +237,34 @@ _EFFECTS: dict[tuple[Any, Any], tuple[str | None, str | None]] = {
 """What a collective op sends forward and backward, by its target and `grad`; None where it stays on the device."""
 
 
+_BUFFERS = {"all_gather": 1, "reduce_scatter": 1, "all_to_all": 2}
+"""Collectives that lay the parts of the ranks out one by one, and in how many tensors of the payload's size."""
+
+
 class _Collective(torch.autograd.Function):
     """Stands for a collective: right shapes forward and backward, and an event for what crosses the network."""
 
     @staticmethod
     def forward(ctx: Any, x: Any, shape: list[int], effect: tuple[str | None, str | None], axis: Axis, watch: _Watch):
-        ctx.shape, ctx.effect, ctx.axis, ctx.watch = x.shape, effect, axis, watch
-        out = x.view_as(x) if effect[0] is None and list(x.shape) == shape else x.new_empty(shape)
-        ctx.payload_bytes = max(_size_bytes(x), _size_bytes(out))
-        watch.collective(effect[0], axis, ctx.payload_bytes)
-        return out
+        ctx.shape, ctx.effect, ctx.axis, ctx.watch = list(x.shape), effect, axis, watch
+        ctx.payload = max(x.numel(), math.prod(shape))
+        return _moved(x, shape, effect[0], axis, ctx.payload, watch)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any):
-        (gradient,) = gradients
-        ctx.watch.collective(ctx.effect[1], ctx.axis, ctx.payload_bytes)
-        return gradient.new_empty(ctx.shape), None, None, None, None
+        moved = _moved(gradients[0], ctx.shape, ctx.effect[1], ctx.axis, ctx.payload, ctx.watch)
+        return moved, None, None, None, None
+
+
+def _moved(x: Any, shape: list[int], kind: str | None, axis: Axis, payload: int, watch: _Watch) -> Any:
+    """What a tensor is after a collective; the same memory if it stays as it is."""
+    if kind is None and list(x.shape) == shape:
+        return x.view_as(x)
+    watch.collective(kind, axis, payload * x.element_size())
+    buffer = x.new_empty(payload * _BUFFERS.get(kind or "", 0))
+    result = x.new_empty(shape)
+    del buffer
+    return result
 
 
 @contextmanager
@@ -287,7 +346,7 @@ class _Watch(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         if key in self._seen:
             return
-        self._seen[key] = weakref.finalize(storage, self._free, key, size)
+        self._seen[key] = finalize(storage, self._free, key, size)
         self.live_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 

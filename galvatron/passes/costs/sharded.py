@@ -100,11 +100,11 @@ class ShardedCostModel:
         return self._cache[key]
 
     def _profile(self, cls: str, strategy: Strategy) -> Profile:
-        key = (cls, strategy, cls in self._agreed)
+        key = cls, Strategy(strategy.axes, recompute=strategy.recompute), cls in self._agreed
         if key not in self._profiles:
             sharded = self._shard(cls, strategy)
             differentiable = self._partitioner.borders[cls].differentiable
-            self._profiles[key] = profile_graph(sharded.graph, sharded.mesh, differentiable)
+            self._profiles[key] = profile_graph(sharded.graph, sharded.mesh, differentiable, strategy.recompute)
         return self._profiles[key]
 
     def _shard(self, cls: str, strategy: Strategy) -> LayerClass:

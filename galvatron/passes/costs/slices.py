@@ -9,6 +9,7 @@ import torch
 
 from galvatron.ir.layout import Axis
 from galvatron.ir.spmd import SPMD_OPS
+from galvatron.recompute import keep
 
 Record = Callable[[str, int], None]
 """Notes a collective on the axis: its kind and its payload in bytes."""
@@ -24,11 +25,18 @@ def run_on_slice(target: str, args: tuple[Any, ...], kwargs: dict[str, Any], axi
         turns = (2 * axis.size + 5) // 4 if causal else axis.size
         own = {k: v for k, v in own.items() if k in ("scale", "enable_gqa")}
         return _Ring.apply(*args[:3], mask, turns, axis, record, own)
-    result = getattr(torch.ops.aten, name)(*args, **own)
-    row_bytes = _bytes(args[0]) // max(1, args[0].shape[-1])
+    rows = args[0].detach()[..., 0]
     for kind, numbers in SPMD_OPS[name].forward:
-        record(kind, numbers * row_bytes)
-    return result
+        # Kept under selective recomputation, as what these collectives return is at run time.
+        keep(_sent, rows, kind, numbers, record)
+    return getattr(torch.ops.aten, name)(*args, **own)
+
+
+def _sent(rows: Any, kind: str, numbers: int, record: Record) -> Any:
+    """What a collective returns that carries a few numbers per row."""
+    record(kind, numbers * _bytes(rows))
+    with torch.no_grad():
+        return rows.new_empty((numbers, *rows.shape))
 
 
 class _Ring(torch.autograd.Function):

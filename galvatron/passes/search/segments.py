@@ -10,7 +10,7 @@ import numpy as np
 
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.costs.model import CostModel
-from galvatron.passes.costs.objective import Setting
+from galvatron.passes.costs.objective import Setting, added_shared_bytes
 from galvatron.passes.search.pareto import frontier
 
 MICRO_S, STEP_S, BYTES, EXTRA = range(4)
@@ -133,12 +133,12 @@ class Segments:
 
     def _extended(self, before: _Node | None, begin: int, end: int, in_flight: int) -> _Node:
         index = end - 1
-        rows, shared = self._layer(index, begin, in_flight), self._shared(index, in_flight)
+        rows = self._layer(index, begin, in_flight)
         fronts: dict[tuple[int | None, int], _Front] = {}
         if before is None:
             for last in range(len(rows)):
                 value = rows[last].copy()
-                value[BYTES] += shared[last]
+                value[BYTES] += self._shared(index, None, last, in_flight)
                 self._add(fronts, None if begin == 0 else last, last, begin, end, [(value[None], last)])
             return _Node(None, fronts)
         conversions = self._conversion(index)
@@ -148,11 +148,10 @@ class Segments:
                 parts: list[tuple[np.ndarray, int]] = []
                 for (other, previous), front in before.fronts.items():
                     if other == first:
-                        changes = self.candidates[index - 1][previous] != self.candidates[index][last]
                         values = front.values + rows[last]
                         values[:, EXTRA] = np.maximum(front.values[:, EXTRA], rows[last][EXTRA])
                         values[:, MICRO_S] += conversions[previous, last]
-                        values[:, BYTES] += shared[last] if changes else 0.0
+                        values[:, BYTES] += self._shared(index, previous, last, in_flight)
                         parts.append((values, previous))
                 self._add(fronts, first, last, begin, end, parts)
         return _Node(before, fronts)
@@ -199,8 +198,10 @@ class Segments:
             )
         return self._rows[key]
 
-    def _shared(self, index: int, in_flight: int) -> list[float]:
-        return [in_flight * self.model.shared_bytes(s, self.setting.micro_batch) for s in self.candidates[index]]
+    def _shared(self, index: int, previous: int | None, last: int, in_flight: int) -> float:
+        before = None if previous is None else self.candidates[index - 1][previous]
+        strategy = self.candidates[index][last]
+        return in_flight * added_shared_bytes(self.model, before, strategy, self.setting.micro_batch)
 
     def _conversion(self, index: int) -> np.ndarray:
         """Seconds of converting between each strategy of layer `index - 1` and each of layer `index`."""

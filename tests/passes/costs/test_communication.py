@@ -106,6 +106,20 @@ def test_context_parallelism_sends_round_the_ring():
     assert counts(block.backward) == {("p2p", PAIR): 2}
 
 
+def test_a_full_replay_sends_again_what_comes_before_the_last_tensor_that_is_missing():
+    block = large_block("tp2-recompute")
+    assert counts(block.forward) == {("all_reduce", PAIR): 2}
+    assert counts(block.backward) == {("all_reduce", PAIR): 2 + 1}
+    block = large_block("tp2+sp-recompute")
+    assert counts(block.forward) == {("all_gather", PAIR): 2, ("reduce_scatter", PAIR): 2}
+    assert counts(block.backward) == {("all_gather", PAIR): 2 + 2, ("reduce_scatter", PAIR): 2 + 1}
+
+
+@pytest.mark.parametrize("roles", ["tp2", "tp2+sp", "ulysses2", "cp2"])
+def test_a_selective_replay_sends_nothing(roles: str):
+    assert large_block(f"{roles}-recompute=selective") == large_block(roles)
+
+
 def bytes_by_channel(events: Iterable[Collective], batch: int) -> Counter[tuple[str, tuple[int, int]]]:
     total: Counter[tuple[str, tuple[int, int]]] = Counter()
     for event in events:
@@ -142,6 +156,16 @@ def counted_step(world: rt.World, job: harness.Job, batch: Batch) -> rt.Communic
         "m2/tp4",
         "tp4+sp",
         "m2/tp4-zero3",
+        "m2/tp2-recompute",
+        "tp2+sp-recompute",
+        "ulysses2-recompute",
+        "cp2-recompute",
+        "m2/tp2-recompute=selective",
+        "tp2+sp-recompute=selective",
+        "ulysses2-recompute=selective",
+        "cp2-recompute=selective",
+        "dp2-tp2-zero3-recompute",
+        "dp2-tp2-zero3-recompute=selective",
     ],
 )
 def test_a_rank_sends_what_the_program_says(plan):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.costs.model import LayerCost, Tie
 
-STRATEGIES = tuple(Strategy.parse(s) for s in ("dp4-tp1", "dp2-tp2", "dp1-tp4"))
+STRATEGIES = tuple(Strategy.parse(s) for s in ("dp4-tp1", "dp2-tp2", "dp2-tp2-recompute"))
 
 Table = dict[tuple[int, Strategy], LayerCost]
 """The cost of a layer by its class and strategy."""
@@ -28,7 +28,7 @@ class TableModel:
     costs: Table
     conversions: dict[tuple[Strategy, Strategy], float]
     boundary: dict[Strategy, float]
-    shared: float
+    shared: dict[Strategy, float]
     ties: tuple[tuple[int, ...], ...] = ()
     together: Table = field(default_factory=dict)
     agreed: frozenset[int] = frozenset()
@@ -56,7 +56,7 @@ class TableModel:
         return replace(cost, ties=(Tie(earlier, cost.state_bytes / 2, cost.sync_s / 2, 0.0, 3.0),))
 
     def conversion_s(self, index: int, before: Strategy, after: Strategy, micro_batch: int) -> float:
-        return 0.0 if before == after else self.conversions[before, after]
+        return 0.0 if before.axes == after.axes else self.conversions[before, after]
 
     def boundary_bytes(self, index: int, strategy: Strategy, micro_batch: int) -> float:
         return self.boundary[strategy] if index < len(self.classes) else 0.0
@@ -65,7 +65,7 @@ class TableModel:
         return self.boundary[strategy] / 4
 
     def shared_bytes(self, strategy: Strategy, micro_batch: int) -> float:
-        return self.shared
+        return self.shared[strategy]
 
 
 small = st.integers(0, 12).map(float)
@@ -92,7 +92,9 @@ def models(draw: st.DrawFn, tied: bool = True) -> TableModel:
         {(kind, strategy): draw(costs()) for kind in range(kinds) for strategy in STRATEGIES} for _ in range(2)
     )
     conversions = {pair: draw(small) for pair in itertools.permutations(STRATEGIES, 2)}
-    boundary = {s: draw(small) for s in STRATEGIES}
+    kept = {s.axes: draw(small) for s in STRATEGIES}
+    boundary = {s: kept[s.axes] for s in STRATEGIES}
+    shared = {s: draw(small) for s in STRATEGIES}
     layers = draw(st.permutations(range(len(classes))))
     sizes = draw(st.sampled_from([(), (2,), (3,), (2, 2), (2, 3), (1,)])) if tied else ()
     starts = itertools.accumulate(sizes, initial=0)
@@ -103,4 +105,4 @@ def models(draw: st.DrawFn, tied: bool = True) -> TableModel:
     )
     if draw(st.booleans()):  # sharing costs no more, as it mostly does
         together = table
-    return TableModel(classes, table, conversions, boundary, draw(small), ties, together)
+    return TableModel(classes, table, conversions, boundary, shared, ties, together)

@@ -74,8 +74,8 @@ def prices(model: TableModel, case: Case, plan: tuple[Strategy, ...]) -> bool:
 @pytest.mark.parametrize("ties", [(), ((0, 3),), ((0, 1, 3),), ((0, 2), (1, 3)), ((2,),)])
 def test_every_plan_is_in_one_case_that_prices_it_as_it_is(ties: tuple[tuple[int, ...], ...]) -> None:
     """At first, and after those were taken out that agree where their case does not know of it."""
-    options = (*STRATEGIES, Strategy.parse("dp2-tp2-recompute"))
-    model = TableModel((0,) * 4, {}, {}, {}, 0.0, ties)
+    options = (*STRATEGIES, Strategy.parse("dp1-tp4"))
+    model = TableModel((0,) * 4, {}, {}, {}, {}, ties)
     plans = list(itertools.product(options, repeat=4))
     left = list(cases(model, Setting(16, 1, "gpipe", 1), [options] * 4))
     assert len(left) == 3 ** len(ties)
@@ -102,7 +102,7 @@ def test_a_coarse_search_fits_and_is_never_better(model: TableModel, budget: int
 
 
 def test_no_candidates_no_plan() -> None:
-    model = TableModel((0,), {}, {}, {}, 0.0)
+    model = TableModel((0,), {}, {}, {}, {})
     assert search_stages(model, Setting(4, 1, "1f1b", 1), [[]], 1e9) is None
     assert search_stages(model, Setting(4, 1, "1f1b", 2), [STRATEGIES], 1e9) is None
 

@@ -1,0 +1,54 @@
+"""What recomputation computes again: `Strategy.recompute` of a sharded class says whether, this table says what.
+
+Under `recompute` a layer keeps what goes into it, and its backward begins with its forward, up to the last op of which
+autograd saves something. Under `recompute=selective` the ops below run in the forward only: those whose time is in
+arithmetic, and those that communicate. What is computed again is bound by memory traffic. `aten.X`, `random.X` and
+`spmd.X` are one row; of an `spmd.` op that is not in it, what its collectives return is kept all the same.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from galvatron.ir.graph import Graph, Op
+
+KEPT_OPS = frozenset(
+    """
+    linear matmul mm bmm addmm baddbmm addbmm einsum bilinear grouped_mm _grouped_mm
+    convolution conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
+    scaled_dot_product_attention
+    """.split()  # noqa: SIM905
+)
+"""Matrix products, convolutions and attention, by name without the overload."""
+
+KEPT_COLLECTIVES = frozenset({"comm.all_reduce", "comm.all_gather", "comm.reduce_scatter", "comm.all_to_all"})
+"""The collectives that send something in the forward."""
+
+Step = Literal["keep", "once"]
+"""How the runtime calls an op that runs in the forward only: `rt.keep` keeps its results, `rt.once` does not."""
+
+
+def runs_once(op: Op) -> bool:
+    """Whether selective recomputation leaves the op out."""
+    namespace, name, *_ = op.target.split(".")
+    return op.target in KEPT_COLLECTIVES if namespace == "comm" else name in KEPT_OPS
+
+
+def selective_steps(graph: Graph) -> dict[int, Step]:
+    """By number, the ops of a sharded graph that selective recomputation leaves out.
+
+    What only collectives read need not be kept, since they are not called again and save nothing: a partial sum that is
+    reduced, or a value that only leaves the layer.
+    """
+    once = [runs_once(op) for op in graph.ops]
+    read = {
+        name
+        for op, skipped in zip(graph.ops, once, strict=True)
+        if not (skipped and op.target.startswith("comm."))
+        for name in op.operands
+    }
+    return {
+        index: "keep" if any(value.name in read for value in op.results) else "once"
+        for index, op in enumerate(graph.ops)
+        if once[index]
+    }
