@@ -10,45 +10,55 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
-from weakref import finalize
+from weakref import ref
 
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class LiveStorages(TorchDispatchMode):
     """Bytes of the storages that are alive of those made inside, each once whatever its views, and their peak.
 
-    Memory that a kernel takes and gives back within one call is not seen.
+    A storage that is resized counts with its new size. Memory that a kernel, or the communication library, takes and
+    gives back within one call is not seen.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = 0
         self.peak_bytes = 0
-        self._known: dict[int, Any] = {}
+        self._made: dict[int, ref[UntypedStorage]] = {}
+        self._outside: dict[int, ref[UntypedStorage]] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Held now."""
+        storages = {key: storage for key, made in self._made.items() if (storage := made()) is not None}
+        self._made = {key: self._made[key] for key in storages}
+        return sum(storage.nbytes() for storage in storages.values())
 
     def ignore(self, *tensors: Tensor) -> None:
         """Leave out the storages of tensors that were there before."""
         for tensor in tensors:
-            self._known[tensor.untyped_storage()._cdata] = tensor
+            storage = tensor.untyped_storage()
+            self._outside[storage._cdata] = ref(storage)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
         # A view of a storage that was made outside is not of one made here.
-        before = {tensor.untyped_storage()._cdata for tensor in _tensors((args, tuple((kwargs or {}).values())))}
+        self.ignore(*(t for t in _tensors((args, tuple((kwargs or {}).values()))) if not _knows(self._made, t)))
+        out = func(*args, **(kwargs or {}))
         for tensor in _tensors(out):
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self._known and storage._cdata not in before:
-                size = storage.nbytes()
-                self._known[storage._cdata] = finalize(storage, self._freed, storage._cdata, size)
-                self.bytes += size
-                self.peak_bytes = max(self.peak_bytes, self.bytes)
+            if not tensor.is_meta and not _knows(self._outside, tensor):
+                storage = tensor.untyped_storage()
+                self._made[storage._cdata] = ref(storage)
+        self.peak_bytes = max(self.peak_bytes, self.bytes)
         return out
 
-    def _freed(self, key: int, size: int) -> None:
-        del self._known[key]
-        self.bytes -= size
+
+def _knows(storages: dict[int, ref[UntypedStorage]], tensor: Tensor) -> bool:
+    """Whether the storage of a tensor is among some; the address of a freed one may be used again."""
+    storage = tensor.untyped_storage()
+    known = storages.get(storage._cdata)
+    return known is not None and known() is not None
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
