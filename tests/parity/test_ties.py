@@ -10,7 +10,8 @@ from tests.parity.test_mixtures import mixture, some_slow
 
 MODELS = ["gpt2-tied-101", "t5-101", "gemma-101", "bert-101"]
 PLANS = ["tp2", "m2/tp4+sp", "pp2/m4/1f1b/tp2", "tp2+sp", "tp4", "m2/dp2-tp2", "m2/tp2-dp2", "pp2/m4/1f1b/tp2+sp",
-         "m2/cp2-tp2", "m2/ulysses2-tp2+sp"]  # fmt: skip
+         "m2/cp2-tp2", "m2/ulysses2-tp2+sp", "m2/dp2-tp2-zero1", "m2/tp2-dp2-zero3",
+         "pp2/m4/1f1b/dp2-zero2"]  # fmt: skip
 
 
 @pytest.mark.parametrize("plan", some_slow(PLANS[:3], PLANS))
@@ -20,7 +21,11 @@ def test_equals_eager(model: str, plan: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "ends", some_slow(["dp2-tp2 tp2-dp2", "tp4 tp4"], ["tp4 dp4", "dp4 tp4+sp", "tp2-dp2 tp2-dp2", "tp4 tp4+sp"])
+    "ends",
+    some_slow(
+        ["dp2-tp2 tp2-dp2", "tp4 tp4"],
+        ["tp4 dp4", "dp4 tp4+sp", "tp2-dp2 tp2-dp2", "tp4 tp4+sp", "dp2-tp2-zero3 dp2-tp2", "dp4-zero2 tp2-dp2-zero2"],
+    ),
 )
 @pytest.mark.parametrize("model", some_slow(MODELS[:1], MODELS))
 def test_blocks_unlike_the_ends_equal_eager(model: str, ends: str) -> None:

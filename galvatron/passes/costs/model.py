@@ -17,10 +17,12 @@ from galvatron.ir.strategy import Strategy
 class Tie:
     """A parameter that an earlier layer holds too: what this layer does not pay when both are on one device.
 
-    On different pipeline ranks both pay, and `across_s` per step for the sum of their gradients on top.
+    That is `backward_communication_s` per micro-batch, since the parameter is whole until both backwards are done. On
+    different pipeline ranks both pay, and `across_s` per step for the sum of their gradients on top.
     """
 
     layer: int
+    backward_communication_s: float
     state_bytes: float
     sync_s: float
     update_s: float
@@ -56,10 +58,13 @@ class LayerCost:
 
     def beside(self, here: Callable[[int], bool]) -> LayerCost:
         """The same with its ties settled: `here` says which layers before it are on the same device."""
+        if not self.ties:
+            return self
         together = [tie for tie in self.ties if here(tie.layer)]
         apart = [tie for tie in self.ties if not here(tie.layer)]
         return replace(
             self,
+            backward_communication_s=self.backward_communication_s - sum(t.backward_communication_s for t in together),
             state_bytes=self.state_bytes - sum(t.state_bytes for t in together),
             sync_s=self.sync_s - sum(t.sync_s for t in together) + sum(t.across_s for t in apart),
             update_s=self.update_s - sum(t.update_s for t in together),

@@ -157,10 +157,12 @@ class ShardedCostModel:
         return sum(state.update_bytes for state in states) / self.cluster.device.memory_bytes_per_s
 
     def _tie(self, layer: int, strategy: Strategy, state: TrainedState) -> Tie:
+        sent = state_collectives([state])
         return Tie(
             layer=layer,
+            backward_communication_s=collectives_s(sent.backward, self.cluster, 1),
             state_bytes=state.kept_bytes,
-            sync_s=collectives_s(state_collectives([state]).step, self.cluster, 1),
+            sync_s=collectives_s(sent.step, self.cluster, 1),
             update_s=self._update_s([state]),
             across_s=self.cluster.collective_s("all_reduce", state.trained_bytes, 2, strategy.devices),
         )

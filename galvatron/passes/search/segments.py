@@ -44,9 +44,11 @@ class Segment:
 
 
 def _fastest_s(model: CostModel, setting: Setting, candidates: Sequence[Sequence[Strategy]]) -> list[float]:
-    """The least seconds per micro-batch of each layer."""
+    """The least seconds per micro-batch of each layer: on a stage with all layers that it shares parameters with."""
     size = setting.micro_batch
-    return [min(model.layer(i, s, size).micro_batch_s for s in options) for i, options in enumerate(candidates)]
+    return [
+        min(model.layer(i, s, size).on_stage(0).micro_batch_s for s in options) for i, options in enumerate(candidates)
+    ]
 
 
 def bound_s(model: CostModel, setting: Setting, candidates: Sequence[Sequence[Strategy]]) -> float:

@@ -53,7 +53,15 @@ class TableModel:
         cost, earlier = table[self.classes[index], strategy], self._earlier(index)
         if earlier is None:
             return cost
-        return replace(cost, ties=(Tie(earlier, cost.state_bytes / 2, cost.sync_s / 2, 0.0, 3.0),))
+        tie = Tie(
+            layer=earlier,
+            backward_communication_s=cost.backward_communication_s / 2,
+            state_bytes=cost.state_bytes / 2,
+            sync_s=cost.sync_s / 2,
+            update_s=0.0,
+            across_s=3.0,
+        )
+        return replace(cost, ties=(tie,))
 
     def conversion_s(self, index: int, before: Strategy, after: Strategy, micro_batch: int) -> float:
         return 0.0 if before.axes == after.axes else self.conversions[before, after]
@@ -76,6 +84,7 @@ def costs() -> st.SearchStrategy[LayerCost]:
         LayerCost,
         forward_s=small.map(lambda s: s + 1),
         backward_s=small,
+        backward_communication_s=small,
         saved_bytes=small,
         extra_bytes=small,
         state_bytes=small,

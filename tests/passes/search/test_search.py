@@ -62,11 +62,13 @@ def test_no_uniform_plan_that_fits_is_faster(candidates: Program, memory: int) -
                 assert best_s and step_time_s >= best_s * (1 - 1e-9)
 
 
-@pytest.mark.parametrize("memory", [None, 30_000, 25_000])
-def test_no_plan_that_fits_is_faster(memory: int | None) -> None:
+@pytest.mark.parametrize(
+    ("devices", "zero", "memory"), [(4, (0,), None), (4, (0,), 30_000), (2, (0, 3), 48_000), (2, (0, 3), 36_000)]
+)
+def test_no_plan_that_fits_is_faster(devices: int, zero: tuple[int, ...], memory: int | None) -> None:
     """The first and the last layer share a table: every mixture, whether they agree or not."""
-    program = replace(costed(), cluster=Cluster.parse("a100-80g:1x4"), batch_size=16)
-    program = EnumerateStrategies(pipeline_degrees=(1,)).run(program)
+    program = replace(costed(), cluster=Cluster.parse(f"a100-80g:1x{devices}"), batch_size=16)
+    program = EnumerateStrategies(pipeline_degrees=(1,), zero=zero).run(program)
     options = program.candidates[0].strategies
     plan = searched(program, memory=memory, micro_batches=2, resolution=0.0)
     model, setting = cost_model(program), Setting(16, 2, "1f1b", 1)

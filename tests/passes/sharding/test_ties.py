@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from galvatron.ir.capture import capture_graph
-from galvatron.ir.cluster import Cluster
+from galvatron.ir.cluster import Cluster, Link
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import BROADCAST, Layout, Shard, local_shape
 from galvatron.ir.plan import Plan
@@ -21,7 +21,9 @@ from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import evaluate
 from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END, LOWERING
+from galvatron.passes.costs.communication import stage_communication
 from galvatron.passes.costs.estimate import estimate_plan
+from galvatron.passes.costs.events import collectives_s
 from galvatron.passes.costs.state import trained_state
 from galvatron.passes.pipeline import Pipeline
 from galvatron.passes.sharding import Partitioner
@@ -158,17 +160,25 @@ PLANS: dict[str, tuple[tuple[tuple[str, ...], ...], Layout, int]] = {
 }
 
 
-@pytest.mark.parametrize("name", PLANS)
-def test_every_stage_keeps_what_was_estimated(name: str) -> None:
-    """One layout on all stages, and the bytes of the emitted state are those of the estimate."""
-    stages, layout, level = PLANS[name]
+def planned(stages: tuple[tuple[str, ...], ...]) -> Program:
     program = costed()
     parsed = tuple(tuple(map(Strategy.parse, stage)) for stage in stages)
     plan = Plan(program.fingerprint, BATCH, 4, micro_batches=2, schedule="gpipe", stages=parsed)
     assert len(plan.strategies) == len(planned_layers(program))
-    staged = Pipeline.of(LOWERING).run(replace(program, form=Form.PLANNED, plan=plan))
+    # Without latency the bytes of several messages cost what they do in one.
+    cluster = replace(Cluster.parse("a100-80g:1x4"), in_node=Link(250e9, 0.0))
+    return replace(program, form=Form.PLANNED, plan=plan, cluster=cluster)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_stage_keeps_what_was_estimated(name: str) -> None:
+    """One layout on all stages, and the bytes of the emitted state are those of the estimate."""
+    stages, layout, level = PLANS[name]
+    program = planned(stages)
+    assert program.plan is not None
+    staged = Pipeline.of(LOWERING).run(program)
     verify(staged)
-    for stage, report in zip(staged.stages, estimate_plan(program, plan)[1], strict=True):
+    for stage, report in zip(staged.stages, estimate_plan(program, program.plan)[1], strict=True):
         kept_bytes = 0.0
         for kept in stage.state:
             declared = staged.state_of[kept.state]
@@ -179,3 +189,16 @@ def test_every_stage_keeps_what_was_estimated(name: str) -> None:
             if kept.state == "table.weight" and stage.index == 0:
                 assert (kept.layout, kept.zero) == (layout, level)
         assert report.state_bytes == kept_bytes
+
+
+@pytest.mark.parametrize("level", range(4))
+@pytest.mark.parametrize("strategy", ["dp4", "dp2-tp2"])
+def test_a_shared_parameter_is_sent_as_often_as_was_estimated(strategy: str, level: int) -> None:
+    """Within a micro-batch, where the layers that share are on one stage."""
+    program = planned(((f"{strategy}-zero{level}" if level else strategy,) * 6,))
+    assert program.plan is not None and program.cluster is not None
+    sent = stage_communication(Pipeline.of(LOWERING).run(program))
+    events = (*sent.forward, *sent.backward, *sent.state.forward, *sent.state.backward)
+    share = BATCH // 2 // Strategy.parse(strategy).degree("dp")
+    (report,) = estimate_plan(program, program.plan)[1]
+    assert report.communication_s == pytest.approx(collectives_s(events, program.cluster, share), rel=1e-9)
