@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from galvatron.errors import PassError, did_you_mean
 from galvatron.ir.cluster import Cluster
@@ -94,21 +94,38 @@ def _too_much_state(branch: Branch) -> Iterator[tuple[Strategy, str]]:
 
 
 def _dominated(branch: Branch) -> Iterator[tuple[Strategy, str]]:
+    tied = bool(branch.model.tied())
+
+    def replaces(left: list[Strategy], better: Strategy, worse: Strategy) -> bool:
+        # Layers that share parameters could otherwise come to agree where they did not, or the other way round.
+        unmoved = not tied or agreement([better]) == agreement([worse])
+        return unmoved and _dominates(branch, left, better, worse)
+
+    return _replaced(branch, replaces)
+
+
+def _dominated_but_for_ties(branch: Branch) -> Iterator[tuple[Strategy, str]]:
+    if branch.model.tied():
+        yield from _replaced(branch, partial(_dominates, branch))
+
+
+def _replaced(
+    branch: Branch, replaces: Callable[[list[Strategy], Strategy, Strategy], bool]
+) -> Iterator[tuple[Strategy, str]]:
     left = list(branch.strategies)
     for strategy in branch.strategies:
-        other = next((o for o in left if o != strategy and _dominates(branch, left, o, strategy)), None)
+        other = next((o for o in left if o != strategy and replaces(left, o, strategy)), None)
         if other is not None:
             left.remove(strategy)
             yield strategy, f"{other} takes no more time and memory in every layer"
 
 
 def _dominates(branch: Branch, left: list[Strategy], better: Strategy, worse: Strategy) -> bool:
-    """Whether replacing `worse` by `better` in all layers of a stage at once never costs time or memory."""
+    """Whether replacing `worse` by `better` in all layers of a stage at once never costs time or memory, as long as
+    layers that share parameters agree as before."""
     model, layers = branch.model, len(branch.model.kinds())
     if worse.degree("dp") % better.degree("dp"):
         return False  # there are micro-batches that only `worse` can divide
-    if model.tied() and agreement([better]) != agreement([worse]):
-        return False  # layers that share parameters could then agree where they did not, or the other way round
     for size in branch.sizes:
         if size % worse.degree("dp"):
             continue
@@ -188,6 +205,13 @@ RULES: dict[str, Rule] = {
             "in any plan the dominated strategy can be replaced in all layers at once: every layer, conversion to a "
             "third strategy and transfer costs no more, and conversions between equals are free",
             _dominated,
+        ),
+        Rule(
+            "dominated-but-for-ties",
+            False,
+            "the same where layers share parameters: what is lost are plans in which these layers have strategies that "
+            "cost the same, and differ only so that the parameters stay whole",
+            _dominated_but_for_ties,
         ),
     )
 }  # fmt: skip

@@ -74,8 +74,8 @@ def agreement(strategies: Iterable[Strategy]) -> Strategy | None:
     parts. None where they keep them whole, because they differ or because none of them would cut a parameter."""
     found = {Strategy(tuple(axis for axis in s.axes if axis.degree > 1), s.zero) for s in strategies}
     common = next(iter(found), Strategy(()))
-    cuts = common.zero or any(axis.role in ROLES and ROLES[axis.role].matrices for axis in common.axes)
-    return common if cuts and len(found) == 1 else None
+    cut = any(common.zero or axis.role in ROLES and ROLES[axis.role].matrices for axis in common.axes)
+    return common if cut and len(found) == 1 else None
 
 
 def _base(cls: LayerClass) -> str:
