@@ -51,7 +51,9 @@ class CompiledModel:
 
         Args:
             batch: the whole batch, on every rank: a mapping of forward keyword arguments or a tuple of positional ones,
-                with the shapes of the example inputs; the number of samples may differ as long as the plan divides it.
+                with the shapes of the example inputs. The number of samples may differ, in the last batch of an epoch
+                for example, as long as the data-parallel shards divide it: it is cut into as many micro-batches as it
+                can be, at most those of the plan.
 
         Returns:
             The loss on the whole batch before the update, the same float64 scalar on every rank.
@@ -69,6 +71,24 @@ class CompiledModel:
         The gradients replace those of the step before.
         """
         return self._executor.forward_backward(self._inputs.read(batch))
+
+    def eval_step(self, batch: BatchLike) -> Tensor:
+        """The loss on a global batch without training: forward only, without dropout, whatever the plan.
+
+        Parameters, gradients, the optimizer and the random numbers of later steps stay as they are. What the model does
+        with random numbers besides dropout (noise, dropout of whole channels, alpha dropout) it does here too.
+
+        Args:
+            batch: as in `train_step`.
+
+        Returns:
+            The loss on the whole batch, the same float64 scalar on every rank.
+
+        Raises:
+            PlanError: the batch does not fit the program or the plan.
+            RankError: another rank failed.
+        """
+        return self._executor.eval_step(self._inputs.read(batch))
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import sympy
 
@@ -12,7 +13,7 @@ from galvatron.codegen.forms import CONTIGUOUS_FORMAT, REQUIRED, Form, forms
 from galvatron.codegen.layout import Brackets, Text, call, list_of, prefixed, tuple_of
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Const, Op, Ref, Value
-from galvatron.ir.random import without_site
+from galvatron.ir.random import RANDOM_OPS, without_site
 from galvatron.ir.recompute import Step
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
@@ -50,12 +51,12 @@ class OpPrinter:
             return self._collective(op)
         if op.target.startswith("spmd."):
             return self._spmd(op)
-        op = self._with_explicit_dtype(without_site(op))
+        op = self._with_explicit_dtype(without_site(_switched(op)))
         return self._special(op) or self._by_form(op) or self._fallback(op)
 
     def step(self, op: Op, kind: Step) -> Text:
         """The op as a step that a recomputed layer does not compute again: `rt.keep(function, arguments, ...)`."""
-        plain = without_site(op)
+        plain = without_site(_switched(op))
         written = self.expression(op)
         if not isinstance(written, Brackets) or not _FUNCTION.fullmatch(written.opening):
             # An operator or a method: the function behind it.
@@ -88,6 +89,8 @@ class OpPrinter:
             if any(isinstance(a, Ref) for a in arg):
                 return list_of(self.argument(a) for a in arg)
             return tuple_of(self.argument(a) for a in arg)
+        if isinstance(arg, _Written):
+            return str(arg)
         if isinstance(arg, str):
             return '"' + arg.replace("\\", "\\\\").replace('"', '\\"') + '"'
         if isinstance(arg, (bool, type(None))):
@@ -232,6 +235,24 @@ _IMPLIED: dict[str, frozenset[str]] = {
     "aten.group_norm.default": frozenset({"cudnn_enabled"}),
 }
 """Arguments that may be left out whatever they are: they choose a kernel, not a result."""
+
+
+class _Written(str):
+    """An argument as Python text."""
+
+
+def _switched(op: Op) -> Op:
+    """An op that draws only in training, with the seed to say whether this is training."""
+    switch = RANDOM_OPS[op.target.split(".")[1]].switch if op.target.startswith("random.") else None
+    if switch is None:
+        return op
+    position, keyword = switch
+
+    def written(value: Arg) -> Arg:
+        return _Written("seed.training" if value is True else f"seed.rate({value!r})")
+
+    args = tuple(written(value) if i == position else value for i, value in enumerate(op.args))
+    return replace(op, args=args, kwargs=tuple((k, written(v) if k == keyword else v) for k, v in op.kwargs))
 
 
 def bind(op: Op, form: Form) -> dict[str, Arg] | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from galvatron.runtime import failure, full_state
 from galvatron.runtime.activity import communicating, now
 from galvatron.runtime.communication import phase
 from galvatron.runtime.held import HeldState
-from galvatron.runtime.inputs import batch_size, micro_batches_of, read_batch
+from galvatron.runtime.inputs import StageInputs, batch_size, micro_batches_of, read_batch
 from galvatron.runtime.materialize import ModelState, materialize
 from galvatron.runtime.metrics import Meter, StepMetrics
 from galvatron.runtime.parameters import Parameters
@@ -129,6 +130,20 @@ class Executor:
                 self._parameters.publish()
         return loss
 
+    def eval_step(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The loss on the global batch without dropout: forward only, nothing of the training changes.
+
+        Args, result and errors are those of `forward_backward`.
+        """
+        samples, microbatches, inputs = self._read(batch)
+        with failure.guarded(self._place), torch.no_grad(), _without_dropout(self.stages):
+            keywords = self._keywords(samples, inputs)
+            total = self._share_of_loss(self._pipeline.run(keywords, samples, microbatches, backward=False))
+            if self.mesh.world.size > 1:
+                with phase("totals"), communicating("all_reduce", dist.group.WORLD, total):
+                    dist.all_reduce(total)
+        return total
+
     def gradient_norm(self) -> Tensor:
         """The global norm of the gradients of the last step, as a float64 scalar on every rank."""
         with failure.guarded("gradient_norm"):
@@ -171,19 +186,11 @@ class Executor:
 
     def _run(self, batch: Mapping[str, Tensor], *, with_norm: bool) -> tuple[Tensor, Tensor]:
         """The loss and, when asked for, the squared gradient norm."""
-        samples = batch_size(batch)
-        microbatches = micro_batches_of(
-            samples, self._pipeline.schedule, self.mesh.pipeline_degree, self.microbatches, self._shards
-        )
-        inputs = read_batch(self.stages, batch, microbatches, self.mesh.world.device)
+        samples, microbatches, inputs = self._read(batch)
         with failure.guarded(self._place):
-            keywords: dict[int, list[dict[str, Any]]] = {}
             for stage in self.stages:
-                stage.global_batch_size = samples
                 stage.random.step += 1
-                own = inputs[stage.index]
-                statistics = _statistics(stage, own.whole)
-                keywords[stage.index] = [{**microbatch, **statistics} for microbatch in own.microbatches]
+            keywords = self._keywords(samples, inputs)
             self._parameters.start(microbatches)
             local_loss = self._pipeline.run(keywords, samples, microbatches)
             self._parameters.finish()
@@ -196,6 +203,24 @@ class Executor:
                 with phase("totals"), communicating("all_reduce", dist.group.WORLD, totals):
                     dist.all_reduce(totals)
         return totals[0], totals[1]
+
+    def _read(self, batch: Mapping[str, Tensor]) -> tuple[int, int, dict[int, StageInputs]]:
+        """The number of samples and of micro-batches, and what each stage reads of them."""
+        samples = batch_size(batch)
+        microbatches = micro_batches_of(
+            samples, self._pipeline.schedule, self.mesh.pipeline_degree, self.microbatches, self._shards
+        )
+        return samples, microbatches, read_batch(self.stages, batch, microbatches, self.mesh.world.device)
+
+    def _keywords(self, samples: int, inputs: Mapping[int, StageInputs]) -> dict[int, list[dict[str, Any]]]:
+        """For each stage, the keyword arguments of its micro-batches."""
+        keywords: dict[int, list[dict[str, Any]]] = {}
+        for stage in self.stages:
+            stage.global_batch_size = samples
+            own = inputs[stage.index]
+            statistics = _statistics(stage, own.whole)
+            keywords[stage.index] = [{**microbatch, **statistics} for microbatch in own.microbatches]
+        return keywords
 
     def _share_of_loss(self, local: Tensor) -> Tensor:
         """What this rank adds to the loss: ranks whose loss is equal, not a term of the sum, add equal fractions."""
@@ -230,6 +255,17 @@ def _optimizer(factory: OptimizerFactory, trained: dict[str, nn.Parameter]) -> t
     except (TypeError, ValueError):  # a callable that does not tell
         wants_names = False
     return factory(named if wants_names else [parameter for _, parameter in named])
+
+
+@contextmanager
+def _without_dropout(stages: Sequence[Stage]) -> Iterator[None]:
+    for stage in stages:
+        stage.random.training = False
+    try:
+        yield
+    finally:
+        for stage in stages:
+            stage.random.training = True
 
 
 def _statistics(stage: Stage, whole: dict[str, Tensor]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from galvatron.runtime.activity import Chunk, communicating, now
 from galvatron.runtime.stage import Stage, Transfer
-from galvatron.schedules import Kind, Schedule, orders
+from galvatron.schedules import Action, Kind, Schedule, orders
 
 _SENDS_IN_FLIGHT = 2
 """Messages of one stage in one direction that may be under way: one arrives while the next is computed."""
@@ -37,19 +37,20 @@ class Pipeline:
         self.mesh = stages[0].mesh
         self.schedule = schedule
 
-    def run(self, keywords: Keywords, samples: int, micro_batches: int) -> Tensor:
+    def run(self, keywords: Keywords, samples: int, micro_batches: int, *, backward: bool = True) -> Tensor:
         """Accumulate the gradients of all micro-batches.
 
         Args:
             keywords: what the stages read besides what they receive.
             samples: the global batch size.
             micro_batches: into how many parts the batch is cut.
+            backward: False to compute the loss only; autograd must be off then.
 
         Returns:
             This rank's sum of loss terms, detached; zero when it does not hold the last stage.
         """
         order = orders(self.schedule, self.mesh.pipeline_degree, micro_batches)[self.mesh.pipeline_rank]
-        one = _Pass(self, keywords, samples // micro_batches)
+        one = _Pass(self, keywords, samples // micro_batches, backward)
         perform = {
             Kind.FORWARD: one.forward,
             Kind.BACKWARD: one.backward,
@@ -60,7 +61,7 @@ class Pipeline:
             Kind.SEND_B: one.send_gradients,
             Kind.RECV_B: one.receive_gradients,
         }
-        for action in order:
+        for action in order if backward else filter(_is_forward, order):
             perform[action.kind](action.stage, action.micro_batch)
         one.finish()
         if not one.losses:
@@ -93,10 +94,11 @@ Key = tuple[int, int]
 class _Pass:
     """What one pass has under way, by stage and micro-batch."""
 
-    def __init__(self, pipeline: Pipeline, keywords: Keywords, samples: int) -> None:
+    def __init__(self, pipeline: Pipeline, keywords: Keywords, samples: int, backward: bool) -> None:
         self._stages, self._mesh = pipeline.stages, pipeline.mesh
         self._keywords = keywords
         self._samples = samples
+        self._backward = backward
         self.losses: list[Tensor] = []
         self._values: dict[Key, _Arrival] = {}
         self._gradients: dict[Key, _Arrival] = {}
@@ -111,21 +113,17 @@ class _Pass:
         received = self._values.pop(key).wait(chunk) if index else ()
         now.chunk = chunk
         for transfer, value in zip(stage.received, received, strict=True):
-            value.requires_grad_(transfer.requires_grad)
+            value.requires_grad_(transfer.requires_grad and self._backward)
         stage.random.microbatch = micro_batch
         result = stage(*received, **self._keywords[index][micro_batch])
         now.chunk = now.place = None
         if index == stage.count - 1:
             self.losses.append(result.detach())
-            self._live[key] = ((get_gradient_edge(result),) if result.requires_grad else ()), received
+            if self._backward:
+                self._live[key] = ((get_gradient_edge(result),) if result.requires_grad else ()), received
             return
-        # The edges alone: the values are dropped once they are sent, if no op of the stage saved them.
-        edges = tuple(
-            get_gradient_edge(value) if value.requires_grad else None
-            for value, transfer in zip(result, stage.sent, strict=True)
-            if transfer.requires_grad
-        )
-        self._live[key] = edges, received
+        if self._backward:
+            self._live[key] = _edges(stage, result), received
         self._hand_over(Kind.SEND_F, key, index + 1, tuple(value.detach() for value in result))
 
     def backward(self, index: int, micro_batch: int) -> None:
@@ -194,3 +192,18 @@ class _Pass:
         with communicating("pipeline", self._mesh.pipeline, expected={}):
             for work in works:
                 work.wait()
+
+
+def _edges(stage: Stage, result: Sequence[Tensor]) -> tuple[Any, ...]:
+    """Where the backward of what a stage sends begins. The values themselves are dropped once they are sent, if no op
+    of the stage saved them.
+    """
+    return tuple(
+        get_gradient_edge(value) if value.requires_grad else None
+        for value, transfer in zip(result, stage.sent, strict=True)
+        if transfer.requires_grad
+    )
+
+
+def _is_forward(action: Action) -> bool:
+    return action.kind in (Kind.FORWARD, Kind.SEND_F, Kind.RECV_F)

@@ -19,13 +19,18 @@ from galvatron.runtime.mesh import Axis
 
 @dataclass(frozen=True)
 class Seed:
-    """What the draws of one call of a layer have in common."""
+    """What the draws of one call of a layer have in common. Without `training` there is no dropout."""
 
     device: torch.device
     job: int
     step: int
     microbatch: int
     layer: str
+    training: bool = True
+
+    def rate(self, dropout: float) -> float:
+        """The probability of dropping something."""
+        return dropout if self.training else 0.0
 
 
 @dataclass
@@ -36,10 +41,11 @@ class Randomness:
     job: int = 0
     step: int = 0
     microbatch: int = 0
+    training: bool = True
 
     def seed(self, layer: str) -> Seed:
         """The seed of a call of `layer` that starts now; whoever recomputes the layer later calls it with this one."""
-        return Seed(self.device, self.job, self.step, self.microbatch, layer)
+        return Seed(self.device, self.job, self.step, self.microbatch, layer, self.training)
 
 
 @contextmanager

@@ -259,10 +259,15 @@ def _hugging_face(name: str, **options: Any) -> Callable[[], Subject]:
 
 SUBJECTS: dict[str, Callable[[], Subject]] = {
     "gpt": lambda: _of(models.gpt()),
+    # Eight and twelve layers, for as many stages.
+    "gpt-8": lambda: _of(models.gpt(layers=6, width=16)),
+    "gpt-12": lambda: _of(models.gpt(layers=10, width=16)),
+    "gpt-12-untied": lambda: _of(models.gpt(layers=10, width=16, tied=False)),
     "gpt-untied": lambda: _of(models.gpt(tied=False)),
     "llama": _hugging_face("llama", mask=False),
     "llama-tied": _hugging_face("llama", tie_word_embeddings=True),
     "gpt2": _hugging_face("gpt2"),
+    "gpt2-dropout": _hugging_face("gpt2", mask=False, resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2),
     "gpt2-untied": _hugging_face("gpt2", mask=False, tie_word_embeddings=False),
     "bert": _hugging_face("bert"),
     "bert-untied": _hugging_face("bert", tie_word_embeddings=False),

@@ -1,0 +1,70 @@
+"""`eval_step`: the loss of the model in evaluation mode under any plan, and nothing of the training changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from galvatron import runtime as rt
+from tests.parity.harness import TOLERANCES, Job, executor, job_of, planned, precise, subject
+from tests.parity.subjects import Batch
+from tests.ranks import run_ranks
+
+MODEL = "gpt2-dropout"
+PLANS = [
+    "m2/dp4-zero3",
+    "pp2/m4/1f1b/tp2",
+    "pp2/m4/gpipe/tp2+sp-recompute",
+    "pp2/m4/interleaved2/dp2",
+    "pp2/m3/zbv/dp2-zero1",
+]
+
+
+def evaluate_between(world: rt.World, job: Job, batches: list[Batch]) -> tuple[list[float], list[float], float]:
+    """On a rank: losses of two steps without an evaluation between them, and with one, and the loss of that."""
+
+    def new() -> rt.Executor:
+        return executor(world, job, optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2), seed=3)
+
+    plain, program = new(), new()
+    expected = [float(plain.train_step(batch)) for batch in batches[:2]]
+    losses = [float(program.train_step(batches[0]))]
+    before = program.full_gradients()
+    program.load_full_state_dict(start := program.full_state_dict())
+    found = program.eval_step(batches[2])
+    assert not found.requires_grad
+    assert same(program.full_gradients(), before) and same(program.full_state_dict(), start)
+    losses.append(float(program.train_step(batches[1])))
+    return expected, losses, float(found)
+
+
+def same(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
+    return some.keys() == others.keys() and all(torch.equal(value, others[name]) for name, value in some.items())
+
+
+def evaluate(world: rt.World, job: Job, batch: Batch) -> float:
+    return float(executor(world, job).eval_step(batch))
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("samples", [24, 10])
+def test_loss_is_that_of_the_model_in_evaluation_mode(plan: str, samples: int) -> None:
+    case = subject(MODEL)
+    job = job_of(MODEL, planned(MODEL, plan, global_batch_size=24))
+    batch = case.batch(samples - samples % job.shards, 1)
+    losses = run_ranks(evaluate, 4, job, batch)
+    case.model.eval()
+    with precise(case), torch.no_grad():
+        expected = float(case.loss(batch))
+    case.model.train()
+    assert len(set(losses)) == 1
+    assert abs(losses[0] - expected) <= TOLERANCES[torch.float64] * abs(expected)
+
+
+@pytest.mark.parametrize("plan", PLANS[1:])
+def test_training_goes_on_as_if_nothing_had_been_evaluated(plan: str) -> None:
+    job = job_of(MODEL, planned(MODEL, plan, global_batch_size=24))
+    batches = [subject(MODEL).batch(size, seed) for seed, size in enumerate((24, 24, 12))]
+    for expected, losses, _ in run_ranks(evaluate_between, 4, job, batches):
+        assert losses == expected
