@@ -18,6 +18,7 @@ from tests.ranks import run_ranks
 MODEL = "llama-float32"
 CLIP = 1.0
 PLANS = ["dp2", "m2/tp2", "pp2/m4/1f1b/dp1", "m2/dp2-zero1", "m2/dp2-zero2", "m2/dp2-zero3", "m2/tp2+sp", "m2/cp2"]
+OTHERS = ["m2/dp2-recompute", "pp2/m4/interleaved2/dp1", "pp2/m4/zbv/dp1-recompute=selective"]
 
 
 def adamw(parameters) -> torch.optim.Optimizer:
@@ -96,6 +97,19 @@ def test_gradients_are_single_and_those_of_one_device_to_rounding(plan: str) -> 
     for name, gradient in expected.items():
         assert found[name].dtype == torch.float32
         assert (found[name] - gradient).norm() <= 2**-6 * gradient.norm() + 2**-9 * total, name
+
+
+@pytest.mark.parametrize("plan", OTHERS)
+def test_gradients_of_scaled_losses_are_divided_again(plan: str) -> None:
+    (batch,) = batches(1)
+    reference = Reference(torch.float32)
+    expected_loss = reference.loss_and_gradients(batch)
+    loss, found, _ = run_ranks(gradients, 2, job(plan, "f16"), batch, True)[0]
+    assert loss == pytest.approx(expected_loss, rel=2**-10)
+    expected = {name: _gradient(p) for name, p in reference.masters.items()}
+    total = torch.stack([g.norm() for g in expected.values()]).norm()
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 2**-7 * gradient.norm() + 2**-11 * total, name
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("f16", torch.float16)])
@@ -204,13 +218,13 @@ def overflow(world: rt.World, plan: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("plan", ["dp2", "tp2", "pp2/m2/1f1b/dp1", "m2/dp2-zero2"])
+@pytest.mark.parametrize("plan", ["dp2", "tp2", "pp2/m2/1f1b/dp1", "pp2/m4/zbv/dp1", "m2/dp2-zero2"])
 def test_a_step_that_overflows_is_skipped_on_all_ranks(plan: str) -> None:
     first, second = run_ranks(overflow, 2, plan)
     for found in (first, second):
         assert found["skipped"] and found["trained"] and found["scales"] == (2.0**16, 2.0**15)
         assert found["losses"] == first["losses"] == sorted(found["losses"], reverse=True)
-    if plan.startswith("pp2"):
+    if "1f1b" in plan:
         assert not first["finite"] and second["finite"], "the second stage must skip for the sake of the first"
 
 
