@@ -25,21 +25,21 @@ def adamw(parameters) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-3)
 
 
-def job(plan: str, precision: str | None = "bf16", world_size: int = 2) -> Job:
-    return job_of(MODEL, planned(MODEL, plan, world_size, precision))
+def job(plan: str, precision: str | None = "bf16", world_size: int = 2, model: str = MODEL) -> Job:
+    return job_of(model, planned(model, plan, world_size, precision))
 
 
-def batches(steps: int) -> list[Batch]:
+def batches(steps: int, model: str = MODEL) -> list[Batch]:
     """Four batches, again and again."""
-    return [subject(MODEL).batch(BATCH_SIZE, step % 4) for step in range(steps)]
+    return [subject(model).batch(BATCH_SIZE, step % 4) for step in range(steps)]
 
 
 class Reference:
     """The model on one device in plain PyTorch: gradients of copies in `dtype`, added up and applied in float32."""
 
-    def __init__(self, dtype: torch.dtype, microbatches: int = 1) -> None:
+    def __init__(self, dtype: torch.dtype, microbatches: int = 1, model: str = MODEL) -> None:
         torch.manual_seed(0)
-        self.model, self.dtype, self.microbatches = make(MODEL).model, dtype, microbatches
+        self.model, self.dtype, self.microbatches = make(model).model, dtype, microbatches
         self.scale = 2.0**16 if dtype is torch.float16 else 1.0
         self.masters = dict(self.model.named_parameters())
         self.optimizer = adamw(self.masters.values())
@@ -56,7 +56,7 @@ class Reference:
             for master, gradient in zip(self.masters.values(), gradients, strict=True):
                 own = gradient.float() / self.scale
                 master.grad = own if master.grad is None else master.grad + own
-            total += float(loss)
+            total += float(loss.detach())
         return total
 
     def step(self, batch: Batch) -> float:
@@ -82,15 +82,18 @@ def gradients(world: rt.World, job: Job, batch: Batch, scaled: bool) -> tuple[fl
     return float(loss), program.full_gradients(rank0_only=True), float(program.gradient_norm())
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_gradients_are_single_and_those_of_one_device_to_rounding(plan: str) -> None:
-    (batch,) = batches(1)
-    reference = Reference(torch.bfloat16)
+TIED = "llama-tied-float32"
+
+
+@pytest.mark.parametrize(("model", "plan"), [*((MODEL, plan) for plan in PLANS), (TIED, "pp2/m4/1f1b/dp1")])
+def test_gradients_are_single_and_those_of_one_device_to_rounding(model: str, plan: str) -> None:
+    (batch,) = batches(1, model)
+    reference = Reference(torch.bfloat16, model=model)
     expected_loss = reference.loss_and_gradients(batch)
-    results = run_ranks(gradients, 2, job(plan), batch, False)
+    results = run_ranks(gradients, 2, job(plan, model=model), batch, False)
     loss, found, norm = results[0]
     assert loss == pytest.approx(expected_loss, rel=2**-9)
-    assert found.keys() == reference.masters.keys()
+    assert found.keys() == dict(reference.model.named_parameters(remove_duplicate=False)).keys()
     expected = {name: _gradient(p) for name, p in reference.masters.items()}
     total = torch.stack([g.norm() for g in expected.values()]).norm()
     assert norm == pytest.approx(float(total), rel=2**-7)

@@ -32,13 +32,15 @@ from galvatron.passes.sharding.solver import Boundary
 class Border:
     """What a class is to its program: which of its values have gradients, which output is the loss, which state trains.
 
-    `whole_outputs` are outputs that every rank must have whole: statistics of the batch.
+    `whole_outputs` are outputs that every rank must have whole: statistics of the batch. Masters and gradients of what
+    trains are `master_scale` times as large as its values.
     """
 
     differentiable: frozenset[str]
     trainable: frozenset[str]
     loss: str | None = None
     whole_outputs: frozenset[str] = frozenset()
+    master_scale: int = 1
 
 
 def batch_split(type_: TensorType) -> Split | None:

@@ -10,8 +10,9 @@ from operator import itemgetter
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.layout import BROADCAST, Axis, Layout, Shard, joined_layout
 from galvatron.ir.planning import planned_layers
-from galvatron.ir.program import Layer, LayerClass, Program, When
+from galvatron.ir.program import MASTER, Layer, LayerClass, Program, When
 from galvatron.ir.strategy import Strategy
+from galvatron.ir.types import DTYPE_BYTES
 from galvatron.passes.sharding.boundary import Border
 from galvatron.passes.sharding.partition import shard_class
 from galvatron.passes.sharding.ties import Place, TiedClasses, agreement, tied_classes
@@ -124,6 +125,7 @@ class Partitioner:
                 trainable=frozenset(trainable),
                 loss=next(iter(results), None),
                 whole_outputs=frozenset(cls.graph.outputs if any(layer.when is When.STEP for layer in layers) else ()),
+                master_scale=DTYPE_BYTES[MASTER] // DTYPE_BYTES[program.precision] if program.precision else 1,
             )
         return borders
 

@@ -61,7 +61,7 @@ def shard_class(
             boundary = role.boundary(graph, border, table, choices, placed)
             _check_divides(cls.name, axis, boundary, shares)
             prices = Prices(
-                graph, table, axis, cluster, batch * strategy.degree("dp"), differentiable, shares.work, shares.bytes
+                graph, table, axis, cluster, batch * strategy.degree("dp"), border, shares.work, shares.bytes
             )
             outer = solve(graph, choices.modes, boundary, Costs(prices.op_s, prices.conversion_s, prices.state_s))
             shares.take(axis.size, boundary, outer)

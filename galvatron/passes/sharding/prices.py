@@ -7,6 +7,7 @@ from galvatron.ir.graph import Graph
 from galvatron.ir.layout import BROADCAST, Axis, Shard
 from galvatron.ir.types import DTYPE_BYTES, evaluate, simplify_dim
 from galvatron.passes.costs.state import OPTIMIZER_PASSES
+from galvatron.passes.sharding.boundary import Border
 from galvatron.passes.sharding.conversion import Conversion, conversion
 from galvatron.passes.sharding.factors import FactorTable
 from galvatron.passes.sharding.modes import Split, State
@@ -31,14 +32,15 @@ class Prices:
         axis: Axis,
         cluster: Cluster,
         batch: int,
-        differentiable: frozenset[str],
+        border: Border,
         work_shares: list[float],
         value_shares: dict[str, float],
     ) -> None:
         self._graph = graph
         self._axis = axis
         self._cluster = cluster
-        self._differentiable = differentiable
+        self._differentiable = border.differentiable
+        self._master_scale = border.master_scale
         self._state = {v.name for v in graph.state}
         self._bytes = {
             n: evaluate(v.type.numel, batch) * DTYPE_BYTES[v.type.dtype] * value_shares.get(n, 1.0)
@@ -75,10 +77,11 @@ class Prices:
         if name not in self._differentiable:
             return 0.0
         share = 1 / self._axis.size if isinstance(state, Split) else 1.0
-        price = OPTIMIZER_PASSES * self._bytes[name] * share / self._cluster.device.memory_bytes_per_s
+        size = self._bytes[name] * self._master_scale
+        price = OPTIMIZER_PASSES * size * share / self._cluster.device.memory_bytes_per_s
         if state != BROADCAST:
             return price
-        return price + self._collective_s("all_reduce", self._bytes[name]) - self._collective_s("all_reduce", 0.0)
+        return price + self._collective_s("all_reduce", size) - self._collective_s("all_reduce", 0.0)
 
     def conversion_s(self, name: str, source: State, target: State) -> float:
         """Infinite where no op converts: for padded shards, and for parameters, whose shards stay where they are."""
