@@ -68,6 +68,7 @@ def compile(
     max_grad_norm: float | None = None,
     inductor: bool = False,
     timeout_s: float = rt.DEFAULT_TIMEOUT_S,
+    detect_nonfinite: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> CompiledModel:
     """Turns a model into a distributed training program on the ranks of this job.
@@ -106,6 +107,10 @@ def compile(
         timeout_s: the longest that a rank may wait for others in one communication of a step: then all processes end,
             with an error that says which rank waits where and what the ones do that it waits for. More than the longest
             time by which ranks may legitimately differ (a first step that compiles kernels, a rank that writes files).
+        detect_nonfinite: check what every layer computes. A step that computes an infinite or invalid number raises
+            `NonFiniteError` on all ranks, which names the first layer, its rank and micro-batch, forward or backward;
+            nothing is updated, and the job can go on. In the backward, `precision="fp16"` leaves overflows to its loss
+            scaling. Costs time: each result and gradient is read once more.
         cache_dir: where generated code is written; default: the user's cache directory.
 
     Raises:
@@ -136,6 +141,7 @@ def compile(
             optimizer=optimizer,
             max_grad_norm=max_grad_norm,
             inductor=inductor,
+            detect_nonfinite=detect_nonfinite,
             cache_dir=cache_dir,
         )
 
@@ -429,6 +435,7 @@ def _assembled(
     optimizer: OptimizerFactory | None,
     max_grad_norm: float | None,
     inductor: bool,
+    detect_nonfinite: bool,
     cache_dir: str | os.PathLike[str] | None,
 ) -> CompiledModel:
     """This rank's stages of a planned program, generated, filled with their state, and ready to train."""
@@ -452,6 +459,7 @@ def _assembled(
         model=state,
         seed=_job_seed(world),
         scaler=rt.LossScaler() if planned.precision == "f16" else None,
+        detect_nonfinite=detect_nonfinite,
     )
     sources = {index: texts[f"stage_{index}.py"] for index in range(len(staged.stages))}
     return CompiledModel(executor, planned, sources, BatchReader(model, example_inputs, planned), world.rank)

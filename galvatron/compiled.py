@@ -62,6 +62,7 @@ class CompiledModel:
             PlanError: the batch does not fit the program or the plan.
             GalvatronError: the model was compiled without an optimizer.
             RankError: another rank failed.
+            NonFiniteError: with `detect_nonfinite`, a result or a gradient is not finite; nothing was updated.
         """
         return self._executor.train_step(self._inputs.read(batch))
 

@@ -19,6 +19,7 @@ from galvatron.runtime.held import HeldState
 from galvatron.runtime.inputs import StageInputs, batch_size, micro_batches_of, read_batch
 from galvatron.runtime.materialize import ModelState, materialize
 from galvatron.runtime.metrics import Meter, StepMetrics
+from galvatron.runtime.nonfinite import NonFiniteDetector
 from galvatron.runtime.parameters import Parameters
 from galvatron.runtime.pipeline import Pipeline
 from galvatron.runtime.scaling import LossScaler
@@ -43,6 +44,7 @@ class Executor:
             have been given values before.
         seed: of all random numbers, the same on every rank.
         scaler: scales the loss of a stage in float16; steps whose gradients overflow are skipped.
+        detect_nonfinite: find the first layer whose results or gradients are not finite.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Executor:
         model: ModelState | None = None,
         seed: int = 0,
         scaler: LossScaler | None = None,
+        detect_nonfinite: bool = False,
     ) -> None:
         self.stages = tuple(stages)
         self.mesh = stages[0].mesh
@@ -83,6 +86,10 @@ class Executor:
             self._parameters = Parameters(stages, ties)
             if model is not None:
                 materialize(stages, model, blank, self._parameters.write)
+        self._detector = None
+        if detect_nonfinite:
+            count = len(self.mesh.holders)
+            self._detector = NonFiniteDetector(stages, count, self.mesh.world, backward=scaler is None)
         self._meter = Meter(self.mesh.world, [self.held.get(name) for name in self.held.state_specs])
         self.optimizer = None if optimizer is None else _optimizer(optimizer, self._parameters.trained)
 
@@ -107,6 +114,7 @@ class Executor:
         Raises:
             PlanError: the batch does not fit the plan.
             RankError: another rank failed.
+            NonFiniteError: with `detect_nonfinite`, a result or a gradient is not finite; nothing was updated.
         """
         with self._meter.step(batch):
             loss, _ = self._run(batch, with_norm=False)
@@ -192,8 +200,12 @@ class Executor:
                 stage.random.step += 1
             keywords = self._keywords(samples, inputs)
             self._parameters.start(microbatches)
+            if self._detector is not None:
+                self._detector.start()
             local_loss = self._pipeline.run(keywords, samples, microbatches)
             self._parameters.finish()
+            if self._detector is not None:
+                self._detector.finish()
             totals = self._meter.totals(
                 self._share_of_loss(local_loss),
                 self._parameters.squared_norm(self._copies) if with_norm else None,
