@@ -343,7 +343,6 @@ def test_a_corrupt_plan_file(tmp_path):
         ({name: value[:, 1:] for name, value in new_batch().items()}, "shape (4, 7)"),
         ({**new_batch(), "ids": [1, 2]}, "is list, not a tensor"),
         ({**new_batch(), "ids": new_batch(2)["ids"]}, "same number of samples"),
-        (new_batch(5), "5 samples does not divide into 2 micro-batches"),
         ([new_batch()["ids"]], "no input 'labels'"),
         (tuple(new_batch().values()) * 3, "does not fit the model's forward"),
         ("ids", "a batch is a mapping"),
