@@ -35,7 +35,8 @@ def jobs(model: str, *plans: str) -> list[Job]:
 # Not BERT: the bias of its attention keys has no gradient but rounding, which Adam scales up to a whole step.
 @pytest.mark.parametrize("model", ["gpt", "gpt2", "llama", "weighted"])
 def test_three_steps_equal_one_device(model: str) -> None:
-    for plan, job in zip(PLANS + ZERO, jobs(model, *PLANS, *ZERO), strict=True):
+    plans = PLANS + (ZERO if model == "gpt2" else [])  # tied; another model is in test_space
+    for plan, job in zip(plans, jobs(model, *plans), strict=True):
         assert_same_training(model, plan, run_ranks(train, 4, job, batches(model)))
 
 
