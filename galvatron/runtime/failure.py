@@ -74,14 +74,18 @@ class _Watch:
         return self.first_failure
 
     def report(self, line: str) -> None:
-        """Tell the others that this rank has failed."""
+        """Tell the others that this rank has failed, unless the host of the store does not answer."""
         self.failed_here = True
-        try:
+        telling = threading.Thread(target=self._tell, args=(line,), daemon=True)
+        telling.start()
+        telling.join(_GRACE_S)
+        self.first_failure = self.first_failure or line
+        self.failed_first = self.first_failure == line
+
+    def _tell(self, line: str) -> None:
+        with suppress(RuntimeError):
             self.first_failure = self.store.compare_set(_FAILURE, "", line).decode()
             self.store.set(NEWS, "failed")
-        except RuntimeError:
-            self.first_failure = self.first_failure or line
-        self.failed_first = self.first_failure == line
 
     def _run(self) -> None:
         while not self._stop.wait(self._period_s):
@@ -154,7 +158,8 @@ def guarded(what: str) -> Iterator[None]:
     if _watch is None:
         yield
         return
-    _raise_if_another_failed(_watch)
+    if _watch.first_failure is not None and not _watch.failed_here:
+        raise RankError(_watch.first_failure)
     if not _watch.busy:
         now.reset()
     _watch.busy += 1
@@ -223,10 +228,7 @@ def _signalled(number: signal.Signals) -> None:
     """A signal ends this process, whose main thread may be stuck."""
     active = _watch
     if active is not None and active.first_failure is None:
-        line = f"rank {active.rank} was ended by {number.name}{_where(active)}"
-        reporting = threading.Thread(target=_report_once, args=(active, line), daemon=True)
-        reporting.start()
-        reporting.join(2.0)
+        _report_once(active, f"rank {active.rank} was ended by {number.name}{_where(active)}")
     _end_process(128 + number)
 
 

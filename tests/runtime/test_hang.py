@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -73,6 +75,24 @@ def test_ranks_in_different_collectives(tmp_path):
     }
     lines = [line for path in tmp_path.iterdir() for line in errors(path.read_text())]
     assert verdicts & {timeless(line) for line in lines}, lines
+
+
+def stopped_host_of_the_store(world: rt.World, file: str) -> None:
+    axis = rt.build_mesh(world, [[(2, 1)]]).axes[0]
+    if world.rank == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    sys.stderr = Path(file).open("w")  # noqa: SIM115  # open until the process ends
+    rt.initialize("cpu", timeout_s=0.5)
+    rt.all_reduce(torch.ones(5), axis, grad="identity")
+
+
+@pytest.mark.slow
+def test_a_stopped_host_of_the_store(tmp_path):
+    with pytest.raises(RankFailure) as failure:
+        run_ranks(stopped_host_of_the_store, 2, str(tmp_path / "1"))
+    assert "the process ended" in failure.value.errors[1]
+    (line,) = errors((tmp_path / "1").read_text())
+    assert timeless(line).endswith("over 2 ranks (0, 1) in forward; nobody answers")
 
 
 def timeless(line: str) -> str:
