@@ -1,27 +1,28 @@
 """Step time of compiled programs against hand-written parallel PyTorch: the same model, ranks, data and strategy.
 
-    python benchmarks/step_time.py [--quick] [--cases dp,zero3] [--ranks 2,4] [--rounds 9]
+    python benchmarks/step_time.py [--quick] [--cases dp,zero3] [--ranks 2,4] [--jobs 3] [--rounds 5]
 
 Every rank has one thread, or a GPU of its own. A step is forward, backward and a fused AdamW update. The peers are in
 `common/peers.py`. Both contestants run in one job, step by step in turn, after their losses have agreed for some steps.
-A ratio below 1 means that the compiled program is faster.
+A ratio below 1 means that the compiled program is faster. Jobs are repeated, because on a busy machine what one job
+finds can be steady within the job and yet differ from the next.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from common import peers
 from common.jobs import on_ranks
 from common.llama import Llama, Size, batch_of
-from common.measure import Spread, in_turn, ratios, sent_by
+from common.measure import Spread, Times, in_turn, ratios, sent_by
 from common.results import busy, conditions, entry, save
 from rich.console import Console
 from rich.table import Table
@@ -111,8 +112,21 @@ FIRST_TOLERANCE, TOLERANCE = 1e-6, 1e-4
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What one job measured of `own` and `peer`, and by how much their losses differed."""
+
+    times: dict[str, Times]
+    messages: dict[str, str]
+    first_loss_difference: float
+    loss_difference: float
+
+
+@dataclass(frozen=True)
 class Row:
-    """One plan against its peer: ratios of ours to the peer's, seconds of a step of each, and what each sends."""
+    """One plan against its peer: ratios of ours to the peer's, seconds of a step of each, and what each sends.
+
+    `job_wall_ratios` are the medians of each job alone: how far what one job finds can be trusted.
+    """
 
     case: str
     ranks: int
@@ -120,6 +134,7 @@ class Row:
     peer: str
     wall_ratio: Spread
     cpu_ratio: Spread
+    job_wall_ratios: list[float]
     own_s: Spread
     peer_s: Spread
     own_messages: str
@@ -128,8 +143,8 @@ class Row:
     loss_difference: float
 
 
-def compare(name: str, ranks: int, size: Size, samples: int, rounds: int) -> Row | str:
-    """One row, on every rank of a job; why there is none when the plan is refused.
+def compare(name: str, ranks: int, size: Size, samples: int, rounds: int) -> Outcome | str:
+    """One job, on every rank of it; why there is no outcome when the plan is refused.
 
     Raises:
         AssertionError: the losses of the contestants do not agree.
@@ -153,21 +168,33 @@ def compare(name: str, ranks: int, size: Size, samples: int, rounds: int) -> Row
     assert max(differences) < TOLERANCE, f"{text}: the losses differ by {max(differences):.1e}"
     ready = {contestant: partial(step, batches[0]) for contestant, step in steps.items()}
     messages = {contestant: sent_by(step) for contestant, step in ready.items()}
-    times = in_turn(ready, rounds)
-    own, peer = times["own"], times["peer"]
+    return Outcome(in_turn(ready, rounds), messages, differences[0], max(differences))
+
+
+def row_of(name: str, ranks: int, outcomes: Sequence[Outcome]) -> Row:
+    """The rounds of all jobs together."""
+    own, peer = (
+        Times(
+            [s for outcome in outcomes for s in outcome.times[contestant].wall_s],
+            [s for outcome in outcomes for s in outcome.times[contestant].cpu_s],
+        )
+        for contestant in ("own", "peer")
+    )
+    by_job = [ratios(o.times["own"].wall_s, o.times["peer"].wall_s).median for o in outcomes]
     return Row(
         case=name,
         ranks=ranks,
-        plan=text,
-        peer=case.peer,
+        plan=CASES[name].plan(ranks),
+        peer=CASES[name].peer,
         wall_ratio=ratios(own.wall_s, peer.wall_s),
         cpu_ratio=ratios(own.cpu_s, peer.cpu_s),
+        job_wall_ratios=by_job,
         own_s=Spread.of(own.wall_s),
         peer_s=Spread.of(peer.wall_s),
-        own_messages=messages["own"],
-        peer_messages=messages["peer"],
-        first_loss_difference=differences[0],
-        loss_difference=max(differences),
+        own_messages=outcomes[0].messages["own"],
+        peer_messages=outcomes[0].messages["peer"],
+        first_loss_difference=max(o.first_loss_difference for o in outcomes),
+        loss_difference=max(o.loss_difference for o in outcomes),
     )
 
 
@@ -177,11 +204,12 @@ def relative_difference(losses: list[float]) -> float:
 
 def print_rows(rows: list[Row]) -> None:
     table = Table(title="Step time, ours / peer: median (quartiles)")
-    for heading in ("plan", "wall", "CPU", "ours", "peer's"):
+    for heading in ("plan", "wall", "CPU", "wall of each job", "ours", "peer's"):
         table.add_column(heading, no_wrap=True)
     for row in rows:
         seconds = (f"{spread.median:.3f} s" for spread in (row.own_s, row.peer_s))
-        table.add_row(row.plan, str(row.wall_ratio), str(row.cpu_ratio), *seconds)
+        by_job = " ".join(f"{ratio:.3f}" for ratio in row.job_wall_ratios)
+        table.add_row(row.plan, str(row.wall_ratio), str(row.cpu_ratio), by_job, *seconds)
     Console(width=max(120, Console().width)).print(table)
     for row in rows:
         print(f"{row.plan}: we send {row.own_messages}; {row.peer} sends {row.peer_messages}")
@@ -203,34 +231,39 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a tiny model and few rounds: does it run at all")
     parser.add_argument("--cases", type=names, default=list(CASES), help=f"of {','.join(CASES)}")
     parser.add_argument("--ranks", type=numbers, default=[2, 4], help="numbers of ranks, such as 2,4")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--jobs", type=int, default=3, help="how often a case is started anew")
+    parser.add_argument("--rounds", type=int, default=5, help="in each job")
     parser.add_argument("--samples", type=int, default=2, help="in the batch, per rank")
     arguments = parser.parse_args()
     size = Size(512, 64, 128, 4, 4, 32) if arguments.quick else replace(Size(), sequence=128)
-    rounds = 3 if arguments.quick else arguments.rounds
+    jobs, rounds = (1, 3) if arguments.quick else (arguments.jobs, arguments.rounds)
     rows: list[Row] = []
     failed = False
-    for ranks in arguments.ranks:
-        for name in arguments.cases:
-            case = CASES[name]
-            if ranks < case.least_ranks:
-                continue
-            print(f"{case.plan(ranks)} against {case.peer} ...", file=sys.stderr, flush=True)
-            before = conditions()
-            samples = arguments.samples * ranks
-            try:
-                row: Any = on_ranks(compare, ranks, name, ranks, size, samples, rounds)
-            except RuntimeError as error:
-                failed = True
-                print(f"{case.plan(ranks)} failed: {error}", file=sys.stderr)
-                continue
-            if isinstance(row, str):
-                print(f"{case.plan(ranks)} skipped: {row}", file=sys.stderr)
-                continue
-            rows.append(row)
-            if not arguments.quick:
-                facts = {"size": asdict(size), "parameters": size.parameters, "samples": samples, "rounds": rounds}
-                save("step_time", [entry(row, before, **facts)], key=("case", "ranks"))
+    for ranks, name in itertools.product(arguments.ranks, arguments.cases):
+        case = CASES[name]
+        if ranks < case.least_ranks:
+            continue
+        print(f"{case.plan(ranks)} against {case.peer} ...", file=sys.stderr, flush=True)
+        before = conditions()
+        samples = arguments.samples * ranks
+        outcomes: list[Outcome] = []
+        try:
+            for _ in range(jobs):
+                outcome: Outcome | str = on_ranks(compare, ranks, name, ranks, size, samples, rounds)
+                if isinstance(outcome, str):
+                    print(f"{case.plan(ranks)} skipped: {outcome}", file=sys.stderr)
+                    break
+                outcomes.append(outcome)
+        except RuntimeError as error:
+            failed = True
+            print(f"{case.plan(ranks)} failed: {error}", file=sys.stderr)
+            continue
+        if not outcomes:
+            continue
+        rows.append(row_of(name, ranks, outcomes))
+        if not arguments.quick:
+            facts = {"size": asdict(size), "parameters": size.parameters, "samples": samples, "rounds": rounds}
+            save("step_time", [entry(rows[-1], before, **facts)], key=("case", "ranks"))
     print_rows(rows)
     if warning := busy():
         print(warning, file=sys.stderr)

@@ -65,10 +65,15 @@ def busy() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of this source tree, with a `+` when files differ from it."""
-    command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+    """The commit of this source tree, with a `+` when files other than results differ from it."""
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)benchmarks/results")
+    commit = _git("rev-parse", "--short", "HEAD")
+    return commit and commit + ("+" if changed else "")
+
+
+def _git(*words: str) -> str | None:
     try:
-        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        found = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()
