@@ -73,6 +73,11 @@ class Schedule:
     def __str__(self) -> str:
         return f"interleaved{self.stages_per_rank}" if self.kind == "interleaved" else self.kind
 
+    @property
+    def splits_backward(self) -> bool:
+        """Whether gradients of weights are computed apart from those of inputs."""
+        return self.kind == "zbv"
+
     def holders(self, degree: int) -> tuple[int, ...]:
         """For each stage of a pipeline of `degree` ranks, the rank that holds it."""
         count = degree * self.stages_per_rank

@@ -100,7 +100,7 @@ def bind_names(program: Program, stage: Stage, sizes: Sizes) -> Bindings:
     functions: dict[str, Function] = {}
     for layer in stage.layers:
         if layer.cls not in functions:
-            functions[layer.cls] = emit_function(program.class_of[layer.cls], module.bind(layer.cls))
+            functions[layer.cls] = emit_function(program.class_of[layer.cls], module.bind(layer.cls), splits)
     taken = [*(function.name for function in functions.values()), INDEX]
     bindings = Bindings(
         program=program,

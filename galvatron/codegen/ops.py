@@ -38,12 +38,20 @@ class OpPrinter:
         identifiers: the Python name of each value, and of each mesh axis under `axis:<name>`.
         values: every value of the graph by name.
         device: Python text for the device of tensors created from nothing.
+        waiting: weights whose gradients may be computed later than those of other operands.
     """
 
-    def __init__(self, identifiers: Callable[[str], str], values: Mapping[str, Value], device: str) -> None:
+    def __init__(
+        self,
+        identifiers: Callable[[str], str],
+        values: Mapping[str, Value],
+        device: str,
+        waiting: frozenset[str] = frozenset(),
+    ) -> None:
         self._identifier = identifiers
         self._values = values
         self._device = device
+        self._waiting = waiting
 
     def expression(self, op: Op) -> Text:
         """The right-hand side of the op's assignment."""
@@ -51,6 +59,8 @@ class OpPrinter:
             return self._collective(op)
         if op.target.startswith("spmd."):
             return self._spmd(op)
+        if self._waits(op):
+            return call(f"rt.{op.target.split('.')[1]}", [self.argument(a) for a in op.args])
         op = self._with_explicit_dtype(without_site(_switched(op)))
         return self._special(op) or self._by_form(op) or self._fallback(op)
 
@@ -96,6 +106,11 @@ class OpPrinter:
         if isinstance(arg, (bool, type(None))):
             return repr(arg)
         return print_expression(arg, atomic=atomic)
+
+    def _waits(self, op: Op) -> bool:
+        """Whether the op is a product with weights whose gradients may wait."""
+        weights = [op.args[i] for i in _WEIGHTS.get(op.target, ()) if i < len(op.args) and op.args[i] is not None]
+        return bool(weights) and not op.kwargs and all(isinstance(w, Ref) and w.name in self._waiting for w in weights)
 
     def _collective(self, op: Op) -> Text:
         axis = op.kwarg("axis")
@@ -235,6 +250,10 @@ _IMPLIED: dict[str, frozenset[str]] = {
     "aten.group_norm.default": frozenset({"cudnn_enabled"}),
 }
 """Arguments that may be left out whatever they are: they choose a kernel, not a result."""
+
+
+_WEIGHTS = {"aten.linear.default": (1, 2), "aten.addmm.default": (0, 2)}
+"""Where ops that have a counterpart in `galvatron.runtime.deferral` have weights and bias."""
 
 
 class _Written(str):

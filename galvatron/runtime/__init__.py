@@ -12,6 +12,7 @@ from galvatron.runtime.collectives import (
     slice,
 )
 from galvatron.runtime.communication import CommunicationCounter
+from galvatron.runtime.deferral import addmm, linear
 from galvatron.runtime.executor import Executor
 from galvatron.runtime.limit import DEFAULT_TIMEOUT_S
 from galvatron.runtime.materialize import ModelState, materialize
@@ -38,6 +39,7 @@ __all__ = [
     "StepMetrics",
     "Summed",
     "World",
+    "addmm",
     "all_gather",
     "all_reduce",
     "all_to_all",
@@ -48,6 +50,7 @@ __all__ = [
     "first",
     "initialize",
     "keep",
+    "linear",
     "logsumexp",
     "materialize",
     "once",

@@ -11,8 +11,8 @@ from galvatron import runtime
 from galvatron.runtime.stage import Stage
 
 _OPAQUE = (
-    "all_gather", "all_reduce", "all_to_all", "copy", "cross_entropy_loss", "embedding", "first", "keep", "logsumexp",
-    "once", "pad", "reduce_scatter", "scaled_dot_product_attention", "slice",
+    "addmm", "all_gather", "all_reduce", "all_to_all", "copy", "cross_entropy_loss", "embedding", "first", "keep",
+    "linear", "logsumexp", "once", "pad", "reduce_scatter", "scaled_dot_product_attention", "slice",
 )  # fmt: skip
 """What generated code calls that is no kernel: the compiler cuts its graphs there, and calls it as it is."""
 

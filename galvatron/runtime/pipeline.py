@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from galvatron.runtime import deferral
 from galvatron.runtime.activity import Chunk, communicating, now
 from galvatron.runtime.stage import Stage, Transfer
 from galvatron.schedules import Action, Kind, Schedule, orders
@@ -54,7 +55,7 @@ class Pipeline:
         perform = {
             Kind.FORWARD: one.forward,
             Kind.BACKWARD: one.backward,
-            Kind.BACKWARD_INPUT: one.backward,
+            Kind.BACKWARD_INPUT: one.backward_input,
             Kind.BACKWARD_WEIGHT: one.backward_weight,
             Kind.SEND_F: one.send_values,
             Kind.RECV_F: one.receive_values,
@@ -104,6 +105,7 @@ class _Pass:
         self._gradients: dict[Key, _Arrival] = {}
         # What the backward starts from, and where the gradients of what was received end up.
         self._live: dict[Key, tuple[tuple[Any, ...], tuple[Tensor, ...]]] = {}
+        self._tasks: dict[Key, deferral.Tasks] = {}
         self._leaving: dict[tuple[Kind, int, int], tuple[Tensor, ...]] = {}
         self._sent: dict[tuple[Kind, int], deque[tuple[list[dist.Work], tuple[Tensor, ...]]]] = defaultdict(deque)
 
@@ -141,8 +143,16 @@ class _Pass:
             back = tuple(torch.zeros_like(x) if x.grad is None else x.grad for x in leaves)
             self._hand_over(Kind.SEND_B, key, index - 1, back)
 
+    def backward_input(self, index: int, micro_batch: int) -> None:
+        """The backward but for gradients of weights, as far as the generated code lets them wait."""
+        with deferral.put_off(self._stages[index].read_twice) as tasks:
+            self.backward(index, micro_batch)
+        self._tasks[index, micro_batch] = tasks
+
     def backward_weight(self, index: int, micro_batch: int) -> None:
-        """Nothing is left to do: the backward has computed the gradients of the weights with those of the inputs."""
+        now.chunk = index, "weight gradients", micro_batch
+        deferral.run(self._tasks.pop((index, micro_batch)))
+        now.chunk = None
 
     def send_values(self, index: int, micro_batch: int) -> None:
         self._send(Kind.SEND_F, index, micro_batch, index + 1)
