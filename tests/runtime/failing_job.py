@@ -18,6 +18,12 @@ from galvatron import runtime as rt
 from tests.runtime import small_model as small
 
 
+def say(line: str) -> None:
+    """One write, since the ranks share a pipe: `print` may make two, between which another rank's line comes."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     bad_rank, action = int(sys.argv[1]), sys.argv[2]
     timeout_s = float(sys.argv[6]) if len(sys.argv) > 6 else 600.0
@@ -25,7 +31,7 @@ def main() -> None:
     if action == "handler":
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("the user's handler"))
     world = rt.initialize("cpu", timeout_s=timeout_s)
-    print(f"rank {world.rank} is process {os.getpid()}", flush=True)
+    say(f"rank {world.rank} is process {os.getpid()}")
     pp, dp, tp = map(int, sys.argv[3:6]) if len(sys.argv) > 3 else (world.size, 1, 1)
     mesh = small.make_mesh(world, pp, dp, tp)
     forwards = 0
@@ -44,7 +50,7 @@ def main() -> None:
         if action == "exit":
             sys.exit("no data left")
         if action == "gather":
-            print("stuck", flush=True)
+            say("stuck")
             rt.all_gather(torch.ones(5), mesh.axes[0], dim=0, grad="slice")
         if action == "child":
             child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
@@ -54,7 +60,7 @@ def main() -> None:
             time.sleep(3)  # longer than it would take the signal to end this process, were it its own
             raise ValueError(f"the child ended with status {child.exitcode}")
         if action in ("sleep", "handler"):
-            print("stuck", flush=True)
+            say("stuck")
             time.sleep(600)
 
     stages = small.make_stages(mesh, dp, tp, torch.float32, before)

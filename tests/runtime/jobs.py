@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,10 +32,13 @@ def job(*arguments: object, ranks: int = 2) -> Iterator[tuple[subprocess.Popen[s
         start_new_session=True,
     )
     processes: dict[int, int] = {}
+    limit = threading.Timer(LIMIT_S, launcher.terminate)  # a rank that never comes ends the wait for its line
+    limit.start()
     try:
         while len(processes) < ranks:
             words = wait_for(launcher.stdout, " is process ").split()
             processes[int(words[1])] = int(words[-1])
+        limit.cancel()
         yield launcher, [processes[rank] for rank in range(ranks)]
         assert launcher.returncode not in (0, None)
         deadline = time.monotonic() + 5
@@ -42,6 +46,7 @@ def job(*arguments: object, ranks: int = 2) -> Iterator[tuple[subprocess.Popen[s
             time.sleep(0.05)
         assert not [pid for pid in processes.values() if _lives(pid)]
     finally:
+        limit.cancel()
         for pid in (launcher.pid, *processes.values()):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
