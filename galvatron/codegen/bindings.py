@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +15,7 @@ from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis, Shard, nameable_axes
 from galvatron.ir.program import Layer, LayerClass, Program, Stage, When
 from galvatron.ir.types import Dim
+from galvatron.schedules import Schedule
 
 STAGE_ATTRIBUTES = frozenset(
     """
@@ -96,11 +98,14 @@ def bind_names(program: Program, stage: Stage, sizes: Sizes) -> Bindings:
     Raises:
         GalvatronError: a layer reads a value that the stage neither makes nor receives.
     """
+    waiting = _waiting(program, stage)
     module = Scope(taken=("Stage",))
     functions: dict[str, Function] = {}
     for layer in stage.layers:
         if layer.cls not in functions:
-            functions[layer.cls] = emit_function(program.class_of[layer.cls], module.bind(layer.cls), splits)
+            functions[layer.cls] = emit_function(
+                program.class_of[layer.cls], module.bind(layer.cls), waiting.get(layer.cls, frozenset())
+            )
     taken = [*(function.name for function in functions.values()), INDEX]
     bindings = Bindings(
         program=program,
@@ -123,6 +128,25 @@ def bind_names(program: Program, stage: Stage, sizes: Sizes) -> Bindings:
             if layer.when is not When.STEP or result in bindings.step_results:
                 bindings.variables.bind_short(result)
     return bindings
+
+
+def _waiting(program: Program, stage: Stage) -> dict[str, frozenset[str]]:
+    """For each class the formal state whose gradients may be computed later than those of other operands.
+
+    Only under a schedule that puts them off, and what one op of one layer reads: so that each stage adds to a gradient
+    once per micro-batch, whatever waits.
+    """
+    if program.plan is None or not Schedule.parse(program.plan.schedule).splits_backward:
+        return {}
+    readers = Counter(name for layer in stage.layers for name in layer.state)
+    found: dict[str, frozenset[str]] = {}
+    for layer in stage.layers:
+        graph = program.class_of[layer.cls].graph
+        reads = Counter(name for op in graph.ops for name in op.operands)
+        formals = zip(graph.state, layer.state, strict=True)
+        alone = frozenset(formal.name for formal, name in formals if readers[name] == reads[formal.name] == 1)
+        found[layer.cls] = found.get(layer.cls, alone) & alone
+    return found
 
 
 def stage_mesh(program: Program, stage: Stage) -> tuple[Axis, ...]:

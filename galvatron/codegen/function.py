@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -39,8 +38,8 @@ class Function:
     random: bool = False
 
 
-def emit_function(cls: LayerClass, name: str, splits_backward: bool = False) -> Function:
-    """Writes the function of a sharded layer class; `splits_backward` lets gradients of its weights wait."""
+def emit_function(cls: LayerClass, name: str, waiting: frozenset[str] = frozenset()) -> Function:
+    """Writes the function of a sharded layer class; gradients of the `waiting` among its weights may come later."""
     graph = cls.graph
     symbols = _symbols(graph)
     axes = _axes_used(cls)
@@ -62,7 +61,6 @@ def emit_function(cls: LayerClass, name: str, splits_backward: bool = False) -> 
         keywords.append("device")
     device = "device" if first_tensor is None else f"{first_tensor}.device"
 
-    waiting = _read_once(graph) if splits_backward else frozenset()
     named = [*keywords, *(["seed"] if random else [])]
     signature = [*parameters, *(["*", *named] if named else [])]
     body = [f"{INDENT}{batch_binding}"] if batch_binding else []
@@ -72,13 +70,6 @@ def emit_function(cls: LayerClass, name: str, splits_backward: bool = False) -> 
     result[0] = f"{INDENT}return {result[0].strip()}"
     header = lines(prefixed("def ", call(name, signature), ":"))
     return Function(name, "\n".join([*header, *body, *result]), axes, tuple(keywords), random)
-
-
-def _read_once(graph: Graph) -> frozenset[str]:
-    """The state that one op reads, in one place."""
-    reads = Counter(name for op in graph.ops for name in op.operands)
-    reads.update(graph.outputs)
-    return frozenset(value.name for value in graph.state if reads[value.name] == 1)
 
 
 def _body(cls: LayerClass, scope: Scope, printer: OpPrinter) -> Iterator[str]:

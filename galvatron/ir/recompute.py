@@ -14,7 +14,7 @@ from galvatron.ir.graph import Graph, Op
 
 KEPT_OPS = frozenset(
     """
-    linear matmul mm bmm addmm baddbmm addbmm einsum bilinear grouped_mm _grouped_mm
+    linear matmul mm bmm addmm baddbmm addbmm einsum bilinear _grouped_mm
     convolution conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
     scaled_dot_product_attention
     """.split()  # noqa: SIM905

@@ -3,14 +3,14 @@
 A backward under `put_off` computes the gradients of inputs, which the stage before waits for. Those of weights, for
 which nobody waits, come back as tasks that are run later. Each then enters autograd at its weight, as it would have
 anyway: it is accumulated, and the hooks that count and reduce gradients run. `torch.distributed.pipelining` splits a
-backward by walking the graph and running part of it twice; its gradients reach no hook, collectives and recomputation in
-the graph run twice, and the activations of the whole stage are kept until the second part.
+backward by walking the graph and running part of it twice; its gradients reach no hook, collectives and recomputation
+in the graph run twice, and the activations of the whole stage are kept until the second part.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,24 +22,18 @@ Tasks = deque[Callable[[], None]]
 """Gradients that are still to be computed, in the order in which the backward met them."""
 
 _tasks: Tasks | None = None
-_at_once: Collection[Tensor] = ()
 
 
 @contextmanager
-def put_off(at_once: Collection[Tensor] = ()) -> Iterator[Tasks]:
-    """Let the backward inside leave gradients of weights for later.
-
-    Args:
-        at_once: weights whose gradients do not wait: a stage that reads one in several places adds to it once.
-    """
+def put_off() -> Iterator[Tasks]:
+    """Let the backward inside leave gradients of weights for later."""
     # Not one per thread: on an accelerator autograd runs the backward in threads of its own.
-    global _tasks, _at_once
-    tasks: Tasks = deque()
-    _tasks, _at_once = tasks, at_once
+    global _tasks
+    before, _tasks = _tasks, deque()
     try:
-        yield tasks
+        yield _tasks
     finally:
-        _tasks, _at_once = None, ()
+        _tasks = before
 
 
 def run(tasks: Tasks) -> None:
@@ -67,35 +61,41 @@ def _times(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, product: Product) -> Tensor:
+    leaves = (weight,) if bias is None else (weight, bias)
     # Only leaves can be entered later: the graph behind another tensor has run by then.
-    can_wait = torch.is_grad_enabled() and all(t.is_leaf and t.requires_grad for t in (weight, bias) if t is not None)
-    return _Product.apply(x, weight, bias, product) if can_wait else product(x, weight, bias)  # type: ignore[return-value]  # apply is untyped in torch
+    if not (x.requires_grad and torch.is_grad_enabled() and all(t.is_leaf and t.requires_grad for t in leaves)):
+        return product(x, weight, bias)
+    return _Product.apply(x, leaves, product)  # type: ignore[return-value]  # apply is untyped in torch
 
 
 class _Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, product: Product) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        # What a recomputed layer saves comes back detached.
-        ctx.leaves = (weight,) if bias is None else (weight, bias)
-        ctx.transposed = product is F.linear
-        return product(x, weight, bias)
+    """Autograd sees no weights here: it would tell the hooks of a weight that waits that it has its gradient."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def forward(ctx: Any, x: Tensor, leaves: tuple[Tensor, ...], product: Product) -> Tensor:
+        ctx.save_for_backward(x, leaves[0].detach())
+        ctx.leaves = leaves  # what a recomputed layer saves comes back as other tensors
+        ctx.transposed = product is F.linear
+        return product(x, leaves[0], leaves[1] if len(leaves) > 1 else None)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
-        of_x = gradient @ (weight if ctx.transposed else weight.t()) if ctx.needs_input_grad[0] else None
         leaves, transposed = ctx.leaves, ctx.transposed
-        if _tasks is None or any(leaf is other for leaf in leaves for other in _at_once):
-            of_weight, *of_bias = _of_leaves(leaves, transposed, x, gradient)
-            return of_x, of_weight, of_bias[0] if of_bias else None, None
-        _tasks.append(lambda: torch.autograd.backward(leaves, _of_leaves(leaves, transposed, x, gradient)))
-        return of_x, None, None, None
+
+        def finish() -> None:
+            torch.autograd.backward(leaves, _of_leaves(len(leaves) > 1, transposed, x, gradient))
+
+        if _tasks is None:
+            finish()
+        else:
+            _tasks.append(finish)
+        return gradient @ (weight if transposed else weight.t()), None, None
 
 
-def _of_leaves(leaves: tuple[Tensor, ...], transposed: bool, x: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
+def _of_leaves(biased: bool, transposed: bool, x: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
     """The gradients of weight and bias."""
     rows, of_rows = x.reshape(-1, x.size(-1)), gradient.reshape(-1, gradient.size(-1))
     of_weight = of_rows.t() @ rows if transposed else rows.t() @ of_rows
-    return (of_weight,) if len(leaves) == 1 else (of_weight, of_rows.sum(0))
+    return (of_weight, of_rows.sum(0)) if biased else (of_weight,)

@@ -145,7 +145,7 @@ class _Pass:
 
     def backward_input(self, index: int, micro_batch: int) -> None:
         """The backward but for gradients of weights, as far as the generated code lets them wait."""
-        with deferral.put_off(self._stages[index].read_twice) as tasks:
+        with deferral.put_off() as tasks:
             self.backward(index, micro_batch)
         self._tasks[index, micro_batch] = tasks
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -231,12 +230,6 @@ class Stage(nn.Module):
             self._parameters[name] = nn.Parameter(local, requires_grad and dtype.is_floating_point)
         else:
             self._buffers[name] = local
-
-    @property
-    def read_twice(self) -> list[Tensor]:
-        """The parameters that several layers read."""
-        readers = Counter(name for layer in self.layers.values() for name in layer.names)
-        return [self.table(name)[name] for name, count in readers.items() if count > 1]
 
     def table(self, name: str) -> dict[str, Any]:
         """The dictionary that holds the tensor called `name`."""

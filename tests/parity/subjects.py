@@ -267,6 +267,7 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "llama": _hugging_face("llama", mask=False),
     "llama-tied": _hugging_face("llama", tie_word_embeddings=True),
     "gpt2": _hugging_face("gpt2"),
+    # Compared with itself only: eager PyTorch draws other masks.
     "gpt2-dropout": _hugging_face("gpt2", mask=False, resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2),
     "gpt2-untied": _hugging_face("gpt2", mask=False, tie_word_embeddings=False),
     "bert": _hugging_face("bert"),

@@ -3,11 +3,57 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from tests.parity.harness import check
+from tests.parity.harness import BATCH_SIZE, check, job_of, layer_count, planned, run_step, subject
+from tests.parity.test_mixtures import mixture
+from tests.ranks import run_ranks
+
+KINDS = ["recompute", "recompute=selective"]
+PLANS = [
+    "m2/dp2-tp2", "m2/dp2-tp2+sp", "m2/ulysses2-dp2", "m2/cp2-dp2", "m2/dp4",
+    "pp2/m4/1f1b/tp2", "pp2/m4/1f1b/tp2+sp", "pp2/m4/1f1b/ulysses2", "pp2/m4/1f1b/cp2", "pp2/m4/1f1b/dp2",
+]  # fmt: skip
+DROPOUT = ["m2/dp2-tp2", "pp2/m2/gpipe/tp2+sp", "m2/cp2-ulysses2"]
+STRATEGIES = {
+    4: [
+        "dp2-tp2-recompute", "dp2-tp2", "cp4-recompute=selective", "tp4+sp-recompute",
+        "dp2-ulysses2-recompute=selective",
+    ],
+    2: ["tp2-recompute=selective", "tp2", "dp2-recompute", "cp2-recompute", "ulysses2"],
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["recompute", "recompute=selective"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("plan", ["m2/dp2-tp2", "m2/cp2-ulysses2", "pp2/m4/1f1b/tp2+sp"])
 def test_recomputed_layers_equal_eager(plan: str, kind: str) -> None:
     check("llama", f"{plan}-{kind}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("model", ["llama", "gpt2", "bert", "t5", "mixtral", "shared", "weighted"])
+def test_every_plan_equals_eager(model: str, plan: str, kind: str) -> None:
+    if model in ("shared", "weighted") and not plan.endswith(("tp2", "dp2", "dp4")):
+        pytest.skip("no sequence to shard")
+    check(model, f"{plan}-{kind}")
+
+
+@pytest.mark.parametrize(("model", "stages"), [("llama", 1), ("gpt2", 2)])
+def test_layers_that_differ_equal_eager(model: str, stages: int) -> None:
+    check(model, mixture(layer_count(model), stages, STRATEGIES))
+
+
+@pytest.mark.parametrize("plan", DROPOUT)
+def test_a_replay_drops_the_same_elements(plan: str) -> None:
+    """Loss and gradients under dropout are those of the same plan that keeps its activations."""
+    batch = subject("gpt2-dropout").batch(BATCH_SIZE, 1)
+    kept, *others = (
+        run_ranks(run_step, 4, job_of("gpt2-dropout", planned("gpt2-dropout", plan + kind)), batch)[0]
+        for kind in ("", *(f"-{kind}" for kind in KINDS))
+    )
+    for loss, gradients in others:
+        assert loss == kept[0]
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, kept[1][name], rtol=1e-12, atol=1e-14)

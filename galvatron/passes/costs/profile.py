@@ -203,7 +203,7 @@ class _Run:
         axis = self.axes[kwargs["axis"]]
         if op.target.startswith("spmd."):
             return run_on_slice(op.target, args, kwargs, axis, partial(self._record, axis))
-        return _Collective.apply(args[0], shape, _EFFECTS[op.target, kwargs.get("grad")], axis, self.watch)
+        return _Collective.apply(args[0], shape, EFFECTS[op.target, kwargs.get("grad")], axis, self.watch)
 
 
 _CALLERS = {"keep": keep, "once": once}
@@ -229,7 +229,7 @@ class _Output:
 
 
 _PLACEMENTS = (REPLICATE, BROADCAST, PARTIAL, Shard(0), Shard(1))
-_EFFECTS: dict[tuple[Any, Any], tuple[str | None, str | None]] = {
+EFFECTS: dict[tuple[Any, Any], tuple[str | None, str | None]] = {
     (f"comm.{row.op}", row.grad): (row.forward, row.backward)
     for row in itertools.starmap(conversion, itertools.product(_PLACEMENTS, repeat=2))
     if row is not None

@@ -1,0 +1,90 @@
+"""What selective recomputation leaves out: the table against the kernels that torch runs, and what need not be kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from galvatron.ir.graph import Graph, Op, Ref, Value
+from galvatron.ir.interpreter import run_graph
+from galvatron.ir.recompute import KEPT_COLLECTIVES, KEPT_OPS, Step, runs_once, selective_steps
+from galvatron.ir.types import TensorType
+from galvatron.passes.costs.flop import kernel_flop
+from galvatron.passes.costs.profile import EFFECTS
+from tests.passes.sharding.samples import CASES, POINTWISE, Case, Draw
+
+EVERY = [case for cases in (*CASES.values(), POINTWISE) for case in cases]
+
+
+class Arithmetic(TorchDispatchMode):
+    """Adds up the FLOPs of kernels."""
+
+    flop = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.flop += kernel_flop(func, args, kwargs or {}, out)
+        return out
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), case=st.sampled_from(EVERY))
+def test_ops_with_arithmetic_are_kept(data: st.DataObject, case: Case) -> None:
+    call = case(Draw(data, 2))
+    with Arithmetic() as counted:
+        run_graph(call.graph, call.tensors, batch=1)
+    assert runs_once(call.op) or not counted.flop, call.op.target
+
+
+@pytest.mark.parametrize("name", sorted(KEPT_OPS))
+def test_kept_ops_exist(name: str) -> None:
+    assert hasattr(torch.ops.aten, name)
+
+
+def test_collectives_that_send_something_are_kept() -> None:
+    assert {target for (target, _), (forward, _) in EFFECTS.items() if forward} == KEPT_COLLECTIVES
+
+
+@pytest.mark.parametrize("namespace", ["aten", "random", "spmd"])
+def test_one_row_for_all_forms_of_an_op(namespace: str) -> None:
+    overload = "" if namespace == "spmd" else ".default"
+    assert runs_once(Op(f"{namespace}.scaled_dot_product_attention{overload}", (), (), ()))
+    assert not runs_once(Op(f"{namespace}.embedding{overload}", (), (), ()))
+
+
+LINEAR, SUM, SLICE, ADD = "aten.linear.default", "comm.all_reduce", "comm.slice", "aten.add.Tensor"
+WEIGHT = {SUM: "", SLICE: ""}
+
+
+def steps_of(outputs: tuple[str, ...], *ops: tuple[str, str, str]) -> dict[str, Step]:
+    """The steps of a graph of `(target, operand, result)`, by result."""
+    value = TensorType("f32", (4, 4))
+    graph = Graph(
+        (Value("x", value),),
+        (Value("w", value),),
+        tuple(
+            Op(target, tuple(map(Ref, (operand, *WEIGHT.get(target, "w")))), (), (Value(result, value),))
+            for target, operand, result in ops
+        ),
+        outputs,
+    )  # fmt: skip
+    return {graph.ops[index].result.name: step for index, step in selective_steps(graph).items()}
+
+
+def test_what_is_read_in_a_replay_is_kept() -> None:
+    assert steps_of(("z",), (LINEAR, "x", "y"), (ADD, "y", "z")) == {"y": "keep"}
+    assert steps_of(("z",), (LINEAR, "x", "y"), (LINEAR, "y", "z")) == {"y": "keep", "z": "once"}
+
+
+def test_what_only_a_collective_reads_is_not_kept() -> None:
+    assert steps_of(("z",), (LINEAR, "x", "y"), (SUM, "y", "s"), (ADD, "s", "z")) == {"y": "once", "s": "keep"}
+    assert steps_of(("z",), (LINEAR, "x", "y"), (SUM, "y", "s"), (ADD, "y", "z")) == {"y": "keep", "s": "once"}
+
+
+def test_local_collectives_run_again() -> None:
+    assert steps_of(("z",), (LINEAR, "x", "y"), (SLICE, "y", "s"), (ADD, "s", "z")) == {"y": "keep"}
