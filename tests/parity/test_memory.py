@@ -1,4 +1,5 @@
-"""Memory of a training rank, followed storage by storage: ZeRO lowers it by the bytes that the program states."""
+"""Memory of a training rank, followed storage by storage: ZeRO and recomputation lower it by the bytes that the program
+states, and a stage holds as many micro-batches as its schedule says."""
 
 from __future__ import annotations
 
@@ -7,16 +8,22 @@ from functools import cache
 
 import pytest
 import torch
+from torch.nn.modules import module as global_hooks
 
 from galvatron import runtime as rt
-from galvatron.passes.costs.estimate import estimate_plan
-from galvatron.passes.costs.objective import StageReport
-from tests.live_storage import LiveStorages
+from galvatron.passes.costs.estimate import estimate_plan, setting_of
+from galvatron.passes.costs.objective import StageReport, peak_bytes
+from tests.live_storage import Held, LiveStorages
 from tests.parity import harness
 from tests.parity.subjects import Batch
 from tests.ranks import run_ranks
 
 TOLERANCE = 0.02
+PEAK_TOLERANCE = 0.05
+"""At the peak there are temporaries, and messages under way, of a model that is small itself."""
+
+MESSAGE = 0.25
+"""A micro-batch of which a smaller part is left has gone back: its last message may still be under way."""
 
 
 def followed(world: rt.World, job: harness.Job, batch: Batch) -> tuple[int, int]:
@@ -29,6 +36,38 @@ def followed(world: rt.World, job: harness.Job, batch: Batch) -> tuple[int, int]
         program.train_step(batch)
         gc.collect()
         return live.bytes, live.peak_bytes
+
+
+def held_by_stages(world: rt.World, job: harness.Job, batch: Batch) -> tuple[dict[int, Held], int]:
+    """What each stage of a rank holds, and the most bytes that the rank holds during a step."""
+    harness.subject(job.name)
+    most: dict[int, Held] = {}
+    with LiveStorages() as live:
+        program = harness.executor(world, job, optimizer=lambda p: torch.optim.AdamW(p, fused=True))
+        program.train_step(batch)
+
+        def begins(module: torch.nn.Module, received: tuple[torch.Tensor, ...]) -> None:
+            if isinstance(module, rt.Stage):
+                live.label = module.index, module.random.microbatch
+                live.claim(*received)
+
+        def ends(module: torch.nn.Module, *_: object) -> None:
+            if isinstance(module, rt.Stage):
+                live.label = None
+                held = [size for label, size in live.by_label.items() if label and label[0] == module.index]
+                before = most.get(module.index, Held(0, 0))
+                in_flight = sum(size > MESSAGE * max(held) for size in held)
+                most[module.index] = Held(max(before.in_flight, in_flight), max(before.bytes, sum(held)))
+
+        hooks = [
+            global_hooks.register_module_forward_pre_hook(begins),
+            global_hooks.register_module_forward_hook(ends),
+        ]
+        live.peak_bytes = 0
+        program.train_step(batch)
+        for hook in hooks:
+            hook.remove()
+        return most, live.peak_bytes
 
 
 @cache
@@ -58,3 +97,39 @@ def test_each_level_lowers_memory_by_what_the_program_states(level: int) -> None
     # At the peak a layer may be whole besides: the program states the most that this can be.
     assert stated.peak_bytes - cut_stated.peak_bytes <= (1 + TOLERANCE) * (peak - cut_peak)
     assert peak - cut_peak <= (1 + TOLERANCE) * lowered
+
+
+@cache
+def held(plan: str) -> tuple[list[tuple[Held, StageReport]], list[tuple[int, int]]]:
+    """What each stage holds, and the peak of each rank, both with what the program states."""
+    program = harness.planned("gpt-8", plan, 2)
+    assert program.plan is not None
+    batch = harness.subject("gpt-8").batch(harness.BATCH_SIZE, 1)
+    found = run_ranks(held_by_stages, 2, harness.job_of("gpt-8", program), batch, timeout=120)
+    reports = estimate_plan(program, program.plan)[1]
+    by_stage = {stage: of_stage for of_rank, _ in found for stage, of_stage in of_rank.items()}
+    peaks = peak_bytes(setting_of(program, program.plan), reports)
+    return (
+        [(by_stage[i], stated) for i, stated in enumerate(reports)],
+        [(peak, stated) for (_, peak), stated in zip(found, peaks, strict=True)],
+    )
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved2", "zbv"])
+def test_a_stage_holds_the_micro_batches_of_its_schedule(schedule: str) -> None:
+    stages, ranks = held(f"pp2/m4/{schedule}/dp1")
+    for measured, stated in stages:
+        assert measured.in_flight == stated.in_flight
+        assert measured.bytes <= (1 + TOLERANCE) * stated.activation_bytes
+    for peak, stated in ranks:
+        assert peak == pytest.approx(stated, rel=PEAK_TOLERANCE)
+
+
+@pytest.mark.parametrize("recompute", ["recompute", "recompute=selective"])
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+def test_recomputation_lowers_memory_by_what_the_program_states(schedule: str, recompute: str) -> None:
+    pairs = zip(held(f"pp2/m4/{schedule}/dp1")[0], held(f"pp2/m4/{schedule}/dp1-{recompute}")[0], strict=True)
+    for (measured, stated), (cut, cut_stated) in pairs:
+        lowered = stated.activation_bytes - cut_stated.activation_bytes
+        assert lowered > 0
+        assert measured.bytes - cut.bytes == pytest.approx(lowered, rel=TOLERANCE)
