@@ -29,7 +29,6 @@ from galvatron.ir.plan import Plan
 from galvatron.ir.planning import PlanShorthand
 from galvatron.ir.program import Form, Program
 from galvatron.ir.strategy import Strategy
-from galvatron.ir.text import print_program
 from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END, LOWERING
 from galvatron.passes.instrument import verify_each
@@ -174,12 +173,6 @@ def relative_errors(loss: float, gradients: Mapping[str, Tensor], expected: Expe
     for name, gradient in expected.gradients.items():
         errors[name] = float((gradients[name] - gradient).norm() / gradient.norm().clamp_min(NOISE * whole))
     return errors
-
-
-def artifacts(program: Program) -> str:
-    """The plan document and the program text, for the message of a failing test."""
-    assert program.plan is not None
-    return f"plan.json\n{program.plan.to_json()}\nprogram.gir\n{print_program(program)}"
 
 
 def job_of(name: str, program: Program) -> Job:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, note, reject, settings
+from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
 
 from galvatron.errors import StrategyError
@@ -13,17 +13,15 @@ from galvatron.ir.plan import Plan
 from galvatron.ir.strategy import RECOMPUTE
 from galvatron.passes.enumerate_strategies import EnumerateStrategies
 from galvatron.schedules import SCHEDULES, Schedule
-from tests.parity.harness import artifacts, check_program, costed, layer_count, subject, with_plan
-from tests.parity.subjects import ignore_labels
+from tests.parity.cases import Case
+from tests.parity.harness import check_program, costed, layer_count, subject, with_plan
 
 ROLES = ("dp", "tp", "tp+sp", "ulysses", "cp")
 MODELS = [*(f"random-{seed}" for seed in range(24)), "gpt", "llama", "skips", "weighted", "shared"]
-# A failing plan is small already, and every step of shrinking it would run ranks.
 COMMON: dict[str, Any] = {
     "deadline": None,
     "suppress_health_check": list(HealthCheck),
     "print_blob": True,
-    "phases": (Phase.generate,),
 }
 
 
@@ -58,21 +56,25 @@ def one_example(data: st.DataObject) -> None:
     model = data.draw(st.sampled_from(MODELS), label="model")
     program = with_plan(costed(model)[0], data.draw(plans(model), label="plan"))
     size = program.batch_size
-    batch = subject(model).batch(size, data.draw(st.integers(0, 9), label="seed of the batch"))
-    if "targets" in batch:
+    seed = data.draw(st.integers(0, 9), label="seed of the batch")
+    ignored: list[int] = []
+    if "targets" in subject(model).batch(size, seed):
         # Whole samples without labels, but never all.
-        ignored = data.draw(st.lists(st.booleans(), min_size=size, max_size=size), label="ignored samples")
-        batch = ignore_labels(batch, [index for index, all_ignored in enumerate(ignored[1:]) if all_ignored])
-    note(artifacts(program))
+        flags = data.draw(st.lists(st.booleans(), min_size=size, max_size=size), label="ignored samples")
+        ignored = [index for index, all_ignored in enumerate(flags[1:]) if all_ignored]
+    case = Case(model, program, seed, ignored)
     try:
-        check_program(model, program, batch)
+        check_program(model, program, case.batch)
     except StrategyError as error:
         # A sequence that does not divide over the ranks of its axis is refused, by a message that says so.
-        assert "does not divide" in str(error)
-        reject()
+        if "does not divide" in str(error):
+            reject()
+        raise AssertionError(f"see {case.keep()}") from error
+    except Exception as error:
+        raise AssertionError(f"see {case.keep()}") from error
 
 
-@settings(max_examples=20, derandomize=True, **COMMON)
+@settings(max_examples=20, derandomize=True, phases=(Phase.generate,), **COMMON)
 @given(st.data())
 def test_random_plan_equals_eager(data: st.DataObject) -> None:
     one_example(data)
@@ -80,7 +82,7 @@ def test_random_plan_equals_eager(data: st.DataObject) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@settings(max_examples=200, **COMMON)
+@settings(max_examples=200, phases=(Phase.reuse, Phase.generate, Phase.shrink), **COMMON)
 @given(st.data())
 def test_many_random_plans_equal_eager(data: st.DataObject) -> None:
     one_example(data)
