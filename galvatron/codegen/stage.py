@@ -17,6 +17,9 @@ from galvatron.ir.layout import BROADCAST, PARTIAL, Placement, Shard, nameable_a
 from galvatron.ir.program import Layer, Program, Stage, StateLayout, Transfer, When
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
+_NAMES_FUNCTIONAL = re.compile(r"^ *[^# ].*[ (]F\.", re.MULTILINE)
+"""A line of code, not the model's line above it, that names `torch.nn.functional`."""
+
 _DECLARE_IN_LOOP, _CALL_IN_LOOP = 2, 3
 """Layers in a run that are worth a loop: the state of a layer is many lines, its call is one."""
 
@@ -27,7 +30,7 @@ def emit_stage(program: Program, stage: Stage, sizes: Sizes | None = None) -> st
     functions = [function.text for function in bindings.functions.values()]
     stage_text = "\n".join([*_head(bindings), *_init(bindings), *_step(bindings), *_forward(bindings)])
     body = "\n\n\n".join([*functions, stage_text])
-    imports = ["import torch", *(["import torch.nn.functional as F"] if "= F." in body else [])]
+    imports = ["import torch", *(["import torch.nn.functional as F"] if _NAMES_FUNCTIONAL.search(body) else [])]
     imports += ["", "from galvatron import runtime as rt"]
     return "\n".join([_docstring(program, stage), "", *imports, "", "", body, ""])
 

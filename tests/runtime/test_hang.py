@@ -49,7 +49,8 @@ REDUCE = "all_reduce of 1.5 kB float32 over 2 ranks (0, 1) in layer block_0, for
 def test_the_error_says_who_waited_where_and_what_the_other_does(action, plan, first):
     with job(1, action, *plan, 2.0) as (launcher, _):
         output = launcher.communicate(timeout=LIMIT_S)[0]
-    assert first in timeless(errors(output)[0]), output
+    # A rank that ends may be missed, or its connection may be found closed: "lost rank 1, which has ended, in".
+    assert first in timeless(errors(output)[0]).replace(", which", ""), output
 
 
 def different_collectives(world: rt.World, folder: str) -> None:
