@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -245,6 +246,7 @@ def _planned(
     """The captured program with a plan: the one given, or the one that a search finds."""
     given = None if plan is None else _parsed_plan(plan)  # before a capture that may take long
     captured = capture_graph(model, example_inputs, loss_fn=loss_fn, precision=precision)
+    gc.collect()  # what torch.export leaves behind refers to the model: the user could drop it and not free it
     costed = _costed(captured.program, cluster, None)
     if given is None:
         return replace(captured, program=_searched(costed, memory_bytes, None))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from galvatron.ir.capture import Captured, capture_graph
 from galvatron.ir.graph import Graph
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.program import Program
@@ -75,6 +76,12 @@ class Case:
     model: nn.Module
     batch: Callable[[int, int], dict[str, Any]]
 
+    @cached_property
+    def captured(self) -> Captured:
+        """Its capture, as if all of it computed in float64."""
+        with Doubles():
+            return capture_graph(self.model, self.batch(4, 0))
+
 
 def ragged_tokens(
     size: int,
@@ -110,6 +117,17 @@ def hugging_face(name: str, mask: bool = True, **changes: Any) -> Case:
         return Case(model, partial(_images, (size, size) if isinstance(size, int) else size))
     vocabulary, mask_name = config.vocab_size, "attention_mask" if mask else None
     return Case(model, lambda size, seed: ragged_tokens(size, seed, mask=mask_name, vocabulary=vocabulary))
+
+
+@cache
+def shared(name: str, **changes: Any) -> Case:
+    """`gpt` or a Hugging Face model, and its capture, once for all tests that change neither."""
+    return gpt(**changes) if name == "gpt" else hugging_face(name, **changes)
+
+
+def case_name(value: str | dict[str, Any]) -> str:
+    """The name or the options of a case, in the name of a test."""
+    return value if isinstance(value, str) else ",".join(f"{name}={of}" for name, of in value.items())
 
 
 def _images(image: tuple[int, int], size: int, seed: int) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,6 +175,18 @@ def test_a_model_on_meta_is_initialised():
     state = galvatron.compile(model, inputs, plan="dp1").full_state_dict()
     assert all(not value.is_meta and value.isfinite().all() for value in state.values())
     assert 0.5 < state["words.weight"].std() < 2.0
+
+
+def test_a_model_that_is_dropped_is_freed_at_once():
+    model = new_model()
+    weights = weakref.ref(model.words.weight.untyped_storage())
+    gc.disable()
+    try:
+        compiled = galvatron.compile(model, new_batch(), plan="dp1")
+        del model
+        assert compiled and weights() is None
+    finally:
+        gc.enable()
 
 
 def test_artifacts_compile_again(compiled, tmp_path):

@@ -165,7 +165,9 @@ def trained(
 
 
 @pytest.mark.parametrize("plan", ["tp2", "dp2", "pp2/m2/1f1b/dp1", "ulysses2", "cp2"])
-@pytest.mark.parametrize(("name", "options"), [("gpt2", GPT2), ("bert", BERT)])
+@pytest.mark.parametrize(
+    ("name", "options"), [("gpt2", GPT2), pytest.param("bert", BERT, marks=pytest.mark.slow)], ids=["gpt2", "bert"]
+)
 def test_models_train(name: str, options: dict[str, Any], plan: str) -> None:
     losses, others = run_ranks(trained, 2, name, options, plan, 3, 1e-2)
     assert losses == others

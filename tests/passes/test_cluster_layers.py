@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from galvatron.ir.capture import capture_graph
 from galvatron.ir.graph import Arg, Graph, Op, Ref, Source, Value, map_refs
 from galvatron.ir.program import Form, Program, State, When
 from galvatron.ir.types import BATCH, TensorType
@@ -409,8 +407,8 @@ CASES: dict[str, tuple[Callable[[], models.Case], list[str], int]] = {
 def test_layers_of_a_model(name: str) -> None:
     make, layers, classes = CASES[name]
     case = make()
-    with models.Doubles() if name in models.FAMILIES else contextlib.nullcontext():
-        captured = capture_graph(case.model, case.batch(4, 0))
+    captured = case.captured
+    with models.Doubles():
         program = Normalize().run(captured.program)
         clustered = cluster(program)
         assert [n for n, _ in shape_of(clustered)] == layers

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from galvatron.errors import GalvatronError
-from galvatron.ir.capture import capture_graph
 from galvatron.ir.graph import Graph, Value
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.program import Program, State
@@ -77,24 +76,22 @@ def test_has_a_text_case_that_needs_it(fusion) -> None:
     assert fuse(graph, FUSIONS) != fuse(graph, [other for other in FUSIONS if other is not fusion])
 
 
-CASES = {
-    "gpt": lambda: models.gpt(),
-    **{name: lambda name=name: models.hugging_face(name) for name in models.FAMILIES},
-    **{
-        f"{name}-unmasked": lambda name=name: models.hugging_face(name, mask=False)
-        for name in ("llama", "qwen3", "mistral", "gemma", "gpt2", "bert")
-    },
-    "gpt2-eager-attention": lambda: models.hugging_face("gpt2", mask=False, attn_implementation="eager"),
-    "llama-eager-attention": lambda: models.hugging_face("llama", attn_implementation="eager"),
-    "t5-eager-attention": lambda: models.hugging_face("t5", attn_implementation="eager"),
-}
+UNMASKED = {"mask": False}
+EAGER = {"attn_implementation": "eager"}
+CASES = [
+    *((name, {}) for name in ("gpt", *models.FAMILIES)),
+    *((name, UNMASKED) for name in ("llama", "qwen3", "mistral", "gemma", "gpt2", "bert")),
+    ("gpt2", UNMASKED | EAGER),
+    ("llama", EAGER),
+    ("t5", EAGER),
+]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_fused_models_equal_eager(name: str) -> None:
-    model_case = CASES[name]()
-    with models.Doubles() if name != "gpt" else contextlib.nullcontext():
-        captured = capture_graph(model_case.model, model_case.batch(4, 0))
+@pytest.mark.parametrize(("name", "options"), CASES, ids=models.case_name)
+def test_fused_models_equal_eager(name: str, options: dict[str, Any]) -> None:
+    model_case = models.shared(name, **options)
+    captured = model_case.captured
+    with models.Doubles():
         fused = Fuse().run(Normalize().run(captured.program))
         for size in (4, 1):
             batch = model_case.batch(size, size)
@@ -108,8 +105,7 @@ def test_fused_models_equal_eager(name: str) -> None:
 
 
 def fused_family(name: str, **options: object) -> Program:
-    model_case = models.hugging_face(name, **options)  # type: ignore[arg-type]  # options of a configuration
-    return Fuse().run(Normalize().run(capture_graph(model_case.model, model_case.batch(4, 0)).program))
+    return Fuse().run(Normalize().run(models.shared(name, **options).captured.program))
 
 
 def test_llama_without_padding() -> None:

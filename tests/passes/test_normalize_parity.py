@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
+from typing import Any
 
 import pytest
 
-from galvatron.ir.capture import capture_graph
 from galvatron.passes.normalize import Normalize
 from tests import models
 
-CASES = {
-    "gpt": lambda: models.gpt(),
-    "gpt-untied": lambda: models.gpt(tied=False),
-    **{name: lambda name=name: models.hugging_face(name) for name in models.FAMILIES},
-    "llama-without-mask": lambda: models.hugging_face("llama", mask=False),
-    "llama-tied": lambda: models.hugging_face("llama", tie_word_embeddings=True),
-    "gpt2-eager-attention": lambda: models.hugging_face("gpt2", attn_implementation="eager"),
-}
+FAST = [
+    *((name, {}) for name in ("gpt", "llama", "gpt2", "t5", "mixtral", "vit")),
+    ("gpt", {"tied": False}),
+    ("llama", {"mask": False}),
+    ("gpt2", {"mask": False, "attn_implementation": "eager"}),
+]
+SLOW = [(name, {}) for name in models.FAMILIES if (name, {}) not in FAST] + [("llama", {"tie_word_embeddings": True})]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_equals_eager(name: str) -> None:
-    case = CASES[name]()
-    with models.Doubles() if not name.startswith("gpt") else contextlib.nullcontext():
-        captured = capture_graph(case.model, case.batch(4, 0))
+@pytest.mark.parametrize(
+    ("name", "options"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)], ids=models.case_name
+)
+def test_equals_eager(name: str, options: dict[str, Any]) -> None:
+    case = models.shared(name, **options)
+    captured = case.captured
+    with models.Doubles():
         normal = Normalize().run(captured.program)
         for size in (4, 7, 1):
             batch = case.batch(size, size)

@@ -20,7 +20,7 @@ from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
 from galvatron.passes.cluster_layers import ClusterLayers
 from galvatron.passes.normalize import Normalize
 from galvatron.passes.sharding import Partitioner
-from tests.models import Doubles, hugging_face
+from tests.models import shared
 from tests.passes.sharding.simulate import Tensors, combine, distribute, dual_layout, run_ranks, world
 
 BATCH = 4
@@ -31,11 +31,7 @@ STRATEGIES = ("dp2", "tp2", "dp2-tp2", "tp2-dp2", "tp2+sp", "dp2-tp2+sp", "ulyss
 
 @cache
 def partitioner(family: str, **options: Any) -> Partitioner:
-    from galvatron.ir.capture import capture_graph
-
-    case = hugging_face(family, **options)
-    with Doubles():
-        program = capture_graph(case.model, case.batch(BATCH, 0)).program
+    program = shared(family, **options).captured.program
     return Partitioner(ClusterLayers().run(Normalize().run(program)), CLUSTER)
 
 
