@@ -40,7 +40,12 @@ def mixture(layers: int, stages: int, choices: dict[int, list[str]], first: int 
     return [names[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
 
 
-@pytest.mark.parametrize(("stages", "first"), [(1, 0), (1, 2), (2, 0), (2, 1), (4, 0)])
+@pytest.mark.parametrize(
+    ("stages", "first"),
+    [
+        (1, 0), (2, 0), (4, 0), pytest.param(1, 2, marks=pytest.mark.slow), pytest.param(2, 1, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("model", some_slow(MODELS, ATTENTION))
 def test_mixture_equals_eager(model: str, stages: int, first: int) -> None:
     layers = layer_count(model)

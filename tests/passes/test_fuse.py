@@ -78,16 +78,18 @@ def test_has_a_text_case_that_needs_it(fusion) -> None:
 
 UNMASKED = {"mask": False}
 EAGER = {"attn_implementation": "eager"}
-CASES = [
+FAST = [
     *((name, {}) for name in ("gpt", *models.FAMILIES)),
-    *((name, UNMASKED) for name in ("llama", "qwen3", "mistral", "gemma", "gpt2", "bert")),
+    *((name, UNMASKED) for name in ("llama", "mistral", "gpt2")),
     ("gpt2", UNMASKED | EAGER),
     ("llama", EAGER),
-    ("t5", EAGER),
 ]
+SLOW = [*((name, UNMASKED) for name in ("qwen3", "gemma", "bert")), ("t5", EAGER)]
 
 
-@pytest.mark.parametrize(("name", "options"), CASES, ids=models.case_name)
+@pytest.mark.parametrize(
+    ("name", "options"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)], ids=models.case_name
+)
 def test_fused_models_equal_eager(name: str, options: dict[str, Any]) -> None:
     model_case = models.shared(name, **options)
     captured = model_case.captured
