@@ -142,7 +142,7 @@ def _waiting(program: Program, stage: Stage) -> dict[str, frozenset[str]]:
     found: dict[str, frozenset[str]] = {}
     for layer in stage.layers:
         graph = program.class_of[layer.cls].graph
-        reads = Counter(name for op in graph.ops for name in op.operands)
+        reads = Counter([*graph.outputs, *(name for op in graph.ops for name in op.operands)])
         formals = zip(graph.state, layer.state, strict=True)
         alone = frozenset(formal.name for formal, name in formals if readers[name] == reads[formal.name] == 1)
         found[layer.cls] = found.get(layer.cls, alone) & alone
