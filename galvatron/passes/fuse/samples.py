@@ -15,11 +15,11 @@ import sympy
 
 from galvatron.ir.graph import Arg, Graph, Op, Ref, Value
 from galvatron.ir.names import Names, base_name
+from galvatron.ir.ops.rules import op_dims
 from galvatron.ir.random import is_random
 from galvatron.ir.types import BATCH, TensorType
 from galvatron.ir.verify.shapes import broadcast, same_shape
 from galvatron.passes.normalize.arguments import bound, with_arguments
-from galvatron.passes.sharding.rules import op_dims
 
 _MADE_TO_SIZE = ("aten.expand.default", "aten.full.default")
 _SIZED = (*_MADE_TO_SIZE, "aten.reshape.default")

@@ -15,9 +15,9 @@ from functools import cached_property
 import networkx
 
 from galvatron.ir.graph import Graph, Op
+from galvatron.ir.ops.notation import DimNames, OpDims
+from galvatron.ir.ops.rules import op_dims
 from galvatron.ir.types import BATCH, Dim, divides, exact_quotient, simplify_dim
-from galvatron.passes.sharding.notation import DimNames, OpDims
-from galvatron.passes.sharding.rules import op_dims
 
 
 @dataclass(frozen=True)

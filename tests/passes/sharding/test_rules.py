@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.layout import Axis, Layout, Shard, local_shape
+from galvatron.ir.ops.rules import RULES
 from galvatron.ir.spmd import spmd_target
 from galvatron.ir.types import exact_quotient
 from galvatron.passes.sharding.factors import FactorTable
 from galvatron.passes.sharding.localize import localized_arguments
 from galvatron.passes.sharding.modes import Mode, Split, State, op_modes
-from galvatron.passes.sharding.rules import RULES
 from tests.passes.sharding.samples import CASES, POINTWISE, Case, Draw, Sample, below, real, sample
 from tests.passes.sharding.simulate import Mesh, Tensors, combine, distribute, dual_layout, mesh_of, run_op
 

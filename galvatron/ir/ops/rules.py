@@ -13,9 +13,9 @@ from dataclasses import replace
 from functools import cache
 
 from galvatron.ir.graph import Arg, Op, Ref, walk_refs
+from galvatron.ir.ops.notation import DimNames, OpDims, Shape, parse_notation
+from galvatron.ir.ops.views import view_dims
 from galvatron.ir.types import Dim, TensorType, exact_quotient
-from galvatron.passes.sharding.notation import DimNames, OpDims, Shape, parse_notation
-from galvatron.passes.sharding.views import view_dims
 
 Types = Mapping[str, TensorType]
 DimsFunction = Callable[["Call"], OpDims]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from galvatron.ir.ops.notation import DimNames, OpDims, Shape
 from galvatron.ir.types import Dim, divides, exact_quotient, simplify_dim
-from galvatron.passes.sharding.notation import DimNames, OpDims, Shape
 
 
 def view_dims(operand: Shape, result: Shape) -> OpDims:

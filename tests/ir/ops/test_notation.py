@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from galvatron.errors import GalvatronError
-from galvatron.passes.sharding.notation import OpDims, parse_notation
+from galvatron.ir.ops.notation import OpDims, parse_notation
 
 
 def resolve(line: str, *shapes: tuple[int, ...] | None, result: tuple[int, ...] = ()) -> OpDims:

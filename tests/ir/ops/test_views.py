@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from galvatron.ir.ops.views import view_dims
 from galvatron.ir.types import BATCH, Dim, evaluate, simplify_dim
-from galvatron.passes.sharding.views import view_dims
 
 
 def parts(operand: tuple[Dim, ...], result: tuple[Dim, ...]) -> tuple[list[tuple[Dim, ...]], list[tuple[Dim, ...]]]:
