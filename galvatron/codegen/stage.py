@@ -322,6 +322,8 @@ def _keywords(bindings: Bindings, layer: Layer) -> list[str]:
     for keyword in bindings.function(layer).keywords:
         if keyword == "B":
             written.append("B=self.global_batch_size")
+        elif keyword == "m":
+            written.append("m=self.micro_batches")
         elif keyword == "device":
             written.append(f"device={_any_tensor(bindings, layer)}.device")
         else:

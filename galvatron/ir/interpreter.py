@@ -12,7 +12,7 @@ import torch
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref
 from galvatron.ir.random import without_site
-from galvatron.ir.types import BATCH, LOCAL_BATCH, TORCH_DTYPE_NAMES, TensorType, evaluate
+from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES, TORCH_DTYPE_NAMES, TensorType, evaluate
 
 OpHandler = Callable[[Op, tuple[Any, ...], dict[str, Any]], Any]
 """Executes an op that torch does not have (a collective): the op, its evaluated arguments and keyword arguments."""
@@ -54,6 +54,7 @@ def run_graph(
     *,
     batch: int,
     global_batch: int | None = None,
+    micro_batches: int = 1,
     handler: OpHandler | None = None,
     device: torch.device | str | None = None,
     callers: Mapping[int, Caller] | None = None,
@@ -63,12 +64,13 @@ def run_graph(
     Args:
         values: a tensor for every input and state value, by name.
         batch: the local batch size `b` (and `B`, unless `global_batch` is given).
+        micro_batches: `m`.
         handler: executes `comm.` and `spmd.` ops.
         device: where ops that create tensors from nothing put them.
         callers: by number, the ops that are not called directly, and who calls them.
     """
     env: dict[str, Any] = {v.name: values[v.name] for v in (*graph.inputs, *graph.state)}
-    symbols = {LOCAL_BATCH: batch, BATCH: batch if global_batch is None else global_batch}
+    symbols = {LOCAL_BATCH: batch, BATCH: batch if global_batch is None else global_batch, MICRO_BATCHES: micro_batches}
     for index, op in enumerate(map(without_site, graph.ops)):
         args = tuple(_evaluate(a, env, symbols) for a in op.args)
         kwargs = {k: _evaluate(v, env, symbols) for k, v in op.kwargs}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import sympy
 
 from galvatron.errors import PlanError, StrategyError, did_you_mean
+from galvatron.ir.micro_batches import coupling
 from galvatron.ir.plan import Plan, check_batch, check_shape
 from galvatron.ir.program import Layer, Program, When
 from galvatron.ir.strategy import Strategy
@@ -169,3 +170,7 @@ def check(plan: Plan, program: Program, world_size: int, global_batch_size: int)
         raise PlanError(f"stage {[bool(s) for s in plan.stages].index(False)} of the plan has no layers")
     check_shape(plan)
     check_batch(plan, global_batch_size)
+    if plan.micro_batches > 1 and (problem := coupling(program)):
+        raise PlanError(
+            f"{plan.micro_batches} micro-batches do not add up to the whole batch: {problem}; use 1 micro-batch (m1)"
+        )

@@ -107,6 +107,9 @@ class When(enum.Enum):
     """Once per micro-batch in every stage that needs its results: cheap, and free of trainable state."""
     STEP = "step"
     """Once per step on the whole batch, before the first micro-batch: statistics of it, such as a token count."""
+    EPILOGUE = "epilogue"
+    """Once per step on the whole batch, after the last micro-batch's forward and before the first backward: the end of
+    a loss that couples samples."""
 
     def __str__(self) -> str:
         return self.value

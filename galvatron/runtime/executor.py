@@ -145,7 +145,7 @@ class Executor:
         """
         samples, microbatches, inputs = self._read(batch)
         with failure.guarded(self._place), torch.no_grad(), _without_dropout(self.stages):
-            keywords = self._keywords(samples, inputs)
+            keywords = self._keywords(samples, microbatches, inputs)
             total = self._share_of_loss(self._pipeline.run(keywords, samples, microbatches, backward=False))
             if self.mesh.world.size > 1:
                 with phase("totals"), communicating("all_reduce", dist.group.WORLD, total):
@@ -198,7 +198,7 @@ class Executor:
         with failure.guarded(self._place):
             for stage in self.stages:
                 stage.random.step += 1
-            keywords = self._keywords(samples, inputs)
+            keywords = self._keywords(samples, microbatches, inputs)
             self._parameters.start(microbatches)
             if self._detector is not None:
                 self._detector.start()
@@ -224,11 +224,13 @@ class Executor:
         )
         return samples, microbatches, read_batch(self.stages, batch, microbatches, self.mesh.world.device)
 
-    def _keywords(self, samples: int, inputs: Mapping[int, StageInputs]) -> dict[int, list[dict[str, Any]]]:
+    def _keywords(
+        self, samples: int, microbatches: int, inputs: Mapping[int, StageInputs]
+    ) -> dict[int, list[dict[str, Any]]]:
         """For each stage, the keyword arguments of its micro-batches."""
         keywords: dict[int, list[dict[str, Any]]] = {}
         for stage in self.stages:
-            stage.global_batch_size = samples
+            stage.global_batch_size, stage.micro_batches = samples, microbatches
             own = inputs[stage.index]
             statistics = _statistics(stage, own.whole)
             keywords[stage.index] = [{**microbatch, **statistics} for microbatch in own.microbatches]

@@ -207,6 +207,8 @@ class Stage(nn.Module):
         self.loss_axes: tuple[Axis, ...] = ()
         self.global_batch_size = 0
         """Samples in the whole batch of the running step; set by the runtime."""
+        self.micro_batches = 1
+        """Micro-batches of the running step; set by the runtime."""
         self.random = Randomness(mesh.world.device)
 
     def state(

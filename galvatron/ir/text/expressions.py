@@ -9,11 +9,11 @@ import sympy
 from sympy.printing.str import StrPrinter
 
 from galvatron.errors import GalvatronError
-from galvatron.ir.types import BATCH, LOCAL_BATCH
+from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES
 
 Number = int | float | sympy.Expr
 
-SYMBOLS: dict[str, sympy.Expr] = {"B": BATCH, "b": LOCAL_BATCH}
+SYMBOLS: dict[str, sympy.Expr] = {"B": BATCH, "b": LOCAL_BATCH, "m": MICRO_BATCHES}
 
 FUNCTIONS = {
     "floor": sympy.floor,
@@ -141,7 +141,7 @@ def format_expression(expression: sympy.Expr) -> str:
     """Text that parses into an equal expression.
 
     Raises:
-        GalvatronError: a symbol other than `B` and `b`, or a function outside `FUNCTIONS`.
+        GalvatronError: a symbol other than `B`, `b` and `m`, or a function outside `FUNCTIONS`.
     """
     from galvatron.errors import ParseError
     from galvatron.ir.text.parser import parse_expression

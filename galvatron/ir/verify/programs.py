@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 
 from galvatron.errors import PlanError, did_you_mean
+from galvatron.ir.micro_batches import coupling
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import MASTER, PRECISIONS, Form, Layer, Program, When
 from galvatron.ir.types import DTYPE_BYTES, TensorType
@@ -271,6 +272,13 @@ def plan_divides_batch(program: Program) -> Iterator[Violation]:
             if plan.global_batch_size % parts:
                 pieces = f"{plan.micro_batches} micro-batches × dp{strategy.degree('dp')}"
                 yield ("plan", "stage", index), f"a batch of {plan.global_batch_size} does not divide into {pieces}"
+
+
+def micro_batches_add_up(program: Program) -> Iterator[Violation]:
+    """What the micro-batches of the plan compute adds up to what the whole batch does."""
+    plan = _plan(program)
+    if plan.micro_batches > 1 and (problem := coupling(program)):
+        yield ("plan", "micro_batches"), f"{plan.micro_batches} micro-batches do not add up to the batch: {problem}"
 
 
 def _schedule_problem(plan: Plan) -> str:

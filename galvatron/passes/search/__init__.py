@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from galvatron.errors import BudgetError, PassError, PlanError
+from galvatron.ir.micro_batches import coupling
 from galvatron.ir.plan import Plan
 from galvatron.ir.planning import planned_layers
 from galvatron.ir.program import Form, Program
@@ -70,6 +71,7 @@ class Search(Pass):
         """Every pipeline degree, number of micro-batches and schedule that can run."""
         layers = planned_layers(program)
         counts = [self.micro_batches] if self.micro_batches is not None else _spread(divisors(program.batch_size))
+        counts = [1] if coupling(program) else counts
         for degree in dict.fromkeys(c.pipeline_degree for c in program.candidates):
             left = {c.cls: c.strategies for c in program.candidates if c.pipeline_degree == degree}
             for count in counts:
