@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sympy
 
 from galvatron.errors import PlanError, StrategyError, did_you_mean
-from galvatron.ir.micro_batches import coupling
+from galvatron.ir.micro_batches import coupling, epilogue_coupling
 from galvatron.ir.plan import Plan, check_batch, check_shape
 from galvatron.ir.program import Layer, Program, When
 from galvatron.ir.strategy import Strategy
@@ -20,14 +20,15 @@ from galvatron.schedules import PATTERN, SCHEDULES, Schedule
 
 @dataclass(frozen=True)
 class PlanShorthand:
-    """One strategy for all layers, written `pp2/m4/1f1b/dp1-tp2`; a part left out is pp1, m1, 1f1b.
+    """One strategy for all layers, written `pp2/m4/1f1b/dp1-tp2`; a part left out is pp1, m1, and the schedule 1f1b, or
+    gpipe where the end of the loss needs all micro-batches.
 
     The pipeline degree counts ranks: `pp2/m4/interleaved2/dp2` has four stages.
     """
 
     pipeline_degree: int
     micro_batches: int
-    schedule: str
+    schedule: str | None
     strategy: Strategy
 
     @staticmethod
@@ -53,17 +54,18 @@ class PlanShorthand:
         return PlanShorthand(
             int(found.get("pipeline degree", "pp1")[2:]),
             int(found.get("number of micro-batches", "m1")[1:]),
-            found.get("schedule", "1f1b"),
+            found.get("schedule"),
             Strategy.parse(last),
         )
 
     def __str__(self) -> str:
-        return f"pp{self.pipeline_degree}/m{self.micro_batches}/{self.schedule}/{self.strategy}"
+        schedule = f"/{self.schedule}" if self.schedule else ""
+        return f"pp{self.pipeline_degree}/m{self.micro_batches}{schedule}/{self.strategy}"
 
     @property
     def stages(self) -> int:
         """The number of pipeline stages."""
-        return self.pipeline_degree * Schedule.parse(self.schedule).stages_per_rank
+        return self.pipeline_degree * Schedule.parse(self.schedule or "1f1b").stages_per_rank
 
     @property
     def world_size(self) -> int:
@@ -80,6 +82,28 @@ _SHORTHAND = {
 def planned_layers(program: Program) -> tuple[Layer, ...]:
     """The layers that a plan gives a strategy to: those that run once per micro-batch, in order."""
     return tuple(layer for layer in program.layers if layer.when is When.MICROBATCH)
+
+
+def epilogue(program: Program) -> tuple[Layer, ...]:
+    """The layer that runs once per step after all forwards, if there is one."""
+    return tuple(layer for layer in program.layers if layer.when is When.EPILOGUE)
+
+
+def epilogue_strategy(plan: Plan) -> Strategy:
+    """The strategy of an epilogue: that of the last layer, but what it computes is kept."""
+    return replace(plan.strategies[-1], recompute="none")
+
+
+def check_epilogue(plan: Plan, program: Program) -> None:
+    """Checks that the schedule lets the end of the loss see all micro-batches.
+
+    Raises:
+        PlanError: names the line that couples samples.
+    """
+    try:
+        Schedule.parse(plan.schedule).check(plan.pipeline_degree, plan.micro_batches, epilogue=True)
+    except PlanError as error:
+        raise PlanError(f"{error} ({epilogue_coupling(program)})") from None
 
 
 def resolve(program: Program, shorthand: PlanShorthand | str, global_batch_size: int, world_size: int) -> Plan:
@@ -108,7 +132,7 @@ def resolve(program: Program, shorthand: PlanShorthand | str, global_batch_size:
         global_batch_size=global_batch_size,
         world_size=world_size,
         micro_batches=shorthand.micro_batches,
-        schedule=shorthand.schedule,
+        schedule=shorthand.schedule or ("gpipe" if epilogue(program) and shorthand.micro_batches > 1 else "1f1b"),
         stages=stages,
     )
     check(plan, program, world_size, global_batch_size)
@@ -170,6 +194,8 @@ def check(plan: Plan, program: Program, world_size: int, global_batch_size: int)
         raise PlanError(f"stage {[bool(s) for s in plan.stages].index(False)} of the plan has no layers")
     check_shape(plan)
     check_batch(plan, global_batch_size)
+    if plan.micro_batches > 1 and epilogue(program):
+        check_epilogue(plan, program)
     if plan.micro_batches > 1 and (problem := coupling(program)):
         raise PlanError(
             f"{plan.micro_batches} micro-batches do not add up to the whole batch: {problem}; use 1 micro-batch (m1)"

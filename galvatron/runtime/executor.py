@@ -69,12 +69,11 @@ class Executor:
         self._shards = shards
         held = self.mesh.stages
         self._place = f"stage {held[0]}" if len(held) == 1 else f"stages {', '.join(map(str, held))}"
-        self._pipeline = Pipeline(stages, _checked(schedule, stages, microbatches))
+        on_loss = None if scaler is None else scaler.start
+        self._pipeline = Pipeline(stages, _checked(schedule, stages, microbatches), on_loss=on_loss)
         for stage in stages:
             stage.random.job = seed
         self.scaler = scaler
-        if scaler is not None and stages[-1].index == stages[-1].count - 1:
-            stages[-1].register_forward_hook(lambda *call: scaler.start(call[2]))
         with failure.guarded("start"):
             self._catalogue = full_state.Catalogue(self.held)
             self._names = full_state.Names(self._catalogue, model)
@@ -145,8 +144,9 @@ class Executor:
         """
         samples, microbatches, inputs = self._read(batch)
         with failure.guarded(self._place), torch.no_grad(), _without_dropout(self.stages):
-            keywords = self._keywords(samples, microbatches, inputs)
-            total = self._share_of_loss(self._pipeline.run(keywords, samples, microbatches, backward=False))
+            keywords, last = self._keywords(samples, microbatches, inputs)
+            run = self._pipeline.run(keywords, samples, microbatches, epilogue=last, backward=False)
+            total = self._share_of_loss(run)
             if self.mesh.world.size > 1:
                 with phase("totals"), communicating("all_reduce", dist.group.WORLD, total):
                     dist.all_reduce(total)
@@ -198,11 +198,11 @@ class Executor:
         with failure.guarded(self._place):
             for stage in self.stages:
                 stage.random.step += 1
-            keywords = self._keywords(samples, microbatches, inputs)
+            keywords, last = self._keywords(samples, microbatches, inputs)
             self._parameters.start(microbatches)
             if self._detector is not None:
                 self._detector.start()
-            local_loss = self._pipeline.run(keywords, samples, microbatches)
+            local_loss = self._pipeline.run(keywords, samples, microbatches, epilogue=last)
             self._parameters.finish()
             if self._detector is not None:
                 self._detector.finish()
@@ -226,15 +226,17 @@ class Executor:
 
     def _keywords(
         self, samples: int, microbatches: int, inputs: Mapping[int, StageInputs]
-    ) -> dict[int, list[dict[str, Any]]]:
-        """For each stage, the keyword arguments of its micro-batches."""
+    ) -> tuple[dict[int, list[dict[str, Any]]], dict[str, Any]]:
+        """For each stage, the keyword arguments of its micro-batches, and those of the epilogue."""
         keywords: dict[int, list[dict[str, Any]]] = {}
+        last: dict[str, Any] = {}
         for stage in self.stages:
             stage.global_batch_size, stage.micro_batches = samples, microbatches
             own = inputs[stage.index]
             statistics = _statistics(stage, own.whole)
             keywords[stage.index] = [{**microbatch, **statistics} for microbatch in own.microbatches]
-        return keywords
+            last = {**own.epilogue, **statistics}
+        return keywords, last
 
     def _share_of_loss(self, local: Tensor) -> Tensor:
         """What this rank adds to the loss: ranks whose loss is equal, not a term of the sum, add equal fractions."""

@@ -58,8 +58,7 @@ class Parameters:
                 stage._parameters[name] = member.leaf
         # Those whose sums wait for the last micro-batch; sums start in this order on every rank.
         self._late = [b for b in self._buckets if b.synchronised and b.level < 2]
-        users = Counter(name for stage in stages for name in stage.state_specs)
-        self._accumulations = {id(b): sum(users[member.name] for member in b.members) for b in self._buckets}
+        self._accumulations = {id(b): _accumulations(stages, b) for b in self._buckets}
         self._missing: dict[int, int] = {}
         self._started = 0
         self._summing: Bucket | None = None
@@ -98,12 +97,13 @@ class Parameters:
 
     def start(self, microbatches: int) -> None:
         """A step begins: forget the last one's gradients. Every stage that reads a parameter will add to its gradient
-        `microbatches` times.
+        `microbatches` times, and an epilogue that does once.
         """
         self._started = 0
         for bucket in self._buckets:
             bucket.start()
-            self._missing[id(bucket)] = microbatches * self._accumulations[id(bucket)]
+            each, once = self._accumulations[id(bucket)]
+            self._missing[id(bucket)] = microbatches * each + once
 
     def finish(self) -> None:
         """The last backward has ended: complete all sums, and give the optimizer its gradients."""
@@ -239,6 +239,19 @@ class LayerParameters:
         if following is not None:
             for bucket in following._fetched:
                 bucket.fetch()
+
+
+def _accumulations(stages: Sequence[Stage], bucket: Bucket) -> tuple[int, int]:
+    """How often gradients are added to a bucket, per micro-batch and once per step."""
+    each, once = (
+        Counter(
+            name
+            for stage in stages
+            for name in {name for layer in stage.layers.values() if layer.epilogue is ends for name in layer.names}
+        )
+        for ends in (False, True)
+    )
+    return sum(each[member.name] for member in bucket.members), sum(once[member.name] for member in bucket.members)
 
 
 def _groups(stages: Sequence[Stage]) -> dict[tuple[Axis, ...], Group]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from galvatron.errors import ParseError, PlanError, StrategyError
 from galvatron.ir.cost import ClassCost
-from galvatron.ir.graph import Graph, Value
+from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.plan import Plan
 from galvatron.ir.planning import PlanShorthand, balanced, check, resolve
 from galvatron.ir.program import Form, Layer, LayerClass, Program, When
@@ -22,13 +22,17 @@ from galvatron.ir.types import BATCH, TensorType
 
 
 def chain(flops: list[int]) -> Program:
-    """A program of one class per distinct cost, whose layers pass a value along."""
+    """A program of one class per distinct cost, whose layers pass a value along; the last one sums it up."""
     value = Value("x", TensorType("f32", (BATCH, 4)))
     graph = Graph((value,), (), (), ("x",))
     classes = tuple(
         LayerClass(f"c{f}", graph, ClassCost(f * BATCH, 2 * f * BATCH, 0, 0, 0)) for f in sorted(set(flops))
     )
-    layers = tuple(Layer(f"l{i}", f"c{f}", (f"h{i}",), (), (f"h{i + 1}",)) for i, f in enumerate(flops))
+    total = Op("aten.sum.dim_IntList", (Ref("x"), (0, 1)), (), (Value("total", TensorType("f32", ())),))
+    cost = ClassCost(flops[-1] * BATCH, 2 * flops[-1] * BATCH, 0, 0, 0)
+    classes += (LayerClass("end", Graph((value,), (), (total,), ("total",)), cost),)
+    names = [*(f"c{f}" for f in flops[:-1]), "end"]
+    layers = tuple(Layer(f"l{i}", name, (f"h{i}",), (), (f"h{i + 1}",)) for i, name in enumerate(names))
     preamble = Layer("mask", classes[0].name, ("h0",), (), ("m",), When.PREAMBLE)
     inputs = (Value("h0", value.type),)
     return Program("toy", Form.CLUSTERED, 8, inputs, (), f"h{len(flops)}", classes=classes, layers=(preamble, *layers))
@@ -124,7 +128,7 @@ def test_shorthand_round_trip(text: str) -> None:
 
 
 def test_shorthand_defaults() -> None:
-    assert str(PlanShorthand.parse("dp4")) == "pp1/m1/1f1b/dp4"
+    assert str(PlanShorthand.parse("dp4")) == "pp1/m1/dp4"
 
 
 @pytest.mark.parametrize(

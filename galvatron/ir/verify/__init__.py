@@ -55,7 +55,7 @@ RULES: tuple[Rule, ...] = (
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "padded_shards collectives spmd_ops random_draws result_types"),
     *_rules(Form.CAPTURED, Form.CAPTURED, programs, "graph_matches_program"),
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "known_classes layer_signatures layers_in_order state_is_bound"),
-    *_rules(Form.CLUSTERED, Form.PLANNED, programs, "operand_types cheap_layers"),
+    *_rules(Form.CLUSTERED, Form.PLANNED, programs, "operand_types cheap_layers epilogue_ends"),
     *_rules(Form.CAPTURED, Form.STAGED, programs, "output_is_loss"),
     *_rules(Form.COSTED, Form.PLANNED, programs, "costs_present"),
     *_rules(Form.CANDIDATES, Form.PLANNED, programs, "candidates_fit"),
