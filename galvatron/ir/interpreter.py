@@ -11,6 +11,7 @@ import torch
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref
+from galvatron.ir.ops.schemas import CONSTANTS, is_operator
 from galvatron.ir.random import without_site
 from galvatron.ir.types import BATCH, LOCAL_BATCH, TORCH_DTYPE_NAMES, TensorType, evaluate
 
@@ -23,23 +24,31 @@ Caller = Callable[..., Any]
 
 @cache
 def torch_op(target: str) -> Callable[..., Any]:
-    """The torch operator behind an `aten.` target.
+    """The torch operator behind an `aten.` target: one of those without side effects (`ir.ops.schemas`).
 
     Raises:
-        GalvatronError: torch has no such operator.
+        GalvatronError: torch has no such operator, or a program may not run it.
     """
-    namespace, _, rest = target.partition(".")
-    name, _, overload = rest.partition(".")
-    packet = getattr(getattr(torch.ops, namespace), name, None)
-    operator = getattr(packet, overload or "default", None)
+    if not is_operator(target):
+        raise GalvatronError(f"op {target!r} is not run, since it is not known as free of side effects")
+    _, name, overload = target.split(".")
+    operator = getattr(getattr(torch.ops.aten, name, None), overload, None)
     if operator is None:
         raise GalvatronError(f"this version of torch ({torch.__version__}) has no operator {target!r}")
     return operator
 
 
 def torch_constant(const: Const) -> Any:
-    """The torch object a `Const` names."""
-    return getattr(torch, TORCH_DTYPE_NAMES[const.name] if const.kind == "dtype" else const.name)
+    """The torch object a `Const` names.
+
+    Raises:
+        GalvatronError: it names none that an op may be given.
+    """
+    if const.kind == "dtype" and const.name in TORCH_DTYPE_NAMES:
+        return getattr(torch, TORCH_DTYPE_NAMES[const.name])
+    if const not in CONSTANTS:
+        raise GalvatronError(f"an op may not be given the constant {const.kind}.{const.name}")
+    return getattr(torch, const.name)
 
 
 def empty_like_type(type_: TensorType, batch: int, device: str = "cpu") -> torch.Tensor:

@@ -14,7 +14,7 @@ from galvatron.ir.layout import Axis, Layout, Placement, Shard, joined, local_ou
 from galvatron.ir.padding import paddable
 from galvatron.ir.random import is_random, random_problem
 from galvatron.ir.spmd import is_spmd
-from galvatron.ir.text.targets import is_known_target
+from galvatron.ir.text.targets import is_known_target, unknown_target
 from galvatron.ir.types import BATCH, DTYPE_BYTES, Dim
 from galvatron.ir.verify.shapes import ShapeError, expected_dtype, expected_shapes, same_shape
 
@@ -78,7 +78,7 @@ def known_ops(scope: Scope) -> Iterator[Violation]:
     """Every op is an `aten` overload or a collective, with its keyword arguments named once."""
     for index, op in enumerate(scope.graph.ops):
         if not is_known_target(op.target):
-            yield ("op", scope.owner, index), f"unknown op {op.target!r}"
+            yield ("op", scope.owner, index), unknown_target(op.target)
         if len(dict(op.kwargs)) < len(op.kwargs):
             yield ("op", scope.owner, index), "a keyword argument is given twice"
 
