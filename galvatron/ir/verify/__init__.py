@@ -61,7 +61,8 @@ RULES: tuple[Rule, ...] = (
     *_rules(Form.CANDIDATES, Form.PLANNED, programs, "candidates_fit"),
     *_rules(Form.PLANNED, Form.STAGED, programs, "plan_belongs plan_covers_layers plan_uses_devices"),
     *_rules(Form.PLANNED, Form.STAGED, programs, "plan_divides_batch"),
-    *_rules(Form.SHARDED, Form.STAGED, sharding, "meshes_fit strategies_as_planned state_shards loss_is_whole"),
+    *_rules(Form.SHARDED, Form.STAGED, sharding, "meshes_fit strategies_as_planned state_shards ops_on_slices"),
+    *_rules(Form.SHARDED, Form.STAGED, sharding, "loss_is_whole"),
     *_rules(Form.STAGED, Form.STAGED, sharding, "edges_agree stages_in_order transfers_pair transfers_defined"),
     *_rules(Form.STAGED, Form.STAGED, sharding, "state_is_kept tied_state_agrees"),
 )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import sympy
 
 from galvatron.errors import GalvatronError
+from galvatron.ir.gradients import gradients
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import (
     PARTIAL,
@@ -24,6 +25,7 @@ from galvatron.ir.layout import (
 from galvatron.ir.program import Form, LayerClass, Program, StateLayout, When
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
 from galvatron.ir.verify.graphs import Violation, layout_problem
+from galvatron.ir.verify.placements import Placed, padded_sizes, placement_problem, whole_type
 from galvatron.ir.verify.programs import layer_groups, layers_with_loci, planned_layers
 from galvatron.ir.verify.shapes import same
 from galvatron.ir.zero import LEVELS, summed_axes
@@ -99,6 +101,45 @@ def _state_problem(type: TensorType, formal: Value, cls: LayerClass) -> str:
     if local == formal.type:
         return ""
     return f"{type} as {_describe(cls.mesh, formal.layout)} is {local}, not {formal.type}"
+
+
+def ops_on_slices(program: Program) -> Iterator[Violation]:
+    """Every op computes on slices what it computes on whole tensors, and gradients are placed as its operands say."""
+    formals = gradients(program).formals
+    for cls in program.classes:
+        if cls.mesh:
+            yield from _placement_problems(cls, formals[cls.base or cls.name], _padded_state(program, cls))
+
+
+def _placement_problems(
+    cls: LayerClass, differentiable: set[str], whole: dict[str, dict[int, int]]
+) -> Iterator[Violation]:
+    """The violations of one class; `whole` has the whole sizes of padded dimensions by value."""
+
+    def placed(value: Value) -> Placed:
+        type_ = whole_type(value, cls.mesh, whole.get(value.name, {}))
+        return Placed(value.name, type_, value.layout or (), value.name in differentiable)
+
+    for index, op in enumerate(cls.graph.ops):
+        read = [cls.graph.values[name] for name in op.operands]
+        whole.update(padded_sizes([(v, whole.get(v.name, {})) for v in read], op.results))
+        if not op.target.startswith("comm."):
+            problem = placement_problem(op, tuple(map(placed, read)), tuple(map(placed, op.results)), cls.mesh)
+            if problem:
+                yield ("op", cls.name, index), f"{op.target}: {problem}"
+
+
+def _padded_state(program: Program, cls: LayerClass) -> dict[str, dict[int, int]]:
+    """The whole sizes of the padded dimensions of the state of a class, by formal name."""
+    sizes: dict[str, dict[int, int]] = {}
+    for layer, _ in layers_with_loci(program):
+        if layer.cls != cls.name:
+            continue
+        for name, formal in zip(layer.state, cls.graph.state, strict=True):
+            shape = program.state_of[name].type.shape
+            padded = [p.dim for p in formal.layout or () if isinstance(p, Shard) and p.padded]
+            sizes[formal.name] = {dim: size for dim in padded if isinstance(size := shape[dim], int)}
+    return sizes
 
 
 def edges_agree(program: Program) -> Iterator[Violation]:
