@@ -79,8 +79,7 @@ def run_graph(
     env: dict[str, Any] = {v.name: values[v.name] for v in (*graph.inputs, *graph.state)}
     symbols = {LOCAL_BATCH: batch, BATCH: batch if global_batch is None else global_batch}
     for index, op in enumerate(map(without_site, graph.ops)):
-        args = tuple(_evaluate(a, env, symbols) for a in op.args)
-        kwargs = {k: _evaluate(v, env, symbols) for k, v in op.kwargs}
+        args, kwargs = _arguments(op, env, symbols)
         if op.target.startswith(("comm.", "spmd.")):
             if handler is None:
                 raise GalvatronError(f"op {op.target!r} needs a handler, since it communicates")
@@ -93,6 +92,17 @@ def run_graph(
         outs = tuple(out) if len(op.results) > 1 or isinstance(out, (tuple, list)) else (out,)
         env.update((value.name, tensor) for value, tensor in zip(op.results, outs, strict=False))
     return {name: env[name] for name in graph.outputs}
+
+
+def evaluated(op: Op, values: Mapping[str, torch.Tensor], batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of one op on some values at a batch size, as torch takes them."""
+    return _arguments(op, values, {LOCAL_BATCH: batch, BATCH: batch})
+
+
+def _arguments(
+    op: Op, env: Mapping[str, Any], symbols: dict[sympy.Symbol, int]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return tuple(_evaluate(a, env, symbols) for a in op.args), {k: _evaluate(v, env, symbols) for k, v in op.kwargs}
 
 
 def _handled(op: Op, handler: OpHandler) -> Callable[..., Any]:

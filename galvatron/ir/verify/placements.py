@@ -26,6 +26,8 @@ from galvatron.ir.ops.rules import op_dims
 from galvatron.ir.random import without_site
 from galvatron.ir.spmd import SPMD_OPS, is_spmd, without_axis
 from galvatron.ir.types import Dim, TensorType, divides, exact_quotient, simplify_dim
+from galvatron.ir.verify.computed import computed_problem
+from galvatron.ir.verify.shapes import ShapeError, expected_shapes, same_shape
 
 Cut = tuple[str, Dim]
 """What an axis shards: a named dimension, in stretches of so many elements of it, each cut into equal parts."""
@@ -90,6 +92,21 @@ def placement_problem(op: Op, operands: tuple[Placed, ...], results: tuple[Place
             reason = f", since {problem}" if str(problem) else ""
             return f"on {axis.name} it does not run with {_told(operands, i)} to {_told(results, i)}{reason}"
     return ""
+
+
+def whole_problem(op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...]) -> str:
+    """What is wrong with the results of an op of `ir.spmd`: seen whole they are those of the ATen op."""
+    if not is_spmd(op.target):
+        return ""
+    made = replace(without_axis(op), results=tuple(Value(r.name, r.type) for r in results))
+    types = {p.name: p.type for p in operands}
+    try:
+        shapes = expected_shapes(made, types)
+    except ShapeError as error:
+        return str(error)
+    if shapes is not None and not all(map(same_shape, (r.type.shape for r in results), shapes)):
+        return f"gives {' and '.join(map(str, shapes))} seen whole"
+    return computed_problem(made, types)
 
 
 def _told(values: Iterable[Placed], axis: int) -> str:
