@@ -278,6 +278,7 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (with_draw(sharded(), "dropout", "random.", SITE | {"axes": ("dp",)}), "sharded on dp, tp", "%silu"),
         (with_draw(sharded(), "dropout", "random.", SITE | {"axes": ()}), "sharded on dp, tp", "%silu"),
         (with_draw(sharded(), "dropout", "random.", SITE | {"site": -1}), "site must be a number", "%silu"),
+        (with_draw(sharded(), "dropout", "random.", SITE | {"per_step": True}), "per_step must be false", "%silu"),
         (with_draw(sharded(), "dropout", "random.", SITE, twice=True), "site 0 is taken", "%again"),
         (with_draw(clustered(), "dropout", "random.", SITE), "in a graph that is not sharded", "%silu"),
     ],
@@ -494,6 +495,13 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
             with_stage(with_stage(staged(), 0, sends=(H2, Transfer("z", F32))), 1, receives=(H2, Transfer("z", F32))),
             "%z is not defined here", "send    %z",
         ),
+        (
+            with_stage(
+                with_stage(staged(), 0, sends=(replace(H2, differentiable=False),)),
+                1, receives=(replace(H2, differentiable=False),),
+            ),
+            "of which a gradient comes back", "send    %h2",
+        ),
         (loss_on_the_first_stage(), "the last stage does not compute the loss %loss", "stage 1 {"),
     ],
     "state-is-kept": [
@@ -513,6 +521,13 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (
             with_stage(staged(), 0, state=(*staged().stages[0].state, replace(KEPT, state="x"))),
             "no such state", "keep x",
+        ),
+    ],
+    "zero-as-planned": [
+        (
+            with_stage(staged(), 0, state=tuple(
+                replace(k, zero=2) if k.state == "blocks.0.up.weight" else k for k in staged().stages[0].state)),
+            "has ZeRO level 2, but its layers say [0]", "keep blocks.0.up.weight",
         ),
     ],
     "tied-state-agrees": [

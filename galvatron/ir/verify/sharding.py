@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 import sympy
@@ -246,16 +247,23 @@ def transfers_pair(program: Program) -> Iterator[Violation]:
 
 
 def transfers_defined(program: Program) -> Iterator[Violation]:
-    """A stage sends values that it computes or passes on, with their local type; the last one computes the loss."""
+    """A stage sends values that it computes or passes on, with their local type; the last one computes the loss.
+
+    Floating values have a gradient that comes back, others have none.
+    """
     for stage in program.stages:
         types = {t.name: t.type for t in stage.receives}
         for layer in stage.layers:
             graph = program.class_of[layer.cls].graph
             types.update((n, graph.values[f].type) for n, f in zip(layer.results, graph.outputs, strict=True))
         for transfer in stage.sends:
+            locus = ("send", stage.index, transfer.name)
             if types.get(transfer.name) != transfer.type:
                 found = types.get(transfer.name, "not defined here")
-                yield ("send", stage.index, transfer.name), f"%{transfer.name} is {found}, but sent as {transfer.type}"
+                yield locus, f"%{transfer.name} is {found}, but sent as {transfer.type}"
+            elif transfer.differentiable != transfer.type.is_floating:
+                told = "comes back" if transfer.type.is_floating else "cannot come back"
+                yield locus, f"%{transfer.name} is {transfer.type}, of which a gradient {told}"
     results = {name for layer in program.stages[-1].layers for name in layer.results}
     if program.output not in results:
         yield ("stage", program.stages[-1].index), f"the last stage does not compute the loss %{program.output}"
@@ -299,6 +307,22 @@ def _kept_problem(program: Program, kept: StateLayout) -> str:
     if kept.zero and not summed_axes(kept.layout, kept.mesh):
         return f"ZeRO level {kept.zero} without an axis on which its gradient is summed"
     return layout_problem(kept.layout, len(program.state_of[kept.state].type.shape))
+
+
+def zero_as_planned(program: Program) -> Iterator[Violation]:
+    """State has the ZeRO level of its layers' strategies, or 0 where layers that do not agree share it."""
+    levels: dict[str, list[int]] = defaultdict(list)
+    for layer, _ in layers_with_loci(program):
+        strategy = program.class_of[layer.cls].strategy
+        for name in layer.state:
+            levels[name].append(strategy.zero if strategy else 0)
+    for stage in program.stages:
+        for kept in stage.state:
+            found = levels[kept.state]
+            allowed = set(found) if summed_axes(kept.layout, kept.mesh) else {0}
+            if kept.zero not in (allowed | {0} if len(found) > 1 else allowed):
+                told = f"{kept.state} has ZeRO level {kept.zero}, but its layers say {sorted(allowed)}"
+                yield ("keep", stage.index, kept.state), told
 
 
 def tied_state_agrees(program: Program) -> Iterator[Violation]:
