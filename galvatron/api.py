@@ -26,6 +26,7 @@ from galvatron.ir.planning import PlanShorthand, check, resolve
 from galvatron.ir.program import Form, Program
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
+from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END, LOWERING, PLANNING
 from galvatron.passes.costs.estimate import estimate_plan, setting_of
 from galvatron.passes.costs.objective import StageReport, peak_bytes
@@ -189,10 +190,11 @@ def search(
 
     Raises:
         BudgetError: nothing fits; names the nearest miss.
+        VerifyError: the program breaks a rule of its form.
         GalvatronError: an argument is wrong.
     """
     budget = None if memory is None else parse_bytes(memory)
-    costed = _costed(program, _required_cluster(cluster), global_batch_size)
+    costed = _costed(_valid(program), _required_cluster(cluster), global_batch_size)
     plan = _searched(costed, budget, schedule).plan
     assert plan is not None
     return plan
@@ -209,9 +211,10 @@ def estimate(
 
     Raises:
         PlanError: the plan does not fit the program, the cluster or the batch.
+        VerifyError: the program breaks a rule of its form.
         GalvatronError: another argument is wrong.
     """
-    costed = _costed(program, _required_cluster(cluster), global_batch_size)
+    costed = _costed(_valid(program), _required_cluster(cluster), global_batch_size)
     fitted = _fitted_plan(costed, _parsed_plan(plan))
     step_time_s, stages = estimate_plan(costed, fitted)
     return Estimate(step_time_s, peak_bytes(setting_of(costed, fitted), stages), stages)
@@ -228,9 +231,10 @@ def emit(
 
     Raises:
         PlanError: the plan does not fit the program, the cluster or the batch.
+        VerifyError: the program breaks a rule of its form.
         GalvatronError: another argument is wrong.
     """
-    costed = _costed(program, _required_cluster(cluster), global_batch_size)
+    costed = _costed(_valid(program), _required_cluster(cluster), global_batch_size)
     return emit_stages(_lowered(_with_plan(costed, _fitted_plan(costed, _parsed_plan(plan)))))
 
 
@@ -251,6 +255,18 @@ def _planned(
     if given is None:
         return replace(captured, program=_searched(costed, memory_bytes, None))
     return replace(captured, program=_with_plan(costed, _fitted_plan(costed, given)))
+
+
+def _valid(program: Program) -> Program:
+    """The program, which keeps every rule of its form.
+
+    Raises:
+        GalvatronError: it is none, or breaks a rule.
+    """
+    if not isinstance(program, Program):
+        raise GalvatronError(f"program must be a galvatron Program, not {type(program).__name__}")
+    verify(program)
+    return program
 
 
 def _costed(program: Program, cluster: Cluster, global_batch_size: int | None) -> Program:
@@ -282,7 +298,12 @@ def _with_plan(costed: Program, plan: Plan) -> Program:
 
 
 def _lowered(planned: Program) -> Program:
-    return Pipeline.of(LOWERING).run(planned)
+    """The staged program of a plan.
+
+    Raises:
+        VerifyError: it breaks a rule: nothing is generated from it.
+    """
+    return _valid(Pipeline.of(LOWERING).run(planned))
 
 
 def _parsed_plan(plan: PlanLike) -> Plan | PlanShorthand:

@@ -15,6 +15,7 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Const, Op, Ref, Value
 from galvatron.ir.random import RANDOM_OPS, without_site
 from galvatron.ir.recompute import Step
+from galvatron.ir.text.targets import is_known_target, unknown_target
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
 _REDUCTIONS = ("none", "mean", "sum")
@@ -54,7 +55,13 @@ class OpPrinter:
         self._waiting = waiting
 
     def expression(self, op: Op) -> Text:
-        """The right-hand side of the op's assignment."""
+        """The right-hand side of the op's assignment.
+
+        Raises:
+            GalvatronError: it is not among the ops that a program may contain.
+        """
+        if not is_known_target(op.target):
+            raise GalvatronError(unknown_target(op.target))
         if op.target.startswith("comm."):
             return self._collective(op)
         if op.target.startswith("spmd."):

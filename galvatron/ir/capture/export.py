@@ -15,6 +15,7 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture.batch import Batch, read_batch
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import BatchSizeWatch, explained, quiet
+from galvatron.ir.capture.operators import check_operators
 from galvatron.ir.capture.precision import ComputeType, rounded
 from galvatron.ir.capture.randomness import check_randomness
 from galvatron.ir.capture.regions import dissolve_regions
@@ -85,6 +86,7 @@ def _captured(model: nn.Module, batch: Batch, loss_fn: LossFunction | None, prec
         ) from error
     program, constants = converted(exported, model, batch, precision)
     assert program.graph is not None
+    check_operators(program.graph)
     check_randomness(program.graph)
     return Captured(program, constants)
 

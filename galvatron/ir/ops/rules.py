@@ -2,18 +2,18 @@
 
 An op is looked up by its overload, then by its name without the overload. Ops whose dimensions depend on their
 arguments (views, reductions over given dims, concatenation) have a function instead of a line. Pointwise ops without a
-line of their own are recognised by `torch.Tag.pointwise`. An op without a rule is computed whole on every rank: right,
-and slow.
+line of their own are recognised by the table of operators, which repeats torch's tag. An op without a rule is computed
+whole on every rank: right, and slow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache
 
 from galvatron.ir.graph import Arg, Op, Ref, walk_refs
 from galvatron.ir.ops.notation import DimNames, OpDims, Shape, parse_notation
+from galvatron.ir.ops.schemas import is_operator, schema_of
 from galvatron.ir.ops.views import view_dims
 from galvatron.ir.types import Dim, TensorType, exact_quotient
 
@@ -25,12 +25,9 @@ class Call:
     """An op with its arguments laid out by the operator's schema: `call["dim"]` finds one however it was passed."""
 
     def __init__(self, op: Op, types: Types) -> None:
-        names, defaults = _schema(op.target)
         self.op = op
         self.types = types
-        self.arguments: dict[str, Arg] = dict(defaults)
-        self.arguments.update(zip(names, op.args, strict=False))
-        self.arguments.update(op.kwargs)
+        self.arguments: dict[str, Arg] = schema_of(op.target).arguments(op)
         self.results = tuple(v.type.shape for v in op.results)
 
     def __getitem__(self, name: str) -> Arg:
@@ -49,22 +46,12 @@ class Call:
         return tuple(self.types[name].shape for name in self.op.operands)
 
 
-@cache
-def _schema(target: str) -> tuple[tuple[str, ...], tuple[tuple[str, Arg], ...]]:
-    from galvatron.ir.interpreter import torch_op
-
-    arguments = torch_op(target)._schema.arguments  # type: ignore[attr-defined]  # every ATen overload has a schema
-    names = tuple(a.name for a in arguments)
-    defaults = tuple((a.name, a.default_value if a.has_default_value() else None) for a in arguments)
-    return names, tuple((n, tuple(d) if isinstance(d, list) else d) for n, d in defaults)
-
-
 def op_dims(op: Op, types: Types) -> OpDims | None:
     """The named dimensions of `op` on operands of these types, or None for an op without a rule."""
     _, name, *_ = op.target.split(".")
     short = op.target.removeprefix("aten.")
     rule = RULES.get(short) or RULES.get(name) or RANDOM_RULES.get(short) or RANDOM_RULES.get(name)
-    if rule is None and op.target.startswith("aten.") and _is_pointwise(op.target):
+    if rule is None and is_operator(op.target) and schema_of(op.target).pointwise:
         rule = _pointwise
     if rule is None:
         return None
@@ -76,15 +63,6 @@ def op_dims(op: Op, types: Types) -> OpDims | None:
     shapes = tuple(types[a.name].shape if isinstance(a, Ref) else None for a in tensors)
     dims = parse_notation(rule).resolve(shapes, call.results)
     return dims if len(dims.operands) == len(op.operands) else None
-
-
-@cache
-def _is_pointwise(target: str) -> bool:
-    import torch
-
-    from galvatron.ir.interpreter import torch_op
-
-    return torch.Tag.pointwise in torch_op(target).tags  # type: ignore[attr-defined]  # every ATen overload has tags
 
 
 def _pointwise(call: Call) -> OpDims:

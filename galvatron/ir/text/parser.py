@@ -37,7 +37,7 @@ from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import expressions
 from galvatron.ir.text.names import expander
 from galvatron.ir.text.printer import VERSION, read_state
-from galvatron.ir.text.targets import is_known_target
+from galvatron.ir.text.targets import is_known_target, unknown_target
 from galvatron.ir.types import DTYPE_BYTES, Dim, TensorType
 
 _MAX_LIST_DEPTH = 16
@@ -434,7 +434,7 @@ class _Builder(Transformer):
 
     def op(self, results: Any, target: Token, args: Any, types: Any, source: Token | None = None) -> Op:
         if not is_known_target(target):
-            _refuse(f"unknown op {str(target)!r}: an op is aten.<name>.<overload> or one of the collectives", target)
+            _refuse(unknown_target(str(target)), target)
         if len(results) != len(types):
             _refuse(f"{len(results)} results, but {len(types)} types", target)
         positional, keywords = [], []

@@ -50,12 +50,13 @@ def _rules(first: Form, last: Form, module: ModuleType, names: str) -> tuple[Rul
 
 RULES: tuple[Rule, ...] = (
     *_rules(Form.CAPTURED, Form.STAGED, programs, "form_fields program_names program_signature masters"),
-    *_rules(Form.CAPTURED, Form.STAGED, graphs, "unique_names defined_before_use known_ops known_dtypes"),
-    *_rules(Form.CAPTURED, Form.STAGED, graphs, "sizes_in_batch mesh_axes layouts_present result_count"),
+    *_rules(Form.CAPTURED, Form.STAGED, graphs, "unique_names defined_before_use known_ops arguments_fit"),
+    *_rules(Form.CAPTURED, Form.STAGED, graphs, "known_dtypes sizes_in_batch mesh_axes layouts_present result_count"),
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "padded_shards collectives spmd_ops random_draws result_types"),
     *_rules(Form.CAPTURED, Form.CAPTURED, programs, "graph_matches_program"),
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "known_classes layer_signatures layers_in_order state_is_bound"),
-    *_rules(Form.CLUSTERED, Form.PLANNED, programs, "operand_types cheap_layers epilogue_ends"),
+    *_rules(Form.CLUSTERED, Form.PLANNED, programs, "operand_types"),
+    *_rules(Form.CLUSTERED, Form.STAGED, programs, "cheap_layers epilogue_ends"),
     *_rules(Form.CAPTURED, Form.STAGED, programs, "output_is_loss"),
     *_rules(Form.COSTED, Form.PLANNED, programs, "costs_present"),
     *_rules(Form.CANDIDATES, Form.PLANNED, programs, "candidates_fit"),
@@ -63,8 +64,10 @@ RULES: tuple[Rule, ...] = (
     *_rules(Form.PLANNED, Form.STAGED, programs, "plan_divides_batch"),
     *_rules(Form.PLANNED, Form.PLANNED, programs, "micro_batches_add_up"),
     *_rules(Form.SHARDED, Form.STAGED, sharding, "meshes_fit strategies_as_planned state_shards loss_is_whole"),
+    *_rules(Form.SHARDED, Form.STAGED, sharding, "ops_on_slices"),
     *_rules(Form.STAGED, Form.STAGED, sharding, "edges_agree stages_in_order transfers_pair transfers_defined"),
-    *_rules(Form.STAGED, Form.STAGED, sharding, "state_is_kept tied_state_agrees"),
+    *_rules(Form.STAGED, Form.STAGED, sharding, "state_is_kept tied_state_agrees zero_as_planned"),
+    *_rules(Form.CAPTURED, Form.STAGED, graphs, "computed_results"),
 )
 """Every rule, in the order in which they are applied."""
 

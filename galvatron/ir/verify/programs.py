@@ -207,7 +207,7 @@ def epilogue_ends(program: Program) -> Iterator[Violation]:
     found = [(layer, locus) for layer, locus in layers_with_loci(program) if layer.when is When.EPILOGUE]
     groups = layer_groups(program)
     for layer, locus in found:
-        if layer is not groups[-1][1][-1] or layer.results != (program.output,):
+        if groups[-1][1][-1:] != (layer,) or layer.results != (program.output,):
             yield locus, f"the epilogue {layer.name} must come last and make the loss %{program.output} alone"
     free = {name for layer, _ in layers_with_loci(program) if layer.when is When.PREAMBLE for name in layer.results}
     for layer, locus in found:

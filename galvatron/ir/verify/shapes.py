@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import sympy
 
@@ -39,7 +39,7 @@ def broadcast(shapes: Sequence[Shape]) -> Shape:
     return tuple(result)
 
 
-def expected_shapes(op: Op, types: dict[str, TensorType]) -> tuple[Shape, ...] | None:
+def expected_shapes(op: Op, types: Mapping[str, TensorType]) -> tuple[Shape, ...] | None:
     """The result shapes that an op must have, one per result; None where the table does not say.
 
     Raises:
@@ -63,7 +63,7 @@ def expected_shapes(op: Op, types: dict[str, TensorType]) -> tuple[Shape, ...] |
         return None  # not written the way the table expects: an unusual overload
 
 
-def expected_dtype(op: Op, types: dict[str, TensorType]) -> str | None:
+def expected_dtype(op: Op, types: Mapping[str, TensorType]) -> str | None:
     """The element type that every result of an op must have; None where the table does not say."""
     op = without_site(op)
     if not op.target.startswith("aten."):
