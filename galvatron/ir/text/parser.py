@@ -192,9 +192,8 @@ def _filled(item: Any, i: int | None) -> Any:
 
     match item:
         case Layer():
-            return Layer(
-                name(item.name), item.cls, names(item.operands), names(item.state), names(item.results), item.when
-            )
+            operands, state, results = names(item.operands), names(item.state), names(item.results)
+            return Layer(name(item.name), name(item.cls), operands, state, results, item.when)
         case State():
             return replace(item, name=name(item.name), aliases=names(item.aliases))
     return replace(item, state=name(item.state))
@@ -504,7 +503,7 @@ class _Builder(Transformer):
         state = parts[-1] if parts and type(parts[-1]) is tuple else ()
         operands = tuple(_name(t) for t in parts if type(t) is Token)
         frequency = When.MICROBATCH if when == "layer" else When(str(when))
-        return Layer(name, _plain(cls), operands, state, tuple(_name(t) for t in results), frequency)
+        return Layer(name, _name(cls), operands, state, tuple(_name(t) for t in results), frequency)
 
     def bound_state(self, *names: Any) -> tuple[str, ...]:
         if type(names[0]) is not Token:
