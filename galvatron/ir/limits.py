@@ -57,3 +57,6 @@ EXPANDED_CHARACTERS = 2**25
 NAME_CHARACTERS = 32
 
 JSON_DEPTH = 16
+
+DEVICES = 2**20
+"""Of a cluster or a plan."""

@@ -640,6 +640,8 @@ class _Builder(Transformer):
         if set(links) != {"in_node", "cross_node"}:
             _refuse("a cluster needs one in_node and one cross_node link", token)
         fields: dict[str, Any] = {**_record(token, entries, _CLUSTER_FIELDS), **links}
+        if fields["nodes"] * fields["devices_per_node"] > limits.DEVICES:
+            _refuse(f"a cluster of more than {limits.DEVICES} devices", token)
         return _Section("cluster", token, Cluster(str(name), device, **fields))
 
     def run(self, token: Token, times: Token | None = None) -> tuple[Token, Strategy, int]:
