@@ -6,7 +6,6 @@ import gc
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from galvatron.errors import ClusterError, GalvatronError, PlanError
 from galvatron.ir.capture import Captured, capture_graph
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
-from galvatron.ir.planning import PlanShorthand, check, resolve
+from galvatron.ir.planning import PlanShorthand, check, names_plan_file, resolve
 from galvatron.ir.program import Form, Program
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
@@ -312,7 +311,7 @@ def _parsed_plan(plan: PlanLike) -> Plan | PlanShorthand:
     Raises:
         PlanError, ParseError, StrategyError: it cannot be read.
     """
-    if isinstance(plan, str) and not plan.endswith(".json") and not Path(plan).is_file():
+    if isinstance(plan, str) and not names_plan_file(plan):
         return PlanShorthand.parse(plan)
     if isinstance(plan, (str, os.PathLike)):
         return Plan.load(plan)

@@ -21,7 +21,7 @@ from galvatron.errors import PlanError, did_you_mean
 SCHEDULES = ("gpipe", "1f1b", "interleaved2", "zbv")
 """What a plan may name, besides interleaved schedules of more stages."""
 
-PATTERN = r"gpipe|1f1b|zbv|interleaved(?:[2-9]|[1-9]\d+)"
+PATTERN = r"gpipe|1f1b|zbv|interleaved(?:[2-9]|[1-9][0-9]{1,5})"
 
 
 class Kind(Enum):

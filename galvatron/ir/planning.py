@@ -6,10 +6,12 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import sympy
 
 from galvatron.errors import PlanError, StrategyError, did_you_mean
+from galvatron.ir.files import exists
 from galvatron.ir.micro_batches import coupling, epilogue_coupling
 from galvatron.ir.plan import Plan, check_batch, check_shape
 from galvatron.ir.program import Layer, Program, When
@@ -39,6 +41,8 @@ class PlanShorthand:
             StrategyError: an unknown, repeated or misplaced part; the message names it and suggests the nearest known
             one.
         """
+        if not text.strip():
+            raise StrategyError("the plan is empty; write a plan file, or a shorthand such as 'pp2/m4/1f1b/dp1-tp2'")
         *head, last = [part.strip() for part in text.strip().split("/")]
         found: dict[str, str] = {}
         for part in head:
@@ -73,10 +77,23 @@ class PlanShorthand:
 
 
 _SHORTHAND = {
-    "pipeline degree": r"pp[1-9]\d*",
-    "number of micro-batches": r"m[1-9]\d*",
+    "pipeline degree": r"pp[1-9][0-9]{0,8}",
+    "number of micro-batches": r"m[1-9][0-9]{0,8}",
     "schedule": PATTERN,
 }
+
+
+def names_plan_file(text: str) -> bool:
+    """Whether text that means a plan is the path of a file: by its ending, or because it is there and no shorthand."""
+    if text.endswith(".json"):
+        return True
+    if not exists(text):
+        return False
+    try:
+        PlanShorthand.parse(text)
+    except (StrategyError, PlanError):
+        return True
+    return Path(text).is_file()
 
 
 def planned_layers(program: Program) -> tuple[Layer, ...]:
