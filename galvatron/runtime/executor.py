@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from galvatron.errors import GalvatronError, PlanError
 from galvatron.runtime import failure, full_state
@@ -20,14 +19,12 @@ from galvatron.runtime.inputs import StageInputs, batch_size, micro_batches_of, 
 from galvatron.runtime.materialize import ModelState, materialize
 from galvatron.runtime.metrics import Meter, StepMetrics
 from galvatron.runtime.nonfinite import NonFiniteDetector
+from galvatron.runtime.optimizers import OptimizerFactory, Whole, optimizer_of_rank
 from galvatron.runtime.parameters import Parameters
 from galvatron.runtime.pipeline import Pipeline
 from galvatron.runtime.scaling import LossScaler
 from galvatron.runtime.stage import Stage
 from galvatron.schedules import Schedule
-
-OptimizerFactory = Callable[[list[Any]], torch.optim.Optimizer]
-"""From this rank's parameters, or from (name, parameter) pairs where the argument is called `named_parameters`."""
 
 
 class Executor:
@@ -38,7 +35,8 @@ class Executor:
         microbatches: into how many parts a batch is cut, or fewer where it or the schedule does not allow as many.
         schedule: see `galvatron.schedules`; which of "gpipe" and "1f1b" means nothing on a single stage.
         shards: what every micro-batch must divide into: the common multiple of the plan's data-parallel degrees.
-        optimizer: from this rank's parameters to an optimizer; it updates slices, so its rule must be element-wise.
+        optimizer: from this rank's parameters to an optimizer; where they are slices its rule must be element-wise.
+        check_optimizer: prove that it is (`galvatron.runtime.optimizers`).
         max_grad_norm: gradients are scaled so that their norm over the whole model is at most this.
         model: names and first values of the user's model; without it the stages' own names are used, and the stages
             have been given values before.
@@ -55,6 +53,7 @@ class Executor:
         schedule: str = "1f1b",
         shards: int = 1,
         optimizer: OptimizerFactory | None = None,
+        check_optimizer: bool = True,
         max_grad_norm: float | None = None,
         model: ModelState | None = None,
         seed: int = 0,
@@ -91,7 +90,16 @@ class Executor:
             count = len(self.mesh.holders)
             self._detector = NonFiniteDetector(stages, count, self.mesh.world, backward=scaler is None)
         self._meter = Meter(self.mesh.world, [self.held.get(name) for name in self.held.state_specs])
-        self.optimizer = None if optimizer is None else _optimizer(optimizer, self._parameters.trained)
+        self.optimizer = None
+        if optimizer is not None:
+            self.optimizer = optimizer_of_rank(
+                optimizer,
+                self._parameters.trained,
+                self._trained(),
+                self._parameters.slices,
+                self.mesh.world.device,
+                check=check_optimizer,
+            )
 
     @property
     def metrics(self) -> StepMetrics:
@@ -192,6 +200,11 @@ class Executor:
         """
         full_state.load(self.held, self._parameters, self._names, values)
 
+    def _trained(self) -> dict[str, Whole]:
+        """All parameters that some rank trains, in the order of the model."""
+        entries = (self._catalogue.entries[name] for name in dict.fromkeys(self._names.aliases.values()))
+        return {entry.name: Whole(entry.shape, entry.dtype) for entry in entries if entry.requires_grad}
+
     def _run(self, batch: Mapping[str, Tensor], *, with_norm: bool) -> tuple[Tensor, Tensor]:
         """The loss and, when asked for, the squared gradient norm."""
         samples, microbatches, inputs = self._read(batch)
@@ -257,16 +270,6 @@ def _checked(schedule: str, stages: Sequence[Stage], microbatches: int) -> Sched
             f"{len(mesh.holders)} on pipeline rank {mesh.pipeline_rank}"
         )
     return found
-
-
-def _optimizer(factory: OptimizerFactory, trained: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of a rank. One that has nothing to train gets an empty tensor: its learning rate still counts."""
-    named = list(trained.items()) or [("", nn.Parameter(torch.empty(0)))]
-    try:
-        wants_names = "named_parameters" in inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # a callable that does not tell
-        wants_names = False
-    return factory(named if wants_names else [parameter for _, parameter in named])
 
 
 @contextmanager
