@@ -22,6 +22,7 @@ from galvatron.runtime.nonfinite import NonFiniteDetector
 from galvatron.runtime.optimizers import OptimizerFactory, Whole, optimizer_of_rank
 from galvatron.runtime.parameters import Parameters
 from galvatron.runtime.pipeline import Pipeline
+from galvatron.runtime.run_state import RunState
 from galvatron.runtime.scaling import LossScaler
 from galvatron.runtime.stage import Stage
 from galvatron.schedules import Schedule
@@ -76,13 +77,14 @@ class Executor:
             stages[-1].register_forward_hook(lambda *call: scaler.start(call[2]))
         with failure.guarded("start"):
             self._catalogue = full_state.Catalogue(self.held)
-            self._names = full_state.Names(self._catalogue, model)
             ties = self._catalogue.tie_groups()
         self._copies = {name: len(holders) for name, holders in self._catalogue.holders.items()}
         now.stages = self.mesh.stages
         blank = [name for name in self.held.state_specs if self.held.get(name).is_meta]
         with failure.guarded("start"):
             self._parameters = Parameters(stages, ties)
+            # From here on nothing waits for other ranks, so that an error of one rank can be told to the others.
+            self._names = full_state.Names(self._catalogue, model)
             if model is not None:
                 materialize(stages, model, blank, self._parameters.write)
         self._detector = None
@@ -196,9 +198,34 @@ class Executor:
         """Take over whole tensors under the model's names; every rank passes the same mapping.
 
         Raises:
-            PlanError: a name is missing or unknown, or a shape differs; nothing was changed then.
+            PlanError: a name is missing or unknown, or a value is no such tensor; nothing was changed then.
         """
+        full_state.check(self._catalogue, self._names, values)
         full_state.load(self.held, self._parameters, self._names, values)
+
+    def state(self) -> dict[str, Any]:
+        """What `RunState.read` reads. Not collective."""
+        random, scaler = self.stages[0].random, self.scaler
+        scaling = () if scaler is None else (scaler.scale, scaler.good_steps)
+        return RunState(random.step, random.job, *scaling).to_dict()
+
+    def load_state(self, state: RunState) -> None:
+        """Go on from there."""
+        for stage in self.stages:
+            stage.random.step, stage.random.job = state.step, state.seed
+        if self.scaler is not None and state.loss_scale is not None:
+            self.scaler.scale, self.scaler.good_steps = state.loss_scale, state.good_steps
+
+    def check(self, batch: Mapping[str, Tensor]) -> None:
+        """
+        Raises:
+            PlanError: the batch does not fit the plan.
+        """
+        self._micro_batches(batch_size(batch))
+
+    def check_full_state_dict(self, values: Any) -> None:
+        """What `load_full_state_dict` raises."""
+        full_state.check(self._catalogue, self._names, values)
 
     def _trained(self) -> dict[str, Whole]:
         """All parameters that some rank trains, in the order of the model."""
@@ -232,10 +259,13 @@ class Executor:
     def _read(self, batch: Mapping[str, Tensor]) -> tuple[int, int, dict[int, StageInputs]]:
         """The number of samples and of micro-batches, and what each stage reads of them."""
         samples = batch_size(batch)
-        microbatches = micro_batches_of(
+        microbatches = self._micro_batches(samples)
+        return samples, microbatches, read_batch(self.stages, batch, microbatches, self.mesh.world.device)
+
+    def _micro_batches(self, samples: int) -> int:
+        return micro_batches_of(
             samples, self._pipeline.schedule, self.mesh.pipeline_degree, self.microbatches, self._shards
         )
-        return samples, microbatches, read_batch(self.stages, batch, microbatches, self.mesh.world.device)
 
     def _keywords(self, samples: int, inputs: Mapping[int, StageInputs]) -> dict[int, list[dict[str, Any]]]:
         """For each stage, the keyword arguments of its micro-batches."""

@@ -79,7 +79,9 @@ def build_optimizer(factory: OptimizerFactory, named: Mapping[str, nn.Parameter]
             f"the optimizer trains {len(foreign)} tensors that its function was not given, the first of shape "
             f"{tuple(foreign[0].shape)}: build it over the function's argument, not over model.parameters()"
         )
-    if any(p.default is p.empty and p.kind in _POSITIONAL for p in inspect.signature(optimizer.step).parameters.values()):
+    if any(
+        p.default is p.empty and p.kind in _POSITIONAL for p in inspect.signature(optimizer.step).parameters.values()
+    ):
         raise GalvatronError(
             f"the step of {type(optimizer).__name__} needs a closure, which would compute the loss again inside the "
             "update: choose an optimizer whose step() takes no argument"
@@ -127,9 +129,7 @@ def optimizer_of_rank(
     return optimizer
 
 
-def _check_state(
-    optimizer: torch.optim.Optimizer, state: Any, names: Mapping[int, str], keys: frozenset[str]
-) -> None:
+def _check_state(optimizer: torch.optim.Optimizer, state: Any, names: Mapping[int, str], keys: frozenset[str]) -> None:
     """Refuses a state that is not of these parameters, before anything of it is taken over.
 
     Args:
@@ -141,7 +141,9 @@ def _check_state(
         raise GalvatronError("this is no state of an optimizer: it has no 'state' and 'param_groups'")
     groups, own = state["param_groups"], optimizer.param_groups
     if len(groups) != len(own):
-        raise GalvatronError(f"the state has {len(groups)} groups of parameters, but the optimizer {len(own)}; {advice}")
+        raise GalvatronError(
+            f"the state has {len(groups)} groups of parameters, but the optimizer {len(own)}; {advice}"
+        )
     for index, (saved, group) in enumerate(zip(groups, own, strict=True)):
         found = [names.get(id(parameter), "") for parameter in group["params"]]
         if len(saved["params"]) != len(found):
@@ -282,7 +284,9 @@ class _Trial:
         for name in names:
             value = self._values.get(name)
             if value is None:
-                value = torch.zeros(_shape(self._model[name], {}, 2), dtype=_dtype(self._model[name]), device=self._device)
+                value = torch.zeros(
+                    _shape(self._model[name], {}, 2), dtype=_dtype(self._model[name]), device=self._device
+                )
             named[name] = nn.Parameter(cut(value).clone())
         before = {name: named[name].detach().clone() for name in names if name in self._values}
         optimizer = build_optimizer(self._factory, named)

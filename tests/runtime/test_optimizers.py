@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -197,7 +196,9 @@ def test_the_check_leaves_everything_as_it_was(capsys):
 
     trained = {"weight": nn.Parameter(torch.ones(1, 100))}
     before = torch.get_rng_state()
-    optimizer = optimizer_of_rank(factory, trained, {"weight": Whole((20, 10), torch.float32)}, CUTS["ranges"], CPU, check=True)
+    optimizer = optimizer_of_rank(
+        factory, trained, {"weight": Whole((20, 10), torch.float32)}, CUTS["ranges"], CPU, check=True
+    )
     assert torch.equal(torch.get_rng_state(), before)
     assert made[-1] is optimizer and not optimizer.state and trained["weight"].grad is None
     assert torch.equal(trained["weight"], torch.ones(1, 100)) and optimizer.param_groups[0]["lr"] == 1e-3

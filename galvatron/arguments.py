@@ -1,0 +1,172 @@
+"""The arguments of the public functions: read, refused where they are wrong, and compared between ranks."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from galvatron.compiled import BatchLike, described
+from galvatron.errors import ClusterError, GalvatronError, PlanError
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.plan import Plan
+from galvatron.units import parse_bytes
+
+LossFunction = Callable[[Any, Mapping[str, Any]], Tensor]
+OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
+PlanLike = Plan | str | os.PathLike[str]
+
+PRECISION_TYPES = {"bf16": "bf16", "fp16": "f16"}
+"""Values of `precision` and the element types of the IR that they mean."""
+
+_SAMPLE = 32
+"""Elements of a tensor that stand for it when ranks compare their models."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Arguments of `compile` that were read and found right."""
+
+    plan: PlanLike | None
+    cluster: Cluster | None
+    memory_bytes: int | None
+    precision: str | None
+    max_grad_norm: float | None
+    trains: bool
+    timeout_s: float
+
+    @staticmethod
+    def read(
+        plan: Any,
+        cluster: Any,
+        memory: Any,
+        precision: Any,
+        optimizer: Any,
+        max_grad_norm: Any,
+        timeout_s: Any,
+        cache_dir: Any,
+    ) -> Wanted:
+        """
+        Raises:
+            GalvatronError: one of them is wrong by itself.
+        """
+        _check_training(optimizer, max_grad_norm, timeout_s)
+        if cache_dir is not None and not isinstance(cache_dir, (str, os.PathLike)):
+            raise GalvatronError(f"cache_dir must be the path of a directory, not {type(cache_dir).__name__}")
+        if plan is not None and not isinstance(plan, (str, os.PathLike, Plan)):
+            raise no_plan(plan)
+        return Wanted(
+            plan=plan,
+            cluster=read_cluster(cluster),
+            memory_bytes=read_memory(memory),
+            precision=read_precision(precision),
+            max_grad_norm=max_grad_norm,
+            trains=optimizer is not None,
+            timeout_s=float(timeout_s),
+        )
+
+    def facts(self, model: nn.Module, example_inputs: BatchLike, loss_fn: LossFunction | None) -> dict[str, str]:
+        """What must be equal on all ranks, in words.
+
+        Raises:
+            GalvatronError: the model or the loss function is none.
+        """
+        check_model(model, loss_fn)
+        plan = self.plan.to_json() if isinstance(self.plan, Plan) else str(self.plan)
+        return {
+            "plan": plan if len(plan) < 100 else f"a plan with digest {_digest(plan)}",
+            "cluster": str(self.cluster),
+            "memory": str(self.memory_bytes),
+            "precision": str(self.precision),
+            "max_grad_norm": str(self.max_grad_norm),
+            "optimizer": "given" if self.trains else "not given",
+            "loss_fn": "not given" if loss_fn is None else "given",
+            "example_inputs": described(example_inputs),
+            **_facts_of(model),
+        }
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def no_plan(plan: object) -> PlanError:
+    """The error for something that is no plan."""
+    kind = type(plan).__name__
+    return PlanError(f"a plan is a Plan, a path or a shorthand like 'pp2/m4/1f1b/dp1-tp2', not {kind}")
+
+
+def _facts_of(model: nn.Module) -> dict[str, str]:
+    """What must be equal of the models of all ranks. Of weights a few are compared: unequal ones differ everywhere."""
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    structure = [(name, tuple(t.shape), str(t.dtype), t.requires_grad, t.is_meta) for name, t in tensors]
+    real = [t.detach().reshape(-1)[:_SAMPLE] for _, t in tensors if not t.is_meta and t.layout is torch.strided]
+    values = hashlib.blake2b(digest_size=6)
+    for sample in real:
+        values.update(sample.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    modes = [module.training for module in model.modules()]
+    return {
+        "the model": f"{type(model).__name__} with {len(tensors)} tensors, digest {_digest(repr(structure))}",
+        "the mode of the model": f"{sum(modes)} of {len(modes)} modules in training mode",
+        "the values of the model (seed every rank alike before building it)": f"digest {values.hexdigest()}",
+    }
+
+
+def check_model(model: nn.Module, loss_fn: LossFunction | None) -> None:
+    if not isinstance(model, nn.Module):
+        raise GalvatronError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if loss_fn is not None and not callable(loss_fn):
+        raise GalvatronError(f"loss_fn must be a function (output, batch) -> scalar, not {type(loss_fn).__name__}")
+
+
+def read_precision(precision: Any) -> str | None:
+    """The element type of the IR that a precision computes in."""
+    if precision is None or (isinstance(precision, str) and precision in PRECISION_TYPES):
+        return None if precision is None else PRECISION_TYPES[precision]
+    raise GalvatronError(
+        f"precision must be {' or '.join(map(repr, PRECISION_TYPES))}, or None for the model's own element types, "
+        f"not {precision!r}"
+    )
+
+
+def _check_training(optimizer: Any, max_grad_norm: Any, timeout_s: Any) -> None:
+    if optimizer is not None and (not callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer)):
+        raise GalvatronError(
+            f"optimizer must be a function from parameters to a torch.optim.Optimizer, not {type(optimizer).__name__}; "
+            "pass lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"
+        )
+    if max_grad_norm is not None and not (_is_number(max_grad_norm) and max_grad_norm > 0):
+        raise GalvatronError(f"max_grad_norm must be a positive number, not {max_grad_norm!r}")
+    if not (_is_number(timeout_s) and timeout_s > 0):
+        raise GalvatronError(f"timeout_s must be a positive number of seconds, not {timeout_s!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def read_memory(memory: int | str | None) -> int | None:
+    budget = None if memory is None else parse_bytes(memory)
+    if budget == 0:
+        raise GalvatronError("memory is the budget per device, which cannot be 0; leave it out for what the device has")
+    return budget
+
+
+def read_cluster(cluster: Cluster | str | None) -> Cluster | None:
+    if cluster is None or isinstance(cluster, Cluster):
+        return cluster
+    if isinstance(cluster, str):
+        return Cluster.parse(cluster)
+    raise ClusterError(f"a cluster is a Cluster or a preset like 'a100-80g:2x8', not {type(cluster).__name__}")
+
+
+def required_cluster(cluster: Cluster | str) -> Cluster:
+    found = read_cluster(cluster)
+    if found is None:
+        raise ClusterError("a cluster is needed: a Cluster or a preset like 'a100-80g:2x8'")
+    return found
