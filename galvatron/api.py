@@ -118,8 +118,8 @@ def compile(
             never changed, and `full_state_dict` gives the float32 masters.
         max_grad_norm: gradients are scaled so that their global norm is at most this.
         check_optimizer: prove, on small stand-ins, that the optimizer trains what the plan gives to this rank as it
-            would train the whole model. False takes the caller's word for it, where the check is mistaken: an update that
-            draws random numbers, or a function that must not be called twice.
+            would train the whole model. False takes the caller's word for it, where the check is mistaken: an update
+            that draws random numbers, or a function that must not be called twice.
         inductor: compile each class of layers with `torch.compile`, at the first step; communication stays between the
             compiled parts, and layers that draw random numbers may stay as they are.
         timeout_s: the longest that a rank may wait for others in one communication of a step: then all processes end,

@@ -321,8 +321,8 @@ class _Trial:
             other = [key for key in options.keys() | whole.keys() if not _alike(options.get(key), whole.get(key))]
             if other:
                 raise GalvatronError(
-                    f"the function given as optimizer= gives {name!r} {min(other)}={options.get(min(other))!r} on a rank "
-                    f"that has {words}, but {whole.get(min(other))!r} in the whole model: let options follow from a "
+                    f"the function given as optimizer= gives {name!r} {min(other)}={options.get(min(other))!r} on a "
+                    f"rank that has {words}, but {whole.get(min(other))!r} in the whole model: let options follow from a "
                     "parameter's name or number of dimensions (an argument called named_parameters gets names)"
                 )
         for name, start in found.before.items():
