@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,7 +133,14 @@ class CompiledModel:
                 facts["the content of the batch"] = f"digest {_content(tensors)}"
             self._calls.check(what, error, facts)
             self._first = False
-            yield tensors
+            try:
+                yield tensors
+            except (IndexError, RuntimeError) as wrong:
+                if isinstance(wrong, IndexError) or _OUTSIDE.search(str(wrong)):
+                    raise PlanError(
+                        f"a number in the batch is outside of what the model looks up with it: {wrong}"
+                    ) from wrong
+                raise
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -235,6 +243,10 @@ class CompiledModel:
                 write_text(Path(directory) / f"stage_{stage}.py", text)
         except (OSError, ValueError) as error:
             raise GalvatronError(f"artifacts cannot be written into {directory}: {error}") from error
+
+
+_OUTSIDE = re.compile(r"out of (bounds|range)|must be smaller than num_classes")
+"""How torch says that an index is wrong."""
 
 
 def described(batch: Any) -> str:

@@ -13,6 +13,8 @@ from torch import Tensor
 from galvatron.errors import GalvatronError, PlanError
 from galvatron.runtime import failure, full_state
 from galvatron.runtime.activity import communicating, now
+from galvatron.runtime.agreement import agree
+from galvatron.runtime.bounds import bounds
 from galvatron.runtime.communication import phase
 from galvatron.runtime.held import HeldState
 from galvatron.runtime.inputs import StageInputs, batch_size, micro_batches_of, read_batch
@@ -67,6 +69,7 @@ class Executor:
         self.max_grad_norm = max_grad_norm
         self.held = HeldState(stages)
         self._shards = shards
+        self._looks_up: bool | None = None
         held = self.mesh.stages
         self._place = f"stage {held[0]}" if len(held) == 1 else f"stages {', '.join(map(str, held))}"
         self._pipeline = Pipeline(stages, _checked(schedule, stages, microbatches))
@@ -83,10 +86,10 @@ class Executor:
         blank = [name for name in self.held.state_specs if self.held.get(name).is_meta]
         with failure.guarded("start"):
             self._parameters = Parameters(stages, ties)
-            # From here on nothing waits for other ranks, so that an error of one rank can be told to the others.
-            self._names = full_state.Names(self._catalogue, model)
-            if model is not None:
-                materialize(stages, model, blank, self._parameters.write)
+        # From here on nothing waits for other ranks, so that an error of one rank can be told to the others.
+        self._names = full_state.Names(self._catalogue, model)
+        if model is not None:
+            materialize(stages, model, blank, self._parameters.write)
         self._detector = None
         if detect_nonfinite:
             count = len(self.mesh.holders)
@@ -156,11 +159,14 @@ class Executor:
         samples, microbatches, inputs = self._read(batch)
         with failure.guarded(self._place), torch.no_grad(), _without_dropout(self.stages):
             keywords = self._keywords(samples, inputs)
-            total = self._share_of_loss(self._pipeline.run(keywords, samples, microbatches, backward=False))
+            bounds.start()
+            loss = self._share_of_loss(self._pipeline.run(keywords, samples, microbatches, backward=False))
+            totals = torch.cat([loss.view(1), bounds.outside(loss.device)])
             if self.mesh.world.size > 1:
-                with phase("totals"), communicating("all_reduce", dist.group.WORLD, total):
-                    dist.all_reduce(total)
-        return total
+                with phase("totals"), communicating("all_reduce", dist.group.WORLD, totals):
+                    dist.all_reduce(totals)
+        self._check_bounds(totals[1:], batch)
+        return totals[0]
 
     def gradient_norm(self) -> Tensor:
         """The global norm of the gradients of the last step, as a float64 scalar on every rank."""
@@ -240,6 +246,7 @@ class Executor:
                 stage.random.step += 1
             keywords = self._keywords(samples, inputs)
             self._parameters.start(microbatches)
+            bounds.start()
             if self._detector is not None:
                 self._detector.start()
             local_loss = self._pipeline.run(keywords, samples, microbatches)
@@ -249,12 +256,27 @@ class Executor:
             totals = self._meter.totals(
                 self._share_of_loss(local_loss),
                 self._parameters.squared_norm(self._copies) if with_norm else None,
+                bounds.outside(local_loss.device),
                 1.0 if self.scaler is None else self.scaler.scale,
             )
             if self.mesh.world.size > 1:
                 with phase("totals"), communicating("all_reduce", dist.group.WORLD, totals):
                     dist.all_reduce(totals)
+        self._check_bounds(totals[2:4], batch)
         return totals[0], totals[1]
+
+    def _check_bounds(self, outside: Tensor, batch: Mapping[str, Tensor]) -> None:
+        """
+        Args:
+            outside: `Bounds.outside`, of all ranks.
+
+        Raises:
+            PlanError: an index was outside of what is looked up, on some rank.
+        """
+        if self._looks_up is None:  # the same in every step, so that those that look nothing up wait for no device
+            self._looks_up = bool(outside[1] > 0)
+        if self._looks_up and outside[0] > 0:
+            agree(self.mesh.world, self._place, bounds.error(batch))
 
     def _read(self, batch: Mapping[str, Tensor]) -> tuple[int, int, dict[int, StageInputs]]:
         """The number of samples and of micro-batches, and what each stage reads of them."""

@@ -79,9 +79,8 @@ def build_optimizer(factory: OptimizerFactory, named: Mapping[str, nn.Parameter]
             f"the optimizer trains {len(foreign)} tensors that its function was not given, the first of shape "
             f"{tuple(foreign[0].shape)}: build it over the function's argument, not over model.parameters()"
         )
-    if any(
-        p.default is p.empty and p.kind in _POSITIONAL for p in inspect.signature(optimizer.step).parameters.values()
-    ):
+    arguments = inspect.signature(optimizer.step).parameters.values()
+    if any(argument.default is argument.empty and argument.kind in _POSITIONAL for argument in arguments):
         raise GalvatronError(
             f"the step of {type(optimizer).__name__} needs a closure, which would compute the loss again inside the "
             "update: choose an optimizer whose step() takes no argument"
@@ -322,8 +321,8 @@ class _Trial:
             if other:
                 raise GalvatronError(
                     f"the function given as optimizer= gives {name!r} {min(other)}={options.get(min(other))!r} on a "
-                    f"rank that has {words}, but {whole.get(min(other))!r} in the whole model: let options follow from a "
-                    "parameter's name or number of dimensions (an argument called named_parameters gets names)"
+                    f"rank that has {words}, and {whole.get(min(other))!r} in the whole model: let options follow from "
+                    "a parameter's name or number of dimensions (an argument called named_parameters gets names)"
                 )
         for name, start in found.before.items():
             moved = cut(reference.after[name].detach() - reference.before[name])

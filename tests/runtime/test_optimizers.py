@@ -163,7 +163,7 @@ def test_options_that_follow_from_the_place_in_the_list_are_refused():
         return torch.optim.SGD([{"params": [p], "lr": 0.1 * 0.9**i} for i, p in enumerate(parameters)])
 
     check(decaying, Slices(ranges=True))
-    with pytest.raises(GalvatronError, match=r"gives 'layers.1.weight' lr=0.1 .* but 0.09.* in the whole model"):
+    with pytest.raises(GalvatronError, match=r"gives 'layers.1.weight' lr=0.1 .* and 0.09.* in the whole model"):
         check(decaying, Slices(ranges=True), own=list(MODEL)[1:])
 
 
