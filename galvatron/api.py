@@ -472,5 +472,5 @@ def _assembled(
         )
         sources = {index: texts[f"stage_{index}.py"] for index in range(len(staged.stages))}
         inputs = BatchReader(model, example_inputs, planned)
-        watch = ModelWatch(model, [state.name for state in planned.state])
+        watch = ModelWatch(model, executor.names)
     return CompiledModel(executor, planned, sources, inputs, watch, world)

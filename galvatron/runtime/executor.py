@@ -115,6 +115,11 @@ class Executor:
         """
         return self._meter.read()
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The parameters and buffers that the program reads, on whatever rank."""
+        return frozenset(self._catalogue.entries)
+
     def forward_backward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Gradients of the loss on the global batch, without an update.
 
