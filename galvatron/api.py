@@ -20,6 +20,7 @@ from galvatron.arguments import (
     OptimizerFactory,
     PlanLike,
     Wanted,
+    check_inputs,
     check_model,
     no_plan,
     read_memory,
@@ -138,15 +139,17 @@ def compile(
         InternalError: a bug of Galvatron; the message names a file with which it can be seen again.
         GalvatronError: any other argument is wrong, or differs between ranks. What a rank finds is raised on every one.
     """
+    switches = {"inductor": inductor, "detect_nonfinite": detect_nonfinite, "check_optimizer": check_optimizer}
     wanted, error = None, None
     try:
-        wanted = Wanted.read(plan, cluster, memory, precision, optimizer, max_grad_norm, timeout_s, cache_dir)
+        wanted = Wanted.read(
+            plan, cluster, memory, precision, optimizer, max_grad_norm, timeout_s, cache_dir, **switches
+        )
         facts = wanted.facts(model, example_inputs, loss_fn)
     except GalvatronError as found:
         error, facts = found, {}
     world = rt.initialize(timeout_s=rt.DEFAULT_TIMEOUT_S if wanted is None else wanted.timeout_s)
-    options = {"inductor": inductor, "detect_nonfinite": detect_nonfinite, "check_optimizer": check_optimizer}
-    rt.agree(world, "compile", error, {**facts, **{name: str(value) for name, value in options.items()}})
+    rt.agree(world, "compile", error, facts)
     assert wanted is not None
     target = wanted.cluster or _cluster_of_job(world, measured=plan is None)
     if target.world_size != world.size:
@@ -163,7 +166,7 @@ def compile(
         optimizer=optimizer,
         max_grad_norm=max_grad_norm,
         cache_dir=cache_dir,
-        **options,
+        **switches,
     )
 
 
@@ -186,6 +189,7 @@ def capture(
         GalvatronError: an argument is wrong.
     """
     check_model(model, loss_fn)
+    check_inputs(example_inputs)
     compute = read_precision(precision)
     with ours("capturing the model"):
         captured = capture_graph(model, example_inputs, loss_fn=loss_fn, precision=compute)
@@ -330,6 +334,8 @@ def _parsed_plan(plan: PlanLike) -> Plan | PlanShorthand:
     Raises:
         PlanError, ParseError, StrategyError: it cannot be read.
     """
+    if plan == "":
+        raise no_plan(plan)
     if isinstance(plan, str) and not plan.endswith(".json") and not _is_file(plan):
         return PlanShorthand.parse(plan)
     if isinstance(plan, (str, os.PathLike)):

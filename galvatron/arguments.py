@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from galvatron.compiled import BatchLike, described
+from galvatron.compiled import BatchLike, described, layout_of
 from galvatron.errors import ClusterError, GalvatronError, PlanError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
@@ -39,6 +39,7 @@ class Wanted:
     max_grad_norm: float | None
     trains: bool
     timeout_s: float
+    switches: dict[str, bool]
 
     @staticmethod
     def read(
@@ -50,11 +51,18 @@ class Wanted:
         max_grad_norm: Any,
         timeout_s: Any,
         cache_dir: Any,
+        **switches: Any,
     ) -> Wanted:
         """
+        Args:
+            switches: arguments that are True or False.
+
         Raises:
             GalvatronError: one of them is wrong by itself.
         """
+        for name, value in switches.items():
+            if not isinstance(value, bool):
+                raise GalvatronError(f"{name} must be True or False, not {value!r}")
         _check_training(optimizer, max_grad_norm, timeout_s)
         if cache_dir is not None and not isinstance(cache_dir, (str, os.PathLike)):
             raise GalvatronError(f"cache_dir must be the path of a directory, not {type(cache_dir).__name__}")
@@ -68,6 +76,7 @@ class Wanted:
             max_grad_norm=max_grad_norm,
             trains=optimizer is not None,
             timeout_s=float(timeout_s),
+            switches=switches,
         )
 
     def facts(self, model: nn.Module, example_inputs: BatchLike, loss_fn: LossFunction | None) -> dict[str, str]:
@@ -77,6 +86,7 @@ class Wanted:
             GalvatronError: the model or the loss function is none.
         """
         check_model(model, loss_fn)
+        check_inputs(example_inputs)
         plan = self.plan.to_json() if isinstance(self.plan, Plan) else str(self.plan)
         return {
             "plan": plan if len(plan) < 100 else f"a plan with digest {_digest(plan)}",
@@ -87,6 +97,7 @@ class Wanted:
             "optimizer": "given" if self.trains else "not given",
             "loss_fn": "not given" if loss_fn is None else "given",
             "example_inputs": described(example_inputs),
+            **{name: str(value) for name, value in self.switches.items()},
             **_facts_of(model),
         }
 
@@ -97,7 +108,7 @@ def _digest(text: str) -> str:
 
 def no_plan(plan: object) -> PlanError:
     """The error for something that is no plan."""
-    kind = type(plan).__name__
+    kind = type(plan).__name__ if plan != "" else "empty text"
     return PlanError(f"a plan is a Plan, a path or a shorthand like 'pp2/m4/1f1b/dp1-tp2', not {kind}")
 
 
@@ -122,6 +133,22 @@ def check_model(model: nn.Module, loss_fn: LossFunction | None) -> None:
         raise GalvatronError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     if loss_fn is not None and not callable(loss_fn):
         raise GalvatronError(f"loss_fn must be a function (output, batch) -> scalar, not {type(loss_fn).__name__}")
+
+
+def check_inputs(example_inputs: Any) -> None:
+    """What capture cannot say of a batch.
+
+    Raises:
+        GalvatronError: an input has no name, or is a sparse or nested tensor.
+    """
+    named = example_inputs.items() if isinstance(example_inputs, Mapping) else ()
+    values = [value for _, value in named] or (example_inputs if isinstance(example_inputs, (tuple, list)) else [])
+    for name, _ in named:
+        if not isinstance(name, str):
+            raise GalvatronError(f"example inputs come by name, but {name!r} is no name of an input")
+    for value in values:
+        if isinstance(value, Tensor) and (value.layout is not torch.strided or value.is_nested):
+            raise GalvatronError(f"an example input is a {layout_of(value)} tensor: pass dense ones")
 
 
 def read_precision(precision: Any) -> str | None:

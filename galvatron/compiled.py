@@ -326,7 +326,7 @@ class BatchReader:
         if not isinstance(value, Tensor):
             raise PlanError(f"batch input {name!r} is {type(value).__name__}, not a tensor")
         if value.is_meta or value.layout is not torch.strided or value.is_nested:
-            kind = "on the meta device, without values" if value.is_meta else f"a {_layout(value)} tensor"
+            kind = "on the meta device, without values" if value.is_meta else f"a {layout_of(value)} tensor"
             raise PlanError(f"batch input {name!r} is {kind}: pass a dense tensor with values")
         if value.dtype != getattr(torch, TORCH_DTYPE_NAMES[wanted.dtype]):
             raise PlanError(f"batch input {name!r} has dtype {value.dtype}, but the program was captured with {wanted}")
@@ -338,5 +338,6 @@ class BatchReader:
             )
 
 
-def _layout(value: Tensor) -> str:
+def layout_of(value: Tensor) -> str:
+    """How the elements of a tensor are stored, in a word."""
     return "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
