@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from galvatron.compiled import BatchLike, described, layout_of
+from galvatron.compiled import BatchLike
 from galvatron.errors import ClusterError, GalvatronError, PlanError
+from galvatron.facts import described, digest_of, facts_of_model, layout_of
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
 from galvatron.units import parse_bytes
@@ -23,9 +23,6 @@ PlanLike = Plan | str | os.PathLike[str]
 
 PRECISION_TYPES = {"bf16": "bf16", "fp16": "f16"}
 """Values of `precision` and the element types of the IR that they mean."""
-
-_SAMPLE = 32
-"""Elements of a tensor that stand for it when ranks compare their models."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ class Wanted:
         check_inputs(example_inputs)
         plan = self.plan.to_json() if isinstance(self.plan, Plan) else str(self.plan)
         return {
-            "plan": plan if len(plan) < 100 else f"a plan with digest {_digest(plan)}",
+            "plan": plan if len(plan) < 100 else f"a plan with digest {digest_of(plan)}",
             "cluster": str(self.cluster),
             "memory": str(self.memory_bytes),
             "precision": str(self.precision),
@@ -98,34 +95,14 @@ class Wanted:
             "loss_fn": "not given" if loss_fn is None else "given",
             "example_inputs": described(example_inputs),
             **{name: str(value) for name, value in self.switches.items()},
-            **_facts_of(model),
+            **facts_of_model(model),
         }
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def no_plan(plan: object) -> PlanError:
     """The error for something that is no plan."""
     kind = type(plan).__name__ if plan != "" else "empty text"
     return PlanError(f"a plan is a Plan, a path or a shorthand like 'pp2/m4/1f1b/dp1-tp2', not {kind}")
-
-
-def _facts_of(model: nn.Module) -> dict[str, str]:
-    """What must be equal of the models of all ranks. Of weights a few are compared: unequal ones differ everywhere."""
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    structure = [(name, tuple(t.shape), str(t.dtype), t.requires_grad, t.is_meta) for name, t in tensors]
-    real = [t.detach().reshape(-1)[:_SAMPLE] for _, t in tensors if not t.is_meta and t.layout is torch.strided]
-    values = hashlib.blake2b(digest_size=6)
-    for sample in real:
-        values.update(sample.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    modes = [module.training for module in model.modules()]
-    return {
-        "the model": f"{type(model).__name__} with {len(tensors)} tensors, digest {_digest(repr(structure))}",
-        "the mode of the model": f"{sum(modes)} of {len(modes)} modules in training mode",
-        "the values of the model (seed every rank alike before building it)": f"digest {values.hexdigest()}",
-    }
 
 
 def check_model(model: nn.Module, loss_fn: LossFunction | None) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from galvatron.drift import ModelWatch
 from galvatron.errors import GalvatronError, PlanError, did_you_mean
+from galvatron.facts import content_of, described, digest_of_values, layout_of
 from galvatron.ir.files import write_text
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
@@ -130,7 +131,7 @@ class CompiledModel:
                 error = found
             facts = {"the batch": described(tensors)}
             if self._first and error is None:
-                facts["the content of the batch"] = f"digest {_content(tensors)}"
+                facts["the content of the batch"] = f"digest {content_of(tensors)}"
             self._calls.check(what, error, facts)
             self._first = False
             try:
@@ -196,7 +197,8 @@ class CompiledModel:
             self._executor.check_full_state_dict(state_dict)
         except GalvatronError as found:
             error = found
-        self._calls.check("load_full_state_dict", error, {})
+        facts = {} if error else {"the values of the state": f"digest {digest_of_values(state_dict.values())}"}
+        self._calls.check("load_full_state_dict", error, facts)
         self._executor.load_full_state_dict(state_dict)
         self._watch.values_taken()
 
@@ -247,29 +249,6 @@ class CompiledModel:
 
 _OUTSIDE = re.compile(r"out of (bounds|range)|must be smaller than num_classes")
 """How torch says that an index is wrong."""
-
-
-def described(batch: Any) -> str:
-    """The names, shapes and types of a batch, in words."""
-    if not isinstance(batch, Mapping):
-        batch = dict(enumerate(batch)) if isinstance(batch, (tuple, list)) else {"": batch}
-    return ", ".join(
-        f"{name}: {str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-        if isinstance(value, Tensor)
-        else f"{name}: {type(value).__name__}"
-        for name, value in batch.items()
-    )
-
-
-def _content(tensors: Mapping[str, Tensor]) -> int:
-    """A checksum of a batch's integers, such as tokens and labels."""
-    total = 0
-    for value in tensors.values():
-        if not value.is_floating_point() and not value.is_complex() and value.numel():
-            flat = value.reshape(-1).to(torch.int64)
-            places = torch.arange(1, len(flat) + 1, device=flat.device)
-            total = (total * 31 + int((flat * places).sum())) % (1 << 61)
-    return total
 
 
 class BatchReader:
@@ -336,8 +315,3 @@ class BatchReader:
                 f"batch input {name!r} has shape {tuple(value.shape)}, but the program was captured with {wanted}; "
                 "only the number of samples B may change"
             )
-
-
-def layout_of(value: Tensor) -> str:
-    """How the elements of a tensor are stored, in a word."""
-    return "nested" if value.is_nested else str(value.layout).removeprefix("torch.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -203,6 +204,36 @@ def test_the_check_leaves_everything_as_it_was(capsys):
     assert made[-1] is optimizer and not optimizer.state and trained["weight"].grad is None
     assert torch.equal(trained["weight"], torch.ones(1, 100)) and optimizer.param_groups[0]["lr"] == 1e-3
     assert capsys.readouterr().out == "making an optimizer\n"
+
+
+def test_states_are_checked_before_they_are_loaded():
+    def named(names: str) -> torch.optim.Optimizer:
+        trained = {name: nn.Parameter(torch.ones(4, 2)) for name in names}
+        factory = lambda named_parameters: torch.optim.AdamW(named_parameters)  # noqa: E731  # reads its name
+        model = {name: Whole((4, 2), torch.float32) for name in names}
+        optimizer = optimizer_of_rank(factory, trained, model, Slices(), CPU, check=True)
+        for parameter in trained.values():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        return optimizer
+
+    optimizer = named("ab")
+    before = optimizer.state_dict()
+    wrong = copy.deepcopy(before)
+    wrong["state"][1]["exp_avg_sq"] = torch.ones(1, 8)
+    for state, words in [
+        (named("ba").state_dict(), "has 'b' where the optimizer has 'a'"),
+        (named("a").state_dict(), r"has 1 parameters, but that of the optimizer 2 \(a, b\)"),
+        (wrong, r"'exp_avg_sq' of 'b' has shape \(1, 8\), but this rank's part of the parameter has \(4, 2\)"),
+    ]:
+        with pytest.raises(GalvatronError, match=words):
+            optimizer.load_state_dict(state)
+        assert all(
+            value is other
+            for own, old in zip(optimizer.state_dict()["state"].values(), before["state"].values(), strict=True)
+            for value, other in zip(own.values(), old.values(), strict=True)
+        )
+    optimizer.load_state_dict(copy.deepcopy(before))
 
 
 def test_a_rank_without_parameters_has_an_optimizer():
