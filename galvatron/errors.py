@@ -47,6 +47,10 @@ class NonFiniteError(GalvatronError):
     """A step computed a number that is not finite; the message names the first layer, rank and micro-batch."""
 
 
+class InternalError(GalvatronError):
+    """A bug of Galvatron; the message says where a reproducer was written."""
+
+
 class VerifyError(GalvatronError):
     """A program breaks a rule of its form; the message shows the program with the line marked."""
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from galvatron.runtime.buckets import ALONE, Bucket, Group, Member
 from galvatron.runtime.mesh import Axis, joint_groups
+from galvatron.runtime.optimizers import Slices
 from galvatron.runtime.stage import Stage, StateSpec
 
 _BUCKET_BYTES = 32 << 20
@@ -73,6 +74,14 @@ class Parameters:
         """What the optimizer updates, in the order of the stages: parameters, or this rank's flat parts of them."""
         names = dict.fromkeys(name for stage in self._stages for name in stage.state_specs if name in self._of)
         return {name: self._of[name][1].trained for name in names}
+
+    @property
+    def slices(self) -> Slices:
+        """How `trained` is cut from the parameters of the model."""
+        return Slices(
+            frozenset(place.dim for _, member in self._of.values() for _, place in member.spec.sharded),
+            any(bucket.ways > 1 for bucket in self._buckets),
+        )
 
     def read(self, name: str) -> Tensor:
         """The value of this rank's whole slice of a parameter or buffer. Collective over the ranks that share it."""

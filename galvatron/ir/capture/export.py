@@ -19,7 +19,7 @@ from galvatron.ir.capture.operators import check_operators
 from galvatron.ir.capture.precision import ComputeType, rounded
 from galvatron.ir.capture.randomness import check_randomness
 from galvatron.ir.capture.regions import dissolve_regions
-from galvatron.ir.capture.tracing import careful_tracing
+from galvatron.ir.capture.tracing import OnlyRegisteredAreTrained, careful_tracing
 from galvatron.ir.program import Program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
@@ -109,14 +109,15 @@ class _Training(nn.Module):
         self.model = model
         self.training = model.training
         self._constants = constants
-        self._loss_fn = loss_fn
+        object.__setattr__(self, "_loss_fn", loss_fn)  # a loss that is a module is no part of the model
         self._dtype = dtype
         self._watch = watch
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         inputs = {**batch, **self._constants}
         sizes = [size for t in batch.values() for size in t.shape[:1] if isinstance(size, torch.SymInt)]
-        with self._watch.watching(sizes[0]) if self._watch else contextlib.nullcontext():
+        watching = self._watch.watching(sizes[0]) if self._watch else contextlib.nullcontext()
+        with watching, OnlyRegisteredAreTrained():
             if self._dtype is None:
                 return _checked_loss(self._loss(inputs))
             with ComputeType(self._dtype, batch.values()) as compute:
