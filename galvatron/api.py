@@ -19,7 +19,7 @@ from galvatron.codegen import emit as emit_stages
 from galvatron.codegen import load_module, stage_axes
 from galvatron.compiled import BatchLike, BatchReader, CompiledModel
 from galvatron.errors import ClusterError, GalvatronError, PlanError
-from galvatron.ir.capture import Captured, capture_graph
+from galvatron.ir.capture import BatchDims, Captured, capture_graph
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
 from galvatron.ir.planning import PlanShorthand, check, resolve
@@ -61,6 +61,7 @@ def compile(
     example_inputs: BatchLike,
     *,
     loss_fn: LossFunction | None = None,
+    batch_dims: BatchDims | None = None,
     cluster: Cluster | str | None = None,
     memory: int | str | None = None,
     plan: PlanLike | None = None,
@@ -87,6 +88,9 @@ def compile(
         example_inputs: one *global* batch, as a mapping of forward keyword arguments or a tuple of positional ones;
             real or meta tensors, batch on dim 0.
         loss_fn: `loss_fn(output, batch) -> scalar` when the model does not return its loss (a scalar, or `.loss`).
+        batch_dims: which inputs hold samples follows from the model: those of one size on dim 0, which it leaves free.
+            All others, such as a table or a count, are the same for every sample and keep their shape. Where that goes
+            wrong, by name: 0, dim 0 counts samples; None, it does not.
         cluster: a `Cluster` or a preset such as `"a100-80g:2x8"`, for the search; None measures what this job runs on.
         memory: budget per device for the search, in bytes or like `"36GiB"`; None is the device's memory less a
             reserve.
@@ -132,7 +136,9 @@ def compile(
             f"cluster {target} has {target.world_size} devices, but this job has {world.size} ranks; "
             f"start {target.world_size} processes (torchrun --nproc-per-node), or leave the cluster out"
         )
-    captured = _on_rank_0(world, lambda: _planned(model, example_inputs, loss_fn, compute, target, budget, plan))
+    captured = _on_rank_0(
+        world, lambda: _planned(model, example_inputs, loss_fn, batch_dims, compute, target, budget, plan)
+    )
     with failure.guarded("compile"):
         return _assembled(
             model,
@@ -152,6 +158,7 @@ def capture(
     example_inputs: BatchLike,
     *,
     loss_fn: LossFunction | None = None,
+    batch_dims: BatchDims | None = None,
     precision: str | None = None,
 ) -> Program:
     """The training computation of a model as a program of layers (form clustered), for every batch size.
@@ -159,7 +166,7 @@ def capture(
     Nothing is computed; a model on `meta` stays there.
 
     Args:
-        model, example_inputs, loss_fn, precision: see `compile`.
+        model, example_inputs, loss_fn, batch_dims, precision: see `compile`.
 
     Raises:
         CaptureError: the model cannot be captured; names the source line that is to blame.
@@ -167,7 +174,8 @@ def capture(
     """
     _check_model(model, loss_fn)
     compute = _read_precision(precision)
-    return Pipeline.of(FRONT_END).run(capture_graph(model, example_inputs, loss_fn=loss_fn, precision=compute).program)
+    captured = capture_graph(model, example_inputs, loss_fn=loss_fn, precision=compute, batch_dims=batch_dims)
+    return Pipeline.of(FRONT_END).run(captured.program)
 
 
 def search(
@@ -238,6 +246,7 @@ def _planned(
     model: nn.Module,
     example_inputs: BatchLike,
     loss_fn: LossFunction | None,
+    batch_dims: BatchDims | None,
     precision: str | None,
     cluster: Cluster,
     memory_bytes: int | None,
@@ -245,7 +254,7 @@ def _planned(
 ) -> Captured:
     """The captured program with a plan: the one given, or the one that a search finds."""
     given = None if plan is None else _parsed_plan(plan)  # before a capture that may take long
-    captured = capture_graph(model, example_inputs, loss_fn=loss_fn, precision=precision)
+    captured = capture_graph(model, example_inputs, loss_fn=loss_fn, precision=precision, batch_dims=batch_dims)
     gc.collect()  # what torch.export leaves behind refers to the model: the user could drop it and not free it
     costed = _costed(captured.program, cluster, None)
     if given is None:
@@ -462,6 +471,7 @@ def _assembled(
         seed=_job_seed(world),
         scaler=rt.LossScaler() if planned.precision == "f16" else None,
         detect_nonfinite=detect_nonfinite,
+        batched=planned.batched,
     )
     sources = {index: texts[f"stage_{index}.py"] for index in range(len(staged.stages))}
     return CompiledModel(executor, planned, sources, BatchReader(model, example_inputs, planned), world.rank)

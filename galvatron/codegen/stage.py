@@ -20,6 +20,9 @@ from galvatron.ir.types import TORCH_DTYPE_NAMES
 _NAMES_FUNCTIONAL = re.compile(r"^ *[^# ].*[ (]F\.", re.MULTILINE)
 """A line of code, not the model's line above it, that names `torch.nn.functional`."""
 
+_NAMES_MATH = re.compile(r"^ *[^# ].*\bmath\.", re.MULTILINE)
+"""The same for the module `math`."""
+
 _DECLARE_IN_LOOP, _CALL_IN_LOOP = 2, 3
 """Layers in a run that are worth a loop: the state of a layer is many lines, its call is one."""
 
@@ -30,7 +33,8 @@ def emit_stage(program: Program, stage: Stage, sizes: Sizes | None = None) -> st
     functions = [function.text for function in bindings.functions.values()]
     stage_text = "\n".join([*_head(bindings), *_init(bindings), *_step(bindings), *_forward(bindings)])
     body = "\n\n\n".join([*functions, stage_text])
-    imports = ["import torch", *(["import torch.nn.functional as F"] if _NAMES_FUNCTIONAL.search(body) else [])]
+    imports = ["import math", ""] if _NAMES_MATH.search(body) else []
+    imports += ["import torch", *(["import torch.nn.functional as F"] if _NAMES_FUNCTIONAL.search(body) else [])]
     imports += ["", "from galvatron import runtime as rt"]
     return "\n".join([_docstring(program, stage), "", *imports, "", "", body, ""])
 
@@ -200,7 +204,8 @@ def _batch_inputs(bindings: Bindings) -> list[str]:
     for parameter, (variable, _) in bindings.batch.items():
         placed = [f"{bindings.axes[axis]}: {_placement(p, False)}" for axis, p in parameter.placements]
         arguments: list[Text] = [f'"{parameter.name}"', f'"{variable}"', Brackets("{", tuple(placed), "}")]
-        out += _statement("self.batch", [*arguments, *(["whole=True"] if parameter.whole else [])])
+        arguments += ["whole=True"] if parameter.whole else [] if parameter.samples else ["samples=False"]
+        out += _statement("self.batch", arguments)
     return out
 
 
@@ -323,21 +328,19 @@ def _keywords(bindings: Bindings, layer: Layer) -> list[str]:
         if keyword == "B":
             written.append("B=self.global_batch_size")
         elif keyword == "device":
-            written.append(f"device={_any_tensor(bindings, layer)}.device")
+            written.append("device=self.device")
         else:
             written.append(f"b={_local_batch(bindings, layer)}")
     return written
 
 
-def _any_tensor(bindings: Bindings, layer: Layer) -> str:
-    whole = layer.when is When.STEP
-    variables = [variable for p, (variable, _) in bindings.batch.items() if p.whole == whole]
-    variables += [bindings.variables[t.name] for t in bindings.stage.receives]
-    return variables[0]
-
-
 def _local_batch(bindings: Bindings, layer: Layer) -> str:
-    """This rank's samples as the layer counts them, read off something that came into `forward`."""
+    """This rank's samples as the layer counts them, read off something that came into `forward`.
+
+    What runs once per step runs on the whole batch.
+    """
+    if layer.when is When.STEP:
+        return "self.global_batch_size"
     candidates = [found for p, found in bindings.batch.items() if not p.whole]
     candidates += [(bindings.variables[t.name], bindings.sizes.shapes[t.name]) for t in bindings.stage.receives]
     for variable, shape in candidates:

@@ -169,3 +169,8 @@ def check(plan: Plan, program: Program, world_size: int, global_batch_size: int)
         raise PlanError(f"stage {[bool(s) for s in plan.stages].index(False)} of the plan has no layers")
     check_shape(plan)
     check_batch(plan, global_batch_size)
+    if global_batch_size not in program.batch_sizes:
+        raise PlanError(
+            f"a batch of {global_batch_size} samples: the model branches on the size of its batch, and was captured "
+            f"for batches {program.batch_sizes}; capture it with a batch of this size as example"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,6 +45,7 @@ class Executor:
         seed: of all random numbers, the same on every rank.
         scaler: scales the loss of a stage in float16; steps whose gradients overflow are skipped.
         detect_nonfinite: find the first layer whose results or gradients are not finite.
+        batched: the inputs that hold samples, on dim 0; None, all that have dimensions.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Executor:
         seed: int = 0,
         scaler: LossScaler | None = None,
         detect_nonfinite: bool = False,
+        batched: Collection[str] | None = None,
     ) -> None:
         self.stages = tuple(stages)
         self.mesh = stages[0].mesh
@@ -67,6 +69,7 @@ class Executor:
         self.max_grad_norm = max_grad_norm
         self.held = HeldState(stages)
         self._shards = shards
+        self._batched = batched
         held = self.mesh.stages
         self._place = f"stage {held[0]}" if len(held) == 1 else f"stages {', '.join(map(str, held))}"
         self._pipeline = Pipeline(stages, _checked(schedule, stages, microbatches))
@@ -116,7 +119,7 @@ class Executor:
             RankError: another rank failed.
             NonFiniteError: with `detect_nonfinite`, a result or a gradient is not finite; nothing was updated.
         """
-        with self._meter.step(batch):
+        with self._meter.step(self._with_samples(batch)):
             loss, _ = self._run(batch, with_norm=False)
             if self.scaler is not None:
                 self._parameters.scale_gradients(loss.new_tensor(1 / self.scaler.scale))
@@ -130,7 +133,7 @@ class Executor:
         if self.optimizer is None:
             raise GalvatronError("train_step needs an optimizer: pass `optimizer=` when compiling")
         scale = 1.0 if self.scaler is None else self.scaler.scale
-        with self._meter.step(batch):
+        with self._meter.step(self._with_samples(batch)):
             loss, squared_norm = self._run(batch, with_norm=self.max_grad_norm is not None or self.scaler is not None)
             if self.scaler is None or self.scaler.accepts(squared_norm):
                 self._parameters.unscale(scale, squared_norm.sqrt() / scale, self.max_grad_norm)
@@ -218,11 +221,15 @@ class Executor:
 
     def _read(self, batch: Mapping[str, Tensor]) -> tuple[int, int, dict[int, StageInputs]]:
         """The number of samples and of micro-batches, and what each stage reads of them."""
-        samples = batch_size(batch)
+        samples = batch_size(self._with_samples(batch))
         microbatches = micro_batches_of(
             samples, self._pipeline.schedule, self.mesh.pipeline_degree, self.microbatches, self._shards
         )
         return samples, microbatches, read_batch(self.stages, batch, microbatches, self.mesh.world.device)
+
+    def _with_samples(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs that hold samples."""
+        return {n: v for n, v in batch.items() if (v.dim() > 0 if self._batched is None else n in self._batched)}
 
     def _keywords(self, samples: int, inputs: Mapping[int, StageInputs]) -> dict[int, list[dict[str, Any]]]:
         """For each stage, the keyword arguments of its micro-batches."""

@@ -112,12 +112,15 @@ class StateSpec:
 
 @dataclass(frozen=True)
 class BatchInput:
-    """A tensor of the user's batch as one keyword of `forward` (or of `step`, when `whole`)."""
+    """A tensor of the user's batch as one keyword of `forward` (or of `step`, when `whole`).
+
+    Without `samples` it is the same for all of them."""
 
     name: str
     variable: str
     placements: tuple[tuple[Axis, Sharded], ...]
     whole: bool
+    samples: bool = True
 
 
 @dataclass(frozen=True)
@@ -231,6 +234,11 @@ class Stage(nn.Module):
         else:
             self._buffers[name] = local
 
+    @property
+    def device(self) -> torch.device:
+        """Where this rank's tensors live."""
+        return self.mesh.world.device
+
     def table(self, name: str) -> dict[str, Any]:
         """The dictionary that holds the tensor called `name`."""
         spec = self.state_specs.get(name)
@@ -259,11 +267,19 @@ class Stage(nn.Module):
         self.layers[name] = layer
         object.__setattr__(self, name, layer)
 
-    def batch(self, name: str, variable: str, placements: Mapping[Axis, Sharded], *, whole: bool = False) -> None:
-        """Read batch input `name` as keyword `variable`: of `forward`, split over micro-batches along dim 0 and then
-        over the axes; or, with `whole`, of `step`, unsplit.
+    def batch(
+        self,
+        name: str,
+        variable: str,
+        placements: Mapping[Axis, Sharded],
+        *,
+        whole: bool = False,
+        samples: bool = True,
+    ) -> None:
+        """Read batch input `name` as keyword `variable`: of `forward`, split over micro-batches along dim 0 (unless it
+        has no `samples`) and then over the axes; or, with `whole`, of `step`, unsplit.
         """
-        self.batch_inputs.append(BatchInput(name, variable, tuple(placements.items()), whole))
+        self.batch_inputs.append(BatchInput(name, variable, tuple(placements.items()), whole, samples))
 
     def receives(
         self, name: str, shape: Callable[[int], tuple[int, ...]], dtype: torch.dtype, *, requires_grad: bool = True

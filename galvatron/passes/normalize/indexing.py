@@ -35,7 +35,7 @@ def batched_index(op: Op, build: Builder) -> Ref | None:
         return None
     if any(build.type_of(i).dtype in ("bool", "u8") for i in others):
         return None
-    if build.type_of(first).shape[0] != BATCH:
+    if build.type_of(first).shape[0] != BATCH or build.type_of(source).shape[0] != BATCH:
         return None
     rank = len(build.type_of(first).shape)
     shared = [_without_sample_dim(i, rank, build) for i in others]
