@@ -420,11 +420,11 @@ def _broadcast_constants(program: Program, own: Mapping[str, Tensor], world: rt.
     for state in program.state:
         if state.kind == "constant":
             if state.name in own:
-                value = own[state.name].detach().to(world.device, copy=True).contiguous()
+                value = rt.packed(own[state.name].detach().to(world.device, copy=True))
             else:
                 dtype = getattr(torch, TORCH_DTYPE_NAMES[state.type.dtype])
                 value = torch.empty([int(d) for d in state.type.shape], dtype=dtype, device=world.device)
-            dist.broadcast(value.view(torch.uint8) if value.dtype == torch.bool else value, src=0)
+            dist.broadcast(rt.wire(value), src=0)
             constants[state.name] = value.cpu()
     return constants
 

@@ -7,9 +7,11 @@ from galvatron.runtime.collectives import (
     all_to_all,
     copy,
     first,
+    packed,
     pad,
     reduce_scatter,
     slice,
+    wire,
 )
 from galvatron.runtime.communication import CommunicationCounter
 from galvatron.runtime.deferral import addmm, linear
@@ -54,10 +56,12 @@ __all__ = [
     "logsumexp",
     "materialize",
     "once",
+    "packed",
     "pad",
     "reduce_scatter",
     "scaled_dot_product_attention",
     "seeded",
     "shutdown",
     "slice",
+    "wire",
 ]

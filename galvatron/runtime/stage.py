@@ -290,13 +290,15 @@ class Stage(nn.Module):
             shape: local shape for a micro-batch of `n` samples over all ranks.
             requires_grad: whether a gradient goes back; never for integers. Both ends must agree.
         """
-        self.received.append(Transfer(name, shape, dtype, requires_grad and dtype.is_floating_point))
+        self.received.append(
+            Transfer(name, shape, dtype, requires_grad and (dtype.is_floating_point or dtype.is_complex))
+        )
 
     def sends(
         self, name: str, shape: Callable[[int], tuple[int, ...]], dtype: torch.dtype, *, requires_grad: bool = True
     ) -> None:
         """Declare the next element of the tuple that `forward` returns to the stage after; as `receives`."""
-        self.sent.append(Transfer(name, shape, dtype, requires_grad and dtype.is_floating_point))
+        self.sent.append(Transfer(name, shape, dtype, requires_grad and (dtype.is_floating_point or dtype.is_complex)))
 
     def loss(self, sum_over: Sequence[Axis] = ()) -> None:
         """Say that `forward` returns a loss term, to be summed over micro-batches and over these axes."""

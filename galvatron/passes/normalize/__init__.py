@@ -70,7 +70,7 @@ def _table(*rows: tuple[Rewrite, str]) -> dict[str, tuple[Rewrite, ...]]:
 
 RULES = _table(
     # ops that do nothing
-    (identity, "alias clone contiguous lift_fresh_copy lift_fresh detach_copy alias_copy"),
+    (identity, "alias clone contiguous lift_fresh_copy lift_fresh detach_copy alias_copy resolve_conj resolve_neg"),
     (identity_if_same_type, "_to_copy reshape expand"),
     (full_slice, "slice.Tensor"),
     (identity_permutation, "permute transpose.int"),
@@ -96,6 +96,8 @@ RULES = _table(
     (renamed_to("aten.bitwise_and.Tensor"), "__and__.Tensor"),
     (renamed_to("aten.bitwise_or.Tensor"), "__or__.Tensor"),
     (renamed_to("aten.bitwise_xor.Tensor"), "__xor__.Tensor"),
+    (renamed_to("aten.conj_physical.default"), "_conj conj _conj_physical"),
+    (renamed_to("aten.neg.default"), "_neg_view"),
     (renamed_to("aten.cat.default"), "concat concatenate"),
     (renamed_to("aten.div.Tensor"), "divide.Tensor true_divide.Tensor"),
     (renamed_to("aten.mul.Tensor"), "multiply.Tensor"),

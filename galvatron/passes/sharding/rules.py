@@ -465,6 +465,14 @@ RULES: dict[str, str | DimsFunction] = {
     "diagonal_scatter": _diagonal,
     "triu": "b* m! n! -> b* m! n!",
     "tril": "b* m! n! -> b* m! n!",
+    # complex numbers
+    "view_as_complex": "+b* c! -> b*",
+    "view_as_real": "+b* -> b* c!",
+    "real": "+b* -> b*",
+    "imag": "+b* -> b*",
+    "conj_physical": "+b* -> b*",
+    "complex": "+b*, +b* -> b*",
+    "polar": "b*, b* -> b*",
     # normalisation and lookup
     "layer_norm": lambda call: _normalisation(call, "weight", "bias"),
     "rms_norm": lambda call: _normalisation(call, "weight"),

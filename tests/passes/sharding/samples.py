@@ -25,7 +25,11 @@ class Sample:
     @property
     def differentiable(self) -> frozenset[str]:
         """The operands that have a gradient."""
-        return frozenset(n for n, t in self.tensors.items() if t.is_floating_point() and not hasattr(t, "constant"))
+        return frozenset(
+            n
+            for n, t in self.tensors.items()
+            if (t.is_floating_point() or t.is_complex()) and not hasattr(t, "constant")
+        )
 
     @property
     def graph(self) -> Graph:
@@ -501,6 +505,15 @@ def _diagonal(d: Draw) -> Sample:
 
 
 each(("triu", "tril"), lambda d, rule: sample(f"{rule}.default", real(*d.shape(2, 3)), d.one_of(0, 1, -1)))
+
+
+def _numbers(*shape: int) -> torch.Tensor:
+    return torch.complex(real(*shape), real(*shape))
+
+
+case("view_as_complex")(lambda d: sample("view_as_complex.default", real(*d.shape(), 2)))
+each(("view_as_real", "real", "imag", "conj_physical"), lambda d, rule: sample(f"{rule}.default", _numbers(*d.shape())))
+each(("complex", "polar"), lambda d, rule: sample(f"{rule}.default", *(real(*s) for s in [d.shape()] * 2)))
 
 # normalisation and lookup
 
