@@ -32,7 +32,7 @@ from galvatron.codegen import load_module, stage_axes
 from galvatron.compiled import BatchLike, BatchReader, CompiledModel
 from galvatron.drift import ModelWatch
 from galvatron.errors import ClusterError, GalvatronError
-from galvatron.ir.capture import Captured, capture_graph
+from galvatron.ir.capture import BatchDims, Captured, capture_graph
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
 from galvatron.ir.planning import PlanShorthand, check, names_plan_file, resolve
@@ -71,6 +71,7 @@ def compile(
     example_inputs: BatchLike,
     *,
     loss_fn: LossFunction | None = None,
+    batch_dims: BatchDims | None = None,
     cluster: Cluster | str | None = None,
     memory: int | str | None = None,
     plan: PlanLike | None = None,
@@ -101,6 +102,9 @@ def compile(
         example_inputs: one *global* batch, as a mapping of forward keyword arguments or a tuple of positional ones;
             real or meta tensors, batch on dim 0.
         loss_fn: `loss_fn(output, batch) -> scalar` when the model does not return its loss (a scalar, or `.loss`).
+        batch_dims: which inputs hold samples follows from the model: those of one size on dim 0, which it leaves free.
+            All others, such as a table or a count, are the same for every sample and keep their shape. Where that goes
+            wrong, by name: 0, dim 0 counts samples; None, it does not.
         cluster: a `Cluster` or a preset such as `"a100-80g:2x8"`, for the search; None measures what this job runs on.
         memory: budget per device for the search, in bytes or like `"36GiB"`; None is the device's memory less a
             reserve.
@@ -157,7 +161,7 @@ def compile(
             f"cluster {target} has {target.world_size} devices, but this job has {world.size} ranks; "
             f"start {target.world_size} processes (torchrun --nproc-per-node), or leave the cluster out"
         )
-    captured = _on_rank_0(world, lambda: _planned(model, example_inputs, loss_fn, wanted, target))
+    captured = _on_rank_0(world, lambda: _planned(model, example_inputs, loss_fn, batch_dims, wanted, target))
     return _assembled(
         model,
         example_inputs,
@@ -175,6 +179,7 @@ def capture(
     example_inputs: BatchLike,
     *,
     loss_fn: LossFunction | None = None,
+    batch_dims: BatchDims | None = None,
     precision: str | None = None,
 ) -> Program:
     """The training computation of a model as a program of layers (form clustered), for every batch size.
@@ -182,7 +187,7 @@ def capture(
     Nothing is computed; a model on `meta` stays there.
 
     Args:
-        model, example_inputs, loss_fn, precision: see `compile`.
+        model, example_inputs, loss_fn, batch_dims, precision: see `compile`.
 
     Raises:
         CaptureError: the model cannot be captured; names the source line that is to blame.
@@ -192,7 +197,7 @@ def capture(
     check_inputs(example_inputs)
     compute = read_precision(precision)
     with ours("capturing the model"):
-        captured = capture_graph(model, example_inputs, loss_fn=loss_fn, precision=compute)
+        captured = capture_graph(model, example_inputs, loss_fn=loss_fn, precision=compute, batch_dims=batch_dims)
     return _passed(FRONT_END, captured.program)
 
 
@@ -268,13 +273,16 @@ def _planned(
     model: nn.Module,
     example_inputs: BatchLike,
     loss_fn: LossFunction | None,
+    batch_dims: BatchDims | None,
     wanted: Wanted,
     cluster: Cluster,
 ) -> Captured:
     """The captured program with a plan: the one given, or the one that a search finds."""
     given = None if wanted.plan is None else _parsed_plan(wanted.plan)  # before a capture that may take long
     with ours("capturing the model"):
-        captured = capture_graph(model, example_inputs, loss_fn=loss_fn, precision=wanted.precision)
+        captured = capture_graph(
+            model, example_inputs, loss_fn=loss_fn, precision=wanted.precision, batch_dims=batch_dims
+        )
     gc.collect()  # what torch.export leaves behind refers to the model: the user could drop it and not free it
     costed = _costed(captured.program, cluster, None)
     if given is None:
@@ -429,11 +437,11 @@ def _broadcast_constants(program: Program, own: Mapping[str, Tensor], world: rt.
     for state in program.state:
         if state.kind == "constant":
             if state.name in own:
-                value = own[state.name].detach().to(world.device, copy=True).contiguous()
+                value = rt.packed(own[state.name].detach().to(world.device, copy=True))
             else:
                 dtype = getattr(torch, TORCH_DTYPE_NAMES[state.type.dtype])
                 value = torch.empty([int(d) for d in state.type.shape], dtype=dtype, device=world.device)
-            dist.broadcast(value.view(torch.uint8) if value.dtype == torch.bool else value, src=0)
+            dist.broadcast(rt.wire(value), src=0)
             constants[state.name] = value.cpu()
     return constants
 
@@ -486,6 +494,7 @@ def _assembled(
             seed=_job_seed(world),
             scaler=rt.LossScaler() if planned.precision == "f16" else None,
             detect_nonfinite=detect_nonfinite,
+            batched=planned.batched,
         )
         sources = {index: texts[f"stage_{index}.py"] for index in range(len(staged.stages))}
         inputs = BatchReader(model, example_inputs, planned)

@@ -20,7 +20,7 @@ from galvatron.ir.files import write_text
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
-from galvatron.ir.types import TORCH_DTYPE_NAMES
+from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType
 from galvatron.runtime import Calls, Executor, RunState, StepMetrics, World
 
 BatchLike = Mapping[str, Any] | tuple[Any, ...]
@@ -257,6 +257,7 @@ class BatchReader:
     def __init__(self, model: nn.Module, example_inputs: BatchLike, program: Program) -> None:
         self._signature = inspect.signature(model.forward)
         self._types = {value.name: value.type for value in program.inputs}
+        self._batched, self._batch_sizes = program.batched, program.batch_sizes
         named = self._by_name(example_inputs)
         self._constants = {name: value for name, value in named.items() if not isinstance(value, Tensor)}
 
@@ -284,7 +285,25 @@ class BatchReader:
                     f"batch input {name!r} is {value!r}, but the program was captured with {self._constants[name]!r}; "
                     "compile again for the other value"
                 )
+        self._check_size(tensors)
         return tensors
+
+    def _check_size(self, tensors: Mapping[str, Tensor]) -> None:
+        """That inputs agree on the number of samples, and that the program holds for it."""
+        sizes = {name: tensor.size(0) for name, tensor in tensors.items() if name in self._batched}
+        if len(set(sizes.values())) > 1:
+            raise PlanError(f"all inputs that hold samples need the same number of them on dim 0; got {sizes}")
+        samples = next(iter(sizes.values()))
+        if samples not in self._batch_sizes:
+            raise PlanError(
+                f"a batch of {samples} samples: the model branches on the size of its batch, and was captured for "
+                f"batches {self._batch_sizes}; compile again with a batch of this size as example"
+            )
+
+    def _advice(self, name: str, wanted: TensorType, value: Tensor) -> str:
+        """What to do where an input has as many samples as it likes, but was taken for one without."""
+        alike = name not in self._batched and len(wanted.shape) == value.dim() and wanted.shape[1:] == value.shape[1:]
+        return f"; if {name!r} has one row per sample, compile with batch_dims={{{name!r}: 0}}" if alike else ""
 
     def _by_name(self, batch: BatchLike) -> dict[str, Any]:
         if isinstance(batch, Mapping):
@@ -314,4 +333,5 @@ class BatchReader:
             raise PlanError(
                 f"batch input {name!r} has shape {tuple(value.shape)}, but the program was captured with {wanted}; "
                 "only the number of samples B may change"
+                f"{self._advice(name, wanted, value)}"
             )

@@ -20,7 +20,7 @@ from galvatron.schedules import Schedule
 STAGE_ATTRIBUTES = frozenset(
     """
     add_module apply batch batch_inputs bfloat16 buffers call_super_init children collected collects compile count cpu
-    cuda double dump_patches epilogue epilogue_shards eval extra_repr float forward get_buffer get_extra_state
+    cuda device double dump_patches epilogue epilogue_shards eval extra_repr float forward get_buffer get_extra_state
     get_parameter get_submodule global_batch_size half index ipu layer layers load_state_dict loss loss_axes materialize
     mesh micro_batches modules mtia named_buffers named_children named_modules named_parameters parameters random
     received receives register_backward_hook register_buffer register_forward_hook register_forward_pre_hook
@@ -35,11 +35,13 @@ STAGE_ATTRIBUTES = frozenset(
 
 @dataclass(frozen=True)
 class BatchParameter:
-    """A batch input as one keyword: of `forward` or `epilogue`, split over axes, or of `step`, whole."""
+    """A batch input as one keyword: of `forward` or `epilogue`, split over axes, or of `step`, whole; without `samples`
+    it is the same for every micro-batch."""
 
     name: str
     placements: tuple[tuple[Axis, Shard], ...]
     when: When
+    samples: bool
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ def _batch_parameter(program: Program, layer: Layer, operand: str, formal: Value
     if name is None:
         raise GalvatronError(f"layer {layer.name!r} reads {operand!r}, which its stage neither makes nor receives")
     if layer.when is When.STEP:
-        return BatchParameter(name, (), When.STEP)
+        return BatchParameter(name, (), When.STEP, samples=name in program.batched)
     mesh = program.class_of[layer.cls].mesh
     sharded = ((axis, p) for p, axis in zip(formal.layout or (), mesh, strict=False) if isinstance(p, Shard))
-    return BatchParameter(name, tuple(sharded), _caller(layer))
+    return BatchParameter(name, tuple(sharded), _caller(layer), samples=name in program.batched)

@@ -20,6 +20,9 @@ from galvatron.ir.types import TORCH_DTYPE_NAMES, Dim
 _NAMES_FUNCTIONAL = re.compile(r"^ *[^# ].*[ (]F\.", re.MULTILINE)
 """A line of code, not the model's line above it, that names `torch.nn.functional`."""
 
+_NAMES_MATH = re.compile(r"^ *[^# ].*\bmath\.", re.MULTILINE)
+"""The same for the module `math`."""
+
 _DECLARE_IN_LOOP, _CALL_IN_LOOP = 2, 3
 """Layers in a run that are worth a loop: the state of a layer is many lines, its call is one."""
 
@@ -31,7 +34,8 @@ def emit_stage(program: Program, stage: Stage, sizes: Sizes | None = None) -> st
     methods = [*_step(bindings), *_forward(bindings), *_epilogue(bindings)]
     stage_text = "\n".join([*_head(bindings), *_init(bindings), *methods])
     body = "\n\n\n".join([*functions, stage_text])
-    imports = ["import torch", *(["import torch.nn.functional as F"] if _NAMES_FUNCTIONAL.search(body) else [])]
+    imports = ["import math", ""] if _NAMES_MATH.search(body) else []
+    imports += ["import torch", *(["import torch.nn.functional as F"] if _NAMES_FUNCTIONAL.search(body) else [])]
     imports += ["", "from galvatron import runtime as rt"]
     return "\n".join([_docstring(program, stage), "", *imports, "", "", body, ""])
 
@@ -212,8 +216,9 @@ def _batch_inputs(bindings: Bindings) -> list[str]:
     for parameter, (variable, _) in bindings.batch.items():
         placed = [f"{bindings.axes[axis]}: {_placement(p, False)}" for axis, p in parameter.placements]
         arguments: list[Text] = [f'"{parameter.name}"', f'"{variable}"', Brackets("{", tuple(placed), "}")]
-        part = {When.STEP: ["whole=True"], When.EPILOGUE: ["epilogue=True"]}.get(parameter.when, [])
-        out += _statement("self.batch", [*arguments, *part])
+        arguments += {When.STEP: ["whole=True"], When.EPILOGUE: ["epilogue=True"]}.get(parameter.when, [])
+        arguments += [] if parameter.samples or parameter.when is When.STEP else ["samples=False"]
+        out += _statement("self.batch", arguments)
     return out
 
 
@@ -363,31 +368,27 @@ def _keywords(bindings: Bindings, layer: Layer) -> list[str]:
         elif keyword == "m":
             written.append("m=self.micro_batches")
         elif keyword == "device":
-            written.append(f"device={_device(bindings, layer)}")
-        elif layer.when is When.STEP:
-            written.append("b=self.global_batch_size")
+            written.append("device=self.device")
         else:
             written.append(f"b={_local_batch(bindings, layer)}")
     return written
-
-
-def _device(bindings: Bindings, layer: Layer) -> str:
-    """The device of something that comes into the method that calls a layer, or of the stage where nothing does."""
-    return next((f"{variable}.device" for variable, _ in _arriving(bindings, layer)), "self.mesh.world.device")
 
 
 def _arriving(bindings: Bindings, layer: Layer) -> Iterator[tuple[str, tuple[Dim, ...]]]:
     """What comes into the method that calls a layer: variables, with their local shapes in samples over all ranks."""
     scope = bindings.scope_of(layer)
     yield from (found for p, found in bindings.batch.items() if bindings.scopes[p.when] is scope)
-    received = {When.STEP: (), When.EPILOGUE: bindings.collected}.get(
-        layer.when, tuple(t.name for t in bindings.stage.receives)
-    )
+    received = bindings.collected if layer.when is When.EPILOGUE else [t.name for t in bindings.stage.receives]
     yield from ((scope[name], bindings.sizes.shapes[name]) for name in received)
 
 
 def _local_batch(bindings: Bindings, layer: Layer) -> str:
-    """This rank's samples as the layer counts them, read off something that came into `forward`."""
+    """This rank's samples as the layer counts them, read off something that came into the method that calls it.
+
+    What runs once per step runs on the whole batch.
+    """
+    if layer.when is When.STEP:
+        return "self.global_batch_size"
     for variable, shape in _arriving(bindings, layer):
         for dim, size in enumerate(shape):
             whole = share(size, MICRO_BATCH)

@@ -13,6 +13,7 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref
 from galvatron.ir.ops.schemas import CONSTANTS, is_operator
 from galvatron.ir.random import without_site
+from galvatron.ir.strides import READS_MEMORY
 from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES, TORCH_DTYPE_NAMES, TensorType, evaluate
 
 OpHandler = Callable[[Op, tuple[Any, ...], dict[str, Any]], Any]
@@ -90,6 +91,8 @@ def run_graph(
             function = partial(torch_op(op.target), device=device)
         else:
             function = torch_op(op.target)
+        if op.target in READS_MEMORY:
+            args = (args[0].contiguous(), *args[1:])
         out = callers[index](function, *args, **kwargs) if callers and index in callers else function(*args, **kwargs)
         outs = tuple(out) if len(op.results) > 1 or isinstance(out, (tuple, list)) else (out,)
         env.update((value.name, tensor) for value, tensor in zip(op.results, outs, strict=False))

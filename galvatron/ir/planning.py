@@ -217,3 +217,8 @@ def check(plan: Plan, program: Program, world_size: int, global_batch_size: int)
         raise PlanError(
             f"{plan.micro_batches} micro-batches do not add up to the whole batch: {problem}; use 1 micro-batch (m1)"
         )
+    if global_batch_size not in program.batch_sizes:
+        raise PlanError(
+            f"a batch of {global_batch_size} samples: the model branches on the size of its batch, and was captured "
+            f"for batches {program.batch_sizes}; capture it with a batch of this size as example"
+        )

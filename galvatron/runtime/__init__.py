@@ -8,9 +8,11 @@ from galvatron.runtime.collectives import (
     all_to_all,
     copy,
     first,
+    packed,
     pad,
     reduce_scatter,
     slice,
+    wire,
 )
 from galvatron.runtime.communication import CommunicationCounter
 from galvatron.runtime.deferral import addmm, linear
@@ -59,6 +61,7 @@ __all__ = [
     "logsumexp",
     "materialize",
     "once",
+    "packed",
     "pad",
     "reduce_scatter",
     "scaled_dot_product_attention",
@@ -66,4 +69,5 @@ __all__ = [
     "shutdown",
     "slice",
     "together",
+    "wire",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,6 +46,7 @@ class Executor:
         seed: of all random numbers, the same on every rank.
         scaler: scales the loss of a stage in float16; steps whose gradients overflow are skipped.
         detect_nonfinite: find the first layer whose results or gradients are not finite.
+        batched: the inputs that hold samples, on dim 0; None, all that have dimensions.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Executor:
         seed: int = 0,
         scaler: LossScaler | None = None,
         detect_nonfinite: bool = False,
+        batched: Collection[str] | None = None,
     ) -> None:
         self.stages = tuple(stages)
         self.mesh = stages[0].mesh
@@ -70,6 +72,7 @@ class Executor:
         self.held = HeldState(stages)
         self._shards = shards
         self._looks_up: bool | None = None
+        self._batched = batched
         held = self.mesh.stages
         self._place = f"stage {held[0]}" if len(held) == 1 else f"stages {', '.join(map(str, held))}"
         on_loss = None if scaler is None else scaler.start
@@ -133,7 +136,7 @@ class Executor:
             RankError: another rank failed.
             NonFiniteError: with `detect_nonfinite`, a result or a gradient is not finite; nothing was updated.
         """
-        with self._meter.step(batch):
+        with self._meter.step(self._with_samples(batch)):
             loss, _ = self._run(batch, with_norm=False)
             if self.scaler is not None:
                 self._parameters.scale_gradients(loss.new_tensor(1 / self.scaler.scale))
@@ -147,7 +150,7 @@ class Executor:
         if self.optimizer is None:
             raise GalvatronError("train_step needs an optimizer: pass `optimizer=` when compiling")
         scale = 1.0 if self.scaler is None else self.scaler.scale
-        with self._meter.step(batch):
+        with self._meter.step(self._with_samples(batch)):
             loss, squared_norm = self._run(batch, with_norm=self.max_grad_norm is not None or self.scaler is not None)
             if self.scaler is None or self.scaler.accepts(squared_norm):
                 self._parameters.unscale(scale, squared_norm.sqrt() / scale, self.max_grad_norm)
@@ -285,7 +288,7 @@ class Executor:
 
     def _read(self, batch: Mapping[str, Tensor]) -> tuple[int, int, dict[int, StageInputs]]:
         """The number of samples and of micro-batches, and what each stage reads of them."""
-        samples = batch_size(batch)
+        samples = batch_size(self._with_samples(batch))
         microbatches = self._micro_batches(samples)
         return samples, microbatches, read_batch(self.stages, batch, microbatches, self.mesh.world.device)
 
@@ -293,6 +296,10 @@ class Executor:
         return micro_batches_of(
             samples, self._pipeline.schedule, self.mesh.pipeline_degree, self.microbatches, self._shards
         )
+
+    def _with_samples(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs that hold samples."""
+        return {n: v for n, v in batch.items() if (v.dim() > 0 if self._batched is None else n in self._batched)}
 
     def _keywords(
         self, samples: int, microbatches: int, inputs: Mapping[int, StageInputs]

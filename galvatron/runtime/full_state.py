@@ -12,6 +12,7 @@ from torch import Tensor
 
 from galvatron.errors import PlanError, did_you_mean
 from galvatron.runtime.activity import communicating
+from galvatron.runtime.collectives import wire
 from galvatron.runtime.communication import phase
 from galvatron.runtime.held import HeldState
 from galvatron.runtime.materialize import ModelState
@@ -123,7 +124,7 @@ class Catalogue:
             if full is not None
             else torch.empty(entry.shape, dtype=entry.dtype, device=mesh.world.device)
         )
-        raw = value.view(torch.uint8) if value.dtype == torch.bool else value
+        raw = wire(value)
         with phase("whole tensors"), communicating("broadcast", mesh.pipeline, raw):
             if not rank0_only:
                 dist.broadcast(raw, group=mesh.pipeline, group_src=owner)

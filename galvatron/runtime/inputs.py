@@ -48,6 +48,8 @@ def read_batch(
 ) -> dict[int, StageInputs]:
     """By stage, the batch cut into micro-batches along dim 0, then into this rank's shards, on the device.
 
+    Inputs without samples go whole to every micro-batch.
+
     Raises:
         PlanError: an input is missing, or a micro-batch does not divide.
     """
@@ -68,7 +70,9 @@ def _inputs_of(stage: Stage, batch: Mapping[str, Tensor], microbatches: int, dev
         if wanted.epilogue:
             epilogue[wanted.variable] = _shard(wanted, value).to(device, non_blocking=True)
             continue
-        for keywords, part in zip(split, _micro_batches(value, microbatches, stage.epilogue_shards), strict=True):
+        alike = [value] * microbatches
+        parts = _micro_batches(value, microbatches, stage.epilogue_shards) if wanted.samples else alike
+        for keywords, part in zip(split, parts, strict=True):
             keywords[wanted.variable] = _shard(wanted, part).to(device, non_blocking=True)
     return StageInputs(whole, split, epilogue)
 
@@ -86,12 +90,12 @@ def _micro_batches(value: Tensor, count: int, epilogue_shards: int) -> Sequence[
 
 
 def batch_size(batch: Mapping[str, Tensor]) -> int:
-    """The number of samples in a batch.
+    """The number of samples in a batch, of the inputs that hold samples.
 
     Raises:
         PlanError: the inputs disagree on it.
     """
-    sizes = {name: value.size(0) for name, value in batch.items() if isinstance(value, Tensor) and value.dim() > 0}
+    sizes = {name: value.size(0) for name, value in batch.items()}
     if len(set(sizes.values())) != 1:
         raise PlanError(f"all batch inputs need the same number of samples on dim 0; got {sizes}")
     return next(iter(sizes.values()))

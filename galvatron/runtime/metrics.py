@@ -73,7 +73,7 @@ class Meter:
 
     @contextmanager
     def step(self, batch: Mapping[str, Tensor]) -> Iterator[None]:
-        """Around one step, in which `totals` is called."""
+        """Around one step, in which `totals` is called, on the inputs that hold samples."""
         now.clock = self._clock
         self._clock.start_step()
         yield
@@ -130,7 +130,7 @@ def _read(step: _Step) -> StepMetrics:
 
 def _sizes(batch: Mapping[str, Tensor]) -> tuple[int, int | None]:
     """Samples and tokens of a batch."""
-    samples = next(value.size(0) for value in batch.values() if value.dim())
+    samples = next(value.size(0) for value in batch.values())
     integers = (v for v in batch.values() if not (v.is_floating_point() or v.is_complex() or v.dtype == torch.bool))
     return samples, next((v.size(0) * v.size(1) for v in integers if v.dim() == 2), None)
 

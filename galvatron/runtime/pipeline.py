@@ -20,6 +20,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from galvatron.runtime import deferral
 from galvatron.runtime.activity import Chunk, communicating, now
+from galvatron.runtime.collectives import packed, wire
 from galvatron.runtime.stage import Stage, Transfer
 from galvatron.schedules import Action, Kind, Schedule, orders
 
@@ -245,7 +246,7 @@ class _Pass:
             arrivals = self._values if kind is Kind.SEND_F else self._gradients
             arrivals[target, key[1]] = _Arrival(tensors)
         else:
-            self._leaving[(kind, *key)] = tuple(tensor.contiguous() for tensor in tensors)
+            self._leaving[(kind, *key)] = tuple(packed(tensor) for tensor in tensors)
 
     def _send(self, kind: Kind, index: int, micro_batch: int, target: int) -> None:
         tensors = self._leaving.pop((kind, index, micro_batch))
@@ -253,13 +254,13 @@ class _Pass:
         if len(sends) == _SENDS_IN_FLIGHT:
             self._wait_for_oldest(sends)
         peer = self._mesh.holders[target]
-        works = [dist.isend(tensor, group=self._mesh.pipeline, group_dst=peer) for tensor in tensors]
+        works = [dist.isend(wire(tensor), group=self._mesh.pipeline, group_dst=peer) for tensor in tensors]
         sends.append(([work for work in works if work is not None], tensors))
 
     def _receive(self, transfers: Sequence[Transfer], source: int) -> _Arrival:
         device, group, peer = self._mesh.world.device, self._mesh.pipeline, self._mesh.holders[source]
         buffers = tuple(torch.empty(t.shape(self._samples), dtype=t.dtype, device=device) for t in transfers)
-        works = [dist.irecv(buffer, group=group, group_src=peer) for buffer in buffers]
+        works = [dist.irecv(wire(buffer), group=group, group_src=peer) for buffer in buffers]
         sender = self._mesh.rank_of(peer)
         return _Arrival(buffers, [work for work in works if work is not None], sender, group)
 

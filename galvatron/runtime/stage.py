@@ -112,13 +112,17 @@ class StateSpec:
 
 @dataclass(frozen=True)
 class BatchInput:
-    """A tensor of the user's batch as one keyword of `forward`, of `step` (when `whole`), or of `epilogue`."""
+    """A tensor of the user's batch as one keyword of `forward`, of `step` (when `whole`), or of `epilogue`.
+
+    Without `samples` it is the same for all of them.
+    """
 
     name: str
     variable: str
     placements: tuple[tuple[Axis, Sharded], ...]
     whole: bool
     epilogue: bool = False
+    samples: bool = True
 
 
 @dataclass(frozen=True)
@@ -257,6 +261,11 @@ class Stage(nn.Module):
         else:
             self._buffers[name] = local
 
+    @property
+    def device(self) -> torch.device:
+        """Where this rank's tensors live."""
+        return self.mesh.world.device
+
     def table(self, name: str) -> dict[str, Any]:
         """The dictionary that holds the tensor called `name`."""
         spec = self.state_specs.get(name)
@@ -294,11 +303,13 @@ class Stage(nn.Module):
         *,
         whole: bool = False,
         epilogue: bool = False,
+        samples: bool = True,
     ) -> None:
-        """Read batch input `name` as keyword `variable`: of `forward`, split over micro-batches along dim 0 and then
-        over the axes; with `epilogue`, of `epilogue`, split over the axes alone; with `whole`, of `step`, unsplit.
+        """Read batch input `name` as keyword `variable`: of `forward`, split over micro-batches along dim 0 (unless it
+        has no `samples`) and then over the axes; with `epilogue`, of `epilogue`, split over the axes alone; with
+        `whole`, of `step`, unsplit.
         """
-        self.batch_inputs.append(BatchInput(name, variable, tuple(placements.items()), whole, epilogue))
+        self.batch_inputs.append(BatchInput(name, variable, tuple(placements.items()), whole, epilogue, samples))
 
     def collects(self, name: str, *, along: int | None = None, summed: bool = False) -> None:
         """Declare the next element of the tuple that `forward` returns for `epilogue`: its parts are laid end to end
@@ -317,13 +328,15 @@ class Stage(nn.Module):
             shape: local shape for a micro-batch of `n` samples over all ranks.
             requires_grad: whether a gradient goes back; never for integers. Both ends must agree.
         """
-        self.received.append(Transfer(name, shape, dtype, requires_grad and dtype.is_floating_point))
+        self.received.append(
+            Transfer(name, shape, dtype, requires_grad and (dtype.is_floating_point or dtype.is_complex))
+        )
 
     def sends(
         self, name: str, shape: Callable[[int], tuple[int, ...]], dtype: torch.dtype, *, requires_grad: bool = True
     ) -> None:
         """Declare the next element of the tuple that `forward` returns to the stage after; as `receives`."""
-        self.sent.append(Transfer(name, shape, dtype, requires_grad and dtype.is_floating_point))
+        self.sent.append(Transfer(name, shape, dtype, requires_grad and (dtype.is_floating_point or dtype.is_complex)))
 
     def loss(self, sum_over: Sequence[Axis] = ()) -> None:
         """Say that `forward` returns a loss term, to be summed over micro-batches and over these axes."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
+import math
 import sys
 import traceback
 import types
@@ -31,13 +33,16 @@ def careful_tracing() -> Iterator[None]:
     """Traces inside the `with` block keep the user's line of each op and refuse what would silently be lost.
 
     Left to itself torch records only frames of functions called `forward`, which misses losses and helpers, and traces
-    the forward of a `torch.autograd.Function` as if its backward did not exist.
+    the forward of a `torch.autograd.Function` as if its backward did not exist. Of functions of Python that must return
+    a plain number, `len` and `math.sqrt` give the symbolic one for the size of a batch.
     """
     with contextlib.ExitStack() as patches:
         if hasattr(TracerBase, "_filter_traceback_frames"):
             patches.enter_context(mock.patch.object(TracerBase, "_filter_traceback_frames", _innermost_user_frame))
         patches.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(_apply)))
         patches.enter_context(mock.patch.object(torch.Tensor, "register_hook", _register_hook))
+        patches.enter_context(mock.patch.object(builtins, "len", _length))
+        patches.enter_context(mock.patch.object(math, "sqrt", _root))
         patches.enter_context(mock.patch.dict(decomposition_table))
         for op in _MISREAD_LOSSES:
             decomposition_table.pop(op, None)
@@ -99,6 +104,18 @@ def _apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any
 
 def _register_hook(_: torch.Tensor, hook: Any) -> Any:
     raise CaptureError(f"{here()}a hook on a gradient would be lost: write it with operations of the forward")
+
+
+_plain_length, _plain_root = len, math.sqrt
+
+
+def _length(value: Any) -> Any:
+    sized = isinstance(value, torch.Tensor) and value.dim() and isinstance(value.shape[0], torch.SymInt)
+    return value.shape[0] if sized else _plain_length(value)
+
+
+def _root(value: Any) -> Any:
+    return torch.sym_sqrt(value) if isinstance(value, (torch.SymInt, torch.SymFloat)) else _plain_root(value)
 
 
 def here() -> str:

@@ -25,6 +25,7 @@ from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Source, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Layout, Placement, Shard
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import (
+    BatchSizes,
     Candidates,
     Cut,
     Form,
@@ -693,6 +694,16 @@ class _Builder(Transformer):
             table[str(number)] = (file, line, code)
         return _Section("sources", token, table)
 
+    def batch_sizes(self, least: Token, *rest: tuple[str, int]) -> _Section:
+        most = next((n for kind, n in rest if kind == "most"), None)
+        return _Section("batch_sizes", least, BatchSizes(_int(least), most, tuple(n for k, n in rest if k == "but")))
+
+    def batch_most(self, size: Token) -> tuple[str, int]:
+        return "most", _int(size)
+
+    def batch_but(self, size: Token) -> tuple[str, int]:
+        return "but", _int(size)
+
     def precision(self, token: Token) -> _Section:
         return _Section("precision", token, str(token))
 
@@ -742,6 +753,7 @@ class _Builder(Transformer):
             plan=sections.get("plan"),
             stages=tuple(i for i in items if isinstance(i, Stage)),
             precision=sections.get("precision"),
+            batch_sizes=sections.get("batch_sizes", BatchSizes()),
         )
 
 

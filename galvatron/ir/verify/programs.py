@@ -74,6 +74,8 @@ def program_signature(program: Program) -> Iterator[Violation]:
             yield locus, f"a {state.kind} does not train"
         if state.type.dtype not in DTYPE_BYTES or not all(type(d) is int for d in state.type.shape):
             yield locus, f"{state.type} is no type of state: its element type is unknown or its shape is not fixed"
+    if program.batch_size not in program.batch_sizes:
+        yield ("program",), f"a batch of {program.batch_size} samples is outside {program.batch_sizes}"
     for value in program.inputs:
         if value.type.dtype not in DTYPE_BYTES:
             yield ("input", "program", value.name), f"unknown element type {value.type.dtype!r}"
