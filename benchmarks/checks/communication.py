@@ -31,7 +31,7 @@ MOVES: dict[str, Callable[[Tensor, Any], Tensor]] = {
     "all_to_all": lambda x, axis: rt.all_to_all(x, axis, split_dim=1, concat_dim=2),
     "pad": lambda x, axis: rt.pad(x, axis, dim=1),
 }
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool, torch.complex64)
 
 
 def run(report: Report, setting: Setting) -> None:

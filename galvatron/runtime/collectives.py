@@ -146,7 +146,7 @@ def _sum(x: Tensor, axis: Axis) -> Tensor:
     # `x` may be shared with other consumers, or be a gradient that autograd still adds to: reduce a copy.
     total = x.clone(memory_format=torch.contiguous_format)
     with communicating("all_reduce", axis.group, total):
-        axis.group.allreduce(total).wait()
+        axis.group.allreduce(_wire(total)).wait()
     return total
 
 
@@ -188,7 +188,10 @@ def _on_first(x: Tensor, axis: Axis) -> Tensor:
 
 
 def _wire(x: Tensor) -> Tensor:
-    """The flat memory of a contiguous tensor; booleans travel as bytes, which every backend knows."""
+    """The flat memory of a contiguous tensor, in a type that every backend knows: booleans travel as bytes, complex
+    numbers as pairs, which add up alike."""
+    if x.is_complex():
+        return torch.view_as_real(x.resolve_conj()).view(-1)
     flat = x.view(-1)
     return flat.view(torch.uint8) if x.dtype == torch.bool else flat
 

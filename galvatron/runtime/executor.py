@@ -91,7 +91,9 @@ class Executor:
             count = len(self.mesh.holders)
             self._detector = NonFiniteDetector(stages, count, self.mesh.world, backward=scaler is None)
         self._meter = Meter(self.mesh.world, [self.held.get(name) for name in self.held.state_specs])
-        self.optimizer = None if optimizer is None else _optimizer(optimizer, self._parameters.trained)
+        self.optimizer = None
+        if optimizer is not None:
+            self.optimizer = _optimizer(optimizer, self._parameters.trained, self.mesh.world.device)
 
     @property
     def metrics(self) -> StepMetrics:
@@ -259,9 +261,11 @@ def _checked(schedule: str, stages: Sequence[Stage], microbatches: int) -> Sched
     return found
 
 
-def _optimizer(factory: OptimizerFactory, trained: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+def _optimizer(
+    factory: OptimizerFactory, trained: dict[str, nn.Parameter], device: torch.device
+) -> torch.optim.Optimizer:
     """The optimizer of a rank. One that has nothing to train gets an empty tensor: its learning rate still counts."""
-    named = list(trained.items()) or [("", nn.Parameter(torch.empty(0)))]
+    named = list(trained.items()) or [("", nn.Parameter(torch.empty(0, device=device)))]
     try:
         wants_names = "named_parameters" in inspect.signature(factory).parameters
     except (TypeError, ValueError):  # a callable that does not tell
