@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from galvatron.errors import GalvatronError, PlanError
+from galvatron.errors import ClusterError, GalvatronError, PlanError
 from galvatron.runtime import failure
 from galvatron.runtime.limit import DEFAULT_TIMEOUT_S
 
@@ -104,10 +104,12 @@ def initialize(device: str | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_
         device: "cuda" or "cpu"; default: CUDA when present.
         timeout_s: the longest a rank may wait for others in one communication of a step, before the job is ended with
             an error that says who did not come. Of a job that has several limits the last one counts.
+
+    Raises:
+        ClusterError: this machine has more ranks than GPUs.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    target = torch.device("cuda", local_rank) if kind == "cuda" else torch.device(kind)
+    target = torch.device("cuda", _gpu_of_rank()) if kind == "cuda" else torch.device(kind)
     if target.type == "cuda":
         torch.cuda.set_device(target)
     if not dist.is_initialized():
@@ -126,6 +128,23 @@ def initialize(device: str | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_
     if world.size > 1:
         failure.watch(world.rank, world.size, timeout_s)
     return world
+
+
+def _gpu_of_rank() -> int:
+    """The GPU of this rank: the one with its number on this machine, or the only one that its launcher lets it see.
+
+    Raises:
+        ClusterError: there is none.
+    """
+    local_rank, visible = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local_rank < visible:
+        return local_rank
+    if visible == 1 and os.environ.get("CUDA_VISIBLE_DEVICES", "").strip():
+        return 0
+    raise ClusterError(
+        f"local rank {local_rank} has no GPU: {visible} can be seen on this machine; start at most {visible} processes "
+        "per machine (torchrun --nproc-per-node), or hide the GPUs to run on the CPU (CUDA_VISIBLE_DEVICES=)"
+    )
 
 
 def shutdown() -> None:

@@ -153,9 +153,14 @@ class Parameters:
 
     def scale_gradients(self, factor: Tensor) -> None:
         """Multiply all gradients by a number."""
-        gradients = [gradient for bucket in self._buckets for _, gradient in bucket.gradients()]
-        if gradients:
-            torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]  # as torch.nn.utils does
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for bucket in self._buckets:
+            for _, gradient in bucket.gradients():
+                by_dtype.setdefault(gradient.dtype, []).append(gradient)
+        for dtype, gradients in by_dtype.items():
+            # A GPU takes a list in one pass only if the number has its type.
+            own = factor.to(torch.promote_types(dtype, torch.float32))
+            torch._foreach_mul_(gradients, own)  # pyright: ignore[reportPrivateImportUsage]  # as torch.nn.utils does
 
     def unscale(self, scale: float, norm: Tensor, max_norm: float | None) -> None:
         """Divide all gradients by `scale`, and by more if their global norm, `norm`, would then be above `max_norm`, as
