@@ -265,7 +265,7 @@ def spmd_ops(scope: Scope) -> Iterator[Violation]:
     """Ops of `ir.spmd` name a mesh axis and the whole size of the dimension that is sharded on it."""
     for index, op in enumerate(scope.graph.ops):
         if is_spmd(op.target):
-            axes = [axis.name for axis in nameable_axes(scope.mesh or ())]
+            axes = [axis.name for axis in scope.mesh or ()]
             if op.kwarg("axis") not in axes:
                 told = f"{op.kwarg('axis')!r} is no axis of the mesh; axes are {', '.join(axes) or 'none'}"
                 yield ("op", scope.owner, index), f"{op.target}: {told}"
