@@ -17,7 +17,7 @@ from galvatron.ir.layout import nameable_axes
 from galvatron.ir.program import LayerClass
 from galvatron.ir.random import is_random
 from galvatron.ir.recompute import selective_steps
-from galvatron.ir.types import BATCH, LOCAL_BATCH
+from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES
 
 _SHORT = {"scaled_dot_product_attention": "attention", "cross_entropy_loss": "loss", "to_copy": "cast"}
 
@@ -27,7 +27,8 @@ class Function:
     """The text of a layer class and how to call it.
 
     `axes` are the names of the class's mesh axes on which it communicates or draws, in mesh order. `keywords` are what
-    it cannot read off its arguments: `B` (global batch size), `b` (local batch size), `device`. A `random` function
+    it cannot read off its arguments: `B` (global batch size), `m` (micro-batches of the step), `b` (local batch size),
+    `device`. A `random` function
     also takes the `seed` of the call, which `rt.Layer` gives it.
     """
 
@@ -44,7 +45,7 @@ def emit_function(cls: LayerClass, name: str, waiting: frozenset[str] = frozense
     symbols = _symbols(graph)
     axes = _axes_used(cls)
     random = any(is_random(op) for op in graph.ops)
-    reserved = {"b": LOCAL_BATCH in symbols, "B": BATCH in symbols, "seed": random}
+    reserved = {"b": LOCAL_BATCH in symbols, "B": BATCH in symbols, "m": MICRO_BATCHES in symbols, "seed": random}
     scope = Scope(taken=[name for name, used in reserved.items() if used])
     for axis in axes:
         scope.bind(f"axis:{axis}", axis)
@@ -54,7 +55,7 @@ def emit_function(cls: LayerClass, name: str, waiting: frozenset[str] = frozense
     parameters += [scope.bind(value.name, suffixes[value.name]) for value in graph.state]
 
     batch_binding = _bind_local_batch(graph, scope) if LOCAL_BATCH in symbols else None
-    keywords = ["B"] if BATCH in symbols else []
+    keywords = [str(symbol) for symbol in (BATCH, MICRO_BATCHES) if symbol in symbols]
     keywords += ["b"] if LOCAL_BATCH in symbols and batch_binding is None else []
     first_tensor = next((scope[v.name] for v in (*graph.inputs, *graph.state)), None)
     if first_tensor is None and any(not op.operands for op in graph.ops):

@@ -15,6 +15,7 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Const, Op, Ref, Value
 from galvatron.ir.random import RANDOM_OPS, without_site
 from galvatron.ir.recompute import Step
+from galvatron.ir.strides import READS_MEMORY
 from galvatron.ir.text.targets import is_known_target, unknown_target
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
@@ -201,6 +202,8 @@ class OpPrinter:
     def _fallback(self, op: Op) -> Text:
         """`torch.ops.<namespace>.<name>.<overload>(...)`, which can say anything."""
         written = [self.argument(a) for a in op.args]
+        if op.target in READS_MEMORY:
+            written[0] = f"{written[0]}.contiguous()"
         written += [prefixed(f"{name}=", self.argument(value)) for name, value in op.kwargs]
         if not op.operands:
             written.append(f"device={self._device}")
@@ -212,8 +215,12 @@ class OpPrinter:
             "aten.slice.Tensor": self._slice,
             "aten.select.int": self._select,
             "aten.index.Tensor": self._index,
+            "aten.view_as_complex.default": self._complex,
         }.get(op.target)
         return handler(op) if handler and not op.kwargs else None
+
+    def _complex(self, op: Op) -> Text:
+        return call("torch.view_as_complex", [f"{self.argument(op.args[0])}.contiguous()"])
 
     def _slice(self, op: Op) -> Text:
         source, dim, start, end, step = (*op.args, *(0, None, None, 1)[len(op.args) - 1 :])

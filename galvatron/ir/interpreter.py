@@ -13,7 +13,8 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref
 from galvatron.ir.ops.schemas import CONSTANTS, is_operator
 from galvatron.ir.random import without_site
-from galvatron.ir.types import BATCH, LOCAL_BATCH, TORCH_DTYPE_NAMES, TensorType, evaluate
+from galvatron.ir.strides import READS_MEMORY
+from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES, TORCH_DTYPE_NAMES, TensorType, evaluate
 
 OpHandler = Callable[[Op, tuple[Any, ...], dict[str, Any]], Any]
 """Executes an op that torch does not have (a collective): the op, its evaluated arguments and keyword arguments."""
@@ -63,6 +64,7 @@ def run_graph(
     *,
     batch: int,
     global_batch: int | None = None,
+    micro_batches: int = 1,
     handler: OpHandler | None = None,
     device: torch.device | str | None = None,
     callers: Mapping[int, Caller] | None = None,
@@ -72,12 +74,13 @@ def run_graph(
     Args:
         values: a tensor for every input and state value, by name.
         batch: the local batch size `b` (and `B`, unless `global_batch` is given).
+        micro_batches: `m`.
         handler: executes `comm.` and `spmd.` ops.
         device: where ops that create tensors from nothing put them.
         callers: by number, the ops that are not called directly, and who calls them.
     """
     env: dict[str, Any] = {v.name: values[v.name] for v in (*graph.inputs, *graph.state)}
-    symbols = {LOCAL_BATCH: batch, BATCH: batch if global_batch is None else global_batch}
+    symbols = {LOCAL_BATCH: batch, BATCH: batch if global_batch is None else global_batch, MICRO_BATCHES: micro_batches}
     for index, op in enumerate(map(without_site, graph.ops)):
         args, kwargs = _arguments(op, env, symbols)
         if op.target.startswith(("comm.", "spmd.")):
@@ -88,6 +91,8 @@ def run_graph(
             function = partial(torch_op(op.target), device=device)
         else:
             function = torch_op(op.target)
+        if op.target in READS_MEMORY:
+            args = (args[0].contiguous(), *args[1:])
         out = callers[index](function, *args, **kwargs) if callers and index in callers else function(*args, **kwargs)
         outs = tuple(out) if len(op.results) > 1 or isinstance(out, (tuple, list)) else (out,)
         env.update((value.name, tensor) for value, tensor in zip(op.results, outs, strict=False))

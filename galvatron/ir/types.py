@@ -15,6 +15,9 @@ BATCH = sympy.Symbol("B", integer=True, positive=True)
 LOCAL_BATCH = sympy.Symbol("b", integer=True, positive=True)
 """Samples of one micro-batch on one data-parallel shard: the batch symbol of every sharded graph."""
 
+MICRO_BATCHES = sympy.Symbol("m", integer=True, positive=True)
+"""Micro-batches of a step: only ever a number, by which is divided what every micro-batch has alike."""
+
 Dim = int | sympy.Expr
 
 DTYPE_BYTES: dict[str, int] = {

@@ -10,6 +10,8 @@ PASSES: dict[str, str] = {
     "normalize": "galvatron.passes.normalize:Normalize",
     # captured → captured: several ops that one op can do are that op; constant masks become `is_causal` or none
     "fuse": "galvatron.passes.fuse:Fuse",
+    # captured → captured: terms of the loss without samples count once, however many micro-batches there are
+    "count-once": "galvatron.passes.count_once:CountOnce",
     # captured → clustered: layers, and the classes that equal layers share
     "cluster-layers": "galvatron.passes.cluster_layers:ClusterLayers",
     # clustered → costed: FLOP, traffic and saved bytes per layer class, on a given cluster
@@ -28,7 +30,7 @@ PASSES: dict[str, str] = {
     "split-stages": "galvatron.passes.split_stages:SplitStages",
 }
 
-FRONT_END = ("normalize", "fuse", "cluster-layers")
+FRONT_END = ("normalize", "fuse", "count-once", "cluster-layers")
 PLANNING = ("annotate-costs", "enumerate-strategies", "prune", "search")
 LOWERING = ("shard", "redistribute", "split-stages")
 

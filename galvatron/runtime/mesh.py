@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from galvatron.errors import PlanError
+from galvatron.errors import GalvatronError, PlanError
 from galvatron.runtime import failure
 from galvatron.runtime.limit import DEFAULT_TIMEOUT_S
 
@@ -115,7 +115,10 @@ def initialize(device: str | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_
             return World(0, 1, target)
         backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
         # Later than our own limit, which can say why; waiting for a plan may take longer than any collective.
-        dist.init_process_group(backend, timeout=timedelta(seconds=min(max(1800.0, 2 * timeout_s), 1e7)))
+        try:
+            dist.init_process_group(backend, timeout=timedelta(seconds=min(max(1800.0, 2 * timeout_s), 1e7)))
+        except (ValueError, RuntimeError) as error:
+            raise GalvatronError(f"this process cannot join its job: {error}; start it with torchrun") from error
         atexit.register(shutdown)
     else:
         atexit.register(failure.stop)

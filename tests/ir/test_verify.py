@@ -378,6 +378,16 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (replace(clustered(), output="lss"), "nothing defines %lss", "output %lss"),
         (replace(clustered(), output="h1"), "a loss is a floating-point scalar", "output %h1"),
     ],
+    "epilogue-ends": [
+        (
+            with_layer(clustered(), "block_3", when=When.EPILOGUE),
+            "the epilogue block_3 must come last and make the loss %loss alone", "epilogue block_3",
+        ),
+        (
+            with_layer(clustered(), "block_3", when=When.EPILOGUE),
+            "reads %mask of the preamble, which it must compute itself", "epilogue block_3",
+        ),
+    ],
     "costs-present": [(with_class(costed(), "head", cost=None), "@head has no cost", "class @head")],
     "candidates-fit": [
         (replace(with_candidates(), candidates=(Candidates(2, "hed", ()),)), "unknown class @hed", "pp2 @hed"),
@@ -403,6 +413,12 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (
             with_plan(planned(), global_batch_size=12),
             "a batch of 12 does not divide into 4 micro-batches × dp2", "stage 0 =",
+        ),
+    ],
+    "micro-batches-add-up": [
+        (
+            with_op(planned(), "head", "loss", target="aten.sqrt.default", args=(Ref("total"),)),
+            "4 micro-batches do not add up to the batch: sqrt is not linear in a sum over the batch", "micro_batches",
         ),
     ],
     "meshes-fit": [
@@ -578,6 +594,6 @@ def test_a_single_graph() -> None:
 def test_a_message_tells_a_few_of_many_violations() -> None:
     program = clustered(20)
     broken = replace(program, layers=tuple(replace(layer, state=("x",) * len(layer.state)) for layer in program.layers))
-    with pytest.raises(VerifyError, match=r"and \d+ more") as caught:
+    with pytest.raises(VerifyError, match=r"and at least \d+ more") as caught:
         verify(broken)
     assert str(caught.value).count("\n") < 60

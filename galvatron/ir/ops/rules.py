@@ -247,6 +247,48 @@ def _index_select(call: Call) -> OpDims:
     return OpDims((operand, (chosen,)), ((*operand[:dim], chosen, *operand[dim + 1 :]),), sizes)
 
 
+def _index_write(call: Call) -> OpDims:
+    """Rows of one dim written, added or filled: that dim is whole, the others are shared by what holds the rows."""
+    shape = call.shape("self")
+    (dim,) = call.dims("dim", len(shape))
+    sizes: dict[str, Dim] = {f"d{i}": s for i, s in enumerate(shape) if i != dim and s != 1}
+    named = tuple((f"d{i}",) if f"d{i}" in sizes else () for i in range(len(shape)))
+    operands = tuple(
+        named if len(s) == len(shape) and i != 1 else ((),) * len(s) for i, s in enumerate(call.operand_shapes())
+    )
+    return OpDims(operands, (named,), sizes)
+
+
+def _index_put(call: Call) -> OpDims:
+    """`y[:, i, j] = values`: dims before the indexed ones are shared, those behind too."""
+    indices = call["indices"]
+    assert isinstance(indices, tuple)
+    shape, given = call.shape("self"), call.shape("values")
+    positions = [i for i, index in enumerate(indices) if isinstance(index, Ref)]
+    types = [call.types[ref.name] for ref in walk_refs(indices)]
+    if positions != list(range(positions[0], positions[-1] + 1)) or any(t.dtype in ("bool", "u8") for t in types):
+        return _whole(call)
+    rank = max(len(t.shape) for t in types)
+    sizes: dict[str, Dim] = {f"d{i}": s for i, s in enumerate(shape) if i not in positions and s != 1}
+    named = tuple((f"d{i}",) if f"d{i}" in sizes else () for i in range(len(shape)))
+    written = (*named[: positions[0]], *((),) * rank, *named[positions[-1] + 1 :])
+    values = written[len(written) - len(given) :]
+    values = tuple(() if size == 1 else names for names, size in zip(values, given, strict=True))
+    return OpDims((named, *(((),) * len(t.shape) for t in types), values), (named,), sizes)
+
+
+def _diagonal(call: Call) -> OpDims:
+    """The two dims of a diagonal are whole."""
+    shape = call.shape("self")
+    along = {int(call[name]) % len(shape) for name in ("dim1", "dim2")}  # type: ignore[arg-type]  # ints by schema
+    sizes: dict[str, Dim] = {f"d{i}": s for i, s in enumerate(shape) if i not in along and s != 1}
+    whole = tuple((f"d{i}",) if f"d{i}" in sizes else () for i in range(len(shape)))
+    part = (*(names for i, names in enumerate(whole) if i not in along), ())
+    if len(call.op.operands) == 1:
+        return OpDims((whole,), (part,), sizes, sums=frozenset({0}))
+    return OpDims((whole, part), (whole,), sizes, sums=frozenset({0, 1}))
+
+
 def _embedding(call: Call) -> OpDims:
     """Rows of a table; with gradients scaled by how often an index occurs, only the columns may be sharded."""
     line = "~v! h, b*! -> b*! h" if call["scale_grad_by_freq"] else "~v^ h, b* -> b* h"
@@ -391,8 +433,24 @@ RULES: dict[str, str | DimsFunction] = {
     "sort": _along("dim"),
     "gather": _along("dim"),
     "scatter": _along("dim"),
+    "scatter_add": _along("dim"),
+    "slice_scatter": _along("dim", linear=True),
+    "index_add": _index_write,
+    "index_copy": _index_write,
+    "index_fill": _index_write,
+    "index_put": _index_put,
+    "diagonal": _diagonal,
+    "diagonal_scatter": _diagonal,
     "triu": "b* m! n! -> b* m! n!",
     "tril": "b* m! n! -> b* m! n!",
+    # complex numbers
+    "view_as_complex": "+b* c! -> b*",
+    "view_as_real": "+b* -> b* c!",
+    "real": "+b* -> b*",
+    "imag": "+b* -> b*",
+    "conj_physical": "+b* -> b*",
+    "complex": "+b*, +b* -> b*",
+    "polar": "b*, b* -> b*",
     # normalisation and lookup
     "layer_norm": lambda call: _normalisation(call, "weight", "bias"),
     "rms_norm": lambda call: _normalisation(call, "weight"),

@@ -269,7 +269,7 @@ def spmd_ops(scope: Scope) -> Iterator[Violation]:
             if op.kwarg("axis") not in axes:
                 told = f"{op.kwarg('axis')!r} is no axis of the mesh; axes are {', '.join(axes) or 'none'}"
                 yield ("op", scope.owner, index), f"{op.target}: {told}"
-            if type(op.kwarg("size")) is not int:
+            if type(op.kwarg("size")) is not int and not isinstance(op.kwarg("size"), sympy.Expr):
                 yield ("op", scope.owner, index), f"{op.target}: size must be the whole size of the sharded dimension"
 
 

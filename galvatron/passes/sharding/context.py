@@ -9,7 +9,7 @@ from operator import itemgetter
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.gradients import Gradients, gradients
 from galvatron.ir.layout import BROADCAST, Axis, Layout, Shard, joined_layout
-from galvatron.ir.planning import planned_layers
+from galvatron.ir.planning import epilogue, planned_layers
 from galvatron.ir.program import MASTER, LayerClass, Program, When
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import DTYPE_BYTES
@@ -48,11 +48,12 @@ class Partitioner:
 
     def agreed(self, strategies: Sequence[Strategy]) -> frozenset[str]:
         """The classes whose layers keep shared parameters sharded under a plan with one strategy per planned layer."""
-        layers = planned_layers(self.program)
+        placed = list(zip(planned_layers(self.program), strategies, strict=False))
+        placed += [(layer, strategies[-1]) for layer in epilogue(self.program)]
         return frozenset(
             cls
             for tie in self.ties
-            if agreement(s for layer, s in zip(layers, strategies, strict=False) if layer.cls in tie.classes)
+            if agreement(strategy for layer, strategy in placed if layer.cls in tie.classes)
             for cls in tie.classes
         )
 

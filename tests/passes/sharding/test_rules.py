@@ -65,7 +65,7 @@ def check_mode(call: Sample, mode: Mode, mesh: Mesh) -> None:
     result_layouts = {v.name: placed(s, v) for v, s in zip(op.results, mode.results, strict=True)}
     whole = leaves(call.tensors, call.differentiable)
     expected = run_graph(graph, whole, batch=1)
-    gradients = {n: torch.randn_like(y) for n, y in expected.items() if y.is_floating_point()}
+    gradients = {n: torch.randn_like(y) for n, y in expected.items() if y.is_floating_point() or y.is_complex()}
     expected_gradients = backward(op, whole, expected, gradients)
 
     parts = {n: distribute(x, operand_layouts[n], mesh) for n, x in call.tensors.items()}

@@ -1,0 +1,339 @@
+"""Micro-batches as an axis in time: whether the sum over the micro-batches of a step is the loss of the whole batch.
+
+What a mesh axis does to a value in space, the micro-batches of a step do in time. Over them a value is
+
+| state | the value in each micro-batch | its gradient |
+|---|---|---|
+| `Along(dim, inner)` | of its own samples, a factor of a dimension | of the same samples |
+| `SUM` | a term of a sum | the same in each |
+| `SAME` | the same in each | a term of a sum |
+
+just as under data parallelism, and the rules of the op table say what an op makes of them. But in the middle of a step
+micro-batches cannot exchange anything. Terms are added up only at the very end (the loss, and gradients of state), and
+the only conversion is to count a value once, from `SAME` to `SUM`, by dividing it by the number of micro-batches. An op
+that needs any other *couples* samples: so it sees a part of the batch where the model saw all of it, and several
+micro-batches are not exact, unless that op and all that follows it run once per step (`When.EPILOGUE`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+
+import sympy
+
+from galvatron.ir.graph import Arg, Graph, Op, Value
+from galvatron.ir.ops.notation import DimNames, OpDims
+from galvatron.ir.ops.rules import op_dims
+from galvatron.ir.program import Layer, LayerClass, Program, When
+from galvatron.ir.types import BATCH, MICRO_BATCHES, Dim, TensorType, exact_quotient, simplify_dim
+
+
+class Whole(Enum):
+    """States of values that are not cut along the samples."""
+
+    SAME = "same"
+    SUM = "sum"
+    COUPLED = "coupled"
+    """Only known once all micro-batches are there."""
+
+
+SAME, SUM, COUPLED = Whole
+
+
+@dataclass(frozen=True)
+class Along:
+    """Each micro-batch has its own samples: the factor of dimension `dim` that counts them, of which each spans `inner`
+    elements."""
+
+    dim: int
+    inner: Dim
+
+
+State = Along | Whole
+
+_ADDED_NUMBER = {"add": 1, "sub": 1, "rsub": 1}
+"""Ops that may add a number to their first operand, and where that argument stands."""
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """An op that needs more of the batch than one micro-batch, and why."""
+
+    op: Op
+    reason: str
+
+    def __str__(self) -> str:
+        source = self.op.source
+        line = f"{source}: `{source.code}`: " if source else ""
+        return f"{line}{self.op.target.split('.')[1]} {self.reason}"
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The state of every value of a graph over the micro-batches of a step.
+
+    `once` are operands (by name) and numbers (by argument) that have to be counted once and are not, `couplings` the
+    ops that couple samples first; both by the name of the op's first result. What follows a coupling is `COUPLED`.
+    """
+
+    states: Mapping[str, State]
+    once: Mapping[str, tuple[str | int, ...]]
+    couplings: Mapping[str, Coupling]
+
+
+def batch_state(type_: TensorType) -> State:
+    """The state of a batch input, or of what is made anew in each micro-batch: along the batch where it has one."""
+    for dim, size in enumerate(type_.shape):
+        inner = exact_quotient(size, BATCH) if not isinstance(size, int) else None
+        if inner is not None:
+            return Along(dim, inner)
+    return SAME
+
+
+def flow(graph: Graph, given: Mapping[str, State]) -> Flow:
+    """Follows states through a graph, written in the global batch size, from those `given` for its inputs and state
+    (`SAME` by default)."""
+    types = {name: value.type for name, value in graph.values.items()}
+    states: dict[str, State] = {v.name: given.get(v.name, SAME) for v in (*graph.inputs, *graph.state)}
+    once: dict[str, tuple[str | int, ...]] = {}
+    couplings: dict[str, Coupling] = {}
+    for op in graph.ops:
+        operands = [states[name] for name in op.operands]
+        made: tuple[State, ...] = (COUPLED,) * len(op.results)
+        if COUPLED not in operands:
+            try:
+                made, counted = _results(op, types, operands)
+                if counted:
+                    once[op.results[0].name] = tuple(counted)
+            except _Couples as found:
+                couplings[op.results[0].name] = Coupling(op, str(found))
+        states.update((value.name, state) for value, state in zip(op.results, made, strict=True))
+    return Flow(states, once, couplings)
+
+
+class _Couples(Exception):
+    """The op couples samples; the message goes on from its name."""
+
+
+_Made = tuple[tuple[State, ...], list[str | int]]
+"""The states of an op's results, and what it has to count once."""
+
+
+def _results(op: Op, types: Mapping[str, TensorType], operands: list[State]) -> _Made:
+    """What an op makes of its operands.
+
+    Raises:
+        _Couples: it needs more than a micro-batch has.
+    """
+    batched = any(map(_is_batched, op.results))
+    same = all(state is SAME for state in operands)
+    number = _added_number(op)
+    if same and is_counted(op):
+        return (SUM,), []
+    if _mentions(op) and not (operands == [SUM] and number is not None and _is_share(op.args[number])):
+        raise _Couples("counts micro-batches, which the model does not have")
+    if same and not batched:
+        return (SAME,) * len(op.results), []
+    dims = op_dims(op, types)
+    if dims is None or len(dims.operands) != len(operands):
+        raise _Couples("is computed on all samples at once")
+    if batched or any(isinstance(state, Along) for state in operands):
+        return _along(op, types, dims, operands)
+    return _linear(op, types, dims, operands)
+
+
+def is_counted(op: Op) -> bool:
+    """Whether the op is a division by the number of micro-batches."""
+    return op.target == "aten.div.Tensor" and len(op.args) > 1 and op.args[1] == MICRO_BATCHES
+
+
+def statistic_state(op: Op) -> State:
+    """The state of what an op makes once per step of the whole batch."""
+    return SUM if is_counted(op) else SAME
+
+
+def _mentions(op: Op) -> bool:
+    """Whether an argument depends on the number of micro-batches."""
+    return any(isinstance(arg, sympy.Expr) and arg.has(MICRO_BATCHES) for arg in op.args)
+
+
+def _along(op: Op, types: Mapping[str, TensorType], dims: OpDims, operands: list[State]) -> _Made:
+    """An op whose operands or results have samples: along one factor of one of its named dimensions."""
+    found = {_factor(tensor, dims, state) for tensor, state in zip(dims.operands, operands, strict=True)} - {None}
+    if not found:
+        made = (_factor(t, dims, batch_state(v.type)) for t, v in zip(dims.results, op.results, strict=True))
+        found = set(made) - {None}
+    if len(found) > 1 and _ACROSS not in found:
+        raise _Couples("pairs samples with one another")
+    factor = next(iter(found), _ACROSS)
+    if _ACROSS in found or isinstance(factor, str) or factor is None:
+        raise _Couples("works across the samples of the batch")
+    results = [_place(tensor, dims, factor) for tensor in dims.results]
+    summed = all(place is None for place in results)
+    if not summed and None in results:
+        raise _Couples("works across the samples of the batch")
+    if summed and any(map(_is_batched, op.results)):
+        raise _Couples("pairs samples with one another")
+    counted: list[str] = []
+    for position, (tensor, state) in enumerate(zip(dims.operands, operands, strict=True)):
+        place = _place(tensor, dims, factor)
+        if place is not None and state != place:
+            raise _Couples("reads what belongs to all samples beside what belongs to its own")
+        if place is None and summed and position in dims.sums:
+            counted += [op.operands[position]] if state is SAME else []
+        elif place is None and state is SUM:
+            raise _Couples(_PART_OF_A_SUM.format("reads"))
+    return tuple(SUM if place is None else place for place in results), _fractions(types, counted)
+
+
+def _linear(op: Op, types: Mapping[str, TensorType], dims: OpDims, operands: list[State]) -> _Made:
+    """An op on sums over the batch: terms pass through what is linear in them."""
+    results: tuple[State, ...] = (SUM,) * len(op.results)
+    if _is_cast(op):
+        return results, []
+    number = _added_number(op)
+    if number is not None:
+        is_share = _is_share(op.args[number])
+        return results, [] if is_share else [number]
+    partial = {i for i, state in enumerate(operands) if state is SUM}
+    multiplied = partial & dims.products
+    complete = not dims.sums or len(dims.sums) + len(dims.products) == len(operands)
+    if partial - multiplied <= dims.sums and complete and len(multiplied) == bool(dims.products):
+        return results, _fractions(types, [op.operands[i] for i in sorted(dims.sums - partial)])
+    raise _Couples(_PART_OF_A_SUM.format("is not linear in"))
+
+
+_PART_OF_A_SUM = "{} a sum over the batch, of which a micro-batch knows only its own part"
+
+
+def _is_cast(op: Op) -> bool:
+    """Whether the op only changes the element type, to one that has fractions: linear, to rounding."""
+    return op.target in ("aten._to_copy.default", "aten.detach.default") and op.result.type.is_floating
+
+
+def _added_number(op: Op) -> int | None:
+    """Which argument is a number that the op adds to its only operand."""
+    position = _ADDED_NUMBER.get(op.target.split(".")[1])
+    if position is None or len(op.operands) != 1 or len(op.args) <= position:
+        return None
+    return position if isinstance(op.args[position], (int, float, sympy.Expr)) else None
+
+
+def _is_share(number: Arg) -> bool:
+    """Whether a number is a share of another one, `c / m`."""
+    return isinstance(number, sympy.Expr) and not sympy.expand(number * MICRO_BATCHES).has(MICRO_BATCHES)
+
+
+def _fractions(types: Mapping[str, TensorType], operands: list[str]) -> list[str | int]:
+    """Operands that are to be divided by the number of micro-batches.
+
+    Raises:
+        _Couples: one is a whole number.
+    """
+    if not all(types[name].is_floating for name in operands):
+        raise _Couples("adds a whole number to a sum over the batch, which every micro-batch would do")
+    return list(operands)
+
+
+_ACROSS = "across"
+"""Stands for a dimension of samples that the op does not let be cut."""
+
+_Factor = tuple[str, Dim]
+"""A named dimension of an op, and how many of its elements one sample spans."""
+
+
+def _is_batched(value: Value) -> bool:
+    return isinstance(batch_state(value.type), Along)
+
+
+def _factor(tensor: tuple[DimNames, ...], dims: OpDims, state: State) -> _Factor | str | None:
+    """Which factor of which named dimension the samples of an operand are; None for one without."""
+    if not isinstance(state, Along):
+        return None
+    for name, offset in _offsets(tensor[state.dim], dims):
+        relative = exact_quotient(state.inner, offset)
+        if relative is not None and exact_quotient(dims.sizes[name], simplify_dim(relative * BATCH)) is not None:
+            return _ACROSS if name in dims.indivisible or name in dims.spmd else (name, relative)
+    return _ACROSS
+
+
+def _place(tensor: tuple[DimNames, ...], dims: OpDims, factor: _Factor) -> Along | None:
+    """Where a tensor has a factor."""
+    name, relative = factor
+    for dim, names in enumerate(tensor):
+        for other, offset in _offsets(names, dims):
+            if other == name:
+                return Along(dim, simplify_dim(offset * relative))
+    return None
+
+
+def _offsets(names: DimNames, dims: OpDims) -> Iterator[tuple[str, Dim]]:
+    """The named factors of a dimension, innermost first, with the product of those inside each."""
+    offset: Dim = 1
+    for name in reversed(names):
+        yield name, offset
+        offset = simplify_dim(offset * dims.sizes[name])
+
+
+def coupling(program: Program) -> Coupling | None:
+    """Why several micro-batches of a program of layers would not add up to the whole batch; None where they do.
+
+    Of an epilogue it is the schedule that must see to it that all micro-batches are there.
+    """
+    return _coupling(program.classes, program.layers, program.inputs, program.output)
+
+
+@lru_cache(maxsize=16)
+def _coupling(
+    classes: tuple[LayerClass, ...], layers: tuple[Layer, ...], inputs: tuple[Value, ...], output: str
+) -> Coupling | None:
+    graphs = {cls.name: cls.graph for cls in classes}
+    states: dict[str, State] = {value.name: batch_state(value.type) for value in inputs}
+    flows: dict[Hashable, Flow] = {}
+    for layer in layers:
+        graph = graphs[layer.cls]
+        if layer.when in (When.STEP, When.EPILOGUE):
+            statistics = layer.when is When.STEP
+            made = [statistic_state(graph.producers[name]) if statistics else SUM for name in graph.outputs]
+        else:
+            given = tuple(states[name] for name in layer.operands)
+            key = layer.cls, given
+            if key not in flows:
+                flows[key] = flow(graph, dict(zip((v.name for v in graph.inputs), given, strict=True)))
+            if problem := _problem(graph, flows[key]):
+                return problem
+            made = [flows[key].states[name] for name in graph.outputs]
+        states.update(zip(layer.results, made, strict=True))
+    if states[output] is SUM:
+        return None
+    last = next(graphs[layer.cls] for layer in layers if output in layer.results)
+    return Coupling(last.ops[-1], "makes a loss that every micro-batch would add once more")
+
+
+def epilogue_coupling(program: Program) -> Coupling | None:
+    """What makes the epilogue of a program of layers necessary; None for one without."""
+    whole = {name for layer in program.layers if layer.when is When.STEP for name in layer.results}
+    whole |= {value.name for value in program.inputs}
+    for layer in (layer for layer in program.layers if layer.when is When.EPILOGUE):
+        graph = program.class_of[layer.cls].graph
+        given: dict[str, State] = {}
+        for value, name in zip(graph.inputs, layer.operands, strict=True):
+            state = batch_state(value.type)
+            given[value.name] = SUM if state is SAME and name not in whole else state
+        found = flow(graph, given).couplings
+        return next((found[op.results[0].name] for op in graph.ops if op.results[0].name in found), None)
+    return None
+
+
+def _problem(graph: Graph, found: Flow) -> Coupling | None:
+    """The first op of a graph that micro-batches would do wrong."""
+    for op in graph.ops:
+        name = op.results[0].name
+        if name in found.couplings:
+            return found.couplings[name]
+        if name in found.once:
+            return Coupling(op, "adds what has no samples in it, which every micro-batch would add once more")
+    return None
