@@ -254,10 +254,13 @@ def with_gelu(program: Program, **changes: Any) -> Program:
 )
 def test_what_is_given_is_verified_first(changes, rule):
     broken = with_gelu(galvatron.capture(new_model(1), new_batch()), **changes)
-    for function in (api.search, api.estimate, api.emit):
-        arguments = (broken, "a100-80g:1x2") if function is api.search else (broken, "m1/dp2", "a100-80g:1x2")
+    for function in (
+        lambda: api.search(broken, "a100-80g:1x2"),
+        lambda: api.estimate(broken, "m1/dp2", "a100-80g:1x2"),
+        lambda: api.emit(broken, "m1/dp2", "a100-80g:1x2"),
+    ):
         with pytest.raises(VerifyError) as caught:
-            function(*arguments)
+            function()
         assert caught.value.rule == rule
 
 

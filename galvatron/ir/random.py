@@ -18,6 +18,7 @@ import sympy
 
 from galvatron.ir.graph import Arg, Op, Value
 from galvatron.ir.layout import Axis, Partial, Shard
+from galvatron.ir.ops.schemas import is_operator, schema_of
 
 KEYWORDS = ("site", "axes", "per_step")
 
@@ -68,6 +69,19 @@ def is_random(op: Op) -> bool:
         return True
     position, keyword = switch
     return bool(op.args[position] if len(op.args) > position else op.kwarg(keyword))
+
+
+def draws_as_a_whole(op: Op) -> bool:
+    """Whether an op, called as it is, draws random numbers otherwise than each element by itself.
+
+    Recurrent networks do in training, with dropout between their layers.
+    """
+    plain = without_site(op)
+    if not is_operator(plain.target) or plain.target.split(".")[1] in RANDOM_OPS:
+        return False
+    schema = schema_of(plain.target)
+    arguments = schema.arguments(plain)
+    return schema.random and bool(arguments.get("train", True)) and bool(arguments.get("dropout", True))
 
 
 def is_random_target(target: str) -> bool:

@@ -16,7 +16,7 @@ from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard, name
 from galvatron.ir.ops.schemas import operators, schema_of
 from galvatron.ir.program import Form, Layer, LayerClass, Program, Stage, StateLayout, Transfer
 from galvatron.ir.random import without_site
-from galvatron.ir.spmd import without_axis
+from galvatron.ir.spmd import SPMD_OPS, spmd_target, without_axis
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import LOCAL_BATCH, Dim, TensorType
 
@@ -215,6 +215,16 @@ def retarget_a_collective(program: Program, random: Random) -> Program:
         return replace(op, target=other(random, [f"comm.{name}" for name in names], op.target))
 
     return with_op(program, random, is_comm, edit)
+
+
+def retarget_to_an_op_on_slices(program: Program, random: Random) -> Program:
+    def edit(op: Op, graph: Graph, cls: LayerClass | None) -> Op:
+        axis = one_of(random, nameable_axes(cls.mesh if cls else ()))
+        shape = graph.values[op.operands[0]].type.shape
+        keywords = (*op.kwargs, ("axis", axis.name), ("size", one_of(random, shape)))
+        return replace(op, target=spmd_target(op), kwargs=keywords)
+
+    return with_op(program, random, lambda op: is_aten(op) and op.target.split(".")[1] in SPMD_OPS, edit)
 
 
 def retarget_to_no_operator(program: Program, random: Random) -> Program:
@@ -532,6 +542,7 @@ KINDS: dict[str, Kind] = {
     "size-of-a-sharded-dimension": Kind(size_of_a_sharded_dimension, *_LOCAL),
     "keyword-of-a-collective": Kind(keyword_of_a_collective, *_LOCAL),
     "retarget-a-collective": Kind(retarget_a_collective, *_LOCAL),
+    "retarget-to-an-op-on-slices": Kind(retarget_to_an_op_on_slices, *_LOCAL),
     "keyword-of-a-draw": Kind(keyword_of_a_draw, *_LOCAL),
     "placement": Kind(placement, *_LOCAL),
     "placement-and-shape": Kind(placement_and_shape, *_LOCAL),

@@ -134,6 +134,12 @@ KEPT_ODD = StateLayout("blocks.0.down.bias", (DP, TP), (REPLICATE, REPLICATE))
 KEPT = staged().stages[0].state[0]
 TP8 = Strategy.parse("tp8")
 
+RECURRENT = with_op(
+    clustered(), "block", "silu", target="aten.gru.input",
+    args=(Ref("up"), Ref("up"), (), False, 2, 0.5, True, False, True),
+    results=(value("silu", "f32", BATCH, 6, 16), value("state", "f32", BATCH, 6, 16)),
+)  # fmt: skip
+
 BROKEN: dict[str, list[tuple[Program, str, str]]] = {
     "unique-names": [
         (with_op(clustered(), "block", "silu", result_value={"name": "up"}), "%up is defined twice", "aten.silu"),
@@ -280,6 +286,7 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (with_draw(sharded(), "dropout", "random.", SITE | {"site": -1}), "site must be a number", "%silu"),
         (with_draw(sharded(), "dropout", "random.", SITE | {"per_step": True}), "per_step must be false", "%silu"),
         (with_draw(sharded(), "dropout", "random.", SITE, twice=True), "site 0 is taken", "%again"),
+        (RECURRENT, "draws random numbers that cannot be split over micro-batches", "aten.gru.input"),
         (with_draw(clustered(), "dropout", "random.", SITE), "in a graph that is not sharded", "%silu"),
     ],
     "result-types": [

@@ -91,8 +91,8 @@ def _captured(model: nn.Module, batch: Batch, loss_fn: LossFunction | None, prec
         ) from error
     program, constants = converted(exported, model, samples, precision)
     assert program.graph is not None
-    check_operators(program.graph)
     check_randomness(program.graph)
+    check_operators(program.graph)
     return Captured(program, constants)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from galvatron.errors import CaptureError, GalvatronError
+from galvatron.errors import CaptureError
 from galvatron.ir.capture.sources import located
 from galvatron.ir.graph import Graph, Op
-from galvatron.ir.interpreter import torch_op
-from galvatron.ir.random import RANDOM_OPS
+from galvatron.ir.ops.schemas import is_operator
+from galvatron.ir.random import RANDOM_OPS, draws_as_a_whole
 
 
 def check_randomness(graph: Graph) -> None:
@@ -26,13 +26,12 @@ def check_randomness(graph: Graph) -> None:
 
 
 def _draws(op: Op) -> bool:
-    """Whether the op is random as it is called: recurrent networks are only with dropout and in training."""
-    try:
-        operator = torch_op(op.target)
-    except GalvatronError:
-        return False
-    if torch.Tag.nondeterministic_seeded not in operator.tags:  # type: ignore[attr-defined]  # of an OpOverload
-        return False
-    names = (argument.name for argument in operator._schema.arguments)  # type: ignore[attr-defined]
-    arguments = {**dict(zip(names, op.args, strict=False)), **dict(op.kwargs)}
-    return bool(arguments.get("train", True)) and bool(arguments.get("dropout", True))
+    """Whether the op is random as it is called, be it one that a program may contain or not."""
+    return draws_as_a_whole(op) if is_operator(op.target) else _is_tagged(op.target)
+
+
+def _is_tagged(target: str) -> bool:
+    namespace, name, *overload = target.split(".")
+    packet = getattr(getattr(torch.ops, namespace), name, None)
+    operator = getattr(packet, overload[0] if overload else "default", None)
+    return torch.Tag.nondeterministic_seeded in getattr(operator, "tags", ())

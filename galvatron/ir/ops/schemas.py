@@ -38,7 +38,7 @@ class Parameter:
     """A parameter of an operator.
 
     `kind` is what torch calls its type, without what the other fields say of it: `Tensor`, `int`, `Scalar`. `length` is
-    None for a single value, 0 for a list of any length; for a list of a given length one value stands for all of them.
+    None for a single value; for a list, how often a single value may stand in it, 0 if none may.
     """
 
     name: str
@@ -123,8 +123,6 @@ def fits(value: Arg, parameter: Parameter) -> bool:
         return _FITS[parameter.kind](value)
     if not isinstance(value, tuple):
         return parameter.length > 0 and parameter.kind != "Tensor" and _FITS[parameter.kind](value)
-    if parameter.length and len(value) not in (1, parameter.length):
-        return False
     return all(parameter.optional_items if item is None else _FITS[parameter.kind](item) for item in value)
 
 

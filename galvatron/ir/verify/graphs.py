@@ -13,7 +13,7 @@ from galvatron.ir.graph import Const, Graph, Op, Ref, Value
 from galvatron.ir.layout import Axis, Layout, Placement, Shard, joined, local_outer, nameable_axes, positions
 from galvatron.ir.ops.schemas import argument_problem
 from galvatron.ir.padding import paddable
-from galvatron.ir.random import is_random, random_problem, without_site
+from galvatron.ir.random import draws_as_a_whole, is_random, random_problem, without_site
 from galvatron.ir.spmd import is_spmd, without_axis
 from galvatron.ir.text.targets import is_known_target, unknown_target
 from galvatron.ir.types import BATCH, DTYPE_BYTES, Dim
@@ -265,7 +265,7 @@ def spmd_ops(scope: Scope) -> Iterator[Violation]:
     """Ops of `ir.spmd` name a mesh axis and the whole size of the dimension that is sharded on it."""
     for index, op in enumerate(scope.graph.ops):
         if is_spmd(op.target):
-            axes = [axis.name for axis in nameable_axes(scope.mesh or ())]
+            axes = [axis.name for axis in scope.mesh or ()]
             if op.kwarg("axis") not in axes:
                 told = f"{op.kwarg('axis')!r} is no axis of the mesh; axes are {', '.join(axes) or 'none'}"
                 yield ("op", scope.owner, index), f"{op.target}: {told}"
@@ -329,10 +329,15 @@ def _local_placement(layout: Layout, mesh: tuple[Axis, ...], at: int) -> Placeme
 
 
 def random_draws(scope: Scope) -> Iterator[Violation]:
-    """In a sharded graph, and only there, every op that draws random numbers has a site and says which ranks agree."""
+    """In a sharded graph, and only there, every op that draws random numbers has a site and says which ranks agree.
+
+    No op draws what cannot be drawn slice by slice.
+    """
     sites: set[object] = set()
     for index, op in enumerate(scope.graph.ops):
         locus = ("op", scope.owner, index)
+        if draws_as_a_whole(op):
+            yield locus, f"{op.target} draws random numbers that cannot be split over micro-batches and ranks"
         if not is_random(op):
             continue
         if scope.mesh is None or not op.target.startswith("random."):

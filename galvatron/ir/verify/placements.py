@@ -15,7 +15,7 @@ different tensors means one thing where both agree.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from galvatron.errors import GalvatronError
@@ -166,7 +166,12 @@ def _runs_unsharded(dims: OpDims | None, operands: tuple[Placed, ...], results: 
 
 
 def _check_sharded(
-    dims: OpDims, name: str, operands: tuple[Placed, ...], results: tuple[Placed, ...], axis: int, missing: Placement
+    dims: OpDims,
+    name: str,
+    operands: tuple[Placed, ...],
+    results: tuple[Placed, ...],
+    axis: int,
+    missing: Replicate | Partial,
 ) -> None:
     """Checks what has a sharded dimension and what has not; `missing` is the placement of a result without it."""
     made = [_has(tensor, name) for tensor in dims.results]
@@ -253,9 +258,11 @@ def _check_inside(
     Raises:
         Misplaced: it is not placed as the op needs it.
     """
+    if not any(isinstance(p.layout[axis], Shard) for p in operands):
+        raise Misplaced("nothing is sharded")
     name = op.target.removeprefix("spmd.")
     if name == "scaled_dot_product_attention":
-        _check_ring(op, operands, results, mesh, axis)
+        _check_ring(op, operands, results, axis)
         return
     if dims is None or len(dims.spmd) != 1:
         raise Misplaced("it has no dimension that may be sharded")
@@ -268,9 +275,7 @@ def _check_inside(
     _check_sharded(dims, sharded, operands, results, axis, SPMD_OPS[name].result)
 
 
-def _check_ring(
-    op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: tuple[Axis, ...], axis: int
-) -> None:
+def _check_ring(op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...], axis: int) -> None:
     """Ring attention: queries, keys, values and the rows of a mask are sharded along the whole sequence."""
     size = operands[0].type.shape[-2]
     if size != op.kwarg("size"):
@@ -285,8 +290,7 @@ def _check_ring(
 
 
 def padded_sizes(
-    read: Iterator[tuple[Value, Mapping[int, int]]] | Iterable[tuple[Value, Mapping[int, int]]],
-    results: tuple[Value, ...],
+    read: Iterable[tuple[Value, Mapping[int, int]]], results: tuple[Value, ...]
 ) -> dict[str, dict[int, int]]:
     """The whole sizes of the padded dimensions of results: on each axis that of the padded operand."""
     by_axis: dict[int, int] = {}

@@ -61,7 +61,7 @@ def meshes_fit(program: Program) -> Iterator[Violation]:
     assert plan is not None  # by form_fields
     for cls in program.classes:
         locus = ("class", cls.name)
-        if cls.strategy is not None and cls.mesh and uncut_mesh(cls.mesh) != cls.strategy.mesh:
+        if cls.strategy is not None and uncut_mesh(cls.mesh) != cls.strategy.mesh:
             yield locus, f"the mesh of @{cls.name} is not that of its strategy {cls.strategy}"
         for axis in cls.mesh:
             if plan.devices_per_stage % (axis.stride * axis.size):
