@@ -195,7 +195,7 @@ def _bind_batch(bindings: Bindings) -> None:
                 continue
             type_ = next(value.type for value in program.inputs if value.name == parameter.name)
             scope = bindings.step_variables if parameter.whole else bindings.variables
-            variable = scope.bind(f"batch:{len(bindings.batch)}", operand)
+            variable = scope.bind(("batch", len(bindings.batch)), operand)
             bindings.batch[parameter] = (variable, batch_input_shape(type_, formal.layout or (), cls))
 
 
