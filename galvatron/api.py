@@ -18,6 +18,7 @@ from galvatron.codegen import emit as emit_stages
 from galvatron.codegen import load_module, stage_axes
 from galvatron.compiled import BatchLike, BatchReader, CompiledModel
 from galvatron.errors import ClusterError, GalvatronError, PlanError
+from galvatron.ir import limits
 from galvatron.ir.capture import Captured, capture_graph
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
@@ -263,7 +264,7 @@ def _costed(program: Program, cluster: Cluster, global_batch_size: int | None) -
     if program.form is Form.CAPTURED:
         program = Pipeline.of(FRONT_END).run(program)
     batch_size = program.batch_size if global_batch_size is None else global_batch_size
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+    if type(batch_size) is not int or not 1 <= batch_size <= limits.SIZE:
         raise GalvatronError(f"global_batch_size must be a positive whole number of samples, not {batch_size!r}")
     if program.form is Form.CLUSTERED:
         program = Pipeline.of(PLANNING[:1]).run(program)
