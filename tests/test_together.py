@@ -131,7 +131,8 @@ def compile_with(**changes: Any) -> galvatron.CompiledModel:
     batch = new_batch(changes.pop("samples", 4))
     with pytest.MonkeyPatch.context() as patch:
         changes.pop("bug", lambda _: None)(patch)
-        return galvatron.compile(model, batch, **{"plan": "dp2", "optimizer": sgd, **changes})
+        options: dict[str, Any] = {"plan": "dp2", "optimizer": sgd} | changes
+        return galvatron.compile(model, batch, **options)
 
 
 def fails_and_goes_on(world: rt.World, names: list[str]) -> list[tuple[str, str]]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from galvatron.errors import GalvatronError
-from galvatron.runtime.optimizers import Slices, Whole, build_optimizer, check_optimizer, optimizer_of_rank
+from galvatron.runtime.elementwise import Slices, Whole, check_optimizer
+from galvatron.runtime.optimizers import build_optimizer, optimizer_of_rank
 
 CPU = torch.device("cpu")
 MATRICES = {f"layers.{i}.weight": Whole((256, 192), torch.float32) for i in range(3)}
@@ -106,7 +107,7 @@ ELEMENTWISE = {
 
 
 def check(factory: Any, slices: Slices, model: dict[str, Whole] = MODEL, own: Any = None) -> frozenset[str]:
-    return check_optimizer(factory, model, tuple(model) if own is None else own, slices, CPU)
+    return check_optimizer(partial(build_optimizer, factory), model, tuple(model) if own is None else own, slices, CPU)
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
