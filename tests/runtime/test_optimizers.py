@@ -110,13 +110,18 @@ def check(factory: Any, slices: Slices, model: dict[str, Whole] = MODEL, own: An
     return check_optimizer(partial(build_optimizer, factory), model, tuple(model) if own is None else own, slices, CPU)
 
 
-@pytest.mark.parametrize("name", ELEMENTWISE)
+OFTEN = ("sgd", "adamw", "foreach", "fused", "tensor rate", "rate zero", "adagrad", "rprop")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in ELEMENTWISE]
+)
 def test_elementwise_optimizers_take_any_slices(name):
     check(ELEMENTWISE[name], Slices(frozenset({0, 1, 2}), ranges=True))
     check(ELEMENTWISE[name], Slices(), own=tuple(MODEL)[2:5])
 
 
-@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("cut", ["rows", "ranges", pytest.param("columns", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "factory",
     [
