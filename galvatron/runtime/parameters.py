@@ -21,8 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from galvatron.runtime.buckets import ALONE, Bucket, Group, Member
+from galvatron.runtime.elementwise import Slices
 from galvatron.runtime.mesh import Axis, joint_groups
-from galvatron.runtime.optimizers import Slices
 from galvatron.runtime.stage import Stage, StateSpec
 
 _BUCKET_BYTES = 32 << 20

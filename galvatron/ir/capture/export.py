@@ -114,6 +114,7 @@ class _Training(nn.Module):
         self.model = model
         self.training = model.training
         self._constants = constants
+        self._loss_fn: LossFunction | None
         object.__setattr__(self, "_loss_fn", loss_fn)  # a loss that is a module is no part of the model
         self._dtype = dtype
         self._watch = watch
