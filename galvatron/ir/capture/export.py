@@ -19,6 +19,7 @@ from galvatron.ir.capture.operators import check_operators
 from galvatron.ir.capture.precision import ComputeType, rounded
 from galvatron.ir.capture.randomness import check_randomness
 from galvatron.ir.capture.regions import dissolve_regions
+from galvatron.ir.capture.restore import unchanged
 from galvatron.ir.capture.samples import find_samples
 from galvatron.ir.capture.tracing import OnlyRegisteredAreTrained, careful_tracing
 from galvatron.ir.program import Program
@@ -165,7 +166,7 @@ def _exported(training: nn.Module, batch: Batch) -> ExportedProgram:
     device = _device_of(training)
     inputs = batch.stand_ins(device)
     devices = [device] if device.type == "cuda" else []
-    with quiet(), careful_tracing(), torch.enable_grad(), torch.random.fork_rng(devices):
+    with unchanged(training), quiet(), careful_tracing(), torch.enable_grad(), torch.random.fork_rng(devices):
         exported = torch.export.export(training, (inputs,), strict=False, dynamic_shapes=(shapes,))
         dissolve_regions(exported)
         return exported.run_decompositions({})
