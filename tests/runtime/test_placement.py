@@ -132,7 +132,7 @@ def capture_twice(name: str) -> str:
         key: _on_device(value) if device.type == "gpu" else value.clone() for key, value in self.tensors.items()
     }
     on_cpu = print_program(capture_graph(case.model, batch, loss_fn=case.loss_fn).program)
-    moved: dict[Tensor, Tensor] = {}  # by identity, so that tied ones stay tied
+    moved: dict[Tensor, Any] = {}  # by identity, so that tied ones stay tied
     for module in case.model.modules():
         tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for table in tables:
@@ -143,8 +143,8 @@ def capture_twice(name: str) -> str:
     return "\n".join(difflib.unified_diff(on_cpu.splitlines(), on_device.splitlines(), lineterm="", n=0))
 
 
-def _on_device(value: Tensor) -> Tensor:
-    empty = torch._C._acc.create_empty_tensor(value.shape, value.dtype)  # type: ignore[attr-defined]  # not in the stubs
+def _on_device(value: Tensor) -> Any:
+    empty: Any = torch._C._acc.create_empty_tensor(value.shape, value.dtype)  # type: ignore[attr-defined]  # not in the stubs
     return nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
 
 
