@@ -25,9 +25,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from galvatron import capture
 from galvatron import runtime as rt
 from galvatron.codegen import load_module
-from galvatron.ir.capture import capture_graph
 from galvatron.ir.capture.batch import Batch
 from galvatron.ir.planning import PlanShorthand
 from galvatron.ir.text import print_program
@@ -131,7 +131,7 @@ def capture_twice(name: str) -> str:
     Batch.stand_ins = lambda self, device: {  # type: ignore[method-assign]
         key: _on_device(value) if device.type == "gpu" else value.clone() for key, value in self.tensors.items()
     }
-    on_cpu = print_program(capture_graph(case.model, batch, loss_fn=case.loss_fn).program)
+    on_cpu = print_program(capture(case.model, batch, loss_fn=case.loss_fn))
     moved: dict[Tensor, Any] = {}  # by identity, so that tied ones stay tied
     for module in case.model.modules():
         tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
@@ -139,7 +139,7 @@ def capture_twice(name: str) -> str:
             for key, value in table.items():
                 if value is not None:
                     table[key] = moved.setdefault(value, _on_device(value))
-    on_device = print_program(capture_graph(case.model, batch, loss_fn=case.loss_fn).program)
+    on_device = print_program(capture(case.model, batch, loss_fn=case.loss_fn))
     return "\n".join(difflib.unified_diff(on_cpu.splitlines(), on_device.splitlines(), lineterm="", n=0))
 
 
