@@ -36,7 +36,7 @@ NEEDED = ("lark", "scipy", "rich", "typer", "click", "shellingham", "markdown_it
 """Modules that a machine with torch may lack; `make gpu-wheels` brings them."""
 
 SHARES_S = {"parity": 120.0, "communication": 30.0, "speed": 210.0, "device": 60.0, "prediction": 40.0}
-"""What each part may take, besides what those before it left over."""
+"""What each part may take of `LIMIT_S`, besides what those before it left over."""
 
 LIMIT_S = 460.0
 GRACE_S = 15.0
@@ -110,7 +110,7 @@ def in_turn(arguments: argparse.Namespace) -> int:
             environment["CUDA_VISIBLE_DEVICES"] = ""
         allowed_s = 0.0
         for part in arguments.parts:
-            allowed_s += SHARES_S[part]
+            allowed_s += SHARES_S[part] * arguments.limit_s / LIMIT_S
             left_s = min(allowed_s, arguments.limit_s) - (time.monotonic() - began)
             print(f"== {part}: {left_s:.0f} s", file=sys.stderr, flush=True)
             ended.append(run_part(part, arguments, environment, max(1.0, left_s)))

@@ -25,9 +25,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from galvatron import capture
 from galvatron import runtime as rt
 from galvatron.codegen import load_module
-from galvatron.ir.capture import capture_graph
 from galvatron.ir.capture.batch import Batch
 from galvatron.ir.planning import PlanShorthand
 from galvatron.ir.text import print_program
@@ -131,20 +131,20 @@ def capture_twice(name: str) -> str:
     Batch.stand_ins = lambda self, device: {  # type: ignore[method-assign]
         key: _on_device(value) if device.type == "gpu" else value.clone() for key, value in self.tensors.items()
     }
-    on_cpu = print_program(capture_graph(case.model, batch, loss_fn=case.loss_fn).program)
-    moved: dict[Tensor, Tensor] = {}  # by identity, so that tied ones stay tied
+    on_cpu = print_program(capture(case.model, batch, loss_fn=case.loss_fn))
+    moved: dict[Tensor, Any] = {}  # by identity, so that tied ones stay tied
     for module in case.model.modules():
         tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for table in tables:
             for key, value in table.items():
                 if value is not None:
                     table[key] = moved.setdefault(value, _on_device(value))
-    on_device = print_program(capture_graph(case.model, batch, loss_fn=case.loss_fn).program)
+    on_device = print_program(capture(case.model, batch, loss_fn=case.loss_fn))
     return "\n".join(difflib.unified_diff(on_cpu.splitlines(), on_device.splitlines(), lineterm="", n=0))
 
 
-def _on_device(value: Tensor) -> Tensor:
-    empty = torch._C._acc.create_empty_tensor(value.shape, value.dtype)  # type: ignore[attr-defined]  # not in the stubs
+def _on_device(value: Tensor) -> Any:
+    empty: Any = torch._C._acc.create_empty_tensor(value.shape, value.dtype)  # type: ignore[attr-defined]  # not in the stubs
     return nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
 
 
