@@ -12,6 +12,7 @@ from torch import nn
 from galvatron.errors import GalvatronError
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.ops import rules
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Form, Program, When
 from galvatron.ir.strategy import Strategy
@@ -21,7 +22,6 @@ from galvatron.passes.costs.events import kernels_s
 from galvatron.passes.costs.fallbacks import ClassStatistics, Fallback, Reason, sharding_statistics
 from galvatron.passes.costs.profile import profile_graph
 from galvatron.passes.pipeline import Pipeline
-from galvatron.passes.sharding import rules
 
 BATCH, LENGTH, WIDTH = 8, 512, 1024
 

@@ -82,7 +82,7 @@ def distribute(
 
 def _terms(whole: torch.Tensor, partial_axes: list[Axis]) -> list[torch.Tensor]:
     count = prod(axis.size for axis in partial_axes)
-    if whole.dtype.is_floating_point:
+    if whole.dtype.is_floating_point or whole.dtype.is_complex:
         terms = [torch.randn_like(whole) for _ in range(count - 1)]
     elif whole.dtype == torch.bool:
         return [whole, *(torch.zeros_like(whole) for _ in range(count - 1))]
