@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,36 +14,47 @@ from torch import Tensor, nn
 
 from galvatron import errors
 from galvatron import runtime as rt
+from galvatron.arguments import (
+    LossFunction,
+    OptimizerFactory,
+    PlanLike,
+    Wanted,
+    check_inputs,
+    check_model,
+    no_plan,
+    read_memory,
+    read_precision,
+    required_cluster,
+)
+from galvatron.bugs import in_passes, ours
 from galvatron.codegen import emit as emit_stages
 from galvatron.codegen import load_module, stage_axes
 from galvatron.compiled import BatchLike, BatchReader, CompiledModel
-from galvatron.errors import ClusterError, GalvatronError, PlanError
-from galvatron.ir.capture import Captured, capture_graph
+from galvatron.drift import ModelWatch
+from galvatron.errors import ClusterError, GalvatronError
+from galvatron.ir.capture import BatchDims, Captured, capture_graph
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
-from galvatron.ir.planning import PlanShorthand, check, resolve
+from galvatron.ir.planning import PlanShorthand, check, names_plan_file, resolve
 from galvatron.ir.program import Form, Program
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
+from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END, LOWERING, PLANNING
 from galvatron.passes.costs.estimate import estimate_plan, setting_of
 from galvatron.passes.costs.objective import StageReport, peak_bytes
 from galvatron.passes.pipeline import Pipeline
 from galvatron.runtime import failure
 from galvatron.runtime.inductor import compile_layers
-from galvatron.units import parse_bytes
 
 __all__ = ["CompiledModel", "Estimate", "capture", "compile", "emit", "estimate", "search"]
 
-LossFunction = Callable[[Any, Mapping[str, Any]], Tensor]
-OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
-PlanLike = Plan | str | os.PathLike[str]
-
-PRECISION_TYPES = {"bf16": "bf16", "fp16": "f16"}
-"""Values of `precision` and the element types of the IR that they mean."""
-
 NOMINAL_DEVICE = "a100-80g"
 """The device whose rates guide sharding when the user gives a plan but no cluster: the same code on every machine."""
+
+
+_MOST_SAMPLES = 2**40
+"""The largest global batch: sizes of tensors in it are still numbers that a computer counts with."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +71,14 @@ def compile(
     example_inputs: BatchLike,
     *,
     loss_fn: LossFunction | None = None,
+    batch_dims: BatchDims | None = None,
     cluster: Cluster | str | None = None,
     memory: int | str | None = None,
     plan: PlanLike | None = None,
     optimizer: OptimizerFactory | None = None,
     precision: str | None = None,
     max_grad_norm: float | None = None,
+    check_optimizer: bool = True,
     inductor: bool = False,
     timeout_s: float = rt.DEFAULT_TIMEOUT_S,
     detect_nonfinite: bool = False,
@@ -76,7 +88,10 @@ def compile(
 
     Collective: every rank of the job (`torchrun`, or one process without it) calls it with equal arguments. Rank 0
     captures the model and searches the plan; the planned program travels to the others as text, and all ranks generate
-    the same code.
+    the same code. An error on one rank is raised on all, and a later call starts afresh.
+
+    The program is that of the model as it is now. Its methods refuse to go on when the model is changed later in a way
+    that they do not see: values, what is frozen, and for training the mode of its modules.
 
     Dropout and other random numbers follow from rank 0's `torch.initial_seed()`: after `torch.manual_seed` a job
     repeats exactly.
@@ -87,6 +102,9 @@ def compile(
         example_inputs: one *global* batch, as a mapping of forward keyword arguments or a tuple of positional ones;
             real or meta tensors, batch on dim 0.
         loss_fn: `loss_fn(output, batch) -> scalar` when the model does not return its loss (a scalar, or `.loss`).
+        batch_dims: which inputs hold samples follows from the model: those of one size on dim 0, which it leaves free.
+            All others, such as a table or a count, are the same for every sample and keep their shape. Where that goes
+            wrong, by name: 0, dim 0 counts samples; None, it does not.
         cluster: a `Cluster` or a preset such as `"a100-80g:2x8"`, for the search; None measures what this job runs on.
         memory: budget per device for the search, in bytes or like `"36GiB"`; None is the device's memory less a
             reserve.
@@ -94,8 +112,9 @@ def compile(
             given, nothing is searched.
         optimizer: from this rank's parameters to a `torch.optim.Optimizer`; needed for `train_step`. A function whose
             argument is called `named_parameters` gets (name, parameter) pairs instead, under the model's names, for
-            groups by name. A rank sees slices of the parameters, so the rule must be element-wise; where ZeRO cuts a
-            parameter, its part is one row with as many dimensions as the parameter.
+            groups by name. Where the plan cuts parameters a rank sees slices of them, so the rule must be element-wise;
+            where ZeRO cuts a parameter, its part is one row with as many dimensions as the parameter. It is called for
+            small stand-ins first, to see that (`check_optimizer`), and last for the parameters.
         precision: the type in which parameters take part in compute. None: their own. `"bf16"`: bfloat16; masters,
             gradients and the optimizer's state are float32, and so are losses. All else is computed in the types in
             which `model.bfloat16()` would compute it, except that buffers stay float32 where they can. Floating batch
@@ -103,6 +122,9 @@ def compile(
             dynamic loss scaling: a step whose gradients overflow updates nothing, on all ranks. The model itself is
             never changed, and `full_state_dict` gives the float32 masters.
         max_grad_norm: gradients are scaled so that their global norm is at most this.
+        check_optimizer: prove, on small stand-ins, that the optimizer trains what the plan gives to this rank as it
+            would train the whole model. False takes the caller's word for it, where the check is mistaken: an update
+            that draws random numbers, or a function that must not be called twice.
         inductor: compile each class of layers with `torch.compile`, at the first step; communication stays between the
             compiled parts, and layers that draw random numbers may stay as they are.
         timeout_s: the longest that a rank may wait for others in one communication of a step: then all processes end,
@@ -118,33 +140,38 @@ def compile(
         CaptureError: the model cannot be captured.
         BudgetError: no plan fits the memory budget.
         PlanError: the plan does not fit the model, the batch or the number of ranks.
-        GalvatronError: any other argument is wrong. What rank 0 finds is raised on every rank.
+        InternalError: a bug of Galvatron; the message names a file with which it can be seen again.
+        GalvatronError: any other argument is wrong, or differs between ranks. What a rank finds is raised on every one.
     """
-    _check_model(model, loss_fn)
-    _check_training(optimizer, max_grad_norm, timeout_s)
-    compute = _read_precision(precision)
-    budget = None if memory is None else parse_bytes(memory)
-    named_cluster = _read_cluster(cluster)
-    world = rt.initialize(timeout_s=timeout_s)
-    target = named_cluster or _cluster_of_job(world, measured=plan is None)
+    switches = {"inductor": inductor, "detect_nonfinite": detect_nonfinite, "check_optimizer": check_optimizer}
+    wanted, error = None, None
+    try:
+        wanted = Wanted.read(
+            plan, cluster, memory, precision, optimizer, max_grad_norm, timeout_s, cache_dir, **switches
+        )
+        facts = wanted.facts(model, example_inputs, loss_fn)
+    except GalvatronError as found:
+        error, facts = found, {}
+    world = rt.initialize(timeout_s=rt.DEFAULT_TIMEOUT_S if wanted is None else wanted.timeout_s)
+    rt.agree(world, "compile", error, facts)
+    assert wanted is not None
+    target = wanted.cluster or _cluster_of_job(world, measured=plan is None)
     if target.world_size != world.size:
         raise ClusterError(
             f"cluster {target} has {target.world_size} devices, but this job has {world.size} ranks; "
             f"start {target.world_size} processes (torchrun --nproc-per-node), or leave the cluster out"
         )
-    captured = _on_rank_0(world, lambda: _planned(model, example_inputs, loss_fn, compute, target, budget, plan))
-    with failure.guarded("compile"):
-        return _assembled(
-            model,
-            example_inputs,
-            captured,
-            world,
-            optimizer=optimizer,
-            max_grad_norm=max_grad_norm,
-            inductor=inductor,
-            detect_nonfinite=detect_nonfinite,
-            cache_dir=cache_dir,
-        )
+    captured = _on_rank_0(world, lambda: _planned(model, example_inputs, loss_fn, batch_dims, wanted, target))
+    return _assembled(
+        model,
+        example_inputs,
+        captured,
+        world,
+        optimizer=optimizer,
+        max_grad_norm=max_grad_norm,
+        cache_dir=cache_dir,
+        **switches,
+    )
 
 
 def capture(
@@ -152,6 +179,7 @@ def capture(
     example_inputs: BatchLike,
     *,
     loss_fn: LossFunction | None = None,
+    batch_dims: BatchDims | None = None,
     precision: str | None = None,
 ) -> Program:
     """The training computation of a model as a program of layers (form clustered), for every batch size.
@@ -159,15 +187,18 @@ def capture(
     Nothing is computed; a model on `meta` stays there.
 
     Args:
-        model, example_inputs, loss_fn, precision: see `compile`.
+        model, example_inputs, loss_fn, batch_dims, precision: see `compile`.
 
     Raises:
         CaptureError: the model cannot be captured; names the source line that is to blame.
         GalvatronError: an argument is wrong.
     """
-    _check_model(model, loss_fn)
-    compute = _read_precision(precision)
-    return Pipeline.of(FRONT_END).run(capture_graph(model, example_inputs, loss_fn=loss_fn, precision=compute).program)
+    check_model(model, loss_fn)
+    check_inputs(example_inputs)
+    compute = read_precision(precision)
+    with ours("capturing the model"):
+        captured = capture_graph(model, example_inputs, loss_fn=loss_fn, precision=compute, batch_dims=batch_dims)
+    return _passed(FRONT_END, captured.program)
 
 
 def search(
@@ -189,10 +220,11 @@ def search(
 
     Raises:
         BudgetError: nothing fits; names the nearest miss.
+        VerifyError: the program breaks a rule of its form.
         GalvatronError: an argument is wrong.
     """
-    budget = None if memory is None else parse_bytes(memory)
-    costed = _costed(program, _required_cluster(cluster), global_batch_size)
+    budget = read_memory(memory)
+    costed = _costed(_valid(program), required_cluster(cluster), global_batch_size)
     plan = _searched(costed, budget, schedule).plan
     assert plan is not None
     return plan
@@ -209,12 +241,14 @@ def estimate(
 
     Raises:
         PlanError: the plan does not fit the program, the cluster or the batch.
+        VerifyError: the program breaks a rule of its form.
         GalvatronError: another argument is wrong.
     """
-    costed = _costed(program, _required_cluster(cluster), global_batch_size)
+    costed = _costed(_valid(program), required_cluster(cluster), global_batch_size)
     fitted = _fitted_plan(costed, _parsed_plan(plan))
-    step_time_s, stages = estimate_plan(costed, fitted)
-    return Estimate(step_time_s, peak_bytes(setting_of(costed, fitted), stages), stages)
+    with ours("estimating a plan", _with_plan(costed, fitted)):
+        step_time_s, stages = estimate_plan(costed, fitted)
+        return Estimate(step_time_s, peak_bytes(setting_of(costed, fitted), stages), stages)
 
 
 def emit(
@@ -228,29 +262,47 @@ def emit(
 
     Raises:
         PlanError: the plan does not fit the program, the cluster or the batch.
+        VerifyError: the program breaks a rule of its form.
         GalvatronError: another argument is wrong.
     """
-    costed = _costed(program, _required_cluster(cluster), global_batch_size)
-    return emit_stages(_lowered(_with_plan(costed, _fitted_plan(costed, _parsed_plan(plan)))))
+    costed = _costed(_valid(program), required_cluster(cluster), global_batch_size)
+    return _emitted(_lowered(_with_plan(costed, _fitted_plan(costed, _parsed_plan(plan)))))
 
 
 def _planned(
     model: nn.Module,
     example_inputs: BatchLike,
     loss_fn: LossFunction | None,
-    precision: str | None,
+    batch_dims: BatchDims | None,
+    wanted: Wanted,
     cluster: Cluster,
-    memory_bytes: int | None,
-    plan: PlanLike | None,
 ) -> Captured:
     """The captured program with a plan: the one given, or the one that a search finds."""
-    given = None if plan is None else _parsed_plan(plan)  # before a capture that may take long
-    captured = capture_graph(model, example_inputs, loss_fn=loss_fn, precision=precision)
+    given = None if wanted.plan is None else _parsed_plan(wanted.plan)  # before a capture that may take long
+    with ours("capturing the model"):
+        captured = capture_graph(
+            model, example_inputs, loss_fn=loss_fn, precision=wanted.precision, batch_dims=batch_dims
+        )
     gc.collect()  # what torch.export leaves behind refers to the model: the user could drop it and not free it
     costed = _costed(captured.program, cluster, None)
     if given is None:
-        return replace(captured, program=_searched(costed, memory_bytes, None))
+        return replace(captured, program=_searched(costed, wanted.memory_bytes, None))
     return replace(captured, program=_with_plan(costed, _fitted_plan(costed, given)))
+
+
+def _valid(program: Program) -> Program:
+    """The program, which keeps every rule of its form.
+
+    Raises:
+        GalvatronError: it is none, or breaks a rule.
+    """
+    if not isinstance(program, Program):
+        raise GalvatronError(
+            f"a program is what galvatron.capture returns, not {type(program).__name__}; the text of a .gir file is "
+            "read by galvatron.ir.text.parse_program"
+        )
+    verify(program)
+    return program
 
 
 def _costed(program: Program, cluster: Cluster, global_batch_size: int | None) -> Program:
@@ -262,19 +314,21 @@ def _costed(program: Program, cluster: Cluster, global_batch_size: int | None) -
     if program.form > Form.PLANNED:
         raise GalvatronError(f"the program is {program.form} already; start from one that is {Form.PLANNED} at most")
     if program.form is Form.CAPTURED:
-        program = Pipeline.of(FRONT_END).run(program)
+        program = _passed(FRONT_END, program)
     batch_size = program.batch_size if global_batch_size is None else global_batch_size
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise GalvatronError(f"global_batch_size must be a positive whole number of samples, not {batch_size!r}")
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= _MOST_SAMPLES:
+        raise GalvatronError(
+            f"global_batch_size must be a positive whole number of samples, at most {_MOST_SAMPLES}, not {batch_size!r}"
+        )
     if program.form is Form.CLUSTERED:
-        program = Pipeline.of(PLANNING[:1]).run(program)
+        program = _passed(PLANNING[:1], program)
     return replace(program, form=Form.COSTED, batch_size=batch_size, cluster=cluster, candidates=(), cuts=(), plan=None)
 
 
 def _searched(costed: Program, memory_bytes: int | None, schedule: str | None) -> Program:
     options = {"memory": memory_bytes, "schedule": schedule}
     given = {name: value for name, value in options.items() if value is not None}
-    return Pipeline.of(PLANNING[1:], {"search": given}).run(costed)
+    return _passed(PLANNING[1:], costed, {"search": given})
 
 
 def _with_plan(costed: Program, plan: Plan) -> Program:
@@ -282,7 +336,22 @@ def _with_plan(costed: Program, plan: Plan) -> Program:
 
 
 def _lowered(planned: Program) -> Program:
-    return Pipeline.of(LOWERING).run(planned)
+    """The staged program of a plan.
+
+    Raises:
+        VerifyError: it breaks a rule: nothing is generated from it.
+    """
+    return _valid(_passed(LOWERING, planned))
+
+
+def _passed(names: Sequence[str], program: Program, options: Mapping[str, Mapping[str, Any]] | None = None) -> Program:
+    """The program after some passes."""
+    return Pipeline.of(names, options).run(program, [in_passes])
+
+
+def _emitted(staged: Program) -> dict[str, str]:
+    with ours("generating code", staged):
+        return emit_stages(staged)
 
 
 def _parsed_plan(plan: PlanLike) -> Plan | PlanShorthand:
@@ -291,14 +360,15 @@ def _parsed_plan(plan: PlanLike) -> Plan | PlanShorthand:
     Raises:
         PlanError, ParseError, StrategyError: it cannot be read.
     """
-    if isinstance(plan, str) and not plan.endswith(".json") and not Path(plan).is_file():
+    if plan == "":
+        raise no_plan(plan)
+    if isinstance(plan, str) and not names_plan_file(plan):
         return PlanShorthand.parse(plan)
     if isinstance(plan, (str, os.PathLike)):
         return Plan.load(plan)
     if isinstance(plan, Plan):
         return plan
-    kind = type(plan).__name__
-    raise PlanError(f"a plan is a Plan, a path or a shorthand like 'pp2/m4/1f1b/dp1-tp2', not {kind}")
+    raise no_plan(plan)
 
 
 def _fitted_plan(program: Program, plan: Plan | PlanShorthand) -> Plan:
@@ -315,21 +385,6 @@ def _fitted_plan(program: Program, plan: Plan | PlanShorthand) -> Plan:
     return plan
 
 
-def _read_cluster(cluster: Cluster | str | None) -> Cluster | None:
-    if cluster is None or isinstance(cluster, Cluster):
-        return cluster
-    if isinstance(cluster, str):
-        return Cluster.parse(cluster)
-    raise ClusterError(f"a cluster is a Cluster or a preset like 'a100-80g:2x8', not {type(cluster).__name__}")
-
-
-def _required_cluster(cluster: Cluster | str) -> Cluster:
-    found = _read_cluster(cluster)
-    if found is None:
-        raise ClusterError("a cluster is needed: a Cluster or a preset like 'a100-80g:2x8'")
-    return found
-
-
 def _cluster_of_job(world: rt.World, *, measured: bool) -> Cluster:
     """What this job runs on; without `measured` only its size is right. Collective when measured."""
     if not measured:
@@ -337,35 +392,6 @@ def _cluster_of_job(world: rt.World, *, measured: bool) -> Cluster:
     from galvatron.profiler.local import local_cluster
 
     return local_cluster()
-
-
-def _check_model(model: nn.Module, loss_fn: LossFunction | None) -> None:
-    if not isinstance(model, nn.Module):
-        raise GalvatronError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    if loss_fn is not None and not callable(loss_fn):
-        raise GalvatronError(f"loss_fn must be a function (output, batch) -> scalar, not {type(loss_fn).__name__}")
-
-
-def _read_precision(precision: Any) -> str | None:
-    """The element type of the IR that a precision computes in."""
-    if precision is None or (isinstance(precision, str) and precision in PRECISION_TYPES):
-        return None if precision is None else PRECISION_TYPES[precision]
-    raise GalvatronError(
-        f"precision must be {' or '.join(map(repr, PRECISION_TYPES))}, or None for the model's own element types, "
-        f"not {precision!r}"
-    )
-
-
-def _check_training(optimizer: Any, max_grad_norm: Any, timeout_s: Any) -> None:
-    if optimizer is not None and not callable(optimizer):
-        raise GalvatronError(
-            f"optimizer must be a function from parameters to a torch.optim.Optimizer, not {type(optimizer).__name__}; "
-            "pass lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"
-        )
-    if max_grad_norm is not None and not (isinstance(max_grad_norm, (int, float)) and max_grad_norm > 0):
-        raise GalvatronError(f"max_grad_norm must be a positive number, not {max_grad_norm!r}")
-    if not (isinstance(timeout_s, (int, float)) and timeout_s > 0):
-        raise GalvatronError(f"timeout_s must be a positive number of seconds, not {timeout_s!r}")
 
 
 def _on_rank_0(world: rt.World, plan: Callable[[], Captured]) -> Captured:
@@ -383,8 +409,8 @@ def _on_rank_0(world: rt.World, plan: Callable[[], Captured]) -> Captured:
             message = ("program", print_program(captured.program))
         except Exception as raised:  # whatever it is, the other ranks must not wait for a plan that never comes
             error = raised
-            name = type(raised).__name__
-            message = (name, str(raised)) if isinstance(raised, GalvatronError) else ("", f"{name}: {raised}")
+            kind = type(raised).__name__
+            message = (kind, str(raised)) if isinstance(raised, GalvatronError) else ("", f"{kind}: {raised}")
     box = [message]
     with failure.guarded("waiting for the plan of rank 0"):
         dist.broadcast_object_list(box, src=0)
@@ -411,11 +437,11 @@ def _broadcast_constants(program: Program, own: Mapping[str, Tensor], world: rt.
     for state in program.state:
         if state.kind == "constant":
             if state.name in own:
-                value = own[state.name].detach().to(world.device, copy=True).contiguous()
+                value = rt.packed(own[state.name].detach().to(world.device, copy=True))
             else:
                 dtype = getattr(torch, TORCH_DTYPE_NAMES[state.type.dtype])
                 value = torch.empty([int(d) for d in state.type.shape], dtype=dtype, device=world.device)
-            dist.broadcast(value.view(torch.uint8) if value.dtype == torch.bool else value, src=0)
+            dist.broadcast(rt.wire(value), src=0)
             constants[state.name] = value.cpu()
     return constants
 
@@ -436,32 +462,41 @@ def _assembled(
     *,
     optimizer: OptimizerFactory | None,
     max_grad_norm: float | None,
+    cache_dir: str | os.PathLike[str] | None,
     inductor: bool,
     detect_nonfinite: bool,
-    cache_dir: str | os.PathLike[str] | None,
+    check_optimizer: bool,
 ) -> CompiledModel:
     """This rank's stages of a planned program, generated, filled with their state, and ready to train."""
     planned = captured.program
     assert planned.plan is not None
-    staged = _lowered(planned)
-    texts = emit_stages(staged)
-    mesh = rt.build_mesh(world, stage_axes(staged), planned.plan.holders)
-    names = [f"stage_{index}.py" for index in mesh.stages]
-    stages = [load_module(name, texts[name], cache_dir).Stage(mesh) for name in names]
-    if inductor:
-        compile_layers(stages)
-    state = rt.ModelState(model, constants=captured.constants)
-    executor = rt.Executor(
-        stages,
-        microbatches=planned.plan.micro_batches,
-        schedule=planned.plan.schedule,
-        shards=planned.plan.shards,
-        optimizer=optimizer,
-        max_grad_norm=max_grad_norm,
-        model=state,
-        seed=_job_seed(world),
-        scaler=rt.LossScaler() if planned.precision == "f16" else None,
-        detect_nonfinite=detect_nonfinite,
-    )
-    sources = {index: texts[f"stage_{index}.py"] for index in range(len(staged.stages))}
-    return CompiledModel(executor, planned, sources, BatchReader(model, example_inputs, planned), world.rank)
+    with rt.together(world, "compile"):
+        staged = _lowered(planned)
+        texts = _emitted(staged)
+    with failure.guarded("compile"):
+        mesh = rt.build_mesh(world, stage_axes(staged), planned.plan.holders)
+    with rt.together(world, "compile"), ours("loading generated code", staged):
+        names = [f"stage_{index}.py" for index in mesh.stages]
+        stages = [load_module(name, texts[name], cache_dir).Stage(mesh) for name in names]
+        if inductor:
+            compile_layers(stages)
+        state = rt.ModelState(model, constants=captured.constants)
+    with rt.together(world, "compile"), ours("filling the stages", staged):
+        executor = rt.Executor(
+            stages,
+            microbatches=planned.plan.micro_batches,
+            schedule=planned.plan.schedule,
+            shards=planned.plan.shards,
+            optimizer=optimizer,
+            check_optimizer=check_optimizer,
+            max_grad_norm=max_grad_norm,
+            model=state,
+            seed=_job_seed(world),
+            scaler=rt.LossScaler() if planned.precision == "f16" else None,
+            detect_nonfinite=detect_nonfinite,
+            batched=planned.batched,
+        )
+        sources = {index: texts[f"stage_{index}.py"] for index in range(len(staged.stages))}
+        inputs = BatchReader(model, example_inputs, planned)
+        watch = ModelWatch(model, executor.names)
+    return CompiledModel(executor, planned, sources, inputs, watch, world)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from galvatron.drift import ModelWatch
 from galvatron.errors import GalvatronError, PlanError, did_you_mean
+from galvatron.facts import content_of, described, digest_of_values, layout_of
 from galvatron.ir.files import write_text
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
-from galvatron.ir.types import TORCH_DTYPE_NAMES
-from galvatron.runtime import Executor, StepMetrics
+from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType
+from galvatron.runtime import Calls, Executor, RunState, StepMetrics, World
 
 BatchLike = Mapping[str, Any] | tuple[Any, ...]
 """One global batch: forward keyword arguments, or positional ones."""
@@ -36,7 +40,13 @@ class CompiledModel:
     """
 
     def __init__(
-        self, executor: Executor, program: Program, sources: Mapping[int, str], inputs: BatchReader, rank: int
+        self,
+        executor: Executor,
+        program: Program,
+        sources: Mapping[int, str],
+        inputs: BatchReader,
+        watch: ModelWatch,
+        world: World,
     ) -> None:
         assert program.plan is not None
         self.plan: Plan = program.plan
@@ -44,7 +54,10 @@ class CompiledModel:
         self.sources = dict(sources)
         self._executor = executor
         self._inputs = inputs
-        self._rank = rank
+        self._watch = watch
+        self._rank = world.rank
+        self._calls = Calls(world)
+        self._first = True
 
     def train_step(self, batch: BatchLike) -> Tensor:
         """One optimizer step on a global batch.
@@ -64,14 +77,16 @@ class CompiledModel:
             RankError: another rank failed.
             NonFiniteError: with `detect_nonfinite`, a result or a gradient is not finite; nothing was updated.
         """
-        return self._executor.train_step(self._inputs.read(batch))
+        with self._call("train_step", batch) as tensors:
+            return self._executor.train_step(tensors)
 
     def forward_backward(self, batch: BatchLike) -> Tensor:
         """Loss and gradients of a global batch, without an update; arguments, result and errors as in `train_step`.
 
         The gradients replace those of the step before.
         """
-        return self._executor.forward_backward(self._inputs.read(batch))
+        with self._call("forward_backward", batch) as tensors:
+            return self._executor.forward_backward(tensors)
 
     def eval_step(self, batch: BatchLike) -> Tensor:
         """The loss on a global batch without training: forward only, without dropout, whatever the plan.
@@ -89,7 +104,44 @@ class CompiledModel:
             PlanError: the batch does not fit the program or the plan.
             RankError: another rank failed.
         """
-        return self._executor.eval_step(self._inputs.read(batch))
+        with self._call("eval_step", batch) as tensors:
+            return self._executor.eval_step(tensors)
+
+    @contextmanager
+    def _call(self, what: str, batch: BatchLike) -> Iterator[dict[str, Tensor]]:
+        """The tensors of a batch, in a context in which a step means the same wherever it is called from.
+
+        What a rank refuses, and what differs between ranks, is refused on all of them before anything is computed.
+        """
+        device = self._executor.mesh.world.device.type
+        with (
+            torch.inference_mode(False),
+            torch.set_grad_enabled(what != "eval_step"),
+            torch.autocast(device, enabled=False),
+        ):
+            tensors: dict[str, Tensor] = {}
+            error = None
+            try:
+                self._watch.check(training=what != "eval_step")
+                if what == "train_step":
+                    assert self.optimizer is not None
+                tensors = self._inputs.read(batch)
+                self._executor.check(tensors)
+            except GalvatronError as found:
+                error = found
+            facts = {"the batch": described(tensors)}
+            if self._first and error is None:
+                facts["the content of the batch"] = f"digest {content_of(tensors)}"
+            self._calls.check(what, error, facts)
+            self._first = False
+            try:
+                yield tensors
+            except (IndexError, RuntimeError) as wrong:
+                if isinstance(wrong, IndexError) or _OUTSIDE.search(str(wrong)):
+                    raise PlanError(
+                        f"a number in the batch is outside of what the model looks up with it: {wrong}"
+                    ) from wrong
+                raise
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -138,22 +190,65 @@ class CompiledModel:
         """Takes over whole tensors under the model's own names; every rank passes the same mapping.
 
         Raises:
-            PlanError: a name is missing or unknown, or a shape differs; nothing was changed then.
+            PlanError: a name is missing or unknown, or a value is no tensor of its shape; nothing was changed then.
         """
+        error = None
+        try:
+            self._executor.check_full_state_dict(state_dict)
+        except GalvatronError as found:
+            error = found
+        facts = {} if error else {"the values of the state": f"digest {digest_of_values(state_dict.values())}"}
+        self._calls.check("load_full_state_dict", error, facts)
         self._executor.load_full_state_dict(state_dict)
+        self._watch.values_taken()
+
+    def state(self) -> dict[str, Any]:
+        """What a run needs besides its parameters and its optimizer's state to go on as if it had never stopped: where
+        its random numbers are, and the loss scale. Plain numbers, for `json`; equal on every rank. Not collective.
+        """
+        return self._executor.state()
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from where `state()` was called, in this job or in another one; every rank passes the same mapping.
+
+            weights, state = compiled.full_state_dict(), compiled.state()      # and compiled.optimizer.state_dict()
+            ...
+            compiled.load_full_state_dict(weights)
+            compiled.load_state(state)                                         # and the optimizer's, rank by rank
+
+        Raises:
+            GalvatronError: it is no such state, or that of a model with another precision; nothing was changed then.
+        """
+        error = None
+        try:
+            found = RunState.read(state, scaled=self._executor.scaler is not None)
+        except GalvatronError as wrong:
+            error, found = wrong, None
+        self._calls.check("load_state", error, {"the state": str(found)})
+        assert found is not None
+        self._executor.load_state(found)
 
     def save_artifacts(self, directory: str | os.PathLike[str]) -> None:
         """Writes `program.gir`, `plan.json` and `stage_*.py` into a directory, from rank 0, each file atomically.
 
         Raises:
-            OSError: the directory cannot be written (on rank 0).
+            GalvatronError: the directory cannot be written (on rank 0).
         """
+        if not isinstance(directory, (str, os.PathLike)):
+            raise GalvatronError(f"artifacts go into a directory, given by its path, not {type(directory).__name__}")
         if self._rank != 0:
             return
-        write_text(Path(directory) / "program.gir", print_program(self.program))
-        self.plan.save(Path(directory) / "plan.json")
-        for stage, text in self.sources.items():
-            write_text(Path(directory) / f"stage_{stage}.py", text)
+        try:
+            write_text(Path(directory) / "program.gir", print_program(self.program))
+            self.plan.save(Path(directory) / "plan.json")
+            for stage, text in self.sources.items():
+                write_text(Path(directory) / f"stage_{stage}.py", text)
+        except (OSError, ValueError) as error:
+            raise GalvatronError(f"artifacts cannot be written into {directory}: {error}") from error
+
+
+_OUTSIDE = re.compile(r"out of (bounds|range)|must be smaller than num_classes")
+"""How torch says that an index is wrong."""
 
 
 class BatchReader:
@@ -162,6 +257,7 @@ class BatchReader:
     def __init__(self, model: nn.Module, example_inputs: BatchLike, program: Program) -> None:
         self._signature = inspect.signature(model.forward)
         self._types = {value.name: value.type for value in program.inputs}
+        self._batched, self._batch_sizes = program.batched, program.batch_sizes
         named = self._by_name(example_inputs)
         self._constants = {name: value for name, value in named.items() if not isinstance(value, Tensor)}
 
@@ -179,7 +275,8 @@ class BatchReader:
         for name, value in named.items():
             if name in self._types:
                 self._check(name, value)
-                tensors[name] = value
+                # Autograd saves no tensor of inference mode.
+                tensors[name] = value.detach().clone() if value.is_inference() else value.detach()
             elif isinstance(value, Tensor) or name not in self._constants:
                 known = did_you_mean(name, [*self._types, *self._constants])
                 raise PlanError(f"the batch has an input {name!r} that the program was not captured with; {known}")
@@ -188,10 +285,31 @@ class BatchReader:
                     f"batch input {name!r} is {value!r}, but the program was captured with {self._constants[name]!r}; "
                     "compile again for the other value"
                 )
+        self._check_size(tensors)
         return tensors
+
+    def _check_size(self, tensors: Mapping[str, Tensor]) -> None:
+        """That inputs agree on the number of samples, and that the program holds for it."""
+        sizes = {name: tensor.size(0) for name, tensor in tensors.items() if name in self._batched}
+        if len(set(sizes.values())) > 1:
+            raise PlanError(f"all inputs that hold samples need the same number of them on dim 0; got {sizes}")
+        samples = next(iter(sizes.values()))
+        if samples not in self._batch_sizes:
+            raise PlanError(
+                f"a batch of {samples} samples: the model branches on the size of its batch, and was captured for "
+                f"batches {self._batch_sizes}; compile again with a batch of this size as example"
+            )
+
+    def _advice(self, name: str, wanted: TensorType, value: Tensor) -> str:
+        """What to do where an input has as many samples as it likes, but was taken for one without."""
+        alike = name not in self._batched and len(wanted.shape) == value.dim() and wanted.shape[1:] == value.shape[1:]
+        return f"; if {name!r} has one row per sample, compile with batch_dims={{{name!r}: 0}}" if alike else ""
 
     def _by_name(self, batch: BatchLike) -> dict[str, Any]:
         if isinstance(batch, Mapping):
+            odd = next((name for name in batch if not isinstance(name, str)), None)
+            if odd is not None:
+                raise PlanError(f"a batch has its inputs by name, but {odd!r} is no name of an input")
             return dict(batch)
         if isinstance(batch, (tuple, list)):
             try:
@@ -205,6 +323,9 @@ class BatchReader:
         wanted = self._types[name]
         if not isinstance(value, Tensor):
             raise PlanError(f"batch input {name!r} is {type(value).__name__}, not a tensor")
+        if value.is_meta or value.layout is not torch.strided or value.is_nested:
+            kind = "on the meta device, without values" if value.is_meta else f"a {layout_of(value)} tensor"
+            raise PlanError(f"batch input {name!r} is {kind}: pass a dense tensor with values")
         if value.dtype != getattr(torch, TORCH_DTYPE_NAMES[wanted.dtype]):
             raise PlanError(f"batch input {name!r} has dtype {value.dtype}, but the program was captured with {wanted}")
         sizes = zip(wanted.shape, value.shape, strict=False)
@@ -212,4 +333,5 @@ class BatchReader:
             raise PlanError(
                 f"batch input {name!r} has shape {tuple(value.shape)}, but the program was captured with {wanted}; "
                 "only the number of samples B may change"
+                f"{self._advice(name, wanted, value)}"
             )

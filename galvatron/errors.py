@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import heapq
+import string
 from collections.abc import Iterable
+
+_COMPARED_CHARACTERS, _COMPARED_NAMES, _SHOWN_NAMES = 200, 500, 40
+"""Names that are compared with an unknown one letter by letter: how long, how many; and how many a message lists."""
 
 
 class GalvatronError(Exception):
@@ -42,6 +47,10 @@ class NonFiniteError(GalvatronError):
     """A step computed a number that is not finite; the message names the first layer, rank and micro-batch."""
 
 
+class InternalError(GalvatronError):
+    """A bug of Galvatron; the message says where a reproducer was written."""
+
+
 class VerifyError(GalvatronError):
     """A program breaks a rule of its form; the message shows the program with the line marked."""
 
@@ -61,9 +70,26 @@ class ParseError(GalvatronError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The tail of an "unknown name" message: the closest known names, or all of them when none is close."""
-    options = sorted(known)
-    close = difflib.get_close_matches(word, options, n=3)
+    """The tail of an "unknown name" message: the closest known names, or the first of them when none is close."""
+    options = list(known)
+    close = _one_edit_away(word, set(options)) if len(options) > _COMPARED_NAMES else _alike(word, options)
     if close:
-        return f"did you mean {' or '.join(repr(c) for c in close)}?"
-    return f"known: {', '.join(options)}"
+        return f"did you mean {' or '.join(repr(c) for c in close[:3])}?"
+    shown = heapq.nsmallest(_SHOWN_NAMES, options)
+    more = f", … ({len(options)} in all)" if len(options) > len(shown) else ""
+    return f"known: {', '.join(shown)}{more}"
+
+
+def _alike(word: str, options: list[str]) -> list[str]:
+    short = sorted(option for option in options if len(option) <= _COMPARED_CHARACTERS)
+    return difflib.get_close_matches(word[:_COMPARED_CHARACTERS], short)
+
+
+def _one_edit_away(word: str, options: set[str]) -> list[str]:
+    """Of many names, which take long to compare, those that one wrong, missing or additional letter makes of a word."""
+    if len(word) > _COMPARED_CHARACTERS:
+        return []
+    letters = ["", *sorted({*word, *string.ascii_lowercase, *string.digits, *"._-"})]
+    cuts = [(word[:i], word[i:]) for i in range(len(word) + 1)]
+    changed = (head + letter + tail[skip:] for head, tail in cuts for letter in letters for skip in (0, 1))
+    return sorted(options.intersection(changed))

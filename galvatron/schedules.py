@@ -21,14 +21,15 @@ from galvatron.errors import PlanError, did_you_mean
 SCHEDULES = ("gpipe", "1f1b", "interleaved2", "zbv")
 """What a plan may name, besides interleaved schedules of more stages."""
 
-PATTERN = r"gpipe|1f1b|zbv|interleaved(?:[2-9]|[1-9]\d+)"
+PATTERN = r"gpipe|1f1b|zbv|interleaved(?:[2-9]|[1-9][0-9]{1,5})"
 
 
 class Kind(Enum):
     """What a rank does with one micro-batch on one of its stages; the values are torch's names.
 
     BACKWARD is the whole backward, BACKWARD_INPUT the part that the stage before waits for, BACKWARD_WEIGHT the rest.
-    SEND_F and RECV_F move what the stage sends and receives, SEND_B and RECV_B its gradients.
+    SEND_F and RECV_F move what the stage sends and receives, SEND_B and RECV_B its gradients. EPILOGUE is the end of a
+    loss that couples samples, on the results of all micro-batches, forward and backward.
     """
 
     FORWARD = "FORWARD"
@@ -39,6 +40,7 @@ class Kind(Enum):
     RECV_F = "RECV_F"
     SEND_B = "SEND_B"
     RECV_B = "RECV_B"
+    EPILOGUE = "EPILOGUE"
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,11 @@ class Schedule:
             return tuple(min(stage, count - 1 - stage) for stage in range(count))
         return tuple(stage % degree for stage in range(count))
 
-    def check(self, degree: int, micro_batches: int) -> None:
+    def check(self, degree: int, micro_batches: int, *, epilogue: bool = False) -> None:
         """Checks that the schedule can run.
+
+        Args:
+            epilogue: whether the program has one, which needs all forwards before the first backward.
 
         Raises:
             PlanError: says which numbers of micro-batches, or how many ranks, can.
@@ -96,6 +101,11 @@ class Schedule:
         if self.stages_per_rank > 1 and degree < 2:
             raise PlanError(
                 f"schedule {self} needs a pipeline of at least 2 ranks, not {degree}; use pp2 or more, or 1f1b"
+            )
+        if epilogue and micro_batches > 1 and self.kind != "gpipe":
+            raise PlanError(
+                f"schedule {self} begins backwards before the last forward, but the end of this loss needs the results "
+                "of all micro-batches; use schedule gpipe, or 1 micro-batch (m1)"
             )
         if not self.allows(degree, micro_batches):
             below = self.most(degree, micro_batches)
@@ -118,21 +128,24 @@ class Schedule:
 
 
 @lru_cache(maxsize=64)
-def orders(schedule: Schedule, degree: int, micro_batches: int) -> tuple[tuple[Action, ...], ...]:
-    """For each pipeline rank everything it does in one step, in order.
+def orders(
+    schedule: Schedule, degree: int, micro_batches: int, *, epilogue: bool = False
+) -> tuple[tuple[Action, ...], ...]:
+    """For each pipeline rank everything it does in one step, in order, with an epilogue before the first backward of
+    the last stage.
 
     Messages stand where both ends meet them in one order, so carrying the actions out one by one cannot deadlock.
     Stages of one rank pass values on without a message.
     """
-    schedule.check(degree, micro_batches)
+    schedule.check(degree, micro_batches, epilogue=epilogue)
     if schedule.kind == "interleaved":
         found = _torch_order("ScheduleInterleaved1F1B", schedule, degree, micro_batches)
     elif schedule.kind == "zbv":
         found = _torch_order("ScheduleZBVZeroBubble", schedule, degree, micro_batches)
     else:
-        found = _with_messages([_single(schedule, degree, rank, micro_batches) for rank in range(degree)])
+        found = _with_messages([_single(schedule, degree, rank, micro_batches, epilogue) for rank in range(degree)])
     kinds = {kind.value: kind for kind in Kind}
-    return tuple(
+    made = (
         tuple(
             Action(kinds[a.computation_type.name], a.stage_index, a.microbatch_index)
             for a in found[rank]
@@ -140,12 +153,21 @@ def orders(schedule: Schedule, degree: int, micro_batches: int) -> tuple[tuple[A
         )
         for rank in range(degree)
     )
+    last = degree * schedule.stages_per_rank - 1
+    return tuple(_with_epilogue(order, last) if epilogue else order for order in made)
 
 
-def in_flight(schedule: Schedule, degree: int, micro_batches: int) -> tuple[int, ...]:
+def _with_epilogue(order: tuple[Action, ...], last: int) -> tuple[Action, ...]:
+    """The order of a rank with an epilogue, if it holds the last stage."""
+    backwards = (Kind.BACKWARD, Kind.BACKWARD_INPUT)
+    first = next((i for i, a in enumerate(order) if a.stage == last and a.kind in backwards), None)
+    return order if first is None else (*order[:first], Action(Kind.EPILOGUE, last, 0), *order[first:])
+
+
+def in_flight(schedule: Schedule, degree: int, micro_batches: int, *, epilogue: bool = False) -> tuple[int, ...]:
     """For each stage, the most micro-batches that have gone forward and not all the way back at one time."""
     if schedule.stages_per_rank == 1:
-        return tuple(_ahead(schedule, degree, rank, micro_batches) for rank in range(degree))
+        return tuple(_ahead(schedule, degree, rank, micro_batches, epilogue) for rank in range(degree))
     most = [0] * (degree * schedule.stages_per_rank)
     for order in orders(schedule, degree, micro_batches):
         for held in held_over_time(order):
@@ -167,16 +189,19 @@ def held_over_time(order: Sequence[Action]) -> list[dict[int, int]]:
     return history
 
 
-def _ahead(schedule: Schedule, degree: int, rank: int, micro_batches: int) -> int:
-    """How many forwards a rank with one stage makes before its first backward; one rank alone has none to wait for."""
-    if schedule.kind == "gpipe" and degree > 1:
+def _ahead(schedule: Schedule, degree: int, rank: int, micro_batches: int, epilogue: bool) -> int:
+    """How many forwards a rank with one stage makes before its first backward; one rank alone has none to wait for,
+    but those that an epilogue needs."""
+    if schedule.kind == "gpipe" and (degree > 1 or epilogue):
         return micro_batches
     return min(degree - rank, micro_batches)
 
 
-def _single(schedule: Schedule, degree: int, rank: int, micro_batches: int) -> list[tuple[str, int, int]]:
+def _single(
+    schedule: Schedule, degree: int, rank: int, micro_batches: int, epilogue: bool
+) -> list[tuple[str, int, int]]:
     """The computations of a rank with one stage: forwards as far ahead as the schedule goes, then in turn."""
-    ahead = _ahead(schedule, degree, rank, micro_batches)
+    ahead = _ahead(schedule, degree, rank, micro_batches, epilogue)
     order = [("FORWARD", rank, m) for m in range(ahead)]
     for m in range(micro_batches):
         order.append(("FULL_BACKWARD", rank, m))

@@ -13,7 +13,7 @@ _UNITS: dict[str, int] = {
     "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
 }  # fmt: skip
 _BY_LOWER_CASE = {unit.lower(): unit for unit in _UNITS}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", re.ASCII)
+_SIZE = re.compile(r"(\d{1,24}(?:\.\d{1,24})?)\s*([A-Za-z]*)", re.ASCII)
 
 
 def parse_bytes(text: str | int) -> int:

@@ -23,10 +23,14 @@ from galvatron.errors import (
     ParseError,
     PlanError,
     StrategyError,
+    VerifyError,
 )
-from galvatron.ir.program import Form
+from galvatron.ir.graph import Op, Value
+from galvatron.ir.program import Form, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import parse_program
+from galvatron.ir.types import BATCH, TensorType
+from galvatron.passes.pipeline import Pipeline
 from tests.ranks import run_ranks
 
 WIDTH, HEADS, WORDS, LENGTH = 16, 4, 32, 8
@@ -227,6 +231,49 @@ def test_search_and_estimate_tell_the_same():
     assert (plan.step_time_s, plan.peak_bytes) == (found.step_time_s, found.peak_bytes)
     assert plan.global_batch_size == 8 and plan.world_size == 4
     assert galvatron.search(program, "a100-80g:1x4", global_batch_size=16).global_batch_size == 16
+
+
+def with_gelu(program: Program, **changes: Any) -> Program:
+    """The program with its activations changed."""
+
+    def changed(op: Op) -> Op:
+        return replace(op, **changes) if op.target == "aten.gelu.default" else op
+
+    classes = (replace(c, graph=replace(c.graph, ops=tuple(map(changed, c.graph.ops)))) for c in program.classes)
+    return replace(program, classes=tuple(classes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"target": "aten.from_file.default"}, "known-ops"),
+        ({"target": "aten.gelu_.default"}, "known-ops"),
+        ({"args": ()}, "arguments-fit"),
+        ({"results": (Value("gelu", TensorType("f64", (BATCH, LENGTH, 4 * WIDTH - 1))),)}, "result-types"),
+    ],
+)
+def test_what_is_given_is_verified_first(changes, rule):
+    broken = with_gelu(galvatron.capture(new_model(1), new_batch()), **changes)
+    for function in (api.search, api.estimate, api.emit):
+        arguments = (broken, "a100-80g:1x2") if function is api.search else (broken, "m1/dp2", "a100-80g:1x2")
+        with pytest.raises(VerifyError) as caught:
+            function(*arguments)
+        assert caught.value.rule == rule
+
+
+def test_what_is_generated_was_verified(monkeypatch):
+    program = galvatron.capture(new_model(1), new_batch())
+    lowered = Pipeline.run
+
+    def careless(self: Pipeline, program: Program, *instruments: Any) -> Program:
+        result = lowered(self, program, *instruments)
+        return with_gelu(result, args=()) if result.form is Form.STAGED else result
+
+    monkeypatch.setattr(Pipeline, "run", careless)
+    with pytest.raises(VerifyError, match="the argument 'self' is missing"):
+        api.emit(program, "m1/dp2", "a100-80g:1x2")
+    with pytest.raises(VerifyError, match="the argument 'self' is missing"):
+        galvatron.compile(new_model(1), new_batch(), plan="dp1")
 
 
 # Several processes.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from galvatron.errors import GalvatronError, ParseError
+from galvatron.errors import GalvatronError, ParseError, VerifyError
 
 if TYPE_CHECKING:
     from galvatron.ir.cluster import Cluster
@@ -27,11 +27,12 @@ GlobalBatch = Annotated[int, typer.Option("--global-batch", min=1, metavar="N", 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def read_program(path: Path) -> Program:
-    """Reads a program file, or stdin for `-`.
+def read_program(path: Path, *, verified: bool = True) -> Program:
+    """Reads a program file, or stdin for `-`; a valid one, unless the caller sees to that.
 
     Raises:
         ParseError: malformed text, with the file, line and column.
+        VerifyError: the program breaks a rule of its form.
         GalvatronError: not text.
         OSError: no such file, or not readable.
     """
@@ -42,10 +43,15 @@ def read_program(path: Path) -> Program:
     except UnicodeDecodeError:
         raise GalvatronError(f"{path} is not a text file") from None
     try:
-        return parse_program(text)
-    except ParseError as error:
+        program = parse_program(text)
+        if verified:
+            from galvatron.ir.verify import verify
+
+            verify(program)
+    except (ParseError, VerifyError) as error:
         error.args = (f"{path}: {error}",)
         raise
+    return program
 
 
 def read_cluster(text: str) -> Cluster:
@@ -66,9 +72,9 @@ def read_plan(text: str, program: Program, cluster: Cluster, global_batch_size: 
         PlanError, ParseError, StrategyError: it does not parse, or does not fit the program, cluster or batch.
     """
     from galvatron.ir.plan import Plan
-    from galvatron.ir.planning import check, resolve
+    from galvatron.ir.planning import check, names_plan_file, resolve
 
-    if not (text.endswith(".json") or Path(text).is_file()):
+    if not names_plan_file(text):
         return resolve(program, text, global_batch_size, cluster.world_size)
     plan = Plan.load(text)
     check(plan, program, cluster.world_size, global_batch_size)

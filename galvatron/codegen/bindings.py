@@ -19,15 +19,15 @@ from galvatron.schedules import Schedule
 
 STAGE_ATTRIBUTES = frozenset(
     """
-    add_module apply batch batch_inputs bfloat16 buffers call_super_init children compile count cpu cuda double
-    dump_patches eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule
-    global_batch_size half index ipu layer layers load_state_dict loss loss_axes materialize mesh micro_batches modules
-    mtia named_buffers named_children named_modules named_parameters parameters random received receives
-    register_backward_hook register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook
-    register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook
-    register_module register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_
-    sends sent set_extra_state set_submodule share_memory state state_dict state_specs step T_destination table to
-    to_empty train training type xpu zero_grad
+    add_module apply batch batch_inputs bfloat16 buffers call_super_init children collected collects compile count cpu
+    cuda device double dump_patches epilogue epilogue_shards eval extra_repr float forward get_buffer get_extra_state
+    get_parameter get_submodule global_batch_size half index ipu layer layers load_state_dict loss loss_axes materialize
+    mesh micro_batches modules mtia named_buffers named_children named_modules named_parameters parameters random
+    received receives register_backward_hook register_buffer register_forward_hook register_forward_pre_hook
+    register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook
+    register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook
+    register_state_dict_pre_hook requires_grad_ sends sent set_extra_state set_submodule share_memory state state_dict
+    state_specs step T_destination table to to_empty train training type xpu zero_grad
     """.split()  # noqa: SIM905
 )
 """What a stage already has, so no layer may be called that."""
@@ -35,19 +35,21 @@ STAGE_ATTRIBUTES = frozenset(
 
 @dataclass(frozen=True)
 class BatchParameter:
-    """A batch input as one keyword of `forward`, split over axes, or of `step`, `whole`."""
+    """A batch input as one keyword: of `forward` or `epilogue`, split over axes, or of `step`, whole; without `samples`
+    it is the same for every micro-batch."""
 
     name: str
     placements: tuple[tuple[Axis, Shard], ...]
-    whole: bool
+    when: When
+    samples: bool
 
 
 @dataclass(frozen=True)
 class Bindings:
     """Every name of one stage's module.
 
-    `batch` maps each batch parameter to its variable and its local shape in samples of the micro-batch; `variables` has
-    the variables of `forward` and `step_variables` those of `step`, by program-level name.
+    `batch` maps each batch parameter to its variable and its local shape in samples of the micro-batch, or of the whole
+    batch in an epilogue; `scopes` have the variables of `forward`, `step` and `epilogue` by program-level name.
     """
 
     program: Program
@@ -57,8 +59,7 @@ class Bindings:
     axes: dict[Axis, str]
     layers: dict[str, str]
     batch: dict[BatchParameter, tuple[str, tuple[Dim, ...]]]
-    variables: Scope
-    step_variables: Scope
+    scopes: dict[When, Scope]
 
     def cls(self, layer: Layer) -> LayerClass:
         return self.program.class_of[layer.cls]
@@ -66,23 +67,40 @@ class Bindings:
     def function(self, layer: Layer) -> Function:
         return self.functions[layer.cls]
 
+    @property
+    def variables(self) -> Scope:
+        """The variables of `forward`."""
+        return self.scopes[When.MICROBATCH]
+
     @cached_property
     def step_layers(self) -> tuple[Layer, ...]:
         return tuple(layer for layer in self.stage.layers if layer.when is When.STEP)
 
     @cached_property
     def forward_layers(self) -> tuple[Layer, ...]:
-        return tuple(layer for layer in self.stage.layers if layer.when is not When.STEP)
+        return tuple(layer for layer in self.stage.layers if layer.when not in (When.STEP, When.EPILOGUE))
+
+    @cached_property
+    def epilogue(self) -> Layer | None:
+        """The layer that runs once per step after all forwards."""
+        return next((layer for layer in self.stage.layers if layer.when is When.EPILOGUE), None)
+
+    @cached_property
+    def collected(self) -> tuple[str, ...]:
+        """What the epilogue reads of the micro-batches."""
+        made = {name for layer in self.forward_layers for name in layer.results}
+        made |= {transfer.name for transfer in self.stage.receives}
+        return tuple(dict.fromkeys(name for name in self.epilogue.operands if name in made)) if self.epilogue else ()
 
     @cached_property
     def step_results(self) -> tuple[str, ...]:
-        """The results of `step` that `forward` reads."""
-        read = {name for layer in self.forward_layers for name in layer.operands}
+        """The results of `step` that `forward` or `epilogue` reads."""
+        read = {name for layer in self.stage.layers if layer.when is not When.STEP for name in layer.operands}
         return tuple(name for layer in self.step_layers for name in layer.results if name in read)
 
     def operands(self, layer: Layer) -> list[str]:
         """The variables that a layer is called with."""
-        scope = self.step_variables if layer.when is When.STEP else self.variables
+        scope = self.scope_of(layer)
         found: list[str] = []
         for operand, formal in zip(layer.operands, self.cls(layer).graph.inputs, strict=True):
             if operand in scope:
@@ -90,6 +108,15 @@ class Bindings:
             else:
                 found.append(self.batch[_batch_parameter(self.program, layer, operand, formal)][0])
         return found
+
+    def scope_of(self, layer: Layer) -> Scope:
+        """The variables beside which a layer is called."""
+        return self.scopes[_caller(layer)]
+
+
+def _caller(layer: Layer) -> When:
+    """The method that calls a layer, named after what else it calls."""
+    return When.MICROBATCH if layer.when is When.PREAMBLE else layer.when
 
 
 def bind_names(program: Program, stage: Stage, sizes: Sizes) -> Bindings:
@@ -115,18 +142,19 @@ def bind_names(program: Program, stage: Stage, sizes: Sizes) -> Bindings:
         axes=_axis_names(program, stage),
         layers=_layer_names(stage),
         batch={},
-        variables=Scope(taken),
-        step_variables=Scope(taken),
+        scopes={when: Scope(taken) for when in (When.STEP, When.MICROBATCH, When.EPILOGUE)},
     )
     for transfer in stage.receives:
         bindings.variables.bind_short(transfer.name)
+    for name in bindings.collected:
+        bindings.scopes[When.EPILOGUE].bind_short(name)
     _bind_batch(bindings)
     for layer in stage.layers:
         for result in layer.results:
-            if layer.when is When.STEP:
-                bindings.step_variables.bind_short(result)
-            if layer.when is not When.STEP or result in bindings.step_results:
+            bindings.scope_of(layer).bind_short(result)
+            if result in bindings.step_results:
                 bindings.variables.bind_short(result)
+                bindings.scopes[When.EPILOGUE].bind_short(result)
     return bindings
 
 
@@ -194,8 +222,7 @@ def _bind_batch(bindings: Bindings) -> None:
             if parameter in bindings.batch:
                 continue
             type_ = next(value.type for value in program.inputs if value.name == parameter.name)
-            scope = bindings.step_variables if parameter.whole else bindings.variables
-            variable = scope.bind(f"batch:{len(bindings.batch)}", operand)
+            variable = bindings.scopes[parameter.when].bind(f"batch:{len(bindings.batch)}", operand)
             bindings.batch[parameter] = (variable, batch_input_shape(type_, formal.layout or (), cls))
 
 
@@ -205,7 +232,7 @@ def _batch_parameter(program: Program, layer: Layer, operand: str, formal: Value
     if name is None:
         raise GalvatronError(f"layer {layer.name!r} reads {operand!r}, which its stage neither makes nor receives")
     if layer.when is When.STEP:
-        return BatchParameter(name, (), whole=True)
+        return BatchParameter(name, (), When.STEP, samples=name in program.batched)
     mesh = program.class_of[layer.cls].mesh
     sharded = ((axis, p) for p, axis in zip(formal.layout or (), mesh, strict=False) if isinstance(p, Shard))
-    return BatchParameter(name, tuple(sharded), whole=False)
+    return BatchParameter(name, tuple(sharded), _caller(layer), samples=name in program.batched)

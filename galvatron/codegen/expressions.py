@@ -46,6 +46,10 @@ def _print(expr: sympy.Basic) -> tuple[str, int]:
         return text, _SUM if text.startswith("-") else _ATOM
     if isinstance(expr, sympy.Symbol):
         return str(expr), _ATOM
+    if isinstance(expr, sympy.Pow) and isinstance(expr.exp, sympy.Rational) and not expr.exp.is_Integer:
+        return f"{_atom(expr.base)}**{_atom(sympy.Float(expr.exp))}", _PRODUCT
+    if isinstance(expr, sympy.log):
+        return f"math.log({_print(expr.args[0])[0]})", _ATOM
     numerator, denominator = sympy.fraction(sympy.together(expr))
     if denominator != 1:
         operator = "/" if denominator.free_symbols else "//"

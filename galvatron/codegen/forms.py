@@ -196,6 +196,14 @@ clone.default(self, *, memory_format=None)                       -> self.clone(m
 contiguous.default(self, *, memory_format=torch.contiguous_format) -> self.contiguous()
 detach.default(self)                                             -> self.detach()
 
+# complex numbers
+view_as_real.default(self)                                       -> torch.view_as_real(self)
+complex.default(real, imag)                                      -> torch.complex(real, imag)
+polar.default(abs, angle)                                        -> torch.polar(abs, angle)
+real.default(self)                                               -> torch.real(self)
+imag.default(self)                                               -> torch.imag(self)
+conj_physical.default(self)                                      -> self.conj_physical()
+
 # creation
 arange.default(end, *, dtype=None, layout=None, device=None, pin_memory=None) -> torch.arange(end, dtype=, device=)
 arange.start(start, end, *, dtype=None, layout=None, device=None, pin_memory=None) -> torch.arange(start, end, dtype=, device=)

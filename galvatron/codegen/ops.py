@@ -15,6 +15,8 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Const, Op, Ref, Value
 from galvatron.ir.random import RANDOM_OPS, without_site
 from galvatron.ir.recompute import Step
+from galvatron.ir.strides import READS_MEMORY
+from galvatron.ir.text.targets import is_known_target, unknown_target
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
 _REDUCTIONS = ("none", "mean", "sum")
@@ -54,7 +56,13 @@ class OpPrinter:
         self._waiting = waiting
 
     def expression(self, op: Op) -> Text:
-        """The right-hand side of the op's assignment."""
+        """The right-hand side of the op's assignment.
+
+        Raises:
+            GalvatronError: it is not among the ops that a program may contain.
+        """
+        if not is_known_target(op.target):
+            raise GalvatronError(unknown_target(op.target))
         if op.target.startswith("comm."):
             return self._collective(op)
         if op.target.startswith("spmd."):
@@ -194,6 +202,8 @@ class OpPrinter:
     def _fallback(self, op: Op) -> Text:
         """`torch.ops.<namespace>.<name>.<overload>(...)`, which can say anything."""
         written = [self.argument(a) for a in op.args]
+        if op.target in READS_MEMORY:
+            written[0] = f"{written[0]}.contiguous()"
         written += [prefixed(f"{name}=", self.argument(value)) for name, value in op.kwargs]
         if not op.operands:
             written.append(f"device={self._device}")
@@ -205,8 +215,12 @@ class OpPrinter:
             "aten.slice.Tensor": self._slice,
             "aten.select.int": self._select,
             "aten.index.Tensor": self._index,
+            "aten.view_as_complex.default": self._complex,
         }.get(op.target)
         return handler(op) if handler and not op.kwargs else None
+
+    def _complex(self, op: Op) -> Text:
+        return call("torch.view_as_complex", [f"{self.argument(op.args[0])}.contiguous()"])
 
     def _slice(self, op: Op) -> Text:
         source, dim, start, end, step = (*op.args, *(0, None, None, 1)[len(op.args) - 1 :])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import sympy
 
@@ -15,10 +15,13 @@ from galvatron.codegen.runs import INDEX, chain, first_number, quoted, runs, tem
 from galvatron.codegen.sizes import MICRO_BATCH, Sizes, local_sizes
 from galvatron.ir.layout import BROADCAST, PARTIAL, Placement, Shard, nameable_axes
 from galvatron.ir.program import Layer, Program, Stage, StateLayout, Transfer, When
-from galvatron.ir.types import TORCH_DTYPE_NAMES
+from galvatron.ir.types import TORCH_DTYPE_NAMES, Dim
 
 _NAMES_FUNCTIONAL = re.compile(r"^ *[^# ].*[ (]F\.", re.MULTILINE)
 """A line of code, not the model's line above it, that names `torch.nn.functional`."""
+
+_NAMES_MATH = re.compile(r"^ *[^# ].*\bmath\.", re.MULTILINE)
+"""The same for the module `math`."""
 
 _DECLARE_IN_LOOP, _CALL_IN_LOOP = 2, 3
 """Layers in a run that are worth a loop: the state of a layer is many lines, its call is one."""
@@ -28,9 +31,11 @@ def emit_stage(program: Program, stage: Stage, sizes: Sizes | None = None) -> st
     """The module of one stage of a staged program, as text."""
     bindings = bind_names(program, stage, sizes or local_sizes(program))
     functions = [function.text for function in bindings.functions.values()]
-    stage_text = "\n".join([*_head(bindings), *_init(bindings), *_step(bindings), *_forward(bindings)])
+    methods = [*_step(bindings), *_forward(bindings), *_epilogue(bindings)]
+    stage_text = "\n".join([*_head(bindings), *_init(bindings), *methods])
     body = "\n\n\n".join([*functions, stage_text])
-    imports = ["import torch", *(["import torch.nn.functional as F"] if _NAMES_FUNCTIONAL.search(body) else [])]
+    imports = ["import math", ""] if _NAMES_MATH.search(body) else []
+    imports += ["import torch", *(["import torch.nn.functional as F"] if _NAMES_FUNCTIONAL.search(body) else [])]
     imports += ["", "from galvatron import runtime as rt"]
     return "\n".join([_docstring(program, stage), "", *imports, "", "", body, ""])
 
@@ -60,7 +65,16 @@ def _docstring(program: Program, stage: Stage) -> str:
 
 
 def _head(bindings: Bindings) -> list[str]:
-    return ["class Stage(rt.Stage):", f"    index, count = {bindings.stage.index}, {len(bindings.program.stages)}"]
+    out = ["class Stage(rt.Stage):", f"    index, count = {bindings.stage.index}, {len(bindings.program.stages)}"]
+    shards = _epilogue_shards(bindings.program)
+    return [*out, f"    epilogue_shards = {shards}"] if shards else out
+
+
+def _epilogue_shards(program: Program) -> int:
+    """Over how many ranks the samples are sharded in the epilogue; 0 where there is none."""
+    layers = (layer for stage in program.stages for layer in stage.layers if layer.when is When.EPILOGUE)
+    strategies = [program.class_of[layer.cls].strategy for layer in layers]
+    return strategies[0].degree("dp") if strategies and strategies[0] else 0
 
 
 def _init(bindings: Bindings) -> list[str]:
@@ -82,6 +96,7 @@ def _init(bindings: Bindings) -> list[str]:
         after_loop = loops or (after_loop and not text)
     interface = [*_batch_inputs(bindings), *_transfers(bindings, "receives", stage.receives)]
     interface += _transfers(bindings, "sends", stage.sends)
+    interface += _collected(bindings)
     if bindings.program.output in {name for layer in stage.layers for name in layer.results}:
         interface += _statement("self.loss", [prefixed("sum_over=", tuple_of(_loss_axes(bindings)))])
     return [*out, "", *interface]
@@ -168,6 +183,7 @@ def _layer(bindings: Bindings, layer: Layer, name: str, state: Sequence[str], de
     arguments += [prefixed("state=", tuple_of(state))] if state else []
     arguments += ["random=True"] if function.random else []
     arguments += [f'recompute="{kind}"'] if (kind := _recompute(bindings, layer)) else []
+    arguments += ["epilogue=True"] if layer.when is When.EPILOGUE else []
     return _statement("self.layer", arguments, depth)
 
 
@@ -200,7 +216,20 @@ def _batch_inputs(bindings: Bindings) -> list[str]:
     for parameter, (variable, _) in bindings.batch.items():
         placed = [f"{bindings.axes[axis]}: {_placement(p, False)}" for axis, p in parameter.placements]
         arguments: list[Text] = [f'"{parameter.name}"', f'"{variable}"', Brackets("{", tuple(placed), "}")]
-        out += _statement("self.batch", [*arguments, *(["whole=True"] if parameter.whole else [])])
+        arguments += {When.STEP: ["whole=True"], When.EPILOGUE: ["epilogue=True"]}.get(parameter.when, [])
+        arguments += [] if parameter.samples or parameter.when is When.STEP else ["samples=False"]
+        out += _statement("self.batch", arguments)
+    return out
+
+
+def _collected(bindings: Bindings) -> list[str]:
+    """What `forward` gives to the epilogue, and how the parts of the micro-batches make up the whole."""
+    out: list[str] = []
+    for name in bindings.collected:
+        sizes = enumerate(bindings.sizes.shapes[name])
+        along = next((dim for dim, size in sizes if isinstance(size, sympy.Expr) and size.has(MICRO_BATCH)), None)
+        how = "summed=True" if along is None else f"along={along}"
+        out += _statement("self.collects", [f'"{name}"', how])
     return out
 
 
@@ -236,19 +265,20 @@ def _step(bindings: Bindings) -> list[str]:
     """`step`: statistics of the whole batch, once per step; nothing when there are none."""
     if not bindings.step_layers:
         return []
-    parameters = ["self", *(variable for p, (variable, _) in bindings.batch.items() if p.whole)]
+    parameters = ["self", *(variable for p, (variable, _) in bindings.batch.items() if p.when is When.STEP)]
+    scope = bindings.scopes[When.STEP]
     out = ["", *lines(prefixed("def ", call("step", parameters), ":"), 1)]
     for layer in bindings.step_layers:
-        results = [bindings.step_variables[name] for name in layer.results]
+        results = [scope[name] for name in layer.results]
         out += lines(prefixed(f"{', '.join(results)} = ", _call(bindings, layer)), 2)
-    returned = [f'"{bindings.variables[name]}": {bindings.step_variables[name]}' for name in bindings.step_results]
+    returned = [f'"{bindings.variables[name]}": {scope[name]}' for name in bindings.step_results]
     return [*out, *lines(prefixed("return ", Brackets("{", tuple(returned), "}")), 2)]
 
 
 def _forward(bindings: Bindings) -> list[str]:
     """`forward`: received values, then by keyword this rank's part of the micro-batch and the step values."""
     stage, scope = bindings.stage, bindings.variables
-    keywords = [variable for p, (variable, _) in bindings.batch.items() if not p.whole]
+    keywords = [variable for p, (variable, _) in bindings.batch.items() if p.when is When.MICROBATCH]
     keywords += [scope[name] for name in bindings.step_results]
     parameters = ["self", *(scope[t.name] for t in stage.receives), *(["*", *keywords] if keywords else [])]
     out = ["", *lines(prefixed("def ", call("forward", parameters), ":"), 1)]
@@ -260,7 +290,7 @@ def _forward(bindings: Bindings) -> list[str]:
         used = read_outside(run)
         results = [scope[name] if name in used else "_" for name in run[0].results]
         out += lines(prefixed(f"{', '.join(results)} = ", _call(bindings, run[0])), 2)
-    returned = [scope[t.name] for t in stage.sends]
+    returned = [scope[name] for name in (bindings.collected or (t.name for t in stage.sends))]
     if bindings.program.output in scope and bindings.program.output not in {t.name for t in stage.receives}:
         return [*out, f"        return {scope[bindings.program.output]}"]
     text = tuple_of(returned)
@@ -268,9 +298,22 @@ def _forward(bindings: Bindings) -> list[str]:
     return [*out, *([flat] if len(flat) <= WIDTH else lines(prefixed("return ", text), 2))]
 
 
+def _epilogue(bindings: Bindings) -> list[str]:
+    """`epilogue`: the end of the loss, on what all micro-batches have made; nothing when there is none."""
+    layer = bindings.epilogue
+    if layer is None:
+        return []
+    scope = bindings.scopes[When.EPILOGUE]
+    keywords = [variable for p, (variable, _) in bindings.batch.items() if p.when is When.EPILOGUE]
+    keywords += [scope[name] for name in bindings.step_results]
+    parameters = ["self", *(scope[name] for name in bindings.collected), *(["*", *keywords] if keywords else [])]
+    out = ["", *lines(prefixed("def ", call("epilogue", parameters), ":"), 1)]
+    return [*out, *lines(prefixed("return ", _call(bindings, layer)), 2)]
+
+
 def _readers(bindings: Bindings):
     """A function from a run of layers to the names that something outside the run reads."""
-    sent = {t.name for t in bindings.stage.sends} | {bindings.program.output}
+    sent = {t.name for t in bindings.stage.sends} | {bindings.program.output, *bindings.collected}
 
     def outside(run: Sequence[Layer]) -> frozenset[str]:
         members = {layer.name for layer in run}
@@ -325,24 +368,28 @@ def _keywords(bindings: Bindings, layer: Layer) -> list[str]:
         elif keyword == "m":
             written.append("m=self.micro_batches")
         elif keyword == "device":
-            written.append(f"device={_any_tensor(bindings, layer)}.device")
+            written.append("device=self.device")
         else:
             written.append(f"b={_local_batch(bindings, layer)}")
     return written
 
 
-def _any_tensor(bindings: Bindings, layer: Layer) -> str:
-    whole = layer.when is When.STEP
-    variables = [variable for p, (variable, _) in bindings.batch.items() if p.whole == whole]
-    variables += [bindings.variables[t.name] for t in bindings.stage.receives]
-    return variables[0]
+def _arriving(bindings: Bindings, layer: Layer) -> Iterator[tuple[str, tuple[Dim, ...]]]:
+    """What comes into the method that calls a layer: variables, with their local shapes in samples over all ranks."""
+    scope = bindings.scope_of(layer)
+    yield from (found for p, found in bindings.batch.items() if bindings.scopes[p.when] is scope)
+    received = bindings.collected if layer.when is When.EPILOGUE else [t.name for t in bindings.stage.receives]
+    yield from ((scope[name], bindings.sizes.shapes[name]) for name in received)
 
 
 def _local_batch(bindings: Bindings, layer: Layer) -> str:
-    """This rank's samples as the layer counts them, read off something that came into `forward`."""
-    candidates = [found for p, found in bindings.batch.items() if not p.whole]
-    candidates += [(bindings.variables[t.name], bindings.sizes.shapes[t.name]) for t in bindings.stage.receives]
-    for variable, shape in candidates:
+    """This rank's samples as the layer counts them, read off something that came into the method that calls it.
+
+    What runs once per step runs on the whole batch.
+    """
+    if layer.when is When.STEP:
+        return "self.global_batch_size"
+    for variable, shape in _arriving(bindings, layer):
         for dim, size in enumerate(shape):
             whole = share(size, MICRO_BATCH)
             if whole:

@@ -7,8 +7,9 @@ import json
 import re
 from dataclasses import dataclass
 
-from galvatron.errors import ClusterError, ParseError, did_you_mean
-from galvatron.ir import presets
+from galvatron.errors import ClusterError, did_you_mean
+from galvatron.ir import limits, presets
+from galvatron.ir.documents import read_json
 from galvatron.ir.presets import PRESETS, Preset
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "p2p")
@@ -16,7 +17,7 @@ COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "p2p"
 RESERVE_SHARE = 1 / 16
 RESERVE_BYTES = 512 * 2**20
 
-_NAME = re.compile(r"([^:]+):(\d+)x(\d+)")
+_NAME = re.compile(r"([^:]+):([0-9]{1,9})x([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ class Cluster:
             raise ClusterError(f"cluster {text!r}: unknown device preset {name!r}; {did_you_mean(name, PRESETS)}")
         if nodes < 1 or devices < 1:
             raise ClusterError(f"cluster {text!r}: needs at least one node and one device per node")
+        if nodes * devices > limits.DEVICES:
+            raise ClusterError(f"cluster {text!r}: {nodes * devices} devices, at most {limits.DEVICES} are possible")
         return _from_preset(PRESETS[name], nodes, devices)
 
     def to_json(self) -> str:
@@ -106,10 +109,7 @@ class Cluster:
             ParseError: malformed JSON.
             ClusterError: a field is missing, unknown or of the wrong type.
         """
-        try:
-            fields = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ParseError(f"cluster: {error.msg}", line=error.lineno, column=error.colno) from None
+        fields = read_json(text, "cluster")
         try:
             device = dict(fields.pop("device"))
             rates = tuple((str(dtype), float(rate)) for dtype, rate in device.pop("matmul_flop_per_s"))
@@ -120,10 +120,12 @@ class Cluster:
                 **fields,
             )
             sizes = (cluster.nodes, cluster.devices_per_node, cluster.device.memory_bytes)
-            if not rates or not all(isinstance(n, int) and n > 0 for n in sizes):
+            if not rates or not all(type(n) is int and 0 < n <= limits.SIZE for n in sizes):
                 raise ValueError("sizes and rates must be positive")
+            if cluster.world_size > limits.DEVICES:
+                raise ValueError(f"at most {limits.DEVICES} devices are possible")
             return cluster
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
             raise ClusterError(f"cluster description is incomplete or malformed: {error}") from None
 
     def crosses_nodes(self, size: int, stride: int) -> bool:

@@ -1,10 +1,31 @@
-"""Writing files so that a reader never sees half of one."""
+"""Reading files of strangers, and writing files so that a reader never sees half of one."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
+
+from galvatron.ir import limits
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The UTF-8 text of a file; of one that is too long only enough for a reader to see that it is.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not text, or its name cannot be that of a file.
+    """
+    with open(path, encoding="utf-8") as file:
+        return file.read(limits.FILE_CHARACTERS + 1)
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file or directory of this name; False also for what none could be called."""
+    try:
+        return bool(path) and Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

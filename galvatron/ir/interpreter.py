@@ -11,7 +11,9 @@ import torch
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref
+from galvatron.ir.ops.schemas import CONSTANTS, is_operator
 from galvatron.ir.random import without_site
+from galvatron.ir.strides import READS_MEMORY
 from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES, TORCH_DTYPE_NAMES, TensorType, evaluate
 
 OpHandler = Callable[[Op, tuple[Any, ...], dict[str, Any]], Any]
@@ -23,23 +25,31 @@ Caller = Callable[..., Any]
 
 @cache
 def torch_op(target: str) -> Callable[..., Any]:
-    """The torch operator behind an `aten.` target.
+    """The torch operator behind an `aten.` target: one of those without side effects (`ir.ops.schemas`).
 
     Raises:
-        GalvatronError: torch has no such operator.
+        GalvatronError: torch has no such operator, or a program may not run it.
     """
-    namespace, _, rest = target.partition(".")
-    name, _, overload = rest.partition(".")
-    packet = getattr(getattr(torch.ops, namespace), name, None)
-    operator = getattr(packet, overload or "default", None)
+    if not is_operator(target):
+        raise GalvatronError(f"op {target!r} is not run, since it is not known as free of side effects")
+    _, name, overload = target.split(".")
+    operator = getattr(getattr(torch.ops.aten, name, None), overload, None)
     if operator is None:
         raise GalvatronError(f"this version of torch ({torch.__version__}) has no operator {target!r}")
     return operator
 
 
 def torch_constant(const: Const) -> Any:
-    """The torch object a `Const` names."""
-    return getattr(torch, TORCH_DTYPE_NAMES[const.name] if const.kind == "dtype" else const.name)
+    """The torch object a `Const` names.
+
+    Raises:
+        GalvatronError: it names none that an op may be given.
+    """
+    if const.kind == "dtype" and const.name in TORCH_DTYPE_NAMES:
+        return getattr(torch, TORCH_DTYPE_NAMES[const.name])
+    if const not in CONSTANTS:
+        raise GalvatronError(f"an op may not be given the constant {const.kind}.{const.name}")
+    return getattr(torch, const.name)
 
 
 def empty_like_type(type_: TensorType, batch: int, device: str = "cpu") -> torch.Tensor:
@@ -72,8 +82,7 @@ def run_graph(
     env: dict[str, Any] = {v.name: values[v.name] for v in (*graph.inputs, *graph.state)}
     symbols = {LOCAL_BATCH: batch, BATCH: batch if global_batch is None else global_batch, MICRO_BATCHES: micro_batches}
     for index, op in enumerate(map(without_site, graph.ops)):
-        args = tuple(_evaluate(a, env, symbols) for a in op.args)
-        kwargs = {k: _evaluate(v, env, symbols) for k, v in op.kwargs}
+        args, kwargs = _arguments(op, env, symbols)
         if op.target.startswith(("comm.", "spmd.")):
             if handler is None:
                 raise GalvatronError(f"op {op.target!r} needs a handler, since it communicates")
@@ -82,10 +91,23 @@ def run_graph(
             function = partial(torch_op(op.target), device=device)
         else:
             function = torch_op(op.target)
+        if op.target in READS_MEMORY:
+            args = (args[0].contiguous(), *args[1:])
         out = callers[index](function, *args, **kwargs) if callers and index in callers else function(*args, **kwargs)
         outs = tuple(out) if len(op.results) > 1 or isinstance(out, (tuple, list)) else (out,)
         env.update((value.name, tensor) for value, tensor in zip(op.results, outs, strict=False))
     return {name: env[name] for name in graph.outputs}
+
+
+def evaluated(op: Op, values: Mapping[str, torch.Tensor], batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of one op on some values at a batch size, as torch takes them."""
+    return _arguments(op, values, {LOCAL_BATCH: batch, BATCH: batch})
+
+
+def _arguments(
+    op: Op, env: Mapping[str, Any], symbols: dict[sympy.Symbol, int]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return tuple(_evaluate(a, env, symbols) for a in op.args), {k: _evaluate(v, env, symbols) for k, v in op.kwargs}
 
 
 def _handled(op: Op, handler: OpHandler) -> Callable[..., Any]:

@@ -313,6 +313,21 @@ def _coupling(
     return Coupling(last.ops[-1], "makes a loss that every micro-batch would add once more")
 
 
+def epilogue_coupling(program: Program) -> Coupling | None:
+    """What makes the epilogue of a program of layers necessary; None for one without."""
+    whole = {name for layer in program.layers if layer.when is When.STEP for name in layer.results}
+    whole |= {value.name for value in program.inputs}
+    for layer in (layer for layer in program.layers if layer.when is When.EPILOGUE):
+        graph = program.class_of[layer.cls].graph
+        given: dict[str, State] = {}
+        for value, name in zip(graph.inputs, layer.operands, strict=True):
+            state = batch_state(value.type)
+            given[value.name] = SUM if state is SAME and name not in whole else state
+        found = flow(graph, given).couplings
+        return next((found[op.results[0].name] for op in graph.ops if op.results[0].name in found), None)
+    return None
+
+
 def _problem(graph: Graph, found: Flow) -> Coupling | None:
     """The first op of a graph that micro-batches would do wrong."""
     for op in graph.ops:

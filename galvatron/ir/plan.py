@@ -6,13 +6,15 @@ import itertools
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from galvatron.errors import ParseError, PlanError, StrategyError, did_you_mean
-from galvatron.ir.files import write_text
+from galvatron.ir import limits
+from galvatron.ir.documents import is_text, read_json, shown
+from galvatron.ir.files import read_text, write_text
 from galvatron.ir.strategy import Strategy
 from galvatron.schedules import Schedule
 
@@ -99,15 +101,18 @@ class Plan:
             ParseError: malformed JSON, with line and column.
             PlanError: a field is missing, unknown or has bad content; the message names it.
         """
-        try:
-            document = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ParseError(f"plan is not valid JSON: {error.msg}", line=error.lineno, column=error.colno) from None
-        return _read_document(document)
+        return _read_document(read_json(text, "plan"))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the plan document, atomically."""
-        write_text(path, self.to_json())
+        """Writes the plan document, atomically.
+
+        Raises:
+            PlanError: the file cannot be written.
+        """
+        try:
+            write_text(path, self.to_json())
+        except (OSError, ValueError) as error:
+            raise PlanError(f"cannot write plan {os.fspath(path)!r}: {error}") from None
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:
@@ -118,8 +123,10 @@ class Plan:
             ParseError: see `from_json`; the message starts with the path.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(path)
+        except UnicodeDecodeError:
+            raise PlanError(f"cannot read plan {os.fspath(path)!r}: it is not a text file") from None
+        except (OSError, ValueError) as error:
             raise PlanError(f"cannot read plan {os.fspath(path)!r}: {error}") from None
         try:
             return Plan.from_json(text)
@@ -145,15 +152,16 @@ def _read_document(document: Any) -> Plan:
     if not isinstance(document, dict):
         raise PlanError(f"a plan is a JSON object, not a {type(document).__name__}")
     if document.get("format") != FORMAT:
-        raise PlanError(f"plan field 'format' must be {FORMAT!r}, not {document.get('format')!r}")
-    if document.get("version") != VERSION:
+        raise PlanError(f"plan field 'format' must be {FORMAT!r}, not {shown(document.get('format'))}")
+    if type(document.get("version")) is not int or document["version"] != VERSION:
         raise PlanError(
-            f"plan field 'version' is {document.get('version')!r}; this Galvatron reads version {VERSION}: search again"
+            f"plan field 'version' is {shown(document.get('version'))}; "
+            f"this Galvatron reads version {VERSION}: search again"
         )
     fields = {k: v for k, v in document.items() if k not in ("format", "version")}
     for key in fields:
         if key not in _FIELDS:
-            raise PlanError(f"plan field {key!r} is unknown; {did_you_mean(key, _FIELDS)}")
+            raise PlanError(f"plan field {shown(key)} is unknown; {did_you_mean(key, _FIELDS)}")
     for key, (read, required) in _FIELDS.items():
         if key in fields:
             fields[key] = read(key, fields[key])
@@ -169,15 +177,25 @@ def _read_document(document: Any) -> Plan:
 
 
 def _text(key: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise PlanError(f"plan field {key!r} must be text, not {value!r}")
+    if not is_text(value):
+        raise PlanError(f"plan field {key!r} must be text, not {shown(value)}")
     return value
 
 
-def _count(key: str, value: Any) -> int:
+def _count(key: str, value: Any, most: int = limits.SIZE) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise PlanError(f"plan field {key!r} must be a whole number of at least 1, not {value!r}")
+        raise PlanError(f"plan field {key!r} must be a whole number of at least 1, not {shown(value)}")
+    if value > most:
+        raise PlanError(f"plan field {key!r} must be at most {most}, not {shown(value)}")
     return value
+
+
+def _devices(key: str, value: Any) -> int:
+    return _count(key, value, limits.DEVICES)
+
+
+def _repeats(key: str, value: Any) -> int:
+    return _count(key, value, limits.REPEATS)
 
 
 def _schedule(key: str, value: Any) -> str:
@@ -190,43 +208,51 @@ def _schedule(key: str, value: Any) -> str:
 def _optional_seconds(key: str, value: Any) -> float | None:
     if value is None:
         return None
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
-        raise PlanError(f"plan field {key!r} must be a number of seconds or null, not {value!r}")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= sys.float_info.max:
+        raise PlanError(f"plan field {key!r} must be a number of seconds or null, not {shown(value)}")
     return float(value)
 
 
 def _optional_sizes(key: str, value: Any) -> tuple[int, ...] | None:
     if value is None:
         return None
-    if not isinstance(value, list) or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in value):
-        raise PlanError(f"plan field {key!r} must be a list of byte counts or null, not {value!r}")
+    if not isinstance(value, list) or not all(type(v) is int and 0 <= v <= limits.SIZE for v in value):
+        raise PlanError(f"plan field {key!r} must be a list of byte counts or null, not {shown(value)}")
     return tuple(value)
 
 
 def _stages(key: str, value: Any) -> tuple[tuple[Strategy, ...], ...]:
     if not isinstance(value, list) or not value or not all(isinstance(stage, list) and stage for stage in value):
         raise PlanError(f"plan field {key!r} must be a list with one non-empty list of runs per stage")
-    return tuple(
-        tuple(s for j, run in enumerate(stage) for s in _run(f"{key}[{i}][{j}]", run)) for i, stage in enumerate(value)
-    )
+    left, stages = limits.REPEATS, []
+    for i, stage in enumerate(value):
+        strategies: list[Strategy] = []
+        for j, entry in enumerate(stage):
+            strategy, layers = _run(f"{key}[{i}][{j}]", entry)
+            left -= layers
+            if left < 0:
+                raise PlanError(f"plan field '{key}[{i}][{j}]': the plan has more than {limits.REPEATS} layers")
+            strategies += [strategy] * layers
+        stages.append(tuple(strategies))
+    return tuple(stages)
 
 
-def _run(key: str, run: Any) -> tuple[Strategy, ...]:
+def _run(key: str, run: Any) -> tuple[Strategy, int]:
     if not isinstance(run, dict) or set(run) != {"layers", "strategy"}:
-        raise PlanError(f'plan field {key!r} must look like {{"layers": 4, "strategy": "dp2-tp2"}}, not {run!r}')
+        raise PlanError(f'plan field {key!r} must look like {{"layers": 4, "strategy": "dp2-tp2"}}, not {shown(run)}')
     try:
         strategy = Strategy.parse(_text(f"{key}.strategy", run["strategy"]))
     except StrategyError as error:
         raise PlanError(f"plan field '{key}.strategy': {error}") from None
-    return (strategy,) * _count(f"{key}.layers", run["layers"])
+    return strategy, _repeats(f"{key}.layers", run["layers"])
 
 
 _FIELDS: dict[str, tuple[Callable[[str, Any], Any], bool]] = {
     "fingerprint": (_text, True),
     "cluster": (_text, False),
-    "world_size": (_count, True),
+    "world_size": (_devices, True),
     "global_batch_size": (_count, True),
-    "micro_batches": (_count, True),
+    "micro_batches": (_repeats, True),
     "schedule": (_schedule, True),
     "step_time_s": (_optional_seconds, False),
     "peak_bytes": (_optional_sizes, False),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import sympy
 
 from galvatron.errors import PlanError, StrategyError, did_you_mean
-from galvatron.ir.micro_batches import coupling
+from galvatron.ir.files import exists
+from galvatron.ir.micro_batches import coupling, epilogue_coupling
 from galvatron.ir.plan import Plan, check_batch, check_shape
 from galvatron.ir.program import Layer, Program, When
 from galvatron.ir.strategy import Strategy
@@ -20,14 +22,15 @@ from galvatron.schedules import PATTERN, SCHEDULES, Schedule
 
 @dataclass(frozen=True)
 class PlanShorthand:
-    """One strategy for all layers, written `pp2/m4/1f1b/dp1-tp2`; a part left out is pp1, m1, 1f1b.
+    """One strategy for all layers, written `pp2/m4/1f1b/dp1-tp2`; a part left out is pp1, m1, and the schedule 1f1b, or
+    gpipe where the end of the loss needs all micro-batches.
 
     The pipeline degree counts ranks: `pp2/m4/interleaved2/dp2` has four stages.
     """
 
     pipeline_degree: int
     micro_batches: int
-    schedule: str
+    schedule: str | None
     strategy: Strategy
 
     @staticmethod
@@ -38,6 +41,8 @@ class PlanShorthand:
             StrategyError: an unknown, repeated or misplaced part; the message names it and suggests the nearest known
             one.
         """
+        if not text.strip():
+            raise StrategyError("the plan is empty; write a plan file, or a shorthand such as 'pp2/m4/1f1b/dp1-tp2'")
         *head, last = [part.strip() for part in text.strip().split("/")]
         found: dict[str, str] = {}
         for part in head:
@@ -53,17 +58,18 @@ class PlanShorthand:
         return PlanShorthand(
             int(found.get("pipeline degree", "pp1")[2:]),
             int(found.get("number of micro-batches", "m1")[1:]),
-            found.get("schedule", "1f1b"),
+            found.get("schedule"),
             Strategy.parse(last),
         )
 
     def __str__(self) -> str:
-        return f"pp{self.pipeline_degree}/m{self.micro_batches}/{self.schedule}/{self.strategy}"
+        schedule = f"/{self.schedule}" if self.schedule else ""
+        return f"pp{self.pipeline_degree}/m{self.micro_batches}{schedule}/{self.strategy}"
 
     @property
     def stages(self) -> int:
         """The number of pipeline stages."""
-        return self.pipeline_degree * Schedule.parse(self.schedule).stages_per_rank
+        return self.pipeline_degree * Schedule.parse(self.schedule or "1f1b").stages_per_rank
 
     @property
     def world_size(self) -> int:
@@ -71,15 +77,50 @@ class PlanShorthand:
 
 
 _SHORTHAND = {
-    "pipeline degree": r"pp[1-9]\d*",
-    "number of micro-batches": r"m[1-9]\d*",
+    "pipeline degree": r"pp[1-9][0-9]{0,8}",
+    "number of micro-batches": r"m[1-9][0-9]{0,8}",
     "schedule": PATTERN,
 }
+
+
+def names_plan_file(text: str) -> bool:
+    """Whether text that means a plan is the path of a file: by its ending, or because it is there and no shorthand."""
+    if text.endswith(".json"):
+        return True
+    if not exists(text):
+        return False
+    try:
+        PlanShorthand.parse(text)
+    except (StrategyError, PlanError):
+        return True
+    return Path(text).is_file()
 
 
 def planned_layers(program: Program) -> tuple[Layer, ...]:
     """The layers that a plan gives a strategy to: those that run once per micro-batch, in order."""
     return tuple(layer for layer in program.layers if layer.when is When.MICROBATCH)
+
+
+def epilogue(program: Program) -> tuple[Layer, ...]:
+    """The layer that runs once per step after all forwards, if there is one."""
+    return tuple(layer for layer in program.layers if layer.when is When.EPILOGUE)
+
+
+def epilogue_strategy(plan: Plan) -> Strategy:
+    """The strategy of an epilogue: that of the last layer, but what it computes is kept."""
+    return replace(plan.strategies[-1], recompute="none")
+
+
+def check_epilogue(plan: Plan, program: Program) -> None:
+    """Checks that the schedule lets the end of the loss see all micro-batches.
+
+    Raises:
+        PlanError: names the line that couples samples.
+    """
+    try:
+        Schedule.parse(plan.schedule).check(plan.pipeline_degree, plan.micro_batches, epilogue=True)
+    except PlanError as error:
+        raise PlanError(f"{error} ({epilogue_coupling(program)})") from None
 
 
 def resolve(program: Program, shorthand: PlanShorthand | str, global_batch_size: int, world_size: int) -> Plan:
@@ -108,7 +149,7 @@ def resolve(program: Program, shorthand: PlanShorthand | str, global_batch_size:
         global_batch_size=global_batch_size,
         world_size=world_size,
         micro_batches=shorthand.micro_batches,
-        schedule=shorthand.schedule,
+        schedule=shorthand.schedule or ("gpipe" if epilogue(program) and shorthand.micro_batches > 1 else "1f1b"),
         stages=stages,
     )
     check(plan, program, world_size, global_batch_size)
@@ -170,7 +211,14 @@ def check(plan: Plan, program: Program, world_size: int, global_batch_size: int)
         raise PlanError(f"stage {[bool(s) for s in plan.stages].index(False)} of the plan has no layers")
     check_shape(plan)
     check_batch(plan, global_batch_size)
+    if plan.micro_batches > 1 and epilogue(program):
+        check_epilogue(plan, program)
     if plan.micro_batches > 1 and (problem := coupling(program)):
         raise PlanError(
             f"{plan.micro_batches} micro-batches do not add up to the whole batch: {problem}; use 1 micro-batch (m1)"
+        )
+    if global_batch_size not in program.batch_sizes:
+        raise PlanError(
+            f"a batch of {global_batch_size} samples: the model branches on the size of its batch, and was captured "
+            f"for batches {program.batch_sizes}; capture it with a batch of this size as example"
         )

@@ -22,7 +22,7 @@ from galvatron.ir.graph import Graph, Value
 from galvatron.ir.layout import Axis, Layout
 from galvatron.ir.plan import Plan
 from galvatron.ir.strategy import Strategy
-from galvatron.ir.types import TensorType
+from galvatron.ir.types import BATCH, TensorType
 
 PRECISIONS = ("bf16", "f16")
 """Element types in which a program may compute while its parameters train in `MASTER`."""
@@ -170,11 +170,39 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class BatchSizes:
+    """The numbers of samples for which a program is what the model computes: a range, but for a few in between.
+
+    A model that branches on the size of its batch has another program on the other side.
+    """
+
+    least: int = 1
+    most: int | None = None
+    but: tuple[int, ...] = ()
+
+    def __contains__(self, size: int) -> bool:
+        return self.least <= size and (self.most is None or size <= self.most) and size not in self.but
+
+    def __and__(self, other: BatchSizes) -> BatchSizes:
+        limits = [most for most in (self.most, other.most) if most is not None]
+        least, most = max(self.least, other.least), min(limits, default=None)
+        gaps = (n for n in {*self.but, *other.but} if n in BatchSizes(least, most))
+        return BatchSizes(least, most, tuple(sorted(gaps)))
+
+    def __str__(self) -> str:
+        """`from 2 to 63 but 6`."""
+        most = "" if self.most is None else f" to {self.most}"
+        return f"from {self.least}{most}{''.join(f' but {n}' for n in self.but)}"
+
+
+@dataclass(frozen=True)
 class Program:
     """A training computation; which fields are set depends on `form` (see the module's text).
 
     `inputs` are the tensors of one global batch by their forward names, `output` the name of the scalar loss, and
-    `batch_size` the number of samples of the example batch (the value of `B` that costs default to). `precision` is the
+    `batch_size` the number of samples of the example batch (the value of `B` that costs default to). An input whose
+    type does not have `B` on dim 0 holds no samples: it is the same for all. `batch_sizes` are those that the program
+    holds for. `precision` is the
     element type in which parameters take part in compute: one of `PRECISIONS`, whose masters, gradients and optimizer
     state are kept in `MASTER`; None: each in its own.
     """
@@ -194,11 +222,17 @@ class Program:
     plan: Plan | None = None
     stages: tuple[Stage, ...] = ()
     precision: str | None = None
+    batch_sizes: BatchSizes = BatchSizes()
 
     @cached_property
     def class_of(self) -> dict[str, LayerClass]:
         """Layer classes by name."""
         return {c.name: c for c in self.classes}
+
+    @cached_property
+    def batched(self) -> frozenset[str]:
+        """Names of the inputs that hold samples: `B` is their dim 0."""
+        return frozenset(v.name for v in self.inputs if v.type.shape[:1] == (BATCH,))
 
     @cached_property
     def state_of(self) -> dict[str, State]:

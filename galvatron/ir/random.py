@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import sympy
+
 from galvatron.ir.graph import Arg, Op, Value
 from galvatron.ir.layout import Axis, Partial, Shard
 
@@ -102,6 +104,11 @@ def random_problem(op: Op, mesh: tuple[Axis, ...]) -> str:
         return f"the last keyword arguments must be {', '.join(KEYWORDS)}, in this order"
     if type(keywords["site"]) is not int or keywords["site"] < 0 or type(keywords["per_step"]) is not bool:
         return "site must be a number, per_step true or false"
+    samples = any(isinstance(dim, sympy.Expr) for value in op.results for dim in value.type.shape)
+    if keywords["per_step"] == samples:
+        return (
+            f"what is drawn has {'' if samples else 'no '}samples in it, so per_step must be {str(not samples).lower()}"
+        )
     for value in op.results:
         if any(isinstance(p, Partial) for p in value.layout or ()) and not RANDOM_OPS[op.target.split(".")[1]].linear:
             return f"%{value.name} is a partial sum of draws"

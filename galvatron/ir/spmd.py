@@ -7,7 +7,7 @@ communication beyond its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from galvatron.ir.graph import Op
 from galvatron.ir.layout import PARTIAL, REPLICATE, Partial, Replicate
@@ -41,6 +41,14 @@ SPMD_OPS: dict[str, SpmdOp] = {
 def spmd_target(op: Op) -> str:
     """The sharded counterpart of an ATen op."""
     return f"spmd.{op.target.split('.')[1]}"
+
+
+def without_axis(op: Op) -> Op:
+    """The ATen op that an op of the table is on the whole dimension; other ops as they are."""
+    if not is_spmd(op.target):
+        return op
+    target = f"aten.{op.target.removeprefix('spmd.')}.default"
+    return replace(op, target=target, kwargs=tuple((k, v) for k, v in op.kwargs if k not in KEYWORDS))
 
 
 def is_spmd(target: str) -> bool:

@@ -13,7 +13,7 @@ from galvatron.ir.layout import Axis
 ROLES = ("dp", "tp", "tp+sp", "ulysses", "cp", "ep")
 RECOMPUTE = ("none", "full", "selective")
 
-_AXIS = re.compile(r"(dp|tp|ulysses|cp|ep)(\d+)(\+sp)?")
+_AXIS = re.compile(r"(dp|tp|ulysses|cp|ep)([0-9]{1,9})(\+sp)?")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Strategy:
             elif token == "recompute=selective":
                 recompute = "selective"
             else:
-                degree_text = "".join(c for c in token if c.isdigit()) or "2"
+                degree_text = "".join(re.findall("[0-9]", token))[:9] or "2"
                 known = [f"{r}{degree_text}" for r in ("dp", "tp", "ulysses", "cp", "ep")]
                 known += ["zero1", "zero2", "zero3", "recompute", "recompute=selective", f"tp{degree_text}+sp"]
                 raise StrategyError(f"strategy {text!r}: unknown token {token!r}; {did_you_mean(token, known)}")

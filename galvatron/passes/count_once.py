@@ -12,11 +12,12 @@ import sympy
 
 from galvatron.errors import PassError
 from galvatron.ir.graph import Graph, Op, Ref, Source, Value
-from galvatron.ir.micro_batches import SAME, Flow, batch_state, flow, statistic_state
+from galvatron.ir.micro_batches import SAME, Flow
 from galvatron.ir.names import Names
 from galvatron.ir.program import Form, Program
 from galvatron.ir.types import MICRO_BATCHES
 from galvatron.passes.base import Pass
+from galvatron.passes.cluster_layers.epilogue import flow_over_micro_batches
 from galvatron.passes.cluster_layers.roles import find_roles
 
 
@@ -31,26 +32,10 @@ class CountOnce(Pass):
     def run(self, program: Program) -> Program:
         if program.graph is None:
             raise PassError(f"pass {self.name!r} needs a program with an op graph, not one in form {program.form}")
-        found = flow_of_step(program)
+        live = replace(program.graph, outputs=(program.output,)).without_dead_ops()
+        found = flow_over_micro_batches(live, find_roles(live, program.state_of))
         graph = _counted(program.graph, found, program.output)
         return replace(program, graph=graph, output=graph.outputs[0])
-
-
-def flow_of_step(program: Program) -> Flow:
-    """The states of the values of a captured program over the micro-batches of a step.
-
-    Statistics of batch inputs are the same in each: they are computed once per step.
-    """
-    graph = program.graph
-    assert graph is not None
-    live = replace(graph, outputs=(program.output,)).without_dead_ops()
-    statistics = find_roles(live, program.state_of).step_values
-    ops = tuple(op for op in live.ops if not any(v.name in statistics for v in op.results))
-    given = tuple(live.values[name] for name in sorted(statistics))
-    states = {value.name: batch_state(value.type) for value in live.inputs}
-    states |= {name: statistic_state(live.producers[name]) for name in statistics}
-    per_micro_batch = Graph((*live.inputs, *given), live.state, ops, (program.output,)).without_dead_ops()
-    return flow(per_micro_batch, states)
 
 
 def _counted(graph: Graph, found: Flow, output: str) -> Graph:

@@ -72,7 +72,8 @@ class _Moves:
 
 
 def stage_of_layers(program: Program, plan: Plan) -> list[tuple[int, Layer]]:
-    """Every layer of a sharded program with its stage; copies of the preamble belong to the layer that follows them."""
+    """Every layer of a sharded program with its stage: copies of the preamble go with the layer that follows them, the
+    epilogue is in the last stage."""
     left = [len(stage) for stage in plan.stages]
     found: list[tuple[int, Layer]] = []
     pending: list[Layer] = []
@@ -85,4 +86,4 @@ def stage_of_layers(program: Program, plan: Plan) -> list[tuple[int, Layer]]:
             left[stage] -= 1
             found += [(stage, one) for one in pending]
             pending = []
-    return found
+    return [*found, *((stage, one) for one in pending)]

@@ -1,8 +1,8 @@
 """`shard`: every layer becomes a call of the local graph of its (class, strategy) pair.
 
-Layers come out stage by stage. The preamble is needed wherever something reads it, in the reader's layout: each stage
-gets its own copy per strategy, just before the first reader. Statistics of the batch are computed whole on every rank
-of a stage that reads them.
+Layers come out stage by stage, the epilogue at the end of the last, under the strategy of the layer before it. The
+preamble is needed wherever something reads it, in the reader's layout: each stage gets its own copy per strategy, just
+before the first reader. Statistics of the batch are computed whole on every rank of a stage that reads them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Literal
 
 from galvatron.errors import PlanError
 from galvatron.ir.plan import Plan
+from galvatron.ir.planning import epilogue, epilogue_strategy
 from galvatron.ir.program import Form, Layer, LayerClass, Program, When
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.base import Pass
@@ -46,7 +47,7 @@ class _Assembly:
         self._partitioner = partitioner
         self._agreed = partitioner.agreed(plan.strategies)
         self._shared = {
-            r: layer for layer in program.layers if layer.when is not When.MICROBATCH for r in layer.results
+            r: layer for layer in program.layers if layer.when in (When.STEP, When.PREAMBLE) for r in layer.results
         }
         self._single = len({(i, s) for i, stage in enumerate(plan.stages) for s in stage}) == 1
         own = iter([layer for layer in program.layers if layer.when is When.MICROBATCH])
@@ -59,6 +60,9 @@ class _Assembly:
                         f"the plan has {len(plan.strategies)} layers, the program fewer; search a plan for this model"
                     )
                 self._add(layer, index, strategy, copies)
+            if index == len(plan.stages) - 1:
+                for layer in epilogue(program):
+                    self._add(layer, index, epilogue_strategy(plan), copies)
         if next(own, None) is not None:
             raise PlanError(
                 f"the plan has {len(plan.strategies)} layers, the program more; search a plan for this model"
@@ -68,7 +72,7 @@ class _Assembly:
         """Appends a layer under a strategy, after the copies of the shared layers that it reads."""
         operands = tuple(self._read(name, stage, strategy, copies) for name in layer.operands)
         cls = self._partitioner.shard(layer.cls, strategy, agreed=layer.cls in self._agreed)
-        if layer.when is When.MICROBATCH:
+        if layer.when in (When.MICROBATCH, When.EPILOGUE):
             # The class carries the plan's strategy whole: ZeRO and recomputation change how it runs, not its graph.
             cls = replace(cls, name=f"{layer.cls}@{strategy}", strategy=strategy)
         self.classes[cls.name] = cls

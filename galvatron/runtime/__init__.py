@@ -1,15 +1,18 @@
 """What generated stage modules and the public API call while a model trains."""
 
 from galvatron.recompute import keep, once
+from galvatron.runtime.agreement import Calls, agree, together
 from galvatron.runtime.collectives import (
     all_gather,
     all_reduce,
     all_to_all,
     copy,
     first,
+    packed,
     pad,
     reduce_scatter,
     slice,
+    wire,
 )
 from galvatron.runtime.communication import CommunicationCounter
 from galvatron.runtime.deferral import addmm, linear
@@ -20,6 +23,7 @@ from galvatron.runtime.mesh import Axis, Mesh, World, build_mesh, initialize, sh
 from galvatron.runtime.metrics import StepMetrics
 from galvatron.runtime.random import Seed, seeded
 from galvatron.runtime.ring import scaled_dot_product_attention
+from galvatron.runtime.run_state import RunState
 from galvatron.runtime.scaling import LossScaler
 from galvatron.runtime.spmd import cross_entropy_loss, embedding, logsumexp
 from galvatron.runtime.stage import Layer, Sharded, Stage, Summed
@@ -27,12 +31,14 @@ from galvatron.runtime.stage import Layer, Sharded, Stage, Summed
 __all__ = [
     "DEFAULT_TIMEOUT_S",
     "Axis",
+    "Calls",
     "CommunicationCounter",
     "Executor",
     "Layer",
     "LossScaler",
     "Mesh",
     "ModelState",
+    "RunState",
     "Seed",
     "Sharded",
     "Stage",
@@ -40,6 +46,7 @@ __all__ = [
     "Summed",
     "World",
     "addmm",
+    "agree",
     "all_gather",
     "all_reduce",
     "all_to_all",
@@ -54,10 +61,13 @@ __all__ = [
     "logsumexp",
     "materialize",
     "once",
+    "packed",
     "pad",
     "reduce_scatter",
     "scaled_dot_product_attention",
     "seeded",
     "shutdown",
     "slice",
+    "together",
+    "wire",
 ]

@@ -19,7 +19,7 @@ Place = tuple[int, str, int]
 """Stage, layer and micro-batch."""
 
 Chunk = tuple[int, str, int]
-"""Stage, "forward", "backward" or "weight gradients", and micro-batch."""
+"""Stage, "forward", "backward", "weight gradients" or "epilogue", and micro-batch."""
 
 Expected = dict[Chunk, int]
 """Which chunks a pipeline waits for the input of, and the ranks that send it."""

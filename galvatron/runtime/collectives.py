@@ -144,24 +144,24 @@ def _identity(x: Tensor) -> Tensor:
 
 def _sum(x: Tensor, axis: Axis) -> Tensor:
     # `x` may be shared with other consumers, or be a gradient that autograd still adds to: reduce a copy.
-    total = x.clone(memory_format=torch.contiguous_format)
+    total = packed(x.clone(memory_format=torch.contiguous_format))
     with communicating("all_reduce", axis.group, total):
-        axis.group.allreduce(total).wait()
+        axis.group.allreduce(wire(total) if total.is_complex() else total).wait()
     return total
 
 
 def _gather(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
     parts = x.new_empty((axis.size, *x.shape))
     with communicating("all_gather", axis.group, parts):
-        axis.group._allgather_base(_wire(parts), _wire(x.contiguous())).wait()
+        axis.group._allgather_base(wire(parts), wire(packed(x))).wait()
     return _join(parts, axis, dim, outer)
 
 
 def _sum_part(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
-    parts = _split(x, axis, dim, outer).contiguous()
+    parts = packed(_split(x, axis, dim, outer))
     total = torch.empty_like(parts[0])
     with communicating("reduce_scatter", axis.group, parts):
-        axis.group._reduce_scatter_base(_wire(total), _wire(parts), _SUM).wait()
+        axis.group._reduce_scatter_base(wire(total), wire(parts), _SUM).wait()
     return total
 
 
@@ -176,10 +176,10 @@ def _padded(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
 
 
 def _exchange(x: Tensor, axis: Axis, split_dim: int, split_outer: int, concat_dim: int, concat_outer: int) -> Tensor:
-    sent = _split(x, axis, split_dim, split_outer).contiguous()
+    sent = packed(_split(x, axis, split_dim, split_outer))
     received = torch.empty_like(sent)
     with communicating("all_to_all", axis.group, sent):
-        axis.group.alltoall_base(_wire(received), _wire(sent), [], []).wait()
+        axis.group.alltoall_base(wire(received), wire(sent), [], []).wait()
     return _join(received, axis, concat_dim, concat_outer)
 
 
@@ -187,10 +187,18 @@ def _on_first(x: Tensor, axis: Axis) -> Tensor:
     return x.view_as(x) if axis.index == 0 else torch.zeros_like(x)
 
 
-def _wire(x: Tensor) -> Tensor:
-    """The flat memory of a contiguous tensor; booleans travel as bytes, which every backend knows."""
+def packed(x: Tensor) -> Tensor:
+    """The tensor in memory of its own order: no strides, and nothing that is still to be negated or conjugated."""
+    return (x.resolve_conj() if x.is_complex() else x).resolve_neg().contiguous()
+
+
+def wire(x: Tensor) -> Tensor:
+    """The flat memory of a contiguous tensor in a type that every backend knows: booleans travel as bytes, complex
+    numbers as pairs of real ones."""
     flat = x.view(-1)
-    return flat.view(torch.uint8) if x.dtype == torch.bool else flat
+    if x.dtype == torch.bool:
+        return flat.view(torch.uint8)
+    return torch.view_as_real(flat).view(-1) if x.is_complex() else flat
 
 
 def _split(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from galvatron.errors import GalvatronError, PlanError
 from galvatron.runtime import failure, full_state
 from galvatron.runtime.activity import communicating, now
+from galvatron.runtime.agreement import agree
+from galvatron.runtime.bounds import bounds
 from galvatron.runtime.communication import phase
 from galvatron.runtime.held import HeldState
 from galvatron.runtime.inputs import StageInputs, batch_size, micro_batches_of, read_batch
 from galvatron.runtime.materialize import ModelState, materialize
 from galvatron.runtime.metrics import Meter, StepMetrics
 from galvatron.runtime.nonfinite import NonFiniteDetector
+from galvatron.runtime.optimizers import OptimizerFactory, Whole, optimizer_of_rank
 from galvatron.runtime.parameters import Parameters
 from galvatron.runtime.pipeline import Pipeline
+from galvatron.runtime.run_state import RunState
 from galvatron.runtime.scaling import LossScaler
 from galvatron.runtime.stage import Stage
 from galvatron.schedules import Schedule
-
-OptimizerFactory = Callable[[list[Any]], torch.optim.Optimizer]
-"""From this rank's parameters, or from (name, parameter) pairs where the argument is called `named_parameters`."""
 
 
 class Executor:
@@ -38,13 +38,15 @@ class Executor:
         microbatches: into how many parts a batch is cut, or fewer where it or the schedule does not allow as many.
         schedule: see `galvatron.schedules`; which of "gpipe" and "1f1b" means nothing on a single stage.
         shards: what every micro-batch must divide into: the common multiple of the plan's data-parallel degrees.
-        optimizer: from this rank's parameters to an optimizer; it updates slices, so its rule must be element-wise.
+        optimizer: from this rank's parameters to an optimizer; where they are slices its rule must be element-wise.
+        check_optimizer: prove that it is (`galvatron.runtime.optimizers`).
         max_grad_norm: gradients are scaled so that their norm over the whole model is at most this.
         model: names and first values of the user's model; without it the stages' own names are used, and the stages
             have been given values before.
         seed: of all random numbers, the same on every rank.
         scaler: scales the loss of a stage in float16; steps whose gradients overflow are skipped.
         detect_nonfinite: find the first layer whose results or gradients are not finite.
+        batched: the inputs that hold samples, on dim 0; None, all that have dimensions.
     """
 
     def __init__(
@@ -55,11 +57,13 @@ class Executor:
         schedule: str = "1f1b",
         shards: int = 1,
         optimizer: OptimizerFactory | None = None,
+        check_optimizer: bool = True,
         max_grad_norm: float | None = None,
         model: ModelState | None = None,
         seed: int = 0,
         scaler: LossScaler | None = None,
         detect_nonfinite: bool = False,
+        batched: Collection[str] | None = None,
     ) -> None:
         self.stages = tuple(stages)
         self.mesh = stages[0].mesh
@@ -67,31 +71,42 @@ class Executor:
         self.max_grad_norm = max_grad_norm
         self.held = HeldState(stages)
         self._shards = shards
+        self._looks_up: bool | None = None
+        self._batched = batched
         held = self.mesh.stages
         self._place = f"stage {held[0]}" if len(held) == 1 else f"stages {', '.join(map(str, held))}"
-        self._pipeline = Pipeline(stages, _checked(schedule, stages, microbatches))
+        on_loss = None if scaler is None else scaler.start
+        self._pipeline = Pipeline(stages, _checked(schedule, stages, microbatches), on_loss=on_loss)
         for stage in stages:
             stage.random.job = seed
         self.scaler = scaler
-        if scaler is not None and stages[-1].index == stages[-1].count - 1:
-            stages[-1].register_forward_hook(lambda *call: scaler.start(call[2]))
         with failure.guarded("start"):
             self._catalogue = full_state.Catalogue(self.held)
-            self._names = full_state.Names(self._catalogue, model)
             ties = self._catalogue.tie_groups()
         self._copies = {name: len(holders) for name, holders in self._catalogue.holders.items()}
         now.stages = self.mesh.stages
         blank = [name for name in self.held.state_specs if self.held.get(name).is_meta]
         with failure.guarded("start"):
             self._parameters = Parameters(stages, ties)
-            if model is not None:
-                materialize(stages, model, blank, self._parameters.write)
+        # From here on nothing waits for other ranks, so that an error of one rank can be told to the others.
+        self._names = full_state.Names(self._catalogue, model)
+        if model is not None:
+            materialize(stages, model, blank, self._parameters.write)
         self._detector = None
         if detect_nonfinite:
             count = len(self.mesh.holders)
             self._detector = NonFiniteDetector(stages, count, self.mesh.world, backward=scaler is None)
         self._meter = Meter(self.mesh.world, [self.held.get(name) for name in self.held.state_specs])
-        self.optimizer = None if optimizer is None else _optimizer(optimizer, self._parameters.trained)
+        self.optimizer = None
+        if optimizer is not None:
+            self.optimizer = optimizer_of_rank(
+                optimizer,
+                self._parameters.trained,
+                self._trained(),
+                self._parameters.slices,
+                self.mesh.world.device,
+                check=check_optimizer,
+            )
 
     @property
     def metrics(self) -> StepMetrics:
@@ -101,6 +116,11 @@ class Executor:
             GalvatronError: there was none.
         """
         return self._meter.read()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The parameters and buffers that the program reads, on whatever rank."""
+        return frozenset(self._catalogue.entries)
 
     def forward_backward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Gradients of the loss on the global batch, without an update.
@@ -116,7 +136,7 @@ class Executor:
             RankError: another rank failed.
             NonFiniteError: with `detect_nonfinite`, a result or a gradient is not finite; nothing was updated.
         """
-        with self._meter.step(batch):
+        with self._meter.step(self._with_samples(batch)):
             loss, _ = self._run(batch, with_norm=False)
             if self.scaler is not None:
                 self._parameters.scale_gradients(loss.new_tensor(1 / self.scaler.scale))
@@ -130,7 +150,7 @@ class Executor:
         if self.optimizer is None:
             raise GalvatronError("train_step needs an optimizer: pass `optimizer=` when compiling")
         scale = 1.0 if self.scaler is None else self.scaler.scale
-        with self._meter.step(batch):
+        with self._meter.step(self._with_samples(batch)):
             loss, squared_norm = self._run(batch, with_norm=self.max_grad_norm is not None or self.scaler is not None)
             if self.scaler is None or self.scaler.accepts(squared_norm):
                 self._parameters.unscale(scale, squared_norm.sqrt() / scale, self.max_grad_norm)
@@ -145,12 +165,16 @@ class Executor:
         """
         samples, microbatches, inputs = self._read(batch)
         with failure.guarded(self._place), torch.no_grad(), _without_dropout(self.stages):
-            keywords = self._keywords(samples, microbatches, inputs)
-            total = self._share_of_loss(self._pipeline.run(keywords, samples, microbatches, backward=False))
+            keywords, last = self._keywords(samples, microbatches, inputs)
+            bounds.start()
+            run = self._pipeline.run(keywords, samples, microbatches, epilogue=last, backward=False)
+            loss = self._share_of_loss(run)
+            totals = torch.cat([loss.view(1), bounds.outside(loss.device)])
             if self.mesh.world.size > 1:
-                with phase("totals"), communicating("all_reduce", dist.group.WORLD, total):
-                    dist.all_reduce(total)
-        return total
+                with phase("totals"), communicating("all_reduce", dist.group.WORLD, totals):
+                    dist.all_reduce(totals)
+        self._check_bounds(totals[1:], batch)
+        return totals[0]
 
     def gradient_norm(self) -> Tensor:
         """The global norm of the gradients of the last step, as a float64 scalar on every rank."""
@@ -188,9 +212,39 @@ class Executor:
         """Take over whole tensors under the model's names; every rank passes the same mapping.
 
         Raises:
-            PlanError: a name is missing or unknown, or a shape differs; nothing was changed then.
+            PlanError: a name is missing or unknown, or a value is no such tensor; nothing was changed then.
         """
+        full_state.check(self._catalogue, self._names, values)
         full_state.load(self.held, self._parameters, self._names, values)
+
+    def state(self) -> dict[str, Any]:
+        """What `RunState.read` reads. Not collective."""
+        random, scaler = self.stages[0].random, self.scaler
+        scaling = () if scaler is None else (scaler.scale, scaler.good_steps)
+        return RunState(random.step, random.job, *scaling).to_dict()
+
+    def load_state(self, state: RunState) -> None:
+        """Go on from there."""
+        for stage in self.stages:
+            stage.random.step, stage.random.job = state.step, state.seed
+        if self.scaler is not None and state.loss_scale is not None:
+            self.scaler.scale, self.scaler.good_steps = state.loss_scale, state.good_steps
+
+    def check(self, batch: Mapping[str, Tensor]) -> None:
+        """
+        Raises:
+            PlanError: the batch does not fit the plan.
+        """
+        self._micro_batches(batch_size(batch))
+
+    def check_full_state_dict(self, values: Any) -> None:
+        """What `load_full_state_dict` raises."""
+        full_state.check(self._catalogue, self._names, values)
+
+    def _trained(self) -> dict[str, Whole]:
+        """All parameters that some rank trains, in the order of the model."""
+        entries = (self._catalogue.entries[name] for name in dict.fromkeys(self._names.aliases.values()))
+        return {entry.name: Whole(entry.shape, entry.dtype) for entry in entries if entry.requires_grad}
 
     def _run(self, batch: Mapping[str, Tensor], *, with_norm: bool) -> tuple[Tensor, Tensor]:
         """The loss and, when asked for, the squared gradient norm."""
@@ -198,43 +252,68 @@ class Executor:
         with failure.guarded(self._place):
             for stage in self.stages:
                 stage.random.step += 1
-            keywords = self._keywords(samples, microbatches, inputs)
+            keywords, last = self._keywords(samples, microbatches, inputs)
             self._parameters.start(microbatches)
+            bounds.start()
             if self._detector is not None:
                 self._detector.start()
-            local_loss = self._pipeline.run(keywords, samples, microbatches)
+            local_loss = self._pipeline.run(keywords, samples, microbatches, epilogue=last)
             self._parameters.finish()
             if self._detector is not None:
                 self._detector.finish()
             totals = self._meter.totals(
                 self._share_of_loss(local_loss),
                 self._parameters.squared_norm(self._copies) if with_norm else None,
+                bounds.outside(local_loss.device),
                 1.0 if self.scaler is None else self.scaler.scale,
             )
             if self.mesh.world.size > 1:
                 with phase("totals"), communicating("all_reduce", dist.group.WORLD, totals):
                     dist.all_reduce(totals)
+        self._check_bounds(totals[2:4], batch)
         return totals[0], totals[1]
+
+    def _check_bounds(self, outside: Tensor, batch: Mapping[str, Tensor]) -> None:
+        """
+        Args:
+            outside: `Bounds.outside`, of all ranks.
+
+        Raises:
+            PlanError: an index was outside of what is looked up, on some rank.
+        """
+        if self._looks_up is None:  # the same in every step, so that those that look nothing up wait for no device
+            self._looks_up = bool(outside[1] > 0)
+        if self._looks_up and outside[0] > 0:
+            agree(self.mesh.world, self._place, bounds.error(batch))
 
     def _read(self, batch: Mapping[str, Tensor]) -> tuple[int, int, dict[int, StageInputs]]:
         """The number of samples and of micro-batches, and what each stage reads of them."""
-        samples = batch_size(batch)
-        microbatches = micro_batches_of(
+        samples = batch_size(self._with_samples(batch))
+        microbatches = self._micro_batches(samples)
+        return samples, microbatches, read_batch(self.stages, batch, microbatches, self.mesh.world.device)
+
+    def _micro_batches(self, samples: int) -> int:
+        return micro_batches_of(
             samples, self._pipeline.schedule, self.mesh.pipeline_degree, self.microbatches, self._shards
         )
-        return samples, microbatches, read_batch(self.stages, batch, microbatches, self.mesh.world.device)
+
+    def _with_samples(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs that hold samples."""
+        return {n: v for n, v in batch.items() if (v.dim() > 0 if self._batched is None else n in self._batched)}
 
     def _keywords(
         self, samples: int, microbatches: int, inputs: Mapping[int, StageInputs]
-    ) -> dict[int, list[dict[str, Any]]]:
-        """For each stage, the keyword arguments of its micro-batches."""
+    ) -> tuple[dict[int, list[dict[str, Any]]], dict[str, Any]]:
+        """For each stage, the keyword arguments of its micro-batches, and those of the epilogue."""
         keywords: dict[int, list[dict[str, Any]]] = {}
+        last: dict[str, Any] = {}
         for stage in self.stages:
             stage.global_batch_size, stage.micro_batches = samples, microbatches
             own = inputs[stage.index]
             statistics = _statistics(stage, own.whole)
             keywords[stage.index] = [{**microbatch, **statistics} for microbatch in own.microbatches]
-        return keywords
+            last = {**own.epilogue, **statistics}
+        return keywords, last
 
     def _share_of_loss(self, local: Tensor) -> Tensor:
         """What this rank adds to the loss: ranks whose loss is equal, not a term of the sum, add equal fractions."""
@@ -259,16 +338,6 @@ def _checked(schedule: str, stages: Sequence[Stage], microbatches: int) -> Sched
             f"{len(mesh.holders)} on pipeline rank {mesh.pipeline_rank}"
         )
     return found
-
-
-def _optimizer(factory: OptimizerFactory, trained: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of a rank. One that has nothing to train gets an empty tensor: its learning rate still counts."""
-    named = list(trained.items()) or [("", nn.Parameter(torch.empty(0)))]
-    try:
-        wants_names = "named_parameters" in inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # a callable that does not tell
-        wants_names = False
-    return factory(named if wants_names else [parameter for _, parameter in named])
 
 
 @contextmanager

@@ -188,7 +188,7 @@ def _report(active: _Watch, what: str, error: BaseException) -> None:
     if isinstance(error, KeyboardInterrupt):
         _report_once(active, f"rank {active.rank} was interrupted in {what}{_where(active)}")
         return
-    verb = _lost(active) if any(words in str(error) for words in _LOST) else "failed"
+    verb = _lost(active) if lost_a_peer(error) else "failed"
     reason = traceback.format_exception_only(error)[-1].strip()
     line = f"rank {active.rank} {verb} in {what}{_where(active)}: {reason}"
     _print(line)
@@ -197,6 +197,11 @@ def _report(active: _Watch, what: str, error: BaseException) -> None:
 
 
 _LOST = ("onnection closed by peer", "onnection reset by peer")
+
+
+def lost_a_peer(error: BaseException) -> bool:
+    """Whether an error says that another rank is gone, or cannot be reached."""
+    return isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST)
 
 
 def _lost(active: _Watch) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from galvatron.errors import PlanError, did_you_mean
 from galvatron.runtime.activity import communicating
+from galvatron.runtime.collectives import wire
 from galvatron.runtime.communication import phase
 from galvatron.runtime.held import HeldState
 from galvatron.runtime.materialize import ModelState
@@ -122,7 +124,7 @@ class Catalogue:
             if full is not None
             else torch.empty(entry.shape, dtype=entry.dtype, device=mesh.world.device)
         )
-        raw = value.view(torch.uint8) if value.dtype == torch.bool else value
+        raw = wire(value)
         with phase("whole tensors"), communicating("broadcast", mesh.pipeline, raw):
             if not rank0_only:
                 dist.broadcast(raw, group=mesh.pipeline, group_src=owner)
@@ -164,25 +166,53 @@ class Names:
         self.unused = {name: values[model.canonical[name]] for name in rest}
 
 
-def load(held: HeldState, parameters: Parameters, names: Names, values: Mapping[str, Tensor]) -> None:
-    """Take this rank's slices out of a whole `state_dict`; a tied tensor may come under any of its names.
+def check(catalogue: Catalogue, names: Names, values: Any) -> None:
+    """Whether a `state_dict` can be taken over; the same answer on every rank.
 
     Raises:
-        PlanError: a name is missing or unknown, or a shape differs.
+        PlanError: a name is missing or unknown, or a value is no tensor of the shape and kind of type that it is for.
     """
+    if not isinstance(values, Mapping):
+        raise PlanError(f"a state is a mapping from names to tensors, not {type(values).__name__}")
     known = set(names.persistent) | set(names.aliases)
     unknown = [name for name in values if name not in known]
     if unknown:
-        raise PlanError(f"the model has no {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
-    given = {names.aliases[name]: name for name in values if name in names.aliases}
+        raise PlanError(f"the model has no {unknown[0]!r}; {did_you_mean(str(unknown[0]), known)}")
+    given = {names.aliases[name] for name in values if name in names.aliases}
     persistent = {names.aliases[name] for name in names.persistent if name in names.aliases}
-    missing = sorted(persistent - set(given))
+    missing = sorted(persistent - given)
     if missing:
         raise PlanError(f"the state has no {missing[0]!r} ({len(missing)} missing); {did_you_mean(missing[0], values)}")
-    for name, spec in held.state_specs.items():
-        if name in given and tuple(values[given[name]].shape) != spec.shape:
-            shape = tuple(values[given[name]].shape)
-            raise PlanError(f"{given[name]} has shape {shape} in the state but {spec.shape} in the model")
+    for name, value in values.items():
+        if name in names.aliases:
+            entry = catalogue.entries[names.aliases[name]]
+            _check_value(name, value, entry.shape, entry.dtype)
+        else:
+            _check_value(name, value, tuple(names.unused[name].shape), names.unused[name].dtype)
+
+
+def _check_value(name: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if not isinstance(value, Tensor):
+        raise PlanError(f"{name!r} is {type(value).__name__} in the state, not a tensor")
+    if value.is_meta or value.layout is not torch.strided or value.is_nested:
+        raise PlanError(f"{name!r} is a tensor without values, or not a dense one, in the state")
+    if tuple(value.shape) != shape:
+        raise PlanError(f"{name} has shape {tuple(value.shape)} in the state but {shape} in the model")
+    if _kind(value.dtype) != _kind(dtype):
+        raise PlanError(f"{name!r} has dtype {value.dtype} in the state but {dtype} in the model")
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype == torch.bool:
+        return "truth values"
+    return "complex" if dtype.is_complex else "floating" if dtype.is_floating_point else "whole"
+
+
+def load(held: HeldState, parameters: Parameters, names: Names, values: Mapping[str, Tensor]) -> None:
+    """Take this rank's slices out of a whole `state_dict` that was checked; a tied tensor may come under any of its
+    names.
+    """
+    given = {names.aliases[name]: name for name in values if name in names.aliases}
     for name, spec in held.state_specs.items():
         if name in given:
             parameters.write(name, spec.shard(values[given[name]]))

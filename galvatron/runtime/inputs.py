@@ -16,10 +16,12 @@ from galvatron.schedules import Schedule
 
 @dataclass(frozen=True)
 class StageInputs:
-    """What one step gives to one stage: keywords of `Stage.step`, and of `Stage.forward` for each micro-batch."""
+    """What one step gives to one stage: keywords of `Stage.step`, of `Stage.forward` for each micro-batch, and of
+    `Stage.epilogue`."""
 
     whole: dict[str, Tensor]
     microbatches: list[dict[str, Tensor]]
+    epilogue: dict[str, Tensor]
 
 
 def micro_batches_of(samples: int, schedule: Schedule, degree: int, limit: int, shards: int) -> int:
@@ -46,6 +48,8 @@ def read_batch(
 ) -> dict[int, StageInputs]:
     """By stage, the batch cut into micro-batches along dim 0, then into this rank's shards, on the device.
 
+    Inputs without samples go whole to every micro-batch.
+
     Raises:
         PlanError: an input is missing, or a micro-batch does not divide.
     """
@@ -54,6 +58,7 @@ def read_batch(
 
 def _inputs_of(stage: Stage, batch: Mapping[str, Tensor], microbatches: int, device: torch.device) -> StageInputs:
     whole: dict[str, Tensor] = {}
+    epilogue: dict[str, Tensor] = {}
     split: list[dict[str, Tensor]] = [{} for _ in range(microbatches)]
     for wanted in stage.batch_inputs:
         if wanted.name not in batch:
@@ -62,18 +67,35 @@ def _inputs_of(stage: Stage, batch: Mapping[str, Tensor], microbatches: int, dev
         if wanted.whole:
             whole[wanted.variable] = value.to(device, non_blocking=True)
             continue
-        for keywords, part in zip(split, value.chunk(microbatches), strict=True):
+        if wanted.epilogue:
+            epilogue[wanted.variable] = _shard(wanted, value).to(device, non_blocking=True)
+            continue
+        alike = [value] * microbatches
+        parts = _micro_batches(value, microbatches, stage.epilogue_shards) if wanted.samples else alike
+        for keywords, part in zip(split, parts, strict=True):
             keywords[wanted.variable] = _shard(wanted, part).to(device, non_blocking=True)
-    return StageInputs(whole, split)
+    return StageInputs(whole, split, epilogue)
+
+
+def _micro_batches(value: Tensor, count: int, epilogue_shards: int) -> Sequence[Tensor]:
+    """The micro-batches of a batch input.
+
+    For an epilogue every one has a stretch of each of its shards, so that what a rank has of them, laid end to end, is
+    its shard of the batch.
+    """
+    if epilogue_shards < 2 or count == 1:
+        return value.chunk(count)
+    stretches = value.unflatten(0, (epilogue_shards, count, -1))
+    return [stretches[:, i].flatten(0, 1) for i in range(count)]
 
 
 def batch_size(batch: Mapping[str, Tensor]) -> int:
-    """The number of samples in a batch.
+    """The number of samples in a batch, of the inputs that hold samples.
 
     Raises:
         PlanError: the inputs disagree on it.
     """
-    sizes = {name: value.size(0) for name, value in batch.items() if isinstance(value, Tensor) and value.dim() > 0}
+    sizes = {name: value.size(0) for name, value in batch.items()}
     if len(set(sizes.values())) != 1:
         raise PlanError(f"all batch inputs need the same number of samples on dim 0; got {sizes}")
     return next(iter(sizes.values()))

@@ -150,7 +150,12 @@ def _run_seeded(initialisers: list[Callable[[], Any]], key: str) -> None:
     try:
         with torch.no_grad():
             for initialiser in initialisers:
-                initialiser()
+                try:
+                    initialiser()
+                except Exception as error:
+                    path = key.partition(":")[2] or "the model"
+                    what = f"the initialisers of module {path!r} failed: {type(error).__name__}: {error}"
+                    raise GalvatronError(f"{what}; build the model with real weights, or mend them") from error
     finally:
         torch.set_rng_state(state)
 

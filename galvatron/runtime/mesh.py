@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from galvatron.errors import PlanError
+from galvatron.errors import ClusterError, GalvatronError, PlanError
 from galvatron.runtime import failure
 from galvatron.runtime.limit import DEFAULT_TIMEOUT_S
 
@@ -104,10 +104,12 @@ def initialize(device: str | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_
         device: "cuda" or "cpu"; default: CUDA when present.
         timeout_s: the longest a rank may wait for others in one communication of a step, before the job is ended with
             an error that says who did not come. Of a job that has several limits the last one counts.
+
+    Raises:
+        ClusterError: this machine has more ranks than GPUs.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    target = torch.device("cuda", local_rank) if kind == "cuda" else torch.device(kind)
+    target = torch.device("cuda", _gpu_of_rank()) if kind == "cuda" else torch.device(kind)
     if target.type == "cuda":
         torch.cuda.set_device(target)
     if not dist.is_initialized():
@@ -115,7 +117,10 @@ def initialize(device: str | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_
             return World(0, 1, target)
         backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
         # Later than our own limit, which can say why; waiting for a plan may take longer than any collective.
-        dist.init_process_group(backend, timeout=timedelta(seconds=min(max(1800.0, 2 * timeout_s), 1e7)))
+        try:
+            dist.init_process_group(backend, timeout=timedelta(seconds=min(max(1800.0, 2 * timeout_s), 1e7)))
+        except (ValueError, RuntimeError) as error:
+            raise GalvatronError(f"this process cannot join its job: {error}; start it with torchrun") from error
         atexit.register(shutdown)
     else:
         atexit.register(failure.stop)
@@ -123,6 +128,23 @@ def initialize(device: str | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_
     if world.size > 1:
         failure.watch(world.rank, world.size, timeout_s)
     return world
+
+
+def _gpu_of_rank() -> int:
+    """The GPU of this rank: the one with its number on this machine, or the only one that its launcher lets it see.
+
+    Raises:
+        ClusterError: there is none.
+    """
+    local_rank, visible = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local_rank < visible:
+        return local_rank
+    if visible == 1 and os.environ.get("CUDA_VISIBLE_DEVICES", "").strip():
+        return 0
+    raise ClusterError(
+        f"local rank {local_rank} has no GPU: {visible} can be seen on this machine; start at most {visible} processes "
+        "per machine (torchrun --nproc-per-node), or hide the GPUs to run on the CPU (CUDA_VISIBLE_DEVICES=)"
+    )
 
 
 def shutdown() -> None:

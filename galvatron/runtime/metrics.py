@@ -73,25 +73,27 @@ class Meter:
 
     @contextmanager
     def step(self, batch: Mapping[str, Tensor]) -> Iterator[None]:
-        """Around one step, in which `totals` is called."""
+        """Around one step, in which `totals` is called, on the inputs that hold samples."""
         now.clock = self._clock
         self._clock.start_step()
         yield
         assert self._totals is not None
         self._last = _Step(self._clock.end_step(), self._totals, self._norm_scale, *_sizes(batch))
 
-    def totals(self, loss: Tensor, squared_norm: Tensor | None, scale: float = 1.0) -> Tensor:
-        """What is to be summed over the world, as float64: this rank's shares of the loss and of the squared norm, and
-        its memory beside zeros for that of the others.
+    def totals(self, loss: Tensor, squared_norm: Tensor | None, outside: Tensor, scale: float = 1.0) -> Tensor:
+        """What is to be summed over the world, as float64: this rank's shares of the loss and of the squared norm, what
+        it looked up, and its memory beside zeros for that of the others.
 
         Args:
+            outside: see `Bounds.outside`.
             scale: gradients are this multiple of the true ones.
         """
-        totals = loss.new_zeros(2 + self._world.size, dtype=torch.float64)
+        totals = loss.new_zeros(4 + self._world.size, dtype=torch.float64)
         totals[0] = loss
         if squared_norm is not None:
             totals[1] = squared_norm
-        totals[2 + self._world.rank] = self._peak_bytes()
+        totals[2:4] = outside
+        totals[4 + self._world.rank] = self._peak_bytes()
         self._totals = totals
         self._norm_scale = None if squared_norm is None else scale
         return totals
@@ -112,7 +114,7 @@ class Meter:
 
 def _read(step: _Step) -> StepMetrics:
     times = step.times.read()
-    loss, squared_norm, *peaks = step.totals.tolist()
+    loss, squared_norm, _, _, *peaks = step.totals.tolist()
     return StepMetrics(
         loss=loss,
         gradient_norm=None if step.norm_scale is None else math.sqrt(squared_norm) / step.norm_scale,
@@ -128,7 +130,7 @@ def _read(step: _Step) -> StepMetrics:
 
 def _sizes(batch: Mapping[str, Tensor]) -> tuple[int, int | None]:
     """Samples and tokens of a batch."""
-    samples = next(value.size(0) for value in batch.values() if value.dim())
+    samples = next(value.size(0) for value in batch.values())
     integers = (v for v in batch.values() if not (v.is_floating_point() or v.is_complex() or v.dtype == torch.bool))
     return samples, next((v.size(0) * v.size(1) for v in integers if v.dim() == 2), None)
 

@@ -124,7 +124,7 @@ class NonFiniteDetector:
         return alias
 
     def _check(self, value: Any, order: _Order, words: str) -> None:
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+        if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
             return
         with torch.no_grad():
             # Infinities among constants are meant: a mask has them.

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from galvatron.runtime.buckets import ALONE, Bucket, Group, Member
 from galvatron.runtime.mesh import Axis, joint_groups
+from galvatron.runtime.optimizers import Slices
 from galvatron.runtime.stage import Stage, StateSpec
 
 _BUCKET_BYTES = 32 << 20
@@ -58,8 +59,7 @@ class Parameters:
                 stage._parameters[name] = member.leaf
         # Those whose sums wait for the last micro-batch; sums start in this order on every rank.
         self._late = [b for b in self._buckets if b.synchronised and b.level < 2]
-        users = Counter(name for stage in stages for name in stage.state_specs)
-        self._accumulations = {id(b): sum(users[member.name] for member in b.members) for b in self._buckets}
+        self._accumulations = {id(b): _accumulations(stages, b) for b in self._buckets}
         self._missing: dict[int, int] = {}
         self._started = 0
         self._summing: Bucket | None = None
@@ -74,6 +74,14 @@ class Parameters:
         """What the optimizer updates, in the order of the stages: parameters, or this rank's flat parts of them."""
         names = dict.fromkeys(name for stage in self._stages for name in stage.state_specs if name in self._of)
         return {name: self._of[name][1].trained for name in names}
+
+    @property
+    def slices(self) -> Slices:
+        """How `trained` is cut from the parameters of the model."""
+        return Slices(
+            frozenset(place.dim for _, member in self._of.values() for _, place in member.spec.sharded),
+            any(bucket.ways > 1 for bucket in self._buckets),
+        )
 
     def read(self, name: str) -> Tensor:
         """The value of this rank's whole slice of a parameter or buffer. Collective over the ranks that share it."""
@@ -98,12 +106,13 @@ class Parameters:
 
     def start(self, microbatches: int) -> None:
         """A step begins: forget the last one's gradients. Every stage that reads a parameter will add to its gradient
-        `microbatches` times.
+        `microbatches` times, and an epilogue that does once.
         """
         self._started = 0
         for bucket in self._buckets:
             bucket.start()
-            self._missing[id(bucket)] = microbatches * self._accumulations[id(bucket)]
+            each, once = self._accumulations[id(bucket)]
+            self._missing[id(bucket)] = microbatches * each + once
 
     def finish(self) -> None:
         """The last backward has ended: complete all sums, and give the optimizer its gradients."""
@@ -144,9 +153,14 @@ class Parameters:
 
     def scale_gradients(self, factor: Tensor) -> None:
         """Multiply all gradients by a number."""
-        gradients = [gradient for bucket in self._buckets for _, gradient in bucket.gradients()]
-        if gradients:
-            torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]  # as torch.nn.utils does
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for bucket in self._buckets:
+            for _, gradient in bucket.gradients():
+                by_dtype.setdefault(gradient.dtype, []).append(gradient)
+        for dtype, gradients in by_dtype.items():
+            # A GPU takes a list in one pass only if the number has its type.
+            own = factor.to(torch.promote_types(dtype, torch.float32))
+            torch._foreach_mul_(gradients, own)  # pyright: ignore[reportPrivateImportUsage]  # as torch.nn.utils does
 
     def unscale(self, scale: float, norm: Tensor, max_norm: float | None) -> None:
         """Divide all gradients by `scale`, and by more if their global norm, `norm`, would then be above `max_norm`, as
@@ -239,6 +253,19 @@ class LayerParameters:
         if following is not None:
             for bucket in following._fetched:
                 bucket.fetch()
+
+
+def _accumulations(stages: Sequence[Stage], bucket: Bucket) -> tuple[int, int]:
+    """How often gradients are added to a bucket, per micro-batch and once per step."""
+    each, once = (
+        Counter(
+            name
+            for stage in stages
+            for name in {name for layer in stage.layers.values() if layer.epilogue is ends for name in layer.names}
+        )
+        for ends in (False, True)
+    )
+    return sum(each[member.name] for member in bucket.members), sum(once[member.name] for member in bucket.members)
 
 
 def _groups(stages: Sequence[Stage]) -> dict[tuple[Axis, ...], Group]:

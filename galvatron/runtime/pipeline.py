@@ -3,13 +3,13 @@
 `galvatron.schedules` says what a rank does in which order; here it is done. Every shape that crosses a stage border is
 declared by the generated stages, so nothing is inferred at run time. Values live from when they are needed to when they
 were used: receive buffers for the micro-batches in flight, no outputs once they are sent. The loss is computed inside
-the last stage.
+the last stage, in its epilogue where there is one.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from galvatron.runtime import deferral
 from galvatron.runtime.activity import Chunk, communicating, now
+from galvatron.runtime.collectives import packed, wire
 from galvatron.runtime.stage import Stage, Transfer
 from galvatron.schedules import Action, Kind, Schedule, orders
 
@@ -33,16 +34,29 @@ Keywords = Mapping[int, Sequence[Mapping[str, Any]]]
 class Pipeline:
     """Runs the micro-batches of a step through this rank's stages."""
 
-    def __init__(self, stages: Sequence[Stage], schedule: Schedule) -> None:
+    def __init__(
+        self, stages: Sequence[Stage], schedule: Schedule, *, on_loss: Callable[[Tensor], None] | None = None
+    ) -> None:
         self.stages = {stage.index: stage for stage in stages}
         self.mesh = stages[0].mesh
         self.schedule = schedule
+        self.epilogue = stages[0].epilogue_shards > 0
+        self.on_loss = on_loss or (lambda loss: None)
 
-    def run(self, keywords: Keywords, samples: int, micro_batches: int, *, backward: bool = True) -> Tensor:
+    def run(
+        self,
+        keywords: Keywords,
+        samples: int,
+        micro_batches: int,
+        *,
+        epilogue: Mapping[str, Any] | None = None,
+        backward: bool = True,
+    ) -> Tensor:
         """Accumulate the gradients of all micro-batches.
 
         Args:
             keywords: what the stages read besides what they receive.
+            epilogue: what the epilogue reads besides what it collects.
             samples: the global batch size.
             micro_batches: into how many parts the batch is cut.
             backward: False to compute the loss only; autograd must be off then.
@@ -50,8 +64,9 @@ class Pipeline:
         Returns:
             This rank's sum of loss terms, detached; zero when it does not hold the last stage.
         """
-        order = orders(self.schedule, self.mesh.pipeline_degree, micro_batches)[self.mesh.pipeline_rank]
-        one = _Pass(self, keywords, samples // micro_batches, backward)
+        degree, rank = self.mesh.pipeline_degree, self.mesh.pipeline_rank
+        order = orders(self.schedule, degree, micro_batches, epilogue=self.epilogue)[rank]
+        one = _Pass(self, keywords, epilogue or {}, samples, micro_batches, backward)
         perform = {
             Kind.FORWARD: one.forward,
             Kind.BACKWARD: one.backward,
@@ -61,6 +76,7 @@ class Pipeline:
             Kind.RECV_F: one.receive_values,
             Kind.SEND_B: one.send_gradients,
             Kind.RECV_B: one.receive_gradients,
+            Kind.EPILOGUE: one.epilogue,
         }
         for action in order if backward else filter(_is_forward, order):
             perform[action.kind](action.stage, action.micro_batch)
@@ -74,12 +90,12 @@ class Pipeline:
 class _Arrival:
     """Tensors that a neighbouring stage sends from another rank, if there are receipts to wait for."""
 
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[Tensor | None, ...]
     receipts: Sequence[dist.Work] = ()
     sender: int = -1
     group: dist.ProcessGroup | None = None
 
-    def wait(self, chunk: Chunk) -> tuple[Tensor, ...]:
+    def wait(self, chunk: Chunk) -> tuple[Any, ...]:
         """The tensors, once they are there for a chunk that needs them."""
         if self.receipts:
             with communicating("pipeline", self.group, expected={chunk: self.sender}):
@@ -95,16 +111,29 @@ Key = tuple[int, int]
 class _Pass:
     """What one pass has under way, by stage and micro-batch."""
 
-    def __init__(self, pipeline: Pipeline, keywords: Keywords, samples: int, backward: bool) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        keywords: Keywords,
+        epilogue: Mapping[str, Any],
+        samples: int,
+        micro_batches: int,
+        backward: bool,
+    ) -> None:
         self._stages, self._mesh = pipeline.stages, pipeline.mesh
+        self._ends = pipeline.epilogue
+        self._on_loss = pipeline.on_loss
         self._keywords = keywords
-        self._samples = samples
+        self._epilogue_keywords = epilogue
+        self._micro_batches = micro_batches
+        self._samples = samples // micro_batches
         self._backward = backward
         self.losses: list[Tensor] = []
         self._values: dict[Key, _Arrival] = {}
         self._gradients: dict[Key, _Arrival] = {}
         # What the backward starts from, and where the gradients of what was received end up.
         self._live: dict[Key, tuple[tuple[Any, ...], tuple[Tensor, ...]]] = {}
+        self._collected: list[tuple[Tensor, ...]] = []
         self._tasks: dict[Key, deferral.Tasks] = {}
         self._leaving: dict[tuple[Kind, int, int], tuple[Tensor, ...]] = {}
         self._sent: dict[tuple[Kind, int], deque[tuple[list[dist.Work], tuple[Tensor, ...]]]] = defaultdict(deque)
@@ -119,22 +148,60 @@ class _Pass:
         stage.random.microbatch = micro_batch
         result = stage(*received, **self._keywords[index][micro_batch])
         now.chunk = now.place = None
-        if index == stage.count - 1:
+        if index == stage.count - 1 and not self._ends:
+            self._on_loss(result)
             self.losses.append(result.detach())
             if self._backward:
                 self._live[key] = ((get_gradient_edge(result),) if result.requires_grad else ()), received
+            return
+        if index == stage.count - 1:
+            self._collected.append(tuple(value.detach().requires_grad_(value.requires_grad) for value in result))
+            if self._backward:
+                self._live[key] = tuple(get_gradient_edge(v) if v.requires_grad else None for v in result), received
             return
         if self._backward:
             self._live[key] = _edges(stage, result), received
         self._hand_over(Kind.SEND_F, key, index + 1, tuple(value.detach() for value in result))
 
+    def epilogue(self, index: int, _: int) -> None:
+        """The end of the loss, forward and backward, on what all micro-batches have made."""
+        stage = self._stages[index]
+        differentiable = [value.requires_grad for value in self._collected[0]]
+        now.chunk = index, "epilogue", 0
+        whole: list[Tensor] = []
+        for collected, parts in zip(stage.collected, zip(*self._collected, strict=True), strict=True):
+            whole.append(collected.join([part.detach() for part in parts]))
+        self._collected.clear()
+        for value, has_gradient in zip(whole, differentiable, strict=True):
+            value.requires_grad_(has_gradient and self._backward)
+        stage.random.microbatch = 0
+        loss = stage.epilogue(*whole, **self._epilogue_keywords)
+        self._on_loss(loss)
+        self.losses.append(loss.detach())
+        if self._backward:
+            self._return_gradients(stage, loss, whole)
+        now.chunk = now.place = None
+
+    def _return_gradients(self, stage: Stage, loss: Tensor, whole: Sequence[Tensor]) -> None:
+        """The backward of the epilogue; each micro-batch gets the gradients of its own parts."""
+        if loss.requires_grad:
+            torch.autograd.backward([loss])
+        parts: list[Sequence[Tensor | None]] = []
+        for collected, value in zip(stage.collected, whole, strict=True):
+            none = (None,) * self._micro_batches
+            parts.append(none if value.grad is None else collected.split(value.grad, self._micro_batches))
+        for micro_batch, gradients in enumerate(zip(*parts, strict=True)):
+            self._gradients[stage.index, micro_batch] = _Arrival(gradients)
+
     def backward(self, index: int, micro_batch: int) -> None:
         stage, key = self._stages[index], (index, micro_batch)
         edges, received = self._live.pop(key)
         chunk = index, "backward", micro_batch
-        gradients = (None,) * len(edges) if index == stage.count - 1 else self._gradients.pop(key).wait(chunk)
+        at_loss = index == stage.count - 1 and not self._ends
+        gradients = (None,) * len(edges) if at_loss else self._gradients.pop(key).wait(chunk)
         now.chunk = chunk
-        roots = [(edge, gradient) for edge, gradient in zip(edges, gradients, strict=True) if edge is not None]
+        pairs = zip(edges, gradients, strict=True)
+        roots = [(edge, g) for edge, g in pairs if edge is not None and (at_loss or g is not None)]
         if roots:
             torch.autograd.backward([edge for edge, _ in roots], [gradient for _, gradient in roots])
         now.chunk = now.place = None
@@ -179,7 +246,7 @@ class _Pass:
             arrivals = self._values if kind is Kind.SEND_F else self._gradients
             arrivals[target, key[1]] = _Arrival(tensors)
         else:
-            self._leaving[(kind, *key)] = tuple(tensor.contiguous() for tensor in tensors)
+            self._leaving[(kind, *key)] = tuple(packed(tensor) for tensor in tensors)
 
     def _send(self, kind: Kind, index: int, micro_batch: int, target: int) -> None:
         tensors = self._leaving.pop((kind, index, micro_batch))
@@ -187,13 +254,13 @@ class _Pass:
         if len(sends) == _SENDS_IN_FLIGHT:
             self._wait_for_oldest(sends)
         peer = self._mesh.holders[target]
-        works = [dist.isend(tensor, group=self._mesh.pipeline, group_dst=peer) for tensor in tensors]
+        works = [dist.isend(wire(tensor), group=self._mesh.pipeline, group_dst=peer) for tensor in tensors]
         sends.append(([work for work in works if work is not None], tensors))
 
     def _receive(self, transfers: Sequence[Transfer], source: int) -> _Arrival:
         device, group, peer = self._mesh.world.device, self._mesh.pipeline, self._mesh.holders[source]
         buffers = tuple(torch.empty(t.shape(self._samples), dtype=t.dtype, device=device) for t in transfers)
-        works = [dist.irecv(buffer, group=group, group_src=peer) for buffer in buffers]
+        works = [dist.irecv(wire(buffer), group=group, group_src=peer) for buffer in buffers]
         sender = self._mesh.rank_of(peer)
         return _Arrival(buffers, [work for work in works if work is not None], sender, group)
 
@@ -216,4 +283,4 @@ def _edges(stage: Stage, result: Sequence[Tensor]) -> tuple[Any, ...]:
 
 
 def _is_forward(action: Action) -> bool:
-    return action.kind in (Kind.FORWARD, Kind.SEND_F, Kind.RECV_F)
+    return action.kind in (Kind.FORWARD, Kind.SEND_F, Kind.RECV_F, Kind.EPILOGUE)

@@ -19,6 +19,7 @@ from torch import Tensor
 from galvatron.errors import GalvatronError
 from galvatron.recompute import keep
 from galvatron.runtime.activity import communicating
+from galvatron.runtime.bounds import bounds
 from galvatron.runtime.mesh import Axis
 
 _MAX = dist.AllreduceOptions()
@@ -40,10 +41,11 @@ def embedding(
 
     Args:
         weight: [rows / axis size, width], this rank's rows. Filler is never looked up.
-        indices: any shape, into the whole table.
+        indices: any shape, into the whole table. One that is outside is found at the end of the step (`bounds`).
     """
     if scale_grad_by_freq or sparse:
         raise GalvatronError("an embedding with scale_grad_by_freq or sparse gradients cannot be sharded by rows")
+    bounds.note("index", indices, size)
     local, inside = _local_indices(indices, weight.size(0), axis, size)
     own_padding = padding_idx - axis.index * weight.size(0) if padding_idx >= 0 else -1
     padding = own_padding if 0 <= own_padding < weight.size(0) else None
@@ -105,10 +107,11 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         scores = wide(logits)
         local, inside = _local_indices(target, logits.size(1), axis, size)
+        kept = target != ignore_index
+        bounds.note("label", target.masked_fill(~kept, 0), size)
         exponentials, maxima = _shifted_exponentials(scores, axis, size)
         own = _own_size(logits.size(1), axis, size)
         total, picked, every = keep(_row_sums, scores, exponentials, local, inside, own, axis)
-        kept = target != ignore_index
         losses = maxima + total.log() - (1 - smoothing) * picked
         if smoothing:
             losses -= (smoothing / size) * every

@@ -112,12 +112,17 @@ class StateSpec:
 
 @dataclass(frozen=True)
 class BatchInput:
-    """A tensor of the user's batch as one keyword of `forward` (or of `step`, when `whole`)."""
+    """A tensor of the user's batch as one keyword of `forward`, of `step` (when `whole`), or of `epilogue`.
+
+    Without `samples` it is the same for all of them.
+    """
 
     name: str
     variable: str
     placements: tuple[tuple[Axis, Sharded], ...]
     whole: bool
+    epilogue: bool = False
+    samples: bool = True
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,23 @@ class Transfer:
     shape: Callable[[int], tuple[int, ...]]
     dtype: torch.dtype
     requires_grad: bool
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A value that `forward` gives to `epilogue`: laid end to end `along` a dimension over the micro-batches, or, where
+    that is None, added up."""
+
+    name: str
+    along: int | None
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The whole value."""
+        return torch.stack(tuple(parts)).sum(0) if self.along is None else torch.cat(tuple(parts), self.along)
+
+    def split(self, gradient: Tensor, micro_batches: int) -> Sequence[Tensor]:
+        """The gradient of each part: its own stretch, or for a sum all of it."""
+        return (gradient,) * micro_batches if self.along is None else gradient.chunk(micro_batches, self.along)
 
 
 class Layer(nn.Module):
@@ -147,9 +169,11 @@ class Layer(nn.Module):
         state: Sequence[str],
         random: Randomness | None,
         recompute: Recompute | None = None,
+        epilogue: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
+        self.epilogue = epilogue
         self._stage = stage.index
         self._job = stage.random
         self.function = function
@@ -190,6 +214,9 @@ class Stage(nn.Module):
 
     index: int = 0
     count: int = 1
+    epilogue_shards: int = 0
+    """Over how many ranks samples are sharded in the last stage's `epilogue`; 0 where there is none. Then `forward` of
+    the last stage returns what the epilogue reads, and `epilogue`, once per step, the loss."""
 
     def __init__(self, mesh: Mesh) -> None:
         super().__init__()
@@ -204,12 +231,17 @@ class Stage(nn.Module):
         self.batch_inputs: list[BatchInput] = []
         self.received: list[Transfer] = []
         self.sent: list[Transfer] = []
+        self.collected: list[Collected] = []
         self.loss_axes: tuple[Axis, ...] = ()
         self.global_batch_size = 0
         """Samples in the whole batch of the running step; set by the runtime."""
         self.micro_batches = 1
         """Micro-batches of the running step; set by the runtime."""
         self.random = Randomness(mesh.world.device)
+
+    def epilogue(self, *collected: Tensor, **keywords: Any) -> Tensor:
+        """The loss, from what `forward` has given for all micro-batches; generated where there is one."""
+        raise GalvatronError(f"stage {self.index} has no epilogue")
 
     def state(
         self,
@@ -233,6 +265,11 @@ class Stage(nn.Module):
         else:
             self._buffers[name] = local
 
+    @property
+    def device(self) -> torch.device:
+        """Where this rank's tensors live."""
+        return self.mesh.world.device
+
     def table(self, name: str) -> dict[str, Any]:
         """The dictionary that holds the tensor called `name`."""
         spec = self.state_specs.get(name)
@@ -249,23 +286,42 @@ class Stage(nn.Module):
         state: Sequence[str] = (),
         random: bool = False,
         recompute: Recompute | None = None,
+        epilogue: bool = False,
     ) -> None:
         """Make `self.<name>(*args)` call `function(*axes, *args, *state)`, and with `seed=` if it is `random`; the
-        backward computes its activations again if `recompute` says so.
+        backward computes its activations again if `recompute` says so. An `epilogue` is called once per step.
         """
         if hasattr(type(self), name) or name in self.__dict__:
             raise GalvatronError(
                 f"stage {self.index}: {name!r} cannot name a layer, a stage has an attribute of that name"
             )
-        layer = Layer(self, name, function, axes, state, self.random if random else None, recompute)
+        layer = Layer(self, name, function, axes, state, self.random if random else None, recompute, epilogue)
         self.layers[name] = layer
         object.__setattr__(self, name, layer)
 
-    def batch(self, name: str, variable: str, placements: Mapping[Axis, Sharded], *, whole: bool = False) -> None:
-        """Read batch input `name` as keyword `variable`: of `forward`, split over micro-batches along dim 0 and then
-        over the axes; or, with `whole`, of `step`, unsplit.
+    def batch(
+        self,
+        name: str,
+        variable: str,
+        placements: Mapping[Axis, Sharded],
+        *,
+        whole: bool = False,
+        epilogue: bool = False,
+        samples: bool = True,
+    ) -> None:
+        """Read batch input `name` as keyword `variable`: of `forward`, split over micro-batches along dim 0 (unless it
+        has no `samples`) and then over the axes; with `epilogue`, of `epilogue`, split over the axes alone; with
+        `whole`, of `step`, unsplit.
         """
-        self.batch_inputs.append(BatchInput(name, variable, tuple(placements.items()), whole))
+        self.batch_inputs.append(BatchInput(name, variable, tuple(placements.items()), whole, epilogue, samples))
+
+    def collects(self, name: str, *, along: int | None = None, summed: bool = False) -> None:
+        """Declare the next element of the tuple that `forward` returns for `epilogue`: its parts are laid end to end
+        along a dimension, or `summed`.
+        """
+        if summed == (along is not None):
+            raise GalvatronError(f"{name!r} is either laid end to end along a dimension or summed")
+        self.collected.append(Collected(name, along))
 
     def receives(
         self, name: str, shape: Callable[[int], tuple[int, ...]], dtype: torch.dtype, *, requires_grad: bool = True
@@ -276,13 +332,15 @@ class Stage(nn.Module):
             shape: local shape for a micro-batch of `n` samples over all ranks.
             requires_grad: whether a gradient goes back; never for integers. Both ends must agree.
         """
-        self.received.append(Transfer(name, shape, dtype, requires_grad and dtype.is_floating_point))
+        self.received.append(
+            Transfer(name, shape, dtype, requires_grad and (dtype.is_floating_point or dtype.is_complex))
+        )
 
     def sends(
         self, name: str, shape: Callable[[int], tuple[int, ...]], dtype: torch.dtype, *, requires_grad: bool = True
     ) -> None:
         """Declare the next element of the tuple that `forward` returns to the stage after; as `receives`."""
-        self.sent.append(Transfer(name, shape, dtype, requires_grad and dtype.is_floating_point))
+        self.sent.append(Transfer(name, shape, dtype, requires_grad and (dtype.is_floating_point or dtype.is_complex)))
 
     def loss(self, sum_over: Sequence[Axis] = ()) -> None:
         """Say that `forward` returns a loss term, to be summed over micro-batches and over these axes."""

@@ -293,6 +293,13 @@ CASES: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("randn.default", ((2, 3),), {"dtype": F32}),
     ("rand_like.default", (":x",), {}),
     ("randn_like.default", (":x",), {"dtype": F32}),
+    ("view_as_real.default", (":z",), {}),
+    ("view_as_complex.default", (":pairs",), {}),
+    ("complex.default", (":x", ":x"), {}),
+    ("polar.default", (":x", ":x"), {}),
+    ("real.default", (":z",), {}),
+    ("imag.default", (":z",), {}),
+    ("conj_physical.default", (":z",), {}),
     # Written with square brackets.
     ("slice.Tensor", (":x", 2, 0, 2), {}),
     ("slice.Tensor", (":x", 1, 1, 2**63 - 1), {}),
@@ -312,6 +319,8 @@ TENSORS["logits_t"] = TENSORS["logits"].t().contiguous()
 TENSORS["m_t"] = TENSORS["w"]
 TENSORS["one3"] = torch.ones(2, 3, 5, dtype=torch.float64)
 TENSORS["s1"] = TENSORS["s"].view(1)
+TENSORS["z"] = torch.complex(TENSORS["m"], TENSORS["m"] + 1)
+TENSORS["pairs"] = torch.view_as_real(TENSORS["z"]).transpose(0, 1)
 TENSORS["x_t"] = TENSORS["x"].transpose(1, 2)
 
 

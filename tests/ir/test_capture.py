@@ -439,9 +439,9 @@ def data_dependent_shape(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Te
     return h[x[:, 0] > 0].sum()
 
 
-def root_of_batch_size(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def power_of_batch_size(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     h = net.first(x)
-    return h.sum() / x.shape[0] ** 0.5
+    return h.sum() / 2.0 ** x.shape[0]
 
 
 def mistaken(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -506,7 +506,7 @@ def custom_operator(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         (fixed_by_loop, "for i in range(x.shape[0]):", "fixes the batch size at 4"),
         (even_batches_only, "h = h.view(x.shape[0] // 2, 2, -1)", "works only for batch sizes B with"),
         (data_dependent_shape, "return h[x[:, 0] > 0].sum()", "a size depends on the values of a tensor"),
-        (root_of_batch_size, "return h.sum() / x.shape[0] ** 0.5", "computed from the batch size"),
+        (power_of_batch_size, "return h.sum() / 2.0 ** x.shape[0]", "computed from the batch size"),
         (mistaken, "h = net.first(x[:, :3])", "cannot be traced without running it: RuntimeError"),
         (not_torch, "h = torch.from_numpy(net.first(x).detach().numpy())", "cannot be traced without running it"),
         (own_state_changed, "net.scale += x.mean(0)", "changes its own 'scale'"),

@@ -13,22 +13,26 @@ from hypothesis import strategies as st
 
 from galvatron.errors import ParseError, PlanError, StrategyError
 from galvatron.ir.cost import ClassCost
-from galvatron.ir.graph import Graph, Value
+from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.plan import Plan
-from galvatron.ir.planning import PlanShorthand, balanced, check, resolve
+from galvatron.ir.planning import PlanShorthand, balanced, check, names_plan_file, resolve
 from galvatron.ir.program import Form, Layer, LayerClass, Program, When
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import BATCH, TensorType
 
 
 def chain(flops: list[int]) -> Program:
-    """A program of one class per distinct cost, whose layers pass a value along."""
+    """A program of one class per distinct cost, whose layers pass a value along; the last one sums it up."""
     value = Value("x", TensorType("f32", (BATCH, 4)))
     graph = Graph((value,), (), (), ("x",))
     classes = tuple(
         LayerClass(f"c{f}", graph, ClassCost(f * BATCH, 2 * f * BATCH, 0, 0, 0)) for f in sorted(set(flops))
     )
-    layers = tuple(Layer(f"l{i}", f"c{f}", (f"h{i}",), (), (f"h{i + 1}",)) for i, f in enumerate(flops))
+    total = Op("aten.sum.dim_IntList", (Ref("x"), (0, 1)), (), (Value("total", TensorType("f32", ())),))
+    cost = ClassCost(flops[-1] * BATCH, 2 * flops[-1] * BATCH, 0, 0, 0)
+    classes += (LayerClass("end", Graph((value,), (), (total,), ("total",)), cost),)
+    names = [*(f"c{f}" for f in flops[:-1]), "end"]
+    layers = tuple(Layer(f"l{i}", name, (f"h{i}",), (), (f"h{i + 1}",)) for i, name in enumerate(names))
     preamble = Layer("mask", classes[0].name, ("h0",), (), ("m",), When.PREAMBLE)
     inputs = (Value("h0", value.type),)
     return Program("toy", Form.CLUSTERED, 8, inputs, (), f"h{len(flops)}", classes=classes, layers=(preamble, *layers))
@@ -109,6 +113,88 @@ def test_bad_documents(field: str, value: object, message: str) -> None:
         Plan.from_json(json.dumps({**document, field: value}))
 
 
+GOOD = """\
+{
+  "format": "galvatron-plan", "version": 1, "fingerprint": "f", "world_size": 4, "global_batch_size": 8,
+  "micro_batches": 1, "schedule": "1f1b", "step_time_s": 0.5,
+  "stages": [[{"layers": 3, "strategy": "dp4"}]]
+}"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("3,", "1000000000,", r"stages\[0\]\[0\].layers' must be at most 100000, not 1000000000"),
+        (
+            '[{"layers": 3, "strategy": "dp4"}]',
+            ", ".join(['[{"layers": 60000, "strategy": "dp4"}]'] * 2),
+            "than 100000",
+        ),
+        ("[[{", "[" * 100_000 + "{", "line 4, column 28: plan nests deeper than 16"),
+        ('"f"', '{"a":' * 100_000, "plan nests deeper than 16"),
+        (" 8,", " " + "9" * 5000 + ",", "line 2, column 103: plan has a number of more than 320 digits"),
+        (" 8,", " " + "9" * 300 + ",", "'global_batch_size' must be at most"),
+        (' 4, "g', ' 99999999, "g', "'world_size' must be at most 1048576"),
+        ('"micro_batches": 1', '"micro_batches": 100001', "'micro_batches' must be at most 100000"),
+        ('"micro_batches": 1', '"micro_batches": 1e0', "'micro_batches' must be a whole number"),
+        ('"micro_batches": 1', '"micro_batches": true', "'micro_batches' must be a whole number .* not True"),
+        ('"version": 1', '"version": true', "'version' is True"),
+        ('"version": 1', '"version": 1.0', "'version' is 1.0"),
+        ("0.5", "true", "'step_time_s' must be a number"),
+        ("0.5", "NaN", "line 3, column 58: plan has NaN, which is not a finite number"),
+        ("0.5", "-Infinity", "plan has -Infinity, which is not a finite number"),
+        ("0.5", "1e999", "'step_time_s' must be a number"),
+        ("0.5", "9" * 319, "'step_time_s' must be a number"),
+        ('"f"', '"\\ud800"', r"'fingerprint' must be text, not '\\ud800'"),
+        ('"f"', '"' + "f" * 70_000 + '"', "'fingerprint' must be text, not 'fff"),
+        ('"format"', '"\\udc00": 1, "format"', r"'\\udc00' is unknown"),
+        ('"world_size": 4', '"world_size": 2, "world_size": 4', "plan gives 'world_size' twice in one object"),
+        ('"layers": 3', '"layers": 2, "layers": 3', "plan gives 'layers' twice"),
+        ("0.5", '0.5, "peak_bytes": [true]', "'peak_bytes' must be a list of byte counts"),
+        ("0.5", '0.5, "peak_bytes": ' + str([1.5] * 10_000), "'peak_bytes' must be a list of byte counts"),
+        ('"1f1b"', '"interleaved' + "9" * 5000 + '"', "'schedule': unknown schedule"),
+        ('"1f1b"', '"interleaved²"', "'schedule': unknown schedule"),
+        ('"dp4"', '"dp' + "4" * 5000 + '"', "unknown token"),
+        ('"dp4"', '"dp٤"', "unknown token"),
+        ('"dp4"', '""', "unknown token"),
+        ("{", "\ufeff{", "plan is not valid JSON"),
+        (GOOD, "", "plan is not valid JSON"),
+        (GOOD, "[]", "a plan is a JSON object"),
+        (GOOD, " " * (1 << 24) + GOOD, "at most 16777216 are read"),
+        (GOOD, GOOD + '"', "plan is not valid JSON"),
+    ],
+    ids=lambda text: ascii(text)[:24],
+)
+def test_documents_of_strangers(old: str, new: str, message: str) -> None:
+    assert old in GOOD
+    Plan.from_json(GOOD)
+    with pytest.raises((ParseError, PlanError), match=message) as caught:
+        Plan.from_json(GOOD.replace(old, new, 1))
+    assert len(str(caught.value)) < 15_000
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "\ud800", "a/" * 3000, "", ".", "/dev", "plan.txt/x.json"])
+def test_paths_that_are_no_plan_files(name: str, tmp_path: Path) -> None:
+    program = chain([1, 2, 3])
+    (tmp_path / "plan.txt").write_bytes(b"\xff\xfe")
+    for text in (name, f"{name}.json", str(tmp_path / name), str(tmp_path / "plan.txt")):
+        with pytest.raises((PlanError, StrategyError)) as caught:
+            Plan.load(text) if names_plan_file(text) else resolve(program, text, 8, 4)
+        assert "Traceback" not in str(caught.value)
+    with pytest.raises(PlanError, match="cannot write plan"):
+        resolve(program, "dp4", 8, 4).save("/dev/null/x/plan.json" if name != "a\0b" else name)
+
+
+def test_a_directory_that_is_called_like_a_shorthand_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dp4").mkdir()
+    (tmp_path / "plans").mkdir()
+    assert not names_plan_file("dp4")
+    with pytest.raises(PlanError, match="cannot read plan 'plans': .*directory"):
+        Plan.load("plans" if names_plan_file("plans") else "")
+
+
 def test_missing_fields_are_named() -> None:
     document = json.loads(resolve(chain([1, 2, 3]), "dp4", 8, 4).to_json())
     for field in ("fingerprint", "world_size", "micro_batches", "stages"):
@@ -124,7 +210,7 @@ def test_shorthand_round_trip(text: str) -> None:
 
 
 def test_shorthand_defaults() -> None:
-    assert str(PlanShorthand.parse("dp4")) == "pp1/m1/1f1b/dp4"
+    assert str(PlanShorthand.parse("dp4")) == "pp1/m1/dp4"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +222,10 @@ def test_shorthand_defaults() -> None:
         ("pp0/dp2", "unknown part 'pp0'"),
         ("pp2/m4/1f1b", "must end in a strategy"),
         ("pp2/m4/1f1b/tq2", "unknown token 'tq2'; did you mean 'tp2'"),
-        ("", "unknown token"),
+        ("", "the plan is empty"),
+        ("pp" + "9" * 5000 + "/dp2", "unknown part 'pp9"),
+        ("m" + "9" * 5000 + "/dp2", "unknown part 'm9"),
+        ("pp2/dp" + "9" * 5000, "unknown token"),
     ],
 )
 def test_bad_shorthand(text: str, message: str) -> None:

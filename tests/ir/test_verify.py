@@ -148,6 +148,16 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (with_op(clustered(), "block", "silu", target="os.system.default"), "unknown op", "os.system"),
         (with_op(clustered(), "block", "silu", kwargs=(("a", 1), ("a", 2))), "given twice", "a=2"),
     ],
+    "arguments-fit": [
+        (with_op(clustered(), "block", "silu", args=()), "the argument 'self' is missing", "%silu"),
+        (with_op(clustered(), "block", "silu", args=(Ref("up"), 1)), "2 positional arguments, but it takes 1", "%silu"),
+        (with_op(clustered(), "block", "silu", kwargs=(("dim", 1),)), "'dim' is no parameter", "%silu"),
+        (with_op(clustered(), "block", "silu", target="aten.topk.default", args=(Ref("up"), 2)), "2 results", "%silu"),
+        (
+            with_op(sharded(), f"embedding{SUFFIX}", "e", target="spmd.embedding", args=(Ref("ids"),)),
+            "the argument 'indices' is missing", "spmd.embedding",
+        ),
+    ],
     "known-dtypes": [
         (with_value(clustered(), "block", "x", type=TensorType("f33", (BATCH, 6, 8))), "did you mean", "f33[B, 6, 8]"),
     ],
@@ -268,6 +278,7 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (with_draw(sharded(), "dropout", "random.", SITE | {"axes": ("dp",)}), "sharded on dp, tp", "%silu"),
         (with_draw(sharded(), "dropout", "random.", SITE | {"axes": ()}), "sharded on dp, tp", "%silu"),
         (with_draw(sharded(), "dropout", "random.", SITE | {"site": -1}), "site must be a number", "%silu"),
+        (with_draw(sharded(), "dropout", "random.", SITE | {"per_step": True}), "per_step must be false", "%silu"),
         (with_draw(sharded(), "dropout", "random.", SITE, twice=True), "site 0 is taken", "%again"),
         (with_draw(clustered(), "dropout", "random.", SITE), "in a graph that is not sharded", "%silu"),
     ],
@@ -367,6 +378,16 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (replace(clustered(), output="lss"), "nothing defines %lss", "output %lss"),
         (replace(clustered(), output="h1"), "a loss is a floating-point scalar", "output %h1"),
     ],
+    "epilogue-ends": [
+        (
+            with_layer(clustered(), "block_3", when=When.EPILOGUE),
+            "the epilogue block_3 must come last and make the loss %loss alone", "epilogue block_3",
+        ),
+        (
+            with_layer(clustered(), "block_3", when=When.EPILOGUE),
+            "reads %mask of the preamble, which it must compute itself", "epilogue block_3",
+        ),
+    ],
     "costs-present": [(with_class(costed(), "head", cost=None), "@head has no cost", "class @head")],
     "candidates-fit": [
         (replace(with_candidates(), candidates=(Candidates(2, "hed", ()),)), "unknown class @hed", "pp2 @hed"),
@@ -394,6 +415,12 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
             "a batch of 12 does not divide into 4 micro-batches × dp2", "stage 0 =",
         ),
     ],
+    "micro-batches-add-up": [
+        (
+            with_op(planned(), "head", "loss", target="aten.sqrt.default", args=(Ref("total"),)),
+            "4 micro-batches do not add up to the batch: sqrt is not linear in a sum over the batch", "micro_batches",
+        ),
+    ],
     "meshes-fit": [
         (with_class(sharded(), f"block{SUFFIX}", mesh=(Axis("dp", 2, 4), Axis("tp", 2, 1))), "not that of", "@block"),
         (
@@ -418,10 +445,42 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
             "is bf16[8], not f32[8]", "block_0",
         ),
     ],
+    "ops-on-slices": [
+        (
+            with_op(sharded(), f"block{SUFFIX}", "add", args=(Ref("down"), Ref("down.bias"))),
+            "on tp it does not run with %down: P, %down.bias: R to %add: R", "%add",
+        ),
+        (
+            with_op(sharded(), f"block{SUFFIX}", "up", args=(Ref("x"), Ref("up.weight"))),
+            "%x: R, %up.weight: S(0) to %up: S(2), since %x must be R'", "%up",
+        ),
+        (
+            with_value(sharded(), f"block{SUFFIX}", "down.bias", layout=(REPLICATE, REPLICATE)),
+            "on dp it does not run with %sum: S(0), %down.bias: R to %add: S(0), since %down.bias must be R'", "%add",
+        ),
+        (
+            with_op(sharded(), f"head{SUFFIX}", "loss", result_value={"layout": (PARTIAL, PARTIAL)}),
+            "on tp it does not run with %total: R, %c: R to %loss: P", "%loss",
+        ),
+        (
+            with_op(sharded(), f"head{SUFFIX}", "logits", target="aten.cholesky_solve.default"),
+            "since nothing is known about its dimensions", "%logits",
+        ),
+    ],
+    "computed-results": [
+        (
+            with_op(clustered(), "block", "mul", result_value={"type": TensorType("f64", (BATCH, 6, 8))}),
+            "for a batch of 720720 it gives f32[720720, 6, 8] and not f64[720720, 6, 8]", "%mul",
+        ),
+        (with_op(clustered(), "block", "silu", target="aten.cholesky.default"), "must be batches of square", "%silu"),
+    ],
     "edges-agree": [
         (
-            with_op(staged(), f"embedding{SUFFIX}", "e", result_value={"layout": (REPLICATE, REPLICATE)}),
-            "is (dp=2@2: R, tp=2@1: R), but is read as (dp=2@2: S(0), tp=2@1: R)", "block_0",
+            with_op(
+                with_value(staged(), f"embedding{SUFFIX}", "ids", layout=(REPLICATE, REPLICATE)),
+                f"embedding{SUFFIX}", "e", result_value={"layout": (BROADCAST, REPLICATE)},
+            ),
+            "is (dp=2@2: R', tp=2@1: R), but is read as (dp=2@2: S(0), tp=2@1: R)", "block_0",
         ),
         (
             with_value(staged(), f"block{SUFFIX}", "m", type=TensorType("bool", (LOCAL_BATCH, 1, 1))),
@@ -452,6 +511,13 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
             with_stage(with_stage(staged(), 0, sends=(H2, Transfer("z", F32))), 1, receives=(H2, Transfer("z", F32))),
             "%z is not defined here", "send    %z",
         ),
+        (
+            with_stage(
+                with_stage(staged(), 0, sends=(replace(H2, differentiable=False),)),
+                1, receives=(replace(H2, differentiable=False),),
+            ),
+            "of which a gradient comes back", "send    %h2",
+        ),
         (loss_on_the_first_stage(), "the last stage does not compute the loss %loss", "stage 1 {"),
     ],
     "state-is-kept": [
@@ -471,6 +537,13 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (
             with_stage(staged(), 0, state=(*staged().stages[0].state, replace(KEPT, state="x"))),
             "no such state", "keep x",
+        ),
+    ],
+    "zero-as-planned": [
+        (
+            with_stage(staged(), 0, state=tuple(
+                replace(k, zero=2) if k.state == "blocks.0.up.weight" else k for k in staged().stages[0].state)),
+            "has ZeRO level 2, but its layers say [0]", "keep blocks.0.up.weight",
         ),
     ],
     "tied-state-agrees": [
@@ -521,6 +594,6 @@ def test_a_single_graph() -> None:
 def test_a_message_tells_a_few_of_many_violations() -> None:
     program = clustered(20)
     broken = replace(program, layers=tuple(replace(layer, state=("x",) * len(layer.state)) for layer in program.layers))
-    with pytest.raises(VerifyError, match=r"and \d+ more") as caught:
+    with pytest.raises(VerifyError, match=r"and at least \d+ more") as caught:
         verify(broken)
     assert str(caught.value).count("\n") < 60

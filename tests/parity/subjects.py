@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import models
+from tests.parity import coupled
 
 Batch = dict[str, Any]
 
@@ -303,6 +304,10 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "gemma-101": _hugging_face("gemma", vocab_size=101),
     "bert-101": _hugging_face("bert", vocab_size=101),
     "capped": lambda: Subject(Capped().double(), _capped),
+    "towers": lambda: Subject(coupled.Towers().double(), coupled.pairs),
+    "views": lambda: Subject(coupled.Views().double(), coupled.alone),
+    "balanced": lambda: Subject(coupled.Balanced().double(), coupled.labelled),
+    "penalised": lambda: Subject(coupled.Penalised().double(), coupled.labelled),
     "encoder": lambda: Subject(Encoder().double(), _classes, _classifier_loss),
     "encoder-post-norm": lambda: Subject(Encoder(norm_first=False).double(), _classes, _classifier_loss),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from galvatron.errors import GalvatronError
-from galvatron.ir.graph import Graph, Value
+from galvatron.ir.graph import Graph, Op, Value
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.program import Program, State
 from galvatron.ir.text import parse_program
@@ -34,6 +35,10 @@ def case(name: str) -> Graph:
 def graph_of(program: Program) -> Graph:
     assert program.graph is not None
     return program.graph
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    return next(name for name, of_torch in TORCH_DTYPE_NAMES.items() if getattr(torch, of_torch) == tensor.dtype)
 
 
 def random_values(graph: Graph, size: int) -> dict[str, torch.Tensor]:
@@ -85,6 +90,46 @@ FAST = [
     ("llama", EAGER),
 ]
 SLOW = [*((name, UNMASKED) for name in ("qwen3", "gemma", "bert")), ("t5", EAGER)]
+
+
+def retyped(graph: Graph, dtypes: tuple[str, ...]) -> Graph | None:
+    """The graph with other element types for its floating inputs and state; None where torch does not take them."""
+    given = iter(dtypes)
+    values: dict[str, torch.Tensor] = {}
+
+    def typed(value: Value) -> Value:
+        type_ = replace(value.type, dtype=next(given)) if value.type.is_floating else value.type
+        shape = [evaluate(d, 4) for d in type_.shape]
+        values[value.name] = torch.empty(shape, dtype=getattr(torch, TORCH_DTYPE_NAMES[type_.dtype]), device="meta")
+        return replace(value, type=type_)
+
+    inputs, state = tuple(map(typed, graph.inputs)), tuple(map(typed, graph.state))
+    ops: list[Op] = []
+    for op in graph.ops:
+        names = tuple(v.name for v in op.results)
+        operands = tuple(Value(name, TensorType("f32", ())) for name in dict.fromkeys(op.operands))
+        try:
+            values.update(run_graph(Graph(operands, (), (op,), names), values, batch=4, device=torch.device("meta")))
+        except RuntimeError:
+            return None
+        results = tuple(replace(v, type=replace(v.type, dtype=dtype_name(values[v.name]))) for v in op.results)
+        ops.append(replace(op, results=results))
+    return replace(graph, inputs=inputs, state=state, ops=tuple(ops))
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_types_stay_for_every_mix(name: str) -> None:
+    graph = case(name)
+    floating = [v for v in (*graph.inputs, *graph.state) if v.type.is_floating]
+    for dtypes in itertools.product(("f32", "f64", "bf16"), repeat=len(floating)):
+        mixed = retyped(graph, dtypes)
+        if mixed is None:
+            continue
+        fused = fuse(mixed, FUSIONS)
+        again = retyped(fused, dtypes)
+        assert again is not None, f"{dtypes}: torch does not take what was fused"
+        for output in mixed.outputs:
+            assert again.values[output].type == mixed.values[output].type, dtypes
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from galvatron.errors import PassError
+from galvatron.errors import CaptureError, PassError
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.graph import Graph, Op, Ref
 from galvatron.ir.types import BATCH, simplify_dim
@@ -79,6 +79,56 @@ def normalized(
     return Normalized(program.graph)
 
 
+# Writes into parts of a tensor.
+
+
+WRITES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "halves": lambda h: _written(h.new_empty(h.shape), lambda y: (y[:, :2].copy_(h[:, 4:]), y[:, 2:].copy_(h[:, :4]))),
+    "columns": lambda h: _written(h.clone(), lambda y: (y[:, 0].fill_(2.0), y[:, -2].mul_(3.0), y[..., 1:-1].add_(1))),
+    "other type": lambda h: _written(torch.zeros(h.shape, dtype=torch.float32), lambda y: y[:, 1:3].copy_(h[:, :2])),
+    "view": lambda h: _written(h.clone(), lambda y: y.transpose(0, 1).flatten(2)[1].copy_(h[:, 0])),
+    "mask": lambda h: _written(h.clone(), lambda y: (y.masked_fill_(h > 1, 0.0), y.__setitem__(h < 0, 1.0))),
+    "mask of rows": lambda h: _written(h.clone(), lambda y: y.__setitem__((slice(None), torch.arange(6) > 3), 0.0)),
+    "per sample": lambda h: _written(
+        h.clone(), lambda y: y.__setitem__((torch.arange(h.shape[0]), h.sum(-1).argmax(-1)), h[:, 0])
+    ),
+    "scalar tensor": lambda h: _written(h.clone(), lambda y: y[:, 1].fill_(h.detach().sum())),
+}
+
+
+def _written(y: torch.Tensor, write: Callable[[torch.Tensor], Any]) -> torch.Tensor:
+    write(y)
+    return y
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_writes_are_concatenations_and_choices(name: str) -> None:
+    result = normalized(lambda h, y, labels, w: (WRITES[name](h) * y).sum())
+    writes = {"copy", "fill", "slice_scatter", "select_scatter", "index_put", "new_empty", "empty_like"}
+    assert writes.isdisjoint(op.target.split(".")[1] for op in result.graph.ops)
+
+
+def test_writes_with_gaps_stay() -> None:
+    result = normalized(lambda h, y, labels, w: _written(y.clone(), lambda y: y[:, ::2].copy_(h[:, :3])).sum())
+    assert "slice_scatter" in result.targets
+
+
+def test_memory_that_is_overwritten_leaves_no_trace() -> None:
+    result = normalized(lambda h, y, labels, w: WRITES["halves"](h).square().sum())
+    assert "full" not in result.targets
+
+
+def test_a_loop_that_fills_a_tensor_is_one_concatenation() -> None:
+    def filled(h: torch.Tensor) -> torch.Tensor:
+        states = torch.empty_like(h)
+        for step in range(SEQUENCE):
+            states[:, step] = h[:, step] + (states[:, step - 1].tanh() if step else 0)
+        return states
+
+    result = normalized(lambda h, y, labels, w: (filled(h) * y).sum())
+    assert result.targets.count("cat") == 1 and "full" not in result.targets
+
+
 # Means over the batch.
 
 
@@ -128,7 +178,18 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+UNTRACEABLE = ("cross_entropy-probabilities", "cross_entropy-probabilities-2d", "bce") if TORCH < (2, 12) else ()
+"""What torch itself cannot trace for every batch size: it asks for the size as a number."""
+
+
+@pytest.mark.parametrize("name", UNTRACEABLE)
+def test_what_torch_cannot_trace_is_refused(name: str) -> None:
+    with pytest.raises(CaptureError, match="test_normalize.py"):
+        normalized(LOSSES[name])
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in UNTRACEABLE])
 def test_mean_is_sum_over_count(name: str) -> None:
     graph = normalized(LOSSES[name]).graph
     for op in graph.ops:

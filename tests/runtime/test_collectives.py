@@ -56,7 +56,8 @@ def placed(full: Tensor, placement, axis: rt.Axis) -> Tensor:
 
 def summed(x: Tensor, axis: rt.Axis) -> Tensor:
     total = x.clone()
-    torch.distributed.all_reduce(total, group=axis.group)
+    parts = torch.view_as_real(total) if total.is_complex() else total
+    torch.distributed.all_reduce(parts, group=axis.group)
     return total
 
 
@@ -65,11 +66,11 @@ def check(actual: Tensor, full: Tensor, placement, axis: rt.Axis) -> None:
     torch.testing.assert_close(summed(actual, axis) if placement == "P" else actual, expected, rtol=1e-12, atol=1e-12)
 
 
-def all_cases(world: rt.World, contiguous: bool) -> None:
+def all_cases(world: rt.World, contiguous: bool, dtype: torch.dtype = torch.float64) -> None:
     axis = rt.build_mesh(world, [[(world.size, 1)]]).axis(world.size, stride=1)
     generator = torch.Generator().manual_seed(1)
     for source, target, call in CASES.values():
-        value, weight = torch.randn(2, 6, 12, 5, dtype=torch.float64, generator=generator)
+        value, weight = torch.randn(2, 6, 12, 5, dtype=dtype, generator=generator)
         local = placed(value, source, axis)
         if not contiguous:
             local = local.transpose(0, 2).contiguous().transpose(0, 2)
@@ -113,7 +114,20 @@ def pipeline_groups(world: rt.World) -> tuple[int, tuple[int, ...], list[int]]:
 @pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize("contiguous", [True, False])
 def test_value_and_gradient_of_every_function(world_size, contiguous):
-    run_ranks(all_cases, world_size, contiguous)
+    run_ranks(all_cases, world_size, contiguous, torch.float64)
+
+
+def conjugates(world: rt.World) -> None:
+    axis = rt.build_mesh(world, [[(world.size, 1)]]).axis(world.size, stride=1)
+    value = torch.view_as_complex(torch.randn(4, 6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    own = value.chunk(world.size, 1)[axis.index].conj()
+    assert torch.equal(rt.all_gather(own, axis, dim=1, grad="slice"), value.conj().resolve_conj())
+    assert torch.equal(rt.all_reduce(value.conj(), axis, grad="identity"), world.size * value.conj().resolve_conj())
+
+
+def test_complex_tensors_travel_as_pairs():
+    run_ranks(all_cases, 2, True, torch.complex128)
+    run_ranks(conjugates, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool])

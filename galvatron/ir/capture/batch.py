@@ -1,38 +1,54 @@
-"""Example inputs: which are tensors of the batch, what they are called, and how many samples they hold."""
+"""Example inputs: which are tensors of the batch, what they are called, and which of them hold samples."""
 
 from __future__ import annotations
 
 import inspect
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from galvatron.errors import CaptureError
+from galvatron.errors import CaptureError, did_you_mean
 from galvatron.ir.capture.state import tensor_type_of
 from galvatron.ir.types import BATCH, TensorType
+
+BatchDims = Mapping[str, int | None]
+"""What the user says of inputs by name: 0, its dim 0 counts samples; None, it has none."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One global batch of `size` samples: its `tensors` and `constants` (flags and the like) by forward name."""
+    """One global batch of `size` samples: its `tensors` and `constants` (flags and the like) by forward name.
+
+    `said` is what the user says of inputs. `batched` are those whose dim 0 counts the samples, known once the model
+    has been traced; all others are the same for every sample.
+    """
 
     tensors: Mapping[str, torch.Tensor]
     constants: Mapping[str, Any]
     size: int
+    said: BatchDims = field(default_factory=dict)
+    batched: frozenset[str] = frozenset()
 
-    def is_batched(self, name: str) -> bool:
-        """Whether dim 0 of a tensor counts the samples; other tensors are the same for every sample."""
+    def may_be_batched(self, name: str) -> bool:
+        """Whether dim 0 may count samples, as far as can be known before the model is traced."""
         tensor = self.tensors[name]
-        return tensor.dim() > 0 and tensor.shape[0] == self.size
+        if name in self.said:
+            return self.said[name] is not None
+        return tensor.dim() > 0 and (tensor.shape[0] > 1 or self.size == 1)
+
+    def with_batched(self, names: frozenset[str]) -> Batch:
+        """The batch of which it is known what holds samples."""
+        size = next(self.tensors[name].shape[0] for name in self.tensors if name in names)
+        return replace(self, batched=names, size=size)
 
     def type_of(self, name: str) -> TensorType:
         """The IR type of a tensor, in terms of the batch size."""
         type_ = tensor_type_of(self.tensors[name], name)
-        return type_.with_shape((BATCH, *type_.shape[1:])) if self.is_batched(name) else type_
+        return type_.with_shape((BATCH, *type_.shape[1:])) if name in self.batched else type_
 
     def stand_ins(self, device: torch.device) -> dict[str, torch.Tensor]:
         """Fresh tensors of the same types for tracing, which reads no values.
@@ -40,15 +56,20 @@ class Batch:
         Fresh, because torch merges inputs that are one tensor object; at least two samples, because torch treats a size
         of one as a constant.
         """
-        size = max(self.size, 2)
-        shapes = {n: (size, *t.shape[1:]) if self.is_batched(n) else tuple(t.shape) for n, t in self.tensors.items()}
-        return {n: torch.empty(shapes[n], dtype=t.dtype, device=device) for n, t in self.tensors.items()}
+
+        def shape(name: str, tensor: torch.Tensor) -> tuple[int, ...]:
+            return (max(tensor.shape[0], 2), *tensor.shape[1:]) if self.may_be_batched(name) else tuple(tensor.shape)
+
+        return {n: torch.empty(shape(n, t), dtype=t.dtype, device=device) for n, t in self.tensors.items()}
 
 
-def read_batch(model: nn.Module, example_inputs: Mapping[str, Any] | tuple[Any, ...]) -> Batch:
+def read_batch(
+    model: nn.Module, example_inputs: Mapping[str, Any] | tuple[Any, ...], batch_dims: BatchDims | None = None
+) -> Batch:
     """The batch in `example_inputs`, positional inputs named by the signature of the model's forward.
 
-    The batch size is the size of dim 0 that most tensors share (the first tensor's, if equally many).
+    The batch size is the size of dim 0 that most tensors share (the first tensor's, if equally many), unless the user
+    says which inputs have samples.
 
     Raises:
         CaptureError: the inputs do not fit the signature, are nested, or hold no batch.
@@ -66,12 +87,27 @@ def read_batch(model: nn.Module, example_inputs: Mapping[str, Any] | tuple[Any, 
                 f"example input {name!r} is a {type(value).__name__}: "
                 "inputs must be tensors (or plain flags); wrap the model so that its forward takes tensors"
             )
-    sizes = Counter(tensor.shape[0] for tensor in tensors.values() if tensor.dim())
+    said = dict(batch_dims or {})
+    _check_said(said, tensors)
+    told = [t for name, t in tensors.items() if said.get(name) == 0]
+    sizes = Counter(t.shape[0] for t in told or (t for n, t in tensors.items() if t.dim() and n not in said))
     if not sizes:
         raise CaptureError(
             "example_inputs hold no tensor with a batch dimension: give one global batch, batch on dim 0"
         )
-    return Batch(tensors, constants, sizes.most_common(1)[0][0])
+    if told and len(sizes) > 1:
+        raise CaptureError(f"batch_dims: inputs that hold samples have {' and '.join(map(str, sizes))} of them")
+    return Batch(tensors, constants, sizes.most_common(1)[0][0], said)
+
+
+def _check_said(said: BatchDims, tensors: Mapping[str, torch.Tensor]) -> None:
+    for name, dim in said.items():
+        if name not in tensors:
+            raise CaptureError(f"batch_dims names {name!r}, which is no tensor input; {did_you_mean(name, tensors)}")
+        if dim is not None and (isinstance(dim, bool) or dim != 0):
+            raise CaptureError(f"batch_dims[{name!r}] is {dim!r}: samples are counted on dim 0, or None for no samples")
+        if dim == 0 and tensors[name].dim() == 0:
+            raise CaptureError(f"batch_dims[{name!r}] is 0, but the input has no dimensions")
 
 
 def _by_name(model: nn.Module, example_inputs: Mapping[str, Any] | tuple[Any, ...]) -> dict[str, Any]:

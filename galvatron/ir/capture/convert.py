@@ -14,12 +14,14 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.batch import Batch
+from galvatron.ir.capture.numbers import NumberError, plain_number
+from galvatron.ir.capture.samples import Samples
 from galvatron.ir.capture.sources import source_of, where
 from galvatron.ir.capture.state import DTYPE_OF, state_of, tensor_type_of
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
 from galvatron.ir.names import Names, base_name
 from galvatron.ir.program import MASTER, PRECISIONS, Form, Program, State
-from galvatron.ir.types import BATCH, Dim, TensorType, exact_quotient, simplify_dim
+from galvatron.ir.types import BATCH, Dim, TensorType, simplify_dim
 
 _STRIDELESS = {
     "aten.view.default": "aten.reshape.default",
@@ -31,24 +33,25 @@ _DROPPED_KWARGS = frozenset({"device", "layout", "pin_memory"})
 
 
 def converted(
-    exported: ExportedProgram, model: nn.Module, batch: Batch, precision: str | None
+    exported: ExportedProgram, model: nn.Module, samples: Samples, precision: str | None
 ) -> tuple[Program, dict[str, torch.Tensor]]:
     """The program of an exported model, and the data of its constants.
 
     Args:
+        samples: what was found to hold samples.
         precision: the model's parameters are in it, but train in `MASTER`.
 
     Raises:
         CaptureError: the graph has something that a program cannot say.
     """
-    state = state_of(model)
+    state, batch = state_of(model), samples.batch
     bound, constants, fills = _bound(exported, state, batch)
     _check_mutations(exported, bound)
     inputs = tuple(v for v in bound.values() if v.name in batch.tensors)
     lifted = tuple(State(name, tensor_type_of(t, name), "constant", trainable=False) for name, t in constants.items())
     order = {s.name: position for position, s in enumerate((*state, *lifted))}
     used_state = sorted(dict.fromkeys(v for v in bound.values() if v.name in order), key=lambda v: order[v.name])
-    graph = _Converter(bound, fills, _batch_symbol(bound, batch)).graph(_loss(exported), inputs, tuple(used_state))
+    graph = _Converter(bound, fills, samples.symbols).graph(_loss(exported), inputs, tuple(used_state))
     program = Program(
         name=type(model).__name__,
         form=Form.CAPTURED,
@@ -58,6 +61,7 @@ def converted(
         output=graph.outputs[0],
         graph=graph,
         precision=precision,
+        batch_sizes=samples.sizes,
     )
     return program, constants
 
@@ -120,11 +124,6 @@ def _node_named(exported: ExportedProgram, name: str) -> fx.Node:
     return next(node for node in exported.graph.nodes if node.name == name)
 
 
-def _batch_symbol(bound: Mapping[fx.Node, Value], batch: Batch) -> sympy.Symbol:
-    node = next(node for node, value in bound.items() if value.name in batch.tensors and batch.is_batched(value.name))
-    return node.meta["val"].shape[0].node.expr
-
-
 def _check_mutations(exported: ExportedProgram, bound: Mapping[fx.Node, Value]) -> None:
     """Refuses a model that changes its own state, except for counters: buffers the loss does not read, and whose new
     value does not depend on the batch or on parameters."""
@@ -146,13 +145,17 @@ def _check_mutations(exported: ExportedProgram, bound: Mapping[fx.Node, Value]) 
 class _Converter:
     """Converts the live part of one exported graph.
 
-    `bound` maps placeholders to the values that they stand for, `fills` maps constants to tensors of equal elements.
+    `bound` maps placeholders to the values that they stand for, `fills` maps constants to tensors of equal elements,
+    `symbols` the sizes of the trace to those of the program.
     """
 
     def __init__(
-        self, bound: Mapping[fx.Node, Value], fills: Mapping[fx.Node, torch.Tensor], batch_symbol: sympy.Symbol
+        self,
+        bound: Mapping[fx.Node, Value],
+        fills: Mapping[fx.Node, torch.Tensor],
+        symbols: Mapping[sympy.Symbol, Dim],
     ) -> None:
-        self._batch_symbol = batch_symbol
+        self._symbols = dict(symbols)
         self._fills = fills
         self._names = Names(value.name for value in bound.values())
         self._values: dict[fx.Node, Value] = dict(bound)
@@ -206,20 +209,34 @@ class _Converter:
     def _size(self, size: int | torch.SymInt, node: fx.Node) -> Dim:
         if isinstance(size, int):
             return size
-        expression = _with_exact_quotients(size.node.expr).subs(self._batch_symbol, BATCH)
-        if expression.free_symbols - {BATCH}:
-            raise CaptureError(f"{where(node)}a size depends on the values of a tensor, which are not known in advance")
-        if not expression.is_polynomial(BATCH):
+        expression = self._number(size, node)
+        if not sympy.sympify(expression).is_polynomial(BATCH):
             raise CaptureError(f"{where(node)}a size is {expression} for B samples, but must be a polynomial in B")
-        return simplify_dim(expression)
+        return expression
+
+    def _number(self, number: torch.SymInt | torch.SymFloat, node: fx.Node) -> Dim:
+        """A size, or a number that is computed from sizes."""
+        expression = number.node.expr
+        if expression.free_symbols - self._symbols.keys():
+            what = "size" if isinstance(number, torch.SymInt) else "number"
+            raise CaptureError(
+                f"{where(node)}a {what} depends on the values of a tensor, which are not known in advance"
+            )
+        try:
+            return simplify_dim(plain_number(expression.subs(self._symbols)))
+        except NumberError as error:
+            raise CaptureError(
+                f"{where(node)}a number is computed from the batch size with {error}, which is not "
+                "supported: compute it from a tensor instead"
+            ) from None
 
     def _arg(self, arg: object, node: fx.Node) -> Arg:
         if isinstance(arg, fx.Node):
             return Ref(self._values[arg].name) if arg in self._values else self._arg(arg.meta["val"], node)
-        if isinstance(arg, torch.SymInt):
-            return self._size(arg, node)
-        if isinstance(arg, (torch.SymFloat, torch.SymBool)):
-            raise CaptureError(f"{where(node)}a number other than a whole one is computed from the batch size")
+        if isinstance(arg, (torch.SymInt, torch.SymFloat)):
+            return self._number(arg, node)
+        if isinstance(arg, torch.SymBool):
+            raise CaptureError(f"{where(node)}a truth value is computed from the batch size: write it as a number")
         if arg is None or isinstance(arg, (bool, int, float, str)):
             return arg
         if isinstance(arg, (tuple, list)):
@@ -231,20 +248,6 @@ class _Converter:
         if isinstance(arg, (torch.device, torch.layout)):
             return None
         raise CaptureError(f"{where(node)}{node.target} has an argument that Galvatron does not support: {arg!r}")
-
-
-def _with_exact_quotients(expression: sympy.Expr) -> sympy.Expr:
-    """An expression with torch's integer divisions written as what they are worth, where they are exact."""
-
-    def is_division(part: sympy.Basic) -> bool:
-        return type(part).__name__ in ("FloorDiv", "CleanDiv") and len(part.args) == 2
-
-    def quotient(part: sympy.Basic) -> sympy.Basic:
-        dividend, divisor = (_with_exact_quotients(a) for a in part.args)  # type: ignore[arg-type]  # of numbers
-        exact = exact_quotient(dividend, divisor)
-        return part if exact is None else sympy.sympify(exact)
-
-    return expression.replace(is_division, quotient)  # type: ignore[return-value]  # numbers give a number
 
 
 def _is_number(node: fx.Node) -> bool:

@@ -8,7 +8,7 @@ import logging
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,14 @@ import torch
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from galvatron.errors import CaptureError
+from galvatron.ir.capture.samples import NoSamplesError, is_range
 from galvatron.ir.capture.sources import is_user_file, located, source_of_error, source_of_line
 from galvatron.ir.graph import Source
 from galvatron.ir.types import BATCH
 
 
-def explained(error: Exception, trace_again: Callable[[BatchSizeWatch], Any]) -> CaptureError:
-    """The `CaptureError` for what `torch.export` raised.
+def explained(error: Exception, trace_again: Callable[[BatchSizeWatch], Any], batch_size: int) -> CaptureError:
+    """The `CaptureError` for what `torch.export` raised on a batch of that size.
 
     `trace_again` traces the model once more, with a watch on the batch size; called only if the size is the reason.
     """
@@ -33,8 +34,8 @@ def explained(error: Exception, trace_again: Callable[[BatchSizeWatch], Any]) ->
     if any(isinstance(e, GuardOnDataDependentSymNode) for e in chain):
         reason = "control flow or a size depends on the values of a tensor, which are not known before training"
         return CaptureError(f"{located(_innermost(chain))}{reason}: use tensor operations such as torch.where")
-    if "Constraints violated" in str(error) or "specialized" in str(error):
-        return _batch_size_error(error, trace_again)
+    if isinstance(error, NoSamplesError) or "Constraints violated" in str(error) or "specialized" in str(error):
+        return _batch_size_error(trace_again, batch_size)
     summary = str(chain[0]).strip().splitlines()
     what = f"{type(chain[0]).__name__}: {summary[0]}" if summary else type(chain[0]).__name__
     return CaptureError(f"{located(_innermost(chain))}the model cannot be traced without running it: {what}")
@@ -51,30 +52,37 @@ def _innermost(chain: list[BaseException]) -> Source | None:
     return next((source for source in map(source_of_error, chain) if source is not None), None)
 
 
-def _batch_size_error(error: Exception, trace_again: Callable[[BatchSizeWatch], Any]) -> CaptureError:
-    watch = BatchSizeWatch()
+def _batch_size_error(trace_again: Callable[[BatchSizeWatch], Any], batch_size: int) -> CaptureError:
+    watch = BatchSizeWatch(batch_size)
     with contextlib.suppress(Exception):
         trace_again(watch)
     if watch.culprit is None:
-        reason = next((line for line in str(error).splitlines() if line.strip().startswith("-")), str(error))
-        return CaptureError(f"the model does not work for every batch size: {reason.strip(' -')}")
+        return CaptureError(
+            f"the model fixes the size of every input on dim 0, the batch size at {batch_size} too: derive sizes from "
+            "the inputs, as in x.shape[0]"
+        )
     advice = "derive sizes from the inputs, as in x.shape[0], or let -1 stand for the batch"
     return CaptureError(f"{located(watch.culprit)}{watch.finding}: {advice}")
 
 
 @dataclass
 class BatchSizeWatch:
-    """Watches a forward, line by line, for the first one that holds for some batch sizes only.
+    """Watches a forward on `batch_size` samples, line by line, for the first one that holds for some batch sizes only.
 
     `culprit` is that line and `finding` says what it demands of the batch size.
     """
 
+    batch_size: int
     culprit: Source | None = None
     finding: str = ""
 
     @contextlib.contextmanager
-    def watching(self, size: torch.SymInt) -> Iterator[None]:
-        """Watches what happens to a symbolic batch size inside the `with` block."""
+    def watching(self, sizes: Sequence[torch.SymInt]) -> Iterator[None]:
+        """Watches what happens to symbolic sizes inside the `with` block: the first that may be the batch size."""
+        size = next((s for s in sizes if s.node.hint == max(self.batch_size, 2)), None)
+        if size is None:
+            yield
+            return
         symbol, environment = size.node.expr, size.node.shape_env
         last: tuple[str, int] | None = None
 
@@ -113,12 +121,13 @@ def _user_line_above(frame: types.FrameType) -> tuple[str, int] | None:
 
 
 def _demand(symbol: sympy.Symbol, environment: Any) -> str:
-    fixed = environment.replacements.get(symbol)
-    if fixed is not None and fixed.is_number:
-        return f"the model fixes the batch size at {fixed}"
+    size = environment.replace(symbol)
+    if size.is_number:
+        return f"the model fixes the batch size at {size}"
     for guard in environment.guards:
-        if guard.expr.free_symbols == {symbol} and any(guard.expr.subs(symbol, n) == sympy.false for n in range(2, 34)):
-            return f"the model works only for batch sizes B with {guard.expr.subs(symbol, BATCH)}"
+        condition = environment.replace(guard.expr)
+        if condition.free_symbols == {size} and not is_range(condition.subs(size, BATCH)):
+            return f"the model works only for batch sizes B with {condition.subs(size, BATCH)}"
     return ""
 
 

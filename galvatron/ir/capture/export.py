@@ -12,13 +12,15 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from galvatron.errors import CaptureError
-from galvatron.ir.capture.batch import Batch, read_batch
+from galvatron.ir.capture.batch import Batch, BatchDims, read_batch
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import BatchSizeWatch, explained, quiet
+from galvatron.ir.capture.operators import check_operators
 from galvatron.ir.capture.precision import ComputeType, rounded
 from galvatron.ir.capture.randomness import check_randomness
 from galvatron.ir.capture.regions import dissolve_regions
-from galvatron.ir.capture.tracing import careful_tracing
+from galvatron.ir.capture.samples import find_samples
+from galvatron.ir.capture.tracing import OnlyRegisteredAreTrained, careful_tracing
 from galvatron.ir.program import Program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
@@ -40,8 +42,11 @@ def capture_graph(
     *,
     loss_fn: LossFunction | None = None,
     precision: str | None = None,
+    batch_dims: BatchDims | None = None,
 ) -> Captured:
     """Captures one training computation, from a global batch to the scalar loss, for every batch size.
+
+    A model that branches on the batch size is captured for the sizes on the example's side of the branch.
 
     Nothing is computed and nothing is allocated for a model on `meta`; weights, gradients, mode and random state of the
     model stay as they are.
@@ -49,8 +54,8 @@ def capture_graph(
     Args:
         model: in the mode (train or eval) in which it is to be captured; real or on `meta`.
         example_inputs: one global batch as a mapping of forward keyword arguments or a tuple of positional ones; real
-            or meta tensors, batch on dim 0. A tensor whose dim 0 is not the common batch size is the same for all
-            samples. Flags (bool, int, float, str, None) are taken as constants.
+            or meta tensors, batch on dim 0. A tensor whose dim 0 is not the common batch size, or whose size
+            the model fixes, is the same for all samples. Flags (bool, int, float, str, None) are taken as constants.
         loss_fn: `loss_fn(output, batch) -> scalar` when the model does not return its loss.
         precision: the element type in which parameters take part in compute, one of `program.PRECISIONS`: the model is
             captured as if it had been converted to it, but for its floating buffers, which are converted only when it
@@ -59,7 +64,7 @@ def capture_graph(
     Raises:
         CaptureError: the model cannot be captured; names the source line that is to blame.
     """
-    batch = read_batch(model, example_inputs)
+    batch = read_batch(model, example_inputs, batch_dims)
     if precision is None:
         return _captured(model, batch, loss_fn, None)
     dtype = getattr(torch, TORCH_DTYPE_NAMES[precision])
@@ -79,12 +84,14 @@ def _captured(model: nn.Module, batch: Batch, loss_fn: LossFunction | None, prec
     training = _Training(model, batch.constants, loss_fn, dtype)
     try:
         exported = _exported(training, batch)
+        samples = find_samples(exported, batch)
     except Exception as error:
         raise explained(
-            error, lambda watch: _exported(_Training(model, batch.constants, loss_fn, dtype, watch), batch)
+            error, lambda watch: _exported(_Training(model, batch.constants, loss_fn, dtype, watch), batch), batch.size
         ) from error
-    program, constants = converted(exported, model, batch, precision)
+    program, constants = converted(exported, model, samples, precision)
     assert program.graph is not None
+    check_operators(program.graph)
     check_randomness(program.graph)
     return Captured(program, constants)
 
@@ -107,14 +114,15 @@ class _Training(nn.Module):
         self.model = model
         self.training = model.training
         self._constants = constants
-        self._loss_fn = loss_fn
+        object.__setattr__(self, "_loss_fn", loss_fn)  # a loss that is a module is no part of the model
         self._dtype = dtype
         self._watch = watch
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         inputs = {**batch, **self._constants}
         sizes = [size for t in batch.values() for size in t.shape[:1] if isinstance(size, torch.SymInt)]
-        with self._watch.watching(sizes[0]) if self._watch else contextlib.nullcontext():
+        watching = self._watch.watching(sizes) if self._watch else contextlib.nullcontext()
+        with watching, OnlyRegisteredAreTrained():
             if self._dtype is None:
                 return _checked_loss(self._loss(inputs))
             with ComputeType(self._dtype, batch.values()) as compute:
@@ -150,12 +158,9 @@ def _described(value: Any) -> str:
 
 
 def _exported(training: nn.Module, batch: Batch) -> ExportedProgram:
-    """The functional ATen graph of a training computation.
-
-    Each batched input gets its own mark of the same dim, so that torch proves the sizes equal.
-    """
-    samples = torch.export.Dim("B", min=2)
-    shapes = {name: {0: samples} if batch.is_batched(name) else {} for name in batch.tensors}
+    """The functional ATen graph of a training computation; dim 0 of each input that may hold samples is free."""
+    free = torch.export.Dim.AUTO
+    shapes = {name: {0: free} if batch.may_be_batched(name) else {} for name in batch.tensors}
     device = _device_of(training)
     inputs = batch.stand_ins(device)
     devices = [device] if device.type == "cuda" else []

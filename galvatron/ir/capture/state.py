@@ -32,6 +32,11 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _state(tensor: torch.Tensor, name: str, aliases: tuple[str, ...]) -> State:
     is_parameter = isinstance(tensor, nn.Parameter)
+    if is_parameter and tensor.requires_grad and tensor.is_complex():
+        raise CaptureError(
+            f"parameter {name!r} is complex, which optimizers of slices do not train: keep it as a real parameter with "
+            "a last dimension of 2, and read it through torch.view_as_complex"
+        )
     return State(
         name,
         tensor_type_of(tensor, name),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
 
 from galvatron.ir.graph import Arg, Op, Ref, walk_refs
 from galvatron.ir.ops.notation import DimNames, OpDims, Shape, parse_notation
+from galvatron.ir.ops.schemas import schema_of
 from galvatron.ir.types import TensorType
 
 Types = Mapping[str, TensorType]
@@ -17,12 +17,9 @@ class Call:
     """An op with its arguments laid out by the operator's schema: `call["dim"]` finds one however it was passed."""
 
     def __init__(self, op: Op, types: Types) -> None:
-        names, defaults = _schema(op.target)
         self.op = op
         self.types = types
-        self.arguments: dict[str, Arg] = dict(defaults)
-        self.arguments.update(zip(names, op.args, strict=False))
-        self.arguments.update(op.kwargs)
+        self.arguments: dict[str, Arg] = schema_of(op.target).arguments(op)
         self.results = tuple(v.type.shape for v in op.results)
 
     def __getitem__(self, name: str) -> Arg:
@@ -43,16 +40,6 @@ class Call:
 
     def operand_shapes(self) -> tuple[Shape, ...]:
         return tuple(self.types[name].shape for name in self.op.operands)
-
-
-@cache
-def _schema(target: str) -> tuple[tuple[str, ...], tuple[tuple[str, Arg], ...]]:
-    from galvatron.ir.interpreter import torch_op
-
-    arguments = torch_op(target)._schema.arguments  # type: ignore[attr-defined]  # every ATen overload has a schema
-    names = tuple(a.name for a in arguments)
-    defaults = tuple((a.name, a.default_value if a.has_default_value() else None) for a in arguments)
-    return names, tuple((n, tuple(d) if isinstance(d, list) else d) for n, d in defaults)
 
 
 def by_line(call: Call, line: str) -> OpDims:

@@ -50,12 +50,15 @@ def windows(call: Call) -> OpDims:
 
 
 def diagonal(call: Call) -> OpDims:
-    """The two dims are whole, and their diagonal the last dim of the result."""
-    rank = len(call.shape("self"))
-    pair = (call.dims("dim1", rank)[0], call.dims("dim2", rank)[0])
-    return _linear_in_one(
-        call.shape("self"), pair, lambda named: (*(n for i, n in enumerate(named) if i not in pair), ())
-    )
+    """The two dims are whole, and their diagonal the last dim of what is read or written."""
+    shape = call.shape("self")
+    pair = (call.dims("dim1", len(shape))[0], call.dims("dim2", len(shape))[0])
+    sizes = {f"d{i}": s for i, s in enumerate(shape) if i not in pair and s != 1}
+    named = tuple(_known(sizes, f"d{i}") for i in range(len(shape)))
+    part = (*(names for i, names in enumerate(named) if i not in pair), ())
+    if call.has("src"):
+        return OpDims((named, part), (named,), sizes, sums=frozenset({0, 1}))
+    return OpDims((named,), (part,), sizes, sums=frozenset({0}))
 
 
 def diagonal_matrices(call: Call) -> OpDims:

@@ -2,15 +2,14 @@
 
 An op is looked up by its overload, then by its name without the overload. Ops whose dimensions depend on their
 arguments (views, reductions over given dims, concatenation) have a function instead of a line. Pointwise ops without a
-line of their own are recognised by `torch.Tag.pointwise`. An op without a rule is computed whole on every rank: right,
-and slow.
+line of their own are recognised by the table of operators, which repeats torch's tag. An op without a rule is computed
+whole on every rank: right, and slow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 
 from galvatron.ir.graph import Op, Ref, walk_refs
 from galvatron.ir.ops.call import Call, DimsFunction, Types, by_line, whole
@@ -38,6 +37,7 @@ from galvatron.ir.ops.layers import (
     tensordot,
 )
 from galvatron.ir.ops.notation import DimNames, OpDims, Shape, parse_notation
+from galvatron.ir.ops.schemas import is_operator, schema_of
 from galvatron.ir.ops.views import view_dims
 from galvatron.ir.types import BATCH, Dim, exact_quotient
 
@@ -47,7 +47,7 @@ def op_dims(op: Op, types: Types) -> OpDims | None:
     _, name, *_ = op.target.split(".")
     short = op.target.removeprefix("aten.")
     rule = RULES.get(short) or RULES.get(name) or RANDOM_RULES.get(short) or RANDOM_RULES.get(name)
-    if rule is None and op.target.startswith("aten.") and _is_pointwise(op.target):
+    if rule is None and is_operator(op.target) and schema_of(op.target).pointwise:
         rule = _pointwise
     if rule is None:
         return None
@@ -56,15 +56,6 @@ def op_dims(op: Op, types: Types) -> OpDims | None:
         return rule(call)
     dims = by_line(call, rule)
     return dims if len(dims.operands) == len(op.operands) else None
-
-
-@cache
-def _is_pointwise(target: str) -> bool:
-    import torch
-
-    from galvatron.ir.interpreter import torch_op
-
-    return torch.Tag.pointwise in torch_op(target).tags  # type: ignore[attr-defined]  # every ATen overload has tags
 
 
 def _pointwise(call: Call) -> OpDims:
@@ -421,7 +412,10 @@ RULES: dict[str, str | DimsFunction] = {
     "prelu": _prelu,
     "fill": "b*, b* -> b*",
     "copy": "b*, b* -> b*",
-    "complex": "b*, b* -> b*",
+    "complex": "+b*, +b* -> b*",
+    "real": "+b* -> b*",
+    "imag": "+b* -> b*",
+    "conj_physical": "+b* -> b*",
     "polar": "b*, b* -> b*",
     "view_as_complex": "+b* 2! -> b*",
     "view_as_real": "+b* -> b* 2!",
@@ -460,6 +454,7 @@ RULES: dict[str, str | DimsFunction] = {
     "repeat_interleave.self_int": repeated_in_place,
     "unfold": windows,
     "diagonal": diagonal,
+    "diagonal_scatter": diagonal,
     "diag_embed": diagonal_matrices,
     "pad": _pad,
     "constant_pad_nd": _pad,

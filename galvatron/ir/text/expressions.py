@@ -9,6 +9,7 @@ import sympy
 from sympy.printing.str import StrPrinter
 
 from galvatron.errors import GalvatronError
+from galvatron.ir import limits
 from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES
 
 Number = int | float | sympy.Expr
@@ -33,9 +34,6 @@ FUNCTIONS = {
 }
 """The functions an expression may call."""
 
-MAX_DEPTH = 32
-_MAX_EXPONENT = 64
-
 
 class ExpressionError(ValueError):
     """Text that is arithmetic in form, but not in meaning; the parser turns it into a ParseError."""
@@ -50,7 +48,7 @@ def combine(operator: str, left: Number, right: Number) -> Number:
     """
     _require_numbers(left, right)
     if isinstance(left, int) and isinstance(right, int) and operator in "+-*":
-        return left + right if operator == "+" else left - right if operator == "-" else left * right
+        return _short(left + right if operator == "+" else left - right if operator == "-" else left * right)
     a, b = _lift(left), _lift(right)
     if operator == "+":
         return _checked(a + b)
@@ -62,10 +60,8 @@ def combine(operator: str, left: Number, right: Number) -> Number:
         if b == 0:
             raise ExpressionError("division by zero")
         return _plain(_checked(a / b))
-    if not (isinstance(b, sympy.Rational) and abs(b) <= _MAX_EXPONENT and b.q <= _MAX_EXPONENT):
-        raise ExpressionError(f"the exponent must be a number of at most {_MAX_EXPONENT}")
-    if isinstance(a, sympy.Rational) and max(abs(a.p), a.q).bit_length() > 1024:
-        raise ExpressionError("the base of the power is too large")
+    if not (isinstance(b, sympy.Rational) and abs(b) <= limits.EXPONENT and b.q <= limits.EXPONENT):
+        raise ExpressionError(f"the exponent must be a number of at most {limits.EXPONENT}")
     return _plain(_checked(a**b))
 
 
@@ -86,8 +82,6 @@ def call(function: str, *args: Number) -> Number:
     if function not in FUNCTIONS:
         raise ExpressionError(f"unknown function {function!r}; known: {', '.join(sorted(FUNCTIONS))}")
     lifted = [_lift(a) for a in args]
-    if any(a.is_Number and abs(a) > 2**1024 for a in lifted):
-        raise ExpressionError("the number is too large")
     if function == "Pow" and len(lifted) == 2:
         combine("**", lifted[0], lifted[1])
     try:
@@ -120,15 +114,27 @@ def _plain(value: sympy.Expr) -> Number:
 def _checked(value: sympy.Expr) -> sympy.Expr:
     if value.has(sympy.nan, sympy.oo, sympy.zoo, -sympy.oo):
         raise ExpressionError("the result is not finite")
-    if _depth(value, 0) > MAX_DEPTH:
-        raise ExpressionError(f"an expression nests deeper than {MAX_DEPTH}")
+    _check_parts(value, 0)
     return value
 
 
-def _depth(value: sympy.Basic, above: int) -> int:
-    if above > MAX_DEPTH or not value.args:
-        return above
-    return max(_depth(a, above + 1) for a in value.args)
+def _check_parts(value: sympy.Basic, above: int) -> None:
+    """Checks the numbers in an expression and how deep it nests."""
+    if above > limits.EXPRESSION_DEPTH:
+        raise ExpressionError(f"an expression nests deeper than {limits.EXPRESSION_DEPTH}")
+    if isinstance(value, sympy.Rational):
+        _short(int(value.p))
+        _short(int(value.q))
+    elif isinstance(value, sympy.Float) and not math.isfinite(float(value)):
+        raise ExpressionError("a number is too large")
+    for argument in value.args:
+        _check_parts(argument, above + 1)
+
+
+def _short(value: int) -> int:
+    if value.bit_length() > limits.NUMBER_BITS:
+        raise ExpressionError(f"a number has more than {limits.DIGITS} digits")
+    return value
 
 
 class _Printer(StrPrinter):

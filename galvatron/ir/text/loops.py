@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from galvatron.ir import limits
 from galvatron.ir.text.names import fill_marks, split_marks, template
 
 _MAX_PERIOD = 128
@@ -67,13 +68,20 @@ def _best_stretch(skeletons: list[str], numbers: list[tuple[int, ...]], heights:
 
 def _count(skeletons: list[str], numbers: list[tuple[int, ...]], at: int, period: int) -> int:
     """How many copies of the `period` items at `at` follow each other with evenly counting numbers."""
-    steps = [_steps(numbers[j], numbers[j + period]) for j in range(at, at + period)]
-    if any(step < 0 for row in steps for step in row):
-        return 1
-    end = at + period
-    while end < len(skeletons):
-        before = end - period
-        if skeletons[end] != skeletons[before] or _steps(numbers[before], numbers[end]) != steps[(end - at) % period]:
+    steps: list[tuple[int, ...]] = []
+    for j in range(at, at + period):
+        step = _steps(skeletons, numbers, j, j + period)
+        # Found out here already, so that irregular items cost one look each.
+        if (
+            step is None
+            or min(step, default=0) < 0
+            or (max(step, default=0) > 1 and _steps(skeletons, numbers, j + period, j + 2 * period) != step)
+        ):
+            return 1
+        steps.append(step)
+    end = at + 2 * period
+    while end < min(len(skeletons), at + period * limits.REPEATS):
+        if _steps(skeletons, numbers, end - period, end) != steps[(end - at) % period]:
             break
         end += 1
     count = (end - at) // period
@@ -81,12 +89,15 @@ def _count(skeletons: list[str], numbers: list[tuple[int, ...]], at: int, period
     return count if count > 2 or all(step <= 1 for row in steps for step in row) else 1
 
 
-def _steps(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(b - a for a, b in zip(first, second, strict=False))
+def _steps(skeletons: list[str], numbers: list[tuple[int, ...]], first: int, second: int) -> tuple[int, ...] | None:
+    """How far each number counts from one item to another; None where they differ in more than numbers."""
+    if second >= len(skeletons) or skeletons[first] != skeletons[second]:
+        return None
+    return tuple(b - a for a, b in zip(numbers[first], numbers[second], strict=True))
 
 
 def _loop(skeletons: list[str], numbers: list[tuple[int, ...]], at: int, period: int, count: int) -> Loop:
-    rows = [(numbers[j], _steps(numbers[j], numbers[j + period])) for j in range(at, at + period)]
+    rows = [(numbers[j], _steps(skeletons, numbers, j, j + period) or ()) for j in range(at, at + period)]
     counting = Counter(n for row, steps in rows for n, step in zip(row, steps, strict=True) if step == 1)
     first = counting.most_common(1)[0][0] if counting else 0
     body = tuple(

@@ -10,9 +10,10 @@ from galvatron.errors import GalvatronError
 
 _BARE = re.compile(r"[\w.@$+-]+")
 _WORD = re.compile(r"[A-Za-z_][\w.@$+-]*")
-_COUNTER = re.compile(r"(?<![0-9])(?:0|[1-9][0-9]*)(?![0-9])", re.ASCII)
+_COUNTER = re.compile(r"(?<![0-9])(?:0|[1-9][0-9]{0,8})(?![0-9])", re.ASCII)
+"""A number that may count with a loop: longer ones are names of something, and offsets between them longer still."""
 _MARKED = re.compile("\x00([0-9]+)\x00")
-_TEMPLATE = re.compile(r"\{([0-9]*)i([+-][0-9]+)?\}")
+_TEMPLATE = re.compile(r"\{([0-9]{0,20})i([+-][0-9]{1,20})?\}")
 
 
 def quote(text: str) -> str:

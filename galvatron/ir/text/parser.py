@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
+from itertools import chain, islice
 from typing import Any, NoReturn, TypeVar
 
 import sympy
@@ -15,12 +18,14 @@ from lark import Lark, Token, Transformer, v_args
 from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput, UnexpectedToken
 
 from galvatron.errors import GalvatronError, ParseError, StrategyError, did_you_mean
+from galvatron.ir import limits
 from galvatron.ir.cluster import Cluster, Device, Link
 from galvatron.ir.cost import ClassCost
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Source, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Layout, Placement, Shard
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import (
+    BatchSizes,
     Candidates,
     Cut,
     Form,
@@ -35,14 +40,17 @@ from galvatron.ir.program import (
 )
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import expressions
+from galvatron.ir.text.budget import Budget
 from galvatron.ir.text.names import expander
 from galvatron.ir.text.printer import VERSION, read_state
-from galvatron.ir.text.targets import is_known_target
+from galvatron.ir.text.targets import is_known_target, unknown_target
 from galvatron.ir.types import DTYPE_BYTES, Dim, TensorType
 
-_MAX_LIST_DEPTH = 16
-_MAX_REPEATS = 100_000
-_SHOWN_WIDTH = 160
+_LEXEME = re.compile(r'"[^"\n]*"|\w+|[^\w\s]')
+_SHOWN_WIDTH, _SHOWN_MESSAGE = 160, 1000
+
+_BUDGET: ContextVar[Budget] = ContextVar("budget")
+"""Of the text that is being read."""
 
 
 def parse_program(text: str) -> Program:
@@ -84,6 +92,8 @@ def _lark() -> Lark:
 
 
 def _parse(text: str, start: str) -> Any:
+    _check_length(text)
+    reset = _BUDGET.set(Budget(len(text)))
     try:
         return _lark().parse(text, start=start)
     except _Refused as refused:
@@ -93,6 +103,26 @@ def _parse(text: str, start: str) -> Any:
         raise _error(text, message, line, column) from None
     except RecursionError:
         raise ParseError("the text nests too deeply") from None
+    finally:
+        _BUDGET.reset(reset)
+
+
+def _check_length(text: str) -> None:
+    """Refuses at once what would take long to refuse later."""
+    if len(text) > limits.FILE_CHARACTERS:
+        raise ParseError(f"the text has {len(text)} characters; at most {limits.FILE_CHARACTERS} are read")
+    start, line = 0, 1
+    while len(text) - start > limits.LINE_CHARACTERS:
+        end = text.rfind("\n", start, start + limits.LINE_CHARACTERS + 1)
+        line += text.count("\n", start, end + 1)
+        if end < 0:
+            raise _error(text, f"a line of more than {limits.LINE_CHARACTERS} characters", line, 1)
+        start = end + 1
+    beyond = next(islice(_LEXEME.finditer(text), limits.LEXEMES, None), None)
+    if beyond is not None:
+        before = text[: beyond.start()]
+        line, column = before.count("\n") + 1, beyond.start() - before.rfind("\n")
+        raise _error(text, f"more than {limits.LEXEMES} words and marks", line, column)
 
 
 def _error(text: str, message: str, line: int, column: int) -> ParseError:
@@ -100,6 +130,7 @@ def _error(text: str, message: str, line: int, column: int) -> ParseError:
     shown = lines[line - 1].rstrip() if 0 < line <= len(lines) else ""
     start = max(0, column - 100) if len(shown) > _SHOWN_WIDTH else 0
     caret = " " * (column - 1 - start) + "^"
+    message = message if len(message) <= _SHOWN_MESSAGE else f"{message[:_SHOWN_MESSAGE]} …"
     return ParseError(f"{message}\n  {shown[start : start + _SHOWN_WIDTH]}\n  {caret}", line=line, column=column)
 
 
@@ -172,7 +203,25 @@ class _Range:
     last: int
 
     def expand(self, items: tuple[T, ...]) -> tuple[T, ...]:
+        _pay(self.token, chain.from_iterable(map(_names_of, items)), self.last - self.first + 1)
         return tuple(_filled(item, i) for i in range(self.first, self.last + 1) for item in items)
+
+
+def _pay(token: Token, names: Iterable[str], times: int) -> None:
+    """Refuses a loop or run that writes out too much."""
+    try:
+        _BUDGET.get().expand(names, times)
+    except GalvatronError as error:
+        _refuse(str(error), token)
+
+
+def _names_of(item: Any) -> tuple[str, ...]:
+    match item:
+        case Layer():
+            return (item.name, item.cls, *item.operands, *item.state, *item.results)
+        case State():
+            return (item.name, *item.aliases)
+    return (item.state,)
 
 
 def _filled(item: Any, i: int | None) -> Any:
@@ -192,9 +241,8 @@ def _filled(item: Any, i: int | None) -> Any:
 
     match item:
         case Layer():
-            return Layer(
-                name(item.name), item.cls, names(item.operands), names(item.state), names(item.results), item.when
-            )
+            operands, state, results = names(item.operands), names(item.state), names(item.results)
+            return Layer(name(item.name), name(item.cls), operands, state, results, item.when)
         case State():
             return replace(item, name=name(item.name), aliases=names(item.aliases))
     return replace(item, state=name(item.state))
@@ -219,6 +267,8 @@ class _Section:
 
 def _name(token: Token) -> str:
     """The name a token stands for; a `_Template` when it has a loop counter."""
+    if len(token) > limits.STRING_CHARACTERS and '"' not in token:
+        _refuse(f"a name of more than {limits.STRING_CHARACTERS} characters", token)
     sigil = 1 if token.type in ("VALUE", "CLASS") else 0
     if token[sigil : sigil + 1] == '"':
         return _unquoted(token, token[sigil:])
@@ -239,20 +289,26 @@ def _plain(token: Token) -> str:
 
 def _unquoted(token: Token, literal: str) -> str:
     try:
-        return json.loads(literal)
+        text = json.loads(literal)
     except ValueError as error:
         _refuse(f"malformed string: {error}", token)
+    if len(text) > limits.STRING_CHARACTERS:
+        _refuse(f"a string of more than {limits.STRING_CHARACTERS} characters", token)
+    return text
 
 
-def _int(token: Token) -> int:
-    try:
-        return int(token)
-    except ValueError:
-        _refuse("the number is too long", token)
+def _int(token: Token, digits: str | None = None) -> int:
+    """The number that a token, or the given part of it, is."""
+    digits = str(token) if digits is None else digits
+    if len(digits) > limits.DIGITS:
+        _refuse(f"a number of more than {limits.DIGITS} digits", token)
+    return int(digits)
 
 
 def _strategy(token: Token) -> Strategy:
     text = str(token)
+    if any(len(number) > limits.DIGITS for number in re.findall(r"[0-9]+", text)):
+        _refuse(f"a number of more than {limits.DIGITS} digits", token)
     try:
         if text.startswith("()"):
             return replace(Strategy.parse("dp1" + text[2:]), axes=())
@@ -315,7 +371,11 @@ class _Builder(Transformer):
     # Arguments
 
     def number(self, token: Token) -> Arg:
-        return _int(token) if token.isdigit() else float(token)
+        if token.isdigit():
+            return _int(token)
+        if len(token) > 2 * limits.DIGITS:
+            _refuse(f"a number of more than {2 * limits.DIGITS} characters", token)
+        return float(token)
 
     def word(self, token: Token) -> Arg:
         if token in _WORDS:
@@ -332,24 +392,30 @@ class _Builder(Transformer):
         return Ref(_plain(token))
 
     def call(self, token: Token, *args: Any) -> Arg:
-        return self._arithmetic(token, lambda: expressions.call(str(token), *args))
+        return self._arithmetic(token, str(token), args, lambda: expressions.call(str(token), *args))
 
     def list(self, token: Token, *args: Any) -> Arg:
-        if _list_depth(args) > _MAX_LIST_DEPTH:
-            _refuse(f"a list nests deeper than {_MAX_LIST_DEPTH}", token)
+        if len(args) > limits.LIST_ITEMS:
+            _refuse(f"a list of more than {limits.LIST_ITEMS} items", token)
+        if _list_depth(args) > limits.LIST_DEPTH:
+            _refuse(f"a list nests deeper than {limits.LIST_DEPTH}", token)
         return args
 
     def binary(self, left: Any, operator: Token, right: Any) -> Arg:
-        return self._arithmetic(operator, lambda: expressions.combine(str(operator), left, right))
+        operands = (left, right)
+        return self._arithmetic(
+            operator, str(operator), operands, lambda: expressions.combine(str(operator), *operands)
+        )
 
     def negate(self, token: Token, value: Any) -> Arg:
-        return self._arithmetic(token, lambda: expressions.negate(value))
+        return self._arithmetic(token, "-", (value,), lambda: expressions.negate(value))
 
     @staticmethod
-    def _arithmetic(token: Token, build: Callable[[], Arg]) -> Arg:
+    def _arithmetic(token: Token, operation: str, operands: tuple[Any, ...], build: Callable[[], Arg]) -> Arg:
         try:
+            _BUDGET.get().compute(operation, operands)
             return build()
-        except (expressions.ExpressionError, ArithmeticError, TypeError, ValueError) as error:
+        except (GalvatronError, expressions.ExpressionError, ArithmeticError, TypeError, ValueError) as error:
             _refuse(str(error), token)
 
     def field(self, key: Token, value: Any) -> tuple[Token, Any]:
@@ -366,6 +432,8 @@ class _Builder(Transformer):
     def type(self, token: Token, _open: Token, *shape: Any) -> TensorType:
         if token not in DTYPE_BYTES:
             _refuse(f"unknown element type {str(token)!r}; {did_you_mean(token, DTYPE_BYTES)}", token)
+        if len(shape) > limits.RANK:
+            _refuse(f"a tensor of more than {limits.RANK} dimensions", token)
         for dim in shape:
             self._require_dim(token, dim)
         return TensorType(str(token), shape)
@@ -374,6 +442,8 @@ class _Builder(Transformer):
     def _require_dim(token: Token, dim: Any) -> Dim:
         if not (type(dim) is int or isinstance(dim, sympy.Expr)):
             _refuse("a size is a whole number or an expression", token)
+        if type(dim) is int and abs(dim) > limits.SIZE:
+            _refuse(f"a size of more than {limits.SIZE}", token)
         return dim
 
     def replicate(self) -> Placement:
@@ -401,10 +471,10 @@ class _Builder(Transformer):
     def _axis(token: Token) -> Axis:
         name, _, degree = token.rpartition("=")
         size, _, stride = degree.partition("@")
-        try:
-            return Axis(_unquoted(token, name) if name[0] == '"' else name, int(size), int(stride))
-        except ValueError:
-            _refuse("the number is too long", token)
+        name = _unquoted(token, name) if name[0] == '"' else name
+        if len(name) > limits.STRING_CHARACTERS:
+            _refuse(f"a name of more than {limits.STRING_CHARACTERS} characters", token)
+        return Axis(name, _int(token, size), _int(token, stride))
 
     def value(self, token: Token, type: TensorType, layout: Layout | None = None) -> Value:
         return Value(_plain(token), type, layout)
@@ -434,7 +504,7 @@ class _Builder(Transformer):
 
     def op(self, results: Any, target: Token, args: Any, types: Any, source: Token | None = None) -> Op:
         if not is_known_target(target):
-            _refuse(f"unknown op {str(target)!r}: an op is aten.<name>.<overload> or one of the collectives", target)
+            _refuse(unknown_target(str(target)), target)
         if len(results) != len(types):
             _refuse(f"{len(results)} results, but {len(types)} types", target)
         positional, keywords = [], []
@@ -504,7 +574,7 @@ class _Builder(Transformer):
         state = parts[-1] if parts and type(parts[-1]) is tuple else ()
         operands = tuple(_name(t) for t in parts if type(t) is Token)
         frequency = When.MICROBATCH if when == "layer" else When(str(when))
-        return Layer(name, _plain(cls), operands, state, tuple(_name(t) for t in results), frequency)
+        return Layer(name, _name(cls), operands, state, tuple(_name(t) for t in results), frequency)
 
     def bound_state(self, *names: Any) -> tuple[str, ...]:
         if type(names[0]) is not Token:
@@ -513,8 +583,8 @@ class _Builder(Transformer):
         return tuple(_joined(prefix, name) for name in rest)
 
     def range(self, first: Token, last: Token) -> _Range:
-        if not 0 <= _int(last) - _int(first) < _MAX_REPEATS:
-            _refuse(f"a loop counts upwards, at most {_MAX_REPEATS} times", first)
+        if not 0 <= _int(last) - _int(first) < limits.REPEATS:
+            _refuse(f"a loop counts upwards, at most {limits.REPEATS} times", first)
         return _Range(first, _int(first), _int(last))
 
     def loop(self, range: _Range, *items: Any) -> tuple[Any, ...]:
@@ -571,14 +641,18 @@ class _Builder(Transformer):
         if set(links) != {"in_node", "cross_node"}:
             _refuse("a cluster needs one in_node and one cross_node link", token)
         fields: dict[str, Any] = {**_record(token, entries, _CLUSTER_FIELDS), **links}
+        if fields["nodes"] * fields["devices_per_node"] > limits.DEVICES:
+            _refuse(f"a cluster of more than {limits.DEVICES} devices", token)
         return _Section("cluster", token, Cluster(str(name), device, **fields))
 
     def run(self, token: Token, times: Token | None = None) -> tuple[Token, Strategy, int]:
         return token, _strategy(token), 1 if times is None else _int(times)
 
     def strategies(self, *runs: tuple[Token, Strategy, int]) -> tuple[Strategy, ...]:
-        if sum(times for _, _, times in runs) > _MAX_REPEATS:
-            _refuse(f"more than {_MAX_REPEATS} strategies", runs[0][0])
+        if sum(times for _, _, times in runs) > limits.REPEATS:
+            _refuse(f"more than {limits.REPEATS} strategies", runs[0][0])
+        for token, _, times in runs:
+            _pay(token, ("",), times)
         return tuple(strategy for _, strategy, times in runs for _ in range(times))
 
     def plan_stage(self, index: Token, strategies: tuple[Strategy, ...]) -> tuple[Token, tuple[Strategy, ...]]:
@@ -593,10 +667,7 @@ class _Builder(Transformer):
         return _Section("plan", token, Plan(stages=tuple(strategies for _, strategies in stages), **record))
 
     def candidates(self, pipeline: Token, cls: Token, strategies: tuple[Strategy, ...]) -> Candidates:
-        try:
-            return Candidates(int(pipeline[2:]), _plain(cls), strategies)
-        except ValueError:
-            _refuse("the number is too long", pipeline)
+        return Candidates(_int(pipeline, pipeline[2:]), _plain(cls), strategies)
 
     def candidate_section(self, token: Token, *candidates: Candidates) -> _Section:
         return _Section("candidates", token, candidates)
@@ -622,6 +693,16 @@ class _Builder(Transformer):
                 _refuse(f"source {number} is given twice", number)
             table[str(number)] = (file, line, code)
         return _Section("sources", token, table)
+
+    def batch_sizes(self, least: Token, *rest: tuple[str, int]) -> _Section:
+        most = next((n for kind, n in rest if kind == "most"), None)
+        return _Section("batch_sizes", least, BatchSizes(_int(least), most, tuple(n for k, n in rest if k == "but")))
+
+    def batch_most(self, size: Token) -> tuple[str, int]:
+        return "most", _int(size)
+
+    def batch_but(self, size: Token) -> tuple[str, int]:
+        return "but", _int(size)
 
     def precision(self, token: Token) -> _Section:
         return _Section("precision", token, str(token))
@@ -672,6 +753,7 @@ class _Builder(Transformer):
             plan=sections.get("plan"),
             stages=tuple(i for i in items if isinstance(i, Stage)),
             precision=sections.get("precision"),
+            batch_sizes=sections.get("batch_sizes", BatchSizes()),
         )
 
 

@@ -20,7 +20,19 @@ from galvatron.ir.cost import ClassCost
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Source, Value
 from galvatron.ir.layout import Axis, Layout, Placement, Shard
 from galvatron.ir.plan import Plan, runs
-from galvatron.ir.program import Candidates, Cut, Layer, LayerClass, Program, Stage, State, StateLayout, Transfer, When
+from galvatron.ir.program import (
+    BatchSizes,
+    Candidates,
+    Cut,
+    Layer,
+    LayerClass,
+    Program,
+    Stage,
+    State,
+    StateLayout,
+    Transfer,
+    When,
+)
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text.expressions import format_expression
 from galvatron.ir.text.loops import Loop, fold
@@ -98,6 +110,7 @@ def graph_file_lines(graph: Graph, w: _Writer) -> list[Line]:
 def program_lines(program: Program, w: _Writer) -> list[Line]:
     """The whole file: what is computed and how it is cut first, the graphs after, tables last."""
     head = f"program {bare_or_quoted(program.name)} {program.form} batch {program.batch_size}"
+    head += "" if program.batch_sizes == BatchSizes() else f" {program.batch_sizes}"
     head += "" if program.precision is None else f" precision {program.precision}"
     sections = [
         [Line(f"galvatron ir {VERSION}")],

@@ -1,25 +1,30 @@
-"""Which op names a text file may contain."""
+"""Which op names a program may contain."""
 
 from __future__ import annotations
 
-import re
+from difflib import get_close_matches
 
+from galvatron.errors import did_you_mean
 from galvatron.ir.collectives import COLLECTIVES
+from galvatron.ir.ops.schemas import is_operator, operators
 from galvatron.ir.random import is_random_target
-from galvatron.ir.spmd import is_spmd
-
-_ATEN = re.compile(r"aten\.(?!__)[A-Za-z_]\w*\.[A-Za-z]\w*", re.ASCII)
-
-_ATEN_OPERATORS = frozenset(("__and__", "__or__", "__xor__", "__lshift__", "__rshift__"))
-"""The ops of `aten` that PyTorch itself spells with two underscores."""
+from galvatron.ir.spmd import SPMD_OPS, is_spmd
 
 
 def is_known_target(target: str) -> bool:
-    """Whether an op may be called this: an overload name of `aten` (that the op exists is checked by whoever runs it),
-    one of the collectives of `comm`, or one of the sharded ops of `spmd` and `random`."""
-    if target in COLLECTIVES or is_spmd(target) or is_random_target(target):
+    """Whether an op may be called this: an operator of `ir.ops.schemas`, one of the collectives of `comm`, or one of
+    the sharded ops of `spmd` and `random`."""
+    if target in COLLECTIVES or is_spmd(target):
         return True
-    parts = target.split(".")
-    if len(parts) == 3 and parts[0] == "aten" and parts[1] in _ATEN_OPERATORS:
-        return parts[2].isidentifier() and not parts[2].startswith("_")
-    return _ATEN.fullmatch(target) is not None
+    return is_operator(f"aten.{target.removeprefix('random.')}" if is_random_target(target) else target)
+
+
+def unknown_target(target: str) -> str:
+    """Why a program may not contain an op of this name."""
+    namespace, _, rest = target.partition(".")
+    if namespace == "aten":
+        near = get_close_matches(rest, operators(), n=1)
+        told = f"; did you mean 'aten.{near[0]}'?" if near else ""
+        return f"unknown op {target!r}: it is none of those without side effects that a program may contain{told}"
+    near = did_you_mean(target, [*COLLECTIVES, *(f"spmd.{name}" for name in SPMD_OPS)])
+    return f"unknown op {target!r}: an op is aten.<name>.<overload> or one of the collectives; {near}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from types import ModuleType
 
 from galvatron.errors import VerifyError
@@ -19,7 +20,8 @@ from galvatron.ir.verify import graphs, programs, sharding
 from galvatron.ir.verify.graphs import Scope, Violation
 
 _CONTEXT = 2
-_SHOWN = 5
+_SHOWN, _COUNTED = 5, 25
+"""Violations that a message shows, and those that are looked for: each looks up what its name may have meant."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,13 @@ def _rules(first: Form, last: Form, module: ModuleType, names: str) -> tuple[Rul
 
 RULES: tuple[Rule, ...] = (
     *_rules(Form.CAPTURED, Form.STAGED, programs, "form_fields program_names program_signature masters"),
-    *_rules(Form.CAPTURED, Form.STAGED, graphs, "unique_names defined_before_use known_ops known_dtypes"),
-    *_rules(Form.CAPTURED, Form.STAGED, graphs, "sizes_in_batch mesh_axes layouts_present result_count"),
+    *_rules(Form.CAPTURED, Form.STAGED, graphs, "unique_names defined_before_use known_ops arguments_fit"),
+    *_rules(Form.CAPTURED, Form.STAGED, graphs, "known_dtypes sizes_in_batch mesh_axes layouts_present result_count"),
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "padded_shards collectives spmd_ops random_draws result_types"),
     *_rules(Form.CAPTURED, Form.CAPTURED, programs, "graph_matches_program"),
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "known_classes layer_signatures layers_in_order state_is_bound"),
-    *_rules(Form.CLUSTERED, Form.PLANNED, programs, "operand_types cheap_layers"),
+    *_rules(Form.CLUSTERED, Form.PLANNED, programs, "operand_types"),
+    *_rules(Form.CLUSTERED, Form.STAGED, programs, "cheap_layers epilogue_ends"),
     *_rules(Form.CAPTURED, Form.STAGED, programs, "output_is_loss"),
     *_rules(Form.COSTED, Form.PLANNED, programs, "costs_present"),
     *_rules(Form.CANDIDATES, Form.PLANNED, programs, "candidates_fit"),
@@ -63,8 +66,10 @@ RULES: tuple[Rule, ...] = (
     *_rules(Form.PLANNED, Form.STAGED, programs, "plan_divides_batch"),
     *_rules(Form.PLANNED, Form.PLANNED, programs, "micro_batches_add_up"),
     *_rules(Form.SHARDED, Form.STAGED, sharding, "meshes_fit strategies_as_planned state_shards loss_is_whole"),
+    *_rules(Form.SHARDED, Form.STAGED, sharding, "ops_on_slices"),
     *_rules(Form.STAGED, Form.STAGED, sharding, "edges_agree stages_in_order transfers_pair transfers_defined"),
-    *_rules(Form.STAGED, Form.STAGED, sharding, "state_is_kept tied_state_agrees"),
+    *_rules(Form.STAGED, Form.STAGED, sharding, "state_is_kept tied_state_agrees zero_as_planned"),
+    *_rules(Form.CAPTURED, Form.STAGED, graphs, "computed_results"),
 )
 """Every rule, in the order in which they are applied."""
 
@@ -78,7 +83,7 @@ def verify(program: Program) -> None:
     where = f"program {program.name} ({program.form})"
     for rule in (r for r in RULES if program.form in r.forms):
         subjects = list(_scopes(program)) if rule.about_graphs else [program]
-        violations = [v for subject in subjects for v in rule.check(subject)]
+        violations = list(islice((v for subject in subjects for v in rule.check(subject)), _COUNTED))
         _report(rule, where, violations, lambda: lenient_program_lines(program))
 
 
@@ -90,7 +95,7 @@ def verify_graph(graph: Graph) -> None:
     """
     scope = Scope(graph, symbols=frozenset((BATCH, LOCAL_BATCH)))
     for rule in (r for r in RULES if r.about_graphs):
-        _report(rule, "graph", list(rule.check(scope)), lambda: lenient_graph_lines(graph))
+        _report(rule, "graph", list(islice(rule.check(scope), _COUNTED)), lambda: lenient_graph_lines(graph))
 
 
 def _scopes(program: Program) -> Iterator[Scope]:
@@ -105,7 +110,8 @@ def _report(rule: Rule, where: str, violations: list[Violation], lines: Callable
     if not violations:
         return
     messages = list(dict.fromkeys(message for _, message in violations))
-    more = f"\n  and {len(messages) - _SHOWN} more" if len(messages) > _SHOWN else ""
+    at_least = "at least " if len(violations) == _COUNTED else ""
+    more = f"\n  and {at_least}{len(messages) - _SHOWN} more" if len(messages) > _SHOWN else ""
     told = "\n".join(f"  {message}" for message in messages[:_SHOWN]) + more
     excerpt = _excerpt(lines(), [locus for locus, _ in violations[:_SHOWN]])
     raise VerifyError(f"{where} breaks the rule {rule.name}: {rule.meaning}\n{told}\n{excerpt}", rule=rule.name)

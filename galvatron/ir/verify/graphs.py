@@ -11,11 +11,13 @@ from galvatron.errors import did_you_mean
 from galvatron.ir.collectives import COLLECTIVES, result_shape
 from galvatron.ir.graph import Const, Graph, Op, Ref, Value
 from galvatron.ir.layout import Axis, Layout, Placement, Shard, joined, local_outer, nameable_axes, positions
+from galvatron.ir.ops.schemas import argument_problem
 from galvatron.ir.padding import paddable
-from galvatron.ir.random import is_random, random_problem
-from galvatron.ir.spmd import is_spmd
-from galvatron.ir.text.targets import is_known_target
+from galvatron.ir.random import is_random, random_problem, without_site
+from galvatron.ir.spmd import is_spmd, without_axis
+from galvatron.ir.text.targets import is_known_target, unknown_target
 from galvatron.ir.types import BATCH, DTYPE_BYTES, Dim
+from galvatron.ir.verify.computed import computed_problem
 from galvatron.ir.verify.shapes import ShapeError, expected_dtype, expected_shapes, same_shape
 
 Violation = tuple[tuple[Hashable, ...], str]
@@ -78,9 +80,17 @@ def known_ops(scope: Scope) -> Iterator[Violation]:
     """Every op is an `aten` overload or a collective, with its keyword arguments named once."""
     for index, op in enumerate(scope.graph.ops):
         if not is_known_target(op.target):
-            yield ("op", scope.owner, index), f"unknown op {op.target!r}"
+            yield ("op", scope.owner, index), unknown_target(op.target)
         if len(dict(op.kwargs)) < len(op.kwargs):
             yield ("op", scope.owner, index), "a keyword argument is given twice"
+
+
+def arguments_fit(scope: Scope) -> Iterator[Violation]:
+    """An op has the arguments and the number of results that the operator's signature asks for."""
+    for index, op in enumerate(scope.graph.ops):
+        plain = without_axis(without_site(op))
+        if plain.target.startswith("aten.") and (problem := argument_problem(plain)):
+            yield ("op", scope.owner, index), f"{op.target}: {problem}"
 
 
 def known_dtypes(scope: Scope) -> Iterator[Violation]:
@@ -146,6 +156,15 @@ def result_types(scope: Scope) -> Iterator[Violation]:
         for value in op.results if dtype else ():
             if value.type.dtype != dtype:
                 yield locus, f"%{value.name} is {value.type}, but {op.target} gives {dtype} here"
+
+
+def computed_results(scope: Scope) -> Iterator[Violation]:
+    """Results have the types that torch gives them, for every op of which the table of shapes does not say them."""
+    types = {name: v.type for name, v in scope.graph.values.items()}
+    for index, op in enumerate(scope.graph.ops):
+        plain = without_site(op)
+        if plain.target.startswith("aten.") and (problem := computed_problem(plain, types)):
+            yield ("op", scope.owner, index), f"{op.target}: {problem}"
 
 
 def mesh_axes(scope: Scope) -> Iterator[Violation]:
@@ -250,7 +269,7 @@ def spmd_ops(scope: Scope) -> Iterator[Violation]:
             if op.kwarg("axis") not in axes:
                 told = f"{op.kwarg('axis')!r} is no axis of the mesh; axes are {', '.join(axes) or 'none'}"
                 yield ("op", scope.owner, index), f"{op.target}: {told}"
-            if type(op.kwarg("size")) is not int:
+            if type(op.kwarg("size")) is not int and not isinstance(op.kwarg("size"), sympy.Expr):
                 yield ("op", scope.owner, index), f"{op.target}: size must be the whole size of the sharded dimension"
 
 

@@ -74,6 +74,8 @@ def program_signature(program: Program) -> Iterator[Violation]:
             yield locus, f"a {state.kind} does not train"
         if state.type.dtype not in DTYPE_BYTES or not all(type(d) is int for d in state.type.shape):
             yield locus, f"{state.type} is no type of state: its element type is unknown or its shape is not fixed"
+    if program.batch_size not in program.batch_sizes:
+        yield ("program",), f"a batch of {program.batch_size} samples is outside {program.batch_sizes}"
     for value in program.inputs:
         if value.type.dtype not in DTYPE_BYTES:
             yield ("input", "program", value.name), f"unknown element type {value.type.dtype!r}"
@@ -188,7 +190,7 @@ def cheap_layers(program: Program) -> Iterator[Violation]:
     """Step and preamble layers read batch inputs and each other, and no trainable state."""
     sources = {v.name for v in program.inputs}
     for layer, locus in layers_with_loci(program):
-        if layer.when is When.MICROBATCH:
+        if layer.when in (When.MICROBATCH, When.EPILOGUE):
             continue
         for name in layer.operands:
             if name not in sources:
@@ -197,6 +199,23 @@ def cheap_layers(program: Program) -> Iterator[Violation]:
             if program.state_of[name].trainable:
                 yield locus, f"the {layer.when} layer {layer.name} reads the trainable state {name}"
         sources.update(layer.results)
+
+
+def epilogue_ends(program: Program) -> Iterator[Violation]:
+    """An epilogue is the last layer and makes the loss; what it reads is per sample, a sum over samples or a statistic.
+
+    Values that are the same for all samples it computes for itself, since nothing says which micro-batch's it would be.
+    """
+    found = [(layer, locus) for layer, locus in layers_with_loci(program) if layer.when is When.EPILOGUE]
+    groups = layer_groups(program)
+    for layer, locus in found:
+        if groups[-1][1][-1:] != (layer,) or layer.results != (program.output,):
+            yield locus, f"the epilogue {layer.name} must come last and make the loss %{program.output} alone"
+    free = {name for layer, _ in layers_with_loci(program) if layer.when is When.PREAMBLE for name in layer.results}
+    for layer, locus in found:
+        for name in layer.operands:
+            if name in free:
+                yield locus, f"the epilogue {layer.name} reads %{name} of the preamble, which it must compute itself"
 
 
 def costs_present(program: Program) -> Iterator[Violation]:
@@ -229,7 +248,7 @@ def plan_belongs(program: Program) -> Iterator[Violation]:
         yield ("plan", "fingerprint"), f"the plan is for {plan.fingerprint!r}, this program is {program.fingerprint!r}"
     if not plan.stages:
         yield ("plan",), "the plan has no stages"
-    elif problem := _schedule_problem(plan):
+    elif problem := _schedule_problem(plan, any(one.when is When.EPILOGUE for one, _ in layers_with_loci(program))):
         yield ("plan", "schedule"), problem
         return
     for name in ("global_batch_size", "world_size", "micro_batches"):
@@ -281,13 +300,14 @@ def micro_batches_add_up(program: Program) -> Iterator[Violation]:
         yield ("plan", "micro_batches"), f"{plan.micro_batches} micro-batches do not add up to the batch: {problem}"
 
 
-def _schedule_problem(plan: Plan) -> str:
-    """Why the schedule cannot run the stages and micro-batches of the plan; empty if it can."""
+def _schedule_problem(plan: Plan, ends: bool) -> str:
+    """Why the schedule cannot run the stages and micro-batches of the plan, nor an epilogue if there is one; empty if
+    it can."""
     try:
         schedule = Schedule.parse(plan.schedule)
         if len(plan.stages) % schedule.stages_per_rank:
             return f"{len(plan.stages)} stages under {schedule}, which gives each rank {schedule.stages_per_rank}"
-        schedule.check(plan.pipeline_degree, max(1, plan.micro_batches))
+        schedule.check(plan.pipeline_degree, max(1, plan.micro_batches), epilogue=ends)
     except PlanError as error:
         return str(error)
     return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import sympy
 
@@ -39,7 +39,7 @@ def broadcast(shapes: Sequence[Shape]) -> Shape:
     return tuple(result)
 
 
-def expected_shapes(op: Op, types: dict[str, TensorType]) -> tuple[Shape, ...] | None:
+def expected_shapes(op: Op, types: Mapping[str, TensorType]) -> tuple[Shape, ...] | None:
     """The result shapes that an op must have, one per result; None where the table does not say.
 
     Raises:
@@ -63,7 +63,7 @@ def expected_shapes(op: Op, types: dict[str, TensorType]) -> tuple[Shape, ...] |
         return None  # not written the way the table expects: an unusual overload
 
 
-def expected_dtype(op: Op, types: dict[str, TensorType]) -> str | None:
+def expected_dtype(op: Op, types: Mapping[str, TensorType]) -> str | None:
     """The element type that every result of an op must have; None where the table does not say."""
     op = without_site(op)
     if not op.target.startswith("aten."):
@@ -300,6 +300,17 @@ def _loss(op: Op, of: Lookup) -> tuple[Shape, ...]:
     return ((),)
 
 
+def _complex_view(op: Op, of: Lookup) -> tuple[Shape, ...]:
+    shape = of(op.args[0]).shape
+    if not shape or not same(shape[-1], 2):
+        raise ShapeError(f"{_text(shape)} does not end in pairs of real numbers")
+    return (shape[:-1],)
+
+
+def _real_view(op: Op, of: Lookup) -> tuple[Shape, ...]:
+    return ((*of(op.args[0]).shape, 2),)
+
+
 def _text(shape: Shape) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
@@ -322,12 +333,14 @@ _POINTWISE = """
     softplus leaky_relu elu hardtanh where masked_fill clamp clamp_min clamp_max maximum minimum floor ceil round trunc
     floor_divide fmod remainder bitwise_and bitwise_or bitwise_xor bitwise_not __and__ __or__ __xor__ _to_copy to clone
     detach alias contiguous eq ne lt le gt ge logical_and logical_or logical_not logical_xor isnan isinf
+    complex polar
 """
 
 _LIKE_FIRST = """
     softmax _softmax log_softmax _log_softmax layer_norm rms_norm group_norm cumsum tril triu flip roll zeros_like
-    ones_like full_like empty_like lift_fresh_copy dropout rrelu bernoulli rand_like randn_like randint_like uniform
-    normal_functional exponential cauchy geometric log_normal poisson
+    real imag conj_physical slice_scatter select_scatter index_put index_add index_copy index_fill scatter scatter_add
+    diagonal_scatter ones_like full_like empty_like lift_fresh_copy dropout rrelu bernoulli rand_like randn_like
+    randint_like uniform normal_functional exponential cauchy geometric log_normal poisson
 """
 
 SHAPES: dict[str, Callable[[Op, Lookup], tuple[Shape, ...]]] = {
@@ -351,6 +364,8 @@ SHAPES: dict[str, Callable[[Op, Lookup], tuple[Shape, ...]]] = {
     **_table(_select, "select"),
     **_table(_split, "split split_with_sizes"),
     **_table(_unbind, "unbind"),
+    **_table(_complex_view, "view_as_complex"),
+    **_table(_real_view, "view_as_real"),
     **_table(_filled, "full zeros ones empty rand randn"),
     **_table(_loss, "cross_entropy_loss"),
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 import sympy
 
 from galvatron.errors import GalvatronError
+from galvatron.ir.gradients import gradients
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import (
     PARTIAL,
@@ -24,6 +26,7 @@ from galvatron.ir.layout import (
 from galvatron.ir.program import Form, LayerClass, Program, StateLayout, When
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
 from galvatron.ir.verify.graphs import Violation, layout_problem
+from galvatron.ir.verify.placements import Placed, padded_sizes, placement_problem, whole_problem, whole_type
 from galvatron.ir.verify.programs import layer_groups, layers_with_loci, planned_layers
 from galvatron.ir.verify.shapes import same
 from galvatron.ir.zero import LEVELS, summed_axes
@@ -99,6 +102,46 @@ def _state_problem(type: TensorType, formal: Value, cls: LayerClass) -> str:
     if local == formal.type:
         return ""
     return f"{type} as {_describe(cls.mesh, formal.layout)} is {local}, not {formal.type}"
+
+
+def ops_on_slices(program: Program) -> Iterator[Violation]:
+    """Every op computes on slices what it computes on whole tensors, and gradients are placed as its operands say."""
+    formals = gradients(program).formals
+    for cls in program.classes:
+        if cls.mesh:
+            yield from _placement_problems(cls, formals[cls.base or cls.name], _padded_state(program, cls))
+
+
+def _placement_problems(
+    cls: LayerClass, differentiable: set[str], whole: dict[str, dict[int, int]]
+) -> Iterator[Violation]:
+    """The violations of one class; `whole` has the whole sizes of padded dimensions by value."""
+
+    def placed(value: Value) -> Placed:
+        type_ = whole_type(value, cls.mesh, whole.get(value.name, {}))
+        return Placed(value.name, type_, value.layout or (), value.name in differentiable)
+
+    for index, op in enumerate(cls.graph.ops):
+        read = [cls.graph.values[name] for name in op.operands]
+        whole.update(padded_sizes([(v, whole.get(v.name, {})) for v in read], op.results))
+        if not op.target.startswith("comm."):
+            operands, results = tuple(map(placed, read)), tuple(map(placed, op.results))
+            problem = placement_problem(op, operands, results, cls.mesh)
+            if problem or (problem := whole_problem(op, operands, results)):
+                yield ("op", cls.name, index), f"{op.target}: {problem}"
+
+
+def _padded_state(program: Program, cls: LayerClass) -> dict[str, dict[int, int]]:
+    """The whole sizes of the padded dimensions of the state of a class, by formal name."""
+    sizes: dict[str, dict[int, int]] = {}
+    for layer, _ in layers_with_loci(program):
+        if layer.cls != cls.name:
+            continue
+        for name, formal in zip(layer.state, cls.graph.state, strict=True):
+            shape = program.state_of[name].type.shape
+            padded = [p.dim for p in formal.layout or () if isinstance(p, Shard) and p.padded]
+            sizes[formal.name] = {dim: size for dim in padded if isinstance(size := shape[dim], int)}
+    return sizes
 
 
 def edges_agree(program: Program) -> Iterator[Violation]:
@@ -204,16 +247,23 @@ def transfers_pair(program: Program) -> Iterator[Violation]:
 
 
 def transfers_defined(program: Program) -> Iterator[Violation]:
-    """A stage sends values that it computes or passes on, with their local type; the last one computes the loss."""
+    """A stage sends values that it computes or passes on, with their local type; the last one computes the loss.
+
+    Floating values have a gradient that comes back, others have none.
+    """
     for stage in program.stages:
         types = {t.name: t.type for t in stage.receives}
         for layer in stage.layers:
             graph = program.class_of[layer.cls].graph
             types.update((n, graph.values[f].type) for n, f in zip(layer.results, graph.outputs, strict=True))
         for transfer in stage.sends:
+            locus = ("send", stage.index, transfer.name)
             if types.get(transfer.name) != transfer.type:
                 found = types.get(transfer.name, "not defined here")
-                yield ("send", stage.index, transfer.name), f"%{transfer.name} is {found}, but sent as {transfer.type}"
+                yield locus, f"%{transfer.name} is {found}, but sent as {transfer.type}"
+            elif transfer.differentiable != transfer.type.is_floating:
+                told = "comes back" if transfer.type.is_floating else "cannot come back"
+                yield locus, f"%{transfer.name} is {transfer.type}, of which a gradient {told}"
     results = {name for layer in program.stages[-1].layers for name in layer.results}
     if program.output not in results:
         yield ("stage", program.stages[-1].index), f"the last stage does not compute the loss %{program.output}"
@@ -257,6 +307,22 @@ def _kept_problem(program: Program, kept: StateLayout) -> str:
     if kept.zero and not summed_axes(kept.layout, kept.mesh):
         return f"ZeRO level {kept.zero} without an axis on which its gradient is summed"
     return layout_problem(kept.layout, len(program.state_of[kept.state].type.shape))
+
+
+def zero_as_planned(program: Program) -> Iterator[Violation]:
+    """State has the ZeRO level of its layers' strategies, or 0 where layers that do not agree share it."""
+    levels: dict[str, list[int]] = defaultdict(list)
+    for layer, _ in layers_with_loci(program):
+        strategy = program.class_of[layer.cls].strategy
+        for name in layer.state:
+            levels[name].append(strategy.zero if strategy else 0)
+    for stage in program.stages:
+        for kept in stage.state:
+            found = levels[kept.state]
+            allowed = set(found) if summed_axes(kept.layout, kept.mesh) else {0}
+            if kept.zero not in (allowed | {0} if len(found) > 1 else allowed):
+                told = f"{kept.state} has ZeRO level {kept.zero}, but its layers say {sorted(allowed)}"
+                yield ("keep", stage.index, kept.state), told
 
 
 def tied_state_agrees(program: Program) -> Iterator[Violation]:

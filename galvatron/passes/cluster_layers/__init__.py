@@ -8,7 +8,7 @@ Repeated structure comes first, module paths only break ties and give names:
    alive.
 3. `cuts` adds odd blocks beside a stack (a first block that differs) and divides large rests.
 4. `placement` puts every other op where it is needed: in the one layer that reads it, in the preamble, in the step
-   layer.
+   layer, in the `epilogue`, which is the end of a loss that couples samples.
 5. `assemble` gives layers whose graphs are equal up to names one class; `naming` finds names.
 
 `inline` is the way back.
@@ -23,6 +23,7 @@ from galvatron.ir.program import Form, Program, When
 from galvatron.passes.base import Pass
 from galvatron.passes.cluster_layers.assemble import assemble
 from galvatron.passes.cluster_layers.cuts import find_regions
+from galvatron.passes.cluster_layers.epilogue import epilogue_ops
 from galvatron.passes.cluster_layers.inline import inline
 from galvatron.passes.cluster_layers.naming import name_layers
 from galvatron.passes.cluster_layers.placement import place_ops
@@ -47,9 +48,12 @@ class ClusterLayers(Pass):
             raise PassError(f"pass {self.name!r} needs a program with an op graph, not one in form {program.form}")
         graph = replace(program.graph, outputs=(program.output,)).without_dead_ops()
         roles = find_roles(graph, program.state_of)
+        parameters = frozenset(state.name for state in program.state if state.kind == "parameter")
+        roles = roles.with_epilogue(graph, epilogue_ops(graph, roles, parameters))
         stream = make_stream(graph, program.state_of, roles, program.batch_size, self.hints)
         regions = find_regions(stream)
         parts = place_ops(graph, roles, regions)
-        names = [(str(p.when), str(p.when)) for p in parts if p.when is not When.MICROBATCH]
-        classes, layers = assemble(program, graph, parts, [*names, *name_layers(stream, regions)])
+        own = iter(name_layers(stream, regions))
+        names = [next(own) if p.when is When.MICROBATCH else (str(p.when), str(p.when)) for p in parts]
+        classes, layers = assemble(program, graph, parts, names)
         return replace(program, form=Form.CLUSTERED, graph=None, classes=classes, layers=layers)

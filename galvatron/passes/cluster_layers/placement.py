@@ -29,15 +29,18 @@ def place_ops(graph: Graph, roles: Roles, regions: Sequence[Region]) -> tuple[Pa
 
     A floating op goes to the one layer that needs it, before the first op that reads it. Needed by several layers, a
     free op goes to the preamble and a derived one to the first of the layers, except that ops on constants only and ops
-    on state only (an `arange`, a transposed weight) are repeated in each.
+    on state only (an `arange`, a transposed weight) are repeated in each. The epilogue, which sees the whole batch,
+    computes all that it needs of them.
     """
-    homes = _homes(graph, roles, regions)
+    members = [roles.stream[region.start : region.stop] for region in regions]
+    members += [roles.epilogue] if roles.epilogue else []
+    homes = _homes(graph, roles, members)
     parts = [_part(When.STEP, (graph.ops[i] for i in roles.step), roles.step_values)]
     parts.append(_part(When.PREAMBLE, (graph.ops[i] for i in roles.floating if _PREAMBLE in homes[i])))
-    for number, region in enumerate(regions):
-        ops = (graph.ops[i] for i in roles.stream[region.start : region.stop])
+    for number, own in enumerate(members):
         floating = {v.name for i in roles.floating if number in homes[i] for v in graph.ops[i].results}
-        parts.append(_part(When.MICROBATCH, _with_floating(graph, ops, floating)))
+        when = When.MICROBATCH if number < len(regions) else When.EPILOGUE
+        parts.append(_part(when, _with_floating(graph, (graph.ops[i] for i in own), floating)))
     return tuple(part for part in parts if part.ops)
 
 
@@ -46,22 +49,27 @@ def _part(when: When, ops: Iterable[Op], gives: frozenset[str] | None = None) ->
     return Part(when, ops, tuple(v.name for op in ops for v in op.results if gives is None or v.name in gives))
 
 
-def _homes(graph: Graph, roles: Roles, regions: Sequence[Region]) -> dict[int, set[int]]:
-    """For each floating op, by index in the graph, the numbers of the layers that compute it."""
+def _homes(graph: Graph, roles: Roles, members: Sequence[tuple[int, ...]]) -> dict[int, set[int]]:
+    """For each floating op, by index in the graph, the numbers of the layers that compute it.
+
+    `members` are the ops of each layer, those of the epilogue last.
+    """
+    epilogue = {len(members) - 1} if roles.epilogue else set()
     homes: dict[int, set[int]] = {}
     readers: dict[str, set[int]] = {v.name: set() for op in graph.ops for v in op.results}
     readers |= {v.name: set() for v in (*graph.inputs, *graph.state)}
-    for number, region in enumerate(regions):
-        for i in roles.stream[region.start : region.stop]:
+    for number, own in enumerate(members):
+        for i in own:
             for name in graph.ops[i].operands:
                 readers[name].add(number)
     repeatable = _repeatable(graph, roles)
     for i in reversed(roles.floating):
         op = graph.ops[i]
         needed = set().union(*(readers[v.name] for v in op.results))
+        at_end, needed = needed & epilogue, needed - epilogue
         if len(needed) > 1 and i not in repeatable:
             needed = {min(needed)} if op.results[0].name in roles.derived else {_PREAMBLE}
-        homes[i] = needed
+        homes[i] = needed = needed | at_end
         for name in op.operands:
             readers[name] |= needed
     return homes

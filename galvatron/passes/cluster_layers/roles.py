@@ -8,7 +8,7 @@ ops make statistics of the whole batch, such as a count of tokens; those run onc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sympy
 
@@ -39,6 +39,8 @@ class Roles:
 
     `step` holds all ops that the per-step values need, from the batch inputs on; the same ops may also be `floating`.
     `step_values` are the values that a per-step op makes, `derived` the values with parameters but no batch upstream.
+    `epilogue` holds the ops at the end of a loss that couples samples; an op that others read too is in the stream as
+    well.
     """
 
     stream: tuple[int, ...]
@@ -46,6 +48,19 @@ class Roles:
     step: tuple[int, ...]
     step_values: frozenset[str]
     derived: frozenset[str]
+    epilogue: tuple[int, ...] = ()
+
+    def with_epilogue(self, graph: Graph, ops: frozenset[int]) -> Roles:
+        """The roles with some ops of the stream in the epilogue."""
+        if not ops:
+            return self
+        kept = [i for i in self.stream if i not in ops]
+        read = {name for i in kept for name in graph.ops[i].operands}
+        for i in sorted(ops, reverse=True):
+            if any(v.name in read for v in graph.ops[i].results):
+                kept.append(i)
+                read.update(graph.ops[i].operands)
+        return replace(self, stream=tuple(sorted(kept)), epilogue=tuple(sorted(ops)))
 
 
 def is_batched(type_: TensorType) -> bool:

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from galvatron.errors import PlanError
 from galvatron.ir.plan import Plan
-from galvatron.ir.planning import check
+from galvatron.ir.planning import check, epilogue
 from galvatron.ir.program import Form, Program
 from galvatron.passes.costs.model import CostModel
 from galvatron.passes.costs.objective import Setting, StageReport, evaluate_plan, peak_bytes
@@ -52,7 +52,8 @@ def estimate_plan(
 
 def setting_of(program: Program, plan: Plan) -> Setting:
     """What the plan says besides its stages, for the program's batch."""
-    return Setting(program.batch_size, plan.micro_batches, plan.schedule, plan.pipeline_degree)
+    ends = bool(epilogue(program))
+    return Setting(program.batch_size, plan.micro_batches, plan.schedule, plan.pipeline_degree, ends)
 
 
 def with_predictions(plan: Plan, program: Program, model: CostModel) -> Plan:

@@ -36,8 +36,9 @@ class LayerCost:
     Per micro-batch: seconds of compute and of collectives, forward and backward, those of its parameters included;
     `weight_s`, the part of `backward_s` that no other layer waits for: products that are gradients of weights;
     `saved_bytes`, activations kept from forward to backward; `extra_bytes`, the peak of memory in use above that while
-    the layer runs. Per step: `sync_s` of gradient synchronisation and `update_s` of the optimizer. Always:
-    `state_bytes` of parameters, gradients, optimizer state and buffers.
+    the layer runs. Per step: `sync_s` of gradient synchronisation, `update_s` of the optimizer and, of the last layer,
+    `epilogue_s` of the end of the loss that runs on all micro-batches at once. Always: `state_bytes` of parameters,
+    gradients, optimizer state and buffers.
     """
 
     forward_s: float
@@ -50,6 +51,7 @@ class LayerCost:
     state_bytes: float = 0.0
     sync_s: float = 0.0
     update_s: float = 0.0
+    epilogue_s: float = 0.0
     ties: tuple[Tie, ...] = ()
 
     def on_stage(self, begin: int) -> LayerCost:
@@ -89,7 +91,7 @@ class LayerCost:
     @property
     def step_s(self) -> float:
         """Seconds that are spent once per step."""
-        return self.sync_s + self.update_s
+        return self.sync_s + self.update_s + self.epilogue_s
 
 
 class CostModel(Protocol):

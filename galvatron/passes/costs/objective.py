@@ -44,6 +44,7 @@ class StageReport:
     transfer_s: float
     sync_s: float
     update_s: float
+    epilogue_s: float
     bubble_s: float
     in_flight: int
     state_bytes: float
@@ -57,8 +58,8 @@ class StageReport:
 
     @property
     def step_s(self) -> float:
-        """Seconds once per step: gradient synchronisation and update."""
-        return self.sync_s + self.update_s
+        """Seconds once per step: gradient synchronisation, update and epilogue."""
+        return self.sync_s + self.update_s + self.epilogue_s
 
     @property
     def peak_bytes(self) -> int:
@@ -68,12 +69,13 @@ class StageReport:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a plan says besides its stages."""
+    """What a plan says besides its stages, and whether the program has an epilogue."""
 
     global_batch_size: int
     micro_batches: int
     schedule: str
     pipeline_degree: int
+    epilogue: bool = False
 
     @property
     def micro_batch(self) -> int:
@@ -92,7 +94,7 @@ class Setting:
 
     def in_flight(self, stage: int) -> int:
         """Micro-batches whose activations a stage holds at once."""
-        return in_flight(self.order, self.pipeline_degree, self.micro_batches)[stage]
+        return in_flight(self.order, self.pipeline_degree, self.micro_batches, epilogue=self.epilogue)[stage]
 
 
 def settled(model: CostModel, strategies: Sequence[Strategy]) -> CostModel:
@@ -172,7 +174,7 @@ def _stage(
     pipeline ranks of all layers."""
     size, held, place = setting.micro_batch, setting.in_flight(stage), setting.holders[stage]
     layers: list[LayerReport] = []
-    compute_s = communication_s = sync_s = update_s = state_bytes = 0.0
+    compute_s = communication_s = sync_s = update_s = epilogue_s = state_bytes = 0.0
     activation_bytes = held * model.boundary_bytes(begin + len(strategies), strategies[-1], size)
     before = previous
     for index, strategy in enumerate(strategies, begin):
@@ -185,6 +187,7 @@ def _stage(
         activation_bytes += held * added_shared_bytes(model, before if index > begin else None, strategy, size)
         sync_s += cost.sync_s
         update_s += cost.update_s
+        epilogue_s += cost.epilogue_s
         state_bytes += cost.state_bytes
         before = strategy
     arrives = previous is not None and setting.holders[stage - 1] != place
@@ -195,6 +198,7 @@ def _stage(
         transfer_s=model.transfer_s(begin, previous, size) if arrives and previous is not None else 0.0,
         sync_s=sync_s,
         update_s=update_s,
+        epilogue_s=epilogue_s,
         bubble_s=0.0,
         in_flight=held,
         state_bytes=state_bytes,

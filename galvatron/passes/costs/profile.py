@@ -35,7 +35,12 @@ _IR_DTYPES = {getattr(torch, name): dtype for dtype, name in TORCH_DTYPE_NAMES.i
 
 
 def profile_graph(
-    graph: Graph, mesh: tuple[Axis, ...], differentiable: frozenset[str], recompute: str = "none"
+    graph: Graph,
+    mesh: tuple[Axis, ...],
+    differentiable: frozenset[str],
+    recompute: str = "none",
+    *,
+    at: int | None = None,
 ) -> Profile:
     """Runs a graph at two batch sizes and puts lines through what it did.
 
@@ -43,8 +48,9 @@ def profile_graph(
         mesh: the axes that its collectives name.
         differentiable: its inputs and state that have a gradient.
         recompute: which activations the backward computes again, as in a strategy; it does, as at run time.
+        at: the local batch size that matters, for a graph that is not linear in it: one that pairs samples.
     """
-    batches = _batches(graph, mesh)
+    batches = _batches(graph, mesh) if at is None else (at, 2 * at)
     first, second = (_Run(graph, mesh, differentiable, batch, recompute).observed for batch in batches)
 
     def line(a: float, b: float) -> Linear:

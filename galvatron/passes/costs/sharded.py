@@ -6,13 +6,14 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from copy import copy
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Value
-from galvatron.ir.planning import planned_layers
+from galvatron.ir.planning import epilogue, planned_layers
 from galvatron.ir.program import Layer, LayerClass, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import evaluate
@@ -25,6 +26,15 @@ from galvatron.passes.costs.state import (
     trained_state,
 )
 from galvatron.passes.sharding import Partitioner, Redistribution, redistribution_classes
+
+
+@dataclass(frozen=True)
+class _End:
+    """An epilogue: its seconds, the most memory that it takes, and the bytes of the gradients that it hands back."""
+
+    seconds: float = 0.0
+    peak_bytes: float = 0.0
+    gradient_bytes: float = 0.0
 
 
 class ShardedCostModel:
@@ -40,7 +50,7 @@ class ShardedCostModel:
 
     def tied(self) -> tuple[tuple[int, ...], ...]:
         return tuple(
-            tuple(i for i, layer in enumerate(self.layers) if layer.cls in tie.classes)
+            tuple(i for i in range(len(self.layers)) if any(held.cls in tie.classes for held in self._held(i)))
             for tie in self._partitioner.ties
         )
 
@@ -59,7 +69,8 @@ class ShardedCostModel:
         return self._kinds
 
     def layer(self, index: int, strategy: Strategy, micro_batch: int) -> LayerCost:
-        key = ("layer", self._kinds[index], self.layers[index].cls in self._agreed, strategy, micro_batch)
+        agreed = tuple(layer.cls in self._agreed for layer in self._held(index))
+        key = ("layer", self._kinds[index], agreed, strategy, micro_batch)
         if key not in self._cache:
             self._cache[key] = self._layer_cost(index, strategy, micro_batch / strategy.degree("dp"))
         return self._cache[key]
@@ -119,6 +130,10 @@ class ShardedCostModel:
         profile = self._profile(layer.cls, strategy)
         trained, other_bytes = self._state(layer, strategy)
         sent = state_collectives(trained.values())
+        end = self._end(index, strategy)
+        for extra in self._held(index)[1:]:
+            of_end, more_bytes = self._state(extra, strategy)
+            trained, other_bytes = {**of_end, **trained}, other_bytes + more_bytes
         accumulation_bytes = sum(state.accumulation_bytes for state in trained.values())
         passing_bytes = sum(state.passing_bytes for state in trained.values())
         bandwidth = cluster.device.memory_bytes_per_s
@@ -130,12 +145,45 @@ class ShardedCostModel:
             backward_communication_s=collectives_s((*profile.backward, *sent.backward), cluster, batch),
             saved_bytes=profile.saved_bytes(batch),
             # While a layer runs, what is whole of its parameters has a neighbour's beside it: fetched, or on its way.
-            extra_bytes=max(profile.forward_extra_bytes(batch), profile.backward_extra_bytes(batch))
-            + 2 * passing_bytes,
+            extra_bytes=max(
+                max(profile.forward_extra_bytes(batch), profile.backward_extra_bytes(batch))
+                + 2 * passing_bytes
+                + end.gradient_bytes,
+                end.peak_bytes,
+            ),
             state_bytes=sum(state.kept_bytes for state in trained.values()) + other_bytes,
-            sync_s=collectives_s(sent.step, cluster, batch),
+            sync_s=collectives_s(state_collectives(trained.values()).step, cluster, batch),
             update_s=self._update_s(trained.values()),
+            epilogue_s=end.seconds,
             ties=tuple(self._tie(earlier, strategy, trained[name]) for name, earlier in self._ties(index).items()),
+        )
+
+    def _held(self, index: int) -> tuple[Layer, ...]:
+        """A planned layer, with the epilogue if it is the last."""
+        return (self.layers[index], *(epilogue(self.program) if index == len(self.layers) - 1 else ()))
+
+    def _end(self, index: int, strategy: Strategy) -> _End:
+        """What the epilogue costs beside the last layer, and nothing beside any other."""
+        held = self._held(index)[1:]
+        if not held:
+            return _End()
+        key = ("end", held[0].cls in self._agreed, strategy.axes)
+        if key not in self._cache:
+            self._cache[key] = self._end_of(held[0], strategy)
+        return self._cache[key]
+
+    def _end_of(self, layer: Layer, strategy: Strategy) -> _End:
+        batch = self.program.batch_size // strategy.degree("dp")
+        sharded, differentiable = self._shard(layer.cls, strategy), self._partitioner.borders[layer.cls].differentiable
+        profile = profile_graph(sharded.graph, sharded.mesh, differentiable, at=batch)
+        made = {name for one in self.layers for name in one.results}
+        entering = [v for v, name in zip(sharded.graph.inputs, layer.operands, strict=True) if name in made]
+        sizes = {value.name: evaluate(value.type.bytes, batch) for value in entering}
+        extra_bytes = max(profile.forward_extra_bytes(batch), profile.backward_extra_bytes(batch))
+        return _End(
+            self._seconds(profile, batch),
+            sum(sizes.values()) + profile.saved_bytes(batch) + extra_bytes,
+            sum(size for name, size in sizes.items() if name in differentiable),
         )
 
     def _state(self, layer: Layer, strategy: Strategy) -> tuple[dict[str, TrainedState], int]:
@@ -173,29 +221,30 @@ class ShardedCostModel:
             name: earlier
             for earlier in range(index)
             for name in self.layers[earlier].state
-            if name in self.layers[index].state and self.program.state_of[name].trainable
+            if any(name in held.state for held in self._held(index)) and self.program.state_of[name].trainable
         }
 
     @cached_property
     def _kinds(self) -> tuple[Hashable, ...]:
         return tuple(
-            (layer.cls, self._live_key(i), tuple(self._ties(i).items())) for i, layer in enumerate(self.layers)
+            (tuple(held.cls for held in self._held(i)), self._live_key(i), tuple(self._ties(i).items()))
+            for i in range(len(self.layers))
         )
 
     @cached_property
-    def _crossing(self) -> tuple[tuple[tuple[int, str, int, str], ...], ...]:
-        """Per border before each layer, and after the last, the values alive there: (producer, its output, next
-        consumer, its input), layers by index."""
+    def _crossing(self) -> tuple[tuple[tuple[int, str, str, str], ...], ...]:
+        """Per border before each layer, and after the last, the values alive there: (producer by index, its output,
+        class of the next consumer, its input)."""
         made: dict[str, tuple[int, str]] = {}
-        uses: dict[str, list[tuple[int, str]]] = defaultdict(list)
-        for i, layer in enumerate(self.layers):
+        uses: dict[str, list[tuple[int, str, str]]] = defaultdict(list)
+        for i, layer in ((index, layer) for index in range(len(self.layers)) for layer in self._held(index)):
             graph = self.program.class_of[layer.cls].graph
             for name, value in zip(layer.operands, graph.inputs, strict=True):
-                uses[name].append((i, value.name))
+                uses[name].append((i, layer.cls, value.name))
             made.update((name, (i, output)) for name, output in zip(layer.results, graph.outputs, strict=True))
         return tuple(
             tuple(
-                (*made[name], *next(use for use in places if use[0] >= border))
+                (*made[name], *next(use[1:] for use in places if use[0] >= border))
                 for name, places in uses.items()
                 if name in made and made[name][0] < border <= places[-1][0]
             )
@@ -204,7 +253,7 @@ class ShardedCostModel:
 
     def _live_key(self, index: int) -> Hashable:
         return tuple(
-            (self.layers[producer].cls, output, self.layers[consumer].cls, formal)
+            (self.layers[producer].cls, output, consumer, formal)
             for producer, output, consumer, formal in self._crossing[index]
         )
 
@@ -256,7 +305,7 @@ class ShardedCostModel:
         found: list[tuple[Redistribution, bool]] = []
         for producer, output, consumer, formal in self._crossing[index]:
             value, source = self._output(producer, output, before)
-            target = self._shard(self.layers[consumer].cls, after)
+            target = self._shard(consumer, after)
             differentiable = self._has_gradient(producer, output)
             for converting in redistribution_classes(
                 f"{before} to {after}",

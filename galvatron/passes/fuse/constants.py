@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import sympy
@@ -69,11 +69,29 @@ def _is_symbolic(arg: Arg) -> bool:
 
 
 def _facts(graph: Graph, ops: Sequence[Op], name: str) -> Facts:
-    from galvatron.ir.interpreter import run_graph
-
-    value = run_graph(Graph((), (), tuple(ops), (name,)), {}, batch=1)[name]
-    seen = _is_seen(value)
+    value = _computed(ops, name)
+    seen = None if value is None else _is_seen(value)
     return Facts() if seen is None else Facts(neutral=bool(seen.all()), causal=_is_causal(seen))
+
+
+def _computed(ops: Sequence[Op], name: str) -> Tensor | None:
+    """The value that the ops compute; None unless each of its steps is what it is declared to be, and so as small.
+
+    That is found on the `meta` device, where nothing is computed and no memory is taken.
+    """
+    from galvatron.ir.interpreter import empty_like_type, run_graph
+
+    steps = [value for op in ops for value in op.results]
+    graph = Graph((), (), tuple(ops), tuple(value.name for value in steps))
+    try:
+        found = run_graph(graph, {}, batch=1, device="meta")
+        for value in steps:
+            declared = empty_like_type(value.type, 1, "meta")
+            if (found[value.name].shape, found[value.name].dtype) != (declared.shape, declared.dtype):
+                return None
+        return run_graph(replace(graph, outputs=(name,)), {}, batch=1)[name]
+    except Exception:  # whatever an op has against its arguments: it is left as it is, and fails where it runs
+        return None
 
 
 def _is_seen(mask: Tensor) -> Tensor | None:

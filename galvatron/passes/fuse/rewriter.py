@@ -13,6 +13,7 @@ from galvatron.ir.verify.shapes import expected_dtype, expected_shapes
 from galvatron.passes.fuse.constants import Constants
 from galvatron.passes.fuse.matcher import Match, matches
 from galvatron.passes.fuse.notation import Call, Listed, Name, Number, Term, parse
+from galvatron.passes.fuse.types import gives_its_type
 from galvatron.passes.normalize.arguments import with_arguments
 
 Where = Callable[[Match], Mapping[str, Arg] | None]
@@ -48,8 +49,14 @@ class Fusion:
         return None
 
     def _keeps_type(self, match: Match) -> bool:
+        """Whether the replacement has the type of what it replaces, whatever mix of types its operands have."""
         after = parse(self.after)
-        return not isinstance(after, Name) or match.type_of(after.name) == match.type
+        if isinstance(after, Name):
+            return match.type_of(after.name) == match.type
+        made: list[Op] = []
+        replacement = _Replacement(match, Names(match.graph.values), made)
+        replacement.of(after)
+        return all(gives_its_type(op, replacement.types) for op in made)
 
 
 def fuse(graph: Graph, fusions: Iterable[Fusion]) -> Graph:
@@ -97,7 +104,7 @@ class _Replacement:
 
     def __init__(self, match: Match, names: Names, ops: list[Op]) -> None:
         self._match, self._names, self._ops = match, names, ops
-        self._types = {name: value.type for name, value in match.graph.values.items()}
+        self.types = {name: value.type for name, value in match.graph.values.items()}
 
     def of(self, term: Term) -> Ref:
         """What stands in the place of the match."""
@@ -122,12 +129,12 @@ class _Replacement:
         op = with_arguments(Op(term.target, (), (), (nothing,), self._match.ops[0].source), **arguments)
         if result is None:
             result = Value(self._names.fresh(base_name(term.target)), self._type(op))
-            self._types[result.name] = result.type
+            self.types[result.name] = result.type
         self._ops.append(replace(op, results=(result,)))
         return Ref(result.name)
 
     def _type(self, op: Op) -> TensorType:
-        shapes = expected_shapes(op, self._types)
+        shapes = expected_shapes(op, self.types)
         if shapes is None:
             raise GalvatronError(f"a replacement uses {op.target!r}, the shape of whose result is not known")
-        return TensorType(expected_dtype(op, self._types) or self._types[op.operands[0]].dtype, shapes[0])
+        return TensorType(expected_dtype(op, self.types) or self.types[op.operands[0]].dtype, shapes[0])

@@ -46,6 +46,17 @@ from galvatron.passes.normalize.losses import (
 )
 from galvatron.passes.normalize.rewriter import Rewrite, rewrite
 from galvatron.passes.normalize.sharing import numbered, without_repeats
+from galvatron.passes.normalize.writes import (
+    copied,
+    element_of_joined,
+    element_written,
+    filled,
+    joined,
+    mask_written,
+    part_of_joined,
+    samples_written,
+    slice_written,
+)
 
 
 def _table(*rows: tuple[Rewrite, str]) -> dict[str, tuple[Rewrite, ...]]:
@@ -60,7 +71,7 @@ def _table(*rows: tuple[Rewrite, str]) -> dict[str, tuple[Rewrite, ...]]:
 
 RULES = _table(
     # ops that do nothing
-    (identity, "alias clone contiguous lift_fresh_copy lift_fresh detach_copy alias_copy"),
+    (identity, "alias clone contiguous lift_fresh_copy lift_fresh detach_copy alias_copy resolve_conj resolve_neg"),
     (identity_if_same_type, "_to_copy reshape expand"),
     (full_slice, "slice.Tensor"),
     (identity_permutation, "permute transpose.int"),
@@ -82,16 +93,29 @@ RULES = _table(
     (narrowed, "narrow"),
     (filled_with(1), "ones ones_like new_ones"),
     (filled_with(0), "zeros zeros_like new_zeros"),
+    (filled_with(0), "empty.memory_format empty_like empty_strided empty_permuted new_empty new_empty_strided"),
     (filled_with(), "full_like new_full scalar_tensor"),
     (renamed_to("aten.bitwise_and.Tensor"), "__and__.Tensor"),
     (renamed_to("aten.bitwise_or.Tensor"), "__or__.Tensor"),
     (renamed_to("aten.bitwise_xor.Tensor"), "__xor__.Tensor"),
+    (renamed_to("aten.conj_physical.default"), "_conj conj _conj_physical"),
+    (renamed_to("aten.neg.default"), "_neg_view"),
     (renamed_to("aten.cat.default"), "concat concatenate"),
     (renamed_to("aten.div.Tensor"), "divide.Tensor true_divide.Tensor"),
     (renamed_to("aten.mul.Tensor"), "multiply.Tensor"),
     (renamed_to("aten.sub.Tensor"), "subtract.Tensor"),
     (renamed_to("aten.transpose.int"), "swapaxes swapdims"),
     (explicit_dims, "sum sum.dim_IntList"),
+    # writes into parts of a tensor
+    (copied, "copy"),
+    (filled, "fill.Scalar fill.Tensor"),
+    (slice_written, "slice_scatter"),
+    (element_written, "select_scatter"),
+    (mask_written, "index_put"),
+    (samples_written, "index_put"),
+    (joined, "cat"),
+    (part_of_joined, "slice.Tensor"),
+    (element_of_joined, "select.int"),
     # means over the batch
     (batch_mean, "mean mean.dim"),
     (loss_without_total_weight, "nll_loss_forward nll_loss2d_forward"),

@@ -89,7 +89,7 @@ def _written(op: Op, arguments: dict[str, Arg]) -> Op:
 
 
 def _is_omitted(parameter: Parameter, arguments: dict[str, Arg]) -> bool:
-    if parameter.name in _MEANINGLESS:
+    if parameter.name in _MEANINGLESS and parameter.default is not _REQUIRED:
         return True
     value = arguments[parameter.name]
     if parameter.name in _DIM_PARAMETERS and value is not None:
@@ -118,14 +118,13 @@ def _slice_bounds(arguments: dict[str, Arg], build: Builder) -> dict[str, Arg]:
     dim = arguments["dim"]
     assert isinstance(dim, int)
     size = build.type_of(arguments["self"]).shape[dim]
-    start, end = arguments["start"], arguments["end"]
-    return {
-        "start": 0 if start is None else _clamped(start, size),
-        "end": size if end is None else _clamped(end, size),
-    }
+    return {"start": clamped(arguments["start"], size, 0), "end": clamped(arguments["end"], size, size)}
 
 
-def _clamped(position: Arg, size: Dim) -> Dim:
+def clamped(position: Arg, size: Dim, default: Dim) -> Dim:
+    """A bound of a slice counted from the front and inside a dim of `size`; `default` where there is none."""
+    if position is None:
+        return default
     assert isinstance(position, (int, sympy.Expr))
     if isinstance(position, int) and position < 0:
         position = simplify_dim(position + size)

@@ -18,7 +18,7 @@ def whole_range_index(op: Op, build: Builder) -> Op | None:
     *leading, last = indices
     if any(index is not None for index in leading):
         return None
-    if not _counts(last, build.type_of(op.args[0]).shape[len(leading)], build):
+    if not counts(last, build.type_of(op.args[0]).shape[len(leading)], build):
         return None
     return replace(op, target="aten.reshape.default", args=(op.args[0], op.result.type.shape))
 
@@ -31,11 +31,11 @@ def batched_index(op: Op, build: Builder) -> Ref | None:
     source, indices = op.args[0], op.args[1]
     assert isinstance(indices, tuple)
     first, *others = indices
-    if not (_counts(first, BATCH, build) and others and all(isinstance(i, Ref) for i in others)):
+    if not (counts(first, BATCH, build) and others and all(isinstance(i, Ref) for i in others)):
         return None
     if any(build.type_of(i).dtype in ("bool", "u8") for i in others):
         return None
-    if build.type_of(first).shape[0] != BATCH:
+    if build.type_of(first).shape[0] != BATCH or build.type_of(source).shape[0] != BATCH:
         return None
     rank = len(build.type_of(first).shape)
     shared = [_without_sample_dim(i, rank, build) for i in others]
@@ -44,7 +44,7 @@ def batched_index(op: Op, build: Builder) -> Ref | None:
     return _gathered(op, source, others[0], build) if len(others) == 1 else None
 
 
-def _counts(index: Arg, size: Dim, build: Builder) -> bool:
+def counts(index: Arg, size: Dim, build: Builder) -> bool:
     """Whether an index is `arange(size)` in some shape with one dim larger than 1."""
     if not isinstance(index, Ref) or build.type_of(index).numel != size:
         return False

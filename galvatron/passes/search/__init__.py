@@ -11,7 +11,7 @@ from typing import Literal
 from galvatron.errors import BudgetError, PassError, PlanError
 from galvatron.ir.micro_batches import coupling
 from galvatron.ir.plan import Plan
-from galvatron.ir.planning import planned_layers
+from galvatron.ir.planning import epilogue, planned_layers
 from galvatron.ir.program import Form, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.base import Bytes, Pass
@@ -33,7 +33,8 @@ class Search(Pass):
     """Chooses pipeline degree, micro-batches, schedule, stage boundaries and one strategy per layer.
 
     `memory` is the budget per device (None: the cluster's default), `schedule` and `micro_batches` fix what they name
-    (None: 1F1B, which takes as long as GPipe and never more memory; every number of micro-batches),
+    (None: 1F1B, which takes as long as GPipe and never more memory, but GPipe where the end of the loss needs all
+    micro-batches; every number of micro-batches),
     `global_batch` replaces the program's batch size. `resolution` is the share of budget and step time below which two
     plans count as equal at every layer: with 0 the plan is optimal for the cost model.
     """
@@ -72,11 +73,15 @@ class Search(Pass):
         layers = planned_layers(program)
         counts = [self.micro_batches] if self.micro_batches is not None else _spread(divisors(program.batch_size))
         counts = [1] if coupling(program) else counts
+        ends = bool(epilogue(program))
         for degree in dict.fromkeys(c.pipeline_degree for c in program.candidates):
             left = {c.cls: c.strategies for c in program.candidates if c.pipeline_degree == degree}
             for count in counts:
-                setting = Setting(program.batch_size, count, self.schedule or "1f1b", degree)
-                if program.batch_size % count:
+                together = ends and count > 1
+                setting = Setting(
+                    program.batch_size, count, self.schedule or ("gpipe" if together else "1f1b"), degree, ends
+                )
+                if program.batch_size % count or (together and setting.schedule != "gpipe"):
                     continue
                 candidates = [
                     tuple(s for s in left[layer.cls] if setting.micro_batch % s.degree("dp") == 0) for layer in layers

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from operator import itemgetter
 
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.gradients import Gradients, gradients
 from galvatron.ir.layout import BROADCAST, Axis, Layout, Shard, joined_layout
-from galvatron.ir.planning import planned_layers
-from galvatron.ir.program import MASTER, Layer, LayerClass, Program, When
+from galvatron.ir.planning import epilogue, planned_layers
+from galvatron.ir.program import MASTER, LayerClass, Program, When
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import DTYPE_BYTES
 from galvatron.passes.sharding.boundary import Border
@@ -48,11 +48,12 @@ class Partitioner:
 
     def agreed(self, strategies: Sequence[Strategy]) -> frozenset[str]:
         """The classes whose layers keep shared parameters sharded under a plan with one strategy per planned layer."""
-        layers = planned_layers(self.program)
+        placed = list(zip(planned_layers(self.program), strategies, strict=False))
+        placed += [(layer, strategies[-1]) for layer in epilogue(self.program)]
         return frozenset(
             cls
             for tie in self.ties
-            if agreement(s for layer, s in zip(layers, strategies, strict=False) if layer.cls in tie.classes)
+            if agreement(strategy for layer, strategy in placed if layer.cls in tie.classes)
             for cls in tie.classes
         )
 
@@ -89,7 +90,7 @@ class Partitioner:
 
     def differentiable(self, value: str) -> bool:
         """Whether a program-level value has a gradient."""
-        return value in self._differentiable[1]
+        return value in self._gradients.values
 
     @cached_property
     def ties(self) -> tuple[TiedClasses, ...]:
@@ -104,7 +105,7 @@ class Partitioner:
     def borders(self) -> dict[str, Border]:
         """The border of every class."""
         program = self.program
-        formals, _ = self._differentiable
+        formals = self._gradients.formals
         borders: dict[str, Border] = {}
         for cls in program.classes:
             layers = [layer for layer in program.layers if layer.cls == cls.name]
@@ -130,32 +131,8 @@ class Partitioner:
         return borders
 
     @cached_property
-    def _differentiable(self) -> tuple[dict[str, set[str]], set[str]]:
-        """The values with a gradient: of each class by formal name, and of the program.
-
-        A class has one graph for all its layers, so a value has a gradient as soon as its counterpart in one layer
-        does.
-        """
-        formals: dict[str, set[str]] = defaultdict(set)
-        values: set[str] = set()
-        while True:
-            before = (sum(map(len, formals.values())), len(values))
-            for layer in self.program.layers:
-                self._mark(layer, formals[layer.cls], values)
-            if before == (sum(map(len, formals.values())), len(values)):
-                return formals, values
-
-    def _mark(self, layer: Layer, formals: set[str], values: set[str]) -> None:
-        graph = self.program.class_of[layer.cls].graph
-        formals.update(f.name for f, n in zip(graph.inputs, layer.operands, strict=True) if n in values)
-        formals.update(
-            f.name for f, n in zip(graph.state, layer.state, strict=True) if self.program.state_of[n].trainable
-        )
-        for op in graph.ops:
-            if op.target != "aten.detach.default" and any(name in formals for name in op.operands):
-                formals.update(v.name for v in op.results if v.type.is_floating)
-        values.update(n for n, f in zip(layer.results, graph.outputs, strict=True) if f in formals)
-        values.update(n for f, n in zip(graph.inputs, layer.operands, strict=True) if f.name in formals)
+    def _gradients(self) -> Gradients:
+        return gradients(self.program)
 
 
 def _told(cls: LayerClass, formal: str) -> tuple[Layout, tuple[Axis, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import networkx
 import sympy
@@ -37,8 +38,8 @@ SHAPE_ARGUMENTS = {
 }
 """Ops with an argument that is the shape of the result: in a local graph it is the local shape."""
 
-_ARITHMETIC = {"add", "sub", "mul", "div", "pow", "rsub", "true_divide"}
-"""Ops whose symbolic arguments are numbers, not sizes: they mean the global batch wherever they run."""
+_COUNTING = frozenset({"arange", "range"})
+"""Ops with numbers for arguments from which the size of the result follows."""
 
 
 class Localizer:
@@ -159,7 +160,7 @@ class Localizer:
             results=made,
         )
         if spmd is not None:
-            axis, size = spmd
+            axis, size = spmd[0], self._size(spmd[1])
             return replace(renamed, target=spmd_target(op), kwargs=(*renamed.kwargs, ("axis", axis), ("size", size)))
         local = localized_arguments(renamed, self._size)
         return self._drawn(op, local) if is_random(op) else local
@@ -200,9 +201,26 @@ def localized_arguments(op: Op, size: Callable[[Dim], Dim]) -> Op:
         args[shape_argument] = op.result.type.shape
     elif name in ("split", "split_with_sizes", "unflatten"):
         args = _local_parts(op, name)
-    elif name not in _ARITHMETIC:
-        args = [_sizes(a, size) for a in args]
-    return replace(op, args=tuple(args))
+    else:
+        args = [_sizes(a, size) if _takes_size(op.target, i) else a for i, a in enumerate(args)]
+    kwargs = tuple((k, _sizes(a, size) if _takes_size(op.target, k) else a) for k, a in op.kwargs)
+    return replace(op, args=tuple(args), kwargs=kwargs)
+
+
+@cache
+def _takes_size(target: str, argument: int | str) -> bool:
+    """Whether an argument is a size, of which a rank has its part, and not a number, which means the same everywhere.
+
+    The schema tells: sizes are integers, while numbers stand where a tensor could.
+    """
+    from galvatron.ir.interpreter import torch_op
+
+    namespace, name, *_ = target.split(".")
+    if namespace != "aten" or name in _COUNTING:
+        return True
+    schema = torch_op(target)._schema.arguments  # type: ignore[attr-defined]  # every ATen overload has a schema
+    found = next((a for i, a in enumerate(schema) if argument in (i, a.name)), None)
+    return found is not None and "int" in str(found.type)
 
 
 def _local_parts(op: Op, name: str) -> list[Arg]:

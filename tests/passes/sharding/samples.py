@@ -450,7 +450,70 @@ def _scatter(d: Draw) -> Sample:
     return sample(source[0], real(*shape), dim, index, source[1])
 
 
+@case("scatter_add")
+def _scatter_add(d: Draw) -> Sample:
+    shape = d.shape(1, 3)
+    dim = d.index(len(shape))
+    index = below(shape[dim], *shape[:dim], d.size(), *shape[dim + 1 :])
+    return sample("scatter_add.default", real(*shape), dim, index, real(*index.shape))
+
+
+@case("slice_scatter")
+def _slice_scatter(d: Draw) -> Sample:
+    shape = d.shape(1, 3)
+    dim = d.index(len(shape))
+    step = d.one_of(1, 2)
+    part = torch.empty(shape).transpose(0, dim)[::step].transpose(0, dim).shape
+    return sample("slice_scatter.default", real(*shape), real(*part), dim, 0, shape[dim], step)
+
+
+@case("index_add", "index_copy", "index_fill")
+def _index_write(d: Draw) -> Sample:
+    shape = d.shape(1, 3)
+    dim = d.index(len(shape))
+    rows = torch.randperm(shape[dim])[: 1 + d.index(shape[dim])]
+    source = real(*shape[:dim], len(rows), *shape[dim + 1 :])
+    target, value = d.one_of(
+        ("index_add.default", source),
+        ("index_copy.default", source),
+        ("index_fill.int_Scalar", 2.0),
+        ("index_fill.int_Tensor", real()),
+    )
+    return sample(target, real(*shape), dim, rows, value)
+
+
+@case("index_put")
+def _index_put(d: Draw) -> Sample:
+    shape = d.shape(1, 3)
+    first = d.index(len(shape))
+    count = 1 + d.index(len(shape) - first)
+    # Without repeats among the positions, so that what is written last does not matter.
+    rows = torch.randperm(shape[first])[: 1 + d.index(shape[first])]
+    indices = [None] * first + [rows] + [below(size, len(rows)) for size in shape[first + 1 : first + count]]
+    written = (*shape[:first], len(rows), *shape[first + count :])
+    return sample("index_put.default", real(*shape), indices, real(*d.broadcast(written)), d.one_of(False, True))
+
+
+@case("diagonal", "diagonal_scatter")
+def _diagonal(d: Draw) -> Sample:
+    shape = d.shape(2, 3)
+    dims = d.one_of((0, 1), (-2, -1), (len(shape) - 1, 0))
+    whole = real(*shape)
+    if d.one_of(True, False):
+        return sample("diagonal.default", whole, d.one_of(0, 1), *dims)
+    return sample("diagonal_scatter.default", whole, real(*whole.diagonal(0, *dims).shape), 0, *dims)
+
+
 each(("triu", "tril"), lambda d, rule: sample(f"{rule}.default", real(*d.shape(2, 3)), d.one_of(0, 1, -1)))
+
+
+def _numbers(*shape: int) -> torch.Tensor:
+    return torch.complex(real(*shape), real(*shape))
+
+
+case("view_as_complex")(lambda d: sample("view_as_complex.default", real(*d.shape(), 2)))
+each(("view_as_real", "real", "imag", "conj_physical"), lambda d, rule: sample(f"{rule}.default", _numbers(*d.shape())))
+each(("complex", "polar"), lambda d, rule: sample(f"{rule}.default", *(real(*s) for s in [d.shape()] * 2)))
 
 # normalisation and lookup
 

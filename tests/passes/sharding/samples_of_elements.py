@@ -63,10 +63,8 @@ def _kron(d: Draw) -> Sample:
 # pointwise ops that torch does not tag as such
 
 each(
-    ("hardswish", "log_sigmoid", "view_as_real"),
-    lambda d, rule: sample(
-        f"{rule}.default", (lambda x: torch.complex(x, x) if rule == "view_as_real" else x)(real(*d.shape()))
-    ),
+    ("hardswish", "log_sigmoid"),
+    lambda d, rule: sample(f"{rule}.default", real(*d.shape())),
 )
 
 
@@ -92,15 +90,6 @@ def _fill(d: Draw) -> Sample:
     )
 
 
-def _complex(d: Draw, rule: str) -> Sample:
-    shape = d.shape()
-    return sample(f"{rule}.default", positive(*shape), real(*(d.broadcast(shape) if rule == "complex" else shape)))
-
-
-each(("complex", "polar"), _complex)
-
-
-each(("view_as_complex",), lambda d, rule: sample(f"{rule}.default", real(*d.shape(), 2)))
 each(("one_hot",), lambda d, rule: sample(f"{rule}.default", below(3, *d.shape()), 3))
 
 
@@ -195,25 +184,6 @@ def _copied(d: Draw, rule: str) -> Sample:
 
 
 each(("narrow_copy", "select_scatter", "slice_scatter", "fliplr", "flipud", "rot90"), _copied)
-
-
-def _indexed(d: Draw, rule: str) -> Sample:
-    shape, count = d.shape(1, 3), d.size()
-    dim = d.index(len(shape))
-    index = below(shape[dim], count)
-    once = torch.randperm(shape[dim])
-    source = (*shape[:dim], count, *shape[dim + 1 :])
-    return {
-        "index_add": lambda: sample("index_add.default", real(*shape), dim, index, real(*source), alpha=d.one_of(1, 2)),
-        "index_copy": lambda: sample("index_copy.default", real(*shape), dim, once, real(*shape)),
-        "index_fill": lambda: d.one_of(
-            sample("index_fill.int_Scalar", real(*shape), dim, index, 2.0),
-            sample("index_fill.int_Tensor", real(*shape), dim, index, real()),
-        ),
-    }[rule]()
-
-
-each(("index_add", "index_copy", "index_fill"), _indexed)
 
 
 @case("index_put")

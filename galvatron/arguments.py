@@ -1,0 +1,176 @@
+"""The arguments of the public functions: read, refused where they are wrong, and compared between ranks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from galvatron.compiled import BatchLike
+from galvatron.errors import ClusterError, GalvatronError, PlanError
+from galvatron.facts import described, digest_of, facts_of_model, layout_of
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.plan import Plan
+from galvatron.units import parse_bytes
+
+LossFunction = Callable[[Any, Mapping[str, Any]], Tensor]
+OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
+PlanLike = Plan | str | os.PathLike[str]
+
+PRECISION_TYPES = {"bf16": "bf16", "fp16": "f16"}
+"""Values of `precision` and the element types of the IR that they mean."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Arguments of `compile` that were read and found right."""
+
+    plan: PlanLike | None
+    cluster: Cluster | None
+    memory_bytes: int | None
+    precision: str | None
+    max_grad_norm: float | None
+    trains: bool
+    timeout_s: float
+    switches: dict[str, bool]
+
+    @staticmethod
+    def read(
+        plan: Any,
+        cluster: Any,
+        memory: Any,
+        precision: Any,
+        optimizer: Any,
+        max_grad_norm: Any,
+        timeout_s: Any,
+        cache_dir: Any,
+        **switches: Any,
+    ) -> Wanted:
+        """
+        Args:
+            switches: arguments that are True or False.
+
+        Raises:
+            GalvatronError: one of them is wrong by itself.
+        """
+        for name, value in switches.items():
+            if not isinstance(value, bool):
+                raise GalvatronError(f"{name} must be True or False, not {value!r}")
+        _check_training(optimizer, max_grad_norm, timeout_s)
+        if cache_dir is not None and not isinstance(cache_dir, (str, os.PathLike)):
+            raise GalvatronError(f"cache_dir must be the path of a directory, not {type(cache_dir).__name__}")
+        if plan is not None and not isinstance(plan, (str, os.PathLike, Plan)):
+            raise no_plan(plan)
+        return Wanted(
+            plan=plan,
+            cluster=read_cluster(cluster),
+            memory_bytes=read_memory(memory),
+            precision=read_precision(precision),
+            max_grad_norm=max_grad_norm,
+            trains=optimizer is not None,
+            timeout_s=float(timeout_s),
+            switches=switches,
+        )
+
+    def facts(self, model: nn.Module, example_inputs: BatchLike, loss_fn: LossFunction | None) -> dict[str, str]:
+        """What must be equal on all ranks, in words.
+
+        Raises:
+            GalvatronError: the model or the loss function is none.
+        """
+        check_model(model, loss_fn)
+        check_inputs(example_inputs)
+        plan = self.plan.to_json() if isinstance(self.plan, Plan) else str(self.plan)
+        return {
+            "plan": plan if len(plan) < 100 else f"a plan with digest {digest_of(plan)}",
+            "cluster": str(self.cluster),
+            "memory": str(self.memory_bytes),
+            "precision": str(self.precision),
+            "max_grad_norm": str(self.max_grad_norm),
+            "optimizer": "given" if self.trains else "not given",
+            "loss_fn": "not given" if loss_fn is None else "given",
+            "example_inputs": described(example_inputs),
+            **{name: str(value) for name, value in self.switches.items()},
+            **facts_of_model(model),
+        }
+
+
+def no_plan(plan: object) -> PlanError:
+    """The error for something that is no plan."""
+    kind = type(plan).__name__ if plan != "" else "empty text"
+    return PlanError(f"a plan is a Plan, a path or a shorthand like 'pp2/m4/1f1b/dp1-tp2', not {kind}")
+
+
+def check_model(model: nn.Module, loss_fn: LossFunction | None) -> None:
+    if not isinstance(model, nn.Module):
+        raise GalvatronError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if loss_fn is not None and not callable(loss_fn):
+        raise GalvatronError(f"loss_fn must be a function (output, batch) -> scalar, not {type(loss_fn).__name__}")
+
+
+def check_inputs(example_inputs: Any) -> None:
+    """What capture cannot say of a batch.
+
+    Raises:
+        GalvatronError: an input has no name, or is a sparse or nested tensor.
+    """
+    named = example_inputs.items() if isinstance(example_inputs, Mapping) else ()
+    values = [value for _, value in named] or (example_inputs if isinstance(example_inputs, (tuple, list)) else [])
+    for name, _ in named:
+        if not isinstance(name, str):
+            raise GalvatronError(f"example inputs come by name, but {name!r} is no name of an input")
+    for value in values:
+        if isinstance(value, Tensor) and (value.layout is not torch.strided or value.is_nested):
+            raise GalvatronError(f"an example input is a {layout_of(value)} tensor: pass dense ones")
+
+
+def read_precision(precision: Any) -> str | None:
+    """The element type of the IR that a precision computes in."""
+    if precision is None or (isinstance(precision, str) and precision in PRECISION_TYPES):
+        return None if precision is None else PRECISION_TYPES[precision]
+    raise GalvatronError(
+        f"precision must be {' or '.join(map(repr, PRECISION_TYPES))}, or None for the model's own element types, "
+        f"not {precision!r}"
+    )
+
+
+def _check_training(optimizer: Any, max_grad_norm: Any, timeout_s: Any) -> None:
+    if optimizer is not None and (not callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer)):
+        raise GalvatronError(
+            f"optimizer must be a function from parameters to a torch.optim.Optimizer, not {type(optimizer).__name__}; "
+            "pass lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"
+        )
+    if max_grad_norm is not None and not (_is_number(max_grad_norm) and max_grad_norm > 0):
+        raise GalvatronError(f"max_grad_norm must be a positive number, not {max_grad_norm!r}")
+    if not (_is_number(timeout_s) and timeout_s > 0):
+        raise GalvatronError(f"timeout_s must be a positive number of seconds, not {timeout_s!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def read_memory(memory: int | str | None) -> int | None:
+    budget = None if memory is None else parse_bytes(memory)
+    if budget == 0:
+        raise GalvatronError("memory is the budget per device, which cannot be 0; leave it out for what the device has")
+    return budget
+
+
+def read_cluster(cluster: Cluster | str | None) -> Cluster | None:
+    if cluster is None or isinstance(cluster, Cluster):
+        return cluster
+    if isinstance(cluster, str):
+        return Cluster.parse(cluster)
+    raise ClusterError(f"a cluster is a Cluster or a preset like 'a100-80g:2x8', not {type(cluster).__name__}")
+
+
+def required_cluster(cluster: Cluster | str) -> Cluster:
+    found = read_cluster(cluster)
+    if found is None:
+        raise ClusterError("a cluster is needed: a Cluster or a preset like 'a100-80g:2x8'")
+    return found

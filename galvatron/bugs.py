@@ -1,0 +1,66 @@
+"""An error of our own is said to be one, and what is needed to see it again is kept in a file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from galvatron.errors import GalvatronError, InternalError
+from galvatron.ir.program import Program
+from galvatron.ir.text import print_program
+from galvatron.passes.pipeline import Pipeline, Step
+from galvatron.runtime.failure import lost_a_peer
+
+
+@contextmanager
+def ours(doing: str, program: Program | None = None, command: str = "") -> Iterator[None]:
+    """Around our own work on right arguments: any error in it that is not a `GalvatronError` is a bug.
+
+    Args:
+        doing: what goes on, as in "error while `doing`".
+        program: what it starts from.
+        command: of the command line, which does the same to a program; the file's name comes after `galvatron opt`.
+
+    Raises:
+        InternalError: the error, with the path of the reproducer.
+    """
+    try:
+        yield
+    except (GalvatronError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if lost_a_peer(error):
+            raise
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(frame.filename).name}:{frame.lineno}"
+        raise InternalError(
+            f"this is a bug of Galvatron, not of your program: {type(error).__name__} while {doing}, at {where}: "
+            f"{error}\n{_reproducer(program, command)}"
+        ) from error
+
+
+def in_passes(step: Step, proceed: Callable[[], Program]) -> Program:
+    """Instrument: an error of a pass that is not a `GalvatronError` is a bug; see `ours`."""
+    rest = Pipeline(step.pipeline.passes[step.index :])
+    with ours(f"running pass {step.pass_.name!r}", step.program, f"--passes '{rest}'"):
+        return proceed()
+
+
+def _reproducer(program: Program | None, command: str) -> str:
+    """Where the program was written, or why it was not."""
+    if program is None:
+        return "please report it with the traceback above and the model"
+    try:
+        handle, path = tempfile.mkstemp(prefix="galvatron-bug-", suffix=".gir")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(f"// galvatron opt {path} {command}\n" if command else "")
+            file.write(print_program(program))
+    except Exception as error:  # whatever goes wrong here must not hide what is being reported
+        return f"please report it with the traceback above; no reproducer could be written: {error}"
+    return f"please report it with the traceback above and the reproducer {path}"

@@ -1,0 +1,73 @@
+"""What ranks tell each other of their arguments, in words that are equal where the arguments are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+_SAMPLE = 32
+"""Elements of a tensor that stand for it: tensors that were made or read differently differ everywhere."""
+
+
+def described(batch: Any) -> str:
+    """The names, shapes and types of a batch, in words."""
+    if not isinstance(batch, Mapping):
+        batch = dict(enumerate(batch)) if isinstance(batch, (tuple, list)) else {"": batch}
+    return ", ".join(
+        f"{name}: {str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"{name}: {type(value).__name__}"
+        for name, value in batch.items()
+    )
+
+
+def facts_of_model(model: nn.Module) -> dict[str, str]:
+    """What must be equal of the models of all ranks. Of weights a few are compared: unequal ones differ everywhere."""
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    structure = [(name, tuple(t.shape), str(t.dtype), t.requires_grad, t.is_meta) for name, t in tensors]
+    values = digest_of_values(tensor for _, tensor in tensors)
+    modes = [module.training for module in model.modules()]
+    return {
+        "the model": f"{type(model).__name__} with {len(tensors)} tensors, digest {digest_of(repr(structure))}",
+        "the mode of the model": f"{sum(modes)} of {len(modes)} modules in training mode",
+        "the values of the model (seed every rank alike before building it)": f"digest {values}",
+    }
+
+
+def digest_of_values(tensors: Iterable[Tensor]) -> str:
+    """Of a few values of each tensor; those without values count for nothing."""
+    found = hashlib.blake2b(digest_size=6)
+    for tensor in tensors:
+        if isinstance(tensor.data, FakeTensor) or tensor.is_meta or tensor.layout is not torch.strided:
+            continue
+        row = tensor.detach().reshape(1) if tensor.dim() == 0 else tensor.detach()
+        while row.dim() > 1 and row.size(0):
+            row = row[-1]
+        found.update(row.reshape(-1)[:_SAMPLE].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def digest_of(text: str) -> str:
+    """A text that is too long to be shown, in a word."""
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def content_of(tensors: Mapping[str, Tensor]) -> int:
+    """A checksum of a batch's integers, such as tokens and labels."""
+    total = 0
+    for value in tensors.values():
+        if not value.is_floating_point() and not value.is_complex() and value.numel():
+            flat = value.reshape(-1).to(torch.int64)
+            places = torch.arange(1, len(flat) + 1, device=flat.device)
+            total = (total * 31 + int((flat * places).sum())) % (1 << 61)
+    return total
+
+
+def layout_of(value: Tensor) -> str:
+    """How the elements of a tensor are stored, in a word."""
+    return "nested" if value.is_nested else str(value.layout).removeprefix("torch.")

@@ -1,0 +1,55 @@
+"""Which values of a program have a gradient."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from galvatron.ir.program import Layer, Program
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The values with a gradient: of each class by formal name, and of the program.
+
+    `formals` has the classes that one class was sharded to under that class's name.
+    """
+
+    formals: dict[str, set[str]]
+    values: set[str]
+
+
+def gradients(program: Program) -> Gradients:
+    """What has a gradient, in any form that has layers.
+
+    A class has one graph for all its layers, so a value has a gradient as soon as its counterpart in one layer does.
+    """
+    found = Gradients(defaultdict(set), set())
+    layers = (*program.layers, *(layer for stage in program.stages for layer in stage.layers))
+    while True:
+        before = _size(found)
+        for layer in layers:
+            _mark(program, layer, found)
+        if _size(found) == before:
+            return found
+
+
+def _size(found: Gradients) -> int:
+    return sum(map(len, found.formals.values())) + len(found.values)
+
+
+def _mark(program: Program, layer: Layer, found: Gradients) -> None:
+    cls = program.class_of[layer.cls]
+    graph, formals = cls.graph, found.formals[cls.base or cls.name]
+    formals.update(_where(graph.inputs, (name in found.values for name in layer.operands)))
+    formals.update(_where(graph.state, (program.state_of[name].trainable for name in layer.state)))
+    for op in graph.ops:
+        if op.target != "aten.detach.default" and any(name in formals for name in op.operands):
+            formals.update(v.name for v in op.results if v.type.is_floating)
+    found.values.update(n for n, f in zip(layer.results, graph.outputs, strict=True) if f in formals)
+    found.values.update(n for f, n in zip(graph.inputs, layer.operands, strict=True) if f.name in formals)
+
+
+def _where(values: Iterable, wanted: Iterable[bool]) -> list[str]:
+    return [value.name for value, is_wanted in zip(values, wanted, strict=True) if is_wanted]

@@ -1,0 +1,62 @@
+"""How much a file may ask for: every bound on text that may come from a stranger.
+
+Each is far above what a real program needs (one of a thousand unlike layers has 5 MB of text and 3,000 names) and low
+enough that no file takes more than seconds and a few hundred megabytes to read or to refuse.
+"""
+
+from __future__ import annotations
+
+FILE_CHARACTERS = 2**24
+"""Of a program or a plan."""
+
+LINE_CHARACTERS = 2**19
+"""Of a line of a program's text: the time and memory of a pattern grow with what it matches."""
+
+LEXEMES = 2**20
+"""Words, numbers, strings and punctuation marks of a program's text."""
+
+STRING_CHARACTERS = 2**16
+"""Of a name or string."""
+
+DIGITS = 320
+"""Of a whole number, and of numerator and denominator of a fraction: as many as a float's exponent has."""
+
+NUMBER_BITS = 1064
+"""The same in bits."""
+
+LIST_DEPTH = 16
+LIST_ITEMS = 2**16
+
+RANK = 64
+"""Dimensions of a tensor, the most that torch has."""
+
+SIZE = 2**63 - 1
+"""Of one dimension."""
+
+EXPRESSION_DEPTH = 32
+EXPRESSION_PARTS = 256
+"""Numbers, symbols and operations of one expression."""
+
+FUNCTION_PARTS = 32
+"""The same of the arguments of a function, such as `Mod` or `Max`: these take time with the square of it."""
+
+EXPONENT = 64
+
+COMPUTE = 10_000
+"""Units of arithmetic (`Budget.compute`), each about 0.1 ms, of one text, and one more for each
+`COMPUTE_CHARACTERS` that it has."""
+
+COMPUTE_CHARACTERS = 64
+
+REPEATS = 100_000
+"""Times that one loop counts, layers that one run of strategies stands for, and layers of a plan."""
+
+EXPANDED_CHARACTERS = 2**25
+"""Of all names that loops write out, each counted as `NAME_CHARACTERS` more than it has."""
+
+NAME_CHARACTERS = 32
+
+JSON_DEPTH = 16
+
+DEVICES = 2**20
+"""Of a cluster or a plan."""

@@ -1,0 +1,99 @@
+"""What an op gives, found by running it on tensors without memory, for all that the table of shapes does not say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
+
+from galvatron.errors import GalvatronError
+from galvatron.ir.graph import Op
+from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType, evaluate
+from galvatron.ir.verify.shapes import ShapeError, expected_dtype, expected_shapes
+
+if TYPE_CHECKING:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+BATCHES = (720720, 1441440)
+"""Batch sizes at which ops are run: divisible by every number up to 16, so that shares of the batch are whole."""
+
+
+def computed_problem(op: Op, types: Mapping[str, TensorType]) -> str:
+    """What is wrong with the results of an ATen op, where the table of shapes does not say what they must be: torch
+    gives others, or does not take the operands and arguments. Empty if nothing is, or only a real run would tell."""
+    try:
+        if expected_shapes(op, types) is not None and expected_dtype(op, types) is not None:
+            return ""
+    except ShapeError as error:
+        return str(error)
+    return _problem(_anonymous(op), tuple(types[name] for name in op.operands), tuple(v.type for v in op.results))
+
+
+@lru_cache(maxsize=1 << 14)
+def _problem(op: Op, operands: tuple[TensorType, ...], declared: tuple[TensorType, ...]) -> str:
+    """What is wrong with the declared types: equal ops of all graphs are looked at once."""
+    for batch in BATCHES:
+        try:
+            given = _computed(op, operands, batch)
+            wanted = tuple(TensorType(t.dtype, tuple(evaluate(dim, batch) for dim in t.shape)) for t in declared)
+        except GalvatronError as error:
+            return str(error)
+        if isinstance(given, str):
+            return given
+        if given is not None and given != wanted:
+            told = (", ".join(map(str, each)) for each in (given, wanted))
+            return f"for a batch of {batch} it gives {' and not '.join(told)}"
+    return ""
+
+
+def _anonymous(op: Op) -> Op:
+    """The op with its operands called by their positions, and no results."""
+    positions = iter(range(len(op.operands)))
+    return replace(op.map_refs(lambda _: str(next(positions))), results=())
+
+
+def _computed(op: Op, operands: tuple[TensorType, ...], batch: int) -> tuple[TensorType, ...] | str | None:
+    """The types of the results at a batch size, or why torch refuses; None where it cannot tell."""
+    import torch
+    from torch._subclasses import fake_tensor
+
+    from galvatron.ir.interpreter import empty_like_type, evaluated, torch_op
+
+    unknown = (
+        NotImplementedError,
+        fake_tensor.UnsupportedOperatorException,
+        fake_tensor.DataDependentOutputException,
+        fake_tensor.DynamicOutputShapeException,
+    )
+    with _mode(), torch.no_grad():
+        try:
+            values = {str(i): empty_like_type(type_, batch) for i, type_ in enumerate(operands)}
+            args, kwargs = evaluated(op, values, batch)
+            out = torch_op(op.target)(*args, **kwargs)
+        except GalvatronError as error:
+            return str(error)
+        except unknown:
+            return None
+        except Exception as error:  # whatever torch raises on arguments that it does not take
+            return str(error).strip().partition("\n")[0] or type(error).__name__
+    return tuple(_type_of(t) for t in (out if isinstance(out, (tuple, list)) else (out,)))
+
+
+@cache
+def _mode() -> FakeTensorMode:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    # Kernels without a description of their results are not run: that takes as much memory as the results do.
+    return FakeTensorMode(allow_fallback_kernels=False)
+
+
+@cache
+def _ir_dtypes() -> dict[Any, str]:
+    import torch
+
+    return {getattr(torch, name): dtype for dtype, name in TORCH_DTYPE_NAMES.items()}
+
+
+def _type_of(tensor: Any) -> TensorType:
+    return TensorType(_ir_dtypes().get(tensor.dtype, str(tensor.dtype)), tuple(map(int, tensor.shape)))

@@ -1,0 +1,304 @@
+"""Whether an op on slices computes what the op on whole tensors does: placements checked against the rule table.
+
+On every mesh axis an op runs in one of these ways, and its operands and results say which:
+
+- whole on every rank (`R` to `R`), or whole with gradients that add up (`R'` to `R'`);
+- on partial sums, where it is linear in what is partial;
+- along one named dimension: whatever has it is sharded along the same part of it, whatever has it not is `R'`, or `P`
+  where it is added to a sum over that dimension;
+- as an op of `ir.spmd`, which communicates inside.
+
+A value without a gradient is `R` where `R'` is asked for. Which elements a shard holds is told by the name of its
+dimension and by how many of its elements lie within one of the stretches that the axis cuts: `Shard(dim, outer)` of
+different tensors means one thing where both agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from galvatron.errors import GalvatronError
+from galvatron.ir.graph import Op, Value
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Partial, Placement, Replicate, Shard, padded_part
+from galvatron.ir.ops.notation import OpDims
+from galvatron.ir.ops.rules import op_dims
+from galvatron.ir.random import without_site
+from galvatron.ir.spmd import SPMD_OPS, is_spmd, without_axis
+from galvatron.ir.types import Dim, TensorType, divides, exact_quotient, simplify_dim
+from galvatron.ir.verify.computed import computed_problem
+from galvatron.ir.verify.shapes import ShapeError, expected_shapes, same_shape
+
+Cut = tuple[str, Dim]
+"""What an axis shards: a named dimension, in stretches of so many elements of it, each cut into equal parts."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A value of a local graph seen whole: its global type, a placement per axis, and whether it has a gradient."""
+
+    name: str
+    type: TensorType
+    layout: tuple[Placement, ...]
+    differentiable: bool
+
+    def on(self, axis: int) -> Placement:
+        """The placement on an axis, `R` for any `R'` without a gradient."""
+        placement = self.layout[axis]
+        return REPLICATE if placement == BROADCAST and not self.differentiable else placement
+
+    def takes(self, axis: int, wanted: Replicate | Partial) -> bool:
+        """Whether the value is placed on an axis as is wanted."""
+        return self.on(axis) == (REPLICATE if wanted == BROADCAST and not self.differentiable else wanted)
+
+
+class Misplaced(Exception):
+    """An op cannot run on values so placed; the message says why."""
+
+
+def whole_type(value: Value, mesh: tuple[Axis, ...], padded: Mapping[int, int]) -> TensorType:
+    """The type of the tensor that the ranks hold parts of; `padded` has the whole sizes of padded dimensions, which
+    the parts do not tell."""
+    shape = list(value.type.shape)
+    for placement, axis in zip(value.layout or (), mesh, strict=True):
+        if isinstance(placement, Shard):
+            size = padded.get(placement.dim, shape[placement.dim] * axis.size) if placement.padded else None
+            shape[placement.dim] = shape[placement.dim] * axis.size if size is None else size
+    return value.type.with_shape(tuple(shape))
+
+
+def placement_problem(op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: tuple[Axis, ...]) -> str:
+    """Why an op may not run on operands and results so placed; empty if it may.
+
+    Args:
+        op: with its local results; its arguments fit its schema.
+        operands: one per reference, in order.
+    """
+    plain = without_axis(without_site(op))
+    made = replace(plain, results=tuple(Value(r.name, r.type) for r in results))
+    try:
+        dims = op_dims(made, {p.name: p.type for p in operands})
+    except (GalvatronError, ValueError, LookupError, TypeError, AssertionError):
+        return "its rule does not fit its operands"
+    if dims is not None and not _sizes_agree(dims, operands, results):
+        dims = None
+    for i, axis in enumerate(mesh):
+        try:
+            if is_spmd(op.target) and op.kwarg("axis") == axis.name:
+                _check_inside(op, dims, operands, results, mesh, i)
+            else:
+                _check_axis(dims, operands, results, mesh, i)
+        except Misplaced as problem:
+            reason = f", since {problem}" if str(problem) else ""
+            return f"on {axis.name} it does not run with {_told(operands, i)} to {_told(results, i)}{reason}"
+    return ""
+
+
+def whole_problem(op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...]) -> str:
+    """What is wrong with the results of an op of `ir.spmd`: seen whole they are those of the ATen op."""
+    if not is_spmd(op.target):
+        return ""
+    made = replace(without_axis(op), results=tuple(Value(r.name, r.type) for r in results))
+    types = {p.name: p.type for p in operands}
+    try:
+        shapes = expected_shapes(made, types)
+    except ShapeError as error:
+        return str(error)
+    if shapes is not None and not all(map(same_shape, (r.type.shape for r in results), shapes)):
+        return f"gives {' and '.join(map(str, shapes))} seen whole"
+    return computed_problem(made, types)
+
+
+def _told(values: Iterable[Placed], axis: int) -> str:
+    return ", ".join(f"%{p.name}: {p.layout[axis]}" for p in values) or "nothing"
+
+
+def _sizes_agree(dims: OpDims, operands: tuple[Placed, ...], results: tuple[Placed, ...]) -> bool:
+    """Whether every dimension is the product of its names: else the op does not mean by them what its rule says."""
+    for tensor, placed in zip((*dims.operands, *dims.results), (*operands, *results), strict=True):
+        for names, size in zip(tensor, placed.type.shape, strict=True):
+            total: Dim = 1
+            for name in names:
+                total = total * dims.sizes[name]
+            if names and simplify_dim(total - size) != 0:
+                return False
+    return True
+
+
+def _check_axis(
+    dims: OpDims | None, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: tuple[Axis, ...], axis: int
+) -> None:
+    """Checks that an op runs on an axis in one of the ways without communication.
+
+    Raises:
+        Misplaced: it does not.
+    """
+    if not any(isinstance(p.layout[axis], Shard) for p in (*operands, *results)):
+        if not _runs_unsharded(dims, operands, results, axis):
+            raise Misplaced
+        return
+    if dims is None:
+        raise Misplaced("nothing is known about its dimensions")
+    cut = _common_cut(dims, operands, results, mesh, axis)
+    if cut[0] in dims.indivisible or cut[0] in dims.spmd:
+        raise Misplaced("it must see the sharded dimension whole")
+    _check_sharded(dims, cut[0], operands, results, axis, PARTIAL)
+
+
+def _runs_unsharded(dims: OpDims | None, operands: tuple[Placed, ...], results: tuple[Placed, ...], axis: int) -> bool:
+    """Whether an op runs whole on every rank, or on partial sums."""
+
+    def are(values: tuple[Placed, ...], wanted: Replicate | Partial) -> bool:
+        return all(p.takes(axis, wanted) for p in values)
+
+    if any(are((*operands, *results), wanted) for wanted in (REPLICATE, BROADCAST)):
+        return True
+    if dims is None or not are(results, PARTIAL):
+        return False
+    if dims.sums and len(dims.sums) + len(dims.products) < len(operands):
+        return False
+    if dims.sums and not dims.products:
+        return are(operands, PARTIAL)
+    return any(
+        all(p.takes(axis, PARTIAL if i == factor or i in dims.sums else BROADCAST) for i, p in enumerate(operands))
+        for factor in dims.products
+    )
+
+
+def _check_sharded(
+    dims: OpDims, name: str, operands: tuple[Placed, ...], results: tuple[Placed, ...], axis: int, missing: Placement
+) -> None:
+    """Checks what has a sharded dimension and what has not; `missing` is the placement of a result without it."""
+    made = [_has(tensor, name) for tensor in dims.results]
+    if any(made) and not all(made):
+        raise Misplaced("not all results have the sharded dimension")
+    for i, (tensor, placed) in enumerate(zip(dims.operands, operands, strict=True)):
+        wanted = PARTIAL if not any(made) and i in dims.sums else BROADCAST
+        if not _has(tensor, name) and not placed.takes(axis, wanted):
+            raise Misplaced(f"%{placed.name} must be {wanted}")
+    for tensor, placed in zip(dims.results, results, strict=True):
+        if not _has(tensor, name) and not placed.takes(axis, missing):
+            raise Misplaced(f"%{placed.name} must be {missing}")
+
+
+def _has(tensor: tuple[tuple[str, ...], ...], name: str) -> bool:
+    return any(name in names for names in tensor)
+
+
+def _common_cut(
+    dims: OpDims, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: tuple[Axis, ...], axis: int
+) -> Cut:
+    """What an axis shards of every operand and result that has it.
+
+    Raises:
+        Misplaced: they are not sharded alike.
+    """
+    named = list(zip((*dims.operands, *dims.results), (*operands, *results), strict=True))
+    cuts = [(_cut(dims, tensor, p, mesh, axis), p) for tensor, p in named if isinstance(p.layout[axis], Shard)]
+    (cut, first), *others = cuts
+    for other, placed in others:
+        if other != cut:
+            raise Misplaced(f"%{first.name} and %{placed.name} hold parts of different dimensions")
+    for tensor, placed in named:
+        if _has(tensor, cut[0]) and not isinstance(placed.layout[axis], Shard):
+            raise Misplaced(f"%{placed.name} must be sharded along the same dimension")
+    return cut
+
+
+def _cut(dims: OpDims, tensor: tuple[tuple[str, ...], ...], placed: Placed, mesh: tuple[Axis, ...], axis: int) -> Cut:
+    """The name and the stretch of it that an axis cuts."""
+    shard = placed.layout[axis]
+    assert isinstance(shard, Shard)
+    end = _stretch(placed, mesh, axis)
+    within: Dim = 1
+    for name in reversed(tensor[shard.dim]):
+        beyond = simplify_dim(within * dims.sizes[name])
+        if end != within and divides(within, end) and divides(end, beyond):
+            stretch = exact_quotient(end, within)
+            assert stretch is not None
+            pieces = mesh[axis].size * (2 if mesh[axis].folded else 1)
+            fits = padded_part(stretch, pieces) if shard.padded else exact_quotient(stretch, pieces)
+            if fits is None or (shard.padded and stretch != dims.sizes[name]):
+                raise Misplaced(f"{stretch} elements of %{placed.name} do not divide into {pieces}")
+            return name, stretch
+        within = beyond
+    raise Misplaced(f"dimension {shard.dim} of %{placed.name} must be whole")
+
+
+def _stretch(placed: Placed, mesh: tuple[Axis, ...], axis: int) -> Dim:
+    """How many neighbouring elements of the whole dimension an axis cuts into parts: axes outside it that shard the
+    same factor have cut it already."""
+    shard = placed.layout[axis]
+    assert isinstance(shard, Shard)
+    ways: Dim = shard.outer
+    for outer, placement in zip(mesh[:axis], placed.layout[:axis], strict=True):
+        if isinstance(placement, Shard) and (placement.dim, placement.outer) == (shard.dim, shard.outer):
+            ways = ways * outer.size
+    stretch = exact_quotient(placed.type.shape[shard.dim], ways)
+    if stretch is None:
+        raise Misplaced(f"dimension {shard.dim} of %{placed.name} does not divide into {ways} parts")
+    return stretch
+
+
+def _check_inside(
+    op: Op,
+    dims: OpDims | None,
+    operands: tuple[Placed, ...],
+    results: tuple[Placed, ...],
+    mesh: tuple[Axis, ...],
+    axis: int,
+) -> None:
+    """Checks an op of `ir.spmd` on the axis on which it communicates.
+
+    Raises:
+        Misplaced: it is not placed as the op needs it.
+    """
+    name = op.target.removeprefix("spmd.")
+    if name == "scaled_dot_product_attention":
+        _check_ring(op, operands, results, mesh, axis)
+        return
+    if dims is None or len(dims.spmd) != 1:
+        raise Misplaced("it has no dimension that may be sharded")
+    (sharded,) = dims.spmd
+    cut = _common_cut(dims, operands, results, mesh, axis)
+    if cut != (sharded, dims.sizes[sharded]):
+        raise Misplaced("another dimension than that of the table is sharded")
+    if cut[1] != op.kwarg("size"):
+        raise Misplaced(f"the whole size of the sharded dimension is {cut[1]}")
+    _check_sharded(dims, sharded, operands, results, axis, SPMD_OPS[name].result)
+
+
+def _check_ring(
+    op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: tuple[Axis, ...], axis: int
+) -> None:
+    """Ring attention: queries, keys, values and the rows of a mask are sharded along the whole sequence."""
+    size = operands[0].type.shape[-2]
+    if size != op.kwarg("size"):
+        raise Misplaced(f"the whole size of the sharded dimension is {size}")
+    for placed in (*operands, *results):
+        rank = len(placed.type.shape)
+        if rank < 2 or placed.type.shape[-2] == 1:
+            if not placed.takes(axis, BROADCAST):
+                raise Misplaced(f"%{placed.name} must be {BROADCAST}")
+        elif placed.type.shape[-2] != size or placed.layout[axis] != Shard(rank - 2):
+            raise Misplaced(f"%{placed.name} must be sharded along the sequence")
+
+
+def padded_sizes(
+    read: Iterator[tuple[Value, Mapping[int, int]]] | Iterable[tuple[Value, Mapping[int, int]]],
+    results: tuple[Value, ...],
+) -> dict[str, dict[int, int]]:
+    """The whole sizes of the padded dimensions of results: on each axis that of the padded operand."""
+    by_axis: dict[int, int] = {}
+    for value, sizes in read:
+        for axis, placement in enumerate(value.layout or ()):
+            if isinstance(placement, Shard) and placement.padded and placement.dim in sizes:
+                by_axis.setdefault(axis, sizes[placement.dim])
+    return {
+        value.name: {
+            placement.dim: by_axis[axis]
+            for axis, placement in enumerate(value.layout or ())
+            if isinstance(placement, Shard) and placement.padded and axis in by_axis
+        }
+        for value in results
+    }

@@ -1,0 +1,77 @@
+"""The end of a loss that couples samples, which runs once per step on all micro-batches together.
+
+Up to where it begins a program is per sample: a contrastive loss begins with the products of all samples with all
+others, a balance loss of experts with the product of two means. What is alive there crosses into the epilogue, laid end
+to end over the micro-batches where it has samples, added up where it is a sum over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from galvatron.ir.graph import Graph
+from galvatron.ir.micro_batches import COUPLED, SAME, Flow, State, batch_state, flow, statistic_state
+from galvatron.ir.names import base_name
+from galvatron.ir.random import is_random
+from galvatron.passes.cluster_layers.roles import CONTRACTIONS, LOOKUPS, Roles
+
+
+def flow_over_micro_batches(graph: Graph, roles: Roles) -> Flow:
+    """The states of the values of a flat graph over the micro-batches of a step.
+
+    Statistics of batch inputs are the same in each: they are computed once per step.
+    """
+    ops = tuple(op for op in graph.ops if not any(v.name in roles.step_values for v in op.results))
+    given = tuple(graph.values[name] for name in sorted(roles.step_values))
+    states = {value.name: batch_state(value.type) for value in graph.inputs}
+    states |= {name: statistic_state(graph.producers[name]) for name in roles.step_values}
+    return flow(Graph((*graph.inputs, *given), graph.state, ops, graph.outputs).without_dead_ops(), states)
+
+
+def epilogue_ops(graph: Graph, roles: Roles, parameters: frozenset[str]) -> frozenset[int]:
+    """The ops of the stream, by index, that run in the epilogue.
+
+    Empty where nothing couples samples, or not only at the end: what has a matrix or a lookup table of its own is no
+    end.
+    """
+    states = flow_over_micro_batches(graph, roles).states
+    stream = frozenset(roles.stream)
+    chosen = {i for i in stream if any(states.get(v.name) is COUPLED for v in graph.ops[i].results)}
+    index_of = {v.name: i for i in stream for v in graph.ops[i].results}
+    while more := _drawn_in(graph, chosen, index_of, states):
+        chosen |= more
+    again = {index_of[n] for i in stream - chosen for n in graph.ops[i].operands if n in index_of} & chosen
+    weights = parameters | roles.derived
+    if chosen == stream or any(_is_heavy(graph, i, weights) for i in chosen):
+        return frozenset()
+    return frozenset() if any(is_random(graph.ops[i]) for i in again) else frozenset(chosen)
+
+
+def _drawn_in(graph: Graph, chosen: set[int], index_of: Mapping[str, int], states: Mapping[str, State]) -> set[int]:
+    """The ops whose results the chosen ones read but cannot be given, or can make of what they are given anyway."""
+    entering = set(_entering(graph, chosen, index_of))
+
+    def is_at_hand(index: int) -> bool:
+        inner = {n for n in graph.ops[index].operands if n in index_of}
+        return bool(inner) and inner <= entering and not is_random(graph.ops[index])
+
+    return {index_of[n] for n in entering if not _may_enter(graph, n, states) or is_at_hand(index_of[n])}
+
+
+def _entering(graph: Graph, chosen: set[int], index_of: Mapping[str, int]) -> Iterator[str]:
+    """The values of the stream that the chosen ops read and do not compute."""
+    return (n for i in chosen for n in graph.ops[i].operands if n in index_of and index_of[n] not in chosen)
+
+
+def _may_enter(graph: Graph, name: str, states: Mapping[str, State]) -> bool:
+    """Whether the epilogue can be given a value: its type tells how the parts of the micro-batches make up the whole.
+
+    What is the same in each micro-batch is computed again instead, since it has nothing but parameters upstream.
+    """
+    state, standard = states[name], batch_state(graph.values[name].type)
+    return state is not SAME and standard in (state, SAME)
+
+
+def _is_heavy(graph: Graph, index: int, weights: frozenset[str]) -> bool:
+    op = graph.ops[index]
+    return base_name(op.target) in CONTRACTIONS | LOOKUPS and any(name in weights for name in op.operands)

@@ -1,0 +1,139 @@
+"""What couples the samples of a batch, and what does not: the state of a loss over the micro-batches of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from galvatron.ir.capture import capture_graph
+from galvatron.ir.micro_batches import SAME, SUM, Along, batch_state, coupling, epilogue_coupling, flow
+from galvatron.ir.program import Program, When
+from galvatron.ir.types import BATCH, MICRO_BATCHES, TensorType
+from galvatron.passes import FRONT_END
+from galvatron.passes.pipeline import Pipeline
+
+
+class Ends(nn.Module):
+    """A matrix, then whatever is to be tried."""
+
+    def __init__(self, then: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.then = nn.Linear(6, 6), then
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.then(self, self.first(x))
+
+
+def program_of(then: Callable[[nn.Module, Tensor], Tensor]) -> Program:
+    captured = capture_graph(Ends(then), {"x": torch.zeros(8, 6)})
+    return Pipeline.of(FRONT_END).run(captured.program)
+
+
+ADDITIVE: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "mean": lambda self, h: h.pow(2).mean(),
+    "two means": lambda self, h: h.pow(2).mean() - 3 * h.abs().sum(1).mean(),
+    "along other dims": lambda self, h: (h.softmax(1).var(1) * h.amax(1)).sum(),
+    "penalty on weights": lambda self, h: h.pow(2).mean() + 0.1 * self.first.weight.pow(2).sum().sqrt(),
+    "scaled by a parameter": lambda self, h: h.pow(2).mean() * self.scale.exp() + self.scale,
+    "a number": lambda self, h: 1 - h.pow(2).mean(),
+    "numbers and penalties": lambda self, h: 2 + (h.abs().mean() - self.scale) / 3 - self.first.bias.sum(),
+    "another type": lambda self, h: h.pow(2).mean().double() + 1,
+    "stacked terms": lambda self, h: torch.stack([h.pow(2).mean(), self.scale, h.abs().mean()]).sum(),
+    "flattened": lambda self, h: h.reshape(-1).pow(2).mean(),
+    "no samples at all": lambda self, h: self.first.weight.pow(2).sum(),
+}
+
+COUPLED: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], str]] = {
+    "root": (lambda self, h: h.pow(2).mean().sqrt(), "sqrt is not linear in a sum over the batch"),
+    "product of means": (lambda self, h: h.mean() * h.abs().mean(), "mul is not linear in a sum over the batch"),
+    "ratio of sums": (lambda self, h: h.abs().sum() / h.pow(2).sum(), "div is not linear in a sum over the batch"),
+    "clamped": (lambda self, h: h.mean().clamp(min=0), "clamp is not linear in a sum over the batch"),
+    "exponent": (lambda self, h: h.pow(2).mean().pow(2), "pow is not linear in a sum over the batch"),
+    "centred": (lambda self, h: (h - h.mean(0)).pow(2).mean(), "sub reads a sum over the batch"),
+    "largest": (lambda self, h: h.abs().amax(0).sum(), "amax works across the samples of the batch"),
+    "ranks": (lambda self, h: h.sort(0)[0][0].sum(), "sort works across the samples of the batch"),
+    "softmax over samples": (lambda self, h: h.softmax(0).pow(2).sum(), "softmax works across the samples"),
+    "products": (lambda self, h: (h @ h.T).exp().mean(), "matmul pairs samples with one another"),
+    "reversed": (lambda self, h: (h * h.flip(0)).mean(), "flip works across the samples of the batch"),
+    "neighbours": (lambda self, h: (h - h.roll(1, 0)).pow(2).mean(), "roll works across the samples of the batch"),
+}
+
+
+@pytest.mark.parametrize("name", ADDITIVE)
+def test_sums_over_samples_add_up(name: str) -> None:
+    program = program_of(ADDITIVE[name])
+    assert coupling(program) is None
+    assert not any(layer.when is When.EPILOGUE for layer in program.layers)
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_an_end_that_couples_samples_is_an_epilogue(name: str) -> None:
+    then, reason = COUPLED[name]
+    program = program_of(then)
+    assert coupling(program) is None
+    assert program.layers[-1].when is When.EPILOGUE
+    found = str(epilogue_coupling(program))
+    assert reason in found and f"{__file__.rpartition('/')[2]}:" in found
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_a_middle_that_couples_samples_is_named(name: str) -> None:
+    """What is coupled goes through another matrix: there is no end to set apart."""
+    then, reason = COUPLED[name]
+
+    def in_the_middle(self: nn.Module, h: Tensor) -> Tensor:
+        return F.mse_loss(self.first(h * then(self, h)), h)
+
+    program = program_of(in_the_middle)
+    assert not any(layer.when is When.EPILOGUE for layer in program.layers)
+    assert reason in str(coupling(program))
+
+
+@cache
+def penalised() -> Program:
+    return program_of(ADDITIVE["penalty on weights"])
+
+
+def test_what_every_micro_batch_has_alike_is_divided_by_their_number() -> None:
+    shares = [op for cls in penalised().classes for op in cls.graph.ops if MICRO_BATCHES in op.args]
+    assert [op.target for op in shares] == ["aten.div.Tensor"]
+
+
+def test_a_term_that_is_not_counted_once_is_named() -> None:
+    program = penalised()
+
+    def uncounted(graph):
+        ops = tuple(replace(op, args=(op.args[0], 1.0)) if op.args[1:] == (MICRO_BATCHES,) else op for op in graph.ops)
+        return replace(graph, ops=ops)
+
+    broken = replace(program, classes=tuple(replace(c, graph=uncounted(c.graph)) for c in program.classes))
+    assert "add adds what has no samples in it" in str(coupling(broken))
+
+
+def test_the_number_of_micro_batches_may_stand_nowhere_else() -> None:
+    program = penalised()
+    head = program.classes[-1]
+    last = head.graph.ops[-1]
+    scaled = replace(last, target="aten.div.Tensor", args=(last.args[0], MICRO_BATCHES))
+    broken = replace(head, graph=replace(head.graph, ops=(*head.graph.ops[:-1], scaled)))
+    assert "counts micro-batches" in str(coupling(replace(program, classes=(*program.classes[:-1], broken))))
+
+
+def test_states_of_batch_inputs() -> None:
+    assert batch_state(TensorType("f32", (BATCH, 3))) == Along(0, 1)
+    assert batch_state(TensorType("f32", (4, 6 * BATCH))) == Along(1, 6)
+    assert batch_state(TensorType("f32", (4, 6))) is SAME
+
+
+def test_a_flow_says_the_state_of_every_value() -> None:
+    graph = penalised().class_of["model"].graph if "model" in penalised().class_of else penalised().classes[-1].graph
+    found = flow(graph, {value.name: batch_state(value.type) for value in graph.inputs})
+    assert found.states[graph.outputs[-1]] is SUM
+    assert found.states.keys() == graph.values.keys()

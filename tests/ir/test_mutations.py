@@ -1,0 +1,112 @@
+"""An edit that changes what a program computes is refused by the verifier, unless it makes another valid program."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from random import Random
+
+import pytest
+
+from galvatron.codegen import emit
+from galvatron.errors import GalvatronError, VerifyError
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.planning import resolve
+from galvatron.ir.program import Form, Program
+from galvatron.ir.verify import verify
+from galvatron.passes import FRONT_END, LOWERING
+from galvatron.passes.pipeline import Pipeline
+from tests import models
+from tests.ir.mutations import KINDS, Impossible
+
+PLANS = ["pp2/m2/1f1b/dp1-tp2", "m2/dp2-tp2", "m2/tp2+sp-dp2", "m2/cp2-tp2", "m2/ulysses2-dp2", "m2/tp4"]
+SUBJECTS = {
+    "gpt": lambda: models.shared("gpt"),
+    "llama": lambda: models.hugging_face("llama", tie_word_embeddings=True, vocab_size=97),
+    "gpt2-dropout": lambda: models.hugging_face("gpt2", mask=False, resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2),
+}
+TRIES = 12
+
+
+@cache
+def captured(name: str) -> Program:
+    return SUBJECTS[name]().captured.program
+
+
+@cache
+def program(name: str, form: Form, plan: str) -> Program:
+    """A model in a form, under a plan from the planned form on."""
+    found = captured(name)
+    if form is not Form.CAPTURED:
+        found = Pipeline.of(FRONT_END).run(found)
+    if form > Form.CLUSTERED:
+        world = 4
+        planned = replace(
+            Pipeline.of(["annotate-costs"]).run(found), cluster=Cluster.parse(f"a100-80g:1x{world}"), form=Form.PLANNED
+        )
+        found = replace(planned, plan=resolve(planned, plan, planned.batch_size, world))
+    if form >= Form.SHARDED:
+        found = Pipeline.of(LOWERING if form is Form.STAGED else LOWERING[:1]).run(found)
+    verify(found)
+    return found
+
+
+def code(local: Program) -> dict[str, str]:
+    """What is generated from a sharded or staged program, which is verified when it is staged."""
+    staged = local if local.form is Form.STAGED else Pipeline.of(LOWERING[1:]).run(local)
+    verify(staged)
+    return emit(staged)
+
+
+@cache
+def own_code(name: str, form: Form, plan: str) -> dict[str, str]:
+    return code(program(name, form, plan))
+
+
+def check(name: str, form: Form, plan: str, kind: str, seed: int) -> bool:
+    """Whether there was something to edit; asserts that the edit was refused, or changes nothing that is generated."""
+    original = program(name, form, plan)
+    try:
+        edited = KINDS[kind].edit(original, Random(seed))
+    except Impossible:
+        return False
+    try:
+        verify(edited)
+    except VerifyError:
+        return True
+    if KINDS[kind].valid:
+        return True
+    what = f"{kind} with seed {seed} on {name} ({form}) under {plan}"
+    assert form >= Form.SHARDED, f"{what} was not refused"
+    try:
+        generated = code(edited)
+    except GalvatronError:
+        return True  # by a pass on the way, or in the form that it leaves
+    assert generated == own_code(name, form, plan), f"{what} changes the code"
+    return True
+
+
+def cases(name: str, plans: list[str]) -> list[tuple[str, Form, str]]:
+    local = [(name, form, plan) for plan in plans for form in (Form.SHARDED, Form.STAGED)]
+    return [(name, Form.CAPTURED, plans[0]), (name, Form.PLANNED, plans[0]), *local]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_edits(kind: str) -> None:
+    """A few edits of each kind in every form, of a small GPT under two plans."""
+    done = 0
+    for name, form, plan in cases("gpt", PLANS[:2]):
+        if KINDS[kind].first <= form <= KINDS[kind].last:
+            done += sum(check(name, form, plan, kind, seed) for seed in range(TRIES // 3))
+    assert done or kind in ("keyword-of-a-draw", "swap-outputs"), "no edit was possible"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_many_edits(name: str, plan: str, kind: str) -> None:
+    for _, form, _ in cases(name, [plan]):
+        if KINDS[kind].first <= form <= KINDS[kind].last:
+            for seed in range(TRIES):
+                check(name, form, plan, kind, seed)
