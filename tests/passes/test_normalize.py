@@ -360,6 +360,18 @@ def test_dims_count_from_the_front_and_are_always_there() -> None:
     assert dims["aten.amax.default"]["dim"] == (1,)
 
 
+def test_dims_of_the_result_count_from_its_own_front() -> None:
+    graph = normalized(lambda h, y, labels, w: (torch.diag_embed(h) * torch.diag_embed(y)).sum())
+    assert [dict(op.kwargs) or op.args[1:] for op in graph.graph.ops if "diag" in op.target] == [(0, 2, 3)] * 2
+
+
+def test_batch_norm_with_given_statistics_has_one_result() -> None:
+    def forward(h: torch.Tensor, y: torch.Tensor, labels: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return F.batch_norm(h.transpose(1, 2), w, w, training=False).pow(2).sum()
+
+    assert "batch_norm" in normalized(forward).targets
+
+
 def test_active_dropout_stays_with_one_result() -> None:
     net = Net(lambda h, y, labels, w: F.dropout(F.dropout(h, 0.5, True), 0.5, True).sum(), torch.float64)
     graph = Normalize().run(capture_graph(net, batch_of(4)).program).graph
