@@ -236,7 +236,7 @@ class Executor:
         Raises:
             PlanError: the batch does not fit the plan.
         """
-        self._micro_batches(batch_size(batch))
+        self._micro_batches(batch_size(self._with_samples(batch)))
 
     def check_full_state_dict(self, values: Any) -> None:
         """What `load_full_state_dict` raises."""
