@@ -46,14 +46,15 @@ def program(name: str, form: Form, plan: str) -> Program:
         )
         found = replace(planned, plan=resolve(planned, plan, planned.batch_size, world))
     if form >= Form.SHARDED:
-        found = Pipeline.of(LOWERING if form is Form.STAGED else LOWERING[:1]).run(found)
+        # Sharded, and with the redistributions: without them, an edit of what a layer gives would be made good.
+        found = Pipeline.of(LOWERING if form is Form.STAGED else LOWERING[:2]).run(found)
     verify(found)
     return found
 
 
 def code(local: Program) -> dict[str, str]:
     """What is generated from a sharded or staged program, which is verified when it is staged."""
-    staged = local if local.form is Form.STAGED else Pipeline.of(LOWERING[1:]).run(local)
+    staged = local if local.form is Form.STAGED else Pipeline.of(LOWERING[2:]).run(local)
     verify(staged)
     return emit(staged)
 

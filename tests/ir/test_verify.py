@@ -452,6 +452,12 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
             "is bf16[8], not f32[8]", "block_0",
         ),
     ],
+    "operands-fit": [
+        (
+            with_layer(sharded(), "block_1", operands=("mask", "mask")),
+            "%mask is part of bool[2*b, 6, 1], but %x of @block.dp2_tp2 of f32[2*b, 6, 8]", "block_1",
+        ),
+    ],
     "ops-on-slices": [
         (
             with_op(sharded(), f"block{SUFFIX}", "add", args=(Ref("down"), Ref("down.bias"))),

@@ -67,6 +67,7 @@ RULES: tuple[Rule, ...] = (
     *_rules(Form.PLANNED, Form.PLANNED, programs, "micro_batches_add_up"),
     *_rules(Form.SHARDED, Form.STAGED, sharding, "meshes_fit strategies_as_planned state_shards loss_is_whole"),
     *_rules(Form.SHARDED, Form.STAGED, sharding, "ops_on_slices"),
+    *_rules(Form.SHARDED, Form.SHARDED, sharding, "operands_fit"),
     *_rules(Form.STAGED, Form.STAGED, sharding, "edges_agree stages_in_order transfers_pair transfers_defined"),
     *_rules(Form.STAGED, Form.STAGED, sharding, "state_is_kept tied_state_agrees zero_as_planned"),
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "computed_results"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -66,7 +68,7 @@ def _computed(op: Op, operands: tuple[TensorType, ...], batch: int) -> tuple[Ten
         fake_tensor.DataDependentOutputException,
         fake_tensor.DynamicOutputShapeException,
     )
-    with _mode(), torch.no_grad():
+    with _mode(), torch.no_grad(), _silence():
         try:
             values = {str(i): empty_like_type(type_, batch) for i, type_ in enumerate(operands)}
             args, kwargs = evaluated(op, values, batch)
@@ -78,6 +80,17 @@ def _computed(op: Op, operands: tuple[TensorType, ...], batch: int) -> tuple[Ten
         except Exception as error:  # whatever torch raises on arguments that it does not take
             return str(error).strip().partition("\n")[0] or type(error).__name__
     return tuple(_type_of(t) for t in (out if isinstance(out, (tuple, list)) else (out,)))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Without the log of torch, which shows where in it a refusal comes from."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = disabled
 
 
 @cache

@@ -17,6 +17,7 @@ from galvatron.ir.layout import (
     Layout,
     Partial,
     Shard,
+    global_shape,
     gradientless,
     joint_mesh,
     local_shape,
@@ -142,6 +143,31 @@ def _padded_state(program: Program, cls: LayerClass) -> dict[str, dict[int, int]
             padded = [p.dim for p in formal.layout or () if isinstance(p, Shard) and p.padded]
             sizes[formal.name] = {dim: size for dim in padded if isinstance(size := shape[dim], int)}
     return sizes
+
+
+def operands_fit(program: Program) -> Iterator[Violation]:
+    """An operand is a part of a tensor of the rank, element type and fixed sizes that the class reads.
+
+    Where it is placed otherwise, layers that redistribute it are still to come.
+    """
+    values = program.values()
+    meshes = {
+        name: program.class_of[layer.cls].mesh for layer, _ in layers_with_loci(program) for name in layer.results
+    }
+    for layer, locus in layers_with_loci(program):
+        cls = program.class_of[layer.cls]
+        for name, formal in zip(layer.operands, cls.graph.inputs, strict=True):
+            if name not in meshes:
+                continue  # a batch input, or one that another rule misses
+            given, wanted = _whole(values[name], meshes[name]), _whole(formal, cls.mesh)
+            sizes = zip(given.shape, wanted.shape, strict=False)
+            fixed = all(a == b for a, b in sizes if isinstance(a, int) or isinstance(b, int))
+            if given.dtype != wanted.dtype or len(given.shape) != len(wanted.shape) or not fixed:
+                yield locus, f"%{name} is part of {given}, but %{formal.name} of @{cls.name} of {wanted}"
+
+
+def _whole(value: Value, mesh: tuple[Axis, ...]) -> TensorType:
+    return value.type.with_shape(global_shape(value.type.shape, value.layout or (), mesh) if mesh else value.type.shape)
 
 
 def edges_agree(program: Program) -> Iterator[Violation]:
