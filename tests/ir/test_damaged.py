@@ -29,8 +29,7 @@ def read_program(seed: int) -> bool:
         assert str(error)
         return False
     except Exception as error:
-        error.add_note(f"mutation {seed}:\n{text}")
-        raise
+        raise AssertionError(f"mutation {seed}:\n{text}") from error
     return True
 
 
@@ -46,8 +45,7 @@ def read_plan(seed: int) -> bool:
         str(error).encode()
         return False
     except Exception as error:
-        error.add_note(f"mutation {seed}:\n{text[:5000]}")
-        raise
+        raise AssertionError(f"mutation {seed}:\n{text[:5000]}") from error
     return True
 
 
