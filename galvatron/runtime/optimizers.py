@@ -18,13 +18,12 @@ OptimizerFactory = Callable[[list[Any]], torch.optim.Optimizer]
 
 
 def build_optimizer(factory: OptimizerFactory, named: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """What the user's function returns for these parameters. A rank that has nothing to train gives it an empty tensor:
-    its learning rate still counts.
+    """What the user's function returns for these parameters.
 
     Raises:
         GalvatronError: the function fails, or returns something that does not train these parameters.
     """
-    pairs = list(named.items()) or [("", nn.Parameter(torch.empty(0)))]
+    pairs = list(named.items())
     try:
         optimizer = factory(pairs if _wants_names(factory) else [parameter for _, parameter in pairs])
     except GalvatronError:
@@ -72,6 +71,8 @@ def optimizer_of_rank(
 ) -> torch.optim.Optimizer:
     """The optimizer of this rank's parameters; states of other layouts are refused by its `load_state_dict`.
 
+    A rank that has nothing to train gives the user's function an empty tensor: the learning rate still counts.
+
     Args:
         trained: what this rank trains, by name.
         model, slices: see `check_optimizer`, which is called if `check` says so.
@@ -89,7 +90,7 @@ def optimizer_of_rank(
         if check
         else frozenset[str]()
     )
-    optimizer = build_optimizer(factory, trained)
+    optimizer = build_optimizer(factory, trained or {"": nn.Parameter(torch.empty(0, device=device))})
     names = {id(parameter): name for name, parameter in trained.items()}
     optimizer.register_load_state_dict_pre_hook(lambda own, state: _check_state(own, state, names, keys))
     return optimizer

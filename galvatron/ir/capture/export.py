@@ -15,13 +15,14 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture.batch import Batch, BatchDims, read_batch
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import BatchSizeWatch, explained, quiet
+from galvatron.ir.capture.gradients import OnlyRegisteredAreTrained
 from galvatron.ir.capture.operators import check_operators
 from galvatron.ir.capture.precision import ComputeType, rounded
 from galvatron.ir.capture.randomness import check_randomness
 from galvatron.ir.capture.regions import dissolve_regions
 from galvatron.ir.capture.restore import unchanged
 from galvatron.ir.capture.samples import find_samples
-from galvatron.ir.capture.tracing import OnlyRegisteredAreTrained, careful_tracing
+from galvatron.ir.capture.tracing import careful_tracing
 from galvatron.ir.program import Program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
@@ -123,16 +124,16 @@ class _Training(nn.Module):
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         inputs = {**batch, **self._constants}
         sizes = [size for t in batch.values() for size in t.shape[:1] if isinstance(size, torch.SymInt)]
-        watching = self._watch.watching(sizes) if self._watch else contextlib.nullcontext()
-        with watching, OnlyRegisteredAreTrained():
+        with self._watch.watching(sizes) if self._watch else contextlib.nullcontext():
             if self._dtype is None:
                 return _checked_loss(self._loss(inputs))
             with ComputeType(self._dtype, batch.values()) as compute:
                 return compute.wide(_checked_loss(self._loss(inputs)))
 
     def _loss(self, inputs: dict[str, Any]) -> Any:
-        output = self.model(**inputs)
-        return self._loss_fn(output, inputs) if self._loss_fn else _own_loss(output)
+        with OnlyRegisteredAreTrained():
+            output = self.model(**inputs)
+            return self._loss_fn(output, inputs) if self._loss_fn else _own_loss(output)
 
 
 def _own_loss(output: Any) -> Any:
