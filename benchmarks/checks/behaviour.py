@@ -13,6 +13,8 @@ from common.peers import adamw
 from torch import Tensor, nn
 
 import galvatron
+from galvatron import runtime as rt
+from galvatron.runtime import deferral
 
 SIZE = Size(vocabulary=257, width=64, hidden=96, heads=4, layers=3, sequence=32)
 STEPS = 4
@@ -121,6 +123,29 @@ def _generator_state(device: torch.device) -> Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
+def postponed_gradients(device: torch.device) -> str:
+    """Gradients of weights that are computed after the backward, as zero-bubble schedules have it, are the same."""
+    torch.manual_seed(0)
+    leaves = [torch.randn(16, 16, device=device, requires_grad=True) for _ in range(4)]
+
+    def loss(linear: Callable[..., Tensor]) -> Tensor:
+        y, *weights = leaves
+        for weight in weights:
+            y = torch.tanh(linear(y, weight))
+        return y.square().sum()
+
+    expected = torch.autograd.grad(loss(nn.functional.linear), leaves)
+    with deferral.put_off() as tasks:
+        loss(rt.linear).backward()
+    assert leaves[0].grad is not None and all(leaf.grad is None for leaf in leaves[1:]), "nothing was put off"
+    count = len(tasks)
+    deferral.run(tasks)
+    for leaf, gradient in zip(leaves, expected, strict=True):
+        assert leaf.grad is not None
+        torch.testing.assert_close(leaf.grad, gradient)
+    return f"{count} gradients later"
+
+
 def half_precision(device: torch.device) -> str:
     """float16 with loss scaling trains, and an overflow is skipped."""
     data = batches(device)
@@ -187,6 +212,7 @@ BEHAVIOURS: tuple[Callable[[torch.device], str], ...] = (
     training,
     figures,
     dropout_replays,
+    postponed_gradients,
     half_precision,
     bfloat16_training,
     from_meta,

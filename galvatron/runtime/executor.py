@@ -140,7 +140,7 @@ class Executor:
         with self._meter.step(self._with_samples(batch)):
             loss, _ = self._run(batch, with_norm=False)
             if self.scaler is not None:
-                self._parameters.scale_gradients(loss.new_tensor(1 / self.scaler.scale))
+                self._parameters.scale_gradients(loss.new_full((), 1 / self.scaler.scale))
         return loss
 
     def train_step(self, batch: Mapping[str, Tensor]) -> Tensor:

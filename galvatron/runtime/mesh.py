@@ -112,13 +112,14 @@ def initialize(device: str | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_
     target = torch.device("cuda", _gpu_of_rank()) if kind == "cuda" else torch.device(kind)
     if target.type == "cuda":
         torch.cuda.set_device(target)
+    global _patience
+    _patience = timedelta(seconds=min(max(1800.0, 2 * timeout_s), 1e7))
     if not dist.is_initialized():
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
             return World(0, 1, target)
         backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
-        # Later than our own limit, which can say why; waiting for a plan may take longer than any collective.
         try:
-            dist.init_process_group(backend, timeout=timedelta(seconds=min(max(1800.0, 2 * timeout_s), 1e7)))
+            dist.init_process_group(backend, timeout=_patience)
         except (ValueError, RuntimeError) as error:
             raise GalvatronError(f"this process cannot join its job: {error}; start it with torchrun") from error
         atexit.register(shutdown)
@@ -163,6 +164,10 @@ def shutdown() -> None:
 # What `torch.distributed` gives for each set of ranks: a group, or its mark for "not a member".
 _groups: dict[tuple[int, ...], Any] = {}
 
+_patience = timedelta(seconds=1800)
+"""After which a communication library gives a rank up: later than our own limit, which can say why. Waiting for a plan
+may take longer than any collective."""
+
 
 def process_group(ranks: Iterable[int]) -> dist.ProcessGroup | None:
     """The group of `ranks`, made once per process. Collective: every rank of the world asks for the same groups in the
@@ -173,7 +178,7 @@ def process_group(ranks: Iterable[int]) -> dist.ProcessGroup | None:
         if len(key) == dist.get_world_size():
             _groups[key] = dist.group.WORLD
         else:
-            _groups[key] = dist.new_group(key)
+            _groups[key] = dist.new_group(key, timeout=_patience)
     group = _groups[key]
     return None if group is dist.GroupMember.NON_GROUP_MEMBER else group
 

@@ -169,7 +169,7 @@ class Parameters:
         if max_norm is not None and not math.isinf(max_norm):
             self.scale_gradients((max_norm / (norm + 1e-6)).clamp(max=1.0) / scale)
         elif scale != 1.0:
-            self.scale_gradients(norm.new_tensor(1 / scale))
+            self.scale_gradients(norm.new_full((), 1 / scale))
 
     def _table(self, name: str) -> dict[str, Any]:
         return next(stage for stage in self._stages if name in stage.state_specs).table(name)

@@ -19,7 +19,7 @@ SCRIPT = Path(gpu.__file__)
 
 def check(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), "--device", "cpu", "--tiny", "--out", str(folder), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, capture_output=True, text=True, timeout=295)
 
 
 def documents(folder: Path) -> dict[str, dict]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 import torch
+import torch.distributed as dist
 
 from galvatron.errors import ClusterError
+from galvatron.runtime import mesh
 from galvatron.runtime.mesh import initialize
 
 
@@ -29,6 +33,17 @@ def test_more_ranks_than_gpus_are_refused(
     with pytest.raises(ClusterError, match=f"local rank {local_rank} has no GPU: {visible} can be seen"):
         initialize()
     assert not taken
+
+
+def test_groups_are_given_up_later_than_the_limit_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[timedelta] = []
+    monkeypatch.setattr(mesh, "_groups", {})
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    monkeypatch.setattr(dist, "new_group", lambda ranks, timeout: asked.append(timeout))
+    for timeout_s in (3600.0, 60.0):
+        initialize("cpu", timeout_s=timeout_s)
+        mesh.process_group([0, 1 if timeout_s > 60 else 2])
+    assert asked == [timedelta(seconds=7200), timedelta(seconds=1800)]
 
 
 def pretend(local_rank: int, visible: int, named: str, monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
