@@ -33,7 +33,12 @@ class Call:
         return isinstance(self.arguments.get(name), Ref)
 
     def dims(self, name: str, rank: int) -> tuple[int, ...]:
-        """An argument that names dimensions, as non-negative indices; all of them when it is empty or None."""
+        """An argument that names dimensions, as non-negative indices; all of them when it is empty or None.
+
+        A number has none, whatever the argument says.
+        """
+        if rank == 0:
+            return ()
         value = self.arguments.get(name)
         listed = value if isinstance(value, tuple) else () if value is None else (value,)
         return tuple(int(d) % rank for d in listed) if listed else tuple(range(rank))  # type: ignore[arg-type]  # ints by schema

@@ -45,8 +45,7 @@ def repeated_in_place(call: Call) -> OpDims:
 def windows(call: Call) -> OpDims:
     """`unfold`: the dim that is cut into windows is whole; their elements are a new last dim."""
     shape = call.shape("self")
-    (dim,) = call.dims("dimension", len(shape)) if shape else (0,)
-    return _linear_in_one(shape, (dim,), lambda named: (*named, ()))
+    return _linear_in_one(shape, call.dims("dimension", len(shape)), lambda named: (*named, ()))
 
 
 def diagonal(call: Call) -> OpDims:
@@ -76,8 +75,8 @@ def diagonal_matrices(call: Call) -> OpDims:
 def indexed(call: Call) -> OpDims:
     """`index_add` and its like: `source` is written at indices of one dim, which is whole; all else is as in `self`."""
     shape = call.shape("self")
-    (dim,) = call.dims("dim", len(shape)) if shape else (0,)
-    sizes = {f"d{i}": s for i, s in enumerate(shape) if i != dim and s != 1}
+    along = call.dims("dim", len(shape))
+    sizes = {f"d{i}": s for i, s in enumerate(shape) if i not in along and s != 1}
     named = tuple(_known(sizes, f"d{i}") for i in range(len(shape)))
     tensors = [(name, call.types[a.name].shape) for name, a in call.arguments.items() if isinstance(a, Ref)]
     operands = tuple(named if name in ("self", "source") else unnamed(shape) for name, shape in tensors)

@@ -286,6 +286,12 @@ def _truths(d: Draw, rule: str) -> Sample:
 each(("aminmax", "any", "all", "count_nonzero"), _truths)
 
 
+@case("logsumexp")
+def _of_a_number(d: Draw) -> Sample:
+    target, dim = d.one_of(("logsumexp.default", [0]), ("amax.default", [-1]), ("logcumsumexp.default", 0))
+    return sample(target, real(), dim)
+
+
 def _spread(d: Draw, rule: str) -> Sample:
     shape, keep = d.shape(1, 2), d.one_of(True, False)
     if rule == "glu":
