@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 
 from galvatron.errors import PlanError
-from tests.parity.harness import check, layer_count, planned
+from galvatron.passes.costs.estimate import estimate_plan, setting_of
+from galvatron.passes.costs.objective import peak_bytes
+from tests.parity.harness import BATCH_SIZE, check, job_of, layer_count, planned, subject
+from tests.parity.test_memory import followed
+from tests.ranks import run_ranks
 
 PLANS = ["m4/dp1", "m4/dp2-tp2", "m2/tp4+sp", "m2/ulysses4", "m2/cp4", "pp2/m4/gpipe/dp2", "pp4/m4/gpipe/dp1"]
 PLANS += ["m4/dp4-zero3-recompute", "m4/dp2-zero2", "m1/dp4", "pp2/m1/1f1b/tp2", "pp2/m2/gpipe/tp2+sp-zero1"]
@@ -53,3 +59,25 @@ def test_terms_without_samples_under_every_schedule(plan: str) -> None:
 def test_a_schedule_that_cannot_wait_is_refused_at_the_line() -> None:
     with pytest.raises(PlanError, match=r"needs the results of all micro-batches; use schedule gpipe.*models\.py:\d+"):
         planned("towers", "pp2/m4/1f1b/dp2")
+
+
+@cache
+def peaks(plan: str) -> tuple[int, int]:
+    """The most bytes that a rank holds during a step, measured and as the program states."""
+    program = planned("towers", plan)
+    assert program.plan is not None
+    batch = subject("towers").batch(BATCH_SIZE, 1)
+    _, peak = run_ranks(followed, 4, job_of("towers", program), batch, timeout=120)[0]
+    reports = estimate_plan(program, program.plan)[1]
+    return peak, peak_bytes(setting_of(program, program.plan), reports)[0]
+
+
+def test_micro_batches_of_a_contrastive_loss_lower_memory() -> None:
+    """Gradient caching: all forwards first, of which each keeps its results alone."""
+    whole, stated_whole = peaks("m1/dp2-tp2")
+    again, stated_again = peaks("m1/dp2-tp2-recompute")
+    parts, stated_parts = peaks("m4/gpipe/dp2-tp2-recompute")
+    assert parts < again < whole
+    assert stated_parts < stated_again < stated_whole
+    for measured, stated in ((whole, stated_whole), (again, stated_again), (parts, stated_parts)):
+        assert measured == pytest.approx(stated, rel=0.1)
