@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from galvatron.ir.capture import capture_graph
+from galvatron.ir.graph import Graph
 from galvatron.ir.micro_batches import SAME, SUM, Along, batch_state, coupling, epilogue_coupling, flow
 from galvatron.ir.program import Program, When
 from galvatron.ir.types import BATCH, MICRO_BATCHES, TensorType
@@ -22,7 +24,7 @@ from galvatron.passes.pipeline import Pipeline
 class Ends(nn.Module):
     """A matrix, then whatever is to be tried."""
 
-    def __init__(self, then: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    def __init__(self, then: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
         self.first, self.then = nn.Linear(6, 6), then
         self.scale = nn.Parameter(torch.ones(()))
@@ -31,7 +33,7 @@ class Ends(nn.Module):
         return self.then(self, self.first(x))
 
 
-def program_of(then: Callable[[nn.Module, Tensor], Tensor]) -> Program:
+def program_of(then: Callable[[Any, Tensor], Tensor]) -> Program:
     captured = capture_graph(Ends(then), {"x": torch.zeros(8, 6)})
     return Pipeline.of(FRONT_END).run(captured.program)
 
@@ -40,7 +42,7 @@ def _two_views(z: Tensor, size: int) -> Tensor:
     return (F.normalize(z[:size], dim=-1) * F.normalize(z[size:], dim=-1)).sum(-1).mean()
 
 
-ADDITIVE: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+ADDITIVE: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "mean": lambda self, h: h.pow(2).mean(),
     "two means": lambda self, h: h.pow(2).mean() - 3 * h.abs().sum(1).mean(),
     "along other dims": lambda self, h: (h.softmax(1).var(1) * h.amax(1)).sum(),
@@ -57,7 +59,7 @@ ADDITIVE: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "no samples at all": lambda self, h: self.first.weight.pow(2).sum(),
 }
 
-COUPLED: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], str]] = {
+COUPLED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "root": (lambda self, h: h.pow(2).mean().sqrt(), "sqrt is not linear in a sum over the batch"),
     "product of means": (lambda self, h: h.mean() * h.abs().mean(), "mul is not linear in a sum over the batch"),
     "ratio of sums": (lambda self, h: h.abs().sum() / h.pow(2).sum(), "div is not linear in a sum over the batch"),
@@ -95,7 +97,7 @@ def test_a_middle_that_couples_samples_is_named(name: str) -> None:
     """What is coupled goes through another matrix: there is no end to set apart."""
     then, reason = COUPLED[name]
 
-    def in_the_middle(self: nn.Module, h: Tensor) -> Tensor:
+    def in_the_middle(self: Any, h: Tensor) -> Tensor:
         return F.mse_loss(self.first(h * then(self, h)), h)
 
     program = program_of(in_the_middle)
@@ -116,7 +118,7 @@ def test_what_every_micro_batch_has_alike_is_divided_by_their_number() -> None:
 def test_a_term_that_is_not_counted_once_is_named() -> None:
     program = penalised()
 
-    def uncounted(graph):
+    def uncounted(graph: Graph) -> Graph:
         ops = tuple(replace(op, args=(op.args[0], 1.0)) if op.args[1:] == (MICRO_BATCHES,) else op for op in graph.ops)
         return replace(graph, ops=ops)
 
