@@ -2,10 +2,12 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+GPU_PYTHON ?= python3
+OUT ?= out/gpu
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all bench lint
+.PHONY: demo test test-all bench lint gpu-check gpu-wheels
 
 demo: $(STAMP)
 	$(BIN)/galvatron demo
@@ -28,6 +30,16 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# On a machine with a GPU, torch and transformers, and perhaps without network: what else is missing comes as wheels.
+gpu-check:
+	$(GPU_PYTHON) benchmarks/gpu.py --out $(OUT)
+
+# For that machine: Linux on x86-64 with Python 3.12.
+gpu-wheels:
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 \
+		--platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --dest .gpu-wheels \
+		lark scipy rich typer click shellingham markdown-it-py mdurl pygments
 
 # torch goes first and alone, at the exact version: a range could pull a newer build with gigabytes of GPU libraries.
 $(STAMP): pyproject.toml

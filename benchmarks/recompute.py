@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from common import peers
+from common.checkpointing import selective
 from common.jobs import device, on_ranks
 from common.llama import Block, Llama, Size, batch_of
 from common.measure import Spread, in_turn, ratios
@@ -25,7 +26,7 @@ from common.results import busy, conditions, entry, save
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint
 
 import galvatron
 from galvatron.ir.strategy import Strategy
@@ -36,17 +37,6 @@ SMALL = Size(vocabulary=64, width=32, hidden=48, heads=2, layers=8, sequence=8)
 MEDIUM = Size(vocabulary=1024, width=256, hidden=704, heads=4, layers=4, sequence=256)
 KINDS = ("none", "full", "selective")
 TOLERANCE = 1e-5
-
-_aten = torch.ops.aten
-KEPT = {
-    _aten.mm.default,
-    _aten.addmm.default,
-    _aten.bmm.default,
-    _aten._scaled_dot_product_flash_attention_for_cpu.default,
-    _aten._scaled_dot_product_flash_attention.default,
-    _aten._scaled_dot_product_efficient_attention.default,
-    _aten._scaled_dot_product_cudnn_attention.default,
-}
 
 
 @dataclass(frozen=True)
@@ -68,14 +58,10 @@ class Checkpointed(nn.Module):
         self.block = block
         self.options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
         if kind == "selective":
-            self.options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+            self.options["context_fn"] = selective
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Any:
         return checkpoint(self.block, x, cos, sin, **self.options)
-
-
-def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if op in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def torch_step(model: Llama, kind: str) -> peers.Step:

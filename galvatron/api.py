@@ -316,7 +316,7 @@ def _costed(program: Program, cluster: Cluster, global_batch_size: int | None) -
     if program.form is Form.CAPTURED:
         program = _passed(FRONT_END, program)
     batch_size = program.batch_size if global_batch_size is None else global_batch_size
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= _MOST_SAMPLES:
+    if type(batch_size) is not int or not 1 <= batch_size <= _MOST_SAMPLES:
         raise GalvatronError(
             f"global_batch_size must be a positive whole number of samples, at most {_MOST_SAMPLES}, not {batch_size!r}"
         )

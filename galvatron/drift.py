@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
@@ -78,7 +78,7 @@ class _Row:
             self.parameters = self._marks(module._parameters, read, self.parameters)
             self.buffers = self._marks(module._buffers, read, self.buffers)
 
-    def _marks(self, table: dict[str, Tensor | None], read: frozenset[str], before: list[_Mark]) -> list[_Mark]:
+    def _marks(self, table: Mapping[str, Tensor | None], read: frozenset[str], before: list[_Mark]) -> list[_Mark]:
         trained = {attribute: requires_grad for attribute, _, requires_grad, _ in before}
         return [
             (attribute, weakref.ref(tensor), trained.get(attribute, tensor.requires_grad), tensor._version)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from galvatron.cli.output import write_file
 from galvatron.errors import CaptureError, GalvatronError, did_you_mean
+from galvatron.ir.files import exists
 
 
 def command(
@@ -31,7 +34,6 @@ def command(
     model, example_inputs, loss_fn = call_factory(factory)
 
     from galvatron import api
-    from galvatron.ir.files import write_text
     from galvatron.ir.text import print_program
 
     program = api.capture(model, example_inputs, loss_fn=loss_fn, precision=precision)
@@ -39,7 +41,7 @@ def command(
     if str(output) == "-":
         print(text, end="")
     else:
-        write_text(output, text)
+        write_file(output, text)
         typer.echo(f"{output}: {len(program.layers)} layers of {len(program.classes)} classes", err=True)
 
 
@@ -54,43 +56,67 @@ def call_factory(spec: str) -> tuple[Any, Any, Callable[..., Any] | None]:
     path = Path(path_text)
     if not path_text or not name.isidentifier():
         raise CaptureError(f"{spec!r} is not FILE.py:FACTORY, such as 'train.py:make_model'")
-    if not path.is_file():
+    if not exists(path_text):
         raise CaptureError(f"there is no file {path_text!r}")
+    if path.is_dir():
+        raise CaptureError(f"{path_text!r} is a directory, not a Python file")
     module = _run(path, lambda: _load(path))
     factory = getattr(module, name, None)
     if not callable(factory):
         functions = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         hint = did_you_mean(name, functions) if functions else "it defines none"
         raise CaptureError(f"{path} has no function {name!r}; {hint}")
-    result = _run(path, factory)
+    where = _definition(path, factory)
+    result = _run(path, factory, where)
     if not isinstance(result, tuple) or len(result) not in (2, 3):
         raise CaptureError(
-            f"{spec} must return (model, example_inputs) or (model, example_inputs, loss_fn), "
+            f"{where}: {name} must return (model, example_inputs) or (model, example_inputs, loss_fn), "
             f"not {type(result).__name__}{f' of {len(result)}' if isinstance(result, tuple) else ''}"
         )
     model, example_inputs, *loss_fn = result
+    _check_parts(f"{where}: {name}", model, example_inputs)
     return model, example_inputs, loss_fn[0] if loss_fn else None
 
 
+def _definition(path: Path, factory: Any) -> str:
+    """Where a function is defined; the file alone of something else that can be called."""
+    code = getattr(factory, "__code__", None)
+    return f"{path}:{code.co_firstlineno}" if code is not None and code.co_filename == str(path) else str(path)
+
+
+def _check_parts(factory: str, model: Any, example_inputs: Any) -> None:
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"{factory} must return a torch.nn.Module first, not {type(model).__name__}")
+    if not isinstance(example_inputs, (Mapping, tuple)) or not example_inputs:
+        raise CaptureError(
+            f"{factory} must return one batch second, a mapping of keyword arguments or a tuple of positional ones, "
+            f"not {type(example_inputs).__name__}{'' if example_inputs else ' without any'}"
+        )
+
+
 def _load(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    loader = importlib.machinery.SourceFileLoader(path.stem, str(path))
+    spec = importlib.util.spec_from_loader(path.stem, loader)
+    assert spec is not None
     module = importlib.util.module_from_spec(spec)
     # As for a script: its own directory comes first, and its classes find their module by name.
     sys.path.insert(0, str(path.resolve().parent))
     sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    loader.exec_module(module)
     return module
 
 
-def _run(path: Path, function: Callable[[], Any]) -> Any:
+def _run(path: Path, function: Callable[[], Any], default: str = "") -> Any:
+    """What a function of the user's file returns; `default` is where an error is if no line of the file is to blame."""
     try:
         return function()
     except GalvatronError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, SyntaxError) and error.filename == str(path):
             raise CaptureError(f"{path}:{error.lineno}: {error.msg}") from error
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-        where = f"{path}:{frames[-1].lineno}: {frames[-1].line}" if frames else str(path)
+        where = f"{path}:{frames[-1].lineno}: {frames[-1].line}" if frames else default or str(path)
         raise CaptureError(f"{where}\n{type(error).__name__}: {error}") from error

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from galvatron.cli.inputs import ClusterText, GlobalBatch, PlanText, ProgramFile, read_cluster, read_plan, read_program
+from galvatron.cli.output import write_file
 
 
 def command(
@@ -23,8 +24,7 @@ def command(
     chosen = read_plan(plan, program, machines, global_batch)
 
     from galvatron import api
-    from galvatron.ir.files import write_text
 
     for name, text in api.emit(program, chosen, machines, global_batch_size=global_batch).items():
-        write_text(output / name, text)
+        write_file(output / name, text)
         print(output / name)

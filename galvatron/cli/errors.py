@@ -7,6 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from galvatron.cli.output import accept_any_text, printable
 from galvatron.errors import GalvatronError
 
 
@@ -17,6 +18,7 @@ class ErrorReportingGroup(TyperGroup):
     """
 
     def invoke(self, ctx: Any) -> Any:
+        accept_any_text()
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -27,5 +29,5 @@ class ErrorReportingGroup(TyperGroup):
             message = str(error)
             if isinstance(error, OSError) and error.filename is not None:
                 message = f"{error.filename}: {error.strerror}"
-            typer.echo(f"galvatron: error: {message}", err=True)
+            typer.echo(printable(f"galvatron: error: {message}"), err=True)
             raise typer.Exit(2) from None

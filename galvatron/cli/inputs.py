@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from galvatron.errors import GalvatronError, ParseError, VerifyError
+from galvatron.ir.limits import FILE_CHARACTERS, SIZE
 
 if TYPE_CHECKING:
     from galvatron.ir.cluster import Cluster
@@ -23,7 +24,7 @@ PlanText = Annotated[
     str,
     typer.Option("--plan", metavar="PLAN", help="A plan file, or one strategy for all layers: pp2/m4/1f1b/dp1-tp2."),
 ]
-GlobalBatch = Annotated[int, typer.Option("--global-batch", min=1, metavar="N", help="Samples per step.")]
+GlobalBatch = Annotated[int, typer.Option("--global-batch", min=1, max=SIZE, metavar="N", help="Samples per step.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -36,12 +37,15 @@ def read_program(path: Path, *, verified: bool = True) -> Program:
         GalvatronError: not text.
         OSError: no such file, or not readable.
     """
+    from galvatron.ir.files import read_text
     from galvatron.ir.text import parse_program
 
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+        text = sys.stdin.read(FILE_CHARACTERS + 1) if str(path) == "-" else read_text(path)
     except UnicodeDecodeError:
         raise GalvatronError(f"{path} is not a text file") from None
+    except ValueError as error:
+        raise GalvatronError(f"cannot read {str(path)!r}: {error}") from None
     try:
         program = parse_program(text)
         if verified:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from galvatron.cli.inputs import ProgramFile, read_program
+from galvatron.cli.output import write_file
 from galvatron.errors import PassError
 
 
@@ -67,7 +68,7 @@ def command(
         assert unsharded.program is not None
         statistics = sharding_statistics(unsharded.program, result)
         if stats_json is not None:
-            stats_json.write_text(statistics_json(statistics) + "\n", encoding="utf-8")
+            write_file(stats_json, statistics_json(statistics) + "\n")
         if stats:
             print_statistics(statistics)
     print(print_program(result), end="")

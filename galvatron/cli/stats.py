@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from galvatron.cli.output import cell
 from galvatron.units import format_seconds
 
 if TYPE_CHECKING:
@@ -50,12 +51,13 @@ def fallback_table(statistics: Statistics) -> Table:
     for cls in statistics:
         head = (cls.name, str(cls.layers))
         if not cls.fallbacks:
-            table.add_row(*head, "", "none", "", "0", "", "", "")
+            table.add_row(*map(cell, head), "", "none", "", "0", "", "", "")
         for row in cls.fallbacks:
-            table.add_row(
+            cells = (
                 *head, str(row.axis), _op(row.target), str(row.reason or ""), str(row.count),
                 format_seconds(row.seconds), format_seconds(row.saved_s), f"{_share(row.seconds, cls.compute_s):.1%}",
             )  # fmt: skip
+            table.add_row(*map(cell, cells))
             head = ("", "")
         table.add_section()
     return table
@@ -72,10 +74,10 @@ def collective_table(statistics: Statistics) -> Table:
     for cls in statistics:
         head = cls.name
         if not cls.channels:
-            table.add_row(head, "", "none", "0", "0", "")
+            table.add_row(cell(head), "", "none", "0", "0", "")
         for row in cls.channels:
             counts = (str(row.forward), str(row.backward))
-            table.add_row(head, str(row.axis), row.kind, *counts, format_seconds(row.seconds))
+            table.add_row(*map(cell, (head, str(row.axis), row.kind, *counts, format_seconds(row.seconds))))
             head = ""
         table.add_section()
     return table

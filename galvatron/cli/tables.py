@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from galvatron.cli.output import cell
 from galvatron.ir.plan import runs
 from galvatron.ir.planning import planned_layers
 from galvatron.units import format_bytes, format_seconds
@@ -23,9 +24,12 @@ def plan_table(plan: Plan, program: Program) -> Table:
     """One row per stage and run of equal strategies: which layers, how, and the peak memory of the devices that hold
     it."""
     where = f" on {plan.cluster}" if plan.cluster else ""
+    title = (
+        f"{plan.world_size} devices{where}: pp{plan.pipeline_degree}, {plan.micro_batches} micro-batches, "
+        f"{plan.schedule}, global batch {plan.global_batch_size}"
+    )
     table = Table(
-        title=f"{plan.world_size} devices{where}: pp{plan.pipeline_degree}, {plan.micro_batches} micro-batches, "
-        f"{plan.schedule}, global batch {plan.global_batch_size}",
+        title=cell(title),
         caption=f"predicted step time: {format_seconds(plan.step_time_s)}" if plan.step_time_s is not None else None,
     )
     table.add_column("stage", justify="right")
@@ -41,7 +45,7 @@ def plan_table(plan: Plan, program: Program) -> Table:
             members = [next(names) for _ in range(count)]
             layers = members[0] if count == 1 else f"{members[0]} … {members[-1]} ({count})"
             cells = [str(index), layers, str(strategy), memory] if position == 0 else ["", layers, str(strategy), ""]
-            table.add_row(*cells[: len(table.columns)])
+            table.add_row(*map(cell, cells[: len(table.columns)]))
         table.add_section()
     return table
 

@@ -222,7 +222,7 @@ def _bind_batch(bindings: Bindings) -> None:
             if parameter in bindings.batch:
                 continue
             type_ = next(value.type for value in program.inputs if value.name == parameter.name)
-            variable = bindings.scopes[parameter.when].bind(f"batch:{len(bindings.batch)}", operand)
+            variable = bindings.scopes[parameter.when].bind(("batch", len(bindings.batch)), operand)
             bindings.batch[parameter] = (variable, batch_input_shape(type_, formal.layout or (), cls))
 
 

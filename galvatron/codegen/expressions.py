@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import sympy
 
+from galvatron.errors import GalvatronError
 from galvatron.ir.types import Dim
 
 _SUM, _PRODUCT, _ATOM = 1, 2, 3
@@ -76,7 +77,7 @@ def _print(expr: sympy.Basic) -> tuple[str, int]:
     if isinstance(expr, (sympy.Max, sympy.Min)):
         name = "max" if isinstance(expr, sympy.Max) else "min"
         return f"{name}({', '.join(sorted(_print(a)[0] for a in expr.args))})", _ATOM
-    raise NotImplementedError(f"no Python text for the expression {expr}")
+    raise GalvatronError(f"no Python text for the expression {expr}")
 
 
 def _print_sum(expr: sympy.Add) -> str:

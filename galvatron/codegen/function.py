@@ -10,7 +10,7 @@ import sympy
 
 from galvatron.codegen.expressions import print_expression, share
 from galvatron.codegen.layout import INDENT, WIDTH, call, lines, prefixed, tuple_of
-from galvatron.codegen.names import Scope, shortest_suffixes
+from galvatron.codegen.names import Scope, escaped, shortest_suffixes
 from galvatron.codegen.ops import OpPrinter
 from galvatron.ir.graph import Arg, Graph, Op, Source
 from galvatron.ir.layout import nameable_axes
@@ -48,8 +48,8 @@ def emit_function(cls: LayerClass, name: str, waiting: frozenset[str] = frozense
     reserved = {"b": LOCAL_BATCH in symbols, "B": BATCH in symbols, "m": MICRO_BATCHES in symbols, "seed": random}
     scope = Scope(taken=[name for name, used in reserved.items() if used])
     for axis in axes:
-        scope.bind(f"axis:{axis}", axis)
-    parameters = [scope[f"axis:{axis}"] for axis in axes]
+        scope.bind(("axis", axis), axis)
+    parameters = [scope["axis", axis] for axis in axes]
     parameters += [scope.bind(value.name) for value in graph.inputs]
     suffixes = shortest_suffixes(value.name for value in graph.state)
     parameters += [scope.bind(value.name, suffixes[value.name]) for value in graph.state]
@@ -128,6 +128,7 @@ def _short(name: str) -> str:
 def source_comment(source: Source) -> str:
     """`# modeling_llama.py:220  query = self.q_proj(x)`."""
     text = f"# {PurePath(source.file).name}:{source.line}  {' '.join(source.code.split())}".rstrip()
+    text = "".join(c if c.isprintable() else escaped(c) for c in text)
     room = WIDTH - len(INDENT)
     return text if len(text) <= room else f"{text[: room - 2].rstrip()} …"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 
 import sympy
@@ -11,6 +11,7 @@ import sympy
 from galvatron.codegen.expressions import print_expression
 from galvatron.codegen.forms import CONTIGUOUS_FORMAT, REQUIRED, Form, forms
 from galvatron.codegen.layout import Brackets, Text, call, list_of, prefixed, tuple_of
+from galvatron.codegen.names import attribute, literal
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Const, Op, Ref, Value
 from galvatron.ir.ops.schemas import is_operator, schema_of
@@ -35,7 +36,7 @@ class OpPrinter:
     """Writes ops over named values.
 
     Args:
-        identifiers: the Python name of each value, and of each mesh axis under `axis:<name>`.
+        identifiers: the Python name of each value, and of each mesh axis under `("axis", name)`.
         values: every value of the graph by name.
         device: Python text for the device of tensors created from nothing.
         waiting: weights whose gradients may be computed later than those of other operands.
@@ -43,7 +44,7 @@ class OpPrinter:
 
     def __init__(
         self,
-        identifiers: Callable[[str], str],
+        identifiers: Callable[[Hashable], str],
         values: Mapping[str, Value],
         device: str,
         waiting: frozenset[str] = frozenset(),
@@ -86,8 +87,8 @@ class OpPrinter:
         """The context in which an op that draws random numbers runs."""
         axes = op.kwarg("axes")
         assert isinstance(axes, tuple)
-        written: list[Text] = ["seed", f"site={op.kwarg('site')}"]
-        written += [prefixed("axes=", tuple_of(self._identifier(f"axis:{axis}") for axis in axes))] if axes else []
+        written: list[Text] = ["seed", prefixed("site=", self.argument(op.kwarg("site")))]
+        written += [prefixed("axes=", tuple_of(self._identifier(("axis", axis)) for axis in axes))] if axes else []
         written += ["per_step=True"] if op.kwarg("per_step") else []
         return call("rt.seeded", written)
 
@@ -100,7 +101,7 @@ class OpPrinter:
         if isinstance(arg, Ref):
             return self._identifier(arg.name)
         if isinstance(arg, Const):
-            return f"torch.{TORCH_DTYPE_NAMES[arg.name] if arg.kind == 'dtype' else arg.name}"
+            return f"torch.{attribute(TORCH_DTYPE_NAMES.get(arg.name, arg.name) if arg.kind == 'dtype' else arg.name)}"
         if isinstance(arg, tuple):
             if any(isinstance(a, Ref) for a in arg):
                 return list_of(self.argument(a) for a in arg)
@@ -108,7 +109,7 @@ class OpPrinter:
         if isinstance(arg, _Written):
             return str(arg)
         if isinstance(arg, str):
-            return '"' + arg.replace("\\", "\\\\").replace('"', '\\"') + '"'
+            return literal(arg)
         if isinstance(arg, (bool, type(None))):
             return repr(arg)
         return print_expression(arg, atomic=atomic)
@@ -120,17 +121,19 @@ class OpPrinter:
 
     def _collective(self, op: Op) -> Text:
         axis = op.kwarg("axis")
-        written: list[Text] = [self.argument(op.args[0]), self._identifier(f"axis:{axis}")]
+        written: list[Text] = [self.argument(op.args[0]), self._identifier(("axis", axis))]
         for name, value in op.kwargs:
             if name != "axis" and not (name.endswith("outer") and value == 1):
-                written.append(prefixed(f"{name}=", self.argument(value)))
-        return call("rt." + op.target.removeprefix("comm."), written)
+                written.append(prefixed(f"{attribute(name)}=", self.argument(value)))
+        return call("rt." + attribute(op.target.removeprefix("comm.")), written)
 
     def _spmd(self, op: Op) -> Text:
-        axis = prefixed("axis=", self._identifier(f"axis:{op.kwarg('axis')}"))
+        axis = prefixed("axis=", self._identifier(("axis", op.kwarg("axis"))))
         written = [self.argument(a) for a in op.args]
-        written += [prefixed(f"{name}=", self.argument(value)) for name, value in op.kwargs if name != "axis"]
-        return call("rt." + op.target.removeprefix("spmd."), [*written, axis])
+        written += [
+            prefixed(f"{attribute(name)}=", self.argument(value)) for name, value in op.kwargs if name != "axis"
+        ]
+        return call("rt." + attribute(op.target.removeprefix("spmd.")), [*written, axis])
 
     def _with_explicit_dtype(self, op: Op) -> Op:
         """An op that creates a tensor with its element type spelled out, so that torch's default type plays no part."""
@@ -202,10 +205,10 @@ class OpPrinter:
         written = [self.argument(a) for a in op.args]
         if op.target in READS_MEMORY:
             written[0] = f"{written[0]}.contiguous()"
-        written += [prefixed(f"{name}=", self.argument(value)) for name, value in op.kwargs]
+        written += [prefixed(f"{attribute(name)}=", self.argument(value)) for name, value in op.kwargs]
         if not op.operands:
             written.append(f"device={self._device}")
-        return call(f"torch.ops.{op.target}", written)
+        return call(f"torch.ops.{attribute(op.target)}", written)
 
     def _special(self, op: Op) -> Text | None:
         """Ops that Python writes with square brackets."""

@@ -6,26 +6,30 @@ import re
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
+from galvatron.codegen.names import escaped
 from galvatron.ir.program import Layer
 
 INDEX = "i"
 """The loop variable."""
 
+_NUMBER = re.compile(r"((?<![0-9])[0-9]{1,9}(?![0-9]))")
+
 
 def template(names: Sequence[str], start: int) -> str | None:
-    """One f-string body for names that differ in numbers that count up: `model.layers.{i}.weight` for `i` from `start`.
+    """What one f-string has between its quotes to say names that differ in numbers that count up:
+    `model.layers.{i}.weight` for `i` from `start`.
 
     Names that are all equal are their own template. None when the names follow no such pattern.
     """
-    rows = [re.split(r"(\d+)", name) for name in names]
+    rows = [_NUMBER.split(name) for name in names]
     if len({len(row) for row in rows}) != 1:
         return None
     parts: list[str] = []
     for column in zip(*rows, strict=True):
         if len(set(column)) == 1:
-            parts.append(column[0].replace("{", "{{").replace("}", "}}"))
+            parts.append(escaped(column[0]).replace("{", "{{").replace("}", "}}"))
             continue
-        numbers = [int(c) if c.isdigit() and str(int(c)) == c else None for c in column]
+        numbers = [int(c) if _NUMBER.fullmatch(c) and str(int(c)) == c else None for c in column]
         first = numbers[0]
         if first is None or any(n != first + k for k, n in enumerate(numbers)):
             return None
@@ -37,7 +41,7 @@ def template(names: Sequence[str], start: int) -> str | None:
 
 def first_number(names: Sequence[str]) -> int:
     """The number that counts up in `names`, at the first of them; 0 when none does."""
-    for column in zip(*(re.findall(r"\d+", name) for name in names[:2]), strict=False):
+    for column in zip(*(_NUMBER.findall(name) for name in names[:2]), strict=False):
         if column[0] != column[-1]:
             return int(column[0])
     return 0
@@ -81,5 +85,5 @@ def chain(run: Sequence[Layer], outside: frozenset[str]) -> tuple[int | None, ..
 
 
 def quoted(text: str) -> str:
-    """A string literal: an f-string if it mentions the loop variable."""
-    return f'f"{text}"' if "{" in text else f'"{text}"'
+    """The string literal of a template: an f-string if it mentions the loop variable, or has braces of its own."""
+    return f'f"{text}"' if "{" in text or "}" in text else f'"{text}"'

@@ -11,17 +11,16 @@ import sympy
 from galvatron.codegen.bindings import Bindings, bind_names, stage_mesh
 from galvatron.codegen.expressions import print_expression, share
 from galvatron.codegen.layout import WIDTH, Brackets, Text, call, lines, prefixed, tuple_of
+from galvatron.codegen.names import escaped, literal
 from galvatron.codegen.runs import INDEX, chain, first_number, quoted, runs, template
 from galvatron.codegen.sizes import MICRO_BATCH, Sizes, local_sizes
 from galvatron.ir.layout import BROADCAST, PARTIAL, Placement, Shard, nameable_axes
 from galvatron.ir.program import Layer, Program, Stage, StateLayout, Transfer, When
 from galvatron.ir.types import TORCH_DTYPE_NAMES, Dim
 
-_NAMES_FUNCTIONAL = re.compile(r"^ *[^# ].*[ (]F\.", re.MULTILINE)
-"""A line of code, not the model's line above it, that names `torch.nn.functional`."""
-
-_NAMES_MATH = re.compile(r"^ *[^# ].*\bmath\.", re.MULTILINE)
-"""The same for the module `math`."""
+_FUNCTIONAL = re.compile(r"[ (]F\.")
+_MATH = re.compile(r"\bmath\.")
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 _DECLARE_IN_LOOP, _CALL_IN_LOOP = 2, 3
 """Layers in a run that are worth a loop: the state of a layer is many lines, its call is one."""
@@ -34,10 +33,16 @@ def emit_stage(program: Program, stage: Stage, sizes: Sizes | None = None) -> st
     methods = [*_step(bindings), *_forward(bindings), *_epilogue(bindings)]
     stage_text = "\n".join([*_head(bindings), *_init(bindings), *methods])
     body = "\n\n\n".join([*functions, stage_text])
-    imports = ["import math", ""] if _NAMES_MATH.search(body) else []
-    imports += ["import torch", *(["import torch.nn.functional as F"] if _NAMES_FUNCTIONAL.search(body) else [])]
+    imports = ["import math", ""] if _names(_MATH, body) else []
+    imports += ["import torch", *(["import torch.nn.functional as F"] if _names(_FUNCTIONAL, body) else [])]
     imports += ["", "from galvatron import runtime as rt"]
     return "\n".join([_docstring(program, stage), "", *imports, "", "", body, ""])
+
+
+def _names(module: re.Pattern[str], body: str) -> bool:
+    """Whether code, not a string in it or the model's line above it, names a module."""
+    code = (line for line in body.split("\n") if not line.lstrip().startswith("#"))
+    return any(module.search(_STRING.sub("", line)) for line in code)
 
 
 def stage_axes(program: Program) -> tuple[tuple[tuple[int, int], ...], ...]:
@@ -60,8 +65,8 @@ def _docstring(program: Program, stage: Stage) -> str:
     devices = program.plan.devices_per_stage if program.plan else 1
     where = f"{devices} device{'s' if devices > 1 else ''}"
     what = f"{which} ({counts})" if own else "no layers"
-    text = f'"""Stage {stage.index} of {len(program.stages)} of {program.name}: {what} on {where}."""'
-    return text.replace("\\", "\\\\")
+    text = f"Stage {stage.index} of {len(program.stages)} of {program.name}: {what} on {where}."
+    return f'"""{escaped(text)}"""'
 
 
 def _head(bindings: Bindings) -> list[str]:
@@ -108,9 +113,9 @@ def _statement(function: str, arguments: Iterable[Text], depth: int = 2) -> list
 
 def _declare(bindings: Bindings, layer: Layer, fresh: Iterable[str], layouts: dict[str, StateLayout]) -> list[str]:
     """The state of one layer, as far as no layer before has declared it, and the layer."""
-    out = [line for name in fresh for line in _state(bindings, f'"{name}"', layouts[name], 2)]
+    out = [line for name in fresh for line in _state(bindings, literal(name), layouts[name], 2)]
     if not _is_called_directly(bindings, layer):
-        name, state = f'"{bindings.layers[layer.name]}"', [f'"{name}"' for name in layer.state]
+        name, state = literal(bindings.layers[layer.name]), [literal(name) for name in layer.state]
         out += _layer(bindings, layer, name, state, 2)
     return out
 
@@ -120,7 +125,7 @@ def _declare_run(bindings: Bindings, run: Sequence[Layer], layouts: dict[str, St
     start = _start(bindings, run)
     out = [_for(start, len(run))]
     columns = zip(*(layer.state for layer in run), strict=True)
-    names = [quoted(template(column, start) or column[0]) for column in columns]
+    names = [quoted(template(column, start) or "") for column in columns]
     for text, name in zip(names, run[0].state, strict=True):
         out += _state(bindings, text, layouts[name], 3)
     name = quoted(template([bindings.layers[layer.name] for layer in run], start) or "")
@@ -182,7 +187,7 @@ def _layer(bindings: Bindings, layer: Layer, name: str, state: Sequence[str], de
     arguments += [prefixed("axes=", tuple_of(axes))] if axes else []
     arguments += [prefixed("state=", tuple_of(state))] if state else []
     arguments += ["random=True"] if function.random else []
-    arguments += [f'recompute="{kind}"'] if (kind := _recompute(bindings, layer)) else []
+    arguments += [f"recompute={literal(kind)}"] if (kind := _recompute(bindings, layer)) else []
     arguments += ["epilogue=True"] if layer.when is When.EPILOGUE else []
     return _statement("self.layer", arguments, depth)
 
@@ -215,7 +220,7 @@ def _batch_inputs(bindings: Bindings) -> list[str]:
     out: list[str] = []
     for parameter, (variable, _) in bindings.batch.items():
         placed = [f"{bindings.axes[axis]}: {_placement(p, False)}" for axis, p in parameter.placements]
-        arguments: list[Text] = [f'"{parameter.name}"', f'"{variable}"', Brackets("{", tuple(placed), "}")]
+        arguments: list[Text] = [literal(parameter.name), literal(variable), Brackets("{", tuple(placed), "}")]
         arguments += {When.STEP: ["whole=True"], When.EPILOGUE: ["epilogue=True"]}.get(parameter.when, [])
         arguments += [] if parameter.samples or parameter.when is When.STEP else ["samples=False"]
         out += _statement("self.batch", arguments)
@@ -229,7 +234,7 @@ def _collected(bindings: Bindings) -> list[str]:
         sizes = enumerate(bindings.sizes.shapes[name])
         along = next((dim for dim, size in sizes if isinstance(size, sympy.Expr) and size.has(MICRO_BATCH)), None)
         how = "summed=True" if along is None else f"along={along}"
-        out += _statement("self.collects", [f'"{name}"', how])
+        out += _statement("self.collects", [literal(name), how])
     return out
 
 
@@ -237,7 +242,7 @@ def _transfers(bindings: Bindings, method: str, transfers: Iterable[Transfer]) -
     out: list[str] = []
     for transfer in transfers:
         shape = tuple_of(print_expression(d) for d in bindings.sizes.shapes[transfer.name])
-        arguments: list[Text] = [f'"{transfer.name}"', f"lambda n: {shape}", _dtype(transfer.type.dtype)]
+        arguments: list[Text] = [literal(transfer.name), f"lambda n: {shape}", _dtype(transfer.type.dtype)]
         if transfer.type.is_floating and not transfer.differentiable:
             arguments.append("requires_grad=False")
         out += _statement(f"self.{method}", arguments)
@@ -271,7 +276,7 @@ def _step(bindings: Bindings) -> list[str]:
     for layer in bindings.step_layers:
         results = [scope[name] for name in layer.results]
         out += lines(prefixed(f"{', '.join(results)} = ", _call(bindings, layer)), 2)
-    returned = [f'"{bindings.variables[name]}": {scope[name]}' for name in bindings.step_results]
+    returned = [f"{literal(bindings.variables[name])}: {scope[name]}" for name in bindings.step_results]
     return [*out, *lines(prefixed("return ", Brackets("{", tuple(returned), "}")), 2)]
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from galvatron.errors import GalvatronError
 
 RANKS = 4
@@ -24,6 +26,8 @@ def main(output: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", "--log-dir"]
     command += [str(output / "logs"), "-m", "galvatron.demo.train", str(output)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if torch.cuda.device_count() < RANKS:
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # all on the CPU rather than some
     process = subprocess.Popen(command, env=environment)
     try:
         code = process.wait(timeout=LIMIT_S)

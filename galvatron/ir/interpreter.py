@@ -100,8 +100,8 @@ def run_graph(
 
 
 def evaluated(op: Op, values: Mapping[str, torch.Tensor], batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of one op on some values at a batch size, as torch takes them."""
-    return _arguments(op, values, {LOCAL_BATCH: batch, BATCH: batch})
+    """The arguments of one op on some values at a batch size, in one micro-batch, as torch takes them."""
+    return _arguments(op, values, {LOCAL_BATCH: batch, BATCH: batch, MICRO_BATCHES: 1})
 
 
 def _arguments(

@@ -16,12 +16,13 @@ from galvatron.runtime.activity import communicating, now
 from galvatron.runtime.agreement import agree
 from galvatron.runtime.bounds import bounds
 from galvatron.runtime.communication import phase
+from galvatron.runtime.elementwise import Whole
 from galvatron.runtime.held import HeldState
 from galvatron.runtime.inputs import StageInputs, batch_size, micro_batches_of, read_batch
 from galvatron.runtime.materialize import ModelState, materialize
 from galvatron.runtime.metrics import Meter, StepMetrics
 from galvatron.runtime.nonfinite import NonFiniteDetector
-from galvatron.runtime.optimizers import OptimizerFactory, Whole, optimizer_of_rank
+from galvatron.runtime.optimizers import OptimizerFactory, optimizer_of_rank
 from galvatron.runtime.parameters import Parameters
 from galvatron.runtime.pipeline import Pipeline
 from galvatron.runtime.run_state import RunState
@@ -39,7 +40,7 @@ class Executor:
         schedule: see `galvatron.schedules`; which of "gpipe" and "1f1b" means nothing on a single stage.
         shards: what every micro-batch must divide into: the common multiple of the plan's data-parallel degrees.
         optimizer: from this rank's parameters to an optimizer; where they are slices its rule must be element-wise.
-        check_optimizer: prove that it is (`galvatron.runtime.optimizers`).
+        check_optimizer: prove that it is (`galvatron.runtime.elementwise`).
         max_grad_norm: gradients are scaled so that their norm over the whole model is at most this.
         model: names and first values of the user's model; without it the stages' own names are used, and the stages
             have been given values before.
@@ -139,7 +140,7 @@ class Executor:
         with self._meter.step(self._with_samples(batch)):
             loss, _ = self._run(batch, with_norm=False)
             if self.scaler is not None:
-                self._parameters.scale_gradients(loss.new_tensor(1 / self.scaler.scale))
+                self._parameters.scale_gradients(loss.new_full((), 1 / self.scaler.scale))
         return loss
 
     def train_step(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -220,8 +221,8 @@ class Executor:
     def state(self) -> dict[str, Any]:
         """What `RunState.read` reads. Not collective."""
         random, scaler = self.stages[0].random, self.scaler
-        scaling = () if scaler is None else (scaler.scale, scaler.good_steps)
-        return RunState(random.step, random.job, *scaling).to_dict()
+        scale, good_steps = (None, 0) if scaler is None else (scaler.scale, scaler.good_steps)
+        return RunState(random.step, random.job, scale, good_steps).to_dict()
 
     def load_state(self, state: RunState) -> None:
         """Go on from there."""
@@ -235,7 +236,7 @@ class Executor:
         Raises:
             PlanError: the batch does not fit the plan.
         """
-        self._micro_batches(batch_size(batch))
+        self._micro_batches(batch_size(self._with_samples(batch)))
 
     def check_full_state_dict(self, values: Any) -> None:
         """What `load_full_state_dict` raises."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from galvatron.errors import GalvatronError, PlanError
+from galvatron.errors import ClusterError, GalvatronError, PlanError
 from galvatron.runtime import failure
 from galvatron.runtime.limit import DEFAULT_TIMEOUT_S
 
@@ -104,19 +104,22 @@ def initialize(device: str | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_
         device: "cuda" or "cpu"; default: CUDA when present.
         timeout_s: the longest a rank may wait for others in one communication of a step, before the job is ended with
             an error that says who did not come. Of a job that has several limits the last one counts.
+
+    Raises:
+        ClusterError: this machine has more ranks than GPUs.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    target = torch.device("cuda", local_rank) if kind == "cuda" else torch.device(kind)
+    target = torch.device("cuda", _gpu_of_rank()) if kind == "cuda" else torch.device(kind)
     if target.type == "cuda":
         torch.cuda.set_device(target)
+    global _patience
+    _patience = timedelta(seconds=min(max(1800.0, 2 * timeout_s), 1e7))
     if not dist.is_initialized():
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
             return World(0, 1, target)
         backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
-        # Later than our own limit, which can say why; waiting for a plan may take longer than any collective.
         try:
-            dist.init_process_group(backend, timeout=timedelta(seconds=min(max(1800.0, 2 * timeout_s), 1e7)))
+            dist.init_process_group(backend, timeout=_patience)
         except (ValueError, RuntimeError) as error:
             raise GalvatronError(f"this process cannot join its job: {error}; start it with torchrun") from error
         atexit.register(shutdown)
@@ -126,6 +129,23 @@ def initialize(device: str | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_
     if world.size > 1:
         failure.watch(world.rank, world.size, timeout_s)
     return world
+
+
+def _gpu_of_rank() -> int:
+    """The GPU of this rank: the one with its number on this machine, or the only one that its launcher lets it see.
+
+    Raises:
+        ClusterError: there is none.
+    """
+    local_rank, visible = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local_rank < visible:
+        return local_rank
+    if visible == 1 and os.environ.get("CUDA_VISIBLE_DEVICES", "").strip():
+        return 0
+    raise ClusterError(
+        f"local rank {local_rank} has no GPU: {visible} can be seen on this machine; start at most {visible} processes "
+        "per machine (torchrun --nproc-per-node), or hide the GPUs to run on the CPU (CUDA_VISIBLE_DEVICES=)"
+    )
 
 
 def shutdown() -> None:
@@ -144,6 +164,10 @@ def shutdown() -> None:
 # What `torch.distributed` gives for each set of ranks: a group, or its mark for "not a member".
 _groups: dict[tuple[int, ...], Any] = {}
 
+_patience = timedelta(seconds=1800)
+"""After which a communication library gives a rank up: later than our own limit, which can say why. Waiting for a plan
+may take longer than any collective."""
+
 
 def process_group(ranks: Iterable[int]) -> dist.ProcessGroup | None:
     """The group of `ranks`, made once per process. Collective: every rank of the world asks for the same groups in the
@@ -154,7 +178,7 @@ def process_group(ranks: Iterable[int]) -> dist.ProcessGroup | None:
         if len(key) == dist.get_world_size():
             _groups[key] = dist.group.WORLD
         else:
-            _groups[key] = dist.new_group(key)
+            _groups[key] = dist.new_group(key, timeout=_patience)
     group = _groups[key]
     return None if group is dist.GroupMember.NON_GROUP_MEMBER else group
 

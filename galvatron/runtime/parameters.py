@@ -21,8 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from galvatron.runtime.buckets import ALONE, Bucket, Group, Member
+from galvatron.runtime.elementwise import Slices
 from galvatron.runtime.mesh import Axis, joint_groups
-from galvatron.runtime.optimizers import Slices
 from galvatron.runtime.stage import Stage, StateSpec
 
 _BUCKET_BYTES = 32 << 20
@@ -153,9 +153,14 @@ class Parameters:
 
     def scale_gradients(self, factor: Tensor) -> None:
         """Multiply all gradients by a number."""
-        gradients = [gradient for bucket in self._buckets for _, gradient in bucket.gradients()]
-        if gradients:
-            torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]  # as torch.nn.utils does
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for bucket in self._buckets:
+            for _, gradient in bucket.gradients():
+                by_dtype.setdefault(gradient.dtype, []).append(gradient)
+        for dtype, gradients in by_dtype.items():
+            # A GPU takes a list in one pass only if the number has its type.
+            own = factor.to(torch.promote_types(dtype, torch.float32))
+            torch._foreach_mul_(gradients, own)  # pyright: ignore[reportPrivateImportUsage]  # as torch.nn.utils does
 
     def unscale(self, scale: float, norm: Tensor, max_norm: float | None) -> None:
         """Divide all gradients by `scale`, and by more if their global norm, `norm`, would then be above `max_norm`, as
@@ -164,7 +169,7 @@ class Parameters:
         if max_norm is not None and not math.isinf(max_norm):
             self.scale_gradients((max_norm / (norm + 1e-6)).clamp(max=1.0) / scale)
         elif scale != 1.0:
-            self.scale_gradients(norm.new_tensor(1 / scale))
+            self.scale_gradients(norm.new_full((), 1 / scale))
 
     def _table(self, name: str) -> dict[str, Any]:
         return next(stage for stage in self._stages if name in stage.state_specs).table(name)

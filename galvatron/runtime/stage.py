@@ -239,6 +239,10 @@ class Stage(nn.Module):
         """Micro-batches of the running step; set by the runtime."""
         self.random = Randomness(mesh.world.device)
 
+    def epilogue(self, *collected: Tensor, **keywords: Any) -> Tensor:
+        """The loss, from what `forward` has given for all micro-batches; generated where there is one."""
+        raise GalvatronError(f"stage {self.index} has no epilogue")
+
     def state(
         self,
         name: str,

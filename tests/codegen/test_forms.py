@@ -76,7 +76,7 @@ def _torch(args: Any) -> Any:
 
 
 def written(op: Op, graph: Graph) -> str:
-    return str(OpPrinter(lambda name: name, graph.values, "x.device").expression(op))
+    return str(OpPrinter(str, graph.values, "x.device").expression(op))
 
 
 ONE_TENSOR = [
@@ -376,7 +376,7 @@ def test_an_argument_without_a_place_is_written_out():
 def test_symbolic_sizes_read_like_python():
     b = sympy.Symbol("b", integer=True, positive=True)
     value = Value("x", TensorType("f32", (b, 16, 64)))
-    printer = OpPrinter(lambda name: name, {"x": value}, "x.device")
+    printer = OpPrinter(str, {"x": value}, "x.device")
 
     def text(target, *args):
         return str(printer.expression(Op(target, (Ref("x"), *args), (), (value,))))

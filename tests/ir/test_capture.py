@@ -491,6 +491,35 @@ def _(x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x)
 
 
+def gradient_inside(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    h = net.first(x)
+    (g,) = torch.autograd.grad(h.square().sum(), h)
+    return (g * h).sum()
+
+
+def backward_inside(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    h = net.first(x)
+    h.square().sum().backward()
+    return h.sum()
+
+
+def equal_values(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    h = net.first(x)
+    if torch.equal(h, x):
+        h = h * 2
+    return h.sum()
+
+
+def own_generator(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    h = net.first(x) + torch.randn(8, generator=torch.Generator())
+    return h.sum()
+
+
+def sparse(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    h = net.first(x).to_sparse()
+    return h.to_dense().sum()
+
+
 def custom_operator(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     h = doubled(net.first(x))
     return h.sum()
@@ -513,6 +542,11 @@ def custom_operator(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         (written_without_gradients, "h.mul_(2)", "changed in place inside torch.no_grad()"),
         (custom_operator, "h = doubled(net.first(x))", "galvatron_test.doubled.default is not an operation of torch"),
         (own_backward, "h = StraightThrough.apply(net.first(x))", "has a backward of its own"),
+        (gradient_inside, "(g,) = torch.autograd.grad(h.square().sum(), h)", "a gradient is computed inside forward"),
+        (backward_inside, "h.square().sum().backward()", "a gradient is computed inside forward"),
+        (equal_values, "if torch.equal(h, x):", "depends on the values of a tensor"),
+        (own_generator, "h = net.first(x) + torch.randn(8, generator=torch.Generator())", "random generator"),
+        (sparse, "h = net.first(x).to_sparse()", "torch cannot trace aten._to_sparse.default"),
     ],
     ids=lambda case: case.__name__ if callable(case) else "",
 )
@@ -526,6 +560,67 @@ def test_refused(forward: Callable[..., Any], line: str, reason: str, capfd: pyt
     assert capfd.readouterr() == ("", ""), "torch's own dumps stay off the screen"
 
 
+def check_that_raises(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    h = net.first(x)
+    if torch.isnan(h).any():
+        raise ValueError("not a number")
+    return h.square().sum()
+
+
+def check_of_several_conditions(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    h = net.first(x)
+    if net.training and (torch.isnan(h).any().item() or not torch.isfinite(h).all()):
+        raise ValueError("not finite")
+    return h.square().sum()
+
+
+def check_that_asserts(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    h = net.first(x)
+    assert torch.isfinite(h).all(), "not finite"
+    return h.square().sum()
+
+
+def check_with_another_branch(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    h = net.first(x)
+    if torch.isfinite(h).all():
+        h = h.relu()
+    else:
+        raise ValueError("not finite")
+    return h.square().sum()
+
+
+@pytest.mark.parametrize(
+    "forward", [check_that_raises, check_of_several_conditions, check_that_asserts, check_with_another_branch]
+)
+def test_checks_of_values_are_left_out_with_a_warning(forward: Callable[..., Any]) -> None:
+    with pytest.warns(UserWarning, match=r"test_capture.py:\d+: `(if|assert) .*left out"):
+        assert_equals_eager(Net(forward))
+
+
+def caching(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    if not hasattr(net, "ramp"):
+        net.ramp = torch.arange(8, dtype=x.dtype)
+        net.history = {}
+    net.history["last"] = net.first(x)
+    return (net.history["last"] * net.ramp).sum()
+
+
+def test_what_forward_assigns_is_taken_back() -> None:
+    net = Net(caching)
+    before = dict(net.__dict__)
+    capture_graph(net, batch_of(4))
+    assert net.__dict__ == before
+    net.history, net.ramp = {}, torch.ones(8, dtype=torch.float64)
+    capture_graph(net, batch_of(4))
+    assert net.history == {}
+
+
+def test_advice_about_a_line_of_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("galvatron.ir.capture.sources._is_of_library", lambda file: True)
+    with pytest.raises(CaptureError, match="the line is in the library 'tests': choose an option of its configuration"):
+        capture_graph(Net(value_in_control_flow), batch_of(4))
+
+
 def test_batch_norm_is_refused_in_training_and_captured_in_eval() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
     batch = (torch.zeros(4, 8),)
@@ -533,6 +628,9 @@ def test_batch_norm_is_refused_in_training_and_captured_in_eval() -> None:
     def loss(output: torch.Tensor, _: Any) -> torch.Tensor:
         return output.sum()
 
-    with pytest.raises(CaptureError, match="changes its own '1.running_mean'.*batch norm: call .eval"):
+    with pytest.raises(
+        CaptureError,
+        match="changes its own '1.running_mean'.*lost: call .eval.. on this batch norm, or use .* GroupNorm",
+    ):
         capture_graph(model, batch, loss_fn=loss)
     assert capture_graph(model.eval(), batch, loss_fn=loss).program.graph is not None

@@ -36,6 +36,10 @@ def program_of(then: Callable[[nn.Module, Tensor], Tensor]) -> Program:
     return Pipeline.of(FRONT_END).run(captured.program)
 
 
+def _two_views(z: Tensor, size: int) -> Tensor:
+    return (F.normalize(z[:size], dim=-1) * F.normalize(z[size:], dim=-1)).sum(-1).mean()
+
+
 ADDITIVE: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "mean": lambda self, h: h.pow(2).mean(),
     "two means": lambda self, h: h.pow(2).mean() - 3 * h.abs().sum(1).mean(),
@@ -47,6 +51,9 @@ ADDITIVE: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "another type": lambda self, h: h.pow(2).mean().double() + 1,
     "stacked terms": lambda self, h: torch.stack([h.pow(2).mean(), self.scale, h.abs().mean()]).sum(),
     "flattened": lambda self, h: h.reshape(-1).pow(2).mean(),
+    "two views": lambda self, h: _two_views(self.first(torch.cat([h, h.tanh()])), h.shape[0]),
+    "repeated samples": lambda self, h: h.repeat_interleave(2, 0).repeat(3, 1).pow(2).mean(),
+    "images": lambda self, h: F.max_pool2d(F.conv_transpose2d(h[:, None, None], h.new_ones(1, 2, 2, 2)), 2).mean(),
     "no samples at all": lambda self, h: self.first.weight.pow(2).sum(),
 }
 

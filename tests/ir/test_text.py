@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from galvatron.errors import GalvatronError, ParseError, VerifyError
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Source, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Shard
-from galvatron.ir.program import Program, State
+from galvatron.ir.program import BatchSizes, Program, State
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import parse_graph, parse_program, print_graph, print_program
 from galvatron.ir.text.parser import parse_expression
@@ -52,6 +52,16 @@ def test_a_precision_survives_text(form: str) -> None:
     program = rounded(FORMS[form](), "f16")
     text = print_program(program)
     assert text.splitlines()[2] == f"program Net {program.form} batch 8 precision f16"
+    assert parse_program(text) == program
+
+
+@pytest.mark.parametrize("sizes", ["from 2 to 63 but 5 but 7", "from 8", "from 1 to 8"])
+def test_batch_sizes_survive_text(sizes: str) -> None:
+    least, *rest = (int(word) for word in sizes.split() if word.isdigit())
+    most, *but = rest if "to" in sizes else [None, *rest]
+    program = replace(FORMS["planned"](), batch_sizes=BatchSizes(least, most, tuple(n for n in but if n)))
+    text = print_program(program)
+    assert text.splitlines()[2] == f"program Net planned batch 8 {sizes}"
     assert parse_program(text) == program
 
 

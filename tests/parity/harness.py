@@ -60,7 +60,7 @@ class Expected:
 @dataclass(frozen=True)
 class Job:
     """What ranks need to run a program: the model's name, the source and mesh axes of each stage, and who holds it, the
-    schedule, and what a micro-batch divides into.
+    schedule, what a micro-batch divides into, and which inputs hold samples.
     """
 
     name: str
@@ -71,6 +71,7 @@ class Job:
     schedule: str
     shards: int
     constants: dict[str, Tensor]
+    batched: frozenset[str]
     cache_dir: str
 
 
@@ -191,6 +192,7 @@ def job_of(name: str, program: Program) -> Job:
         schedule=plan.schedule,
         shards=plan.shards,
         constants=costed(name, program.precision)[1],
+        batched=program.batched,
         cache_dir=_cache_dir(),
     )
 
@@ -202,7 +204,7 @@ def executor(world: rt.World, job: Job, model: nn.Module | None = None, **option
     stages = [load_module(file, job.texts[file], job.cache_dir).Stage(mesh) for file in files]
     state = rt.ModelState(subject(job.name).model if model is None else model, constants=job.constants)
     settings = {"microbatches": job.micro_batches, "schedule": job.schedule, "shards": job.shards}
-    return rt.Executor(stages, model=state, **settings, **options)
+    return rt.Executor(stages, model=state, batched=job.batched, **settings, **options)
 
 
 def run_step(world: rt.World, job: Job, batch: Batch) -> tuple[float, dict[str, Tensor]]:

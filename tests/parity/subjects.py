@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tests import models
-from tests.parity import coupled
+from tests.parity import coupled, reductions, situations
+from tests.parity.forwards import FORWARDS, Blocks, inputs
 
 Batch = dict[str, Any]
 
@@ -322,10 +324,17 @@ def ignore_labels(batch: Batch, samples: slice | list[int]) -> Batch:
 
 
 def make(name: str) -> Subject:
-    """The subject called `name`: one of `SUBJECTS`, the same with `-float32`, or `random-<seed>` for a transformer
-    drawn at random."""
+    """The subject called `name`: one of `SUBJECTS`, the same with `-float32`, `random-<seed>` for a transformer drawn
+    at random, `reduced: <words>` for a loss in the words of `reductions`, `situation: <name>` for one of `situations`,
+    or one of `forwards.FORWARDS`."""
+    if name.startswith("situation:"):
+        return Subject(situations.SITUATIONS[name.split()[1]]().double(), situations.batch_of)
+    if name.startswith("reduced:"):
+        return Subject(reductions.Reductions(tuple(name.split()[1:])), reductions.batch_of)
     if name.startswith("random-"):
         return Subject(RandomTransformer(int(name.removeprefix("random-"))).double(), _tokens)
+    if name in FORWARDS:
+        return Subject(Blocks(FORWARDS[name]).double(), partial(inputs, FORWARDS[name]))
     if name.endswith("-float32"):
         case = SUBJECTS[name.removesuffix("-float32")]()
         return replace(case, model=case.model.float())

@@ -20,6 +20,7 @@ CASES = [
     pytest.param(model, plan, marks=() if (model, plan) in FAST else pytest.mark.slow)
     for model in ("towers", "views", "balanced")
     for plan in PLANS
+    if model != "views" or not any(role in plan for role in ("+sp", "ulysses", "cp"))  # two views are no sequence
 ]
 
 

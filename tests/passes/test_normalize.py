@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from galvatron.errors import PassError
+from galvatron.errors import CaptureError, PassError
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.graph import Graph, Op, Ref
 from galvatron.ir.types import BATCH, simplify_dim
@@ -178,7 +178,18 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+UNTRACEABLE = ("cross_entropy-probabilities", "cross_entropy-probabilities-2d", "bce") if TORCH < (2, 12) else ()
+"""What torch itself cannot trace for every batch size: it asks for the size as a number."""
+
+
+@pytest.mark.parametrize("name", UNTRACEABLE)
+def test_what_torch_cannot_trace_is_refused(name: str) -> None:
+    with pytest.raises(CaptureError, match="test_normalize.py"):
+        normalized(LOSSES[name])
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in UNTRACEABLE])
 def test_mean_is_sum_over_count(name: str) -> None:
     graph = normalized(LOSSES[name]).graph
     for op in graph.ops:
@@ -347,6 +358,18 @@ def test_dims_count_from_the_front_and_are_always_there() -> None:
     assert dims["aten.stack.default"]["dim"] == 3
     assert dims["aten.cat.default"]["dim"] == 0
     assert dims["aten.amax.default"]["dim"] == (1,)
+
+
+def test_dims_of_the_result_count_from_its_own_front() -> None:
+    graph = normalized(lambda h, y, labels, w: (torch.diag_embed(h) * torch.diag_embed(y)).sum())
+    assert [dict(op.kwargs) or op.args[1:] for op in graph.graph.ops if "diag" in op.target] == [(0, 2, 3)] * 2
+
+
+def test_batch_norm_with_given_statistics_has_one_result() -> None:
+    def forward(h: torch.Tensor, y: torch.Tensor, labels: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return F.batch_norm(h.transpose(1, 2), w, w, training=False).pow(2).sum()
+
+    assert "batch_norm" in normalized(forward).targets
 
 
 def test_active_dropout_stays_with_one_result() -> None:

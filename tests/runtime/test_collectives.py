@@ -114,7 +114,7 @@ def pipeline_groups(world: rt.World) -> tuple[int, tuple[int, ...], list[int]]:
 @pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize("contiguous", [True, False])
 def test_value_and_gradient_of_every_function(world_size, contiguous):
-    run_ranks(all_cases, world_size, contiguous)
+    run_ranks(all_cases, world_size, contiguous, torch.float64)
 
 
 def conjugates(world: rt.World) -> None:

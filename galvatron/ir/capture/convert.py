@@ -16,7 +16,7 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture.batch import Batch
 from galvatron.ir.capture.numbers import NumberError, plain_number
 from galvatron.ir.capture.samples import Samples
-from galvatron.ir.capture.sources import source_of, where
+from galvatron.ir.capture.sources import advice, source_of, where
 from galvatron.ir.capture.state import DTYPE_OF, state_of, tensor_type_of
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
 from galvatron.ir.names import Names, base_name
@@ -28,6 +28,11 @@ _STRIDELESS = {
     "aten._unsafe_view.default": "aten.reshape.default",
 }
 """Views as copies where need be: values have no strides, and those seen while tracing are not always those of a run."""
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_OF_BATCH_NORM = (
+    "call .eval() on this batch norm, or use a norm over each sample in its place, such as GroupNorm or LayerNorm"
+)
 
 _DROPPED_KWARGS = frozenset({"device", "layout", "pin_memory"})
 
@@ -107,7 +112,12 @@ def _bound(
             constants[name] = data.detach()
             bound[node] = Value(name, tensor_type_of(constants[name], name))
         else:
-            raise CaptureError(f"the model uses {spec.target!r}, an object that cannot be captured")
+            reader = next(iter(node.users), node)
+            own = "make it outside of forward, or do without (random numbers follow from torch.manual_seed)"
+            raise CaptureError(
+                f"{where(reader)}the model reads an object that cannot be captured, such as a random generator: "
+                f"{advice(source_of(reader), own)}"
+            )
     return bound, constants, fills
 
 
@@ -136,10 +146,10 @@ def _check_mutations(exported: ExportedProgram, bound: Mapping[fx.Node, Value]) 
         name = str(spec.target).removeprefix("model.")
         counts = sources <= {name} and name not in {bound[n].name for n in read_by_loss if n in bound}
         if not counts:
-            raise CaptureError(
-                f"{where(node)}the model changes its own {name!r} in forward, which would be lost: keep it constant "
-                "(for batch norm: call .eval() on it, or use a norm without running statistics)"
-            )
+            own = "keep it constant, or update it outside of forward"
+            told = _OF_BATCH_NORM if name.endswith(_STATISTICS) else advice(source_of(node), own)
+            what = f"the model changes its own {name!r} in forward, which would be lost"
+            raise CaptureError(f"{where(node)}{what}: {told}")
 
 
 class _Converter:
@@ -178,7 +188,9 @@ class _Converter:
             self._values[node] = self._parts[source][index]  # type: ignore[index]  # of an op with several results
             return
         if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
-            raise CaptureError(f"{where(node)}{node.target} is not an operation of torch itself, so it cannot be split")
+            own = "write it with operations of torch"
+            what = f"{node.target} is not an operation of torch itself, so it cannot be split"
+            raise CaptureError(f"{where(node)}{what}: {advice(source_of(node), own)}")
         target = _STRIDELESS.get(str(node.target), str(node.target))
         args = tuple(self._arg(a, node) for a in node.args)
         kwargs = tuple((k, self._arg(v, node)) for k, v in node.kwargs.items() if k not in _DROPPED_KWARGS)
@@ -220,7 +232,8 @@ class _Converter:
         if expression.free_symbols - self._symbols.keys():
             what = "size" if isinstance(number, torch.SymInt) else "number"
             raise CaptureError(
-                f"{where(node)}a {what} depends on the values of a tensor, which are not known in advance"
+                f"{where(node)}a {what} depends on the values of a tensor, which are not known in advance: "
+                f"{advice(source_of(node), 'use masks and torch.where in place of it')}"
             )
         try:
             return simplify_dim(plain_number(expression.subs(self._symbols)))

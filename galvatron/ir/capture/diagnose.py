@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import sys
 import types
 import warnings
@@ -14,11 +15,12 @@ from typing import Any
 
 import sympy
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, UnsupportedOperatorException
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.samples import NoSamplesError, is_range
-from galvatron.ir.capture.sources import is_user_file, located, source_of_error, source_of_line
+from galvatron.ir.capture.sources import advice, is_user_file, located, source_of_error, source_of_line
 from galvatron.ir.graph import Source
 from galvatron.ir.types import BATCH
 
@@ -31,14 +33,33 @@ def explained(error: Exception, trace_again: Callable[[BatchSizeWatch], Any], ba
     if isinstance(error, CaptureError):
         return error
     chain = list(_chain(error))
-    if any(isinstance(e, GuardOnDataDependentSymNode) for e in chain):
+    line = _innermost(chain)
+    if any(isinstance(e, (GuardOnDataDependentSymNode, DataDependentOutputException)) for e in chain):
         reason = "control flow or a size depends on the values of a tensor, which are not known before training"
-        return CaptureError(f"{located(_innermost(chain))}{reason}: use tensor operations such as torch.where")
+        return CaptureError(f"{located(line)}{reason}: {advice(line, 'use tensor operations such as torch.where')}")
     if isinstance(error, NoSamplesError) or "Constraints violated" in str(error) or "specialized" in str(error):
         return _batch_size_error(trace_again, batch_size)
-    summary = str(chain[0]).strip().splitlines()
-    what = f"{type(chain[0]).__name__}: {summary[0]}" if summary else type(chain[0]).__name__
-    return CaptureError(f"{located(_innermost(chain))}the model cannot be traced without running it: {what}")
+    reason = "the model cannot be traced without running it"
+    if any(sign in str(e) for e in chain for sign in _UNTRACEABLE_STATE):
+        own = "assign such values outside of forward"
+        what = "it changes a parameter or buffer through .data, or keeps a tensor of one call for the next"
+        return CaptureError(f"{located(line)}{reason}: {what}: {advice(line, own)}")
+    if isinstance(chain[0], UnsupportedOperatorException):
+        own = "use an operation on dense tensors"
+        return CaptureError(f"{located(line)}{reason}: torch cannot trace {chain[0].func}: {advice(line, own)}")
+    return CaptureError(f"{located(line)}{reason}: {_plain(chain[0])}")
+
+
+_UNTRACEABLE_STATE = ("exported program constant's list", "was mutated", "assigned during export")
+"""Of what torch says about state that it lost sight of."""
+
+
+def _plain(error: BaseException) -> str:
+    """The first sentence of what was raised, with sizes and inputs under the user's names."""
+    lines = str(error).strip().splitlines()
+    text = re.sub(r"L\['batch'\]\['(\w+)'\]", r"\1", lines[0] if lines else "")
+    text = re.sub(r"\b[su]\d+\b", "B", text).partition("Please file")[0].strip()
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -61,8 +82,8 @@ def _batch_size_error(trace_again: Callable[[BatchSizeWatch], Any], batch_size: 
             f"the model fixes the size of every input on dim 0, the batch size at {batch_size} too: derive sizes from "
             "the inputs, as in x.shape[0]"
         )
-    advice = "derive sizes from the inputs, as in x.shape[0], or let -1 stand for the batch"
-    return CaptureError(f"{located(watch.culprit)}{watch.finding}: {advice}")
+    own = "derive sizes from the inputs, as in x.shape[0] without int() or float(), or let -1 stand for the batch"
+    return CaptureError(f"{located(watch.culprit)}{watch.finding}: {advice(watch.culprit, own)}")
 
 
 @dataclass
@@ -139,6 +160,8 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(screen):
             warnings.simplefilter("ignore", FutureWarning)
+            # What forward assigns is taken back.
+            warnings.filterwarnings("ignore", "The tensor attribute.* assigned during export", UserWarning)
             yield
         sys.stderr.write(screen.getvalue())
     finally:

@@ -15,12 +15,14 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture.batch import Batch, BatchDims, read_batch
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import BatchSizeWatch, explained, quiet
+from galvatron.ir.capture.gradients import OnlyRegisteredAreTrained
 from galvatron.ir.capture.operators import check_operators
 from galvatron.ir.capture.precision import ComputeType, rounded
 from galvatron.ir.capture.randomness import check_randomness
 from galvatron.ir.capture.regions import dissolve_regions
+from galvatron.ir.capture.restore import unchanged
 from galvatron.ir.capture.samples import find_samples
-from galvatron.ir.capture.tracing import OnlyRegisteredAreTrained, careful_tracing
+from galvatron.ir.capture.tracing import careful_tracing
 from galvatron.ir.program import Program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
@@ -114,6 +116,7 @@ class _Training(nn.Module):
         self.model = model
         self.training = model.training
         self._constants = constants
+        self._loss_fn: LossFunction | None
         object.__setattr__(self, "_loss_fn", loss_fn)  # a loss that is a module is no part of the model
         self._dtype = dtype
         self._watch = watch
@@ -121,16 +124,16 @@ class _Training(nn.Module):
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         inputs = {**batch, **self._constants}
         sizes = [size for t in batch.values() for size in t.shape[:1] if isinstance(size, torch.SymInt)]
-        watching = self._watch.watching(sizes) if self._watch else contextlib.nullcontext()
-        with watching, OnlyRegisteredAreTrained():
+        with self._watch.watching(sizes) if self._watch else contextlib.nullcontext():
             if self._dtype is None:
                 return _checked_loss(self._loss(inputs))
             with ComputeType(self._dtype, batch.values()) as compute:
                 return compute.wide(_checked_loss(self._loss(inputs)))
 
     def _loss(self, inputs: dict[str, Any]) -> Any:
-        output = self.model(**inputs)
-        return self._loss_fn(output, inputs) if self._loss_fn else _own_loss(output)
+        with OnlyRegisteredAreTrained():
+            output = self.model(**inputs)
+            return self._loss_fn(output, inputs) if self._loss_fn else _own_loss(output)
 
 
 def _own_loss(output: Any) -> Any:
@@ -164,7 +167,7 @@ def _exported(training: nn.Module, batch: Batch) -> ExportedProgram:
     device = _device_of(training)
     inputs = batch.stand_ins(device)
     devices = [device] if device.type == "cuda" else []
-    with quiet(), careful_tracing(), torch.enable_grad(), torch.random.fork_rng(devices):
+    with unchanged(training), quiet(), careful_tracing(), torch.enable_grad(), torch.random.fork_rng(devices):
         exported = torch.export.export(training, (inputs,), strict=False, dynamic_shapes=(shapes,))
         dissolve_regions(exported)
         return exported.run_decompositions({})

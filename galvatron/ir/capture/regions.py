@@ -14,7 +14,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from galvatron.errors import CaptureError
-from galvatron.ir.capture.sources import where
+from galvatron.ir.capture.sources import advice, source_of, where
 
 _SET_GRAD = "wrap_with_set_grad_enabled"
 _AUTOCAST = "wrap_with_autocast"
@@ -94,10 +94,14 @@ def _check_without_gradients(body: fx.GraphModule) -> None:
         if node.op != "call_function":
             continue
         if getattr(node.target, "__name__", "") == _SET_GRAD:
-            raise CaptureError(f"{where(node)}gradients are switched on inside torch.no_grad(): end the region first")
+            own = "end the region first"
+            what = "gradients are switched on inside torch.no_grad()"
+            raise CaptureError(f"{where(node)}{what}: {advice(source_of(node), own)}")
         if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
             written = node.args[0]
             if isinstance(written, fx.Node) and written.op == "placeholder":
+                own = "use a new tensor, and update state, such as a counter, outside of forward"
                 raise CaptureError(
-                    f"{where(node)}a tensor is changed in place inside torch.no_grad(): use a new tensor"
+                    f"{where(node)}a tensor is changed in place inside torch.no_grad(), which would be lost: "
+                    f"{advice(source_of(node), own)}"
                 )

@@ -48,6 +48,23 @@ def _source_in(stack_trace: str, scope: str) -> Source | None:
     return None
 
 
+def advice(source: Source | None, own: str) -> str:
+    """What to do about a line: what its author can do, or for one of a library what a user of that can do."""
+    if source is None or not _is_of_library(source.file):
+        return own
+    library = Path(source.file).parts[0]
+    return (
+        f"the line is in the library {library!r}: choose an option of its configuration that avoids it (such as "
+        "another implementation of attention or of experts), or put a module of your own in its place"
+    )
+
+
+@cache
+def _is_of_library(file: str) -> bool:
+    """Whether a file, as `short_path` writes it, is of an installed package."""
+    return "-packages/" in file or any("-packages" in root and Path(root, file).is_file() for root in sys.path)
+
+
 def source_of_line(file: str, line: int) -> Source:
     """The source for a place in a file."""
     return Source(short_path(file), line, linecache.getline(file, line).strip())

@@ -8,19 +8,21 @@ import math
 import sys
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 from unittest import mock
 
 import torch
 from torch._decomp import decomposition_table
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.proxy import TracerBase
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
 
 from galvatron.errors import CaptureError
-from galvatron.ir.capture.sources import is_user_file, located, source_of_line
+from galvatron.ir.capture.checks import passing
+from galvatron.ir.capture.sources import advice, is_user_file, located, source_of_line
+from galvatron.ir.graph import Source
 
 _aten = torch.ops.aten
 _MISREAD_LOSSES = (_aten.nll_loss.default, _aten.margin_ranking_loss.default, _aten.hinge_embedding_loss.default)
@@ -36,11 +38,15 @@ def careful_tracing() -> Iterator[None]:
     the forward of a `torch.autograd.Function` as if its backward did not exist. Of functions of Python that must return
     a plain number, `len` and `math.sqrt` give the symbolic one for the size of a batch.
     """
+    _settle_dynamo()
     with contextlib.ExitStack() as patches:
         if hasattr(TracerBase, "_filter_traceback_frames"):
             patches.enter_context(mock.patch.object(TracerBase, "_filter_traceback_frames", _innermost_user_frame))
         patches.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(_apply)))
         patches.enter_context(mock.patch.object(torch.Tensor, "register_hook", _register_hook))
+        patches.enter_context(mock.patch.object(torch.Tensor, "__bool__", _truth_of_tensor))
+        patches.enter_context(mock.patch.object(torch.SymBool, "__bool__", _truth_of_symbol))
+        patches.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", _differentiate))
         patches.enter_context(mock.patch.object(builtins, "len", _length))
         patches.enter_context(mock.patch.object(math, "sqrt", _root))
         patches.enter_context(mock.patch.dict(decomposition_table))
@@ -49,31 +55,14 @@ def careful_tracing() -> Iterator[None]:
         yield
 
 
-class OnlyRegisteredAreTrained(TorchFunctionMode):
-    """Refuses gradients of tensors that the model does not own: torch would detach them and take them for constants.
+@cache
+def _settle_dynamo() -> None:
+    """Has torch make its tables of known functions now: they must not get those that stand in for others here."""
+    from torch._dynamo import trace_rules
 
-    While torch traces, the model's own parameters are fake; a real tensor comes from a closure, a global, a plain list
-    or an attribute that is no parameter.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(result)):
-            for tensor in _tensors((args, kwargs)):
-                if tensor.requires_grad and type(tensor) in (torch.Tensor, torch.nn.Parameter):
-                    raise CaptureError(
-                        f"{here()}a {'parameter' if isinstance(tensor, torch.nn.Parameter) else 'tensor'} of shape "
-                        f"{tuple(tensor.shape)} that requires a gradient is not among the model's parameters, so it "
-                        "would not be trained: make it a parameter of the model, or what owns it (such as a loss) a "
-                        "submodule of the model; if it is not to be trained, use tensor.detach()"
-                    )
-        return result
-
-
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    with contextlib.suppress(AttributeError):  # names of its own, which differ between versions
+        trace_rules.get_torch_obj_rule_map()
+        trace_rules.is_builtin_callable(len)
 
 
 def _innermost_user_frame(_: TracerBase, frames: traceback.StackSummary) -> traceback.StackSummary:
@@ -96,14 +85,46 @@ def _apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any
         return function(*inputs)
     if cls.__module__.partition(".")[0] == "torch":
         return _apply_function(cls, *args, **kwargs)
+    own = (
+        "write it with operations that torch differentiates, such as x + (f(x) - x).detach() for a function that "
+        "passes gradients straight through"
+    )
     raise CaptureError(
-        f"{here()}the autograd function {cls.__name__} has a backward of its own, which would be lost: "
-        "write it with operations that torch differentiates"
+        f"{here()}the autograd function {cls.__name__} has a backward of its own, which would be lost: {advised(own)}"
     )
 
 
 def _register_hook(_: torch.Tensor, hook: Any) -> Any:
-    raise CaptureError(f"{here()}a hook on a gradient would be lost: write it with operations of the forward")
+    own = "write it with operations of the forward"
+    raise CaptureError(f"{here()}a hook on a gradient would be lost: {advised(own)}")
+
+
+def _differentiate(*_: Any, **__: Any) -> Any:
+    own = "write the gradient as a formula, or leave this term of the loss out"
+    raise CaptureError(f"{here()}a gradient is computed inside forward, which cannot be captured: {advised(own)}")
+
+
+_plain_tensor_truth, _plain_symbol_truth = torch.Tensor.__bool__, torch.SymBool.__bool__
+
+
+def _truth_of_tensor(value: torch.Tensor) -> bool:
+    return _truth(_plain_tensor_truth, value)
+
+
+def _truth_of_symbol(value: torch.SymBool) -> bool:
+    return _truth(_plain_symbol_truth, value)
+
+
+def _truth(plain: Callable[[Any], bool], value: Any) -> bool:
+    """What a condition is; where that depends on values, what makes a check of them pass."""
+    try:
+        return plain(value)
+    except GuardOnDataDependentSymNode:
+        frame = user_frame()
+        passes = None if frame is None else passing(frame)
+        if passes is None:
+            raise
+        return passes
 
 
 _plain_length, _plain_root = len, math.sqrt
@@ -120,7 +141,22 @@ def _root(value: Any) -> Any:
 
 def here() -> str:
     """The head of an error message about the user's line that is running."""
+    return located(_line())
+
+
+def advised(own: str) -> str:
+    """What to do about the user's line that is running; see `sources.advice`."""
+    return advice(_line(), own)
+
+
+def _line() -> Source | None:
+    frame = user_frame()
+    return source_of_line(frame.f_code.co_filename, frame.f_lineno) if frame else None
+
+
+def user_frame() -> types.FrameType | None:
+    """The innermost frame of the user's code that is running."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and not is_user_file(frame.f_code.co_filename):
         frame = frame.f_back
-    return located(source_of_line(frame.f_code.co_filename, frame.f_lineno)) if frame else ""
+    return frame

@@ -8,42 +8,38 @@ whole on every rank: right, and slow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
-from galvatron.ir.graph import Arg, Op, Ref, walk_refs
+from galvatron.ir.graph import Op, Ref, walk_refs
+from galvatron.ir.ops.call import Call, DimsFunction, Types, by_line, whole
+from galvatron.ir.ops.elements import (
+    diagonal,
+    diagonal_matrices,
+    indexed,
+    paired,
+    repeated,
+    repeated_in_place,
+    windows,
+    written,
+)
+from galvatron.ir.ops.layers import (
+    batch_norm,
+    convolution,
+    einsum,
+    grid_samples,
+    group_norm,
+    instance_norm,
+    kronecker,
+    recurrent,
+    recurrent_cell,
+    solution,
+    tensordot,
+)
 from galvatron.ir.ops.notation import DimNames, OpDims, Shape, parse_notation
 from galvatron.ir.ops.schemas import is_operator, schema_of
 from galvatron.ir.ops.views import view_dims
-from galvatron.ir.types import Dim, TensorType, exact_quotient
-
-Types = Mapping[str, TensorType]
-DimsFunction = Callable[["Call"], OpDims]
-
-
-class Call:
-    """An op with its arguments laid out by the operator's schema: `call["dim"]` finds one however it was passed."""
-
-    def __init__(self, op: Op, types: Types) -> None:
-        self.op = op
-        self.types = types
-        self.arguments: dict[str, Arg] = schema_of(op.target).arguments(op)
-        self.results = tuple(v.type.shape for v in op.results)
-
-    def __getitem__(self, name: str) -> Arg:
-        return self.arguments[name]
-
-    def shape(self, name: str) -> Shape:
-        return self.types[next(walk_refs(self.arguments[name])).name].shape
-
-    def dims(self, name: str, rank: int) -> tuple[int, ...]:
-        """An argument that names dimensions, as non-negative indices; all of them when it is empty or None."""
-        value = self.arguments.get(name)
-        listed = value if isinstance(value, tuple) else () if value is None else (value,)
-        return tuple(int(d) % rank for d in listed) if listed else tuple(range(rank))  # type: ignore[arg-type]  # ints by schema
-
-    def operand_shapes(self) -> tuple[Shape, ...]:
-        return tuple(self.types[name].shape for name in self.op.operands)
+from galvatron.ir.types import BATCH, Dim, exact_quotient
 
 
 def op_dims(op: Op, types: Types) -> OpDims | None:
@@ -58,10 +54,7 @@ def op_dims(op: Op, types: Types) -> OpDims | None:
     call = Call(op, types)
     if callable(rule):
         return rule(call)
-    # Operands of a rule line are the leading arguments, tensors by schema; one that is absent or a number is None.
-    tensors = list(call.arguments.values())[: len(parse_notation(rule).operands)]
-    shapes = tuple(types[a.name].shape if isinstance(a, Ref) else None for a in tensors)
-    dims = parse_notation(rule).resolve(shapes, call.results)
+    dims = by_line(call, rule)
     return dims if len(dims.operands) == len(op.operands) else None
 
 
@@ -160,6 +153,54 @@ def _split(call: Call) -> OpDims:
     return OpDims((operand,), (result,) * len(call.results), all_sizes, frozenset({"parts"}), sums=frozenset({0}))
 
 
+def _joined(call: Call) -> OpDims:
+    """Equal parts: the dim is (parts, size of a part) as in `_split`; unequal parts keep it whole."""
+    shapes = call.operand_shapes()
+    dim = int(call.arguments.get("dim", 0)) % len(shapes[0])  # type: ignore[arg-type]  # an int by schema
+    return _joined_along(call, dim)
+
+
+def _joined_along(call: Call, dim: int) -> OpDims:
+    shapes = call.operand_shapes()
+    if len(set(shapes)) > 1 or len(shapes) == 1:
+        return _with_whole(call, (dim,), linear=True)
+    operand = tuple((f"d{i}",) if s != 1 else () for i, s in enumerate(shapes[0]))
+    result = (*operand[:dim], ("parts", *operand[dim]), *operand[dim + 1 :])
+    sizes = {f"d{i}": s for i, s in enumerate(shapes[0]) if s != 1} | {"parts": len(shapes)}
+    return OpDims((operand,) * len(shapes), (result,), sizes, frozenset({"parts"}), sums=frozenset(range(len(shapes))))
+
+
+def _sliced(call: Call) -> OpDims:
+    """One of several equal parts of the batch is (parts, samples) of which it has the samples; others keep it whole."""
+    shape, (result,) = call.shape("self"), call.results
+    (dim,) = call.dims("dim", len(shape))
+    inner, parts = exact_quotient(result[dim], BATCH), exact_quotient(shape[dim], result[dim])
+    start = call["start"] or 0
+    assert isinstance(start, Dim)
+    aligned = start == 0 or exact_quotient(start, result[dim]) is not None
+    if inner is None or parts in (None, 1) or call["step"] != 1 or not aligned:
+        return _with_whole(call, (dim,), linear=True)
+    named = tuple((f"d{i}",) if i != dim and s != 1 else () for i, s in enumerate(shape))
+    part: DimNames = ("samples",) if inner == 1 else ("samples", "inner")
+    sizes: dict[str, Dim] = {f"d{i}": s for i, s in enumerate(shape) if i != dim and s != 1}
+    sizes |= {"parts": parts, "samples": BATCH} | ({} if inner == 1 else {"inner": inner})
+    names = (("parts", *part), part)
+    operand, made = ((*named[:dim], n, *named[dim + 1 :]) for n in names)
+    return OpDims((operand,), (made,), sizes, frozenset({"parts", "inner"} & sizes.keys()), sums=frozenset({0}))
+
+
+def _overwritten(call: Call) -> OpDims:
+    """A slice that is written anew; where it is all there is, so is each element."""
+    if call.shape("src") == call.shape("self"):
+        return by_line(call, "b*, b* -> b*")
+    return _with_whole(call, call.dims("dim", len(call.shape("self"))), linear=True)
+
+
+def _terms(call: Call) -> OpDims:
+    """A sum of terms that are not linear in the operand."""
+    return replace(_sum(call), sums=frozenset())
+
+
 def _logsumexp(call: Call) -> OpDims:
     """One dimension may be sharded; several are whole."""
     dims = _along("dim")(call)
@@ -191,20 +232,15 @@ def _stack(call: Call) -> OpDims:
 
 
 def _created(call: Call) -> OpDims:
-    """A tensor of one repeated number: each rank makes its part of any dim. Operands only lend their dtype."""
+    """A tensor of one repeated number: each rank makes its part of any dim. Operands only lend their dtype, but those
+    of samples are made beside samples."""
     (shape,) = call.results
     result = tuple((f"d{i}",) if s != 1 else () for i, s in enumerate(shape))
-    operands = tuple(tuple(() for _ in s) for s in call.operand_shapes())
-    return OpDims(operands, (result,), {f"d{i}": s for i, s in enumerate(shape) if s != 1})
-
-
-def _whole(call: Call) -> OpDims:
-    """Nothing may be sharded."""
-    return OpDims(
-        tuple(tuple(() for _ in s) for s in call.operand_shapes()),
-        tuple(tuple(() for _ in s) for s in call.results),
-        {},
+    operands = tuple(
+        tuple(result[i] if i < len(shape) and s == shape[i] and not isinstance(s, int) else () for i, s in enumerate(o))
+        for o in call.operand_shapes()
     )
+    return OpDims(operands, (result,), {f"d{i}": s for i, s in enumerate(shape) if s != 1})
 
 
 def _index(call: Call) -> OpDims:
@@ -247,48 +283,6 @@ def _index_select(call: Call) -> OpDims:
     return OpDims((operand, (chosen,)), ((*operand[:dim], chosen, *operand[dim + 1 :]),), sizes)
 
 
-def _index_write(call: Call) -> OpDims:
-    """Rows of one dim written, added or filled: that dim is whole, the others are shared by what holds the rows."""
-    shape = call.shape("self")
-    (dim,) = call.dims("dim", len(shape))
-    sizes: dict[str, Dim] = {f"d{i}": s for i, s in enumerate(shape) if i != dim and s != 1}
-    named = tuple((f"d{i}",) if f"d{i}" in sizes else () for i in range(len(shape)))
-    operands = tuple(
-        named if len(s) == len(shape) and i != 1 else ((),) * len(s) for i, s in enumerate(call.operand_shapes())
-    )
-    return OpDims(operands, (named,), sizes)
-
-
-def _index_put(call: Call) -> OpDims:
-    """`y[:, i, j] = values`: dims before the indexed ones are shared, those behind too."""
-    indices = call["indices"]
-    assert isinstance(indices, tuple)
-    shape, given = call.shape("self"), call.shape("values")
-    positions = [i for i, index in enumerate(indices) if isinstance(index, Ref)]
-    types = [call.types[ref.name] for ref in walk_refs(indices)]
-    if positions != list(range(positions[0], positions[-1] + 1)) or any(t.dtype in ("bool", "u8") for t in types):
-        return _whole(call)
-    rank = max(len(t.shape) for t in types)
-    sizes: dict[str, Dim] = {f"d{i}": s for i, s in enumerate(shape) if i not in positions and s != 1}
-    named = tuple((f"d{i}",) if f"d{i}" in sizes else () for i in range(len(shape)))
-    written = (*named[: positions[0]], *((),) * rank, *named[positions[-1] + 1 :])
-    values = written[len(written) - len(given) :]
-    values = tuple(() if size == 1 else names for names, size in zip(values, given, strict=True))
-    return OpDims((named, *(((),) * len(t.shape) for t in types), values), (named,), sizes)
-
-
-def _diagonal(call: Call) -> OpDims:
-    """The two dims of a diagonal are whole."""
-    shape = call.shape("self")
-    along = {int(call[name]) % len(shape) for name in ("dim1", "dim2")}  # type: ignore[arg-type]  # ints by schema
-    sizes: dict[str, Dim] = {f"d{i}": s for i, s in enumerate(shape) if i not in along and s != 1}
-    whole = tuple((f"d{i}",) if f"d{i}" in sizes else () for i in range(len(shape)))
-    part = (*(names for i, names in enumerate(whole) if i not in along), ())
-    if len(call.op.operands) == 1:
-        return OpDims((whole,), (part,), sizes, sums=frozenset({0}))
-    return OpDims((whole, part), (whole,), sizes, sums=frozenset({0, 1}))
-
-
 def _embedding(call: Call) -> OpDims:
     """Rows of a table; with gradients scaled by how often an index occurs, only the columns may be sharded."""
     line = "~v! h, b*! -> b*! h" if call["scale_grad_by_freq"] else "~v^ h, b* -> b* h"
@@ -318,25 +312,47 @@ def _loss(line: str, elementwise: str) -> DimsFunction:
 
     def rule(call: Call) -> OpDims:
         if call["reduction"] == 1:
-            return _whole(call)
-        notation = parse_notation(line if call["reduction"] == 2 else elementwise)
-        tensors = list(call.arguments.values())[: len(notation.operands)]
-        return notation.resolve(
-            tuple(call.types[a.name].shape if isinstance(a, Ref) else None for a in tensors), call.results
-        )
+            return whole(call)
+        return by_line(call, line if call["reduction"] == 2 else elementwise)
 
     return rule
+
+
+def _of_rank(rank: int, argument: str, rule: DimsFunction) -> DimsFunction:
+    """A rule for an argument of at least this rank; below, the op stays whole."""
+    return lambda call: rule(call) if len(call.shape(argument)) >= rank else whole(call)
 
 
 def _cross_entropy(call: Call) -> OpDims:
     rank = len(call.shape("self"))
     if rank == 1:
-        return _whole(call)
+        return whole(call)
     # Class indices without class weights may be looked up in a sharded vocabulary.
     indices = len(call.shape("target")) < rank
     v = "v^" if indices and rank == 2 and not isinstance(call["weight"], Ref) else "v!"
     target = "n d*" if indices else "n v! d*"
     return _loss(f"n {v} d*, {target}, {v}? -> ", f"n {v} d*, {target}, {v}? -> n d*")(call)
+
+
+_likelihood = _of_rank(2, "self", _loss("n v! d*, n d*, v!? -> ", "n v! d*, n d*, v!? -> n d*"))
+
+
+def _prelu(call: Call) -> OpDims:
+    """One slope for all, or one for each channel."""
+    return by_line(call, "b*, 1 -> b*" if call.shape("weight") in ((), (1,)) else "n c d*, c -> n c d*")
+
+
+def _positions(call: Call) -> OpDims:
+    """`searchsorted` in one sequence, or in one of as many as there are rows of values."""
+    if isinstance(call["sorter"], Ref):
+        return whole(call)
+    shared = len(call.shape("sorted_sequence")) == 1
+    return by_line(call, "k!, b* -> b*" if shared else "b* k!, b* q -> b* q")
+
+
+_POOL_1D = "b* l! -> b* x!"
+_POOL_2D = "b* h! w! -> b* x! y!"
+_POOL_3D = "b* d! h! w! -> b* x! y! z!"
 
 
 def _attention(call: Call) -> OpDims:
@@ -349,22 +365,6 @@ def _attention(call: Call) -> OpDims:
     return parse_notation(line).resolve(shapes, call.results)
 
 
-def _convolution(call: Call) -> OpDims:
-    """Grouped, transposed and unbatched convolutions stay whole."""
-    grouped = call["groups"] != 1 or call.arguments.get("transposed")
-    if grouped or len(call.shape("input")) != len(call.shape("weight")):
-        return _whole(call)
-    line = "~n c d*, ~o c k*, +o? -> n o d*"
-    shapes = (call.shape("input"), call.shape("weight"), call.shape("bias") if isinstance(call["bias"], Ref) else None)
-    spatial = len(shapes[0]) - 2
-    line = line.replace("d*", " ".join(f"x{i}!" for i in range(spatial))).replace(
-        "k*", " ".join(f"y{i}!" for i in range(spatial))
-    )
-    head, _, tail = line.partition("->")
-    tail = tail.replace("x", "z")
-    return parse_notation(f"{head}->{tail}").resolve(shapes, call.results)
-
-
 RULES: dict[str, str | DimsFunction] = {
     # products
     "linear": "~b* k, ~n k, +n? -> b* n",
@@ -375,22 +375,54 @@ RULES: dict[str, str | DimsFunction] = {
     "matmul": _matmul,
     "mul": "~b*, ~b* -> b*",
     "div.Tensor": "~b*, b* -> b*",
-    "convolution": _convolution,
-    "conv1d": _convolution,
-    "conv2d": _convolution,
-    "conv3d": _convolution,
+    "mv": "~m k, ~k -> m",
+    "addmv": "+m, ~m k, ~k -> m",
+    "addbmm": "+m n, ~b m k, ~b k n -> m n",
+    "dot": "~k, ~k -> ",
+    "outer": "~m, ~n -> m n",
+    "addr": "+m n, ~m, ~n -> m n",
+    "bilinear": "~b* i, ~b* j, ~o i j, +o? -> b* o",
+    "einsum": einsum,
+    "tensordot": tensordot,
+    "kron": kronecker,
+    "convolution": convolution,
+    "conv1d": convolution,
+    "conv2d": convolution,
+    "conv3d": convolution,
+    "conv_transpose1d": convolution,
+    "conv_transpose2d": convolution,
+    "conv_transpose3d": convolution,
     "scaled_dot_product_attention": _attention,
     # sums
     "add": "+b*, +b* -> b*",
     "sub": "+b*, +b* -> b*",
+    "rsub": "+b*, +b* -> b*",
     "neg": "+b* -> b*",
     "clone": "+b* -> b*",
     "_to_copy": "b* -> b*",
     "detach": "b* -> b*",
     "sum": _sum,
-    # choices with a number, which torch does not tag as pointwise
+    "nansum": _terms,
+    "count_nonzero": _terms,
+    # pointwise ops that torch does not tag as such
     "where.ScalarOther": "b*, b* -> b*",
     "where.ScalarSelf": "b*, b*, b* -> b*",
+    "hardswish": "b* -> b*",
+    "log_sigmoid": "b* -> b*",
+    "prelu": _prelu,
+    "fill": "b*, b* -> b*",
+    "copy": "b*, b* -> b*",
+    "complex": "+b*, +b* -> b*",
+    "real": "+b* -> b*",
+    "imag": "+b* -> b*",
+    "conj_physical": "+b* -> b*",
+    "polar": "b*, b* -> b*",
+    "view_as_complex": "+b* 2! -> b*",
+    "view_as_real": "+b* -> b* 2!",
+    "one_hot": "b* -> b* v!",
+    "bucketize.Tensor": "b*, k! -> b*",
+    "searchsorted.Tensor": _positions,
+    "isin.Tensor_Tensor": "b*, t*! -> b*",
     # views
     "view": _view,
     "reshape": _view,
@@ -406,12 +438,24 @@ RULES: dict[str, str | DimsFunction] = {
     "split": _split,
     "split_with_sizes": _split,
     "chunk": _split,
-    "slice": _along("dim", linear=True),
+    "slice": _sliced,
     "select": _along("dim", linear=True),
     "narrow": _along("dim", linear=True),
     "unbind": _along("dim", linear=True),
-    "cat": _along("dim", linear=True),
+    "narrow_copy": _along("dim", linear=True),
+    "select_scatter": _along("dim", linear=True),
+    "slice_scatter": _overwritten,
+    "cat": _joined,
+    "hstack": _of_rank(2, "tensors", lambda call: _joined_along(call, 1)),
+    "vstack": _of_rank(2, "tensors", lambda call: _joined_along(call, 0)),
     "stack": _stack,
+    "repeat": repeated,
+    "tile": repeated,
+    "repeat_interleave.self_int": repeated_in_place,
+    "unfold": windows,
+    "diagonal": diagonal,
+    "diagonal_scatter": diagonal,
+    "diag_embed": diagonal_matrices,
     "pad": _pad,
     "constant_pad_nd": _pad,
     # along one dimension
@@ -420,38 +464,125 @@ RULES: dict[str, str | DimsFunction] = {
     "log_softmax": _along("dim"),
     "_log_softmax": _along("dim"),
     "cumsum": _along("dim", linear=True),
+    "cumprod": _along("dim"),
+    "cummax": _along("dim"),
+    "cummin": _along("dim"),
+    "logcumsumexp": _along("dim"),
     "logsumexp": _logsumexp,
     "mean": _along("dim", linear=True),
     "amax": _along("dim"),
     "amin": _along("dim"),
+    "aminmax": _along("dim"),
+    "max.dim": _along("dim"),
+    "min.dim": _along("dim"),
     "argmax": _along("dim"),
+    "argmin": _along("dim"),
+    "median": _along("dim"),
+    "nanmedian": _along("dim"),
+    "mode": _along("dim"),
+    "kthvalue": _along("dim"),
+    "quantile.scalar": _along("dim"),
+    "nanmean": _along("dim"),
+    "prod": _along("dim"),
+    "any": _along("dim"),
+    "all": _along("dim"),
+    "norm": _along("dim"),
+    "linalg_norm": _along("dim"),
+    "linalg_vector_norm": _along("dim"),
     "var": _along("dim"),
+    "std": _along("dim"),
+    "var_mean": _along("dim"),
+    "std_mean": _along("dim"),
+    "glu": _along("dim"),
+    "trapezoid.dx": _along("dim", linear=True),
     "diff": _along("dim"),
     "flip": _along("dims", linear=True),
     "roll": _along("dims", linear=True),
     "topk": _along("dim"),
     "sort": _along("dim"),
+    "argsort": _along("dim"),
+    "rot90": _along("dims", linear=True),
+    "fliplr": lambda call: _with_whole(call, (1,), linear=True),
+    "flipud": lambda call: _with_whole(call, (0,), linear=True),
+    "fft_fft": _along("dim", linear=True),
+    "fft_ifft": _along("dim", linear=True),
+    "fft_rfft": _along("dim", linear=True),
+    "fft_irfft": _along("dim", linear=True),
+    "fft_fft2": _along("dim", linear=True),
+    "fft_ifft2": _along("dim", linear=True),
+    "fft_rfft2": _along("dim", linear=True),
+    "fft_irfft2": _along("dim", linear=True),
+    "fft_fftn": _along("dim", linear=True),
+    "fft_ifftn": _along("dim", linear=True),
+    "fft_fftshift": _along("dim", linear=True),
+    "fft_ifftshift": _along("dim", linear=True),
     "gather": _along("dim"),
+    "take_along_dim": paired("dim"),
     "scatter": _along("dim"),
     "scatter_add": _along("dim"),
-    "slice_scatter": _along("dim", linear=True),
-    "index_add": _index_write,
-    "index_copy": _index_write,
-    "index_fill": _index_write,
-    "index_put": _index_put,
-    "diagonal": _diagonal,
-    "diagonal_scatter": _diagonal,
+    "scatter_reduce": _along("dim"),
+    "index_add": indexed,
+    "index_copy": indexed,
+    "index_fill": indexed,
+    "index_put": written,
+    "cosine_similarity": paired("dim"),
+    "pairwise_distance": paired(""),
+    "linalg_cross": paired("dim"),
+    "cdist": "b* m d!, b* n d! -> b* m n",
     "triu": "b* m! n! -> b* m! n!",
     "tril": "b* m! n! -> b* m! n!",
-    # complex numbers
-    "view_as_complex": "+b* c! -> b*",
-    "view_as_real": "+b* -> b* c!",
-    "real": "+b* -> b*",
-    "imag": "+b* -> b*",
-    "conj_physical": "+b* -> b*",
-    "complex": "+b*, +b* -> b*",
-    "polar": "b*, b* -> b*",
+    # of matrices
+    "linalg_inv": "b* m! n! -> b* m! n!",
+    "linalg_cholesky": "b* m! n! -> b* m! n!",
+    "linalg_matrix_power": "b* m! n! -> b* m! n!",
+    "linalg_matrix_exp": "b* m! n! -> b* m! n!",
+    "linalg_det": "b* m! n! -> b*",
+    "linalg_slogdet": "b* m! n! -> b*, b*",
+    "linalg_svdvals": "b* m! n! -> b* k!",
+    "linalg_eigvalsh": "b* m! n! -> b* k!",
+    "linalg_solve": solution,
+    # of images and sequences
+    "max_pool1d": _POOL_1D,
+    "avg_pool1d": _POOL_1D,
+    "adaptive_avg_pool1d": _POOL_1D,
+    "adaptive_max_pool1d": f"{_POOL_1D}, b* x!",
+    "max_pool2d": _POOL_2D,
+    "max_pool2d_with_indices": f"{_POOL_2D}, b* x! y!",
+    "avg_pool2d": _POOL_2D,
+    "adaptive_avg_pool2d": _POOL_2D,
+    "adaptive_max_pool2d": f"{_POOL_2D}, b* x! y!",
+    "max_pool3d": _POOL_3D,
+    "max_pool3d_with_indices": f"{_POOL_3D}, b* x! y! z!",
+    "avg_pool3d": _POOL_3D,
+    "adaptive_avg_pool3d": _POOL_3D,
+    "adaptive_max_pool3d": f"{_POOL_3D}, b* x! y! z!",
+    "upsample_nearest1d": _POOL_1D,
+    "upsample_linear1d": _POOL_1D,
+    "upsample_nearest2d": _POOL_2D,
+    "upsample_bilinear2d": _POOL_2D,
+    "upsample_bicubic2d": _POOL_2D,
+    "_upsample_bilinear2d_aa": _POOL_2D,
+    "_upsample_bicubic2d_aa": _POOL_2D,
+    "upsample_nearest3d": _POOL_3D,
+    "upsample_trilinear3d": _POOL_3D,
+    "pixel_shuffle": "b* (c r!) h! w! -> b* c x! y!",
+    "pixel_unshuffle": "b* c h! w! -> b* (c r!) x! y!",
+    "channel_shuffle": "n c! d* -> n c! d*",
+    "im2col": "n c h! w! -> n (c k!) l!",
+    "col2im": "n (c k!) l! -> n c h! w!",
+    "grid_sampler": grid_samples,
+    "lstm.input": recurrent(2),
+    "gru.input": recurrent(1),
+    "rnn_tanh.input": recurrent(1),
+    "rnn_relu.input": recurrent(1),
+    "lstm_cell": recurrent_cell(2),
+    "gru_cell": recurrent_cell(1),
+    "rnn_tanh_cell": recurrent_cell(1),
+    "rnn_relu_cell": recurrent_cell(1),
     # normalisation and lookup
+    "batch_norm": batch_norm,
+    "instance_norm": instance_norm,
+    "group_norm": group_norm,
     "layer_norm": lambda call: _normalisation(call, "weight", "bias"),
     "rms_norm": lambda call: _normalisation(call, "weight"),
     "embedding": _embedding,
@@ -465,14 +596,18 @@ RULES: dict[str, str | DimsFunction] = {
     "new_zeros": _created,
     "new_ones": _created,
     "new_full": _created,
+    "new_empty": _created,
+    "empty_like": "b* -> b*",
     "full_like": "b* -> b*",
     "zeros_like": "b* -> b*",
     "ones_like": "b* -> b*",
-    "arange": _whole,
-    "scalar_tensor": _whole,
+    "arange": whole,
+    "scalar_tensor": whole,
     # losses
     "cross_entropy_loss": _cross_entropy,
-    "nll_loss": _loss("n v!, n, v!? -> ", "n v!, n, v!? -> n"),
+    "nll_loss": _likelihood,
+    "nll_loss_nd": _likelihood,
+    "nll_loss2d": _likelihood,
     "mse_loss": _loss("b*, b* -> ", "b*, b* -> b*"),
     "l1_loss": _loss("b*, b* -> ", "b*, b* -> b*"),
     "smooth_l1_loss": _loss("b*, b* -> ", "b*, b* -> b*"),
@@ -480,6 +615,15 @@ RULES: dict[str, str | DimsFunction] = {
     "binary_cross_entropy": _loss("b*, b*, b*? -> ", "b*, b*, b*? -> b*"),
     "binary_cross_entropy_with_logits": _loss("b*, b*, b*?, b*? -> ", "b*, b*, b*?, b*? -> b*"),
     "kl_div": _loss("b*, b* -> ", "b*, b* -> b*"),
+    "soft_margin_loss": _loss("b*, b* -> ", "b*, b* -> b*"),
+    "hinge_embedding_loss": _loss("b*, b* -> ", "b*, b* -> b*"),
+    "poisson_nll_loss": _loss("b*, b* -> ", "b*, b* -> b*"),
+    "margin_ranking_loss": _loss("b*, b*, b* -> ", "b*, b*, b* -> b*"),
+    "cosine_embedding_loss": _loss("b* d!, b* d!, b* -> ", "b* d!, b* d!, b* -> b*"),
+    "triplet_margin_loss": _loss("b* d!, b* d!, b* d! -> ", "b* d!, b* d!, b* d! -> b*"),
+    "multi_margin_loss": _of_rank(2, "self", _loss("n v!, n, 1, 1, v!? -> ", "n v!, n, 1, 1, v!? -> n")),
+    "multilabel_margin_loss": _of_rank(2, "self", _loss("n v!, n v! -> ", "n v!, n v! -> n")),
+    "ctc_loss.Tensor": _of_rank(2, "targets", _loss("t! n c!, n s!, n, n -> ", "t! n c!, n s!, n, n -> n")),
 }
 """Op name (or name with overload) → its rule."""
 

@@ -123,6 +123,8 @@ def fits(value: Arg, parameter: Parameter) -> bool:
         return _FITS[parameter.kind](value)
     if not isinstance(value, tuple):
         return parameter.length > 0 and parameter.kind != "Tensor" and _FITS[parameter.kind](value)
+    if parameter.length > 1 and len(value) not in (1, parameter.length):
+        return False
     return all(parameter.optional_items if item is None else _FITS[parameter.kind](item) for item in value)
 
 

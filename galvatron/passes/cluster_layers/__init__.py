@@ -23,7 +23,7 @@ from galvatron.ir.program import Form, Program, When
 from galvatron.passes.base import Pass
 from galvatron.passes.cluster_layers.assemble import assemble
 from galvatron.passes.cluster_layers.cuts import find_regions
-from galvatron.passes.cluster_layers.epilogue import epilogue_ops
+from galvatron.passes.cluster_layers.epilogue import epilogue_ops, with_standard_views
 from galvatron.passes.cluster_layers.inline import inline
 from galvatron.passes.cluster_layers.naming import name_layers
 from galvatron.passes.cluster_layers.placement import place_ops
@@ -47,6 +47,7 @@ class ClusterLayers(Pass):
         if program.graph is None:
             raise PassError(f"pass {self.name!r} needs a program with an op graph, not one in form {program.form}")
         graph = replace(program.graph, outputs=(program.output,)).without_dead_ops()
+        graph = with_standard_views(graph, find_roles(graph, program.state_of))
         roles = find_roles(graph, program.state_of)
         parameters = frozenset(state.name for state in program.state if state.kind == "parameter")
         roles = roles.with_epilogue(graph, epilogue_ops(graph, roles, parameters))

@@ -8,11 +8,13 @@ to end over the micro-batches where it has samples, added up where it is a sum o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
-from galvatron.ir.graph import Graph
-from galvatron.ir.micro_batches import COUPLED, SAME, Flow, State, batch_state, flow, statistic_state
-from galvatron.ir.names import base_name
+from galvatron.ir.graph import Graph, Op, Ref, Value
+from galvatron.ir.micro_batches import COUPLED, SAME, Along, Flow, State, batch_state, flow, statistic_state
+from galvatron.ir.names import Names, base_name
 from galvatron.ir.random import is_random
+from galvatron.ir.types import BATCH, Dim, exact_quotient, simplify_dim
 from galvatron.passes.cluster_layers.roles import CONTRACTIONS, LOOKUPS, Roles
 
 
@@ -26,6 +28,35 @@ def flow_over_micro_batches(graph: Graph, roles: Roles) -> Flow:
     states = {value.name: batch_state(value.type) for value in graph.inputs}
     states |= {name: statistic_state(graph.producers[name]) for name in roles.step_values}
     return flow(Graph((*graph.inputs, *given), graph.state, ops, graph.outputs).without_dead_ops(), states)
+
+
+def with_standard_views(graph: Graph, roles: Roles) -> Graph:
+    """The graph with what enters an epilogue told by its type: where samples are an inner factor of a dimension, as in
+    two views of a batch one after the other, the dimension is cut before the border and joined behind it.
+    """
+    states = flow_over_micro_batches(graph, roles).states
+    coupled = {i for i in roles.stream if any(states.get(v.name) is COUPLED for v in graph.ops[i].results)}
+    joined: dict[str, str] = {}
+    names, ops = Names(graph.values), []
+    for i, op in enumerate(graph.ops):
+        for name in dict.fromkeys(op.operands) if i in coupled else ():
+            state, type_ = states[name], graph.values[name].type
+            if name not in joined and isinstance(state, Along) and state != batch_state(type_):
+                cut = Value(names.fresh("cut"), type_.with_shape(_cut(type_.shape, state)))
+                whole = Value(names.fresh("joined"), type_)
+                ops.append(Op("aten.reshape.default", (Ref(name), cut.type.shape), (), (cut,), op.source))
+                ops.append(Op("aten.reshape.default", (Ref(cut.name), type_.shape), (), (whole,), op.source))
+                joined[name] = whole.name
+        ops.append(op.map_refs(lambda name: joined.get(name, name)) if i in coupled else op)
+    return replace(graph, ops=tuple(ops)) if joined else graph
+
+
+def _cut(shape: tuple[Dim, ...], state: Along) -> tuple[Dim, ...]:
+    """The shape with the dimension of the samples in two: what is outside of them, and they with what is inside."""
+    samples = simplify_dim(state.inner * BATCH)
+    outer = exact_quotient(shape[state.dim], samples)
+    assert outer is not None
+    return (*shape[: state.dim], outer, samples, *shape[state.dim + 1 :])
 
 
 def epilogue_ops(graph: Graph, roles: Roles, parameters: frozenset[str]) -> frozenset[int]:

@@ -14,6 +14,7 @@ from galvatron.ir.program import Form, Program
 from galvatron.passes.base import Pass
 from galvatron.passes.normalize.arguments import canonical_arguments
 from galvatron.passes.normalize.identities import (
+    batch_norm_without_saved_statistics,
     broadcast,
     cat_with_nothing,
     chunks_as_split,
@@ -81,6 +82,7 @@ RULES = _table(
     (pointless_detach, "detach"),
     (inactive_dropout, "dropout native_dropout feature_dropout alpha_dropout feature_alpha_dropout"),
     (dropout_without_mask, "native_dropout"),
+    (batch_norm_without_saved_statistics, "_native_batch_norm_legit_no_training"),
     # other names of the same op
     (reshaped, "view _unsafe_view view_as reshape_as flatten.using_ints unflatten.int"),
     (reshaped, "squeeze squeeze.dim squeeze.dims view_copy _reshape_alias"),

@@ -14,14 +14,14 @@ from galvatron.ir.graph import Arg, Op, Ref
 from galvatron.ir.types import Dim, simplify_dim
 from galvatron.passes.normalize.rewriter import Builder
 
-_DIM_PARAMETERS = frozenset({"dim", "dims", "dim0", "dim1", "start_dim", "end_dim", "source", "destination"})
+_DIM_PARAMETERS = frozenset({"dim", "dims", "dim0", "dim1", "dim2", "start_dim", "end_dim", "source", "destination"})
 _MEANINGLESS = frozenset({"cudnn_enable", "cudnn_enabled", "non_blocking"})
 _SIZED_BY_RESULT = {
     "aten.reshape.default": "shape",
     "aten.expand.default": "size",
     "aten.full.default": "size",
 }
-_RANK_GROWS = ("aten.unsqueeze.default", "aten.stack.default")
+_RANK_GROWS = ("aten.unsqueeze.default", "aten.stack.default", "aten.diag_embed.default")
 _REQUIRED = object()
 
 
@@ -89,7 +89,7 @@ def _written(op: Op, arguments: dict[str, Arg]) -> Op:
 
 
 def _is_omitted(parameter: Parameter, arguments: dict[str, Arg]) -> bool:
-    if parameter.name in _MEANINGLESS:
+    if parameter.name in _MEANINGLESS and parameter.default is not _REQUIRED:
         return True
     value = arguments[parameter.name]
     if parameter.name in _DIM_PARAMETERS and value is not None:

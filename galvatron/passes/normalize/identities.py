@@ -92,6 +92,15 @@ def dropout_without_mask(op: Op, build: Builder) -> Op | None:
     return Op("aten.dropout.default", (arguments["input"], arguments["p"], True), (), op.results[:1], op.source)
 
 
+def batch_norm_without_saved_statistics(op: Op, build: Builder) -> Op | None:
+    """Batch norm with given statistics, which saves none: it has one result, of the shape of its input."""
+    if any(saved.name in build.used for saved in op.results[1:]):
+        return None
+    *operands, momentum, eps = bound(op).values()
+    args = (*operands, False, momentum, eps, False)
+    return Op("aten.batch_norm.default", args, (), op.results[:1], op.source)
+
+
 def renamed_to(target: str) -> Rewrite:
     """The rule for another name of the same op."""
     return lambda op, build: replace(op, target=target)

@@ -28,7 +28,7 @@ def batch_mean(op: Op, build: Builder) -> Op | None:
     dims = arguments.get("dim")
     dims = tuple(range(len(source.shape))) if dims in (None, ()) else dims
     assert isinstance(dims, tuple)
-    count = _product(source.shape[d] for d in dims if isinstance(d, int))
+    count = _product(source.shape[d] for d in dims if isinstance(d, int) and source.shape)  # a number has no dims
     if isinstance(count, int):
         return None
     wide = replace(op.result.type, dtype=_wide(op.result.type.dtype))

@@ -25,11 +25,7 @@ class Sample:
     @property
     def differentiable(self) -> frozenset[str]:
         """The operands that have a gradient."""
-        return frozenset(
-            n
-            for n, t in self.tensors.items()
-            if (t.is_floating_point() or t.is_complex()) and not hasattr(t, "constant")
-        )
+        return frozenset(n for n, t in self.tensors.items() if continuous(t) and not hasattr(t, "constant"))
 
     @property
     def graph(self) -> Graph:
@@ -40,6 +36,10 @@ class Sample:
 def type_of(tensor: torch.Tensor) -> TensorType:
     dtype = next(k for k, name in TORCH_DTYPE_NAMES.items() if getattr(torch, name) == tensor.dtype)
     return TensorType(dtype, tuple(tensor.shape))
+
+
+def continuous(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def sample(target: str, *args: Any, **kwargs: Any) -> Sample:

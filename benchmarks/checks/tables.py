@@ -1,0 +1,108 @@
+"""What the check found, for readers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Document = dict[str, Any]
+
+
+def print_tables(documents: dict[str, Document]) -> None:
+    """One table per part that found something."""
+    console = Console(width=max(140, Console().width))
+    makers = {
+        "parity": _checked,
+        "communication": _counted,
+        "speed": _speed,
+        "device": _device,
+        "prediction": _prediction,
+    }
+    for part, document in documents.items():
+        if document.get("rows"):
+            console.print(makers[part](document["rows"]))
+
+
+def _table(title: str, headings: Sequence[str]) -> Table:
+    table = Table(title=title)
+    for heading in headings:
+        table.add_column(heading, no_wrap=heading not in ("found",))
+    return table
+
+
+def _checked(rows: list[Document]) -> Table:
+    table = _table("Parity with eager PyTorch", ("case", "loss", "worst gradient", "allowed", "found"))
+    for row in rows:
+        if "found" in row:
+            table.add_row(row["case"], "", "", "", row["found"])
+        else:
+            errors = (f"{row[name]:.1e}" for name in ("loss_error", "gradient_error", "allowed"))
+            table.add_row(row["case"], *errors, row["worst"])
+    return table
+
+
+def _counted(rows: list[Document]) -> Table:
+    table = _table("Communication on one rank", ("case", "found"))
+    moves = [row for row in rows if row["found"] == "as it should be"]
+    table.add_row("moves between placements", f"{len(moves)} as they should be")
+    for row in rows:
+        if row not in moves:
+            table.add_row(row["case"], row["found"])
+    return table
+
+
+def _speed(rows: list[Document]) -> Table:
+    headings = ("samples", "contestant", "step, ms", "host, ms", "TFLOP/s", "peak, GiB", "ours / it", "peak, ours / it")
+    table = _table("Steps of a Llama: median (quartiles)", headings)
+    for row in rows:
+        if "step_s" in row:
+            step, host, ratio = row["step_s"], row["host_s"], row["ratio"]
+            table.add_row(
+                str(row["samples"]),
+                row["contestant"],
+                f"{1e3 * step['median']:.2f} ({1e3 * step['lower']:.2f}..{1e3 * step['upper']:.2f})",
+                f"{1e3 * host['median']:.2f}",
+                f"{row['flop_per_s'] / 1e12:.1f}",
+                f"{row['peak_bytes'] / 2**30:.2f}" if row["peak_bytes"] else "",
+                f"{ratio['median']:.3f} ({ratio['lower']:.3f}..{ratio['upper']:.3f})" if ratio else "",
+                f"{row['peak_ratio']:.3f}" if row["peak_ratio"] else "",
+            )
+    return table
+
+
+def _device(rows: list[Document]) -> Table:
+    """Of each op and type, the best rates and the shortest call."""
+    table = _table("The device", ("op", "type", "rows", "best TFLOP/s", "best GB/s", "shortest, us"))
+    groups: dict[tuple[str, str], list[Document]] = {}
+    for row in rows:
+        kind = " tf32" if row.get("tf32") else ""
+        groups.setdefault((row["op"], row.get("dtype", row.get("of", "")) + kind), []).append(row)
+    for (op, dtype), group in groups.items():
+        times = [row["seconds"]["median"] if "seconds" in row else row["cached_s"] for row in group]
+        best = (max(row.get(name, 0.0) for row in group) for name in ("flop_per_s", "bytes_per_s"))
+        flop_per_s, bytes_per_s = best
+        rates = f"{flop_per_s / 1e12:.1f}", f"{bytes_per_s / 1e9:.0f}"
+        table.add_row(op, dtype, str(len(group)), *rates, f"{1e6 * min(times):.1f}")
+    return table
+
+
+def _prediction(rows: list[Document]) -> Table:
+    headings = ("contestant", "samples", "device", "step, ms", "measured", "ratio", "peak, GiB", "measured", "ratio")
+    table = _table("Predicted and measured", headings)
+    for row in rows:
+        measured = row["measured_peak_bytes"]
+        table.add_row(
+            row["contestant"],
+            str(row["samples"]),
+            row["cluster"],
+            f"{1e3 * row['predicted_step_s']:.2f}",
+            f"{1e3 * row['measured_step_s']:.2f}",
+            f"{row['step_ratio']:.3f}",
+            f"{row['predicted_peak_bytes'] / 2**30:.2f}",
+            f"{measured / 2**30:.2f}" if measured else "",
+            f"{row['peak_ratio']:.3f}" if row["peak_ratio"] else "",
+        )
+    return table

@@ -1,0 +1,132 @@
+"""Seconds on a device: events in its stream on a GPU, the host's clock on the CPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from common.measure import Spread
+
+Run = Callable[[], Any]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds of a step, round by round: on the device, and those for which the host was busy giving it work."""
+
+    step_s: list[float]
+    host_s: list[float]
+
+
+def steps_in_turn(
+    steps: Mapping[str, Run], device: torch.device, *, rounds: int, each: int = 2, warm: int = 2
+) -> dict[str, StepTimes]:
+    """Times of each step over rounds in which every one runs `each` times in a row, each round beginning with another.
+
+    Within a row nothing waits for the device, as in a training loop that logs nothing.
+
+    Args:
+        warm: rounds before those that are timed.
+    """
+    times = {name: StepTimes([], []) for name in steps}
+    names = list(steps)
+    for turn in range(warm + rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            step_s, host_s = _row(steps[name], device, each)
+            if turn >= warm:
+                times[name].step_s.append(step_s)
+                times[name].host_s.append(host_s)
+    return times
+
+
+def _row(step: Run, device: torch.device, each: int) -> tuple[float, float]:
+    synchronize(device)
+    began = time.perf_counter()
+    seconds = _between(lambda: [step() for _ in range(each)], device)
+    host_s = time.perf_counter() - began
+    synchronize(device)
+    whole_s = seconds()
+    return whole_s / each, (host_s if device.type == "cuda" else whole_s) / each
+
+
+def _between(run: Run, device: torch.device) -> Callable[[], float]:
+    """Runs it; what is returned tells the seconds, once the device is there."""
+    if device.type != "cuda":
+        began = time.perf_counter()
+        run()
+        passed = time.perf_counter() - began
+        return lambda: passed
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    before.record()
+    run()
+    after.record()
+    return lambda: before.elapsed_time(after) / 1e3
+
+
+@dataclass(frozen=True)
+class OpTime:
+    """Seconds of one call.
+
+    Attributes:
+        seconds: of the device alone where `how` is "graph"; with "events" (a GPU) and "host" (the CPU) launching is in
+            it, where that takes longer than the work.
+        how: calls were replayed as a CUDA graph, launched between two events, or timed by the host.
+    """
+
+    seconds: Spread
+    how: str
+
+
+def op_time(
+    run: Run, device: torch.device, *, as_graph: bool = False, repeats: int = 7, slice_s: float = 0.01
+) -> OpTime:
+    """The time of a call that is repeated: its operands are in the caches, if they fit.
+
+    Args:
+        as_graph: on a GPU, without launching, as a CUDA graph. Not for a backward, which runs in the stream of its
+            forward, nor for what waits for the host.
+        repeats: how many measurements.
+        slice_s: how long one measurement is, about.
+    """
+    run()
+    calls = max(1, min(64, round(slice_s / repeats / max(_seconds(run, device, 3), 1e-6))))
+    graph = _graph_of(run, calls) if as_graph and device.type == "cuda" else None
+    if graph is not None:
+        graph.replay()
+        found = [_seconds(graph.replay, device, 1) / calls for _ in range(repeats)]
+    else:
+        found = [_seconds(run, device, calls) for _ in range(repeats)]
+    how = "host" if device.type != "cuda" else "events" if graph is None else "graph"
+    return OpTime(Spread.of(found), how)
+
+
+def _seconds(run: Run, device: torch.device, calls: int) -> float:
+    synchronize(device)
+    seconds = _between(lambda: [run() for _ in range(calls)], device)
+    synchronize(device)
+    return seconds() / calls
+
+
+def _graph_of(run: Run, calls: int) -> torch.cuda.CUDAGraph:
+    """Some calls as one CUDA graph."""
+    graph = torch.cuda.CUDAGraph()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()  # what a library sets up on its first call is no part of a graph
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            run()
+    return graph

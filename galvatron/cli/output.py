@@ -1,0 +1,47 @@
+"""What the command line shows and writes: names of strangers as plain text, whatever is in them."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from galvatron.errors import GalvatronError
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+
+def accept_any_text() -> None:
+    """Makes stdout and stderr write what their encoding does not have as an escape instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: line ends stay, other characters that are not printed are escaped."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def cell(text: str) -> Text:
+    """A cell or title of a table that shows text on one line as it is; a plain string would be read as markup."""
+    from rich.text import Text
+
+    return Text(printable(text).replace("\n", "\\n"))
+
+
+def write_file(path: Path, text: str) -> None:
+    """Writes a file that the user named; directories are made.
+
+    Raises:
+        GalvatronError: it cannot be written; names the path.
+    """
+    from galvatron.ir.files import write_text
+
+    try:
+        write_text(path, text)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise GalvatronError(f"cannot write {str(path)!r}: {reason}") from None

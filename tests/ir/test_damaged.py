@@ -1,0 +1,62 @@
+"""Damaged programs and plans: each is read and found valid, or refused with an error of ours; nothing else happens."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from galvatron.errors import GalvatronError
+from galvatron.ir.plan import Plan
+from galvatron.ir.planning import check
+from galvatron.ir.text import parse_program, print_program
+from galvatron.ir.verify import verify
+from tests.ir.damaged import PLANS, TEXTS, mutated, mutated_document
+from tests.ir.programs import clustered
+
+FAST, ALL = 300, 5000
+
+
+def read_program(seed: int) -> bool:
+    """Reads and verifies one damaged program; what is valid also prints and reads back. Whether it was."""
+    draw = random.Random(seed)
+    text = mutated(draw.choice(TEXTS), draw)
+    try:
+        program = parse_program(text)
+        verify(program)
+        assert parse_program(print_program(program)) == program
+    except GalvatronError as error:
+        assert str(error)
+        return False
+    except Exception as error:
+        raise AssertionError(f"mutation {seed}:\n{text}") from error
+    return True
+
+
+def read_plan(seed: int) -> bool:
+    """Reads one damaged plan and checks it against its program; what is valid is written and read back."""
+    draw = random.Random(seed)
+    text = mutated_document(draw.choice(PLANS), draw)
+    try:
+        plan = Plan.from_json(text)
+        assert Plan.from_json(plan.to_json()) == plan
+        check(plan, clustered(6), 4, 16)
+    except GalvatronError as error:
+        str(error).encode()
+        return False
+    except Exception as error:
+        raise AssertionError(f"mutation {seed}:\n{text[:5000]}") from error
+    return True
+
+
+@pytest.mark.parametrize("read", [read_program, read_plan])
+def test_damaged_files(read) -> None:
+    valid = sum(read(seed) for seed in range(FAST))
+    assert 0 < valid < FAST
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("read", [read_program, read_plan])
+def test_many_damaged_files(read) -> None:
+    for seed in range(FAST, ALL):
+        read(seed)
