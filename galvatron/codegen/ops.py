@@ -14,6 +14,7 @@ from galvatron.codegen.layout import Brackets, Text, call, list_of, prefixed, tu
 from galvatron.codegen.names import attribute, literal
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Const, Op, Ref, Value
+from galvatron.ir.ops.schemas import is_operator, schema_of
 from galvatron.ir.random import RANDOM_OPS, without_site
 from galvatron.ir.recompute import Step
 from galvatron.ir.strides import READS_MEMORY
@@ -21,9 +22,6 @@ from galvatron.ir.text.targets import is_known_target, unknown_target
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
 _REDUCTIONS = ("none", "mean", "sum")
-
-_LISTS = frozenset({"split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_split", "unsafe_chunk"})
-"""Ops that return a list of tensors even when it has only one."""
 
 _FUNCTION = re.compile(r"(F|torch|rt)\.[\w.]+\(")
 """The opening of a call of a function, not of a method."""
@@ -96,7 +94,7 @@ class OpPrinter:
 
     def returns_list(self, op: Op) -> bool:
         """Whether a single result must be unpacked."""
-        return op.target.split(".")[1] in _LISTS
+        return is_operator(op.target) and schema_of(op.target).results is None
 
     def argument(self, arg: Arg, *, atomic: bool = False) -> Text:
         """An argument; `atomic` makes it fit to stand beside an operator."""

@@ -452,6 +452,16 @@ def state_of_a_layer(program: Program, random: Random) -> Program:
     return with_layer(program, random, edit)
 
 
+def equal_state_of_a_layer(program: Program, random: Random) -> Program:
+    def edit(layer: Layer) -> Layer:
+        place = one_of(random, range(len(layer.state)))
+        old = program.state_of[layer.state[place]]
+        new = other(random, [s.name for s in program.state if replace(s, name=old.name) == old], old.name)
+        return replace(layer, state=(*layer.state[:place], new, *layer.state[place + 1 :]))
+
+    return with_layer(program, random, edit)
+
+
 def drop_a_layer(program: Program, random: Random) -> Program:
     names = [layer.name for layer in (*program.layers, *(x for stage in program.stages for x in stage.layers))]
     gone = one_of(random, names)
@@ -562,6 +572,8 @@ KINDS: dict[str, Kind] = {
     "drop-kept-state": Kind(drop_kept_state, *_STAGED),
     "transfer": Kind(transfer, *_STAGED),
     "transfer-on-both-sides": Kind(transfer_on_both_sides, *_STAGED),
+    "strategy-in-a-plan": Kind(strategy_of_a_layer, Form.PLANNED, Form.PLANNED, valid="another plan"),
+    "equal-state-of-a-layer": Kind(equal_state_of_a_layer, *_LAYERED, valid=_MODEL),
     "read-another-value": Kind(read_another_value, *_ANY, valid="a value that broadcasts alike: " + _MODEL),
     "drop-computation": Kind(drop_computation, *_ANY, valid=_MODEL),
     "retarget-to-another-operator": Kind(retarget_to_another_operator, *_ANY, valid=_MODEL),

@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+import sympy
+
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Op, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Partial, Placement, Replicate, Shard, padded_part
@@ -270,15 +272,21 @@ def _check_inside(
     cut = _common_cut(dims, operands, results, mesh, axis)
     if cut != (sharded, dims.sizes[sharded]):
         raise Misplaced("another dimension than that of the table is sharded")
-    if cut[1] != op.kwarg("size"):
+    if not _is_size(op, cut[1]):
         raise Misplaced(f"the whole size of the sharded dimension is {cut[1]}")
     _check_sharded(dims, sharded, operands, results, axis, SPMD_OPS[name].result)
+
+
+def _is_size(op: Op, size: Dim) -> bool:
+    """Whether an op of `ir.spmd` is told this whole size of what is sharded."""
+    told = op.kwarg("size")
+    return isinstance(told, (int, sympy.Expr)) and simplify_dim(told - size) == 0
 
 
 def _check_ring(op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...], axis: int) -> None:
     """Ring attention: queries, keys, values and the rows of a mask are sharded along the whole sequence."""
     size = operands[0].type.shape[-2]
-    if size != op.kwarg("size"):
+    if not _is_size(op, size):
         raise Misplaced(f"the whole size of the sharded dimension is {size}")
     for placed in (*operands, *results):
         rank = len(placed.type.shape)
