@@ -146,10 +146,11 @@ def compile(
     switches = {"inductor": inductor, "detect_nonfinite": detect_nonfinite, "check_optimizer": check_optimizer}
     wanted, error = None, None
     try:
-        wanted = Wanted.read(
-            plan, cluster, memory, precision, optimizer, max_grad_norm, timeout_s, cache_dir, **switches
-        )
-        facts = wanted.facts(model, example_inputs, loss_fn)
+        with ours("reading the arguments"):
+            wanted = Wanted.read(
+                plan, cluster, memory, precision, optimizer, max_grad_norm, timeout_s, cache_dir, **switches
+            )
+            facts = wanted.facts(model, example_inputs, loss_fn)
     except GalvatronError as found:
         error, facts = found, {}
     world = rt.initialize(timeout_s=rt.DEFAULT_TIMEOUT_S if wanted is None else wanted.timeout_s)

@@ -154,9 +154,10 @@ class Executor:
         with self._meter.step(self._with_samples(batch)):
             loss, squared_norm = self._run(batch, with_norm=self.max_grad_norm is not None or self.scaler is not None)
             if self.scaler is None or self.scaler.accepts(squared_norm):
-                self._parameters.unscale(scale, squared_norm.sqrt() / scale, self.max_grad_norm)
-                self.optimizer.step()
-                self._parameters.publish()
+                with failure.guarded("the update"):
+                    self._parameters.unscale(scale, squared_norm.sqrt() / scale, self.max_grad_norm)
+                    self.optimizer.step()
+                    self._parameters.publish()
         return loss
 
     def eval_step(self, batch: Mapping[str, Tensor]) -> Tensor:
