@@ -292,7 +292,7 @@ class BatchReader:
         """That inputs agree on the number of samples, and that the program holds for it."""
         sizes = {name: tensor.size(0) for name, tensor in tensors.items() if name in self._batched}
         if len(set(sizes.values())) > 1:
-            raise PlanError(f"all inputs that hold samples need the same number of them on dim 0; got {sizes}")
+            raise PlanError(f"all inputs that hold samples need the same number of samples on dim 0; got {sizes}")
         samples = next(iter(sizes.values()))
         if samples not in self._batch_sizes:
             raise PlanError(

@@ -80,7 +80,7 @@ INPUTS: dict[str, tuple[Callable[..., Tensor], dict[str, Tensor], set[str]]] = {
 @pytest.mark.parametrize("name", INPUTS)
 def test_samples_are_in_what_the_model_relates(name: str) -> None:
     then, others, batched = INPUTS[name]
-    assert captured(then, **others).batched == {"x"} | batched
+    assert captured(then, 8, **others).batched == {"x"} | batched
 
 
 def test_a_table_that_comes_first_is_no_batch() -> None:

@@ -39,7 +39,7 @@ def test_a_plan_for_a_batch_on_the_other_side_of_a_branch_is_refused() -> None:
     ("model", "change", "message"),
     [
         ("size-branch", lambda batch: inputs(FORWARDS["size-branch"], 64, 0), "captured for batches from 1 to 63"),
-        ("input-row", lambda batch: batch | {"target": batch["target"][:4]}, "need the same number of them"),
+        ("input-row", lambda batch: batch | {"target": batch["target"][:4]}, "need the same number of samples"),
         ("input-row", lambda batch: batch | {"shift": batch["x"]}, "compile with batch_dims={'shift': 0}"),
     ],
 )
