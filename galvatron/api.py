@@ -150,7 +150,7 @@ def compile(
             wanted = Wanted.read(
                 plan, cluster, memory, precision, optimizer, max_grad_norm, timeout_s, cache_dir, **switches
             )
-            facts = wanted.facts(model, example_inputs, loss_fn)
+            facts = wanted.facts(model, example_inputs, loss_fn, batch_dims)
     except GalvatronError as found:
         error, facts = found, {}
     world = rt.initialize(timeout_s=rt.DEFAULT_TIMEOUT_S if wanted is None else wanted.timeout_s)

@@ -76,7 +76,9 @@ class Wanted:
             switches=switches,
         )
 
-    def facts(self, model: nn.Module, example_inputs: BatchLike, loss_fn: LossFunction | None) -> dict[str, str]:
+    def facts(
+        self, model: nn.Module, example_inputs: BatchLike, loss_fn: LossFunction | None, batch_dims: object
+    ) -> dict[str, str]:
         """What must be equal on all ranks, in words.
 
         Raises:
@@ -94,6 +96,7 @@ class Wanted:
             "optimizer": "given" if self.trains else "not given",
             "loss_fn": "not given" if loss_fn is None else "given",
             "example_inputs": described(example_inputs),
+            "batch_dims": str(batch_dims),
             **{name: str(value) for name, value in self.switches.items()},
             **facts_of_model(model),
         }

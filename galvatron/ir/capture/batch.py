@@ -87,6 +87,8 @@ def read_batch(
                 f"example input {name!r} is a {type(value).__name__}: "
                 "inputs must be tensors (or plain flags); wrap the model so that its forward takes tensors"
             )
+    if batch_dims is not None and not isinstance(batch_dims, Mapping):
+        raise CaptureError(f"batch_dims is a mapping of input names to 0 or None, not {type(batch_dims).__name__}")
     said = dict(batch_dims or {})
     _check_said(said, tensors)
     told = [t for name, t in tensors.items() if said.get(name) == 0]
