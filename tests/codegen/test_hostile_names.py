@@ -25,7 +25,7 @@ HOSTILE = (
     "{__import__('os')}", "{{", "}}", "{i!r:>{i}}", "\\", '\\"', "\\\n", "\nraise SystemExit(3)\n", "\rraise x\r",
     "\x0braise x", "\x0craise x", "\x1cx", "\x85raise x", "\u2028raise x", "\u2029x", "\0", "\ud800", "\udfff\ud800",
     "\N{RIGHT-TO-LEFT OVERRIDE}x", "# -*- coding: utf-7 -*-", "+ACI-", "self", "torch", "batch:", "axis:", " F.x",
-    *(name for name in ODD if name and "." not in name and "@" not in name and not any(c.isdigit() for c in name)),
+    *(name for name in ODD if name and not name.isidentifier() and not any(c in ".@" or c.isdigit() for c in name)),
 )  # fmt: skip
 """What is put in front of every name; no digits, dots and `@`, which say how code is laid out."""
 

@@ -20,6 +20,7 @@ _TORCH = str(Path(str(torch.__file__)).parent) + "/"
 _HERE = str(Path(__file__).parent) + "/"
 _UNDER_TORCH = ("-packages/sympy/", "-packages/mpmath/", "-packages/numpy/")
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"] + "/"
+_CODE_CHARACTERS = 1000
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<code>[^\n]*)')
 
 
@@ -44,7 +45,7 @@ def located(source: Source | None) -> str:
 def _source_in(stack_trace: str, scope: str) -> Source | None:
     for frame in reversed(list(_FRAME.finditer(stack_trace))):
         if is_user_file(frame["file"]):
-            return Source(short_path(frame["file"]), int(frame["line"]), frame["code"].strip(), scope)
+            return Source(short_path(frame["file"]), int(frame["line"]), _shown(frame["code"]), scope)
     return None
 
 
@@ -67,7 +68,12 @@ def _is_of_library(file: str) -> bool:
 
 def source_of_line(file: str, line: int) -> Source:
     """The source for a place in a file."""
-    return Source(short_path(file), line, linecache.getline(file, line).strip())
+    return Source(short_path(file), line, _shown(linecache.getline(file, line)))
+
+
+def _shown(code: str) -> str:
+    """A line of code as a program keeps it: the head of one that no person wrote."""
+    return code.strip()[:_CODE_CHARACTERS]
 
 
 def source_of_error(error: BaseException) -> Source | None:
