@@ -76,7 +76,7 @@ class Balanced(nn.Module):
             chosen = (shares == shares.amax(-1, keepdim=True)).to(shares.dtype).mean((0, 1))
             balance = balance + shares.shape[-1] * (chosen * shares.mean((0, 1))).sum()
         loss = F.cross_entropy(self.head(x).flatten(0, 1), targets.flatten())
-        return loss + 0.1 * balance + 1e-2 * self.routers[0].weight.pow(2).sum()
+        return loss + 0.1 * balance + 1e-2 * sum(p.pow(2).sum() for p in self.routers[0].parameters())
 
 
 class Penalised(nn.Module):
@@ -93,7 +93,8 @@ class Penalised(nn.Module):
         for block in self.blocks:
             x = x + torch.tanh(block(x))
         loss = F.cross_entropy(self.head(x).flatten(0, 1), targets.flatten())
-        penalty = sum(block[1].weight.pow(2).sum() for block in self.blocks) + self.head.bias.exp().mean()
+        matrices = [p for p in self.blocks.parameters() if p.dim() == 2]
+        penalty = torch.stack([p.pow(2).sum() for p in matrices]).sum() + self.head.bias.exp().mean()
         return 1 - (loss - 0.1 * penalty) + 1e-3 * (targets != -100).sum()
 
 
