@@ -183,6 +183,14 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         ),
         (with_value(clustered(), "block", "x", type=TensorType("f32", (sympy.Symbol("s0"),))), "s0 is not", "f32[s0]"),
     ],
+    "numbers-in-batch": [
+        (
+            with_op(sharded(), f"head{SUFFIX}", "loss", args=(Ref("total"), 6 * LOCAL_BATCH)),
+            "aten.div.Tensor is given a number in b, which means nothing here", "%loss",
+        ),
+        (with_op(clustered(), "head", "loss", args=(Ref("total"), LOCAL_BATCH)), "a number in b", "%loss"),
+        (with_op(clustered(), "head", "rows", args=(Ref("logits"), (6 * LOCAL_BATCH, 12))), "a number in b", "%rows"),
+    ],
     "mesh-axes": [
         (with_class(sharded(), f"block{SUFFIX}", mesh=(Axis("a", 2, 2), Axis("a", 2, 1))), "one name", "@block"),
         (with_class(sharded(), f"block{SUFFIX}", mesh=(Axis("a", 2, 1), Axis("c", 2, 1))), "no axes", "@block"),

@@ -92,6 +92,20 @@ def schema_of(target: str) -> Schema:
     return parse_schema(_lines()[target.removeprefix("aten.")])
 
 
+_COUNTING = frozenset({"arange", "range"})
+"""Operators with numbers for arguments from which the size of the result follows."""
+
+
+@cache
+def takes_size(target: str, argument: int | str) -> bool:
+    """Whether an argument, by its position or name, is a size, of which a rank has its part, and not a number, which
+    means the same everywhere: sizes are integers, while numbers stand where a tensor could."""
+    if not is_operator(target) or target.split(".")[1] in _COUNTING:
+        return True
+    parameters = enumerate(schema_of(target).parameters)
+    return any(argument in (i, p.name) and p.kind in ("int", "SymInt") for i, p in parameters)
+
+
 def argument_problem(op: Op) -> str:
     """What is wrong with the arguments and the number of results of an op of the table; empty if nothing is."""
     schema = schema_of(op.target)

@@ -53,7 +53,8 @@ def _rules(first: Form, last: Form, module: ModuleType, names: str) -> tuple[Rul
 RULES: tuple[Rule, ...] = (
     *_rules(Form.CAPTURED, Form.STAGED, programs, "form_fields program_names program_signature masters"),
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "unique_names defined_before_use known_ops arguments_fit"),
-    *_rules(Form.CAPTURED, Form.STAGED, graphs, "known_dtypes sizes_in_batch mesh_axes layouts_present result_count"),
+    *_rules(Form.CAPTURED, Form.STAGED, graphs, "known_dtypes sizes_in_batch numbers_in_batch mesh_axes"),
+    *_rules(Form.CAPTURED, Form.STAGED, graphs, "layouts_present result_count"),
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "padded_shards collectives spmd_ops random_draws result_types"),
     *_rules(Form.CAPTURED, Form.CAPTURED, programs, "graph_matches_program"),
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "known_classes layer_signatures layers_in_order state_is_bound"),

@@ -9,14 +9,14 @@ import sympy
 
 from galvatron.errors import did_you_mean
 from galvatron.ir.collectives import COLLECTIVES, result_shape
-from galvatron.ir.graph import Const, Graph, Op, Ref, Value
+from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
 from galvatron.ir.layout import Axis, Layout, Placement, Shard, joined, local_outer, nameable_axes, positions
-from galvatron.ir.ops.schemas import argument_problem
+from galvatron.ir.ops.schemas import argument_problem, takes_size
 from galvatron.ir.padding import paddable
 from galvatron.ir.random import draws_as_a_whole, is_random, random_problem, without_site
 from galvatron.ir.spmd import is_spmd, without_axis
 from galvatron.ir.text.targets import is_known_target, unknown_target
-from galvatron.ir.types import BATCH, DTYPE_BYTES, Dim
+from galvatron.ir.types import BATCH, DTYPE_BYTES, MICRO_BATCHES, Dim
 from galvatron.ir.verify.computed import computed_problem
 from galvatron.ir.verify.shapes import ShapeError, expected_dtype, expected_shapes, same_shape
 
@@ -110,6 +110,27 @@ def sizes_in_batch(scope: Scope) -> Iterator[Violation]:
         for dim in value.type.shape:
             if problem := _dim_problem(dim, scope):
                 yield locus, f"%{value.name} has a dimension of {dim}: {problem}"
+
+
+def numbers_in_batch(scope: Scope) -> Iterator[Violation]:
+    """Numbers count the samples of the whole batch, and sizes those of the shapes around them."""
+    sizes = scope.symbols | {MICRO_BATCHES}
+    numbers = sizes if scope.mesh is None else {BATCH, MICRO_BATCHES}
+    for index, op in enumerate(scope.graph.ops):
+        plain = without_axis(without_site(op))
+        if not plain.target.startswith("aten."):
+            continue
+        for place, arg in (*enumerate(plain.args), *plain.kwargs):
+            strangers = _symbols(arg) - (sizes if takes_size(plain.target, place) else numbers)
+            if strangers:
+                named = ", ".join(sorted(map(str, strangers)))
+                yield ("op", scope.owner, index), f"{op.target} is given a number in {named}, which means nothing here"
+
+
+def _symbols(arg: Arg) -> set[sympy.Basic]:
+    if isinstance(arg, tuple):
+        return set().union(*map(_symbols, arg))
+    return set(arg.free_symbols) if isinstance(arg, sympy.Expr) else set()
 
 
 def _dim_problem(dim: Dim, scope: Scope) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 
 import networkx
 import sympy
 
 from galvatron.ir.graph import Arg, Graph, Op, Value, map_refs
 from galvatron.ir.layout import Axis, Layout, Shard, contiguous, gradientless, local_shape
+from galvatron.ir.ops.schemas import takes_size
 from galvatron.ir.random import drawn_axes, is_random, with_site
 from galvatron.ir.spmd import spmd_target
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, exact_quotient, simplify_dim
@@ -37,9 +37,6 @@ SHAPE_ARGUMENTS = {
     "normal.float_float": 2,
 }
 """Ops with an argument that is the shape of the result: in a local graph it is the local shape."""
-
-_COUNTING = frozenset({"arange", "range"})
-"""Ops with numbers for arguments from which the size of the result follows."""
 
 
 class Localizer:
@@ -202,25 +199,9 @@ def localized_arguments(op: Op, size: Callable[[Dim], Dim]) -> Op:
     elif name in ("split", "split_with_sizes", "unflatten"):
         args = _local_parts(op, name)
     else:
-        args = [_sizes(a, size) if _takes_size(op.target, i) else a for i, a in enumerate(args)]
-    kwargs = tuple((k, _sizes(a, size) if _takes_size(op.target, k) else a) for k, a in op.kwargs)
+        args = [_sizes(a, size) if takes_size(op.target, i) else a for i, a in enumerate(args)]
+    kwargs = tuple((k, _sizes(a, size) if takes_size(op.target, k) else a) for k, a in op.kwargs)
     return replace(op, args=tuple(args), kwargs=kwargs)
-
-
-@cache
-def _takes_size(target: str, argument: int | str) -> bool:
-    """Whether an argument is a size, of which a rank has its part, and not a number, which means the same everywhere.
-
-    The schema tells: sizes are integers, while numbers stand where a tensor could.
-    """
-    from galvatron.ir.interpreter import torch_op
-
-    namespace, name, *_ = target.split(".")
-    if namespace != "aten" or name in _COUNTING:
-        return True
-    schema = torch_op(target)._schema.arguments  # type: ignore[attr-defined]  # every ATen overload has a schema
-    found = next((a for i, a in enumerate(schema) if argument in (i, a.name)), None)
-    return found is not None and "int" in str(found.type)
 
 
 def _local_parts(op: Op, name: str) -> list[Arg]:
