@@ -132,7 +132,7 @@ def test_every_mode_of_every_rule(case: Case, data: st.DataObject, ranks: int) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", each_case())
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data=st.data(), ranks=st.sampled_from([2, 3]))
 def test_every_mode_of_every_rule_often(case: Case, data: st.DataObject, ranks: int) -> None:
     check_case(case, data, ranks)
