@@ -15,6 +15,7 @@ from galvatron.ir.plan import Plan
 from tests.parity.harness import BATCH_SIZE, Expected, check_program, costed, eager, planned, subject
 from tests.parity.reductions import VALUES, WORDS
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch advises against some of the words
 COMMON: dict[str, Any] = {
     "deadline": None,
     "suppress_health_check": list(HealthCheck),
@@ -77,7 +78,7 @@ def adds_up(name: str) -> bool:
     return any(torch.allclose(whole, t, rtol=1e-10, atol=0) for t in (total, total / 2))
 
 
-@settings(max_examples=5, derandomize=True, phases=(Phase.generate,), **COMMON)
+@settings(max_examples=3, derandomize=True, phases=(Phase.generate,), **COMMON)
 @given(chains())
 def test_random_loss(name: str) -> None:
     one_example(name, ONE_RANK[:2])
