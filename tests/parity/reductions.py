@@ -73,7 +73,7 @@ TWO: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 """Words for functions of the two uppermost values."""
 
-VALUES = ("h", "first", "second", "target", "weight", "matrix", "bias", "likelihood", "terms", "kept")
+VALUES = ("h", "first", "second", "both", "target", "weight", "matrix", "bias", "likelihood", "terms", "kept")
 """Words for what is put on the stack."""
 
 WORDS = (*ONE, *TWO, *VALUES)
@@ -94,22 +94,21 @@ class Reductions(nn.Module):
     def _fits(self, words: tuple[str, ...]) -> bool:
         before, self.words = self.words, words
         try:
-            for size in (5, 7):
-                self(**batch_of(size, 0))
+            return all(self(**batch_of(size, 0)).requires_grad for size in (5, 7))
         except (RuntimeError, IndexError):
             return False
         finally:
             self.words = before
-        return True
 
     def forward(self, x: Tensor, view: Tensor, target: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
-        pairs = "first" in self.words or "second" in self.words
+        pairs = any(word in self.words for word in ("first", "second", "both"))
         encoded = self.outer(torch.tanh(self.inner(torch.cat([x, view]) if pairs else x)))
         h = encoded[: x.shape[0]]
         values = {
             "h": lambda: h,
             "first": lambda: h,
             "second": lambda: encoded[x.shape[0] :],
+            "both": lambda: encoded,
             "target": lambda: target,
             "weight": lambda: weight,
             "matrix": lambda: self.inner.weight,

@@ -15,6 +15,7 @@ from galvatron.ir.plan import Plan
 from tests.parity.harness import BATCH_SIZE, Expected, check_program, costed, eager, planned, subject
 from tests.parity.reductions import VALUES, WORDS
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch advises against some of the words
 COMMON: dict[str, Any] = {
     "deadline": None,
     "suppress_health_check": list(HealthCheck),
@@ -73,11 +74,11 @@ def adds_up(name: str) -> bool:
     case = subject(name)
     batch = case.batch(BATCH_SIZE, 1)
     halves = [{k: v[i * BATCH_SIZE // 2 : (i + 1) * BATCH_SIZE // 2] for k, v in batch.items()} for i in range(2)]
-    whole, total = case.loss(batch), torch.stack([case.loss(half) for half in halves]).sum()
+    whole, total = case.loss(batch), case.loss(halves[0]) + case.loss(halves[1])
     return any(torch.allclose(whole, t, rtol=1e-10, atol=0) for t in (total, total / 2))
 
 
-@settings(max_examples=5, derandomize=True, phases=(Phase.generate,), **COMMON)
+@settings(max_examples=3, derandomize=True, phases=(Phase.generate,), **COMMON)
 @given(chains())
 def test_random_loss(name: str) -> None:
     one_example(name, ONE_RANK[:2])
