@@ -23,6 +23,7 @@ COMMON: dict[str, Any] = {
 }
 ONE_RANK = ("m2/dp1", "m4/dp1", "m1/dp1")
 TWO_RANKS = ("m2/dp2", "pp2/m2/dp1", "pp2/m4/dp1", "m2/tp2", "m1/dp2")
+PARAMETERS = 4
 SMALL = 1e-4
 """A loss or gradient below this is not compared: it may be nothing but rounding."""
 
@@ -64,9 +65,12 @@ def one_example(name: str, plans: tuple[str, ...]) -> None:
 
 
 def comparable(expected: Expected) -> bool:
-    gradients = list(expected.gradients.values())
-    tensors = [expected.loss, *gradients]
-    return all(bool(t.isfinite().all()) for t in tensors) and min(float(t.norm()) for t in tensors) > SMALL
+    tensors = [expected.loss, *expected.gradients.values()]
+    return (
+        len(expected.gradients) == PARAMETERS
+        and all(bool(t.isfinite().all()) for t in tensors)
+        and min(float(t.norm()) for t in tensors) > SMALL
+    )
 
 
 def adds_up(name: str) -> bool:
