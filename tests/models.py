@@ -202,9 +202,10 @@ SINGLE_PRECISION: dict[str, tuple[str, str, dict[str, Any]]] = {
 def tensors_of(
     program: Program, model: nn.Module, batch: Mapping[str, Any], constants: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """A tensor for every input and state value of a captured program."""
+    """A tensor for every input and state value of a captured program; only what it trains has a gradient."""
     own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    return {state.name: own[state.name] for state in program.state if state.kind != "constant"} | {**batch, **constants}
+    held = [state for state in program.state if state.kind != "constant"]
+    return {s.name: own[s.name] if s.trainable else own[s.name].detach() for s in held} | {**batch, **constants}
 
 
 def loss_and_gradients(loss: torch.Tensor, model: nn.Module) -> dict[str, torch.Tensor]:

@@ -634,3 +634,20 @@ def test_batch_norm_is_refused_in_training_and_captured_in_eval() -> None:
     ):
         capture_graph(model, batch, loss_fn=loss)
     assert capture_graph(model.eval(), batch, loss_fn=loss).program.graph is not None
+
+
+class Chosen(nn.Module):
+    """One matrix only chooses, another is looked at without a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chooses, self.looks, self.trains = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        choice = F.one_hot(self.chooses(x).argmax(-1), 4).to(x.dtype)
+        return (self.trains(x) * choice * self.looks(x).detach()).pow(2).mean()
+
+
+def test_parameters_that_no_gradient_reaches_do_not_train() -> None:
+    program = capture_graph(Chosen(), {"x": torch.zeros(4, 4)}).program
+    assert {s.name for s in program.state if s.trainable} == {"trains.weight", "trains.bias"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 import sympy
 import torch
@@ -57,6 +58,7 @@ def converted(
     order = {s.name: position for position, s in enumerate((*state, *lifted))}
     used_state = sorted(dict.fromkeys(v for v in bound.values() if v.name in order), key=lambda v: order[v.name])
     graph = _Converter(bound, fills, samples.symbols).graph(_loss(exported), inputs, tuple(used_state))
+    state = tuple(replace(s, trainable=s.trainable and _may_train(s.name, graph)) for s in state)
     program = Program(
         name=type(model).__name__,
         form=Form.CAPTURED,
@@ -69,6 +71,23 @@ def converted(
         batch_sizes=samples.sizes,
     )
     return program, constants
+
+
+def _may_train(name: str, graph: Graph) -> bool:
+    """Whether a gradient reaches a piece of state, as far as the graph reads it: what the loss depends on by choices
+    alone, or through `detach`, has none in PyTorch either, and no optimizer touches it."""
+    return name not in graph.values or name in _with_gradient(graph)
+
+
+@lru_cache(maxsize=1)
+def _with_gradient(graph: Graph) -> frozenset[str]:
+    """The values that the loss has a gradient of."""
+    reached = set(graph.outputs)
+    for op in reversed(graph.ops):
+        flows = any(v.name in reached and v.type.is_floating for v in op.results)
+        if flows and op.target != "aten.detach.default":
+            reached.update(op.operands)
+    return frozenset(reached)
 
 
 def _master(state: State) -> State:
