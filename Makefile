@@ -6,6 +6,8 @@ GPU_PYTHON ?= python3
 OUT ?= out/gpu
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Two files at a time: models are captured once per worker, and ranks are processes of their own.
+WORKERS ?= --numprocesses 2 --dist loadfile
 
 .PHONY: demo test test-all bench lint gpu-check gpu-wheels
 
@@ -14,11 +16,11 @@ demo: $(STAMP)
 
 test: export OMP_NUM_THREADS = 1
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 test-all: export OMP_NUM_THREADS = 1
 test-all: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 bench: $(STAMP)
 	@for script in benchmarks/*.py; do \
