@@ -257,14 +257,13 @@ class LayerParameters:
 
 def _accumulations(stages: Sequence[Stage], bucket: Bucket) -> tuple[int, int]:
     """How often gradients are added to a bucket, per micro-batch and once per step."""
-    each, once = (
-        Counter(
-            name
-            for stage in stages
-            for name in {name for layer in stage.layers.values() if layer.epilogue is ends for name in layer.names}
-        )
-        for ends in (False, True)
-    )
+    each: Counter[str] = Counter()
+    once: Counter[str] = Counter()
+    for stage in stages:
+        at_end = {name for layer in stage.layers.values() if layer.epilogue for name in layer.names}
+        before = {name for layer in stage.layers.values() if not layer.epilogue for name in layer.names}
+        each.update(name for name in stage.state_specs if name in before or name not in at_end)
+        once.update(at_end)
     return sum(each[member.name] for member in bucket.members), sum(once[member.name] for member in bucket.members)
 
 

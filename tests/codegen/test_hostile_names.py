@@ -157,5 +157,5 @@ def test_what_cannot_be_a_literal_is_refused(name: str) -> None:
     )
     for op in bad[name in ("import", "", "é", "1a") :]:
         graph = replace(cls.graph, ops=(*cls.graph.ops[:-1], op))
-        with pytest.raises(GalvatronError, match="cannot be written in Python"):
+        with pytest.raises(GalvatronError, match="cannot be written in Python|none of those without side effects"):
             emit(with_class(program, replace(cls, graph=graph)))

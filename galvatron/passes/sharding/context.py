@@ -122,7 +122,7 @@ class Partitioner:
                 if r == program.output
             }
             borders[cls.name] = Border(
-                differentiable=frozenset(formals[cls.name] | trainable),
+                differentiable=frozenset(formals[cls.base or cls.name] | trainable),
                 trainable=frozenset(trainable),
                 loss=next(iter(results), None),
                 whole_outputs=frozenset(cls.graph.outputs if any(layer.when is When.STEP for layer in layers) else ()),

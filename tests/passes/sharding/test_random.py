@@ -63,7 +63,7 @@ def drawn(call: Sample, mode: Mode) -> tuple[list[Tensors], tuple[Value, ...]]:
         for v, s in zip(call.op.results, mode.results, strict=True)
     )
     local = localized_arguments(replace(call.op, results=results), lambda size: size)
-    local = with_site(local, 0, drawn_axes(results[0], MESH), False)
+    local = with_site(local, 0, drawn_axes(results[0], MESH), True)
     assert random_problem(local, MESH) == ""
     own = [{n: parts[n][rank] for n in parts} for rank in range(RANKS)]
     return run_op(local, call.graph, MESH, own, batch=1, global_batch=1), results
