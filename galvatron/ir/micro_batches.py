@@ -27,6 +27,7 @@ import sympy
 from galvatron.ir.graph import Arg, Graph, Op, Value
 from galvatron.ir.ops.notation import DimNames, OpDims
 from galvatron.ir.ops.rules import op_dims
+from galvatron.ir.ops.schemas import is_operator, schema_of
 from galvatron.ir.program import Layer, LayerClass, Program, When
 from galvatron.ir.types import BATCH, MICRO_BATCHES, Dim, TensorType, exact_quotient, simplify_dim
 
@@ -105,7 +106,7 @@ def flow(graph: Graph, given: Mapping[str, State]) -> Flow:
         made: tuple[State, ...] = (COUPLED,) * len(op.results)
         if COUPLED not in operands:
             try:
-                made, counted = _results(op, types, operands)
+                made, counted = _checked(op, operands, _results(op, types, operands))
                 if counted:
                     once[op.results[0].name] = tuple(counted)
             except _Couples as found:
@@ -143,6 +144,59 @@ def _results(op: Op, types: Mapping[str, TensorType], operands: list[State]) -> 
     if batched or any(isinstance(state, Along) for state in operands):
         return _along(op, types, dims, operands)
     return _linear(op, types, dims, operands)
+
+
+def _checked(op: Op, operands: list[State], found: _Made) -> _Made:
+    """What an op makes, where a micro-batch can say it in its own number of samples.
+
+    Raises:
+        _Couples: it cannot.
+    """
+    if not _sizes_are_of_samples(op, operands, found[0]):
+        raise _Couples("has the batch size for a size that is not of its samples")
+    return found
+
+
+_SIZES_OF_RESULTS = frozenset({"size", "shape", "sizes", "split_size", "split_sizes", "repeats", "dims", "pad"})
+"""Parameters of which the shape of a result says all."""
+
+_BOUNDS = frozenset({"start", "end", "length"})
+"""Parameters that cut a part out of a dimension `dim`."""
+
+
+def _sizes_are_of_samples(op: Op, operands: list[State], made: tuple[State, ...]) -> bool:
+    """Whether the batch size is in the sizes of an op as often as its results have samples: a micro-batch writes its
+    own for each."""
+    if not all(_is_of_samples(value.type, state) for value, state in zip(op.results, made, strict=True)):
+        return False
+    if not is_operator(op.target):
+        return True
+    schema = schema_of(op.target)
+    arguments = schema.arguments(op)
+    along = {state.dim for state in operands if isinstance(state, Along)}
+    cut = arguments.get("dim") in along
+    return not any(
+        parameter.kind in ("SymInt", "int")
+        and parameter.name not in _SIZES_OF_RESULTS
+        and not (cut and parameter.name in _BOUNDS)
+        and _has_batch(arguments[parameter.name])
+        for parameter in schema.parameters
+    )
+
+
+def _is_of_samples(type_: TensorType, state: State) -> bool:
+    rest = list(type_.shape)
+    if isinstance(state, Along):
+        outer = exact_quotient(rest[state.dim], simplify_dim(state.inner * BATCH))
+        if outer is None:
+            return False
+        rest[state.dim] = simplify_dim(state.inner * outer)
+    return not _has_batch(tuple(rest))
+
+
+def _has_batch(arg: Arg) -> bool:
+    items = arg if isinstance(arg, tuple) else (arg,)
+    return any(isinstance(item, sympy.Expr) and item.has(BATCH) for item in items)
 
 
 def is_counted(op: Op) -> bool:

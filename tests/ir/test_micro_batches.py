@@ -56,7 +56,12 @@ ADDITIVE: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "two views": lambda self, h: _two_views(self.first(torch.cat([h, h.tanh()])), h.shape[0]),
     "repeated samples": lambda self, h: h.repeat_interleave(2, 0).repeat(3, 1).pow(2).mean(),
     "images": lambda self, h: F.max_pool2d(F.conv_transpose2d(h[:, None, None], h.new_ones(1, 2, 2, 2)), 2).mean(),
+    "a parameter per sample": lambda self, h: torch.cat([h, self.scale.expand(len(h), 1)], 1).tanh().mean(),
+    "a number per sample": lambda self, h: (h.mean(1) * h.new_full((len(h),), len(h))).mean(),
+    "no samples at all": lambda self, h: self.first.weight.pow(2).sum(),
 }
+
+_SIZE = "has the batch size for a size that is not of its samples"
 
 COUPLED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "root": (lambda self, h: h.pow(2).mean().sqrt(), "sqrt is not linear in a sum over the batch"),
@@ -70,6 +75,13 @@ COUPLED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "softmax over samples": (lambda self, h: h.softmax(0).pow(2).sum(), "softmax works across the samples"),
     "products": (lambda self, h: (h @ h.T).exp().mean(), "matmul pairs samples with one another"),
     "reversed": (lambda self, h: (h * h.flip(0)).mean(), "flip works across the samples of the batch"),
+    "repeated once per sample": (lambda self, h: h.repeat(len(h), 1).pow(2).mean(), f"repeat {_SIZE}"),
+    "once for each other": (lambda self, h: h[:, None].expand(-1, len(h), -1).tanh().mean(), f"expand {_SIZE}"),
+    "filler per sample": (lambda self, h: F.pad(h, (0, len(h))).exp().mean(), f"pad {_SIZE}"),
+    "one column more": (lambda self, h: h[:, :1].expand(-1, len(h) + 1).exp().mean(), f"expand {_SIZE}"),
+    "square": (lambda self, h: (h.mean(1) * h.new_ones(len(h), len(h)).sum(1)).mean(), f"full {_SIZE}"),
+    "column of the batch size": (lambda self, h: h.repeat(1, 9)[:, len(h)].exp().mean(), f"select {_SIZE}"),
+    "rolled by the batch size": (lambda self, h: (h * h.roll(len(h), 1)).mean(), f"roll {_SIZE}"),
     "neighbours": (lambda self, h: (h - h.roll(1, 0)).pow(2).mean(), "roll works across the samples of the batch"),
 }
 
