@@ -32,8 +32,10 @@ from galvatron.codegen import load_module, stage_axes
 from galvatron.compiled import BatchLike, BatchReader, CompiledModel
 from galvatron.drift import ModelWatch
 from galvatron.errors import ClusterError, GalvatronError
+from galvatron.ir import limits
 from galvatron.ir.capture import BatchDims, Captured, capture_graph
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.documents import shown
 from galvatron.ir.plan import Plan
 from galvatron.ir.planning import PlanShorthand, check, names_plan_file, resolve
 from galvatron.ir.program import Form, Program
@@ -51,10 +53,6 @@ __all__ = ["CompiledModel", "Estimate", "capture", "compile", "emit", "estimate"
 
 NOMINAL_DEVICE = "a100-80g"
 """The device whose rates guide sharding when the user gives a plan but no cluster: the same code on every machine."""
-
-
-_MOST_SAMPLES = 2**40
-"""The largest global batch: sizes of tensors in it are still numbers that a computer counts with."""
 
 
 @dataclass(frozen=True)
@@ -317,9 +315,10 @@ def _costed(program: Program, cluster: Cluster, global_batch_size: int | None) -
     if program.form is Form.CAPTURED:
         program = _passed(FRONT_END, program)
     batch_size = program.batch_size if global_batch_size is None else global_batch_size
-    if type(batch_size) is not int or not 1 <= batch_size <= _MOST_SAMPLES:
+    if type(batch_size) is not int or not 1 <= batch_size <= limits.SAMPLES:
         raise GalvatronError(
-            f"global_batch_size must be a positive whole number of samples, at most {_MOST_SAMPLES}, not {batch_size!r}"
+            f"global_batch_size must be a positive whole number of samples, at most {limits.SAMPLES}, "
+            f"not {shown(batch_size)}"
         )
     if program.form is Form.CLUSTERED:
         program = _passed(PLANNING[:1], program)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from galvatron.compiled import BatchLike
 from galvatron.errors import ClusterError, GalvatronError, PlanError
 from galvatron.facts import described, digest_of, facts_of_model, layout_of
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.documents import shown
 from galvatron.ir.plan import Plan
 from galvatron.units import parse_bytes
 
@@ -111,6 +114,9 @@ def no_plan(plan: object) -> PlanError:
 def check_model(model: nn.Module, loss_fn: LossFunction | None) -> None:
     if not isinstance(model, nn.Module):
         raise GalvatronError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise GalvatronError(f"{name!r} of the model has no shape yet: call the model on a batch first")
     if loss_fn is not None and not callable(loss_fn):
         raise GalvatronError(f"loss_fn must be a function (output, batch) -> scalar, not {type(loss_fn).__name__}")
 
@@ -147,14 +153,17 @@ def _check_training(optimizer: Any, max_grad_norm: Any, timeout_s: Any) -> None:
             f"optimizer must be a function from parameters to a torch.optim.Optimizer, not {type(optimizer).__name__}; "
             "pass lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"
         )
-    if max_grad_norm is not None and not (_is_number(max_grad_norm) and max_grad_norm > 0):
-        raise GalvatronError(f"max_grad_norm must be a positive number, not {max_grad_norm!r}")
-    if not (_is_number(timeout_s) and timeout_s > 0):
-        raise GalvatronError(f"timeout_s must be a positive number of seconds, not {timeout_s!r}")
+    if max_grad_norm is not None and not _is_positive(max_grad_norm):
+        raise GalvatronError(f"max_grad_norm must be a positive number, not {shown(max_grad_norm)}")
+    if not _is_positive(timeout_s):
+        raise GalvatronError(f"timeout_s must be a positive number of seconds, not {shown(timeout_s)}")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_positive(value: Any) -> bool:
+    """Whether a value is a number above 0, and no whole number that is too large for a float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return value > 0 and (isinstance(value, float) or value <= sys.float_info.max)
 
 
 def read_memory(memory: int | str | None) -> int | None:

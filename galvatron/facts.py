@@ -48,7 +48,8 @@ def digest_of_values(tensors: Iterable[Tensor]) -> str:
         row = tensor.detach().reshape(1) if tensor.dim() == 0 else tensor.detach()
         while row.dim() > 1 and row.size(0):
             row = row[-1]
-        found.update(row.reshape(-1)[:_SAMPLE].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        stored = row.reshape(-1)[:_SAMPLE].cpu().resolve_conj().resolve_neg().contiguous()
+        found.update(stored.view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from galvatron.errors import GalvatronError, ParseError, VerifyError
-from galvatron.ir.limits import FILE_CHARACTERS, SIZE
+from galvatron.ir.limits import FILE_CHARACTERS, SAMPLES
 
 if TYPE_CHECKING:
     from galvatron.ir.cluster import Cluster
@@ -24,7 +24,7 @@ PlanText = Annotated[
     str,
     typer.Option("--plan", metavar="PLAN", help="A plan file, or one strategy for all layers: pp2/m4/1f1b/dp1-tp2."),
 ]
-GlobalBatch = Annotated[int, typer.Option("--global-batch", min=1, max=SIZE, metavar="N", help="Samples per step.")]
+GlobalBatch = Annotated[int, typer.Option("--global-batch", min=1, max=SAMPLES, metavar="N", help="Samples per step.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

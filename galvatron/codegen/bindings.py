@@ -144,6 +144,10 @@ def bind_names(program: Program, stage: Stage, sizes: Sizes) -> Bindings:
         batch={},
         scopes={when: Scope(taken) for when in (When.STEP, When.MICROBATCH, When.EPILOGUE)},
     )
+    # First of all: `step` gives its results to `forward` and `epilogue` under one name.
+    for name in bindings.step_results:
+        bindings.variables.bind_short(name)
+        bindings.scopes[When.EPILOGUE].bind_short(name)
     for transfer in stage.receives:
         bindings.variables.bind_short(transfer.name)
     for name in bindings.collected:
@@ -152,9 +156,6 @@ def bind_names(program: Program, stage: Stage, sizes: Sizes) -> Bindings:
     for layer in stage.layers:
         for result in layer.results:
             bindings.scope_of(layer).bind_short(result)
-            if result in bindings.step_results:
-                bindings.variables.bind_short(result)
-                bindings.scopes[When.EPILOGUE].bind_short(result)
     return bindings
 
 

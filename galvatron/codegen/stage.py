@@ -78,8 +78,11 @@ def _head(bindings: Bindings) -> list[str]:
 def _epilogue_shards(program: Program) -> int:
     """Over how many ranks the samples are sharded in the epilogue; 0 where there is none."""
     layers = (layer for stage in program.stages for layer in stage.layers if layer.when is When.EPILOGUE)
-    strategies = [program.class_of[layer.cls].strategy for layer in layers]
-    return strategies[0].degree("dp") if strategies and strategies[0] else 0
+    layer = next(layers, None)
+    if layer is None:
+        return 0
+    strategy = program.class_of[layer.cls].strategy
+    return strategy.degree("dp") if strategy else 1
 
 
 def _init(bindings: Bindings) -> list[str]:

@@ -12,7 +12,15 @@ from galvatron.ir import limits
 
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]|-?[0-9]+|-?Infinity|NaN', re.DOTALL)
 
-_SHORT = reprlib.Repr()
+
+class _Short(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write out what has thousands of digits.
+        bits = x.bit_length()
+        return super().repr_int(x, level) if bits <= limits.NUMBER_BITS else f"a number of {bits} bits"
+
+
+_SHORT = _Short()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 

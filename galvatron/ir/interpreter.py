@@ -16,6 +16,9 @@ from galvatron.ir.random import without_site
 from galvatron.ir.strides import READS_MEMORY
 from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES, TORCH_DTYPE_NAMES, TensorType, evaluate
 
+DTYPE_OF = {getattr(torch, attribute): name for name, attribute in TORCH_DTYPE_NAMES.items()}
+"""torch dtype → IR element type."""
+
 OpHandler = Callable[[Op, tuple[Any, ...], dict[str, Any]], Any]
 """Executes an op that torch does not have (a collective): the op, its evaluated arguments and keyword arguments."""
 

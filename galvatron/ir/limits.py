@@ -60,3 +60,6 @@ JSON_DEPTH = 16
 
 DEVICES = 2**20
 """Of a cluster or a plan."""
+
+SAMPLES = 2**40
+"""Of a global batch: sizes of tensors in it are still numbers that a computer counts with."""

@@ -134,7 +134,9 @@ def _results(op: Op, types: Mapping[str, TensorType], operands: list[State]) -> 
     number = _added_number(op)
     if same and is_counted(op):
         return (SUM,), []
-    if _mentions(op) and not (operands == [SUM] and number is not None and _is_share(op.args[number])):
+    is_share = operands == [SUM] and number is not None and _is_share(op.args[number])
+    rest = (*(arg for i, arg in enumerate(op.args) if not (is_share and i == number)), *(arg for _, arg in op.kwargs))
+    if any(map(_mentions, rest)):
         raise _Couples("counts micro-batches, which the model does not have")
     if same and not batched:
         return (SAME,) * len(op.results), []
@@ -209,9 +211,11 @@ def statistic_state(op: Op) -> State:
     return SUM if is_counted(op) else SAME
 
 
-def _mentions(op: Op) -> bool:
+def _mentions(arg: Arg) -> bool:
     """Whether an argument depends on the number of micro-batches."""
-    return any(isinstance(arg, sympy.Expr) and arg.has(MICRO_BATCHES) for arg in op.args)
+    return (
+        any(map(_mentions, arg)) if isinstance(arg, tuple) else isinstance(arg, sympy.Expr) and arg.has(MICRO_BATCHES)
+    )
 
 
 def _along(op: Op, types: Mapping[str, TensorType], dims: OpDims, operands: list[State]) -> _Made:

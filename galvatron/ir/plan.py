@@ -182,12 +182,16 @@ def _text(key: str, value: Any) -> str:
     return value
 
 
-def _count(key: str, value: Any, most: int = limits.SIZE) -> int:
+def _count(key: str, value: Any, most: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise PlanError(f"plan field {key!r} must be a whole number of at least 1, not {shown(value)}")
     if value > most:
         raise PlanError(f"plan field {key!r} must be at most {most}, not {shown(value)}")
     return value
+
+
+def _samples(key: str, value: Any) -> int:
+    return _count(key, value, limits.SAMPLES)
 
 
 def _devices(key: str, value: Any) -> int:
@@ -251,7 +255,7 @@ _FIELDS: dict[str, tuple[Callable[[str, Any], Any], bool]] = {
     "fingerprint": (_text, True),
     "cluster": (_text, False),
     "world_size": (_devices, True),
-    "global_batch_size": (_count, True),
+    "global_batch_size": (_samples, True),
     "micro_batches": (_repeats, True),
     "schedule": (_schedule, True),
     "step_time_s": (_optional_seconds, False),

@@ -12,7 +12,7 @@ from typing import Literal
 
 from galvatron.errors import PlanError
 from galvatron.ir.plan import Plan
-from galvatron.ir.planning import epilogue, epilogue_strategy
+from galvatron.ir.planning import epilogue, epilogue_strategy, planned_layers
 from galvatron.ir.program import Form, Layer, LayerClass, Program, When
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.base import Pass
@@ -50,7 +50,7 @@ class _Assembly:
             r: layer for layer in program.layers if layer.when in (When.STEP, When.PREAMBLE) for r in layer.results
         }
         self._single = len({(i, s) for i, stage in enumerate(plan.stages) for s in stage}) == 1
-        own = iter([layer for layer in program.layers if layer.when is When.MICROBATCH])
+        own = iter(planned_layers(program))
         for index, strategies in enumerate(plan.stages):
             copies: dict[tuple[str, Strategy], Layer] = {}
             for strategy in strategies:

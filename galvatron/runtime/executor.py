@@ -332,7 +332,7 @@ def _checked(schedule: str, stages: Sequence[Stage], microbatches: int) -> Sched
         PlanError: there is no such schedule, it cannot run so many micro-batches, or it gives this rank other stages.
     """
     found, mesh = Schedule.parse(schedule), stages[0].mesh
-    found.check(mesh.pipeline_degree, microbatches)
+    found.check(mesh.pipeline_degree, microbatches, epilogue=stages[0].epilogue_shards > 0)
     own = tuple(stage.index for stage in stages)
     if found.holders(mesh.pipeline_degree) != mesh.holders or own != mesh.stages:
         raise PlanError(

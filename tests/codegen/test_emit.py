@@ -16,11 +16,12 @@ import torch.nn.functional as F
 
 from galvatron import runtime as rt
 from galvatron.codegen import emit, load_module, stage_axes
-from galvatron.codegen.bindings import STAGE_ATTRIBUTES
+from galvatron.codegen.bindings import STAGE_ATTRIBUTES, bind_names
+from galvatron.codegen.sizes import local_sizes
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Op, Ref, Value
 from galvatron.ir.interpreter import run_graph
-from galvatron.ir.program import Form
+from galvatron.ir.program import Form, When
 from tests.codegen import programs
 from tests.codegen.programs import network
 
@@ -180,6 +181,29 @@ def test_one_input_under_two_layouts_becomes_two_variables():
     ]
     assert 'self.batch("labels", "labels", {dp: rt.Sharded(0)})' in text
     assert 'self.batch("labels", "labels_2", {})' in text
+
+
+def test_what_a_step_computes_once_has_one_name_in_forward_and_epilogue():
+    program = network(blocks=1, strategy="dp2")
+    whole = program.class_of["head@dp2"]
+    inputs = tuple(replace(v, layout=(programs.REPLICATE,)) for v in whole.graph.inputs)
+    classes = (*program.classes, replace(whole, name="whole", graph=replace(whole.graph, inputs=inputs)))
+    (stage,) = program.stages
+    extra = replace(stage.layers[-1], name="other", cls="whole", results=("other_loss",))
+    # The second variable for the labels in `forward` would be called like the statistic.
+    (count,) = (name for layer in stage.layers if layer.when is When.STEP for name in layer.results)
+
+    def renamed(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple("labels_2" if name == count else name for name in names)
+
+    layers = [
+        replace(layer, operands=renamed(layer.operands), results=renamed(layer.results))
+        for layer in (*stage.layers, extra)
+    ]
+    stage = replace(stage, layers=tuple(layers))
+    program = replace(program, classes=classes, stages=(stage,))
+    bindings = bind_names(program, stage, local_sizes(program))
+    assert bindings.variables["labels_2"] == bindings.scopes[When.EPILOGUE]["labels_2"]
 
 
 def test_names_that_python_or_torch_own_are_left_alone():

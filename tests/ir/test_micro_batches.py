@@ -141,9 +141,11 @@ def test_the_number_of_micro_batches_may_stand_nowhere_else() -> None:
     program = penalised()
     head = program.classes[-1]
     last = head.graph.ops[-1]
-    scaled = replace(last, target="aten.div.Tensor", args=(last.args[0], MICRO_BATCHES))
-    broken = replace(head, graph=replace(head.graph, ops=(*head.graph.ops[:-1], scaled)))
-    assert "counts micro-batches" in str(coupling(replace(program, classes=(*program.classes[:-1], broken))))
+    divided = replace(last, target="aten.div.Tensor", args=(last.args[0], MICRO_BATCHES))
+    weighted = replace(last, kwargs=(("alpha", MICRO_BATCHES),))
+    for scaled in (divided, weighted):
+        broken = replace(head, graph=replace(head.graph, ops=(*head.graph.ops[:-1], scaled)))
+        assert "counts micro-batches" in str(coupling(replace(program, classes=(*program.classes[:-1], broken))))
 
 
 def test_states_of_batch_inputs() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from galvatron.errors import ParseError, PlanError, StrategyError
@@ -58,6 +58,7 @@ def plans(draw: st.DrawFn) -> Plan:
     )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(plans())
 def test_document_round_trip(plan: Plan) -> None:
     assert Plan.from_json(plan.to_json()) == plan

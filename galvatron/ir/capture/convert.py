@@ -18,8 +18,9 @@ from galvatron.ir.capture.batch import Batch
 from galvatron.ir.capture.numbers import NumberError, plain_number
 from galvatron.ir.capture.samples import Samples
 from galvatron.ir.capture.sources import advice, source_of, where
-from galvatron.ir.capture.state import DTYPE_OF, state_of, tensor_type_of
+from galvatron.ir.capture.state import state_of, tensor_type_of
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
+from galvatron.ir.interpreter import DTYPE_OF
 from galvatron.ir.names import Names, base_name
 from galvatron.ir.program import MASTER, PRECISIONS, Form, Program, State
 from galvatron.ir.types import BATCH, Dim, TensorType, simplify_dim

@@ -80,10 +80,10 @@ def _members(
     told: frozenset[str],
 ) -> frozenset[str]:
     """The inputs that hold samples: the largest group of one size and related by the model, the first of equals, and
-    others of that size, unless the model uses them as tables or lists of borders."""
-    read = [name for name in free if nodes[name].users and (not told or batch.tensors[name].shape[0] == batch.size)]
-    if not read:
-        raise NoSamplesError
+    others of that size, unless the model uses them as tables or lists of borders. What it reads comes before the rest.
+    """
+    possible = [name for name in free if not told or batch.tensors[name].shape[0] == batch.size]
+    read = [name for name in possible if nodes[name].users] or possible
     members = max((_related(batch, free, guards, name) for name in read), key=len)
     size = batch.tensors[next(iter(members))].shape[0]
     rest = [name for name in free if name not in members and batch.tensors[name].shape[0] == size]

@@ -8,11 +8,9 @@ import torch
 from torch import nn
 
 from galvatron.errors import CaptureError
+from galvatron.ir.interpreter import DTYPE_OF
 from galvatron.ir.program import State
-from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType
-
-DTYPE_OF = {getattr(torch, attribute): name for name, attribute in TORCH_DTYPE_NAMES.items()}
-"""torch dtype → IR element type."""
+from galvatron.ir.types import TensorType
 
 
 def state_of(model: nn.Module) -> tuple[State, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Op
-from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType, evaluate
+from galvatron.ir.types import TensorType, evaluate
 from galvatron.ir.verify.shapes import ShapeError, expected_dtype, expected_shapes
 
 if TYPE_CHECKING:
@@ -29,15 +29,20 @@ def computed_problem(op: Op, types: Mapping[str, TensorType]) -> str:
             return ""
     except ShapeError as error:
         return str(error)
-    return _problem(_anonymous(op), tuple(types[name] for name in op.operands), tuple(v.type for v in op.results))
+    return _problem(op, types)
 
 
-@lru_cache(maxsize=1 << 14)
-def _problem(op: Op, operands: tuple[TensorType, ...], declared: tuple[TensorType, ...]) -> str:
-    """What is wrong with the declared types: equal ops of all graphs are looked at once."""
+def computed_types(op: Op, types: Mapping[str, TensorType], batch: int) -> tuple[TensorType, ...] | str | None:
+    """The types of an ATen op's results at a batch size, or why torch refuses; None where it cannot tell."""
+    return _computed(_anonymous(op), tuple(types[name] for name in op.operands), batch)
+
+
+def _problem(op: Op, types: Mapping[str, TensorType]) -> str:
+    """What is wrong with the types that the op declares."""
+    declared = tuple(v.type for v in op.results)
     for batch in BATCHES:
         try:
-            given = _computed(op, operands, batch)
+            given = computed_types(op, types, batch)
             wanted = tuple(TensorType(t.dtype, tuple(evaluate(dim, batch) for dim in t.shape)) for t in declared)
         except GalvatronError as error:
             return str(error)
@@ -55,8 +60,9 @@ def _anonymous(op: Op) -> Op:
     return replace(op.map_refs(lambda _: str(next(positions))), results=())
 
 
+@lru_cache(maxsize=1 << 14)
 def _computed(op: Op, operands: tuple[TensorType, ...], batch: int) -> tuple[TensorType, ...] | str | None:
-    """The types of the results at a batch size, or why torch refuses; None where it cannot tell."""
+    """See `computed_types`: equal ops of all graphs are run once."""
     import torch
     from torch._subclasses import fake_tensor
 
@@ -103,12 +109,7 @@ def _mode() -> FakeTensorMode:
     return FakeTensorMode(allow_fallback_kernels=False)
 
 
-@cache
-def _ir_dtypes() -> dict[Any, str]:
-    import torch
-
-    return {getattr(torch, name): dtype for dtype, name in TORCH_DTYPE_NAMES.items()}
-
-
 def _type_of(tensor: Any) -> TensorType:
-    return TensorType(_ir_dtypes().get(tensor.dtype, str(tensor.dtype)), tuple(map(int, tensor.shape)))
+    from galvatron.ir.interpreter import DTYPE_OF
+
+    return TensorType(DTYPE_OF.get(tensor.dtype, str(tensor.dtype)), tuple(map(int, tensor.shape)))

@@ -17,13 +17,11 @@ from galvatron.ir.random import draws_as_a_whole, is_random, random_problem, wit
 from galvatron.ir.spmd import is_spmd, without_axis
 from galvatron.ir.text.targets import is_known_target, unknown_target
 from galvatron.ir.types import BATCH, DTYPE_BYTES, MICRO_BATCHES, Dim
-from galvatron.ir.verify.computed import computed_problem
+from galvatron.ir.verify.computed import BATCHES, computed_problem
 from galvatron.ir.verify.shapes import ShapeError, expected_dtype, expected_shapes, same_shape
 
 Violation = tuple[tuple[Hashable, ...], str]
 """Which line is wrong (see `text.printer.Line`), and why."""
-
-_LARGE_BATCH = 720720  # divisible by every number up to 16, so that b/2 or b/12 stays whole
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ def _dim_problem(dim: Dim, scope: Scope) -> str:
         if strangers := dim.free_symbols - scope.symbols:
             names = " or ".join(sorted(str(s) for s in scope.symbols))
             return f"{', '.join(sorted(map(str, strangers)))} is not the batch symbol here, which is {names}"
-        value = dim.subs(dict.fromkeys(scope.symbols, _LARGE_BATCH))
+        value = dim.subs(dict.fromkeys(scope.symbols, BATCHES[0]))
         return "" if value.is_positive else "not positive"
     if isinstance(dim, bool) or not isinstance(dim, int):
         return "a size is a whole number or an expression"

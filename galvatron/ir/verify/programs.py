@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator
 
 from galvatron.errors import PlanError, did_you_mean
 from galvatron.ir.micro_batches import coupling
 from galvatron.ir.plan import Plan
+from galvatron.ir.planning import planned_layers
 from galvatron.ir.program import MASTER, PRECISIONS, Form, Layer, Program, When
 from galvatron.ir.types import DTYPE_BYTES, TensorType
 from galvatron.ir.verify.graphs import Violation
@@ -316,12 +317,3 @@ def _schedule_problem(plan: Plan, ends: bool) -> str:
 def _plan(program: Program) -> Plan:
     assert program.plan is not None  # by form_fields
     return program.plan
-
-
-def planned_layers(program: Program, layers: Sequence[Layer]) -> list[Layer]:
-    """The layers that a plan gives strategies to: those per micro-batch, without redistributions between them."""
-
-    def redistributes(layer: Layer) -> bool:
-        return program.form >= Form.SHARDED and not program.class_of[layer.cls].base
-
-    return [layer for layer in layers if layer.when is When.MICROBATCH and not redistributes(layer)]

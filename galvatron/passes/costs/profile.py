@@ -21,17 +21,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph, Op
-from galvatron.ir.interpreter import empty_like_type, run_graph
+from galvatron.ir.interpreter import DTYPE_OF, empty_like_type, run_graph
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard, nameable_axes
 from galvatron.ir.recompute import selective_steps
-from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
+from galvatron.ir.types import evaluate
 from galvatron.passes.costs.events import Collective, Kernel, Linear, Profile
 from galvatron.passes.costs.flop import kernel_flop
 from galvatron.passes.costs.slices import run_on_slice
 from galvatron.passes.sharding.conversion import conversion
 from galvatron.recompute import keep, once, recomputed
-
-_IR_DTYPES = {getattr(torch, name): dtype for dtype, name in TORCH_DTYPE_NAMES.items()}
 
 
 def profile_graph(
@@ -324,7 +322,7 @@ class _Watch(TorchDispatchMode):
         if name in _GATHER and operands:
             operands[0] = results[0]
         touched = sum(_size_bytes(t) for t in (*operands, *results))
-        dtype = _IR_DTYPES.get((operands or results)[0].dtype, "f32")
+        dtype = DTYPE_OF.get((operands or results)[0].dtype, "f32")
         if name == "mm":
             self._matmuls[results[0].untyped_storage()._cdata] = len(self.events)
         self.events.append(_Event(name, dtype, None, kernel_flop(func, args, kwargs, out), touched))

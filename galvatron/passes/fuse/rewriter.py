@@ -9,11 +9,11 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Graph, Op, Ref, Value
 from galvatron.ir.names import Names, base_name
 from galvatron.ir.types import TensorType
+from galvatron.ir.verify.computed import BATCHES, computed_types
 from galvatron.ir.verify.shapes import expected_dtype, expected_shapes
 from galvatron.passes.fuse.constants import Constants
 from galvatron.passes.fuse.matcher import Match, matches
 from galvatron.passes.fuse.notation import Call, Listed, Name, Number, Term, parse
-from galvatron.passes.fuse.types import gives_its_type
 from galvatron.passes.normalize.arguments import with_arguments
 
 Where = Callable[[Match], Mapping[str, Arg] | None]
@@ -56,7 +56,13 @@ class Fusion:
         made: list[Op] = []
         replacement = _Replacement(match, Names(match.graph.values), made)
         replacement.of(after)
-        return all(gives_its_type(op, replacement.types) for op in made)
+        return all(_gives_its_type(op, replacement.types) for op in made)
+
+
+def _gives_its_type(op: Op, types: Mapping[str, TensorType]) -> bool:
+    """Whether an op on operands of these types gives the element type that it says, for every mix that torch takes."""
+    given = computed_types(op, types, BATCHES[0])
+    return isinstance(given, tuple) and given[0].dtype == op.result.type.dtype
 
 
 def fuse(graph: Graph, fusions: Iterable[Fusion]) -> Graph:
