@@ -99,13 +99,14 @@ def compile(
             by shard by the model's own initialisers.
         example_inputs: one *global* batch, as a mapping of forward keyword arguments or a tuple of positional ones;
             real or meta tensors, batch on dim 0.
-        loss_fn: `loss_fn(output, batch) -> scalar` when the model does not return its loss (a scalar, or `.loss`).
+        loss_fn: `loss_fn(output, batch) -> scalar` when the model does not return its loss (a scalar, or `.loss`);
+            `batch` has the inputs of forward by name, labels among them. Parameters of a loss must be the model's.
         batch_dims: which inputs hold samples follows from the model: those of one size on dim 0, which it leaves free.
             All others, such as a table or a count, are the same for every sample and keep their shape. Where that goes
             wrong, by name: 0, dim 0 counts samples; None, it does not.
         cluster: a `Cluster` or a preset such as `"a100-80g:2x8"`, for the search; None measures what this job runs on.
         memory: budget per device for the search, in bytes or like `"36GiB"`; None is the device's memory less a
-            reserve.
+            reserve. The search tries data, tensor and pipeline parallelism; ZeRO and recomputation come with a `plan`.
         plan: a `Plan`, the path of a plan file, or one strategy for all layers like `"pp2/m4/1f1b/dp1-tp2"`. When
             given, nothing is searched.
         optimizer: from this rank's parameters to a `torch.optim.Optimizer`; needed for `train_step`. A function whose

@@ -294,6 +294,8 @@ class BatchReader:
         if len(set(sizes.values())) > 1:
             raise PlanError(f"all inputs that hold samples need the same number of samples on dim 0; got {sizes}")
         samples = next(iter(sizes.values()))
+        if not samples:
+            raise PlanError("a batch of 0 samples has no loss; leave it out")
         if samples not in self._batch_sizes:
             raise PlanError(
                 f"a batch of {samples} samples: the model branches on the size of its batch, and was captured for "

@@ -172,7 +172,7 @@ CALLS: list[tuple[Callable[[], Any], str]] = [
     (lambda: wrong().train_step(batch(ids=torch.arange(4.0))), "has dtype torch.float32"),
     (lambda: wrong().train_step(batch(ids=torch.zeros(4, 1, dtype=torch.int64))), "has shape (4, 1)"),
     (lambda: wrong().train_step(batch(ids=torch.arange(5))), "same number of samples"),
-    (lambda: wrong().train_step(batch(ids=torch.arange(0), labels=torch.arange(0))), "0 samples"),
+    (lambda: wrong().train_step(batch(ids=torch.arange(0), labels=torch.arange(0))), "0 samples has no loss"),
     (lambda: wrong().train_step(batch(ids=torch.arange(4, device="meta"))), "on the meta device"),
     (lambda: wrong().train_step(batch(ids=sparse)), "sparse"),
     (lambda: wrong().train_step(batch(ids=nested)), "nested"),
@@ -184,7 +184,7 @@ CALLS: list[tuple[Callable[[], Any], str]] = [
     (lambda: wrong().forward_backward("batch"), "a batch is a mapping"),
     # states
     (lambda: wrong().load_full_state_dict(None), "a state is a mapping from names to tensors, not NoneType"),
-    (lambda: wrong().load_full_state_dict({}), "the state has no "),
+    (lambda: wrong().load_full_state_dict({}), "it is empty; full_state_dict gives a whole one"),
     (lambda: wrong().load_full_state_dict({NAN: torch.ones(1)}), "the model has no nan"),
     (lambda: wrong().load_full_state_dict(changed(tabel=torch.ones(1))), "the model has no 'tabel'"),
     (lambda: wrong().load_full_state_dict(without("head.bias", changed())), "no 'head.bias'"),

@@ -84,9 +84,10 @@ class Cluster:
         """
         match = _NAME.fullmatch(text.strip())
         if not match:
+            preset = text.strip().partition(":")[0]
             raise ClusterError(
-                f"cluster {text!r} is not of the form 'preset:NODESxDEVICES', such as 'a100-80g:2x8'; "
-                f"{did_you_mean(text.strip().partition(':')[0], PRESETS)}"
+                f"cluster {text!r} is not of the form 'preset:NODESxDEVICES', such as 'a100-80g:2x8'"
+                + ("" if preset in PRESETS else f"; {did_you_mean(preset, PRESETS)}")
             )
         name, nodes, devices = match[1].strip().lower(), int(match[2]), int(match[3])
         if name not in PRESETS:

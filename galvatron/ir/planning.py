@@ -44,6 +44,8 @@ class PlanShorthand:
         if not text.strip():
             raise StrategyError("the plan is empty; write a plan file, or a shorthand such as 'pp2/m4/1f1b/dp1-tp2'")
         *head, last = [part.strip() for part in text.strip().split("/")]
+        if not last:
+            raise StrategyError(f"plan {text!r} must end in a strategy, such as 'dp2-tp2', not in '/'")
         found: dict[str, str] = {}
         for part in head:
             kind = next((k for k, pattern in _SHORTHAND.items() if re.fullmatch(pattern, part)), None)

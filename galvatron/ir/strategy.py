@@ -65,9 +65,9 @@ class Strategy:
             elif token == "recompute=selective":
                 recompute = "selective"
             else:
-                degree_text = "".join(re.findall("[0-9]", token))[:9] or "2"
-                known = [f"{r}{degree_text}" for r in ("dp", "tp", "ulysses", "cp", "ep")]
-                known += ["zero1", "zero2", "zero3", "recompute", "recompute=selective", f"tp{degree_text}+sp"]
+                degree = found.group() if (found := re.search("[0-9]{1,9}", token)) else "2"
+                known = [f"{role}{degree}" for role in ("dp", "tp", "ulysses", "cp")]
+                known += ["zero1", "zero2", "zero3", "recompute", "recompute=selective", f"tp{degree}+sp"]
                 raise StrategyError(f"strategy {text!r}: unknown token {token!r}; {did_you_mean(token, known)}")
         return Strategy(tuple(axes), zero, recompute)
 

@@ -182,7 +182,8 @@ def check(catalogue: Catalogue, names: Names, values: Any) -> None:
     persistent = {names.aliases[name] for name in names.persistent if name in names.aliases}
     missing = sorted(persistent - given)
     if missing:
-        raise PlanError(f"the state has no {missing[0]!r} ({len(missing)} missing); {did_you_mean(missing[0], values)}")
+        near = f"; {did_you_mean(missing[0], values)}" if values else ": it is empty; full_state_dict gives a whole one"
+        raise PlanError(f"the state has no {missing[0]!r} ({len(missing)} missing){near}")
     for name, value in values.items():
         if name in names.aliases:
             entry = catalogue.entries[names.aliases[name]]

@@ -174,6 +174,7 @@ def test_inputs_without_batch_dim_and_flags() -> None:
     [
         (torch.zeros(4, 8), "give a mapping of forward keyword arguments or a tuple"),
         ({"x": torch.zeros(4, 8)}, "do not fit Net.forward.* missing a required argument: 'y'"),
+        ({"x": torch.zeros(4, 8), "y": None, "labels": None}, "what only the loss needs, such as labels, must be an"),
         ({"x": torch.zeros(4, 8), "y": [torch.zeros(4, 8)]}, "example input 'y' is a list"),
         ({"x": 1.0, "y": None}, "hold no tensor with a batch dimension"),
     ],

@@ -34,7 +34,8 @@ def test_presets_round_trip(preset: str) -> None:
     ("text", "message"),
     [
         ("a100-80gb:1x8", "unknown device preset 'a100-80gb'; did you mean 'a100-80g'"),
-        ("a100-80g", "not of the form 'preset:NODESxDEVICES'"),
+        ("a100-80g", "not of the form 'preset:NODESxDEVICES', such as 'a100-80g:2x8'$"),
+        ("a100-80", "such as 'a100-80g:2x8'; did you mean 'a100-80g'"),
         ("a100-80g:8", "not of the form"),
         ("a100-80g:0x8", "at least one node"),
         ("", "not of the form"),

@@ -112,6 +112,16 @@ def _check_said(said: BatchDims, tensors: Mapping[str, torch.Tensor]) -> None:
             raise CaptureError(f"batch_dims[{name!r}] is 0, but the input has no dimensions")
 
 
+def _advice(signature: inspect.Signature, example_inputs: Mapping[str, Any] | tuple[Any, ...]) -> str:
+    """What to do where inputs are given that forward does not take, such as the labels of a loss function."""
+    if not isinstance(example_inputs, Mapping) or not set(example_inputs) - set(signature.parameters):
+        return ""
+    return (
+        "; what only the loss needs, such as labels, must be an argument of forward too: "
+        "wrap the model in a module whose forward takes it and returns the loss"
+    )
+
+
 def _by_name(model: nn.Module, example_inputs: Mapping[str, Any] | tuple[Any, ...]) -> dict[str, Any]:
     signature = inspect.signature(model.forward)
     try:
@@ -126,7 +136,10 @@ def _by_name(model: nn.Module, example_inputs: Mapping[str, Any] | tuple[Any, ..
                 "give a mapping of forward keyword arguments or a tuple of positional ones"
             )
     except TypeError as error:
-        raise CaptureError(f"example_inputs do not fit {type(model).__name__}.forward{signature}: {error}") from error
+        raise CaptureError(
+            f"example_inputs do not fit {type(model).__name__}.forward{signature}: {error}"
+            f"{_advice(signature, example_inputs)}"
+        ) from error
     for name, value in named.items():
         if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL and value:
             raise CaptureError(

@@ -80,5 +80,16 @@ def _message(
         f"no plan fits {format_bytes(budget_bytes)} ({budget_bytes} bytes) per device; the nearest one, "
         f"pp{setting.pipeline_degree}/m{setting.micro_batches}/{setting.schedule}, needs {format_bytes(peaks[worst])} "
         f"in stage {worst} ({members[0]} … {members[-1]}: {strategies}), {over} bytes ({format_bytes(over)}) over; "
-        "give more memory or devices, or a smaller global batch"
+        f"give more memory or devices, or a smaller global batch{_untried(program)}"
     )
+
+
+def _untried(program: Program) -> str:
+    """What saves memory and was not among the candidates."""
+    tried = [strategy for candidates in program.candidates for strategy in candidates.strategies]
+    kinds = (
+        ("ZeRO (such as dp2-zero3)", any(s.zero for s in tried)),
+        ("recomputation (such as dp2-recompute)", any(s.recompute != "none" for s in tried)),
+    )
+    missing = " or ".join(kind for kind, found in kinds if not found)
+    return f", or a plan of your own with what was not searched: {missing}" if missing else ""

@@ -97,6 +97,14 @@ def test_nothing_fits_names_the_nearest_miss(candidates: Program) -> None:
         searched(candidates, memory=100)
     message = str(error.value)
     assert "in stage" in message and "bytes (" in message and "over; give more memory" in message
+    assert message.endswith("ZeRO (such as dp2-zero3) or recomputation (such as dp2-recompute)")
+
+
+def test_a_miss_names_only_what_was_not_searched() -> None:
+    program = replace(costed(), cluster=Cluster.parse("a100-80g:1x2"), batch_size=8)
+    options = EnumerateStrategies(roles=("dp",), pipeline_degrees=(1,), zero=(0, 3))
+    with pytest.raises(BudgetError, match=r"what was not searched: recomputation \(such as dp2-recompute\)$"):
+        searched(Prune(heuristics=False).run(options.run(program)), memory=100)
 
 
 def test_a_batch_that_no_strategy_divides() -> None:
