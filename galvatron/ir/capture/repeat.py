@@ -50,9 +50,8 @@ def _attributes(model: nn.Module) -> dict[str, Any]:
 
 
 def _is_same(before: Any, after: Any) -> bool:
-    return before is after or (
-        type(before) is type(after) and type(after) in (bool, int, float, str) and before == after
-    )
+    is_plain = type(before) is type(after) and type(after) in (bool, int, float, str)
+    return before is after or (is_plain and before == after)
 
 
 def check_assigned_buffers(model: nn.Module, names: tuple[str, ...]) -> None:
@@ -79,8 +78,8 @@ def check_repeats(first: Graph, again: Graph | None, names: tuple[str, ...]) -> 
     known: dict[object, int] = {}
     if again is None or _numbers(first, known) != _numbers(again, known):
         raise CaptureError(
-            f"the model assigns {', '.join(map(repr, names[:5]))} in forward and reads it in the next step, which would "
-            "be lost: keep it constant, or give it as an input of the batch"
+            f"the model assigns {', '.join(map(repr, names[:5]))} in forward and reads it in the next step, which "
+            "would be lost: keep it constant, or give it as an input of the batch"
         )
 
 
