@@ -12,11 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from galvatron import errors
 from galvatron import runtime as rt
 from galvatron.arguments import (
-    LossFunction,
-    OptimizerFactory,
     PlanLike,
     Wanted,
     check_inputs,
@@ -31,9 +28,9 @@ from galvatron.codegen import emit as emit_stages
 from galvatron.codegen import load_module, stage_axes
 from galvatron.compiled import BatchLike, BatchReader, CompiledModel
 from galvatron.drift import ModelWatch
-from galvatron.errors import ClusterError, GalvatronError
+from galvatron.errors import ClusterError, GalvatronError, error_of_kind
 from galvatron.ir import limits
-from galvatron.ir.capture import BatchDims, Captured, capture_graph
+from galvatron.ir.capture import BatchDims, Captured, LossFunction, capture_graph
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.documents import shown
 from galvatron.ir.plan import Plan
@@ -48,6 +45,7 @@ from galvatron.passes.costs.objective import StageReport, peak_bytes
 from galvatron.passes.pipeline import Pipeline
 from galvatron.runtime import failure
 from galvatron.runtime.inductor import compile_layers
+from galvatron.runtime.optimizers import OptimizerFactory
 
 __all__ = ["CompiledModel", "Estimate", "capture", "compile", "emit", "estimate", "search"]
 
@@ -411,7 +409,8 @@ def _on_rank_0(world: rt.World, plan: Callable[[], Captured]) -> Captured:
         except Exception as raised:  # whatever it is, the other ranks must not wait for a plan that never comes
             error = raised
             kind = type(raised).__name__
-            message = (kind, str(raised)) if isinstance(raised, GalvatronError) else ("", f"{kind}: {raised}")
+            own = isinstance(raised, GalvatronError)
+            message = (kind, str(raised) if own else f"rank 0 failed while planning: {kind}: {raised}")
     box = [message]
     with failure.guarded("waiting for the plan of rank 0"):
         dist.broadcast_object_list(box, src=0)
@@ -419,17 +418,10 @@ def _on_rank_0(world: rt.World, plan: Callable[[], Captured]) -> Captured:
     if error is not None:
         raise error
     if kind != "program":
-        raise _error_of_rank_0(kind, text)
+        raise error_of_kind(kind, text)
     # Rank 0 too goes on from the text, so that all ranks lower the very same program.
     program = parse_program(text)
     return Captured(program, _broadcast_constants(program, captured.constants if captured else {}, world))
-
-
-def _error_of_rank_0(kind: str, text: str) -> GalvatronError:
-    cls = getattr(errors, kind, GalvatronError)
-    if isinstance(cls, type) and issubclass(cls, GalvatronError):
-        return cls(text)
-    return GalvatronError(f"rank 0 failed while planning: {text}")
 
 
 def _broadcast_constants(program: Program, own: Mapping[str, Tensor], world: rt.World) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,12 @@ from torch.nn.parameter import is_lazy
 from galvatron.compiled import BatchLike
 from galvatron.errors import ClusterError, GalvatronError, PlanError
 from galvatron.facts import described, digest_of, facts_of_model, layout_of
+from galvatron.ir.capture import LossFunction
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.documents import shown
 from galvatron.ir.plan import Plan
 from galvatron.units import parse_bytes
 
-LossFunction = Callable[[Any, Mapping[str, Any]], Tensor]
-OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
 PlanLike = Plan | str | os.PathLike[str]
 
 PRECISION_TYPES = {"bf16": "bf16", "fp16": "f16"}

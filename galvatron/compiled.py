@@ -22,6 +22,7 @@ from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
 from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType
 from galvatron.runtime import Calls, Executor, RunState, StepMetrics, World
+from galvatron.runtime.inputs import batch_size
 
 BatchLike = Mapping[str, Any] | tuple[Any, ...]
 """One global batch: forward keyword arguments, or positional ones."""
@@ -290,10 +291,7 @@ class BatchReader:
 
     def _check_size(self, tensors: Mapping[str, Tensor]) -> None:
         """That inputs agree on the number of samples, and that the program holds for it."""
-        sizes = {name: tensor.size(0) for name, tensor in tensors.items() if name in self._batched}
-        if len(set(sizes.values())) > 1:
-            raise PlanError(f"all inputs that hold samples need the same number of samples on dim 0; got {sizes}")
-        samples = next(iter(sizes.values()))
+        samples = batch_size({name: tensor for name, tensor in tensors.items() if name in self._batched})
         if not samples:
             raise PlanError("a batch of 0 samples has no loss; leave it out")
         if samples not in self._batch_sizes:

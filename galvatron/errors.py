@@ -69,6 +69,12 @@ class ParseError(GalvatronError):
         self.column = column
 
 
+def error_of_kind(kind: str, message: str) -> GalvatronError:
+    """The error that another process raised, by the name of its class."""
+    cls = globals().get(kind)
+    return cls(message) if isinstance(cls, type) and issubclass(cls, GalvatronError) else GalvatronError(message)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The tail of an "unknown name" message: the closest known names, or the first of them when none is close."""
     options = list(known)

@@ -28,8 +28,7 @@ class Function:
 
     `axes` are the names of the class's mesh axes on which it communicates or draws, in mesh order. `keywords` are what
     it cannot read off its arguments: `B` (global batch size), `m` (micro-batches of the step), `b` (local batch size),
-    `device`. A `random` function
-    also takes the `seed` of the call, which `rt.Layer` gives it.
+    `device`. A `random` function also takes the `seed` of the call, which `rt.Layer` gives it.
     """
 
     name: str

@@ -137,7 +137,7 @@ def _results(op: Op, types: Mapping[str, TensorType], operands: list[State]) -> 
     is_share = operands == [SUM] and number is not None and _is_share(op.args[number])
     rest = (*(arg for i, arg in enumerate(op.args) if not (is_share and i == number)), *(arg for _, arg in op.kwargs))
     if any(map(_mentions, rest)):
-        raise _Couples("counts micro-batches, which the model does not have")
+        raise _Couples(_COUNTS)
     if same and not batched:
         return (SAME,) * len(op.results), []
     dims = op_dims(op, types)
@@ -211,6 +211,11 @@ def statistic_state(op: Op) -> State:
     return SUM if is_counted(op) else SAME
 
 
+def counts(op: Op) -> bool:
+    """Whether an op has the number of micro-batches in an argument, as what is counted once has."""
+    return any(map(_mentions, (*op.args, *(arg for _, arg in op.kwargs))))
+
+
 def _mentions(arg: Arg) -> bool:
     """Whether an argument depends on the number of micro-batches."""
     return (
@@ -264,6 +269,7 @@ def _linear(op: Op, types: Mapping[str, TensorType], dims: OpDims, operands: lis
     raise _Couples(_PART_OF_A_SUM.format("is not linear in"))
 
 
+_COUNTS = "counts micro-batches, which the model does not have"
 _PART_OF_A_SUM = "{} a sum over the batch, of which a micro-batch knows only its own part"
 
 
@@ -353,9 +359,13 @@ def _coupling(
     flows: dict[Hashable, Flow] = {}
     for layer in layers:
         graph = graphs[layer.cls]
-        if layer.when in (When.STEP, When.EPILOGUE):
-            statistics = layer.when is When.STEP
-            made = [statistic_state(graph.producers[name]) if statistics else SUM for name in graph.outputs]
+        if layer.when is When.STEP:
+            made = [statistic_state(graph.producers[name]) for name in graph.outputs]
+        elif layer.when is When.EPILOGUE:
+            # It runs once: a share would stand for the whole.
+            if share := next(filter(counts, graph.ops), None):
+                return Coupling(share, _COUNTS)
+            made = [SUM for _ in graph.outputs]
         else:
             given = tuple(states[name] for name in layer.operands)
             key = layer.cls, given

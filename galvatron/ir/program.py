@@ -202,9 +202,8 @@ class Program:
     `inputs` are the tensors of one global batch by their forward names, `output` the name of the scalar loss, and
     `batch_size` the number of samples of the example batch (the value of `B` that costs default to). An input whose
     type does not have `B` on dim 0 holds no samples: it is the same for all. `batch_sizes` are those that the program
-    holds for. `precision` is the
-    element type in which parameters take part in compute: one of `PRECISIONS`, whose masters, gradients and optimizer
-    state are kept in `MASTER`; None: each in its own.
+    holds for. `precision` is the element type in which parameters take part in compute: one of `PRECISIONS`, whose
+    masters, gradients and optimizer state are kept in `MASTER`; None: each in its own.
     """
 
     name: str

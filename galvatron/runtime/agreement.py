@@ -16,8 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from galvatron import errors
-from galvatron.errors import GalvatronError, RankError
+from galvatron.errors import GalvatronError, RankError, error_of_kind
 from galvatron.runtime import failure
 from galvatron.runtime.activity import communicating
 from galvatron.runtime.communication import phase
@@ -71,7 +70,7 @@ def agree(world: World, what: str, error: GalvatronError | None = None, facts: M
         raise error
     for rank, report in enumerate(reports):
         if report.kind:
-            raise _error(report.kind, f"rank {rank}: {report.text}")
+            raise error_of_kind(report.kind, f"rank {rank}: {report.text}")
     _compare(reports)
 
 
@@ -85,11 +84,6 @@ def _compare(reports: Sequence[_Report]) -> None:
                 raise GalvatronError(
                     f"ranks must be called alike, but {name} is {here} on rank 0 and {there} on rank {rank}"
                 )
-
-
-def _error(kind: str, text: str) -> GalvatronError:
-    cls = getattr(errors, kind, GalvatronError)
-    return cls(text) if isinstance(cls, type) and issubclass(cls, GalvatronError) else GalvatronError(text)
 
 
 class Calls:

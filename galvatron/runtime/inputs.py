@@ -97,7 +97,7 @@ def batch_size(batch: Mapping[str, Tensor]) -> int:
     """
     sizes = {name: value.size(0) for name, value in batch.items()}
     if len(set(sizes.values())) != 1:
-        raise PlanError(f"all batch inputs need the same number of samples on dim 0; got {sizes}")
+        raise PlanError(f"all inputs that hold samples need the same number of samples on dim 0; got {sizes}")
     return next(iter(sizes.values()))
 
 

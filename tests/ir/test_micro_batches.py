@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.graph import Graph
-from galvatron.ir.micro_batches import SAME, SUM, Along, batch_state, coupling, epilogue_coupling, flow
+from galvatron.ir.micro_batches import SAME, SUM, Along, batch_state, counts, coupling, epilogue_coupling, flow
 from galvatron.ir.program import Program, When
 from galvatron.ir.types import BATCH, MICRO_BATCHES, TensorType
 from galvatron.passes import FRONT_END
@@ -146,6 +146,34 @@ def test_the_number_of_micro_batches_may_stand_nowhere_else() -> None:
     for scaled in (divided, weighted):
         broken = replace(head, graph=replace(head.graph, ops=(*head.graph.ops[:-1], scaled)))
         assert "counts micro-batches" in str(coupling(replace(program, classes=(*program.classes[:-1], broken))))
+
+
+AROUND_A_ROOT: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a number": lambda self, h: (h.pow(2).mean() + 1).sqrt() * h.pow(2).mean(),
+    "a parameter": lambda self, h: (h.pow(2).mean() + self.scale).sqrt() * h.pow(2).mean(),
+    "a penalty": lambda self, h: (h.pow(2).sum() + self.first.weight.pow(2).sum()).sqrt() * h.pow(2).sum(),
+}
+"""What has no samples, added to a sum over them that an epilogue reads once more."""
+
+
+@pytest.mark.parametrize("name", AROUND_A_ROOT)
+def test_shares_of_micro_batches_are_added_up_before_the_epilogue(name: str) -> None:
+    program = program_of(AROUND_A_ROOT[name])
+    assert program.layers[-1].when is When.EPILOGUE
+    assert coupling(program) is None
+    epilogue = program.class_of[program.layers[-1].cls].graph
+    assert not any(map(counts, epilogue.ops))
+    assert any(counts(op) for cls in program.classes for op in cls.graph.ops)
+
+
+def test_an_epilogue_has_no_shares() -> None:
+    program = program_of(AROUND_A_ROOT["a number"])
+    cls = program.class_of[program.layers[-1].cls]
+    last = cls.graph.ops[-1]
+    share = replace(last, target="aten.div.Tensor", args=(last.args[0], MICRO_BATCHES))
+    broken = replace(cls, graph=replace(cls.graph, ops=(*cls.graph.ops[:-1], share)))
+    classes = tuple(broken if c is cls else c for c in program.classes)
+    assert "counts micro-batches" in str(coupling(replace(program, classes=classes)))
 
 
 def test_states_of_batch_inputs() -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+import galvatron
 from galvatron.errors import PlanError
 from galvatron.passes.costs.estimate import estimate_plan, setting_of
 from galvatron.passes.costs.objective import peak_bytes
@@ -43,6 +46,30 @@ def test_layers_of_different_strategies(model: str) -> None:
     strategies = [cycle[i % len(cycle)] for i in range(count - 1)]
     check(model, [[*strategies, "dp2-tp2"]], schedule="gpipe")
     check(model, [[*strategies, "dp4-zero3"]], schedule="gpipe", micro_batches=2)
+
+
+class Rooted(nn.Module):
+    """A root of a sum over samples and a penalty, times that sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = self.first(x).pow(2).mean()
+        return (total + 0.3 * self.first.weight.pow(2).sum() + 1).sqrt() * total
+
+
+def test_a_penalty_inside_of_what_couples_counts_once() -> None:
+    torch.manual_seed(0)
+    model, batch = Rooted(), {"x": torch.randn(8, 6, dtype=torch.float64)}
+    loss = model(**batch)
+    loss.backward()
+    compiled = galvatron.compile(model, batch, plan="m4/gpipe/dp1")
+    torch.testing.assert_close(compiled.forward_backward(batch), loss.detach(), rtol=1e-12, atol=0)
+    gradients = compiled.full_gradients()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-10, atol=1e-14)
 
 
 def test_terms_without_samples_count_once() -> None:

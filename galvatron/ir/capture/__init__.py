@@ -11,6 +11,6 @@ itself), outputs other than the loss are dropped, and counters in buffers that t
 """
 
 from galvatron.ir.capture.batch import BatchDims
-from galvatron.ir.capture.export import Captured, capture_graph
+from galvatron.ir.capture.export import Captured, LossFunction, capture_graph
 
-__all__ = ["BatchDims", "Captured", "capture_graph"]
+__all__ = ["BatchDims", "Captured", "LossFunction", "capture_graph"]

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from galvatron.errors import CaptureError
-from galvatron.ir.capture.tracing import here
+from galvatron.ir.capture.tracing import here, tensors_in
 
 
 class OnlyRegisteredAreTrained(TorchFunctionMode):
@@ -23,8 +22,8 @@ class OnlyRegisteredAreTrained(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(result)):
-            for tensor in _tensors((args, kwargs)):
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors_in(result)):
+            for tensor in tensors_in((args, kwargs)):
                 if tensor.requires_grad and type(tensor) in (torch.Tensor, torch.nn.Parameter):
                     raise CaptureError(
                         f"{here()}a {'parameter' if isinstance(tensor, torch.nn.Parameter) else 'tensor'} of shape "
@@ -33,7 +32,3 @@ class OnlyRegisteredAreTrained(TorchFunctionMode):
                         "submodule of the model; if it is not to be trained, use tensor.detach()"
                     )
         return result
-
-
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from galvatron.errors import CaptureError
-from galvatron.ir.capture.tracing import here
+from galvatron.ir.capture.tracing import here, tensors_in
 
 
 def _names(text: str) -> frozenset[str]:
@@ -97,8 +97,8 @@ class ComputeType(TorchFunctionMode):
         result = func(*positional, **keywords)
         if name in _TOTALS and "dtype" not in keywords and self._is_scalar(result):
             result = func(*positional, **keywords, dtype=torch.float32)
-        if self._from_inputs and any(id(t) in self._from_inputs for t in _tensors(arguments)):
-            self._from_inputs.update((id(t), t) for t in _tensors(result) if self._is_other(t))
+        if self._from_inputs and any(id(t) in self._from_inputs for t in tensors_in(arguments)):
+            self._from_inputs.update((id(t), t) for t in tensors_in(result) if self._is_other(t))
         return result
 
     def wide(self, value: torch.Tensor) -> torch.Tensor:
@@ -117,7 +117,7 @@ class ComputeType(TorchFunctionMode):
         def is_odd() -> bool:
             # Attention takes a mask of 32 bits beside queries of 16.
             operands = args[:3] if name == "scaled_dot_product_attention" else (args, kwargs)
-            return len({t.dtype for t in _tensors(operands) if t.is_floating_point()}) > 1
+            return len({t.dtype for t in tensors_in(operands) if t.is_floating_point()}) > 1
 
         def cast(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(self._dtype) if id(tensor) in self._from_inputs else tensor
@@ -125,7 +125,7 @@ class ComputeType(TorchFunctionMode):
         if is_odd():
             args, kwargs = pytree.tree_map_only(torch.Tensor, cast, (args, kwargs))
         if is_odd():
-            found = ", ".join(sorted({str(t.dtype) for t in _tensors((args, kwargs)) if t.is_floating_point()}))
+            found = ", ".join(sorted({str(t.dtype) for t in tensors_in((args, kwargs)) if t.is_floating_point()}))
             advice = "cast one of them, as in x.to(self.weight.dtype)"
             raise CaptureError(f"{here()}{name.strip('_')} of tensors of several types ({found}): {advice}")
         return args, kwargs
@@ -137,11 +137,7 @@ class ComputeType(TorchFunctionMode):
         return isinstance(result, torch.Tensor) and result.dim() == 0 and result.dtype == self._dtype
 
 
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-
-
 def _is_autocast(args: tuple[Any, ...]) -> bool:
     """Whether the model is in a region of autocast, which makes types equal by itself."""
-    device = next((t.device.type for t in _tensors(args)), "cpu")
+    device = next((t.device.type for t in tensors_in(args)), "cpu")
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

@@ -1,5 +1,5 @@
-"""Whether a model computes in each step what it computes in the first: what forward assigns to the model and reads again
-in the next step would be lost, since a program keeps nothing but its parameters and buffers."""
+"""Whether a model computes in each step what it computes in the first: what forward assigns to the model and reads
+again in the next step would be lost, since a program keeps nothing but its parameters and buffers."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def _linear(condition: sympy.Basic) -> BatchSizes | None:
     """The batch sizes that a condition on a multiple of it allows; None for other conditions."""
     if not isinstance(condition, (sympy.Ge, sympy.Gt, sympy.Le, sympy.Lt, sympy.Ne)):
         return None
-    difference = sympy.expand(sympy.Add(condition.lhs, sympy.Mul(-1, condition.rhs)))
+    difference = sympy.expand(condition.lhs - condition.rhs)  # type: ignore[operator]  # both sides are numbers
     slope, offset = difference.coeff(BATCH, 1), difference.coeff(BATCH, 0)
     if not (slope.is_Rational and offset.is_Rational and slope) or difference != slope * BATCH + offset:
         return None

@@ -17,6 +17,7 @@ import torch
 from torch._decomp import decomposition_table
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.proxy import TracerBase
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
 
 from galvatron.errors import CaptureError
@@ -137,6 +138,11 @@ def _length(value: Any) -> Any:
 
 def _root(value: Any) -> Any:
     return torch.sym_sqrt(value) if isinstance(value, (torch.SymInt, torch.SymFloat)) else _plain_root(value)
+
+
+def tensors_in(tree: Any) -> list[torch.Tensor]:
+    """The tensors among arguments or results, however nested."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def here() -> str:

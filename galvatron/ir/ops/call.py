@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from galvatron.ir.graph import Arg, Op, Ref, walk_refs
 from galvatron.ir.ops.notation import DimNames, OpDims, Shape, parse_notation
 from galvatron.ir.ops.schemas import schema_of
-from galvatron.ir.types import TensorType
+from galvatron.ir.types import Dim, TensorType
 
 Types = Mapping[str, TensorType]
 DimsFunction = Callable[["Call"], OpDims]
@@ -64,3 +64,8 @@ def whole(call: Call) -> OpDims:
 def unnamed(shape: Shape) -> tuple[DimNames, ...]:
     """No dimension of a tensor may be sharded."""
     return ((),) * len(shape)
+
+
+def known(sizes: Mapping[str, Dim], *names: str) -> DimNames:
+    """Those of the names that have a size: a dimension of size one has no name."""
+    return tuple(name for name in names if name in sizes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from galvatron.ir.graph import Ref
-from galvatron.ir.ops.call import Call, DimsFunction, unnamed, whole
+from galvatron.ir.ops.call import Call, DimsFunction, known, unnamed, whole
 from galvatron.ir.ops.notation import DimNames, OpDims, Shape
 from galvatron.ir.types import Dim
 
@@ -19,8 +19,8 @@ def repeated(call: Call) -> OpDims:
     counts: list[Dim] = [1] * (rank - len(times)) + [t for t in times if not isinstance(t, (str, float))]  # type: ignore[misc]  # sizes
     padded: Shape = (1,) * (rank - len(shape)) + shape
     sizes = {f"d{i}": s for i, s in enumerate(padded) if s != 1} | {f"r{i}": t for i, t in enumerate(counts) if t != 1}
-    operand = tuple(_known(sizes, f"d{i}") for i in range(rank - len(shape), rank))
-    result = tuple(_known(sizes, f"r{i}", f"d{i}") for i in range(rank))
+    operand = tuple(known(sizes, f"d{i}") for i in range(rank - len(shape), rank))
+    result = tuple(known(sizes, f"r{i}", f"d{i}") for i in range(rank))
     return OpDims((operand,), (result,), sizes, _numbers(sizes, "r"), sums=frozenset({0}))
 
 
@@ -33,12 +33,12 @@ def repeated_in_place(call: Call) -> OpDims:
     times = call["repeats"]
     if times != 1:
         sizes["r"] = times  # type: ignore[assignment]  # a size
-    operand = tuple(_known(sizes, f"d{i}") for i in range(len(shape)))
+    operand = tuple(known(sizes, f"d{i}") for i in range(len(shape)))
     if call["dim"] is None:
-        result: tuple[DimNames, ...] = (_known(sizes, *(f"d{i}" for i in range(len(shape))), "r"),)
+        result: tuple[DimNames, ...] = (known(sizes, *(f"d{i}" for i in range(len(shape))), "r"),)
     else:
         (dim,) = call.dims("dim", len(shape))
-        result = (*operand[:dim], _known(sizes, f"d{dim}", "r"), *operand[dim + 1 :])
+        result = (*operand[:dim], known(sizes, f"d{dim}", "r"), *operand[dim + 1 :])
     return OpDims((operand,), (result,), sizes, _numbers(sizes, "r"), sums=frozenset({0}))
 
 
@@ -53,7 +53,7 @@ def diagonal(call: Call) -> OpDims:
     shape = call.shape("self")
     pair = (call.dims("dim1", len(shape))[0], call.dims("dim2", len(shape))[0])
     sizes = {f"d{i}": s for i, s in enumerate(shape) if i not in pair and s != 1}
-    named = tuple(_known(sizes, f"d{i}") for i in range(len(shape)))
+    named = tuple(known(sizes, f"d{i}") for i in range(len(shape)))
     part = (*(names for i, names in enumerate(named) if i not in pair), ())
     if call.has("src"):
         return OpDims((named, part), (named,), sizes, sums=frozenset({0, 1}))
@@ -77,7 +77,7 @@ def indexed(call: Call) -> OpDims:
     shape = call.shape("self")
     along = call.dims("dim", len(shape))
     sizes = {f"d{i}": s for i, s in enumerate(shape) if i not in along and s != 1}
-    named = tuple(_known(sizes, f"d{i}") for i in range(len(shape)))
+    named = tuple(known(sizes, f"d{i}") for i in range(len(shape)))
     tensors = [(name, call.types[a.name].shape) for name, a in call.arguments.items() if isinstance(a, Ref)]
     operands = tuple(named if name in ("self", "source") else unnamed(shape) for name, shape in tensors)
     return OpDims(operands, (named,), sizes)
@@ -95,12 +95,12 @@ def written(call: Call) -> OpDims:
         if len(refs) > 1 or 0 not in refs or any(size != 1 for size in values):
             return whole(call)
         sizes = {f"d{i}": s for i, s in enumerate(shape) if s != 1}
-        named = tuple(_known(sizes, f"d{i}") for i in range(len(shape)))
+        named = tuple(known(sizes, f"d{i}") for i in range(len(shape)))
         mask = named[: len(call.types[masks[0].name].shape)]
         return OpDims((named, mask, unnamed(values)), (named,), sizes)
     positions = sorted(refs)
     sizes = {f"d{i}": s for i, s in enumerate(shape) if i not in refs and s != 1}
-    named = tuple(_known(sizes, f"d{i}") for i in range(len(shape)))
+    named = tuple(known(sizes, f"d{i}") for i in range(len(shape)))
     index_shapes = [call.types[refs[i].name].shape for i in positions]
     at = positions[0] if positions == list(range(positions[0], positions[-1] + 1)) else 0
     rest = [n for i, n in enumerate(named) if i not in refs]
@@ -126,11 +126,11 @@ def paired(argument: str) -> DimsFunction:
 
         def names(shape: Shape) -> tuple[DimNames, ...]:
             placed = enumerate(shape, rank - len(shape))
-            return tuple(_known(sizes, f"d{i}") if size != 1 else () for i, size in placed)
+            return tuple(known(sizes, f"d{i}") if size != 1 else () for i, size in placed)
 
         def result(shape: Shape) -> tuple[DimNames, ...]:
             kept = range(rank) if len(shape) == rank else [i for i in range(rank) if i not in along]
-            return tuple(_known(sizes, f"d{i}") for i in kept)
+            return tuple(known(sizes, f"d{i}") for i in kept)
 
         return OpDims(tuple(map(names, shapes)), tuple(map(result, call.results)), sizes)
 
@@ -140,12 +140,8 @@ def paired(argument: str) -> DimsFunction:
 def _linear_in_one(shape: Shape, along: tuple[int, ...], result) -> OpDims:
     """A linear op of one operand: `result` places the names that it has outside `along`."""
     sizes = {f"d{i}": s for i, s in enumerate(shape) if i not in along and s != 1}
-    named = tuple(_known(sizes, f"d{i}") for i in range(len(shape)))
+    named = tuple(known(sizes, f"d{i}") for i in range(len(shape)))
     return OpDims((named,), (result(named),), sizes, sums=frozenset({0}))
-
-
-def _known(sizes: dict[str, Dim], *names: str) -> DimNames:
-    return tuple(name for name in names if name in sizes)
 
 
 def _numbers(sizes: dict[str, Dim], prefix: str) -> frozenset[str]:

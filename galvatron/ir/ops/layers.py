@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from galvatron.ir.ops.call import Call, DimsFunction, by_line, unnamed, whole
+from galvatron.ir.ops.call import Call, DimsFunction, by_line, known, unnamed, whole
 from galvatron.ir.ops.notation import DimNames, OpDims, Shape
 from galvatron.ir.types import Dim, exact_quotient
 
@@ -23,7 +23,7 @@ def convolution(call: Call) -> OpDims:
     sizes = {name: size for name, size in sizes.items() if size != 1}
 
     def dim(*names: str) -> DimNames:
-        return tuple(n for n in names if n in sizes)
+        return known(sizes, *names)
 
     space = ((),) * (len(shape) - 2)
     channels, filters = dim("g", "c"), dim("g", "o")
@@ -151,7 +151,7 @@ def kronecker(call: Call) -> OpDims:
     if len(left) != len(right):
         return whole(call)
     sizes = {f"{x}{i}": s for x, shape in (("a", left), ("b", right)) for i, s in enumerate(shape) if s != 1}
-    first, second = (tuple(_known(sizes, f"{x}{i}") for i in range(len(left))) for x in "ab")
+    first, second = (tuple(known(sizes, f"{x}{i}") for i in range(len(left))) for x in "ab")
     result = tuple((*a, *b) for a, b in zip(first, second, strict=True))
     return OpDims((first, second), (result,), sizes, products=frozenset({0, 1}))
 
@@ -174,7 +174,3 @@ def _letters(term: str, rank: int) -> list[str]:
 
 def _placed(names: list[str], shape: Shape) -> tuple[DimNames, ...]:
     return tuple(() if size == 1 else (name,) for name, size in zip(names, shape, strict=True))
-
-
-def _known(sizes: dict[str, Dim], *names: str) -> DimNames:
-    return tuple(name for name in names if name in sizes)

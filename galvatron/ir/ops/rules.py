@@ -286,7 +286,7 @@ def _index_select(call: Call) -> OpDims:
 def _embedding(call: Call) -> OpDims:
     """Rows of a table; with gradients scaled by how often an index occurs, only the columns may be sharded."""
     line = "~v! h, b*! -> b*! h" if call["scale_grad_by_freq"] else "~v^ h, b* -> b* h"
-    return parse_notation(line).resolve(call.operand_shapes(), call.results)
+    return by_line(call, line)
 
 
 def _matmul(call: Call) -> OpDims:
@@ -304,7 +304,7 @@ def _matmul(call: Call) -> OpDims:
             if right == 1
             else "~b* m k, ~b* k n -> b* m n"
         )
-    return parse_notation(line).resolve(call.operand_shapes(), call.results)
+    return by_line(call, line)
 
 
 def _loss(line: str, elementwise: str) -> DimsFunction:
@@ -359,10 +359,7 @@ def _attention(call: Call) -> OpDims:
     """Queries may be split, except under `is_causal`, which numbers them from 0."""
     rows = "q!" if call["is_causal"] else "q"
     heads = "(h g)" if call["enable_gqa"] else "h"
-    line = f"b* {heads} {rows} d!, b* h k! d!, b* h k! e!, b* {heads} {rows} k!? -> b* {heads} {rows} e!"
-    tensors = [call[n] for n in ("query", "key", "value", "attn_mask")]
-    shapes = tuple(call.types[a.name].shape if isinstance(a, Ref) else None for a in tensors)
-    return parse_notation(line).resolve(shapes, call.results)
+    return by_line(call, f"b* {heads} {rows} d!, b* h k! d!, b* h k! e!, b* {heads} {rows} k!? -> b* {heads} {rows} e!")
 
 
 RULES: dict[str, str | DimsFunction] = {

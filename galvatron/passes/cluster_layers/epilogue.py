@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from galvatron.ir.graph import Graph, Op, Ref, Value
-from galvatron.ir.micro_batches import COUPLED, SAME, Along, Flow, State, batch_state, flow, statistic_state
+from galvatron.ir.micro_batches import COUPLED, SAME, Along, Flow, State, batch_state, counts, flow, statistic_state
 from galvatron.ir.names import Names, base_name
 from galvatron.ir.random import is_random
 from galvatron.ir.types import BATCH, Dim, exact_quotient, simplify_dim
@@ -79,12 +79,17 @@ def epilogue_ops(graph: Graph, roles: Roles, parameters: frozenset[str]) -> froz
 
 
 def _drawn_in(graph: Graph, chosen: set[int], index_of: Mapping[str, int], states: Mapping[str, State]) -> set[int]:
-    """The ops whose results the chosen ones read but cannot be given, or can make of what they are given anyway."""
+    """The ops whose results the chosen ones read but cannot be given, or can make of what they are given anyway.
+
+    A term that micro-batches count once, each adding its share, is whole only in their sum: such ops stay with them.
+    """
     entering = set(_entering(graph, chosen, index_of))
 
     def is_at_hand(index: int) -> bool:
-        inner = {n for n in graph.ops[index].operands if n in index_of}
-        return bool(inner) and inner <= entering and not is_random(graph.ops[index])
+        op = graph.ops[index]
+        inner = {n for n in op.operands if n in index_of}
+        made_of = (op, *(graph.producers[n] for n in op.operands if n in graph.producers))
+        return bool(inner) and inner <= entering and not is_random(op) and not any(map(counts, made_of))
 
     return {index_of[n] for n in entering if not _may_enter(graph, n, states) or is_at_hand(index_of[n])}
 
