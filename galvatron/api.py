@@ -405,7 +405,8 @@ def _on_rank_0(world: rt.World, plan: Callable[[], Captured]) -> Captured:
     if world.rank == 0:
         try:
             captured = plan()
-            message = ("program", print_program(captured.program))
+            with ours("printing the plan", captured.program):
+                message = ("program", print_program(captured.program))
         except Exception as raised:  # whatever it is, the other ranks must not wait for a plan that never comes
             error = raised
             kind = type(raised).__name__
@@ -420,7 +421,8 @@ def _on_rank_0(world: rt.World, plan: Callable[[], Captured]) -> Captured:
     if kind != "program":
         raise error_of_kind(kind, text)
     # Rank 0 too goes on from the text, so that all ranks lower the very same program.
-    program = parse_program(text)
+    with ours("reading the plan of rank 0"):
+        program = parse_program(text)
     return Captured(program, _broadcast_constants(program, captured.constants if captured else {}, world))
 
 

@@ -32,6 +32,10 @@ from galvatron.passes.sharding.conversion import conversion
 from galvatron.recompute import keep, once, recomputed
 
 
+_ENOUGH = 512
+"""How many times the smallest batch has enough samples for any op."""
+
+
 def profile_graph(
     graph: Graph,
     mesh: tuple[Axis, ...],
@@ -49,7 +53,13 @@ def profile_graph(
         at: the local batch size that matters, for a graph that is not linear in it: one that pairs samples.
     """
     batches = _batches(graph, mesh) if at is None else (at, 2 * at)
-    first, second = (_Run(graph, mesh, differentiable, batch, recompute).observed for batch in batches)
+    try:
+        first, second = (_Run(graph, mesh, differentiable, batch, recompute).observed for batch in batches)
+    except (RuntimeError, IndexError):
+        if at is not None:
+            raise
+        # An op that takes a fixed number of samples, as `topk` along the batch does, may need more than a few.
+        return profile_graph(graph, mesh, differentiable, recompute, at=_ENOUGH * batches[0])
 
     def line(a: float, b: float) -> Linear:
         return Linear.through(batches, (a, b))

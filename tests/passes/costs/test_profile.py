@@ -130,3 +130,9 @@ def test_values_without_a_gradient_are_counted_apart() -> None:
     graph = clustered().class_of["block"].graph
     profile = profile_graph(graph, (), frozenset({"x", "up.weight", "down.weight", "down.bias"}))
     assert [name for name, _ in profile.shared_bytes] == ["m"]
+
+
+def test_an_op_that_needs_more_samples_than_a_few_is_profiled_with_more() -> None:
+    index = Value("index", TensorType("i64", (9, D)))
+    topk = Op("aten.topk.default", (Ref("x"), 9, 0), (), (value("top", 9, D, batch=False), index))
+    assert profile_graph(Graph((value("x", D),), (), (topk,), ("top",)), (), frozenset({"x"})).forward
