@@ -74,7 +74,7 @@ def _computed(op: Op, operands: tuple[TensorType, ...], batch: int) -> tuple[Ten
         fake_tensor.DataDependentOutputException,
         fake_tensor.DynamicOutputShapeException,
     )
-    with _mode(), torch.no_grad(), _silence():
+    with _mode(), torch.no_grad(), silence():
         try:
             values = {str(i): empty_like_type(type_, batch) for i, type_ in enumerate(operands)}
             args, kwargs = evaluated(op, values, batch)
@@ -91,7 +91,7 @@ def _computed(op: Op, operands: tuple[TensorType, ...], batch: int) -> tuple[Ten
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Without the log of torch, which shows where in it a refusal comes from."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     disabled, log.disabled = log.disabled, True

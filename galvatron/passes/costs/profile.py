@@ -25,12 +25,12 @@ from galvatron.ir.interpreter import DTYPE_OF, empty_like_type, run_graph
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard, nameable_axes
 from galvatron.ir.recompute import selective_steps
 from galvatron.ir.types import evaluate
+from galvatron.ir.verify.computed import silence
 from galvatron.passes.costs.events import Collective, Kernel, Linear, Profile
 from galvatron.passes.costs.flop import kernel_flop
 from galvatron.passes.costs.slices import run_on_slice
 from galvatron.passes.sharding.conversion import conversion
 from galvatron.recompute import keep, once, recomputed
-
 
 _ENOUGH = 512
 """How many times the smallest batch has enough samples for any op."""
@@ -54,7 +54,8 @@ def profile_graph(
     """
     batches = _batches(graph, mesh) if at is None else (at, 2 * at)
     try:
-        first, second = (_Run(graph, mesh, differentiable, batch, recompute).observed for batch in batches)
+        with silence():
+            first, second = (_Run(graph, mesh, differentiable, batch, recompute).observed for batch in batches)
     except (RuntimeError, IndexError):
         if at is not None:
             raise
