@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Mapping
@@ -118,6 +119,20 @@ def check_model(model: nn.Module, loss_fn: LossFunction | None) -> None:
             raise GalvatronError(f"{name!r} of the model has no shape yet: call the model on a batch first")
     if loss_fn is not None and not callable(loss_fn):
         raise GalvatronError(f"loss_fn must be a function (output, batch) -> scalar, not {type(loss_fn).__name__}")
+    if loss_fn is not None and not _takes_two(loss_fn):
+        raise GalvatronError(
+            "loss_fn takes the model's output and the batch, a mapping of inputs by name: (output, batch)"
+        )
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # a callable that does not tell
+        return True
+    return True
 
 
 def check_inputs(example_inputs: Any) -> None:

@@ -332,7 +332,7 @@ def _readers(bindings: Bindings):
 
 
 def _is_loop(bindings: Bindings, run: Sequence[Layer], outside: frozenset[str]) -> bool:
-    if _is_called_directly(bindings, run[0]) or bindings.function(run[0]).keywords not in ((), ("B",)):
+    if _is_called_directly(bindings, run[0]) or "b" in bindings.function(run[0]).keywords:
         return False
     names = [bindings.layers[layer.name] for layer in run]
     return chain(run, outside) is not None and template(names, _start(bindings, run)) is not None

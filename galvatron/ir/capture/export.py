@@ -159,7 +159,14 @@ class _Training(nn.Module):
     def _loss(self, inputs: dict[str, Any]) -> Any:
         with OnlyRegisteredAreTrained():
             output = self.model(**inputs)
-            return self._loss_fn(output, inputs) if self._loss_fn else _own_loss(output)
+            if self._loss_fn is None:
+                return _own_loss(output)
+            try:
+                return self._loss_fn(output, inputs)
+            except KeyError as error:
+                raise CaptureError(
+                    f"loss_fn asks the batch for {error}; it has {', '.join(map(repr, inputs))}"
+                ) from error
 
 
 def _own_loss(output: Any) -> Any:
