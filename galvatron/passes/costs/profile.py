@@ -34,6 +34,10 @@ from galvatron.recompute import keep, once, recomputed
 _IR_DTYPES = {getattr(torch, name): dtype for dtype, name in TORCH_DTYPE_NAMES.items()}
 
 
+_MOST_NEEDED = 512
+"""Samples that are not too few for any model."""
+
+
 def profile_graph(
     graph: Graph,
     mesh: tuple[Axis, ...],
@@ -51,7 +55,14 @@ def profile_graph(
         at: the local batch size that matters, for a graph that is not linear in it: one that pairs samples.
     """
     batches = _batches(graph, mesh) if at is None else (at, 2 * at)
-    first, second = (_Run(graph, mesh, differentiable, batch, recompute).observed for batch in batches)
+    while True:
+        try:
+            first, second = (_Run(graph, mesh, differentiable, batch, recompute).observed for batch in batches)
+            break
+        except (IndexError, RuntimeError, ValueError):  # the model takes so many samples at least, as for `h[5]`
+            if at is not None or batches[0] > _MOST_NEEDED:
+                raise
+            batches = batches[1], 2 * batches[1]
 
     def line(a: float, b: float) -> Linear:
         return Linear.through(batches, (a, b))
