@@ -120,9 +120,7 @@ def check_model(model: nn.Module, loss_fn: LossFunction | None) -> None:
     if loss_fn is not None and not callable(loss_fn):
         raise GalvatronError(f"loss_fn must be a function (output, batch) -> scalar, not {type(loss_fn).__name__}")
     if loss_fn is not None and not _takes_two(loss_fn):
-        raise GalvatronError(
-            "loss_fn takes the model's output and the batch, a mapping of inputs by name: (output, batch)"
-        )
+        raise GalvatronError("loss_fn must take two arguments: (output, batch), the batch by the names of its inputs")
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:

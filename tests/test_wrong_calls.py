@@ -86,7 +86,8 @@ CALLS: list[tuple[Callable[[], Any], str]] = [
     (lambda: public.compile(Tiny(), batch(ids=torch.ones(4))), "table"),
     # compile: options
     (lambda: compile_(loss_fn=3), "loss_fn must be a function"),
-    (lambda: compile_(loss_fn=lambda output: output), "positional argument"),
+    (lambda: compile_(loss_fn=lambda output: output), "loss_fn must take two arguments"),
+    (lambda: compile_(loss_fn=lambda output, batch: batch["label"]), "loss_fn asks the batch for 'label'; it has"),
     (lambda: compile_(loss_fn=lambda output, inputs: None), "the loss is a NoneType"),
     (lambda: compile_(cluster=5), "a preset like 'a100-80g:2x8', not int"),
     (lambda: compile_(cluster=""), "cluster"),

@@ -47,6 +47,8 @@ ONE: dict[str, Callable[[Tensor], Tensor]] = {
     "gram": lambda t: t @ t.T,
     "moments": lambda t: t.T @ t,
     "diagonal": torch.diagonal,
+    "copies": lambda t: t.repeat(t.shape[0], *[1] * (t.dim() - 1)),
+    "pairs": lambda t: t.unsqueeze(1).expand(-1, t.shape[0], *t.shape[1:]),
     "cut": lambda t: t.detach(),
     **_dims("sum", torch.sum),
     **_dims("mean", torch.mean),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from galvatron.api import search
 from galvatron.errors import BudgetError, CaptureError, PlanError
 from galvatron.ir.plan import Plan
-from tests.parity.harness import BATCH_SIZE, Expected, check_program, costed, eager, planned, subject
+from tests.parity.harness import BATCH_SIZE, Expected, check, check_program, costed, eager, planned, subject
 from tests.parity.reductions import VALUES, WORDS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch advises against some of the words
@@ -86,6 +86,11 @@ def adds_up(name: str) -> bool:
 @given(chains())
 def test_random_loss(name: str) -> None:
     one_example(name, ONE_RANK[:2])
+
+
+@pytest.mark.parametrize("chain", ["h copies root sum", "h norm1 pairs sum1 root mean"])
+def test_sizes_that_are_not_of_samples(chain: str) -> None:
+    check(f"reduced: {chain}", "m2/gpipe/dp1")
 
 
 @pytest.mark.slow

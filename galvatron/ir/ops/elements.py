@@ -5,19 +5,21 @@ from __future__ import annotations
 from galvatron.ir.graph import Ref
 from galvatron.ir.ops.call import Call, DimsFunction, known, unnamed, whole
 from galvatron.ir.ops.notation import DimNames, OpDims, Shape
-from galvatron.ir.types import Dim
+from galvatron.ir.types import Dim, TensorType, exact_quotient
 
 _MASKS = ("bool", "u8")
 
 
 def repeated(call: Call) -> OpDims:
-    """`repeat`, `tile`: each dim is (times, size). How often is a number, which only the batch size can make local."""
+    """`repeat`, `tile`: each dim is (times, size). How often is a number, or follows from the sizes where it depends on
+    the batch."""
     shape = call.shape("self")
     times = call["repeats"] if "repeats" in call.arguments else call["dims"]
     assert isinstance(times, tuple)
     rank = len(call.results[0])
     counts: list[Dim] = [1] * (rank - len(times)) + [t for t in times if not isinstance(t, (str, float))]  # type: ignore[misc]  # sizes
     padded: Shape = (1,) * (rank - len(shape)) + shape
+    counts = [_times(*sizes) for sizes in zip(counts, padded, call.results[0], strict=True)]
     sizes = {f"d{i}": s for i, s in enumerate(padded) if s != 1} | {f"r{i}": t for i, t in enumerate(counts) if t != 1}
     operand = tuple(known(sizes, f"d{i}") for i in range(rank - len(shape), rank))
     result = tuple(known(sizes, f"r{i}", f"d{i}") for i in range(rank))
@@ -30,9 +32,12 @@ def repeated_in_place(call: Call) -> OpDims:
         return whole(call)
     shape = call.shape("self")
     sizes: dict[str, Dim] = {f"d{i}": s for i, s in enumerate(shape) if s != 1}
-    times = call["repeats"]
+    repeats = call["repeats"]
+    assert isinstance(repeats, Dim)
+    before, after = (TensorType("i64", s).numel for s in (shape, call.results[0]))
+    times = _times(repeats, before, after)
     if times != 1:
-        sizes["r"] = times  # type: ignore[assignment]  # a size
+        sizes["r"] = times
     operand = tuple(known(sizes, f"d{i}") for i in range(len(shape)))
     if call["dim"] is None:
         result: tuple[DimNames, ...] = (known(sizes, *(f"d{i}" for i in range(len(shape))), "r"),)
@@ -40,6 +45,12 @@ def repeated_in_place(call: Call) -> OpDims:
         (dim,) = call.dims("dim", len(shape))
         result = (*operand[:dim], known(sizes, f"d{dim}", "r"), *operand[dim + 1 :])
     return OpDims((operand,), (result,), sizes, _numbers(sizes, "r"), sums=frozenset({0}))
+
+
+def _times(given: Dim, before: Dim, after: Dim) -> Dim:
+    """How often a size is repeated: as given, or as a size before and after says."""
+    found = None if isinstance(given, int) else exact_quotient(after, before)
+    return given if found is None else found
 
 
 def windows(call: Call) -> OpDims:

@@ -32,8 +32,8 @@ from galvatron.passes.costs.slices import run_on_slice
 from galvatron.passes.sharding.conversion import conversion
 from galvatron.recompute import keep, once, recomputed
 
-_ENOUGH = 512
-"""How many times the smallest batch has enough samples for any op."""
+_MOST_NEEDED = 512
+"""Samples that are not too few for any model."""
 
 
 def profile_graph(
@@ -53,14 +53,15 @@ def profile_graph(
         at: the local batch size that matters, for a graph that is not linear in it: one that pairs samples.
     """
     batches = _batches(graph, mesh) if at is None else (at, 2 * at)
-    try:
-        with silence():
-            first, second = (_Run(graph, mesh, differentiable, batch, recompute).observed for batch in batches)
-    except (RuntimeError, IndexError):
-        if at is not None:
-            raise
-        # An op that takes a fixed number of samples, as `topk` along the batch does, may need more than a few.
-        return profile_graph(graph, mesh, differentiable, recompute, at=_ENOUGH * batches[0])
+    while True:
+        try:
+            with silence():
+                first, second = (_Run(graph, mesh, differentiable, batch, recompute).observed for batch in batches)
+            break
+        except (IndexError, RuntimeError, ValueError):  # the model takes so many samples at least, as for `h[5]`
+            if at is not None or batches[0] > _MOST_NEEDED:
+                raise
+            batches = batches[1], 2 * batches[1]
 
     def line(a: float, b: float) -> Linear:
         return Linear.through(batches, (a, b))

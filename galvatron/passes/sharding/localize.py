@@ -38,6 +38,9 @@ SHAPE_ARGUMENTS = {
 }
 """Ops with an argument that is the shape of the result: in a local graph it is the local shape."""
 
+_REPEATING = frozenset({"repeat", "tile", "repeat_interleave"})
+"""Ops whose second argument says how often."""
+
 
 class Localizer:
     """Rewrites one class graph; `batch_ways` is how many ways the batch is sharded."""
@@ -159,7 +162,7 @@ class Localizer:
         if spmd is not None:
             axis, size = spmd[0], self._size(spmd[1])
             return replace(renamed, target=spmd_target(op), kwargs=(*renamed.kwargs, ("axis", axis), ("size", size)))
-        local = localized_arguments(renamed, self._size)
+        local = localized_arguments(_with_local_times(renamed, sources), self._size)
         return self._drawn(op, local) if is_random(op) else local
 
     def _drawn(self, op: Op, local: Op) -> Op:
@@ -202,6 +205,26 @@ def localized_arguments(op: Op, size: Callable[[Dim], Dim]) -> Op:
         args = [_sizes(a, size) if takes_size(op.target, i) else a for i, a in enumerate(args)]
     kwargs = tuple((k, _sizes(a, size) if takes_size(op.target, k) else a) for k, a in op.kwargs)
     return replace(op, args=tuple(args), kwargs=kwargs)
+
+
+def _with_local_times(op: Op, operands: list[Value]) -> Op:
+    """An op with local operands and results; one that repeats does so as often as these say, where that depends on the
+    batch."""
+    _, name, *_ = op.target.split(".")
+    if name not in _REPEATING or len(operands) != 1 or not _is_symbolic(op.args[1]):
+        return op
+    before, after = operands[0].type, op.result.type
+    if isinstance(op.args[1], tuple):
+        missing = len(after.shape) - len(before.shape)
+        sizes = (1,) * missing + before.shape
+        times: Arg = tuple(exact_quotient(a, b) for a, b in zip(after.shape, sizes, strict=True))
+    else:
+        times = exact_quotient(after.numel, before.numel)
+    return replace(op, args=(op.args[0], times, *op.args[2:]))
+
+
+def _is_symbolic(arg: Arg) -> bool:
+    return any(isinstance(item, sympy.Expr) for item in (arg if isinstance(arg, tuple) else (arg,)))
 
 
 def _local_parts(op: Op, name: str) -> list[Arg]:

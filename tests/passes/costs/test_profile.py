@@ -47,6 +47,21 @@ def test_collectives_and_their_adjoints_are_read_off_the_graph() -> None:
     assert forward.payload_bytes(5) == 5 * S * D * 4
 
 
+@pytest.mark.parametrize(
+    ("target", "arguments", "shape"),
+    [("topk", (3, 0), (3, D)), ("select.int", (0, 20), (D,)), ("slice.Tensor", (0, 5), (LOCAL_BATCH - 5, D))],
+)
+def test_a_graph_that_takes_some_samples_at_least_is_profiled_with_as_many(
+    target: str, arguments: tuple[int, ...], shape: tuple
+) -> None:
+    results = [Value("out", TensorType("f32", shape))]
+    if target == "topk":
+        target, results = "topk.default", [*results, Value("at", TensorType("i64", shape))]
+    only = Op(f"aten.{target}", (Ref("x"), *arguments), (), tuple(results))
+    profile = profile_graph(Graph((value("x", D),), (), (only,), ("out",)), (), frozenset({"x"}))
+    assert profile.backward
+
+
 def test_no_gradient_no_adjoint() -> None:
     profile = profile_graph(split_mlp(), (TP,), frozenset({"up", "down"}))
     assert not [e for e in profile.backward if isinstance(e, Collective)]
@@ -130,9 +145,3 @@ def test_values_without_a_gradient_are_counted_apart() -> None:
     graph = clustered().class_of["block"].graph
     profile = profile_graph(graph, (), frozenset({"x", "up.weight", "down.weight", "down.bias"}))
     assert [name for name, _ in profile.shared_bytes] == ["m"]
-
-
-def test_an_op_that_needs_more_samples_than_a_few_is_profiled_with_more() -> None:
-    index = Value("index", TensorType("i64", (9, D)))
-    topk = Op("aten.topk.default", (Ref("x"), 9, 0), (), (value("top", 9, D, batch=False), index))
-    assert profile_graph(Graph((value("x", D),), (), (topk,), ("top",)), (), frozenset({"x"})).forward
