@@ -22,6 +22,11 @@ def is_known_target(target: str) -> bool:
 def unknown_target(target: str) -> str:
     """Why a program may not contain an op of this name."""
     namespace, _, rest = target.partition(".")
+    if rest.startswith("as_strided"):
+        return (
+            f"unknown op {target!r}: it depends on where in memory elements are, which a program does not say: "
+            "use indices, unfold, or, instead of fill_diagonal_, a masked_fill with torch.eye"
+        )
     if namespace == "aten":
         near = get_close_matches(rest, operators(), n=1)
         told = f"; did you mean 'aten.{near[0]}'?" if near else ""

@@ -43,6 +43,7 @@ _INTERNAL = """
 
 REFUSED = {
     "reads or writes files, or hands out memory": r"from_file|pin_memory|set|resize|resize_as|data|hash_tensor",
+    "depends on where in memory elements are, which a tensor of a program does not say": r"as_strided(_\w+)?",
     "is a step of a backward": r".*_backward(_\w+)?|.*_jvp",
     "is one library's or one device's": r"(cudnn|miopen|mkldnn|mps|fbgemm)_.*|.*_(mps|mkldnn|overrideable)|thnn_conv2d",
     "needs sparse, quantised or nested tensors, which the IR does not have":
