@@ -80,11 +80,14 @@ def _members(
     told: frozenset[str],
 ) -> frozenset[str]:
     """The inputs that hold samples: the largest group of one size and related by the model, the first of equals, and
-    others of that size, unless the model uses them as tables or lists of borders. What it reads comes before the rest.
+    others of that size, unless the model uses them as tables or lists of borders. Inputs that a model does not read
+    hold samples only where it reads none.
     """
     possible = [name for name in free if not told or batch.tensors[name].shape[0] == batch.size]
-    read = [name for name in possible if nodes[name].users] or possible
-    members = max((_related(batch, free, guards, name) for name in read), key=len)
+    read = [name for name in possible if nodes[name].users]
+    if not possible or (not read and any(node.users for node in nodes.values())):
+        raise NoSamplesError
+    members = max((_related(batch, free, guards, name) for name in read or possible), key=len)
     size = batch.tensors[next(iter(members))].shape[0]
     rest = [name for name in free if name not in members and batch.tensors[name].shape[0] == size]
     return members.union(told, (name for name in rest if not _is_other_data(nodes[name], free[name])))
