@@ -92,7 +92,7 @@ RULES = _table(
     (chunks_as_split, "chunk"),
     (narrowed, "narrow"),
     (filled_with(1), "ones ones_like new_ones"),
-    (filled_with(0), "zeros zeros_like new_zeros"),
+    (filled_with(0), "zeros zeros_like new_zeros zero"),
     (filled_with(0), "empty.memory_format empty_like empty_strided empty_permuted new_empty new_empty_strided"),
     (filled_with(), "full_like new_full scalar_tensor"),
     (renamed_to("aten.bitwise_and.Tensor"), "__and__.Tensor"),
