@@ -121,6 +121,16 @@ def epilogue_strategy(plan: Plan) -> Strategy:
     return replace(plan.strategies[-1], recompute="none")
 
 
+def check_micro_batches(count: int, program: Program) -> None:
+    """Checks that so many micro-batches compute what the whole batch does.
+
+    Raises:
+        PlanError: names the line that couples samples.
+    """
+    if count > 1 and (problem := coupling(program)):
+        raise PlanError(f"{count} micro-batches do not add up to the whole batch: {problem}; use 1 micro-batch (m1)")
+
+
 def check_epilogue(plan: Plan, program: Program) -> None:
     """Checks that the schedule lets the end of the loss see all micro-batches.
 
@@ -223,10 +233,7 @@ def check(plan: Plan, program: Program, world_size: int, global_batch_size: int)
     check_batch(plan, global_batch_size)
     if plan.micro_batches > 1 and epilogue(program):
         check_epilogue(plan, program)
-    if plan.micro_batches > 1 and (problem := coupling(program)):
-        raise PlanError(
-            f"{plan.micro_batches} micro-batches do not add up to the whole batch: {problem}; use 1 micro-batch (m1)"
-        )
+    check_micro_batches(plan.micro_batches, program)
     if global_batch_size not in program.batch_sizes:
         raise PlanError(
             f"a batch of {global_batch_size} samples: the model branches on the size of its batch, and was captured "

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from galvatron.errors import PlanError
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.graph import Graph
 from galvatron.ir.micro_batches import SAME, SUM, Along, batch_state, counts, coupling, epilogue_coupling, flow
@@ -187,3 +188,11 @@ def test_a_flow_says_the_state_of_every_value() -> None:
     found = flow(graph, {value.name: batch_state(value.type) for value in graph.inputs})
     assert found.states[graph.outputs[-1]] is SUM
     assert found.states.keys() == graph.values.keys()
+
+
+def test_a_search_for_several_micro_batches_is_refused_where_they_do_not_add_up() -> None:
+    then, reason = COUPLED["root"]
+    program = program_of(lambda self, h: F.mse_loss(self.first(h * then(self, h)), h))
+    planning = ["annotate-costs{cluster=a100-80g:1x2}", "enumerate-strategies", "prune", "search{micro_batches=2}"]
+    with pytest.raises(PlanError, match=f"2 micro-batches do not add up.*{reason}.*use 1 micro-batch"):
+        Pipeline.parse(",".join(planning)).run(program)

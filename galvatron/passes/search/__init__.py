@@ -11,7 +11,7 @@ from typing import Literal
 from galvatron.errors import BudgetError, PassError, PlanError
 from galvatron.ir.micro_batches import coupling
 from galvatron.ir.plan import Plan
-from galvatron.ir.planning import epilogue, planned_layers
+from galvatron.ir.planning import check_micro_batches, epilogue, planned_layers
 from galvatron.ir.program import Form, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.base import Bytes, Pass
@@ -72,6 +72,8 @@ class Search(Pass):
         """Every pipeline degree, number of micro-batches and schedule that can run."""
         layers = planned_layers(program)
         counts = [self.micro_batches] if self.micro_batches is not None else _spread(divisors(program.batch_size))
+        if self.micro_batches is not None:
+            check_micro_batches(self.micro_batches, program)
         counts = [1] if coupling(program) else counts
         ends = bool(epilogue(program))
         for degree in dict.fromkeys(c.pipeline_degree for c in program.candidates):
