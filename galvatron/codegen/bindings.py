@@ -9,7 +9,7 @@ from functools import cached_property
 from galvatron.codegen.function import Function, emit_function
 from galvatron.codegen.names import Scope, identifier
 from galvatron.codegen.runs import INDEX
-from galvatron.codegen.sizes import Sizes, batch_input_of, batch_input_shape
+from galvatron.codegen.sizes import Sizes, batch_input_shape
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis, Shard, nameable_axes
@@ -70,7 +70,7 @@ class Bindings:
     @property
     def variables(self) -> Scope:
         """The variables of `forward`."""
-        return self.scopes[When.MICROBATCH]
+        return self.scopes[When.MICRO_BATCH]
 
     @cached_property
     def step_layers(self) -> tuple[Layer, ...]:
@@ -78,7 +78,7 @@ class Bindings:
 
     @cached_property
     def forward_layers(self) -> tuple[Layer, ...]:
-        return tuple(layer for layer in self.stage.layers if layer.when not in (When.STEP, When.EPILOGUE))
+        return tuple(layer for layer in self.stage.layers if layer.when is When.MICRO_BATCH)
 
     @cached_property
     def epilogue(self) -> Layer | None:
@@ -111,12 +111,7 @@ class Bindings:
 
     def scope_of(self, layer: Layer) -> Scope:
         """The variables beside which a layer is called."""
-        return self.scopes[_caller(layer)]
-
-
-def _caller(layer: Layer) -> When:
-    """The method that calls a layer, named after what else it calls."""
-    return When.MICROBATCH if layer.when is When.PREAMBLE else layer.when
+        return self.scopes[layer.when]
 
 
 def bind_names(program: Program, stage: Stage, sizes: Sizes) -> Bindings:
@@ -142,21 +137,31 @@ def bind_names(program: Program, stage: Stage, sizes: Sizes) -> Bindings:
         axes=_axis_names(program, stage),
         layers=_layer_names(stage),
         batch={},
-        scopes={when: Scope(taken) for when in (When.STEP, When.MICROBATCH, When.EPILOGUE)},
+        scopes={when: Scope(taken) for when in When},
     )
+    wishes = _wishes(program)
     # First of all: `step` gives its results to `forward` and `epilogue` under one name.
     for name in bindings.step_results:
-        bindings.variables.bind_short(name)
-        bindings.scopes[When.EPILOGUE].bind_short(name)
+        bindings.variables.bind_one_of(name, wishes[name])
+        bindings.scopes[When.EPILOGUE].bind_one_of(name, wishes[name])
     for transfer in stage.receives:
-        bindings.variables.bind_short(transfer.name)
+        bindings.variables.bind_one_of(transfer.name, wishes[transfer.name])
     for name in bindings.collected:
-        bindings.scopes[When.EPILOGUE].bind_short(name)
+        bindings.scopes[When.EPILOGUE].bind_one_of(name, wishes[name])
     _bind_batch(bindings)
     for layer in stage.layers:
         for result in layer.results:
-            bindings.scope_of(layer).bind_short(result)
+            bindings.scope_of(layer).bind_one_of(result, wishes[result])
     return bindings
+
+
+def _wishes(program: Program) -> dict[str, str]:
+    """What the variable of each result is called, where that is free: a copy or conversion like its origin."""
+    return {
+        result: origin
+        for layer in program.all_layers
+        for result, origin in zip(layer.results, layer.origin or layer.results, strict=True)
+    }
 
 
 def _waiting(program: Program, stage: Stage) -> dict[str, frozenset[str]]:
@@ -203,11 +208,13 @@ def _axis_names(program: Program, stage: Stage) -> dict[Axis, str]:
 
 def _layer_names(stage: Stage) -> dict[str, str]:
     scope = Scope(taken=STAGE_ATTRIBUTES)
-    return {layer.name: _layer_name(scope, layer.name) for layer in stage.layers}
+    return {layer.name: _layer_name(scope, layer) for layer in stage.layers}
 
 
-def _layer_name(scope: Scope, name: str) -> str:
-    return scope.bind(name, f"{name}_0") if identifier(name) in STAGE_ATTRIBUTES else scope.bind_short(name)
+def _layer_name(scope: Scope, layer: Layer) -> str:
+    if identifier(layer.name) in STAGE_ATTRIBUTES:
+        return scope.bind(layer.name, f"{layer.name}_0")
+    return scope.bind_one_of(layer.name, *layer.origin[:1])
 
 
 def _bind_batch(bindings: Bindings) -> None:
@@ -229,11 +236,11 @@ def _bind_batch(bindings: Bindings) -> None:
 
 def _batch_parameter(program: Program, layer: Layer, operand: str, formal: Value) -> BatchParameter:
     """The batch input that an operand which no layer defines stands for, as the layer wants it."""
-    name = batch_input_of(program, operand)
-    if name is None:
+    if all(operand != value.name for value in program.inputs):
         raise GalvatronError(f"layer {layer.name!r} reads {operand!r}, which its stage neither makes nor receives")
+    samples = operand in program.batched
     if layer.when is When.STEP:
-        return BatchParameter(name, (), When.STEP, samples=name in program.batched)
+        return BatchParameter(operand, (), When.STEP, samples)
     mesh = program.class_of[layer.cls].mesh
     sharded = ((axis, p) for p, axis in zip(formal.layout or (), mesh, strict=False) if isinstance(p, Shard))
-    return BatchParameter(name, tuple(sharded), _caller(layer), samples=name in program.batched)
+    return BatchParameter(operand, tuple(sharded), layer.when, samples)

@@ -84,10 +84,9 @@ class Scope:
         self._names[name] = found
         return found
 
-    def bind_short(self, name: str) -> str:
-        """As `bind`, without what follows an `@` where the rest alone is still free: `mask@1.dp2` → `mask`."""
-        short = name.partition("@")[0]
-        return self.bind(name, short if short and self.is_free(short) else name)
+    def bind_one_of(self, name: str, *wishes: str) -> str:
+        """As `bind`, to the first wish that is still free as it is; to the name itself where none is."""
+        return self.bind(name, next(filter(self.is_free, wishes), name))
 
     def rebind(self, name: str, wish: str) -> str:
         """Gives `name` the identifier `wish` from here on, if that is still free; the one it has now otherwise."""

@@ -50,7 +50,7 @@ def first_number(names: Sequence[str]) -> int:
 def runs(layers: Sequence[Layer], at_least: int, same: Callable[[Sequence[Layer]], bool]) -> list[Sequence[Layer]]:
     """Cuts layers into maximal runs of one class for which `same` holds, and single layers."""
     cut: list[Sequence[Layer]] = []
-    for _, group in groupby(layers, key=lambda layer: (layer.cls, layer.when)):
+    for _, group in groupby(layers, key=lambda layer: (layer.cls, layer.kind)):
         run = tuple(group)
         if len(run) >= at_least and same(run):
             cut.append(run)

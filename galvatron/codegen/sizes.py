@@ -30,15 +30,6 @@ class Sizes:
     divisors: dict[str, Fraction]
 
 
-def batch_input_of(program: Program, operand: str) -> str | None:
-    """The batch input that an operand no layer defines stands for: `labels`, or `labels@dp2` for a part of it."""
-    names = {value.name for value in program.inputs}
-    if operand in names:
-        return operand
-    base = operand.rpartition("@")[0]
-    return base if base in names else None
-
-
 def local_sizes(program: Program) -> Sizes:
     """Follows sizes through all stages in order."""
     shapes: dict[str, tuple[Dim, ...]] = {}
@@ -49,7 +40,7 @@ def local_sizes(program: Program) -> Sizes:
             if layer.when is When.STEP:
                 continue
             cls = program.class_of[layer.cls]
-            divisor = _divisor(program, layer, cls, inputs, shapes)
+            divisor = _divisor(layer, cls, inputs, shapes)
             divisors.setdefault(layer.name, divisor)
             for result, output in zip(layer.results, cls.graph.outputs, strict=True):
                 shapes[result] = in_micro_batches(cls.graph.values[output].type, divisors[layer.name])
@@ -72,14 +63,13 @@ def batch_input_shape(type_: TensorType, layout: Layout, cls: LayerClass) -> tup
 
 
 def _divisor(
-    program: Program, layer: Layer, cls: LayerClass, inputs: dict[str, TensorType], shapes: dict[str, tuple[Dim, ...]]
+    layer: Layer, cls: LayerClass, inputs: dict[str, TensorType], shapes: dict[str, tuple[Dim, ...]]
 ) -> Fraction:
     for operand, formal in zip(layer.operands, cls.graph.inputs, strict=True):
-        name = batch_input_of(program, operand)
         if operand in shapes:
             actual = shapes[operand]
-        elif name is not None:
-            actual = batch_input_shape(inputs[name], formal.layout or (), cls)
+        elif operand in inputs:
+            actual = batch_input_shape(inputs[operand], formal.layout or (), cls)
         else:
             continue
         for size, formal_size in zip(actual, formal.type.shape, strict=True):

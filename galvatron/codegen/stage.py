@@ -15,7 +15,8 @@ from galvatron.codegen.names import escaped, literal
 from galvatron.codegen.runs import INDEX, chain, first_number, quoted, runs, template
 from galvatron.codegen.sizes import MICRO_BATCH, Sizes, local_sizes
 from galvatron.ir.layout import BROADCAST, PARTIAL, Placement, Shard, nameable_axes
-from galvatron.ir.program import Layer, Program, Stage, StateLayout, Transfer, When
+from galvatron.ir.planning import epilogue
+from galvatron.ir.program import Layer, LayerKind, Program, Stage, StateLayout, Transfer, When
 from galvatron.ir.types import TORCH_DTYPE_NAMES, Dim
 
 _FUNCTIONAL = re.compile(r"[ (]F\.")
@@ -55,8 +56,8 @@ def _docstring(program: Program, stage: Stage) -> str:
     """`Stage 1 of 2 of LlamaForCausalLM: layers 3-5 (decoder ×2, head) on 2 devices.`"""
 
     def planned(one: Stage) -> list[str]:
-        classes = [(layer, program.class_of[layer.cls]) for layer in one.layers if layer.when is When.MICROBATCH]
-        return [cls.base or cls.name for _, cls in classes if cls.base or cls.strategy]
+        classes = (program.class_of[layer.cls] for layer in one.layers if layer.kind is LayerKind.PLANNED)
+        return [cls.base or cls.name for cls in classes]
 
     own = planned(stage)
     first = sum(len(planned(s)) for s in program.stages[: stage.index])
@@ -77,12 +78,10 @@ def _head(bindings: Bindings) -> list[str]:
 
 def _epilogue_shards(program: Program) -> int:
     """Over how many ranks the samples are sharded in the epilogue; 0 where there is none."""
-    layers = (layer for stage in program.stages for layer in stage.layers if layer.when is When.EPILOGUE)
-    layer = next(layers, None)
-    if layer is None:
-        return 0
-    strategy = program.class_of[layer.cls].strategy
-    return strategy.degree("dp") if strategy else 1
+    for layer in epilogue(program):
+        strategy = program.class_of[layer.cls].strategy
+        return strategy.degree("dp") if strategy else 1
+    return 0
 
 
 def _init(bindings: Bindings) -> list[str]:
@@ -286,7 +285,7 @@ def _step(bindings: Bindings) -> list[str]:
 def _forward(bindings: Bindings) -> list[str]:
     """`forward`: received values, then by keyword this rank's part of the micro-batch and the step values."""
     stage, scope = bindings.stage, bindings.variables
-    keywords = [variable for p, (variable, _) in bindings.batch.items() if p.when is When.MICROBATCH]
+    keywords = [variable for p, (variable, _) in bindings.batch.items() if p.when is When.MICRO_BATCH]
     keywords += [scope[name] for name in bindings.step_results]
     parameters = ["self", *(scope[t.name] for t in stage.receives), *(["*", *keywords] if keywords else [])]
     out = ["", *lines(prefixed("def ", call("forward", parameters), ":"), 1)]

@@ -26,10 +26,9 @@ def gradients(program: Program) -> Gradients:
     A class has one graph for all its layers, so a value has a gradient as soon as its counterpart in one layer does.
     """
     found = Gradients(defaultdict(set), set())
-    layers = (*program.layers, *(layer for stage in program.stages for layer in stage.layers))
     while True:
         before = _size(found)
-        for layer in layers:
+        for layer in program.all_layers:
             _mark(program, layer, found)
         if _size(found) == before:
             return found

@@ -12,7 +12,7 @@ just as under data parallelism, and the rules of the op table say what an op mak
 micro-batches cannot exchange anything. Terms are added up only at the very end (the loss, and gradients of state), and
 the only conversion is to count a value once, from `SAME` to `SUM`, by dividing it by the number of micro-batches. An op
 that needs any other *couples* samples: so it sees a part of the batch where the model saw all of it, and several
-micro-batches are not exact, unless that op and all that follows it run once per step (`When.EPILOGUE`).
+micro-batches are not exact, unless that op and all that follows it run once per step (`LayerKind.EPILOGUE`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from galvatron.ir.graph import Arg, Graph, Op, Value
 from galvatron.ir.ops.notation import DimNames, OpDims
 from galvatron.ir.ops.rules import op_dims
 from galvatron.ir.ops.schemas import is_operator, schema_of
-from galvatron.ir.program import Layer, LayerClass, Program, When
+from galvatron.ir.program import Layer, LayerClass, LayerKind, Program
 from galvatron.ir.types import BATCH, MICRO_BATCHES, Dim, TensorType, exact_quotient, simplify_dim
 
 
@@ -359,9 +359,9 @@ def _coupling(
     flows: dict[Hashable, Flow] = {}
     for layer in layers:
         graph = graphs[layer.cls]
-        if layer.when is When.STEP:
+        if layer.kind is LayerKind.STEP:
             made = [statistic_state(graph.producers[name]) for name in graph.outputs]
-        elif layer.when is When.EPILOGUE:
+        elif layer.kind is LayerKind.EPILOGUE:
             # It runs once: a share would stand for the whole.
             if share := next(filter(counts, graph.ops), None):
                 return Coupling(share, _COUNTS)
@@ -383,9 +383,9 @@ def _coupling(
 
 def epilogue_coupling(program: Program) -> Coupling | None:
     """What makes the epilogue of a program of layers necessary; None for one without."""
-    whole = {name for layer in program.layers if layer.when is When.STEP for name in layer.results}
+    whole = {name for layer in program.layers if layer.kind is LayerKind.STEP for name in layer.results}
     whole |= {value.name for value in program.inputs}
-    for layer in (layer for layer in program.layers if layer.when is When.EPILOGUE):
+    for layer in (layer for layer in program.layers if layer.kind is LayerKind.EPILOGUE):
         graph = program.class_of[layer.cls].graph
         given: dict[str, State] = {}
         for value, name in zip(graph.inputs, layer.operands, strict=True):

@@ -14,7 +14,7 @@ from galvatron.errors import PlanError, StrategyError, did_you_mean
 from galvatron.ir.files import exists
 from galvatron.ir.micro_batches import coupling, epilogue_coupling
 from galvatron.ir.plan import Plan, check_batch, check_shape
-from galvatron.ir.program import Form, Layer, Program, When
+from galvatron.ir.program import Layer, LayerKind, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import BATCH
 from galvatron.schedules import PATTERN, SCHEDULES, Schedule
@@ -98,22 +98,14 @@ def names_plan_file(text: str) -> bool:
     return Path(text).is_file()
 
 
-def planned_layers(program: Program, layers: Sequence[Layer] | None = None) -> tuple[Layer, ...]:
-    """The layers that a plan gives a strategy to, in order, or those among some `layers`.
-
-    They run once per micro-batch. Redistributions between them, which have no class that was sharded, do not count.
-    """
-
-    def redistributes(layer: Layer) -> bool:
-        return program.form >= Form.SHARDED and not program.class_of[layer.cls].base
-
-    own = program.layers if layers is None else layers
-    return tuple(layer for layer in own if layer.when is When.MICROBATCH and not redistributes(layer))
+def planned_layers(program: Program) -> tuple[Layer, ...]:
+    """The layers that a plan gives a strategy to, in order."""
+    return tuple(layer for layer in program.all_layers if layer.kind is LayerKind.PLANNED)
 
 
 def epilogue(program: Program) -> tuple[Layer, ...]:
     """The layer that runs once per step after all forwards, if there is one."""
-    return tuple(layer for layer in program.layers if layer.when is When.EPILOGUE)
+    return tuple(layer for layer in program.all_layers if layer.kind is LayerKind.EPILOGUE)
 
 
 def epilogue_strategy(plan: Plan) -> Strategy:

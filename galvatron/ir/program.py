@@ -5,8 +5,8 @@
 A *captured* program is one flat `graph`. From *clustered* on it is a list of `layers`, each a call of a shared
 `LayerClass`; program-level values are global names. *Costed* attaches a cost per class, *candidates* the strategies
 that survived pruning, *planned* the plan. In a *sharded* program every class is the local graph of one (class,
-strategy) pair and redistributions stand between the layers as layers of their own; a *staged* one has its layers cut
-into stages.
+strategy) pair, the layers stand in the plan's stages, and conversions between them are layers of their own; a *staged*
+one also says what each stage receives, sends and keeps.
 """
 
 from __future__ import annotations
@@ -101,18 +101,35 @@ class LayerClass:
 class When(enum.Enum):
     """How often a layer runs."""
 
-    MICROBATCH = "microbatch"
+    MICRO_BATCH = "micro-batch"
     """Once per micro-batch, in its stage."""
-    PREAMBLE = "preamble"
-    """Once per micro-batch in every stage that needs its results: cheap, and free of trainable state."""
     STEP = "step"
-    """Once per step on the whole batch, before the first micro-batch: statistics of it, such as a token count."""
+    """Once per step on the whole batch, before the first micro-batch."""
     EPILOGUE = "epilogue"
-    """Once per step on the whole batch, after the last micro-batch's forward and before the first backward: the end of
-    a loss that couples samples."""
+    """Once per step on the whole batch, after the last micro-batch's forward and before the first backward."""
+
+
+class LayerKind(enum.Enum):
+    """What a layer is to its program."""
+
+    PLANNED = "layer"
+    """A part of the model to which the plan gives a strategy."""
+    PREAMBLE = "preamble"
+    """What every stage that needs its results computes for itself: cheap, and free of trainable state."""
+    STEP = "step"
+    """Statistics of the whole batch, such as a token count."""
+    EPILOGUE = "epilogue"
+    """The end of a loss that couples samples."""
+    CONVERSION = "conversion"
+    """Takes a value from the layout in which one layer makes it to that in which another one reads it."""
 
     def __str__(self) -> str:
         return self.value
+
+    @property
+    def when(self) -> When:
+        """How often such a layer runs."""
+        return {LayerKind.STEP: When.STEP, LayerKind.EPILOGUE: When.EPILOGUE}.get(self, When.MICRO_BATCH)
 
 
 @dataclass(frozen=True)
@@ -121,6 +138,9 @@ class Layer:
 
     `operands` are the program-level names bound to the class graph's inputs, `state` those bound to its state,
     `results` the names given to its outputs, each in the graph's order.
+
+    In a sharded program a stage may have a copy of a layer, in its own layout, and conversions of values: `origin` has
+    the names of the values of the planned program that the results are; empty where they are values of their own.
     """
 
     name: str
@@ -128,7 +148,13 @@ class Layer:
     operands: tuple[str, ...]
     state: tuple[str, ...]
     results: tuple[str, ...]
-    when: When = When.MICROBATCH
+    kind: LayerKind = LayerKind.PLANNED
+    origin: tuple[str, ...] = ()
+
+    @property
+    def when(self) -> When:
+        """How often it runs."""
+        return self.kind.when
 
 
 @dataclass(frozen=True)
@@ -160,7 +186,8 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Stage:
-    """The layers that one pipeline rank group runs, what it receives and sends, and the state it keeps."""
+    """The layers that one pipeline rank group runs; in a staged program also what it receives and sends, and the state
+    it keeps."""
 
     index: int
     layers: tuple[Layer, ...]
@@ -229,6 +256,11 @@ class Program:
         return {c.name: c for c in self.classes}
 
     @cached_property
+    def all_layers(self) -> tuple[Layer, ...]:
+        """The layers in order, of all stages where there are stages."""
+        return self.layers or tuple(layer for stage in self.stages for layer in stage.layers)
+
+    @cached_property
     def batched(self) -> frozenset[str]:
         """Names of the inputs that hold samples: `B` is their dim 0."""
         return frozenset(v.name for v in self.inputs if v.type.shape[:1] == (BATCH,))
@@ -241,7 +273,7 @@ class Program:
     def values(self) -> dict[str, Value]:
         """Every program-level value of a layered form: batch inputs and layer results, typed as at their producer."""
         table = {v.name: v for v in self.inputs}
-        for layer in self.layers or tuple(layer for stage in self.stages for layer in stage.layers):
+        for layer in self.all_layers:
             graph = self.class_of[layer.cls].graph
             for name, formal in zip(layer.results, graph.outputs, strict=True):
                 value = graph.values[formal]

@@ -1,14 +1,12 @@
-"""`redistribute`: where two layers disagree on a value's layout, a layer of its own takes it from one to the other."""
+"""`redistribute`: where two layers disagree on a value's layout, a conversion takes it from one to the other."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from galvatron.errors import PlanError
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis, Layout
-from galvatron.ir.plan import Plan
-from galvatron.ir.program import Form, Layer, LayerClass, Program, When
+from galvatron.ir.program import Form, Layer, LayerClass, LayerKind, Program, Stage
 from galvatron.passes.base import Pass
 from galvatron.passes.sharding import redistribution_classes
 
@@ -21,69 +19,60 @@ class Redistribute(Pass):
     needs, leaves = Form.SHARDED, Form.SHARDED
 
     def run(self, program: Program) -> Program:
-        if program.plan is None:
-            raise PlanError("redistribute needs a program with a plan")
         moves = _Moves(program)
-        for stage, layer in stage_of_layers(program, program.plan):
-            moves.add(stage, layer)
-        return replace(program, classes=tuple(moves.classes.values()), layers=tuple(moves.layers))
+        stages = tuple(moves.converted(stage) for stage in program.stages)
+        return replace(program, classes=tuple(moves.classes.values()), stages=stages)
 
 
 class _Moves:
-    """The layers so far, with the redistributions that their readers need."""
+    """What the layers so far have made, with the conversions that their readers need."""
 
     def __init__(self, program: Program) -> None:
         self.classes = {c.name: c for c in program.classes}
-        self.layers: list[Layer] = []
+        self._names = {name for layer in program.all_layers for name in (layer.name, *layer.results)}
         self._made: dict[str, tuple[Value, tuple[Axis, ...]]] = {}
-        self._moved: dict[tuple[int, str, Layout | None, tuple[Axis, ...]], str] = {}
+        self._origins: dict[str, str] = {}
 
-    def add(self, stage: int, layer: Layer) -> None:
-        """Appends a layer, after the redistributions of what it reads."""
-        cls = self.classes[layer.cls]
-        operands = (
-            self._read(stage, name, formal, cls) for name, formal in zip(layer.operands, cls.graph.inputs, strict=True)
-        )
-        self.layers.append(replace(layer, operands=tuple(operands)))
-        for name, result in zip(layer.results, cls.graph.outputs, strict=True):
-            self._made[name] = (cls.graph.values[result], cls.mesh)
+    def converted(self, stage: Stage) -> Stage:
+        """A stage with the conversions before the layers that need them."""
+        layers: list[Layer] = []
+        moved: dict[tuple[str, Layout | None, tuple[Axis, ...]], str] = {}
+        for layer in stage.layers:
+            cls = self.classes[layer.cls]
+            operands: list[str] = []
+            for name, formal in zip(layer.operands, cls.graph.inputs, strict=True):
+                key = (name, formal.layout, cls.mesh)
+                if name in self._made and key not in moved:
+                    conversions = self._conversions(stage.index, name, formal, cls)
+                    layers += conversions
+                    moved[key] = conversions[-1].results[0] if conversions else name
+                operands.append(moved.get(key, name))
+            layers.append(replace(layer, operands=tuple(operands)))
+            for name, result in zip(layer.results, cls.graph.outputs, strict=True):
+                self._made[name] = (cls.graph.values[result], cls.mesh)
+            self._origins.update(zip(layer.results, layer.origin, strict=False))
+        return replace(stage, layers=tuple(layers))
 
-    def _read(self, stage: int, name: str, formal: Value, reader: LayerClass) -> str:
-        """The name under which a class finds a value in the layout of its formal input."""
-        key = (stage, name, formal.layout, reader.mesh)
-        if name in self._made and key not in self._moved:
-            self._moved[key] = self._move(stage, name, formal, reader)
-        return self._moved.get(key, name)
-
-    def _move(self, stage: int, name: str, formal: Value, reader: LayerClass) -> str:
+    def _conversions(self, stage: int, name: str, formal: Value, reader: LayerClass) -> list[Layer]:
+        """The layers that take a value to the layout of a formal input of its reader."""
         made, target = self._made[name], (formal, reader.mesh)
         moves = redistribution_classes(
             f"redistribute.{len(self.classes)}", made, target, differentiable=made[0].type.is_floating
         )
+        layers: list[Layer] = []
+        origin = self._origins.get(name, name)
         for move in (one.cls for one in moves):
             known = next((c for c in self.classes.values() if replace(c, name="") == replace(move, name="")), move)
             self.classes[known.name] = known
-            moved = f"{name}@{stage}.{reader.strategy}"
-            if any(layer.name == moved for layer in self.layers):
-                moved = f"{moved}.{len(self.layers)}"
-            self.layers.append(Layer(moved, known.name, (name,), (), (moved,)))
+            moved = self._fresh(f"{name}@{stage}.{reader.strategy}")
+            layers.append(Layer(moved, known.name, (name,), (), (moved,), LayerKind.CONVERSION, (origin,)))
             name = moved
+        return layers
+
+    def _fresh(self, wish: str) -> str:
+        name, count = wish, 1
+        while name in self._names:
+            count += 1
+            name = f"{wish}.{count}"
+        self._names.add(name)
         return name
-
-
-def stage_of_layers(program: Program, plan: Plan) -> list[tuple[int, Layer]]:
-    """Every layer of a sharded program with its stage: copies of the preamble go with the layer that follows them, the
-    epilogue is in the last stage."""
-    left = [len(stage) for stage in plan.stages]
-    found: list[tuple[int, Layer]] = []
-    pending: list[Layer] = []
-    stage = 0
-    for layer in program.layers:
-        pending.append(layer)
-        if layer.when is When.MICROBATCH and program.class_of[layer.cls].base:
-            while not left[stage]:
-                stage += 1
-            left[stage] -= 1
-            found += [(stage, one) for one in pending]
-            pending = []
-    return [*found, *((stage, one) for one in pending)]

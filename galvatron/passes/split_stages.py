@@ -1,32 +1,28 @@
-"""`split-stages`: the layers of each pipeline rank group, what it receives and sends, and the state it keeps."""
+"""`split-stages`: what each stage receives and sends, and the state it keeps."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from galvatron.errors import PlanError
 from galvatron.ir.layout import gradientless, joined_layout, joint_mesh, on_mesh
-from galvatron.ir.program import Form, Layer, Program, Stage, StateLayout, Transfer
+from galvatron.ir.program import Form, Layer, Program, StateLayout, Transfer
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.zero import summed_axes
 from galvatron.passes.base import Pass
-from galvatron.passes.redistribute import stage_of_layers
 from galvatron.passes.sharding.ties import agreement, tied_classes
 
 
 @dataclass(frozen=True)
 class SplitStages(Pass):
-    """Cuts the layers at the plan's boundaries. A value read several stages on travels through the stages between."""
+    """Makes stages whole in themselves. A value read several stages on travels through the stages between."""
 
     name = "split-stages"
     needs, leaves = Form.SHARDED, Form.STAGED
 
     def run(self, program: Program) -> Program:
-        if program.plan is None:
-            raise PlanError("split-stages needs a program with a plan")
-        groups: list[list[Layer]] = [[] for _ in program.plan.stages]
-        for index, layer in stage_of_layers(program, program.plan):
-            groups[index].append(layer)
+        groups = [stage.layers for stage in program.stages]
         types = program.values()
         batch_inputs = {v.name for v in program.inputs}
         made = [{name for layer in group for name in layer.results} for group in groups]
@@ -42,30 +38,29 @@ class SplitStages(Pass):
             )
         levels = _zero_levels(program)
         stages = tuple(
-            Stage(
-                index,
-                tuple(group),
+            replace(
+                stage,
                 receives=crossings[index - 1] if index else (),
                 sends=crossings[index] if index < len(crossings) else (),
-                state=_state_layouts(program, group, levels),
+                state=_state_layouts(program, stage.layers, levels),
             )
-            for index, group in enumerate(groups)
+            for index, stage in enumerate(program.stages)
         )
-        return replace(program, form=Form.STAGED, layers=(), stages=stages)
+        return replace(program, form=Form.STAGED, stages=stages)
 
 
 def _zero_levels(program: Program) -> dict[str, int]:
     """The ZeRO level of each parameter: that of its layers, 0 for one that layers share which do not agree."""
     strategies = {cls.name: cls.strategy or Strategy(()) for cls in program.classes}
-    levels = {name: strategies[layer.cls].zero for layer in program.layers for name in layer.state}
+    levels = {name: strategies[layer.cls].zero for layer in program.all_layers for name in layer.state}
     for tie in tied_classes(program):
-        members = [layer for layer in program.layers if program.class_of[layer.cls].base in tie.classes]
+        members = [layer for layer in program.all_layers if program.class_of[layer.cls].base in tie.classes]
         if not agreement(strategies[layer.cls] for layer in members):
             levels.update((name, 0) for layer in members for name in tie.bound(program, layer))
     return levels
 
 
-def _state_layouts(program: Program, group: list[Layer], levels: dict[str, int]) -> tuple[StateLayout, ...]:
+def _state_layouts(program: Program, group: Sequence[Layer], levels: dict[str, int]) -> tuple[StateLayout, ...]:
     """One layout per piece of state of a stage.
 
     Raises:

@@ -9,12 +9,12 @@ from galvatron.ir.program import (
     Form,
     Layer,
     LayerClass,
+    LayerKind,
     Program,
     Stage,
     State,
     StateLayout,
     Transfer,
-    When,
 )
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
@@ -139,14 +139,14 @@ def network(*, blocks: int = 4, stages: int = 1, strategy: str = "dp1") -> Progr
         cls("head", head_graph(), {**loss, "count": _layout(mesh)}),
     )
     embed = Layer("embed", f"embed@{strategy}", ("ids",), ("embed.weight",), ("h0",))
-    count = Layer("tokens", "count", ("labels",), (), ("tokens.sum",), When.STEP)
+    count = Layer("tokens", "count", ("labels",), (), ("tokens.sum",), LayerKind.STEP)
     head = Layer("head", f"head@{strategy}", (f"h{blocks}", "labels", "tokens.sum"), ("embed.weight",), ("loss",))
     body = [
         Layer(f"block_{i}", f"block@{strategy}", (f"h{i}", "mask"), tuple(_block_state(i)), (f"h{i + 1}",))
         for i in range(blocks)
     ]
     layers = [embed, *body, head]
-    mask = Layer("mask", f"make_mask@{strategy}", (), (), ("mask",), When.PREAMBLE)
+    mask = Layer("mask", f"make_mask@{strategy}", (), (), ("mask",), LayerKind.PREAMBLE)
     cuts = [round(len(layers) * i / stages) for i in range(stages + 1)]
     built = []
     for index, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):

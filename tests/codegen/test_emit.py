@@ -21,7 +21,7 @@ from galvatron.codegen.sizes import local_sizes
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Op, Ref, Value
 from galvatron.ir.interpreter import run_graph
-from galvatron.ir.program import Form, When
+from galvatron.ir.program import Form, LayerKind
 from tests.codegen import programs
 from tests.codegen.programs import network
 
@@ -191,7 +191,7 @@ def test_what_a_step_computes_once_has_one_name_in_forward_and_epilogue():
     (stage,) = program.stages
     extra = replace(stage.layers[-1], name="other", cls="whole", results=("other_loss",))
     # The second variable for the labels in `forward` would be called like the statistic.
-    (count,) = (name for layer in stage.layers if layer.when is When.STEP for name in layer.results)
+    (count,) = (name for layer in stage.layers if layer.kind is LayerKind.STEP for name in layer.results)
 
     def renamed(names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple("labels_2" if name == count else name for name in names)
@@ -203,7 +203,7 @@ def test_what_a_step_computes_once_has_one_name_in_forward_and_epilogue():
     stage = replace(stage, layers=tuple(layers))
     program = replace(program, classes=classes, stages=(stage,))
     bindings = bind_names(program, stage, local_sizes(program))
-    assert bindings.variables["labels_2"] == bindings.scopes[When.EPILOGUE]["labels_2"]
+    assert bindings.variables["labels_2"] == bindings.scopes[LayerKind.EPILOGUE]["labels_2"]
 
 
 def test_names_that_python_or_torch_own_are_left_alone():

@@ -7,7 +7,7 @@ import random
 
 from galvatron.ir.graph import Arg, Graph, Op, Ref, Source, Value
 from galvatron.ir.layout import BROADCAST, REPLICATE, Axis, Shard
-from galvatron.ir.program import Form, Layer, LayerClass, Program, Stage, State, StateLayout, Transfer, When
+from galvatron.ir.program import Form, Layer, LayerClass, LayerKind, Program, Stage, State, StateLayout, Transfer
 from galvatron.ir.types import BATCH, TensorType
 
 ODD = (
@@ -74,7 +74,7 @@ def program(seed: int) -> Program:
             tuple(results[max(0, k - 1) : k]) or ("x",),
             tuple(weights[k]) if draw.random() < 0.9 else (),
             (results[k],),
-            draw.choice((When.MICROBATCH,) * 8 + (When.PREAMBLE, When.STEP)),
+            draw.choice((LayerKind.PLANNED,) * 8 + (LayerKind.PREAMBLE, LayerKind.STEP)),
         )
         for k, row in enumerate(rows)
     )

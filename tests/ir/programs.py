@@ -18,12 +18,12 @@ from galvatron.ir.program import (
     Form,
     Layer,
     LayerClass,
+    LayerKind,
     Program,
     Stage,
     State,
     StateLayout,
     Transfer,
-    When,
 )
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
@@ -166,8 +166,8 @@ def block_state(index: int) -> tuple[str, ...]:
 
 def layers(blocks: int, suffix: str = "") -> tuple[Layer, ...]:
     return (
-        Layer("count", "count", ("labels",), (), ("n",), When.STEP),
-        Layer("mask", f"mask{suffix}", (), (), ("mask",), When.PREAMBLE),
+        Layer("count", "count", ("labels",), (), ("n",), LayerKind.STEP),
+        Layer("mask", f"mask{suffix}", (), (), ("mask",), LayerKind.PREAMBLE),
         Layer("embedding", f"embedding{suffix}", ("ids",), ("embed.weight",), ("h0",)),
         *(
             Layer(f"block_{i}", f"block{suffix}", (f"h{i}", "mask"), block_state(i), (f"h{i + 1}",))
@@ -248,25 +248,29 @@ def sharded(blocks: int = 4) -> Program:
         else LayerClass(name + suffix, graph, base=name, strategy=STRATEGY, mesh=STRATEGY.mesh)
         for name, graph in _Classes(sharded=True).all().items()
     )
-    return replace(program, form=Form.SHARDED, classes=classes, layers=layers(blocks, suffix), candidates=(), cuts=())
+    count, mask, *body = layers(blocks, suffix)
+    cut = 1 + blocks // 2
+    again = replace(mask, name="mask@1", results=("mask@1",), origin=("mask",))
+    last = (
+        replace(layer, operands=tuple(again.results[0] if n == "mask" else n for n in layer.operands))
+        for layer in body[cut:]
+    )
+    stages = (Stage(0, (mask, *body[:cut])), Stage(1, (count, again, *last)))
+    return replace(program, form=Form.SHARDED, classes=classes, layers=(), stages=stages, candidates=(), cuts=())
 
 
 def staged(blocks: int = 4) -> Program:
     program = sharded(blocks)
-    count, mask, *body = program.layers
-    cut = 1 + blocks // 2
-    crossing = Transfer(body[cut - 1].results[0], TensorType("f32", (LOCAL_BATCH, S, D)))
-    stages = (
-        _stage(0, (mask, *body[:cut]), sends=(crossing,)),
-        _stage(1, (count, mask, *body[cut:]), receives=(crossing,)),
-    )
-    return replace(program, form=Form.STAGED, layers=(), stages=stages)
+    first, second = program.stages
+    crossing = Transfer(first.layers[-1].results[0], TensorType("f32", (LOCAL_BATCH, S, D)))
+    stages = (_staged(first, sends=(crossing,)), _staged(second, receives=(crossing,)))
+    return replace(program, form=Form.STAGED, stages=stages)
 
 
-def _stage(index: int, own: tuple[Layer, ...], **transfers: tuple[Transfer, ...]) -> Stage:
-    names = dict.fromkeys(name for layer in own for name in layer.state)
+def _staged(stage: Stage, **transfers: tuple[Transfer, ...]) -> Stage:
+    names = dict.fromkeys(name for layer in stage.layers for name in layer.state)
     kept = tuple(StateLayout(n, STRATEGY.mesh, STATE_LAYOUTS[".".join(n.split(".")[-2:])]) for n in names)
-    return Stage(index, own, state=kept, **transfers)
+    return replace(stage, state=kept, **transfers)
 
 
 FORMS = {

@@ -16,7 +16,7 @@ from galvatron.errors import PlanError
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.graph import Graph
 from galvatron.ir.micro_batches import SAME, SUM, Along, batch_state, counts, coupling, epilogue_coupling, flow
-from galvatron.ir.program import Program, When
+from galvatron.ir.program import LayerKind, Program
 from galvatron.ir.types import BATCH, MICRO_BATCHES, TensorType
 from galvatron.passes import FRONT_END
 from galvatron.passes.pipeline import Pipeline
@@ -91,7 +91,7 @@ COUPLED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
 def test_sums_over_samples_add_up(name: str) -> None:
     program = program_of(ADDITIVE[name])
     assert coupling(program) is None
-    assert not any(layer.when is When.EPILOGUE for layer in program.layers)
+    assert not any(layer.kind is LayerKind.EPILOGUE for layer in program.layers)
 
 
 @pytest.mark.parametrize("name", COUPLED)
@@ -99,7 +99,7 @@ def test_an_end_that_couples_samples_is_an_epilogue(name: str) -> None:
     then, reason = COUPLED[name]
     program = program_of(then)
     assert coupling(program) is None
-    assert program.layers[-1].when is When.EPILOGUE
+    assert program.layers[-1].kind is LayerKind.EPILOGUE
     found = str(epilogue_coupling(program))
     assert reason in found and f"{__file__.rpartition('/')[2]}:" in found
 
@@ -113,7 +113,7 @@ def test_a_middle_that_couples_samples_is_named(name: str) -> None:
         return F.mse_loss(self.first(h * then(self, h)), h)
 
     program = program_of(in_the_middle)
-    assert not any(layer.when is When.EPILOGUE for layer in program.layers)
+    assert not any(layer.kind is LayerKind.EPILOGUE for layer in program.layers)
     assert reason in str(coupling(program))
 
 
@@ -160,7 +160,7 @@ AROUND_A_ROOT: dict[str, Callable[[Any, Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", AROUND_A_ROOT)
 def test_shares_of_micro_batches_are_added_up_before_the_epilogue(name: str) -> None:
     program = program_of(AROUND_A_ROOT[name])
-    assert program.layers[-1].when is When.EPILOGUE
+    assert program.layers[-1].kind is LayerKind.EPILOGUE
     assert coupling(program) is None
     epilogue = program.class_of[program.layers[-1].cls].graph
     assert not any(map(counts, epilogue.ops))

@@ -16,7 +16,7 @@ from galvatron.ir.cost import ClassCost
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.plan import Plan
 from galvatron.ir.planning import PlanShorthand, balanced, check, names_plan_file, resolve
-from galvatron.ir.program import Form, Layer, LayerClass, Program, When
+from galvatron.ir.program import Form, Layer, LayerClass, LayerKind, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import BATCH, TensorType
 
@@ -33,7 +33,7 @@ def chain(flops: list[int]) -> Program:
     classes += (LayerClass("end", Graph((value,), (), (total,), ("total",)), cost),)
     names = [*(f"c{f}" for f in flops[:-1]), "end"]
     layers = tuple(Layer(f"l{i}", name, (f"h{i}",), (), (f"h{i + 1}",)) for i, name in enumerate(names))
-    preamble = Layer("mask", classes[0].name, ("h0",), (), ("m",), When.PREAMBLE)
+    preamble = Layer("mask", classes[0].name, ("h0",), (), ("m",), LayerKind.PREAMBLE)
     inputs = (Value("h0", value.type),)
     return Program("toy", Form.CLUSTERED, 8, inputs, (), f"h{len(flops)}", classes=classes, layers=(preamble, *layers))
 

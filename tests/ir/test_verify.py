@@ -14,7 +14,7 @@ from galvatron.errors import VerifyError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard
-from galvatron.ir.program import Candidates, Layer, Program, StateLayout, Transfer, When
+from galvatron.ir.program import Candidates, Layer, LayerClass, LayerKind, Program, StateLayout, Transfer
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.types import BATCH, LOCAL_BATCH, TensorType
@@ -112,6 +112,20 @@ def with_stage(program: Program, index: int, /, **changes: Any) -> Program:
 
 def with_state(program: Program, name: str, /, **changes: Any) -> Program:
     return replace(program, state=tuple(replace(s, **changes) if s.name == name else s for s in program.state))
+
+
+def converted(target: str = "comm.copy", origin: str = "h2", base: str = "") -> Program:
+    """The second stage reads `h2` after a conversion."""
+    x = Value("x", TensorType("f32", (LOCAL_BATCH, 6, 8)), (Shard(0), REPLICATE))
+    moved = replace(x, name="moved", layout=(Shard(0), BROADCAST))
+    keywords = (("axis", "tp"),) if target == "comm.copy" else ()
+    graph = Graph((x,), (), (Op(target, (Ref("x"),), keywords, (moved,)),), ("moved",))
+    program = sharded()
+    count, mask, block, *rest = program.stages[1].layers
+    conversion = Layer("moved", "move", ("h2",), (), ("h2@1",), LayerKind.CONVERSION, (origin,))
+    block = replace(block, operands=("h2@1", *block.operands[1:]))
+    program = with_stage(program, 1, layers=(count, mask, conversion, block, *rest))
+    return replace(program, classes=(*program.classes, LayerClass("move", graph, base=base, mesh=STRATEGY.mesh)))
 
 
 def loss_on_the_first_stage() -> Program:
@@ -381,11 +395,11 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
     ],
     "cheap-layers": [
         (
-            with_layer(clustered(), "embedding", when=When.PREAMBLE),
+            with_layer(clustered(), "embedding", kind=LayerKind.PREAMBLE),
             "reads the trainable state embed.weight", "embedding",
         ),
         (
-            with_layer(clustered(), "block_0", when=When.STEP),
+            with_layer(clustered(), "block_0", kind=LayerKind.STEP),
             "reads %h0, which a micro-batch layer computes", "block_0",
         ),
     ],
@@ -393,13 +407,31 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (replace(clustered(), output="lss"), "nothing defines %lss", "output %lss"),
         (replace(clustered(), output="h1"), "a loss is a floating-point scalar", "output %h1"),
     ],
+    "origins": [
+        (
+            with_layer(clustered(), "mask", origin=("mask",)),
+            "mask is a copy or a conversion, but a clustered program has none", "preamble mask",
+        ),
+        (
+            with_layer(sharded(), "block_1", origin=("h0",)),
+            "block_1 makes values of its own, it has no origin", "block_1",
+        ),
+        (with_layer(sharded(), "mask@1", origin=("mask", "n")), "has 1 results, of 2 values", "mask@1"),
+        (
+            with_layer(sharded(), "block_1", kind=LayerKind.CONVERSION, origin=("h1",)),
+            "the conversion block_1 takes one value to another layout", "block_1",
+        ),
+        (converted("aten.neg.default"), "the conversion moved computes something", "moved"),
+        (converted(origin="h1"), "the conversion moved reads %h2, which is not %h1", "moved"),
+        (converted(base="block"), "moved is a conversion, but @move was sharded from @block", "moved"),
+    ],
     "epilogue-ends": [
         (
-            with_layer(clustered(), "block_3", when=When.EPILOGUE),
+            with_layer(clustered(), "block_3", kind=LayerKind.EPILOGUE),
             "the epilogue block_3 must come last and make the loss %loss alone", "epilogue block_3",
         ),
         (
-            with_layer(clustered(), "block_3", when=When.EPILOGUE),
+            with_layer(clustered(), "block_3", kind=LayerKind.EPILOGUE),
             "reads %mask of the preamble, which it must compute itself", "epilogue block_3",
         ),
     ],
@@ -517,7 +549,7 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
     ],
     "stages-in-order": [
         (with_stage(staged(), 1, index=4), "stage 4 stands where stage 1 should", "stage 4 {"),
-        (replace(staged(), layers=sharded(3).layers), "not the layers of the program", "program Net"),
+        (with_stage(sharded(), 1, receives=(H2,)), "what stage 1 receives, sends or keeps is for a", "stage 1 {"),
     ],
     "transfers-pair": [
         (
@@ -618,3 +650,9 @@ def test_a_message_tells_a_few_of_many_violations() -> None:
     with pytest.raises(VerifyError, match=r"and at least \d+ more") as caught:
         verify(broken)
     assert str(caught.value).count("\n") < 60
+
+
+def test_a_conversion_is_valid() -> None:
+    program = converted()
+    verify(program)
+    assert parse_program(print_program(program)) == program

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from galvatron.ir.graph import Arg, Graph, Op, Ref, Source, Value, map_refs
-from galvatron.ir.program import Form, Program, State, When
+from galvatron.ir.program import Form, LayerKind, Program, State
 from galvatron.ir.types import BATCH, TensorType
 from galvatron.ir.verify import verify
 from galvatron.passes.cluster_layers import ClusterLayers, inline
@@ -111,7 +111,7 @@ def computation(graph: Graph) -> object:
 
 def shape_of(program: Program) -> list[tuple[str, str]]:
     """Name and class of the layers of a micro-batch."""
-    return [(layer.name, layer.cls) for layer in program.layers if layer.when is When.MICROBATCH]
+    return [(layer.name, layer.cls) for layer in program.layers if layer.kind is LayerKind.MICROBATCH]
 
 
 def stack(kind: str, count: int) -> list[str]:
@@ -177,7 +177,7 @@ def test_whole_batch_statistics_run_once_per_step() -> None:
         x = b.block(x, f"w{i}_")
     program = cluster(b.program(b.op("div.Tensor", b.loss(x), count, shape=())))
     step = program.layers[0]
-    assert (step.when, step.operands, step.results) == (When.STEP, ("labels",), ("step.sum",))
+    assert (step.kind, step.operands, step.results) == (LayerKind.STEP, ("labels",), ("step.sum",))
     assert [v.name for v in program.class_of[step.cls].graph.inputs] == ["labels"]
     assert "step.sum" in program.layers[-1].operands
 
@@ -192,7 +192,7 @@ def test_shared_masks_are_a_preamble_and_private_ones_are_not() -> None:
         x = b.op("mul.Tensor", b.block(x, f"w{i}_"), shared, shape=(BATCH, S, D))
     program = cluster(b.program(b.loss(x)))
     preamble = program.layers[0]
-    assert (preamble.when, preamble.results) == (When.PREAMBLE, ("preamble.neg",))
+    assert (preamble.kind, preamble.results) == (LayerKind.PREAMBLE, ("preamble.neg",))
     assert all("preamble.neg" in layer.operands for layer in program.layers if layer.cls == "block")
     assert "mask" in program.layers[1].operands
 
@@ -205,7 +205,7 @@ def test_small_constants_are_repeated_instead_of_sent() -> None:
     for i in range(3):
         x = b.op("add.Tensor", b.block(x, f"w{i}_"), positions, shape=(BATCH, S, D))
     program = cluster(b.program(b.loss(x)))
-    assert all(layer.when is When.MICROBATCH for layer in program.layers)
+    assert all(layer.kind is LayerKind.MICROBATCH for layer in program.layers)
     targets = [op.target for op in program.class_of["block"].graph.ops]
     assert targets.count("aten.arange.default") == 1
 

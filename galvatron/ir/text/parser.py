@@ -31,12 +31,12 @@ from galvatron.ir.program import (
     Form,
     Layer,
     LayerClass,
+    LayerKind,
     Program,
     Stage,
     State,
     StateLayout,
     Transfer,
-    When,
 )
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import expressions
@@ -218,7 +218,7 @@ def _pay(token: Token, names: Iterable[str], times: int) -> None:
 def _names_of(item: Any) -> tuple[str, ...]:
     match item:
         case Layer():
-            return (item.name, item.cls, *item.operands, *item.state, *item.results)
+            return (item.name, item.cls, *item.operands, *item.state, *item.results, *item.origin)
         case State():
             return (item.name, *item.aliases)
     return (item.state,)
@@ -242,7 +242,7 @@ def _filled(item: Any, i: int | None) -> Any:
     match item:
         case Layer():
             operands, state, results = names(item.operands), names(item.state), names(item.results)
-            return Layer(name(item.name), name(item.cls), operands, state, results, item.when)
+            return Layer(name(item.name), name(item.cls), operands, state, results, item.kind, names(item.origin))
         case State():
             return replace(item, name=name(item.name), aliases=names(item.aliases))
     return replace(item, state=name(item.state))
@@ -254,6 +254,13 @@ class _SourceRef:
 
     token: Token
     scope: str
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """The values that the results of a layer are."""
+
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -570,11 +577,14 @@ class _Builder(Transformer):
         mesh = next((p for p in head if isinstance(p, tuple)), ())
         return LayerClass(_plain(token), graph, cost, base, strategy, mesh)
 
-    def layer(self, when: Token, name: str, results: Any, cls: Token, *parts: Any) -> Layer:
+    def layer(self, kind: Token, name: str, results: Any, cls: Token, *parts: Any) -> Layer:
         state = parts[-1] if parts and type(parts[-1]) is tuple else ()
         operands = tuple(_name(t) for t in parts if type(t) is Token)
-        frequency = When.MICROBATCH if when == "layer" else When(str(when))
-        return Layer(name, _name(cls), operands, state, tuple(_name(t) for t in results), frequency)
+        origin = next((p.names for p in parts if isinstance(p, _Origin)), ())
+        return Layer(name, _name(cls), operands, state, tuple(_name(t) for t in results), LayerKind(str(kind)), origin)
+
+    def origin(self, *tokens: Token) -> _Origin:
+        return _Origin(tuple(_name(t) for t in tokens))
 
     def bound_state(self, *names: Any) -> tuple[str, ...]:
         if type(names[0]) is not Token:

@@ -31,7 +31,6 @@ from galvatron.ir.program import (
     State,
     StateLayout,
     Transfer,
-    When,
 )
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text.expressions import format_expression
@@ -311,9 +310,9 @@ def _human(name: str, value: Dim, batch_size: int) -> str:
 
 def _layer(layer: Layer) -> str:
     operands = ", ".join(_value_name(n) for n in layer.operands)
-    keyword = "layer" if layer.when is When.MICROBATCH else str(layer.when)
-    call = f"{sigiled('@', layer.cls)}({operands})"
-    text = f"{keyword}\t{bare_or_quoted(layer.name)}\t{_names(layer.results)}\t= {call}"
+    origin = f" of {_names(layer.origin)}" if layer.origin else ""
+    call = f"{sigiled('@', layer.cls)}({operands}){origin}"
+    text = f"{layer.kind}\t{bare_or_quoted(layer.name)}\t{_names(layer.results)}\t= {call}"
     return f"{text}{_bound_state(layer.state)}" if layer.state else text
 
 

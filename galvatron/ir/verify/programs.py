@@ -8,8 +8,7 @@ from collections.abc import Hashable, Iterator
 from galvatron.errors import PlanError, did_you_mean
 from galvatron.ir.micro_batches import coupling
 from galvatron.ir.plan import Plan
-from galvatron.ir.planning import planned_layers
-from galvatron.ir.program import MASTER, PRECISIONS, Form, Layer, Program, When
+from galvatron.ir.program import MASTER, PRECISIONS, Form, Layer, LayerKind, Program
 from galvatron.ir.types import DTYPE_BYTES, TensorType
 from galvatron.ir.verify.graphs import Violation
 from galvatron.schedules import Schedule
@@ -19,7 +18,7 @@ Locus = tuple[Hashable, ...]
 
 def layer_groups(program: Program) -> list[tuple[int | None, tuple[Layer, ...]]]:
     """The lists of layers that run one after another: one per stage once there are stages, else a single one (None)."""
-    if program.form is Form.STAGED:
+    if program.form >= Form.SHARDED:
         return [(stage.index, stage.layers) for stage in program.stages]
     return [(None, program.layers)]
 
@@ -33,14 +32,14 @@ def layers_with_loci(program: Program) -> Iterator[tuple[Layer, Locus]]:
 def form_fields(program: Program) -> Iterator[Violation]:
     """A form has the parts it is made of: a graph when captured, then classes and layers, a plan, at last stages."""
     form = program.form
-    staged = form is Form.STAGED
+    sharded = form >= Form.SHARDED
     wanted = {
         "graph": (form is Form.CAPTURED, program.graph is not None),
         "classes": (form > Form.CAPTURED, bool(program.classes)),
-        "layers": (form > Form.CAPTURED, bool(program.layers) or staged),
+        "layers": (Form.CAPTURED < form < Form.SHARDED, bool(program.layers)),
         "candidates": (program.form is Form.CANDIDATES or bool(program.candidates), bool(program.candidates)),
         "plan": (form >= Form.PLANNED, program.plan is not None),
-        "stages": (staged, bool(program.stages)),
+        "stages": (sharded, bool(program.stages)),
     }
     for part, (needed, present) in wanted.items():
         if needed != present:
@@ -136,12 +135,15 @@ def layer_signatures(program: Program) -> Iterator[Violation]:
 
 
 def layers_in_order(program: Program) -> Iterator[Violation]:
-    """Layers read batch inputs, what their stage receives and results of earlier layers; values are defined once."""
-    for owner, layers in layer_groups(program):
-        known = {v.name for v in program.inputs}
-        if owner is not None:
-            received = next(s for s in program.stages if s.index == owner).receives
-            known.update(t.name for t in received)
+    """Layers read batch inputs, what their stage receives and results of earlier layers; values are defined once.
+
+    Until `split-stages` has said what a stage receives, it may read what any stage before it makes.
+    """
+    known = {v.name for v in program.inputs}
+    for position, (owner, layers) in enumerate(layer_groups(program)):
+        if program.form is Form.STAGED:
+            received = program.stages[position].receives
+            known = {v.name for v in program.inputs} | {t.name for t in received}
         later = {name for layer in layers for name in layer.results}
         for index, layer in enumerate(layers):
             for name in layer.operands:
@@ -191,15 +193,40 @@ def cheap_layers(program: Program) -> Iterator[Violation]:
     """Step and preamble layers read batch inputs and each other, and no trainable state."""
     sources = {v.name for v in program.inputs}
     for layer, locus in layers_with_loci(program):
-        if layer.when in (When.MICROBATCH, When.EPILOGUE):
+        if layer.kind not in (LayerKind.STEP, LayerKind.PREAMBLE):
             continue
         for name in layer.operands:
             if name not in sources:
-                yield locus, f"the {layer.when} layer {layer.name} reads %{name}, which a micro-batch layer computes"
+                yield locus, f"the {layer.kind} layer {layer.name} reads %{name}, which a micro-batch layer computes"
         for name in layer.state:
             if program.state_of[name].trainable:
-                yield locus, f"the {layer.when} layer {layer.name} reads the trainable state {name}"
+                yield locus, f"the {layer.kind} layer {layer.name} reads the trainable state {name}"
         sources.update(layer.results)
+
+
+def origins(program: Program) -> Iterator[Violation]:
+    """Once there are stages, copies and conversions say which values they are; a conversion changes nothing else."""
+    sharded = program.form >= Form.SHARDED
+    origin: dict[str, str] = {}
+    for layer, locus in layers_with_loci(program):
+        cls = program.class_of[layer.cls]
+        converts = layer.kind is LayerKind.CONVERSION
+        if not sharded and (converts or layer.origin):
+            yield locus, f"{layer.name} is a copy or a conversion, but a {program.form} program has none"
+        elif layer.kind in (LayerKind.PLANNED, LayerKind.EPILOGUE) and layer.origin:
+            yield locus, f"{layer.name} makes values of its own, it has no origin"
+        elif (layer.origin or converts) and len(layer.origin) != len(layer.results):
+            yield locus, f"{layer.name} has {len(layer.results)} results, of {len(layer.origin)} values"
+        elif converts and not (len(layer.operands) == len(layer.results) == 1 and not layer.state):
+            yield locus, f"the conversion {layer.name} takes one value to another layout"
+        elif converts and any(not op.target.startswith("comm.") for op in cls.graph.ops):
+            yield locus, f"the conversion {layer.name} computes something"
+        elif converts and layer.origin != (origin.get(layer.operands[0], layer.operands[0]),):
+            yield locus, f"the conversion {layer.name} reads %{layer.operands[0]}, which is not %{layer.origin[0]}"
+        elif sharded and converts == bool(cls.base):
+            base = f"@{cls.base}" if cls.base else "no class"
+            yield locus, f"{layer.name} is a {layer.kind}, but @{cls.name} was sharded from {base}"
+        origin.update(zip(layer.results, layer.origin, strict=False))
 
 
 def epilogue_ends(program: Program) -> Iterator[Violation]:
@@ -207,12 +234,12 @@ def epilogue_ends(program: Program) -> Iterator[Violation]:
 
     Values that are the same for all samples it computes for itself, since nothing says which micro-batch's it would be.
     """
-    found = [(layer, locus) for layer, locus in layers_with_loci(program) if layer.when is When.EPILOGUE]
+    found = [(layer, locus) for layer, locus in layers_with_loci(program) if layer.kind is LayerKind.EPILOGUE]
     groups = layer_groups(program)
     for layer, locus in found:
         if groups[-1][1][-1:] != (layer,) or layer.results != (program.output,):
             yield locus, f"the epilogue {layer.name} must come last and make the loss %{program.output} alone"
-    free = {name for layer, _ in layers_with_loci(program) if layer.when is When.PREAMBLE for name in layer.results}
+    free = {name for layer in program.all_layers if layer.kind is LayerKind.PREAMBLE for name in layer.results}
     for layer, locus in found:
         for name in layer.operands:
             if name in free:
@@ -249,7 +276,7 @@ def plan_belongs(program: Program) -> Iterator[Violation]:
         yield ("plan", "fingerprint"), f"the plan is for {plan.fingerprint!r}, this program is {program.fingerprint!r}"
     if not plan.stages:
         yield ("plan",), "the plan has no stages"
-    elif problem := _schedule_problem(plan, any(one.when is When.EPILOGUE for one, _ in layers_with_loci(program))):
+    elif problem := _schedule_problem(plan, any(layer.kind is LayerKind.EPILOGUE for layer in program.all_layers)):
         yield ("plan", "schedule"), problem
         return
     for name in ("global_batch_size", "world_size", "micro_batches"):
@@ -265,8 +292,8 @@ def plan_covers_layers(program: Program) -> Iterator[Violation]:
     for index, stage in enumerate(plan.stages):
         if not stage:
             yield ("plan", "stage", index), f"stage {index} has no layers"
-    counts = [len(planned_layers(program, layers)) for _, layers in layer_groups(program)]
-    found = [len(stage) for stage in plan.stages] if program.form is Form.STAGED else [len(plan.strategies)]
+    counts = [sum(layer.kind is LayerKind.PLANNED for layer in layers) for _, layers in layer_groups(program)]
+    found = [len(stage) for stage in plan.stages] if program.form >= Form.SHARDED else [len(plan.strategies)]
     if found != counts:
         yield ("plan",), f"the plan has strategies for {found} layers, the program has {counts}"
 

@@ -24,8 +24,7 @@ from galvatron.ir.layout import (
     on_mesh,
     uncut_mesh,
 )
-from galvatron.ir.planning import planned_layers
-from galvatron.ir.program import Form, LayerClass, Program, StateLayout, When
+from galvatron.ir.program import Form, LayerClass, LayerKind, Program, StateLayout, When
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
 from galvatron.ir.verify.graphs import Violation, layout_problem
 from galvatron.ir.verify.placements import Placed, padded_sizes, placement_problem, whole_problem, whole_type
@@ -73,13 +72,15 @@ def meshes_fit(program: Program) -> Iterator[Violation]:
 def strategies_as_planned(program: Program) -> Iterator[Violation]:
     """Every planned layer calls a class that was sharded for its planned strategy."""
     assert program.plan is not None  # by form_fields
-    for position, (owner, layers) in enumerate(layer_groups(program)):
-        strategies = program.plan.strategies if owner is None else program.plan.stages[position]
-        for layer, strategy in zip(planned_layers(program, layers), strategies, strict=True):
+    for (owner, layers), strategies in zip(layer_groups(program), program.plan.stages, strict=True):
+        planned = [(i, layer) for i, layer in enumerate(layers) if layer.kind is LayerKind.PLANNED]
+        for (index, layer), strategy in zip(planned, strategies, strict=True):
             cls = program.class_of[layer.cls]
             if cls.strategy != strategy:
-                where = ("layer", owner, layers.index(layer))
-                yield where, f"{layer.name} is planned as {strategy}, but @{cls.name} is sharded for {cls.strategy}"
+                yield (
+                    ("layer", owner, index),
+                    f"{layer.name} is planned as {strategy}, but @{cls.name} is sharded for {cls.strategy}",
+                )
 
 
 def state_shards(program: Program) -> Iterator[Violation]:
@@ -189,7 +190,8 @@ def edges_agree(program: Program) -> Iterator[Violation]:
             for name, formal in zip(layer.results, cls.graph.outputs, strict=True):
                 value = cls.graph.values[formal]
                 # Preambles and step layers hold no trainable state, so what they compute has no gradient.
-                producers[name] = (cls, value, value.type.is_floating and layer.when is When.MICROBATCH)
+                differentiable = layer.kind in (LayerKind.PLANNED, LayerKind.CONVERSION)
+                producers[name] = (cls, value, value.type.is_floating and differentiable)
 
 
 def _input_problem(value: Value, formal: Value, cls: LayerClass, when: When) -> str:
@@ -246,16 +248,15 @@ def loss_is_whole(program: Program) -> Iterator[Violation]:
 
 
 def stages_in_order(program: Program) -> Iterator[Violation]:
-    """Stages are numbered from 0, as many as the plan has, and hold the program's layers in their order."""
+    """Stages are numbered from 0, as many as the plan has; what passes between them comes with the staged form."""
     assert program.plan is not None  # by form_fields
     for position, stage in enumerate(program.stages):
         if stage.index != position:
             yield ("stage", stage.index), f"stage {stage.index} stands where stage {position} should"
+        if program.form is Form.SHARDED and (stage.receives or stage.sends or stage.state):
+            yield ("stage", stage.index), f"what stage {stage.index} receives, sends or keeps is for a staged program"
     if len(program.stages) != len(program.plan.stages):
         yield ("program",), f"{len(program.stages)} stages, but the plan has {len(program.plan.stages)}"
-    staged = [layer for stage in program.stages for layer in stage.layers if layer.when is When.MICROBATCH]
-    if program.layers and staged != [layer for layer in program.layers if layer.when is When.MICROBATCH]:
-        yield ("program",), "the layers of the stages are not the layers of the program in their order"
 
 
 def transfers_pair(program: Program) -> Iterator[Violation]:
@@ -372,5 +373,5 @@ def batch_symbols(program: Program, cls: LayerClass) -> frozenset[sympy.Expr]:
     """The batch symbols a class may use: `B` before sharding, then `b`, and both where it runs on the whole batch."""
     if program.form < Form.SHARDED:
         return frozenset((BATCH,))
-    step = any(layer.cls == cls.name and layer.when is When.STEP for layer, _ in layers_with_loci(program))
+    step = any(layer.cls == cls.name and layer.kind is LayerKind.STEP for layer in program.all_layers)
     return frozenset((BATCH, LOCAL_BATCH)) if step else frozenset((LOCAL_BATCH,))

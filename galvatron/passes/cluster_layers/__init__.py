@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from galvatron.errors import PassError
-from galvatron.ir.program import Form, Program, When
+from galvatron.ir.program import Form, LayerKind, Program
 from galvatron.passes.base import Pass
 from galvatron.passes.cluster_layers.assemble import assemble
 from galvatron.passes.cluster_layers.cuts import find_regions
@@ -55,6 +55,6 @@ class ClusterLayers(Pass):
         regions = find_regions(stream)
         parts = place_ops(graph, roles, regions)
         own = iter(name_layers(stream, regions))
-        names = [next(own) if p.when is When.MICROBATCH else (str(p.when), str(p.when)) for p in parts]
+        names = [next(own) if p.kind is LayerKind.PLANNED else (str(p.kind), str(p.kind)) for p in parts]
         classes, layers = assemble(program, graph, parts, names)
         return replace(program, form=Form.CLUSTERED, graph=None, classes=classes, layers=layers)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from galvatron.ir.graph import Graph, Op, Value
 from galvatron.ir.names import Names, base_name
-from galvatron.ir.program import Layer, LayerClass, Program, When
+from galvatron.ir.program import Layer, LayerClass, LayerKind, Program
 from galvatron.passes.cluster_layers.naming import UniqueNames, name_state, op_name, value_name
 from galvatron.passes.cluster_layers.placement import Part
 
@@ -36,7 +36,7 @@ def assemble(
     calls = _calls(graph, parts, names)
     members: dict[object, list[_Call]] = {}
     for call in calls:
-        key = (call.part.when, call.graph, tuple(_likeness(program, name) for name in call.state))
+        key = (call.part.kind, call.graph, tuple(_likeness(program, name) for name in call.state))
         members.setdefault(key, []).append(call)
     groups = list(members.values())
     classes: dict[int, LayerClass] = {}
@@ -53,7 +53,7 @@ def assemble(
             operands=tuple(bound[n] for n in call.operands),
             state=call.state,
             results=tuple(bound[n] for n in call.results),
-            when=call.part.when,
+            kind=call.part.kind,
         )
         for call in calls
     )
@@ -114,7 +114,7 @@ def _readable(graph: Graph, calls: Sequence[_Call], group: Sequence[_Call]) -> G
     names = Names(state)
     formal = dict(zip((v.name for v in first.graph.state), state, strict=True))
     given = {n: _value_name(graph, call, n) for call in calls for n in call.results}
-    flowing = {n for call in calls if call.part.when is When.MICROBATCH for n in call.results}
+    flowing = {n for call in calls if call.part.kind is LayerKind.PLANNED for n in call.results}
     for value, operand in zip(first.graph.inputs, first.operands, strict=True):
         is_stream = operand in flowing and "x" not in formal.values()
         formal[value.name] = names.fresh("x" if is_stream else given.get(operand, operand))
@@ -132,7 +132,7 @@ def _bound_names(program: Program, graph: Graph, calls: Sequence[_Call]) -> dict
     unique = UniqueNames([*names, *(n for s in program.state for n in (s.name, *s.aliases))])
     for call in calls:
         for result in call.results:
-            is_out = call.part.when is When.MICROBATCH and result == call.results[-1]
+            is_out = call.part.kind is LayerKind.PLANNED and result == call.results[-1]
             wish = f"{call.name}.{'out' if is_out else _value_name(graph, call, result)}"
             names.setdefault(result, result if result in names else unique.fresh(wish))
     return names
@@ -140,4 +140,4 @@ def _bound_names(program: Program, graph: Graph, calls: Sequence[_Call]) -> dict
 
 def _value_name(graph: Graph, call: _Call, value: str) -> str:
     """The name of a result; per-step values come from the line that computes the loss, which says nothing of them."""
-    return op_name(graph, value) if call.part.when is When.STEP else value_name(graph, value)
+    return op_name(graph, value) if call.part.kind is LayerKind.STEP else value_name(graph, value)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from galvatron.ir.graph import Graph, Op
-from galvatron.ir.program import When
+from galvatron.ir.program import LayerKind
 from galvatron.passes.cluster_layers.cuts import Region
 from galvatron.passes.cluster_layers.roles import Roles
 
@@ -19,7 +19,7 @@ _FEW_ELEMENTS = 2**20
 class Part:
     """The ops of one layer before it has a name, and the values that others may read from it."""
 
-    when: When
+    kind: LayerKind
     ops: tuple[Op, ...]
     gives: tuple[str, ...]
 
@@ -35,18 +35,18 @@ def place_ops(graph: Graph, roles: Roles, regions: Sequence[Region]) -> tuple[Pa
     members = [roles.stream[region.start : region.stop] for region in regions]
     members += [roles.epilogue] if roles.epilogue else []
     homes = _homes(graph, roles, members)
-    parts = [_part(When.STEP, (graph.ops[i] for i in roles.step), roles.step_values)]
-    parts.append(_part(When.PREAMBLE, (graph.ops[i] for i in roles.floating if _PREAMBLE in homes[i])))
+    parts = [_part(LayerKind.STEP, (graph.ops[i] for i in roles.step), roles.step_values)]
+    parts.append(_part(LayerKind.PREAMBLE, (graph.ops[i] for i in roles.floating if _PREAMBLE in homes[i])))
     for number, own in enumerate(members):
         floating = {v.name for i in roles.floating if number in homes[i] for v in graph.ops[i].results}
-        when = When.MICROBATCH if number < len(regions) else When.EPILOGUE
-        parts.append(_part(when, _with_floating(graph, (graph.ops[i] for i in own), floating)))
+        kind = LayerKind.PLANNED if number < len(regions) else LayerKind.EPILOGUE
+        parts.append(_part(kind, _with_floating(graph, (graph.ops[i] for i in own), floating)))
     return tuple(part for part in parts if part.ops)
 
 
-def _part(when: When, ops: Iterable[Op], gives: frozenset[str] | None = None) -> Part:
+def _part(kind: LayerKind, ops: Iterable[Op], gives: frozenset[str] | None = None) -> Part:
     ops = tuple(ops)
-    return Part(when, ops, tuple(v.name for op in ops for v in op.results if gives is None or v.name in gives))
+    return Part(kind, ops, tuple(v.name for op in ops for v in op.results if gives is None or v.name in gives))
 
 
 def _homes(graph: Graph, roles: Roles, members: Sequence[tuple[int, ...]]) -> dict[int, set[int]]:

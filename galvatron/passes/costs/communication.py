@@ -7,11 +7,11 @@ They are the events of `profile_graph`, so the numbers are those that the cost m
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.program import Form, Program, Stage, When
+from galvatron.ir.program import Form, LayerKind, Program, Stage
 from galvatron.passes.costs.events import Collective
 from galvatron.passes.costs.profile import profile_graph
 from galvatron.passes.costs.state import StateCollectives, TrainedState, state_collectives, trained_state
@@ -53,7 +53,7 @@ def stage_communication(program: Program, stage: int = 0) -> Communication:
     if program.form is not Form.STAGED:
         raise GalvatronError(f"the communication of a stage needs a staged program, not a {program.form} one")
     reader = _Reader(program)
-    layers = [layer for layer in program.stages[stage].layers if layer.when is not When.STEP]
+    layers = [layer for layer in program.stages[stage].layers if layer.kind is not LayerKind.STEP]
     parts = [reader.layer(layer.cls) for layer in layers]
     return Communication(
         forward=tuple(event for part in parts for event in part.forward),
@@ -70,8 +70,7 @@ class _Reader:
             raise GalvatronError(f"a {program.form} program has no collectives yet; shard it first")
         self.program = program
         # Where gradients flow is decided by the layers alone, so the partitioner of any cluster knows.
-        layers = program.layers or tuple(layer for stage in program.stages for layer in stage.layers)
-        self._borders = Partitioner(replace(program, layers=layers), Cluster.parse("a100-80g:1x1")).borders
+        self._borders = Partitioner(program, Cluster.parse("a100-80g:1x1")).borders
         self._known: dict[str, Communication] = {}
 
     def layer(self, name: str) -> Communication:

@@ -116,10 +116,9 @@ class _Reader:
         assert planned.plan is not None and planned.cluster is not None
         self._planned, self._cluster = planned, planned.cluster
         self._micro_batch = planned.plan.global_batch_size // planned.plan.micro_batches
-        layers = sharded.layers or tuple(layer for stage in sharded.stages for layer in stage.layers)
-        self._uses = Counter(layer.cls for layer in layers)
+        self._uses = Counter(layer.cls for layer in sharded.all_layers)
         self._borders = Partitioner(planned, planned.cluster).borders
-        self._local_borders = Partitioner(replace(sharded, layers=layers), planned.cluster).borders
+        self._local_borders = Partitioner(sharded, planned.cluster).borders
 
     def statistics(self, cls: LayerClass) -> ClassStatistics:
         differentiable = self._local_borders[cls.name].differentiable

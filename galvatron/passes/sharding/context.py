@@ -10,7 +10,7 @@ from galvatron.ir.cluster import Cluster
 from galvatron.ir.gradients import Gradients, gradients
 from galvatron.ir.layout import BROADCAST, Axis, Layout, Shard, joined_layout
 from galvatron.ir.planning import epilogue, planned_layers
-from galvatron.ir.program import MASTER, LayerClass, Program, When
+from galvatron.ir.program import MASTER, LayerClass, LayerKind, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import DTYPE_BYTES
 from galvatron.passes.sharding.boundary import Border
@@ -108,7 +108,7 @@ class Partitioner:
         formals = self._gradients.formals
         borders: dict[str, Border] = {}
         for cls in program.classes:
-            layers = [layer for layer in program.layers if layer.cls == cls.name]
+            layers = [layer for layer in program.all_layers if layer.cls == cls.name]
             trainable = {
                 formal.name
                 for layer in layers
@@ -125,7 +125,9 @@ class Partitioner:
                 differentiable=frozenset(formals[cls.base or cls.name] | trainable),
                 trainable=frozenset(trainable),
                 loss=next(iter(results), None),
-                whole_outputs=frozenset(cls.graph.outputs if any(layer.when is When.STEP for layer in layers) else ()),
+                whole_outputs=frozenset(
+                    cls.graph.outputs if any(layer.kind is LayerKind.STEP for layer in layers) else ()
+                ),
                 master_scale=DTYPE_BYTES[MASTER] // DTYPE_BYTES[program.precision] if program.precision else 1,
             )
         return borders

@@ -45,7 +45,7 @@ class TiedClasses:
 def tied_classes(program: Program) -> tuple[TiedClasses, ...]:
     """The ties of a program in a form with layers; no class is in two."""
     holders: dict[str, list[Place]] = defaultdict(list)
-    for layer in program.layers:
+    for layer in program.all_layers:
         cls = program.class_of[layer.cls]
         for formal, name in zip(cls.graph.state, layer.state, strict=True):
             if program.state_of[name].trainable:
@@ -60,7 +60,7 @@ def tied_classes(program: Program) -> tuple[TiedClasses, ...]:
     for piece in pieces:
         classes.add_node(piece[0][0])
         networkx.add_path(classes, [cls for cls, _ in piece])
-    order = list(dict.fromkeys(_base(program.class_of[layer.cls]) for layer in program.layers))
+    order = list(dict.fromkeys(_base(program.class_of[layer.cls]) for layer in program.all_layers))
     return tuple(
         TiedClasses(
             tuple(cls for cls in order if cls in found), tuple(piece for piece in pieces if piece[0][0] in found)

@@ -15,7 +15,7 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
-from galvatron.ir.program import Form, Program, When
+from galvatron.ir.program import Form, LayerKind, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.passes import FRONT_END, LOWERING
 from galvatron.passes.costs.communication import Communication, counts, layer_communication, stage_communication
@@ -60,7 +60,7 @@ def large() -> Program:
 def large_block(strategy: str) -> Communication:
     """What one block of the large model communicates."""
     program, parsed = large(), Strategy.parse(strategy)
-    layers = sum(layer.when is When.MICROBATCH for layer in program.layers)
+    layers = sum(layer.kind is LayerKind.MICROBATCH for layer in program.layers)
     plan = Plan(
         program.fingerprint, parsed.devices, program.batch_size, micro_batches=1, schedule="1f1b",
         stages=((parsed,) * layers,),

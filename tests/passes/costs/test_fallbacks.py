@@ -14,7 +14,7 @@ from galvatron.ir.capture import capture_graph
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.ops import rules
 from galvatron.ir.plan import Plan
-from galvatron.ir.program import Form, Program, When
+from galvatron.ir.program import Form, LayerKind, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.passes import FRONT_END, LOWERING
 from galvatron.passes.costs.communication import counts, layer_communication
@@ -55,7 +55,7 @@ def planned(op: Callable[[torch.Tensor], torch.Tensor], strategy: str, hidden: i
         model, batch = Model(op, hidden), {"x": torch.zeros(BATCH, LENGTH, WIDTH)}
     program = Pipeline.of((*FRONT_END, "annotate-costs")).run(capture_graph(model, batch).program)
     parsed = Strategy.parse(strategy)
-    layers = sum(layer.when is When.MICROBATCH for layer in program.layers)
+    layers = sum(layer.kind is LayerKind.MICROBATCH for layer in program.layers)
     plan = Plan(
         program.fingerprint, global_batch_size=BATCH, world_size=parsed.devices, micro_batches=2, schedule="1f1b",
         stages=((parsed,) * layers,),

@@ -14,7 +14,7 @@ from galvatron.ir.cluster import Cluster, Link
 from galvatron.ir.graph import Graph, Value
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.layout import BROADCAST, PARTIAL, Shard
-from galvatron.ir.program import LayerClass, When
+from galvatron.ir.program import LayerClass, LayerKind
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
 from galvatron.passes.cluster_layers import ClusterLayers
@@ -37,7 +37,7 @@ def partitioner(family: str, **options: Any) -> Partitioner:
 
 def classes(family: str, **options: Any) -> list[LayerClass]:
     program = partitioner(family, **options).program
-    once = {layer.cls for layer in program.layers if layer.when is When.STEP}
+    once = {layer.cls for layer in program.layers if layer.kind is LayerKind.STEP}
     return [c for c in program.classes if c.name not in once]
 
 
