@@ -21,7 +21,7 @@ from galvatron.codegen.sizes import local_sizes
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Op, Ref, Value
 from galvatron.ir.interpreter import run_graph
-from galvatron.ir.program import Form, LayerKind
+from galvatron.ir.program import Form, LayerKind, When
 from tests.codegen import programs
 from tests.codegen.programs import network
 
@@ -203,7 +203,7 @@ def test_what_a_step_computes_once_has_one_name_in_forward_and_epilogue():
     stage = replace(stage, layers=tuple(layers))
     program = replace(program, classes=classes, stages=(stage,))
     bindings = bind_names(program, stage, local_sizes(program))
-    assert bindings.variables["labels_2"] == bindings.scopes[LayerKind.EPILOGUE]["labels_2"]
+    assert bindings.variables["labels_2"] == bindings.scopes[When.EPILOGUE]["labels_2"]
 
 
 def test_names_that_python_or_torch_own_are_left_alone():

@@ -111,7 +111,7 @@ def computation(graph: Graph) -> object:
 
 def shape_of(program: Program) -> list[tuple[str, str]]:
     """Name and class of the layers of a micro-batch."""
-    return [(layer.name, layer.cls) for layer in program.layers if layer.kind is LayerKind.MICROBATCH]
+    return [(layer.name, layer.cls) for layer in program.layers if layer.kind is LayerKind.PLANNED]
 
 
 def stack(kind: str, count: int) -> list[str]:
@@ -205,7 +205,7 @@ def test_small_constants_are_repeated_instead_of_sent() -> None:
     for i in range(3):
         x = b.op("add.Tensor", b.block(x, f"w{i}_"), positions, shape=(BATCH, S, D))
     program = cluster(b.program(b.loss(x)))
-    assert all(layer.kind is LayerKind.MICROBATCH for layer in program.layers)
+    assert all(layer.kind is LayerKind.PLANNED for layer in program.layers)
     targets = [op.target for op in program.class_of["block"].graph.ops]
     assert targets.count("aten.arange.default") == 1
 

@@ -60,14 +60,14 @@ def large() -> Program:
 def large_block(strategy: str) -> Communication:
     """What one block of the large model communicates."""
     program, parsed = large(), Strategy.parse(strategy)
-    layers = sum(layer.kind is LayerKind.MICROBATCH for layer in program.layers)
+    layers = sum(layer.kind is LayerKind.PLANNED for layer in program.layers)
     plan = Plan(
         program.fingerprint, parsed.devices, program.batch_size, micro_batches=1, schedule="1f1b",
         stages=((parsed,) * layers,),
     )  # fmt: skip
     planned = replace(program, form=Form.PLANNED, cluster=Cluster.parse(f"a100-80g:1x{parsed.devices}"), plan=plan)
     sharded = Pipeline.of(LOWERING[:1]).run(planned)
-    repeated = Counter(layer.cls for layer in sharded.layers).most_common(1)
+    repeated = Counter(layer.cls for layer in sharded.all_layers).most_common(1)
     assert repeated[0][1] == 2
     return layer_communication(sharded, repeated[0][0])
 

@@ -55,7 +55,7 @@ def planned(op: Callable[[torch.Tensor], torch.Tensor], strategy: str, hidden: i
         model, batch = Model(op, hidden), {"x": torch.zeros(BATCH, LENGTH, WIDTH)}
     program = Pipeline.of((*FRONT_END, "annotate-costs")).run(capture_graph(model, batch).program)
     parsed = Strategy.parse(strategy)
-    layers = sum(layer.kind is LayerKind.MICROBATCH for layer in program.layers)
+    layers = sum(layer.kind is LayerKind.PLANNED for layer in program.layers)
     plan = Plan(
         program.fingerprint, global_batch_size=BATCH, world_size=parsed.devices, micro_batches=2, schedule="1f1b",
         stages=((parsed,) * layers,),
