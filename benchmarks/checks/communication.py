@@ -19,8 +19,8 @@ from torch import Tensor
 from checks import Setting
 from checks.report import Report
 from galvatron import runtime as rt
-from galvatron.runtime.activity import now
-from galvatron.runtime.clock import clock_of
+from galvatron.runtime.comm import now
+from galvatron.runtime.comm.clock import clock_of
 
 MOVES: dict[str, Callable[[Tensor, Any], Tensor]] = {
     "copy": lambda x, axis: rt.copy(x, axis),

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from galvatron.errors import GalvatronError, PlanError
 from galvatron.recompute import recomputed
-from galvatron.runtime.activity import Place, now
 from galvatron.runtime.collectives import gather_full, take_padded, take_part
+from galvatron.runtime.comm import Place, now
 from galvatron.runtime.mesh import Axis, Mesh
 from galvatron.runtime.random import Randomness
 
