@@ -15,6 +15,7 @@ from galvatron import runtime as rt
 from galvatron.runtime import comm
 from galvatron.runtime.comm import now
 from galvatron.runtime.diagnosis import Whereabouts, verdict, whereabouts
+from galvatron.runtime.limit import Limit
 from tests.ranks import RankFailure, run_ranks
 from tests.runtime.jobs import LIMIT_S, errors, job
 
@@ -142,6 +143,14 @@ def test_who_is_to_blame():
         found = told(1, reduce, waiting(0, kind, 0, 1, **{"place": place, **other}))
         assert found.startswith(mine + f"rank 0 is in {kind} of")
     assert told(1, reduce, waiting(0, "all_reduce", 0, 1, place=place)).endswith("the network is slow or broken")
+
+
+def test_a_wait_that_may_take_as_long_as_it_likes():
+    limit = Limit(None, 0, 10.0, lambda _: None)
+    limit.stop()  # the thread; time passes here
+    for patient, expected in ((False, [False, False, True]), (True, [False] * 3)):
+        message = comm.Message("broadcast", None, "the plan", patient=patient)
+        assert [limit.is_over(message, 8.0) for _ in range(3)] == expected
 
 
 def test_two_stages_that_wait_for_each_other():
