@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from galvatron import runtime as rt
@@ -43,7 +42,7 @@ from galvatron.passes import FRONT_END, LOWERING, PLANNING
 from galvatron.passes.costs.estimate import estimate_plan, setting_of
 from galvatron.passes.costs.objective import StageReport, peak_bytes
 from galvatron.passes.pipeline import Pipeline
-from galvatron.runtime import failure
+from galvatron.runtime import comm, failure
 from galvatron.runtime.inductor import compile_layers
 from galvatron.runtime.optimizers import OptimizerFactory
 
@@ -412,10 +411,8 @@ def _on_rank_0(world: rt.World, plan: Callable[[], Captured]) -> Captured:
             kind = type(raised).__name__
             own = isinstance(raised, GalvatronError)
             message = (kind, str(raised) if own else f"rank 0 failed while planning: {kind}: {raised}")
-    box = [message]
     with failure.guarded("waiting for the plan of rank 0"):
-        dist.broadcast_object_list(box, src=0)
-    kind, text = box[0]
+        kind, text = comm.broadcast_object(message, comm.all_ranks(), 0, phase="the plan", patient=True)
     if error is not None:
         raise error
     if kind != "program":
@@ -436,17 +433,15 @@ def _broadcast_constants(program: Program, own: Mapping[str, Tensor], world: rt.
             else:
                 dtype = getattr(torch, TORCH_DTYPE_NAMES[state.type.dtype])
                 value = torch.empty([int(d) for d in state.type.shape], dtype=dtype, device=world.device)
-            dist.broadcast(rt.wire(value), src=0)
+            comm.broadcast(value, comm.all_ranks(), 0, phase="constants").wait()
             constants[state.name] = value.cpu()
     return constants
 
 
 def _job_seed(world: rt.World) -> int:
     """The seed that the user's script gave torch on rank 0. Collective."""
-    box = [torch.initial_seed()]
-    if world.size > 1:
-        dist.broadcast_object_list(box, src=0)
-    return box[0]
+    seed = torch.initial_seed()
+    return seed if world.size == 1 else comm.broadcast_object(seed, comm.all_ranks(), 0, phase="the seed")
 
 
 def _assembled(

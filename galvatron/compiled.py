@@ -174,7 +174,11 @@ class CompiledModel:
 
         Args:
             rank0_only: give the tensors to rank 0 alone; the other ranks get an empty dictionary.
+
+        Raises:
+            GalvatronError: the argument is wrong, or differs between ranks.
         """
+        self._check_whole("full_state_dict", rank0_only)
         return self._executor.full_state_dict(rank0_only=rank0_only)
 
     def full_gradients(self, *, rank0_only: bool = False) -> dict[str, Tensor]:
@@ -184,8 +188,18 @@ class CompiledModel:
 
         Args:
             rank0_only: give the tensors to rank 0 alone; the other ranks get an empty dictionary.
+
+        Raises:
+            GalvatronError: the argument is wrong, or differs between ranks.
         """
+        self._check_whole("full_gradients", rank0_only)
         return self._executor.full_gradients(rank0_only=rank0_only)
+
+    def _check_whole(self, what: str, rank0_only: Any) -> None:
+        error = None
+        if not isinstance(rank0_only, bool):
+            error = GalvatronError(f"rank0_only must be True or False, not {rank0_only!r}")
+        self._calls.check(what, error, {"rank0_only": str(rank0_only)})
 
     def load_full_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Takes over whole tensors under the model's own names; every rank passes the same mapping.

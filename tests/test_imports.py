@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -45,10 +46,10 @@ def modules(part: str) -> list[Path]:
     return sorted((ROOT / part).rglob("*.py")) if (ROOT / part).is_dir() else [ROOT / f"{part}.py"]
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
-    """Every module that a tree imports, wherever the statement stands, except for type checkers only."""
+def imported(tree: ast.AST, *, for_types: bool = False) -> Iterator[str]:
+    """Every module that a tree imports, wherever the statement stands; those for type checkers only `for_types`."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not for_types:
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -57,7 +58,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
             yield str(node.module)
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         else:
-            yield from imported(node)
+            yield from imported(node, for_types=for_types)
 
 
 def at_module_level(tree: ast.Module) -> ast.Module:
@@ -77,6 +78,39 @@ def test_imports_point_one_way(part: str) -> None:
             package, _, rest = name.partition(".")
             if package == "galvatron" and rest:
                 assert rest.split(".")[0] in MAY_IMPORT[part], f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_files_of_the_runtime_import_each_other_in_no_circle() -> None:
+    """Imports for type checkers count too: a circle of them is one of ideas."""
+    files = {
+        path: ".".join(["galvatron", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
+        for path in modules("runtime")
+        if path != ROOT / "runtime" / "__init__.py"  # on top of all others
+    }
+    graph: dict[str, set[str]] = {}
+    for path, name in files.items():
+        graph[name] = set(imported(ast.parse(path.read_text()), for_types=True)) & set(files.values()) - {name}
+    tuple(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+COLLECTIVES = {
+    *("all_gather", "all_gather_object", "all_reduce", "all_to_all", "barrier", "batch_isend_irecv", "broadcast"),
+    *("broadcast_object_list", "irecv", "isend", "recv", "reduce", "scatter", "send"),
+    *("allgather", "_allgather_base", "allreduce", "alltoall_base", "_reduce_scatter_base"),
+}
+CALL_THE_LIBRARY = {"runtime/comm", "profiler", "demo"}
+"""The one place of the runtime, and what is no part of a step: a measurement of the library, and a script."""
+
+
+def test_one_place_calls_the_communication_library() -> None:
+    for path in sorted(ROOT.rglob("*.py")):
+        place = path.relative_to(ROOT).as_posix()
+        if any(place.startswith(f"{allowed}/") for allowed in CALL_THE_LIBRARY):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr in COLLECTIVES:
+                owner = ast.unparse(node.value)
+                assert owner.split(".")[-1] in {"comm", "rt", "collectives"}, f"{place}: {owner}.{node.attr}"
 
 
 @pytest.mark.parametrize("path", WITHOUT_TORCH, ids=lambda path: path.relative_to(ROOT).as_posix())

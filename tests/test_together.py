@@ -181,6 +181,9 @@ def refused_steps(world: rt.World) -> list[tuple[str, str]]:
         error_of(compiled.train_step if other else compiled.eval_step, new_batch()),
         error_of(compiled.load_full_state_dict, {} if other else compiled_state(compiled)),
         error_of(compiled.load_state, {**compiled.state(), "step": world.rank}),
+        error_of(compiled.full_state_dict, rank0_only="yes" if other else False),
+        error_of(compiled.full_gradients, rank0_only=other),
+        error_of(compiled.full_gradients if other else compiled.full_state_dict),
     ]
     assert compiled.forward_backward(new_batch()).isfinite()
     return found
@@ -200,6 +203,9 @@ def test_calls_that_differ_between_ranks_are_refused_on_both():
         "the call is eval_step on rank 0 and train_step on rank 1",
         "the state has no ",
         "the state is RunState(step=0",
+        "rank0_only must be True or False, not 'yes'",
+        "rank0_only is False on rank 0 and True on rank 1",
+        "the call is full_state_dict on rank 0 and full_gradients on rank 1",
     ]
     for index, expected in enumerate(words):
         for answer in answers:

@@ -19,8 +19,9 @@ from torch import Tensor
 from checks import Setting
 from checks.report import Report
 from galvatron import runtime as rt
-from galvatron.runtime.activity import now
-from galvatron.runtime.clock import clock_of
+from galvatron.runtime import comm
+from galvatron.runtime.comm import now
+from galvatron.runtime.comm.clock import clock_of
 
 MOVES: dict[str, Callable[[Tensor, Any], Tensor]] = {
     "copy": lambda x, axis: rt.copy(x, axis),
@@ -80,39 +81,38 @@ def _moved(report: Report, name: str, move: Any, axis: rt.Axis, dtype: torch.dty
 def _totals(axis: rt.Axis, world: rt.World) -> str:
     """What a step ends with: float64 sums, and minima of integers."""
     totals = torch.tensor([1.0, 2.0], dtype=torch.float64, device=world.device)
-    dist.all_reduce(totals)
     first = torch.tensor(1 << 60, device=world.device)
-    dist.all_reduce(first, dist.ReduceOp.MIN)
     scalar = torch.zeros((), dtype=torch.float64, device=world.device)
-    dist.all_reduce(scalar)
+    group = comm.all_ranks()
+    handles = (
+        comm.all_reduce(totals, group),
+        comm.all_reduce(first, group, "min"),
+        comm.all_reduce(scalar, group, "max"),
+    )
+    for handle in handles:
+        handle.wait()
     assert totals.tolist() == [1.0, 2.0] and int(first) == 1 << 60
     return "float64 sums, integer minima, a scalar"
 
 
 def _objects(axis: rt.Axis, world: rt.World) -> str:
     """What ranks tell each other while they compile."""
-    box: list[Any] = [{"plan": "dp1"}]
-    dist.broadcast_object_list(box, src=0)
-    told: list[Any] = [None]
-    dist.all_gather_object(told, ("a", 1))
+    plan = comm.broadcast_object({"plan": "dp1"}, comm.all_ranks(), 0, phase="the plan", patient=True)
+    told = comm.gather_objects(("a", 1), comm.all_ranks(), phase="agreement")
     flags = torch.tensor([True, False], device=world.device)
-    dist.broadcast(flags.view(torch.uint8), src=0)
-    dist.barrier()
-    assert box == [{"plan": "dp1"}] and told == [("a", 1)] and flags.tolist() == [True, False]
-    return "broadcast_object_list, all_gather_object, booleans as bytes, barrier"
+    comm.broadcast(flags, comm.all_ranks(), 0, phase="constants").wait()
+    assert plan == {"plan": "dp1"} and told == [("a", 1)] and flags.tolist() == [True, False]
+    return "objects to all and from all, booleans as bytes"
 
 
 def _bucket(axis: rt.Axis, world: rt.World) -> str:
     """Sums and gathers as parameters in flat memory have them, not waited for at once."""
-    group = axis.group
     flat = torch.ones(1 << 16, device=world.device)
-    works = [group.allreduce(flat)]
-    part = torch.empty_like(flat)
-    works.append(group._reduce_scatter_base(part, flat, dist.ReduceScatterOptions()))
-    for work in works:
-        work.wait()
-    whole = torch.empty_like(flat)
-    group._allgather_base(whole, part).wait()
+    part, whole = torch.empty_like(flat), torch.empty_like(flat)
+    handles = [comm.all_reduce(flat, axis.group), comm.reduce_scatter(part, flat, axis.group)]
+    for handle in handles:
+        handle.wait()
+    comm.all_gather(whole, part, axis.group).wait()
     assert float(whole.sum()) == 1 << 16
     return "all-reduce, reduce-scatter and all-gather of 256 KiB"
 

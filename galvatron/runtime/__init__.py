@@ -12,9 +12,8 @@ from galvatron.runtime.collectives import (
     pad,
     reduce_scatter,
     slice,
-    wire,
 )
-from galvatron.runtime.communication import CommunicationCounter
+from galvatron.runtime.comm.counter import CommunicationCounter
 from galvatron.runtime.deferral import addmm, linear
 from galvatron.runtime.executor import Executor
 from galvatron.runtime.limit import DEFAULT_TIMEOUT_S
@@ -69,5 +68,4 @@ __all__ = [
     "shutdown",
     "slice",
     "together",
-    "wire",
 ]

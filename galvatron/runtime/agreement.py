@@ -11,15 +11,11 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from galvatron.errors import GalvatronError, RankError, error_of_kind
-from galvatron.runtime import failure
-from galvatron.runtime.activity import communicating
-from galvatron.runtime.communication import phase
+from galvatron.runtime import comm, failure
 from galvatron.runtime.mesh import World
 
 
@@ -63,9 +59,8 @@ def agree(world: World, what: str, error: GalvatronError | None = None, facts: M
             raise error
         return
     own = _Report(type(error).__name__, str(error)) if error is not None else _Report(facts=dict(facts or {}))
-    reports: list[Any] = [own] * world.size
-    with failure.guarded(what), phase("agreement"), communicating("all_gather", dist.group.WORLD):
-        dist.all_gather_object(reports, own)
+    with failure.guarded(what):
+        reports = comm.gather_objects(own, comm.all_ranks(), phase="agreement")
     if error is not None:
         raise error
     for rank, report in enumerate(reports):
@@ -94,7 +89,7 @@ class Calls:
     def __init__(self, world: World) -> None:
         self._world = world
         self._device = world.device
-        if world.size > 1 and torch.device("cpu") in dist.group.WORLD._device_types:  # type: ignore[union-attr]  # initialised
+        if world.size > 1 and torch.device("cpu") in comm.all_ranks()._device_types:
             self._device = torch.device("cpu")
 
     def check(self, what: str, error: GalvatronError | None, facts: Mapping[str, str]) -> None:
@@ -102,8 +97,8 @@ class Calls:
         if self._world.size > 1:
             digest = zlib.crc32(repr((what, facts)).encode())
             signs = torch.tensor([digest, -digest, int(error is not None)], device=self._device)
-            with failure.guarded(what), phase("agreement"), communicating("all_reduce", dist.group.WORLD, signs):
-                dist.all_reduce(signs, dist.ReduceOp.MAX)
+            with failure.guarded(what):
+                comm.all_reduce(signs, comm.all_ranks(), "max", phase="agreement").wait()
             most, least, failed = signs.tolist()
             if most == -least and not failed:
                 return

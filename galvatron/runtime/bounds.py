@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from galvatron.errors import PlanError
-from galvatron.runtime.activity import Place, now
+from galvatron.runtime.comm import Place, now
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from galvatron.runtime.activity import communicating
-from galvatron.runtime.communication import phase
+from galvatron.runtime import comm
 from galvatron.runtime.stage import StateSpec
 
 _ALIGNMENT_BYTES = 64
-_SUM = dist.ReduceScatterOptions()  # its operation is the sum
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class Bucket:
         shares = self.level < 3 and self.master_dtype == self.dtype
         self.shard = self._own(self.values) if shares else self.values.new_empty(self.part, dtype=self.master_dtype)
         self.members = [self._member(spec, begin, shares) for spec, begin in zip(specs, begins, strict=False)]
-        self._arriving: dist.Work | None = None
+        self._arriving: comm.Handle | None = None
         self.synchronised = group.size > 1 or tie is not None
         self.buffered = self.synchronised or self.master_dtype != self.dtype
         """Whether gradients are collected in flat memory; otherwise they stay where autograd makes them."""
@@ -102,9 +100,7 @@ class Bucket:
                 self._sum = self._own(self._whole)
             else:
                 self._sum = torch.zeros(self.part, dtype=self.master_dtype, device=device)
-        self._shape = torch.empty(size, dtype=self.master_dtype, device="meta")
-        """Of the sum of the gradients, for those who ask what is summed."""
-        self._pending: tuple[dist.Work, Tensor] | None = None
+        self._pending: tuple[comm.Handle, Tensor] | None = None
         self._summed_any = False
         self.release()
 
@@ -156,8 +152,7 @@ class Bucket:
         sent[: own.numel()] = own
         parts = own.new_empty(self.ways, longest)
         assert self.group.process_group is not None
-        with communicating("all_gather", self.group.process_group, parts):
-            self.group.process_group._allgather_base(parts.view(-1), sent).wait()
+        comm.all_gather(parts, sent, self.group.process_group).wait()
         return torch.cat([part[: end - begin] for part, (begin, end) in zip(parts, places, strict=True)]).view(shape)
 
     def publish(self) -> None:
@@ -179,8 +174,7 @@ class Bucket:
         """The values can be read when this returns."""
         self.fetch()
         if self._arriving is not None:
-            with phase("parameters"), communicating("all_gather", self.group.process_group, self.values):
-                self._arriving.wait()
+            self._arriving.wait()
             self._arriving = None
 
     def release(self) -> None:
@@ -191,8 +185,7 @@ class Bucket:
 
     def _gather(self, own: Tensor) -> None:
         assert self.group.process_group is not None
-        with phase("parameters"), communicating("all_gather", self.group.process_group, self.values):
-            self._arriving = self.group.process_group._allgather_base(self.values, own)
+        self._arriving = comm.all_gather(self.values, own, self.group.process_group, phase="parameters")
 
     # Gradients
 
@@ -236,12 +229,11 @@ class Bucket:
         group = self.group.process_group
         if group is None:
             return
-        with phase("gradients"), self._summing():
-            if self.level == 0:
-                self._pending = group.allreduce(self._whole), self._sum
-            else:
-                target = torch.empty_like(self._sum) if self._summed_any else self._sum
-                self._pending = group._reduce_scatter_base(target, self._whole, _SUM), target
+        if self.level == 0:
+            self._pending = comm.all_reduce(self._whole, group, phase="gradients"), self._sum
+        else:
+            target = torch.empty_like(self._sum) if self._summed_any else self._sum
+            self._pending = comm.reduce_scatter(target, self._whole, group, phase="gradients"), target
         self._summed_any = True
         if self.level >= 2:
             # The collective holds the memory until it has ended.
@@ -254,30 +246,24 @@ class Bucket:
         """Wait for a sum that was started."""
         if self._pending is None:
             return
-        work, target = self._pending
-        with phase("gradients"), self._summing():
-            work.wait()
+        handle, target = self._pending
+        handle.wait()
         self._pending = None
         assert self._sum is not None
         if target.data_ptr() != self._sum.data_ptr():
             self._sum += target
-
-    def _summing(self) -> communicating:
-        return communicating("reduce_scatter" if self.level else "all_reduce", self.group.process_group, self._shape)
 
     def finish(self) -> None:
         """Wait for the sum over the group, and start the one over the stages of a tie."""
         self.settle()
         if self.tie is not None:
             assert self._sum is not None
-            with phase("gradients"), communicating("all_reduce", self.tie, self._sum):
-                self._pending = self.tie.allreduce(self._sum), self._sum
+            self._pending = comm.all_reduce(self._sum, self.tie, phase="gradients"), self._sum
 
     def hand_over(self) -> None:
         """Wait for the sum over the stages, and give the optimizer its gradients."""
         if self._pending is not None:
-            with phase("gradients"), communicating("all_reduce", self.tie, self._sum):
-                self._pending[0].wait()
+            self._pending[0].wait()
             self._pending = None
         for member in self.members:
             if self._sum is not None:

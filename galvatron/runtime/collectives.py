@@ -14,17 +14,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from galvatron.errors import GalvatronError
-from galvatron.runtime.activity import communicating, now
+from galvatron.runtime import comm
+from galvatron.runtime.comm import now
 from galvatron.runtime.mesh import Axis
 
 Map = Callable[[Tensor], Tensor]
-
-_SUM = dist.ReduceScatterOptions()  # its operation is the sum
 
 
 class _Linear(torch.autograd.Function):
@@ -145,23 +143,20 @@ def _identity(x: Tensor) -> Tensor:
 def _sum(x: Tensor, axis: Axis) -> Tensor:
     # `x` may be shared with other consumers, or be a gradient that autograd still adds to: reduce a copy.
     total = packed(x.clone(memory_format=torch.contiguous_format))
-    with communicating("all_reduce", axis.group, total):
-        axis.group.allreduce(wire(total) if total.is_complex() else total).wait()
+    comm.all_reduce(total, axis.group).wait()
     return total
 
 
 def _gather(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
     parts = x.new_empty((axis.size, *x.shape))
-    with communicating("all_gather", axis.group, parts):
-        axis.group._allgather_base(wire(parts), wire(packed(x))).wait()
+    comm.all_gather(parts, packed(x), axis.group).wait()
     return _join(parts, axis, dim, outer)
 
 
 def _sum_part(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
     parts = packed(_split(x, axis, dim, outer))
     total = torch.empty_like(parts[0])
-    with communicating("reduce_scatter", axis.group, parts):
-        axis.group._reduce_scatter_base(wire(total), wire(parts), _SUM).wait()
+    comm.reduce_scatter(total, parts, axis.group).wait()
     return total
 
 
@@ -178,8 +173,7 @@ def _padded(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
 def _exchange(x: Tensor, axis: Axis, split_dim: int, split_outer: int, concat_dim: int, concat_outer: int) -> Tensor:
     sent = packed(_split(x, axis, split_dim, split_outer))
     received = torch.empty_like(sent)
-    with communicating("all_to_all", axis.group, sent):
-        axis.group.alltoall_base(wire(received), wire(sent), [], []).wait()
+    comm.all_to_all(received, sent, axis.group).wait()
     return _join(received, axis, concat_dim, concat_outer)
 
 
@@ -190,15 +184,6 @@ def _on_first(x: Tensor, axis: Axis) -> Tensor:
 def packed(x: Tensor) -> Tensor:
     """The tensor in memory of its own order: no strides, and nothing that is still to be negated or conjugated."""
     return (x.resolve_conj() if x.is_complex() else x).resolve_neg().contiguous()
-
-
-def wire(x: Tensor) -> Tensor:
-    """The flat memory of a contiguous tensor in a type that every backend knows: booleans travel as bytes, complex
-    numbers as pairs of real ones."""
-    flat = x.view(-1)
-    if x.dtype == torch.bool:
-        return flat.view(torch.uint8)
-    return torch.view_as_real(flat).view(-1) if x.is_complex() else flat
 
 
 def _split(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:

@@ -13,7 +13,8 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from galvatron.runtime.activity import Activity, Place, communicating
+from galvatron.runtime.comm import PIPELINE, Message, Place
+from galvatron.runtime.comm.activity import Activity
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _RUNTIME = os.path.dirname(__file__) + os.sep
@@ -85,7 +86,7 @@ class Whereabouts:
 
     def operation(self) -> str:
         """The communication that the rank waits in."""
-        if self.kind == "pipeline":
+        if self.kind == PIPELINE:
             return self.expected or f"the pipeline, sending to another stage (ranks {_listed(self.ranks)})"
         size = f" of {_size(self.nbytes)} {self.dtype}" if self.dtype else ""
         return f"{self.kind}{size} over {len(self.ranks)} ranks ({_listed(self.ranks)}){self._where()}"
@@ -99,9 +100,7 @@ class Whereabouts:
         return f" in layer {layer}, {self.phase or 'forward'} of micro-batch {microbatch}"
 
 
-def whereabouts(
-    rank: int, activity: Activity, wait: communicating | None, seconds: float, *, busy: bool
-) -> Whereabouts:
+def whereabouts(rank: int, activity: Activity, wait: Message | None, seconds: float, *, busy: bool) -> Whereabouts:
     """What this rank does.
 
     Args:
@@ -119,15 +118,15 @@ def whereabouts(
             phase = phase if place is not None else f"{phase} of micro-batch {microbatch}"
         return Whereabouts(rank, "computing", stages, place=place, phase=phase, code=_line())
     ranks = tuple(dist.get_process_group_ranks(wait.group)) if wait.group is not None else ()
-    if wait.kind == "pipeline":
-        expected = wait.expected
+    if wait.kind == PIPELINE:
+        expected = wait.expected or {}
         words = [f"{phase} of micro-batch {m} from rank {sender}" for (_, phase, m), sender in expected.items()]
         return Whereabouts(
             rank,
             "waiting",
             tuple(sorted({stage for stage, _, _ in expected})) or stages,
             seconds,
-            "pipeline",
+            PIPELINE,
             ranks,
             senders=tuple(sorted(set(expected.values()))),
             expected="the receive of " + ", ".join(words) if words else "",
@@ -189,7 +188,7 @@ def _to_blame(waiting: Whereabouts, peer: Whereabouts | None) -> bool:
     if peer is None or peer.state != "waiting":
         return True
     # Whoever waits among other ranks may come later; among the same ranks nothing else can go on first.
-    return peer.kind != "pipeline" and peer.ranks == waiting.ranks and not waiting.same_operation(peer)
+    return peer.kind != PIPELINE and peer.ranks == waiting.ranks and not waiting.same_operation(peer)
 
 
 def _at(code: str) -> str:

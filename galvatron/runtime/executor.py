@@ -7,15 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from galvatron.errors import GalvatronError, PlanError
-from galvatron.runtime import failure, full_state
-from galvatron.runtime.activity import communicating, now
+from galvatron.runtime import comm, failure, full_state
 from galvatron.runtime.agreement import agree
 from galvatron.runtime.bounds import bounds
-from galvatron.runtime.communication import phase
+from galvatron.runtime.comm import now
 from galvatron.runtime.elementwise import Whole
 from galvatron.runtime.held import HeldState
 from galvatron.runtime.inputs import StageInputs, batch_size, micro_batches_of, read_batch
@@ -173,8 +171,7 @@ class Executor:
             loss = self._share_of_loss(run)
             totals = torch.cat([loss.view(1), bounds.outside(loss.device)])
             if self.mesh.world.size > 1:
-                with phase("totals"), communicating("all_reduce", dist.group.WORLD, totals):
-                    dist.all_reduce(totals)
+                comm.all_reduce(totals, comm.all_ranks(), phase="totals").wait()
         self._check_bounds(totals[1:], batch)
         return totals[0]
 
@@ -183,8 +180,7 @@ class Executor:
         with failure.guarded("gradient_norm"):
             total = self._parameters.squared_norm(self._copies)
             if self.mesh.world.size > 1:
-                with phase("totals"), communicating("all_reduce", dist.group.WORLD, total):
-                    dist.all_reduce(total)
+                comm.all_reduce(total, comm.all_ranks(), phase="totals").wait()
             return total.sqrt()
 
     def full_state_dict(self, *, rank0_only: bool = False) -> dict[str, Tensor]:
@@ -270,8 +266,7 @@ class Executor:
                 1.0 if self.scaler is None else self.scaler.scale,
             )
             if self.mesh.world.size > 1:
-                with phase("totals"), communicating("all_reduce", dist.group.WORLD, totals):
-                    dist.all_reduce(totals)
+                comm.all_reduce(totals, comm.all_ranks(), phase="totals").wait()
         self._check_bounds(totals[2:4], batch)
         return totals[0], totals[1]
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch.distributed as dist
 
 from galvatron.errors import GalvatronError, RankError
-from galvatron.runtime.activity import now
+from galvatron.runtime.comm import now
 from galvatron.runtime.diagnosis import Whereabouts
 from galvatron.runtime.limit import NEWS, Limit
 from galvatron.runtime.signals import Signals

@@ -11,9 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from galvatron.errors import PlanError, did_you_mean
-from galvatron.runtime.activity import communicating
-from galvatron.runtime.collectives import wire
-from galvatron.runtime.communication import phase
+from galvatron.runtime import comm
 from galvatron.runtime.held import HeldState
 from galvatron.runtime.materialize import ModelState
 from galvatron.runtime.mesh import Mesh, process_group
@@ -60,10 +58,9 @@ class Catalogue:
             Entry(name, s.shape, s.master or s.dtype, s.kind, held.get(name).requires_grad, _layout(s))
             for name, s in held.state_specs.items()
         ]
-        lists: list[list[Entry]] = [own] * self.mesh.pipeline_degree
+        lists: list[list[Entry]] = [own]
         if self.mesh.pipeline is not None:
-            with phase("names of parameters"), communicating("all_gather", self.mesh.pipeline):
-                dist.all_gather_object(lists, own, group=self.mesh.pipeline)
+            lists = comm.gather_objects(own, self.mesh.pipeline, phase="names of parameters")
         self.entries: dict[str, Entry] = {}
         self.holders: dict[str, tuple[int, ...]] = {}
         for index, entries in enumerate(lists):
@@ -124,14 +121,12 @@ class Catalogue:
             if full is not None
             else torch.empty(entry.shape, dtype=entry.dtype, device=mesh.world.device)
         )
-        raw = wire(value)
-        with phase("whole tensors"), communicating("broadcast", mesh.pipeline, raw):
-            if not rank0_only:
-                dist.broadcast(raw, group=mesh.pipeline, group_src=owner)
-            elif mesh.pipeline_rank == owner:
-                dist.send(raw, group=mesh.pipeline, group_dst=0)
-            else:
-                dist.recv(raw, group=mesh.pipeline, group_src=owner)
+        if not rank0_only:
+            comm.broadcast(value, mesh.pipeline, owner, phase="whole tensors").wait()
+        elif mesh.pipeline_rank == owner:
+            comm.send([value], mesh.pipeline, 0, phase="whole tensors").wait()
+        else:
+            comm.receive([value], mesh.pipeline, owner, phase="whole tensors").wait()
         return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -16,8 +17,6 @@ _OPAQUE = (
 )  # fmt: skip
 """What generated code calls that is no kernel: the compiler cuts its graphs there, and calls it as it is."""
 
-_cut = False
-
 
 def compile_layers(stages: Iterable[Stage], compiler: Callable[..., Any] = torch.compile) -> None:
     """Let the layers of these stages call compiled functions; compilation happens at the first call.
@@ -25,20 +24,31 @@ def compile_layers(stages: Iterable[Stage], compiler: Callable[..., Any] = torch
     Args:
         compiler: from a function to one that computes the same.
     """
-    _cut_graphs()
-    compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+    opaque = _opaque_runtime()
+    compiled: dict[FunctionType, Callable[..., Any]] = {}
     for stage in stages:
         for layer in stage.layers.values():
             function = layer.function
+            assert isinstance(function, FunctionType), f"layer {layer.name!r} calls no function of generated code"
             if function not in compiled:
-                compiled[function] = compiler(function)
+                compiled[function] = compiler(_on_runtime(function, opaque))
             layer.function = compiled[function]
 
 
-def _cut_graphs() -> None:
-    """Hides from the compiler what it cannot trace. Done on demand: it imports the compiler, which takes seconds."""
-    global _cut
-    if not _cut:
-        for name in _OPAQUE:
-            setattr(runtime, name, torch.compiler.disable(getattr(runtime, name)))
-        _cut = True
+def _opaque_runtime() -> ModuleType:
+    """The runtime as compiled layers see it: what the compiler cannot trace is hidden from it. It is a module of its
+    own, so that nobody else notices. Made on demand: this imports the compiler, which takes seconds.
+    """
+    module = ModuleType(f"{runtime.__name__}.opaque")
+    for name in runtime.__all__:
+        value = getattr(runtime, name)
+        setattr(module, name, torch.compiler.disable(value) if name in _OPAQUE else value)
+    return module
+
+
+def _on_runtime(function: FunctionType, other: ModuleType) -> FunctionType:
+    """The same function, which finds another runtime under the name by which its module calls the runtime."""
+    names = {name: other if value is runtime else value for name, value in function.__globals__.items()}
+    copied = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return copied

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from galvatron.runtime.activity import communicating, now
+from galvatron.runtime.comm import Message, now
 from galvatron.runtime.diagnosis import Whereabouts, verdict, whereabouts
 
 DEFAULT_TIMEOUT_S = 600.0
@@ -39,7 +39,7 @@ class Limit:
         self._store = store
         self._rank = rank
         self._end = end
-        self._wait: communicating | None = None
+        self._wait: Message | None = None
         self._waited_s = 0.0
         self._verdict = ""
         self._stop = threading.Event()
@@ -71,14 +71,17 @@ class Limit:
             if self._stop.wait(period_s):
                 return
             passed_s, before = time.monotonic() - before, time.monotonic()
-            wait = now.wait()
-            if wait is None or wait is not self._wait:
-                self._wait, self._waited_s = wait, 0.0
-                continue
-            self._waited_s += min(passed_s, 2 * period_s)
-            if self._waited_s > self.limit_s:
+            if self.is_over(now.wait(), min(passed_s, 2 * period_s)):
                 self._give_up()
                 return
+
+    def is_over(self, wait: Message | None, passed_s: float) -> bool:
+        """Whether this rank, after so much more time, still is in the same wait and has been for too long."""
+        if wait is None or wait.patient or wait is not self._wait:
+            self._wait, self._waited_s = wait, 0.0
+            return False
+        self._waited_s += passed_s
+        return self._waited_s > self.limit_s
 
     def _give_up(self) -> None:
         """Have the verdict found, but not for ever: the host of the store may be the one that does not answer."""

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from galvatron.errors import ClusterError, GalvatronError, PlanError
-from galvatron.runtime import failure
+from galvatron.runtime import comm, failure
 from galvatron.runtime.limit import DEFAULT_TIMEOUT_S
 
 
@@ -233,9 +233,9 @@ def joint_groups(mesh: Mesh, wanted: Iterable[tuple[Axis, ...]]) -> dict[tuple[A
     Collective: the ranks of a pipeline rank ask for the same sets; others may ask for different ones.
     """
     own = sorted({tuple((axis.size, axis.stride) for axis in axes) for axes in wanted})
-    asked: list[list[tuple[tuple[int, int], ...]]] = [own] * mesh.pipeline_degree
+    asked: list[list[tuple[tuple[int, int], ...]]] = [own]
     if mesh.pipeline is not None:
-        dist.all_gather_object(asked, own, group=mesh.pipeline)
+        asked = comm.gather_objects(own, mesh.pipeline, phase="groups of ranks")
     found: dict[tuple[tuple[int, int], ...], dist.ProcessGroup] = {}
     per_place = len(mesh.ranks)
     for place, sets in enumerate(asked):

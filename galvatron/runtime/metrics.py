@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from galvatron.errors import GalvatronError
-from galvatron.runtime.activity import now
-from galvatron.runtime.clock import PendingTimes, clock_of
+from galvatron.runtime.comm import now
+from galvatron.runtime.comm.clock import PendingTimes, clock_of
 from galvatron.runtime.mesh import World
 
 

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from galvatron.errors import NonFiniteError
-from galvatron.runtime.activity import Place, communicating
-from galvatron.runtime.communication import phase
+from galvatron.runtime import comm
+from galvatron.runtime.comm import Place
 from galvatron.runtime.mesh import World
 from galvatron.runtime.stage import Layer, Stage
 
@@ -71,16 +70,14 @@ class NonFiniteDetector:
         key = _NONE if found is None else _key(found.order, self._world.rank)
         first = torch.tensor(key, device=self._world.device)
         if self._world.size > 1:
-            with phase("finite values"), communicating("all_reduce", dist.group.WORLD, first):
-                dist.all_reduce(first, dist.ReduceOp.MIN)
+            comm.all_reduce(first, comm.all_ranks(), "min", phase="finite values").wait()
         if (least := int(first)) == _NONE:
             return
         rank = least & ((1 << _RANK_BITS) - 1)
-        message = [f"{found.words}, on rank {rank}; nothing was updated" if found is not None else ""]
+        message = f"{found.words}, on rank {rank}; nothing was updated" if found is not None else ""
         if self._world.size > 1:
-            with phase("finite values"), communicating("broadcast", dist.group.WORLD):
-                dist.broadcast_object_list(message, src=rank)
-        raise NonFiniteError(message[0])
+            message = comm.broadcast_object(message, comm.all_ranks(), rank, phase="finite values")
+        raise NonFiniteError(message)
 
     def _first(self) -> _Check | None:
         """The first of this rank's checks that failed."""

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from galvatron.runtime import deferral
-from galvatron.runtime.activity import Chunk, communicating, now
-from galvatron.runtime.collectives import packed, wire
+from galvatron.runtime import comm, deferral
+from galvatron.runtime.collectives import packed
+from galvatron.runtime.comm import PIPELINE, Chunk, now
 from galvatron.runtime.stage import Stage, Transfer
 from galvatron.schedules import Action, Kind, Schedule, orders
 
@@ -88,19 +87,15 @@ class Pipeline:
 
 @dataclass
 class _Arrival:
-    """Tensors that a neighbouring stage sends from another rank, if there are receipts to wait for."""
+    """Tensors that a neighbouring stage gives; from another rank they are still to come."""
 
     tensors: tuple[Tensor | None, ...]
-    receipts: Sequence[dist.Work] = ()
-    sender: int = -1
-    group: dist.ProcessGroup | None = None
+    handle: comm.Handle | None = None
 
-    def wait(self, chunk: Chunk) -> tuple[Any, ...]:
-        """The tensors, once they are there for a chunk that needs them."""
-        if self.receipts:
-            with communicating("pipeline", self.group, expected={chunk: self.sender}):
-                for receipt in self.receipts:
-                    receipt.wait()
+    def wait(self) -> tuple[Any, ...]:
+        """The tensors, once they are there."""
+        if self.handle is not None:
+            self.handle.wait()
         return self.tensors
 
 
@@ -136,12 +131,12 @@ class _Pass:
         self._collected: list[tuple[Tensor, ...]] = []
         self._tasks: dict[Key, deferral.Tasks] = {}
         self._leaving: dict[tuple[Kind, int, int], tuple[Tensor, ...]] = {}
-        self._sent: dict[tuple[Kind, int], deque[tuple[list[dist.Work], tuple[Tensor, ...]]]] = defaultdict(deque)
+        self._sent: dict[tuple[Kind, int], deque[comm.Handle]] = defaultdict(deque)
 
     def forward(self, index: int, micro_batch: int) -> None:
         stage, key = self._stages[index], (index, micro_batch)
         chunk = index, "forward", micro_batch
-        received = self._values.pop(key).wait(chunk) if index else ()
+        received = self._values.pop(key).wait() if index else ()
         now.chunk = chunk
         for transfer, value in zip(stage.received, received, strict=True):
             value.requires_grad_(transfer.requires_grad and self._backward)
@@ -198,7 +193,7 @@ class _Pass:
         edges, received = self._live.pop(key)
         chunk = index, "backward", micro_batch
         at_loss = index == stage.count - 1 and not self._ends
-        gradients = (None,) * len(edges) if at_loss else self._gradients.pop(key).wait(chunk)
+        gradients = (None,) * len(edges) if at_loss else self._gradients.pop(key).wait()
         now.chunk = chunk
         pairs = zip(edges, gradients, strict=True)
         roots = [(edge, g) for edge, g in pairs if edge is not None and (at_loss or g is not None)]
@@ -228,17 +223,18 @@ class _Pass:
         self._send(Kind.SEND_B, index, micro_batch, index - 1)
 
     def receive_values(self, index: int, micro_batch: int) -> None:
-        self._values[index, micro_batch] = self._receive(self._stages[index].received, index - 1)
+        chunk = index, "forward", micro_batch
+        self._values[index, micro_batch] = self._receive(chunk, self._stages[index].received, index - 1)
 
     def receive_gradients(self, index: int, micro_batch: int) -> None:
         differentiable = [transfer for transfer in self._stages[index].sent if transfer.requires_grad]
-        self._gradients[index, micro_batch] = self._receive(differentiable, index + 1)
+        self._gradients[index, micro_batch] = self._receive((index, "backward", micro_batch), differentiable, index + 1)
 
     def finish(self) -> None:
         """Wait until everything that was sent has left."""
         for sends in self._sent.values():
             while sends:
-                self._wait_for_oldest(sends)
+                sends.popleft().wait()
 
     def _hand_over(self, kind: Kind, key: Key, target: int, tensors: tuple[Tensor, ...]) -> None:
         """To a stage of this rank at once, to another rank when the order says so."""
@@ -252,23 +248,16 @@ class _Pass:
         tensors = self._leaving.pop((kind, index, micro_batch))
         sends = self._sent[kind, index]
         if len(sends) == _SENDS_IN_FLIGHT:
-            self._wait_for_oldest(sends)
-        peer = self._mesh.holders[target]
-        works = [dist.isend(wire(tensor), group=self._mesh.pipeline, group_dst=peer) for tensor in tensors]
-        sends.append(([work for work in works if work is not None], tensors))
+            sends.popleft().wait()
+        assert self._mesh.pipeline is not None
+        sends.append(comm.send(tensors, self._mesh.pipeline, self._mesh.holders[target], kind=PIPELINE))
 
-    def _receive(self, transfers: Sequence[Transfer], source: int) -> _Arrival:
+    def _receive(self, chunk: Chunk, transfers: Sequence[Transfer], source: int) -> _Arrival:
         device, group, peer = self._mesh.world.device, self._mesh.pipeline, self._mesh.holders[source]
+        assert group is not None
         buffers = tuple(torch.empty(t.shape(self._samples), dtype=t.dtype, device=device) for t in transfers)
-        works = [dist.irecv(wire(buffer), group=group, group_src=peer) for buffer in buffers]
-        sender = self._mesh.rank_of(peer)
-        return _Arrival(buffers, [work for work in works if work is not None], sender, group)
-
-    def _wait_for_oldest(self, sends: deque[tuple[list[dist.Work], tuple[Tensor, ...]]]) -> None:
-        works, _ = sends.popleft()
-        with communicating("pipeline", self._mesh.pipeline, expected={}):
-            for work in works:
-                work.wait()
+        expected = {chunk: self._mesh.rank_of(peer)}
+        return _Arrival(buffers, comm.receive(buffers, group, peer, kind=PIPELINE, expected=expected))
 
 
 def _edges(stage: Stage, result: Sequence[Tensor]) -> tuple[Any, ...]:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from galvatron.errors import GalvatronError
-from galvatron.runtime.activity import communicating, now
+from galvatron.runtime import comm
+from galvatron.runtime.comm import now
 from galvatron.runtime.mesh import Axis
 from galvatron.runtime.spmd import wide
 
@@ -113,22 +113,12 @@ class _Travel:
     """Sends a tensor to the next rank of the ring and receives the previous rank's, while the rank computes."""
 
     def __init__(self, axis: Axis, sent: Tensor) -> None:
-        self._sent = sent
         self._received = torch.empty_like(sent)
-        self._group = axis.group
         after, before = (axis.index + 1) % axis.size, (axis.index - 1) % axis.size
-        with communicating("ring", axis.group, sent):
-            self._work = dist.batch_isend_irecv(
-                [
-                    dist.P2POp(dist.isend, self._sent, group=axis.group, group_peer=after),
-                    dist.P2POp(dist.irecv, self._received, group=axis.group, group_peer=before),
-                ]
-            )
+        self._handle = comm.exchange(sent, self._received, axis.group, after, before)
 
     def wait(self) -> Tensor:
-        with communicating("ring", self._group, self._sent):
-            for work in self._work:
-                work.wait()
+        self._handle.wait()
         return self._received
 
 

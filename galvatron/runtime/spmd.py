@@ -12,18 +12,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from galvatron.errors import GalvatronError
 from galvatron.recompute import keep
-from galvatron.runtime.activity import communicating
+from galvatron.runtime import comm
 from galvatron.runtime.bounds import bounds
 from galvatron.runtime.mesh import Axis
-
-_MAX = dist.AllreduceOptions()
-_MAX.reduceOp = dist.ReduceOp.MAX  # type: ignore[assignment]  # torch's stub wants the class that wraps the constant
 
 
 def embedding(
@@ -136,8 +132,7 @@ def _row_sums(
     """Per row and over all ranks: the exponentials, the target's logit, and all logits."""
     picked = logits.gather(1, target.unsqueeze(1)).squeeze(1).masked_fill(~inside, 0.0)
     sums = torch.stack([exponentials.sum(1), picked, logits.narrow(1, 0, own).sum(1)])
-    with communicating("all_reduce", axis.group, sums):
-        axis.group.allreduce(sums).wait()
+    comm.all_reduce(sums, axis.group).wait()
     return sums.unbind()
 
 
@@ -157,15 +152,13 @@ def _shifted_exponentials(x: Tensor, axis: Axis, size: int, dim: int = 1) -> tup
 
 def _maxima(x: Tensor, dim: int, axis: Axis) -> Tensor:
     maxima = x.amax(dim)
-    with communicating("all_reduce", axis.group, maxima):
-        axis.group.allreduce([maxima], _MAX).wait()
+    comm.all_reduce(maxima, axis.group, "max").wait()
     return maxima
 
 
 def _sums(x: Tensor, dim: int, axis: Axis) -> Tensor:
     sums = x.sum(dim)
-    with communicating("all_reduce", axis.group, sums):
-        axis.group.allreduce([sums]).wait()
+    comm.all_reduce(sums, axis.group).wait()
     return sums
 
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from galvatron.errors import GalvatronError, PlanError
 from galvatron.recompute import recomputed
-from galvatron.runtime.activity import Place, now
 from galvatron.runtime.collectives import gather_full, take_padded, take_part
+from galvatron.runtime.comm import Place, now
 from galvatron.runtime.mesh import Axis, Mesh
 from galvatron.runtime.random import Randomness
-
-if TYPE_CHECKING:
-    from galvatron.runtime.parameters import LayerParameters
 
 
 @dataclass(frozen=True)
@@ -152,6 +149,18 @@ class Collected:
         return (gradient,) * micro_batches if self.along is None else gradient.chunk(micro_batches, self.along)
 
 
+class Supply(Protocol):
+    """What brings the parameters of a layer where they are not simply there."""
+
+    def enter(self) -> None:
+        """The layer's forward begins."""
+        ...
+
+    def leave(self, results: Any) -> None:
+        """The layer's forward has ended, with these results."""
+        ...
+
+
 class Layer(nn.Module):
     """One layer of a stage: the function of its class, applied to this layer's own state.
 
@@ -182,8 +191,8 @@ class Layer(nn.Module):
         self.random = random
         self.names = tuple(state)
         self._sources = tuple((stage.table(name), name) for name in self.names)
-        self.parameters: LayerParameters | None = None
-        """What brings its parameters, where they are not simply there; set by the runtime."""
+        self.parameters: Supply | None = None
+        """Set by the runtime."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         state = [table[name] for table, name in self._sources]

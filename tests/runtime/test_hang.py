@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from galvatron import runtime as rt
-from galvatron.runtime.activity import communicating, now
+from galvatron.runtime import comm
+from galvatron.runtime.comm import now
 from galvatron.runtime.diagnosis import Whereabouts, verdict, whereabouts
+from galvatron.runtime.limit import Limit
 from tests.ranks import RankFailure, run_ranks
 from tests.runtime.jobs import LIMIT_S, errors, job
 
@@ -144,6 +145,14 @@ def test_who_is_to_blame():
     assert told(1, reduce, waiting(0, "all_reduce", 0, 1, place=place)).endswith("the network is slow or broken")
 
 
+def test_a_wait_that_may_take_as_long_as_it_likes():
+    limit = Limit(None, 0, 10.0, lambda _: None)
+    limit.stop()  # the thread; time passes here
+    for patient, expected in ((False, [False, False, True]), (True, [False] * 3)):
+        message = comm.Message("broadcast", None, "the plan", patient=patient)
+        assert [limit.is_over(message, 8.0) for _ in range(3)] == expected
+
+
 def test_two_stages_that_wait_for_each_other():
     first = waiting(0, "pipeline", 0, 2, senders=(2,), expected="the receive of backward of micro-batch 0 from rank 2")
     second = waiting(2, "pipeline", 0, 2, senders=(0,), expected="the receive of forward of micro-batch 1 from rank 0")
@@ -156,34 +165,51 @@ def test_whereabouts_travel_as_text():
         assert Whereabouts.from_text(where.to_text()) == where
 
 
-def records(world: rt.World) -> list[str]:
-    mesh = rt.build_mesh(world, [[(world.size, 1)]])
-    axis = mesh.axis(world.size, 1)
-    seen: list[str] = []
+class Noted:
+    """A communication that says, while it is started and waited for, what the rank does."""
 
-    class Noted(torch.autograd.Function):
-        """Says in the forward and in the backward what the rank does."""
+    def __init__(self, rank: int, seen: list[str]) -> None:
+        self.rank, self.seen = rank, seen
+
+    def note(self) -> None:
+        self.seen.append(whereabouts(self.rank, now, now.wait(), 0.0, busy=True).doing().split(", at ")[0])
+
+    def start(self) -> list[comm.Work]:
+        self.note()
+        return [self]
+
+    def wait(self) -> None:
+        self.note()
+
+
+def records(world: rt.World) -> list[str]:
+    axis = rt.build_mesh(world, [[(world.size, 1)]]).axis(world.size, 1)
+    seen: list[str] = []
+    noted = Noted(world.rank, seen)
+
+    class Gathered(torch.autograd.Function):
+        """Communicates in the backward."""
 
         @staticmethod
         def forward(ctx, x):
-            seen.append(note())
             return x.clone()
 
         @staticmethod
         def backward(ctx, *gradients):
-            with communicating("all_gather", dist.group.WORLD, gradients[0]):
-                seen.append(note())
+            comm.start("all_gather", axis.group, gradients, noted.start).wait()
             return gradients[0]
 
-    def note() -> str:
-        return whereabouts(world.rank, now, now.wait(), 0.0, busy=True).doing().split(", at ")[0]
-
     x = torch.ones(3, requires_grad=True)
-    with communicating("all_reduce", axis.group, x):
-        y = Noted.apply(x)
+    handle = comm.start("all_reduce", axis.group, (x,), noted.start)
+    noted.note()
+    now.place = (0, "block", 1)
+    handle.wait()
+    now.place = None
+    y = Gathered.apply(x)
     assert isinstance(y, torch.Tensor)
     rt.copy(y, axis).sum().backward()
-    seen.append(note())
+    comm.start("all_reduce", axis.group, (x,), noted.start, "totals").wait()
+    noted.note()
     return seen
 
 
@@ -191,6 +217,9 @@ def test_what_is_recorded():
     for seen in run_ranks(records, 2):
         assert seen == [
             "is in all_reduce of 12 B float32 over 2 ranks (0, 1) in forward",
-            "is in all_gather of 12 B float32 over 2 ranks (0, 1) in backward",
+            "computes",
+            "is in all_reduce of 12 B float32 over 2 ranks (0, 1) in layer block, forward of micro-batch 1",
+            *["is in all_gather of 12 B float32 over 2 ranks (0, 1) in backward"] * 2,
+            *["is in all_reduce of 12 B float32 over 2 ranks (0, 1) for totals"] * 2,
             "computes",
         ]

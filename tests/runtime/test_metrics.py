@@ -10,8 +10,8 @@ import torch
 
 from galvatron import runtime as rt
 from galvatron.errors import GalvatronError
-from galvatron.runtime import clock
-from galvatron.runtime.activity import communicating, now
+from galvatron.runtime import comm
+from galvatron.runtime.comm import clock, now
 from tests.ranks import run_ranks
 from tests.runtime import small_model as small
 
@@ -95,8 +95,7 @@ def test_a_device_behind_the_host(monkeypatch):
     monkeypatch.setattr(now, "clock", device)
     monkeypatch.setattr(now, "operation", None)  # a wait that failed stays on record
     for kind in ("all_reduce", "pipeline", "all_gather"):
-        with communicating(kind, None):  # seconds 2 to 3, 4 to 5, 6 to 7
-            pass
+        comm.start(kind, None, (), list).wait()  # seconds 2 to 3, 4 to 5, 6 to 7
     pending = device.end_step()  # second 8
     assert now.operation is None
     # Of what the host has gone past, the device is in the wait whose beginning it has reached and whose end it has not.

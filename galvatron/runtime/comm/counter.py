@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from galvatron.runtime.activity import now
+from galvatron.runtime.comm.activity import now
+from galvatron.runtime.comm.library import direction
 
 _KINDS = {
     "allreduce_": "all_reduce",
@@ -38,16 +38,6 @@ _KINDS = {
 message counts where it is sent."""
 
 _UNCOUNTED = {"recv_", "barrier", "monitored_barrier_", "wait_tensor", "_wrap_tensor_autograd"}
-
-
-@contextmanager
-def phase(name: str) -> Iterator[None]:
-    """What the messages inside are for, where it is neither the forward nor the backward of a layer."""
-    before, now.phase = now.phase, name
-    try:
-        yield
-    finally:
-        now.phase = before
 
 
 @dataclass(frozen=True, order=True)
@@ -103,9 +93,8 @@ class CommunicationCounter(TorchDispatchMode):
         if op in _UNCOUNTED:
             return
         ranks = dist.get_process_group_ranks(_group(args))
-        backward = torch._C._current_graph_task_id() != -1
         channel = Channel(
-            now.phase or ("backward" if backward else "forward"),
+            direction() if now.operation is None else now.operation.phase,
             _KINDS.get(op, op),
             len(ranks),
             ranks[1] - ranks[0] if len(ranks) > 1 else 1,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
-if TYPE_CHECKING:
-    from galvatron.runtime.activity import communicating as Wait
+from galvatron.runtime.comm.message import PIPELINE, Message
 
 Begun = Any
 """What a clock remembers of the beginning of a wait."""
@@ -27,7 +26,7 @@ class StepTimes:
 class Clock(Protocol):
     def begin(self) -> Begun: ...
 
-    def end(self, wait: Wait, begun: Begun) -> None: ...
+    def end(self, wait: Message, begun: Begun) -> None: ...
 
     def start_step(self) -> None:
         """Forget the waits so far."""
@@ -37,7 +36,7 @@ class Clock(Protocol):
         """The times since `start_step`."""
         ...
 
-    def front(self) -> Wait | None:
+    def front(self) -> Message | None:
         """The wait that the device, behind the host, is in now."""
         ...
 
@@ -57,8 +56,8 @@ class HostClock:
     def begin(self) -> float:
         return time.perf_counter()
 
-    def end(self, wait: Wait, begun: float) -> None:
-        if wait.kind == "pipeline":
+    def end(self, wait: Message, begun: float) -> None:
+        if wait.kind == PIPELINE:
             self._pipeline_s += time.perf_counter() - begun
         else:
             self._communication_s += time.perf_counter() - begun
@@ -82,7 +81,7 @@ class _Known:
         return self.times
 
 
-_Span = tuple["Wait", torch.Event, torch.Event]
+_Span = tuple[Message, torch.Event, torch.Event]
 _MOST_SPANS = 1 << 16
 
 
@@ -102,7 +101,7 @@ class DeviceClock:
         event.record()
         return event
 
-    def end(self, wait: Wait, begun: torch.Event) -> None:
+    def end(self, wait: Message, begun: torch.Event) -> None:
         if len(self._spans) >= _MOST_SPANS:  # communication outside of steps, where nobody forgets it
             self._spans = []
             self._reached = 0
@@ -116,7 +115,7 @@ class DeviceClock:
     def end_step(self) -> PendingTimes:
         return _Recorded(self._started, self.begin(), tuple(self._spans))
 
-    def front(self) -> Wait | None:
+    def front(self) -> Message | None:
         spans = self._spans  # the step's own list, also when another step starts meanwhile
         reached = min(self._reached, len(spans))
         while reached < len(spans) and spans[reached][2].query():
@@ -136,7 +135,7 @@ class _Recorded:
         self.ended.synchronize()
         waited_s = {True: 0.0, False: 0.0}
         for wait, begun, end in self.spans:
-            waited_s[wait.kind == "pipeline"] += begun.elapsed_time(end) / 1e3
+            waited_s[wait.kind == PIPELINE] += begun.elapsed_time(end) / 1e3
         return StepTimes(self.started.elapsed_time(self.ended) / 1e3, waited_s[False], waited_s[True])
 
 

@@ -1,0 +1,48 @@
+"""Communication: the calls (`library`), what is on record of them (`message`, `activity`), and what measures them
+(`clock`, `counter`)."""
+
+from galvatron.runtime.comm.activity import now
+from galvatron.runtime.comm.library import (
+    Group,
+    Handle,
+    Work,
+    all_gather,
+    all_ranks,
+    all_reduce,
+    all_to_all,
+    broadcast,
+    broadcast_object,
+    exchange,
+    gather_objects,
+    receive,
+    reduce_scatter,
+    send,
+    start,
+    wire,
+)
+from galvatron.runtime.comm.message import PIPELINE, Chunk, Expected, Message, Place
+
+__all__ = [
+    "PIPELINE",
+    "Chunk",
+    "Expected",
+    "Group",
+    "Handle",
+    "Message",
+    "Place",
+    "Work",
+    "all_gather",
+    "all_ranks",
+    "all_reduce",
+    "all_to_all",
+    "broadcast",
+    "broadcast_object",
+    "exchange",
+    "gather_objects",
+    "now",
+    "receive",
+    "reduce_scatter",
+    "send",
+    "start",
+    "wire",
+]
