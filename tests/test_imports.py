@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "units": {"errors"},
     "recompute": {"errors"},
-    "schedules": {"errors"},
+    "schedules": {"errors", "schedules"},
     "ir": BASE | {"ir"},
     "passes": BASE | {"ir", "passes", "recompute"},
     "codegen": BASE | {"ir", "passes", "codegen"},
@@ -35,7 +35,7 @@ WITHOUT_TORCH = [
     path
     for path in sorted(ROOT.rglob("*.py"))
     if (relative := path.relative_to(ROOT)).parts[0]
-    in {"__init__.py", "__main__.py", "errors.py", "schedules.py", "units.py", "cli"}
+    in {"__init__.py", "__main__.py", "errors.py", "schedules", "units.py", "cli"}
     or (relative.parts[0] == "ir" and "capture" not in relative.parts and relative.name != "interpreter.py")
     or (relative.parts[0] == "passes" and relative.name in {"base.py", "pipeline.py", "registry.py", "instrument.py"})
 ]

@@ -150,6 +150,7 @@ CALLS: list[tuple[Callable[[], Any], str]] = [
     (lambda: public.search(program(), "a100-80g:1x1", memory="1"), "over"),
     (lambda: public.search(program(), "a100-80g:1x1", memory="lots"), "lots"),
     (lambda: public.search(program(), "a100-80g:1x1", schedule="2f2b"), "2f2b"),
+    (lambda: public.search(program(), "a100-80g:1x1", schedule="zbv"), "zbv does not add up from its stages"),
     (lambda: public.search(program(), "a100-80g:1x1", schedule=5), "schedule"),
     (lambda: public.search(program(), "a100-80g:1x1", global_batch_size=10**30), "at most"),
     (lambda: public.search(program(), "a100-80g:1x1", global_batch_size=0), "positive whole number"),

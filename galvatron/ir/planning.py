@@ -17,7 +17,7 @@ from galvatron.ir.plan import Plan, check_batch, check_shape
 from galvatron.ir.program import Layer, LayerKind, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import BATCH
-from galvatron.schedules import PATTERN, SCHEDULES, Schedule
+from galvatron.schedules import PATTERN, SCHEDULES, Schedule, default_schedule
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class PlanShorthand:
     @property
     def stages(self) -> int:
         """The number of pipeline stages."""
-        return self.pipeline_degree * Schedule.parse(self.schedule or "1f1b").stages_per_rank
+        return self.pipeline_degree * (Schedule.parse(self.schedule).stages_per_rank if self.schedule else 1)
 
     @property
     def world_size(self) -> int:
@@ -123,16 +123,15 @@ def check_micro_batches(count: int, program: Program) -> None:
         raise PlanError(f"{count} micro-batches do not add up to the whole batch: {problem}; use 1 micro-batch (m1)")
 
 
-def check_epilogue(plan: Plan, program: Program) -> None:
-    """Checks that the schedule lets the end of the loss see all micro-batches.
+def check_schedule(schedule: Schedule, degree: int, micro_batches: int, program: Program) -> None:
+    """Checks that a schedule can run on so many ranks, and lets the end of the loss see all micro-batches.
 
     Raises:
-        PlanError: names the line that couples samples.
+        PlanError: says what can; where it is for the end of the loss, names the line that couples samples.
     """
-    try:
-        Schedule.parse(plan.schedule).check(plan.pipeline_degree, plan.micro_batches, epilogue=True)
-    except PlanError as error:
-        raise PlanError(f"{error} ({epilogue_coupling(program)})") from None
+    schedule.check(degree, micro_batches)
+    if epilogue(program) and (problem := schedule.refusal(degree, micro_batches, epilogue=True)):
+        raise PlanError(f"{problem} ({epilogue_coupling(program)})")
 
 
 def resolve(program: Program, shorthand: PlanShorthand | str, global_batch_size: int, world_size: int) -> Plan:
@@ -156,12 +155,13 @@ def resolve(program: Program, shorthand: PlanShorthand | str, global_batch_size:
         )
     weights = [_flop(program, layer, global_batch_size) for layer in layers]
     stages = tuple((shorthand.strategy,) * size for size in balanced(weights, shorthand.stages))
+    default = default_schedule(shorthand.micro_batches, epilogue=bool(epilogue(program)))
     plan = Plan(
         fingerprint=program.fingerprint,
         global_batch_size=global_batch_size,
         world_size=world_size,
         micro_batches=shorthand.micro_batches,
-        schedule=shorthand.schedule or ("gpipe" if epilogue(program) and shorthand.micro_batches > 1 else "1f1b"),
+        schedule=shorthand.schedule or str(default),
         stages=stages,
     )
     check(plan, program, world_size, global_batch_size)
@@ -223,8 +223,7 @@ def check(plan: Plan, program: Program, world_size: int, global_batch_size: int)
         raise PlanError(f"stage {[bool(s) for s in plan.stages].index(False)} of the plan has no layers")
     check_shape(plan)
     check_batch(plan, global_batch_size)
-    if plan.micro_batches > 1 and epilogue(program):
-        check_epilogue(plan, program)
+    check_schedule(Schedule.parse(plan.schedule), plan.pipeline_degree, plan.micro_batches, program)
     check_micro_batches(plan.micro_batches, program)
     if global_batch_size not in program.batch_sizes:
         raise PlanError(

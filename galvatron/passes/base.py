@@ -8,7 +8,7 @@
         needs, leaves = Form.CANDIDATES, Form.PLANNED
 
         memory: Bytes | None = None
-        schedule: Literal["gpipe", "1f1b"] | None = None
+        schedule: str | None = None
 
         def run(self, program: Program) -> Program: ...
 
@@ -58,6 +58,18 @@ class Pass(ABC):
     needs: ClassVar[Form]
     leaves: ClassVar[Form]
     numerics: ClassVar[Literal["exact", "reorders"]] = "exact"
+
+    def __post_init__(self) -> None:
+        """Checks the options, wherever they come from.
+
+        Raises:
+            PassError: a value that is not of its option's type.
+        """
+        for field in dataclasses.fields(self):
+            try:
+                _check_option(getattr(self, field.name), _option_type(type(self), field.name))
+            except ValueError as error:
+                raise PassError(f"pass {self.name!r}, option {option_name(field)!r}: {error}") from None
 
     @abstractmethod
     def run(self, program: Program) -> Program:
@@ -112,10 +124,7 @@ def _parse_option(text: str, kind: Any) -> Any:
         return _SCALARS[kind](text)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
-        word = _parse_str(text)
-        if word not in arguments:
-            raise ValueError(f"{word!r} is not a choice; {did_you_mean(word, arguments)}")
-        return word
+        return _parse_str(text)
     if origin is tuple:
         if not (text.startswith("[") and text.endswith("]")):
             raise ValueError(f"{text!r} is not a list; write it like [a,b]")
@@ -123,6 +132,27 @@ def _parse_option(text: str, kind: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         return None if text == "none" else _parse_option(text, _not_none(kind))
     raise TypeError(f"an option cannot be of type {kind}")
+
+
+def _check_option(value: Any, kind: Any) -> None:
+    """
+    Raises:
+        ValueError: the value is not of the kind.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{value!r} is not a choice; {did_you_mean(str(value), arguments)}")
+    elif origin is tuple:
+        if not isinstance(value, tuple):
+            raise ValueError(f"must be a tuple, not {value!r}")
+        for item in value:
+            _check_option(item, arguments[0])
+    elif origin in (typing.Union, types.UnionType):
+        if value is not None:
+            _check_option(value, _not_none(kind))
+    elif type(value) not in _TYPES[kind]:
+        raise ValueError(f"must be of type {_TYPES[kind][0].__name__}, not {value!r}")
 
 
 def _print_option(value: Any, kind: Any) -> str:
@@ -164,6 +194,8 @@ _SCALARS: dict[Any, Callable[[str], Any]] = {
     float: float,
     Bytes: parse_bytes,
 }
+
+_TYPES: dict[Any, tuple[type, ...]] = {str: (str,), bool: (bool,), int: (int,), float: (float, int), Bytes: (int,)}
 
 
 def split_outside_quotes(text: str) -> list[str]:

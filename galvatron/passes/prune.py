@@ -166,7 +166,8 @@ def _costs_no_more(model: CostModel, index: int, better: Strategy, worse: Strate
     for begin in (0, index):
         a, b = (model.layer(index, s, size).on_stage(begin) for s in (better, worse))
         pairs = (
-            (a.micro_batch_s, b.micro_batch_s),
+            (a.forward_s + a.forward_communication_s, b.forward_s + b.forward_communication_s),
+            (a.backward_s + a.backward_communication_s, b.backward_s + b.backward_communication_s),
             (a.step_s, b.step_s),
             (a.saved_bytes, b.saved_bytes),
             (a.state_bytes, b.state_bytes),

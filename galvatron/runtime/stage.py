@@ -141,7 +141,9 @@ class Collected:
     along: int | None
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """The whole value."""
+        """The whole value; of one part, the part itself."""
+        if len(parts) == 1:
+            return parts[0]
         return torch.stack(tuple(parts)).sum(0) if self.along is None else torch.cat(tuple(parts), self.along)
 
     def split(self, gradient: Tensor, micro_batches: int) -> Sequence[Tensor]:

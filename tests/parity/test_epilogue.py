@@ -12,6 +12,7 @@ import galvatron
 from galvatron.errors import PlanError
 from galvatron.passes.costs.estimate import estimate_plan, setting_of
 from galvatron.passes.costs.objective import peak_bytes
+from galvatron.passes.pipeline import Pipeline
 from tests.parity.harness import BATCH_SIZE, check, job_of, layer_count, planned, subject
 from tests.parity.test_memory import followed
 from tests.ranks import run_ranks
@@ -86,6 +87,16 @@ def test_terms_without_samples_under_every_schedule(plan: str) -> None:
 def test_a_schedule_that_cannot_wait_is_refused_at_the_line() -> None:
     with pytest.raises(PlanError, match=r"needs the results of all micro-batches; use schedule gpipe.*models\.py:\d+"):
         planned("towers", "pp2/m4/1f1b/dp2")
+
+
+def test_a_search_for_such_a_schedule_is_refused_at_the_line_or_takes_one_micro_batch() -> None:
+    program = galvatron.capture(Rooted(), {"x": torch.randn(8, 6, dtype=torch.float64)})
+    planning = "annotate-costs{cluster=a100-80g:1x2},enumerate-strategies,prune,search{schedule=1f1b,micro_batches=4}"
+    with pytest.raises(PlanError, match=r"needs the results of all micro-batches; .*test_epilogue\.py:\d+"):
+        Pipeline.parse(planning).run(program)
+    plan = galvatron.search(program, "a100-80g:1x2", schedule="1f1b")
+    assert (plan.schedule, plan.micro_batches) == ("1f1b", 1)
+    assert galvatron.search(program, "a100-80g:1x2", schedule="gpipe").schedule == "gpipe"
 
 
 @cache

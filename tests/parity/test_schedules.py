@@ -11,7 +11,7 @@ import torch
 
 from galvatron import runtime as rt
 from galvatron.errors import PlanError
-from galvatron.schedules import Schedule, in_flight
+from galvatron.schedules import Schedule
 from tests.parity.harness import Job, check, executor, job_of, planned, subject
 from tests.parity.subjects import Batch
 from tests.ranks import run_ranks
@@ -97,7 +97,7 @@ def test_no_more_is_in_flight_than_the_schedule_says(plan: str) -> None:
     program = planned("gpt-8", plan, global_batch_size=48)
     assert program.plan is not None
     name, degree = program.plan.schedule, program.plan.pipeline_degree
-    expected = in_flight(Schedule.parse(name), degree, program.plan.micro_batches)
+    expected = Schedule.parse(name).in_flight(degree, program.plan.micro_batches)
     batch = subject("gpt-8").batch(48, 0)
     for found in run_ranks(count_in_flight, 4, job_of("gpt-8", program), batch):
         assert found == {stage: expected[stage] for stage in found}

@@ -155,6 +155,22 @@ def test_of_takes_python_values_and_refuses_strays() -> None:
         Pipeline.of(("append",), {"apend": {}})
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": "1f1"}, "pass 'everything', option 'schedule': '1f1' is not a choice; did you mean '1f1b'"),
+        ({"memory": "36GiB"}, "option 'memory': must be of type int, not '36GiB'"),
+        ({"count": True}, "option 'count': must be of type int, not True"),
+        ({"deep_search": None}, "option 'deep-search': must be of type bool, not None"),
+        ({"skip": "a"}, "option 'skip': must be a tuple, not 'a'"),
+        ({"skip": ("a", 1)}, "option 'skip': must be of type str, not 1"),
+    ],
+)
+def test_python_values_are_checked_like_text(options: dict[str, object], message: str) -> None:
+    with pytest.raises(PassError, match=message):
+        Pipeline.of(("everything",), {"everything": options})
+
+
 def test_entry_points_add_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     info = tmp_path / "plugin-1.dist-info"
     info.mkdir()

@@ -333,12 +333,11 @@ def _schedule_problem(plan: Plan, ends: bool) -> str:
     it can."""
     try:
         schedule = Schedule.parse(plan.schedule)
-        if len(plan.stages) % schedule.stages_per_rank:
-            return f"{len(plan.stages)} stages under {schedule}, which gives each rank {schedule.stages_per_rank}"
-        schedule.check(plan.pipeline_degree, max(1, plan.micro_batches), epilogue=ends)
     except PlanError as error:
         return str(error)
-    return ""
+    if len(plan.stages) % schedule.stages_per_rank:
+        return f"{len(plan.stages)} stages under {schedule}, which gives each rank {schedule.stages_per_rank}"
+    return schedule.refusal(plan.pipeline_degree, max(1, plan.micro_batches), epilogue=ends) or ""
 
 
 def _plan(program: Program) -> Plan:

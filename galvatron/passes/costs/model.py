@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from galvatron.ir.strategy import Strategy
+from galvatron.passes.costs.timeline import MicroBatchTimes
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,12 @@ class LayerCost:
     def micro_batch_s(self) -> float:
         """Seconds of one micro-batch, forward and backward, collectives included."""
         return self.compute_s + self.communication_s
+
+    @property
+    def times(self) -> MicroBatchTimes:
+        """The seconds of one micro-batch by what is computed."""
+        forward_s = self.forward_s + self.forward_communication_s
+        return MicroBatchTimes(forward_s, self.micro_batch_s - forward_s - self.weight_s, self.weight_s)
 
     @property
     def step_s(self) -> float:

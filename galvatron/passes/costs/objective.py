@@ -16,9 +16,9 @@ from functools import cached_property
 
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.costs.model import CostModel, LayerCost
-from galvatron.passes.costs.timeline import StageTimes, pipeline_s
+from galvatron.passes.costs.timeline import MicroBatchTimes, pipeline_s
 from galvatron.passes.sharding.ties import agreement
-from galvatron.schedules import Schedule, held_over_time, in_flight, orders
+from galvatron.schedules import Schedule, held_over_time
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,10 @@ class Setting:
         """For each stage, the pipeline rank that holds it."""
         return self.order.holders(self.pipeline_degree)
 
-    def in_flight(self, stage: int) -> int:
-        """Micro-batches whose activations a stage holds at once."""
-        return in_flight(self.order, self.pipeline_degree, self.micro_batches, epilogue=self.epilogue)[stage]
+    @cached_property
+    def in_flight(self) -> tuple[int, ...]:
+        """For each stage, the micro-batches whose activations it holds at once."""
+        return self.order.in_flight(self.pipeline_degree, self.micro_batches, epilogue=self.epilogue)
 
 
 def settled(model: CostModel, strategies: Sequence[Strategy]) -> CostModel:
@@ -143,7 +144,7 @@ def peak_bytes(setting: Setting, stages: Sequence[StageReport]) -> tuple[int, ..
     if setting.order.stages_per_rank == 1:
         return tuple(stage.peak_bytes for stage in stages)
     peaks: list[int] = []
-    for rank, order in enumerate(orders(setting.order, setting.pipeline_degree, setting.micro_batches)):
+    for rank, order in enumerate(setting.order.computations(setting.pipeline_degree, setting.micro_batches)):
         own = {i: stage for i, stage in enumerate(stages) if setting.holders[i] == rank}
         kept = {i: stage.activation_bytes / stage.in_flight for i, stage in own.items()}
         activations = max(sum(n * kept[i] for i, n in held.items()) for held in held_over_time(order))
@@ -152,13 +153,12 @@ def peak_bytes(setting: Setting, stages: Sequence[StageReport]) -> tuple[int, ..
     return tuple(peaks)
 
 
-def _times(report: StageReport) -> StageTimes:
-    """What the actions of a schedule take; conversions and transfers are as long forward as backward."""
-    costs = [layer.cost for layer in report.layers]
+def _times(report: StageReport) -> MicroBatchTimes:
+    """What the computations of a stage take; conversions and transfers are as long forward as backward."""
     between_s = (report.transfer_s + sum(layer.conversion_s for layer in report.layers)) / 2
-    forward_s = between_s + sum(cost.forward_s + cost.forward_communication_s for cost in costs)
-    weight_s = sum(cost.weight_s for cost in costs)
-    return StageTimes(forward_s, report.micro_batch_s - forward_s - weight_s, weight_s)
+    forward_s = between_s + sum(layer.cost.times.forward_s for layer in report.layers)
+    weight_s = sum(layer.cost.weight_s for layer in report.layers)
+    return MicroBatchTimes(forward_s, report.micro_batch_s - forward_s - weight_s, weight_s)
 
 
 def _stage(
@@ -172,7 +172,7 @@ def _stage(
 ) -> StageReport:
     """The report of a stage but for its bubble; `previous` is the last strategy of the stage before, `places` are the
     pipeline ranks of all layers."""
-    size, held, place = setting.micro_batch, setting.in_flight(stage), setting.holders[stage]
+    size, held, place = setting.micro_batch, setting.in_flight[stage], setting.holders[stage]
     layers: list[LayerReport] = []
     compute_s = communication_s = sync_s = update_s = epilogue_s = state_bytes = 0.0
     activation_bytes = held * model.boundary_bytes(begin + len(strategies), strategies[-1], size)

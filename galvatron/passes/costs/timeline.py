@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from galvatron.schedules import Kind, Schedule, orders
+from galvatron.schedules import Kind, Schedule
 
 
 @dataclass(frozen=True)
-class StageTimes:
-    """Seconds of one micro-batch on one stage: forward, the backward up to the gradients that the stage before waits
-    for, and the rest of the backward. What the stage receives is counted in them."""
+class MicroBatchTimes:
+    """Seconds of one micro-batch, on a layer or a stage: forward, the backward up to the gradients that the stage
+    before waits for, and the rest of the backward. What a stage receives is counted in them."""
 
     forward_s: float
     input_s: float
@@ -23,47 +23,47 @@ class StageTimes:
         return self.forward_s + self.input_s + self.weight_s
 
     def of(self, kind: Kind) -> float:
-        """Seconds of an action; messages go on beside the computation."""
-        if kind is Kind.FORWARD:
-            return self.forward_s
+        """Seconds of a computation."""
         if kind is Kind.BACKWARD:
             return self.input_s + self.weight_s
-        return {Kind.BACKWARD_INPUT: self.input_s, Kind.BACKWARD_WEIGHT: self.weight_s}.get(kind, 0.0)
+        return {
+            Kind.FORWARD: self.forward_s,
+            Kind.BACKWARD_INPUT: self.input_s,
+            Kind.BACKWARD_WEIGHT: self.weight_s,
+        }[kind]
+
+    def phases(self, schedule: Schedule) -> tuple[float, ...]:
+        """Seconds in each phase of a schedule; all in one where it has none."""
+        if not schedule.phases:
+            return (self.micro_batch_s,)
+        return tuple(sum(map(self.of, phase)) for phase in schedule.phases)
 
 
-def pipeline_s(schedule: Schedule, degree: int, micro_batches: int, stages: Sequence[StageTimes]) -> float:
-    """Seconds from the first forward to the last backward of all micro-batches.
+def pipeline_s(schedule: Schedule, degree: int, micro_batches: int, stages: Sequence[MicroBatchTimes]) -> float:
+    """Seconds from the first forward to the last backward of all micro-batches, by phases where a schedule has them."""
+    if not schedule.phases:
+        return played_s(schedule, degree, micro_batches, stages)
+    phases = zip(*(stage.phases(schedule) for stage in stages), strict=True)
+    return sum(sum(times) + (micro_batches - 1) * max(times) for times in phases)
 
-    GPipe and 1F1B take `Σ stages + (m - 1) · max stage`: every stage once, then the slowest m - 1 times (Narayanan et
-    al. 2021). With several stages on a rank the order is played through.
-    """
-    if schedule.stages_per_rank == 1:
-        times = [stage.micro_batch_s for stage in stages]
-        return sum(times) + (micro_batches - 1) * max(times)
-    queues = [
-        [action for action in order if action.kind in _COMPUTED] for order in orders(schedule, degree, micro_batches)
-    ]
-    done: dict[tuple[bool, int, int], float] = {}
-    positions, clocks = [0] * degree, [0.0] * degree
+
+def played_s(schedule: Schedule, degree: int, micro_batches: int, stages: Sequence[MicroBatchTimes]) -> float:
+    """The same with every computation played through; messages go on beside them."""
+    queues = schedule.computations(degree, micro_batches)
+    last = len(stages) - 1
+    done_s: dict[object, float] = {None: 0.0}
+    positions, clocks_s = [0] * degree, [0.0] * degree
     while any(position < len(queue) for position, queue in zip(positions, queues, strict=True)):
         before = list(positions)
         for rank, queue in enumerate(queues):
             while positions[rank] < len(queue):
                 action = queue[positions[rank]]
-                start_s = clocks[rank]
-                if action.kind is not Kind.BACKWARD_WEIGHT:
-                    forward = action.kind is Kind.FORWARD
-                    source = action.stage - 1 if forward else action.stage + 1
-                    if 0 <= source < len(stages):
-                        ready_s = done.get((forward, source, action.micro_batch))
-                        if ready_s is None:
-                            break
-                        start_s = max(start_s, ready_s)
-                    done[forward, action.stage, action.micro_batch] = start_s + stages[action.stage].of(action.kind)
-                clocks[rank] = start_s + stages[action.stage].of(action.kind)
+                ready_s = done_s.get(action.awaited(last))
+                if ready_s is None:
+                    break
+                clocks_s[rank] = max(clocks_s[rank], ready_s) + stages[action.stage].of(action.kind)
+                if action.result is not None:
+                    done_s[action.result] = clocks_s[rank]
                 positions[rank] += 1
         assert positions != before, f"the order of {schedule} waits for itself"
-    return max(clocks)
-
-
-_COMPUTED = (Kind.FORWARD, Kind.BACKWARD, Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT)
+    return max(clocks_s)

@@ -6,12 +6,11 @@ import heapq
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from galvatron.errors import BudgetError, PassError, PlanError
 from galvatron.ir.micro_batches import coupling
 from galvatron.ir.plan import Plan
-from galvatron.ir.planning import check_micro_batches, epilogue, planned_layers
+from galvatron.ir.planning import check_micro_batches, check_schedule, epilogue, planned_layers
 from galvatron.ir.program import Form, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.base import Bytes, Pass
@@ -23,6 +22,7 @@ from galvatron.passes.search.cases import Case, cases, rest
 from galvatron.passes.search.misses import nearest_miss
 from galvatron.passes.search.segments import bound_s
 from galvatron.passes.search.stages import search_stages
+from galvatron.schedules import SCHEDULES, Schedule, default_schedule
 
 MICRO_BATCH_CHOICES = 16
 """At most so many numbers of micro-batches are tried, spread evenly over the divisors of the batch."""
@@ -33,7 +33,7 @@ class Search(Pass):
     """Chooses pipeline degree, micro-batches, schedule, stage boundaries and one strategy per layer.
 
     `memory` is the budget per device (None: the cluster's default), `schedule` and `micro_batches` fix what they name
-    (None: 1F1B, which takes as long as GPipe and never more memory, but GPipe where the end of the loss needs all
+    (None: 1F1B, which never takes longer or more memory than GPipe, but GPipe where the end of the loss needs all
     micro-batches; every number of micro-batches),
     `global_batch` replaces the program's batch size. `resolution` is the share of budget and step time below which two
     plans count as equal at every layer: with 0 the plan is optimal for the cost model.
@@ -43,10 +43,20 @@ class Search(Pass):
     needs, leaves = Form.CANDIDATES, Form.PLANNED
 
     memory: Bytes | None = None
-    schedule: Literal["gpipe", "1f1b"] | None = None
+    schedule: str | None = None
     micro_batches: int | None = None
     global_batch: int | None = None
     resolution: float = 1 / 2048
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.schedule is not None and not Schedule.parse(self.schedule).phases:
+            choices = [name for name in SCHEDULES if Schedule.parse(name).phases]
+            raise PassError(
+                f"pass {self.name!r}, option 'schedule': the time of {self.schedule} does not add up from its stages, "
+                f"so it is not searched; use {' or '.join(choices)}, or give a plan of your own, such as "
+                f"pp2/m4/{self.schedule}/dp1"
+            )
 
     def run(self, program: Program) -> Program:
         cluster = program.cluster
@@ -72,24 +82,26 @@ class Search(Pass):
         """Every pipeline degree, number of micro-batches and schedule that can run."""
         layers = planned_layers(program)
         counts = [self.micro_batches] if self.micro_batches is not None else _spread(divisors(program.batch_size))
+        ends = bool(epilogue(program))
         if self.micro_batches is not None:
             check_micro_batches(self.micro_batches, program)
+            check_schedule(self._schedule(self.micro_batches, ends), 1, self.micro_batches, program)
         counts = [1] if coupling(program) else counts
-        ends = bool(epilogue(program))
         for degree in dict.fromkeys(c.pipeline_degree for c in program.candidates):
             left = {c.cls: c.strategies for c in program.candidates if c.pipeline_degree == degree}
             for count in counts:
-                together = ends and count > 1
-                setting = Setting(
-                    program.batch_size, count, self.schedule or ("gpipe" if together else "1f1b"), degree, ends
-                )
-                if program.batch_size % count or (together and setting.schedule != "gpipe"):
+                schedule = self._schedule(count, ends)
+                setting = Setting(program.batch_size, count, str(schedule), degree, ends)
+                if program.batch_size % count or not schedule.allows(degree, count, epilogue=ends):
                     continue
                 candidates = [
                     tuple(s for s in left[layer.cls] if setting.micro_batch % s.degree("dp") == 0) for layer in layers
                 ]
                 if all(candidates):
                     yield setting, candidates
+
+    def _schedule(self, micro_batches: int, ends: bool) -> Schedule:
+        return Schedule.parse(self.schedule) if self.schedule else default_schedule(micro_batches, epilogue=ends)
 
 
 Choice = tuple[Setting, list[tuple[Strategy, ...]]]

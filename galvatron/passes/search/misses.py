@@ -48,7 +48,7 @@ def _thrifty(
 
 def _memory_bytes(model: CostModel, setting: Setting, index: int, strategy: Strategy) -> float:
     cost = model.layer(index, strategy, setting.micro_batch)
-    return cost.state_bytes + setting.in_flight(0) * cost.saved_bytes
+    return cost.state_bytes + setting.in_flight[0] * cost.saved_bytes
 
 
 def _stages_of_equal_memory(

@@ -13,8 +13,9 @@ from galvatron.passes.costs.model import CostModel
 from galvatron.passes.costs.objective import Setting, added_shared_bytes
 from galvatron.passes.search.pareto import frontier
 
-MICRO_S, STEP_S, BYTES, EXTRA = range(4)
-"""Columns of a label: seconds per micro-batch, seconds per step, bytes that add up, and the largest working memory."""
+STEP_S, BYTES, EXTRA = -3, -2, -1
+"""The last columns of a label: seconds per step, bytes that add up, and the largest working memory. Those before them
+are the seconds per micro-batch, one column for each phase of the schedule."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class _Node:
 
 @dataclass(frozen=True)
 class Segment:
-    """What a stage can be: (seconds per micro-batch, seconds per step) of strategies that fit the budget."""
+    """What a stage can be: seconds per micro-batch, by phase, and per step of strategies that fit the budget."""
 
     times: np.ndarray
     rows: np.ndarray
@@ -85,18 +86,21 @@ class Segments:
         self.fastest_s = np.concatenate([[0.0], np.cumsum(_fastest_s(model, setting, candidates))])
         """Least seconds per micro-batch of the first i layers."""
         unit_s = bound_s(model, setting, candidates) * resolution
-        self._units = np.array([0.0, unit_s, budget_bytes * resolution, 0.0])
+        self.phases = len(setting.order.phases)
+        # The first column is exact; of the others seconds that the micro-batches multiply count as seconds of a step.
+        later = [unit_s / setting.micro_batches] * (self.phases - 1)
+        self._units = np.array([0.0, *later, unit_s, budget_bytes * resolution, 0.0])
 
     def segments(self, stage: int, begin: int, end: int) -> dict[tuple[int | None, int], Segment]:
         """By first and last strategy, what stage `stage` can be if it runs layers `begin..end - 1`."""
-        in_flight = self.setting.in_flight(stage)
+        in_flight = self.setting.in_flight[stage]
         found: dict[tuple[int | None, int], Segment] = {}
         for (first, last), front in self._node(begin, end, in_flight).fronts.items():
             strategy = self.candidates[end - 1][last]
             sent_bytes = in_flight * self.model.boundary_bytes(end, strategy, self.setting.micro_batch)
             rows = np.flatnonzero(front.values[:, BYTES] + front.values[:, EXTRA] + sent_bytes <= self.budget_bytes)
-            times = front.values[rows][:, [MICRO_S, STEP_S]]
-            keep = frontier(times, self._units[[MICRO_S, STEP_S]])
+            times = front.values[rows][:, :BYTES]
+            keep = frontier(times, self._units[:BYTES])
             if len(keep):
                 found[first, last] = Segment(times[keep], rows[keep])
         return found
@@ -106,7 +110,7 @@ class Segments:
     ) -> tuple[Strategy, ...]:
         """The strategies behind one row of a segment's front."""
         chosen: list[Strategy] = []
-        index, node = end - 1, self._node(begin, end, self.setting.in_flight(stage))
+        index, node = end - 1, self._node(begin, end, self.setting.in_flight[stage])
         while True:
             front = node.fronts[first, last]
             chosen.append(self.candidates[index][last])
@@ -152,7 +156,7 @@ class Segments:
                     if other == first:
                         values = front.values + rows[last]
                         values[:, EXTRA] = np.maximum(front.values[:, EXTRA], rows[last][EXTRA])
-                        values[:, MICRO_S] += conversions[previous, last]
+                        values[:, : self.phases] += conversions[previous, last] / self.phases
                         values[:, BYTES] += self._shared(index, previous, last, in_flight)
                         parts.append((values, previous))
                 self._add(fronts, first, last, begin, end, parts)
@@ -175,15 +179,15 @@ class Segments:
         rows = np.concatenate([np.arange(len(part)) for part, _ in parts])
         # One stage takes this long in each micro-batch, and the others at least their share once.
         others_s = self.fastest_s[-1] - (self.fastest_s[end] - self.fastest_s[begin])
-        least_s = self.setting.micro_batches * values[:, MICRO_S] + values[:, STEP_S] + others_s
+        own_s = self.setting.micro_batches * values[:, : self.phases].sum(axis=1) + values[:, STEP_S]
+        least_s = own_s + others_s
         alive = np.flatnonzero((values[:, BYTES] + values[:, EXTRA] <= self.budget_bytes) & (least_s < self.worst_s))
         values = values[alive]
+        compared = values
         if self.setting.pipeline_degree == 1:  # only the sum matters
             compared = values.copy()
-            compared[:, MICRO_S] = self.setting.micro_batches * values[:, MICRO_S] + values[:, STEP_S]
-            compared[:, STEP_S] = 0.0
-        else:
-            compared = values
+            compared[:, :BYTES] = 0.0
+            compared[:, 0] = own_s[alive]
         keep = frontier(compared, self._units)
         if len(keep):
             fronts[first, last] = _Front(values[keep], strategies[alive][keep], rows[alive][keep])
@@ -192,11 +196,15 @@ class Segments:
         """One label per strategy of a layer, without what it shares with its neighbours."""
         key = (in_flight, self._key(index, begin))
         if key not in self._rows:
+            order = self.setting.order
             costs = [
                 self.model.layer(index, s, self.setting.micro_batch).on_stage(begin) for s in self.candidates[index]
             ]
             self._rows[key] = np.array(
-                [[c.micro_batch_s, c.step_s, c.state_bytes + in_flight * c.saved_bytes, c.extra_bytes] for c in costs]
+                [
+                    [*c.times.phases(order), c.step_s, c.state_bytes + in_flight * c.saved_bytes, c.extra_bytes]
+                    for c in costs
+                ]
             )
         return self._rows[key]
 

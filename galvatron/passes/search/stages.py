@@ -14,8 +14,9 @@ from galvatron.passes.costs.objective import Setting
 from galvatron.passes.search.pareto import frontier
 from galvatron.passes.search.segments import Segment, Segments
 
-SUM_S, MAX_S, STEP_S = range(3)
-"""Columns of a label: sum and maximum over stages of seconds per micro-batch, maximum of seconds per step."""
+SUM_S, STEP_S = 0, -1
+"""The first and the last column of a label: the sum over stages of seconds per micro-batch, and the maximum of seconds
+per step. Between them is, for each phase of the schedule, the maximum of seconds per micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def search_stages(
 
 
 def _step_time_s(values: np.ndarray, micro_batches: int) -> np.ndarray:
-    return values[:, SUM_S] + (micro_batches - 1) * values[:, MAX_S] + values[:, STEP_S]
+    return values[:, SUM_S] + (micro_batches - 1) * values[:, 1:-1].sum(axis=1) + values[:, STEP_S]
 
 
 def _state(
@@ -93,8 +94,7 @@ def _state(
     if stage == 0:
         for (first, final), segment in segments.segments(0, 0, end).items():
             if final == last:
-                times = segment.times
-                blocks.append(np.stack([times[:, 0], times[:, 0], times[:, 1]], axis=1))
+                blocks.append(np.column_stack([segment.times[:, :-1].sum(axis=1), segment.times]))
                 origins.append(_Origin(0, None, first, segment))
     else:
         for begin in dict.fromkeys(begin for begin, _ in wave if begin < end):
@@ -116,21 +116,18 @@ def _state(
     pick = np.concatenate([np.arange(len(b)) for b in blocks])
     rest_s = segments.fastest_s[-1] - segments.fastest_s[end]
     alive = np.flatnonzero(_step_time_s(values, setting.micro_batches) + rest_s < segments.worst_s)
-    keep = alive[frontier(values[alive], np.zeros(3))]
+    keep = alive[frontier(values[alive], np.zeros(values.shape[1]))]
     return _State(values[keep], block[keep], pick[keep], origins) if len(keep) else None
 
 
 def _joined(before: np.ndarray, times: np.ndarray, entry_s: float) -> np.ndarray:
-    """Labels of every pair of a label and a segment, label by label."""
-    micro_s = times[None, :, 0] + entry_s
-    return np.stack(
-        [
-            before[:, None, SUM_S] + micro_s,
-            np.maximum(before[:, None, MAX_S], micro_s),
-            np.maximum(before[:, None, STEP_S], times[None, :, 1]),
-        ],
+    """Labels of every pair of a label and a segment, label by label. `entry_s` is as long in every phase."""
+    micro_s = times[None, :, :-1] + entry_s / (times.shape[1] - 1)
+    largest_s = np.concatenate([micro_s, times[None, :, -1:]], axis=2)
+    return np.concatenate(
+        [before[:, None, :1] + micro_s.sum(axis=2, keepdims=True), np.maximum(before[:, None, 1:], largest_s)],
         axis=2,
-    ).reshape(-1, 3)
+    ).reshape(-1, before.shape[1])
 
 
 def _traced(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from galvatron.errors import BudgetError, PlanError
+from galvatron.errors import BudgetError, GalvatronError, PlanError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
 from galvatron.ir.planning import check, resolve
@@ -84,6 +84,19 @@ def test_options_are_kept(candidates: Program) -> None:
     assert searched(candidates, schedule="gpipe").schedule == "gpipe"
     assert searched(candidates, micro_batches=4).micro_batches == 4
     assert searched(candidates, global_batch=32).global_batch_size == 32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": "zbv"}, "not add up from its stages, so it is not searched; use gpipe or 1f1b, or give a plan"),
+        ({"schedule": "1f2b"}, "unknown schedule '1f2b'; did you mean '1f1b'"),
+        ({"micro_batches": 0}, "at least 1 micro-batch, not 0"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(candidates: Program, options: dict[str, object], message: str) -> None:
+    with pytest.raises(GalvatronError, match=message):
+        searched(candidates, **options)
 
 
 def test_a_coarser_search_is_close(candidates: Program) -> None:

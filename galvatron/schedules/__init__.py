@@ -1,0 +1,12 @@
+"""Pipeline schedules: which stages a pipeline rank holds, and what it does in which order.
+
+A schedule is a small value (`kinds`) that says in which order a rank computes. Where messages stand in it follows
+(`messages`), and so does the time that it takes (the cost model plays it). What runs is also what is priced: the
+runtime and the cost model both ask here.
+"""
+
+from galvatron.schedules.actions import Action, Kind, held_over_time
+from galvatron.schedules.kinds import PATTERN, SCHEDULES, Schedule, default_schedule
+from galvatron.schedules.messages import orders
+
+__all__ = ["PATTERN", "SCHEDULES", "Action", "Kind", "Schedule", "default_schedule", "held_over_time", "orders"]

@@ -1,0 +1,95 @@
+"""What a pipeline rank does, action by action, and what an action waits for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Kind(Enum):
+    """What a rank does with one micro-batch on one of its stages.
+
+    BACKWARD is the whole backward, BACKWARD_INPUT the part that the stage before waits for, BACKWARD_WEIGHT the rest.
+    SEND_F and RECV_F move what the stage sends and receives, SEND_B and RECV_B its gradients. EPILOGUE is the end of a
+    loss that couples samples, on the results of all micro-batches, forward and backward.
+    """
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    BACKWARD_INPUT = "backward of inputs"
+    BACKWARD_WEIGHT = "backward of weights"
+    SEND_F = "send values"
+    RECV_F = "receive values"
+    SEND_B = "send gradients"
+    RECV_B = "receive gradients"
+    EPILOGUE = "epilogue"
+
+
+Result = tuple[int, int, int]
+"""What a neighbouring stage waits for: the direction in which it goes, the stage that makes it, and the micro-batch."""
+
+
+@dataclass(frozen=True)
+class Action:
+    """One step of a rank's order."""
+
+    kind: Kind
+    stage: int
+    micro_batch: int
+
+    @property
+    def direction(self) -> int:
+        """Where the result of a computation goes: to the next stage (1), to the one before (-1), or nowhere (0)."""
+        return {Kind.FORWARD: 1, Kind.BACKWARD: -1, Kind.BACKWARD_INPUT: -1}.get(self.kind, 0)
+
+    @property
+    def result(self) -> Result | None:
+        """What a computation makes for a neighbouring stage; None if nothing."""
+        return (self.direction, self.stage, self.micro_batch) if self.direction else None
+
+    def awaited(self, last: int) -> Result | None:
+        """What a computation needs of a neighbouring stage, when `last` is the last stage; None if nothing."""
+        source = self.stage - self.direction
+        return (self.direction, source, self.micro_batch) if self.direction and 0 <= source <= last else None
+
+
+Computation = tuple[Kind, int]
+"""What a rank computes on which stage, before it is known for which micro-batch."""
+
+
+def numbered(computations: Iterable[Computation], micro_batches: int) -> tuple[Action, ...]:
+    """The computations of a rank with their micro-batches: each kind on each stage takes them in their order.
+
+    What comes after the last micro-batch is left out.
+    """
+    counts: Counter[Computation] = Counter()
+    actions: list[Action] = []
+    for kind, stage in computations:
+        if counts[kind, stage] < micro_batches:
+            actions.append(Action(kind, stage, counts[kind, stage]))
+        counts[kind, stage] += 1
+    return tuple(actions)
+
+
+def in_turn(forwards: Sequence[int], backwards: Sequence[int], ahead: int) -> list[Computation]:
+    """So many forwards ahead, then a backward and a forward in turn; `forwards` and `backwards` are stages."""
+    computations = [(Kind.FORWARD, stage) for stage in forwards[:ahead]]
+    for done, stage in enumerate(backwards):
+        computations.append((Kind.BACKWARD, stage))
+        computations += [(Kind.FORWARD, stage) for stage in forwards[ahead + done : ahead + done + 1]]
+    return computations
+
+
+def held_over_time(order: Sequence[Action]) -> list[dict[int, int]]:
+    """After each forward of a rank, how many micro-batches each of its stages holds."""
+    held: Counter[int] = Counter()
+    history: list[dict[int, int]] = []
+    for action in order:
+        if action.kind is Kind.FORWARD:
+            held[action.stage] += 1
+            history.append(dict(held))
+        elif action.kind in (Kind.BACKWARD, Kind.BACKWARD_WEIGHT):
+            held[action.stage] -= 1
+    return history
