@@ -10,7 +10,7 @@ from galvatron.ir.layout import Axis, Layout
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Form, Layer, LayerClass, Program, When
 from galvatron.passes.base import Pass
-from galvatron.passes.sharding import redistribution_classes
+from galvatron.passes.sharding import redistribution
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,19 @@ class _Moves:
 
     def _move(self, stage: int, name: str, formal: Value, reader: LayerClass) -> str:
         made, target = self._made[name], (formal, reader.mesh)
-        moves = redistribution_classes(
+        move = redistribution(
             f"redistribute.{len(self.classes)}", made, target, differentiable=made[0].type.is_floating
         )
-        for move in (one.cls for one in moves):
-            known = next((c for c in self.classes.values() if replace(c, name="") == replace(move, name="")), move)
-            self.classes[known.name] = known
-            moved = f"{name}@{stage}.{reader.strategy}"
-            if any(layer.name == moved for layer in self.layers):
-                moved = f"{moved}.{len(self.layers)}"
-            self.layers.append(Layer(moved, known.name, (name,), (), (moved,)))
-            name = moved
-        return name
+        if move is None:
+            return name
+        classes = self.classes.values()
+        known = next((c for c in classes if replace(c, name="") == replace(move.cls, name="")), move.cls)
+        self.classes[known.name] = known
+        moved = f"{name}@{stage}.{reader.strategy}"
+        if any(layer.name == moved for layer in self.layers):
+            moved = f"{moved}.{len(self.layers)}"
+        self.layers.append(Layer(moved, known.name, (name,), (), (moved,)))
+        return moved
 
 
 def stage_of_layers(program: Program, plan: Plan) -> list[tuple[int, Layer]]:

@@ -26,11 +26,11 @@ from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, exact_quotient, simplify
 from galvatron.passes.costs.events import Collective, Profile, collectives_s, kernels_s
 from galvatron.passes.costs.profile import profile_graph
 from galvatron.passes.sharding import Partitioner
-from galvatron.passes.sharding.boundary import Border
+from galvatron.passes.sharding.boundary import ROLES, Border
 from galvatron.passes.sharding.choices import RoleChoices
 from galvatron.passes.sharding.factors import Factor, FactorTable, OpFactor
 from galvatron.passes.sharding.modes import pieces
-from galvatron.passes.sharding.partition import role_of, whole_state
+from galvatron.passes.sharding.partition import whole_state
 
 
 class Reason(enum.Enum):
@@ -218,7 +218,9 @@ def _reasons(graph: Graph, cls: LayerClass, local: tuple[Op, ...], position: int
     assert cls.strategy is not None
     axis, table = cls.mesh[position], FactorTable(graph)
     placed = {v.name: v.layout[position] for v in cls.graph.state if v.layout is not None}
-    offered = RoleChoices(graph, border, table, role_of(cls.strategy, axis), whole_state(placed))
+    names = {a.name: role for a, role in zip(cls.strategy.mesh, cls.strategy.roles, strict=True)}
+    role = ROLES[names[axis.parent]]
+    offered = RoleChoices(graph, border, table, role, whole_state(placed))
     taken = [_taken(graph, table, cls, i, op, position) for i, op in enumerate(local)]
     modes = offered.on(axis, taken).modes
 
@@ -234,7 +236,7 @@ def _reasons(graph: Graph, cls: LayerClass, local: tuple[Op, ...], position: int
         if not reached:
             gathered = dims.indivisible and _is_gathered(cls.graph, local[index], position)
             return Reason.INDIVISIBLE if gathered else Reason.ROLE
-        ways = [pieces(axis) * taken[index].get(f, 1) for f in reached]
+        ways = [pieces(axis, role.folded) * taken[index].get(f, 1) for f in reached]
         uneven = all(exact_quotient(f.size, w) is None for f, w in zip(reached, ways, strict=True))
         return Reason.SIZE if uneven else Reason.INDIVISIBLE
 

@@ -7,6 +7,7 @@ of all axes together give the local graph, with every collective and its adjoint
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from galvatron.errors import StrategyError, did_you_mean
 from galvatron.ir.cluster import Cluster
@@ -49,9 +50,9 @@ def shard_class(
     differentiable = border.differentiable
     shares = _Shares(graph)
     solved: list[tuple[Axis, Boundary, Solution]] = []
-    for position, whole_axis in enumerate(strategy.mesh):
+    for position, (whole_axis, name) in enumerate(zip(strategy.mesh, strategy.roles, strict=True)):
         placed = {name: layout[position] for name, layout in kept.items()}
-        role = role_of(strategy, whole_axis)
+        role = _role(strategy, name)
         offered = RoleChoices(graph, border, table, role, whole_state(placed))
         outer: Solution | None = None
         left: Axis | None = whole_axis
@@ -79,7 +80,7 @@ def whole_state(placed: Mapping[str, Placement]) -> frozenset[str]:
 def _check_divides(cls: str, axis: Axis, boundary: Boundary, shares: _Shares) -> None:
     for name, state in (*boundary.inputs.items(), *boundary.outputs.items()):
         if isinstance(state, Split) and state.size != BATCH:
-            ways = pieces(axis) * shares.cuts.get((name, state), 1)
+            ways = pieces(axis, state.folded) * shares.cuts.get(_factor(name, state), 1)
             if exact_quotient(state.size, ways) is None:
                 raise StrategyError(
                     f"layer class {cls!r}: axis {axis} cannot shard {name!r}, whose sequence of {state.size} does not "
@@ -87,13 +88,7 @@ def _check_divides(cls: str, axis: Axis, boundary: Boundary, shares: _Shares) ->
                 )
 
 
-def role_of(strategy: Strategy, axis: Axis) -> Role:
-    """The role that a strategy gives one of its mesh axes, or a part of one.
-
-    Raises:
-        StrategyError: a role that the partitioner does not know.
-    """
-    name = next(a.role for a in strategy.axes if a.role.partition("+")[0] == axis.parent)
+def _role(strategy: Strategy, name: str) -> Role:
     if name not in ROLES:
         raise StrategyError(f"strategy {strategy}: role {name!r} is not supported; {did_you_mean(name, ROLES)}")
     return ROLES[name]
@@ -106,7 +101,7 @@ class _Shares:
         self.graph = graph
         self.work = [1.0] * len(graph.ops)
         self.bytes: dict[str, float] = {}
-        self.cuts: dict[tuple[str, State], int] = {}
+        self.cuts: dict[tuple[str, Split], int] = {}
         self.taken: Taken = [{} for _ in graph.ops]
 
     def take(self, axis_size: int, boundary: Boundary, solution: Solution) -> None:
@@ -122,7 +117,13 @@ class _Shares:
     def _shrink(self, name: str, state: State, axis_size: int) -> None:
         if isinstance(state, Split):
             self.bytes[name] = self.bytes.get(name, 1.0) / axis_size
-            self.cuts[name, state] = self.cuts.get((name, state), 1) * axis_size
+            factor = _factor(name, state)
+            self.cuts[factor] = self.cuts.get(factor, 1) * axis_size
+
+
+def _factor(name: str, split: Split) -> tuple[str, Split]:
+    """What of a value is sharded, whether in folded slices or others."""
+    return name, replace(split, folded=False)
 
 
 def _localized(
@@ -147,11 +148,5 @@ def _localized(
         outputs={name: tuple(b.outputs[name] for b, _ in solved) for name in graph.outputs},
         operands=[per_axis([m.operands for m in modes_of(i)], len(op.operands)) for i, op in enumerate(ops)],
         results=[per_axis([m.results for m in modes_of(i)], len(op.results)) for i, op in enumerate(ops)],
-        spmd=[
-            next(
-                ((a.name, m.factor.size) for a, m in zip(mesh, modes_of(i), strict=True) if m.spmd and m.factor),
-                None,
-            )
-            for i in range(len(ops))
-        ],
+        spmd=[next(((a, m) for a, m in zip(mesh, modes_of(i), strict=True) if m.spmd), None) for i in range(len(ops))],
     )
