@@ -89,8 +89,7 @@ def _init(bindings: Bindings) -> list[str]:
     stage = bindings.stage
     out = ["", "    def __init__(self, mesh: rt.Mesh) -> None:", "        super().__init__(mesh)"]
     for axis, name in bindings.axes.items():
-        folded = ", folded=True" if axis.folded else ""
-        out.append(f"        {name} = mesh.axis({axis.size}, stride={axis.stride}{folded})")
+        out.append(f"        {name} = mesh.axis({axis.size}, stride={axis.stride})")
     layouts = {layout.state: layout for layout in stage.state}
     declared: set[str] = set()
     after_loop = False
@@ -206,11 +205,10 @@ def _axis_variable(bindings: Bindings, layer: Layer, name: str) -> str:
 
 def _placement(placement: Placement, trained: bool) -> str:
     """Text of a placement; empty for what an axis that is not named means."""
-    if isinstance(placement, Shard) and placement.padded:
-        return f"rt.Sharded({placement.dim}, padded=True)"
     if isinstance(placement, Shard):
         outer = "" if placement.outer == 1 else f", outer={print_expression(placement.outer)}"
-        return f"rt.Sharded({placement.dim}{outer})"
+        flags = f"{', padded=True' * placement.padded}{', folded=True' * placement.folded}"
+        return f"rt.Sharded({placement.dim}{outer}{flags})"
     return "rt.Summed()" if placement == BROADCAST and trained else ""
 
 

@@ -1,8 +1,9 @@
 """The collectives of a sharded graph: ops `comm.*` that take one value from one placement to another on one mesh axis.
 
 Their first argument is the value, `axis` the name of an axis of the class mesh; all keyword arguments are always
-written, in the order of this table. `outer` sees a dimension of the local tensor as `(outer, n, rest)`, of which the
-axis splits or joins `n`.
+written, in the order of this table, except for flags, which are written where they are true. `outer` sees a dimension
+of the local tensor as `(outer, n, rest)`, of which the axis splits or joins `n`; `folded` says that it does so in
+folded slices.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Collective:
     """One kind of collective: its keyword arguments, and the placements it leads from and to, given those arguments.
 
     `dims` are the (dimension keyword, factor) pairs of the local shape: +1 where it grows by the axis size, -1 where it
-    shrinks.
+    shrinks. `flags` follow the other keywords.
     """
 
     keywords: tuple[str, ...]
@@ -32,12 +33,23 @@ class Collective:
     target: Callable[[Keywords], Placement]
     dims: tuple[tuple[str, int], ...] = ()
     gradients: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+    def written(self, keywords: Keywords) -> tuple[tuple[str, Arg], ...]:
+        """Those of the keywords that it has, in its order."""
+        return tuple((name, keywords[name]) for name in (*self.keywords, *self.flags) if name in keywords)
 
 
-def _shard(keywords: Keywords, dim: str = "dim", outer: str = "outer") -> Shard:
-    index, factor = keywords[dim], keywords[outer]
+def _shard(keywords: Keywords, prefix: str = "") -> Shard:
+    index, factor, folded = (keywords.get(f"{prefix}{name}") for name in ("dim", "outer", "folded"))
     assert isinstance(index, int) and not isinstance(factor, (str, tuple, float, bool)) and factor is not None
-    return Shard(index, factor)  # type: ignore[arg-type]  # a Dim by the assertion above
+    return Shard(index, factor, folded=folded is True)  # type: ignore[arg-type]  # a Dim by the assertion above
+
+
+def shard_keywords(shard: Shard, outer: Dim, prefix: str = "") -> Keywords:
+    """The keywords by which a collective tells a shard; `outer` counts slices of the local tensor."""
+    told: Keywords = {f"{prefix}dim": shard.dim, f"{prefix}outer": outer}
+    return told | {f"{prefix}folded": True} if shard.folded else told
 
 
 def _by_grad(**placements: Placement) -> Callable[[Keywords], Placement]:
@@ -52,23 +64,25 @@ COLLECTIVES: dict[str, Collective] = {
     ),
     "comm.all_gather": Collective(
         ("axis", "dim", "outer", "grad"), _shard, _by_grad(slice=REPLICATE, reduce_scatter=BROADCAST),
-        (("dim", 1),), ("slice", "reduce_scatter"),
+        (("dim", 1),), ("slice", "reduce_scatter"), flags=("folded",),
     ),
-    "comm.reduce_scatter": Collective(("axis", "dim", "outer"), lambda k: PARTIAL, _shard, (("dim", -1),)),
+    "comm.reduce_scatter": Collective(
+        ("axis", "dim", "outer"), lambda k: PARTIAL, _shard, (("dim", -1),), flags=("folded",),
+    ),
     "comm.slice": Collective(
         ("axis", "dim", "outer", "grad"), _by_grad(all_gather=REPLICATE, pad=BROADCAST), _shard,
-        (("dim", -1),), ("all_gather", "pad"),
+        (("dim", -1),), ("all_gather", "pad"), flags=("folded",),
     ),
     "comm.all_to_all": Collective(
         ("axis", "split_dim", "split_outer", "concat_dim", "concat_outer"),
-        lambda k: _shard(k, "concat_dim", "concat_outer"), lambda k: _shard(k, "split_dim", "split_outer"),
-        (("split_dim", -1), ("concat_dim", 1)),
+        lambda k: _shard(k, "concat_"), lambda k: _shard(k, "split_"),
+        (("split_dim", -1), ("concat_dim", 1)), flags=("split_folded", "concat_folded"),
     ),
     "comm.first": Collective(
         ("axis", "grad"), _by_grad(identity=REPLICATE, first=BROADCAST), _by_grad(identity=PARTIAL, first=REPLICATE),
         gradients=("identity", "first"),
     ),
-    "comm.pad": Collective(("axis", "dim", "outer"), _shard, lambda k: PARTIAL, (("dim", 1),)),
+    "comm.pad": Collective(("axis", "dim", "outer"), _shard, lambda k: PARTIAL, (("dim", 1),), flags=("folded",)),
 }  # fmt: skip
 """Every collective by op name; the adjoint of each is implied by the duals of its placements."""
 

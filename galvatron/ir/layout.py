@@ -9,6 +9,7 @@ type and never a matter of convention:
 | `Replicate(partial_gradient=True)` | `R'` | equal on every rank | a partial sum: the ranks' gradients add up |
 | `Partial()` | `P` | a partial sum | equal on every rank |
 | `Shard(dim, outer)` | `S(dim)`, `S(dim, outer=n)` | a slice of `dim` | the same slice |
+| `Shard(dim, folded=True)` | `S(dim, folded)` | a piece from the front and one from the back | the same slice |
 | `Shard(dim, padded=True)` | `S(dim, padded)` | a slice of `dim`, the last with filler (`padding`) | the same slice |
 
 `R'` and `P` are dual, `R` and `S` are their own duals. An op that runs sharded reads its unsharded operands as `R'`:
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from galvatron.errors import GalvatronError
-from galvatron.ir.types import Dim, exact_quotient
+from galvatron.ir.types import Dim, divides, exact_quotient, simplify_dim
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,6 @@ class Axis:
     name: str
     size: int
     stride: int
-
-    @property
-    def folded(self) -> bool:
-        """Whether shards on this axis are folded: a dimension is cut into twice as many pieces as there are ranks, and
-        each has one from the front and its mirror image from the back.
-
-        Context parallelism shards the sequence so, because under a causal mask the pieces then mean equal work.
-        """
-        return self.name == "cp"
 
     @property
     def parent(self) -> str:
@@ -96,6 +88,10 @@ class Shard:
     flattened `(B·S, V)` split along the sequence is `Shard(0, outer=B)`. `outer` counts elements of the whole tensor,
     whatever other axes shard; two axes with equal `dim` and `outer` shard one factor, the outer mesh axis first.
 
+    With `folded` the middle factor is cut into twice as many pieces as there are ranks, and rank `i` of `n` has the
+    pieces `i` and `2n - 1 - i`: under a causal mask such slices of a sequence mean equal work. What is folded on two
+    nested axes is folded on both of them seen as one.
+
     `padded` is for a whole dimension that the axis does not divide: slices are rounded up, and the last rank's ends in
     filler. No collective takes such a shard anywhere, and no other axis shards its dimension.
     """
@@ -103,11 +99,15 @@ class Shard:
     dim: int
     outer: Dim = 1
     padded: bool = False
+    folded: bool = False
+
+    def pieces(self, size: int) -> int:
+        """Into how many pieces an axis of `size` ranks cuts what it shards."""
+        return 2 * size if self.folded else size
 
     def __str__(self) -> str:
-        if self.padded:
-            return f"S({self.dim}, padded)"
-        return f"S({self.dim})" if self.outer == 1 else f"S({self.dim}, outer={self.outer})"
+        outer = "" if self.outer == 1 else f", outer={self.outer}"
+        return f"S({self.dim}{outer}{', folded' * self.folded}{', padded' * self.padded})"
 
 
 Placement = Replicate | Partial | Shard
@@ -130,7 +130,9 @@ def dual(placement: Placement) -> Placement:
 
 def same_factor(first: Placement, second: Placement) -> bool:
     """Whether two axes shard the same factor of the same dimension."""
-    return isinstance(first, Shard) and first == second
+    if not isinstance(first, Shard) or not isinstance(second, Shard):
+        return False
+    return (first.dim, first.outer) == (second.dim, second.outer)
 
 
 def local_outer(layout: Layout, mesh: tuple[Axis, ...], position: int) -> Dim:
@@ -154,13 +156,40 @@ def contiguous(layout: Layout, mesh: tuple[Axis, ...]) -> Layout:
     ways = 1
     for i, placement in enumerate(layout):
         outer = spelled[i - 1] if i and mesh[i].parent == mesh[i - 1].parent else None
-        if not isinstance(placement, Shard) or not isinstance(outer, Shard) or placement.dim != outer.dim:
+        if not isinstance(placement, Shard) or not isinstance(outer, Shard) or not _could_be_one(placement, outer):
             ways = 1
         elif placement == layout[i - 1] or exact_quotient(placement.outer, outer.outer) == ways:
             placement = outer
         spelled.append(placement)
         ways *= mesh[i].size
     return tuple(spelled)
+
+
+def _could_be_one(inner: Shard, outer: Shard) -> bool:
+    return inner.dim == outer.dim and not inner.folded and not outer.folded
+
+
+def cutting_problem(shape: tuple[Dim, ...], layout: Layout, mesh: tuple[Axis, ...]) -> str:
+    """Why a tensor of global `shape` cannot be cut into the slices that a layout tells; empty if it can.
+
+    What an axis shards divides into its pieces, and of two factors of one dimension the inner one lies within a piece
+    of the outer one, so that it does not matter which is cut first.
+    """
+    cuts: list[tuple[Shard, Axis, Dim]] = []
+    for placement, axis in zip(layout, mesh, strict=True):
+        if not isinstance(placement, Shard) or placement.padded:
+            continue
+        ways = math.prod(outer.size for other, outer, _ in cuts if same_factor(other, placement))
+        parts = simplify_dim(placement.outer * ways * placement.pieces(axis.size))
+        size = shape[placement.dim]
+        if (isinstance(parts, int) and parts < 1) or not divides(parts, size):
+            return f"{placement} on {axis}, but {size} elements do not divide into {parts} pieces"
+        for other, outer, whole in cuts:
+            nested = divides(whole, placement.outer) or divides(parts, other.outer)
+            if other.dim == placement.dim and not same_factor(other, placement) and not nested:
+                return f"{other} on {outer} and {placement} on {axis}, which do not nest"
+        cuts.append((placement, axis, parts))
+    return ""
 
 
 def padded_part(size: Dim, ways: int) -> int | None:

@@ -90,7 +90,8 @@ class Strategy:
 
     @cached_property
     def mesh(self) -> tuple[Axis, ...]:
-        """The mesh axes with more than one device, outermost first, named by role."""
+        """The mesh axes with more than one device, outermost first. What they are called after their roles means
+        nothing; the roles are in `roles`."""
         axes: list[Axis] = []
         stride = 1
         for axis in reversed(self.axes):
@@ -98,3 +99,8 @@ class Strategy:
                 axes.append(Axis(axis.role.partition("+")[0], axis.degree, stride))
             stride *= axis.degree
         return tuple(reversed(axes))
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The role of each mesh axis."""
+        return tuple(axis.role for axis in self.axes if axis.degree > 1)

@@ -8,7 +8,7 @@ from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis, Layout
 from galvatron.ir.program import Form, Layer, LayerClass, LayerKind, Program, Stage
 from galvatron.passes.base import Pass
-from galvatron.passes.sharding import redistribution_classes
+from galvatron.passes.sharding import redistribution
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class _Moves:
             for name, formal in zip(layer.operands, cls.graph.inputs, strict=True):
                 key = (name, formal.layout, cls.mesh)
                 if name in self._made and key not in moved:
-                    conversions = self._conversions(stage.index, name, formal, cls)
-                    layers += conversions
-                    moved[key] = conversions[-1].results[0] if conversions else name
+                    conversion = self._conversion(stage.index, name, formal, cls)
+                    layers += [conversion] if conversion else []
+                    moved[key] = conversion.results[0] if conversion else name
                 operands.append(moved.get(key, name))
             layers.append(replace(layer, operands=tuple(operands)))
             for name, result in zip(layer.results, cls.graph.outputs, strict=True):
@@ -53,21 +53,20 @@ class _Moves:
             self._origins.update(zip(layer.results, layer.origin, strict=False))
         return replace(stage, layers=tuple(layers))
 
-    def _conversions(self, stage: int, name: str, formal: Value, reader: LayerClass) -> list[Layer]:
-        """The layers that take a value to the layout of a formal input of its reader."""
+    def _conversion(self, stage: int, name: str, formal: Value, reader: LayerClass) -> Layer | None:
+        """The layer that takes a value to the layout of a formal input of its reader; None where it has that."""
         made, target = self._made[name], (formal, reader.mesh)
-        moves = redistribution_classes(
+        move = redistribution(
             f"redistribute.{len(self.classes)}", made, target, differentiable=made[0].type.is_floating
         )
-        layers: list[Layer] = []
+        if move is None:
+            return None
+        classes = self.classes.values()
+        known = next((c for c in classes if replace(c, name="") == replace(move.cls, name="")), move.cls)
+        self.classes[known.name] = known
+        moved = self._fresh(f"{name}@{stage}.{reader.strategy}")
         origin = self._origins.get(name, name)
-        for move in (one.cls for one in moves):
-            known = next((c for c in self.classes.values() if replace(c, name="") == replace(move, name="")), move)
-            self.classes[known.name] = known
-            moved = self._fresh(f"{name}@{stage}.{reader.strategy}")
-            layers.append(Layer(moved, known.name, (name,), (), (moved,), LayerKind.CONVERSION, (origin,)))
-            name = moved
-        return layers
+        return Layer(moved, known.name, (name,), (), (moved,), LayerKind.CONVERSION, (origin,))
 
     def _fresh(self, wish: str) -> str:
         name, count = wish, 1

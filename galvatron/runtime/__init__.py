@@ -24,8 +24,9 @@ from galvatron.runtime.random import Seed, seeded
 from galvatron.runtime.ring import scaled_dot_product_attention
 from galvatron.runtime.run_state import RunState
 from galvatron.runtime.scaling import LossScaler
+from galvatron.runtime.slices import Sharded
 from galvatron.runtime.spmd import cross_entropy_loss, embedding, logsumexp
-from galvatron.runtime.stage import Layer, Sharded, Stage, Summed
+from galvatron.runtime.stage import Layer, Stage, Summed
 
 __all__ = [
     "DEFAULT_TIMEOUT_S",

@@ -4,8 +4,8 @@ Every one of them is linear, so each is a pair (forward, adjoint) of plain funct
 `Function` that applies the first and, for the gradient, the second. The placements R, R', P, S are those of
 `galvatron/ir/layout.py`; R' is a replicated value whose gradient is a partial sum.
 
-A sharded dimension is seen as `(outer, axis size, rest)` with the middle factor split. Integer and boolean tensors
-work too and carry no gradient.
+How a dimension is sharded is told as in `Sharded` (`runtime.slices`). Integer and boolean tensors work too and carry no
+gradient.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from galvatron.errors import GalvatronError
 from galvatron.runtime import comm
 from galvatron.runtime.comm import now
 from galvatron.runtime.mesh import Axis
+from galvatron.runtime.slices import Sharded, in_order, route
 
 Map = Callable[[Tensor], Tensor]
 
@@ -61,38 +61,50 @@ def all_reduce(x: Tensor, axis: Axis, *, grad: str) -> Tensor:
     raise _bad_grad("all_reduce", grad)
 
 
-def all_gather(x: Tensor, axis: Axis, *, dim: int, outer: int = 1, grad: str) -> Tensor:
+def all_gather(x: Tensor, axis: Axis, *, dim: int, outer: int = 1, folded: bool = False, grad: str) -> Tensor:
     """S -> R (`grad="slice"`) or R' (`grad="reduce_scatter"`): the whole tensor."""
+    place = Sharded(dim, outer, folded=folded)
     if grad == "slice":
-        return _apply(x, lambda t: _gather(t, axis, dim, outer), lambda g: _part(g, axis, dim, outer))
+        return _apply(x, lambda t: gather_full(t, axis, place), lambda g: _part(g, axis, place))
     if grad == "reduce_scatter":
-        return _apply(x, lambda t: _gather(t, axis, dim, outer), lambda g: _sum_part(g, axis, dim, outer))
+        return _apply(x, lambda t: gather_full(t, axis, place), lambda g: _sum_part(g, axis, place))
     raise _bad_grad("all_gather", grad)
 
 
-def reduce_scatter(x: Tensor, axis: Axis, *, dim: int, outer: int = 1) -> Tensor:
+def reduce_scatter(x: Tensor, axis: Axis, *, dim: int, outer: int = 1, folded: bool = False) -> Tensor:
     """P -> S: this rank's slice of the sum over the axis."""
-    return _apply(x, lambda t: _sum_part(t, axis, dim, outer), lambda g: _gather(g, axis, dim, outer))
+    place = Sharded(dim, outer, folded=folded)
+    return _apply(x, lambda t: _sum_part(t, axis, place), lambda g: gather_full(g, axis, place))
 
 
-def slice(x: Tensor, axis: Axis, *, dim: int, outer: int = 1, grad: str) -> Tensor:
+def slice(x: Tensor, axis: Axis, *, dim: int, outer: int = 1, folded: bool = False, grad: str) -> Tensor:
     """R (`grad="all_gather"`) or R' (`grad="pad"`) -> S: this rank's slice."""
+    place = Sharded(dim, outer, folded=folded)
     if grad == "all_gather":
-        return _apply(x, lambda t: _part(t, axis, dim, outer), lambda g: _gather(g, axis, dim, outer))
+        return _apply(x, lambda t: _part(t, axis, place), lambda g: gather_full(g, axis, place))
     if grad == "pad":
-        return _apply(x, lambda t: _part(t, axis, dim, outer), lambda g: _padded(g, axis, dim, outer))
+        return _apply(x, lambda t: _part(t, axis, place), lambda g: _padded(g, axis, place))
     raise _bad_grad("slice", grad)
 
 
 def all_to_all(
-    x: Tensor, axis: Axis, *, split_dim: int, split_outer: int = 1, concat_dim: int, concat_outer: int = 1
+    x: Tensor,
+    axis: Axis,
+    *,
+    split_dim: int,
+    split_outer: int = 1,
+    split_folded: bool = False,
+    concat_dim: int,
+    concat_outer: int = 1,
+    concat_folded: bool = False,
 ) -> Tensor:
-    """S(concat_dim) -> S(split_dim): what was split becomes whole, what was whole becomes split."""
-    return _apply(
-        x,
-        lambda t: _exchange(t, axis, split_dim, split_outer, concat_dim, concat_outer),
-        lambda g: _exchange(g, axis, concat_dim, concat_outer, split_dim, split_outer),
-    )
+    """S(concat) -> S(split): what was split becomes whole, what was whole becomes split; or one dimension is cut anew.
+
+    Both say how the tensor is cut that is whole on the axis.
+    """
+    concat = Sharded(concat_dim, concat_outer, folded=concat_folded)
+    split = Sharded(split_dim, split_outer, folded=split_folded)
+    return _apply(x, lambda t: _exchange(t, axis, concat, split), lambda g: _exchange(g, axis, split, concat))
 
 
 def first(x: Tensor, axis: Axis, *, grad: str) -> Tensor:
@@ -106,9 +118,10 @@ def first(x: Tensor, axis: Axis, *, grad: str) -> Tensor:
     raise _bad_grad("first", grad)
 
 
-def pad(x: Tensor, axis: Axis, *, dim: int, outer: int = 1) -> Tensor:
+def pad(x: Tensor, axis: Axis, *, dim: int, outer: int = 1, folded: bool = False) -> Tensor:
     """S -> P: zero outside this rank's slice."""
-    return _apply(x, lambda t: _padded(t, axis, dim, outer), lambda g: _part(g, axis, dim, outer))
+    place = Sharded(dim, outer, folded=folded)
+    return _apply(x, lambda t: _padded(t, axis, place), lambda g: _part(g, axis, place))
 
 
 def _bad_grad(op: str, grad: str) -> GalvatronError:
@@ -118,22 +131,11 @@ def _bad_grad(op: str, grad: str) -> GalvatronError:
 # The maps themselves, without autograd.
 
 
-def gather_full(x: Tensor, axis: Axis, dim: int, outer: int = 1) -> Tensor:
+def gather_full(x: Tensor, axis: Axis, place: Sharded) -> Tensor:
     """The whole tensor from the axis' slices."""
-    return _gather(x, axis, dim, outer)
-
-
-def take_part(x: Tensor, axis: Axis, dim: int, outer: int = 1) -> Tensor:
-    """This rank's slice, as a view where strides allow."""
-    return _split(x, axis, dim, outer)[axis.index]
-
-
-def take_padded(x: Tensor, axis: Axis, dim: int) -> Tensor:
-    """This rank's slice of a dimension that the axis need not divide: rounded up, and filled with zeros at the end."""
-    part = -(-x.size(dim) // axis.size)
-    start = min(axis.index * part, x.size(dim))
-    own = x.narrow(dim, start, min(part, x.size(dim) - start))
-    return F.pad(own, [0, 0] * (x.dim() - 1 - dim) + [0, part - own.size(dim)]) if own.size(dim) < part else own
+    parts = x.new_empty((axis.size, *x.shape))
+    comm.all_gather(parts, packed(x), axis.group).wait()
+    return place.join(parts)
 
 
 def _identity(x: Tensor) -> Tensor:
@@ -147,34 +149,39 @@ def _sum(x: Tensor, axis: Axis) -> Tensor:
     return total
 
 
-def _gather(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
-    parts = x.new_empty((axis.size, *x.shape))
-    comm.all_gather(parts, packed(x), axis.group).wait()
-    return _join(parts, axis, dim, outer)
-
-
-def _sum_part(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
-    parts = packed(_split(x, axis, dim, outer))
+def _sum_part(x: Tensor, axis: Axis, place: Sharded) -> Tensor:
+    parts = packed(place.split(x, axis.size))
     total = torch.empty_like(parts[0])
     comm.reduce_scatter(total, parts, axis.group).wait()
     return total
 
 
-def _part(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
-    return _split(x, axis, dim, outer)[axis.index].contiguous()
+def _part(x: Tensor, axis: Axis, place: Sharded) -> Tensor:
+    return place.take(x, axis).contiguous()
 
 
-def _padded(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
+def _padded(x: Tensor, axis: Axis, place: Sharded) -> Tensor:
     parts = x.new_zeros((axis.size, *x.shape))
     parts[axis.index] = x
-    return _join(parts, axis, dim, outer)
+    return place.join(parts)
 
 
-def _exchange(x: Tensor, axis: Axis, split_dim: int, split_outer: int, concat_dim: int, concat_outer: int) -> Tensor:
-    sent = packed(_split(x, axis, split_dim, split_outer))
+def _exchange(x: Tensor, axis: Axis, source: Sharded, target: Sharded) -> Tensor:
+    if source.dim == target.dim:
+        return _cut_anew(x, axis, source, target)
+    sent = packed(target.split(x, axis.size))
     received = torch.empty_like(sent)
     comm.all_to_all(received, sent, axis.group).wait()
-    return _join(received, axis, concat_dim, concat_outer)
+    return source.join(received)
+
+
+def _cut_anew(x: Tensor, axis: Axis, source: Sharded, target: Sharded) -> Tensor:
+    """Another slice of the same dimension: each rank sends to each what that one is to have."""
+    way = route(source, target, axis.index, axis.size)
+    sent = packed(in_order(x, source.dim, way.sent).movedim(source.dim, 0))
+    received = torch.empty_like(sent)
+    comm.all_to_all(received, sent, axis.group, counts=(way.received_counts, way.sent_counts)).wait()
+    return in_order(received.movedim(0, source.dim), source.dim, way.received)
 
 
 def _on_first(x: Tensor, axis: Axis) -> Tensor:
@@ -184,29 +191,3 @@ def _on_first(x: Tensor, axis: Axis) -> Tensor:
 def packed(x: Tensor) -> Tensor:
     """The tensor in memory of its own order: no strides, and nothing that is still to be negated or conjugated."""
     return (x.resolve_conj() if x.is_complex() else x).resolve_neg().contiguous()
-
-
-def _split(x: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
-    """The slices of `dim`, one per rank of the axis, stacked in front: a view where strides allow."""
-    shape = x.shape
-    pieces = 2 * axis.size if axis.folded else axis.size
-    if shape[dim] % (outer * pieces):
-        raise GalvatronError(f"dimension {dim} of shape {tuple(shape)} does not split into {outer} x {pieces} pieces")
-    parts = x.unflatten(dim, (outer, pieces, shape[dim] // (outer * pieces)))
-    if axis.folded:
-        # Rank i has pieces i and 2n-1-i.
-        parts = torch.stack(
-            [parts.narrow(dim + 1, 0, axis.size), parts.flip(dim + 1).narrow(dim + 1, 0, axis.size)], dim + 2
-        )
-        return parts.movedim(dim + 1, 0).flatten(dim + 1, dim + 3)
-    return parts.movedim(dim + 1, 0).flatten(dim + 1, dim + 2)
-
-
-def _join(parts: Tensor, axis: Axis, dim: int, outer: int) -> Tensor:
-    """The inverse of `_split`: `parts[i]` is slice `i` of `dim`."""
-    rest = parts.shape[dim + 1] // outer
-    if axis.folded:
-        halves = parts.unflatten(dim + 1, (outer, 2, rest // 2)).movedim(0, dim + 1)
-        front, back = halves.unbind(dim + 2)
-        return torch.cat([front, back.flip(dim + 1)], dim + 1).flatten(dim, dim + 2)
-    return parts.unflatten(dim + 1, (outer, rest)).movedim(0, dim + 1).flatten(dim, dim + 2)

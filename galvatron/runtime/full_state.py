@@ -16,7 +16,7 @@ from galvatron.runtime.held import HeldState
 from galvatron.runtime.materialize import ModelState
 from galvatron.runtime.mesh import Mesh, process_group
 from galvatron.runtime.parameters import Parameters
-from galvatron.runtime.stage import Sharded, StateSpec
+from galvatron.runtime.stage import StateSpec
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,7 @@ class Entry:
 
 
 def _layout(spec: StateSpec) -> str:
-    """The placements of a tensor; whether an axis folds says nothing of what is whole on it."""
-    return ", ".join(
-        f"{place} on {axis.size}@{axis.stride}" + (", folded" if axis.folded and isinstance(place, Sharded) else "")
-        for axis, place in spec.placements
-    )
+    return ", ".join(f"{place} on {axis.size}@{axis.stride}" for axis, place in spec.placements)
 
 
 class Catalogue:

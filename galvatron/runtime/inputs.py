@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from galvatron.errors import PlanError, did_you_mean
-from galvatron.runtime.collectives import take_part
 from galvatron.runtime.stage import BatchInput, Stage
 from galvatron.schedules import Schedule
 
@@ -103,10 +102,10 @@ def batch_size(batch: Mapping[str, Tensor]) -> int:
 
 def _shard(wanted: BatchInput, part: Tensor) -> Tensor:
     for axis, place in wanted.placements:
-        if part.size(place.dim) % (axis.size * place.outer):
+        if part.size(place.dim) % (place.pieces(axis.size) * place.outer):
             raise PlanError(
                 f"batch input {wanted.name!r}: {part.size(place.dim)} on dim {place.dim} of a micro-batch "
                 f"do not divide over {axis.size} ranks"
             )
-        part = take_part(part, axis, place.dim, place.outer)
+        part = place.take(part, axis)
     return part

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -37,8 +37,6 @@ class Axis:
     stride: int
     index: int = field(compare=False)
     group: dist.ProcessGroup = field(compare=False, repr=False)
-    folded: bool = field(default=False, compare=False)
-    """Whether shards are folded: each rank has a piece from the front of a dimension and its mirror image."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +58,15 @@ class Mesh:
     pipeline: dist.ProcessGroup | None
     axes: tuple[Axis, ...]
 
-    def axis(self, size: int, stride: int, *, folded: bool = False) -> Axis:
-        """The axis of `size` ranks that lie `stride` apart; `folded` says how dimensions are sharded on it.
+    def axis(self, size: int, stride: int) -> Axis:
+        """The axis of `size` ranks that lie `stride` apart.
 
         Raises:
             PlanError: it was not named when the mesh was built, so its groups do not exist.
         """
         for axis in self.axes:
             if (axis.size, axis.stride) == (size, stride):
-                return replace(axis, folded=folded)
+                return axis
         known = ", ".join(f"(size={axis.size}, stride={axis.stride})" for axis in self.axes) or "none"
         raise PlanError(
             f"pipeline rank {self.pipeline_rank} asks for axis (size={size}, stride={stride}); its mesh has: {known}"

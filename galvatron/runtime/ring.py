@@ -3,15 +3,16 @@
 Every rank holds a slice of the queries, keys and values. In `axis.size` rounds it sees every slice of keys and values,
 merges the partial softmaxes exactly, in at least 32 bits, and passes the slice on while it computes (Liu, Zaharia,
 Abbeel, "Ring Attention with Blockwise Transformers", 2023). In the backward the slices travel once more with their
-gradients. On a folded axis a causal mask gives every rank the same work: pieces of the sequence in the future of a
-piece of queries are skipped.
+gradients. In folded slices (`runtime.slices`) a causal mask gives every rank the same work: pieces of the sequence in
+the future of a piece of queries are skipped.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
     axis: Axis,
     size: int,
+    folded: bool = False,
 ) -> Tensor:
     """Attention over a sequence that is sharded on an axis.
 
@@ -45,6 +47,7 @@ def scaled_dot_product_attention(
         attn_mask: boolean or added to the scores, broadcastable to [..., heads, rows / axis size, columns]: this rank's
             rows and all columns, in the order of the whole sequence.
         size: columns of the whole sequence.
+        folded: whether the slices are.
 
     Returns:
         [..., heads, rows / axis size, width].
@@ -58,7 +61,8 @@ def scaled_dot_product_attention(
     # Query heads that share a key head lie beside each other: [..., key heads, groups, rows, width].
     grouped = query.unflatten(-3, (key.size(-3), groups))
     mask = _grouped_mask(attn_mask, key.size(-3), groups)
-    out: Tensor = _Ring.apply(grouped, key.unsqueeze(-3), value.unsqueeze(-3), mask, is_causal, scale, axis)  # type: ignore[assignment]  # apply is untyped in torch
+    blocks = partial(_blocks, axis, 2 if folded else 1, is_causal)
+    out: Tensor = _Ring.apply(grouped, key.unsqueeze(-3), value.unsqueeze(-3), mask, blocks, scale, axis)  # type: ignore[assignment]  # apply is untyped in torch
     return out.flatten(-4, -3)
 
 
@@ -78,9 +82,12 @@ class _Block:
     triangular: bool
 
 
-def _blocks(axis: Axis, owner: int, rows: int, columns: int, causal: bool) -> Iterator[_Block]:
+Blocks = Callable[[int, int, int], Iterator[_Block]]
+"""The blocks against the keys of a rank, given the numbers of local rows and columns."""
+
+
+def _blocks(axis: Axis, pieces: int, causal: bool, owner: int, rows: int, columns: int) -> Iterator[_Block]:
     """The blocks of this rank's queries against the keys of rank `owner` that are not wholly masked."""
-    pieces = 2 if axis.folded else 1
     last = 2 * axis.size - 1
     height, width = rows // pieces, columns // pieces
     own = (axis.index, last - axis.index)[:pieces]
@@ -138,7 +145,14 @@ class _Ring(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float, axis: Axis
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        blocks: Blocks,
+        scale: float,
+        axis: Axis,
     ) -> Tensor:
         out = wide(query.new_zeros((*query.shape[:-1], value.size(-1))))
         logsum = out.new_full(query.shape[:-1], -math.inf)
@@ -146,13 +160,13 @@ class _Ring(torch.autograd.Function):
         for turn in range(axis.size):
             travel = _Travel(axis, held) if turn + 1 < axis.size else None
             keys, values = _unpacked(held, key, value)
-            for block in _blocks(axis, (axis.index - turn) % axis.size, query.size(-2), key.size(-2), causal):
+            for block in blocks((axis.index - turn) % axis.size, query.size(-2), key.size(-2)):
                 scores = _scores(query, keys, mask, block, scale)
                 _merge(out[..., block.rows, :], logsum[..., block.rows], scores, values[..., block.columns, :])
             held = travel.wait() if travel is not None else held
         out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, mask, out, logsum)
-        ctx.causal, ctx.scale, ctx.axis, ctx.place = causal, scale, axis, now.place
+        ctx.blocks, ctx.scale, ctx.axis, ctx.place = blocks, scale, axis, now.place
         return out
 
     @staticmethod
@@ -167,7 +181,7 @@ class _Ring(torch.autograd.Function):
         held = _packed(key, value, torch.zeros_like(key), torch.zeros_like(value))
         for turn in range(axis.size):
             keys, values, key_gradient, value_gradient = _unpacked(held, key, value, key, value)
-            for block in _blocks(axis, (axis.index - turn) % axis.size, query.size(-2), key.size(-2), ctx.causal):
+            for block in ctx.blocks((axis.index - turn) % axis.size, query.size(-2), key.size(-2)):
                 rows, columns = block.rows, block.columns
                 softmax = _softmax(_scores(query, keys, mask, block, scale), logsum[..., rows])
                 from_above = gradient[..., rows, :]

@@ -12,22 +12,11 @@ from torch import Tensor, nn
 
 from galvatron.errors import GalvatronError, PlanError
 from galvatron.recompute import recomputed
-from galvatron.runtime.collectives import gather_full, take_padded, take_part
+from galvatron.runtime.collectives import gather_full
 from galvatron.runtime.comm import Place, now
 from galvatron.runtime.mesh import Axis, Mesh
 from galvatron.runtime.random import Randomness
-
-
-@dataclass(frozen=True)
-class Sharded:
-    """A slice of `dim`, seen as `(outer, axis size, rest)` with the middle factor split over the axis.
-
-    A `padded` dimension need not divide: slices are rounded up, and the last rank's ends in zeros that nobody sees.
-    """
-
-    dim: int
-    outer: int = 1
-    padded: bool = False
+from galvatron.runtime.slices import Sharded
 
 
 @dataclass(frozen=True)
@@ -82,7 +71,7 @@ class StateSpec:
         """
         shape = list(self.shape)
         for axis, place in self.sharded:
-            if shape[place.dim] % (axis.size * place.outer) and not place.padded:
+            if shape[place.dim] % (place.pieces(axis.size) * place.outer) and not place.padded:
                 raise PlanError(f"{self.name} of shape {self.shape} does not divide over {axis} as {place}")
             shape[place.dim] = -(-shape[place.dim] // axis.size)
         return tuple(shape)
@@ -95,13 +84,13 @@ class StateSpec:
     def shard(self, full: Tensor) -> Tensor:
         """This rank's slice of the whole tensor (a view where possible)."""
         for axis, place in self.sharded:
-            full = take_padded(full, axis, place.dim) if place.padded else take_part(full, axis, place.dim, place.outer)
+            full = place.take(full, axis)
         return full
 
     def unshard(self, local: Tensor) -> Tensor:
         """The whole tensor from the slices of all ranks of the stage. Collective over the sharded axes."""
         for axis, place in reversed(self.sharded):
-            local = gather_full(local, axis, place.dim, place.outer)
+            local = gather_full(local, axis, place)
             if place.padded:
                 local = local.narrow(place.dim, 0, self.shape[place.dim])
         return local

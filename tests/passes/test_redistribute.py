@@ -8,22 +8,21 @@ from galvatron.ir.graph import Value
 from galvatron.ir.layout import BROADCAST, REPLICATE, Layout, Shard
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import LOCAL_BATCH, TensorType
-from galvatron.passes.sharding import redistribution_classes
+from galvatron.passes.sharding import redistribution
 
 STREAM = TensorType("f32", (LOCAL_BATCH, 6, 8))
 
 
 def crossing(before: str, source: Layout, after: str, target: Layout) -> list[str]:
     """The value and each step of its redistribution, as text."""
-    classes = redistribution_classes(
+    step = redistribution(
         "r",
         (Value("h", STREAM, source), Strategy.parse(before).mesh),
         (Value("x", STREAM, target), Strategy.parse(after).mesh),
         differentiable=True,
     )
-    if not classes:
+    if step is None:
         return []
-    (step,) = classes
     cls = step.cls
     steps = [(op.target, op.result.type) for op in cls.graph.ops]
     return [str(cls.graph.inputs[0].type), *(f"{target} {type_}" for target, type_ in steps)]

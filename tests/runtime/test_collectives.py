@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
 
 from galvatron import runtime as rt
+from galvatron.ir import layout
+from galvatron.ir.graph import Value
+from galvatron.ir.types import TensorType
+from galvatron.passes.sharding.conversion import redistribute
 from tests.ranks import run_ranks
 
 DIM, OUTER = 1, 2
 
 # One row per function of the contract: name, placement in, placement out, call. A placement is R, R', P, or S with
-# the sharded (dim, outer).
-SHARD = ("S", DIM, OUTER)
-OTHER = ("S", 0, 1)
+# the `Sharded` that says which slices.
+SHARD = rt.Sharded(DIM, OUTER)
+FOLDED = rt.Sharded(DIM, OUTER, folded=True)
+OTHER = rt.Sharded(0)
 CASES = {
     "copy": ("R", "R'", lambda x, a: rt.copy(x, a)),
     "all_reduce": ("P", "R", lambda x, a: rt.all_reduce(x, a, grad="identity")),
@@ -34,13 +41,39 @@ CASES = {
     "first": ("R", "P", lambda x, a: rt.first(x, a, grad="identity")),
     "first'": ("R'", "R", lambda x, a: rt.first(x, a, grad="first")),
     "pad": (SHARD, "P", lambda x, a: rt.pad(x, a, dim=DIM, outer=OUTER)),
-}
+    "all_gather folded": (
+        FOLDED, "R'", lambda x, a: rt.all_gather(x, a, dim=DIM, outer=OUTER, folded=True, grad="reduce_scatter"),
+    ),
+    "reduce_scatter folded": ("P", FOLDED, lambda x, a: rt.reduce_scatter(x, a, dim=DIM, outer=OUTER, folded=True)),
+    "slice folded": ("R'", FOLDED, lambda x, a: rt.slice(x, a, dim=DIM, outer=OUTER, folded=True, grad="pad")),
+    "pad folded": (FOLDED, "P", lambda x, a: rt.pad(x, a, dim=DIM, outer=OUTER, folded=True)),
+    "all_to_all folded": (
+        OTHER, FOLDED,
+        lambda x, a: rt.all_to_all(x, a, split_dim=DIM, split_outer=OUTER, split_folded=True, concat_dim=0),
+    ),
+    "all_to_all of one dimension, to folded": (
+        SHARD, FOLDED,
+        lambda x, a: rt.all_to_all(
+            x, a, split_dim=DIM, split_outer=OUTER, split_folded=True, concat_dim=DIM, concat_outer=OUTER
+        ),
+    ),
+    "all_to_all of one dimension, to another factor": (
+        FOLDED, rt.Sharded(DIM),
+        lambda x, a: rt.all_to_all(
+            x, a, split_dim=DIM, concat_dim=DIM, concat_outer=OUTER, concat_folded=True
+        ),
+    ),
+}  # fmt: skip
 DUAL = {"R": "R", "R'": "P", "P": "R'"}
 
 
-def slices(full: Tensor, size: int, dim: int, outer: int) -> list[Tensor]:
-    """The definition: per block of the outer factor, the i-th chunk."""
-    return [torch.cat([block.chunk(size, dim)[i] for block in full.chunk(outer, dim)], dim) for i in range(size)]
+def slices(full: Tensor, size: int, place: rt.Sharded) -> list[Tensor]:
+    """The definition: per block of the outer factor, the i-th chunk, or the i-th from the front and from the back."""
+    dim, blocks = place.dim, full.chunk(place.outer, place.dim)
+    if place.folded:
+        pieces = [block.chunk(2 * size, dim) for block in blocks]
+        return [torch.cat([p for own in pieces for p in (own[i], own[-1 - i])], dim) for i in range(size)]
+    return [torch.cat([block.chunk(size, dim)[i] for block in blocks], dim) for i in range(size)]
 
 
 def placed(full: Tensor, placement, axis: rt.Axis) -> Tensor:
@@ -51,7 +84,7 @@ def placed(full: Tensor, placement, axis: rt.Axis) -> Tensor:
         generator = torch.Generator().manual_seed(7)
         terms = [torch.randn(full.shape, dtype=full.dtype, generator=generator) for _ in range(axis.size - 1)]
         return [*terms, full - sum(terms)][axis.index]
-    return slices(full, axis.size, *placement[1:])[axis.index]
+    return slices(full, axis.size, placement)[axis.index]
 
 
 def summed(x: Tensor, axis: rt.Axis) -> Tensor:
@@ -70,7 +103,7 @@ def all_cases(world: rt.World, contiguous: bool, dtype: torch.dtype = torch.floa
     axis = rt.build_mesh(world, [[(world.size, 1)]]).axis(world.size, stride=1)
     generator = torch.Generator().manual_seed(1)
     for source, target, call in CASES.values():
-        value, weight = torch.randn(2, 6, 12, 5, dtype=dtype, generator=generator)
+        value, weight = torch.randn(2, 6, 24, 5, dtype=dtype, generator=generator)
         local = placed(value, source, axis)
         if not contiguous:
             local = local.transpose(0, 2).contiguous().transpose(0, 2)
@@ -85,13 +118,42 @@ def all_cases(world: rt.World, contiguous: bool, dtype: torch.dtype = torch.floa
 
 def integer_cases(world: rt.World, dtype: torch.dtype) -> None:
     axis = rt.build_mesh(world, [[(world.size, 1)]]).axis(world.size, stride=1)
-    value = torch.arange(6 * 12 * 2).remainder(3).view(6, 12, 2).to(dtype)
+    value = torch.arange(6 * 24 * 2).remainder(3).view(6, 24, 2).to(dtype)
     for source, target, call in CASES.values():
         if "P" in (source, target):
             continue
         result = call(placed(value, source, axis), axis)
         assert result.dtype == dtype and not result.requires_grad
         assert torch.equal(result, placed(value, target, axis))
+
+
+def every_conversion(world: rt.World, shape: tuple[int, ...]) -> None:
+    """Each row of the conversion table as the compiler writes it, run by the functions that it names."""
+    axis = rt.build_mesh(world, [[(world.size, 1)]]).axis(world.size, stride=1)
+    mesh = (layout.Axis("a", world.size, 1),)
+    shards = [layout.Shard(d, outer, folded=folded) for d in (0, 1) for outer in (1, 3) for folded in (False, True)]
+    places: list[layout.Placement] = [layout.REPLICATE, layout.BROADCAST, layout.PARTIAL, *shards]
+    generator = torch.Generator().manual_seed(1)
+    for source, target in itertools.permutations(places, 2):
+        value, weight = torch.randn(2, *shape, dtype=torch.float64, generator=generator)
+        local = placed(value, told(source), axis).requires_grad_()
+        type_ = TensorType("f64", tuple(local.shape))
+        ops = redistribute(Value("x", type_, (source,)), (target,), mesh, TensorType("f64", shape), fresh_name=str)
+        result = local * 1.0
+        for op in ops:
+            keywords = {name: given for name, given in op.kwargs if name != "axis"}
+            result = getattr(rt, op.target.removeprefix("comm."))(result, axis, **keywords)
+        check(result.detach(), value, told(target), axis)
+        result.backward(placed(weight, told(layout.dual(target)), axis))
+        assert local.grad is not None
+        check(local.grad, weight, told(layout.dual(source)), axis)
+
+
+def told(placement: layout.Placement) -> str | rt.Sharded:
+    if not isinstance(placement, layout.Shard):
+        return str(placement)
+    assert isinstance(placement.outer, int)
+    return rt.Sharded(placement.dim, placement.outer, folded=placement.folded)
 
 
 def strided_groups(world: rt.World) -> None:
@@ -115,6 +177,11 @@ def pipeline_groups(world: rt.World) -> tuple[int, tuple[int, ...], list[int]]:
 @pytest.mark.parametrize("contiguous", [True, False])
 def test_value_and_gradient_of_every_function(world_size, contiguous):
     run_ranks(all_cases, world_size, contiguous, torch.float64)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_every_row_of_the_conversion_table(world_size):
+    run_ranks(every_conversion, world_size, (72, 72))
 
 
 def conjugates(world: rt.World) -> None:

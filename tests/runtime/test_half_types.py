@@ -11,7 +11,6 @@ from torch import Tensor
 
 from galvatron import runtime as rt
 from galvatron.runtime import spmd
-from galvatron.runtime.collectives import take_part
 from tests.ranks import run_ranks
 
 HALF = [torch.bfloat16, torch.float16]
@@ -77,14 +76,14 @@ def normalisers(world: rt.World, dtype: torch.dtype) -> None:
             lambda x: F.cross_entropy(x, target, reduction="none"),
         ),
     ):
-        own, exact = take_part(whole, axis, 1).clone().requires_grad_(), whole.double().requires_grad_()
+        own, exact = rt.Sharded(1).take(whole, axis).clone().requires_grad_(), whole.double().requires_grad_()
         actual, expected = sliced(own), complete(exact)
         assert actual.dtype == dtype, name
         assert_rounded(actual.detach(), expected.detach())
         actual.sum().backward()
         expected.sum().backward()
         assert own.grad is not None and own.grad.dtype == dtype and exact.grad is not None
-        assert_rounded(own.grad, take_part(exact.grad, axis, 1))
+        assert_rounded(own.grad, rt.Sharded(1).take(exact.grad, axis))
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -98,17 +97,17 @@ def ring(world: rt.World, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     whole = [torch.randn(1, 2, 256, 8, generator=generator).to(dtype) for _ in range(3)]
     weight = torch.randn(1, 2, 256, 8, generator=generator).to(dtype)
-    own = [take_part(t, axis, 2).clone().requires_grad_() for t in whole]
+    own = [rt.Sharded(2).take(t, axis).clone().requires_grad_() for t in whole]
     exact = [t.double().requires_grad_() for t in whole]
     actual = rt.scaled_dot_product_attention(own[0], own[1], own[2], is_causal=True, axis=axis, size=256)
     expected = F.scaled_dot_product_attention(exact[0], exact[1], exact[2], is_causal=True)
-    actual.backward(take_part(weight, axis, 2))
+    actual.backward(rt.Sharded(2).take(weight, axis))
     expected.backward(weight.double())
     assert actual.dtype == dtype
     pairs = [(actual.detach(), expected.detach()), *((a.grad, e.grad) for a, e in zip(own, exact, strict=True))]
     for found, wanted in pairs:
         assert found is not None and wanted is not None and found.dtype == dtype
-        wanted = take_part(wanted, axis, 2)
+        wanted = rt.Sharded(2).take(wanted, axis)
         error = (found.double() - wanted).norm() / wanted.norm()
         assert error <= torch.finfo(dtype).eps, f"{error / torch.finfo(dtype).eps:.2f} units"
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from galvatron import runtime as rt
 from galvatron.runtime import spmd
-from galvatron.runtime.collectives import take_padded
 from galvatron.runtime.stage import StateSpec
 from tests.ranks import run_ranks
 
@@ -39,7 +38,8 @@ def check(
     weight = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     expected.backward(weight)
     assert full.grad is not None
-    own, gradient = take_padded(whole, axis, dim).clone(), take_padded(full.grad, axis, dim)
+    place = rt.Sharded(dim, padded=True)
+    own, gradient = place.take(whole, axis).clone(), place.take(full.grad, axis)
     kept = slot_count(axis, whole.size(dim))
     for filler in (0.0, LARGE, -LARGE):
         own.narrow(dim, kept, own.size(dim) - kept).fill_(filler)

@@ -462,8 +462,11 @@ class _Builder(Transformer):
     def partial(self) -> Placement:
         return PARTIAL
 
-    def shard(self, dim: Token, outer: Any = 1) -> Placement:
+    def shard(self, dim: Token, outer: Any = 1) -> Shard:
         return Shard(_int(dim), self._require_dim(dim, outer))
+
+    def folded_shard(self, dim: Token, outer: Any = 1) -> Placement:
+        return replace(self.shard(dim, outer), folded=True)
 
     def padded_shard(self, dim: Token) -> Placement:
         return Shard(_int(dim), padded=True)

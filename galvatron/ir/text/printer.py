@@ -152,9 +152,8 @@ def _type(type: TensorType, w: _Writer) -> str:
 
 
 def _placement(placement: Placement, w: _Writer) -> str:
-    if isinstance(placement, Shard) and not placement.padded:
-        outer = "" if placement.outer == 1 else f", outer={_dim(placement.outer, w)}"
-        return f"S({placement.dim}{outer})"
+    if isinstance(placement, Shard) and placement.outer != 1:
+        return f"S({placement.dim}, outer={_dim(placement.outer, w)}{', folded' * placement.folded})"
     return str(placement)
 
 

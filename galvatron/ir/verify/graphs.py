@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sympy
 
 from galvatron.errors import did_you_mean
 from galvatron.ir.collectives import COLLECTIVES, result_shape
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
-from galvatron.ir.layout import Axis, Layout, Placement, Shard, joined, local_outer, nameable_axes, positions
+from galvatron.ir.layout import (
+    Axis,
+    Layout,
+    Placement,
+    Shard,
+    cutting_problem,
+    joined,
+    local_outer,
+    nameable_axes,
+    positions,
+)
 from galvatron.ir.ops.schemas import argument_problem, takes_size
 from galvatron.ir.padding import paddable
 from galvatron.ir.random import draws_as_a_whole, is_random, random_problem, without_site
@@ -215,19 +225,28 @@ def layouts_present(scope: Scope) -> Iterator[Violation]:
             yield locus, f"%{value.name} has no layout"
         elif layout is not None and len(layout) != len(scope.mesh):
             yield locus, f"%{value.name} has {len(layout)} placements on a mesh of {len(scope.mesh)} axes"
-        elif problem := layout_problem(layout or (), len(value.type.shape)):
+        elif layout is not None and (problem := _layout_problem(value, layout, scope.mesh)):
             yield locus, f"%{value.name} is {problem}"
 
 
-def layout_problem(layout: Layout, rank: int) -> str:
+def _layout_problem(value: Value, layout: Layout, mesh: tuple[Axis, ...]) -> str:
+    shape = list(value.type.shape)
+    for placement, axis in zip(layout, mesh, strict=True):
+        if isinstance(placement, Shard) and 0 <= placement.dim < len(shape):
+            shape[placement.dim] = shape[placement.dim] * axis.size
+    return layout_problem(tuple(shape), layout, mesh)
+
+
+def layout_problem(shape: tuple[Dim, ...], layout: Layout, mesh: tuple[Axis, ...]) -> str:
+    """Why a tensor of global `shape` cannot be placed so; empty if it can. A padded size may be any."""
     for placement in layout:
-        if isinstance(placement, Shard) and not 0 <= placement.dim < rank:
-            return f"sharded along dimension {placement.dim}, but has {rank}"
+        if isinstance(placement, Shard) and not 0 <= placement.dim < len(shape):
+            return f"sharded along dimension {placement.dim}, but has {len(shape)}"
         if isinstance(placement, Shard) and placement.padded:
             alone = [p for p in layout if isinstance(p, Shard) and p.dim == placement.dim] == [placement]
-            if placement.outer != 1 or not alone:
+            if placement.outer != 1 or placement.folded or not alone:
                 return f"padded along dimension {placement.dim}, of which only one axis may then take a share"
-    return ""
+    return cutting_problem(shape, layout, mesh)
 
 
 def padded_shards(scope: Scope) -> Iterator[Violation]:
@@ -290,14 +309,22 @@ def spmd_ops(scope: Scope) -> Iterator[Violation]:
                 yield ("op", scope.owner, index), f"{op.target}: {told}"
             if type(op.kwarg("size")) is not int and not isinstance(op.kwarg("size"), sympy.Expr):
                 yield ("op", scope.owner, index), f"{op.target}: size must be the whole size of the sharded dimension"
+            if op.kwarg("folded", True) is not True:
+                yield ("op", scope.owner, index), f"{op.target}: {_FLAG.format('folded')}"
+
+
+_FLAG = "{} is true, or not written"
 
 
 def _collective_problem(op: Op, scope: Scope) -> str:
     if scope.mesh is None:
         return "a collective in a graph that is not sharded"
     kind, keywords = COLLECTIVES[op.target], dict(op.kwargs)
-    if tuple(keywords) != kind.keywords:
+    flags = [flag for flag in kind.flags if flag in keywords]
+    if tuple(keywords) != (*kind.keywords, *flags):
         return f"the keyword arguments must be {', '.join(kind.keywords)}, in this order"
+    if wrong := [flag for flag in flags if keywords[flag] is not True]:
+        return _FLAG.format(wrong[0])
     if len(op.args) != 1 or not isinstance(op.args[0], Ref):
         return "the only positional argument must be a value"
     axes = [axis.name for axis in nameable_axes(scope.mesh)]
@@ -344,7 +371,9 @@ def _movement_problem(op: Op, operand: Value, result: Value, mesh: tuple[Axis, .
 def _local_placement(layout: Layout, mesh: tuple[Axis, ...], at: int) -> Placement:
     """The placement on one axis as the keywords of a collective tell it: `outer` counts slices of the local tensor."""
     placement = layout[at]
-    return Shard(placement.dim, local_outer(layout, mesh, at)) if isinstance(placement, Shard) else placement
+    if not isinstance(placement, Shard):
+        return placement
+    return replace(placement, outer=local_outer(layout, mesh, at))
 
 
 def random_draws(scope: Scope) -> Iterator[Violation]:

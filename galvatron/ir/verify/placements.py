@@ -22,7 +22,18 @@ import sympy
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Op, Value
-from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Partial, Placement, Replicate, Shard, padded_part
+from galvatron.ir.layout import (
+    BROADCAST,
+    PARTIAL,
+    REPLICATE,
+    Axis,
+    Partial,
+    Placement,
+    Replicate,
+    Shard,
+    padded_part,
+    same_factor,
+)
 from galvatron.ir.ops.notation import OpDims
 from galvatron.ir.ops.rules import op_dims
 from galvatron.ir.random import without_site
@@ -31,8 +42,9 @@ from galvatron.ir.types import Dim, TensorType, divides, exact_quotient, simplif
 from galvatron.ir.verify.computed import computed_problem
 from galvatron.ir.verify.shapes import ShapeError, expected_shapes, same_shape
 
-Cut = tuple[str, Dim]
-"""What an axis shards: a named dimension, in stretches of so many elements of it, each cut into equal parts."""
+Cut = tuple[str, Dim, bool]
+"""What an axis shards: a named dimension, in stretches of so many elements of it, each cut into equal parts, and
+whether the slices are folded."""
 
 
 @dataclass(frozen=True)
@@ -204,8 +216,10 @@ def _common_cut(
     cuts = [(_cut(dims, tensor, p, mesh, axis), p) for tensor, p in named if isinstance(p.layout[axis], Shard)]
     (cut, first), *others = cuts
     for other, placed in others:
-        if other != cut:
+        if other[:2] != cut[:2]:
             raise Misplaced(f"%{first.name} and %{placed.name} hold parts of different dimensions")
+        if other != cut:
+            raise Misplaced(f"only one of %{first.name} and %{placed.name} is folded")
     for tensor, placed in named:
         if _has(tensor, cut[0]) and not isinstance(placed.layout[axis], Shard):
             raise Misplaced(f"%{placed.name} must be sharded along the same dimension")
@@ -223,11 +237,11 @@ def _cut(dims: OpDims, tensor: tuple[tuple[str, ...], ...], placed: Placed, mesh
         if end != within and divides(within, end) and divides(end, beyond):
             stretch = exact_quotient(end, within)
             assert stretch is not None
-            pieces = mesh[axis].size * (2 if mesh[axis].folded else 1)
+            pieces = shard.pieces(mesh[axis].size)
             fits = padded_part(stretch, pieces) if shard.padded else exact_quotient(stretch, pieces)
             if fits is None or (shard.padded and stretch != dims.sizes[name]):
                 raise Misplaced(f"{stretch} elements of %{placed.name} do not divide into {pieces}")
-            return name, stretch
+            return name, stretch, shard.folded
         within = beyond
     raise Misplaced(f"dimension {shard.dim} of %{placed.name} must be whole")
 
@@ -239,7 +253,7 @@ def _stretch(placed: Placed, mesh: tuple[Axis, ...], axis: int) -> Dim:
     assert isinstance(shard, Shard)
     ways: Dim = shard.outer
     for outer, placement in zip(mesh[:axis], placed.layout[:axis], strict=True):
-        if isinstance(placement, Shard) and (placement.dim, placement.outer) == (shard.dim, shard.outer):
+        if same_factor(placement, shard):
             ways = ways * outer.size
     stretch = exact_quotient(placed.type.shape[shard.dim], ways)
     if stretch is None:
@@ -262,19 +276,23 @@ def _check_inside(
     """
     if not any(isinstance(p.layout[axis], Shard) for p in operands):
         raise Misplaced("nothing is sharded")
-    name = op.target.removeprefix("spmd.")
-    if name == "scaled_dot_product_attention":
+    kind = SPMD_OPS[op.target.removeprefix("spmd.")]
+    if (op.kwarg("folded") is not None) and kind.folded != "told":
+        raise Misplaced("it is not told whether slices are folded")
+    if op.target == "spmd.scaled_dot_product_attention":
         _check_ring(op, operands, results, axis)
         return
     if dims is None or len(dims.spmd) != 1:
         raise Misplaced("it has no dimension that may be sharded")
     (sharded,) = dims.spmd
-    cut = _common_cut(dims, operands, results, mesh, axis)
-    if cut != (sharded, dims.sizes[sharded]):
+    name, stretch, folded = _common_cut(dims, operands, results, mesh, axis)
+    if (name, stretch) != (sharded, dims.sizes[sharded]):
         raise Misplaced("another dimension than that of the table is sharded")
-    if not _is_size(op, cut[1]):
-        raise Misplaced(f"the whole size of the sharded dimension is {cut[1]}")
-    _check_sharded(dims, sharded, operands, results, axis, SPMD_OPS[name].result)
+    if not _is_size(op, stretch):
+        raise Misplaced(f"the whole size of the sharded dimension is {stretch}")
+    if folded and kind.folded == "none":
+        raise Misplaced("it takes no folded slices")
+    _check_sharded(dims, sharded, operands, results, axis, kind.result)
 
 
 def _is_size(op: Op, size: Dim) -> bool:
@@ -284,7 +302,9 @@ def _is_size(op: Op, size: Dim) -> bool:
 
 
 def _check_ring(op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...], axis: int) -> None:
-    """Ring attention: queries, keys, values and the rows of a mask are sharded along the whole sequence."""
+    """Ring attention: queries, keys, values and the rows of a mask are sharded along the whole sequence, all of them in
+    folded slices or none."""
+    folded = op.kwarg("folded") is True
     size = operands[0].type.shape[-2]
     if not _is_size(op, size):
         raise Misplaced(f"the whole size of the sharded dimension is {size}")
@@ -293,8 +313,8 @@ def _check_ring(op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...
         if rank < 2 or placed.type.shape[-2] == 1:
             if not placed.takes(axis, BROADCAST):
                 raise Misplaced(f"%{placed.name} must be {BROADCAST}")
-        elif placed.type.shape[-2] != size or placed.layout[axis] != Shard(rank - 2):
-            raise Misplaced(f"%{placed.name} must be sharded along the sequence")
+        elif placed.type.shape[-2] != size or placed.layout[axis] != Shard(rank - 2, folded=folded):
+            raise Misplaced(f"%{placed.name} must be {Shard(rank - 2, folded=folded)}, along the sequence")
 
 
 def padded_sizes(

@@ -334,7 +334,7 @@ def _kept_problem(program: Program, kept: StateLayout) -> str:
         return f"there is no ZeRO level {kept.zero}"
     if kept.zero and not summed_axes(kept.layout, kept.mesh):
         return f"ZeRO level {kept.zero} without an axis on which its gradient is summed"
-    return layout_problem(kept.layout, len(program.state_of[kept.state].type.shape))
+    return layout_problem(program.state_of[kept.state].type.shape, kept.layout, kept.mesh)
 
 
 def zero_as_planned(program: Program) -> Iterator[Violation]:

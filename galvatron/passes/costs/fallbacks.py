@@ -1,7 +1,7 @@
 """What sharding left whole: ops that every rank of a mesh axis runs at full size, why, and what that costs.
 
-An op is whole on an axis when none of its operands and results is sharded there. Partial sums do not make it less work:
-a `cumsum` of padded shards runs on every rank at the size of the whole.
+Which ops are whole on an axis, and why, is what the partitioner decided (`sharding.decisions`). Partial sums do not
+make an op less work: a `cumsum` of padded shards runs on every rank at the size of the whole.
 
 Seconds are those of the cost model: every op is run by itself on fake tensors (`profile_graph`), at the plan's
 micro-batch. Recomputation is not among them. An axis would take its share of an op's arithmetic and memory traffic, but
@@ -12,43 +12,18 @@ whose ops are all whole may be a little less than those of its ops.
 
 from __future__ import annotations
 
-import enum
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Graph, Op
-from galvatron.ir.layout import Axis, Layout, Shard
+from galvatron.ir.layout import Axis
 from galvatron.ir.program import Form, LayerClass, Program
-from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, exact_quotient, simplify_dim
 from galvatron.passes.costs.events import Collective, Profile, collectives_s, kernels_s
 from galvatron.passes.costs.profile import profile_graph
 from galvatron.passes.sharding import Partitioner
-from galvatron.passes.sharding.boundary import Border
-from galvatron.passes.sharding.choices import RoleChoices
-from galvatron.passes.sharding.factors import Factor, FactorTable, OpFactor
-from galvatron.passes.sharding.modes import pieces
-from galvatron.passes.sharding.partition import role_of, whole_state
-
-
-class Reason(enum.Enum):
-    """Why an op is whole on an axis."""
-
-    NO_RULE = "no rule"
-    """The rule table does not know the op."""
-    INDIVISIBLE = "cannot be split"
-    """It works along the dimension that the axis shards around it, or along every one but the batch."""
-    ROLE = "whole by the axis' role"
-    """It has dimensions to split, but none that the role splits (tp: those of parameters, cp: the sequence)."""
-    SIZE = "size does not divide"
-    """A dimension could be split, but not into equal parts on this many devices."""
-    CHEAPER = "cheaper whole"
-    """It could be split, but its readers or the border of the layer want it whole, and the collective costs more."""
-
-    def __str__(self) -> str:
-        return self.value
+from galvatron.passes.sharding.decisions import Decision, Reason
 
 
 @dataclass(frozen=True)
@@ -117,7 +92,8 @@ class _Reader:
         self._planned, self._cluster = planned, planned.cluster
         self._micro_batch = planned.plan.global_batch_size // planned.plan.micro_batches
         self._uses = Counter(layer.cls for layer in sharded.all_layers)
-        self._borders = Partitioner(planned, planned.cluster).borders
+        self._partitioner = Partitioner(planned, planned.cluster)
+        self._agreed = self._partitioner.agreed(planned.plan.strategies)
         self._local_borders = Partitioner(sharded, planned.cluster).borders
 
     def statistics(self, cls: LayerClass) -> ClassStatistics:
@@ -133,23 +109,30 @@ class _Reader:
         )
 
     def _fallbacks(self, cls: LayerClass, differentiable: frozenset[str], batch: float) -> tuple[Fallback, ...]:
-        base = self._planned.class_of.get(cls.base)
-        local = tuple(op for op in cls.graph.ops if not op.target.startswith("comm."))
-        if base is None or len(base.graph.ops) != len(local):
-            raise GalvatronError(f"class {cls.name!r} was not sharded from the program given")
+        decided = self._decisions(cls)
+        whole = self._planned.class_of[cls.base or ""].graph.ops
+        local = [op for op in cls.graph.ops if not op.target.startswith("comm.")]
         totals: dict[tuple[Axis, str | None, Reason | None], _Total] = {}
-        for position, axis in enumerate(cls.mesh):
-            whole = [i for i, op in enumerate(local) if _is_whole(cls.graph, op, position)]
-            reasons = _reasons(base.graph, cls, local, position, self._borders[cls.base])
-            for index in whole:
-                seconds, saved_s = self._seconds(cls, local[index], axis, differentiable, batch)
+        for axis, decisions in zip(cls.mesh, decided, strict=True):
+            for base, op, decision in zip(whole, local, decisions, strict=True):
+                if decision.whole is None:
+                    continue
+                seconds, saved_s = self._seconds(cls, op, axis, differentiable, batch)
                 if seconds == 0.0:
                     continue  # a view
                 small = saved_s < self._cluster.device.kernel_launch_s
-                key = (axis, None, None) if small else (axis, base.graph.ops[index].target, reasons[index])
+                key = (axis, None, None) if small else (axis, base.target, decision.whole)
                 totals.setdefault(key, _Total()).add(seconds, saved_s)
         rows = [Fallback(target, axis, why, t.count, t.seconds, t.saved_s) for (axis, target, why), t in totals.items()]
         return tuple(sorted(rows, key=lambda row: (cls.mesh.index(row.axis), row.target is None, -row.saved_s)))
+
+    def _decisions(self, cls: LayerClass) -> tuple[tuple[Decision, ...], ...]:
+        """What the partitioner decided for a class, per mesh axis and op of the class that it was sharded from."""
+        if cls.strategy is not None and cls.base is not None and cls.base in self._planned.class_of:
+            sharded = self._partitioner.sharded(cls.base, cls.strategy, agreed=cls.base in self._agreed)
+            if sharded.local.graph == cls.graph and sharded.local.mesh == cls.mesh:
+                return sharded.decisions
+        raise GalvatronError(f"class {cls.name!r} was not sharded from the program given")
 
     def _seconds(
         self, cls: LayerClass, op: Op, axis: Axis, differentiable: frozenset[str], batch: float
@@ -194,79 +177,3 @@ def _channels(profile: Profile, cluster: Cluster, batch: float) -> tuple[Channel
         Channel(kind, axis, s.forward, len(s.events) - s.forward, collectives_s(s.events, cluster, batch))
         for (axis, kind), s in sent.items()
     )
-
-
-def _is_whole(graph: Graph, op: Op, position: int) -> bool:
-    """Whether no operand and no result of a local op is sharded on an axis."""
-    layouts = (graph.values[name].layout or () for name in (*op.operands, *(v.name for v in op.results)))
-    return not any(isinstance(layout[position], Shard) for layout in layouts)
-
-
-def _is_gathered(graph: Graph, op: Op, position: int) -> bool:
-    """Whether an operand of a local op is sharded on an axis before it is converted for the op."""
-    for name in op.operands:
-        while name in graph.producers and graph.producers[name].target.startswith("comm."):
-            (name,) = graph.producers[name].operands
-            if isinstance((graph.values[name].layout or ())[position], Shard):
-                return True
-    return False
-
-
-def _reasons(graph: Graph, cls: LayerClass, local: tuple[Op, ...], position: int, border: Border) -> list[Reason]:
-    """Per op of a base graph, why it is whole on an axis if it is: what the partitioner had to choose from there."""
-    assert cls.strategy is not None
-    axis, table = cls.mesh[position], FactorTable(graph)
-    placed = {v.name: v.layout[position] for v in cls.graph.state if v.layout is not None}
-    offered = RoleChoices(graph, border, table, role_of(cls.strategy, axis), whole_state(placed))
-    taken = [_taken(graph, table, cls, i, op, position) for i, op in enumerate(local)]
-    modes = offered.on(axis, taken).modes
-
-    def reason(index: int) -> Reason:
-        if any(mode.share < 1 for mode in modes[index]):
-            return Reason.CHEAPER
-        dims, factors = table.dims[index], table.op_factors(index)
-        if dims is None:
-            return Reason.NO_RULE
-        if not factors or (dims.indivisible and all(f.size == BATCH for f in factors)):
-            return Reason.INDIVISIBLE
-        reached = [f for f in factors if offered.allowed(index, f)]
-        if not reached:
-            gathered = dims.indivisible and _is_gathered(cls.graph, local[index], position)
-            return Reason.INDIVISIBLE if gathered else Reason.ROLE
-        ways = [pieces(axis) * taken[index].get(f, 1) for f in reached]
-        uneven = all(exact_quotient(f.size, w) is None for f, w in zip(reached, ways, strict=True))
-        return Reason.SIZE if uneven else Reason.INDIVISIBLE
-
-    return [reason(index) for index in range(len(graph.ops))]
-
-
-def _taken(
-    graph: Graph, table: FactorTable, cls: LayerClass, index: int, local: Op, position: int
-) -> dict[OpFactor, int]:
-    """How many ways the axes before `position` shard each factor of an op."""
-    assert cls.strategy is not None
-    micro_batch = simplify_dim(cls.strategy.degree("dp") * LOCAL_BATCH)
-    taken: dict[OpFactor, int] = {}
-    for factor in table.op_factors(index):
-        places = list(_places(graph, cls.graph, graph.ops[index], local, (*factor.operands, *factor.results)))
-        for earlier, axis in enumerate(cls.mesh[:position]):
-            for whole, layout, place in places:
-                placement = layout[earlier]
-                outer = exact_quotient(whole[place.dim], simplify_dim(place.inner * place.size))
-                if outer is not None and not isinstance(outer, int):
-                    outer = simplify_dim(outer.subs(BATCH, micro_batch))
-                if isinstance(placement, Shard) and (placement.dim, placement.outer) == (place.dim, outer):
-                    taken[factor] = taken.get(factor, 1) * axis.size
-                    break
-    return taken
-
-
-def _places(
-    graph: Graph, local_graph: Graph, op: Op, local: Op, factors: tuple[Factor | None, ...]
-) -> Iterator[tuple[tuple[Dim, ...], Layout, Factor]]:
-    """The whole shape and the local layout of every value of an op that has a factor, with the factor there."""
-    names = (*op.operands, *(v.name for v in op.results))
-    local_names = (*local.operands, *(v.name for v in local.results))
-    for name, local_name, factor in zip(names, local_names, factors, strict=True):
-        if factor is not None:
-            yield graph.values[name].type.shape, local_graph.values[local_name].layout or (), factor

@@ -25,7 +25,7 @@ from galvatron.passes.costs.state import (
     state_collectives,
     trained_state,
 )
-from galvatron.passes.sharding import Partitioner, Redistribution, redistribution_classes
+from galvatron.passes.sharding import Partitioner, Redistribution, redistribution
 
 
 @dataclass(frozen=True)
@@ -307,11 +307,12 @@ class ShardedCostModel:
             value, source = self._output(producer, output, before)
             target = self._shard(consumer, after)
             differentiable = self._has_gradient(producer, output)
-            for converting in redistribution_classes(
+            converting = redistribution(
                 f"{before} to {after}",
                 (value, source.mesh),
                 (target.graph.values[formal], target.mesh),
                 differentiable=differentiable,
-            ):
+            )
+            if converting is not None:
                 found.append((converting, differentiable))
         return found

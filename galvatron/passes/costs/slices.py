@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from galvatron.ir.layout import Axis
-from galvatron.ir.spmd import SPMD_OPS
+from galvatron.ir.spmd import KEYWORDS, SPMD_OPS
 from galvatron.recompute import keep
 
 Record = Callable[[str, int], None]
@@ -18,11 +18,11 @@ Record = Callable[[str, int], None]
 def run_on_slice(target: str, args: tuple[Any, ...], kwargs: dict[str, Any], axis: Axis, record: Record) -> Any:
     """The result of an op of `ir.spmd` on fake tensors, with its collectives recorded forward and backward."""
     name = target.removeprefix("spmd.")
-    own = {k: v for k, v in kwargs.items() if k not in ("axis", "size")}
+    own = {k: v for k, v in kwargs.items() if k not in KEYWORDS}
     if name == "scaled_dot_product_attention":
         mask = args[3] if len(args) > 3 else own.pop("attn_mask", None)
         causal = bool(args[5] if len(args) > 5 else own.pop("is_causal", False))
-        turns = (2 * axis.size + 5) // 4 if causal else axis.size
+        turns = (2 * axis.size + 5) // 4 if causal and kwargs.get("folded") else axis.size
         own = {k: v for k, v in own.items() if k in ("scale", "enable_gqa")}
         return _Ring.apply(*args[:3], mask, turns, axis, record, own)
     rows = args[0].detach()[..., 0]
@@ -42,8 +42,8 @@ def _sent(rows: Any, kind: str, numbers: int, record: Record) -> Any:
 class _Ring(torch.autograd.Function):
     """Ring attention: as many turns as this rank computes, each against one slice of the keys and values.
 
-    Under a causal mask a rank computes 2n + 1 of its 4n quarter blocks, that is about (2n + 1) / 4 turns. The backward
-    computes the scores again.
+    Under a causal mask every rank with folded slices computes 2n + 1 of its 4n quarter blocks, that is about
+    (2n + 1) / 4 turns; of plain slices the last one computes all. The backward computes the scores again.
     """
 
     @staticmethod

@@ -8,6 +8,6 @@ one mesh axis (`modes`), roles what holds at a layer's border (`boundary`) and w
 """
 
 from galvatron.passes.sharding.context import Partitioner
-from galvatron.passes.sharding.crossing import Redistribution, redistribution_classes
+from galvatron.passes.sharding.crossing import Redistribution, redistribution
 
-__all__ = ["Partitioner", "Redistribution", "redistribution_classes"]
+__all__ = ["Partitioner", "Redistribution", "redistribution"]

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from galvatron.ir.graph import Graph, Value
-from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Placement, Shard
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Placement
 from galvatron.ir.types import BATCH, TensorType, exact_quotient, simplify_dim
 from galvatron.passes.sharding.factors import FactorTable, OpFactor, Place
 from galvatron.passes.sharding.groups import Choices
@@ -73,9 +73,9 @@ class Role:
 
     `stream` gives the split of a residual stream's type, None where it stays whole; `splits_samples` says that ranks
     work on different samples or tokens throughout, so that the loss is a partial sum. `matrices` says that matrices are
-    sharded, `ring` that attention passes keys and values round the axis. `reach` names what may be sharded: the batch,
-    the sequence, factors of parameters that no residual stream has (heads, hidden units, the vocabulary), or any factor
-    but the batch.
+    sharded, `ring` that attention passes keys and values round the axis, `folded` that slices on it are folded. `reach`
+    names what may be sharded: the batch, the sequence, factors of parameters that no residual stream has (heads, hidden
+    units, the vocabulary), or any factor but the batch.
     """
 
     stream: Callable[[TensorType], Split | None]
@@ -83,6 +83,7 @@ class Role:
     splits_samples: bool = False
     matrices: bool = False
     ring: bool = False
+    folded: bool = False
 
     def crossing(self, type_: TensorType, differentiable: bool) -> State:
         """The state of a value of a global type where it crosses from one layer to another."""
@@ -133,7 +134,7 @@ class Role:
             state = self.crossing(graph.values[name].type, name in border.differentiable)
             if isinstance(state, Split) and state.size != BATCH:
                 factor = table.at(name, state.dim, state.inner, state.size)
-                return Split(factor.dim, factor.inner, factor.size)
+                return Split(factor.dim, factor.inner, factor.size, folded=self.folded)
             return state
 
         outputs = {name: crossing(name) for name in graph.outputs}
@@ -167,7 +168,11 @@ class Role:
             return (BROADCAST,)
         splits = _splits(value.name, graph, choices.modes)
         if wanted is not None:
-            fitting = [s for s in (REPLICATE, *splits) if _placement(s, value.type) == wanted]
+            fitting = [
+                s
+                for s in (REPLICATE, *splits)
+                if (s.placement(value.type.shape[s.dim]) if isinstance(s, Split) else s) == wanted
+            ]
             return tuple(fitting) or (BROADCAST,)
         if value.name in choices.replicated:
             return (BROADCAST,)
@@ -195,15 +200,6 @@ def _splits(name: str, graph: Graph, modes: list[tuple[Mode, ...]]) -> list[Stat
     return [state for state in readable[0] if all(state in states for states in readable)] if readable else []
 
 
-def _placement(state: State, type_: TensorType) -> Placement:
-    """The placement of a parameter in a state."""
-    if not isinstance(state, Split):
-        return state
-    outer = exact_quotient(type_.shape[state.dim], simplify_dim(state.inner * state.size))
-    assert outer is not None
-    return Shard(state.dim, outer, state.padded)
-
-
 def _is_matrix(name: str, graph: Graph, table: FactorTable) -> bool:
     """Whether an op multiplies the value, or a view or cast of it, and sums over a dimension of the product: a matrix,
     a lookup table, a kernel."""
@@ -229,6 +225,6 @@ ROLES: dict[str, Role] = {
     "tp": Role(_whole, frozenset({"parameters"}), matrices=True),
     "tp+sp": Role(sequence_split, frozenset({"parameters", "sequence"}), matrices=True),
     "ulysses": Role(sequence_split, frozenset({"any"}), splits_samples=True),
-    "cp": Role(sequence_split, frozenset({"sequence"}), splits_samples=True, ring=True),
+    "cp": Role(sequence_split, frozenset({"sequence"}), splits_samples=True, ring=True, folded=True),
 }
 """Every role of a strategy that the partitioner knows."""

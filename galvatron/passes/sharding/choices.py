@@ -46,6 +46,7 @@ class RoleChoices:
                 taken[index],
                 self.allowed,
                 ring=self._role.ring,
+                folded=self._role.folded,
                 padding=self._role.matrices,
             )
             for index in range(len(self._graph.ops))

@@ -14,7 +14,7 @@ from galvatron.ir.program import MASTER, LayerClass, LayerKind, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import DTYPE_BYTES
 from galvatron.passes.sharding.boundary import Border
-from galvatron.passes.sharding.partition import shard_class
+from galvatron.passes.sharding.partition import ShardedClass, shard_class
 from galvatron.passes.sharding.ties import Place, TiedClasses, agreement, tied_classes
 
 
@@ -24,8 +24,8 @@ class Partitioner:
     def __init__(self, program: Program, cluster: Cluster) -> None:
         self.program = program
         self.cluster = cluster
-        self._sharded: dict[tuple[str, Strategy, tuple[tuple[str, Layout], ...]], LayerClass] = {}
-        self._together: dict[tuple[TiedClasses, Strategy], dict[str, LayerClass]] = {}
+        self._sharded: dict[tuple[str, Strategy, tuple[tuple[str, Layout], ...]], ShardedClass] = {}
+        self._together: dict[tuple[TiedClasses, Strategy], dict[str, ShardedClass]] = {}
 
     def shard(self, cls: str, strategy: Strategy, *, agreed: bool = False) -> LayerClass:
         """The local form of a class under a strategy; ZeRO and recomputation do not change it.
@@ -34,6 +34,10 @@ class Partitioner:
             agreed: whether all layers that share parameters with those of the class agree (`ties`): only then do they
                 keep these parameters sharded.
         """
+        return self.sharded(cls, strategy, agreed=agreed).local
+
+    def sharded(self, cls: str, strategy: Strategy, *, agreed: bool = False) -> ShardedClass:
+        """The same with the decisions that led to it."""
         axes = Strategy(strategy.axes)
         tie = self._tie_of.get(cls)
         if tie is None:
@@ -57,7 +61,7 @@ class Partitioner:
             for cls in tie.classes
         )
 
-    def _shard(self, cls: str, axes: Strategy, kept: Mapping[str, Layout]) -> LayerClass:
+    def _shard(self, cls: str, axes: Strategy, kept: Mapping[str, Layout]) -> ShardedClass:
         key = (cls, axes, tuple(sorted(kept.items(), key=itemgetter(0))))
         if key not in self._sharded:
             batch = max(1, self.program.batch_size // axes.degree("dp"))
@@ -65,7 +69,7 @@ class Partitioner:
             self._sharded[key] = shard_class(layer_class, axes, self.cluster, border, batch=batch, kept=kept)
         return self._sharded[key]
 
-    def _shard_together(self, tie: TiedClasses, axes: Strategy) -> dict[str, LayerClass]:
+    def _shard_together(self, tie: TiedClasses, axes: Strategy) -> dict[str, ShardedClass]:
         """Classes that share parameters under one strategy, every shared one in the same layout.
 
         Each class first chooses for itself. Where they differ, the last that shards a parameter decides: of a
@@ -78,7 +82,7 @@ class Partitioner:
                 cls: self._shard(cls, axes, {f: layout for piece, layout in kept.items() for c, f in piece if c == cls})
                 for cls in tie.classes
             }
-            layouts = {piece: [_told(sharded[cls], formal) for cls, formal in piece] for piece in tie.pieces}
+            layouts = {piece: [_told(sharded[cls].local, formal) for cls, formal in piece] for piece in tie.pieces}
             unequal = [piece for piece, found in layouts.items() if len(set(found)) > 1]
             if not unequal:
                 self._together[key] = sharded

@@ -2,8 +2,8 @@
 
 One table covers a single mesh axis. On several axes the steps are ordered so that data shrinks early and grows late:
 slice, reduce, exchange, gather, and last the conversions that only concern the gradient. Axes that shard one factor
-nest like a stack: the inner one must be undone before the outer one can change. Sub-axes that change alike change as
-the axis that they are cut from.
+nest like a stack: the inner one must be undone before the outer one can change. No step makes slices that are none
+(`cutting_problem`). Sub-axes that change alike change as the axis that they are cut from.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from galvatron.ir.graph import Arg, Op, Ref, Value
+from galvatron.errors import GalvatronError
+from galvatron.ir.collectives import COLLECTIVES, Keywords, shard_keywords
+from galvatron.ir.graph import Op, Ref, Value
 from galvatron.ir.layout import (
     BROADCAST,
     REPLICATE,
@@ -21,12 +23,13 @@ from galvatron.ir.layout import (
     Placement,
     Replicate,
     Shard,
+    cutting_problem,
     joined,
     local_outer,
     local_shape,
     same_factor,
 )
-from galvatron.ir.types import TensorType
+from galvatron.ir.types import Dim, TensorType
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,13 @@ def redistribute(
         whole: its global type.
         differentiable: False for values without a gradient, for which `R` and `R'` are one.
         fresh_name: gives a new unique value name for a hint.
+
+    Raises:
+        GalvatronError: the value cannot be cut into such slices.
     """
     assert value.layout is not None
+    if problem := cutting_problem(whole.shape, target, mesh):
+        raise GalvatronError(f"%{value.name} is to be {problem}")
     current = value.layout
     if not differentiable:
         target = tuple(c if {c, t} == {REPLICATE, BROADCAST} else t for c, t in zip(current, target, strict=True))
@@ -109,7 +117,7 @@ def redistribute(
     current, target = (tuple(layout[group[0]] for group in groups) for layout in (current, target))
     ops: list[Op] = []
     while current != target:
-        position, placement = _next_step(current, target)
+        position, placement = _next_step(current, target, coarse, whole.shape)
         op = _step(value, current, position, placement, coarse, whole, fresh_name)
         assert op.result.layout is not None
         current = op.result.layout
@@ -134,23 +142,27 @@ _ORDER: tuple[Callable[[Placement, Placement], bool], ...] = (
 """Which conversions come first."""
 
 
-def _next_step(current: Layout, target: Layout) -> tuple[int, Placement]:
+def _next_step(
+    current: Layout, target: Layout, mesh: tuple[Axis, ...], shape: tuple[Dim, ...]
+) -> tuple[int, Placement]:
     """The axis to convert next and its placement afterwards."""
     open_axes = [i for i, (c, t) in enumerate(zip(current, target, strict=True)) if c != t]
     for applies in _ORDER:
         # Shards are made outermost first and undone innermost first.
         undo = applies is _ORDER[2] or applies is _ORDER[3]
         for i in reversed(open_axes) if undo else open_axes:
-            if applies(current[i], target[i]) and _stack_allows(current, target, i):
-                if (kind(current[i]), kind(target[i])) == ("R'", "P"):
-                    return i, REPLICATE
+            if not applies(current[i], target[i]) or not _stack_allows(current, target, i):
+                continue
+            if (kind(current[i]), kind(target[i])) == ("R'", "P"):
+                return i, REPLICATE
+            if not cutting_problem(shape, (*current[:i], target[i], *current[i + 1 :]), mesh):
                 return i, target[i]
-    # Every open axis waits for a nested one: undo the innermost axis that shares a factor with an open one.
+    # Every open axis waits for another one: undo the innermost that shares a factor with an open one, or is open.
     for i in reversed(range(len(current))):
-        blocked = (o for o in open_axes if o < i and current[i] in (current[o], target[o]))
-        if isinstance(current[i], Shard) and next(blocked, None) is not None:
+        shares = (o for o in open_axes if o < i and any(same_factor(current[i], p) for p in (current[o], target[o])))
+        if isinstance(current[i], Shard) and next(shares, None) is not None:
             return i, REPLICATE
-    raise AssertionError(f"no way from {current} to {target}")
+    return next(i for i in reversed(open_axes) if isinstance(current[i], Shard)), REPLICATE
 
 
 def _stack_allows(current: Layout, target: Layout, i: int) -> bool:
@@ -178,23 +190,12 @@ def _step(
     row = conversion(current[position], placement)
     assert row is not None, (current[position], placement)
     after = (*current[:position], placement, *current[position + 1 :])
-    kwargs: list[tuple[str, Arg]] = [("axis", mesh[position].name)]
-    before_shard, after_shard = current[position], placement
-    if isinstance(before_shard, Shard) and isinstance(after_shard, Shard):
-        bare = (*current[:position], REPLICATE, *current[position + 1 :])
-        gathered = (*bare[:position], after_shard, *bare[position + 1 :])
-        kwargs += [
-            ("split_dim", after_shard.dim),
-            ("split_outer", local_outer(gathered, mesh, position)),
-            ("concat_dim", before_shard.dim),
-            ("concat_outer", local_outer(current, mesh, position)),
-        ]
-    elif isinstance(before_shard, Shard):
-        kwargs += [("dim", before_shard.dim), ("outer", local_outer(current, mesh, position))]
-    elif isinstance(after_shard, Shard):
-        kwargs += [("dim", after_shard.dim), ("outer", local_outer(after, mesh, position))]
-    if row.grad is not None:
-        kwargs.append(("grad", row.grad))
+    kwargs: Keywords = {"axis": mesh[position].name, "grad": row.grad}
+    for layout, side in ((current, "concat_"), (after, "split_")):
+        if isinstance(shard := layout[position], Shard):
+            outer = local_outer(layout, mesh, position)
+            kwargs |= shard_keywords(shard, outer, side if row.op == "all_to_all" else "")
     type_ = whole.with_shape(local_shape(whole.shape, after, mesh))
     result = Value(fresh_name(f"{value.name}.{row.op}"), type_, after)
-    return Op(f"comm.{row.op}", (Ref(value.name),), tuple(kwargs), (result,))
+    target = f"comm.{row.op}"
+    return Op(target, (Ref(value.name),), COLLECTIVES[target].written(kwargs), (result,))

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
 import sympy
 
 from galvatron.ir.graph import Graph, Value
 from galvatron.ir.layout import (
-    BROADCAST,
-    REPLICATE,
     Axis,
     Layout,
     Shard,
@@ -31,21 +28,19 @@ Placed = tuple[Value, tuple[Axis, ...]]
 
 @dataclass(frozen=True)
 class Redistribution:
-    """One step between two layouts: its class, and how many of its shares (what `b` counts in it) make one share of the
+    """The step between two layouts: its class, and how many of its shares (what `b` counts in it) make one share of the
     producer."""
 
     cls: LayerClass
-    shares: Fraction
+    shares: int
 
 
-def redistribution_classes(
-    name: str, source: Placed, target: Placed, *, differentiable: bool
-) -> tuple[Redistribution, ...]:
-    """Classes with one input and one output that one after the other change a value's layout; none when the layouts are
-    the same.
+def redistribution(name: str, source: Placed, target: Placed, *, differentiable: bool) -> Redistribution | None:
+    """A class with one input and one output that changes a value's layout, on the mesh that refines both sides; None
+    when the layouts are the same.
 
-    One class suffices, on the mesh that refines both sides, except where an axis folds its shards: what is folded on
-    one side only is made whole in a class of its own.
+    A rank's share of the samples differs between the two sides. In the class `b` is a share so small that every tensor
+    on the way holds a whole number of them.
 
     Args:
         source: the value as its producer gives it, with the producer's mesh.
@@ -54,57 +49,11 @@ def redistribution_classes(
     Raises:
         GalvatronError: the two meshes overlap without nesting, or a dimension is not divisible.
     """
-    source, target = _joined(source), _joined(target)
-    if source[1] == target[1] and source[0].layout == target[0].layout:
-        return ()
-    stops = [source, _unfolded(source, differentiable), _unfolded(target, differentiable), target]
-    meshes = [source[1], joint_mesh(source[1], target[1]), target[1]]
-    steps: list[Redistribution] = []
-    for before, after, mesh in zip(stops, stops[1:], meshes, strict=False):
-        step_name = f"{name}.{len(steps)}" if steps else name
-        made = _redistribution(step_name, before, after, mesh, differentiable)
-        if made is not None:
-            cls, finer = made
-            steps.append(Redistribution(cls, finer / _shares_of(source, before)))
-    return tuple(steps)
-
-
-def _joined(placed: Placed) -> Placed:
-    """The same value on the coarsest mesh, so that sub-axes on which it is placed alike are converted as one."""
-    value, mesh = placed
-    layout, coarse = joined_layout(value.layout or (), mesh)
-    return replace(value, layout=layout), coarse
-
-
-def _shares_of(source: Placed, other: Placed) -> Fraction:
-    """How many shares of samples of the producer make one share at another stop."""
-    shapes = (global_shape(value.type.shape, value.layout or (), mesh) for value, mesh in (source, other))
-    numerator, denominator = sympy.fraction(sympy.sympify(_share_ratio(*shapes)))
-    return Fraction(int(numerator), int(denominator))
-
-
-def _unfolded(placed: Placed, differentiable: bool) -> Placed:
-    """The same value whole on the axes that fold."""
-    value, mesh = placed
-    assert value.layout is not None
-    whole = BROADCAST if differentiable else REPLICATE
-    folded = [isinstance(p, Shard) and axis.folded for p, axis in zip(value.layout, mesh, strict=True)]
-    layout = tuple(whole if f else p for f, p in zip(folded, value.layout, strict=True))
-    kept = tuple(p if f else REPLICATE for f, p in zip(folded, value.layout, strict=True))
-    shape = global_shape(value.type.shape, kept, mesh)
-    return replace(value, type=value.type.with_shape(shape), layout=layout), mesh
-
-
-def _redistribution(
-    name: str, source: Placed, target: Placed, mesh: tuple[Axis, ...], differentiable: bool
-) -> tuple[LayerClass, Fraction] | None:
-    """One class on a mesh that refines both sides, and its shares in one of the source; None if nothing is to be done.
-
-    A rank's share of the samples differs between the two sides. In the class `b` is a share so small that every tensor
-    on the way holds a whole number of them.
-    """
-    (value, source_mesh), (wanted, target_mesh) = source, target
+    (value, source_mesh), (wanted, target_mesh) = _joined(source), _joined(target)
+    if source_mesh == target_mesh and value.layout == wanted.layout:
+        return None
     assert value.layout is not None and wanted.layout is not None
+    mesh = joint_mesh(source_mesh, target_mesh)
     before, after = on_mesh(value.layout, source_mesh, mesh), on_mesh(wanted.layout, target_mesh, mesh)
     if not differentiable:
         before, after = gradientless(before), gradientless(after)
@@ -120,7 +69,14 @@ def _redistribution(
     ops = redistribute(
         local, after, mesh, whole_type, differentiable=differentiable, fresh_name=_fresh_names({local.name})
     )
-    return LayerClass(name, Graph((local,), (), ops, (ops[-1].result.name,)), mesh=mesh), Fraction(finer)
+    return Redistribution(LayerClass(name, Graph((local,), (), ops, (ops[-1].result.name,)), mesh=mesh), finer)
+
+
+def _joined(placed: Placed) -> Placed:
+    """The same value on the coarsest mesh, so that sub-axes on which it is placed alike are converted as one."""
+    value, mesh = placed
+    layout, coarse = joined_layout(value.layout or (), mesh)
+    return replace(value, layout=layout), coarse
 
 
 def _share_ratio(whole: tuple[Dim, ...], wanted: tuple[Dim, ...]) -> sympy.Expr | int:
@@ -138,7 +94,7 @@ def _finer(shape: tuple[Dim, ...], before: Layout, after: Layout, mesh: tuple[Ax
         if isinstance(new, Shard) and new != old:
             quotient = exact_quotient(local[new.dim], axis.size)
             if quotient is None:
-                finer *= axis.size
+                finer *= new.pieces(axis.size)
             else:
                 local[new.dim] = quotient
     return finer

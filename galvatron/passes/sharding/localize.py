@@ -10,13 +10,13 @@ import networkx
 import sympy
 
 from galvatron.ir.graph import Arg, Graph, Op, Value, map_refs
-from galvatron.ir.layout import Axis, Layout, Shard, contiguous, gradientless, local_shape
+from galvatron.ir.layout import Axis, Layout, contiguous, gradientless, local_shape
 from galvatron.ir.ops.schemas import takes_size
 from galvatron.ir.random import drawn_axes, is_random, with_site
-from galvatron.ir.spmd import spmd_target
+from galvatron.ir.spmd import along_axis
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, exact_quotient, simplify_dim
 from galvatron.passes.sharding.conversion import redistribute, rounds
-from galvatron.passes.sharding.modes import Split, State
+from galvatron.passes.sharding.modes import Mode, Split, State
 
 SHAPE_ARGUMENTS = {
     "view": 1,
@@ -63,11 +63,11 @@ class Localizer:
         outputs: dict[str, tuple[State, ...]],
         operands: list[list[tuple[State, ...]]],
         results: list[list[tuple[State, ...]]],
-        spmd: list[tuple[str, Dim] | None],
+        spmd: list[tuple[Axis, Mode] | None],
     ) -> Graph:
         """The local graph, given the states, one per mesh axis, of each value or of each op's operands and results.
 
-        `spmd` has, per op that its counterpart in `ir.spmd` replaces, the axis and the whole size of what is sharded.
+        `spmd` has, per op that its counterpart in `ir.spmd` replaces, the axis and how the op runs on it.
         """
         new_inputs = tuple(self._local(v, inputs[v.name]) for v in self.graph.inputs)
         new_state = tuple(self._local(v, state[v.name]) for v in self.graph.state)
@@ -99,10 +99,8 @@ class Localizer:
         def placement(state: State):
             if not isinstance(state, Split):
                 return state
-            inside = simplify_dim(self._size(state.inner) * self._size(state.size))
-            outer = exact_quotient(shape[state.dim], inside)
-            assert outer is not None
-            return Shard(state.dim, outer, state.padded)
+            local = replace(state, inner=self._size(state.inner), size=self._size(state.size))
+            return local.placement(shape[state.dim])
 
         return contiguous(tuple(placement(s) for s in states), self.mesh)
 
@@ -151,7 +149,7 @@ class Localizer:
             self._converted[value.name, target] = ops[-1].result
         return self._converted[value.name, target]
 
-    def _local_op(self, op: Op, sources: list[Value], made: tuple[Value, ...], spmd: tuple[str, Dim] | None) -> Op:
+    def _local_op(self, op: Op, sources: list[Value], made: tuple[Value, ...], spmd: tuple[Axis, Mode] | None) -> Op:
         remaining = iter(sources)
         renamed = replace(
             op,
@@ -160,8 +158,10 @@ class Localizer:
             results=made,
         )
         if spmd is not None:
-            axis, size = spmd[0], self._size(spmd[1])
-            return replace(renamed, target=spmd_target(op), kwargs=(*renamed.kwargs, ("axis", axis), ("size", size)))
+            axis, mode = spmd
+            assert mode.factor is not None
+            folded = any(isinstance(state, Split) and state.folded for state in mode.operands)
+            return along_axis(renamed, axis.name, self._size(mode.factor.size), folded=folded)
         local = localized_arguments(_with_local_times(renamed, sources), self._size)
         return self._drawn(op, local) if is_random(op) else local
 

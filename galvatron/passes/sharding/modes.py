@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from galvatron.ir.graph import Graph, Op
-from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Partial, Replicate, padded_part
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Partial, Replicate, Shard, padded_part
 from galvatron.ir.padding import paddable
 from galvatron.ir.random import is_random
 from galvatron.ir.spmd import SPMD_OPS
-from galvatron.ir.types import BATCH, Dim, exact_quotient
+from galvatron.ir.types import BATCH, Dim, exact_quotient, simplify_dim
 from galvatron.passes.sharding.factors import Factor, FactorTable, OpFactor
 
 
@@ -22,13 +22,21 @@ from galvatron.passes.sharding.factors import Factor, FactorTable, OpFactor
 class Split:
     """Sharded along the factor of dimension `dim` that has `size` elements, each spanning `inner`.
 
-    A `padded` split is of a whole dimension that the axis does not divide; it is never converted (`ir.padding`).
+    `padded` and `folded` are those of `Shard`. A padded split is of a whole dimension that the axis does not divide; it
+    is never converted (`ir.padding`).
     """
 
     dim: int
     inner: Dim
     size: Dim
     padded: bool = False
+    folded: bool = False
+
+    def placement(self, length: Dim) -> Shard:
+        """The placement on the axis, given the size of the dimension."""
+        outer = exact_quotient(length, simplify_dim(self.inner * self.size))
+        assert outer is not None
+        return Shard(self.dim, outer, self.padded, self.folded)
 
 
 State = Replicate | Partial | Split
@@ -62,6 +70,7 @@ def op_modes(
     allowed: Callable[[int, OpFactor], bool],
     *,
     ring: bool = False,
+    folded: bool = False,
     padding: bool = False,
 ) -> tuple[Mode, ...]:
     """All modes of op `index` on an axis.
@@ -70,6 +79,7 @@ def op_modes(
         differentiable: the values that have a gradient; for the others `R'` is `R`.
         allowed: whether the axis' role may shard a factor of an op.
         ring: whether the axis' role has attention pass keys and values round.
+        folded: whether what the axis shards is folded.
         padding: whether the axis' role pads dimensions that the axis does not divide.
         taken: how many ways each of the op's factors is already sharded by other axes.
     """
@@ -98,31 +108,31 @@ def op_modes(
         modes += [mode(o, r) for o, r in _partial_modes(dims.products, dims.sums, count, len(result_names))]
         for factor in table.op_factors(index):
             ways = taken.get(factor, 1)
-            spmd = factor.name in dims.spmd
+            spmd = SPMD_OPS[op.target.split(".")[1]] if factor.name in dims.spmd else None
             padded = False
             if not allowed(index, factor):
                 continue
-            if not _divides(pieces(axis) * ways, factor.size):
-                padded = padding and ways == 1 and _may_pad(graph, op, factor, axis, spmd)
+            if not _divides(pieces(axis, folded) * ways, factor.size):
+                padded = padding and not folded and ways == 1 and _may_pad(graph, op, factor, axis, spmd is not None)
                 if not padded:
                     continue
-            if spmd and (ways > 1 or factor.size != dims.sizes[factor.name]):
+            if spmd and (ways > 1 or factor.size != dims.sizes[factor.name] or (folded and spmd.folded == "none")):
                 continue
-            missing = SPMD_OPS[op.target.split(".")[1]].result if spmd else PARTIAL
-            if (states := _sharded(factor, dims.sums, missing, padded)) is not None:
-                modes.append(mode(*states, factor, spmd))
-    if ring and (states := _ring(graph, index, table, axis, taken)) is not None:
+            missing = spmd.result if spmd else PARTIAL
+            if (states := _sharded(factor, dims.sums, missing, padded, folded)) is not None:
+                modes.append(mode(*states, factor, spmd is not None))
+    if ring and (states := _ring(graph, index, table, axis, taken, folded)) is not None:
         modes.append(mode(*states, _ring_factor(graph, op), spmd=True))
     return tuple(dict.fromkeys(modes))
 
 
-def pieces(axis: Axis) -> int:
+def pieces(axis: Axis, folded: bool) -> int:
     """Into how many equal pieces an axis cuts what it shards."""
-    return 2 * axis.size if axis.folded else axis.size
+    return 2 * axis.size if folded else axis.size
 
 
 def _ring(
-    graph: Graph, index: int, table: FactorTable, axis: Axis, taken: dict[OpFactor, int]
+    graph: Graph, index: int, table: FactorTable, axis: Axis, taken: dict[OpFactor, int], folded: bool
 ) -> tuple[list[State], list[State]] | None:
     """Attention with queries, keys and values all sharded along the sequence, and of a mask the rows.
 
@@ -133,7 +143,7 @@ def _ring(
         return None
     rows, columns = (graph.values[name].type.shape[-2] for name in op.operands[:2])
     ways = taken.get(_ring_factor(graph, op), 1)
-    if rows != columns or not _divides(pieces(axis) * ways, rows):
+    if rows != columns or not _divides(pieces(axis, folded) * ways, rows):
         return None
 
     def state(name: str) -> State | None:
@@ -141,7 +151,7 @@ def _ring(
         if len(shape) < 2 or shape[-2] == 1:
             return BROADCAST
         factor = table.at(name, len(shape) - 2, 1, shape[-2])
-        return Split(factor.dim, factor.inner, factor.size) if factor.size == rows else None
+        return Split(factor.dim, factor.inner, factor.size, folded=folded) if factor.size == rows else None
 
     operands, result = [state(name) for name in op.operands], state(op.result.name)
     if result is None or any(s is None for s in operands):
@@ -177,7 +187,7 @@ def _divides(ways: int, size: Dim) -> bool:
 def _may_pad(graph: Graph, op: Op, factor: OpFactor, axis: Axis, spmd: bool) -> bool:
     """Whether an op may run beside filler at the end of a factor: the factor is whole dimensions, of operands that may
     be padded and, unless the op's counterpart in `ir.spmd` sees to it, of every result."""
-    if axis.folded or padded_part(factor.size, axis.size) is None or (not spmd and None in factor.results):
+    if padded_part(factor.size, axis.size) is None or (not spmd and None in factor.results):
         return False
     if any(place is not None and i not in paddable(op.target) for i, place in enumerate(factor.operands)):
         return False
@@ -187,7 +197,7 @@ def _may_pad(graph: Graph, op: Op, factor: OpFactor, axis: Axis, spmd: bool) -> 
 
 
 def _sharded(
-    factor: OpFactor, sums: frozenset[int], missing: Replicate | Partial, padded: bool
+    factor: OpFactor, sums: frozenset[int], missing: Replicate | Partial, padded: bool, folded: bool
 ) -> tuple[list[State], list[State]] | None:
     """Operand and result states when a factor is sharded.
 
@@ -202,11 +212,12 @@ def _sharded(
 
     def state(position: int, place: Factor | None) -> State:
         if place is not None:
-            return Split(place.dim, place.inner, place.size, padded)
+            return Split(place.dim, place.inner, place.size, padded, folded)
         return PARTIAL if summed and position in sums else BROADCAST
 
     operands = [state(i, place) for i, place in enumerate(factor.operands)]
     results: list[State] = [
-        missing if place is None else Split(place.dim, place.inner, place.size, padded) for place in factor.results
+        missing if place is None else Split(place.dim, place.inner, place.size, padded, folded)
+        for place in factor.results
     ]
     return operands, results

@@ -7,6 +7,7 @@ of all axes together give the local graph, with every collective and its adjoint
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from galvatron.errors import StrategyError, did_you_mean
 from galvatron.ir.cluster import Cluster
@@ -17,11 +18,28 @@ from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import BATCH, exact_quotient
 from galvatron.passes.sharding.boundary import ROLES, Border, Role
 from galvatron.passes.sharding.choices import RoleChoices, Taken
+from galvatron.passes.sharding.decisions import Decision, Offer, decisions
 from galvatron.passes.sharding.factors import FactorTable
 from galvatron.passes.sharding.localize import Localizer
 from galvatron.passes.sharding.modes import Mode, Split, State, pieces
 from galvatron.passes.sharding.prices import Prices
 from galvatron.passes.sharding.solver import Boundary, Costs, Solution, solve
+
+
+@dataclass(frozen=True)
+class ShardedClass:
+    """A layer class under a strategy: its local form, and per mesh axis of it the decision for each op."""
+
+    local: LayerClass
+    decisions: tuple[tuple[Decision, ...], ...]
+
+
+@dataclass(frozen=True)
+class _Solved:
+    axis: Axis
+    boundary: Boundary
+    solution: Solution
+    decisions: tuple[Decision, ...]
 
 
 def shard_class(
@@ -32,8 +50,8 @@ def shard_class(
     *,
     batch: int,
     kept: Mapping[str, Layout],
-) -> LayerClass:
-    """The local form of a layer class under a strategy, named `class@strategy`.
+) -> ShardedClass:
+    """A layer class under a strategy; the local form is named `class@strategy`.
 
     Args:
         border: what the class is to its program (`Partitioner.borders`).
@@ -48,30 +66,36 @@ def shard_class(
     table = FactorTable(graph)
     differentiable = border.differentiable
     shares = _Shares(graph)
-    solved: list[tuple[Axis, Boundary, Solution]] = []
-    for position, whole_axis in enumerate(strategy.mesh):
+    solved: list[_Solved] = []
+    for position, (whole_axis, name) in enumerate(zip(strategy.mesh, strategy.roles, strict=True)):
         placed = {name: layout[position] for name, layout in kept.items()}
-        role = role_of(strategy, whole_axis)
-        offered = RoleChoices(graph, border, table, role, whole_state(placed))
-        outer: Solution | None = None
+        role = _role(strategy, name)
+        offered = RoleChoices(graph, border, table, role, _whole_state(placed))
+        outer: _Solved | None = None
         left: Axis | None = whole_axis
         while left is not None:
             axis, left = offered.outermost(left, shares.taken)
-            choices = offered.on(axis, shares.taken, outer)
+            choices = offered.on(axis, shares.taken, outer.solution if outer else None)
             boundary = role.boundary(graph, border, table, choices, placed)
             _check_divides(cls.name, axis, boundary, shares)
             prices = Prices(
                 graph, table, axis, cluster, batch * strategy.degree("dp"), border, shares.work, shares.bytes
             )
-            outer = solve(graph, choices.modes, boundary, Costs(prices.op_s, prices.conversion_s, prices.state_s))
-            shares.take(axis.size, boundary, outer)
-            solved.append((axis, boundary, outer))
-    mesh = tuple(axis for axis, _, _ in solved)
-    local = _localized(graph, mesh, strategy.degree("dp"), differentiable, [(b, s) for _, b, s in solved])
-    return LayerClass(f"{cls.name}@{strategy}", local, base=cls.name, strategy=strategy, mesh=mesh)
+            solution = solve(graph, choices.modes, boundary, Costs(prices.op_s, prices.conversion_s, prices.state_s))
+            offer = Offer(table, axis, role.folded, choices.modes, offered.allowed, shares.taken)
+            made = decisions(graph, offer, boundary, solution, outer.decisions if outer else None)
+            outer = _Solved(axis, boundary, solution, made)
+            shares.take(axis.size, boundary, solution)
+            solved.append(outer)
+    mesh = tuple(one.axis for one in solved)
+    local = _localized(graph, mesh, strategy.degree("dp"), differentiable, solved)
+    return ShardedClass(
+        LayerClass(f"{cls.name}@{strategy}", local, base=cls.name, strategy=strategy, mesh=mesh),
+        tuple(one.decisions for one in solved),
+    )
 
 
-def whole_state(placed: Mapping[str, Placement]) -> frozenset[str]:
+def _whole_state(placed: Mapping[str, Placement]) -> frozenset[str]:
     """The state that is not to be sharded on an axis."""
     return frozenset(name for name, placement in placed.items() if not isinstance(placement, Shard))
 
@@ -79,7 +103,7 @@ def whole_state(placed: Mapping[str, Placement]) -> frozenset[str]:
 def _check_divides(cls: str, axis: Axis, boundary: Boundary, shares: _Shares) -> None:
     for name, state in (*boundary.inputs.items(), *boundary.outputs.items()):
         if isinstance(state, Split) and state.size != BATCH:
-            ways = pieces(axis) * shares.cuts.get((name, state), 1)
+            ways = pieces(axis, state.folded) * shares.cuts.get(_factor(name, state), 1)
             if exact_quotient(state.size, ways) is None:
                 raise StrategyError(
                     f"layer class {cls!r}: axis {axis} cannot shard {name!r}, whose sequence of {state.size} does not "
@@ -87,13 +111,7 @@ def _check_divides(cls: str, axis: Axis, boundary: Boundary, shares: _Shares) ->
                 )
 
 
-def role_of(strategy: Strategy, axis: Axis) -> Role:
-    """The role that a strategy gives one of its mesh axes, or a part of one.
-
-    Raises:
-        StrategyError: a role that the partitioner does not know.
-    """
-    name = next(a.role for a in strategy.axes if a.role.partition("+")[0] == axis.parent)
+def _role(strategy: Strategy, name: str) -> Role:
     if name not in ROLES:
         raise StrategyError(f"strategy {strategy}: role {name!r} is not supported; {did_you_mean(name, ROLES)}")
     return ROLES[name]
@@ -106,7 +124,7 @@ class _Shares:
         self.graph = graph
         self.work = [1.0] * len(graph.ops)
         self.bytes: dict[str, float] = {}
-        self.cuts: dict[tuple[str, State], int] = {}
+        self.cuts: dict[tuple[str, Split], int] = {}
         self.taken: Taken = [{} for _ in graph.ops]
 
     def take(self, axis_size: int, boundary: Boundary, solution: Solution) -> None:
@@ -122,7 +140,13 @@ class _Shares:
     def _shrink(self, name: str, state: State, axis_size: int) -> None:
         if isinstance(state, Split):
             self.bytes[name] = self.bytes.get(name, 1.0) / axis_size
-            self.cuts[name, state] = self.cuts.get((name, state), 1) * axis_size
+            factor = _factor(name, state)
+            self.cuts[factor] = self.cuts.get(factor, 1) * axis_size
+
+
+def _factor(name: str, split: Split) -> tuple[str, Split]:
+    """What of a value is sharded, whether in folded slices or others."""
+    return name, replace(split, folded=False)
 
 
 def _localized(
@@ -130,28 +154,22 @@ def _localized(
     mesh: tuple[Axis, ...],
     batch_ways: int,
     differentiable: frozenset[str],
-    solved: list[tuple[Boundary, Solution]],
+    solved: list[_Solved],
 ) -> Graph:
     """The local graph, from one solution per mesh axis."""
 
     def modes_of(index: int) -> list[Mode]:
-        return [solution.modes[index] for _, solution in solved]
+        return [one.solution.modes[index] for one in solved]
 
     def per_axis(columns: list[tuple[State, ...]], count: int) -> list[tuple[State, ...]]:
         return [tuple(column[i] for column in columns) for i in range(count)]
 
     ops = graph.ops
     return Localizer(graph, mesh, batch_ways, differentiable).run(
-        inputs={v.name: tuple(b.inputs[v.name] for b, _ in solved) for v in graph.inputs},
-        state={v.name: tuple(s.state[v.name] for _, s in solved) for v in graph.state},
-        outputs={name: tuple(b.outputs[name] for b, _ in solved) for name in graph.outputs},
+        inputs={v.name: tuple(one.boundary.inputs[v.name] for one in solved) for v in graph.inputs},
+        state={v.name: tuple(one.solution.state[v.name] for one in solved) for v in graph.state},
+        outputs={name: tuple(one.boundary.outputs[name] for one in solved) for name in graph.outputs},
         operands=[per_axis([m.operands for m in modes_of(i)], len(op.operands)) for i, op in enumerate(ops)],
         results=[per_axis([m.results for m in modes_of(i)], len(op.results)) for i, op in enumerate(ops)],
-        spmd=[
-            next(
-                ((a.name, m.factor.size) for a, m in zip(mesh, modes_of(i), strict=True) if m.spmd and m.factor),
-                None,
-            )
-            for i in range(len(ops))
-        ],
+        spmd=[next(((a, m) for a, m in zip(mesh, modes_of(i), strict=True) if m.spmd), None) for i in range(len(ops))],
     )

@@ -106,7 +106,7 @@ def _row(source: State, target: State) -> Conversion | None:
     """The conversion table's row for two states; the numbers in the placements do not matter to it."""
     return conversion(
         *(
-            Shard(s.dim, simplify_dim(s.inner * s.size), s.padded) if isinstance(s, Split) else s
+            Shard(s.dim, simplify_dim(s.inner * s.size), s.padded, s.folded) if isinstance(s, Split) else s
             for s in (source, target)
         )
     )

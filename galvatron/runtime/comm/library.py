@@ -132,10 +132,23 @@ def reduce_scatter(part: Tensor, whole: Tensor, group: Group, *, phase: str | No
     return start("reduce_scatter", group, (whole, part), lambda: [group._reduce_scatter_base(to, own, _SUM)], phase)
 
 
-def all_to_all(received: Tensor, sent: Tensor, group: Group, *, phase: str | None = None) -> Handle:
-    """Each rank gives every rank an equal part, and gets one of each."""
+def all_to_all(
+    received: Tensor,
+    sent: Tensor,
+    group: Group,
+    *,
+    counts: tuple[Sequence[int], Sequence[int]] | None = None,
+    phase: str | None = None,
+) -> Handle:
+    """Each rank gives every rank a part of what it sends, and gets one of each.
+
+    Args:
+        counts: how many equal cells come from each rank, and how many go to each; without it all parts are equal.
+    """
     to, own = wire(received), wire(sent)
-    return start("all_to_all", group, (sent, received), lambda: [group.alltoall_base(to, own, [], [])], phase)
+    cell = own.numel() // sum(counts[1]) if counts else 0
+    came, went = ([cell * n for n in of] for of in counts or ((), ()))
+    return start("all_to_all", group, (sent, received), lambda: [group.alltoall_base(to, own, came, went)], phase)
 
 
 def broadcast(x: Tensor, group: Group, source: int, *, phase: str | None = None) -> Handle:

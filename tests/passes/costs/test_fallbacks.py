@@ -19,9 +19,10 @@ from galvatron.ir.strategy import Strategy
 from galvatron.passes import FRONT_END, LOWERING
 from galvatron.passes.costs.communication import counts, layer_communication
 from galvatron.passes.costs.events import kernels_s
-from galvatron.passes.costs.fallbacks import ClassStatistics, Fallback, Reason, sharding_statistics
+from galvatron.passes.costs.fallbacks import ClassStatistics, Fallback, sharding_statistics
 from galvatron.passes.costs.profile import profile_graph
 from galvatron.passes.pipeline import Pipeline
+from galvatron.passes.sharding.decisions import Reason
 
 BATCH, LENGTH, WIDTH = 8, 512, 1024
 

@@ -39,20 +39,23 @@ def world(mesh: Mesh) -> range:
 def kept(length: int, dim: int, layout: Layout, mesh: Mesh, rank: int, batch: int = 1) -> torch.Tensor:
     """The indices along `dim`, of `length` elements, that a rank holds.
 
-    Index i seen as (outer, n, rest) has the middle digit `i // rest % n`, and a rank keeps those with its coordinate.
-    Axes with one and the same shard take consecutive digits. Of a padded shard the last rank has what is left.
+    Of the dimension seen as (outer, stretch), a rank keeps a part of every stretch: what axes that shard this factor
+    leave of it one after the other, each one chunk, or of a folded shard one from the front and its mirror image. Of a
+    padded shard the last rank has what is left.
     """
     index = torch.arange(length)
-    keep = torch.ones(length, dtype=torch.bool)
-    rests: dict[Shard, int] = {}
+    kept_of: dict[int, torch.Tensor] = {}
     for placement, axis in zip(layout, mesh, strict=True):
         if isinstance(placement, Shard) and placement.dim == dim:
-            rest = rests.get(placement, length // evaluate(placement.outer, batch)) // axis.size
-            if placement.padded:
-                assert length % axis.size
-                rest += 1
-            rests[placement] = rest
-            keep &= index // rest % axis.size == axis.coordinate(rank)
+            outer = evaluate(placement.outer, batch)
+            part = kept_of.get(outer, torch.arange(length // outer))
+            pieces = 2 * axis.size if placement.folded else axis.size
+            assert length % outer == 0 and (len(part) % pieces == 0) != placement.padded
+            chunks, own = part.chunk(pieces), axis.coordinate(rank)
+            kept_of[outer] = torch.cat([chunks[own], chunks[pieces - 1 - own]]) if placement.folded else chunks[own]
+    keep = torch.ones(length, dtype=torch.bool)
+    for outer, part in kept_of.items():
+        keep &= torch.isin(index % (length // outer), part)
     return index[keep]
 
 
@@ -154,31 +157,38 @@ def _all_reduce(group: Group) -> Group:
     return [total] * len(group)
 
 
-def _gather(group: Group, dim: int, outer: int) -> Group:
-    views = [t.unflatten(dim, (outer, t.shape[dim] // outer)) for t in group]
-    return [torch.cat(views, dim + 1).flatten(dim, dim + 1)] * len(group)
+def _indices(length: int, place: Shard, ranks: int) -> list[torch.Tensor]:
+    """What each rank of an axis has of a dimension that is whole without it."""
+    mesh = mesh_of(ranks)
+    return [kept(length, place.dim, (place,), mesh, rank) for rank in range(ranks)]
 
 
-def _slice(group: Group, dim: int, outer: int) -> Group:
-    views = [t.unflatten(dim, (outer, len(group), -1)) for t in group]
-    return [view.select(dim + 1, i).flatten(dim, dim + 1) for i, view in enumerate(views)]
+def _gather(group: Group, place: Shard) -> Group:
+    held = _indices(len(group) * group[0].shape[place.dim], place, len(group))
+    order = torch.argsort(torch.cat(held))
+    return [torch.cat(group, place.dim).index_select(place.dim, order)] * len(group)
 
 
-def _pad(group: Group, dim: int, outer: int) -> Group:
+def _slice(group: Group, place: Shard) -> Group:
+    held = _indices(group[0].shape[place.dim], place, len(group))
+    return [t.index_select(place.dim, index) for t, index in zip(group, held, strict=True)]
+
+
+def _pad(group: Group, place: Shard) -> Group:
     zero = [torch.zeros_like(t) for t in group]
-    return [_gather([*zero[:i], t, *zero[i + 1 :]], dim, outer)[0] for i, t in enumerate(group)]
+    return [_gather([*zero[:i], t, *zero[i + 1 :]], place)[0] for i, t in enumerate(group)]
 
 
 def _first(group: Group) -> Group:
     return [group[0], *(torch.zeros_like(t) for t in group[1:])]
 
 
-def _reduce_scatter(group: Group, dim: int, outer: int) -> Group:
-    return _slice(_all_reduce(group), dim, outer)
+def _reduce_scatter(group: Group, place: Shard) -> Group:
+    return _slice(_all_reduce(group), place)
 
 
-def _all_to_all(group: Group, split: tuple[int, int], concat: tuple[int, int]) -> Group:
-    return _slice(_gather(group, *concat), *split)
+def _all_to_all(group: Group, split: Shard, concat: Shard) -> Group:
+    return _slice(_gather(group, concat), split)
 
 
 def _rules(op: Op, batch: int) -> tuple[Callable[[Group], Group], Callable[[Group], Group]]:
@@ -192,8 +202,11 @@ def _rules(op: Op, batch: int) -> tuple[Callable[[Group], Group], Callable[[Grou
     def identity(group: Group) -> Group:
         return group
 
-    def sliced(function: Callable[[Group, int, int], Group]) -> Callable[[Group], Group]:
-        return lambda group: function(group, number("dim"), number("outer"))
+    def place(side: str = "") -> Shard:
+        return Shard(number(f"{side}dim"), number(f"{side}outer"), folded=op.kwarg(f"{side}folded") is True)
+
+    def sliced(function: Callable[[Group, Shard], Group]) -> Callable[[Group], Group]:
+        return lambda group: function(group, place())
 
     grad = op.kwarg("grad")
     match op.target:
@@ -212,8 +225,7 @@ def _rules(op: Op, batch: int) -> tuple[Callable[[Group], Group], Callable[[Grou
         case "comm.first":
             return {"identity": (_first, identity), "first": (identity, _first)}[str(grad)]
         case "comm.all_to_all":
-            split = number("split_dim"), number("split_outer")
-            concat = number("concat_dim"), number("concat_outer")
+            split, concat = place("split_"), place("concat_")
             return lambda g: _all_to_all(g, split, concat), lambda g: _all_to_all(g, concat, split)
     raise AssertionError(op.target)
 
