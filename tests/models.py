@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any
@@ -13,12 +14,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from galvatron.ir.capture import Captured, capture_graph
+from galvatron.ir.capture import Captured, LossFunction, capture_graph
 from galvatron.ir.graph import Graph
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.program import Program
+from tests import captures
 
 VOCABULARY, SEQUENCE = 96, 24
+SAMPLES = 4
+"""The size of the example batches; a program holds for other sizes as well."""
 
 
 class Doubles(TorchFunctionMode):
@@ -33,6 +37,29 @@ class Doubles(TorchFunctionMode):
         args = tuple(torch.float64 if a is torch.float32 else a for a in args)
         kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
         return func(*args, **kwargs)
+
+
+def precise(model: nn.Module) -> AbstractContextManager[Any]:
+    """What lets a float64 model compute in float64 throughout."""
+    return Doubles() if next(model.parameters()).dtype is torch.float64 else nullcontext()
+
+
+def captured(
+    name: str | None,
+    model: nn.Module,
+    batch: Callable[[int, int], dict[str, Any]],
+    loss_fn: LossFunction | None = None,
+    precision: str | None = None,
+) -> Captured:
+    """The capture of a model, made once per test run if it has a name, which must say what model and batches are."""
+
+    def capture() -> Captured:
+        with precise(model):
+            return capture_graph(model, batch(SAMPLES, 0), loss_fn=loss_fn, precision=precision)
+
+    if name is None:
+        return capture()
+    return captures.kept(f"{name} in {next(model.parameters()).dtype} under {precision}", capture)
 
 
 class FunctionalGPT(nn.Module):
@@ -71,16 +98,17 @@ class FunctionalGPT(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """A model in float64 and a maker of batches for it (batch size, seed)."""
+    """A model in float64, a maker of batches for it (batch size, seed), and for what several tests have, a name that
+    says what these are."""
 
     model: nn.Module
     batch: Callable[[int, int], dict[str, Any]]
+    name: str | None = None
 
     @cached_property
     def captured(self) -> Captured:
         """Its capture, as if all of it computed in float64."""
-        with Doubles():
-            return capture_graph(self.model, self.batch(4, 0))
+        return captured(self.name, self.model, self.batch)
 
 
 def ragged_tokens(
@@ -102,7 +130,8 @@ def ragged_tokens(
 
 def gpt(**options: Any) -> Case:
     torch.manual_seed(0)
-    return Case(FunctionalGPT(**options).double(), lambda size, seed: ragged_tokens(size, seed, "tokens", "targets"))
+    model = FunctionalGPT(**options).double()
+    return Case(model, partial(ragged_tokens, inputs="tokens", labels="targets"), _described("gpt", options))
 
 
 def hugging_face(name: str, mask: bool = True, **changes: Any) -> Case:
@@ -112,11 +141,16 @@ def hugging_face(name: str, mask: bool = True, **changes: Any) -> Case:
     config = getattr(transformers, config_class)(**(options | changes))
     torch.manual_seed(0)
     model = getattr(transformers, model_class)(config).double().train()
+    described = _described(name, {"mask": mask, **changes})
     if name == "vit":
         size = config.image_size
-        return Case(model, partial(_images, (size, size) if isinstance(size, int) else size))
+        return Case(model, partial(_images, (size, size) if isinstance(size, int) else size), described)
     vocabulary, mask_name = config.vocab_size, "attention_mask" if mask else None
-    return Case(model, lambda size, seed: ragged_tokens(size, seed, mask=mask_name, vocabulary=vocabulary))
+    return Case(model, partial(ragged_tokens, mask=mask_name, vocabulary=vocabulary), described)
+
+
+def _described(name: str, options: Mapping[str, Any]) -> str:
+    return " ".join([name, *(f"{option}={options[option]!r}" for option in sorted(options))])
 
 
 @cache

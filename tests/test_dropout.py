@@ -20,6 +20,7 @@ import galvatron
 from galvatron import runtime as rt
 from galvatron.errors import CaptureError
 from tests import models
+from tests.marks import some_slow
 from tests.ranks import run_ranks
 
 SAMPLES, LENGTH, WIDTH = 8, 4, 64
@@ -165,9 +166,7 @@ def trained(
 
 
 @pytest.mark.parametrize("plan", ["tp2", "dp2", "pp2/m2/1f1b/dp1", "ulysses2", "cp2"])
-@pytest.mark.parametrize(
-    ("name", "options"), [("gpt2", GPT2), pytest.param("bert", BERT, marks=pytest.mark.slow)], ids=["gpt2", "bert"]
-)
+@pytest.mark.parametrize(("name", "options"), some_slow([("gpt2", GPT2)], [("bert", BERT)]), ids=["gpt2", "bert"])
 def test_models_train(name: str, options: dict[str, Any], plan: str) -> None:
     losses, others = run_ranks(trained, 2, name, options, plan, 3, 1e-2)
     assert losses == others

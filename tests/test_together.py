@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import galvatron
 from galvatron import runtime as rt
 from galvatron.errors import GalvatronError
+from tests.marks import some_slow
 from tests.ranks import RankFailure, run_ranks
 
 WORDS, WIDTH, LENGTH = 24, 16, 6
@@ -228,7 +229,7 @@ def outside(world: rt.World, plan: str) -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("plan", ["tp2", pytest.param("m2/tp2-recompute", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("plan", some_slow(["tp2"], ["m2/tp2-recompute"]))
 def test_numbers_outside_of_a_sharded_vocabulary_are_refused(plan):
     for answer in run_ranks(outside, 2, plan):
         for (kind, message), (name, value) in zip(
@@ -263,12 +264,7 @@ def with_optimizer(world: rt.World, name: str, plan: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "plan"),
-    [
-        ("adafactor", "dp2"),
-        ("adamw", "dp2-zero3"),
-        pytest.param("adafactor", "pp2/m2/dp1", marks=pytest.mark.slow),
-        pytest.param("adamw", "tp2", marks=pytest.mark.slow),
-    ],
+    some_slow([("adafactor", "dp2"), ("adamw", "dp2-zero3")], [("adafactor", "pp2/m2/dp1"), ("adamw", "tp2")]),
 )
 def test_optimizers_train_like_eager(name, plan):
     run_ranks(with_optimizer, 2, name, plan)
@@ -278,7 +274,7 @@ def refused_optimizer(world: rt.World, plan: str) -> str:
     return error_of(compile_with, plan=plan, optimizer=torch.optim.Adafactor)[1]
 
 
-@pytest.mark.parametrize("plan", ["dp2-zero1", pytest.param("tp2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("plan", some_slow(["dp2-zero1"], ["tp2"]))
 def test_an_optimizer_that_is_not_elementwise_is_refused_where_parameters_are_cut(plan):
     for answer in run_ranks(refused_optimizer, 2, plan):
         assert "Adafactor is not element-wise" in answer and "check_optimizer=False" in answer
@@ -339,7 +335,7 @@ def resumed(world: rt.World, plan: str, precision: str | None) -> None:
 
 @pytest.mark.parametrize(
     ("plan", "precision"),
-    [("dp2-zero1", None), pytest.param("pp2/m2/dp1", "fp16", marks=pytest.mark.slow)],
+    some_slow([("dp2-zero1", None)], [("pp2/m2/dp1", "fp16")]),
 )
 def test_a_run_goes_on_as_if_it_had_never_stopped(plan, precision):
     run_ranks(resumed, 2, plan, precision)

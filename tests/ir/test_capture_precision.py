@@ -23,6 +23,7 @@ from galvatron.passes import FRONT_END
 from galvatron.passes.cluster_layers import inline
 from galvatron.passes.pipeline import Pipeline
 from tests import models
+from tests.marks import some_slow
 
 PRECISIONS = ("bf16", "f16")
 
@@ -193,13 +194,7 @@ def compute_values(captured: Captured, model: nn.Module, batch: dict[str, Any]) 
     return values
 
 
-FAMILIES = [
-    "vit",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in models.FAMILIES if name != "vit"),
-]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_slow(["vit"], models.FAMILIES))
 def test_no_product_of_a_family_is_in_single(family: str) -> None:
     model, batch = single(family)
     found = capture_graph(model, batch, precision="bf16")

@@ -19,9 +19,9 @@ from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END, LOWERING, PLANNING
 from galvatron.passes.pipeline import Pipeline
 from tests import models
+from tests.marks import some_slow
 
 CLUSTER = Cluster.parse("a100-80g:1x4")
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in models.FAMILIES if name not in ("llama", "gpt2", "bert")]
 
 
 def states(program: Program, passes: tuple[str, ...]) -> Iterator[Program]:
@@ -54,7 +54,7 @@ def check(program: Program) -> None:
     assert print_program(parsed) == text
 
 
-@pytest.mark.parametrize("name", ["gpt", "llama", "gpt2", "bert", *SLOW])
+@pytest.mark.parametrize("name", some_slow(["gpt", "llama", "gpt2", "bert"], models.FAMILIES))
 def test_every_form_is_valid_and_survives_text(name: str) -> None:
     case = models.gpt() if name == "gpt" else models.hugging_face(name)
     program = capture_graph(case.model, case.batch(8, 0)).program

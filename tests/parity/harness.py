@@ -1,6 +1,6 @@
 """One plan against eager PyTorch: the test process captures, plans, lowers and verifies; rank processes run the text.
 
-A model is captured once per session whatever the number of plans, and the ranks get nothing but the generated source,
+A model is captured once per run whatever the number of plans, and the ranks get nothing but the generated source,
 as after `galvatron.compile`.
 
     check("llama", "pp2/m4/1f1b/dp1-tp2")
@@ -12,7 +12,6 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from galvatron import runtime as rt
 from galvatron.codegen import emit, load_module, stage_axes
 from galvatron.ir import planning as plans
-from galvatron.ir.capture import capture_graph
+from galvatron.ir.capture import Captured
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
 from galvatron.ir.planning import PlanShorthand
@@ -33,8 +32,7 @@ from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END, LOWERING
 from galvatron.passes.instrument import verify_each
 from galvatron.passes.pipeline import Pipeline
-from tests import ranks
-from tests.models import Doubles
+from tests import models, ranks
 from tests.parity.subjects import Batch, Subject, make
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -82,14 +80,22 @@ def subject(name: str) -> Subject:
     return make(name)
 
 
-@cache
+def captured(name: str, precision: str | None = None) -> Captured:
+    """The capture of the model called `name`, of which the program is for `BATCH_SIZE` samples."""
+    case = subject(name)
+    found = models.captured(case.name or f"subject {name}", case.model, case.batch, case.loss_fn, precision)
+    return replace(found, program=replace(found.program, batch_size=BATCH_SIZE))
+
+
 def costed(name: str, precision: str | None = None) -> tuple[Program, dict[str, Tensor]]:
     """The captured model with layers and costs, and the data of its constants."""
-    case = subject(name)
-    with precise(case):
-        captured = capture_graph(case.model, case.batch(BATCH_SIZE, 0), loss_fn=case.loss_fn, precision=precision)
-    program = Pipeline.of((*FRONT_END, "annotate-costs")).run(captured.program, [verify_each])
-    return program, captured.constants
+    return _costed(name, precision)
+
+
+@cache
+def _costed(name: str, precision: str | None) -> tuple[Program, dict[str, Tensor]]:
+    found = captured(name, precision)
+    return Pipeline.of((*FRONT_END, "annotate-costs")).run(found.program, [verify_each]), found.constants
 
 
 def planned(
@@ -122,15 +128,10 @@ def layer_count(name: str) -> int:
     return len(plans.planned_layers(costed(name)[0]))
 
 
-def precise(case: Subject) -> AbstractContextManager[Any]:
-    """What lets a float64 model compute in float64 throughout."""
-    return Doubles() if case.dtype is torch.float64 else nullcontext()
-
-
 def eager(name: str, batch: Batch) -> Expected:
     """Loss and gradients of the unmodified model on the whole batch."""
     case = subject(name)
-    with precise(case):
+    with models.precise(case.model):
         loss = case.loss(batch)
     named = {n: p for n, p in case.model.named_parameters(remove_duplicate=False) if p.requires_grad}
     gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)

@@ -20,11 +20,12 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, a maker of batches for it (size, seed), and its loss where it returns none."""
+    """A model, a maker of batches for it (size, seed), its loss where it returns none, and its name in `models`."""
 
     model: nn.Module
     batch: Callable[[int, int], Batch]
     loss_fn: Callable[[Any, Any], Tensor] | None = None
+    name: str | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -253,7 +254,7 @@ def _rotated(x: Tensor) -> Tensor:
 
 
 def _of(case: models.Case) -> Subject:
-    return Subject(case.model, case.batch)
+    return Subject(case.model, case.batch, name=case.name)
 
 
 def _hugging_face(name: str, **options: Any) -> Callable[[], Subject]:

@@ -13,33 +13,31 @@ from galvatron.errors import PlanError
 from galvatron.passes.costs.estimate import estimate_plan, setting_of
 from galvatron.passes.costs.objective import peak_bytes
 from galvatron.passes.pipeline import Pipeline
+from tests.marks import some_slow
 from tests.parity.harness import BATCH_SIZE, check, job_of, layer_count, planned, subject
 from tests.parity.test_memory import followed
 from tests.ranks import run_ranks
 
 PLANS = ["m4/dp1", "m4/dp2-tp2", "m2/tp4+sp", "m2/ulysses4", "m2/cp4", "pp2/m4/gpipe/dp2", "pp4/m4/gpipe/dp1"]
 PLANS += ["m4/dp4-zero3-recompute", "m4/dp2-zero2", "m1/dp4", "pp2/m1/1f1b/tp2", "pp2/m2/gpipe/tp2+sp-zero1"]
-FAST = {("towers", "m4/dp2-tp2"), ("towers", "pp2/m4/gpipe/dp2"), ("towers", "m4/dp4-zero3-recompute")}
-FAST |= {
-    ("balanced", "m4/dp2-tp2"),
-    ("balanced", "pp2/m4/gpipe/dp2"),
-    ("views", "m4/dp2-tp2"),
-    ("views", "m2/ulysses4"),
-}
+FAST = [
+    ("towers", "m4/dp2-tp2"), ("towers", "pp2/m4/gpipe/dp2"), ("towers", "m4/dp4-zero3-recompute"),
+    ("balanced", "m4/dp2-tp2"), ("balanced", "pp2/m4/gpipe/dp2"), ("views", "m4/dp2-tp2"),
+]  # fmt: skip
 CASES = [
-    pytest.param(model, plan, marks=() if (model, plan) in FAST else pytest.mark.slow)
+    (model, plan)
     for model in ("towers", "views", "balanced")
     for plan in PLANS
     if model != "views" or not any(role in plan for role in ("+sp", "ulysses", "cp"))  # two views are no sequence
 ]
 
 
-@pytest.mark.parametrize(("model", "plan"), CASES)
+@pytest.mark.parametrize(("model", "plan"), some_slow(FAST, CASES))
 def test_equals_eager(model: str, plan: str) -> None:
     check(model, plan)
 
 
-@pytest.mark.parametrize("model", ["towers", pytest.param("balanced", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model", some_slow(["towers"], ["balanced"]))
 def test_layers_of_different_strategies(model: str) -> None:
     """The samples of a micro-batch are in the same order whatever the degrees of data parallelism around them."""
     count = layer_count(model)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from galvatron import runtime as rt
-from tests.parity.harness import TOLERANCES, Job, executor, job_of, planned, precise, subject
+from tests.models import precise
+from tests.parity.harness import TOLERANCES, Job, executor, job_of, planned, subject
 from tests.parity.subjects import Batch
 from tests.ranks import run_ranks
 
@@ -55,7 +56,7 @@ def test_loss_is_that_of_the_model_in_evaluation_mode(plan: str, samples: int) -
     batch = case.batch(samples - samples % job.shards, 1)
     losses = run_ranks(evaluate, 4, job, batch)
     case.model.eval()
-    with precise(case), torch.no_grad():
+    with precise(case.model), torch.no_grad():
         expected = float(case.loss(batch))
     case.model.train()
     assert len(set(losses)) == 1

@@ -10,6 +10,7 @@ import pytest
 
 from galvatron.compiled import BatchReader
 from galvatron.errors import PlanError
+from tests.marks import some_slow
 from tests.parity.forwards import FORWARDS, inputs
 from tests.parity.harness import check, costed, planned, subject
 
@@ -21,9 +22,7 @@ PLANS = ["dp2", "m2/dp2", "m4/dp1", "tp2", "m2/tp2+sp", "pp2/m2/1f1b/dp1", "pp2/
 ALL = [(name, plan) for name in FORWARDS for plan in PLANS]
 
 
-@pytest.mark.parametrize(
-    ("model", "plan"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in FAST)]
-)
+@pytest.mark.parametrize(("model", "plan"), some_slow(FAST, ALL))
 def test_equals_eager(model: str, plan: str) -> None:
     check(model, plan)
 

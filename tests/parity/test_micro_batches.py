@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from galvatron.api import search
 from galvatron.errors import BudgetError, CaptureError, PlanError
 from galvatron.ir.plan import Plan
+from tests.marks import some_slow
 from tests.parity.harness import BATCH_SIZE, Expected, check, check_program, costed, eager, planned, subject
 from tests.parity.reductions import VALUES, WORDS
 
@@ -121,11 +123,7 @@ def searched(name: str, budget: int, devices: int) -> Plan | None:
 
 @pytest.mark.parametrize(
     ("chain", "devices"),
-    [
-        ("h mean root", 1),
-        ("likelihood matrix norm +", 1),
-        *(pytest.param(chain, devices, marks=pytest.mark.slow) for chain in SEARCHED for devices in (1, 2)),
-    ],
+    some_slow([(chain, 1) for chain in SEARCHED[:2]], itertools.product(SEARCHED, (1, 2))),
 )
 def test_the_search_proposes_nothing_wrong(chain: str, devices: int) -> None:
     """Whatever the memory: with little of it the search would like many micro-batches."""

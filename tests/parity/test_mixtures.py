@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from itertools import cycle, islice
-from typing import Any
 
 import pytest
 
+from tests.marks import some_slow
 from tests.parity.harness import check, layer_count
 
 ATTENTION = [
@@ -28,11 +28,6 @@ THREE_AXES = [
 ]  # fmt: skip
 
 
-def some_slow(fast: list[str], others: list[str]) -> list[Any]:
-    """Parameters of which those only in `others` are left to `make test-all`."""
-    return [*fast, *(pytest.param(name, marks=pytest.mark.slow) for name in others if name not in fast)]
-
-
 def mixture(layers: int, stages: int, choices: dict[int, list[str]], first: int = 0) -> list[list[str]]:
     """Strategies in rotation, over stages of nearly equal numbers of layers."""
     names = list(islice(cycle(choices[4 // stages]), first, first + layers))
@@ -40,12 +35,7 @@ def mixture(layers: int, stages: int, choices: dict[int, list[str]], first: int 
     return [names[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
 
 
-@pytest.mark.parametrize(
-    ("stages", "first"),
-    [
-        (1, 0), (2, 0), (4, 0), pytest.param(1, 2, marks=pytest.mark.slow), pytest.param(2, 1, marks=pytest.mark.slow),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("stages", "first"), some_slow([(1, 0), (2, 0), (4, 0)], [(1, 2), (2, 1)]))
 @pytest.mark.parametrize("model", some_slow(MODELS, ATTENTION))
 def test_mixture_equals_eager(model: str, stages: int, first: int) -> None:
     layers = layer_count(model)

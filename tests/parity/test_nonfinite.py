@@ -8,6 +8,7 @@ import torch
 
 import galvatron
 from galvatron import runtime as rt
+from tests.marks import some_slow
 from tests.ranks import run_ranks
 from tests.test_api import adamw, new_batch, new_model
 
@@ -25,12 +26,10 @@ def steps_are_equal(world: rt.World, plan: str) -> bool:
 
 @pytest.mark.parametrize(
     "plan",
-    [
-        "pp1/m2/1f1b/dp2-zero3-recompute",
-        pytest.param("pp1/m2/1f1b/dp2-zero2-recompute=selective", marks=pytest.mark.slow),
-        pytest.param("pp2/m2/1f1b/dp1-recompute", marks=pytest.mark.slow),
-        pytest.param("pp1/m2/gpipe/tp2", marks=pytest.mark.slow),
-    ],
+    some_slow(
+        ["pp1/m2/1f1b/dp2-zero3-recompute"],
+        ["pp1/m2/1f1b/dp2-zero2-recompute=selective", "pp2/m2/1f1b/dp1-recompute", "pp1/m2/gpipe/tp2"],
+    ),
 )
 def test_watching_changes_nothing(plan):
     assert all(run_ranks(steps_are_equal, 2, plan))

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.marks import some_slow
 from tests.parity.harness import check, layer_count
-from tests.parity.test_mixtures import mixture, some_slow
+from tests.parity.test_mixtures import mixture
 
 MODELS = ["gpt2-tied-101", "t5-101", "gemma-101", "bert-101"]
 PLANS = ["tp2", "m2/tp4+sp", "pp2/m4/1f1b/tp2", "tp2+sp", "tp4", "m2/dp2-tp2", "m2/tp2-dp2", "pp2/m4/1f1b/tp2+sp",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from galvatron.errors import StrategyError
+from tests.marks import some_slow
 from tests.parity.harness import BATCH_SIZE, check, job_of, planned, subject
 from tests.parity.subjects import ignore_labels
 
@@ -53,7 +54,7 @@ def test_numbers_of_micro_batches(plan: str) -> None:
 
 
 @pytest.mark.parametrize("plan", ALONE)
-@pytest.mark.parametrize("model", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES)])
+@pytest.mark.parametrize("model", some_slow(FAST, FAMILIES))
 def test_role_alone_equals_eager(model: str, plan: str) -> None:
     check(model, plan)
 

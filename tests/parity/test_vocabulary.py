@@ -10,7 +10,8 @@ from torch import Tensor
 
 from galvatron import runtime as rt
 from galvatron.ir.planning import PlanShorthand
-from tests.parity.harness import BATCH_SIZE, Job, check, executor, job_of, planned, precise, subject
+from tests.models import precise
+from tests.parity.harness import BATCH_SIZE, Job, check, executor, job_of, planned, subject
 from tests.parity.subjects import Batch, ignore_labels, make
 from tests.ranks import run_ranks
 
@@ -73,7 +74,7 @@ def test_checkpoints_have_no_filler(model: str, plans: tuple[str, str]) -> None:
         state = run_ranks(trained, world_size, job, [batch], state)[0]
         optimizer = adamw(case.model.parameters())
         optimizer.zero_grad()
-        with precise(case):
+        with precise(case.model):
             case.loss(batch).backward()
         torch.nn.utils.clip_grad_norm_(case.model.parameters(), 0.1)
         optimizer.step()

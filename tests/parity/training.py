@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from galvatron import runtime as rt
-from tests.parity.harness import BATCH_SIZE, TOLERANCES, Job, executor, precise, subject
+from tests.models import precise
+from tests.parity.harness import BATCH_SIZE, TOLERANCES, Job, executor, subject
 from tests.parity.subjects import Batch
 
 CLIP = 0.1
@@ -52,7 +53,7 @@ def trained_alone(model: str) -> tuple[list[float], dict[str, Tensor]]:
     scheduler, losses = warm_up(optimizer), []
     for batch in batches(model):
         optimizer.zero_grad()
-        with precise(case):
+        with precise(case.model):
             loss = case.loss(batch)
         loss.backward()
         assert torch.nn.utils.clip_grad_norm_(case.model.parameters(), CLIP) > CLIP, "nothing was clipped"

@@ -10,8 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from galvatron.errors import PassError
-from galvatron.ir.cluster import Cluster
-from galvatron.ir.program import Form
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.enumerate_strategies import EnumerateStrategies, axis_roles, divisors
 from tests.ir.programs import costed
@@ -47,19 +45,6 @@ def test_no_leaf_without_a_role_for_every_device() -> None:
 @given(st.integers(1, 500))
 def test_divisors(number: int) -> None:
     assert divisors(number) == [d for d in range(1, number + 1) if number % d == 0]
-
-
-def test_a_tree_per_pipeline_degree_that_has_layers() -> None:
-    program = replace(costed(blocks=2), cluster=Cluster.parse("a100-80g:1x8"))
-    result = EnumerateStrategies().run(program)
-    assert result.form is Form.CANDIDATES
-    assert {(c.pipeline_degree, c.cls) for c in result.candidates} == {
-        (degree, cls) for degree in (1, 2, 4) for cls in ("embedding", "block", "head")
-    }
-    (cut,) = result.cuts
-    assert (cut.branch, cut.rule) == ("pp8", "stages-need-layers")
-    fixed = EnumerateStrategies(pipeline_degrees=(2,)).run(program)
-    assert {c.pipeline_degree for c in fixed.candidates} == {2}
 
 
 def test_refusals() -> None:

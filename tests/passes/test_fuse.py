@@ -24,6 +24,7 @@ from galvatron.passes.fuse.rewriter import fuse
 from galvatron.passes.fuse.samples import computed_for_one_sample
 from galvatron.passes.normalize import Normalize
 from tests import models
+from tests.marks import some_slow
 
 TEXTS = {path.stem: path for path in (Path(__file__).parent.parent / "filecheck" / "fuse").glob("*.gir")}
 
@@ -89,7 +90,7 @@ FAST = [
     ("gpt2", UNMASKED | EAGER),
     ("llama", EAGER),
 ]
-SLOW = [*((name, UNMASKED) for name in ("qwen3", "gemma", "bert")), ("t5", EAGER)]
+OTHERS = [*((name, UNMASKED) for name in ("qwen3", "gemma", "bert")), ("t5", EAGER)]
 
 
 def retyped(graph: Graph, dtypes: tuple[str, ...]) -> Graph | None:
@@ -132,9 +133,7 @@ def test_types_stay_for_every_mix(name: str) -> None:
             assert again.values[output].type == mixed.values[output].type, dtypes
 
 
-@pytest.mark.parametrize(
-    ("name", "options"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)], ids=models.case_name
-)
+@pytest.mark.parametrize(("name", "options"), some_slow(FAST, OTHERS), ids=models.case_name)
 def test_fused_models_equal_eager(name: str, options: dict[str, Any]) -> None:
     model_case = models.shared(name, **options)
     captured = model_case.captured

@@ -8,6 +8,7 @@ import pytest
 
 from galvatron.passes.normalize import Normalize
 from tests import models
+from tests.marks import some_slow
 
 FAST = [
     *((name, {}) for name in ("gpt", "llama", "gpt2", "t5", "mixtral", "vit")),
@@ -15,12 +16,10 @@ FAST = [
     ("llama", {"mask": False}),
     ("gpt2", {"mask": False, "attn_implementation": "eager"}),
 ]
-SLOW = [(name, {}) for name in models.FAMILIES if (name, {}) not in FAST] + [("llama", {"tie_word_embeddings": True})]
+OTHERS = [*((name, {}) for name in models.FAMILIES), ("llama", {"tie_word_embeddings": True})]
 
 
-@pytest.mark.parametrize(
-    ("name", "options"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)], ids=models.case_name
-)
+@pytest.mark.parametrize(("name", "options"), some_slow(FAST, OTHERS), ids=models.case_name)
 def test_equals_eager(name: str, options: dict[str, Any]) -> None:
     case = models.shared(name, **options)
     captured = case.captured

@@ -37,14 +37,6 @@ def left(program: Program, degree: int = 1) -> set[str]:
 WITHOUT_DOMINANCE = ("dominated-in-time-and-memory", "dominated-but-for-ties")
 
 
-def test_a_batch_must_divide() -> None:
-    pruned = Prune(without=WITHOUT_DOMINANCE).run(candidates("a100-80g:1x4", batch=6))
-    assert cuts_by(pruned, "dp-divides-batch") == {
-        "pp1/dp4-tp1": "6 samples cannot be divided over dp4",
-    }
-    assert left(pruned) == {"dp2-tp2", "tp2-dp2", "dp1-tp4"}
-
-
 def test_tensor_parallelism_stays_in_the_node_unless_asked() -> None:
     program = candidates("a100-80g:2x2")
     pruned = Prune(without=WITHOUT_DOMINANCE).run(program)

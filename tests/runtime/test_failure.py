@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from tests.marks import some_slow
 from tests.runtime.jobs import LIMIT_S, errors, job, wait_for
 
 KILL_S = 28
@@ -15,15 +16,17 @@ KILL_S = 28
 
 @pytest.mark.parametrize(
     ("action", "first"),
-    [
-        ("raise", "rank 1 failed in stage 1: ValueError: a label is out of range"),
-        pytest.param("script", "rank 1 failed in the script: OSError: the data set is gone", marks=pytest.mark.slow),
-        pytest.param("exit", "rank 1 failed in stage 1: SystemExit: no data left", marks=pytest.mark.slow),
-        ("kill", "rank 0 lost another rank, which was killed or crashed, in stage 0"),
-        pytest.param(
-            "child", "rank 1 failed in stage 1: ValueError: the child ended with status -15", marks=pytest.mark.slow
-        ),
-    ],
+    some_slow(
+        [
+            ("raise", "rank 1 failed in stage 1: ValueError: a label is out of range"),
+            ("kill", "rank 0 lost another rank, which was killed or crashed, in stage 0"),
+        ],
+        [
+            ("script", "rank 1 failed in the script: OSError: the data set is gone"),
+            ("exit", "rank 1 failed in stage 1: SystemExit: no data left"),
+            ("child", "rank 1 failed in stage 1: ValueError: the child ended with status -15"),
+        ],
+    ),
 )
 def test_the_first_error_ends_the_job_and_is_shown_first(action, first):
     with job(1, action) as (launcher, _):
@@ -34,16 +37,18 @@ def test_the_first_error_ends_the_job_and_is_shown_first(action, first):
 
 @pytest.mark.parametrize(
     ("number", "to", "action"),
-    [
-        (signal.SIGINT, "launcher", "gather"),  # each rank waits in C++ for the other, where Python runs no handler
-        pytest.param(signal.SIGTERM, "launcher", "gather", marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, "launcher", "sleep", marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, "launcher", "sleep", marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, "rank 0", "gather", marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, "rank 0", "gather", marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, "rank 1", "sleep", marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, "rank 1", "handler", marks=pytest.mark.slow),
-    ],
+    some_slow(
+        [(signal.SIGINT, "launcher", "gather")],  # each rank waits in C++ for the other, where Python runs no handler
+        [
+            (signal.SIGTERM, "launcher", "gather"),
+            (signal.SIGINT, "launcher", "sleep"),
+            (signal.SIGTERM, "launcher", "sleep"),
+            (signal.SIGINT, "rank 0", "gather"),
+            (signal.SIGTERM, "rank 0", "gather"),
+            (signal.SIGINT, "rank 1", "sleep"),
+            (signal.SIGTERM, "rank 1", "handler"),
+        ],
+    ),
 )
 def test_an_interrupted_job_leaves_no_process(number, to, action):
     with job(1, action, 1, 1, 2) as (launcher, ranks):

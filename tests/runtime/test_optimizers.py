@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from galvatron.errors import GalvatronError
 from galvatron.runtime.elementwise import Slices, Whole, check_optimizer
 from galvatron.runtime.optimizers import build_optimizer, optimizer_of_rank
+from tests.marks import some_slow
 
 CPU = torch.device("cpu")
 MATRICES = {f"layers.{i}.weight": Whole((256, 192), torch.float32) for i in range(3)}
@@ -113,15 +114,13 @@ def check(factory: Any, slices: Slices, model: dict[str, Whole] = MODEL, own: An
 OFTEN = ("sgd", "adamw", "foreach", "fused", "tensor rate", "rate zero", "adagrad", "rprop")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in ELEMENTWISE]
-)
+@pytest.mark.parametrize("name", some_slow(OFTEN, ELEMENTWISE))
 def test_elementwise_optimizers_take_any_slices(name):
     check(ELEMENTWISE[name], Slices(frozenset({0, 1, 2}), ranges=True))
     check(ELEMENTWISE[name], Slices(), own=tuple(MODEL)[2:5])
 
 
-@pytest.mark.parametrize("cut", ["rows", "ranges", pytest.param("columns", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cut", some_slow(["rows", "ranges"], ["columns"]))
 @pytest.mark.parametrize(
     "factory",
     [

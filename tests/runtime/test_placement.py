@@ -33,6 +33,7 @@ from galvatron.ir.planning import PlanShorthand
 from galvatron.ir.text import print_program
 from galvatron.runtime import mesh as meshes
 from galvatron.runtime.stage import StateSpec
+from tests.marks import some_slow
 from tests.parity import harness
 
 CASES = [
@@ -81,7 +82,7 @@ def test_a_tensor_on_the_cpu_is_found() -> None:
         check(replace(job, texts={"stage_0.py": wrong}), batch, size)
 
 
-@pytest.mark.parametrize("model", ["gpt", pytest.param("bert", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model", some_slow(["gpt"], ["bert"]))
 def test_a_program_does_not_depend_on_where_its_model_is(model: str) -> None:
     error = _elsewhere().submit(capture_twice, model).result(250)
     assert not error, error

@@ -1,0 +1,43 @@
+"""What the run keeps of captures is what a fresh capture gives, at the size of batch that the other tests ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from galvatron.ir.capture import Captured, capture_graph
+from tests import captures, models
+from tests.marks import some_slow
+from tests.parity.harness import BATCH_SIZE, captured, subject
+
+FAST = ["gpt", "gpt2", "encoder", "size-branch"]
+
+
+@pytest.mark.parametrize("name", some_slow(FAST, [*models.FAMILIES, "random-3", "towers", "weighted", "vit-16"]))
+def test_what_is_kept_is_a_fresh_capture(name: str) -> None:
+    case = subject(name)
+    captured(name)
+    kept = captured(name)
+    with models.precise(case.model):
+        fresh = capture_graph(case.model, case.batch(BATCH_SIZE, 0), loss_fn=case.loss_fn)
+    assert kept.program == fresh.program
+    assert kept.constants.keys() == fresh.constants.keys()
+    assert all(torch.equal(value, fresh.constants[key]) for key, value in kept.constants.items())
+
+
+def test_a_name_is_captured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = captured("gpt").program
+    monkeypatch.setattr(captures, "folder", tmp_path)
+    made = []
+
+    def capture() -> Captured:
+        made.append(Captured(program, {"constant": torch.arange(3)}))
+        return made[-1]
+
+    for found in (captures.kept("a", capture), captures.kept("a", capture)):
+        assert len(made) == 1 and found.program == program
+        assert torch.equal(found.constants["constant"], torch.arange(3))
+    captures.kept("b", capture)
+    assert len(made) == 2 == len(list(tmp_path.iterdir()))
