@@ -16,6 +16,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from galvatron.errors import PassError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.cost import ClassCost
 from galvatron.ir.graph import Graph, Value
@@ -269,6 +270,22 @@ class Program:
     def state_of(self) -> dict[str, State]:
         """State by name."""
         return {s.name: s for s in self.state}
+
+    @property
+    def captured_graph(self) -> Graph:
+        """The op graph of a captured program.
+
+        Raises:
+            PassError: the program is in a later form, which has none.
+        """
+        if self.graph is None:
+            raise PassError(f"only a captured program has an op graph, not one in form {self.form}")
+        return self.graph
+
+    @cached_property
+    def trainable(self) -> frozenset[str]:
+        """Names of the state that gradients flow to."""
+        return frozenset(s.name for s in self.state if s.trainable)
 
     def values(self) -> dict[str, Value]:
         """Every program-level value of a layered form: batch inputs and layer results, typed as at their producer."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import sympy
 
-from galvatron.errors import PassError
 from galvatron.ir.graph import Graph, Op, Ref, Source, Value
 from galvatron.ir.micro_batches import SAME, Flow
 from galvatron.ir.names import Names
@@ -30,11 +29,10 @@ class CountOnce(Pass):
     numerics = "exact"
 
     def run(self, program: Program) -> Program:
-        if program.graph is None:
-            raise PassError(f"pass {self.name!r} needs a program with an op graph, not one in form {program.form}")
-        live = replace(program.graph, outputs=(program.output,)).without_dead_ops()
+        graph = program.captured_graph
+        live = replace(graph, outputs=(program.output,)).without_dead_ops()
         found = flow_over_micro_batches(live, find_roles(live, program.state_of))
-        graph = _counted(program.graph, found, program.output)
+        graph = _counted(graph, found, program.output)
         return replace(program, graph=graph, output=graph.outputs[0])
 
 

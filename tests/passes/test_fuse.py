@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph, Op, Value
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.program import Program, State
@@ -19,10 +18,8 @@ from galvatron.ir.text import parse_program
 from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType, evaluate
 from galvatron.passes.cluster_layers import ClusterLayers
 from galvatron.passes.fuse import FUSIONS, Fuse, constants
-from galvatron.passes.fuse.notation import parse
-from galvatron.passes.fuse.rewriter import fuse
-from galvatron.passes.fuse.samples import computed_for_one_sample
 from galvatron.passes.normalize import Normalize
+from galvatron.passes.rewriting import rewritten
 from tests import models
 from tests.marks import some_slow
 
@@ -36,6 +33,12 @@ def case(name: str) -> Graph:
 def graph_of(program: Program) -> Graph:
     assert program.graph is not None
     return program.graph
+
+
+def fused(graph: Graph, without: str = "") -> Graph:
+    """The graph after the rewrites of `fuse` alone, all of them or all but one."""
+    rules = [rule for name, rule in FUSIONS.items() if name != without]
+    return rewritten(graph, rules, trainable=[value.name for value in graph.state])
 
 
 def dtype_name(tensor: torch.Tensor) -> str:
@@ -76,10 +79,9 @@ def test_computes_the_same(name: str) -> None:
         models.assert_close(loss_and_gradients(after, values, size), expected, 0.0 if rounds else 1e-9)
 
 
-@pytest.mark.parametrize("fusion", FUSIONS, ids=lambda fusion: fusion.name)
-def test_has_a_text_case_that_needs_it(fusion) -> None:
-    graph = computed_for_one_sample(case(fusion.name))
-    assert fuse(graph, FUSIONS) != fuse(graph, [other for other in FUSIONS if other is not fusion])
+@pytest.mark.parametrize("name", FUSIONS)
+def test_has_a_text_case_that_needs_it(name: str) -> None:
+    assert fused(case(name)) != fused(case(name), without=name)
 
 
 UNMASKED = {"mask": False}
@@ -126,8 +128,7 @@ def test_types_stay_for_every_mix(name: str) -> None:
         mixed = retyped(graph, dtypes)
         if mixed is None:
             continue
-        fused = fuse(mixed, FUSIONS)
-        again = retyped(fused, dtypes)
+        again = retyped(fused(mixed), dtypes)
         assert again is not None, f"{dtypes}: torch does not take what was fused"
         for output in mixed.outputs:
             assert again.values[output].type == mixed.values[output].type, dtypes
@@ -138,16 +139,16 @@ def test_fused_models_equal_eager(name: str, options: dict[str, Any]) -> None:
     model_case = models.shared(name, **options)
     captured = model_case.captured
     with models.Doubles():
-        fused = Fuse().run(Normalize().run(captured.program))
+        program = Fuse().run(Normalize().run(captured.program))
         for size in (4, 1):
             batch = model_case.batch(size, size)
             output = model_case.model(**batch)
             expected = models.loss_and_gradients(getattr(output, "loss", output), model_case.model)
-            values = models.tensors_of(fused, model_case.model, batch, captured.constants)
-            actual = models.loss_and_gradients(models.run(graph_of(fused), values, size), model_case.model)
+            values = models.tensors_of(program, model_case.model, batch, captured.constants)
+            actual = models.loss_and_gradients(models.run(graph_of(program), values, size), model_case.model)
             models.assert_close(actual, expected, 1e-9)
-    assert Fuse().run(fused) == fused
-    assert fused.fingerprint == captured.program.fingerprint
+    assert Fuse().run(program) == program
+    assert program.fingerprint == captured.program.fingerprint
 
 
 def fused_family(name: str, **options: object) -> Program:
@@ -176,7 +177,7 @@ def test_t5_bias_is_for_one_sample() -> None:
 def test_sixteen_bits_keep_their_roundings(dtype: str) -> None:
     text = TEXTS["silu"].read_text(encoding="utf-8").replace("f64", dtype)
     graph = graph_of(parse_program(text))
-    assert fuse(graph, FUSIONS) == graph
+    assert fused(graph) == graph
 
 
 def test_masks_of_the_batch_stay() -> None:
@@ -188,32 +189,17 @@ def test_masks_of_the_batch_stay() -> None:
     ):
         assert line in text
         changed = text.replace(line, other).replace("input %g", "input %u : i64[4]\ninput %g")
-        graph = fuse(computed_for_one_sample(graph_of(parse_program(changed))), FUSIONS)
+        graph = fused(graph_of(parse_program(changed)))
         assert not any(len(op.args) > 5 for op in graph.ops if "scaled_dot_product" in op.target)
 
 
 def test_large_masks_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "_MAX_BYTES", 20)
-    graph = fuse(case("causal"), FUSIONS)
-    assert graph == case("causal")
+    assert fused(case("causal")) == case("causal")
 
 
 def test_unread_constants_leave_the_program() -> None:
     program = parse_program(TEXTS["silu"].read_text(encoding="utf-8"))
     program = replace(program, state=(*program.state, State("constant.0", TensorType("f32", (2,)), "constant", False)))
-    fused = Fuse().run(program)
-    assert fused.state == () and fused.fingerprint == program.fingerprint
-
-
-@pytest.mark.parametrize(
-    ("pattern", "complaint"),
-    [
-        ("x *", "pattern 'x \\*'"),
-        ("nonsense(x)", "which torch does not have"),
-        ("relu(x, y)", "arguments that it does not take"),
-        ("x if y else z", "cannot say"),
-    ],
-)
-def test_wrong_patterns(pattern: str, complaint: str) -> None:
-    with pytest.raises(GalvatronError, match=complaint):
-        parse(pattern)
+    after = Fuse().run(program)
+    assert after.state == () and after.fingerprint == program.fingerprint

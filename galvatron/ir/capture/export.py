@@ -96,12 +96,12 @@ def _captured(model: nn.Module, batch: Batch, loss_fn: LossFunction | None, prec
             batch.size,
         ) from error
     program, constants = converted(exported, model, samples, precision)
-    assert program.graph is not None
+    graph = program.captured_graph
     if assigned.names:
         check_assigned_buffers(model, assigned.names)
-        check_repeats(program.graph, _second_graph(model, batch, loss_fn, dtype, precision), assigned.names)
-    check_randomness(program.graph)
-    check_operators(program.graph)
+        check_repeats(graph, _second_graph(model, batch, loss_fn, dtype, precision), assigned.names)
+    check_randomness(graph)
+    check_operators(graph)
     return Captured(program, constants)
 
 

@@ -257,8 +257,7 @@ def _graph_body(graph: Graph, w: _Writer, owner: Hashable, *, signature: bool = 
 
 
 def _program_graph(program: Program, w: _Writer) -> list[Line]:
-    graph = program.graph
-    assert graph is not None
+    graph = program.captured_graph
     shared = graph.inputs == program.inputs and graph.state == read_state(graph, program.state, program.precision)
     opening = "graph of program {" if shared and not w.lenient else "graph {"
     body = _graph_body(graph, w, None, signature=opening == "graph {")

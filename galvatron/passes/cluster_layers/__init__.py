@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from galvatron.errors import PassError
 from galvatron.ir.program import Form, LayerKind, Program
 from galvatron.passes.base import Pass
 from galvatron.passes.cluster_layers.assemble import assemble
@@ -44,9 +43,7 @@ class ClusterLayers(Pass):
     hints: bool = True
 
     def run(self, program: Program) -> Program:
-        if program.graph is None:
-            raise PassError(f"pass {self.name!r} needs a program with an op graph, not one in form {program.form}")
-        graph = replace(program.graph, outputs=(program.output,)).without_dead_ops()
+        graph = replace(program.captured_graph, outputs=(program.output,)).without_dead_ops()
         graph = with_standard_views(graph, find_roles(graph, program.state_of))
         roles = find_roles(graph, program.state_of)
         parameters = frozenset(state.name for state in program.state if state.kind == "parameter")

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from galvatron.ir.graph import Arg, Const
 from galvatron.ir.types import TensorType
-from galvatron.passes.fuse.matcher import Match
+from galvatron.passes.fuse.constants import facts
+from galvatron.passes.rewriting import Match
 
 Names = Mapping[str, Arg] | None
 
@@ -89,18 +90,18 @@ def half_precision_norm(match: Match) -> Names:
 
 def is_neutral(match: Match) -> Names:
     """The mask is a constant that masks nothing."""
-    return {} if match.facts("mask").neutral else None
+    return {} if facts(match, "mask").neutral else None
 
 
 def selects_all(match: Match) -> Names:
     """A condition that is a constant and true everywhere leaves `x` as it is, up to its broadcast shape."""
     fits = match.is_tensor("x") and match.type_of("x").dtype == match.type.dtype
-    return {"size": match.type.shape} if fits and match.facts("mask").neutral else None
+    return {"size": match.type.shape} if fits and facts(match, "mask").neutral else None
 
 
 def is_causal(match: Match) -> Names:
     """The mask is a constant that hides the future and nothing else. It can be had back: `full(n, n, True).tril()`."""
-    return {} if match.facts("mask").causal else None
+    return {} if facts(match, "mask").causal else None
 
 
 def scores(match: Match) -> Names:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import sympy
 
-from galvatron.ir.graph import Arg, Graph, Op
+from galvatron.ir.graph import Arg, Graph, Op, Ref
 from galvatron.ir.random import is_random
+from galvatron.passes.rewriting import Builder, Match
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,27 +32,23 @@ class Facts:
     causal: bool = False
 
 
-class Constants:
-    """Facts by name. A name keeps its value while a graph is rewritten, so that facts stay true and are found once."""
-
-    def __init__(self) -> None:
-        self._facts: dict[str, Facts] = {}
-
-    def of(self, graph: Graph, name: str) -> Facts:
-        """What is known of a value; nothing unless it is a constant."""
-        if name not in self._facts:
-            ops = _makers(graph, name)
-            self._facts[name] = Facts() if ops is None else _facts(graph, ops, name)
-        return self._facts[name]
+def facts(match: Match, name: str) -> Facts:
+    """What is known of what a name stands for; nothing unless it is a constant."""
+    return match.build.known(_facts_of, match.ref(name).name) if match.is_tensor(name) else Facts()
 
 
-def _makers(graph: Graph, name: str) -> Sequence[Op] | None:
+def _facts_of(name: str, build: Builder) -> Facts:
+    ops = _makers(name, build)
+    return Facts() if ops is None else _facts(ops, name)
+
+
+def _makers(name: str, build: Builder) -> tuple[Op, ...] | None:
     """The ops that compute a value, in order; None if they read anything or are too much work."""
     found: dict[str, Op] = {}
     waiting = [name]
     size = 0
     while waiting:
-        op = graph.producers.get(waiting.pop())
+        op = build.producer(Ref(waiting.pop()))
         if op is None or is_random(op) or any(_is_symbolic(a) for a in (*op.args, *(v for _, v in op.kwargs))):
             return None
         if op.results[0].name in found:
@@ -61,14 +59,15 @@ def _makers(graph: Graph, name: str) -> Sequence[Op] | None:
         if size > _MAX_BYTES:
             return None
         waiting.extend(op.operands)
-    return [op for op in graph.ops if op.results and op.results[0].name in found]
+    return tuple(op for op in build.ops if op.results[0].name in found)
 
 
 def _is_symbolic(arg: Arg) -> bool:
     return any(map(_is_symbolic, arg)) if isinstance(arg, tuple) else isinstance(arg, sympy.Expr)
 
 
-def _facts(graph: Graph, ops: Sequence[Op], name: str) -> Facts:
+@lru_cache(maxsize=64)
+def _facts(ops: tuple[Op, ...], name: str) -> Facts:
     value = _computed(ops, name)
     seen = None if value is None else _is_seen(value)
     return Facts() if seen is None else Facts(neutral=bool(seen.all()), causal=_is_causal(seen))

@@ -8,44 +8,41 @@ dims, varies with the sample only if an op counts samples; such ops have B among
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import cache
-
 import sympy
 
-from galvatron.ir.graph import Arg, Graph, Op, Ref, Value
-from galvatron.ir.names import Names, base_name
+from galvatron.ir.graph import Arg, Op, Ref
 from galvatron.ir.ops.rules import op_dims
+from galvatron.ir.ops.schemas import schema_of
 from galvatron.ir.random import is_random
 from galvatron.ir.types import BATCH, TensorType
 from galvatron.ir.verify.shapes import broadcast, same_shape
-from galvatron.passes.normalize.arguments import bound, with_arguments
+from galvatron.passes.rewriting import Builder
+from galvatron.passes.rewriting.arguments import bound, with_arguments
 
 _MADE_TO_SIZE = ("aten.expand.default", "aten.full.default")
 _SIZED = (*_MADE_TO_SIZE, "aten.reshape.default")
 _ATTENTION = "aten.scaled_dot_product_attention.default"
 
 
-def computed_for_one_sample(graph: Graph) -> Graph:
-    """The graph whose attention and pointwise ops read masks of one sample where all samples have the same."""
-    alike = _alike(graph)
-    single = _Single(graph)
-    for op in graph.ops:
-        if op.results[0].name not in alike:
-            for name in _broadcast_operands(op, graph, alike):
-                op = op.map_refs(lambda n, name=name: single.of(name) if n == name else n)
-        single.ops.append(op)
-    return replace(graph, ops=tuple(single.ops)).without_dead_ops()
+def read_for_one_sample(op: Op, build: Builder) -> Op | None:
+    """Attention and pointwise ops read masks of one sample where all samples have the same."""
+    alike = [name for name in dict.fromkeys(op.operands) if build.known(_is_alike, name)]
+    shared = _broadcast_operands(op, alike, build)
+    if not shared or _makes_alike(op, build):
+        return None
+    return op.map_refs(lambda name: _single(name, build) if name in shared else name)
 
 
-def _alike(graph: Graph) -> set[str]:
-    """The values that are the same for every sample."""
-    types = {name: value.type for name, value in graph.values.items()}
-    alike = {value.name for value in graph.state}
-    for op in graph.ops:
-        if alike.issuperset(op.operands) and not is_random(op) and _keeps_samples_apart(op, types):
-            alike.update(value.name for value in op.results)
-    return alike
+def _is_alike(name: str, build: Builder) -> bool:
+    """Whether a value is the same for every sample; asked at every op in turn, it need not look far back."""
+    op = build.producer(Ref(name))
+    return name in build.state if op is None else _makes_alike(op, build)
+
+
+def _makes_alike(op: Op, build: Builder) -> bool:
+    """Whether the results of an op are the same for every sample."""
+    alike = all(build.known(_is_alike, name) for name in op.operands)
+    return alike and not is_random(op) and _keeps_samples_apart(op, build.types)
 
 
 def _keeps_samples_apart(op: Op, types: dict[str, TensorType]) -> bool:
@@ -92,61 +89,44 @@ def _counts_no_samples(arg: Arg) -> bool:
     return all(map(_counts_no_samples, arg)) if isinstance(arg, tuple) else not isinstance(arg, sympy.Expr)
 
 
-def _broadcast_operands(op: Op, graph: Graph, alike: set[str]) -> list[str]:
-    """Operands of an op that are the same for every sample, and whose dim of samples it does not need."""
-    expanded = [n for n in dict.fromkeys(op.operands) if n in alike and _sample_dim(graph.values[n].type) != _NOWHERE]
+def _broadcast_operands(op: Op, alike: list[str], build: Builder) -> list[str]:
+    """Those operands of an op, the same for every sample, whose dim of samples it does not need."""
+    expanded = [name for name in alike if _sample_dim(build.types[name]) != _NOWHERE]
     if op.target == _ATTENTION:
         mask = bound(op)["attn_mask"]
         return [name for name in expanded if mask == Ref(name) and op.operands.count(name) == 1]
     if not expanded or not _is_pointwise(op.target):
         return []
-    shapes = {name: graph.values[name].type.shape for name in op.operands}
+    shapes = {name: build.types[name].shape for name in op.operands}
     chosen: list[str] = []
     for name in expanded:
-        narrow = shapes | {name: _for_one(graph.values[name].type).shape}
+        narrow = shapes | {name: _for_one(build.types[name]).shape}
         if same_shape(broadcast(list(narrow.values())), op.result.type.shape):
             shapes = narrow
             chosen.append(name)
     return chosen
 
 
-@cache
 def _is_pointwise(target: str) -> bool:
-    import torch
-
-    from galvatron.ir.interpreter import torch_op
-
-    chooses = target.startswith("aten.where.")  # of which torch tags only one
-    return chooses or torch.Tag.pointwise in torch_op(target).tags  # type: ignore[attr-defined]  # of an OpOverload
+    return target.startswith("aten.where.") or schema_of(target).pointwise  # of the former torch marks only one
 
 
-class _Single:
-    """The new graph's ops, and the values of one sample among them, made when they are first read."""
+def _single(name: str, build: Builder) -> str:
+    """The value that every sample has, with one sample."""
+    op = build.producer(Ref(name))
+    if op is None or _sample_dim(build.types[name]) == _NOWHERE:
+        return name
+    names = [value.name for value in op.results]
+    return build.known(_made_for_one, names[0]).results[names.index(name)].name
 
-    def __init__(self, graph: Graph) -> None:
-        self.ops: list[Op] = []
-        self._graph = graph
-        self._names = Names(graph.values)
-        self._made: dict[str, str] = {}
 
-    def of(self, name: str) -> str:
-        """The value that every sample has, with one sample."""
-        value = self._graph.values[name]
-        if _sample_dim(value.type) == _NOWHERE:
-            return name
-        if name not in self._made:
-            self._make(self._graph.producers[name])
-        return self._made[name]
-
-    def _make(self, op: Op) -> None:
-        for name in op.operands:
-            self.of(name)
-        results = tuple(
-            Value(self._names.fresh(base_name(op.target)), _for_one(value.type), value.layout) for value in op.results
-        )
-        self._made.update((old.name, new.name) for old, new in zip(op.results, results, strict=True))
-        sized = {n: _with_one(a) for n, a in bound(op).items() if n in ("size", "shape") and op.target in _SIZED}
-        self.ops.append(replace(with_arguments(op.map_refs(self.of), **sized), results=results))
+def _made_for_one(name: str, build: Builder) -> Op:
+    """The op whose first result this is, once more and for one sample."""
+    op = build.producer(Ref(name))
+    assert op is not None
+    read = op.map_refs(lambda operand: _single(operand, build))
+    sized = {n: _with_one(a) for n, a in bound(op).items() if n in ("size", "shape") and op.target in _SIZED}
+    return build.emit_op(with_arguments(read, **sized), *(_for_one(value.type) for value in op.results))
 
 
 def _for_one(type_: TensorType) -> TensorType:

@@ -2,58 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from galvatron.ir.graph import Arg, Const, Op, Ref
-from galvatron.passes.normalize.arguments import bound
-from galvatron.passes.normalize.rewriter import Builder, Rewrite
+from galvatron.passes.rewriting import Builder, Match
+from galvatron.passes.rewriting.arguments import bound
+from galvatron.passes.rewriting.rules import Where
+
+Names = Mapping[str, Arg] | None
 
 
-def identity(op: Op, build: Builder) -> Ref:
-    """The op copies its input: `clone`, `alias`, `contiguous`, … A value has no memory of its own."""
-    (first, *_) = op.args
-    assert isinstance(first, Ref)
-    return first
+def as_result(match: Match) -> Names:
+    """The size and the element type of the result."""
+    return {"size": match.type.shape, "dtype": Const("dtype", match.type.dtype)}
 
 
-def identity_if_same_type(op: Op, build: Builder) -> Ref | None:
-    """A cast, expand, reshape, slice or permutation that changes neither dtype nor shape."""
-    return identity(op, build) if build.type_of(op.args[0]) == op.result.type else None
+def filled_with(value: float | None = None) -> Where:
+    """The value that a constant tensor is filled with, as one of its element type; by default the `value` matched."""
+
+    def where(match: Match) -> Names:
+        fill = match["value"] if value is None else value
+        return {**(as_result(match) or {}), "value": bool(fill) if match.type.dtype == "bool" else fill}
+
+    return where
 
 
-def identity_permutation(op: Op, build: Builder) -> Ref | None:
-    """`permute` and `transpose` that leave every dim where it is."""
-    arguments = bound(op)
-    dims = arguments.get("dims")
-    moved = arguments["dim0"] != arguments["dim1"] if dims is None else dims != tuple(range(len(op.result.type.shape)))
-    return None if moved else identity(op, build)
+def no_gradient(match: Match) -> Names:
+    """No gradient flows through the operand."""
+    return None if match.ref("x").name in match.build.differentiable else {}
 
 
-def full_slice(op: Op, build: Builder) -> Ref | None:
-    """A slice that takes everything."""
-    return identity_if_same_type(op, build) if bound(op)["step"] == 1 else None
+def swapped(match: Match) -> Names:
+    """The last two dims change places, where there are two."""
+    order = list(range(len(match.type.shape)))
+    order[-2:] = reversed(order[-2:])
+    return {"order": tuple(order)}
 
 
-def neutral_element(neutral: float) -> Rewrite:
-    """The rule that drops an operation with its neutral element: `x + 0`, `x * 1.0`, …"""
-
-    def rule(op: Op, build: Builder) -> Ref | None:
-        left, right = op.args[:2]
-        if isinstance(right, (int, float)) and not isinstance(right, bool) and right == neutral:
-            return identity_if_same_type(op, build) if isinstance(left, Ref) else None
-        return None
-
-    return rule
+def reversed_dims(match: Match) -> Names:
+    """Dims from the last to the first."""
+    return {"order": tuple(range(len(match.type.shape)))[::-1]}
 
 
-def conjunction_with_true(op: Op, build: Builder) -> Ref | None:
-    """`x & True`, where True is a constant tensor."""
-    for kept, other in (op.args[:2], op.args[1::-1]):
-        producer = build.producer(other)
-        is_true = producer is not None and producer.target == "aten.full.default" and producer.args[1] is True
-        if is_true and isinstance(kept, Ref) and build.type_of(kept) == op.result.type:
-            return kept
-    return None
+def moved(match: Match) -> Names:
+    """Dims `source` go to `destination`, the others keep their order."""
+    sources, destinations = (d if isinstance(d, tuple) else (d,) for d in (match["source"], match["destination"]))
+    order = [d for d in range(len(match.type.shape)) if d not in sources]
+    for position, dim in sorted(zip(destinations, sources, strict=True)):  # type: ignore[type-var]  # dims
+        order.insert(position, dim)  # type: ignore[arg-type]  # dims
+    return {"order": tuple(order)}
+
+
+def same_order(match: Match) -> Names:
+    """Every dim stays where it is."""
+    return {} if match["order"] == tuple(range(len(match.type.shape))) else None
+
+
+def to_end(match: Match) -> Names:
+    """A range by its length ends there."""
+    return {"end": match["start"] + match["length"]}  # type: ignore[operator]  # sizes
+
+
+def all_dims(match: Match) -> Names:
+    """No dims are given, which means all."""
+    return {"dims": tuple(range(len(match.type_of("x").shape))), "keepdim": match.names.get("keepdim", False)}
 
 
 def cat_with_nothing(op: Op, build: Builder) -> Op | Ref | None:
@@ -66,27 +79,19 @@ def cat_with_nothing(op: Op, build: Builder) -> Op | Ref | None:
     return replace(op, args=(kept, dim)) if kept and len(kept) < len(parts) else None
 
 
-def pointless_detach(op: Op, build: Builder) -> Ref | None:
-    """`detach` of a value that no gradient flows through."""
-    (value,) = op.operands
-    return None if value in build.differentiable else Ref(value)
-
-
-def inactive_dropout(op: Op, build: Builder) -> Ref | tuple[Ref, ...] | None:
-    """Dropout in eval mode or with probability 0."""
+def inactive_dropout_with_mask(op: Op, build: Builder) -> tuple[Ref, ...] | None:
+    """`native_dropout` in eval mode or with probability 0: its mask is all True."""
     arguments = bound(op)
-    if arguments.get("p") != 0 and arguments["train"] is not False:
+    if arguments["p"] != 0 and arguments["train"] is not False:
         return None
-    kept = identity(op, build)
-    if len(op.results) == 1:
-        return kept
     mask = op.results[1].type
-    return kept, build.emit("aten.full.default", (mask.shape, True), mask, dtype=Const("dtype", mask.dtype))
+    everything = build.emit("aten.full.default", mask.shape, True, dtype=Const("dtype", mask.dtype))
+    return Ref(op.operands[0]), everything
 
 
 def dropout_without_mask(op: Op, build: Builder) -> Op | None:
     """`native_dropout` whose mask nobody reads is `dropout`."""
-    if op.results[1].name in build.used:
+    if build.reads[op.results[1].name]:
         return None
     arguments = bound(op)
     return Op("aten.dropout.default", (arguments["input"], arguments["p"], True), (), op.results[:1], op.source)
@@ -94,56 +99,16 @@ def dropout_without_mask(op: Op, build: Builder) -> Op | None:
 
 def batch_norm_without_saved_statistics(op: Op, build: Builder) -> Op | None:
     """Batch norm with given statistics, which saves none: it has one result, of the shape of its input."""
-    if any(saved.name in build.used for saved in op.results[1:]):
+    if any(build.reads[saved.name] for saved in op.results[1:]):
         return None
     *operands, momentum, eps = bound(op).values()
     args = (*operands, False, momentum, eps, False)
     return Op("aten.batch_norm.default", args, (), op.results[:1], op.source)
 
 
-def renamed_to(target: str) -> Rewrite:
-    """The rule for another name of the same op."""
-    return lambda op, build: replace(op, target=target)
-
-
-def reshaped(op: Op, build: Builder) -> Op:
-    """Every view is a `reshape`: values have no strides, and a sharded program need not have those of the model."""
-    return replace(op, target="aten.reshape.default", args=(op.args[0], op.result.type.shape), kwargs=())
-
-
-def expanded(op: Op, build: Builder) -> Op:
-    """`expand_as` is `expand`."""
-    return replace(op, target="aten.expand.default", args=(op.args[0], op.result.type.shape), kwargs=())
-
-
 def broadcast(op: Op, build: Builder) -> tuple[Ref, ...]:
     """`broadcast_tensors` is an `expand` of each operand that needs one."""
-    return tuple(_expand(Ref(name), value.type, build) for name, value in zip(op.operands, op.results, strict=True))
-
-
-def _expand(ref: Ref, type_, build: Builder) -> Ref:
-    return ref if build.type_of(ref) == type_ else build.emit("aten.expand.default", (ref, type_.shape), type_)
-
-
-def permuted(op: Op, build: Builder) -> Op:
-    """`t`, `mT`, `movedim` and their like as `permute`."""
-    rank = len(op.result.type.shape)
-    order = list(range(rank))
-    if op.target.startswith("aten.movedim"):
-        arguments = bound(op)
-        source, destination = (_as_tuple(arguments[k]) for k in ("source", "destination"))
-        order = [d for d in order if d not in source]
-        for position, dim in sorted(zip(destination, source, strict=True)):
-            order.insert(position, dim)
-    elif op.target.startswith("aten.numpy_T"):
-        order.reverse()
-    elif rank >= 2:
-        order[-2:] = order[-1], order[-2]
-    return replace(op, target="aten.permute.default", args=(op.args[0], tuple(order)), kwargs=())
-
-
-def _as_tuple(arg: Arg) -> tuple:
-    return arg if isinstance(arg, tuple) else (arg,)
+    return tuple(build.expand(Ref(n), v.type.shape) for n, v in zip(op.operands, op.results, strict=True))
 
 
 def chunks_as_split(op: Op, build: Builder) -> Op:
@@ -151,32 +116,3 @@ def chunks_as_split(op: Op, build: Builder) -> Op:
     dim = bound(op)["dim"]
     assert isinstance(dim, int)
     return replace(op, target="aten.split.Tensor", args=(op.args[0], op.results[0].type.shape[dim], dim), kwargs=())
-
-
-def narrowed(op: Op, build: Builder) -> Op:
-    """`narrow` as `slice`."""
-    dim, start, length = op.args[1:4]
-    return replace(op, target="aten.slice.Tensor", args=(op.args[0], dim, start, start + length), kwargs=())  # type: ignore[operator]  # sizes
-
-
-def filled_with(value: float | None = None) -> Rewrite:
-    """The rule that writes the creation of a constant tensor as `full`; without a value the op names its own."""
-
-    def rule(op: Op, build: Builder) -> Op:
-        type_ = op.result.type
-        fill = bound(op).get("fill_value", bound(op).get("s")) if value is None else value
-        fill = bool(fill) if type_.dtype == "bool" else fill
-        kwargs = (("dtype", Const("dtype", type_.dtype)),)
-        return replace(op, target="aten.full.default", args=(type_.shape, fill), kwargs=kwargs)
-
-    return rule
-
-
-def explicit_dims(op: Op, build: Builder) -> Op | None:
-    """A `sum` over all dims, written as none, names them."""
-    arguments = bound(op)
-    if arguments.get("dim") not in (None, ()):
-        return None
-    dims = tuple(range(len(build.type_of(op.args[0]).shape)))
-    kept = () if arguments["dtype"] is None else (("dtype", arguments["dtype"]),)
-    return replace(op, target="aten.sum.dim_IntList", args=(op.args[0], dims, *op.args[2:]), kwargs=kept)

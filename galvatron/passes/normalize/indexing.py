@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from galvatron.ir.graph import Arg, Op, Ref
-from galvatron.ir.types import BATCH, Dim, TensorType
-from galvatron.passes.normalize.rewriter import Builder
+from galvatron.ir.types import BATCH, Dim, simplify_dim
+from galvatron.ir.verify.shapes import broadcast
+from galvatron.passes.rewriting import Builder
 
 _VIEWS = ("aten.unsqueeze.default", "aten.reshape.default")
 
@@ -61,45 +62,26 @@ def counts(index: Arg, size: Dim, build: Builder) -> bool:
 def _without_sample_dim(index: Arg, rank: int, build: Builder) -> Ref | None:
     """The index without its dim of samples, if it does not vary along it."""
     assert isinstance(index, Ref)
-    type_ = build.type_of(index)
-    if len(type_.shape) < rank:
+    shape = build.type_of(index).shape
+    if len(shape) < rank:
         return index
-    if len(type_.shape) > rank or type_.shape[0] != 1:
-        return None
-    return _reshape(index, type_.with_shape(type_.shape[1:]), build)
+    return build.reshape(index, shape[1:]) if len(shape) == rank and shape[0] == 1 else None
 
 
 def _indexed(op: Op, source: Arg, indices: tuple[Ref, ...], build: Builder) -> Ref:
-    gathered = _broadcast([build.type_of(i) for i in indices])
+    gathered = broadcast([build.type_of(i).shape for i in indices])
     rest = build.type_of(source).shape[1 + len(indices) :]
     type_ = op.result.type.with_shape((BATCH, *gathered, *rest))
-    return _reshape(build.emit("aten.index.Tensor", (source, (None, *indices)), type_), op.result.type, build)
+    return build.reshape(build.emit("aten.index.Tensor", source, (None, *indices), type_=type_), op.result.type.shape)
 
 
 def _gathered(op: Op, source: Arg, index: Arg, build: Builder) -> Ref | None:
     values, positions = build.type_of(source), build.type_of(index)
     if positions.shape[:1] != (BATCH,) or values.shape[:1] != (BATCH,):
         return None
-    flat = positions.with_shape((BATCH, positions.numel / BATCH))
-    _, count = flat.shape
+    count = simplify_dim(positions.numel / BATCH)
     size, rest = values.shape[1], values.shape[2:]
-    wrapped = build.emit("aten.remainder.Scalar", (_reshape(index, flat, build), size), flat)
-    aligned = _reshape(wrapped, flat.with_shape((BATCH, count, *(1 for _ in rest))), build)
-    whole = flat.with_shape((BATCH, count, *rest))
-    if rest:
-        aligned = build.emit("aten.expand.default", (aligned, whole.shape), whole)
-    gathered = build.emit("aten.gather.default", (source, 1, aligned), replace(whole, dtype=values.dtype))
-    return _reshape(gathered, op.result.type, build)
-
-
-def _reshape(ref: Arg, type_: TensorType, build: Builder) -> Ref:
-    assert isinstance(ref, Ref)
-    if build.type_of(ref).shape == type_.shape:
-        return ref
-    return build.emit("aten.reshape.default", (ref, type_.shape), type_)
-
-
-def _broadcast(types: list[TensorType]) -> tuple:
-    rank = max(len(t.shape) for t in types)
-    padded = [(1,) * (rank - len(t.shape)) + t.shape for t in types]
-    return tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*padded, strict=True))
+    wrapped = build.emit("aten.remainder.Scalar", build.reshape(index, (BATCH, count)), size)
+    aligned = build.expand(build.reshape(wrapped, (BATCH, count, *(1 for _ in rest))), (BATCH, count, *rest))
+    gathered = build.emit("aten.gather.default", source, 1, aligned, type_=values.with_shape((BATCH, count, *rest)))
+    return build.reshape(gathered, op.result.type.shape)

@@ -14,8 +14,8 @@ import sympy
 from galvatron.errors import PassError
 from galvatron.ir.graph import Arg, Const, Op, Ref
 from galvatron.ir.types import Dim, TensorType, simplify_dim
-from galvatron.passes.normalize.arguments import bound, with_arguments
-from galvatron.passes.normalize.rewriter import Builder
+from galvatron.passes.rewriting import Builder
+from galvatron.passes.rewriting.arguments import bound, with_arguments
 
 _NONE, _MEAN, _SUM = 0, 1, 2
 """ATen's values of `reduction`."""
@@ -34,7 +34,7 @@ def batch_mean(op: Op, build: Builder) -> Op | None:
     wide = replace(op.result.type, dtype=_wide(op.result.type.dtype))
     dtype = {} if wide.dtype == source.dtype else {"dtype": Const("dtype", wide.dtype)}
     keepdim = (True,) if arguments.get("keepdim") else ()
-    total = build.emit("aten.sum.dim_IntList", (op.args[0], dims, *keepdim), wide, **dtype)
+    total = build.emit("aten.sum.dim_IntList", op.args[0], dims, *keepdim, type_=wide, **dtype)
     return _quotient(op, total, count, build)
 
 
@@ -59,19 +59,19 @@ def mean_of_targets(op: Op, build: Builder) -> Op | None:
         return _averaged(op, simplify_dim(sympy.sympify(scores.numel) / classes), build)
     op = _sum_of(op, build)
     total_type = build.type_of(op.args[0]).with_shape(())
-    count_type = replace(total_type, dtype=_wide(total_type.dtype))
+    dtype = _wide(total_type.dtype)
     weight = arguments["weight"]
     if weight is None:
-        count = _count(arguments["target"], arguments["ignore_index"], count_type, build)
+        count = _count(arguments["target"], arguments["ignore_index"], dtype, build)
     else:
-        count = _total_weight(weight, arguments["target"], arguments["ignore_index"], count_type, build)
-    total = build.emit(op.target, op.args, total_type)
+        count = _total_weight(weight, arguments["target"], arguments["ignore_index"], dtype, build)
+    total = build.emit(op.target, *op.args, type_=total_type)
     return _quotient(op, total, count, build)
 
 
 def loss_without_total_weight(op: Op, build: Builder) -> Op | None:
     """`nll_loss_forward` whose second result nobody reads is `nll_loss`."""
-    if op.results[1].name in build.used:
+    if build.reads[op.results[1].name]:
         return None
     target = "aten.nll_loss_nd.default"
     return Op(target, op.args, (), op.results[:1], op.source)
@@ -89,7 +89,7 @@ def _averaged(op: Op, count: Dim, build: Builder) -> Op | None:
         return None
     op = _sum_of(op, build)
     total_type = build.type_of(op.args[0]).with_shape(())
-    total = build.emit(op.target, op.args, total_type, **dict(op.kwargs))
+    total = build.emit(op.target, *op.args, type_=total_type, **dict(op.kwargs))
     return _quotient(op, total, count, build)
 
 
@@ -100,46 +100,37 @@ def _sum_of(op: Op, build: Builder) -> Op:
 
 
 def _out_of_half(arg: Arg, build: Builder) -> Arg:
-    if not isinstance(arg, Ref) or build.type_of(arg).dtype != "f16":
-        return arg
-    return _cast(arg, replace(build.type_of(arg), dtype="f32"), build)
+    return build.cast(arg, "f32") if isinstance(arg, Ref) and build.type_of(arg).dtype == "f16" else arg
 
 
 def _quotient(op: Op, total: Ref, count: Ref | Dim, build: Builder) -> Op:
     """`total / count` as the result of `op`, computed in at least 32 bit: 16 bit cannot hold a count."""
-    wide = replace(op.result.type, dtype=_wide(op.result.type.dtype))
-    total = _cast(total, wide, build)
-    if wide == op.result.type:
+    dtype = op.result.type.dtype
+    total = build.cast(total, _wide(dtype))
+    if _wide(dtype) == dtype:
         return Op("aten.div.Tensor", (total, count), (), op.results, op.source)
-    quotient = build.emit("aten.div.Tensor", (total, count), wide)
-    kwargs = (("dtype", Const("dtype", op.result.type.dtype)),)
-    return Op("aten._to_copy.default", (quotient,), kwargs, op.results, op.source)
+    quotient = build.emit("aten.div.Tensor", total, count)
+    return Op("aten._to_copy.default", (quotient,), (("dtype", Const("dtype", dtype)),), op.results, op.source)
 
 
-def _count(target: Arg, ignored: Arg, type_: TensorType, build: Builder) -> Ref:
+def _count(target: Arg, ignored: Arg, dtype: str, build: Builder) -> Ref:
+    return build.cast(_sum(_kept(target, ignored, build), build), dtype)
+
+
+def _total_weight(weight: Arg, target: Arg, ignored: Arg, dtype: str, build: Builder) -> Ref:
     kept = _kept(target, ignored, build)
-    dims = tuple(range(len(build.type_of(kept).shape)))
-    return _cast(build.emit("aten.sum.dim_IntList", (kept, dims), TensorType("i64", ())), type_, build)
-
-
-def _total_weight(weight: Arg, target: Arg, ignored: Arg, type_: TensorType, build: Builder) -> Ref:
-    targets = build.type_of(target)
-    kept = _kept(target, ignored, build)
-    safe = build.emit("aten.mul.Tensor", (target, kept), targets)
-    weights = build.emit("aten.index.Tensor", (weight, (safe,)), build.type_of(weight).with_shape(targets.shape))
-    weights = _cast(weights, type_.with_shape(targets.shape), build)
-    masked = build.emit("aten.mul.Tensor", (weights, kept), type_.with_shape(targets.shape))
-    return build.emit("aten.sum.dim_IntList", (masked, tuple(range(len(targets.shape)))), type_)
+    safe = build.emit("aten.mul.Tensor", target, kept)
+    type_ = build.type_of(weight).with_shape(build.type_of(target).shape)
+    weights = build.cast(build.emit("aten.index.Tensor", weight, (safe,), type_=type_), dtype)
+    return _sum(build.emit("aten.mul.Tensor", weights, kept), build)
 
 
 def _kept(target: Arg, ignored: Arg, build: Builder) -> Ref:
-    return build.emit("aten.ne.Scalar", (target, ignored), replace(build.type_of(target), dtype="bool"))
+    return build.emit("aten.ne.Scalar", target, ignored)
 
 
-def _cast(ref: Ref, type_: TensorType, build: Builder) -> Ref:
-    if build.type_of(ref).dtype == type_.dtype:
-        return ref
-    return build.emit("aten._to_copy.default", (ref,), type_, dtype=Const("dtype", type_.dtype))
+def _sum(ref: Ref, build: Builder) -> Ref:
+    return build.emit("aten.sum.dim_IntList", ref, tuple(range(len(build.type_of(ref).shape))))
 
 
 def _wide(dtype: str) -> str:
@@ -147,7 +138,7 @@ def _wide(dtype: str) -> str:
 
 
 def _broadcast_shape(op: Op, build: Builder) -> tuple[Dim, ...]:
-    shapes = [build.values[name].type.shape for name in op.operands]
+    shapes = [build.types[name].shape for name in op.operands]
     rank = max(len(shape) for shape in shapes)
     padded = [(1,) * (rank - len(shape)) + tuple(shape) for shape in shapes]
     return tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*padded, strict=True))

@@ -12,31 +12,14 @@ from dataclasses import replace
 
 import sympy
 
-from galvatron.ir.graph import Arg, Const, Op, Ref
-from galvatron.ir.types import BATCH, Dim, TensorType, simplify_dim
-from galvatron.passes.normalize.arguments import bound, clamped
+from galvatron.ir.graph import Arg, Op, Ref
+from galvatron.ir.types import BATCH, Dim, simplify_dim
+from galvatron.passes.normalize.arguments import clamped
 from galvatron.passes.normalize.indexing import counts
-from galvatron.passes.normalize.rewriter import Builder
+from galvatron.passes.rewriting import Builder
+from galvatron.passes.rewriting.arguments import bound
 
 _CAT = "aten.cat.default"
-
-
-def copied(op: Op, build: Builder) -> Ref:
-    """`copy` as its source, in the type and the shape of what it overwrites."""
-    (source, *_), type_ = op.args[1:], op.result.type
-    if build.type_of(source).dtype != type_.dtype:
-        cast = replace(build.type_of(source), dtype=type_.dtype)
-        source = build.emit("aten._to_copy.default", (source,), cast, dtype=Const("dtype", type_.dtype))
-    return _expanded(source, type_, build)
-
-
-def filled(op: Op, build: Builder) -> Ref:
-    """`fill` as a constant, or as a scalar tensor spread out."""
-    value, type_ = op.args[1], op.result.type
-    if isinstance(value, Ref):
-        return copied(op, build)
-    value = bool(value) if type_.dtype == "bool" else value
-    return build.emit("aten.full.default", (type_.shape, value), type_, dtype=Const("dtype", type_.dtype))
 
 
 def slice_written(op: Op, build: Builder) -> Ref | None:
@@ -61,8 +44,7 @@ def element_written(op: Op, build: Builder) -> Ref | None:
     size = build.type_of(old).shape[dim]
     at = clamped(index, size, 0)
     shape = build.type_of(new).shape
-    one = build.type_of(new).with_shape((*shape[:dim], 1, *shape[dim:]))
-    new = build.emit("aten.reshape.default", (new, one.shape), one)
+    new = build.emit("aten.reshape.default", new, (*shape[:dim], 1, *shape[dim:]))
     return _replaced(old, new, dim, at, simplify_dim(at + 1), build)
 
 
@@ -79,12 +61,9 @@ def mask_written(op: Op, build: Builder) -> Ref | None:
     mask, type_ = build.type_of(given[0]), op.result.type
     before = indices.index(given[0])
     aligned = (*(1,) * before, *mask.shape, *(1,) * (len(type_.shape) - before - len(mask.shape)))
-    spread = build.emit("aten.reshape.default", (given[0], aligned), mask.with_shape(aligned))
-    number = build.emit("aten.reshape.default", (value, ()), build.type_of(value).with_shape(()))
-    if build.type_of(number).dtype != type_.dtype:
-        cast = TensorType(type_.dtype, ())
-        number = build.emit("aten._to_copy.default", (number,), cast, dtype=Const("dtype", type_.dtype))
-    return build.emit("aten.where.self", (spread, number, old), type_)
+    spread = build.reshape(given[0], aligned)
+    number = build.cast(build.reshape(value, ()), type_.dtype)
+    return build.emit("aten.where.self", spread, number, old, type_=type_)
 
 
 def samples_written(op: Op, build: Builder) -> Ref | None:
@@ -99,14 +78,13 @@ def samples_written(op: Op, build: Builder) -> Ref | None:
         return None
     if build.type_of(indices[0]).shape != (BATCH,):
         return None
-    one = type_.with_shape((BATCH, 1, *type_.shape[2:]))
-    row = build.emit("aten.remainder.Scalar", (indices[1], type_.shape[1]), positions)
-    at = positions.with_shape((BATCH, *(1,) * (len(one.shape) - 1)))
-    row = _expanded(build.emit("aten.reshape.default", (row, at.shape), at), replace(one, dtype=at.dtype), build)
-    rows = type_.with_shape((BATCH, *type_.shape[2:]))
-    source = build.emit("aten.reshape.default", (_expanded(value, rows, build), one.shape), one)
+    rows = (BATCH, *type_.shape[2:])
+    one = (BATCH, 1, *type_.shape[2:])
+    row = build.emit("aten.remainder.Scalar", indices[1], type_.shape[1])
+    row = build.expand(build.reshape(row, (BATCH, *(1,) * (len(one) - 1))), one)
+    source = build.reshape(build.expand(value, rows), one)
     target = "aten.scatter_add.default" if arguments["accumulate"] else "aten.scatter.src"
-    return build.emit(target, (old, 1, row, source), type_)
+    return build.emit(target, old, 1, row, source, type_=type_)
 
 
 def joined(op: Op, build: Builder) -> Op | None:
@@ -188,7 +166,7 @@ def _replaced(old: Arg, new: Arg, dim: int, start: Dim, end: Dim, build: Builder
     if len(kept) == 1:
         assert isinstance(kept[0], Ref)
         return kept[0]
-    return build.emit(_CAT, (kept, dim), type_)
+    return build.emit(_CAT, kept, dim, type_=type_)
 
 
 def _slice(source: Arg, dim: Arg, start: Dim, end: Dim, build: Builder) -> Ref:
@@ -198,9 +176,4 @@ def _slice(source: Arg, dim: Arg, start: Dim, end: Dim, build: Builder) -> Ref:
     if length == type_.shape[dim]:
         return source
     shape = (*type_.shape[:dim], length, *type_.shape[dim + 1 :])
-    return build.emit("aten.slice.Tensor", (source, dim, start, end), type_.with_shape(shape))
-
-
-def _expanded(ref: Arg, type_: TensorType, build: Builder) -> Ref:
-    assert isinstance(ref, Ref)
-    return ref if build.type_of(ref) == type_ else build.emit("aten.expand.default", (ref, type_.shape), type_)
+    return build.emit("aten.slice.Tensor", source, dim, start, end, type_=type_.with_shape(shape))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from galvatron.ir.graph import Arg, Graph, Op, Ref
+from galvatron.ir.graph import Arg, Op, Ref
+from galvatron.ir.ops.schemas import schema_of
 from galvatron.ir.types import TensorType
-from galvatron.passes.fuse.constants import Constants, Facts
-from galvatron.passes.fuse.notation import ANYTHING, Call, Listed, Name, Number, Term
-from galvatron.passes.normalize.arguments import bound, parameters
+from galvatron.passes.rewriting.arguments import bound, is_default
+from galvatron.passes.rewriting.builder import Builder
+from galvatron.passes.rewriting.notation import ANYTHING, Call, Listed, Name, Number, Term
 
 _PRECISION = 1e-9
 """Relative: models write √(2/π) with ten digits or with sixteen."""
@@ -20,48 +22,45 @@ _PRECISION = 1e-9
 class Match:
     """A place where a pattern fits: what its names stand for, and the ops it covers, the last one first."""
 
-    graph: Graph
-    constants: Constants
+    build: Builder
     ops: tuple[Op, ...]
     names: Mapping[str, Arg]
 
     @property
+    def op(self) -> Op:
+        """The last op, whose result is replaced."""
+        return self.ops[0]
+
+    @property
     def type(self) -> TensorType:
         """The type of the result."""
-        return self.ops[0].result.type
+        return self.op.result.type
 
     def __getitem__(self, name: str) -> Arg:
         return self.names[name]
 
-    def type_of(self, name: str) -> TensorType:
-        """The type of the tensor that a name stands for."""
+    def ref(self, name: str) -> Ref:
+        """The tensor that a name stands for."""
         ref = self.names[name]
         assert isinstance(ref, Ref), f"{name} stands for {ref}"
-        return self.graph.values[ref.name].type
+        return ref
+
+    def type_of(self, name: str) -> TensorType:
+        """Its type."""
+        return self.build.type_of(self.ref(name))
 
     def is_tensor(self, name: str) -> bool:
         return isinstance(self.names[name], Ref)
 
-    def facts(self, name: str) -> Facts:
-        """What is known of the constant that a name stands for."""
-        ref = self.names[name]
-        return self.constants.of(self.graph, ref.name) if isinstance(ref, Ref) else Facts()
-
     def is_state(self, name: str) -> bool:
         """Whether a name stands for a parameter, buffer or constant of the model."""
-        ref = self.names[name]
-        return isinstance(ref, Ref) and any(v.name == ref.name for v in self.graph.state)
+        return self.is_tensor(name) and self.ref(name).name in self.build.state
 
     @property
     def closed(self) -> bool:
         """Whether nothing else reads what the covered ops compute on the way."""
-        covered = {id(op) for op in self.ops}
-        return all(
-            id(reader) in covered
-            for op in self.ops[1:]
-            for value in op.results
-            for reader in self.graph.consumers[value.name]
-        ) and not any(v.name in self.graph.outputs for op in self.ops[1:] for v in op.results)
+        inside = Counter(name for op in self.ops for name in op.operands)
+        return all(self.build.reads[v.name] == inside[v.name] for op in self.ops[1:] for v in op.results)
 
 
 @dataclass(frozen=True)
@@ -70,35 +69,36 @@ class _Found:
     ops: tuple[Op, ...]
 
 
-def matches(pattern: Term, op: Op, graph: Graph, constants: Constants) -> Iterator[Match]:
+def matches(pattern: Call, op: Op, build: Builder) -> Iterator[Match]:
     """Every way in which the pattern fits with `op` as its last op."""
-    if isinstance(pattern, Call) and pattern.target == op.target:
-        for found in _call(pattern, op, graph, _Found({}, ())):
-            yield Match(graph, constants, found.ops, found.names)
+    if pattern.target == op.target:
+        for found in _call(pattern, op, build, _Found({}, ())):
+            yield Match(build, found.ops, found.names)
 
 
-def _call(pattern: Call, op: Op, graph: Graph, found: _Found) -> Iterator[_Found]:
+def _call(pattern: Call, op: Op, build: Builder, found: _Found) -> Iterator[_Found]:
     arguments = bound(op)
     written = dict(pattern.arguments)
-    for parameter in parameters(op.target) or ():
-        if parameter.name not in written and not _equal(arguments[parameter.name], parameter.default):
-            return
+    if not pattern.open:
+        for parameter in schema_of(op.target).parameters:
+            if parameter.name not in written and not is_default(parameter, arguments[parameter.name]):
+                return
     found = _Found(found.names, (*found.ops, op) if op not in found.ops else found.ops)
     terms, values = list(written.values()), [arguments[name] for name in written]
-    yield from _all(terms, values, graph, found)
+    yield from _all(terms, values, build, found)
     if pattern.commutative:
-        yield from _all(terms, values[::-1], graph, found)
+        yield from _all(terms, values[::-1], build, found)
 
 
-def _all(terms: list[Term], values: list[Arg], graph: Graph, found: _Found) -> Iterator[_Found]:
+def _all(terms: list[Term], values: list[Arg], build: Builder, found: _Found) -> Iterator[_Found]:
     if not terms:
         yield found
         return
-    for first in _term(terms[0], values[0], graph, found):
-        yield from _all(terms[1:], values[1:], graph, first)
+    for first in _term(terms[0], values[0], build, found):
+        yield from _all(terms[1:], values[1:], build, first)
 
 
-def _term(term: Term, value: Arg, graph: Graph, found: _Found) -> Iterator[_Found]:
+def _term(term: Term, value: Arg, build: Builder, found: _Found) -> Iterator[_Found]:
     match term:
         case Name(name) if name == ANYTHING:
             yield found
@@ -112,16 +112,17 @@ def _term(term: Term, value: Arg, graph: Graph, found: _Found) -> Iterator[_Foun
                 yield found
         case Listed(items):
             if isinstance(value, tuple) and len(value) == len(items):
-                yield from _all(list(items), list(value), graph, found)
+                yield from _all(list(items), list(value), build, found)
         case Call():
-            producer = graph.producers.get(value.name) if isinstance(value, Ref) else None
+            producer = build.producer(value)
             if producer is not None and producer.target == term.target and len(producer.results) == 1:
-                yield from _call(term, producer, graph, found)
+                yield from _call(term, producer, build, found)
 
 
 def _equal(left: object, right: object) -> bool:
     if isinstance(left, bool) or isinstance(right, bool):
         return left is right
     if isinstance(left, (int, float)) and isinstance(right, (int, float)):
-        return math.isclose(left, right, rel_tol=_PRECISION)
+        exact = isinstance(left, int) or isinstance(right, int)
+        return left == right if exact else math.isclose(left, right, rel_tol=_PRECISION)
     return left is right or (type(left) is type(right) and left == right)

@@ -6,8 +6,9 @@
 
 A name stands for any argument (a tensor, a number, a list), the same one wherever it appears; `_` for anything, each
 time. Ops are written as in a program less the `aten.`, those without an overload mean `.default`; `+ - * / @ ** ~` are
-`add.Tensor` and so on. An argument that is not written has its default. The syntax is Python's; the text is parsed,
-never evaluated.
+`add.Tensor` and so on. An argument that is not written has its default, or any value after `...`, as in `clone(x,
+...)`. A number in a pattern stands for itself up to rounding, a whole one exactly. The syntax is Python's; the text is
+parsed, never evaluated.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from functools import cache
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg
-from galvatron.passes.normalize.arguments import parameters
+from galvatron.ir.ops.schemas import is_operator, schema_of
+from galvatron.passes.rewriting.arguments import full_target
 
 ANYTHING = "_"
 
@@ -61,10 +63,11 @@ class Listed:
 
 @dataclass(frozen=True)
 class Call:
-    """An op with the arguments that differ from their defaults, by parameter name."""
+    """An op with the arguments that differ from their defaults, by parameter name; if `open`, others may as well."""
 
     target: str
     arguments: tuple[tuple[str, Term], ...]
+    open: bool = False
 
     @property
     def commutative(self) -> bool:
@@ -110,13 +113,15 @@ def _term(node: ast.expr) -> Term:
 
 
 def _call(op: str, args: list[ast.expr], keywords: list[ast.keyword]) -> Call:
-    target = f"aten.{op}" if "." in op else f"aten.{op}.default"
-    schema = parameters(target)
-    if schema is None:
+    target = full_target(op)
+    if not is_operator(target):
         raise GalvatronError(f"a pattern names {target!r}, which torch does not have")
-    names = [p.name for p in schema]
-    given = dict(zip((p.name for p in schema if not p.keyword_only), args, strict=False))
+    is_open = bool(args) and isinstance(args[-1], ast.Constant) and args[-1].value is ...
+    args = args[:-1] if is_open else args
+    parameters = schema_of(target).parameters
+    names = [p.name for p in parameters]
+    given = dict(zip((p.name for p in parameters if not p.keyword_only), args, strict=False))
     given |= {str(k.arg): k.value for k in keywords}
     if len(given) != len(args) + len(keywords) or not given.keys() <= set(names):
         raise GalvatronError(f"a pattern calls {target!r} with arguments that it does not take")
-    return Call(target, tuple((name, _term(given[name])) for name in names if name in given))
+    return Call(target, tuple((name, _term(given[name])) for name in names if name in given), is_open)
