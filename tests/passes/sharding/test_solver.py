@@ -31,8 +31,8 @@ class RandomCosts:
     def _number(self, *key: object) -> float:
         return random.Random(f"{self._seed} {key}").random()
 
-    def op_s(self, index: int) -> float:
-        return 2 * self._number("op", index)
+    def op_s(self, index: int, mode: Mode) -> float:
+        return 2 * self._number("op", index) * mode.share
 
     def conversion_s(self, name: str, source: State, target: State) -> float:
         number = self._number(name, source, target)
@@ -82,7 +82,7 @@ class Objective:
         self._graph, self._modes, self._boundary, self._costs = graph, modes, boundary, costs
 
     def of(self, modes: tuple[Mode, ...], state: dict[str, State]) -> float:
-        total = sum(self._costs.op_s(i) * mode.share for i, mode in enumerate(modes))
+        total = sum(self._costs.op_s(i, mode) for i, mode in enumerate(modes))
         total += sum(self._costs.state_s(name, kept) for name, kept in state.items())
         produced: dict[str, State] = {**self._boundary.inputs, **state}
         needed: dict[str, set[State]] = {name: set() for name in self._graph.values}
