@@ -27,7 +27,6 @@ class CountOnce(Pass):
 
     name = "count-once"
     needs, leaves = Form.CAPTURED, Form.CAPTURED
-    numerics = "exact"
 
     def run(self, program: Program) -> Program:
         if program.graph is None:

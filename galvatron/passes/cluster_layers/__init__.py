@@ -39,7 +39,6 @@ class ClusterLayers(Pass):
 
     name = "cluster-layers"
     needs, leaves = Form.CAPTURED, Form.CLUSTERED
-    numerics = "exact"
 
     hints: bool = True
 

@@ -133,7 +133,6 @@ class Fuse(Pass):
     name = "fuse"
     needs = Form.CAPTURED
     leaves = Form.CAPTURED
-    numerics = "reorders"
 
     def run(self, program: Program) -> Program:
         assert program.graph is not None

@@ -137,7 +137,6 @@ class Normalize(Pass):
     name = "normalize"
     needs = Form.CAPTURED
     leaves = Form.CAPTURED
-    numerics = "reorders"
 
     def run(self, program: Program) -> Program:
         assert program.graph is not None
