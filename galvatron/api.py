@@ -213,7 +213,7 @@ def search(
         cluster: a `Cluster` or a preset such as `"a100-80g:2x8"`.
         memory: budget per device, in bytes or like `"36GiB"`; None is the device's memory less a reserve.
         global_batch_size: samples per step; None is the size of the example batch.
-        schedule: `"gpipe"` or `"1f1b"`; None lets the search choose.
+        schedule: `"gpipe"` or `"1f1b"`; None is `"1f1b"`, or `"gpipe"` for a program with an epilogue.
 
     Raises:
         BudgetError: nothing fits; names the nearest miss.

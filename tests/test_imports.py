@@ -22,7 +22,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recompute": {"errors"},
     "schedules": {"errors", "schedules"},
     "ir": BASE | {"ir"},
-    "passes": BASE | {"ir", "passes", "recompute"},
+    "machine": BASE | {"ir", "machine"},
+    "passes": BASE | {"ir", "machine", "passes", "recompute"},
     "codegen": BASE | {"ir", "passes", "codegen"},
     "runtime": {"errors", "recompute", "runtime", "schedules"},
     "profiler": BASE | {"ir", "profiler"},
@@ -31,11 +32,22 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """Part of the package → the parts it may import; `api`, `cli` and what serves them are on top and may import all."""
 
+KNOWS_NOTHING_OF: dict[str, tuple[str, ...]] = {
+    "passes/sharding": ("passes.costs", "passes.search"),
+    "passes/costs": ("passes.search",),
+}
+"""Part of the passes → what is above it: machine ← sharding ← costs ← search."""
+
+RATES = {"memory_bytes_per_s", "matmul_flop_per_s", "flop_per_s", "bytes_per_s", "kernel_launch_s", "latency_s"}
+READ_RATES = {"machine/machine.py", "ir/cluster.py", "ir/text/printer.py", "profiler/local.py"}
+"""What makes seconds of bytes and FLOP, and who may: the machine, and who reads, prints and measures clusters."""
+
 WITHOUT_TORCH = [
     path
     for path in sorted(ROOT.rglob("*.py"))
     if (relative := path.relative_to(ROOT)).parts[0]
     in {"__init__.py", "__main__.py", "errors.py", "schedules", "units.py", "cli"}
+    or relative.parts[0] == "machine"
     or (relative.parts[0] == "ir" and "capture" not in relative.parts and relative.name != "interpreter.py")
     or (relative.parts[0] == "passes" and relative.name in {"base.py", "pipeline.py", "registry.py", "instrument.py"})
 ]
@@ -111,6 +123,23 @@ def test_one_place_calls_the_communication_library() -> None:
             if isinstance(node, ast.Attribute) and node.attr in COLLECTIVES:
                 owner = ast.unparse(node.value)
                 assert owner.split(".")[-1] in {"comm", "rt", "collectives"}, f"{place}: {owner}.{node.attr}"
+
+
+@pytest.mark.parametrize("part", KNOWS_NOTHING_OF)
+def test_passes_know_nothing_of_what_asks_them(part: str) -> None:
+    for path in modules(part):
+        names = {name.removeprefix("galvatron.") for name in imported(ast.parse(path.read_text()))}
+        assert not [name for name in names if name.startswith(KNOWS_NOTHING_OF[part])], path.relative_to(ROOT)
+
+
+def test_only_the_machine_makes_seconds() -> None:
+    readers = {
+        path.relative_to(ROOT).as_posix()
+        for path in ROOT.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in RATES
+    }
+    assert readers == READ_RATES
 
 
 @pytest.mark.parametrize("path", WITHOUT_TORCH, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -136,53 +136,6 @@ class Cluster:
         """
         return self.nodes > 1 and self.devices_per_node % (size * stride) != 0
 
-    def link(self, size: int, stride: int) -> Link:
-        """The link that limits a ring over a group of `size` ranks, `stride` apart.
-
-        A ring that crosses nodes enters and leaves a node through the cards of all its members there, while the other
-        groups of the same axis use theirs: 16 consecutive devices on 2 × 8 reach eight times the rate of one card,
-        pairs of stride 8 once (Galvatron-2 measured 44.7 and 8.1 GB/s; NVIDIA/nccl issue 812 measured 192 GB/s on 8
-        cards).
-        """
-        if not self.crosses_nodes(size, stride):
-            return self.in_node
-        members = max(1, self.devices_per_node // stride)
-        return Link(min(self.in_node.bytes_per_s, self.cross_node.bytes_per_s * members), self.cross_node.latency_s)
-
-    def collective_s(self, kind: str, payload_bytes: float, size: int, stride: int) -> float:
-        """Seconds of one collective on a group of `size` ranks, `stride` apart; 0 on a group of one.
-
-        `payload_bytes` is the whole tensor as one rank sees it: what `all_reduce` reduces, what `all_gather` returns,
-        what `reduce_scatter` and `all_to_all` take, and the message of `p2p`. Ring algorithms with latency α per step
-        and bandwidth β: all-reduce `2(n-1)(α + bytes/(nβ))`, all-gather and reduce-scatter `(n-1)(α + bytes/(nβ))`
-        (Thakur, Rabenseifner, Gropp, "Optimization of Collective Communication Operations in MPICH", 2005).
-        All-to-all sends one n-th to every other rank, each over the link it needs.
-
-        Raises:
-            ClusterError: unknown kind.
-        """
-        if kind not in COLLECTIVES:
-            raise ClusterError(f"unknown collective {kind!r}; {did_you_mean(kind, COLLECTIVES)}")
-        if size == 1:
-            return 0.0
-        link = self.link(size, stride)
-        if kind == "p2p":
-            own = self.cross_node if self.crosses_nodes(size, stride) else self.in_node
-            return own.latency_s + payload_bytes / own.bytes_per_s
-        if kind == "all_to_all":
-            return (size - 1) * link.latency_s + self._exchange_s(payload_bytes / size, size, stride)
-        rounds = 2 if kind == "all_reduce" else 1
-        return rounds * (size - 1) * (link.latency_s + payload_bytes / (size * link.bytes_per_s))
-
-    def _exchange_s(self, part_bytes: float, size: int, stride: int) -> float:
-        """Transfer time of an all-to-all in which each rank sends `part_bytes` to each other one."""
-        if not self.crosses_nodes(size, stride):
-            return (size - 1) * part_bytes / self.in_node.bytes_per_s
-        near = max(1, self.devices_per_node // stride)
-        return max(
-            (near - 1) * part_bytes / self.in_node.bytes_per_s, (size - near) * part_bytes / self.cross_node.bytes_per_s
-        )
-
 
 def _from_preset(preset: Preset, nodes: int, devices_per_node: int) -> Cluster:
     """A cluster of published figures, with median efficiencies where a figure was never measured."""

@@ -33,5 +33,3 @@ PASSES: dict[str, str] = {
 FRONT_END = ("normalize", "fuse", "count-once", "cluster-layers")
 PLANNING = ("annotate-costs", "enumerate-strategies", "prune", "search")
 LOWERING = ("shard", "redistribute", "split-stages")
-
-DEFAULT_PIPELINE = (*FRONT_END, *PLANNING, *LOWERING)

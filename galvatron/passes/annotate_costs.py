@@ -3,7 +3,7 @@ size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -14,8 +14,9 @@ from galvatron.ir.cost import ClassCost
 from galvatron.ir.graph import Graph
 from galvatron.ir.program import Form, LayerClass, Program
 from galvatron.ir.types import BATCH, DTYPE_BYTES, Dim, evaluate, simplify_dim
+from galvatron.machine import Work
 from galvatron.passes.base import Pass
-from galvatron.passes.costs.events import Collective, Kernel, Linear, Profile
+from galvatron.passes.costs.events import Launch, Linear, launches
 from galvatron.passes.costs.profile import profile_graph
 from galvatron.passes.sharding.boundary import Border
 from galvatron.passes.sharding.context import Partitioner
@@ -47,29 +48,28 @@ class AnnotateCosts(Pass):
 def class_cost(cls: LayerClass, border: Border) -> ClassCost:
     """The cost of one call of a class, given which of its inputs have a gradient and which of its state is trained."""
     profile = profile_graph(cls.graph, (), border.differentiable)
+    forward, backward = launches(profile.forward), launches(profile.backward)
     return ClassCost(
-        forward_flop=_total(e.flop for e in _kernels(profile.forward)),
-        backward_flop=_total(e.flop for e in _kernels(profile.backward)),
-        traffic_bytes=_total(e.traffic_bytes for e in _kernels(profile.forward)),
-        saved_bytes=_saved(profile),
+        forward_flop=_flop(forward),
+        backward_flop=_flop(backward),
+        traffic_bytes=_total(launch.traffic_bytes for launch in forward),
+        saved_bytes=_total([profile.saved_bytes, *(size for _, size in profile.shared_bytes)]),
         parameter_bytes=_state_bytes(cls.graph, border.trainable),
     )
 
 
-def _kernels(events: Iterable[Kernel | Collective]) -> list[Kernel]:
-    return [event for event in events if isinstance(event, Kernel)]
-
-
-def _saved(profile: Profile) -> Dim:
-    return _total([profile.saved_bytes, *(size for _, size in profile.shared_bytes)])
+def _flop(kernels: Sequence[Launch]) -> Dim:
+    works = (launch.work for launch in kernels if launch.work is not None)
+    return simplify_dim(sum(Work(work.kind, tuple(map(_expression, work.sizes))).flop for work in works))
 
 
 def _total(lines: Iterable[Linear]) -> Dim:
     """The sum of quantities as an expression in the batch size."""
-    total: sympy.Expr | int = 0
-    for line in lines:
-        total = total + _exact(line.constant) + _exact(line.slope) * BATCH
-    return simplify_dim(total)
+    return simplify_dim(sum(map(_expression, lines)))
+
+
+def _expression(line: Linear) -> sympy.Expr:
+    return _exact(line.constant) + _exact(line.slope) * BATCH
 
 
 def _exact(value: float) -> sympy.Expr:

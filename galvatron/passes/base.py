@@ -50,14 +50,12 @@ _BARE = re.compile(r"[A-Za-z0-9_.:/+*@%~-][A-Za-z0-9_.:/+*@%~=-]*")
 class Pass(ABC):
     """One transformation of a program: pure, deterministic, configured by its fields.
 
-    `needs` is the form of the program it takes, `leaves` the form of the one it gives, and `numerics` says whether the
-    result computes bit for bit the same (`exact`) or adds the terms of sums in another order (`reorders`).
+    `needs` is the form of the program it takes, `leaves` the form of the one it gives.
     """
 
     name: ClassVar[str]
     needs: ClassVar[Form]
     leaves: ClassVar[Form]
-    numerics: ClassVar[Literal["exact", "reorders"]] = "exact"
 
     def __post_init__(self) -> None:
         """Checks the options, wherever they come from.

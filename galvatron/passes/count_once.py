@@ -26,7 +26,6 @@ class CountOnce(Pass):
 
     name = "count-once"
     needs, leaves = Form.CAPTURED, Form.CAPTURED
-    numerics = "exact"
 
     def run(self, program: Program) -> Program:
         graph = program.captured_graph

@@ -8,7 +8,6 @@ reader. Statistics of the batch are computed whole on every rank of a stage that
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from galvatron.errors import PlanError
 from galvatron.ir.plan import Plan
@@ -25,7 +24,6 @@ class Shard(Pass):
 
     name = "shard"
     needs, leaves = Form.PLANNED, Form.SHARDED
-    numerics: Literal["exact", "reorders"] = "reorders"
 
     def run(self, program: Program) -> Program:
         if program.plan is None or program.cluster is None:

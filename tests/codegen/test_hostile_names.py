@@ -54,7 +54,7 @@ def renamed(program: Program, name: Callable[[str], str]) -> Program:
 
     def layer(old: Layer) -> Layer:
         operands, state, results = names(old.operands), names(old.state), names(old.results)
-        return Layer(name(old.name), name(old.cls), operands, state, results, old.when)
+        return Layer(name(old.name), name(old.cls), operands, state, results, old.kind, names(old.origin))
 
     return replace(
         program,

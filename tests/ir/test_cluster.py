@@ -1,4 +1,4 @@
-"""Clusters: text, links, collective times."""
+"""Clusters: text, groups of ranks, rates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from galvatron.errors import ClusterError, ParseError
-from galvatron.ir.cluster import COLLECTIVES, Cluster, Device, Link
+from galvatron.ir.cluster import Cluster, Device, Link
 from galvatron.ir.presets import PRESETS
 
 
@@ -81,40 +81,6 @@ def test_a_group_crosses_nodes_when_its_span_does() -> None:
     assert cluster.crosses_nodes(16, 1) and cluster.crosses_nodes(2, 8) and cluster.crosses_nodes(4, 4)
     assert cluster.crosses_nodes(3, 1)  # blocks of three do not tile a node of eight
     assert not two_level(nodes=1).crosses_nodes(3, 1)
-
-
-def test_members_in_a_node_share_the_load_of_the_network() -> None:
-    cluster = two_level()
-    assert cluster.link(2, 8) == Link(10e9, 5e-6)
-    assert cluster.link(4, 4) == Link(20e9, 5e-6)
-    assert cluster.link(16, 1) == Link(80e9, 5e-6)
-    assert cluster.link(8, 1) == Link(100e9, 1e-6)
-
-
-@pytest.mark.parametrize("kind", COLLECTIVES)
-def test_collectives_grow_with_bytes_and_slow_down_across_nodes(kind: str) -> None:
-    cluster = two_level()
-    assert cluster.collective_s(kind, 1e6, 1, 1) == 0
-    assert cluster.collective_s(kind, 2e6, 4, 1) > cluster.collective_s(kind, 1e6, 4, 1)
-    assert cluster.collective_s(kind, 1e6, 2, 8) > cluster.collective_s(kind, 1e6, 2, 1)
-
-
-@given(st.integers(2, 8), st.floats(1, 1e9))
-def test_all_reduce_is_reduce_scatter_then_all_gather(size: int, payload: float) -> None:
-    cluster = two_level(nodes=1)
-    parts = [cluster.collective_s(kind, payload, size, 1) for kind in ("reduce_scatter", "all_gather")]
-    assert cluster.collective_s("all_reduce", payload, size, 1) == pytest.approx(sum(parts))
-
-
-def test_ring_all_reduce_of_a_published_measurement() -> None:
-    """8 GPUs of an A100 node, 1 GB: bus bandwidth 235 GB/s (nccl-tests) is 2·7/8 · 1 GB / 235 GB/s."""
-    cluster = Cluster.parse("a100-80g:1x8")
-    assert cluster.collective_s("all_reduce", 1e9, 8, 1) == pytest.approx(2 * 7 / 8 / 235, rel=0.02)
-
-
-def test_unknown_collective() -> None:
-    with pytest.raises(ClusterError, match="did you mean 'all_reduce'"):
-        two_level().collective_s("allreduce", 1, 2, 1)
 
 
 def test_a_type_without_a_rate_runs_at_the_slowest() -> None:

@@ -14,8 +14,8 @@ from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.recompute import KEPT_COLLECTIVES, KEPT_OPS, Step, runs_once, selective_steps
 from galvatron.ir.types import TensorType
-from galvatron.passes.costs.flop import kernel_flop
 from galvatron.passes.costs.profile import EFFECTS
+from galvatron.passes.costs.work import kernel_work
 from tests.passes.sharding.samples import CASES, POINTWISE, Case, Draw
 
 EVERY = [case for cases in (*CASES.values(), POINTWISE) for case in cases]
@@ -28,7 +28,8 @@ class Arithmetic(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        self.flop += kernel_flop(func, args, kwargs or {}, out)
+        work = kernel_work(func, args, kwargs or {}, out)
+        self.flop += work.flop if work else 0
         return out
 
 

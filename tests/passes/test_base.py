@@ -269,8 +269,8 @@ def test_bisect_edges() -> None:
         bisect(PROGRAM, pipeline, lambda p: False)
 
 
-def test_default_pipeline_names_registered_passes() -> None:
-    assert set(passes.DEFAULT_PIPELINE) == set(passes.PASSES)
+def test_every_pass_has_its_place() -> None:
+    assert (*passes.FRONT_END, *passes.PLANNING, *passes.LOWERING) == tuple(passes.PASSES)
 
 
 @pytest.fixture

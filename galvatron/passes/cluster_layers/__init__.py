@@ -38,7 +38,6 @@ class ClusterLayers(Pass):
 
     name = "cluster-layers"
     needs, leaves = Form.CAPTURED, Form.CLUSTERED
-    numerics = "exact"
 
     hints: bool = True
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from galvatron.ir.cluster import Cluster
 from galvatron.ir.layout import Axis
+from galvatron.machine import Kernel, Machine, Work
 
 
 @dataclass(frozen=True)
@@ -27,26 +27,34 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """One kernel: its matmul FLOPs in an element type, and the bytes it reads and writes.
+class Launch:
+    """A kernel at any batch size: the sizes of its work, which are `Linear`, and the bytes that it touches.
 
     `of_weight` says that it makes the gradient of a weight, and nothing else.
     """
 
     name: str
     dtype: str
-    flop: Linear
+    work: Work | None
     traffic_bytes: Linear
     of_weight: bool = False
+
+    def at(self, batch: float) -> Kernel:
+        """The kernel at a local batch size."""
+        work = self.work and Work(self.work.kind, tuple(size(batch) for size in self.work.sizes))
+        return Kernel(self.name, self.dtype, self.traffic_bytes(batch), work)
 
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective on a mesh axis; `payload_bytes` as in `Cluster.collective_s`."""
+    """One collective on a mesh axis; `payload_bytes` as in `Machine.collective_s`."""
 
     kind: str
     axis: Axis
     payload_bytes: Linear
+
+
+Event = Launch | Collective
 
 
 @dataclass(frozen=True)
@@ -58,33 +66,28 @@ class Profile:
     `backward_extra_bytes` are the peaks of live memory above inputs, state and what is saved.
     """
 
-    forward: tuple[Kernel | Collective, ...]
-    backward: tuple[Kernel | Collective, ...]
+    forward: tuple[Event, ...]
+    backward: tuple[Event, ...]
     saved_bytes: Linear
     shared_bytes: tuple[tuple[str, Linear], ...]
     forward_extra_bytes: Linear
     backward_extra_bytes: Linear
 
 
-def kernels_s(events: Iterable[Kernel | Collective], cluster: Cluster, batch: float) -> float:
-    """Seconds of the kernels among events at a local batch size.
-
-    The roofline model (Williams, Waterman, Patterson 2009): a kernel takes the longer of its FLOPs at the matmul rate
-    and its bytes at memory bandwidth, plus one launch.
-    """
-    device = cluster.device
-    return sum(
-        max(e.flop(batch) / device.flop_per_s(e.dtype), e.traffic_bytes(batch) / device.memory_bytes_per_s)
-        + device.kernel_launch_s
-        for e in events
-        if isinstance(e, Kernel)
-    )
+def launches(events: Iterable[Event]) -> list[Launch]:
+    """The kernels among events."""
+    return [event for event in events if isinstance(event, Launch)]
 
 
-def collectives_s(events: Iterable[Kernel | Collective], cluster: Cluster, batch: float) -> float:
+def kernels_s(events: Iterable[Event], machine: Machine, batch: float) -> float:
+    """Seconds of the kernels among events at a local batch size."""
+    return sum(machine.kernel_s(event.at(batch)) for event in launches(events))
+
+
+def collectives_s(events: Iterable[Event], machine: Machine, batch: float) -> float:
     """Seconds of the collectives among events at a local batch size; nothing overlaps them."""
     return sum(
-        cluster.collective_s(e.kind, e.payload_bytes(batch), e.axis.size, e.axis.stride)
-        for e in events
-        if isinstance(e, Collective)
+        machine.collective_s(event.kind, event.payload_bytes(batch), event.axis)
+        for event in events
+        if isinstance(event, Collective)
     )

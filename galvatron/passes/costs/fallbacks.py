@@ -13,14 +13,14 @@ whose ops are all whole may be a little less than those of its ops.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from galvatron.errors import GalvatronError
-from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.layout import Axis
 from galvatron.ir.program import Form, LayerClass, Program
-from galvatron.passes.costs.events import Collective, Profile, collectives_s, kernels_s
+from galvatron.machine import Machine
+from galvatron.passes.costs.events import Collective, Profile, collectives_s, kernels_s, launches
 from galvatron.passes.costs.profile import profile_graph
 from galvatron.passes.sharding import Partitioner
 from galvatron.passes.sharding.decisions import Decision, Reason
@@ -89,7 +89,7 @@ class _Reader:
 
     def __init__(self, planned: Program, sharded: Program) -> None:
         assert planned.plan is not None and planned.cluster is not None
-        self._planned, self._cluster = planned, planned.cluster
+        self._planned, self._machine = planned, Machine(planned.cluster)
         self._micro_batch = planned.plan.global_batch_size // planned.plan.micro_batches
         self._uses = Counter(layer.cls for layer in sharded.all_layers)
         self._partitioner = Partitioner(planned, planned.cluster)
@@ -103,9 +103,9 @@ class _Reader:
         return ClassStatistics(
             name=cls.name,
             layers=self._uses[cls.name],
-            compute_s=kernels_s((*profile.forward, *profile.backward), self._cluster, batch),
+            compute_s=kernels_s((*profile.forward, *profile.backward), self._machine, batch),
             fallbacks=self._fallbacks(cls, differentiable, batch) if cls.base else (),
-            channels=_channels(profile, self._cluster, batch),
+            channels=_channels(profile, self._machine, batch),
         )
 
     def _fallbacks(self, cls: LayerClass, differentiable: frozenset[str], batch: float) -> tuple[Fallback, ...]:
@@ -120,7 +120,7 @@ class _Reader:
                 seconds, saved_s = self._seconds(cls, op, axis, differentiable, batch)
                 if seconds == 0.0:
                     continue  # a view
-                small = saved_s < self._cluster.device.kernel_launch_s
+                small = saved_s < self._machine.launch_s
                 key = (axis, None, None) if small else (axis, base.target, decision.whole)
                 totals.setdefault(key, _Total()).add(seconds, saved_s)
         rows = [Fallback(target, axis, why, t.count, t.seconds, t.saved_s) for (axis, target, why), t in totals.items()]
@@ -142,9 +142,8 @@ class _Reader:
         alone = Graph(inputs, (), (op,), tuple(v.name for v in op.results))
         profile = profile_graph(alone, cls.mesh, differentiable & {v.name for v in inputs})
         events = (*profile.forward, *profile.backward)
-        launchless = replace(self._cluster, device=replace(self._cluster.device, kernel_launch_s=0.0))
-        work_s = kernels_s(events, launchless, batch)
-        return kernels_s(events, self._cluster, batch), work_s * (1 - 1 / axis.size)
+        work_s = sum(self._machine.work_s(event.at(batch)) for event in launches(events))
+        return kernels_s(events, self._machine, batch), work_s * (1 - 1 / axis.size)
 
 
 @dataclass
@@ -165,7 +164,7 @@ class _Sent:
     forward: int = 0
 
 
-def _channels(profile: Profile, cluster: Cluster, batch: float) -> tuple[Channel, ...]:
+def _channels(profile: Profile, machine: Machine, batch: float) -> tuple[Channel, ...]:
     sent: dict[tuple[Axis, str], _Sent] = {}
     for phase, events in ((1, profile.forward), (0, profile.backward)):
         for event in events:
@@ -174,6 +173,6 @@ def _channels(profile: Profile, cluster: Cluster, batch: float) -> tuple[Channel
                 channel.events.append(event)
                 channel.forward += phase
     return tuple(
-        Channel(kind, axis, s.forward, len(s.events) - s.forward, collectives_s(s.events, cluster, batch))
+        Channel(kind, axis, s.forward, len(s.events) - s.forward, collectives_s(s.events, machine, batch))
         for (axis, kind), s in sent.items()
     )

@@ -26,9 +26,11 @@ from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard, name
 from galvatron.ir.recompute import selective_steps
 from galvatron.ir.types import evaluate
 from galvatron.ir.verify.computed import silence
-from galvatron.passes.costs.events import Collective, Kernel, Linear, Profile
-from galvatron.passes.costs.flop import kernel_flop
+from galvatron.machine.kernel import touched_bytes
+from galvatron.machine.work import Work
+from galvatron.passes.costs.events import Collective, Event, Launch, Linear, Profile
 from galvatron.passes.costs.slices import run_on_slice
+from galvatron.passes.costs.work import kernel_work
 from galvatron.passes.sharding.conversion import conversion
 from galvatron.recompute import keep, once, recomputed
 
@@ -92,33 +94,45 @@ def _batches(graph: Graph, mesh: tuple[Axis, ...]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Event:
-    """A kernel (`axis` None, `amounts` = FLOPs and bytes) or collective (`amounts` = 0 and bytes) at one batch size."""
+    """A kernel (`axis` None) or collective at one batch size, with the bytes that it touches or sends."""
 
     name: str
     dtype: str
     axis: Axis | None
-    flop: float
     size_bytes: float
+    work: Work | None = None
     of_weight: bool = False
 
 
-def _fit_events(batches: tuple[int, int], first: list[_Event], second: list[_Event]) -> tuple[Kernel | Collective, ...]:
+def _fit_events(batches: tuple[int, int], first: list[_Event], second: list[_Event]) -> tuple[Event, ...]:
     """One linear kernel or collective per event.
 
     The kernels of two batch sizes differ where a copy is needed at one of them only; then the larger run counts, in
     proportion to the batch.
     """
     if [(e.name, e.axis) for e in first] != [(e.name, e.axis) for e in second]:
-        scale = batches[0] / batches[1]
-        first = [_Event(e.name, e.dtype, e.axis, e.flop * scale, e.size_bytes * scale) for e in second]
-    fitted: list[Kernel | Collective] = []
+        first = [_in_proportion(e, batches[0] / batches[1]) for e in second]
+    fitted: list[Event] = []
     for a, b in zip(first, second, strict=True):
         size_bytes = Linear.through(batches, (a.size_bytes, b.size_bytes))
         if b.axis is not None:
             fitted.append(Collective(b.name, b.axis, size_bytes))
         else:
-            fitted.append(Kernel(b.name, b.dtype, Linear.through(batches, (a.flop, b.flop)), size_bytes, b.of_weight))
+            fitted.append(Launch(b.name, b.dtype, _fit_work(batches, a.work, b.work), size_bytes, b.of_weight))
     return tuple(fitted)
+
+
+def _fit_work(batches: tuple[int, int], first: Work | None, second: Work | None) -> Work | None:
+    if first is None or second is None:
+        return None
+    sizes = (Linear.through(batches, pair) for pair in zip(first.sizes, second.sizes, strict=True))
+    return Work(second.kind, tuple(sizes))
+
+
+def _in_proportion(event: _Event, share: float) -> _Event:
+    """The event of so large a share of a batch; the first size of work is how often it is done."""
+    work = event.work and Work(event.work.kind, (event.work.sizes[0] * share, *event.work.sizes[1:]))
+    return replace(event, size_bytes=event.size_bytes * share, work=work)
 
 
 class _Observed:
@@ -299,8 +313,6 @@ def _gradients_leave_at_once(leaves: Any, watch: _Watch) -> Iterator[None]:
 
 
 _ALLOCATE = {"empty", "empty_like", "new_empty", "new_empty_strided", "empty_strided", "empty_permuted"}
-_GATHER = {"embedding", "index", "index_select", "gather"}
-"""Kernels that read of their first operand only as much as they write."""
 
 
 class _Watch(TorchDispatchMode):
@@ -331,13 +343,11 @@ class _Watch(TorchDispatchMode):
         operands = list(
             {id(t): t for t in _flat((args, tuple(kwargs.values()))) if isinstance(t, torch.Tensor)}.values()
         )
-        if name in _GATHER and operands:
-            operands[0] = results[0]
-        touched = sum(_size_bytes(t) for t in (*operands, *results))
+        touched = touched_bytes(name, [_size_bytes(t) for t in operands], [_size_bytes(t) for t in results])
         dtype = DTYPE_OF.get((operands or results)[0].dtype, "f32")
         if name == "mm":
             self._matmuls[results[0].untyped_storage()._cdata] = len(self.events)
-        self.events.append(_Event(name, dtype, None, kernel_flop(func, args, kwargs, out), touched))
+        self.events.append(_Event(name, dtype, None, touched, kernel_work(func, args, kwargs, out)))
 
     def made_gradient(self, gradient: torch.Tensor) -> None:
         """Marks the product of matrices that a gradient is, if it is one."""
@@ -351,7 +361,7 @@ class _Watch(TorchDispatchMode):
 
     def collective(self, kind: str | None, axis: Axis, payload_bytes: int) -> None:
         if kind is not None:
-            self.events.append(_Event(kind, "", axis, 0, payload_bytes))
+            self.events.append(_Event(kind, "", axis, payload_bytes))
 
     def keep(self, tensor: torch.Tensor) -> None:
         """Leaves the storage of a tensor that is there before the run out of the count."""

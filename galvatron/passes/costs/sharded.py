@@ -13,11 +13,13 @@ from typing import Any
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Value
+from galvatron.ir.layout import Axis
 from galvatron.ir.planning import epilogue, planned_layers
 from galvatron.ir.program import Layer, LayerClass, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import evaluate
-from galvatron.passes.costs.events import Kernel, Profile, collectives_s, kernels_s
+from galvatron.machine import Machine
+from galvatron.passes.costs.events import Profile, collectives_s, kernels_s, launches
 from galvatron.passes.costs.model import LayerCost, Tie
 from galvatron.passes.costs.profile import profile_graph
 from galvatron.passes.costs.state import (
@@ -41,7 +43,7 @@ class ShardedCostModel:
     """Implements `CostModel` for a clustered program; each pair of class and strategy is sharded and profiled once."""
 
     def __init__(self, program: Program, cluster: Cluster) -> None:
-        self.program, self.cluster = program, cluster
+        self.program, self.machine = program, Machine(cluster)
         self.layers = planned_layers(program)
         self._partitioner = Partitioner(program, cluster)
         self._profiles: dict[tuple[str, Strategy, bool], Profile] = {}
@@ -94,7 +96,7 @@ class ShardedCostModel:
 
     def transfer_s(self, index: int, strategy: Strategy, micro_batch: int) -> float:
         return sum(
-            self.cluster.collective_s("p2p", size, 2, strategy.devices) * (2 if differentiable else 1)
+            self.machine.collective_s("p2p", size, _stage_border(strategy)) * (2 if differentiable else 1)
             for size, differentiable in self._sent(index, strategy, micro_batch)
         )
 
@@ -123,10 +125,10 @@ class ShardedCostModel:
 
     def _seconds(self, profile: Profile, batch: float) -> float:
         events = (*profile.forward, *profile.backward)
-        return kernels_s(events, self.cluster, batch) + collectives_s(events, self.cluster, batch)
+        return kernels_s(events, self.machine, batch) + collectives_s(events, self.machine, batch)
 
     def _layer_cost(self, index: int, strategy: Strategy, batch: float) -> LayerCost:
-        layer, cluster = self.layers[index], self.cluster
+        layer, machine = self.layers[index], self.machine
         profile = self._profile(layer.cls, strategy)
         trained, other_bytes = self._state(layer, strategy)
         sent = state_collectives(trained.values())
@@ -136,13 +138,12 @@ class ShardedCostModel:
             trained, other_bytes = {**of_end, **trained}, other_bytes + more_bytes
         accumulation_bytes = sum(state.accumulation_bytes for state in trained.values())
         passing_bytes = sum(state.passing_bytes for state in trained.values())
-        bandwidth = cluster.device.memory_bytes_per_s
         return LayerCost(
-            forward_s=kernels_s(profile.forward, cluster, batch),
-            backward_s=kernels_s(profile.backward, cluster, batch) + accumulation_bytes / bandwidth,
-            weight_s=kernels_s((e for e in profile.backward if isinstance(e, Kernel) and e.of_weight), cluster, batch),
-            forward_communication_s=collectives_s((*profile.forward, *sent.forward), cluster, batch),
-            backward_communication_s=collectives_s((*profile.backward, *sent.backward), cluster, batch),
+            forward_s=kernels_s(profile.forward, machine, batch),
+            backward_s=kernels_s(profile.backward, machine, batch) + machine.moved_s(accumulation_bytes),
+            weight_s=kernels_s((e for e in launches(profile.backward) if e.of_weight), machine, batch),
+            forward_communication_s=collectives_s((*profile.forward, *sent.forward), machine, batch),
+            backward_communication_s=collectives_s((*profile.backward, *sent.backward), machine, batch),
             saved_bytes=profile.saved_bytes(batch),
             # While a layer runs, what is whole of its parameters has a neighbour's beside it: fetched, or on its way.
             extra_bytes=max(
@@ -152,7 +153,7 @@ class ShardedCostModel:
                 end.peak_bytes,
             ),
             state_bytes=sum(state.kept_bytes for state in trained.values()) + other_bytes,
-            sync_s=collectives_s(state_collectives(trained.values()).step, cluster, batch),
+            sync_s=collectives_s(state_collectives(trained.values()).step, machine, batch),
             update_s=self._update_s(trained.values()),
             epilogue_s=end.seconds,
             ties=tuple(self._tie(earlier, strategy, trained[name]) for name, earlier in self._ties(index).items()),
@@ -202,17 +203,17 @@ class ShardedCostModel:
         return trained, other_bytes
 
     def _update_s(self, states: Iterable[TrainedState]) -> float:
-        return sum(state.update_bytes for state in states) / self.cluster.device.memory_bytes_per_s
+        return self.machine.moved_s(sum(state.update_bytes for state in states))
 
     def _tie(self, layer: int, strategy: Strategy, state: TrainedState) -> Tie:
         sent = state_collectives([state])
         return Tie(
             layer=layer,
-            backward_communication_s=collectives_s(sent.backward, self.cluster, 1),
+            backward_communication_s=collectives_s(sent.backward, self.machine, 1),
             state_bytes=state.kept_bytes,
-            sync_s=collectives_s(sent.step, self.cluster, 1),
+            sync_s=collectives_s(sent.step, self.machine, 1),
             update_s=self._update_s([state]),
-            across_s=self.cluster.collective_s("all_reduce", state.trained_bytes, 2, strategy.devices),
+            across_s=self.machine.collective_s("all_reduce", state.trained_bytes, _stage_border(strategy)),
         )
 
     def _ties(self, index: int) -> dict[str, int]:
@@ -316,3 +317,8 @@ class ShardedCostModel:
             if converting is not None:
                 found.append((converting, differentiable))
         return found
+
+
+def _stage_border(strategy: Strategy) -> Axis:
+    """The two pipeline ranks on both sides of a stage border, as an axis of their devices."""
+    return Axis("pp", 2, strategy.devices)

@@ -14,16 +14,11 @@ from galvatron.ir.layout import Axis
 from galvatron.ir.program import State
 from galvatron.ir.types import evaluate
 from galvatron.ir.zero import LEVELS, merged, summed_axes
+from galvatron.machine.kernel import ACCUMULATION_PASSES, OPTIMIZER_PASSES
 from galvatron.passes.costs.events import Collective, Linear
 
 OPTIMIZER_MOMENTS = 2
 """What the optimizer keeps of each trained element: AdamW's two moments, in the type of the master."""
-
-OPTIMIZER_PASSES = 7
-"""Times an AdamW step moves a parameter's bytes: reads of value, gradient and moments, writes of value and moments."""
-
-ACCUMULATION_PASSES = 3
-"""Times a micro-batch moves a gradient's bytes to add it up: reads of old and new, write of the sum."""
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,6 @@ class Fuse(Pass):
     name = "fuse"
     needs = Form.CAPTURED
     leaves = Form.CAPTURED
-    numerics = "reorders"
 
     def run(self, program: Program) -> Program:
         graph = program.captured_graph

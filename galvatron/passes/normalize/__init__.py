@@ -149,7 +149,6 @@ class Normalize(Pass):
     name = "normalize"
     needs = Form.CAPTURED
     leaves = Form.CAPTURED
-    numerics = "reorders"
 
     def run(self, program: Program) -> Program:
         graph = numbered(rewritten(program.captured_graph, RULES, program.trainable))

@@ -13,6 +13,7 @@ from galvatron.ir.planning import epilogue, planned_layers
 from galvatron.ir.program import MASTER, LayerClass, LayerKind, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import DTYPE_BYTES
+from galvatron.machine import Machine
 from galvatron.passes.sharding.boundary import Border
 from galvatron.passes.sharding.partition import ShardedClass, shard_class
 from galvatron.passes.sharding.ties import Place, TiedClasses, agreement, tied_classes
@@ -23,7 +24,7 @@ class Partitioner:
 
     def __init__(self, program: Program, cluster: Cluster) -> None:
         self.program = program
-        self.cluster = cluster
+        self.machine = Machine(cluster)
         self._sharded: dict[tuple[str, Strategy, tuple[tuple[str, Layout], ...]], ShardedClass] = {}
         self._together: dict[tuple[TiedClasses, Strategy], dict[str, ShardedClass]] = {}
 
@@ -66,7 +67,7 @@ class Partitioner:
         if key not in self._sharded:
             batch = max(1, self.program.batch_size // axes.degree("dp"))
             layer_class, border = self.program.class_of[cls], self.borders[cls]
-            self._sharded[key] = shard_class(layer_class, axes, self.cluster, border, batch=batch, kept=kept)
+            self._sharded[key] = shard_class(layer_class, axes, self.machine, border, batch=batch, kept=kept)
         return self._sharded[key]
 
     def _shard_together(self, tie: TiedClasses, axes: Strategy) -> dict[str, ShardedClass]:

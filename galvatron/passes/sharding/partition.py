@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from galvatron.errors import StrategyError, did_you_mean
-from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import Axis, Layout, Placement, Shard
 from galvatron.ir.program import LayerClass
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import BATCH, exact_quotient
+from galvatron.machine import Machine
 from galvatron.passes.sharding.boundary import ROLES, Border, Role
 from galvatron.passes.sharding.choices import RoleChoices, Taken
 from galvatron.passes.sharding.decisions import Decision, Offer, decisions
@@ -45,7 +45,7 @@ class _Solved:
 def shard_class(
     cls: LayerClass,
     strategy: Strategy,
-    cluster: Cluster,
+    machine: Machine,
     border: Border,
     *,
     batch: int,
@@ -79,7 +79,7 @@ def shard_class(
             boundary = role.boundary(graph, border, table, choices, placed)
             _check_divides(cls.name, axis, boundary, shares)
             prices = Prices(
-                graph, table, axis, cluster, batch * strategy.degree("dp"), border, shares.work, shares.bytes
+                graph, table, axis, machine, batch * strategy.degree("dp"), border, shares.taken, shares.bytes
             )
             solution = solve(graph, choices.modes, boundary, Costs(prices.op_s, prices.conversion_s, prices.state_s))
             offer = Offer(table, axis, role.folded, choices.modes, offered.allowed, shares.taken)
@@ -118,18 +118,16 @@ def _role(strategy: Strategy, name: str) -> Role:
 
 
 class _Shares:
-    """How far the axes solved so far have cut each op's work and factors, and each value's bytes."""
+    """How far the axes solved so far have cut each op's factors, and each value's bytes."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.work = [1.0] * len(graph.ops)
         self.bytes: dict[str, float] = {}
         self.cuts: dict[tuple[str, Split], int] = {}
         self.taken: Taken = [{} for _ in graph.ops]
 
     def take(self, axis_size: int, boundary: Boundary, solution: Solution) -> None:
         for i, (op, mode) in enumerate(zip(self.graph.ops, solution.modes, strict=True)):
-            self.work[i] *= mode.share
             if mode.factor is not None:
                 self.taken[i][mode.factor] = self.taken[i].get(mode.factor, 1) * axis_size
             for value, state in zip(op.results, mode.results, strict=True):

@@ -1,73 +1,80 @@
-"""Prices for the solver: what an op, a conversion or a piece of state costs on one axis of a cluster, in seconds."""
+"""Prices for the solver: what an op, a conversion or a piece of state costs on one axis of a machine, in seconds."""
 
 from __future__ import annotations
 
-from galvatron.ir.cluster import Cluster
+from collections.abc import Mapping
+from math import prod
+
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import BROADCAST, Axis, Shard
+from galvatron.ir.ops.notation import DimNames
 from galvatron.ir.types import DTYPE_BYTES, evaluate, simplify_dim
-from galvatron.passes.costs.state import OPTIMIZER_PASSES
+from galvatron.machine import Machine
+from galvatron.machine.kernel import OPTIMIZER_PASSES
+from galvatron.machine.operators import LocalTensor, op_kernels
 from galvatron.passes.sharding.boundary import Border
 from galvatron.passes.sharding.conversion import Conversion, conversion
-from galvatron.passes.sharding.factors import FactorTable
-from galvatron.passes.sharding.modes import Split, State
-
-BACKWARD_WORK = 2
-"""A backward pass does the forward's work once per differentiable operand of a product, and reads twice as much."""
+from galvatron.passes.sharding.factors import FactorTable, OpFactor
+from galvatron.passes.sharding.modes import RING, Mode, Split, State
 
 OP_S = 1e-9
 """A tie-break: of two equal plans, the one with fewer conversions."""
 
-_FREE = {"view", "reshape", "expand", "squeeze", "unsqueeze", "transpose", "permute", "t", "slice", "select", "split",
-         "split_with_sizes", "chunk", "unbind", "detach"}  # fmt: skip
-
 
 class Prices:
-    """Prices on one axis, given how far each op's work and each value's bytes are shrunk by the axes solved before."""
+    """Prices on one axis, given how many ways the axes solved before cut each op's factors and how far each value's
+    bytes."""
 
     def __init__(
         self,
         graph: Graph,
         table: FactorTable,
         axis: Axis,
-        cluster: Cluster,
+        machine: Machine,
         batch: int,
         border: Border,
-        work_shares: list[float],
+        taken: list[dict[OpFactor, int]],
         value_shares: dict[str, float],
     ) -> None:
         self._graph = graph
+        self._table = table
         self._axis = axis
-        self._cluster = cluster
+        self._machine = machine
         self._differentiable = border.differentiable
         self._master_scale = border.master_scale
+        self._taken = taken
         self._state = {v.name for v in graph.state}
+        self._shapes = {n: tuple(evaluate(d, batch) for d in v.type.shape) for n, v in graph.values.items()}
+        self._sizes = {
+            i: {n: evaluate(size, batch) for n, size in dims.sizes.items()}
+            for i, dims in table.dims.items()
+            if dims is not None
+        }
         self._bytes = {
-            n: evaluate(v.type.numel, batch) * DTYPE_BYTES[v.type.dtype] * value_shares.get(n, 1.0)
+            n: prod(self._shapes[n]) * DTYPE_BYTES[v.type.dtype] * value_shares.get(n, 1.0)
             for n, v in graph.values.items()
         }
-        self._work = [self._op_s(i, table, batch) * share for i, share in enumerate(work_shares)]
 
-    def _op_s(self, index: int, table: FactorTable, batch: int) -> float:
-        op = self._graph.ops[index]
-        if op.target.split(".")[1] in _FREE:
-            return 0.0
-        device = self._cluster.device
-        moved = sum(self._bytes[n] for n in (*op.operands, *(v.name for v in op.results)))
-        flop = 0.0
-        dims = table.dims[index]
-        if dims is not None and (len(dims.products) > 1 and dims.sizes or "attention" in op.target):
-            flop = 2.0
-            for size in dims.sizes.values():
-                flop *= evaluate(size, batch)
-            if not set(dims.sizes) - {n for tensor in dims.results for names in tensor for n in names}:
-                flop /= 2
-        rate = device.flop_per_s(op.results[0].type.dtype) if op.results[0].type.is_floating else float("inf")
-        passes = 1 + BACKWARD_WORK * any(v.name in self._differentiable for v in op.results)
-        return passes * max(flop / rate, moved / device.memory_bytes_per_s)
+    def op_s(self, index: int, mode: Mode) -> float:
+        """This rank's part of an op in a mode, forward and backward."""
+        op, dims = self._graph.ops[index], self._table.dims[index]
+        sizes = self._local_sizes(index, mode)
+        names = (*op.operands, *(v.name for v in op.results))
+        places = (None,) * len(names) if dims is None else (*dims.operands, *dims.results)
+        tensors = [
+            LocalTensor(self._graph.values[n].type.dtype, _local_shape(self._shapes[n], place, sizes))
+            for n, place in zip(names, places, strict=True)
+        ]
+        kernels = op_kernels(op, dims, sizes, tensors, self._differentiable)
+        return sum(self._machine.kernel_s(kernel) for kernel in kernels)
 
-    def op_s(self, index: int) -> float:
-        return self._work[index]
+    def _local_sizes(self, index: int, mode: Mode) -> dict[str, float]:
+        """The sizes of an op's named dimensions on this rank."""
+        sizes: dict[str, float] = dict(self._sizes.get(index, {}))
+        own = [(mode.factor, self._axis.size)] if mode.factor is not None else []
+        for factor, ways in (*self._taken[index].items(), *own):
+            sizes[_QUERIES if factor.name == RING else factor.name] /= ways
+        return sizes
 
     def state_s(self, name: str, state: State) -> float:
         """The optimizer's traffic on this rank's part, and the sum of its gradient over the axis.
@@ -78,7 +85,7 @@ class Prices:
             return 0.0
         share = 1 / self._axis.size if isinstance(state, Split) else 1.0
         size = self._bytes[name] * self._master_scale
-        price = OPTIMIZER_PASSES * size * share / self._cluster.device.memory_bytes_per_s
+        price = self._machine.moved_s(OPTIMIZER_PASSES * size * share)
         if state != BROADCAST:
             return price
         return price + self._collective_s("all_reduce", size) - self._collective_s("all_reduce", 0.0)
@@ -99,7 +106,20 @@ class Prices:
             return 0.0
         if kind == "all_to_all":
             payload_bytes /= self._axis.size  # the one collective that sees no more than a shard
-        return self._cluster.collective_s(kind, payload_bytes, self._axis.size, self._axis.stride)
+        return self._machine.collective_s(kind, payload_bytes, self._axis)
+
+
+_QUERIES = "q"
+"""What ring attention shares out of attention's dimensions: every rank's queries meet all keys, turn by turn."""
+
+
+def _local_shape(
+    whole: tuple[int, ...], named: tuple[DimNames, ...] | None, sizes: Mapping[str, float]
+) -> tuple[float, ...]:
+    """What a rank has of a tensor: the named part of each dimension, and the whole of one without names."""
+    if named is None:
+        return whole
+    return tuple(prod(sizes[n] for n in names) if names else size for names, size in zip(named, whole, strict=True))
 
 
 def _row(source: State, target: State) -> Conversion | None:

@@ -39,9 +39,9 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Costs:
-    """Prices in seconds: of an op's work (whole), of converting a value between states, of keeping a piece of state."""
+    """Prices in seconds: of an op in a mode, of converting a value between states, of keeping a piece of state."""
 
-    op_s: Callable[[int], float]
+    op_s: Callable[[int, Mode], float]
     conversion_s: Callable[[str, State, State], float]
     """Infinite where no single conversion exists."""
     state_s: Callable[[str, State], float]
@@ -113,8 +113,7 @@ def solve(graph: Graph, modes: list[tuple[Mode, ...]], boundary: Boundary, costs
         for state, column in state_columns[value].items():
             produced[value][state].append(column)
     for index, op in enumerate(graph.ops):
-        work_s = costs.op_s(index)
-        columns = [program.column(work_s * mode.share, integral=True) for mode in modes[index]]
+        columns = [program.column(costs.op_s(index, mode), integral=True) for mode in modes[index]]
         program.row([(c, 1.0) for c in columns], 1.0, 1.0)
         chosen.append(columns)
         for position, name in enumerate(op.operands):

@@ -59,7 +59,7 @@ class CommunicationCounter(TorchDispatchMode):
 
     Attributes:
         messages: how often each channel was used.
-        sent_bytes: the payload, as in `Cluster.collective_s`: the whole tensor as one rank sees it.
+        sent_bytes: the payload, as in `Machine.collective_s`: the whole tensor as one rank sees it.
     """
 
     def __init__(self) -> None:

@@ -18,11 +18,11 @@ from galvatron.ir.plan import Plan
 from galvatron.ir.program import Form, LayerKind, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.passes import FRONT_END, LOWERING
-from galvatron.passes.costs.communication import Communication, counts, layer_communication, stage_communication
 from galvatron.passes.costs.events import Collective
 from galvatron.passes.pipeline import Pipeline
 from tests.parity import harness
 from tests.parity.subjects import Batch
+from tests.passes.costs.communication import Communication, counts, layer_communication, stage_communication
 from tests.ranks import run_ranks
 
 PAIR = (2, 1)

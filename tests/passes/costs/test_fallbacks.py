@@ -16,13 +16,14 @@ from galvatron.ir.ops import rules
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Form, LayerKind, Program
 from galvatron.ir.strategy import Strategy
+from galvatron.machine import Machine
 from galvatron.passes import FRONT_END, LOWERING
-from galvatron.passes.costs.communication import counts, layer_communication
 from galvatron.passes.costs.events import kernels_s
 from galvatron.passes.costs.fallbacks import ClassStatistics, Fallback, sharding_statistics
 from galvatron.passes.costs.profile import profile_graph
 from galvatron.passes.pipeline import Pipeline
 from galvatron.passes.sharding.decisions import Reason
+from tests.passes.costs.communication import counts, layer_communication
 
 BATCH, LENGTH, WIDTH = 8, 512, 1024
 
@@ -163,7 +164,7 @@ def test_compute_and_collectives_are_those_of_the_cost_model():
         local = sharded.class_of[cls.name]
         differentiable = frozenset(v.name for v in (*local.graph.inputs, *local.graph.state))
         profile = profile_graph(local.graph, local.mesh, differentiable)
-        most = kernels_s((*profile.forward, *profile.backward), program.cluster, BATCH // 2)
+        most = kernels_s((*profile.forward, *profile.backward), Machine(program.cluster), BATCH // 2)
         assert 0 < cls.compute_s <= most
 
 

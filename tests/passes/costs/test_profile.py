@@ -9,7 +9,7 @@ from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.interpreter import empty_like_type, run_graph
 from galvatron.ir.layout import Axis
 from galvatron.ir.types import LOCAL_BATCH, TensorType
-from galvatron.passes.costs.events import Collective, Kernel
+from galvatron.passes.costs.events import Collective, launches
 from galvatron.passes.costs.profile import profile_graph
 from tests.ir.programs import clustered
 
@@ -90,8 +90,8 @@ def test_payloads_are_whole_tensors(forward: str, backward: str, kinds: tuple[st
 
 def test_flop_and_saved_bytes_of_two_linears() -> None:
     profile = profile_graph(split_mlp(), (TP,), frozenset({"x", "up", "down"}))
-    forward = sum(e.flop(3) for e in profile.forward if isinstance(e, Kernel))
-    backward = sum(e.flop(3) for e in profile.backward if isinstance(e, Kernel))
+    forward = sum(e.at(3).flop for e in launches(profile.forward))
+    backward = sum(e.at(3).flop for e in launches(profile.backward))
     assert forward == 2 * (2 * 3 * S * D * H / 2)
     assert backward == 2 * forward
     assert profile.saved_bytes(3) == 3 * S * (D + 2 * H / 2) * 4  # x, and the input and output of silu
@@ -111,8 +111,8 @@ def test_flop_of_attention(causal: bool) -> None:
     graph = Graph(tuple(value(n, heads, length, width) for n in names), (), (attend,), ("o",))
     profile = profile_graph(graph, (), frozenset(names))
     product = 2 * heads * length * length * width / (2 if causal else 1)
-    assert sum(e.flop(1) for e in profile.forward if isinstance(e, Kernel)) == 2 * product
-    assert sum(e.flop(1) for e in profile.backward if isinstance(e, Kernel)) == 5 * product
+    assert sum(e.at(1).flop for e in launches(profile.forward)) == 2 * product
+    assert sum(e.at(1).flop for e in launches(profile.backward)) == 5 * product
 
 
 @pytest.mark.parametrize("name", ["embedding", "block", "head"])

@@ -8,6 +8,7 @@ import pytest
 
 from galvatron.errors import PlanError
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.layout import Axis
 from galvatron.ir.planning import resolve
 from galvatron.ir.program import Program
 from galvatron.ir.strategy import Strategy
@@ -18,6 +19,7 @@ from galvatron.passes.costs.sharded import ShardedCostModel
 from tests.ir.programs import D, H, S, V, clustered, rounded
 
 EMBEDDING, BLOCK, HEAD = 0, 1, 5
+FOUR = Axis("dp", 4, 1)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def test_data_parallelism_divides_activations_and_adds_synchronisation(model: Sh
     assert split.state_bytes == whole.state_bytes == 4 * 4 * (2 * D * H + D)
     assert split.communication_s == whole.communication_s == 0
     assert whole.sync_s == 0
-    assert model.cluster.collective_s("all_reduce", whole.state_bytes / 4, 4, 1) == pytest.approx(split.sync_s)
+    assert model.machine.collective_s("all_reduce", whole.state_bytes / 4, FOUR) == pytest.approx(split.sync_s)
 
 
 def test_tensor_parallelism_divides_parameters_and_communicates(model: ShardedCostModel) -> None:
@@ -66,11 +68,11 @@ def test_masters_and_what_is_in_their_type(program: Program, model: ShardedCostM
     assert cost(short, BLOCK, "dp4-zero3").state_bytes == 18 / 4 * elements
     # Gradients are summed in the type of the masters, values gathered in that of the layers.
     assert cost(short, BLOCK, "dp4").sync_s == pytest.approx(cost(model, BLOCK, "dp4").sync_s)
-    half, all_ = (short.cluster.collective_s("all_gather", size * elements, 4, 1) for size in (2, 4))
+    half, all_ = (short.machine.collective_s("all_gather", size * elements, FOUR) for size in (2, 4))
     difference = cost(model, BLOCK, "dp4-zero1").sync_s - cost(short, BLOCK, "dp4-zero1").sync_s
     assert difference == pytest.approx(all_ - half)
     for of, moved in ((model, 7 * 4), (short, 7 * 4 + 4 + 2)):
-        assert cost(of, BLOCK, "dp1").update_s == pytest.approx(moved * elements / of.cluster.device.memory_bytes_per_s)
+        assert cost(of, BLOCK, "dp1").update_s == pytest.approx(of.machine.moved_s(moved * elements))
 
 
 def test_a_tied_parameter_is_paid_once_on_a_stage(model: ShardedCostModel) -> None:

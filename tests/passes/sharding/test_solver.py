@@ -31,8 +31,8 @@ class RandomCosts:
     def _number(self, *key: object) -> float:
         return random.Random(f"{self._seed} {key}").random()
 
-    def op_s(self, index: int) -> float:
-        return 2 * self._number("op", index)
+    def op_s(self, index: int, mode: Mode) -> float:
+        return 2 * self._number("op", index) * mode.share
 
     def conversion_s(self, name: str, source: State, target: State) -> float:
         number = self._number(name, source, target)
@@ -82,7 +82,7 @@ class Objective:
         self._graph, self._modes, self._boundary, self._costs = graph, modes, boundary, costs
 
     def of(self, modes: tuple[Mode, ...], state: dict[str, State]) -> float:
-        total = sum(self._costs.op_s(i) * mode.share for i, mode in enumerate(modes))
+        total = sum(self._costs.op_s(i, mode) for i, mode in enumerate(modes))
         total += sum(self._costs.state_s(name, kept) for name, kept in state.items())
         produced: dict[str, State] = {**self._boundary.inputs, **state}
         needed: dict[str, set[State]] = {name: set() for name in self._graph.values}
@@ -149,7 +149,7 @@ def solve_one(consumers: list[State], source: State, prices: dict[tuple[State, S
     ops = tuple(Op("aten.neg.default", (Ref("x"),), (), (Value(f"y{i}", type_),)) for i in range(len(consumers)))
     graph = Graph((Value("x", type_),), (), ops, ())
     modes = [(Mode((state,), (REPLICATE,)),) for state in consumers]
-    costs = Costs(lambda i: 0.0, lambda n, s, t: prices.get((s, t), INFINITY), lambda n, s: 0.0)
+    costs = Costs(lambda i, mode: 0.0, lambda n, s, t: prices.get((s, t), INFINITY), lambda n, s: 0.0)
     return solve(graph, modes, Boundary({"x": source}, {}, {}), costs)
 
 

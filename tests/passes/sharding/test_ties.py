@@ -20,14 +20,15 @@ from galvatron.ir.program import Form, LayerClass, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import evaluate
 from galvatron.ir.verify import verify
+from galvatron.machine import Machine
 from galvatron.passes import FRONT_END, LOWERING
-from galvatron.passes.costs.communication import stage_communication
 from galvatron.passes.costs.estimate import estimate_plan
 from galvatron.passes.costs.events import collectives_s
 from galvatron.passes.costs.state import trained_state
 from galvatron.passes.pipeline import Pipeline
 from galvatron.passes.sharding import Partitioner
 from galvatron.passes.sharding.ties import agreement, tied_classes
+from tests.passes.costs.communication import stage_communication
 from tests.passes.sharding.test_partition import check_class, partitioner
 
 VOCABULARY, WIDTH, LENGTH, BATCH = 101, 16, 12, 8
@@ -201,4 +202,4 @@ def test_a_shared_parameter_is_sent_as_often_as_was_estimated(strategy: str, lev
     events = (*sent.forward, *sent.backward, *sent.state.forward, *sent.state.backward)
     share = BATCH // 2 // Strategy.parse(strategy).degree("dp")
     (report,) = estimate_plan(program, program.plan)[1]
-    assert report.communication_s == pytest.approx(collectives_s(events, program.cluster, share), rel=1e-9)
+    assert report.communication_s == pytest.approx(collectives_s(events, Machine(program.cluster), share), rel=1e-9)

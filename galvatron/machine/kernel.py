@@ -1,0 +1,42 @@
+"""Kernels by what they are: the work that they do, and the bytes that they touch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from galvatron.machine.work import Work
+
+OPTIMIZER_PASSES = 7
+"""Times an AdamW step moves a parameter's bytes: reads of value, gradient and moments, writes of value and moments."""
+
+ACCUMULATION_PASSES = 3
+"""Times a micro-batch moves a gradient's bytes to add it up: reads of old and new, write of the sum."""
+
+_GATHERS = {"embedding", "index", "index_select", "gather"}
+"""Kernels that read of their first operand only as much as they write."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel: its name, the element type it computes in, its work, and the bytes that it reads and writes.
+
+    A kernel without work is bound by memory.
+    """
+
+    name: str
+    dtype: str
+    traffic_bytes: float
+    work: Work | None = None
+
+    @property
+    def flop(self) -> float:
+        """Floating-point operations of its work."""
+        return self.work.flop if self.work is not None else 0.0
+
+
+def touched_bytes(name: str, operands: Sequence[float], results: Sequence[float]) -> float:
+    """The bytes that a kernel reads and writes, from those of its operands and results."""
+    if name in _GATHERS and operands:
+        operands = (results[0], *operands[1:])
+    return sum(operands) + sum(results)
