@@ -13,7 +13,6 @@ from galvatron.ir.program import Form, Program
 from galvatron.passes.base import Pass
 from galvatron.passes.fuse.conditions import (
     adds_bias,
-    casts_like,
     composed_order,
     exact_cast,
     grouped_heads,
@@ -30,6 +29,7 @@ from galvatron.passes.fuse.conditions import (
 )
 from galvatron.passes.fuse.samples import read_for_one_sample
 from galvatron.passes.normalize import RULES
+from galvatron.passes.normalize.identities import as_result
 from galvatron.passes.rewriting import Formula, Function, Rule, numbered, rewritten
 
 _RAW_SCORES = ("q @ k", "(q @ k) * scale", "(q @ k) / divisor")
@@ -41,7 +41,7 @@ _VALUES = "reshape(expand(unsqueeze(v, 2), expanded), _)"
 FUSIONS: dict[str, Rule] = {
     "samples": Function(read_for_one_sample),
     # casts and views
-    "type-as": Formula("type_as(x, y)", "_to_copy(x, dtype=dtype)", casts_like),
+    "type-as": Formula("type_as(x, y)", "_to_copy(x, dtype=dtype)", as_result),
     "cast-of-cast": Formula("_to_copy(_to_copy(x, dtype=wide), dtype=narrow)", "_to_copy(x, dtype=narrow)", exact_cast),
     "view-of-view": Formula(("reshape(reshape(x, _), shape)", "reshape(unsqueeze(x, _), shape)"), "reshape(x, shape)"),
     "order-of-order": Formula(

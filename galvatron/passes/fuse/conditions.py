@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from galvatron.ir.graph import Arg, Const
+from galvatron.ir.graph import Const
 from galvatron.ir.types import TensorType
 from galvatron.passes.fuse.constants import facts
-from galvatron.passes.rewriting import Match
-
-Names = Mapping[str, Arg] | None
+from galvatron.passes.rewriting import Match, Names
 
 _HALF = ("f16", "bf16")
 _HOLDS_EXACTLY = {
@@ -24,11 +20,6 @@ _HOLDS_EXACTLY = {
 def keeps_precision(match: Match) -> Names:
     """The result has 32 or 64 bits: in 16 bits the model rounds on the way where one op does not."""
     return {} if match.type.dtype in ("f32", "f64") else None
-
-
-def casts_like(match: Match) -> Names:
-    """`type_as` casts to the element type of its second operand."""
-    return {"dtype": Const("dtype", match.type.dtype)}
 
 
 def exact_cast(match: Match) -> Names:

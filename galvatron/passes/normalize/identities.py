@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 from galvatron.ir.graph import Arg, Const, Op, Ref
-from galvatron.passes.rewriting import Builder, Match
+from galvatron.passes.rewriting import Builder, Match, Names
 from galvatron.passes.rewriting.arguments import bound
-from galvatron.passes.rewriting.rules import Where
-
-Names = Mapping[str, Arg] | None
 
 
-def as_result(match: Match) -> Names:
+def as_result(match: Match) -> dict[str, Arg]:
     """The size and the element type of the result."""
     return {"size": match.type.shape, "dtype": Const("dtype", match.type.dtype)}
 
 
-def filled_with(value: float | None = None) -> Where:
+def filled_with(value: float | None = None) -> Callable[[Match], Names]:
     """The value that a constant tensor is filled with, as one of its element type; by default the `value` matched."""
 
     def where(match: Match) -> Names:
         fill = match["value"] if value is None else value
-        return {**(as_result(match) or {}), "value": bool(fill) if match.type.dtype == "bool" else fill}
+        return as_result(match) | {"value": bool(fill) if match.type.dtype == "bool" else fill}
 
     return where
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from galvatron.ir.graph import Arg, Op, Ref
-from galvatron.ir.ops.schemas import REQUIRED, Parameter, is_operator, schema_of
+from galvatron.ir.ops.schemas import REQUIRED, Parameter, schema_of
 
 DIMS = frozenset({"dim", "dims", "dim0", "dim1", "dim2", "start_dim", "end_dim", "source", "destination"})
 """Parameters that name dims: they are always written."""
@@ -20,8 +20,8 @@ def full_target(op: str) -> str:
 
 
 def bound(op: Op) -> dict[str, Arg]:
-    """The arguments of an op by parameter, defaults included; those of a collective have no names."""
-    return schema_of(op.target).arguments(op) if is_operator(op.target) else {}
+    """The arguments of an operator of torch by parameter, defaults included."""
+    return schema_of(op.target).arguments(op)
 
 
 def with_arguments(op: Op, **changes: Arg) -> Op:

@@ -100,9 +100,12 @@ class Builder:
 
     def dtype(self, op: Op) -> str | None:
         """The element type that an op gives; None where torch does not take the types of its operands."""
-        given = computed_types(op, self.types, BATCHES[0])
+        known = expected_dtype(op, self.types)
+        if known is not None and len(op.operands) < 2:
+            return known
+        given = computed_types(op, self.types, BATCHES[0])  # what torch makes of several types
         if given is None:  # only a real run would tell
-            return expected_dtype(op, self.types)
+            return known
         return given[0].dtype if isinstance(given, tuple) else None
 
     def begin(self, op: Op) -> None:

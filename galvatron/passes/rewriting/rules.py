@@ -15,13 +15,13 @@ from galvatron.passes.rewriting.notation import Call, Listed, Name, Number, Term
 Outcome = Op | Ref | tuple[Ref, ...] | None
 """What a rule makes of an op: another with the same results, what replaces the results, or None where it leaves it."""
 
-Where = Callable[[Match], Mapping[str, Arg] | None]
-"""A condition: what further names of the replacement stand for, or None where the rewrite would be wrong."""
+Names = Mapping[str, Arg] | None
+"""What a condition says: what further names of the replacement stand for, or None where the rewrite would be wrong."""
 
 
 @dataclass(frozen=True)
 class Function:
-    """A rule for some ops, written as in a formula and separated by spaces; for all without any."""
+    """A rule for some ops, written as in a formula and separated by spaces; without any for all."""
 
     rewrite: Callable[[Op, Builder], Outcome]
     ops: str = ""
@@ -49,7 +49,7 @@ class Formula:
 
     before: str | tuple[str, ...]
     after: str
-    where: Where = lambda match: {}
+    where: Callable[[Match], Names] = lambda match: {}
     repeatable: bool = False
 
     @cached_property

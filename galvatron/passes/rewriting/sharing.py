@@ -18,7 +18,7 @@ def without_repeats(graph: Graph, trainable: frozenset[str]) -> Graph:
     trained, first, same = set(trainable), {}, {}
     kept: list[Op] = []
     for original in graph.ops:
-        op = original.map_refs(lambda name: same.get(name, name))
+        op = original if same.keys().isdisjoint(original.operands) else original.map_refs(lambda n: same.get(n, n))
         if not trained.isdisjoint(op.operands):
             trained.update(value.name for value in op.results)
         elif not schema_of(op.target).random:
