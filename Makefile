@@ -6,8 +6,8 @@ GPU_PYTHON ?= python3
 OUT ?= out/gpu
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Two files at a time: models are captured once per worker, and ranks are processes of their own.
-WORKERS ?= --numprocesses 2 --dist loadfile
+# Two workers, each with half of the files; who is done first takes tests from the other.
+WORKERS ?= --numprocesses 2 --dist worksteal
 
 .PHONY: demo test test-all bench lint gpu-check gpu-wheels
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from galvatron.errors import (
     VerifyError,
 )
 from galvatron.ir.graph import Op, Value
+from galvatron.ir.plan import Plan
 from galvatron.ir.program import Form, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import parse_program
@@ -233,6 +235,12 @@ def test_search_and_estimate_tell_the_same():
     assert galvatron.search(program, "a100-80g:1x4", global_batch_size=16).global_batch_size == 16
 
 
+@cache
+def one_block() -> Program:
+    """The captured program of a model of one block."""
+    return galvatron.capture(new_model(1), new_batch())
+
+
 def with_gelu(program: Program, **changes: Any) -> Program:
     """The program with its activations changed."""
 
@@ -253,7 +261,7 @@ def with_gelu(program: Program, **changes: Any) -> Program:
     ],
 )
 def test_what_is_given_is_verified_first(changes, rule):
-    broken = with_gelu(galvatron.capture(new_model(1), new_batch()), **changes)
+    broken = with_gelu(one_block(), **changes)
     for function in (
         lambda: api.search(broken, "a100-80g:1x2"),
         lambda: api.estimate(broken, "m1/dp2", "a100-80g:1x2"),
@@ -265,7 +273,7 @@ def test_what_is_given_is_verified_first(changes, rule):
 
 
 def test_what_is_generated_was_verified(monkeypatch):
-    program = galvatron.capture(new_model(1), new_batch())
+    program = one_block()
     lowered = Pipeline.run
 
     def careless(self: Pipeline, program: Program, *instruments: Any) -> Program:
@@ -296,18 +304,14 @@ def test_plans_equal_eager_and_ranks_agree_on_the_code(plan):
     assert all(other == sources[0] for other in sources)
 
 
-def mixed_plan(world: rt.World) -> None:
-    model = new_model(4)
-    program = api._costed(galvatron.capture(model, new_batch(8)), galvatron.Cluster.parse("a100-80g:1x4"), None)
-    plan = api._fitted_plan(program, api._parsed_plan("m2/dp4"))
-    strategies = [Strategy.parse(text) for text in ("dp4", "tp2-dp2", "dp2-tp2", "dp2-tp2", "tp4", "dp4")]
-    assert len(plan.strategies) == len(strategies)
-    compiled = galvatron.compile(model, new_batch(8), plan=replace(plan, stages=(tuple(strategies),)))
-    equals_eager(compiled, new_model(4), new_batch(8))
+def one_mixed_plan(world: rt.World, plan: Plan) -> None:
+    equals_eager(galvatron.compile(new_model(4), new_batch(8), plan=plan), new_model(4), new_batch(8))
 
 
 def test_a_strategy_per_layer_equals_eager():
-    run_ranks(mixed_plan, 4)
+    strategies = [Strategy.parse(text) for text in ("dp4", "tp2-dp2", "dp2-tp2", "dp2-tp2", "tp4", "dp4")]
+    program = galvatron.capture(new_model(4), new_batch(8))
+    run_ranks(one_mixed_plan, 4, Plan(program.fingerprint, 8, 4, 2, "1f1b", (tuple(strategies),)))
 
 
 def searched(world: rt.World, folder: str) -> str:
@@ -435,6 +439,5 @@ def test_training_needs_an_optimizer():
 
 @pytest.mark.parametrize("size", [0, -4, 2.5, True])
 def test_bad_global_batch_size(size):
-    program = galvatron.capture(new_model(), new_batch())
     with pytest.raises(GalvatronError, match="global_batch_size must be a positive whole number"):
-        galvatron.estimate(program, "dp1", "a100-80g:1x1", global_batch_size=size)
+        galvatron.estimate(one_block(), "dp1", "a100-80g:1x1", global_batch_size=size)

@@ -165,7 +165,7 @@ def trained(
     return [float(compiled.train_step(batch)) for _ in range(steps)]
 
 
-@pytest.mark.parametrize("plan", ["tp2", "dp2", "pp2/m2/1f1b/dp1", "ulysses2", "cp2"])
+@pytest.mark.parametrize("plan", some_slow(["tp2", "pp2/m2/1f1b/dp1"], ["dp2", "ulysses2", "cp2"]))
 @pytest.mark.parametrize(("name", "options"), some_slow([("gpt2", GPT2)], [("bert", BERT)]), ids=["gpt2", "bert"])
 def test_models_train(name: str, options: dict[str, Any], plan: str) -> None:
     losses, others = run_ranks(trained, 2, name, options, plan, 3, 1e-2)
