@@ -4,9 +4,9 @@
     ...                                                  # what runs meanwhile
     handle.wait()
 
-From the start until the end of the wait a communication is on record, so that a job that hangs or fails can say where;
-the wait is timed. So what overlaps with what is decided by where `wait` stands, and by nothing else. A new kind of
-communication is one function here.
+While it is started and while it is waited for a communication is on record, so that a job that hangs or fails can say
+where; the wait is timed. So what overlaps with what is decided by where `wait` stands, and by nothing else. A new kind
+of communication is one function here.
 """
 
 from __future__ import annotations
