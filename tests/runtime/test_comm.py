@@ -24,6 +24,11 @@ def own_tensor(rank: int, dtype: torch.dtype) -> Tensor:
     return torch.randint(0, 5, (6, 2), generator=generator).to(dtype)
 
 
+def parts_to(rank: int, size: int) -> list[int]:
+    """How much a rank sends to each of three: nothing to itself, 1/3 to the next one, 2/3 to the one before."""
+    return [(to - rank) % size for to in range(size)]
+
+
 def started(world: rt.World, dtype: torch.dtype) -> list[tuple[str, comm.Handle, Tensor]]:
     """One communication of every kind, and where its result will be."""
     group, rank, size = comm.all_ranks(), world.rank, world.size
@@ -39,6 +44,10 @@ def started(world: rt.World, dtype: torch.dtype) -> list[tuple[str, comm.Handle,
     found.append(("all_gather", comm.all_gather(whole, x, group), whole))
     received = torch.empty_like(x)
     found.append(("all_to_all", comm.all_to_all(received, x, group), received))
+    unequal = torch.empty_like(x)
+    sizes = [parts_to(other, size)[rank] for other in range(size)], parts_to(rank, size)
+    handle = comm.all_to_all(unequal, x, group, received_parts=sizes[0], sent_parts=sizes[1])
+    found.append(("unequal all_to_all", handle, unequal))
     told = x.clone()
     found.append(("broadcast", comm.broadcast(told, group, 1), told))
     after, before = (rank + 1) % size, (rank - 1) % size
@@ -53,6 +62,10 @@ def expected(world: rt.World, dtype: torch.dtype, kind: str) -> Tensor:
     every = torch.stack([own_tensor(rank, dtype) for rank in range(world.size)])
     part = 6 // world.size
     own = slice(world.rank * part, (world.rank + 1) * part)
+    unequal = [
+        x.tensor_split([2 * sum(parts_to(rank, world.size)[:to]) for to in range(1, world.size)])[world.rank]
+        for rank, x in enumerate(every)
+    ]
     results: dict[str, Callable[[], Tensor]] = {
         "sum": lambda: every.sum(0, dtype=dtype),
         "max": lambda: every.amax(0),
@@ -60,6 +73,7 @@ def expected(world: rt.World, dtype: torch.dtype, kind: str) -> Tensor:
         "reduce_scatter": lambda: every.sum(0, dtype=dtype)[own],
         "all_gather": lambda: every.flatten(0, 1),
         "all_to_all": lambda: every[:, own].flatten(0, 1),
+        "unequal all_to_all": lambda: torch.cat(unequal),
         "broadcast": lambda: every[1],
         "send": lambda: every[world.rank],
     }

@@ -132,10 +132,24 @@ def reduce_scatter(part: Tensor, whole: Tensor, group: Group, *, phase: str | No
     return start("reduce_scatter", group, (whole, part), lambda: [group._reduce_scatter_base(to, own, _SUM)], phase)
 
 
-def all_to_all(received: Tensor, sent: Tensor, group: Group, *, phase: str | None = None) -> Handle:
-    """Each rank gives every rank an equal part, and gets one of each."""
+def all_to_all(
+    received: Tensor,
+    sent: Tensor,
+    group: Group,
+    *,
+    received_parts: Sequence[int] = (),
+    sent_parts: Sequence[int] = (),
+    phase: str | None = None,
+) -> Handle:
+    """Each rank gives every rank a part, and gets one of each.
+
+    Args:
+        received_parts, sent_parts: how much comes from, and goes to, each rank: of as many equal parts of the memory as
+            these add up to; empty, all alike.
+    """
     to, own = wire(received), wire(sent)
-    return start("all_to_all", group, (sent, received), lambda: [group.alltoall_base(to, own, [], [])], phase)
+    by, of = _sizes(to, received_parts), _sizes(own, sent_parts)
+    return start("all_to_all", group, (sent, received), lambda: [group.alltoall_base(to, own, by, of)], phase)
 
 
 def broadcast(x: Tensor, group: Group, source: int, *, phase: str | None = None) -> Handle:
@@ -204,6 +218,11 @@ def wire(x: Tensor) -> Tensor:
     if x.dtype == torch.bool:
         return flat.view(torch.uint8)
     return torch.view_as_real(flat).view(-1) if x.is_complex() else flat
+
+
+def _sizes(flat: Tensor, parts: Sequence[int]) -> list[int]:
+    """Parts of flat memory in elements."""
+    return [count * flat.numel() // sum(parts) for count in parts]
 
 
 def _options(operation: Any) -> dist.AllreduceOptions:
