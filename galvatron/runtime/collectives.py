@@ -180,7 +180,7 @@ def _cut_anew(x: Tensor, axis: Axis, source: Sharded, target: Sharded) -> Tensor
     way = route(source, target, axis.index, axis.size)
     sent = packed(in_order(x, source.dim, way.sent).movedim(source.dim, 0))
     received = torch.empty_like(sent)
-    comm.all_to_all(received, sent, axis.group, counts=(way.received_counts, way.sent_counts)).wait()
+    comm.all_to_all(received, sent, axis.group, received_parts=way.received_counts, sent_parts=way.sent_counts).wait()
     return in_order(received.movedim(0, source.dim), source.dim, way.received)
 
 

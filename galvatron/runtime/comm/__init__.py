@@ -3,7 +3,6 @@
 
 from galvatron.runtime.comm.activity import now
 from galvatron.runtime.comm.library import (
-    Group,
     Handle,
     Work,
     all_gather,
@@ -18,15 +17,12 @@ from galvatron.runtime.comm.library import (
     reduce_scatter,
     send,
     start,
-    wire,
 )
-from galvatron.runtime.comm.message import PIPELINE, Chunk, Expected, Message, Place
+from galvatron.runtime.comm.message import PIPELINE, Chunk, Message, Place
 
 __all__ = [
     "PIPELINE",
     "Chunk",
-    "Expected",
-    "Group",
     "Handle",
     "Message",
     "Place",
@@ -44,5 +40,4 @@ __all__ = [
     "reduce_scatter",
     "send",
     "start",
-    "wire",
 ]

@@ -4,9 +4,9 @@
     ...                                                  # what runs meanwhile
     handle.wait()
 
-From the start until the end of the wait a communication is on record, so that a job that hangs or fails can say where;
-the wait is timed. So what overlaps with what is decided by where `wait` stands, and by nothing else. A new kind of
-communication is one function here.
+While it is started and while it is waited for a communication is on record, so that a job that hangs or fails can say
+where; the wait is timed. So what overlaps with what is decided by where `wait` stands, and by nothing else. A new kind
+of communication is one function here.
 """
 
 from __future__ import annotations
@@ -137,18 +137,19 @@ def all_to_all(
     sent: Tensor,
     group: Group,
     *,
-    counts: tuple[Sequence[int], Sequence[int]] | None = None,
+    received_parts: Sequence[int] = (),
+    sent_parts: Sequence[int] = (),
     phase: str | None = None,
 ) -> Handle:
-    """Each rank gives every rank a part of what it sends, and gets one of each.
+    """Each rank gives every rank a part, and gets one of each.
 
     Args:
-        counts: how many equal cells come from each rank, and how many go to each; without it all parts are equal.
+        received_parts, sent_parts: how much comes from, and goes to, each rank: of as many equal parts of the memory as
+            these add up to; empty, all alike.
     """
     to, own = wire(received), wire(sent)
-    cell = own.numel() // sum(counts[1]) if counts else 0
-    came, went = ([cell * n for n in of] for of in counts or ((), ()))
-    return start("all_to_all", group, (sent, received), lambda: [group.alltoall_base(to, own, came, went)], phase)
+    by, of = _sizes(to, received_parts), _sizes(own, sent_parts)
+    return start("all_to_all", group, (sent, received), lambda: [group.alltoall_base(to, own, by, of)], phase)
 
 
 def broadcast(x: Tensor, group: Group, source: int, *, phase: str | None = None) -> Handle:
@@ -217,6 +218,11 @@ def wire(x: Tensor) -> Tensor:
     if x.dtype == torch.bool:
         return flat.view(torch.uint8)
     return torch.view_as_real(flat).view(-1) if x.is_complex() else flat
+
+
+def _sizes(flat: Tensor, parts: Sequence[int]) -> list[int]:
+    """Parts of flat memory in elements."""
+    return [count * flat.numel() // sum(parts) for count in parts]
 
 
 def _options(operation: Any) -> dist.AllreduceOptions:
