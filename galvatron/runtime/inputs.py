@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from galvatron.errors import PlanError, did_you_mean
+from galvatron.runtime.slices import in_cutting_order
 from galvatron.runtime.stage import BatchInput, Stage
 from galvatron.schedules import Schedule
 
@@ -101,7 +102,7 @@ def batch_size(batch: Mapping[str, Tensor]) -> int:
 
 
 def _shard(wanted: BatchInput, part: Tensor) -> Tensor:
-    for axis, place in wanted.placements:
+    for axis, place in in_cutting_order(wanted.placements):
         if part.size(place.dim) % (place.pieces(axis.size) * place.outer):
             raise PlanError(
                 f"batch input {wanted.name!r}: {part.size(place.dim)} on dim {place.dim} of a micro-batch "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -82,6 +83,12 @@ class Sharded:
         rest = count // (self.outer * pieces)
         own = (rank, pieces - 1 - rank) if self.folded else (rank,)
         return [(o * pieces + p) * rest + r for o in range(self.outer) for p in own for r in range(rest)]
+
+
+def in_cutting_order(places: Iterable[tuple[Axis, Sharded]]) -> tuple[tuple[Axis, Sharded], ...]:
+    """Slices of a tensor in the order in which all of it is cut into them: `outer` counts slices of the whole, so that
+    of two factors of one dimension the inner is cut first; of one factor the outer axis has the larger part."""
+    return tuple(sorted(places, key=lambda cut: -cut[1].outer))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from galvatron.runtime.collectives import gather_full
 from galvatron.runtime.comm import Place, now
 from galvatron.runtime.mesh import Axis, Mesh
 from galvatron.runtime.random import Randomness
-from galvatron.runtime.slices import Sharded
+from galvatron.runtime.slices import Sharded, in_cutting_order
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,8 @@ class StateSpec:
 
     @property
     def sharded(self) -> tuple[tuple[Axis, Sharded], ...]:
-        """The slices, in the order in which the whole tensor is cut into them: `outer` counts slices of the whole, so
-        that of two factors of one dimension the inner is cut first; of one factor the outer axis has the larger part.
-        """
-        places = [(axis, place) for axis, place in self.placements if isinstance(place, Sharded)]
-        return tuple(sorted(places, key=lambda cut: -cut[1].outer))
+        """The slices, in the order in which the whole tensor is cut into them."""
+        return in_cutting_order((axis, place) for axis, place in self.placements if isinstance(place, Sharded))
 
     @property
     def summed(self) -> tuple[Axis, ...]:

@@ -197,7 +197,8 @@ def size_of_a_sharded_dimension(program: Program, random: Random) -> Program:
 def keyword_of_a_collective(program: Program, random: Random) -> Program:
     choices: dict[str, tuple[Arg, ...]] = {
         "dim": (0, 1, 2), "split_dim": (0, 1, 2), "concat_dim": (0, 1, 2), "outer": (1, 2, 3, LOCAL_BATCH),
-        "split_outer": (1, 2, 3), "concat_outer": (1, 2, 3),
+        "split_outer": (1, 2, 3), "concat_outer": (1, 2, 3), "folded": (False, 1),
+        "split_folded": (False, 1), "concat_folded": (False, 1),
         "grad": ("identity", "all_reduce", "slice", "reduce_scatter", "all_gather", "pad", "first"),
     }  # fmt: skip
 
@@ -375,7 +376,8 @@ def placement(program: Program, random: Random) -> Program:
     def edit(value: Value, cls: LayerClass | None) -> Value:
         layout = list(value.layout or ())
         place = one_of(random, range(len(layout)))
-        shards = [Shard(d, outer) for d in range(len(value.type.shape)) for outer in (1, 2)]
+        dims = range(len(value.type.shape))
+        shards = [Shard(d, outer, folded=folded) for d in dims for outer in (1, 2) for folded in (False, True)]
         layout[place] = other(random, [REPLICATE, BROADCAST, PARTIAL, *shards], layout[place])
         return replace(value, layout=tuple(layout))
 
@@ -392,7 +394,8 @@ def placement_and_shape(program: Program, random: Random) -> Program:
         sizes = list(value.type.shape)
         if isinstance(old, Shard):
             sizes[old.dim] = sizes[old.dim] * axis.size
-        shards = [Shard(d) for d, size in enumerate(sizes) if not isinstance(size, int) or size % axis.size == 0]
+        fitting = [d for d, size in enumerate(sizes) if not isinstance(size, int) or size % axis.size == 0]
+        shards = [Shard(d, folded=folded) for d in fitting for folded in (False, True)]
         new = other(random, [REPLICATE, BROADCAST, PARTIAL, *shards], old)
         if isinstance(new, Shard):
             size = sizes[new.dim]
@@ -497,7 +500,7 @@ def kept_layout(program: Program, random: Random) -> Program:
 def _other_layouts(kept: StateLayout) -> list[StateLayout]:
     options = [replace(kept, zero=level) for level in range(5) if level != kept.zero]
     for place in range(len(kept.layout)):
-        for new in (REPLICATE, BROADCAST, PARTIAL, Shard(0), Shard(1)):
+        for new in (REPLICATE, BROADCAST, PARTIAL, Shard(0), Shard(1), Shard(0, folded=True)):
             if new != kept.layout[place]:
                 options.append(replace(kept, layout=(*kept.layout[:place], new, *kept.layout[place + 1 :])))
     return options

@@ -179,7 +179,8 @@ def test_arguments_survive_text(arg: Arg) -> None:
 
 
 def test_a_constant_of_the_batch_in_a_layout() -> None:
-    layout = (Shard(0, B), Shard(1, outer=3), Shard(1, padded=True), REPLICATE, BROADCAST, PARTIAL)
+    folded = (Shard(1, folded=True), Shard(0, B, folded=True))
+    layout = (Shard(0, B), Shard(1, outer=3), Shard(1, padded=True), *folded, REPLICATE, BROADCAST, PARTIAL)
     graph = Graph((value("x", "f32", 16 * b, 6, layout=layout), value("y", "f32", layout=())), (), (), ("x",))
     assert parse_graph(print_graph(graph)) == graph
 
@@ -205,7 +206,7 @@ NAMES = st.text(st.sampled_from('ab01._-%@{}i+ "\\/äß\n'), min_size=1, max_siz
 DIMS = st.integers(0, 4096) | st.builds(lambda n, c: n * B + c, st.integers(1, 64), st.integers(0, 9))
 DTYPES = st.sampled_from(sorted(DTYPE_BYTES))
 PLACEMENTS = st.sampled_from([REPLICATE, BROADCAST, PARTIAL, Shard(1, padded=True)]) | st.builds(
-    Shard, st.integers(0, 3), st.just(1) | DIMS
+    Shard, st.integers(0, 3), st.just(1) | DIMS, folded=st.booleans()
 )
 LAYOUTS = st.none() | st.lists(PLACEMENTS, max_size=2).map(tuple)
 TYPES = st.builds(TensorType, DTYPES, st.lists(DIMS, max_size=3).map(tuple))

@@ -143,6 +143,11 @@ SITE = {"site": 0, "axes": ("dp", "tp"), "per_step": False}
 SUFFIX = ".dp2_tp2"
 PADDED, PADDED_WIDTH = Shard(0, padded=True), Shard(2, padded=True)
 PADDED_UP = with_value(sharded(), f"block{SUFFIX}", "up.weight", layout=(BROADCAST, PADDED))
+FOLDED_ROWS = with_value(
+    with_op(sharded(), f"embedding{SUFFIX}", "e", target="spmd.embedding", kwargs=(("axis", "tp"), ("size", 12))),
+    f"embedding{SUFFIX}", "embed.weight",
+    type=TensorType("f32", (6, 8)), layout=(BROADCAST, Shard(0, folded=True)),
+)  # fmt: skip
 H2 = staged().stages[0].sends[0]
 KEPT_ODD = StateLayout("blocks.0.down.bias", (DP, TP), (REPLICATE, REPLICATE))
 KEPT = staged().stages[0].state[0]
@@ -227,6 +232,14 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
             with_value(sharded(), f"block{SUFFIX}", "up.weight", layout=(Shard(0, outer=2), PADDED)),
             "padded along dimension 0, of which only one axis", "%up.weight",
         ),
+        (
+            with_value(sharded(), f"block{SUFFIX}", "x", layout=(Shard(1, folded=True), Shard(1, outer=2))),
+            "%x is S(1, folded) on dp=2@2 and S(1, outer=2) on tp=2@1, which do not nest", "input %x",
+        ),
+        (
+            with_value(sharded(), f"block{SUFFIX}", "x", layout=(Shard(1, outer=5), REPLICATE)),
+            "%x is S(1, outer=5) on dp=2@2, but 12 elements do not divide into 10 pieces", "input %x",
+        ),
     ],
     "result-count": [
         (
@@ -285,6 +298,16 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
                 ("axis", "tp"), ("dim", 7), ("outer", 1), ("grad", "slice"))),
             "dim=7 of a tensor of rank 3", "%sum",
         ),
+        (
+            with_op(sharded(), f"block{SUFFIX}", "sum", target="comm.all_gather", kwargs=(
+                ("axis", "tp"), ("dim", 1), ("outer", 1), ("grad", "slice"), ("folded", False))),
+            "folded is true, or not written", "%sum",
+        ),
+        (
+            with_op(sharded(), f"block{SUFFIX}", "sum", target="comm.all_gather", kwargs=(
+                ("axis", "dp"), ("dim", 0), ("outer", 1), ("grad", "slice"), ("folded", True))),
+            "leads from S(0, folded), but %down is S(0) on dp", "%sum",
+        ),
         (with_op(clustered(), "block", "silu", target="comm.copy"), "not sharded", "%silu"),
     ],
     "spmd-ops": [
@@ -297,6 +320,13 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (
             with_op(sharded(), f"embedding{SUFFIX}", "e", target="spmd.embedding", kwargs=(("axis", "tp"),)),
             "size must be the whole size", "spmd.embedding",
+        ),
+        (
+            with_op(
+                sharded(), f"embedding{SUFFIX}", "e", target="spmd.embedding",
+                kwargs=(("axis", "tp"), ("size", 12), ("folded", 1)),
+            ),
+            "folded is true, or not written", "spmd.embedding",
         ),
         (with_op(clustered(), "embedding", "e", target="spmd.embedding"), "axes are none", "spmd.embedding"),
     ],
@@ -519,6 +549,11 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
             with_op(sharded(), f"head{SUFFIX}", "logits", target="aten.cholesky_solve.default"),
             "since nothing is known about its dimensions", "%logits",
         ),
+        (
+            with_value(sharded(), f"block{SUFFIX}", "up.weight", layout=(BROADCAST, Shard(0, folded=True))),
+            "since only one of %up.weight and %up is folded", "%up",
+        ),
+        (FOLDED_ROWS, "it takes no folded slices", "%e"),
     ],
     "computed-results": [
         (

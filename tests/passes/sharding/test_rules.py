@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.interpreter import run_graph
-from galvatron.ir.layout import Axis, Layout, Shard, local_shape
+from galvatron.ir.layout import Axis, Layout, local_shape
 from galvatron.ir.ops.rules import RULES
-from galvatron.ir.spmd import spmd_target
-from galvatron.ir.types import exact_quotient
+from galvatron.ir.spmd import along_axis
 from galvatron.passes.sharding.factors import FactorTable
 from galvatron.passes.sharding.localize import localized_arguments
 from galvatron.passes.sharding.modes import Mode, Split, State, op_modes
@@ -25,11 +24,7 @@ from tests.passes.sharding.simulate import Mesh, Tensors, combine, distribute, d
 
 def placed(state: State, value: Value) -> Layout:
     """A state as a layout on a mesh of one axis."""
-    if not isinstance(state, Split):
-        return (state,)
-    outer = exact_quotient(value.type.shape[state.dim], state.inner * state.size)
-    assert outer is not None
-    return (Shard(state.dim, outer, state.padded),)
+    return (state.placement(value.type.shape[state.dim]) if isinstance(state, Split) else state,)
 
 
 def with_cuts(d: Draw, graph: Graph) -> Graph:
@@ -77,8 +72,8 @@ def check_mode(call: Sample, mode: Mode, mesh: Mesh) -> None:
     local = replace(op, results=local_results)
     if mode.spmd:
         assert mode.factor is not None
-        extra = (("axis", mesh[0].name), ("size", mode.factor.size))
-        local = replace(local, target=spmd_target(op), kwargs=(*local.kwargs, *extra))
+        folded = any(isinstance(state, Split) and state.folded for state in mode.operands)
+        local = along_axis(local, mesh[0].name, mode.factor.size, folded=folded)
     else:
         local = localized_arguments(local, lambda size: size)
     ranks = range(mesh[0].size)
@@ -101,13 +96,14 @@ def check_mode(call: Sample, mode: Mode, mesh: Mesh) -> None:
 
 def check_case(case: Case, data: st.DataObject, ranks: int) -> None:
     torch.manual_seed(0)
-    d = Draw(data, ranks)
+    folded = data.draw(st.booleans())
+    d = Draw(data, 2 * ranks if folded else ranks)
     call = case(d)
     graph = with_cuts(d, call.graph)
     table = FactorTable(graph)
     differentiable = call.differentiable | {v.name for v in call.op.results if v.type.is_floating}
     axis, allowed = Axis("tp", ranks, 1), lambda index, factor: True
-    for mode in op_modes(graph, 0, table, axis, differentiable, {}, allowed, padding=True):
+    for mode in op_modes(graph, 0, table, axis, differentiable, {}, allowed, folded=folded, padding=True):
         if "empty" in call.op.target:
             continue
         check_mode(call, mode, mesh_of(ranks))
