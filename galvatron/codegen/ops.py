@@ -62,12 +62,12 @@ class OpPrinter:
         """
         if not is_known_target(op.target):
             raise GalvatronError(unknown_target(op.target))
-        if op.target.startswith("comm."):
+        if op.namespace == "comm":
             return self._collective(op)
-        if op.target.startswith("spmd."):
+        if op.namespace == "spmd":
             return self._spmd(op)
         if self._waits(op):
-            return call(f"rt.{op.target.split('.')[1]}", [self.argument(a) for a in op.args])
+            return call(f"rt.{op.name}", [self.argument(a) for a in op.args])
         op = self._with_explicit_dtype(without_site(_switched(op)))
         return self._special(op) or self._by_form(op) or self._fallback(op)
 
@@ -125,7 +125,7 @@ class OpPrinter:
         for name, value in op.kwargs:
             if name != "axis" and not (name.endswith("outer") and value == 1):
                 written.append(prefixed(f"{attribute(name)}=", self.argument(value)))
-        return call("rt." + attribute(op.target.removeprefix("comm.")), written)
+        return call("rt." + attribute(op.name), written)
 
     def _spmd(self, op: Op) -> Text:
         axis = prefixed("axis=", self._identifier(("axis", op.kwarg("axis"))))
@@ -133,7 +133,7 @@ class OpPrinter:
         written += [
             prefixed(f"{attribute(name)}=", self.argument(value)) for name, value in op.kwargs if name != "axis"
         ]
-        return call("rt." + attribute(op.target.removeprefix("spmd.")), [*written, axis])
+        return call("rt." + attribute(op.name), [*written, axis])
 
     def _with_explicit_dtype(self, op: Op) -> Op:
         """An op that creates a tensor with its element type spelled out, so that torch's default type plays no part."""
@@ -277,16 +277,16 @@ class _Written(str):
 
 def _switched(op: Op) -> Op:
     """An op that draws only in training, with the seed to say whether this is training."""
-    switch = RANDOM_OPS[op.target.split(".")[1]].switch if op.target.startswith("random.") else None
+    switch = RANDOM_OPS[op.name].switch if op.namespace == "random" else None
     if switch is None:
         return op
-    position, keyword = switch
+    position = tuple(op.arguments).index(switch)
 
     def written(value: Arg) -> Arg:
         return _Written("seed.training" if value is True else f"seed.rate({value!r})")
 
     args = tuple(written(value) if i == position else value for i, value in enumerate(op.args))
-    return replace(op, args=args, kwargs=tuple((k, written(v) if k == keyword else v) for k, v in op.kwargs))
+    return replace(op, args=args, kwargs=tuple((k, written(v) if k == switch else v) for k, v in op.kwargs))
 
 
 def bind(op: Op, form: Form) -> dict[str, Arg] | None:

@@ -69,7 +69,7 @@ class Coupling:
     def __str__(self) -> str:
         source = self.op.source
         line = f"{source}: `{source.code}`: " if source else ""
-        return f"{line}{self.op.target.split('.')[1]} {self.reason}"
+        return f"{line}{self.op.name} {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -173,16 +173,14 @@ def _sizes_are_of_samples(op: Op, operands: list[State], made: tuple[State, ...]
         return False
     if not is_operator(op.target):
         return True
-    schema = schema_of(op.target)
-    arguments = schema.arguments(op)
     along = {state.dim for state in operands if isinstance(state, Along)}
-    cut = arguments.get("dim") in along
+    cut = op.get("dim") in along
     return not any(
         parameter.kind in ("SymInt", "int")
         and parameter.name not in _SIZES_OF_RESULTS
         and not (cut and parameter.name in _BOUNDS)
-        and _has_batch(arguments[parameter.name])
-        for parameter in schema.parameters
+        and _has_batch(op[parameter.name])
+        for parameter in schema_of(op.target).parameters
     )
 
 
@@ -280,7 +278,7 @@ def _is_cast(op: Op) -> bool:
 
 def _added_number(op: Op) -> int | None:
     """Which argument is a number that the op adds to its only operand."""
-    position = _ADDED_NUMBER.get(op.target.split(".")[1])
+    position = _ADDED_NUMBER.get(op.name)
     if position is None or len(op.operands) != 1 or len(op.args) <= position:
         return None
     return position if isinstance(op.args[position], (int, float, sympy.Expr)) else None

@@ -16,6 +16,8 @@ zero.
 
 from __future__ import annotations
 
+from galvatron.ir.ops.targets import parsed
+
 _EVERY = range(8)
 
 PADDABLE: dict[str, range] = {
@@ -35,4 +37,4 @@ PADDABLE: dict[str, range] = {
 
 def paddable(target: str) -> range:
     """The positions of the operands of an op that may be padded shards."""
-    return PADDABLE.get(target.split(".")[1], range(0))
+    return PADDABLE.get(parsed(target).name, range(0))

@@ -19,6 +19,7 @@ import sympy
 from galvatron.ir.graph import Arg, Op, Value
 from galvatron.ir.layout import Axis, Partial, Shard
 from galvatron.ir.ops.schemas import is_operator, schema_of
+from galvatron.ir.ops.targets import parsed
 
 KEYWORDS = ("site", "axes", "per_step")
 
@@ -27,18 +28,18 @@ KEYWORDS = ("site", "axes", "per_step")
 class RandomOp:
     """One op of the table: each element of its result is drawn by itself, given the operands.
 
-    `switch` is the argument that turns the drawing on, by position and name; None for an op that always draws. `linear`
+    `switch` is the argument that turns the drawing on; None for an op that always draws. `linear`
     says that partial sums may pass: with its draws given, the op is linear in its operand.
     """
 
-    switch: tuple[int, str] | None = None
+    switch: str | None = None
     linear: bool = False
 
 
 RANDOM_OPS: dict[str, RandomOp] = {
-    "dropout": RandomOp((2, "train"), linear=True),
-    "rrelu": RandomOp((3, "training")),
-    "scaled_dot_product_attention": RandomOp((4, "dropout_p")),
+    "dropout": RandomOp("train", linear=True),
+    "rrelu": RandomOp("training"),
+    "scaled_dot_product_attention": RandomOp("dropout_p"),
     "native_dropout": RandomOp(),
     "bernoulli": RandomOp(),
     "cauchy": RandomOp(),
@@ -61,14 +62,10 @@ RANDOM_OPS: dict[str, RandomOp] = {
 
 def is_random(op: Op) -> bool:
     """Whether the op, called as it is, draws random numbers."""
-    namespace, name, *_ = op.target.split(".")
-    if namespace != "aten" or name not in RANDOM_OPS:
-        return namespace == "random"
-    switch = RANDOM_OPS[name].switch
-    if switch is None:
-        return True
-    position, keyword = switch
-    return bool(op.args[position] if len(op.args) > position else op.kwarg(keyword))
+    if op.namespace != "aten" or op.name not in RANDOM_OPS:
+        return op.namespace == "random"
+    switch = RANDOM_OPS[op.name].switch
+    return switch is None or bool(op.get(switch))
 
 
 def draws_as_a_whole(op: Op) -> bool:
@@ -77,32 +74,31 @@ def draws_as_a_whole(op: Op) -> bool:
     Recurrent networks do in training, with dropout between their layers.
     """
     plain = without_site(op)
-    if not is_operator(plain.target) or plain.target.split(".")[1] in RANDOM_OPS:
+    if not is_operator(plain.target) or plain.name in RANDOM_OPS:
         return False
-    schema = schema_of(plain.target)
-    arguments = schema.arguments(plain)
-    return schema.random and bool(arguments.get("train", True)) and bool(arguments.get("dropout", True))
+    switches = [plain[name] for name in ("train", "dropout") if name in plain.arguments]
+    return schema_of(plain.target).random and all(switches)
 
 
 def is_random_target(target: str) -> bool:
     """Whether `target` is the sharded counterpart of an op of the table."""
-    namespace, _, rest = target.partition(".")
-    return namespace == "random" and rest.partition(".")[0] in RANDOM_OPS
+    called = parsed(target)
+    return called.namespace == "random" and called.name in RANDOM_OPS
 
 
 def with_site(op: Op, site: int, axes: tuple[str, ...], per_step: bool) -> Op:
     """The sharded counterpart of an ATen op that draws."""
     values: tuple[Arg, ...] = (site, axes, per_step)
-    target = "random." + op.target.removeprefix("aten.")
-    return replace(op, target=target, kwargs=(*op.kwargs, *zip(KEYWORDS, values, strict=True)))
+    target = replace(parsed(op.target), namespace="random")
+    return replace(op, target=str(target), kwargs=(*op.kwargs, *zip(KEYWORDS, values, strict=True)))
 
 
 def without_site(op: Op) -> Op:
     """The ATen op that a rank runs, whatever it draws; other ops as they are."""
-    if not op.target.startswith("random."):
+    if op.namespace != "random":
         return op
-    target = "aten." + op.target.removeprefix("random.")
-    return replace(op, target=target, kwargs=tuple((k, v) for k, v in op.kwargs if k not in KEYWORDS))
+    target = replace(parsed(op.target), namespace="aten")
+    return replace(op, target=str(target), kwargs=tuple((k, v) for k, v in op.kwargs if k not in KEYWORDS))
 
 
 def drawn_axes(result: Value, mesh: tuple[Axis, ...]) -> tuple[str, ...]:
@@ -124,7 +120,7 @@ def random_problem(op: Op, mesh: tuple[Axis, ...]) -> str:
             f"what is drawn has {'' if samples else 'no '}samples in it, so per_step must be {str(not samples).lower()}"
         )
     for value in op.results:
-        if any(isinstance(p, Partial) for p in value.layout or ()) and not RANDOM_OPS[op.target.split(".")[1]].linear:
+        if any(isinstance(p, Partial) for p in value.layout or ()) and not RANDOM_OPS[op.name].linear:
             return f"%{value.name} is a partial sum of draws"
         if keywords["axes"] != drawn_axes(value, mesh):
             wanted = ", ".join(drawn_axes(value, mesh)) or "no axis"

@@ -30,8 +30,7 @@ Step = Literal["keep", "once"]
 
 def runs_once(op: Op) -> bool:
     """Whether selective recomputation leaves the op out."""
-    namespace, name, *_ = op.target.split(".")
-    return op.target in KEPT_COLLECTIVES if namespace == "comm" else name in KEPT_OPS
+    return op.target in KEPT_COLLECTIVES if op.namespace == "comm" else op.name in KEPT_OPS
 
 
 def selective_steps(graph: Graph) -> dict[int, Step]:
@@ -44,7 +43,7 @@ def selective_steps(graph: Graph) -> dict[int, Step]:
     read = {
         name
         for op, skipped in zip(graph.ops, once, strict=True)
-        if not (skipped and op.target.startswith("comm."))
+        if not (skipped and op.namespace == "comm")
         for name in op.operands
     }
     return {

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from galvatron.ir.graph import Op
 from galvatron.ir.layout import PARTIAL, REPLICATE, Partial, Replicate
+from galvatron.ir.ops.targets import parsed
 
 KEYWORDS = ("axis", "size")
 
@@ -40,16 +41,18 @@ SPMD_OPS: dict[str, SpmdOp] = {
 
 def spmd_target(op: Op) -> str:
     """The sharded counterpart of an ATen op."""
-    return f"spmd.{op.target.split('.')[1]}"
+    return f"spmd.{op.name}"
 
 
 def without_axis(op: Op) -> Op:
     """The ATen op that an op of the table is on the whole dimension; other ops as they are."""
     if not is_spmd(op.target):
         return op
-    target = f"aten.{op.target.removeprefix('spmd.')}.default"
-    return replace(op, target=target, kwargs=tuple((k, v) for k, v in op.kwargs if k not in KEYWORDS))
+    return replace(
+        op, target=f"aten.{op.name}.default", kwargs=tuple((k, v) for k, v in op.kwargs if k not in KEYWORDS)
+    )
 
 
 def is_spmd(target: str) -> bool:
-    return target.startswith("spmd.") and target.removeprefix("spmd.") in SPMD_OPS
+    called = parsed(target)
+    return called.namespace == "spmd" and called.short in SPMD_OPS

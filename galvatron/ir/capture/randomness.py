@@ -8,6 +8,7 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture.sources import located
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.ops.schemas import is_operator
+from galvatron.ir.ops.targets import parsed
 from galvatron.ir.random import RANDOM_OPS, draws_as_a_whole
 
 
@@ -18,7 +19,7 @@ def check_randomness(graph: Graph) -> None:
         CaptureError: one does not (a permutation, the dropout inside an LSTM); names its source line.
     """
     for op in graph.ops:
-        if op.target.split(".")[1] not in RANDOM_OPS and _draws(op):
+        if op.name not in RANDOM_OPS and _draws(op):
             raise CaptureError(
                 f"{located(op.source)}{op.target} draws random numbers that cannot be split over micro-batches and "
                 f"ranks; operations that can: {', '.join(sorted(RANDOM_OPS))}"
@@ -31,7 +32,7 @@ def _draws(op: Op) -> bool:
 
 
 def _is_tagged(target: str) -> bool:
-    namespace, name, *overload = target.split(".")
-    packet = getattr(getattr(torch.ops, namespace), name, None)
-    operator = getattr(packet, overload[0] if overload else "default", None)
+    called = parsed(target)
+    packet = getattr(getattr(torch.ops, called.namespace), called.name, None)
+    operator = getattr(packet, called.overload or "default", None)
     return torch.Tag.nondeterministic_seeded in getattr(operator, "tags", ())

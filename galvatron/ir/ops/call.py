@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 
 from galvatron.ir.graph import Arg, Op, Ref, walk_refs
 from galvatron.ir.ops.notation import DimNames, OpDims, Shape, parse_notation
-from galvatron.ir.ops.schemas import schema_of
 from galvatron.ir.types import Dim, TensorType
 
 Types = Mapping[str, TensorType]
@@ -19,7 +18,7 @@ class Call:
     def __init__(self, op: Op, types: Types) -> None:
         self.op = op
         self.types = types
-        self.arguments: dict[str, Arg] = schema_of(op.target).arguments(op)
+        self.arguments = op.arguments
         self.results = tuple(v.type.shape for v in op.results)
 
     def __getitem__(self, name: str) -> Arg:

@@ -16,7 +16,7 @@ def convolution(call: Call) -> OpDims:
     assert isinstance(groups, int)
     if len(shape) != len(weight):
         return whole(call)
-    transposed = "transpose" in call.op.target or bool(call.arguments.get("transposed"))
+    transposed = "transpose" in call.op.name or bool(call.arguments.get("transposed"))
     inside, outside = (exact_quotient(weight[0], groups), weight[1])[:: 1 if transposed else -1]
     assert inside is not None and outside is not None
     sizes = {"n": shape[0], "g": groups, "c": inside, "o": outside}

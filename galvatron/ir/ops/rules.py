@@ -44,9 +44,8 @@ from galvatron.ir.types import BATCH, Dim, exact_quotient
 
 def op_dims(op: Op, types: Types) -> OpDims | None:
     """The named dimensions of `op` on operands of these types, or None for an op without a rule."""
-    _, name, *_ = op.target.split(".")
-    short = op.target.removeprefix("aten.")
-    rule = RULES.get(short) or RULES.get(name) or RANDOM_RULES.get(short) or RANDOM_RULES.get(name)
+    names = (f"{op.name}.{op.overload}", op.name)
+    rule = next((table[name] for table in (RULES, RANDOM_RULES) for name in names if name in table), None)
     if rule is None and is_operator(op.target) and schema_of(op.target).pointwise:
         rule = _pointwise
     if rule is None:

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-import sympy
-
-from galvatron.errors import did_you_mean
-from galvatron.ir.graph import Arg, Const, Op, Ref
+from galvatron.ir.ops.arguments import Arg, Const
+from galvatron.ir.ops.targets import parsed
 
 CONSTANTS = frozenset(
     Const("memory_format", name)
@@ -26,11 +24,11 @@ CONSTANTS = frozenset(
 """Constants of torch that an op may be given beside element types."""
 
 
-class _Required:
+class Required:
     """The default of a parameter that has none."""
 
 
-REQUIRED = _Required()
+REQUIRED = Required()
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Parameter:
     optional: bool = False
     optional_items: bool = False
     keyword_only: bool = False
-    default: Arg | _Required = REQUIRED
+    default: Arg | Required = REQUIRED
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,10 @@ class Schema:
     pointwise: bool = False
     random: bool = False
 
-    def arguments(self, op: Op) -> dict[str, Arg]:
-        """The arguments of an op that fits, by parameter, defaults included."""
-        given = {p.name: a for p, a in zip(self.parameters, op.args, strict=False)} | dict(op.kwargs)
-        defaults = {p.name: None if isinstance(p.default, _Required) else p.default for p in self.parameters}
-        return defaults | given
+    def bound(self, args: tuple[Arg, ...], kwargs: dict[str, Arg]) -> dict[str, Arg]:
+        """Arguments that fit, by parameter and in the order of these, defaults included."""
+        defaults = {p.name: None if isinstance(p.default, Required) else p.default for p in self.parameters}
+        return defaults | {p.name: a for p, a in zip(self.parameters, args, strict=False)} | kwargs
 
 
 def operators() -> Collection[str]:
@@ -83,13 +80,28 @@ def _lines() -> dict[str, str]:
 
 def is_operator(target: str) -> bool:
     """Whether `aten.<name>.<overload>` may stand in a program."""
-    return target.startswith("aten.") and target.removeprefix("aten.") in _lines()
+    called = parsed(target)
+    return called.namespace == "aten" and called.short in _lines()
 
 
 @cache
 def schema_of(target: str) -> Schema:
     """The signature of an operator of the table."""
-    return parse_schema(_lines()[target.removeprefix("aten.")])
+    return parse_schema(_lines()[parsed(target).short])
+
+
+@cache
+def signature(target: str) -> Schema | None:
+    """The signature of an operator or of the one whose counterpart in a sharded graph it is, if the table has it."""
+    called = parsed(target)
+    line = _lines().get(f"{called.name}.{called.overload or 'default'}")
+    return None if line is None or called.namespace == "comm" else parse_schema(line)
+
+
+def bound(target: str, args: tuple[Arg, ...], kwargs: dict[str, Arg]) -> dict[str, Arg]:
+    """Arguments by parameter, defaults included; only those that are named where there is no signature."""
+    schema = signature(target)
+    return kwargs if schema is None else schema.bound(args, kwargs)
 
 
 _COUNTING = frozenset({"arange", "range"})
@@ -100,82 +112,10 @@ _COUNTING = frozenset({"arange", "range"})
 def takes_size(target: str, argument: int | str) -> bool:
     """Whether an argument, by its position or name, is a size, of which a rank has its part, and not a number, which
     means the same everywhere: sizes are integers, while numbers stand where a tensor could."""
-    if not is_operator(target) or target.split(".")[1] in _COUNTING:
+    if not is_operator(target) or parsed(target).name in _COUNTING:
         return True
     parameters = enumerate(schema_of(target).parameters)
     return any(argument in (i, p.name) and p.kind in ("int", "SymInt") for i, p in parameters)
-
-
-def argument_problem(op: Op) -> str:
-    """What is wrong with the arguments and the number of results of an op of the table; empty if nothing is."""
-    schema = schema_of(op.target)
-    positional = [p for p in schema.parameters if not p.keyword_only]
-    if len(op.args) > len(positional):
-        return f"{len(op.args)} positional arguments, but it takes {len(positional)}"
-    given: dict[str, Arg] = {p.name: a for p, a in zip(positional, op.args, strict=False)}
-    known = {p.name for p in schema.parameters}
-    for name, value in op.kwargs:
-        if name not in known or name in given:
-            wrong = "is given twice" if name in given else f"is no parameter; {did_you_mean(name, known)}"
-            return f"{name!r} {wrong}"
-        given[name] = value
-    for parameter in schema.parameters:
-        if parameter.name not in given and isinstance(parameter.default, _Required):
-            return f"the argument {parameter.name!r} is missing"
-        if parameter.name in given and not fits(given[parameter.name], parameter):
-            return f"{_told(given[parameter.name])} for {parameter.name!r}, which is {_type_text(parameter)}"
-    if schema.results is not None and len(op.results) != schema.results:
-        return f"it gives {schema.results} results, not {len(op.results)}"
-    return "" if op.results else "it gives a result"
-
-
-def fits(value: Arg, parameter: Parameter) -> bool:
-    """Whether a parameter takes an argument."""
-    if value is None:
-        return parameter.optional
-    if parameter.length is None:
-        return _FITS[parameter.kind](value)
-    if not isinstance(value, tuple):
-        return parameter.length > 0 and parameter.kind != "Tensor" and _FITS[parameter.kind](value)
-    if parameter.length > 1 and len(value) not in (1, parameter.length):
-        return False
-    return all(parameter.optional_items if item is None else _FITS[parameter.kind](item) for item in value)
-
-
-def _is_number(value: Arg) -> bool:
-    return isinstance(value, (int, float, sympy.Expr))
-
-
-def _is_size(value: Arg) -> bool:
-    return type(value) is int or isinstance(value, sympy.Expr)
-
-
-_FITS = {
-    "Tensor": lambda value: isinstance(value, Ref) or _is_number(value),  # torch makes a tensor of a number
-    "SymInt": _is_size,
-    "int": lambda value: type(value) is int,
-    "float": lambda value: _is_number(value) and not isinstance(value, bool),
-    "bool": lambda value: isinstance(value, bool),
-    "Scalar": _is_number,
-    "str": lambda value: isinstance(value, str),
-    "ScalarType": lambda value: isinstance(value, Const) and value.kind == "dtype",
-    "MemoryFormat": lambda value: isinstance(value, Const) and value.kind == "memory_format" and value in CONSTANTS,
-    "Layout": lambda value: isinstance(value, Const) and value.kind == "layout" and value in CONSTANTS,
-    "Device": lambda value: False,  # where a program runs is none of its business
-    "Generator": lambda value: False,
-}
-
-
-def _told(value: Arg) -> str:
-    if isinstance(value, Ref):
-        return f"%{value.name}"
-    return value.name if isinstance(value, Const) else str(value)
-
-
-def _type_text(parameter: Parameter) -> str:
-    items = "?" * parameter.optional_items
-    length = "" if parameter.length is None else f"[{parameter.length or ''}]"
-    return f"{parameter.kind}{items}{length}{'?' * parameter.optional}"
 
 
 _PARAMETER = re.compile(
@@ -214,6 +154,8 @@ def _parameter(text: str, keyword_only: bool) -> Parameter:
         raise ValueError(f"no parameter: {text!r}")
     length = int(match["length"] or 0) if match["list"] else None
     default = REQUIRED if match["default"] is None else _default(match["default"])
+    if length and isinstance(default, int):
+        default = (default,) * length
     return Parameter(
         match["name"], match["kind"], length, bool(match["optional"]), bool(match["items"]), keyword_only, default
     )

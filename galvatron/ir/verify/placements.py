@@ -262,8 +262,7 @@ def _check_inside(
     """
     if not any(isinstance(p.layout[axis], Shard) for p in operands):
         raise Misplaced("nothing is sharded")
-    name = op.target.removeprefix("spmd.")
-    if name == "scaled_dot_product_attention":
+    if op.name == "scaled_dot_product_attention":
         _check_ring(op, operands, results, axis)
         return
     if dims is None or len(dims.spmd) != 1:
@@ -274,7 +273,7 @@ def _check_inside(
         raise Misplaced("another dimension than that of the table is sharded")
     if not _is_size(op, cut[1]):
         raise Misplaced(f"the whole size of the sharded dimension is {cut[1]}")
-    _check_sharded(dims, sharded, operands, results, axis, SPMD_OPS[name].result)
+    _check_sharded(dims, sharded, operands, results, axis, SPMD_OPS[op.name].result)
 
 
 def _is_size(op: Op, size: Dim) -> bool:

@@ -46,8 +46,8 @@ def expected_shapes(op: Op, types: Mapping[str, TensorType]) -> tuple[Shape, ...
         ShapeError: the operands do not fit together.
     """
     op = without_site(op)
-    rule = SHAPES.get(op.target.split(".")[1])
-    if rule is None or not op.target.startswith("aten."):
+    rule = SHAPES.get(op.name)
+    if rule is None or op.namespace != "aten":
         return None
 
     def lookup(arg: Arg) -> TensorType:
@@ -66,14 +66,13 @@ def expected_shapes(op: Op, types: Mapping[str, TensorType]) -> tuple[Shape, ...
 def expected_dtype(op: Op, types: Mapping[str, TensorType]) -> str | None:
     """The element type that every result of an op must have; None where the table does not say."""
     op = without_site(op)
-    if not op.target.startswith("aten."):
+    if op.namespace != "aten":
         return None
-    name = op.target.split(".")[1]
     if isinstance(dtype := op.kwarg("dtype"), Const):
         return dtype.name
-    if name in _COMPARISONS.split():
+    if op.name in _COMPARISONS.split():
         return "bool"
-    if name in _KEEPS_DTYPE.split() and op.args and isinstance(op.args[0], Ref):
+    if op.name in _KEEPS_DTYPE.split() and op.args and isinstance(op.args[0], Ref):
         return types[op.args[0].name].dtype
     return None
 
@@ -249,7 +248,7 @@ def _attention(op: Op, of: Lookup) -> tuple[Shape, ...]:
 
 def _reduction(op: Op, of: Lookup) -> tuple[Shape, ...]:
     shape = of(op.args[0]).shape
-    if op.target.endswith(".default") and len(op.args) < 2:
+    if op.overload == "default" and len(op.args) < 2:
         return ((),)
     dims = _argument(op, 1, "dim")
     reduced = _axes(dims, len(shape)) if dims not in (None, ()) else list(range(len(shape)))

@@ -126,7 +126,7 @@ def _placement_problems(
     for index, op in enumerate(cls.graph.ops):
         read = [cls.graph.values[name] for name in op.operands]
         whole.update(padded_sizes([(v, whole.get(v.name, {})) for v in read], op.results))
-        if not op.target.startswith("comm."):
+        if op.namespace != "comm":
             operands, results = tuple(map(placed, read)), tuple(map(placed, op.results))
             problem = placement_problem(op, operands, results, cls.mesh)
             if problem or (problem := whole_problem(op, operands, results)):

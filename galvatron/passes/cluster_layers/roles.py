@@ -70,7 +70,7 @@ def is_batched(type_: TensorType) -> bool:
 
 def is_contraction(op: Op) -> bool:
     """Whether the op multiplies and sums over a dimension, as far as its name tells."""
-    return base_name(op.target) in CONTRACTIONS or not op.target.startswith("aten.")
+    return base_name(op.target) in CONTRACTIONS or op.namespace != "aten"
 
 
 @dataclass(frozen=True)

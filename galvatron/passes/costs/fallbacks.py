@@ -135,7 +135,7 @@ class _Reader:
 
     def _fallbacks(self, cls: LayerClass, differentiable: frozenset[str], batch: float) -> tuple[Fallback, ...]:
         base = self._planned.class_of.get(cls.base)
-        local = tuple(op for op in cls.graph.ops if not op.target.startswith("comm."))
+        local = tuple(op for op in cls.graph.ops if op.namespace != "comm")
         if base is None or len(base.graph.ops) != len(local):
             raise GalvatronError(f"class {cls.name!r} was not sharded from the program given")
         totals: dict[tuple[Axis, str | None, Reason | None], _Total] = {}
@@ -206,7 +206,7 @@ def _is_whole(graph: Graph, op: Op, position: int) -> bool:
 def _is_gathered(graph: Graph, op: Op, position: int) -> bool:
     """Whether an operand of a local op is sharded on an axis before it is converted for the op."""
     for name in op.operands:
-        while name in graph.producers and graph.producers[name].target.startswith("comm."):
+        while name in graph.producers and graph.producers[name].namespace == "comm":
             (name,) = graph.producers[name].operands
             if isinstance((graph.values[name].layout or ())[position], Shard):
                 return True

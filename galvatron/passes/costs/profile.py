@@ -217,8 +217,8 @@ class _Run:
     def _collective(self, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         shape = [evaluate(d, self.batch) for d in op.result.type.shape]
         axis = self.axes[kwargs["axis"]]
-        if op.target.startswith("spmd."):
-            return run_on_slice(op.target, args, kwargs, axis, partial(self._record, axis))
+        if op.namespace == "spmd":
+            return run_on_slice(op, args, kwargs, axis, partial(self._record, axis))
         return _Collective.apply(args[0], shape, EFFECTS[op.target, kwargs.get("grad")], axis, self.watch)
 
 

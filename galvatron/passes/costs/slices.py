@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from galvatron.ir.graph import Op
 from galvatron.ir.layout import Axis
 from galvatron.ir.spmd import SPMD_OPS
 from galvatron.recompute import keep
@@ -15,21 +16,20 @@ Record = Callable[[str, int], None]
 """Notes a collective on the axis: its kind and its payload in bytes."""
 
 
-def run_on_slice(target: str, args: tuple[Any, ...], kwargs: dict[str, Any], axis: Axis, record: Record) -> Any:
+def run_on_slice(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], axis: Axis, record: Record) -> Any:
     """The result of an op of `ir.spmd` on fake tensors, with its collectives recorded forward and backward."""
-    name = target.removeprefix("spmd.")
     own = {k: v for k, v in kwargs.items() if k not in ("axis", "size")}
-    if name == "scaled_dot_product_attention":
+    if op.name == "scaled_dot_product_attention":
         mask = args[3] if len(args) > 3 else own.pop("attn_mask", None)
         causal = bool(args[5] if len(args) > 5 else own.pop("is_causal", False))
         turns = (2 * axis.size + 5) // 4 if causal else axis.size
         own = {k: v for k, v in own.items() if k in ("scale", "enable_gqa")}
         return _Ring.apply(*args[:3], mask, turns, axis, record, own)
     rows = args[0].detach()[..., 0]
-    for kind, numbers in SPMD_OPS[name].forward:
+    for kind, numbers in SPMD_OPS[op.name].forward:
         # Kept under selective recomputation, as what these collectives return is at run time.
         keep(_sent, rows, kind, numbers, record)
-    return getattr(torch.ops.aten, name)(*args, **own)
+    return getattr(torch.ops.aten, op.name)(*args, **own)
 
 
 def _sent(rows: Any, kind: str, numbers: int, record: Record) -> Any:

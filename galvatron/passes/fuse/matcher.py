@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from galvatron.ir.graph import Arg, Graph, Op, Ref
+from galvatron.ir.ops.schemas import schema_of
 from galvatron.ir.types import TensorType
 from galvatron.passes.fuse.constants import Constants, Facts
 from galvatron.passes.fuse.notation import ANYTHING, Call, Listed, Name, Number, Term
-from galvatron.passes.normalize.arguments import bound, parameters
 
 _PRECISION = 1e-9
 """Relative: models write √(2/π) with ten digits or with sixteen."""
@@ -78,13 +78,12 @@ def matches(pattern: Term, op: Op, graph: Graph, constants: Constants) -> Iterat
 
 
 def _call(pattern: Call, op: Op, graph: Graph, found: _Found) -> Iterator[_Found]:
-    arguments = bound(op)
     written = dict(pattern.arguments)
-    for parameter in parameters(op.target) or ():
-        if parameter.name not in written and not _equal(arguments[parameter.name], parameter.default):
+    for parameter in schema_of(op.target).parameters:
+        if parameter.name not in written and not _equal(op[parameter.name], parameter.default):
             return
     found = _Found(found.names, (*found.ops, op) if op not in found.ops else found.ops)
-    terms, values = list(written.values()), [arguments[name] for name in written]
+    terms, values = list(written.values()), [op[name] for name in written]
     yield from _all(terms, values, graph, found)
     if pattern.commutative:
         yield from _all(terms, values[::-1], graph, found)

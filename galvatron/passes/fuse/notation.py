@@ -18,7 +18,8 @@ from functools import cache
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg
-from galvatron.passes.normalize.arguments import parameters
+from galvatron.ir.ops.schemas import is_operator, schema_of
+from galvatron.ir.ops.targets import of_aten
 
 ANYTHING = "_"
 
@@ -110,12 +111,12 @@ def _term(node: ast.expr) -> Term:
 
 
 def _call(op: str, args: list[ast.expr], keywords: list[ast.keyword]) -> Call:
-    target = f"aten.{op}" if "." in op else f"aten.{op}.default"
-    schema = parameters(target)
-    if schema is None:
+    target = of_aten(op)
+    if not is_operator(target):
         raise GalvatronError(f"a pattern names {target!r}, which torch does not have")
-    names = [p.name for p in schema]
-    given = dict(zip((p.name for p in schema if not p.keyword_only), args, strict=False))
+    parameters = schema_of(target).parameters
+    names = [p.name for p in parameters]
+    given = dict(zip((p.name for p in parameters if not p.keyword_only), args, strict=False))
     given |= {str(k.arg): k.value for k in keywords}
     if len(given) != len(args) + len(keywords) or not given.keys() <= set(names):
         raise GalvatronError(f"a pattern calls {target!r} with arguments that it does not take")

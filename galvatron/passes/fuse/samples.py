@@ -16,10 +16,11 @@ import sympy
 from galvatron.ir.graph import Arg, Graph, Op, Ref, Value
 from galvatron.ir.names import Names, base_name
 from galvatron.ir.ops.rules import op_dims
+from galvatron.ir.ops.targets import parsed
 from galvatron.ir.random import is_random
 from galvatron.ir.types import BATCH, TensorType
 from galvatron.ir.verify.shapes import broadcast, same_shape
-from galvatron.passes.normalize.arguments import bound, with_arguments
+from galvatron.passes.normalize.arguments import with_arguments
 
 _MADE_TO_SIZE = ("aten.expand.default", "aten.full.default")
 _SIZED = (*_MADE_TO_SIZE, "aten.reshape.default")
@@ -85,7 +86,7 @@ def _sample_dim(type_: TensorType) -> int | None:
 def _other_arguments(op: Op) -> list[Arg]:
     """The arguments less the size of the result, of which the type speaks."""
     sized = ("size", "shape") if op.target in _SIZED else ()
-    return [value for name, value in bound(op).items() if name not in sized]
+    return [value for name, value in op.arguments.items() if name not in sized]
 
 
 def _counts_no_samples(arg: Arg) -> bool:
@@ -96,7 +97,7 @@ def _broadcast_operands(op: Op, graph: Graph, alike: set[str]) -> list[str]:
     """Operands of an op that are the same for every sample, and whose dim of samples it does not need."""
     expanded = [n for n in dict.fromkeys(op.operands) if n in alike and _sample_dim(graph.values[n].type) != _NOWHERE]
     if op.target == _ATTENTION:
-        mask = bound(op)["attn_mask"]
+        mask = op["attn_mask"]
         return [name for name in expanded if mask == Ref(name) and op.operands.count(name) == 1]
     if not expanded or not _is_pointwise(op.target):
         return []
@@ -116,7 +117,7 @@ def _is_pointwise(target: str) -> bool:
 
     from galvatron.ir.interpreter import torch_op
 
-    chooses = target.startswith("aten.where.")  # of which torch tags only one
+    chooses = parsed(target).name == "where"  # of which torch tags only one
     return chooses or torch.Tag.pointwise in torch_op(target).tags  # type: ignore[attr-defined]  # of an OpOverload
 
 
@@ -145,7 +146,7 @@ class _Single:
             Value(self._names.fresh(base_name(op.target)), _for_one(value.type), value.layout) for value in op.results
         )
         self._made.update((old.name, new.name) for old, new in zip(op.results, results, strict=True))
-        sized = {n: _with_one(a) for n, a in bound(op).items() if n in ("size", "shape") and op.target in _SIZED}
+        sized = {n: _with_one(a) for n, a in op.arguments.items() if n in ("size", "shape") and op.target in _SIZED}
         self.ops.append(replace(with_arguments(op.map_refs(self.of), **sized), results=results))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from galvatron.ir.graph import Graph
+from galvatron.ir.ops.targets import of_aten
 from galvatron.ir.program import Form, Program
 from galvatron.passes.base import Pass
 from galvatron.passes.normalize.arguments import canonical_arguments
@@ -64,7 +65,7 @@ def _table(*rows: tuple[Rewrite, str]) -> dict[str, tuple[Rewrite, ...]]:
     table: dict[str, tuple[Rewrite, ...]] = {}
     for rule, targets in rows:
         for short in targets.split():
-            target = f"aten.{short}" if "." in short else f"aten.{short}.default"
+            target = of_aten(short)
             table[target] = (*table.get(target, ()), rule)
     return table
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from dataclasses import replace
 
 import sympy
 
-from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Op, Ref
+from galvatron.ir.ops.schemas import Parameter, Required, schema_of
 from galvatron.ir.types import Dim, simplify_dim
 from galvatron.passes.normalize.rewriter import Builder
 
@@ -22,50 +19,16 @@ _SIZED_BY_RESULT = {
     "aten.full.default": "size",
 }
 _RANK_GROWS = ("aten.unsqueeze.default", "aten.stack.default", "aten.diag_embed.default")
-_REQUIRED = object()
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A parameter of an operator's schema."""
-
-    name: str
-    default: Any
-    keyword_only: bool
-
-
-@cache
-def parameters(target: str) -> tuple[Parameter, ...] | None:
-    """The parameters of an operator in order, or None when this torch does not have it."""
-    from galvatron.ir.interpreter import torch_op
-
-    try:
-        schema = torch_op(target)._schema  # type: ignore[attr-defined]  # of an OpOverload
-    except GalvatronError:
-        return None
-    return tuple(
-        Parameter(a.name, _as_arg(a.default_value) if a.has_default_value() else _REQUIRED, a.kwarg_only)
-        for a in schema.arguments
-    )
-
-
-def bound(op: Op) -> dict[str, Arg]:
-    """The arguments of an op by parameter name, defaults included."""
-    schema = parameters(op.target) or ()
-    given = {p.name: a for p, a in zip(schema, op.args, strict=False)} | dict(op.kwargs)
-    return {p.name: given.get(p.name, p.default) for p in schema}
 
 
 def with_arguments(op: Op, **changes: Arg) -> Op:
     """The op with some arguments changed, by parameter name."""
-    return _written(op, bound(op) | changes)
+    return _written(op, op.arguments | changes)
 
 
-def canonical_arguments(op: Op, build: Builder) -> Op | None:
+def canonical_arguments(op: Op, build: Builder) -> Op:
     """Writes sizes out (no -1), dims from the front and always, and leaves out what equals its default."""
-    if parameters(op.target) is None:
-        return None
-    arguments = bound(op)
+    arguments = dict(op.arguments)
     if op.target in _SIZED_BY_RESULT:
         arguments[_SIZED_BY_RESULT[op.target]] = op.result.type.shape
     rank = _rank(op, build)
@@ -77,19 +40,19 @@ def canonical_arguments(op: Op, build: Builder) -> Op | None:
 
 
 def _written(op: Op, arguments: dict[str, Arg]) -> Op:
-    schema = parameters(op.target) or ()
-    positional = [p for p in schema if not p.keyword_only]
+    parameters = schema_of(op.target).parameters
+    positional, named = [p for p in parameters if not p.keyword_only], [p for p in parameters if p.keyword_only]
     while positional and _is_omitted(positional[-1], arguments):
         positional.pop()
-    return dataclasses.replace(
+    return replace(
         op,
         args=tuple(arguments[p.name] for p in positional),
-        kwargs=tuple((p.name, arguments[p.name]) for p in schema if p.keyword_only and not _is_omitted(p, arguments)),
+        kwargs=tuple((p.name, arguments[p.name]) for p in named if not _is_omitted(p, arguments)),
     )
 
 
 def _is_omitted(parameter: Parameter, arguments: dict[str, Arg]) -> bool:
-    if parameter.name in _MEANINGLESS and parameter.default is not _REQUIRED:
+    if parameter.name in _MEANINGLESS and not isinstance(parameter.default, Required):
         return True
     value = arguments[parameter.name]
     if parameter.name in _DIM_PARAMETERS and value is not None:
@@ -132,7 +95,3 @@ def clamped(position: Arg, size: Dim, default: Dim) -> Dim:
     if isinstance(position, int) and isinstance(size, int):
         return min(position, size)
     return size if position == 2**63 - 1 else position
-
-
-def _as_arg(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from galvatron.ir.graph import Arg, Const, Op, Ref
-from galvatron.passes.normalize.arguments import bound
 from galvatron.passes.normalize.rewriter import Builder, Rewrite
 
 
@@ -23,15 +22,14 @@ def identity_if_same_type(op: Op, build: Builder) -> Ref | None:
 
 def identity_permutation(op: Op, build: Builder) -> Ref | None:
     """`permute` and `transpose` that leave every dim where it is."""
-    arguments = bound(op)
-    dims = arguments.get("dims")
-    moved = arguments["dim0"] != arguments["dim1"] if dims is None else dims != tuple(range(len(op.result.type.shape)))
+    dims = op.get("dims")
+    moved = op["dim0"] != op["dim1"] if dims is None else dims != tuple(range(len(op.result.type.shape)))
     return None if moved else identity(op, build)
 
 
 def full_slice(op: Op, build: Builder) -> Ref | None:
     """A slice that takes everything."""
-    return identity_if_same_type(op, build) if bound(op)["step"] == 1 else None
+    return identity_if_same_type(op, build) if op["step"] == 1 else None
 
 
 def neutral_element(neutral: float) -> Rewrite:
@@ -74,8 +72,7 @@ def pointless_detach(op: Op, build: Builder) -> Ref | None:
 
 def inactive_dropout(op: Op, build: Builder) -> Ref | tuple[Ref, ...] | None:
     """Dropout in eval mode or with probability 0."""
-    arguments = bound(op)
-    if arguments.get("p") != 0 and arguments["train"] is not False:
+    if op.get("p") != 0 and op["train"] is not False:
         return None
     kept = identity(op, build)
     if len(op.results) == 1:
@@ -88,15 +85,14 @@ def dropout_without_mask(op: Op, build: Builder) -> Op | None:
     """`native_dropout` whose mask nobody reads is `dropout`."""
     if op.results[1].name in build.used:
         return None
-    arguments = bound(op)
-    return Op("aten.dropout.default", (arguments["input"], arguments["p"], True), (), op.results[:1], op.source)
+    return Op("aten.dropout.default", (op["input"], op["p"], True), (), op.results[:1], op.source)
 
 
 def batch_norm_without_saved_statistics(op: Op, build: Builder) -> Op | None:
     """Batch norm with given statistics, which saves none: it has one result, of the shape of its input."""
     if any(saved.name in build.used for saved in op.results[1:]):
         return None
-    *operands, momentum, eps = bound(op).values()
+    *operands, momentum, eps = op.arguments.values()
     args = (*operands, False, momentum, eps, False)
     return Op("aten.batch_norm.default", args, (), op.results[:1], op.source)
 
@@ -129,13 +125,12 @@ def permuted(op: Op, build: Builder) -> Op:
     """`t`, `mT`, `movedim` and their like as `permute`."""
     rank = len(op.result.type.shape)
     order = list(range(rank))
-    if op.target.startswith("aten.movedim"):
-        arguments = bound(op)
-        source, destination = (_as_tuple(arguments[k]) for k in ("source", "destination"))
+    if op.name == "movedim":
+        source, destination = (_as_tuple(op[k]) for k in ("source", "destination"))
         order = [d for d in order if d not in source]
         for position, dim in sorted(zip(destination, source, strict=True)):
             order.insert(position, dim)
-    elif op.target.startswith("aten.numpy_T"):
+    elif op.name == "numpy_T":
         order.reverse()
     elif rank >= 2:
         order[-2:] = order[-1], order[-2]
@@ -148,7 +143,7 @@ def _as_tuple(arg: Arg) -> tuple:
 
 def chunks_as_split(op: Op, build: Builder) -> Op:
     """`chunk` as `split` into pieces of the size of the first."""
-    dim = bound(op)["dim"]
+    dim = op["dim"]
     assert isinstance(dim, int)
     return replace(op, target="aten.split.Tensor", args=(op.args[0], op.results[0].type.shape[dim], dim), kwargs=())
 
@@ -164,7 +159,7 @@ def filled_with(value: float | None = None) -> Rewrite:
 
     def rule(op: Op, build: Builder) -> Op:
         type_ = op.result.type
-        fill = bound(op).get("fill_value", bound(op).get("s")) if value is None else value
+        fill = op.arguments.get("fill_value", op.get("s")) if value is None else value
         fill = bool(fill) if type_.dtype == "bool" else fill
         kwargs = (("dtype", Const("dtype", type_.dtype)),)
         return replace(op, target="aten.full.default", args=(type_.shape, fill), kwargs=kwargs)
@@ -174,9 +169,8 @@ def filled_with(value: float | None = None) -> Rewrite:
 
 def explicit_dims(op: Op, build: Builder) -> Op | None:
     """A `sum` over all dims, written as none, names them."""
-    arguments = bound(op)
-    if arguments.get("dim") not in (None, ()):
+    if op.get("dim") not in (None, ()):
         return None
     dims = tuple(range(len(build.type_of(op.args[0]).shape)))
-    kept = () if arguments["dtype"] is None else (("dtype", arguments["dtype"]),)
+    kept = () if op["dtype"] is None else (("dtype", op["dtype"]),)
     return replace(op, target="aten.sum.dim_IntList", args=(op.args[0], dims, *op.args[2:]), kwargs=kept)

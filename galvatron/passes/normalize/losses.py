@@ -14,7 +14,7 @@ import sympy
 from galvatron.errors import PassError
 from galvatron.ir.graph import Arg, Const, Op, Ref
 from galvatron.ir.types import Dim, TensorType, simplify_dim
-from galvatron.passes.normalize.arguments import bound, with_arguments
+from galvatron.passes.normalize.arguments import with_arguments
 from galvatron.passes.normalize.rewriter import Builder
 
 _NONE, _MEAN, _SUM = 0, 1, 2
@@ -23,9 +23,8 @@ _NONE, _MEAN, _SUM = 0, 1, 2
 
 def batch_mean(op: Op, build: Builder) -> Op | None:
     """`mean` over dims that hold the batch, as `sum / (number of terms)`."""
-    arguments = bound(op)
     source = build.type_of(op.args[0])
-    dims = arguments.get("dim")
+    dims = op.get("dim")
     dims = tuple(range(len(source.shape))) if dims in (None, ()) else dims
     assert isinstance(dims, tuple)
     count = _product(source.shape[d] for d in dims if isinstance(d, int) and source.shape)  # a number has no dims
@@ -33,7 +32,7 @@ def batch_mean(op: Op, build: Builder) -> Op | None:
         return None
     wide = replace(op.result.type, dtype=_wide(op.result.type.dtype))
     dtype = {} if wide.dtype == source.dtype else {"dtype": Const("dtype", wide.dtype)}
-    keepdim = (True,) if arguments.get("keepdim") else ()
+    keepdim = (True,) if op.get("keepdim") else ()
     total = build.emit("aten.sum.dim_IntList", (op.args[0], dims, *keepdim), wide, **dtype)
     return _quotient(op, total, count, build)
 
@@ -50,21 +49,20 @@ def mean_of_samples(op: Op, build: Builder) -> Op | None:
 
 def mean_of_targets(op: Op, build: Builder) -> Op | None:
     """A loss that averages over the targets which are not `ignore_index`, weighted by class if there are weights."""
-    arguments = bound(op)
-    if arguments["reduction"] != _MEAN:
+    if op["reduction"] != _MEAN:
         return None
-    scores, target = (build.type_of(arguments[name]) for name in ("self", "target"))
+    scores, target = (build.type_of(op[name]) for name in ("self", "target"))
     if target.is_floating:  # probabilities: one term per sample, whatever the class weights
         classes = scores.shape[1 if len(scores.shape) > 1 else 0]
         return _averaged(op, simplify_dim(sympy.sympify(scores.numel) / classes), build)
     op = _sum_of(op, build)
     total_type = build.type_of(op.args[0]).with_shape(())
     count_type = replace(total_type, dtype=_wide(total_type.dtype))
-    weight = arguments["weight"]
+    weight = op["weight"]
     if weight is None:
-        count = _count(arguments["target"], arguments["ignore_index"], count_type, build)
+        count = _count(op["target"], op["ignore_index"], count_type, build)
     else:
-        count = _total_weight(weight, arguments["target"], arguments["ignore_index"], count_type, build)
+        count = _total_weight(weight, op["target"], op["ignore_index"], count_type, build)
     total = build.emit(op.target, op.args, total_type)
     return _quotient(op, total, count, build)
 
@@ -79,13 +77,13 @@ def loss_without_total_weight(op: Op, build: Builder) -> Op | None:
 
 def refuse_mean(op: Op, build: Builder) -> None:
     """A mean-reducing loss that cannot be written as sum and count here would be wrong on every shard: refuse it."""
-    if bound(op).get("reduction") == _MEAN:
+    if op.get("reduction") == _MEAN:
         where = f"{op.source}: `{op.source.code}`: " if op.source else ""
         raise PassError(f"{where}{op.target} averages in a way that cannot be split over a batch: use reduction='sum'")
 
 
 def _averaged(op: Op, count: Dim, build: Builder) -> Op | None:
-    if bound(op)["reduction"] != _MEAN:
+    if op["reduction"] != _MEAN:
         return None
     op = _sum_of(op, build)
     total_type = build.type_of(op.args[0]).with_shape(())

@@ -14,7 +14,7 @@ import sympy
 
 from galvatron.ir.graph import Arg, Const, Op, Ref
 from galvatron.ir.types import BATCH, Dim, TensorType, simplify_dim
-from galvatron.passes.normalize.arguments import bound, clamped
+from galvatron.passes.normalize.arguments import clamped
 from galvatron.passes.normalize.indexing import counts
 from galvatron.passes.normalize.rewriter import Builder
 
@@ -41,11 +41,10 @@ def filled(op: Op, build: Builder) -> Ref:
 
 def slice_written(op: Op, build: Builder) -> Ref | None:
     """`slice_scatter` without gaps as `cat` of what stands before, the new part, and what stands behind."""
-    arguments = bound(op)
-    old, new, dim, step = (arguments[name] for name in ("self", "src", "dim", "step"))
+    old, new, dim, step = (op[name] for name in ("self", "src", "dim", "step"))
     assert isinstance(dim, int)
     size = build.type_of(old).shape[dim]
-    start, end = clamped(arguments["start"], size, 0), clamped(arguments["end"], size, size)
+    start, end = clamped(op["start"], size, 0), clamped(op["end"], size, size)
     length = build.type_of(new).shape[dim]
     # The slice that was written may have ended early.
     if step != 1 or simplify_dim(end - start) != length:
@@ -55,8 +54,7 @@ def slice_written(op: Op, build: Builder) -> Ref | None:
 
 def element_written(op: Op, build: Builder) -> Ref | None:
     """`select_scatter` as `cat`."""
-    arguments = bound(op)
-    old, new, dim, index = (arguments[name] for name in ("self", "src", "dim", "index"))
+    old, new, dim, index = (op[name] for name in ("self", "src", "dim", "index"))
     assert isinstance(dim, int) and isinstance(index, (int, sympy.Expr))
     size = build.type_of(old).shape[dim]
     at = clamped(index, size, 0)
@@ -68,11 +66,10 @@ def element_written(op: Op, build: Builder) -> Ref | None:
 
 def mask_written(op: Op, build: Builder) -> Ref | None:
     """`y[mask] = value` with one number for all as `where`."""
-    arguments = bound(op)
-    old, indices, value = (arguments[name] for name in ("self", "indices", "values"))
+    old, indices, value = (op[name] for name in ("self", "indices", "values"))
     assert isinstance(indices, tuple)
     given = [index for index in indices if index is not None]
-    if len(given) != 1 or arguments["accumulate"] or build.type_of(given[0]).dtype != "bool":
+    if len(given) != 1 or op["accumulate"] or build.type_of(given[0]).dtype != "bool":
         return None
     if build.type_of(value).numel != 1:
         return None
@@ -89,8 +86,7 @@ def mask_written(op: Op, build: Builder) -> Ref | None:
 
 def samples_written(op: Op, build: Builder) -> Ref | None:
     """`y[arange(B), i] = value`, with a position per sample, as `scatter`."""
-    arguments = bound(op)
-    old, indices, value = (arguments[name] for name in ("self", "indices", "values"))
+    old, indices, value = (op[name] for name in ("self", "indices", "values"))
     assert isinstance(indices, tuple)
     if len(indices) != 2 or not counts(indices[0], BATCH, build) or not isinstance(indices[1], Ref):
         return None
@@ -105,7 +101,7 @@ def samples_written(op: Op, build: Builder) -> Ref | None:
     row = _expanded(build.emit("aten.reshape.default", (row, at.shape), at), replace(one, dtype=at.dtype), build)
     rows = type_.with_shape((BATCH, *type_.shape[2:]))
     source = build.emit("aten.reshape.default", (_expanded(value, rows, build), one.shape), one)
-    target = "aten.scatter_add.default" if arguments["accumulate"] else "aten.scatter.src"
+    target = "aten.scatter_add.default" if op["accumulate"] else "aten.scatter.src"
     return build.emit(target, (old, 1, row, source), type_)
 
 
@@ -123,10 +119,9 @@ def joined(op: Op, build: Builder) -> Op | None:
 
 def part_of_joined(op: Op, build: Builder) -> Op | Ref | None:
     """A slice of a `cat` as the slices of its parts, and of a constant as a smaller one."""
-    arguments = bound(op)
-    source, dim, start, end = (arguments[name] for name in ("self", "dim", "start", "end"))
+    source, dim, start, end = (op[name] for name in ("self", "dim", "start", "end"))
     made = build.producer(source)
-    if made is None or arguments["step"] != 1:
+    if made is None or op["step"] != 1:
         return None
     if made.target == "aten.full.default":
         return replace(made, args=(op.result.type.shape, *made.args[1:]), results=op.results, source=op.source)
@@ -139,8 +134,7 @@ def part_of_joined(op: Op, build: Builder) -> Op | Ref | None:
 
 def element_of_joined(op: Op, build: Builder) -> Op | None:
     """An element of a `cat` as one of the part that has it."""
-    arguments = bound(op)
-    source, dim, index = (arguments[name] for name in ("self", "dim", "index"))
+    source, dim, index = (op[name] for name in ("self", "dim", "index"))
     made = build.producer(source)
     assert isinstance(dim, int)
     if made is None or not isinstance(index, int):

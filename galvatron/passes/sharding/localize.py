@@ -194,13 +194,12 @@ def _arborescence(root: Layout, layouts: list[Layout], *, differentiable: bool) 
 
 def localized_arguments(op: Op, size: Callable[[Dim], Dim]) -> Op:
     """An op with local results whose size arguments are made local too."""
-    _, name, *_ = op.target.split(".")
     args = list(op.args)
-    shape_argument = SHAPE_ARGUMENTS.get(name, SHAPE_ARGUMENTS.get(op.target.removeprefix("aten.")))
+    shape_argument = SHAPE_ARGUMENTS.get(op.name, SHAPE_ARGUMENTS.get(f"{op.name}.{op.overload}"))
     if shape_argument is not None and shape_argument < len(args):
         args[shape_argument] = op.result.type.shape
-    elif name in ("split", "split_with_sizes", "unflatten"):
-        args = _local_parts(op, name)
+    elif op.name in ("split", "split_with_sizes", "unflatten"):
+        args = _local_parts(op)
     else:
         args = [_sizes(a, size) if takes_size(op.target, i) else a for i, a in enumerate(args)]
     kwargs = tuple((k, _sizes(a, size) if takes_size(op.target, k) else a) for k, a in op.kwargs)
@@ -210,8 +209,7 @@ def localized_arguments(op: Op, size: Callable[[Dim], Dim]) -> Op:
 def _with_local_times(op: Op, operands: list[Value]) -> Op:
     """An op with local operands and results; one that repeats does so as often as these say, where that depends on the
     batch."""
-    _, name, *_ = op.target.split(".")
-    if name not in _REPEATING or len(operands) != 1 or not _is_symbolic(op.args[1]):
+    if op.name not in _REPEATING or len(operands) != 1 or not _is_symbolic(op.args[1]):
         return op
     before, after = operands[0].type, op.result.type
     if isinstance(op.args[1], tuple):
@@ -227,11 +225,10 @@ def _is_symbolic(arg: Arg) -> bool:
     return any(isinstance(item, sympy.Expr) for item in (arg if isinstance(arg, tuple) else (arg,)))
 
 
-def _local_parts(op: Op, name: str) -> list[Arg]:
-    args = list(op.args)
-    dim = args[1] if name == "unflatten" else args[2] if len(args) > 2 else op.kwarg("dim", 0)
+def _local_parts(op: Op) -> list[Arg]:
+    args, dim = list(op.args), op["dim"]
     assert isinstance(dim, int)
-    if name == "unflatten":
+    if op.name == "unflatten":
         assert isinstance(args[2], tuple)
         args[2] = op.result.type.shape[dim : dim + len(args[2])]
     else:

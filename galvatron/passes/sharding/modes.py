@@ -108,7 +108,7 @@ def op_modes(
                     continue
             if spmd and (ways > 1 or factor.size != dims.sizes[factor.name]):
                 continue
-            missing = SPMD_OPS[op.target.split(".")[1]].result if spmd else PARTIAL
+            missing = SPMD_OPS[op.name].result if spmd else PARTIAL
             if (states := _sharded(factor, dims.sums, missing, padded)) is not None:
                 modes.append(mode(*states, factor, spmd))
     if ring and (states := _ring(graph, index, table, axis, taken)) is not None:

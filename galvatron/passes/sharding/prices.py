@@ -50,13 +50,13 @@ class Prices:
 
     def _op_s(self, index: int, table: FactorTable, batch: int) -> float:
         op = self._graph.ops[index]
-        if op.target.split(".")[1] in _FREE:
+        if op.name in _FREE:
             return 0.0
         device = self._cluster.device
         moved = sum(self._bytes[n] for n in (*op.operands, *(v.name for v in op.results)))
         flop = 0.0
         dims = table.dims[index]
-        if dims is not None and (len(dims.products) > 1 and dims.sizes or "attention" in op.target):
+        if dims is not None and (len(dims.products) > 1 and dims.sizes or "attention" in op.name):
             flop = 2.0
             for size in dims.sizes.values():
                 flop *= evaluate(size, batch)
