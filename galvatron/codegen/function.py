@@ -14,12 +14,13 @@ from galvatron.codegen.names import Scope, escaped, shortest_suffixes
 from galvatron.codegen.ops import OpPrinter
 from galvatron.ir.graph import Arg, Graph, Op, Source
 from galvatron.ir.layout import nameable_axes
+from galvatron.ir.ops.table import OPERATORS
 from galvatron.ir.program import LayerClass
 from galvatron.ir.random import is_random
 from galvatron.ir.recompute import selective_steps
 from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES
 
-_SHORT = {"scaled_dot_product_attention": "attention", "cross_entropy_loss": "loss", "to_copy": "cast"}
+_SHORT = {name.strip("_"): operator.short for name, operator in OPERATORS.items() if operator.short}
 
 
 @dataclass(frozen=True)

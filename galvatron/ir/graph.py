@@ -106,6 +106,14 @@ class Op:
     def kwarg(self, name: str, default: Arg = None) -> Arg:
         return dict(self.kwargs).get(name, default)
 
+    def changed(self, **arguments: Arg) -> Op:
+        """The same op with other arguments for some parameters, among those that it is given."""
+        return replace(
+            self,
+            args=tuple(arguments.get(name, arg) for name, arg in zip(self.arguments, self.args, strict=False)),
+            kwargs=tuple((k, arguments.get(k, v)) for k, v in self.kwargs),
+        )
+
     def map_refs(self, rename: Callable[[str], str]) -> Op:
         """The same op reading (not defining) renamed values."""
         return replace(

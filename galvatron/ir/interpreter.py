@@ -12,9 +12,9 @@ import torch
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref
 from galvatron.ir.ops.schemas import CONSTANTS, is_operator
+from galvatron.ir.ops.table import operator_of
 from galvatron.ir.ops.targets import parsed
 from galvatron.ir.random import without_site
-from galvatron.ir.strides import READS_MEMORY
 from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES, TORCH_DTYPE_NAMES, TensorType, evaluate
 
 DTYPE_OF = {getattr(torch, attribute): name for name, attribute in TORCH_DTYPE_NAMES.items()}
@@ -37,7 +37,7 @@ def torch_op(target: str) -> Callable[..., Any]:
     if not is_operator(target):
         raise GalvatronError(f"op {target!r} is not run, since it is not known as free of side effects")
     called = parsed(target)
-    operator = getattr(getattr(torch.ops.aten, called.name, None), called.overload, None)
+    operator = getattr(getattr(getattr(torch.ops, called.namespace), called.name, None), called.overload, None)
     if operator is None:
         raise GalvatronError(f"this version of torch ({torch.__version__}) has no operator {target!r}")
     return operator
@@ -95,7 +95,7 @@ def run_graph(
             function = partial(torch_op(op.target), device=device)
         else:
             function = torch_op(op.target)
-        if op.target in READS_MEMORY:
+        if operator_of(op).reads_memory:
             args = (args[0].contiguous(), *args[1:])
         out = callers[index](function, *args, **kwargs) if callers and index in callers else function(*args, **kwargs)
         outs = tuple(out) if len(op.results) > 1 or isinstance(out, (tuple, list)) else (out,)

@@ -26,8 +26,8 @@ import sympy
 
 from galvatron.ir.graph import Arg, Graph, Op, Value
 from galvatron.ir.ops.notation import DimNames, OpDims
-from galvatron.ir.ops.rules import op_dims
 from galvatron.ir.ops.schemas import is_operator, schema_of
+from galvatron.ir.ops.table import added, op_dims
 from galvatron.ir.program import Layer, LayerClass, Program, When
 from galvatron.ir.types import BATCH, MICRO_BATCHES, Dim, TensorType, exact_quotient, simplify_dim
 
@@ -54,9 +54,6 @@ class Along:
 
 
 State = Along | Whole
-
-_ADDED_NUMBER = {"add": 1, "sub": 1, "rsub": 1}
-"""Ops that may add a number to their first operand, and where that argument stands."""
 
 
 @dataclass(frozen=True)
@@ -278,10 +275,10 @@ def _is_cast(op: Op) -> bool:
 
 def _added_number(op: Op) -> int | None:
     """Which argument is a number that the op adds to its only operand."""
-    position = _ADDED_NUMBER.get(op.name)
-    if position is None or len(op.operands) != 1 or len(op.args) <= position:
+    if len(op.operands) != 1:
         return None
-    return position if isinstance(op.args[position], (int, float, sympy.Expr)) else None
+    places = (i for i in added(op) if i < len(op.args) and isinstance(op.args[i], (int, float, sympy.Expr)))
+    return next(places, None)
 
 
 def _is_share(number: Arg) -> bool:

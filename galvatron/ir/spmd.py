@@ -7,36 +7,14 @@ communication beyond its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from galvatron.ir.graph import Op
-from galvatron.ir.layout import PARTIAL, REPLICATE, Partial, Replicate
+from galvatron.ir.ops.operator import OnSlices
+from galvatron.ir.ops.table import of_target, operator_of
 from galvatron.ir.ops.targets import parsed
 
 KEYWORDS = ("axis", "size")
-
-
-@dataclass(frozen=True)
-class SpmdOp:
-    """One op of the table.
-
-    `result` is the placement, on the axis, of a result without the sharded dimension. `forward` and `backward` are the
-    collectives it runs inside, each with how many numbers it
-    carries per row of its first operand.
-    """
-
-    result: Replicate | Partial
-    forward: tuple[tuple[str, int], ...] = ()
-    backward: tuple[tuple[str, int], ...] = ()
-
-
-SPMD_OPS: dict[str, SpmdOp] = {
-    "embedding": SpmdOp(PARTIAL),
-    "cross_entropy_loss": SpmdOp(REPLICATE, forward=(("all_reduce", 1), ("all_reduce", 3))),
-    "scaled_dot_product_attention": SpmdOp(REPLICATE),
-    "logsumexp": SpmdOp(REPLICATE, forward=(("all_reduce", 1), ("all_reduce", 1))),
-}
-"""Name of the ATen op → its sharded counterpart."""
 
 
 def spmd_target(op: Op) -> str:
@@ -44,8 +22,15 @@ def spmd_target(op: Op) -> str:
     return f"spmd.{op.name}"
 
 
+def on_slices(op: Op) -> OnSlices:
+    """What is known of the sharded counterpart, of an op that has one."""
+    found = operator_of(op).on_slices
+    assert found is not None, op.target
+    return found
+
+
 def without_axis(op: Op) -> Op:
-    """The ATen op that an op of the table is on the whole dimension; other ops as they are."""
+    """The ATen op that such an op is on the whole dimension; other ops as they are."""
     if not is_spmd(op.target):
         return op
     return replace(
@@ -55,4 +40,4 @@ def without_axis(op: Op) -> Op:
 
 def is_spmd(target: str) -> bool:
     called = parsed(target)
-    return called.namespace == "spmd" and called.short in SPMD_OPS
+    return called.namespace == "spmd" and not called.overload and of_target(target).on_slices is not None

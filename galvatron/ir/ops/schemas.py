@@ -3,7 +3,7 @@
 `operators.txt` has a line for each, in torch's own notation: `add.Tensor(Tensor self, Tensor other, *, Scalar alpha=1)
 -> Tensor  # pointwise`. It is made from the schemas of torch (`tests/ir/ops/operators.py` has the criteria): nothing in
 it writes to its arguments, to files or to anything else, so whatever a program from a file says may be computed. An
-operator that is not in it is in no program.
+operator that is not in it is in no program, unless the program's user adds it (`table.add`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ CONSTANTS = frozenset(
     for name in ("contiguous_format", "preserve_format", "channels_last", "channels_last_3d")
 ) | {Const("layout", "strided")}
 """Constants of torch that an op may be given beside element types."""
+
+
+MEANINGLESS = frozenset({"cudnn_enable", "cudnn_enabled", "non_blocking"})
+"""Parameters that choose a kernel, not a result."""
 
 
 class Required:
@@ -78,44 +82,39 @@ def _lines() -> dict[str, str]:
     return {line.partition("(")[0]: line for line in text.splitlines()}
 
 
+ADDED: dict[str, Schema] = {}
+"""The signatures of operators of other namespaces than `aten`, by target."""
+
+
 def is_operator(target: str) -> bool:
-    """Whether `aten.<name>.<overload>` may stand in a program."""
+    """Whether an operator may stand in a program: `aten.<name>.<overload>` of the table, or one that was added."""
     called = parsed(target)
-    return called.namespace == "aten" and called.short in _lines()
+    return target in ADDED or (called.namespace == "aten" and called.short in _lines())
 
 
-@cache
 def schema_of(target: str) -> Schema:
-    """The signature of an operator of the table."""
-    return parse_schema(_lines()[parsed(target).short])
+    """The signature of an operator that may stand in a program."""
+    return ADDED[target] if target in ADDED else _schema(parsed(target).short)
 
 
 @cache
+def _schema(short: str) -> Schema:
+    return parse_schema(_lines()[short])
+
+
 def signature(target: str) -> Schema | None:
-    """The signature of an operator or of the one whose counterpart in a sharded graph it is, if the table has it."""
+    """The signature of an operator or of the one whose counterpart in a sharded graph it is, if there is one."""
+    if target in ADDED:
+        return ADDED[target]
     called = parsed(target)
-    line = _lines().get(f"{called.name}.{called.overload or 'default'}")
-    return None if line is None or called.namespace == "comm" else parse_schema(line)
+    short = f"{called.name}.{called.overload or 'default'}"
+    return _schema(short) if called.namespace in ("aten", "random", "spmd") and short in _lines() else None
 
 
 def bound(target: str, args: tuple[Arg, ...], kwargs: dict[str, Arg]) -> dict[str, Arg]:
     """Arguments by parameter, defaults included; only those that are named where there is no signature."""
     schema = signature(target)
     return kwargs if schema is None else schema.bound(args, kwargs)
-
-
-_COUNTING = frozenset({"arange", "range"})
-"""Operators with numbers for arguments from which the size of the result follows."""
-
-
-@cache
-def takes_size(target: str, argument: int | str) -> bool:
-    """Whether an argument, by its position or name, is a size, of which a rank has its part, and not a number, which
-    means the same everywhere: sizes are integers, while numbers stand where a tensor could."""
-    if not is_operator(target) or parsed(target).name in _COUNTING:
-        return True
-    parameters = enumerate(schema_of(target).parameters)
-    return any(argument in (i, p.name) and p.kind in ("int", "SymInt") for i, p in parameters)
 
 
 _PARAMETER = re.compile(
@@ -156,6 +155,8 @@ def _parameter(text: str, keyword_only: bool) -> Parameter:
     default = REQUIRED if match["default"] is None else _default(match["default"])
     if length and isinstance(default, int):
         default = (default,) * length
+    if match["kind"] == "MemoryFormat" and default == 0:
+        default = Const("memory_format", "contiguous_format")
     return Parameter(
         match["name"], match["kind"], length, bool(match["optional"]), bool(match["items"]), keyword_only, default
     )

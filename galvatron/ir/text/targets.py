@@ -8,9 +8,10 @@ from difflib import get_close_matches
 from galvatron.errors import did_you_mean
 from galvatron.ir.collectives import COLLECTIVES
 from galvatron.ir.ops.schemas import is_operator, operators
+from galvatron.ir.ops.table import named
 from galvatron.ir.ops.targets import parsed
 from galvatron.ir.random import is_random_target
-from galvatron.ir.spmd import SPMD_OPS, is_spmd
+from galvatron.ir.spmd import is_spmd
 
 
 def is_known_target(target: str) -> bool:
@@ -33,5 +34,7 @@ def unknown_target(target: str) -> str:
         near = get_close_matches(called.short, operators(), n=1)
         told = f"; did you mean 'aten.{near[0]}'?" if near else ""
         return f"unknown op {target!r}: it is none of those without side effects that a program may contain{told}"
-    near = did_you_mean(target, [*COLLECTIVES, *(f"spmd.{name}" for name in SPMD_OPS)])
+    near = did_you_mean(
+        target, [*COLLECTIVES, *(f"spmd.{name}" for name in named(lambda operator: operator.on_slices))]
+    )
     return f"unknown op {target!r}: an op is aten.<name>.<overload> or one of the collectives; {near}"

@@ -11,7 +11,9 @@ from galvatron.errors import did_you_mean
 from galvatron.ir.collectives import COLLECTIVES, result_shape
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
 from galvatron.ir.layout import Axis, Layout, Placement, Shard, joined, local_outer, nameable_axes, positions
-from galvatron.ir.ops.schemas import takes_size
+from galvatron.ir.ops.schemas import is_operator
+from galvatron.ir.ops.shapes import ShapeError, same_shape
+from galvatron.ir.ops.table import takes_size
 from galvatron.ir.padding import paddable
 from galvatron.ir.random import draws_as_a_whole, is_random, random_problem, without_site
 from galvatron.ir.spmd import is_spmd, without_axis
@@ -19,7 +21,7 @@ from galvatron.ir.text.targets import is_known_target, unknown_target
 from galvatron.ir.types import BATCH, DTYPE_BYTES, MICRO_BATCHES, Dim
 from galvatron.ir.verify.arguments import argument_problem
 from galvatron.ir.verify.computed import BATCHES, computed_problem
-from galvatron.ir.verify.shapes import ShapeError, expected_dtype, expected_shapes, same_shape
+from galvatron.ir.verify.shapes import expected_dtype, expected_shapes
 
 Violation = tuple[tuple[Hashable, ...], str]
 """Which line is wrong (see `text.printer.Line`), and why."""
@@ -88,7 +90,7 @@ def arguments_fit(scope: Scope) -> Iterator[Violation]:
     """An op has the arguments and the number of results that the operator's signature asks for."""
     for index, op in enumerate(scope.graph.ops):
         plain = without_axis(without_site(op))
-        if plain.namespace == "aten" and (problem := argument_problem(plain)):
+        if is_operator(plain.target) and (problem := argument_problem(plain)):
             yield ("op", scope.owner, index), f"{op.target}: {problem}"
 
 
@@ -117,10 +119,10 @@ def numbers_in_batch(scope: Scope) -> Iterator[Violation]:
     numbers = sizes if scope.mesh is None else {BATCH, MICRO_BATCHES}
     for index, op in enumerate(scope.graph.ops):
         plain = without_axis(without_site(op))
-        if plain.namespace != "aten":
+        if not is_operator(plain.target):
             continue
         for place, arg in (*enumerate(plain.args), *plain.kwargs):
-            strangers = _symbols(arg) - (sizes if takes_size(plain.target, place) else numbers)
+            strangers = _symbols(arg) - (sizes if takes_size(plain, place) else numbers)
             if strangers:
                 named = ", ".join(sorted(map(str, strangers)))
                 yield ("op", scope.owner, index), f"{op.target} is given a number in {named}, which means nothing here"
@@ -160,7 +162,7 @@ def result_count(scope: Scope) -> Iterator[Violation]:
 
 
 def result_types(scope: Scope) -> Iterator[Violation]:
-    """Results have the shape and element type that follow from the operands, for every op in `verify.shapes`."""
+    """Results have the shape and element type that follow from the operands, where the table says it."""
     types = {name: v.type for name, v in scope.graph.values.items()}
     for index, op in enumerate(scope.graph.ops):
         locus = ("op", scope.owner, index)
@@ -183,7 +185,7 @@ def computed_results(scope: Scope) -> Iterator[Violation]:
     types = {name: v.type for name, v in scope.graph.values.items()}
     for index, op in enumerate(scope.graph.ops):
         plain = without_site(op)
-        if plain.namespace == "aten" and (problem := computed_problem(plain, types)):
+        if is_operator(plain.target) and (problem := computed_problem(plain, types)):
             yield ("op", scope.owner, index), f"{op.target}: {problem}"
 
 
@@ -247,7 +249,7 @@ def _padding_problem(op: Op, scope: Scope) -> str:
     read: set[int] = set()
     for position, operand in enumerate(scope.graph.values[name] for name in op.operands):
         if axes := _padded_axes(operand):
-            if position not in paddable(op.target) and not _is_along_others(op, axes, scope):
+            if position not in paddable(op) and not _is_along_others(op, axes, scope):
                 return f"would count the filler of %{operand.name}, {_shown(operand)}"
             read |= axes
     if is_spmd(op.target):

@@ -24,12 +24,13 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Op, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Partial, Placement, Replicate, Shard, padded_part
 from galvatron.ir.ops.notation import OpDims
-from galvatron.ir.ops.rules import op_dims
+from galvatron.ir.ops.shapes import ShapeError, same_shape
+from galvatron.ir.ops.table import op_dims
 from galvatron.ir.random import without_site
-from galvatron.ir.spmd import SPMD_OPS, is_spmd, without_axis
+from galvatron.ir.spmd import is_spmd, on_slices, without_axis
 from galvatron.ir.types import Dim, TensorType, divides, exact_quotient, simplify_dim
 from galvatron.ir.verify.computed import computed_problem
-from galvatron.ir.verify.shapes import ShapeError, expected_shapes, same_shape
+from galvatron.ir.verify.shapes import expected_shapes
 
 Cut = tuple[str, Dim]
 """What an axis shards: a named dimension, in stretches of so many elements of it, each cut into equal parts."""
@@ -262,7 +263,7 @@ def _check_inside(
     """
     if not any(isinstance(p.layout[axis], Shard) for p in operands):
         raise Misplaced("nothing is sharded")
-    if op.name == "scaled_dot_product_attention":
+    if on_slices(op).ring:
         _check_ring(op, operands, results, axis)
         return
     if dims is None or len(dims.spmd) != 1:
@@ -273,7 +274,7 @@ def _check_inside(
         raise Misplaced("another dimension than that of the table is sharded")
     if not _is_size(op, cut[1]):
         raise Misplaced(f"the whole size of the sharded dimension is {cut[1]}")
-    _check_sharded(dims, sharded, operands, results, axis, SPMD_OPS[op.name].result)
+    _check_sharded(dims, sharded, operands, results, axis, on_slices(op).result)
 
 
 def _is_size(op: Op, size: Dim) -> bool:

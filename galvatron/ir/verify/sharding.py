@@ -24,13 +24,13 @@ from galvatron.ir.layout import (
     on_mesh,
     uncut_mesh,
 )
+from galvatron.ir.ops.shapes import same
 from galvatron.ir.planning import planned_layers
 from galvatron.ir.program import Form, LayerClass, Program, StateLayout, When
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
 from galvatron.ir.verify.graphs import Violation, layout_problem
 from galvatron.ir.verify.placements import Placed, padded_sizes, placement_problem, whole_problem, whole_type
 from galvatron.ir.verify.programs import layer_groups, layers_with_loci
-from galvatron.ir.verify.shapes import same
 from galvatron.ir.zero import LEVELS, summed_axes
 
 

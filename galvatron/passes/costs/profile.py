@@ -23,6 +23,7 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.interpreter import DTYPE_OF, empty_like_type, run_graph
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard, nameable_axes
+from galvatron.ir.ops.table import of_target
 from galvatron.ir.recompute import selective_steps
 from galvatron.ir.types import evaluate
 from galvatron.ir.verify.computed import silence
@@ -298,11 +299,6 @@ def _gradients_leave_at_once(leaves: Any, watch: _Watch) -> Iterator[None]:
         handle.remove()
 
 
-_ALLOCATE = {"empty", "empty_like", "new_empty", "new_empty_strided", "empty_strided", "empty_permuted"}
-_GATHER = {"embedding", "index", "index_select", "gather"}
-"""Kernels that read of their first operand only as much as they write."""
-
-
 class _Watch(TorchDispatchMode):
     """Records every kernel that is dispatched, and the bytes of tensors alive."""
 
@@ -326,12 +322,13 @@ class _Watch(TorchDispatchMode):
         for tensor in results:
             self._track(tensor)
         name = func._overloadpacket.__name__
-        if not results or name in _ALLOCATE or _is_view(func, args, results):
+        operator = of_target(str(func))
+        if not results or operator.allocates or _is_view(func, args, results):
             return
         operands = list(
             {id(t): t for t in _flat((args, tuple(kwargs.values()))) if isinstance(t, torch.Tensor)}.values()
         )
-        if name in _GATHER and operands:
+        if operator.gathers and operands:
             operands[0] = results[0]
         touched = sum(_size_bytes(t) for t in (*operands, *results))
         dtype = DTYPE_OF.get((operands or results)[0].dtype, "f32")

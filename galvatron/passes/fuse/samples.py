@@ -9,22 +9,16 @@ dims, varies with the sample only if an op counts samples; such ops have B among
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 
 import sympy
 
 from galvatron.ir.graph import Arg, Graph, Op, Ref, Value
 from galvatron.ir.names import Names, base_name
-from galvatron.ir.ops.rules import op_dims
-from galvatron.ir.ops.targets import parsed
+from galvatron.ir.ops.shapes import broadcast, same_shape
+from galvatron.ir.ops.table import is_pointwise, op_dims, operator_of
 from galvatron.ir.random import is_random
 from galvatron.ir.types import BATCH, TensorType
-from galvatron.ir.verify.shapes import broadcast, same_shape
 from galvatron.passes.normalize.arguments import with_arguments
-
-_MADE_TO_SIZE = ("aten.expand.default", "aten.full.default")
-_SIZED = (*_MADE_TO_SIZE, "aten.reshape.default")
-_ATTENTION = "aten.scaled_dot_product_attention.default"
 
 
 def computed_for_one_sample(graph: Graph) -> Graph:
@@ -62,7 +56,7 @@ def _keeps_samples_apart(op: Op, types: dict[str, TensorType]) -> bool:
     if _NOWHERE in results:
         return False
     if all(at == _NOWHERE for at in operands):
-        return op.target in _MADE_TO_SIZE
+        return bool(operator_of(op).size)
     dims = op_dims(op, types)
     if dims is None:
         return False
@@ -85,8 +79,7 @@ def _sample_dim(type_: TensorType) -> int | None:
 
 def _other_arguments(op: Op) -> list[Arg]:
     """The arguments less the size of the result, of which the type speaks."""
-    sized = ("size", "shape") if op.target in _SIZED else ()
-    return [value for name, value in op.arguments.items() if name not in sized]
+    return [value for name, value in op.arguments.items() if name != operator_of(op).size]
 
 
 def _counts_no_samples(arg: Arg) -> bool:
@@ -96,10 +89,9 @@ def _counts_no_samples(arg: Arg) -> bool:
 def _broadcast_operands(op: Op, graph: Graph, alike: set[str]) -> list[str]:
     """Operands of an op that are the same for every sample, and whose dim of samples it does not need."""
     expanded = [n for n in dict.fromkeys(op.operands) if n in alike and _sample_dim(graph.values[n].type) != _NOWHERE]
-    if op.target == _ATTENTION:
-        mask = op["attn_mask"]
-        return [name for name in expanded if mask == Ref(name) and op.operands.count(name) == 1]
-    if not expanded or not _is_pointwise(op.target):
+    if mask := operator_of(op).mask:
+        return [name for name in expanded if op[mask] == Ref(name) and op.operands.count(name) == 1]
+    if not expanded or not is_pointwise(op):
         return []
     shapes = {name: graph.values[name].type.shape for name in op.operands}
     chosen: list[str] = []
@@ -109,16 +101,6 @@ def _broadcast_operands(op: Op, graph: Graph, alike: set[str]) -> list[str]:
             shapes = narrow
             chosen.append(name)
     return chosen
-
-
-@cache
-def _is_pointwise(target: str) -> bool:
-    import torch
-
-    from galvatron.ir.interpreter import torch_op
-
-    chooses = parsed(target).name == "where"  # of which torch tags only one
-    return chooses or torch.Tag.pointwise in torch_op(target).tags  # type: ignore[attr-defined]  # of an OpOverload
 
 
 class _Single:
@@ -146,7 +128,7 @@ class _Single:
             Value(self._names.fresh(base_name(op.target)), _for_one(value.type), value.layout) for value in op.results
         )
         self._made.update((old.name, new.name) for old, new in zip(op.results, results, strict=True))
-        sized = {n: _with_one(a) for n, a in op.arguments.items() if n in ("size", "shape") and op.target in _SIZED}
+        sized = {n: _with_one(a) for n, a in op.arguments.items() if n == operator_of(op).size}
         self.ops.append(replace(with_arguments(op.map_refs(self.of), **sized), results=results))
 
 

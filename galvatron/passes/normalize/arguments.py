@@ -7,18 +7,12 @@ from dataclasses import replace
 import sympy
 
 from galvatron.ir.graph import Arg, Op, Ref
-from galvatron.ir.ops.schemas import Parameter, Required, schema_of
+from galvatron.ir.ops.schemas import MEANINGLESS, Parameter, Required, schema_of
+from galvatron.ir.ops.table import operator_of
 from galvatron.ir.types import Dim, simplify_dim
 from galvatron.passes.normalize.rewriter import Builder
 
 _DIM_PARAMETERS = frozenset({"dim", "dims", "dim0", "dim1", "dim2", "start_dim", "end_dim", "source", "destination"})
-_MEANINGLESS = frozenset({"cudnn_enable", "cudnn_enabled", "non_blocking"})
-_SIZED_BY_RESULT = {
-    "aten.reshape.default": "shape",
-    "aten.expand.default": "size",
-    "aten.full.default": "size",
-}
-_RANK_GROWS = ("aten.unsqueeze.default", "aten.stack.default", "aten.diag_embed.default")
 
 
 def with_arguments(op: Op, **changes: Arg) -> Op:
@@ -29,8 +23,8 @@ def with_arguments(op: Op, **changes: Arg) -> Op:
 def canonical_arguments(op: Op, build: Builder) -> Op:
     """Writes sizes out (no -1), dims from the front and always, and leaves out what equals its default."""
     arguments = dict(op.arguments)
-    if op.target in _SIZED_BY_RESULT:
-        arguments[_SIZED_BY_RESULT[op.target]] = op.result.type.shape
+    if size := operator_of(op).size:
+        arguments[size] = op.result.type.shape
     rank = _rank(op, build)
     for name in arguments.keys() & _DIM_PARAMETERS:
         arguments[name] = _from_the_front(arguments[name], rank)
@@ -52,7 +46,7 @@ def _written(op: Op, arguments: dict[str, Arg]) -> Op:
 
 
 def _is_omitted(parameter: Parameter, arguments: dict[str, Arg]) -> bool:
-    if parameter.name in _MEANINGLESS and not isinstance(parameter.default, Required):
+    if parameter.name in MEANINGLESS and not isinstance(parameter.default, Required):
         return True
     value = arguments[parameter.name]
     if parameter.name in _DIM_PARAMETERS and value is not None:
@@ -68,7 +62,7 @@ def _rank(op: Op, build: Builder) -> int:
     if not op.operands:
         return 0
     rank = len(build.values[op.operands[0]].type.shape)
-    return rank + 1 if op.target in _RANK_GROWS else max(rank, 1)
+    return rank + 1 if operator_of(op).grows else max(rank, 1)
 
 
 def _from_the_front(dim: Arg, rank: int) -> Arg:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from galvatron.ir.graph import Arg, Graph, Op, Ref, Source, Value
 from galvatron.ir.names import Names, base_name
+from galvatron.ir.ops.table import operator_of
 from galvatron.ir.types import TensorType
 
 
@@ -40,7 +41,7 @@ class Builder:
     def add(self, op: Op) -> None:
         """Adds an op as it is."""
         self.ops.append(op)
-        reads_differentiable = op.target != "aten.detach.default" and not self.differentiable.isdisjoint(op.operands)
+        reads_differentiable = not operator_of(op).stops_gradient and not self.differentiable.isdisjoint(op.operands)
         for value in op.results:
             self.values[value.name] = value
             self.producers[value.name] = op

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 
-from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph, Op, Value
 from galvatron.ir.names import Names, base_name
+from galvatron.ir.ops.schemas import schema_of
 
 
 def without_repeats(graph: Graph, trainable: frozenset[str]) -> Graph:
@@ -22,7 +21,7 @@ def without_repeats(graph: Graph, trainable: frozenset[str]) -> Graph:
         op = original.map_refs(lambda name: same.get(name, name))
         if not trained.isdisjoint(op.operands):
             trained.update(value.name for value in op.results)
-        elif not _is_random(op.target):
+        elif not schema_of(op.target).random:
             key = (replace(op, results=()), tuple(value.type for value in op.results))
             if key in first:
                 same.update((v.name, w.name) for v, w in zip(op.results, first[key].results, strict=True))
@@ -30,18 +29,6 @@ def without_repeats(graph: Graph, trainable: frozenset[str]) -> Graph:
             first[key] = op
         kept.append(op)
     return replace(graph, ops=tuple(kept), outputs=tuple(same.get(name, name) for name in graph.outputs))
-
-
-@cache
-def _is_random(target: str) -> bool:
-    import torch
-
-    from galvatron.ir.interpreter import torch_op
-
-    try:
-        return torch.Tag.nondeterministic_seeded in torch_op(target).tags  # type: ignore[attr-defined]  # of an OpOverload
-    except GalvatronError:
-        return True
 
 
 def numbered(graph: Graph) -> Graph:

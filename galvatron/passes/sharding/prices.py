@@ -5,6 +5,7 @@ from __future__ import annotations
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import BROADCAST, Axis, Shard
+from galvatron.ir.ops.table import operator_of
 from galvatron.ir.types import DTYPE_BYTES, evaluate, simplify_dim
 from galvatron.passes.costs.state import OPTIMIZER_PASSES
 from galvatron.passes.sharding.boundary import Border
@@ -17,9 +18,6 @@ BACKWARD_WORK = 2
 
 OP_S = 1e-9
 """A tie-break: of two equal plans, the one with fewer conversions."""
-
-_FREE = {"view", "reshape", "expand", "squeeze", "unsqueeze", "transpose", "permute", "t", "slice", "select", "split",
-         "split_with_sizes", "chunk", "unbind", "detach"}  # fmt: skip
 
 
 class Prices:
@@ -50,13 +48,14 @@ class Prices:
 
     def _op_s(self, index: int, table: FactorTable, batch: int) -> float:
         op = self._graph.ops[index]
-        if op.name in _FREE:
+        operator = operator_of(op)
+        if operator.free:
             return 0.0
         device = self._cluster.device
         moved = sum(self._bytes[n] for n in (*op.operands, *(v.name for v in op.results)))
         flop = 0.0
         dims = table.dims[index]
-        if dims is not None and (len(dims.products) > 1 and dims.sizes or "attention" in op.name):
+        if dims is not None and (len(dims.products) > 1 and dims.sizes or operator.dense):
             flop = 2.0
             for size in dims.sizes.values():
                 flop *= evaluate(size, batch)
