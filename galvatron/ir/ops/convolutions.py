@@ -10,7 +10,7 @@ from galvatron.ir.ops.operator import Operator, alike
 from galvatron.ir.types import exact_quotient
 
 
-def convolution(call: Call) -> OpDims:
+def _channels(call: Call) -> OpDims:
     """Channels are (groups, channels of a group); the number of groups is an argument, so that groups stay whole.
 
     An unbatched convolution stays whole, and so does space.
@@ -43,7 +43,7 @@ def convolution(call: Call) -> OpDims:
     )
 
 
-def grid_samples(call: Call) -> OpDims:
+def _grid_samples(call: Call) -> OpDims:
     """Each point of the grid is looked up by itself in the whole of space."""
     space = len(call.shape("input")) - 2
     inside = " ".join(f"x{i}!" for i in range(space))
@@ -55,7 +55,7 @@ _POOL_1D = "b* l! -> b* x!"
 _POOL_2D = "b* h! w! -> b* x! y!"
 _POOL_3D = "b* d! h! w! -> b* x! y! z!"
 
-_convolution = partial(Operator, convolution, contracts=True, kept=True)
+_convolution = partial(Operator, _channels, contracts=True, kept=True)
 
 OPERATORS: dict[str, Operator] = {
     "convolution": _convolution(anchored=True),
@@ -82,6 +82,6 @@ OPERATORS: dict[str, Operator] = {
     "channel_shuffle": Operator("n c! d* -> n c! d*"),
     "im2col": Operator("n c h! w! -> n (c k!) l!"),
     "col2im": Operator("n (c k!) l! -> n c h! w!"),
-    "grid_sampler": Operator(grid_samples),
+    "grid_sampler": Operator(_grid_samples),
     "_convolution": Operator(contracts=True, anchored=True),
 }

@@ -59,7 +59,7 @@ def _index_select(call: Call) -> OpDims:
     return OpDims((operand, (chosen,)), ((*operand[:dim], chosen, *operand[dim + 1 :]),), sizes)
 
 
-def indexed(call: Call) -> OpDims:
+def _indexed(call: Call) -> OpDims:
     """`index_add` and its like: `source` is written at indices of one dim, which is whole; all else is as in `self`."""
     shape = call.shape("self")
     along = call.dims("dim", len(shape))
@@ -70,7 +70,7 @@ def indexed(call: Call) -> OpDims:
     return OpDims(operands, (named,), sizes)
 
 
-def written(call: Call) -> OpDims:
+def _written(call: Call) -> OpDims:
     """`index_put`: dims that are not indexed are those of the values; a mask that chooses where one number goes is read
     element by element."""
     shape, indices = call.shape("self"), call["indices"]
@@ -122,10 +122,10 @@ OPERATORS: dict[str, Operator] = {
     ),
     "scatter_add": _write(along("dim"), written="self.scatter_add(dim, index, src)"),
     "scatter_reduce": Operator(along("dim")),
-    "index_add": _write(indexed, written="self.index_add(dim, index, source, alpha=)"),
-    "index_copy": _write(indexed),
-    "index_fill": _write(indexed),
-    "index_put": _write(written),
+    "index_add": _write(_indexed, written="self.index_add(dim, index, source, alpha=)"),
+    "index_copy": _write(_indexed),
+    "index_fill": _write(_indexed),
+    "index_put": _write(_written),
     "embedding": Operator(
         _embedding,
         written="F.embedding(indices, weight) or torch.embedding(weight, indices, padding_idx)",

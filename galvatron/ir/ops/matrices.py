@@ -10,7 +10,7 @@ from galvatron.ir.ops.notation import OpDims
 from galvatron.ir.ops.operator import Operator, alike
 
 
-def solution(call: Call) -> OpDims:
+def _solution(call: Call) -> OpDims:
     """`linalg.solve`: the columns of the right-hand side are independent, and each system of a batch."""
     matrix, side = call.shape("A"), call.shape("B")
     vectors = len(side) == 1 or (len(side) == len(matrix) - 1 and side == matrix[:-1])
@@ -28,5 +28,5 @@ OPERATORS: dict[str, Operator] = {
     "linalg_det": Operator("b* m! n! -> b*"),
     "linalg_slogdet": Operator("b* m! n! -> b*, b*"),
     **alike("linalg_svdvals linalg_eigvalsh", Operator("b* m! n! -> b* k!")),
-    "linalg_solve": Operator(solution),
+    "linalg_solve": Operator(_solution),
 }

@@ -11,7 +11,7 @@ from galvatron.ir.ops.notation import DimNames, OpDims, parse_notation
 from galvatron.ir.ops.operator import Operator
 
 
-def batch_norm(call: Call) -> OpDims:
+def _batch_norm(call: Call) -> OpDims:
     """With statistics that are given, element by element; with those of the batch, each channel sees all samples."""
     if not call["training"]:
         return by_line(call, "n c d*, c?, c?, c?, c? -> n c d*")
@@ -20,14 +20,14 @@ def batch_norm(call: Call) -> OpDims:
     return by_line(call, "n! c d*!, c?, c? -> n! c d*!")
 
 
-def instance_norm(call: Call) -> OpDims:
+def _instance_norm(call: Call) -> OpDims:
     """Statistics of each sample and channel; running ones mix samples."""
     if call.has("running_mean"):
         return whole(call)
     return by_line(call, "n c d*!, c?, c? -> n c d*!")
 
 
-def group_norm(call: Call) -> OpDims:
+def _group_norm(call: Call) -> OpDims:
     """The number of groups is an argument, so that channels stay whole."""
     present = [name for name in ("weight", "bias") if call.has(name)]
     sample = ((),) * (len(call.shape("input")) - 1)
@@ -50,9 +50,9 @@ def _normalisation(call: Call, *affine: str) -> OpDims:
 _norm = partial(Operator, shapes=shapes.like_first)
 
 OPERATORS: dict[str, Operator] = {
-    "batch_norm": Operator(batch_norm),
-    "instance_norm": Operator(instance_norm),
-    "group_norm": _norm(group_norm, written="F.group_norm(input, num_groups, weight, bias, eps)"),
+    "batch_norm": Operator(_batch_norm),
+    "instance_norm": Operator(_instance_norm),
+    "group_norm": _norm(_group_norm, written="F.group_norm(input, num_groups, weight, bias, eps)"),
     "layer_norm": _norm(
         lambda call: _normalisation(call, "weight", "bias"),
         written="F.layer_norm(input, normalized_shape, weight, bias, eps)",

@@ -87,7 +87,7 @@ def _stack(call: Call) -> OpDims:
     return OpDims((operand,) * len(shapes), (result,), sizes, sums=frozenset(range(len(shapes))))
 
 
-def repeated(call: Call) -> OpDims:
+def _repeated(call: Call) -> OpDims:
     """`repeat`, `tile`: each dim is (times, size). How often is a number, or follows from the sizes where it depends on
     the batch."""
     shape = call.shape("self")
@@ -103,7 +103,7 @@ def repeated(call: Call) -> OpDims:
     return OpDims((operand,), (result,), sizes, _numbers(sizes, "r"), sums=frozenset({0}))
 
 
-def repeated_in_place(call: Call) -> OpDims:
+def _repeated_in_place(call: Call) -> OpDims:
     """`repeat_interleave` by one number: (size, times), of a dim or of the flattened tensor."""
     if call["output_size"] is not None:
         return whole(call)
@@ -130,13 +130,13 @@ def _times(given: Dim, before: Dim, after: Dim) -> Dim:
     return given if found is None else found
 
 
-def windows(call: Call) -> OpDims:
+def _windows(call: Call) -> OpDims:
     """`unfold`: the dim that is cut into windows is whole; their elements are a new last dim."""
     shape = call.shape("self")
     return _linear_in_one(shape, call.dims("dimension", len(shape)), lambda named: (*named, ()))
 
 
-def diagonal(call: Call) -> OpDims:
+def _diagonal(call: Call) -> OpDims:
     """The two dims are whole, and their diagonal the last dim of what is read or written."""
     shape = call.shape("self")
     pair = (call.dims("dim1", len(shape))[0], call.dims("dim2", len(shape))[0])
@@ -148,7 +148,7 @@ def diagonal(call: Call) -> OpDims:
     return OpDims((named,), (part,), sizes, sums=frozenset({0}))
 
 
-def diagonal_matrices(call: Call) -> OpDims:
+def _diagonal_matrices(call: Call) -> OpDims:
     """`diag_embed`: the last dim becomes the diagonal of two."""
     rank = len(call.results[0])
     pair = sorted((call.dims("dim1", rank)[0], call.dims("dim2", rank)[0]))
@@ -203,15 +203,15 @@ OPERATORS: dict[str, Operator] = {
     "hstack": Operator(of_rank(2, "tensors", lambda call: _joined_along(call, 1))),
     "vstack": Operator(of_rank(2, "tensors", lambda call: _joined_along(call, 0))),
     "stack": Operator(_stack, written="torch.stack(tensors, dim=)", shapes=shapes.stack, grows=True),
-    "repeat": Operator(repeated, written="self.repeat(*repeats)", times="repeats"),
-    "tile": Operator(repeated, times="dims"),
+    "repeat": Operator(_repeated, written="self.repeat(*repeats)", times="repeats"),
+    "tile": Operator(_repeated, times="dims"),
     "repeat_interleave.self_int": Operator(
-        repeated_in_place, written={"self_int": "self.repeat_interleave(repeats, dim=)"}, times="repeats"
+        _repeated_in_place, written={"self_int": "self.repeat_interleave(repeats, dim=)"}, times="repeats"
     ),
-    "unfold": Operator(windows),
-    "diagonal": Operator(diagonal),
-    "diagonal_scatter": Operator(diagonal, shapes=shapes.like_first),
-    "diag_embed": Operator(diagonal_matrices, grows=True),
+    "unfold": Operator(_windows),
+    "diagonal": Operator(_diagonal),
+    "diagonal_scatter": Operator(_diagonal, shapes=shapes.like_first),
+    "diag_embed": Operator(_diagonal_matrices, grows=True),
     "pad": Operator(_pad, written="F.pad(self, pad, mode=, value=)"),
     "constant_pad_nd": Operator(_pad, written="F.pad(self, pad, value=)"),
     "flip": Operator(along("dims", linear=True), written="self.flip(*dims)", shapes=shapes.like_first),

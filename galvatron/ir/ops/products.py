@@ -30,7 +30,7 @@ def _matmul(call: Call) -> OpDims:
     return by_line(call, line)
 
 
-def einsum(call: Call) -> OpDims:
+def _einsum(call: Call) -> OpDims:
     """The equation names the dimensions; a letter that one operand has twice is whole."""
     equation = call["equation"]
     assert isinstance(equation, str)
@@ -55,7 +55,7 @@ def einsum(call: Call) -> OpDims:
     )
 
 
-def tensordot(call: Call) -> OpDims:
+def _tensordot(call: Call) -> OpDims:
     """Dims of the first operand and of the second, but for those that are summed in pairs."""
     left, right = call.shape("self"), call.shape("other")
     pairs = zip(call.dims("dims_other", len(right)), call.dims("dims_self", len(left)), strict=False)
@@ -73,7 +73,7 @@ def tensordot(call: Call) -> OpDims:
     )
 
 
-def kronecker(call: Call) -> OpDims:
+def _kronecker(call: Call) -> OpDims:
     """Each dim is (first, second); of unequal ranks both stay whole."""
     left, right = call.operand_shapes()
     if len(left) != len(right):
@@ -134,8 +134,8 @@ OPERATORS: dict[str, Operator] = {
     "outer": Operator("~m, ~n -> m n", written="torch.outer(self, vec2)"),
     "addr": Operator("+m n, ~m, ~n -> m n"),
     "bilinear": Operator("~b* i, ~b* j, ~o i j, +o? -> b* o", contracts=True, kept=True),
-    "einsum": Operator(einsum, written="torch.einsum(equation, *tensors)", contracts=True, kept=True),
-    "tensordot": Operator(tensordot, contracts=True),
-    "kron": Operator(kronecker),
+    "einsum": Operator(_einsum, written="torch.einsum(equation, *tensors)", contracts=True, kept=True),
+    "tensordot": Operator(_tensordot, contracts=True),
+    "kron": Operator(_kronecker),
     "_grouped_mm": Operator(contracts=True, kept=True, flop=_grouped_flop),
 }

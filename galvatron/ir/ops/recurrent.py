@@ -10,7 +10,7 @@ from galvatron.ir.ops.operator import Operator, alike
 from galvatron.ir.types import Dim
 
 
-def recurrent(states: int) -> DimsFunction:
+def _recurrent(states: int) -> DimsFunction:
     """A recurrent network with so many hidden states: samples are independent, time and features are whole."""
 
     def rule(call: Call) -> OpDims:
@@ -26,7 +26,7 @@ def recurrent(states: int) -> DimsFunction:
     return rule
 
 
-def recurrent_cell(states: int) -> DimsFunction:
+def _recurrent_cell(states: int) -> DimsFunction:
     """One step of such a network."""
 
     def rule(call: Call) -> OpDims:
@@ -41,11 +41,11 @@ def recurrent_cell(states: int) -> DimsFunction:
 _network = partial(Operator, contracts=True)
 
 OPERATORS: dict[str, Operator] = {
-    "lstm.input": _network(recurrent(2), anchored=True),
-    "gru.input": _network(recurrent(1), anchored=True),
-    **alike("rnn_tanh.input rnn_relu.input", _network(recurrent(1))),
-    "lstm_cell": Operator(recurrent_cell(2)),
-    **alike("gru_cell rnn_tanh_cell rnn_relu_cell", Operator(recurrent_cell(1))),
+    "lstm.input": _network(_recurrent(2), anchored=True),
+    "gru.input": _network(_recurrent(1), anchored=True),
+    **alike("rnn_tanh.input rnn_relu.input", _network(_recurrent(1))),
+    "lstm_cell": Operator(_recurrent_cell(2)),
+    **alike("gru_cell rnn_tanh_cell rnn_relu_cell", Operator(_recurrent_cell(1))),
     **alike("gru lstm", _network(anchored=True)),
     **alike("rnn_relu rnn_tanh", _network()),
 }

@@ -99,9 +99,8 @@ def op_dims(op: Op, types: Types) -> OpDims | None:
 def added(op: Op) -> list[int]:
     """The positions of the arguments that an op adds, as its line says."""
     rule = operator_of(op).dims
-    return (
-        [i for i, term in enumerate(parse_notation(rule).operands) if term.mark == "+"] if isinstance(rule, str) else []
-    )
+    terms = parse_notation(rule).operands if isinstance(rule, str) else ()
+    return [i for i, term in enumerate(terms) if term.mark == "+"]
 
 
 def takes_size(op: Op, argument: int | str) -> bool:

@@ -82,6 +82,13 @@ def test_an_added_operator_is_whole_without_dimensions() -> None:
     assert made and not any(isinstance(p, Shard) for value in made for p in value.layout or ())
 
 
+def test_every_entry_is_of_an_operator_of_torch_and_of_one_family() -> None:
+    assert [name for name in OPERATORS if not hasattr(torch.ops.aten, name.partition(".")[0])] == []
+    assert len(OPERATORS) == sum(
+        len(family.OPERATORS) for family in vars(table).values() if hasattr(family, "OPERATORS")
+    )
+
+
 def test_an_overload_goes_before_its_operator() -> None:
     assert of_target("aten.div.Tensor") is OPERATORS["div.Tensor"]
     assert of_target("aten.div.Scalar") is OPERATORS["div"]
