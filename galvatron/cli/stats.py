@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from galvatron.cli.output import cell
+from galvatron.ir.ops.targets import parsed
 from galvatron.units import format_seconds
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def statistics_json(statistics: Statistics) -> str:
 
 
 def _op(target: str | None) -> str:
-    return SMALL if target is None else target.removeprefix("aten.").removesuffix(".default")
+    return SMALL if target is None else parsed(target).brief
 
 
 def _share(seconds: float, total: float) -> float:

@@ -14,12 +14,13 @@ from galvatron.codegen.names import Scope, escaped, shortest_suffixes
 from galvatron.codegen.ops import OpPrinter
 from galvatron.ir.graph import Arg, Graph, Op, Source
 from galvatron.ir.layout import nameable_axes
+from galvatron.ir.ops.table import OPERATORS
 from galvatron.ir.program import LayerClass
 from galvatron.ir.random import is_random
 from galvatron.ir.recompute import selective_steps
 from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES
 
-_SHORT = {"scaled_dot_product_attention": "attention", "cross_entropy_loss": "loss", "to_copy": "cast"}
+_SHORT = {name.strip("_"): operator.short for name, operator in OPERATORS.items() if operator.short}
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,10 @@ class _Namer:
         """What the result should be called; empty when the op's own name is as good."""
         if len(op.results) != 1:
             return ""
-        if op.target.startswith("comm."):
+        if op.namespace == "comm":
             operand = op.operands[0]
             self._modules[op.result.name] = self._modules.get(operand, "")
-            return f"{self._scope[operand]}_{op.target.removeprefix('comm.')}"
+            return f"{self._scope[operand]}_{op.name}"
         module = next((self._modules[name] for name in op.operands if self._modules.get(name)), "")
         return module if module and self._scope.is_free(module) else ""
 
@@ -159,7 +160,7 @@ def _symbols(graph: Graph) -> set[sympy.Symbol]:
 
 
 def _axes_used(cls: LayerClass) -> tuple[str, ...]:
-    used = {op.kwarg("axis") for op in cls.graph.ops if op.target.startswith(("comm.", "spmd."))}
+    used = {op.kwarg("axis") for op in cls.graph.ops if op.namespace in ("comm", "spmd")}
     for op in filter(is_random, cls.graph.ops):
         axes = op.kwarg("axes")
         assert isinstance(axes, tuple)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import replace
 
 import sympy
 
 from galvatron.codegen.expressions import print_expression
-from galvatron.codegen.forms import CONTIGUOUS_FORMAT, REQUIRED, Form, forms
+from galvatron.codegen.forms import Form, forms
 from galvatron.codegen.layout import Brackets, Text, call, list_of, prefixed, tuple_of
 from galvatron.codegen.names import attribute, literal
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Const, Op, Ref, Value
-from galvatron.ir.ops.schemas import is_operator, schema_of
-from galvatron.ir.random import RANDOM_OPS, without_site
+from galvatron.ir.ops.schemas import MEANINGLESS, Required, is_operator, schema_of
+from galvatron.ir.ops.table import operator_of
+from galvatron.ir.random import without_site
 from galvatron.ir.recompute import Step
-from galvatron.ir.strides import READS_MEMORY
 from galvatron.ir.text.targets import is_known_target, unknown_target
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
@@ -28,8 +27,6 @@ _FUNCTION = re.compile(r"(F|torch|rt)\.[\w.]+\(")
 
 _UNWRITTEN = 2**63 - 1
 """The `end` of a slice that goes to the end."""
-
-_INTEGER_RANGES = ("aten.arange.default", "aten.arange.start", "aten.arange.start_step")
 
 
 class OpPrinter:
@@ -62,12 +59,12 @@ class OpPrinter:
         """
         if not is_known_target(op.target):
             raise GalvatronError(unknown_target(op.target))
-        if op.target.startswith("comm."):
+        if op.namespace == "comm":
             return self._collective(op)
-        if op.target.startswith("spmd."):
+        if op.namespace == "spmd":
             return self._spmd(op)
         if self._waits(op):
-            return call(f"rt.{op.target.split('.')[1]}", [self.argument(a) for a in op.args])
+            return call(f"rt.{op.name}", [self.argument(a) for a in op.args])
         op = self._with_explicit_dtype(without_site(_switched(op)))
         return self._special(op) or self._by_form(op) or self._fallback(op)
 
@@ -116,8 +113,9 @@ class OpPrinter:
 
     def _waits(self, op: Op) -> bool:
         """Whether the op is a product with weights whose gradients may wait."""
-        weights = [op.args[i] for i in _WEIGHTS.get(op.target, ()) if i < len(op.args) and op.args[i] is not None]
-        return bool(weights) and not op.kwargs and all(isinstance(w, Ref) and w.name in self._waiting for w in weights)
+        weights = [op[name] for name in operator_of(op).weights if op[name] is not None]
+        plain = op.overload == "default" and not op.kwargs
+        return bool(weights) and plain and all(isinstance(w, Ref) and w.name in self._waiting for w in weights)
 
     def _collective(self, op: Op) -> Text:
         axis = op.kwarg("axis")
@@ -125,7 +123,7 @@ class OpPrinter:
         for name, value in op.kwargs:
             if name != "axis" and not (name.endswith("outer") and value == 1):
                 written.append(prefixed(f"{attribute(name)}=", self.argument(value)))
-        return call("rt." + attribute(op.target.removeprefix("comm.")), written)
+        return call("rt." + attribute(op.name), written)
 
     def _spmd(self, op: Op) -> Text:
         axis = prefixed("axis=", self._identifier(("axis", op.kwarg("axis"))))
@@ -133,7 +131,7 @@ class OpPrinter:
         written += [
             prefixed(f"{attribute(name)}=", self.argument(value)) for name, value in op.kwargs if name != "axis"
         ]
-        return call("rt." + attribute(op.target.removeprefix("spmd.")), [*written, axis])
+        return call("rt." + attribute(op.name), [*written, axis])
 
     def _with_explicit_dtype(self, op: Op) -> Op:
         """An op that creates a tensor with its element type spelled out, so that torch's default type plays no part."""
@@ -141,7 +139,7 @@ class OpPrinter:
             return op
         numbers = [a for a in (*op.args, *(v for _, v in op.kwargs)) if isinstance(a, (int, float, sympy.Expr))]
         whole = all(isinstance(n, int) or (isinstance(n, sympy.Expr) and n.is_integer) for n in numbers)
-        if op.target in _INTEGER_RANGES and whole and op.result.type.dtype == "i64":
+        if operator_of(op).counts and whole and op.result.type.dtype == "i64":
             return op
         kwargs = tuple((k, v) for k, v in op.kwargs if k != "dtype")
         dtype = ("dtype", Const("dtype", op.result.type.dtype))
@@ -149,22 +147,19 @@ class OpPrinter:
 
     def _by_form(self, op: Op) -> Text | None:
         """The op in the first form of the table that can say it, or None."""
-        return next(filter(None, (self._in_form(op, form) for form in forms().get(op.target, ()))), None)
+        return next(filter(None, (self._in_form(op, form) for form in forms(op.target))), None)
 
     def _in_form(self, op: Op, form: Form) -> Text | None:
-        arguments = bind(op, form)
-        if arguments is None:
-            return None
-        defaults = dict(form.parameters)
-        given = {name: value for name, value in arguments.items() if not _same(value, defaults[name])}
-        if not given.keys() <= form.written | _IMPLIED.get(op.target, frozenset()):
+        defaults = {p.name: p.default for p in schema_of(op.target).parameters}
+        given = {name: value for name, value in op.arguments.items() if not _same(value, defaults.get(name))}
+        if not form.needed <= given.keys() <= form.written | MEANINGLESS:
             return None
         if form.operator:
-            return self._operator(form, arguments)
+            return self._operator(form, op)
         return self._call(form, op, given)
 
-    def _operator(self, form: Form, arguments: dict[str, Arg]) -> Text:
-        operands = [str(self.argument(arguments[name], atomic=True)) for name in form.positional]
+    def _operator(self, form: Form, op: Op) -> Text:
+        operands = [str(self.argument(op[name], atomic=True)) for name in form.positional]
         if len(operands) == 1:
             return form.operator + operands[0]
         tight = form.operator == "**" and not any("(" in o for o in operands)
@@ -175,8 +170,7 @@ class OpPrinter:
         positional = list(form.positional)
         while positional and positional[-1] not in given:
             positional.pop()
-        for name in positional:
-            written.append(self.argument(given[name]) if name in given else repr(dict(form.parameters)[name]))
+        written += [self.argument(op[name]) for name in positional]
         if form.spread:
             items = given[form.spread]
             if not isinstance(items, tuple):
@@ -203,7 +197,7 @@ class OpPrinter:
     def _fallback(self, op: Op) -> Text:
         """`torch.ops.<namespace>.<name>.<overload>(...)`, which can say anything."""
         written = [self.argument(a) for a in op.args]
-        if op.target in READS_MEMORY:
+        if operator_of(op).reads_memory:
             written[0] = f"{written[0]}.contiguous()"
         written += [prefixed(f"{attribute(name)}=", self.argument(value)) for name, value in op.kwargs]
         if not op.operands:
@@ -260,48 +254,20 @@ class OpPrinter:
         return len(self._values[ref.name].type.shape)
 
 
-_IMPLIED: dict[str, frozenset[str]] = {
-    "aten.layer_norm.default": frozenset({"cudnn_enable"}),
-    "aten.group_norm.default": frozenset({"cudnn_enabled"}),
-}
-"""Arguments that may be left out whatever they are: they choose a kernel, not a result."""
-
-
-_WEIGHTS = {"aten.linear.default": (1, 2), "aten.addmm.default": (0, 2)}
-"""Where ops that have a counterpart in `galvatron.runtime.deferral` have weights and bias."""
-
-
 class _Written(str):
     """An argument as Python text."""
 
 
 def _switched(op: Op) -> Op:
     """An op that draws only in training, with the seed to say whether this is training."""
-    switch = RANDOM_OPS[op.target.split(".")[1]].switch if op.target.startswith("random.") else None
-    if switch is None:
+    draws = operator_of(op).draws if op.namespace == "random" else None
+    if draws is None or draws.switch is None:
         return op
-    position, keyword = switch
-
-    def written(value: Arg) -> Arg:
-        return _Written("seed.training" if value is True else f"seed.rate({value!r})")
-
-    args = tuple(written(value) if i == position else value for i, value in enumerate(op.args))
-    return replace(op, args=args, kwargs=tuple((k, written(v) if k == keyword else v) for k, v in op.kwargs))
+    value = op[draws.switch]
+    return op.changed(**{draws.switch: _Written("seed.training" if value is True else f"seed.rate({value!r})")})
 
 
-def bind(op: Op, form: Form) -> dict[str, Arg] | None:
-    """The op's arguments by parameter name; None when they do not fit the form's signature."""
-    names = [name for name, _ in form.parameters]
-    if len(op.args) > len(names) or any(name not in names for name, _ in op.kwargs):
-        return None
-    arguments = {**dict(zip(names, op.args, strict=False)), **dict(op.kwargs)}
-    missing = [name for name, default in form.parameters if default is REQUIRED and name not in arguments]
-    return None if missing else arguments
-
-
-def _same(value: Arg, default: object) -> bool:
-    if default is CONTIGUOUS_FORMAT:
-        return value == Const("memory_format", "contiguous_format")
+def _same(value: Arg, default: Arg | Required) -> bool:
     if isinstance(value, (int, float)) and isinstance(default, (int, float)):
         return float(value) == float(default) and isinstance(value, bool) == isinstance(default, bool)
     return type(value) is type(default) and value == default

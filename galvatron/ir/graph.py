@@ -6,14 +6,17 @@ that use it. Ops are named by their ATen overload (`aten.linear.default`); colle
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import sympy
-
 from galvatron.ir.layout import Layout
+from galvatron.ir.ops.arguments import Arg, Const, Ref, map_refs, typed, walk_refs
+from galvatron.ir.ops.schemas import bound
+from galvatron.ir.ops.targets import parsed
 from galvatron.ir.types import TensorType
+
+__all__ = ["Arg", "Const", "Graph", "Op", "Ref", "Source", "Value", "map_refs", "walk_refs"]
 
 
 @dataclass(frozen=True)
@@ -23,25 +26,6 @@ class Value:
     name: str
     type: TensorType
     layout: Layout | None = None
-
-
-@dataclass(frozen=True)
-class Ref:
-    """A use of a value as an op argument."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Const:
-    """A torch constant as an op argument, by name: `Const("dtype", "f32")`, `Const("layout", "strided")`."""
-
-    kind: str
-    name: str
-
-
-Arg = Ref | Const | int | float | bool | str | None | sympy.Expr | tuple["Arg", ...]
-"""An op argument; a tuple is an ATen list argument, a `sympy.Expr` a size that depends on the batch size."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +59,38 @@ class Op:
 
     @property
     def _key(self) -> tuple[object, ...]:
-        # True == 1 == 1.0 in Python, yet they are different arguments: the type takes part in comparison.
-        return (self.target, _typed(self.args), tuple((k, _typed(v)) for k, v in self.kwargs), self.results)
+        return (self.target, typed(self.args), tuple((k, typed(v)) for k, v in self.kwargs), self.results)
+
+    @property
+    def namespace(self) -> str:
+        """`aten`, `random`, `spmd` or `comm` (see `ops.targets`)."""
+        return parsed(self.target).namespace
+
+    @property
+    def name(self) -> str:
+        """The operator's name, the same in all namespaces and of all overloads: `add`."""
+        return parsed(self.target).name
+
+    @property
+    def overload(self) -> str:
+        return parsed(self.target).overload
+
+    @cached_property
+    def arguments(self) -> dict[str, Arg]:
+        """The arguments by parameter, in the order of the schema and defaults included."""
+        return bound(self.target, self.args, dict(self.kwargs))
+
+    def __getitem__(self, parameter: str) -> Arg:
+        """The argument for a parameter, however it is passed; its default where it is not.
+
+        Raises:
+            KeyError: the operator has no such parameter.
+        """
+        return self.arguments[parameter]
+
+    def get(self, parameter: str) -> Arg:
+        """The argument for a parameter, None where the operator has no such parameter."""
+        return self.arguments.get(parameter)
 
     @cached_property
     def operands(self) -> tuple[str, ...]:
@@ -92,6 +106,14 @@ class Op:
     def kwarg(self, name: str, default: Arg = None) -> Arg:
         return dict(self.kwargs).get(name, default)
 
+    def changed(self, **arguments: Arg) -> Op:
+        """The same op with other arguments for some parameters, among those that it is given."""
+        return replace(
+            self,
+            args=tuple(arguments.get(name, arg) for name, arg in zip(self.arguments, self.args, strict=False)),
+            kwargs=tuple((k, arguments.get(k, v)) for k, v in self.kwargs),
+        )
+
     def map_refs(self, rename: Callable[[str], str]) -> Op:
         """The same op reading (not defining) renamed values."""
         return replace(
@@ -99,30 +121,6 @@ class Op:
             args=tuple(map_refs(a, rename) for a in self.args),
             kwargs=tuple((k, map_refs(v, rename)) for k, v in self.kwargs),
         )
-
-
-def _typed(arg: Arg) -> object:
-    if isinstance(arg, tuple):
-        return tuple(_typed(a) for a in arg)
-    return (type(arg), arg) if isinstance(arg, (bool, int, float)) else arg
-
-
-def walk_refs(arg: Arg) -> Iterator[Ref]:
-    """Every `Ref` inside an argument, in order."""
-    if isinstance(arg, Ref):
-        yield arg
-    elif isinstance(arg, tuple):
-        for item in arg:
-            yield from walk_refs(item)
-
-
-def map_refs(arg: Arg, rename: Callable[[str], str]) -> Arg:
-    """An argument with every `Ref` renamed."""
-    if isinstance(arg, Ref):
-        return Ref(rename(arg.name))
-    if isinstance(arg, tuple):
-        return tuple(map_refs(a, rename) for a in arg)
-    return arg
 
 
 @dataclass(frozen=True)

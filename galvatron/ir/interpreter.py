@@ -12,8 +12,9 @@ import torch
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref
 from galvatron.ir.ops.schemas import CONSTANTS, is_operator
+from galvatron.ir.ops.table import operator_of
+from galvatron.ir.ops.targets import parsed
 from galvatron.ir.random import without_site
-from galvatron.ir.strides import READS_MEMORY
 from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES, TORCH_DTYPE_NAMES, TensorType, evaluate
 
 DTYPE_OF = {getattr(torch, attribute): name for name, attribute in TORCH_DTYPE_NAMES.items()}
@@ -35,8 +36,8 @@ def torch_op(target: str) -> Callable[..., Any]:
     """
     if not is_operator(target):
         raise GalvatronError(f"op {target!r} is not run, since it is not known as free of side effects")
-    _, name, overload = target.split(".")
-    operator = getattr(getattr(torch.ops.aten, name, None), overload, None)
+    called = parsed(target)
+    operator = getattr(getattr(getattr(torch.ops, called.namespace), called.name, None), called.overload, None)
     if operator is None:
         raise GalvatronError(f"this version of torch ({torch.__version__}) has no operator {target!r}")
     return operator
@@ -86,7 +87,7 @@ def run_graph(
     symbols = {LOCAL_BATCH: batch, BATCH: batch if global_batch is None else global_batch, MICRO_BATCHES: micro_batches}
     for index, op in enumerate(map(without_site, graph.ops)):
         args, kwargs = _arguments(op, env, symbols)
-        if op.target.startswith(("comm.", "spmd.")):
+        if op.namespace in ("comm", "spmd"):
             if handler is None:
                 raise GalvatronError(f"op {op.target!r} needs a handler, since it communicates")
             function = _handled(op, handler)
@@ -94,7 +95,7 @@ def run_graph(
             function = partial(torch_op(op.target), device=device)
         else:
             function = torch_op(op.target)
-        if op.target in READS_MEMORY:
+        if operator_of(op).reads_memory:
             args = (args[0].contiguous(), *args[1:])
         out = callers[index](function, *args, **kwargs) if callers and index in callers else function(*args, **kwargs)
         outs = tuple(out) if len(op.results) > 1 or isinstance(out, (tuple, list)) else (out,)

@@ -26,8 +26,8 @@ import sympy
 
 from galvatron.ir.graph import Arg, Graph, Op, Value
 from galvatron.ir.ops.notation import DimNames, OpDims
-from galvatron.ir.ops.rules import op_dims
 from galvatron.ir.ops.schemas import is_operator, schema_of
+from galvatron.ir.ops.table import added, op_dims
 from galvatron.ir.program import Layer, LayerClass, LayerKind, Program
 from galvatron.ir.types import BATCH, MICRO_BATCHES, Dim, TensorType, exact_quotient, simplify_dim
 
@@ -55,9 +55,6 @@ class Along:
 
 State = Along | Whole
 
-_ADDED_NUMBER = {"add": 1, "sub": 1, "rsub": 1}
-"""Ops that may add a number to their first operand, and where that argument stands."""
-
 
 @dataclass(frozen=True)
 class Coupling:
@@ -69,7 +66,7 @@ class Coupling:
     def __str__(self) -> str:
         source = self.op.source
         line = f"{source}: `{source.code}`: " if source else ""
-        return f"{line}{self.op.target.split('.')[1]} {self.reason}"
+        return f"{line}{self.op.name} {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -173,16 +170,14 @@ def _sizes_are_of_samples(op: Op, operands: list[State], made: tuple[State, ...]
         return False
     if not is_operator(op.target):
         return True
-    schema = schema_of(op.target)
-    arguments = schema.arguments(op)
     along = {state.dim for state in operands if isinstance(state, Along)}
-    cut = arguments.get("dim") in along
+    cut = op.get("dim") in along
     return not any(
         parameter.kind in ("SymInt", "int")
         and parameter.name not in _SIZES_OF_RESULTS
         and not (cut and parameter.name in _BOUNDS)
-        and _has_batch(arguments[parameter.name])
-        for parameter in schema.parameters
+        and _has_batch(op[parameter.name])
+        for parameter in schema_of(op.target).parameters
     )
 
 
@@ -280,10 +275,10 @@ def _is_cast(op: Op) -> bool:
 
 def _added_number(op: Op) -> int | None:
     """Which argument is a number that the op adds to its only operand."""
-    position = _ADDED_NUMBER.get(op.target.split(".")[1])
-    if position is None or len(op.operands) != 1 or len(op.args) <= position:
+    if len(op.operands) != 1:
         return None
-    return position if isinstance(op.args[position], (int, float, sympy.Expr)) else None
+    places = (i for i in added(op) if i < len(op.args) and isinstance(op.args[i], (int, float, sympy.Expr)))
+    return next(places, None)
 
 
 def _is_share(number: Arg) -> bool:

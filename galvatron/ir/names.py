@@ -6,6 +6,8 @@ import builtins
 import keyword
 from collections.abc import Iterable
 
+from galvatron.ir.ops.targets import parsed
+
 _RESERVED = frozenset({*keyword.kwlist, *dir(builtins), "torch", "F", "rt", "self", "b", "B"})
 
 
@@ -31,4 +33,4 @@ class Names:
 
 def base_name(target: str) -> str:
     """What a result of an op is called: `aten._to_copy.default` → `to_copy`."""
-    return target.split(".")[1].strip("_")
+    return parsed(target).name.strip("_")

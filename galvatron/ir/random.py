@@ -12,63 +12,25 @@ job's seed, the step, the micro-batch and the layer make the key:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import sympy
 
 from galvatron.ir.graph import Arg, Op, Value
 from galvatron.ir.layout import Axis, Partial, Shard
 from galvatron.ir.ops.schemas import is_operator, schema_of
+from galvatron.ir.ops.table import of_target, operator_of
+from galvatron.ir.ops.targets import parsed
 
 KEYWORDS = ("site", "axes", "per_step")
 
 
-@dataclass(frozen=True)
-class RandomOp:
-    """One op of the table: each element of its result is drawn by itself, given the operands.
-
-    `switch` is the argument that turns the drawing on, by position and name; None for an op that always draws. `linear`
-    says that partial sums may pass: with its draws given, the op is linear in its operand.
-    """
-
-    switch: tuple[int, str] | None = None
-    linear: bool = False
-
-
-RANDOM_OPS: dict[str, RandomOp] = {
-    "dropout": RandomOp((2, "train"), linear=True),
-    "rrelu": RandomOp((3, "training")),
-    "scaled_dot_product_attention": RandomOp((4, "dropout_p")),
-    "native_dropout": RandomOp(),
-    "bernoulli": RandomOp(),
-    "cauchy": RandomOp(),
-    "exponential": RandomOp(),
-    "geometric": RandomOp(),
-    "log_normal": RandomOp(),
-    "normal": RandomOp(),
-    "normal_functional": RandomOp(),
-    "poisson": RandomOp(),
-    "rand": RandomOp(),
-    "rand_like": RandomOp(),
-    "randint": RandomOp(),
-    "randint_like": RandomOp(),
-    "randn": RandomOp(),
-    "randn_like": RandomOp(),
-    "uniform": RandomOp(),
-}
-"""ATen ops that can be drawn slice by slice, by name without the overload."""
-
-
 def is_random(op: Op) -> bool:
     """Whether the op, called as it is, draws random numbers."""
-    namespace, name, *_ = op.target.split(".")
-    if namespace != "aten" or name not in RANDOM_OPS:
-        return namespace == "random"
-    switch = RANDOM_OPS[name].switch
-    if switch is None:
-        return True
-    position, keyword = switch
-    return bool(op.args[position] if len(op.args) > position else op.kwarg(keyword))
+    draws = operator_of(op).draws
+    if op.namespace != "aten" or draws is None:
+        return op.namespace == "random"
+    return draws.switch is None or bool(op.get(draws.switch))
 
 
 def draws_as_a_whole(op: Op) -> bool:
@@ -77,32 +39,30 @@ def draws_as_a_whole(op: Op) -> bool:
     Recurrent networks do in training, with dropout between their layers.
     """
     plain = without_site(op)
-    if not is_operator(plain.target) or plain.target.split(".")[1] in RANDOM_OPS:
+    if not is_operator(plain.target) or operator_of(plain).draws is not None:
         return False
-    schema = schema_of(plain.target)
-    arguments = schema.arguments(plain)
-    return schema.random and bool(arguments.get("train", True)) and bool(arguments.get("dropout", True))
+    switches = [plain[name] for name in ("train", "dropout") if name in plain.arguments]
+    return schema_of(plain.target).random and all(switches)
 
 
 def is_random_target(target: str) -> bool:
     """Whether `target` is the sharded counterpart of an op of the table."""
-    namespace, _, rest = target.partition(".")
-    return namespace == "random" and rest.partition(".")[0] in RANDOM_OPS
+    return parsed(target).namespace == "random" and of_target(target).draws is not None
 
 
 def with_site(op: Op, site: int, axes: tuple[str, ...], per_step: bool) -> Op:
     """The sharded counterpart of an ATen op that draws."""
     values: tuple[Arg, ...] = (site, axes, per_step)
-    target = "random." + op.target.removeprefix("aten.")
-    return replace(op, target=target, kwargs=(*op.kwargs, *zip(KEYWORDS, values, strict=True)))
+    target = replace(parsed(op.target), namespace="random")
+    return replace(op, target=str(target), kwargs=(*op.kwargs, *zip(KEYWORDS, values, strict=True)))
 
 
 def without_site(op: Op) -> Op:
     """The ATen op that a rank runs, whatever it draws; other ops as they are."""
-    if not op.target.startswith("random."):
+    if op.namespace != "random":
         return op
-    target = "aten." + op.target.removeprefix("random.")
-    return replace(op, target=target, kwargs=tuple((k, v) for k, v in op.kwargs if k not in KEYWORDS))
+    target = replace(parsed(op.target), namespace="aten")
+    return replace(op, target=str(target), kwargs=tuple((k, v) for k, v in op.kwargs if k not in KEYWORDS))
 
 
 def drawn_axes(result: Value, mesh: tuple[Axis, ...]) -> tuple[str, ...]:
@@ -123,8 +83,9 @@ def random_problem(op: Op, mesh: tuple[Axis, ...]) -> str:
         return (
             f"what is drawn has {'' if samples else 'no '}samples in it, so per_step must be {str(not samples).lower()}"
         )
+    draws = operator_of(op).draws
     for value in op.results:
-        if any(isinstance(p, Partial) for p in value.layout or ()) and not RANDOM_OPS[op.target.split(".")[1]].linear:
+        if any(isinstance(p, Partial) for p in value.layout or ()) and not (draws and draws.linear):
             return f"%{value.name} is a partial sum of draws"
         if keywords["axes"] != drawn_axes(value, mesh):
             wanted = ", ".join(drawn_axes(value, mesh)) or "no axis"

@@ -11,15 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 from galvatron.ir.graph import Graph, Op
-
-KEPT_OPS = frozenset(
-    """
-    linear matmul mm bmm addmm baddbmm addbmm einsum bilinear _grouped_mm
-    convolution conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
-    scaled_dot_product_attention
-    """.split()  # noqa: SIM905
-)
-"""Matrix products, convolutions and attention, by name without the overload."""
+from galvatron.ir.ops.table import operator_of
 
 KEPT_COLLECTIVES = frozenset({"comm.all_reduce", "comm.all_gather", "comm.reduce_scatter", "comm.all_to_all"})
 """The collectives that send something in the forward."""
@@ -30,8 +22,7 @@ Step = Literal["keep", "once"]
 
 def runs_once(op: Op) -> bool:
     """Whether selective recomputation leaves the op out."""
-    namespace, name, *_ = op.target.split(".")
-    return op.target in KEPT_COLLECTIVES if namespace == "comm" else name in KEPT_OPS
+    return op.target in KEPT_COLLECTIVES if op.namespace == "comm" else operator_of(op).kept
 
 
 def selective_steps(graph: Graph) -> dict[int, Step]:
@@ -44,7 +35,7 @@ def selective_steps(graph: Graph) -> dict[int, Step]:
     read = {
         name
         for op, skipped in zip(graph.ops, once, strict=True)
-        if not (skipped and op.target.startswith("comm."))
+        if not (skipped and op.namespace == "comm")
         for name in op.operands
     }
     return {

@@ -7,60 +7,46 @@ the name of the axis in the class mesh, `size`, the whole size of that dimension
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from galvatron.ir.graph import Arg, Op
-from galvatron.ir.layout import PARTIAL, REPLICATE, Partial, Replicate
+from galvatron.ir.ops.operator import OnSlices
+from galvatron.ir.ops.table import of_target, operator_of
+from galvatron.ir.ops.targets import parsed
 from galvatron.ir.types import Dim
 
 KEYWORDS = ("axis", "size", "folded")
 
 
-@dataclass(frozen=True)
-class SpmdOp:
-    """One op of the table.
-
-    `result` is the placement, on the axis, of a result without the sharded dimension. `forward` and `backward` are the
-    collectives it runs inside, each with how many numbers it carries per row of its first operand. `folded` says what
-    it makes of folded slices: it takes none, it takes any without a difference, or it must be told.
-    """
-
-    result: Replicate | Partial
-    forward: tuple[tuple[str, int], ...] = ()
-    backward: tuple[tuple[str, int], ...] = ()
-    folded: Literal["none", "alike", "told"] = "none"
-
-
-SPMD_OPS: dict[str, SpmdOp] = {
-    "embedding": SpmdOp(PARTIAL),
-    "cross_entropy_loss": SpmdOp(REPLICATE, forward=(("all_reduce", 1), ("all_reduce", 3))),
-    "scaled_dot_product_attention": SpmdOp(REPLICATE, folded="told"),
-    "logsumexp": SpmdOp(REPLICATE, forward=(("all_reduce", 1), ("all_reduce", 1)), folded="alike"),
-}
-"""Name of the ATen op → its sharded counterpart."""
-
-
 def spmd_target(op: Op) -> str:
     """The sharded counterpart of an ATen op."""
-    return f"spmd.{op.target.split('.')[1]}"
+    return f"spmd.{op.name}"
+
+
+def on_slices(op: Op) -> OnSlices:
+    """What is known of the sharded counterpart, of an op that has one."""
+    found = operator_of(op).on_slices
+    assert found is not None, op.target
+    return found
 
 
 def along_axis(op: Op, axis: str, size: Dim, *, folded: bool) -> Op:
     """The sharded counterpart of an ATen op, with slices of a dimension of a whole `size` on an axis."""
     told: tuple[tuple[str, Arg], ...] = (("axis", axis), ("size", size))
-    if folded and SPMD_OPS[op.target.split(".")[1]].folded == "told":
+    if folded and on_slices(op).folded == "told":
         told = (*told, ("folded", True))
     return replace(op, target=spmd_target(op), kwargs=(*op.kwargs, *told))
 
 
 def without_axis(op: Op) -> Op:
-    """The ATen op that an op of the table is on the whole dimension; other ops as they are."""
+    """The ATen op that such an op is on the whole dimension; other ops as they are."""
     if not is_spmd(op.target):
         return op
-    target = f"aten.{op.target.removeprefix('spmd.')}.default"
-    return replace(op, target=target, kwargs=tuple((k, v) for k, v in op.kwargs if k not in KEYWORDS))
+    return replace(
+        op, target=f"aten.{op.name}.default", kwargs=tuple((k, v) for k, v in op.kwargs if k not in KEYWORDS)
+    )
 
 
 def is_spmd(target: str) -> bool:
-    return target.startswith("spmd.") and target.removeprefix("spmd.") in SPMD_OPS
+    called = parsed(target)
+    return called.namespace == "spmd" and not called.overload and of_target(target).on_slices is not None

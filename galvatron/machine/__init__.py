@@ -5,8 +5,8 @@ collectives. Whoever decides by time asks it: the sharding solver, the cost mode
 the statistics. `operators` says which kernels an op of a graph is.
 """
 
+from galvatron.ir.ops.work import Work
 from galvatron.machine.kernel import Kernel
 from galvatron.machine.machine import Machine
-from galvatron.machine.work import Work
 
 __all__ = ["Kernel", "Machine", "Work"]

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from galvatron.machine.work import Work
+from galvatron.ir.ops.work import Work
 
 OPTIMIZER_PASSES = 7
 """Times an AdamW step moves a parameter's bytes: reads of value, gradient and moments, writes of value and moments."""
 
 ACCUMULATION_PASSES = 3
 """Times a micro-batch moves a gradient's bytes to add it up: reads of old and new, write of the sum."""
-
-_GATHERS = {"embedding", "index", "index_select", "gather"}
-"""Kernels that read of their first operand only as much as they write."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +32,12 @@ class Kernel:
         return self.work.flop if self.work is not None else 0.0
 
 
-def touched_bytes(name: str, operands: Sequence[float], results: Sequence[float]) -> float:
-    """The bytes that a kernel reads and writes, from those of its operands and results."""
-    if name in _GATHERS and operands:
+def touched_bytes(operands: Sequence[float], results: Sequence[float], *, gathers: bool) -> float:
+    """The bytes that a kernel reads and writes, from those of its operands and results.
+
+    Args:
+        gathers: whether it reads of its first operand only as much as it writes.
+    """
+    if gathers and operands:
         operands = (results[0], *operands[1:])
     return sum(operands) + sum(results)

@@ -11,17 +11,13 @@ from math import prod
 
 from galvatron.ir.graph import Op
 from galvatron.ir.ops.notation import OpDims
-from galvatron.ir.ops.schemas import is_operator, schema_of
+from galvatron.ir.ops.table import operator_of
+from galvatron.ir.ops.work import Work, attention, convolution, product
 from galvatron.ir.types import DTYPE_BYTES
 from galvatron.machine.kernel import Kernel, touched_bytes
-from galvatron.machine.work import Work, attention, convolution, product
 
 BACKWARD_TRAFFIC = 2
 """A backward reads gradients beside what the forward read, and writes as much."""
-
-_VIEWS = {"view", "reshape", "expand", "squeeze", "unsqueeze", "transpose", "permute", "t", "slice", "select", "split",
-          "split_with_sizes", "chunk", "unbind", "detach"}  # fmt: skip
-"""Ops that launch no kernel."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +47,14 @@ def op_kernels(
         tensors: its operands and results on this rank.
         differentiable: the values that have a gradient.
     """
-    name, dtype = op.target.split(".")[1], tensors[0].dtype
-    if name in _VIEWS:
+    operator = operator_of(op)
+    if operator.free:
         return ()
+    name, dtype = op.name, tensors[0].dtype
     touched = [tensor.bytes for tensor in tensors]
     operands, results = touched[: len(op.operands)], touched[len(op.operands) :]
     work = _work(op, dims, sizes, [tensor.shape for tensor in tensors])
-    forward = Kernel(name, dtype, touched_bytes(name, operands, results), work)
+    forward = Kernel(name, dtype, touched_bytes(operands, results, gathers=operator.gathers), work)
     if not any(v.name in differentiable for v in op.results):
         return (forward,)
     if dims is not None and work is not None and work.kind == "product":
@@ -71,14 +68,13 @@ def op_kernels(
 
 def _work(op: Op, dims: OpDims | None, sizes: Mapping[str, float], shapes: Sequence[tuple[float, ...]]) -> Work | None:
     """The arithmetic of an op that contracts dimensions; None of any other."""
-    arguments = schema_of(op.target).arguments(op) if is_operator(op.target) else {}
-    if "is_causal" in arguments:
-        return attention(shapes[0], shapes[1], shapes[2], causal=bool(arguments["is_causal"]))
+    if "is_causal" in op.arguments:
+        return attention(shapes[0], shapes[1], shapes[2], causal=bool(op["is_causal"]))
     if dims is None or len(dims.products) < 2:
         return None
-    if "groups" in arguments:
-        transposed = "transpose" in op.target or bool(arguments.get("transposed"))
-        groups = arguments["groups"]
+    if "groups" in op.arguments:
+        transposed = "transpose" in op.name or bool(op.get("transposed"))
+        groups = op["groups"]
         assert isinstance(groups, int)
         return convolution(shapes[0], shapes[1], shapes[-1], groups, transposed=transposed)
     first, *others = ({n for names in dims.operands[i] for n in names} for i in sorted(dims.products))

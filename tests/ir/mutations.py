@@ -14,9 +14,10 @@ from typing import TypeVar
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard, nameable_axes
 from galvatron.ir.ops.schemas import operators, schema_of
+from galvatron.ir.ops.table import operator_of
 from galvatron.ir.program import Form, Layer, LayerClass, Program, Stage, StateLayout, Transfer
 from galvatron.ir.random import without_site
-from galvatron.ir.spmd import SPMD_OPS, spmd_target, without_axis
+from galvatron.ir.spmd import spmd_target, without_axis
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import LOCAL_BATCH, Dim, TensorType
 
@@ -225,7 +226,7 @@ def retarget_to_an_op_on_slices(program: Program, random: Random) -> Program:
         keywords = (*op.kwargs, ("axis", axis.name), ("size", one_of(random, shape)))
         return replace(op, target=spmd_target(op), kwargs=keywords)
 
-    return with_op(program, random, lambda op: is_aten(op) and op.target.split(".")[1] in SPMD_OPS, edit)
+    return with_op(program, random, lambda op: is_aten(op) and operator_of(op).on_slices is not None, edit)
 
 
 def retarget_to_no_operator(program: Program, random: Random) -> Program:

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.interpreter import run_graph
-from galvatron.ir.recompute import KEPT_COLLECTIVES, KEPT_OPS, Step, runs_once, selective_steps
+from galvatron.ir.ops.table import kernel_work, named
+from galvatron.ir.recompute import KEPT_COLLECTIVES, Step, runs_once, selective_steps
 from galvatron.ir.types import TensorType
 from galvatron.passes.costs.profile import EFFECTS
-from galvatron.passes.costs.work import kernel_work
 from tests.passes.sharding.samples import CASES, POINTWISE, Case, Draw
 
 EVERY = [case for cases in (*CASES.values(), POINTWISE) for case in cases]
@@ -42,7 +42,7 @@ def test_ops_with_arithmetic_are_kept(data: st.DataObject, case: Case) -> None:
     assert runs_once(call.op) or not counted.flop, call.op.target
 
 
-@pytest.mark.parametrize("name", sorted(KEPT_OPS))
+@pytest.mark.parametrize("name", named(lambda operator: operator.kept))
 def test_kept_ops_exist(name: str) -> None:
     assert hasattr(torch.ops.aten, name)
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from galvatron.errors import ClusterError
 from galvatron.ir.cluster import COLLECTIVES, Cluster, Device, Link
 from galvatron.ir.layout import Axis
+from galvatron.ir.ops.work import product
 from galvatron.machine import Kernel, Machine
-from galvatron.machine.work import product
 
 
 def two_level(nodes: int = 2) -> Machine:

@@ -12,10 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.ops.notation import OpDims
-from galvatron.ir.ops.rules import op_dims
+from galvatron.ir.ops.table import kernel_work, op_dims
 from galvatron.ir.types import evaluate
 from galvatron.machine.operators import LocalTensor, op_kernels
-from galvatron.passes.costs.work import kernel_work
 from tests.passes.sharding import samples_of_elements, samples_of_layers  # noqa: F401  # they fill CASES
 from tests.passes.sharding.samples import CASES, Draw, Sample, sample
 

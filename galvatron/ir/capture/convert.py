@@ -22,6 +22,8 @@ from galvatron.ir.capture.state import state_of, tensor_type_of
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
 from galvatron.ir.interpreter import DTYPE_OF
 from galvatron.ir.names import Names, base_name
+from galvatron.ir.ops.schemas import is_operator
+from galvatron.ir.ops.table import operator_of
 from galvatron.ir.program import MASTER, PRECISIONS, Form, Program, State
 from galvatron.ir.types import BATCH, Dim, TensorType, simplify_dim
 
@@ -86,7 +88,7 @@ def _with_gradient(graph: Graph) -> frozenset[str]:
     reached = set(graph.outputs)
     for op in reversed(graph.ops):
         flows = any(v.name in reached and v.type.is_floating for v in op.results)
-        if flows and op.target != "aten.detach.default":
+        if flows and not operator_of(op).stops_gradient:
             reached.update(op.operands)
     return frozenset(reached)
 
@@ -207,7 +209,7 @@ class _Converter:
             source, index = node.args
             self._values[node] = self._parts[source][index]  # type: ignore[index]  # of an op with several results
             return
-        if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
+        if not isinstance(node.target, torch._ops.OpOverload) or not _is_splittable(node.target):
             own = "write it with operations of torch"
             what = f"{node.target} is not an operation of torch itself, so it cannot be split"
             raise CaptureError(f"{where(node)}{what}: {advice(source_of(node), own)}")
@@ -281,6 +283,10 @@ class _Converter:
         if isinstance(arg, (torch.device, torch.layout)):
             return None
         raise CaptureError(f"{where(node)}{node.target} has an argument that Galvatron does not support: {arg!r}")
+
+
+def _is_splittable(operator: torch._ops.OpOverload) -> bool:
+    return operator.namespace == "aten" or is_operator(str(operator))
 
 
 def _is_number(node: fx.Node) -> bool:

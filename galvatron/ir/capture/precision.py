@@ -20,16 +20,17 @@ from torch.utils import _pytree as pytree
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.tracing import here, tensors_in
+from galvatron.ir.ops.operator import UNKNOWN
+from galvatron.ir.ops.table import OPERATORS, named
 
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_ALIKE = _names("""
-    linear bilinear matmul __matmul__ __rmatmul__ mm bmm mv dot inner addmm addmv addbmm baddbmm einsum tensordot cdist
-    conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d layer_norm group_norm batch_norm
-    instance_norm prelu lstm gru rnn_tanh rnn_relu scaled_dot_product_attention multi_head_attention_forward
+_ALIKE = frozenset(named(lambda operator: operator.kept)) | _names("""
+    __matmul__ __rmatmul__ mv dot inner addmv tensordot cdist layer_norm group_norm batch_norm instance_norm prelu
+    lstm gru rnn_tanh rnn_relu multi_head_attention_forward
 """)
 """Functions whose floating operands must have one type; traced on fake tensors some of them take any."""
 
@@ -116,7 +117,7 @@ class ComputeType(TorchFunctionMode):
 
         def is_odd() -> bool:
             # Attention takes a mask of 32 bits beside queries of 16.
-            operands = args[:3] if name == "scaled_dot_product_attention" else (args, kwargs)
+            operands = args[:3] if OPERATORS.get(name, UNKNOWN).mask else (args, kwargs)
             return len({t.dtype for t in tensors_in(operands) if t.is_floating_point()}) > 1
 
         def cast(tensor: torch.Tensor) -> torch.Tensor:

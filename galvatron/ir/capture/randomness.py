@@ -8,7 +8,9 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture.sources import located
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.ops.schemas import is_operator
-from galvatron.ir.random import RANDOM_OPS, draws_as_a_whole
+from galvatron.ir.ops.table import named, operator_of
+from galvatron.ir.ops.targets import parsed
+from galvatron.ir.random import draws_as_a_whole
 
 
 def check_randomness(graph: Graph) -> None:
@@ -18,10 +20,10 @@ def check_randomness(graph: Graph) -> None:
         CaptureError: one does not (a permutation, the dropout inside an LSTM); names its source line.
     """
     for op in graph.ops:
-        if op.target.split(".")[1] not in RANDOM_OPS and _draws(op):
+        if operator_of(op).draws is None and _draws(op):
             raise CaptureError(
                 f"{located(op.source)}{op.target} draws random numbers that cannot be split over micro-batches and "
-                f"ranks; operations that can: {', '.join(sorted(RANDOM_OPS))}"
+                f"ranks; operations that can: {', '.join(named(lambda operator: operator.draws))}"
             )
 
 
@@ -31,7 +33,7 @@ def _draws(op: Op) -> bool:
 
 
 def _is_tagged(target: str) -> bool:
-    namespace, name, *overload = target.split(".")
-    packet = getattr(getattr(torch.ops, namespace), name, None)
-    operator = getattr(packet, overload[0] if overload else "default", None)
+    called = parsed(target)
+    packet = getattr(getattr(torch.ops, called.namespace), called.name, None)
+    operator = getattr(packet, called.overload or "default", None)
     return torch.Tag.nondeterministic_seeded in getattr(operator, "tags", ())

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 
 from galvatron.ir.graph import Arg, Op, Ref, walk_refs
 from galvatron.ir.ops.notation import DimNames, OpDims, Shape, parse_notation
-from galvatron.ir.ops.schemas import schema_of
 from galvatron.ir.types import Dim, TensorType
 
 Types = Mapping[str, TensorType]
@@ -19,7 +18,7 @@ class Call:
     def __init__(self, op: Op, types: Types) -> None:
         self.op = op
         self.types = types
-        self.arguments: dict[str, Arg] = schema_of(op.target).arguments(op)
+        self.arguments = op.arguments
         self.results = tuple(v.type.shape for v in op.results)
 
     def __getitem__(self, name: str) -> Arg:
@@ -27,6 +26,33 @@ class Call:
 
     def shape(self, name: str) -> Shape:
         return self.types[next(walk_refs(self.arguments[name])).name].shape
+
+    def argument(self, position: int) -> Arg:
+        """An argument by the place of its parameter."""
+        return list(self.arguments.values())[position]
+
+    def tensor(self, position: int) -> Shape:
+        """The shape of an argument.
+
+        Raises:
+            LookupError: it is no tensor.
+        """
+        (shape,) = self._shapes(self.argument(position))
+        return shape
+
+    def tensors(self, position: int) -> tuple[Shape, ...]:
+        """The shapes of a list of tensors.
+
+        Raises:
+            LookupError: it has something else in it.
+        """
+        listed = self.argument(position)
+        return self._shapes(*listed) if isinstance(listed, tuple) else ()
+
+    def _shapes(self, *arguments: Arg) -> tuple[Shape, ...]:
+        if not all(isinstance(a, Ref) for a in arguments):
+            raise LookupError
+        return tuple(self.types[ref.name].shape for ref in walk_refs(arguments))
 
     def has(self, name: str) -> bool:
         """Whether an argument is a tensor."""
@@ -69,3 +95,79 @@ def unnamed(shape: Shape) -> tuple[DimNames, ...]:
 def known(sizes: Mapping[str, Dim], *names: str) -> DimNames:
     """Those of the names that have a size: a dimension of size one has no name."""
     return tuple(name for name in names if name in sizes)
+
+
+def pointwise(call: Call) -> OpDims:
+    terms = ", ".join("b*" for _ in call.op.operands)
+    return parse_notation(f"{terms} -> {', '.join('b*' for _ in call.results)}").resolve(
+        call.operand_shapes(), call.results
+    )
+
+
+def along(argument: str, *, linear: bool = False) -> DimsFunction:
+    """A rule for an op that works along the dims an argument names, and independently along all others.
+
+    The named dims are indivisible; a result has them unless it has fewer dimensions than the operand.
+    """
+
+    def rule(call: Call) -> OpDims:
+        shape = call.operand_shapes()[0]
+        along = call.dims(argument, len(shape))
+        return with_whole(call, along, linear)
+
+    return rule
+
+
+def with_whole(call: Call, along: tuple[int, ...], linear: bool) -> OpDims:
+    """All operands and results share their dims, except those in `along` and those of differing sizes."""
+    shapes = call.operand_shapes()
+    rank = len(shapes[0])
+    of_all = [s for s in (*shapes, *call.results) if len(s) == rank]
+    shared = [i for i in range(rank) if i not in along and all(s[i] == shapes[0][i] for s in of_all)]
+    sizes: dict[str, Dim] = {f"d{i}": shapes[0][i] for i in shared if shapes[0][i] != 1}
+
+    def names(shape: Shape) -> tuple[DimNames, ...]:
+        kept = range(rank) if len(shape) == rank else [i for i in range(rank) if i not in along]
+        return tuple((f"d{i}",) if f"d{i}" in sizes else () for i in kept)
+
+    across = {f"w{i}": shapes[0][i] for i in along}
+    return OpDims(
+        tuple(names(s) for s in shapes),
+        tuple(names(s) for s in call.results),
+        {**sizes, **across},
+        frozenset(across),
+        sums=frozenset(range(len(shapes))) if linear else frozenset(),
+    )
+
+
+def paired(argument: str) -> DimsFunction:
+    """A rule for an op on two tensors that broadcast, along the dims an argument names (the last without such)."""
+
+    def rule(call: Call) -> OpDims:
+        shapes = call.operand_shapes()
+        rank = max(map(len, shapes))
+        if argument in call.arguments and call[argument] is None:
+            return whole(call)
+        along = call.dims(argument, rank) if argument in call.arguments else (rank - 1,)
+        sizes: dict[str, Dim] = {}
+        for shape in shapes:
+            for i, size in enumerate(shape, rank - len(shape)):
+                if i not in along and size != 1:
+                    sizes[f"d{i}"] = size
+
+        def names(shape: Shape) -> tuple[DimNames, ...]:
+            placed = enumerate(shape, rank - len(shape))
+            return tuple(known(sizes, f"d{i}") if size != 1 else () for i, size in placed)
+
+        def result(shape: Shape) -> tuple[DimNames, ...]:
+            kept = range(rank) if len(shape) == rank else [i for i in range(rank) if i not in along]
+            return tuple(known(sizes, f"d{i}") for i in kept)
+
+        return OpDims(tuple(map(names, shapes)), tuple(map(result, call.results)), sizes)
+
+    return rule
+
+
+def of_rank(rank: int, argument: str, rule: DimsFunction) -> DimsFunction:
+    """A rule for an argument of at least this rank; below, the op stays whole."""
+    return lambda call: rule(call) if len(call.shape(argument)) >= rank else whole(call)

@@ -3,7 +3,7 @@
 `operators.txt` has a line for each, in torch's own notation: `add.Tensor(Tensor self, Tensor other, *, Scalar alpha=1)
 -> Tensor  # pointwise`. It is made from the schemas of torch (`tests/ir/ops/operators.py` has the criteria): nothing in
 it writes to its arguments, to files or to anything else, so whatever a program from a file says may be computed. An
-operator that is not in it is in no program.
+operator that is not in it is in no program, unless the program's user adds it (`table.add`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-import sympy
-
-from galvatron.errors import did_you_mean
-from galvatron.ir.graph import Arg, Const, Op, Ref
+from galvatron.ir.ops.arguments import Arg, Const
+from galvatron.ir.ops.targets import parsed
 
 CONSTANTS = frozenset(
     Const("memory_format", name)
@@ -26,11 +24,15 @@ CONSTANTS = frozenset(
 """Constants of torch that an op may be given beside element types."""
 
 
-class _Required:
+MEANINGLESS = frozenset({"cudnn_enable", "cudnn_enabled", "non_blocking"})
+"""Parameters that choose a kernel, not a result."""
+
+
+class Required:
     """The default of a parameter that has none."""
 
 
-REQUIRED = _Required()
+REQUIRED = Required()
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Parameter:
     optional: bool = False
     optional_items: bool = False
     keyword_only: bool = False
-    default: Arg | _Required = REQUIRED
+    default: Arg | Required = REQUIRED
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,10 @@ class Schema:
     pointwise: bool = False
     random: bool = False
 
-    def arguments(self, op: Op) -> dict[str, Arg]:
-        """The arguments of an op that fits, by parameter, defaults included."""
-        given = {p.name: a for p, a in zip(self.parameters, op.args, strict=False)} | dict(op.kwargs)
-        defaults = {p.name: None if isinstance(p.default, _Required) else p.default for p in self.parameters}
-        return defaults | given
+    def bound(self, args: tuple[Arg, ...], kwargs: dict[str, Arg]) -> dict[str, Arg]:
+        """Arguments that fit, by parameter and in the order of these, defaults included."""
+        defaults = {p.name: None if isinstance(p.default, Required) else p.default for p in self.parameters}
+        return defaults | {p.name: a for p, a in zip(self.parameters, args, strict=False)} | kwargs
 
 
 def operators() -> Collection[str]:
@@ -81,101 +82,39 @@ def _lines() -> dict[str, str]:
     return {line.partition("(")[0]: line for line in text.splitlines()}
 
 
+ADDED: dict[str, Schema] = {}
+"""The signatures of operators of other namespaces than `aten`, by target."""
+
+
 def is_operator(target: str) -> bool:
-    """Whether `aten.<name>.<overload>` may stand in a program."""
-    return target.startswith("aten.") and target.removeprefix("aten.") in _lines()
+    """Whether an operator may stand in a program: `aten.<name>.<overload>` of the table, or one that was added."""
+    called = parsed(target)
+    return target in ADDED or (called.namespace == "aten" and called.short in _lines())
 
 
-@cache
 def schema_of(target: str) -> Schema:
-    """The signature of an operator of the table."""
-    return parse_schema(_lines()[target.removeprefix("aten.")])
-
-
-_COUNTING = frozenset({"arange", "range"})
-"""Operators with numbers for arguments from which the size of the result follows."""
+    """The signature of an operator that may stand in a program."""
+    return ADDED[target] if target in ADDED else _schema(parsed(target).short)
 
 
 @cache
-def takes_size(target: str, argument: int | str) -> bool:
-    """Whether an argument, by its position or name, is a size, of which a rank has its part, and not a number, which
-    means the same everywhere: sizes are integers, while numbers stand where a tensor could."""
-    if not is_operator(target) or target.split(".")[1] in _COUNTING:
-        return True
-    parameters = enumerate(schema_of(target).parameters)
-    return any(argument in (i, p.name) and p.kind in ("int", "SymInt") for i, p in parameters)
+def _schema(short: str) -> Schema:
+    return parse_schema(_lines()[short])
 
 
-def argument_problem(op: Op) -> str:
-    """What is wrong with the arguments and the number of results of an op of the table; empty if nothing is."""
-    schema = schema_of(op.target)
-    positional = [p for p in schema.parameters if not p.keyword_only]
-    if len(op.args) > len(positional):
-        return f"{len(op.args)} positional arguments, but it takes {len(positional)}"
-    given: dict[str, Arg] = {p.name: a for p, a in zip(positional, op.args, strict=False)}
-    known = {p.name for p in schema.parameters}
-    for name, value in op.kwargs:
-        if name not in known or name in given:
-            wrong = "is given twice" if name in given else f"is no parameter; {did_you_mean(name, known)}"
-            return f"{name!r} {wrong}"
-        given[name] = value
-    for parameter in schema.parameters:
-        if parameter.name not in given and isinstance(parameter.default, _Required):
-            return f"the argument {parameter.name!r} is missing"
-        if parameter.name in given and not fits(given[parameter.name], parameter):
-            return f"{_told(given[parameter.name])} for {parameter.name!r}, which is {_type_text(parameter)}"
-    if schema.results is not None and len(op.results) != schema.results:
-        return f"it gives {schema.results} results, not {len(op.results)}"
-    return "" if op.results else "it gives a result"
+def signature(target: str) -> Schema | None:
+    """The signature of an operator or of the one whose counterpart in a sharded graph it is, if there is one."""
+    if target in ADDED:
+        return ADDED[target]
+    called = parsed(target)
+    short = f"{called.name}.{called.overload or 'default'}"
+    return _schema(short) if called.namespace in ("aten", "random", "spmd") and short in _lines() else None
 
 
-def fits(value: Arg, parameter: Parameter) -> bool:
-    """Whether a parameter takes an argument."""
-    if value is None:
-        return parameter.optional
-    if parameter.length is None:
-        return _FITS[parameter.kind](value)
-    if not isinstance(value, tuple):
-        return parameter.length > 0 and parameter.kind != "Tensor" and _FITS[parameter.kind](value)
-    if parameter.length > 1 and len(value) not in (1, parameter.length):
-        return False
-    return all(parameter.optional_items if item is None else _FITS[parameter.kind](item) for item in value)
-
-
-def _is_number(value: Arg) -> bool:
-    return isinstance(value, (int, float, sympy.Expr))
-
-
-def _is_size(value: Arg) -> bool:
-    return type(value) is int or isinstance(value, sympy.Expr)
-
-
-_FITS = {
-    "Tensor": lambda value: isinstance(value, Ref) or _is_number(value),  # torch makes a tensor of a number
-    "SymInt": _is_size,
-    "int": lambda value: type(value) is int,
-    "float": lambda value: _is_number(value) and not isinstance(value, bool),
-    "bool": lambda value: isinstance(value, bool),
-    "Scalar": _is_number,
-    "str": lambda value: isinstance(value, str),
-    "ScalarType": lambda value: isinstance(value, Const) and value.kind == "dtype",
-    "MemoryFormat": lambda value: isinstance(value, Const) and value.kind == "memory_format" and value in CONSTANTS,
-    "Layout": lambda value: isinstance(value, Const) and value.kind == "layout" and value in CONSTANTS,
-    "Device": lambda value: False,  # where a program runs is none of its business
-    "Generator": lambda value: False,
-}
-
-
-def _told(value: Arg) -> str:
-    if isinstance(value, Ref):
-        return f"%{value.name}"
-    return value.name if isinstance(value, Const) else str(value)
-
-
-def _type_text(parameter: Parameter) -> str:
-    items = "?" * parameter.optional_items
-    length = "" if parameter.length is None else f"[{parameter.length or ''}]"
-    return f"{parameter.kind}{items}{length}{'?' * parameter.optional}"
+def bound(target: str, args: tuple[Arg, ...], kwargs: dict[str, Arg]) -> dict[str, Arg]:
+    """Arguments by parameter, defaults included; only those that are named where there is no signature."""
+    schema = signature(target)
+    return kwargs if schema is None else schema.bound(args, kwargs)
 
 
 _PARAMETER = re.compile(
@@ -214,6 +153,10 @@ def _parameter(text: str, keyword_only: bool) -> Parameter:
         raise ValueError(f"no parameter: {text!r}")
     length = int(match["length"] or 0) if match["list"] else None
     default = REQUIRED if match["default"] is None else _default(match["default"])
+    if length and isinstance(default, int):
+        default = (default,) * length
+    if match["kind"] == "MemoryFormat" and default == 0:
+        default = Const("memory_format", "contiguous_format")
     return Parameter(
         match["name"], match["kind"], length, bool(match["optional"]), bool(match["items"]), keyword_only, default
     )

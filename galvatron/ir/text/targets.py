@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from difflib import get_close_matches
 
 from galvatron.errors import did_you_mean
 from galvatron.ir.collectives import COLLECTIVES
 from galvatron.ir.ops.schemas import is_operator, operators
+from galvatron.ir.ops.table import named
+from galvatron.ir.ops.targets import parsed
 from galvatron.ir.random import is_random_target
-from galvatron.ir.spmd import SPMD_OPS, is_spmd
+from galvatron.ir.spmd import is_spmd
 
 
 def is_known_target(target: str) -> bool:
@@ -16,20 +19,22 @@ def is_known_target(target: str) -> bool:
     the sharded ops of `spmd` and `random`."""
     if target in COLLECTIVES or is_spmd(target):
         return True
-    return is_operator(f"aten.{target.removeprefix('random.')}" if is_random_target(target) else target)
+    return is_operator(str(replace(parsed(target), namespace="aten")) if is_random_target(target) else target)
 
 
 def unknown_target(target: str) -> str:
     """Why a program may not contain an op of this name."""
-    namespace, _, rest = target.partition(".")
-    if rest.startswith("as_strided"):
+    called = parsed(target)
+    if called.name.startswith("as_strided"):
         return (
             f"unknown op {target!r}: it depends on where in memory elements are, which a program does not say: "
             "use indices, unfold, or, instead of fill_diagonal_, a masked_fill with torch.eye"
         )
-    if namespace == "aten":
-        near = get_close_matches(rest, operators(), n=1)
+    if called.namespace == "aten":
+        near = get_close_matches(called.short, operators(), n=1)
         told = f"; did you mean 'aten.{near[0]}'?" if near else ""
         return f"unknown op {target!r}: it is none of those without side effects that a program may contain{told}"
-    near = did_you_mean(target, [*COLLECTIVES, *(f"spmd.{name}" for name in SPMD_OPS)])
+    near = did_you_mean(
+        target, [*COLLECTIVES, *(f"spmd.{name}" for name in named(lambda operator: operator.on_slices))]
+    )
     return f"unknown op {target!r}: an op is aten.<name>.<overload> or one of the collectives; {near}"

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Op
+from galvatron.ir.ops.shapes import ShapeError
 from galvatron.ir.types import TensorType, evaluate
-from galvatron.ir.verify.shapes import ShapeError, expected_dtype, expected_shapes
+from galvatron.ir.verify.shapes import expected_dtype, expected_shapes
 
 if TYPE_CHECKING:
     from torch._subclasses.fake_tensor import FakeTensorMode

@@ -21,14 +21,17 @@ from galvatron.ir.layout import (
     nameable_axes,
     positions,
 )
-from galvatron.ir.ops.schemas import argument_problem, takes_size
+from galvatron.ir.ops.schemas import is_operator
+from galvatron.ir.ops.shapes import ShapeError, same_shape
+from galvatron.ir.ops.table import takes_size
 from galvatron.ir.padding import paddable
 from galvatron.ir.random import draws_as_a_whole, is_random, random_problem, without_site
 from galvatron.ir.spmd import is_spmd, without_axis
 from galvatron.ir.text.targets import is_known_target, unknown_target
 from galvatron.ir.types import BATCH, DTYPE_BYTES, MICRO_BATCHES, Dim
+from galvatron.ir.verify.arguments import argument_problem
 from galvatron.ir.verify.computed import BATCHES, computed_problem
-from galvatron.ir.verify.shapes import ShapeError, expected_dtype, expected_shapes, same_shape
+from galvatron.ir.verify.shapes import expected_dtype, expected_shapes
 
 Violation = tuple[tuple[Hashable, ...], str]
 """Which line is wrong (see `text.printer.Line`), and why."""
@@ -97,7 +100,7 @@ def arguments_fit(scope: Scope) -> Iterator[Violation]:
     """An op has the arguments and the number of results that the operator's signature asks for."""
     for index, op in enumerate(scope.graph.ops):
         plain = without_axis(without_site(op))
-        if plain.target.startswith("aten.") and (problem := argument_problem(plain)):
+        if is_operator(plain.target) and (problem := argument_problem(plain)):
             yield ("op", scope.owner, index), f"{op.target}: {problem}"
 
 
@@ -126,10 +129,10 @@ def numbers_in_batch(scope: Scope) -> Iterator[Violation]:
     numbers = sizes if scope.mesh is None else {BATCH, MICRO_BATCHES}
     for index, op in enumerate(scope.graph.ops):
         plain = without_axis(without_site(op))
-        if not plain.target.startswith("aten."):
+        if not is_operator(plain.target):
             continue
         for place, arg in (*enumerate(plain.args), *plain.kwargs):
-            strangers = _symbols(arg) - (sizes if takes_size(plain.target, place) else numbers)
+            strangers = _symbols(arg) - (sizes if takes_size(plain, place) else numbers)
             if strangers:
                 named = ", ".join(sorted(map(str, strangers)))
                 yield ("op", scope.owner, index), f"{op.target} is given a number in {named}, which means nothing here"
@@ -169,7 +172,7 @@ def result_count(scope: Scope) -> Iterator[Violation]:
 
 
 def result_types(scope: Scope) -> Iterator[Violation]:
-    """Results have the shape and element type that follow from the operands, for every op in `verify.shapes`."""
+    """Results have the shape and element type that follow from the operands, where the table says it."""
     types = {name: v.type for name, v in scope.graph.values.items()}
     for index, op in enumerate(scope.graph.ops):
         locus = ("op", scope.owner, index)
@@ -192,7 +195,7 @@ def computed_results(scope: Scope) -> Iterator[Violation]:
     types = {name: v.type for name, v in scope.graph.values.items()}
     for index, op in enumerate(scope.graph.ops):
         plain = without_site(op)
-        if plain.target.startswith("aten.") and (problem := computed_problem(plain, types)):
+        if is_operator(plain.target) and (problem := computed_problem(plain, types)):
             yield ("op", scope.owner, index), f"{op.target}: {problem}"
 
 
@@ -265,7 +268,7 @@ def _padding_problem(op: Op, scope: Scope) -> str:
     read: set[int] = set()
     for position, operand in enumerate(scope.graph.values[name] for name in op.operands):
         if axes := _padded_axes(operand):
-            if position not in paddable(op.target) and not _is_along_others(op, axes, scope):
+            if position not in paddable(op) and not _is_along_others(op, axes, scope):
                 return f"would count the filler of %{operand.name}, {_shown(operand)}"
             read |= axes
     if is_spmd(op.target):
@@ -278,7 +281,7 @@ def _padding_problem(op: Op, scope: Scope) -> str:
 
 def _is_along_others(op: Op, axes: set[int], scope: Scope) -> bool:
     """Whether an op is a collective on none of the axes: it treats all filler of a dimension alike."""
-    return op.target.startswith("comm.") and not axes & set(positions(scope.mesh or (), str(op.kwarg("axis"))))
+    return op.namespace == "comm" and not axes & set(positions(scope.mesh or (), str(op.kwarg("axis"))))
 
 
 def _padded_axes(value: Value) -> set[int]:
@@ -388,8 +391,8 @@ def random_draws(scope: Scope) -> Iterator[Violation]:
             yield locus, f"{op.target} draws random numbers that cannot be split over micro-batches and ranks"
         if not is_random(op):
             continue
-        if scope.mesh is None or not op.target.startswith("random."):
-            if op.target.startswith("random."):
+        if scope.mesh is None or op.namespace != "random":
+            if op.namespace == "random":
                 yield locus, f"{op.target} in a graph that is not sharded"
             elif scope.mesh is not None:
                 yield locus, f"{op.target} draws random numbers, but does not say which ranks draw the same"

@@ -35,12 +35,13 @@ from galvatron.ir.layout import (
     same_factor,
 )
 from galvatron.ir.ops.notation import OpDims
-from galvatron.ir.ops.rules import op_dims
+from galvatron.ir.ops.shapes import ShapeError, same_shape
+from galvatron.ir.ops.table import op_dims
 from galvatron.ir.random import without_site
-from galvatron.ir.spmd import SPMD_OPS, is_spmd, without_axis
+from galvatron.ir.spmd import is_spmd, on_slices, without_axis
 from galvatron.ir.types import Dim, TensorType, divides, exact_quotient, simplify_dim
 from galvatron.ir.verify.computed import computed_problem
-from galvatron.ir.verify.shapes import ShapeError, expected_shapes, same_shape
+from galvatron.ir.verify.shapes import expected_shapes
 
 Cut = tuple[str, Dim, bool]
 """What an axis shards: a named dimension, in stretches of so many elements of it, each cut into equal parts, and
@@ -276,10 +277,10 @@ def _check_inside(
     """
     if not any(isinstance(p.layout[axis], Shard) for p in operands):
         raise Misplaced("nothing is sharded")
-    kind = SPMD_OPS[op.target.removeprefix("spmd.")]
+    kind = on_slices(op)
     if (op.kwarg("folded") is not None) and kind.folded != "told":
         raise Misplaced("it is not told whether slices are folded")
-    if op.target == "spmd.scaled_dot_product_attention":
+    if kind.ring:
         _check_ring(op, operands, results, axis)
         return
     if dims is None or len(dims.spmd) != 1:

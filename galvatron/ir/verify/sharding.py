@@ -24,12 +24,12 @@ from galvatron.ir.layout import (
     on_mesh,
     uncut_mesh,
 )
+from galvatron.ir.ops.shapes import same
 from galvatron.ir.program import Form, LayerClass, LayerKind, Program, StateLayout, When
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
 from galvatron.ir.verify.graphs import Violation, layout_problem
 from galvatron.ir.verify.placements import Placed, padded_sizes, placement_problem, whole_problem, whole_type
 from galvatron.ir.verify.programs import layer_groups, layers_with_loci
-from galvatron.ir.verify.shapes import same
 from galvatron.ir.zero import LEVELS, summed_axes
 
 
@@ -127,7 +127,7 @@ def _placement_problems(
     for index, op in enumerate(cls.graph.ops):
         read = [cls.graph.values[name] for name in op.operands]
         whole.update(padded_sizes([(v, whole.get(v.name, {})) for v in read], op.results))
-        if not op.target.startswith("comm."):
+        if op.namespace != "comm":
             operands, results = tuple(map(placed, read)), tuple(map(placed, op.results))
             problem = placement_problem(op, operands, results, cls.mesh)
             if problem or (problem := whole_problem(op, operands, results)):

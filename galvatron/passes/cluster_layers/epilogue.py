@@ -12,10 +12,11 @@ from dataclasses import replace
 
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.micro_batches import COUPLED, SAME, Along, Flow, State, batch_state, counts, flow, statistic_state
-from galvatron.ir.names import Names, base_name
+from galvatron.ir.names import Names
+from galvatron.ir.ops.table import operator_of
 from galvatron.ir.random import is_random
 from galvatron.ir.types import BATCH, Dim, exact_quotient, simplify_dim
-from galvatron.passes.cluster_layers.roles import CONTRACTIONS, LOOKUPS, Roles
+from galvatron.passes.cluster_layers.roles import Roles
 
 
 def flow_over_micro_batches(graph: Graph, roles: Roles) -> Flow:
@@ -110,4 +111,4 @@ def _may_enter(graph: Graph, name: str, states: Mapping[str, State]) -> bool:
 
 def _is_heavy(graph: Graph, index: int, weights: frozenset[str]) -> bool:
     op = graph.ops[index]
-    return base_name(op.target) in CONTRACTIONS | LOOKUPS and any(name in weights for name in op.operands)
+    return (operator_of(op).contracts or operator_of(op).looks_up) and any(name in weights for name in op.operands)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from galvatron.ir.graph import Graph
 from galvatron.ir.names import base_name
+from galvatron.ir.ops.table import operator_of
 from galvatron.passes.cluster_layers.cuts import Region
-from galvatron.passes.cluster_layers.roles import LOOKUPS
 from galvatron.passes.cluster_layers.stream import Path, Stream, common_prefix
 
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)\s*=[^=]")
@@ -115,7 +115,7 @@ def _name_between(
         return f"layer.{module[-1]}" if module[-1].isdigit() and len(module) == 1 else _tail(module)
     if is_last:
         return "head"
-    if any(base_name(op.target) in LOOKUPS for op in stream.ops[region.start : region.stop]):
+    if any(operator_of(op).looks_up for op in stream.ops[region.start : region.stop]):
         return "embedding"
     if not has_blocks:
         return f"layer.{number}"

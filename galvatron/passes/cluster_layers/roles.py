@@ -12,25 +12,11 @@ from dataclasses import dataclass, replace
 
 import sympy
 
-from galvatron.ir.graph import Graph, Op
-from galvatron.ir.names import base_name
+from galvatron.ir.graph import Graph
+from galvatron.ir.ops.table import operator_of
 from galvatron.ir.program import State
 from galvatron.ir.random import is_random
 from galvatron.ir.types import TensorType
-
-CONTRACTIONS = frozenset({
-    "linear", "mm", "bmm", "matmul", "addmm", "baddbmm", "addbmm", "addmv", "mv", "dot", "einsum", "bilinear",
-    "tensordot", "grouped_mm", "scaled_mm", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d",
-    "conv_transpose2d", "conv_transpose3d", "lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention",
-})  # fmt: skip
-"""Ops that do most of the work of a model; in other namespaces than `aten` every op counts as one."""
-
-LOOKUPS = frozenset({"embedding", "embedding_bag"})
-
-_EXPENSIVE = frozenset({
-    "linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution", "lstm", "gru", "scaled_dot_product_attention",
-})  # fmt: skip
-"""Ops that stay in the stream even where no parameter is upstream: nobody wants them computed on every stage."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +54,6 @@ def is_batched(type_: TensorType) -> bool:
     return any(isinstance(dim, sympy.Expr) and dim.free_symbols for dim in type_.shape)
 
 
-def is_contraction(op: Op) -> bool:
-    """Whether the op multiplies and sums over a dimension, as far as its name tells."""
-    return base_name(op.target) in CONTRACTIONS or not op.target.startswith("aten.")
-
-
 @dataclass(frozen=True)
 class _Upstream:
     """What a value was computed from."""
@@ -106,7 +87,7 @@ def find_roles(graph: Graph, state: dict[str, State]) -> Roles:
             origin.stream
             or (origin.parameter and (origin.batch or origin.whole_batch or batched))
             or is_random(op)
-            or (base_name(op.target) in _EXPENSIVE and not origin.parameter)
+            or (operator_of(op).anchored and not origin.parameter)
             or any(v.name in graph.outputs for v in op.results)
         )
         (stream if is_stream else floating).append(index)

@@ -10,10 +10,10 @@ from functools import cached_property
 import numpy as np
 
 from galvatron.ir.graph import Arg, Graph, Op, Ref
-from galvatron.ir.names import base_name
+from galvatron.ir.ops.table import operator_of
 from galvatron.ir.program import State
 from galvatron.ir.types import TensorType, evaluate
-from galvatron.passes.cluster_layers.roles import LOOKUPS, Roles, is_contraction
+from galvatron.passes.cluster_layers.roles import Roles
 
 Path = tuple[str, ...]
 """A module path, one component per module: `("model", "layers", "3")`."""
@@ -90,9 +90,9 @@ def make_stream(graph: Graph, state: dict[str, State], roles: Roles, batch_size:
     sizes = _Sizes(batch_size)
     reads = [[n for n in op.operands if n in weights] for op in ops]
     heavy = np.array(
-        [is_contraction(o) and any(len(types[n].shape) > 1 for n in r) for o, r in zip(ops, reads, strict=True)]
+        [operator_of(o).contracts and any(len(types[n].shape) > 1 for n in r) for o, r in zip(ops, reads, strict=True)]
     )
-    lookups = np.array([base_name(op.target) in LOOKUPS for op in ops], bool)
+    lookups = np.array([operator_of(op).looks_up for op in ops], bool)
     flop = np.array([_flop(op, types, sizes) for op in ops], float)
     held = np.array(
         [0 if skip else sum(sizes(types[n]) for n in r) for skip, r in zip(lookups, reads, strict=True)], float
@@ -151,7 +151,7 @@ class _Sizes:
 def _flop(op: Op, types: dict[str, TensorType], sizes: _Sizes) -> float:
     """A measure of arithmetic, close to multiply-adds: for (m,k)·(k,n) → (m,n) the root of mk·kn·mn is mkn."""
     out = sum(sizes(v.type) for v in op.results)
-    if not is_contraction(op):
+    if not operator_of(op).contracts:
         return out
     operands = sorted((sizes(types[n]) for n in op.operands), reverse=True)[:2]
     return math.sqrt(math.prod(operands) * out)

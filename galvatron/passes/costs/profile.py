@@ -23,14 +23,14 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.interpreter import DTYPE_OF, empty_like_type, run_graph
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard, nameable_axes
+from galvatron.ir.ops.table import kernel_work, of_target
+from galvatron.ir.ops.work import Work
 from galvatron.ir.recompute import selective_steps
 from galvatron.ir.types import evaluate
 from galvatron.ir.verify.computed import silence
 from galvatron.machine.kernel import touched_bytes
-from galvatron.machine.work import Work
 from galvatron.passes.costs.events import Collective, Event, Launch, Linear, Profile
 from galvatron.passes.costs.slices import run_on_slice
-from galvatron.passes.costs.work import kernel_work
 from galvatron.passes.sharding.conversion import conversion
 from galvatron.recompute import keep, once, recomputed
 
@@ -231,8 +231,8 @@ class _Run:
     def _collective(self, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         shape = [evaluate(d, self.batch) for d in op.result.type.shape]
         axis = self.axes[kwargs["axis"]]
-        if op.target.startswith("spmd."):
-            return run_on_slice(op.target, args, kwargs, axis, partial(self._record, axis))
+        if op.namespace == "spmd":
+            return run_on_slice(op, args, kwargs, axis, partial(self._record, axis))
         return _Collective.apply(args[0], shape, EFFECTS[op.target, kwargs.get("grad")], axis, self.watch)
 
 
@@ -312,9 +312,6 @@ def _gradients_leave_at_once(leaves: Any, watch: _Watch) -> Iterator[None]:
         handle.remove()
 
 
-_ALLOCATE = {"empty", "empty_like", "new_empty", "new_empty_strided", "empty_strided", "empty_permuted"}
-
-
 class _Watch(TorchDispatchMode):
     """Records every kernel that is dispatched, and the bytes of tensors alive."""
 
@@ -338,12 +335,13 @@ class _Watch(TorchDispatchMode):
         for tensor in results:
             self._track(tensor)
         name = func._overloadpacket.__name__
-        if not results or name in _ALLOCATE or _is_view(func, args, results):
+        operator = of_target(str(func))
+        if not results or operator.allocates or _is_view(func, args, results):
             return
         operands = list(
             {id(t): t for t in _flat((args, tuple(kwargs.values()))) if isinstance(t, torch.Tensor)}.values()
         )
-        touched = touched_bytes(name, [_size_bytes(t) for t in operands], [_size_bytes(t) for t in results])
+        touched = touched_bytes([*map(_size_bytes, operands)], [*map(_size_bytes, results)], gathers=operator.gathers)
         dtype = DTYPE_OF.get((operands or results)[0].dtype, "f32")
         if name == "mm":
             self._matmuls[results[0].untyped_storage()._cdata] = len(self.events)

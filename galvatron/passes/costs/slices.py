@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
+from galvatron.ir.graph import Op
 from galvatron.ir.layout import Axis
-from galvatron.ir.spmd import KEYWORDS, SPMD_OPS
+from galvatron.ir.spmd import KEYWORDS, on_slices
 from galvatron.recompute import keep
 
 Record = Callable[[str, int], None]
 """Notes a collective on the axis: its kind and its payload in bytes."""
 
 
-def run_on_slice(target: str, args: tuple[Any, ...], kwargs: dict[str, Any], axis: Axis, record: Record) -> Any:
+def run_on_slice(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], axis: Axis, record: Record) -> Any:
     """The result of an op of `ir.spmd` on fake tensors, with its collectives recorded forward and backward."""
-    name = target.removeprefix("spmd.")
     own = {k: v for k, v in kwargs.items() if k not in KEYWORDS}
-    if name == "scaled_dot_product_attention":
+    if on_slices(op).ring:
         mask = args[3] if len(args) > 3 else own.pop("attn_mask", None)
-        causal = bool(args[5] if len(args) > 5 else own.pop("is_causal", False))
-        turns = (2 * axis.size + 5) // 4 if causal and kwargs.get("folded") else axis.size
-        own = {k: v for k, v in own.items() if k in ("scale", "enable_gqa")}
-        return _Ring.apply(*args[:3], mask, turns, axis, record, own)
+        turns = (2 * axis.size + 5) // 4 if op["is_causal"] and op.kwarg("folded") else axis.size
+        options = {k: v for k, v in own.items() if k in ("scale", "enable_gqa")}
+        return _Ring.apply(*args[:3], mask, turns, axis, record, partial(getattr(torch.ops.aten, op.name), **options))
     rows = args[0].detach()[..., 0]
-    for kind, numbers in SPMD_OPS[name].forward:
+    for kind, numbers in on_slices(op).forward:
         # Kept under selective recomputation, as what these collectives return is at run time.
         keep(_sent, rows, kind, numbers, record)
-    return getattr(torch.ops.aten, name)(*args, **own)
+    return getattr(torch.ops.aten, op.name)(*args, **own)
 
 
 def _sent(rows: Any, kind: str, numbers: int, record: Record) -> Any:
@@ -56,13 +56,13 @@ class _Ring(torch.autograd.Function):
         turns: int,
         axis: Axis,
         record: Record,
-        options: dict[str, Any],
+        attention: Callable[..., Any],
     ) -> Any:
         ctx.save_for_backward(query, key, value, mask)
-        ctx.turns, ctx.axis, ctx.record, ctx.options = turns, axis, record, options
+        ctx.turns, ctx.axis, ctx.record, ctx.attention = turns, axis, record, attention
         for _ in range(axis.size - 1):
             record("p2p", _bytes(key) + _bytes(value))
-        return [_attention(query, key, value, mask, options) for _ in range(turns)][-1].clone()
+        return [attention(query, key, value, _rows(mask, key)) for _ in range(turns)][-1].clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
@@ -74,16 +74,15 @@ class _Ring(torch.autograd.Function):
         for _ in range(ctx.turns):
             with torch.enable_grad():
                 leaves = [t.detach().requires_grad_() for t in (query, key, value)]
-                out = _attention(leaves[0], leaves[1], leaves[2], mask, ctx.options)
+                out = ctx.attention(*leaves, _rows(mask, key))
                 grads = torch.autograd.grad(out, leaves, gradients[0])
         own_mask = torch.zeros_like(mask) if mask is not None and ctx.needs_input_grad[3] else None
         return (*grads, own_mask, None, None, None, None)
 
 
-def _attention(query: Any, key: Any, value: Any, mask: Any, options: dict[str, Any]) -> Any:
-    if mask is not None:
-        mask = mask.detach()[..., : key.shape[-2]]
-    return torch.ops.aten.scaled_dot_product_attention(query, key, value, mask, **options)
+def _rows(mask: Any, key: Any) -> Any:
+    """The part of a mask for the keys of one slice."""
+    return None if mask is None else mask.detach()[..., : key.shape[-2]]
 
 
 def _bytes(tensor: Any) -> int:

@@ -11,17 +11,12 @@ from __future__ import annotations
 import sympy
 
 from galvatron.ir.graph import Arg, Op, Ref
-from galvatron.ir.ops.rules import op_dims
-from galvatron.ir.ops.schemas import schema_of
+from galvatron.ir.ops.shapes import broadcast, same_shape
+from galvatron.ir.ops.table import is_pointwise, op_dims, operator_of
 from galvatron.ir.random import is_random
 from galvatron.ir.types import BATCH, TensorType
-from galvatron.ir.verify.shapes import broadcast, same_shape
 from galvatron.passes.rewriting import Builder
-from galvatron.passes.rewriting.arguments import bound, with_arguments
-
-_MADE_TO_SIZE = ("aten.expand.default", "aten.full.default")
-_SIZED = (*_MADE_TO_SIZE, "aten.reshape.default")
-_ATTENTION = "aten.scaled_dot_product_attention.default"
+from galvatron.passes.rewriting.arguments import with_arguments
 
 
 def read_for_one_sample(op: Op, build: Builder) -> Op | None:
@@ -58,7 +53,7 @@ def _keeps_samples_apart(op: Op, types: dict[str, TensorType]) -> bool:
     if _NOWHERE in results:
         return False
     if all(at == _NOWHERE for at in operands):
-        return op.target in _MADE_TO_SIZE
+        return bool(operator_of(op).size)
     dims = op_dims(op, types)
     if dims is None:
         return False
@@ -81,8 +76,7 @@ def _sample_dim(type_: TensorType) -> int | None:
 
 def _other_arguments(op: Op) -> list[Arg]:
     """The arguments less the size of the result, of which the type speaks."""
-    sized = ("size", "shape") if op.target in _SIZED else ()
-    return [value for name, value in bound(op).items() if name not in sized]
+    return [value for name, value in op.arguments.items() if name != operator_of(op).size]
 
 
 def _counts_no_samples(arg: Arg) -> bool:
@@ -92,10 +86,9 @@ def _counts_no_samples(arg: Arg) -> bool:
 def _broadcast_operands(op: Op, alike: list[str], build: Builder) -> list[str]:
     """Those operands of an op, the same for every sample, whose dim of samples it does not need."""
     expanded = [name for name in alike if _sample_dim(build.types[name]) != _NOWHERE]
-    if op.target == _ATTENTION:
-        mask = bound(op)["attn_mask"]
-        return [name for name in expanded if mask == Ref(name) and op.operands.count(name) == 1]
-    if not expanded or not _is_pointwise(op.target):
+    if mask := operator_of(op).mask:
+        return [name for name in expanded if op[mask] == Ref(name) and op.operands.count(name) == 1]
+    if not expanded or not is_pointwise(op):
         return []
     shapes = {name: build.types[name].shape for name in op.operands}
     chosen: list[str] = []
@@ -105,10 +98,6 @@ def _broadcast_operands(op: Op, alike: list[str], build: Builder) -> list[str]:
             shapes = narrow
             chosen.append(name)
     return chosen
-
-
-def _is_pointwise(target: str) -> bool:
-    return target.startswith("aten.where.") or schema_of(target).pointwise  # of the former torch marks only one
 
 
 def _single(name: str, build: Builder) -> str:
@@ -125,7 +114,7 @@ def _made_for_one(name: str, build: Builder) -> Op:
     op = build.producer(Ref(name))
     assert op is not None
     read = op.map_refs(lambda operand: _single(operand, build))
-    sized = {n: _with_one(a) for n, a in bound(op).items() if n in ("size", "shape") and op.target in _SIZED}
+    sized = {n: _with_one(a) for n, a in op.arguments.items() if n == operator_of(op).size}
     return build.emit_op(with_arguments(read, **sized), *(_for_one(value.type) for value in op.results))
 
 

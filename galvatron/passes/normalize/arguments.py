@@ -5,23 +5,17 @@ from __future__ import annotations
 import sympy
 
 from galvatron.ir.graph import Arg, Op
+from galvatron.ir.ops.table import operator_of
 from galvatron.ir.types import Dim, simplify_dim
 from galvatron.passes.rewriting import Builder
-from galvatron.passes.rewriting.arguments import DIMS, bound, written
-
-_SIZED_BY_RESULT = {
-    "aten.reshape.default": "shape",
-    "aten.expand.default": "size",
-    "aten.full.default": "size",
-}
-_RANK_GROWS = ("aten.unsqueeze.default", "aten.stack.default", "aten.diag_embed.default")
+from galvatron.passes.rewriting.arguments import DIMS, written
 
 
 def canonical_arguments(op: Op, build: Builder) -> Op:
     """Writes sizes out (no -1), dims from the front and always, and leaves out what equals its default."""
-    arguments = bound(op)
-    if op.target in _SIZED_BY_RESULT:
-        arguments[_SIZED_BY_RESULT[op.target]] = op.result.type.shape
+    arguments = dict(op.arguments)
+    if size := operator_of(op).size:
+        arguments[size] = op.result.type.shape
     rank = _rank(op, build)
     for name in arguments.keys() & DIMS:
         arguments[name] = _from_the_front(arguments[name], rank)
@@ -34,7 +28,7 @@ def _rank(op: Op, build: Builder) -> int:
     if not op.operands:
         return 0
     rank = len(build.types[op.operands[0]].shape)
-    return rank + 1 if op.target in _RANK_GROWS else max(rank, 1)
+    return rank + 1 if operator_of(op).grows else max(rank, 1)
 
 
 def _from_the_front(dim: Arg, rank: int) -> Arg:

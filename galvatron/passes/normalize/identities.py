@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from galvatron.ir.graph import Arg, Const, Op, Ref
 from galvatron.passes.rewriting import Builder, Match, Names
-from galvatron.passes.rewriting.arguments import bound
 
 
 def as_result(match: Match) -> dict[str, Arg]:
@@ -78,7 +77,7 @@ def cat_with_nothing(op: Op, build: Builder) -> Op | Ref | None:
 
 def inactive_dropout_with_mask(op: Op, build: Builder) -> tuple[Ref, ...] | None:
     """`native_dropout` in eval mode or with probability 0: its mask is all True."""
-    arguments = bound(op)
+    arguments = op.arguments
     if arguments["p"] != 0 and arguments["train"] is not False:
         return None
     mask = op.results[1].type
@@ -90,7 +89,7 @@ def dropout_without_mask(op: Op, build: Builder) -> Op | None:
     """`native_dropout` whose mask nobody reads is `dropout`."""
     if build.reads[op.results[1].name]:
         return None
-    arguments = bound(op)
+    arguments = op.arguments
     return Op("aten.dropout.default", (arguments["input"], arguments["p"], True), (), op.results[:1], op.source)
 
 
@@ -98,7 +97,7 @@ def batch_norm_without_saved_statistics(op: Op, build: Builder) -> Op | None:
     """Batch norm with given statistics, which saves none: it has one result, of the shape of its input."""
     if any(build.reads[saved.name] for saved in op.results[1:]):
         return None
-    *operands, momentum, eps = bound(op).values()
+    *operands, momentum, eps = op.arguments.values()
     args = (*operands, False, momentum, eps, False)
     return Op("aten.batch_norm.default", args, (), op.results[:1], op.source)
 
@@ -110,6 +109,6 @@ def broadcast(op: Op, build: Builder) -> tuple[Ref, ...]:
 
 def chunks_as_split(op: Op, build: Builder) -> Op:
     """`chunk` as `split` into pieces of the size of the first."""
-    dim = bound(op)["dim"]
+    dim = op["dim"]
     assert isinstance(dim, int)
     return replace(op, target="aten.split.Tensor", args=(op.args[0], op.results[0].type.shape[dim], dim), kwargs=())

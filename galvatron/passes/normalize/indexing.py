@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from galvatron.ir.graph import Arg, Op, Ref
+from galvatron.ir.ops.shapes import broadcast
 from galvatron.ir.types import BATCH, Dim, simplify_dim
-from galvatron.ir.verify.shapes import broadcast
 from galvatron.passes.rewriting import Builder
 
 _VIEWS = ("aten.unsqueeze.default", "aten.reshape.default")

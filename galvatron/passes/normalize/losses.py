@@ -15,7 +15,7 @@ from galvatron.errors import PassError
 from galvatron.ir.graph import Arg, Const, Op, Ref
 from galvatron.ir.types import Dim, TensorType, simplify_dim
 from galvatron.passes.rewriting import Builder
-from galvatron.passes.rewriting.arguments import bound, with_arguments
+from galvatron.passes.rewriting.arguments import with_arguments
 
 _NONE, _MEAN, _SUM = 0, 1, 2
 """ATen's values of `reduction`."""
@@ -23,7 +23,7 @@ _NONE, _MEAN, _SUM = 0, 1, 2
 
 def batch_mean(op: Op, build: Builder) -> Op | None:
     """`mean` over dims that hold the batch, as `sum / (number of terms)`."""
-    arguments = bound(op)
+    arguments = op.arguments
     source = build.type_of(op.args[0])
     dims = arguments.get("dim")
     dims = tuple(range(len(source.shape))) if dims in (None, ()) else dims
@@ -50,7 +50,7 @@ def mean_of_samples(op: Op, build: Builder) -> Op | None:
 
 def mean_of_targets(op: Op, build: Builder) -> Op | None:
     """A loss that averages over the targets which are not `ignore_index`, weighted by class if there are weights."""
-    arguments = bound(op)
+    arguments = op.arguments
     if arguments["reduction"] != _MEAN:
         return None
     scores, target = (build.type_of(arguments[name]) for name in ("self", "target"))
@@ -79,13 +79,13 @@ def loss_without_total_weight(op: Op, build: Builder) -> Op | None:
 
 def refuse_mean(op: Op, build: Builder) -> None:
     """A mean-reducing loss that cannot be written as sum and count here would be wrong on every shard: refuse it."""
-    if bound(op).get("reduction") == _MEAN:
+    if op.get("reduction") == _MEAN:
         where = f"{op.source}: `{op.source.code}`: " if op.source else ""
         raise PassError(f"{where}{op.target} averages in a way that cannot be split over a batch: use reduction='sum'")
 
 
 def _averaged(op: Op, count: Dim, build: Builder) -> Op | None:
-    if bound(op)["reduction"] != _MEAN:
+    if op["reduction"] != _MEAN:
         return None
     op = _sum_of(op, build)
     total_type = build.type_of(op.args[0]).with_shape(())

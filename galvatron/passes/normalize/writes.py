@@ -17,14 +17,13 @@ from galvatron.ir.types import BATCH, Dim, simplify_dim
 from galvatron.passes.normalize.arguments import clamped
 from galvatron.passes.normalize.indexing import counts
 from galvatron.passes.rewriting import Builder
-from galvatron.passes.rewriting.arguments import bound
 
 _CAT = "aten.cat.default"
 
 
 def slice_written(op: Op, build: Builder) -> Ref | None:
     """`slice_scatter` without gaps as `cat` of what stands before, the new part, and what stands behind."""
-    arguments = bound(op)
+    arguments = op.arguments
     old, new, dim, step = (arguments[name] for name in ("self", "src", "dim", "step"))
     assert isinstance(dim, int)
     size = build.type_of(old).shape[dim]
@@ -38,7 +37,7 @@ def slice_written(op: Op, build: Builder) -> Ref | None:
 
 def element_written(op: Op, build: Builder) -> Ref | None:
     """`select_scatter` as `cat`."""
-    arguments = bound(op)
+    arguments = op.arguments
     old, new, dim, index = (arguments[name] for name in ("self", "src", "dim", "index"))
     assert isinstance(dim, int) and isinstance(index, (int, sympy.Expr))
     size = build.type_of(old).shape[dim]
@@ -50,7 +49,7 @@ def element_written(op: Op, build: Builder) -> Ref | None:
 
 def mask_written(op: Op, build: Builder) -> Ref | None:
     """`y[mask] = value` with one number for all as `where`."""
-    arguments = bound(op)
+    arguments = op.arguments
     old, indices, value = (arguments[name] for name in ("self", "indices", "values"))
     assert isinstance(indices, tuple)
     given = [index for index in indices if index is not None]
@@ -68,7 +67,7 @@ def mask_written(op: Op, build: Builder) -> Ref | None:
 
 def samples_written(op: Op, build: Builder) -> Ref | None:
     """`y[arange(B), i] = value`, with a position per sample, as `scatter`."""
-    arguments = bound(op)
+    arguments = op.arguments
     old, indices, value = (arguments[name] for name in ("self", "indices", "values"))
     assert isinstance(indices, tuple)
     if len(indices) != 2 or not counts(indices[0], BATCH, build) or not isinstance(indices[1], Ref):
@@ -101,7 +100,7 @@ def joined(op: Op, build: Builder) -> Op | None:
 
 def part_of_joined(op: Op, build: Builder) -> Op | Ref | None:
     """A slice of a `cat` as the slices of its parts, and of a constant as a smaller one."""
-    arguments = bound(op)
+    arguments = op.arguments
     source, dim, start, end = (arguments[name] for name in ("self", "dim", "start", "end"))
     made = build.producer(source)
     if made is None or arguments["step"] != 1:
@@ -117,7 +116,7 @@ def part_of_joined(op: Op, build: Builder) -> Op | Ref | None:
 
 def element_of_joined(op: Op, build: Builder) -> Op | None:
     """An element of a `cat` as one of the part that has it."""
-    arguments = bound(op)
+    arguments = op.arguments
     source, dim, index = (arguments[name] for name in ("self", "dim", "index"))
     made = build.producer(source)
     assert isinstance(dim, int)

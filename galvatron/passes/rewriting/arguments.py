@@ -6,27 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from galvatron.ir.graph import Arg, Op, Ref
-from galvatron.ir.ops.schemas import REQUIRED, Parameter, schema_of
+from galvatron.ir.ops.schemas import MEANINGLESS, REQUIRED, Parameter, schema_of
 
 DIMS = frozenset({"dim", "dims", "dim0", "dim1", "dim2", "start_dim", "end_dim", "source", "destination"})
 """Parameters that name dims: they are always written."""
 
-_MEANINGLESS = frozenset({"cudnn_enable", "cudnn_enabled", "non_blocking"})
-
-
-def full_target(op: str) -> str:
-    """The target of an op written as in rules: `linear` is `aten.linear.default`, `add.Tensor` `aten.add.Tensor`."""
-    return f"aten.{op}" if "." in op else f"aten.{op}.default"
-
-
-def bound(op: Op) -> dict[str, Arg]:
-    """The arguments of an operator of torch by parameter, defaults included."""
-    return schema_of(op.target).arguments(op)
-
 
 def with_arguments(op: Op, **changes: Arg) -> Op:
     """The op with some arguments changed, by parameter."""
-    return written(op, bound(op) | changes)
+    return written(op, op.arguments | changes)
 
 
 def written(op: Op, arguments: Mapping[str, Arg]) -> Op:
@@ -45,7 +33,7 @@ def written(op: Op, arguments: Mapping[str, Arg]) -> Op:
 
 def is_omitted(parameter: Parameter, value: Arg) -> bool:
     """Whether an argument need not be written, since it is the default or says nothing."""
-    if parameter.name in _MEANINGLESS and parameter.default is not REQUIRED:
+    if parameter.name in MEANINGLESS and parameter.default is not REQUIRED:
         return True
     if parameter.name in DIMS and value is not None:
         return False

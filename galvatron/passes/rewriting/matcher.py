@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from galvatron.ir.graph import Arg, Op, Ref
 from galvatron.ir.ops.schemas import schema_of
 from galvatron.ir.types import TensorType
-from galvatron.passes.rewriting.arguments import bound, is_default
+from galvatron.passes.rewriting.arguments import is_default
 from galvatron.passes.rewriting.builder import Builder
 from galvatron.passes.rewriting.notation import ANYTHING, Call, Listed, Name, Number, Term
 
@@ -77,7 +77,7 @@ def matches(pattern: Call, op: Op, build: Builder) -> Iterator[Match]:
 
 
 def _call(pattern: Call, op: Op, build: Builder, found: _Found) -> Iterator[_Found]:
-    arguments = bound(op)
+    arguments = op.arguments
     written = dict(pattern.arguments)
     if not pattern.open:
         for parameter in schema_of(op.target).parameters:

@@ -20,7 +20,7 @@ from functools import cache
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg
 from galvatron.ir.ops.schemas import is_operator, schema_of
-from galvatron.passes.rewriting.arguments import full_target
+from galvatron.ir.ops.targets import of_aten
 
 ANYTHING = "_"
 
@@ -113,7 +113,7 @@ def _term(node: ast.expr) -> Term:
 
 
 def _call(op: str, args: list[ast.expr], keywords: list[ast.keyword]) -> Call:
-    target = full_target(op)
+    target = of_aten(op)
     if not is_operator(target):
         raise GalvatronError(f"a pattern names {target!r}, which torch does not have")
     is_open = bool(args) and isinstance(args[-1], ast.Constant) and args[-1].value is ...

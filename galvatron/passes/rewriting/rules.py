@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from galvatron.ir.graph import Arg, Op, Ref
-from galvatron.passes.rewriting.arguments import full_target, with_arguments
+from galvatron.ir.ops.targets import of_aten
+from galvatron.passes.rewriting.arguments import with_arguments
 from galvatron.passes.rewriting.builder import Builder
 from galvatron.passes.rewriting.matcher import Match, matches
 from galvatron.passes.rewriting.notation import Call, Listed, Name, Number, Term, parse
@@ -28,7 +29,7 @@ class Function:
 
     @cached_property
     def _targets(self) -> frozenset[str]:
-        return frozenset(map(full_target, self.ops.split()))
+        return frozenset(map(of_aten, self.ops.split()))
 
     def fits(self, target: str) -> bool:
         """Whether the rule may apply to an op."""

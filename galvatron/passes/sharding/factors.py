@@ -16,7 +16,7 @@ import networkx
 
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.ops.notation import DimNames, OpDims
-from galvatron.ir.ops.rules import op_dims
+from galvatron.ir.ops.table import op_dims
 from galvatron.ir.types import BATCH, Dim, divides, exact_quotient, simplify_dim
 
 

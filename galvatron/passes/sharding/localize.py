@@ -11,35 +11,12 @@ import sympy
 
 from galvatron.ir.graph import Arg, Graph, Op, Value, map_refs
 from galvatron.ir.layout import Axis, Layout, contiguous, gradientless, local_shape
-from galvatron.ir.ops.schemas import takes_size
+from galvatron.ir.ops.table import operator_of, takes_size
 from galvatron.ir.random import drawn_axes, is_random, with_site
 from galvatron.ir.spmd import along_axis
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, exact_quotient, simplify_dim
 from galvatron.passes.sharding.conversion import redistribute, rounds
 from galvatron.passes.sharding.modes import Mode, Split, State
-
-SHAPE_ARGUMENTS = {
-    "view": 1,
-    "reshape": 1,
-    "expand": 1,
-    "full": 0,
-    "zeros": 0,
-    "ones": 0,
-    "empty": 0,
-    "new_zeros": 1,
-    "new_ones": 1,
-    "new_full": 1,
-    "new_empty": 1,
-    "rand": 0,
-    "randn": 0,
-    "randint.default": 1,
-    "randint.low": 2,
-    "normal.float_float": 2,
-}
-"""Ops with an argument that is the shape of the result: in a local graph it is the local shape."""
-
-_REPEATING = frozenset({"repeat", "tile", "repeat_interleave"})
-"""Ops whose second argument says how often."""
 
 
 class Localizer:
@@ -194,50 +171,45 @@ def _arborescence(root: Layout, layouts: list[Layout], *, differentiable: bool) 
 
 def localized_arguments(op: Op, size: Callable[[Dim], Dim]) -> Op:
     """An op with local results whose size arguments are made local too."""
-    _, name, *_ = op.target.split(".")
-    args = list(op.args)
-    shape_argument = SHAPE_ARGUMENTS.get(name, SHAPE_ARGUMENTS.get(op.target.removeprefix("aten.")))
-    if shape_argument is not None and shape_argument < len(args):
-        args[shape_argument] = op.result.type.shape
-    elif name in ("split", "split_with_sizes", "unflatten"):
-        args = _local_parts(op, name)
+    operator = operator_of(op)
+    if operator.size:
+        op = op.changed(**{operator.size: op.result.type.shape})
+    elif operator.parts:
+        op = op.changed(**{operator.parts: _local_parts(op, operator.parts)})
     else:
-        args = [_sizes(a, size) if takes_size(op.target, i) else a for i, a in enumerate(args)]
-    kwargs = tuple((k, _sizes(a, size) if takes_size(op.target, k) else a) for k, a in op.kwargs)
-    return replace(op, args=tuple(args), kwargs=kwargs)
+        op = replace(op, args=tuple(_sizes(a, size) if takes_size(op, i) else a for i, a in enumerate(op.args)))
+    return replace(op, kwargs=tuple((k, _sizes(a, size) if takes_size(op, k) else a) for k, a in op.kwargs))
 
 
 def _with_local_times(op: Op, operands: list[Value]) -> Op:
     """An op with local operands and results; one that repeats does so as often as these say, where that depends on the
     batch."""
-    _, name, *_ = op.target.split(".")
-    if name not in _REPEATING or len(operands) != 1 or not _is_symbolic(op.args[1]):
+    parameter = operator_of(op).times
+    if not parameter or len(operands) != 1 or not _is_symbolic(op[parameter]):
         return op
     before, after = operands[0].type, op.result.type
-    if isinstance(op.args[1], tuple):
+    if isinstance(op[parameter], tuple):
         missing = len(after.shape) - len(before.shape)
         sizes = (1,) * missing + before.shape
         times: Arg = tuple(exact_quotient(a, b) for a, b in zip(after.shape, sizes, strict=True))
     else:
         times = exact_quotient(after.numel, before.numel)
-    return replace(op, args=(op.args[0], times, *op.args[2:]))
+    return op.changed(**{parameter: times})
 
 
 def _is_symbolic(arg: Arg) -> bool:
     return any(isinstance(item, sympy.Expr) for item in (arg if isinstance(arg, tuple) else (arg,)))
 
 
-def _local_parts(op: Op, name: str) -> list[Arg]:
-    args = list(op.args)
-    dim = args[1] if name == "unflatten" else args[2] if len(args) > 2 else op.kwarg("dim", 0)
+def _local_parts(op: Op, parameter: str) -> Arg:
+    """The sizes along `dim` of the parts of the operand, one where all are alike, or of the result's dims."""
+    dim, parts = op["dim"], op[parameter]
     assert isinstance(dim, int)
-    if name == "unflatten":
-        assert isinstance(args[2], tuple)
-        args[2] = op.result.type.shape[dim : dim + len(args[2])]
-    else:
-        sizes = tuple(v.type.shape[dim] for v in op.results)
-        args[1] = sizes if isinstance(args[1], tuple) else sizes[0]
-    return args
+    if op.name == "unflatten":
+        assert isinstance(parts, tuple)
+        return op.result.type.shape[dim : dim + len(parts)]
+    sizes = tuple(v.type.shape[dim] for v in op.results)
+    return sizes if isinstance(parts, tuple) else sizes[0]
 
 
 def _sizes(arg: Arg, size: Callable[[Dim], Dim]) -> Arg:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Partial, Replicate, Shard, padded_part
+from galvatron.ir.ops.table import operator_of
 from galvatron.ir.padding import paddable
 from galvatron.ir.random import is_random
-from galvatron.ir.spmd import SPMD_OPS
 from galvatron.ir.types import BATCH, Dim, exact_quotient, simplify_dim
 from galvatron.passes.sharding.factors import Factor, FactorTable, OpFactor
 
@@ -108,7 +108,7 @@ def op_modes(
         modes += [mode(o, r) for o, r in _partial_modes(dims.products, dims.sums, count, len(result_names))]
         for factor in table.op_factors(index):
             ways = taken.get(factor, 1)
-            spmd = SPMD_OPS[op.target.split(".")[1]] if factor.name in dims.spmd else None
+            spmd = operator_of(op).on_slices if factor.name in dims.spmd else None
             padded = False
             if not allowed(index, factor):
                 continue
@@ -139,7 +139,8 @@ def _ring(
     Not with dropout, whose mask the ring does not have: then attention sees all keys, as any other op would.
     """
     op = graph.ops[index]
-    if op.target != "aten.scaled_dot_product_attention.default" or is_random(op):
+    counterpart = operator_of(op).on_slices
+    if counterpart is None or not counterpart.ring or is_random(op):
         return None
     rows, columns = (graph.values[name].type.shape[-2] for name in op.operands[:2])
     ways = taken.get(_ring_factor(graph, op), 1)
@@ -189,7 +190,7 @@ def _may_pad(graph: Graph, op: Op, factor: OpFactor, axis: Axis, spmd: bool) -> 
     be padded and, unless the op's counterpart in `ir.spmd` sees to it, of every result."""
     if padded_part(factor.size, axis.size) is None or (not spmd and None in factor.results):
         return False
-    if any(place is not None and i not in paddable(op.target) for i, place in enumerate(factor.operands)):
+    if any(place is not None and i not in paddable(op) for i, place in enumerate(factor.operands)):
         return False
     names = (*op.operands, *(v.name for v in op.results))
     places = zip(names, (*factor.operands, *factor.results), strict=True)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from galvatron.ir.ops.schemas import REQUIRED, Parameter, parse_schema
-from galvatron.ir.random import RANDOM_OPS
+from galvatron.ir.ops.table import of_target
 
 FILE = Path(str(files("galvatron.ir.ops").joinpath("operators.txt")))
 
@@ -111,7 +111,7 @@ def problem(name: str) -> str:
         if re.fullmatch(pattern, base):
             return reason
     random = torch.Tag.nondeterministic_seeded in tags(name)
-    if random and base not in RANDOM_OPS and all(p.name not in _SWITCHES for p in parameters):
+    if random and of_target(f"aten.{name}").draws is None and all(p.name not in _SWITCHES for p in parameters):
         return "draws numbers that cannot be drawn slice by slice"
     return ""
 

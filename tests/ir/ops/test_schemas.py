@@ -10,10 +10,11 @@ import torch
 from galvatron.errors import GalvatronError, ParseError, VerifyError
 from galvatron.ir.graph import Const, Graph, Op, Ref, Value
 from galvatron.ir.interpreter import run_graph, torch_constant, torch_op
-from galvatron.ir.ops.schemas import argument_problem, operators, schema_of
+from galvatron.ir.ops.schemas import operators, schema_of
 from galvatron.ir.text import parse_graph
 from galvatron.ir.types import BATCH, TensorType
 from galvatron.ir.verify import verify_graph
+from galvatron.ir.verify.arguments import argument_problem
 from tests.ir.ops import operators as torchs
 
 HARMFUL = [

@@ -12,7 +12,7 @@ from torch import nn
 from galvatron.errors import GalvatronError
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.ops import rules
+from galvatron.ir.ops import table
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Form, LayerKind, Program
 from galvatron.ir.strategy import Strategy
@@ -102,7 +102,7 @@ def test_an_op_without_dimensions_is_whole():
 
 
 def test_an_op_without_a_rule_is_whole(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delitem(rules.RULES, "cumsum")
+    monkeypatch.delitem(table.OPERATORS, "cumsum")
     assert reasons(planned(along_sequence, "tp4"), "aten.cumsum.default") == {Reason.NO_RULE}
 
 

@@ -1,0 +1,133 @@
+"""What the compiler knows of one operator: the record of which every entry of the table is one.
+
+Everything that depends on *which* operator an op calls is a field here, so that an operator is added by one entry and a
+question is answered in one place. What an entry does not say is what holds for any operator: it is computed whole on
+every rank, its results' types are those that torch gives, and it is written `torch.ops.aten.name.overload(...)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from galvatron.ir.layout import Partial, Replicate
+from galvatron.ir.ops.call import Call, DimsFunction
+from galvatron.ir.ops.notation import Shape
+from galvatron.ir.ops.work import Work
+
+ShapesFunction = Callable[[Call], tuple[Shape, ...]]
+"""The result shapes that follow from operands and arguments.
+
+Raises:
+    ShapeError: the operands do not fit together.
+    LookupError, TypeError, ValueError: it is not called the way the function expects.
+"""
+
+EVERY = range(8)
+"""All operands of an operator."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How an operator draws random numbers: each element of its result by itself, given the operands.
+
+    `switch` is the parameter that turns the drawing on; None for an operator that always draws. `linear` says that
+    partial sums may pass: with its draws given, the operator is linear in its operand.
+    """
+
+    switch: str | None = None
+    linear: bool = False
+
+
+@dataclass(frozen=True)
+class OnSlices:
+    """The operator's counterpart `spmd.X` on a slice of a dimension that it must see whole (see `ir.spmd`).
+
+    `result` is the placement, on the axis, of a result without the sharded dimension. `forward` are the collectives
+    that it runs inside, each with how many numbers it carries per row of the first operand. A `ring` passes keys and
+    values round instead. `folded` says what it makes of folded slices: it takes none, it takes any without a
+    difference, or it must be told.
+    """
+
+    result: Replicate | Partial
+    forward: tuple[tuple[str, int], ...] = ()
+    ring: bool = False
+    folded: Literal["none", "alike", "told"] = "none"
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator, with all its overloads or, in an entry `name.overload`, one of them."""
+
+    dims: str | DimsFunction | None = None
+    """Its named dimensions, a line of `notation` or a function: what may be sharded, and what is linear in what."""
+    written: str | Mapping[str, str] = ""
+    """How a person writes it (see `codegen.forms`): the overload `default`, or each of some by overload."""
+    shapes: ShapesFunction | None = None
+    """The shapes of its results, where they are cheap to say."""
+    dtype: Literal["", "bool", "same"] = ""
+    """The element type of its results: `bool`, that of its first operand, or whatever torch says."""
+
+    contracts: bool = False
+    """It does most of the work of a model: a product, a convolution, attention, a recurrent network."""
+    kept: bool = False
+    """Selective recomputation keeps its result: its time is in arithmetic, not in memory traffic."""
+    anchored: bool = False
+    """It belongs to a layer even where no parameter is upstream: nobody wants it computed on every stage."""
+    looks_up: bool = False
+    """It reads rows of a table of weights."""
+    free: bool = False
+    """A view: it costs nothing."""
+    gathers: bool = False
+    """Its kernel reads of the first operand only as much as it writes."""
+    allocates: bool = False
+    """Its kernel only reserves memory."""
+    work: Callable[..., Work] | None = None
+    """The arithmetic of a call of its kernel, given its result and its arguments; without it, it is bound by memory."""
+
+    pointwise: bool = False
+    """Each element of the result follows from those at its place, though torch does not tag it so."""
+    stops_gradient: bool = False
+    """Its result has no gradient, whatever it reads."""
+    commutes: bool = False
+    """Its two operands may change places."""
+    draws: Draws | None = None
+    on_slices: OnSlices | None = None
+    padded: range = range(0)
+    """The positions of the operands that may be padded shards (see `ir.padding`)."""
+    mask: str = ""
+    """The operand that broadcasts over samples."""
+    weights: tuple[str, ...] = ()
+    """The operands whose gradients may be computed later than those of others (see `runtime.deferral`)."""
+    reads_memory: bool = False
+    """It reads the order of elements in memory, which values do not have: its first operand is made contiguous."""
+
+    size: str = ""
+    """The parameter that is the shape of its result: in a local graph the local shape."""
+    times: str = ""
+    """The parameter that says how often it repeats its operand."""
+    parts: str = ""
+    """The parameter that says into what sizes it cuts or unfolds the dimension `dim`."""
+    counts: bool = False
+    """Its arguments are numbers from which the size of its result follows."""
+    grows: bool = False
+    """Its `dim` is one of the result, which has one dimension more than the operand."""
+
+    short: str = ""
+    """What its result is called in emitted code, if not after the operator."""
+
+    def form(self, overload: str) -> str:
+        """How an overload is written; empty for one that has no form."""
+        if isinstance(self.written, str):
+            return self.written if overload == "default" else ""
+        return self.written.get(overload, "")
+
+
+def alike(names: str, operator: Operator) -> dict[str, Operator]:
+    """One entry for operators of which the same is known."""
+    return dict.fromkeys(names.split(), operator)
+
+
+UNKNOWN = Operator()
+"""What is known of an operator without an entry."""

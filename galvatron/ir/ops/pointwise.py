@@ -1,0 +1,113 @@
+"""Functions of each element, after broadcasting."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from galvatron.ir.ops import shapes
+from galvatron.ir.ops.call import Call, by_line
+from galvatron.ir.ops.notation import OpDims
+from galvatron.ir.ops.operator import EVERY, Operator, alike
+
+
+def _prelu(call: Call) -> OpDims:
+    """One slope for all, or one for each channel."""
+    return by_line(call, "b*, 1 -> b*" if call.shape("weight") in ((), (1,)) else "n c d*, c -> n c d*")
+
+
+def _infix(sign: str) -> dict[str, str]:
+    return dict.fromkeys(("Tensor", "Scalar"), f"self {sign} other")
+
+
+_pointwise = partial(Operator, shapes=shapes.pointwise)
+_comparison = partial(Operator, shapes=shapes.pointwise, dtype="bool")
+
+_WHERE = "torch.where(condition, self, other)"
+
+OPERATORS: dict[str, Operator] = {
+    "mul": _pointwise("~b*, ~b* -> b*", written=_infix("*"), commutes=True, padded=EVERY),
+    "div.Tensor": _pointwise("~b*, b* -> b*", written={"Tensor": "self / other"}, padded=range(1)),
+    "add": _pointwise("+b*, +b* -> b*", written=_infix("+"), commutes=True, padded=EVERY),
+    "sub": _pointwise("+b*, +b* -> b*", written=_infix("-"), padded=EVERY),
+    "rsub": _pointwise("+b*, +b* -> b*", written={"Scalar": "other - self"}),
+    "neg": _pointwise("+b* -> b*", written="-self", dtype="same", padded=EVERY),
+    "clone": _pointwise("+b* -> b*", written="self.clone(memory_format=)", dtype="same", padded=EVERY),
+    "_to_copy": _pointwise("b* -> b*", written="self.to(dtype!)", short="cast", padded=EVERY),
+    "detach": _pointwise("b* -> b*", written="self.detach()", free=True, stops_gradient=True),
+    "where.ScalarOther": _pointwise("b*, b* -> b*", written={"ScalarOther": _WHERE}, pointwise=True),
+    "where.ScalarSelf": _pointwise("b*, b*, b* -> b*", written={"ScalarSelf": _WHERE}, pointwise=True),
+    "hardswish": Operator("b* -> b*", written="F.hardswish(self)"),
+    "log_sigmoid": Operator("b* -> b*", written="F.logsigmoid(self)"),
+    "prelu": Operator(_prelu),
+    "fill": Operator("b*, b* -> b*"),
+    "copy": Operator("b*, b* -> b*"),
+    "complex": _pointwise("+b*, +b* -> b*", written="torch.complex(real, imag)"),
+    "real": Operator("+b* -> b*", written="torch.real(self)", shapes=shapes.like_first),
+    "imag": Operator("+b* -> b*", written="torch.imag(self)", shapes=shapes.like_first),
+    "conj_physical": Operator("+b* -> b*", written="self.conj_physical()", shapes=shapes.like_first),
+    "polar": _pointwise("b*, b* -> b*", written="torch.polar(abs, angle)"),
+    "log1p": Operator(written="self.log1p()"),
+    "square": Operator(written="self.square()"),
+    "type_as": Operator(written="self.type_as(other)"),
+    "div": _pointwise(
+        written={"Scalar": "self / other", "Tensor_mode": "torch.div(self, other, rounding_mode=)"}, padded=range(1)
+    ),
+    "pow": _pointwise(
+        written={
+            "Tensor_Scalar": "self**exponent",
+            "Tensor_Tensor": "self**exponent",
+            "Scalar": "torch.pow(self, exponent)",
+        }
+    ),
+    "abs": _pointwise(written="self.abs()"),
+    "sign": _pointwise(written="self.sign()"),
+    "exp": _pointwise(written="self.exp()"),
+    "log": _pointwise(written="self.log()"),
+    "sqrt": _pointwise(written="self.sqrt()"),
+    "rsqrt": _pointwise(written="self.rsqrt()"),
+    "reciprocal": _pointwise(written="self.reciprocal()"),
+    "sin": _pointwise(written="self.sin()"),
+    "cos": _pointwise(written="self.cos()"),
+    **alike("tan elu hardtanh round trunc fmod __xor__ alias", _pointwise()),
+    "tanh": _pointwise(written="self.tanh()", padded=EVERY),
+    "sigmoid": _pointwise(written="self.sigmoid()"),
+    "erf": _pointwise(written="self.erf()"),
+    "relu": _pointwise(written="F.relu(self)"),
+    "gelu": _pointwise(written="F.gelu(self, approximate=)"),
+    "silu": _pointwise(written="F.silu(self)"),
+    "mish": _pointwise(written="F.mish(self)"),
+    "softplus": _pointwise(written="F.softplus(self, beta, threshold)"),
+    "leaky_relu": _pointwise(written="F.leaky_relu(self, negative_slope)"),
+    "where": _pointwise(written={"self": _WHERE}),
+    "masked_fill": _pointwise(
+        written={"Scalar": "self.masked_fill(mask, value)", "Tensor": "self.masked_fill(mask, value)"}
+    ),
+    "clamp": _pointwise(written="self.clamp(min=, max=)"),
+    "clamp_min": _pointwise(written="self.clamp_min(min)"),
+    "clamp_max": _pointwise(written="self.clamp_max(max)"),
+    "maximum": _pointwise(written="torch.maximum(self, other)"),
+    "minimum": _pointwise(written="torch.minimum(self, other)"),
+    "floor": _pointwise(written="self.floor()"),
+    "ceil": _pointwise(written="self.ceil()"),
+    "floor_divide": _pointwise(written="self // other"),
+    "remainder": _pointwise(written=_infix("%")),
+    "bitwise_and": _pointwise(written={"Tensor": "self & other"}, commutes=True),
+    "bitwise_or": _pointwise(written={"Tensor": "self | other"}, commutes=True),
+    "bitwise_xor": _pointwise(written={"Tensor": "self ^ other"}),
+    "bitwise_not": _pointwise(written="~self"),
+    "__and__": _pointwise(written={"Tensor": "self & other"}),
+    "__or__": _pointwise(written={"Tensor": "self | other"}),
+    "to": _pointwise(written={"dtype": "self.to(dtype)"}),
+    "contiguous": _pointwise(written="self.contiguous()"),
+    "eq": _comparison(written=_infix("==")),
+    "ne": _comparison(written=_infix("!=")),
+    "lt": _comparison(written=_infix("<")),
+    "le": _comparison(written=_infix("<=")),
+    "gt": _comparison(written=_infix(">")),
+    "ge": _comparison(written=_infix(">=")),
+    "logical_and": _comparison(written="torch.logical_and(self, other)", commutes=True),
+    "logical_or": _comparison(written="torch.logical_or(self, other)"),
+    "logical_not": _comparison(written="torch.logical_not(self)"),
+    **alike("logical_xor isinf", _comparison()),
+    "isnan": _comparison(written="self.isnan()"),
+}

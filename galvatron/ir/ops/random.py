@@ -1,0 +1,33 @@
+"""Random numbers: slices are drawn apart, partial sums pass where all ranks draw the same."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from galvatron.ir.ops import shapes
+from galvatron.ir.ops.call import pointwise
+from galvatron.ir.ops.creation import created
+from galvatron.ir.ops.operator import Draws, Operator, alike
+
+_drawn = partial(Operator, "b* -> b*", shapes=shapes.like_first, draws=Draws())
+
+OPERATORS: dict[str, Operator] = {
+    "dropout": Operator(
+        "+b* -> b*", written="F.dropout(input, p, train)", shapes=shapes.like_first, draws=Draws("train", linear=True)
+    ),
+    "native_dropout": Operator("b* -> b*, b*", draws=Draws()),
+    "bernoulli": Operator(pointwise, written="torch.bernoulli(self)", shapes=shapes.like_first, draws=Draws()),
+    **alike("cauchy exponential geometric log_normal normal_functional poisson randint_like uniform", _drawn()),
+    "normal": Operator(pointwise, draws=Draws()),
+    "normal.float_float": Operator(created, draws=Draws(), size="size"),
+    "rand": Operator(
+        created, written="torch.rand(size, dtype=, device=)", shapes=shapes.filled, draws=Draws(), size="size"
+    ),
+    "rand_like": _drawn(written="torch.rand_like(self, dtype=, memory_format=)"),
+    "randint": Operator(created, draws=Draws(), size="size"),
+    "randn": Operator(
+        created, written="torch.randn(size, dtype=, device=)", shapes=shapes.filled, draws=Draws(), size="size"
+    ),
+    "randn_like": _drawn(written="torch.randn_like(self, dtype=, memory_format=)"),
+    "rrelu": Operator(shapes=shapes.like_first, draws=Draws("training")),
+}

@@ -1,0 +1,94 @@
+"""Sums and other functions along some dimensions, independent along all others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from galvatron.ir.layout import REPLICATE
+from galvatron.ir.ops import shapes
+from galvatron.ir.ops.call import Call, along, paired
+from galvatron.ir.ops.notation import OpDims
+from galvatron.ir.ops.operator import OnSlices, Operator, alike
+
+
+def _sum(call: Call) -> OpDims:
+    """Summed dims may be sharded: the result is then partial."""
+    (shape,) = call.operand_shapes()
+    dims = call.dims("dim", len(shape)) if "dim" in call.arguments else tuple(range(len(shape)))
+    operand = tuple((f"d{i}",) if size != 1 else () for i, size in enumerate(shape))
+    keep = len(call.results[0]) == len(shape)
+    result = tuple(() if i in dims else operand[i] for i in range(len(shape)) if keep or i not in dims)
+    return OpDims((operand,), (result,), {f"d{i}": s for i, s in enumerate(shape) if s != 1}, sums=frozenset({0}))
+
+
+def _terms(call: Call) -> OpDims:
+    """A sum of terms that are not linear in the operand."""
+    return replace(_sum(call), sums=frozenset())
+
+
+def _logsumexp(call: Call) -> OpDims:
+    """One dimension may be sharded; several are whole."""
+    dims = along("dim")(call)
+    whole = [n for n in dims.sizes if n in dims.indivisible]
+    if len(whole) != 1 or dims.sizes[whole[0]] == 1:
+        return dims
+    (at,) = call.dims("dim", len(call.shape("self")))
+    (operand,) = dims.operands
+    named = (*operand[:at], (whole[0],), *operand[at + 1 :])
+    return replace(dims, operands=(named,), indivisible=frozenset(), spmd=frozenset(whole))
+
+
+_along = partial(Operator, along("dim"))
+
+OPERATORS: dict[str, Operator] = {
+    "sum": Operator(
+        _sum,
+        written={"default": "self.sum(dtype=)", "dim_IntList": "self.sum(dim=, keepdim=, dtype=)"},
+        shapes=shapes.reduced,
+    ),
+    "nansum": Operator(_terms),
+    "count_nonzero": Operator(_terms),
+    "softmax": _along(written={"int": "F.softmax(self, dim=, dtype=)"}, shapes=shapes.like_first),
+    "_softmax": _along(shapes=shapes.like_first),
+    "log_softmax": _along(written={"int": "F.log_softmax(self, dim=, dtype=)"}, shapes=shapes.like_first),
+    "_log_softmax": _along(shapes=shapes.like_first),
+    "cumsum": Operator(along("dim", linear=True), written="self.cumsum(dim=, dtype=)", shapes=shapes.like_first),
+    **alike(
+        "cumprod cummax cummin logcumsumexp aminmax argmin median nanmedian mode kthvalue quantile.scalar "
+        "nanmean norm linalg_norm linalg_vector_norm var_mean std_mean diff argsort",
+        _along(),
+    ),
+    "logsumexp": Operator(
+        _logsumexp,
+        written="self.logsumexp(dim=, keepdim=)",
+        on_slices=OnSlices(REPLICATE, forward=(("all_reduce", 1), ("all_reduce", 1)), folded="alike"),
+        padded=range(1),
+    ),
+    "mean": Operator(
+        along("dim", linear=True),
+        written={"default": "self.mean(dtype=)", "dim": "self.mean(dim=, keepdim=, dtype=)"},
+        shapes=shapes.reduced,
+    ),
+    "amax": _along(written="self.amax(dim=, keepdim=)", shapes=shapes.reduced),
+    "amin": _along(written="self.amin(dim=, keepdim=)", shapes=shapes.reduced),
+    "max.dim": _along(written={"dim": "self.max(dim=, keepdim=)"}),
+    "min.dim": _along(written={"dim": "self.min(dim=, keepdim=)"}),
+    "argmax": _along(written="self.argmax(dim=, keepdim=)"),
+    "prod": _along(written={"dim_int": "self.prod(dim=, keepdim=, dtype=)"}),
+    "any": _along(written={"default": "self.any()", "dim": "self.any(dim=, keepdim=)"}, shapes=shapes.reduced),
+    "all": _along(written={"default": "self.all()", "dim": "self.all(dim=, keepdim=)"}, shapes=shapes.reduced),
+    "var": _along(written={"correction": "self.var(dim=, correction=, keepdim=)"}),
+    "std": _along(written={"correction": "self.std(dim=, correction=, keepdim=)"}),
+    "glu": _along(written="F.glu(self, dim=)"),
+    **alike(
+        "trapezoid.dx fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn "
+        "fft_ifftn fft_fftshift fft_ifftshift",
+        Operator(along("dim", linear=True)),
+    ),
+    "topk": _along(written="self.topk(k, dim=, largest=, sorted=)"),
+    "sort": _along(written="self.sort(dim=, descending=)"),
+    **alike("cosine_similarity linalg_cross", Operator(paired("dim"))),
+    "pairwise_distance": Operator(paired("")),
+    "cdist": Operator("b* m d!, b* n d! -> b* m n"),
+}

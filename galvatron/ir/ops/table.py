@@ -1,0 +1,125 @@
+"""The table of operators: what is known of each (`operator.Operator`), an entry of a line or two, by family.
+
+An entry is of all overloads of an operator (`add`) or of one (`div.Tensor`), which then goes first. `aten.X`,
+`random.X` and `spmd.X` are one entry. To add an operator is to add an entry; one without an entry is computed whole on
+every rank: right, and slow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from galvatron.ir.graph import Op
+from galvatron.ir.ops import (
+    attention,
+    convolutions,
+    creation,
+    indexing,
+    losses,
+    matrices,
+    norms,
+    parts,
+    pointwise,
+    products,
+    random,
+    rearrangements,
+    recurrent,
+    reductions,
+)
+from galvatron.ir.ops.call import Call, Types, by_line
+from galvatron.ir.ops.call import pointwise as element_by_element
+from galvatron.ir.ops.notation import OpDims, parse_notation
+from galvatron.ir.ops.operator import UNKNOWN, Operator
+from galvatron.ir.ops.schemas import ADDED, is_operator, parse_schema, schema_of
+from galvatron.ir.ops.targets import parsed
+from galvatron.ir.ops.work import Work
+
+OPERATORS: dict[str, Operator] = (
+    products.OPERATORS
+    | matrices.OPERATORS
+    | attention.OPERATORS
+    | convolutions.OPERATORS
+    | recurrent.OPERATORS
+    | norms.OPERATORS
+    | losses.OPERATORS
+    | pointwise.OPERATORS
+    | reductions.OPERATORS
+    | rearrangements.OPERATORS
+    | parts.OPERATORS
+    | indexing.OPERATORS
+    | creation.OPERATORS
+    | random.OPERATORS
+)
+"""Name of an operator, perhaps with an overload → what is known of it; `namespace::name` of one that was added."""
+
+
+def add(target: str, schema: str, operator: Operator) -> None:
+    """Adds an operator of another library, which programs may then contain: a pure function of tensors.
+
+    Args:
+        target: as torch calls it, `<namespace>.<name>.<overload>`.
+        schema: its parameters and results in torch's notation: `(Tensor x, Tensor scale) -> Tensor`.
+    """
+    called = parsed(target)
+    OPERATORS[f"{called.namespace}::{called.name}"] = operator
+    ADDED[target] = parse_schema(f"{called.short}{schema}")
+
+
+def operator_of(op: Op) -> Operator:
+    """What is known of the operator that an op calls."""
+    return of_target(op.target)
+
+
+def of_target(target: str) -> Operator:
+    """What is known of the operator of a target; nothing of a collective, which is none."""
+    called = parsed(target)
+    if called.namespace not in ("aten", "random", "spmd"):
+        return OPERATORS.get(f"{called.namespace}::{called.name}", UNKNOWN)
+    return OPERATORS.get(called.short) or OPERATORS.get(called.name) or UNKNOWN
+
+
+def kernel_work(kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> Work | None:
+    """The arithmetic of one call of a kernel that torch dispatches; None of one that memory bounds."""
+    work = of_target(str(kernel)).work
+    return work(out, *args, **kwargs) if work else None
+
+
+def is_pointwise(op: Op) -> bool:
+    """Whether each element of the result follows from those at its place, after broadcasting."""
+    return operator_of(op).pointwise or (is_operator(op.target) and schema_of(op.target).pointwise)
+
+
+def op_dims(op: Op, types: Types) -> OpDims | None:
+    """The named dimensions of `op` on operands of these types, or None for an op without a rule."""
+    rule = operator_of(op).dims
+    if rule is None and is_pointwise(op):
+        rule = element_by_element
+    if rule is None:
+        return None
+    call = Call(op, types)
+    if callable(rule):
+        return rule(call)
+    dims = by_line(call, rule)
+    return dims if len(dims.operands) == len(op.operands) else None
+
+
+def added(op: Op) -> list[int]:
+    """The positions of the arguments that an op adds, as its line says."""
+    rule = operator_of(op).dims
+    terms = parse_notation(rule).operands if isinstance(rule, str) else ()
+    return [i for i, term in enumerate(terms) if term.mark == "+"]
+
+
+def takes_size(op: Op, argument: int | str) -> bool:
+    """Whether an argument, by its position or name, is a size, of which a rank has its part, and not a number, which
+    means the same everywhere: sizes are integers, while numbers stand where a tensor could."""
+    if not is_operator(op.target) or operator_of(op).counts:
+        return True
+    parameters = enumerate(schema_of(op.target).parameters)
+    return any(argument in (i, p.name) and p.kind in ("int", "SymInt") for i, p in parameters)
+
+
+def named(holds: Callable[[Operator], object]) -> list[str]:
+    """The names of the operators of which something holds, in order."""
+    return sorted({name.partition(".")[0] for name, operator in OPERATORS.items() if holds(operator)})
