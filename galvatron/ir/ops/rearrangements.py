@@ -63,5 +63,5 @@ OPERATORS: dict[str, Operator] = {
     "numpy_T": Operator(_permuted(lambda call, rank: list(reversed(range(rank)))), padded=EVERY),
     "movedim": Operator(written={"int": "self.movedim(source, destination)"}),
     "_unsafe_view": Operator(shapes=shapes.view, dtype="same"),
-    "view.dtype": _free(_view, reads_memory=True),
+    "view.dtype": Operator("b* d! -> b* e!", free=True, reads_memory=True),
 }

@@ -261,6 +261,11 @@ def _views(d: Draw, rule: str) -> Sample:
 each(("view", "reshape"), _views)
 
 
+@case("view.dtype")
+def _reinterpreted(d: Draw) -> Sample:
+    return sample("view.dtype", real(*d.shape(1, 3)), d.one_of(torch.int64, torch.int32))
+
+
 @case("view", "reshape")
 def _incommensurable(d: Draw) -> Sample:
     shape, result = d.one_of(
