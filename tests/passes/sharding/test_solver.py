@@ -149,7 +149,7 @@ def solve_one(consumers: list[State], source: State, prices: dict[tuple[State, S
     ops = tuple(Op("aten.neg.default", (Ref("x"),), (), (Value(f"y{i}", type_),)) for i in range(len(consumers)))
     graph = Graph((Value("x", type_),), (), ops, ())
     modes = [(Mode((state,), (REPLICATE,)),) for state in consumers]
-    costs = Costs(lambda i: 0.0, lambda n, s, t: prices.get((s, t), INFINITY), lambda n, s: 0.0)
+    costs = Costs(lambda i, mode: 0.0, lambda n, s, t: prices.get((s, t), INFINITY), lambda n, s: 0.0)
     return solve(graph, modes, Boundary({"x": source}, {}, {}), costs)
 
 
