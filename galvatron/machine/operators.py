@@ -82,4 +82,4 @@ def _work(op: Op, dims: OpDims | None, sizes: Mapping[str, float], shapes: Seque
     parts = (first & second & result, (first & result) - second, (second & result) - first, (first | second) - result)
     if not parts[-1]:
         return None
-    return product(*(prod(sizes[n] for n in part) for part in parts))
+    return product(*(prod(sizes[n] for n in sorted(part)) for part in parts))
