@@ -219,7 +219,7 @@ def origins(program: Program) -> Iterator[Violation]:
             yield locus, f"{layer.name} has {len(layer.results)} results, of {len(layer.origin)} values"
         elif converts and not (len(layer.operands) == len(layer.results) == 1 and not layer.state):
             yield locus, f"the conversion {layer.name} takes one value to another layout"
-        elif converts and any(not op.target.startswith("comm.") for op in cls.graph.ops):
+        elif converts and any(op.namespace != "comm" for op in cls.graph.ops):
             yield locus, f"the conversion {layer.name} computes something"
         elif converts and layer.origin != (origin.get(layer.operands[0], layer.operands[0]),):
             yield locus, f"the conversion {layer.name} reads %{layer.operands[0]}, which is not %{layer.origin[0]}"

@@ -111,7 +111,7 @@ class _Reader:
     def _fallbacks(self, cls: LayerClass, differentiable: frozenset[str], batch: float) -> tuple[Fallback, ...]:
         decided = self._decisions(cls)
         whole = self._planned.class_of[cls.base or ""].graph.ops
-        local = [op for op in cls.graph.ops if not op.target.startswith("comm.")]
+        local = [op for op in cls.graph.ops if op.namespace != "comm"]
         totals: dict[tuple[Axis, str | None, Reason | None], _Total] = {}
         for axis, decisions in zip(cls.mesh, decided, strict=True):
             for base, op, decision in zip(whole, local, decisions, strict=True):

@@ -18,7 +18,7 @@ from galvatron.ir.ops.targets import parsed
 from galvatron.ir.ops.work import product
 from galvatron.ir.types import evaluate
 from galvatron.passes import LOWERING
-from galvatron.passes.costs.events import Kernel
+from galvatron.passes.costs.events import Launch
 from galvatron.passes.costs.profile import profile_graph
 from galvatron.passes.pipeline import Pipeline
 from galvatron.runtime import inductor
@@ -71,7 +71,7 @@ def test_an_operator_is_one_entry() -> None:
     assert part.result.layout == (Shard(2),)
 
     profile = profile_graph(local.graph, local.mesh, frozenset())
-    kernels = [k for k in profile.forward if isinstance(k, Kernel) and k.name == "scale_rows"]
+    kernels = [k for k in profile.forward if isinstance(k, Launch) and k.name == "scale_rows"]
     assert [k.at(2).flop for k in kernels] == [3 * evaluate(part.result.type.numel, 2)]
 
     written = OpPrinter(str, local.graph.values, "device").expression(part)
