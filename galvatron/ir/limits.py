@@ -15,6 +15,11 @@ LINE_CHARACTERS = 2**19
 LEXEMES = 2**20
 """Words, numbers, strings and punctuation marks of a program's text."""
 
+SHORT_TEXT_LEXEMES = 2**16
+LEXEME_CHARACTERS = 2
+"""A text has at most `SHORT_TEXT_LEXEMES`, and one more for each `LEXEME_CHARACTERS`: printed programs have 2.5 or more
+to each, while a text of single marks would take many times as long as they do."""
+
 STRING_CHARACTERS = 2**16
 """Of a name or string."""
 

@@ -118,11 +118,12 @@ def _check_length(text: str) -> None:
         if end < 0:
             raise _error(text, f"a line of more than {limits.LINE_CHARACTERS} characters", line, 1)
         start = end + 1
-    beyond = next(islice(_LEXEME.finditer(text), limits.LEXEMES, None), None)
+    most = min(limits.LEXEMES, limits.SHORT_TEXT_LEXEMES + len(text) // limits.LEXEME_CHARACTERS)
+    beyond = next(islice(_LEXEME.finditer(text), most, None), None)
     if beyond is not None:
         before = text[: beyond.start()]
         line, column = before.count("\n") + 1, beyond.start() - before.rfind("\n")
-        raise _error(text, f"more than {limits.LEXEMES} words and marks", line, column)
+        raise _error(text, f"more than {most} words and marks", line, column)
 
 
 def _error(text: str, message: str, line: int, column: int) -> ParseError:
