@@ -15,7 +15,7 @@ from galvatron.ir import limits
 from galvatron.ir.documents import is_text, read_json, shown
 from galvatron.ir.files import read_text, write_text
 from galvatron.ir.plan_rules import problems, require
-from galvatron.ir.records import fields_of, read_members
+from galvatron.ir.records import APART, fields_of, read_members
 from galvatron.ir.strategy import Strategy
 from galvatron.schedules import Schedule
 
@@ -39,7 +39,7 @@ class Plan:
     world_size: int
     micro_batches: int
     schedule: str
-    stages: tuple[tuple[Strategy, ...], ...]
+    stages: tuple[tuple[Strategy, ...], ...] = field(metadata=APART)
     step_time_s: float | None = None
     peak_bytes: tuple[int, ...] | None = None
 

@@ -56,6 +56,7 @@ Table = tuple[tuple[str, float], ...]
 
 _KINDS: dict[Any, Kind] = {
     int: Kind("a whole number", lambda v: type(v) is int),
+    bool: Kind("true or false", lambda v: type(v) is bool),
     float: Kind("a number", _is_number, float),
     float | None: Kind(
         "a number or none", lambda v: v is None or _is_number(v), lambda v: None if v is None else float(v)
@@ -69,6 +70,9 @@ _KINDS: dict[Any, Kind] = {
     Table: Kind("a list of names with numbers", _is_table, lambda v: tuple((name, float(n)) for name, n in v)),
 }
 
+APART = {"apart": True}
+"""Metadata of a field that is of no kind, and is read and written by itself."""
+
 TABLE = _KINDS[Table]
 """The kind of fields that text writes as one entry for each name, `field.name = number`."""
 
@@ -77,15 +81,15 @@ TABLE = _KINDS[Table]
 def fields_of(cls: type) -> tuple[Field, ...]:
     """The fields of a record, in the order in which they are declared and written."""
     types = get_type_hints(cls)
-    return tuple(
-        Field(
-            field.name,
-            _KINDS.get(types[field.name]),
-            types[field.name] if dataclasses.is_dataclass(types[field.name]) else None,
-            field.default is dataclasses.MISSING,
-        )
-        for field in dataclasses.fields(cls)
-    )
+    fields = []
+    for field in dataclasses.fields(cls):
+        type_ = types[field.name]
+        kind = _KINDS.get(type_)
+        inner = type_ if isinstance(type_, type) and dataclasses.is_dataclass(type_) else None
+        if kind is None and inner is None and field.metadata != APART:
+            raise TypeError(f"{cls.__name__}.{field.name} is of a type that no kind of field has")
+        fields.append(Field(field.name, kind, inner, field.default is dataclasses.MISSING))
+    return tuple(fields)
 
 
 def read_members(

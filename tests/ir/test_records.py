@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from galvatron.errors import ParseError, PlanError
-from galvatron.ir.records import read_members
+from galvatron.ir.records import fields_of, read_members
 from galvatron.ir.text.records import read_record, record_lines
 from galvatron.ir.text.scanner import Scanner
 from galvatron.ir.types import BATCH, Dim
@@ -113,3 +113,12 @@ def test_json_is_refused_by_name(changed: dict[str, object], message: str) -> No
 
 def test_a_size_may_depend_on_the_batch() -> None:
     assert read_record(Scanner("cost { saved_bytes = 2*B }"), Cost) == Cost(2 * BATCH)
+
+
+def test_a_field_of_no_kind_is_not_forgotten() -> None:
+    @dataclass(frozen=True)
+    class Odd:
+        parts: set
+
+    with pytest.raises(TypeError, match="Odd.parts is of a type that no kind of field has"):
+        fields_of(Odd)
