@@ -41,7 +41,7 @@ gpu-check:
 gpu-wheels:
 	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 \
 		--platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --dest .gpu-wheels \
-		lark scipy rich typer click shellingham markdown-it-py mdurl pygments
+		scipy rich typer click shellingham markdown-it-py mdurl pygments
 
 # torch goes first and alone, at the exact version: a range could pull a newer build with gigabytes of GPU libraries.
 $(STAMP): pyproject.toml

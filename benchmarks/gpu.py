@@ -32,7 +32,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 WHEELS = ROOT / ".gpu-wheels"
-NEEDED = ("lark", "scipy", "rich", "typer", "click", "shellingham", "markdown_it", "mdurl", "pygments")
+NEEDED = ("scipy", "rich", "typer", "click", "shellingham", "markdown_it", "mdurl", "pygments")
 """Modules that a machine with torch may lack; `make gpu-wheels` brings them."""
 
 SHARES_S = {"parity": 120.0, "communication": 30.0, "speed": 210.0, "device": 60.0, "prediction": 40.0}

@@ -11,6 +11,7 @@ from galvatron.errors import ClusterError, did_you_mean
 from galvatron.ir import limits, presets
 from galvatron.ir.documents import read_json
 from galvatron.ir.presets import PRESETS, Preset
+from galvatron.ir.records import read_members
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "p2p")
 
@@ -110,24 +111,28 @@ class Cluster:
             ParseError: malformed JSON.
             ClusterError: a field is missing, unknown or of the wrong type.
         """
-        fields = read_json(text, "cluster")
-        try:
-            device = dict(fields.pop("device"))
-            rates = tuple((str(dtype), float(rate)) for dtype, rate in device.pop("matmul_flop_per_s"))
-            cluster = Cluster(
-                device=Device(matmul_flop_per_s=rates, **device),
-                in_node=Link(**fields.pop("in_node")),
-                cross_node=Link(**fields.pop("cross_node")),
-                **fields,
-            )
-            sizes = (cluster.nodes, cluster.devices_per_node, cluster.device.memory_bytes)
-            if not rates or not all(type(n) is int and 0 < n <= limits.SIZE for n in sizes):
-                raise ValueError("sizes and rates must be positive")
-            if cluster.world_size > limits.DEVICES:
-                raise ValueError(f"at most {limits.DEVICES} devices are possible")
-            return cluster
-        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
-            raise ClusterError(f"cluster description is incomplete or malformed: {error}") from None
+        cluster = read_members(Cluster, read_json(text, "cluster"), "cluster", ClusterError)
+        cluster.check()
+        return cluster
+
+    def check(self) -> None:
+        """Checks what a cluster must be: of positive sizes and rates, and not larger than `limits.DEVICES`.
+
+        Raises:
+            ClusterError: names the field.
+        """
+        rates = [(f"matmul_flop_per_s.{dtype}", rate) for dtype, rate in self.device.matmul_flop_per_s]
+        if not rates:
+            raise ClusterError("cluster field 'matmul_flop_per_s' must have at least one rate")
+        records = (self, self.device, self.in_node, self.cross_node)
+        numbers = [(f.name, getattr(r, f.name)) for r in records for f in dataclasses.fields(r)]
+        for name, number in (*numbers, *rates):
+            if type(number) in (int, float) and (number < 0 or (number == 0 and not _may_be_zero(name))):
+                raise ClusterError(f"cluster field {name!r} must be positive, not {number}")
+        if self.device.memory_bytes > limits.SIZE:
+            raise ClusterError(f"cluster field 'memory_bytes' must be at most {limits.SIZE}")
+        if self.world_size > limits.DEVICES:
+            raise ClusterError(f"a cluster of more than {limits.DEVICES} devices")
 
     def crosses_nodes(self, size: int, stride: int) -> bool:
         """Whether some group of `size` ranks, `stride` apart, has members on several nodes.
@@ -135,6 +140,11 @@ class Cluster:
         Groups are the axes of a stage mesh: blocks of `size · stride` ranks, aligned to a multiple of that.
         """
         return self.nodes > 1 and self.devices_per_node % (size * stride) != 0
+
+
+def _may_be_zero(name: str) -> bool:
+    """Latencies may, but neither sizes nor rates."""
+    return name.endswith("_s") and not name.endswith("_per_s")
 
 
 def _from_preset(preset: Preset, nodes: int, devices_per_node: int) -> Cluster:

@@ -1,7 +1,8 @@
 """How much a file may ask for: every bound on text that may come from a stranger.
 
 Each is far above what a real program needs (one of a thousand unlike layers has 5 MB of text and 3,000 names) and low
-enough that no file takes more than seconds and a few hundred megabytes to read or to refuse.
+enough that reading or refusing a file takes less than a second for each megabyte, or in all if it is smaller, and
+never more than a few hundred megabytes of memory.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ LINE_CHARACTERS = 2**19
 LEXEMES = 2**20
 """Words, numbers, strings and punctuation marks of a program's text."""
 
+SHORT_TEXT_LEXEMES = 2**16
+LEXEME_CHARACTERS = 2
+"""A text has at most `SHORT_TEXT_LEXEMES`, and one more for each `LEXEME_CHARACTERS`: each takes a microsecond. Printed
+programs have 2.5 characters or more to each."""
+
 STRING_CHARACTERS = 2**16
 """Of a name or string."""
 
@@ -23,6 +29,9 @@ DIGITS = 320
 
 NUMBER_BITS = 1064
 """The same in bits."""
+
+NESTING = 100
+"""Brackets and signs of an argument that are in each other."""
 
 LIST_DEPTH = 16
 LIST_ITEMS = 2**16
@@ -42,19 +51,19 @@ FUNCTION_PARTS = 32
 
 EXPONENT = 64
 
-COMPUTE = 10_000
+COMPUTE = 6_000
 """Units of arithmetic (`Budget.compute`), each about 0.1 ms, of one text, and one more for each
 `COMPUTE_CHARACTERS` that it has."""
 
-COMPUTE_CHARACTERS = 64
+COMPUTE_CHARACTERS = 256
 
 REPEATS = 100_000
 """Times that one loop counts, layers that one run of strategies stands for, and layers of a plan."""
 
-EXPANDED_CHARACTERS = 2**25
+EXPANDED_CHARACTERS = 2**24
 """Of all names that loops write out, each counted as `NAME_CHARACTERS` more than it has."""
 
-NAME_CHARACTERS = 32
+NAME_CHARACTERS = 64
 
 JSON_DEPTH = 16
 

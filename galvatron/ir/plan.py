@@ -6,15 +6,16 @@ import itertools
 import json
 import math
 import os
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from galvatron.errors import ParseError, PlanError, StrategyError, did_you_mean
+from galvatron.errors import ParseError, PlanError, StrategyError
 from galvatron.ir import limits
 from galvatron.ir.documents import is_text, read_json, shown
 from galvatron.ir.files import read_text, write_text
+from galvatron.ir.plan_rules import problems, require
+from galvatron.ir.records import APART, fields_of, read_members
 from galvatron.ir.strategy import Strategy
 from galvatron.schedules import Schedule
 
@@ -33,12 +34,12 @@ class Plan:
     """
 
     fingerprint: str
+    cluster: str = field(default="", kw_only=True)
     global_batch_size: int
     world_size: int
     micro_batches: int
     schedule: str
-    stages: tuple[tuple[Strategy, ...], ...]
-    cluster: str = ""
+    stages: tuple[tuple[Strategy, ...], ...] = field(metadata=APART)
     step_time_s: float | None = None
     peak_bytes: tuple[int, ...] | None = None
 
@@ -78,18 +79,8 @@ class Plan:
     def to_json(self) -> str:
         """A JSON document with one line per run of equal strategies; `from_json` gives back an equal plan."""
         stages = ",\n".join(_stage_json(stage) for stage in self.stages)
-        head = {
-            "format": FORMAT,
-            "version": VERSION,
-            "fingerprint": self.fingerprint,
-            "cluster": self.cluster,
-            "world_size": self.world_size,
-            "global_batch_size": self.global_batch_size,
-            "micro_batches": self.micro_batches,
-            "schedule": self.schedule,
-            "step_time_s": self.step_time_s,
-            "peak_bytes": self.peak_bytes,
-        }
+        fields = {f.name: getattr(self, f.name) for f in fields_of(Plan) if f.kind is not None}
+        head = {"format": FORMAT, "version": VERSION, **fields}
         lines = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
         return f'{{\n{lines}  "stages": [\n{stages}\n  ]\n}}\n'
 
@@ -158,71 +149,10 @@ def _read_document(document: Any) -> Plan:
             f"plan field 'version' is {shown(document.get('version'))}; "
             f"this Galvatron reads version {VERSION}: search again"
         )
-    fields = {k: v for k, v in document.items() if k not in ("format", "version")}
-    for key in fields:
-        if key not in _FIELDS:
-            raise PlanError(f"plan field {shown(key)} is unknown; {did_you_mean(key, _FIELDS)}")
-    for key, (read, required) in _FIELDS.items():
-        if key in fields:
-            fields[key] = read(key, fields[key])
-        elif required:
-            raise PlanError(f"plan field {key!r} is missing")
-    plan = Plan(**fields)
-    check_shape(plan)
-    if plan.peak_bytes is not None and len(plan.peak_bytes) != plan.pipeline_degree:
-        raise PlanError(
-            f"plan field 'peak_bytes' has {len(plan.peak_bytes)} entries for {plan.pipeline_degree} pipeline ranks"
-        )
+    members = {key: value for key, value in document.items() if key not in ("format", "version")}
+    plan = read_members(Plan, members, "plan", PlanError, {"stages": _stages})
+    require(problems(plan))
     return plan
-
-
-def _text(key: str, value: Any) -> str:
-    if not is_text(value):
-        raise PlanError(f"plan field {key!r} must be text, not {shown(value)}")
-    return value
-
-
-def _count(key: str, value: Any, most: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise PlanError(f"plan field {key!r} must be a whole number of at least 1, not {shown(value)}")
-    if value > most:
-        raise PlanError(f"plan field {key!r} must be at most {most}, not {shown(value)}")
-    return value
-
-
-def _samples(key: str, value: Any) -> int:
-    return _count(key, value, limits.SAMPLES)
-
-
-def _devices(key: str, value: Any) -> int:
-    return _count(key, value, limits.DEVICES)
-
-
-def _repeats(key: str, value: Any) -> int:
-    return _count(key, value, limits.REPEATS)
-
-
-def _schedule(key: str, value: Any) -> str:
-    try:
-        return str(Schedule.parse(value))
-    except PlanError as error:
-        raise PlanError(f"plan field {key!r}: {error}") from None
-
-
-def _optional_seconds(key: str, value: Any) -> float | None:
-    if value is None:
-        return None
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= sys.float_info.max:
-        raise PlanError(f"plan field {key!r} must be a number of seconds or null, not {shown(value)}")
-    return float(value)
-
-
-def _optional_sizes(key: str, value: Any) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    if not isinstance(value, list) or not all(type(v) is int and 0 <= v <= limits.SIZE for v in value):
-        raise PlanError(f"plan field {key!r} must be a list of byte counts or null, not {shown(value)}")
-    return tuple(value)
 
 
 def _stages(key: str, value: Any) -> tuple[tuple[Strategy, ...], ...]:
@@ -244,64 +174,14 @@ def _stages(key: str, value: Any) -> tuple[tuple[Strategy, ...], ...]:
 def _run(key: str, run: Any) -> tuple[Strategy, int]:
     if not isinstance(run, dict) or set(run) != {"layers", "strategy"}:
         raise PlanError(f'plan field {key!r} must look like {{"layers": 4, "strategy": "dp2-tp2"}}, not {shown(run)}')
+    text, layers = run["strategy"], run["layers"]
+    if not is_text(text):
+        raise PlanError(f"plan field '{key}.strategy' must be text, not {shown(text)}")
+    if type(layers) is not int or layers < 1:
+        raise PlanError(f"plan field '{key}.layers' must be a whole number of at least 1, not {shown(layers)}")
+    if layers > limits.REPEATS:
+        raise PlanError(f"plan field '{key}.layers' must be at most {limits.REPEATS}, not {shown(layers)}")
     try:
-        strategy = Strategy.parse(_text(f"{key}.strategy", run["strategy"]))
+        return Strategy.parse(text), layers
     except StrategyError as error:
         raise PlanError(f"plan field '{key}.strategy': {error}") from None
-    return strategy, _repeats(f"{key}.layers", run["layers"])
-
-
-_FIELDS: dict[str, tuple[Callable[[str, Any], Any], bool]] = {
-    "fingerprint": (_text, True),
-    "cluster": (_text, False),
-    "world_size": (_devices, True),
-    "global_batch_size": (_samples, True),
-    "micro_batches": (_repeats, True),
-    "schedule": (_schedule, True),
-    "step_time_s": (_optional_seconds, False),
-    "peak_bytes": (_optional_sizes, False),
-    "stages": (_stages, True),
-}
-"""Fields of a plan document besides format and version: how to read each, and whether it must be there."""
-
-
-def check_shape(plan: Plan) -> None:
-    """Checks what a plan must be in itself: whole stages, equal device counts, divisible batch, a schedule that can
-    run.
-
-    Raises:
-        PlanError: says which number to change.
-    """
-    schedule, stages = Schedule.parse(plan.schedule), len(plan.stages)
-    if not stages or stages % schedule.stages_per_rank:
-        raise PlanError(
-            f"schedule {schedule} gives every pipeline rank {schedule.stages_per_rank} stages; the plan has {stages}"
-        )
-    degree = plan.pipeline_degree
-    if plan.world_size % degree:
-        raise PlanError(f"{plan.world_size} devices cannot be divided into {degree} pipeline ranks")
-    for index, stage in enumerate(plan.stages):
-        for strategy, _ in runs(stage):
-            if strategy.devices != plan.devices_per_stage:
-                raise PlanError(
-                    f"stage {index}: strategy {str(strategy)!r} is for {strategy.devices} devices, but "
-                    f"{plan.world_size} devices in {degree} pipeline ranks are {plan.devices_per_stage} each"
-                )
-    schedule.check(degree, plan.micro_batches)
-    check_batch(plan, plan.global_batch_size)
-
-
-def check_batch(plan: Plan, global_batch_size: int) -> None:
-    """Checks that a batch divides into micro-batches and shards.
-
-    Raises:
-        PlanError: says by what the batch must be divisible.
-    """
-    for strategy in dict.fromkeys(plan.strategies):
-        parts = plan.micro_batches * strategy.degree("dp")
-        if global_batch_size % parts:
-            raise PlanError(
-                f"a batch of {global_batch_size} samples cannot be divided into {plan.micro_batches} micro-batches of "
-                f"{strategy.degree('dp')} data-parallel shards (strategy {str(strategy)!r}); use a batch divisible by "
-                f"{parts}, or another number of micro-batches"
-            )

@@ -11,9 +11,10 @@ from pathlib import Path
 import sympy
 
 from galvatron.errors import PlanError, StrategyError, did_you_mean
+from galvatron.ir import plan_rules
 from galvatron.ir.files import exists
 from galvatron.ir.micro_batches import coupling, epilogue_coupling
-from galvatron.ir.plan import Plan, check_batch, check_shape
+from galvatron.ir.plan import Plan
 from galvatron.ir.program import Layer, LayerKind, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import BATCH
@@ -203,26 +204,15 @@ def check(plan: Plan, program: Program, world_size: int, global_batch_size: int)
     Raises:
         PlanError: says what does not fit and what to do.
     """
-    if plan.fingerprint != program.fingerprint:
-        raise PlanError(
-            f"the plan is for another model or batch signature (fingerprint {plan.fingerprint}, this program has "
-            f"{program.fingerprint}); search a plan for this program"
-        )
+    plan_rules.require(plan_rules.belongs(plan, program.fingerprint))
     if plan.world_size != world_size:
         raise PlanError(
             f"the plan is for {plan.world_size} devices, but there are {world_size}; "
             f"start {plan.world_size} processes, or search a plan for {world_size}"
         )
-    layers = len(planned_layers(program))
-    if len(plan.strategies) != layers:
-        raise PlanError(
-            f"the plan has strategies for {len(plan.strategies)} layers, but the program has {layers}; "
-            "search a plan for this program"
-        )
-    if not all(plan.stages):
-        raise PlanError(f"stage {[bool(s) for s in plan.stages].index(False)} of the plan has no layers")
-    check_shape(plan)
-    check_batch(plan, global_batch_size)
+    plan_rules.require(plan_rules.covers(plan, [len(planned_layers(program))]))
+    plan_rules.require(plan_rules.problems(plan))
+    plan_rules.require(plan_rules.batch(plan, global_batch_size))
     check_schedule(Schedule.parse(plan.schedule), plan.pipeline_degree, plan.micro_batches, program)
     check_micro_batches(plan.micro_batches, program)
     if global_batch_size not in program.batch_sizes:

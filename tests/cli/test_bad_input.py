@@ -107,7 +107,7 @@ PROGRAMS: dict[str, tuple[Callable[[str], bytes], str]] = {
     "markup": (lambda text: text.replace("Net", "[/x]").encode(), "unexpected '['"),
     "a lone surrogate": (lambda text: text.replace("clustered", '"\\ud800"').encode(), "expected"),
     "unknown form": (lambda text: text.replace("clustered", "clustred").encode(), "did you mean 'clustered'"),
-    "deep": (lambda text: text.replace("[B, 6]", "[" * 9999).encode(), "unknown word"),
+    "deep": (lambda text: text.replace("[B, 6]", "[" * 9999).encode(), "a list nests deeper than 16"),
     "long": (lambda text: text.encode() + b"// " + b"x" * (1 << 24), "at most 16777216 are read"),
     "a long number": (lambda text: text.replace("batch 8", "batch " + "8" * 5000).encode(), "a number of more"),
     "a long name": (lambda text: text.replace("Net", "N" * 10**5).encode(), "a name of more than 65536 characters"),

@@ -14,7 +14,7 @@ from galvatron.ir import limits
 from galvatron.ir.graph import Graph, Source
 from galvatron.ir.program import State
 from galvatron.ir.text import parse_program, print_program
-from galvatron.ir.text.parser import parse_expression
+from galvatron.ir.text.arguments import parse_expression
 from galvatron.ir.types import TensorType
 from galvatron.ir.verify import verify
 from galvatron.passes.fuse import Fuse
@@ -48,6 +48,7 @@ TOO_MUCH: dict[str, tuple[Callable[[], str], str]] = {
     "a file": (lambda: "/" * (limits.FILE_CHARACTERS + 1), "characters; at most"),
     "a line": (lambda: with_size("0," * limits.LINE_CHARACTERS), "line 5, column 1: a line of more than"),
     "words": (lambda: with_size("0,\n" * limits.LEXEMES), "more than 1048576 words and marks"),
+    "single marks": (lambda: with_size("0," * 100_000), "line 5, column 166921: more than 166914 words"),
     "a name": (lambda: with_name("a" * (limits.STRING_CHARACTERS + 1)), "line 3, column 9: a name of more than"),
     "a string": (lambda: with_name('"' + "é" * (limits.STRING_CHARACTERS + 1) + '"'), "line 3, column 9: a string"),
     "an axis": (lambda: with_size("B").replace("class @block", f"class @block mesh ({'a' * 70_000}=2@1)"), "a name of"),
@@ -57,7 +58,7 @@ TOO_MUCH: dict[str, tuple[Callable[[], str], str]] = {
     "digits of a stage": (lambda: with_run(3).replace("stage 0", "stage " + "0" * 400), "a number of more than 320"),
     "digits of a product": (lambda: with_size("*".join(["9" * 300] * 5)), "line 5, column 321: a number has more"),
     "a list": (lambda: with_size(listed(["0"] * (limits.LIST_ITEMS + 1))), "a list of more than 65536 items"),
-    "depth of a list": (lambda: with_size("[" * 20 + "]" * 20), "line 5, column 24: a list nests deeper than 16"),
+    "depth of a list": (lambda: with_size("[" * 20 + "]" * 20), "line 5, column 37: a list nests deeper than 16"),
     "rank": (lambda: with_size(", ".join(["1"] * 65)), "line 5, column 17: a tensor of more than 64 dimensions"),
     "a size": (lambda: with_size(str(2**63)), "line 5, column 17: a size of more than"),
     "terms": (lambda: with_size(" + ".join(f"B**{i % 60} * b**{i // 60}" for i in range(300))), "more than "),
@@ -67,8 +68,15 @@ TOO_MUCH: dict[str, tuple[Callable[[], str], str]] = {
     "rounds": (lambda: with_loop("layer x{i} %x{i} = @mask()", limits.REPEATS + 1), "at most 100000 times"),
     "layers": (lambda: with_loop(f"layer x{{i}} _ = @mask({', '.join(['%x{i}'] * 60)})"), "for too much"),
     "long layers": (lambda: with_loop(f"layer {'x' * 1000}{{i}} %x{{i}} = @mask()"), "stand for too much"),
+    "a long beginning": (
+        lambda: with_loop(f"layer x %x = @mask() state {'a' * 60_000} ({', '.join(['b'] * 60_000)})", 1),
+        "the loops and runs of the text stand for too much",
+    ),
     "a run": (lambda: with_run(limits.REPEATS + 1), "more than 100000 strategies"),
     "runs": (lambda: with_run(3).replace("candidates {", "candidates {" + "pp2 @block: dp4 ×99999\n" * 20), "for too"),
+    "brackets": (lambda: with_size("(" * 200 + "1" + ")" * 200), "line 5, column 122: more than 100 brackets"),
+    "signs": (lambda: with_size("-" * 200 + "1"), "line 5, column 122: more than 100 brackets and signs"),
+    "powers": (lambda: with_size("1**" * 200 + "1"), "more than 100 brackets and signs"),
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Shard
 from galvatron.ir.program import BatchSizes, Program, State
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import parse_graph, parse_program, print_graph, print_program
-from galvatron.ir.text.parser import parse_expression
+from galvatron.ir.text.arguments import parse_expression
 from galvatron.ir.types import BATCH, DTYPE_BYTES, LOCAL_BATCH, TensorType
 from galvatron.ir.verify import verify
 from tests.ir.programs import FORMS, captured, clustered, op, planned, rounded, staged, value

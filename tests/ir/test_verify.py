@@ -472,24 +472,24 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (replace(with_candidates(), candidates=with_candidates().candidates * 2), "a second list", "pp2 @embedding"),
     ],
     "plan-belongs": [
-        (with_plan(planned(), fingerprint="0"), "the plan is for '0'", "fingerprint"),
+        (with_plan(planned(), fingerprint="0"), "the plan is for another model", "fingerprint"),
         (with_plan(planned(), schedule="zigzag"), "unknown schedule", "schedule"),
-        (with_plan(planned(), micro_batches=0), "must be positive", "micro_batches"),
-        (with_plan(planned(), peak_bytes=(1,)), "1 figures for 2 pipeline ranks", "peak_bytes"),
+        (with_plan(planned(), micro_batches=0), "at least 1", "micro_batches"),
+        (with_plan(planned(), peak_bytes=(1,)), "1 entries for 2 pipeline ranks", "peak_bytes"),
         (with_plan(planned(), stages=(), peak_bytes=None), "no stages", "plan {"),
     ],
     "plan-covers-layers": [
-        (with_plan(planned(), stages=((TP8,) * 7,), peak_bytes=None), "strategies for [7] layers", "plan {"),
-        (with_plan(planned(), stages=((TP8,) * 6, ())), "stage 1 has no layers", "stage 1 = "),
+        (with_plan(planned(), stages=((TP8,) * 7,), peak_bytes=None), "strategies for 7 layers", "plan {"),
+        (with_plan(planned(), stages=((TP8,) * 6, ())), "stage 1 of the plan has no layers", "stage 1 = "),
     ],
     "plan-uses-devices": [
-        (with_plan(planned(), world_size=16), "dp2-tp2 uses 4 of 16 devices", "stage 0 ="),
+        (with_plan(planned(), world_size=16), "'dp2-tp2' is for 4 devices, but 16", "stage 0 ="),
         (replace(planned(), cluster=Cluster.parse("a100-80g:1x4"), candidates=()), "the cluster has 4", "world_size"),
     ],
     "plan-divides-batch": [
         (
             with_plan(planned(), global_batch_size=12),
-            "a batch of 12 does not divide into 4 micro-batches × dp2", "stage 0 =",
+            "a batch of 12 samples cannot be divided into 4 micro-batches of 2", "stage 0 =",
         ),
     ],
     "micro-batches-add-up": [

@@ -90,7 +90,7 @@ def plan_file(world: rt.World, path: str) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
-        (lambda text: text.replace('"world_size": 2,', '"world_size": ,'), "ParseError", "line 6, column 17"),
+        (lambda text: text.replace('"world_size": 2,', '"world_size": ,'), "ParseError", "line 7, column 17"),
         (lambda text: text[: len(text) // 2], "ParseError", "line "),
         (lambda text: text.replace("dp2", "dp2-tq1"), "PlanError", "did you mean 'tp1'"),
         (lambda text: text.replace("micro_batches", "microbatches"), "PlanError", "did you mean 'micro_batches'"),

@@ -15,6 +15,10 @@ _COMPARING = frozenset({"Mod", "Max", "Min"})
 _CHEAP = frozenset({"+", "-", "*", "/", "**", "Add", "Mul", "Pow", "Integer", "Float"})
 
 
+_SHORT = frozenset({"+", "-", "*"})
+"""Operations that on whole numbers take no time: those of a text have at most `limits.DIGITS` digits."""
+
+
 class Budget:
     """Counts what a text of a given length has used up.
 
@@ -32,6 +36,8 @@ class Budget:
         Raises:
             GalvatronError: its operands are too large, or the text has used up what it may.
         """
+        if operation in _SHORT and all(type(operand) is int for operand in operands):
+            return
         key = (operation, *map(type, operands), *operands)
         if key in self._computed:
             return

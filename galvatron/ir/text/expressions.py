@@ -1,4 +1,4 @@
-"""Arithmetic over the batch size as text: printed by sympy, built from the parse tree, never evaluated as code."""
+"""What arithmetic over the batch size means: bounded, and exact in whole numbers. No text is evaluated as code."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import math
 from functools import lru_cache
 
 import sympy
-from sympy.printing.str import StrPrinter
 
-from galvatron.errors import GalvatronError
 from galvatron.ir import limits
 from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES
 
@@ -135,48 +133,3 @@ def _short(value: int) -> int:
     if value.bit_length() > limits.NUMBER_BITS:
         raise ExpressionError(f"a number has more than {limits.DIGITS} digits")
     return value
-
-
-class _Printer(StrPrinter):
-    def _print_Float(self, expr: sympy.Float) -> str:
-        return repr(float(expr))
-
-
-@lru_cache(maxsize=4096)
-def format_expression(expression: sympy.Expr) -> str:
-    """Text that parses into an equal expression.
-
-    Raises:
-        GalvatronError: a symbol other than `B`, `b` and `m`, or a function outside `FUNCTIONS`.
-    """
-    from galvatron.errors import ParseError
-    from galvatron.ir.text.parser import parse_expression
-
-    for form in (_Printer().doprint, _exact):
-        try:
-            text = form(expression)
-            if _identical(parse_expression(text), expression):
-                return text
-        except (ParseError, ExpressionError):
-            continue
-    raise GalvatronError(
-        f"the expression {expression} has no text form; "
-        f"symbols are {', '.join(SYMBOLS)}, functions {', '.join(sorted(FUNCTIONS))}"
-    )
-
-
-def _identical(parsed: object, expression: sympy.Expr) -> bool:
-    return isinstance(parsed, sympy.Expr) and type(parsed) is type(expression) and parsed == expression
-
-
-def _exact(expression: sympy.Basic) -> str:
-    if isinstance(expression, sympy.Integer):
-        return f"Integer({expression})"
-    if isinstance(expression, sympy.Float):
-        return f"Float({float(expression)!r})"
-    if isinstance(expression, sympy.Rational) or expression in SYMBOLS.values():
-        return str(expression)
-    name = {sympy.Add: "Add", sympy.Mul: "Mul", sympy.Pow: "Pow"}.get(expression.func, expression.func.__name__)
-    if name not in FUNCTIONS:
-        raise ExpressionError(f"no text form for {name}")
-    return f"{name}({', '.join(_exact(a) for a in expression.args)})"

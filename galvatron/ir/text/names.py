@@ -56,26 +56,23 @@ def template(step: int, offset: int) -> str:
     return "{" + (str(step) if step != 1 else "") + "i" + (f"{offset:+}" if offset else "") + "}"
 
 
-def expander(i: int | None) -> Callable[[str], str]:
-    """Fills the templates of a name with the loop counter `i`, None outside of loops.
+def counted(name: str, first: int) -> Callable[[int], str]:
+    """What fills the templates of a name with a loop counter that begins with `first` and grows.
 
     Raises:
-        GalvatronError: (the function returned) a malformed template, one outside a loop, or a negative number.
+        GalvatronError: a malformed template, or a negative number.
     """
-
-    def fill(match: re.Match[str]) -> str:
-        step, offset = match.groups()
-        if i is None:
-            raise GalvatronError(f"{match.group()} counts with a loop, but there is no loop here")
-        number = int(step or 1) * i + int(offset or 0)
-        if number < 0:
-            raise GalvatronError(f"{match.group()} is negative for i = {i}")
-        return str(number)
-
-    def expand(name: str) -> str:
-        filled = _TEMPLATE.sub(fill, name)
-        if "{" in filled:
-            raise GalvatronError(f"malformed loop counter in {name!r}")
-        return filled
-
-    return expand
+    numbers = []
+    for match in _TEMPLATE.finditer(name):
+        step, offset = int(match[1] or 1), int(match[2] or 0)
+        if step * first + offset < 0:
+            raise GalvatronError(f"{match[0]} is negative for i = {first}")
+        numbers.append((step, offset))
+    form = _TEMPLATE.sub("\x00", name)
+    if "{" in form:
+        raise GalvatronError(f"malformed loop counter in {name!r}")
+    form = form.replace("%", "%%").replace("\x00", "%d")
+    if len(numbers) > 1:
+        return lambda i: form % tuple(step * i + offset for step, offset in numbers)
+    step, offset = numbers[0]
+    return lambda i: form % (step * i + offset)

@@ -6,7 +6,6 @@ locus), so the verifier can point at it.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +13,11 @@ from itertools import groupby
 
 import sympy
 
-from galvatron.errors import GalvatronError
-from galvatron.ir.cluster import Cluster, Link
+from galvatron.ir.cluster import Cluster
 from galvatron.ir.cost import ClassCost
-from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Source, Value
+from galvatron.ir.graph import Arg, Graph, Op, Source, Value
 from galvatron.ir.layout import Axis, Layout, Placement, Shard
-from galvatron.ir.plan import Plan, runs
+from galvatron.ir.plan import Plan
 from galvatron.ir.program import (
     BatchSizes,
     Candidates,
@@ -31,19 +29,18 @@ from galvatron.ir.program import (
     State,
     StateLayout,
     Transfer,
+    read_state,
 )
-from galvatron.ir.strategy import Strategy
-from galvatron.ir.text.expressions import format_expression
+from galvatron.ir.text import tokens
+from galvatron.ir.text.arguments import format_argument
 from galvatron.ir.text.loops import Loop, fold
 from galvatron.ir.text.names import bare_or_quoted, quote, sigiled, split_marks, unmark
+from galvatron.ir.text.records import entries, figure, record_lines
+from galvatron.ir.text.strategies import format_runs, format_strategy
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
-from galvatron.units import format_bytes, format_flop, format_seconds
-
-VERSION = 1
 
 _NAME_WIDTH, _CALL_WIDTH, _TYPE_WIDTH, _COLUMN_WIDTH, _LINE_WIDTH = 28, 80, 40, 64, 120
-_AXIS_NAME = re.compile(r"[A-Za-z_][\w.]*")
-_WORD = re.compile(r"[A-Za-z_]\w*")
+_AXIS_NAME = re.compile(tokens.NAME)
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ def _joined(lines: Iterable[Line]) -> str:
 
 def graph_file_lines(graph: Graph, w: _Writer) -> list[Line]:
     body = [Line("graph {", ("graph",)), *_graph_body(graph, w, None), Line("}")]
-    return [Line(f"galvatron ir {VERSION}"), Line(""), *body, *_sources(w)]
+    return [Line(f"galvatron ir {tokens.VERSION}"), Line(""), *body, *_sources(w)]
 
 
 def program_lines(program: Program, w: _Writer) -> list[Line]:
@@ -112,7 +109,7 @@ def program_lines(program: Program, w: _Writer) -> list[Line]:
     head += "" if program.batch_sizes == BatchSizes() else f" {program.batch_sizes}"
     head += "" if program.precision is None else f" precision {program.precision}"
     sections = [
-        [Line(f"galvatron ir {VERSION}")],
+        [Line(f"galvatron ir {tokens.VERSION}")],
         [Line(head, ("program",))],
         [
             *_aligned_values("input", program.inputs, w, "program"),
@@ -136,24 +133,17 @@ def program_lines(program: Program, w: _Writer) -> list[Line]:
 # Values and types
 
 
-def _dim(dim: Arg, w: _Writer) -> str:
-    if isinstance(dim, sympy.Expr):
-        try:
-            return format_expression(dim)
-        except GalvatronError:
-            if w.lenient:
-                return str(dim)
-            raise
-    return repr(dim)
+def _arg(arg: Arg, w: _Writer) -> str:
+    return format_argument(arg, lenient=w.lenient)
 
 
 def _type(type: TensorType, w: _Writer) -> str:
-    return f"{type.dtype}[{', '.join(_dim(d, w) for d in type.shape)}]"
+    return f"{type.dtype}[{', '.join(_arg(d, w) for d in type.shape)}]"
 
 
 def _placement(placement: Placement, w: _Writer) -> str:
     if isinstance(placement, Shard) and placement.outer != 1:
-        return f"S({placement.dim}, outer={_dim(placement.outer, w)}{', folded' * placement.folded})"
+        return f"S({placement.dim}, outer={_arg(placement.outer, w)}{', folded' * placement.folded})"
     return str(placement)
 
 
@@ -203,30 +193,6 @@ def _aligned_values(keyword: str, values: Sequence[Value], w: _Writer, owner: Ha
 # Op graphs
 
 
-def _arg(arg: Arg, w: _Writer) -> str:
-    match arg:
-        case Ref(name):
-            return _value_name(name)
-        case Const(kind, name):
-            if not w.lenient and not (_WORD.fullmatch(kind) and _WORD.fullmatch(name)):
-                raise GalvatronError(f"the constant {kind!r} {name!r} has no text form: both parts must be identifiers")
-            return f"{kind}.{name}"
-        case None | True | False:
-            return str(arg).lower()
-        case str():
-            return quote(arg)
-        case float() if not math.isfinite(arg):
-            return "nan" if math.isnan(arg) else "inf" if arg > 0 else "-inf"
-        case float():
-            short = f"{arg:.6g}"
-            return short if "e" in short and float(short) == arg else repr(arg)
-        case int():
-            return repr(arg)
-        case tuple():
-            return f"[{', '.join(_arg(a, w) for a in arg)}]"
-    return _dim(arg, w)
-
-
 def _call(op: Op, w: _Writer) -> str:
     args = [_arg(a, w) for a in op.args] + [f"{k}={_arg(v, w)}" for k, v in op.kwargs]
     return f"{op.target}({', '.join(args)})"
@@ -264,12 +230,6 @@ def _program_graph(program: Program, w: _Writer) -> list[Line]:
     return [Line(opening, ("graph",)), *body, Line("}")]
 
 
-def read_state(graph: Graph, state: Sequence[State], precision: str | None) -> tuple[Value, ...]:
-    """The state that a graph reads, as its values: what `graph of program` leaves to the program's own tables."""
-    read = {name for op in graph.ops for name in op.operands}.union(graph.outputs)
-    return tuple(Value(s.name, s.compute_type(precision)) for s in state if s.name in read)
-
-
 # Classes, layers, stages
 
 
@@ -278,7 +238,7 @@ def _layer_class(cls: LayerClass, batch_size: int, w: _Writer) -> list[Line]:
     if cls.base:
         head.append(f"of {sigiled('@', cls.base)}")
     if cls.strategy is not None:
-        head.append(f"strategy {_strategy(cls.strategy)}")
+        head.append(f"strategy {format_strategy(cls.strategy)}")
     if cls.mesh:
         head.append(f"mesh {_mesh(cls.mesh)}")
     cost = _cost(cls.cost, batch_size, w) if cls.cost else []
@@ -287,23 +247,22 @@ def _layer_class(cls: LayerClass, batch_size: int, w: _Writer) -> list[Line]:
 
 
 def _cost(cost: ClassCost, batch_size: int, w: _Writer) -> list[Line]:
-    rows = [(name, getattr(cost, name)) for name in cost.__dataclass_fields__]
-    texts = [f"{name:<15} = {_dim(value, w)}" for name, value in rows]
+    rows = list(entries(cost, lenient=w.lenient))
+    texts = [f"{name:<15} = {text}" for name, text, _ in rows]
     width = _width(texts, 64)
     lines: list[Line] = []
-    for index, ((name, value), text) in enumerate(zip(rows, texts, strict=True)):
+    for index, ((name, _, _), text) in enumerate(zip(rows, texts, strict=True)):
         comma = "," if index < len(rows) - 1 else ""
-        note = w.note(f"{_human(name, value, batch_size)} at batch {batch_size}") if w.comments else ""
+        note = w.note(f"{_at_batch(name, getattr(cost, name), batch_size)} at batch {batch_size}") if w.comments else ""
         lines.append(Line(f"  {'cost' if index == 0 else '    '} {_pad(text + comma, width + 1)}{note}"))
     return lines
 
 
-def _human(name: str, value: Dim, batch_size: int) -> str:
+def _at_batch(name: str, value: Dim, batch_size: int) -> str:
     try:
-        figure = float(sympy.sympify(value).subs({BATCH: batch_size, LOCAL_BATCH: batch_size}))
+        return figure(name, float(sympy.sympify(value).subs({BATCH: batch_size, LOCAL_BATCH: batch_size})))
     except TypeError:
         return "unknown"
-    return format_flop(figure) if name.endswith("_flop") else format_bytes(figure)
 
 
 def _layer(layer: Layer) -> str:
@@ -429,33 +388,15 @@ def _state(state: Sequence[State], w: _Writer) -> list[Line]:
 # Cluster, plan, search
 
 
-def _strategy(strategy: Strategy) -> str:
-    text = str(strategy)
-    return text if strategy.axes else "()" + text.removeprefix("dp1")
-
-
-def _runs(strategies: Sequence[Strategy]) -> str:
-    return ", ".join(_strategy(s) if count == 1 else f"{_strategy(s)} ×{count}" for s, count in runs(strategies))
-
-
 def _plan(plan: Plan, w: _Writer) -> list[Line]:
-    time = "" if plan.step_time_s is None else w.note(format_seconds(plan.step_time_s))
-    peak = "" if plan.peak_bytes is None else w.note(", ".join(format_bytes(n) for n in plan.peak_bytes))
-    rows = [
-        ("fingerprint", quote(plan.fingerprint), ""),
-        ("cluster", quote(plan.cluster), ""),
-        ("global_batch_size", repr(plan.global_batch_size), ""),
-        ("world_size", repr(plan.world_size), ""),
-        ("micro_batches", repr(plan.micro_batches), ""),
-        ("schedule", quote(plan.schedule), ""),
-        ("step_time_s", _arg(plan.step_time_s, w), time),
-        ("peak_bytes", _arg(plan.peak_bytes, w), peak),
-    ]
     return [
         Line("plan {", ("plan",)),
-        *(Line(f"  {name:<17} = {text}{note}", ("plan", name)) for name, text, note in rows),
         *(
-            Line(f"  stage {i} = {_runs(stage)}{w.note(f'{len(stage)} layers')}", ("plan", "stage", i))
+            Line(f"  {name:<17} = {text}{w.note(shown) if shown else ''}", ("plan", name))
+            for name, text, shown in entries(plan, lenient=w.lenient)
+        ),
+        *(
+            Line(f"  stage {i} = {format_runs(stage)}{w.note(f'{len(stage)} layers')}", ("plan", "stage", i))
             for i, stage in enumerate(plan.stages)
         ),
         Line("}"),
@@ -466,7 +407,7 @@ def _candidates(candidates: Sequence[Candidates]) -> list[Line]:
     lines = [Line("candidates {")]
     for c in candidates:
         locus = ("candidates", c.pipeline_degree, c.cls)
-        lines.append(Line(f"  pp{c.pipeline_degree} {sigiled('@', c.cls)}: {_runs(c.strategies)}", locus))
+        lines.append(Line(f"  pp{c.pipeline_degree} {sigiled('@', c.cls)}: {format_runs(c.strategies)}", locus))
     return [*lines, Line("}")]
 
 
@@ -476,37 +417,8 @@ def _cuts(cuts: Sequence[Cut]) -> list[Line]:
 
 
 def _cluster(cluster: Cluster, w: _Writer) -> list[Line]:
-    device = cluster.device
-    bandwidth = f"{_arg(device.memory_bytes_per_s, w)}{w.note(format_bytes(device.memory_bytes_per_s) + '/s')}"
-    rows = [
-        f"nodes = {cluster.nodes}",
-        f"devices_per_node = {cluster.devices_per_node}",
-        f"device {bare_or_quoted(device.name)} {{",
-        f"  memory_bytes = {device.memory_bytes}{w.note(format_bytes(device.memory_bytes))}",
-        *(
-            f"  matmul_flop_per_s.{dtype} = {_arg(rate, w)}{w.note(format_flop(rate) + '/s')}"
-            for dtype, rate in device.matmul_flop_per_s
-        ),
-        f"  memory_bytes_per_s = {bandwidth}",
-        f"  kernel_launch_s = {_arg(device.kernel_launch_s, w)}{w.note(format_seconds(device.kernel_launch_s))}",
-        "}",
-        *_link("in_node", cluster.in_node, w),
-        *_link("cross_node", cluster.cross_node, w),
-    ]
-    return [
-        Line(f"cluster {bare_or_quoted(cluster.name)} {{", ("cluster",)),
-        *(Line(f"  {r}", ("cluster",)) for r in rows),
-        Line("}"),
-    ]
-
-
-def _link(level: str, link: Link, w: _Writer) -> list[str]:
-    return [
-        f"{level} {{",
-        f"  bytes_per_s = {_arg(link.bytes_per_s, w)}{w.note(format_bytes(link.bytes_per_s) + '/s')}",
-        f"  latency_s = {_arg(link.latency_s, w)}{w.note(format_seconds(link.latency_s))}",
-        "}",
-    ]
+    *lines, end = record_lines("cluster", cluster, w.note)
+    return [*(Line(line, ("cluster",)) for line in lines), Line(end)]
 
 
 # Sources
@@ -518,9 +430,9 @@ def _sources(w: _Writer) -> list[Line]:
         return []
     lines = [Line(""), Line("sources {")]
     table = sorted(w.sources.items(), key=lambda entry: entry[0][0])
-    for file, entries in groupby(table, key=lambda entry: entry[0][0]):
+    for file, rows_of_file in groupby(table, key=lambda entry: entry[0][0]):
         lines.append(Line(f"  file {quote(file)} {{"))
-        rows = sorted((number, line, code) for (_, line, code), number in entries)
+        rows = sorted((number, line, code) for (_, line, code), number in rows_of_file)
         lines += [Line(f"    {f'#{number}':<5} {line:>5} {quote(code)}") for number, line, code in rows]
         lines.append(Line("  }"))
     return [*lines, Line("}")]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterator
 
-from galvatron.errors import PlanError, did_you_mean
+from galvatron.errors import did_you_mean
+from galvatron.ir import plan_rules
 from galvatron.ir.micro_batches import coupling
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import MASTER, PRECISIONS, Form, Layer, LayerKind, Program
 from galvatron.ir.types import DTYPE_BYTES, TensorType
 from galvatron.ir.verify.graphs import Violation
-from galvatron.schedules import Schedule
 
 Locus = tuple[Hashable, ...]
 
@@ -272,40 +272,26 @@ def candidates_fit(program: Program) -> Iterator[Violation]:
 def plan_belongs(program: Program) -> Iterator[Violation]:
     """The plan was made for this program, with a known schedule and positive numbers."""
     plan = _plan(program)
-    if plan.fingerprint != program.fingerprint:
-        yield ("plan", "fingerprint"), f"the plan is for {plan.fingerprint!r}, this program is {program.fingerprint!r}"
-    if not plan.stages:
-        yield ("plan",), "the plan has no stages"
-    elif problem := _schedule_problem(plan, any(layer.kind is LayerKind.EPILOGUE for layer in program.all_layers)):
-        yield ("plan", "schedule"), problem
-        return
-    for name in ("global_batch_size", "world_size", "micro_batches"):
-        if getattr(plan, name) < 1:
-            yield ("plan", name), f"{name} must be positive"
-    if plan.peak_bytes is not None and len(plan.peak_bytes) != plan.pipeline_degree:
-        yield ("plan", "peak_bytes"), f"{len(plan.peak_bytes)} figures for {plan.pipeline_degree} pipeline ranks"
+    ends = any(layer.kind is LayerKind.EPILOGUE for layer in program.all_layers)
+    yield from plan_rules.belongs(plan, program.fingerprint)
+    yield from plan_rules.numbers(plan)
+    if not (problems := list(plan_rules.schedule(plan, epilogue=ends))):
+        yield from plan_rules.peaks(plan)
+    yield from problems
 
 
 def plan_covers_layers(program: Program) -> Iterator[Violation]:
     """The plan has one strategy for each layer that runs per micro-batch, and no empty stage."""
     plan = _plan(program)
-    for index, stage in enumerate(plan.stages):
-        if not stage:
-            yield ("plan", "stage", index), f"stage {index} has no layers"
+    yield from plan_rules.layers(plan)
     counts = [sum(layer.kind is LayerKind.PLANNED for layer in layers) for _, layers in layer_groups(program)]
-    found = [len(stage) for stage in plan.stages] if program.form >= Form.SHARDED else [len(plan.strategies)]
-    if found != counts:
-        yield ("plan",), f"the plan has strategies for {found} layers, the program has {counts}"
+    yield from plan_rules.covers(plan, counts)
 
 
 def plan_uses_devices(program: Program) -> Iterator[Violation]:
     """Pipeline degree times the devices of every strategy is the world size, and that of the cluster if known."""
     plan = _plan(program)
-    for index, stage in enumerate(plan.stages):
-        for strategy in stage:
-            if strategy.devices * plan.pipeline_degree != plan.world_size:
-                uses = f"{strategy} uses {strategy.devices} of {plan.world_size} devices"
-                yield ("plan", "stage", index), f"{uses} in a pipeline of {plan.pipeline_degree} ranks"
+    yield from plan_rules.devices(plan)
     if program.cluster is not None and program.cluster.world_size != plan.world_size:
         yield ("plan", "world_size"), f"{plan.world_size} devices, but the cluster has {program.cluster.world_size}"
 
@@ -313,12 +299,7 @@ def plan_uses_devices(program: Program) -> Iterator[Violation]:
 def plan_divides_batch(program: Program) -> Iterator[Violation]:
     """The global batch divides into micro-batches, and a micro-batch into data-parallel shards."""
     plan = _plan(program)
-    for index, stage in enumerate(plan.stages):
-        for strategy in dict.fromkeys(stage):
-            parts = plan.micro_batches * strategy.degree("dp")
-            if plan.global_batch_size % parts:
-                pieces = f"{plan.micro_batches} micro-batches × dp{strategy.degree('dp')}"
-                yield ("plan", "stage", index), f"a batch of {plan.global_batch_size} does not divide into {pieces}"
+    yield from plan_rules.batch(plan, plan.global_batch_size)
 
 
 def micro_batches_add_up(program: Program) -> Iterator[Violation]:
@@ -326,18 +307,6 @@ def micro_batches_add_up(program: Program) -> Iterator[Violation]:
     plan = _plan(program)
     if plan.micro_batches > 1 and (problem := coupling(program)):
         yield ("plan", "micro_batches"), f"{plan.micro_batches} micro-batches do not add up to the batch: {problem}"
-
-
-def _schedule_problem(plan: Plan, ends: bool) -> str:
-    """Why the schedule cannot run the stages and micro-batches of the plan, nor an epilogue if there is one; empty if
-    it can."""
-    try:
-        schedule = Schedule.parse(plan.schedule)
-    except PlanError as error:
-        return str(error)
-    if len(plan.stages) % schedule.stages_per_rank:
-        return f"{len(plan.stages)} stages under {schedule}, which gives each rank {schedule.stages_per_rank}"
-    return schedule.refusal(plan.pipeline_degree, max(1, plan.micro_batches), epilogue=ends) or ""
 
 
 def _plan(program: Program) -> Plan:

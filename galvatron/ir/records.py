@@ -1,0 +1,139 @@
+"""Records: dataclasses whose declaration says how each field is checked, and written in JSON and in text.
+
+A field is of the kind that its type says, and may be left out if it has a default. What a value may be beyond its kind
+is for those to say who know the record (`Cluster.check`, `galvatron.ir.plan_rules`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar, get_type_hints
+
+import sympy
+
+from galvatron.errors import GalvatronError, did_you_mean
+from galvatron.ir.documents import is_text, shown
+from galvatron.ir.types import Dim
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a field may hold, in words and as a predicate on values whose lists are tuples; and what it is converted by
+    when it comes from JSON, where a number may have lost its point."""
+
+    meaning: str
+    admits: Callable[[Any], bool]
+    converted: Callable[[Any], Any] = lambda value: value
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a record. `kind` is None in a record within the record (`cls`), and in what is read apart."""
+
+    name: str
+    kind: Kind | None
+    cls: type | None
+    required: bool
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def _is_table(value: Any) -> bool:
+    return type(value) is tuple and all(
+        type(entry) is tuple and len(entry) == 2 and is_text(entry[0]) and _is_number(entry[1]) for entry in value
+    )
+
+
+Table = tuple[tuple[str, float], ...]
+
+_KINDS: dict[Any, Kind] = {
+    int: Kind("a whole number", lambda v: type(v) is int),
+    bool: Kind("true or false", lambda v: type(v) is bool),
+    float: Kind("a number", _is_number, float),
+    float | None: Kind(
+        "a number or none", lambda v: v is None or _is_number(v), lambda v: None if v is None else float(v)
+    ),
+    str: Kind("text", is_text),
+    tuple[int, ...] | None: Kind(
+        "a list of whole numbers or none",
+        lambda v: v is None or (type(v) is tuple and all(type(n) is int for n in v)),
+    ),
+    Dim: Kind("a size", lambda v: type(v) is int or isinstance(v, sympy.Expr)),
+    Table: Kind("a list of names with numbers", _is_table, lambda v: tuple((name, float(n)) for name, n in v)),
+}
+
+APART = {"apart": True}
+"""Metadata of a field that is of no kind, and is read and written by itself."""
+
+TABLE = _KINDS[Table]
+"""The kind of fields that text writes as one entry for each name, `field.name = number`."""
+
+
+@cache
+def fields_of(cls: type) -> tuple[Field, ...]:
+    """The fields of a record, in the order in which they are declared and written."""
+    types = get_type_hints(cls)
+    fields = []
+    for field in dataclasses.fields(cls):
+        type_ = types[field.name]
+        kind = _KINDS.get(type_)
+        inner = type_ if isinstance(type_, type) and dataclasses.is_dataclass(type_) else None
+        if kind is None and inner is None and field.metadata != APART:
+            raise TypeError(f"{cls.__name__}.{field.name} is of a type that no kind of field has")
+        fields.append(Field(field.name, kind, inner, field.default is dataclasses.MISSING))
+    return tuple(fields)
+
+
+def read_members(
+    cls: type[Record],
+    members: Any,
+    what: str,
+    error: type[GalvatronError],
+    apart: Mapping[str, Callable[[str, Any], Any]] | None = None,
+) -> Record:
+    """The record that a JSON object says.
+
+    Args:
+        what: what it is, for messages.
+        error: the class of what is raised.
+        apart: how fields are read that are of no kind, given their name and value.
+
+    Raises:
+        GalvatronError: a field is missing, unknown or of another kind; the message names it.
+    """
+    if not isinstance(members, dict):
+        raise error(f"a {what} is a JSON object, not a {type(members).__name__}")
+    fields = {field.name: field for field in fields_of(cls)}
+    for name in members:
+        if name not in fields:
+            raise error(f"{what} field {shown(name)} is unknown; {did_you_mean(name, fields)}")
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in members:
+            values[name] = _read_member(field, members[name], what, error, apart or {})
+        elif field.required:
+            raise error(f"{what} field {name!r} is missing")
+    return cls(**values)
+
+
+def _read_member(field: Field, value: Any, what: str, error: type[GalvatronError], apart: Mapping[str, Any]) -> Any:
+    if field.cls is not None:
+        return read_members(field.cls, value, f"{what} {field.name}", error)
+    if field.kind is None:
+        return apart[field.name](field.name, value)
+    value = _with_tuples(value)
+    if not field.kind.admits(value):
+        raise error(f"{what} field {field.name!r} must be {field.kind.meaning}, not {shown(value)}")
+    return field.kind.converted(value)
+
+
+def _with_tuples(value: Any) -> Any:
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value

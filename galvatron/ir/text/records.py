@@ -1,0 +1,121 @@
+"""Records as text, `name = value` for each field, read and printed from their declaration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from galvatron.errors import did_you_mean
+from galvatron.ir.records import TABLE, Field, fields_of
+from galvatron.ir.text import tokens
+from galvatron.ir.text.arguments import format_argument, read_argument
+from galvatron.ir.text.names import bare_or_quoted
+from galvatron.ir.text.scanner import Scanner, token
+from galvatron.units import format_bytes, format_flop, format_seconds
+
+Record = TypeVar("Record")
+
+_KEY = token(rf"{tokens.NAME}(?={tokens.BLANKS}=)")
+_TITLE = "name"
+"""The field that stands before the brace."""
+
+
+def read_record(s: Scanner, cls: type[Record], apart: Mapping[str, Callable[[Scanner], Any]] | None = None) -> Record:
+    """`keyword name { field = value … keyword { … } }`: fields first, then the records in it, then what is read apart.
+
+    Args:
+        apart: how fields are read that are of no kind.
+    """
+    at, word = s.at, s.keyword()
+    s.expect(word)
+    fields = fields_of(cls)
+    values: dict[str, Any] = {}
+    if fields[0].name == _TITLE:
+        values[_TITLE] = s.name()
+    s.expect("{")
+    _read_entries(s, fields, values)
+    inner = {field.name: field.cls for field in fields if field.cls is not None}
+    while (keyword := s.keyword()) in inner:
+        if keyword in values:
+            s.refuse(f"a second {keyword}", s.at)
+        values[keyword] = read_record(s, inner[keyword])
+    for name, read in (apart or {}).items():
+        values[name] = read(s)
+    if not s.accept("}"):
+        s.unexpected("a field", *map(repr, inner), "'}'")
+    return _made(s, cls, values, word, at)
+
+
+def read_list(s: Scanner, cls: type[Record]) -> Record:
+    """`keyword field = value, field = value`."""
+    at, word = s.at, s.keyword()
+    s.expect(word)
+    values: dict[str, Any] = {}
+    _read_entries(s, fields_of(cls), values, commas=True)
+    return _made(s, cls, values, word, at)
+
+
+def _made(s: Scanner, cls: type[Record], values: dict[str, Any], word: str, at: int) -> Record:
+    if missing := [field.name for field in fields_of(cls) if field.required and field.name not in values]:
+        s.refuse(f"{word} needs {', '.join(missing)}", at)
+    return cls(**values)
+
+
+def _read_entries(s: Scanner, fields: tuple[Field, ...], values: dict[str, Any], *, commas: bool = False) -> None:
+    """Adds the values of fields, each given once and of its kind."""
+    known = {field.name: field for field in fields if field.kind is not None and field.name != _TITLE}
+    at = s.at
+    while (key := s.take(_KEY)) is not None:
+        s.expect("=")
+        value = read_argument(s)
+        name, dot, entry = key.partition(".")
+        field = known.get(name)
+        if field is None or field.kind is None or (field.kind is TABLE) != bool(dot):
+            s.refuse(f"unknown field {key!r}; {did_you_mean(key, known)}", at)
+        if field.kind is TABLE:
+            value = (*values.get(name, ()), (entry, value))
+        elif name in values:
+            s.refuse(f"{key!r} is given twice", at)
+        if not field.kind.admits(value):
+            s.refuse(f"{key!r} must be {'a number' if dot else field.kind.meaning}", at)
+        values[name] = value
+        if commas and not s.more():
+            return
+        at = s.at
+
+
+def record_lines(word: str, record: Any, note: Callable[[str], str]) -> Iterator[str]:
+    """A record as `read_record` reads it; `note` makes a comment of a figure for a reader."""
+    title = [bare_or_quoted(getattr(record, _TITLE))] if hasattr(record, _TITLE) else []
+    yield " ".join([word, *title, "{"])
+    for key, text, figure in entries(record):
+        yield f"  {key} = {text}{note(figure) if figure else ''}"
+    for field in fields_of(type(record)):
+        if field.cls is not None:
+            yield from (f"  {line}" for line in record_lines(field.name, getattr(record, field.name), note))
+    yield "}"
+
+
+def entries(record: Any, *, lenient: bool = False) -> Iterator[tuple[str, str, str]]:
+    """Name, value and figure for a reader (empty if that says nothing more) of every field with a kind."""
+    for field in fields_of(type(record)):
+        value = getattr(record, field.name)
+        if field.kind is TABLE:
+            for name, number in value:
+                yield f"{field.name}.{name}", format_argument(number, lenient=lenient), figure(field.name, number)
+        elif field.kind is not None and field.name != _TITLE:
+            yield field.name, format_argument(value, lenient=lenient), figure(field.name, value)
+
+
+def figure(name: str, value: Any) -> str:
+    """A quantity for a reader, with the unit that its name ends in; empty where that is none."""
+    if isinstance(value, tuple):
+        return ", ".join(filter(None, (figure(name, item) for item in value)))
+    if type(value) not in (int, float):
+        return ""
+    quantity, per, _ = name.partition("_per_s")
+    rate = "/s" if per else ""
+    for unit, shown in (("bytes", format_bytes), ("flop", format_flop)):
+        if quantity.endswith(unit):
+            return shown(value) + rate
+    return format_seconds(value) if name.endswith("_s") else ""

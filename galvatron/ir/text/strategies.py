@@ -1,0 +1,69 @@
+"""Strategies and runs of equal ones as text: `dp2-tp2 ×3, dp4`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+from galvatron.errors import StrategyError
+from galvatron.ir import limits
+from galvatron.ir.plan import runs
+from galvatron.ir.strategy import Strategy
+from galvatron.ir.text import tokens
+from galvatron.ir.text.scanner import Scanner, token
+
+_STRATEGY = token(tokens.STRATEGY)
+_NEXT = re.compile(rf"stage(?![\w.])|pp[0-9]+{tokens.BLANKS}@|\}}")
+"""What follows where there are no strategies."""
+
+
+def read_runs(s: Scanner) -> tuple[Strategy, ...]:
+    """Strategies with commas between them, `dp4 ×3` for three of them; perhaps none."""
+    start = s.at
+    if _NEXT.match(s.text, start):
+        return ()
+    strategies: list[Strategy] = []
+    while True:
+        at = s.at
+        strategy, times = read_strategy(s), 1
+        if s.accept("×"):
+            times = s.integer()
+            s.pay(("",), times, at)
+        if len(strategies) + times > limits.REPEATS:
+            s.refuse(f"more than {limits.REPEATS} strategies", start)
+        strategies += [strategy] * times
+        if not s.more():
+            return tuple(strategies)
+
+
+def read_strategy(s: Scanner) -> Strategy:
+    """A strategy; `()` in place of its degrees where it has none."""
+    at = s.at
+    text = s.expected(_STRATEGY, "a strategy")
+    try:
+        return _parsed(text)
+    except StrategyError as error:
+        s.refuse(str(error), at)
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> Strategy:
+    if any(len(number) > limits.DIGITS for number in re.findall(r"[0-9]+", text)):
+        raise StrategyError(f"a number of more than {limits.DIGITS} digits")
+    if text.startswith("()"):
+        return replace(Strategy.parse("dp1" + text[2:]), axes=())
+    return Strategy.parse(text)
+
+
+def format_strategy(strategy: Strategy) -> str:
+    """What `read_strategy` makes it from."""
+    text = str(strategy)
+    return text if strategy.axes else "()" + text.removeprefix("dp1")
+
+
+def format_runs(strategies: Sequence[Strategy]) -> str:
+    """What `read_runs` makes them from."""
+    counted = ((format_strategy(strategy), count) for strategy, count in runs(strategies))
+    return ", ".join(text if count == 1 else f"{text} ×{count}" for text, count in counted)
