@@ -39,7 +39,7 @@ KNOWS_NOTHING_OF: dict[str, tuple[str, ...]] = {
 """Part of the passes → what is above it: machine ← sharding ← costs ← search."""
 
 RATES = {"memory_bytes_per_s", "matmul_flop_per_s", "flop_per_s", "bytes_per_s", "kernel_launch_s", "latency_s"}
-READ_RATES = {"machine/machine.py", "ir/cluster.py", "ir/text/printer.py", "profiler/local.py"}
+READ_RATES = {"machine/machine.py", "ir/cluster.py", "profiler/local.py"}
 """What makes seconds of bytes and FLOP, and who may: the machine, and who reads, prints and measures clusters."""
 
 WITHOUT_TORCH = [

@@ -47,7 +47,7 @@ class Bounds:
             return torch.zeros(2, dtype=torch.float64, device=device)
         least, greatest, sizes = self._stacked()
         wrong = (least < 0) | (greatest >= sizes)
-        return torch.stack([wrong.sum(), torch.tensor(len(wrong), device=wrong.device)]).to(torch.float64)
+        return torch.stack([wrong.sum(dtype=torch.float64), wrong.new_full((), len(wrong), dtype=torch.float64)])
 
     def error(self, batch: Mapping[str, Tensor]) -> PlanError | None:
         """What went outside first on this rank, and which inputs of the batch have that number."""

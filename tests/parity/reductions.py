@@ -94,6 +94,8 @@ class Reductions(nn.Module):
                 self.words += (word,)
 
     def _fits(self, words: tuple[str, ...]) -> bool:
+        if words.count("copies") + words.count("pairs") > 2 or words.count("copies") > 1:
+            return False  # each makes a matrix of a vector of samples
         before, self.words = self.words, words
         try:
             return all(self(**batch_of(size, 0)).requires_grad for size in (5, 7))

@@ -56,6 +56,7 @@ RULES: tuple[Rule, ...] = (
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "known_dtypes sizes_in_batch numbers_in_batch mesh_axes"),
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "layouts_present result_count"),
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "padded_shards collectives spmd_ops random_draws result_types"),
+    *_rules(Form.CAPTURED, Form.STAGED, graphs, "computed_results"),
     *_rules(Form.CAPTURED, Form.CAPTURED, programs, "graph_matches_program"),
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "known_classes layer_signatures layers_in_order state_is_bound"),
     *_rules(Form.CLUSTERED, Form.PLANNED, programs, "operand_types"),
@@ -72,7 +73,6 @@ RULES: tuple[Rule, ...] = (
     *_rules(Form.SHARDED, Form.SHARDED, sharding, "operands_fit"),
     *_rules(Form.STAGED, Form.STAGED, sharding, "edges_agree transfers_pair transfers_defined"),
     *_rules(Form.STAGED, Form.STAGED, sharding, "state_is_kept tied_state_agrees zero_as_planned"),
-    *_rules(Form.CAPTURED, Form.STAGED, graphs, "computed_results"),
 )
 """Every rule, in the order in which they are applied."""
 

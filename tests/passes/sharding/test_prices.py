@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from galvatron.ir.ops.work import product
 
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.layout import Axis
+from galvatron.ir.ops.work import product
 from galvatron.ir.types import BATCH, TensorType
 from galvatron.machine import Kernel, Machine
 from galvatron.passes.sharding.boundary import Border
