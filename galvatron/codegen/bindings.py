@@ -13,7 +13,7 @@ from galvatron.codegen.sizes import Sizes, batch_input_shape
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis, Shard, nameable_axes
-from galvatron.ir.program import Layer, LayerClass, Program, Stage, When
+from galvatron.ir.program import Layer, LayerClass, LayerKind, Program, Stage, When
 from galvatron.ir.types import Dim
 from galvatron.schedules import Schedule
 
@@ -214,7 +214,9 @@ def _layer_names(stage: Stage) -> dict[str, str]:
 def _layer_name(scope: Scope, layer: Layer) -> str:
     if identifier(layer.name) in STAGE_ATTRIBUTES:
         return scope.bind(layer.name, f"{layer.name}_0")
-    return scope.bind_one_of(layer.name, *layer.origin[:1])
+    if not layer.origin:
+        return scope.bind(layer.name)
+    return scope.bind_one_of(layer.name, layer.origin[0] if layer.kind is LayerKind.CONVERSION else str(layer.kind))
 
 
 def _bind_batch(bindings: Bindings) -> None:
