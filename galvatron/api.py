@@ -33,7 +33,7 @@ from galvatron.ir.capture import BatchDims, Captured, LossFunction, capture_grap
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.documents import shown
 from galvatron.ir.plan import Plan
-from galvatron.ir.planning import PlanShorthand, check, names_plan_file, resolve
+from galvatron.ir.planning import PlanShorthand, read_plan, with_plan, without_plan
 from galvatron.ir.program import Form, Program
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
@@ -242,10 +242,11 @@ def estimate(
         GalvatronError: another argument is wrong.
     """
     costed = _costed(_valid(program), required_cluster(cluster), global_batch_size)
-    fitted = _fitted_plan(costed, _parsed_plan(plan))
-    with ours("estimating a plan", _with_plan(costed, fitted)):
-        step_time_s, stages = estimate_plan(costed, fitted)
-        return Estimate(step_time_s, peak_bytes(setting_of(costed, fitted), stages), stages)
+    planned = with_plan(costed, _parsed_plan(plan))
+    with ours("estimating a plan", planned):
+        assert planned.plan is not None
+        step_time_s, stages = estimate_plan(costed, planned.plan)
+        return Estimate(step_time_s, peak_bytes(setting_of(costed, planned.plan), stages), stages)
 
 
 def emit(
@@ -263,7 +264,7 @@ def emit(
         GalvatronError: another argument is wrong.
     """
     costed = _costed(_valid(program), required_cluster(cluster), global_batch_size)
-    return _emitted(_lowered(_with_plan(costed, _fitted_plan(costed, _parsed_plan(plan)))))
+    return _emitted(_lowered(with_plan(costed, _parsed_plan(plan))))
 
 
 def _planned(
@@ -284,7 +285,7 @@ def _planned(
     costed = _costed(captured.program, cluster, None)
     if given is None:
         return replace(captured, program=_searched(costed, wanted.memory_bytes, None))
-    return replace(captured, program=_with_plan(costed, _fitted_plan(costed, given)))
+    return replace(captured, program=with_plan(costed, given))
 
 
 def _valid(program: Program) -> Program:
@@ -320,17 +321,13 @@ def _costed(program: Program, cluster: Cluster, global_batch_size: int | None) -
         )
     if program.form is Form.CLUSTERED:
         program = _passed(PLANNING[:1], program)
-    return replace(program, form=Form.COSTED, batch_size=batch_size, cluster=cluster, candidates=(), cuts=(), plan=None)
+    return without_plan(program, cluster, batch_size)
 
 
 def _searched(costed: Program, memory_bytes: int | None, schedule: str | None) -> Program:
     options = {"memory": memory_bytes, "schedule": schedule}
     given = {name: value for name, value in options.items() if value is not None}
     return _passed(PLANNING[1:], costed, {"search": given})
-
-
-def _with_plan(costed: Program, plan: Plan) -> Program:
-    return replace(costed, form=Form.PLANNED, plan=plan)
 
 
 def _lowered(planned: Program) -> Program:
@@ -360,27 +357,13 @@ def _parsed_plan(plan: PlanLike) -> Plan | PlanShorthand:
     """
     if plan == "":
         raise no_plan(plan)
-    if isinstance(plan, str) and not names_plan_file(plan):
-        return PlanShorthand.parse(plan)
-    if isinstance(plan, (str, os.PathLike)):
+    if isinstance(plan, str):
+        return read_plan(plan)
+    if isinstance(plan, os.PathLike):
         return Plan.load(plan)
     if isinstance(plan, Plan):
         return plan
     raise no_plan(plan)
-
-
-def _fitted_plan(program: Program, plan: Plan | PlanShorthand) -> Plan:
-    """The plan for a costed program, its cluster and its batch.
-
-    Raises:
-        PlanError: it does not fit one of them.
-    """
-    assert program.cluster is not None
-    world_size, batch_size = program.cluster.world_size, program.batch_size
-    if isinstance(plan, PlanShorthand):
-        return resolve(program, plan, batch_size, world_size)
-    check(plan, program, world_size, batch_size)
-    return plan
 
 
 def _cluster_of_job(world: rt.World, *, measured: bool) -> Cluster:

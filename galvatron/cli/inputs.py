@@ -75,11 +75,6 @@ def read_plan(text: str, program: Program, cluster: Cluster, global_batch_size: 
     Raises:
         PlanError, ParseError, StrategyError: it does not parse, or does not fit the program, cluster or batch.
     """
-    from galvatron.ir.plan import Plan
-    from galvatron.ir.planning import check, names_plan_file, resolve
+    from galvatron.ir import planning
 
-    if not names_plan_file(text):
-        return resolve(program, text, global_batch_size, cluster.world_size)
-    plan = Plan.load(text)
-    check(plan, program, cluster.world_size, global_batch_size)
-    return plan
+    return planning.fitted(planning.read_plan(text), program, cluster.world_size, global_batch_size)

@@ -12,10 +12,11 @@ import sympy
 
 from galvatron.errors import PlanError, StrategyError, did_you_mean
 from galvatron.ir import plan_rules
+from galvatron.ir.cluster import Cluster
 from galvatron.ir.files import exists
 from galvatron.ir.micro_batches import coupling, epilogue_coupling
 from galvatron.ir.plan import Plan
-from galvatron.ir.program import Layer, LayerKind, Program
+from galvatron.ir.program import Form, Layer, LayerKind, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import BATCH
 from galvatron.schedules import PATTERN, SCHEDULES, Schedule, default_schedule
@@ -97,6 +98,52 @@ def names_plan_file(text: str) -> bool:
     except (StrategyError, PlanError):
         return True
     return Path(text).is_file()
+
+
+def read_plan(text: str) -> Plan | PlanShorthand:
+    """What text means by a plan: a file, or one strategy for all layers; not yet checked against anything.
+
+    Raises:
+        PlanError, ParseError, StrategyError: it cannot be read.
+    """
+    return Plan.load(text) if names_plan_file(text) else PlanShorthand.parse(text)
+
+
+def with_plan(program: Program, plan: Plan | PlanShorthand) -> Program:
+    """A costed program under a plan for its cluster and its batch.
+
+    Raises:
+        PlanError: the plan does not fit one of them.
+    """
+    if program.cluster is None:
+        raise PlanError("a plan is for a cluster, and the program names none; use annotate-costs{cluster=…}")
+    plan = fitted(plan, program, program.cluster.world_size, program.batch_size)
+    return replace(program, form=Form.PLANNED, plan=plan)
+
+
+def fitted(plan: Plan | PlanShorthand, program: Program, world_size: int, global_batch_size: int) -> Plan:
+    """The plan itself, or what a shorthand means, for a program (clustered or later), world size and batch.
+
+    Raises:
+        PlanError: it does not fit one of them.
+    """
+    if isinstance(plan, PlanShorthand):
+        return resolve(program, plan, global_batch_size, world_size)
+    check(plan, program, world_size, global_batch_size)
+    return plan
+
+
+def without_plan(program: Program, cluster: Cluster, global_batch_size: int) -> Program:
+    """A program with costs for a cluster and a batch, whatever was decided about it before forgotten."""
+    return replace(
+        program,
+        form=Form.COSTED,
+        batch_size=global_batch_size,
+        cluster=cluster,
+        candidates=(),
+        cuts=(),
+        plan=None,
+    )
 
 
 def planned_layers(program: Program) -> tuple[Layer, ...]:

@@ -22,6 +22,8 @@ PASSES: dict[str, str] = {
     "prune": "galvatron.passes.prune:Prune",
     # candidates → planned: stages, micro-batches and a strategy per layer, within the memory budget
     "search": "galvatron.passes.search:Search",
+    # costed → planned: a plan that is given, instead of the last three
+    "use-plan": "galvatron.passes.use_plan:UsePlan",
     # planned → sharded: each class becomes the local graph of one rank, collectives included
     "shard": "galvatron.passes.shard:Shard",
     # sharded → sharded: collectives between layers whose layouts differ

@@ -133,7 +133,7 @@ def test_opt_keeps_stdout_for_the_program(program_file: Path, tmp_path: Path) ->
 
 def test_opt_names_a_pass_in_the_wrong_place(program_file: Path) -> None:
     _, err = run("opt", program_file, "--passes", "shard", code=2)
-    assert "pass 'shard' needs a program in form planned" in err and "run 'search' before it" in err
+    assert "pass 'shard' needs a program in form planned" in err and "run 'search' or 'use-plan' before it" in err
 
 
 def test_opt_unknown_pass(program_file: Path) -> None:
