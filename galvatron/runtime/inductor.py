@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
-from galvatron import runtime
+from galvatron import recompute, runtime
+from galvatron.runtime import collectives, deferral, ring, spmd
 from galvatron.runtime.stage import Stage
 
-_OPAQUE = (
-    "addmm", "all_gather", "all_reduce", "all_to_all", "copy", "cross_entropy_loss", "embedding", "first", "keep",
-    "linear", "logsumexp", "once", "pad", "reduce_scatter", "scaled_dot_product_attention", "slice",
-)  # fmt: skip
-"""What generated code calls that is no kernel: the compiler cuts its graphs there, and calls it as it is."""
+_OPAQUE = frozenset(module.__name__ for module in (recompute, collectives, deferral, ring, spmd))
+"""Modules of functions that generated code calls and that are no kernels: the compiler cuts its graphs there, and calls
+them as they are."""
 
 
 def compile_layers(stages: Iterable[Stage], compiler: Callable[..., Any] = torch.compile) -> None:
@@ -42,7 +41,8 @@ def _opaque_runtime() -> ModuleType:
     module = ModuleType(f"{runtime.__name__}.opaque")
     for name in runtime.__all__:
         value = getattr(runtime, name)
-        setattr(module, name, torch.compiler.disable(value) if name in _OPAQUE else value)
+        opaque = isinstance(value, FunctionType) and value.__module__ in _OPAQUE
+        setattr(module, name, torch.compiler.disable(value) if opaque else value)
     return module
 
 
