@@ -25,7 +25,7 @@ from galvatron.ir.ops.targets import parsed
 
 
 @dataclass(frozen=True)
-class Form:
+class Spelling:
     """One form, read.
 
     Exactly one of `operator` (the text between, or before, the operands) and `function` is set; a `receiver` makes the
@@ -46,7 +46,7 @@ class Form:
         return frozenset((*self.positional, self.spread, *self.keywords, self.receiver)) - {""}
 
 
-def forms(target: str) -> tuple[Form, ...]:
+def forms(target: str) -> tuple[Spelling, ...]:
     """The forms of an operator, the preferred one first."""
     text = of_target(target).form(parsed(target).overload)
     parameters = frozenset(p.name for p in schema_of(target).parameters)
@@ -54,16 +54,16 @@ def forms(target: str) -> tuple[Form, ...]:
 
 
 @cache
-def _read(text: str, parameters: frozenset[str]) -> Form:
+def _read(text: str, parameters: frozenset[str]) -> Spelling:
     if not text.endswith(")"):
         words = re.findall(r"\w+|[^\w\s]+", text)
         operands = tuple(w for w in words if w.isidentifier())
-        return Form(operands, operator=next(w for w in words if not w.isidentifier()))
+        return Spelling(operands, operator=next(w for w in words if not w.isidentifier()))
     function, _, listed = text[:-1].partition("(")
     head, _, method = function.partition(".")
     receiver = head if head in parameters else ""
     arguments = [a.strip() for a in listed.split(",") if a.strip()]
-    return Form(
+    return Spelling(
         positional=tuple(a.rstrip("!") for a in arguments if a.rstrip("!").isidentifier()),
         spread=next((a[1:] for a in arguments if a.startswith("*")), ""),
         keywords=tuple(a[:-1] for a in arguments if a.endswith("=")),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Mapping
 import sympy
 
 from galvatron.codegen.expressions import print_expression
-from galvatron.codegen.forms import Form, forms
+from galvatron.codegen.forms import Spelling, forms
 from galvatron.codegen.layout import Brackets, Text, call, list_of, prefixed, tuple_of
 from galvatron.codegen.names import attribute, literal
 from galvatron.errors import GalvatronError
@@ -149,7 +149,7 @@ class OpPrinter:
         """The op in the first form of the table that can say it, or None."""
         return next(filter(None, (self._in_form(op, form) for form in forms(op.target))), None)
 
-    def _in_form(self, op: Op, form: Form) -> Text | None:
+    def _in_form(self, op: Op, form: Spelling) -> Text | None:
         defaults = {p.name: p.default for p in schema_of(op.target).parameters}
         given = {name: value for name, value in op.arguments.items() if not _same(value, defaults.get(name))}
         if not form.needed <= given.keys() <= form.written | MEANINGLESS:
@@ -158,14 +158,14 @@ class OpPrinter:
             return self._operator(form, op)
         return self._call(form, op, given)
 
-    def _operator(self, form: Form, op: Op) -> Text:
+    def _operator(self, form: Spelling, op: Op) -> Text:
         operands = [str(self.argument(op[name], atomic=True)) for name in form.positional]
         if len(operands) == 1:
             return form.operator + operands[0]
         tight = form.operator == "**" and not any("(" in o for o in operands)
         return f"{operands[0]}{form.operator if tight else f' {form.operator} '}{operands[1]}"
 
-    def _call(self, form: Form, op: Op, given: dict[str, Arg]) -> Text:
+    def _call(self, form: Spelling, op: Op, given: dict[str, Arg]) -> Text:
         written: list[Text] = []
         positional = list(form.positional)
         while positional and positional[-1] not in given:

@@ -53,7 +53,7 @@ class Along:
     inner: Dim
 
 
-State = Along | Whole
+Spread = Along | Whole
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ class Flow:
     ops that couple samples first; both by the name of the op's first result. What follows a coupling is `COUPLED`.
     """
 
-    states: Mapping[str, State]
+    states: Mapping[str, Spread]
     once: Mapping[str, tuple[str | int, ...]]
     couplings: Mapping[str, Coupling]
 
 
-def batch_state(type_: TensorType) -> State:
+def batch_state(type_: TensorType) -> Spread:
     """The state of a batch input, or of what is made anew in each micro-batch: along the batch where it has one."""
     for dim, size in enumerate(type_.shape):
         inner = exact_quotient(size, BATCH) if not isinstance(size, int) else None
@@ -91,16 +91,16 @@ def batch_state(type_: TensorType) -> State:
     return SAME
 
 
-def flow(graph: Graph, given: Mapping[str, State]) -> Flow:
+def flow(graph: Graph, given: Mapping[str, Spread]) -> Flow:
     """Follows states through a graph, written in the global batch size, from those `given` for its inputs and state
     (`SAME` by default)."""
     types = {name: value.type for name, value in graph.values.items()}
-    states: dict[str, State] = {v.name: given.get(v.name, SAME) for v in (*graph.inputs, *graph.state)}
+    states: dict[str, Spread] = {v.name: given.get(v.name, SAME) for v in (*graph.inputs, *graph.state)}
     once: dict[str, tuple[str | int, ...]] = {}
     couplings: dict[str, Coupling] = {}
     for op in graph.ops:
         operands = [states[name] for name in op.operands]
-        made: tuple[State, ...] = (COUPLED,) * len(op.results)
+        made: tuple[Spread, ...] = (COUPLED,) * len(op.results)
         if COUPLED not in operands:
             try:
                 made, counted = _checked(op, operands, _results(op, types, operands))
@@ -116,11 +116,11 @@ class _Couples(Exception):
     """The op couples samples; the message goes on from its name."""
 
 
-_Made = tuple[tuple[State, ...], list[str | int]]
+_Made = tuple[tuple[Spread, ...], list[str | int]]
 """The states of an op's results, and what it has to count once."""
 
 
-def _results(op: Op, types: Mapping[str, TensorType], operands: list[State]) -> _Made:
+def _results(op: Op, types: Mapping[str, TensorType], operands: list[Spread]) -> _Made:
     """What an op makes of its operands.
 
     Raises:
@@ -145,7 +145,7 @@ def _results(op: Op, types: Mapping[str, TensorType], operands: list[State]) -> 
     return _linear(op, types, dims, operands)
 
 
-def _checked(op: Op, operands: list[State], found: _Made) -> _Made:
+def _checked(op: Op, operands: list[Spread], found: _Made) -> _Made:
     """What an op makes, where a micro-batch can say it in its own number of samples.
 
     Raises:
@@ -163,7 +163,7 @@ _BOUNDS = frozenset({"start", "end", "length"})
 """Parameters that cut a part out of a dimension `dim`."""
 
 
-def _sizes_are_of_samples(op: Op, operands: list[State], made: tuple[State, ...]) -> bool:
+def _sizes_are_of_samples(op: Op, operands: list[Spread], made: tuple[Spread, ...]) -> bool:
     """Whether the batch size is in the sizes of an op as often as its results have samples: a micro-batch writes its
     own for each."""
     if not all(_is_of_samples(value.type, state) for value, state in zip(op.results, made, strict=True)):
@@ -181,7 +181,7 @@ def _sizes_are_of_samples(op: Op, operands: list[State], made: tuple[State, ...]
     )
 
 
-def _is_of_samples(type_: TensorType, state: State) -> bool:
+def _is_of_samples(type_: TensorType, state: Spread) -> bool:
     rest = list(type_.shape)
     if isinstance(state, Along):
         outer = exact_quotient(rest[state.dim], simplify_dim(state.inner * BATCH))
@@ -201,7 +201,7 @@ def is_counted(op: Op) -> bool:
     return op.target == "aten.div.Tensor" and len(op.args) > 1 and op.args[1] == MICRO_BATCHES
 
 
-def statistic_state(op: Op) -> State:
+def statistic_state(op: Op) -> Spread:
     """The state of what an op makes once per step of the whole batch."""
     return SUM if is_counted(op) else SAME
 
@@ -218,7 +218,7 @@ def _mentions(arg: Arg) -> bool:
     )
 
 
-def _along(op: Op, types: Mapping[str, TensorType], dims: OpDims, operands: list[State]) -> _Made:
+def _along(op: Op, types: Mapping[str, TensorType], dims: OpDims, operands: list[Spread]) -> _Made:
     """An op whose operands or results have samples: along one factor of one of its named dimensions."""
     found = {_factor(tensor, dims, state) for tensor, state in zip(dims.operands, operands, strict=True)} - {None}
     if not found:
@@ -247,9 +247,9 @@ def _along(op: Op, types: Mapping[str, TensorType], dims: OpDims, operands: list
     return tuple(SUM if place is None else place for place in results), _fractions(types, counted)
 
 
-def _linear(op: Op, types: Mapping[str, TensorType], dims: OpDims, operands: list[State]) -> _Made:
+def _linear(op: Op, types: Mapping[str, TensorType], dims: OpDims, operands: list[Spread]) -> _Made:
     """An op on sums over the batch: terms pass through what is linear in them."""
-    results: tuple[State, ...] = (SUM,) * len(op.results)
+    results: tuple[Spread, ...] = (SUM,) * len(op.results)
     if _is_cast(op):
         return results, []
     number = _added_number(op)
@@ -308,7 +308,7 @@ def _is_batched(value: Value) -> bool:
     return isinstance(batch_state(value.type), Along)
 
 
-def _factor(tensor: tuple[DimNames, ...], dims: OpDims, state: State) -> _Factor | str | None:
+def _factor(tensor: tuple[DimNames, ...], dims: OpDims, state: Spread) -> _Factor | str | None:
     """Which factor of which named dimension the samples of an operand are; None for one without."""
     if not isinstance(state, Along):
         return None
@@ -350,7 +350,7 @@ def _coupling(
     classes: tuple[LayerClass, ...], layers: tuple[Layer, ...], inputs: tuple[Value, ...], output: str
 ) -> Coupling | None:
     graphs = {cls.name: cls.graph for cls in classes}
-    states: dict[str, State] = {value.name: batch_state(value.type) for value in inputs}
+    states: dict[str, Spread] = {value.name: batch_state(value.type) for value in inputs}
     flows: dict[Hashable, Flow] = {}
     for layer in layers:
         graph = graphs[layer.cls]
@@ -382,7 +382,7 @@ def epilogue_coupling(program: Program) -> Coupling | None:
     whole |= {value.name for value in program.inputs}
     for layer in (layer for layer in program.layers if layer.kind is LayerKind.EPILOGUE):
         graph = program.class_of[layer.cls].graph
-        given: dict[str, State] = {}
+        given: dict[str, Spread] = {}
         for value, name in zip(graph.inputs, layer.operands, strict=True):
             state = batch_state(value.type)
             given[value.name] = SUM if state is SAME and name not in whole else state

@@ -23,7 +23,7 @@ Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
-class Kind:
+class FieldKind:
     """What a field may hold, in words and as a predicate on values whose lists are tuples; and what it is converted by
     when it comes from JSON, where a number may have lost its point."""
 
@@ -37,7 +37,7 @@ class Field:
     """A field of a record. `kind` is None in a record within the record (`cls`), and in what is read apart."""
 
     name: str
-    kind: Kind | None
+    kind: FieldKind | None
     cls: type | None
     required: bool
 
@@ -54,20 +54,20 @@ def _is_table(value: Any) -> bool:
 
 Table = tuple[tuple[str, float], ...]
 
-_KINDS: dict[Any, Kind] = {
-    int: Kind("a whole number", lambda v: type(v) is int),
-    bool: Kind("true or false", lambda v: type(v) is bool),
-    float: Kind("a number", _is_number, float),
-    float | None: Kind(
+_KINDS: dict[Any, FieldKind] = {
+    int: FieldKind("a whole number", lambda v: type(v) is int),
+    bool: FieldKind("true or false", lambda v: type(v) is bool),
+    float: FieldKind("a number", _is_number, float),
+    float | None: FieldKind(
         "a number or none", lambda v: v is None or _is_number(v), lambda v: None if v is None else float(v)
     ),
-    str: Kind("text", is_text),
-    tuple[int, ...] | None: Kind(
+    str: FieldKind("text", is_text),
+    tuple[int, ...] | None: FieldKind(
         "a list of whole numbers or none",
         lambda v: v is None or (type(v) is tuple and all(type(n) is int for n in v)),
     ),
-    Dim: Kind("a size", lambda v: type(v) is int or isinstance(v, sympy.Expr)),
-    Table: Kind("a list of names with numbers", _is_table, lambda v: tuple((name, float(n)) for name, n in v)),
+    Dim: FieldKind("a size", lambda v: type(v) is int or isinstance(v, sympy.Expr)),
+    Table: FieldKind("a list of names with numbers", _is_table, lambda v: tuple((name, float(n)) for name, n in v)),
 }
 
 APART = {"apart": True}

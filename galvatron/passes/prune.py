@@ -53,7 +53,7 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Rule:
+class PruningRule:
     """One reason to cut: which strategies of a branch it removes, each with why. `argument` justifies the rule."""
 
     name: str
@@ -178,36 +178,36 @@ def _costs_no_more(model: CostModel, index: int, better: Strategy, worse: Strate
     return True
 
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, PruningRule] = {
     rule.name: rule
     for rule in (
-        Rule(
+        PruningRule(
             "dp-divides-batch",
             True,
             "a shard of a fraction of a sample does not exist, so the plan could not run",
             _indivisible_batch,
         ),
-        Rule(
+        PruningRule(
             "tp-stays-in-node",
             False,
             "tensor parallelism communicates in every layer, forward and backward, and cannot hide it; across nodes "
             "that takes longer than it saves unless a layer is very large",
             _tp_across_nodes,
         ),
-        Rule(
+        PruningRule(
             "memory-lower-bound-exceeds-budget",
             True,
             "a layer's own state and the activations of the smallest micro-batch bound its stage's memory from below",
             _too_much_state,
         ),
-        Rule(
+        PruningRule(
             "dominated-in-time-and-memory",
             True,
             "in any plan the dominated strategy can be replaced in all layers at once: every layer, conversion to a "
             "third strategy and transfer costs no more, and conversions between equals are free",
             _dominated,
         ),
-        Rule(
+        PruningRule(
             "dominated-but-for-ties",
             False,
             "the same where layers share parameters: what is lost are plans in which these layers have strategies that "

@@ -7,7 +7,7 @@ import pytest
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.text import parse_graph
-from galvatron.passes.rewriting import Builder, Formula, Function, Rule, rewritten
+from galvatron.passes.rewriting import Builder, Formula, Function, RewriteRule, rewritten
 from galvatron.passes.rewriting.notation import parse
 
 SILU = Formula("x * sigmoid(x)", "silu(x)")
@@ -19,7 +19,7 @@ def graph_of(*ops: str, returns: str = "%out") -> Graph:
     return parse_graph(f"graph {{\ninput %x : f64[4, 4]\nstate %w : f64[4, 4]\n{body}return {returns}\n}}")
 
 
-def after(graph: Graph, *rules: Rule) -> Graph:
+def after(graph: Graph, *rules: RewriteRule) -> Graph:
     return rewritten(graph, rules, trainable=["w"])
 
 

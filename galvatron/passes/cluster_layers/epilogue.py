@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from galvatron.ir.graph import Graph, Op, Ref, Value
-from galvatron.ir.micro_batches import COUPLED, SAME, Along, Flow, State, batch_state, counts, flow, statistic_state
+from galvatron.ir.micro_batches import COUPLED, SAME, Along, Flow, Spread, batch_state, counts, flow, statistic_state
 from galvatron.ir.names import Names
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.random import is_random
@@ -79,7 +79,7 @@ def epilogue_ops(graph: Graph, roles: Roles, parameters: frozenset[str]) -> froz
     return frozenset() if any(is_random(graph.ops[i]) for i in again) else frozenset(chosen)
 
 
-def _drawn_in(graph: Graph, chosen: set[int], index_of: Mapping[str, int], states: Mapping[str, State]) -> set[int]:
+def _drawn_in(graph: Graph, chosen: set[int], index_of: Mapping[str, int], states: Mapping[str, Spread]) -> set[int]:
     """The ops whose results the chosen ones read but cannot be given, or can make of what they are given anyway.
 
     A term that micro-batches count once, each adding its share, is whole only in their sum: such ops stay with them.
@@ -100,7 +100,7 @@ def _entering(graph: Graph, chosen: set[int], index_of: Mapping[str, int]) -> It
     return (n for i in chosen for n in graph.ops[i].operands if n in index_of and index_of[n] not in chosen)
 
 
-def _may_enter(graph: Graph, name: str, states: Mapping[str, State]) -> bool:
+def _may_enter(graph: Graph, name: str, states: Mapping[str, Spread]) -> bool:
     """Whether the epilogue can be given a value: its type tells how the parts of the micro-batches make up the whole.
 
     What is the same in each micro-batch is computed again instead, since it has nothing but parameters upstream.

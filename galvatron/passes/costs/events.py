@@ -46,7 +46,7 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Collective:
+class CollectiveCall:
     """One collective on a mesh axis; `payload_bytes` as in `Machine.collective_s`."""
 
     kind: str
@@ -54,7 +54,7 @@ class Collective:
     payload_bytes: Linear
 
 
-Event = Launch | Collective
+Event = Launch | CollectiveCall
 
 
 @dataclass(frozen=True)
@@ -89,5 +89,5 @@ def collectives_s(events: Iterable[Event], machine: Machine, batch: float) -> fl
     return sum(
         machine.collective_s(event.kind, event.payload_bytes(batch), event.axis)
         for event in events
-        if isinstance(event, Collective)
+        if isinstance(event, CollectiveCall)
     )

@@ -20,7 +20,7 @@ from galvatron.ir.graph import Graph, Op
 from galvatron.ir.layout import Axis
 from galvatron.ir.program import Form, LayerClass, Program
 from galvatron.machine import Machine
-from galvatron.passes.costs.events import Collective, Profile, collectives_s, kernels_s, launches
+from galvatron.passes.costs.events import CollectiveCall, Profile, collectives_s, kernels_s, launches
 from galvatron.passes.costs.profile import profile_graph
 from galvatron.passes.sharding import Partitioner
 from galvatron.passes.sharding.decisions import Decision, Reason
@@ -160,7 +160,7 @@ class _Total:
 
 @dataclass
 class _Sent:
-    events: list[Collective] = field(default_factory=list)
+    events: list[CollectiveCall] = field(default_factory=list)
     forward: int = 0
 
 
@@ -168,7 +168,7 @@ def _channels(profile: Profile, machine: Machine, batch: float) -> tuple[Channel
     sent: dict[tuple[Axis, str], _Sent] = {}
     for phase, events in ((1, profile.forward), (0, profile.backward)):
         for event in events:
-            if isinstance(event, Collective):
+            if isinstance(event, CollectiveCall):
                 channel = sent.setdefault((event.axis, event.kind), _Sent())
                 channel.events.append(event)
                 channel.forward += phase

@@ -29,7 +29,7 @@ from galvatron.ir.recompute import selective_steps
 from galvatron.ir.types import evaluate
 from galvatron.ir.verify.computed import silence
 from galvatron.machine.kernel import touched_bytes
-from galvatron.passes.costs.events import Collective, Event, Launch, Linear, Profile
+from galvatron.passes.costs.events import CollectiveCall, Event, Launch, Linear, Profile
 from galvatron.passes.costs.slices import run_on_slice
 from galvatron.passes.sharding.conversion import conversion
 from galvatron.recompute import keep, once, recomputed
@@ -116,7 +116,7 @@ def _fit_events(batches: tuple[int, int], first: list[_Event], second: list[_Eve
     for a, b in zip(first, second, strict=True):
         size_bytes = Linear.through(batches, (a.size_bytes, b.size_bytes))
         if b.axis is not None:
-            fitted.append(Collective(b.name, b.axis, size_bytes))
+            fitted.append(CollectiveCall(b.name, b.axis, size_bytes))
         else:
             fitted.append(Launch(b.name, b.dtype, _fit_work(batches, a.work, b.work), size_bytes, b.of_weight))
     return tuple(fitted)

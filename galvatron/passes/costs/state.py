@@ -15,7 +15,7 @@ from galvatron.ir.program import State
 from galvatron.ir.types import evaluate
 from galvatron.ir.zero import LEVELS, merged, summed_axes
 from galvatron.machine.kernel import ACCUMULATION_PASSES, OPTIMIZER_PASSES
-from galvatron.passes.costs.events import Collective, Linear
+from galvatron.passes.costs.events import CollectiveCall, Linear
 
 OPTIMIZER_MOMENTS = 2
 """What the optimizer keeps of each trained element: AdamW's two moments, in the type of the master."""
@@ -94,9 +94,9 @@ def trained_state(state: State, local: Value, mesh: tuple[Axis, ...], level: int
 class StateCollectives:
     """What is sent for parameters: per micro-batch forward and backward, and once per step."""
 
-    forward: tuple[Collective, ...]
-    backward: tuple[Collective, ...]
-    step: tuple[Collective, ...]
+    forward: tuple[CollectiveCall, ...]
+    backward: tuple[CollectiveCall, ...]
+    step: tuple[CollectiveCall, ...]
 
 
 def state_collectives(states: Iterable[TrainedState]) -> StateCollectives:
@@ -112,9 +112,9 @@ def state_collectives(states: Iterable[TrainedState]) -> StateCollectives:
     return StateCollectives(**{phase: _events(by_kind) for phase, by_kind in sizes.items()})
 
 
-def _events(sizes: dict[tuple[str, tuple[Axis, ...]], float]) -> tuple[Collective, ...]:
+def _events(sizes: dict[tuple[str, tuple[Axis, ...]], float]) -> tuple[CollectiveCall, ...]:
     return tuple(
-        Collective(kind, axis, Linear(payload, 0.0))
+        CollectiveCall(kind, axis, Linear(payload, 0.0))
         for (kind, axes), size in sizes.items()
         for axis, payload in _by_axis(axes, size)
     )

@@ -30,7 +30,7 @@ from galvatron.passes.fuse.conditions import (
 from galvatron.passes.fuse.samples import read_for_one_sample
 from galvatron.passes.normalize import RULES
 from galvatron.passes.normalize.identities import as_result
-from galvatron.passes.rewriting import Formula, Function, Rule, numbered, rewritten
+from galvatron.passes.rewriting import Formula, Function, RewriteRule, numbered, rewritten
 
 _RAW_SCORES = ("q @ k", "(q @ k) * scale", "(q @ k) / divisor")
 _MASKED_SCORES = (*(f"{s} + mask" for s in _RAW_SCORES), *(f"where.ScalarOther(mask, {s}, -inf)" for s in _RAW_SCORES))
@@ -38,7 +38,7 @@ _HIDDEN_SCORES = tuple(f"masked_fill.Scalar({s}, hidden, -inf)" for s in _RAW_SC
 _KEYS = "reshape(expand(unsqueeze(k, 2), expanded), _)"
 _VALUES = "reshape(expand(unsqueeze(v, 2), expanded), _)"
 
-FUSIONS: dict[str, Rule] = {
+FUSIONS: dict[str, RewriteRule] = {
     "samples": Function(read_for_one_sample),
     # casts and views
     "type-as": Formula("type_as(x, y)", "_to_copy(x, dtype=dtype)", as_result),

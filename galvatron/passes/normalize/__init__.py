@@ -47,7 +47,7 @@ from galvatron.passes.normalize.writes import (
     samples_written,
     slice_written,
 )
-from galvatron.passes.rewriting import Formula, Function, Rule, numbered, rewritten
+from galvatron.passes.rewriting import Formula, Function, RewriteRule, numbered, rewritten
 
 _COPIES = "alias clone contiguous lift_fresh_copy lift_fresh detach_copy alias_copy resolve_conj resolve_neg"
 _VIEWS = (
@@ -60,7 +60,7 @@ def _each(ops: str, arguments: str) -> tuple[str, ...]:
     return tuple(f"{op}({arguments})" for op in ops.split())
 
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[RewriteRule, ...] = (
     Function(canonical_arguments),
     # ops that do nothing
     Formula(_each(_COPIES, "x, ..."), "x"),

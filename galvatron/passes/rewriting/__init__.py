@@ -9,7 +9,7 @@ what is computed twice.
 from galvatron.passes.rewriting.builder import Builder
 from galvatron.passes.rewriting.driver import rewritten
 from galvatron.passes.rewriting.matcher import Match
-from galvatron.passes.rewriting.rules import Formula, Function, Names, Rule
+from galvatron.passes.rewriting.rules import Formula, Function, Names, RewriteRule
 from galvatron.passes.rewriting.sharing import numbered
 
-__all__ = ["Builder", "Formula", "Function", "Match", "Names", "Rule", "numbered", "rewritten"]
+__all__ = ["Builder", "Formula", "Function", "Match", "Names", "RewriteRule", "numbered", "rewritten"]

@@ -8,14 +8,14 @@ from functools import cache
 from galvatron.ir.graph import Graph, Op, Ref
 from galvatron.ir.names import Names
 from galvatron.passes.rewriting.builder import Builder
-from galvatron.passes.rewriting.rules import Rule
+from galvatron.passes.rewriting.rules import RewriteRule
 from galvatron.passes.rewriting.sharing import without_repeats
 
-_Lookup = Callable[[str], Sequence[Rule]]
+_Lookup = Callable[[str], Sequence[RewriteRule]]
 """The rules to try on an op, by its target."""
 
 
-def rewritten(graph: Graph, rules: Iterable[Rule], trainable: Iterable[str]) -> Graph:
+def rewritten(graph: Graph, rules: Iterable[RewriteRule], trainable: Iterable[str]) -> Graph:
     """The graph after every rewrite that applies, and those that they make possible; earlier rules of the list first.
 
     Ops and state that nobody reads are gone, and what depends on no trainable state is computed once.

@@ -101,4 +101,4 @@ def _argument(term: Term, match: Match) -> Arg:
             return Ref(match.build.emit_op(op, match.build.inferred(op)).result.name)
 
 
-Rule = Formula | Function
+RewriteRule = Formula | Function

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from galvatron.ir.graph import Graph, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Placement
 from galvatron.ir.types import BATCH, TensorType, exact_quotient, simplify_dim
-from galvatron.passes.sharding.factors import FactorTable, OpFactor, Place
+from galvatron.passes.sharding.factors import FactorPlace, FactorTable, OpFactor
 from galvatron.passes.sharding.groups import Choices
-from galvatron.passes.sharding.modes import Mode, Split, State
+from galvatron.passes.sharding.modes import AxisState, Mode, Split
 from galvatron.passes.sharding.solver import Boundary
 
 
@@ -85,14 +85,14 @@ class Role:
     ring: bool = False
     folded: bool = False
 
-    def crossing(self, type_: TensorType, differentiable: bool) -> State:
+    def crossing(self, type_: TensorType, differentiable: bool) -> AxisState:
         """The state of a value of a global type where it crosses from one layer to another."""
         split = self.stream(type_) if differentiable or "batch" in self.reach else None
         if split is not None:
             return split
         return REPLICATE if not differentiable or self.stream is _whole else BROADCAST
 
-    def parameters(self, graph: Graph, border: Border, table: FactorTable) -> frozenset[Place]:
+    def parameters(self, graph: Graph, border: Border, table: FactorTable) -> frozenset[FactorPlace]:
         """Every place at a factor of parameters that no residual stream has, if the axis may shard these."""
         if "parameters" not in self.reach:
             return frozenset()
@@ -130,7 +130,7 @@ class Role:
             kept: how the axis is to place some of the trainable state, as far as the ops can read it so.
         """
 
-        def crossing(name: str) -> State:
+        def crossing(name: str) -> AxisState:
             state = self.crossing(graph.values[name].type, name in border.differentiable)
             if isinstance(state, Split) and state.size != BATCH:
                 factor = table.at(name, state.dim, state.inner, state.size)
@@ -155,7 +155,7 @@ class Role:
         table: FactorTable,
         choices: Choices,
         wanted: Placement | None,
-    ) -> tuple[State, ...]:
+    ) -> tuple[AxisState, ...]:
         """The states a parameter or buffer may be kept in.
 
         Under tensor parallelism a matrix is sharded wherever some mode can, whatever it costs: such a plan is asked for
@@ -179,7 +179,7 @@ class Role:
         return tuple(splits) if splits and _is_matrix(value.name, graph, table) else (REPLICATE, BROADCAST, *splits)
 
 
-def residual_stream(graph: Graph, border: Border, table: FactorTable) -> frozenset[Place]:
+def residual_stream(graph: Graph, border: Border, table: FactorTable) -> frozenset[FactorPlace]:
     """Every place at a factor of what crosses the layer's border with a gradient."""
     return table.of_values({*(v.name for v in graph.inputs), *graph.outputs} & border.differentiable)
 
@@ -189,7 +189,7 @@ def matrices(graph: Graph, border: Border, table: FactorTable) -> frozenset[str]
     return frozenset(v.name for v in graph.state if v.name in border.trainable and _is_matrix(v.name, graph, table))
 
 
-def _splits(name: str, graph: Graph, modes: list[tuple[Mode, ...]]) -> list[State]:
+def _splits(name: str, graph: Graph, modes: list[tuple[Mode, ...]]) -> list[AxisState]:
     """Every way in which all ops that read a value can read it sharded."""
     readable = [
         dict.fromkeys(m.operands[position] for m in choices if isinstance(m.operands[position], Split))

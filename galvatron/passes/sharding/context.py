@@ -16,7 +16,7 @@ from galvatron.ir.types import DTYPE_BYTES
 from galvatron.machine import Machine
 from galvatron.passes.sharding.boundary import Border
 from galvatron.passes.sharding.partition import ShardedClass, shard_class
-from galvatron.passes.sharding.ties import Place, TiedClasses, agreement, tied_classes
+from galvatron.passes.sharding.ties import Binding, TiedClasses, agreement, tied_classes
 
 
 class Partitioner:
@@ -77,7 +77,7 @@ class Partitioner:
         vocabulary that is the head, to which it matters most. What another class cannot read so is whole.
         """
         key = (tie, axes)
-        kept: dict[tuple[Place, ...], Layout] = {}
+        kept: dict[tuple[Binding, ...], Layout] = {}
         while key not in self._together:
             sharded = {
                 cls: self._shard(cls, axes, {f: layout for piece, layout in kept.items() for c, f in piece if c == cls})

@@ -29,7 +29,7 @@ class Factor:
     size: Dim
 
 
-Place = tuple[str, Factor]
+FactorPlace = tuple[str, Factor]
 """A factor of a named value."""
 
 
@@ -71,33 +71,33 @@ class FactorTable:
         end = simplify_dim(inner * size)
         return next(f for f in self.factors(value, dim) if simplify_dim(f.inner * f.size) == end)
 
-    def of_values(self, names: Iterable[str]) -> frozenset[Place]:
+    def of_values(self, names: Iterable[str]) -> frozenset[FactorPlace]:
         """Every place connected to a factor of one of the values."""
         given = set(names)
         return self._reach(lambda place: place[0] in given)
 
-    def connected(self, seeds: Iterable[Place]) -> frozenset[Place]:
+    def connected(self, seeds: Iterable[FactorPlace]) -> frozenset[FactorPlace]:
         """Every place connected, by ops that share a factor, to one of the given places (these included)."""
         given = set(seeds)
         return self._reach(given.__contains__) | given
 
-    def touches(self, index: int, factor: OpFactor, places: frozenset[Place]) -> bool:
+    def touches(self, index: int, factor: OpFactor, places: frozenset[FactorPlace]) -> bool:
         """Whether a factor of op `index` lies at one of the places."""
         return any(place in places for place in self._factor_places(index, factor))
 
-    def _factor_places(self, index: int, factor: OpFactor) -> list[Place]:
+    def _factor_places(self, index: int, factor: OpFactor) -> list[FactorPlace]:
         op = self._graph.ops[index]
         names = (*op.operands, *(v.name for v in op.results))
         return [(n, f) for n, f in zip(names, (*factor.operands, *factor.results), strict=True) if f is not None]
 
-    def _reach(self, wanted: Callable[[Place], bool]) -> frozenset[Place]:
+    def _reach(self, wanted: Callable[[FactorPlace], bool]) -> frozenset[FactorPlace]:
         components = (c for c in networkx.connected_components(self._links) if any(wanted(place) for place in c))
         return frozenset().union(*components)
 
     @cached_property
-    def _links(self) -> networkx.Graph[Place]:
+    def _links(self) -> networkx.Graph[FactorPlace]:
         """Places that are one factor to some op."""
-        links: networkx.Graph[Place] = networkx.Graph()
+        links: networkx.Graph[FactorPlace] = networkx.Graph()
         for index, factors in enumerate(self._op_factors):
             for factor in factors:
                 networkx.add_path(links, self._factor_places(index, factor))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import PARTIAL
-from galvatron.passes.sharding.factors import Factor, FactorTable, OpFactor, Place
+from galvatron.passes.sharding.factors import Factor, FactorPlace, FactorTable, OpFactor
 from galvatron.passes.sharding.modes import Mode, Split
 
 Modes = list[tuple[Mode, ...]]
@@ -49,7 +49,7 @@ class _MatrixFactor:
 
     matrix: str
     factor: Factor
-    places: frozenset[Place]
+    places: frozenset[FactorPlace]
     readers: frozenset[int]
     makers: frozenset[int]
     sums: frozenset[int]
@@ -73,8 +73,8 @@ class MatrixFactors:
         graph: Graph,
         table: FactorTable,
         matrices: frozenset[str],
-        parameters: frozenset[Place],
-        stream: frozenset[Place],
+        parameters: frozenset[FactorPlace],
+        stream: frozenset[FactorPlace],
     ) -> None:
         self._graph = graph
         self._table = table
@@ -85,7 +85,7 @@ class MatrixFactors:
             if all((name, f) in stream for dim in range(len(value.type.shape)) for f in table.factors(name, dim))
         }
         self._factors = self._find(matrices)
-        self._complete = frozenset[Place]().union(*(f.places for f in self._factors if f.complete))
+        self._complete = frozenset[FactorPlace]().union(*(f.places for f in self._factors if f.complete))
 
     def choices(self, modes: Modes, sharded_outside: frozenset[str] = frozenset()) -> Choices:
         """What remains of the modes on one axis without those of blocked factors.
@@ -134,7 +134,7 @@ class MatrixFactors:
         return found
 
     def _find(self, matrices: frozenset[str]) -> tuple[_MatrixFactor, ...]:
-        found: dict[Place, _MatrixFactor] = {}
+        found: dict[FactorPlace, _MatrixFactor] = {}
         for index, op in enumerate(self._graph.ops):
             for position, name in enumerate(op.operands):
                 for factor in self._table.op_factors(index) if name in matrices else ():

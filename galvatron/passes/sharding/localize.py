@@ -16,7 +16,7 @@ from galvatron.ir.random import drawn_axes, is_random, with_site
 from galvatron.ir.spmd import along_axis
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, exact_quotient, simplify_dim
 from galvatron.passes.sharding.conversion import redistribute, rounds
-from galvatron.passes.sharding.modes import Mode, Split, State
+from galvatron.passes.sharding.modes import AxisState, Mode, Split
 
 
 class Localizer:
@@ -35,11 +35,11 @@ class Localizer:
 
     def run(
         self,
-        inputs: dict[str, tuple[State, ...]],
-        state: dict[str, tuple[State, ...]],
-        outputs: dict[str, tuple[State, ...]],
-        operands: list[list[tuple[State, ...]]],
-        results: list[list[tuple[State, ...]]],
+        inputs: dict[str, tuple[AxisState, ...]],
+        state: dict[str, tuple[AxisState, ...]],
+        outputs: dict[str, tuple[AxisState, ...]],
+        operands: list[list[tuple[AxisState, ...]]],
+        results: list[list[tuple[AxisState, ...]]],
         spmd: list[tuple[Axis, Mode] | None],
     ) -> Graph:
         """The local graph, given the states, one per mesh axis, of each value or of each op's operands and results.
@@ -70,10 +70,10 @@ class Localizer:
     def _size(self, dim: Dim) -> Dim:
         return dim if isinstance(dim, int) else simplify_dim(dim.subs(BATCH, self._micro_batch))
 
-    def _layout(self, value: str, states: tuple[State, ...]) -> Layout:
+    def _layout(self, value: str, states: tuple[AxisState, ...]) -> Layout:
         shape = self._whole(value).shape
 
-        def placement(state: State):
+        def placement(state: AxisState):
             if not isinstance(state, Split):
                 return state
             local = replace(state, inner=self._size(state.inner), size=self._size(state.size))
@@ -81,7 +81,7 @@ class Localizer:
 
         return contiguous(tuple(placement(s) for s in states), self.mesh)
 
-    def _local(self, value: Value, states: tuple[State, ...]) -> Value:
+    def _local(self, value: Value, states: tuple[AxisState, ...]) -> Value:
         layout = self._target(value.name, states)
         whole = self._whole(value.name)
         return Value(value.name, whole.with_shape(local_shape(whole.shape, layout, self.mesh)), layout)
@@ -89,9 +89,9 @@ class Localizer:
     def _plan_conversions(
         self,
         given: dict[str, Value],
-        operands: list[list[tuple[State, ...]]],
-        results: list[list[tuple[State, ...]]],
-        outputs: dict[str, tuple[State, ...]],
+        operands: list[list[tuple[AxisState, ...]]],
+        results: list[list[tuple[AxisState, ...]]],
+        outputs: dict[str, tuple[AxisState, ...]],
     ) -> None:
         """Decides from which copy of a value every other is made."""
         produced: dict[str, Layout] = {name: value.layout or () for name, value in given.items()}
@@ -107,11 +107,11 @@ class Localizer:
             for source, layout in _arborescence(produced[name], layouts, differentiable=name in self.differentiable):
                 self._sources[name, layout] = source
 
-    def _target(self, name: str, states: tuple[State, ...]) -> Layout:
+    def _target(self, name: str, states: tuple[AxisState, ...]) -> Layout:
         layout = self._layout(name, states)
         return layout if name in self.differentiable else gradientless(layout)
 
-    def _converted_to(self, value: Value, states: tuple[State, ...]) -> Value:
+    def _converted_to(self, value: Value, states: tuple[AxisState, ...]) -> Value:
         """The value in the layout a consumer needs, each copy made once."""
         return self._copy(value, self._target(value.name, states))
 

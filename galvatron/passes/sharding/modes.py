@@ -39,7 +39,7 @@ class Split:
         return Shard(self.dim, outer, self.padded, self.folded)
 
 
-State = Replicate | Partial | Split
+AxisState = Replicate | Partial | Split
 
 RING = "ring"
 """The name under which the sequence counts as sharded in ring attention."""
@@ -53,8 +53,8 @@ class Mode:
     counterpart in `ir.spmd` runs in its place.
     """
 
-    operands: tuple[State, ...]
-    results: tuple[State, ...]
+    operands: tuple[AxisState, ...]
+    results: tuple[AxisState, ...]
     factor: OpFactor | None = None
     share: float = 1.0
     spmd: bool = False
@@ -87,7 +87,9 @@ def op_modes(
     operand_names, result_names = op.operands, tuple(v.name for v in op.results)
     dims = table.dims[index]
 
-    def mode(operands: list[State], results: list[State], factor: OpFactor | None = None, spmd: bool = False) -> Mode:
+    def mode(
+        operands: list[AxisState], results: list[AxisState], factor: OpFactor | None = None, spmd: bool = False
+    ) -> Mode:
         # An operand without a gradient is satisfied by R where R' is asked for.
         kept = [
             REPLICATE if s == BROADCAST and n not in differentiable else s
@@ -133,7 +135,7 @@ def pieces(axis: Axis, folded: bool) -> int:
 
 def _ring(
     graph: Graph, index: int, table: FactorTable, axis: Axis, taken: dict[OpFactor, int], folded: bool
-) -> tuple[list[State], list[State]] | None:
+) -> tuple[list[AxisState], list[AxisState]] | None:
     """Attention with queries, keys and values all sharded along the sequence, and of a mask the rows.
 
     Not with dropout, whose mask the ring does not have: then attention sees all keys, as any other op would.
@@ -147,7 +149,7 @@ def _ring(
     if rows != columns or not _divides(pieces(axis, folded) * ways, rows):
         return None
 
-    def state(name: str) -> State | None:
+    def state(name: str) -> AxisState | None:
         shape = graph.values[name].type.shape
         if len(shape) < 2 or shape[-2] == 1:
             return BROADCAST
@@ -167,15 +169,15 @@ def _ring_factor(graph: Graph, op: Op) -> OpFactor:
 
 def _partial_modes(
     products: frozenset[int], sums: frozenset[int], operands: int, results: int
-) -> list[tuple[list[State], list[State]]]:
+) -> list[tuple[list[AxisState], list[AxisState]]]:
     """Partial sums pass an op that adds them (all of them partial) or multiplies one of them by whole values."""
-    modes: list[tuple[list[State], list[State]]] = []
+    modes: list[tuple[list[AxisState], list[AxisState]]] = []
     if sums and len(sums) + len(products) < operands:
         return modes
     if sums and not products:
         modes.append(([PARTIAL] * operands, [PARTIAL] * results))
     for position in sorted(products):
-        states: list[State] = [PARTIAL if i == position or i in sums else BROADCAST for i in range(operands)]
+        states: list[AxisState] = [PARTIAL if i == position or i in sums else BROADCAST for i in range(operands)]
         modes.append((states, [PARTIAL] * results))
     return modes
 
@@ -199,7 +201,7 @@ def _may_pad(graph: Graph, op: Op, factor: OpFactor, axis: Axis, spmd: bool) -> 
 
 def _sharded(
     factor: OpFactor, sums: frozenset[int], missing: Replicate | Partial, padded: bool, folded: bool
-) -> tuple[list[State], list[State]] | None:
+) -> tuple[list[AxisState], list[AxisState]] | None:
     """Operand and result states when a factor is sharded.
 
     Operands without it are whole and get a partial gradient, except that an operand added to a partial result must be
@@ -211,13 +213,13 @@ def _sharded(
         return None
     summed = not any(present)
 
-    def state(position: int, place: Factor | None) -> State:
+    def state(position: int, place: Factor | None) -> AxisState:
         if place is not None:
             return Split(place.dim, place.inner, place.size, padded, folded)
         return PARTIAL if summed and position in sums else BROADCAST
 
     operands = [state(i, place) for i, place in enumerate(factor.operands)]
-    results: list[State] = [
+    results: list[AxisState] = [
         missing if place is None else Split(place.dim, place.inner, place.size, padded, folded)
         for place in factor.results
     ]

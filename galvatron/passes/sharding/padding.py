@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from galvatron.ir.graph import Graph
-from galvatron.passes.sharding.modes import Mode, Split, State
+from galvatron.passes.sharding.modes import AxisState, Mode, Split
 
 
 def without_stranded_padding(
@@ -41,7 +41,7 @@ def _of_one_factor(choices: tuple[Mode, ...]) -> tuple[Mode, ...]:
     return choices if len(padded) <= 1 else tuple(mode for mode in choices if mode not in padded)
 
 
-def _is_padded(state: State) -> bool:
+def _is_padded(state: AxisState) -> bool:
     return isinstance(state, Split) and state.padded
 
 
@@ -55,8 +55,8 @@ def _padded(graph: Graph, index: int, mode: Mode) -> list[_Place]:
 
 def _stranded(graph: Graph, modes: list[tuple[Mode, ...]], shardable: frozenset[str]) -> set[_Place]:
     """The padded splits that some op has a mode for and that the producer or a consumer of the value has none for."""
-    made: dict[str, set[State]] = defaultdict(set)
-    taken: dict[str, list[set[State]]] = defaultdict(list)
+    made: dict[str, set[AxisState]] = defaultdict(set)
+    taken: dict[str, list[set[AxisState]]] = defaultdict(list)
     for op, choices in zip(graph.ops, modes, strict=True):
         for position, value in enumerate(op.results):
             made[value.name] = {mode.results[position] for mode in choices}

@@ -21,7 +21,7 @@ from galvatron.passes.sharding.choices import RoleChoices, Taken
 from galvatron.passes.sharding.decisions import Decision, Offer, decisions
 from galvatron.passes.sharding.factors import FactorTable
 from galvatron.passes.sharding.localize import Localizer
-from galvatron.passes.sharding.modes import Mode, Split, State, pieces
+from galvatron.passes.sharding.modes import AxisState, Mode, Split, pieces
 from galvatron.passes.sharding.prices import Prices
 from galvatron.passes.sharding.solver import Boundary, Costs, Solution, solve
 
@@ -135,7 +135,7 @@ class _Shares:
         for name, state in (*boundary.inputs.items(), *solution.state.items()):
             self._shrink(name, state, axis_size)
 
-    def _shrink(self, name: str, state: State, axis_size: int) -> None:
+    def _shrink(self, name: str, state: AxisState, axis_size: int) -> None:
         if isinstance(state, Split):
             self.bytes[name] = self.bytes.get(name, 1.0) / axis_size
             factor = _factor(name, state)
@@ -159,7 +159,7 @@ def _localized(
     def modes_of(index: int) -> list[Mode]:
         return [one.solution.modes[index] for one in solved]
 
-    def per_axis(columns: list[tuple[State, ...]], count: int) -> list[tuple[State, ...]]:
+    def per_axis(columns: list[tuple[AxisState, ...]], count: int) -> list[tuple[AxisState, ...]]:
         return [tuple(column[i] for column in columns) for i in range(count)]
 
     ops = graph.ops

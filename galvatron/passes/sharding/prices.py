@@ -15,7 +15,7 @@ from galvatron.machine.operators import LocalTensor, op_kernels
 from galvatron.passes.sharding.boundary import Border
 from galvatron.passes.sharding.conversion import Conversion, conversion
 from galvatron.passes.sharding.factors import FactorTable, OpFactor
-from galvatron.passes.sharding.modes import RING, Mode, Split, State
+from galvatron.passes.sharding.modes import RING, AxisState, Mode, Split
 
 OP_S = 1e-9
 """A tie-break: of two equal plans, the one with fewer conversions."""
@@ -76,7 +76,7 @@ class Prices:
             sizes[_QUERIES if factor.name == RING else factor.name] /= ways
         return sizes
 
-    def state_s(self, name: str, state: State) -> float:
+    def state_s(self, name: str, state: AxisState) -> float:
         """The optimizer's traffic on this rank's part, and the sum of its gradient over the axis.
 
         Gradients travel together, so that none has a message's latency to itself.
@@ -90,7 +90,7 @@ class Prices:
             return price
         return price + self._collective_s("all_reduce", size) - self._collective_s("all_reduce", 0.0)
 
-    def conversion_s(self, name: str, source: State, target: State) -> float:
+    def conversion_s(self, name: str, source: AxisState, target: AxisState) -> float:
         """Infinite where no op converts: for padded shards, and for parameters, whose shards stay where they are."""
         if name in self._state and isinstance(source, Split):
             return float("inf")
@@ -122,7 +122,7 @@ def _local_shape(
     return tuple(prod(sizes[n] for n in names) if names else size for names, size in zip(named, whole, strict=True))
 
 
-def _row(source: State, target: State) -> Conversion | None:
+def _row(source: AxisState, target: AxisState) -> Conversion | None:
     """The conversion table's row for two states; the numbers in the placements do not matter to it."""
     return conversion(
         *(

@@ -21,9 +21,9 @@ from scipy.sparse import coo_array
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import REPLICATE
-from galvatron.passes.sharding.modes import Mode, State
+from galvatron.passes.sharding.modes import AxisState, Mode
 
-_Price = Callable[[State, State], float]
+_Price = Callable[[AxisState, AxisState], float]
 """Seconds to convert one value from a state to another."""
 
 
@@ -32,9 +32,9 @@ class Boundary:
     """What surrounds a class on one axis: given input states, wanted output states, and the states each piece of state
     (parameter or buffer) may be kept in."""
 
-    inputs: Mapping[str, State]
-    outputs: Mapping[str, State]
-    state: Mapping[str, tuple[State, ...]]
+    inputs: Mapping[str, AxisState]
+    outputs: Mapping[str, AxisState]
+    state: Mapping[str, tuple[AxisState, ...]]
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Costs:
     """Prices in seconds: of an op in a mode, of converting a value between states, of keeping a piece of state."""
 
     op_s: Callable[[int, Mode], float]
-    conversion_s: Callable[[str, State, State], float]
+    conversion_s: Callable[[str, AxisState, AxisState], float]
     """Infinite where no single conversion exists."""
-    state_s: Callable[[str, State], float]
+    state_s: Callable[[str, AxisState], float]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Solution:
     """The chosen mode per op, the state of each parameter and buffer, and the objective in seconds."""
 
     modes: tuple[Mode, ...]
-    state: dict[str, State]
+    state: dict[str, AxisState]
     objective_s: float
 
 
@@ -99,14 +99,14 @@ def solve(graph: Graph, modes: list[tuple[Mode, ...]], boundary: Boundary, costs
     """
     program = _Program()
     chosen: list[list[int]] = []
-    produced: dict[str, dict[State, list[int]]] = defaultdict(lambda: defaultdict(list))
-    needs: dict[str, list[dict[State, list[int]]]] = defaultdict(list)
+    produced: dict[str, dict[AxisState, list[int]]] = defaultdict(lambda: defaultdict(list))
+    needs: dict[str, list[dict[AxisState, list[int]]]] = defaultdict(list)
     fixed = program.column(0.0, integral=False)
     program.row([(fixed, 1.0)], 1.0, 1.0)
 
     for value, state in boundary.inputs.items():
         produced[value][state].append(fixed)
-    state_columns: dict[str, dict[State, int]] = {}
+    state_columns: dict[str, dict[AxisState, int]] = {}
     for value, allowed in boundary.state.items():
         state_columns[value] = {s: program.column(costs.state_s(value, s), integral=True) for s in allowed}
         program.row([(c, 1.0) for c in state_columns[value].values()], 1.0, 1.0)
@@ -117,7 +117,7 @@ def solve(graph: Graph, modes: list[tuple[Mode, ...]], boundary: Boundary, costs
         program.row([(c, 1.0) for c in columns], 1.0, 1.0)
         chosen.append(columns)
         for position, name in enumerate(op.operands):
-            need: dict[State, list[int]] = defaultdict(list)
+            need: dict[AxisState, list[int]] = defaultdict(list)
             for column, mode in zip(columns, modes[index], strict=True):
                 need[mode.operands[position]].append(column)
             needs[name].append(need)
@@ -138,17 +138,20 @@ def solve(graph: Graph, modes: list[tuple[Mode, ...]], boundary: Boundary, costs
 
 
 def _deliver(
-    program: _Program, produced: Mapping[State, list[int]], consumers: list[dict[State, list[int]]], price: _Price
+    program: _Program,
+    produced: Mapping[AxisState, list[int]],
+    consumers: list[dict[AxisState, list[int]]],
+    price: _Price,
 ) -> None:
     """Every consumer of a value gets it in the state it needs: the produced one, or a copy converted from it.
 
     Per consumer, an amount (0 or 1) goes from the state that is produced to the state that is needed.
     """
     nodes = list(dict.fromkeys([*(state for need in consumers for state in need), REPLICATE]))
-    arriving: list[dict[State, list[int]]] = [defaultdict(list) for _ in consumers]
+    arriving: list[dict[AxisState, list[int]]] = [defaultdict(list) for _ in consumers]
     for source, columns in produced.items():
         distances = _distances(source, nodes, price)
-        amounts: list[dict[State, int]] = []
+        amounts: list[dict[AxisState, int]] = []
         for need, arrivals in zip(consumers, arriving, strict=True):
             # A consumer with no other beside it pays for its own conversions; others share theirs.
             alone = len(consumers) == 1
@@ -165,7 +168,11 @@ def _deliver(
 
 
 def _share_conversions(
-    program: _Program, source: State, distances: Mapping[State, float], amounts: list[dict[State, int]], price: _Price
+    program: _Program,
+    source: AxisState,
+    distances: Mapping[AxisState, float],
+    amounts: list[dict[AxisState, int]],
+    price: _Price,
 ) -> None:
     """What arrives from `source` flows over conversions that are bought once for all consumers."""
     targets = list(dict.fromkeys(t for amount in amounts for t in amount if t != source))
@@ -198,7 +205,7 @@ def _share_conversions(
                 program.row(terms, 0.0, 0.0)
 
 
-def _distances(source: State, nodes: list[State], price: _Price) -> dict[State, float]:
+def _distances(source: AxisState, nodes: list[AxisState], price: _Price) -> dict[AxisState, float]:
     """The cheapest way from `source` to each state that can be reached, through any of `nodes`."""
     distances = {source: 0.0}
     changed = [source]

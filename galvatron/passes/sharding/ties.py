@@ -17,7 +17,7 @@ from galvatron.ir.program import Layer, LayerClass, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.sharding.boundary import ROLES
 
-Place = tuple[str, str]
+Binding = tuple[str, str]
 """A class and a formal of it."""
 
 
@@ -29,7 +29,7 @@ class TiedClasses:
     """
 
     classes: tuple[str, ...]
-    pieces: tuple[tuple[Place, ...], ...]
+    pieces: tuple[tuple[Binding, ...], ...]
 
     def formals(self, cls: str) -> tuple[str, ...]:
         """The state of a class that is shared."""
@@ -44,13 +44,13 @@ class TiedClasses:
 
 def tied_classes(program: Program) -> tuple[TiedClasses, ...]:
     """The ties of a program in a form with layers; no class is in two."""
-    holders: dict[str, list[Place]] = defaultdict(list)
+    holders: dict[str, list[Binding]] = defaultdict(list)
     for layer in program.all_layers:
         cls = program.class_of[layer.cls]
         for formal, name in zip(cls.graph.state, layer.state, strict=True):
             if program.state_of[name].trainable:
                 holders[name].append((_base(cls), formal.name))
-    links: networkx.Graph[Place] = networkx.Graph()
+    links: networkx.Graph[Binding] = networkx.Graph()
     for places in holders.values():
         if len(places) > 1:
             links.add_node(places[0])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.program import Form, LayerKind, Program, Stage
-from galvatron.passes.costs.events import Collective
+from galvatron.passes.costs.events import CollectiveCall
 from galvatron.passes.costs.profile import profile_graph
 from galvatron.passes.costs.state import StateCollectives, TrainedState, state_collectives, trained_state
 from galvatron.passes.sharding import Partitioner
@@ -29,12 +29,12 @@ class Communication:
     gradients. How many messages carry what is sent once per step is up to the runtime.
     """
 
-    forward: tuple[Collective, ...]
-    backward: tuple[Collective, ...]
+    forward: tuple[CollectiveCall, ...]
+    backward: tuple[CollectiveCall, ...]
     state: StateCollectives = StateCollectives((), (), ())
 
 
-def counts(collectives: tuple[Collective, ...]) -> Counts:
+def counts(collectives: tuple[CollectiveCall, ...]) -> Counts:
     """How many collectives there are of each kind on each axis."""
     return Counter((event.kind, (event.axis.size, event.axis.stride)) for event in collectives)
 
@@ -79,8 +79,8 @@ class _Reader:
             recompute = cls.strategy.recompute if cls.strategy else "none"
             profile = profile_graph(cls.graph, cls.mesh, self._borders[name].differentiable, recompute)
             self._known[name] = Communication(
-                tuple(e for e in profile.forward if isinstance(e, Collective)),
-                tuple(e for e in profile.backward if isinstance(e, Collective)),
+                tuple(e for e in profile.forward if isinstance(e, CollectiveCall)),
+                tuple(e for e in profile.backward if isinstance(e, CollectiveCall)),
             )
         return self._known[name]
 

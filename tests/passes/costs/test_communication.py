@@ -18,7 +18,7 @@ from galvatron.ir.plan import Plan
 from galvatron.ir.program import Form, LayerKind, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.passes import FRONT_END, LOWERING
-from galvatron.passes.costs.events import Collective
+from galvatron.passes.costs.events import CollectiveCall
 from galvatron.passes.pipeline import Pipeline
 from tests.parity import harness
 from tests.parity.subjects import Batch
@@ -120,7 +120,7 @@ def test_a_selective_replay_sends_nothing(roles: str):
     assert large_block(f"{roles}-recompute=selective") == large_block(roles)
 
 
-def bytes_by_channel(events: Iterable[Collective], batch: int) -> Counter[tuple[str, tuple[int, int]]]:
+def bytes_by_channel(events: Iterable[CollectiveCall], batch: int) -> Counter[tuple[str, tuple[int, int]]]:
     total: Counter[tuple[str, tuple[int, int]]] = Counter()
     for event in events:
         total[event.kind, (event.axis.size, event.axis.stride)] += round(event.payload_bytes(batch))

@@ -9,7 +9,7 @@ from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.interpreter import empty_like_type, run_graph
 from galvatron.ir.layout import Axis
 from galvatron.ir.types import LOCAL_BATCH, TensorType
-from galvatron.passes.costs.events import Collective, launches
+from galvatron.passes.costs.events import CollectiveCall, launches
 from galvatron.passes.costs.profile import profile_graph
 from tests.ir.programs import clustered
 
@@ -41,8 +41,8 @@ def split_mlp() -> Graph:
 
 def test_collectives_and_their_adjoints_are_read_off_the_graph() -> None:
     profile = profile_graph(split_mlp(), (TP,), frozenset({"x", "up", "down"}))
-    (forward,) = [e for e in profile.forward if isinstance(e, Collective)]
-    (backward,) = [e for e in profile.backward if isinstance(e, Collective)]
+    (forward,) = [e for e in profile.forward if isinstance(e, CollectiveCall)]
+    (backward,) = [e for e in profile.backward if isinstance(e, CollectiveCall)]
     assert forward == backward and forward.kind == "all_reduce" and forward.axis == TP
     assert forward.payload_bytes(5) == 5 * S * D * 4
 
@@ -64,7 +64,7 @@ def test_a_graph_that_takes_some_samples_at_least_is_profiled_with_as_many(
 
 def test_no_gradient_no_adjoint() -> None:
     profile = profile_graph(split_mlp(), (TP,), frozenset({"up", "down"}))
-    assert not [e for e in profile.backward if isinstance(e, Collective)]
+    assert not [e for e in profile.backward if isinstance(e, CollectiveCall)]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_payloads_are_whole_tensors(forward: str, backward: str, kinds: tuple[st
     where: dict[str, object] = {} if forward == "all_reduce" else {"dim": 1, "outer": 1}
     comm = op(f"comm.{forward}", (Ref("x"),), result, axis="tp", **where, grad=backward)
     profile = profile_graph(Graph((value("x", before),), (), (comm,), ("y",)), (TP,), frozenset("x"))
-    found = [[e for e in events if isinstance(e, Collective)] for events in (profile.forward, profile.backward)]
+    found = [[e for e in events if isinstance(e, CollectiveCall)] for events in (profile.forward, profile.backward)]
     assert [events[0].kind if events else None for events in found] == list(kinds)
     assert all(e.payload_bytes(3) == 3 * max(before, after) * 4 for events in found for e in events)
 

@@ -14,7 +14,7 @@ from galvatron.ir.random import drawn_axes, is_random, random_problem, with_site
 from galvatron.ir.types import BATCH, TensorType
 from galvatron.passes.sharding.factors import FactorTable
 from galvatron.passes.sharding.localize import Localizer, localized_arguments
-from galvatron.passes.sharding.modes import Mode, Split, State, op_modes
+from galvatron.passes.sharding.modes import AxisState, Mode, Split, op_modes
 from tests.passes.sharding.samples import Sample, sample
 from tests.passes.sharding.simulate import Tensors, combine, distribute, mesh_of, run_op
 
@@ -49,7 +49,7 @@ SAMPLES: dict[str, Sample] = {
 }
 
 
-def layout_of(state: State, value: Value) -> Layout:
+def layout_of(state: AxisState, value: Value) -> Layout:
     return (Shard(state.dim),) if isinstance(state, Split) else (state,)
 
 

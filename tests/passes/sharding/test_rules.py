@@ -16,13 +16,13 @@ from galvatron.ir.ops.table import OPERATORS
 from galvatron.ir.spmd import along_axis
 from galvatron.passes.sharding.factors import FactorTable
 from galvatron.passes.sharding.localize import localized_arguments
-from galvatron.passes.sharding.modes import Mode, Split, State, op_modes
+from galvatron.passes.sharding.modes import AxisState, Mode, Split, op_modes
 from tests.passes.sharding import samples_of_elements, samples_of_layers  # noqa: F401  # they fill CASES
 from tests.passes.sharding.samples import CASES, POINTWISE, Case, Draw, Sample, below, continuous, real, sample
 from tests.passes.sharding.simulate import Mesh, Tensors, combine, distribute, dual_layout, mesh_of, run_op
 
 
-def placed(state: State, value: Value) -> Layout:
+def placed(state: AxisState, value: Value) -> Layout:
     """A state as a layout on a mesh of one axis."""
     return (state.placement(value.type.shape[state.dim]) if isinstance(state, Split) else state,)
 

@@ -15,7 +15,7 @@ from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis
 from galvatron.ir.types import TensorType
 from galvatron.passes.sharding.factors import FactorTable
-from galvatron.passes.sharding.modes import Mode, Split, State, op_modes
+from galvatron.passes.sharding.modes import AxisState, Mode, Split, op_modes
 from galvatron.passes.sharding.solver import Boundary, Costs, Solution, solve
 
 INFINITY = float("inf")
@@ -34,12 +34,12 @@ class RandomCosts:
     def op_s(self, index: int, mode: Mode) -> float:
         return 2 * self._number("op", index) * mode.share
 
-    def conversion_s(self, name: str, source: State, target: State) -> float:
+    def conversion_s(self, name: str, source: AxisState, target: AxisState) -> float:
         number = self._number(name, source, target)
         # Some are impossible, some free, some alike: whatever prices the solver gets, it must choose right.
         return INFINITY if number < 0.15 else 0.0 if number < 0.3 else 0.25 if number < 0.5 else number
 
-    def state_s(self, name: str, state: State) -> float:
+    def state_s(self, name: str, state: AxisState) -> float:
         return self._number("state", name, state)
 
     @property
@@ -81,11 +81,11 @@ class Objective:
     def __init__(self, graph: Graph, modes: list[tuple[Mode, ...]], boundary: Boundary, costs: Costs) -> None:
         self._graph, self._modes, self._boundary, self._costs = graph, modes, boundary, costs
 
-    def of(self, modes: tuple[Mode, ...], state: dict[str, State]) -> float:
+    def of(self, modes: tuple[Mode, ...], state: dict[str, AxisState]) -> float:
         total = sum(self._costs.op_s(i, mode) for i, mode in enumerate(modes))
         total += sum(self._costs.state_s(name, kept) for name, kept in state.items())
-        produced: dict[str, State] = {**self._boundary.inputs, **state}
-        needed: dict[str, set[State]] = {name: set() for name in self._graph.values}
+        produced: dict[str, AxisState] = {**self._boundary.inputs, **state}
+        needed: dict[str, set[AxisState]] = {name: set() for name in self._graph.values}
         for op, mode in zip(self._graph.ops, modes, strict=True):
             produced.update((v.name, s) for v, s in zip(op.results, mode.results, strict=True))
             for name, operand in zip(op.operands, mode.operands, strict=True):
@@ -95,9 +95,9 @@ class Objective:
         return total + sum(self._delivery_s(n, produced[n], frozenset(s)) for n, s in needed.items())
 
     @cache  # noqa: B019  # lives as long as one test
-    def _delivery_s(self, name: str, source: State, needed: frozenset[State]) -> float:
+    def _delivery_s(self, name: str, source: AxisState, needed: frozenset[AxisState]) -> float:
         """The cheapest copies: grown one at a time, each from any that is there, any state in between allowed."""
-        best: dict[frozenset[State], float] = {frozenset([source]): 0.0}
+        best: dict[frozenset[AxisState], float] = {frozenset([source]): 0.0}
         states = self._states(name)
         for _ in states:
             for have, price in list(best.items()):
@@ -108,9 +108,9 @@ class Objective:
         return min((price for have, price in best.items() if needed <= have), default=INFINITY)
 
     @cache  # noqa: B019  # lives as long as one test
-    def _states(self, name: str) -> frozenset[State]:
+    def _states(self, name: str) -> frozenset[AxisState]:
         """The states in which some consumer could ask for a value, and `R`."""
-        asked: set[State] = {REPLICATE}
+        asked: set[AxisState] = {REPLICATE}
         for op, choices in zip(self._graph.ops, self._modes, strict=True):
             asked.update(m.operands[i] for m in choices for i, n in enumerate(op.operands) if n == name)
         if name in self._graph.outputs:
@@ -143,7 +143,9 @@ def test_the_solution_is_the_cheapest_of_all_choices(data: st.DataObject, ops: i
     assert objective.of(solution.modes, solution.state) == pytest.approx(expected, rel=1e-7)
 
 
-def solve_one(consumers: list[State], source: State, prices: dict[tuple[State, State], float]) -> Solution:
+def solve_one(
+    consumers: list[AxisState], source: AxisState, prices: dict[tuple[AxisState, AxisState], float]
+) -> Solution:
     """One value in a given state, read by one op per wanted state."""
     type_ = TensorType("f32", (SIZE, SIZE))
     ops = tuple(Op("aten.neg.default", (Ref("x"),), (), (Value(f"y{i}", type_),)) for i in range(len(consumers)))
