@@ -12,6 +12,7 @@ from galvatron.ir import limits, presets
 from galvatron.ir.documents import read_json
 from galvatron.ir.presets import PRESETS, Preset
 from galvatron.ir.records import read_members
+from galvatron.ir.types import DTYPE_BYTES
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "p2p")
 
@@ -124,6 +125,10 @@ class Cluster:
         rates = [(f"matmul_flop_per_s.{dtype}", rate) for dtype, rate in self.device.matmul_flop_per_s]
         if not rates:
             raise ClusterError("cluster field 'matmul_flop_per_s' must have at least one rate")
+        for dtype, _ in self.device.matmul_flop_per_s:
+            if dtype not in DTYPE_BYTES:
+                told = did_you_mean(dtype, DTYPE_BYTES)
+                raise ClusterError(f"cluster field 'matmul_flop_per_s': unknown element type {dtype!r}; {told}")
         records = (self, self.device, self.in_node, self.cross_node)
         numbers = [(f.name, getattr(r, f.name)) for r in records for f in dataclasses.fields(r)]
         for name, number in (*numbers, *rates):

@@ -1,9 +1,9 @@
-"""What recomputation computes again: `Strategy.recompute` of a sharded class says whether, this table says what.
+"""What recomputation computes again: `Strategy.recompute` of a sharded class says whether, the table of operators what.
 
 Under `recompute` a layer keeps what goes into it, and its backward begins with its forward, up to the last op of which
-autograd saves something. Under `recompute=selective` the ops below run in the forward only: those whose time is in
-arithmetic, and those that communicate. What is computed again is bound by memory traffic. `aten.X`, `random.X` and
-`spmd.X` are one row; of an `spmd.` op that is not in it, what its collectives return is kept all the same.
+autograd saves something. Under `recompute=selective` some ops run in the forward only: those whose time is in
+arithmetic (`Operator.kept`), and those that communicate. What is computed again is bound by memory traffic. Of an
+`spmd.` op that is not kept, what its collectives return is kept all the same.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Entry:
 
 
 def _layout(spec: StateSpec) -> str:
-    return ", ".join(f"{place} on {axis.size}@{axis.stride}" for axis, place in spec.placements)
+    return ", ".join(f"{place} on {axis.size}@{axis.stride}" for axis, place in spec.sharded)
 
 
 class Catalogue:

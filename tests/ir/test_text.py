@@ -22,7 +22,7 @@ from galvatron.ir.text import parse_graph, parse_program, print_graph, print_pro
 from galvatron.ir.text.arguments import parse_expression
 from galvatron.ir.types import BATCH, DTYPE_BYTES, LOCAL_BATCH, TensorType
 from galvatron.ir.verify import verify
-from tests.ir.programs import FORMS, captured, clustered, op, planned, rounded, staged, value
+from tests.ir.programs import FORMS, captured, clustered, costed, op, planned, rounded, staged, value
 
 B, b = BATCH, LOCAL_BATCH
 
@@ -292,6 +292,15 @@ CORRUPTIONS: dict[str, tuple[Callable[[], Program], str, str, str]] = {
     "a counter outside a loop": (clustered, "@head(%h4", "@head(>%h{i}", "no loop"),
     "a loop that counts down": (clustered, "for i in 0..3", "for i in >3..0", "upwards"),
     "a negative number": (clustered, "layer  block_{i}", "layer  >block_{i-1}", "is negative"),
+    "a number that ends in a word": (captured, "batch 8", "batch >8from 1", "a whole number"),
+    "a quoted beginning of names that count": (
+        lambda: replace(clustered(), layers=clustered().layers),
+        "state blocks.{i}. (up.weight", 'state >"blocks\\u0000" (w{i}.weight', "does not count with a loop",
+    ),
+    "a rate twice": (
+        costed, "    matmul_flop_per_s.f32", "    matmul_flop_per_s.f32 = 1e12\n    >matmul_flop_per_s.f32",
+        "is given twice",
+    ),
     "a malformed counter": (clustered, "layer  block_{i}", "layer  >block_{i+}", "malformed loop counter"),
     "an endless loop": (clustered, "for i in 0..3", "for i in >0..999999999", "upwards"),
     "an unknown strategy": (planned, "stage 0 = dp2-tp2", "stage 0 = >dq2-tp2", "unknown token 'dq2'"),

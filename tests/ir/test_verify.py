@@ -114,6 +114,13 @@ def with_state(program: Program, name: str, /, **changes: Any) -> Program:
     return replace(program, state=tuple(replace(s, **changes) if s.name == name else s for s in program.state))
 
 
+def ended() -> Program:
+    """The head is an epilogue, of a class that recomputes."""
+    recomputed = replace(STRATEGY, recompute="full")
+    program = with_class(with_layer(sharded(), "head", kind=LayerKind.EPILOGUE), f"head{SUFFIX}", strategy=recomputed)
+    return with_plan(program, stages=((STRATEGY,) * 3, (STRATEGY,) * 2), micro_batches=1)
+
+
 def converted(target: str = "comm.copy", origin: str = "h2", base: str = "") -> Program:
     """The second stage reads `h2` after a conversion."""
     x = Value("x", TensorType("f32", (LOCAL_BATCH, 6, 8)), (Shard(0), REPLICATE))
@@ -159,6 +166,7 @@ RECURRENT = with_op(
     results=(value("silu", "f32", BATCH, 6, 16), value("state", "f32", BATCH, 6, 16)),
 )  # fmt: skip
 
+ENDED = ended()
 BROKEN: dict[str, list[tuple[Program, str, str]]] = {
     "unique-names": [
         (with_op(clustered(), "block", "silu", result_value={"name": "up"}), "%up is defined twice", "aten.silu"),
@@ -451,6 +459,10 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
             with_layer(sharded(), "block_1", kind=LayerKind.CONVERSION, origin=("h1",)),
             "the conversion block_1 takes one value to another layout", "block_1",
         ),
+        (
+            with_layer(sharded(), "mask@1", origin=("h1",)),
+            "mask@1 is a copy of %h1, which is made once", "mask@1",
+        ),
         (converted("aten.neg.default"), "the conversion moved computes something", "moved"),
         (converted(origin="h1"), "the conversion moved reads %h2, which is not %h1", "moved"),
         (converted(base="block"), "moved is a conversion, but @move was sharded from @block", "moved"),
@@ -507,6 +519,7 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
     ],
     "strategies-as-planned": [
         (with_class(sharded(), f"block{SUFFIX}", strategy=None), "sharded for None", "block_0"),
+        (ENDED, "the epilogue head belongs under dp2-tp2, but @head.dp2_tp2 is sharded for dp2-tp2-recompute", "head"),
     ],
     "state-shards": [
         (

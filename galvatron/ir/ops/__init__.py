@@ -1,2 +1,1 @@
-"""What is known of operators: which dimensions of their operands and results are the same (`rules`, in the `notation`
-of named dimensions; `views` for reshapes)."""
+"""The table of operators (`table`): what the compiler knows of each (`operator`), by family, in a line or two."""

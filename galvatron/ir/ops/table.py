@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Op
 from galvatron.ir.ops import (
     attention,
@@ -60,8 +61,13 @@ def add(target: str, schema: str, operator: Operator) -> None:
     Args:
         target: as torch calls it, `<namespace>.<name>.<overload>`.
         schema: its parameters and results in torch's notation: `(Tensor x, Tensor scale) -> Tensor`.
+
+    Raises:
+        GalvatronError: the entry says what only one of torch's operators can be.
     """
     called = parsed(target)
+    if operator.draws or operator.on_slices:
+        raise GalvatronError(f"{target}: only operators of torch draw random numbers, or have a counterpart on slices")
     OPERATORS[f"{called.namespace}::{called.name}"] = operator
     ADDED[target] = parse_schema(f"{called.short}{schema}")
 

@@ -95,15 +95,12 @@ def _placement(s: Scanner) -> Placement:
         return _PLACEMENTS[kind]
     s.expect("(")
     at = s.at
-    dim, outer, padded, folded = s.integer(), 1, False, False
-    if s.more():
-        padded, folded = s.accept("padded"), s.accept("folded")
-        if not padded and not folded:
-            s.expect("outer", "=")
-            outer = _dim(s, read_argument(s), at)
-            if s.more():
-                s.expect("folded")
-                folded = True
+    dim, outer, more = s.integer(), 1, s.more()
+    if more and s.accept("outer"):
+        s.expect("=")
+        outer, more = _dim(s, read_argument(s), at), s.more()
+    folded = more and s.accept("folded")
+    padded = (s.more() if folded else more) and s.accept("padded")
     s.expect(")")
     return Shard(dim, outer, padded, folded)
 

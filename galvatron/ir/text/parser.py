@@ -244,9 +244,13 @@ def _bound_state(s: Scanner) -> tuple[str, ...]:
     """Names in parentheses, perhaps with the beginning of all of them before."""
     if s.stands("("):
         return s.names()
-    at, prefix = s.at, s.name()
+    at, quoted, prefix = s.at, s.stands('"'), s.name()
+    names_at = s.at
     names = s.names()
     s.pay((prefix,), len(names), at)
+    counting = [isinstance(name, Template) for name in names]
+    if (quoted and any(counting)) or (isinstance(prefix, Template) and '"' in s.text[names_at : s.at]):
+        s.refuse("a quoted part of a name does not count with a loop; write the names whole", at)
     return tuple(_joined(prefix, name, at) for name in names)
 
 

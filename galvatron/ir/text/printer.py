@@ -143,7 +143,8 @@ def _type(type: TensorType, w: _Writer) -> str:
 
 def _placement(placement: Placement, w: _Writer) -> str:
     if isinstance(placement, Shard) and placement.outer != 1:
-        return f"S({placement.dim}, outer={_arg(placement.outer, w)}{', folded' * placement.folded})"
+        flags = ", folded" * placement.folded + ", padded" * placement.padded
+        return f"S({placement.dim}, outer={_arg(placement.outer, w)}{flags})"
     return str(placement)
 
 

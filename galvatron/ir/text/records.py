@@ -72,10 +72,10 @@ def _read_entries(s: Scanner, fields: tuple[Field, ...], values: dict[str, Any],
         field = known.get(name)
         if field is None or field.kind is None or (field.kind is TABLE) != bool(dot):
             s.refuse(f"unknown field {key!r}; {did_you_mean(key, known)}", at)
+        if name in values and (field.kind is not TABLE or entry in dict(values[name])):
+            s.refuse(f"{key!r} is given twice", at)
         if field.kind is TABLE:
             value = (*values.get(name, ()), (entry, value))
-        elif name in values:
-            s.refuse(f"{key!r} is given twice", at)
         if not field.kind.admits(value):
             s.refuse(f"{key!r} must be {'a number' if dot else field.kind.meaning}", at)
         values[name] = value

@@ -37,7 +37,7 @@ def literal(text: str) -> Token:
 
 
 NAME = token(tokens.NAME)
-INT = token(tokens.INT)
+INT = token(rf"{tokens.INT}(?!\w)")
 _LABEL = token(rf"{tokens.LABEL}|{tokens.STRING}")
 _VALUE = token(f"%{tokens.SIGILED}")
 _CLASS = token(f"@{tokens.SIGILED}")

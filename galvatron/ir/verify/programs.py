@@ -140,6 +140,7 @@ def layers_in_order(program: Program) -> Iterator[Violation]:
     Until `split-stages` has said what a stage receives, it may read what any stage before it makes.
     """
     known = {v.name for v in program.inputs}
+    defined: set[str] = set()
     for position, (owner, layers) in enumerate(layer_groups(program)):
         if program.form is Form.STAGED:
             received = program.stages[position].receives
@@ -151,9 +152,10 @@ def layers_in_order(program: Program) -> Iterator[Violation]:
                     reason = "before it is defined" if name in later else f"undefined; {did_you_mean(name, known)}"
                     yield ("layer", owner, index), f"{layer.name} reads %{name} {reason}"
             for name in layer.results:
-                if name in known:
+                if name in known or name in defined:
                     yield ("layer", owner, index), f"{layer.name} defines %{name} again"
                 known.add(name)
+                defined.add(name)
 
 
 def operand_types(program: Program) -> Iterator[Violation]:
@@ -208,6 +210,9 @@ def origins(program: Program) -> Iterator[Violation]:
     """Once there are stages, copies and conversions say which values they are; a conversion changes nothing else."""
     sharded = program.form >= Form.SHARDED
     origin: dict[str, str] = {}
+    copied: dict[str, tuple[str, ...]] = {}
+    once = (LayerKind.PLANNED, LayerKind.EPILOGUE)
+    single = {name for layer in program.all_layers if layer.kind in once for name in layer.results}
     for layer, locus in layers_with_loci(program):
         cls = program.class_of[layer.cls]
         converts = layer.kind is LayerKind.CONVERSION
@@ -223,6 +228,10 @@ def origins(program: Program) -> Iterator[Violation]:
             yield locus, f"the conversion {layer.name} computes something"
         elif converts and layer.origin != (origin.get(layer.operands[0], layer.operands[0]),):
             yield locus, f"the conversion {layer.name} reads %{layer.operands[0]}, which is not %{layer.origin[0]}"
+        elif layer.origin and not converts and copied.setdefault(cls.base, layer.origin) != layer.origin:
+            yield locus, f"{layer.name} is a copy of other values than another layer of @{cls.base}"
+        elif layer.origin and not converts and not single.isdisjoint(layer.origin):
+            yield locus, f"{layer.name} is a copy of %{layer.origin[0]}, which is made once"
         elif sharded and converts == bool(cls.base):
             base = f"@{cls.base}" if cls.base else "no class"
             yield locus, f"{layer.name} is a {layer.kind}, but @{cls.name} was sharded from {base}"

@@ -25,6 +25,7 @@ from galvatron.ir.layout import (
     uncut_mesh,
 )
 from galvatron.ir.ops.shapes import same
+from galvatron.ir.planning import epilogue_strategy
 from galvatron.ir.program import Form, LayerClass, LayerKind, Program, StateLayout, When
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
 from galvatron.ir.verify.graphs import Violation, layout_problem
@@ -70,8 +71,14 @@ def meshes_fit(program: Program) -> Iterator[Violation]:
 
 
 def strategies_as_planned(program: Program) -> Iterator[Violation]:
-    """Every planned layer calls a class that was sharded for its planned strategy."""
+    """Every planned layer calls a class that was sharded for its planned strategy, an epilogue for the last one's."""
     assert program.plan is not None  # by form_fields
+    last = layer_groups(program)[-1]
+    for index, layer in enumerate(last[1]):
+        strategy = program.class_of[layer.cls].strategy
+        if layer.kind is LayerKind.EPILOGUE and strategy != epilogue_strategy(program.plan):
+            told = f"the epilogue {layer.name} belongs under {epilogue_strategy(program.plan)}"
+            yield ("layer", last[0], index), f"{told}, but @{layer.cls} is sharded for {strategy}"
     for (owner, layers), strategies in zip(layer_groups(program), program.plan.stages, strict=True):
         planned = [(i, layer) for i, layer in enumerate(layers) if layer.kind is LayerKind.PLANNED]
         for (index, layer), strategy in zip(planned, strategies, strict=True):

@@ -108,6 +108,12 @@ class Builder:
             return known
         return given[0].dtype if isinstance(given, tuple) else None
 
+    def take_back(self, count: int) -> None:
+        """Drops what was emitted after the first `count` ops."""
+        for op in self.ops[count:]:
+            self.reads.subtract(op.operands)
+        del self.ops[count:]
+
     def begin(self, op: Op) -> None:
         """Takes the next op of the graph in hand."""
         read = not self._renamed.keys().isdisjoint(op.operands)

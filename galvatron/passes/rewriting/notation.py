@@ -20,6 +20,7 @@ from functools import cache
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg
 from galvatron.ir.ops.schemas import is_operator, schema_of
+from galvatron.ir.ops.table import of_target
 from galvatron.ir.ops.targets import of_aten
 
 ANYTHING = "_"
@@ -33,11 +34,6 @@ _OPERATORS: dict[type[ast.AST], str] = {
     ast.Pow: "pow.Tensor_Scalar",
     ast.Invert: "bitwise_not",
 }
-
-_COMMUTATIVE = frozenset(
-    f"aten.{op}"
-    for op in ["add.Tensor", "mul.Tensor", "bitwise_and.Tensor", "logical_and.default", "bitwise_or.Tensor"]
-)
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ class Call:
 
     @property
     def commutative(self) -> bool:
-        return self.target in _COMMUTATIVE
+        return of_target(self.target).commutes
 
 
 Term = Name | Number | Listed | Call

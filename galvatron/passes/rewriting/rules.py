@@ -67,9 +67,11 @@ class Formula:
         for pattern in self._patterns:
             for match in matches(pattern, op, build):
                 if (self.repeatable or match.closed) and (more := self.where(match)) is not None:
+                    before = len(build.ops)
                     outcome = _replacement(parse(self.after), replace(match, names={**match.names, **more}))
                     if outcome is not None:
                         return outcome
+                    build.take_back(before)
         return None
 
 
