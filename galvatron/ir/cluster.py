@@ -134,6 +134,8 @@ class Cluster:
         for name, number in (*numbers, *rates):
             if type(number) in (int, float) and (number < 0 or (number == 0 and not _may_be_zero(name))):
                 raise ClusterError(f"cluster field {name!r} must be positive, not {number}")
+            if type(number) is float and not _is_sensible(name, number):
+                raise ClusterError(f"cluster field {name!r} is {number}: no device or link is like that")
         if self.device.memory_bytes > limits.SIZE:
             raise ClusterError(f"cluster field 'memory_bytes' must be at most {limits.SIZE}")
         if self.world_size > limits.DEVICES:
@@ -145,6 +147,11 @@ class Cluster:
         Groups are the axes of a stage mesh: blocks of `size · stride` ranks, aligned to a multiple of that.
         """
         return self.nodes > 1 and self.devices_per_node % (size * stride) != 0
+
+
+def _is_sensible(name: str, number: float) -> bool:
+    """Whether a time or rate is one that can be counted with."""
+    return number <= 1e6 if _may_be_zero(name) else 1 <= number <= 1e30
 
 
 def _may_be_zero(name: str) -> bool:

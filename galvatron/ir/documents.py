@@ -10,7 +10,7 @@ from typing import Any
 from galvatron.errors import ParseError
 from galvatron.ir import limits
 
-_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]|-?[0-9]+|-?Infinity|NaN', re.DOTALL)
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]|-?[0-9]+|-?Infinity|NaN', re.DOTALL)
 
 
 class _Short(reprlib.Repr):

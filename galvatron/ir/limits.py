@@ -70,5 +70,8 @@ JSON_DEPTH = 16
 DEVICES = 2**20
 """Of a cluster or a plan."""
 
+MESH_AXES = 20
+"""As many axes of two devices as `DEVICES` have."""
+
 SAMPLES = 2**40
 """Of a global batch: sizes of tensors in it are still numbers that a computer counts with."""

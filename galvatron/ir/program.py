@@ -307,12 +307,12 @@ class Program:
         """
         digest = hashlib.sha256()
         if self.precision is not None:
-            digest.update(f"{self.precision};".encode())
+            digest.update(f"{self.precision};".encode(errors="surrogatepass"))
         for value in self.inputs:
-            digest.update(f"{value.name}:{value.type};".encode())
+            digest.update(f"{value.name}:{value.type};".encode(errors="surrogatepass"))
         for state in self.state:
             if state.kind != "constant":
-                digest.update(f"{state.name}:{state.type}:{state.kind};".encode())
+                digest.update(f"{state.name}:{state.type}:{state.kind};".encode(errors="surrogatepass"))
         return digest.hexdigest()[:16]
 
 

@@ -16,6 +16,15 @@ RECOMPUTE = ("none", "full", "selective")
 _AXIS = re.compile(r"(dp|tp|ulysses|cp|ep)([0-9]{1,9})(\+sp)?")
 
 
+_ZERO = {f"zero{level}": level for level in (1, 2, 3)}
+_RECOMPUTE = {"recompute": "full", "recompute=full": "full", "recompute=selective": "selective"}
+
+
+def _require_once(text: str, token: str, what: str, first: bool) -> None:
+    if not first:
+        raise StrategyError(f"strategy {text!r}: {token!r} is a second {what}")
+
+
 @dataclass(frozen=True)
 class AxisRole:
     """A degree on one mesh axis: `AxisRole("tp+sp", 4)` prints as `tp4+sp`."""
@@ -58,12 +67,12 @@ class Strategy:
                 if any(a.role.startswith(role) for a in axes):
                     raise StrategyError(f"strategy {text!r}: {role!r} is given twice")
                 axes.append(AxisRole(role + sp, degree))
-            elif token in ("zero1", "zero2", "zero3"):
-                zero = int(token[-1])
-            elif token in ("recompute", "recompute=full"):
-                recompute = "full"
-            elif token == "recompute=selective":
-                recompute = "selective"
+            elif token in _ZERO:
+                _require_once(text, token, "ZeRO level", not zero)
+                zero = _ZERO[token]
+            elif token in _RECOMPUTE:
+                _require_once(text, token, "recomputation", recompute == "none")
+                recompute = _RECOMPUTE[token]
             else:
                 degree = found.group() if (found := re.search("[0-9]{1,9}", token)) else "2"
                 known = [f"{role}{degree}" for role in ("dp", "tp", "ulysses", "cp")]

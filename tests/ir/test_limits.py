@@ -12,11 +12,12 @@ import pytest
 from galvatron.errors import ParseError, VerifyError, did_you_mean
 from galvatron.ir import limits
 from galvatron.ir.graph import Graph, Source
+from galvatron.ir.plan import Plan
 from galvatron.ir.program import State
-from galvatron.ir.text import parse_program, print_program
+from galvatron.ir.text import parse_graph, parse_program, print_program
 from galvatron.ir.text.arguments import parse_expression
 from galvatron.ir.types import TensorType
-from galvatron.ir.verify import verify
+from galvatron.ir.verify import verify, verify_graph
 from galvatron.passes.fuse import Fuse, constants
 from tests.ir.programs import captured, clustered, planned
 
@@ -167,3 +168,24 @@ def test_constants_are_what_they_are_declared_to_be(made: str, monkeypatch: pyte
     constants._facts.cache_clear()
     Fuse().run(parse_program(text.replace(line, made)))
     assert computed and not any(op.target == "aten.full.default" for graph in computed for op in graph.ops)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"' + '\\"' * 20000,
+        "galvatron ir 1\ngraph {\n  input %x : f32[(((B**64)**64)**64)**64]\n  return %x\n}\n",
+        "galvatron ir 1\ngraph {\n  input %x : f32[sqrt(0 - B)]\n  return %x\n}\n",
+    ],
+)
+def test_what_would_take_for_ever_is_refused(text: str) -> None:
+    with pytest.raises(ParseError):
+        Plan.from_json(text) if text.startswith('"') else parse_graph(text)
+
+
+def test_a_tensor_is_not_cut_into_too_many_pieces() -> None:
+    graph = parse_graph(
+        "galvatron ir 1\ngraph {\n  input %x : f32[1099511627776]\n  %y = aten.unbind.int(%x) : f32[]\n  return %y\n}\n"
+    )
+    with pytest.raises(VerifyError, match="1099511627776 pieces"):
+        verify_graph(graph)

@@ -114,6 +114,16 @@ def with_state(program: Program, name: str, /, **changes: Any) -> Program:
     return replace(program, state=tuple(replace(s, **changes) if s.name == name else s for s in program.state))
 
 
+def sliced_outside() -> Program:
+    """The samples that tp has cut are cut again by dp, which lies outside of it."""
+    program = converted()
+    x = Value("x", TensorType("f32", (2 * LOCAL_BATCH, 6, 8)), (REPLICATE, Shard(0)))
+    keywords = (("axis", "dp"), ("dim", 0), ("outer", 1), ("grad", "all_gather"))
+    moved = Value("moved", x.type.with_shape((LOCAL_BATCH, 6, 8)), (Shard(0), Shard(0)))
+    graph = Graph((x,), (), (Op("comm.slice", (Ref("x"),), keywords, (moved,)),), ("moved",))
+    return with_class(program, "move", graph=graph)
+
+
 def ended() -> Program:
     """The head is an epilogue, of a class that recomputes."""
     recomputed = replace(STRATEGY, recompute="full")
@@ -156,6 +166,7 @@ FOLDED_ROWS = with_value(
     type=TensorType("f32", (6, 8)), layout=(BROADCAST, Shard(0, folded=True)),
 )  # fmt: skip
 H2 = staged().stages[0].sends[0]
+OVERLAP = (Axis("dp", 2, 2), Axis("tp", 4, 1))
 KEPT_ODD = StateLayout("blocks.0.down.bias", (DP, TP), (REPLICATE, REPLICATE))
 KEPT = staged().stages[0].state[0]
 TP8 = Strategy.parse("tp8")
@@ -166,7 +177,7 @@ RECURRENT = with_op(
     results=(value("silu", "f32", BATCH, 6, 16), value("state", "f32", BATCH, 6, 16)),
 )  # fmt: skip
 
-ENDED = ended()
+ENDED, OUTER = ended(), sliced_outside()
 BROKEN: dict[str, list[tuple[Program, str, str]]] = {
     "unique-names": [
         (with_op(clustered(), "block", "silu", result_value={"name": "up"}), "%up is defined twice", "aten.silu"),
@@ -219,6 +230,10 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (with_op(clustered(), "head", "rows", args=(Ref("logits"), (6 * LOCAL_BATCH, 12))), "a number in b", "%rows"),
     ],
     "mesh-axes": [
+        (
+            with_class(sharded(), f"block{SUFFIX}", mesh=STRATEGY.mesh[::-1]),
+            "tp=2@1, dp=2@2 are no axes of one group", f"class @block{SUFFIX}",
+        ),
         (with_class(sharded(), f"block{SUFFIX}", mesh=(Axis("a", 2, 2), Axis("a", 2, 1))), "one name", "@block"),
         (with_class(sharded(), f"block{SUFFIX}", mesh=(Axis("a", 2, 1), Axis("c", 2, 1))), "no axes", "@block"),
         (with_class(sharded(), f"block{SUFFIX}", mesh=(Axis("a", 0, 2), Axis("c", 2, 1))), "no axes", "@block"),
@@ -275,6 +290,7 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         ),
     ],
     "collectives": [
+        (OUTER, "moves slices that tp, which lies inside dp, cuts further", "comm.slice"),
         (with_op(sharded(), f"block{SUFFIX}", "sum", kwargs=(("axis", "tp"),)), "must be axis, grad", "%sum"),
         (
             with_op(sharded(), f"block{SUFFIX}", "sum", kwargs=(("axis", "ep"), ("grad", "identity"))),
@@ -432,6 +448,7 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (with_layer(clustered(), "block_1", operands=("mask", "mask")), "%mask is bool[B, 6, 1], but %x", "block_1"),
     ],
     "cheap-layers": [
+        (with_layer(clustered(), "mask", kind=LayerKind.STEP), "a bool[B, 6, 1] with samples", "mask"),
         (
             with_layer(clustered(), "embedding", kind=LayerKind.PREAMBLE),
             "reads the trainable state embed.weight", "embedding",
@@ -622,6 +639,10 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (loss_on_the_first_stage(), "the last stage does not compute the loss %loss", "stage 1 {"),
     ],
     "state-is-kept": [
+        (
+            with_stage(staged(), 0, state=tuple(replace(k, mesh=OVERLAP) for k in staged().stages[0].state)),
+            "dp=2@2, tp=4@1 are no axes of the 4 devices of a stage", "keep embed.weight",
+        ),
         (
             with_stage(staged(), 0, state=staged().stages[0].state[1:]),
             "stage 0 does not keep embed.weight", "embedding",

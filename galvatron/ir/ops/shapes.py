@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import sympy
 
+from galvatron.ir import limits
 from galvatron.ir.ops.arguments import Arg, Ref
 from galvatron.ir.ops.call import Call
 from galvatron.ir.ops.notation import Shape
@@ -196,6 +197,7 @@ def split(call: Call) -> Shapes:
         if not same(total, length):
             raise ShapeError(f"pieces {_text(parts)} of a dimension of {length}")
     elif type(size) is int and isinstance(length, int):
+        _require_few(-(-length // size) if size > 0 else 1)
         parts = tuple(min(size, length - start) for start in range(0, length, size))
     else:
         raise TypeError
@@ -208,7 +210,13 @@ def unbind(call: Call) -> Shapes:
     count = shape[at]
     if not isinstance(count, int):
         raise TypeError
+    _require_few(count)
     return (_without(shape, at),) * count
+
+
+def _require_few(pieces: int) -> None:
+    if pieces > limits.LIST_ITEMS:
+        raise ShapeError(f"{pieces} pieces; there may be {limits.LIST_ITEMS}")
 
 
 def linear(call: Call) -> Shapes:

@@ -117,7 +117,7 @@ def _word(s: Scanner, found: str, at: int) -> Arg:
     if found in _WORDS:
         return _WORDS[found]
     kind, dot, name = found.partition(".")
-    if dot and kind.isidentifier() and name.isidentifier():
+    if dot and _IDENTIFIER.fullmatch(kind) and _IDENTIFIER.fullmatch(name):
         return Const(kind, name)
     s.refuse(f"unknown word {found!r}; {did_you_mean(found, _WORDS)}", at)
 

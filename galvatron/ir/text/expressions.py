@@ -66,7 +66,8 @@ def combine(operator: str, left: Number, right: Number) -> Number:
 def negate(value: Number) -> Number:
     """`-value`."""
     _require_numbers(value)
-    return -value
+    # There is one object for what equals nothing, so that texts read twice are equal.
+    return math.nan if isinstance(value, float) and math.isnan(value) else -value
 
 
 @lru_cache(maxsize=4096, typed=True)
@@ -112,6 +113,8 @@ def _plain(value: sympy.Expr) -> Number:
 def _checked(value: sympy.Expr) -> sympy.Expr:
     if value.has(sympy.nan, sympy.oo, sympy.zoo, -sympy.oo):
         raise ExpressionError("the result is not finite")
+    if value.has(sympy.I):
+        raise ExpressionError("the result is no real number")
     _check_parts(value, 0)
     return value
 
@@ -123,6 +126,8 @@ def _check_parts(value: sympy.Basic, above: int) -> None:
     if isinstance(value, sympy.Rational):
         _short(int(value.p))
         _short(int(value.q))
+    elif isinstance(value, sympy.Pow) and value.exp.is_number and abs(value.exp) > limits.EXPONENT:
+        raise ExpressionError(f"a power of more than {limits.EXPONENT}")
     elif isinstance(value, sympy.Float) and not math.isfinite(float(value)):
         raise ExpressionError("a number is too large")
     for argument in value.args:

@@ -107,8 +107,12 @@ def _placement(s: Scanner) -> Placement:
 
 def read_mesh(s: Scanner) -> tuple[Axis, ...]:
     """`(dp=2@2, tp=2@1)`."""
+    at = s.at
     s.expect("(")
-    return s.listed(lambda: _axis(s), ")")
+    mesh = s.listed(lambda: _axis(s), ")")
+    if len(mesh) > limits.MESH_AXES:
+        s.refuse(f"a mesh of more than {limits.MESH_AXES} axes", at)
+    return mesh
 
 
 def _axis(s: Scanner) -> Axis:

@@ -53,7 +53,10 @@ def _parsed(text: str) -> Strategy:
     if any(len(number) > limits.DIGITS for number in re.findall(r"[0-9]+", text)):
         raise StrategyError(f"a number of more than {limits.DIGITS} digits")
     if text.startswith("()"):
-        return replace(Strategy.parse("dp1" + text[2:]), axes=())
+        strategy = Strategy.parse("dp1" + text[2:])
+        if len(strategy.axes) > 1:
+            raise StrategyError(f"strategy {text!r}: '()' stands for no degrees, and there are some")
+        return replace(strategy, axes=())
     return Strategy.parse(text)
 
 

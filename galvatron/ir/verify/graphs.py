@@ -20,6 +20,7 @@ from galvatron.ir.layout import (
     local_outer,
     nameable_axes,
     positions,
+    same_factor,
 )
 from galvatron.ir.ops.schemas import is_operator
 from galvatron.ir.ops.shapes import ShapeError, same_shape
@@ -200,7 +201,7 @@ def computed_results(scope: Scope) -> Iterator[Violation]:
 
 
 def mesh_axes(scope: Scope) -> Iterator[Violation]:
-    """The axes of a mesh have names of their own, at least two devices each, and share no device distance.
+    """The axes of a mesh have names of their own and at least two devices each, and nest, outermost first.
 
     Sub-axes of one axis follow one another and leave no device out.
     """
@@ -211,10 +212,14 @@ def mesh_axes(scope: Scope) -> Iterator[Violation]:
     for outer, inner in zip(mesh, mesh[1:], strict=False):
         if outer.parent == inner.parent and outer.stride != inner.size * inner.stride:
             yield ("class", scope.owner), f"{outer} and {inner} are no nested parts of one axis"
-    spans = sorted((axis.stride, axis.size) for axis in mesh)
-    nested = all(stride * size <= after for (stride, size), (after, _) in zip(spans, spans[1:], strict=False))
-    if not nested or any(stride < 1 or size < 2 for stride, size in spans):
+    if not are_axes(mesh):
         yield ("class", scope.owner), f"{', '.join(map(str, mesh))} are no axes of one group of devices"
+
+
+def are_axes(mesh: tuple[Axis, ...]) -> bool:
+    """Whether the axes nest in one another, outermost first, and have at least two devices each."""
+    nested = all(outer.stride >= inner.stride * inner.size for outer, inner in zip(mesh, mesh[1:], strict=False))
+    return nested and all(axis.stride >= 1 and axis.size >= 2 for axis in mesh)
 
 
 def layouts_present(scope: Scope) -> Iterator[Violation]:
@@ -365,6 +370,8 @@ def _movement_problem(op: Op, operand: Value, result: Value, mesh: tuple[Axis, .
     for axis, (old, new) in enumerate(zip(before, after, strict=True)):
         if axis != at and old != new:
             return f"changes the placement on {mesh[axis].name}, from {old} to {new}"
+        if axis > at and (same_factor(old, before[at]) or same_factor(old, after[at])):
+            return f"moves slices that {mesh[axis].name}, which lies inside {mesh[at].name}, cuts further"
     expected = result_shape(kind, keywords, operand.type.shape, mesh[at].size)
     if not same_shape(expected, result.type.shape) or operand.type.dtype != result.type.dtype:
         return f"%{result.name} is {result.type}, but must be {operand.type.dtype}[{', '.join(map(str, expected))}]"

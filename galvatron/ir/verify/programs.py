@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterator
 
+import sympy
+
 from galvatron.errors import did_you_mean
 from galvatron.ir import plan_rules
 from galvatron.ir.micro_batches import coupling
@@ -72,7 +74,7 @@ def program_signature(program: Program) -> Iterator[Violation]:
             yield locus, f"unknown kind of state {state.kind!r}"
         if state.trainable and state.kind != "parameter":
             yield locus, f"a {state.kind} does not train"
-        if state.type.dtype not in DTYPE_BYTES or not all(type(d) is int for d in state.type.shape):
+        if state.type.dtype not in DTYPE_BYTES or not all(type(d) is int and d >= 0 for d in state.type.shape):
             yield locus, f"{state.type} is no type of state: its element type is unknown or its shape is not fixed"
     if program.batch_size not in program.batch_sizes:
         yield ("program",), f"a batch of {program.batch_size} samples is outside {program.batch_sizes}"
@@ -141,10 +143,13 @@ def layers_in_order(program: Program) -> Iterator[Violation]:
     """
     known = {v.name for v in program.inputs}
     defined: set[str] = set()
+    # Each stage computes the statistics of a step for itself.
+    once = {name for layer in program.all_layers if layer.kind is LayerKind.STEP for name in layer.results}
     for position, (owner, layers) in enumerate(layer_groups(program)):
         if program.form is Form.STAGED:
             received = program.stages[position].receives
             known = {v.name for v in program.inputs} | {t.name for t in received}
+        known -= once
         later = {name for layer in layers for name in layer.results}
         for index, layer in enumerate(layers):
             for name in layer.operands:
@@ -192,7 +197,7 @@ def output_is_loss(program: Program) -> Iterator[Violation]:
 
 
 def cheap_layers(program: Program) -> Iterator[Violation]:
-    """Step and preamble layers read batch inputs and each other, and no trainable state."""
+    """Step and preamble layers read batch inputs and each other, and no trainable state; statistics hold no samples."""
     sources = {v.name for v in program.inputs}
     for layer, locus in layers_with_loci(program):
         if layer.kind not in (LayerKind.STEP, LayerKind.PREAMBLE):
@@ -203,6 +208,12 @@ def cheap_layers(program: Program) -> Iterator[Violation]:
         for name in layer.state:
             if program.state_of[name].trainable:
                 yield locus, f"the {layer.kind} layer {layer.name} reads the trainable state {name}"
+        if layer.kind is LayerKind.STEP:
+            graph = program.class_of[layer.cls].graph
+            for name, formal in zip(layer.results, graph.outputs, strict=True):
+                type_ = graph.values[formal].type
+                if any(isinstance(dim, sympy.Expr) and dim.free_symbols for dim in type_.shape):
+                    yield locus, f"the step layer {layer.name} makes %{name}, a {type_} with samples"
         sources.update(layer.results)
 
 
@@ -210,9 +221,11 @@ def origins(program: Program) -> Iterator[Violation]:
     """Once there are stages, copies and conversions say which values they are; a conversion changes nothing else."""
     sharded = program.form >= Form.SHARDED
     origin: dict[str, str] = {}
-    copied: dict[str, tuple[str, ...]] = {}
+    shared: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+    bases: dict[tuple[str, ...], str] = {}
     once = (LayerKind.PLANNED, LayerKind.EPILOGUE)
     single = {name for layer in program.all_layers if layer.kind in once for name in layer.results}
+    single.update(value.name for value in program.inputs)
     for layer, locus in layers_with_loci(program):
         cls = program.class_of[layer.cls]
         converts = layer.kind is LayerKind.CONVERSION
@@ -228,14 +241,23 @@ def origins(program: Program) -> Iterator[Violation]:
             yield locus, f"the conversion {layer.name} computes something"
         elif converts and layer.origin != (origin.get(layer.operands[0], layer.operands[0]),):
             yield locus, f"the conversion {layer.name} reads %{layer.operands[0]}, which is not %{layer.origin[0]}"
-        elif layer.origin and not converts and copied.setdefault(cls.base, layer.origin) != layer.origin:
-            yield locus, f"{layer.name} is a copy of other values than another layer of @{cls.base}"
         elif layer.origin and not converts and not single.isdisjoint(layer.origin):
             yield locus, f"{layer.name} is a copy of %{layer.origin[0]}, which is made once"
+        elif sharded and layer.kind in (LayerKind.PREAMBLE, LayerKind.STEP):
+            values, read = layer.origin or layer.results, tuple(origin.get(name, name) for name in layer.operands)
+            if (
+                shared.setdefault(cls.base, (values, read)) != (values, read)
+                or bases.setdefault(values, cls.base) != cls.base
+            ):
+                yield locus, f"{layer.name} computes {_told(values)} otherwise than another stage"
         elif sharded and converts == bool(cls.base):
             base = f"@{cls.base}" if cls.base else "no class"
             yield locus, f"{layer.name} is a {layer.kind}, but @{cls.name} was sharded from {base}"
         origin.update(zip(layer.results, layer.origin, strict=False))
+
+
+def _told(names: tuple[str, ...]) -> str:
+    return ", ".join(f"%{name}" for name in names)
 
 
 def epilogue_ends(program: Program) -> Iterator[Violation]:

@@ -28,7 +28,7 @@ from galvatron.ir.ops.shapes import same
 from galvatron.ir.planning import epilogue_strategy
 from galvatron.ir.program import Form, LayerClass, LayerKind, Program, StateLayout, When
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
-from galvatron.ir.verify.graphs import Violation, layout_problem
+from galvatron.ir.verify.graphs import Violation, are_axes, layout_problem
 from galvatron.ir.verify.placements import Placed, padded_sizes, placement_problem, whole_problem, whole_type
 from galvatron.ir.verify.programs import layer_groups, layers_with_loci
 from galvatron.ir.zero import LEVELS, summed_axes
@@ -61,10 +61,13 @@ def meshes_fit(program: Program) -> Iterator[Violation]:
     """
     plan = program.plan
     assert plan is not None  # by form_fields
+    once = {layer.cls for layer in program.all_layers if layer.kind is LayerKind.STEP}
     for cls in program.classes:
         locus = ("class", cls.name)
         if cls.strategy is not None and uncut_mesh(cls.mesh) != cls.strategy.mesh:
             yield locus, f"the mesh of @{cls.name} is not that of its strategy {cls.strategy}"
+        if cls.mesh and cls.name in once:
+            yield locus, f"@{cls.name} runs once per step, on the whole batch: it has no mesh"
         for axis in cls.mesh:
             if plan.devices_per_stage % (axis.stride * axis.size):
                 yield locus, f"the axis {axis} does not tile the {plan.devices_per_stage} devices of a stage"
@@ -271,7 +274,8 @@ def transfers_pair(program: Program) -> Iterator[Violation]:
     sent: tuple = ()
     for stage in program.stages:
         if stage.receives != sent:
-            odd = next((t for t in stage.receives if t not in sent), None)
+            known = set(sent)
+            odd = next((t for t in stage.receives if t not in known), None)
             names = ", ".join(f"%{t.name}: {t.type}" for t in sent) or "nothing"
             locus = ("receive", stage.index, odd.name) if odd else ("stage", stage.index)
             yield locus, f"stage {stage.index} must receive what the stage before sends: {names}"
@@ -337,6 +341,10 @@ def _kept_problem(program: Program, kept: StateLayout) -> str:
         return f"{len(kept.layout)} placements on a mesh of {len(kept.mesh)} axes"
     if any(axis.size < 2 or axis.stride < 1 for axis in kept.mesh):
         return "its mesh has an axis of fewer than two devices"
+    assert program.plan is not None  # by form_fields
+    devices = program.plan.devices_per_stage
+    if not are_axes(kept.mesh) or any(devices % (axis.stride * axis.size) for axis in kept.mesh):
+        return f"{', '.join(map(str, kept.mesh))} are no axes of the {devices} devices of a stage"
     if kept.zero not in range(len(LEVELS)):
         return f"there is no ZeRO level {kept.zero}"
     if kept.zero and not summed_axes(kept.layout, kept.mesh):
