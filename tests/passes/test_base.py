@@ -270,7 +270,7 @@ def test_bisect_edges() -> None:
 
 
 def test_every_pass_has_its_place() -> None:
-    assert (*passes.FRONT_END, *passes.PLANNING, *passes.LOWERING) == tuple(passes.PASSES)
+    assert (*passes.FRONT_END, *passes.PLANNING, "use-plan", *passes.LOWERING) == tuple(passes.PASSES)
 
 
 @pytest.fixture
