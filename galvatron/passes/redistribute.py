@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis, Layout
+from galvatron.ir.names import Names
 from galvatron.ir.program import Form, Layer, LayerClass, LayerKind, Program, Stage
 from galvatron.passes.base import Pass
 from galvatron.passes.sharding import redistribution
@@ -29,7 +30,7 @@ class _Moves:
 
     def __init__(self, program: Program) -> None:
         self.classes = {c.name: c for c in program.classes}
-        self._names = {name for layer in program.all_layers for name in (layer.name, *layer.results)}
+        self._names = Names(name for layer in program.all_layers for name in (layer.name, *layer.results))
         self._made: dict[str, tuple[Value, tuple[Axis, ...]]] = {}
         self._origins: dict[str, str] = {}
 
@@ -64,14 +65,6 @@ class _Moves:
         classes = self.classes.values()
         known = next((c for c in classes if replace(c, name="") == replace(move.cls, name="")), move.cls)
         self.classes[known.name] = known
-        moved = self._fresh(f"{name}@{stage}.{reader.strategy}")
+        moved = self._names.fresh(f"{name}@{stage}.{reader.strategy}")
         origin = self._origins.get(name, name)
         return Layer(moved, known.name, (name,), (), (moved,), LayerKind.CONVERSION, (origin,))
-
-    def _fresh(self, wish: str) -> str:
-        name, count = wish, 1
-        while name in self._names:
-            count += 1
-            name = f"{wish}.{count}"
-        self._names.add(name)
-        return name

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from galvatron.errors import PlanError
+from galvatron.ir import plan_rules
 from galvatron.ir.plan import Plan
 from galvatron.ir.planning import epilogue, epilogue_strategy, planned_layers
 from galvatron.ir.program import Form, Layer, LayerClass, LayerKind, Program, Stage
@@ -57,10 +58,7 @@ class _Assembly:
             PlanError: the plan has another number of layers.
         """
         plan, own = self._plan, planned_layers(self._program)
-        if len(plan.strategies) != len(own):
-            raise PlanError(
-                f"the plan has {len(plan.strategies)} layers, the program {len(own)}; search a plan for this model"
-            )
+        plan_rules.require(plan_rules.covers(plan, [len(own)]))
         placed = iter(own)
         stages: list[Stage] = []
         for index, strategies in enumerate(plan.stages):

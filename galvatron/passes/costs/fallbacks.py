@@ -110,7 +110,7 @@ class _Reader:
 
     def _fallbacks(self, cls: LayerClass, differentiable: frozenset[str], batch: float) -> tuple[Fallback, ...]:
         decided = self._decisions(cls)
-        whole = self._planned.class_of[cls.base or ""].graph.ops
+        whole = self._planned.class_of[cls.base].graph.ops
         local = [op for op in cls.graph.ops if op.namespace != "comm"]
         totals: dict[tuple[Axis, str | None, Reason | None], _Total] = {}
         for axis, decisions in zip(cls.mesh, decided, strict=True):
@@ -128,7 +128,7 @@ class _Reader:
 
     def _decisions(self, cls: LayerClass) -> tuple[tuple[Decision, ...], ...]:
         """What the partitioner decided for a class, per mesh axis and op of the class that it was sharded from."""
-        if cls.strategy is not None and cls.base is not None and cls.base in self._planned.class_of:
+        if cls.strategy is not None and cls.base in self._planned.class_of:
             sharded = self._partitioner.sharded(cls.base, cls.strategy, agreed=cls.base in self._agreed)
             if sharded.local.graph == cls.graph and sharded.local.mesh == cls.mesh:
                 return sharded.decisions
