@@ -26,6 +26,8 @@ from galvatron.bugs import in_passes, ours
 from galvatron.codegen import emit as emit_stages
 from galvatron.codegen import load_module, stage_axes
 from galvatron.compiled import BatchLike, BatchReader, CompiledModel
+from galvatron.costs.estimate import estimate_plan, setting_of
+from galvatron.costs.objective import StageReport, peak_bytes
 from galvatron.drift import ModelWatch
 from galvatron.errors import ClusterError, GalvatronError, error_of_kind
 from galvatron.ir import limits
@@ -33,14 +35,12 @@ from galvatron.ir.capture import BatchDims, Captured, LossFunction, capture_grap
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.documents import shown
 from galvatron.ir.plan import Plan
-from galvatron.ir.planning import PlanShorthand, read_plan, with_plan, without_plan
+from galvatron.ir.planned import PlanShorthand, read_plan, with_plan, without_plan
 from galvatron.ir.program import Form, Program
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END, LOWERING, PLANNING
-from galvatron.passes.costs.estimate import estimate_plan, setting_of
-from galvatron.passes.costs.objective import StageReport, peak_bytes
 from galvatron.passes.pipeline import Pipeline
 from galvatron.runtime import comm, failure
 from galvatron.runtime.inductor import compile_layers

@@ -53,17 +53,17 @@ CALLS = {
 @pytest.mark.parametrize(
     ("call", "broken", "doing", "form"),
     [
-        ("compile", "galvatron.passes.shard.Shard.run", "running pass 'shard'", Form.PLANNED),
+        ("compile", "galvatron.passes.lower.shard.Shard.run", "running pass 'shard'", Form.PLANNED),
         ("compile", "galvatron.api.emit_stages", "generating code", Form.STAGED),
-        ("compile, searching", "galvatron.passes.prune.Prune.run", "running pass 'prune'", Form.CANDIDATES),
+        ("compile, searching", "galvatron.passes.planning.prune.Prune.run", "running pass 'prune'", Form.CANDIDATES),
         (
             "search",
-            "galvatron.passes.annotate_costs.AnnotateCosts.run",
+            "galvatron.passes.planning.annotate_costs.AnnotateCosts.run",
             "running pass 'annotate-costs'",
             Form.CLUSTERED,
         ),
         ("estimate", "galvatron.api.estimate_plan", "estimating a plan", Form.PLANNED),
-        ("emit", "galvatron.passes.split_stages.SplitStages.run", "running pass 'split-stages'", Form.SHARDED),
+        ("emit", "galvatron.passes.lower.split_stages.SplitStages.run", "running pass 'split-stages'", Form.SHARDED),
     ],
 )
 def test_a_bug_is_said_to_be_one_and_can_be_seen_again(folder, monkeypatch, call, broken, doing, form):

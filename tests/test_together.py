@@ -82,7 +82,7 @@ def broken(parameters: Any) -> Any:
 
 
 def break_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("galvatron.passes.shard.Shard.run", lambda *_: {}["a bug"])
+    monkeypatch.setattr("galvatron.passes.lower.shard.Shard.run", lambda *_: {}["a bug"])
 
 
 def break_capture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from checks.llama import Shape, batch_of, model_of, recomputing_blocks
 from checks.report import Report
 from checks.speed import VARIANTS
 from galvatron.ir.cluster import Cluster, Device
-from galvatron.ir.planning import resolve
+from galvatron.ir.planned import resolve
 from galvatron.ir.presets import PRESETS
 from galvatron.ir.program import Program
 

@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.jobs import device
 from common.llama import Batch, Llama, Size, loss_of
-from galvatron.ir.planning import balanced
+from galvatron.ir.planned import balanced
 
 Step = Callable[[Batch], Tensor]
 

@@ -75,6 +75,6 @@ def read_plan(text: str, program: Program, cluster: Cluster, global_batch_size: 
     Raises:
         PlanError, ParseError, StrategyError: it does not parse, or does not fit the program, cluster or batch.
     """
-    from galvatron.ir import planning
+    from galvatron.ir import planned
 
-    return planning.fitted(planning.read_plan(text), program, cluster.world_size, global_batch_size)
+    return planned.fitted(planned.read_plan(text), program, cluster.world_size, global_batch_size)

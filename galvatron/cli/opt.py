@@ -63,7 +63,7 @@ def command(
             clock.report()
     if counted:
         from galvatron.cli.stats import print_statistics, statistics_json
-        from galvatron.passes.costs.fallbacks import sharding_statistics
+        from galvatron.costs.fallbacks import sharding_statistics
 
         assert unsharded.program is not None
         statistics = sharding_statistics(unsharded.program, result)

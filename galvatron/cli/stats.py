@@ -13,8 +13,8 @@ from galvatron.ir.ops.targets import parsed
 from galvatron.units import format_seconds
 
 if TYPE_CHECKING:
+    from galvatron.costs.fallbacks import ClassStatistics
     from galvatron.ir.layout import Axis
-    from galvatron.passes.costs.fallbacks import ClassStatistics
 
 Statistics = tuple["ClassStatistics", ...]
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from galvatron.cli.output import cell
 from galvatron.ir.plan import runs
-from galvatron.ir.planning import planned_layers
+from galvatron.ir.planned import planned_layers
 from galvatron.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from galvatron.codegen.names import escaped, literal
 from galvatron.codegen.runs import INDEX, chain, first_number, quoted, runs, template
 from galvatron.codegen.sizes import MICRO_BATCH, Sizes, local_sizes
 from galvatron.ir.layout import BROADCAST, PARTIAL, Placement, Shard, nameable_axes
-from galvatron.ir.planning import epilogue
+from galvatron.ir.planned import epilogue
 from galvatron.ir.program import Layer, LayerKind, Program, Stage, StateLayout, Transfer, When
 from galvatron.ir.types import TORCH_DTYPE_NAMES, Dim
 

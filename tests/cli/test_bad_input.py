@@ -14,12 +14,12 @@ from galvatron.cli.capture import call_factory
 from galvatron.cli.output import printable
 from galvatron.cli.stats import print_statistics
 from galvatron.cli.tables import print_plan
+from galvatron.costs import fallbacks
 from galvatron.errors import CaptureError
 from galvatron.ir.layout import Axis
-from galvatron.ir.planning import resolve
+from galvatron.ir.planned import resolve
 from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
-from galvatron.passes.costs import fallbacks
 from tests.ir.programs import clustered
 
 HOSTILE = ("[/x]", "[red]", "[bold", "\ud800", "\x1b[31m", "a\nb", "\\[", "{i}", "'; DROP", "\0")

@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import Callable
 
-from galvatron.ir.planning import resolve
+from galvatron.ir.planned import resolve
 from galvatron.ir.text import print_program
 from tests.ir.programs import FORMS, clustered, rounded
 

@@ -16,7 +16,7 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.graph import Graph
 from galvatron.ir.types import BATCH, TensorType
-from galvatron.passes.normalize import Normalize
+from galvatron.passes.frontend.normalize import Normalize
 from tests import models
 
 

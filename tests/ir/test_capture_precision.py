@@ -20,7 +20,7 @@ from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END
-from galvatron.passes.cluster_layers import inline
+from galvatron.passes.frontend.cluster_layers import inline
 from galvatron.passes.pipeline import Pipeline
 from tests import models
 from tests.marks import some_slow

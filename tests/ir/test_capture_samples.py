@@ -15,7 +15,7 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.program import BatchSizes, Program
 from galvatron.ir.text import parse_program, print_program
-from galvatron.passes.normalize import Normalize
+from galvatron.passes.frontend.normalize import Normalize
 from tests import models
 
 

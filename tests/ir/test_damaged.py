@@ -8,7 +8,7 @@ import pytest
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.plan import Plan
-from galvatron.ir.planning import check
+from galvatron.ir.planned import check
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.verify import verify
 from tests.ir.damaged import PLANS, TEXTS, mutated, mutated_document

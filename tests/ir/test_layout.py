@@ -28,7 +28,7 @@ from galvatron.ir.layout import (
     positions,
     uncut_mesh,
 )
-from tests.passes.sharding.simulate import combine, distribute, kept, mesh_of
+from tests.partition.simulate import combine, distribute, kept, mesh_of
 
 DP, TP = Axis("dp", 2, 4), Axis("tp", 4, 1)
 OUTER, INNER = TP.cut(2)

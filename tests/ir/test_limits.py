@@ -18,7 +18,7 @@ from galvatron.ir.text import parse_graph, parse_program, print_program
 from galvatron.ir.text.arguments import parse_expression
 from galvatron.ir.types import TensorType
 from galvatron.ir.verify import verify, verify_graph
-from galvatron.passes.fuse import Fuse, constants
+from galvatron.passes.frontend.fuse import Fuse, constants
 from tests.ir.programs import captured, clustered, planned
 
 

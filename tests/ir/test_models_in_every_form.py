@@ -11,7 +11,7 @@ import pytest
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
-from galvatron.ir.planning import planned_layers
+from galvatron.ir.planned import planned_layers
 from galvatron.ir.program import Form, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import parse_program, print_program

@@ -11,7 +11,7 @@ import pytest
 from galvatron.codegen import emit
 from galvatron.errors import GalvatronError, VerifyError
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.planning import resolve
+from galvatron.ir.planned import resolve
 from galvatron.ir.program import Form, Program
 from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END, LOWERING

@@ -15,7 +15,7 @@ from galvatron.errors import ParseError, PlanError, StrategyError
 from galvatron.ir.cost import ClassCost
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.plan import Plan
-from galvatron.ir.planning import PlanShorthand, balanced, check, names_plan_file, resolve
+from galvatron.ir.planned import PlanShorthand, balanced, check, names_plan_file, resolve
 from galvatron.ir.program import Form, Layer, LayerClass, LayerKind, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import BATCH, TensorType

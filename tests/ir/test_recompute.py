@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from galvatron.costs.profile import EFFECTS
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.ops.table import kernel_work, named
 from galvatron.ir.recompute import KEPT_COLLECTIVES, Step, runs_once, selective_steps
 from galvatron.ir.types import TensorType
-from galvatron.passes.costs.profile import EFFECTS
-from tests.passes.sharding.samples import CASES, POINTWISE, Case, Draw
+from tests.partition.samples import CASES, POINTWISE, Case, Draw
 
 EVERY = [case for cases in (*CASES.values(), POINTWISE) for case in cases]
 

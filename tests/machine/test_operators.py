@@ -15,8 +15,8 @@ from galvatron.ir.ops.notation import OpDims
 from galvatron.ir.ops.table import kernel_work, op_dims
 from galvatron.ir.types import evaluate
 from galvatron.machine.operators import LocalTensor, op_kernels
-from tests.passes.sharding import samples_of_elements, samples_of_layers  # noqa: F401  # they fill CASES
-from tests.passes.sharding.samples import CASES, Draw, Sample, sample
+from tests.partition import samples_of_elements, samples_of_layers  # noqa: F401  # they fill CASES
+from tests.partition.samples import CASES, Draw, Sample, sample
 
 PRODUCTS = [
     "linear", "mm", "bmm", "addmm", "baddbmm", "matmul", "convolution", "conv1d", "conv2d", "conv3d",

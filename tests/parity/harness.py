@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from galvatron import runtime as rt
 from galvatron.codegen import emit, load_module, stage_axes
-from galvatron.ir import planning as plans
+from galvatron.ir import planned as plans
 from galvatron.ir.capture import Captured
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
-from galvatron.ir.planning import PlanShorthand
+from galvatron.ir.planned import PlanShorthand
 from galvatron.ir.program import Form, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.verify import verify

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import galvatron
+from galvatron.costs.estimate import estimate_plan, setting_of
+from galvatron.costs.objective import peak_bytes
 from galvatron.errors import PlanError
-from galvatron.passes.costs.estimate import estimate_plan, setting_of
-from galvatron.passes.costs.objective import peak_bytes
 from galvatron.passes.pipeline import Pipeline
 from tests.marks import some_slow
 from tests.parity.harness import BATCH_SIZE, check, job_of, layer_count, planned, subject

@@ -11,8 +11,8 @@ import torch
 from torch.nn.modules import module as global_hooks
 
 from galvatron import runtime as rt
-from galvatron.passes.costs.estimate import estimate_plan, setting_of
-from galvatron.passes.costs.objective import StageReport, peak_bytes
+from galvatron.costs.estimate import estimate_plan, setting_of
+from galvatron.costs.objective import StageReport, peak_bytes
 from tests.live_storage import Held, LiveStorages
 from tests.parity import harness
 from tests.parity.subjects import Batch

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from galvatron.errors import StrategyError
 from galvatron.ir.plan import Plan
 from galvatron.ir.strategy import RECOMPUTE
-from galvatron.passes.enumerate_strategies import EnumerateStrategies
+from galvatron.passes.planning.enumerate_strategies import EnumerateStrategies
 from galvatron.schedules import SCHEDULES, Schedule
 from tests.parity.cases import Case
 from tests.parity.harness import check_program, costed, layer_count, subject, with_plan

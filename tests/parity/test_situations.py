@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from galvatron.errors import PlanError
-from galvatron.ir.planning import PlanShorthand
+from galvatron.ir.planned import PlanShorthand
 from tests.parity.harness import check, planned
 from tests.parity.situations import SITUATIONS
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from galvatron import runtime as rt
-from galvatron.ir.planning import PlanShorthand
+from galvatron.ir.planned import PlanShorthand
 from tests.models import precise
 from tests.parity.harness import BATCH_SIZE, Job, check, executor, job_of, planned, subject
 from tests.parity.subjects import Batch, ignore_labels, make

@@ -12,7 +12,7 @@ from galvatron import runtime as rt
 from galvatron.ir import layout
 from galvatron.ir.graph import Value
 from galvatron.ir.types import TensorType
-from galvatron.passes.sharding.conversion import redistribute
+from galvatron.partition.conversion import redistribute
 from tests.ranks import run_ranks
 
 DIM, OUTER = 1, 2

@@ -29,7 +29,7 @@ from galvatron import capture
 from galvatron import runtime as rt
 from galvatron.codegen import load_module
 from galvatron.ir.capture.batch import Batch
-from galvatron.ir.planning import PlanShorthand
+from galvatron.ir.planned import PlanShorthand
 from galvatron.ir.text import print_program
 from galvatron.runtime import mesh as meshes
 from galvatron.runtime.stage import StateSpec

@@ -25,7 +25,7 @@ from galvatron.ir.layout import (
     uncut_mesh,
 )
 from galvatron.ir.ops.shapes import same
-from galvatron.ir.planning import epilogue_strategy
+from galvatron.ir.planned import epilogue_strategy
 from galvatron.ir.program import Form, LayerClass, LayerKind, Program, StateLayout, When
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
 from galvatron.ir.verify.graphs import Violation, are_axes, layout_problem

@@ -10,6 +10,8 @@ import torch
 
 from galvatron import runtime
 from galvatron.codegen.ops import OpPrinter
+from galvatron.costs.events import Launch
+from galvatron.costs.profile import profile_graph
 from galvatron.ir.collectives import COLLECTIVES
 from galvatron.ir.graph import Op
 from galvatron.ir.layout import Shard
@@ -20,11 +22,9 @@ from galvatron.ir.ops.targets import parsed
 from galvatron.ir.ops.work import product
 from galvatron.ir.types import evaluate
 from galvatron.passes import LOWERING
-from galvatron.passes.costs.events import Launch
-from galvatron.passes.costs.profile import profile_graph
 from galvatron.passes.pipeline import Pipeline
 from galvatron.runtime import inductor
-from tests.passes.costs.test_fallbacks import planned
+from tests.costs.test_fallbacks import planned
 
 TARGET = "mylib.scale_rows.default"
 

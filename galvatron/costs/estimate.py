@@ -1,0 +1,67 @@
+"""The prediction for a plan, from the code whose result the search minimises."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+from galvatron.costs.model import CostModel
+from galvatron.costs.objective import Setting, StageReport, evaluate_plan, peak_bytes
+from galvatron.errors import PlanError
+from galvatron.ir.plan import Plan
+from galvatron.ir.planned import check, epilogue
+from galvatron.ir.program import Form, Program
+
+
+def cost_model(program: Program) -> CostModel:
+    """The costs of a clustered program on its cluster, read off its sharded graphs.
+
+    Raises:
+        PlanError: the program has no cluster.
+    """
+    if program.cluster is None:
+        raise PlanError("the program has no cluster to plan for; name one, such as 'a100-80g:1x8'")
+    return _cost_model(replace(program, form=Form.CLUSTERED, candidates=(), cuts=(), plan=None))
+
+
+@lru_cache(maxsize=2)
+def _cost_model(program: Program) -> CostModel:
+    """One model for the passes that ask in turn: sharding and profiling a class takes longer than anything else."""
+    from galvatron.costs.sharded import ShardedCostModel
+
+    assert program.cluster is not None
+    return ShardedCostModel(program, program.cluster)
+
+
+def estimate_plan(
+    program: Program, plan: Plan, *, model: CostModel | None = None
+) -> tuple[float, tuple[StageReport, ...]]:
+    """Predicted step time in seconds of a plan, and a report per stage, at the program's batch size on its cluster.
+
+    Args:
+        model: the costs to use; those of the sharded program when None.
+
+    Raises:
+        PlanError: the plan does not fit the program, the cluster's number of devices or the batch.
+    """
+    model = model or cost_model(program)
+    world_size = program.cluster.world_size if program.cluster is not None else plan.world_size
+    check(plan, program, world_size, program.batch_size)
+    return evaluate_plan(model, setting_of(program, plan), plan.stages)
+
+
+def setting_of(program: Program, plan: Plan) -> Setting:
+    """What the plan says besides its stages, for the program's batch."""
+    ends = bool(epilogue(program))
+    return Setting(program.batch_size, plan.micro_batches, plan.schedule, plan.pipeline_degree, ends)
+
+
+def with_predictions(plan: Plan, program: Program, model: CostModel) -> Plan:
+    """The plan with its predicted step time, peak memory and cluster written in."""
+    step_time_s, stages = estimate_plan(program, plan, model=model)
+    return replace(
+        plan,
+        cluster=str(program.cluster or ""),
+        step_time_s=step_time_s,
+        peak_bytes=peak_bytes(setting_of(program, plan), stages),
+    )

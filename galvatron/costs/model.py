@@ -1,0 +1,146 @@
+"""The cost model that plans are judged by: what one layer costs under one strategy, and what lies between two layers.
+
+`CostModel` is the interface the search and `estimate` see. `galvatron.costs.sharded` implements it by walking
+the sharded graphs; tests use tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from galvatron.costs.timeline import MicroBatchTimes
+from galvatron.ir.strategy import Strategy
+
+
+@dataclass(frozen=True)
+class Tie:
+    """A parameter that an earlier layer holds too: what this layer does not pay when both are on one device.
+
+    That is `backward_communication_s` per micro-batch, since the parameter is whole until both backwards are done. On
+    different pipeline ranks both pay, and `across_s` per step for the sum of their gradients on top.
+    """
+
+    layer: int
+    backward_communication_s: float
+    state_bytes: float
+    sync_s: float
+    update_s: float
+    across_s: float
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer under one strategy, on each device.
+
+    Per micro-batch: seconds of compute and of collectives, forward and backward, those of its parameters included;
+    `weight_s`, the part of `backward_s` that no other layer waits for: products that are gradients of weights;
+    `saved_bytes`, activations kept from forward to backward; `extra_bytes`, the peak of memory in use above that while
+    the layer runs. Per step: `sync_s` of gradient synchronisation, `update_s` of the optimizer and, of the last layer,
+    `epilogue_s` of the end of the loss that runs on all micro-batches at once. Always: `state_bytes` of parameters,
+    gradients, optimizer state and buffers.
+    """
+
+    forward_s: float
+    backward_s: float
+    weight_s: float = 0.0
+    forward_communication_s: float = 0.0
+    backward_communication_s: float = 0.0
+    saved_bytes: float = 0.0
+    extra_bytes: float = 0.0
+    state_bytes: float = 0.0
+    sync_s: float = 0.0
+    update_s: float = 0.0
+    epilogue_s: float = 0.0
+    ties: tuple[Tie, ...] = ()
+
+    def on_stage(self, begin: int) -> LayerCost:
+        """The same with its ties settled, for a stage that begins at layer `begin`."""
+        return self.beside(lambda layer: layer >= begin)
+
+    def beside(self, here: Callable[[int], bool]) -> LayerCost:
+        """The same with its ties settled: `here` says which layers before it are on the same device."""
+        if not self.ties:
+            return self
+        together = [tie for tie in self.ties if here(tie.layer)]
+        apart = [tie for tie in self.ties if not here(tie.layer)]
+        return replace(
+            self,
+            backward_communication_s=self.backward_communication_s - sum(t.backward_communication_s for t in together),
+            state_bytes=self.state_bytes - sum(t.state_bytes for t in together),
+            sync_s=self.sync_s - sum(t.sync_s for t in together) + sum(t.across_s for t in apart),
+            update_s=self.update_s - sum(t.update_s for t in together),
+            ties=(),
+        )
+
+    @property
+    def compute_s(self) -> float:
+        """Seconds of computing one micro-batch, forward and backward."""
+        return self.forward_s + self.backward_s
+
+    @property
+    def communication_s(self) -> float:
+        """Seconds of the collectives of one micro-batch, forward and backward."""
+        return self.forward_communication_s + self.backward_communication_s
+
+    @property
+    def micro_batch_s(self) -> float:
+        """Seconds of one micro-batch, forward and backward, collectives included."""
+        return self.compute_s + self.communication_s
+
+    @property
+    def times(self) -> MicroBatchTimes:
+        """The seconds of one micro-batch by what is computed."""
+        forward_s = self.forward_s + self.forward_communication_s
+        return MicroBatchTimes(forward_s, self.micro_batch_s - forward_s - self.weight_s, self.weight_s)
+
+    @property
+    def step_s(self) -> float:
+        """Seconds that are spent once per step."""
+        return self.sync_s + self.update_s + self.epilogue_s
+
+
+class CostModel(Protocol):
+    """Costs of the layers of one program on one cluster.
+
+    Layers are counted as in a plan. `micro_batch` is the number of samples of one micro-batch of the whole stage, of
+    which a data-parallel shard has its part.
+
+    What a layer costs depends on its own strategy alone, but for parameters that it shares with others: they are kept
+    in parts only where all their layers agree (`galvatron.partition.ties`). A model is for one answer per tie,
+    `with_agreement` gives the one for another.
+    """
+
+    def tied(self) -> tuple[tuple[int, ...], ...]:
+        """The layers of each tie: groups that share parameters. No layer is in two."""
+        ...
+
+    def with_agreement(self, ties: frozenset[int]) -> CostModel:
+        """The costs when the layers of these ties, by position in `tied`, agree and those of all others do not."""
+        ...
+
+    def kinds(self) -> tuple[Hashable, ...]:
+        """One key per layer; layers with equal keys cost the same, and so does entering them."""
+        ...
+
+    def layer(self, index: int, strategy: Strategy, micro_batch: int) -> LayerCost:
+        """What a layer costs."""
+        ...
+
+    def conversion_s(self, index: int, before: Strategy, after: Strategy, micro_batch: int) -> float:
+        """Seconds per micro-batch, forward and backward, of bringing every value that is alive when layer `index`
+        begins from the layout of one strategy to that of another; 0 for equal strategies."""
+        ...
+
+    def boundary_bytes(self, index: int, strategy: Strategy, micro_batch: int) -> float:
+        """Bytes per device of the values alive between layers `index - 1` and `index`."""
+        ...
+
+    def transfer_s(self, index: int, strategy: Strategy, micro_batch: int) -> float:
+        """Seconds to send those values to the next stage and their gradients back."""
+        ...
+
+    def shared_bytes(self, strategy: Strategy, micro_batch: int) -> float:
+        """Bytes per device and micro-batch of values without a gradient that the layers of a stage keep together."""
+        ...

@@ -1,0 +1,401 @@
+"""What a layer class does on a device, read off its graph: run forward and backward on fake tensors and watch.
+
+Nothing here is a formula beside the code: the kernels, their FLOPs and traffic, the collectives with their adjoints,
+the activations that autograd saves and the peak of live memory are those of the very graph that is emitted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+from weakref import finalize, ref
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from galvatron.costs.events import CollectiveCall, Event, Launch, Linear, Profile
+from galvatron.costs.slices import run_on_slice
+from galvatron.errors import GalvatronError
+from galvatron.ir.graph import Graph, Op
+from galvatron.ir.interpreter import DTYPE_OF, empty_like_type, run_graph
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard, nameable_axes
+from galvatron.ir.ops.table import kernel_work, of_target
+from galvatron.ir.ops.work import Work
+from galvatron.ir.recompute import selective_steps
+from galvatron.ir.types import evaluate
+from galvatron.ir.verify.computed import silence
+from galvatron.machine.kernel import touched_bytes
+from galvatron.partition.conversion import conversion
+from galvatron.recompute import keep, once, recomputed
+
+_MOST_NEEDED = 512
+"""Samples that are not too few for any model."""
+
+
+def profile_graph(
+    graph: Graph,
+    mesh: tuple[Axis, ...],
+    differentiable: frozenset[str],
+    recompute: str = "none",
+    *,
+    at: int | None = None,
+) -> Profile:
+    """Runs a graph at two batch sizes and puts lines through what it did.
+
+    Args:
+        mesh: the axes that its collectives name.
+        differentiable: its inputs and state that have a gradient.
+        recompute: which activations the backward computes again, as in a strategy; it does, as at run time.
+        at: the local batch size that matters, for a graph that is not linear in it: one that pairs samples.
+    """
+    batches = _batches(graph, mesh) if at is None else (at, 2 * at)
+    while True:
+        try:
+            with silence():
+                first, second = (_Run(graph, mesh, differentiable, batch, recompute).observed for batch in batches)
+            break
+        except (IndexError, RuntimeError, ValueError):  # the model takes so many samples at least, as for `h[5]`
+            if at is not None or batches[0] > _MOST_NEEDED:
+                raise
+            batches = batches[1], 2 * batches[1]
+
+    def line(a: float, b: float) -> Linear:
+        return Linear.through(batches, (a, b))
+
+    return Profile(
+        forward=_fit_events(batches, first.forward, second.forward),
+        backward=_fit_events(batches, first.backward, second.backward),
+        saved_bytes=line(first.saved_bytes, second.saved_bytes),
+        shared_bytes=tuple(
+            (name, line(first.shared_bytes.get(name, size), size)) for name, size in second.shared_bytes.items()
+        ),
+        forward_extra_bytes=line(first.forward_extra_bytes, second.forward_extra_bytes),
+        backward_extra_bytes=line(first.backward_extra_bytes, second.backward_extra_bytes),
+    )
+
+
+def _batches(graph: Graph, mesh: tuple[Axis, ...]) -> tuple[int, int]:
+    """Two small batch sizes at which every shape is whole; not 1, where a transposed tensor may count as contiguous."""
+    step = 2
+    try:
+        for value in graph.values.values():
+            for dim in value.type.shape:
+                evaluate(dim, step)
+    except GalvatronError:
+        step *= math.prod(axis.size for axis in mesh)
+    return step, 2 * step
+
+
+@dataclass(frozen=True)
+class _Event:
+    """A kernel (`axis` None) or collective at one batch size, with the bytes that it touches or sends."""
+
+    name: str
+    dtype: str
+    axis: Axis | None
+    size_bytes: float
+    work: Work | None = None
+    of_weight: bool = False
+
+
+def _fit_events(batches: tuple[int, int], first: list[_Event], second: list[_Event]) -> tuple[Event, ...]:
+    """One linear kernel or collective per event.
+
+    The kernels of two batch sizes differ where a copy is needed at one of them only; then the larger run counts, in
+    proportion to the batch.
+    """
+    if [(e.name, e.axis) for e in first] != [(e.name, e.axis) for e in second]:
+        first = [_in_proportion(e, batches[0] / batches[1]) for e in second]
+    fitted: list[Event] = []
+    for a, b in zip(first, second, strict=True):
+        size_bytes = Linear.through(batches, (a.size_bytes, b.size_bytes))
+        if b.axis is not None:
+            fitted.append(CollectiveCall(b.name, b.axis, size_bytes))
+        else:
+            fitted.append(Launch(b.name, b.dtype, _fit_work(batches, a.work, b.work), size_bytes, b.of_weight))
+    return tuple(fitted)
+
+
+def _fit_work(batches: tuple[int, int], first: Work | None, second: Work | None) -> Work | None:
+    if first is None or second is None:
+        return None
+    sizes = (Linear.through(batches, pair) for pair in zip(first.sizes, second.sizes, strict=True))
+    return Work(second.kind, tuple(sizes))
+
+
+def _in_proportion(event: _Event, share: float) -> _Event:
+    """The event of so large a share of a batch; the first size of work is how often it is done."""
+    work = event.work and Work(event.work.kind, (event.work.sizes[0] * share, *event.work.sizes[1:]))
+    return replace(event, size_bytes=event.size_bytes * share, work=work)
+
+
+class _Observed:
+    """What one run did, at one batch size."""
+
+    def __init__(self) -> None:
+        self.forward: list[_Event] = []
+        self.backward: list[_Event] = []
+        self.saved_bytes = 0
+        self.shared_bytes: dict[str, int] = {}
+        self.forward_extra_bytes = 0
+        self.backward_extra_bytes = 0
+
+
+class _Run:
+    """One forward and backward run of a graph under fake tensors."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        mesh: tuple[Axis, ...],
+        differentiable: frozenset[str],
+        batch: int,
+        recompute: str,
+    ) -> None:
+        self.graph, self.batch, self.recompute = graph, batch, recompute
+        self.axes = {axis.name: axis for axis in nameable_axes(mesh)}
+        self.observed = _Observed()
+        self.watch = _Watch(self.observed.forward)
+        with FakeTensorMode():
+            values = {v.name: empty_like_type(v.type, batch) for v in (*graph.inputs, *graph.state)}
+            for name in differentiable & values.keys():
+                if values[name].dtype.is_floating_point:
+                    values[name].requires_grad_(True)
+            for tensor in values.values():
+                self.watch.keep(tensor)
+            with self.watch:
+                outputs = self._forward(values)
+                self._backward(outputs, values)
+
+    def _forward(self, values: dict[str, torch.Tensor]) -> list[_Output]:
+        inputs = [v.name for v in self.graph.inputs]
+        formal = {values[name].untyped_storage()._cdata: name for name in values}
+        saved: set[str | None] = set()
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            saved.add(formal.get(tensor.untyped_storage()._cdata))
+            return tensor
+
+        call = _Call()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            results = self._function()(call, *values.values())
+        peak_bytes = self.watch.peak_bytes
+        outputs = [_Output.of(t) for t in results if t.requires_grad]
+        # What is alive without the results is what autograd keeps.
+        whole_call = ref(call)
+        del results, call
+        kept_bytes = self.watch.live_bytes
+        self.observed.saved_bytes = kept_bytes
+        self.observed.forward_extra_bytes = max(0, peak_bytes - kept_bytes)
+        for name in inputs if whole_call() is not None else [name for name in inputs if name in saved]:
+            size = values[name].untyped_storage().nbytes()
+            if values[name].requires_grad:
+                self.observed.saved_bytes += size
+            else:
+                self.observed.shared_bytes[name] = size
+        return outputs
+
+    def _function(self) -> Callable[..., tuple[torch.Tensor, ...]]:
+        """The graph as a function of its call, inputs and state, that runs as a layer does under the strategy."""
+        names = [v.name for v in (*self.graph.inputs, *self.graph.state)]
+        selective = self.recompute == "selective"
+        callers = {index: _CALLERS[step] for index, step in selective_steps(self.graph).items()} if selective else {}
+
+        def function(call: _Call, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            values = dict(zip(names, tensors, strict=True))
+            results = run_graph(self.graph, values, batch=self.batch, handler=self._collective, callers=callers)
+            return tuple(results.values())
+
+        return function if self.recompute == "none" else recomputed(function, selective=selective)
+
+    def _backward(self, outputs: list[_Output], values: dict[str, torch.Tensor]) -> None:
+        if not outputs:
+            return
+        self.watch.record_in(self.observed.backward)
+        before = self.watch.live_bytes
+        self.watch.peak_bytes = before
+        with _gradients_leave_at_once(values.values(), self.watch):
+            gradients = [torch.empty_strided(out.shape, out.stride, dtype=out.dtype) for out in outputs]
+            torch.autograd.backward([out.edge for out in outputs], gradients)
+        self.observed.backward_extra_bytes = max(0, self.watch.peak_bytes - before)
+
+    def _record(self, axis: Axis, kind: str, payload_bytes: int) -> None:
+        self.watch.collective(kind, axis, payload_bytes)
+
+    def _collective(self, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+        shape = [evaluate(d, self.batch) for d in op.result.type.shape]
+        axis = self.axes[kwargs["axis"]]
+        if op.namespace == "spmd":
+            return run_on_slice(op, args, kwargs, axis, partial(self._record, axis))
+        return _Collective.apply(args[0], shape, EFFECTS[op.target, kwargs.get("grad")], axis, self.watch)
+
+
+_CALLERS = {"keep": keep, "once": once}
+
+
+class _Call:
+    """Stands for the arguments of a call: what keeps it alive keeps them."""
+
+
+@dataclass(frozen=True)
+class _Output:
+    """A result of a graph, without its memory."""
+
+    edge: torch.autograd.graph.GradientEdge
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(tensor: torch.Tensor) -> _Output:
+        edge = torch.autograd.graph.get_gradient_edge(tensor)
+        return _Output(edge, tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
+_PLACEMENTS = (REPLICATE, BROADCAST, PARTIAL, Shard(0), Shard(1))
+EFFECTS: dict[tuple[Any, Any], tuple[str | None, str | None]] = {
+    (f"comm.{row.op}", row.grad): (row.forward, row.backward)
+    for row in itertools.starmap(conversion, itertools.product(_PLACEMENTS, repeat=2))
+    if row is not None
+}
+"""What a collective op sends forward and backward, by its target and `grad`; None where it stays on the device."""
+
+
+_BUFFERS = {"all_gather": 1, "reduce_scatter": 1, "all_to_all": 2}
+"""Collectives that lay the parts of the ranks out one by one, and in how many tensors of the payload's size."""
+
+
+class _Collective(torch.autograd.Function):
+    """Stands for a collective: right shapes forward and backward, and an event for what crosses the network."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, shape: list[int], effect: tuple[str | None, str | None], axis: Axis, watch: _Watch):
+        ctx.shape, ctx.effect, ctx.axis, ctx.watch = list(x.shape), effect, axis, watch
+        ctx.payload = max(x.numel(), math.prod(shape))
+        return _moved(x, shape, effect[0], axis, ctx.payload, watch)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any):
+        moved = _moved(gradients[0], ctx.shape, ctx.effect[1], ctx.axis, ctx.payload, ctx.watch)
+        return moved, None, None, None, None
+
+
+def _moved(x: Any, shape: list[int], kind: str | None, axis: Axis, payload: int, watch: _Watch) -> Any:
+    """What a tensor is after a collective; the same memory if it stays as it is."""
+    if kind is None and list(x.shape) == shape:
+        return x.view_as(x)
+    watch.collective(kind, axis, payload * x.element_size())
+    buffer = x.new_empty(payload * _BUFFERS.get(kind or "", 0))
+    result = x.new_empty(shape)
+    del buffer
+    return result
+
+
+@contextmanager
+def _gradients_leave_at_once(leaves: Any, watch: _Watch) -> Iterator[None]:
+    """The gradient of each leaf is freed when it is complete: the accumulated ones count as state, not as a peak."""
+
+    def drop(leaf: torch.Tensor) -> None:
+        assert leaf.grad is not None
+        watch.made_gradient(leaf.grad)
+        leaf.grad = None
+
+    handles = [t.register_post_accumulate_grad_hook(drop) for t in leaves if t.requires_grad]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+class _Watch(TorchDispatchMode):
+    """Records every kernel that is dispatched, and the bytes of tensors alive."""
+
+    def __init__(self, events: list[_Event]) -> None:
+        super().__init__()
+        self.events = events
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._seen: dict[int, Any] = {}
+        self._matmuls: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func.namespace != "prim":
+            self._record(func, args, kwargs, out)
+        return out
+
+    def _record(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        results = [t for t in _flat(out) if isinstance(t, torch.Tensor)]
+        for tensor in results:
+            self._track(tensor)
+        name = func._overloadpacket.__name__
+        operator = of_target(str(func))
+        if not results or operator.allocates or _is_view(func, args, results):
+            return
+        operands = list(
+            {id(t): t for t in _flat((args, tuple(kwargs.values()))) if isinstance(t, torch.Tensor)}.values()
+        )
+        touched = touched_bytes([*map(_size_bytes, operands)], [*map(_size_bytes, results)], gathers=operator.gathers)
+        dtype = DTYPE_OF.get((operands or results)[0].dtype, "f32")
+        if name == "mm":
+            self._matmuls[results[0].untyped_storage()._cdata] = len(self.events)
+        self.events.append(_Event(name, dtype, None, touched, kernel_work(func, args, kwargs, out)))
+
+    def made_gradient(self, gradient: torch.Tensor) -> None:
+        """Marks the product of matrices that a gradient is, if it is one."""
+        position = self._matmuls.get(gradient.untyped_storage()._cdata)
+        if position is not None:
+            self.events[position] = replace(self.events[position], of_weight=True)
+
+    def record_in(self, events: list[_Event]) -> None:
+        """Lists what comes next elsewhere."""
+        self.events, self._matmuls = events, {}
+
+    def collective(self, kind: str | None, axis: Axis, payload_bytes: int) -> None:
+        if kind is not None:
+            self.events.append(_Event(kind, "", axis, payload_bytes))
+
+    def keep(self, tensor: torch.Tensor) -> None:
+        """Leaves the storage of a tensor that is there before the run out of the count."""
+        self._seen[tensor.untyped_storage()._cdata] = None
+
+    def _track(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen[key] = finalize(storage, self._free, key, size)
+        self.live_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.pop(key, None)
+        self._matmuls.pop(key, None)
+        self.live_bytes -= size
+
+
+def _is_view(func: Any, args: Any, results: list[torch.Tensor]) -> bool:
+    """Whether a kernel only gives another name to the memory of its operand."""
+    if func._schema.is_mutable:
+        return False
+    own = {t.untyped_storage()._cdata for t in _flat(args) if isinstance(t, torch.Tensor)}
+    return all(t.untyped_storage()._cdata in own for t in results)
+
+
+def _size_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor's elements, those of an expanded one counted once."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield value

@@ -1,0 +1,324 @@
+"""The cost model of a program on a cluster, read off its sharded graphs."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Iterable
+from copy import copy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from galvatron.costs.events import Profile, collectives_s, kernels_s, launches
+from galvatron.costs.model import LayerCost, Tie
+from galvatron.costs.profile import profile_graph
+from galvatron.costs.state import (
+    TrainedState,
+    state_collectives,
+    trained_state,
+)
+from galvatron.errors import GalvatronError
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.graph import Value
+from galvatron.ir.layout import Axis
+from galvatron.ir.planned import epilogue, planned_layers
+from galvatron.ir.program import Layer, LayerClass, Program
+from galvatron.ir.strategy import Strategy
+from galvatron.ir.types import evaluate
+from galvatron.machine import Machine
+from galvatron.partition import Partitioner, Redistribution, redistribution
+
+
+@dataclass(frozen=True)
+class _End:
+    """An epilogue: its seconds, the most memory that it takes, and the bytes of the gradients that it hands back."""
+
+    seconds: float = 0.0
+    peak_bytes: float = 0.0
+    gradient_bytes: float = 0.0
+
+
+class ShardedCostModel:
+    """Implements `CostModel` for a clustered program; each pair of class and strategy is sharded and profiled once."""
+
+    def __init__(self, program: Program, cluster: Cluster) -> None:
+        self.program, self.machine = program, Machine(cluster)
+        self.layers = planned_layers(program)
+        self._partitioner = Partitioner(program, cluster)
+        self._profiles: dict[tuple[str, Strategy, bool], Profile] = {}
+        self._cache: dict[Hashable, Any] = {}
+        self._agreed: frozenset[str] = frozenset()
+
+    def tied(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(
+            tuple(i for i in range(len(self.layers)) if any(held.cls in tie.classes for held in self._held(i)))
+            for tie in self._partitioner.ties
+        )
+
+    def with_agreement(self, ties: frozenset[int]) -> ShardedCostModel:
+        agreed = frozenset(cls for i, tie in enumerate(self._partitioner.ties) if i in ties for cls in tie.classes)
+        key = ("agreement", agreed)
+        if agreed == self._agreed:
+            return self
+        if key not in self._cache:
+            # With the same partitioner and caches, whose keys say who agrees where that matters.
+            self._cache[key] = copy(self)
+            self._cache[key]._agreed = agreed
+        return self._cache[key]
+
+    def kinds(self) -> tuple[Hashable, ...]:
+        return self._kinds
+
+    def layer(self, index: int, strategy: Strategy, micro_batch: int) -> LayerCost:
+        agreed = tuple(layer.cls in self._agreed for layer in self._held(index))
+        key = ("layer", self._kinds[index], agreed, strategy, micro_batch)
+        if key not in self._cache:
+            self._cache[key] = self._layer_cost(index, strategy, micro_batch / strategy.degree("dp"))
+        return self._cache[key]
+
+    def conversion_s(self, index: int, before: Strategy, after: Strategy, micro_batch: int) -> float:
+        if before.axes == after.axes:
+            return 0.0
+        key = ("conversion", self._live_key(index), before, after, micro_batch)
+        if key not in self._cache:
+            batch = micro_batch / before.degree("dp")
+            profiles = self._conversion(index, before, after)
+            self._cache[key] = (
+                math.inf
+                if profiles is None
+                else sum(self._seconds(profile, batch / shares) for profile, shares in profiles)
+            )
+        return self._cache[key]
+
+    def boundary_bytes(self, index: int, strategy: Strategy, micro_batch: int) -> float:
+        return float(sum(size for size, _ in self._sent(index, strategy, micro_batch)))
+
+    def transfer_s(self, index: int, strategy: Strategy, micro_batch: int) -> float:
+        return sum(
+            self.machine.collective_s("p2p", size, _stage_border(strategy)) * (2 if differentiable else 1)
+            for size, differentiable in self._sent(index, strategy, micro_batch)
+        )
+
+    def shared_bytes(self, strategy: Strategy, micro_batch: int) -> float:
+        key = ("shared", self._agreed, strategy, micro_batch)
+        if key not in self._cache:
+            sizes: dict[str, float] = {}
+            for layer in self.layers:
+                formals = (v.name for v in self.program.class_of[layer.cls].graph.inputs)
+                names = dict(zip(formals, layer.operands, strict=True))
+                for formal, size in self._profile(layer.cls, strategy).shared_bytes:
+                    sizes[names[formal]] = size(micro_batch / strategy.degree("dp"))
+            self._cache[key] = sum(sizes.values())
+        return self._cache[key]
+
+    def _profile(self, cls: str, strategy: Strategy) -> Profile:
+        key = cls, Strategy(strategy.axes, recompute=strategy.recompute), cls in self._agreed
+        if key not in self._profiles:
+            sharded = self._shard(cls, strategy)
+            differentiable = self._partitioner.borders[cls].differentiable
+            self._profiles[key] = profile_graph(sharded.graph, sharded.mesh, differentiable, strategy.recompute)
+        return self._profiles[key]
+
+    def _shard(self, cls: str, strategy: Strategy) -> LayerClass:
+        return self._partitioner.shard(cls, strategy, agreed=cls in self._agreed)
+
+    def _seconds(self, profile: Profile, batch: float) -> float:
+        events = (*profile.forward, *profile.backward)
+        return kernels_s(events, self.machine, batch) + collectives_s(events, self.machine, batch)
+
+    def _layer_cost(self, index: int, strategy: Strategy, batch: float) -> LayerCost:
+        layer, machine = self.layers[index], self.machine
+        profile = self._profile(layer.cls, strategy)
+        trained, other_bytes = self._state(layer, strategy)
+        sent = state_collectives(trained.values())
+        end = self._end(index, strategy)
+        for extra in self._held(index)[1:]:
+            of_end, more_bytes = self._state(extra, strategy)
+            trained, other_bytes = {**of_end, **trained}, other_bytes + more_bytes
+        accumulation_bytes = sum(state.accumulation_bytes for state in trained.values())
+        passing_bytes = sum(state.passing_bytes for state in trained.values())
+        return LayerCost(
+            forward_s=kernels_s(profile.forward, machine, batch),
+            backward_s=kernels_s(profile.backward, machine, batch) + machine.moved_s(accumulation_bytes),
+            weight_s=kernels_s((e for e in launches(profile.backward) if e.of_weight), machine, batch),
+            forward_communication_s=collectives_s((*profile.forward, *sent.forward), machine, batch),
+            backward_communication_s=collectives_s((*profile.backward, *sent.backward), machine, batch),
+            saved_bytes=profile.saved_bytes(batch),
+            # While a layer runs, what is whole of its parameters has a neighbour's beside it: fetched, or on its way.
+            extra_bytes=max(
+                max(profile.forward_extra_bytes(batch), profile.backward_extra_bytes(batch))
+                + 2 * passing_bytes
+                + end.gradient_bytes,
+                end.peak_bytes,
+            ),
+            state_bytes=sum(state.kept_bytes for state in trained.values()) + other_bytes,
+            sync_s=collectives_s(state_collectives(trained.values()).step, machine, batch),
+            update_s=self._update_s(trained.values()),
+            epilogue_s=end.seconds,
+            ties=tuple(self._tie(earlier, strategy, trained[name]) for name, earlier in self._ties(index).items()),
+        )
+
+    def _held(self, index: int) -> tuple[Layer, ...]:
+        """A planned layer, with the epilogue if it is the last."""
+        return (self.layers[index], *(epilogue(self.program) if index == len(self.layers) - 1 else ()))
+
+    def _end(self, index: int, strategy: Strategy) -> _End:
+        """What the epilogue costs beside the last layer, and nothing beside any other."""
+        held = self._held(index)[1:]
+        if not held:
+            return _End()
+        key = ("end", held[0].cls in self._agreed, strategy.axes)
+        if key not in self._cache:
+            self._cache[key] = self._end_of(held[0], strategy)
+        return self._cache[key]
+
+    def _end_of(self, layer: Layer, strategy: Strategy) -> _End:
+        batch = self.program.batch_size // strategy.degree("dp")
+        sharded, differentiable = self._shard(layer.cls, strategy), self._partitioner.borders[layer.cls].differentiable
+        profile = profile_graph(sharded.graph, sharded.mesh, differentiable, at=batch)
+        made = {name for one in self.layers for name in one.results}
+        entering = [v for v, name in zip(sharded.graph.inputs, layer.operands, strict=True) if name in made]
+        sizes = {value.name: evaluate(value.type.bytes, batch) for value in entering}
+        extra_bytes = max(profile.forward_extra_bytes(batch), profile.backward_extra_bytes(batch))
+        return _End(
+            self._seconds(profile, batch),
+            sum(sizes.values()) + profile.saved_bytes(batch) + extra_bytes,
+            sum(size for name, size in sizes.items() if name in differentiable),
+        )
+
+    def _state(self, layer: Layer, strategy: Strategy) -> tuple[dict[str, TrainedState], int]:
+        """What each trained parameter costs, and the bytes of other state."""
+        sharded = self._shard(layer.cls, strategy)
+        shared = self._partitioner.shared(layer.cls) if layer.cls not in self._agreed else ()
+        trained: dict[str, TrainedState] = {}
+        other_bytes = 0
+        for value, name in zip(sharded.graph.state, layer.state, strict=True):
+            state = self.program.state_of[name]
+            if state.trainable:
+                level = 0 if value.name in shared else strategy.zero
+                trained[name] = trained_state(state, value, sharded.mesh, level)
+            else:
+                other_bytes += evaluate(value.type.bytes, 1)
+        return trained, other_bytes
+
+    def _update_s(self, states: Iterable[TrainedState]) -> float:
+        return self.machine.moved_s(sum(state.update_bytes for state in states))
+
+    def _tie(self, layer: int, strategy: Strategy, state: TrainedState) -> Tie:
+        sent = state_collectives([state])
+        return Tie(
+            layer=layer,
+            backward_communication_s=collectives_s(sent.backward, self.machine, 1),
+            state_bytes=state.kept_bytes,
+            sync_s=collectives_s(sent.step, self.machine, 1),
+            update_s=self._update_s([state]),
+            across_s=self.machine.collective_s("all_reduce", state.trained_bytes, _stage_border(strategy)),
+        )
+
+    def _ties(self, index: int) -> dict[str, int]:
+        """The trained parameters of a layer that an earlier layer holds too, with the last such layer."""
+        return {
+            name: earlier
+            for earlier in range(index)
+            for name in self.layers[earlier].state
+            if any(name in held.state for held in self._held(index)) and self.program.state_of[name].trainable
+        }
+
+    @cached_property
+    def _kinds(self) -> tuple[Hashable, ...]:
+        return tuple(
+            (tuple(held.cls for held in self._held(i)), self._live_key(i), tuple(self._ties(i).items()))
+            for i in range(len(self.layers))
+        )
+
+    @cached_property
+    def _crossing(self) -> tuple[tuple[tuple[int, str, str, str], ...], ...]:
+        """Per border before each layer, and after the last, the values alive there: (producer by index, its output,
+        class of the next consumer, its input)."""
+        made: dict[str, tuple[int, str]] = {}
+        uses: dict[str, list[tuple[int, str, str]]] = defaultdict(list)
+        for i, layer in ((index, layer) for index in range(len(self.layers)) for layer in self._held(index)):
+            graph = self.program.class_of[layer.cls].graph
+            for name, value in zip(layer.operands, graph.inputs, strict=True):
+                uses[name].append((i, layer.cls, value.name))
+            made.update((name, (i, output)) for name, output in zip(layer.results, graph.outputs, strict=True))
+        return tuple(
+            tuple(
+                (*made[name], *next(use[1:] for use in places if use[0] >= border))
+                for name, places in uses.items()
+                if name in made and made[name][0] < border <= places[-1][0]
+            )
+            for border in range(len(self.layers) + 1)
+        )
+
+    def _live_key(self, index: int) -> Hashable:
+        return tuple(
+            (self.layers[producer].cls, output, consumer, formal)
+            for producer, output, consumer, formal in self._crossing[index]
+        )
+
+    def _output(self, producer: int, output: str, strategy: Strategy) -> tuple[Value, LayerClass]:
+        """A result of a layer under a strategy, with the sharded class it is in."""
+        sharded = self._shard(self.layers[producer].cls, strategy)
+        position = self.program.class_of[self.layers[producer].cls].graph.outputs.index(output)
+        return sharded.graph.values[sharded.graph.outputs[position]], sharded
+
+    def _sent(self, index: int, strategy: Strategy, micro_batch: int) -> list[tuple[float, bool]]:
+        """Bytes per device of each value alive before layer `index`, and whether it has a gradient."""
+        key = ("sent", self._live_key(index), strategy, micro_batch)
+        if key not in self._cache:
+            batch = micro_batch // strategy.degree("dp")
+            self._cache[key] = [
+                (
+                    float(evaluate(self._output(producer, output, strategy)[0].type.bytes, batch)),
+                    self._has_gradient(producer, output),
+                )
+                for producer, output, _, _ in self._crossing[index]
+            ]
+        return self._cache[key]
+
+    def _has_gradient(self, producer: int, output: str) -> bool:
+        layer = self.layers[producer]
+        outputs = self.program.class_of[layer.cls].graph.outputs
+        return self._partitioner.differentiable(layer.results[outputs.index(output)])
+
+    def _conversion(self, index: int, before: Strategy, after: Strategy) -> list[tuple[Profile, float]] | None:
+        """Profiles of the graphs that convert what is alive before a layer; None if the meshes do not nest.
+
+        With each the number of its shares (what `b` counts in it) that make a share of the layer before.
+        """
+        key = ("profiles", self._live_key(index), before, after)
+        if key not in self._cache:
+            try:
+                self._cache[key] = [
+                    (
+                        profile_graph(step.cls.graph, step.cls.mesh, frozenset("x") if differentiable else frozenset()),
+                        float(step.shares),
+                    )
+                    for step, differentiable in self._converting(index, before, after)
+                ]
+            except GalvatronError:
+                self._cache[key] = None
+        return self._cache[key]
+
+    def _converting(self, index: int, before: Strategy, after: Strategy) -> list[tuple[Redistribution, bool]]:
+        found: list[tuple[Redistribution, bool]] = []
+        for producer, output, consumer, formal in self._crossing[index]:
+            value, source = self._output(producer, output, before)
+            target = self._shard(consumer, after)
+            differentiable = self._has_gradient(producer, output)
+            converting = redistribution(
+                f"{before} to {after}",
+                (value, source.mesh),
+                (target.graph.values[formal], target.mesh),
+                differentiable=differentiable,
+            )
+            if converting is not None:
+                found.append((converting, differentiable))
+        return found
+
+
+def _stage_border(strategy: Strategy) -> Axis:
+    """The two pipeline ranks on both sides of a stage border, as an axis of their devices."""
+    return Axis("pp", 2, strategy.devices)

@@ -1,0 +1,129 @@
+"""What a trained parameter costs a device: the memory of its copies, and what is sent for it.
+
+All of it follows from where the gradient is summed and from the ZeRO level; `galvatron.ir.zero` is the table.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from galvatron.costs.events import CollectiveCall, Linear
+from galvatron.ir.graph import Value
+from galvatron.ir.layout import Axis
+from galvatron.ir.program import State
+from galvatron.ir.types import evaluate
+from galvatron.ir.zero import LEVELS, merged, summed_axes
+from galvatron.machine.kernel import ACCUMULATION_PASSES, OPTIMIZER_PASSES
+
+OPTIMIZER_MOMENTS = 2
+"""What the optimizer keeps of each trained element: AdamW's two moments, in the type of the master."""
+
+
+@dataclass(frozen=True)
+class TrainedState:
+    """A trained parameter on one device.
+
+    Attributes:
+        value_bytes: of the slice that the layers read.
+        master_bytes: of the same slice in the type that is trained; equal where that is the type of the values.
+        has_master: whether the optimizer updates a copy in another type than that of the values.
+        axes: those over which its gradient is summed.
+        level: of ZeRO, over these axes.
+    """
+
+    value_bytes: int
+    master_bytes: int
+    has_master: bool
+    axes: tuple[Axis, ...]
+    level: int
+
+    @property
+    def ways(self) -> int:
+        """Into how many parts the level cuts what it cuts."""
+        ways = 1
+        for axis in self.axes if self.level else ():
+            ways *= axis.size
+        return ways
+
+    @property
+    def kept_bytes(self) -> float:
+        """Memory that is held all the time: values, gradient, moments and, where there is one, the master."""
+        level = LEVELS[self.level]
+        values = self.value_bytes / (self.ways if level.values else 1)
+        gradient = self.master_bytes / (self.ways if level.gradients else 1)
+        copies = OPTIMIZER_MOMENTS + (1 if self.has_master else 0)
+        return values + gradient + copies * self.master_bytes / (self.ways if level.optimizer else 1)
+
+    @property
+    def passing_bytes(self) -> float:
+        """Memory beside that, held only while a layer runs: gathered values, a whole gradient that is yet to be cut."""
+        level = LEVELS[self.level] if self.axes else LEVELS[0]
+        return (self.value_bytes if level.values else 0) + (self.master_bytes if level.gradients else 0)
+
+    @property
+    def trained_bytes(self) -> float:
+        """What the optimizer updates."""
+        return self.master_bytes / self.ways
+
+    @property
+    def update_bytes(self) -> float:
+        """What an update moves; the master of another type is then read again to be rounded."""
+        rounding = self.master_bytes + self.value_bytes if self.has_master else 0
+        return OPTIMIZER_PASSES * self.trained_bytes + rounding / self.ways
+
+    @property
+    def accumulation_bytes(self) -> int:
+        """What a micro-batch moves to add up its gradient, which comes in the type of the values."""
+        return (ACCUMULATION_PASSES - 1) * self.master_bytes + self.value_bytes
+
+
+def trained_state(state: State, local: Value, mesh: tuple[Axis, ...], level: int) -> TrainedState:
+    """What a trained parameter costs, kept as a formal of a sharded class."""
+    return TrainedState(
+        value_bytes=evaluate(local.type.bytes, 1),
+        master_bytes=evaluate(replace(local.type, dtype=state.type.dtype).bytes, 1),
+        has_master=state.type.dtype != local.type.dtype,
+        axes=summed_axes(local.layout or (), mesh),
+        level=level,
+    )
+
+
+@dataclass(frozen=True)
+class StateCollectives:
+    """What is sent for parameters: per micro-batch forward and backward, and once per step."""
+
+    forward: tuple[CollectiveCall, ...]
+    backward: tuple[CollectiveCall, ...]
+    step: tuple[CollectiveCall, ...]
+
+
+def state_collectives(states: Iterable[TrainedState]) -> StateCollectives:
+    """The collectives of parameters that are synchronised together: one per kind and group of devices."""
+    sizes: dict[str, dict[tuple[str, tuple[Axis, ...]], float]] = {
+        phase: defaultdict(float) for phase in ("forward", "backward", "step")
+    }
+    for state in states:
+        level, axes = LEVELS[state.level], merged(state.axes)
+        for phase, by_kind in sizes.items():
+            for kind in getattr(level, phase) if axes else ():
+                by_kind[kind, axes] += state.value_bytes if kind == "all_gather" else state.master_bytes
+    return StateCollectives(**{phase: _events(by_kind) for phase, by_kind in sizes.items()})
+
+
+def _events(sizes: dict[tuple[str, tuple[Axis, ...]], float]) -> tuple[CollectiveCall, ...]:
+    return tuple(
+        CollectiveCall(kind, axis, Linear(payload, 0.0))
+        for (kind, axes), size in sizes.items()
+        for axis, payload in _by_axis(axes, size)
+    )
+
+
+def _by_axis(axes: tuple[Axis, ...], size: float) -> list[tuple[Axis, float]]:
+    """A group that is no single axis is priced as one collective per axis, each on what the inner ones leave."""
+    parts: list[tuple[Axis, float]] = []
+    for axis in reversed(axes):
+        parts.append((axis, size))
+        size /= axis.size
+    return parts

@@ -1,0 +1,157 @@
+"""What a layer class is to its program: the facts at its border that sharding needs; sharded classes by strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from operator import itemgetter
+
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.gradients import Gradients, gradients
+from galvatron.ir.layout import BROADCAST, Axis, Layout, Shard, joined_layout
+from galvatron.ir.planned import epilogue, planned_layers
+from galvatron.ir.program import MASTER, LayerClass, LayerKind, Program
+from galvatron.ir.strategy import Strategy
+from galvatron.ir.types import DTYPE_BYTES
+from galvatron.machine import Machine
+from galvatron.partition.boundary import Border
+from galvatron.partition.partition import ShardedClass, shard_class
+from galvatron.partition.ties import Binding, TiedClasses, agreement, tied_classes
+
+
+class Partitioner:
+    """Shards the classes of one program on one cluster, each pair of class and strategy once."""
+
+    def __init__(self, program: Program, cluster: Cluster) -> None:
+        self.program = program
+        self.machine = Machine(cluster)
+        self._sharded: dict[tuple[str, Strategy, tuple[tuple[str, Layout], ...]], ShardedClass] = {}
+        self._together: dict[tuple[TiedClasses, Strategy], dict[str, ShardedClass]] = {}
+
+    def shard(self, cls: str, strategy: Strategy, *, agreed: bool = False) -> LayerClass:
+        """The local form of a class under a strategy; ZeRO and recomputation do not change it.
+
+        Args:
+            agreed: whether all layers that share parameters with those of the class agree (`ties`): only then do they
+                keep these parameters sharded.
+        """
+        return self.sharded(cls, strategy, agreed=agreed).local
+
+    def sharded(self, cls: str, strategy: Strategy, *, agreed: bool = False) -> ShardedClass:
+        """The same with the decisions that led to it."""
+        axes = Strategy(strategy.axes)
+        tie = self._tie_of.get(cls)
+        if tie is None:
+            return self._shard(cls, axes, {})
+        if agreed:
+            return self._shard_together(tie, axes)[cls]
+        return self._shard(cls, axes, dict.fromkeys(self.shared(cls), _whole(axes)))
+
+    def shared(self, cls: str) -> tuple[str, ...]:
+        """The trainable state of a class that its layers share with each other or with those of other classes."""
+        return self._tie_of[cls].formals(cls) if cls in self._tie_of else ()
+
+    def agreed(self, strategies: Sequence[Strategy]) -> frozenset[str]:
+        """The classes whose layers keep shared parameters sharded under a plan with one strategy per planned layer."""
+        placed = list(zip(planned_layers(self.program), strategies, strict=False))
+        placed += [(layer, strategies[-1]) for layer in epilogue(self.program)]
+        return frozenset(
+            cls
+            for tie in self.ties
+            if agreement(strategy for layer, strategy in placed if layer.cls in tie.classes)
+            for cls in tie.classes
+        )
+
+    def _shard(self, cls: str, axes: Strategy, kept: Mapping[str, Layout]) -> ShardedClass:
+        key = (cls, axes, tuple(sorted(kept.items(), key=itemgetter(0))))
+        if key not in self._sharded:
+            batch = max(1, self.program.batch_size // axes.degree("dp"))
+            layer_class, border = self.program.class_of[cls], self.borders[cls]
+            self._sharded[key] = shard_class(layer_class, axes, self.machine, border, batch=batch, kept=kept)
+        return self._sharded[key]
+
+    def _shard_together(self, tie: TiedClasses, axes: Strategy) -> dict[str, ShardedClass]:
+        """Classes that share parameters under one strategy, every shared one in the same layout.
+
+        Each class first chooses for itself. Where they differ, the last that shards a parameter decides: of a
+        vocabulary that is the head, to which it matters most. What another class cannot read so is whole.
+        """
+        key = (tie, axes)
+        kept: dict[tuple[Binding, ...], Layout] = {}
+        while key not in self._together:
+            sharded = {
+                cls: self._shard(cls, axes, {f: layout for piece, layout in kept.items() for c, f in piece if c == cls})
+                for cls in tie.classes
+            }
+            layouts = {piece: [_told(sharded[cls].local, formal) for cls, formal in piece] for piece in tie.pieces}
+            unequal = [piece for piece, found in layouts.items() if len(set(found)) > 1]
+            if not unequal:
+                self._together[key] = sharded
+            for piece in unequal:
+                # Of layouts on sub-axes, which other classes need not have, none is asked of these.
+                uncut = [layout for layout, mesh in layouts[piece] if mesh == axes.mesh]
+                kept[piece] = _whole(axes) if piece in kept or not uncut else _last_sharded(uncut)
+        return self._together[key]
+
+    def differentiable(self, value: str) -> bool:
+        """Whether a program-level value has a gradient."""
+        return value in self._gradients.values
+
+    @cached_property
+    def ties(self) -> tuple[TiedClasses, ...]:
+        """The classes whose layers share parameters."""
+        return tied_classes(self.program)
+
+    @cached_property
+    def _tie_of(self) -> dict[str, TiedClasses]:
+        return {cls: tie for tie in self.ties for cls in tie.classes}
+
+    @cached_property
+    def borders(self) -> dict[str, Border]:
+        """The border of every class."""
+        program = self.program
+        formals = self._gradients.formals
+        borders: dict[str, Border] = {}
+        for cls in program.classes:
+            layers = [layer for layer in program.all_layers if layer.cls == cls.name]
+            trainable = {
+                formal.name
+                for layer in layers
+                for formal, name in zip(cls.graph.state, layer.state, strict=True)
+                if program.state_of[name].trainable
+            }
+            results = {
+                n
+                for layer in layers
+                for n, r in zip(cls.graph.outputs, layer.results, strict=True)
+                if r == program.output
+            }
+            borders[cls.name] = Border(
+                differentiable=frozenset(formals[cls.base or cls.name] | trainable),
+                trainable=frozenset(trainable),
+                loss=next(iter(results), None),
+                whole_outputs=frozenset(
+                    cls.graph.outputs if any(layer.kind is LayerKind.STEP for layer in layers) else ()
+                ),
+                master_scale=DTYPE_BYTES[MASTER] // DTYPE_BYTES[program.precision] if program.precision else 1,
+            )
+        return borders
+
+    @cached_property
+    def _gradients(self) -> Gradients:
+        return gradients(self.program)
+
+
+def _told(cls: LayerClass, formal: str) -> tuple[Layout, tuple[Axis, ...]]:
+    """The layout of some state of a class on as few axes as tell it, and these axes."""
+    return joined_layout(cls.graph.values[formal].layout or (), cls.mesh)
+
+
+def _whole(strategy: Strategy) -> Layout:
+    """Whole on every rank, with the gradient summed over all axes."""
+    return (BROADCAST,) * len(strategy.mesh)
+
+
+def _last_sharded(layouts: list[Layout]) -> Layout:
+    """The last layout with a shard; the last of all where none has."""
+    return next((each for each in reversed(layouts) if any(isinstance(p, Shard) for p in each)), layouts[-1])

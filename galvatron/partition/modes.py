@@ -1,0 +1,226 @@
+"""Modes: the ways to run one op on one mesh axis, each with what it needs of its operands and leaves in its results.
+
+On an axis an op may run whole on every rank, whole with a partial gradient, on partial sums where it is linear, or
+along one shardable factor. Layouts are named here by factor, since the number in `Shard(dim, outer)` follows from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from galvatron.ir.graph import Graph, Op
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Partial, Replicate, Shard, padded_part
+from galvatron.ir.ops.table import operator_of
+from galvatron.ir.padding import paddable
+from galvatron.ir.random import is_random
+from galvatron.ir.types import BATCH, Dim, exact_quotient, simplify_dim
+from galvatron.partition.factors import Factor, FactorTable, OpFactor
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sharded along the factor of dimension `dim` that has `size` elements, each spanning `inner`.
+
+    `padded` and `folded` are those of `Shard`. A padded split is of a whole dimension that the axis does not divide; it
+    is never converted (`ir.padding`).
+    """
+
+    dim: int
+    inner: Dim
+    size: Dim
+    padded: bool = False
+    folded: bool = False
+
+    def placement(self, length: Dim) -> Shard:
+        """The placement on the axis, given the size of the dimension."""
+        outer = exact_quotient(length, simplify_dim(self.inner * self.size))
+        assert outer is not None
+        return Shard(self.dim, outer, self.padded, self.folded)
+
+
+AxisState = Replicate | Partial | Split
+
+RING = "ring"
+"""The name under which the sequence counts as sharded in ring attention."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How an op runs on one axis.
+
+    `factor` is what is sharded, or None; `share` the part of the work that a rank does; `spmd` says that the op's
+    counterpart in `ir.spmd` runs in its place.
+    """
+
+    operands: tuple[AxisState, ...]
+    results: tuple[AxisState, ...]
+    factor: OpFactor | None = None
+    share: float = 1.0
+    spmd: bool = False
+
+
+def op_modes(
+    graph: Graph,
+    index: int,
+    table: FactorTable,
+    axis: Axis,
+    differentiable: frozenset[str],
+    taken: dict[OpFactor, int],
+    allowed: Callable[[int, OpFactor], bool],
+    *,
+    ring: bool = False,
+    folded: bool = False,
+    padding: bool = False,
+) -> tuple[Mode, ...]:
+    """All modes of op `index` on an axis.
+
+    Args:
+        differentiable: the values that have a gradient; for the others `R'` is `R`.
+        allowed: whether the axis' role may shard a factor of an op.
+        ring: whether the axis' role has attention pass keys and values round.
+        folded: whether what the axis shards is folded.
+        padding: whether the axis' role pads dimensions that the axis does not divide.
+        taken: how many ways each of the op's factors is already sharded by other axes.
+    """
+    op = graph.ops[index]
+    operand_names, result_names = op.operands, tuple(v.name for v in op.results)
+    dims = table.dims[index]
+
+    def mode(
+        operands: list[AxisState], results: list[AxisState], factor: OpFactor | None = None, spmd: bool = False
+    ) -> Mode:
+        # An operand without a gradient is satisfied by R where R' is asked for.
+        kept = [
+            REPLICATE if s == BROADCAST and n not in differentiable else s
+            for n, s in zip(operand_names, operands, strict=True)
+        ]
+        made = [
+            REPLICATE if s == BROADCAST and n not in differentiable else s
+            for n, s in zip(result_names, results, strict=True)
+        ]
+        return Mode(tuple(kept), tuple(made), factor, 1.0 / axis.size if factor else 1.0, spmd)
+
+    count = len(operand_names)
+    modes = [
+        mode([REPLICATE] * count, [REPLICATE] * len(result_names)),
+        mode([BROADCAST] * count, [BROADCAST] * len(result_names)),
+    ]
+    if dims is not None:
+        modes += [mode(o, r) for o, r in _partial_modes(dims.products, dims.sums, count, len(result_names))]
+        for factor in table.op_factors(index):
+            ways = taken.get(factor, 1)
+            spmd = operator_of(op).on_slices if factor.name in dims.spmd else None
+            padded = False
+            if not allowed(index, factor):
+                continue
+            if not _divides(pieces(axis, folded) * ways, factor.size):
+                padded = padding and not folded and ways == 1 and _may_pad(graph, op, factor, axis, spmd is not None)
+                if not padded:
+                    continue
+            if spmd and (ways > 1 or factor.size != dims.sizes[factor.name] or (folded and spmd.folded == "none")):
+                continue
+            missing = spmd.result if spmd else PARTIAL
+            if (states := _sharded(factor, dims.sums, missing, padded, folded)) is not None:
+                modes.append(mode(*states, factor, spmd is not None))
+    if ring and (states := _ring(graph, index, table, axis, taken, folded)) is not None:
+        modes.append(mode(*states, _ring_factor(graph, op), spmd=True))
+    return tuple(dict.fromkeys(modes))
+
+
+def pieces(axis: Axis, folded: bool) -> int:
+    """Into how many equal pieces an axis cuts what it shards."""
+    return 2 * axis.size if folded else axis.size
+
+
+def _ring(
+    graph: Graph, index: int, table: FactorTable, axis: Axis, taken: dict[OpFactor, int], folded: bool
+) -> tuple[list[AxisState], list[AxisState]] | None:
+    """Attention with queries, keys and values all sharded along the sequence, and of a mask the rows.
+
+    Not with dropout, whose mask the ring does not have: then attention sees all keys, as any other op would.
+    """
+    op = graph.ops[index]
+    counterpart = operator_of(op).on_slices
+    if counterpart is None or not counterpart.ring or is_random(op):
+        return None
+    rows, columns = (graph.values[name].type.shape[-2] for name in op.operands[:2])
+    ways = taken.get(_ring_factor(graph, op), 1)
+    if rows != columns or not _divides(pieces(axis, folded) * ways, rows):
+        return None
+
+    def state(name: str) -> AxisState | None:
+        shape = graph.values[name].type.shape
+        if len(shape) < 2 or shape[-2] == 1:
+            return BROADCAST
+        factor = table.at(name, len(shape) - 2, 1, shape[-2])
+        return Split(factor.dim, factor.inner, factor.size, folded=folded) if factor.size == rows else None
+
+    operands, result = [state(name) for name in op.operands], state(op.result.name)
+    if result is None or any(s is None for s in operands):
+        return None
+    return [s for s in operands if s is not None], [result]
+
+
+def _ring_factor(graph: Graph, op: Op) -> OpFactor:
+    """What counts as sharded in ring attention: the whole sequence, wherever it is."""
+    return OpFactor(RING, graph.values[op.operands[0]].type.shape[-2], (), ())
+
+
+def _partial_modes(
+    products: frozenset[int], sums: frozenset[int], operands: int, results: int
+) -> list[tuple[list[AxisState], list[AxisState]]]:
+    """Partial sums pass an op that adds them (all of them partial) or multiplies one of them by whole values."""
+    modes: list[tuple[list[AxisState], list[AxisState]]] = []
+    if sums and len(sums) + len(products) < operands:
+        return modes
+    if sums and not products:
+        modes.append(([PARTIAL] * operands, [PARTIAL] * results))
+    for position in sorted(products):
+        states: list[AxisState] = [PARTIAL if i == position or i in sums else BROADCAST for i in range(operands)]
+        modes.append((states, [PARTIAL] * results))
+    return modes
+
+
+def _divides(ways: int, size: Dim) -> bool:
+    """The batch divides by any degree that a role gives it: plans are checked for that."""
+    return size == BATCH or exact_quotient(size, ways) is not None
+
+
+def _may_pad(graph: Graph, op: Op, factor: OpFactor, axis: Axis, spmd: bool) -> bool:
+    """Whether an op may run beside filler at the end of a factor: the factor is whole dimensions, of operands that may
+    be padded and, unless the op's counterpart in `ir.spmd` sees to it, of every result."""
+    if padded_part(factor.size, axis.size) is None or (not spmd and None in factor.results):
+        return False
+    if any(place is not None and i not in paddable(op) for i, place in enumerate(factor.operands)):
+        return False
+    names = (*op.operands, *(v.name for v in op.results))
+    places = zip(names, (*factor.operands, *factor.results), strict=True)
+    return all(graph.values[name].type.shape[f.dim] == factor.size for name, f in places if f is not None)
+
+
+def _sharded(
+    factor: OpFactor, sums: frozenset[int], missing: Replicate | Partial, padded: bool, folded: bool
+) -> tuple[list[AxisState], list[AxisState]] | None:
+    """Operand and result states when a factor is sharded.
+
+    Operands without it are whole and get a partial gradient, except that an operand added to a partial result must be
+    partial itself. Results without it are in the state `missing`; an op with several results must have it in all or
+    none.
+    """
+    present = [f is not None for f in factor.results]
+    if any(present) and not all(present):
+        return None
+    summed = not any(present)
+
+    def state(position: int, place: Factor | None) -> AxisState:
+        if place is not None:
+            return Split(place.dim, place.inner, place.size, padded, folded)
+        return PARTIAL if summed and position in sums else BROADCAST
+
+    operands = [state(i, place) for i, place in enumerate(factor.operands)]
+    results: list[AxisState] = [
+        missing if place is None else Split(place.dim, place.inner, place.size, padded, folded)
+        for place in factor.results
+    ]
+    return operands, results

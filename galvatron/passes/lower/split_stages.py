@@ -1,0 +1,85 @@
+"""`split-stages`: what each stage receives and sends, and the state it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from galvatron.errors import PlanError
+from galvatron.ir.layout import gradientless, joined_layout, joint_mesh, on_mesh
+from galvatron.ir.program import Form, Layer, Program, StateLayout, Transfer
+from galvatron.ir.strategy import Strategy
+from galvatron.ir.zero import summed_axes
+from galvatron.partition.ties import agreement, tied_classes
+from galvatron.passes.base import Pass
+
+
+@dataclass(frozen=True)
+class SplitStages(Pass):
+    """Makes stages whole in themselves. A value read several stages on travels through the stages between."""
+
+    name = "split-stages"
+    needs, leaves = Form.SHARDED, Form.STAGED
+
+    def run(self, program: Program) -> Program:
+        groups = [stage.layers for stage in program.stages]
+        types = program.values()
+        batch_inputs = {v.name for v in program.inputs}
+        made = [{name for layer in group for name in layer.results} for group in groups]
+        read = [{name for layer in group for name in layer.operands} for group in groups]
+        crossings: list[tuple[Transfer, ...]] = []
+        for boundary in range(1, len(groups)):
+            before = set().union(*made[:boundary])
+            after = set().union(*read[boundary:]) - batch_inputs
+            crossings.append(
+                tuple(
+                    Transfer(n, types[n].type, types[n].type.is_floating) for n in types if n in before and n in after
+                )
+            )
+        levels = _zero_levels(program)
+        stages = tuple(
+            replace(
+                stage,
+                receives=crossings[index - 1] if index else (),
+                sends=crossings[index] if index < len(crossings) else (),
+                state=_state_layouts(program, stage.layers, levels),
+            )
+            for index, stage in enumerate(program.stages)
+        )
+        return replace(program, form=Form.STAGED, stages=stages)
+
+
+def _zero_levels(program: Program) -> dict[str, int]:
+    """The ZeRO level of each parameter: that of its layers, 0 for one that layers share which do not agree."""
+    strategies = {cls.name: cls.strategy or Strategy(()) for cls in program.classes}
+    levels = {name: strategies[layer.cls].zero for layer in program.all_layers for name in layer.state}
+    for tie in tied_classes(program):
+        members = [layer for layer in program.all_layers if program.class_of[layer.cls].base in tie.classes]
+        if not agreement(strategies[layer.cls] for layer in members):
+            levels.update((name, 0) for layer in members for name in tie.bound(program, layer))
+    return levels
+
+
+def _state_layouts(program: Program, group: Sequence[Layer], levels: dict[str, int]) -> tuple[StateLayout, ...]:
+    """One layout per piece of state of a stage.
+
+    Raises:
+        PlanError: two layers of the stage keep it differently.
+    """
+    kept: dict[str, StateLayout] = {}
+    for layer in group:
+        cls = program.class_of[layer.cls]
+        for name, formal in zip(layer.state, cls.graph.state, strict=True):
+            assert formal.layout is not None
+            layout = formal.layout if program.state_of[name].trainable else gradientless(formal.layout)
+            layout, axes = joined_layout(layout, cls.mesh)
+            zero = levels.get(name, 0) if summed_axes(layout, axes) else 0
+            here = StateLayout(name, axes, layout, zero)
+            there = kept.setdefault(name, here)
+            mesh = joint_mesh(here.mesh, there.mesh)
+            if on_mesh(here.layout, here.mesh, mesh) != on_mesh(there.layout, there.mesh, mesh):
+                raise PlanError(
+                    f"layer {layer.name!r} ({cls.strategy}) keeps {name!r} as {here.layout}, another layer of the "
+                    f"stage as {there.layout}; give the layers that share it strategies that agree"
+                )
+    return tuple(kept.values())

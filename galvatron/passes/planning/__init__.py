@@ -1,0 +1,1 @@
+"""Passes that choose or take a plan: costs, candidates, pruning, search."""

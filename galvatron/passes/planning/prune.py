@@ -1,0 +1,263 @@
+"""The pass `prune`: takes leaves off the decision tree that cannot win, and writes down by which rule and why.
+
+A *sound* rule never removes every optimum of the cost model; a *heuristic* one may, and can be switched off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+from galvatron.costs.estimate import cost_model
+from galvatron.costs.model import CostModel
+from galvatron.costs.objective import added_shared_bytes
+from galvatron.errors import PassError, did_you_mean
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.planned import planned_layers
+from galvatron.ir.program import Candidates, Cut, Form, Program
+from galvatron.ir.strategy import Strategy
+from galvatron.partition.ties import agreement
+from galvatron.passes.base import Bytes, Pass
+from galvatron.passes.planning.enumerate_strategies import divisors
+from galvatron.units import format_bytes
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What the rules look at: one pipeline degree of the tree, with the strategies left at it."""
+
+    program: Program
+    cluster: Cluster
+    model: CostModel
+    pipeline_degree: int
+    strategies: tuple[Strategy, ...]
+    memory_bytes: int | None
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Samples that a micro-batch may have."""
+        return divisors(self.program.batch_size)
+
+    @cached_property
+    def models(self) -> list[CostModel]:
+        """The costs with shared parameters whole, and with them sharded."""
+        ties = self.model.tied()
+        return [self.model.with_agreement(frozenset(range(count))) for count in ((0, len(ties)) if ties else (0,))]
+
+    @cached_property
+    def representatives(self) -> list[int]:
+        """One layer of each kind."""
+        kinds = self.model.kinds()
+        return [i for i, kind in enumerate(kinds) if kind not in kinds[:i]]
+
+
+@dataclass(frozen=True)
+class PruningRule:
+    """One reason to cut: which strategies of a branch it removes, each with why. `argument` justifies the rule."""
+
+    name: str
+    sound: bool
+    argument: str
+    cut: Callable[[Branch], Iterable[tuple[Strategy, str]]]
+
+
+def _indivisible_batch(branch: Branch) -> Iterator[tuple[Strategy, str]]:
+    batch = branch.program.batch_size
+    for strategy in branch.strategies:
+        if batch % strategy.degree("dp"):
+            yield strategy, f"{batch} samples cannot be divided over dp{strategy.degree('dp')}"
+
+
+def _tp_across_nodes(branch: Branch) -> Iterator[tuple[Strategy, str]]:
+    for strategy in branch.strategies:
+        for axis, role in zip(strategy.mesh, strategy.roles, strict=True):
+            if role in ("tp", "tp+sp") and branch.cluster.crosses_nodes(axis.size, axis.stride):
+                yield strategy, f"groups of {axis.size} ranks, {axis.stride} apart, cross nodes"
+
+
+def _too_much_state(branch: Branch) -> Iterator[tuple[Strategy, str]]:
+    if branch.memory_bytes is None:
+        return
+    for strategy in branch.strategies:
+        size = next(size for size in branch.sizes if size % strategy.degree("dp") == 0)
+        for index in branch.representatives:
+            costs = [model.layer(index, strategy, size).on_stage(0) for model in branch.models]
+            least = min(cost.state_bytes + cost.saved_bytes + cost.extra_bytes for cost in costs)
+            if least > branch.memory_bytes:
+                layer = planned_layers(branch.program)[index].name
+                yield (
+                    strategy,
+                    f"layer {layer} alone needs {format_bytes(least)} of {format_bytes(branch.memory_bytes)}",
+                )
+                break
+
+
+def _dominated(branch: Branch) -> Iterator[tuple[Strategy, str]]:
+    tied = bool(branch.model.tied())
+
+    def replaces(left: list[Strategy], better: Strategy, worse: Strategy) -> bool:
+        # Layers that share parameters could otherwise come to agree where they did not, or the other way round.
+        unmoved = not tied or agreement([better]) == agreement([worse])
+        return unmoved and _dominates(branch, left, better, worse)
+
+    return _replaced(branch, replaces)
+
+
+def _dominated_but_for_ties(branch: Branch) -> Iterator[tuple[Strategy, str]]:
+    if branch.model.tied():
+        yield from _replaced(branch, partial(_dominates, branch))
+
+
+def _replaced(
+    branch: Branch, replaces: Callable[[list[Strategy], Strategy, Strategy], bool]
+) -> Iterator[tuple[Strategy, str]]:
+    left = list(branch.strategies)
+    for strategy in branch.strategies:
+        other = next((o for o in left if o != strategy and replaces(left, o, strategy)), None)
+        if other is not None:
+            left.remove(strategy)
+            yield strategy, f"{other} takes no more time and memory in every layer"
+
+
+def _dominates(branch: Branch, left: list[Strategy], better: Strategy, worse: Strategy) -> bool:
+    """Whether replacing `worse` by `better` in all layers of a stage at once never costs time or memory, as long as
+    layers that share parameters agree as before."""
+    model, layers = branch.model, len(branch.model.kinds())
+    if worse.degree("dp") % better.degree("dp"):
+        return False  # there are micro-batches that only `worse` can divide
+    for size in branch.sizes:
+        if size % worse.degree("dp"):
+            continue
+        for costs in branch.models:
+            if _shares_more(costs, left, better, worse, size):
+                return False
+            if not all(_costs_no_more(costs, index, better, worse, size) for index in branch.representatives):
+                return False
+        for index in range(1, layers):
+            if branch.pipeline_degree > 1 and (
+                model.boundary_bytes(index, better, size) > model.boundary_bytes(index, worse, size)
+                or model.transfer_s(index, better, size) > model.transfer_s(index, worse, size)
+            ):
+                return False
+            for third in left:
+                if third not in (better, worse) and (
+                    model.conversion_s(index, third, better, size) > model.conversion_s(index, third, worse, size)
+                    or model.conversion_s(index, better, third, size) > model.conversion_s(index, worse, third, size)
+                ):
+                    return False
+    return True
+
+
+def _shares_more(model: CostModel, left: list[Strategy], better: Strategy, worse: Strategy, size: int) -> bool:
+    """Whether `better` adds more shared values than `worse`, first in a stage or beside any other strategy."""
+    for third in (None, *(s for s in left if s not in (better, worse))):
+        if added_shared_bytes(model, third, better, size) > added_shared_bytes(model, third, worse, size):
+            return True
+        if third is not None and (
+            added_shared_bytes(model, better, third, size) > added_shared_bytes(model, worse, third, size)
+        ):
+            return True
+    return False
+
+
+def _costs_no_more(model: CostModel, index: int, better: Strategy, worse: Strategy, size: int) -> bool:
+    """Whether a layer costs no more, with its ties on one stage and on several."""
+    for begin in (0, index):
+        a, b = (model.layer(index, s, size).on_stage(begin) for s in (better, worse))
+        pairs = (
+            (a.forward_s + a.forward_communication_s, b.forward_s + b.forward_communication_s),
+            (a.backward_s + a.backward_communication_s, b.backward_s + b.backward_communication_s),
+            (a.step_s, b.step_s),
+            (a.saved_bytes, b.saved_bytes),
+            (a.state_bytes, b.state_bytes),
+            (a.extra_bytes, b.extra_bytes),
+        )
+        if any(x > y for x, y in pairs):
+            return False
+    return True
+
+
+RULES: dict[str, PruningRule] = {
+    rule.name: rule
+    for rule in (
+        PruningRule(
+            "dp-divides-batch",
+            True,
+            "a shard of a fraction of a sample does not exist, so the plan could not run",
+            _indivisible_batch,
+        ),
+        PruningRule(
+            "tp-stays-in-node",
+            False,
+            "tensor parallelism communicates in every layer, forward and backward, and cannot hide it; across nodes "
+            "that takes longer than it saves unless a layer is very large",
+            _tp_across_nodes,
+        ),
+        PruningRule(
+            "memory-lower-bound-exceeds-budget",
+            True,
+            "a layer's own state and the activations of the smallest micro-batch bound its stage's memory from below",
+            _too_much_state,
+        ),
+        PruningRule(
+            "dominated-in-time-and-memory",
+            True,
+            "in any plan the dominated strategy can be replaced in all layers at once: every layer, conversion to a "
+            "third strategy and transfer costs no more, and conversions between equals are free",
+            _dominated,
+        ),
+        PruningRule(
+            "dominated-but-for-ties",
+            False,
+            "the same where layers share parameters: what is lost are plans in which these layers have strategies that "
+            "cost the same, and differ only so that the parameters stay whole",
+            _dominated_but_for_ties,
+        ),
+    )
+}  # fmt: skip
+"""The rules in the order in which they are tried: cheap ones first."""
+
+
+@dataclass(frozen=True)
+class Prune(Pass):
+    """Applies the rules to every pipeline degree.
+
+    `memory` is the budget per device for rules about memory, which do nothing without it; `heuristics` switches the
+    rules that are not sound, `without` single rules by name.
+    """
+
+    name = "prune"
+    needs, leaves = Form.CANDIDATES, Form.CANDIDATES
+
+    memory: Bytes | None = None
+    heuristics: bool = True
+    without: tuple[str, ...] = ()
+
+    def run(self, program: Program) -> Program:
+        if program.cluster is None:
+            raise PassError(f"pass {self.name!r} needs a program with a cluster")
+        for name in self.without:
+            if name not in RULES:
+                raise PassError(f"pass {self.name!r}: unknown rule {name!r}; {did_you_mean(name, RULES)}")
+        model, kept, cuts = cost_model(program), [], []
+        for degree in dict.fromkeys(c.pipeline_degree for c in program.candidates):
+            branch = [c for c in program.candidates if c.pipeline_degree == degree]
+            removed = self._removed(program, program.cluster, model, degree, branch)
+            cuts += [Cut(f"pp{degree}/{s}", rule, reason) for s, (rule, reason) in removed.items()]
+            kept += [replace(c, strategies=tuple(s for s in c.strategies if s not in removed)) for c in branch]
+        return replace(program, candidates=tuple(kept), cuts=(*program.cuts, *cuts))
+
+    def _removed(
+        self, program: Program, cluster: Cluster, model: CostModel, degree: int, branch: list[Candidates]
+    ) -> dict[Strategy, tuple[str, str]]:
+        """Strategies to cut at one pipeline degree, with rule and reason."""
+        left = list(dict.fromkeys(s for c in branch for s in c.strategies))
+        removed: dict[Strategy, tuple[str, str]] = {}
+        for rule in RULES.values():
+            if rule.name in self.without or not (rule.sound or self.heuristics):
+                continue
+            for strategy, reason in rule.cut(Branch(program, cluster, model, degree, tuple(left), self.memory)):
+                removed[strategy] = rule.name, reason
+            left = [s for s in left if s not in removed]
+        return removed

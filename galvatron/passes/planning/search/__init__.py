@@ -1,0 +1,163 @@
+"""The pass `search`: the fastest plan that fits the memory."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from galvatron.costs.estimate import cost_model, with_predictions
+from galvatron.costs.model import CostModel
+from galvatron.costs.objective import Setting
+from galvatron.errors import BudgetError, PassError, PlanError
+from galvatron.ir.micro_batches import coupling
+from galvatron.ir.plan import Plan
+from galvatron.ir.planned import check_micro_batches, check_schedule, epilogue, planned_layers
+from galvatron.ir.program import Form, Program
+from galvatron.ir.strategy import Strategy
+from galvatron.passes.base import Bytes, Pass
+from galvatron.passes.planning.enumerate_strategies import divisors
+from galvatron.passes.planning.search.cases import Case, cases, rest
+from galvatron.passes.planning.search.misses import nearest_miss
+from galvatron.passes.planning.search.segments import bound_s
+from galvatron.passes.planning.search.stages import search_stages
+from galvatron.schedules import SCHEDULES, Schedule, default_schedule
+
+MICRO_BATCH_CHOICES = 16
+"""At most so many numbers of micro-batches are tried, spread evenly over the divisors of the batch."""
+
+
+@dataclass(frozen=True)
+class Search(Pass):
+    """Chooses pipeline degree, micro-batches, schedule, stage boundaries and one strategy per layer.
+
+    `memory` is the budget per device (None: the cluster's default), `schedule` and `micro_batches` fix what they name
+    (None: 1F1B, which never takes longer or more memory than GPipe, but GPipe where the end of the loss needs all
+    micro-batches; every number of micro-batches),
+    `global_batch` replaces the program's batch size. `resolution` is the share of budget and step time below which two
+    plans count as equal at every layer: with 0 the plan is optimal for the cost model.
+    """
+
+    name = "search"
+    needs, leaves = Form.CANDIDATES, Form.PLANNED
+
+    memory: Bytes | None = None
+    schedule: str | None = None
+    micro_batches: int | None = None
+    global_batch: int | None = None
+    resolution: float = 1 / 2048
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.schedule is not None and not Schedule.parse(self.schedule).phases:
+            choices = [name for name in SCHEDULES if Schedule.parse(name).phases]
+            raise PassError(
+                f"pass {self.name!r}, option 'schedule': the time of {self.schedule} does not add up from its stages, "
+                f"so it is not searched; use {' or '.join(choices)}, or give a plan of your own, such as "
+                f"pp2/m4/{self.schedule}/dp1"
+            )
+
+    def run(self, program: Program) -> Program:
+        cluster = program.cluster
+        if cluster is None:
+            raise PassError(f"pass {self.name!r} needs a program with a cluster")
+        program = replace(program, batch_size=self.global_batch or program.batch_size)
+        budget_bytes = cluster.default_budget_bytes if self.memory is None else int(self.memory)
+        model = cost_model(program)
+        choices = list(self._choices(program))
+        if not choices:
+            raise PlanError(
+                f"a batch of {program.batch_size} samples cannot be divided over {cluster.world_size} devices "
+                "by any strategy; use another global batch"
+            )
+        found = fastest(model, choices, budget_bytes, self.resolution)
+        if found is None:
+            raise BudgetError(nearest_miss(program, model, choices, budget_bytes))
+        setting, stages = found
+        plan = with_predictions(_plan(program, setting, stages), program, model)
+        return replace(program, form=self.leaves, plan=plan)
+
+    def _choices(self, program: Program) -> Iterator[Choice]:
+        """Every pipeline degree, number of micro-batches and schedule that can run."""
+        layers = planned_layers(program)
+        counts = [self.micro_batches] if self.micro_batches is not None else _spread(divisors(program.batch_size))
+        ends = bool(epilogue(program))
+        if self.micro_batches is not None:
+            check_micro_batches(self.micro_batches, program)
+            check_schedule(self._schedule(self.micro_batches, ends), 1, self.micro_batches, program)
+        counts = [1] if coupling(program) else counts
+        for degree in dict.fromkeys(c.pipeline_degree for c in program.candidates):
+            left = {c.cls: c.strategies for c in program.candidates if c.pipeline_degree == degree}
+            for count in counts:
+                schedule = self._schedule(count, ends)
+                setting = Setting(program.batch_size, count, str(schedule), degree, ends)
+                if program.batch_size % count or not schedule.allows(degree, count, epilogue=ends):
+                    continue
+                candidates = [
+                    tuple(s for s in left[layer.cls] if setting.micro_batch % s.degree("dp") == 0) for layer in layers
+                ]
+                if all(candidates):
+                    yield setting, candidates
+
+    def _schedule(self, micro_batches: int, ends: bool) -> Schedule:
+        return Schedule.parse(self.schedule) if self.schedule else default_schedule(micro_batches, epilogue=ends)
+
+
+Choice = tuple[Setting, list[tuple[Strategy, ...]]]
+"""A setting, and the strategies that each layer may have in it."""
+
+
+def _spread(numbers: list[int]) -> list[int]:
+    if len(numbers) <= MICRO_BATCH_CHOICES:
+        return numbers
+    step = (len(numbers) - 1) / (MICRO_BATCH_CHOICES - 1)
+    return [numbers[round(i * step)] for i in range(MICRO_BATCH_CHOICES)]
+
+
+def fastest(
+    model: CostModel, choices: list[Choice], budget_bytes: float, resolution: float
+) -> tuple[Setting, tuple[tuple[Strategy, ...], ...]] | None:
+    """The best plan over all choices, the most promising first; None if nothing fits the budget."""
+    queue: list[tuple[float, int, Case]] = []
+
+    def add(case: Case) -> None:
+        bound = bound_s(model.with_agreement(case.agreed), case.setting, case.candidates)
+        heapq.heappush(queue, (bound, next(numbers), case))
+
+    numbers = itertools.count()
+    for setting, candidates in choices:
+        for case in cases(model, setting, candidates):
+            add(case)
+    best: tuple[Setting, tuple[tuple[Strategy, ...], ...]] | None = None
+    best_s = float("inf")
+    while queue and queue[0][0] < best_s:
+        _, _, case = heapq.heappop(queue)
+        found = search_stages(
+            model.with_agreement(case.agreed),
+            case.setting,
+            case.candidates,
+            budget_bytes,
+            resolution=resolution,
+            worst_s=best_s,
+        )
+        if found is None:
+            continue
+        others = rest(model, case, [strategy for stage in found[1] for strategy in stage])
+        if others is None:
+            best_s, best = found[0], (case.setting, found[1])
+        for other in others or ():
+            add(other)
+    return best
+
+
+def _plan(program: Program, setting: Setting, stages: tuple[tuple[Strategy, ...], ...]) -> Plan:
+    assert program.cluster is not None
+    return Plan(
+        fingerprint=program.fingerprint,
+        global_batch_size=program.batch_size,
+        world_size=program.cluster.world_size,
+        micro_batches=setting.micro_batches,
+        schedule=setting.schedule,
+        stages=stages,
+    )

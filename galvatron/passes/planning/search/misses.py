@@ -1,0 +1,95 @@
+"""When nothing fits: the plan that comes nearest, and what it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from galvatron.costs.model import CostModel
+from galvatron.costs.objective import Setting, evaluate_plan, settled
+from galvatron.ir.plan import runs
+from galvatron.ir.planned import balanced, planned_layers
+from galvatron.ir.program import Program
+from galvatron.ir.strategy import Strategy
+from galvatron.units import format_bytes
+
+
+def nearest_miss(
+    program: Program,
+    model: CostModel,
+    choices: Sequence[tuple[Setting, list[tuple[Strategy, ...]]]],
+    budget_bytes: int,
+) -> str:
+    """A message that names the plan that comes nearest to the budget, its worst stage and the bytes it is over.
+
+    Looked for among plans of one strategy, and of the strategy with the least memory in each layer, with stages of
+    equal memory.
+    """
+    least: tuple[float, str] | None = None
+    for setting, candidates in choices:
+        for strategies in _thrifty(model, setting, candidates):
+            stages = _stages_of_equal_memory(model, setting, strategies)
+            peaks = [report.peak_bytes for report in evaluate_plan(model, setting, stages)[1]]
+            over = max(peaks) - budget_bytes
+            if least is None or over < least[0]:
+                least = over, _message(program, setting, stages, peaks, budget_bytes)
+    assert least is not None
+    return least[1]
+
+
+def _thrifty(
+    model: CostModel, setting: Setting, candidates: Sequence[tuple[Strategy, ...]]
+) -> Iterator[tuple[Strategy, ...]]:
+    common = [s for s in candidates[0] if all(s in options for options in candidates)]
+    yield from ((strategy,) * len(candidates) for strategy in common)
+    yield tuple(
+        min(options, key=lambda s: _memory_bytes(model, setting, index, s)) for index, options in enumerate(candidates)
+    )
+
+
+def _memory_bytes(model: CostModel, setting: Setting, index: int, strategy: Strategy) -> float:
+    cost = model.layer(index, strategy, setting.micro_batch)
+    return cost.state_bytes + setting.in_flight[0] * cost.saved_bytes
+
+
+def _stages_of_equal_memory(
+    model: CostModel, setting: Setting, strategies: tuple[Strategy, ...]
+) -> tuple[tuple[Strategy, ...], ...]:
+    model = settled(model, strategies)
+    weights = [_memory_bytes(model, setting, i, s) for i, s in enumerate(strategies)]
+    rest, stages = list(strategies), []
+    for size in balanced(weights, setting.pipeline_degree):
+        stages.append(tuple(rest[:size]))
+        rest = rest[size:]
+    return tuple(stages)
+
+
+def _message(
+    program: Program,
+    setting: Setting,
+    stages: Sequence[tuple[Strategy, ...]],
+    peaks: list[int],
+    budget_bytes: int,
+) -> str:
+    worst = max(range(len(peaks)), key=lambda i: peaks[i])
+    names = [layer.name for layer in planned_layers(program)]
+    begin = sum(len(stage) for stage in stages[:worst])
+    members = names[begin : begin + len(stages[worst])]
+    strategies = ", ".join(f"{s} ×{n}" for s, n in runs(stages[worst]))
+    over = peaks[worst] - budget_bytes
+    return (
+        f"no plan fits {format_bytes(budget_bytes)} ({budget_bytes} bytes) per device; the nearest one, "
+        f"pp{setting.pipeline_degree}/m{setting.micro_batches}/{setting.schedule}, needs {format_bytes(peaks[worst])} "
+        f"in stage {worst} ({members[0]} … {members[-1]}: {strategies}), {over} bytes ({format_bytes(over)}) over; "
+        f"give more memory or devices, or a smaller global batch{_untried(program)}"
+    )
+
+
+def _untried(program: Program) -> str:
+    """What saves memory and was not among the candidates."""
+    tried = [strategy for candidates in program.candidates for strategy in candidates.strategies]
+    kinds = (
+        ("ZeRO (such as dp2-zero3)", any(s.zero for s in tried)),
+        ("recomputation (such as dp2-recompute)", any(s.recompute != "none" for s in tried)),
+    )
+    missing = " or ".join(kind for kind, found in kinds if not found)
+    return f", or a plan of your own with what was not searched: {missing}" if missing else ""

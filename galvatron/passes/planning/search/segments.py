@@ -1,0 +1,227 @@
+"""The inner dynamic program: the best strategies of a run of layers on one stage, for every trade of time and
+memory."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from galvatron.costs.model import CostModel
+from galvatron.costs.objective import Setting, added_shared_bytes
+from galvatron.ir.strategy import Strategy
+from galvatron.passes.planning.search.pareto import frontier
+
+STEP_S, BYTES, EXTRA = -3, -2, -1
+"""The last columns of a label: seconds per step, bytes that add up, and the largest working memory. Those before them
+are the seconds per micro-batch, one column for each phase of the schedule."""
+
+
+@dataclass(frozen=True)
+class _Front:
+    """Pareto-optimal labels of a run of layers that ends in one strategy, and where each came from."""
+
+    values: np.ndarray
+    from_strategy: np.ndarray
+    from_row: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A run of layers `begin..end` (inclusive): one front per first strategy (None where it does not matter) and
+    last."""
+
+    before: _Node | None
+    fronts: dict[tuple[int | None, int], _Front]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What a stage can be: seconds per micro-batch, by phase, and per step of strategies that fit the budget."""
+
+    times: np.ndarray
+    rows: np.ndarray
+
+
+def _fastest_s(model: CostModel, setting: Setting, candidates: Sequence[Sequence[Strategy]]) -> list[float]:
+    """The least seconds per micro-batch of each layer: on a stage with all layers that it shares parameters with."""
+    size = setting.micro_batch
+    return [
+        min(model.layer(i, s, size).on_stage(0).micro_batch_s for s in options) for i, options in enumerate(candidates)
+    ]
+
+
+def bound_s(model: CostModel, setting: Setting, candidates: Sequence[Sequence[Strategy]]) -> float:
+    """A step time that no plan beats: the layers add up, and the slowest stage takes at least the mean."""
+    total_s = sum(_fastest_s(model, setting, candidates))
+    return total_s * (1 + (setting.micro_batches - 1) / setting.pipeline_degree)
+
+
+class Segments:
+    """Fronts of every run of layers, shared between runs of the same classes.
+
+    Args:
+        candidates: the strategies of each layer.
+        budget_bytes: of one device.
+        resolution: see `galvatron.passes.planning.search.search_stages`.
+        worst_s: a step time that is already reached: labels that cannot beat it are dropped.
+    """
+
+    def __init__(
+        self,
+        model: CostModel,
+        setting: Setting,
+        candidates: Sequence[Sequence[Strategy]],
+        budget_bytes: float,
+        resolution: float,
+        worst_s: float,
+    ) -> None:
+        self.model, self.setting, self.candidates = model, setting, candidates
+        self.budget_bytes, self.worst_s = budget_bytes, worst_s
+        self._kinds = model.kinds()
+        self._nodes: dict[Hashable, _Node] = {}
+        self._rows: dict[Hashable, np.ndarray] = {}
+        self._conversions: dict[Hashable, np.ndarray] = {}
+        self.fastest_s = np.concatenate([[0.0], np.cumsum(_fastest_s(model, setting, candidates))])
+        """Least seconds per micro-batch of the first i layers."""
+        unit_s = bound_s(model, setting, candidates) * resolution
+        self.phases = len(setting.order.phases)
+        # The first column is exact; of the others seconds that the micro-batches multiply count as seconds of a step.
+        later = [unit_s / setting.micro_batches] * (self.phases - 1)
+        self._units = np.array([0.0, *later, unit_s, budget_bytes * resolution, 0.0])
+
+    def segments(self, stage: int, begin: int, end: int) -> dict[tuple[int | None, int], Segment]:
+        """By first and last strategy, what stage `stage` can be if it runs layers `begin..end - 1`."""
+        in_flight = self.setting.in_flight[stage]
+        found: dict[tuple[int | None, int], Segment] = {}
+        for (first, last), front in self._node(begin, end, in_flight).fronts.items():
+            strategy = self.candidates[end - 1][last]
+            sent_bytes = in_flight * self.model.boundary_bytes(end, strategy, self.setting.micro_batch)
+            rows = np.flatnonzero(front.values[:, BYTES] + front.values[:, EXTRA] + sent_bytes <= self.budget_bytes)
+            times = front.values[rows][:, :BYTES]
+            keep = frontier(times, self._units[:BYTES])
+            if len(keep):
+                found[first, last] = Segment(times[keep], rows[keep])
+        return found
+
+    def strategies(
+        self, stage: int, begin: int, end: int, first: int | None, last: int, row: int
+    ) -> tuple[Strategy, ...]:
+        """The strategies behind one row of a segment's front."""
+        chosen: list[Strategy] = []
+        index, node = end - 1, self._node(begin, end, self.setting.in_flight[stage])
+        while True:
+            front = node.fronts[first, last]
+            chosen.append(self.candidates[index][last])
+            if node.before is None:
+                return tuple(reversed(chosen))
+            last, row = int(front.from_strategy[row]), int(front.from_row[row])
+            index, node = index - 1, node.before
+
+    def _key(self, index: int, begin: int) -> Hashable:
+        """What a layer's costs depend on besides its strategy: its kind, and which of its ties are on the stage."""
+        ties = (
+            tuple(t.layer >= begin for t in self.model.layer(index, s, self.setting.micro_batch).ties)
+            for s in self.candidates[index][:1]
+        )
+        return (self._kinds[index], *ties)
+
+    def _node(self, begin: int, end: int, in_flight: int) -> _Node:
+        anchored = begin == 0  # the first stage receives nothing, so its first strategy is nobody's business
+        key = (in_flight, anchored, *(self._key(i, begin) for i in range(begin, end)))
+        node = self._nodes.get(key)
+        if node is None:
+            before = self._node(begin, end - 1, in_flight) if end - begin > 1 else None
+            node = self._extended(before, begin, end, in_flight)
+            self._nodes[key] = node
+        return node
+
+    def _extended(self, before: _Node | None, begin: int, end: int, in_flight: int) -> _Node:
+        index = end - 1
+        rows = self._layer(index, begin, in_flight)
+        fronts: dict[tuple[int | None, int], _Front] = {}
+        if before is None:
+            for last in range(len(rows)):
+                value = rows[last].copy()
+                value[BYTES] += self._shared(index, None, last, in_flight)
+                self._add(fronts, None if begin == 0 else last, last, begin, end, [(value[None], last)])
+            return _Node(None, fronts)
+        conversions = self._conversion(index)
+        firsts = dict.fromkeys(first for first, _ in before.fronts)
+        for first in firsts:
+            for last in range(len(rows)):
+                parts: list[tuple[np.ndarray, int]] = []
+                for (other, previous), front in before.fronts.items():
+                    if other == first:
+                        values = front.values + rows[last]
+                        values[:, EXTRA] = np.maximum(front.values[:, EXTRA], rows[last][EXTRA])
+                        values[:, : self.phases] += conversions[previous, last] / self.phases
+                        values[:, BYTES] += self._shared(index, previous, last, in_flight)
+                        parts.append((values, previous))
+                self._add(fronts, first, last, begin, end, parts)
+        return _Node(before, fronts)
+
+    def _add(
+        self,
+        fronts: dict[tuple[int | None, int], _Front],
+        first: int | None,
+        last: int,
+        begin: int,
+        end: int,
+        parts: list[tuple[np.ndarray, int]],
+    ) -> None:
+        """Keeps the labels that fit, may still beat `worst_s`, and are not dominated."""
+        if not parts:
+            return
+        values = np.concatenate([part for part, _ in parts])
+        strategies = np.concatenate([np.full(len(part), previous) for part, previous in parts])
+        rows = np.concatenate([np.arange(len(part)) for part, _ in parts])
+        # One stage takes this long in each micro-batch, and the others at least their share once.
+        others_s = self.fastest_s[-1] - (self.fastest_s[end] - self.fastest_s[begin])
+        own_s = self.setting.micro_batches * values[:, : self.phases].sum(axis=1) + values[:, STEP_S]
+        least_s = own_s + others_s
+        alive = np.flatnonzero((values[:, BYTES] + values[:, EXTRA] <= self.budget_bytes) & (least_s < self.worst_s))
+        values = values[alive]
+        compared = values
+        if self.setting.pipeline_degree == 1:  # only the sum matters
+            compared = values.copy()
+            compared[:, :BYTES] = 0.0
+            compared[:, 0] = own_s[alive]
+        keep = frontier(compared, self._units)
+        if len(keep):
+            fronts[first, last] = _Front(values[keep], strategies[alive][keep], rows[alive][keep])
+
+    def _layer(self, index: int, begin: int, in_flight: int) -> np.ndarray:
+        """One label per strategy of a layer, without what it shares with its neighbours."""
+        key = (in_flight, self._key(index, begin))
+        if key not in self._rows:
+            order = self.setting.order
+            costs = [
+                self.model.layer(index, s, self.setting.micro_batch).on_stage(begin) for s in self.candidates[index]
+            ]
+            self._rows[key] = np.array(
+                [
+                    [*c.times.phases(order), c.step_s, c.state_bytes + in_flight * c.saved_bytes, c.extra_bytes]
+                    for c in costs
+                ]
+            )
+        return self._rows[key]
+
+    def _shared(self, index: int, previous: int | None, last: int, in_flight: int) -> float:
+        before = None if previous is None else self.candidates[index - 1][previous]
+        strategy = self.candidates[index][last]
+        return in_flight * added_shared_bytes(self.model, before, strategy, self.setting.micro_batch)
+
+    def _conversion(self, index: int) -> np.ndarray:
+        """Seconds of converting between each strategy of layer `index - 1` and each of layer `index`."""
+        key = (self._kinds[index - 1], self._kinds[index])
+        if key not in self._conversions:
+            size = self.setting.micro_batch
+            self._conversions[key] = np.array(
+                [
+                    [self.model.conversion_s(index, before, after, size) for after in self.candidates[index]]
+                    for before in self.candidates[index - 1]
+                ]
+            )
+        return self._conversions[key]

@@ -1,0 +1,110 @@
+"""What a rank sends: the collectives of a sharded program, counted by kind and mesh axis.
+
+They are the events of `profile_graph`, so the numbers are those that the cost model prices, forward and adjoint.
+`galvatron.runtime.CommunicationCounter` counts the same at run time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from galvatron.costs.events import CollectiveCall
+from galvatron.costs.profile import profile_graph
+from galvatron.costs.state import StateCollectives, TrainedState, state_collectives, trained_state
+from galvatron.errors import GalvatronError
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.program import Form, LayerKind, Program, Stage
+from galvatron.partition import Partitioner
+
+Counts = Counter[tuple[str, tuple[int, int]]]
+"""Collectives by kind (as in `ir.cluster.COLLECTIVES`) and by size and stride of their axis."""
+
+
+@dataclass(frozen=True)
+class Communication:
+    """The collectives that one rank of a stage takes part in.
+
+    `forward` and `backward` are those of one micro-batch, in order; `state` are those of the parameters and their
+    gradients. How many messages carry what is sent once per step is up to the runtime.
+    """
+
+    forward: tuple[CollectiveCall, ...]
+    backward: tuple[CollectiveCall, ...]
+    state: StateCollectives = StateCollectives((), (), ())
+
+
+def counts(collectives: tuple[CollectiveCall, ...]) -> Counts:
+    """How many collectives there are of each kind on each axis."""
+    return Counter((event.kind, (event.axis.size, event.axis.stride)) for event in collectives)
+
+
+def layer_communication(program: Program, cls: str) -> Communication:
+    """The collectives inside one layer of a sharded or staged program.
+
+    Args:
+        cls: the name of the layer's class.
+    """
+    return _Reader(program).layer(cls)
+
+
+def stage_communication(program: Program, stage: int = 0) -> Communication:
+    """The collectives of all layers of one stage of a staged program; transfers between stages are not among them."""
+    if program.form is not Form.STAGED:
+        raise GalvatronError(f"the communication of a stage needs a staged program, not a {program.form} one")
+    reader = _Reader(program)
+    layers = [layer for layer in program.stages[stage].layers if layer.kind is not LayerKind.STEP]
+    parts = [reader.layer(layer.cls) for layer in layers]
+    return Communication(
+        forward=tuple(event for part in parts for event in part.forward),
+        backward=tuple(event for part in reversed(parts) for event in part.backward),
+        state=_state_collectives(program, program.stages[stage]),
+    )
+
+
+class _Reader:
+    """Reads each class of a program once."""
+
+    def __init__(self, program: Program) -> None:
+        if program.form < Form.SHARDED:
+            raise GalvatronError(f"a {program.form} program has no collectives yet; shard it first")
+        self.program = program
+        # Where gradients flow is decided by the layers alone, so the partitioner of any cluster knows.
+        self._borders = Partitioner(program, Cluster.parse("a100-80g:1x1")).borders
+        self._known: dict[str, Communication] = {}
+
+    def layer(self, name: str) -> Communication:
+        if name not in self._known:
+            cls = self.program.class_of[name]
+            recompute = cls.strategy.recompute if cls.strategy else "none"
+            profile = profile_graph(cls.graph, cls.mesh, self._borders[name].differentiable, recompute)
+            self._known[name] = Communication(
+                tuple(e for e in profile.forward if isinstance(e, CollectiveCall)),
+                tuple(e for e in profile.backward if isinstance(e, CollectiveCall)),
+            )
+        return self._known[name]
+
+
+def _state_collectives(program: Program, stage: Stage) -> StateCollectives:
+    """What is sent for parameters, layer by layer.
+
+    One that several layers read is summed with the first of them, and stays whole between their backwards.
+    """
+    levels = {kept.state: kept.zero for kept in stage.state}
+    parts: list[StateCollectives] = []
+    seen: set[str] = set()
+    for layer in stage.layers:
+        cls = program.class_of[layer.cls]
+        own: list[TrainedState] = []
+        again: list[TrainedState] = []
+        for name, formal in zip(layer.state, cls.graph.state, strict=True):
+            if program.state_of[name].trainable:
+                state = trained_state(program.state_of[name], formal, cls.mesh, levels[name])
+                (again if name in seen else own).append(state)
+                seen.add(name)
+        parts += [state_collectives(own), StateCollectives(state_collectives(again).forward, (), ())]
+    return StateCollectives(
+        tuple(event for part in parts for event in part.forward),
+        tuple(event for part in parts for event in part.backward),
+        tuple(event for part in parts for event in part.step),
+    )

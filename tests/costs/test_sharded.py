@@ -1,0 +1,142 @@
+"""The cost model of sharded graphs: what a strategy divides, what it adds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from galvatron.costs.estimate import cost_model, estimate_plan
+from galvatron.costs.model import LayerCost
+from galvatron.costs.sharded import ShardedCostModel
+from galvatron.errors import PlanError
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.layout import Axis
+from galvatron.ir.planned import resolve
+from galvatron.ir.program import Program
+from galvatron.ir.strategy import Strategy
+from galvatron.passes.planning.annotate_costs import AnnotateCosts
+from tests.ir.programs import D, H, S, V, clustered, rounded
+
+EMBEDDING, BLOCK, HEAD = 0, 1, 5
+FOUR = Axis("dp", 4, 1)
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return replace(clustered(), cluster=Cluster.parse("a100-80g:1x4"))
+
+
+@pytest.fixture(scope="module")
+def model(program: Program) -> ShardedCostModel:
+    assert program.cluster is not None
+    return ShardedCostModel(program, program.cluster)
+
+
+def cost(model: ShardedCostModel, index: int, strategy: str, micro_batch: int = 8) -> LayerCost:
+    return model.layer(index, Strategy.parse(strategy), micro_batch)
+
+
+def test_data_parallelism_divides_activations_and_adds_synchronisation(model: ShardedCostModel) -> None:
+    whole, split = cost(model, BLOCK, "dp1"), cost(model, BLOCK, "dp4")
+    assert split.saved_bytes == whole.saved_bytes / 4
+    assert split.state_bytes == whole.state_bytes == 4 * 4 * (2 * D * H + D)
+    assert split.communication_s == whole.communication_s == 0
+    assert whole.sync_s == 0
+    assert model.machine.collective_s("all_reduce", whole.state_bytes / 4, FOUR) == pytest.approx(split.sync_s)
+
+
+def test_tensor_parallelism_divides_parameters_and_communicates(model: ShardedCostModel) -> None:
+    whole, split = cost(model, BLOCK, "dp1"), cost(model, BLOCK, "dp1-tp4")
+    assert split.state_bytes < whole.state_bytes
+    assert split.saved_bytes < whole.saved_bytes
+    assert split.forward_communication_s > 0
+
+
+def test_costs_depend_on_the_local_batch_only(model: ShardedCostModel) -> None:
+    assert cost(model, BLOCK, "dp4", 8).saved_bytes == cost(model, BLOCK, "dp2", 4).saved_bytes
+    assert cost(model, BLOCK, "dp4", 8).forward_s == cost(model, BLOCK, "dp2", 4).forward_s
+
+
+def test_masters_and_what_is_in_their_type(program: Program, model: ShardedCostModel) -> None:
+    """Per element 2 bytes that the layers read, and 4 each of master, gradient and two moments."""
+    assert program.cluster is not None
+    short = ShardedCostModel(rounded(program), program.cluster)
+    elements = 2 * D * H + D
+    assert cost(short, BLOCK, "dp1").state_bytes == 18 * elements
+    assert cost(short, BLOCK, "dp4-zero1").state_bytes == (2 + 4 + 12 / 4) * elements
+    assert cost(short, BLOCK, "dp4-zero3").state_bytes == 18 / 4 * elements
+    # Gradients are summed in the type of the masters, values gathered in that of the layers.
+    assert cost(short, BLOCK, "dp4").sync_s == pytest.approx(cost(model, BLOCK, "dp4").sync_s)
+    half, all_ = (short.machine.collective_s("all_gather", size * elements, FOUR) for size in (2, 4))
+    difference = cost(model, BLOCK, "dp4-zero1").sync_s - cost(short, BLOCK, "dp4-zero1").sync_s
+    assert difference == pytest.approx(all_ - half)
+    for of, moved in ((model, 7 * 4), (short, 7 * 4 + 4 + 2)):
+        assert cost(of, BLOCK, "dp1").update_s == pytest.approx(of.machine.moved_s(moved * elements))
+
+
+def test_a_tied_parameter_is_paid_once_on_a_stage(model: ShardedCostModel) -> None:
+    head = cost(model, HEAD, "dp4")
+    (tie,) = head.ties
+    assert tie.layer == EMBEDDING and tie.state_bytes == 4 * 4 * V * D
+    together, apart = head.on_stage(EMBEDDING), head.on_stage(BLOCK)
+    assert together.state_bytes == 0 and together.update_s == pytest.approx(0)
+    assert apart.state_bytes == tie.state_bytes
+    assert apart.sync_s == pytest.approx(head.sync_s + tie.across_s)
+
+
+def test_values_between_layers(model: ShardedCostModel) -> None:
+    dp, tp = Strategy.parse("dp4-tp1"), Strategy.parse("dp1-tp4")
+    assert model.boundary_bytes(BLOCK, dp, 8) == 8 / 4 * S * D * 4
+    assert model.boundary_bytes(BLOCK, tp, 8) == 8 * S * D * 4
+    assert model.boundary_bytes(HEAD + 1, dp, 8) == 0
+    assert model.transfer_s(BLOCK, tp, 8) > model.transfer_s(BLOCK, dp, 8) > 0
+    assert model.conversion_s(BLOCK, dp, dp, 8) == 0
+    assert model.conversion_s(BLOCK, dp, tp, 8) > 0
+    assert model.conversion_s(BLOCK, dp, tp, 8) == model.conversion_s(HEAD, dp, tp, 8)
+
+
+def test_every_strategy_follows_every_other(model: ShardedCostModel) -> None:
+    strategies = [Strategy.parse(s) for s in ("dp4-tp1", "dp2-tp2", "tp2-dp2", "dp1-tp4")]
+    for before in strategies:
+        for after in strategies:
+            assert 0 <= model.conversion_s(BLOCK, before, after, 8) < 1e-3
+
+
+def test_equal_layers_are_of_one_kind(model: ShardedCostModel) -> None:
+    kinds = model.kinds()
+    assert len(set(kinds)) == 4  # embedding, the block after it, the blocks after a block, head
+    assert kinds[2] == kinds[3] == kinds[4]
+
+
+def test_annotated_costs_are_those_of_one_device(program: Program) -> None:
+    costed = AnnotateCosts().run(program)
+    block = costed.class_of["block"].cost
+    assert block is not None
+    assert str(block.forward_flop) == f"{4 * S * D * H}*B"
+    assert str(block.backward_flop) == f"{8 * S * D * H}*B"
+    assert block.parameter_bytes == 4 * (2 * D * H + D)
+
+
+def test_estimate_adds_up(program: Program) -> None:
+    costed = AnnotateCosts().run(program)
+    plan = resolve(costed, "pp2/m4/1f1b/dp2-tp1", 8, 4)
+    step_time_s, stages = estimate_plan(costed, plan)
+    times = [stage.micro_batch_s for stage in stages]
+    assert step_time_s == pytest.approx(sum(times) + 3 * max(times) + max(stage.step_s for stage in stages))
+    assert [stage.in_flight for stage in stages] == [2, 1]
+    for stage in stages:
+        busy_s = 4 * stage.micro_batch_s + stage.step_s
+        assert stage.bubble_s == pytest.approx(step_time_s - busy_s)
+        assert stage.bubble_s >= -1e-12
+        assert stage.compute_s == pytest.approx(sum(layer.cost.compute_s for layer in stage.layers))
+    assert stages[0].transfer_s == 0 < stages[1].transfer_s
+
+
+def test_estimate_refuses_what_check_refuses(program: Program) -> None:
+    costed = AnnotateCosts().run(program)
+    plan = resolve(costed, "dp4", 8, 4)
+    with pytest.raises(PlanError, match="another model"):
+        estimate_plan(costed, replace(plan, fingerprint="0"))
+    with pytest.raises(PlanError, match="has no cluster"):
+        cost_model(replace(costed, cluster=None))

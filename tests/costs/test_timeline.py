@@ -1,0 +1,60 @@
+"""How long a pipeline takes: formulas against the order played through, on random times of stages."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from galvatron.costs.timeline import MicroBatchTimes, pipeline_s, played_s
+from galvatron.schedules import Schedule
+
+seconds = st.integers(0, 8).map(float)
+times = st.builds(MicroBatchTimes, seconds, seconds, seconds)
+
+
+@settings(deadline=None)
+@given(st.lists(times, min_size=1, max_size=6), st.integers(1, 12))
+def test_gpipe_takes_as_long_as_its_two_phases(stages: list[MicroBatchTimes], micro_batches: int) -> None:
+    schedule = Schedule.parse("gpipe")
+    formula_s = pipeline_s(schedule, len(stages), micro_batches, stages)
+    assert formula_s == pytest.approx(played_s(schedule, len(stages), micro_batches, stages), rel=1e-12)
+
+
+@settings(deadline=None)
+@given(st.lists(times, min_size=1, max_size=6), st.integers(1, 12))
+def test_1f1b_takes_as_long_as_one_phase_but_for_uneven_stages(
+    stages: list[MicroBatchTimes], micro_batches: int
+) -> None:
+    """So the formula is exact for even stages, however each divides its time into forward and backward."""
+    schedule = Schedule.parse("1f1b")
+    formula_s = pipeline_s(schedule, len(stages), micro_batches, stages)
+    each_s = [stage.micro_batch_s for stage in stages]
+    uneven_s = len(stages) * max(each_s) - sum(each_s)
+    assert abs(formula_s - played_s(schedule, len(stages), micro_batches, stages)) <= uneven_s + 1e-9
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["gpipe", "1f1b", "interleaved2", "interleaved3", "zbv"]), st.integers(2, 4), st.data())
+def test_no_order_is_faster_than_its_parts(name: str, degree: int, data: st.DataObject) -> None:
+    """A rank computes one thing after the other, and a micro-batch goes through all stages and back."""
+    schedule = Schedule.parse(name)
+    micro_batches = data.draw(st.sampled_from([m for m in range(1, 13) if schedule.allows(degree, m)]))
+    holders = schedule.holders(degree)
+    stages = data.draw(st.lists(times, min_size=len(holders), max_size=len(holders)))
+    found_s = played_s(schedule, degree, micro_batches, stages)
+    for rank in range(degree):
+        own = [stage for stage, holder in zip(stages, holders, strict=True) if holder == rank]
+        assert found_s >= micro_batches * sum(stage.micro_batch_s for stage in own)
+    assert found_s >= sum(stage.forward_s + stage.input_s for stage in stages)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 5), st.integers(1, 4), seconds)
+def test_a_v_of_even_parts_has_hardly_a_bubble(degree: int, more: int, unit_s: float) -> None:
+    """Where forward, gradients of inputs and those of weights take equally long, a rank waits for its first micro-batch
+    and at the end for nothing but that."""
+    micro_batches = 2 * degree - 1 + more
+    stages = [MicroBatchTimes(unit_s, unit_s, unit_s)] * (2 * degree)
+    found_s = played_s(Schedule.parse("zbv"), degree, micro_batches, stages)
+    assert found_s == pytest.approx((6 * micro_batches + degree - 1) * unit_s)

@@ -1,0 +1,103 @@
+"""Redistribution: from every layout to every other, values and gradients, on ranks simulated in lockstep."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from galvatron.ir.collectives import COLLECTIVES
+from galvatron.ir.graph import Value
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Layout, Placement, Shard, cutting_problem, local_shape
+from galvatron.ir.types import TensorType
+from galvatron.partition.conversion import conversion, redistribute
+from tests.partition.simulate import Mesh, combine, distribute, dual_layout, exchange, mesh_of
+
+# Factors of the first dimension: 4 · 4 · 3 elements, so that either factor can be sharded by two axes of size 2.
+SHAPE = (48, 4)
+PLACEMENTS: tuple[Placement, ...] = (
+    REPLICATE,
+    BROADCAST,
+    PARTIAL,
+    Shard(0),
+    Shard(0, folded=True),
+    Shard(0, outer=4),
+    Shard(1),
+)
+
+
+def check(source: Layout, target: Layout, mesh: Mesh, shape: tuple[int, ...] = SHAPE) -> list[str]:
+    """Executes the conversion and returns the collectives it took."""
+    whole, gradient = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    names = iter(f"v{i}" for i in range(100))
+    type_ = TensorType("f64", shape)
+    value = Value("x", type_.with_shape(local_shape(shape, source, mesh)), source)
+    ops = redistribute(value, target, mesh, type_, fresh_name=lambda _: next(names))
+    leaves = [t.requires_grad_() for t in distribute(whole, source, mesh)]
+    parts = leaves
+    for op in ops:
+        parts = exchange(op, mesh, parts)
+        assert tuple(parts[0].shape) == op.result.type.shape
+        kind, told = COLLECTIVES[op.target], dict(op.kwargs)
+        assert op.kwargs == kind.written(told) and set(kind.keywords) <= set(told)
+        assert not cutting_problem(shape, op.result.layout or (), mesh)
+    assert (ops[-1].result.layout if ops else source) == target
+    torch.testing.assert_close(combine([p.detach() for p in parts], target, mesh, shape), whole)
+    gradients = distribute(gradient, dual_layout(target), mesh)
+    torch.autograd.backward(parts, gradients)
+    made = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves]
+    torch.testing.assert_close(combine(made, dual_layout(source), mesh, shape), gradient)
+    return [op.target for op in ops]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_one_axis_from_every_placement_to_every_other(size: int) -> None:
+    shape = (12, 2, 4 * size)
+    shards = (Shard(0), Shard(0, outer=12 // size), Shard(2), Shard(2, outer=2))
+    folded = (Shard(0, folded=True), Shard(2, folded=True), Shard(2, outer=2, folded=True))
+    placements = (REPLICATE, BROADCAST, PARTIAL, *shards, *folded)
+    for source, target in product(placements, repeat=2):
+        taken = check((source,), (target,), mesh_of(size), shape)
+        assert len(taken) == (0 if source == target else 2 if (source, target) == (BROADCAST, PARTIAL) else 1)
+
+
+@pytest.mark.parametrize("source_inner", PLACEMENTS, ids=str)
+def test_two_axes_from_every_layout_to_every_other(source_inner: Placement) -> None:
+    mesh = mesh_of(2, 2)
+    for source_outer, *target in product(PLACEMENTS, repeat=3):
+        check((source_outer, source_inner), (target[0], target[1]), mesh)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), sizes=st.sampled_from([(2, 3), (3, 2), (2, 2, 2)]))
+def test_unequal_and_three_axes(data: st.DataObject, sizes: tuple[int, ...]) -> None:
+    shards = (Shard(0), Shard(0, folded=True), Shard(0, outer=6), Shard(0, outer=24, folded=True), Shard(1))
+    placements = st.sampled_from((REPLICATE, BROADCAST, PARTIAL, *shards))
+    shape, mesh = (24 * 24, 24), mesh_of(*sizes)
+    layouts = st.tuples(*[placements] * len(sizes)).filter(lambda layout: not cutting_problem(shape, layout, mesh))
+    check(data.draw(layouts), data.draw(layouts), mesh, shape)
+
+
+def test_values_without_a_gradient_need_nothing_between_the_two_replicated_placements() -> None:
+    mesh, type_ = mesh_of(2), TensorType("i64", (4,))
+    for source, target in ((REPLICATE, BROADCAST), (BROADCAST, REPLICATE)):
+        value = Value("x", type_, (source,))
+        assert redistribute(value, (target,), mesh, type_, differentiable=False, fresh_name=str) == ()
+
+
+def test_the_table_agrees_with_the_collectives_it_names() -> None:
+    """Each row leads between the placements that its collective declares."""
+    for source, target in product((REPLICATE, BROADCAST, PARTIAL, Shard(0), Shard(1, folded=True)), repeat=2):
+        row = conversion(source, target)
+        if row is None:
+            assert source == target or (source, target) == (BROADCAST, PARTIAL)
+            continue
+        keywords = {"axis": "x", "dim": 0, "outer": 1, "grad": row.grad}
+        shards = {"split_dim": 1, "split_outer": 1, "concat_dim": 0, "concat_outer": 1}
+        collective = COLLECTIVES[f"comm.{row.op}"]
+        before, after = collective.source({**keywords, **shards}), collective.target({**keywords, **shards})
+        assert (type(before), type(after)) == (type(source), type(target))
+        assert row.grad is None or row.grad in collective.gradients

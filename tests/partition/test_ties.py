@@ -1,0 +1,205 @@
+"""Parameters that layers share: sharded alike where all these layers have the same axes, whole otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from galvatron.costs.estimate import estimate_plan
+from galvatron.costs.events import collectives_s
+from galvatron.costs.state import trained_state
+from galvatron.ir.capture import capture_graph
+from galvatron.ir.cluster import Cluster, Link
+from galvatron.ir.graph import Value
+from galvatron.ir.layout import BROADCAST, Layout, Shard, local_shape
+from galvatron.ir.plan import Plan
+from galvatron.ir.planned import planned_layers
+from galvatron.ir.program import Form, LayerClass, Program
+from galvatron.ir.strategy import Strategy
+from galvatron.ir.types import evaluate
+from galvatron.ir.verify import verify
+from galvatron.machine import Machine
+from galvatron.partition import Partitioner
+from galvatron.partition.ties import agreement, tied_classes
+from galvatron.passes import FRONT_END, LOWERING
+from galvatron.passes.pipeline import Pipeline
+from tests.costs.communication import stage_communication
+from tests.partition.test_partition import check_class, partitioner
+
+VOCABULARY, WIDTH, LENGTH, BATCH = 101, 16, 12, 8
+PADDED = Shard(0, padded=True)
+
+
+class Tied(nn.Module):
+    """An embedding, equal blocks, and a head with the embedding's table, which may be narrower than the blocks."""
+
+    def __init__(self, width: int = WIDTH, scale_grad_by_freq: bool = False) -> None:
+        super().__init__()
+        self.table = nn.Embedding(VOCABULARY, width, scale_grad_by_freq=scale_grad_by_freq)
+        self.widen, self.narrow = (nn.Linear(width, WIDTH), nn.Linear(WIDTH, width)) if width < WIDTH else (None, None)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
+            for _ in range(4)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        x = self.table(tokens)
+        x = self.widen(x) if self.widen is not None else x
+        for block in self.blocks:
+            x = x + block(x)
+        x = torch.tanh(self.narrow(x)) if self.narrow is not None else x
+        logits = F.linear(self.norm(x), self.table.weight)
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+@cache
+def costed(width: int = WIDTH, scale_grad_by_freq: bool = False) -> Program:
+    """The model with layers and costs, for four devices."""
+    tokens = torch.zeros(BATCH, LENGTH, dtype=torch.long)
+    model = Tied(width, scale_grad_by_freq).double()
+    captured = capture_graph(model, {"tokens": tokens, "labels": tokens}).program
+    program = Pipeline.of((*FRONT_END, "annotate-costs")).run(captured)
+    return replace(program, cluster=Cluster.parse("a100-80g:1x4"), batch_size=BATCH)
+
+
+def table(split: Partitioner, strategy: str, *, agreed: bool = True) -> dict[str, tuple[LayerClass, Layout]]:
+    """The classes that share the vocabulary, each with the layout in which it reads it."""
+    (piece,) = split.ties[0].pieces
+    local = {cls: split.shard(cls, Strategy.parse(strategy), agreed=agreed) for cls, _ in piece}
+    return {cls: (local[cls], local[cls].graph.values[formal].layout or ()) for cls, formal in piece}
+
+
+def sizes(cls: LayerClass) -> set[object]:
+    """Every size of a dimension in a local graph."""
+    return {size for value in cls.graph.values.values() for size in value.type.shape}
+
+
+@pytest.mark.parametrize(
+    ("family", "strategy"),
+    [
+        ("gpt2", "tp2"), ("gpt2", "tp4+sp"), ("gpt2", "dp2-tp2"), ("gpt2", "tp2-cp2"), ("gpt2", "ulysses2-tp2"),
+        ("t5", "tp2"), ("t5", "dp2-tp2+sp"),
+    ],
+)  # fmt: skip
+def test_a_tied_vocabulary_is_sharded_by_rows(family: str, strategy: str) -> None:
+    """Padded where it does not divide; nothing in any of the classes has a whole vocabulary."""
+    torch.manual_seed(0)
+    split, parsed = partitioner(family, vocab_size=VOCABULARY), Strategy.parse(strategy)
+    for name, (local, layout) in table(split, strategy).items():
+        assert layout == tuple(PADDED if axis.name == "tp" else BROADCAST for axis in parsed.mesh)
+        assert VOCABULARY not in sizes(local)
+        targets = {op.target for op in local.graph.ops}
+        assert targets & {"spmd.embedding", "spmd.cross_entropy_loss"}
+        assert not targets & {"aten.cross_entropy_loss.default"}
+        border = split.borders[name]
+        if "cp" not in strategy:
+            whole = split.program.class_of[name].graph
+            check_class(whole, local, border.differentiable, parsed.degree("dp"), VOCABULARY)
+
+
+def test_layers_that_disagree_keep_it_whole() -> None:
+    split = partitioner("gpt2", vocab_size=VOCABULARY)
+    found = table(split, "dp2-tp2", agreed=False)
+    assert all(layout == (BROADCAST, BROADCAST) for _, layout in found.values())
+    assert all("padded=True" not in str([v.layout for v in local.graph.values.values()]) for local, _ in found.values())
+
+
+def test_classes_that_would_choose_differently_follow_the_head() -> None:
+    """A table that is narrower than the blocks could be sharded along its width, at the price of whole logits."""
+    program = costed(WIDTH // 2)
+    assert program.cluster is not None
+    found = table(Partitioner(program, program.cluster), "tp2")
+    assert len(found) == 2
+    assert all(layout == (PADDED,) for _, layout in found.values())
+
+
+def test_what_one_class_cannot_read_in_slices_is_whole_in_all() -> None:
+    """Gradients scaled by how often a token occurs want whole rows."""
+    program = costed(scale_grad_by_freq=True)
+    assert program.cluster is not None
+    found = table(Partitioner(program, program.cluster), "tp2")
+    assert all(layout == (BROADCAST,) for _, layout in found.values())
+
+
+def test_classes_that_share() -> None:
+    (tie,) = tied_classes(partitioner("t5", vocab_size=VOCABULARY).program)
+    assert tie.classes == ("embedding", "embedding_1", "head")
+    (piece,) = tie.pieces
+    assert {cls for cls, _ in piece} == set(tie.classes)
+
+
+@pytest.mark.parametrize(
+    ("strategies", "agreed"),
+    [
+        (("dp2-tp2", "dp2-tp2"), "dp2-tp2"), (("dp1-tp2", "tp2"), "tp2"), (("tp4", "tp4-recompute"), "tp4"),
+        (("dp2-tp2", "tp2-dp2"), None), (("tp4", "tp4+sp"), None), (("tp4", "dp4"), None), (("dp4", "dp4"), None),
+        (("cp2-ulysses2",), None), (("dp4-zero2", "dp4-zero2"), "dp4-zero2"), (("tp2-dp2", "tp2-dp2-zero1"), None),
+    ],
+)  # fmt: skip
+def test_agreement(strategies: tuple[str, ...], agreed: str | None) -> None:
+    """Recomputation is each layer's own; where nothing cuts parameters there is nothing to agree on."""
+    assert agreement(map(Strategy.parse, strategies)) == (Strategy.parse(agreed) if agreed else None)
+
+
+END, MIDDLE = "dp2-tp2", "dp4"
+PLANS: dict[str, tuple[tuple[tuple[str, ...], ...], Layout, int]] = {
+    "all agree": (((END,) * 6,), (BROADCAST, PADDED), 0),
+    "the ends agree": (((END, *(MIDDLE,) * 4, END),), (BROADCAST, PADDED), 0),
+    "the ends disagree": (((MIDDLE, *(END,) * 5),), (BROADCAST,), 0),
+    "the ends differ in the order of axes": (((END,) * 5 + ("tp2-dp2",),), (BROADCAST, BROADCAST), 0),
+    "on two stages": ((("tp2",) * 3, ("tp2",) * 3), (PADDED,), 0),
+    "on two stages that disagree": ((("tp2",) * 3, ("tp2", "tp2", "dp2")), (BROADCAST,), 0),
+    "ZeRO": (((f"{END}-zero2",) * 6,), (BROADCAST, PADDED), 2),
+    "ZeRO on two stages": ((("dp2-zero3",) * 3, ("dp2-zero3",) * 3), (BROADCAST,), 3),
+    "the ends differ in ZeRO": (((f"{END}-zero1",) * 5 + (END,),), (BROADCAST, BROADCAST), 0),
+}
+
+
+def planned(stages: tuple[tuple[str, ...], ...]) -> Program:
+    program = costed()
+    parsed = tuple(tuple(map(Strategy.parse, stage)) for stage in stages)
+    plan = Plan(program.fingerprint, BATCH, 4, micro_batches=2, schedule="gpipe", stages=parsed)
+    assert len(plan.strategies) == len(planned_layers(program))
+    # Without latency the bytes of several messages cost what they do in one.
+    cluster = replace(Cluster.parse("a100-80g:1x4"), in_node=Link(250e9, 0.0))
+    return replace(program, form=Form.PLANNED, plan=plan, cluster=cluster)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_stage_keeps_what_was_estimated(name: str) -> None:
+    """One layout on all stages, and the bytes of the emitted state are those of the estimate."""
+    stages, layout, level = PLANS[name]
+    program = planned(stages)
+    assert program.plan is not None
+    staged = Pipeline.of(LOWERING).run(program)
+    verify(staged)
+    for stage, report in zip(staged.stages, estimate_plan(program, program.plan)[1], strict=True):
+        kept_bytes = 0.0
+        for kept in stage.state:
+            declared = staged.state_of[kept.state]
+            shape = local_shape(declared.type.shape, kept.layout, kept.mesh)
+            local = Value(kept.state, declared.type.with_shape(shape), kept.layout)
+            trained = trained_state(declared, local, kept.mesh, kept.zero).kept_bytes
+            kept_bytes += trained if declared.trainable else evaluate(local.type.bytes, 1)
+            if kept.state == "table.weight" and stage.index == 0:
+                assert (kept.layout, kept.zero) == (layout, level)
+        assert report.state_bytes == kept_bytes
+
+
+@pytest.mark.parametrize("level", range(4))
+@pytest.mark.parametrize("strategy", ["dp4", "dp2-tp2"])
+def test_a_shared_parameter_is_sent_as_often_as_was_estimated(strategy: str, level: int) -> None:
+    """Within a micro-batch, where the layers that share are on one stage."""
+    program = planned(((f"{strategy}-zero{level}" if level else strategy,) * 6,))
+    assert program.plan is not None and program.cluster is not None
+    sent = stage_communication(Pipeline.of(LOWERING).run(program))
+    events = (*sent.forward, *sent.backward, *sent.state.forward, *sent.state.backward)
+    share = BATCH // 2 // Strategy.parse(strategy).degree("dp")
+    (report,) = estimate_plan(program, program.plan)[1]
+    assert report.communication_s == pytest.approx(collectives_s(events, Machine(program.cluster), share), rel=1e-9)

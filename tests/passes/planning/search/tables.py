@@ -1,0 +1,117 @@
+"""Random cost tables that stand for a program on a cluster."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field, replace
+
+from hypothesis import strategies as st
+
+from galvatron.costs.model import LayerCost, Tie
+from galvatron.ir.strategy import Strategy
+
+STRATEGIES = tuple(Strategy.parse(s) for s in ("dp4-tp1", "dp2-tp2", "dp2-tp2-recompute"))
+
+Table = dict[tuple[int, Strategy], LayerCost]
+"""The cost of a layer by its class and strategy."""
+
+
+@dataclass(frozen=True)
+class TableModel:
+    """Costs from tables: layers of few classes, some of which share a parameter (`ties`, layers by index).
+
+    Layers of a tie that agrees cost what `together` says. One that comes after another on the same stage does not pay
+    for the parameter again.
+    """
+
+    classes: tuple[int, ...]
+    costs: Table
+    conversions: dict[tuple[Strategy, Strategy], float]
+    boundary: dict[Strategy, float]
+    shared: dict[Strategy, float]
+    ties: tuple[tuple[int, ...], ...] = ()
+    together: Table = field(default_factory=dict)
+    agreed: frozenset[int] = frozenset()
+
+    def tied(self) -> tuple[tuple[int, ...], ...]:
+        return self.ties
+
+    def with_agreement(self, ties: frozenset[int]) -> TableModel:
+        return replace(self, agreed=ties)
+
+    def kinds(self) -> tuple[object, ...]:
+        return tuple((c, self._tie(i), self._earlier(i)) for i, c in enumerate(self.classes))
+
+    def _tie(self, index: int) -> int | None:
+        return next((i for i, layers in enumerate(self.ties) if index in layers), None)
+
+    def _earlier(self, index: int) -> int | None:
+        return max((i for layers in self.ties if index in layers for i in layers if i < index), default=None)
+
+    def layer(self, index: int, strategy: Strategy, micro_batch: int) -> LayerCost:
+        table = self.together if self._tie(index) in self.agreed else self.costs
+        cost, earlier = table[self.classes[index], strategy], self._earlier(index)
+        if earlier is None:
+            return cost
+        tie = Tie(
+            layer=earlier,
+            backward_communication_s=cost.backward_communication_s / 2,
+            state_bytes=cost.state_bytes / 2,
+            sync_s=cost.sync_s / 2,
+            update_s=0.0,
+            across_s=3.0,
+        )
+        return replace(cost, ties=(tie,))
+
+    def conversion_s(self, index: int, before: Strategy, after: Strategy, micro_batch: int) -> float:
+        return 0.0 if before.axes == after.axes else self.conversions[before, after]
+
+    def boundary_bytes(self, index: int, strategy: Strategy, micro_batch: int) -> float:
+        return self.boundary[strategy] if index < len(self.classes) else 0.0
+
+    def transfer_s(self, index: int, strategy: Strategy, micro_batch: int) -> float:
+        return self.boundary[strategy] / 4
+
+    def shared_bytes(self, strategy: Strategy, micro_batch: int) -> float:
+        return self.shared[strategy]
+
+
+small = st.integers(0, 12).map(float)
+
+
+def costs() -> st.SearchStrategy[LayerCost]:
+    return st.builds(
+        LayerCost,
+        forward_s=small.map(lambda s: s + 1),
+        backward_s=small,
+        backward_communication_s=small,
+        saved_bytes=small,
+        extra_bytes=small,
+        state_bytes=small,
+        sync_s=small,
+        update_s=small,
+    )
+
+
+@st.composite
+def models(draw: st.DrawFn, tied: bool = True) -> TableModel:
+    kinds = draw(st.integers(1, 2))
+    classes = tuple(draw(st.lists(st.integers(0, kinds - 1), min_size=1, max_size=5)))
+    table, together = (
+        {(kind, strategy): draw(costs()) for kind in range(kinds) for strategy in STRATEGIES} for _ in range(2)
+    )
+    conversions = {pair: draw(small) for pair in itertools.permutations(STRATEGIES, 2)}
+    kept = {s.axes: draw(small) for s in STRATEGIES}
+    boundary = {s: kept[s.axes] for s in STRATEGIES}
+    shared = {s: draw(small) for s in STRATEGIES}
+    layers = draw(st.permutations(range(len(classes))))
+    sizes = draw(st.sampled_from([(), (2,), (3,), (2, 2), (2, 3), (1,)])) if tied else ()
+    starts = itertools.accumulate(sizes, initial=0)
+    ties = tuple(
+        tuple(sorted(layers[start : start + size]))
+        for start, size in zip(starts, sizes, strict=False)
+        if start + size <= len(layers)
+    )
+    if draw(st.booleans()):  # sharing costs no more, as it mostly does
+        together = table
+    return TableModel(classes, table, conversions, boundary, shared, ties, together)

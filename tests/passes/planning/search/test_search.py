@@ -1,0 +1,127 @@
+"""The pass `search` on a small program: it fits, it says what estimate says, and it explains when nothing fits."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from galvatron.costs.estimate import cost_model, estimate_plan
+from galvatron.costs.objective import Setting, evaluate_plan
+from galvatron.errors import BudgetError, GalvatronError, PlanError
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.plan import Plan
+from galvatron.ir.planned import check, resolve
+from galvatron.ir.program import Form, Program
+from galvatron.passes.planning.enumerate_strategies import EnumerateStrategies
+from galvatron.passes.planning.prune import Prune
+from galvatron.passes.planning.search import Search
+from tests.ir.programs import costed
+
+
+@pytest.fixture(scope="module")
+def candidates() -> Program:
+    program = replace(costed(), cluster=Cluster.parse("a100-80g:1x4"), batch_size=16)
+    return Prune(heuristics=False).run(EnumerateStrategies().run(program))
+
+
+def searched(program: Program, **options: object) -> Plan:
+    result = Search(**options).run(program)  # type: ignore[arg-type]  # options of several types
+    assert result.form is Form.PLANNED and result.plan is not None
+    return result.plan
+
+
+def test_the_plan_can_run_and_says_what_estimate_says(candidates: Program) -> None:
+    plan = searched(candidates)
+    check(plan, candidates, 4, 16)
+    step_time_s, stages = estimate_plan(candidates, plan)
+    assert plan.step_time_s == step_time_s
+    assert plan.peak_bytes == tuple(stage.peak_bytes for stage in stages)
+    assert plan.cluster == "a100-80g:1x4"
+
+
+@pytest.mark.parametrize("memory", [20_000, 12_000, 9_000])
+def test_no_uniform_plan_that_fits_is_faster(candidates: Program, memory: int) -> None:
+    try:
+        plan = searched(candidates, memory=memory, resolution=0.0)
+    except BudgetError:
+        best_s = 0.0
+    else:
+        assert plan.peak_bytes is not None and max(plan.peak_bytes) <= memory
+        best_s = plan.step_time_s or 0.0
+    model = cost_model(candidates)
+    for degrees in ("pp1/{}/1f1b/dp4", "pp1/{}/1f1b/dp2-tp2", "pp1/{}/1f1b/tp4", "pp2/{}/gpipe/dp2", "pp4/{}/1f1b/dp1"):
+        for count in (4, 8, 16):
+            try:
+                uniform = resolve(candidates, degrees.format(f"m{count}"), 16, 4)
+            except PlanError:
+                continue
+            step_time_s, stages = estimate_plan(candidates, uniform, model=model)
+            if max(stage.peak_bytes for stage in stages) <= memory:
+                assert best_s and step_time_s >= best_s * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("devices", "zero", "memory"), [(4, (0,), None), (4, (0,), 30_000), (2, (0, 3), 48_000), (2, (0, 3), 36_000)]
+)
+def test_no_plan_that_fits_is_faster(devices: int, zero: tuple[int, ...], memory: int | None) -> None:
+    """The first and the last layer share a table: every mixture, whether they agree or not."""
+    program = replace(costed(), cluster=Cluster.parse(f"a100-80g:1x{devices}"), batch_size=16)
+    program = EnumerateStrategies(pipeline_degrees=(1,), zero=zero).run(program)
+    options = program.candidates[0].strategies
+    plan = searched(program, memory=memory, micro_batches=2, resolution=0.0)
+    model, setting = cost_model(program), Setting(16, 2, "1f1b", 1)
+    best_s = float("inf")
+    for strategies in itertools.product(options, repeat=len(plan.strategies)):
+        step_time_s, (stage,) = evaluate_plan(model, setting, [strategies])
+        if memory is None or stage.peak_bytes <= memory:
+            best_s = min(best_s, step_time_s)
+    assert plan.step_time_s == pytest.approx(best_s, rel=1e-12)
+
+
+def test_options_are_kept(candidates: Program) -> None:
+    assert searched(candidates, schedule="gpipe").schedule == "gpipe"
+    assert searched(candidates, micro_batches=4).micro_batches == 4
+    assert searched(candidates, global_batch=32).global_batch_size == 32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": "zbv"}, "not add up from its stages, so it is not searched; use gpipe or 1f1b, or give a plan"),
+        ({"schedule": "1f2b"}, "unknown schedule '1f2b'; did you mean '1f1b'"),
+        ({"micro_batches": 0}, "at least 1 micro-batch, not 0"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(candidates: Program, options: dict[str, object], message: str) -> None:
+    with pytest.raises(GalvatronError, match=message):
+        searched(candidates, **options)
+
+
+def test_a_coarser_search_is_close(candidates: Program) -> None:
+    exact, coarse = searched(candidates, resolution=0.0), searched(candidates, resolution=1 / 64)
+    assert exact.step_time_s is not None and coarse.step_time_s is not None
+    assert exact.step_time_s <= coarse.step_time_s * (1 + 1e-9) <= exact.step_time_s * 1.2
+
+
+def test_nothing_fits_names_the_nearest_miss(candidates: Program) -> None:
+    with pytest.raises(BudgetError, match=r"no plan fits .* \(100 bytes\)") as error:
+        searched(candidates, memory=100)
+    message = str(error.value)
+    assert "in stage" in message and "bytes (" in message and "over; give more memory" in message
+    assert message.endswith("ZeRO (such as dp2-zero3) or recomputation (such as dp2-recompute)")
+
+
+def test_a_miss_names_only_what_was_not_searched() -> None:
+    program = replace(costed(), cluster=Cluster.parse("a100-80g:1x2"), batch_size=8)
+    options = EnumerateStrategies(roles=("dp",), pipeline_degrees=(1,), zero=(0, 3))
+    with pytest.raises(BudgetError, match=r"what was not searched: recomputation \(such as dp2-recompute\)$"):
+        searched(Prune(heuristics=False).run(options.run(program)), memory=100)
+
+
+def test_a_batch_that_no_strategy_divides() -> None:
+    program = replace(costed(), cluster=Cluster.parse("a100-80g:1x4"), batch_size=3)
+    only_dp = EnumerateStrategies(roles=("dp",), pipeline_degrees=(1,)).run(program)
+    with pytest.raises(PlanError, match="3 samples cannot be divided over 4 devices"):
+        Search().run(Prune().run(only_dp))

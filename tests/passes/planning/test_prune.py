@@ -1,0 +1,124 @@
+"""Pruning rules: what each cuts and why, and that sound rules keep an optimum."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from galvatron.costs.model import LayerCost
+from galvatron.costs.objective import Setting, evaluate_plan
+from galvatron.errors import PassError
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.program import Program
+from galvatron.passes.planning.enumerate_strategies import EnumerateStrategies
+from galvatron.passes.planning.prune import RULES, Branch, Prune
+from galvatron.passes.planning.search import fastest
+from tests.ir.programs import costed
+from tests.passes.planning.search.tables import STRATEGIES, TableModel, models
+
+
+def candidates(cluster: str, batch: int = 8) -> Program:
+    program = replace(costed(), cluster=Cluster.parse(cluster), batch_size=batch)
+    return EnumerateStrategies().run(program)
+
+
+def cuts_by(program: Program, rule: str) -> dict[str, str]:
+    return {cut.branch: cut.reason for cut in program.cuts if cut.rule == rule}
+
+
+def left(program: Program, degree: int = 1) -> set[str]:
+    return {str(s) for c in program.candidates if c.pipeline_degree == degree for s in c.strategies}
+
+
+WITHOUT_DOMINANCE = ("dominated-in-time-and-memory", "dominated-but-for-ties")
+
+
+def test_tensor_parallelism_stays_in_the_node_unless_asked() -> None:
+    program = candidates("a100-80g:2x2")
+    pruned = Prune(without=WITHOUT_DOMINANCE).run(program)
+    assert cuts_by(pruned, "tp-stays-in-node") == {
+        "pp1/dp1-tp4": "groups of 4 ranks, 1 apart, cross nodes",
+        "pp1/tp2-dp2": "groups of 2 ranks, 2 apart, cross nodes",
+    }
+    assert not cuts_by(Prune(heuristics=False, without=WITHOUT_DOMINANCE).run(program), "tp-stays-in-node")
+    assert not cuts_by(Prune(without=("tp-stays-in-node",)).run(program), "tp-stays-in-node")
+
+
+def test_state_that_does_not_fit() -> None:
+    program = candidates("a100-80g:1x2")
+    pruned = Prune(memory=1000, without=WITHOUT_DOMINANCE).run(program)  # type: ignore[arg-type]  # Bytes is an int
+    reasons = cuts_by(pruned, "memory-lower-bound-exceeds-budget")
+    assert "pp1/dp2-tp1" in reasons and "layer embedding alone needs" in reasons["pp1/dp2-tp1"]
+    assert not cuts_by(Prune(without=WITHOUT_DOMINANCE).run(program), "memory-lower-bound-exceeds-budget")
+
+
+def test_every_cut_branch_is_gone_and_no_other() -> None:
+    program = candidates("a100-80g:2x2")
+    pruned = Prune().run(program)
+    for degree in (1, 2, 4):
+        gone = {c.branch.removeprefix(f"pp{degree}/") for c in pruned.cuts if c.branch.startswith(f"pp{degree}/")}
+        assert left(program, degree) - left(pruned, degree) == gone
+        assert left(pruned, degree)
+
+
+def test_unknown_rule() -> None:
+    with pytest.raises(PassError, match="did you mean 'tp-stays-in-node'"):
+        Prune(without=("tp-in-node",)).run(candidates("a100-80g:1x1"))
+
+
+def test_every_rule_has_its_argument() -> None:
+    assert all(rule.argument and name == rule.name for name, rule in RULES.items())
+
+
+@settings(max_examples=60, deadline=None)
+@given(models(), st.integers(1, 2), st.sampled_from([1, 2]), st.integers(30, 200))
+def test_sound_rules_keep_an_optimum(model: TableModel, degree: int, micro_batches: int, budget: int) -> None:
+    program = replace(costed(), batch_size=4 * micro_batches)
+    cluster = program.cluster
+    assert cluster is not None
+    branch = Branch(program, cluster, model, degree, STRATEGIES, None)
+    layers = len(model.classes)
+    removed = {s for s, _ in RULES["dominated-in-time-and-memory"].cut(branch)}
+    pruned = tuple(s for s in STRATEGIES if s not in removed)
+    assert pruned
+    setting = Setting(4 * micro_batches, micro_batches, "gpipe", degree)
+    before = fastest(model, [(setting, [STRATEGIES] * layers)], budget, 0.0)
+    after = fastest(model, [(setting, [pruned] * layers)], budget, 0.0)
+    assert (before is None) == (after is None)
+    if before is not None and after is not None:
+        assert evaluate_plan(model, *after)[0] == pytest.approx(evaluate_plan(model, *before)[0])
+
+
+def test_the_dominated_strategy_is_cut() -> None:
+    """A model in which one strategy is worse in everything."""
+    costs = {(0, s): LayerCost(1.0 + i, 1.0 + i, saved_bytes=1.0 + i) for i, s in enumerate(STRATEGIES)}
+    conversions = {(a, b): 1.0 for a in STRATEGIES for b in STRATEGIES if a != b}
+    model = TableModel((0, 0), costs, conversions, dict.fromkeys(STRATEGIES, 1.0), dict.fromkeys(STRATEGIES, 0.0))
+    program = costed()
+    assert program.cluster is not None
+    order = tuple(
+        reversed(STRATEGIES)
+    )  # the best one has the largest dp degree, so that the others can do what it does
+    branch = Branch(program, program.cluster, model, 1, order, None)
+    cut = dict(RULES["dominated-in-time-and-memory"].cut(branch))
+    assert STRATEGIES[0] not in cut
+
+
+@pytest.mark.parametrize("ties", [(), ((0, 1),)])
+def test_a_strategy_with_which_others_need_not_agree_is_kept(ties: tuple[tuple[int, ...], ...]) -> None:
+    """Two strategies cost the same, and more where both layers of a tie have it: the best plan takes one of each."""
+    options = STRATEGIES[:2]
+    costs, together = ({(0, s): LayerCost(seconds, seconds) for s in options} for seconds in (1.0, 9.0))
+    conversions = dict.fromkeys(itertools.permutations(options, 2), 0.0)
+    model = TableModel(
+        (0, 0), costs, conversions, dict.fromkeys(options, 1.0), dict.fromkeys(options, 0.0), ties, together
+    )
+    program = costed()
+    assert program.cluster is not None
+    branch = Branch(program, program.cluster, model, 1, options, None)
+    cut = {name: len(list(RULES[name].cut(branch))) for name in WITHOUT_DOMINANCE}
+    assert cut == dict(zip(WITHOUT_DOMINANCE, (0, 1) if ties else (1, 0), strict=True))
