@@ -120,7 +120,9 @@ def combine(
         assert tuple(part.shape) == tuple(map(len, lines)), (layout, shape, part.shape)
         place = tuple(line.reshape([-1 if i == d else 1 for i in range(len(shape))]) for d, line in enumerate(lines))
         if bool(seen[place].all()):
-            torch.testing.assert_close(part, whole[place], msg=lambda m: f"ranks disagree on {layout}: {m}")
+            torch.testing.assert_close(
+                part, whole[place], equal_nan=True, msg=lambda m: f"ranks disagree on {layout}: {m}"
+            )
         whole[place] = part
         seen[place] = True
     assert all(bool(seen.all()) for seen in filled.values()), f"{layout} leaves a gap"

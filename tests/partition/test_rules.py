@@ -86,12 +86,14 @@ def check_mode(call: Sample, mode: Mode, mesh: Mesh) -> None:
     made_gradients = {n: [b[n] for b in back] for n in expected_gradients}
     for name, y in expected.items():
         total = combine(made[name], result_layouts[name], mesh, tuple(y.shape))
-        torch.testing.assert_close(total, y.detach(), msg=lambda m, n=name: f"{n} in {mode}: {m}")
+        torch.testing.assert_close(total, y.detach(), equal_nan=True, msg=lambda m, n=name: f"{n} in {mode}: {m}")
     for name, gradient in expected_gradients.items():
         total = combine(
             made_gradients[name], dual_layout(operand_layouts[name]), mesh, tuple(gradient.shape), zeros=True
         )
-        torch.testing.assert_close(total, gradient, msg=lambda m, n=name: f"gradient of {n} in {mode}: {m}")
+        torch.testing.assert_close(
+            total, gradient, equal_nan=True, msg=lambda m, n=name: f"gradient of {n} in {mode}: {m}"
+        )
 
 
 def check_case(case: Case, data: st.DataObject, ranks: int) -> None:
