@@ -107,6 +107,8 @@ class Operator:
     """The parameter that is the shape of its result: in a local graph the local shape."""
     times: str = ""
     """The parameter that says how often it repeats its operand."""
+    rounds: str = ""
+    """The parameter that says how often its kernel goes over what it reads: a number, or a list by its length."""
     parts: str = ""
     """The parameter that says into what sizes it cuts or unfolds the dimension `dim`."""
     counts: bool = False

@@ -208,6 +208,7 @@ OPERATORS: dict[str, Operator] = {
     "repeat_interleave.self_int": Operator(
         _repeated_in_place, written={"self_int": "self.repeat_interleave(repeats, dim=)"}, times="repeats"
     ),
+    "combinations": Operator(rounds="r"),
     "unfold": Operator(_windows),
     "diagonal": Operator(_diagonal),
     "diagonal_scatter": Operator(_diagonal, shapes=shapes.like_first),
