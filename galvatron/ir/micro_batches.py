@@ -30,6 +30,7 @@ from galvatron.ir.ops.schemas import is_operator, schema_of
 from galvatron.ir.ops.table import added, op_dims
 from galvatron.ir.program import Layer, LayerClass, LayerKind, Program
 from galvatron.ir.types import BATCH, MICRO_BATCHES, Dim, TensorType, exact_quotient, simplify_dim
+from galvatron.ir.whole import layers_seen_whole
 
 
 class Whole(Enum):
@@ -91,25 +92,27 @@ def batch_state(type_: TensorType) -> Spread:
     return SAME
 
 
-def flow(graph: Graph, given: Mapping[str, Spread]) -> Flow:
+def flow(graph: Graph, given: Mapping[str, Spread], *, once: bool = False) -> Flow:
     """Follows states through a graph, written in the global batch size, from those `given` for its inputs and state
-    (`SAME` by default)."""
+    (`SAME` by default); what runs `once` per step has the whole batch before it."""
     types = {name: value.type for name, value in graph.values.items()}
     states: dict[str, Spread] = {v.name: given.get(v.name, SAME) for v in (*graph.inputs, *graph.state)}
-    once: dict[str, tuple[str | int, ...]] = {}
+    uncounted: dict[str, tuple[str | int, ...]] = {}
     couplings: dict[str, Coupling] = {}
     for op in graph.ops:
         operands = [states[name] for name in op.operands]
         made: tuple[Spread, ...] = (COUPLED,) * len(op.results)
-        if COUPLED not in operands:
+        if once and not counts(op) and all(state is SAME for state in operands):
+            made = (SAME,) * len(op.results)
+        elif COUPLED not in operands:
             try:
                 made, counted = _checked(op, operands, _results(op, types, operands))
                 if counted:
-                    once[op.results[0].name] = tuple(counted)
+                    uncounted[op.results[0].name] = tuple(counted)
             except _Couples as found:
                 couplings[op.results[0].name] = Coupling(op, str(found))
         states.update((value.name, state) for value, state in zip(op.results, made, strict=True))
-    return Flow(states, once, couplings)
+    return Flow(states, uncounted, couplings)
 
 
 class _Couples(Exception):
@@ -138,7 +141,8 @@ def _results(op: Op, types: Mapping[str, TensorType], operands: list[Spread]) ->
     if same and not batched:
         return (SAME,) * len(op.results), []
     dims = op_dims(op, types)
-    if dims is None or len(dims.operands) != len(operands):
+    shapes = (*(types[name].shape for name in op.operands), *(value.type.shape for value in op.results))
+    if dims is None or len(dims.operands) != len(operands) or not dims.agree(shapes):
         raise _Couples("is computed on all samples at once")
     if batched or any(isinstance(state, Along) for state in operands):
         return _along(op, types, dims, operands)
@@ -342,38 +346,38 @@ def coupling(program: Program) -> Coupling | None:
 
     Of an epilogue it is the schedule that must see to it that all micro-batches are there.
     """
-    return _coupling(program.classes, program.layers, program.inputs, program.output)
+    return _coupling(program.classes, program.all_layers, program.inputs, program.output)
 
 
 @lru_cache(maxsize=16)
 def _coupling(
     classes: tuple[LayerClass, ...], layers: tuple[Layer, ...], inputs: tuple[Value, ...], output: str
 ) -> Coupling | None:
-    graphs = {cls.name: cls.graph for cls in classes}
     states: dict[str, Spread] = {value.name: batch_state(value.type) for value in inputs}
     flows: dict[Hashable, Flow] = {}
-    for layer in layers:
-        graph = graphs[layer.cls]
-        if layer.kind is LayerKind.STEP:
-            made = [statistic_state(graph.producers[name]) for name in graph.outputs]
-        elif layer.kind is LayerKind.EPILOGUE:
+    for seen in layers_seen_whole(classes, layers, inputs):
+        layer, graph = seen.layer, seen.graph
+        if layer.kind is LayerKind.EPILOGUE:
             # It runs once: a share would stand for the whole.
             if share := next(filter(counts, graph.ops), None):
                 return Coupling(share, _COUNTS)
-            made = [SUM for _ in graph.outputs]
-        else:
-            given = tuple(states[name] for name in layer.operands)
-            key = layer.cls, given
-            if key not in flows:
-                flows[key] = flow(graph, dict(zip((v.name for v in graph.inputs), given, strict=True)))
-            if problem := _problem(graph, flows[key]):
-                return problem
-            made = [flows[key].states[name] for name in graph.outputs]
+            states.update(dict.fromkeys(layer.results, SUM))
+            continue
+        once = layer.kind is LayerKind.STEP
+        # Of the inputs a layer that runs once reads all samples.
+        given = tuple(SAME if once and isinstance(states[name], Along) else states[name] for name in layer.operands)
+        key = layer.cls, graph.inputs, given, once
+        if key not in flows:
+            flows[key] = flow(graph, dict(zip((v.name for v in graph.inputs), given, strict=True)), once=once)
+        if problem := _problem(graph, flows[key]):
+            return problem
+        made = (flows[key].states[formal] for formal in graph.outputs)
         states.update(zip(layer.results, made, strict=True))
     if states[output] is SUM:
         return None
-    last = next(graphs[layer.cls] for layer in layers if output in layer.results)
-    return Coupling(last.ops[-1], "makes a loss that every micro-batch would add once more")
+    last = next(layer.cls for layer in layers if output in layer.results)
+    made_by = next(cls.graph.ops[-1] for cls in classes if cls.name == last)
+    return Coupling(made_by, "makes a loss that every micro-batch would add once more")
 
 
 def epilogue_coupling(program: Program) -> Coupling | None:

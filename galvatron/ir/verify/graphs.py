@@ -146,12 +146,19 @@ def _symbols(arg: Arg) -> set[sympy.Basic]:
 
 
 def _dim_problem(dim: Dim, scope: Scope) -> str:
+    if isinstance(dim, sympy.Expr) and (strangers := dim.free_symbols - scope.symbols):
+        names = " or ".join(sorted(str(s) for s in scope.symbols))
+        return f"{', '.join(sorted(map(str, strangers)))} is not the batch symbol here, which is {names}"
+    return size_problem(dim)
+
+
+def size_problem(dim: Dim) -> str:
+    """What is wrong with a size in batch symbols that are known; empty if nothing is."""
     if isinstance(dim, sympy.Expr):
-        if strangers := dim.free_symbols - scope.symbols:
-            names = " or ".join(sorted(str(s) for s in scope.symbols))
-            return f"{', '.join(sorted(map(str, strangers)))} is not the batch symbol here, which is {names}"
-        value = dim.subs(dict.fromkeys(scope.symbols, BATCHES[0]))
-        return "" if value.is_positive else "not positive"
+        value = dim.subs(dict.fromkeys(dim.free_symbols, BATCHES[0]))
+        if not value.is_positive:
+            return "not positive"
+        return "" if value.is_rational else "no fraction of the batch"
     if isinstance(dim, bool) or not isinstance(dim, int):
         return "a size is a whole number or an expression"
     return "" if dim >= 0 else "negative"
