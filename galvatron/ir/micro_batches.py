@@ -355,15 +355,19 @@ def _coupling(
 ) -> Coupling | None:
     states: dict[str, Spread] = {value.name: batch_state(value.type) for value in inputs}
     flows: dict[Hashable, Flow] = {}
+    whole = {value.name for value in inputs}
     for seen in layers_seen_whole(classes, layers, inputs):
         layer, graph = seen.layer, seen.graph
         if layer.kind is LayerKind.EPILOGUE:
             # It runs once: a share would stand for the whole.
             if share := next(filter(counts, graph.ops), None):
                 return Coupling(share, _COUNTS)
+            if problem := _collected_problem(graph, [states[name] for name in layer.operands], layer, whole):
+                return problem
             states.update(dict.fromkeys(layer.results, SUM))
             continue
         once = layer.kind is LayerKind.STEP
+        whole.update(layer.results if once else ())
         # Of the inputs a layer that runs once reads all samples.
         given = tuple(SAME if once and isinstance(states[name], Along) else states[name] for name in layer.operands)
         key = layer.cls, graph.inputs, given, once
@@ -378,6 +382,20 @@ def _coupling(
     last = next(layer.cls for layer in layers if output in layer.results)
     made_by = next(cls.graph.ops[-1] for cls in classes if cls.name == last)
     return Coupling(made_by, "makes a loss that every micro-batch would add once more")
+
+
+def _collected_problem(graph: Graph, given: list[Spread], layer: Layer, whole: set[str]) -> Coupling | None:
+    """The first op of an epilogue that reads what its micro-batches cannot make up: laid end to end what has samples,
+    added up what has none. What is `whole` is there once per step already."""
+    for value, name, state in zip(graph.inputs, layer.operands, given, strict=True):
+        if name in whole:
+            fits = state is not SUM
+        else:
+            standard = batch_state(value.type)
+            fits = state is not SAME and standard in (state, SAME)
+        if not fits and graph.consumers[value.name]:
+            return Coupling(graph.consumers[value.name][0], f"reads %{name}, which micro-batches do not make up")
+    return None
 
 
 def epilogue_coupling(program: Program) -> Coupling | None:

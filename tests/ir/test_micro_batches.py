@@ -200,6 +200,23 @@ def test_an_epilogue_has_no_shares() -> None:
     assert "counts micro-batches" in str(coupling(replace(program, classes=classes)))
 
 
+def test_an_epilogue_is_given_no_more_than_micro_batches_make_up() -> None:
+    """What is the same in each would be added up, and statistics of a step are not to be shares."""
+    program = program_of(COUPLED["products"][0])
+    first, last = program.layers
+    given = program.class_of[first.cls].graph
+    (collected,) = given.outputs
+    weight = next(value.name for value in given.state if len(value.type.shape) == 2)
+    tail = program.class_of[last.cls]
+    rows = replace(tail.graph.inputs[0], type=given.values[weight].type)
+    same = replace(tail, graph=replace(tail.graph, inputs=(rows,)))
+    broken = replace(program.class_of[first.cls], graph=replace(given, outputs=(weight,)))
+    assert collected != weight
+    assert "reads %model.out, which micro-batches do not make up" in str(
+        coupling(replace(program, classes=(broken, same)))
+    )
+
+
 def test_states_of_batch_inputs() -> None:
     assert batch_state(TensorType("f32", (BATCH, 3))) == Along(0, 1)
     assert batch_state(TensorType("f32", (4, 6 * BATCH))) == Along(1, 6)

@@ -138,6 +138,21 @@ def ended() -> Program:
     return with_plan(program, stages=((STRATEGY,) * 3, (STRATEGY,) * 2), micro_batches=1)
 
 
+def collecting(given: Value | None = None, target: str = "", **keywords: Any) -> Program:
+    """The head is an epilogue of four micro-batches, perhaps one that is given something else and brings it over the
+    samples."""
+    program = with_layer(sharded(), "head", kind=LayerKind.EPILOGUE)
+    program = with_plan(program, stages=((STRATEGY,) * 3, (STRATEGY,) * 2), schedule="gpipe")
+    if given is None:
+        return program
+    return with_graph(
+        program, f"head{SUFFIX}", lambda g: replace(
+            g, inputs=(given, *g.inputs[1:]),
+            ops=(op(target, (Ref(given.name),), g.inputs[0], axis="dp", **keywords), *g.ops),
+        ),
+    )  # fmt: skip
+
+
 def converted(target: str = "comm.copy", origin: str = "h2", base: str = "") -> Program:
     """The second stage reads `h2` after a conversion."""
     x = Value("x", TensorType("f32", (LOCAL_BATCH, 6, 8)), (Shard(0), REPLICATE))
@@ -405,6 +420,7 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
     "program-names": [
         (with_state(clustered(), "unused", name="embed.weight"), "stands for several", "embed.weight"),
         (with_state(clustered(), "unused", aliases=("embed.weight",)), "stands for several", "embed.weight"),
+        (with_layer(staged(), "block_2", name="block_0"), "the layer name 'block_0' stands for several", "block_0"),
         (with_layer(clustered(), "block_1", name="block_0"), "the layer name 'block_0'", "block_0"),
         (
             replace(clustered(), classes=clustered().classes + clustered().classes[:1]),
@@ -471,6 +487,12 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (with_layer(clustered(), "block_1", operands=("mask", "mask")), "%mask is bool[B, 6, 1], but %x", "block_1"),
     ],
     "cheap-layers": [
+        (
+            with_graph(sharded(), f"mask{SUFFIX}", lambda g: replace(g, ops=(*g.ops, op(
+                "random.rand.default", ((6,),), value("drawn", "f32", 6, layout=(REPLICATE, REPLICATE)),
+                site=0, axes=(), per_step=True)))),
+            "the preamble layer mask draws random numbers, in random.rand.default", "preamble mask",
+        ),
         (with_layer(clustered(), "mask", kind=LayerKind.STEP), "a bool[B, 6, 1] with samples", "mask"),
         (
             with_layer(clustered(), "embedding", kind=LayerKind.PREAMBLE),
@@ -611,6 +633,18 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
             "a batch input is never a partial sum", "embedding",
         ),
     ],
+    "epilogue-slices": [
+        (
+            collecting(value("w", "f32", 2 * LOCAL_BATCH, 3, 8, layout=(Shard(1), REPLICATE)), "comm.all_to_all",
+                       split_dim=0, split_outer=1, concat_dim=1, concat_outer=1),
+            "%h4 is S(1) on dp=2@2: its micro-batches are no shard of the batch", "epilogue head",
+        ),
+        (
+            collecting(value("w", "f32", 2 * LOCAL_BATCH, 6, 8, layout=(REPLICATE, REPLICATE)), "comm.slice",
+                       dim=0, outer=1, grad="all_gather"),
+            "%h4 is R on dp=2@2: its micro-batches are no shard of the batch", "epilogue head",
+        ),
+    ],
     "ops-on-slices": [
         (
             with_op(sharded(), f"block{SUFFIX}", "add", args=(Ref("down"), Ref("down.bias"))),
@@ -748,6 +782,10 @@ def test_a_draw_with_its_site_is_valid() -> None:
     drawn = with_draw(sharded(), "dropout", "random.", SITE)
     verify(drawn)
     assert parse_program(print_program(drawn)) == drawn
+
+
+def test_an_epilogue_of_micro_batches_is_valid() -> None:
+    verify(collecting())
 
 
 def test_a_single_graph() -> None:

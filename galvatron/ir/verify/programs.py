@@ -13,6 +13,7 @@ from galvatron.ir.graph import Value
 from galvatron.ir.micro_batches import coupling
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import MASTER, PRECISIONS, Form, Layer, LayerKind, Program
+from galvatron.ir.random import is_random
 from galvatron.ir.types import BATCH, DTYPE_BYTES, TensorType
 from galvatron.ir.verify.graphs import Violation, size_problem
 
@@ -50,7 +51,10 @@ def form_fields(program: Program) -> Iterator[Violation]:
 
 
 def program_names(program: Program) -> Iterator[Violation]:
-    """Inputs, state with its aliases, classes, and layers of one stage have names of their own."""
+    """Inputs, state with its aliases, classes, and layers of one stage have names of their own.
+
+    So have the layers of a plan in all stages: what a layer draws follows from its name.
+    """
     groups: list[tuple[str, list[tuple[str, Locus]]]] = [
         ("input", [(v.name, ("input", "program", v.name)) for v in program.inputs]),
         ("state", [(n, ("program state", None, s.name)) for s in program.state for n in (s.name, *s.aliases)]),
@@ -58,6 +62,9 @@ def program_names(program: Program) -> Iterator[Violation]:
     ]
     for owner, layers in layer_groups(program):
         groups.append(("layer", [(layer.name, ("layer", owner, i)) for i, layer in enumerate(layers)]))
+    single = (LayerKind.PLANNED, LayerKind.EPILOGUE)
+    named = [(layer.name, locus) for layer, locus in layers_with_loci(program) if layer.kind in single]
+    groups.append(("layer", named))
     for kind, names in groups:
         counts = Counter(name for name, _ in names)
         for name, locus in names:
@@ -218,7 +225,8 @@ def output_is_loss(program: Program) -> Iterator[Violation]:
 def cheap_layers(program: Program) -> Iterator[Violation]:
     """Step and preamble layers read batch inputs and each other, and no trainable state; statistics hold no samples.
 
-    Those of a step are there before any micro-batch is, so they read no preamble.
+    They draw nothing, since each stage that reads them would draw for itself. Those of a step are there before any
+    micro-batch is, so they read no preamble.
     """
     once = {v.name for v in program.inputs}
     cheap = set(once)
@@ -228,11 +236,13 @@ def cheap_layers(program: Program) -> Iterator[Violation]:
         for name in layer.operands:
             if name not in (once if layer.kind is LayerKind.STEP else cheap):
                 yield locus, f"the {layer.kind} layer {layer.name} reads %{name}, which a micro-batch layer computes"
+        graph = program.class_of[layer.cls].graph
+        if drawing := next(filter(is_random, graph.ops), None):
+            yield locus, f"the {layer.kind} layer {layer.name} draws random numbers, in {drawing.target}"
         for name in layer.state:
             if program.state_of[name].trainable:
                 yield locus, f"the {layer.kind} layer {layer.name} reads the trainable state {name}"
         if layer.kind is LayerKind.STEP:
-            graph = program.class_of[layer.cls].graph
             for name, formal in zip(layer.results, graph.outputs, strict=True):
                 type_ = graph.values[formal].type
                 if any(isinstance(dim, sympy.Expr) and dim.free_symbols for dim in type_.shape):

@@ -26,7 +26,7 @@ from galvatron.ir.layout import (
 from galvatron.ir.ops.shapes import same_shape
 from galvatron.ir.planned import epilogue_strategy
 from galvatron.ir.program import Form, LayerClass, LayerKind, Program, StateLayout
-from galvatron.ir.types import BATCH, LOCAL_BATCH, TensorType
+from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
 from galvatron.ir.verify.graphs import Violation, are_axes, layout_problem
 from galvatron.ir.verify.placements import Placed, padded_sizes, placement_problem, whole_problem
 from galvatron.ir.verify.programs import layer_groups, layers_with_loci
@@ -210,6 +210,31 @@ def loss_is_whole(program: Program) -> Iterator[Violation]:
             layout = graph.values[formal].layout or ()
             if name == program.output and any(p not in (REPLICATE, PARTIAL) for p in layout):
                 yield locus, f"the loss %{name} is ({', '.join(map(str, layout))})"
+
+
+def epilogue_slices(program: Program) -> Iterator[Violation]:
+    """What an epilogue is given of several micro-batches is, laid end to end, the rank's shard of the batch.
+
+    Each micro-batch has a stretch of every data-parallel shard, so samples are sharded on just the `dp` axes.
+    """
+    assert program.plan is not None  # by form_fields
+    inputs = {value.name for value in program.inputs}
+    for layer, locus in layers_with_loci(program):
+        if layer.kind is not LayerKind.EPILOGUE or program.plan.micro_batches == 1:
+            continue
+        cls = program.class_of[layer.cls]
+        for name, formal in zip(layer.operands, cls.graph.inputs, strict=True):
+            along = next((i for i, dim in enumerate(formal.type.shape) if isinstance(dim, sympy.Expr)), None)
+            if name in inputs or along is None:
+                continue
+            for axis, placement in zip(cls.mesh, formal.layout or (), strict=True):
+                cuts = isinstance(placement, Shard) and placement.dim == along and not _has_samples(placement.outer)
+                if cuts != (axis.parent == "dp") or (cuts and placement != Shard(along)):
+                    yield locus, f"%{name} is {placement} on {axis}: its micro-batches are no shard of the batch"
+
+
+def _has_samples(size: Dim) -> bool:
+    return isinstance(size, sympy.Expr) and bool(size.free_symbols)
 
 
 def stages_in_order(program: Program) -> Iterator[Violation]:
