@@ -160,7 +160,7 @@ def _checked(op: Op, operands: list[Spread], found: _Made) -> _Made:
     return found
 
 
-_SIZES_OF_RESULTS = frozenset({"size", "shape", "sizes", "split_size", "split_sizes", "repeats", "dims", "pad"})
+SIZES_OF_RESULTS = frozenset({"size", "shape", "sizes", "split_size", "split_sizes", "repeats", "dims", "pad"})
 """Parameters of which the shape of a result says all."""
 
 _BOUNDS = frozenset({"start", "end", "length"})
@@ -178,7 +178,7 @@ def _sizes_are_of_samples(op: Op, operands: list[Spread], made: tuple[Spread, ..
     cut = op.get("dim") in along
     return not any(
         parameter.kind in ("SymInt", "int")
-        and parameter.name not in _SIZES_OF_RESULTS
+        and parameter.name not in SIZES_OF_RESULTS
         and not (cut and parameter.name in _BOUNDS)
         and _has_batch(op[parameter.name])
         for parameter in schema_of(op.target).parameters

@@ -110,8 +110,8 @@ def _seen_whole(cls: LayerClass, samples: Dim) -> Graph:
         found = without_axis(without_site(op))
         return replace(
             found,
-            args=tuple(_counted(arg, samples) for arg in found.args),
-            kwargs=tuple((name, _counted(arg, samples)) for name, arg in found.kwargs),
+            args=tuple(map(_counted, found.args)),
+            kwargs=tuple((name, _counted(arg)) for name, arg in found.kwargs),
             results=tuple(map(whole, op.results)),
         )
 
@@ -131,11 +131,11 @@ def _seen_whole(cls: LayerClass, samples: Dim) -> Graph:
     )
 
 
-def _counted(arg: Arg, samples: Dim) -> Arg:
-    """An argument with `samples` for `b`."""
+def _counted(arg: Arg) -> Arg:
+    """An argument seen whole: the samples of a rank are those of all."""
     if isinstance(arg, tuple):
-        return tuple(_counted(item, samples) for item in arg)
-    return _size(arg, samples) if isinstance(arg, sympy.Expr) else arg
+        return tuple(map(_counted, arg))
+    return _size(arg, BATCH) if isinstance(arg, sympy.Expr) else arg
 
 
 def _size(size: Dim, samples: Dim) -> Dim:

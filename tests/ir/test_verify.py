@@ -14,7 +14,7 @@ from galvatron.errors import VerifyError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard
-from galvatron.ir.program import Candidates, Layer, LayerClass, LayerKind, Program, StateLayout, Transfer
+from galvatron.ir.program import BatchSizes, Candidates, Layer, LayerClass, LayerKind, Program, StateLayout, Transfer
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES, TensorType
@@ -136,6 +136,14 @@ def ended() -> Program:
     recomputed = replace(STRATEGY, recompute="full")
     program = with_class(with_layer(sharded(), "head", kind=LayerKind.EPILOGUE), f"head{SUFFIX}", strategy=recomputed)
     return with_plan(program, stages=((STRATEGY,) * 3, (STRATEGY,) * 2), micro_batches=1)
+
+
+def two_masks(**changes: Any) -> Program:
+    """The second stage has a class of its own for its copy of the mask, which compares positions."""
+    program = sharded()
+    other = replace(program.class_of[f"mask{SUFFIX}"], name="other")
+    program = with_layer(replace(program, classes=(*program.classes, other)), "mask@1", cls="other")
+    return with_op(program, "other", "gt", **changes)
 
 
 def collecting(given: Value | None = None, target: str = "", **keywords: Any) -> Program:
@@ -570,6 +578,10 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
     ],
     "plan-divides-batch": [
         (
+            replace(planned(), batch_sizes=BatchSizes(1, 8)),
+            "a batch of 16 samples is outside from 1 to 8", "global_batch_size",
+        ),
+        (
             with_plan(planned(), global_batch_size=12),
             "a batch of 12 samples cannot be divided into 4 micro-batches of 2", "stage 0 =",
         ),
@@ -632,6 +644,10 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
             with_value(sharded(), f"embedding{SUFFIX}", "ids", layout=(PARTIAL, REPLICATE)),
             "a batch input is never a partial sum", "embedding",
         ),
+    ],
+    "copies-agree": [
+        (two_masks(target="aten.ge.Scalar"), "mask@1 computes %mask otherwise than another copy", "preamble mask@1"),
+        (two_masks(args=(Ref("arange"), 1)), "mask@1 computes %mask otherwise than another copy", "preamble mask@1"),
     ],
     "epilogue-slices": [
         (
@@ -782,6 +798,10 @@ def test_a_draw_with_its_site_is_valid() -> None:
     drawn = with_draw(sharded(), "dropout", "random.", SITE)
     verify(drawn)
     assert parse_program(print_program(drawn)) == drawn
+
+
+def test_two_classes_of_one_copy_are_valid() -> None:
+    verify(two_masks())
 
 
 def test_an_epilogue_of_micro_batches_is_valid() -> None:

@@ -362,8 +362,11 @@ def plan_uses_devices(program: Program) -> Iterator[Violation]:
 
 
 def plan_divides_batch(program: Program) -> Iterator[Violation]:
-    """The global batch divides into micro-batches, and a micro-batch into data-parallel shards."""
+    """The program is for the global batch, which divides into micro-batches, and these into data-parallel shards."""
     plan = _plan(program)
+    if plan.global_batch_size not in program.batch_sizes:
+        told = f"a batch of {plan.global_batch_size} samples is outside {program.batch_sizes}"
+        yield ("plan", "global_batch_size"), told
     yield from plan_rules.batch(plan, plan.global_batch_size)
 
 

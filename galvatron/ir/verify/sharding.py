@@ -9,7 +9,7 @@ import sympy
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.gradients import gradients
-from galvatron.ir.graph import Value
+from galvatron.ir.graph import Graph, Value
 from galvatron.ir.layout import (
     PARTIAL,
     REPLICATE,
@@ -23,6 +23,8 @@ from galvatron.ir.layout import (
     on_mesh,
     uncut_mesh,
 )
+from galvatron.ir.micro_batches import SIZES_OF_RESULTS
+from galvatron.ir.ops.arguments import typed
 from galvatron.ir.ops.shapes import same_shape
 from galvatron.ir.planned import epilogue_strategy
 from galvatron.ir.program import Form, LayerClass, LayerKind, Program, StateLayout
@@ -210,6 +212,32 @@ def loss_is_whole(program: Program) -> Iterator[Violation]:
             layout = graph.values[formal].layout or ()
             if name == program.output and any(p not in (REPLICATE, PARTIAL) for p in layout):
                 yield locus, f"the loss %{name} is ({', '.join(map(str, layout))})"
+
+
+def copies_agree(program: Program) -> Iterator[Violation]:
+    """What several stages or strategies have a copy of is in each of them the same function of the same values."""
+    first: dict[tuple[str, ...], Hashable] = {}
+    for seen, locus in _seen_with_loci(program):
+        layer = seen.layer
+        if layer.kind in (LayerKind.PREAMBLE, LayerKind.STEP):
+            values, computed = layer.origin or layer.results, (layer.kind, layer.state, _function(seen.graph))
+            if first.setdefault(values, computed) != computed:
+                told = ", ".join(f"%{name}" for name in values)
+                yield locus, f"{layer.name} computes {told} otherwise than another copy"
+
+
+def _function(graph: Graph) -> Hashable:
+    """What a graph that is seen whole computes, whatever its values are called; of sizes that say how large a result
+    is, its type tells all."""
+    numbers = {name: str(number) for number, name in enumerate(graph.values)}
+    ops = tuple(
+        (op.target, tuple(value.type for value in op.results), *(
+            (name, typed(arg)) for name, arg in op.map_refs(numbers.__getitem__).arguments.items()
+            if name not in SIZES_OF_RESULTS
+        ))
+        for op in graph.ops
+    )  # fmt: skip
+    return tuple(v.type for v in (*graph.inputs, *graph.state)), ops, tuple(numbers[name] for name in graph.outputs)
 
 
 def epilogue_slices(program: Program) -> Iterator[Violation]:
