@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import sympy
 
@@ -77,14 +78,19 @@ def _samples(cls: LayerClass, operands: tuple[TensorType | None, ...]) -> Dim:
     """
     for operand, formal in zip(operands, cls.graph.inputs, strict=True):
         for size, counted in zip(operand.shape if operand else (), whole_type(formal, cls.mesh).shape, strict=False):
-            if isinstance(size, sympy.Expr) and isinstance(counted, sympy.Expr) and counted.has(LOCAL_BATCH):
-                part = sympy.cancel(size * LOCAL_BATCH / (counted * BATCH))
-                if part.is_Rational and part.is_positive:
-                    return simplify_dim(part * BATCH)
+            if isinstance(size, sympy.Expr) and isinstance(counted, sympy.Expr) and (found := _solved(size, counted)):
+                return found
     if cls.strategy is not None:
         return BATCH / sympy.Integer(cls.strategy.degree("dp"))
     ways = (_ways(cls.graph.values[name], cls.mesh) for name in cls.graph.outputs)
     return BATCH / sympy.Integer(next((n for n in ways if n is not None), 1))
+
+
+@lru_cache(maxsize=1 << 12)
+def _solved(size: sympy.Expr, counted: sympy.Expr) -> Dim | None:
+    """The share of `B` that makes a size counted in `b` equal to one counted in `B`."""
+    part = sympy.cancel(size * LOCAL_BATCH / (counted * BATCH))
+    return simplify_dim(part * BATCH) if part.is_Rational and part.is_positive else None
 
 
 def _ways(value: Value, mesh: tuple[Axis, ...]) -> int | None:

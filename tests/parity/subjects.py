@@ -92,7 +92,7 @@ class FineTuned(nn.Module):
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         early = h = torch.tanh(self.front[0](x))
-        for layer in (*self.front[1:], *self.back):
+        for layer in [*self.front, *self.back][1:]:
             h = torch.tanh(layer(h))
         return nn.functional.mse_loss(h * early, target)
 
