@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.batch import Batch
+from galvatron.ir.capture.diagnose import unreadable
 from galvatron.ir.capture.numbers import NumberError, plain_number
 from galvatron.ir.capture.samples import Samples
 from galvatron.ir.capture.sources import advice, source_of, where
@@ -135,11 +136,7 @@ def _bound(
             bound[node] = Value(name, tensor_type_of(constants[name], name))
         else:
             reader = next(iter(node.users), node)
-            own = "make it outside of forward, or do without (random numbers follow from torch.manual_seed)"
-            raise CaptureError(
-                f"{where(reader)}the model reads an object that cannot be captured, such as a random generator: "
-                f"{advice(source_of(reader), own)}"
-            )
+            raise unreadable(source_of(reader))
     return bound, constants, fills
 
 
