@@ -363,10 +363,11 @@ def _movement_problem(op: Op, operand: Value, result: Value, mesh: tuple[Axis, .
             return f"%{operand.name} and %{result.name} are not placed alike on the parts of {keywords['axis']}"
         before, after = (tuple(layout[group[0]] for group in groups) for layout in (before, after))
         at = groups.index((at, *parts))
-    if _local_placement(before, mesh, at) != kind.source(keywords):
-        return f"leads from {kind.source(keywords)}, but %{operand.name} is {before[at]} on {mesh[at].name}"
-    if _local_placement(after, mesh, at) != kind.target(keywords):
-        return f"leads to {kind.target(keywords)}, but %{result.name} is {after[at]} on {mesh[at].name}"
+    source, target = kind.ends(keywords)
+    if _local_placement(before, mesh, at) != source:
+        return f"leads from {source}, but %{operand.name} is {before[at]} on {mesh[at].name}"
+    if _local_placement(after, mesh, at) != target:
+        return f"leads to {target}, but %{result.name} is {after[at]} on {mesh[at].name}"
     for axis, (old, new) in enumerate(zip(before, after, strict=True)):
         if axis != at and old != new:
             return f"changes the placement on {mesh[axis].name}, from {old} to {new}"
