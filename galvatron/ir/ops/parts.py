@@ -190,15 +190,31 @@ OPERATORS: dict[str, Operator] = {
         parts="split_sizes",
     ),
     "chunk": Operator(_split, written="self.chunk(chunks, dim=)", free=True),
-    "slice": Operator(_sliced, dtype="same", free=True, padded=EVERY),
-    "select": Operator(along("dim", linear=True), shapes=shapes.select, dtype="same", free=True, padded=EVERY),
-    "narrow": Operator(along("dim", linear=True), written="self.narrow(dim, start, length)"),
+    "slice": Operator(
+        _sliced,
+        written={"Tensor": "self[dim, start:end:step]"},
+        dtype="same",
+        free=True,
+        padded=EVERY,
+        bounds=("start", "end"),
+    ),
+    "select": Operator(
+        along("dim", linear=True),
+        written={"int": "self[dim, index]"},
+        shapes=shapes.select,
+        dtype="same",
+        free=True,
+        padded=EVERY,
+    ),
+    "narrow": Operator(
+        along("dim", linear=True), written="self.narrow(dim, start, length)", bounds=("start", "length")
+    ),
     "unbind": Operator(
         along("dim", linear=True), written={"int": "self.unbind(dim=)"}, shapes=shapes.unbind, dtype="same", free=True
     ),
-    "narrow_copy": Operator(along("dim", linear=True)),
+    "narrow_copy": Operator(along("dim", linear=True), bounds=("start", "length")),
     "select_scatter": Operator(along("dim", linear=True), shapes=shapes.like_first),
-    "slice_scatter": Operator(_overwritten, shapes=shapes.like_first),
+    "slice_scatter": Operator(_overwritten, shapes=shapes.like_first, bounds=("start", "end")),
     "cat": Operator(_joined, written="torch.cat(tensors, dim=)", shapes=shapes.concatenate),
     "hstack": Operator(of_rank(2, "tensors", lambda call: _joined_along(call, 1))),
     "vstack": Operator(of_rank(2, "tensors", lambda call: _joined_along(call, 0))),
