@@ -43,21 +43,12 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Move:
-    """One thing that a collective may be: from one kind of placement to another. `grad` names what then happens to the
-    gradient, where several moves are to be told apart."""
-
-    source: Kind
-    target: Kind
-    grad: str | None = None
-
-
-@dataclass(frozen=True)
 class Collective:
-    """One kind of collective; without a message it stays on the device."""
+    """One kind of collective: the kinds of placement that it leads from and to, and what crosses the network, if
+    anything does. Where it has several ways, `grad` tells them apart: it names what then happens to the gradient."""
 
     name: str
-    moves: tuple[Move, ...]
+    ways: dict[tuple[Kind, Kind], str | None]
     message: Message | None = None
 
     @property
@@ -65,105 +56,73 @@ class Collective:
         """What an op calls."""
         return f"comm.{self.name}"
 
-    @property
-    def sends(self) -> str | None:
-        """The message that it sends, as in `MESSAGES`; None where nothing crosses the network."""
-        return self.name if self.message else None
-
     @cached_property
     def gradients(self) -> tuple[str, ...]:
         """What `grad` may be; empty where it has no such keyword."""
-        return tuple(move.grad for move in self.moves if move.grad is not None)
+        return tuple(filter(None, self.ways.values()))
 
     @cached_property
-    def exchanges(self) -> bool:
-        """Whether there is a shard before and after, so that no rank ever has more."""
-        return all(move.source == move.target == "S" for move in self.moves)
-
-    @cached_property
-    def prefixes(self) -> tuple[str, str]:
-        """How the keywords that tell the shard before and the shard after begin."""
-        return ("concat_", "split_") if self.exchanges else ("", "")
-
-    @cached_property
-    def dims(self) -> tuple[tuple[str, int], ...]:
-        """The (prefix, direction) of each dimension of the local shape that changes: +1 where it grows by the axis
-        size, -1 where it shrinks."""
-        before, after = self.prefixes
-        shrinks = ((after, -1),) if any(move.target == "S" for move in self.moves) else ()
-        return (*shrinks, (before, 1)) if any(move.source == "S" for move in self.moves) else shrinks
+    def shards(self) -> tuple[str, ...]:
+        """How the keywords begin that tell a shard: first the one after, last the one before."""
+        if ("S", "S") in self.ways:
+            return "split_", "concat_"
+        return ("",) if any("S" in way for way in self.ways) else ()
 
     @cached_property
     def keywords(self) -> tuple[str, ...]:
         """Its keyword arguments, less flags, in order."""
-        told = (f"{prefix}{name}" for prefix, _ in self.dims for name in ("dim", "outer"))
+        told = (f"{prefix}{name}" for prefix in self.shards for name in ("dim", "outer"))
         return ("axis", *told, *(("grad",) if self.gradients else ()))
 
     @cached_property
     def flags(self) -> tuple[str, ...]:
         """Its flags, which follow the other keywords."""
-        return tuple(f"{prefix}folded" for prefix, _ in self.dims)
+        return tuple(f"{prefix}folded" for prefix in self.shards)
 
     def written(self, keywords: Keywords) -> tuple[tuple[str, Arg], ...]:
         """Those of the keywords that it has, in its order."""
         return tuple((name, keywords[name]) for name in (*self.keywords, *self.flags) if name in keywords)
 
-    def move(self, keywords: Keywords) -> Move:
-        """What it is, given its keywords."""
-        return next(move for move in self.moves if move.grad == (keywords["grad"] if self.gradients else None))
 
-    def ends(self, keywords: Keywords) -> tuple[Placement, Placement]:
-        """The placements that it leads from and to; `outer` counts slices of the local tensor."""
-        move, (before, after) = self.move(keywords), self.prefixes
-        return _placement(move.source, keywords, before), _placement(move.target, keywords, after)
+_KINDS = (
+    Collective("copy", {("R", "R'"): None}),
+    Collective("all_reduce", {("P", "R"): "identity", ("P", "R'"): "all_reduce"}, Message("ring", rounds=2.0)),
+    Collective("all_gather", {("S", "R"): "slice", ("S", "R'"): "reduce_scatter"}, Message("ring", buffers=1)),
+    Collective("reduce_scatter", {("P", "S"): None}, Message("ring", buffers=1)),
+    Collective("slice", {("R", "S"): "all_gather", ("R'", "S"): "pad"}),
+    Collective("all_to_all", {("S", "S"): None}, Message("each", rounds=0.5, buffers=2)),
+    Collective("first", {("R", "P"): "identity", ("R'", "R"): "first"}),
+    Collective("pad", {("S", "P"): None}),
+)
 
-
-COLLECTIVES: dict[str, Collective] = {
-    collective.target: collective
-    for collective in (
-        Collective("copy", (Move("R", "R'"),)),
-        Collective(
-            "all_reduce",
-            (Move("P", "R", grad="identity"), Move("P", "R'", grad="all_reduce")),
-            Message("ring", rounds=2.0),
-        ),
-        Collective(
-            "all_gather",
-            (Move("S", "R", grad="slice"), Move("S", "R'", grad="reduce_scatter")),
-            Message("ring", buffers=1),
-        ),
-        Collective("reduce_scatter", (Move("P", "S"),), Message("ring", buffers=1)),
-        Collective("slice", (Move("R", "S", grad="all_gather"), Move("R'", "S", grad="pad"))),
-        Collective("all_to_all", (Move("S", "S"),), Message("each", rounds=0.5, buffers=2)),
-        Collective("first", (Move("R", "P", grad="identity"), Move("R'", "R", grad="first"))),
-        Collective("pad", (Move("S", "P"),)),
-    )
-}
+COLLECTIVES: dict[str, Collective] = {collective.target: collective for collective in _KINDS}
 """Every collective, by what an op calls."""
 
-MESSAGES: dict[str, Message] = {c.name: c.message for c in COLLECTIVES.values() if c.message} | {"p2p": Message("peer")}
+MESSAGES: dict[str, Message] = {c.name: c.message for c in _KINDS if c.message} | {"p2p": Message("peer")}
 """What may cross the network: the message of each collective by its name, and what one rank sends to another."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What leads from one kind of placement to another: a collective in one of its moves."""
+    """What leads from one kind of placement to another: a collective, and its `grad`."""
 
     collective: Collective
-    move: Move
+    source: Kind
+    target: Kind
+    grad: str | None
 
     @property
     def forward(self) -> str | None:
-        """The message that it sends forward."""
-        return self.collective.sends
+        """The message that it sends forward, as in `MESSAGES`; None where nothing crosses the network."""
+        return self.collective.name if self.collective.message else None
 
     @property
     def backward(self) -> str | None:
         """The message that it sends backward: that of the conversion between the duals."""
-        return _CONVERSIONS[_dual(self.move.target), _dual(self.move.source)].forward
+        return _CONVERSIONS[_dual(self.target), _dual(self.source)].forward
 
 
-_CONVERSIONS = {(move.source, move.target): Conversion(c, move) for c in COLLECTIVES.values() for move in c.moves}
+_CONVERSIONS = {way: Conversion(c, *way, grad) for c in _KINDS for way, grad in c.ways.items()}
 _UNSHARDED: dict[Kind, Placement] = {"R": REPLICATE, "R'": BROADCAST, "P": PARTIAL}
 
 
@@ -176,28 +135,24 @@ def conversion(source: Placement, target: Placement) -> Conversion | None:
 
 
 def conversion_of(op: Op) -> Conversion:
-    """What a collective op converts."""
-    collective = COLLECTIVES[op.target]
-    return Conversion(collective, collective.move(dict(op.kwargs)))
+    """What a collective op is."""
+    grad, ways = op.kwarg("grad"), COLLECTIVES[op.target].ways
+    return next(_CONVERSIONS[way] for way in ways if ways[way] == grad)
+
+
+def ends(op: Op) -> tuple[Placement, Placement]:
+    """The placements that a collective op leads from and to; `outer` counts slices of the local tensor."""
+    found, told = conversion_of(op), [_shard(dict(op.kwargs), prefix) for prefix in COLLECTIVES[op.target].shards]
+    return _UNSHARDED.get(found.source) or told[-1], _UNSHARDED.get(found.target) or told[0]
 
 
 def kind(placement: Placement) -> Kind:
     """The kind of a placement."""
-    if isinstance(placement, Shard):
-        return "S"
-    return next(name for name, other in _UNSHARDED.items() if other == placement)
+    return "S" if isinstance(placement, Shard) else next(k for k, p in _UNSHARDED.items() if p == placement)
 
 
 def _dual(kind_: Kind) -> Kind:
     return "S" if kind_ == "S" else kind(dual(_UNSHARDED[kind_]))
-
-
-def _placement(kind_: Kind, keywords: Keywords, prefix: str) -> Placement:
-    if kind_ != "S":
-        return _UNSHARDED[kind_]
-    index, factor, folded = (keywords.get(f"{prefix}{name}") for name in ("dim", "outer", "folded"))
-    assert isinstance(index, int) and not isinstance(factor, (str, tuple, float, bool)) and factor is not None
-    return Shard(index, factor, folded=folded is True)  # type: ignore[arg-type]  # a Dim by the assertion above
 
 
 def shard_keywords(shard: Shard, outer: Dim, prefix: str) -> Keywords:
@@ -206,13 +161,21 @@ def shard_keywords(shard: Shard, outer: Dim, prefix: str) -> Keywords:
     return told | {f"{prefix}folded": True} if shard.folded else told
 
 
-def result_shape(collective: Collective, keywords: Keywords, shape: tuple[Dim, ...], axis_size: int) -> tuple[Dim, ...]:
-    """The local shape after a collective on an axis of `axis_size` ranks; one that does not divide stays a fraction."""
+def _shard(keywords: Keywords, prefix: str) -> Shard:
+    index, factor, folded = (keywords.get(f"{prefix}{name}") for name in ("dim", "outer", "folded"))
+    assert isinstance(index, int) and not isinstance(factor, (str, tuple, float, bool)) and factor is not None
+    return Shard(index, factor, folded=folded is True)  # type: ignore[arg-type]  # a Dim by the assertion above
+
+
+def result_shape(op: Op, shape: tuple[Dim, ...], axis_size: int) -> tuple[Dim, ...]:
+    """The local shape after a collective op on an axis of `axis_size` ranks; one that does not divide stays a
+    fraction."""
     local = list(shape)
-    for prefix, direction in collective.dims:
-        dim = keywords[f"{prefix}dim"]
-        assert isinstance(dim, int)
-        local[dim] = local[dim] * axis_size if direction > 0 else _quotient(local[dim], axis_size)
+    before, after = ends(op)
+    if isinstance(after, Shard):
+        local[after.dim] = _quotient(local[after.dim], axis_size)
+    if isinstance(before, Shard):
+        local[before.dim] = local[before.dim] * axis_size
     return tuple(local)
 
 

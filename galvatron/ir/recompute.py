@@ -20,7 +20,7 @@ Step = Literal["keep", "once"]
 
 def runs_once(op: Op) -> bool:
     """Whether selective recomputation leaves the op out."""
-    return bool(COLLECTIVES[op.target].sends) if op.namespace == "comm" else operator_of(op).kept
+    return COLLECTIVES[op.target].message is not None if op.namespace == "comm" else operator_of(op).kept
 
 
 def selective_steps(graph: Graph) -> dict[int, Step]:

@@ -154,10 +154,10 @@ def _step(
     assert row is not None, (current[position], placement)
     after = (*current[:position], placement, *current[position + 1 :])
     collective = row.collective
-    kwargs: Keywords = {"axis": mesh[position].name, "grad": row.move.grad}
-    for layout, prefix in zip((current, after), collective.prefixes, strict=True):
+    kwargs: Keywords = {"axis": mesh[position].name, "grad": row.grad}
+    for layout, which in ((current, -1), (after, 0)):
         if isinstance(shard := layout[position], Shard):
-            kwargs |= shard_keywords(shard, local_outer(layout, mesh, position), prefix)
+            kwargs |= shard_keywords(shard, local_outer(layout, mesh, position), collective.shards[which])
     type_ = whole.with_shape(local_shape(whole.shape, after, mesh))
     result = Value(fresh_name(f"{value.name}.{collective.name}"), type_, after)
     return Op(collective.target, (Ref(value.name),), collective.written(kwargs), (result,))

@@ -97,7 +97,8 @@ class Prices:
         row = _row(source, target)
         if row is None:
             return float("inf")
-        payload_bytes = self._bytes[name] / self._axis.size if row.collective.exchanges else self._bytes[name]
+        # Of what is sharded before and after, no rank has more than a shard.
+        payload_bytes = self._bytes[name] / (self._axis.size if row.source == row.target else 1)
         price = OP_S + self._collective_s(row.forward, payload_bytes)
         return price + (self._collective_s(row.backward, payload_bytes) if name in self._differentiable else 0.0)
 

@@ -6,54 +6,51 @@ from itertools import product
 
 import pytest
 
-from galvatron.ir.collectives import COLLECTIVES, Collective, Keywords, Move, conversion, conversion_of, kind
+from galvatron.ir.collectives import COLLECTIVES, Conversion, conversion, conversion_of, ends, kind
 from galvatron.ir.graph import Arg, Op
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Placement, Shard, dual
 
 PLACEMENTS: tuple[Placement, ...] = (REPLICATE, BROADCAST, PARTIAL, Shard(0), Shard(1, folded=True))
-EVERY = [(collective, move) for collective in COLLECTIVES.values() for move in collective.moves]
+FOUND = {(f.source, f.target): f for pair in product(PLACEMENTS, repeat=2) if (f := conversion(*pair))}
+EVERY = pytest.mark.parametrize("row", FOUND.values(), ids=map("-".join, FOUND))
 TOLD: dict[str, Arg] = {"dim": 1, "outer": 4, "folded": True}
 
 
-def named(value: object) -> str:
-    return value.name if isinstance(value, Collective) else str(value)
-
-
-def told(move: Move) -> Keywords:
-    """What any collective may be told about the shards before and after, and about its gradient."""
-    shards = {f"{prefix}{name}": value for prefix in ("", "split_", "concat_") for name, value in TOLD.items()}
-    return {"axis": "x", **shards, "grad": move.grad}
+def op_of(row: Conversion) -> Op:
+    """The op, with what any may be told about shards."""
+    told = {f"{prefix}{name}": value for prefix in ("", "split_", "concat_") for name, value in TOLD.items()}
+    collective = row.collective
+    return Op(collective.target, (), collective.written({"axis": "x", **told, "grad": row.grad}), ())
 
 
 def test_one_conversion_from_every_placement_to_every_other() -> None:
     for source, target in product(PLACEMENTS, repeat=2):
-        found = conversion(source, target)
-        if found is None:
-            assert source == target or (source, target) == (BROADCAST, PARTIAL)
+        if found := conversion(source, target):
+            assert (found.source, found.target) == (kind(source), kind(target))
         else:
-            assert (found.move.source, found.move.target) == (kind(source), kind(target))
+            assert source == target or (source, target) == (BROADCAST, PARTIAL)
+    assert FOUND.keys() == {way for collective in COLLECTIVES.values() for way in collective.ways}
 
 
-@pytest.mark.parametrize(("collective", "move"), EVERY, ids=named)
-def test_keywords_tell_the_placements(collective: Collective, move: Move) -> None:
-    for placement, expected in zip(collective.ends(told(move)), (move.source, move.target), strict=True):
+@EVERY
+def test_an_op_tells_its_placements(row: Conversion) -> None:
+    assert conversion_of(op_of(row)) == row
+    for placement, expected in zip(ends(op_of(row)), (row.source, row.target), strict=True):
         assert kind(placement) == expected
         assert expected != "S" or placement == Shard(1, 4, folded=True)
-    assert tuple(dict(collective.written(told(move)))) == (*collective.keywords, *collective.flags)
 
 
-@pytest.mark.parametrize(("collective", "move"), EVERY, ids=named)
-def test_what_ranks_do_not_have_is_sent(collective: Collective, move: Move) -> None:
+@EVERY
+def test_what_ranks_do_not_have_is_sent(row: Conversion) -> None:
     """Of a sum a rank has a term, of slices its own; a term of a sum it can always make of what it has."""
-    lacks = move.source == "P" or (move.source == "S" and move.target != "P")
-    assert (collective.sends is not None) == lacks
+    lacks = row.source == "P" or (row.source == "S" and row.target != "P")
+    assert (row.forward is not None) == lacks
 
 
-@pytest.mark.parametrize(("collective", "move"), EVERY, ids=named)
-def test_the_gradient_is_converted_between_the_duals(collective: Collective, move: Move) -> None:
-    found = conversion_of(Op(collective.target, (), collective.written(told(move)), ()))
-    before, after = collective.ends(told(move))
-    back = conversion(dual(after), dual(before)) or found  # an exchange of equal slices goes back as it came
-    assert found.backward == back.forward
-    assert move.grad in (None, "identity", back.collective.name)
-    assert collective.gradients or len(collective.moves) == 1
+@EVERY
+def test_the_gradient_is_converted_between_the_duals(row: Conversion) -> None:
+    before, after = ends(op_of(row))
+    back = conversion(dual(after), dual(before)) or row  # an exchange of equal slices goes back as it came
+    assert row.backward == back.forward
+    assert row.grad in (None, "identity", back.collective.name)
+    assert row.grad or len(row.collective.ways) == 1

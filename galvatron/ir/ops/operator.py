@@ -119,7 +119,8 @@ class Operator:
     factors: str = ""
     """The parameter that says into what dimensions it unfolds the dimension `dim`."""
     bounds: tuple[str, ...] = ()
-    """The parameters that say which part of the dimension `dim` it reads or writes."""
+    """The parameters that say where the part of the dimension `dim` that it reads or writes begins and ends, where that
+    may be a part of the samples."""
     counts: bool = False
     """Its arguments are numbers from which the size of its result follows."""
     grows: bool = False
