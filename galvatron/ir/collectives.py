@@ -20,11 +20,12 @@ import sympy
 
 from galvatron.ir.graph import Arg, Op
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Placement, Shard, dual
-from galvatron.ir.types import Dim
+from galvatron.ir.types import Dim, exact_quotient
 
 Keywords = dict[str, Arg]
-Kind = Literal["R", "R'", "P", "S"]
-"""A kind of placement."""
+
+SHARD = Shard(0)
+"""Stands for any shard."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ class Message:
 
 @dataclass(frozen=True)
 class Collective:
-    """One kind of collective: the kinds of placement that it leads from and to, and what crosses the network, if
-    anything does. Where it has several ways, `grad` tells them apart: it names what then happens to the gradient."""
+    """One kind of collective: the placements that it leads from and to, and what crosses the network, if anything
+    does. Where it has several ways, `grad` tells them apart: it names what then happens to the gradient."""
 
     name: str
-    ways: dict[tuple[Kind, Kind], str | None]
+    ways: dict[tuple[Placement, Placement], str | None]
     message: Message | None = None
 
     @property
@@ -64,9 +65,9 @@ class Collective:
     @cached_property
     def shards(self) -> tuple[str, ...]:
         """How the keywords begin that tell a shard: first the one after, last the one before."""
-        if ("S", "S") in self.ways:
+        if (SHARD, SHARD) in self.ways:
             return "split_", "concat_"
-        return ("",) if any("S" in way for way in self.ways) else ()
+        return ("",) if any(SHARD in way for way in self.ways) else ()
 
     @cached_property
     def keywords(self) -> tuple[str, ...]:
@@ -85,14 +86,22 @@ class Collective:
 
 
 _KINDS = (
-    Collective("copy", {("R", "R'"): None}),
-    Collective("all_reduce", {("P", "R"): "identity", ("P", "R'"): "all_reduce"}, Message("ring", rounds=2.0)),
-    Collective("all_gather", {("S", "R"): "slice", ("S", "R'"): "reduce_scatter"}, Message("ring", buffers=1)),
-    Collective("reduce_scatter", {("P", "S"): None}, Message("ring", buffers=1)),
-    Collective("slice", {("R", "S"): "all_gather", ("R'", "S"): "pad"}),
-    Collective("all_to_all", {("S", "S"): None}, Message("each", rounds=0.5, buffers=2)),
-    Collective("first", {("R", "P"): "identity", ("R'", "R"): "first"}),
-    Collective("pad", {("S", "P"): None}),
+    Collective("copy", {(REPLICATE, BROADCAST): None}),
+    Collective(
+        "all_reduce",
+        {(PARTIAL, REPLICATE): "identity", (PARTIAL, BROADCAST): "all_reduce"},
+        Message("ring", rounds=2.0),
+    ),
+    Collective(
+        "all_gather",
+        {(SHARD, REPLICATE): "slice", (SHARD, BROADCAST): "reduce_scatter"},
+        Message("ring", buffers=1),
+    ),
+    Collective("reduce_scatter", {(PARTIAL, SHARD): None}, Message("ring", buffers=1)),
+    Collective("slice", {(REPLICATE, SHARD): "all_gather", (BROADCAST, SHARD): "pad"}),
+    Collective("all_to_all", {(SHARD, SHARD): None}, Message("each", rounds=0.5, buffers=2)),
+    Collective("first", {(REPLICATE, PARTIAL): "identity", (BROADCAST, REPLICATE): "first"}),
+    Collective("pad", {(SHARD, PARTIAL): None}),
 )
 
 COLLECTIVES: dict[str, Collective] = {collective.target: collective for collective in _KINDS}
@@ -107,8 +116,8 @@ class Conversion:
     """What leads from one kind of placement to another: a collective, and its `grad`."""
 
     collective: Collective
-    source: Kind
-    target: Kind
+    source: Placement
+    target: Placement
     grad: str | None
 
     @property
@@ -119,11 +128,10 @@ class Conversion:
     @property
     def backward(self) -> str | None:
         """The message that it sends backward: that of the conversion between the duals."""
-        return _CONVERSIONS[_dual(self.target), _dual(self.source)].forward
+        return _CONVERSIONS[dual(self.target), dual(self.source)].forward
 
 
 _CONVERSIONS = {way: Conversion(c, *way, grad) for c in _KINDS for way, grad in c.ways.items()}
-_UNSHARDED: dict[Kind, Placement] = {"R": REPLICATE, "R'": BROADCAST, "P": PARTIAL}
 
 
 def conversion(source: Placement, target: Placement) -> Conversion | None:
@@ -131,7 +139,7 @@ def conversion(source: Placement, target: Placement) -> Conversion | None:
     leads from or to a padded shard."""
     if source == target or any(isinstance(p, Shard) and p.padded for p in (source, target)):
         return None
-    return _CONVERSIONS.get((kind(source), kind(target)))
+    return _CONVERSIONS.get((_kind(source), _kind(target)))
 
 
 def conversion_of(op: Op) -> Conversion:
@@ -143,16 +151,11 @@ def conversion_of(op: Op) -> Conversion:
 def ends(op: Op) -> tuple[Placement, Placement]:
     """The placements that a collective op leads from and to; `outer` counts slices of the local tensor."""
     found, told = conversion_of(op), [_shard(dict(op.kwargs), prefix) for prefix in COLLECTIVES[op.target].shards]
-    return _UNSHARDED.get(found.source) or told[-1], _UNSHARDED.get(found.target) or told[0]
+    return told[-1] if found.source == SHARD else found.source, told[0] if found.target == SHARD else found.target
 
 
-def kind(placement: Placement) -> Kind:
-    """The kind of a placement."""
-    return "S" if isinstance(placement, Shard) else next(k for k, p in _UNSHARDED.items() if p == placement)
-
-
-def _dual(kind_: Kind) -> Kind:
-    return "S" if kind_ == "S" else kind(dual(_UNSHARDED[kind_]))
+def _kind(placement: Placement) -> Placement:
+    return SHARD if isinstance(placement, Shard) else placement
 
 
 def shard_keywords(shard: Shard, outer: Dim, prefix: str) -> Keywords:
@@ -173,13 +176,8 @@ def result_shape(op: Op, shape: tuple[Dim, ...], axis_size: int) -> tuple[Dim, .
     local = list(shape)
     before, after = ends(op)
     if isinstance(after, Shard):
-        local[after.dim] = _quotient(local[after.dim], axis_size)
+        size = local[after.dim]
+        local[after.dim] = exact_quotient(size, axis_size) or sympy.sympify(size) / axis_size
     if isinstance(before, Shard):
         local[before.dim] = local[before.dim] * axis_size
     return tuple(local)
-
-
-def _quotient(dim: Dim, size: int) -> Dim:
-    if isinstance(dim, int) and dim % size == 0:
-        return dim // size
-    return sympy.sympify(dim) / size

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from galvatron.errors import GalvatronError
-from galvatron.ir.collectives import MESSAGES, Keywords, conversion, kind, shard_keywords
+from galvatron.ir.collectives import MESSAGES, Keywords, conversion, shard_keywords
 from galvatron.ir.graph import Op, Ref, Value
 from galvatron.ir.layout import (
     BROADCAST,
+    PARTIAL,
     REPLICATE,
     Axis,
     Layout,
@@ -116,7 +117,7 @@ def _next_step(
         for i in reversed(open_axes) if undo else open_axes:
             if not applies(current[i], target[i]) or not _stack_allows(current, target, i):
                 continue
-            if (kind(current[i]), kind(target[i])) == ("R'", "P"):
+            if (current[i], target[i]) == (BROADCAST, PARTIAL):
                 return i, REPLICATE
             if not cutting_problem(shape, (*current[:i], target[i], *current[i + 1 :]), mesh):
                 return i, target[i]
