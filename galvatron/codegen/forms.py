@@ -31,8 +31,8 @@ class Spelling:
     """One form, read.
 
     Exactly one of `operator` (the text between, or before, the operands), `brackets` (the parameters in them) and
-    `function` is set; a `receiver` makes the
-    function a method of that argument. `needed` are the arguments that must differ from their defaults.
+    `function` is set; a `receiver` makes the function a method of that argument, or is what stands before the brackets.
+    `needed` are the arguments that must differ from their defaults.
     """
 
     positional: tuple[str, ...] = ()

@@ -45,8 +45,10 @@ class Message:
 
 @dataclass(frozen=True)
 class Collective:
-    """One kind of collective: the placements that it leads from and to, and what crosses the network, if anything
-    does. Where it has several ways, `grad` tells them apart: it names what then happens to the gradient."""
+    """One kind of collective: its ways from a placement to another, and what crosses the network, if anything does.
+
+    `grad` tells several ways apart: it names what happens to the gradient.
+    """
 
     name: str
     ways: dict[tuple[Placement, Placement], str | None]
@@ -113,7 +115,7 @@ MESSAGES: dict[str, Message] = {c.name: c.message for c in _KINDS if c.message} 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What leads from one kind of placement to another: a collective, and its `grad`."""
+    """One way of a collective, with its `grad`."""
 
     collective: Collective
     source: Placement
@@ -143,7 +145,7 @@ def conversion(source: Placement, target: Placement) -> Conversion | None:
 
 
 def conversion_of(op: Op) -> Conversion:
-    """What a collective op is."""
+    """What a collective op does."""
     grad, ways = op.kwarg("grad"), COLLECTIVES[op.target].ways
     return next(_CONVERSIONS[way] for way in ways if ways[way] == grad)
 
