@@ -24,10 +24,10 @@ from functools import lru_cache
 
 import sympy
 
-from galvatron.ir.graph import Arg, Graph, Op, Value
+from galvatron.ir.graph import Arg, Graph, Op, Ref, Source, Value
 from galvatron.ir.ops.notation import DimNames, OpDims
 from galvatron.ir.ops.schemas import is_operator, schema_of
-from galvatron.ir.ops.table import added, op_dims
+from galvatron.ir.ops.table import added, op_dims, operator_of
 from galvatron.ir.program import Layer, LayerClass, LayerKind, Program
 from galvatron.ir.types import BATCH, MICRO_BATCHES, Dim, TensorType, exact_quotient, simplify_dim
 from galvatron.ir.whole import layers_seen_whole
@@ -160,13 +160,6 @@ def _checked(op: Op, operands: list[Spread], found: _Made) -> _Made:
     return found
 
 
-SIZES_OF_RESULTS = frozenset({"size", "shape", "sizes", "split_size", "split_sizes", "repeats", "dims", "pad"})
-"""Parameters of which the shape of a result says all."""
-
-_BOUNDS = frozenset({"start", "end", "length"})
-"""Parameters that cut a part out of a dimension `dim`."""
-
-
 def _sizes_are_of_samples(op: Op, operands: list[Spread], made: tuple[Spread, ...]) -> bool:
     """Whether the batch size is in the sizes of an op as often as its results have samples: a micro-batch writes its
     own for each."""
@@ -174,13 +167,11 @@ def _sizes_are_of_samples(op: Op, operands: list[Spread], made: tuple[Spread, ..
         return False
     if not is_operator(op.target):
         return True
-    along = {state.dim for state in operands if isinstance(state, Along)}
-    cut = op.get("dim") in along
+    operator = operator_of(op)
+    cuts = any(isinstance(state, Along) and state.dim == op.get("dim") for state in operands)
+    told = operator.sizes.union(operator.bounds if cuts else ())
     return not any(
-        parameter.kind in ("SymInt", "int")
-        and parameter.name not in SIZES_OF_RESULTS
-        and not (cut and parameter.name in _BOUNDS)
-        and _has_batch(op[parameter.name])
+        parameter.kind in ("SymInt", "int") and parameter.name not in told and _has_batch(op[parameter.name])
         for parameter in schema_of(op.target).parameters
     )
 
@@ -200,9 +191,17 @@ def _has_batch(arg: Arg) -> bool:
     return any(isinstance(item, sympy.Expr) and item.has(BATCH) for item in items)
 
 
+_SHARE = "aten.div.Tensor"
+
+
+def counted(name: str, made: Value, source: Source | None) -> Op:
+    """The op that counts a value once: it is divided by the number of micro-batches."""
+    return Op(_SHARE, (Ref(name), MICRO_BATCHES), (), (made,), source)
+
+
 def is_counted(op: Op) -> bool:
-    """Whether the op is a division by the number of micro-batches."""
-    return op.target == "aten.div.Tensor" and len(op.args) > 1 and op.args[1] == MICRO_BATCHES
+    """Whether the op counts a value once."""
+    return op.target == _SHARE and len(op.args) > 1 and op.args[1] == MICRO_BATCHES
 
 
 def statistic_state(op: Op) -> Spread:
@@ -274,7 +273,7 @@ _PART_OF_A_SUM = "{} a sum over the batch, of which a micro-batch knows only its
 
 def _is_cast(op: Op) -> bool:
     """Whether the op only changes the element type, to one that has fractions: linear, to rounding."""
-    return op.target in ("aten._to_copy.default", "aten.detach.default") and op.result.type.is_floating
+    return operator_of(op).casts and op.result.type.is_floating
 
 
 def _added_number(op: Op) -> int | None:

@@ -23,9 +23,9 @@ from galvatron.ir.layout import (
     on_mesh,
     uncut_mesh,
 )
-from galvatron.ir.micro_batches import SIZES_OF_RESULTS
 from galvatron.ir.ops.arguments import typed
 from galvatron.ir.ops.shapes import same_shape
+from galvatron.ir.ops.table import operator_of
 from galvatron.ir.planned import epilogue_strategy
 from galvatron.ir.program import Form, LayerClass, LayerKind, Program, StateLayout
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
@@ -233,7 +233,7 @@ def _function(graph: Graph) -> Hashable:
     ops = tuple(
         (op.target, tuple(value.type for value in op.results), *(
             (name, typed(arg)) for name, arg in op.map_refs(numbers.__getitem__).arguments.items()
-            if name not in SIZES_OF_RESULTS
+            if name not in operator_of(op).sizes
         ))
         for op in graph.ops
     )  # fmt: skip
