@@ -63,7 +63,7 @@ def _docstring(program: Program, stage: Stage) -> str:
     first = sum(len(planned(s)) for s in program.stages[: stage.index])
     counts = ", ".join(name if n == 1 else f"{name} ×{n}" for name, n in Counter(own).items())
     which = f"layer {first}" if len(own) == 1 else f"layers {first}-{first + len(own) - 1}"
-    devices = program.plan.devices_per_stage if program.plan else 1
+    devices = program.required_plan.devices_per_stage
     where = f"{devices} device{'s' if devices > 1 else ''}"
     what = f"{which} ({counts})" if own else "no layers"
     text = f"Stage {stage.index} of {len(program.stages)} of {program.name}: {what} on {where}."

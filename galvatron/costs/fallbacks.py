@@ -88,13 +88,13 @@ class _Reader:
     """Reads the classes of a sharded program beside those that they were sharded from."""
 
     def __init__(self, planned: Program, sharded: Program) -> None:
-        assert planned.plan is not None and planned.cluster is not None
-        self._planned, self._machine = planned, Machine(planned.cluster)
-        self._micro_batch = planned.plan.global_batch_size // planned.plan.micro_batches
+        plan, cluster = planned.required_plan, planned.required_cluster
+        self._planned, self._machine = planned, Machine(cluster)
+        self._micro_batch = plan.global_batch_size // plan.micro_batches
         self._uses = Counter(layer.cls for layer in sharded.all_layers)
-        self._partitioner = Partitioner(planned, planned.cluster)
-        self._agreed = self._partitioner.agreed(planned.plan.strategies)
-        self._local_borders = Partitioner(sharded, planned.cluster).borders
+        self._partitioner = Partitioner(planned, cluster)
+        self._agreed = self._partitioner.agreed(plan.strategies)
+        self._local_borders = Partitioner(sharded, cluster).borders
 
     def statistics(self, cls: LayerClass) -> ClassStatistics:
         differentiable = self._local_borders[cls.name].differentiable

@@ -115,9 +115,7 @@ def with_plan(program: Program, plan: Plan | PlanShorthand) -> Program:
     Raises:
         PlanError: the plan does not fit one of them.
     """
-    if program.cluster is None:
-        raise PlanError("a plan is for a cluster, and the program names none; use annotate-costs{cluster=…}")
-    plan = fitted(plan, program, program.cluster.world_size, program.batch_size)
+    plan = fitted(plan, program, program.required_cluster.world_size, program.batch_size)
     return replace(program, form=Form.PLANNED, plan=plan)
 
 

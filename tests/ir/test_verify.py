@@ -384,6 +384,10 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (replace(clustered(), graph=captured().graph), "a clustered program has no graph", "program Net"),
         (replace(planned(), plan=None), "a planned program needs plan", "program Net"),
         (replace(staged(), stages=()), "a staged program needs stages", "program Net"),
+        (
+            replace(sharded(), candidates=with_candidates().candidates),
+            "a sharded program has no candidates", "program Net",
+        ),
     ],
     "program-names": [
         (with_state(clustered(), "unused", name="embed.weight"), "stands for several", "embed.weight"),

@@ -224,7 +224,7 @@ def _graph_body(graph: Graph, w: _Writer, owner: Hashable, *, signature: bool = 
 
 
 def _program_graph(program: Program, w: _Writer) -> list[Line]:
-    graph = program.captured_graph
+    graph = program.required_graph
     shared = graph.inputs == program.inputs and graph.state == read_state(graph, program.state, program.precision)
     opening = "graph of program {" if shared and not w.lenient else "graph {"
     body = _graph_body(graph, w, None, signature=opening == "graph {")

@@ -36,8 +36,7 @@ class EnumerateStrategies(Pass):
     pipeline_degrees: tuple[int, ...] = ()
 
     def run(self, program: Program) -> Program:
-        if program.cluster is None:
-            raise PassError(f"pass {self.name!r} needs a program with a cluster")
+        world_size, layers = program.required_cluster.world_size, planned_layers(program)
         for role in self.roles:
             if role not in ROLES:
                 raise PassError(f"pass {self.name!r}: unknown role {role!r}; {did_you_mean(role, ROLES)}")
@@ -47,7 +46,6 @@ class EnumerateStrategies(Pass):
         for level in self.zero:
             if level not in range(len(LEVELS)):
                 raise PassError(f"pass {self.name!r}: there is no ZeRO level {level}; use 0 to {len(LEVELS) - 1}")
-        world_size, layers = program.cluster.world_size, planned_layers(program)
         classes = dict.fromkeys(layer.cls for layer in layers)
         candidates: list[Candidates] = []
         cuts: list[Cut] = []

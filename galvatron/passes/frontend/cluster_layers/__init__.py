@@ -42,7 +42,7 @@ class ClusterLayers(Pass):
     hints: bool = True
 
     def run(self, program: Program) -> Program:
-        graph = replace(program.captured_graph, outputs=(program.output,)).without_dead_ops()
+        graph = replace(program.required_graph, outputs=(program.output,)).without_dead_ops()
         graph = with_standard_views(graph, find_roles(graph, program.state_of))
         roles = find_roles(graph, program.state_of)
         parameters = frozenset(state.name for state in program.state if state.kind == "parameter")

@@ -59,9 +59,7 @@ class Search(Pass):
             )
 
     def run(self, program: Program) -> Program:
-        cluster = program.cluster
-        if cluster is None:
-            raise PassError(f"pass {self.name!r} needs a program with a cluster")
+        cluster = program.required_cluster
         program = replace(program, batch_size=self.global_batch or program.batch_size)
         budget_bytes = cluster.default_budget_bytes if self.memory is None else int(self.memory)
         model = cost_model(program)
@@ -152,11 +150,10 @@ def fastest(
 
 
 def _plan(program: Program, setting: Setting, stages: tuple[tuple[Strategy, ...], ...]) -> Plan:
-    assert program.cluster is not None
     return Plan(
         fingerprint=program.fingerprint,
         global_batch_size=program.batch_size,
-        world_size=program.cluster.world_size,
+        world_size=program.required_cluster.world_size,
         micro_batches=setting.micro_batches,
         schedule=setting.schedule,
         stages=stages,
