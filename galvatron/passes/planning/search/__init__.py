@@ -11,6 +11,8 @@ from galvatron.costs.estimate import cost_model, with_predictions
 from galvatron.costs.model import CostModel
 from galvatron.costs.objective import Setting
 from galvatron.errors import BudgetError, PassError, PlanError
+from galvatron.ir import limits
+from galvatron.ir.documents import shown
 from galvatron.ir.micro_batches import coupling
 from galvatron.ir.plan import Plan
 from galvatron.ir.planned import check_micro_batches, check_schedule, epilogue, planned_layers
@@ -26,6 +28,9 @@ from galvatron.schedules import SCHEDULES, Schedule, default_schedule
 
 MICRO_BATCH_CHOICES = 16
 """At most so many numbers of micro-batches are tried, spread evenly over the divisors of the batch."""
+
+_COUNTS = {"memory": limits.SIZE, "micro_batches": limits.REPEATS, "global_batch": limits.SAMPLES}
+"""Options that are counts, and the most that each may be."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,14 @@ class Search(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for option, most in _COUNTS.items():
+            count = getattr(self, option)
+            if count is not None and not 1 <= count <= most:
+                option = option.replace("_", "-")
+                raise PassError(f"pass {self.name!r}, option {option!r}: must be from 1 to {most}, not {shown(count)}")
+        if not 0 <= self.resolution < 1:
+            told = f"must be at least 0 and less than 1, not {self.resolution}"
+            raise PassError(f"pass {self.name!r}, option 'resolution': {told}")
         if self.schedule is not None and not Schedule.parse(self.schedule).phases:
             choices = [name for name in SCHEDULES if Schedule.parse(name).phases]
             raise PassError(
@@ -60,7 +73,8 @@ class Search(Pass):
 
     def run(self, program: Program) -> Program:
         cluster = program.required_cluster
-        program = replace(program, batch_size=self.global_batch or program.batch_size)
+        if self.global_batch is not None:
+            program = replace(program, batch_size=self.global_batch)
         budget_bytes = cluster.default_budget_bytes if self.memory is None else int(self.memory)
         model = cost_model(program)
         choices = list(self._choices(program))
