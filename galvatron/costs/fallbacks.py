@@ -43,7 +43,7 @@ class Fallback:
 
 
 @dataclass(frozen=True)
-class Channel:
+class Traffic:
     """The collectives of one kind on one axis: how many per micro-batch of one layer, and their seconds."""
 
     kind: str
@@ -62,7 +62,7 @@ class ClassStatistics:
     layers: int
     compute_s: float
     fallbacks: tuple[Fallback, ...]
-    channels: tuple[Channel, ...]
+    traffic: tuple[Traffic, ...]
 
 
 def sharding_statistics(planned: Program, sharded: Program) -> tuple[ClassStatistics, ...]:
@@ -105,7 +105,7 @@ class _Reader:
             layers=self._uses[cls.name],
             compute_s=kernels_s((*profile.forward, *profile.backward), self._machine, batch),
             fallbacks=self._fallbacks(cls, differentiable, batch) if cls.base else (),
-            channels=_channels(profile, self._machine, batch),
+            traffic=_traffic(profile, self._machine, batch),
         )
 
     def _fallbacks(self, cls: LayerClass, differentiable: frozenset[str], batch: float) -> tuple[Fallback, ...]:
@@ -164,7 +164,7 @@ class _Sent:
     forward: int = 0
 
 
-def _channels(profile: Profile, machine: Machine, batch: float) -> tuple[Channel, ...]:
+def _traffic(profile: Profile, machine: Machine, batch: float) -> tuple[Traffic, ...]:
     sent: dict[tuple[Axis, str], _Sent] = {}
     for phase, events in ((1, profile.forward), (0, profile.backward)):
         for event in events:
@@ -173,6 +173,6 @@ def _channels(profile: Profile, machine: Machine, batch: float) -> tuple[Channel
                 channel.events.append(event)
                 channel.forward += phase
     return tuple(
-        Channel(kind, axis, s.forward, len(s.events) - s.forward, collectives_s(s.events, machine, batch))
+        Traffic(kind, axis, s.forward, len(s.events) - s.forward, collectives_s(s.events, machine, batch))
         for (axis, kind), s in sent.items()
     )

@@ -88,7 +88,7 @@ class Executor:
         with failure.guarded("start"):
             self._parameters = Parameters(stages, ties)
         # From here on nothing waits for other ranks, so that an error of one rank can be told to the others.
-        self._names = full_state.Names(self._catalogue, model)
+        self._names = full_state.ModelNames(self._catalogue, model)
         if model is not None:
             materialize(stages, model, blank, self._parameters.write)
         self._detector = None

@@ -25,7 +25,7 @@ Group = dist.ProcessGroup
 Reduction = Literal["sum", "max", "min"]
 
 
-class Work(Protocol):
+class Waitable(Protocol):
     """What the library gives for a call."""
 
     def wait(self) -> Any:
@@ -38,7 +38,7 @@ class Handle:
 
     __slots__ = ("_held", "_works", "message")
 
-    def __init__(self, message: Message, works: Sequence[Work], held: Sequence[Tensor]) -> None:
+    def __init__(self, message: Message, works: Sequence[Waitable], held: Sequence[Tensor]) -> None:
         self.message = message
         self._works = works
         self._held = held
@@ -58,7 +58,7 @@ def start(
     kind: str,
     group: Group | None,
     tensors: Sequence[Tensor],
-    call: Callable[[], Sequence[Work]],
+    call: Callable[[], Sequence[Waitable]],
     phase: str | None = None,
     expected: Expected | None = None,
 ) -> Handle:
