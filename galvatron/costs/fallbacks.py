@@ -104,7 +104,7 @@ class _Reader:
             name=cls.name,
             layers=self._uses[cls.name],
             compute_s=kernels_s((*profile.forward, *profile.backward), self._machine, batch),
-            fallbacks=self._fallbacks(cls, differentiable, batch) if cls.base else (),
+            fallbacks=() if cls.converts else self._fallbacks(cls, differentiable, batch),
             traffic=_traffic(profile, self._machine, batch),
         )
 

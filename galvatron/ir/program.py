@@ -123,6 +123,11 @@ class LayerClass:
     strategy: Strategy | None = None
     mesh: tuple[Axis, ...] = ()
 
+    @property
+    def converts(self) -> bool:
+        """Whether, in a sharded program, it is that of a redistribution between layers (`LayerKind.CONVERSION`)."""
+        return not self.base
+
 
 class When(enum.Enum):
     """How often a layer runs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from galvatron.errors import ClusterError, did_you_mean
-from galvatron.ir.cluster import COLLECTIVES, Cluster, Link
+from galvatron.ir.cluster import COLLECTIVE_KINDS, Cluster, Link
 from galvatron.ir.layout import Axis
 from galvatron.machine.kernel import Kernel
 
@@ -49,8 +49,8 @@ class Machine:
         Raises:
             ClusterError: unknown kind.
         """
-        if kind not in COLLECTIVES:
-            raise ClusterError(f"unknown collective {kind!r}; {did_you_mean(kind, COLLECTIVES)}")
+        if kind not in COLLECTIVE_KINDS:
+            raise ClusterError(f"unknown collective {kind!r}; {did_you_mean(kind, COLLECTIVE_KINDS)}")
         size = axis.size
         if size == 1:
             return 0.0

@@ -22,7 +22,7 @@ from galvatron.ir.program import LayerClass
 from galvatron.ir.types import LOCAL_BATCH, Dim, exact_quotient, simplify_dim
 from galvatron.partition.conversion import redistribute
 
-Placed = tuple[Value, tuple[Axis, ...]]
+OnMesh = tuple[Value, tuple[Axis, ...]]
 """A local value with its layout, and the mesh of the layout."""
 
 
@@ -35,7 +35,7 @@ class Redistribution:
     shares: int
 
 
-def redistribution(name: str, source: Placed, target: Placed, *, differentiable: bool) -> Redistribution | None:
+def redistribution(name: str, source: OnMesh, target: OnMesh, *, differentiable: bool) -> Redistribution | None:
     """A class with one input and one output that changes a value's layout, on the mesh that refines both sides; None
     when the layouts are the same.
 
@@ -71,7 +71,7 @@ def redistribution(name: str, source: Placed, target: Placed, *, differentiable:
     return Redistribution(LayerClass(name, Graph((local,), (), ops, (ops[-1].result.name,)), mesh=mesh), finer)
 
 
-def _joined(placed: Placed) -> Placed:
+def _joined(placed: OnMesh) -> OnMesh:
     """The same value on the coarsest mesh, so that sub-axes on which it is placed alike are converted as one."""
     value, mesh = placed
     layout, coarse = joined_layout(value.layout or (), mesh)

@@ -18,7 +18,7 @@ from galvatron.ir.program import Candidates, Layer, LayerClass, LayerKind, Progr
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.types import BATCH, LOCAL_BATCH, TensorType
-from galvatron.ir.verify import RULES, verify, verify_graph
+from galvatron.ir.verify import RULES, verify
 from tests.ir.programs import (
     DP,
     FORMS,
@@ -707,14 +707,6 @@ def test_a_draw_with_its_site_is_valid() -> None:
     drawn = with_draw(sharded(), "dropout", "random.", SITE)
     verify(drawn)
     assert parse_program(print_program(drawn)) == drawn
-
-
-def test_a_single_graph() -> None:
-    graph = clustered().class_of["block"].graph
-    verify_graph(graph)
-    with pytest.raises(VerifyError, match="graph breaks the rule defined-before-use") as caught:
-        verify_graph(replace(graph, outputs=("z",)))
-    assert re.search(r"^>>> +\d+ \|   return %z$", str(caught.value), re.MULTILINE)
 
 
 def test_a_message_tells_a_few_of_many_violations() -> None:

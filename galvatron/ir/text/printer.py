@@ -81,7 +81,9 @@ def print_program(program: Program, *, comments: bool = True) -> str:
 
 def print_graph(graph: Graph, *, comments: bool = True) -> str:
     """The text of a single op graph; `parse_graph` gives it back."""
-    return _joined(graph_file_lines(graph, _Writer(comments)))
+    w = _Writer(comments)
+    body = [Line("graph {"), *_graph_body(graph, w, None), Line("}")]
+    return _joined([Line(f"galvatron ir {tokens.VERSION}"), Line(""), *body, *_sources(w)])
 
 
 def lenient_program_lines(program: Program) -> list[Line]:
@@ -89,18 +91,8 @@ def lenient_program_lines(program: Program) -> list[Line]:
     return [Line(unmark(line.text), line.locus) for line in program_lines(program, _Writer(lenient=True))]
 
 
-def lenient_graph_lines(graph: Graph) -> list[Line]:
-    """The lines of a possibly invalid graph, for error messages."""
-    return [Line(unmark(line.text), line.locus) for line in graph_file_lines(graph, _Writer(lenient=True))]
-
-
 def _joined(lines: Iterable[Line]) -> str:
     return unmark("\n".join(line.text.rstrip() for line in lines)) + "\n"
-
-
-def graph_file_lines(graph: Graph, w: _Writer) -> list[Line]:
-    body = [Line("graph {", ("graph",)), *_graph_body(graph, w, None), Line("}")]
-    return [Line(f"galvatron ir {tokens.VERSION}"), Line(""), *body, *_sources(w)]
 
 
 def program_lines(program: Program, w: _Writer) -> list[Line]:

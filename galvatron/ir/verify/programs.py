@@ -236,7 +236,7 @@ def origins(program: Program) -> Iterator[Violation]:
                 or bases.setdefault(values, cls.base) != cls.base
             ):
                 yield locus, f"{layer.name} computes {_told(values)} otherwise than another stage"
-        elif sharded and converts == bool(cls.base):
+        elif sharded and converts != cls.converts:
             base = f"@{cls.base}" if cls.base else "no class"
             yield locus, f"{layer.name} is a {layer.kind}, but @{cls.name} was sharded from {base}"
         origin.update(zip(layer.results, layer.origin, strict=False))

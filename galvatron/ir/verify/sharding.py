@@ -223,7 +223,7 @@ def _edge_problem(source: LayerClass, value: Value, differentiable: bool, formal
     if not same_distribution(source.mesh, layout, cls.mesh, wanted, differentiable=differentiable):
         return f"is {_describe(source.mesh, value.layout)}, but is read as {_describe(cls.mesh, formal.layout)}"
     # The samples `b` of a shard differ between the classes on the two sides of a redistribution, by a constant factor.
-    rescaled = not source.base or not cls.base
+    rescaled = source.converts or cls.converts
     if value.type.dtype != formal.type.dtype or not _same_sizes(value.type.shape, formal.type.shape, rescaled):
         return f"is {value.type}, but is read as {formal.type}"
     return ""

@@ -15,7 +15,7 @@ from galvatron.ir import limits
 from galvatron.ir.documents import shown
 from galvatron.ir.micro_batches import coupling
 from galvatron.ir.plan import Plan
-from galvatron.ir.planned import check_micro_batches, check_schedule, epilogue, planned_layers
+from galvatron.ir.planned import check_epilogue, check_micro_batches, epilogue, planned_layers
 from galvatron.ir.program import Form, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.base import Bytes, Pass
@@ -97,7 +97,7 @@ class Search(Pass):
         ends = bool(epilogue(program))
         if self.micro_batches is not None:
             check_micro_batches(self.micro_batches, program)
-            check_schedule(self._schedule(self.micro_batches, ends), 1, self.micro_batches, program)
+            check_epilogue(self._schedule(self.micro_batches, ends), 1, self.micro_batches, program)
         counts = [1] if coupling(program) else counts
         for degree in dict.fromkeys(c.pipeline_degree for c in program.candidates):
             left = {c.cls: c.strategies for c in program.candidates if c.pipeline_degree == degree}
