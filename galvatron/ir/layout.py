@@ -55,9 +55,6 @@ class Axis:
         left = self.size // size
         return Axis(f"{name}.{first}", size, self.stride * left), Axis(f"{name}.{first + 1}", left, self.stride)
 
-    def coordinate(self, rank: int) -> int:
-        return (rank // self.stride) % self.size
-
     def __str__(self) -> str:
         return f"{self.name}={self.size}@{self.stride}"
 
@@ -117,15 +114,6 @@ Layout = tuple[Placement, ...]
 REPLICATE = Replicate()
 BROADCAST = Replicate(partial_gradient=True)
 PARTIAL = Partial()
-
-
-def dual(placement: Placement) -> Placement:
-    """The placement of the gradient of a value."""
-    if placement == BROADCAST:
-        return PARTIAL
-    if placement == PARTIAL:
-        return BROADCAST
-    return placement
 
 
 def same_factor(first: Placement, second: Placement) -> bool:

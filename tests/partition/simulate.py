@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.interpreter import OpHandler, run_graph
-from galvatron.ir.layout import Axis, Layout, Partial, Shard, dual, nameable_axes
+from galvatron.ir.layout import BROADCAST, PARTIAL, Axis, Layout, Partial, Placement, Shard, nameable_axes
 from galvatron.ir.types import Dim, evaluate
 from galvatron.runtime import spmd
 
@@ -34,6 +34,11 @@ def mesh_of(*sizes: int) -> Mesh:
 
 def world(mesh: Mesh) -> range:
     return range(prod(axis.size for axis in mesh))
+
+
+def coordinate(axis: Axis, rank: int) -> int:
+    """Where a rank of the stage is on an axis."""
+    return (rank // axis.stride) % axis.size
 
 
 def kept(length: int, dim: int, layout: Layout, mesh: Mesh, rank: int, batch: int = 1) -> torch.Tensor:
@@ -51,7 +56,7 @@ def kept(length: int, dim: int, layout: Layout, mesh: Mesh, rank: int, batch: in
             part = kept_of.get(outer, torch.arange(length // outer))
             pieces = 2 * axis.size if placement.folded else axis.size
             assert length % outer == 0 and (len(part) % pieces == 0) != placement.padded
-            chunks, own = part.chunk(pieces), axis.coordinate(rank)
+            chunks, own = part.chunk(pieces), coordinate(axis, rank)
             kept_of[outer] = torch.cat([chunks[own], chunks[pieces - 1 - own]]) if placement.folded else chunks[own]
     keep = torch.ones(length, dtype=torch.bool)
     for outer, part in kept_of.items():
@@ -73,7 +78,7 @@ def distribute(
     terms = dict(zip(product(*(range(a.size) for a in partial_axes)), _terms(whole, partial_axes), strict=True))
     parts: list[torch.Tensor] = []
     for rank in world(mesh):
-        part = terms[tuple(axis.coordinate(rank) for axis in partial_axes)]
+        part = terms[tuple(coordinate(axis, rank) for axis in partial_axes)]
         for dim, length in enumerate(whole.shape):
             part = part.index_select(dim, kept(length, dim, layout, mesh, rank, batch))
             if missing := _filler(part, length, dim, layout, mesh):
@@ -112,7 +117,7 @@ def combine(
     terms: dict[tuple[int, ...], torch.Tensor] = {}
     filled: dict[tuple[int, ...], torch.Tensor] = {}
     for rank in world(mesh):
-        key = tuple(axis.coordinate(rank) for axis in partial_axes)
+        key = tuple(coordinate(axis, rank) for axis in partial_axes)
         whole = terms.setdefault(key, torch.zeros(shape, dtype=parts[rank].dtype))
         seen = filled.setdefault(key, torch.zeros(shape, dtype=torch.bool))
         lines = [kept(length, dim, layout, mesh, rank, batch) for dim, length in enumerate(shape)]
@@ -142,6 +147,11 @@ def _without_filler(
         assert bool(filler.isfinite().all()) and not (zeros and bool(filler.any())), (layout, filler)
         part = part.narrow(dim, 0, part.shape[dim] - missing)
     return part
+
+
+def dual(placement: Placement) -> Placement:
+    """The placement of the gradient of a value."""
+    return {BROADCAST: PARTIAL, PARTIAL: BROADCAST}.get(placement, placement)
 
 
 def dual_layout(layout: Layout) -> Layout:
@@ -302,7 +312,7 @@ def _drawn(op: Op, mesh: Mesh, rank: int, run: Callable[[int], Tensors]) -> Tens
     """One `random.` op on one rank, as its site and its coordinates say."""
     axes = op.kwarg("axes")
     assert isinstance(axes, tuple)
-    coordinates = [axis.coordinate(rank) for axis in mesh if axis.name in axes]
+    coordinates = [coordinate(axis, rank) for axis in mesh if axis.name in axes]
     with torch.random.fork_rng([]):
         torch.manual_seed(hash((op.kwarg("site"), *coordinates)) % 2**32)
         return run(rank)
