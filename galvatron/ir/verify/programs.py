@@ -11,7 +11,7 @@ from galvatron.errors import did_you_mean
 from galvatron.ir import plan_rules
 from galvatron.ir.micro_batches import coupling
 from galvatron.ir.program import MASTER, PARTS, PRECISIONS, Form, Layer, LayerKind, Program
-from galvatron.ir.types import DTYPE_BYTES, TensorType
+from galvatron.ir.types import DTYPE_BYTES
 from galvatron.ir.verify.graphs import Violation
 
 Locus = tuple[Hashable, ...]
@@ -171,15 +171,12 @@ def state_is_bound(program: Program) -> Iterator[Violation]:
 
 def output_is_loss(program: Program) -> Iterator[Violation]:
     """The output is a floating-point scalar computed by the program."""
-    if program.graph is not None:
-        types = {name: v.type for name, v in program.graph.values.items()}
-    else:
-        types = {name: v.type for name, v in program.values().items()}
-    output: TensorType | None = types.get(program.output)
+    values = program.values() if program.graph is None else program.graph.values
+    output = values.get(program.output)
     if output is None:
         yield ("output",), f"nothing defines %{program.output}"
-    elif output.shape != () or not output.is_floating:
-        yield ("output",), f"%{program.output} is {output}, but a loss is a floating-point scalar"
+    elif output.type.shape != () or not output.type.is_floating:
+        yield ("output",), f"%{program.output} is {output.type}, but a loss is a floating-point scalar"
 
 
 def cheap_layers(program: Program) -> Iterator[Violation]:
