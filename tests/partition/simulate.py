@@ -260,7 +260,7 @@ def exchange(op: Op, mesh: Mesh, parts: list[torch.Tensor], batch: int = 1) -> l
     (axis,) = (a for a in nameable_axes(mesh) if a.name == op.kwarg("axis"))
     results = list(parts)
     for first in world(mesh):
-        if axis.coordinate(first) == 0:
+        if coordinate(axis, first) == 0:
             ranks = [first + i * axis.stride for i in range(axis.size)]
             group = [parts[r] for r in ranks]
             forward, backward = _rules(op, batch)
@@ -335,7 +335,7 @@ def run_op(op: Op, graph: Graph, mesh: Mesh, env: list[Tensors], *, batch: int, 
     (axis,) = (a for a in nameable_axes(mesh) if a.name == op.kwarg("axis"))
     results: list[Tensors] = [{} for _ in world(mesh)]
     for first in world(mesh):
-        if axis.coordinate(first) == 0:
+        if coordinate(axis, first) == 0:
             ranks = [first + i * axis.stride for i in range(axis.size)]
             for rank, made in zip(ranks, _spmd(op, axis, ranks, run), strict=True):
                 results[rank] = made
