@@ -8,14 +8,17 @@ from collections.abc import Iterable
 
 from galvatron.ir.ops.targets import parsed
 
-RESERVED = frozenset({*keyword.kwlist, *dir(builtins), "torch", "F", "rt", "self", "b", "B"})
+RESERVED = frozenset({*keyword.kwlist, *keyword.softkwlist, *dir(builtins), "torch", "F", "rt", "self"})
 """What no variable of emitted code may be called."""
+
+_NO_VALUES = RESERVED | {"b", "B"}
+"""What no value is called: a size that depends on the batch would be, too."""
 
 
 class Names:
     """Hands out unique names: `linear`, `linear_1`, `linear_2`, …"""
 
-    def __init__(self, taken: Iterable[str] = (), *, reserved: Iterable[str] = RESERVED) -> None:
+    def __init__(self, taken: Iterable[str] = (), *, reserved: Iterable[str] = _NO_VALUES) -> None:
         self._taken = {*reserved, *taken}
         self._next: dict[str, int] = {}
 
