@@ -222,9 +222,7 @@ def search(
     """
     budget = read_memory(memory)
     costed = _costed(_valid(program), required_cluster(cluster), global_batch_size)
-    plan = _searched(costed, budget, schedule).plan
-    assert plan is not None
-    return plan
+    return _searched(costed, budget, schedule).required_plan
 
 
 def estimate(
@@ -244,9 +242,9 @@ def estimate(
     costed = _costed(_valid(program), required_cluster(cluster), global_batch_size)
     planned = with_plan(costed, _parsed_plan(plan))
     with ours("estimating a plan", planned):
-        assert planned.plan is not None
-        step_time_s, stages = estimate_plan(costed, planned.plan)
-        return Estimate(step_time_s, peak_bytes(setting_of(costed, planned.plan), stages), stages)
+        chosen = planned.required_plan
+        step_time_s, stages = estimate_plan(costed, chosen)
+        return Estimate(step_time_s, peak_bytes(setting_of(costed, chosen), stages), stages)
 
 
 def emit(
@@ -442,12 +440,12 @@ def _assembled(
 ) -> CompiledModel:
     """This rank's stages of a planned program, generated, filled with their state, and ready to train."""
     planned = captured.program
-    assert planned.plan is not None
+    plan = planned.required_plan
     with rt.together(world, "compile"):
         staged = _lowered(planned)
         texts = _emitted(staged)
     with failure.guarded("compile"):
-        mesh = rt.build_mesh(world, stage_axes(staged), planned.plan.holders)
+        mesh = rt.build_mesh(world, stage_axes(staged), plan.holders)
     with rt.together(world, "compile"), ours("loading generated code", staged):
         names = [f"stage_{index}.py" for index in mesh.stages]
         stages = [load_module(name, texts[name], cache_dir).Stage(mesh) for name in names]
@@ -457,9 +455,9 @@ def _assembled(
     with rt.together(world, "compile"), ours("filling the stages", staged):
         executor = rt.Executor(
             stages,
-            microbatches=planned.plan.micro_batches,
-            schedule=planned.plan.schedule,
-            shards=planned.plan.shards,
+            microbatches=plan.micro_batches,
+            schedule=plan.schedule,
+            shards=plan.shards,
             optimizer=optimizer,
             check_optimizer=check_optimizer,
             max_grad_norm=max_grad_norm,

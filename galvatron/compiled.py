@@ -49,8 +49,7 @@ class CompiledModel:
         watch: ModelWatch,
         world: World,
     ) -> None:
-        assert program.plan is not None
-        self.plan: Plan = program.plan
+        self.plan: Plan = program.required_plan
         self.program = program
         self.sources = dict(sources)
         self._executor = executor

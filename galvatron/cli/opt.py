@@ -17,7 +17,9 @@ def command(
     passes: Annotated[
         str, typer.Option("--passes", metavar="TEXT", help="Such as 'prune,search{memory=36GiB,schedule=1f1b}'.")
     ] = "",
-    timing: Annotated[bool, typer.Option("--timing", help="Show the time of every pass.")] = False,
+    timing: Annotated[
+        bool, typer.Option("--timing", help="Show the time of every pass and of verifying its result.")
+    ] = False,
     print_after_all: Annotated[bool, typer.Option(help="Show the program after every pass.")] = False,
     print_after_change: Annotated[bool, typer.Option(help="Show the program after passes that change it.")] = False,
     verify: Annotated[bool, typer.Option(help="Verify the program before the first pass and after each.")] = True,
@@ -41,16 +43,14 @@ def command(
     if counted and not any(pass_.name == "shard" for pass_ in pipeline.passes):
         raise PassError("--stats compares the program before 'shard' with that after it; put 'shard' into --passes")
     program = read_program(program_file, verified=False)
-    clock = instrument.Timing()
+    clock, verifier = instrument.Timing(), instrument.VerifyEach()
     # The first is outermost: a reproducer catches what the verifier finds, and the clock sees nothing but the pass.
     instruments: list[Instrument] = []
     if reproducer is not None:
         instruments.append(instrument.Reproducer(reproducer))
     if verify:
-        from galvatron.ir.verify import verify as verify_program
-
-        verify_program(program)
-        instruments.append(instrument.verify_each)
+        verifier.verify(program)
+        instruments.append(verifier)
     if print_after_all or print_after_change:
         instruments.append(instrument.PrintAfter(only_changes=not print_after_all))
     instruments.append(clock)
@@ -60,7 +60,7 @@ def command(
         result = pipeline.run(program, instruments)
     finally:
         if timing:
-            clock.report()
+            clock.report(verifier.seconds)
     if counted:
         from galvatron.cli.stats import print_statistics, statistics_json
         from galvatron.costs.fallbacks import sharding_statistics

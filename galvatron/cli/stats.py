@@ -74,9 +74,9 @@ def collective_table(statistics: Statistics) -> Table:
         table.add_column(name, justify="right")
     for cls in statistics:
         head = cls.name
-        if not cls.channels:
+        if not cls.traffic:
             table.add_row(cell(head), "", "none", "0", "0", "")
-        for row in cls.channels:
+        for row in cls.traffic:
             counts = (str(row.forward), str(row.backward))
             table.add_row(*map(cell, (head, str(row.axis), row.kind, *counts, format_seconds(row.seconds))))
             head = ""
@@ -112,7 +112,7 @@ def statistics_json(statistics: Statistics) -> str:
                         "backward": row.backward,
                         "seconds": row.seconds,
                     }
-                    for row in cls.channels
+                    for row in cls.traffic
                 ],
             }
             for cls in statistics

@@ -170,7 +170,7 @@ def _waiting(program: Program, stage: Stage) -> dict[str, frozenset[str]]:
     Only under a schedule that puts them off, and what one op of one layer reads: so that each stage adds to a gradient
     once per micro-batch, whatever waits.
     """
-    if program.plan is None or not Schedule.parse(program.plan.schedule).splits_backward:
+    if not Schedule.parse(program.required_plan.schedule).splits_backward:
         return {}
     readers = Counter(name for layer in stage.layers for name in layer.state)
     found: dict[str, frozenset[str]] = {}

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import builtins
 import keyword
 import re
 from collections.abc import Hashable, Iterable
 
 from galvatron.errors import GalvatronError
+from galvatron.ir.names import RESERVED
 
 _ATTRIBUTE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*", re.ASCII)
-
-RESERVED = frozenset({*keyword.kwlist, *keyword.softkwlist, *dir(builtins), "torch", "F", "rt", "self"})
 
 
 def identifier(name: str) -> str:

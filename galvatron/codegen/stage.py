@@ -63,7 +63,7 @@ def _docstring(program: Program, stage: Stage) -> str:
     first = sum(len(planned(s)) for s in program.stages[: stage.index])
     counts = ", ".join(name if n == 1 else f"{name} ×{n}" for name, n in Counter(own).items())
     which = f"layer {first}" if len(own) == 1 else f"layers {first}-{first + len(own) - 1}"
-    devices = program.plan.devices_per_stage if program.plan else 1
+    devices = program.required_plan.devices_per_stage
     where = f"{devices} device{'s' if devices > 1 else ''}"
     what = f"{which} ({counts})" if own else "no layers"
     text = f"Stage {stage.index} of {len(program.stages)} of {program.name}: {what} on {where}."
@@ -283,10 +283,7 @@ def _step(bindings: Bindings) -> list[str]:
 def _forward(bindings: Bindings) -> list[str]:
     """`forward`: received values, then by keyword this rank's part of the micro-batch and the step values."""
     stage, scope = bindings.stage, bindings.variables
-    keywords = [variable for p, (variable, _) in bindings.batch.items() if p.when is When.MICRO_BATCH]
-    keywords += [scope[name] for name in bindings.step_results]
-    parameters = ["self", *(scope[t.name] for t in stage.receives), *(["*", *keywords] if keywords else [])]
-    out = ["", *lines(prefixed("def ", call("forward", parameters), ":"), 1)]
+    out = _header(bindings, "forward", When.MICRO_BATCH, [t.name for t in stage.receives])
     read_outside = _readers(bindings)
     for run in runs(bindings.forward_layers, _CALL_IN_LOOP, lambda run: _is_loop(bindings, run, read_outside(run))):
         if len(run) > 1:
@@ -308,12 +305,17 @@ def _epilogue(bindings: Bindings) -> list[str]:
     layer = bindings.epilogue
     if layer is None:
         return []
-    scope = bindings.scopes[When.EPILOGUE]
-    keywords = [variable for p, (variable, _) in bindings.batch.items() if p.when is When.EPILOGUE]
-    keywords += [scope[name] for name in bindings.step_results]
-    parameters = ["self", *(scope[name] for name in bindings.collected), *(["*", *keywords] if keywords else [])]
-    out = ["", *lines(prefixed("def ", call("epilogue", parameters), ":"), 1)]
+    out = _header(bindings, "epilogue", When.EPILOGUE, bindings.collected)
     return [*out, *lines(prefixed("return ", _call(bindings, layer)), 2)]
+
+
+def _header(bindings: Bindings, method: str, when: When, arguments: Iterable[str]) -> list[str]:
+    """The head of a method: values as arguments, then by keyword its batch inputs and the results of `step`."""
+    scope = bindings.scopes[when]
+    keywords = [variable for p, (variable, _) in bindings.batch.items() if p.when is when]
+    keywords += [scope[name] for name in bindings.step_results]
+    parameters = ["self", *(scope[name] for name in arguments), *(["*", *keywords] if keywords else [])]
+    return ["", *lines(prefixed("def ", call(method, parameters), ":"), 1)]
 
 
 def _readers(bindings: Bindings):

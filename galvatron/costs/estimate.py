@@ -7,7 +7,6 @@ from functools import lru_cache
 
 from galvatron.costs.model import CostModel
 from galvatron.costs.objective import Setting, StageReport, evaluate_plan, peak_bytes
-from galvatron.errors import PlanError
 from galvatron.ir.plan import Plan
 from galvatron.ir.planned import check, epilogue
 from galvatron.ir.program import Form, Program
@@ -19,8 +18,6 @@ def cost_model(program: Program) -> CostModel:
     Raises:
         PlanError: the program has no cluster.
     """
-    if program.cluster is None:
-        raise PlanError("the program has no cluster to plan for; name one, such as 'a100-80g:1x8'")
     return _cost_model(replace(program, form=Form.CLUSTERED, candidates=(), cuts=(), plan=None))
 
 
@@ -29,8 +26,7 @@ def _cost_model(program: Program) -> CostModel:
     """One model for the passes that ask in turn: sharding and profiling a class takes longer than anything else."""
     from galvatron.costs.sharded import ShardedCostModel
 
-    assert program.cluster is not None
-    return ShardedCostModel(program, program.cluster)
+    return ShardedCostModel(program, program.required_cluster)
 
 
 def estimate_plan(

@@ -43,7 +43,7 @@ class Fallback:
 
 
 @dataclass(frozen=True)
-class Channel:
+class Traffic:
     """The collectives of one kind on one axis: how many per micro-batch of one layer, and their seconds."""
 
     kind: str
@@ -62,7 +62,7 @@ class ClassStatistics:
     layers: int
     compute_s: float
     fallbacks: tuple[Fallback, ...]
-    channels: tuple[Channel, ...]
+    traffic: tuple[Traffic, ...]
 
 
 def sharding_statistics(planned: Program, sharded: Program) -> tuple[ClassStatistics, ...]:
@@ -88,13 +88,13 @@ class _Reader:
     """Reads the classes of a sharded program beside those that they were sharded from."""
 
     def __init__(self, planned: Program, sharded: Program) -> None:
-        assert planned.plan is not None and planned.cluster is not None
-        self._planned, self._machine = planned, Machine(planned.cluster)
-        self._micro_batch = planned.plan.global_batch_size // planned.plan.micro_batches
+        plan, cluster = planned.required_plan, planned.required_cluster
+        self._planned, self._machine = planned, Machine(cluster)
+        self._micro_batch = plan.global_batch_size // plan.micro_batches
         self._uses = Counter(layer.cls for layer in sharded.all_layers)
-        self._partitioner = Partitioner(planned, planned.cluster)
-        self._agreed = self._partitioner.agreed(planned.plan.strategies)
-        self._local_borders = Partitioner(sharded, planned.cluster).borders
+        self._partitioner = Partitioner(planned, cluster)
+        self._agreed = self._partitioner.agreed(plan.strategies)
+        self._local_borders = Partitioner(sharded, cluster).borders
 
     def statistics(self, cls: LayerClass) -> ClassStatistics:
         differentiable = self._local_borders[cls.name].differentiable
@@ -104,8 +104,8 @@ class _Reader:
             name=cls.name,
             layers=self._uses[cls.name],
             compute_s=kernels_s((*profile.forward, *profile.backward), self._machine, batch),
-            fallbacks=self._fallbacks(cls, differentiable, batch) if cls.base else (),
-            channels=_channels(profile, self._machine, batch),
+            fallbacks=() if cls.converts else self._fallbacks(cls, differentiable, batch),
+            traffic=_traffic(profile, self._machine, batch),
         )
 
     def _fallbacks(self, cls: LayerClass, differentiable: frozenset[str], batch: float) -> tuple[Fallback, ...]:
@@ -164,7 +164,7 @@ class _Sent:
     forward: int = 0
 
 
-def _channels(profile: Profile, machine: Machine, batch: float) -> tuple[Channel, ...]:
+def _traffic(profile: Profile, machine: Machine, batch: float) -> tuple[Traffic, ...]:
     sent: dict[tuple[Axis, str], _Sent] = {}
     for phase, events in ((1, profile.forward), (0, profile.backward)):
         for event in events:
@@ -173,6 +173,6 @@ def _channels(profile: Profile, machine: Machine, batch: float) -> tuple[Channel
                 channel.events.append(event)
                 channel.forward += phase
     return tuple(
-        Channel(kind, axis, s.forward, len(s.events) - s.forward, collectives_s(s.events, machine, batch))
+        Traffic(kind, axis, s.forward, len(s.events) - s.forward, collectives_s(s.events, machine, batch))
         for (axis, kind), s in sent.items()
     )

@@ -141,6 +141,11 @@ class Graph:
         return table
 
     @cached_property
+    def types(self) -> dict[str, TensorType]:
+        """The type of every value by name."""
+        return {name: value.type for name, value in self.values.items()}
+
+    @cached_property
     def producers(self) -> dict[str, Op]:
         """The op that defines each result."""
         return {v.name: op for op in self.ops for v in op.results}

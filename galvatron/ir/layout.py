@@ -55,9 +55,6 @@ class Axis:
         left = self.size // size
         return Axis(f"{name}.{first}", size, self.stride * left), Axis(f"{name}.{first + 1}", left, self.stride)
 
-    def coordinate(self, rank: int) -> int:
-        return (rank // self.stride) % self.size
-
     def __str__(self) -> str:
         return f"{self.name}={self.size}@{self.stride}"
 

@@ -27,7 +27,7 @@ import sympy
 from galvatron.ir.graph import Arg, Graph, Op, Ref, Source, Value
 from galvatron.ir.ops.notation import DimNames, OpDims
 from galvatron.ir.ops.schemas import is_operator, schema_of
-from galvatron.ir.ops.table import added, op_dims, operator_of
+from galvatron.ir.ops.table import op_dims, operator_of, summands
 from galvatron.ir.program import Layer, LayerClass, LayerKind, Program
 from galvatron.ir.types import BATCH, MICRO_BATCHES, Dim, TensorType, exact_quotient, simplify_dim
 from galvatron.ir.whole import layers_seen_whole
@@ -280,7 +280,7 @@ def _added_number(op: Op) -> int | None:
     """Which argument is a number that the op adds to its only operand."""
     if len(op.operands) != 1:
         return None
-    places = (i for i in added(op) if i < len(op.args) and isinstance(op.args[i], (int, float, sympy.Expr)))
+    places = (i for i in summands(op) if i < len(op.args) and isinstance(op.args[i], (int, float, sympy.Expr)))
     return next(places, None)
 
 

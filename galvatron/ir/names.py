@@ -8,14 +8,18 @@ from collections.abc import Iterable
 
 from galvatron.ir.ops.targets import parsed
 
-_RESERVED = frozenset({*keyword.kwlist, *dir(builtins), "torch", "F", "rt", "self", "b", "B"})
+RESERVED = frozenset({*keyword.kwlist, *keyword.softkwlist, *dir(builtins), "torch", "F", "rt", "self"})
+"""What no variable of emitted code may be called."""
+
+_NO_VALUES = RESERVED | {"b", "B"}
+"""What no value is called: a size that depends on the batch would be, too."""
 
 
 class Names:
-    """Hands out unique value names: `linear`, `linear_1`, `linear_2`, …"""
+    """Hands out unique names: `linear`, `linear_1`, `linear_2`, …"""
 
-    def __init__(self, taken: Iterable[str] = ()) -> None:
-        self._taken = set(taken)
+    def __init__(self, taken: Iterable[str] = (), *, reserved: Iterable[str] = _NO_VALUES) -> None:
+        self._taken = {*reserved, *taken}
         self._next: dict[str, int] = {}
 
     def fresh(self, base: str) -> str:
@@ -24,7 +28,7 @@ class Names:
         while True:
             name = base if count == 0 else f"{base}_{count}"
             count += 1
-            if name not in self._taken and name not in _RESERVED:
+            if name not in self._taken:
                 break
         self._next[base] = count
         self._taken.add(name)

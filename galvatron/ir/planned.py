@@ -115,9 +115,7 @@ def with_plan(program: Program, plan: Plan | PlanShorthand) -> Program:
     Raises:
         PlanError: the plan does not fit one of them.
     """
-    if program.cluster is None:
-        raise PlanError("a plan is for a cluster, and the program names none; use annotate-costs{cluster=…}")
-    plan = fitted(plan, program, program.cluster.world_size, program.batch_size)
+    plan = fitted(plan, program, program.required_cluster.world_size, program.batch_size)
     return replace(program, form=Form.PLANNED, plan=plan)
 
 
@@ -171,13 +169,12 @@ def check_micro_batches(count: int, program: Program) -> None:
         raise PlanError(f"{count} micro-batches do not add up to the whole batch: {problem}; use 1 micro-batch (m1)")
 
 
-def check_schedule(schedule: Schedule, degree: int, micro_batches: int, program: Program) -> None:
-    """Checks that a schedule can run on so many ranks, and lets the end of the loss see all micro-batches.
+def check_epilogue(schedule: Schedule, degree: int, micro_batches: int, program: Program) -> None:
+    """Checks that a schedule, which can run so, lets the end of the loss see all micro-batches.
 
     Raises:
-        PlanError: says what can; where it is for the end of the loss, names the line that couples samples.
+        PlanError: says what does, and names the line that couples samples.
     """
-    schedule.check(degree, micro_batches)
     if epilogue(program) and (problem := schedule.refusal(degree, micro_batches, epilogue=True)):
         raise PlanError(f"{problem} ({epilogue_coupling(program)})")
 
@@ -260,7 +257,7 @@ def check(plan: Plan, program: Program, world_size: int, global_batch_size: int)
     plan_rules.require(plan_rules.covers(plan, [len(planned_layers(program))]))
     plan_rules.require(plan_rules.problems(plan))
     plan_rules.require(plan_rules.batch(plan, global_batch_size))
-    check_schedule(Schedule.parse(plan.schedule), plan.pipeline_degree, plan.micro_batches, program)
+    check_epilogue(Schedule.parse(plan.schedule), plan.pipeline_degree, plan.micro_batches, program)
     check_micro_batches(plan.micro_batches, program)
     if global_batch_size not in program.batch_sizes:
         raise PlanError(

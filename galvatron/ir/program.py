@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from galvatron.errors import PassError
+from galvatron.errors import PassError, PlanError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.cost import ClassCost
 from galvatron.ir.graph import Graph, Value
@@ -46,6 +46,30 @@ class Form(enum.IntEnum):
 
     def __str__(self) -> str:
         return self.name.lower()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which forms have a part of a program: those from `first` to `last` have to; up to `kept` they may."""
+
+    first: Form
+    last: Form
+    kept: Form
+
+    def __str__(self) -> str:
+        """`captured`, or `planned to staged`."""
+        return str(self.first) if self.first is self.last else f"{self.first} to {self.last}"
+
+
+PARTS = {
+    "graph": Part(Form.CAPTURED, Form.CAPTURED, Form.CAPTURED),
+    "classes": Part(Form.CLUSTERED, Form.STAGED, Form.STAGED),
+    "layers": Part(Form.CLUSTERED, Form.PLANNED, Form.PLANNED),
+    "candidates": Part(Form.CANDIDATES, Form.CANDIDATES, Form.PLANNED),
+    "plan": Part(Form.PLANNED, Form.STAGED, Form.STAGED),
+    "stages": Part(Form.SHARDED, Form.STAGED, Form.STAGED),
+}
+"""What a form promises: the fields of a `Program` that it has, and no other form."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +122,11 @@ class LayerClass:
     base: str = ""
     strategy: Strategy | None = None
     mesh: tuple[Axis, ...] = ()
+
+    @property
+    def converts(self) -> bool:
+        """Whether, in a sharded program, it is that of a redistribution between layers (`LayerKind.CONVERSION`)."""
+        return not self.base
 
 
 class When(enum.Enum):
@@ -226,7 +255,7 @@ class BatchSizes:
 
 @dataclass(frozen=True)
 class Program:
-    """A training computation; which fields are set depends on `form` (see the module's text).
+    """A training computation; which fields are set depends on `form` (`PARTS`).
 
     `inputs` are the tensors of one global batch by their forward names, `output` the name of the scalar loss, and
     `batch_size` the number of samples of the example batch (the value of `B` that costs default to). An input whose
@@ -258,9 +287,16 @@ class Program:
         return {c.name: c for c in self.classes}
 
     @cached_property
+    def layer_groups(self) -> tuple[tuple[int | None, tuple[Layer, ...]], ...]:
+        """The layers that run one after another: those of each stage with its index, or all of them with None."""
+        if self.form >= PARTS["stages"].first:
+            return tuple((stage.index, stage.layers) for stage in self.stages)
+        return ((None, self.layers),)
+
+    @cached_property
     def all_layers(self) -> tuple[Layer, ...]:
         """The layers in order, of all stages where there are stages."""
-        return self.layers or tuple(layer for stage in self.stages for layer in stage.layers)
+        return tuple(layer for _, layers in self.layer_groups for layer in layers)
 
     @cached_property
     def batched(self) -> frozenset[str]:
@@ -273,15 +309,42 @@ class Program:
         return {s.name: s for s in self.state}
 
     @property
-    def captured_graph(self) -> Graph:
-        """The op graph of a captured program.
+    def required_graph(self) -> Graph:
+        """The op graph, where the form promises one.
 
         Raises:
-            PassError: the program is in a later form, which has none.
+            PassError: the program is in another form.
         """
         if self.graph is None:
-            raise PassError(f"only a captured program has an op graph, not one in form {self.form}")
+            raise self._lacks("graph")
         return self.graph
+
+    @property
+    def required_plan(self) -> Plan:
+        """The plan, where the form promises one.
+
+        Raises:
+            PassError: the program is in another form.
+        """
+        if self.plan is None:
+            raise self._lacks("plan")
+        return self.plan
+
+    @property
+    def required_cluster(self) -> Cluster:
+        """The cluster, which no form promises.
+
+        Raises:
+            PlanError: the program names none.
+        """
+        if self.cluster is None:
+            raise PlanError(
+                "the program has no cluster to plan for; name one, as in annotate-costs{cluster=a100-80g:1x8}"
+            )
+        return self.cluster
+
+    def _lacks(self, part: str) -> PassError:
+        return PassError(f"a program in form {self.form} has no {part}; one in form {PARTS[part]} has")
 
     @cached_property
     def trainable(self) -> frozenset[str]:

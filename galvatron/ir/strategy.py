@@ -10,7 +10,7 @@ from functools import cached_property
 from galvatron.errors import StrategyError, did_you_mean
 from galvatron.ir.layout import Axis
 
-ROLES = ("dp", "tp", "tp+sp", "ulysses", "cp", "ep")
+ROLE_NAMES = ("dp", "tp", "tp+sp", "ulysses", "cp", "ep")
 RECOMPUTE = ("none", "full", "selective")
 
 _AXIS = re.compile(r"(dp|tp|ulysses|cp|ep)([0-9]{1,9})(\+sp)?")

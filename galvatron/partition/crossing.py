@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import sympy
@@ -18,11 +17,12 @@ from galvatron.ir.layout import (
     joint_mesh,
     on_mesh,
 )
+from galvatron.ir.names import Names
 from galvatron.ir.program import LayerClass
 from galvatron.ir.types import LOCAL_BATCH, Dim, exact_quotient, simplify_dim
 from galvatron.partition.conversion import redistribute
 
-Placed = tuple[Value, tuple[Axis, ...]]
+OnMesh = tuple[Value, tuple[Axis, ...]]
 """A local value with its layout, and the mesh of the layout."""
 
 
@@ -35,7 +35,7 @@ class Redistribution:
     shares: int
 
 
-def redistribution(name: str, source: Placed, target: Placed, *, differentiable: bool) -> Redistribution | None:
+def redistribution(name: str, source: OnMesh, target: OnMesh, *, differentiable: bool) -> Redistribution | None:
     """A class with one input and one output that changes a value's layout, on the mesh that refines both sides; None
     when the layouts are the same.
 
@@ -66,13 +66,12 @@ def redistribution(name: str, source: Placed, target: Placed, *, differentiable:
     before, after = _rescaled(before, finer), _rescaled(after, finer)
     local = Value("x", value.type.with_shape(_in_shares(value.type.shape, finer)), before)
     whole_type = value.type.with_shape(_in_shares(whole, finer))
-    ops = redistribute(
-        local, after, mesh, whole_type, differentiable=differentiable, fresh_name=_fresh_names({local.name})
-    )
+    fresh = Names([local.name]).fresh
+    ops = redistribute(local, after, mesh, whole_type, differentiable=differentiable, fresh_name=fresh)
     return Redistribution(LayerClass(name, Graph((local,), (), ops, (ops[-1].result.name,)), mesh=mesh), finer)
 
 
-def _joined(placed: Placed) -> Placed:
+def _joined(placed: OnMesh) -> OnMesh:
     """The same value on the coarsest mesh, so that sub-axes on which it is placed alike are converted as one."""
     value, mesh = placed
     layout, coarse = joined_layout(value.layout or (), mesh)
@@ -107,12 +106,3 @@ def _in_shares(shape: tuple[Dim, ...], factor: sympy.Expr | int) -> tuple[Dim, .
 
 def _rescaled(layout: Layout, factor: sympy.Expr | int) -> Layout:
     return tuple(replace(p, outer=_in_shares((p.outer,), factor)[0]) if isinstance(p, Shard) else p for p in layout)
-
-
-def _fresh_names(taken: set[str]) -> Callable[[str], str]:
-    def fresh(hint: str) -> str:
-        name = hint if hint not in taken else f"{hint}_{len(taken)}"
-        taken.add(name)
-        return name
-
-    return fresh

@@ -47,7 +47,7 @@ class FactorTable:
     """The elementary factors of every value of a graph, and the shardable factors of every op."""
 
     def __init__(self, graph: Graph) -> None:
-        types = {name: value.type for name, value in graph.values.items()}
+        types = graph.types
         self.dims: dict[int, OpDims | None] = {i: op_dims(op, types) for i, op in enumerate(graph.ops)}
         self._cuts: dict[tuple[str, int], list[Dim]] = {
             (name, d): _first_cuts(size) for name, type_ in types.items() for d, size in enumerate(type_.shape)

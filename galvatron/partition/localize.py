@@ -11,6 +11,7 @@ import sympy
 
 from galvatron.ir.graph import Arg, Graph, Op, Value, map_refs
 from galvatron.ir.layout import Axis, Layout, contiguous, gradientless, local_shape
+from galvatron.ir.names import Names
 from galvatron.ir.ops.table import operator_of, takes_size
 from galvatron.ir.random import drawn_axes, is_random, with_site
 from galvatron.ir.spmd import along_axis
@@ -31,7 +32,7 @@ class Localizer:
         self._sites = 0
         self._converted: dict[tuple[str, Layout], Value] = {}
         self._sources: dict[tuple[str, Layout], Layout] = {}
-        self._names = set(graph.values)
+        self._names = Names(graph.values)
 
     def run(
         self,
@@ -121,7 +122,9 @@ class Localizer:
         if (value.name, target) not in self._converted:
             source = self._copy(value, self._sources[value.name, target])
             whole, differentiable = self._whole(value.name), value.name in self.differentiable
-            ops = redistribute(source, target, self.mesh, whole, differentiable=differentiable, fresh_name=self._fresh)
+            ops = redistribute(
+                source, target, self.mesh, whole, differentiable=differentiable, fresh_name=self._names.fresh
+            )
             self._ops.extend(ops)
             self._converted[value.name, target] = ops[-1].result
         return self._converted[value.name, target]
@@ -147,14 +150,6 @@ class Localizer:
         self._sites += 1
         per_step = not any(isinstance(d, sympy.Expr) and d.free_symbols for v in op.results for d in v.type.shape)
         return with_site(local, self._sites - 1, drawn_axes(local.results[0], self.mesh), per_step)
-
-    def _fresh(self, hint: str) -> str:
-        name, number = hint, 1
-        while name in self._names:
-            number += 1
-            name = f"{hint}_{number}"
-        self._names.add(name)
-        return name
 
 
 def _arborescence(root: Layout, layouts: list[Layout], *, differentiable: bool) -> list[tuple[Layout, Layout]]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from pathlib import Path
 
 from galvatron.errors import GalvatronError, PassError, VerifyError
@@ -19,20 +20,33 @@ from galvatron.passes.base import Pass
 from galvatron.passes.pipeline import Pipeline, Step
 
 
-def verify_each(step: Step, proceed: Callable[[], Program]) -> Program:
-    """Instrument: verifies the result of every pass.
+@dataclass
+class VerifyEach:
+    """Instrument: verifies the result of every pass; `seconds` are those of each verification."""
 
-    Raises:
-        VerifyError: the result breaks a rule of its form; the message names the pass.
-    """
-    from galvatron.ir.verify import verify
+    seconds: list[float] = field(default_factory=list)
 
-    program = proceed()
-    try:
-        verify(program)
-    except VerifyError as error:
-        raise VerifyError(f"after pass {str(step.pass_)!r}: {error}") from error
-    return program
+    def __call__(self, step: Step, proceed: Callable[[], Program]) -> Program:
+        program = proceed()
+        try:
+            self.verify(program)
+        except VerifyError as error:
+            raise VerifyError(f"after pass {str(step.pass_)!r}: {error}") from error
+        return program
+
+    def verify(self, program: Program) -> None:
+        """Verifies a program.
+
+        Raises:
+            VerifyError: it breaks a rule of its form.
+        """
+        from galvatron.ir.verify import verify
+
+        start = time.perf_counter()
+        try:
+            verify(program)
+        finally:
+            self.seconds.append(time.perf_counter() - start)
 
 
 @dataclass
@@ -48,18 +62,24 @@ class Timing:
         finally:
             self.seconds.append((step.pass_.name, time.perf_counter() - start))
 
-    def report(self) -> None:
-        """Prints seconds and share per pass to stderr."""
+    def report(self, verifying: Sequence[float] = ()) -> None:
+        """Prints the seconds of every pass and their share to stderr, beside those of verifying what it gave.
+
+        Args:
+            verifying: in seconds; first the program that was given, then what each pass gave, as far as they came.
+        """
         from rich.console import Console
         from rich.table import Table
 
-        total = sum(s for _, s in self.seconds)
+        passes = [("(given)", 0.0), *self.seconds] if verifying else self.seconds
+        sums = (sum(seconds for _, seconds in passes), sum(verifying))
         table = Table("pass", title="time in passes", show_footer=True)
         table.columns[0].footer = "total"
-        table.add_column("seconds", footer=f"{total:.3f}", justify="right")
-        table.add_column("share", justify="right")
-        for name, seconds in self.seconds:
-            table.add_row(name, f"{seconds:.3f}", f"{seconds / total:.0%}" if total else "")
+        for name, footer in (("seconds", f"{sums[0]:.3f}"), ("verifying", f"{sums[1]:.3f}"), ("share", "")):
+            table.add_column(name, footer=footer, justify="right")
+        for (name, seconds), checked in zip(passes, chain(verifying, repeat(0.0)), strict=False):
+            share = f"{(seconds + checked) / sum(sums):.0%}" if sum(sums) else ""
+            table.add_row(name, f"{seconds:.3f}", f"{checked:.3f}", share)
         Console(stderr=True).print(table)
 
 

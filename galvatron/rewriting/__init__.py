@@ -9,7 +9,7 @@ what is computed twice.
 from galvatron.rewriting.builder import Builder
 from galvatron.rewriting.driver import rewritten
 from galvatron.rewriting.matcher import Match
-from galvatron.rewriting.rules import Formula, Function, Names, RewriteRule
+from galvatron.rewriting.rules import Formula, Function, Meanings, RewriteRule
 from galvatron.rewriting.sharing import numbered
 
-__all__ = ["Builder", "Formula", "Function", "Match", "Names", "RewriteRule", "numbered", "rewritten"]
+__all__ = ["Builder", "Formula", "Function", "Match", "Meanings", "RewriteRule", "numbered", "rewritten"]

@@ -12,7 +12,7 @@ from galvatron.ir.ops.schemas import schema_of
 from galvatron.ir.types import TensorType
 from galvatron.rewriting.arguments import is_default
 from galvatron.rewriting.builder import Builder
-from galvatron.rewriting.notation import ANYTHING, Call, Listed, Name, Number, Term
+from galvatron.rewriting.notation import ANYTHING, Listed, Name, Number, OpPattern, Term
 
 _PRECISION = 1e-9
 """Relative: models write √(2/π) with ten digits or with sixteen."""
@@ -69,14 +69,14 @@ class _Found:
     ops: tuple[Op, ...]
 
 
-def matches(pattern: Call, op: Op, build: Builder) -> Iterator[Match]:
+def matches(pattern: OpPattern, op: Op, build: Builder) -> Iterator[Match]:
     """Every way in which the pattern fits with `op` as its last op."""
     if pattern.target == op.target:
         for found in _call(pattern, op, build, _Found({}, ())):
             yield Match(build, found.ops, found.names)
 
 
-def _call(pattern: Call, op: Op, build: Builder, found: _Found) -> Iterator[_Found]:
+def _call(pattern: OpPattern, op: Op, build: Builder, found: _Found) -> Iterator[_Found]:
     arguments = op.arguments
     written = dict(pattern.arguments)
     if not pattern.open:
@@ -113,7 +113,7 @@ def _term(term: Term, value: Arg, build: Builder, found: _Found) -> Iterator[_Fo
         case Listed(items):
             if isinstance(value, tuple) and len(value) == len(items):
                 yield from _all(list(items), list(value), build, found)
-        case Call():
+        case OpPattern():
             producer = build.producer(value)
             if producer is not None and producer.target == term.target and len(producer.results) == 1:
                 yield from _call(term, producer, build, found)

@@ -58,7 +58,7 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Call:
+class OpPattern:
     """An op with the arguments that differ from their defaults, by parameter name; if `open`, others may as well."""
 
     target: str
@@ -70,7 +70,7 @@ class Call:
         return of_target(self.target).commutes
 
 
-Term = Name | Number | Listed | Call
+Term = Name | Number | Listed | OpPattern
 
 
 @cache
@@ -108,7 +108,7 @@ def _term(node: ast.expr) -> Term:
     raise GalvatronError(f"a pattern cannot say {ast.unparse(node)!r}")
 
 
-def _call(op: str, args: list[ast.expr], keywords: list[ast.keyword]) -> Call:
+def _call(op: str, args: list[ast.expr], keywords: list[ast.keyword]) -> OpPattern:
     target = of_aten(op)
     if not is_operator(target):
         raise GalvatronError(f"a pattern names {target!r}, which torch does not have")
@@ -120,4 +120,4 @@ def _call(op: str, args: list[ast.expr], keywords: list[ast.keyword]) -> Call:
     given |= {str(k.arg): k.value for k in keywords}
     if len(given) != len(args) + len(keywords) or not given.keys() <= set(names):
         raise GalvatronError(f"a pattern calls {target!r} with arguments that it does not take")
-    return Call(target, tuple((name, _term(given[name])) for name in names if name in given), is_open)
+    return OpPattern(target, tuple((name, _term(given[name])) for name in names if name in given), is_open)

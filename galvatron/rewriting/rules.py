@@ -11,12 +11,12 @@ from galvatron.ir.ops.targets import of_aten
 from galvatron.rewriting.arguments import with_arguments
 from galvatron.rewriting.builder import Builder
 from galvatron.rewriting.matcher import Match, matches
-from galvatron.rewriting.notation import Call, Listed, Name, Number, Term, parse
+from galvatron.rewriting.notation import Listed, Name, Number, OpPattern, Term, parse
 
 Outcome = Op | Ref | tuple[Ref, ...] | None
 """What a rule makes of an op: another with the same results, what replaces the results, or None where it leaves it."""
 
-Names = Mapping[str, Arg] | None
+Meanings = Mapping[str, Arg] | None
 """What a condition says: what further names of the replacement stand for, or None where the rewrite would be wrong."""
 
 
@@ -50,13 +50,13 @@ class Formula:
 
     before: str | tuple[str, ...]
     after: str
-    where: Callable[[Match], Names] = lambda match: {}
+    where: Callable[[Match], Meanings] = lambda match: {}
     repeatable: bool = False
 
     @cached_property
-    def _patterns(self) -> tuple[Call, ...]:
+    def _patterns(self) -> tuple[OpPattern, ...]:
         texts = (self.before,) if isinstance(self.before, str) else self.before
-        return tuple(pattern for pattern in map(parse, texts) if isinstance(pattern, Call))
+        return tuple(pattern for pattern in map(parse, texts) if isinstance(pattern, OpPattern))
 
     def fits(self, target: str) -> bool:
         """Whether the rule may apply to an op."""
@@ -78,14 +78,14 @@ class Formula:
 def _replacement(after: Term, match: Match) -> Op | Ref | None:
     """What stands in the place of a match; None if that would have another type."""
     build, type_ = match.build, match.type
-    if not isinstance(after, Call):
+    if not isinstance(after, OpPattern):
         value = _argument(after, match)
         return value if isinstance(value, Ref) and build.type_of(value) == type_ else None
     op = replace(_op(after, match), results=match.op.results)
     return op if build.dtype(op) == type_.dtype else None
 
 
-def _op(term: Call, match: Match) -> Op:
+def _op(term: OpPattern, match: Match) -> Op:
     op = Op(term.target, (), (), (), match.op.source)
     return with_arguments(op, **{name: _argument(t, match) for name, t in term.arguments})
 
@@ -98,7 +98,7 @@ def _argument(term: Term, match: Match) -> Arg:
             return value
         case Listed(items):
             return tuple(_argument(item, match) for item in items)
-        case Call():
+        case OpPattern():
             op = _op(term, match)
             return Ref(match.build.emit_op(op, match.build.inferred(op)).result.name)
 

@@ -38,7 +38,7 @@ _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 @dataclass(frozen=True)
-class Whole:
+class Trained:
     """A trained parameter of the model."""
 
     shape: tuple[int, ...]
@@ -55,7 +55,7 @@ class Slices:
 
 def check_optimizer(
     build: Build,
-    model: Mapping[str, Whole],
+    model: Mapping[str, Trained],
     own: Sequence[str],
     slices: Slices,
     device: torch.device,
@@ -138,7 +138,7 @@ class _Trial:
     largest of this rank and the largest of other ranks get gradients; the rest are as small as can be.
     """
 
-    def __init__(self, build: Build, model: Mapping[str, Whole], own: Sequence[str], device: torch.device) -> None:
+    def __init__(self, build: Build, model: Mapping[str, Trained], own: Sequence[str], device: torch.device) -> None:
         self._build, self._model, self._device = build, model, device
         self._generator = torch.Generator().manual_seed(0)
         tiny = {name: nn.Parameter(torch.zeros(_shape(whole, {}, 2), device=device)) for name, whole in model.items()}
@@ -236,11 +236,11 @@ class _Trial:
 _ADVICE = "compile(check_optimizer=False) leaves this check out"
 
 
-def _shape(whole: Whole, longest: Mapping[int, int], otherwise: int) -> tuple[int, ...]:
+def _shape(whole: Trained, longest: Mapping[int, int], otherwise: int) -> tuple[int, ...]:
     return tuple(min(size, longest.get(len(whole.shape), otherwise)) for size in whole.shape)
 
 
-def _dtype(whole: Whole) -> torch.dtype:
+def _dtype(whole: Trained) -> torch.dtype:
     """Half types have too few digits to tell rounding from another update."""
     return whole.dtype if whole.dtype in _TOLERANCES else torch.float32
 

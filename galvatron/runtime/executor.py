@@ -14,7 +14,7 @@ from galvatron.runtime import comm, failure, full_state
 from galvatron.runtime.agreement import agree
 from galvatron.runtime.bounds import bounds
 from galvatron.runtime.comm import now
-from galvatron.runtime.elementwise import Whole
+from galvatron.runtime.elementwise import Trained
 from galvatron.runtime.held import HeldState
 from galvatron.runtime.inputs import StageInputs, batch_size, micro_batches_of, read_batch
 from galvatron.runtime.materialize import ModelState, materialize
@@ -88,7 +88,7 @@ class Executor:
         with failure.guarded("start"):
             self._parameters = Parameters(stages, ties)
         # From here on nothing waits for other ranks, so that an error of one rank can be told to the others.
-        self._names = full_state.Names(self._catalogue, model)
+        self._names = full_state.ModelNames(self._catalogue, model)
         if model is not None:
             materialize(stages, model, blank, self._parameters.write)
         self._detector = None
@@ -239,10 +239,10 @@ class Executor:
         """What `load_full_state_dict` raises."""
         full_state.check(self._catalogue, self._names, values)
 
-    def _trained(self) -> dict[str, Whole]:
+    def _trained(self) -> dict[str, Trained]:
         """All parameters that some rank trains, in the order of the model."""
         entries = (self._catalogue.entries[name] for name in dict.fromkeys(self._names.aliases.values()))
-        return {entry.name: Whole(entry.shape, entry.dtype) for entry in entries if entry.requires_grad}
+        return {entry.name: Trained(entry.shape, entry.dtype) for entry in entries if entry.requires_grad}
 
     def _run(self, batch: Mapping[str, Tensor], *, with_norm: bool) -> tuple[Tensor, Tensor]:
         """The loss and, when asked for, the squared gradient norm."""

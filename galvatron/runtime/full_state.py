@@ -126,7 +126,7 @@ class Catalogue:
         return value
 
 
-class Names:
+class ModelNames:
     """The model's names for the tensors of the catalogue.
 
     Attributes:
@@ -157,7 +157,7 @@ class Names:
         self.unused = {name: values[model.canonical[name]] for name in rest}
 
 
-def check(catalogue: Catalogue, names: Names, values: Any) -> None:
+def check(catalogue: Catalogue, names: ModelNames, values: Any) -> None:
     """Whether a `state_dict` can be taken over; the same answer on every rank.
 
     Raises:
@@ -200,7 +200,7 @@ def _kind(dtype: torch.dtype) -> str:
     return "complex" if dtype.is_complex else "floating" if dtype.is_floating_point else "whole"
 
 
-def load(held: HeldState, parameters: Parameters, names: Names, values: Mapping[str, Tensor]) -> None:
+def load(held: HeldState, parameters: Parameters, names: ModelNames, values: Mapping[str, Tensor]) -> None:
     """Take this rank's slices out of a whole `state_dict` that was checked; a tied tensor may come under any of its
     names.
     """

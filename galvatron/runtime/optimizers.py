@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from galvatron.errors import GalvatronError
-from galvatron.runtime.elementwise import Slices, Whole, check_optimizer
+from galvatron.runtime.elementwise import Slices, Trained, check_optimizer
 
 OptimizerFactory = Callable[[list[Any]], torch.optim.Optimizer]
 """From this rank's parameters, or from (name, parameter) pairs where the argument is called `named_parameters`."""
@@ -63,7 +63,7 @@ def _wants_names(factory: OptimizerFactory) -> bool:
 def optimizer_of_rank(
     factory: OptimizerFactory,
     trained: Mapping[str, nn.Parameter],
-    model: Mapping[str, Whole],
+    model: Mapping[str, Trained],
     slices: Slices,
     device: torch.device,
     *,

@@ -6,8 +6,6 @@ multiple of the loss, as large as it may be without an overflow, and the gradien
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from galvatron.errors import GalvatronError
@@ -55,11 +53,3 @@ class LossScaler:
         if self.good_steps >= self.growth_steps:
             self.scale, self.good_steps = self.scale * 2, 0
         return True
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs."""
-        return {"scale": self.scale, "good_steps": self.good_steps}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as the scaler that the state is from."""
-        self.scale, self.good_steps = float(state["scale"]), int(state["good_steps"])

@@ -155,10 +155,10 @@ def test_compute_and_collectives_are_those_of_the_cost_model():
     assert program.cluster is not None
     for cls in sharding_statistics(program, sharded):
         sent = layer_communication(sharded, cls.name)
-        assert {(c.kind, (c.axis.size, c.axis.stride)): c.forward for c in cls.channels if c.forward} == counts(
+        assert {(c.kind, (c.axis.size, c.axis.stride)): c.forward for c in cls.traffic if c.forward} == counts(
             sent.forward
         )
-        assert {(c.kind, (c.axis.size, c.axis.stride)): c.backward for c in cls.channels if c.backward} == counts(
+        assert {(c.kind, (c.axis.size, c.axis.stride)): c.backward for c in cls.traffic if c.backward} == counts(
             sent.backward
         )
         local = sharded.class_of[cls.name]

@@ -195,6 +195,11 @@ def captured(blocks: int = 4) -> Program:
     return replace(program, form=Form.CAPTURED, graph=graph, classes=(), layers=())
 
 
+def around(graph: Graph) -> Program:
+    """A captured program that computes a graph without state."""
+    return Program("Graph", Form.CAPTURED, 8, graph.inputs, (), graph.outputs[0], graph=graph)
+
+
 def clustered(blocks: int = 4) -> Program:
     state = [State("embed.weight", TensorType("f32", (V, D)), aliases=("head.weight",))]
     for i in range(blocks):

@@ -20,9 +20,9 @@ from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END
-from galvatron.passes.frontend.cluster_layers import inline
 from galvatron.passes.pipeline import Pipeline
 from tests import models
+from tests.inlined import inlined
 from tests.marks import some_slow
 
 PRECISIONS = ("bf16", "f16")
@@ -204,7 +204,7 @@ def test_no_product_of_a_family_is_in_single(family: str) -> None:
     for each in (program, clustered):
         verify(each)
         assert parse_program(print_program(each)) == each
-    fused = inline(clustered)
+    fused = inlined(clustered)
     for op in (*graph.ops, *fused.ops):
         name = op.target.split(".")[1]
         if name in ("linear", "addmm", "conv2d", "bmm", "scaled_dot_product_attention"):

@@ -28,7 +28,7 @@ from galvatron.ir.layout import (
     positions,
     uncut_mesh,
 )
-from tests.partition.simulate import combine, distribute, kept, mesh_of
+from tests.partition.simulate import combine, coordinate, distribute, kept, mesh_of
 
 DP, TP = Axis("dp", 2, 4), Axis("tp", 4, 1)
 OUTER, INNER = TP.cut(2)
@@ -61,7 +61,7 @@ def test_an_axis_is_cut_into_nested_parts() -> None:
     twelve, rest = Axis("tp", 12, 5).cut(2)
     assert [str(a) for a in (twelve, *rest.cut(3))] == ["tp.0=2@30", "tp.1=3@10", "tp.2=2@5"]
     for rank in range(8):
-        assert TP.coordinate(rank) == 2 * OUTER.coordinate(rank) + INNER.coordinate(rank)
+        assert coordinate(TP, rank) == 2 * coordinate(OUTER, rank) + coordinate(INNER, rank)
 
 
 def test_sub_axes_are_named_alone_or_together() -> None:
@@ -144,7 +144,7 @@ def test_slices_of_any_layout_make_up_the_whole(sizes: tuple[int, ...], choices:
             outer = local_outer(so_far, mesh, i)
             assert isinstance(outer, int)
             taken = rt.Sharded(place.dim, outer, folded=place.folded).split(own, mesh[i].size)
-            own = taken[mesh[i].coordinate(rank)]
+            own = taken[coordinate(mesh[i], rank)]
         assert torch.equal(own, part)
 
 

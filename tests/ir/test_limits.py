@@ -17,9 +17,9 @@ from galvatron.ir.program import State
 from galvatron.ir.text import parse_graph, parse_program, print_program
 from galvatron.ir.text.arguments import parse_expression
 from galvatron.ir.types import TensorType
-from galvatron.ir.verify import verify, verify_graph
+from galvatron.ir.verify import verify
 from galvatron.passes.frontend.fuse import Fuse, constants
-from tests.ir.programs import captured, clustered, planned
+from tests.ir.programs import around, captured, clustered, planned
 
 
 def with_size(size: str) -> str:
@@ -211,7 +211,7 @@ def test_an_op_that_gives_or_goes_over_too_much_is_not_run(name: str) -> None:
         f"galvatron ir 1\ngraph {{\n  input %x : f32[1099511627776]\n  {line} : f32[]\n  return %y\n}}\n"
     )
     with pytest.raises(VerifyError, match=message):
-        verify_graph(graph)
+        verify(around(graph))
 
 
 @pytest.mark.parametrize(
@@ -227,4 +227,4 @@ def test_an_op_that_gives_or_goes_over_too_much_is_not_run(name: str) -> None:
 )
 def test_as_many_as_there_are(line: str) -> None:
     x = "f32[7, B]" if "B" in line else "f32[7]"
-    verify_graph(parse_graph(f"galvatron ir 1\ngraph {{\n  input %x : {x}\n  {line}\n  return %y\n}}\n"))
+    verify(around(parse_graph(f"galvatron ir 1\ngraph {{\n  input %x : {x}\n  {line}\n  return %y\n}}\n")))

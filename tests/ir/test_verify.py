@@ -18,7 +18,7 @@ from galvatron.ir.program import BatchSizes, Candidates, Layer, LayerClass, Laye
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES, TensorType
-from galvatron.ir.verify import RULES, verify, verify_graph
+from galvatron.ir.verify import RULES, verify
 from tests.ir.programs import (
     DP,
     FORMS,
@@ -424,6 +424,10 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (replace(clustered(), graph=captured().graph), "a clustered program has no graph", "program Net"),
         (replace(planned(), plan=None), "a planned program needs plan", "program Net"),
         (replace(staged(), stages=()), "a staged program needs stages", "program Net"),
+        (
+            replace(sharded(), candidates=with_candidates().candidates),
+            "a sharded program has no candidates", "program Net",
+        ),
     ],
     "program-names": [
         (with_state(clustered(), "unused", name="embed.weight"), "stands for several", "embed.weight"),
@@ -806,14 +810,6 @@ def test_two_classes_of_one_copy_are_valid() -> None:
 
 def test_an_epilogue_of_micro_batches_is_valid() -> None:
     verify(collecting())
-
-
-def test_a_single_graph() -> None:
-    graph = clustered().class_of["block"].graph
-    verify_graph(graph)
-    with pytest.raises(VerifyError, match="graph breaks the rule defined-before-use") as caught:
-        verify_graph(replace(graph, outputs=("z",)))
-    assert re.search(r"^>>> +\d+ \|   return %z$", str(caught.value), re.MULTILINE)
 
 
 def test_a_message_tells_a_few_of_many_violations() -> None:

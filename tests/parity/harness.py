@@ -30,7 +30,7 @@ from galvatron.ir.program import Form, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END, LOWERING
-from galvatron.passes.instrument import verify_each
+from galvatron.passes.instrument import VerifyEach
 from galvatron.passes.pipeline import Pipeline
 from tests import models, ranks
 from tests.parity.subjects import Batch, Subject, make
@@ -95,7 +95,7 @@ def costed(name: str, precision: str | None = None) -> tuple[Program, dict[str, 
 @cache
 def _costed(name: str, precision: str | None) -> tuple[Program, dict[str, Tensor]]:
     found = captured(name, precision)
-    return Pipeline.of((*FRONT_END, "annotate-costs")).run(found.program, [verify_each]), found.constants
+    return Pipeline.of((*FRONT_END, "annotate-costs")).run(found.program, [VerifyEach()]), found.constants
 
 
 def planned(

@@ -36,6 +36,11 @@ def world(mesh: Mesh) -> range:
     return range(prod(axis.size for axis in mesh))
 
 
+def coordinate(axis: Axis, rank: int) -> int:
+    """Where a rank of the stage is on an axis."""
+    return (rank // axis.stride) % axis.size
+
+
 def kept(length: int, dim: int, layout: Layout, mesh: Mesh, rank: int, batch: int = 1) -> torch.Tensor:
     """The indices along `dim`, of `length` elements, that a rank holds.
 
@@ -51,7 +56,7 @@ def kept(length: int, dim: int, layout: Layout, mesh: Mesh, rank: int, batch: in
             part = kept_of.get(outer, torch.arange(length // outer))
             pieces = 2 * axis.size if placement.folded else axis.size
             assert length % outer == 0 and (len(part) % pieces == 0) != placement.padded
-            chunks, own = part.chunk(pieces), axis.coordinate(rank)
+            chunks, own = part.chunk(pieces), coordinate(axis, rank)
             kept_of[outer] = torch.cat([chunks[own], chunks[pieces - 1 - own]]) if placement.folded else chunks[own]
     keep = torch.ones(length, dtype=torch.bool)
     for outer, part in kept_of.items():
@@ -73,7 +78,7 @@ def distribute(
     terms = dict(zip(product(*(range(a.size) for a in partial_axes)), _terms(whole, partial_axes), strict=True))
     parts: list[torch.Tensor] = []
     for rank in world(mesh):
-        part = terms[tuple(axis.coordinate(rank) for axis in partial_axes)]
+        part = terms[tuple(coordinate(axis, rank) for axis in partial_axes)]
         for dim, length in enumerate(whole.shape):
             part = part.index_select(dim, kept(length, dim, layout, mesh, rank, batch))
             if missing := _filler(part, length, dim, layout, mesh):
@@ -112,7 +117,7 @@ def combine(
     terms: dict[tuple[int, ...], torch.Tensor] = {}
     filled: dict[tuple[int, ...], torch.Tensor] = {}
     for rank in world(mesh):
-        key = tuple(axis.coordinate(rank) for axis in partial_axes)
+        key = tuple(coordinate(axis, rank) for axis in partial_axes)
         whole = terms.setdefault(key, torch.zeros(shape, dtype=parts[rank].dtype))
         seen = filled.setdefault(key, torch.zeros(shape, dtype=torch.bool))
         lines = [kept(length, dim, layout, mesh, rank, batch) for dim, length in enumerate(shape)]
@@ -250,7 +255,7 @@ def exchange(op: Op, mesh: Mesh, parts: list[torch.Tensor], batch: int = 1) -> l
     (axis,) = (a for a in nameable_axes(mesh) if a.name == op.kwarg("axis"))
     results = list(parts)
     for first in world(mesh):
-        if axis.coordinate(first) == 0:
+        if coordinate(axis, first) == 0:
             ranks = [first + i * axis.stride for i in range(axis.size)]
             group = [parts[r] for r in ranks]
             forward, backward = _rules(op, batch)
@@ -302,7 +307,7 @@ def _drawn(op: Op, mesh: Mesh, rank: int, run: Callable[[int], Tensors]) -> Tens
     """One `random.` op on one rank, as its site and its coordinates say."""
     axes = op.kwarg("axes")
     assert isinstance(axes, tuple)
-    coordinates = [axis.coordinate(rank) for axis in mesh if axis.name in axes]
+    coordinates = [coordinate(axis, rank) for axis in mesh if axis.name in axes]
     with torch.random.fork_rng([]):
         torch.manual_seed(hash((op.kwarg("site"), *coordinates)) % 2**32)
         return run(rank)
@@ -325,7 +330,7 @@ def run_op(op: Op, graph: Graph, mesh: Mesh, env: list[Tensors], *, batch: int, 
     (axis,) = (a for a in nameable_axes(mesh) if a.name == op.kwarg("axis"))
     results: list[Tensors] = [{} for _ in world(mesh)]
     for first in world(mesh):
-        if axis.coordinate(first) == 0:
+        if coordinate(axis, first) == 0:
             ranks = [first + i * axis.stride for i in range(axis.size)]
             for rank, made in zip(ranks, _spmd(op, axis, ranks, run), strict=True):
                 results[rank] = made

@@ -15,7 +15,7 @@ from galvatron import passes
 from galvatron.errors import BudgetError, PassError, VerifyError
 from galvatron.ir.program import Form, Program
 from galvatron.passes.base import Bytes, Pass
-from galvatron.passes.instrument import PrintAfter, Reproducer, Timing, bisect
+from galvatron.passes.instrument import PrintAfter, Reproducer, Timing, VerifyEach, bisect
 from galvatron.passes.pipeline import Pipeline, Step
 from galvatron.passes.registry import load_pass, pass_names
 
@@ -242,6 +242,20 @@ def test_timing_reports_every_pass_on_stderr(capsys: pytest.CaptureFixture[str])
     assert not out and "append" in err and "cluster" in err and "total" in err
 
 
+def test_timing_reports_verification_beside_its_pass(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("galvatron.ir.verify.verify", lambda program: None)
+    timing, verifier = Timing([("append", 3.0)]), VerifyEach()
+    verifier.verify(PROGRAM)
+    Pipeline((Append("x"),)).run(PROGRAM, (verifier,))
+    assert len(verifier.seconds) == 2
+    timing.report([0.5, 0.5])
+    rows = [line.replace("│", " ").replace("┃", " ").split() for line in capsys.readouterr().err.splitlines()]
+    assert ["(given)", "0.000", "0.500", "12%"] in rows and ["append", "3.000", "0.500", "88%"] in rows
+    assert ["total", "3.000", "1.000"] in rows
+
+
 def test_bisect_names_the_pass_that_broke_the_program() -> None:
     pipeline = Pipeline(tuple(Append(c) for c in "abcdefgh"))
     calls: list[str] = []
@@ -305,13 +319,11 @@ def test_reproducer_of_a_bug(stub_text: None, tmp_path: Path) -> None:
         Pipeline((Append("bug"),)).run(PROGRAM, (Reproducer(tmp_path / "missing" / "fails.gir"),))
 
 
-def test_verify_each_names_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    from galvatron.passes.instrument import verify_each
-
+def test_verification_names_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     def verify(program: Program) -> None:
         if program.name.endswith("bad"):
             raise VerifyError("line 3 is wrong")
 
     monkeypatch.setattr("galvatron.ir.verify.verify", verify)
     with pytest.raises(VerifyError, match=r"after pass 'append\{text=bad\}': line 3 is wrong"):
-        Pipeline((Append("fine"), Append("bad"))).run(PROGRAM, (verify_each,))
+        Pipeline((Append("fine"), Append("bad"))).run(PROGRAM, (VerifyEach(),))

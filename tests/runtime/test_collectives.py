@@ -11,6 +11,7 @@ from torch import Tensor
 from galvatron import runtime as rt
 from galvatron.ir import layout
 from galvatron.ir.graph import Value
+from galvatron.ir.layout import dual
 from galvatron.ir.types import TensorType
 from galvatron.partition.conversion import redistribute
 from tests.ranks import run_ranks
@@ -144,9 +145,9 @@ def every_conversion(world: rt.World, shape: tuple[int, ...]) -> None:
             keywords = {name: given for name, given in op.kwargs if name != "axis"}
             result = getattr(rt, op.target.removeprefix("comm."))(result, axis, **keywords)
         check(result.detach(), value, told(target), axis)
-        result.backward(placed(weight, told(layout.dual(target)), axis))
+        result.backward(placed(weight, told(dual(target)), axis))
         assert local.grad is not None
-        check(local.grad, weight, told(layout.dual(source)), axis)
+        check(local.grad, weight, told(dual(source)), axis)
 
 
 def told(placement: layout.Placement) -> str | rt.Sharded:

@@ -174,7 +174,7 @@ class Noted:
     def note(self) -> None:
         self.seen.append(whereabouts(self.rank, now, now.wait(), 0.0, busy=True).doing().split(", at ")[0])
 
-    def start(self) -> list[comm.Work]:
+    def start(self) -> list[comm.Waitable]:
         self.note()
         return [self]
 

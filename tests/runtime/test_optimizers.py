@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from galvatron.errors import GalvatronError
-from galvatron.runtime.elementwise import Slices, Whole, check_optimizer
+from galvatron.runtime.elementwise import Slices, Trained, check_optimizer
 from galvatron.runtime.optimizers import build_optimizer, optimizer_of_rank
 from tests.marks import some_slow
 
 CPU = torch.device("cpu")
-MATRICES = {f"layers.{i}.weight": Whole((256, 192), torch.float32) for i in range(3)}
+MATRICES = {f"layers.{i}.weight": Trained((256, 192), torch.float32) for i in range(3)}
 MODEL = MATRICES | {
-    "bias": Whole((256,), torch.float64),
-    "kernel": Whole((16, 8, 3, 3), torch.float32),
-    "scale": Whole((), torch.float32),
-    "half": Whole((64, 64), torch.bfloat16),
+    "bias": Trained((256,), torch.float64),
+    "kernel": Trained((16, 8, 3, 3), torch.float32),
+    "scale": Trained((), torch.float32),
+    "half": Trained((64, 64), torch.bfloat16),
 }
 CUTS = {
     "rows": Slices(dims=frozenset({0})),
@@ -107,7 +107,7 @@ ELEMENTWISE = {
 }
 
 
-def check(factory: Any, slices: Slices, model: dict[str, Whole] = MODEL, own: Any = None) -> frozenset[str]:
+def check(factory: Any, slices: Slices, model: dict[str, Trained] = MODEL, own: Any = None) -> frozenset[str]:
     return check_optimizer(partial(build_optimizer, factory), model, tuple(model) if own is None else own, slices, CPU)
 
 
@@ -203,7 +203,7 @@ def test_the_check_leaves_everything_as_it_was(capsys):
     trained = {"weight": nn.Parameter(torch.ones(1, 100))}
     before = torch.get_rng_state()
     optimizer = optimizer_of_rank(
-        factory, trained, {"weight": Whole((20, 10), torch.float32)}, CUTS["ranges"], CPU, check=True
+        factory, trained, {"weight": Trained((20, 10), torch.float32)}, CUTS["ranges"], CPU, check=True
     )
     assert torch.equal(torch.get_rng_state(), before)
     assert made[-1] is optimizer and not optimizer.state and trained["weight"].grad is None
@@ -215,7 +215,7 @@ def test_states_are_checked_before_they_are_loaded():
     def named(names: str) -> torch.optim.Optimizer:
         trained = {name: nn.Parameter(torch.ones(4, 2)) for name in names}
         factory = lambda named_parameters: torch.optim.AdamW(named_parameters)  # noqa: E731  # reads its name
-        model = {name: Whole((4, 2), torch.float32) for name in names}
+        model = {name: Trained((4, 2), torch.float32) for name in names}
         optimizer = optimizer_of_rank(factory, trained, model, Slices(), CPU, check=True)
         for parameter in trained.values():
             parameter.grad = torch.ones_like(parameter)
@@ -242,7 +242,7 @@ def test_states_are_checked_before_they_are_loaded():
 
 
 def test_a_rank_without_parameters_has_an_optimizer():
-    model = {"weight": Whole((4, 2), torch.float32)}
+    model = {"weight": Trained((4, 2), torch.float32)}
     optimizer = optimizer_of_rank(torch.optim.AdamW, {}, model, Slices(), CPU, check=True)
     assert len(optimizer.param_groups) == 1
     optimizer.step()

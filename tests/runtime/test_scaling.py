@@ -35,16 +35,6 @@ def test_the_backward_starts_from_the_scale_and_the_loss_stays() -> None:
     scaler.start(torch.tensor(1.0))  # a loss without a gradient
 
 
-def test_its_state_goes_on() -> None:
-    first, second = rt.LossScaler(growth_steps=2), rt.LossScaler(growth_steps=2)
-    first.accepts(BAD)
-    first.accepts(GOOD)
-    second.load_state_dict(first.state_dict())
-    first.accepts(GOOD)
-    second.accepts(GOOD)
-    assert first.scale == second.scale == 2.0**16
-
-
 def test_a_model_that_overflows_at_any_scale_is_refused() -> None:
     scaler = rt.LossScaler(scale=1.0)
     with pytest.raises(GalvatronError, match="overflow even at a loss scale of"):

@@ -96,7 +96,7 @@ def _captured(model: nn.Module, batch: Batch, loss_fn: LossFunction | None, prec
             batch.size,
         ) from error
     program, constants = converted(exported, model, samples, precision)
-    graph = program.captured_graph
+    graph = program.required_graph
     if assigned.names:
         check_assigned_buffers(model, assigned.names)
         check_repeats(graph, _second_graph(model, batch, loss_fn, dtype, precision), assigned.names)

@@ -105,28 +105,23 @@ def _differentiate(*_: Any, **__: Any) -> Any:
     raise CaptureError(f"{here()}a gradient is computed inside forward, which cannot be captured: {advised(own)}")
 
 
-_plain_tensor_truth, _plain_symbol_truth = torch.Tensor.__bool__, torch.SymBool.__bool__
-
-
-def _truth_of_tensor(value: torch.Tensor) -> bool:
-    return _truth(_plain_tensor_truth, value)
-
-
-def _truth_of_symbol(value: torch.SymBool) -> bool:
-    return _truth(_plain_symbol_truth, value)
-
-
-def _truth(plain: Callable[[Any], bool], value: Any) -> bool:
+def _truth(plain: Callable[[Any], bool]) -> Callable[[Any], bool]:
     """What a condition is; where that depends on values, what makes a check of them pass."""
-    try:
-        return plain(value)
-    except GuardOnDataDependentSymNode:
-        frame = user_frame()
-        passes = None if frame is None else passing(frame)
-        if passes is None:
-            raise
-        return passes
 
+    def truth(value: Any) -> bool:
+        try:
+            return plain(value)
+        except GuardOnDataDependentSymNode:
+            frame = user_frame()
+            passes = None if frame is None else passing(frame)
+            if passes is None:
+                raise
+            return passes
+
+    return truth
+
+
+_truth_of_tensor, _truth_of_symbol = _truth(torch.Tensor.__bool__), _truth(torch.SymBool.__bool__)
 
 _plain_length, _plain_root = len, math.sqrt
 

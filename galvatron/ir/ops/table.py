@@ -110,7 +110,7 @@ def op_dims(op: Op, types: Types) -> OpDims | None:
     return dims if len(dims.operands) == len(op.operands) else None
 
 
-def added(op: Op) -> list[int]:
+def summands(op: Op) -> list[int]:
     """The positions of the arguments that an op adds, as its line says."""
     rule = operator_of(op).dims
     terms = parse_notation(rule).operands if isinstance(rule, str) else ()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-Shape = Sequence[Any]
+Sizes = Sequence[Any]
 
 
 def _product_flop(count: Any, rows: Any, columns: Any, inner: Any) -> Any:
@@ -62,7 +62,7 @@ def product(count: Any, rows: Any, columns: Any, inner: Any) -> Work:
     return Work("product", (count, rows, columns, inner))
 
 
-def convolution(input_: Shape, weight: Shape, output: Shape, groups: int, *, transposed: bool) -> Work:
+def convolution(input_: Sizes, weight: Sizes, output: Sizes, groups: int, *, transposed: bool) -> Work:
     """A product over windows: a row per place of the output, or of the input where that is what is spread."""
     channels = weight[1] if transposed else weight[0] / groups
     inside = weight[0] / groups if transposed else weight[1]
@@ -70,7 +70,7 @@ def convolution(input_: Shape, weight: Shape, output: Shape, groups: int, *, tra
     return product(groups, input_[0] * places, channels, inside * prod(weight[2:]))
 
 
-def attention(query: Shape, key: Shape, value: Shape, *, causal: bool, backward: bool = False) -> Work:
+def attention(query: Sizes, key: Sizes, value: Sizes, *, causal: bool, backward: bool = False) -> Work:
     """Attention of all heads, or the kernel of its gradients."""
     seen = 0.5 if causal else 1
     sizes = (prod(query[:-2]), query[-2], key[-2], query[-1], value[-1], seen)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
+from operator import add, mul, sub
+from typing import Any
 
 import sympy
 
@@ -32,6 +35,9 @@ FUNCTIONS = {
 }
 """The functions an expression may call."""
 
+_SIMPLE: dict[str, Callable[[Any, Any], Any]] = {"+": add, "-": sub, "*": mul}
+"""Operators that take any numbers, and of whole ones make whole ones."""
+
 
 class ExpressionError(ValueError):
     """Text that is arithmetic in form, but not in meaning; the parser turns it into a ParseError."""
@@ -45,15 +51,11 @@ def combine(operator: str, left: Number, right: Number) -> Number:
         ExpressionError: not numbers, a division by zero, or a power that is not a small one.
     """
     _require_numbers(left, right)
-    if isinstance(left, int) and isinstance(right, int) and operator in "+-*":
-        return _short(left + right if operator == "+" else left - right if operator == "-" else left * right)
+    if simple := _SIMPLE.get(operator):
+        if isinstance(left, int) and isinstance(right, int):
+            return _short(simple(left, right))
+        return _checked(simple(_lift(left), _lift(right)))
     a, b = _lift(left), _lift(right)
-    if operator == "+":
-        return _checked(a + b)
-    if operator == "-":
-        return _checked(a - b)
-    if operator == "*":
-        return _checked(a * b)
     if operator == "/":
         if b == 0:
             raise ExpressionError("division by zero")

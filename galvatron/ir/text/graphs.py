@@ -12,14 +12,13 @@ from galvatron.ir.graph import Arg, Graph, Op, Source, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Layout, Placement, Shard
 from galvatron.ir.text import tokens
 from galvatron.ir.text.arguments import read_argument
-from galvatron.ir.text.scanner import NAME, Scanner, token
+from galvatron.ir.text.scanner import KEY, NAME, Scanner, token
 from galvatron.ir.text.targets import is_known_target, unknown_target
 from galvatron.ir.types import DTYPE_BYTES, Dim, TensorType
 
 _PLACEMENT = token(r"R'|[RPS](?![\w.])")
 _AXIS = token(tokens.AXIS)
 _SOURCE = token("#[0-9]+")
-_KEY = token(rf"{tokens.NAME}(?={tokens.BLANKS}=)")
 
 _PLACEMENTS: dict[str, Placement] = {"R": REPLICATE, "R'": BROADCAST, "P": PARTIAL}
 
@@ -177,7 +176,7 @@ def _op_arguments(s: Scanner, at: int) -> tuple[tuple[Arg, ...], tuple[tuple[str
     keywords: dict[str, Arg] = {}
 
     def read() -> None:
-        key = s.take(_KEY)
+        key = s.take(KEY)
         if key is not None:
             s.expect("=")
             if key in keywords:
@@ -193,11 +192,8 @@ def _op_arguments(s: Scanner, at: int) -> tuple[tuple[Arg, ...], tuple[tuple[str
     return tuple(positional), tuple(keywords.items())
 
 
-def _op_types(s: Scanner) -> list[tuple[TensorType, Layout | None]]:
+def _op_types(s: Scanner) -> tuple[tuple[TensorType, Layout | None], ...]:
     if s.accept("("):
         s.expect(")")
-        return []
-    types = [_typed(s)]
-    while s.more():
-        types.append(_typed(s))
-    return types
+        return ()
+    return s.separated(lambda: _typed(s))

@@ -31,23 +31,23 @@ class Loop:
         return self.last - self.first + 1
 
 
-def fold(items: Sequence[str]) -> list[str | Loop]:
-    """Marked lines (see `names`), with every long enough regular stretch folded into a `Loop`."""
+def rolled(items: Sequence[str]) -> list[str | Loop]:
+    """Marked lines (see `names`), with every long enough regular stretch rolled into a `Loop`."""
     split = [split_marks(item) for item in items]
     heights = [item.count("\n") + 1 for item in items]
     skeletons = [s for s, _ in split]
     numbers = [n for _, n in split]
-    folded: list[str | Loop] = []
+    rows: list[str | Loop] = []
     at = 0
     while at < len(items):
         period, count = _best_stretch(skeletons, numbers, heights, at)
         if count:
-            folded.append(_loop(skeletons, numbers, at, period, count))
+            rows.append(_loop(skeletons, numbers, at, period, count))
             at += period * count
         else:
-            folded.append(items[at])
+            rows.append(items[at])
             at += 1
-    return folded
+    return rows
 
 
 def _best_stretch(skeletons: list[str], numbers: list[tuple[int, ...]], heights: list[int], at: int) -> tuple[int, int]:

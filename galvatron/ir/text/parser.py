@@ -74,6 +74,8 @@ def parse_program(text: str) -> Program:
         keyword = s.keyword()
         if keyword not in _SECTIONS:
             s.unexpected(*map(repr, _SECTIONS))
+        if getattr(parts, keyword, None) is not None:
+            s.refuse(f"a second {keyword}", s.at)
         _SECTIONS[keyword](s, parts)
     if parts.output is None:
         s.refuse("the program has no output", at)
@@ -101,7 +103,7 @@ def parse_graph(text: str) -> Graph:
 
 @dataclass
 class _Parts:
-    """What was read of a program so far; what may stand only once is None before."""
+    """What was read of a program so far; what may stand only once has the name of its section, and is None before."""
 
     inputs: list[Value] = field(default_factory=list)
     state: list[State] = field(default_factory=list)
@@ -118,11 +120,6 @@ class _Parts:
     candidates: tuple[Candidates, ...] | None = None
     cuts: tuple[Cut, ...] | None = None
     sources: SourceTable | None = None
-
-    def once(self, s: Scanner, part: str) -> None:
-        """Refuses a part that there is already."""
-        if getattr(self, part) is not None:
-            s.refuse(f"a second {part}", s.at)
 
 
 def _program(
@@ -182,12 +179,10 @@ def _input(s: Scanner, parts: _Parts) -> None:
 
 def _output(s: Scanner, parts: _Parts) -> None:
     s.expect("output")
-    parts.once(s, "output")
     parts.output = s.value()
 
 
 def _graph(s: Scanner, parts: _Parts) -> None:
-    parts.once(s, "graph")
     at = s.at
     s.expect("graph")
     if s.accept("of"):
@@ -311,7 +306,6 @@ def _layer_or_state(s: Scanner) -> Layer | State:
 
 
 def _cluster(s: Scanner, parts: _Parts) -> None:
-    parts.once(s, "cluster")
     at = s.at
     parts.cluster = read_record(s, Cluster)
     try:
@@ -321,7 +315,6 @@ def _cluster(s: Scanner, parts: _Parts) -> None:
 
 
 def _plan(s: Scanner, parts: _Parts) -> None:
-    parts.once(s, "plan")
     parts.plan = read_record(s, Plan, {"stages": _plan_stages})
 
 
@@ -338,7 +331,6 @@ def _plan_stages(s: Scanner) -> tuple[tuple[Strategy, ...], ...]:
 
 
 def _candidates(s: Scanner, parts: _Parts) -> None:
-    parts.once(s, "candidates")
     s.expect("candidates", "{")
     found: list[Candidates] = []
     while not s.accept("}"):
@@ -351,7 +343,6 @@ def _candidates(s: Scanner, parts: _Parts) -> None:
 
 
 def _cuts(s: Scanner, parts: _Parts) -> None:
-    parts.once(s, "cuts")
     s.expect("cuts", "{")
     found: list[Cut] = []
     while not s.accept("}"):
@@ -368,7 +359,6 @@ def _cuts(s: Scanner, parts: _Parts) -> None:
 
 
 def _sources(s: Scanner, parts: _Parts) -> None:
-    parts.once(s, "sources")
     parts.sources = _source_table(s)
 
 

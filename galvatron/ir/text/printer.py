@@ -33,7 +33,7 @@ from galvatron.ir.program import (
 )
 from galvatron.ir.text import tokens
 from galvatron.ir.text.arguments import format_argument
-from galvatron.ir.text.loops import Loop, fold
+from galvatron.ir.text.loops import Loop, rolled
 from galvatron.ir.text.names import bare_or_quoted, quote, sigiled, split_marks, unmark
 from galvatron.ir.text.records import entries, figure, record_lines
 from galvatron.ir.text.strategies import format_runs, format_strategy
@@ -55,7 +55,7 @@ class Line:
 class _Writer:
     """Options of one printing, and the source locations met so far.
 
-    A lenient writer never fails (it prints invalid programs for the verifier's messages) and folds nothing.
+    A lenient writer never fails (it prints invalid programs for the verifier's messages) and rolls nothing into loops.
     """
 
     comments: bool = True
@@ -81,26 +81,18 @@ def print_program(program: Program, *, comments: bool = True) -> str:
 
 def print_graph(graph: Graph, *, comments: bool = True) -> str:
     """The text of a single op graph; `parse_graph` gives it back."""
-    return _joined(graph_file_lines(graph, _Writer(comments)))
+    w = _Writer(comments)
+    body = [Line("graph {"), *_graph_body(graph, w, None), Line("}")]
+    return _joined([Line(f"galvatron ir {tokens.VERSION}"), Line(""), *body, *_sources(w)])
 
 
 def lenient_program_lines(program: Program) -> list[Line]:
-    """The lines of a possibly invalid program, nothing folded, for error messages."""
+    """The lines of a possibly invalid program, nothing rolled into loops, for error messages."""
     return [Line(unmark(line.text), line.locus) for line in program_lines(program, _Writer(lenient=True))]
-
-
-def lenient_graph_lines(graph: Graph) -> list[Line]:
-    """The lines of a possibly invalid graph, for error messages."""
-    return [Line(unmark(line.text), line.locus) for line in graph_file_lines(graph, _Writer(lenient=True))]
 
 
 def _joined(lines: Iterable[Line]) -> str:
     return unmark("\n".join(line.text.rstrip() for line in lines)) + "\n"
-
-
-def graph_file_lines(graph: Graph, w: _Writer) -> list[Line]:
-    body = [Line("graph {", ("graph",)), *_graph_body(graph, w, None), Line("}")]
-    return [Line(f"galvatron ir {tokens.VERSION}"), Line(""), *body, *_sources(w)]
 
 
 def program_lines(program: Program, w: _Writer) -> list[Line]:
@@ -224,7 +216,7 @@ def _graph_body(graph: Graph, w: _Writer, owner: Hashable, *, signature: bool = 
 
 
 def _program_graph(program: Program, w: _Writer) -> list[Line]:
-    graph = program.captured_graph
+    graph = program.required_graph
     shared = graph.inputs == program.inputs and graph.state == read_state(graph, program.state, program.precision)
     opening = "graph of program {" if shared and not w.lenient else "graph {"
     body = _graph_body(graph, w, None, signature=opening == "graph {")
@@ -281,7 +273,7 @@ def _bound_state(names: Sequence[str]) -> str:
     lines, line = [], opening
     for index, name in enumerate(shown):
         piece = name + (", " if index < len(shown) - 1 else ")")
-        # Counted without the digits, so that equal layers break their lines at equal places and fold into a loop.
+        # Counted without the digits, so that equal layers break their lines at equal places and roll into a loop.
         if len(split_marks(line + piece)[0]) > _LINE_WIDTH - 4 and line != opening:
             lines.append(line.rstrip())
             line = "  "
@@ -300,7 +292,7 @@ def _common_prefix(names: Sequence[str]) -> str:
     return prefix if plain and prefix and not bare_or_quoted(prefix).startswith('"') else ""
 
 
-def _folded(items: Sequence[str], loci: Sequence[tuple[Hashable, ...]], w: _Writer, indent: str) -> list[Line]:
+def _rolled(items: Sequence[str], loci: Sequence[tuple[Hashable, ...]], w: _Writer, indent: str) -> list[Line]:
     """Items as lines, regular stretches as loops, tabs aligned.
 
     An item may be several lines, of which the first carries the locus.
@@ -313,7 +305,7 @@ def _folded(items: Sequence[str], loci: Sequence[tuple[Hashable, ...]], w: _Writ
         lines.extend(Line(margin + part) for part in rest)
 
     at = 0
-    for entry in items if w.lenient else fold(items):
+    for entry in items if w.lenient else rolled(items):
         if isinstance(entry, Loop):
             lines.append(Line(f"{indent}for i in {entry.first}..{entry.last} {{{w.note(f'×{entry.count}')}"))
             for item in entry.body:
@@ -342,7 +334,7 @@ def _aligned(lines: Sequence[Line]) -> list[Line]:
 
 def _layers(layers: Sequence[Layer], w: _Writer, indent: str, owner: Hashable = None) -> list[Line]:
     loci: list[tuple[Hashable, ...]] = [("layer", owner, index) for index in range(len(layers))]
-    return _folded([_layer(layer) for layer in layers], loci, w, indent)
+    return _rolled([_layer(layer) for layer in layers], loci, w, indent)
 
 
 def _transfers(keyword: str, transfers: Sequence[Transfer], stage: int, w: _Writer) -> list[Line]:
@@ -369,7 +361,7 @@ def _stage(stage: Stage, w: _Writer) -> list[Line]:
         *_transfers("receive", stage.receives, stage.index, w),
         *_layers(stage.layers, w, "  ", stage.index),
         *_transfers("send", stage.sends, stage.index, w),
-        *_folded([_kept(k, w) for k in stage.state], loci, w, "  "),
+        *_rolled([_kept(k, w) for k in stage.state], loci, w, "  "),
         Line("}"),
     ]
 
@@ -383,7 +375,7 @@ def _state(state: Sequence[State], w: _Writer) -> list[Line]:
         if s.aliases:
             text += f" tied ({', '.join(bare_or_quoted(a) for a in s.aliases)})"
         items.append(text)
-    return _folded(items, [("program state", None, s.name) for s in state], w, "")
+    return _rolled(items, [("program state", None, s.name) for s in state], w, "")
 
 
 # Cluster, plan, search

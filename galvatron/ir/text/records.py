@@ -7,15 +7,13 @@ from typing import Any, TypeVar
 
 from galvatron.errors import did_you_mean
 from galvatron.ir.records import TABLE, Field, fields_of
-from galvatron.ir.text import tokens
 from galvatron.ir.text.arguments import format_argument, read_argument
 from galvatron.ir.text.names import bare_or_quoted
-from galvatron.ir.text.scanner import Scanner, token
+from galvatron.ir.text.scanner import KEY, Scanner
 from galvatron.units import format_bytes, format_flop, format_seconds
 
 Record = TypeVar("Record")
 
-_KEY = token(rf"{tokens.NAME}(?={tokens.BLANKS}=)")
 _TITLE = "name"
 """The field that stands before the brace."""
 
@@ -65,7 +63,7 @@ def _read_entries(s: Scanner, fields: tuple[Field, ...], values: dict[str, Any],
     """Adds the values of fields, each given once and of its kind."""
     known = {field.name: field for field in fields if field.kind is not None and field.name != _TITLE}
     at = s.at
-    while (key := s.take(_KEY)) is not None:
+    while (key := s.take(KEY)) is not None:
         s.expect("=")
         value = read_argument(s)
         name, dot, entry = key.partition(".")

@@ -38,6 +38,7 @@ def literal(text: str) -> Token:
 
 NAME = token(tokens.NAME)
 INT = token(rf"{tokens.INT}(?!\w)")
+KEY = token(rf"{tokens.NAME}(?={tokens.BLANKS}=)")
 _LABEL = token(rf"{tokens.LABEL}|{tokens.STRING}")
 _VALUE = token(f"%{tokens.SIGILED}")
 _CLASS = token(f"@{tokens.SIGILED}")
@@ -115,11 +116,16 @@ class Scanner:
         """What is read one after another, with commas between, up to a closing mark; perhaps nothing."""
         if self.accept(close):
             return ()
-        items = [read()]
-        while self.take(_MORE) is not None:
-            items.append(read())
+        items = self.separated(read)
         if not self.accept(close):
             self.unexpected("','", repr(close))
+        return items
+
+    def separated(self, read: Callable[[], Item]) -> tuple[Item, ...]:
+        """What is read one after another, with commas between; at least once."""
+        items = [read()]
+        while self.more():
+            items.append(read())
         return tuple(items)
 
     def end(self) -> None:
@@ -157,12 +163,7 @@ class Scanner:
 
     def values(self) -> tuple[str, ...]:
         """Names of values, or `_` for none."""
-        if self.accept("_"):
-            return ()
-        names = [self.value()]
-        while self.more():
-            names.append(self.value())
-        return tuple(names)
+        return () if self.accept("_") else self.separated(self.value)
 
     def names(self) -> tuple[str, ...]:
         """Names in parentheses."""

@@ -12,10 +12,8 @@ from itertools import islice
 from types import ModuleType
 
 from galvatron.errors import VerifyError
-from galvatron.ir.graph import Graph
 from galvatron.ir.program import Form, Program
-from galvatron.ir.text.printer import Line, lenient_graph_lines, lenient_program_lines
-from galvatron.ir.types import BATCH, LOCAL_BATCH
+from galvatron.ir.text.printer import Line, lenient_program_lines
 from galvatron.ir.verify import graphs, programs, sharding
 from galvatron.ir.verify.graphs import Scope, Violation
 
@@ -82,22 +80,11 @@ def verify(program: Program) -> None:
     Raises:
         VerifyError: names the rule and shows the program around the offending lines.
     """
-    where = f"program {program.name} ({program.form})"
     for rule in (r for r in RULES if program.form in r.forms):
         subjects = list(_scopes(program)) if rule.about_graphs else [program]
         violations = list(islice((v for subject in subjects for v in rule.check(subject)), _COUNTED))
-        _report(rule, where, violations, lambda: lenient_program_lines(program))
-
-
-def verify_graph(graph: Graph) -> None:
-    """Checks a single unsharded op graph, such as a pass holds in the middle of its work.
-
-    Raises:
-        VerifyError: names the rule and shows the graph around the offending lines.
-    """
-    scope = Scope(graph, symbols=frozenset((BATCH, LOCAL_BATCH)))
-    for rule in (r for r in RULES if r.about_graphs):
-        _report(rule, "graph", list(islice(rule.check(scope), _COUNTED)), lambda: lenient_graph_lines(graph))
+        if violations:
+            raise _error(rule, program, violations)
 
 
 def _scopes(program: Program) -> Iterator[Scope]:
@@ -108,15 +95,14 @@ def _scopes(program: Program) -> Iterator[Scope]:
         yield Scope(cls.graph, cls.name, sharding.batch_symbols(program, cls), mesh=mesh)
 
 
-def _report(rule: Rule, where: str, violations: list[Violation], lines: Callable[[], list[Line]]) -> None:
-    if not violations:
-        return
+def _error(rule: Rule, program: Program, violations: list[Violation]) -> VerifyError:
     messages = list(dict.fromkeys(message for _, message in violations))
     at_least = "at least " if len(violations) == _COUNTED else ""
     more = f"\n  and {at_least}{len(messages) - _SHOWN} more" if len(messages) > _SHOWN else ""
     told = "\n".join(f"  {message}" for message in messages[:_SHOWN]) + more
-    excerpt = _excerpt(lines(), [locus for locus, _ in violations[:_SHOWN]])
-    raise VerifyError(f"{where} breaks the rule {rule.name}: {rule.meaning}\n{told}\n{excerpt}", rule=rule.name)
+    excerpt = _excerpt(lenient_program_lines(program), [locus for locus, _ in violations[:_SHOWN]])
+    where = f"program {program.name} ({program.form})"
+    return VerifyError(f"{where} breaks the rule {rule.name}: {rule.meaning}\n{told}\n{excerpt}", rule=rule.name)
 
 
 def _excerpt(lines: list[Line], loci: Iterable[tuple]) -> str:

@@ -55,9 +55,13 @@ def _definitions(scope: Scope) -> Iterator[tuple[Value, tuple[Hashable, ...]]]:
         yield value, ("input", scope.owner, value.name)
     for value in scope.graph.state:
         yield value, ("state", scope.owner, value.name)
-    for index, op in enumerate(scope.graph.ops):
-        for value in op.results:
-            yield value, ("op", scope.owner, index)
+    for op, locus in _ops(scope):
+        yield from ((value, locus) for value in op.results)
+
+
+def _ops(scope: Scope) -> Iterator[tuple[Op, tuple[Hashable, ...]]]:
+    """Every op with its line."""
+    return ((op, ("op", scope.owner, index)) for index, op in enumerate(scope.graph.ops))
 
 
 def unique_names(scope: Scope) -> Iterator[Violation]:
@@ -72,10 +76,10 @@ def unique_names(scope: Scope) -> Iterator[Violation]:
 def defined_before_use(scope: Scope) -> Iterator[Violation]:
     """Ops and outputs read inputs, state and results of earlier ops."""
     known = {v.name for v in (*scope.graph.inputs, *scope.graph.state)}
-    for index, op in enumerate(scope.graph.ops):
+    for op, locus in _ops(scope):
         for name in op.operands:
             if name not in known:
-                yield ("op", scope.owner, index), _unknown(name, scope.graph, known)
+                yield locus, _unknown(name, scope.graph, known)
         known.update(v.name for v in op.results)
     for name in scope.graph.outputs:
         if name not in known:
@@ -90,19 +94,19 @@ def _unknown(name: str, graph: Graph, known: set[str]) -> str:
 
 def known_ops(scope: Scope) -> Iterator[Violation]:
     """Every op is an `aten` overload or a collective, with its keyword arguments named once."""
-    for index, op in enumerate(scope.graph.ops):
+    for op, locus in _ops(scope):
         if not is_known_target(op.target):
-            yield ("op", scope.owner, index), unknown_target(op.target)
+            yield locus, unknown_target(op.target)
         if len(dict(op.kwargs)) < len(op.kwargs):
-            yield ("op", scope.owner, index), "a keyword argument is given twice"
+            yield locus, "a keyword argument is given twice"
 
 
 def arguments_fit(scope: Scope) -> Iterator[Violation]:
     """An op has the arguments and the number of results that the operator's signature asks for."""
-    for index, op in enumerate(scope.graph.ops):
+    for op, locus in _ops(scope):
         plain = without_axis(without_site(op))
         if is_operator(plain.target) and (problem := argument_problem(plain)):
-            yield ("op", scope.owner, index), f"{op.target}: {problem}"
+            yield locus, f"{op.target}: {problem}"
 
 
 def known_dtypes(scope: Scope) -> Iterator[Violation]:
@@ -110,10 +114,10 @@ def known_dtypes(scope: Scope) -> Iterator[Violation]:
     for value, locus in _definitions(scope):
         if value.type.dtype not in DTYPE_BYTES:
             yield locus, f"unknown element type {value.type.dtype!r}; {did_you_mean(value.type.dtype, DTYPE_BYTES)}"
-    for index, op in enumerate(scope.graph.ops):
+    for op, locus in _ops(scope):
         for arg in (*op.args, *(v for _, v in op.kwargs)):
             if isinstance(arg, Const) and arg.kind == "dtype" and arg.name not in DTYPE_BYTES:
-                yield ("op", scope.owner, index), f"unknown element type {arg.name!r}"
+                yield locus, f"unknown element type {arg.name!r}"
 
 
 def sizes_in_batch(scope: Scope) -> Iterator[Violation]:
@@ -128,7 +132,7 @@ def numbers_in_batch(scope: Scope) -> Iterator[Violation]:
     """Numbers count the samples of the whole batch, and sizes those of the shapes around them."""
     sizes = scope.symbols | {MICRO_BATCHES}
     numbers = sizes if scope.mesh is None else {BATCH, MICRO_BATCHES}
-    for index, op in enumerate(scope.graph.ops):
+    for op, locus in _ops(scope):
         plain = without_axis(without_site(op))
         if not is_operator(plain.target):
             continue
@@ -136,7 +140,7 @@ def numbers_in_batch(scope: Scope) -> Iterator[Violation]:
             strangers = _symbols(arg) - (sizes if takes_size(plain, place) else numbers)
             if strangers:
                 named = ", ".join(sorted(map(str, strangers)))
-                yield ("op", scope.owner, index), f"{op.target} is given a number in {named}, which means nothing here"
+                yield locus, f"{op.target} is given a number in {named}, which means nothing here"
 
 
 def _symbols(arg: Arg) -> set[sympy.Basic]:
@@ -166,8 +170,8 @@ def size_problem(dim: Dim) -> str:
 
 def result_count(scope: Scope) -> Iterator[Violation]:
     """An op has as many results as its kind gives."""
-    types = {name: v.type for name, v in scope.graph.values.items()}
-    for index, op in enumerate(scope.graph.ops):
+    types = scope.graph.types
+    for op, locus in _ops(scope):
         expected = 1 if op.target in COLLECTIVES else None
         if expected is None:
             try:
@@ -176,14 +180,13 @@ def result_count(scope: Scope) -> Iterator[Violation]:
                 continue
             expected = None if shapes is None else len(shapes)
         if expected is not None and len(op.results) != expected:
-            yield ("op", scope.owner, index), f"{op.target} gives {expected} results here, not {len(op.results)}"
+            yield locus, f"{op.target} gives {expected} results here, not {len(op.results)}"
 
 
 def result_types(scope: Scope) -> Iterator[Violation]:
     """Results have the shape and element type that follow from the operands, where the table says it."""
-    types = {name: v.type for name, v in scope.graph.values.items()}
-    for index, op in enumerate(scope.graph.ops):
-        locus = ("op", scope.owner, index)
+    types = scope.graph.types
+    for op, locus in _ops(scope):
         try:
             shapes = expected_shapes(op, types)
         except ShapeError as error:
@@ -200,11 +203,11 @@ def result_types(scope: Scope) -> Iterator[Violation]:
 
 def computed_results(scope: Scope) -> Iterator[Violation]:
     """Results have the types that torch gives them, for every op of which the table of shapes does not say them."""
-    types = {name: v.type for name, v in scope.graph.values.items()}
-    for index, op in enumerate(scope.graph.ops):
+    types = scope.graph.types
+    for op, locus in _ops(scope):
         plain = without_site(op)
         if is_operator(plain.target) and (problem := computed_problem(plain, types)):
-            yield ("op", scope.owner, index), f"{op.target}: {problem}"
+            yield locus, f"{op.target}: {problem}"
 
 
 def mesh_axes(scope: Scope) -> Iterator[Violation]:
@@ -270,9 +273,9 @@ def padded_shards(scope: Scope) -> Iterator[Violation]:
     for value, locus in _definitions(scope):
         if value.name in crossing and _padded_axes(value):
             yield locus, f"%{value.name} enters or leaves as a padded shard, {_shown(value)}"
-    for index, op in enumerate(scope.graph.ops):
+    for op, locus in _ops(scope):
         if problem := _padding_problem(op, scope):
-            yield ("op", scope.owner, index), f"{op.target}: {problem}"
+            yield locus, f"{op.target}: {problem}"
 
 
 def _padding_problem(op: Op, scope: Scope) -> str:
@@ -309,23 +312,23 @@ def collectives(scope: Scope) -> Iterator[Violation]:
 
     Other axes stay as they are.
     """
-    for index, op in enumerate(scope.graph.ops):
+    for op, locus in _ops(scope):
         if op.target in COLLECTIVES and (problem := _collective_problem(op, scope)):
-            yield ("op", scope.owner, index), f"{op.target}: {problem}"
+            yield locus, f"{op.target}: {problem}"
 
 
 def spmd_ops(scope: Scope) -> Iterator[Violation]:
     """Ops of `ir.spmd` name a mesh axis and the whole size of the dimension that is sharded on it."""
-    for index, op in enumerate(scope.graph.ops):
+    for op, locus in _ops(scope):
         if is_spmd(op.target):
             axes = [axis.name for axis in scope.mesh or ()]
             if op.kwarg("axis") not in axes:
                 told = f"{op.kwarg('axis')!r} is no axis of the mesh; axes are {', '.join(axes) or 'none'}"
-                yield ("op", scope.owner, index), f"{op.target}: {told}"
+                yield locus, f"{op.target}: {told}"
             if type(op.kwarg("size")) is not int and not isinstance(op.kwarg("size"), sympy.Expr):
-                yield ("op", scope.owner, index), f"{op.target}: size must be the whole size of the sharded dimension"
+                yield locus, f"{op.target}: size must be the whole size of the sharded dimension"
             if op.kwarg("folded", True) is not True:
-                yield ("op", scope.owner, index), f"{op.target}: {_FLAG.format('folded')}"
+                yield locus, f"{op.target}: {_FLAG.format('folded')}"
 
 
 _FLAG = "{} is true, or not written"
@@ -400,8 +403,7 @@ def random_draws(scope: Scope) -> Iterator[Violation]:
     No op draws what cannot be drawn slice by slice.
     """
     sites: set[object] = set()
-    for index, op in enumerate(scope.graph.ops):
-        locus = ("op", scope.owner, index)
+    for op, locus in _ops(scope):
         if draws_as_a_whole(op):
             yield locus, f"{op.target} draws random numbers that cannot be split over micro-batches and ranks"
         if not is_random(op):

@@ -43,7 +43,7 @@ from galvatron.ir.types import Dim, TensorType, divides, exact_quotient, simplif
 from galvatron.ir.verify.computed import computed_problem
 from galvatron.ir.verify.shapes import expected_shapes
 
-Cut = tuple[str, Dim, bool]
+Factor = tuple[str, Dim, bool]
 """What an axis shards: a named dimension, in stretches of so many elements of it, each cut into equal parts, and
 whether the slices are folded."""
 
@@ -131,7 +131,7 @@ def _check_axis(
         return
     if dims is None:
         raise Misplaced("nothing is known about its dimensions")
-    cut = _common_cut(dims, operands, results, mesh, axis)
+    cut = _common_factor(dims, operands, results, mesh, axis)
     if cut[0] in dims.indivisible or cut[0] in dims.spmd:
         raise Misplaced("it must see the sharded dimension whole")
     _check_sharded(dims, cut[0], operands, results, axis, PARTIAL)
@@ -182,29 +182,31 @@ def _has(tensor: tuple[tuple[str, ...], ...], name: str) -> bool:
     return any(name in names for names in tensor)
 
 
-def _common_cut(
+def _common_factor(
     dims: OpDims, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: tuple[Axis, ...], axis: int
-) -> Cut:
+) -> Factor:
     """What an axis shards of every operand and result that has it.
 
     Raises:
         Misplaced: they are not sharded alike.
     """
     named = list(zip((*dims.operands, *dims.results), (*operands, *results), strict=True))
-    cuts = [(_cut(dims, tensor, p, mesh, axis), p) for tensor, p in named if isinstance(p.layout[axis], Shard)]
-    (cut, first), *others = cuts
+    factors = [(_factor(dims, tensor, p, mesh, axis), p) for tensor, p in named if isinstance(p.layout[axis], Shard)]
+    (factor, first), *others = factors
     for other, placed in others:
-        if other[:2] != cut[:2]:
+        if other[:2] != factor[:2]:
             raise Misplaced(f"%{first.name} and %{placed.name} hold parts of different dimensions")
-        if other != cut:
+        if other != factor:
             raise Misplaced(f"only one of %{first.name} and %{placed.name} is folded")
     for tensor, placed in named:
-        if _has(tensor, cut[0]) and not isinstance(placed.layout[axis], Shard):
+        if _has(tensor, factor[0]) and not isinstance(placed.layout[axis], Shard):
             raise Misplaced(f"%{placed.name} must be sharded along the same dimension")
-    return cut
+    return factor
 
 
-def _cut(dims: OpDims, tensor: tuple[tuple[str, ...], ...], placed: Placed, mesh: tuple[Axis, ...], axis: int) -> Cut:
+def _factor(
+    dims: OpDims, tensor: tuple[tuple[str, ...], ...], placed: Placed, mesh: tuple[Axis, ...], axis: int
+) -> Factor:
     """The name and the stretch of it that an axis cuts."""
     shard = placed.layout[axis]
     assert isinstance(shard, Shard)
@@ -263,7 +265,7 @@ def _check_inside(
     if dims is None or len(dims.spmd) != 1:
         raise Misplaced("it has no dimension that may be sharded")
     (sharded,) = dims.spmd
-    name, stretch, folded = _common_cut(dims, operands, results, mesh, axis)
+    name, stretch, folded = _common_factor(dims, operands, results, mesh, axis)
     if (name, stretch) != (sharded, dims.sizes[sharded]):
         raise Misplaced("another dimension than that of the table is sharded")
     if not _is_size(op, stretch):

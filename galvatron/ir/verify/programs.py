@@ -11,43 +11,29 @@ from galvatron.errors import did_you_mean
 from galvatron.ir import plan_rules
 from galvatron.ir.graph import Value
 from galvatron.ir.micro_batches import coupling
-from galvatron.ir.plan import Plan
-from galvatron.ir.program import MASTER, PRECISIONS, Form, Layer, LayerKind, Program
+from galvatron.ir.program import MASTER, PARTS, PRECISIONS, Form, Layer, LayerKind, Program
 from galvatron.ir.random import is_random
-from galvatron.ir.types import BATCH, DTYPE_BYTES, TensorType
+from galvatron.ir.types import BATCH, DTYPE_BYTES
 from galvatron.ir.verify.graphs import Violation, size_problem
 
 Locus = tuple[Hashable, ...]
 
 
-def layer_groups(program: Program) -> list[tuple[int | None, tuple[Layer, ...]]]:
-    """The lists of layers that run one after another: one per stage once there are stages, else a single one (None)."""
-    if program.form >= Form.SHARDED:
-        return [(stage.index, stage.layers) for stage in program.stages]
-    return [(None, program.layers)]
-
-
 def layers_with_loci(program: Program) -> Iterator[tuple[Layer, Locus]]:
-    for owner, layers in layer_groups(program):
+    for owner, layers in program.layer_groups:
         for index, layer in enumerate(layers):
             yield layer, ("layer", owner, index)
 
 
 def form_fields(program: Program) -> Iterator[Violation]:
-    """A form has the parts it is made of: a graph when captured, then classes and layers, a plan, at last stages."""
+    """A form has the parts that it promises: a graph when captured, then classes and layers, a plan, at last stages."""
     form = program.form
-    sharded = form >= Form.SHARDED
-    wanted = {
-        "graph": (form is Form.CAPTURED, program.graph is not None),
-        "classes": (form > Form.CAPTURED, bool(program.classes)),
-        "layers": (Form.CAPTURED < form < Form.SHARDED, bool(program.layers)),
-        "candidates": (program.form is Form.CANDIDATES or bool(program.candidates), bool(program.candidates)),
-        "plan": (form >= Form.PLANNED, program.plan is not None),
-        "stages": (sharded, bool(program.stages)),
-    }
-    for part, (needed, present) in wanted.items():
-        if needed != present:
-            yield ("program",), f"a {form} program {'needs' if needed else 'has no'} {part}"
+    for name, part in PARTS.items():
+        present = getattr(program, name) not in (None, ())
+        if present and not part.first <= form <= part.kept:
+            yield ("program",), f"a {form} program has no {name}"
+        if not present and part.first <= form <= part.last:
+            yield ("program",), f"a {form} program needs {name}"
 
 
 def program_names(program: Program) -> Iterator[Violation]:
@@ -60,7 +46,7 @@ def program_names(program: Program) -> Iterator[Violation]:
         ("state", [(n, ("program state", None, s.name)) for s in program.state for n in (s.name, *s.aliases)]),
         ("class", [(c.name, ("class", c.name)) for c in program.classes]),
     ]
-    for owner, layers in layer_groups(program):
+    for owner, layers in program.layer_groups:
         groups.append(("layer", [(layer.name, ("layer", owner, i)) for i, layer in enumerate(layers)]))
     single = (LayerKind.PLANNED, LayerKind.EPILOGUE)
     named = [(layer.name, locus) for layer, locus in layers_with_loci(program) if layer.kind in single]
@@ -166,7 +152,7 @@ def layers_in_order(program: Program) -> Iterator[Violation]:
     defined: set[str] = set()
     # Each stage computes the statistics of a step for itself.
     once = {name for layer in program.all_layers if layer.kind is LayerKind.STEP for name in layer.results}
-    for position, (owner, layers) in enumerate(layer_groups(program)):
+    for position, (owner, layers) in enumerate(program.layer_groups):
         if program.form is Form.STAGED:
             received = program.stages[position].receives
             known = {v.name for v in program.inputs} | {t.name for t in received}
@@ -206,20 +192,17 @@ def state_is_bound(program: Program) -> Iterator[Violation]:
 
 def output_is_loss(program: Program) -> Iterator[Violation]:
     """The output is a floating-point scalar computed by the program."""
-    if program.graph is not None:
-        types = {name: v.type for name, v in program.graph.values.items()}
-    else:
-        types = {name: v.type for name, v in program.values().items()}
     for layer, locus in layers_with_loci(program):
         graph = program.class_of[layer.cls].graph
         made = {name for name, formal in zip(layer.results, graph.outputs, strict=True) if formal in graph.producers}
         if program.output in layer.results and program.output not in made:
             yield locus, f"{layer.name} gives as the loss %{program.output} what it is given"
-    output: TensorType | None = types.get(program.output)
+    values = program.values() if program.graph is None else program.graph.values
+    output = values.get(program.output)
     if output is None:
         yield ("output",), f"nothing defines %{program.output}"
-    elif output.shape != () or not output.is_floating:
-        yield ("output",), f"%{program.output} is {output}, but a loss is a floating-point scalar"
+    elif output.type.shape != () or not output.type.is_floating:
+        yield ("output",), f"%{program.output} is {output.type}, but a loss is a floating-point scalar"
 
 
 def cheap_layers(program: Program) -> Iterator[Violation]:
@@ -284,7 +267,7 @@ def origins(program: Program) -> Iterator[Violation]:
                 or bases.setdefault(values, cls.base) != cls.base
             ):
                 yield locus, f"{layer.name} computes {_told(values)} otherwise than another stage"
-        elif sharded and converts == bool(cls.base):
+        elif sharded and converts != cls.converts:
             base = f"@{cls.base}" if cls.base else "no class"
             yield locus, f"{layer.name} is a {layer.kind}, but @{cls.name} was sharded from {base}"
         origin.update(zip(layer.results, layer.origin, strict=False))
@@ -300,7 +283,7 @@ def epilogue_ends(program: Program) -> Iterator[Violation]:
     Values that are the same for all samples it computes for itself, since nothing says which micro-batch's it would be.
     """
     found = [(layer, locus) for layer, locus in layers_with_loci(program) if layer.kind is LayerKind.EPILOGUE]
-    groups = layer_groups(program)
+    groups = program.layer_groups
     for layer, locus in found:
         if groups[-1][1][-1:] != (layer,) or layer.results != (program.output,):
             yield locus, f"the epilogue {layer.name} must come last and make the loss %{program.output} alone"
@@ -336,7 +319,7 @@ def candidates_fit(program: Program) -> Iterator[Violation]:
 
 def plan_belongs(program: Program) -> Iterator[Violation]:
     """The plan was made for this program, with a known schedule and positive numbers."""
-    plan = _plan(program)
+    plan = program.required_plan
     ends = any(layer.kind is LayerKind.EPILOGUE for layer in program.all_layers)
     yield from plan_rules.belongs(plan, program.fingerprint)
     yield from plan_rules.numbers(plan)
@@ -347,15 +330,15 @@ def plan_belongs(program: Program) -> Iterator[Violation]:
 
 def plan_covers_layers(program: Program) -> Iterator[Violation]:
     """The plan has one strategy for each layer that runs per micro-batch, and no empty stage."""
-    plan = _plan(program)
+    plan = program.required_plan
     yield from plan_rules.layers(plan)
-    counts = [sum(layer.kind is LayerKind.PLANNED for layer in layers) for _, layers in layer_groups(program)]
+    counts = [sum(layer.kind is LayerKind.PLANNED for layer in layers) for _, layers in program.layer_groups]
     yield from plan_rules.covers(plan, counts)
 
 
 def plan_uses_devices(program: Program) -> Iterator[Violation]:
     """Pipeline degree times the devices of every strategy is the world size, and that of the cluster if known."""
-    plan = _plan(program)
+    plan = program.required_plan
     yield from plan_rules.devices(plan)
     if program.cluster is not None and program.cluster.world_size != plan.world_size:
         yield ("plan", "world_size"), f"{plan.world_size} devices, but the cluster has {program.cluster.world_size}"
@@ -363,7 +346,7 @@ def plan_uses_devices(program: Program) -> Iterator[Violation]:
 
 def plan_divides_batch(program: Program) -> Iterator[Violation]:
     """The program is for the global batch, which divides into micro-batches, and these into data-parallel shards."""
-    plan = _plan(program)
+    plan = program.required_plan
     if plan.global_batch_size not in program.batch_sizes:
         told = f"a batch of {plan.global_batch_size} samples is outside {program.batch_sizes}"
         yield ("plan", "global_batch_size"), told
@@ -372,11 +355,6 @@ def plan_divides_batch(program: Program) -> Iterator[Violation]:
 
 def micro_batches_add_up(program: Program) -> Iterator[Violation]:
     """What the micro-batches of the plan compute adds up to what the whole batch does."""
-    plan = _plan(program)
+    plan = program.required_plan
     if plan.micro_batches > 1 and (problem := coupling(program)):
         yield ("plan", "micro_batches"), f"{plan.micro_batches} micro-batches do not add up to the batch: {problem}"
-
-
-def _plan(program: Program) -> Plan:
-    assert program.plan is not None  # by form_fields
-    return program.plan

@@ -31,7 +31,7 @@ from galvatron.ir.program import Form, LayerClass, LayerKind, Program, StateLayo
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
 from galvatron.ir.verify.graphs import Violation, are_axes, layout_problem
 from galvatron.ir.verify.placements import Placed, padded_sizes, placement_problem, whole_problem
-from galvatron.ir.verify.programs import layer_groups, layers_with_loci
+from galvatron.ir.verify.programs import layers_with_loci
 from galvatron.ir.whole import SeenWhole, in_samples, layers_seen_whole, whole_type
 from galvatron.ir.zero import LEVELS, summed_axes
 
@@ -61,8 +61,7 @@ def meshes_fit(program: Program) -> Iterator[Violation]:
 
     Its axes may be cut into sub-axes.
     """
-    plan = program.plan
-    assert plan is not None  # by form_fields
+    plan = program.required_plan
     once = {layer.cls for layer in program.all_layers if layer.kind is LayerKind.STEP}
     for cls in program.classes:
         locus = ("class", cls.name)
@@ -77,14 +76,13 @@ def meshes_fit(program: Program) -> Iterator[Violation]:
 
 def strategies_as_planned(program: Program) -> Iterator[Violation]:
     """Every planned layer calls a class that was sharded for its planned strategy, an epilogue for the last one's."""
-    assert program.plan is not None  # by form_fields
-    last = layer_groups(program)[-1]
+    last = program.layer_groups[-1]
     for index, layer in enumerate(last[1]):
         strategy = program.class_of[layer.cls].strategy
-        if layer.kind is LayerKind.EPILOGUE and strategy != epilogue_strategy(program.plan):
-            told = f"the epilogue {layer.name} belongs under {epilogue_strategy(program.plan)}"
+        if layer.kind is LayerKind.EPILOGUE and strategy != epilogue_strategy(program.required_plan):
+            told = f"the epilogue {layer.name} belongs under {epilogue_strategy(program.required_plan)}"
             yield ("layer", last[0], index), f"{told}, but @{layer.cls} is sharded for {strategy}"
-    for (owner, layers), strategies in zip(layer_groups(program), program.plan.stages, strict=True):
+    for (owner, layers), strategies in zip(program.layer_groups, program.required_plan.stages, strict=True):
         planned = [(i, layer) for i, layer in enumerate(layers) if layer.kind is LayerKind.PLANNED]
         for (index, layer), strategy in zip(planned, strategies, strict=True):
             cls = program.class_of[layer.cls]
@@ -267,14 +265,13 @@ def _has_samples(size: Dim) -> bool:
 
 def stages_in_order(program: Program) -> Iterator[Violation]:
     """Stages are numbered from 0, as many as the plan has; what passes between them comes with the staged form."""
-    assert program.plan is not None  # by form_fields
     for position, stage in enumerate(program.stages):
         if stage.index != position:
             yield ("stage", stage.index), f"stage {stage.index} stands where stage {position} should"
         if program.form is Form.SHARDED and (stage.receives or stage.sends or stage.state):
             yield ("stage", stage.index), f"what stage {stage.index} receives, sends or keeps is for a staged program"
-    if len(program.stages) != len(program.plan.stages):
-        yield ("program",), f"{len(program.stages)} stages, but the plan has {len(program.plan.stages)}"
+    if len(program.stages) != len(program.required_plan.stages):
+        yield ("program",), f"{len(program.stages)} stages, but the plan has {len(program.required_plan.stages)}"
 
 
 def transfers_pair(program: Program) -> Iterator[Violation]:
@@ -350,8 +347,7 @@ def _kept_problem(program: Program, kept: StateLayout) -> str:
         return f"{len(kept.layout)} placements on a mesh of {len(kept.mesh)} axes"
     if any(axis.size < 2 or axis.stride < 1 for axis in kept.mesh):
         return "its mesh has an axis of fewer than two devices"
-    assert program.plan is not None  # by form_fields
-    devices = program.plan.devices_per_stage
+    devices = program.required_plan.devices_per_stage
     if not are_axes(kept.mesh) or any(devices % (axis.stride * axis.size) for axis in kept.mesh):
         return f"{', '.join(map(str, kept.mesh))} are no axes of the {devices} devices of a stage"
     if kept.zero not in range(len(LEVELS)):

@@ -28,7 +28,7 @@ class CountOnce(Pass):
     needs, leaves = Form.CAPTURED, Form.CAPTURED
 
     def run(self, program: Program) -> Program:
-        graph = program.captured_graph
+        graph = program.required_graph
         live = replace(graph, outputs=(program.output,)).without_dead_ops()
         found = flow_over_micro_batches(live, find_roles(live, program.state_of))
         graph = _counted(graph, found, program.output)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from galvatron.errors import PlanError
 from galvatron.ir import plan_rules
 from galvatron.ir.plan import Plan
 from galvatron.ir.planned import epilogue, epilogue_strategy, planned_layers
@@ -27,9 +26,7 @@ class Shard(Pass):
     needs, leaves = Form.PLANNED, Form.SHARDED
 
     def run(self, program: Program) -> Program:
-        if program.plan is None or program.cluster is None:
-            raise PlanError("shard needs a program with a plan and a cluster")
-        assembly = _Assembly(program, program.plan, Partitioner(program, program.cluster))
+        assembly = _Assembly(program, program.required_plan, Partitioner(program, program.required_cluster))
         stages = assembly.stages()
         used = {layer.cls for stage in stages for layer in stage.layers}
         classes = tuple(c for c in assembly.classes.values() if c.name in used)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from galvatron.errors import PassError, did_you_mean
 from galvatron.ir.planned import planned_layers
 from galvatron.ir.program import Candidates, Cut, Form, Program
-from galvatron.ir.strategy import RECOMPUTE, ROLES, AxisRole, Strategy
+from galvatron.ir.strategy import RECOMPUTE, ROLE_NAMES, AxisRole, Strategy
 from galvatron.ir.zero import LEVELS
 from galvatron.passes.base import Pass
 
@@ -36,18 +36,16 @@ class EnumerateStrategies(Pass):
     pipeline_degrees: tuple[int, ...] = ()
 
     def run(self, program: Program) -> Program:
-        if program.cluster is None:
-            raise PassError(f"pass {self.name!r} needs a program with a cluster")
+        world_size, layers = program.required_cluster.world_size, planned_layers(program)
         for role in self.roles:
-            if role not in ROLES:
-                raise PassError(f"pass {self.name!r}: unknown role {role!r}; {did_you_mean(role, ROLES)}")
+            if role not in ROLE_NAMES:
+                raise PassError(f"pass {self.name!r}: unknown role {role!r}; {did_you_mean(role, ROLE_NAMES)}")
         for kind in self.recompute:
             if kind not in RECOMPUTE:
                 raise PassError(f"pass {self.name!r}: unknown recomputation {kind!r}; {did_you_mean(kind, RECOMPUTE)}")
         for level in self.zero:
             if level not in range(len(LEVELS)):
                 raise PassError(f"pass {self.name!r}: there is no ZeRO level {level}; use 0 to {len(LEVELS) - 1}")
-        world_size, layers = program.cluster.world_size, planned_layers(program)
         classes = dict.fromkeys(layer.cls for layer in layers)
         candidates: list[Candidates] = []
         cuts: list[Cut] = []

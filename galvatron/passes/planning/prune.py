@@ -235,15 +235,13 @@ class Prune(Pass):
     without: tuple[str, ...] = ()
 
     def run(self, program: Program) -> Program:
-        if program.cluster is None:
-            raise PassError(f"pass {self.name!r} needs a program with a cluster")
         for name in self.without:
             if name not in RULES:
                 raise PassError(f"pass {self.name!r}: unknown rule {name!r}; {did_you_mean(name, RULES)}")
         model, kept, cuts = cost_model(program), [], []
         for degree in dict.fromkeys(c.pipeline_degree for c in program.candidates):
             branch = [c for c in program.candidates if c.pipeline_degree == degree]
-            removed = self._removed(program, program.cluster, model, degree, branch)
+            removed = self._removed(program, program.required_cluster, model, degree, branch)
             cuts += [Cut(f"pp{degree}/{s}", rule, reason) for s, (rule, reason) in removed.items()]
             kept += [replace(c, strategies=tuple(s for s in c.strategies if s not in removed)) for c in branch]
         return replace(program, candidates=tuple(kept), cuts=(*program.cuts, *cuts))

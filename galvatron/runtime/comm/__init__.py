@@ -4,7 +4,7 @@
 from galvatron.runtime.comm.activity import now
 from galvatron.runtime.comm.library import (
     Handle,
-    Work,
+    Waitable,
     all_gather,
     all_ranks,
     all_reduce,
@@ -26,7 +26,7 @@ __all__ = [
     "Handle",
     "Message",
     "Place",
-    "Work",
+    "Waitable",
     "all_gather",
     "all_ranks",
     "all_reduce",

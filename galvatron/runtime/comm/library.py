@@ -21,11 +21,10 @@ from torch import Tensor
 from galvatron.runtime.comm.activity import now
 from galvatron.runtime.comm.message import Expected, Message
 
-Group = dist.ProcessGroup
 Reduction = Literal["sum", "max", "min"]
 
 
-class Work(Protocol):
+class Waitable(Protocol):
     """What the library gives for a call."""
 
     def wait(self) -> Any:
@@ -38,7 +37,7 @@ class Handle:
 
     __slots__ = ("_held", "_works", "message")
 
-    def __init__(self, message: Message, works: Sequence[Work], held: Sequence[Tensor]) -> None:
+    def __init__(self, message: Message, works: Sequence[Waitable], held: Sequence[Tensor]) -> None:
         self.message = message
         self._works = works
         self._held = held
@@ -56,9 +55,9 @@ class Handle:
 
 def start(
     kind: str,
-    group: Group | None,
+    group: dist.ProcessGroup | None,
     tensors: Sequence[Tensor],
-    call: Callable[[], Sequence[Work]],
+    call: Callable[[], Sequence[Waitable]],
     phase: str | None = None,
     expected: Expected | None = None,
 ) -> Handle:
@@ -88,7 +87,7 @@ def _timed(message: Message, call: Callable[[], Any]) -> None:
 
 def _message(
     kind: str,
-    group: Group | None,
+    group: dist.ProcessGroup | None,
     tensors: Sequence[Tensor],
     phase: str | None,
     expected: Expected | None = None,
@@ -104,7 +103,7 @@ def direction() -> str:
     return "backward" if torch._C._current_graph_task_id() != -1 else "forward"
 
 
-def all_ranks() -> Group:
+def all_ranks() -> dist.ProcessGroup:
     """The group of all ranks of the job."""
     group = dist.group.WORLD
     assert group is not None, "a job of one process has nobody to communicate with"
@@ -114,19 +113,19 @@ def all_ranks() -> Group:
 # Tensors are contiguous, and `group` are the ranks that call alike, in its order.
 
 
-def all_reduce(x: Tensor, group: Group, op: Reduction = "sum", *, phase: str | None = None) -> Handle:
+def all_reduce(x: Tensor, group: dist.ProcessGroup, op: Reduction = "sum", *, phase: str | None = None) -> Handle:
     """Reduce over the ranks, in place."""
     raw = wire(x) if x.is_complex() else x
     return start("all_reduce", group, (x,), lambda: [group.allreduce([raw], _REDUCE[op])], phase)
 
 
-def all_gather(whole: Tensor, part: Tensor, group: Group, *, phase: str | None = None) -> Handle:
+def all_gather(whole: Tensor, part: Tensor, group: dist.ProcessGroup, *, phase: str | None = None) -> Handle:
     """Lay the parts of all ranks end to end."""
     to, own = wire(whole), wire(part)
     return start("all_gather", group, (whole, part), lambda: [group._allgather_base(to, own)], phase)
 
 
-def reduce_scatter(part: Tensor, whole: Tensor, group: Group, *, phase: str | None = None) -> Handle:
+def reduce_scatter(part: Tensor, whole: Tensor, group: dist.ProcessGroup, *, phase: str | None = None) -> Handle:
     """Sum over the ranks; each gets its part of the sum."""
     to, own = wire(part), wire(whole)
     return start("reduce_scatter", group, (whole, part), lambda: [group._reduce_scatter_base(to, own, _SUM)], phase)
@@ -135,7 +134,7 @@ def reduce_scatter(part: Tensor, whole: Tensor, group: Group, *, phase: str | No
 def all_to_all(
     received: Tensor,
     sent: Tensor,
-    group: Group,
+    group: dist.ProcessGroup,
     *,
     received_parts: Sequence[int] = (),
     sent_parts: Sequence[int] = (),
@@ -152,7 +151,7 @@ def all_to_all(
     return start("all_to_all", group, (sent, received), lambda: [group.alltoall_base(to, own, by, of)], phase)
 
 
-def broadcast(x: Tensor, group: Group, source: int, *, phase: str | None = None) -> Handle:
+def broadcast(x: Tensor, group: dist.ProcessGroup, source: int, *, phase: str | None = None) -> Handle:
     """Give all ranks what the one at place `source` of the group has."""
     options, raw = dist.BroadcastOptions(), wire(x)
     options.rootRank = source
@@ -160,7 +159,7 @@ def broadcast(x: Tensor, group: Group, source: int, *, phase: str | None = None)
 
 
 def exchange(
-    sent: Tensor, received: Tensor, group: Group, target: int, source: int, *, phase: str | None = None
+    sent: Tensor, received: Tensor, group: dist.ProcessGroup, target: int, source: int, *, phase: str | None = None
 ) -> Handle:
     """Send to one place of the group and receive from another: all ranks at once, round a ring."""
     both = [
@@ -171,7 +170,7 @@ def exchange(
 
 
 def send(
-    tensors: Sequence[Tensor], group: Group, target: int, *, kind: str = "p2p", phase: str | None = None
+    tensors: Sequence[Tensor], group: dist.ProcessGroup, target: int, *, kind: str = "p2p", phase: str | None = None
 ) -> Handle:
     """Send to one place of the group."""
     raw = [[wire(x)] for x in tensors]
@@ -180,7 +179,7 @@ def send(
 
 def receive(
     tensors: Sequence[Tensor],
-    group: Group,
+    group: dist.ProcessGroup,
     source: int,
     *,
     kind: str = "p2p",
@@ -192,14 +191,14 @@ def receive(
     return start(kind, group, tensors, lambda: [group.recv(x, source, 0) for x in raw], phase, expected)
 
 
-def gather_objects(own: Any, group: Group, *, phase: str) -> list[Any]:
+def gather_objects(own: Any, group: dist.ProcessGroup, *, phase: str) -> list[Any]:
     """What all ranks give, in their order; waits for it."""
     found: list[Any] = [None] * group.size()
     _timed(_message("all_gather", group, (), phase), lambda: dist.all_gather_object(found, own, group=group))
     return found
 
 
-def broadcast_object(own: Any, group: Group, source: int, *, phase: str, patient: bool = False) -> Any:
+def broadcast_object(own: Any, group: dist.ProcessGroup, source: int, *, phase: str, patient: bool = False) -> Any:
     """What the rank at place `source` of the group gives; waits for it.
 
     Args:

@@ -13,9 +13,10 @@ from galvatron.ir.interpreter import run_graph, torch_constant, torch_op
 from galvatron.ir.ops.schemas import operators, schema_of
 from galvatron.ir.text import parse_graph
 from galvatron.ir.types import BATCH, TensorType
-from galvatron.ir.verify import verify_graph
+from galvatron.ir.verify import verify
 from galvatron.ir.verify.arguments import argument_problem
 from tests.ir.ops import operators as torchs
+from tests.ir.programs import around
 
 HARMFUL = [
     "aten.from_file.default", "aten.copy_.default", "aten.zero_.default", "aten.set_.source_Storage",
@@ -53,7 +54,7 @@ def test_what_has_side_effects_is_in_no_program(name: str) -> None:
     x, y = (Value(n, TensorType("f32", (4,))) for n in "xy")
     graph = Graph((x,), (), (Op(name, (Ref("x"),), (), (y,)),), ("y",))
     with pytest.raises(VerifyError, match="unknown op") as refused:
-        verify_graph(graph)
+        verify(around(graph))
     assert refused.value.rule == "known-ops"
     if not name.startswith(("comm.", "spmd.", "random.")):
         with pytest.raises(GalvatronError, match="not known as free of side effects"):

@@ -16,9 +16,10 @@ from galvatron.ir.graph import Arg, Graph, Op, Ref, Source, Value, map_refs
 from galvatron.ir.program import Form, LayerKind, Program, State
 from galvatron.ir.types import BATCH, TensorType
 from galvatron.ir.verify import verify
-from galvatron.passes.frontend.cluster_layers import ClusterLayers, inline
+from galvatron.passes.frontend.cluster_layers import ClusterLayers
 from galvatron.passes.frontend.normalize import Normalize
 from tests import models
+from tests.inlined import inlined
 
 S, D = 4, 8
 
@@ -73,7 +74,7 @@ def cluster(program: Program, hints: bool = True) -> Program:
     after = ClusterLayers(hints=hints).run(program)
     verify(after)
     assert ClusterLayers(hints=hints).run(program) == after
-    assert computation(inline(after)) == computation(before)
+    assert computation(inlined(after)) == computation(before)
     assert after.fingerprint == program.fingerprint
     names = [*(r for layer in after.layers for r in layer.results), *(v.name for v in program.inputs)]
     assert len({*names, *(s.name for s in program.state)}) == len(names) + len(program.state)
@@ -419,7 +420,7 @@ def test_layers_of_a_model(name: str) -> None:
         assert program.graph is not None
         expected, actual = (
             models.loss_and_gradients(models.run(graph, values, 3), case.model)
-            for graph in (program.graph, inline(clustered))
+            for graph in (program.graph, inlined(clustered))
         )
         models.assert_close(actual, expected, 1e-12)
 

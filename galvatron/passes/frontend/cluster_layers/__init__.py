@@ -10,8 +10,6 @@ Repeated structure comes first, module paths only break ties and give names:
 4. `placement` puts every other op where it is needed: in the one layer that reads it, in the preamble, in the step
    layer, in the `epilogue`, which is the end of a loss that couples samples.
 5. `assemble` gives layers whose graphs are equal up to names one class; `naming` finds names.
-
-`inline` is the way back.
 """
 
 from __future__ import annotations
@@ -23,13 +21,10 @@ from galvatron.passes.base import Pass
 from galvatron.passes.frontend.cluster_layers.assemble import assemble
 from galvatron.passes.frontend.cluster_layers.cuts import find_regions
 from galvatron.passes.frontend.cluster_layers.epilogue import epilogue_ops, with_standard_views
-from galvatron.passes.frontend.cluster_layers.inline import inline
 from galvatron.passes.frontend.cluster_layers.naming import name_layers
 from galvatron.passes.frontend.cluster_layers.placement import place_ops
 from galvatron.passes.frontend.cluster_layers.roles import find_roles
 from galvatron.passes.frontend.cluster_layers.stream import make_stream
-
-__all__ = ["ClusterLayers", "inline"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +37,7 @@ class ClusterLayers(Pass):
     hints: bool = True
 
     def run(self, program: Program) -> Program:
-        graph = replace(program.captured_graph, outputs=(program.output,)).without_dead_ops()
+        graph = replace(program.required_graph, outputs=(program.output,)).without_dead_ops()
         graph = with_standard_views(graph, find_roles(graph, program.state_of))
         roles = find_roles(graph, program.state_of)
         parameters = frozenset(state.name for state in program.state if state.kind == "parameter")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from galvatron.ir.graph import Graph, Op, Value
 from galvatron.ir.names import Names, base_name
 from galvatron.ir.program import Layer, LayerClass, LayerKind, Program
-from galvatron.passes.frontend.cluster_layers.naming import UniqueNames, name_state, op_name, value_name
+from galvatron.passes.frontend.cluster_layers.naming import name_state, op_name, value_name
 from galvatron.passes.frontend.cluster_layers.placement import Part
 
 
@@ -40,7 +40,7 @@ def assemble(
         members.setdefault(key, []).append(call)
     groups = list(members.values())
     classes: dict[int, LayerClass] = {}
-    unique = UniqueNames()
+    unique = Names(reserved=())
     for number in sorted(range(len(groups)), key=lambda n: -len(groups[n])):
         cls = LayerClass(unique.fresh(groups[number][0].kind), _readable(graph, calls, groups[number]))
         classes[number] = cls
@@ -129,7 +129,7 @@ def _bound_names(program: Program, graph: Graph, calls: Sequence[_Call]) -> dict
     A layer's last result is its `out`; the loss keeps its name.
     """
     names = {v.name: v.name for v in program.inputs} | {program.output: program.output}
-    unique = UniqueNames([*names, *(n for s in program.state for n in (s.name, *s.aliases))])
+    unique = Names([*names, *(n for s in program.state for n in (s.name, *s.aliases))], reserved=())
     for call in calls:
         for result in call.results:
             is_out = call.part.kind is LayerKind.PLANNED and result == call.results[-1]

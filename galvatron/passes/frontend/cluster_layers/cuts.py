@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from galvatron.passes.frontend.cluster_layers.repeats import GapView, Stack, find_stack
+from galvatron.passes.frontend.cluster_layers.repeats import GapView, Side, Stack, find_stack
 from galvatron.passes.frontend.cluster_layers.stream import Stream, common_prefix
 
 _RESEMBLES = 0.4
@@ -85,36 +85,26 @@ def _odd_blocks(stream: Stream, stacks: Sequence[Stack]) -> Iterator[tuple[int, 
     for left, right in zip([None, *stacks], [*stacks, None], strict=True):
         hi = right.gaps[0] if right else len(stream.anchors)
         if right:
-            view, cut = _view_of(stream, right), right.cuts[0]
-            while (gap := _odd_start(view, right, lo, hi)) is not None:
-                start = view.like(right.cuts[1], right.gaps[1], gap, "start")
-                if not start < cut:
-                    break
-                yield start, cut
-                hi, cut = gap, start
+            hi = yield from _odd_beside(stream, right, "start", hi, lo)
         if left:
-            view, cut = _view_of(stream, left), left.cuts[-1]
-            while (gap := _odd_stop(view, left, lo, hi)) is not None:
-                stop = view.like(left.cuts[1], left.gaps[1], gap, "stop")
-                if not cut < stop:
-                    break
-                yield cut, stop
-                lo, cut = gap, stop
+            yield from _odd_beside(stream, left, "stop", lo, hi)
         lo = right.gaps[-1] if right else hi
 
 
-def _view_of(stream: Stream, stack: Stack) -> GapView:
-    return GapView(stream, 1.5 * (stack.cuts[-1] - stack.cuts[0]) / (len(stack.cuts) - 1))
-
-
-def _odd_start(view: GapView, stack: Stack, lo: int, gap: int) -> int | None:
-    """The gap where a block begins that ends in `gap`."""
-    return _best_match(view, stack, [(g, g, gap) for g in range(gap - 1, lo - 1, -1)])
-
-
-def _odd_stop(view: GapView, stack: Stack, gap: int, hi: int) -> int | None:
-    """The gap where a block ends that begins in `gap`."""
-    return _best_match(view, stack, [(g, gap, g) for g in range(gap + 1, hi + 1)])
+def _odd_beside(stream: Stream, stack: Stack, side: Side, gap: int, end: int) -> Generator[tuple[int, int], None, int]:
+    """The odd blocks beside a stack, outwards from its gap on a side up to the gap `end`; gives back where they end."""
+    view = GapView(stream, 1.5 * (stack.cuts[-1] - stack.cuts[0]) / (len(stack.cuts) - 1))
+    cut, step = (stack.cuts[0], -1) if side == "start" else (stack.cuts[-1], 1)
+    while True:
+        candidates = [(g, min(g, gap), max(g, gap)) for g in range(gap + step, end + step, step)]
+        found = _best_match(view, stack, candidates)
+        if found is None:
+            return gap
+        other = view.like(stack.cuts[1], stack.gaps[1], found, side)
+        if (other - cut) * step <= 0:
+            return gap
+        yield min(other, cut), max(other, cut)
+        gap, cut = found, other
 
 
 def _best_match(view: GapView, stack: Stack, candidates: list[tuple[int, int, int]]) -> int | None:

@@ -7,27 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from galvatron.ir.graph import Graph
-from galvatron.ir.names import base_name
+from galvatron.ir.names import Names, base_name
 from galvatron.ir.ops.table import operator_of
 from galvatron.passes.frontend.cluster_layers.cuts import Region
 from galvatron.passes.frontend.cluster_layers.stream import Path, Stream, common_prefix
 
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)\s*=[^=]")
-
-
-class UniqueNames:
-    """Hands out names; one that is taken gets a number: `out`, `out_1`, `out_2`."""
-
-    def __init__(self, taken: Iterable[str] = ()) -> None:
-        self._taken = set(taken)
-
-    def fresh(self, wish: str) -> str:
-        name, count = wish, 0
-        while name in self._taken:
-            count += 1
-            name = f"{wish}_{count}"
-        self._taken.add(name)
-        return name
 
 
 def value_name(graph: Graph, name: str) -> str:
@@ -59,7 +44,7 @@ def name_layers(stream: Stream, regions: Sequence[Region]) -> tuple[tuple[str, s
     repeated = {
         m for m, count in Counter(m for m, r in zip(modules, regions, strict=True) if r.is_block).items() if count > 1
     }
-    unique, unnumbered, names = UniqueNames(), {_kind(m) for m in repeated}, []
+    unique, unnumbered, names = Names(reserved=()), {_kind(m) for m in repeated}, []
     counts: Counter[str] = Counter()
     for number, (region, module) in enumerate(zip(regions, modules, strict=True)):
         if not region.is_block:
@@ -136,7 +121,7 @@ def name_state(columns: Sequence[Sequence[str]]) -> tuple[str, ...]:
     shared = min((common_prefix(path, constant[0]) for path in constant), default=0)
     if len(constant) == 1:
         shared = max(shared - 1, 0)
-    unique = UniqueNames()
+    unique = Names(reserved=())
     return tuple(unique.fresh(_common_name(column, shared)) for column in columns)
 
 

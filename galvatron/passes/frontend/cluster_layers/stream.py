@@ -86,7 +86,7 @@ def make_stream(graph: Graph, state: dict[str, State], roles: Roles, batch_size:
     ops = tuple(graph.ops[i] for i in roles.stream)
     parameters = {s.name for s in state.values() if s.kind == "parameter"}
     weights = parameters | roles.derived
-    types = {name: value.type for name, value in graph.values.items()}
+    types = graph.types
     sizes = _Sizes(batch_size)
     reads = [[n for n in op.operands if n in weights] for op in ops]
     heavy = np.array(

@@ -129,7 +129,7 @@ class Fuse(Pass):
     leaves = Form.CAPTURED
 
     def run(self, program: Program) -> Program:
-        graph = program.captured_graph
+        graph = program.required_graph
         while (fused := rewritten(graph, FUSIONS.values(), program.trainable)) != graph:
             graph = rewritten(fused, RULES, program.trainable)
         if graph == program.graph:

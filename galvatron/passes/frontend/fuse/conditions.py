@@ -5,7 +5,7 @@ from __future__ import annotations
 from galvatron.ir.graph import Const
 from galvatron.ir.types import TensorType
 from galvatron.passes.frontend.fuse.constants import facts
-from galvatron.rewriting import Match, Names
+from galvatron.rewriting import Match, Meanings
 
 _HALF = ("f16", "bf16")
 _HOLDS_EXACTLY = {
@@ -17,24 +17,24 @@ _HOLDS_EXACTLY = {
 """Element type → the types all of whose values it has."""
 
 
-def keeps_precision(match: Match) -> Names:
+def keeps_precision(match: Match) -> Meanings:
     """The result has 32 or 64 bits: in 16 bits the model rounds on the way where one op does not."""
     return {} if match.type.dtype in ("f32", "f64") else None
 
 
-def exact_cast(match: Match) -> Names:
+def exact_cast(match: Match) -> Meanings:
     """The type in between has every value of the first one."""
     wide = match["wide"]
     assert isinstance(wide, Const)
     return {} if match.type_of("x").dtype in _HOLDS_EXACTLY.get(wide.name, ()) else None
 
 
-def same_dtype_softmax(match: Match) -> Names:
+def same_dtype_softmax(match: Match) -> Meanings:
     """The type asked for is the operand's."""
     return {} if match["dtype"] == Const("dtype", match.type_of("x").dtype) else None
 
 
-def composed_order(match: Match) -> Names:
+def composed_order(match: Match) -> Meanings:
     """One reordering of dims after another."""
     rank = len(match.type.shape)
     inner = _order(match, rank, "inner", "a", "b")
@@ -54,48 +54,48 @@ def _order(match: Match, rank: int, dims: str, first: str, second: str) -> list[
     return order
 
 
-def adds_bias(match: Match) -> Names:
+def adds_bias(match: Match) -> Meanings:
     """A vector with a number for each output feature."""
     fits = match.is_tensor("b") and match.type_of("b") == TensorType(match.type.dtype, match.type.shape[-1:])
     return keeps_precision(match) if fits else None
 
 
-def last_dim(match: Match) -> Names:
+def last_dim(match: Match) -> Meanings:
     """The mean is over the last dim, and `eps` is a number."""
     shape = match.type_of("x").shape
     fits = match["dims"] == (len(shape) - 1,) and isinstance(shape[-1], int) and not match.is_tensor("eps")
     return {"shape": shape[-1:]} if fits and keeps_precision(match) is not None else None
 
 
-def is_norm_weight(match: Match) -> Names:
+def is_norm_weight(match: Match) -> Meanings:
     """A parameter of the normalised shape."""
     fits = match.is_state("w") and match.type_of("w") == TensorType(match.type.dtype, tuple(match["shape"]))  # type: ignore[arg-type]
     return keeps_precision(match) if fits else None
 
 
-def half_precision_norm(match: Match) -> Names:
+def half_precision_norm(match: Match) -> Meanings:
     """`rms_norm` of 16 bits computes in 32 and rounds once, as the model does."""
     fits = match.type.dtype in _HALF and match.type_of("x").dtype == match.type.dtype
     return {} if fits and match["wide"] == Const("dtype", "f32") else None
 
 
-def is_neutral(match: Match) -> Names:
+def is_neutral(match: Match) -> Meanings:
     """The mask is a constant that masks nothing."""
     return {} if facts(match, "mask").neutral else None
 
 
-def selects_all(match: Match) -> Names:
+def selects_all(match: Match) -> Meanings:
     """A condition that is a constant and true everywhere leaves `x` as it is, up to its broadcast shape."""
     fits = match.is_tensor("x") and match.type_of("x").dtype == match.type.dtype
     return {"size": match.type.shape} if fits and facts(match, "mask").neutral else None
 
 
-def is_causal(match: Match) -> Names:
+def is_causal(match: Match) -> Meanings:
     """The mask is a constant that hides the future and nothing else. It can be had back: `full(n, n, True).tril()`."""
     return {} if facts(match, "mask").causal else None
 
 
-def scores(match: Match) -> Names:
+def scores(match: Match) -> Meanings:
     """Scores of heads, scaled and masked by what attention takes as scale and mask."""
     scale = _scale(match)
     mask = match.names.get("mask")
@@ -109,7 +109,7 @@ def scores(match: Match) -> Names:
     return {"scale": scale, "mask": mask}
 
 
-def masked_scores(match: Match) -> Names:
+def masked_scores(match: Match) -> Meanings:
     """As `scores`; the mask that hides them gets four dims."""
     scale = _scale(match)
     if scale is None or not _is_attention(match) or match.type_of("hidden").dtype != "bool":
@@ -131,7 +131,7 @@ def _is_attention(match: Match) -> bool:
     return alike and q.dtype == k.dtype == v.dtype and keeps_precision(match) is not None
 
 
-def grouped_heads(match: Match) -> Names:
+def grouped_heads(match: Match) -> Meanings:
     """Keys and values are expanded from heads to the queries' heads, each to several in a row.
 
     Not under a mask: no fast kernel of CUDA takes both grouped heads and a mask.

@@ -151,5 +151,5 @@ class Normalize(Pass):
     leaves = Form.CAPTURED
 
     def run(self, program: Program) -> Program:
-        graph = numbered(rewritten(program.captured_graph, RULES, program.trainable))
+        graph = numbered(rewritten(program.required_graph, RULES, program.trainable))
         return replace(program, graph=graph, output=graph.outputs[0])

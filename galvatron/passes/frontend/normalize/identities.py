@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from galvatron.ir.graph import Arg, Const, Op, Ref
-from galvatron.rewriting import Builder, Match, Names
+from galvatron.rewriting import Builder, Match, Meanings
 
 
 def as_result(match: Match) -> dict[str, Arg]:
@@ -14,34 +14,34 @@ def as_result(match: Match) -> dict[str, Arg]:
     return {"size": match.type.shape, "dtype": Const("dtype", match.type.dtype)}
 
 
-def filled_with(value: float | None = None) -> Callable[[Match], Names]:
+def filled_with(value: float | None = None) -> Callable[[Match], Meanings]:
     """The value that a constant tensor is filled with, as one of its element type; by default the `value` matched."""
 
-    def where(match: Match) -> Names:
+    def where(match: Match) -> Meanings:
         fill = match["value"] if value is None else value
         return as_result(match) | {"value": bool(fill) if match.type.dtype == "bool" else fill}
 
     return where
 
 
-def no_gradient(match: Match) -> Names:
+def no_gradient(match: Match) -> Meanings:
     """No gradient flows through the operand."""
     return None if match.ref("x").name in match.build.differentiable else {}
 
 
-def swapped(match: Match) -> Names:
+def swapped(match: Match) -> Meanings:
     """The last two dims change places, where there are two."""
     order = list(range(len(match.type.shape)))
     order[-2:] = reversed(order[-2:])
     return {"order": tuple(order)}
 
 
-def reversed_dims(match: Match) -> Names:
+def reversed_dims(match: Match) -> Meanings:
     """Dims from the last to the first."""
     return {"order": tuple(range(len(match.type.shape)))[::-1]}
 
 
-def moved(match: Match) -> Names:
+def moved(match: Match) -> Meanings:
     """Dims `source` go to `destination`, the others keep their order."""
     sources, destinations = (d if isinstance(d, tuple) else (d,) for d in (match["source"], match["destination"]))
     order = [d for d in range(len(match.type.shape)) if d not in sources]
@@ -50,17 +50,17 @@ def moved(match: Match) -> Names:
     return {"order": tuple(order)}
 
 
-def same_order(match: Match) -> Names:
+def same_order(match: Match) -> Meanings:
     """Every dim stays where it is."""
     return {} if match["order"] == tuple(range(len(match.type.shape))) else None
 
 
-def to_end(match: Match) -> Names:
+def to_end(match: Match) -> Meanings:
     """A range by its length ends there."""
     return {"end": match["start"] + match["length"]}  # type: ignore[operator]  # sizes
 
 
-def all_dims(match: Match) -> Names:
+def all_dims(match: Match) -> Meanings:
     """No dims are given, which means all."""
     return {"dims": tuple(range(len(match.type_of("x").shape))), "keepdim": match.names.get("keepdim", False)}
 

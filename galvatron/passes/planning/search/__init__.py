@@ -11,9 +11,11 @@ from galvatron.costs.estimate import cost_model, with_predictions
 from galvatron.costs.model import CostModel
 from galvatron.costs.objective import Setting
 from galvatron.errors import BudgetError, PassError, PlanError
+from galvatron.ir import limits
+from galvatron.ir.documents import shown
 from galvatron.ir.micro_batches import coupling
 from galvatron.ir.plan import Plan
-from galvatron.ir.planned import check_micro_batches, check_schedule, epilogue, planned_layers
+from galvatron.ir.planned import check_epilogue, check_micro_batches, epilogue, planned_layers
 from galvatron.ir.program import Form, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.base import Bytes, Pass
@@ -26,6 +28,9 @@ from galvatron.schedules import SCHEDULES, Schedule, default_schedule
 
 MICRO_BATCH_CHOICES = 16
 """At most so many numbers of micro-batches are tried, spread evenly over the divisors of the batch."""
+
+_COUNTS = {"memory": limits.SIZE, "micro_batches": limits.REPEATS, "global_batch": limits.SAMPLES}
+"""Options that are counts, and the most that each may be."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,14 @@ class Search(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for option, most in _COUNTS.items():
+            count = getattr(self, option)
+            if count is not None and not 1 <= count <= most:
+                option = option.replace("_", "-")
+                raise PassError(f"pass {self.name!r}, option {option!r}: must be from 1 to {most}, not {shown(count)}")
+        if not 0 <= self.resolution < 1:
+            told = f"must be at least 0 and less than 1, not {self.resolution}"
+            raise PassError(f"pass {self.name!r}, option 'resolution': {told}")
         if self.schedule is not None and not Schedule.parse(self.schedule).phases:
             choices = [name for name in SCHEDULES if Schedule.parse(name).phases]
             raise PassError(
@@ -59,10 +72,9 @@ class Search(Pass):
             )
 
     def run(self, program: Program) -> Program:
-        cluster = program.cluster
-        if cluster is None:
-            raise PassError(f"pass {self.name!r} needs a program with a cluster")
-        program = replace(program, batch_size=self.global_batch or program.batch_size)
+        cluster = program.required_cluster
+        if self.global_batch is not None:
+            program = replace(program, batch_size=self.global_batch)
         budget_bytes = cluster.default_budget_bytes if self.memory is None else int(self.memory)
         model = cost_model(program)
         choices = list(self._choices(program))
@@ -85,7 +97,7 @@ class Search(Pass):
         ends = bool(epilogue(program))
         if self.micro_batches is not None:
             check_micro_batches(self.micro_batches, program)
-            check_schedule(self._schedule(self.micro_batches, ends), 1, self.micro_batches, program)
+            check_epilogue(self._schedule(self.micro_batches, ends), 1, self.micro_batches, program)
         counts = [1] if coupling(program) else counts
         for degree in dict.fromkeys(c.pipeline_degree for c in program.candidates):
             left = {c.cls: c.strategies for c in program.candidates if c.pipeline_degree == degree}
@@ -152,11 +164,10 @@ def fastest(
 
 
 def _plan(program: Program, setting: Setting, stages: tuple[tuple[Strategy, ...], ...]) -> Plan:
-    assert program.cluster is not None
     return Plan(
         fingerprint=program.fingerprint,
         global_batch_size=program.batch_size,
-        world_size=program.cluster.world_size,
+        world_size=program.required_cluster.world_size,
         micro_batches=setting.micro_batches,
         schedule=setting.schedule,
         stages=stages,

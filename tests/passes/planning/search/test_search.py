@@ -91,7 +91,12 @@ def test_options_are_kept(candidates: Program) -> None:
     [
         ({"schedule": "zbv"}, "not add up from its stages, so it is not searched; use gpipe or 1f1b, or give a plan"),
         ({"schedule": "1f2b"}, "unknown schedule '1f2b'; did you mean '1f1b'"),
-        ({"micro_batches": 0}, "at least 1 micro-batch, not 0"),
+        ({"micro_batches": 0}, "option 'micro-batches': must be from 1 to 100000, not 0"),
+        ({"global_batch": 0}, "option 'global-batch': must be from 1 to "),
+        ({"global_batch": -4}, "option 'global-batch': must be from 1 to "),
+        ({"memory": 0}, "option 'memory': must be from 1 to "),
+        ({"resolution": -1.0}, "option 'resolution': must be at least 0 and less than 1, not -1.0"),
+        ({"resolution": float("nan")}, "option 'resolution': must be at least 0 and less than 1, not nan"),
     ],
 )
 def test_options_that_cannot_be_are_refused(candidates: Program, options: dict[str, object], message: str) -> None:

@@ -9,19 +9,19 @@ from galvatron.ir.graph import Graph, Op, Value
 from galvatron.ir.program import Layer, LayerClass, Program
 
 
-def inline(program: Program) -> Graph:
+def inlined(program: Program) -> Graph:
     """The whole computation of a clustered (costed, planned) program as one graph, layer after layer.
 
     Values that pass between layers keep their names in the program; those inside a layer get the layer's name before
     their own.
     """
-    ops = [op for layer in program.layers for op in _inlined(layer, program.class_of[layer.cls])]
+    ops = [op for layer in program.layers for op in _ops(layer, program.class_of[layer.cls])]
     read = {name for layer in program.layers for name in layer.state}
     state = tuple(Value(s.name, s.compute_type(program.precision)) for s in program.state if s.name in read)
     return Graph(program.inputs, state, tuple(ops), (program.output,))
 
 
-def _inlined(layer: Layer, cls: LayerClass) -> Iterator[Op]:
+def _ops(layer: Layer, cls: LayerClass) -> Iterator[Op]:
     graph = cls.graph
     bound = dict(zip((v.name for v in graph.inputs), layer.operands, strict=True))
     bound |= dict(zip((v.name for v in graph.state), layer.state, strict=True))
