@@ -227,4 +227,5 @@ def test_an_op_that_gives_or_goes_over_too_much_is_not_run(name: str) -> None:
 )
 def test_as_many_as_there_are(line: str) -> None:
     x = "f32[7, B]" if "B" in line else "f32[7]"
-    verify(around(parse_graph(f"galvatron ir 1\ngraph {{\n  input %x : {x}\n  {line}\n  return %y\n}}\n")))
+    lines = (f"input %x : {x}", line, "%l = aten.sum.default(%y) : f32[]", "return %l")
+    verify(around(parse_graph("galvatron ir 1\ngraph {\n" + "".join(f"  {line}\n" for line in lines) + "}\n")))
