@@ -64,6 +64,6 @@ def test_every_form_is_valid_and_survives_text(name: str) -> None:
         check(program)
     for stages in (1, 2):
         plan = mixed_plan(costed, stages, seed=stages, sequence=name != "vit")  # 16 patches and a class token
-        planned = replace(costed, form=Form.PLANNED, plan=plan)
+        planned = with_plan(replace(costed, batch_size=8), plan)
         for program in states(planned, LOWERING):
             check(program)
