@@ -175,7 +175,7 @@ def _read_document(document: Any) -> Plan:
 
 
 def _ties(key: str, value: Any) -> Ties:
-    if not isinstance(value, dict) or not all(is_text(name) and is_text(kept) for name, kept in value.items()):
+    if not isinstance(value, dict) or not all(map(is_text, value.values())):
         raise PlanError(f'plan field {key!r} must look like {{"table.weight": "dp2-tp2", "scale": "{WHOLE}"}}')
     try:
         return tuple((name, None if kept == WHOLE else Strategy.parse(kept).keeping) for name, kept in value.items())
