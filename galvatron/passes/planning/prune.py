@@ -95,12 +95,21 @@ def _too_much_state(branch: Branch) -> Iterator[tuple[Strategy, str]]:
 
 
 def _dominated(branch: Branch) -> Iterator[tuple[Strategy, str]]:
+    """A tie that is kept in parts has one `keeping` in all its layers: strategies that have it leave it together, for
+    others that have one in common."""
+    keeping = {s: s.keeping if branch.model.tied() else None for s in branch.strategies}
     left = list(branch.strategies)
     for strategy in branch.strategies:
-        other = next((o for o in left if o != strategy and _dominates(branch, left, o, strategy)), None)
-        if other is not None:
-            left.remove(strategy)
-            yield strategy, f"{other} takes no more time and memory in every layer"
+        for kept in dict.fromkeys(keeping[s] for s in left) if strategy in left else ():
+            together = keeping[strategy] not in (None, kept)
+            leaving = [s for s in left if keeping[s] == keeping[strategy]] if together else [strategy]
+            others = [s for s in left if keeping[s] == kept and s not in leaving]
+            found = [next((o for o in others if _dominates(branch, left, o, s)), None) for s in leaving]
+            if None not in found:
+                left = [s for s in left if s not in leaving]
+                reason = "takes no more time and memory in every layer"
+                yield from ((s, f"{other} {reason}") for s, other in zip(leaving, found, strict=True))
+                break
 
 
 _Kept = tuple[Strategy, Ties]
@@ -113,9 +122,6 @@ def _dominates(branch: Branch, left: list[Strategy], better: Strategy, worse: St
     model, layers = branch.model, len(branch.model.kinds())
     if worse.degree("dp") % better.degree("dp"):
         return False  # there are micro-batches that only `worse` can divide
-    moved = model.tied() and worse.keeping not in (None, better.keeping)
-    if moved and any(third.keeping == worse.keeping for third in left if third != worse):
-        return False  # a tie in parts may have both, and would be left with two ways to be kept
     for size in branch.sizes:
         if size % worse.degree("dp"):
             continue

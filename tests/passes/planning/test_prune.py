@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given, settings
@@ -79,22 +79,27 @@ def test_every_rule_has_its_argument() -> None:
 @settings(max_examples=60, deadline=None)
 @given(models(), st.integers(1, 2), st.sampled_from([1, 2]), st.integers(30, 200))
 def test_sound_rules_keep_an_optimum(model: TableModel, degree: int, micro_batches: int, budget: int) -> None:
+    check_soundness(model, STRATEGIES, degree, micro_batches, budget)
+
+
+def check_soundness(
+    model: TableModel, options: tuple[Strategy, ...], degree: int, micro_batches: int, budget: int
+) -> list[Strategy]:
+    """What dominance cuts, after checking that this leaves an optimum."""
     program = replace(costed(), batch_size=4 * micro_batches)
-    cluster = program.cluster
-    assert cluster is not None
-    branch = Branch(program, cluster, model, degree, STRATEGIES, None)
-    layers = len(model.classes)
-    removed = {s for s, _ in RULES[DOMINANCE].cut(branch)}
-    pruned = tuple(s for s in STRATEGIES if s not in removed)
+    assert program.cluster is not None
+    removed = [s for s, _ in RULES[DOMINANCE].cut(Branch(program, program.cluster, model, degree, options, None))]
+    pruned = tuple(s for s in options if s not in removed)
     assert pruned
     setting = Setting(4 * micro_batches, micro_batches, "gpipe", degree)
     before, after = (
-        fastest(model, list(ways(model.tied(), setting, [options] * layers)), budget, 0.0)
-        for options in (STRATEGIES, pruned)
+        fastest(model, list(ways(model.tied(), setting, [left] * len(model.classes))), budget, 0.0)
+        for left in (options, pruned)
     )
     assert (before is None) == (after is None)
     if before is not None and after is not None:
         assert evaluate_plan(model, *after)[0] == pytest.approx(evaluate_plan(model, *before)[0])
+    return removed
 
 
 def test_the_dominated_strategy_is_cut() -> None:
@@ -113,6 +118,31 @@ def test_the_dominated_strategy_is_cut() -> None:
 
 
 TP4, MIXED, RECOMPUTED = (Strategy.parse(text) for text in ("dp1-tp4", "dp2-tp2", "dp2-tp2-recompute"))
+ALIKE_IN_PAIRS = (TP4, MIXED, RECOMPUTED, Strategy.parse("dp1-tp4-recompute"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(models(options=ALIKE_IN_PAIRS), st.booleans(), st.integers(1, 2), st.integers(30, 200))
+def test_strategies_that_leave_ties_together_leave_an_optimum(
+    model: TableModel, moves: bool, degree: int, budget: int
+) -> None:
+    """Costs never fall from the better to the worse of two; with costly conversions one of them alone stays."""
+
+    def ordered(table: Table) -> Table:
+        found = dict(table)
+        for kind in {kind for kind, _ in table}:
+            for better, worse in ((TP4, MIXED), (ALIKE_IN_PAIRS[3], RECOMPUTED)):
+                a, b = table[kind, better], table[kind, worse]
+                figures = [field.name for field in fields(LayerCost) if field.name != "ties"]
+                found[kind, worse] = LayerCost(**{name: max(getattr(a, name), getattr(b, name)) for name in figures})
+        return found
+
+    same = dict.fromkeys(ALIKE_IN_PAIRS, 1.0)
+    model = replace(model, costs=ordered(model.costs), together=ordered(model.together), boundary=same, shared=same)
+    if moves:
+        model = replace(model, conversions=dict.fromkeys(model.conversions, 0.0), shared=dict.fromkeys(same, 0.0))
+    removed = check_soundness(model, ALIKE_IN_PAIRS, degree, 1, budget)
+    assert not moves or {MIXED, RECOMPUTED} <= {*removed}
 
 
 @pytest.mark.parametrize(("shares", "cut"), [((), [MIXED]), (((0, 1),), [])])
@@ -134,6 +164,13 @@ def test_a_strategy_beside_which_others_keep_ties_is_kept(
     figures = ((2.0, 2.0), (3.0, 2.0), (4.0, 1.0))  # seconds, and bytes, of which recomputation has fewest
     costs = {(0, s): LayerCost(time, 0.0, saved_bytes=size) for s, (time, size) in zip(options, figures, strict=True)}
     assert cut_by_dominance(options, costs, costs, shares) == cut
+
+
+def test_strategies_that_keep_ties_alike_are_cut_together() -> None:
+    """Each for one that is better, which keep ties alike too."""
+    figures = zip(ALIKE_IN_PAIRS, ((2.0, 2.0), (3.0, 2.0), (4.0, 1.0), (3.0, 1.0)), strict=True)
+    costs = {(0, s): LayerCost(time, 0.0, saved_bytes=size) for s, (time, size) in figures}
+    assert cut_by_dominance(ALIKE_IN_PAIRS, costs, costs, ((0, 1),)) == [MIXED, RECOMPUTED]
 
 
 def test_a_strategy_that_is_worse_however_ties_are_kept_is_cut() -> None:

@@ -92,16 +92,16 @@ def costs() -> st.SearchStrategy[LayerCost]:
 
 
 @st.composite
-def models(draw: st.DrawFn, tied: bool = True) -> TableModel:
+def models(draw: st.DrawFn, tied: bool = True, options: tuple[Strategy, ...] = STRATEGIES) -> TableModel:
     kinds = draw(st.integers(1, 2))
     classes = tuple(draw(st.lists(st.integers(0, kinds - 1), min_size=1, max_size=5)))
     table, together = (
-        {(kind, strategy): draw(costs()) for kind in range(kinds) for strategy in STRATEGIES} for _ in range(2)
+        {(kind, strategy): draw(costs()) for kind in range(kinds) for strategy in options} for _ in range(2)
     )
-    conversions = {pair: draw(small) for pair in itertools.permutations(STRATEGIES, 2)}
-    kept = {s.axes: draw(small) for s in STRATEGIES}
-    boundary = {s: kept[s.axes] for s in STRATEGIES}
-    shared = {s: draw(small) for s in STRATEGIES}
+    conversions = {pair: draw(small) for pair in itertools.permutations(options, 2)}
+    kept = {s.axes: draw(small) for s in options}
+    boundary = {s: kept[s.axes] for s in options}
+    shared = {s: draw(small) for s in options}
     layers = draw(st.permutations(range(len(classes))))
     sizes = draw(st.sampled_from([(), (2,), (3,), (2, 2), (2, 3), (1,)])) if tied else ()
     starts = itertools.accumulate(sizes, initial=0)
