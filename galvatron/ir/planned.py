@@ -150,7 +150,7 @@ def tied_layers(program: Program) -> dict[str, tuple[int, ...]]:
 
 def with_ties(plan: Plan, tied: Mapping[str, Sequence[int]]) -> Plan:
     """A plan that covers its program, with what it leaves out about ties; see `fitted`."""
-    told, strategies = dict(plan.ties), plan.strategies
+    told, strategies = {name: kept and kept.keeping for name, kept in plan.ties}, plan.strategies
     for name in (name for name in tied if name not in told):
         found = {strategies[index].keeping for index in tied[name]}
         told[name] = found.pop() if len(found) == 1 else None
