@@ -135,7 +135,7 @@ def bind_names(program: Program, stage: Stage, sizes: Sizes) -> Bindings:
         sizes=sizes,
         functions=functions,
         axes=_axis_names(program, stage),
-        layers=_layer_names(stage),
+        layers=_layer_names(program, stage),
         batch={},
         scopes={when: Scope(taken) for when in When},
     )
@@ -206,9 +206,18 @@ def _axis_names(program: Program, stage: Stage) -> dict[Axis, str]:
     return names
 
 
-def _layer_names(stage: Stage) -> dict[str, str]:
+def _layer_names(program: Program, stage: Stage) -> dict[str, str]:
+    """The attribute of each layer of a stage. Those of a plan have one of their own among all stages: what a layer
+    draws follows from what it is called."""
     scope = Scope(taken=STAGE_ATTRIBUTES)
-    return {layer.name: _layer_name(scope, layer) for layer in stage.layers}
+    planned = {layer.name: _layer_name(scope, layer) for layer in program.all_layers if _is_single(layer)}
+    return {
+        layer.name: planned[layer.name] if _is_single(layer) else _layer_name(scope, layer) for layer in stage.layers
+    }
+
+
+def _is_single(layer: Layer) -> bool:
+    return layer.kind in (LayerKind.PLANNED, LayerKind.EPILOGUE)
 
 
 def _layer_name(scope: Scope, layer: Layer) -> str:

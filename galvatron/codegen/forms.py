@@ -6,6 +6,8 @@ In a form such as `F.linear(input, weight, bias)`
   list spread into arguments, and positional arguments at the end are left out when they have their defaults; one whose
   default has no place there is marked `name!`;
 - `x.f(...)` is a method of the argument `x`, any other dotted name is a function;
+- `self[dim, index]` or `self[dim, start:end:step]` is one place or a stretch of a dimension, `self[indices]` an index
+  for each dimension;
 - an operator form such as `self + other` is written as it stands;
 - `or` stands between forms, the preferred one first.
 
@@ -28,14 +30,16 @@ from galvatron.ir.ops.targets import parsed
 class Spelling:
     """One form, read.
 
-    Exactly one of `operator` (the text between, or before, the operands) and `function` is set; a `receiver` makes the
-    function a method of that argument. `needed` are the arguments that must differ from their defaults.
+    Exactly one of `operator` (the text between, or before, the operands), `brackets` (the parameters in them) and
+    `function` is set; a `receiver` makes the function a method of that argument, or is what stands before the brackets.
+    `needed` are the arguments that must differ from their defaults.
     """
 
     positional: tuple[str, ...] = ()
     spread: str = ""
     keywords: tuple[str, ...] = ()
     operator: str = ""
+    brackets: tuple[str, ...] = ()
     function: str = ""
     receiver: str = ""
     needed: frozenset[str] = frozenset()
@@ -43,7 +47,7 @@ class Spelling:
     @property
     def written(self) -> frozenset[str]:
         """The parameters that have a place in the form."""
-        return frozenset((*self.positional, self.spread, *self.keywords, self.receiver)) - {""}
+        return frozenset((*self.positional, self.spread, *self.keywords, *self.brackets, self.receiver)) - {""}
 
 
 def forms(target: str) -> tuple[Spelling, ...]:
@@ -55,6 +59,9 @@ def forms(target: str) -> tuple[Spelling, ...]:
 
 @cache
 def _read(text: str, parameters: frozenset[str]) -> Spelling:
+    if text.endswith("]"):
+        receiver, *brackets = re.findall(r"\w+", text)
+        return Spelling(brackets=tuple(brackets), receiver=receiver)
     if not text.endswith(")"):
         words = re.findall(r"\w+|[^\w\s]+", text)
         operands = tuple(w for w in words if w.isidentifier())

@@ -66,7 +66,7 @@ class OpPrinter:
         if self._waits(op):
             return call(f"rt.{op.name}", [self.argument(a) for a in op.args])
         op = self._with_explicit_dtype(without_site(_switched(op)))
-        return self._special(op) or self._by_form(op) or self._fallback(op)
+        return self._by_form(op) or self._fallback(op)
 
     def step(self, op: Op, kind: Step) -> Text:
         """The op as a step that a recomputed layer does not compute again: `rt.keep(function, arguments, ...)`."""
@@ -156,6 +156,8 @@ class OpPrinter:
             return None
         if form.operator:
             return self._operator(form, op)
+        if form.brackets:
+            return self._bracketed(form, op)
         return self._call(form, op, given)
 
     def _operator(self, form: Spelling, op: Op) -> Text:
@@ -171,6 +173,8 @@ class OpPrinter:
         while positional and positional[-1] not in given:
             positional.pop()
         written += [self.argument(op[name]) for name in positional]
+        if operator_of(op).reads_memory:
+            written[0] = f"{written[0]}.contiguous()"
         if form.spread:
             items = given[form.spread]
             if not isinstance(items, tuple):
@@ -204,33 +208,22 @@ class OpPrinter:
             written.append(f"device={self._device}")
         return call(f"torch.ops.{attribute(op.target)}", written)
 
-    def _special(self, op: Op) -> Text | None:
-        """Ops that Python writes with square brackets."""
-        handler = {
-            "aten.slice.Tensor": self._slice,
-            "aten.select.int": self._select,
-            "aten.index.Tensor": self._index,
-            "aten.view_as_complex.default": self._complex,
-        }.get(op.target)
-        return handler(op) if handler and not op.kwargs else None
+    def _bracketed(self, form: Spelling, op: Op) -> Text | None:
+        """Python's square brackets: at one dimension, or with index tensors."""
+        if "dim" not in form.brackets:
+            return self._index(op)
+        item = self._stretch(op) if "step" in form.brackets else str(self.argument(op["index"]))
+        return self._brackets(op["self"], op["dim"], item)
 
-    def _complex(self, op: Op) -> Text:
-        return call("torch.view_as_complex", [f"{self.argument(op.args[0])}.contiguous()"])
-
-    def _slice(self, op: Op) -> Text:
-        source, dim, start, end, step = (*op.args, *(0, None, None, 1)[len(op.args) - 1 :])
+    def _stretch(self, op: Op) -> str:
+        start, end, step = op["start"], op["end"], op["step"]
         bounds = [
             "" if start in (None, 0) else str(self.argument(start)),
             "" if end in (None, _UNWRITTEN) else str(self.argument(end)),
         ]
         # Formatters put spaces around the colon when a bound is more than a name or a number.
         colon = " : " if any(" " in b for b in bounds) else ":"
-        text = colon.join(bounds).strip() + (f":{self.argument(step)}" if step != 1 else "")
-        return self._brackets(source, dim, text)
-
-    def _select(self, op: Op) -> Text:
-        source, dim, index = op.args
-        return self._brackets(source, dim, str(self.argument(index)))
+        return colon.join(bounds).strip() + (f":{self.argument(step)}" if step != 1 else "")
 
     def _brackets(self, source: Arg, dim: Arg, item: str) -> Text:
         """`x[:, item]`, or `x[..., item]` for the last of more than two dimensions."""
@@ -240,7 +233,7 @@ class OpPrinter:
         return f"{self._identifier(source.name)}[{', '.join([*before, item])}]"
 
     def _index(self, op: Op) -> Text | None:
-        source, indices = op.args
+        source, indices = op["self"], op["indices"]
         if not isinstance(source, Ref) or not isinstance(indices, tuple):
             return None
         while indices and indices[-1] is None:

@@ -6,7 +6,6 @@ the activations that autograd saves and the peak of live memory are those of the
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,16 +21,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from galvatron.costs.events import CollectiveCall, Event, Launch, Linear, Profile
 from galvatron.costs.slices import run_on_slice
 from galvatron.errors import GalvatronError
+from galvatron.ir.collectives import MESSAGES, Conversion, conversion_of
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.interpreter import DTYPE_OF, empty_like_type, run_graph
-from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard, nameable_axes
+from galvatron.ir.layout import Axis, nameable_axes
 from galvatron.ir.ops.table import kernel_work, of_target
 from galvatron.ir.ops.work import Work
 from galvatron.ir.recompute import selective_steps
 from galvatron.ir.types import evaluate
 from galvatron.ir.verify.computed import silence
 from galvatron.machine.kernel import touched_bytes
-from galvatron.partition.conversion import conversion
 from galvatron.recompute import keep, once, recomputed
 
 _MOST_NEEDED = 512
@@ -233,7 +232,7 @@ class _Run:
         axis = self.axes[kwargs["axis"]]
         if op.namespace == "spmd":
             return run_on_slice(op, args, kwargs, axis, partial(self._record, axis))
-        return _Collective.apply(args[0], shape, EFFECTS[op.target, kwargs.get("grad")], axis, self.watch)
+        return _Collective.apply(args[0], shape, conversion_of(op), axis, self.watch)
 
 
 _CALLERS = {"keep": keep, "once": once}
@@ -258,31 +257,18 @@ class _Output:
         return _Output(edge, tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
 
-_PLACEMENTS = (REPLICATE, BROADCAST, PARTIAL, Shard(0), Shard(1))
-EFFECTS: dict[tuple[Any, Any], tuple[str | None, str | None]] = {
-    (f"comm.{row.op}", row.grad): (row.forward, row.backward)
-    for row in itertools.starmap(conversion, itertools.product(_PLACEMENTS, repeat=2))
-    if row is not None
-}
-"""What a collective op sends forward and backward, by its target and `grad`; None where it stays on the device."""
-
-
-_BUFFERS = {"all_gather": 1, "reduce_scatter": 1, "all_to_all": 2}
-"""Collectives that lay the parts of the ranks out one by one, and in how many tensors of the payload's size."""
-
-
 class _Collective(torch.autograd.Function):
     """Stands for a collective: right shapes forward and backward, and an event for what crosses the network."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, shape: list[int], effect: tuple[str | None, str | None], axis: Axis, watch: _Watch):
-        ctx.shape, ctx.effect, ctx.axis, ctx.watch = list(x.shape), effect, axis, watch
+    def forward(ctx: Any, x: Any, shape: list[int], conversion: Conversion, axis: Axis, watch: _Watch):
+        ctx.shape, ctx.conversion, ctx.axis, ctx.watch = list(x.shape), conversion, axis, watch
         ctx.payload = max(x.numel(), math.prod(shape))
-        return _moved(x, shape, effect[0], axis, ctx.payload, watch)
+        return _moved(x, shape, conversion.forward, axis, ctx.payload, watch)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any):
-        moved = _moved(gradients[0], ctx.shape, ctx.effect[1], ctx.axis, ctx.payload, ctx.watch)
+        moved = _moved(gradients[0], ctx.shape, ctx.conversion.backward, ctx.axis, ctx.payload, ctx.watch)
         return moved, None, None, None, None
 
 
@@ -291,7 +277,7 @@ def _moved(x: Any, shape: list[int], kind: str | None, axis: Axis, payload: int,
     if kind is None and list(x.shape) == shape:
         return x.view_as(x)
     watch.collective(kind, axis, payload * x.element_size())
-    buffer = x.new_empty(payload * _BUFFERS.get(kind or "", 0))
+    buffer = x.new_empty(payload * (MESSAGES[kind].buffers if kind else 0))
     result = x.new_empty(shape)
     del buffer
     return result

@@ -10,6 +10,7 @@ import torch
 
 from galvatron.ir.graph import Op
 from galvatron.ir.layout import Axis
+from galvatron.ir.ops.table import operator_of
 from galvatron.ir.spmd import KEYWORDS, on_slices
 from galvatron.recompute import keep
 
@@ -20,9 +21,9 @@ Record = Callable[[str, int], None]
 def run_on_slice(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], axis: Axis, record: Record) -> Any:
     """The result of an op of `ir.spmd` on fake tensors, with its collectives recorded forward and backward."""
     own = {k: v for k, v in kwargs.items() if k not in KEYWORDS}
-    if on_slices(op).ring:
-        mask = args[3] if len(args) > 3 else own.pop("attn_mask", None)
-        turns = (2 * axis.size + 5) // 4 if op["is_causal"] and op.kwarg("folded") else axis.size
+    if ring := on_slices(op).ring:
+        mask = (dict(zip(op.arguments, args, strict=False)) | own).get(operator_of(op).mask)
+        turns = ring(op, axis.size)
         options = {k: v for k, v in own.items() if k in ("scale", "enable_gqa")}
         return _Ring.apply(*args[:3], mask, turns, axis, record, partial(getattr(torch.ops.aten, op.name), **options))
     rows = args[0].detach()[..., 0]
@@ -40,11 +41,8 @@ def _sent(rows: Any, kind: str, numbers: int, record: Record) -> Any:
 
 
 class _Ring(torch.autograd.Function):
-    """Ring attention: as many turns as this rank computes, each against one slice of the keys and values.
-
-    Under a causal mask every rank with folded slices computes 2n + 1 of its 4n quarter blocks, that is about
-    (2n + 1) / 4 turns; of plain slices the last one computes all. The backward computes the scores again.
-    """
+    """Ring attention: as many turns as this rank computes, each against one slice of the keys and values. The backward
+    computes the scores again."""
 
     @staticmethod
     def forward(

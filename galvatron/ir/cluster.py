@@ -14,8 +14,6 @@ from galvatron.ir.presets import PRESETS, Preset
 from galvatron.ir.records import read_members
 from galvatron.ir.types import DTYPE_BYTES
 
-COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "p2p")
-
 RESERVE_SHARE = 1 / 16
 RESERVE_BYTES = 512 * 2**20
 

@@ -1,103 +1,185 @@
 """The collectives of a sharded graph: ops `comm.*` that take one value from one placement to another on one mesh axis.
 
-Their first argument is the value, `axis` the name of an axis of the class mesh; all keyword arguments are always
-written, in the order of this table, except for flags, which are written where they are true. `outer` sees a dimension
-of the local tensor as `(outer, n, rest)`, of which the axis splits or joins `n`; `folded` says that it does so in
-folded slices.
+What the compiler knows of one is its entry here: between which placements it leads, and what crosses the network for
+it. All else follows: its arguments, the shape of its result, the collective that its backward is (the one that leads
+back between the duals of its placements), what selective recomputation keeps, what it costs, and how it is written. The
+function of the same name in `runtime.collectives` does it.
+
+The first argument is the value, `axis` the name of an axis of the class mesh; all keyword arguments are always written,
+except for flags, which are written where they are true. `outer` sees a dimension of the local tensor as `(outer, n,
+rest)`, of which the axis splits or joins `n`; `folded` says that it does so in folded slices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import sympy
 
-from galvatron.ir.graph import Arg
-from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Placement, Shard
-from galvatron.ir.types import Dim
+from galvatron.ir.graph import Arg, Op
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Placement, Shard, dual
+from galvatron.ir.types import Dim, exact_quotient
 
 Keywords = dict[str, Arg]
+
+SHARD = Shard(0)
+"""Stands for any shard."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """What crosses the network for a collective on an axis of `n` ranks.
+
+    `way` is to whom a rank sends what: to the next one of a `ring` an n-th of the payload at a time, to `each` other
+    one an n-th, or to a `peer` all of it. The payload is the whole tensor as one rank sees it, before or after.
+    `rounds` is how often the value goes round the axis (in an exchange of shards about half of it does), `buffers` in
+    how many tensors of the payload's size the parts of the ranks are laid out one by one.
+    """
+
+    way: Literal["ring", "each", "peer"]
+    rounds: float = 1.0
+    buffers: int = 0
 
 
 @dataclass(frozen=True)
 class Collective:
-    """One kind of collective: its keyword arguments, and the placements it leads from and to, given those arguments.
+    """One kind of collective: its ways from a placement to another, and what crosses the network, if anything does.
 
-    `dims` are the (dimension keyword, factor) pairs of the local shape: +1 where it grows by the axis size, -1 where it
-    shrinks. `flags` follow the other keywords.
+    `grad` tells several ways apart: it names what happens to the gradient.
     """
 
-    keywords: tuple[str, ...]
-    source: Callable[[Keywords], Placement]
-    target: Callable[[Keywords], Placement]
-    dims: tuple[tuple[str, int], ...] = ()
-    gradients: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()
+    name: str
+    ways: dict[tuple[Placement, Placement], str | None]
+    message: Message | None = None
+
+    @property
+    def target(self) -> str:
+        """What an op calls."""
+        return f"comm.{self.name}"
+
+    @cached_property
+    def gradients(self) -> tuple[str, ...]:
+        """What `grad` may be; empty where it has no such keyword."""
+        return tuple(filter(None, self.ways.values()))
+
+    @cached_property
+    def shards(self) -> tuple[str, ...]:
+        """How the keywords begin that tell a shard: first the one after, last the one before."""
+        if (SHARD, SHARD) in self.ways:
+            return "split_", "concat_"
+        return ("",) if any(SHARD in way for way in self.ways) else ()
+
+    @cached_property
+    def keywords(self) -> tuple[str, ...]:
+        """Its keyword arguments, less flags, in order."""
+        told = (f"{prefix}{name}" for prefix in self.shards for name in ("dim", "outer"))
+        return ("axis", *told, *(("grad",) if self.gradients else ()))
+
+    @cached_property
+    def flags(self) -> tuple[str, ...]:
+        """Its flags, which follow the other keywords."""
+        return tuple(f"{prefix}folded" for prefix in self.shards)
 
     def written(self, keywords: Keywords) -> tuple[tuple[str, Arg], ...]:
         """Those of the keywords that it has, in its order."""
         return tuple((name, keywords[name]) for name in (*self.keywords, *self.flags) if name in keywords)
 
 
-def _shard(keywords: Keywords, prefix: str = "") -> Shard:
-    index, factor, folded = (keywords.get(f"{prefix}{name}") for name in ("dim", "outer", "folded"))
-    assert isinstance(index, int) and not isinstance(factor, (str, tuple, float, bool)) and factor is not None
-    return Shard(index, factor, folded=folded is True)  # type: ignore[arg-type]  # a Dim by the assertion above
+_KINDS = (
+    Collective("copy", {(REPLICATE, BROADCAST): None}),
+    Collective(
+        "all_reduce",
+        {(PARTIAL, REPLICATE): "identity", (PARTIAL, BROADCAST): "all_reduce"},
+        Message("ring", rounds=2.0),
+    ),
+    Collective(
+        "all_gather",
+        {(SHARD, REPLICATE): "slice", (SHARD, BROADCAST): "reduce_scatter"},
+        Message("ring", buffers=1),
+    ),
+    Collective("reduce_scatter", {(PARTIAL, SHARD): None}, Message("ring", buffers=1)),
+    Collective("slice", {(REPLICATE, SHARD): "all_gather", (BROADCAST, SHARD): "pad"}),
+    Collective("all_to_all", {(SHARD, SHARD): None}, Message("each", rounds=0.5, buffers=2)),
+    Collective("first", {(REPLICATE, PARTIAL): "identity", (BROADCAST, REPLICATE): "first"}),
+    Collective("pad", {(SHARD, PARTIAL): None}),
+)
+
+COLLECTIVES: dict[str, Collective] = {collective.target: collective for collective in _KINDS}
+"""Every collective, by what an op calls."""
+
+MESSAGES: dict[str, Message] = {c.name: c.message for c in _KINDS if c.message} | {"p2p": Message("peer")}
+"""What may cross the network: the message of each collective by its name, and what one rank sends to another."""
 
 
-def shard_keywords(shard: Shard, outer: Dim, prefix: str = "") -> Keywords:
+@dataclass(frozen=True)
+class Conversion:
+    """One way of a collective, with its `grad`."""
+
+    collective: Collective
+    source: Placement
+    target: Placement
+    grad: str | None
+
+    @property
+    def forward(self) -> str | None:
+        """The message that it sends forward, as in `MESSAGES`; None where nothing crosses the network."""
+        return self.collective.name if self.collective.message else None
+
+    @property
+    def backward(self) -> str | None:
+        """The message that it sends backward: that of the conversion between the duals."""
+        return _CONVERSIONS[dual(self.target), dual(self.source)].forward
+
+
+_CONVERSIONS = {way: Conversion(c, *way, grad) for c in _KINDS for way, grad in c.ways.items()}
+
+
+def conversion(source: Placement, target: Placement) -> Conversion | None:
+    """What converts on one axis, or None where nothing is to be done or no single op does it: `R' → P`, and whatever
+    leads from or to a padded shard."""
+    if source == target or any(isinstance(p, Shard) and p.padded for p in (source, target)):
+        return None
+    return _CONVERSIONS.get((_kind(source), _kind(target)))
+
+
+def conversion_of(op: Op) -> Conversion:
+    """What a collective op does."""
+    grad, ways = op.kwarg("grad"), COLLECTIVES[op.target].ways
+    return next(_CONVERSIONS[way] for way in ways if ways[way] == grad)
+
+
+def ends(op: Op) -> tuple[Placement, Placement]:
+    """The placements that a collective op leads from and to; `outer` counts slices of the local tensor."""
+    found, told = conversion_of(op), [_shard(dict(op.kwargs), prefix) for prefix in COLLECTIVES[op.target].shards]
+    return told[-1] if found.source == SHARD else found.source, told[0] if found.target == SHARD else found.target
+
+
+def _kind(placement: Placement) -> Placement:
+    return SHARD if isinstance(placement, Shard) else placement
+
+
+def shard_keywords(shard: Shard, outer: Dim, prefix: str) -> Keywords:
     """The keywords by which a collective tells a shard; `outer` counts slices of the local tensor."""
     told: Keywords = {f"{prefix}dim": shard.dim, f"{prefix}outer": outer}
     return told | {f"{prefix}folded": True} if shard.folded else told
 
 
-def _by_grad(**placements: Placement) -> Callable[[Keywords], Placement]:
-    return lambda keywords: placements[str(keywords["grad"])]
+def _shard(keywords: Keywords, prefix: str) -> Shard:
+    index, factor, folded = (keywords.get(f"{prefix}{name}") for name in ("dim", "outer", "folded"))
+    assert isinstance(index, int) and not isinstance(factor, (str, tuple, float, bool)) and factor is not None
+    return Shard(index, factor, folded=folded is True)  # type: ignore[arg-type]  # a Dim by the assertion above
 
 
-COLLECTIVES: dict[str, Collective] = {
-    "comm.copy": Collective(("axis",), lambda k: REPLICATE, lambda k: BROADCAST),
-    "comm.all_reduce": Collective(
-        ("axis", "grad"), lambda k: PARTIAL, _by_grad(identity=REPLICATE, all_reduce=BROADCAST),
-        gradients=("identity", "all_reduce"),
-    ),
-    "comm.all_gather": Collective(
-        ("axis", "dim", "outer", "grad"), _shard, _by_grad(slice=REPLICATE, reduce_scatter=BROADCAST),
-        (("dim", 1),), ("slice", "reduce_scatter"), flags=("folded",),
-    ),
-    "comm.reduce_scatter": Collective(
-        ("axis", "dim", "outer"), lambda k: PARTIAL, _shard, (("dim", -1),), flags=("folded",),
-    ),
-    "comm.slice": Collective(
-        ("axis", "dim", "outer", "grad"), _by_grad(all_gather=REPLICATE, pad=BROADCAST), _shard,
-        (("dim", -1),), ("all_gather", "pad"), flags=("folded",),
-    ),
-    "comm.all_to_all": Collective(
-        ("axis", "split_dim", "split_outer", "concat_dim", "concat_outer"),
-        lambda k: _shard(k, "concat_"), lambda k: _shard(k, "split_"),
-        (("split_dim", -1), ("concat_dim", 1)), flags=("split_folded", "concat_folded"),
-    ),
-    "comm.first": Collective(
-        ("axis", "grad"), _by_grad(identity=REPLICATE, first=BROADCAST), _by_grad(identity=PARTIAL, first=REPLICATE),
-        gradients=("identity", "first"),
-    ),
-    "comm.pad": Collective(("axis", "dim", "outer"), _shard, lambda k: PARTIAL, (("dim", 1),), flags=("folded",)),
-}  # fmt: skip
-"""Every collective by op name; the adjoint of each is implied by the duals of its placements."""
-
-
-def result_shape(collective: Collective, keywords: Keywords, shape: tuple[Dim, ...], axis_size: int) -> tuple[Dim, ...]:
-    """The local shape after a collective on an axis of `axis_size` ranks; one that does not divide stays a fraction."""
+def result_shape(op: Op, shape: tuple[Dim, ...], axis_size: int) -> tuple[Dim, ...]:
+    """The local shape after a collective op on an axis of `axis_size` ranks; one that does not divide stays a
+    fraction."""
     local = list(shape)
-    for name, direction in collective.dims:
-        dim = keywords[name]
-        assert isinstance(dim, int)
-        local[dim] = local[dim] * axis_size if direction > 0 else _quotient(local[dim], axis_size)
+    before, after = ends(op)
+    if isinstance(after, Shard):
+        size = local[after.dim]
+        local[after.dim] = exact_quotient(size, axis_size) or sympy.sympify(size) / axis_size
+    if isinstance(before, Shard):
+        local[before.dim] = local[before.dim] * axis_size
     return tuple(local)
-
-
-def _quotient(dim: Dim, size: int) -> Dim:
-    if isinstance(dim, int) and dim % size == 0:
-        return dim // size
-    return sympy.sympify(dim) / size

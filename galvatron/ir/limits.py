@@ -39,6 +39,13 @@ LIST_ITEMS = 2**16
 RANK = 64
 """Dimensions of a tensor, the most that torch has."""
 
+INTEGERS = 2 * RANK
+"""Of a list of whole numbers among the arguments of an operator that gives no list itself: padding has two to each
+dimension."""
+
+ROUNDS = 64
+"""How often the kernel of one op may go over what it reads (`Operator.rounds`)."""
+
 SIZE = 2**63 - 1
 """Of one dimension."""
 

@@ -24,12 +24,13 @@ from functools import lru_cache
 
 import sympy
 
-from galvatron.ir.graph import Arg, Graph, Op, Value
+from galvatron.ir.graph import Arg, Graph, Op, Ref, Source, Value
 from galvatron.ir.ops.notation import DimNames, OpDims
 from galvatron.ir.ops.schemas import is_operator, schema_of
-from galvatron.ir.ops.table import added, op_dims
+from galvatron.ir.ops.table import added, op_dims, operator_of
 from galvatron.ir.program import Layer, LayerClass, LayerKind, Program
 from galvatron.ir.types import BATCH, MICRO_BATCHES, Dim, TensorType, exact_quotient, simplify_dim
+from galvatron.ir.whole import layers_seen_whole
 
 
 class Whole(Enum):
@@ -91,25 +92,27 @@ def batch_state(type_: TensorType) -> Spread:
     return SAME
 
 
-def flow(graph: Graph, given: Mapping[str, Spread]) -> Flow:
+def flow(graph: Graph, given: Mapping[str, Spread], *, once: bool = False) -> Flow:
     """Follows states through a graph, written in the global batch size, from those `given` for its inputs and state
-    (`SAME` by default)."""
+    (`SAME` by default); what runs `once` per step has the whole batch before it."""
     types = {name: value.type for name, value in graph.values.items()}
     states: dict[str, Spread] = {v.name: given.get(v.name, SAME) for v in (*graph.inputs, *graph.state)}
-    once: dict[str, tuple[str | int, ...]] = {}
+    uncounted: dict[str, tuple[str | int, ...]] = {}
     couplings: dict[str, Coupling] = {}
     for op in graph.ops:
         operands = [states[name] for name in op.operands]
         made: tuple[Spread, ...] = (COUPLED,) * len(op.results)
-        if COUPLED not in operands:
+        if once and not counts(op) and all(state is SAME for state in operands):
+            made = (SAME,) * len(op.results)
+        elif COUPLED not in operands:
             try:
                 made, counted = _checked(op, operands, _results(op, types, operands))
                 if counted:
-                    once[op.results[0].name] = tuple(counted)
+                    uncounted[op.results[0].name] = tuple(counted)
             except _Couples as found:
                 couplings[op.results[0].name] = Coupling(op, str(found))
         states.update((value.name, state) for value, state in zip(op.results, made, strict=True))
-    return Flow(states, once, couplings)
+    return Flow(states, uncounted, couplings)
 
 
 class _Couples(Exception):
@@ -138,7 +141,8 @@ def _results(op: Op, types: Mapping[str, TensorType], operands: list[Spread]) ->
     if same and not batched:
         return (SAME,) * len(op.results), []
     dims = op_dims(op, types)
-    if dims is None or len(dims.operands) != len(operands):
+    shapes = (*(types[name].shape for name in op.operands), *(value.type.shape for value in op.results))
+    if dims is None or len(dims.operands) != len(operands) or not dims.agree(shapes):
         raise _Couples("is computed on all samples at once")
     if batched or any(isinstance(state, Along) for state in operands):
         return _along(op, types, dims, operands)
@@ -156,13 +160,6 @@ def _checked(op: Op, operands: list[Spread], found: _Made) -> _Made:
     return found
 
 
-_SIZES_OF_RESULTS = frozenset({"size", "shape", "sizes", "split_size", "split_sizes", "repeats", "dims", "pad"})
-"""Parameters of which the shape of a result says all."""
-
-_BOUNDS = frozenset({"start", "end", "length"})
-"""Parameters that cut a part out of a dimension `dim`."""
-
-
 def _sizes_are_of_samples(op: Op, operands: list[Spread], made: tuple[Spread, ...]) -> bool:
     """Whether the batch size is in the sizes of an op as often as its results have samples: a micro-batch writes its
     own for each."""
@@ -170,13 +167,11 @@ def _sizes_are_of_samples(op: Op, operands: list[Spread], made: tuple[Spread, ..
         return False
     if not is_operator(op.target):
         return True
-    along = {state.dim for state in operands if isinstance(state, Along)}
-    cut = op.get("dim") in along
+    operator = operator_of(op)
+    cuts = any(isinstance(state, Along) and state.dim == op.get("dim") for state in operands)
+    told = operator.sizes.union(operator.bounds if cuts else ())
     return not any(
-        parameter.kind in ("SymInt", "int")
-        and parameter.name not in _SIZES_OF_RESULTS
-        and not (cut and parameter.name in _BOUNDS)
-        and _has_batch(op[parameter.name])
+        parameter.kind in ("SymInt", "int") and parameter.name not in told and _has_batch(op[parameter.name])
         for parameter in schema_of(op.target).parameters
     )
 
@@ -196,9 +191,17 @@ def _has_batch(arg: Arg) -> bool:
     return any(isinstance(item, sympy.Expr) and item.has(BATCH) for item in items)
 
 
+_SHARE = "aten.div.Tensor"
+
+
+def counted(name: str, made: Value, source: Source | None) -> Op:
+    """The op that counts a value once: it is divided by the number of micro-batches."""
+    return Op(_SHARE, (Ref(name), MICRO_BATCHES), (), (made,), source)
+
+
 def is_counted(op: Op) -> bool:
-    """Whether the op is a division by the number of micro-batches."""
-    return op.target == "aten.div.Tensor" and len(op.args) > 1 and op.args[1] == MICRO_BATCHES
+    """Whether the op counts a value once."""
+    return op.target == _SHARE and len(op.args) > 1 and op.args[1] == MICRO_BATCHES
 
 
 def statistic_state(op: Op) -> Spread:
@@ -270,7 +273,7 @@ _PART_OF_A_SUM = "{} a sum over the batch, of which a micro-batch knows only its
 
 def _is_cast(op: Op) -> bool:
     """Whether the op only changes the element type, to one that has fractions: linear, to rounding."""
-    return op.target in ("aten._to_copy.default", "aten.detach.default") and op.result.type.is_floating
+    return operator_of(op).casts and op.result.type.is_floating
 
 
 def _added_number(op: Op) -> int | None:
@@ -342,38 +345,56 @@ def coupling(program: Program) -> Coupling | None:
 
     Of an epilogue it is the schedule that must see to it that all micro-batches are there.
     """
-    return _coupling(program.classes, program.layers, program.inputs, program.output)
+    return _coupling(program.classes, program.all_layers, program.inputs, program.output)
 
 
 @lru_cache(maxsize=16)
 def _coupling(
     classes: tuple[LayerClass, ...], layers: tuple[Layer, ...], inputs: tuple[Value, ...], output: str
 ) -> Coupling | None:
-    graphs = {cls.name: cls.graph for cls in classes}
     states: dict[str, Spread] = {value.name: batch_state(value.type) for value in inputs}
     flows: dict[Hashable, Flow] = {}
-    for layer in layers:
-        graph = graphs[layer.cls]
-        if layer.kind is LayerKind.STEP:
-            made = [statistic_state(graph.producers[name]) for name in graph.outputs]
-        elif layer.kind is LayerKind.EPILOGUE:
+    whole = {value.name for value in inputs}
+    for seen in layers_seen_whole(classes, layers, inputs):
+        layer, graph = seen.layer, seen.graph
+        if layer.kind is LayerKind.EPILOGUE:
             # It runs once: a share would stand for the whole.
             if share := next(filter(counts, graph.ops), None):
                 return Coupling(share, _COUNTS)
-            made = [SUM for _ in graph.outputs]
-        else:
-            given = tuple(states[name] for name in layer.operands)
-            key = layer.cls, given
-            if key not in flows:
-                flows[key] = flow(graph, dict(zip((v.name for v in graph.inputs), given, strict=True)))
-            if problem := _problem(graph, flows[key]):
+            if problem := _collected_problem(graph, [states[name] for name in layer.operands], layer, whole):
                 return problem
-            made = [flows[key].states[name] for name in graph.outputs]
+            states.update(dict.fromkeys(layer.results, SUM))
+            continue
+        once = layer.kind is LayerKind.STEP
+        whole.update(layer.results if once else ())
+        # Of the inputs a layer that runs once reads all samples.
+        given = tuple(SAME if once and isinstance(states[name], Along) else states[name] for name in layer.operands)
+        key = layer.cls, graph.inputs, given, once
+        if key not in flows:
+            flows[key] = flow(graph, dict(zip((v.name for v in graph.inputs), given, strict=True)), once=once)
+        if problem := _problem(graph, flows[key]):
+            return problem
+        made = (flows[key].states[formal] for formal in graph.outputs)
         states.update(zip(layer.results, made, strict=True))
     if states[output] is SUM:
         return None
-    last = next(graphs[layer.cls] for layer in layers if output in layer.results)
-    return Coupling(last.ops[-1], "makes a loss that every micro-batch would add once more")
+    last = next(layer.cls for layer in layers if output in layer.results)
+    made_by = next(cls.graph.ops[-1] for cls in classes if cls.name == last)
+    return Coupling(made_by, "makes a loss that every micro-batch would add once more")
+
+
+def _collected_problem(graph: Graph, given: list[Spread], layer: Layer, whole: set[str]) -> Coupling | None:
+    """The first op of an epilogue that reads what its micro-batches cannot make up: laid end to end what has samples,
+    added up what has none. What is `whole` is there once per step already."""
+    for value, name, state in zip(graph.inputs, layer.operands, given, strict=True):
+        if name in whole:
+            fits = state is not SUM
+        else:
+            standard = batch_state(value.type)
+            fits = state is not SAME and standard in (state, SAME)
+        if not fits and graph.consumers[value.name]:
+            return Coupling(graph.consumers[value.name][0], f"reads %{name}, which micro-batches do not make up")
+    return None
 
 
 def epilogue_coupling(program: Program) -> Coupling | None:

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from galvatron.ir.collectives import COLLECTIVES
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.ops.table import operator_of
-
-KEPT_COLLECTIVES = frozenset({"comm.all_reduce", "comm.all_gather", "comm.reduce_scatter", "comm.all_to_all"})
-"""The collectives that send something in the forward."""
 
 Step = Literal["keep", "once"]
 """How the runtime calls an op that runs in the forward only: `rt.keep` keeps its results, `rt.once` does not."""
@@ -22,7 +20,7 @@ Step = Literal["keep", "once"]
 
 def runs_once(op: Op) -> bool:
     """Whether selective recomputation leaves the op out."""
-    return op.target in KEPT_COLLECTIVES if op.namespace == "comm" else operator_of(op).kept
+    return COLLECTIVES[op.target].message is not None if op.namespace == "comm" else operator_of(op).kept
 
 
 def selective_steps(graph: Graph) -> dict[int, Step]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from galvatron.errors import ClusterError, did_you_mean
-from galvatron.ir.cluster import COLLECTIVES, Cluster, Link
+from galvatron.ir.cluster import Cluster, Link
+from galvatron.ir.collectives import MESSAGES
 from galvatron.ir.layout import Axis
 from galvatron.machine.kernel import Kernel
 
@@ -49,20 +50,20 @@ class Machine:
         Raises:
             ClusterError: unknown kind.
         """
-        if kind not in COLLECTIVES:
-            raise ClusterError(f"unknown collective {kind!r}; {did_you_mean(kind, COLLECTIVES)}")
+        message = MESSAGES.get(kind)
+        if message is None:
+            raise ClusterError(f"unknown collective {kind!r}; {did_you_mean(kind, MESSAGES)}")
         size = axis.size
         if size == 1:
             return 0.0
-        if kind == "p2p":
+        if message.way == "peer":
             crosses = self.cluster.crosses_nodes(size, axis.stride)
             own = self.cluster.cross_node if crosses else self.cluster.in_node
             return own.latency_s + payload_bytes / own.bytes_per_s
         link = self.link(axis)
-        if kind == "all_to_all":
+        if message.way == "each":
             return (size - 1) * link.latency_s + self._exchange_s(payload_bytes / size, axis)
-        rounds = 2 if kind == "all_reduce" else 1
-        return rounds * (size - 1) * (link.latency_s + payload_bytes / (size * link.bytes_per_s))
+        return message.rounds * (size - 1) * (link.latency_s + payload_bytes / (size * link.bytes_per_s))
 
     def link(self, axis: Axis) -> Link:
         """The link that limits a ring over an axis.

@@ -12,7 +12,7 @@ from math import prod
 from galvatron.ir.graph import Op
 from galvatron.ir.ops.notation import OpDims
 from galvatron.ir.ops.table import operator_of
-from galvatron.ir.ops.work import Work, attention, convolution, product
+from galvatron.ir.ops.work import Work, product
 from galvatron.ir.types import DTYPE_BYTES
 from galvatron.machine.kernel import Kernel, touched_bytes
 
@@ -68,15 +68,10 @@ def op_kernels(
 
 def _work(op: Op, dims: OpDims | None, sizes: Mapping[str, float], shapes: Sequence[tuple[float, ...]]) -> Work | None:
     """The arithmetic of an op that contracts dimensions; None of any other."""
-    if "is_causal" in op.arguments:
-        return attention(shapes[0], shapes[1], shapes[2], causal=bool(op["is_causal"]))
+    if op_work := operator_of(op).op_work:
+        return op_work(op, shapes)
     if dims is None or len(dims.products) < 2:
         return None
-    if "groups" in op.arguments:
-        transposed = "transpose" in op.name or bool(op.get("transposed"))
-        groups = op["groups"]
-        assert isinstance(groups, int)
-        return convolution(shapes[0], shapes[1], shapes[-1], groups, transposed=transposed)
     first, *others = ({n for names in dims.operands[i] for n in names} for i in sorted(dims.products))
     second, result = set().union(*others), {n for names in dims.results[0] for n in names}
     parts = (first & second & result, (first & result) - second, (second & result) - first, (first | second) - result)

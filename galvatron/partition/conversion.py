@@ -1,21 +1,23 @@
 """Redistribution: the collectives that take a value from one layout to another, forward and adjoint.
 
-One table covers a single mesh axis. On several axes the steps are ordered so that data shrinks early and grows late:
-slice, reduce, exchange, gather, and last the conversions that only concern the gradient. Axes that shard one factor
-nest like a stack: the inner one must be undone before the outer one can change. No step makes slices that are none
-(`cutting_problem`). Sub-axes that change alike change as the axis that they are cut from.
+The table of collectives (`ir.collectives`) covers a single mesh axis. On several axes the steps are ordered so that
+data shrinks early and grows late: slice, reduce, exchange, gather, and last the conversions that only concern the
+gradient. Axes that shard one factor nest like a stack: the inner one must be undone before the outer one can change. No
+step makes slices that are none (`cutting_problem`). Sub-axes that change alike change as the axis that they are cut
+from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from galvatron.errors import GalvatronError
-from galvatron.ir.collectives import COLLECTIVES, Keywords, shard_keywords
+from galvatron.ir.collectives import MESSAGES, Keywords, conversion, shard_keywords
 from galvatron.ir.graph import Op, Ref, Value
 from galvatron.ir.layout import (
     BROADCAST,
+    PARTIAL,
     REPLICATE,
     Axis,
     Layout,
@@ -32,58 +34,20 @@ from galvatron.ir.layout import (
 from galvatron.ir.types import Dim, TensorType
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """One row of the table: the op that converts, the collective it runs forward and the one it runs backward."""
-
-    op: str
-    grad: str | None
-    forward: str | None
-    backward: str | None
-
-
-_TABLE: dict[tuple[str, str], Conversion] = {
-    ("R", "R'"): Conversion("copy", None, None, "all_reduce"),
-    ("R", "S"): Conversion("slice", "all_gather", None, "all_gather"),
-    ("R", "P"): Conversion("first", "identity", None, None),
-    ("R'", "R"): Conversion("first", "first", None, None),
-    ("R'", "S"): Conversion("slice", "pad", None, None),
-    ("P", "R"): Conversion("all_reduce", "identity", "all_reduce", None),
-    ("P", "R'"): Conversion("all_reduce", "all_reduce", "all_reduce", "all_reduce"),
-    ("P", "S"): Conversion("reduce_scatter", None, "reduce_scatter", "all_gather"),
-    ("S", "R"): Conversion("all_gather", "slice", "all_gather", None),
-    ("S", "R'"): Conversion("all_gather", "reduce_scatter", "all_gather", "reduce_scatter"),
-    ("S", "S"): Conversion("all_to_all", None, "all_to_all", "all_to_all"),
-    ("S", "P"): Conversion("pad", None, None, None),
-}
-
-
-def kind(placement: Placement) -> str:
-    """The row or column of the table: `R`, `R'`, `P` or `S`."""
-    return "S" if isinstance(placement, Shard) else str(placement)
-
-
-def conversion(source: Placement, target: Placement) -> Conversion | None:
-    """The table's entry for one axis, or None where nothing is to be done or no single op does it: `R' → P`, and
-    whatever leads from or to a padded shard."""
-    if source == target or any(isinstance(p, Shard) and p.padded for p in (source, target)):
-        return None
-    return _TABLE.get((kind(source), kind(target)))
-
-
-_ROUNDS = {None: 0.01, "all_to_all": 0.5, "all_gather": 1.0, "reduce_scatter": 1.0, "all_reduce": 2.0}
-
-
 def rounds(source: Layout, target: Layout, *, differentiable: bool) -> float:
     """A rank among ways to make a layout: how often the value and its gradient go round the axes on the way."""
     total = 0.0
     for before, after in zip(source, target, strict=True):
         row = conversion(before, after)
         if row is not None:
-            total += _ROUNDS[row.forward] + (_ROUNDS[row.backward] if differentiable else 0.0)
+            total += _rounds(row.forward) + (_rounds(row.backward) if differentiable else 0.0)
         elif before != after:
             total += 10.0
     return total
+
+
+def _rounds(message: str | None) -> float:
+    return MESSAGES[message].rounds if message else 0.01
 
 
 def redistribute(
@@ -153,7 +117,7 @@ def _next_step(
         for i in reversed(open_axes) if undo else open_axes:
             if not applies(current[i], target[i]) or not _stack_allows(current, target, i):
                 continue
-            if (kind(current[i]), kind(target[i])) == ("R'", "P"):
+            if (current[i], target[i]) == (BROADCAST, PARTIAL):
                 return i, REPLICATE
             if not cutting_problem(shape, (*current[:i], target[i], *current[i + 1 :]), mesh):
                 return i, target[i]
@@ -190,12 +154,11 @@ def _step(
     row = conversion(current[position], placement)
     assert row is not None, (current[position], placement)
     after = (*current[:position], placement, *current[position + 1 :])
+    collective = row.collective
     kwargs: Keywords = {"axis": mesh[position].name, "grad": row.grad}
-    for layout, side in ((current, "concat_"), (after, "split_")):
+    for layout, which in ((current, -1), (after, 0)):
         if isinstance(shard := layout[position], Shard):
-            outer = local_outer(layout, mesh, position)
-            kwargs |= shard_keywords(shard, outer, side if row.op == "all_to_all" else "")
+            kwargs |= shard_keywords(shard, local_outer(layout, mesh, position), collective.shards[which])
     type_ = whole.with_shape(local_shape(whole.shape, after, mesh))
-    result = Value(fresh_name(f"{value.name}.{row.op}"), type_, after)
-    target = f"comm.{row.op}"
-    return Op(target, (Ref(value.name),), COLLECTIVES[target].written(kwargs), (result,))
+    result = Value(fresh_name(f"{value.name}.{collective.name}"), type_, after)
+    return Op(collective.target, (Ref(value.name),), collective.written(kwargs), (result,))

@@ -176,6 +176,8 @@ def localized_arguments(op: Op, size: Callable[[Dim], Dim]) -> Op:
         op = op.changed(**{operator.size: op.result.type.shape})
     elif operator.parts:
         op = op.changed(**{operator.parts: _local_parts(op, operator.parts)})
+    elif operator.factors:
+        op = op.changed(**{operator.factors: _local_factors(op, operator.factors)})
     else:
         op = replace(op, args=tuple(_sizes(a, size) if takes_size(op, i) else a for i, a in enumerate(op.args)))
     return replace(op, kwargs=tuple((k, _sizes(a, size) if takes_size(op, k) else a) for k, a in op.kwargs))
@@ -202,14 +204,18 @@ def _is_symbolic(arg: Arg) -> bool:
 
 
 def _local_parts(op: Op, parameter: str) -> Arg:
-    """The sizes along `dim` of the parts of the operand, one where all are alike, or of the result's dims."""
-    dim, parts = op["dim"], op[parameter]
+    """The sizes along `dim` of the parts of the operand, one where all are alike."""
+    dim = op["dim"]
     assert isinstance(dim, int)
-    if op.name == "unflatten":
-        assert isinstance(parts, tuple)
-        return op.result.type.shape[dim : dim + len(parts)]
     sizes = tuple(v.type.shape[dim] for v in op.results)
-    return sizes if isinstance(parts, tuple) else sizes[0]
+    return sizes if isinstance(op[parameter], tuple) else sizes[0]
+
+
+def _local_factors(op: Op, parameter: str) -> Arg:
+    """The sizes of the dimensions of the result that `dim` of the operand becomes."""
+    dim, factors = op["dim"], op[parameter]
+    assert isinstance(dim, int) and isinstance(factors, tuple)
+    return op.result.type.shape[dim : dim + len(factors)]
 
 
 def _sizes(arg: Arg, size: Callable[[Dim], Dim]) -> Arg:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
+from galvatron.ir.collectives import Conversion, conversion
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import BROADCAST, Axis, Shard
 from galvatron.ir.ops.notation import DimNames
@@ -13,7 +14,6 @@ from galvatron.machine import Machine
 from galvatron.machine.kernel import OPTIMIZER_PASSES
 from galvatron.machine.operators import LocalTensor, op_kernels
 from galvatron.partition.boundary import Border
-from galvatron.partition.conversion import Conversion, conversion
 from galvatron.partition.factors import FactorTable, OpFactor
 from galvatron.partition.modes import RING, AxisState, Mode, Split
 
@@ -97,16 +97,13 @@ class Prices:
         row = _row(source, target)
         if row is None:
             return float("inf")
-        price = OP_S + self._collective_s(row.forward, self._bytes[name])
-        return price + (self._collective_s(row.backward, self._bytes[name]) if name in self._differentiable else 0.0)
+        # Of what is sharded before and after, no rank has more than a shard.
+        payload_bytes = self._bytes[name] / (self._axis.size if row.source == row.target else 1)
+        price = OP_S + self._collective_s(row.forward, payload_bytes)
+        return price + (self._collective_s(row.backward, payload_bytes) if name in self._differentiable else 0.0)
 
     def _collective_s(self, kind: str | None, payload_bytes: float) -> float:
-        """Seconds of a collective on a value, given the bytes of the value as it is before the axis shards it."""
-        if kind is None:
-            return 0.0
-        if kind == "all_to_all":
-            payload_bytes /= self._axis.size  # the one collective that sees no more than a shard
-        return self._machine.collective_s(kind, payload_bytes, self._axis)
+        return 0.0 if kind is None else self._machine.collective_s(kind, payload_bytes, self._axis)
 
 
 _QUERIES = "q"

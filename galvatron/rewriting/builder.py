@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
 from galvatron.ir.names import Names, base_name
+from galvatron.ir.ops.table import operator_of
 from galvatron.ir.types import Dim, TensorType
 from galvatron.ir.verify.computed import BATCHES, computed_types
 from galvatron.ir.verify.shapes import expected_dtype, expected_shapes
@@ -148,7 +149,7 @@ class Builder:
 
     def _add(self, op: Op) -> None:
         self.ops.append(op)
-        reads_differentiable = op.target != "aten.detach.default" and not self.differentiable.isdisjoint(op.operands)
+        reads_differentiable = not operator_of(op).stops_gradient and not self.differentiable.isdisjoint(op.operands)
         for value in op.results:
             self.types[value.name] = value.type
             self._producers[value.name] = op

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from galvatron.ir.program import Layer, LayerClass, Program
 from tests.codegen.programs import network
 from tests.codegen.test_emit import batch, emitted_loss, stages_on_one_device, weights
 from tests.ir.names import ODD
+from tests.ir.programs import staged
 
 HOSTILE = (
     '"""\nraise SystemExit(3)\n"""', "'''\nraise SystemExit(3)\n'''", '"); raise SystemExit(3)  # ', '", 1) or ("',
@@ -159,3 +161,14 @@ def test_what_cannot_be_a_literal_is_refused(name: str) -> None:
         graph = replace(cls.graph, ops=(*cls.graph.ops[:-1], op))
         with pytest.raises(GalvatronError, match="cannot be written in Python|none of those without side effects"):
             emit(with_class(program, replace(cls, graph=graph)))
+
+
+def test_layers_of_two_stages_do_not_draw_alike() -> None:
+    """`block.3` and `block_3` are one identifier, and what a layer draws follows from what it is called."""
+    program = staged(4)
+    first, second = program.stages
+    layers = tuple(replace(layer, name="block.3") if layer.name == "block_0" else layer for layer in first.layers)
+    texts = emit(replace(program, stages=(replace(first, layers=layers), second)))
+    called = [set(re.findall(r'self\.layer\(\s*"(\w+)"', text)) for text in texts.values()]
+    assert "block_3" in called[0] and "block_3_2" in called[1]
+    assert called[0].isdisjoint(called[1])

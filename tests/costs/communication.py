@@ -18,7 +18,7 @@ from galvatron.ir.program import Form, LayerKind, Program, Stage
 from galvatron.partition import Partitioner
 
 Counts = Counter[tuple[str, tuple[int, int]]]
-"""Collectives by kind (as in `ir.cluster.COLLECTIVES`) and by size and stride of their axis."""
+"""Collectives by kind (as in `ir.collectives.MESSAGES`) and by size and stride of their axis."""
 
 
 @dataclass(frozen=True)

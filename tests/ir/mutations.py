@@ -15,7 +15,7 @@ from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard, nameable_axes
 from galvatron.ir.ops.schemas import operators, schema_of
 from galvatron.ir.ops.table import operator_of
-from galvatron.ir.program import Form, Layer, LayerClass, Program, Stage, StateLayout, Transfer
+from galvatron.ir.program import Form, Layer, LayerClass, LayerKind, Program, Stage, StateLayout, Transfer
 from galvatron.ir.random import without_site
 from galvatron.ir.spmd import spmd_target, without_axis
 from galvatron.ir.strategy import Strategy
@@ -466,6 +466,15 @@ def equal_state_of_a_layer(program: Program, random: Random) -> Program:
     return with_layer(program, random, edit)
 
 
+def kind_of_a_layer(program: Program, random: Random) -> Program:
+    def edit(layer: Layer) -> Layer:
+        kind = other(random, list(LayerKind), layer.kind)
+        copies = kind in (LayerKind.CONVERSION, LayerKind.PREAMBLE, LayerKind.STEP)
+        return replace(layer, kind=kind, origin=layer.origin if copies else ())
+
+    return with_layer(program, random, edit)
+
+
 def drop_a_layer(program: Program, random: Random) -> Program:
     names = [layer.name for layer in (*program.layers, *(x for stage in program.stages for x in stage.layers))]
     gone = one_of(random, names)
@@ -582,6 +591,7 @@ KINDS: dict[str, Kind] = {
     "class-of-a-layer": Kind(class_of_a_layer, *_LAYERED),
     "operand-of-a-layer": Kind(operand_of_a_layer, *_LAYERED),
     "state-of-a-layer": Kind(state_of_a_layer, *_LAYERED),
+    "kind-of-a-layer": Kind(kind_of_a_layer, *_LOCAL),
     "drop-a-layer": Kind(drop_a_layer, *_LAYERED),
     "strategy-of-a-layer": Kind(strategy_of_a_layer, *_LOCAL),
     "way-to-keep-a-tie": Kind(way_to_keep_a_tie, *_LOCAL),

@@ -91,6 +91,12 @@ def test_too_much_is_refused_where_it_stands(name: str) -> None:
     assert caught.value.line or name == "a file"
 
 
+@pytest.mark.parametrize("text", ["pi", "E*B", "oo", "zoo", "I", "GoldenRatio", "(-1)**(1/3)", "log(-B)"])
+def test_no_word_is_a_constant_and_no_number_is_complex(text: str) -> None:
+    with pytest.raises(ParseError):
+        parse_expression(text)
+
+
 @pytest.mark.parametrize("text", ["1e300*1e300*B", "B*1e308*1e308", "(B/7**64)**64*(B/11**64)**64", "((3**64)**64)*B"])
 def test_numbers_that_grow_are_refused(text: str) -> None:
     with pytest.raises(ParseError):
@@ -183,9 +189,42 @@ def test_what_would_take_for_ever_is_refused(text: str) -> None:
         Plan.from_json(text) if text.startswith('"') else parse_graph(text)
 
 
-def test_a_tensor_is_not_cut_into_too_many_pieces() -> None:
+TOO_MANY = {
+    "unbind": ("%y = aten.unbind.int(%x)", "1099511627776 pieces"),
+    "a copy of unbind": ("%y = aten.unbind_copy.int(%x)", "1099511627776 pieces"),
+    "chunk": ("%y = aten.chunk.default(%x, 1099511627776)", "1099511627776 pieces, not 1"),
+    "sections": ("%y = aten.tensor_split.sections(%x, 1099511627776)", "1099511627776 pieces, not 1"),
+    "sections of columns": ("%y = aten.hsplit.int(%x, 1099511627776)", "1099511627776 pieces, not 1"),
+    "parts": ("%y = aten.unsafe_split.Tensor(%x, 2)", "549755813888 pieces, not 1"),
+    "repeats": (f"%y = aten.repeat.default(%x, [{', '.join(['1'] * 5000)}])", "5000 numbers; there may be 128"),
+    "shifts": (f"%y = aten.roll.default(%x, [{', '.join(['1'] * 5000)}])", "5000 numbers; there may be 128"),
+    "differences": ("%y = aten.diff.default(%x, 1099511627770)", "asks for 1099511627770 rounds; there may be 64"),
+    "combinations": ("%y = aten.combinations.default(%x, 65)", "asks for 65 rounds"),
+    "a chain": (f"%y = aten.linalg_multi_dot.default([{', '.join(['%x'] * 65)}])", "asks for 65 rounds"),
+}
+
+
+@pytest.mark.parametrize("name", TOO_MANY)
+def test_an_op_that_gives_or_goes_over_too_much_is_not_run(name: str) -> None:
+    line, message = TOO_MANY[name]
     graph = parse_graph(
-        "galvatron ir 1\ngraph {\n  input %x : f32[1099511627776]\n  %y = aten.unbind.int(%x) : f32[]\n  return %y\n}\n"
+        f"galvatron ir 1\ngraph {{\n  input %x : f32[1099511627776]\n  {line} : f32[]\n  return %y\n}}\n"
     )
-    with pytest.raises(VerifyError, match="1099511627776 pieces"):
+    with pytest.raises(VerifyError, match=message):
         verify_graph(graph)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "%y, %z = aten.chunk.default(%x, 2) : f32[4], f32[3]",
+        "%y, %z = aten.chunk.default(%x, 2, 1) : f32[7, B/2], f32[7, B/2]",
+        "%y, %z, %u, %v = aten.chunk.default(%x, 5) : f32[2], f32[2], f32[2], f32[1]",
+        "%y, %z = aten.tensor_split.sections(%x, 2) : f32[4], f32[3]",
+        "%y, %z = aten.unsafe_split.Tensor(%x, 4) : f32[4], f32[3]",
+        "%y = aten.diff.default(%x) : f32[6]",
+    ],
+)
+def test_as_many_as_there_are(line: str) -> None:
+    x = "f32[7, B]" if "B" in line else "f32[7]"
+    verify_graph(parse_graph(f"galvatron ir 1\ngraph {{\n  input %x : {x}\n  {line}\n  return %y\n}}\n"))

@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from galvatron.errors import PlanError
+from galvatron.errors import PlanError, VerifyError
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.graph import Graph
 from galvatron.ir.micro_batches import SAME, SUM, Along, batch_state, counts, coupling, epilogue_coupling, flow
 from galvatron.ir.program import LayerKind, Program
 from galvatron.ir.types import BATCH, MICRO_BATCHES, TensorType
+from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END
 from galvatron.passes.pipeline import Pipeline
 
@@ -37,6 +38,19 @@ class Ends(nn.Module):
 def program_of(then: Callable[[Any, Tensor], Tensor]) -> Program:
     captured = capture_graph(Ends(then), {"x": torch.zeros(8, 6)})
     return Pipeline.of(FRONT_END).run(captured.program)
+
+
+def local(program: Program, plan: str) -> Program:
+    """The program as two devices run it."""
+    return Pipeline.parse(f"annotate-costs{{cluster=a100-80g:1x2}},use-plan{{plan={plan}}},shard,redistribute").run(
+        program
+    )
+
+
+def with_micro_batches(program: Program, count: int) -> Program:
+    """An edit of the plan alone."""
+    assert program.plan is not None
+    return replace(program, plan=replace(program.plan, micro_batches=count))
 
 
 def _two_views(z: Tensor, size: int) -> Tensor:
@@ -87,11 +101,16 @@ COUPLED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
 }
 
 
+LOCAL_PLANS = ("m1/dp2", "m1/tp2", "m1/cp2")
+
+
 @pytest.mark.parametrize("name", ADDITIVE)
 def test_sums_over_samples_add_up(name: str) -> None:
     program = program_of(ADDITIVE[name])
     assert coupling(program) is None
     assert not any(layer.kind is LayerKind.EPILOGUE for layer in program.layers)
+    for plan in LOCAL_PLANS:
+        verify(with_micro_batches(local(program, plan), 2))
 
 
 @pytest.mark.parametrize("name", COUPLED)
@@ -115,6 +134,10 @@ def test_a_middle_that_couples_samples_is_named(name: str) -> None:
     program = program_of(in_the_middle)
     assert not any(layer.kind is LayerKind.EPILOGUE for layer in program.layers)
     assert reason in str(coupling(program))
+    for plan in LOCAL_PLANS:
+        with pytest.raises(VerifyError, match="2 micro-batches do not add up to the batch") as caught:
+            verify(with_micro_batches(local(program, plan), 2))
+        assert reason in str(caught.value)
 
 
 @cache
@@ -175,6 +198,23 @@ def test_an_epilogue_has_no_shares() -> None:
     broken = replace(cls, graph=replace(cls.graph, ops=(*cls.graph.ops[:-1], share)))
     classes = tuple(broken if c is cls else c for c in program.classes)
     assert "counts micro-batches" in str(coupling(replace(program, classes=classes)))
+
+
+def test_an_epilogue_is_given_no_more_than_micro_batches_make_up() -> None:
+    """What is the same in each would be added up, and statistics of a step are not to be shares."""
+    program = program_of(COUPLED["products"][0])
+    first, last = program.layers
+    given = program.class_of[first.cls].graph
+    (collected,) = given.outputs
+    weight = next(value.name for value in given.state if len(value.type.shape) == 2)
+    tail = program.class_of[last.cls]
+    rows = replace(tail.graph.inputs[0], type=given.values[weight].type)
+    same = replace(tail, graph=replace(tail.graph, inputs=(rows,)))
+    broken = replace(program.class_of[first.cls], graph=replace(given, outputs=(weight,)))
+    assert collected != weight
+    assert "reads %model.out, which micro-batches do not make up" in str(
+        coupling(replace(program, classes=(broken, same)))
+    )
 
 
 def test_states_of_batch_inputs() -> None:

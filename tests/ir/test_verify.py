@@ -14,10 +14,10 @@ from galvatron.errors import VerifyError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard
-from galvatron.ir.program import Candidates, Layer, LayerClass, LayerKind, Program, StateLayout, Transfer
+from galvatron.ir.program import BatchSizes, Candidates, Layer, LayerClass, LayerKind, Program, StateLayout, Transfer
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import parse_program, print_program
-from galvatron.ir.types import BATCH, LOCAL_BATCH, TensorType
+from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES, TensorType
 from galvatron.ir.verify import RULES, verify, verify_graph
 from tests.ir.programs import (
     DP,
@@ -27,6 +27,7 @@ from tests.ir.programs import (
     captured,
     clustered,
     costed,
+    op,
     planned,
     rounded,
     sharded,
@@ -110,6 +111,12 @@ def with_stage(program: Program, index: int, /, **changes: Any) -> Program:
     return replace(program, stages=tuple(replace(s, **changes) if s.index == index else s for s in program.stages))
 
 
+def with_input(program: Program, name: str, type_: TensorType) -> Program:
+    """One more batch input, which no layer reads, and the plan made for that."""
+    program = replace(program, inputs=(*program.inputs, Value(name, type_)))
+    return with_plan(program, fingerprint=program.fingerprint) if program.plan else program
+
+
 def with_state(program: Program, name: str, /, **changes: Any) -> Program:
     return replace(program, state=tuple(replace(s, **changes) if s.name == name else s for s in program.state))
 
@@ -129,6 +136,29 @@ def ended() -> Program:
     recomputed = replace(STRATEGY, recompute="full")
     program = with_class(with_layer(sharded(), "head", kind=LayerKind.EPILOGUE), f"head{SUFFIX}", strategy=recomputed)
     return with_plan(program, stages=((STRATEGY,) * 3, (STRATEGY,) * 2), micro_batches=1)
+
+
+def two_masks(**changes: Any) -> Program:
+    """The second stage has a class of its own for its copy of the mask, which compares positions."""
+    program = sharded()
+    other = replace(program.class_of[f"mask{SUFFIX}"], name="other")
+    program = with_layer(replace(program, classes=(*program.classes, other)), "mask@1", cls="other")
+    return with_op(program, "other", "gt", **changes)
+
+
+def collecting(given: Value | None = None, target: str = "", **keywords: Any) -> Program:
+    """The head is an epilogue of four micro-batches, perhaps one that is given something else and brings it over the
+    samples."""
+    program = with_layer(sharded(), "head", kind=LayerKind.EPILOGUE)
+    program = with_plan(program, stages=((STRATEGY,) * 3, (STRATEGY,) * 2), schedule="gpipe")
+    if given is None:
+        return program
+    return with_graph(
+        program, f"head{SUFFIX}", lambda g: replace(
+            g, inputs=(given, *g.inputs[1:]),
+            ops=(op(target, (Ref(given.name),), g.inputs[0], axis="dp", **keywords), *g.ops),
+        ),
+    )  # fmt: skip
 
 
 def converted(target: str = "comm.copy", origin: str = "h2", base: str = "") -> Program:
@@ -153,6 +183,12 @@ def loss_on_the_first_stage() -> Program:
     early = replace(head, operands=("h2", "labels", "n"))
     moved = with_stage(program, 0, layers=(count, *first.layers, early))
     return with_plan(with_stage(moved, 1, layers=(mask, *blocks)), stages=((STRATEGY,) * 4, (STRATEGY,) * 2))
+
+
+def mask_before_count() -> Program:
+    """The statistics of a step read what every micro-batch computes."""
+    count, mask, *rest = sharded().stages[1].layers
+    return with_stage(sharded(), 1, layers=(mask, replace(count, operands=mask.results), *rest))
 
 
 F32 = TensorType("f32", ())
@@ -223,6 +259,10 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
             "B is not the batch symbol here, which is b", "input %x",
         ),
         (with_value(clustered(), "block", "x", type=TensorType("f32", (sympy.Symbol("s0"),))), "s0 is not", "f32[s0]"),
+        (
+            with_value(clustered(), "block", "x", type=TensorType("f32", (BATCH * sympy.log(2), 8))),
+            "%x has a dimension of B*log(2): no fraction of the batch", "input %x",
+        ),
     ],
     "numbers-in-batch": [
         (
@@ -391,6 +431,7 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
     "program-names": [
         (with_state(clustered(), "unused", name="embed.weight"), "stands for several", "embed.weight"),
         (with_state(clustered(), "unused", aliases=("embed.weight",)), "stands for several", "embed.weight"),
+        (with_layer(staged(), "block_2", name="block_0"), "the layer name 'block_0' stands for several", "block_0"),
         (with_layer(clustered(), "block_1", name="block_0"), "the layer name 'block_0'", "block_0"),
         (
             replace(clustered(), classes=clustered().classes + clustered().classes[:1]),
@@ -402,6 +443,12 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (with_state(clustered(), "unused", trainable=True), "a buffer does not train", "unused"),
         (with_state(clustered(), "unused", type=TensorType("f32", (BATCH,))), "no type of state", "f32[B]"),
         (replace(clustered(), batch_size=0), "a batch of 0 samples", "program Net"),
+        (
+            with_input(staged(), "extra", TensorType("f32", (4, BATCH))),
+            "its samples are not those of B along dimension 0 alone", "input %extra",
+        ),
+        (with_input(sharded(), "extra", TensorType("f32", (LOCAL_BATCH,))), "b is no size of a batch", "input %extra"),
+        (with_input(clustered(), "extra", TensorType("f32", (BATCH, -3))), "%extra is f32[B, -3]: negative", "%extra"),
     ],
     "masters": [
         (replace(clustered(), precision="bf61"), "unknown precision 'bf61'; did you mean 'bf16'?", "program Net"),
@@ -451,10 +498,20 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (with_layer(clustered(), "block_1", operands=("mask", "mask")), "%mask is bool[B, 6, 1], but %x", "block_1"),
     ],
     "cheap-layers": [
+        (
+            with_graph(sharded(), f"mask{SUFFIX}", lambda g: replace(g, ops=(*g.ops, op(
+                "random.rand.default", ((6,),), value("drawn", "f32", 6, layout=(REPLICATE, REPLICATE)),
+                site=0, axes=(), per_step=True)))),
+            "the preamble layer mask draws random numbers, in random.rand.default", "preamble mask",
+        ),
         (with_layer(clustered(), "mask", kind=LayerKind.STEP), "a bool[B, 6, 1] with samples", "mask"),
         (
             with_layer(clustered(), "embedding", kind=LayerKind.PREAMBLE),
             "reads the trainable state embed.weight", "embedding",
+        ),
+        (
+            mask_before_count(),
+            "the step layer count reads %mask@1, which a micro-batch layer computes", "count",
         ),
         (
             with_layer(clustered(), "block_0", kind=LayerKind.STEP),
@@ -464,6 +521,10 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
     "output-is-loss": [
         (replace(clustered(), output="lss"), "nothing defines %lss", "output %lss"),
         (replace(clustered(), output="h1"), "a loss is a floating-point scalar", "output %h1"),
+        (
+            with_graph(with_input(clustered(), "given", F32), "head", lambda g: replace(g, outputs=("c",))),
+            "head gives as the loss %loss what it is given", "layer    head",
+        ),
     ],
     "origins": [
         (
@@ -534,6 +595,10 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
     ],
     "plan-divides-batch": [
         (
+            replace(planned(), batch_sizes=BatchSizes(1, 8)),
+            "a batch of 16 samples is outside from 1 to 8", "global_batch_size",
+        ),
+        (
             with_plan(planned(), global_batch_size=12),
             "a batch of 12 samples cannot be divided into 4 micro-batches of 2", "stage 0 =",
         ),
@@ -541,6 +606,12 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
     "micro-batches-add-up": [
         (
             with_op(planned(), "head", "loss", target="aten.sqrt.default", args=(Ref("total"),)),
+            "4 micro-batches do not add up to the batch: sqrt is not linear in a sum over the batch", "micro_batches",
+        ),
+        (
+            with_graph(staged(), "count", lambda g: replace(g, ops=(
+                *g.ops[:-1], op("aten.div.Tensor", (Ref("sum"), MICRO_BATCHES), value("share", "f32")),
+                op("aten.sqrt.default", (Ref("share"),), value("c", "f32"))))),
             "4 micro-batches do not add up to the batch: sqrt is not linear in a sum over the batch", "micro_batches",
         ),
     ],
@@ -572,7 +643,39 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
     "operands-fit": [
         (
             with_layer(sharded(), "block_1", operands=("mask", "mask")),
-            "%mask is part of bool[2*b, 6, 1], but %x of @block.dp2_tp2 of f32[2*b, 6, 8]", "block_1",
+            "%mask is part of bool[B, 6, 1], but %x of @block.dp2_tp2 of f32[B, 6, 8]", "block_1",
+        ),
+        (
+            with_value(staged(), "count", "labels", type=TensorType("i32", (BATCH, 6))),
+            "%labels is part of i64[B, 6], but %labels of @count of i32[B, 6]", "count",
+        ),
+        (
+            with_value(staged(), f"block{SUFFIX}", "m", type=TensorType("bool", (LOCAL_BATCH, 1, 1))),
+            "%mask is part of bool[B, 6, 1], but %m of @block.dp2_tp2 of bool[B, 1, 1]", "block_0",
+        ),
+        (
+            with_value(sharded(), f"head{SUFFIX}", "labels", layout=(REPLICATE, REPLICATE)),
+            "%labels is part of i64[B, 6], but %labels of @head.dp2_tp2 of i64[B/2, 6]", "head",
+        ),
+        (
+            with_value(sharded(), f"embedding{SUFFIX}", "ids", layout=(PARTIAL, REPLICATE)),
+            "a batch input is never a partial sum", "embedding",
+        ),
+    ],
+    "copies-agree": [
+        (two_masks(target="aten.ge.Scalar"), "mask@1 computes %mask otherwise than another copy", "preamble mask@1"),
+        (two_masks(args=(Ref("arange"), 1)), "mask@1 computes %mask otherwise than another copy", "preamble mask@1"),
+    ],
+    "epilogue-slices": [
+        (
+            collecting(value("w", "f32", 2 * LOCAL_BATCH, 3, 8, layout=(Shard(1), REPLICATE)), "comm.all_to_all",
+                       split_dim=0, split_outer=1, concat_dim=1, concat_outer=1),
+            "%h4 is S(1) on dp=2@2: its micro-batches are no shard of the batch", "epilogue head",
+        ),
+        (
+            collecting(value("w", "f32", 2 * LOCAL_BATCH, 6, 8, layout=(REPLICATE, REPLICATE)), "comm.slice",
+                       dim=0, outer=1, grad="all_gather"),
+            "%h4 is R on dp=2@2: its micro-batches are no shard of the batch", "epilogue head",
         ),
     ],
     "ops-on-slices": [
@@ -626,14 +729,6 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
             ),
             "is (dp=2@2: R', tp=2@1: R), but is read as (dp=2@2: S(0), tp=2@1: R)", "block_0",
         ),
-        (
-            with_value(staged(), f"block{SUFFIX}", "m", type=TensorType("bool", (LOCAL_BATCH, 1, 1))),
-            "is bool[b, 6, 1], but is read as bool[b, 1, 1]", "block_0",
-        ),
-        (
-            with_value(staged(), "count", "labels", type=TensorType("i32", (BATCH, 6))),
-            "the local part is i64[B, 6], not i32[B, 6]", "count",
-        ),
     ],
     "loss-is-whole": [
         (with_op(sharded(), f"head{SUFFIX}", "loss", result_value={"layout": (PARTIAL, BROADCAST)}), "(P, R')", "head"),
@@ -660,7 +755,7 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
                 with_stage(staged(), 0, sends=(replace(H2, differentiable=False),)),
                 1, receives=(replace(H2, differentiable=False),),
             ),
-            "of which a gradient comes back", "send    %h2",
+            "%h2 has a gradient that comes back", "send    %h2",
         ),
         (loss_on_the_first_stage(), "the last stage does not compute the loss %loss", "stage 1 {"),
     ],
@@ -729,6 +824,14 @@ def test_a_draw_with_its_site_is_valid() -> None:
     drawn = with_draw(sharded(), "dropout", "random.", SITE)
     verify(drawn)
     assert parse_program(print_program(drawn)) == drawn
+
+
+def test_two_classes_of_one_copy_are_valid() -> None:
+    verify(two_masks())
+
+
+def test_an_epilogue_of_micro_batches_is_valid() -> None:
+    verify(collecting())
 
 
 def test_a_single_graph() -> None:

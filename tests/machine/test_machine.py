@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from galvatron.errors import ClusterError
-from galvatron.ir.cluster import COLLECTIVES, Cluster, Device, Link
+from galvatron.ir.cluster import Cluster, Device, Link
+from galvatron.ir.collectives import MESSAGES
 from galvatron.ir.layout import Axis
 from galvatron.ir.ops.work import product
 from galvatron.machine import Kernel, Machine
@@ -30,7 +31,7 @@ def test_members_in_a_node_share_the_load_of_the_network() -> None:
     assert machine.link(axis(8)) == Link(100e9, 1e-6)
 
 
-@pytest.mark.parametrize("kind", COLLECTIVES)
+@pytest.mark.parametrize("kind", MESSAGES)
 def test_collectives_grow_with_bytes_and_slow_down_across_nodes(kind: str) -> None:
     machine = two_level()
     assert machine.collective_s(kind, 1e6, axis(1)) == 0

@@ -82,6 +82,21 @@ class Weighted(nn.Module):
         return (errors.sum(-1) * weight).sum() / keep.sum()
 
 
+class FineTuned(nn.Module):
+    """A front that does not train, of which the head reads something too, and a back that does."""
+
+    def __init__(self, width: int = 16, depth: int = 3) -> None:
+        super().__init__()
+        self.front = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(depth))).requires_grad_(False)
+        self.back = nn.Sequential(*(nn.Linear(width, width) for _ in range(depth)))
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        early = h = torch.tanh(self.front[0](x))
+        for layer in [*self.front, *self.back][1:]:
+            h = torch.tanh(layer(h))
+        return nn.functional.mse_loss(h * early, target)
+
+
 class Shared(nn.Module):
     """One block applied again and again, and a head that is the embedding."""
 
@@ -291,6 +306,7 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "opt": _hugging_face("opt"),
     "gpt-neox": _hugging_face("gpt-neox"),
     "skips": lambda: Subject(Skips().double(), _floats),
+    "fine-tuned": lambda: Subject(FineTuned().double(), _floats),
     "weighted": lambda: Subject(Weighted().double(), _weighted),
     "shared": lambda: Subject(Shared().double(), _tokens),
     "llama-12-heads": _hugging_face("llama", hidden_size=48, num_attention_heads=12, num_key_value_heads=6, head_dim=4),

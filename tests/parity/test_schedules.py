@@ -11,6 +11,8 @@ import torch
 
 from galvatron import runtime as rt
 from galvatron.errors import PlanError
+from galvatron.passes import LOWERING
+from galvatron.passes.pipeline import Pipeline
 from galvatron.schedules import Schedule
 from tests.parity.harness import Job, check, executor, job_of, planned, subject
 from tests.parity.subjects import Batch
@@ -43,6 +45,17 @@ MORE_PLANS = [
 def test_several_stages_on_a_rank(plan: str) -> None:
     """Under zbv the embedding and the head that it is tied to are on one rank, otherwise on two."""
     check("gpt-8", plan, global_batch_size=24)
+
+
+@pytest.mark.parametrize("stages", [(1, 6), (1, 1, 3, 2)])
+def test_what_has_no_gradient_is_not_sent_back(stages: tuple[int, ...]) -> None:
+    """The front does not train: within it nothing goes back, and of its early result, read at the end, nowhere."""
+    plan = [["dp1"] * layers for layers in stages]
+    program = planned("fine-tuned", plan, len(stages))
+    first, *_, last = Pipeline.of(LOWERING).run(program).stages
+    assert [transfer.differentiable for transfer in first.sends] == [False]
+    assert [transfer.differentiable for transfer in last.receives] == [False, True][: len(stages) - 1]
+    check("fine-tuned", plan)
 
 
 @pytest.mark.slow

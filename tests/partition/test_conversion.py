@@ -13,7 +13,7 @@ from galvatron.ir.collectives import COLLECTIVES
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Layout, Placement, Shard, cutting_problem, local_shape
 from galvatron.ir.types import TensorType
-from galvatron.partition.conversion import conversion, redistribute
+from galvatron.partition.conversion import redistribute
 from tests.partition.simulate import Mesh, combine, distribute, dual_layout, exchange, mesh_of
 
 # Factors of the first dimension: 4 · 4 · 3 elements, so that either factor can be sharded by two axes of size 2.
@@ -86,18 +86,3 @@ def test_values_without_a_gradient_need_nothing_between_the_two_replicated_place
     for source, target in ((REPLICATE, BROADCAST), (BROADCAST, REPLICATE)):
         value = Value("x", type_, (source,))
         assert redistribute(value, (target,), mesh, type_, differentiable=False, fresh_name=str) == ()
-
-
-def test_the_table_agrees_with_the_collectives_it_names() -> None:
-    """Each row leads between the placements that its collective declares."""
-    for source, target in product((REPLICATE, BROADCAST, PARTIAL, Shard(0), Shard(1, folded=True)), repeat=2):
-        row = conversion(source, target)
-        if row is None:
-            assert source == target or (source, target) == (BROADCAST, PARTIAL)
-            continue
-        keywords = {"axis": "x", "dim": 0, "outer": 1, "grad": row.grad}
-        shards = {"split_dim": 1, "split_outer": 1, "concat_dim": 0, "concat_outer": 1}
-        collective = COLLECTIVES[f"comm.{row.op}"]
-        before, after = collective.source({**keywords, **shards}), collective.target({**keywords, **shards})
-        assert (type(before), type(after)) == (type(source), type(target))
-        assert row.grad is None or row.grad in collective.gradients

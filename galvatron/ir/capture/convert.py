@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.batch import Batch
+from galvatron.ir.capture.diagnose import unreadable
 from galvatron.ir.capture.numbers import NumberError, plain_number
 from galvatron.ir.capture.samples import Samples
 from galvatron.ir.capture.sources import advice, source_of, where
@@ -23,15 +24,10 @@ from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
 from galvatron.ir.interpreter import DTYPE_OF
 from galvatron.ir.names import Names, base_name
 from galvatron.ir.ops.schemas import is_operator
-from galvatron.ir.ops.table import operator_of
+from galvatron.ir.ops.table import of_target, operator_of
+from galvatron.ir.ops.targets import of_aten
 from galvatron.ir.program import MASTER, PRECISIONS, Form, Program, State
 from galvatron.ir.types import BATCH, Dim, TensorType, simplify_dim
-
-_STRIDELESS = {
-    "aten.view.default": "aten.reshape.default",
-    "aten._unsafe_view.default": "aten.reshape.default",
-}
-"""Views as copies where need be: values have no strides, and those seen while tracing are not always those of a run."""
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _OF_BATCH_NORM = (
@@ -135,11 +131,7 @@ def _bound(
             bound[node] = Value(name, tensor_type_of(constants[name], name))
         else:
             reader = next(iter(node.users), node)
-            own = "make it outside of forward, or do without (random numbers follow from torch.manual_seed)"
-            raise CaptureError(
-                f"{where(reader)}the model reads an object that cannot be captured, such as a random generator: "
-                f"{advice(source_of(reader), own)}"
-            )
+            raise unreadable(source_of(reader))
     return bound, constants, fills
 
 
@@ -213,7 +205,9 @@ class _Converter:
             own = "write it with operations of torch"
             what = f"{node.target} is not an operation of torch itself, so it cannot be split"
             raise CaptureError(f"{where(node)}{what}: {advice(source_of(node), own)}")
-        target = _STRIDELESS.get(str(node.target), str(node.target))
+        target = str(node.target)
+        if on_values := of_target(target).on_values:  # the strides seen while tracing are not always those of a run
+            target = of_aten(on_values)
         args = tuple(self._arg(a, node) for a in node.args)
         kwargs = tuple((k, self._arg(v, node)) for k, v in node.kwargs.items() if k not in _DROPPED_KWARGS)
         yield Op(target, args, kwargs, self._results(node, base_name(target)), source_of(node))

@@ -44,10 +44,21 @@ def explained(error: Exception, trace_again: Callable[[BatchSizeWatch], Any], ba
         own = "assign such values outside of forward"
         what = "it changes a parameter or buffer through .data, or keeps a tensor of one call for the next"
         return CaptureError(f"{located(line)}{reason}: {what}: {advice(line, own)}")
+    if torch.Generator.__name__ in str(chain[0]):
+        return unreadable(line)
     if isinstance(chain[0], UnsupportedOperatorException):
         own = "use an operation on dense tensors"
         return CaptureError(f"{located(line)}{reason}: torch cannot trace {chain[0].func}: {advice(line, own)}")
     return CaptureError(f"{located(line)}{reason}: {_plain(chain[0])}")
+
+
+def unreadable(line: Source | None) -> CaptureError:
+    """For an object that a line of the model reads and that is no tensor."""
+    own = "make it outside of forward, or do without (random numbers follow from torch.manual_seed)"
+    return CaptureError(
+        f"{located(line)}the model reads an object that cannot be captured, such as a random generator: "
+        f"{advice(line, own)}"
+    )
 
 
 _UNTRACEABLE_STATE = ("exported program constant's list", "was mutated", "assigned during export")

@@ -18,10 +18,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from galvatron.ir.capture.batch import Batch
+from galvatron.ir.ops.table import of_target
 from galvatron.ir.program import BatchSizes
 from galvatron.ir.types import BATCH, Dim
-
-_LOOKUPS = (torch.ops.aten.embedding.default, torch.ops.aten.index_select.default)
 
 _TRIED = 66
 """Below this, a condition that is no simple inequality must hold for every batch size."""
@@ -97,7 +96,7 @@ def _is_other_data(node: fx.Node, size: sympy.Symbol) -> bool:
     """Whether an input is a table whose rows are looked up, or has borders between its elements (`x[1:] - x[:-1]`)."""
     values = (n.meta.get("val") for n in node.graph.nodes if n.op == "call_function")
     sizes = (d.node.expr for v in values if isinstance(v, torch.Tensor) for d in v.shape if isinstance(d, torch.SymInt))
-    is_table = any(user.target in _LOOKUPS and user.args[0] is node for user in node.users)
+    is_table = any(of_target(str(user.target)).rows and user.args[0] is node for user in node.users)
     return is_table or any(d.coeff(size, 0).is_Integer and d.coeff(size, 0) for d in sizes if d.free_symbols == {size})
 
 

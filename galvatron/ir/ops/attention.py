@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from galvatron.ir.graph import Op
 from galvatron.ir.layout import REPLICATE
 from galvatron.ir.ops import shapes
 from galvatron.ir.ops.call import Call, by_line
@@ -17,6 +19,17 @@ def _attention(call: Call) -> OpDims:
     rows = "q!" if call["is_causal"] else "q"
     heads = "(h g)" if call["enable_gqa"] else "h"
     return by_line(call, f"b* {heads} {rows} d!, b* h k! d!, b* h k! e!, b* {heads} {rows} k!? -> b* {heads} {rows} e!")
+
+
+def _op_work(op: Op, tensors: Sequence[Any]) -> Work:
+    query, key, value, *_ = tensors
+    return attention(query, key, value, causal=bool(op["is_causal"]))
+
+
+def _turns(op: Op, ranks: int) -> int:
+    """Under a causal mask every rank with folded slices computes 2n + 1 of its 4n quarter blocks, that is about
+    (2n + 1) / 4 turns; of plain slices the last one computes all."""
+    return (2 * ranks + 5) // 4 if op["is_causal"] and op.kwarg("folded") else ranks
 
 
 def _flash(
@@ -39,10 +52,11 @@ OPERATORS: dict[str, Operator] = {
         contracts=True,
         kept=True,
         anchored=True,
+        op_work=_op_work,
         mask="attn_mask",
         short="attention",
         draws=Draws("dropout_p"),
-        on_slices=OnSlices(REPLICATE, ring=True, folded="told"),
+        on_slices=OnSlices(REPLICATE, ring=_turns, folded="told"),
     ),
     "_scaled_dot_product_flash_attention_for_cpu": Operator(work=_flash),
     "_scaled_dot_product_flash_attention_for_cpu_backward": Operator(work=_flash_backward),

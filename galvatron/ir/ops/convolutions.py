@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from galvatron.ir.graph import Op
 from galvatron.ir.ops.call import Call, by_line, known, whole
 from galvatron.ir.ops.notation import DimNames, OpDims
 from galvatron.ir.ops.operator import Operator, alike
@@ -21,7 +23,7 @@ def _channels(call: Call) -> OpDims:
     assert isinstance(groups, int)
     if len(shape) != len(weight):
         return whole(call)
-    transposed = "transpose" in call.op.target or bool(call.arguments.get("transposed"))
+    transposed = _is_transposed(call.op)
     inside, outside = (exact_quotient(weight[0], groups), weight[1])[:: 1 if transposed else -1]
     assert inside is not None and outside is not None
     sizes = {"n": shape[0], "g": groups, "c": inside, "o": outside}
@@ -43,6 +45,19 @@ def _channels(call: Call) -> OpDims:
         products=frozenset({0, 1}),
         sums=frozenset({2}) if has_bias else frozenset(),
     )
+
+
+def _is_transposed(op: Op) -> bool:
+    return "transpose" in op.name or bool(op.get("transposed"))
+
+
+def _op_work(op: Op, tensors: Sequence[Any]) -> Work | None:
+    """None of an unbatched one."""
+    (input_, weight, *_, output), groups = tensors, op["groups"]
+    assert isinstance(groups, int)
+    if len(input_) != len(weight):
+        return None
+    return convolution(input_, weight, output, groups, transposed=_is_transposed(op))
 
 
 def _grid_samples(call: Call) -> OpDims:
@@ -69,7 +84,7 @@ _POOL_1D = "b* l! -> b* x!"
 _POOL_2D = "b* h! w! -> b* x! y!"
 _POOL_3D = "b* d! h! w! -> b* x! y! z!"
 
-_convolution = partial(Operator, _channels, contracts=True, kept=True)
+_convolution = partial(Operator, _channels, contracts=True, kept=True, op_work=_op_work)
 
 OPERATORS: dict[str, Operator] = {
     "convolution": _convolution(anchored=True, work=_work),

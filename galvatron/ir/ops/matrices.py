@@ -29,4 +29,6 @@ OPERATORS: dict[str, Operator] = {
     "linalg_slogdet": Operator("b* m! n! -> b*, b*"),
     **alike("linalg_svdvals linalg_eigvalsh", Operator("b* m! n! -> b* k!")),
     "linalg_solve": Operator(_solution),
+    "linalg_multi_dot": Operator(rounds="tensors"),
+    "chain_matmul": Operator(rounds="matrices"),
 }

@@ -17,11 +17,12 @@ Operands are the op's arguments in order; one with fewer dimensions than its spe
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
 from galvatron.errors import GalvatronError
-from galvatron.ir.types import Dim, exact_quotient
+from galvatron.ir.types import Dim, exact_quotient, simplify_dim
 
 DimNames = tuple[str, ...]
 """The named factors of one tensor dimension, outermost first; empty for a dimension of size one."""
@@ -45,6 +46,18 @@ class OpDims:
     products: frozenset[int] = frozenset()
     sums: frozenset[int] = frozenset()
     spmd: frozenset[str] = frozenset()
+
+    def agree(self, shapes: Iterable[Shape]) -> bool:
+        """Whether every dimension of tensors of these shapes, operands before results, is the product of its names:
+        else the op does not mean by them what its rule says."""
+        for tensor, shape in zip((*self.operands, *self.results), shapes, strict=True):
+            for names, size in zip(tensor, shape, strict=True):
+                total: Dim = 1
+                for name in names:
+                    total = total * self.sizes[name]
+                if names and simplify_dim(total - size) != 0:
+                    return False
+        return True
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ every rank, its results' types are those that torch gives, and it is written `to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from galvatron.ir.graph import Op
 from galvatron.ir.layout import Partial, Replicate
 from galvatron.ir.ops.call import Call, DimsFunction
 from galvatron.ir.ops.notation import Shape
@@ -45,14 +46,14 @@ class OnSlices:
     """The operator's counterpart `spmd.X` on a slice of a dimension that it must see whole (see `ir.spmd`).
 
     `result` is the placement, on the axis, of a result without the sharded dimension. `forward` are the collectives
-    that it runs inside, each with how many numbers it carries per row of the first operand. A `ring` passes keys and
-    values round instead. `folded` says what it makes of folded slices: it takes none, it takes any without a
-    difference, or it must be told.
+    that it runs inside, each with how many numbers it carries per row of the first operand. In a `ring` keys and values
+    are passed round instead: it says on how many of the slices of so many ranks the busiest one works. `folded` says
+    what it makes of folded slices: it takes none, it takes any without a difference, or it must be told.
     """
 
     result: Replicate | Partial
     forward: tuple[tuple[str, int], ...] = ()
-    ring: bool = False
+    ring: Callable[[Op, int], int] | None = None
     folded: Literal["none", "alike", "told"] = "none"
 
 
@@ -75,6 +76,8 @@ class Operator:
     """Selective recomputation keeps its result: its time is in arithmetic, not in memory traffic."""
     anchored: bool = False
     """It belongs to a layer even where no parameter is upstream: nobody wants it computed on every stage."""
+    rows: bool = False
+    """It reads rows of its first operand, at indices."""
     looks_up: bool = False
     """It reads rows of a table of weights."""
     free: bool = False
@@ -85,9 +88,13 @@ class Operator:
     """Its kernel only reserves memory."""
     work: Callable[..., Work] | None = None
     """The arithmetic of a call of its kernel, given its result and its arguments; without it, it is bound by memory."""
+    op_work: Callable[[Op, Sequence[Any]], Work | None] | None = None
+    """The arithmetic of an op on the shapes of its operands and results, where its named dimensions do not say it."""
 
     pointwise: bool = False
     """Each element of the result follows from those at its place, though torch does not tag it so."""
+    casts: bool = False
+    """Its result is its operand, perhaps in another element type."""
     stops_gradient: bool = False
     """Its result has no gradient, whatever it reads."""
     commutes: bool = False
@@ -107,15 +114,29 @@ class Operator:
     """The parameter that is the shape of its result: in a local graph the local shape."""
     times: str = ""
     """The parameter that says how often it repeats its operand."""
+    rounds: str = ""
+    """The parameter that says how often its kernel goes over what it reads: a number, or a list by its length."""
     parts: str = ""
-    """The parameter that says into what sizes it cuts or unfolds the dimension `dim`."""
+    """The parameter that says into parts of what sizes it cuts the dimension `dim`."""
+    factors: str = ""
+    """The parameter that says into what dimensions it unfolds the dimension `dim`."""
+    bounds: tuple[str, ...] = ()
+    """The parameters that say where the part of the dimension `dim` that it reads or writes begins and ends, where that
+    may be a part of the samples."""
     counts: bool = False
     """Its arguments are numbers from which the size of its result follows."""
     grows: bool = False
     """Its `dim` is one of the result, which has one dimension more than the operand."""
 
+    on_values: str = ""
+    """The operator that it is to values, which have no strides, if it is another one."""
     short: str = ""
     """What its result is called in emitted code, if not after the operator."""
+
+    @property
+    def sizes(self) -> frozenset[str]:
+        """The parameters of which the shapes of the results say all."""
+        return frozenset((self.size, self.times, self.parts, self.factors)) - {""}
 
     def form(self, overload: str) -> str:
         """How an overload is written; empty for one that has no form."""

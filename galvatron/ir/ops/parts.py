@@ -172,6 +172,8 @@ def _numbers(sizes: dict[str, Dim], prefix: str) -> frozenset[str]:
     return frozenset(name for name, size in sizes.items() if name.startswith(prefix) and isinstance(size, int))
 
 
+_BOUNDS = ("start", "end")
+
 OPERATORS: dict[str, Operator] = {
     "split": Operator(
         _split,
@@ -190,15 +192,24 @@ OPERATORS: dict[str, Operator] = {
         parts="split_sizes",
     ),
     "chunk": Operator(_split, written="self.chunk(chunks, dim=)", free=True),
-    "slice": Operator(_sliced, dtype="same", free=True, padded=EVERY),
-    "select": Operator(along("dim", linear=True), shapes=shapes.select, dtype="same", free=True, padded=EVERY),
+    "slice": Operator(
+        _sliced, written={"Tensor": "self[dim, start:end:step]"}, bounds=_BOUNDS, dtype="same", free=True, padded=EVERY
+    ),
+    "select": Operator(
+        along("dim", linear=True),
+        written={"int": "self[dim, index]"},
+        shapes=shapes.select,
+        dtype="same",
+        free=True,
+        padded=EVERY,
+    ),
     "narrow": Operator(along("dim", linear=True), written="self.narrow(dim, start, length)"),
     "unbind": Operator(
         along("dim", linear=True), written={"int": "self.unbind(dim=)"}, shapes=shapes.unbind, dtype="same", free=True
     ),
     "narrow_copy": Operator(along("dim", linear=True)),
     "select_scatter": Operator(along("dim", linear=True), shapes=shapes.like_first),
-    "slice_scatter": Operator(_overwritten, shapes=shapes.like_first),
+    "slice_scatter": Operator(_overwritten, shapes=shapes.like_first, bounds=_BOUNDS),
     "cat": Operator(_joined, written="torch.cat(tensors, dim=)", shapes=shapes.concatenate),
     "hstack": Operator(of_rank(2, "tensors", lambda call: _joined_along(call, 1))),
     "vstack": Operator(of_rank(2, "tensors", lambda call: _joined_along(call, 0))),
@@ -208,6 +219,7 @@ OPERATORS: dict[str, Operator] = {
     "repeat_interleave.self_int": Operator(
         _repeated_in_place, written={"self_int": "self.repeat_interleave(repeats, dim=)"}, times="repeats"
     ),
+    "combinations": Operator(rounds="r"),
     "unfold": Operator(_windows),
     "diagonal": Operator(_diagonal),
     "diagonal_scatter": Operator(_diagonal, shapes=shapes.like_first),

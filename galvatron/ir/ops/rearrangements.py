@@ -40,9 +40,11 @@ def _swap(call: Call, rank: int) -> list[int]:
 _free = partial(Operator, dtype="same", free=True, padded=EVERY)
 
 OPERATORS: dict[str, Operator] = {
-    "view_as_complex": Operator("+b* 2! -> b*", shapes=shapes.pairs_as_complex, reads_memory=True),
+    "view_as_complex": Operator(
+        "+b* 2! -> b*", written="torch.view_as_complex(self)", shapes=shapes.pairs_as_complex, reads_memory=True
+    ),
     "view_as_real": Operator("+b* -> b* 2!", written="torch.view_as_real(self)", shapes=shapes.complex_as_pairs),
-    "view": _free(_view, written="self.view(*size)", shapes=shapes.view, size="size"),
+    "view": _free(_view, written="self.view(*size)", shapes=shapes.view, size="size", on_values="reshape"),
     "reshape": _free(_view, written="self.reshape(*shape)", shapes=shapes.view, size="shape"),
     "expand": _free("+b* -> b*", written="self.expand(*size)", shapes=shapes.expand, size="size"),
     "squeeze": _free(
@@ -52,7 +54,7 @@ OPERATORS: dict[str, Operator] = {
     ),
     "unsqueeze": _free(_view, written="self.unsqueeze(dim)", shapes=shapes.unsqueeze, grows=True),
     "flatten": Operator(_view, written={"using_ints": "self.flatten(start_dim, end_dim)"}, padded=EVERY),
-    "unflatten": Operator(_view, written={"int": "self.unflatten(dim, sizes)"}, padded=EVERY, parts="sizes"),
+    "unflatten": Operator(_view, written={"int": "self.unflatten(dim, sizes)"}, padded=EVERY, factors="sizes"),
     "permute": _free(
         _permuted(lambda call, rank: list(call.dims("dims", rank))),
         written="self.permute(*dims)",
@@ -62,6 +64,6 @@ OPERATORS: dict[str, Operator] = {
     "t": _free(_permuted(lambda call, rank: list(reversed(range(rank)))), written="self.t()", shapes=shapes.in_reverse),
     "numpy_T": Operator(_permuted(lambda call, rank: list(reversed(range(rank)))), padded=EVERY),
     "movedim": Operator(written={"int": "self.movedim(source, destination)"}),
-    "_unsafe_view": Operator(shapes=shapes.view, dtype="same"),
+    "_unsafe_view": Operator(shapes=shapes.view, dtype="same", on_values="reshape"),
     "view.dtype": Operator("b* d! -> b* e!", free=True, reads_memory=True),
 }

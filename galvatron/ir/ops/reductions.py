@@ -56,9 +56,10 @@ OPERATORS: dict[str, Operator] = {
     "cumsum": Operator(along("dim", linear=True), written="self.cumsum(dim=, dtype=)", shapes=shapes.like_first),
     **alike(
         "cumprod cummax cummin logcumsumexp aminmax argmin median nanmedian mode kthvalue quantile.scalar "
-        "nanmean norm linalg_norm linalg_vector_norm var_mean std_mean diff argsort",
+        "nanmean norm linalg_norm linalg_vector_norm var_mean std_mean argsort",
         _along(),
     ),
+    "diff": _along(rounds="n"),
     "logsumexp": Operator(
         _logsumexp,
         written="self.logsumexp(dim=, keepdim=)",

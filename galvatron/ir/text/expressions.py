@@ -113,7 +113,7 @@ def _plain(value: sympy.Expr) -> Number:
 def _checked(value: sympy.Expr) -> sympy.Expr:
     if value.has(sympy.nan, sympy.oo, sympy.zoo, -sympy.oo):
         raise ExpressionError("the result is not finite")
-    if value.has(sympy.I):
+    if value.has(sympy.I) or value.is_extended_real is False:
         raise ExpressionError("the result is no real number")
     _check_parts(value, 0)
     return value

@@ -66,13 +66,12 @@ RULES: tuple[Rule, ...] = (
     *_rules(Form.CANDIDATES, Form.PLANNED, programs, "candidates_fit"),
     *_rules(Form.PLANNED, Form.STAGED, programs, "plan_belongs plan_covers_layers plan_settles_ties"),
     *_rules(Form.PLANNED, Form.STAGED, programs, "plan_uses_devices plan_divides_batch"),
-    *_rules(Form.PLANNED, Form.PLANNED, programs, "micro_batches_add_up"),
     *_rules(Form.SHARDED, Form.STAGED, sharding, "stages_in_order meshes_fit"),
     *_rules(Form.SHARDED, Form.STAGED, sharding, "strategies_as_planned state_shards ties_as_planned loss_is_whole"),
-    *_rules(Form.SHARDED, Form.STAGED, sharding, "ops_on_slices"),
-    *_rules(Form.SHARDED, Form.SHARDED, sharding, "operands_fit"),
+    *_rules(Form.SHARDED, Form.STAGED, sharding, "operands_fit ops_on_slices copies_agree epilogue_slices"),
     *_rules(Form.STAGED, Form.STAGED, sharding, "edges_agree transfers_pair transfers_defined"),
     *_rules(Form.STAGED, Form.STAGED, sharding, "state_is_kept tied_state_agrees zero_as_planned"),
+    *_rules(Form.PLANNED, Form.STAGED, programs, "micro_batches_add_up"),
 )
 """Every rule, in the order in which they are applied."""
 

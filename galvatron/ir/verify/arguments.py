@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import sympy
 
 from galvatron.errors import did_you_mean
+from galvatron.ir import limits
 from galvatron.ir.graph import Arg, Const, Op, Ref
-from galvatron.ir.ops.schemas import CONSTANTS, Parameter, Required, schema_of
+from galvatron.ir.ops.schemas import CONSTANTS, Parameter, Required, Schema, schema_of
+from galvatron.ir.ops.table import operator_of
 
 
 def argument_problem(op: Op) -> str:
@@ -27,9 +31,24 @@ def argument_problem(op: Op) -> str:
             return f"the argument {parameter.name!r} is missing"
         if parameter.name in given and not fits(given[parameter.name], parameter):
             return f"{_told(given[parameter.name])} for {parameter.name!r}, which is {_type_text(parameter)}"
+    if problem := _length_problem(schema, operator_of(op).rounds, given):
+        return problem
     if schema.results is not None and len(op.results) != schema.results:
         return f"it gives {schema.results} results, not {len(op.results)}"
     return "" if op.results else "it gives a result"
+
+
+def _length_problem(schema: Schema, rounds: str, given: Mapping[str, Arg]) -> str:
+    """Of which of these arguments an op has too much to be run; empty if of none."""
+    for parameter in schema.parameters:
+        value = given.get(parameter.name)
+        count = len(value) if isinstance(value, tuple) else value
+        if parameter.name == rounds and isinstance(count, int) and count > limits.ROUNDS:
+            return f"{parameter.name!r} asks for {count} rounds; there may be {limits.ROUNDS}"
+        whole = parameter.kind in ("int", "SymInt") and schema.results is not None
+        if isinstance(value, tuple) and whole and len(value) > limits.INTEGERS:
+            return f"{parameter.name!r} has {len(value)} numbers; there may be {limits.INTEGERS}"
+    return ""
 
 
 def fits(value: Arg, parameter: Parameter) -> bool:

@@ -9,8 +9,11 @@ from dataclasses import replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
+import sympy
+
 from galvatron.errors import GalvatronError
-from galvatron.ir.graph import Op
+from galvatron.ir.graph import Arg, Op
+from galvatron.ir.ops.schemas import schema_of
 from galvatron.ir.ops.shapes import ShapeError
 from galvatron.ir.types import TensorType, evaluate
 from galvatron.ir.verify.shapes import expected_dtype, expected_shapes
@@ -47,6 +50,9 @@ def _problem(op: Op, types: Mapping[str, TensorType]) -> str:
     declared = tuple(v.type for v in op.results)
     for batch in BATCHES:
         try:
+            count = _pieces(op, types, batch)
+            if count is not None and count != len(declared):
+                return f"for a batch of {batch} it gives {count} pieces, not {len(declared)}"
             given = computed_types(op, types, batch)
             wanted = tuple(TensorType(t.dtype, tuple(evaluate(dim, batch) for dim in t.shape)) for t in declared)
         except GalvatronError as error:
@@ -57,6 +63,36 @@ def _problem(op: Op, types: Mapping[str, TensorType]) -> str:
             told = (", ".join(map(str, each)) for each in (given, wanted))
             return f"for a batch of {batch} it gives {' and not '.join(told)}"
     return ""
+
+
+def _pieces(op: Op, types: Mapping[str, TensorType], batch: int) -> int | None:
+    """How many results an op gives whose arguments say it, of one that gives a list: known before it is run, since
+    there may be as many as a size or a number can be. None for any other."""
+    if schema_of(op.target).results is not None:
+        return None
+    counts = {name: _number(arg, batch) for name, arg in op.arguments.items() if name not in ("self", "dim")}
+    if "sections" in counts:
+        return counts["sections"]
+    if "dim" not in op.arguments or not counts.keys() <= {"chunks", "split_size"}:
+        return None
+    shape, dim = types[op.operands[0]].shape, op["dim"]
+    if not isinstance(dim, int) or not -len(shape) <= dim < len(shape):
+        return None
+    size = evaluate(shape[dim], batch)
+    if "chunks" in counts:
+        part: int | None = -(-size // chunks) if (chunks := counts["chunks"]) and chunks > 0 else None
+    else:
+        part = counts.get("split_size", 1)
+    if not part or part < 0:
+        return None  # an empty dimension, or what torch will refuse
+    return -(-size // part)
+
+
+def _number(arg: Arg, batch: int) -> int | None:
+    """An argument that is a whole number, at a batch size."""
+    if isinstance(arg, sympy.Expr):
+        return evaluate(arg, batch)
+    return arg if type(arg) is int else None
 
 
 def _anonymous(op: Op) -> Op:

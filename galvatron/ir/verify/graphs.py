@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import sympy
 
 from galvatron.errors import did_you_mean
-from galvatron.ir.collectives import COLLECTIVES, result_shape
+from galvatron.ir.collectives import COLLECTIVES, ends, result_shape
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
 from galvatron.ir.layout import (
     Axis,
@@ -146,12 +146,19 @@ def _symbols(arg: Arg) -> set[sympy.Basic]:
 
 
 def _dim_problem(dim: Dim, scope: Scope) -> str:
+    if isinstance(dim, sympy.Expr) and (strangers := dim.free_symbols - scope.symbols):
+        names = " or ".join(sorted(str(s) for s in scope.symbols))
+        return f"{', '.join(sorted(map(str, strangers)))} is not the batch symbol here, which is {names}"
+    return size_problem(dim)
+
+
+def size_problem(dim: Dim) -> str:
+    """What is wrong with a size in batch symbols that are known; empty if nothing is."""
     if isinstance(dim, sympy.Expr):
-        if strangers := dim.free_symbols - scope.symbols:
-            names = " or ".join(sorted(str(s) for s in scope.symbols))
-            return f"{', '.join(sorted(map(str, strangers)))} is not the batch symbol here, which is {names}"
-        value = dim.subs(dict.fromkeys(scope.symbols, BATCHES[0]))
-        return "" if value.is_positive else "not positive"
+        value = dim.subs(dict.fromkeys(dim.free_symbols, BATCHES[0]))
+        if not value.is_positive:
+            return "not positive"
+        return "" if value.is_rational else "no fraction of the batch"
     if isinstance(dim, bool) or not isinstance(dim, int):
         return "a size is a whole number or an expression"
     return "" if dim >= 0 else "negative"
@@ -353,26 +360,27 @@ def _collective_problem(op: Op, scope: Scope) -> str:
 
 def _movement_problem(op: Op, operand: Value, result: Value, mesh: tuple[Axis, ...]) -> str:
     """What is wrong with the placements and the shape on the two sides of a collective."""
-    kind, keywords = COLLECTIVES[op.target], dict(op.kwargs)
+    name = str(op.kwarg("axis"))
     before, after = operand.layout or (), result.layout or ()
-    at, *parts = positions(mesh, str(keywords["axis"]))
+    at, *parts = positions(mesh, name)
     if parts:
         # Sub-axes of one axis: on a mesh that joins them where they agree.
         mesh, groups = joined(mesh, before, after)
         if (at, *parts) not in groups:
-            return f"%{operand.name} and %{result.name} are not placed alike on the parts of {keywords['axis']}"
+            return f"%{operand.name} and %{result.name} are not placed alike on the parts of {name}"
         before, after = (tuple(layout[group[0]] for group in groups) for layout in (before, after))
         at = groups.index((at, *parts))
-    if _local_placement(before, mesh, at) != kind.source(keywords):
-        return f"leads from {kind.source(keywords)}, but %{operand.name} is {before[at]} on {mesh[at].name}"
-    if _local_placement(after, mesh, at) != kind.target(keywords):
-        return f"leads to {kind.target(keywords)}, but %{result.name} is {after[at]} on {mesh[at].name}"
+    source, target = ends(op)
+    if _local_placement(before, mesh, at) != source:
+        return f"leads from {source}, but %{operand.name} is {before[at]} on {mesh[at].name}"
+    if _local_placement(after, mesh, at) != target:
+        return f"leads to {target}, but %{result.name} is {after[at]} on {mesh[at].name}"
     for axis, (old, new) in enumerate(zip(before, after, strict=True)):
         if axis != at and old != new:
             return f"changes the placement on {mesh[axis].name}, from {old} to {new}"
         if axis > at and (same_factor(old, before[at]) or same_factor(old, after[at])):
             return f"moves slices that {mesh[axis].name}, which lies inside {mesh[at].name}, cuts further"
-    expected = result_shape(kind, keywords, operand.type.shape, mesh[at].size)
+    expected = result_shape(op, operand.type.shape, mesh[at].size)
     if not same_shape(expected, result.type.shape) or operand.type.dtype != result.type.dtype:
         return f"%{result.name} is {result.type}, but must be {operand.type.dtype}[{', '.join(map(str, expected))}]"
     return ""

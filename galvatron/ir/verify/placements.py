@@ -71,17 +71,6 @@ class Misplaced(Exception):
     """An op cannot run on values so placed; the message says why."""
 
 
-def whole_type(value: Value, mesh: tuple[Axis, ...], padded: Mapping[int, int]) -> TensorType:
-    """The type of the tensor that the ranks hold parts of; `padded` has the whole sizes of padded dimensions, which
-    the parts do not tell."""
-    shape = list(value.type.shape)
-    for placement, axis in zip(value.layout or (), mesh, strict=True):
-        if isinstance(placement, Shard):
-            size = padded.get(placement.dim, shape[placement.dim] * axis.size) if placement.padded else None
-            shape[placement.dim] = shape[placement.dim] * axis.size if size is None else size
-    return value.type.with_shape(tuple(shape))
-
-
 def placement_problem(op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: tuple[Axis, ...]) -> str:
     """Why an op may not run on operands and results so placed; empty if it may.
 
@@ -95,7 +84,7 @@ def placement_problem(op: Op, operands: tuple[Placed, ...], results: tuple[Place
         dims = op_dims(made, {p.name: p.type for p in operands})
     except (GalvatronError, ValueError, LookupError, TypeError, AssertionError):
         return "its rule does not fit its operands"
-    if dims is not None and not _sizes_agree(dims, operands, results):
+    if dims is not None and not dims.agree([p.type.shape for p in (*operands, *results)]):
         dims = None
     for i, axis in enumerate(mesh):
         try:
@@ -126,18 +115,6 @@ def whole_problem(op: Op, operands: tuple[Placed, ...], results: tuple[Placed, .
 
 def _told(values: Iterable[Placed], axis: int) -> str:
     return ", ".join(f"%{p.name}: {p.layout[axis]}" for p in values) or "nothing"
-
-
-def _sizes_agree(dims: OpDims, operands: tuple[Placed, ...], results: tuple[Placed, ...]) -> bool:
-    """Whether every dimension is the product of its names: else the op does not mean by them what its rule says."""
-    for tensor, placed in zip((*dims.operands, *dims.results), (*operands, *results), strict=True):
-        for names, size in zip(tensor, placed.type.shape, strict=True):
-            total: Dim = 1
-            for name in names:
-                total = total * dims.sizes[name]
-            if names and simplify_dim(total - size) != 0:
-                return False
-    return True
 
 
 def _check_axis(

@@ -9,12 +9,14 @@ import sympy
 
 from galvatron.errors import did_you_mean
 from galvatron.ir import plan_rules
+from galvatron.ir.graph import Value
 from galvatron.ir.micro_batches import coupling
 from galvatron.ir.plan import Plan
 from galvatron.ir.planned import planned_layers, tied_layers
 from galvatron.ir.program import MASTER, PRECISIONS, Form, Layer, LayerKind, Program
-from galvatron.ir.types import DTYPE_BYTES, TensorType
-from galvatron.ir.verify.graphs import Violation
+from galvatron.ir.random import is_random
+from galvatron.ir.types import BATCH, DTYPE_BYTES, TensorType
+from galvatron.ir.verify.graphs import Violation, size_problem
 
 Locus = tuple[Hashable, ...]
 
@@ -50,7 +52,10 @@ def form_fields(program: Program) -> Iterator[Violation]:
 
 
 def program_names(program: Program) -> Iterator[Violation]:
-    """Inputs, state with its aliases, classes, and layers of one stage have names of their own."""
+    """Inputs, state with its aliases, classes, and layers of one stage have names of their own.
+
+    So have the layers of a plan in all stages: what a layer draws follows from its name.
+    """
     groups: list[tuple[str, list[tuple[str, Locus]]]] = [
         ("input", [(v.name, ("input", "program", v.name)) for v in program.inputs]),
         ("state", [(n, ("program state", None, s.name)) for s in program.state for n in (s.name, *s.aliases)]),
@@ -58,6 +63,9 @@ def program_names(program: Program) -> Iterator[Violation]:
     ]
     for owner, layers in layer_groups(program):
         groups.append(("layer", [(layer.name, ("layer", owner, i)) for i, layer in enumerate(layers)]))
+    single = (LayerKind.PLANNED, LayerKind.EPILOGUE)
+    named = [(layer.name, locus) for layer, locus in layers_with_loci(program) if layer.kind in single]
+    groups.append(("layer", named))
     for kind, names in groups:
         counts = Counter(name for name, _ in names)
         for name, locus in names:
@@ -82,6 +90,19 @@ def program_signature(program: Program) -> Iterator[Violation]:
     for value in program.inputs:
         if value.type.dtype not in DTYPE_BYTES:
             yield ("input", "program", value.name), f"unknown element type {value.type.dtype!r}"
+        elif problem := _input_problem(value, cut=program.form > Form.CAPTURED):
+            yield ("input", "program", value.name), f"%{value.name} is {value.type}: {problem}"
+
+
+def _input_problem(value: Value, *, cut: bool) -> str:
+    """What is wrong with the sizes of a batch input; what is `cut` into micro-batches are its `B` along dimension 0."""
+    strangers = {s for dim in value.type.shape if isinstance(dim, sympy.Expr) for s in dim.free_symbols - {BATCH}}
+    if strangers:
+        return f"{', '.join(sorted(map(str, strangers)))} is no size of a batch"
+    rest = value.type.shape[1:] if value.type.shape[:1] == (BATCH,) else value.type.shape
+    if cut and any(isinstance(dim, sympy.Expr) for dim in rest):
+        return "its samples are not those of B along dimension 0 alone"
+    return next(filter(None, map(size_problem, rest)), "")
 
 
 def masters(program: Program) -> Iterator[Violation]:
@@ -190,6 +211,11 @@ def output_is_loss(program: Program) -> Iterator[Violation]:
         types = {name: v.type for name, v in program.graph.values.items()}
     else:
         types = {name: v.type for name, v in program.values().items()}
+    for layer, locus in layers_with_loci(program):
+        graph = program.class_of[layer.cls].graph
+        made = {name for name, formal in zip(layer.results, graph.outputs, strict=True) if formal in graph.producers}
+        if program.output in layer.results and program.output not in made:
+            yield locus, f"{layer.name} gives as the loss %{program.output} what it is given"
     output: TensorType | None = types.get(program.output)
     if output is None:
         yield ("output",), f"nothing defines %{program.output}"
@@ -198,24 +224,32 @@ def output_is_loss(program: Program) -> Iterator[Violation]:
 
 
 def cheap_layers(program: Program) -> Iterator[Violation]:
-    """Step and preamble layers read batch inputs and each other, and no trainable state; statistics hold no samples."""
-    sources = {v.name for v in program.inputs}
+    """Step and preamble layers read batch inputs and each other, and no trainable state; statistics hold no samples.
+
+    They draw nothing, since each stage that reads them would draw for itself. Those of a step are there before any
+    micro-batch is, so they read no preamble.
+    """
+    once = {v.name for v in program.inputs}
+    cheap = set(once)
     for layer, locus in layers_with_loci(program):
         if layer.kind not in (LayerKind.STEP, LayerKind.PREAMBLE):
             continue
         for name in layer.operands:
-            if name not in sources:
+            if name not in (once if layer.kind is LayerKind.STEP else cheap):
                 yield locus, f"the {layer.kind} layer {layer.name} reads %{name}, which a micro-batch layer computes"
+        graph = program.class_of[layer.cls].graph
+        if drawing := next(filter(is_random, graph.ops), None):
+            yield locus, f"the {layer.kind} layer {layer.name} draws random numbers, in {drawing.target}"
         for name in layer.state:
             if program.state_of[name].trainable:
                 yield locus, f"the {layer.kind} layer {layer.name} reads the trainable state {name}"
         if layer.kind is LayerKind.STEP:
-            graph = program.class_of[layer.cls].graph
             for name, formal in zip(layer.results, graph.outputs, strict=True):
                 type_ = graph.values[formal].type
                 if any(isinstance(dim, sympy.Expr) and dim.free_symbols for dim in type_.shape):
                     yield locus, f"the step layer {layer.name} makes %{name}, a {type_} with samples"
-        sources.update(layer.results)
+            once.update(layer.results)
+        cheap.update(layer.results)
 
 
 def origins(program: Program) -> Iterator[Violation]:
@@ -335,8 +369,11 @@ def plan_uses_devices(program: Program) -> Iterator[Violation]:
 
 
 def plan_divides_batch(program: Program) -> Iterator[Violation]:
-    """The global batch divides into micro-batches, and a micro-batch into data-parallel shards."""
+    """The program is for the global batch, which divides into micro-batches, and these into data-parallel shards."""
     plan = _plan(program)
+    if plan.global_batch_size not in program.batch_sizes:
+        told = f"a batch of {plan.global_batch_size} samples is outside {program.batch_sizes}"
+        yield ("plan", "global_batch_size"), told
     yield from plan_rules.batch(plan, plan.global_batch_size)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 import sympy
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.gradients import gradients
-from galvatron.ir.graph import Value
+from galvatron.ir.graph import Graph, Value
 from galvatron.ir.layout import (
     PARTIAL,
     REPLICATE,
@@ -16,21 +16,23 @@ from galvatron.ir.layout import (
     Layout,
     Partial,
     Shard,
-    global_shape,
     gradientless,
     joint_mesh,
     local_shape,
     on_mesh,
     uncut_mesh,
 )
-from galvatron.ir.ops.shapes import same
+from galvatron.ir.ops.arguments import typed
+from galvatron.ir.ops.shapes import same_shape
+from galvatron.ir.ops.table import operator_of
 from galvatron.ir.planned import epilogue_strategy
-from galvatron.ir.program import Form, LayerClass, LayerKind, Program, StateLayout, When
+from galvatron.ir.program import Form, LayerClass, LayerKind, Program, StateLayout
 from galvatron.ir.ties import kept_whole, zero_levels
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
 from galvatron.ir.verify.graphs import Violation, are_axes, layout_problem
-from galvatron.ir.verify.placements import Placed, padded_sizes, placement_problem, whole_problem, whole_type
+from galvatron.ir.verify.placements import Placed, padded_sizes, placement_problem, whole_problem
 from galvatron.ir.verify.programs import layer_groups, layers_with_loci
+from galvatron.ir.whole import SeenWhole, in_samples, layers_seen_whole, whole_type
 from galvatron.ir.zero import LEVELS, summed_axes
 
 
@@ -169,93 +171,48 @@ def _padded_state(program: Program, cls: LayerClass) -> dict[str, dict[int, int]
 
 
 def operands_fit(program: Program) -> Iterator[Violation]:
-    """An operand is a part of a tensor of the rank, element type and fixed sizes that the class reads.
+    """Seen whole, an operand is the very tensor that the class reads, and `b` counts the same samples in all of them.
 
     Where it is placed otherwise, layers that redistribute it are still to come.
     """
-    values = program.values()
-    meshes = {
-        name: program.class_of[layer.cls].mesh for layer, _ in layers_with_loci(program) for name in layer.results
-    }
-    for layer, locus in layers_with_loci(program):
-        cls = program.class_of[layer.cls]
-        for name, formal in zip(layer.operands, cls.graph.inputs, strict=True):
-            if name not in meshes:
-                continue  # a batch input, or one that another rule misses
-            given, wanted = _whole(values[name], meshes[name]), _whole(formal, cls.mesh)
-            sizes = zip(given.shape, wanted.shape, strict=False)
-            fixed = all(a == b for a, b in sizes if isinstance(a, int) or isinstance(b, int))
-            if given.dtype != wanted.dtype or len(given.shape) != len(wanted.shape) or not fixed:
+    inputs = {value.name for value in program.inputs}
+    for seen, locus in _seen_with_loci(program):
+        cls = program.class_of[seen.layer.cls]
+        for name, given, formal in zip(seen.layer.operands, seen.operands, seen.graph.inputs, strict=True):
+            wanted = formal.type
+            if given and (given.dtype != wanted.dtype or not same_shape(given.shape, wanted.shape)):
                 yield locus, f"%{name} is part of {given}, but %{formal.name} of @{cls.name} of {wanted}"
+            if name in inputs and any(isinstance(p, Partial) for p in cls.graph.values[formal.name].layout or ()):
+                yield locus, f"%{name} as %{formal.name} of @{cls.name}: a batch input is never a partial sum"
 
 
-def _whole(value: Value, mesh: tuple[Axis, ...]) -> TensorType:
-    return value.type.with_shape(global_shape(value.type.shape, value.layout or (), mesh) if mesh else value.type.shape)
+def _seen_with_loci(program: Program) -> Iterator[tuple[SeenWhole, tuple[Hashable, ...]]]:
+    """Every layer, seen whole, with the line that has it."""
+    seen = layers_seen_whole(program.classes, program.all_layers, program.inputs)
+    return ((one, locus) for one, (_, locus) in zip(seen, layers_with_loci(program), strict=True))
 
 
 def edges_agree(program: Program) -> Iterator[Violation]:
-    """Along every edge, also across stages, the consumer reads the layout and local type that the producer gives."""
-    inputs = {v.name: v for v in program.inputs}
-    producers: dict[str, tuple[LayerClass, Value, bool]] = {}
-    for owner, layers in layer_groups(program):
-        for index, layer in enumerate(layers):
-            cls, locus = program.class_of[layer.cls], ("layer", owner, index)
-            for name, formal in zip(layer.operands, cls.graph.inputs, strict=True):
-                problem = ""
-                if name in inputs:
-                    problem = _input_problem(inputs[name], formal, cls, layer.when)
-                elif name in producers:
-                    problem = _edge_problem(*producers[name], formal, cls)
-                if problem:
-                    yield locus, f"%{name} as %{formal.name} of @{cls.name}: {problem}"
-            for name, formal in zip(layer.results, cls.graph.outputs, strict=True):
-                value = cls.graph.values[formal]
-                # Preambles and step layers hold no trainable state, so what they compute has no gradient.
-                differentiable = layer.kind in (LayerKind.PLANNED, LayerKind.CONVERSION)
-                producers[name] = (cls, value, value.type.is_floating and differentiable)
+    """Along every edge, also across stages, the consumer reads the layout that the producer gives.
 
-
-def _input_problem(value: Value, formal: Value, cls: LayerClass, when: When) -> str:
-    """What is wrong with a batch input bound to a class input: its local part is `b` samples along dimension 0."""
-    if any(isinstance(p, Partial) for p in formal.layout or ()):
-        return "a batch input is never a partial sum"
-    if len(value.type.shape) != len(formal.type.shape):
-        return f"{value.type} is no {formal.type}"
-    symbol = BATCH if when is When.STEP and formal.type.shape[:1] == value.type.shape[:1] else LOCAL_BATCH
-    shape = [d.subs(BATCH, symbol) if isinstance(d, sympy.Expr) else d for d in value.type.shape]
-    inner = tuple(REPLICATE if isinstance(p, Shard) and p.dim == 0 else p for p in formal.layout or ())
-    try:
-        local = value.type.with_shape(local_shape(tuple(shape), inner, cls.mesh))
-    except GalvatronError as error:
-        return str(error)
-    return "" if local == formal.type else f"the local part is {local}, not {formal.type}"
-
-
-def _edge_problem(source: LayerClass, value: Value, differentiable: bool, formal: Value, cls: LayerClass) -> str:
-    layout, wanted = value.layout or (), formal.layout or ()
-    if not same_distribution(source.mesh, layout, cls.mesh, wanted, differentiable=differentiable):
-        return f"is {_describe(source.mesh, value.layout)}, but is read as {_describe(cls.mesh, formal.layout)}"
-    # The samples `b` of a shard differ between the classes on the two sides of a redistribution, by a constant factor.
-    rescaled = not source.base or not cls.base
-    if value.type.dtype != formal.type.dtype or not _same_sizes(value.type.shape, formal.type.shape, rescaled):
-        return f"is {value.type}, but is read as {formal.type}"
-    return ""
-
-
-def _same_sizes(a: tuple[Dim, ...], b: tuple[Dim, ...], rescaled: bool) -> bool:
-    if len(a) != len(b):
-        return False
-    ratios = set()
-    for left, right in zip(a, b, strict=True):
-        if same(left, right):
-            ratios.update([1] if isinstance(left, sympy.Expr) else [])
-        elif not isinstance(left, sympy.Expr) or not isinstance(right, sympy.Expr):
-            return False
-        else:
-            ratios.add(sympy.cancel(left / right))
-    if not rescaled:
-        return ratios <= {1}
-    return len(ratios) <= 1 and all(sympy.sympify(r).is_Rational for r in ratios)
+    So it reads the same local tensor, since `operands_fit` holds.
+    """
+    producers: dict[str, tuple[SeenWhole, Layout]] = {}
+    differentiable = gradients(program).values
+    for seen, locus in _seen_with_loci(program):
+        cls = program.class_of[seen.layer.cls]
+        for name, formal in zip(seen.layer.operands, cls.graph.inputs, strict=True):
+            if name not in producers:
+                continue
+            source, layout = producers[name]
+            mesh, wanted = program.class_of[source.layer.cls].mesh, formal.layout or ()
+            given = in_samples(layout, source.samples)
+            asked = in_samples(wanted, seen.samples)
+            if not same_distribution(mesh, given, cls.mesh, asked, differentiable=name in differentiable):
+                told = f"is {_describe(mesh, layout)}, but is read as {_describe(cls.mesh, wanted)}"
+                yield locus, f"%{name} as %{formal.name} of @{cls.name}: {told}"
+        for name, formal in zip(seen.layer.results, cls.graph.outputs, strict=True):
+            producers[name] = (seen, cls.graph.values[formal].layout or ())
 
 
 def loss_is_whole(program: Program) -> Iterator[Violation]:
@@ -266,6 +223,57 @@ def loss_is_whole(program: Program) -> Iterator[Violation]:
             layout = graph.values[formal].layout or ()
             if name == program.output and any(p not in (REPLICATE, PARTIAL) for p in layout):
                 yield locus, f"the loss %{name} is ({', '.join(map(str, layout))})"
+
+
+def copies_agree(program: Program) -> Iterator[Violation]:
+    """What several stages or strategies have a copy of is in each of them the same function of the same values."""
+    first: dict[tuple[str, ...], Hashable] = {}
+    for seen, locus in _seen_with_loci(program):
+        layer = seen.layer
+        if layer.kind in (LayerKind.PREAMBLE, LayerKind.STEP):
+            values, computed = layer.origin or layer.results, (layer.kind, layer.state, _function(seen.graph))
+            if first.setdefault(values, computed) != computed:
+                told = ", ".join(f"%{name}" for name in values)
+                yield locus, f"{layer.name} computes {told} otherwise than another copy"
+
+
+def _function(graph: Graph) -> Hashable:
+    """What a graph that is seen whole computes, whatever its values are called; of sizes that say how large a result
+    is, its type tells all."""
+    numbers = {name: str(number) for number, name in enumerate(graph.values)}
+    ops = tuple(
+        (op.target, tuple(value.type for value in op.results), *(
+            (name, typed(arg)) for name, arg in op.map_refs(numbers.__getitem__).arguments.items()
+            if name not in operator_of(op).sizes
+        ))
+        for op in graph.ops
+    )  # fmt: skip
+    return tuple(v.type for v in (*graph.inputs, *graph.state)), ops, tuple(numbers[name] for name in graph.outputs)
+
+
+def epilogue_slices(program: Program) -> Iterator[Violation]:
+    """What an epilogue is given of several micro-batches is, laid end to end, the rank's shard of the batch.
+
+    Each micro-batch has a stretch of every data-parallel shard, so samples are sharded on just the `dp` axes.
+    """
+    assert program.plan is not None  # by form_fields
+    inputs = {value.name for value in program.inputs}
+    for layer, locus in layers_with_loci(program):
+        if layer.kind is not LayerKind.EPILOGUE or program.plan.micro_batches == 1:
+            continue
+        cls = program.class_of[layer.cls]
+        for name, formal in zip(layer.operands, cls.graph.inputs, strict=True):
+            along = next((i for i, dim in enumerate(formal.type.shape) if isinstance(dim, sympy.Expr)), None)
+            if name in inputs or along is None:
+                continue
+            for axis, placement in zip(cls.mesh, formal.layout or (), strict=True):
+                cuts = isinstance(placement, Shard) and placement.dim == along and not _has_samples(placement.outer)
+                if cuts != (axis.parent == "dp") or (cuts and placement != Shard(along)):
+                    yield locus, f"%{name} is {placement} on {axis}: its micro-batches are no shard of the batch"
+
+
+def _has_samples(size: Dim) -> bool:
+    return isinstance(size, sympy.Expr) and bool(size.free_symbols)
 
 
 def stages_in_order(program: Program) -> Iterator[Violation]:
@@ -299,8 +307,9 @@ def transfers_pair(program: Program) -> Iterator[Violation]:
 def transfers_defined(program: Program) -> Iterator[Violation]:
     """A stage sends values that it computes or passes on, with their local type; the last one computes the loss.
 
-    Floating values have a gradient that comes back, others have none.
+    Of those that have a gradient it comes back.
     """
+    differentiable = gradients(program).values
     for stage in program.stages:
         types = {t.name: t.type for t in stage.receives}
         for layer in stage.layers:
@@ -311,9 +320,9 @@ def transfers_defined(program: Program) -> Iterator[Violation]:
             if types.get(transfer.name) != transfer.type:
                 found = types.get(transfer.name, "not defined here")
                 yield locus, f"%{transfer.name} is {found}, but sent as {transfer.type}"
-            elif transfer.differentiable != transfer.type.is_floating:
-                told = "comes back" if transfer.type.is_floating else "cannot come back"
-                yield locus, f"%{transfer.name} is {transfer.type}, of which a gradient {told}"
+            elif transfer.differentiable != (transfer.name in differentiable):
+                told = "has a gradient that comes back" if not transfer.differentiable else "has no gradient"
+                yield locus, f"%{transfer.name} {told}"
     results = {name for layer in program.stages[-1].layers for name in layer.results}
     if program.output not in results:
         yield ("stage", program.stages[-1].index), f"the last stage does not compute the loss %{program.output}"

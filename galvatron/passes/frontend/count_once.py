@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import sympy
 
-from galvatron.ir.graph import Graph, Op, Ref, Source, Value
-from galvatron.ir.micro_batches import SAME, Flow
+from galvatron.ir.graph import Graph, Op, Source, Value
+from galvatron.ir.micro_batches import SAME, Flow, counted
 from galvatron.ir.names import Names
 from galvatron.ir.program import Form, Program
 from galvatron.ir.types import MICRO_BATCHES
@@ -44,15 +44,15 @@ def _counted(graph: Graph, found: Flow, output: str) -> Graph:
         if name not in shares:
             value = graph.values[name]
             shares[name] = Value(names.fresh("share"), value.type)
-            ops.append(Op("aten.div.Tensor", (Ref(name), MICRO_BATCHES), (), (shares[name],), _source(graph, name)))
+            ops.append(counted(name, shares[name], _source(graph, name)))
         return shares[name].name
 
     for op in graph.ops:
         once = found.once.get(op.results[0].name, ())
         renamed = {name: share(name) for name in once if isinstance(name, str)}
-        counted = op.map_refs(lambda name, renamed=renamed: renamed.get(name, name))
-        args = (sympy.sympify(arg) / MICRO_BATCHES if i in once else arg for i, arg in enumerate(counted.args))
-        ops.append(replace(counted, args=tuple(args)))
+        read = op.map_refs(lambda name, renamed=renamed: renamed.get(name, name))
+        args = (sympy.sympify(arg) / MICRO_BATCHES if i in once else arg for i, arg in enumerate(read.args))
+        ops.append(replace(read, args=tuple(args)))
     outputs = (share(output),) if found.states.get(output) is SAME else (output,)
     return replace(graph, ops=tuple(ops), outputs=outputs)
 

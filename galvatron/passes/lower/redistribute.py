@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from galvatron.ir.gradients import gradients
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis, Layout
 from galvatron.ir.names import Names
@@ -31,6 +32,7 @@ class _Moves:
     def __init__(self, program: Program) -> None:
         self.classes = {c.name: c for c in program.classes}
         self._names = Names(name for layer in program.all_layers for name in (layer.name, *layer.results))
+        self._differentiable = gradients(program).values
         self._made: dict[str, tuple[Value, tuple[Axis, ...]]] = {}
         self._origins: dict[str, str] = {}
 
@@ -58,7 +60,7 @@ class _Moves:
         """The layer that takes a value to the layout of a formal input of its reader; None where it has that."""
         made, target = self._made[name], (formal, reader.mesh)
         move = redistribution(
-            f"redistribute.{len(self.classes)}", made, target, differentiable=made[0].type.is_floating
+            f"redistribute.{len(self.classes)}", made, target, differentiable=name in self._differentiable
         )
         if move is None:
             return None

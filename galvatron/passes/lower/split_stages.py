@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from galvatron.errors import PlanError
+from galvatron.ir.gradients import gradients
 from galvatron.ir.layout import gradientless, joined_layout, joint_mesh, on_mesh
 from galvatron.ir.program import Form, Layer, Program, StateLayout, Transfer
 from galvatron.ir.ties import zero_levels
@@ -23,6 +24,7 @@ class SplitStages(Pass):
     def run(self, program: Program) -> Program:
         groups = [stage.layers for stage in program.stages]
         types = program.values()
+        differentiable = gradients(program).values
         batch_inputs = {v.name for v in program.inputs}
         made = [{name for layer in group for name in layer.results} for group in groups]
         read = [{name for layer in group for name in layer.operands} for group in groups]
@@ -31,9 +33,7 @@ class SplitStages(Pass):
             before = set().union(*made[:boundary])
             after = set().union(*read[boundary:]) - batch_inputs
             crossings.append(
-                tuple(
-                    Transfer(n, types[n].type, types[n].type.is_floating) for n in types if n in before and n in after
-                )
+                tuple(Transfer(n, types[n].type, n in differentiable) for n in types if n in before and n in after)
             )
         levels = zero_levels(program)
         stages = tuple(

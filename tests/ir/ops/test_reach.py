@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.verify import verify
+from tests.marks import needs_torch
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "fft": lambda x: torch.fft.irfft(torch.fft.rfft(x, dim=-1) * 0.5, dim=-1).real + torch.fft.fft2(x).abs(),
@@ -85,11 +86,17 @@ class Recurrent(nn.Module):
         return self.net(x[:, 0])[0].sum()
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
+OLDER = {"statistics": needs_torch((2, 13), "quantile asks for the number of elements of symbolic sizes")}
+
+
+@pytest.mark.parametrize("function", [pytest.param(name, marks=OLDER.get(name, ())) for name in FUNCTIONS])
 def test_functions(function: str) -> None:
     verify(capture_graph(Applied(FUNCTIONS[function]), {"x": torch.randn(4, 3, 8, 8)}).program)
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+LSTM = pytest.param(nn.LSTM, marks=needs_torch((2, 13), "its states have a wrong shape when they are traced"))
+
+
+@pytest.mark.parametrize("kind", [LSTM, nn.GRU, nn.RNN])
 def test_recurrent_networks(kind: Callable[..., nn.RNNBase]) -> None:
     verify(capture_graph(Recurrent(kind), {"x": torch.randn(4, 3, 2, 8)}).program)  # two steps: each adds its ops

@@ -23,7 +23,7 @@ from galvatron.rewriting import rewritten
 from tests import models
 from tests.marks import some_slow
 
-TEXTS = {path.stem: path for path in (Path(__file__).parent.parent / "filecheck" / "fuse").glob("*.gir")}
+TEXTS = {path.stem: path for path in (Path(__file__).parents[2] / "filecheck" / "fuse").glob("*.gir")}
 
 
 def case(name: str) -> Graph:

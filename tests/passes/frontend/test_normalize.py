@@ -17,6 +17,7 @@ from galvatron.ir.graph import Graph, Op, Ref
 from galvatron.ir.types import BATCH, simplify_dim
 from galvatron.passes.frontend.normalize import Normalize
 from tests import models
+from tests.marks import TORCH
 
 SEQUENCE, CLASSES = 6, 5
 
@@ -178,7 +179,6 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
-TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 UNTRACEABLE = ("cross_entropy-probabilities", "cross_entropy-probabilities-2d", "bce") if TORCH < (2, 12) else ()
 """What torch itself cannot trace for every batch size: it asks for the size as a number."""
 
