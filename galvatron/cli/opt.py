@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from galvatron.cli.inputs import ProgramFile, read_program
-from galvatron.cli.output import write_file
+from galvatron.cli.output import tie_line, write_file
 from galvatron.errors import PassError
 
 
@@ -70,5 +70,6 @@ def command(
         if stats_json is not None:
             write_file(stats_json, statistics_json(statistics) + "\n")
         if stats:
-            print_statistics(statistics)
+            assert result.plan is not None
+            print_statistics(statistics, tie_line(result.plan))
     print(print_program(result), end="")

@@ -12,6 +12,8 @@ from galvatron.errors import GalvatronError
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from galvatron.ir.plan import Plan
+
 
 def accept_any_text() -> None:
     """Makes stdout and stderr write what their encoding does not have as an escape instead of failing."""
@@ -30,6 +32,14 @@ def cell(text: str) -> Text:
     from rich.text import Text
 
     return Text(printable(text).replace("\n", "\\n"))
+
+
+def tie_line(plan: Plan) -> str:
+    """How parameters are kept that layers share, on one line; empty if there are none."""
+    from galvatron.ir.plan import kept_text
+
+    ties = ", ".join(f"{name} {'' if kept is None else 'as under '}{kept_text(kept)}" for name, kept in plan.ties)
+    return ties and f"shared parameters: {ties}"
 
 
 def write_file(path: Path, text: str) -> None:

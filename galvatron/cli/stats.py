@@ -25,8 +25,8 @@ FILE_WIDTH = 160
 """Columns of what goes to a file: rows are not wrapped there."""
 
 
-def print_statistics(statistics: Statistics) -> None:
-    """Prints the tables to stderr."""
+def print_statistics(statistics: Statistics, shared: str = "") -> None:
+    """Prints the tables to stderr, under them what is `shared` if that is told."""
     console = Console(stderr=True)
     if not console.is_terminal:
         console.width = FILE_WIDTH
@@ -35,6 +35,8 @@ def print_statistics(statistics: Statistics) -> None:
         return
     console.print(fallback_table(statistics))
     console.print(collective_table(statistics))
+    if shared:
+        console.print(cell(shared))
 
 
 def fallback_table(statistics: Statistics) -> Table:

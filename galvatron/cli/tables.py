@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from galvatron.cli.output import cell
+from galvatron.cli.output import cell, tie_line
 from galvatron.ir.plan import runs
 from galvatron.ir.planned import planned_layers
 from galvatron.units import format_bytes, format_seconds
@@ -28,10 +29,9 @@ def plan_table(plan: Plan, program: Program) -> Table:
         f"{plan.world_size} devices{where}: pp{plan.pipeline_degree}, {plan.micro_batches} micro-batches, "
         f"{plan.schedule}, global batch {plan.global_batch_size}"
     )
-    table = Table(
-        title=cell(title),
-        caption=f"predicted step time: {format_seconds(plan.step_time_s)}" if plan.step_time_s is not None else None,
-    )
+    step = f"predicted step time: {format_seconds(plan.step_time_s)}" if plan.step_time_s is not None else ""
+    lines = [cell(line) for line in (step, tie_line(plan)) if line]
+    table = Table(title=cell(title), caption=Text("\n").join(lines) if lines else None)
     table.add_column("stage", justify="right")
     table.add_column("layers")
     table.add_column("strategy")

@@ -8,7 +8,7 @@ from functools import lru_cache
 from galvatron.costs.model import CostModel
 from galvatron.costs.objective import Setting, StageReport, evaluate_plan, peak_bytes
 from galvatron.ir.plan import Plan
-from galvatron.ir.planned import check, epilogue
+from galvatron.ir.planned import epilogue, fitted
 from galvatron.ir.program import Form, Program
 
 
@@ -42,14 +42,14 @@ def estimate_plan(
     """
     model = model or cost_model(program)
     world_size = program.cluster.world_size if program.cluster is not None else plan.world_size
-    check(plan, program, world_size, program.batch_size)
+    plan = fitted(plan, program, world_size, program.batch_size)
     return evaluate_plan(model, setting_of(program, plan), plan.stages)
 
 
 def setting_of(program: Program, plan: Plan) -> Setting:
     """What the plan says besides its stages, for the program's batch."""
     ends = bool(epilogue(program))
-    return Setting(program.batch_size, plan.micro_batches, plan.schedule, plan.pipeline_degree, ends)
+    return Setting(program.batch_size, plan.micro_batches, plan.schedule, plan.pipeline_degree, ends, plan.ties)
 
 
 def with_predictions(plan: Plan, program: Program, model: CostModel) -> Plan:

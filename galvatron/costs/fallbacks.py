@@ -93,7 +93,7 @@ class _Reader:
         self._micro_batch = plan.global_batch_size // plan.micro_batches
         self._uses = Counter(layer.cls for layer in sharded.all_layers)
         self._partitioner = Partitioner(planned, cluster)
-        self._agreed = self._partitioner.agreed(plan.strategies)
+        self._ties = plan.ties
         self._local_borders = Partitioner(sharded, cluster).borders
 
     def statistics(self, cls: LayerClass) -> ClassStatistics:
@@ -129,7 +129,7 @@ class _Reader:
     def _decisions(self, cls: LayerClass) -> tuple[tuple[Decision, ...], ...]:
         """What the partitioner decided for a class, per mesh axis and op of the class that it was sharded from."""
         if cls.strategy is not None and cls.base in self._planned.class_of:
-            sharded = self._partitioner.sharded(cls.base, cls.strategy, agreed=cls.base in self._agreed)
+            sharded = self._partitioner.sharded(cls.base, cls.strategy, self._ties)
             if sharded.local.graph == cls.graph and sharded.local.mesh == cls.mesh:
                 return sharded.decisions
         raise GalvatronError(f"class {cls.name!r} was not sharded from the program given")

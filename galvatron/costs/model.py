@@ -6,11 +6,12 @@ the sharded graphs; tests use tables.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from galvatron.costs.timeline import MicroBatchTimes
+from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
 
 
@@ -107,24 +108,19 @@ class CostModel(Protocol):
     Layers are counted as in a plan. `micro_batch` is the number of samples of one micro-batch of the whole stage, of
     which a data-parallel shard has its part.
 
-    What a layer costs depends on its own strategy alone, but for parameters that it shares with others: they are kept
-    in parts only where all their layers agree (`galvatron.partition.ties`). A model is for one answer per tie,
-    `with_agreement` gives the one for another.
+    What a layer costs depends on its own strategy, and on whether parameters that it shares with others are kept whole
+    or in parts, which `ties` says (`galvatron.ir.ties`).
     """
 
-    def tied(self) -> tuple[tuple[int, ...], ...]:
-        """The layers of each tie: groups that share parameters. No layer is in two."""
-        ...
-
-    def with_agreement(self, ties: frozenset[int]) -> CostModel:
-        """The costs when the layers of these ties, by position in `tied`, agree and those of all others do not."""
+    def tied(self) -> Mapping[str, tuple[int, ...]]:
+        """The layers of each tie, by its name."""
         ...
 
     def kinds(self) -> tuple[Hashable, ...]:
         """One key per layer; layers with equal keys cost the same, and so does entering them."""
         ...
 
-    def layer(self, index: int, strategy: Strategy, micro_batch: int) -> LayerCost:
+    def layer(self, index: int, strategy: Strategy, micro_batch: int, ties: Ties) -> LayerCost:
         """What a layer costs."""
         ...
 
@@ -141,6 +137,6 @@ class CostModel(Protocol):
         """Seconds to send those values to the next stage and their gradients back."""
         ...
 
-    def shared_bytes(self, strategy: Strategy, micro_batch: int) -> float:
+    def shared_bytes(self, strategy: Strategy, micro_batch: int, ties: Ties) -> float:
         """Bytes per device and micro-batch of values without a gradient that the layers of a stage keep together."""
         ...

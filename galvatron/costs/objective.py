@@ -16,8 +16,8 @@ from functools import cached_property
 
 from galvatron.costs.model import CostModel, LayerCost
 from galvatron.costs.timeline import MicroBatchTimes, pipeline_s
+from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
-from galvatron.partition.ties import agreement
 from galvatron.schedules import Schedule, held_over_time
 
 
@@ -76,6 +76,7 @@ class Setting:
     schedule: str
     pipeline_degree: int
     epilogue: bool = False
+    ties: Ties = ()
 
     @property
     def micro_batch(self) -> int:
@@ -98,29 +99,24 @@ class Setting:
         return self.order.in_flight(self.pipeline_degree, self.micro_batches, epilogue=self.epilogue)
 
 
-def settled(model: CostModel, strategies: Sequence[Strategy]) -> CostModel:
-    """The costs under a plan with one strategy per layer: each tie as its layers have it."""
-    agreed = (i for i, layers in enumerate(model.tied()) if agreement(strategies[layer] for layer in layers))
-    return model.with_agreement(frozenset(agreed))
-
-
-def added_shared_bytes(model: CostModel, before: Strategy | None, strategy: Strategy, micro_batch: int) -> float:
+def added_shared_bytes(
+    model: CostModel, before: Strategy | None, strategy: Strategy, micro_batch: int, ties: Ties
+) -> float:
     """Bytes per micro-batch of values without a gradient that a layer keeps and the layer before it does not.
 
     Args:
         before: the strategy of the layer before; None for the first layer of a stage.
     """
-    own_bytes = model.shared_bytes(strategy, micro_batch)
+    own_bytes = model.shared_bytes(strategy, micro_batch, ties)
     if before is None or before.axes != strategy.axes:
         return own_bytes
-    return max(0.0, own_bytes - model.shared_bytes(before, micro_batch))
+    return max(0.0, own_bytes - model.shared_bytes(before, micro_batch, ties))
 
 
 def evaluate_plan(
     model: CostModel, setting: Setting, stages: Sequence[Sequence[Strategy]]
 ) -> tuple[float, tuple[StageReport, ...]]:
-    """Step time of a plan in seconds, and a report per stage; `model` may be for any answer about ties."""
-    model = settled(model, [strategy for strategies in stages for strategy in strategies])
+    """Step time of a plan in seconds, and a report per stage."""
     reports: list[StageReport] = []
     begin, previous = 0, None
     places = [holder for holder, strategies in zip(setting.holders, stages, strict=True) for _ in strategies]
@@ -172,19 +168,19 @@ def _stage(
 ) -> StageReport:
     """The report of a stage but for its bubble; `previous` is the last strategy of the stage before, `places` are the
     pipeline ranks of all layers."""
-    size, held, place = setting.micro_batch, setting.in_flight[stage], setting.holders[stage]
+    size, ties, held, place = setting.micro_batch, setting.ties, setting.in_flight[stage], setting.holders[stage]
     layers: list[LayerReport] = []
     compute_s = communication_s = sync_s = update_s = epilogue_s = state_bytes = 0.0
     activation_bytes = held * model.boundary_bytes(begin + len(strategies), strategies[-1], size)
     before = previous
     for index, strategy in enumerate(strategies, begin):
-        cost = model.layer(index, strategy, size).beside(lambda layer: places[layer] == place)
+        cost = model.layer(index, strategy, size, ties).beside(lambda layer: places[layer] == place)
         conversion_s = model.conversion_s(index, before, strategy, size) if before is not None else 0.0
         layers.append(LayerReport(index, strategy, cost, conversion_s))
         compute_s += cost.compute_s
         communication_s += cost.communication_s + conversion_s
         activation_bytes += held * cost.saved_bytes
-        activation_bytes += held * added_shared_bytes(model, before if index > begin else None, strategy, size)
+        activation_bytes += held * added_shared_bytes(model, before if index > begin else None, strategy, size, ties)
         sync_s += cost.sync_s
         update_s += cost.update_s
         epilogue_s += cost.epilogue_s

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
-from copy import copy
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,7 +21,8 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis
-from galvatron.ir.planned import epilogue, planned_layers
+from galvatron.ir.plan import Ties
+from galvatron.ir.planned import epilogue, planned_layers, tied_layers
 from galvatron.ir.program import Layer, LayerClass, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import evaluate
@@ -46,35 +46,21 @@ class ShardedCostModel:
         self.program, self.machine = program, Machine(cluster)
         self.layers = planned_layers(program)
         self._partitioner = Partitioner(program, cluster)
-        self._profiles: dict[tuple[str, Strategy, bool], Profile] = {}
+        self._profiles: dict[Hashable, Profile] = {}
         self._cache: dict[Hashable, Any] = {}
-        self._agreed: frozenset[str] = frozenset()
+        self._tied = tied_layers(program)
 
-    def tied(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(
-            tuple(i for i in range(len(self.layers)) if any(held.cls in tie.classes for held in self._held(i)))
-            for tie in self._partitioner.ties
-        )
-
-    def with_agreement(self, ties: frozenset[int]) -> ShardedCostModel:
-        agreed = frozenset(cls for i, tie in enumerate(self._partitioner.ties) if i in ties for cls in tie.classes)
-        key = ("agreement", agreed)
-        if agreed == self._agreed:
-            return self
-        if key not in self._cache:
-            # With the same partitioner and caches, whose keys say who agrees where that matters.
-            self._cache[key] = copy(self)
-            self._cache[key]._agreed = agreed
-        return self._cache[key]
+    def tied(self) -> Mapping[str, tuple[int, ...]]:
+        return self._tied
 
     def kinds(self) -> tuple[Hashable, ...]:
         return self._kinds
 
-    def layer(self, index: int, strategy: Strategy, micro_batch: int) -> LayerCost:
-        agreed = tuple(layer.cls in self._agreed for layer in self._held(index))
-        key = ("layer", self._kinds[index], agreed, strategy, micro_batch)
+    def layer(self, index: int, strategy: Strategy, micro_batch: int, ties: Ties) -> LayerCost:
+        whole = tuple(self._partitioner.whole(layer.cls, ties) for layer in self._held(index))
+        key = ("layer", self._kinds[index], whole, strategy, micro_batch)
         if key not in self._cache:
-            self._cache[key] = self._layer_cost(index, strategy, micro_batch / strategy.degree("dp"))
+            self._cache[key] = self._layer_cost(index, strategy, micro_batch / strategy.degree("dp"), ties)
         return self._cache[key]
 
     def conversion_s(self, index: int, before: Strategy, after: Strategy, micro_batch: int) -> float:
@@ -100,41 +86,42 @@ class ShardedCostModel:
             for size, differentiable in self._sent(index, strategy, micro_batch)
         )
 
-    def shared_bytes(self, strategy: Strategy, micro_batch: int) -> float:
-        key = ("shared", self._agreed, strategy, micro_batch)
+    def shared_bytes(self, strategy: Strategy, micro_batch: int, ties: Ties) -> float:
+        key = ("shared", tuple(kept is None for _, kept in ties), strategy, micro_batch)
         if key not in self._cache:
             sizes: dict[str, float] = {}
             for layer in self.layers:
                 formals = (v.name for v in self.program.class_of[layer.cls].graph.inputs)
                 names = dict(zip(formals, layer.operands, strict=True))
-                for formal, size in self._profile(layer.cls, strategy).shared_bytes:
+                for formal, size in self._profile(layer.cls, strategy, ties).shared_bytes:
                     sizes[names[formal]] = size(micro_batch / strategy.degree("dp"))
             self._cache[key] = sum(sizes.values())
         return self._cache[key]
 
-    def _profile(self, cls: str, strategy: Strategy) -> Profile:
-        key = cls, Strategy(strategy.axes, recompute=strategy.recompute), cls in self._agreed
+    def _profile(self, cls: str, strategy: Strategy, ties: Ties) -> Profile:
+        key = cls, Strategy(strategy.axes, recompute=strategy.recompute), self._partitioner.whole(cls, ties)
         if key not in self._profiles:
-            sharded = self._shard(cls, strategy)
+            sharded = self._partitioner.shard(cls, strategy, ties)
             differentiable = self._partitioner.borders[cls].differentiable
             self._profiles[key] = profile_graph(sharded.graph, sharded.mesh, differentiable, strategy.recompute)
         return self._profiles[key]
 
-    def _shard(self, cls: str, strategy: Strategy) -> LayerClass:
-        return self._partitioner.shard(cls, strategy, agreed=cls in self._agreed)
+    def _bordering(self, cls: str, strategy: Strategy) -> LayerClass:
+        """A class as its neighbours see it: what crosses its border is the same however shared parameters are kept."""
+        return self._partitioner.shard(cls, strategy, tuple((name, None) for name in self._tied))
 
     def _seconds(self, profile: Profile, batch: float) -> float:
         events = (*profile.forward, *profile.backward)
         return kernels_s(events, self.machine, batch) + collectives_s(events, self.machine, batch)
 
-    def _layer_cost(self, index: int, strategy: Strategy, batch: float) -> LayerCost:
+    def _layer_cost(self, index: int, strategy: Strategy, batch: float, ties: Ties) -> LayerCost:
         layer, machine = self.layers[index], self.machine
-        profile = self._profile(layer.cls, strategy)
-        trained, other_bytes = self._state(layer, strategy)
+        profile = self._profile(layer.cls, strategy, ties)
+        trained, other_bytes = self._state(layer, strategy, ties)
         sent = state_collectives(trained.values())
-        end = self._end(index, strategy)
+        end = self._end(index, strategy, ties)
         for extra in self._held(index)[1:]:
-            of_end, more_bytes = self._state(extra, strategy)
+            of_end, more_bytes = self._state(extra, strategy, ties)
             trained, other_bytes = {**of_end, **trained}, other_bytes + more_bytes
         accumulation_bytes = sum(state.accumulation_bytes for state in trained.values())
         passing_bytes = sum(state.passing_bytes for state in trained.values())
@@ -163,19 +150,20 @@ class ShardedCostModel:
         """A planned layer, with the epilogue if it is the last."""
         return (self.layers[index], *(epilogue(self.program) if index == len(self.layers) - 1 else ()))
 
-    def _end(self, index: int, strategy: Strategy) -> _End:
+    def _end(self, index: int, strategy: Strategy, ties: Ties) -> _End:
         """What the epilogue costs beside the last layer, and nothing beside any other."""
         held = self._held(index)[1:]
         if not held:
             return _End()
-        key = ("end", held[0].cls in self._agreed, strategy.axes)
+        key = ("end", self._partitioner.whole(held[0].cls, ties), strategy.axes)
         if key not in self._cache:
-            self._cache[key] = self._end_of(held[0], strategy)
+            self._cache[key] = self._end_of(held[0], strategy, ties)
         return self._cache[key]
 
-    def _end_of(self, layer: Layer, strategy: Strategy) -> _End:
+    def _end_of(self, layer: Layer, strategy: Strategy, ties: Ties) -> _End:
         batch = self.program.batch_size // strategy.degree("dp")
-        sharded, differentiable = self._shard(layer.cls, strategy), self._partitioner.borders[layer.cls].differentiable
+        sharded = self._partitioner.shard(layer.cls, strategy, ties)
+        differentiable = self._partitioner.borders[layer.cls].differentiable
         profile = profile_graph(sharded.graph, sharded.mesh, differentiable, at=batch)
         made = {name for one in self.layers for name in one.results}
         entering = [v for v, name in zip(sharded.graph.inputs, layer.operands, strict=True) if name in made]
@@ -187,16 +175,16 @@ class ShardedCostModel:
             sum(size for name, size in sizes.items() if name in differentiable),
         )
 
-    def _state(self, layer: Layer, strategy: Strategy) -> tuple[dict[str, TrainedState], int]:
+    def _state(self, layer: Layer, strategy: Strategy, ties: Ties) -> tuple[dict[str, TrainedState], int]:
         """What each trained parameter costs, and the bytes of other state."""
-        sharded = self._shard(layer.cls, strategy)
-        shared = self._partitioner.shared(layer.cls) if layer.cls not in self._agreed else ()
+        sharded = self._partitioner.shard(layer.cls, strategy, ties)
+        whole = self._partitioner.whole(layer.cls, ties)
         trained: dict[str, TrainedState] = {}
         other_bytes = 0
         for value, name in zip(sharded.graph.state, layer.state, strict=True):
             state = self.program.state_of[name]
             if state.trainable:
-                level = 0 if value.name in shared else strategy.zero
+                level = 0 if value.name in whole else strategy.zero
                 trained[name] = trained_state(state, value, sharded.mesh, level)
             else:
                 other_bytes += evaluate(value.type.bytes, 1)
@@ -260,7 +248,7 @@ class ShardedCostModel:
 
     def _output(self, producer: int, output: str, strategy: Strategy) -> tuple[Value, LayerClass]:
         """A result of a layer under a strategy, with the sharded class it is in."""
-        sharded = self._shard(self.layers[producer].cls, strategy)
+        sharded = self._bordering(self.layers[producer].cls, strategy)
         position = self.program.class_of[self.layers[producer].cls].graph.outputs.index(output)
         return sharded.graph.values[sharded.graph.outputs[position]], sharded
 
@@ -306,7 +294,7 @@ class ShardedCostModel:
         found: list[tuple[Redistribution, bool]] = []
         for producer, output, consumer, formal in self._crossing[index]:
             value, source = self._output(producer, output, before)
-            target = self._shard(consumer, after)
+            target = self._bordering(consumer, after)
             differentiable = self._has_gradient(producer, output)
             converting = redistribution(
                 f"{before} to {after}",

@@ -22,6 +22,13 @@ from galvatron.schedules import Schedule
 FORMAT = "galvatron-plan"
 VERSION = 1
 
+Ties = tuple[tuple[str, Strategy | None], ...]
+"""Of each tie (`galvatron.ir.ties`), by its first parameter, how it is kept: None for whole, or as under a strategy,
+which is the `keeping` of those of all its layers."""
+
+WHOLE = "whole"
+"""How text says None there."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -29,8 +36,10 @@ class Plan:
 
     `stages` holds, per pipeline stage, one strategy per layer, in layer order (layers that run once per micro-batch;
     the preamble and per-step layers follow their consumers). The schedule says which stages a pipeline rank holds, and
-    every strategy of a plan uses the devices of one pipeline rank. `step_time_s` and `peak_bytes` (per pipeline rank,
-    per device) are predictions, None in a plan that nobody estimated.
+    every strategy of a plan uses the devices of one pipeline rank. `ties` says how parameters are kept that several
+    layers share; what it leaves out is settled when the plan meets its program (`galvatron.ir.planned.fitted`).
+    `step_time_s` and `peak_bytes` (per pipeline rank, per device) are predictions, None in a plan that nobody
+    estimated.
     """
 
     fingerprint: str
@@ -39,6 +48,7 @@ class Plan:
     world_size: int
     micro_batches: int
     schedule: str
+    ties: Ties = field(default=(), kw_only=True, metadata=APART)
     stages: tuple[tuple[Strategy, ...], ...] = field(metadata=APART)
     step_time_s: float | None = None
     peak_bytes: tuple[int, ...] | None = None
@@ -69,18 +79,22 @@ class Plan:
         return tuple(s for stage in self.stages for s in stage)
 
     def __str__(self) -> str:
-        """One line for a reader: `pp2/m4/1f1b: stage 0 dp1-tp2 ×3 | stage 1 dp2-tp1 ×2, dp1-tp2`."""
+        """One line for a reader: `pp2/m4/1f1b: stage 0 dp1-tp2 ×3 | stage 1 dp2-tp1 ×2, dp1-tp2`; where layers share
+        parameters, also `| table.weight whole`."""
         stages = " | ".join(
             f"stage {i} " + ", ".join(f"{s} ×{n}" if n > 1 else str(s) for s, n in runs(stage))
             for i, stage in enumerate(self.stages)
         )
-        return f"pp{self.pipeline_degree}/m{self.micro_batches}/{self.schedule}: {stages}"
+        ties = "".join(f" | {name} {kept_text(kept)}" for name, kept in self.ties)
+        return f"pp{self.pipeline_degree}/m{self.micro_batches}/{self.schedule}: {stages}{ties}"
 
     def to_json(self) -> str:
         """A JSON document with one line per run of equal strategies; `from_json` gives back an equal plan."""
         stages = ",\n".join(_stage_json(stage) for stage in self.stages)
         fields = {f.name: getattr(self, f.name) for f in fields_of(Plan) if f.kind is not None}
         head = {"format": FORMAT, "version": VERSION, **fields}
+        if self.ties:
+            head["ties"] = {name: kept_text(kept) for name, kept in self.ties}
         lines = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
         return f'{{\n{lines}  "stages": [\n{stages}\n  ]\n}}\n'
 
@@ -134,6 +148,11 @@ def runs(strategies: Sequence[Strategy]) -> list[tuple[Strategy, int]]:
     return [(strategy, len(list(group))) for strategy, group in itertools.groupby(strategies)]
 
 
+def kept_text(kept: Strategy | None) -> str:
+    """How a tie is kept, as text."""
+    return WHOLE if kept is None else str(kept)
+
+
 def _stage_json(stage: Sequence[Strategy]) -> str:
     lines = ",\n".join(f'      {{"layers": {n}, "strategy": {json.dumps(str(s))}}}' for s, n in runs(stage))
     return f"    [\n{lines}\n    ]"
@@ -150,9 +169,18 @@ def _read_document(document: Any) -> Plan:
             f"this Galvatron reads version {VERSION}: search again"
         )
     members = {key: value for key, value in document.items() if key not in ("format", "version")}
-    plan = read_members(Plan, members, "plan", PlanError, {"stages": _stages})
+    plan = read_members(Plan, members, "plan", PlanError, {"ties": _ties, "stages": _stages})
     require(problems(plan))
     return plan
+
+
+def _ties(key: str, value: Any) -> Ties:
+    if not isinstance(value, dict) or not all(map(is_text, value.values())):
+        raise PlanError(f'plan field {key!r} must look like {{"table.weight": "dp2-tp2", "scale": "{WHOLE}"}}')
+    try:
+        return tuple((name, None if kept == WHOLE else Strategy.parse(kept).keeping) for name, kept in value.items())
+    except StrategyError as error:
+        raise PlanError(f"plan field {key!r}: {error}; a tie is kept as under a strategy, or {WHOLE}") from None
 
 
 def _stages(key: str, value: Any) -> tuple[tuple[Strategy, ...], ...]:

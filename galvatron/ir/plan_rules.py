@@ -6,10 +6,10 @@ Each relies on those above it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from galvatron.errors import PlanError
+from galvatron.errors import PlanError, did_you_mean
 from galvatron.ir import limits
 from galvatron.ir.documents import shown
 from galvatron.schedules import Schedule
@@ -121,6 +121,34 @@ def covers(plan: Plan, counts: list[int]) -> Iterator[Problem]:
         has, wanted = (" + ".join(map(str, numbers)) for numbers in (found, counts))
         told = f"the plan has strategies for {has} layers, but the program has {wanted}; search a plan for this program"
         yield ("plan",), told
+
+
+def ties(plan: Plan, names: Sequence[str], tied: Mapping[str, Sequence[int]]) -> Iterator[Problem]:
+    """The plan says once of every tie how it is kept, and in parts only as all its layers would keep it.
+
+    Args:
+        names: of the layers.
+        tied: of each tie its layers, by position.
+    """
+    given = [name for name, _ in plan.ties]
+    for name in dict.fromkeys(given):
+        if name not in tied:
+            known = did_you_mean(name, tied) if tied else "no layers of the program share parameters"
+            yield ("plan", "tie", name), f"there is no tie {name!r} of parameters that layers share; {known}"
+        elif given.count(name) > 1:
+            yield ("plan", "tie", name), f"the plan says twice how the tie {name!r} is kept"
+    if missing := [name for name in tied if name not in given]:
+        told = f"the plan does not say how the tie {missing[0]!r} is kept; such as: tie {missing[0]} = whole"
+        yield ("plan",), told
+    strategies = plan.strategies
+    for name, kept in plan.ties:
+        odd = next((i for i in tied.get(name, ()) if kept is not None and strategies[i].keeping != kept), None)
+        if odd is not None:
+            yield (
+                ("plan", "tie", name),
+                f"the tie {name!r} cannot be kept as under {kept}: layer {names[odd]} has {strategies[odd]}; keep it "
+                "whole, or give all layers of the classes that share it these axes and this ZeRO level",
+            )
 
 
 def problems(plan: Plan) -> Iterator[Problem]:

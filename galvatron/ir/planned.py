@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from galvatron.ir.micro_batches import coupling, epilogue_coupling
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Form, Layer, LayerKind, Program
 from galvatron.ir.strategy import Strategy
+from galvatron.ir.ties import base_name, tied_classes
 from galvatron.ir.types import BATCH
 from galvatron.schedules import PATTERN, SCHEDULES, Schedule, default_schedule
 
@@ -120,7 +121,9 @@ def with_plan(program: Program, plan: Plan | PlanShorthand) -> Program:
 
 
 def fitted(plan: Plan | PlanShorthand, program: Program, world_size: int, global_batch_size: int) -> Plan:
-    """The plan itself, or what a shorthand means, for a program (clustered or later), world size and batch.
+    """The plan, or what a shorthand means, for a program (clustered or later), world size and batch.
+
+    Of ties it says what the plan leaves out: kept in parts where all their layers would keep them so, whole otherwise.
 
     Raises:
         PlanError: it does not fit one of them.
@@ -128,7 +131,28 @@ def fitted(plan: Plan | PlanShorthand, program: Program, world_size: int, global
     if isinstance(plan, PlanShorthand):
         return resolve(program, plan, global_batch_size, world_size)
     check(plan, program, world_size, global_batch_size)
-    return plan
+    return with_ties(plan, tied_layers(program))
+
+
+def tied_layers(program: Program) -> dict[str, tuple[int, ...]]:
+    """The layers of each tie by position among those that a plan counts; an epilogue is with the last of them."""
+    ties = tied_classes(program)
+    tie_of = {cls: tie.name for tie in ties for cls in tie.classes}
+    found: dict[str, dict[int, None]] = {tie.name: {} for tie in ties}
+    layers = planned_layers(program)
+    for index, layer in [*enumerate(layers), *((len(layers) - 1, layer) for layer in epilogue(program))]:
+        if name := tie_of.get(base_name(program.class_of[layer.cls])):
+            found[name][index] = None
+    return {name: tuple(indices) for name, indices in found.items()}
+
+
+def with_ties(plan: Plan, tied: Mapping[str, Sequence[int]]) -> Plan:
+    """A plan that covers its program, with what it leaves out about ties; see `fitted`."""
+    told, strategies = {name: kept and kept.keeping for name, kept in plan.ties}, plan.strategies
+    for name in (name for name in tied if name not in told):
+        found = {strategies[index].keeping for index in tied[name]}
+        told[name] = found.pop() if len(found) == 1 else None
+    return replace(plan, ties=tuple((name, told[name]) for name in dict.fromkeys((*tied, *told))))
 
 
 def without_plan(program: Program, cluster: Cluster, global_batch_size: int) -> Program:
@@ -209,8 +233,7 @@ def resolve(program: Program, shorthand: PlanShorthand | str, global_batch_size:
         schedule=shorthand.schedule or str(default),
         stages=stages,
     )
-    check(plan, program, world_size, global_batch_size)
-    return plan
+    return fitted(plan, program, world_size, global_batch_size)
 
 
 def _flop(program: Program, layer: Layer, batch: int) -> float:
@@ -257,6 +280,8 @@ def check(plan: Plan, program: Program, world_size: int, global_batch_size: int)
     plan_rules.require(plan_rules.covers(plan, [len(planned_layers(program))]))
     plan_rules.require(plan_rules.problems(plan))
     plan_rules.require(plan_rules.batch(plan, global_batch_size))
+    tied, names = tied_layers(program), [layer.name for layer in planned_layers(program)]
+    plan_rules.require(plan_rules.ties(with_ties(plan, tied), names, tied))
     check_epilogue(Schedule.parse(plan.schedule), plan.pipeline_degree, plan.micro_batches, program)
     check_micro_batches(plan.micro_batches, program)
     if global_batch_size not in program.batch_sizes:

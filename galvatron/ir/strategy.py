@@ -109,6 +109,12 @@ class Strategy:
             stride *= axis.degree
         return tuple(reversed(axes))
 
+    @cached_property
+    def keeping(self) -> Strategy | None:
+        """What of it decides how parameters are kept, axes and ZeRO level; None if they are whole on every rank."""
+        axes = tuple(axis for axis in self.axes if axis.degree > 1)
+        return Strategy(axes, self.zero) if axes and (self.zero or self.degree("tp") > 1) else None
+
     @property
     def roles(self) -> tuple[str, ...]:
         """The role of each mesh axis."""

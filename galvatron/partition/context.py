@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from operator import itemgetter
 
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.gradients import Gradients, gradients
 from galvatron.ir.layout import BROADCAST, Axis, Layout, Shard, joined_layout
-from galvatron.ir.planned import epilogue, planned_layers
+from galvatron.ir.plan import Ties
 from galvatron.ir.program import MASTER, LayerClass, LayerKind, Program
 from galvatron.ir.strategy import Strategy
+from galvatron.ir.ties import Binding, TiedClasses, tied_classes
 from galvatron.ir.types import DTYPE_BYTES
 from galvatron.machine import Machine
 from galvatron.partition.boundary import Border
 from galvatron.partition.partition import ShardedClass, shard_class
-from galvatron.partition.ties import Binding, TiedClasses, agreement, tied_classes
 
 
 class Partitioner:
@@ -28,39 +28,26 @@ class Partitioner:
         self._sharded: dict[tuple[str, Strategy, tuple[tuple[str, Layout], ...]], ShardedClass] = {}
         self._together: dict[tuple[TiedClasses, Strategy], dict[str, ShardedClass]] = {}
 
-    def shard(self, cls: str, strategy: Strategy, *, agreed: bool = False) -> LayerClass:
+    def shard(self, cls: str, strategy: Strategy, ties: Ties) -> LayerClass:
         """The local form of a class under a strategy; ZeRO and recomputation do not change it.
 
         Args:
-            agreed: whether all layers that share parameters with those of the class agree (`ties`): only then do they
-                keep these parameters sharded.
+            ties: how a plan keeps what layers share; of each tie, whether whole or in parts is all that matters here.
         """
-        return self.sharded(cls, strategy, agreed=agreed).local
+        return self.sharded(cls, strategy, ties).local
 
-    def sharded(self, cls: str, strategy: Strategy, *, agreed: bool = False) -> ShardedClass:
+    def sharded(self, cls: str, strategy: Strategy, ties: Ties) -> ShardedClass:
         """The same with the decisions that led to it."""
         axes = Strategy(strategy.axes)
         tie = self._tie_of.get(cls)
-        if tie is None:
-            return self._shard(cls, axes, {})
-        if agreed:
-            return self._shard_together(tie, axes)[cls]
-        return self._shard(cls, axes, dict.fromkeys(self.shared(cls), _whole(axes)))
+        if tie is None or tie.whole(ties):
+            return self._shard(cls, axes, dict.fromkeys(self.whole(cls, ties), _whole(axes)))
+        return self._shard_together(tie, axes)[cls]
 
-    def shared(self, cls: str) -> tuple[str, ...]:
-        """The trainable state of a class that its layers share with each other or with those of other classes."""
-        return self._tie_of[cls].formals(cls) if cls in self._tie_of else ()
-
-    def agreed(self, strategies: Sequence[Strategy]) -> frozenset[str]:
-        """The classes whose layers keep shared parameters sharded under a plan with one strategy per planned layer."""
-        placed = list(zip(planned_layers(self.program), strategies, strict=False))
-        placed += [(layer, strategies[-1]) for layer in epilogue(self.program)]
-        return frozenset(
-            cls
-            for tie in self.ties
-            if agreement(strategy for layer, strategy in placed if layer.cls in tie.classes)
-            for cls in tie.classes
-        )
+    def whole(self, cls: str, ties: Ties) -> tuple[str, ...]:
+        """The state of a class that a plan keeps whole, at ZeRO level 0, since layers share it."""
+        tie = self._tie_of.get(cls)
+        return tie.formals(cls) if tie is not None and tie.whole(ties) else ()
 
     def _shard(self, cls: str, axes: Strategy, kept: Mapping[str, Layout]) -> ShardedClass:
         key = (cls, axes, tuple(sorted(kept.items(), key=itemgetter(0))))

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from galvatron.cli import app
 from galvatron.cli.capture import call_factory
-from galvatron.cli.output import printable
+from galvatron.cli.output import printable, tie_line
 from galvatron.cli.stats import print_statistics
 from galvatron.cli.tables import print_plan
 from galvatron.costs import fallbacks
@@ -51,8 +51,12 @@ def named(text: str) -> Program:
         name=text,
         classes=tuple(replace(cls, name=f"{text}{cls.name}") for cls in program.classes),
         layers=tuple(
-            replace(layer, name=f"{text}{layer.name}", cls=f"{text}{layer.cls}") for layer in program.layers
+            replace(
+                layer, name=f"{text}{layer.name}", cls=f"{text}{layer.cls}", state=tuple(text + n for n in layer.state)
+            )
+            for layer in program.layers
         ),
+        state=tuple(replace(state, name=f"{text}{state.name}") for state in program.state),
     )  # fmt: skip
 
 
@@ -77,8 +81,9 @@ def test_tables_show_names_and_do_not_interpret_them(text: str, capsys: pytest.C
     plan = replace(resolve(program, "pp2/m2/1f1b/dp1-tp2", 8, 4), cluster=text, peak_bytes=(1, 2))
     print_plan(plan, program)
     reason = fallbacks.Fallback(f"aten.{text}.x", Axis(text, 2, 1), None, 1, 1.0, 0.5)
-    print_statistics((fallbacks.ClassStatistics(text, 1, 1.0, (reason,), ()),))
+    print_statistics((fallbacks.ClassStatistics(text, 1, 1.0, (reason,), ()),), tie_line(plan))
     shown = "".join(capsys.readouterr())
+    assert shown.count(printable(f"shared parameters: {text}embed.weight as under tp2").replace("\n", "\\n")) == 2
     assert printable(f"{text}embedding").replace("\n", "\\n") in shown
     assert all(c.isprintable() or c == "\n" for c in shown)
 

@@ -34,7 +34,9 @@ def model(program: Program) -> ShardedCostModel:
 
 
 def cost(model: ShardedCostModel, index: int, strategy: str, micro_batch: int = 8) -> LayerCost:
-    return model.layer(index, Strategy.parse(strategy), micro_batch)
+    """The cost of a layer where shared parameters are whole."""
+    ties = tuple((name, None) for name in model.tied())
+    return model.layer(index, Strategy.parse(strategy), micro_batch, ties)
 
 
 def test_data_parallelism_divides_activations_and_adds_synchronisation(model: ShardedCostModel) -> None:

@@ -498,6 +498,18 @@ def strategy_of_a_layer(program: Program, random: Random) -> Program:
     return replace(program, plan=replace(plan, stages=stages))
 
 
+def way_to_keep_a_tie(program: Program, random: Random) -> Program:
+    """Another way, of which most are no way of these layers; a tie that there is not; or no word about it."""
+    plan = program.plan
+    assert plan is not None
+    name, kept = one_of(random, plan.ties)
+    ways = [None, *dict.fromkeys(s.keeping for s in plan.strategies if s.keeping), Strategy.parse("tp2-zero3")]
+    changes = [((name, other(random, ways, kept)),), ((name + ".x", kept),), ((name, kept), (name, None)), ()]
+    new = random.choice(changes[:1] * 3 + changes)
+    ties = tuple(x for tie in plan.ties for x in (new if tie[0] == name else (tie,)))
+    return replace(program, plan=replace(plan, ties=ties))
+
+
 def kept_layout(program: Program, random: Random) -> Program:
     def edit(stage: Stage) -> Stage:
         old = one_of(random, stage.state)
@@ -582,11 +594,13 @@ KINDS: dict[str, Kind] = {
     "kind-of-a-layer": Kind(kind_of_a_layer, *_LOCAL),
     "drop-a-layer": Kind(drop_a_layer, *_LAYERED),
     "strategy-of-a-layer": Kind(strategy_of_a_layer, *_LOCAL),
+    "way-to-keep-a-tie": Kind(way_to_keep_a_tie, *_LOCAL),
     "kept-layout": Kind(kept_layout, *_STAGED),
     "drop-kept-state": Kind(drop_kept_state, *_STAGED),
     "transfer": Kind(transfer, *_STAGED),
     "transfer-on-both-sides": Kind(transfer_on_both_sides, *_STAGED),
     "strategy-in-a-plan": Kind(strategy_of_a_layer, Form.PLANNED, Form.PLANNED, valid="another plan"),
+    "way-to-keep-a-tie-in-a-plan": Kind(way_to_keep_a_tie, Form.PLANNED, Form.PLANNED, valid="another plan"),
     "equal-state-of-a-layer": Kind(equal_state_of_a_layer, *_LAYERED, valid=_MODEL),
     "read-another-value": Kind(read_another_value, *_ANY, valid="a value that broadcasts alike: " + _MODEL),
     "drop-computation": Kind(drop_computation, *_ANY, valid=_MODEL),

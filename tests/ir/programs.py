@@ -241,7 +241,8 @@ def planned(blocks: int = 4) -> Program:
     first = 1 + blocks // 2
     stages = ((STRATEGY,) * first, (STRATEGY,) * (blocks + 2 - first))
     peaks = (35 * 2**30, 36 * 2**30 + 1)
-    plan = Plan(program.fingerprint, 16, 8, 4, "1f1b", stages, 0.0123, peaks, cluster="a100-80g:2x4")
+    ties = (("embed.weight", None),)
+    plan = Plan(program.fingerprint, 16, 8, 4, "1f1b", stages, 0.0123, peaks, cluster="a100-80g:2x4", ties=ties)
     return replace(program, form=Form.PLANNED, plan=plan)
 
 

@@ -11,8 +11,8 @@ import pytest
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
-from galvatron.ir.planned import planned_layers
-from galvatron.ir.program import Form, Program
+from galvatron.ir.planned import planned_layers, with_plan
+from galvatron.ir.program import Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.verify import verify
@@ -64,6 +64,6 @@ def test_every_form_is_valid_and_survives_text(name: str) -> None:
         check(program)
     for stages in (1, 2):
         plan = mixed_plan(costed, stages, seed=stages, sequence=name != "vit")  # 16 patches and a class token
-        planned = replace(costed, form=Form.PLANNED, plan=plan)
+        planned = with_plan(costed, plan)
         for program in states(planned, LOWERING):
             check(program)

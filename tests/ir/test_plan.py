@@ -55,6 +55,7 @@ def plans(draw: st.DrawFn) -> Plan:
         cluster=draw(st.text()),
         step_time_s=draw(st.none() | st.floats(0, 1e6)),
         peak_bytes=draw(st.none() | st.just(tuple(range(len(stages))))),
+        ties=tuple(draw(st.dictionaries(st.text(), strategies.map(lambda s: s.keeping), max_size=3)).items()),
     )
 
 
@@ -70,6 +71,17 @@ def test_equal_neighbours_share_a_line() -> None:
     assert sum('"strategy"' in line for line in lines) == 2
     assert '      {"layers": 6, "strategy": "dp1-tp2"}' in lines
     assert str(plan) == "pp2/m4/1f1b: stage 0 dp1-tp2 ×6 | stage 1 dp1-tp2 ×6"
+
+
+def test_what_is_shared_has_a_line() -> None:
+    """A strategy there says axes and ZeRO level, and what cuts no parameters is whole."""
+    kept = {"table": "dp2-tp2-zero1", "scale": "whole"}
+    plan = resolve(chain([1] * 12), "tp4", 8, 4)
+    assert "ties" not in plan.to_json()
+    written = {"table": "dp2-tp2-zero1-recompute", "scale": "dp4"}
+    read = Plan.from_json(json.dumps({**json.loads(plan.to_json()), "ties": written}))
+    assert f'  "ties": {json.dumps(kept)},' in read.to_json().splitlines()
+    assert str(read).endswith("stage 0 tp4 ×12 | table dp2-tp2-zero1 | scale whole")
 
 
 def test_files(tmp_path: Path) -> None:
@@ -106,6 +118,9 @@ def test_files(tmp_path: Path) -> None:
         ("version", 2, "'version' is 2"),
         ("colour", 1, "'colour' is unknown"),
         ("global_batch_size", 7, "divisible by 4"),
+        ("ties", [["table", "whole"]], "'ties' must look like"),
+        ("ties", {"table": None}, "'ties' must look like"),
+        ("ties", {"table": "hole"}, "'ties': strategy 'hole': unknown token 'hole'.*a strategy, or whole"),
     ],
 )
 def test_bad_documents(field: str, value: object, message: str) -> None:
@@ -262,6 +277,8 @@ def test_check_refuses_what_belongs_elsewhere() -> None:
         check(plan, program, 2, 8)
     with pytest.raises(PlanError, match="for 2 layers, but the program has 3"):
         check(replace(plan, stages=(plan.stages[0][:1], plan.stages[1][:1])), program, 4, 8)
+    with pytest.raises(PlanError, match="there is no tie 'table' .*; no layers of the program share parameters"):
+        check(replace(plan, ties=(("table", None),)), program, 4, 8)
     with pytest.raises(PlanError, match="stage 1 of the plan has no layers"):
         check(replace(plan, stages=(plan.strategies, ())), program, 4, 8)
     with pytest.raises(PlanError, match="a batch of 6"):

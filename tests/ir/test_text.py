@@ -288,6 +288,9 @@ CORRUPTIONS: dict[str, tuple[Callable[[], Program], str, str, str]] = {
     "two types for one result": (captured, "16]  #0", "16], f32[]  #0", "1 results, but 2 types"),
     "a stray character": (captured, "output %loss", "output >§loss", "unexpected"),
     "an open string": (clustered, "in net.body", 'in >"net', "expected"),
+    "a second line for a tie": (
+        planned, "  tie embed.weight", "  tie embed.weight = dp2\n  tie >embed.weight", "a second line for the tie"
+    ),
     "a second output": (captured, "output %loss", "output %loss\n>output %loss", "a second output"),
     "a counter outside a loop": (clustered, "@head(%h4", "@head(>%h{i}", "no loop"),
     "a loop that counts down": (clustered, "for i in 0..3", "for i in >3..0", "upwards"),

@@ -197,7 +197,10 @@ SUFFIX = ".dp2_tp2"
 PADDED, PADDED_WIDTH = Shard(0, padded=True), Shard(2, padded=True)
 PADDED_UP = with_value(sharded(), f"block{SUFFIX}", "up.weight", layout=(BROADCAST, PADDED))
 FOLDED_ROWS = with_value(
-    with_op(sharded(), f"embedding{SUFFIX}", "e", target="spmd.embedding", kwargs=(("axis", "tp"), ("size", 12))),
+    with_op(
+        with_plan(sharded(), ties=(("embed.weight", STRATEGY),)),
+        f"embedding{SUFFIX}", "e", target="spmd.embedding", kwargs=(("axis", "tp"), ("size", 12)),
+    ),
     f"embedding{SUFFIX}", "embed.weight",
     type=TensorType("f32", (6, 8)), layout=(BROADCAST, Shard(0, folded=True)),
 )  # fmt: skip
@@ -576,6 +579,20 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (with_plan(planned(), stages=((TP8,) * 7,), peak_bytes=None), "strategies for 7 layers", "plan {"),
         (with_plan(planned(), stages=((TP8,) * 6, ())), "stage 1 of the plan has no layers", "stage 1 = "),
     ],
+    "plan-settles-ties": [
+        (with_plan(planned(), ties=()), "does not say how the tie 'embed.weight' is kept", "plan {"),
+        (
+            with_plan(planned(), ties=(("embed.weight", None), ("embed.bias", None))),
+            "there is no tie 'embed.bias' of parameters that layers share; did you mean 'embed.weight'?",
+            "tie embed.bias = whole",
+        ),
+        (with_plan(planned(), ties=(("embed.weight", None),) * 2), "says twice", "tie embed.weight = whole"),
+        (
+            with_plan(planned(), ties=(("embed.weight", Strategy.parse("tp4")),)),
+            "cannot be kept as under tp4: layer embedding has dp2-tp2; keep it whole, or",
+            "tie embed.weight = tp4",
+        ),
+    ],
     "plan-uses-devices": [
         (with_plan(planned(), world_size=16), "'dp2-tp2' is for 4 devices, but 16", "stage 0 ="),
         (replace(planned(), cluster=Cluster.parse("a100-80g:1x4"), candidates=()), "the cluster has 4", "world_size"),
@@ -699,6 +716,15 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         ),
         (with_op(clustered(), "block", "silu", target="aten.cholesky.default"), "must be batches of square", "%silu"),
     ],
+    "ties-as-planned": [
+        (
+            with_value(
+                sharded(), f"embedding{SUFFIX}", "embed.weight",
+                layout=(BROADCAST, Shard(0)), type=TensorType("f32", (6, 8)),
+            ),
+            "the plan keeps embed.weight whole, but embedding reads it as (dp=2@2: R', tp=2@1: S(0))", "embedding",
+        ),
+    ],
     "edges-agree": [
         (
             with_op(
@@ -764,7 +790,7 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (
             with_stage(staged(), 0, state=tuple(
                 replace(k, zero=2) if k.state == "blocks.0.up.weight" else k for k in staged().stages[0].state)),
-            "has ZeRO level 2, but its layers say [0]", "keep blocks.0.up.weight",
+            "has ZeRO level 2, but the plan says 0", "keep blocks.0.up.weight",
         ),
     ],
     "tied-state-agrees": [

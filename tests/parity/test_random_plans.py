@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from galvatron.errors import StrategyError
 from galvatron.ir.plan import Plan
-from galvatron.ir.strategy import RECOMPUTE
+from galvatron.ir.planned import tied_layers
+from galvatron.ir.strategy import RECOMPUTE, Strategy
 from galvatron.passes.planning.enumerate_strategies import EnumerateStrategies
 from galvatron.schedules import SCHEDULES, Schedule
 from tests.parity.cases import Case
@@ -27,7 +28,8 @@ COMMON: dict[str, Any] = {
 
 @st.composite
 def plans(draw: st.DrawFn, model: str) -> Plan:
-    """A plan that the model's layers allow, on 2 to 4 ranks."""
+    """A plan that the model's layers allow, on 2 to 4 ranks. Layers that share parameters are mostly alike, and keep
+    them whole all the same or in parts."""
     layers = layer_count(model)
     world_size = draw(st.sampled_from([4, 4, 4, 3, 2]))
     degree = draw(st.sampled_from([d for d in range(1, world_size + 1) if world_size % d == 0 and d <= layers]))
@@ -41,6 +43,11 @@ def plans(draw: st.DrawFn, model: str) -> Plan:
     leaves = EnumerateStrategies(roles=ROLES, zero=(0, 1, 2, 3), recompute=RECOMPUTE).leaves_of(devices)
     choice = st.sampled_from(list(leaves))
     strategies = draw(st.lists(choice, min_size=layers, max_size=layers))
+    ties: dict[str, Strategy | None] = {}
+    for name, sharing in tied_layers(costed(model)[0]).items():
+        ties[name] = kept = draw(st.sampled_from([None, strategies[sharing[0]].keeping]))
+        for index in sharing if kept is not None or draw(st.booleans()) else ():
+            strategies[index] = strategies[sharing[0]]
     micro_batches = draw(st.sampled_from([m for m in range(1, degree + 3) if schedule.allows(degree, m)]))
     return Plan(
         fingerprint=costed(model)[0].fingerprint,
@@ -48,6 +55,7 @@ def plans(draw: st.DrawFn, model: str) -> Plan:
         world_size=world_size,
         micro_batches=micro_batches,
         schedule=str(schedule),
+        ties=tuple(ties.items()),
         stages=tuple(tuple(strategies[a:b]) for a, b in zip([0, *cuts], [*cuts, layers], strict=True)),
     )
 

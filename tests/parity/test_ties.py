@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import pytest
 
+from galvatron.ir.planned import tied_layers
 from tests.marks import some_slow
-from tests.parity.harness import check, layer_count
+from tests.parity.harness import check, costed, layer_count
 from tests.parity.test_mixtures import mixture
 
 MODELS = ["gpt2-tied-101", "t5-101", "gemma-101", "bert-101"]
@@ -30,7 +31,7 @@ def test_equals_eager(model: str, plan: str) -> None:
 )
 @pytest.mark.parametrize("model", some_slow(MODELS[:1], MODELS))
 def test_blocks_unlike_the_ends_equal_eager(model: str, ends: str) -> None:
-    """First and last layer agree or not, whatever lies between; the second embedding of T5 is as the first."""
+    """First and last layer are alike or not, whatever lies between; the second embedding of T5 is as the first."""
     first, last = ends.split()
     count = layer_count(model)
     middle = mixture(count - 2, 1, {4: ["dp4", "dp2-tp2", first]})[0]
@@ -44,3 +45,15 @@ def test_ends_on_two_stages_equal_eager(model: str, strategies: str) -> None:
     before = layer_count(model) // 2
     after = layer_count(model) - before
     check(model, [[first] * before, ["dp2"] * (after - 1) + [last]])
+
+
+@pytest.mark.parametrize(
+    "stages", some_slow(["tp4", "dp2-zero3 dp2-zero3"], ["dp2-tp2-zero2", "tp2+sp tp2+sp", "dp4-zero1"])
+)
+@pytest.mark.parametrize("model", some_slow(MODELS[:1], MODELS))
+def test_what_a_plan_keeps_whole_though_all_layers_are_alike_equals_eager(model: str, stages: str) -> None:
+    count, strategies = layer_count(model), stages.split()
+    sizes = [count] if len(strategies) == 1 else [count // 2, count - count // 2]
+    whole = tuple((name, None) for name in tied_layers(costed(model)[0]))
+    assert whole
+    check(model, [[strategy] * size for strategy, size in zip(strategies, sizes, strict=True)], ties=whole)

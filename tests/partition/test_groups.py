@@ -28,7 +28,7 @@ def block(strategy: str, **options: Any) -> LayerClass:
     """The sharded decoder block of a small Llama."""
     split = partitioner("llama", **options)
     (cls,) = {layer.cls for layer in split.program.layers if any("k_proj" in name for name in layer.state)}
-    return split.shard(cls, Strategy.parse(strategy))
+    return split.shard(cls, Strategy.parse(strategy), ())
 
 
 def kept(cls: LayerClass) -> dict[str, tuple[Any, ...]]:
@@ -79,7 +79,7 @@ def test_one_key_head_is_whole_on_every_rank(strategy: str) -> None:
 def test_the_axis_stays_one_where_every_matrix_is_shared_by_all() -> None:
     assert block("tp2", **heads(8, 2)).mesh == (Axis("tp", 2, 1),)
     split = partitioner("llama", **heads(8, 2))
-    others = [split.shard(c.name, Strategy.parse("tp4")) for c in classes("llama", **heads(8, 2))]
+    others = [split.shard(c.name, Strategy.parse("tp4"), ()) for c in classes("llama", **heads(8, 2))]
     assert sum(cls.mesh == PAIRS for cls in others) == 1, "embedding and head have no groups"
 
 

@@ -14,6 +14,7 @@ from galvatron.ir.cluster import Cluster, Link
 from galvatron.ir.graph import Graph, Value
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.layout import BROADCAST, PARTIAL, Shard
+from galvatron.ir.plan import Ties
 from galvatron.ir.program import LayerClass, LayerKind
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
@@ -33,6 +34,11 @@ STRATEGIES = ("dp2", "tp2", "dp2-tp2", "tp2-dp2", "tp2+sp", "dp2-tp2+sp", "ulyss
 def partitioner(family: str, **options: Any) -> Partitioner:
     program = shared(family, **options).captured.program
     return Partitioner(ClusterLayers().run(Normalize().run(program)), CLUSTER)
+
+
+def whole(split: Partitioner) -> Ties:
+    """Every tie kept whole."""
+    return tuple((tie.name, None) for tie in split.ties)
 
 
 def classes(family: str, **options: Any) -> list[LayerClass]:
@@ -105,7 +111,7 @@ def test_local_graphs_compute_what_the_class_computes(family: str, strategy: str
     split = partitioner(family)
     for cls in classes(family):
         parsed = Strategy.parse(strategy)
-        local = split.shard(cls.name, parsed)
+        local = split.shard(cls.name, parsed, whole(split))
         check_class(cls.graph, local, split.borders[cls.name].differentiable, parsed.degree("dp"))
 
 
@@ -135,7 +141,7 @@ def test_a_vocabulary_that_does_not_divide_is_padded(family: str, vocabulary: in
     split, parsed = partitioner(family, **options), Strategy.parse(strategy)
     found: list[str] = []
     for cls in classes(family, **options):
-        local = split.shard(cls.name, parsed)
+        local = split.shard(cls.name, parsed, whole(split))
         kept = padded(local)
         assert all(vocabulary in cls.graph.values[name].type.shape for name in kept)
         if kept:
@@ -148,7 +154,7 @@ def test_what_cannot_stay_padded_is_whole() -> None:
     """An activation between two products would count filler."""
     split = partitioner("llama", intermediate_size=49)
     for cls in classes("llama", intermediate_size=49):
-        local = split.shard(cls.name, Strategy.parse("tp2"))
+        local = split.shard(cls.name, Strategy.parse("tp2"), ())
         assert "padded=True" not in str([v.layout for v in local.graph.values.values()])
 
 
@@ -164,7 +170,7 @@ def collectives(graph: Graph) -> Counter[str]:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
 def test_a_block_needs_no_communication_under_data_parallelism(family: str) -> None:
-    local = partitioner(family).shard(block(family), Strategy.parse("dp2"))
+    local = partitioner(family).shard(block(family), Strategy.parse("dp2"), ())
     assert not collectives(local.graph)
     assert all(v.layout == (BROADCAST,) for v in local.graph.state)
 
@@ -175,7 +181,7 @@ def test_the_pattern_of_megatron(family: str) -> None:
 
     Shoeybi et al., "Megatron-LM", 2019, figure 3.
     """
-    local = partitioner(family).shard(block(family), Strategy.parse("tp2"))
+    local = partitioner(family).shard(block(family), Strategy.parse("tp2"), ())
     moved = collectives(local.graph)
     assert moved.pop("first", 0) <= 2  # a bias that is added once: no communication
     assert moved == {"copy": 2, "all_reduce": 2}
@@ -184,13 +190,13 @@ def test_the_pattern_of_megatron(family: str) -> None:
 
 def test_the_pattern_of_megatron_with_sequence_parallelism() -> None:
     """Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models", 2022, figure 5."""
-    local = partitioner("llama").shard(block("llama"), Strategy.parse("tp2+sp"))
+    local = partitioner("llama").shard(block("llama"), Strategy.parse("tp2+sp"), ())
     assert collectives(local.graph) == {"all_gather": 2, "reduce_scatter": 2}
 
 
 def test_a_fused_projection_is_sharded_by_heads() -> None:
     """GPT-2's query, key and value come from one matrix: each rank has its heads' columns of all three."""
-    local = partitioner("gpt2").shard(block("gpt2"), Strategy.parse("tp2"))
+    local = partitioner("gpt2").shard(block("gpt2"), Strategy.parse("tp2"), ())
     layouts = [(v.type.shape, v.layout) for v in local.graph.state]
     assert ((32, 48), (Shard(1, outer=3),)) in layouts
     assert ((48,), (Shard(0, outer=3),)) in layouts
@@ -198,7 +204,7 @@ def test_a_fused_projection_is_sharded_by_heads() -> None:
 
 def test_the_bias_of_a_row_split_layer_is_added_once() -> None:
     """Where a sharded dimension is summed, the bias is a partial sum too, or is added after the reduction."""
-    local = partitioner("gpt2").shard(block("gpt2"), Strategy.parse("tp2")).graph
+    local = partitioner("gpt2").shard(block("gpt2"), Strategy.parse("tp2"), ()).graph
     products = [op for op in local.ops if op.target in ("aten.addmm.default", "aten.linear.default")]
     summed = [op for op in products if op.result.layout == (PARTIAL,)]
     assert len(summed) == 2

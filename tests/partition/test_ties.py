@@ -1,4 +1,4 @@
-"""Parameters that layers share: sharded alike where all these layers have the same axes, whole otherwise."""
+"""Parameters that layers share: whole or in parts, as the plan says, and alike in all these layers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from galvatron.costs.state import trained_state
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.cluster import Cluster, Link
 from galvatron.ir.graph import Value
-from galvatron.ir.layout import BROADCAST, Layout, Shard, local_shape
-from galvatron.ir.plan import Plan
-from galvatron.ir.planned import planned_layers
-from galvatron.ir.program import Form, LayerClass, Program
-from galvatron.ir.strategy import Strategy
+from galvatron.ir.layout import BROADCAST, Layout, Shard, joined_layout, local_shape
+from galvatron.ir.plan import Plan, Ties
+from galvatron.ir.planned import with_plan, with_ties
+from galvatron.ir.program import LayerClass, Program
+from galvatron.ir.strategy import AxisRole, Strategy
+from galvatron.ir.ties import tied_classes
 from galvatron.ir.types import evaluate
 from galvatron.ir.verify import verify
 from galvatron.machine import Machine
 from galvatron.partition import Partitioner
-from galvatron.partition.ties import agreement, tied_classes
+from galvatron.partition.boundary import ROLES
 from galvatron.passes import FRONT_END, LOWERING
 from galvatron.passes.pipeline import Pipeline
 from tests.costs.communication import stage_communication
@@ -68,10 +69,12 @@ def costed(width: int = WIDTH, scale_grad_by_freq: bool = False) -> Program:
     return replace(program, cluster=Cluster.parse("a100-80g:1x4"), batch_size=BATCH)
 
 
-def table(split: Partitioner, strategy: str, *, agreed: bool = True) -> dict[str, tuple[LayerClass, Layout]]:
+def table(split: Partitioner, strategy: str, *, whole: bool = False) -> dict[str, tuple[LayerClass, Layout]]:
     """The classes that share the vocabulary, each with the layout in which it reads it."""
-    (piece,) = split.ties[0].pieces
-    local = {cls: split.shard(cls, Strategy.parse(strategy), agreed=agreed) for cls, _ in piece}
+    (tie,) = split.ties
+    (piece,) = tie.pieces
+    parsed = Strategy.parse(strategy)
+    local = {cls: split.shard(cls, parsed, ((tie.name, None if whole else parsed),)) for cls, _ in piece}
     return {cls: (local[cls], local[cls].graph.values[formal].layout or ()) for cls, formal in piece}
 
 
@@ -103,11 +106,26 @@ def test_a_tied_vocabulary_is_sharded_by_rows(family: str, strategy: str) -> Non
             check_class(whole, local, border.differentiable, parsed.degree("dp"), VOCABULARY)
 
 
-def test_layers_that_disagree_keep_it_whole() -> None:
+def test_a_tied_vocabulary_is_whole_where_the_plan_says_so() -> None:
     split = partitioner("gpt2", vocab_size=VOCABULARY)
-    found = table(split, "dp2-tp2", agreed=False)
+    found = table(split, "dp2-tp2", whole=True)
     assert all(layout == (BROADCAST, BROADCAST) for _, layout in found.values())
     assert all("padded=True" not in str([v.layout for v in local.graph.values.values()]) for local, _ in found.values())
+
+
+@pytest.mark.parametrize("strategy", ["tp4", "dp2-tp2+sp", "tp2-cp2", "ulysses2-tp2"])
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_what_crosses_the_border_of_a_class_is_the_same_either_way(family: str, strategy: str) -> None:
+    split = partitioner(family, vocab_size=VOCABULARY)
+    parts, whole = (table(split, strategy, whole=whole) for whole in (False, True))
+
+    def crossing(cls: LayerClass) -> list[object]:
+        names = [*(value.name for value in cls.graph.inputs), *cls.graph.outputs]
+        values = [cls.graph.values[name] for name in names]
+        return [(value.type, joined_layout(value.layout or (), cls.mesh)) for value in values]
+
+    for name, (local, _) in parts.items():
+        assert crossing(local) == crossing(whole[name][0])
 
 
 def test_classes_that_would_choose_differently_follow_the_head() -> None:
@@ -129,53 +147,68 @@ def test_what_one_class_cannot_read_in_slices_is_whole_in_all() -> None:
 
 def test_classes_that_share() -> None:
     (tie,) = tied_classes(partitioner("t5", vocab_size=VOCABULARY).program)
+    assert tie.name == "shared.weight"
     assert tie.classes == ("embedding", "embedding_1", "head")
     (piece,) = tie.pieces
     assert {cls for cls, _ in piece} == set(tie.classes)
 
 
 @pytest.mark.parametrize(
-    ("strategies", "agreed"),
+    ("strategies", "kept"),
     [
         (("dp2-tp2", "dp2-tp2"), "dp2-tp2"), (("dp1-tp2", "tp2"), "tp2"), (("tp4", "tp4-recompute"), "tp4"),
         (("dp2-tp2", "tp2-dp2"), None), (("tp4", "tp4+sp"), None), (("tp4", "dp4"), None), (("dp4", "dp4"), None),
         (("cp2-ulysses2",), None), (("dp4-zero2", "dp4-zero2"), "dp4-zero2"), (("tp2-dp2", "tp2-dp2-zero1"), None),
+        (("dp1-zero3",), None),
     ],
 )  # fmt: skip
-def test_agreement(strategies: tuple[str, ...], agreed: str | None) -> None:
-    """Recomputation is each layer's own; where nothing cuts parameters there is nothing to agree on."""
-    assert agreement(map(Strategy.parse, strategies)) == (Strategy.parse(agreed) if agreed else None)
+def test_what_a_plan_leaves_out_about_ties(strategies: tuple[str, ...], kept: str | None) -> None:
+    """In parts where all layers would keep them so. Recomputation is each layer's own."""
+    stage = tuple(map(Strategy.parse, strategies))
+    plan = Plan("", BATCH, 4, micro_batches=1, schedule="gpipe", stages=(stage,))
+    tied = {"table.weight": tuple(range(len(stage)))}
+    assert with_ties(plan, tied).ties == (("table.weight", Strategy.parse(kept) if kept else None),)
+    whole = replace(plan, ties=(("table.weight", None),))
+    assert with_ties(whole, tied) == whole
+
+
+@pytest.mark.parametrize("name", sorted(ROLES))
+def test_a_strategy_says_whether_it_cuts_parameters(name: str) -> None:
+    """As the roles of its axes do."""
+    strategy = Strategy((AxisRole(name, 2),))
+    assert strategy.keeping == (strategy if ROLES[name].matrices else None)
 
 
 END, MIDDLE = "dp2-tp2", "dp4"
 PLANS: dict[str, tuple[tuple[tuple[str, ...], ...], Layout, int]] = {
-    "all agree": (((END,) * 6,), (BROADCAST, PADDED), 0),
-    "the ends agree": (((END, *(MIDDLE,) * 4, END),), (BROADCAST, PADDED), 0),
-    "the ends disagree": (((MIDDLE, *(END,) * 5),), (BROADCAST,), 0),
+    "all alike": (((END,) * 6,), (BROADCAST, PADDED), 0),
+    "the ends alike": (((END, *(MIDDLE,) * 4, END),), (BROADCAST, PADDED), 0),
+    "the ends differ": (((MIDDLE, *(END,) * 5),), (BROADCAST,), 0),
     "the ends differ in the order of axes": (((END,) * 5 + ("tp2-dp2",),), (BROADCAST, BROADCAST), 0),
     "on two stages": ((("tp2",) * 3, ("tp2",) * 3), (PADDED,), 0),
-    "on two stages that disagree": ((("tp2",) * 3, ("tp2", "tp2", "dp2")), (BROADCAST,), 0),
+    "on two stages that differ": ((("tp2",) * 3, ("tp2", "tp2", "dp2")), (BROADCAST,), 0),
     "ZeRO": (((f"{END}-zero2",) * 6,), (BROADCAST, PADDED), 2),
     "ZeRO on two stages": ((("dp2-zero3",) * 3, ("dp2-zero3",) * 3), (BROADCAST,), 3),
     "the ends differ in ZeRO": (((f"{END}-zero1",) * 5 + (END,),), (BROADCAST, BROADCAST), 0),
+    "all alike, but whole": (((END,) * 6,), (BROADCAST, BROADCAST), 0),
+    "ZeRO on two stages, but whole": ((("dp2-zero3",) * 3, ("dp2-zero3",) * 3), (BROADCAST,), 0),
 }
 
 
-def planned(stages: tuple[tuple[str, ...], ...]) -> Program:
+def planned(stages: tuple[tuple[str, ...], ...], ties: Ties = ()) -> Program:
     program = costed()
     parsed = tuple(tuple(map(Strategy.parse, stage)) for stage in stages)
-    plan = Plan(program.fingerprint, BATCH, 4, micro_batches=2, schedule="gpipe", stages=parsed)
-    assert len(plan.strategies) == len(planned_layers(program))
+    plan = Plan(program.fingerprint, BATCH, 4, micro_batches=2, schedule="gpipe", stages=parsed, ties=ties)
     # Without latency the bytes of several messages cost what they do in one.
     cluster = replace(Cluster.parse("a100-80g:1x4"), in_node=Link(250e9, 0.0))
-    return replace(program, form=Form.PLANNED, plan=plan, cluster=cluster)
+    return with_plan(replace(program, cluster=cluster), plan)
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_every_stage_keeps_what_was_estimated(name: str) -> None:
     """One layout on all stages, and the bytes of the emitted state are those of the estimate."""
     stages, layout, level = PLANS[name]
-    program = planned(stages)
+    program = planned(stages, (("table.weight", None),) if name.endswith("whole") else ())
     assert program.plan is not None
     staged = Pipeline.of(LOWERING).run(program)
     verify(staged)

@@ -10,7 +10,7 @@ from galvatron.errors import ClusterError, did_you_mean
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.cost import ClassCost
 from galvatron.ir.graph import Graph, Value
-from galvatron.ir.plan import Plan
+from galvatron.ir.plan import WHOLE, Plan, Ties
 from galvatron.ir.program import (
     BatchSizes,
     Candidates,
@@ -315,7 +315,19 @@ def _cluster(s: Scanner, parts: _Parts) -> None:
 
 
 def _plan(s: Scanner, parts: _Parts) -> None:
-    parts.plan = read_record(s, Plan, {"stages": _plan_stages})
+    parts.plan = read_record(s, Plan, {"ties": _plan_ties, "stages": _plan_stages})
+
+
+def _plan_ties(s: Scanner) -> Ties:
+    ties: dict[str, Strategy | None] = {}
+    while s.accept("tie"):
+        at = s.at
+        name = s.name()
+        if name in ties:
+            s.refuse(f"a second line for the tie {name!r}", at)
+        s.expect("=")
+        ties[name] = None if s.accept(WHOLE) else read_strategy(s).keeping
+    return tuple(ties.items())
 
 
 def _plan_stages(s: Scanner) -> tuple[tuple[Strategy, ...], ...]:

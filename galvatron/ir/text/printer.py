@@ -17,7 +17,7 @@ from galvatron.ir.cluster import Cluster
 from galvatron.ir.cost import ClassCost
 from galvatron.ir.graph import Arg, Graph, Op, Source, Value
 from galvatron.ir.layout import Axis, Layout, Placement, Shard
-from galvatron.ir.plan import Plan
+from galvatron.ir.plan import Plan, kept_text
 from galvatron.ir.program import (
     BatchSizes,
     Candidates,
@@ -387,6 +387,10 @@ def _plan(plan: Plan, w: _Writer) -> list[Line]:
         *(
             Line(f"  {name:<17} = {text}{w.note(shown) if shown else ''}", ("plan", name))
             for name, text, shown in entries(plan, lenient=w.lenient)
+        ),
+        *(
+            Line(f"  tie {unmark(bare_or_quoted(name))} = {kept_text(kept)}", ("plan", "tie", name))
+            for name, kept in plan.ties
         ),
         *(
             Line(f"  stage {i} = {format_runs(stage)}{w.note(f'{len(stage)} layers')}", ("plan", "stage", i))

@@ -11,6 +11,7 @@ from galvatron.errors import did_you_mean
 from galvatron.ir import plan_rules
 from galvatron.ir.graph import Value
 from galvatron.ir.micro_batches import coupling
+from galvatron.ir.planned import planned_layers, tied_layers
 from galvatron.ir.program import MASTER, PARTS, PRECISIONS, Form, Layer, LayerKind, Program
 from galvatron.ir.random import is_random
 from galvatron.ir.types import BATCH, DTYPE_BYTES
@@ -334,6 +335,12 @@ def plan_covers_layers(program: Program) -> Iterator[Violation]:
     yield from plan_rules.layers(plan)
     counts = [sum(layer.kind is LayerKind.PLANNED for layer in layers) for _, layers in program.layer_groups]
     yield from plan_rules.covers(plan, counts)
+
+
+def plan_settles_ties(program: Program) -> Iterator[Violation]:
+    """The plan says of every tie how it is kept: whole, or as under the strategy that all its layers have."""
+    names = [layer.name for layer in planned_layers(program)]
+    yield from plan_rules.ties(program.required_plan, names, tied_layers(program))
 
 
 def plan_uses_devices(program: Program) -> Iterator[Violation]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Hashable, Iterator
 
 import sympy
@@ -28,6 +27,7 @@ from galvatron.ir.ops.shapes import same_shape
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.planned import epilogue_strategy
 from galvatron.ir.program import Form, LayerClass, LayerKind, Program, StateLayout
+from galvatron.ir.ties import kept_whole, zero_levels
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
 from galvatron.ir.verify.graphs import Violation, are_axes, layout_problem
 from galvatron.ir.verify.placements import Placed, padded_sizes, placement_problem, whole_problem
@@ -115,6 +115,17 @@ def _state_problem(type: TensorType, formal: Value, cls: LayerClass) -> str:
     if local == formal.type:
         return ""
     return f"{type} as {_describe(cls.mesh, formal.layout)} is {local}, not {formal.type}"
+
+
+def ties_as_planned(program: Program) -> Iterator[Violation]:
+    """Parameters that the plan keeps whole in all layers that share them are whole there."""
+    whole = kept_whole(program)
+    for layer, locus in layers_with_loci(program):
+        cls = program.class_of[layer.cls]
+        for name, formal in zip(layer.state, cls.graph.state, strict=True):
+            if name in whole and any(isinstance(p, Shard) for p in formal.layout or ()):
+                read = _describe(cls.mesh, formal.layout)
+                yield locus, f"the plan keeps {name} whole, but {layer.name} reads it as {read}"
 
 
 def ops_on_slices(program: Program) -> Iterator[Violation]:
@@ -358,18 +369,13 @@ def _kept_problem(program: Program, kept: StateLayout) -> str:
 
 
 def zero_as_planned(program: Program) -> Iterator[Violation]:
-    """State has the ZeRO level of its layers' strategies, or 0 where layers that do not agree share it."""
-    levels: dict[str, list[int]] = defaultdict(list)
-    for layer, _ in layers_with_loci(program):
-        strategy = program.class_of[layer.cls].strategy
-        for name in layer.state:
-            levels[name].append(strategy.zero if strategy else 0)
+    """State has the ZeRO level of its layers' strategies, or 0 where the plan keeps whole what layers share."""
+    levels = zero_levels(program)
     for stage in program.stages:
         for kept in stage.state:
-            found = levels[kept.state]
-            allowed = set(found) if summed_axes(kept.layout, kept.mesh) else {0}
-            if kept.zero not in (allowed | {0} if len(found) > 1 else allowed):
-                told = f"{kept.state} has ZeRO level {kept.zero}, but its layers say {sorted(allowed)}"
+            wanted = levels.get(kept.state, 0) if summed_axes(kept.layout, kept.mesh) else 0
+            if kept.zero != wanted:
+                told = f"{kept.state} has ZeRO level {kept.zero}, but the plan says {wanted}"
                 yield ("keep", stage.index, kept.state), told
 
 

@@ -39,7 +39,6 @@ class _Assembly:
     def __init__(self, program: Program, plan: Plan, partitioner: Partitioner) -> None:
         self.classes: dict[str, LayerClass] = {}
         self._program, self._plan, self._partitioner = program, plan, partitioner
-        self._agreed = partitioner.agreed(plan.strategies)
         self._shared = {
             result: layer
             for layer in program.layers
@@ -71,7 +70,7 @@ class _Assembly:
     def _add(self, layer: Layer, strategy: Strategy, stage: _StageLayers) -> None:
         """Appends a layer under a strategy, after the copies of the shared layers that it reads."""
         operands = tuple(self._read(name, strategy, stage) for name in layer.operands)
-        cls = self._partitioner.shard(layer.cls, strategy, agreed=layer.cls in self._agreed)
+        cls = self._partitioner.shard(layer.cls, strategy, self._plan.ties)
         if layer.kind in (LayerKind.PLANNED, LayerKind.EPILOGUE):
             # The class carries the plan's strategy whole: ZeRO and recomputation change how it runs, not its graph.
             cls = replace(cls, name=f"{layer.cls}@{strategy}", strategy=strategy)

@@ -9,9 +9,8 @@ from galvatron.errors import PlanError
 from galvatron.ir.gradients import gradients
 from galvatron.ir.layout import gradientless, joined_layout, joint_mesh, on_mesh
 from galvatron.ir.program import Form, Layer, Program, StateLayout, Transfer
-from galvatron.ir.strategy import Strategy
+from galvatron.ir.ties import zero_levels
 from galvatron.ir.zero import summed_axes
-from galvatron.partition.ties import agreement, tied_classes
 from galvatron.passes.base import Pass
 
 
@@ -36,7 +35,7 @@ class SplitStages(Pass):
             crossings.append(
                 tuple(Transfer(n, types[n].type, n in differentiable) for n in types if n in before and n in after)
             )
-        levels = _zero_levels(program)
+        levels = zero_levels(program)
         stages = tuple(
             replace(
                 stage,
@@ -47,17 +46,6 @@ class SplitStages(Pass):
             for index, stage in enumerate(program.stages)
         )
         return replace(program, form=Form.STAGED, stages=stages)
-
-
-def _zero_levels(program: Program) -> dict[str, int]:
-    """The ZeRO level of each parameter: that of its layers, 0 for one that layers share which do not agree."""
-    strategies = {cls.name: cls.strategy or Strategy(()) for cls in program.classes}
-    levels = {name: strategies[layer.cls].zero for layer in program.all_layers for name in layer.state}
-    for tie in tied_classes(program):
-        members = [layer for layer in program.all_layers if program.class_of[layer.cls].base in tie.classes]
-        if not agreement(strategies[layer.cls] for layer in members):
-            levels.update((name, 0) for layer in members for name in tie.bound(program, layer))
-    return levels
 
 
 def _state_layouts(program: Program, group: Sequence[Layer], levels: dict[str, int]) -> tuple[StateLayout, ...]:
@@ -73,7 +61,7 @@ def _state_layouts(program: Program, group: Sequence[Layer], levels: dict[str, i
             assert formal.layout is not None
             layout = formal.layout if program.state_of[name].trainable else gradientless(formal.layout)
             layout, axes = joined_layout(layout, cls.mesh)
-            zero = levels.get(name, 0) if summed_axes(layout, axes) else 0
+            zero = levels[name] if summed_axes(layout, axes) else 0
             here = StateLayout(name, axes, layout, zero)
             there = kept.setdefault(name, here)
             mesh = joint_mesh(here.mesh, there.mesh)

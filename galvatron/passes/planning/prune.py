@@ -5,19 +5,20 @@ A *sound* rule never removes every optimum of the cost model; a *heuristic* one 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 from galvatron.costs.estimate import cost_model
 from galvatron.costs.model import CostModel
 from galvatron.costs.objective import added_shared_bytes
 from galvatron.errors import PassError, did_you_mean
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.plan import Ties
 from galvatron.ir.planned import planned_layers
 from galvatron.ir.program import Candidates, Cut, Form, Program
 from galvatron.ir.strategy import Strategy
-from galvatron.partition.ties import agreement
 from galvatron.passes.base import Bytes, Pass
 from galvatron.passes.planning.enumerate_strategies import divisors
 from galvatron.units import format_bytes
@@ -39,11 +40,11 @@ class Branch:
         """Samples that a micro-batch may have."""
         return divisors(self.program.batch_size)
 
-    @cached_property
-    def models(self) -> list[CostModel]:
-        """The costs with shared parameters whole, and with them sharded."""
-        ties = self.model.tied()
-        return [self.model.with_agreement(frozenset(range(count))) for count in ((0, len(ties)) if ties else (0,))]
+    def ways(self, strategy: Strategy) -> list[Ties]:
+        """The ways to keep ties whose layers have a strategy, in the same order for all: each whole, or as under it."""
+        names = self.model.tied()
+        ways = itertools.product((None, strategy.keeping), repeat=len(names))
+        return [tuple(zip(names, kept, strict=True)) for kept in ways]
 
     @cached_property
     def representatives(self) -> list[int]:
@@ -82,7 +83,7 @@ def _too_much_state(branch: Branch) -> Iterator[tuple[Strategy, str]]:
     for strategy in branch.strategies:
         size = next(size for size in branch.sizes if size % strategy.degree("dp") == 0)
         for index in branch.representatives:
-            costs = [model.layer(index, strategy, size).on_stage(0) for model in branch.models]
+            costs = [branch.model.layer(index, strategy, size, ties).on_stage(0) for ties in branch.ways(strategy)]
             least = min(cost.state_bytes + cost.saved_bytes + cost.extra_bytes for cost in costs)
             if least > branch.memory_bytes:
                 layer = planned_layers(branch.program)[index].name
@@ -94,45 +95,40 @@ def _too_much_state(branch: Branch) -> Iterator[tuple[Strategy, str]]:
 
 
 def _dominated(branch: Branch) -> Iterator[tuple[Strategy, str]]:
-    tied = bool(branch.model.tied())
-
-    def replaces(left: list[Strategy], better: Strategy, worse: Strategy) -> bool:
-        # Layers that share parameters could otherwise come to agree where they did not, or the other way round.
-        unmoved = not tied or agreement([better]) == agreement([worse])
-        return unmoved and _dominates(branch, left, better, worse)
-
-    return _replaced(branch, replaces)
-
-
-def _dominated_but_for_ties(branch: Branch) -> Iterator[tuple[Strategy, str]]:
-    if branch.model.tied():
-        yield from _replaced(branch, partial(_dominates, branch))
-
-
-def _replaced(
-    branch: Branch, replaces: Callable[[list[Strategy], Strategy, Strategy], bool]
-) -> Iterator[tuple[Strategy, str]]:
+    """A tie that is kept in parts has one `keeping` in all its layers: strategies that have it leave it together, for
+    others that have one in common."""
+    keeping = {s: s.keeping if branch.model.tied() else None for s in branch.strategies}
     left = list(branch.strategies)
     for strategy in branch.strategies:
-        other = next((o for o in left if o != strategy and replaces(left, o, strategy)), None)
-        if other is not None:
-            left.remove(strategy)
-            yield strategy, f"{other} takes no more time and memory in every layer"
+        for kept in dict.fromkeys(keeping[s] for s in left) if strategy in left else ():
+            together = keeping[strategy] not in (None, kept)
+            leaving = [s for s in left if keeping[s] == keeping[strategy]] if together else [strategy]
+            others = [s for s in left if keeping[s] == kept and s not in leaving]
+            found = [next((o for o in others if _dominates(branch, left, o, s)), None) for s in leaving]
+            if None not in found:
+                left = [s for s in left if s not in leaving]
+                reason = "takes no more time and memory in every layer"
+                yield from ((s, f"{other} {reason}") for s, other in zip(leaving, found, strict=True))
+                break
+
+
+_Kept = tuple[Strategy, Ties]
+"""A strategy, and how ties are kept where layers have it."""
 
 
 def _dominates(branch: Branch, left: list[Strategy], better: Strategy, worse: Strategy) -> bool:
-    """Whether replacing `worse` by `better` in all layers of a stage at once never costs time or memory, as long as
-    layers that share parameters agree as before."""
+    """Whether replacing `worse` by `better` in all layers at once never costs time or memory, however ties are kept:
+    those that are whole stay so, those in parts as under `worse` become as under `better`."""
     model, layers = branch.model, len(branch.model.kinds())
     if worse.degree("dp") % better.degree("dp"):
         return False  # there are micro-batches that only `worse` can divide
     for size in branch.sizes:
         if size % worse.degree("dp"):
             continue
-        for costs in branch.models:
-            if _shares_more(costs, left, better, worse, size):
+        for a, b in zip(branch.ways(better), branch.ways(worse), strict=True):
+            if _shares_more(model, left, (better, a), (worse, b), size):
                 return False
-            if not all(_costs_no_more(costs, index, better, worse, size) for index in branch.representatives):
+            if not all(_costs_no_more(model, index, (better, a), (worse, b), size) for index in branch.representatives):
                 return False
         for index in range(1, layers):
             if branch.pipeline_degree > 1 and (
@@ -149,22 +145,23 @@ def _dominates(branch: Branch, left: list[Strategy], better: Strategy, worse: St
     return True
 
 
-def _shares_more(model: CostModel, left: list[Strategy], better: Strategy, worse: Strategy, size: int) -> bool:
+def _shares_more(model: CostModel, left: list[Strategy], better: _Kept, worse: _Kept, size: int) -> bool:
     """Whether `better` adds more shared values than `worse`, first in a stage or beside any other strategy."""
-    for third in (None, *(s for s in left if s not in (better, worse))):
-        if added_shared_bytes(model, third, better, size) > added_shared_bytes(model, third, worse, size):
-            return True
-        if third is not None and (
-            added_shared_bytes(model, better, third, size) > added_shared_bytes(model, worse, third, size)
-        ):
-            return True
-    return False
+
+    def added(kept: _Kept, before: Strategy | None = None, after: Strategy | None = None) -> float:
+        strategy, ties = kept
+        return added_shared_bytes(model, strategy if after else before, after or strategy, size, ties)
+
+    others = [strategy for strategy in left if strategy not in (better[0], worse[0])]
+    if any(added(better, before) > added(worse, before) for before in (None, *others)):
+        return True
+    return any(added(better, after=after) > added(worse, after=after) for after in others)
 
 
-def _costs_no_more(model: CostModel, index: int, better: Strategy, worse: Strategy, size: int) -> bool:
+def _costs_no_more(model: CostModel, index: int, better: _Kept, worse: _Kept, size: int) -> bool:
     """Whether a layer costs no more, with its ties on one stage and on several."""
     for begin in (0, index):
-        a, b = (model.layer(index, s, size).on_stage(begin) for s in (better, worse))
+        a, b = (model.layer(index, strategy, size, ties).on_stage(begin) for strategy, ties in (better, worse))
         pairs = (
             (a.forward_s + a.forward_communication_s, b.forward_s + b.forward_communication_s),
             (a.backward_s + a.backward_communication_s, b.backward_s + b.backward_communication_s),
@@ -206,13 +203,6 @@ RULES: dict[str, PruningRule] = {
             "in any plan the dominated strategy can be replaced in all layers at once: every layer, conversion to a "
             "third strategy and transfer costs no more, and conversions between equals are free",
             _dominated,
-        ),
-        PruningRule(
-            "dominated-but-for-ties",
-            False,
-            "the same where layers share parameters: what is lost are plans in which these layers have strategies that "
-            "cost the same, and differ only so that the parameters stay whole",
-            _dominated_but_for_ties,
         ),
     )
 }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given, settings
@@ -14,11 +14,12 @@ from galvatron.costs.objective import Setting, evaluate_plan
 from galvatron.errors import PassError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.program import Program
+from galvatron.ir.strategy import Strategy
 from galvatron.passes.planning.enumerate_strategies import EnumerateStrategies
 from galvatron.passes.planning.prune import RULES, Branch, Prune
-from galvatron.passes.planning.search import fastest
+from galvatron.passes.planning.search import fastest, ways
 from tests.ir.programs import costed
-from tests.passes.planning.search.tables import STRATEGIES, TableModel, models
+from tests.passes.planning.search.tables import STRATEGIES, Table, TableModel, models
 
 
 def candidates(cluster: str, batch: int = 8) -> Program:
@@ -34,7 +35,8 @@ def left(program: Program, degree: int = 1) -> set[str]:
     return {str(s) for c in program.candidates if c.pipeline_degree == degree for s in c.strategies}
 
 
-WITHOUT_DOMINANCE = ("dominated-in-time-and-memory", "dominated-but-for-ties")
+DOMINANCE = "dominated-in-time-and-memory"
+WITHOUT_DOMINANCE = (DOMINANCE,)
 
 
 def test_tensor_parallelism_stays_in_the_node_unless_asked() -> None:
@@ -77,20 +79,27 @@ def test_every_rule_has_its_argument() -> None:
 @settings(max_examples=60, deadline=None)
 @given(models(), st.integers(1, 2), st.sampled_from([1, 2]), st.integers(30, 200))
 def test_sound_rules_keep_an_optimum(model: TableModel, degree: int, micro_batches: int, budget: int) -> None:
+    check_soundness(model, STRATEGIES, degree, micro_batches, budget)
+
+
+def check_soundness(
+    model: TableModel, options: tuple[Strategy, ...], degree: int, micro_batches: int, budget: int
+) -> list[Strategy]:
+    """What dominance cuts, after checking that this leaves an optimum."""
     program = replace(costed(), batch_size=4 * micro_batches)
-    cluster = program.cluster
-    assert cluster is not None
-    branch = Branch(program, cluster, model, degree, STRATEGIES, None)
-    layers = len(model.classes)
-    removed = {s for s, _ in RULES["dominated-in-time-and-memory"].cut(branch)}
-    pruned = tuple(s for s in STRATEGIES if s not in removed)
+    assert program.cluster is not None
+    removed = [s for s, _ in RULES[DOMINANCE].cut(Branch(program, program.cluster, model, degree, options, None))]
+    pruned = tuple(s for s in options if s not in removed)
     assert pruned
     setting = Setting(4 * micro_batches, micro_batches, "gpipe", degree)
-    before = fastest(model, [(setting, [STRATEGIES] * layers)], budget, 0.0)
-    after = fastest(model, [(setting, [pruned] * layers)], budget, 0.0)
+    before, after = (
+        fastest(model, list(ways(model.tied(), setting, [left] * len(model.classes))), budget, 0.0)
+        for left in (options, pruned)
+    )
     assert (before is None) == (after is None)
     if before is not None and after is not None:
         assert evaluate_plan(model, *after)[0] == pytest.approx(evaluate_plan(model, *before)[0])
+    return removed
 
 
 def test_the_dominated_strategy_is_cut() -> None:
@@ -104,21 +113,77 @@ def test_the_dominated_strategy_is_cut() -> None:
         reversed(STRATEGIES)
     )  # the best one has the largest dp degree, so that the others can do what it does
     branch = Branch(program, program.cluster, model, 1, order, None)
-    cut = dict(RULES["dominated-in-time-and-memory"].cut(branch))
+    cut = dict(RULES[DOMINANCE].cut(branch))
     assert STRATEGIES[0] not in cut
 
 
-@pytest.mark.parametrize("ties", [(), ((0, 1),)])
-def test_a_strategy_with_which_others_need_not_agree_is_kept(ties: tuple[tuple[int, ...], ...]) -> None:
-    """Two strategies cost the same, and more where both layers of a tie have it: the best plan takes one of each."""
-    options = STRATEGIES[:2]
-    costs, together = ({(0, s): LayerCost(seconds, seconds) for s in options} for seconds in (1.0, 9.0))
+TP4, MIXED, RECOMPUTED = (Strategy.parse(text) for text in ("dp1-tp4", "dp2-tp2", "dp2-tp2-recompute"))
+ALIKE_IN_PAIRS = (TP4, MIXED, RECOMPUTED, Strategy.parse("dp1-tp4-recompute"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(models(options=ALIKE_IN_PAIRS), st.booleans(), st.integers(1, 2), st.integers(30, 200))
+def test_strategies_that_leave_ties_together_leave_an_optimum(
+    model: TableModel, moves: bool, degree: int, budget: int
+) -> None:
+    """Costs never fall from the better to the worse of two; with costly conversions one of them alone stays."""
+
+    def ordered(table: Table) -> Table:
+        found = dict(table)
+        for kind in {kind for kind, _ in table}:
+            for better, worse in ((TP4, MIXED), (ALIKE_IN_PAIRS[3], RECOMPUTED)):
+                a, b = table[kind, better], table[kind, worse]
+                figures = [field.name for field in fields(LayerCost) if field.name != "ties"]
+                found[kind, worse] = LayerCost(**{name: max(getattr(a, name), getattr(b, name)) for name in figures})
+        return found
+
+    same = dict.fromkeys(ALIKE_IN_PAIRS, 1.0)
+    model = replace(model, costs=ordered(model.costs), together=ordered(model.together), boundary=same, shared=same)
+    if moves:
+        model = replace(model, conversions=dict.fromkeys(model.conversions, 0.0), shared=dict.fromkeys(same, 0.0))
+    removed = check_soundness(model, ALIKE_IN_PAIRS, degree, 1, budget)
+    assert not moves or {MIXED, RECOMPUTED} <= {*removed}
+
+
+@pytest.mark.parametrize(("shares", "cut"), [((), [MIXED]), (((0, 1),), [])])
+def test_a_strategy_that_is_better_for_ties_in_parts_is_kept(
+    shares: tuple[tuple[int, ...], ...], cut: list[Strategy]
+) -> None:
+    """It costs more as long as ties are whole, and less where they are in parts."""
+    costs = {(0, TP4): LayerCost(1.0, 1.0), (0, MIXED): LayerCost(2.0, 2.0)}
+    together = {**costs, (0, MIXED): LayerCost(0.5, 0.5)}
+    assert cut_by_dominance((TP4, MIXED), costs, together, shares) == cut
+
+
+@pytest.mark.parametrize(("shares", "cut"), [((), [MIXED]), (((0, 1),), [])])
+def test_a_strategy_beside_which_others_keep_ties_is_kept(
+    shares: tuple[tuple[int, ...], ...], cut: list[Strategy]
+) -> None:
+    """Where some layers of a tie may be recomputed, the others cannot make way alone for what keeps it otherwise."""
+    options = (TP4, MIXED, RECOMPUTED)
+    figures = ((2.0, 2.0), (3.0, 2.0), (4.0, 1.0))  # seconds, and bytes, of which recomputation has fewest
+    costs = {(0, s): LayerCost(time, 0.0, saved_bytes=size) for s, (time, size) in zip(options, figures, strict=True)}
+    assert cut_by_dominance(options, costs, costs, shares) == cut
+
+
+def test_strategies_that_keep_ties_alike_are_cut_together() -> None:
+    """Each for one that is better, which keep ties alike too."""
+    figures = zip(ALIKE_IN_PAIRS, ((2.0, 2.0), (3.0, 2.0), (4.0, 1.0), (3.0, 1.0)), strict=True)
+    costs = {(0, s): LayerCost(time, 0.0, saved_bytes=size) for s, (time, size) in figures}
+    assert cut_by_dominance(ALIKE_IN_PAIRS, costs, costs, ((0, 1),)) == [MIXED, RECOMPUTED]
+
+
+def test_a_strategy_that_is_worse_however_ties_are_kept_is_cut() -> None:
+    costs = {(0, TP4): LayerCost(1.0, 1.0), (0, MIXED): LayerCost(2.0, 2.0)}
+    assert cut_by_dominance((TP4, MIXED), costs, costs, ((0, 1),)) == [MIXED]
+
+
+def cut_by_dominance(
+    options: tuple[Strategy, ...], costs: Table, together: Table, shares: tuple[tuple[int, ...], ...]
+) -> list[Strategy]:
     conversions = dict.fromkeys(itertools.permutations(options, 2), 0.0)
-    model = TableModel(
-        (0, 0), costs, conversions, dict.fromkeys(options, 1.0), dict.fromkeys(options, 0.0), ties, together
-    )
-    program = costed()
+    none = dict.fromkeys(options, 0.0)
+    model, program = TableModel((0, 0), costs, conversions, none, none, shares, together), costed()
     assert program.cluster is not None
     branch = Branch(program, program.cluster, model, 1, options, None)
-    cut = {name: len(list(RULES[name].cut(branch))) for name in WITHOUT_DOMINANCE}
-    assert cut == dict(zip(WITHOUT_DOMINANCE, (0, 1) if ties else (1, 0), strict=True))
+    return [strategy for strategy, _ in RULES[DOMINANCE].cut(branch)]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 from galvatron.costs.estimate import cost_model, with_predictions
 from galvatron.costs.model import CostModel
@@ -20,7 +20,6 @@ from galvatron.ir.program import Form, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.base import Bytes, Pass
 from galvatron.passes.planning.enumerate_strategies import divisors
-from galvatron.passes.planning.search.cases import Case, cases, rest
 from galvatron.passes.planning.search.misses import nearest_miss
 from galvatron.passes.planning.search.segments import bound_s
 from galvatron.passes.planning.search.stages import search_stages
@@ -77,7 +76,8 @@ class Search(Pass):
             program = replace(program, batch_size=self.global_batch)
         budget_bytes = cluster.default_budget_bytes if self.memory is None else int(self.memory)
         model = cost_model(program)
-        choices = list(self._choices(program))
+        tied = model.tied()
+        choices = [way for choice in self._choices(program) for way in ways(tied, *choice)]
         if not choices:
             raise PlanError(
                 f"a batch of {program.batch_size} samples cannot be divided over {cluster.world_size} devices "
@@ -91,7 +91,7 @@ class Search(Pass):
         return replace(program, form=self.leaves, plan=plan)
 
     def _choices(self, program: Program) -> Iterator[Choice]:
-        """Every pipeline degree, number of micro-batches and schedule that can run."""
+        """Every pipeline degree, number of micro-batches and schedule that can run; ties are left out."""
         layers = planned_layers(program)
         counts = [self.micro_batches] if self.micro_batches is not None else _spread(divisors(program.batch_size))
         ends = bool(epilogue(program))
@@ -127,39 +127,42 @@ def _spread(numbers: list[int]) -> list[int]:
     return [numbers[round(i * step)] for i in range(MICRO_BATCH_CHOICES)]
 
 
+def ways(
+    tied: Mapping[str, Sequence[int]], setting: Setting, candidates: Sequence[tuple[Strategy, ...]]
+) -> Iterator[Choice]:
+    """The same choice for each way to keep ties: whole whatever their layers have, or as under one strategy, which then
+    all their layers have. So within a choice what a layer costs depends on its own strategy alone.
+
+    Args:
+        tied: the layers of each tie, by its name.
+    """
+
+    def common(layers: Sequence[int]) -> list[Strategy]:
+        options = [dict.fromkeys(s.keeping for s in candidates[index]) for index in layers]
+        return [kept for kept in options[0] if kept is not None and all(kept in others for others in options)]
+
+    for chosen in itertools.product(*([None, *common(layers)] for layers in tied.values())):
+        left = list(candidates)
+        for layers, kept in zip(tied.values(), chosen, strict=True):
+            for index in layers if kept is not None else ():
+                left[index] = tuple(s for s in left[index] if s.keeping == kept)
+        if all(left):
+            yield replace(setting, ties=tuple(zip(tied, chosen, strict=True))), left
+
+
 def fastest(
     model: CostModel, choices: list[Choice], budget_bytes: float, resolution: float
 ) -> tuple[Setting, tuple[tuple[Strategy, ...], ...]] | None:
     """The best plan over all choices, the most promising first; None if nothing fits the budget."""
-    queue: list[tuple[float, int, Case]] = []
-
-    def add(case: Case) -> None:
-        bound = bound_s(model.with_agreement(case.agreed), case.setting, case.candidates)
-        heapq.heappush(queue, (bound, next(numbers), case))
-
-    numbers = itertools.count()
-    for setting, candidates in choices:
-        for case in cases(model, setting, candidates):
-            add(case)
     best: tuple[Setting, tuple[tuple[Strategy, ...], ...]] | None = None
     best_s = float("inf")
-    while queue and queue[0][0] < best_s:
-        _, _, case = heapq.heappop(queue)
-        found = search_stages(
-            model.with_agreement(case.agreed),
-            case.setting,
-            case.candidates,
-            budget_bytes,
-            resolution=resolution,
-            worst_s=best_s,
-        )
-        if found is None:
-            continue
-        others = rest(model, case, [strategy for stage in found[1] for strategy in stage])
-        if others is None:
-            best_s, best = found[0], (case.setting, found[1])
-        for other in others or ():
-            add(other)
+    bounds = [bound_s(model, setting, candidates) for setting, candidates in choices]
+    for bound, (setting, candidates) in sorted(zip(bounds, choices, strict=True), key=itemgetter(0)):
+        if bound >= best_s:
+            break
+        found = search_stages(model, setting, candidates, budget_bytes, resolution=resolution, worst_s=best_s)
+        if found is not None:
+            best_s, best = found[0], (setting, found[1])
     return best
 
 
@@ -170,5 +173,6 @@ def _plan(program: Program, setting: Setting, stages: tuple[tuple[Strategy, ...]
         world_size=program.required_cluster.world_size,
         micro_batches=setting.micro_batches,
         schedule=setting.schedule,
+        ties=setting.ties,
         stages=stages,
     )

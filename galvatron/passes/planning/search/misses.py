@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from galvatron.costs.model import CostModel
-from galvatron.costs.objective import Setting, evaluate_plan, settled
+from galvatron.costs.objective import Setting, evaluate_plan
 from galvatron.ir.plan import runs
 from galvatron.ir.planned import balanced, planned_layers
 from galvatron.ir.program import Program
@@ -47,14 +47,13 @@ def _thrifty(
 
 
 def _memory_bytes(model: CostModel, setting: Setting, index: int, strategy: Strategy) -> float:
-    cost = model.layer(index, strategy, setting.micro_batch)
+    cost = model.layer(index, strategy, setting.micro_batch, setting.ties)
     return cost.state_bytes + setting.in_flight[0] * cost.saved_bytes
 
 
 def _stages_of_equal_memory(
     model: CostModel, setting: Setting, strategies: tuple[Strategy, ...]
 ) -> tuple[tuple[Strategy, ...], ...]:
-    model = settled(model, strategies)
     weights = [_memory_bytes(model, setting, i, s) for i, s in enumerate(strategies)]
     rest, stages = list(strategies), []
     for size in balanced(weights, setting.pipeline_degree):

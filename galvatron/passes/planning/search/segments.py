@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from galvatron.costs.model import CostModel
+from galvatron.costs.model import CostModel, LayerCost
 from galvatron.costs.objective import Setting, added_shared_bytes
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.planning.search.pareto import frontier
@@ -48,7 +48,8 @@ def _fastest_s(model: CostModel, setting: Setting, candidates: Sequence[Sequence
     """The least seconds per micro-batch of each layer: on a stage with all layers that it shares parameters with."""
     size = setting.micro_batch
     return [
-        min(model.layer(i, s, size).on_stage(0).micro_batch_s for s in options) for i, options in enumerate(candidates)
+        min(model.layer(i, s, size, setting.ties).on_stage(0).micro_batch_s for s in options)
+        for i, options in enumerate(candidates)
     ]
 
 
@@ -121,10 +122,7 @@ class Segments:
 
     def _key(self, index: int, begin: int) -> Hashable:
         """What a layer's costs depend on besides its strategy: its kind, and which of its ties are on the stage."""
-        ties = (
-            tuple(t.layer >= begin for t in self.model.layer(index, s, self.setting.micro_batch).ties)
-            for s in self.candidates[index][:1]
-        )
+        ties = (tuple(tie.layer >= begin for tie in self._cost(index, s).ties) for s in self.candidates[index][:1])
         return (self._kinds[index], *ties)
 
     def _node(self, begin: int, end: int, in_flight: int) -> _Node:
@@ -197,9 +195,7 @@ class Segments:
         key = (in_flight, self._key(index, begin))
         if key not in self._rows:
             order = self.setting.order
-            costs = [
-                self.model.layer(index, s, self.setting.micro_batch).on_stage(begin) for s in self.candidates[index]
-            ]
+            costs = [self._cost(index, strategy).on_stage(begin) for strategy in self.candidates[index]]
             self._rows[key] = np.array(
                 [
                     [*c.times.phases(order), c.step_s, c.state_bytes + in_flight * c.saved_bytes, c.extra_bytes]
@@ -208,10 +204,14 @@ class Segments:
             )
         return self._rows[key]
 
+    def _cost(self, index: int, strategy: Strategy) -> LayerCost:
+        return self.model.layer(index, strategy, self.setting.micro_batch, self.setting.ties)
+
     def _shared(self, index: int, previous: int | None, last: int, in_flight: int) -> float:
         before = None if previous is None else self.candidates[index - 1][previous]
         strategy = self.candidates[index][last]
-        return in_flight * added_shared_bytes(self.model, before, strategy, self.setting.micro_batch)
+        size, ties = self.setting.micro_batch, self.setting.ties
+        return in_flight * added_shared_bytes(self.model, before, strategy, size, ties)
 
     def _conversion(self, index: int) -> np.ndarray:
         """Seconds of converting between each strategy of layer `index - 1` and each of layer `index`."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from hypothesis import strategies as st
 
 from galvatron.costs.model import LayerCost, Tie
+from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
 
 STRATEGIES = tuple(Strategy.parse(s) for s in ("dp4-tp1", "dp2-tp2", "dp2-tp2-recompute"))
@@ -18,10 +19,10 @@ Table = dict[tuple[int, Strategy], LayerCost]
 
 @dataclass(frozen=True)
 class TableModel:
-    """Costs from tables: layers of few classes, some of which share a parameter (`ties`, layers by index).
+    """Costs from tables: layers of few classes, some of which share a parameter (`shares`, layers by index).
 
-    Layers of a tie that agrees cost what `together` says. One that comes after another on the same stage does not pay
-    for the parameter again.
+    Layers of a tie that is kept in parts cost what `together` says. One that comes after another on the same stage does
+    not pay for the parameter again.
     """
 
     classes: tuple[int, ...]
@@ -29,27 +30,24 @@ class TableModel:
     conversions: dict[tuple[Strategy, Strategy], float]
     boundary: dict[Strategy, float]
     shared: dict[Strategy, float]
-    ties: tuple[tuple[int, ...], ...] = ()
+    shares: tuple[tuple[int, ...], ...] = ()
     together: Table = field(default_factory=dict)
-    agreed: frozenset[int] = frozenset()
 
-    def tied(self) -> tuple[tuple[int, ...], ...]:
-        return self.ties
-
-    def with_agreement(self, ties: frozenset[int]) -> TableModel:
-        return replace(self, agreed=ties)
+    def tied(self) -> dict[str, tuple[int, ...]]:
+        return {f"tie {i}": layers for i, layers in enumerate(self.shares)}
 
     def kinds(self) -> tuple[object, ...]:
         return tuple((c, self._tie(i), self._earlier(i)) for i, c in enumerate(self.classes))
 
-    def _tie(self, index: int) -> int | None:
-        return next((i for i, layers in enumerate(self.ties) if index in layers), None)
+    def _tie(self, index: int) -> str | None:
+        return next((name for name, layers in self.tied().items() if index in layers), None)
 
     def _earlier(self, index: int) -> int | None:
-        return max((i for layers in self.ties if index in layers for i in layers if i < index), default=None)
+        return max((i for layers in self.shares if index in layers for i in layers if i < index), default=None)
 
-    def layer(self, index: int, strategy: Strategy, micro_batch: int) -> LayerCost:
-        table = self.together if self._tie(index) in self.agreed else self.costs
+    def layer(self, index: int, strategy: Strategy, micro_batch: int, ties: Ties) -> LayerCost:
+        tie = self._tie(index)
+        table = self.costs if tie is None or dict(ties)[tie] is None else self.together
         cost, earlier = table[self.classes[index], strategy], self._earlier(index)
         if earlier is None:
             return cost
@@ -72,7 +70,7 @@ class TableModel:
     def transfer_s(self, index: int, strategy: Strategy, micro_batch: int) -> float:
         return self.boundary[strategy] / 4
 
-    def shared_bytes(self, strategy: Strategy, micro_batch: int) -> float:
+    def shared_bytes(self, strategy: Strategy, micro_batch: int, ties: Ties) -> float:
         return self.shared[strategy]
 
 
@@ -94,24 +92,24 @@ def costs() -> st.SearchStrategy[LayerCost]:
 
 
 @st.composite
-def models(draw: st.DrawFn, tied: bool = True) -> TableModel:
+def models(draw: st.DrawFn, tied: bool = True, options: tuple[Strategy, ...] = STRATEGIES) -> TableModel:
     kinds = draw(st.integers(1, 2))
     classes = tuple(draw(st.lists(st.integers(0, kinds - 1), min_size=1, max_size=5)))
     table, together = (
-        {(kind, strategy): draw(costs()) for kind in range(kinds) for strategy in STRATEGIES} for _ in range(2)
+        {(kind, strategy): draw(costs()) for kind in range(kinds) for strategy in options} for _ in range(2)
     )
-    conversions = {pair: draw(small) for pair in itertools.permutations(STRATEGIES, 2)}
-    kept = {s.axes: draw(small) for s in STRATEGIES}
-    boundary = {s: kept[s.axes] for s in STRATEGIES}
-    shared = {s: draw(small) for s in STRATEGIES}
+    conversions = {pair: draw(small) for pair in itertools.permutations(options, 2)}
+    kept = {s.axes: draw(small) for s in options}
+    boundary = {s: kept[s.axes] for s in options}
+    shared = {s: draw(small) for s in options}
     layers = draw(st.permutations(range(len(classes))))
     sizes = draw(st.sampled_from([(), (2,), (3,), (2, 2), (2, 3), (1,)])) if tied else ()
     starts = itertools.accumulate(sizes, initial=0)
-    ties = tuple(
+    shares = tuple(
         tuple(sorted(layers[start : start + size]))
         for start, size in zip(starts, sizes, strict=False)
         if start + size <= len(layers)
     )
     if draw(st.booleans()):  # sharing costs no more, as it mostly does
         together = table
-    return TableModel(classes, table, conversions, boundary, shared, ties, together)
+    return TableModel(classes, table, conversions, boundary, shared, shares, together)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from galvatron.costs.objective import Setting, StageReport, evaluate_plan
+from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
-from galvatron.partition.ties import agreement
-from galvatron.passes.planning.search import fastest
-from galvatron.passes.planning.search.cases import Case, cases, rest
+from galvatron.passes.planning.search import fastest, ways
 from galvatron.passes.planning.search.pareto import frontier
 from galvatron.passes.planning.search.stages import search_stages
 from tests.passes.planning.search.tables import STRATEGIES, TableModel, models
@@ -26,6 +26,13 @@ def every_plan(model: TableModel, degree: int) -> Iterator[tuple[tuple[Strategy,
         edges = list(itertools.pairwise((0, *cuts, layers)))
         for choice in itertools.product(STRATEGIES, repeat=layers):
             yield tuple(choice[a:b] for a, b in edges)
+
+
+def every_way(model: TableModel, strategies: tuple[Strategy, ...]) -> Iterator[Ties]:
+    """The ways to keep the ties of a plan: whole, or as all layers would keep them if they keep them alike."""
+    found = [{strategies[i].keeping for i in layers} for layers in model.shares]
+    for kept in itertools.product(*({None, *keeping} if len(keeping) == 1 else {None} for keeping in found)):
+        yield tuple(zip(model.tied(), kept, strict=True))
 
 
 def bytes_of(report: StageReport) -> float:
@@ -41,16 +48,18 @@ def test_finds_the_optimum_of_every_plan(
     setting = Setting(16, micro_batches, schedule, degree)
     best = float("inf")
     for stages in every_plan(model, degree):
-        step_time_s, reports = evaluate_plan(model, setting, stages)
-        if all(bytes_of(r) <= budget for r in reports):
-            best = min(best, step_time_s)
+        for ties in every_way(model, tuple(itertools.chain(*stages))):
+            step_time_s, reports = evaluate_plan(model, replace(setting, ties=ties), stages)
+            if all(bytes_of(r) <= budget for r in reports):
+                best = min(best, step_time_s)
     candidates = [STRATEGIES] * len(model.classes)
-    found = fastest(model, [(setting, candidates)], budget, 0.0)
+    found = fastest(model, list(ways(model.tied(), setting, candidates)), budget, 0.0)
     if best == float("inf"):
         assert found is None
         return
     assert found is not None
-    reported, reports = evaluate_plan(model, setting, found[1])
+    assert found[0].ties in every_way(model, tuple(itertools.chain(*found[1])))
+    reported, reports = evaluate_plan(model, *found)
     assert reported == pytest.approx(best, rel=1e-12)
     assert all(bytes_of(r) <= budget for r in reports)
 
@@ -69,40 +78,33 @@ def test_the_objective_is_that_of_estimate(model: TableModel, degree: int, budge
     assert better is not None and better[0] == pytest.approx(best, rel=1e-12)
 
 
-def prices(model: TableModel, case: Case, plan: tuple[Strategy, ...]) -> bool:
-    """Whether a plan is in a case that prices it as it is."""
-    inside = all(strategy in options for strategy, options in zip(plan, case.candidates, strict=True))
-    agreed = (i for i, layers in enumerate(model.ties) if agreement(plan[layer] for layer in layers))
-    return inside and case.agreed == frozenset(agreed)
-
-
-@pytest.mark.parametrize("ties", [(), ((0, 3),), ((0, 1, 3),), ((0, 2), (1, 3)), ((2,),)])
-def test_every_plan_is_in_one_case_that_prices_it_as_it_is(ties: tuple[tuple[int, ...], ...]) -> None:
-    """At first, and after those were taken out that agree where their case does not know of it."""
+@pytest.mark.parametrize("shares", [(), ((0, 3),), ((0, 1, 3),), ((0, 2), (1, 3)), ((2,),), ((0, 3), (1, 3))])
+def test_every_plan_is_in_one_choice_for_each_way_to_keep_its_ties(shares: tuple[tuple[int, ...], ...]) -> None:
+    """Also where a layer has two ties, which it can keep in parts only alike."""
     options = (*STRATEGIES, Strategy.parse("dp1-tp4"))
-    model = TableModel((0,) * 4, {}, {}, {}, {}, ties)
-    plans = list(itertools.product(options, repeat=4))
-    left = list(cases(model, Setting(16, 1, "gpipe", 1), [options] * 4))
-    assert len(left) == 3 ** len(ties)
-    for plan in [None, *plans[::7]]:
-        inside = [c for c in left if plan and all(s in found for s, found in zip(plan, c.candidates, strict=True))]
-        for case in inside:
-            others = rest(model, case, plan or ())
-            if others is not None:
-                left = [c for c in left if c is not case] + others
-        assert all(sum(prices(model, case, other) for case in left) == 1 for other in plans)
+    model = TableModel((0,) * 4, {}, {}, {}, {}, shares)
+    choices = list(ways(model.tied(), Setting(16, 1, "gpipe", 1), [options] * 4))
+    for plan in itertools.product(options, repeat=4):
+        inside = [
+            setting.ties
+            for setting, candidates in choices
+            if all(strategy in found for strategy, found in zip(plan, candidates, strict=True))
+        ]
+        wanted = list(every_way(model, plan))
+        assert len(inside) == len(wanted) and set(inside) == set(wanted)
 
 
 @settings(max_examples=30, deadline=None)
 @given(models(), st.integers(20, 150))
 def test_a_coarse_search_fits_and_is_never_better(model: TableModel, budget: int) -> None:
     setting, candidates = Setting(16, 4, "1f1b", 2), [STRATEGIES] * len(model.classes)
-    exact = fastest(model, [(setting, candidates)], budget, 0.0)
-    coarse = fastest(model, [(setting, candidates)], budget, 0.05)
+    choices = list(ways(model.tied(), setting, candidates))
+    exact = fastest(model, choices, budget, 0.0)
+    coarse = fastest(model, choices, budget, 0.05)
     if coarse is not None:
         assert exact is not None
-        step_time_s, reports = evaluate_plan(model, setting, coarse[1])
-        assert step_time_s >= evaluate_plan(model, setting, exact[1])[0] - 1e-9
+        step_time_s, reports = evaluate_plan(model, *coarse)
+        assert step_time_s >= evaluate_plan(model, *exact)[0] - 1e-9
         assert all(bytes_of(r) <= budget for r in reports)
 
 

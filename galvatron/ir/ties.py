@@ -1,0 +1,109 @@
+"""Ties: parameters that several layers share.
+
+A plan says of each tie how it is kept, on whatever stages its layers are: whole on every rank at ZeRO level 0, or in
+parts, as each of its layers would keep it alone, which all must do alike: under the same axes and ZeRO level.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from galvatron.ir.plan import Ties
+from galvatron.ir.program import Layer, LayerClass, Program
+
+Binding = tuple[str, str]
+"""A class and a formal of it."""
+
+_Member = TypeVar("_Member", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class TiedClasses:
+    """Classes whose layers share parameters, in the order of their layers; sharded ones under the name of their base.
+
+    `name` is the first parameter that several layers have. `pieces` has, per parameter or per several that one formal
+    stands for, every place where it is bound.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    pieces: tuple[tuple[Binding, ...], ...]
+
+    def formals(self, cls: str) -> tuple[str, ...]:
+        """The state of a class that is shared."""
+        return tuple(formal for piece in self.pieces for name, formal in piece if name == cls)
+
+    def bound(self, program: Program, layer: Layer) -> tuple[str, ...]:
+        """The shared parameters of a layer."""
+        cls = program.class_of[layer.cls]
+        formals = self.formals(base_name(cls))
+        return tuple(n for v, n in zip(cls.graph.state, layer.state, strict=True) if v.name in formals)
+
+    def whole(self, ties: Ties) -> bool:
+        """Whether a plan that says this of every tie keeps the shared parameters whole."""
+        return dict(ties)[self.name] is None
+
+
+def tied_classes(program: Program) -> tuple[TiedClasses, ...]:
+    """The ties of a program in a form with layers; no class is in two."""
+    holders: dict[str, list[Binding]] = defaultdict(list)
+    for layer in program.all_layers:
+        cls = program.class_of[layer.cls]
+        for formal, name in zip(cls.graph.state, layer.state, strict=True):
+            if program.state_of[name].trainable:
+                holders[name].append((base_name(cls), formal.name))
+    shared = {name: places for name, places in holders.items() if len(places) > 1}
+    pieces = _joined(shared.values())
+    order = dict.fromkeys(base_name(program.class_of[layer.cls]) for layer in program.all_layers)
+    ties: list[TiedClasses] = []
+    for found in map(set, _joined([cls for cls, _ in piece] for piece in pieces)):
+        name = next(name for name, places in shared.items() if places[0][0] in found)
+        own = tuple(tuple(piece) for piece in pieces if piece[0][0] in found)
+        ties.append(TiedClasses(name, tuple(cls for cls in order if cls in found), own))
+    return tuple(ties)
+
+
+def kept_whole(program: Program) -> frozenset[str]:
+    """The shared parameters that the plan of a program keeps whole."""
+    assert program.plan is not None
+    tie_of = {cls: tie for tie in tied_classes(program) if tie.whole(program.plan.ties) for cls in tie.classes}
+    layers = [(layer, tie_of.get(base_name(program.class_of[layer.cls]))) for layer in program.all_layers]
+    return frozenset(name for layer, tie in layers if tie is not None for name in tie.bound(program, layer))
+
+
+def zero_levels(program: Program) -> dict[str, int]:
+    """The ZeRO level of each piece of state in a sharded or staged program: that of its layers, 0 for what is kept
+    whole. Where no gradient is summed it means nothing."""
+    levels: dict[str, int] = {}
+    for layer in program.all_layers:
+        strategy = program.class_of[layer.cls].strategy
+        levels.update((name, strategy.zero if strategy else 0) for name in layer.state)
+    return levels | dict.fromkeys(kept_whole(program), 0)
+
+
+def base_name(cls: LayerClass) -> str:
+    """The name of a class before sharding."""
+    return cls.base or cls.name
+
+
+def _joined(groups: Iterable[Sequence[_Member]]) -> list[list[_Member]]:
+    """The groups, those with a member in common made one; both groups and members in the order of their first."""
+    parent: dict[_Member, _Member] = {}
+
+    def root(member: _Member) -> _Member:
+        while parent[member] != member:
+            parent[member] = parent[parent[member]]
+            member = parent[member]
+        return member
+
+    for group in groups:
+        for member in group:
+            parent.setdefault(member, member)
+            parent[root(member)] = root(group[0])
+    found: dict[_Member, list[_Member]] = defaultdict(list)
+    for member in parent:
+        found[root(member)].append(member)
+    return list(found.values())
