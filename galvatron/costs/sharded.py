@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
-from galvatron.costs.events import Profile, collectives_s, kernels_s, launches
+from galvatron.costs.events import CollectiveCall, Profile, collectives_s, kernels_s, launches
 from galvatron.costs.model import LayerCost, Tie
 from galvatron.costs.profile import profile_graph
 from galvatron.costs.state import (
@@ -143,7 +144,7 @@ class ShardedCostModel:
             sync_s=collectives_s(state_collectives(trained.values()).step, machine, batch),
             update_s=self._update_s(trained.values()),
             epilogue_s=end.seconds,
-            ties=tuple(self._tie(earlier, strategy, trained[name]) for name, earlier in self._ties(index).items()),
+            ties=tuple(self._settled(trained, self._ties(index), strategy)),
         )
 
     def _held(self, index: int) -> tuple[Layer, ...]:
@@ -193,16 +194,27 @@ class ShardedCostModel:
     def _update_s(self, states: Iterable[TrainedState]) -> float:
         return self.machine.moved_s(sum(state.update_bytes for state in states))
 
-    def _tie(self, layer: int, strategy: Strategy, state: TrainedState) -> Tie:
-        sent = state_collectives([state])
-        return Tie(
-            layer=layer,
-            backward_communication_s=collectives_s(sent.backward, self.machine, 1),
-            state_bytes=state.kept_bytes,
-            sync_s=collectives_s(sent.step, self.machine, 1),
-            update_s=self._update_s([state]),
-            across_s=self.machine.collective_s("all_reduce", state.trained_bytes, _stage_border(strategy)),
-        )
+    def _settled(
+        self, trained: Mapping[str, TrainedState], ties: Mapping[str, int], strategy: Strategy
+    ) -> Iterator[Tie]:
+        """What each tie takes off, beside those of nearer layers: parameters are synchronised together, so the last one
+        to go takes the latency of a collective with it."""
+        left = dict(trained)
+        for name, layer in sorted(ties.items(), key=itemgetter(1), reverse=True):
+            before = state_collectives(left.values())
+            state = left.pop(name)
+            after = state_collectives(left.values())
+            yield Tie(
+                layer=layer,
+                backward_communication_s=self._saved_s(before.backward, after.backward),
+                state_bytes=state.kept_bytes,
+                sync_s=self._saved_s(before.step, after.step),
+                update_s=self._update_s([state]),
+                across_s=self.machine.collective_s("all_reduce", state.trained_bytes, _stage_border(strategy)),
+            )
+
+    def _saved_s(self, before: Iterable[CollectiveCall], after: Iterable[CollectiveCall]) -> float:
+        return collectives_s(before, self.machine, 1) - collectives_s(after, self.machine, 1)
 
     def _ties(self, index: int) -> dict[str, int]:
         """The trained parameters of a layer that an earlier layer holds too, with the last such layer."""

@@ -17,6 +17,7 @@ from galvatron.ir.program import Program
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.planning.annotate_costs import AnnotateCosts
 from tests.ir.programs import D, H, S, V, clustered, rounded
+from tests.parity.harness import costed
 
 EMBEDDING, BLOCK, HEAD = 0, 1, 5
 FOUR = Axis("dp", 4, 1)
@@ -31,6 +32,12 @@ def program() -> Program:
 def model(program: Program) -> ShardedCostModel:
     assert program.cluster is not None
     return ShardedCostModel(program, program.cluster)
+
+
+@pytest.fixture(scope="module")
+def shared() -> ShardedCostModel:
+    """Of one block that is applied again and again."""
+    return ShardedCostModel(costed("shared")[0], Cluster.parse("a100-80g:1x4"))
 
 
 def cost(model: ShardedCostModel, index: int, strategy: str, micro_batch: int = 8) -> LayerCost:
@@ -142,3 +149,11 @@ def test_estimate_refuses_what_check_refuses(program: Program) -> None:
         estimate_plan(costed, replace(plan, fingerprint="0"))
     with pytest.raises(PlanError, match="has no cluster"):
         cost_model(replace(costed, cluster=None))
+
+
+def test_a_layer_with_all_its_parameters_beside_it_pays_for_none_of_them(shared: ShardedCostModel) -> None:
+    """They are synchronised together: what one tie takes off is what the collective takes less, not one of its own."""
+    again = next(c for i in range(len(shared.layers)) if len((c := cost(shared, i, "dp4", 4)).ties) > 1)
+    beside = again.on_stage(0)
+    assert again.sync_s > 0 and beside.sync_s == pytest.approx(0, abs=1e-12)
+    assert beside.state_bytes == 0 and beside.update_s == pytest.approx(0, abs=1e-12)

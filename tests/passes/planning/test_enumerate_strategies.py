@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from galvatron.errors import PassError
+from galvatron.errors import PassError, PlanError
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.planning.enumerate_strategies import EnumerateStrategies, axis_roles, divisors
 from tests.ir.programs import costed
@@ -48,7 +48,7 @@ def test_divisors(number: int) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(PassError, match="with a cluster"):
+    with pytest.raises(PlanError, match="has no cluster"):
         EnumerateStrategies().run(replace(costed(), cluster=None))
     with pytest.raises(PassError, match="unknown role 'tpp'; did you mean 'tp'"):
         EnumerateStrategies(roles=("tpp",)).run(costed())
