@@ -16,6 +16,7 @@ from galvatron.ir.capture.batch import Batch, BatchDims, read_batch
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import BatchSizeWatch, explained, quiet
 from galvatron.ir.capture.gradients import OnlyRegisteredAreTrained
+from galvatron.ir.capture.leftovers import no_leftovers
 from galvatron.ir.capture.operators import check_operators
 from galvatron.ir.capture.precision import ComputeType, rounded
 from galvatron.ir.capture.randomness import check_randomness
@@ -193,14 +194,21 @@ def _described(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _exported(training: nn.Module, batch: Batch) -> ExportedProgram:
+def _exported(training: _Training, batch: Batch) -> ExportedProgram:
     """The functional ATen graph of a training computation; dim 0 of each input that may hold samples is free."""
     free = torch.export.Dim.AUTO
     shapes = {name: {0: free} if batch.may_be_batched(name) else {} for name in batch.tensors}
     device = _device_of(training)
     inputs = batch.stand_ins(device)
     devices = [device] if device.type == "cuda" else []
-    with unchanged(training), quiet(), careful_tracing(), torch.enable_grad(), torch.random.fork_rng(devices):
+    with (
+        no_leftovers(training.model, training._loss_fn),
+        unchanged(training),
+        quiet(),
+        careful_tracing(),
+        torch.enable_grad(),
+        torch.random.fork_rng(devices),
+    ):
         exported = torch.export.export(training, (inputs,), strict=False, dynamic_shapes=(shapes,))
         dissolve_regions(exported)
         return exported.run_decompositions({})
