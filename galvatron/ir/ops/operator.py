@@ -90,6 +90,8 @@ class Operator:
     """Each element of the result follows from those at its place, though torch does not tag it so."""
     stops_gradient: bool = False
     """Its result has no gradient, whatever it reads."""
+    numbers: bool = False
+    """It takes a number where a tensor stands in its signature: torch makes a tensor of it."""
     commutes: bool = False
     """Its two operands may change places."""
     draws: Draws | None = None
