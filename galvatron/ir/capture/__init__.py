@@ -12,6 +12,6 @@ itself), outputs other than the loss are dropped, and counters in buffers that t
 """
 
 from galvatron.ir.capture.batch import BatchDims
-from galvatron.ir.capture.export import Captured, LossFunction, capture_graph
+from galvatron.ir.capture.export import Captured, LossFunction, capture_graph, device_of
 
-__all__ = ["BatchDims", "Captured", "LossFunction", "capture_graph"]
+__all__ = ["BatchDims", "Captured", "LossFunction", "capture_graph", "device_of"]

@@ -198,7 +198,7 @@ def _exported(training: _Training, batch: Batch) -> ExportedProgram:
     """The functional ATen graph of a training computation; dim 0 of each input that may hold samples is free."""
     free = torch.export.Dim.AUTO
     shapes = {name: {0: free} if batch.may_be_batched(name) else {} for name in batch.tensors}
-    device = _device_of(training)
+    device = device_of(training)
     inputs = batch.stand_ins(device)
     devices = [device] if device.type == "cuda" else []
     with (
@@ -214,7 +214,8 @@ def _exported(training: _Training, batch: Batch) -> ExportedProgram:
         return exported.run_decompositions({})
 
 
-def _device_of(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model is: its first parameter or buffer."""
     tensor = next(model.parameters(), None)
     tensor = next(model.buffers(), None) if tensor is None else tensor
     return torch.device("cpu") if tensor is None else tensor.device
