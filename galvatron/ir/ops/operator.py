@@ -75,6 +75,10 @@ class Operator:
     """Selective recomputation keeps its result: its time is in arithmetic, not in memory traffic."""
     anchored: bool = False
     """It belongs to a layer even where no parameter is upstream: nobody wants it computed on every stage."""
+    indices: str = ""
+    """The parameter whose elements count something, places in another operand or classes: they are whole numbers."""
+    masks: bool = False
+    """Its indices may be masks."""
     looks_up: bool = False
     """It reads rows of a table of weights."""
     free: bool = False
