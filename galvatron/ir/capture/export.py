@@ -18,7 +18,7 @@ from galvatron.ir.capture.diagnose import BatchSizeWatch, explained, quiet
 from galvatron.ir.capture.gradients import OnlyRegisteredAreTrained
 from galvatron.ir.capture.leftovers import no_leftovers
 from galvatron.ir.capture.operators import check_operators
-from galvatron.ir.capture.precision import ComputeType, rounded
+from galvatron.ir.capture.precision import ComputeType, ProductsOfOneType, rounded
 from galvatron.ir.capture.randomness import check_randomness
 from galvatron.ir.capture.regions import dissolve_regions
 from galvatron.ir.capture.repeat import Assignments, check_assigned_buffers, check_repeats
@@ -153,7 +153,8 @@ class _Training(nn.Module):
         sizes = [size for t in batch.values() for size in t.shape[:1] if isinstance(size, torch.SymInt)]
         with self._watch.watching(sizes) if self._watch else contextlib.nullcontext():
             if self._dtype is None:
-                return _checked_loss(self._assignments.watched(self.model, lambda: self._loss(inputs)))
+                with ProductsOfOneType():
+                    return _checked_loss(self._assignments.watched(self.model, lambda: self._loss(inputs)))
             with ComputeType(self._dtype, batch.values()) as compute:
                 return compute.wide(_checked_loss(self._assignments.watched(self.model, lambda: self._loss(inputs))))
 
