@@ -31,7 +31,7 @@ from galvatron.costs.objective import StageReport, peak_bytes
 from galvatron.drift import ModelWatch
 from galvatron.errors import ClusterError, GalvatronError, error_of_kind
 from galvatron.ir import limits
-from galvatron.ir.capture import BatchDims, Captured, LossFunction, capture_graph
+from galvatron.ir.capture import BatchDims, Captured, LossFunction, capture_graph, device_of
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.documents import shown
 from galvatron.ir.plan import Plan
@@ -42,6 +42,7 @@ from galvatron.ir.types import TORCH_DTYPE_NAMES
 from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END, LOWERING, PLANNING
 from galvatron.passes.pipeline import Pipeline
+from galvatron.plain import plain_torch
 from galvatron.runtime import comm, failure
 from galvatron.runtime.inductor import compile_layers
 from galvatron.runtime.optimizers import OptimizerFactory
@@ -152,23 +153,26 @@ def compile(
     world = rt.initialize(timeout_s=rt.DEFAULT_TIMEOUT_S if wanted is None else wanted.timeout_s)
     rt.agree(world, "compile", error, facts)
     assert wanted is not None
-    target = wanted.cluster or _cluster_of_job(world, measured=plan is None)
+    with plain_torch():
+        target = wanted.cluster or _cluster_of_job(world, measured=plan is None)
     if target.world_size != world.size:
         raise ClusterError(
             f"cluster {target} has {target.world_size} devices, but this job has {world.size} ranks; "
             f"start {target.world_size} processes (torchrun --nproc-per-node), or leave the cluster out"
         )
-    captured = _on_rank_0(world, lambda: _planned(model, example_inputs, loss_fn, batch_dims, wanted, target))
-    return _assembled(
-        model,
-        example_inputs,
-        captured,
-        world,
-        optimizer=optimizer,
-        max_grad_norm=max_grad_norm,
-        cache_dir=cache_dir,
-        **switches,
-    )
+    with plain_torch(device_of(model)):
+        captured = _on_rank_0(world, lambda: _planned(model, example_inputs, loss_fn, batch_dims, wanted, target))
+    with plain_torch(world.device):
+        return _assembled(
+            model,
+            example_inputs,
+            captured,
+            world,
+            optimizer=optimizer,
+            max_grad_norm=max_grad_norm,
+            cache_dir=cache_dir,
+            **switches,
+        )
 
 
 def capture(
@@ -193,11 +197,13 @@ def capture(
     check_model(model, loss_fn)
     check_inputs(example_inputs)
     compute = read_precision(precision)
-    with ours("capturing the model"):
-        captured = capture_graph(model, example_inputs, loss_fn=loss_fn, precision=compute, batch_dims=batch_dims)
-    return _passed(FRONT_END, captured.program)
+    with plain_torch(device_of(model)):
+        with ours("capturing the model"):
+            captured = capture_graph(model, example_inputs, loss_fn=loss_fn, precision=compute, batch_dims=batch_dims)
+        return _passed(FRONT_END, captured.program)
 
 
+@plain_torch()
 def search(
     program: Program,
     cluster: Cluster | str,
@@ -225,6 +231,7 @@ def search(
     return _searched(costed, budget, schedule).required_plan
 
 
+@plain_torch()
 def estimate(
     program: Program, plan: PlanLike, cluster: Cluster | str, *, global_batch_size: int | None = None
 ) -> Estimate:
@@ -247,6 +254,7 @@ def estimate(
         return Estimate(step_time_s, peak_bytes(setting_of(costed, chosen), stages), stages)
 
 
+@plain_torch()
 def emit(
     program: Program, plan: PlanLike, cluster: Cluster | str, *, global_batch_size: int | None = None
 ) -> dict[str, str]:

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from galvatron.compiled import BatchLike
 from galvatron.errors import ClusterError, GalvatronError, PlanError
-from galvatron.facts import described, digest_of, facts_of_model, layout_of
+from galvatron.facts import described, digest_of, facts_of_model, oddity
 from galvatron.ir.capture import LossFunction
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.documents import shown
@@ -114,9 +114,19 @@ def no_plan(plan: object) -> PlanError:
 def check_model(model: nn.Module, loss_fn: LossFunction | None) -> None:
     if not isinstance(model, nn.Module):
         raise GalvatronError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise GalvatronError(
+            "model is a ScriptModule, whose forward is no Python: pass the model that torch.jit.script or "
+            "torch.jit.trace was given"
+        )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise GalvatronError(f"{name!r} of the model has no shape yet: call the model on a batch first")
+        if tensor.is_inference() and tensor.requires_grad:
+            raise GalvatronError(
+                f"{name!r} of the model was made in torch.inference_mode, which leaves nothing to train: "
+                "build the model outside of it"
+            )
     if loss_fn is not None and not callable(loss_fn):
         raise GalvatronError(f"loss_fn must be a function (output, batch) -> scalar, not {type(loss_fn).__name__}")
     if loss_fn is not None and not _takes_two(loss_fn):
@@ -137,7 +147,7 @@ def check_inputs(example_inputs: Any) -> None:
     """What capture cannot say of a batch.
 
     Raises:
-        GalvatronError: an input has no name, or is a sparse or nested tensor.
+        GalvatronError: an input has no name, or is a tensor that is sparse, nested or of a class of its own.
     """
     named = example_inputs.items() if isinstance(example_inputs, Mapping) else ()
     values = [value for _, value in named] or (example_inputs if isinstance(example_inputs, (tuple, list)) else [])
@@ -145,8 +155,8 @@ def check_inputs(example_inputs: Any) -> None:
         if not isinstance(name, str):
             raise GalvatronError(f"example inputs come by name, but {name!r} is no name of an input")
     for value in values:
-        if isinstance(value, Tensor) and (value.layout is not torch.strided or value.is_nested):
-            raise GalvatronError(f"an example input is a {layout_of(value)} tensor: pass dense ones")
+        if isinstance(value, Tensor) and (odd := oddity(value)):
+            raise GalvatronError(f"an example input is {odd}: pass plain dense tensors")
 
 
 def read_precision(precision: Any) -> str | None:

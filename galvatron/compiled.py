@@ -12,15 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from galvatron.drift import ModelWatch
 from galvatron.errors import GalvatronError, PlanError, did_you_mean
-from galvatron.facts import content_of, described, digest_of_values, layout_of
+from galvatron.facts import content_of, described, digest_of_values, oddity
 from galvatron.ir.files import write_text
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
 from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType
+from galvatron.plain import on_device
 from galvatron.runtime import Calls, Executor, RunState, StepMetrics, World
 from galvatron.runtime.inputs import batch_size
 
@@ -113,11 +115,12 @@ class CompiledModel:
 
         What a rank refuses, and what differs between ranks, is refused on all of them before anything is computed.
         """
-        device = self._executor.mesh.world.device.type
+        device = self._executor.mesh.world.device
         with (
             torch.inference_mode(False),
             torch.set_grad_enabled(what != "eval_step"),
-            torch.autocast(device, enabled=False),
+            torch.autocast(device.type, enabled=False),
+            on_device(device),
         ):
             tensors: dict[str, Tensor] = {}
             error = None
@@ -290,7 +293,8 @@ class BatchReader:
             if name in self._types:
                 self._check(name, value)
                 # Autograd saves no tensor of inference mode.
-                tensors[name] = value.detach().clone() if value.is_inference() else value.detach()
+                plain = value.detach().as_subclass(Tensor)
+                tensors[name] = plain.clone() if value.is_inference() else plain
             elif isinstance(value, Tensor) or name not in self._constants:
                 known = did_you_mean(name, [*self._types, *self._constants])
                 raise PlanError(f"the batch has an input {name!r} that the program was not captured with; {known}")
@@ -336,9 +340,10 @@ class BatchReader:
         wanted = self._types[name]
         if not isinstance(value, Tensor):
             raise PlanError(f"batch input {name!r} is {type(value).__name__}, not a tensor")
-        if value.is_meta or value.layout is not torch.strided or value.is_nested:
-            kind = "on the meta device, without values" if value.is_meta else f"a {layout_of(value)} tensor"
-            raise PlanError(f"batch input {name!r} is {kind}: pass a dense tensor with values")
+        odd = oddity(value) or ("one on the meta device, without values" if value.is_meta else "")
+        if odd or isinstance(value, FakeTensor):
+            odd = odd or "fake, without values"
+            raise PlanError(f"batch input {name!r} is {odd}: pass a dense tensor with values")
         if value.dtype != getattr(torch, TORCH_DTYPE_NAMES[wanted.dtype]):
             raise PlanError(f"batch input {name!r} has dtype {value.dtype}, but the program was captured with {wanted}")
         sizes = zip(wanted.shape, value.shape, strict=False)

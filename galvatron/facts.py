@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from inspect import getattr_static
 from typing import Any
 
 import torch
@@ -69,6 +70,17 @@ def content_of(tensors: Mapping[str, Tensor]) -> int:
     return total
 
 
-def layout_of(value: Tensor) -> str:
-    """How the elements of a tensor are stored, in a word."""
-    return "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+def oddity(value: Tensor) -> str:
+    """What makes a tensor another thing than its elements in order, in words; empty for a plain one.
+
+    A fake tensor is plain: it has types, as one on the meta device.
+    """
+    kind = type(value)
+    if value.is_nested:
+        return "a nested tensor"
+    if not issubclass(kind, (FakeTensor, nn.Parameter)) and any(
+        getattr_static(kind, name) is not getattr_static(Tensor, name)
+        for name in ("__torch_function__", "__torch_dispatch__")
+    ):
+        return f"a {kind.__name__}"
+    return "" if value.layout is torch.strided else f"a {str(value.layout).removeprefix('torch.')} tensor"

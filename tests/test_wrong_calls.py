@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import galvatron
 from galvatron import api
@@ -56,6 +57,15 @@ def without(name: str, state: dict[Any, Any]) -> dict[Any, Any]:
     return {key: value for key, value in state.items() if key != name}
 
 
+def masked() -> Tensor:
+    return torch.masked.masked_tensor(torch.arange(4), torch.ones(4, dtype=torch.bool))
+
+
+def made_for_inference() -> nn.Module:
+    with torch.inference_mode():
+        return Tiny()
+
+
 def run_state(**changes: Any) -> dict[str, Any]:
     return {**compiled().state(), **changes}
 
@@ -77,6 +87,9 @@ CALLS: list[tuple[Callable[[], Any], str]] = [
     (lambda: public.compile(Tiny(), batch(more=torch.ones(4))), "unexpected keyword argument 'more'"),
     (lambda: public.compile(Tiny(), batch(ids=[0, 1])), "'ids' is a list"),
     (lambda: public.compile(Tiny(), batch(ids=5)), ""),
+    (lambda: public.compile(torch.jit.script(Tiny()), batch()), "pass the model that torch.jit.script or torch.jit"),
+    (lambda: public.compile(made_for_inference(), batch()), "'table.weight' of the model was made in torch.inference"),
+    (lambda: public.compile(Tiny(), batch(ids=masked())), "is a MaskedTensor"),
     (lambda: public.compile(Tiny(), (torch.arange(4),)), "missing a required argument: 'labels'"),
     (lambda: public.compile(Tiny(), batch(ids=sparse)), "sparse"),
     (lambda: public.compile(Tiny(), batch(ids=nested)), "nested"),
@@ -176,6 +189,8 @@ CALLS: list[tuple[Callable[[], Any], str]] = [
     (lambda: wrong().train_step(batch(ids=torch.arange(5))), "same number of samples"),
     (lambda: wrong().train_step(batch(ids=torch.arange(0), labels=torch.arange(0))), "0 samples has no loss"),
     (lambda: wrong().train_step(batch(ids=torch.arange(4, device="meta"))), "on the meta device"),
+    (lambda: wrong().train_step(batch(ids=masked())), "'ids' is a MaskedTensor"),
+    (lambda: wrong().eval_step(batch(ids=FakeTensorMode().from_tensor(torch.arange(4)))), "'ids' is fake"),
     (lambda: wrong().train_step(batch(ids=sparse)), "sparse"),
     (lambda: wrong().train_step(batch(ids=nested)), "nested"),
     (lambda: wrong().train_step(batch(ids=torch.arange(4) + 1000)), "outside of what the model looks up"),

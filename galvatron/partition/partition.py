@@ -106,8 +106,8 @@ def _check_divides(cls: str, axis: Axis, boundary: Boundary, shares: _Shares) ->
             ways = pieces(axis, state.folded) * shares.cuts.get(_factor(name, state), 1)
             if exact_quotient(state.size, ways) is None:
                 raise StrategyError(
-                    f"layer class {cls!r}: axis {axis} cannot shard {name!r}, whose sequence of {state.size} does not "
-                    f"divide into {ways} pieces; choose another degree or sequence length"
+                    f"layer class {cls!r}: axis {axis} cannot shard {name!r}, whose dimension of {state.size} does not "
+                    f"divide into {ways} pieces; choose another degree or size"
                 )
 
 

@@ -534,7 +534,7 @@ def custom_operator(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         (fixed_by_view, "h = h.view(4, -1)", "fixes the batch size at 4"),
         (fixed_by_comparison, "if x.shape[0] == 4:", "fixes the batch size at 4"),
         (fixed_by_loop, "for i in range(x.shape[0]):", "fixes the batch size at 4"),
-        (even_batches_only, "h = h.view(x.shape[0] // 2, 2, -1)", "works only for batch sizes B with"),
+        (even_batches_only, "h = h.view(x.shape[0] // 2, 2, -1)", "works only for batch sizes that divide"),
         (data_dependent_shape, "return h[x[:, 0] > 0].sum()", "a size depends on the values of a tensor"),
         (power_of_batch_size, "return h.sum() / 2.0 ** x.shape[0]", "computed from the batch size"),
         (mistaken, "h = net.first(x[:, :3])", "cannot be traced without running it: RuntimeError"),

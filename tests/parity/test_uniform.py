@@ -84,5 +84,5 @@ def test_a_matrix_cut_by_two_factors_of_one_dimension() -> None:
 
 @pytest.mark.parametrize("plan", ["m2/tp4+sp", "m2/ulysses4", "m2/cp4", "m2/dp2-tp2+sp", "m2/dp2-cp2"])
 def test_sequence_that_does_not_divide_is_refused(plan: str) -> None:
-    with pytest.raises(StrategyError, match="sequence of 17 does not divide"):
+    with pytest.raises(StrategyError, match="dimension of 17 does not divide"):
         job_of("vit", planned("vit", plan))

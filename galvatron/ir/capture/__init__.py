@@ -1,6 +1,7 @@
 """Capture: from an unmodified `nn.Module` and one example batch to a `Program` in the captured form.
 
-The way: `batch` reads the example inputs, `export` runs `torch.export` on the model together with its loss, `regions`
+The way: `batch` reads the example inputs, `export` runs `torch.export` on the model together with its loss, and
+`restore` and `leftovers` see that it leaves no trace in the user's objects, `regions`
 dissolves `no_grad` and `autocast`, `samples` tells the inputs that hold samples from others, `state` gives tied
 parameters one name, `convert` turns the ATen graph into a `Program` and `numbers` what is computed from sizes, and
 `diagnose` turns whatever torch raises into a `CaptureError` naming the user's line, found by `sources`. Under a
@@ -11,6 +12,6 @@ itself), outputs other than the loss are dropped, and counters in buffers that t
 """
 
 from galvatron.ir.capture.batch import BatchDims
-from galvatron.ir.capture.export import Captured, LossFunction, capture_graph
+from galvatron.ir.capture.export import Captured, LossFunction, capture_graph, device_of
 
-__all__ = ["BatchDims", "Captured", "LossFunction", "capture_graph"]
+__all__ = ["BatchDims", "Captured", "LossFunction", "capture_graph", "device_of"]

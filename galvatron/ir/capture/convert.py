@@ -18,7 +18,7 @@ from galvatron.ir.capture.batch import Batch
 from galvatron.ir.capture.diagnose import unreadable
 from galvatron.ir.capture.numbers import NumberError, plain_number
 from galvatron.ir.capture.samples import Samples
-from galvatron.ir.capture.sources import advice, source_of, where
+from galvatron.ir.capture.sources import OF_BATCH_NORM, advice, source_of, where
 from galvatron.ir.capture.state import state_of, tensor_type_of
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
 from galvatron.ir.interpreter import DTYPE_OF
@@ -30,9 +30,6 @@ from galvatron.ir.program import MASTER, PRECISIONS, Form, Program, State
 from galvatron.ir.types import BATCH, Dim, TensorType, simplify_dim
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-_OF_BATCH_NORM = (
-    "call .eval() on this batch norm, or use a norm over each sample in its place, such as GroupNorm or LayerNorm"
-)
 
 _DROPPED_KWARGS = frozenset({"device", "layout", "pin_memory"})
 
@@ -161,7 +158,7 @@ def _check_mutations(exported: ExportedProgram, bound: Mapping[fx.Node, Value]) 
         counts = sources <= {name} and name not in {bound[n].name for n in read_by_loss if n in bound}
         if not counts:
             own = "keep it constant, or update it outside of forward"
-            told = _OF_BATCH_NORM if name.endswith(_STATISTICS) else advice(source_of(node), own)
+            told = OF_BATCH_NORM if name.endswith(_STATISTICS) else advice(source_of(node), own)
             what = f"the model changes its own {name!r} in forward, which would be lost"
             raise CaptureError(f"{where(node)}{what}: {told}")
 

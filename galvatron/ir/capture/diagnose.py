@@ -11,16 +11,23 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from traceback import walk_tb
 from typing import Any
 
 import sympy
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, UnsupportedOperatorException
+from torch import nn
+from torch._dynamo.exc import UncapturedHigherOrderOpError
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.samples import NoSamplesError, is_range
-from galvatron.ir.capture.sources import advice, is_user_file, located, source_of_error, source_of_line
+from galvatron.ir.capture.sources import OF_BATCH_NORM, advice, is_user_file, located, source_of_error, source_of_line
 from galvatron.ir.graph import Source
 from galvatron.ir.types import BATCH
 
@@ -35,15 +42,44 @@ def explained(error: Exception, trace_again: Callable[[BatchSizeWatch], Any], ba
     chain = list(_chain(error))
     line = _innermost(chain)
     if any(isinstance(e, (GuardOnDataDependentSymNode, DataDependentOutputException)) for e in chain):
+        if any(_batch_norms(chain)):
+            reason = "the running averages of a batch norm depend on the values of a counter, and would be lost"
+            return CaptureError(f"{located(line)}{reason}: {OF_BATCH_NORM}")
         reason = "control flow or a size depends on the values of a tensor, which are not known before training"
         return CaptureError(f"{located(line)}{reason}: {advice(line, 'use tensor operations such as torch.where')}")
+    if isinstance(chain[0], DynamicOutputShapeException):
+        reason = f"the shape of what {chain[0].func} computes depends on the values of a tensor"
+        own = "use operations whose shapes follow from those of their operands"
+        return CaptureError(f"{located(line)}{reason}, which are not known before training: {advice(line, own)}")
+    if isinstance(chain[0], TypeError) and "unhashable type" in str(chain[0]) and "SymInt" in str(chain[0]):
+        own = "compute what depends on it with arithmetic"
+        reason = "the batch size is looked up in a dictionary or set, which would fix it"
+        return CaptureError(f"{located(line)}{reason}: {advice(line, own)}")
     if isinstance(error, NoSamplesError) or "Constraints violated" in str(error) or "specialized" in str(error):
         return _batch_size_error(trace_again, batch_size)
     reason = "the model cannot be traced without running it"
     if any(sign in str(e) for e in chain for sign in _UNTRACEABLE_STATE):
-        own = "assign such values outside of forward"
-        what = "it changes a parameter or buffer through .data, or keeps a tensor of one call for the next"
+        own = (
+            "read such values through .detach(), assign them outside of forward, and compute in the thread that calls "
+            "forward"
+        )
+        what = (
+            "it reads or changes a parameter or buffer through .data, computes in a thread of its own, or keeps a "
+            "tensor of one call for the next"
+        )
         return CaptureError(f"{located(line)}{reason}: {what}: {advice(line, own)}")
+    written = next((match for e in chain if (match := _WRITTEN_CONSTANT.search(str(e)))), None)
+    if written:
+        own = "register it as a buffer (register_buffer), or compute a new tensor in place of writing into it"
+        return CaptureError(
+            f"{located(line)}the tensor attribute {written['name']!r} is written in place in forward, and it is no "
+            f"buffer of the model: {advice(line, own)}"
+        )
+    if isinstance(chain[0], UncapturedHigherOrderOpError):
+        own = "use operations on tensors, such as torch.where, in place of functions that take functions"
+        return CaptureError(
+            f"{located(line)}{reason}: torch cannot trace a branch or loop on values: {advice(line, own)}"
+        )
     if torch.Generator.__name__ in str(chain[0]):
         return unreadable(line)
     if isinstance(chain[0], UnsupportedOperatorException):
@@ -61,6 +97,7 @@ def unreadable(line: Source | None) -> CaptureError:
     )
 
 
+_WRITTEN_CONSTANT = re.compile(r"Constant (?:model\.)?(?P<name>\S+) is mutated in the forward")
 _UNTRACEABLE_STATE = ("exported program constant's list", "was mutated", "assigned during export")
 """Of what torch says about state that it lost sight of."""
 
@@ -80,6 +117,16 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or current.__context__
 
 
+def _batch_norms(chain: list[BaseException]) -> Iterator[nn.Module]:
+    """The batch norms in whose own code the errors were raised."""
+    for error in chain:
+        for frame, _ in walk_tb(error.__traceback__):
+            if frame.f_code.co_filename == nn.modules.batchnorm.__file__:
+                module = frame.f_locals.get("self")
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    yield module
+
+
 def _innermost(chain: list[BaseException]) -> Source | None:
     return next((source for source in map(source_of_error, chain) if source is not None), None)
 
@@ -93,20 +140,20 @@ def _batch_size_error(trace_again: Callable[[BatchSizeWatch], Any], batch_size: 
             f"the model fixes the size of every input on dim 0, the batch size at {batch_size} too: derive sizes from "
             "the inputs, as in x.shape[0]"
         )
-    own = "derive sizes from the inputs, as in x.shape[0] without int() or float(), or let -1 stand for the batch"
-    return CaptureError(f"{located(watch.culprit)}{watch.finding}: {advice(watch.culprit, own)}")
+    return CaptureError(f"{located(watch.culprit)}{watch.finding}: {advice(watch.culprit, watch.own_advice)}")
 
 
 @dataclass
 class BatchSizeWatch:
     """Watches a forward on `batch_size` samples, line by line, for the first one that holds for some batch sizes only.
 
-    `culprit` is that line and `finding` says what it demands of the batch size.
+    `culprit` is that line, `finding` says what it demands of the batch size, and `own_advice` what its author can do.
     """
 
     batch_size: int
     culprit: Source | None = None
     finding: str = ""
+    own_advice: str = ""
 
     @contextlib.contextmanager
     def watching(self, sizes: Sequence[torch.SymInt]) -> Iterator[None]:
@@ -118,11 +165,16 @@ class BatchSizeWatch:
         symbol, environment = size.node.expr, size.node.shape_env
         last: tuple[str, int] | None = None
 
-        def check() -> None:
+        def check(called: str = "") -> None:
             if self.culprit is None and last is not None:
-                finding = _demand(symbol, environment)
-                if finding:
-                    self.culprit, self.finding = source_of_line(*last), finding
+                demand = _demand(symbol, environment, called)
+                if demand:
+                    self.culprit = source_of_line(*last)
+                    self.finding, self.own_advice = demand
+
+        def on_call(frame: types.FrameType, event: str, function: Any) -> None:
+            if event == "c_return" and is_user_file(frame.f_code.co_filename):
+                check(_name_of_function(function))
 
         def on_event(frame: types.FrameType, event: str, _: Any) -> Any:
             nonlocal last
@@ -136,12 +188,14 @@ class BatchSizeWatch:
                 last = _user_line_above(frame) or last
             return on_event
 
-        before = sys.gettrace()
+        before = sys.gettrace(), sys.getprofile()
         sys.settrace(on_event)
+        sys.setprofile(on_call)
         try:
             yield
         finally:
-            sys.settrace(before)
+            sys.setprofile(before[1])
+            sys.settrace(before[0])
             check()
 
 
@@ -152,15 +206,38 @@ def _user_line_above(frame: types.FrameType) -> tuple[str, int] | None:
     return None if above is None else (above.f_code.co_filename, above.f_lineno)
 
 
-def _demand(symbol: sympy.Symbol, environment: Any) -> str:
+def _name_of_function(function: Any) -> str:
+    """A function of a module written in C, as a person calls it; empty for a method."""
+    name, owner = function.__name__, getattr(function, "__self__", None)
+    if getattr(torch, name, None) is function:
+        return f"torch.{name}"
+    return f"{owner.__name__}.{name}".removeprefix("builtins.") if isinstance(owner, types.ModuleType) else ""
+
+
+def _demand(symbol: sympy.Symbol, environment: Any, called: str) -> tuple[str, str] | None:
+    """What is demanded of the batch size, perhaps by a function that was called last, and what to do about it."""
     size = environment.replace(symbol)
+    if size.is_number and called:
+        return (
+            f"{called} takes a plain number and fixes the batch size at {size}",
+            "compute it with arithmetic (also ** and math.sqrt), or from a tensor such as torch.arange(n)",
+        )
     if size.is_number:
-        return f"the model fixes the batch size at {size}"
+        return f"the model fixes the batch size at {size}", _DERIVE
     for guard in environment.guards:
         condition = environment.replace(guard.expr)
         if condition.free_symbols == {size} and not is_range(condition.subs(size, BATCH)):
-            return f"the model works only for batch sizes B with {condition.subs(size, BATCH)}"
-    return ""
+            if condition.atoms(sympy.Function):
+                return _CUT
+            return f"the model works only for batch sizes B with {condition.subs(size, BATCH)}", _DERIVE
+    return None
+
+
+_DERIVE = "derive sizes from the inputs, as in x.shape[0] without int() or float(), or let -1 stand for the batch"
+_CUT = (
+    "the model works only for batch sizes that divide: cutting the dimension of samples into parts is not supported",
+    "give the parts as inputs of their own, or as another dimension of the inputs",
+)
 
 
 @contextlib.contextmanager

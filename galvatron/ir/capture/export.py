@@ -16,8 +16,9 @@ from galvatron.ir.capture.batch import Batch, BatchDims, read_batch
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import BatchSizeWatch, explained, quiet
 from galvatron.ir.capture.gradients import OnlyRegisteredAreTrained
+from galvatron.ir.capture.leftovers import no_leftovers
 from galvatron.ir.capture.operators import check_operators
-from galvatron.ir.capture.precision import ComputeType, rounded
+from galvatron.ir.capture.precision import ComputeType, ProductsOfOneType, rounded
 from galvatron.ir.capture.randomness import check_randomness
 from galvatron.ir.capture.regions import dissolve_regions
 from galvatron.ir.capture.repeat import Assignments, check_assigned_buffers, check_repeats
@@ -152,7 +153,8 @@ class _Training(nn.Module):
         sizes = [size for t in batch.values() for size in t.shape[:1] if isinstance(size, torch.SymInt)]
         with self._watch.watching(sizes) if self._watch else contextlib.nullcontext():
             if self._dtype is None:
-                return _checked_loss(self._assignments.watched(self.model, lambda: self._loss(inputs)))
+                with ProductsOfOneType():
+                    return _checked_loss(self._assignments.watched(self.model, lambda: self._loss(inputs)))
             with ComputeType(self._dtype, batch.values()) as compute:
                 return compute.wide(_checked_loss(self._assignments.watched(self.model, lambda: self._loss(inputs))))
 
@@ -193,20 +195,28 @@ def _described(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _exported(training: nn.Module, batch: Batch) -> ExportedProgram:
+def _exported(training: _Training, batch: Batch) -> ExportedProgram:
     """The functional ATen graph of a training computation; dim 0 of each input that may hold samples is free."""
     free = torch.export.Dim.AUTO
     shapes = {name: {0: free} if batch.may_be_batched(name) else {} for name in batch.tensors}
-    device = _device_of(training)
+    device = device_of(training)
     inputs = batch.stand_ins(device)
     devices = [device] if device.type == "cuda" else []
-    with unchanged(training), quiet(), careful_tracing(), torch.enable_grad(), torch.random.fork_rng(devices):
+    with (
+        no_leftovers(training.model, training._loss_fn),
+        unchanged(training),
+        quiet(),
+        careful_tracing(),
+        torch.enable_grad(),
+        torch.random.fork_rng(devices),
+    ):
         exported = torch.export.export(training, (inputs,), strict=False, dynamic_shapes=(shapes,))
         dissolve_regions(exported)
         return exported.run_decompositions({})
 
 
-def _device_of(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model is: its first parameter or buffer."""
     tensor = next(model.parameters(), None)
     tensor = next(model.buffers(), None) if tensor is None else tensor
     return torch.device("cpu") if tensor is None else tensor.device

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._C._functorch import is_gradtrackingtensor
 from torch.overrides import TorchFunctionMode
 
 from galvatron.errors import CaptureError
-from galvatron.ir.capture.tracing import here, tensors_in
+from galvatron.ir.capture.tracing import here, refuse_gradient, tensors_in
 
 
 class OnlyRegisteredAreTrained(TorchFunctionMode):
@@ -25,6 +26,8 @@ class OnlyRegisteredAreTrained(TorchFunctionMode):
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors_in(result)):
             for tensor in tensors_in((args, kwargs)):
                 if tensor.requires_grad and type(tensor) in (torch.Tensor, torch.nn.Parameter):
+                    if is_gradtrackingtensor(tensor):  # of torch.func
+                        refuse_gradient()
                     raise CaptureError(
                         f"{here()}a {'parameter' if isinstance(tensor, torch.nn.Parameter) else 'tensor'} of shape "
                         f"{tuple(tensor.shape)} that requires a gradient is not among the model's parameters, so it "

@@ -1,19 +1,29 @@
-"""Operators that no program contains are refused when the model is captured."""
+"""Ops that no program contains, or that torch would refuse when they run, are refused when the model is captured."""
 
 from __future__ import annotations
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.sources import located
-from galvatron.ir.graph import Graph
+from galvatron.ir.graph import Graph, walk_refs
+from galvatron.ir.ops.table import operator_of
 from galvatron.ir.text.targets import is_known_target, unknown_target
+from galvatron.ir.types import TORCH_DTYPE_NAMES
 
 
 def check_operators(graph: Graph) -> None:
-    """Every op is one that a program may contain.
+    """Every op is one that a program may contain, and its indices are whole numbers, which fake tensors need not be.
 
     Raises:
         CaptureError: one is not; names its source line.
     """
+    values = graph.values
     for op in graph.ops:
         if not is_known_target(op.target):
             raise CaptureError(f"{located(op.source)}{unknown_target(op.target)}")
+        for ref in walk_refs(op.arguments.get(operator_of(op).indices)):
+            type_ = values[ref.name].type
+            if type_.dtype not in ("i32", "i64", *(("u8", "bool") if operator_of(op).masks else ())):
+                raise CaptureError(
+                    f"{located(op.source)}the indices of {op.target} are of type "
+                    f"torch.{TORCH_DTYPE_NAMES[type_.dtype]}: they must be whole numbers, as in x.long()"
+                )

@@ -28,9 +28,13 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_ALIKE = frozenset(named(lambda operator: operator.kept)) | _names("""
-    __matmul__ __rmatmul__ mv dot inner addmv tensordot cdist layer_norm group_norm batch_norm instance_norm prelu
-    lstm gru rnn_tanh rnn_relu multi_head_attention_forward
+_PRODUCTS = frozenset(named(lambda operator: operator.kept)) | _names(
+    "__matmul__ __rmatmul__ mv dot inner addmv tensordot"
+)
+"""Functions whose floating operands must have one type wherever they run."""
+
+_ALIKE = _PRODUCTS | _names("""
+    cdist layer_norm group_norm batch_norm instance_norm prelu lstm gru rnn_tanh rnn_relu multi_head_attention_forward
 """)
 """Functions whose floating operands must have one type; traced on fake tensors some of them take any."""
 
@@ -69,6 +73,31 @@ def _stand_in(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     with FakeTensorMode():
         empty = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+class ProductsOfOneType(TorchFunctionMode):
+    """Inside the `with` block products of tensors of several types are refused, which fake tensors do not notice."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in _PRODUCTS and not _is_autocast(args) and _has_several(name, args, kwargs or {}):
+            raise _several(name, (args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+
+def _has_several(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether floating operands that must have one type have several."""
+    # Attention takes a mask of 32 bits beside queries of 16.
+    operands = args[:3] if OPERATORS.get(name, UNKNOWN).mask else (args, kwargs)
+    return len({t.dtype for t in tensors_in(operands) if t.is_floating_point()}) > 1
+
+
+def _several(name: str, operands: Any) -> CaptureError:
+    found = ", ".join(sorted({str(t.dtype) for t in tensors_in(operands) if t.is_floating_point()}))
+    advice = "cast one of them, as in x.to(self.weight.dtype)"
+    return CaptureError(f"{here()}{name.strip('_')} of tensors of several types ({found}): {advice}")
 
 
 class ComputeType(TorchFunctionMode):
@@ -115,20 +144,13 @@ class ComputeType(TorchFunctionMode):
             CaptureError: they have several, and it is not batch inputs that make the difference.
         """
 
-        def is_odd() -> bool:
-            # Attention takes a mask of 32 bits beside queries of 16.
-            operands = args[:3] if OPERATORS.get(name, UNKNOWN).mask else (args, kwargs)
-            return len({t.dtype for t in tensors_in(operands) if t.is_floating_point()}) > 1
-
         def cast(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(self._dtype) if id(tensor) in self._from_inputs else tensor
 
-        if is_odd():
+        if _has_several(name, args, kwargs):
             args, kwargs = pytree.tree_map_only(torch.Tensor, cast, (args, kwargs))
-        if is_odd():
-            found = ", ".join(sorted({str(t.dtype) for t in tensors_in((args, kwargs)) if t.is_floating_point()}))
-            advice = "cast one of them, as in x.to(self.weight.dtype)"
-            raise CaptureError(f"{here()}{name.strip('_')} of tensors of several types ({found}): {advice}")
+        if _has_several(name, args, kwargs):
+            raise _several(name, (args, kwargs))
         return args, kwargs
 
     def _is_other(self, tensor: torch.Tensor) -> bool:

@@ -18,8 +18,13 @@ from galvatron.ir.graph import Source
 
 _TORCH = str(Path(str(torch.__file__)).parent) + "/"
 _HERE = str(Path(__file__).parent) + "/"
+_PACKAGE = Path(__file__).parents[2]
 _UNDER_TORCH = ("-packages/sympy/", "-packages/mpmath/", "-packages/numpy/")
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"] + "/"
+OF_BATCH_NORM = (
+    "call .eval() on this batch norm, or use a norm over each sample in its place, such as GroupNorm or LayerNorm"
+)
+"""What to do about one that takes its statistics over the batch."""
 _CODE_CHARACTERS = 1000
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<code>[^\n]*)')
 
@@ -93,6 +98,8 @@ def _frames(error: BaseException) -> Iterator[tuple[str, int]]:
 def is_user_file(file: str) -> bool:
     """Whether a file belongs to the user's model, which includes the libraries that it uses, but not torch."""
     if file.startswith((_TORCH, _HERE, "<")) or any(part in file for part in _UNDER_TORCH):
+        return False
+    if Path(file).parent == _PACKAGE:
         return False
     return "-packages/" in file or not file.startswith(_STANDARD_LIBRARY)
 

@@ -47,7 +47,7 @@ def careful_tracing() -> Iterator[None]:
         patches.enter_context(mock.patch.object(torch.Tensor, "register_hook", _register_hook))
         patches.enter_context(mock.patch.object(torch.Tensor, "__bool__", _truth_of_tensor))
         patches.enter_context(mock.patch.object(torch.SymBool, "__bool__", _truth_of_symbol))
-        patches.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", _differentiate))
+        patches.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", refuse_gradient))
         patches.enter_context(mock.patch.object(builtins, "len", _length))
         patches.enter_context(mock.patch.object(math, "sqrt", _root))
         patches.enter_context(mock.patch.dict(decomposition_table))
@@ -100,7 +100,7 @@ def _register_hook(_: torch.Tensor, hook: Any) -> Any:
     raise CaptureError(f"{here()}a hook on a gradient would be lost: {advised(own)}")
 
 
-def _differentiate(*_: Any, **__: Any) -> Any:
+def refuse_gradient(*_: Any, **__: Any) -> Any:
     own = "write the gradient as a formula, or leave this term of the loss out"
     raise CaptureError(f"{here()}a gradient is computed inside forward, which cannot be captured: {advised(own)}")
 
@@ -112,7 +112,8 @@ def _truth(plain: Callable[[Any], bool]) -> Callable[[Any], bool]:
         try:
             return plain(value)
         except GuardOnDataDependentSymNode:
-            frame = user_frame()
+            asking = sys._getframe(1)  # torch checks values too, in its functions of Python
+            frame = asking if asking.f_globals.get("__name__", "").startswith("torch.nn.") else user_frame()
             passes = None if frame is None else passing(frame)
             if passes is None:
                 raise

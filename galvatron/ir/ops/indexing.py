@@ -106,38 +106,43 @@ def _positions(call: Call) -> OpDims:
 
 _MASKS = ("bool", "u8")
 
-_write = partial(Operator, shapes=shapes.like_first)
+_write = partial(Operator, shapes=shapes.like_first, indices="index")
 
 OPERATORS: dict[str, Operator] = {
-    "one_hot": Operator("b* -> b* v!", written="F.one_hot(self, num_classes)"),
+    "one_hot": Operator("b* -> b* v!", written="F.one_hot(self, num_classes)", indices="self"),
     "bucketize.Tensor": Operator("b*, k! -> b*"),
     "searchsorted.Tensor": Operator(_positions),
     "isin.Tensor_Tensor": Operator(
         "b*, t*! -> b*", written={"Tensor_Tensor": "torch.isin(elements, test_elements, assume_unique=, invert=)"}
     ),
-    "gather": Operator(along("dim"), written="self.gather(dim, index)", gathers=True),
-    "take_along_dim": Operator(paired("dim")),
+    "gather": Operator(along("dim"), written="self.gather(dim, index)", indices="index", gathers=True),
+    "take_along_dim": Operator(paired("dim"), indices="indices"),
     "scatter": _write(
-        along("dim"), written={"src": "self.scatter(dim, index, src)", "value": "self.scatter(dim, index, value)"}
+        along("dim"),
+        written={"src": "self.scatter(dim, index, src)", "value": "self.scatter(dim, index, value)"},
     ),
     "scatter_add": _write(along("dim"), written="self.scatter_add(dim, index, src)"),
-    "scatter_reduce": Operator(along("dim")),
+    "scatter_reduce": Operator(along("dim"), indices="index"),
     "index_add": _write(_indexed, written="self.index_add(dim, index, source, alpha=)"),
     "index_copy": _write(_indexed),
     "index_fill": _write(_indexed),
-    "index_put": _write(_written),
+    "index_put": _write(_written, indices="indices", masks=True),
     "embedding": Operator(
         _embedding,
         written="F.embedding(indices, weight) or torch.embedding(weight, indices, padding_idx)",
         shapes=shapes.embedding,
         dtype="same",
+        indices="indices",
         rows=True,
         looks_up=True,
         gathers=True,
         on_slices=OnSlices(PARTIAL),
         padded=range(1),
     ),
-    "index": Operator(_index, written={"Tensor": "self[indices]"}, gathers=True),
-    "index_select": Operator(_index_select, written="self.index_select(dim, index)", rows=True, gathers=True),
-    **alike("_embedding_bag embedding_bag", Operator(looks_up=True)),
+    "index": Operator(_index, written={"Tensor": "self[indices]"}, indices="indices", masks=True, gathers=True),
+    "index_select": Operator(
+        _index_select, written="self.index_select(dim, index)", indices="index", rows=True, gathers=True
+    ),
+    **alike("_embedding_bag embedding_bag", Operator(indices="indices", looks_up=True)),
+    **alike("index_reduce put take", Operator(indices="index")),
 }

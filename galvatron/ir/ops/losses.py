@@ -47,8 +47,12 @@ OPERATORS: dict[str, Operator] = {
         on_slices=OnSlices(REPLICATE, forward=(("all_reduce", 1), ("all_reduce", 3))),
         padded=range(1),
     ),
-    **alike("nll_loss nll_loss2d", Operator(_likelihood)),
-    "nll_loss_nd": Operator(_likelihood, written="F.nll_loss(self, target, weight=, reduction=, ignore_index=)"),
+    **alike("nll_loss nll_loss2d", Operator(_likelihood, indices="target")),
+    "nll_loss_nd": Operator(
+        _likelihood,
+        written="F.nll_loss(self, target, weight=, reduction=, ignore_index=)",
+        indices="target",
+    ),
     "mse_loss": _loss_of_pairs(written="F.mse_loss(self, target, reduction=)"),
     "l1_loss": _loss_of_pairs(written="F.l1_loss(self, target, reduction=)"),
     **alike(

@@ -78,6 +78,10 @@ class Operator:
     """It belongs to a layer even where no parameter is upstream: nobody wants it computed on every stage."""
     rows: bool = False
     """It reads rows of its first operand, at indices."""
+    indices: str = ""
+    """The parameter whose elements count something, places in another operand or classes: they are whole numbers."""
+    masks: bool = False
+    """Its indices may be masks."""
     looks_up: bool = False
     """It reads rows of a table of weights."""
     free: bool = False
@@ -97,6 +101,8 @@ class Operator:
     """Its result is its operand, perhaps in another element type."""
     stops_gradient: bool = False
     """Its result has no gradient, whatever it reads."""
+    numbers: bool = False
+    """It takes a number where a tensor stands in its signature: torch makes a tensor of it."""
     commutes: bool = False
     """Its two operands may change places."""
     draws: Draws | None = None

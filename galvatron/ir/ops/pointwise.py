@@ -20,15 +20,16 @@ def _infix(sign: str) -> dict[str, str]:
 
 
 _pointwise = partial(Operator, shapes=shapes.pointwise)
+_arithmetic = partial(_pointwise, numbers=True)
 _comparison = partial(Operator, shapes=shapes.pointwise, dtype="bool")
 
 _WHERE = "torch.where(condition, self, other)"
 
 OPERATORS: dict[str, Operator] = {
-    "mul": _pointwise("~b*, ~b* -> b*", written=_infix("*"), commutes=True, padded=EVERY),
-    "div.Tensor": _pointwise("~b*, b* -> b*", written={"Tensor": "self / other"}, padded=range(1)),
-    "add": _pointwise("+b*, +b* -> b*", written=_infix("+"), commutes=True, padded=EVERY),
-    "sub": _pointwise("+b*, +b* -> b*", written=_infix("-"), padded=EVERY),
+    "mul": _arithmetic("~b*, ~b* -> b*", written=_infix("*"), commutes=True, padded=EVERY),
+    "div.Tensor": _arithmetic("~b*, b* -> b*", written={"Tensor": "self / other"}, padded=range(1)),
+    "add": _arithmetic("+b*, +b* -> b*", written=_infix("+"), commutes=True, padded=EVERY),
+    "sub": _arithmetic("+b*, +b* -> b*", written=_infix("-"), padded=EVERY),
     "rsub": _pointwise("+b*, +b* -> b*", written={"Scalar": "other - self"}),
     "neg": _pointwise("+b* -> b*", written="-self", dtype="same", padded=EVERY),
     "clone": _pointwise("+b* -> b*", written="self.clone(memory_format=)", dtype="same", padded=EVERY),
@@ -49,9 +50,10 @@ OPERATORS: dict[str, Operator] = {
     "log1p": Operator(written="self.log1p()"),
     "square": Operator(written="self.square()"),
     "type_as": Operator(written="self.type_as(other)"),
-    "div": _pointwise(
+    "div": _arithmetic(
         written={"Scalar": "self / other", "Tensor_mode": "torch.div(self, other, rounding_mode=)"}, padded=range(1)
     ),
+    **alike("multiply divide true_divide subtract", Operator(numbers=True)),
     "pow": _pointwise(
         written={
             "Tensor_Scalar": "self**exponent",
@@ -89,7 +91,7 @@ OPERATORS: dict[str, Operator] = {
     "minimum": _pointwise(written="torch.minimum(self, other)"),
     "floor": _pointwise(written="self.floor()"),
     "ceil": _pointwise(written="self.ceil()"),
-    "floor_divide": _pointwise(written="self // other"),
+    "floor_divide": _arithmetic(written="self // other"),
     "remainder": _pointwise(written=_infix("%")),
     "bitwise_and": _pointwise(written={"Tensor": "self & other"}, commutes=True),
     "bitwise_or": _pointwise(written={"Tensor": "self | other"}, commutes=True),

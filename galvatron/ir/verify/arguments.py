@@ -29,7 +29,7 @@ def argument_problem(op: Op) -> str:
     for parameter in schema.parameters:
         if parameter.name not in given and isinstance(parameter.default, Required):
             return f"the argument {parameter.name!r} is missing"
-        if parameter.name in given and not fits(given[parameter.name], parameter):
+        if parameter.name in given and not _takes(op, parameter, given[parameter.name]):
             return f"{_told(given[parameter.name])} for {parameter.name!r}, which is {_type_text(parameter)}"
     if problem := _length_problem(schema, operator_of(op).rounds, given):
         return problem
@@ -51,8 +51,14 @@ def _length_problem(schema: Schema, rounds: str, given: Mapping[str, Arg]) -> st
     return ""
 
 
-def fits(value: Arg, parameter: Parameter) -> bool:
-    """Whether a parameter takes an argument."""
+def _takes(op: Op, parameter: Parameter, value: Arg) -> bool:
+    if parameter.kind == "Tensor" and parameter.length is None and operator_of(op).numbers and _is_number(value):
+        return True
+    return _fits(value, parameter)
+
+
+def _fits(value: Arg, parameter: Parameter) -> bool:
+    """Whether a value is of the type of a parameter."""
     if value is None:
         return parameter.optional
     if parameter.length is None:
@@ -73,7 +79,7 @@ def _is_size(value: Arg) -> bool:
 
 
 _FITS = {
-    "Tensor": lambda value: isinstance(value, Ref) or _is_number(value),  # torch makes a tensor of a number
+    "Tensor": lambda value: isinstance(value, Ref),
     "SymInt": _is_size,
     "int": lambda value: type(value) is int,
     "float": lambda value: _is_number(value) and not isinstance(value, bool),

@@ -11,6 +11,7 @@ from galvatron.errors import GalvatronError, ParseError, VerifyError
 from galvatron.ir.graph import Const, Graph, Op, Ref, Value
 from galvatron.ir.interpreter import run_graph, torch_constant, torch_op
 from galvatron.ir.ops.schemas import operators, schema_of
+from galvatron.ir.ops.table import named
 from galvatron.ir.text import parse_graph
 from galvatron.ir.types import BATCH, TensorType
 from galvatron.ir.verify import verify
@@ -94,6 +95,13 @@ FITTING = [
 ]
 
 
+def test_numbers_stand_for_tensors_where_torch_takes_them() -> None:
+    """Of torch's list, which has functions besides that do not take two operands."""
+    names = {name.partition(".")[0] for name in operators()}
+    taking = {name for name in names if torch._C._should_allow_numbers_as_tensors(name)}
+    assert set(named(lambda operator: operator.numbers)) == taking - {"_conj", "_to_copy", "copy", "to"}
+
+
 @pytest.mark.parametrize("fitting", FITTING, ids=str)
 def test_arguments_that_fit(fitting: Op) -> None:
     assert argument_problem(fitting) == ""
@@ -108,6 +116,13 @@ def test_arguments_that_fit(fitting: Op) -> None:
         (op("linear.default", X, W, weight=W), "'weight' is given twice"),
         (op("add.Tensor", X, W, 2), "3 positional arguments, but it takes 2"),
         (op("linear.default", X, "w"), "w for 'weight', which is Tensor"),
+        (op("linear.default", X, W, True), "True for 'bias', which is Tensor?"),
+        (op("linear.default", X, W, 2), "2 for 'bias', which is Tensor?"),
+        (op("linear.default", X, W, BATCH), "B for 'bias', which is Tensor?"),
+        (op("relu.default", 1.5), "1.5 for 'self', which is Tensor"),
+        (op("cat.default", (X, 2)), "which is Tensor[]"),
+        (op("index.Tensor", X, (None, True)), "which is Tensor?[]"),
+        (op("add.Tensor", X, W, alpha=W), "w for 'alpha', which is Scalar"),
         (op("view.default", X, (W, 4)), "which is SymInt[]"),
         (op("transpose.int", X, 0, True), "True for 'dim1', which is int"),
         (op("transpose.int", X, 0, BATCH), "B for 'dim1', which is int"),
