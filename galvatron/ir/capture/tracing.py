@@ -15,6 +15,8 @@ from unittest import mock
 
 import torch
 from torch._decomp import decomposition_table
+from torch._functorch.autograd_function import custom_function_call
+from torch.autograd.function import _SingleLevelFunction
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.proxy import TracerBase
 from torch.utils import _pytree as pytree
@@ -43,7 +45,8 @@ def careful_tracing() -> Iterator[None]:
     with contextlib.ExitStack() as patches:
         if hasattr(TracerBase, "_filter_traceback_frames"):
             patches.enter_context(mock.patch.object(TracerBase, "_filter_traceback_frames", _innermost_user_frame))
-        patches.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(_apply)))
+        patches.enter_context(mock.patch.object(_SingleLevelFunction, "apply", classmethod(_apply), create=True))
+        patches.enter_context(mock.patch.object(torch.autograd.function, "custom_function_call", _apply_mapped))
         patches.enter_context(mock.patch.object(torch.Tensor, "register_hook", _register_hook))
         patches.enter_context(mock.patch.object(torch.Tensor, "__bool__", _truth_of_tensor))
         patches.enter_context(mock.patch.object(torch.SymBool, "__bool__", _truth_of_symbol))
@@ -77,20 +80,37 @@ def _innermost_user_frame(_: TracerBase, frames: traceback.StackSummary) -> trac
     return traceback.StackSummary.from_list(innermost)
 
 
-_apply_function = torch.autograd.Function.__dict__["apply"].__func__
-
-
 def _apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+    """Stands where every `apply` of a function leads, also one that was bound long before (`clip = Clip.apply`)."""
     if cls is CheckpointFunction:
         function, _preserve_random_state, *inputs = args
         return function(*inputs)
-    if cls.__module__.partition(".")[0] == "torch":
-        return _apply_function(cls, *args, **kwargs)
+    differentiates = torch.is_grad_enabled() and any(t.requires_grad for t in tensors_in((args, kwargs)))
+    if _is_of_torch(cls) or not differentiates:
+        return super(_SingleLevelFunction, cls).apply(*args, **kwargs)  # type: ignore[misc]  # that of its base in C
+    raise _own_backward(cls)
+
+
+_plain_mapped_call = custom_function_call
+
+
+def _apply_mapped(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+    """As `_apply`, inside `torch.vmap` and the like, where no tensor says whether it needs a gradient."""
+    if _is_of_torch(cls):
+        return _plain_mapped_call(cls, *args, **kwargs)
+    raise _own_backward(cls)
+
+
+def _is_of_torch(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "torch"
+
+
+def _own_backward(cls: type[torch.autograd.Function]) -> CaptureError:
     own = (
         "write it with operations that torch differentiates, such as x + (f(x) - x).detach() for a function that "
         "passes gradients straight through"
     )
-    raise CaptureError(
+    return CaptureError(
         f"{here()}the autograd function {cls.__name__} has a backward of its own, which would be lost: {advised(own)}"
     )
 
