@@ -77,3 +77,32 @@ def test_a_function_that_no_gradient_reaches_is_captured() -> None:
         return h * scale.mean()
 
     assert captured(how).graph is not None
+
+
+@pytest.mark.parametrize(
+    ("register", "who"),
+    [
+        (lambda net, hook: net.first.weight.register_hook(hook), "parameter 'first.weight'"),
+        (lambda net, hook: net.first.bias.register_post_accumulate_grad_hook(hook), "parameter 'first.bias'"),
+        (lambda net, hook: net.second.register_full_backward_hook(hook), "module 'second'"),
+        (lambda net, hook: net.register_full_backward_pre_hook(hook), "the model"),
+        (lambda net, hook: nn.modules.module.register_module_full_backward_hook(hook), "every module"),
+    ],
+)
+@pytest.mark.parametrize("precision", [None, "bf16"])
+def test_a_hook_on_the_backward_is_refused_until_it_is_removed(register: Any, who: str, precision: Any) -> None:
+    net = Net(lambda net, h: h)
+    handle = register(net, lambda *_: None)
+    try:
+        with pytest.raises(CaptureError, match=f"{who} has a hook on its backward, which would be lost: remove it"):
+            capture_graph(net, {"x": torch.zeros(4, 8)}, precision=precision)
+    finally:
+        handle.remove()
+    assert capture_graph(net, {"x": torch.zeros(4, 8)}, precision=precision).program.graph is not None
+
+
+def test_a_hook_on_the_forward_is_part_of_it() -> None:
+    net = Net(lambda net, h: h)
+    net.first.register_forward_hook(lambda module, args, output: output.tanh())
+    graph = capture_graph(net, {"x": torch.zeros(4, 8)}).program.captured_graph
+    assert "aten.tanh.default" in [op.target for op in graph.ops]

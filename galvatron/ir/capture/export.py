@@ -16,6 +16,7 @@ from galvatron.ir.capture.batch import Batch, BatchDims, read_batch
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import BatchSizeWatch, explained, quiet
 from galvatron.ir.capture.gradients import OnlyRegisteredAreTrained
+from galvatron.ir.capture.hooks import check_hooks
 from galvatron.ir.capture.operators import check_operators
 from galvatron.ir.capture.precision import ComputeType, rounded
 from galvatron.ir.capture.randomness import check_randomness
@@ -69,6 +70,7 @@ def capture_graph(
         CaptureError: the model cannot be captured; names the source line that is to blame.
     """
     batch = read_batch(model, example_inputs, batch_dims)
+    check_hooks(model)
     if precision is None:
         return _captured(model, batch, loss_fn, None)
     dtype = getattr(torch, TORCH_DTYPE_NAMES[precision])
