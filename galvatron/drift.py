@@ -114,8 +114,8 @@ def _switched(name: str, module: nn.Module) -> GalvatronError:
 
 def _hooked(who: str) -> GalvatronError:
     return GalvatronError(
-        f"{who} was given a hook on its backward after the model was compiled, which the compiled program does not see: "
-        "remove it, and write what it does into the forward or the optimizer"
+        f"{who} was given a hook on its backward after the model was compiled, which the compiled program does not "
+        "see: remove it, and write what it does into the forward or the optimizer"
     )
 
 

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.program import Program
+from tests.ir import asserting
 
 
 class Net(nn.Module):
@@ -106,3 +108,209 @@ def test_a_hook_on_the_forward_is_part_of_it() -> None:
     net.first.register_forward_hook(lambda module, args, output: output.tanh())
     graph = capture_graph(net, {"x": torch.zeros(4, 8)}).program.captured_graph
     assert "aten.tanh.default" in [op.target for op in graph.ops]
+
+
+def _frozen_for_a_while(net: Any, h: torch.Tensor) -> torch.Tensor:
+    net.second.requires_grad_(False)
+    fooled = net.second(h)
+    net.second.requires_grad_(True)
+    return fooled
+
+
+def _frozen_by_attribute(net: Any, h: torch.Tensor) -> torch.Tensor:
+    net.second.weight.requires_grad = False
+    return h
+
+
+def _cut_off_in_place(net: Any, h: torch.Tensor) -> torch.Tensor:
+    return h.clone().detach_()
+
+
+@pytest.mark.parametrize("how", [_frozen_for_a_while, _frozen_by_attribute, _cut_off_in_place])
+def test_what_is_frozen_in_forward_is_refused(how: Any) -> None:
+    net = Net(how)
+    with pytest.raises(CaptureError, match=r"test_capture_effects.py:\d+: `.*a tensor is frozen or cut off in place"):
+        capture_graph(net, {"x": torch.zeros(4, 8)})
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+def _unfrozen(net: Any, h: torch.Tensor) -> torch.Tensor:
+    net.second.bias.requires_grad = True
+    return h
+
+
+def test_what_is_unfrozen_in_forward_is_refused() -> None:
+    net = Net(_unfrozen)
+    net.second.bias.requires_grad_(False)
+    with pytest.raises(CaptureError, match="a tensor is unfrozen in forward"):
+        capture_graph(net, {"x": torch.zeros(4, 8)})
+
+
+def _with_detached_parameters(net: Any, h: torch.Tensor) -> torch.Tensor:
+    detached = {name: parameter.detach() for name, parameter in net.second.named_parameters()}
+    return h + torch.func.functional_call(net.second, detached, (h,))
+
+
+def _activation_requires_a_gradient(net: Any, h: torch.Tensor) -> torch.Tensor:
+    return h + torch.ones(8).requires_grad_() * h.detach().requires_grad_(True)
+
+
+def _written_before_it_has_a_gradient(net: Any, h: torch.Tensor) -> torch.Tensor:
+    mask = torch.zeros(8, 8)
+    with torch.no_grad():
+        mask[:, 0] = 1
+    mask[0] = mask[0] * 2
+    return h @ mask
+
+
+def _written_with_a_gradient(net: Any, h: torch.Tensor) -> torch.Tensor:
+    parts = torch.zeros_like(h)
+    parts[:, 0] = h[:, 1]
+    parts[:, 2:].mul_(2)
+    return parts
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        _with_detached_parameters,
+        _activation_requires_a_gradient,
+        _written_before_it_has_a_gradient,
+        _written_with_a_gradient,
+    ],
+)
+def test_what_autograd_sees_is_captured(how: Any) -> None:
+    assert captured(how).graph is not None
+
+
+def _slice_written(net: Any, h: torch.Tensor) -> torch.Tensor:
+    k = h * 1
+    with torch.no_grad():
+        k[:, 0] = 0
+    return k
+
+
+def _view_written(net: Any, h: torch.Tensor) -> torch.Tensor:
+    k = h * 1
+    with torch.no_grad():
+        torch.flatten(k)[:3].mul_(2)
+    return k
+
+
+def _written_through_detach(net: Any, h: torch.Tensor) -> torch.Tensor:
+    k = h * 1
+    k.detach().clamp_(max=0.5)
+    return k
+
+
+def _written_through_data(net: Any, h: torch.Tensor) -> torch.Tensor:
+    k = h * 1
+    k.data[0] = 0.5
+    return k
+
+
+@pytest.mark.parametrize("how", [_slice_written, _view_written, _written_through_detach, _written_through_data])
+def test_a_write_that_autograd_does_not_see_is_refused(how: Any) -> None:
+    with pytest.raises(CaptureError, match=r"test_capture_effects.py:\d+: `.*a tensor is changed in place (ins|thr)"):
+        captured(how)
+
+
+def _data_set(net: Any, h: torch.Tensor) -> torch.Tensor:
+    h.data = h.detach() * 2
+    return h
+
+
+def _hook_on_a_function(net: Any, h: torch.Tensor) -> torch.Tensor:
+    h.grad_fn.register_prehook(lambda gradients: gradients)  # type: ignore[union-attr]  # it has one
+    return h
+
+
+def _gradient_read(net: Any, h: torch.Tensor) -> torch.Tensor:
+    return h if net.first.weight.grad is None else h * 2
+
+
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [(_data_set, "data of a tensor is set"), (_hook_on_a_function, "grad_fn of"), (_gradient_read, "grad of")],
+)
+def test_ways_around_autograd_are_refused(how: Any, what: str) -> None:
+    with pytest.raises(CaptureError, match=rf"test_capture_effects.py:\d+: `.*the \.{what}"):
+        captured(how)
+
+
+def test_hooks_on_saved_tensors_are_refused() -> None:
+    def how(net: Any, h: torch.Tensor) -> torch.Tensor:
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.bfloat16(), lambda t: t.float()):
+            return h.exp()
+
+    with pytest.raises(CaptureError, match=r"test_capture_effects.py:\d+: `.*hooks on saved tensors would be lost"):
+        captured(how)
+
+
+def test_hooks_that_keep_saved_tensors_as_they_are_do_not_matter() -> None:
+    def how(net: Any, h: torch.Tensor) -> torch.Tensor:
+        with torch.autograd.graph.save_on_cpu():
+            h = h.exp()
+        return checkpoint(torch.tanh, h, use_reentrant=False)
+
+    assert captured(how).graph is not None
+
+
+def _one_side_computes(net: Any, h: torch.Tensor) -> torch.Tensor:
+    if h.abs().max() > 1e-3:
+        print("large")
+    else:
+        h = h * 100
+    return h
+
+
+def _other_side_reports(net: Any, h: torch.Tensor) -> torch.Tensor:
+    if h.sum() > 1e9:
+        h = h * 2
+    else:
+        print(end="")
+    return h
+
+
+def _report_that_writes(net: Any, h: torch.Tensor) -> torch.Tensor:
+    if h.sum() > 0:
+        print(h.mul_(2))
+    return h
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        _one_side_computes,
+        _other_side_reports,
+        _report_that_writes,
+        asserting.condition_inside_of_an_assert,
+        asserting.assignment_that_may_be_left_out,
+        asserting.choice_on_the_line_of_a_check,
+        asserting.choice_as_a_message,
+    ],
+)
+def test_a_condition_that_decides_what_is_computed_is_no_check(how: Any) -> None:
+    with pytest.raises(CaptureError, match=r"control flow or a size depends on the values"):
+        captured(how)
+
+
+def _reports(net: Any, h: torch.Tensor) -> torch.Tensor:
+    if h.abs().max() > 1e-3:
+        print("large", h.max().item())
+    return h
+
+
+def _reports_and_raises(net: Any, h: torch.Tensor) -> torch.Tensor:
+    if h.isfinite().all():
+        h = h * 2
+    else:
+        print("not finite")
+        raise ValueError("not finite")
+    return h
+
+
+@pytest.mark.parametrize("how", [_reports, _reports_and_raises, asserting.assigns_in_a_check])
+def test_what_only_raises_or_reports_is_left_out(how: Any) -> None:
+    with pytest.warns(UserWarning, match="this check of values is no part of the program"):
+        assert captured(how).graph is not None

@@ -15,7 +15,7 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture.batch import Batch, BatchDims, read_batch
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import BatchSizeWatch, explained, quiet
-from galvatron.ir.capture.gradients import OnlyRegisteredAreTrained
+from galvatron.ir.capture.gradients import GradientsFollowTheValues, OnlyRegisteredAreTrained
 from galvatron.ir.capture.hooks import check_hooks
 from galvatron.ir.capture.operators import check_operators
 from galvatron.ir.capture.precision import ComputeType, rounded
@@ -159,7 +159,7 @@ class _Training(nn.Module):
                 return compute.wide(_checked_loss(self._assignments.watched(self.model, lambda: self._loss(inputs))))
 
     def _loss(self, inputs: dict[str, Any]) -> Any:
-        with OnlyRegisteredAreTrained():
+        with OnlyRegisteredAreTrained(), GradientsFollowTheValues():
             output = self.model(**inputs)
             if self._loss_fn is None:
                 return _own_loss(output)

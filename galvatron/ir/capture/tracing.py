@@ -17,6 +17,7 @@ import torch
 from torch._decomp import decomposition_table
 from torch._functorch.autograd_function import custom_function_call
 from torch.autograd.function import _SingleLevelFunction
+from torch.autograd.graph import saved_tensors_hooks
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.proxy import TracerBase
 from torch.utils import _pytree as pytree
@@ -48,6 +49,7 @@ def careful_tracing() -> Iterator[None]:
         patches.enter_context(mock.patch.object(_SingleLevelFunction, "apply", classmethod(_apply), create=True))
         patches.enter_context(mock.patch.object(torch.autograd.function, "custom_function_call", _apply_mapped))
         patches.enter_context(mock.patch.object(torch.Tensor, "register_hook", _register_hook))
+        patches.enter_context(mock.patch.object(saved_tensors_hooks, "__enter__", _hook_saved_tensors))
         patches.enter_context(mock.patch.object(torch.Tensor, "__bool__", _truth_of_tensor))
         patches.enter_context(mock.patch.object(torch.SymBool, "__bool__", _truth_of_symbol))
         patches.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", _differentiate))
@@ -120,6 +122,18 @@ def _register_hook(_: torch.Tensor, hook: Any) -> Any:
     raise CaptureError(f"{here()}a hook on a gradient would be lost: {advised(own)}")
 
 
+_plain_hook_saved_tensors = saved_tensors_hooks.__enter__
+
+
+def _hook_saved_tensors(hooks: saved_tensors_hooks) -> None:
+    """Those of torch's own that keep values as they are (a checkpoint, a copy on the CPU) do not matter."""
+    if type(hooks) is not saved_tensors_hooks and _is_of_torch(type(hooks)):
+        _plain_hook_saved_tensors(hooks)
+        return
+    own = "leave them out: Galvatron itself decides what is kept for the backward"
+    raise CaptureError(f"{here()}hooks on saved tensors would be lost: {advised(own)}")
+
+
 def _differentiate(*_: Any, **__: Any) -> Any:
     own = "write the gradient as a formula, or leave this term of the loss out"
     raise CaptureError(f"{here()}a gradient is computed inside forward, which cannot be captured: {advised(own)}")
@@ -141,8 +155,8 @@ def _truth(plain: Callable[[Any], bool], value: Any) -> bool:
     try:
         return plain(value)
     except GuardOnDataDependentSymNode:
-        frame = user_frame()
-        passes = None if frame is None else passing(frame)
+        frame = sys._getframe(2)  # what asks for the truth of a value or of a symbol
+        passes = passing(frame) if is_user_file(frame.f_code.co_filename) else None
         if passes is None:
             raise
         return passes
@@ -163,6 +177,19 @@ def _root(value: Any) -> Any:
 def tensors_in(tree: Any) -> list[torch.Tensor]:
     """The tensors among arguments or results, however nested."""
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def storage_of(tensor: torch.Tensor) -> torch.UntypedStorage | None:
+    """Where a tensor has its values, which its views share; None where torch does not say."""
+    try:
+        return tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):  # inside of torch.vmap
+        return None
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """How often a tensor was changed in place; inference tensors do not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def here() -> str:
