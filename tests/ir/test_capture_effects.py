@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
+import random
+import time
+import types
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -314,3 +321,112 @@ def _reports_and_raises(net: Any, h: torch.Tensor) -> torch.Tensor:
 def test_what_only_raises_or_reports_is_left_out(how: Any) -> None:
     with pytest.warns(UserWarning, match="this check of values is no part of the program"):
         assert captured(how).graph is not None
+
+
+class Counts:
+    """A callable whose result changes from call to call."""
+
+    def __init__(self) -> None:
+        self.numbers, self.held, self.space = itertools.count(1), collections.deque([1]), types.SimpleNamespace(n=0)
+        self.nested, self.generator, self.total = [[0]], numpy.random.default_rng(0), torch.zeros(())
+
+    def iterator(self) -> float:
+        return next(self.numbers) / 5
+
+    def container(self) -> float:
+        self.held.append(1)
+        return len(self.held) / 5
+
+    def namespace(self) -> float:
+        self.space.n += 1
+        return self.space.n / 5
+
+    def list_in_a_list(self) -> float:
+        self.nested[0][0] += 1
+        return self.nested[0][0] / 5
+
+    def generator_of_its_own(self) -> float:
+        return float(self.generator.random())
+
+    def numbers_of_numpy(self) -> torch.Tensor:
+        return torch.from_numpy(self.generator.random(8)).float()
+
+    def clock(self) -> float:
+        return time.time_ns() % 1e9
+
+
+@pytest.mark.parametrize("kind", [name for name in vars(Counts) if not name.startswith("_")])
+@pytest.mark.parametrize("where", ["model", "loss"])
+def test_what_changes_from_step_to_step_is_refused(kind: str, where: str) -> None:
+    changing = getattr(Counts(), kind)
+    net = Net(lambda net, h: h * (changing() if where == "model" else 1))
+    with pytest.raises(CaptureError, match=r"test_capture_effects.py:\d+: `.*a second forward computes something else"):
+        capture_graph(
+            net, {"x": torch.zeros(4, 8)}, loss_fn=lambda out, _: (out * (changing() if where == "loss" else 1)).sum()
+        )
+
+
+def _layer_left_out(net: Any, h: torch.Tensor) -> torch.Tensor:
+    return h if random.random() < 0.0 else net.second(h)
+
+
+def _jitter(net: Any, h: torch.Tensor) -> torch.Tensor:
+    return h * numpy.random.rand()
+
+
+@pytest.mark.parametrize("how", [_layer_left_out, _jitter])
+def test_random_numbers_of_others_are_refused(how: Any) -> None:
+    with pytest.raises(CaptureError, match=r"test_capture_effects.py:\d+: `.*drawn from the generator of Python"):
+        captured(how)
+
+
+def _seeded(net: Any, h: torch.Tensor) -> torch.Tensor:
+    torch.manual_seed(1)
+    return h + torch.randn(8)
+
+
+def _set_back(net: Any, h: torch.Tensor) -> torch.Tensor:
+    with torch.random.fork_rng():
+        return h + torch.randn(8)
+
+
+def _seeded_from_a_name_of_its_own(net: Any, h: torch.Tensor) -> torch.Tensor:
+    seed(3)
+    return h + torch.randn(8)
+
+
+seed = torch.manual_seed
+
+
+@pytest.mark.parametrize("how", [_seeded, _set_back, _seeded_from_a_name_of_its_own])
+def test_seeds_in_forward_are_refused(how: Any) -> None:
+    net, state = Net(how), torch.get_rng_state()
+    with pytest.raises(CaptureError, match=r"test_capture_effects.py:\d+: `.*are seeded or set back in forward"):
+        capture_graph(net, {"x": torch.zeros(4, 8)})
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def _made_once(net: Any, h: torch.Tensor) -> torch.Tensor:
+    if not hasattr(net, "table"):
+        net.table = torch.arange(8.0).square()
+        net.table[0] = 1
+    return F.dropout(h * net.table, 0.1)
+
+
+def _constants_made_each_time(net: Any, h: torch.Tensor) -> torch.Tensor:
+    ramp = torch.from_numpy(numpy.arange(8, dtype=numpy.float32))
+    mask = torch.tensor([True, False] * 4) & (torch.arange(8) > 2)
+    return torch.where(mask, h * ramp, float("nan")).nan_to_num()
+
+
+def _mapped(net: Any, h: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        scale = torch.vmap(lambda row: row.abs().max())(h)
+    with torch.autocast("cpu", torch.bfloat16):
+        h = net.second(h)
+    return checkpoint(torch.tanh, h, use_reentrant=False) * scale[:, None]
+
+
+@pytest.mark.parametrize("how", [_made_once, _constants_made_each_time, _mapped])
+def test_what_a_second_forward_computes_alike_is_captured(how: Any) -> None:
+    assert captured(how).graph is not None

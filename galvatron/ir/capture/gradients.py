@@ -53,15 +53,17 @@ class GradientsFollowTheValues(TorchFunctionMode):
     ) -> Any:
         _check_attribute(func)
         operands = tensors_in((args, kwargs))
-        before = [(version_of(tensor), tensor.requires_grad) for tensor in operands]
-        self._note(operands)
+        with torch._C.DisableTorchFunction():
+            before = [(version_of(tensor), tensor.requires_grad) for tensor in operands]
+            self._note(operands)
         result = func(*args, **(kwargs or {}))
-        for tensor, (version, requires_grad) in zip(operands, before, strict=True):
-            if tensor.requires_grad is not requires_grad:
-                _check_switched(tensor)
-            if version_of(tensor) != version:
-                self._check_written(tensor)
-        self._note(tensors_in(result))
+        with torch._C.DisableTorchFunction():
+            for tensor, (version, requires_grad) in zip(operands, before, strict=True):
+                if tensor.requires_grad is not requires_grad:
+                    _check_switched(tensor)
+                if version_of(tensor) != version:
+                    self._check_written(tensor)
+            self._note(tensors_in(result))
         return result
 
     def _note(self, tensors: list[torch.Tensor]) -> None:

@@ -54,6 +54,9 @@ def careful_tracing() -> Iterator[None]:
         patches.enter_context(mock.patch.object(torch.SymBool, "__bool__", _truth_of_symbol))
         patches.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", _differentiate))
         patches.enter_context(mock.patch.object(builtins, "len", _length))
+        patches.enter_context(
+            mock.patch.object(torch, "from_numpy", lambda array: torch.tensor(array))
+        )  # which modes see
         patches.enter_context(mock.patch.object(math, "sqrt", _root))
         patches.enter_context(mock.patch.dict(decomposition_table))
         for op in _MISREAD_LOSSES:
@@ -122,6 +125,25 @@ def _register_hook(_: torch.Tensor, hook: Any) -> Any:
     raise CaptureError(f"{here()}a hook on a gradient would be lost: {advised(own)}")
 
 
+@contextlib.contextmanager
+def unseeded() -> Iterator[None]:
+    """Inside the `with` block nothing may seed torch's random numbers, or set them back."""
+    with mock.patch.object(torch.random, "default_generator", _Unseeded()):
+        yield
+
+
+class _Unseeded:
+    """Torch's default generator, as far as it is read."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("manual_seed", "seed", "set_state"):
+            own = "draw without a seed, or make fixed random numbers once, as a buffer of the model"
+            raise CaptureError(
+                f"{here()}random numbers are seeded or set back in forward, which would be lost: {advised(own)}"
+            )
+        return getattr(torch.default_generator, name)
+
+
 _plain_hook_saved_tensors = saved_tensors_hooks.__enter__
 
 
@@ -172,6 +194,11 @@ def _length(value: Any) -> Any:
 
 def _root(value: Any) -> Any:
     return torch.sym_sqrt(value) if isinstance(value, (torch.SymInt, torch.SymFloat)) else _plain_root(value)
+
+
+def _from_numpy(array: Any) -> torch.Tensor:
+    """As a function of torch that modes see."""
+    return torch.tensor(array)
 
 
 def tensors_in(tree: Any) -> list[torch.Tensor]:
