@@ -430,3 +430,22 @@ def _mapped(net: Any, h: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("how", [_made_once, _constants_made_each_time, _mapped])
 def test_what_a_second_forward_computes_alike_is_captured(how: Any) -> None:
     assert captured(how).graph is not None
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda net, h: h * len(str(h.shape[0])),
+        lambda net, h: h * {"4": 2.0}.get(f"{h.shape[0]}", 1.0),
+        lambda net, h: h * {"torch.Size([4, 8])": 2.0}.get(repr(h.shape), 1.0),
+    ],
+)
+def test_a_batch_size_as_text_decides_nothing(how: Any) -> None:
+    with pytest.raises(CaptureError, match=r"test_capture_effects.py:\d+: `.*the batch size as text"):
+        captured(how)
+
+
+def test_a_batch_size_as_text_may_be_said() -> None:
+    said = []
+    assert captured(lambda net, h: (said.append(f"{h.shape[0]} samples"), h)[1]).graph is not None
+    assert said[0] == "4 samples"

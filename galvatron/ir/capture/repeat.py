@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -21,7 +23,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack,
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.meaning import Meaning
-from galvatron.ir.capture.sources import located, source_of_error
+from galvatron.ir.capture.sources import is_user_file, located, source_of_error
 
 
 def repeated(model: nn.Module, inputs: Iterable[torch.Tensor], forward: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -32,14 +34,14 @@ def repeated(model: nn.Module, inputs: Iterable[torch.Tensor], forward: Callable
     """
     before = _attributes(model)
     meaning = Meaning([*model.parameters(), *model.buffers(), *inputs])
-    with meaning:
+    with meaning, _sizes_in_words(""):
         result = forward()
     after = _attributes(model)
     names = [name for name in after if name not in before or not _is_same(before[name], after[name])]
     _check_assigned_buffers(model, names)
     meaning.again()
     try:
-        with _untraced(result), meaning:
+        with _untraced(result), meaning, _sizes_in_words("0000000"):
             again = forward()
     except CaptureError:
         raise
@@ -48,6 +50,27 @@ def repeated(model: nn.Module, inputs: Iterable[torch.Tensor], forward: Callable
     if meaning.of(again) != meaning.of(result):
         raise _unlike(names, meaning.first_unlike)
     return result
+
+
+@contextlib.contextmanager
+def _sizes_in_words(end: str) -> Iterator[None]:
+    """Inside the `with` block a symbolic size is, for the user's code, the text of the example's size with some end.
+
+    Text that only reports is as good with any end; what is computed from it tells itself by another.
+    """
+
+    def in_words(plain: Callable[[torch.SymInt], str]) -> Callable[[torch.SymInt], str]:
+        def words(size: torch.SymInt) -> str:
+            is_shown_to_user = is_user_file(sys._getframe(1).f_code.co_filename) and size.node.has_hint()
+            return f"{size.node.hint}{end}" if is_shown_to_user else plain(size)
+
+        return words
+
+    with (
+        mock.patch.object(torch.SymInt, "__str__", in_words(torch.SymInt.__str__)),
+        mock.patch.object(torch.SymInt, "__repr__", in_words(torch.SymInt.__repr__)),
+    ):
+        yield
 
 
 @contextlib.contextmanager
@@ -125,6 +148,6 @@ def _unlike(names: list[str], where: str) -> CaptureError:
     else:
         what = (
             "a second forward computes something else than the first: it reads what changes from step to step (a "
-            "counter, an iterator, the clock, random numbers that are not torch's), which"
+            "counter, an iterator, the clock, random numbers that are not torch's), or the batch size as text, which"
         )
     return CaptureError(f"{where}{what} would be lost: keep it constant, or give it as an input of the batch")
