@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import random
 import time
@@ -449,3 +450,25 @@ def test_a_batch_size_as_text_may_be_said() -> None:
     said = []
     assert captured(lambda net, h: (said.append(f"{h.shape[0]} samples"), h)[1]).graph is not None
     assert said[0] == "4 samples"
+
+
+def _branch_in_a_try(net: Any, h: torch.Tensor) -> torch.Tensor:
+    with contextlib.suppress(Exception):
+        if h.sum() < 1e9:
+            h = h * 2
+    return h
+
+
+def _clipped_in_a_try(net: Any, h: torch.Tensor) -> torch.Tensor:
+    with contextlib.suppress(Exception):
+        h = clipped(h)
+    return h
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [(_branch_in_a_try, "control flow or a size depends on"), (_clipped_in_a_try, "has a backward of its own")],
+)
+def test_what_is_refused_is_refused_where_forward_catches_it(how: Any, reason: str) -> None:
+    with pytest.raises(CaptureError, match=rf"test_capture_effects.py:\d+: `.*{reason}"):
+        captured(how)

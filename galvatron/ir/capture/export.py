@@ -24,7 +24,7 @@ from galvatron.ir.capture.regions import dissolve_regions
 from galvatron.ir.capture.repeat import repeated
 from galvatron.ir.capture.restore import unchanged
 from galvatron.ir.capture.samples import find_samples
-from galvatron.ir.capture.tracing import careful_tracing, unseeded
+from galvatron.ir.capture.tracing import careful_tracing, refusing, unseeded
 from galvatron.ir.program import Program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
@@ -139,7 +139,7 @@ class _Training(nn.Module):
         return repeated(self.model, batch.values(), lambda: self._loss(inputs))
 
     def _loss(self, inputs: dict[str, Any]) -> torch.Tensor:
-        with OnlyRegisteredAreTrained(), GradientsFollowTheValues(), unseeded():
+        with refusing(), OnlyRegisteredAreTrained(), GradientsFollowTheValues(), unseeded():
             output = self.model(**inputs)
             if self._loss_fn is None:
                 return _checked_loss(_own_loss(output))

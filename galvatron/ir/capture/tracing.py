@@ -1,4 +1,4 @@
-"""While a model is traced: every op remembers its line, and gradients of the user's own making are refused."""
+"""While a model is traced: every op remembers its line, and what would be lost of it in silence is refused."""
 
 from __future__ import annotations
 
@@ -125,6 +125,28 @@ def _register_hook(_: torch.Tensor, hook: Any) -> Any:
     raise CaptureError(f"{here()}a hook on a gradient would be lost: {advised(own)}")
 
 
+_refusals: list[Exception] = []
+"""What was refused of a forward, which may catch it (`try: ... except Exception: ...`) and go on."""
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """A refusal inside the `with` block is raised at its end, if what was refused has caught it."""
+    plain = CaptureError.__init__
+
+    def remembered(error: CaptureError, *args: Any) -> None:
+        plain(error, *args)
+        _refusals.append(error)
+
+    try:
+        with mock.patch.object(CaptureError, "__init__", remembered):
+            yield
+        if _refusals:
+            raise _refusals[0]
+    finally:
+        _refusals.clear()
+
+
 @contextlib.contextmanager
 def unseeded() -> Iterator[None]:
     """Inside the `with` block nothing may seed torch's random numbers, or set them back."""
@@ -176,10 +198,13 @@ def _truth(plain: Callable[[Any], bool], value: Any) -> bool:
     """What a condition is; where that depends on values, what makes a check of them pass."""
     try:
         return plain(value)
-    except GuardOnDataDependentSymNode:
+    except GuardOnDataDependentSymNode as error:
         frame = sys._getframe(2)  # what asks for the truth of a value or of a symbol
-        passes = passing(frame) if is_user_file(frame.f_code.co_filename) else None
+        if not is_user_file(frame.f_code.co_filename):
+            raise
+        passes = passing(frame)
         if passes is None:
+            _refusals.append(error)
             raise
         return passes
 
