@@ -32,7 +32,7 @@ class ModelWatch:
         """Costs some 50 nanoseconds for each module, and 200 for each tensor that the program reads.
 
         Args:
-            training: whether it matters if modules are in training or evaluation mode.
+            training: whether it matters if modules are in training or evaluation mode, and what changes gradients.
 
         Raises:
             GalvatronError: something was changed that the program does not see; it says what.
@@ -43,10 +43,18 @@ class ModelWatch:
                 continue
             if training and module.training is not row.training:
                 raise _switched(row.name, module)
+            if training and (module._backward_hooks or module._backward_pre_hooks):
+                raise _hooked(f"module {row.name!r}" if row.name else "the model")
             for kind, marks in row.marks:
                 table = getattr(module, kind)
                 for attribute, seen, requires_grad, version in marks:
                     tensor = table.get(attribute)
+                    if (
+                        training
+                        and tensor is not None
+                        and (tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
+                    ):
+                        raise _hooked(f"{_KINDS[kind]} {_joined(row.name, attribute)!r}")
                     if tensor is None or (
                         tensor is seen() and tensor._version == version and tensor.requires_grad is requires_grad
                     ):
@@ -101,6 +109,13 @@ def _switched(name: str, module: nn.Module) -> GalvatronError:
     return GalvatronError(
         f"{who} was switched to {now} mode after the model was compiled, which the compiled program does not see: "
         f"switch it back with .{back}(), or compile again (eval_step drops nothing out in either mode)"
+    )
+
+
+def _hooked(who: str) -> GalvatronError:
+    return GalvatronError(
+        f"{who} was given a hook on its backward after the model was compiled, which the compiled program does not "
+        "see: remove it, and write what it does into the forward or the optimizer"
     )
 
 

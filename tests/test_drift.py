@@ -46,6 +46,25 @@ def add_one(tensor: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
+    ("register", "who"),
+    [
+        (lambda m: m.inner[0].weight.register_hook(abs), "parameter 'inner.0.weight'"),
+        (lambda m: m.inner[0].bias.register_post_accumulate_grad_hook(abs), "parameter 'inner.0.bias'"),
+        (lambda m: m.inner[3].register_full_backward_pre_hook(abs), "module 'inner.3'"),
+        (lambda m: m.register_full_backward_hook(abs), "the model"),
+    ],
+)
+def test_a_hook_on_the_backward_is_refused_until_it_is_removed(pair, register: Any, who: str):
+    model, compiled = pair
+    handle = register(model)
+    with pytest.raises(GalvatronError, match=f"{who} was given a hook on its backward after the model was compiled"):
+        compiled.forward_backward(BATCH)
+    compiled.eval_step(BATCH)
+    handle.remove()
+    compiled.forward_backward(BATCH)
+
+
+@pytest.mark.parametrize(
     ("change", "back", "words"),
     [
         (lambda m: m.eval(), lambda m: m.train(), "the model was switched to evaluation mode"),

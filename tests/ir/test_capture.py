@@ -18,6 +18,7 @@ from galvatron.ir.graph import Graph
 from galvatron.ir.types import BATCH, TensorType
 from galvatron.passes.frontend.normalize import Normalize
 from tests import models
+from tests.ir import asserting
 
 
 class Net(nn.Module):
@@ -575,12 +576,6 @@ def check_of_several_conditions(net: Net, x: torch.Tensor, y: torch.Tensor) -> t
     return h.square().sum()
 
 
-def check_that_asserts(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    h = net.first(x)
-    assert torch.isfinite(h).all(), "not finite"
-    return h.square().sum()
-
-
 def check_with_another_branch(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     h = net.first(x)
     if torch.isfinite(h).all():
@@ -591,10 +586,10 @@ def check_with_another_branch(net: Net, x: torch.Tensor, y: torch.Tensor) -> tor
 
 
 @pytest.mark.parametrize(
-    "forward", [check_that_raises, check_of_several_conditions, check_that_asserts, check_with_another_branch]
+    "forward", [check_that_raises, check_of_several_conditions, asserting.check_that_asserts, check_with_another_branch]
 )
 def test_checks_of_values_are_left_out_with_a_warning(forward: Callable[..., Any]) -> None:
-    with pytest.warns(UserWarning, match=r"test_capture.py:\d+: `(if|assert) .*left out"):
+    with pytest.warns(UserWarning, match=r"\.py:\d+: `(if|assert) .*left out"):
         assert_equals_eager(Net(forward))
 
 

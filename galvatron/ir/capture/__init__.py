@@ -1,11 +1,12 @@
 """Capture: from an unmodified `nn.Module` and one example batch to a `Program` in the captured form.
 
-The way: `batch` reads the example inputs, `export` runs `torch.export` on the model together with its loss, and
-`restore` and `leftovers` see that it leaves no trace in the user's objects, `regions`
-dissolves `no_grad` and `autocast`, `samples` tells the inputs that hold samples from others, `state` gives tied
-parameters one name, `convert` turns the ATen graph into a `Program` and `numbers` what is computed from sizes, and
-`diagnose` turns whatever torch raises into a `CaptureError` naming the user's line, found by `sources`. Under a
-`precision` the model is traced as if it had been converted to another element type.
+The way: `batch` reads the example inputs, `export` runs `torch.export` on the model together with its loss, under the
+watch of `tracing`, `gradients` and `repeat`, which refuse what a graph would lose in silence, while `restore` and
+`leftovers` see that it leaves no trace in the user's objects, `regions` dissolves `no_grad` and `autocast`, `samples`
+tells the inputs that hold samples from others, `state` gives tied parameters one name, `convert` turns the ATen graph
+into a `Program` and `numbers` what is computed from sizes, and `diagnose` turns whatever torch raises into a
+`CaptureError` naming the user's line, found by `sources`. Under a `precision` the model is traced as if it had been
+converted to another element type.
 
 What is not preserved: `torch.utils.checkpoint` regions of the model are dropped (Galvatron decides on recomputation
 itself), outputs other than the loss are dropped, and counters in buffers that the loss does not read are not advanced.

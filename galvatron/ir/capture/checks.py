@@ -9,10 +9,12 @@ from __future__ import annotations
 import ast
 import dis
 import linecache
+import sys
 import types
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 
 from galvatron.ir.capture.sources import located, source_of_line
 
@@ -33,47 +35,62 @@ def passing(frame: types.FrameType) -> bool | None:
 
 
 def _value(frame: types.FrameType) -> bool | None:
-    for statement in _statements(frame.f_code.co_filename):
-        wanted = _passes_with(statement)
-        end_line = statement.test.end_lineno or statement.lineno
-        if wanted is None or not statement.lineno <= frame.f_lineno <= end_line:
-            continue
-        truths = [truth for _, truth in _conditions(statement.test, wanted)]
-        asked = _number_of_condition(frame, statement.lineno, end_line, len(truths))
-        if asked is not None:
-            return truths[asked]
-        return truths[0] if len(set(truths)) == 1 else None
-    return None
+    found = {
+        truth
+        for statement in _statements(frame.f_code.co_filename)
+        if (wanted := _passes_with(statement)) is not None and not _names_a_result_that_may_be_missing(statement.test)
+        for condition, truth in _conditions(statement.test, wanted)
+        if _is_asked(condition, frame)
+    }
+    return found.pop() if len(found) == 1 else None
 
 
-def _number_of_condition(frame: types.FrameType, first: int, last: int, count: int) -> int | None:
-    """Which of the conditions in some lines is being decided: each is one jump, in the order of the text."""
-    line, jumps = frame.f_code.co_firstlineno, []
-    for instruction in dis.get_instructions(frame.f_code):
-        line = instruction.starts_line or line
-        if "JUMP" in instruction.opname and "_IF_" in instruction.opname and first <= line <= last:
-            jumps.append(instruction.offset)
-    return next((i for i, jump in enumerate(jumps) if jump >= frame.f_lasti), None) if len(jumps) == count else None
+def _is_asked(condition: ast.expr, frame: types.FrameType) -> bool:
+    """Whether a frame is about to decide a condition: the instruction before computed what is at its end."""
+    if sys.version_info >= (3, 11):
+        code, before = frame.f_code, frame.f_lasti // 2 - 1
+        while code.co_code[2 * before] == dis.EXTENDED_ARG:
+            before -= 1
+        _, end_line, _, end_column = next(islice(code.co_positions(), before, None))
+        return (condition.end_lineno, condition.end_col_offset) == (end_line, end_column)
+    nested = any(isinstance(node, (ast.IfExp, ast.BoolOp, ast.comprehension)) for node in ast.walk(condition))
+    return not nested and condition.lineno <= frame.f_lineno <= (condition.end_lineno or condition.lineno)
 
 
 def _passes_with(statement: ast.If | ast.Assert) -> bool | None:
     """The value of its test with which a statement neither raises nor reports; None where it does something else."""
     if isinstance(statement, ast.Assert):
         return True
-    if _only_reports(statement.body):
+    if _only_raises(statement.body) or (not statement.orelse and _only_reports(statement.body)):
         return False
-    return True if statement.orelse and _only_reports(statement.orelse) else None
+    return True if _only_raises(statement.orelse) else None
+
+
+def _only_raises(body: list[ast.stmt]) -> bool:
+    return bool(body) and isinstance(body[-1], ast.Raise) and _only_reports(body[:-1])
 
 
 def _only_reports(body: list[ast.stmt]) -> bool:
-    return all(isinstance(s, ast.Raise) or (isinstance(s, ast.Expr) and _is_report(s.value)) for s in body)
+    return all(isinstance(statement, ast.Expr) and _is_report(statement.value) for statement in body)
 
 
 def _is_report(call: ast.expr) -> bool:
+    """Whether a call only says something, and what it says changes nothing as it is computed."""
     if not isinstance(call, ast.Call):
         return False
-    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-    return name in _REPORTS
+    inner = [node for node in ast.walk(call) if node is not call]
+    writes = any(isinstance(node, ast.Call) and _name_of(node).endswith("_") for node in inner)
+    return _name_of(call) in _REPORTS and not writes and not any(isinstance(node, ast.NamedExpr) for node in inner)
+
+
+def _name_of(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+def _names_a_result_that_may_be_missing(test: ast.expr) -> bool:
+    """Whether a test of several conditions, of which a later one may not be computed, assigns something (`:=`)."""
+    nodes = list(ast.walk(test))
+    return any(isinstance(n, ast.BoolOp) for n in nodes) and any(isinstance(n, ast.NamedExpr) for n in nodes)
 
 
 def _conditions(test: ast.expr, wanted: bool) -> Iterator[tuple[ast.expr, bool]]:

@@ -15,17 +15,17 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture.batch import Batch, BatchDims, read_batch
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import BatchSizeWatch, explained, quiet
-from galvatron.ir.capture.gradients import OnlyRegisteredAreTrained
+from galvatron.ir.capture.gradients import GradientsFollowTheValues, OnlyRegisteredAreTrained
+from galvatron.ir.capture.hooks import check_hooks
 from galvatron.ir.capture.leftovers import no_leftovers
 from galvatron.ir.capture.operators import check_operators
 from galvatron.ir.capture.precision import ComputeType, ProductsOfOneType, rounded
 from galvatron.ir.capture.randomness import check_randomness
 from galvatron.ir.capture.regions import dissolve_regions
-from galvatron.ir.capture.repeat import Assignments, check_assigned_buffers, check_repeats
+from galvatron.ir.capture.repeat import repeated
 from galvatron.ir.capture.restore import unchanged
 from galvatron.ir.capture.samples import find_samples
-from galvatron.ir.capture.tracing import careful_tracing
-from galvatron.ir.graph import Graph
+from galvatron.ir.capture.tracing import careful_tracing, refusing, unseeded
 from galvatron.ir.program import Program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
@@ -70,6 +70,7 @@ def capture_graph(
         CaptureError: the model cannot be captured; names the source line that is to blame.
     """
     batch = read_batch(model, example_inputs, batch_dims)
+    check_hooks(model)
     if precision is None:
         return _captured(model, batch, loss_fn, None)
     dtype = getattr(torch, TORCH_DTYPE_NAMES[precision])
@@ -86,41 +87,19 @@ def capture_graph(
 
 def _captured(model: nn.Module, batch: Batch, loss_fn: LossFunction | None, precision: str | None) -> Captured:
     dtype = None if precision is None else getattr(torch, TORCH_DTYPE_NAMES[precision])
-    assigned = Assignments()
     try:
-        exported = _exported(_Training(model, batch.constants, loss_fn, dtype, assigned), batch)
+        exported = _exported(_Training(model, batch.constants, loss_fn, dtype), batch)
         samples = find_samples(exported, batch)
     except Exception as error:
         raise explained(
             error,
-            lambda watch: _exported(_Training(model, batch.constants, loss_fn, dtype, Assignments(), watch), batch),
+            lambda watch: _exported(_Training(model, batch.constants, loss_fn, dtype, watch), batch),
             batch.size,
         ) from error
     program, constants = converted(exported, model, samples, precision)
-    graph = program.required_graph
-    if assigned.names:
-        check_assigned_buffers(model, assigned.names)
-        check_repeats(graph, _second_graph(model, batch, loss_fn, dtype, precision), assigned.names)
-    check_randomness(graph)
-    check_operators(graph)
+    check_randomness(program.required_graph)
+    check_operators(program.required_graph)
     return Captured(program, constants)
-
-
-def _second_graph(
-    model: nn.Module,
-    batch: Batch,
-    loss_fn: LossFunction | None,
-    dtype: torch.dtype | None,
-    precision: str | None,
-) -> Graph | None:
-    """What a second forward computes on what the first has assigned; None where it cannot be traced."""
-    training = _Training(model, batch.constants, loss_fn, dtype, Assignments(again=True))
-    try:
-        exported = _exported(training, batch)
-        program, _ = converted(exported, model, find_samples(exported, batch), precision)
-    except Exception:
-        return None
-    return program.graph
 
 
 class _Training(nn.Module):
@@ -135,7 +114,6 @@ class _Training(nn.Module):
         constants: Mapping[str, Any],
         loss_fn: LossFunction | None,
         dtype: torch.dtype | None,
-        assignments: Assignments,
         watch: BatchSizeWatch | None = None,
     ) -> None:
         super().__init__()
@@ -145,7 +123,6 @@ class _Training(nn.Module):
         self._loss_fn: LossFunction | None
         object.__setattr__(self, "_loss_fn", loss_fn)  # a loss that is a module is no part of the model
         self._dtype = dtype
-        self._assignments = assignments
         self._watch = watch
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -154,17 +131,22 @@ class _Training(nn.Module):
         with self._watch.watching(sizes) if self._watch else contextlib.nullcontext():
             if self._dtype is None:
                 with ProductsOfOneType():
-                    return _checked_loss(self._assignments.watched(self.model, lambda: self._loss(inputs)))
+                    return self._repeated(inputs, batch)
             with ComputeType(self._dtype, batch.values()) as compute:
-                return compute.wide(_checked_loss(self._assignments.watched(self.model, lambda: self._loss(inputs))))
+                return compute.wide(self._repeated(inputs, batch))
 
-    def _loss(self, inputs: dict[str, Any]) -> Any:
-        with OnlyRegisteredAreTrained():
+    def _repeated(self, inputs: dict[str, Any], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if self._watch:
+            return self._loss(inputs)
+        return repeated(self.model, batch.values(), lambda: self._loss(inputs))
+
+    def _loss(self, inputs: dict[str, Any]) -> torch.Tensor:
+        with refusing(), OnlyRegisteredAreTrained(), GradientsFollowTheValues(), unseeded():
             output = self.model(**inputs)
             if self._loss_fn is None:
-                return _own_loss(output)
+                return _checked_loss(_own_loss(output))
             try:
-                return self._loss_fn(output, inputs)
+                return _checked_loss(self._loss_fn(output, inputs))
             except KeyError as error:
                 raise CaptureError(
                     f"loss_fn asks the batch for {error}; it has {', '.join(map(repr, inputs))}"

@@ -1,7 +1,10 @@
-"""What is trained: the parameters of the model, and nothing that takes part in its forward or loss besides."""
+"""What is trained, and with which gradients: the parameters of the model and nothing besides, with the gradients of
+what forward computes and nothing that it does to them besides."""
 
 from __future__ import annotations
 
+import sys
+import types
 from typing import Any
 
 import torch
@@ -9,7 +12,8 @@ from torch._C._functorch import is_gradtrackingtensor
 from torch.overrides import TorchFunctionMode
 
 from galvatron.errors import CaptureError
-from galvatron.ir.capture.tracing import here, refuse_gradient, tensors_in
+from galvatron.ir.capture.sources import is_user_file
+from galvatron.ir.capture.tracing import advised, here, refuse_gradient, storage_of, tensors_in, version_of
 
 
 class OnlyRegisteredAreTrained(TorchFunctionMode):
@@ -35,3 +39,86 @@ class OnlyRegisteredAreTrained(TorchFunctionMode):
                         "submodule of the model; if it is not to be trained, use tensor.detach()"
                     )
         return result
+
+
+class GradientsFollowTheValues(TorchFunctionMode):
+    """Refuses what makes gradients others than those of the values and leaves no trace in a graph: what is frozen or
+    cut off in the middle of forward, hooks, and writes that autograd does not see.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Storages of values that have a gradient, by id: they are held so that no id is given twice.
+        self._differentiated: dict[int, torch.UntypedStorage] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        _check_attribute(func)
+        operands = tensors_in((args, kwargs))
+        with torch._C.DisableTorchFunction():
+            before = [(version_of(tensor), tensor.requires_grad) for tensor in operands]
+            self._note(operands)
+        result = func(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunction():
+            for tensor, (version, requires_grad) in zip(operands, before, strict=True):
+                if tensor.requires_grad is not requires_grad:
+                    _check_switched(tensor)
+                if version_of(tensor) != version:
+                    self._check_written(tensor)
+            self._note(tensors_in(result))
+        return result
+
+    def _note(self, tensors: list[torch.Tensor]) -> None:
+        for tensor in tensors:
+            storage = storage_of(tensor) if tensor.requires_grad else None
+            if storage is not None:
+                self._differentiated[storage._cdata] = storage
+
+    def _check_written(self, tensor: torch.Tensor) -> None:
+        if torch.is_grad_enabled() and tensor.requires_grad:
+            return
+        storage = storage_of(tensor)
+        if storage is not None and storage._cdata in self._differentiated:
+            own = "use a new tensor, and update state, such as a counter, outside of forward"
+            where = "through detach() or .data" if torch.is_grad_enabled() else "inside torch.no_grad()"
+            raise CaptureError(f"{here()}a tensor is changed in place {where}, which would be lost: {advised(own)}")
+
+
+def _check_switched(tensor: torch.Tensor) -> None:
+    """Refuses that a tensor no longer requires a gradient, or a parameter now does; others do by what is written."""
+    if not tensor.requires_grad or isinstance(tensor, torch.nn.Parameter):
+        own = (
+            "use tensor.detach() for what is to have no gradient, and torch.func.functional_call with detached "
+            "parameters for a module that one term is not to train"
+        )
+        what = "unfrozen" if tensor.requires_grad else "frozen or cut off in place"
+        raise CaptureError(f"{here()}a tensor is {what} in forward, which would be lost: {advised(own)}")
+
+
+_OF_GRADIENTS = {getattr(torch.Tensor, name): name for name in ("data", "grad", "grad_fn")}
+"""Attributes of a tensor, by their descriptors, that lead around what autograd records."""
+
+
+def _check_attribute(func: Any) -> None:
+    """Refuses that forward sets the data of a tensor, and that it asks for gradients or their functions.
+
+    Torch itself reads them too.
+    """
+    access = getattr(func, "__name__", "")
+    if access not in ("__get__", "__set__"):
+        return
+    attribute, is_set = _OF_GRADIENTS.get(func.__self__), access == "__set__"
+    if attribute is None or not (is_set or (attribute != "data" and is_user_file(_caller()))):
+        return
+    own = "write what it is to do with operations of the forward, or into the optimizer"
+    what = f"the .{attribute} of a tensor is {'set' if is_set else 'read'} in forward"
+    raise CaptureError(f"{here()}{what}, which would be lost: {advised(own)}")
+
+
+def _caller() -> str:
+    """The file from which torch was called."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    return "" if frame is None else frame.f_code.co_filename

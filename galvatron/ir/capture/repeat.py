@@ -1,35 +1,111 @@
-"""Whether a model computes in each step what it computes in the first: what forward assigns to the model and reads
-again in the next step would be lost, since a program keeps nothing but its parameters and buffers."""
+"""Whether a model computes in each step what it computes in the first.
+
+What forward leaves behind for its next call would be lost, wherever it is (an attribute, a list, an iterator, a global,
+the clock), since a program keeps nothing but its parameters and buffers. So forward is called a second time, on the
+same symbolic tensors but without tracing, which costs little: it must compute what the first call did.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import contextlib
+import io
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from unittest import mock
 
+import torch
 from torch import nn
+from torch._guards import detect_fake_mode
+from torch.fx.experimental.proxy_tensor import PreDispatchTorchFunctionMode, disable_proxy_modes_tracing
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from galvatron.errors import CaptureError
-from galvatron.ir.graph import Graph, Op
+from galvatron.ir.capture.meaning import Meaning
+from galvatron.ir.capture.sources import is_user_file, located, source_of_error
 
 
-class Assignments:
-    """What forward assigns to attributes of a model while it is traced, by name.
+def repeated(model: nn.Module, inputs: Iterable[torch.Tensor], forward: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """The result of a forward while it is traced, after seeing that a second call gives the same.
 
-    With `again` it is called a second time, on what the first call has left, and the second result is what counts.
+    Raises:
+        CaptureError: it gives something else, or forward assigns a buffer that is state of the model.
+    """
+    before = _attributes(model)
+    meaning = Meaning([*model.parameters(), *model.buffers(), *inputs])
+    with meaning, _sizes_in_words(""):
+        result = forward()
+    after = _attributes(model)
+    names = [name for name in after if name not in before or not _is_same(before[name], after[name])]
+    _check_assigned_buffers(model, names)
+    meaning.again()
+    try:
+        with _untraced(result), meaning, _sizes_in_words("0000000"):
+            again = forward()
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise _unlike(names, located(source_of_error(error))) from error
+    if meaning.of(again) != meaning.of(result):
+        raise _unlike(names, meaning.first_unlike)
+    return result
+
+
+@contextlib.contextmanager
+def _sizes_in_words(end: str) -> Iterator[None]:
+    """Inside the `with` block a symbolic size is, for the user's code, the text of the example's size with some end.
+
+    Text that only reports is as good with any end; what is computed from it tells itself by another.
     """
 
-    def __init__(self, *, again: bool = False) -> None:
-        self.again = again
-        self.names: tuple[str, ...] = ()
+    def in_words(plain: Callable[[torch.SymInt], str]) -> Callable[[torch.SymInt], str]:
+        def words(size: torch.SymInt) -> str:
+            is_shown_to_user = is_user_file(sys._getframe(1).f_code.co_filename) and size.node.has_hint()
+            return f"{size.node.hint}{end}" if is_shown_to_user else plain(size)
 
-    def watched(self, model: nn.Module, forward: Callable[[], Any]) -> Any:
-        """The result of a forward."""
-        before = _attributes(model)
-        result = forward()
-        after = _attributes(model)
-        self.names = tuple(name for name in after if name not in before or not _is_same(before[name], after[name]))
-        return forward() if self.again else result
+        return words
+
+    with (
+        mock.patch.object(torch.SymInt, "__str__", in_words(torch.SymInt.__str__)),
+        mock.patch.object(torch.SymInt, "__repr__", in_words(torch.SymInt.__repr__)),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _untraced(result: torch.Tensor) -> Iterator[None]:
+    """Forward may be called on the tensors of a trace, and adds nothing to its graph; what it says was said before."""
+    modes = _get_current_function_mode_stack()
+    mode = detect_fake_mode([result])
+    shapes = None if mode is None else mode.shape_env
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(disable_proxy_modes_tracing())
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        if shapes is not None:
+            stack.enter_context(shapes.ignore_fresh_unbacked_symbols())
+        for _ in modes:
+            stack.callback(_push_mode, _pop_mode())
+        for mode in modes:
+            _push_mode(_Unrecorded() if isinstance(mode, PreDispatchTorchFunctionMode) else mode)
+            stack.callback(_pop_mode)
+        yield
+
+
+class _Unrecorded(PreDispatchTorchFunctionMode):
+    """In the place of the mode that records the switches of `torch.no_grad()`: torch looks for one of its class."""
+
+    def __init__(self) -> None:
+        TorchFunctionMode.__init__(self)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast):
+            return None  # they are for the record: torch switches autocast besides
+        return func(*args, **(kwargs or {}))
 
 
 def _attributes(model: nn.Module) -> dict[str, Any]:
@@ -54,12 +130,8 @@ def _is_same(before: Any, after: Any) -> bool:
     return before is after or (is_plain and before == after)
 
 
-def check_assigned_buffers(model: nn.Module, names: tuple[str, ...]) -> None:
-    """Refuses new values for buffers that belong to the model's state.
-
-    Raises:
-        CaptureError: names the buffer.
-    """
+def _check_assigned_buffers(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuses new values for buffers that belong to the model's state."""
     kept = model.state_dict(keep_vars=True).keys()
     for name in names:
         if name in kept:
@@ -69,25 +141,13 @@ def check_assigned_buffers(model: nn.Module, names: tuple[str, ...]) -> None:
             )
 
 
-def check_repeats(first: Graph, again: Graph | None, names: tuple[str, ...]) -> None:
-    """Refuses a model whose second forward computes something else than its first.
-
-    Raises:
-        CaptureError: names what it assigns.
-    """
-    known: dict[object, int] = {}
-    if again is None or _numbers(first, known) != _numbers(again, known):
-        raise CaptureError(
-            f"the model assigns {', '.join(map(repr, names[:5]))} in forward and reads it in the next step, which "
-            "would be lost: keep it constant, or give it as an input of the batch"
+def _unlike(names: list[str], where: str) -> CaptureError:
+    """For a second forward that is unlike the first; `names` of what it assigns, `where` it is the first to be so."""
+    if names:
+        what = f"the model assigns {', '.join(map(repr, names[:5]))} in forward and reads it in the next step, which"
+    else:
+        what = (
+            "a second forward computes something else than the first: it reads what changes from step to step (a "
+            "counter, an iterator, the clock, random numbers that are not torch's), or the batch size as text, which"
         )
-
-
-def _numbers(graph: Graph, known: dict[object, int]) -> tuple[int, ...]:
-    """The outputs as numbers: equal ones for what is computed alike from the same inputs and state."""
-    numbers = {v.name: known.setdefault(v.name, len(known)) for v in (*graph.inputs, *graph.state)}
-    for op in graph.ops:
-        alike: Op = replace(op.map_refs(lambda name: str(numbers[name])), results=())
-        for position, value in enumerate(op.results):
-            numbers[value.name] = known.setdefault((alike, position, value.type), len(known))
-    return tuple(numbers[name] for name in graph.outputs)
+    return CaptureError(f"{where}{what} would be lost: keep it constant, or give it as an input of the batch")

@@ -1,4 +1,4 @@
-"""While a model is traced: every op remembers its line, and gradients of the user's own making are refused."""
+"""While a model is traced: every op remembers its line, and what would be lost of it in silence is refused."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from unittest import mock
 
 import torch
 from torch._decomp import decomposition_table
+from torch._functorch.autograd_function import custom_function_call
+from torch.autograd.function import _SingleLevelFunction
+from torch.autograd.graph import saved_tensors_hooks
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.proxy import TracerBase
 from torch.utils import _pytree as pytree
@@ -43,12 +46,16 @@ def careful_tracing() -> Iterator[None]:
     with contextlib.ExitStack() as patches:
         if hasattr(TracerBase, "_filter_traceback_frames"):
             patches.enter_context(mock.patch.object(TracerBase, "_filter_traceback_frames", _innermost_user_frame))
-        patches.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(_apply)))
+        patches.enter_context(mock.patch.object(_SingleLevelFunction, "apply", classmethod(_apply), create=True))
+        patches.enter_context(mock.patch.object(torch.autograd.function, "custom_function_call", _apply_mapped))
         patches.enter_context(mock.patch.object(torch.Tensor, "register_hook", _register_hook))
+        patches.enter_context(mock.patch.object(saved_tensors_hooks, "__enter__", _hook_saved_tensors))
         patches.enter_context(mock.patch.object(torch.Tensor, "__bool__", _truth_of_tensor))
         patches.enter_context(mock.patch.object(torch.SymBool, "__bool__", _truth_of_symbol))
         patches.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", refuse_gradient))
         patches.enter_context(mock.patch.object(builtins, "len", _length))
+        # Modes see what this makes.
+        patches.enter_context(mock.patch.object(torch, "from_numpy", lambda array: torch.tensor(array)))
         patches.enter_context(mock.patch.object(math, "sqrt", _root))
         patches.enter_context(mock.patch.dict(decomposition_table))
         for op in _MISREAD_LOSSES:
@@ -77,20 +84,37 @@ def _innermost_user_frame(_: TracerBase, frames: traceback.StackSummary) -> trac
     return traceback.StackSummary.from_list(innermost)
 
 
-_apply_function = torch.autograd.Function.__dict__["apply"].__func__
-
-
 def _apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+    """Stands where every `apply` of a function leads, also one that was bound long before (`clip = Clip.apply`)."""
     if cls is CheckpointFunction:
         function, _preserve_random_state, *inputs = args
         return function(*inputs)
-    if cls.__module__.partition(".")[0] == "torch":
-        return _apply_function(cls, *args, **kwargs)
+    differentiates = torch.is_grad_enabled() and any(t.requires_grad for t in tensors_in((args, kwargs)))
+    if _is_of_torch(cls) or not differentiates:
+        return super(_SingleLevelFunction, cls).apply(*args, **kwargs)  # type: ignore[misc]  # that of its base in C
+    raise _own_backward(cls)
+
+
+_plain_mapped_call = custom_function_call
+
+
+def _apply_mapped(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+    """As `_apply`, inside `torch.vmap` and the like, where no tensor says whether it needs a gradient."""
+    if _is_of_torch(cls):
+        return _plain_mapped_call(cls, *args, **kwargs)
+    raise _own_backward(cls)
+
+
+def _is_of_torch(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "torch"
+
+
+def _own_backward(cls: type[torch.autograd.Function]) -> CaptureError:
     own = (
         "write it with operations that torch differentiates, such as x + (f(x) - x).detach() for a function that "
         "passes gradients straight through"
     )
-    raise CaptureError(
+    return CaptureError(
         f"{here()}the autograd function {cls.__name__} has a backward of its own, which would be lost: {advised(own)}"
     )
 
@@ -98,6 +122,59 @@ def _apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any
 def _register_hook(_: torch.Tensor, hook: Any) -> Any:
     own = "write it with operations of the forward"
     raise CaptureError(f"{here()}a hook on a gradient would be lost: {advised(own)}")
+
+
+_refusals: list[Exception] = []
+"""What was refused of a forward, which may catch it (`try: ... except Exception: ...`) and go on."""
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """A refusal inside the `with` block is raised at its end, if what was refused has caught it."""
+    plain = CaptureError.__init__
+
+    def remembered(error: CaptureError, *args: Any) -> None:
+        plain(error, *args)
+        _refusals.append(error)
+
+    try:
+        with mock.patch.object(CaptureError, "__init__", remembered):
+            yield
+        if _refusals:
+            raise _refusals[0]
+    finally:
+        _refusals.clear()
+
+
+@contextlib.contextmanager
+def unseeded() -> Iterator[None]:
+    """Inside the `with` block nothing may seed torch's random numbers, or set them back."""
+    with mock.patch.object(torch.random, "default_generator", _Unseeded()):
+        yield
+
+
+class _Unseeded:
+    """Torch's default generator, as far as it is read."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("manual_seed", "seed", "set_state"):
+            own = "draw without a seed, or make fixed random numbers once, as a buffer of the model"
+            raise CaptureError(
+                f"{here()}random numbers are seeded or set back in forward, which would be lost: {advised(own)}"
+            )
+        return getattr(torch.default_generator, name)
+
+
+_plain_hook_saved_tensors = saved_tensors_hooks.__enter__
+
+
+def _hook_saved_tensors(hooks: saved_tensors_hooks) -> None:
+    """Those of torch's own that keep values as they are (a checkpoint, a copy on the CPU) do not matter."""
+    if type(hooks) is not saved_tensors_hooks and _is_of_torch(type(hooks)):
+        _plain_hook_saved_tensors(hooks)
+        return
+    own = "leave them out: Galvatron itself decides what is kept for the backward"
+    raise CaptureError(f"{here()}hooks on saved tensors would be lost: {advised(own)}")
 
 
 def refuse_gradient(*_: Any, **__: Any) -> Any:
@@ -111,11 +188,14 @@ def _truth(plain: Callable[[Any], bool]) -> Callable[[Any], bool]:
     def truth(value: Any) -> bool:
         try:
             return plain(value)
-        except GuardOnDataDependentSymNode:
-            asking = sys._getframe(1)  # torch checks values too, in its functions of Python
-            frame = asking if asking.f_globals.get("__name__", "").startswith("torch.nn.") else user_frame()
-            passes = None if frame is None else passing(frame)
+        except GuardOnDataDependentSymNode as error:
+            frame = sys._getframe(1)  # what asks for the truth of a value or of a symbol
+            checks_itself = frame.f_globals.get("__name__", "").startswith("torch.nn.")
+            if not is_user_file(frame.f_code.co_filename) and not checks_itself:
+                raise
+            passes = passing(frame)
             if passes is None:
+                _refusals.append(error)
                 raise
             return passes
 
@@ -136,9 +216,27 @@ def _root(value: Any) -> Any:
     return torch.sym_sqrt(value) if isinstance(value, (torch.SymInt, torch.SymFloat)) else _plain_root(value)
 
 
+def _from_numpy(array: Any) -> torch.Tensor:
+    """As a function of torch that modes see."""
+    return torch.tensor(array)
+
+
 def tensors_in(tree: Any) -> list[torch.Tensor]:
     """The tensors among arguments or results, however nested."""
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def storage_of(tensor: torch.Tensor) -> torch.UntypedStorage | None:
+    """Where a tensor has its values, which its views share; None where torch does not say."""
+    try:
+        return tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):  # inside of torch.vmap
+        return None
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """How often a tensor was changed in place; inference tensors do not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def here() -> str:

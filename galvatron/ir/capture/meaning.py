@@ -1,0 +1,142 @@
+"""What forward computes, told apart by numbers: equal ones for what is computed alike from the same tensors."""
+
+from __future__ import annotations
+
+import random
+import sys
+import types
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
+
+from galvatron.errors import CaptureError
+from galvatron.ir.capture.sources import is_user_file
+from galvatron.ir.capture.tracing import advised, here, storage_of, tensors_in, version_of
+
+
+class Meaning(TorchFunctionMode):
+    """Numbers the results of torch's functions inside the `with` block, which may be entered a second time.
+
+    The number of a result says which function made it, and of what. Sizes count as those of the example.
+
+    Attributes:
+        first_unlike: the head of an error message about the first call of the second time that the first did not have.
+    """
+
+    def __init__(self, leaves: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self._is_second = False
+        self.first_unlike = ""
+        self._known: dict[Hashable, int] = {}
+        # By id; tensors and storages are held, so that no id is given twice.
+        self._numbers: dict[int, tuple[torch.Tensor, int]] = {}
+        self._writes: dict[int, tuple[torch.UntypedStorage, int]] = {}
+        self._generators = _generators()
+        self._leaves = list(leaves)
+        for position, leaf in enumerate(self._leaves):
+            self._numbers[id(leaf)] = (leaf, self._number(("leaf", position)))
+
+    def again(self) -> None:
+        """The second time begins. What the first wrote into leaves counts as undone, and is looked at elsewhere."""
+        self._is_second = True
+        for leaf in self._leaves:
+            storage = storage_of(leaf)
+            if storage is not None:
+                self._writes.pop(storage._cdata, None)
+
+    def of(self, tensor: torch.Tensor) -> Hashable:
+        """What a tensor means: how it was computed, and what was written into it."""
+        if id(tensor) not in self._numbers:
+            self._numbers[id(tensor)] = (tensor, self._number(("other", *_content(tensor))))
+        storage = storage_of(tensor) if self._writes else None
+        written = None if storage is None else self._writes.get(storage._cdata)
+        return self._numbers[id(tensor)][1], None if written is None else written[1]
+
+    def __torch_function__(
+        self, func: Any, _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if _is_inside_of_tracing():
+            return func(*args, **(kwargs or {}))
+        operands = tensors_in((args, kwargs))
+        with torch._C.DisableTorchFunction():
+            versions = [version_of(tensor) for tensor in operands]
+        result = func(*args, **(kwargs or {}))
+        results = tensors_in(result)
+        with torch._C.DisableTorchFunction():
+            written = [t for t, version in zip(operands, versions, strict=True) if version_of(t) != version]
+            if results or written:
+                call = self._number((func, self._described(args), self._described(kwargs or {})))
+                self._note(call, [t for t in results if not any(t is operand for operand in operands)], written)
+        return result
+
+    def _note(self, call: int, results: list[torch.Tensor], written: list[torch.Tensor]) -> None:
+        if not self._is_second:
+            self._check_generators()
+        for tensor in written:
+            storage = storage_of(tensor)
+            if storage is not None:
+                before = self._writes.get(storage._cdata, (storage, -1))[1]
+                self._writes[storage._cdata] = (storage, self._number(("write", call, before)))
+        for position, tensor in enumerate(results):
+            self._numbers[id(tensor)] = (tensor, self._number(("result", call, position)))
+
+    def _number(self, key: Hashable) -> int:
+        if self._is_second and not self.first_unlike and key not in self._known:
+            self.first_unlike = here()
+        return self._known.setdefault(key, len(self._known))
+
+    def _described(self, value: Any) -> Hashable:
+        """An argument of a function, as far as it decides on the result."""
+        if isinstance(value, torch.Tensor):
+            return self.of(value)
+        if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            return repr(value.node.hint) if value.node.has_hint() else "unknown"
+        if isinstance(value, (list, tuple)):
+            return tuple(map(self._described, value))
+        if isinstance(value, Mapping):
+            return tuple((repr(key), self._described(item)) for key, item in value.items())
+        if isinstance(value, slice):
+            return self._described((value.start, value.stop, value.step))
+        if value is None or isinstance(value, (bool, int, float, complex, str, torch.dtype)):
+            return repr(value)
+        if hasattr(value, "tobytes"):  # numbers of numpy
+            return str(getattr(value, "dtype", "")), getattr(value, "shape", ()), value.tobytes()
+        return type(value).__name__
+
+    def _check_generators(self) -> None:
+        if self._generators != _generators():
+            own = "draw them with torch, as in torch.rand, and choose by torch.where"
+            raise CaptureError(
+                f"{here()}here or shortly before, random numbers are drawn from the generator of Python or of numpy, "
+                f"which would be the same in every step: {advised(own)}"
+            )
+
+
+def _is_inside_of_tracing() -> bool:
+    """Whether torch calls its own function while it traces one, which is another one the second time."""
+    frame: types.FrameType | None = sys._getframe(2)
+    while frame is not None and not is_user_file(frame.f_code.co_filename):
+        if frame.f_code.co_name == "__torch_dispatch__":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _content(tensor: torch.Tensor) -> tuple[Hashable, ...]:
+    """What is known of a tensor that comes from nowhere: its values, if it has any."""
+    if type(tensor) is torch.Tensor and tensor.device.type == "cpu" and storage_of(tensor) is not None:
+        with _disable_current_modes():
+            return tuple(tensor.shape), tensor.dtype, str(tensor.detach().flatten().tolist())
+    return tensor.dim(), tensor.dtype
+
+
+def _generators() -> Hashable:
+    """The states of the global random generators of Python, and of numpy if it is in use."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return random.getstate()
+    kind, key, *rest = numpy.random.get_state()
+    return random.getstate(), kind, key.tobytes(), *rest
