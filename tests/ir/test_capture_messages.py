@@ -126,10 +126,16 @@ def test_what_is_wrong_and_what_to_do(function: Any) -> None:
 def test_a_tensor_attribute_that_forward_writes() -> None:
     def written(m: Any, h: Tensor, y: Tensor) -> Tensor:
         m.seen.add_(1)
-        return (h * m.seen).mean()
+        return h.mean()
 
     assert "'seen' is written in place in forward" in refusal(written)
     assert "register it as a buffer" in refusal(written)
+
+    def read(m: Any, h: Tensor, y: Tensor) -> Tensor:
+        m.seen.add_(1)
+        return (h * m.seen).mean()
+
+    assert "`m.seen.add_(1)`: a second forward computes something else" in refusal(read)
 
 
 def test_what_is_read_through_data() -> None:

@@ -157,12 +157,21 @@ class _Unseeded:
     """Torch's default generator, as far as it is read."""
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("manual_seed", "seed", "set_state"):
+        if name in ("manual_seed", "seed", "set_state") and not _compiling(sys._getframe(1)):
             own = "draw without a seed, or make fixed random numbers once, as a buffer of the model"
             raise CaptureError(
                 f"{here()}random numbers are seeded or set back in forward, which would be lost: {advised(own)}"
             )
         return getattr(torch.default_generator, name)
+
+
+def _compiling(frame: types.FrameType | None) -> bool:
+    """Whether torch's compiler asks, which puts the generators back where they were (`torch.cond` calls it)."""
+    while frame is not None and not is_user_file(frame.f_code.co_filename):
+        if frame.f_globals.get("__name__") in ("torch._dynamo.convert_frame", "torch._dynamo.utils"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 _plain_hook_saved_tensors = saved_tensors_hooks.__enter__
