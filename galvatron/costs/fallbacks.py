@@ -1,6 +1,6 @@
 """What sharding left whole: ops that every rank of a mesh axis runs at full size, why, and what that costs.
 
-Which ops are whole on an axis, and why, is what the partitioner decided (`sharding.decisions`). Partial sums do not
+Which ops are whole on an axis, and why, is what the partitioner decided (`partition.decisions`). Partial sums do not
 make an op less work: a `cumsum` of padded shards runs on every rank at the size of the whole.
 
 Seconds are those of the cost model: every op is run by itself on fake tensors (`profile_graph`), at the plan's

@@ -369,7 +369,7 @@ def _coupling(
         whole.update(layer.results if once else ())
         # Of the inputs a layer that runs once reads all samples.
         given = tuple(SAME if once and isinstance(states[name], Along) else states[name] for name in layer.operands)
-        key = layer.cls, graph.inputs, given, once
+        key = layer.cls, seen.samples, given, once
         if key not in flows:
             flows[key] = flow(graph, dict(zip((v.name for v in graph.inputs), given, strict=True)), once=once)
         if problem := _problem(graph, flows[key]):
@@ -378,9 +378,17 @@ def _coupling(
         states.update(zip(layer.results, made, strict=True))
     if states[output] is SUM:
         return None
-    last = next(layer.cls for layer in layers if output in layer.results)
-    made_by = next(cls.graph.ops[-1] for cls in classes if cls.name == last)
-    return Coupling(made_by, "makes a loss that every micro-batch would add once more")
+    return Coupling(_maker(classes, layers, output), "makes a loss that every micro-batch would add once more")
+
+
+def _maker(classes: tuple[LayerClass, ...], layers: tuple[Layer, ...], output: str) -> Op:
+    """The op that makes the loss; before it is summed up, where it is in a local graph."""
+    layer = next(layer for layer in layers if output in layer.results)
+    graph = next(cls.graph for cls in classes if cls.name == layer.cls)
+    op = graph.producers[graph.outputs[layer.results.index(output)]]
+    while op.namespace == "comm" and op.operands[0] in graph.producers:
+        op = graph.producers[op.operands[0]]
+    return op
 
 
 def _collected_problem(graph: Graph, given: list[Spread], layer: Layer, whole: set[str]) -> Coupling | None:

@@ -121,7 +121,7 @@ def with_plan(program: Program, plan: Plan | PlanShorthand) -> Program:
 
 
 def fitted(plan: Plan | PlanShorthand, program: Program, world_size: int, global_batch_size: int) -> Plan:
-    """The plan, or what a shorthand means, for a program (clustered or later), world size and batch.
+    """The plan, or what a shorthand means, for a program (clustered to planned), world size and batch.
 
     Of ties it says what the plan leaves out: kept in parts where all their layers would keep them so, whole otherwise.
 
@@ -266,7 +266,7 @@ def balanced(weights: Sequence[float], parts: int) -> list[int]:
 
 
 def check(plan: Plan, program: Program, world_size: int, global_batch_size: int) -> None:
-    """Checks that a plan can be executed for this program (clustered or later), world size and batch.
+    """Checks that a plan can be executed for this program (clustered to planned), world size and batch.
 
     Raises:
         PlanError: says what does not fit and what to do.

@@ -69,7 +69,7 @@ PARTS = {
     "plan": Part(Form.PLANNED, Form.STAGED, Form.STAGED),
     "stages": Part(Form.SHARDED, Form.STAGED, Form.STAGED),
 }
-"""What a form promises: the fields of a `Program` that it has, and no other form."""
+"""What forms promise: which of them have a field of a `Program`, and which may still. All others leave it empty."""
 
 
 @dataclass(frozen=True)

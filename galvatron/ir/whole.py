@@ -138,7 +138,8 @@ def _seen_whole(cls: LayerClass, samples: Dim) -> Graph:
 
 
 def _counted(arg: Arg) -> Arg:
-    """An argument seen whole: the samples of a rank are those of all."""
+    """An argument seen whole: the samples of a rank are those of all. (Sizes among arguments are `B` whatever the
+    results have; who reads them knows from the operator which are sizes of its results.)"""
     if isinstance(arg, tuple):
         return tuple(map(_counted, arg))
     return _size(arg, BATCH) if isinstance(arg, sympy.Expr) else arg
