@@ -6,6 +6,7 @@ Each relies on those above it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -118,7 +119,7 @@ def covers(plan: Plan, counts: list[int]) -> Iterator[Problem]:
     """The plan has one strategy for each of so many layers: in each stage if there is a count for each, else in all."""
     found = [len(stage) for stage in plan.stages] if len(counts) > 1 else [len(plan.strategies)]
     if found != counts:
-        has, wanted = (" + ".join(map(str, numbers)) for numbers in (found, counts))
+        has, wanted = (" + ".join(map(str, each)) for each in (found, counts))
         told = f"the plan has strategies for {has} layers, but the program has {wanted}; search a plan for this program"
         yield ("plan",), told
 
@@ -130,12 +131,12 @@ def ties(plan: Plan, names: Sequence[str], tied: Mapping[str, Sequence[int]]) ->
         names: of the layers.
         tied: of each tie its layers, by position.
     """
-    given = [name for name, _ in plan.ties]
-    for name in dict.fromkeys(given):
+    given = Counter(name for name, _ in plan.ties)
+    for name, times in given.items():
         if name not in tied:
             known = did_you_mean(name, tied) if tied else "no layers of the program share parameters"
             yield ("plan", "tie", name), f"there is no tie {name!r} of parameters that layers share; {known}"
-        elif given.count(name) > 1:
+        elif times > 1:
             yield ("plan", "tie", name), f"the plan says twice how the tie {name!r} is kept"
     if missing := [name for name in tied if name not in given]:
         told = f"the plan does not say how the tie {missing[0]!r} is kept; such as: tie {missing[0]} = whole"

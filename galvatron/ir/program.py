@@ -299,6 +299,14 @@ class Program:
         return tuple(layer for _, layers in self.layer_groups for layer in layers)
 
     @cached_property
+    def layers_of(self) -> dict[str, tuple[Layer, ...]]:
+        """The layers that call a class, in order, by its name; those of a class that no layer calls are none."""
+        found: dict[str, list[Layer]] = {cls.name: [] for cls in self.classes}
+        for layer in self.all_layers:
+            found.setdefault(layer.cls, []).append(layer)
+        return {name: tuple(layers) for name, layers in found.items()}
+
+    @cached_property
     def batched(self) -> frozenset[str]:
         """Names of the inputs that hold samples: `B` is their dim 0."""
         return frozenset(v.name for v in self.inputs if v.type.shape[:1] == (BATCH,))

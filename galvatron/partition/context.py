@@ -100,7 +100,7 @@ class Partitioner:
         formals = self._gradients.formals
         borders: dict[str, Border] = {}
         for cls in program.classes:
-            layers = [layer for layer in program.all_layers if layer.cls == cls.name]
+            layers = program.layers_of[cls.name]
             trainable = {
                 formal.name
                 for layer in layers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,13 @@ import pytest
 
 from galvatron.errors import ParseError, VerifyError, did_you_mean
 from galvatron.ir import limits
-from galvatron.ir.graph import Graph, Source
+from galvatron.ir.graph import Graph, Op, Ref, Source, Value
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import State
 from galvatron.ir.text import parse_graph, parse_program, print_program
 from galvatron.ir.text.arguments import parse_expression
 from galvatron.ir.types import TensorType
-from galvatron.ir.verify import verify
+from galvatron.ir.verify import computed, verify
 from galvatron.passes.frontend.fuse import Fuse, constants
 from tests.ir.programs import around, captured, clustered, planned
 
@@ -189,29 +190,49 @@ def test_what_would_take_for_ever_is_refused(text: str) -> None:
         Plan.from_json(text) if text.startswith('"') else parse_graph(text)
 
 
-TOO_MANY = {
-    "unbind": ("%y = aten.unbind.int(%x)", "1099511627776 pieces"),
-    "a copy of unbind": ("%y = aten.unbind_copy.int(%x)", "1099511627776 pieces"),
+TOO_MANY: dict[str, tuple[str, str] | tuple[str, str, str | None]] = {
+    "unbind": ("%y = aten.unbind.int(%x)", "1099511627776 pieces", "gives 0 results here, not 1"),
+    "a copy of unbind": ("%y = aten.unbind_copy.int(%x)", "1099511627776 pieces", "0 pieces, not 1"),
     "chunk": ("%y = aten.chunk.default(%x, 1099511627776)", "1099511627776 pieces, not 1"),
     "sections": ("%y = aten.tensor_split.sections(%x, 1099511627776)", "1099511627776 pieces, not 1"),
     "sections of columns": ("%y = aten.hsplit.int(%x, 1099511627776)", "1099511627776 pieces, not 1"),
-    "parts": ("%y = aten.unsafe_split.Tensor(%x, 2)", "549755813888 pieces, not 1"),
+    "unsafe chunk": ("%y = aten.unsafe_chunk.default(%x, 1099511627776)", "1099511627776 pieces, not 1"),
+    "parts": ("%y = aten.unsafe_split.Tensor(%x, 2)", "549755813888 pieces, not 1", None),
+    "ends": (f"%y = aten.tensor_split.indices(%x, [{', '.join(['0'] * 5000)}])", "5001 pieces, not 1"),
+    "ends of columns": (f"%y = aten.hsplit.array(%x, [{', '.join(['0'] * 5000)}])", "5001 pieces, not 1"),
+    "sizes of unsafe parts": (
+        f"%y = aten.unsafe_split_with_sizes.default(%x, [{', '.join(['0'] * 5000)}])", "5000 pieces, not 1",
+    ),
     "repeats": (f"%y = aten.repeat.default(%x, [{', '.join(['1'] * 5000)}])", "5000 numbers; there may be 128"),
     "shifts": (f"%y = aten.roll.default(%x, [{', '.join(['1'] * 5000)}])", "5000 numbers; there may be 128"),
     "differences": ("%y = aten.diff.default(%x, 1099511627770)", "asks for 1099511627770 rounds; there may be 64"),
     "combinations": ("%y = aten.combinations.default(%x, 65)", "asks for 65 rounds"),
     "a chain": (f"%y = aten.linalg_multi_dot.default([{', '.join(['%x'] * 65)}])", "asks for 65 rounds"),
-}
+}  # fmt: skip
+"""An op, why it is refused, and why where its operand is empty if that is not the same; None if it is run there."""
 
 
+@pytest.mark.parametrize("size", [1099511627776, 0])
 @pytest.mark.parametrize("name", TOO_MANY)
-def test_an_op_that_gives_or_goes_over_too_much_is_not_run(name: str) -> None:
-    line, message = TOO_MANY[name]
-    graph = parse_graph(
-        f"galvatron ir 1\ngraph {{\n  input %x : f32[1099511627776]\n  {line} : f32[]\n  return %y\n}}\n"
-    )
-    with pytest.raises(VerifyError, match=message):
+def test_an_op_that_gives_or_goes_over_too_much_is_not_run(
+    name: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line, *messages = TOO_MANY[name]
+    message = messages[0] if size else messages[-1]
+    graph = parse_graph(f"galvatron ir 1\ngraph {{\n  input %x : f32[{size}]\n  {line} : f32[]\n  return %y\n}}\n")
+    run: list[str] = []
+    monkeypatch.setattr(computed, "computed_types", lambda op, *_: run.append(op.target))
+    with nullcontext() if message is None else pytest.raises(VerifyError, match=message):
         verify(around(graph))
+    assert bool(run) == (message is None)
+
+
+def test_results_of_many_types_are_told_by_a_few() -> None:
+    results = tuple(Value(f"y{i}", TensorType("f32", (2,))) for i in range(1000))
+    op = Op("aten.tensor_split.sections", (Ref("x"), 1000), (), results)
+    problem = computed.computed_problem(op, {"x": TensorType("f32", (1000,))})
+    assert problem.count("f32[1]") == problem.count("f32[2]") == 5
+    assert problem.count("… (1000 in all)") == 2
 
 
 @pytest.mark.parametrize(
@@ -222,10 +243,14 @@ def test_an_op_that_gives_or_goes_over_too_much_is_not_run(name: str) -> None:
         "%y, %z, %u, %v = aten.chunk.default(%x, 5) : f32[2], f32[2], f32[2], f32[1]",
         "%y, %z = aten.tensor_split.sections(%x, 2) : f32[4], f32[3]",
         "%y, %z = aten.unsafe_split.Tensor(%x, 4) : f32[4], f32[3]",
+        "%y, %z = aten.tensor_split.indices(%x, [4]) : f32[4], f32[3]",
+        "%y, %z = aten.unsafe_split_with_sizes.default(%x, [4, 3]) : f32[4], f32[3]",
+        "%y, %z, %u = aten.chunk.default(%x, 3) : f32[0], f32[0], f32[0]",
+        "%y = aten.unsafe_split.Tensor(%x, 4) : f32[0]",
         "%y = aten.diff.default(%x) : f32[6]",
     ],
 )
 def test_as_many_as_there_are(line: str) -> None:
-    x = "f32[7, B]" if "B" in line else "f32[7]"
+    x = "f32[7, B]" if "B" in line else "f32[0]" if "f32[0]" in line else "f32[7]"
     lines = (f"input %x : {x}", line, "%l = aten.sum.default(%y) : f32[]", "return %l")
     verify(around(parse_graph("galvatron ir 1\ngraph {\n" + "".join(f"  {line}\n" for line in lines) + "}\n")))

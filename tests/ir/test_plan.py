@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from galvatron.errors import ParseError, PlanError, StrategyError
+from galvatron.ir import plan_rules
 from galvatron.ir.cost import ClassCost
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.plan import Plan
@@ -285,6 +286,27 @@ def test_check_refuses_what_belongs_elsewhere() -> None:
         check(plan, program, 4, 6)
     with pytest.raises(PlanError, match="unknown schedule '1f1c'"):
         check(replace(plan, schedule="1f1c"), program, 4, 8)
+
+
+class Counted(str):
+    """A name that counts how often it is compared with another."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return super().__eq__(other)
+
+    __hash__ = str.__hash__
+
+
+def test_ties_are_not_compared_with_one_another() -> None:
+    plan = resolve(chain([1, 1]), "pp2/m2/dp2", 8, 4)
+    names = [Counted(f"tie{i}") for i in range(500)]
+    told = dict.fromkeys((str(name) for name in names), [0, 1])
+    before = Counted.compared
+    assert not list(plan_rules.ties(replace(plan, ties=tuple((name, None) for name in names)), ["a", "b"], told))
+    assert Counted.compared - before < 10 * len(names)
 
 
 def test_stages_are_balanced_by_cost() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from galvatron.errors import ParseError, PlanError
+from galvatron.ir import records
 from galvatron.ir.records import fields_of, read_members
 from galvatron.ir.text.records import read_record, record_lines
 from galvatron.ir.text.scanner import Scanner
@@ -109,6 +110,17 @@ def test_json_is_refused_by_name(changed: dict[str, object], message: str) -> No
     with pytest.raises(PlanError) as caught:
         read_members(Outer, members(**changed), "outer", PlanError)
     assert message in str(caught.value)
+
+
+def test_a_long_table_is_gone_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[object] = []
+    monkeypatch.setattr(records, "is_text", lambda value: checked.append(value) or True)
+    names = [f"a{i}" for i in range(300)]
+    entries = "\n".join(f"  rates.{name} = 1.0" for name in names)
+    text = TEXT.replace("  rates.f32 = 1.5\n  rates.bf16 = 3.0", entries)
+    read = read_record(Scanner(text), Outer)
+    assert read == dataclasses.replace(RECORD, rates=tuple((name, 1.0) for name in names))
+    assert [value for value in checked if value in names] == names
 
 
 def test_a_size_may_depend_on_the_batch() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import sympy
 
+import galvatron.ir.verify as verifier
 from galvatron.errors import VerifyError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Graph, Op, Ref, Value
@@ -530,7 +532,7 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
             "head gives as the loss %loss what it is given", "layer    head",
         ),
     ],
-    "origins": [
+    "copies-say-what-they-are": [
         (
             with_layer(clustered(), "mask", origin=("mask",)),
             "mask is a copy or a conversion, but a clustered program has none", "preamble mask",
@@ -541,16 +543,32 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         ),
         (with_layer(sharded(), "mask@1", origin=("mask", "n")), "has 1 results, of 2 values", "mask@1"),
         (
-            with_layer(sharded(), "block_1", kind=LayerKind.CONVERSION, origin=("h1",)),
-            "the conversion block_1 takes one value to another layout", "block_1",
-        ),
-        (
             with_layer(sharded(), "mask@1", origin=("h1",)),
             "mask@1 is a copy of %h1, which is made once", "mask@1",
+        ),
+    ],
+    "conversions-change-layout-only": [
+        (
+            with_layer(sharded(), "block_1", kind=LayerKind.CONVERSION, origin=("h1",)),
+            "the conversion block_1 takes one value to another layout", "block_1",
         ),
         (converted("aten.neg.default"), "the conversion moved computes something", "moved"),
         (converted(origin="h1"), "the conversion moved reads %h2, which is not %h1", "moved"),
         (converted(base="block"), "moved is a conversion, but @move was sharded from @block", "moved"),
+        (
+            with_class(sharded(), f"mask{SUFFIX}", base=""),
+            f"mask is a preamble, but @mask{SUFFIX} was sharded from no class", "preamble mask",
+        ),
+    ],
+    "shared-layers-are-one": [
+        (
+            with_layer(two_masks(), "mask@1", origin=("mask@1",)),
+            "mask@1 computes %mask@1 otherwise than another stage", "preamble mask@1",
+        ),
+        (
+            with_class(two_masks(), "other", base="block"),
+            "mask@1 computes %mask otherwise than another stage", "preamble mask@1",
+        ),
     ],
     "epilogue-ends": [
         (
@@ -564,6 +582,11 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
     ],
     "costs-present": [(with_class(costed(), "head", cost=None), "@head has no cost", "class @head")],
     "candidates-fit": [
+        (replace(with_candidates(), candidates=(Candidates(0, "head", (STRATEGY,)),)), "is at least 1, not 0", "pp0"),
+        (
+            replace(with_candidates(), cluster=None, candidates=(Candidates(2, "head", (TP8, STRATEGY)),)),
+            "strategies use [8, 16] devices in all; those of one list use the same number", "pp2",
+        ),
         (replace(with_candidates(), candidates=(Candidates(2, "hed", ()),)), "unknown class @hed", "pp2 @hed"),
         (replace(with_candidates(), candidates=(Candidates(1, "head", (Strategy.parse("dp4"),)),)), "use [4]", "pp1"),
         (replace(with_candidates(), candidates=with_candidates().candidates * 2), "a second list", "pp2 @embedding"),
@@ -822,6 +845,46 @@ def test_every_rule_has_a_broken_example_and_a_meaning() -> None:
     assert set(BROKEN) == {rule.name for rule in RULES}
     assert all(BROKEN.values())
     assert all(rule.meaning.endswith(".") and rule.forms for rule in RULES)
+
+
+def apart(program: Program) -> Program:
+    """Every block calls a class of its own."""
+    copies: list[LayerClass] = []
+    for layer in program.all_layers:
+        if layer.name.startswith("block_"):
+            copies.append(replace(program.class_of[layer.cls], name=f"{layer.name}.alone"))
+            program = with_layer(program, layer.name, cls=copies[-1].name)
+    others = (cls for cls in program.classes if not cls.name.startswith("block"))
+    return replace(program, classes=(*others, *copies))
+
+
+@pytest.mark.parametrize("form", ["clustered", "sharded", "staged"])
+def test_layers_are_not_looked_through_for_each_class(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How often the classes of layers are asked for grows as the layers do, where each has its own."""
+    read: Counter[str] = Counter()
+
+    def counted(layer: Layer, name: str) -> Any:
+        read[name] += 1
+        return object.__getattribute__(layer, name)
+
+    def times(blocks: int) -> int:
+        program = apart(FORMS[form](blocks))
+        with monkeypatch.context() as patch:
+            patch.setattr(Layer, "__getattribute__", counted)
+            read.clear()
+            verify(program)
+        return read["cls"]
+
+    few, more, most = times(4), times(8), times(12)
+    assert most - more == more - few > 0
+
+
+def test_scopes_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Program] = []
+    scopes = verifier._scopes
+    monkeypatch.setattr(verifier, "_scopes", lambda program: made.append(program) or scopes(program))
+    verify(staged())
+    assert len(made) == 1
 
 
 def test_a_draw_with_its_site_is_valid() -> None:

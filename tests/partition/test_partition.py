@@ -15,7 +15,7 @@ from galvatron.ir.graph import Graph, Value
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.layout import BROADCAST, PARTIAL, Shard
 from galvatron.ir.plan import Ties
-from galvatron.ir.program import LayerClass, LayerKind
+from galvatron.ir.program import Layer, LayerClass, LayerKind
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
 from galvatron.partition import Partitioner
@@ -45,6 +45,22 @@ def classes(family: str, **options: Any) -> list[LayerClass]:
     program = partitioner(family, **options).program
     once = {layer.cls for layer in program.layers if layer.kind is LayerKind.STEP}
     return [c for c in program.classes if c.name not in once]
+
+
+def test_borders_look_once_at_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = partitioner("llama")
+    read: list[str] = []
+
+    def counted(layer: Layer, name: str) -> Any:
+        if name == "cls":
+            read.append(object.__getattribute__(layer, "name"))
+        return object.__getattribute__(layer, name)
+
+    fresh = Partitioner(replace(split.program), CLUSTER)
+    assert fresh._gradients
+    monkeypatch.setattr(Layer, "__getattribute__", counted)
+    assert fresh.borders.keys() == fresh.program.class_of.keys()
+    assert read == [layer.name for layer in fresh.program.layers]
 
 
 def random_tensor(value: Value, indices: int = 2) -> torch.Tensor:

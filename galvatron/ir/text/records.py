@@ -56,11 +56,12 @@ def read_list(s: Scanner, cls: type[Record]) -> Record:
 def _made(s: Scanner, cls: type[Record], values: dict[str, Any], word: str, at: int) -> Record:
     if missing := [field.name for field in fields_of(cls) if field.required and field.name not in values]:
         s.refuse(f"{word} needs {', '.join(missing)}", at)
-    return cls(**values)
+    tables = {field.name for field in fields_of(cls) if field.kind is TABLE}
+    return cls(**{name: tuple(value.items()) if name in tables else value for name, value in values.items()})
 
 
 def _read_entries(s: Scanner, fields: tuple[Field, ...], values: dict[str, Any], *, commas: bool = False) -> None:
-    """Adds the values of fields, each given once and of its kind."""
+    """Adds the values of fields, each given once and of its kind; of a table, those of its entries by name."""
     known = {field.name: field for field in fields if field.kind is not None and field.name != _TITLE}
     at = s.at
     while (key := s.take(KEY)) is not None:
@@ -70,13 +71,12 @@ def _read_entries(s: Scanner, fields: tuple[Field, ...], values: dict[str, Any],
         field = known.get(name)
         if field is None or field.kind is None or (field.kind is TABLE) != bool(dot):
             s.refuse(f"unknown field {key!r}; {did_you_mean(key, known)}", at)
-        if name in values and (field.kind is not TABLE or entry in dict(values[name])):
+        into, within = (values.setdefault(name, {}), entry) if dot else (values, name)
+        if within in into:
             s.refuse(f"{key!r} is given twice", at)
-        if field.kind is TABLE:
-            value = (*values.get(name, ()), (entry, value))
-        if not field.kind.admits(value):
+        if not field.kind.admits(((entry, value),) if dot else value):
             s.refuse(f"{key!r} must be {'a number' if dot else field.kind.meaning}", at)
-        values[name] = value
+        into[within] = value
         if commas and not s.more():
             return
         at = s.at

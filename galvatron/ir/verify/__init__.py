@@ -58,7 +58,9 @@ RULES: tuple[Rule, ...] = (
     *_rules(Form.CAPTURED, Form.CAPTURED, programs, "graph_matches_program"),
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "known_classes layer_signatures layers_in_order state_is_bound"),
     *_rules(Form.CLUSTERED, Form.PLANNED, programs, "operand_types"),
-    *_rules(Form.CLUSTERED, Form.STAGED, programs, "cheap_layers origins epilogue_ends"),
+    *_rules(Form.CLUSTERED, Form.STAGED, programs, "cheap_layers copies_say_what_they_are"),
+    *_rules(Form.SHARDED, Form.STAGED, programs, "conversions_change_layout_only shared_layers_are_one"),
+    *_rules(Form.CLUSTERED, Form.STAGED, programs, "epilogue_ends"),
     *_rules(Form.CAPTURED, Form.STAGED, programs, "output_is_loss"),
     *_rules(Form.COSTED, Form.PLANNED, programs, "costs_present"),
     *_rules(Form.CANDIDATES, Form.PLANNED, programs, "candidates_fit"),
@@ -80,8 +82,9 @@ def verify(program: Program) -> None:
     Raises:
         VerifyError: names the rule and shows the program around the offending lines.
     """
+    scopes = list(_scopes(program))
     for rule in (r for r in RULES if program.form in r.forms):
-        subjects = list(_scopes(program)) if rule.about_graphs else [program]
+        subjects = scopes if rule.about_graphs else [program]
         violations = list(islice((v for subject in subjects for v in rule.check(subject)), _COUNTED))
         if violations:
             raise _error(rule, program, violations)
@@ -90,9 +93,10 @@ def verify(program: Program) -> None:
 def _scopes(program: Program) -> Iterator[Scope]:
     if program.graph is not None:
         yield Scope(program.graph)
+    once = sharding.step_classes(program)
     for cls in program.classes:
-        mesh = cls.mesh if program.form >= Form.SHARDED else None
-        yield Scope(cls.graph, cls.name, sharding.batch_symbols(program, cls), mesh=mesh)
+        symbols = sharding.batch_symbols(program.form, once=cls.name in once)
+        yield Scope(cls.graph, cls.name, symbols, mesh=cls.mesh if program.form >= Form.SHARDED else None)
 
 
 def _error(rule: Rule, program: Program, violations: list[Violation]) -> VerifyError:

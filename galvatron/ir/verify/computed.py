@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 BATCHES = (720720, 1441440)
 """Batch sizes at which ops are run: divisible by every number up to 16, so that shares of the batch are whole."""
 
+_SHOWN = 5
+"""Types that a message shows of those that an op gives."""
 
 _TOO_LARGE = ("overflow", "too big to convert")
 """What torch says of sizes beyond its own numbers, at batch sizes that are larger than any that is meant."""
@@ -60,9 +62,13 @@ def _problem(op: Op, types: Mapping[str, TensorType]) -> str:
         if isinstance(given, str):
             return given
         if given is not None and given != wanted:
-            told = (", ".join(map(str, each)) for each in (given, wanted))
-            return f"for a batch of {batch} it gives {' and not '.join(told)}"
+            return f"for a batch of {batch} it gives {_told(given)} and not {_told(wanted)}"
     return ""
+
+
+def _told(types: tuple[TensorType, ...]) -> str:
+    more = f", … ({len(types)} in all)" if len(types) > _SHOWN else ""
+    return ", ".join(map(str, types[:_SHOWN])) + more
 
 
 def _pieces(op: Op, types: Mapping[str, TensorType], batch: int) -> int | None:
@@ -73,18 +79,23 @@ def _pieces(op: Op, types: Mapping[str, TensorType], batch: int) -> int | None:
     counts = {name: _number(arg, batch) for name, arg in op.arguments.items() if name not in ("self", "dim")}
     if "sections" in counts:
         return counts["sections"]
+    for name, more in (("indices", 1), ("split_sizes", 0)):
+        if isinstance(listed := op.arguments.get(name), tuple):
+            return len(listed) + more
     if "dim" not in op.arguments or not counts.keys() <= {"chunks", "split_size"}:
         return None
     shape, dim = types[op.operands[0]].shape, op["dim"]
     if not isinstance(dim, int) or not -len(shape) <= dim < len(shape):
         return None
     size = evaluate(shape[dim], batch)
-    if "chunks" in counts:
-        part: int | None = -(-size // chunks) if (chunks := counts["chunks"]) and chunks > 0 else None
-    else:
-        part = counts.get("split_size", 1)
-    if not part or part < 0:
-        return None  # an empty dimension, or what torch will refuse
+    if not counts:
+        return size
+    ((name, number),) = counts.items()
+    if number is None or number <= 0:
+        return None  # what torch will refuse, or a whole that is empty
+    if size == 0:
+        return number if name == "chunks" else 1
+    part = -(-size // number) if name == "chunks" else number
     return -(-size // part)
 
 

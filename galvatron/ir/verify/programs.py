@@ -1,4 +1,4 @@
-"""Rules of a program before it is sharded: what each form holds, layers, costs, candidates, the plan."""
+"""Rules of whole programs, in any form."""
 
 from __future__ import annotations
 
@@ -235,43 +235,65 @@ def cheap_layers(program: Program) -> Iterator[Violation]:
         cheap.update(layer.results)
 
 
-def origins(program: Program) -> Iterator[Violation]:
-    """Once there are stages, copies and conversions say which values they are; a conversion changes nothing else."""
-    sharded = program.form >= Form.SHARDED
-    origin: dict[str, str] = {}
-    shared: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
-    bases: dict[tuple[str, ...], str] = {}
+def copies_say_what_they_are(program: Program) -> Iterator[Violation]:
+    """Once there are stages, copies and conversions say which values they are; what is made once has no copies."""
     once = (LayerKind.PLANNED, LayerKind.EPILOGUE)
     single = {name for layer in program.all_layers if layer.kind in once for name in layer.results}
     single.update(value.name for value in program.inputs)
     for layer, locus in layers_with_loci(program):
+        converts = layer.kind is LayerKind.CONVERSION
+        if not (converts or layer.origin):
+            continue
+        if program.form < Form.SHARDED:
+            yield locus, f"{layer.name} is a copy or a conversion, but a {program.form} program has none"
+        elif layer.kind in once:
+            yield locus, f"{layer.name} makes values of its own, it has no origin"
+        elif len(layer.origin) != len(layer.results):
+            yield locus, f"{layer.name} has {len(layer.results)} results, of {len(layer.origin)} values"
+        elif not converts and not single.isdisjoint(layer.origin):
+            yield locus, f"{layer.name} is a copy of %{layer.origin[0]}, which is made once"
+
+
+def conversions_change_layout_only(program: Program) -> Iterator[Violation]:
+    """A conversion takes one value to another layout and computes nothing.
+
+    Its class was sharded from none, and that of every other layer from one.
+    """
+    origin = _origins(program)
+    for layer, locus in layers_with_loci(program):
         cls = program.class_of[layer.cls]
         converts = layer.kind is LayerKind.CONVERSION
-        if not sharded and (converts or layer.origin):
-            yield locus, f"{layer.name} is a copy or a conversion, but a {program.form} program has none"
-        elif layer.kind in (LayerKind.PLANNED, LayerKind.EPILOGUE) and layer.origin:
-            yield locus, f"{layer.name} makes values of its own, it has no origin"
-        elif (layer.origin or converts) and len(layer.origin) != len(layer.results):
-            yield locus, f"{layer.name} has {len(layer.results)} results, of {len(layer.origin)} values"
-        elif converts and not (len(layer.operands) == len(layer.results) == 1 and not layer.state):
+        if converts and not (len(layer.operands) == len(layer.results) == 1 and not layer.state):
             yield locus, f"the conversion {layer.name} takes one value to another layout"
         elif converts and any(op.namespace != "comm" for op in cls.graph.ops):
             yield locus, f"the conversion {layer.name} computes something"
         elif converts and layer.origin != (origin.get(layer.operands[0], layer.operands[0]),):
             yield locus, f"the conversion {layer.name} reads %{layer.operands[0]}, which is not %{layer.origin[0]}"
-        elif layer.origin and not converts and not single.isdisjoint(layer.origin):
-            yield locus, f"{layer.name} is a copy of %{layer.origin[0]}, which is made once"
-        elif sharded and layer.kind in (LayerKind.PREAMBLE, LayerKind.STEP):
-            values, read = layer.origin or layer.results, tuple(origin.get(name, name) for name in layer.operands)
-            if (
-                shared.setdefault(cls.base, (values, read)) != (values, read)
-                or bases.setdefault(values, cls.base) != cls.base
-            ):
-                yield locus, f"{layer.name} computes {_told(values)} otherwise than another stage"
-        elif sharded and converts != cls.converts:
+        elif converts != cls.converts:
             base = f"@{cls.base}" if cls.base else "no class"
             yield locus, f"{layer.name} is a {layer.kind}, but @{cls.name} was sharded from {base}"
-        origin.update(zip(layer.results, layer.origin, strict=False))
+
+
+def shared_layers_are_one(program: Program) -> Iterator[Violation]:
+    """What several stages compute for themselves comes from one class, of the same values, in all of them."""
+    origin = _origins(program)
+    shared: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+    bases: dict[tuple[str, ...], str] = {}
+    for layer, locus in layers_with_loci(program):
+        if layer.kind not in (LayerKind.PREAMBLE, LayerKind.STEP):
+            continue
+        base = program.class_of[layer.cls].base
+        values, read = layer.origin or layer.results, tuple(origin.get(name, name) for name in layer.operands)
+        if shared.setdefault(base, (values, read)) != (values, read) or bases.setdefault(values, base) != base:
+            yield locus, f"{layer.name} computes {_told(values)} otherwise than another stage"
+
+
+def _origins(program: Program) -> dict[str, str]:
+    """The value that each result of a copy or of a conversion is."""
+    origins: dict[str, str] = {}
+    for layer in program.all_layers:
+        origins.update(zip(layer.results, layer.origin, strict=False))  # most layers have none
+    return origins
 
 
 def _told(names: tuple[str, ...]) -> str:
@@ -303,7 +325,7 @@ def costs_present(program: Program) -> Iterator[Violation]:
 
 
 def candidates_fit(program: Program) -> Iterator[Violation]:
-    """Candidates name classes, once per pipeline degree, and use all devices that a stage of the cluster has."""
+    """Candidates name classes, once per pipeline degree, and use all devices of the cluster, if there is one."""
     seen: set[tuple[int, str]] = set()
     for c in program.candidates:
         locus = ("candidates", c.pipeline_degree, c.cls)
@@ -313,9 +335,13 @@ def candidates_fit(program: Program) -> Iterator[Violation]:
             yield locus, f"a second list for @{c.cls} at pipeline degree {c.pipeline_degree}"
         seen.add((c.pipeline_degree, c.cls))
         devices = {s.devices * c.pipeline_degree for s in c.strategies}
-        wanted = {program.cluster.world_size} if program.cluster else devices
-        if c.pipeline_degree < 1 or len(devices) > 1 or not devices <= wanted:
-            yield locus, f"strategies use {sorted(devices)} devices in all, the cluster has {sorted(wanted)}"
+        used = f"strategies use {sorted(devices)} devices in all"
+        if c.pipeline_degree < 1:
+            yield locus, f"a pipeline degree is at least 1, not {c.pipeline_degree}"
+        elif program.cluster is not None and not devices <= {program.cluster.world_size}:
+            yield locus, f"{used}, the cluster has {program.cluster.world_size}"
+        elif len(devices) > 1:
+            yield locus, f"{used}; those of one list use the same number"
 
 
 def plan_belongs(program: Program) -> Iterator[Violation]:

@@ -62,7 +62,7 @@ def meshes_fit(program: Program) -> Iterator[Violation]:
     Its axes may be cut into sub-axes.
     """
     plan = program.required_plan
-    once = {layer.cls for layer in program.all_layers if layer.kind is LayerKind.STEP}
+    once = step_classes(program)
     for cls in program.classes:
         locus = ("class", cls.name)
         if cls.strategy is not None and uncut_mesh(cls.mesh) != cls.strategy.mesh:
@@ -158,9 +158,7 @@ def _placement_problems(
 def _padded_state(program: Program, cls: LayerClass) -> dict[str, dict[int, int]]:
     """The whole sizes of the padded dimensions of the state of a class, by formal name."""
     sizes: dict[str, dict[int, int]] = {}
-    for layer, _ in layers_with_loci(program):
-        if layer.cls != cls.name:
-            continue
+    for layer in program.layers_of[cls.name]:
         for name, formal in zip(layer.state, cls.graph.state, strict=True):
             shape = program.state_of[name].type.shape
             padded = [p.dim for p in formal.layout or () if isinstance(p, Shard) and p.padded]
@@ -395,9 +393,17 @@ def tied_state_agrees(program: Program) -> Iterator[Violation]:
                 yield ("keep", stage.index, kept.state), told
 
 
-def batch_symbols(program: Program, cls: LayerClass) -> frozenset[sympy.Expr]:
-    """The batch symbols a class may use: `B` before sharding, then `b`, and both where it runs on the whole batch."""
-    if program.form < Form.SHARDED:
+def step_classes(program: Program) -> set[str]:
+    """Names of the classes that run once per step, on the whole batch."""
+    return {layer.cls for layer in program.all_layers if layer.kind is LayerKind.STEP}
+
+
+def batch_symbols(form: Form, *, once: bool) -> frozenset[sympy.Expr]:
+    """The batch symbols a class may use: `B` before sharding, then `b`, and both where it runs on the whole batch.
+
+    Args:
+        once: the class runs once per step.
+    """
+    if form < Form.SHARDED:
         return frozenset((BATCH,))
-    step = any(layer.cls == cls.name and layer.kind is LayerKind.STEP for layer in program.all_layers)
-    return frozenset((BATCH, LOCAL_BATCH)) if step else frozenset((LOCAL_BATCH,))
+    return frozenset((BATCH, LOCAL_BATCH)) if once else frozenset((LOCAL_BATCH,))
