@@ -21,7 +21,6 @@ from galvatron.passes.planning.search import fastest, ways
 from tests.ir.programs import costed
 from tests.passes.planning.search.tables import STRATEGIES, Table, TableModel, models
 
-
 DP4, TP4, MIXED, RECOMPUTED = map(Strategy.parse, ("dp4", "dp1-tp4", "dp2-tp2", "dp2-tp2-recompute"))
 
 
@@ -115,6 +114,15 @@ def test_a_strategy_that_is_better_only_where_all_that_it_repeats_is_on_one_stag
     apart = {TP4: 0.5, MIXED: 0.25}
     assert cut_by_dominance((TP4, MIXED), costs, costs, ((0, 2), (1, 2)), apart) == []
     assert cut_by_dominance((TP4, MIXED), costs, costs, ((0, 2), (1, 2))) == [MIXED]
+
+
+def test_where_there_are_more_ways_to_keep_ties_than_a_search_tries_nothing_is_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    costs = {(0, TP4): LayerCost(1.0, 1.0), (0, MIXED): LayerCost(2.0, 2.0)}
+    monkeypatch.setattr("galvatron.ir.limits.WAYS", 2)
+    assert cut_by_dominance((TP4, MIXED), costs, costs, ((0, 1),)) == [MIXED]
+    assert cut_by_dominance((TP4, MIXED), costs, costs, ((0, 1), (2, 3))) == []
 
 
 def test_ties_of_other_layers_do_not_multiply_what_is_compared() -> None:

@@ -157,8 +157,8 @@ def ways(
     options: list[list[Strategy | None]] = [[None, *common(layers)] for layers in tied.values()]
     if (count := math.prod(map(len, options))) > limits.WAYS:
         raise PlanError(
-            f"{len(tied)} ties of parameters that layers share can be kept in {count} ways, more than the {limits.WAYS} "
-            "that a search tries; keep them whole (search{whole_ties=true}), or give a plan of your own (plan=...)"
+            f"{len(tied)} ties of parameters that layers share can be kept in {count} ways, more than the "
+            f"{limits.WAYS} that a search tries; keep them whole (search{{whole_ties=true}}), or give a plan of your own (plan=...)"
         )
     for chosen in itertools.product(*options):
         left = list(candidates)

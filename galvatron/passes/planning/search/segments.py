@@ -121,7 +121,7 @@ class Segments:
             index, node = index - 1, node.before
 
     def _key(self, index: int, begin: int) -> Hashable:
-        """What a layer's costs depend on besides its strategy: its kind, and which of its repeated parameters are on the stage."""
+        """What a layer's costs depend on besides its strategy: its kind, and what it repeats of the stage."""
         repeated = (tuple(p.layer >= begin for p in self._cost(index, s).repeated) for s in self.candidates[index][:1])
         return (self._kinds[index], *repeated)
 
