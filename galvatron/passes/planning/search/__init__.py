@@ -158,7 +158,8 @@ def ways(
     if (count := math.prod(map(len, options))) > limits.WAYS:
         raise PlanError(
             f"{len(tied)} ties of parameters that layers share can be kept in {count} ways, more than the "
-            f"{limits.WAYS} that a search tries; keep them whole (search{{whole_ties=true}}), or give a plan of your own (plan=...)"
+            f"{limits.WAYS} that a search tries; keep them whole (search{{whole_ties=true}}), or give a plan of "
+            "your own (plan=...)"
         )
     for chosen in itertools.product(*options):
         left = list(candidates)
