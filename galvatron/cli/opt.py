@@ -70,6 +70,5 @@ def command(
         if stats_json is not None:
             write_file(stats_json, statistics_json(statistics) + "\n")
         if stats:
-            assert result.plan is not None
-            print_statistics(statistics, tie_line(result.plan))
+            print_statistics(statistics, tie_line(result.required_plan))
     print(print_program(result), end="")

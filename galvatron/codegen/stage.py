@@ -57,7 +57,7 @@ def _docstring(program: Program, stage: Stage) -> str:
 
     def planned(one: Stage) -> list[str]:
         classes = (program.class_of[layer.cls] for layer in one.layers if layer.kind is LayerKind.PLANNED)
-        return [cls.base or cls.name for cls in classes]
+        return [cls.origin_name for cls in classes]
 
     own = planned(stage)
     first = sum(len(planned(s)) for s in program.stages[: stage.index])

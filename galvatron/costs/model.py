@@ -16,7 +16,7 @@ from galvatron.ir.strategy import Strategy
 
 
 @dataclass(frozen=True)
-class Tie:
+class Repeated:
     """A parameter that an earlier layer holds too: what this layer does not pay when both are on one device.
 
     That is `backward_communication_s` per micro-batch, since the parameter is whole until both backwards are done. On
@@ -54,25 +54,25 @@ class LayerCost:
     sync_s: float = 0.0
     update_s: float = 0.0
     epilogue_s: float = 0.0
-    ties: tuple[Tie, ...] = ()
+    repeated: tuple[Repeated, ...] = ()
 
     def on_stage(self, begin: int) -> LayerCost:
-        """The same with its ties settled, for a stage that begins at layer `begin`."""
+        """The same with its repeated parameters settled, for a stage that begins at layer `begin`."""
         return self.beside(lambda layer: layer >= begin)
 
     def beside(self, here: Callable[[int], bool]) -> LayerCost:
-        """The same with its ties settled: `here` says which layers before it are on the same device."""
-        if not self.ties:
+        """The same with its repeated parameters settled: `here` says which layers before it are on the same device."""
+        if not self.repeated:
             return self
-        together = [tie for tie in self.ties if here(tie.layer)]
-        apart = [tie for tie in self.ties if not here(tie.layer)]
+        together = [parameter for parameter in self.repeated if here(parameter.layer)]
+        apart = [parameter for parameter in self.repeated if not here(parameter.layer)]
         return replace(
             self,
-            backward_communication_s=self.backward_communication_s - sum(t.backward_communication_s for t in together),
-            state_bytes=self.state_bytes - sum(t.state_bytes for t in together),
-            sync_s=self.sync_s - sum(t.sync_s for t in together) + sum(t.across_s for t in apart),
-            update_s=self.update_s - sum(t.update_s for t in together),
-            ties=(),
+            backward_communication_s=self.backward_communication_s - sum(p.backward_communication_s for p in together),
+            state_bytes=self.state_bytes - sum(p.state_bytes for p in together),
+            sync_s=self.sync_s - sum(p.sync_s for p in together) + sum(p.across_s for p in apart),
+            update_s=self.update_s - sum(p.update_s for p in together),
+            repeated=(),
         )
 
     @property

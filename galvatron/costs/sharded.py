@@ -10,14 +10,10 @@ from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
-from galvatron.costs.events import CollectiveCall, Profile, collectives_s, kernels_s, launches
-from galvatron.costs.model import LayerCost, Tie
+from galvatron.costs.events import Profile, collectives_s, kernels_s, launches
+from galvatron.costs.model import LayerCost, Repeated
 from galvatron.costs.profile import profile_graph
-from galvatron.costs.state import (
-    TrainedState,
-    state_collectives,
-    trained_state,
-)
+from galvatron.costs.state import TrainedState, state_collectives, trained_state
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Value
@@ -118,20 +114,20 @@ class ShardedCostModel:
     def _layer_cost(self, index: int, strategy: Strategy, batch: float, ties: Ties) -> LayerCost:
         layer, machine = self.layers[index], self.machine
         profile = self._profile(layer.cls, strategy, ties)
-        trained, other_bytes = self._state(layer, strategy, ties)
-        sent = state_collectives(trained.values())
-        end = self._end(index, strategy, ties)
+        own, other_bytes = self._state(layer, strategy, ties)
+        end, trained = self._end(index, strategy, ties), own
         for extra in self._held(index)[1:]:
             of_end, more_bytes = self._state(extra, strategy, ties)
-            trained, other_bytes = {**of_end, **trained}, other_bytes + more_bytes
+            trained, other_bytes = {**of_end, **own}, other_bytes + more_bytes
+        each_micro_batch, each_step = state_collectives(own.values()), state_collectives(trained.values()).step
         accumulation_bytes = sum(state.accumulation_bytes for state in trained.values())
         passing_bytes = sum(state.passing_bytes for state in trained.values())
         return LayerCost(
             forward_s=kernels_s(profile.forward, machine, batch),
             backward_s=kernels_s(profile.backward, machine, batch) + machine.moved_s(accumulation_bytes),
             weight_s=kernels_s((e for e in launches(profile.backward) if e.of_weight), machine, batch),
-            forward_communication_s=collectives_s((*profile.forward, *sent.forward), machine, batch),
-            backward_communication_s=collectives_s((*profile.backward, *sent.backward), machine, batch),
+            forward_communication_s=collectives_s((*profile.forward, *each_micro_batch.forward), machine, batch),
+            backward_communication_s=collectives_s((*profile.backward, *each_micro_batch.backward), machine, batch),
             saved_bytes=profile.saved_bytes(batch),
             # While a layer runs, what is whole of its parameters has a neighbour's beside it: fetched, or on its way.
             extra_bytes=max(
@@ -141,10 +137,10 @@ class ShardedCostModel:
                 end.peak_bytes,
             ),
             state_bytes=sum(state.kept_bytes for state in trained.values()) + other_bytes,
-            sync_s=collectives_s(state_collectives(trained.values()).step, machine, batch),
+            sync_s=collectives_s(each_step, machine, batch),
             update_s=self._update_s(trained.values()),
             epilogue_s=end.seconds,
-            ties=tuple(self._settled(trained, self._ties(index), strategy)),
+            repeated=tuple(self._settled(own, trained, self._repeated(index), strategy)),
         )
 
     def _held(self, index: int) -> tuple[Layer, ...]:
@@ -195,28 +191,41 @@ class ShardedCostModel:
         return self.machine.moved_s(sum(state.update_bytes for state in states))
 
     def _settled(
-        self, trained: Mapping[str, TrainedState], ties: Mapping[str, int], strategy: Strategy
-    ) -> Iterator[Tie]:
-        """What each tie takes off, beside those of nearer layers: parameters are synchronised together, so the last one
-        to go takes the latency of a collective with it."""
-        left = dict(trained)
-        for name, layer in sorted(ties.items(), key=itemgetter(1), reverse=True):
-            before = state_collectives(left.values())
-            state = left.pop(name)
-            after = state_collectives(left.values())
-            yield Tie(
+        self,
+        own: Mapping[str, TrainedState],
+        trained: Mapping[str, TrainedState],
+        repeated: Mapping[str, int],
+        strategy: Strategy,
+    ) -> Iterator[Repeated]:
+        """What each repeated parameter takes off, beside those of nearer layers: parameters are synchronised together,
+        so the last one to go takes the latency of a collective with it.
+
+        Args:
+            own: what the layer itself trains, and sends for in each micro-batch.
+            trained: that and what its epilogue trains, synchronised once per step.
+        """
+        own, trained = dict(own), dict(trained)
+        before = self._sent_s(own, trained)
+        for name, layer in sorted(repeated.items(), key=itemgetter(1), reverse=True):
+            state = trained.pop(name)
+            own.pop(name, None)
+            after = self._sent_s(own, trained)
+            yield Repeated(
                 layer=layer,
-                backward_communication_s=self._saved_s(before.backward, after.backward),
+                backward_communication_s=before[0] - after[0],
                 state_bytes=state.kept_bytes,
-                sync_s=self._saved_s(before.step, after.step),
+                sync_s=before[1] - after[1],
                 update_s=self._update_s([state]),
                 across_s=self.machine.collective_s("all_reduce", state.trained_bytes, _stage_border(strategy)),
             )
+            before = after
 
-    def _saved_s(self, before: Iterable[CollectiveCall], after: Iterable[CollectiveCall]) -> float:
-        return collectives_s(before, self.machine, 1) - collectives_s(after, self.machine, 1)
+    def _sent_s(self, own: Mapping[str, TrainedState], trained: Mapping[str, TrainedState]) -> tuple[float, float]:
+        """Seconds of the collectives of `own` in each backward, and of `trained` once per step."""
+        backward, step = state_collectives(own.values()).backward, state_collectives(trained.values()).step
+        return collectives_s(backward, self.machine, 1), collectives_s(step, self.machine, 1)
 
-    def _ties(self, index: int) -> dict[str, int]:
+    def _repeated(self, index: int) -> dict[str, int]:
         """The trained parameters of a layer that an earlier layer holds too, with the last such layer."""
         return {
             name: earlier
@@ -228,7 +237,7 @@ class ShardedCostModel:
     @cached_property
     def _kinds(self) -> tuple[Hashable, ...]:
         return tuple(
-            (tuple(held.cls for held in self._held(i)), self._live_key(i), tuple(self._ties(i).items()))
+            (tuple(held.cls for held in self._held(i)), self._live_key(i), tuple(self._repeated(i).items()))
             for i in range(len(self.layers))
         )
 

@@ -41,7 +41,7 @@ def _size(found: Gradients) -> int:
 
 def _mark(program: Program, layer: Layer, found: Gradients) -> None:
     cls = program.class_of[layer.cls]
-    graph, formals = cls.graph, found.formals[cls.base or cls.name]
+    graph, formals = cls.graph, found.formals[cls.origin_name]
     formals.update(_where(graph.inputs, (name in found.values for name in layer.operands)))
     formals.update(_where(graph.state, (program.state_of[name].trainable for name in layer.state)))
     for op in graph.ops:

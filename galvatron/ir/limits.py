@@ -80,5 +80,8 @@ DEVICES = 2**20
 MESH_AXES = 20
 """As many axes of two devices as `DEVICES` have."""
 
+WAYS = 2**10
+"""To keep the ties of a program that a search tries in each setting: those of one tie times those of the next."""
+
 SAMPLES = 2**40
 """Of a global batch: sizes of tensors in it are still numbers that a computer counts with."""

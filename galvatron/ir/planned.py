@@ -18,7 +18,7 @@ from galvatron.ir.micro_batches import coupling, epilogue_coupling
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Form, Layer, LayerKind, Program
 from galvatron.ir.strategy import Strategy
-from galvatron.ir.ties import base_name, tied_classes
+from galvatron.ir.ties import tied_classes
 from galvatron.ir.types import BATCH
 from galvatron.schedules import PATTERN, SCHEDULES, Schedule, default_schedule
 
@@ -141,7 +141,7 @@ def tied_layers(program: Program) -> dict[str, tuple[int, ...]]:
     found: dict[str, dict[int, None]] = {tie.name: {} for tie in ties}
     layers = planned_layers(program)
     for index, layer in [*enumerate(layers), *((len(layers) - 1, layer) for layer in epilogue(program))]:
-        if name := tie_of.get(base_name(program.class_of[layer.cls])):
+        if name := tie_of.get(program.class_of[layer.cls].origin_name):
             found[name][index] = None
     return {name: tuple(indices) for name, indices in found.items()}
 

@@ -124,6 +124,11 @@ class LayerClass:
     mesh: tuple[Axis, ...] = ()
 
     @property
+    def origin_name(self) -> str:
+        """The name of the class before sharding."""
+        return self.base or self.name
+
+    @property
     def converts(self) -> bool:
         """Whether, in a sharded program, it is that of a redistribution between layers (`LayerKind.CONVERSION`)."""
         return not self.base

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from galvatron.ir.plan import Ties
-from galvatron.ir.program import Layer, LayerClass, Program
+from galvatron.ir.program import Layer, Program
 
 Binding = tuple[str, str]
 """A class and a formal of it."""
@@ -39,7 +39,7 @@ class TiedClasses:
     def bound(self, program: Program, layer: Layer) -> tuple[str, ...]:
         """The shared parameters of a layer."""
         cls = program.class_of[layer.cls]
-        formals = self.formals(base_name(cls))
+        formals = self.formals(cls.origin_name)
         return tuple(n for v, n in zip(cls.graph.state, layer.state, strict=True) if v.name in formals)
 
     def whole(self, ties: Ties) -> bool:
@@ -54,10 +54,10 @@ def tied_classes(program: Program) -> tuple[TiedClasses, ...]:
         cls = program.class_of[layer.cls]
         for formal, name in zip(cls.graph.state, layer.state, strict=True):
             if program.state_of[name].trainable:
-                holders[name].append((base_name(cls), formal.name))
+                holders[name].append((cls.origin_name, formal.name))
     shared = {name: places for name, places in holders.items() if len(places) > 1}
     pieces = _joined(shared.values())
-    order = dict.fromkeys(base_name(program.class_of[layer.cls]) for layer in program.all_layers)
+    order = dict.fromkeys(program.class_of[layer.cls].origin_name for layer in program.all_layers)
     ties: list[TiedClasses] = []
     for found in map(set, _joined([cls for cls, _ in piece] for piece in pieces)):
         name = next(name for name, places in shared.items() if places[0][0] in found)
@@ -68,9 +68,9 @@ def tied_classes(program: Program) -> tuple[TiedClasses, ...]:
 
 def kept_whole(program: Program) -> frozenset[str]:
     """The shared parameters that the plan of a program keeps whole."""
-    assert program.plan is not None
-    tie_of = {cls: tie for tie in tied_classes(program) if tie.whole(program.plan.ties) for cls in tie.classes}
-    layers = [(layer, tie_of.get(base_name(program.class_of[layer.cls]))) for layer in program.all_layers]
+    ties = program.required_plan.ties
+    tie_of = {cls: tie for tie in tied_classes(program) if tie.whole(ties) for cls in tie.classes}
+    layers = [(layer, tie_of.get(program.class_of[layer.cls].origin_name)) for layer in program.all_layers]
     return frozenset(name for layer, tie in layers if tie is not None for name in tie.bound(program, layer))
 
 
@@ -82,11 +82,6 @@ def zero_levels(program: Program) -> dict[str, int]:
         strategy = program.class_of[layer.cls].strategy
         levels.update((name, strategy.zero if strategy else 0) for name in layer.state)
     return levels | dict.fromkeys(kept_whole(program), 0)
-
-
-def base_name(cls: LayerClass) -> str:
-    """The name of a class before sharding."""
-    return cls.base or cls.name
 
 
 def _joined(groups: Iterable[Sequence[_Member]]) -> list[list[_Member]]:

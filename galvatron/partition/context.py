@@ -114,7 +114,7 @@ class Partitioner:
                 if r == program.output
             }
             borders[cls.name] = Border(
-                differentiable=frozenset(formals[cls.base or cls.name] | trainable),
+                differentiable=frozenset(formals[cls.origin_name] | trainable),
                 trainable=frozenset(trainable),
                 loss=next(iter(results), None),
                 whole_outputs=frozenset(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+import galvatron
 from galvatron.costs.estimate import cost_model, estimate_plan
 from galvatron.costs.model import LayerCost
 from galvatron.costs.sharded import ShardedCostModel
@@ -86,7 +89,7 @@ def test_masters_and_what_is_in_their_type(program: Program, model: ShardedCostM
 
 def test_a_tied_parameter_is_paid_once_on_a_stage(model: ShardedCostModel) -> None:
     head = cost(model, HEAD, "dp4")
-    (tie,) = head.ties
+    (tie,) = head.repeated
     assert tie.layer == EMBEDDING and tie.state_bytes == 4 * 4 * V * D
     together, apart = head.on_stage(EMBEDDING), head.on_stage(BLOCK)
     assert together.state_bytes == 0 and together.update_s == pytest.approx(0)
@@ -153,7 +156,35 @@ def test_estimate_refuses_what_check_refuses(program: Program) -> None:
 
 def test_a_layer_with_all_its_parameters_beside_it_pays_for_none_of_them(shared: ShardedCostModel) -> None:
     """They are synchronised together: what one tie takes off is what the collective takes less, not one of its own."""
-    again = next(c for i in range(len(shared.layers)) if len((c := cost(shared, i, "dp4", 4)).ties) > 1)
+    again = next(c for i in range(len(shared.layers)) if len((c := cost(shared, i, "dp4", 4)).repeated) > 1)
     beside = again.on_stage(0)
     assert again.sync_s > 0 and beside.sync_s == pytest.approx(0, abs=1e-12)
     assert beside.state_bytes == 0 and beside.update_s == pytest.approx(0, abs=1e-12)
+
+
+class Scaled(nn.Module):
+    """A loss that couples samples, scaled by a parameter that the first layer has too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.scale
+        for layer in self.layers:
+            x = layer(x).relu()
+        return (x.pow(2).mean() + 1).sqrt() * self.scale.sum()
+
+
+@pytest.mark.parametrize("strategy", ["dp4-zero2", "dp4-zero3"])
+def test_a_tie_of_the_epilogue_takes_off_nothing_that_a_micro_batch_does_not_pay(strategy: str) -> None:
+    program = galvatron.capture(Scaled(), {"x": torch.randn(8, 6)})
+    model = ShardedCostModel(AnnotateCosts().run(program), Cluster.parse("a100-80g:1x4"))
+    parsed = Strategy.parse(strategy)
+    last = model.layer(len(model.layers) - 1, parsed, 8, tuple((name, parsed.keeping) for name in model.tied()))
+    (scale,) = last.repeated
+    assert scale.backward_communication_s == 0 < scale.state_bytes
+    beside = last.on_stage(0)
+    assert beside.backward_communication_s == last.backward_communication_s
+    assert all(getattr(beside, field.name) >= 0 for field in fields(LayerCost) if field.name != "repeated")

@@ -133,7 +133,7 @@ def ops_on_slices(program: Program) -> Iterator[Violation]:
     formals = gradients(program).formals
     for cls in program.classes:
         if cls.mesh:
-            yield from _placement_problems(cls, formals[cls.base or cls.name], _padded_state(program, cls))
+            yield from _placement_problems(cls, formals[cls.origin_name], _padded_state(program, cls))
 
 
 def _placement_problems(
@@ -252,10 +252,9 @@ def epilogue_slices(program: Program) -> Iterator[Violation]:
 
     Each micro-batch has a stretch of every data-parallel shard, so samples are sharded on just the `dp` axes.
     """
-    assert program.plan is not None  # by form_fields
     inputs = {value.name for value in program.inputs}
     for layer, locus in layers_with_loci(program):
-        if layer.kind is not LayerKind.EPILOGUE or program.plan.micro_batches == 1:
+        if layer.kind is not LayerKind.EPILOGUE or program.required_plan.micro_batches == 1:
             continue
         cls = program.class_of[layer.cls]
         for name, formal in zip(layer.operands, cls.graph.inputs, strict=True):

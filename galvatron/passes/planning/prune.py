@@ -14,6 +14,7 @@ from galvatron.costs.estimate import cost_model
 from galvatron.costs.model import CostModel
 from galvatron.costs.objective import added_shared_bytes
 from galvatron.errors import PassError, did_you_mean
+from galvatron.ir import limits
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Ties
 from galvatron.ir.planned import planned_layers
@@ -40,11 +41,20 @@ class Branch:
         """Samples that a micro-batch may have."""
         return divisors(self.program.batch_size)
 
-    def ways(self, strategy: Strategy) -> list[Ties]:
-        """The ways to keep ties whose layers have a strategy, in the same order for all: each whole, or as under it."""
-        names = self.model.tied()
-        ways = itertools.product((None, strategy.keeping), repeat=len(names))
-        return [tuple(zip(names, kept, strict=True)) for kept in ways]
+    def ways(self, strategy: Strategy, index: int | None = None) -> list[Ties]:
+        """The ways to keep ties whose layers have a strategy, in the same order for all: each whole, or as under it.
+
+        Args:
+            index: of a layer, which only its own ties concern: others are whole. It has one, or two where the last
+                layer has an epilogue.
+        """
+        tied = self.model.tied()
+        options = ((None, strategy.keeping) if index is None or index in of else (None,) for of in tied.values())
+        return [tuple(zip(tied, kept, strict=True)) for kept in itertools.product(*options)]
+
+    def keeping(self, strategy: Strategy) -> Strategy | None:
+        """How layers of a strategy keep a tie in parts; None where there is no tie."""
+        return strategy.keeping if self.model.tied() else None
 
     @cached_property
     def representatives(self) -> list[int]:
@@ -83,7 +93,9 @@ def _too_much_state(branch: Branch) -> Iterator[tuple[Strategy, str]]:
     for strategy in branch.strategies:
         size = next(size for size in branch.sizes if size % strategy.degree("dp") == 0)
         for index in branch.representatives:
-            costs = [branch.model.layer(index, strategy, size, ties).on_stage(0) for ties in branch.ways(strategy)]
+            costs = [
+                branch.model.layer(index, strategy, size, ties).on_stage(0) for ties in branch.ways(strategy, index)
+            ]
             least = min(cost.state_bytes + cost.saved_bytes + cost.extra_bytes for cost in costs)
             if least > branch.memory_bytes:
                 layer = planned_layers(branch.program)[index].name
@@ -95,21 +107,34 @@ def _too_much_state(branch: Branch) -> Iterator[tuple[Strategy, str]]:
 
 
 def _dominated(branch: Branch) -> Iterator[tuple[Strategy, str]]:
-    """A tie that is kept in parts has one `keeping` in all its layers: strategies that have it leave it together, for
-    others that have one in common."""
-    keeping = {s: s.keeping if branch.model.tied() else None for s in branch.strategies}
+    if 2 ** len(branch.model.tied()) > limits.WAYS:
+        return  # too many to compare, and to search unless all ties are whole
     left = list(branch.strategies)
     for strategy in branch.strategies:
-        for kept in dict.fromkeys(keeping[s] for s in left) if strategy in left else ():
-            together = keeping[strategy] not in (None, kept)
-            leaving = [s for s in left if keeping[s] == keeping[strategy]] if together else [strategy]
-            others = [s for s in left if keeping[s] == kept and s not in leaving]
-            found = [next((o for o in others if _dominates(branch, left, o, s)), None) for s in leaving]
-            if None not in found:
-                left = [s for s in left if s not in leaving]
-                reason = "takes no more time and memory in every layer"
-                yield from ((s, f"{other} {reason}") for s, other in zip(leaving, found, strict=True))
-                break
+        found = _replacements(branch, left, strategy) if strategy in left else {}
+        left = [s for s in left if s not in found]
+        yield from ((s, f"{other} takes no more time and memory in every layer") for s, other in found.items())
+
+
+def _replacements(branch: Branch, left: list[Strategy], strategy: Strategy) -> dict[Strategy, Strategy]:
+    """A strategy and those that leave with it, each with what dominates it; none if one of them has to stay."""
+    for kept in dict.fromkeys(branch.keeping(s) for s in left):
+        leaving = _leaving(branch, left, strategy, kept)
+        others = [s for s in left if branch.keeping(s) == kept and s not in leaving]
+        pairs = ((s, next((o for o in others if _dominates(branch, left, o, s)), None)) for s in leaving)
+        found = {s: other for s, other in pairs if other is not None}
+        if len(found) == len(leaving):
+            return found
+    return {}
+
+
+def _leaving(branch: Branch, left: list[Strategy], strategy: Strategy, kept: Strategy | None) -> list[Strategy]:
+    """What has to go with a strategy that others replace which keep ties as `kept`.
+
+    A tie that is kept in parts is kept alike in all its layers. So strategies that keep ties alike leave together.
+    """
+    own = branch.keeping(strategy)
+    return [strategy] if own in (None, kept) else [s for s in left if branch.keeping(s) == own]
 
 
 _Kept = tuple[Strategy, Ties]
@@ -125,10 +150,12 @@ def _dominates(branch: Branch, left: list[Strategy], better: Strategy, worse: St
     for size in branch.sizes:
         if size % worse.degree("dp"):
             continue
+        for index in branch.representatives:
+            for a, b in zip(branch.ways(better, index), branch.ways(worse, index), strict=True):
+                if not _costs_no_more(model, index, (better, a), (worse, b), size):
+                    return False
         for a, b in zip(branch.ways(better), branch.ways(worse), strict=True):
             if _shares_more(model, left, (better, a), (worse, b), size):
-                return False
-            if not all(_costs_no_more(model, index, (better, a), (worse, b), size) for index in branch.representatives):
                 return False
         for index in range(1, layers):
             if branch.pipeline_degree > 1 and (
@@ -159,9 +186,10 @@ def _shares_more(model: CostModel, left: list[Strategy], better: _Kept, worse: _
 
 
 def _costs_no_more(model: CostModel, index: int, better: _Kept, worse: _Kept, size: int) -> bool:
-    """Whether a layer costs no more, with its ties on one stage and on several."""
-    for begin in (0, index):
-        a, b = (model.layer(index, strategy, size, ties).on_stage(begin) for strategy, ties in (better, worse))
+    """Whether a layer costs no more, wherever its stage begins among the layers that have parameters of it too."""
+    costs = [model.layer(index, strategy, size, ties) for strategy, ties in (better, worse)]
+    for begin in {0, index, *(parameter.layer + 1 for cost in costs for parameter in cost.repeated)}:
+        a, b = (cost.on_stage(begin) for cost in costs)
         pairs = (
             (a.forward_s + a.forward_communication_s, b.forward_s + b.forward_communication_s),
             (a.backward_s + a.backward_communication_s, b.backward_s + b.backward_communication_s),

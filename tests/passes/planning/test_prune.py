@@ -21,6 +21,8 @@ from galvatron.passes.planning.search import fastest, ways
 from tests.ir.programs import costed
 from tests.passes.planning.search.tables import STRATEGIES, Table, TableModel, models
 
+DP4, TP4, MIXED, RECOMPUTED = map(Strategy.parse, ("dp4", "dp1-tp4", "dp2-tp2", "dp2-tp2-recompute"))
+
 
 def candidates(cluster: str, batch: int = 8) -> Program:
     program = replace(costed(), cluster=Cluster.parse(cluster), batch_size=batch)
@@ -72,10 +74,6 @@ def test_unknown_rule() -> None:
         Prune(without=("tp-in-node",)).run(candidates("a100-80g:1x1"))
 
 
-def test_every_rule_has_its_argument() -> None:
-    assert all(rule.argument and name == rule.name for name, rule in RULES.items())
-
-
 @settings(max_examples=60, deadline=None)
 @given(models(), st.integers(1, 2), st.sampled_from([1, 2]), st.integers(30, 200))
 def test_sound_rules_keep_an_optimum(model: TableModel, degree: int, micro_batches: int, budget: int) -> None:
@@ -104,20 +102,40 @@ def check_soundness(
 
 def test_the_dominated_strategy_is_cut() -> None:
     """A model in which one strategy is worse in everything."""
-    costs = {(0, s): LayerCost(1.0 + i, 1.0 + i, saved_bytes=1.0 + i) for i, s in enumerate(STRATEGIES)}
-    conversions = {(a, b): 1.0 for a in STRATEGIES for b in STRATEGIES if a != b}
-    model = TableModel((0, 0), costs, conversions, dict.fromkeys(STRATEGIES, 1.0), dict.fromkeys(STRATEGIES, 0.0))
+    figures = zip((MIXED, DP4, TP4), (1.0, 2.0, 2.0), strict=True)
+    costs = {(0, s): LayerCost(figure, figure, saved_bytes=figure) for s, figure in figures}
+    # Dividing no micro-batch in four, DP4 and MIXED cannot do everything that TP4 does.
+    assert cut_by_dominance((DP4, TP4, MIXED), costs, costs, ()) == [DP4]
+
+
+def test_a_strategy_that_is_better_only_where_all_that_it_repeats_is_on_one_stage_or_none_is_kept() -> None:
+    """On a stage with one of two earlier layers a third pays more: it is the first whose parameter is still paid."""
+    costs = {(0, TP4): LayerCost(1.0, 1.0, state_bytes=8.0), (0, MIXED): LayerCost(1.0, 1.0, state_bytes=9.0)}
+    apart = {TP4: 0.5, MIXED: 0.25}
+    assert cut_by_dominance((TP4, MIXED), costs, costs, ((0, 2), (1, 2)), apart) == []
+    assert cut_by_dominance((TP4, MIXED), costs, costs, ((0, 2), (1, 2))) == [MIXED]
+
+
+def test_where_there_are_more_ways_to_keep_ties_than_a_search_tries_nothing_is_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    costs = {(0, TP4): LayerCost(1.0, 1.0), (0, MIXED): LayerCost(2.0, 2.0)}
+    monkeypatch.setattr("galvatron.ir.limits.WAYS", 2)
+    assert cut_by_dominance((TP4, MIXED), costs, costs, ((0, 1),)) == [MIXED]
+    assert cut_by_dominance((TP4, MIXED), costs, costs, ((0, 1), (2, 3))) == []
+
+
+def test_ties_of_other_layers_do_not_multiply_what_is_compared() -> None:
+    shares = tuple((i, i + 1) for i in range(0, 16, 2))
+    costs = {(0, s): LayerCost(1.0, 1.0) for s in (TP4, MIXED)}
+    model = TableModel((0,) * 16, costs, {}, {}, {}, shares, costs)
     program = costed()
     assert program.cluster is not None
-    order = tuple(
-        reversed(STRATEGIES)
-    )  # the best one has the largest dp degree, so that the others can do what it does
-    branch = Branch(program, program.cluster, model, 1, order, None)
-    cut = dict(RULES[DOMINANCE].cut(branch))
-    assert STRATEGIES[0] not in cut
+    branch = Branch(program, program.cluster, model, 1, (TP4, MIXED), None)
+    assert [len(branch.ways(MIXED, index)) for index in range(16)] == [2] * 16
+    assert len({ties for index in range(16) for ties in branch.ways(MIXED, index)}) == 1 + len(shares)
 
 
-TP4, MIXED, RECOMPUTED = (Strategy.parse(text) for text in ("dp1-tp4", "dp2-tp2", "dp2-tp2-recompute"))
 ALIKE_IN_PAIRS = (TP4, MIXED, RECOMPUTED, Strategy.parse("dp1-tp4-recompute"))
 
 
@@ -133,7 +151,7 @@ def test_strategies_that_leave_ties_together_leave_an_optimum(
         for kind in {kind for kind, _ in table}:
             for better, worse in ((TP4, MIXED), (ALIKE_IN_PAIRS[3], RECOMPUTED)):
                 a, b = table[kind, better], table[kind, worse]
-                figures = [field.name for field in fields(LayerCost) if field.name != "ties"]
+                figures = [field.name for field in fields(LayerCost) if field.name != "repeated"]
                 found[kind, worse] = LayerCost(**{name: max(getattr(a, name), getattr(b, name)) for name in figures})
         return found
 
@@ -179,11 +197,17 @@ def test_a_strategy_that_is_worse_however_ties_are_kept_is_cut() -> None:
 
 
 def cut_by_dominance(
-    options: tuple[Strategy, ...], costs: Table, together: Table, shares: tuple[tuple[int, ...], ...]
+    options: tuple[Strategy, ...],
+    costs: Table,
+    together: Table,
+    shares: tuple[tuple[int, ...], ...],
+    first_part: dict[Strategy, float] | None = None,
 ) -> list[Strategy]:
     conversions = dict.fromkeys(itertools.permutations(options, 2), 0.0)
     none = dict.fromkeys(options, 0.0)
-    model, program = TableModel((0, 0), costs, conversions, none, none, shares, together), costed()
+    classes = (0,) * (1 + max((layer for layers in shares for layer in layers), default=1))
+    model = TableModel(classes, costs, conversions, none, none, shares, together, first_part or {})
+    program = costed()
     assert program.cluster is not None
     branch = Branch(program, program.cluster, model, 1, options, None)
     return [strategy for strategy, _ in RULES[DOMINANCE].cut(branch)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 
@@ -36,11 +37,12 @@ _COUNTS = {"memory": limits.SIZE, "micro_batches": limits.REPEATS, "global_batch
 class Search(Pass):
     """Chooses pipeline degree, micro-batches, schedule, stage boundaries and one strategy per layer.
 
-    `memory` is the budget per device (None: the cluster's default), `schedule` and `micro_batches` fix what they name
-    (None: 1F1B, which never takes longer or more memory than GPipe, but GPipe where the end of the loss needs all
-    micro-batches; every number of micro-batches),
-    `global_batch` replaces the program's batch size. `resolution` is the share of budget and step time below which two
-    plans count as equal at every layer: with 0 the plan is optimal for the cost model.
+    `memory` is the budget per device; None is the cluster's default. `schedule` is the only one that is tried; None is
+    1F1B, which never takes longer or more memory than GPipe, but GPipe where the end of the loss needs all
+    micro-batches. `micro_batches` is the only number that is tried; None is every one. `global_batch` replaces the
+    program's batch size. `whole_ties` keeps all shared parameters whole instead of trying every way to keep them.
+    `resolution` is the share of budget and step time below which two plans count as equal at every layer: with 0 the
+    plan is optimal for the cost model.
     """
 
     name = "search"
@@ -50,6 +52,7 @@ class Search(Pass):
     schedule: str | None = None
     micro_batches: int | None = None
     global_batch: int | None = None
+    whole_ties: bool = False
     resolution: float = 1 / 2048
 
     def __post_init__(self) -> None:
@@ -76,8 +79,7 @@ class Search(Pass):
             program = replace(program, batch_size=self.global_batch)
         budget_bytes = cluster.default_budget_bytes if self.memory is None else int(self.memory)
         model = cost_model(program)
-        tied = model.tied()
-        choices = [way for choice in self._choices(program) for way in ways(tied, *choice)]
+        choices = [way for choice in self._choices(program) for way in self._ways(model.tied(), *choice)]
         if not choices:
             raise PlanError(
                 f"a batch of {program.batch_size} samples cannot be divided over {cluster.world_size} devices "
@@ -112,6 +114,14 @@ class Search(Pass):
                 if all(candidates):
                     yield setting, candidates
 
+    def _ways(
+        self, tied: Mapping[str, Sequence[int]], setting: Setting, candidates: list[tuple[Strategy, ...]]
+    ) -> Iterable[Choice]:
+        """A choice for each way to keep ties that is tried."""
+        if self.whole_ties:
+            return [(replace(setting, ties=tuple((name, None) for name in tied)), candidates)]
+        return ways(tied, setting, candidates)
+
     def _schedule(self, micro_batches: int, ends: bool) -> Schedule:
         return Schedule.parse(self.schedule) if self.schedule else default_schedule(micro_batches, epilogue=ends)
 
@@ -135,13 +145,23 @@ def ways(
 
     Args:
         tied: the layers of each tie, by its name.
+
+    Raises:
+        PlanError: there are too many ways to try them all.
     """
 
     def common(layers: Sequence[int]) -> list[Strategy]:
-        options = [dict.fromkeys(s.keeping for s in candidates[index]) for index in layers]
-        return [kept for kept in options[0] if kept is not None and all(kept in others for others in options)]
+        found = [dict.fromkeys(s.keeping for s in candidates[index]) for index in layers]
+        return [kept for kept in found[0] if kept is not None and all(kept in others for others in found)]
 
-    for chosen in itertools.product(*([None, *common(layers)] for layers in tied.values())):
+    options: list[list[Strategy | None]] = [[None, *common(layers)] for layers in tied.values()]
+    if (count := math.prod(map(len, options))) > limits.WAYS:
+        raise PlanError(
+            f"{len(tied)} ties of parameters that layers share can be kept in {count} ways, more than the "
+            f"{limits.WAYS} that a search tries; keep them whole (search{{whole_ties=true}}), or give a plan of "
+            "your own (plan=...)"
+        )
+    for chosen in itertools.product(*options):
         left = list(candidates)
         for layers, kept in zip(tied.values(), chosen, strict=True):
             for index in layers if kept is not None else ():

@@ -121,9 +121,9 @@ class Segments:
             index, node = index - 1, node.before
 
     def _key(self, index: int, begin: int) -> Hashable:
-        """What a layer's costs depend on besides its strategy: its kind, and which of its ties are on the stage."""
-        ties = (tuple(tie.layer >= begin for tie in self._cost(index, s).ties) for s in self.candidates[index][:1])
-        return (self._kinds[index], *ties)
+        """What a layer's costs depend on besides its strategy: its kind, and what it repeats of the stage."""
+        repeated = (tuple(p.layer >= begin for p in self._cost(index, s).repeated) for s in self.candidates[index][:1])
+        return (self._kinds[index], *repeated)
 
     def _node(self, begin: int, end: int, in_flight: int) -> _Node:
         anchored = begin == 0  # the first stage receives nothing, so its first strategy is nobody's business

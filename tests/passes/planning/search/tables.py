@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from hypothesis import strategies as st
 
-from galvatron.costs.model import LayerCost, Tie
+from galvatron.costs.model import LayerCost, Repeated
 from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
 
@@ -19,10 +19,11 @@ Table = dict[tuple[int, Strategy], LayerCost]
 
 @dataclass(frozen=True)
 class TableModel:
-    """Costs from tables: layers of few classes, some of which share a parameter (`shares`, layers by index).
+    """Costs from tables: layers of few classes, some of which share parameters (`shares`, layers by index).
 
     Layers of a tie that is kept in parts cost what `together` says. One that comes after another on the same stage does
-    not pay for the parameter again.
+    not pay for the parameter again: the first that it repeats is `first_part` of its cost, 1/2 unless given, and the
+    next ones share the rest but a quarter.
     """
 
     classes: tuple[int, ...]
@@ -32,34 +33,42 @@ class TableModel:
     shared: dict[Strategy, float]
     shares: tuple[tuple[int, ...], ...] = ()
     together: Table = field(default_factory=dict)
+    first_part: dict[Strategy, float] = field(default_factory=dict)
 
     def tied(self) -> dict[str, tuple[int, ...]]:
         return {f"tie {i}": layers for i, layers in enumerate(self.shares)}
 
     def kinds(self) -> tuple[object, ...]:
-        return tuple((c, self._tie(i), self._earlier(i)) for i, c in enumerate(self.classes))
+        return tuple((c, self._ties(i), self._earlier(i)) for i, c in enumerate(self.classes))
 
-    def _tie(self, index: int) -> str | None:
-        return next((name for name, layers in self.tied().items() if index in layers), None)
+    def _ties(self, index: int) -> tuple[str, ...]:
+        return tuple(name for name, layers in self.tied().items() if index in layers)
 
-    def _earlier(self, index: int) -> int | None:
-        return max((i for layers in self.shares if index in layers for i in layers if i < index), default=None)
+    def _earlier(self, index: int) -> tuple[int, ...]:
+        """Of each parameter that a layer repeats, the last layer before it that has it."""
+        found = ([i for i in layers if i < index] for layers in self.shares if index in layers)
+        return tuple(max(layers) for layers in found if layers)
 
     def layer(self, index: int, strategy: Strategy, micro_batch: int, ties: Ties) -> LayerCost:
-        tie = self._tie(index)
-        table = self.costs if tie is None or dict(ties)[tie] is None else self.together
-        cost, earlier = table[self.classes[index], strategy], self._earlier(index)
-        if earlier is None:
-            return cost
-        tie = Tie(
-            layer=earlier,
-            backward_communication_s=cost.backward_communication_s / 2,
-            state_bytes=cost.state_bytes / 2,
-            sync_s=cost.sync_s / 2,
-            update_s=0.0,
-            across_s=3.0,
+        in_parts = any(dict(ties)[name] is not None for name in self._ties(index))
+        cost = (self.together if in_parts else self.costs)[self.classes[index], strategy]
+        earlier = self._earlier(index)
+        first = self.first_part.get(strategy, 0.5)
+        parts = [first, *[(0.75 - first) / max(1, len(earlier) - 1)] * (len(earlier) - 1)] if earlier else []
+        return replace(
+            cost,
+            repeated=tuple(
+                Repeated(
+                    layer=layer,
+                    backward_communication_s=cost.backward_communication_s * part,
+                    state_bytes=cost.state_bytes * part,
+                    sync_s=cost.sync_s * part,
+                    update_s=0.0,
+                    across_s=3.0,
+                )
+                for layer, part in zip(earlier, parts, strict=True)
+            ),
         )
-        return replace(cost, ties=(tie,))
 
     def conversion_s(self, index: int, before: Strategy, after: Strategy, micro_batch: int) -> float:
         return 0.0 if before.axes == after.axes else self.conversions[before, after]
@@ -110,6 +119,9 @@ def models(draw: st.DrawFn, tied: bool = True, options: tuple[Strategy, ...] = S
         for start, size in zip(starts, sizes, strict=False)
         if start + size <= len(layers)
     )
+    if tied and len(classes) > 2 and draw(st.booleans()):  # the last layer may have two, that of an epilogue too
+        shares = tuple((i, len(classes) - 1) for i in range(2))
     if draw(st.booleans()):  # sharing costs no more, as it mostly does
         together = table
-    return TableModel(classes, table, conversions, boundary, shared, shares, together)
+    first_part = {s: draw(st.sampled_from([0.25, 0.5])) for s in options}
+    return TableModel(classes, table, conversions, boundary, shared, shares, together, first_part)
