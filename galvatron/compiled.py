@@ -58,7 +58,8 @@ class CompiledModel:
         self._inputs = inputs
         self._watch = watch
         self._rank = world.rank
-        self._calls = Calls(world)
+        self._calls = Calls(world, executor.options)
+        self._calls.check("compile", None, {}, updates=True)
         self._first = True
 
     def train_step(self, batch: BatchLike) -> Tensor:
@@ -135,7 +136,7 @@ class CompiledModel:
             facts = {"the batch": described(tensors)}
             if self._first and error is None:
                 facts["the content of the batch"] = f"digest {content_of(tensors)}"
-            self._calls.check(what, error, facts)
+            self._calls.check(what, error, facts, updates=what == "train_step")
             self._first = False
             try:
                 yield tensors
