@@ -76,7 +76,7 @@ class CompiledModel:
 
         Raises:
             PlanError: the batch does not fit the program or the plan.
-            GalvatronError: the model was compiled without an optimizer.
+            GalvatronError: the model was compiled without an optimizer, or ranks changed its options differently.
             RankError: another rank failed.
             NonFiniteError: with `detect_nonfinite`, a result or a gradient is not finite; nothing was updated.
         """
@@ -149,7 +149,7 @@ class CompiledModel:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """This rank's optimizer, for learning-rate schedulers: they work on it as on any other.
+        """This rank's optimizer, for learning-rate schedulers: they work on it as on any other, alike on every rank.
 
         Raises:
             GalvatronError: the model was compiled without an optimizer.

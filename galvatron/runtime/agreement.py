@@ -71,11 +71,10 @@ def agree(
         if error is not None:
             raise error
         return
-    own = (
-        _Report(type(error).__name__, str(error))
-        if error is not None
-        else _Report("", "", {**(facts or {})}, {**(held or {})})
-    )
+    if error is not None:
+        own = _Report(type(error).__name__, str(error))
+    else:
+        own = _Report(facts=dict(facts or {}), held=dict(held or {}))
     with failure.guarded(what):
         reports = comm.gather_objects(own, comm.all_ranks(), phase="agreement")
     if error is not None:
