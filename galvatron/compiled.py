@@ -58,7 +58,8 @@ class CompiledModel:
         self._inputs = inputs
         self._watch = watch
         self._rank = world.rank
-        self._calls = Calls(world)
+        self._calls = Calls(world, executor.options)
+        self._calls.check("compile", None, {}, updates=True)
         self._first = True
 
     def train_step(self, batch: BatchLike) -> Tensor:
@@ -75,7 +76,7 @@ class CompiledModel:
 
         Raises:
             PlanError: the batch does not fit the program or the plan.
-            GalvatronError: the model was compiled without an optimizer.
+            GalvatronError: the model was compiled without an optimizer, or ranks changed its options differently.
             RankError: another rank failed.
             NonFiniteError: with `detect_nonfinite`, a result or a gradient is not finite; nothing was updated.
         """
@@ -135,7 +136,7 @@ class CompiledModel:
             facts = {"the batch": described(tensors)}
             if self._first and error is None:
                 facts["the content of the batch"] = f"digest {content_of(tensors)}"
-            self._calls.check(what, error, facts)
+            self._calls.check(what, error, facts, updates=what == "train_step")
             self._first = False
             try:
                 yield tensors
@@ -148,7 +149,7 @@ class CompiledModel:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """This rank's optimizer, for learning-rate schedulers: they work on it as on any other.
+        """This rank's optimizer, for learning-rate schedulers: they work on it as on any other, alike on every rank.
 
         Raises:
             GalvatronError: the model was compiled without an optimizer.

@@ -270,6 +270,62 @@ def test_optimizers_train_like_eager(name, plan):
     run_ranks(with_optimizer, 2, name, plan)
 
 
+def unequal_optimizers(world: rt.World) -> list[tuple[str, str]]:
+    other = world.rank == 1
+    found = [
+        error_of(compile_with, optimizer=partial(torch.optim.SGD, lr=0.2 if other else 0.1)),
+        error_of(compile_with, optimizer=torch.optim.Adam if other else sgd),
+        error_of(compile_with, optimizer=lambda ps: torch.optim.SGD(ps[world.rank :], lr=0.1)),
+    ]
+    compiled = compile_with(optimizer=partial(torch.optim.AdamW, lr=torch.tensor(0.5)))
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(compiled.optimizer, 0.5)
+    for seed in range(2):
+        compiled.train_step(new_batch(seed=seed))
+        scheduler.step()
+    before = compiled.full_state_dict()
+    if other:
+        scheduler.step()
+    found.append(error_of(compiled.train_step, new_batch()))
+    assert compiled.eval_step(new_batch()).isfinite()
+    assert all(torch.equal(value, before[name]) for name, value in compiled.full_state_dict().items())
+    if not other:
+        scheduler.step()
+    compiled.train_step(new_batch())
+    compiled.optimizer.param_groups[0]["betas"] = (0.9, 0.5 if other else 0.9)
+    return [*found, error_of(compiled.train_step, new_batch())]
+
+
+def test_optimizers_that_differ_between_ranks_are_refused_before_the_update():
+    words = [
+        "lr in the optimizer of 'embedding.weight' is 0.1 on rank 0 and 0.2 on rank 1; nothing was updated",
+        "the optimizer of 'embedding.weight' is SGD(",
+        "weight_decay) on rank 0 and none on rank 1",
+        "lr in the optimizer of 'embedding.weight' is 0.125 on rank 0 and 0.0625 on rank 1",
+        "betas in the optimizer of 'embedding.weight' is (0.9, 0.9) on rank 0 and (0.9, 0.5) on rank 1",
+    ]
+    for answer in run_ranks(unequal_optimizers, 2):
+        for (_, message), expected in zip(answer, words, strict=True):
+            assert expected in message
+
+
+def embedding_apart(named_parameters: Any) -> torch.optim.Optimizer:
+    pairs = list(named_parameters)
+    groups = [[p for n, p in pairs if ("embedding" in n) == apart] for apart in (True, False)]
+    rates = zip(groups, (0.1, 0.2), strict=True)
+    return torch.optim.SGD([{"params": ps, "lr": rate} for ps, rate in rates if ps], momentum=0.9)
+
+
+def other_groups_on_each_stage(world: rt.World) -> int:
+    compiled = compile_with(plan="pp2/m2/dp1", optimizer=embedding_apart)
+    names = [name for name, _ in new_model().named_parameters()]
+    trains_like_eager(compiled, lambda ps: embedding_apart(zip(names, ps, strict=True)))
+    return len(compiled.optimizer.param_groups)
+
+
+def test_stages_may_have_other_groups():
+    assert run_ranks(other_groups_on_each_stage, 2) == [2, 1]
+
+
 def refused_optimizer(world: rt.World, plan: str) -> str:
     return error_of(compile_with, plan=plan, optimizer=torch.optim.Adafactor)[1]
 

@@ -17,15 +17,19 @@ import torch
 from galvatron.errors import GalvatronError, RankError, error_of_kind
 from galvatron.runtime import comm, failure
 from galvatron.runtime.mesh import World
+from galvatron.runtime.options import GroupOptions
 
 
 @dataclass(frozen=True)
 class _Report:
-    """What a rank tells the others: the kind and text of its error, and what must be equal on all."""
+    """What a rank tells the others: the kind and text of its error, what must be equal on all, and what on those that
+    have it.
+    """
 
     kind: str = ""
     text: str = ""
     facts: dict[str, str] = field(default_factory=dict)
+    held: dict[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -48,8 +52,17 @@ def together(world: World, what: str) -> Iterator[None]:
     agree(world, what, error)
 
 
-def agree(world: World, what: str, error: GalvatronError | None = None, facts: Mapping[str, str] | None = None) -> None:
+def agree(
+    world: World,
+    what: str,
+    error: GalvatronError | None = None,
+    facts: Mapping[str, str] | None = None,
+    held: Mapping[str, str] | None = None,
+) -> None:
     """Returns on all ranks, if none has an error and their facts are equal. Collective.
+
+    Args:
+        held: facts that other ranks need not have.
 
     Raises:
         GalvatronError: this rank's own error, or that of the lowest rank that has one; or the first fact that differs.
@@ -58,7 +71,10 @@ def agree(world: World, what: str, error: GalvatronError | None = None, facts: M
         if error is not None:
             raise error
         return
-    own = _Report(type(error).__name__, str(error)) if error is not None else _Report(facts=dict(facts or {}))
+    if error is not None:
+        own = _Report(type(error).__name__, str(error))
+    else:
+        own = _Report(facts=dict(facts or {}), held=dict(held or {}))
     with failure.guarded(what):
         reports = comm.gather_objects(own, comm.all_ranks(), phase="agreement")
     if error is not None:
@@ -70,8 +86,9 @@ def agree(world: World, what: str, error: GalvatronError | None = None, facts: M
 
 
 def _compare(reports: Sequence[_Report]) -> None:
-    """Refuses facts that are not those of rank 0."""
+    """Refuses facts that are not those of rank 0, or of the first that has them."""
     first = reports[0].facts
+    holders: dict[str, int] = {}
     for rank, report in enumerate(reports):
         for name in sorted(first.keys() | report.facts.keys()):
             here, there = first.get(name, "nothing"), report.facts.get(name, "nothing")
@@ -79,28 +96,53 @@ def _compare(reports: Sequence[_Report]) -> None:
                 raise GalvatronError(
                     f"ranks must be called alike, but {name} is {here} on rank 0 and {there} on rank {rank}"
                 )
+        for name, there in report.held.items():
+            holder = holders.setdefault(name, rank)
+            here = reports[holder].held[name]
+            if here != there:
+                raise GalvatronError(
+                    f"optimizers must be alike on all ranks, but {name} is {here} on rank {holder} and {there} on rank "
+                    f"{rank}; nothing was updated: build and change them alike, schedulers included"
+                )
 
 
 class Calls:
     """Every rank makes the same calls: one small all-reduce before each of them, on the host where there is a backend
-    for it, so that a call that a rank refuses, or that is another one, is refused by all.
+    for it, so that a call that a rank refuses, or that is another one, is refused by all; and an update that an
+    optimizer with other options would do.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, options: GroupOptions | None = None) -> None:
         self._world = world
+        self._options = options
         self._device = world.device
         if world.size > 1 and torch.device("cpu") in comm.all_ranks()._device_types:
             self._device = torch.device("cpu")
 
-    def check(self, what: str, error: GalvatronError | None, facts: Mapping[str, str]) -> None:
-        """`agree`, at the cost of one number where nothing is wrong. Collective."""
+    def check(
+        self, what: str, error: GalvatronError | None, facts: Mapping[str, str], *, updates: bool = False
+    ) -> None:
+        """`agree`, at the cost of a few numbers where nothing is wrong. Collective.
+
+        Args:
+            updates: the optimizer's options are to be equal too.
+        """
+        held: dict[str, str] = {}
         if self._world.size > 1:
-            digest = zlib.crc32(repr((what, facts)).encode())
-            signs = torch.tensor([digest, -digest, int(error is not None)], device=self._device)
+            numbers: list[int | None] = [zlib.crc32(repr((what, facts)).encode())]
+            if self._options is not None:  # as many in every call, since ranks that make different ones meet here
+                numbers += self._options.digests() if updates else [0] * self._options.count
+            pairs = [sign for n in numbers for sign in ((_ABSENT, _ABSENT) if n is None else (n, -n))]
+            signs = torch.tensor([int(error is not None), *pairs], device=self._device)
             with failure.guarded(what):
                 comm.all_reduce(signs, comm.all_ranks(), "max", phase="agreement").wait()
-            most, least, failed = signs.tolist()
-            if most == -least and not failed:
+            failed, *pairs = signs.tolist()
+            if pairs[::2] == [-least for least in pairs[1::2]] and not failed:
                 return
             facts = {"the call": what, **facts}
-        agree(self._world, what, error, facts)
+            held = self._options.facts() if self._options is not None and updates else {}
+        agree(self._world, what, error, facts, held)
+
+
+_ABSENT = -(2**62)
+"""Less than any digest."""

@@ -21,6 +21,7 @@ from galvatron.runtime.materialize import ModelState, materialize
 from galvatron.runtime.metrics import Meter, StepMetrics
 from galvatron.runtime.nonfinite import NonFiniteDetector
 from galvatron.runtime.optimizers import OptimizerFactory, optimizer_of_rank
+from galvatron.runtime.options import GroupOptions
 from galvatron.runtime.parameters import Parameters
 from galvatron.runtime.pipeline import Pipeline
 from galvatron.runtime.run_state import RunState
@@ -96,7 +97,7 @@ class Executor:
             count = len(self.mesh.holders)
             self._detector = NonFiniteDetector(stages, count, self.mesh.world, backward=scaler is None)
         self._meter = Meter(self.mesh.world, [self.held.get(name) for name in self.held.state_specs])
-        self.optimizer = None
+        self.optimizer, self.options = None, None
         if optimizer is not None:
             self.optimizer = optimizer_of_rank(
                 optimizer,
@@ -106,6 +107,7 @@ class Executor:
                 self.mesh.world.device,
                 check=check_optimizer,
             )
+            self.options = GroupOptions(self.optimizer, self._parameters.trained, self._catalogue)
 
     @property
     def metrics(self) -> StepMetrics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from galvatron.errors import GalvatronError
 from galvatron.runtime.elementwise import Slices, Trained, check_optimizer
 from galvatron.runtime.optimizers import build_optimizer, optimizer_of_rank
+from galvatron.runtime.options import GroupOptions
 from tests.marks import some_slow
 
 CPU = torch.device("cpu")
@@ -251,3 +253,31 @@ def test_a_rank_without_parameters_has_an_optimizer():
 def test_nothing_to_train():
     with pytest.raises(GalvatronError, match="nothing to train"):
         optimizer_of_rank(torch.optim.AdamW, {}, {}, Slices(), CPU, check=True)
+
+
+def options_of(pipeline_rank: int, groups: list[dict[str, Any]], holders: dict[str, tuple[int, ...]]) -> GroupOptions:
+    """Of an optimizer whose groups name their parameters."""
+    trained = {name: nn.Parameter(torch.ones(2)) for group in groups for name in group["params"]}
+    optimizer = torch.optim.SGD([{**group, "params": [trained[n] for n in group["params"]]} for group in groups])
+    catalogue: Any = SimpleNamespace(holders=holders, mesh=SimpleNamespace(pipeline_rank=pipeline_rank))
+    return GroupOptions(optimizer, trained, catalogue)
+
+
+def test_digests_of_options_follow_from_each_parameter():
+    holders = {"a": (0,), "b": (0,), "tied": (0, 1), "c": (1,)}
+    first = options_of(0, [{"params": ["a", "b", "tied"], "lr": 0.1}], holders)
+    alone, tied, none = first.digests()
+    assert none is None
+    apart = options_of(0, [{"params": ["tied", "b"], "lr": 0.1}, {"params": ["a"], "lr": 0.1}], holders)
+    assert apart.digests() == [alone, tied, None]
+    changed = options_of(0, [{"params": ["tied", "b"], "lr": 0.1}, {"params": ["a"], "lr": 0.2}], holders)
+    assert changed.digests()[0] != alone and changed.digests()[1] == tied
+    last = options_of(1, [{"params": ["c"], "lr": 0.3}, {"params": ["tied"], "lr": 0.1}], holders)
+    assert last.digests()[:2] == [None, tied]
+    group = first._optimizer.param_groups[0]
+    group["lr"] = 0.2
+    assert first.digests()[1] not in (tied, None)
+    group.update(lr=torch.tensor(0.1, dtype=torch.float64), step=3)
+    assert first.digests() == [alone, tied, None]
+    group["params"].pop()
+    assert first.digests()[1] != tied
