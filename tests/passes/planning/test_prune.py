@@ -156,7 +156,8 @@ def test_strategies_that_leave_ties_together_leave_an_optimum(
         return found
 
     same = dict.fromkeys(ALIKE_IN_PAIRS, 1.0)
-    model = replace(model, costs=ordered(model.costs), together=ordered(model.together), boundary=same, shared=same)
+    model = replace(model, costs=ordered(model.costs), together=ordered(model.together), first_part={})
+    model = replace(model, boundary=same, shared=same)
     if moves:
         model = replace(model, conversions=dict.fromkeys(model.conversions, 0.0), shared=dict.fromkeys(same, 0.0))
     removed = check_soundness(model, ALIKE_IN_PAIRS, degree, 1, budget)
