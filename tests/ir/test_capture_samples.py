@@ -7,14 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sympy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._sympy.functions import Max, Min
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture import capture_graph
+from galvatron.ir.capture.samples import _batch_sizes, is_range
 from galvatron.ir.program import BatchSizes, Program
 from galvatron.ir.text import parse_program, print_program
+from galvatron.ir.types import BATCH
 from galvatron.passes.frontend.normalize import Normalize
 from tests import models
 
@@ -162,3 +166,16 @@ def test_a_branch_on_the_batch_size_limits_the_program(name: str) -> None:
 def test_batch_sizes_meet() -> None:
     assert BatchSizes(2, 63, (5,)) & BatchSizes(4, None, (2, 9)) == BatchSizes(4, 63, (5, 9))
     assert str(BatchSizes(4, 63, (5, 9))) == "from 4 to 63 but 5 but 9"
+
+
+@pytest.mark.parametrize(
+    ("condition", "least", "most"),
+    [
+        (sympy.Eq(Min(6, 2 * BATCH), 6), 3, None),
+        (sympy.Eq(5, Max(5, BATCH)), 1, 5),
+        (sympy.Ne(Min(6, 2 * BATCH), 6), 1, 2),
+    ],
+)
+def test_the_larger_of_two_sizes_says_a_range(condition: sympy.Basic, least: int, most: int | None) -> None:
+    found = _batch_sizes([condition])
+    assert is_range(condition) and (found.least, found.most) == (least, most)

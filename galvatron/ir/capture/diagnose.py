@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import re
@@ -189,6 +190,8 @@ class BatchSizeWatch:
             return on_event
 
         before = sys.gettrace(), sys.getprofile()
+        collects = gc.isenabled()
+        gc.disable()  # what it calls back would be taken for lines of the model
         sys.settrace(on_event)
         sys.setprofile(on_call)
         try:
@@ -196,6 +199,8 @@ class BatchSizeWatch:
         finally:
             sys.setprofile(before[1])
             sys.settrace(before[0])
+            if collects:
+                gc.enable()
             check()
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.utils._sympy.functions import Max, Min
 
 from galvatron.ir.capture.batch import Batch
 from galvatron.ir.ops.table import of_target
@@ -134,8 +135,20 @@ def is_range(condition: sympy.Basic) -> bool:
     return known or all(condition.subs(BATCH, n) != sympy.false for n in range(2, _TRIED))
 
 
+def _compared(condition: sympy.Basic) -> sympy.Basic:
+    """`a <= b` for `min(a, b) == a`, and the like; other conditions as they are."""
+    if isinstance(condition, (sympy.Eq, sympy.Ne)):
+        for extreme, one in (condition.args, condition.args[::-1]):
+            if isinstance(extreme, (Min, Max)) and len(extreme.args) == 2 and one in extreme.args:
+                (other,) = (arg for arg in extreme.args if arg != one)
+                holds = sympy.Le(one, other) if isinstance(extreme, Min) else sympy.Ge(one, other)
+                return holds if isinstance(condition, sympy.Eq) else sympy.Not(holds)
+    return condition
+
+
 def _linear(condition: sympy.Basic) -> BatchSizes | None:
     """The batch sizes that a condition on a multiple of it allows; None for other conditions."""
+    condition = _compared(condition)
     if not isinstance(condition, (sympy.Ge, sympy.Gt, sympy.Le, sympy.Lt, sympy.Ne)):
         return None
     difference = sympy.expand(condition.lhs - condition.rhs)  # type: ignore[operator]  # both sides are numbers
