@@ -112,6 +112,12 @@ def check_case(case: Case, data: st.DataObject, ranks: int) -> None:
         check_mode(call, mode, mesh_of(ranks))
 
 
+OFTEN = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+QUICK = settings(OFTEN, max_examples=4, derandomize=True)
+
+
 def each_case() -> list:
     listed = [(rule, i, case) for rule, cases in CASES.items() for i, case in enumerate(cases)]
     marks = {rule: needs_torch((2, 13), "it has no derivative") for rule in ("narrow_copy", "aminmax")}
@@ -119,12 +125,7 @@ def each_case() -> list:
 
 
 @pytest.mark.parametrize("case", each_case())
-@settings(
-    max_examples=4,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@QUICK
 @given(data=st.data(), ranks=st.sampled_from([2, 3]))
 def test_every_mode_of_every_rule(case: Case, data: st.DataObject, ranks: int) -> None:
     check_case(case, data, ranks)
@@ -132,19 +133,14 @@ def test_every_mode_of_every_rule(case: Case, data: st.DataObject, ranks: int) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", each_case())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@OFTEN
 @given(data=st.data(), ranks=st.sampled_from([2, 3]))
 def test_every_mode_of_every_rule_often(case: Case, data: st.DataObject, ranks: int) -> None:
     check_case(case, data, ranks)
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, id=str(i)) for i, c in enumerate(POINTWISE)])
-@settings(
-    max_examples=4,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@QUICK
 @given(data=st.data(), ranks=st.sampled_from([2, 3]))
 def test_pointwise_ops_without_a_rule(case: Case, data: st.DataObject, ranks: int) -> None:
     check_case(case, data, ranks)
