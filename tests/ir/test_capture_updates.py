@@ -122,6 +122,10 @@ def trained(net: Net, h: torch.Tensor) -> torch.Tensor:
     return h
 
 
+def unseen(net: Net, h: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.instance_norm(h[:, :, None].expand(-1, -1, 3), net.seen, net.fresh)[..., 0]
+
+
 def of_another_shape(net: Net, h: torch.Tensor) -> torch.Tensor:
     net.seen = h.detach().mean()
     return h
@@ -149,6 +153,7 @@ def written_from_a_count(net: Net, h: torch.Tensor) -> torch.Tensor:
     ("how", "message"),
     [
         (trained, r"`net.first.weight.clamp_\(-1, 1\)`: a tensor is changed in place inside torch.no_grad"),
+        (unseen, r"torch.nn.functional.instance_norm.*: instance_norm changes running statistics in a way that torch"),
         (of_another_shape, r"assigns its own 'seen' .* not a tensor of the same shape and type \(\(4,\), float64\)"),
         (with_samples, r"assigns its own 'seen' .* not a tensor of the same shape and type \(\(4,\), float64\)"),
         (other_each_time, "assigns 'calls' in forward and reads it in the next step, which would be lost"),
