@@ -20,7 +20,7 @@ from galvatron.checking.whole import found_whole, strategy_of
 from galvatron.compiled import BatchLike
 from galvatron.errors import CaptureError, GalvatronError
 from galvatron.ir import limits
-from galvatron.ir.capture import BatchDims, LossFunction, capture_graph, device_of
+from galvatron.ir.capture import BatchDims, LossFunction, capture_graph, device_of, listing
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.documents import shown
 from galvatron.ir.planned import without_plan
@@ -81,14 +81,14 @@ def check(
     told("capturing the model")
     begun, program, refused = time.perf_counter(), None, ()
     with plain_torch(device_of(model)):
-        with _warnings_of_ours() as left_out:
+        with _warnings_of_ours() as left_out, listing() as refusals:
             try:
                 with ours("capturing the model"):
                     captured = capture_graph(
                         model, example_inputs, loss_fn=loss_fn, precision=compute, batch_dims=batch_dims
                     )
             except CaptureError as error:
-                refused = (str(error),)
+                refused = tuple(dict.fromkeys((*refusals, str(error))))
             else:
                 told("finding its layers")
                 program = _passed(FRONT_END, captured.program)

@@ -27,7 +27,9 @@ class Report:
         model: the name of its class.
         precision: see `galvatron.compile`.
         capture_s: seconds from the model to its layers.
-        refused: why it cannot be captured, a line of the model each; empty if it can.
+        refused: why it cannot be captured, in the order in which it was found; empty if it can. What can be passed over
+            while a model is traced is listed whole: branches on values, hooks, seeds, writes that autograd does not
+            see, ops that no program has. Anything else ends the list, and what follows the first may follow from it.
         warnings: what the program leaves out, such as checks of values.
         found: what there is to know of the program; None of a model that is refused.
     """

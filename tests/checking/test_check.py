@@ -168,6 +168,37 @@ def test_a_model_that_is_refused_has_a_report() -> None:
     assert not json.loads(json.dumps(report.to_dict()))["captured"]
 
 
+class Wrong(nn.Module):
+    """Has one of everything that can be passed over, and at the end what cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.linear(x)
+        while not x.sum() > 0:
+            x = x + 1
+        x.register_hook(lambda gradient: 2 * gradient)
+        with torch.no_grad():
+            x.add_(1)
+        torch.manual_seed(0)
+        if x.max() > 1:
+            x = 2 * x
+        return x.sum() + torch.autograd.grad(x.sum(), self.linear.weight)[0].sum()
+
+
+def test_all_lines_that_can_be_passed_over_are_listed_in_order() -> None:
+    refused = check(Wrong(), {"x": torch.zeros(4, 8)}).refused
+    lines = ["x.sum() > 0", "register_hook", "add_(1)", "manual_seed", "x.max() > 1"]
+    assert [next(i for i, reason in enumerate(refused) if line in reason) for line in lines] == list(range(5))
+
+
+def test_ops_that_no_program_has_are_all_listed() -> None:
+    first, second = checked(lambda x: x[torch.randperm(6)][:, torch.randperm(6)].sum()).refused
+    assert "randperm" in first and "randperm" in second
+
+
 def test_to_dict_is_json_and_has_everything(language: Report) -> None:
     document = json.loads(json.dumps(language.to_dict()))
     assert document["captured"] and document["found"]["samples"]["inputs"] == ["tokens"]
