@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from common.doubles import Doubles as Doubles
+from common.doubles import precise
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from galvatron.ir.capture import Captured, LossFunction, capture_graph
 from galvatron.ir.graph import Graph
@@ -23,25 +23,6 @@ from tests import captures
 VOCABULARY, SEQUENCE = 96, 24
 SAMPLES = 4
 """The size of the example batches; a program holds for other sizes as well."""
-
-
-class Doubles(TorchFunctionMode):
-    """Computes in float64 what a model asks to compute in float32, so that rounding hides no mistake.
-
-    Hugging Face models cast norms, rotary tables and losses to float32 whatever their own dtype is.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.float:
-            func = torch.Tensor.double
-        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-        kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
-        return func(*args, **kwargs)
-
-
-def precise(model: nn.Module) -> AbstractContextManager[Any]:
-    """What lets a float64 model compute in float64 throughout."""
-    return Doubles() if next(model.parameters()).dtype is torch.float64 else nullcontext()
 
 
 def captured(
