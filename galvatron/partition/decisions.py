@@ -6,11 +6,11 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from galvatron.ir.factors import FactorTable, OpFactor
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import Axis
 from galvatron.ir.types import BATCH, exact_quotient
 from galvatron.partition.choices import Taken
-from galvatron.partition.factors import FactorTable, OpFactor
 from galvatron.partition.modes import Mode, Split, pieces
 from galvatron.partition.solver import Boundary, Solution
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.sources import located
+from galvatron.ir.functions import functions_of
 from galvatron.ir.graph import Graph, walk_refs
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.text.targets import is_known_target, unknown_target
@@ -17,7 +18,10 @@ def check_operators(graph: Graph) -> None:
         CaptureError: one is not; names its source line.
     """
     values = graph.values
-    for op in graph.ops:
+    for function in functions_of([graph]):
+        check_operators(function.forward)
+        check_operators(function.backward)
+    for op in (op for op in graph.ops if op.function is None):
         if not is_known_target(op.target):
             raise CaptureError(f"{located(op.source)}{unknown_target(op.target)}")
         for ref in walk_refs(op.arguments.get(operator_of(op).indices)):

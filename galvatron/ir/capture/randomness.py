@@ -6,11 +6,12 @@ import torch
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.sources import located
+from galvatron.ir.functions import functions_of
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.ops.schemas import is_operator
 from galvatron.ir.ops.table import named, operator_of
 from galvatron.ir.ops.targets import parsed
-from galvatron.ir.random import draws_as_a_whole
+from galvatron.ir.random import draws_as_a_whole, is_random
 
 
 def check_randomness(graph: Graph) -> None:
@@ -25,6 +26,13 @@ def check_randomness(graph: Graph) -> None:
                 f"{located(op.source)}{op.target} draws random numbers that cannot be split over micro-batches and "
                 f"ranks; operations that can: {', '.join(named(lambda operator: operator.draws))}"
             )
+    for function in functions_of([graph]):
+        for op in (*function.forward.ops, *function.backward.ops):
+            if is_random(op) or _draws(op):
+                raise CaptureError(
+                    f"{located(op.source)}the autograd function {function.name} draws random numbers, which its "
+                    "backward could not draw again: draw them outside, and give them to it"
+                )
 
 
 def _draws(op: Op) -> bool:
