@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from galvatron.api import CompiledModel, capture, compile, estimate, search
     from galvatron.errors import GalvatronError
     from galvatron.ir.cluster import Cluster
+    from galvatron.ir.ops.foreign import register_rule
     from galvatron.ir.plan import Plan
     from galvatron.ir.program import Program
     from galvatron.ir.strategy import Strategy
@@ -26,6 +27,7 @@ __all__ = [
     "capture",
     "compile",
     "estimate",
+    "register_rule",
     "search",
 ]
 
@@ -35,6 +37,7 @@ _HOME = {
     "Plan": "galvatron.ir.plan",
     "Program": "galvatron.ir.program",
     "Strategy": "galvatron.ir.strategy",
+    "register_rule": "galvatron.ir.ops.foreign",
 }
 
 

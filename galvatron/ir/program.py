@@ -315,8 +315,12 @@ class Program:
     @cached_property
     def functions(self) -> tuple[Function, ...]:
         """The functions with a backward of their own that its ops call."""
-        graphs = [] if self.graph is None else [self.graph]
-        return functions_of([*graphs, *(cls.graph for cls in self.classes)])
+        return functions_of(self.graphs)
+
+    @cached_property
+    def graphs(self) -> tuple[Graph, ...]:
+        """Its op graphs: that of a captured program, those of classes."""
+        return (*(() if self.graph is None else (self.graph,)), *(cls.graph for cls in self.classes))
 
     @cached_property
     def batched(self) -> frozenset[str]:

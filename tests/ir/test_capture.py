@@ -505,14 +505,9 @@ def function_of_used_results(net: Net, x: torch.Tensor, y: torch.Tensor) -> torc
     return F.mse_loss(h[0], y)
 
 
-@torch.library.custom_op("galvatron_test::doubled", mutates_args=())
-def doubled(x: torch.Tensor) -> torch.Tensor:
-    return x * 2
-
-
-@doubled.register_fake
-def _(x: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(x)
+@torch.library.custom_op("galvatron_test::double", mutates_args=("x",))
+def double(x: torch.Tensor) -> None:
+    x.mul_(2)
 
 
 def gradient_inside(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -544,8 +539,9 @@ def sparse(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return h.to_dense().sum()
 
 
-def custom_operator(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    h = doubled(net.first(x))
+def operator_in_place(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    h = net.first(x)
+    double(h)
     return h.sum()
 
 
@@ -564,7 +560,11 @@ def custom_operator(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         (not_torch, "h = torch.from_numpy(net.first(x).detach().numpy())", "cannot be traced without running it"),
         (own_state_changed, "net.scale += x.mean(0)", "changes its own 'scale'"),
         (written_without_gradients, "h.mul_(2)", "changed in place inside torch.no_grad()"),
-        (custom_operator, "h = doubled(net.first(x))", "galvatron_test.doubled.default is not an operation of torch"),
+        (
+            operator_in_place,
+            "double(h)",
+            "galvatron_test::double changes its operands in place: use one that returns new tensors",
+        ),
         (
             function_in_place,
             "h = StraightThrough.apply(net.first(x), lambda ctx, x: x.mul_(2))",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -13,7 +14,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from galvatron.errors import CaptureError
+from galvatron.errors import CaptureError, GalvatronError
 from galvatron.ir.capture.batch import Batch
 from galvatron.ir.capture.diagnose import unreadable
 from galvatron.ir.capture.functions import Call, calls_in
@@ -25,6 +26,7 @@ from galvatron.ir.functions import with_dims
 from galvatron.ir.graph import Arg, Const, Function, Graph, Op, Ref, Value
 from galvatron.ir.interpreter import DTYPE_OF
 from galvatron.ir.names import Names, base_name
+from galvatron.ir.ops import foreign
 from galvatron.ir.ops.schemas import is_operator
 from galvatron.ir.ops.table import differentiated, of_target, takes_size
 from galvatron.ir.ops.targets import of_aten
@@ -205,11 +207,16 @@ class _Converter:
         if node in self._calls:
             yield self._called(node, self._calls[node])
             return
-        if not isinstance(node.target, torch._ops.OpOverload) or not _is_splittable(node.target):
+        if not isinstance(node.target, torch._ops.OpOverload):
             own = "write it with operations of torch"
             what = f"{node.target} is not an operation of torch itself, so it cannot be split"
+            if isinstance(changing := next(iter(node.args), None), torch._ops.OpOverload):
+                own = "use one that returns new tensors"
+                what = f"{foreign.qualified(str(changing))} changes its operands in place"
             raise CaptureError(f"{where(node)}{what}: {advice(source_of(node), own)}")
         target = str(node.target)
+        if node.target.namespace != "aten":
+            _admit(target, node)
         if on_values := of_target(target).on_values:  # the strides seen while tracing are not always those of a run
             target = of_aten(on_values)
         args = tuple(self._arg(a, node) for a in node.args)
@@ -355,8 +362,18 @@ class _FunctionConverter(_Converter):
                     raise CaptureError(f"{where(self._node)}{what}: {advice(source_of(self._node), own)}")
 
 
-def _is_splittable(operator: torch._ops.OpOverload) -> bool:
-    return operator.namespace == "aten" or is_operator(str(operator))
+def _admit(target: str, node: fx.Node) -> None:
+    """Makes an operator of another library one that a program may contain.
+
+    Raises:
+        CaptureError: it is no function of tensors.
+    """
+    if target not in foreign.RULES and not is_operator(target):
+        try:
+            foreign.admit(target)
+        except GalvatronError as error:
+            raise CaptureError(f"{where(node)}{error}: {advice(source_of(node), 'use operations of torch')}") from None
+        warnings.warn(f"{where(node)}{foreign.whole_note(target)}", stacklevel=2)
 
 
 def _is_number(node: fx.Node) -> bool:
