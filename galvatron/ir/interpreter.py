@@ -88,7 +88,7 @@ def run_graph(
     for index, op in enumerate(map(without_site, graph.ops)):
         args, kwargs = _arguments(op, env, symbols)
         if op.function is not None:
-            function = _with_own_backward(op.function, batch, symbols[BATCH], micro_batches, device)
+            function = _with_own_backward(op.function, batch, symbols[BATCH], device)
         elif op.namespace in ("comm", "spmd"):
             if handler is None:
                 raise GalvatronError(f"op {op.target!r} needs a handler, since it communicates")
@@ -106,14 +106,13 @@ def run_graph(
 
 
 def _with_own_backward(
-    own: Function, batch: int, global_batch: int, micro_batches: int, device: torch.device | str | None
+    own: Function, batch: int, global_batch: int, device: torch.device | str | None
 ) -> Callable[..., Any]:
     """A function of tensors whose backward is its own."""
 
     def run(graph: Graph, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         values = {v.name: tensor for v, tensor in zip(graph.inputs, tensors, strict=True)}
-        sizes = {"batch": batch, "global_batch": global_batch, "micro_batches": micro_batches}
-        found = run_graph(graph, values, device=device, **sizes)
+        found = run_graph(graph, values, batch=batch, global_batch=global_batch, device=device)
         return tuple(found[name] for name in graph.outputs)
 
     return lambda *operands: _OwnBackward.apply(own, run, *operands)

@@ -85,10 +85,10 @@ def test_a_backward_of_its_own_is_captured_however_it_is_reached(how: Any, name:
 
 def test_a_mapped_function_with_a_backward_of_its_own_is_refused() -> None:
     with pytest.raises(CaptureError, match=r"test_capture_effects.py:\d+: .* has a backward of its own, which"):
-        captured(_mapped)
+        captured(_mapped_function)
 
 
-def _mapped(net: Any, h: torch.Tensor) -> torch.Tensor:
+def _mapped_function(net: Any, h: torch.Tensor) -> torch.Tensor:
     return torch.vmap(doubled)(h)
 
 
@@ -473,7 +473,7 @@ def _branch_in_a_try(net: Any, h: torch.Tensor) -> torch.Tensor:
 
 def _mapped_in_a_try(net: Any, h: torch.Tensor) -> torch.Tensor:
     with contextlib.suppress(Exception):
-        h = _mapped(net, h)
+        h = _mapped_function(net, h)
     return h
 
 

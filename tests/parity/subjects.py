@@ -301,6 +301,11 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "vit-16": _hugging_face("vit", image_size=(12, 20)),
     "qwen3": _hugging_face("qwen3"),
     "mixtral": _hugging_face("mixtral"),
+    **{
+        f"{family}-{kind}": _hugging_face(family, mask=False, experts_implementation=kind)
+        for family in ("mixtral", *models.EXPERTS)
+        for kind in ("batched_mm", "grouped_mm")
+    },
     "mistral": _hugging_face("mistral", sliding_window=4),
     "gemma": _hugging_face("gemma"),
     "opt": _hugging_face("opt"),

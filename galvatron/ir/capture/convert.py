@@ -373,7 +373,9 @@ def _admit(target: str, node: fx.Node) -> None:
             foreign.admit(target)
         except GalvatronError as error:
             raise CaptureError(f"{where(node)}{error}: {advice(source_of(node), 'use operations of torch')}") from None
-        warnings.warn(f"{where(node)}{foreign.whole_note(target)}", stacklevel=2)
+        of_library = advice(source_of(node), "")
+        note = f"{foreign.whole_note(target)}{'; ' * bool(of_library)}{of_library}"
+        warnings.warn(f"{where(node)}{note}", stacklevel=2)
 
 
 def _is_number(node: fx.Node) -> bool:

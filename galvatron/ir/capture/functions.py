@@ -209,26 +209,30 @@ def calls_in(graph: fx.Graph) -> dict[fx.Node, Call]:
 
 
 def _call(node: fx.Node, order: Mapping[fx.Node, int]) -> Call:
-    name, names, operands, entered, results, saved, gradients, given = node.args
-    starts: Any = (*entered, *gradients)  # type: ignore[misc]  # lists of nodes, by its schema
-    inside = _reached(starts)
-    ends: Any = (*results, *saved)  # type: ignore[misc]
-    forward = _needed(ends, inside)
-    whole = _needed([*ends, *(g for g in given if g is not None)], inside)  # type: ignore[union-attr]
-    read = {n for body in whole for n in body.all_input_nodes} | {*ends, *(g for g in given if g is not None)}  # type: ignore[union-attr]
-    outside = [n for n in read if n not in whole and n not in starts and isinstance(n.meta.get("val"), torch.Tensor)]
+    marked: Any = node.args  # texts and lists of nodes, by the schema of the mark
+    name, names, operands, entered, results, saved, gradients, given = marked
+    inside = _reached([*entered, *gradients])
+    made, ends = [*results, *saved], [gradient for gradient in given if gradient is not None]
+    forward = _needed(made, inside)
+    whole = _needed([*made, *ends], inside)
+    read = {*made, *ends, *(source for body in whole for source in body.all_input_nodes)}
+    outside = read - whole - {*entered, *gradients}
     return Call(
-        name=str(name),
-        names=tuple(str(names).split(",")),
-        operands=tuple(operands),  # type: ignore[arg-type]
-        outside=tuple(sorted(outside, key=order.__getitem__)),
-        entered=tuple(entered),  # type: ignore[arg-type]
-        gradients=tuple(gradients),  # type: ignore[arg-type]
-        results=tuple(results),  # type: ignore[arg-type]
-        given=tuple(given),  # type: ignore[arg-type]
-        forward=tuple(sorted(forward, key=order.__getitem__)),
-        backward=tuple(sorted(whole - forward, key=order.__getitem__)),
+        name=name,
+        names=tuple(names.split(",")),
+        operands=tuple(operands),
+        outside=_in_order((n for n in outside if isinstance(n.meta.get("val"), torch.Tensor)), order),
+        entered=tuple(entered),
+        gradients=tuple(gradients),
+        results=tuple(results),
+        given=tuple(given),
+        forward=_in_order(forward, order),
+        backward=_in_order(whole - forward, order),
     )
+
+
+def _in_order(nodes: Iterable[fx.Node], order: Mapping[fx.Node, int]) -> tuple[fx.Node, ...]:
+    return tuple(sorted(nodes, key=order.__getitem__))
 
 
 def _reached(starts: Iterable[fx.Node]) -> set[fx.Node]:
