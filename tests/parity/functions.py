@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+import galvatron
+
 WIDTH, LENGTH = 8, 4
 Batch = dict[str, Tensor]
 
@@ -138,6 +140,39 @@ class Mean(Function):
         return (gradients[0] * 2 / ctx.width).expand(*gradients[0].shape[:-1], ctx.width)
 
 
+@torch.library.custom_op("galvatron_parity::damped", mutates_args=())
+def damped(x: Tensor, scale: Tensor, power: int) -> Tensor:
+    """An operator of another library, of which nobody says how it splits."""
+    return x * torch.exp(-(scale**power))
+
+
+@torch.library.custom_op("galvatron_parity::weighed", mutates_args=())
+def weighed(x: Tensor, scale: Tensor, power: int) -> Tensor:
+    """The same with a rule."""
+    return x * torch.exp(-(scale**power))
+
+
+def _like_first(x: Tensor, scale: Tensor, power: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1], output)
+    ctx.power = inputs[2]
+
+
+def _derivative(ctx: Any, gradient: Tensor) -> Any:
+    _, scale, output = ctx.saved_tensors
+    of_scale = (gradient * output).sum((0, 1)) * -ctx.power * scale ** (ctx.power - 1)
+    return gradient * torch.exp(-(scale**ctx.power)), of_scale, None
+
+
+for operator in (damped, weighed):
+    operator.register_fake(_like_first)
+    operator.register_autograd(_derivative, setup_context=_keep)
+galvatron.register_rule("galvatron_parity::weighed", "b* k, k -> b* k")
+
+
 def halves(x: Tensor, scale: Tensor) -> Tensor:
     first, second, larger = Halves.apply(x)  # type: ignore[misc]  # apply says nothing of what it returns
     return torch.cat([first * larger, second], -1) * scale
@@ -150,6 +185,8 @@ FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
     "scaled": partial(Around, lambda x, scale: Scaled.apply(x, scale).tanh()),
     "cubed": partial(Around, lambda x, scale: Cubed.apply(x, scale)),
     "halves": partial(Around, halves),
+    "damped": partial(Around, lambda x, scale: damped(x, scale, 2)),
+    "weighed": partial(Around, lambda x, scale: weighed(x, scale, 2)),
     "mean": partial(Around, lambda x, scale: (x - Mean.apply(x)) * scale),
 }
 """A model by the name of its function."""
