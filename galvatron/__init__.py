@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from galvatron.api import CompiledModel, capture, compile, estimate, search
+    from galvatron.checking import Report, check
     from galvatron.errors import GalvatronError
     from galvatron.ir.cluster import Cluster
     from galvatron.ir.ops.foreign import register_rule
@@ -23,8 +24,10 @@ __all__ = [
     "GalvatronError",
     "Plan",
     "Program",
+    "Report",
     "Strategy",
     "capture",
+    "check",
     "compile",
     "estimate",
     "register_rule",
@@ -36,7 +39,9 @@ _HOME = {
     "GalvatronError": "galvatron.errors",
     "Plan": "galvatron.ir.plan",
     "Program": "galvatron.ir.program",
+    "Report": "galvatron.checking.report",
     "Strategy": "galvatron.ir.strategy",
+    "check": "galvatron.checking.examine",
     "register_rule": "galvatron.ir.ops.foreign",
 }
 

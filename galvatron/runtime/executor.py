@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from galvatron.errors import GalvatronError, PlanError
-from galvatron.runtime import comm, failure, full_state
+from galvatron.runtime import comm, failure, full_state, updates
 from galvatron.runtime.agreement import agree
 from galvatron.runtime.bounds import bounds
 from galvatron.runtime.comm import now
@@ -124,7 +124,7 @@ class Executor:
         return frozenset(self._catalogue.entries)
 
     def forward_backward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Gradients of the loss on the global batch, without an update.
+        """Gradients of the loss on the global batch, without an update of what is trained.
 
         Args:
             batch: the whole batch, on every rank.
@@ -146,7 +146,7 @@ class Executor:
     def train_step(self, batch: Mapping[str, Tensor]) -> Tensor:
         """`forward_backward`, clipping, and one optimizer update; returns the loss before the update.
 
-        With a scaler, a step whose gradients overflow updates nothing.
+        With a scaler, a step whose gradients overflow updates nothing that is trained.
         """
         if self.optimizer is None:
             raise GalvatronError("train_step needs an optimizer: pass `optimizer=` when compiling")
@@ -161,12 +161,13 @@ class Executor:
         return loss
 
     def eval_step(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The loss on the global batch without dropout: forward only, nothing of the training changes.
+        """The loss on the global batch without dropout, by the running statistics of batch norms: forward only, nothing
+        of the training changes.
 
         Args, result and errors are those of `forward_backward`.
         """
         samples, microbatches, inputs = self._read(batch)
-        with failure.guarded(self._place), torch.no_grad(), _without_dropout(self.stages):
+        with failure.guarded(self._place), torch.no_grad(), _evaluating(self.stages):
             keywords, last = self._keywords(samples, microbatches, inputs)
             bounds.start()
             run = self._pipeline.run(keywords, samples, microbatches, epilogue=last, backward=False)
@@ -252,6 +253,7 @@ class Executor:
         with failure.guarded(self._place):
             for stage in self.stages:
                 stage.random.step += 1
+            updates.forget(self.stages)
             keywords, last = self._keywords(samples, microbatches, inputs)
             self._parameters.start(microbatches)
             bounds.start()
@@ -270,6 +272,8 @@ class Executor:
             if self.mesh.world.size > 1:
                 comm.all_reduce(totals, comm.all_ranks(), phase="totals").wait()
         self._check_bounds(totals[2:4], batch)
+        # Here nothing fails any more, and a step whose gradients overflow has had a forward as well.
+        updates.write(self.stages)
         return totals[0], totals[1]
 
     def _check_bounds(self, outside: Tensor, batch: Mapping[str, Tensor]) -> None:
@@ -340,14 +344,14 @@ def _checked(schedule: str, stages: Sequence[Stage], microbatches: int) -> Sched
 
 
 @contextmanager
-def _without_dropout(stages: Sequence[Stage]) -> Iterator[None]:
+def _evaluating(stages: Sequence[Stage]) -> Iterator[None]:
     for stage in stages:
-        stage.random.training = False
+        stage.training = stage.random.training = False
     try:
         yield
     finally:
         for stage in stages:
-            stage.random.training = True
+            stage.training = stage.random.training = True
 
 
 def _statistics(stage: Stage, whole: dict[str, Tensor]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import models
-from tests.parity import coupled, functions, reductions, situations
+from tests.parity import coupled, functions, reductions, situations, states
 from tests.parity.forwards import FORWARDS, Blocks, inputs
 
 Batch = dict[str, Any]
@@ -348,11 +348,16 @@ def ignore_labels(batch: Batch, samples: slice | list[int]) -> Batch:
 def make(name: str) -> Subject:
     """The subject called `name`: one of `SUBJECTS`, the same with `-float32`, `random-<seed>` for a transformer drawn
     at random, `reduced: <words>` for a loss in the words of `reductions`, `situation: <name>` for one of `situations`,
-    `function: <name>` for a model with one of `functions`, or one of `forwards.FORWARDS`."""
+    `state: <name>` for one of `states`, `function: <name>` for a model with one of `functions`, or one of
+    `forwards.FORWARDS`."""
     if name.startswith("situation:"):
         return Subject(situations.SITUATIONS[name.split()[1]]().double(), situations.batch_of)
     if name.startswith("function:"):
         return Subject(functions.FUNCTIONS[name.split()[1]]().double(), functions.batch_of)
+    if name.startswith("state:"):
+        which = name.split()[1]
+        batch = states.images_of if which == "residual" else states.batch_of
+        return Subject(states.STATES[which]().double(), batch)
     if name.startswith("reduced:"):
         return Subject(reductions.Reductions(tuple(name.split()[1:])), reductions.batch_of)
     if name.startswith("random-"):

@@ -46,8 +46,7 @@ def explained(error: Exception, trace_again: Callable[[BatchSizeWatch], Any], ba
         if any(_batch_norms(chain)):
             reason = "the running averages of a batch norm depend on the values of a counter, and would be lost"
             return CaptureError(f"{located(line)}{reason}: {OF_BATCH_NORM}")
-        reason = "control flow or a size depends on the values of a tensor, which are not known before training"
-        return CaptureError(f"{located(line)}{reason}: {advice(line, 'use tensor operations such as torch.where')}")
+        return on_values(line)
     if isinstance(chain[0], DynamicOutputShapeException):
         reason = f"the shape of what {chain[0].func} computes depends on the values of a tensor"
         own = "use operations whose shapes follow from those of their operands"
@@ -87,6 +86,12 @@ def explained(error: Exception, trace_again: Callable[[BatchSizeWatch], Any], ba
         own = "use an operation on dense tensors"
         return CaptureError(f"{located(line)}{reason}: torch cannot trace {chain[0].func}: {advice(line, own)}")
     return CaptureError(f"{located(line)}{reason}: {_plain(chain[0])}")
+
+
+def on_values(line: Source | None) -> CaptureError:
+    """For a line of the model that asks what the values of a tensor are."""
+    reason = "control flow or a size depends on the values of a tensor, which are not known before training"
+    return CaptureError(f"{located(line)}{reason}: {advice(line, 'use tensor operations such as torch.where')}")
 
 
 def unreadable(line: Source | None) -> CaptureError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from galvatron.errors import CaptureError
+from galvatron.ir.capture.refusals import refuse_first
 from galvatron.ir.capture.sources import located
 from galvatron.ir.functions import functions_of
 from galvatron.ir.graph import Graph, Op
@@ -20,19 +21,23 @@ def check_randomness(graph: Graph) -> None:
     Raises:
         CaptureError: one does not (a permutation, the dropout inside an LSTM); names its source line.
     """
-    for op in graph.ops:
-        if operator_of(op).draws is None and _draws(op):
-            raise CaptureError(
-                f"{located(op.source)}{op.target} draws random numbers that cannot be split over micro-batches and "
-                f"ranks; operations that can: {', '.join(named(lambda operator: operator.draws))}"
-            )
-    for function in functions_of([graph]):
-        for op in (*function.forward.ops, *function.backward.ops):
-            if is_random(op) or _draws(op):
-                raise CaptureError(
-                    f"{located(op.source)}the autograd function {function.name} draws random numbers, which its "
-                    "backward could not draw again: draw them outside, and give them to it"
-                )
+    refuse_first(
+        CaptureError(
+            f"{located(op.source)}{op.target} draws random numbers that cannot be split over micro-batches and "
+            f"ranks; operations that can: {', '.join(named(lambda operator: operator.draws))}"
+        )
+        for op in graph.ops
+        if operator_of(op).draws is None and _draws(op)
+    )
+    refuse_first(
+        CaptureError(
+            f"{located(op.source)}the autograd function {function.name} draws random numbers, which its backward could "
+            "not draw again: draw them outside, and give them to it"
+        )
+        for function in functions_of([graph])
+        for op in (*function.forward.ops, *function.backward.ops)
+        if is_random(op) or _draws(op)
+    )
 
 
 def _draws(op: Op) -> bool:

@@ -20,15 +20,16 @@ def tensors_in(tree: Any) -> list[torch.Tensor]:
 
 def here() -> str:
     """The head of an error message about the user's line that is running."""
-    return located(_line())
+    return located(line_running())
 
 
 def advised(own: str) -> str:
     """What to do about the user's line that is running; see `sources.advice`."""
-    return advice(_line(), own)
+    return advice(line_running(), own)
 
 
-def _line() -> Source | None:
+def line_running() -> Source | None:
+    """The user's line that is running."""
     frame = user_frame()
     return source_of_line(frame.f_code.co_filename, frame.f_lineno) if frame else None
 

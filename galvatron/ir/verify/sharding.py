@@ -221,6 +221,15 @@ def loss_is_whole(program: Program) -> Iterator[Violation]:
                 yield locus, f"the loss %{name} is ({', '.join(map(str, layout))})"
 
 
+def updates_are_whole(program: Program) -> Iterator[Violation]:
+    """The new value of state is, on every rank, the part that it would keep of the state, and never a partial sum."""
+    for layer, locus in layers_with_loci(program):
+        for update, value in program.updates_in(layer):
+            problem = _state_problem(program.state_of[update.state].type, value, program.class_of[layer.cls])
+            if problem:
+                yield locus, f"%{update.value}, the new value of {update.state}: {problem}"
+
+
 def copies_agree(program: Program) -> Iterator[Violation]:
     """What several stages or strategies have a copy of is in each of them the same function of the same values."""
     first: dict[tuple[str, ...], Hashable] = {}
@@ -341,6 +350,27 @@ def state_is_kept(program: Program) -> Iterator[Violation]:
                     read = _describe(cls.mesh, formal.layout)
                     told = f"{name} is kept as {described}, but {layer.name} reads it as {read}"
                     yield ("keep", stage.index, name), told
+
+
+def updates_are_kept(program: Program) -> Iterator[Violation]:
+    """The stage that makes the new value of a piece of state keeps it so laid out, and no other stage has it."""
+    updated = {update.state for update in program.updates}
+    for stage in program.stages:
+        kept = {k.state: k for k in stage.state}
+        made: set[str] = set()
+        for index, layer in enumerate(stage.layers):
+            mesh = program.class_of[layer.cls].mesh
+            for update, value in program.updates_in(layer):
+                name, layout = update.state, value.layout or ()
+                made.add(name)
+                if (keep := kept.get(name)) is None:
+                    yield ("layer", stage.index, index), f"stage {stage.index} updates {name}, which it does not keep"
+                elif not same_distribution(keep.mesh, keep.layout, mesh, layout, differentiable=False):
+                    told = f"is kept as {_describe(keep.mesh, keep.layout)}, but made as {_describe(mesh, layout)}"
+                    yield ("keep", stage.index, name), f"{name} {told}"
+        for name in kept:
+            if name in updated and name not in made:
+                yield ("keep", stage.index, name), f"stage {stage.index} keeps {name}, which another one updates"
 
 
 def _kept_as_read(program: Program, kept: StateLayout, cls: LayerClass, formal: Value) -> bool:
