@@ -731,7 +731,13 @@ def _logged(self: Any, loss: torch.Tensor) -> torch.Tensor:
     return loss
 
 
-@pytest.mark.parametrize("how", [_counted, _buffered, _recalled])
+@pytest.mark.parametrize(("how", "name"), [(_buffered, "n"), (_averaged, "mean")])
+def test_what_forward_assigns_to_a_buffer_is_an_update(how: Any, name: str) -> None:
+    program = capture_graph(Remembers(how), {"x": torch.zeros(4, 4)}).program
+    assert [update.state for update in program.updates] == [name]
+
+
+@pytest.mark.parametrize("how", [_counted, _recalled])
 def test_what_forward_assigns_for_its_next_step_is_refused(how: Any) -> None:
     with pytest.raises(CaptureError, match="assigns .* in forward and reads it in the next step, which would be lost"):
         capture_graph(Remembers(how), {"x": torch.zeros(4, 4)})
