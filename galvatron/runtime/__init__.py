@@ -2,7 +2,6 @@
 
 from galvatron.recompute import keep, once
 from galvatron.runtime.agreement import Calls, agree, together
-from galvatron.runtime.batch_norm import batch_norm
 from galvatron.runtime.collectives import (
     all_gather,
     all_reduce,
@@ -21,6 +20,7 @@ from galvatron.runtime.limit import DEFAULT_TIMEOUT_S
 from galvatron.runtime.materialize import ModelState, materialize
 from galvatron.runtime.mesh import Axis, Mesh, World, build_mesh, initialize, shutdown
 from galvatron.runtime.metrics import StepMetrics
+from galvatron.runtime.norms import batch_norm
 from galvatron.runtime.random import Seed, seeded
 from galvatron.runtime.ring import scaled_dot_product_attention
 from galvatron.runtime.run_state import RunState

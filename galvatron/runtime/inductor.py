@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from galvatron import recompute, runtime
-from galvatron.runtime import collectives, deferral, ring, spmd
+from galvatron.runtime import collectives, deferral, norms, ring, spmd
 from galvatron.runtime.stage import Stage
 
-_OPAQUE = frozenset(module.__name__ for module in (recompute, collectives, deferral, ring, spmd))
+_OPAQUE = frozenset(module.__name__ for module in (recompute, collectives, deferral, norms, ring, spmd))
 """Modules of functions that generated code calls and that are no kernels: the compiler cuts its graphs there, and calls
 them as they are."""
 

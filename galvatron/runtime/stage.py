@@ -17,7 +17,6 @@ from galvatron.runtime.comm import Place, now
 from galvatron.runtime.mesh import Axis, Mesh
 from galvatron.runtime.random import Randomness
 from galvatron.runtime.slices import Sharded, in_cutting_order
-from galvatron.runtime.updates import Update
 
 
 @dataclass(frozen=True)
@@ -138,6 +137,26 @@ class Collected:
     def split(self, gradient: Tensor, micro_batches: int) -> Sequence[Tensor]:
         """The gradient of each part: its own stretch, or for a sum all of it."""
         return (gradient,) * micro_batches if self.along is None else gradient.chunk(micro_batches, self.along)
+
+
+@dataclass
+class Update:
+    """The new value of a piece of state: one result of one layer, in whole on every rank that keeps the state.
+
+    It is the same in each micro-batch, or a term of a sum over them where it is `summed`. Where it `adds`, it comes on
+    top of the old value.
+    """
+
+    name: str
+    result: int
+    summed: bool
+    adds: bool
+    value: Tensor | None = None
+
+    def take(self, results: Any) -> None:
+        """A call of the layer, for one micro-batch, has ended with these results."""
+        value = (results if isinstance(results, tuple) else (results,))[self.result].detach()
+        self.value = self.value + value if self.summed and self.value is not None else value
 
 
 class Supply(Protocol):

@@ -4,36 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from galvatron.runtime import comm
-
-if TYPE_CHECKING:
-    from galvatron.runtime.stage import Stage
-
-
-@dataclass
-class Update:
-    """The new value of a piece of state: one result of one layer, in whole on every rank that keeps the state.
-
-    It is the same in each micro-batch, or a term of a sum over them where it is `summed`. Where it `adds`, it comes on
-    top of the old value.
-    """
-
-    name: str
-    result: int
-    summed: bool
-    adds: bool
-    value: Tensor | None = None
-
-    def take(self, results: Any) -> None:
-        """A call of the layer, for one micro-batch, has ended with these results."""
-        value = (results if isinstance(results, tuple) else (results,))[self.result].detach()
-        self.value = self.value + value if self.summed and self.value is not None else value
+from galvatron.runtime.stage import Stage
 
 
 def forget(stages: Iterable[Stage]) -> None:

@@ -8,6 +8,7 @@ import sympy
 import torch
 import torch.nn.functional as F
 
+from galvatron import runtime as rt
 from galvatron.codegen.forms import forms
 from galvatron.codegen.ops import OpPrinter
 from galvatron.ir.graph import Const, Graph, Op, Ref, Value
@@ -288,6 +289,8 @@ CASES: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("new_zeros.default", (":x", (2, 3)), {}),
     ("new_ones.default", (":x", (2, 3)), {"dtype": F32}),
     ("new_full.default", (":i", (2,), 7), {}),
+    ("lerp.Scalar", (":x", ":x", 0.3), {}),
+    ("_native_batch_norm_legit_functional.default", (":x", None, ":c3", ":c3", ":c3", True, 0.1, 1e-5), {}),
     # Drawn.
     ("dropout.default", (":x", 0.5, True), {}),
     ("bernoulli.default", (":m",), {}),
@@ -320,6 +323,7 @@ TENSORS["one_hot_free"] = TENSORS["m"].t().contiguous()
 TENSORS["logits_t"] = TENSORS["logits"].t().contiguous()
 TENSORS["m_t"] = TENSORS["w"]
 TENSORS["one3"] = torch.ones(2, 3, 5, dtype=torch.float64)
+TENSORS["c3"] = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
 TENSORS["s1"] = TENSORS["s"].view(1)
 TENSORS["z"] = torch.complex(TENSORS["m"], TENSORS["m"] + 1)
 TENSORS["pairs"] = torch.view_as_real(TENSORS["z"]).transpose(0, 1)
@@ -334,7 +338,7 @@ def test_form_equals_its_op(case):
     torch.manual_seed(0)
     expected = list(run_graph(graph, TENSORS, batch=1).values())
     torch.manual_seed(0)
-    result = eval(text, {"torch": torch, "F": F, **TENSORS})
+    result = eval(text, {"torch": torch, "F": F, "rt": rt, "training": True, **TENSORS})
     results = list(result) if isinstance(result, (tuple, list)) else [result]
     assert len(results) == len(expected)
     for got, want in zip(results, expected, strict=True):
