@@ -290,7 +290,6 @@ class Program:
     inputs: tuple[Value, ...]
     state: tuple[State, ...]
     output: str
-    updates: tuple[Update, ...] = ()
     graph: Graph | None = None
     classes: tuple[LayerClass, ...] = ()
     layers: tuple[Layer, ...] = ()
@@ -301,6 +300,7 @@ class Program:
     stages: tuple[Stage, ...] = ()
     precision: str | None = None
     batch_sizes: BatchSizes = BatchSizes()
+    updates: tuple[Update, ...] = ()
 
     @cached_property
     def class_of(self) -> dict[str, LayerClass]:
