@@ -41,12 +41,13 @@ Violation = tuple[tuple[Hashable, ...], str]
 @dataclass(frozen=True)
 class Scope:
     """A graph and what holds around it: the class it belongs to (None for a whole program's), the batch symbols its
-    shapes may use and, where it is sharded, its mesh."""
+    shapes may use and, where it is sharded, its mesh. `only_given` are outputs that no layer reads (`Program`)."""
 
     graph: Graph
     owner: str | None = None
     symbols: frozenset[sympy.Expr] = frozenset((BATCH,))
     mesh: tuple[Axis, ...] | None = None
+    only_given: frozenset[str] = frozenset()
 
 
 def _definitions(scope: Scope) -> Iterator[tuple[Value, tuple[Hashable, ...]]]:
@@ -269,7 +270,7 @@ def layout_problem(shape: tuple[Dim, ...], layout: Layout, mesh: tuple[Axis, ...
 
 def padded_shards(scope: Scope) -> Iterator[Violation]:
     """A padded shard stays what it is: state or a result, read only by ops that leave its filler uncounted."""
-    crossing = {v.name for v in scope.graph.inputs} | set(scope.graph.outputs)
+    crossing = {v.name for v in scope.graph.inputs} | set(scope.graph.outputs) - scope.only_given
     for value, locus in _definitions(scope):
         if value.name in crossing and _padded_axes(value):
             yield locus, f"%{value.name} enters or leaves as a padded shard, {_shown(value)}"
