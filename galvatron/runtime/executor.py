@@ -161,7 +161,8 @@ class Executor:
         return loss
 
     def eval_step(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The loss on the global batch without dropout: forward only, nothing of the training changes.
+        """The loss on the global batch without dropout, by the running statistics of batch norms: forward only, nothing
+        of the training changes.
 
         Args, result and errors are those of `forward_backward`.
         """
@@ -176,7 +177,7 @@ class Executor:
 
     def _evaluate(self, batch: Mapping[str, Tensor], *, give: bool) -> tuple[Tensor, dict[str, Tensor]]:
         samples, microbatches, inputs = self._read(batch)
-        with failure.guarded(self._place), torch.no_grad(), _without_dropout(self.stages):
+        with failure.guarded(self._place), torch.no_grad(), _evaluating(self.stages):
             keywords, last = self._keywords(samples, microbatches, inputs)
             bounds.start()
             outputs.ask(self.stages, wanted=give)
@@ -358,14 +359,14 @@ def _checked(schedule: str, stages: Sequence[Stage], microbatches: int) -> Sched
 
 
 @contextmanager
-def _without_dropout(stages: Sequence[Stage]) -> Iterator[None]:
+def _evaluating(stages: Sequence[Stage]) -> Iterator[None]:
     for stage in stages:
-        stage.random.training = False
+        stage.training = stage.random.training = False
     try:
         yield
     finally:
         for stage in stages:
-            stage.random.training = True
+            stage.training = stage.random.training = True
 
 
 def _statistics(stage: Stage, whole: dict[str, Tensor]) -> dict[str, Any]:
