@@ -46,8 +46,8 @@ class Output:
     def take(self, results: Any, micro_batch: int) -> None:
         """A call of the layer, for one micro-batch, has ended with these results."""
         if self.parts is not None:
-            value = (results if isinstance(results, tuple) else (results,))[self.result].detach()
-            # What is a view may be one of state, which the next step changes.
+            value = (results if isinstance(results, tuple) else (results,))[self.result]
+            # What is a view may be one of state, which is not there for long, or changes in the next step.
             self.parts[micro_batch] = value.clone() if value._is_view() else value
 
     def whole(self, samples: int, *, stretches: bool) -> Tensor:

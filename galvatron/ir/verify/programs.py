@@ -116,7 +116,8 @@ def graph_matches_program(program: Program) -> Iterator[Violation]:
             known = f"has it as {type_}" if state else "has no such state"
             yield ("state", None, value.name), f"the graph reads {value.name} as {value.type}, the program {known}"
     if graph.outputs != program.results:
-        more = f" and its other results, {_told(program.results)}" if len(program.results) > 1 else f" %{program.output}"
+        several = len(program.results) > 1
+        more = f" and its other results, {_told(program.results)}" if several else f" %{program.output}"
         yield ("return", None), f"the graph must return the program's output{more}"
 
 
