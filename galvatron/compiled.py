@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +123,13 @@ class CompiledModel:
         with self._call("forward_backward", batch) as tensors:
             return self._executor.forward_backward(tensors)
 
-    def eval_step(self, batch: BatchLike) -> Tensor:
+    @overload
+    def eval_step(self, batch: BatchLike, *, outputs: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def eval_step(self, batch: BatchLike, *, outputs: Literal[True]) -> ModelOutputs: ...
+
+    def eval_step(self, batch: BatchLike, *, outputs: bool = False) -> Tensor | ModelOutputs:
         """The loss on a global batch without training: forward only, without dropout and by the running statistics of
         batch norms, whatever the plan.
 
@@ -133,30 +139,29 @@ class CompiledModel:
 
         Args:
             batch: as in `train_step`.
+            outputs: give also what the model returns besides its loss, as far as `compile` was asked for it.
 
         Returns:
-            The loss on the whole batch, the same float64 scalar on every rank.
+            The loss on the whole batch, the same float64 scalar on every rank; or the outputs, of which it is the
+            `loss`.
 
         Raises:
             PlanError: the batch does not fit the program or the plan.
+            GalvatronError: outputs of a model that was compiled without any.
             RankError: another rank failed.
         """
-        with self._call("eval_step", batch) as tensors:
-            return self._executor.eval_step(tensors)
-
-    def outputs(self, batch: BatchLike) -> ModelOutputs:
-        """As `eval_step`, with the loss and what the model returns besides, as far as `compile` was asked for it.
-
-        Raises:
-            GalvatronError: the model was compiled without `outputs`. Else as in `eval_step`.
-        """
-        with self._call("eval_step", batch, gives=True) as tensors:
+        with self._call("eval_step", batch, gives=outputs) as tensors:
+            if not outputs:
+                return self._executor.eval_step(tensors)
             loss, values = self._executor.outputs(tensors)
-            return ModelOutputs({output.name: values[output.name] for output in self.program.outputs}, loss)
+            return self._named(values, loss)
 
     def predict(self, batch: BatchLike) -> ModelOutputs:
-        """What the model returns besides its loss, as `outputs` gives it, of a batch that may lack what no output
-        depends on, such as labels. The loss is None.
+        """What the model returns besides its loss, as far as `compile` was asked for it, of a batch that may lack what
+        no output depends on, such as labels.
+
+        Returns:
+            The outputs; their `loss` is None.
 
         Raises:
             GalvatronError: the model was compiled without `outputs`. Else as in `eval_step`.
@@ -164,7 +169,10 @@ class CompiledModel:
         needed = inputs_of(self.program, (output.value for output in self.program.outputs))
         with self._call("predict", batch, gives=True, needed=needed) as tensors:
             _, values = self._executor.outputs(tensors)
-            return ModelOutputs({output.name: values[output.name] for output in self.program.outputs}, None)
+            return self._named(values, None)
+
+    def _named(self, values: Mapping[str, Tensor], loss: Tensor | None) -> ModelOutputs:
+        return ModelOutputs({output.name: values[output.name] for output in self.program.outputs}, loss)
 
     def __call__(self, *args: Any, **kwargs: Any) -> ModelOutputs:
         """The model called in eval mode, without gradients: its outputs, and its loss where the batch is complete.
@@ -172,7 +180,7 @@ class CompiledModel:
         Arguments are those of the model's forward.
         """
         batch = self._inputs.bound(args, kwargs)
-        return self.outputs(batch) if self._inputs.is_complete(batch) else self.predict(batch)
+        return self.eval_step(batch, outputs=True) if self._inputs.is_complete(batch) else self.predict(batch)
 
     @contextmanager
     def _call(
@@ -198,6 +206,8 @@ class CompiledModel:
             error = None
             try:
                 self._watch.check(training=trains)
+                if not isinstance(gives, bool):
+                    raise GalvatronError(f"outputs must be True or False, not {gives!r}")
                 if gives and not self.program.outputs:
                     raise GalvatronError('there are no outputs: name them when compiling, as in outputs=["logits"]')
                 if what == "train_step":
@@ -206,7 +216,7 @@ class CompiledModel:
                 self._executor.check(tensors)
             except GalvatronError as found:
                 error = found
-            facts = {"the batch": described(tensors)}
+            facts = {"the batch": described(tensors), "outputs": str(gives)}
             if self._first and error is None:
                 facts["the content of the batch"] = f"digest {content_of(tensors)}"
             self._calls.check(what, error, facts, updates=what == "train_step")

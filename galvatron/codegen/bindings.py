@@ -19,8 +19,8 @@ from galvatron.schedules import Schedule
 
 STAGE_ATTRIBUTES = frozenset(
     """
-    add_module apply batch batch_inputs bfloat16 buffers call_super_init children collected collects compile count
-    cpu cuda device double dump_patches epilogue epilogue_shards eval extra_repr float forward get_buffer
+    add_module apply asked batch batch_inputs bfloat16 buffers call_super_init children collected collects compile
+    count cpu cuda device double dump_patches epilogue epilogue_shards eval extra_repr float forward get_buffer
     get_extra_state get_parameter get_submodule gives global_batch_size half index ipu layer layers load_state_dict
     loss loss_axes materialize mesh micro_batches modules mtia named_buffers named_children named_modules
     named_parameters outputs parameters random received receives register_backward_hook register_buffer
@@ -136,8 +136,9 @@ def bind_names(program: Program, stage: Stage, sizes: Sizes) -> Bindings:
     functions: dict[str, Function] = {}
     for layer in stage.layers:
         if layer.cls not in functions:
+            cls = program.class_of[layer.cls]
             functions[layer.cls] = emit_function(
-                program.class_of[layer.cls], module.bind(layer.cls), waiting.get(layer.cls, frozenset())
+                cls, module.bind(layer.cls), waiting.get(layer.cls, frozenset()), program.only_given(cls)
             )
     taken = [*(function.name for function in functions.values()), INDEX]
     bindings = Bindings(

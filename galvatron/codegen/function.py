@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -11,7 +11,7 @@ import sympy
 from galvatron.codegen.expressions import print_expression, share
 from galvatron.codegen.layout import INDENT, WIDTH, call, lines, prefixed, tuple_of
 from galvatron.codegen.names import Scope, escaped, shortest_suffixes
-from galvatron.codegen.ops import IN_TRAINING, OpPrinter
+from galvatron.codegen.ops import ASKED, IN_TRAINING, OpPrinter
 from galvatron.ir.graph import Arg, Graph, Op, Source
 from galvatron.ir.layout import nameable_axes
 from galvatron.ir.ops.table import OPERATORS, operator_of
@@ -29,8 +29,8 @@ class Function:
 
     `axes` are the names of the class's mesh axes on which it communicates or draws, in mesh order. `keywords` are what
     it cannot read off its arguments: `B` (global batch size), `m` (micro-batches of the step), `b` (local batch size),
-    `device`, `training` (whether the running step trains). A `random` function also takes the `seed` of the call, which
-    `rt.Layer` gives it.
+    `device`, `training` (whether the running step trains), `asked` (whether it is to give the model's outputs). A
+    `random` function also takes the `seed` of the call, which `rt.Layer` gives it.
     """
 
     name: str
@@ -40,15 +40,23 @@ class Function:
     random: bool = False
 
 
-def emit_function(cls: LayerClass, name: str, waiting: frozenset[str] = frozenset()) -> Function:
-    """Writes the function of a sharded layer class; gradients of the `waiting` among its weights may come later."""
+def emit_function(
+    cls: LayerClass, name: str, waiting: frozenset[str] = frozenset(), only_given: frozenset[str] = frozenset()
+) -> Function:
+    """Writes the function of a sharded layer class.
+
+    Args:
+        waiting: the weights of which gradients may come later.
+        only_given: the outputs that no layer reads: what only these need is computed where they are asked for.
+    """
     graph = cls.graph
     symbols = _symbols(graph)
     axes = _axes_used(cls)
     random = any(is_random(op) for op in graph.ops)
     trains = any(switch and op[switch] is True for op in graph.ops if (switch := operator_of(op).in_training))
     reserved = {"b": LOCAL_BATCH in symbols, "B": BATCH in symbols, "m": MICRO_BATCHES in symbols, "seed": random}
-    reserved[IN_TRAINING] = trains
+    trained = cls.graph.without_outputs(only_given).ops
+    reserved |= {IN_TRAINING: trains, ASKED: len(trained) < len(graph.ops)}
     scope = Scope(taken=[name for name, used in reserved.items() if used])
     for axis in axes:
         scope.bind(("axis", axis), axis)
@@ -63,28 +71,40 @@ def emit_function(cls: LayerClass, name: str, waiting: frozenset[str] = frozense
     first_tensor = next((scope[v.name] for v in (*graph.inputs, *graph.state)), None)
     if first_tensor is None and any(not op.operands for op in graph.ops):
         keywords.append("device")
-    keywords += [IN_TRAINING] if trains else []
+    keywords += [word for word in (IN_TRAINING, ASKED) if reserved[word]]
     device = "device" if first_tensor is None else f"{first_tensor}.device"
 
     named = [*keywords, *(["seed"] if random else [])]
     signature = [*parameters, *(["*", *named] if named else [])]
     body = [f"{INDENT}{batch_binding}"] if batch_binding else []
-    body += _body(cls, scope, OpPrinter(scope.__getitem__, graph.values, device, waiting))
-    returned = [scope[output] for output in graph.outputs]
-    result = lines(tuple_of(returned) if len(", ".join(returned)) > WIDTH - 12 else ", ".join(returned), 1)
-    result[0] = f"{INDENT}return {result[0].strip()}"
+    printer = OpPrinter(scope.__getitem__, graph.values, device, waiting)
+    namer, made = _Namer(graph, scope), {id(op) for op in trained}
+    body += _body(cls, scope, printer, namer, [op for op in graph.ops if id(op) in made])
+    if reserved[ASKED]:
+        early = {value.name for op in trained for value in op.results} | {v.name for v in (*graph.inputs, *graph.state)}
+        body += [f"{INDENT}if not {ASKED}:"]
+        body += _return([scope[output] if output in early else "None" for output in graph.outputs], 2)
+        body += _body(cls, scope, printer, namer, [op for op in graph.ops if id(op) not in made])
     header = lines(prefixed("def ", call(name, signature), ":"))
-    return Function(name, "\n".join([*header, *body, *result]), axes, tuple(keywords), random)
+    body += _return([scope[output] for output in graph.outputs], 1)
+    return Function(name, "\n".join([*header, *body]), axes, tuple(keywords), random)
 
 
-def _body(cls: LayerClass, scope: Scope, printer: OpPrinter) -> Iterator[str]:
-    """One assignment per op, each run of ops from one source line under that line."""
+def _return(values: list[str], depth: int) -> list[str]:
+    result = lines(tuple_of(values) if len(", ".join(values)) > WIDTH - 12 else ", ".join(values), depth)
+    result[0] = f"{INDENT * depth}return {result[0].strip()}"
+    return result
+
+
+def _body(cls: LayerClass, scope: Scope, printer: OpPrinter, namer: _Namer, ops: Sequence[Op]) -> Iterator[str]:
+    """One assignment for each of some ops, each run of ops from one source line under that line."""
     graph = cls.graph
     steps = selective_steps(graph) if cls.strategy and cls.strategy.recompute == "selective" else {}
     used = {name for op in graph.ops for name in op.operands} | set(graph.outputs)
-    namer = _Namer(graph, scope)
+    place = {id(op): index for index, op in enumerate(graph.ops)}
     source: Source | None = None
-    for index, op in enumerate(graph.ops):
+    for op in ops:
+        index = place[id(op)]
         if op.source is not None and (source is None or str(op.source) != str(source)):
             source = op.source
             yield f"{INDENT}{source_comment(source)}"

@@ -12,7 +12,7 @@ from galvatron.codegen.bindings import Bindings, bind_names, stage_mesh
 from galvatron.codegen.expressions import print_expression, print_shard, share
 from galvatron.codegen.layout import WIDTH, Brackets, Text, call, lines, prefixed, tuple_of
 from galvatron.codegen.names import escaped, literal
-from galvatron.codegen.ops import IN_TRAINING
+from galvatron.codegen.ops import ASKED, IN_TRAINING
 from galvatron.codegen.outputs import give_outputs
 from galvatron.codegen.runs import INDEX, chain, first_number, quoted, runs, template
 from galvatron.codegen.sizes import MICRO_BATCH, Sizes, local_sizes
@@ -415,8 +415,8 @@ def _keywords(bindings: Bindings, layer: Layer) -> list[str]:
             written.append("m=self.micro_batches")
         elif keyword == "device":
             written.append("device=self.device")
-        elif keyword == IN_TRAINING:
-            written.append(f"{IN_TRAINING}=self.training")
+        elif keyword in (ASKED, IN_TRAINING):
+            written.append(f"{keyword}=self.{keyword}")
         else:
             written.append(f"b={_local_batch(bindings, layer)}")
     return written

@@ -85,6 +85,7 @@ class Output:
 def ask(stages: Iterable[Stage], *, wanted: bool) -> None:
     """A forward begins in which the outputs are `wanted`, or are not."""
     for stage in stages:
+        stage.asked = wanted
         for output in stage.outputs:
             output.parts = {} if wanted else None
 

@@ -243,6 +243,8 @@ class Stage(nn.Module):
         self.loss_axes: tuple[Axis, ...] = ()
         self.global_batch_size = 0
         """Samples in the whole batch of the running step; set by the runtime."""
+        self.asked = False
+        """Whether the running step is to give what the model returns besides its loss; set by the runtime."""
         self.micro_batches = 1
         """Micro-batches of the running step; set by the runtime."""
         self.random = Randomness(mesh.world.device)
