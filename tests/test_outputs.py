@@ -37,10 +37,10 @@ def compiled(*names: str) -> galvatron.CompiledModel:
 def test_the_text_says_them() -> None:
     program = decoder()
     text = print_program(program)
-    assert "result hidden.0 = %blocks.0.out\n" in text
+    assert "result hidden.0 = %blocks.0.add\n" in text
     assert parse_program(text) == program
     assert decoder("hidden.0", "hidden.1").outputs == (
-        Result("hidden.0", "blocks.0.out"),
+        Result("hidden.0", "blocks.0.add"),
         Result("hidden.1", "blocks.1.out"),
     )
 
@@ -49,8 +49,8 @@ def test_the_text_says_them() -> None:
     ("before", "after", "reason"),
     [
         ("result right", "result logits", "'logits' stands for several"),
-        ("= %blocks.0.out\n", "= %nothing\n", "no layer computes %nothing"),
-        ("= %blocks.0.out\n", "= %tokens\n", "no layer computes %tokens"),
+        ("= %blocks.0.add\n", "= %nothing\n", "no layer computes %nothing"),
+        ("= %blocks.0.add\n", "= %tokens\n", "no layer computes %tokens"),
     ],
 )
 def test_a_stranger_may_not_name_what_is_not_there(before: str, after: str, reason: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -12,12 +12,14 @@ from galvatron.codegen.expressions import print_expression, share
 from galvatron.codegen.layout import INDENT, WIDTH, call, lines, prefixed, tuple_of
 from galvatron.codegen.names import Scope, escaped, shortest_suffixes
 from galvatron.codegen.ops import ASKED, IN_TRAINING, OpPrinter
+from galvatron.ir import graph as ir
 from galvatron.ir.graph import Arg, Graph, Op, Source
 from galvatron.ir.layout import nameable_axes
+from galvatron.ir.local_functions import with_local_functions
 from galvatron.ir.ops.table import OPERATORS, operator_of
 from galvatron.ir.program import LayerClass
 from galvatron.ir.random import is_random
-from galvatron.ir.recompute import selective_steps
+from galvatron.ir.recompute import Step, selective_steps
 from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES
 
 _SHORT = {name.strip("_"): operator.short for name, operator in OPERATORS.items() if operator.short}
@@ -41,23 +43,28 @@ class Function:
 
 
 def emit_function(
-    cls: LayerClass, name: str, waiting: frozenset[str] = frozenset(), only_given: frozenset[str] = frozenset()
+    cls: LayerClass,
+    name: str,
+    waiting: frozenset[str] = frozenset(),
+    own: Mapping[ir.Function, str] | None = None,
+    only_given: frozenset[str] = frozenset(),
 ) -> Function:
     """Writes the function of a sharded layer class.
 
     Args:
-        waiting: the weights of which gradients may come later.
+        waiting: those among its weights whose gradients may come later.
+        own: the Python classes of the functions with a backward of their own that its ops call.
         only_given: the outputs that no layer reads: what only these need is computed where they are asked for.
     """
-    graph = cls.graph
-    symbols = _symbols(graph)
+    graph = with_local_functions(cls.graph, cls.mesh)
+    symbols = symbols_in(graph)
     axes = _axes_used(cls)
     random = any(is_random(op) for op in graph.ops)
     trains = any(switch and op[switch] is True for op in graph.ops if (switch := operator_of(op).in_training))
     reserved = {"b": LOCAL_BATCH in symbols, "B": BATCH in symbols, "m": MICRO_BATCHES in symbols, "seed": random}
-    trained = cls.graph.without_outputs(only_given).ops
+    trained = graph.without_outputs(only_given).ops
     reserved |= {IN_TRAINING: trains, ASKED: len(trained) < len(graph.ops)}
-    scope = Scope(taken=[name for name, used in reserved.items() if used])
+    scope = Scope(taken=[*(name for name, used in reserved.items() if used), *(own or {}).values()])
     for axis in axes:
         scope.bind(("axis", axis), axis)
     parameters = [scope["axis", axis] for axis in axes]
@@ -65,7 +72,7 @@ def emit_function(
     suffixes = shortest_suffixes(value.name for value in graph.state)
     parameters += [scope.bind(value.name, suffixes[value.name]) for value in graph.state]
 
-    batch_binding = _bind_local_batch(graph, scope) if LOCAL_BATCH in symbols else None
+    batch_binding = bind_batch(graph, scope, LOCAL_BATCH) if LOCAL_BATCH in symbols else None
     keywords = [str(symbol) for symbol in (BATCH, MICRO_BATCHES) if symbol in symbols]
     keywords += ["b"] if LOCAL_BATCH in symbols and batch_binding is None else []
     first_tensor = next((scope[v.name] for v in (*graph.inputs, *graph.state)), None)
@@ -77,14 +84,15 @@ def emit_function(
     named = [*keywords, *(["seed"] if random else [])]
     signature = [*parameters, *(["*", *named] if named else [])]
     body = [f"{INDENT}{batch_binding}"] if batch_binding else []
-    printer = OpPrinter(scope.__getitem__, graph.values, device, waiting)
-    namer, made = _Namer(graph, scope), {id(op) for op in trained}
-    body += _body(cls, scope, printer, namer, [op for op in graph.ops if id(op) in made])
+    steps = selective_steps(graph) if cls.strategy and cls.strategy.recompute == "selective" else {}
+    printer = OpPrinter(scope.__getitem__, graph.values, device, waiting, own or {})
+    early = {id(op) for op in trained}
+    body += body_lines(graph, scope, printer, steps, [op for op in graph.ops if id(op) in early])
     if reserved[ASKED]:
-        early = {value.name for op in trained for value in op.results} | {v.name for v in (*graph.inputs, *graph.state)}
+        made = {v.name for op in trained for v in op.results} | {v.name for v in (*graph.inputs, *graph.state)}
         body += [f"{INDENT}if not {ASKED}:"]
-        body += _return([scope[output] if output in early else "None" for output in graph.outputs], 2)
-        body += _body(cls, scope, printer, namer, [op for op in graph.ops if id(op) not in made])
+        body += _return([scope[output] if output in made else "None" for output in graph.outputs], 2)
+        body += body_lines(graph, scope, printer, steps, [op for op in graph.ops if id(op) not in early])
     header = lines(prefixed("def ", call(name, signature), ":"))
     body += _return([scope[output] for output in graph.outputs], 1)
     return Function(name, "\n".join([*header, *body]), axes, tuple(keywords), random)
@@ -96,18 +104,28 @@ def _return(values: list[str], depth: int) -> list[str]:
     return result
 
 
-def _body(cls: LayerClass, scope: Scope, printer: OpPrinter, namer: _Namer, ops: Sequence[Op]) -> Iterator[str]:
-    """One assignment for each of some ops, each run of ops from one source line under that line."""
-    graph = cls.graph
-    steps = selective_steps(graph) if cls.strategy and cls.strategy.recompute == "selective" else {}
+def body_lines(
+    graph: Graph,
+    scope: Scope,
+    printer: OpPrinter,
+    steps: Mapping[int, Step],
+    ops: Sequence[Op] | None = None,
+    depth: int = 1,
+) -> Iterator[str]:
+    """One assignment for each of some ops (all by default), each run of ops from one source line under that line.
+
+    Args:
+        steps: the ops that a recomputed layer does not compute again, by their places.
+    """
+    namer = _Namer(graph, scope)
     used = {name for op in graph.ops for name in op.operands} | set(graph.outputs)
     place = {id(op): index for index, op in enumerate(graph.ops)}
     source: Source | None = None
-    for op in ops:
+    for op in graph.ops if ops is None else ops:
         index = place[id(op)]
         if op.source is not None and (source is None or str(op.source) != str(source)):
             source = op.source
-            yield f"{INDENT}{source_comment(source)}"
+            yield f"{INDENT * depth}{source_comment(source, depth)}"
         expression = printer.step(op, steps[index]) if index in steps else printer.expression(op)
         wish = namer.wish(op)
         targets = [scope.bind(v.name, wish or _short(v.name)) if v.name in used else "_" for v in op.results]
@@ -115,8 +133,8 @@ def _body(cls: LayerClass, scope: Scope, printer: OpPrinter, namer: _Namer, ops:
         if unpacked.endswith(","):
             unpacked = f"({unpacked})"
         if is_random(op):
-            yield from lines(prefixed("with ", printer.draw(op), ":"), 1)
-        yield from lines(prefixed(f"{unpacked} = ", expression), 2 if is_random(op) else 1)
+            yield from lines(prefixed("with ", printer.draw(op), ":"), depth)
+        yield from lines(prefixed(f"{unpacked} = ", expression), depth + is_random(op))
 
 
 class _Namer:
@@ -149,28 +167,28 @@ def _short(name: str) -> str:
     return next((name.replace(long, short) for long, short in _SHORT.items() if name.startswith(long)), name)
 
 
-def source_comment(source: Source) -> str:
+def source_comment(source: Source, depth: int = 1) -> str:
     """`# modeling_llama.py:220  query = self.q_proj(x)`."""
     text = f"# {PurePath(source.file).name}:{source.line}  {' '.join(source.code.split())}".rstrip()
     text = "".join(c if c.isprintable() else escaped(c) for c in text)
-    room = WIDTH - len(INDENT)
+    room = WIDTH - len(INDENT) * depth
     return text if len(text) <= room else f"{text[: room - 2].rstrip()} …"
 
 
-def _bind_local_batch(graph: Graph, scope: Scope) -> str | None:
-    """`b = x.size(0)`, read off the input that says it most simply; None when no input has a multiple of b as size."""
+def bind_batch(graph: Graph, scope: Scope, symbol: sympy.Symbol) -> str | None:
+    """`b = x.size(0)`, read off the input that says it most simply; None when no input has a multiple of it as size."""
     found: list[tuple[int, int, str]] = []
     for order, value in enumerate(graph.inputs):
         for dim, size in enumerate(value.type.shape):
-            factor = share(size, LOCAL_BATCH)
+            factor = share(size, symbol)
             if factor is not None:
                 read = sympy.Symbol(f"{scope[value.name]}.size({dim})")
                 text = print_expression(read * sympy.Rational(factor.denominator, factor.numerator))
-                found.append((factor.numerator + factor.denominator, order, f"b = {text}"))
+                found.append((factor.numerator + factor.denominator, order, f"{symbol} = {text}"))
     return min(found)[2] if found else None
 
 
-def _symbols(graph: Graph) -> set[sympy.Symbol]:
+def symbols_in(graph: Graph) -> set[sympy.Symbol]:
     """The symbols that the ops mention."""
 
     def walk(arg: Arg) -> Iterator[sympy.Symbol]:
