@@ -15,6 +15,7 @@ from galvatron.recompute import recomputed
 from galvatron.runtime.collectives import gather_full
 from galvatron.runtime.comm import Place, now
 from galvatron.runtime.mesh import Axis, Mesh
+from galvatron.runtime.outputs import Output, PartialSum
 from galvatron.runtime.random import Randomness
 from galvatron.runtime.slices import Sharded, in_cutting_order
 
@@ -202,6 +203,7 @@ class Layer(nn.Module):
         self.names = tuple(state)
         self._sources = tuple((stage.table(name), name) for name in self.names)
         self.updates: list[Update] = []
+        self.outputs: list[Output] = []
         self.parameters: Supply | None = None
         """Set by the runtime."""
 
@@ -214,6 +216,8 @@ class Layer(nn.Module):
             self.parameters.enter()
         # A replay of the call has the same seed, and reads the same parameters.
         results = self._call(place, *self.axes, *args, *state, **kwargs)
+        for output in self.outputs:
+            output.take(results, self._job.microbatch)
         if self.parameters is not None:
             self.parameters.leave(results)
         if self._job.training:
@@ -256,9 +260,12 @@ class Stage(nn.Module):
         self.sent: list[Transfer] = []
         self.collected: list[Collected] = []
         self.updates: list[Update] = []
+        self.outputs: list[Output] = []
         self.loss_axes: tuple[Axis, ...] = ()
         self.global_batch_size = 0
         """Samples in the whole batch of the running step; set by the runtime."""
+        self.asked = False
+        """Whether the running step is to give what the model returns besides its loss; set by the runtime."""
         self.micro_batches = 1
         """Micro-batches of the running step; set by the runtime."""
         self.random = Randomness(mesh.world.device)
@@ -328,6 +335,21 @@ class Stage(nn.Module):
         """Give the state `name`, at the end of a step, the value of a result of a layer; see `Update`."""
         self.updates.append(Update(name, result, summed, adds))
         self.layers[layer].updates.append(self.updates[-1])
+
+    def gives(
+        self,
+        name: str,
+        layer: str,
+        result: int,
+        shape: Callable[[int], tuple[int, ...]],
+        places: Callable[[int], Mapping[Axis, Sharded | PartialSum]],
+        *,
+        along: Sharded | None = None,
+        summed: bool = False,
+    ) -> None:
+        """Give a result of a layer, as the model's output `name`, where it is asked for; see `Output`."""
+        self.outputs.append(Output(name, result, shape, places, along, summed))
+        self.layers[layer].outputs.append(self.outputs[-1])
 
     def batch(
         self,
