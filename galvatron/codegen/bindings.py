@@ -99,6 +99,12 @@ class Bindings:
         return [(output, made[output.value]) for output in self.program.outputs if output.value in made]
 
     @cached_property
+    def writers(self) -> dict[str, int]:
+        """The stage that makes the new value of each piece of state that forward writes."""
+        stages, layers_of = self.program.stages, self.program.updates_in
+        return {update.state: s.index for s in stages for layer in s.layers for update, _ in layers_of(layer)}
+
+    @cached_property
     def epilogue(self) -> Layer | None:
         """The layer that runs once per step after all forwards."""
         return next((layer for layer in self.stage.layers if layer.when is When.EPILOGUE), None)

@@ -183,7 +183,10 @@ def _counts_up(bindings: Bindings, run: Sequence[Layer], layouts: dict[str, Stat
         return False
     for column in zip(*(_touched(bindings, layer) for layer in run), strict=True):
         kinds = {(s.type, s.kind, s.trainable) for s in (program.state_of[name] for name in column)}
-        places = {(layouts[name].mesh, layouts[name].layout, layouts[name].zero) for name in column}
+        places = {
+            (layouts[name].mesh, layouts[name].layout, layouts[name].zero, bindings.writers.get(name))
+            for name in column
+        }
         if template(column, start) is None or len(kinds) > 1 or len(places) > 1:
             return False
     return True
@@ -213,6 +216,9 @@ def _state(bindings: Bindings, name: str, layout: StateLayout, depth: int) -> li
         arguments.append(f"zero={layout.zero}")
     if state.has_master(bindings.program.precision):
         arguments.append(f"master={_dtype(state.type.dtype)}")
+    writer = bindings.writers.get(state.name, bindings.stage.index)
+    if writer != bindings.stage.index:
+        arguments.append(f"written_by={writer}")
     return _statement("self.state", arguments, depth)
 
 

@@ -177,7 +177,7 @@ class ShardedCostModel:
         )
 
     def _state(self, layer: Layer, strategy: Strategy, ties: Ties) -> tuple[dict[str, TrainedState], int]:
-        """What each trained parameter costs, and the bytes of other state."""
+        """What each trained parameter costs, and the bytes of other state and of its new values."""
         sharded = self._partitioner.shard(layer.cls, strategy, ties)
         whole = self._partitioner.whole(layer.cls, ties)
         trained: dict[str, TrainedState] = {}
@@ -189,6 +189,10 @@ class ShardedCostModel:
                 trained[name] = trained_state(state, value, sharded.mesh, level)
             else:
                 other_bytes += evaluate(value.type.bytes, 1)
+        for update, value in self.program.updates_in(layer):
+            # Its new value waits for the end of the step.
+            copies = 1 if update.state in layer.state else 2
+            other_bytes += copies * evaluate(value.type.bytes, 1)
         return trained, other_bytes
 
     def _update_s(self, states: Iterable[TrainedState]) -> float:

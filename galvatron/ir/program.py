@@ -303,8 +303,6 @@ class Program:
     inputs: tuple[Value, ...]
     state: tuple[State, ...]
     output: str
-    updates: tuple[Update, ...] = ()
-    outputs: tuple[Result, ...] = ()
     graph: Graph | None = None
     classes: tuple[LayerClass, ...] = ()
     layers: tuple[Layer, ...] = ()
@@ -315,6 +313,8 @@ class Program:
     stages: tuple[Stage, ...] = ()
     precision: str | None = None
     batch_sizes: BatchSizes = BatchSizes()
+    updates: tuple[Update, ...] = ()
+    outputs: tuple[Result, ...] = ()
 
     @cached_property
     def class_of(self) -> dict[str, LayerClass]:

@@ -82,12 +82,14 @@ class Executor:
         self.scaler = scaler
         with failure.guarded("start"):
             self._catalogue = full_state.Catalogue(self.held)
-            ties = self._catalogue.tie_groups()
+            shared = self._catalogue.shared_groups()
         self._copies = {name: len(holders) for name, holders in self._catalogue.holders.items()}
         now.stages = self.mesh.stages
         blank = [name for name in self.held.state_specs if self.held.get(name).is_meta]
         with failure.guarded("start"):
+            ties = {name: group for name, group in shared.items() if self._catalogue.entries[name].kind == "parameter"}
             self._parameters = Parameters(stages, ties)
+        self._shared_updates = updates.shared(stages, shared, self._catalogue.holders)
         # From here on nothing waits for other ranks, so that an error of one rank can be told to the others.
         self._names = full_state.ModelNames(self._catalogue, model)
         if model is not None:
@@ -288,7 +290,8 @@ class Executor:
                 comm.all_reduce(totals, comm.all_ranks(), phase="totals").wait()
         self._check_bounds(totals[2:4], batch)
         # Here nothing fails any more, and a step whose gradients overflow has had a forward as well.
-        updates.write(self.stages)
+        with failure.guarded("the new values of state"):
+            updates.write(self.stages, self._shared_updates)
         return totals[0], totals[1]
 
     def _check_bounds(self, outside: Tensor, batch: Mapping[str, Tensor]) -> None:

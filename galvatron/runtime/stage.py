@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -37,7 +37,8 @@ class StateSpec:
     """A parameter or buffer of the model: its own name, global shape and dtype, and where it lives in the stage.
 
     `zero` is the ZeRO level over the axes on which it is `Summed`. With a `master` type the value that is trained has
-    that type, and the layers read a copy of it in `dtype`.
+    that type, and the layers read a copy of it in `dtype`. State that the forward of another stage writes is
+    `written_by` that.
     """
 
     name: str
@@ -47,6 +48,7 @@ class StateSpec:
     kind: Literal["parameter", "buffer"]
     zero: int = 0
     master: torch.dtype | None = None
+    written_by: int | None = field(default=None, compare=False)
 
     @property
     def sharded(self) -> tuple[tuple[Axis, Sharded], ...]:
@@ -264,9 +266,10 @@ class Stage(nn.Module):
         requires_grad: bool = True,
         zero: int = 0,
         master: torch.dtype | None = None,
+        written_by: int | None = None,
     ) -> None:
         """Declare a parameter or buffer of the model under its own name; see `StateSpec`."""
-        spec = StateSpec(name, tuple(shape), dtype, tuple(placements.items()), kind, zero, master)
+        spec = StateSpec(name, tuple(shape), dtype, tuple(placements.items()), kind, zero, master, written_by)
         self.state_specs[name] = spec
         local = torch.empty(spec.local_shape(), dtype=dtype, device="meta")
         # Written past `register_parameter`, which refuses dots: the model's names are kept whole, not as a module tree.

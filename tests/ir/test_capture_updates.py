@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules._functions import SyncBatchNorm
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture import capture_graph
@@ -106,6 +107,17 @@ def test_updates_are_what_forward_writes(how: Any, names: list[str]) -> None:
     Pipeline.of(FRONT_END).run(program, [VerifyEach()])
 
 
+def test_a_batch_norm_over_ranks_is_one_over_the_whole_batch() -> None:
+    """On one device `SyncBatchNorm` is a batch norm; this is what it calls where there are several."""
+
+    def how(net: Net, h: torch.Tensor) -> torch.Tensor:
+        return SyncBatchNorm.apply(h, None, None, net.seen, net.fresh, 1e-5, 0.1, None, 2)
+
+    program = captured(how)
+    assert [update.state for update in program.updates] == ["seen", "fresh"]
+    assert "_native_batch_norm_legit_functional" in print_program(program)
+
+
 def test_whole_numbers_are_added_to() -> None:
     def how(net: Net, h: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -136,14 +148,14 @@ def with_samples(net: Net, h: torch.Tensor) -> torch.Tensor:
     return h
 
 
-def other_each_time(net: Net, h: torch.Tensor) -> torch.Tensor:
+def other_each_time(net: Any, h: torch.Tensor) -> torch.Tensor:
     net.calls = getattr(net, "calls", 0) + 1
     with torch.no_grad():
         net.seen.add_(net.calls)
     return h
 
 
-def written_from_a_count(net: Net, h: torch.Tensor) -> torch.Tensor:
+def written_from_a_count(net: Any, h: torch.Tensor) -> torch.Tensor:
     net.calls = getattr(net, "calls", 0) + 1
     net.seen = net.seen + net.calls
     return h

@@ -12,6 +12,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from galvatron.errors import CaptureError
+from galvatron.ir.capture.arithmetic import computed_once
 from galvatron.ir.capture.batch import Batch, BatchDims, read_batch
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import BatchSizeWatch, explained, quiet
@@ -198,6 +199,7 @@ def _exported(training: _Training, batch: Batch) -> ExportedProgram:
         unchanged(training),
         quiet(),
         careful_tracing(),
+        computed_once(),
         torch.enable_grad(),
         torch.random.fork_rng(devices),
     ):

@@ -342,24 +342,18 @@ def state_is_kept(program: Program) -> Iterator[Violation]:
 
 
 def updates_are_kept(program: Program) -> Iterator[Violation]:
-    """The stage that makes the new value of a piece of state keeps it so laid out, and no other stage has it."""
-    updated = {update.state for update in program.updates}
+    """The stage that makes the new value of a piece of state keeps it so laid out."""
     for stage in program.stages:
         kept = {k.state: k for k in stage.state}
-        made: set[str] = set()
         for index, layer in enumerate(stage.layers):
             mesh = program.class_of[layer.cls].mesh
             for update, value in program.updates_in(layer):
                 name, layout = update.state, value.layout or ()
-                made.add(name)
                 if (keep := kept.get(name)) is None:
                     yield ("layer", stage.index, index), f"stage {stage.index} updates {name}, which it does not keep"
                 elif not same_distribution(keep.mesh, keep.layout, mesh, layout, differentiable=False):
                     told = f"is kept as {_describe(keep.mesh, keep.layout)}, but made as {_describe(mesh, layout)}"
                     yield ("keep", stage.index, name), f"{name} {told}"
-        for name in kept:
-            if name in updated and name not in made:
-                yield ("keep", stage.index, name), f"stage {stage.index} keeps {name}, which another one updates"
 
 
 def _kept_as_read(program: Program, kept: StateLayout, cls: LayerClass, formal: Value) -> bool:
