@@ -117,6 +117,12 @@ def test_positions_and_whole_outputs_have_names() -> None:
     assert [output.name for output in program.outputs] == ["output"]
 
 
+def test_they_have_the_types_that_the_model_gives() -> None:
+    batch = {"x": torch.randn(4, 4)}
+    program = galvatron.capture(Echo(), batch, loss_fn=mean_of_first, outputs=["0"], precision="bf16")
+    assert program.values()[program.outputs[0].value].type.dtype == "bf16"
+
+
 def test_what_a_caller_gets() -> None:
     program, subject = compiled(), case("decoder")
     batch = subject.batch(6, 3)

@@ -62,8 +62,8 @@ def emit_function(
     random = any(is_random(op) for op in graph.ops)
     trains = any(switch and op[switch] is True for op in graph.ops if (switch := operator_of(op).in_training))
     reserved = {"b": LOCAL_BATCH in symbols, "B": BATCH in symbols, "m": MICRO_BATCHES in symbols, "seed": random}
-    trained = graph.without_outputs(only_given).ops
-    reserved |= {IN_TRAINING: trains, ASKED: len(trained) < len(graph.ops)}
+    trained = graph.without_outputs(only_given)
+    reserved |= {IN_TRAINING: trains, ASKED: trained != graph}
     scope = Scope(taken=[*(name for name, used in reserved.items() if used), *(own or {}).values()])
     for axis in axes:
         scope.bind(("axis", axis), axis)
@@ -86,12 +86,11 @@ def emit_function(
     body = [f"{INDENT}{batch_binding}"] if batch_binding else []
     steps = selective_steps(graph) if cls.strategy and cls.strategy.recompute == "selective" else {}
     printer = OpPrinter(scope.__getitem__, graph.values, device, waiting, own or {})
-    early = {id(op) for op in trained}
+    early = {id(op) for op in trained.ops}
     body += body_lines(graph, scope, printer, steps, [op for op in graph.ops if id(op) in early])
     if reserved[ASKED]:
-        made = {v.name for op in trained for v in op.results} | {v.name for v in (*graph.inputs, *graph.state)}
         body += [f"{INDENT}if not {ASKED}:"]
-        body += _return([scope[output] if output in made else "None" for output in graph.outputs], 2)
+        body += _return([scope[output] if output in trained.outputs else "None" for output in graph.outputs], 2)
         body += body_lines(graph, scope, printer, steps, [op for op in graph.ops if id(op) not in early])
     header = lines(prefixed("def ", call(name, signature), ":"))
     body += _return([scope[output] for output in graph.outputs], 1)

@@ -9,7 +9,7 @@ What a mesh axis does to a value in space, the micro-batches of a step do in tim
 | `SAME` | the same in each | a term of a sum |
 
 just as under data parallelism, and the rules of the op table say what an op makes of them. But in the middle of a step
-micro-batches cannot exchange anything. Terms are added up only at the very end (the loss, the new values of state, and
+micro-batches cannot exchange anything. Terms are added up only at the very end (the loss, the other results, and
 gradients), and the only conversion is to count a value once, from `SAME` to `SUM`, by dividing it by the number of
 micro-batches. An op that needs any other *couples* samples: so it sees a part of the batch where the model saw all of
 it, and several micro-batches are not exact, unless that op and all that follows it run once per step

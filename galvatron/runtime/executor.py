@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from galvatron.errors import GalvatronError, PlanError
-from galvatron.runtime import comm, failure, full_state, outputs, updates
+from galvatron.runtime import comm, failure, full_state, giving, updates
 from galvatron.runtime.agreement import agree
 from galvatron.runtime.bounds import bounds
 from galvatron.runtime.comm import now
@@ -182,7 +182,7 @@ class Executor:
         with failure.guarded(self._place), torch.no_grad(), _evaluating(self.stages):
             keywords, last = self._keywords(samples, microbatches, inputs)
             bounds.start()
-            outputs.ask(self.stages, wanted=give)
+            giving.ask(self.stages, wanted=give)
             run = self._pipeline.run(keywords, samples, microbatches, epilogue=last, backward=False)
             loss = self._share_of_loss(run)
             totals = torch.cat([loss.view(1), bounds.outside(loss.device)])
@@ -192,7 +192,7 @@ class Executor:
         if not give:
             return totals[0], {}
         with failure.guarded(self._place):
-            return totals[0], outputs.gathered(self.stages, self.mesh, samples)
+            return totals[0], giving.gathered(self.stages, self.mesh, samples)
 
     def gradient_norm(self) -> Tensor:
         """The global norm of the gradients of the last step, as a float64 scalar on every rank."""
@@ -270,7 +270,7 @@ class Executor:
             for stage in self.stages:
                 stage.random.step += 1
             updates.forget(self.stages)
-            outputs.ask(self.stages, wanted=False)
+            giving.ask(self.stages, wanted=False)
             keywords, last = self._keywords(samples, microbatches, inputs)
             self._parameters.start(microbatches)
             bounds.start()

@@ -1,23 +1,21 @@
-"""What the model returns besides its loss: kept while it is computed, where it is asked for, and made whole."""
+"""One value that the model returns besides its loss: kept as it is computed, where it is asked for, and made whole."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from galvatron.runtime import comm
 from galvatron.runtime.collectives import gather_full
-from galvatron.runtime.mesh import Axis, Mesh
+from galvatron.runtime.mesh import Axis
 from galvatron.runtime.slices import Sharded, in_cutting_order
 
-if TYPE_CHECKING:
-    from galvatron.runtime.stage import Stage
-
-_PHASE = "outputs"
+PHASE = "outputs"
+"""What ranks do when they make outputs whole."""
 
 
 @dataclass(frozen=True)
@@ -73,37 +71,10 @@ class Output:
         places, shape = self.places(samples), self.shape(samples)
         for axis in (axis for axis, place in places.items() if isinstance(place, PartialSum)):
             local = local.contiguous().clone()
-            comm.all_reduce(local, axis.group, phase=_PHASE).wait()
+            comm.all_reduce(local, axis.group, phase=PHASE).wait()
         slices = in_cutting_order((axis, place) for axis, place in places.items() if isinstance(place, Sharded))
         for axis, place in reversed(slices):
             local = gather_full(local, axis, place)
             if place.padded:
                 local = local.narrow(place.dim, 0, shape[place.dim])
         return local
-
-
-def ask(stages: Iterable[Stage], *, wanted: bool) -> None:
-    """A forward begins in which the outputs are `wanted`, or are not."""
-    for stage in stages:
-        stage.asked = wanted
-        for output in stage.outputs:
-            output.parts = {} if wanted else None
-
-
-def gathered(stages: Iterable[Stage], mesh: Mesh, samples: int) -> dict[str, Tensor]:
-    """The outputs of a forward that has ended, whole, on every rank of the job. Collective."""
-    own = {
-        output.name: output.whole(samples, stretches=stage.epilogue_shards > 1).contiguous()
-        for stage in stages
-        for output in stage.outputs
-    }
-    if mesh.pipeline is None:
-        return own
-    kinds = {name: (tuple(value.shape), value.dtype) for name, value in own.items()}
-    found: dict[str, Tensor] = {}
-    for holder, outputs in enumerate(comm.gather_objects(kinds, mesh.pipeline, phase=_PHASE)):
-        for name, (shape, dtype) in outputs.items():
-            value = own[name] if name in own else torch.empty(shape, dtype=dtype, device=mesh.world.device)
-            comm.broadcast(value, mesh.pipeline, holder, phase=_PHASE).wait()
-            found[name] = value
-    return found

@@ -241,7 +241,7 @@ class LayerParameters:
             bucket.release()
         if torch.is_grad_enabled():
             for result in results if isinstance(results, tuple) else (results,):
-                if result.requires_grad:
+                if isinstance(result, Tensor) and result.requires_grad:
                     result.register_hook(self._before_backward)
 
     def _before_backward(self, _: Tensor) -> None:

@@ -24,6 +24,7 @@ from galvatron.ir.program import (
     LayerClass,
     LayerKind,
     Program,
+    Result,
     StateLayout,
     Transfer,
     Update,
@@ -631,6 +632,10 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (with_update(clustered(), Update("embed.weight", "more")), "embed.weight is trained", "update embed.weight"),
         (with_update(clustered(), Update("counted", "n")), "no layer computes %n, the new value", "update counted"),
         (with_update(clustered(), Update("unused", "more")), "%more is f32[], but unused is bf16[3]", "update unused"),
+    ],
+    "outputs-fit": [
+        (replace(clustered(), outputs=(Result("kept", "n"),)), "no layer computes %n, the", "result kept"),
+        (replace(clustered(), outputs=(Result("kept", "loss"),) * 2), "'kept' stands for several", "result kept"),
     ],
     "updates-are-whole": [
         (with_update(sharded(), Update("counted", "loss")), "state is never a partial sum", "%loss, %more ="),
