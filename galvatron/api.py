@@ -17,6 +17,7 @@ from galvatron.arguments import (
     Wanted,
     check_inputs,
     check_model,
+    check_outputs,
     no_plan,
     read_memory,
     read_precision,
@@ -31,7 +32,7 @@ from galvatron.costs.objective import StageReport, peak_bytes
 from galvatron.drift import ModelWatch
 from galvatron.errors import ClusterError, GalvatronError, error_of_kind
 from galvatron.ir import limits
-from galvatron.ir.capture import BatchDims, Captured, LossFunction, capture_graph, device_of
+from galvatron.ir.capture import BatchDims, Captured, LossFunction, Outputs, capture_graph, device_of
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.documents import shown
 from galvatron.ir.ops.foreign import adopt, foreign_targets
@@ -69,6 +70,7 @@ def compile(
     *,
     loss_fn: LossFunction | None = None,
     batch_dims: BatchDims | None = None,
+    outputs: Outputs = (),
     cluster: Cluster | str | None = None,
     memory: int | str | None = None,
     plan: PlanLike | None = None,
@@ -103,6 +105,10 @@ def compile(
         batch_dims: which inputs hold samples follows from the model: those of one size on dim 0, which it leaves free.
             All others, such as a table or a count, are the same for every sample and keep their shape. Where that goes
             wrong, by name: 0, dim 0 counts samples; None, it does not.
+        outputs: what the model returns besides its loss and is to give when asked (`CompiledModel.predict`), by name: a
+            field of the mapping, dataclass or named tuple that it returns, as in `["logits"]`, a position of a tuple,
+            as in `["0"]`, one inside of another with a dot, as in `["hidden_states.3"]`. True: the tensor that is the
+            whole output, by the name `"output"`. Training steps keep none of them.
         cluster: a `Cluster` or a preset such as `"a100-80g:2x8"`, for the search; None measures what this job runs on.
         memory: budget per device for the search, in bytes or like `"36GiB"`; None is the device's memory less a
             reserve. The search tries data, tensor and pipeline parallelism; ZeRO and recomputation come with a `plan`.
@@ -148,7 +154,7 @@ def compile(
             wanted = Wanted.read(
                 plan, cluster, memory, precision, optimizer, max_grad_norm, timeout_s, cache_dir, **switches
             )
-            facts = wanted.facts(model, example_inputs, loss_fn, batch_dims)
+            facts = wanted.facts(model, example_inputs, loss_fn, batch_dims, outputs)
     except GalvatronError as found:
         error, facts = found, {}
     world = rt.initialize(timeout_s=rt.DEFAULT_TIMEOUT_S if wanted is None else wanted.timeout_s)
@@ -162,7 +168,9 @@ def compile(
             f"start {target.world_size} processes (torchrun --nproc-per-node), or leave the cluster out"
         )
     with plain_torch(device_of(model)):
-        captured = _on_rank_0(world, lambda: _planned(model, example_inputs, loss_fn, batch_dims, wanted, target))
+        captured = _on_rank_0(
+            world, lambda: _planned(model, example_inputs, loss_fn, batch_dims, outputs, wanted, target)
+        )
     with plain_torch(world.device):
         return _assembled(
             model,
@@ -183,13 +191,14 @@ def capture(
     loss_fn: LossFunction | None = None,
     batch_dims: BatchDims | None = None,
     precision: str | None = None,
+    outputs: Outputs = (),
 ) -> Program:
     """The training computation of a model as a program of layers (form clustered), for every batch size.
 
     Nothing is computed; a model on `meta` stays there.
 
     Args:
-        model, example_inputs, loss_fn, batch_dims, precision: see `compile`.
+        model, example_inputs, loss_fn, batch_dims, precision, outputs: see `compile`.
 
     Raises:
         CaptureError: the model cannot be captured; names the source line that is to blame.
@@ -197,10 +206,13 @@ def capture(
     """
     check_model(model, loss_fn)
     check_inputs(example_inputs)
+    check_outputs(outputs)
     compute = read_precision(precision)
     with plain_torch(device_of(model)):
         with ours("capturing the model"):
-            captured = capture_graph(model, example_inputs, loss_fn=loss_fn, precision=compute, batch_dims=batch_dims)
+            captured = capture_graph(
+                model, example_inputs, loss_fn=loss_fn, precision=compute, batch_dims=batch_dims, outputs=outputs
+            )
         return _passed(FRONT_END, captured.program)
 
 
@@ -279,6 +291,7 @@ def _planned(
     example_inputs: BatchLike,
     loss_fn: LossFunction | None,
     batch_dims: BatchDims | None,
+    outputs: Outputs,
     wanted: Wanted,
     cluster: Cluster,
 ) -> Captured:
@@ -286,7 +299,12 @@ def _planned(
     given = None if wanted.plan is None else _parsed_plan(wanted.plan)  # before a capture that may take long
     with ours("capturing the model"):
         captured = capture_graph(
-            model, example_inputs, loss_fn=loss_fn, precision=wanted.precision, batch_dims=batch_dims
+            model,
+            example_inputs,
+            loss_fn=loss_fn,
+            precision=wanted.precision,
+            batch_dims=batch_dims,
+            outputs=outputs,
         )
     gc.collect()  # what torch.export leaves behind refers to the model: the user could drop it and not free it
     costed = _costed(captured.program, cluster, None)
