@@ -20,6 +20,7 @@ from torch._decomp import decomposition_table
 from torch._functorch.autograd_function import custom_function_call
 from torch.autograd.function import _SingleLevelFunction
 from torch.autograd.graph import saved_tensors_hooks
+from torch.fx import proxy
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.proxy import TracerBase
 from torch.nn.modules._functions import SyncBatchNorm
@@ -51,8 +52,9 @@ def careful_tracing() -> Iterator[None]:
     """
     _settle_dynamo()
     with contextlib.ExitStack() as patches:
+        patches.enter_context(mock.patch.object(proxy, "CapturedTraceback", _UserLine))
         if hasattr(TracerBase, "_filter_traceback_frames"):
-            patches.enter_context(mock.patch.object(TracerBase, "_filter_traceback_frames", _innermost_user_frame))
+            patches.enter_context(mock.patch.object(TracerBase, "_filter_traceback_frames", lambda _, frames: frames))
         patches.enter_context(mock.patch.object(_SingleLevelFunction, "apply", classmethod(_apply), create=True))
         patches.enter_context(mock.patch.object(torch.autograd.function, "custom_function_call", _apply_mapped))
         patches.enter_context(mock.patch.object(torch.Tensor, "register_hook", _register_hook))
@@ -80,15 +82,25 @@ def _settle_dynamo() -> None:
         trace_rules.is_builtin_callable(len)
 
 
-def _innermost_user_frame(_: TracerBase, frames: traceback.StackSummary) -> traceback.StackSummary:
-    innermost: list[traceback.FrameSummary] = []
-    for frame in reversed(frames):
-        if frame.filename.endswith("galvatron/ir/capture/export.py"):
-            break
-        if is_user_file(frame.filename):
-            innermost = [frame]
-            break
-    return traceback.StackSummary.from_list(innermost)
+class _UserLine:
+    """In the place of the traceback of an op: of all frames the innermost of the user's code, which is what is kept.
+
+    Torch would look up the lines of a hundred frames for each op.
+    """
+
+    @staticmethod
+    def extract(**_: Any) -> type[_UserLine]:
+        return _UserLine
+
+    @staticmethod
+    def summary() -> traceback.StackSummary:
+        frame: types.FrameType | None = sys._getframe(1)
+        while frame is not None and not frame.f_code.co_filename.endswith("galvatron/ir/capture/export.py"):
+            if is_user_file(frame.f_code.co_filename):
+                line = traceback.FrameSummary(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+                return traceback.StackSummary.from_list([line])
+            frame = frame.f_back
+        return traceback.StackSummary()
 
 
 def _apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
