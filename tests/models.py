@@ -43,6 +43,38 @@ def captured(
     return captures.kept(f"{name} in {next(model.parameters()).dtype} under {precision}", capture)
 
 
+class ResidualBlock(nn.Module):
+    """Two convolutions with batch norms beside a shortcut, which is a convolution where the shape changes."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False), nn.BatchNorm2d(outside)
+        self.conv2, self.bn2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False), nn.BatchNorm2d(outside)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or inside != outside:
+            self.shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(h)) + self.shortcut(x))
+
+
+class ResidualNet(nn.Module):
+    """A small residual network for images, with batch norm in training mode."""
+
+    def __init__(self, blocks: int = 3, width: int = 4, classes: int = 8) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        sizes = [(width, 1) if i < blocks - 1 else (2 * width, 2) for i in range(blocks)]
+        inside = [width, *(size for size, _ in sizes)]
+        self.blocks = nn.Sequential(*(ResidualBlock(a, b, s) for a, (b, s) in zip(inside, sizes, strict=False)))
+        self.head = nn.Linear(2 * width, classes)
+
+    def forward(self, images: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        h = self.blocks(F.max_pool2d(F.relu(self.norm(self.stem(images))), 2))
+        return F.cross_entropy(self.head(h.mean((2, 3))), y)
+
+
 class FunctionalGPT(nn.Module):
     """A GPT without modules for its blocks: parameters in one flat dict, a forward of functions, a tied head."""
 
