@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -30,6 +31,7 @@ LIMIT_S = 240.0
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # which ends what has been forked, too
     arguments = _arguments()
     path = Path(arguments.out)
     rows = _chosen(arguments, path)
@@ -90,7 +92,16 @@ def _chosen(arguments: argparse.Namespace, path: Path) -> list[Architecture]:
     if arguments.missing and path.exists():
         known = {row.name for row in rows_in(path)}
         rows = [row for row in rows if row.name not in known]
-    return rows
+    return _spread(rows)
+
+
+def _spread(rows: Sequence[Architecture]) -> list[Architecture]:
+    """The rows with those of each family evenly between the others: a run that is cut short has seen all families."""
+    placed: list[tuple[float, Architecture]] = []
+    for family in FAMILIES:
+        own = [row for row in rows if row.family == family]
+        placed += [((index + 0.5) / len(own), row) for index, row in enumerate(own)]
+    return [row for _, row in sorted(placed, key=lambda item: item[0])]
 
 
 if __name__ == "__main__":

@@ -92,4 +92,5 @@ ROWS = rows(
         ),
     },
     sequence=True,
+    single=("DeBERTa-v2",),
 )

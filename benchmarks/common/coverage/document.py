@@ -26,7 +26,7 @@ of 8 samples where its program allows, under four plans on two ranks. Loss, ever
 step are compared with those of the unmodified model on one device: *equal* is within a relative error of 1e-9 (1e-5 for
 a model that itself computes something in float32, marked `f32`). *Refused* is an error that says why; *wrong*, *crash*
 and *timeout* are bugs. Where a plan does not apply to a program, such as several micro-batches to one that couples its
-samples, the next of its kind is tried, and why is said below.
+samples, the next of its kind is tried, and why is said below. A capture is timed in CPU seconds.
 """
 
 
@@ -43,6 +43,8 @@ def document(rows: Sequence[RowOutcome]) -> str:
         own = [row for row in rows if row.family == family]
         if own:
             parts.append(f"## {family.replace('_', ' ').capitalize()}\n\n" + _table(own))
+    if missing := [row.name for row in architectures() if row.name not in {row.name for row in rows}]:
+        parts.append(f"## Not run yet\n\n{len(missing)} of {len(missing) + len(rows)} rows: {', '.join(missing)}\n")
     parts.append("## Why rows are not equal\n\n" + _causes(rows))
     parts.append("## Plans that do not apply\n\n" + _passed_over(rows))
     return "\n".join(parts)

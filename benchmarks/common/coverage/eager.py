@@ -13,8 +13,8 @@ from common.architectures.base import Batch, Subject
 from common.doubles import precise
 
 NOISE = 1e-6
-"""A gradient below this share of the norm of all gradients is compared as if it were that large: where it is zero in
-exact arithmetic both sides hold nothing but rounding."""
+"""A gradient or a buffer below this share of the norm of all of them is compared as if it were that large: where it is
+zero in exact arithmetic, as the mean of what a norm has centred, both sides hold nothing but rounding."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,24 @@ def errors_of(
     loss: float, gradients: Mapping[str, Tensor], state: Mapping[str, Tensor], expected: Expected
 ) -> dict[str, float]:
     """The relative error, by norm, of the loss, of each gradient, and of each buffer after the step."""
-    whole = torch.stack([g.norm() for g in expected.gradients.values()]).norm()
+    least = NOISE * _norm(expected.gradients)
     errors = {"loss": abs(loss - expected.loss) / max(abs(expected.loss), 1e-30)}
     for name in expected.gradients.keys() | gradients.keys():
         if name in expected.gradients and name in gradients:
             gradient = expected.gradients[name]
-            errors[f"gradient of {name}"] = _distance(gradients[name], gradient, float(NOISE * whole))
+            errors[f"gradient of {name}"] = _distance(gradients[name], gradient, least)
         elif float(expected.gradients.get(name, gradients.get(name, torch.ones(()))).abs().max()) > 0:
             errors[f"gradient of {name}, which only one has"] = math.inf
+    least = NOISE * _norm(expected.buffers)
     for name, buffer in expected.buffers.items():
-        errors[f"buffer {name}"] = _distance(state[name], buffer, 1e-30)
+        errors[f"buffer {name}"] = _distance(state[name], buffer, least)
     return {name: error if error == error else math.inf for name, error in errors.items()}
+
+
+def _norm(tensors: Mapping[str, Tensor]) -> float:
+    """The norm of all finite floating tensors as one vector."""
+    norms = [float(tensor.double().norm()) for tensor in tensors.values() if tensor.is_floating_point()]
+    return math.hypot(*(norm for norm in norms if math.isfinite(norm)))
 
 
 def _distance(found: Tensor, wanted: Tensor, least: float) -> float:

@@ -39,6 +39,7 @@ class RowOutcome:
     """What became of an architecture; without plans it was not captured.
 
     Attributes:
+        capture_s: CPU seconds.
         layers: those that a plan gives strategies to.
         single: the model computes something in float32, so errors are those of float32.
     """
