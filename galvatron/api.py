@@ -31,7 +31,7 @@ from galvatron.costs.objective import StageReport, peak_bytes
 from galvatron.drift import ModelWatch
 from galvatron.errors import ClusterError, GalvatronError, error_of_kind
 from galvatron.ir import limits
-from galvatron.ir.capture import BatchDims, Captured, LossFunction, capture_graph, device_of
+from galvatron.ir.capture import BatchDims, Captured, Dynamic, LossFunction, capture_graph, device_of
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.documents import shown
 from galvatron.ir.plan import Plan
@@ -68,6 +68,7 @@ def compile(
     *,
     loss_fn: LossFunction | None = None,
     batch_dims: BatchDims | None = None,
+    dynamic: Dynamic | None = None,
     cluster: Cluster | str | None = None,
     memory: int | str | None = None,
     plan: PlanLike | None = None,
@@ -102,6 +103,10 @@ def compile(
         batch_dims: which inputs hold samples follows from the model: those of one size on dim 0, which it leaves free.
             All others, such as a table or a count, are the same for every sample and keep their shape. Where that goes
             wrong, by name: 0, dim 0 counts samples; None, it does not.
+        dynamic: by name, what may be another in every step besides the values of tensors and the number of samples.
+            True says so of an input that is a Python number (`{"temperature": True}`), which is a constant of the
+            program otherwise. Any finite value is right in its place, of the type of the example, `int` or `float`;
+            what chooses a branch, a size or an index is refused, with its line.
         cluster: a `Cluster` or a preset such as `"a100-80g:2x8"`, for the search; None measures what this job runs on.
         memory: budget per device for the search, in bytes or like `"36GiB"`; None is the device's memory less a
             reserve. The search tries data, tensor and pipeline parallelism; ZeRO and recomputation come with a `plan`.
@@ -147,7 +152,7 @@ def compile(
             wanted = Wanted.read(
                 plan, cluster, memory, precision, optimizer, max_grad_norm, timeout_s, cache_dir, **switches
             )
-            facts = wanted.facts(model, example_inputs, loss_fn, batch_dims)
+            facts = wanted.facts(model, example_inputs, loss_fn, batch_dims, dynamic)
     except GalvatronError as found:
         error, facts = found, {}
     world = rt.initialize(timeout_s=rt.DEFAULT_TIMEOUT_S if wanted is None else wanted.timeout_s)
@@ -161,7 +166,8 @@ def compile(
             f"start {target.world_size} processes (torchrun --nproc-per-node), or leave the cluster out"
         )
     with plain_torch(device_of(model)):
-        captured = _on_rank_0(world, lambda: _planned(model, example_inputs, loss_fn, batch_dims, wanted, target))
+        said = {"loss_fn": loss_fn, "batch_dims": batch_dims, "dynamic": dynamic}
+        captured = _on_rank_0(world, lambda: _planned(model, example_inputs, said, wanted, target))
     with plain_torch(world.device):
         return _assembled(
             model,
@@ -181,6 +187,7 @@ def capture(
     *,
     loss_fn: LossFunction | None = None,
     batch_dims: BatchDims | None = None,
+    dynamic: Dynamic | None = None,
     precision: str | None = None,
 ) -> Program:
     """The training computation of a model as a program of layers (form clustered), for every batch size.
@@ -188,7 +195,7 @@ def capture(
     Nothing is computed; a model on `meta` stays there.
 
     Args:
-        model, example_inputs, loss_fn, batch_dims, precision: see `compile`.
+        model, example_inputs, loss_fn, batch_dims, dynamic, precision: see `compile`.
 
     Raises:
         CaptureError: the model cannot be captured; names the source line that is to blame.
@@ -199,7 +206,9 @@ def capture(
     compute = read_precision(precision)
     with plain_torch(device_of(model)):
         with ours("capturing the model"):
-            captured = capture_graph(model, example_inputs, loss_fn=loss_fn, precision=compute, batch_dims=batch_dims)
+            captured = capture_graph(
+                model, example_inputs, loss_fn=loss_fn, precision=compute, batch_dims=batch_dims, dynamic=dynamic
+            )
         return _passed(FRONT_END, captured.program)
 
 
@@ -276,17 +285,18 @@ def emit(
 def _planned(
     model: nn.Module,
     example_inputs: BatchLike,
-    loss_fn: LossFunction | None,
-    batch_dims: BatchDims | None,
+    said: Mapping[str, Any],
     wanted: Wanted,
     cluster: Cluster,
 ) -> Captured:
-    """The captured program with a plan: the one given, or the one that a search finds."""
+    """The captured program with a plan: the one given, or the one that a search finds.
+
+    Args:
+        said: what capture is told of the model and its batch.
+    """
     given = None if wanted.plan is None else _parsed_plan(wanted.plan)  # before a capture that may take long
     with ours("capturing the model"):
-        captured = capture_graph(
-            model, example_inputs, loss_fn=loss_fn, precision=wanted.precision, batch_dims=batch_dims
-        )
+        captured = capture_graph(model, example_inputs, precision=wanted.precision, **said)
     gc.collect()  # what torch.export leaves behind refers to the model: the user could drop it and not free it
     costed = _costed(captured.program, cluster, None)
     if given is None:

@@ -80,7 +80,12 @@ class Wanted:
         )
 
     def facts(
-        self, model: nn.Module, example_inputs: BatchLike, loss_fn: LossFunction | None, batch_dims: object
+        self,
+        model: nn.Module,
+        example_inputs: BatchLike,
+        loss_fn: LossFunction | None,
+        batch_dims: object,
+        dynamic: object,
     ) -> dict[str, str]:
         """What must be equal on all ranks, in words.
 
@@ -100,6 +105,7 @@ class Wanted:
             "loss_fn": "not given" if loss_fn is None else "given",
             "example_inputs": described(example_inputs),
             "batch_dims": str(batch_dims),
+            "dynamic": str(dynamic),
             **{name: str(value) for name, value in self.switches.items()},
             **facts_of_model(model),
         }

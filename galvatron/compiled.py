@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -80,16 +81,16 @@ class CompiledModel:
             RankError: another rank failed.
             NonFiniteError: with `detect_nonfinite`, a result or a gradient is not finite; nothing was updated.
         """
-        with self._call("train_step", batch) as tensors:
-            return self._executor.train_step(tensors)
+        with self._call("train_step", batch) as values:
+            return self._executor.train_step(values)
 
     def forward_backward(self, batch: BatchLike) -> Tensor:
         """Loss and gradients of a global batch, without an update; arguments, result and errors as in `train_step`.
 
         The gradients replace those of the step before.
         """
-        with self._call("forward_backward", batch) as tensors:
-            return self._executor.forward_backward(tensors)
+        with self._call("forward_backward", batch) as values:
+            return self._executor.forward_backward(values)
 
     def eval_step(self, batch: BatchLike) -> Tensor:
         """The loss on a global batch without training: forward only, without dropout, whatever the plan.
@@ -107,12 +108,12 @@ class CompiledModel:
             PlanError: the batch does not fit the program or the plan.
             RankError: another rank failed.
         """
-        with self._call("eval_step", batch) as tensors:
-            return self._executor.eval_step(tensors)
+        with self._call("eval_step", batch) as values:
+            return self._executor.eval_step(values)
 
     @contextmanager
-    def _call(self, what: str, batch: BatchLike) -> Iterator[dict[str, Tensor]]:
-        """The tensors of a batch, in a context in which a step means the same wherever it is called from.
+    def _call(self, what: str, batch: BatchLike) -> Iterator[dict[str, Tensor | int | float]]:
+        """The tensors and numbers of a batch, in a context in which a step means the same wherever it is called from.
 
         What a rank refuses, and what differs between ranks, is refused on all of them before anything is computed.
         """
@@ -123,23 +124,23 @@ class CompiledModel:
             torch.autocast(device.type, enabled=False),
             on_device(device),
         ):
-            tensors: dict[str, Tensor] = {}
+            values: dict[str, Tensor | int | float] = {}
             error = None
             try:
                 self._watch.check(training=what != "eval_step")
                 if what == "train_step":
                     assert self.optimizer is not None
-                tensors = self._inputs.read(batch)
-                self._executor.check(tensors)
+                values = self._inputs.read(batch)
+                self._executor.check(values)
             except GalvatronError as found:
                 error = found
-            facts = {"the batch": described(tensors)}
+            facts = {"the batch": described(values)}
             if self._first and error is None:
-                facts["the content of the batch"] = f"digest {content_of(tensors)}"
+                facts["the content of the batch"] = f"digest {content_of(values)}"
             self._calls.check(what, error, facts, updates=what == "train_step")
             self._first = False
             try:
-                yield tensors
+                yield values
             except (IndexError, RuntimeError) as wrong:
                 if isinstance(wrong, IndexError) or _OUTSIDE.search(str(wrong)):
                     raise PlanError(
@@ -270,28 +271,32 @@ _OUTSIDE = re.compile(r"out of (bounds|range)|must be smaller than num_classes")
 
 
 class BatchReader:
-    """Turns what a user passes as a batch into the tensors that the program reads, and refuses what does not fit."""
+    """Turns what a user passes as a batch into what the program reads, and refuses what does not fit."""
 
     def __init__(self, model: nn.Module, example_inputs: BatchLike, program: Program) -> None:
         self._signature = inspect.signature(model.forward)
         self._types = {value.name: value.type for value in program.inputs}
         self._batched, self._batch_sizes = program.batched, program.batch_sizes
-        named = self._by_name(example_inputs)
-        self._constants = {name: value for name, value in named.items() if not isinstance(value, Tensor)}
+        self._numbers = {number.name: number.kind for number in program.numbers}
+        others = {n: value for n, value in self._by_name(example_inputs).items() if n not in self._numbers}
+        self._constants = {name: value for name, value in others.items() if not isinstance(value, Tensor)}
 
-    def read(self, batch: BatchLike) -> dict[str, Tensor]:
-        """The batch's tensors by forward name.
+    def read(self, batch: BatchLike) -> dict[str, Tensor | int | float]:
+        """The batch's tensors and the numbers that change, by forward name.
 
         Raises:
             PlanError: an input is missing, unknown, or has another shape or element type than the one captured.
         """
         named = self._by_name(batch)
-        missing = [name for name in self._types if name not in named]
+        missing = [name for name in (*self._types, *self._numbers) if name not in named]
         if missing:
             raise PlanError(f"the batch has no input {missing[0]!r}, which the program was captured with")
         tensors: dict[str, Tensor] = {}
+        numbers: dict[str, int | float] = {}
         for name, value in named.items():
-            if name in self._types:
+            if name in self._numbers:
+                numbers[name] = self._number(name, value)
+            elif name in self._types:
                 self._check(name, value)
                 # Autograd saves no tensor of inference mode.
                 plain = value.detach().as_subclass(Tensor)
@@ -302,10 +307,22 @@ class BatchReader:
             elif value != self._constants[name]:
                 raise PlanError(
                     f"batch input {name!r} is {value!r}, but the program was captured with {self._constants[name]!r}; "
-                    "compile again for the other value"
+                    f"compile again for the other value{self._or_dynamic(name, value)}"
                 )
         self._check_size(tensors)
-        return tensors
+        return {**tensors, **numbers}
+
+    def _or_dynamic(self, name: str, value: Any) -> str:
+        """What else to do where a constant has another value: numbers may change."""
+        is_number = all(type(v) in (int, float) for v in (value, self._constants[name]))
+        return f", or with dynamic={{{name!r}: True}} for all values" if is_number else ""
+
+    def _number(self, name: str, value: Any) -> int | float:
+        kind = self._numbers[name]
+        if type(value).__name__ == kind and math.isfinite(value):
+            return value
+        shown = repr(value) if isinstance(value, (bool, int, float, str)) else f"a {type(value).__name__}"
+        raise PlanError(f"batch input {name!r} is {shown}, but the program was captured with a finite {kind}: pass one")
 
     def _check_size(self, tensors: Mapping[str, Tensor]) -> None:
         """That inputs agree on the number of samples, and that the program holds for it."""

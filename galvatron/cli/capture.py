@@ -25,6 +25,9 @@ def command(
     precision: Annotated[
         str | None, typer.Option(metavar="bf16|fp16", help="Compute type of parameters; default: the model's own.")
     ] = None,
+    dynamic: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="An input that is a number which changes; repeatable.")
+    ] = None,
 ) -> None:
     """Capture a model.
 
@@ -36,7 +39,8 @@ def command(
     from galvatron import api
     from galvatron.ir.text import print_program
 
-    program = api.capture(model, example_inputs, loss_fn=loss_fn, precision=precision)
+    free = dict.fromkeys(dynamic or (), True)
+    program = api.capture(model, example_inputs, loss_fn=loss_fn, precision=precision, dynamic=free)
     text = print_program(program)
     if str(output) == "-":
         print(text, end="")

@@ -18,7 +18,7 @@ from galvatron.ir.ops.table import OPERATORS
 from galvatron.ir.program import LayerClass
 from galvatron.ir.random import is_random
 from galvatron.ir.recompute import selective_steps
-from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES
+from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES, numbers_in
 
 _SHORT = {name.strip("_"): operator.short for name, operator in OPERATORS.items() if operator.short}
 
@@ -29,7 +29,8 @@ class Function:
 
     `axes` are the names of the class's mesh axes on which it communicates or draws, in mesh order. `keywords` are what
     it cannot read off its arguments: `B` (global batch size), `m` (micro-batches of the step), `b` (local batch size),
-    `device`. A `random` function also takes the `seed` of the call, which `rt.Layer` gives it.
+    `device`. `numbers` are the other keywords, with the numbers of the batch that they are. A `random` function also
+    takes the `seed` of the call, which `rt.Layer` gives it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Function:
     axes: tuple[str, ...]
     keywords: tuple[str, ...]
     random: bool = False
+    numbers: tuple[tuple[str, str], ...] = ()
 
 
 def emit_function(cls: LayerClass, name: str, waiting: frozenset[str] = frozenset()) -> Function:
@@ -54,6 +56,8 @@ def emit_function(cls: LayerClass, name: str, waiting: frozenset[str] = frozense
     suffixes = shortest_suffixes(value.name for value in graph.state)
     parameters += [scope.bind(value.name, suffixes[value.name]) for value in graph.state]
 
+    numbers = sorted(set().union(*(numbers_in(s).values() for s in symbols)))
+    given = tuple((scope.bind(("number", name), name), name) for _, name in numbers)
     batch_binding = _bind_local_batch(graph, scope) if LOCAL_BATCH in symbols else None
     keywords = [str(symbol) for symbol in (BATCH, MICRO_BATCHES) if symbol in symbols]
     keywords += ["b"] if LOCAL_BATCH in symbols and batch_binding is None else []
@@ -62,7 +66,7 @@ def emit_function(cls: LayerClass, name: str, waiting: frozenset[str] = frozense
         keywords.append("device")
     device = "device" if first_tensor is None else f"{first_tensor}.device"
 
-    named = [*keywords, *(["seed"] if random else [])]
+    named = [*keywords, *(keyword for keyword, _ in given), *(["seed"] if random else [])]
     signature = [*parameters, *(["*", *named] if named else [])]
     body = [f"{INDENT}{batch_binding}"] if batch_binding else []
     body += _body(cls, scope, OpPrinter(scope.__getitem__, graph.values, device, waiting))
@@ -70,7 +74,7 @@ def emit_function(cls: LayerClass, name: str, waiting: frozenset[str] = frozense
     result = lines(tuple_of(returned) if len(", ".join(returned)) > WIDTH - 12 else ", ".join(returned), 1)
     result[0] = f"{INDENT}return {result[0].strip()}"
     header = lines(prefixed("def ", call(name, signature), ":"))
-    return Function(name, "\n".join([*header, *body, *result]), axes, tuple(keywords), random)
+    return Function(name, "\n".join([*header, *body, *result]), axes, tuple(keywords), random, given)
 
 
 def _body(cls: LayerClass, scope: Scope, printer: OpPrinter) -> Iterator[str]:

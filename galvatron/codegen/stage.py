@@ -378,7 +378,8 @@ def _keywords(bindings: Bindings, layer: Layer) -> list[str]:
             written.append("device=self.device")
         else:
             written.append(f"b={_local_batch(bindings, layer)}")
-    return written
+    numbers = bindings.function(layer).numbers
+    return [*written, *(f"{keyword}=self.numbers[{literal(name)}]" for keyword, name in numbers)]
 
 
 def _arriving(bindings: Bindings, layer: Layer) -> Iterator[tuple[str, tuple[Dim, ...]]]:

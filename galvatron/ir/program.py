@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import sympy
+
 from galvatron.errors import PassError, PlanError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.cost import ClassCost
@@ -24,7 +26,7 @@ from galvatron.ir.graph import Graph, Value
 from galvatron.ir.layout import Axis, Layout
 from galvatron.ir.plan import Plan
 from galvatron.ir.strategy import Strategy
-from galvatron.ir.types import BATCH, TensorType
+from galvatron.ir.types import BATCH, TensorType, number_symbol
 
 PRECISIONS = ("bf16", "f16")
 """Element types in which a program may compute while its parameters train in `MASTER`."""
@@ -93,6 +95,24 @@ class State:
     def compute_type(self, precision: str | None) -> TensorType:
         """The type under which ops read this state: its own, or under a precision that of its rounded copy."""
         return replace(self.type, dtype=str(precision)) if self.has_master(precision) else self.type
+
+
+@dataclass(frozen=True)
+class Number:
+    """A Python number of the batch that may be another in every step, by its forward name.
+
+    `kind` is what Python calls it: an `int` times whole numbers makes whole ones, a `float` does not. `example` is its
+    value in the example batch.
+    """
+
+    name: str
+    kind: str
+    example: int | float
+
+    @property
+    def symbol(self) -> sympy.Symbol:
+        """What stands for it in the arguments of ops."""
+        return number_symbol(self.kind, self.name)
 
 
 @dataclass(frozen=True)
@@ -262,11 +282,12 @@ class BatchSizes:
 class Program:
     """A training computation; which fields are set depends on `form` (`PARTS`).
 
-    `inputs` are the tensors of one global batch by their forward names, `output` the name of the scalar loss, and
-    `batch_size` the number of samples of the example batch (the value of `B` that costs default to). An input whose
-    type does not have `B` on dim 0 holds no samples: it is the same for all. `batch_sizes` are those that the program
-    holds for. `precision` is the element type in which parameters take part in compute: one of `PRECISIONS`, whose
-    masters, gradients and optimizer state are kept in `MASTER`; None: each in its own.
+    `inputs` are the tensors of one global batch by their forward names, `numbers` its Python numbers that may change
+    from step to step, `output` the name of the scalar loss, and `batch_size` the number of samples of the example batch
+    (the value of `B` that costs default to). An input whose type does not have `B` on dim 0 holds no samples: it is the
+    same for all. `batch_sizes` are those that the program holds for. `precision` is the element type in which
+    parameters take part in compute: one of `PRECISIONS`, whose masters, gradients and optimizer state are kept in
+    `MASTER`; None: each in its own.
     """
 
     name: str
@@ -285,6 +306,7 @@ class Program:
     stages: tuple[Stage, ...] = ()
     precision: str | None = None
     batch_sizes: BatchSizes = BatchSizes()
+    numbers: tuple[Number, ...] = ()
 
     @cached_property
     def class_of(self) -> dict[str, LayerClass]:
@@ -386,6 +408,8 @@ class Program:
             digest.update(f"{self.precision};".encode(errors="surrogatepass"))
         for value in self.inputs:
             digest.update(f"{value.name}:{value.type};".encode(errors="surrogatepass"))
+        for number in self.numbers:
+            digest.update(f"{number.kind}.{number.name};".encode(errors="surrogatepass"))
         for state in self.state:
             if state.kind != "constant":
                 digest.update(f"{state.name}:{state.type}:{state.kind};".encode(errors="surrogatepass"))

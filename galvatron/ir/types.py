@@ -18,6 +18,9 @@ LOCAL_BATCH = sympy.Symbol("b", integer=True, positive=True)
 MICRO_BATCHES = sympy.Symbol("m", integer=True, positive=True)
 """Micro-batches of a step: only ever a number, by which is divided what every micro-batch has alike."""
 
+NUMBER_KINDS = {"float": {"real": True}, "int": {"integer": True}}
+"""What a number of the batch is in Python, and what is known of its symbol."""
+
 Dim = int | sympy.Expr
 
 DTYPE_BYTES: dict[str, int] = {
@@ -32,6 +35,22 @@ TORCH_DTYPE_NAMES: dict[str, str] = {
     "c64": "complex64", "c128": "complex128",
 }  # fmt: skip
 """IR element type → attribute of `torch`."""
+
+
+def number_symbol(kind: str, name: str) -> sympy.Symbol:
+    """A Python number that comes with every batch, as `float.temperature`: only ever a number, and alike everywhere.
+
+    Args:
+        kind: a key of `NUMBER_KINDS`.
+    """
+    return sympy.Symbol(f"{kind}.{name}", **NUMBER_KINDS[kind])
+
+
+def numbers_in(expression: object) -> dict[sympy.Symbol, tuple[str, str]]:
+    """The numbers of the batch in an expression, with kind and name."""
+    symbols = expression.free_symbols if isinstance(expression, sympy.Expr) else ()
+    parts = {s: s.name.partition(".") for s in symbols if isinstance(s, sympy.Symbol)}
+    return {symbol: (kind, name) for symbol, (kind, dot, name) in parts.items() if dot}
 
 
 def simplify_dim(dim: Dim) -> Dim:

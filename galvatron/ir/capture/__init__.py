@@ -12,7 +12,7 @@ What is not preserved: `torch.utils.checkpoint` regions of the model are dropped
 itself), outputs other than the loss are dropped, and counters in buffers that the loss does not read are not advanced.
 """
 
-from galvatron.ir.capture.batch import BatchDims
+from galvatron.ir.capture.batch import BatchDims, Dynamic
 from galvatron.ir.capture.export import Captured, LossFunction, capture_graph, device_of
 
-__all__ = ["BatchDims", "Captured", "LossFunction", "capture_graph", "device_of"]
+__all__ = ["BatchDims", "Captured", "Dynamic", "LossFunction", "capture_graph", "device_of"]

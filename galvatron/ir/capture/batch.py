@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,10 +19,14 @@ from galvatron.ir.types import BATCH, TensorType
 BatchDims = Mapping[str, int | None]
 """What the user says of inputs by name: 0, its dim 0 counts samples; None, it has none."""
 
+Dynamic = Mapping[str, bool]
+"""What else may be another in every step, by the name of its input: True, a Python number."""
+
 
 @dataclass(frozen=True)
 class Batch:
-    """One global batch of `size` samples: its `tensors` and `constants` (flags and the like) by forward name.
+    """One global batch of `size` samples: its `tensors`, `constants` (flags and the like) and `numbers`, which change
+    from step to step, by forward name.
 
     `said` is what the user says of inputs. `batched` are those whose dim 0 counts the samples, known once the model
     has been traced; all others are the same for every sample.
@@ -32,6 +37,7 @@ class Batch:
     size: int
     said: BatchDims = field(default_factory=dict)
     batched: frozenset[str] = frozenset()
+    numbers: Mapping[str, int | float] = field(default_factory=dict)
 
     def may_be_batched(self, name: str) -> bool:
         """Whether dim 0 may count samples, as far as can be known before the model is traced."""
@@ -51,7 +57,7 @@ class Batch:
         return type_.with_shape((BATCH, *type_.shape[1:])) if name in self.batched else type_
 
     def stand_ins(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """Fresh tensors of the same types for tracing, which reads no values.
+        """Fresh tensors of the same types, and of the numbers, for tracing, which reads no values.
 
         Fresh, because torch merges inputs that are one tensor object; at least two samples, because torch treats a size
         of one as a constant.
@@ -60,11 +66,19 @@ class Batch:
         def shape(name: str, tensor: torch.Tensor) -> tuple[int, ...]:
             return (max(tensor.shape[0], 2), *tensor.shape[1:]) if self.may_be_batched(name) else tuple(tensor.shape)
 
-        return {n: torch.empty(shape(n, t), dtype=t.dtype, device=device) for n, t in self.tensors.items()}
+        made = {n: torch.empty(shape(n, t), dtype=t.dtype, device=device) for n, t in self.tensors.items()}
+        return made | {name: torch.tensor(number, dtype=_WIDEST[type(number)]) for name, number in self.numbers.items()}
+
+
+_WIDEST = {int: torch.int64, float: torch.float64}
+"""In which a Python number is traced: `item()` gives one that has any value."""
 
 
 def read_batch(
-    model: nn.Module, example_inputs: Mapping[str, Any] | tuple[Any, ...], batch_dims: BatchDims | None = None
+    model: nn.Module,
+    example_inputs: Mapping[str, Any] | tuple[Any, ...],
+    batch_dims: BatchDims | None = None,
+    dynamic: Dynamic | None = None,
 ) -> Batch:
     """The batch in `example_inputs`, positional inputs named by the signature of the model's forward.
 
@@ -72,12 +86,16 @@ def read_batch(
     says which inputs have samples.
 
     Raises:
-        CaptureError: the inputs do not fit the signature, are nested, or hold no batch.
+        CaptureError: the inputs do not fit the signature, are nested, or hold no batch, or what is said of them does
+            not fit them.
     """
     named = _by_name(model, example_inputs)
+    numbers = _numbers(dynamic, named)
     tensors: dict[str, torch.Tensor] = {}
     constants: dict[str, Any] = {}
     for name, value in named.items():
+        if name in numbers:
+            continue
         if isinstance(value, torch.Tensor):
             tensors[name] = value
         elif value is None or isinstance(value, (bool, int, float, str)):
@@ -99,7 +117,32 @@ def read_batch(
         )
     if told and len(sizes) > 1:
         raise CaptureError(f"batch_dims: inputs that hold samples have {' and '.join(map(str, sizes))} of them")
-    return Batch(tensors, constants, sizes.most_common(1)[0][0], said)
+    return Batch(tensors, constants, sizes.most_common(1)[0][0], said, numbers=numbers)
+
+
+def _numbers(dynamic: Dynamic | None, named: Mapping[str, Any]) -> dict[str, int | float]:
+    """The inputs that are said to be numbers which change."""
+    if dynamic is not None and not isinstance(dynamic, Mapping):
+        raise CaptureError(f"dynamic is a mapping of input names to True, not {type(dynamic).__name__}")
+    for name, said in (dynamic or {}).items():
+        if name not in named:
+            raise CaptureError(f"dynamic names {name!r}, which is no input; {did_you_mean(name, named)}")
+        if said is not True:
+            raise CaptureError(f"dynamic[{name!r}] is {said!r}: True says that the number may be another in every step")
+        value = named[name]
+        if isinstance(value, bool):
+            raise CaptureError(
+                f"dynamic[{name!r}]: a truth value chooses what forward computes, and a program computes one thing: "
+                "compile once for each value, or pass 0.0 or 1.0 and multiply by it"
+            )
+        if type(value) not in _WIDEST:
+            raise CaptureError(
+                f"dynamic[{name!r}]: the example input is a {type(value).__name__}, and only an int or a float may "
+                "change in this way (a tensor has other values in every step as it is)"
+            )
+        if not math.isfinite(value):
+            raise CaptureError(f"dynamic[{name!r}]: the example {value!r} is no finite number")
+    return {name: named[name] for name in named if name in (dynamic or {})}
 
 
 def _check_said(said: BatchDims, tensors: Mapping[str, torch.Tensor]) -> None:

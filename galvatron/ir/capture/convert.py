@@ -15,19 +15,19 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.batch import Batch
-from galvatron.ir.capture.diagnose import unreadable
+from galvatron.ir.capture.diagnose import of_number, unreadable
 from galvatron.ir.capture.numbers import NumberError, plain_number
-from galvatron.ir.capture.samples import Samples
+from galvatron.ir.capture.samples import Samples, settled
 from galvatron.ir.capture.sources import OF_BATCH_NORM, advice, source_of, where
 from galvatron.ir.capture.state import state_of, tensor_type_of
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
 from galvatron.ir.interpreter import DTYPE_OF
 from galvatron.ir.names import Names, base_name
 from galvatron.ir.ops.schemas import is_operator
-from galvatron.ir.ops.table import of_target, operator_of
+from galvatron.ir.ops.table import of_target, operator_of, takes_size
 from galvatron.ir.ops.targets import of_aten
-from galvatron.ir.program import MASTER, PRECISIONS, Form, Program, State
-from galvatron.ir.types import BATCH, Dim, TensorType, simplify_dim
+from galvatron.ir.program import MASTER, PRECISIONS, Form, Number, Program, State
+from galvatron.ir.types import BATCH, Dim, TensorType, numbers_in, simplify_dim
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -50,10 +50,11 @@ def converted(
     bound, constants, fills = _bound(exported, state, batch)
     _check_mutations(exported, bound)
     inputs = tuple(v for v in bound.values() if v.name in batch.tensors)
+    numbers = tuple(Number(name, type(example).__name__, example) for name, example in batch.numbers.items())
     lifted = tuple(State(name, tensor_type_of(t, name), "constant", trainable=False) for name, t in constants.items())
     order = {s.name: position for position, s in enumerate((*state, *lifted))}
     used_state = sorted(dict.fromkeys(v for v in bound.values() if v.name in order), key=lambda v: order[v.name])
-    graph = _Converter(bound, fills, samples.symbols).graph(_loss(exported), inputs, tuple(used_state))
+    graph = _Converter(bound, fills, samples.symbols, batch.size).graph(_loss(exported), inputs, tuple(used_state))
     state = tuple(replace(s, trainable=s.trainable and _may_train(s.name, graph)) for s in state)
     program = Program(
         name=type(model).__name__,
@@ -65,6 +66,7 @@ def converted(
         graph=graph,
         precision=precision,
         batch_sizes=samples.sizes,
+        numbers=numbers,
     )
     return program, constants
 
@@ -102,7 +104,7 @@ def _bound(
     """
     owner = {name: s for s in state for name in (s.name, *s.aliases)}
     placeholders = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
-    clash = owner.keys() & batch.tensors.keys()
+    clash = owner.keys() & (batch.tensors.keys() | batch.numbers.keys())
     if clash:
         raise CaptureError(f"{min(clash)!r} is the name of an input and of a parameter or buffer: rename one of them")
     bound: dict[fx.Node, Value] = {}
@@ -112,8 +114,9 @@ def _bound(
     for spec in exported.graph_signature.input_specs:
         node = placeholders[spec.arg.name]
         if spec.kind is InputKind.USER_INPUT:
-            name = next(inputs)
-            bound[node] = Value(name, batch.type_of(name))
+            name = next(inputs, None)  # numbers come last, and are no values
+            if name is not None:
+                bound[node] = Value(name, batch.type_of(name))
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             known = owner[str(spec.target).removeprefix("model.")]
             bound[node] = Value(known.name, known.type)
@@ -167,7 +170,7 @@ class _Converter:
     """Converts the live part of one exported graph.
 
     `bound` maps placeholders to the values that they stand for, `fills` maps constants to tensors of equal elements,
-    `symbols` the sizes of the trace to those of the program.
+    `symbols` the sizes of the trace to those of the program; `example` is the number of samples of the example.
     """
 
     def __init__(
@@ -175,8 +178,10 @@ class _Converter:
         bound: Mapping[fx.Node, Value],
         fills: Mapping[fx.Node, torch.Tensor],
         symbols: Mapping[sympy.Symbol, Dim],
+        example: int,
     ) -> None:
         self._symbols = dict(symbols)
+        self._example = example
         self._fills = fills
         self._names = Names(value.name for value in bound.values())
         self._values: dict[fx.Node, Value] = dict(bound)
@@ -207,7 +212,20 @@ class _Converter:
             target = of_aten(on_values)
         args = tuple(self._arg(a, node) for a in node.args)
         kwargs = tuple((k, self._arg(v, node)) for k, v in node.kwargs.items() if k not in _DROPPED_KWARGS)
-        yield Op(target, args, kwargs, self._results(node, base_name(target)), source_of(node))
+        op = Op(target, args, kwargs, (), source_of(node))
+        _check_numbers(op)
+        op = replace(
+            op,
+            args=tuple(self._settled(arg) if takes_size(op, place) else arg for place, arg in enumerate(args)),
+            kwargs=tuple((name, self._settled(arg) if takes_size(op, name) else arg) for name, arg in kwargs),
+        )
+        yield replace(op, results=self._results(node, base_name(target)))
+
+    def _settled(self, arg: Arg) -> Arg:
+        """A size among arguments, as those of results."""
+        if isinstance(arg, tuple):
+            return tuple(map(self._settled, arg))
+        return simplify_dim(settled(arg, self._example)[0]) if isinstance(arg, sympy.Expr) else arg
 
     def _filled(self, node: fx.Node, data: torch.Tensor) -> Op:
         type_ = tensor_type_of(data, node.name)
@@ -234,12 +252,15 @@ class _Converter:
     def _size(self, size: int | torch.SymInt, node: fx.Node) -> Dim:
         if isinstance(size, int):
             return size
-        expression = self._number(size, node)
+        expression, _ = settled(sympy.sympify(self._number(size, node)), self._example)
+        expression = simplify_dim(expression)
+        if numbers := numbers_in(expression):
+            raise of_number(source_of(node), next(iter(numbers.values()))[1])
         if not sympy.sympify(expression).is_polynomial(BATCH):
             raise CaptureError(f"{where(node)}a size is {expression} for B samples, but must be a polynomial in B")
         return expression
 
-    def _number(self, number: torch.SymInt | torch.SymFloat, node: fx.Node) -> Dim:
+    def _number(self, number: torch.SymInt | torch.SymFloat, node: fx.Node) -> Dim | float:
         """A size, or a number that is computed from sizes."""
         expression = number.node.expr
         if expression.free_symbols - self._symbols.keys():
@@ -249,10 +270,12 @@ class _Converter:
                 f"{advice(source_of(node), 'use masks and torch.where in place of it')}"
             )
         try:
-            return simplify_dim(plain_number(expression.subs(self._symbols)))
+            found = simplify_dim(plain_number(expression.subs(self._symbols)))
+            is_constant = isinstance(found, int) or found.is_number
+            return float(found) if isinstance(number, torch.SymFloat) and is_constant else found
         except NumberError as error:
             raise CaptureError(
-                f"{where(node)}a number is computed from the batch size with {error}, which is not "
+                f"{where(node)}a number is computed from the batch size or a number of it with {error}, which is not "
                 "supported: compute it from a tensor instead"
             ) from None
 
@@ -274,6 +297,14 @@ class _Converter:
         if isinstance(arg, (torch.device, torch.layout)):
             return None
         raise CaptureError(f"{where(node)}{node.target} has an argument that Galvatron does not support: {arg!r}")
+
+
+def _check_numbers(op: Op) -> None:
+    """Refuses a number of the batch as a size, an index or the like: only values may follow from it."""
+    for place, arg in (*enumerate(op.args), *op.kwargs):
+        for item in arg if isinstance(arg, tuple) else (arg,):
+            if (numbers := numbers_in(item)) and takes_size(op, place):
+                raise of_number(op.source, next(iter(numbers.values()))[1])
 
 
 def _is_splittable(operator: torch._ops.OpOverload) -> bool:

@@ -10,7 +10,7 @@ import re
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from traceback import walk_tb
 from typing import Any
@@ -33,10 +33,16 @@ from galvatron.ir.graph import Source
 from galvatron.ir.types import BATCH
 
 
-def explained(error: Exception, trace_again: Callable[[BatchSizeWatch], Any], batch_size: int) -> CaptureError:
+def explained(
+    error: Exception,
+    trace_again: Callable[[BatchSizeWatch], Any],
+    batch_size: int,
+    numbers: Mapping[sympy.Basic, str],
+) -> CaptureError:
     """The `CaptureError` for what `torch.export` raised on a batch of that size.
 
     `trace_again` traces the model once more, with a watch on the batch size; called only if the size is the reason.
+    `numbers` are the symbols of the batch's numbers, with their names.
     """
     if isinstance(error, CaptureError):
         return error
@@ -46,6 +52,8 @@ def explained(error: Exception, trace_again: Callable[[BatchSizeWatch], Any], ba
         if any(_batch_norms(chain)):
             reason = "the running averages of a batch norm depend on the values of a counter, and would be lost"
             return CaptureError(f"{located(line)}{reason}: {OF_BATCH_NORM}")
+        if name := next((name for e in chain for name in _numbers_of(e, numbers)), None):
+            return of_number(line, name)
         reason = "control flow or a size depends on the values of a tensor, which are not known before training"
         return CaptureError(f"{located(line)}{reason}: {advice(line, 'use tensor operations such as torch.where')}")
     if isinstance(chain[0], DynamicOutputShapeException):
@@ -87,6 +95,24 @@ def explained(error: Exception, trace_again: Callable[[BatchSizeWatch], Any], ba
         own = "use an operation on dense tensors"
         return CaptureError(f"{located(line)}{reason}: torch cannot trace {chain[0].func}: {advice(line, own)}")
     return CaptureError(f"{located(line)}{reason}: {_plain(chain[0])}")
+
+
+def _numbers_of(error: BaseException, numbers: Mapping[sympy.Basic, str]) -> Iterator[str]:
+    """The numbers of the batch that a condition depends on which could not be decided."""
+    if isinstance(error, GuardOnDataDependentSymNode):
+        yield from (numbers[symbol] for symbol in error.cond.free_symbols if symbol in numbers)
+
+
+def of_number(line: Source | None, name: str) -> CaptureError:
+    """For a number of the batch on which more depends than values."""
+    own = (
+        "use tensor operations such as torch.where, compute what depends on it before forward and pass that, or leave "
+        f"{name!r} out of `dynamic` and compile for each value"
+    )
+    return CaptureError(
+        f"{located(line)}control flow, a size, an index or a plain number depends on {name!r}, a number that changes "
+        f"from step to step: {advice(line, own)}"
+    )
 
 
 def unreadable(line: Source | None) -> CaptureError:
@@ -165,10 +191,11 @@ class BatchSizeWatch:
             return
         symbol, environment = size.node.expr, size.node.shape_env
         last: tuple[str, int] | None = None
+        iterates = False
 
         def check(called: str = "") -> None:
             if self.culprit is None and last is not None:
-                demand = _demand(symbol, environment, called)
+                demand = _demand(symbol, environment, called, iterates)
                 if demand:
                     self.culprit = source_of_line(*last)
                     self.finding, self.own_advice = demand
@@ -178,12 +205,14 @@ class BatchSizeWatch:
                 check(_name_of_function(function))
 
         def on_event(frame: types.FrameType, event: str, _: Any) -> Any:
-            nonlocal last
+            nonlocal last, iterates
             if not is_user_file(frame.f_code.co_filename):
+                iterates = iterates or frame.f_code is torch.Tensor.__iter__.__code__
                 return None
             if event in ("line", "return"):
                 check()
             if event == "line":
+                iterates = False
                 last = frame.f_code.co_filename, frame.f_lineno
             if event == "return":
                 last = _user_line_above(frame) or last
@@ -219,9 +248,15 @@ def _name_of_function(function: Any) -> str:
     return f"{owner.__name__}.{name}".removeprefix("builtins.") if isinstance(owner, types.ModuleType) else ""
 
 
-def _demand(symbol: sympy.Symbol, environment: Any, called: str) -> tuple[str, str] | None:
-    """What is demanded of the batch size, perhaps by a function that was called last, and what to do about it."""
+def _demand(symbol: sympy.Symbol, environment: Any, called: str, iterates: bool) -> tuple[str, str] | None:
+    """What is demanded of the batch size, perhaps by a function that was called last or by a loop over a tensor, and
+    what to do about it."""
     size = environment.replace(symbol)
+    if size.is_number and iterates:
+        return (
+            f"a loop over the samples of the batch, one after the other, fixes the batch size at {size}",
+            "compute on all samples at once, or on each with torch.vmap",
+        )
     if size.is_number and called:
         return (
             f"{called} takes a plain number and fixes the batch size at {size}",

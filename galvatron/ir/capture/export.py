@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
 from galvatron.errors import CaptureError
-from galvatron.ir.capture.batch import Batch, BatchDims, read_batch
+from galvatron.ir.capture.batch import Batch, BatchDims, Dynamic, read_batch
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import BatchSizeWatch, explained, quiet
 from galvatron.ir.capture.gradients import GradientsFollowTheValues, OnlyRegisteredAreTrained
@@ -48,6 +49,7 @@ def capture_graph(
     loss_fn: LossFunction | None = None,
     precision: str | None = None,
     batch_dims: BatchDims | None = None,
+    dynamic: Dynamic | None = None,
 ) -> Captured:
     """Captures one training computation, from a global batch to the scalar loss, for every batch size.
 
@@ -60,16 +62,18 @@ def capture_graph(
         model: in the mode (train or eval) in which it is to be captured; real or on `meta`.
         example_inputs: one global batch as a mapping of forward keyword arguments or a tuple of positional ones; real
             or meta tensors, batch on dim 0. A tensor whose dim 0 is not the common batch size, or whose size
-            the model fixes, is the same for all samples. Flags (bool, int, float, str, None) are taken as constants.
+            the model fixes, is the same for all samples. Flags (bool, int, float, str, None) are taken as constants,
+            but for the numbers that are `dynamic`.
         loss_fn: `loss_fn(output, batch) -> scalar` when the model does not return its loss.
         precision: the element type in which parameters take part in compute, one of `program.PRECISIONS`: the model is
             captured as if it had been converted to it, but for its floating buffers, which are converted only when it
             cannot be captured otherwise. None keeps every type.
+        dynamic: the inputs that are numbers which may be others in every step.
 
     Raises:
         CaptureError: the model cannot be captured; names the source line that is to blame.
     """
-    batch = read_batch(model, example_inputs, batch_dims)
+    batch = read_batch(model, example_inputs, batch_dims, dynamic)
     check_hooks(model)
     if precision is None:
         return _captured(model, batch, loss_fn, None)
@@ -87,14 +91,16 @@ def capture_graph(
 
 def _captured(model: nn.Module, batch: Batch, loss_fn: LossFunction | None, precision: str | None) -> Captured:
     dtype = None if precision is None else getattr(torch, TORCH_DTYPE_NAMES[precision])
+    numbers: dict[sympy.Basic, str] = {}
     try:
-        exported = _exported(_Training(model, batch.constants, loss_fn, dtype), batch)
+        exported = _exported(_Training(model, batch, loss_fn, dtype, numbers.update), batch)
         samples = find_samples(exported, batch)
     except Exception as error:
         raise explained(
             error,
-            lambda watch: _exported(_Training(model, batch.constants, loss_fn, dtype, watch), batch),
+            lambda watch: _exported(_Training(model, batch, loss_fn, dtype, numbers.update, watch), batch),
             batch.size,
+            numbers,
         ) from error
     program, constants = converted(exported, model, samples, precision)
     check_randomness(program.required_graph)
@@ -105,28 +111,35 @@ def _captured(model: nn.Module, batch: Batch, loss_fn: LossFunction | None, prec
 class _Training(nn.Module):
     """A model with its loss: maps the tensors of a batch to a scalar.
 
-    `dtype` is that of the model's parameters when they stand in for others.
+    `dtype` is that of the model's parameters when they stand in for others. `named` is called with the symbols of the
+    batch's numbers and their names.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        constants: Mapping[str, Any],
+        batch: Batch,
         loss_fn: LossFunction | None,
         dtype: torch.dtype | None,
+        named: Callable[[Mapping[sympy.Basic, str]], None],
         watch: BatchSizeWatch | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.training = model.training
-        self._constants = constants
+        self._batch = batch
+        self._named = named
         self._loss_fn: LossFunction | None
         object.__setattr__(self, "_loss_fn", loss_fn)  # a loss that is a module is no part of the model
         self._dtype = dtype
         self._watch = watch
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        inputs = {**batch, **self._constants}
+        numbers = {name: batch[name].item() for name in self._batch.numbers}
+        symbolic = {n: number for n, number in numbers.items() if isinstance(number, (torch.SymInt, torch.SymFloat))}
+        self._named({number.node.expr: name for name, number in symbolic.items()})
+        batch = {name: tensor for name, tensor in batch.items() if name not in numbers}
+        inputs = {**batch, **self._batch.constants, **numbers}
         sizes = [size for t in batch.values() for size in t.shape[:1] if isinstance(size, torch.SymInt)]
         with self._watch.watching(sizes) if self._watch else contextlib.nullcontext():
             if self._dtype is None:
@@ -180,9 +193,9 @@ def _described(value: Any) -> str:
 def _exported(training: _Training, batch: Batch) -> ExportedProgram:
     """The functional ATen graph of a training computation; dim 0 of each input that may hold samples is free."""
     free = torch.export.Dim.AUTO
-    shapes = {name: {0: free} if batch.may_be_batched(name) else {} for name in batch.tensors}
     device = device_of(training)
     inputs = batch.stand_ins(device)
+    shapes = {name: {0: free} if name in batch.tensors and batch.may_be_batched(name) else {} for name in inputs}
     devices = [device] if device.type == "cuda" else []
     with (
         no_leftovers(training.model, training._loss_fn),

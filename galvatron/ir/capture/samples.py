@@ -18,10 +18,14 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils._sympy.functions import Max, Min
 
+from galvatron.errors import CaptureError
 from galvatron.ir.capture.batch import Batch
+from galvatron.ir.capture.sources import located, where
+from galvatron.ir.capture.tracing import asked_of_sizes
+from galvatron.ir.graph import Source
 from galvatron.ir.ops.table import of_target
 from galvatron.ir.program import BatchSizes
-from galvatron.ir.types import BATCH, Dim
+from galvatron.ir.types import BATCH, Dim, number_symbol
 
 _TRIED = 66
 """Below this, a condition that is no simple inequality must hold for every batch size."""
@@ -41,12 +45,13 @@ class Samples:
 
 
 def find_samples(exported: ExportedProgram, batch: Batch) -> Samples:
-    """Reads off a trace which inputs hold samples.
+    """Reads off a trace which inputs hold samples, and what its symbols stand for.
 
     Raises:
         NoSamplesError: none is left that could.
     """
-    nodes = dict(zip(batch.tensors, _inputs(exported), strict=True))
+    inputs = _inputs(exported)
+    nodes = dict(zip(batch.tensors, inputs, strict=False))
     free = {name: symbol for name, node in nodes.items() if (symbol := _free_size(node)) is not None}
     told = frozenset(name for name, dim in batch.said.items() if dim == 0)
     if not free or not told <= free.keys():
@@ -57,10 +62,59 @@ def find_samples(exported: ExportedProgram, batch: Batch) -> Samples:
     batch = batch.with_batched(members)
     symbols: dict[sympy.Symbol, Dim] = {s: batch.tensors[name].shape[0] for name, s in free.items()}
     symbols.update((free[name], BATCH) for name in members)
-    return Samples(batch, symbols, _batch_sizes([guard.subs(symbols) for guard in guards]))
+    for name, node in zip(batch.numbers, inputs[len(nodes) :], strict=True):
+        symbols.update((item, number_symbol(type(batch.numbers[name]).__name__, name)) for item in _items(node))
+    conditions = [guard.subs(symbols) for guard in guards]
+    sizes = _batch_sizes(conditions, batch.size) & _sizes_of_shapes(exported, symbols, batch.size)
+    asked = [(environment.replace(condition).subs(symbols), source) for condition, source in asked_of_sizes]
+    return Samples(batch, symbols, _without_one(sizes, asked, batch.size))
 
 
-def _inputs(exported: ExportedProgram) -> Iterable[fx.Node]:
+def _sizes_of_shapes(exported: ExportedProgram, symbols: Mapping[sympy.Symbol, Dim], example: int) -> BatchSizes:
+    """The batch sizes at which all tensors whose size is the larger or smaller of two have that which the example has.
+
+    Raises:
+        CaptureError: these are small batches alone.
+    """
+    found = BatchSizes()
+    for node in exported.graph.nodes:
+        dims = {d.node.expr for t in _tensors(node.meta.get("val")) for d in t.shape if isinstance(d, torch.SymInt)}
+        extremes = (dim.subs(symbols) for dim in dims if dim.has(Max, Min))
+        limits = [limit for dim in extremes if dim.free_symbols == {BATCH} for limit in settled(dim, example)[1]]
+        found &= _batch_sizes(limits, example)
+        if found.most is not None:
+            what = f"a size is another one for batches of more than {found.most} samples"
+            raise CaptureError(f"{where(node)}{what}: give an example batch of more")
+    return found
+
+
+def _tensors(value: object) -> Iterable[torch.Tensor]:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [v for v in values if isinstance(v, torch.Tensor)]
+
+
+def _without_one(sizes: BatchSizes, asked: Iterable[tuple[sympy.Basic, Source | None]], example: int) -> BatchSizes:
+    """The sizes less that of a single sample, where the model asks for it and goes another way then.
+
+    Raises:
+        CaptureError: the example is one sample.
+    """
+    for condition, source in asked:
+        if condition.free_symbols == {BATCH} and condition.subs(BATCH, 1) != condition.subs(BATCH, max(example, 2)):
+            if example == 1:
+                what = "the model treats a batch of one sample unlike others, and is traced with several"
+                raise CaptureError(f"{located(source)}{what}: give an example batch of at least two samples")
+            return replace(sizes, least=max(sizes.least, 2))
+    return sizes
+
+
+def _items(node: fx.Node) -> Iterable[sympy.Symbol]:
+    """The Python number that is read from a tensor."""
+    values = (user.meta["val"] for user in node.users)
+    return [value.node.expr for value in values if isinstance(value, (torch.SymInt, torch.SymFloat))]
+
+
+def _inputs(exported: ExportedProgram) -> list[fx.Node]:
     placeholders = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
     specs = exported.graph_signature.input_specs
     return [placeholders[spec.arg.name] for spec in specs if spec.kind is InputKind.USER_INPUT]
@@ -112,21 +166,47 @@ def _related(batch: Batch, free: Mapping[str, sympy.Symbol], guards: list[sympy.
     return frozenset(n for n, symbol in alike.items() if symbol in found)
 
 
-def _batch_sizes(conditions: Iterable[sympy.Basic]) -> BatchSizes:
-    """The batch sizes at which all conditions hold.
+def settled(size: sympy.Expr, example: int) -> tuple[sympy.Expr, list[sympy.Basic]]:
+    """A size without `Min` and `Max`, as it is near that of the example, and the conditions under which it is."""
+    conditions: list[sympy.Basic] = []
+
+    def chosen(extreme: sympy.Basic) -> sympy.Basic:
+        largest = isinstance(extreme, (Max, sympy.Max))
+        found = (max if largest else min)(extreme.args, key=lambda one: float(one.subs(BATCH, example)))  # type: ignore[arg-type]  # numbers
+        compare = sympy.Ge if largest else sympy.Le
+        conditions.extend(compare(found, other) for other in extreme.args if other != found)
+        return found
+
+    found = size.replace(lambda part: isinstance(part, (Max, Min, sympy.Max, sympy.Min)), chosen)
+    assert isinstance(found, sympy.Expr)
+    return found, conditions
+
+
+def _batch_sizes(conditions: Iterable[sympy.Basic], example: int = 2) -> BatchSizes:
+    """The batch sizes at which all conditions hold, on the side of that of the example.
 
     Raises:
         NoSamplesError: that is no range with a few gaps, as with a size that must divide.
     """
     found = BatchSizes()
-    for condition in conditions:
+    for condition in (part for whole in conditions for part in sympy.And.make_args(whole)):
         if condition.free_symbols != {BATCH}:
             continue
-        if not is_range(condition):
-            raise NoSamplesError
-        found &= _linear(condition) or BatchSizes()
+        for part in [condition] if is_range(condition) else _parts(condition, example):
+            if not is_range(part):
+                raise NoSamplesError
+            found &= _linear(part) or BatchSizes()
     # Traced for at least two samples; what holds for two is taken to hold for one.
     return replace(found, least=1) if found.least <= 2 else found
+
+
+def _parts(condition: sympy.Basic, example: int) -> list[sympy.Basic]:
+    """A comparison of the larger or smaller of two sizes, as several without."""
+    if not isinstance(condition, sympy.core.relational.Relational):
+        return [condition]
+    left, first = settled(condition.lhs, example)  # type: ignore[arg-type]  # both sides are numbers
+    right, second = settled(condition.rhs, example)  # type: ignore[arg-type]
+    return [part for part in (*first, *second, condition.func(left, right)) if part != sympy.true]
 
 
 def is_range(condition: sympy.Basic) -> bool:

@@ -17,6 +17,7 @@ from galvatron.ir.text import expressions, tokens
 from galvatron.ir.text.expressions import FUNCTIONS, SYMBOLS, ExpressionError
 from galvatron.ir.text.names import quote, sigiled
 from galvatron.ir.text.scanner import Scanner, token
+from galvatron.ir.types import NUMBER_KINDS, number_symbol, numbers_in
 
 _OPERAND = re.compile(
     rf"(?:(?P<number>{tokens.NUMBER})|(?P<value>%{tokens.SIGILED})|(?P<word>{tokens.NAME})|(?P<string>{tokens.STRING})"
@@ -118,7 +119,7 @@ def _word(s: Scanner, found: str, at: int) -> Arg:
         return _WORDS[found]
     kind, dot, name = found.partition(".")
     if dot and _IDENTIFIER.fullmatch(kind) and _IDENTIFIER.fullmatch(name):
-        return Const(kind, name)
+        return number_symbol(kind, name) if kind in NUMBER_KINDS else Const(kind, name)
     s.refuse(f"unknown word {found!r}; {did_you_mean(found, _WORDS)}", at)
 
 
@@ -188,7 +189,7 @@ def format_expression(expression: sympy.Expr) -> str:
     """Text that parses into an equal expression.
 
     Raises:
-        GalvatronError: a symbol other than `B`, `b` and `m`, or a function outside `FUNCTIONS`.
+        GalvatronError: a symbol other than `B`, `b`, `m` and numbers of the batch, or a function outside `FUNCTIONS`.
     """
     for form in (_Printer().doprint, _exact):
         try:
@@ -212,7 +213,7 @@ def _exact(expression: sympy.Basic) -> str:
         return f"Integer({expression})"
     if isinstance(expression, sympy.Float):
         return f"Float({float(expression)!r})"
-    if isinstance(expression, sympy.Rational) or expression in SYMBOLS.values():
+    if isinstance(expression, sympy.Rational) or expression in SYMBOLS.values() or expression in numbers_in(expression):
         return str(expression)
     name = {sympy.Add: "Add", sympy.Mul: "Mul", sympy.Pow: "Pow"}.get(expression.func, expression.func.__name__)
     if name not in FUNCTIONS:

@@ -105,6 +105,10 @@ def program_lines(program: Program, w: _Writer) -> list[Line]:
         [Line(head, ("program",))],
         [
             *_aligned_values("input", program.inputs, w, "program"),
+            *(
+                Line(f"number {number.symbol.name} = {_arg(number.example, w)}", ("number", number.name))
+                for number in program.numbers
+            ),
             Line(f"output {sigiled('%', program.output)}", ("output",)),
         ],
         _plan(program.plan, w) if program.plan else [],

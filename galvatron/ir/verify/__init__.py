@@ -14,6 +14,7 @@ from types import ModuleType
 from galvatron.errors import VerifyError
 from galvatron.ir.program import Form, Program
 from galvatron.ir.text.printer import Line, lenient_program_lines
+from galvatron.ir.types import NUMBER_KINDS
 from galvatron.ir.verify import graphs, programs, sharding
 from galvatron.ir.verify.graphs import Scope, Violation
 
@@ -91,12 +92,14 @@ def verify(program: Program) -> None:
 
 
 def _scopes(program: Program) -> Iterator[Scope]:
+    numbers = frozenset(number.symbol for number in program.numbers if number.kind in NUMBER_KINDS)
     if program.graph is not None:
-        yield Scope(program.graph)
+        yield Scope(program.graph, numbers=numbers)
     once = sharding.step_classes(program)
     for cls in program.classes:
         symbols = sharding.batch_symbols(program.form, once=cls.name in once)
-        yield Scope(cls.graph, cls.name, symbols, mesh=cls.mesh if program.form >= Form.SHARDED else None)
+        mesh = cls.mesh if program.form >= Form.SHARDED else None
+        yield Scope(cls.graph, cls.name, symbols, mesh, numbers)
 
 
 def _error(rule: Rule, program: Program, violations: list[Violation]) -> VerifyError:

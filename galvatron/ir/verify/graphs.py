@@ -41,12 +41,13 @@ Violation = tuple[tuple[Hashable, ...], str]
 @dataclass(frozen=True)
 class Scope:
     """A graph and what holds around it: the class it belongs to (None for a whole program's), the batch symbols its
-    shapes may use and, where it is sharded, its mesh."""
+    shapes may use, where it is sharded its mesh, and the numbers of the batch."""
 
     graph: Graph
     owner: str | None = None
     symbols: frozenset[sympy.Expr] = frozenset((BATCH,))
     mesh: tuple[Axis, ...] | None = None
+    numbers: frozenset[sympy.Symbol] = frozenset()
 
 
 def _definitions(scope: Scope) -> Iterator[tuple[Value, tuple[Hashable, ...]]]:
@@ -129,9 +130,9 @@ def sizes_in_batch(scope: Scope) -> Iterator[Violation]:
 
 
 def numbers_in_batch(scope: Scope) -> Iterator[Violation]:
-    """Numbers count the samples of the whole batch, and sizes those of the shapes around them."""
+    """Numbers count the samples of the whole batch or come with it, and sizes count those of the shapes around them."""
     sizes = scope.symbols | {MICRO_BATCHES}
-    numbers = sizes if scope.mesh is None else {BATCH, MICRO_BATCHES}
+    numbers = (sizes if scope.mesh is None else {BATCH, MICRO_BATCHES}) | scope.numbers
     for op, locus in _ops(scope):
         plain = without_axis(without_site(op))
         if not is_operator(plain.target):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Iterator
 
@@ -12,9 +13,9 @@ from galvatron.ir import plan_rules
 from galvatron.ir.graph import Value
 from galvatron.ir.micro_batches import coupling
 from galvatron.ir.planned import planned_layers, tied_layers
-from galvatron.ir.program import MASTER, PARTS, PRECISIONS, Form, Layer, LayerKind, Program
+from galvatron.ir.program import MASTER, PARTS, PRECISIONS, Form, Layer, LayerKind, Number, Program
 from galvatron.ir.random import is_random
-from galvatron.ir.types import BATCH, DTYPE_BYTES
+from galvatron.ir.types import BATCH, DTYPE_BYTES, NUMBER_KINDS
 from galvatron.ir.verify.graphs import Violation, size_problem
 
 Locus = tuple[Hashable, ...]
@@ -44,6 +45,7 @@ def program_names(program: Program) -> Iterator[Violation]:
     """
     groups: list[tuple[str, list[tuple[str, Locus]]]] = [
         ("input", [(v.name, ("input", "program", v.name)) for v in program.inputs]),
+        ("number", [(n.name, ("number", n.name)) for n in program.numbers]),
         ("state", [(n, ("program state", None, s.name)) for s in program.state for n in (s.name, *s.aliases)]),
         ("class", [(c.name, ("class", c.name)) for c in program.classes]),
     ]
@@ -73,11 +75,23 @@ def program_signature(program: Program) -> Iterator[Violation]:
             yield locus, f"{state.type} is no type of state: its element type is unknown or its shape is not fixed"
     if program.batch_size not in program.batch_sizes:
         yield ("program",), f"a batch of {program.batch_size} samples is outside {program.batch_sizes}"
+    for number in program.numbers:
+        if problem := _number_problem(number):
+            yield ("number", number.name), problem
     for value in program.inputs:
         if value.type.dtype not in DTYPE_BYTES:
             yield ("input", "program", value.name), f"unknown element type {value.type.dtype!r}"
         elif problem := _input_problem(value, cut=program.form > Form.CAPTURED):
             yield ("input", "program", value.name), f"%{value.name} is {value.type}: {problem}"
+
+
+def _number_problem(number: Number) -> str:
+    """What is wrong with a number of the batch."""
+    if number.kind not in NUMBER_KINDS:
+        return f"unknown kind of number {number.kind!r}; {did_you_mean(number.kind, NUMBER_KINDS)}"
+    if type(number.example).__name__ != number.kind or not math.isfinite(number.example):
+        return f"the example {number.example!r} of {number.name} is no finite {number.kind}"
+    return "" if number.name.isidentifier() else f"{number.name!r} is no name of an argument"
 
 
 def _input_problem(value: Value, *, cut: bool) -> str:
