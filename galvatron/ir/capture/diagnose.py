@@ -191,11 +191,11 @@ class BatchSizeWatch:
             return
         symbol, environment = size.node.expr, size.node.shape_env
         last: tuple[str, int] | None = None
-        iterates = False
+        iterated: tuple[str, int] | None = None
 
         def check(called: str = "") -> None:
             if self.culprit is None and last is not None:
-                demand = _demand(symbol, environment, called, iterates)
+                demand = _demand(symbol, environment, called, iterated == last)
                 if demand:
                     self.culprit = source_of_line(*last)
                     self.finding, self.own_advice = demand
@@ -205,14 +205,13 @@ class BatchSizeWatch:
                 check(_name_of_function(function))
 
         def on_event(frame: types.FrameType, event: str, _: Any) -> Any:
-            nonlocal last, iterates
+            nonlocal last, iterated
             if not is_user_file(frame.f_code.co_filename):
-                iterates = iterates or frame.f_code is torch.Tensor.__iter__.__code__
+                iterated = last if frame.f_code is torch.Tensor.__iter__.__code__ else iterated
                 return None
             if event in ("line", "return"):
                 check()
             if event == "line":
-                iterates = False
                 last = frame.f_code.co_filename, frame.f_lineno
             if event == "return":
                 last = _user_line_above(frame) or last
