@@ -22,7 +22,7 @@ from galvatron.ir.files import write_text
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
-from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType
+from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType, lengths_in
 from galvatron.plain import on_device
 from galvatron.runtime import Calls, Executor, RunState, StepMetrics, World
 from galvatron.runtime.inputs import batch_size
@@ -278,6 +278,7 @@ class BatchReader:
         self._types = {value.name: value.type for value in program.inputs}
         self._batched, self._batch_sizes = program.batched, program.batch_sizes
         self._numbers = {number.name: number.kind for number in program.numbers}
+        self._lengths = {length.name: length.sizes for length in program.lengths}
         others = {n: value for n, value in self._by_name(example_inputs).items() if n not in self._numbers}
         self._constants = {name: value for name, value in others.items() if not isinstance(value, Tensor)}
 
@@ -310,7 +311,26 @@ class BatchReader:
                     f"compile again for the other value{self._or_dynamic(name, value)}"
                 )
         self._check_size(tensors)
-        return {**tensors, **numbers}
+        return {**tensors, **numbers, **self._lengths_of(tensors)}
+
+    def _lengths_of(self, tensors: Mapping[str, Tensor]) -> dict[str, int]:
+        """The sizes, beside the number of samples, that may be others in every step; equal wherever they stand."""
+        found: dict[str, int] = {}
+        for name, tensor in tensors.items():
+            for dim, wanted in enumerate(self._types[name].shape):
+                for length in lengths_in(wanted):
+                    size = tensor.shape[dim]
+                    if found.setdefault(length.name, size) != size:
+                        raise PlanError(
+                            f"batch input {name!r} has {size} on dim {dim}, where other inputs have {length.name} = "
+                            f"{found[length.name]}"
+                        )
+                    if size not in length.sizes:
+                        raise PlanError(
+                            f"batch input {name!r} has {size} on dim {dim}: the program holds for {length.name} "
+                            f"{length.sizes}, which is what the model does; compile again with an example of this size"
+                        )
+        return found
 
     def _or_dynamic(self, name: str, value: Any) -> str:
         """What else to do where a constant has another value: numbers may change."""
@@ -368,6 +388,6 @@ class BatchReader:
         if len(wanted.shape) != value.dim() or any(isinstance(w, int) and w != size for w, size in sizes):
             raise PlanError(
                 f"batch input {name!r} has shape {tuple(value.shape)}, but the program was captured with {wanted}; "
-                "only the number of samples B may change"
+                f"only {' and '.join(['the number of samples B', *self._lengths])} may change"
                 f"{self._advice(name, wanted, value)}"
             )

@@ -9,7 +9,7 @@ from fractions import Fraction
 import sympy
 
 from galvatron.errors import GalvatronError
-from galvatron.ir.types import Dim
+from galvatron.ir.types import Dim, Length
 
 _SUM, _PRODUCT, _ATOM = 1, 2, 3
 
@@ -25,10 +25,13 @@ def print_expression(
 
     A rational factor is an exact division of a size, hence `//`; a symbol in a denominator is a number, hence `/`.
     `atomic` puts parentheses around whatever an operator beside it could tear apart; `numbers` has the Python names of
-    the batch's numbers.
+    the batch's numbers and lengths.
     """
     if isinstance(dim, sympy.Expr):
-        named = {symbol: _Number(name, **symbol.assumptions0) for symbol, name in (numbers or {}).items()}
+        named = {
+            symbol: (sympy.Symbol if isinstance(symbol, Length) else _Number)(name, **symbol.assumptions0)
+            for symbol, name in (numbers or {}).items()
+        }
         text, strength = _print(dim.xreplace(named))
     else:
         text, strength = _number(dim), _ATOM

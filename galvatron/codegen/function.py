@@ -18,7 +18,7 @@ from galvatron.ir.ops.table import OPERATORS
 from galvatron.ir.program import LayerClass
 from galvatron.ir.random import is_random
 from galvatron.ir.recompute import selective_steps
-from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES, numbers_in
+from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES, lengths_in, numbers_in
 
 _SHORT = {name.strip("_"): operator.short for name, operator in OPERATORS.items() if operator.short}
 
@@ -29,8 +29,8 @@ class Function:
 
     `axes` are the names of the class's mesh axes on which it communicates or draws, in mesh order. `keywords` are what
     it cannot read off its arguments: `B` (global batch size), `m` (micro-batches of the step), `b` (local batch size),
-    `device`. `numbers` are the other keywords, with the numbers of the batch that they are. A `random` function also
-    takes the `seed` of the call, which `rt.Layer` gives it.
+    `device`. `numbers` are the other keywords, with the numbers and lengths of the batch that they are. A `random`
+    function also takes the `seed` of the call, which `rt.Layer` gives it.
     """
 
     name: str
@@ -56,8 +56,9 @@ def emit_function(cls: LayerClass, name: str, waiting: frozenset[str] = frozense
     suffixes = shortest_suffixes(value.name for value in graph.state)
     parameters += [scope.bind(value.name, suffixes[value.name]) for value in graph.state]
 
-    numbers = sorted(set().union(*(numbers_in(s).values() for s in symbols)))
-    given = tuple((scope.bind(("number", name), name), name) for _, name in numbers)
+    names = {name for symbol in symbols for _, name in numbers_in(symbol).values()}
+    names |= {length.name for symbol in symbols for length in lengths_in(symbol)}
+    given = tuple((scope.bind(("number", name), name), name) for name in sorted(names))
     batch_binding = _bind_local_batch(graph, scope) if LOCAL_BATCH in symbols else None
     keywords = [str(symbol) for symbol in (BATCH, MICRO_BATCHES) if symbol in symbols]
     keywords += ["b"] if LOCAL_BATCH in symbols and batch_binding is None else []

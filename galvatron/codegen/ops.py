@@ -18,7 +18,7 @@ from galvatron.ir.ops.table import operator_of
 from galvatron.ir.random import without_site
 from galvatron.ir.recompute import Step
 from galvatron.ir.text.targets import is_known_target, unknown_target
-from galvatron.ir.types import TORCH_DTYPE_NAMES, numbers_in
+from galvatron.ir.types import TORCH_DTYPE_NAMES, lengths_in, numbers_in
 
 _REDUCTIONS = ("none", "mean", "sum")
 
@@ -33,8 +33,8 @@ class OpPrinter:
     """Writes ops over named values.
 
     Args:
-        identifiers: the Python name of each value, of each mesh axis under `("axis", name)`, and of each number of the
-            batch under `("number", name)`.
+        identifiers: the Python name of each value, of each mesh axis under `("axis", name)`, and of each number and
+            length of the batch under `("number", name)`.
         values: every value of the graph by name.
         device: Python text for the device of tensors created from nothing.
         waiting: weights whose gradients may be computed later than those of other operands.
@@ -111,6 +111,7 @@ class OpPrinter:
         if isinstance(arg, (bool, type(None))):
             return repr(arg)
         numbers = {s: self._identifier(("number", name)) for s, (_, name) in numbers_in(arg).items()}
+        numbers |= {length: self._identifier(("number", length.name)) for length in lengths_in(arg)}
         return print_expression(arg, atomic=atomic, numbers=numbers)
 
     def _switched(self, op: Op) -> Op:

@@ -17,7 +17,7 @@ from galvatron.codegen.sizes import MICRO_BATCH, Sizes, local_sizes
 from galvatron.ir.layout import BROADCAST, PARTIAL, Placement, Shard, nameable_axes
 from galvatron.ir.planned import epilogue
 from galvatron.ir.program import Layer, LayerKind, Program, Stage, StateLayout, Transfer, When
-from galvatron.ir.types import TORCH_DTYPE_NAMES, Dim
+from galvatron.ir.types import TORCH_DTYPE_NAMES, Dim, lengths_in
 
 _FUNCTIONAL = re.compile(r"[ (]F\.")
 _MATH = re.compile(r"\bmath\.")
@@ -241,12 +241,17 @@ def _collected(bindings: Bindings) -> list[str]:
 def _transfers(bindings: Bindings, method: str, transfers: Iterable[Transfer]) -> list[str]:
     out: list[str] = []
     for transfer in transfers:
-        shape = tuple_of(print_expression(d) for d in bindings.sizes.shapes[transfer.name])
+        shape = tuple_of(_size(d) for d in bindings.sizes.shapes[transfer.name])
         arguments: list[Text] = [literal(transfer.name), f"lambda n: {shape}", _dtype(transfer.type.dtype)]
         if transfer.type.is_floating and not transfer.differentiable:
             arguments.append("requires_grad=False")
         out += _statement(f"self.{method}", arguments)
     return out
+
+
+def _size(dim: Dim) -> str:
+    """A size of a value that crosses a stage border, in the samples of a micro-batch and the lengths of the step."""
+    return print_expression(dim, numbers={n: f"self.numbers[{literal(n.name)}]" for n in lengths_in(dim)})
 
 
 def _loss_axes(bindings: Bindings) -> list[str]:

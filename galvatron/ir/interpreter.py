@@ -20,8 +20,10 @@ from galvatron.ir.types import (
     LOCAL_BATCH,
     MICRO_BATCHES,
     TORCH_DTYPE_NAMES,
+    Length,
     TensorType,
     evaluate,
+    lengths_in,
     number_symbol,
     numbers_in,
 )
@@ -79,6 +81,7 @@ def run_graph(
     global_batch: int | None = None,
     micro_batches: int = 1,
     numbers: Mapping[str, float] | None = None,
+    lengths: Mapping[Length, int] | None = None,
     handler: OpHandler | None = None,
     device: torch.device | str | None = None,
     callers: Mapping[int, Caller] | None = None,
@@ -90,6 +93,7 @@ def run_graph(
         batch: the local batch size `b` (and `B`, unless `global_batch` is given).
         micro_batches: `m`.
         numbers: of the batch, by name; those that are not given are some number of their kind.
+        lengths: the sizes of inputs besides; those that are not given are those of the example.
         handler: executes `comm.` and `spmd.` ops.
         device: where ops that create tensors from nothing put them.
         callers: by number, the ops that are not called directly, and who calls them.
@@ -98,6 +102,7 @@ def run_graph(
     symbols: Symbols = {LOCAL_BATCH: batch, BATCH: batch if global_batch is None else global_batch}
     symbols |= {MICRO_BATCHES: micro_batches}
     symbols |= {number_symbol(type(value).__name__, name): value for name, value in (numbers or {}).items()}
+    symbols |= lengths or {}
     for index, op in enumerate(map(without_site, graph.ops)):
         args, kwargs = _arguments(op, env, symbols)
         if op.namespace in ("comm", "spmd"):
@@ -145,7 +150,9 @@ def _evaluate(arg: Arg, env: Mapping[str, Any], symbols: Symbols) -> Any:
         return [_evaluate(a, env, symbols) for a in arg]
     if isinstance(arg, sympy.Expr):
         numbers = numbers_in(arg)
-        given = {symbol: _SOME_NUMBER[kind] for symbol, (kind, _) in numbers.items()} | symbols
+        given: Symbols = {symbol: _SOME_NUMBER[kind] for symbol, (kind, _) in numbers.items()}
+        given |= {length: length.example for length in lengths_in(arg)}
+        given |= symbols
         value = arg.subs(list(given.items()))
         is_whole = value.is_Integer and all(kind == "int" for kind, _ in numbers.values())
         return int(value) if is_whole else float(value)

@@ -26,7 +26,7 @@ from galvatron.ir.graph import Graph, Value
 from galvatron.ir.layout import Axis, Layout
 from galvatron.ir.plan import Plan
 from galvatron.ir.strategy import Strategy
-from galvatron.ir.types import BATCH, TensorType, number_symbol
+from galvatron.ir.types import BATCH, BatchSizes, Length, TensorType, number_symbol
 
 PRECISIONS = ("bf16", "f16")
 """Element types in which a program may compute while its parameters train in `MASTER`."""
@@ -253,41 +253,16 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class BatchSizes:
-    """The numbers of samples for which a program is what the model computes: a range, but for a few in between.
-
-    A model that branches on the size of its batch has another program on the other side.
-    """
-
-    least: int = 1
-    most: int | None = None
-    but: tuple[int, ...] = ()
-
-    def __contains__(self, size: int) -> bool:
-        return self.least <= size and (self.most is None or size <= self.most) and size not in self.but
-
-    def __and__(self, other: BatchSizes) -> BatchSizes:
-        limits = [most for most in (self.most, other.most) if most is not None]
-        least, most = max(self.least, other.least), min(limits, default=None)
-        gaps = (n for n in {*self.but, *other.but} if n in BatchSizes(least, most))
-        return BatchSizes(least, most, tuple(sorted(gaps)))
-
-    def __str__(self) -> str:
-        """`from 2 to 63 but 6`."""
-        most = "" if self.most is None else f" to {self.most}"
-        return f"from {self.least}{most}{''.join(f' but {n}' for n in self.but)}"
-
-
-@dataclass(frozen=True)
 class Program:
     """A training computation; which fields are set depends on `form` (`PARTS`).
 
     `inputs` are the tensors of one global batch by their forward names, `numbers` its Python numbers that may change
     from step to step, `output` the name of the scalar loss, and `batch_size` the number of samples of the example batch
     (the value of `B` that costs default to). An input whose type does not have `B` on dim 0 holds no samples: it is the
-    same for all. `batch_sizes` are those that the program holds for. `precision` is the element type in which
-    parameters take part in compute: one of `PRECISIONS`, whose masters, gradients and optimizer state are kept in
-    `MASTER`; None: each in its own.
+    same for all. A `Length` in the type of an input is free as `B` is, and says itself for which values.
+    `batch_sizes` are those that the program holds for. `precision` is the element type in which parameters take part in
+    compute: one of `PRECISIONS`, whose masters, gradients and optimizer state are kept in `MASTER`; None: each in its
+    own.
     """
 
     name: str
@@ -337,6 +312,12 @@ class Program:
     def batched(self) -> frozenset[str]:
         """Names of the inputs that hold samples: `B` is their dim 0."""
         return frozenset(v.name for v in self.inputs if v.type.shape[:1] == (BATCH,))
+
+    @cached_property
+    def lengths(self) -> tuple[Length, ...]:
+        """The sizes of inputs, besides the number of samples, that may be others in every step, in order."""
+        dims = (dim for value in self.inputs for dim in value.type.shape if isinstance(dim, sympy.Expr))
+        return tuple(dict.fromkeys(s for dim in dims for s in dim.free_symbols if isinstance(s, Length)))
 
     @cached_property
     def state_of(self) -> dict[str, State]:

@@ -18,8 +18,72 @@ LOCAL_BATCH = sympy.Symbol("b", integer=True, positive=True)
 MICRO_BATCHES = sympy.Symbol("m", integer=True, positive=True)
 """Micro-batches of a step: only ever a number, by which is divided what every micro-batch has alike."""
 
+SIZE_NAMES = ("B", "b", "m", "n")
+"""What no other size is called."""
+
 NUMBER_KINDS = {"float": {"real": True}, "int": {"integer": True}}
 """What a number of the batch is in Python, and what is known of its symbol."""
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """The numbers of samples, or another size, for which a program is what the model computes: a range, but for a few
+    in between.
+
+    A model that branches on the size of its batch has another program on the other side.
+    """
+
+    least: int = 1
+    most: int | None = None
+    but: tuple[int, ...] = ()
+
+    def __contains__(self, size: int) -> bool:
+        return self.least <= size and (self.most is None or size <= self.most) and size not in self.but
+
+    def __and__(self, other: BatchSizes) -> BatchSizes:
+        limits = [most for most in (self.most, other.most) if most is not None]
+        least, most = max(self.least, other.least), min(limits, default=None)
+        gaps = (n for n in {*self.but, *other.but} if n in BatchSizes(least, most))
+        return BatchSizes(least, most, tuple(sorted(gaps)))
+
+    def __str__(self) -> str:
+        """`from 2 to 63 but 6`."""
+        most = "" if self.most is None else f" to {self.most}"
+        return f"from {self.least}{most}{''.join(f' but {n}' for n in self.but)}"
+
+
+class Length(sympy.Symbol):
+    """A size of the inputs, besides the number of samples, that may be another in every step, such as `S`.
+
+    Two of one name are equal only if all else is: what is known of one program says nothing about another.
+
+    Attributes:
+        example: its value in the example batch, at which costs are told.
+        sizes: the values for which the program holds.
+    """
+
+    __slots__ = ("example", "sizes")
+
+    example: int
+    sizes: BatchSizes
+
+    def __new__(cls, name: str, example: int, sizes: BatchSizes) -> Length:
+        found = sympy.Symbol.__xnew__(cls, name, integer=True, positive=True)
+        found.example, found.sizes = example, sizes
+        return found
+
+    def __getnewargs_ex__(self) -> tuple[tuple[str, int, BatchSizes], dict[str, object]]:
+        return (self.name, self.example, self.sizes), {}
+
+    def _hashable_content(self) -> tuple[object, ...]:
+        return (*super()._hashable_content(), self.example, self.sizes)
+
+    @property
+    def other(self) -> int:
+        """Another value than the example, of those that the program holds for, and a multiple of it where it can be."""
+        near = (2 * self.example, 3 * self.example, self.example // 2, self.example + 1, self.example - 1)
+        return next((n for n in near if n > 0 and n in self.sizes), self.example)
+
 
 Dim = int | sympy.Expr
 
@@ -82,11 +146,21 @@ def _symbolic_quotient(dim: Dim, divisor: Dim) -> Dim | None:
     return simplify_dim(numerator)
 
 
+def lengths_in(expression: object) -> set[Length]:
+    """The sizes in an expression that are free besides the number of samples."""
+    return expression.atoms(Length) if isinstance(expression, sympy.Expr) else set()
+
+
+def has_samples(dim: object) -> bool:
+    """Whether a size or number depends on the number of samples."""
+    return isinstance(dim, sympy.Expr) and dim.has(BATCH, LOCAL_BATCH)
+
+
 def evaluate(dim: Dim, batch: int) -> int:
-    """The dimension at a given batch size (for `B` and `b` alike)."""
+    """The dimension at a given batch size (for `B` and `b` alike), and for the example's lengths."""
     if isinstance(dim, int):
         return dim
-    value = dim.subs({BATCH: batch, LOCAL_BATCH: batch})
+    value = dim.subs({BATCH: batch, LOCAL_BATCH: batch} | {length: length.example for length in lengths_in(dim)})
     if not value.is_Integer:
         raise GalvatronError(f"dimension {dim} is not a whole number at batch size {batch}")
     return int(value)

@@ -15,7 +15,7 @@ from galvatron.ir.names import Names
 from galvatron.ir.ops.table import operator_of, takes_size
 from galvatron.ir.random import drawn_axes, is_random, with_site
 from galvatron.ir.spmd import along_axis
-from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, exact_quotient, simplify_dim
+from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, exact_quotient, has_samples, simplify_dim
 from galvatron.partition.conversion import redistribute, rounds
 from galvatron.partition.modes import AxisState, Mode, Split
 
@@ -148,7 +148,7 @@ class Localizer:
     def _drawn(self, op: Op, local: Op) -> Op:
         """The local op with the next free site; results that are the same for every batch size are drawn per step."""
         self._sites += 1
-        per_step = not any(isinstance(d, sympy.Expr) and d.free_symbols for v in op.results for d in v.type.shape)
+        per_step = not any(has_samples(d) for v in op.results for d in v.type.shape)
         return with_site(local, self._sites - 1, drawn_axes(local.results[0], self.mesh), per_step)
 
 

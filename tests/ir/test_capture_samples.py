@@ -15,7 +15,7 @@ from torch.utils._sympy.functions import Max, Min
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture import capture_graph
-from galvatron.ir.capture.samples import _batch_sizes, is_range
+from galvatron.ir.capture.ranges import batch_sizes, is_range
 from galvatron.ir.program import BatchSizes, Program
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.types import BATCH
@@ -200,5 +200,5 @@ def test_batch_sizes_meet() -> None:
     ],
 )
 def test_the_larger_of_two_sizes_says_a_range(condition: sympy.Basic, least: int, most: int | None) -> None:
-    found = _batch_sizes([condition])
+    found = batch_sizes([condition])
     assert is_range(condition) and (found.least, found.most) == (least, most)

@@ -17,7 +17,8 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture.batch import Batch
 from galvatron.ir.capture.diagnose import of_number, unreadable
 from galvatron.ir.capture.numbers import NumberError, plain_number
-from galvatron.ir.capture.samples import Samples, settled
+from galvatron.ir.capture.ranges import settled
+from galvatron.ir.capture.samples import Samples
 from galvatron.ir.capture.sources import OF_BATCH_NORM, advice, source_of, where
 from galvatron.ir.capture.state import state_of, tensor_type_of
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
@@ -27,7 +28,7 @@ from galvatron.ir.ops.schemas import is_operator
 from galvatron.ir.ops.table import of_target, operator_of, takes_size
 from galvatron.ir.ops.targets import of_aten
 from galvatron.ir.program import MASTER, PRECISIONS, Form, Number, Program, State
-from galvatron.ir.types import BATCH, Dim, TensorType, numbers_in, simplify_dim
+from galvatron.ir.types import BATCH, Dim, Length, TensorType, numbers_in, simplify_dim
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -47,14 +48,14 @@ def converted(
         CaptureError: the graph has something that a program cannot say.
     """
     state, batch = state_of(model), samples.batch
-    bound, constants, fills = _bound(exported, state, batch)
+    bound, constants, fills = _bound(exported, state, batch, samples.lengths)
     _check_mutations(exported, bound)
     inputs = tuple(v for v in bound.values() if v.name in batch.tensors)
     numbers = tuple(Number(name, type(example).__name__, example) for name, example in batch.numbers.items())
     lifted = tuple(State(name, tensor_type_of(t, name), "constant", trainable=False) for name, t in constants.items())
     order = {s.name: position for position, s in enumerate((*state, *lifted))}
     used_state = sorted(dict.fromkeys(v for v in bound.values() if v.name in order), key=lambda v: order[v.name])
-    graph = _Converter(bound, fills, samples.symbols, batch.size).graph(_loss(exported), inputs, tuple(used_state))
+    graph = _Converter(bound, fills, samples.symbols, samples.example).graph(_loss(exported), inputs, tuple(used_state))
     state = tuple(replace(s, trainable=s.trainable and _may_train(s.name, graph)) for s in state)
     program = Program(
         name=type(model).__name__,
@@ -96,7 +97,7 @@ def _master(state: State) -> State:
 
 
 def _bound(
-    exported: ExportedProgram, state: tuple[State, ...], batch: Batch
+    exported: ExportedProgram, state: tuple[State, ...], batch: Batch, lengths: Mapping[str, Length]
 ) -> tuple[dict[fx.Node, Value], dict[str, torch.Tensor], dict[fx.Node, torch.Tensor]]:
     """What each placeholder stands for (tied parameters are one value), and the data of the constants among them.
 
@@ -116,7 +117,7 @@ def _bound(
         if spec.kind is InputKind.USER_INPUT:
             name = next(inputs, None)  # numbers come last, and are no values
             if name is not None:
-                bound[node] = Value(name, batch.type_of(name))
+                bound[node] = Value(name, batch.type_of(name, lengths))
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             known = owner[str(spec.target).removeprefix("model.")]
             bound[node] = Value(known.name, known.type)
@@ -170,7 +171,7 @@ class _Converter:
     """Converts the live part of one exported graph.
 
     `bound` maps placeholders to the values that they stand for, `fills` maps constants to tensors of equal elements,
-    `symbols` the sizes of the trace to those of the program; `example` is the number of samples of the example.
+    `symbols` the sizes of the trace to those of the program; `example` are the sizes of the example.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class _Converter:
         bound: Mapping[fx.Node, Value],
         fills: Mapping[fx.Node, torch.Tensor],
         symbols: Mapping[sympy.Symbol, Dim],
-        example: int,
+        example: Mapping[sympy.Symbol, int],
     ) -> None:
         self._symbols = dict(symbols)
         self._example = example
@@ -256,8 +257,10 @@ class _Converter:
         expression = simplify_dim(expression)
         if numbers := numbers_in(expression):
             raise of_number(source_of(node), next(iter(numbers.values()))[1])
-        if not sympy.sympify(expression).is_polynomial(BATCH):
-            raise CaptureError(f"{where(node)}a size is {expression} for B samples, but must be a polynomial in B")
+        free = {s for s in sympy.sympify(expression).free_symbols if s in self._example}
+        if not sympy.sympify(expression).is_polynomial(*free):
+            names = ", ".join(["B", *(str(s) for s in self._example if s != BATCH)])
+            raise CaptureError(f"{where(node)}a size is {expression}, but must be a polynomial in {names}")
         return expression
 
     def _number(self, number: torch.SymInt | torch.SymFloat, node: fx.Node) -> Dim | float:

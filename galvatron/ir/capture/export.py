@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.batch import Batch, BatchDims, Dynamic, read_batch
 from galvatron.ir.capture.convert import converted
-from galvatron.ir.capture.diagnose import BatchSizeWatch, explained, quiet
+from galvatron.ir.capture.diagnose import SizeWatch, explained, quiet
 from galvatron.ir.capture.gradients import GradientsFollowTheValues, OnlyRegisteredAreTrained
 from galvatron.ir.capture.hooks import check_hooks
 from galvatron.ir.capture.leftovers import no_leftovers
@@ -68,7 +68,7 @@ def capture_graph(
         precision: the element type in which parameters take part in compute, one of `program.PRECISIONS`: the model is
             captured as if it had been converted to it, but for its floating buffers, which are converted only when it
             cannot be captured otherwise. None keeps every type.
-        dynamic: the inputs that are numbers which may be others in every step.
+        dynamic: the inputs that are numbers which may be others in every step, and the sizes that may.
 
     Raises:
         CaptureError: the model cannot be captured; names the source line that is to blame.
@@ -99,7 +99,7 @@ def _captured(model: nn.Module, batch: Batch, loss_fn: LossFunction | None, prec
         raise explained(
             error,
             lambda watch: _exported(_Training(model, batch, loss_fn, dtype, numbers.update, watch), batch),
-            batch.size,
+            batch,
             numbers,
         ) from error
     program, constants = converted(exported, model, samples, precision)
@@ -122,7 +122,7 @@ class _Training(nn.Module):
         loss_fn: LossFunction | None,
         dtype: torch.dtype | None,
         named: Callable[[Mapping[sympy.Basic, str]], None],
-        watch: BatchSizeWatch | None = None,
+        watch: SizeWatch | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -140,7 +140,9 @@ class _Training(nn.Module):
         self._named({number.node.expr: name for name, number in symbolic.items()})
         batch = {name: tensor for name, tensor in batch.items() if name not in numbers}
         inputs = {**batch, **self._batch.constants, **numbers}
-        sizes = [size for t in batch.values() for size in t.shape[:1] if isinstance(size, torch.SymInt)]
+        sizes = {
+            (name, d): n for name, t in batch.items() for d, n in enumerate(t.shape) if isinstance(n, torch.SymInt)
+        }
         with self._watch.watching(sizes) if self._watch else contextlib.nullcontext():
             if self._dtype is None:
                 with ProductsOfOneType():
@@ -191,11 +193,15 @@ def _described(value: Any) -> str:
 
 
 def _exported(training: _Training, batch: Batch) -> ExportedProgram:
-    """The functional ATen graph of a training computation; dim 0 of each input that may hold samples is free."""
+    """The functional ATen graph of a training computation; dim 0 of each input that may hold samples is free, and what
+    the user says."""
     free = torch.export.Dim.AUTO
     device = device_of(training)
     inputs = batch.stand_ins(device)
-    shapes = {name: {0: free} if name in batch.tensors and batch.may_be_batched(name) else {} for name in inputs}
+    shapes = {
+        name: {d: free for d in range(t.dim()) if name in batch.tensors and batch.is_free(name, d)}
+        for name, t in inputs.items()
+    }
     devices = [device] if device.type == "cuda" else []
     with (
         no_leftovers(training.model, training._loss_fn),

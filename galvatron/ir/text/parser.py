@@ -31,6 +31,7 @@ from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import tokens
 from galvatron.ir.text.arguments import read_argument
 from galvatron.ir.text.expansion import Item, read_loop
+from galvatron.ir.text.expressions import SYMBOLS
 from galvatron.ir.text.graphs import (
     SourceNumbers,
     SourceTable,
@@ -44,7 +45,7 @@ from galvatron.ir.text.graphs import (
 from galvatron.ir.text.records import read_list, read_record
 from galvatron.ir.text.scanner import NAME, Scanner, Template, token
 from galvatron.ir.text.strategies import read_runs, read_strategy
-from galvatron.ir.types import NUMBER_KINDS
+from galvatron.ir.types import NUMBER_KINDS, Length
 
 _PIPELINE = token("pp[0-9]+")
 _ZERO = token(r"zero[123](?![\w.])")
@@ -180,6 +181,16 @@ def _batch_sizes(s: Scanner) -> BatchSizes:
 def _input(s: Scanner, parts: _Parts) -> None:
     s.expect("input")
     parts.inputs.append(read_value(s))
+
+
+def _length(s: Scanner, parts: _Parts) -> None:
+    s.expect("length")
+    at = s.at
+    name = s.expected(NAME, "a name")
+    if name in s.lengths or name in SYMBOLS or not name.isidentifier():
+        s.refuse(f"{name!r} cannot name a length", at)
+    s.expect("=")
+    s.lengths[name] = Length(name, s.integer(), _batch_sizes(s))
 
 
 def _number(s: Scanner, parts: _Parts) -> None:
@@ -411,6 +422,7 @@ def _source_table(s: Scanner) -> SourceTable:
 
 _SECTIONS: Mapping[str, Callable[[Scanner, _Parts], Any]] = {
     "input": _input,
+    "length": _length,
     "number": _number,
     "output": _output,
     "cluster": _cluster,

@@ -14,7 +14,7 @@ from types import ModuleType
 from galvatron.errors import VerifyError
 from galvatron.ir.program import Form, Program
 from galvatron.ir.text.printer import Line, lenient_program_lines
-from galvatron.ir.types import NUMBER_KINDS
+from galvatron.ir.types import BATCH, NUMBER_KINDS
 from galvatron.ir.verify import graphs, programs, sharding
 from galvatron.ir.verify.graphs import Scope, Violation
 
@@ -94,10 +94,10 @@ def verify(program: Program) -> None:
 def _scopes(program: Program) -> Iterator[Scope]:
     numbers = frozenset(number.symbol for number in program.numbers if number.kind in NUMBER_KINDS)
     if program.graph is not None:
-        yield Scope(program.graph, numbers=numbers)
+        yield Scope(program.graph, symbols=frozenset((BATCH, *program.lengths)), numbers=numbers)
     once = sharding.step_classes(program)
     for cls in program.classes:
-        symbols = sharding.batch_symbols(program.form, once=cls.name in once)
+        symbols = sharding.batch_symbols(program.form, once=cls.name in once).union(program.lengths)
         mesh = cls.mesh if program.form >= Form.SHARDED else None
         yield Scope(cls.graph, cls.name, symbols, mesh, numbers)
 

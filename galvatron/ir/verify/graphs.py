@@ -29,7 +29,7 @@ from galvatron.ir.padding import paddable
 from galvatron.ir.random import draws_as_a_whole, is_random, random_problem, without_site
 from galvatron.ir.spmd import is_spmd, without_axis
 from galvatron.ir.text.targets import is_known_target, unknown_target
-from galvatron.ir.types import BATCH, DTYPE_BYTES, MICRO_BATCHES, Dim
+from galvatron.ir.types import BATCH, DTYPE_BYTES, MICRO_BATCHES, Dim, Length, lengths_in
 from galvatron.ir.verify.arguments import argument_problem
 from galvatron.ir.verify.computed import BATCHES, computed_problem
 from galvatron.ir.verify.shapes import expected_dtype, expected_shapes
@@ -40,8 +40,8 @@ Violation = tuple[tuple[Hashable, ...], str]
 
 @dataclass(frozen=True)
 class Scope:
-    """A graph and what holds around it: the class it belongs to (None for a whole program's), the batch symbols its
-    shapes may use, where it is sharded its mesh, and the numbers of the batch."""
+    """A graph and what holds around it: the class it belongs to (None for a whole program's), the batch symbols and
+    lengths its shapes may use, where it is sharded its mesh, and the numbers of the batch."""
 
     graph: Graph
     owner: str | None = None
@@ -132,7 +132,8 @@ def sizes_in_batch(scope: Scope) -> Iterator[Violation]:
 def numbers_in_batch(scope: Scope) -> Iterator[Violation]:
     """Numbers count the samples of the whole batch or come with it, and sizes count those of the shapes around them."""
     sizes = scope.symbols | {MICRO_BATCHES}
-    numbers = (sizes if scope.mesh is None else {BATCH, MICRO_BATCHES}) | scope.numbers
+    lengths = {symbol for symbol in scope.symbols if isinstance(symbol, Length)}
+    numbers = (sizes if scope.mesh is None else {BATCH, MICRO_BATCHES} | lengths) | scope.numbers
     for op, locus in _ops(scope):
         plain = without_axis(without_site(op))
         if not is_operator(plain.target):
@@ -160,13 +161,23 @@ def _dim_problem(dim: Dim, scope: Scope) -> str:
 def size_problem(dim: Dim) -> str:
     """What is wrong with a size in batch symbols that are known; empty if nothing is."""
     if isinstance(dim, sympy.Expr):
-        value = dim.subs(dict.fromkeys(dim.free_symbols, BATCHES[0]))
-        if not value.is_positive:
-            return "not positive"
-        return "" if value.is_rational else "no fraction of the batch"
+        for value in _values(dim):
+            if not value.is_positive:
+                return "not positive"
+            if not value.is_rational:
+                return "no fraction of the batch"
+        return ""
     if isinstance(dim, bool) or not isinstance(dim, int):
         return "a size is a whole number or an expression"
     return "" if dim >= 0 else "negative"
+
+
+def _values(dim: sympy.Expr) -> Iterator[sympy.Expr]:
+    """A size for a large batch, and the shortest and the longest lengths."""
+    lengths = lengths_in(dim)
+    at_batch = dim.subs(dict.fromkeys(dim.free_symbols - lengths, BATCHES[0]))
+    for longest in (False, True) if lengths else (False,):
+        yield at_batch.subs({one: (one.sizes.most or BATCHES[0]) if longest else one.sizes.least for one in lengths})
 
 
 def result_count(scope: Scope) -> Iterator[Violation]:
