@@ -139,6 +139,10 @@ class _Training(nn.Module):
         symbolic = {n: number for n, number in numbers.items() if isinstance(number, (torch.SymInt, torch.SymFloat))}
         self._named({number.node.expr: name for name, number in symbolic.items()})
         batch = {name: tensor for name, tensor in batch.items() if name not in numbers}
+        sizes_of: dict[str, Any] = {}
+        for (name, dim), length in self._batch.free.items():  # one symbol for a length costs less than several
+            size = batch[name].shape[dim]
+            torch._check(size == sizes_of.setdefault(length, size))
         inputs = {**batch, **self._batch.constants, **numbers}
         sizes = {
             (name, d): n for name, t in batch.items() for d, n in enumerate(t.shape) if isinstance(n, torch.SymInt)
