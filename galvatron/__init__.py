@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from galvatron.api import CompiledModel, capture, compile, estimate, search
+    from galvatron.checking import Report, check
     from galvatron.errors import GalvatronError
     from galvatron.ir.cluster import Cluster
     from galvatron.ir.plan import Plan
@@ -22,8 +23,10 @@ __all__ = [
     "GalvatronError",
     "Plan",
     "Program",
+    "Report",
     "Strategy",
     "capture",
+    "check",
     "compile",
     "estimate",
     "search",
@@ -34,7 +37,9 @@ _HOME = {
     "GalvatronError": "galvatron.errors",
     "Plan": "galvatron.ir.plan",
     "Program": "galvatron.ir.program",
+    "Report": "galvatron.checking.report",
     "Strategy": "galvatron.ir.strategy",
+    "check": "galvatron.checking.examine",
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from galvatron.cli import capture, demo, emit, estimate, opt, search
+from galvatron.cli import capture, check, demo, emit, estimate, opt, search
 from galvatron.cli.errors import ErrorReportingGroup
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.command)
+app.command("check")(check.command)
 app.command("capture")(capture.command)
 app.command("search")(search.command)
 app.command("estimate")(estimate.command)
@@ -33,5 +34,6 @@ def _galvatron(debug: bool = typer.Option(False, "--debug", help="Show the trace
 
 
 def main() -> None:
-    """Runs the command line; the exit status is 2 when the user's input is at fault."""
+    """Runs the command line; the exit status is 2 when the user's input is at fault, 1 when `check` finds a model that
+    cannot be captured."""
     app(prog_name="galvatron")

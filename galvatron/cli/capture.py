@@ -16,15 +16,18 @@ from galvatron.cli.output import write_file
 from galvatron.errors import CaptureError, GalvatronError, did_you_mean
 from galvatron.ir.files import exists
 
+FactoryText = Annotated[str, typer.Argument(metavar="FILE.py:FACTORY", help="A function that makes the model.")]
+Precision = Annotated[
+    str | None, typer.Option(metavar="bf16|fp16", help="Compute type of parameters; default: the model's own.")
+]
+
 
 def command(
-    factory: Annotated[str, typer.Argument(metavar="FILE.py:FACTORY", help="A function that makes the model.")],
+    factory: FactoryText,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="P.gir", help="Where it goes; - is stdout.")] = Path(
         "-"
     ),
-    precision: Annotated[
-        str | None, typer.Option(metavar="bf16|fp16", help="Compute type of parameters; default: the model's own.")
-    ] = None,
+    precision: Precision = None,
     dynamic: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="An input that is a number which changes; repeatable.")
     ] = None,

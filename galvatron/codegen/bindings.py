@@ -13,7 +13,7 @@ from galvatron.codegen.sizes import Sizes, batch_input_shape
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis, Shard, nameable_axes
-from galvatron.ir.program import Layer, LayerClass, LayerKind, Program, Stage, When
+from galvatron.ir.program import Layer, LayerClass, LayerKind, Program, Stage, Update, When
 from galvatron.ir.types import Dim
 from galvatron.schedules import Schedule
 
@@ -27,7 +27,7 @@ STAGE_ATTRIBUTES = frozenset(
     register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook
     register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook
     register_state_dict_pre_hook requires_grad_ sends sent set_extra_state set_submodule share_memory state state_dict
-    state_specs step T_destination table to to_empty train training type xpu zero_grad
+    state_specs step T_destination table to to_empty train training type update updates xpu zero_grad
     """.split()  # noqa: SIM905
 )
 """What a stage already has, so no layer may be called that."""
@@ -79,6 +79,11 @@ class Bindings:
     @cached_property
     def forward_layers(self) -> tuple[Layer, ...]:
         return tuple(layer for layer in self.stage.layers if layer.when is When.MICRO_BATCH)
+
+    def updates(self, layer: Layer) -> list[tuple[Update, int]]:
+        """The updates that a layer makes, each with the number of the result that is its value."""
+        made = {name: position for position, name in enumerate(layer.results)}
+        return [(update, made[update.value]) for update in self.program.updates if update.value in made]
 
     @cached_property
     def epilogue(self) -> Layer | None:

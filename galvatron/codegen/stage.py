@@ -15,8 +15,9 @@ from galvatron.codegen.names import escaped, literal
 from galvatron.codegen.runs import INDEX, chain, first_number, quoted, runs, template
 from galvatron.codegen.sizes import MICRO_BATCH, Sizes, local_sizes
 from galvatron.ir.layout import BROADCAST, PARTIAL, Placement, Shard, nameable_axes
+from galvatron.ir.micro_batches import SUM, spreads
 from galvatron.ir.planned import epilogue
-from galvatron.ir.program import Layer, LayerKind, Program, Stage, StateLayout, Transfer, When
+from galvatron.ir.program import Layer, LayerKind, Program, Stage, StateLayout, Transfer, Update, When
 from galvatron.ir.types import TORCH_DTYPE_NAMES, Dim, lengths_in
 
 _FUNCTIONAL = re.compile(r"[ (]F\.")
@@ -94,7 +95,7 @@ def _init(bindings: Bindings) -> list[str]:
     declared: set[str] = set()
     after_loop = False
     for run in runs(stage.layers, _DECLARE_IN_LOOP, lambda run: _counts_up(bindings, run, layouts)):
-        fresh = dict.fromkeys(name for layer in run for name in layer.state if name not in declared)
+        fresh = dict.fromkeys(name for layer in run for name in _touched(bindings, layer) if name not in declared)
         declared.update(fresh)
         loops = len(run) > 1
         text = _declare_run(bindings, run, layouts) if loops else _declare(bindings, run[0], fresh, layouts)
@@ -118,6 +119,8 @@ def _declare(bindings: Bindings, layer: Layer, fresh: Iterable[str], layouts: di
     if not _is_called_directly(bindings, layer):
         name, state = literal(bindings.layers[layer.name]), [literal(name) for name in layer.state]
         out += _layer(bindings, layer, name, state, 2)
+        for update, result in bindings.updates(layer):
+            out += _update(bindings, layer, update, literal(update.state), name, result, 2)
     return out
 
 
@@ -125,12 +128,33 @@ def _declare_run(bindings: Bindings, run: Sequence[Layer], layouts: dict[str, St
     """The state of a run of layers, and the layers, in one loop."""
     start = _start(bindings, run)
     out = [_for(start, len(run))]
-    columns = zip(*(layer.state for layer in run), strict=True)
-    names = [quoted(template(column, start) or "") for column in columns]
-    for text, name in zip(names, run[0].state, strict=True):
+    columns = zip(*(_touched(bindings, layer) for layer in run), strict=True)
+    texts = [quoted(template(column, start) or "") for column in columns]
+    for text, name in zip(texts, _touched(bindings, run[0]), strict=True):
         out += _state(bindings, text, layouts[name], 3)
+    names = texts[: len(run[0].state)]
     name = quoted(template([bindings.layers[layer.name] for layer in run], start) or "")
-    return out + _layer(bindings, run[0], name, names, 3)
+    out += _layer(bindings, run[0], name, names, 3)
+    updates = zip(*map(bindings.updates, run), strict=True)
+    for column in updates:
+        state = quoted(template([update.state for update, _ in column], start) or "")
+        out += _update(bindings, run[0], column[0][0], state, name, column[0][1], 3)
+    return out
+
+
+def _touched(bindings: Bindings, layer: Layer) -> tuple[str, ...]:
+    """The state that a layer reads, and then what it only updates."""
+    return tuple(dict.fromkeys((*layer.state, *(update.state for update, _ in bindings.updates(layer)))))
+
+
+def _update(
+    bindings: Bindings, layer: Layer, update: Update, state: str, name: str, result: int, depth: int
+) -> list[str]:
+    arguments = [state, name, str(result)]
+    if bindings.program.required_plan.micro_batches > 1 and layer.when is When.MICRO_BATCH:
+        arguments += ["summed=True"] if spreads(bindings.program)[update.value] is SUM else []
+    arguments += ["adds=True"] if update.adds else []
+    return _statement("self.update", arguments, depth)
 
 
 def _for(start: int, count: int) -> str:
@@ -148,16 +172,24 @@ def _counts_up(bindings: Bindings, run: Sequence[Layer], layouts: dict[str, Stat
     start, program = _start(bindings, run), bindings.program
     if not run[0].state or template([bindings.layers[layer.name] for layer in run], start) is None:
         return False
-    every = [name for layer in run for name in layer.state]
-    users = Counter(name for layer in bindings.stage.layers for name in layer.state)
+    if len({_updated(bindings, layer) for layer in run}) > 1:
+        return False
+    every = [name for layer in run for name in _touched(bindings, layer)]
+    users = Counter(name for layer in bindings.stage.layers for name in _touched(bindings, layer))
     if len(set(every)) < len(every) or any(users[name] > 1 for name in every):
         return False
-    for column in zip(*(layer.state for layer in run), strict=True):
+    for column in zip(*(_touched(bindings, layer) for layer in run), strict=True):
         kinds = {(s.type, s.kind, s.trainable) for s in (program.state_of[name] for name in column)}
         places = {(layouts[name].mesh, layouts[name].layout, layouts[name].zero) for name in column}
         if template(column, start) is None or len(kinds) > 1 or len(places) > 1:
             return False
     return True
+
+
+def _updated(bindings: Bindings, layer: Layer) -> tuple[tuple[int, int, bool], ...]:
+    """Which of the state that a layer touches becomes which of its results, and whether that adds."""
+    touched = _touched(bindings, layer)
+    return tuple((touched.index(u.state), result, u.adds) for u, result in bindings.updates(layer))
 
 
 def _state(bindings: Bindings, name: str, layout: StateLayout, depth: int) -> list[str]:
@@ -268,7 +300,8 @@ def _loss_axes(bindings: Bindings) -> list[str]:
 def _is_called_directly(bindings: Bindings, layer: Layer) -> bool:
     """A function without state, axes and random numbers that keeps its activations needs no layer object."""
     function = bindings.function(layer)
-    return not (layer.state or function.axes or function.random or _recompute(bindings, layer))
+    needed = layer.state or function.axes or function.random or bindings.updates(layer)
+    return not (needed or _recompute(bindings, layer))
 
 
 def _step(bindings: Bindings) -> list[str]:
@@ -311,7 +344,12 @@ def _epilogue(bindings: Bindings) -> list[str]:
     if layer is None:
         return []
     out = _header(bindings, "epilogue", When.EPILOGUE, bindings.collected)
-    return [*out, *lines(prefixed("return ", _call(bindings, layer)), 2)]
+    if len(layer.results) == 1:
+        return [*out, *lines(prefixed("return ", _call(bindings, layer)), 2)]
+    loss = bindings.scopes[When.EPILOGUE][bindings.program.output]
+    results = [loss if name == bindings.program.output else "_" for name in layer.results]
+    out += lines(prefixed(f"{', '.join(results)} = ", _call(bindings, layer)), 2)
+    return [*out, f"        return {loss}"]
 
 
 def _header(bindings: Bindings, method: str, when: When, arguments: Iterable[str]) -> list[str]:

@@ -9,10 +9,11 @@ What a mesh axis does to a value in space, the micro-batches of a step do in tim
 | `SAME` | the same in each | a term of a sum |
 
 just as under data parallelism, and the rules of the op table say what an op makes of them. But in the middle of a step
-micro-batches cannot exchange anything. Terms are added up only at the very end (the loss, and gradients of state), and
-the only conversion is to count a value once, from `SAME` to `SUM`, by dividing it by the number of micro-batches. An op
-that needs any other *couples* samples: so it sees a part of the batch where the model saw all of it, and several
-micro-batches are not exact, unless that op and all that follows it run once per step (`LayerKind.EPILOGUE`).
+micro-batches cannot exchange anything. Terms are added up only at the very end (the loss, the new values of state, and
+gradients), and the only conversion is to count a value once, from `SAME` to `SUM`, by dividing it by the number of
+micro-batches. An op that needs any other *couples* samples: so it sees a part of the batch where the model saw all of
+it, and several micro-batches are not exact, unless that op and all that follows it run once per step
+(`LayerKind.EPILOGUE`).
 """
 
 from __future__ import annotations
@@ -345,13 +346,23 @@ def coupling(program: Program) -> Coupling | None:
 
     Of an epilogue it is the schedule that must see to it that all micro-batches are there.
     """
-    return _coupling(program.classes, program.all_layers, program.inputs, program.output)
+    states, problem = _followed(program.classes, program.all_layers, program.inputs)
+    if problem is None and states[program.output] is not SUM:
+        maker = _maker(program.classes, program.all_layers, program.output)
+        return Coupling(maker, "makes a loss that every micro-batch would add once more")
+    return problem
+
+
+def spreads(program: Program) -> Mapping[str, Spread]:
+    """The states of the values of a program of layers without couplings, up to its epilogue, by their names."""
+    return _followed(program.classes, program.all_layers, program.inputs)[0]
 
 
 @lru_cache(maxsize=16)
-def _coupling(
-    classes: tuple[LayerClass, ...], layers: tuple[Layer, ...], inputs: tuple[Value, ...], output: str
-) -> Coupling | None:
+def _followed(
+    classes: tuple[LayerClass, ...], layers: tuple[Layer, ...], inputs: tuple[Value, ...]
+) -> tuple[Mapping[str, Spread], Coupling | None]:
+    """The states of values up to the first coupling, which comes second."""
     states: dict[str, Spread] = {value.name: batch_state(value.type) for value in inputs}
     flows: dict[Hashable, Flow] = {}
     whole = {value.name for value in inputs}
@@ -360,9 +371,9 @@ def _coupling(
         if layer.kind is LayerKind.EPILOGUE:
             # It runs once: a share would stand for the whole.
             if share := next(filter(counts, graph.ops), None):
-                return Coupling(share, _COUNTS)
+                return states, Coupling(share, _COUNTS)
             if problem := _collected_problem(graph, [states[name] for name in layer.operands], layer, whole):
-                return problem
+                return states, problem
             states.update(dict.fromkeys(layer.results, SUM))
             continue
         once = layer.kind is LayerKind.STEP
@@ -373,12 +384,10 @@ def _coupling(
         if key not in flows:
             flows[key] = flow(graph, dict(zip((v.name for v in graph.inputs), given, strict=True)), once=once)
         if problem := _problem(graph, flows[key]):
-            return problem
+            return states, problem
         made = (flows[key].states[formal] for formal in graph.outputs)
         states.update(zip(layer.results, made, strict=True))
-    if states[output] is SUM:
-        return None
-    return Coupling(_maker(classes, layers, output), "makes a loss that every micro-batch would add once more")
+    return states, None
 
 
 def _maker(classes: tuple[LayerClass, ...], layers: tuple[Layer, ...], output: str) -> Op:

@@ -116,6 +116,19 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Update:
+    """What forward writes into the model's own state: after a step `state` holds `value`, or, where it `adds`, that
+    much more than before. In the step itself everything reads what `state` held before.
+
+    A value that differs between micro-batches is a term of a sum over them (`galvatron.ir.micro_batches`).
+    """
+
+    state: str
+    value: str
+    adds: bool = False
+
+
+@dataclass(frozen=True)
 class StateLayout:
     """Where a stage keeps a piece of state: its mesh and layout. `R'` axes are those its gradient is summed over.
 
@@ -257,12 +270,12 @@ class Program:
     """A training computation; which fields are set depends on `form` (`PARTS`).
 
     `inputs` are the tensors of one global batch by their forward names, `numbers` its Python numbers that may change
-    from step to step, `output` the name of the scalar loss, and `batch_size` the number of samples of the example batch
-    (the value of `B` that costs default to). An input whose type does not have `B` on dim 0 holds no samples: it is the
-    same for all. A `Length` in the type of an input is free as `B` is, and says itself for which values.
-    `batch_sizes` are those that the program holds for. `precision` is the element type in which parameters take part in
-    compute: one of `PRECISIONS`, whose masters, gradients and optimizer state are kept in `MASTER`; None: each in its
-    own.
+    from step to step, `output` the name of the scalar loss, `updates` what else a step makes: the new values of state
+    that forward writes, each piece of it once; and `batch_size` the number of samples of the example batch (the value
+    of `B` that costs default to). An input whose type does not have `B` on dim 0 holds no samples: it is the same for
+    all. A `Length` in the type of an input is free as `B` is, and says itself for which values. `batch_sizes` are those
+    that the program holds for. `precision` is the element type in which parameters take part in compute: one of
+    `PRECISIONS`, whose masters, gradients and optimizer state are kept in `MASTER`; None: each in its own.
     """
 
     name: str
@@ -271,6 +284,7 @@ class Program:
     inputs: tuple[Value, ...]
     state: tuple[State, ...]
     output: str
+    updates: tuple[Update, ...] = ()
     graph: Graph | None = None
     classes: tuple[LayerClass, ...] = ()
     layers: tuple[Layer, ...] = ()
@@ -323,6 +337,30 @@ class Program:
     def state_of(self) -> dict[str, State]:
         """State by name."""
         return {s.name: s for s in self.state}
+
+    @cached_property
+    def results(self) -> tuple[str, ...]:
+        """The values that a step is for, each once: the loss, then those of the updates. All else serves them."""
+        return tuple(dict.fromkeys((self.output, *(update.value for update in self.updates))))
+
+    def with_graph(self, graph: Graph) -> Program:
+        """The captured program with a graph that makes the same results, in the same order, under names of its own.
+
+        Updates that turn out to write what is there anyway are left out.
+
+        Raises:
+            PassError: an update is of what no op makes.
+        """
+        now = dict(zip(self.results, graph.outputs, strict=True))
+        updates = tuple(replace(u, value=now[u.value]) for u in self.updates if u.adds or now[u.value] != u.state)
+        for update in updates:
+            if update.value not in graph.producers:
+                raise PassError(
+                    f"forward writes {update.value!r} as it is into {update.state!r}, which is not supported: read "
+                    "that in its place, or write what is computed from it"
+                )
+        program = replace(self, output=now[self.output], updates=updates)
+        return replace(program, graph=replace(graph, outputs=program.results).without_dead_ops())
 
     @property
     def required_graph(self) -> Graph:

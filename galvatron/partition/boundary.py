@@ -10,7 +10,8 @@
 
 The residual stream is what crosses a layer's border with a gradient and a batch dimension. Other values with a gradient
 cross whole, with a partial gradient where the stream is sharded; values without one are whole wherever the batch is not
-sharded. The loss leaves an axis that shards samples or tokens as a partial sum, and statistics of the batch are whole.
+sharded. The loss leaves an axis that shards samples or tokens as a partial sum. Statistics of the batch and new values
+of state, which forward writes, are whole, as is state that is not trained.
 Where parameters are whole their gradients are summed.
 """
 
@@ -32,8 +33,8 @@ from galvatron.partition.solver import Boundary
 class Border:
     """What a class is to its program: which of its values have gradients, which output is the loss, which state trains.
 
-    `whole_outputs` are outputs that every rank must have whole: statistics of the batch. Masters and gradients of what
-    trains are `master_scale` times as large as its values.
+    `whole_outputs` are outputs that every rank must have whole: statistics of the batch, new values of state. Masters
+    and gradients of what trains are `master_scale` times as large as its values.
     """
 
     differentiable: frozenset[str]
@@ -181,7 +182,8 @@ class Role:
 
 def residual_stream(graph: Graph, border: Border, table: FactorTable) -> frozenset[FactorPlace]:
     """Every place at a factor of what crosses the layer's border with a gradient."""
-    return table.of_values({*(v.name for v in graph.inputs), *graph.outputs} & border.differentiable)
+    crossing = {*(v.name for v in graph.inputs), *graph.outputs} - border.whole_outputs
+    return table.of_values(crossing & border.differentiable)
 
 
 def matrices(graph: Graph, border: Border, table: FactorTable) -> frozenset[str]:

@@ -107,19 +107,14 @@ class Partitioner:
                 for formal, name in zip(cls.graph.state, layer.state, strict=True)
                 if program.state_of[name].trainable
             }
-            results = {
-                n
-                for layer in layers
-                for n, r in zip(cls.graph.outputs, layer.results, strict=True)
-                if r == program.output
-            }
+            results = {r: n for layer in layers for n, r in zip(cls.graph.outputs, layer.results, strict=True)}
+            is_once = any(layer.kind is LayerKind.STEP for layer in layers)
+            updated = {results[update.value] for update in program.updates if update.value in results}
             borders[cls.name] = Border(
                 differentiable=frozenset(formals[cls.origin_name] | trainable),
                 trainable=frozenset(trainable),
-                loss=next(iter(results), None),
-                whole_outputs=frozenset(
-                    cls.graph.outputs if any(layer.kind is LayerKind.STEP for layer in layers) else ()
-                ),
+                loss=results.get(program.output),
+                whole_outputs=frozenset(cls.graph.outputs if is_once else updated),
                 master_scale=DTYPE_BYTES[MASTER] // DTYPE_BYTES[program.precision] if program.precision else 1,
             )
         return borders

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from galvatron.errors import GalvatronError, PlanError
-from galvatron.runtime import comm, failure, full_state
+from galvatron.runtime import comm, failure, full_state, updates
 from galvatron.runtime.agreement import agree
 from galvatron.runtime.bounds import bounds
 from galvatron.runtime.comm import now
@@ -127,7 +127,7 @@ class Executor:
         return frozenset(self._catalogue.entries)
 
     def forward_backward(self, batch: Batch) -> Tensor:
-        """Gradients of the loss on the global batch, without an update.
+        """Gradients of the loss on the global batch, without an update of what is trained.
 
         Args:
             batch: the whole batch, on every rank.
@@ -149,7 +149,7 @@ class Executor:
     def train_step(self, batch: Batch) -> Tensor:
         """`forward_backward`, clipping, and one optimizer update; returns the loss before the update.
 
-        With a scaler, a step whose gradients overflow updates nothing.
+        With a scaler, a step whose gradients overflow updates nothing that is trained.
         """
         if self.optimizer is None:
             raise GalvatronError("train_step needs an optimizer: pass `optimizer=` when compiling")
@@ -257,6 +257,7 @@ class Executor:
         with failure.guarded(self._place):
             for stage in self.stages:
                 stage.random.step += 1
+            updates.forget(self.stages)
             keywords, last = self._keywords(samples, microbatches, inputs)
             self._parameters.start(microbatches)
             bounds.start()
@@ -275,6 +276,8 @@ class Executor:
             if self.mesh.world.size > 1:
                 comm.all_reduce(totals, comm.all_ranks(), phase="totals").wait()
         self._check_bounds(totals[2:4], batch)
+        # Here nothing fails any more, and a step whose gradients overflow has had a forward as well.
+        updates.write(self.stages)
         return totals[0], totals[1]
 
     def _check_bounds(self, outside: Tensor, batch: Batch) -> None:

@@ -17,6 +17,7 @@ from galvatron.runtime.comm import Place, now
 from galvatron.runtime.mesh import Axis, Mesh
 from galvatron.runtime.random import Randomness
 from galvatron.runtime.slices import Sharded, in_cutting_order
+from galvatron.runtime.updates import Update
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,7 @@ class Layer(nn.Module):
         self.random = random
         self.names = tuple(state)
         self._sources = tuple((stage.table(name), name) for name in self.names)
+        self.updates: list[Update] = []
         self.parameters: Supply | None = None
         """Set by the runtime."""
 
@@ -193,6 +195,9 @@ class Layer(nn.Module):
         results = self._call(place, *self.axes, *args, *state, **kwargs)
         if self.parameters is not None:
             self.parameters.leave(results)
+        if self._job.training:
+            for update in self.updates:
+                update.take(results)
         now.place = None
         return results
 
@@ -229,6 +234,7 @@ class Stage(nn.Module):
         self.received: list[Transfer] = []
         self.sent: list[Transfer] = []
         self.collected: list[Collected] = []
+        self.updates: list[Update] = []
         self.loss_axes: tuple[Axis, ...] = ()
         self.global_batch_size = 0
         """Samples in the whole batch of the running step; set by the runtime."""
@@ -297,6 +303,11 @@ class Stage(nn.Module):
         layer = Layer(self, name, function, axes, state, self.random if random else None, recompute, epilogue)
         self.layers[name] = layer
         object.__setattr__(self, name, layer)
+
+    def update(self, name: str, layer: str, result: int, *, summed: bool = False, adds: bool = False) -> None:
+        """Give the state `name`, at the end of a step, the value of a result of a layer; see `Update`."""
+        self.updates.append(Update(name, result, summed, adds))
+        self.layers[layer].updates.append(self.updates[-1])
 
     def batch(
         self,

@@ -88,7 +88,7 @@ CLUSTER = ("--cluster", "a100-80g:1x4", "--global-batch", "8")
 def test_module_and_command_agree() -> None:
     command = [sys.executable, "-m", "galvatron", "--help"]
     help_text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
-    for name in ("demo", "capture", "search", "estimate", "emit", "opt"):
+    for name in ("demo", "check", "capture", "search", "estimate", "emit", "opt"):
         assert name in help_text
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import models
-from tests.parity import coupled, reductions, situations
+from tests.parity import coupled, reductions, situations, states
 from tests.parity.forwards import FORWARDS, Blocks, inputs
 
 Batch = dict[str, Any]
@@ -343,9 +343,11 @@ def ignore_labels(batch: Batch, samples: slice | list[int]) -> Batch:
 def make(name: str) -> Subject:
     """The subject called `name`: one of `SUBJECTS`, the same with `-float32`, `random-<seed>` for a transformer drawn
     at random, `reduced: <words>` for a loss in the words of `reductions`, `situation: <name>` for one of `situations`,
-    or one of `forwards.FORWARDS`."""
+    `state: <name>` for one of `states`, or one of `forwards.FORWARDS`."""
     if name.startswith("situation:"):
         return Subject(situations.SITUATIONS[name.split()[1]]().double(), situations.batch_of)
+    if name.startswith("state:"):
+        return Subject(states.STATES[name.split()[1]]().double(), states.batch_of)
     if name.startswith("reduced:"):
         return Subject(reductions.Reductions(tuple(name.split()[1:])), reductions.batch_of)
     if name.startswith("random-"):

@@ -72,5 +72,6 @@ def assert_same_training(model: str, plan: str, results: list[tuple[list[float],
     state = results[0][1]
     assert list(state) == list(expected)
     for name, value in expected.items():
-        error = (state[name] - value).norm() / value.norm().clamp_min(1e-12)
+        assert state[name].dtype == value.dtype
+        error = (state[name].double() - value.double()).norm() / value.double().norm().clamp_min(1e-12)
         assert error <= TOLERANCES[torch.float64], f"{plan}: {name} {error:.1e}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -19,7 +19,7 @@ from galvatron.ir.capture.diagnose import of_number, unreadable
 from galvatron.ir.capture.numbers import NumberError, plain_number
 from galvatron.ir.capture.ranges import settled
 from galvatron.ir.capture.samples import Samples
-from galvatron.ir.capture.sources import OF_BATCH_NORM, advice, source_of, where
+from galvatron.ir.capture.sources import advice, source_of, where
 from galvatron.ir.capture.state import state_of, tensor_type_of
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
 from galvatron.ir.interpreter import DTYPE_OF
@@ -27,10 +27,8 @@ from galvatron.ir.names import Names, base_name
 from galvatron.ir.ops.schemas import is_operator
 from galvatron.ir.ops.table import of_target, operator_of, takes_size
 from galvatron.ir.ops.targets import of_aten
-from galvatron.ir.program import MASTER, PRECISIONS, Form, Number, Program, State
+from galvatron.ir.program import MASTER, PRECISIONS, Form, Number, Program, State, Update
 from galvatron.ir.types import BATCH, Dim, Length, TensorType, numbers_in, simplify_dim
-
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 _DROPPED_KWARGS = frozenset({"device", "layout", "pin_memory"})
 
@@ -49,13 +47,15 @@ def converted(
     """
     state, batch = state_of(model), samples.batch
     bound, constants, fills = _bound(exported, state, batch, samples.lengths)
-    _check_mutations(exported, bound)
+    written = _written(exported, bound, {s.name: s for s in state})
     inputs = tuple(v for v in bound.values() if v.name in batch.tensors)
     numbers = tuple(Number(name, type(example).__name__, example) for name, example in batch.numbers.items())
     lifted = tuple(State(name, tensor_type_of(t, name), "constant", trainable=False) for name, t in constants.items())
     order = {s.name: position for position, s in enumerate((*state, *lifted))}
     used_state = sorted(dict.fromkeys(v for v in bound.values() if v.name in order), key=lambda v: order[v.name])
-    graph = _Converter(bound, fills, samples.symbols, samples.example).graph(_loss(exported), inputs, tuple(used_state))
+    converter = _Converter(bound, fills, samples.symbols, samples.example)
+    graph = converter.graph((_loss(exported), *written.values()), inputs, tuple(used_state))
+    output, *values = (converter.name_of(node) for node in (_loss(exported), *written.values()))
     state = tuple(replace(s, trainable=s.trainable and _may_train(s.name, graph)) for s in state)
     program = Program(
         name=type(model).__name__,
@@ -63,7 +63,8 @@ def converted(
         batch_size=batch.size,
         inputs=inputs,
         state=(*(_master(s) if precision else s for s in state), *lifted),
-        output=graph.outputs[0],
+        output=output,
+        updates=tuple(Update(name, value) for name, value in zip(written, values, strict=True)),
         graph=graph,
         precision=precision,
         batch_sizes=samples.sizes,
@@ -80,8 +81,8 @@ def _may_train(name: str, graph: Graph) -> bool:
 
 @lru_cache(maxsize=1)
 def _with_gradient(graph: Graph) -> frozenset[str]:
-    """The values that the loss has a gradient of."""
-    reached = set(graph.outputs)
+    """The values that the loss, the first of what a graph makes, has a gradient of."""
+    reached = set(graph.outputs[:1])
     for op in reversed(graph.ops):
         flows = any(v.name in reached and v.type.is_floating for v in op.results)
         if flows and not operator_of(op).stops_gradient:
@@ -149,22 +150,31 @@ def _node_named(exported: ExportedProgram, name: str) -> fx.Node:
     return next(node for node in exported.graph.nodes if node.name == name)
 
 
-def _check_mutations(exported: ExportedProgram, bound: Mapping[fx.Node, Value]) -> None:
-    """Refuses a model that changes its own state, except for counters: buffers the loss does not read, and whose new
-    value does not depend on the batch or on parameters."""
-    read_by_loss = _ancestors(_loss(exported))
+def _written(
+    exported: ExportedProgram, bound: Mapping[fx.Node, Value], state: Mapping[str, State]
+) -> dict[str, fx.Node]:
+    """What forward writes into the model's state: by its name, in the model's order, the node that is its new value.
+
+    Raises:
+        CaptureError: it trains what it writes, or writes a tensor as it is.
+    """
+    owner = {name: s for s in state.values() for name in (s.name, *s.aliases)}
+    found: dict[str, fx.Node] = {}
     for spec in exported.graph_signature.output_specs:
         if spec.kind not in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
             continue
-        node = _node_named(exported, spec.arg.name)
-        sources = {bound[n].name for n in _ancestors(node) if n in bound}
-        name = str(spec.target).removeprefix("model.")
-        counts = sources <= {name} and name not in {bound[n].name for n in read_by_loss if n in bound}
-        if not counts:
-            own = "keep it constant, or update it outside of forward"
-            told = OF_BATCH_NORM if name.endswith(_STATISTICS) else advice(source_of(node), own)
-            what = f"the model changes its own {name!r} in forward, which would be lost"
-            raise CaptureError(f"{where(node)}{what}: {told}")
+        node, target = _node_named(exported, spec.arg.name), owner[str(spec.target).removeprefix("model.")]
+        if node in bound and bound[node].name == target.name:
+            continue
+        what = f"{where(node)}the model changes its own {target.name!r} in forward"
+        if target.trainable:
+            own = "keep what forward writes in a buffer, or update it outside of forward"
+            raise CaptureError(f"{what}, which is trained: {advice(source_of(node), own)}")
+        if node in bound:
+            own = "read that in its place, or write what is computed from it"
+            raise CaptureError(f"{what} to what {bound[node].name!r} is, as it is: {advice(source_of(node), own)}")
+        found[target.name] = node
+    return {name: found[name] for name in state if name in found}
 
 
 class _Converter:
@@ -188,12 +198,17 @@ class _Converter:
         self._values: dict[fx.Node, Value] = dict(bound)
         self._parts: dict[fx.Node, tuple[Value, ...]] = {}
 
-    def graph(self, loss: fx.Node, inputs: tuple[Value, ...], state: tuple[Value, ...]) -> Graph:
-        """The graph that computes `loss`, with only the state that it reads."""
-        live = _ancestors(loss)
-        ops = tuple(op for node in loss.graph.nodes if node in live for op in self._ops(node))
+    def graph(self, results: Sequence[fx.Node], inputs: tuple[Value, ...], state: tuple[Value, ...]) -> Graph:
+        """The graph that computes some results, with only the state that it reads."""
+        live = set().union(*map(_ancestors, results))
+        ops = tuple(op for node in results[0].graph.nodes if node in live for op in self._ops(node))
         read = {name for op in ops for name in op.operands}
-        return Graph(inputs, tuple(v for v in state if v.name in read), ops, (self._values[loss].name,))
+        outputs = tuple(dict.fromkeys(map(self.name_of, results)))
+        return Graph(inputs, tuple(v for v in state if v.name in read), ops, outputs)
+
+    def name_of(self, node: fx.Node) -> str:
+        """The value that a converted node became."""
+        return self._values[node].name
 
     def _ops(self, node: fx.Node) -> Iterable[Op]:
         if node in self._fills:

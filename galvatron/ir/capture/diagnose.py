@@ -56,8 +56,7 @@ def explained(
             return CaptureError(f"{located(line)}{reason}: {OF_BATCH_NORM}")
         if name := next((name for e in chain for name in _numbers_of(e, numbers)), None):
             return of_number(line, name)
-        reason = "control flow or a size depends on the values of a tensor, which are not known before training"
-        return CaptureError(f"{located(line)}{reason}: {advice(line, 'use tensor operations such as torch.where')}")
+        return on_values(line)
     if isinstance(chain[0], DynamicOutputShapeException):
         reason = f"the shape of what {chain[0].func} computes depends on the values of a tensor"
         own = "use operations whose shapes follow from those of their operands"
@@ -117,6 +116,12 @@ def of_number(line: Source | None, name: str) -> CaptureError:
         f"{located(line)}control flow, a size, an index or a plain number depends on {name!r}, a number that changes "
         f"from step to step: {advice(line, own)}"
     )
+
+
+def on_values(line: Source | None) -> CaptureError:
+    """For a line of the model that asks what the values of a tensor are."""
+    reason = "control flow or a size depends on the values of a tensor, which are not known before training"
+    return CaptureError(f"{located(line)}{reason}: {advice(line, 'use tensor operations such as torch.where')}")
 
 
 def unreadable(line: Source | None) -> CaptureError:

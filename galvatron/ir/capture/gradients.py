@@ -12,6 +12,7 @@ from torch._C._functorch import is_gradtrackingtensor
 from torch.overrides import TorchFunctionMode
 
 from galvatron.errors import CaptureError
+from galvatron.ir.capture.refusals import refuse
 from galvatron.ir.capture.sources import is_user_file
 from galvatron.ir.capture.tracing import advised, here, refuse_gradient, storage_of, tensors_in, version_of
 
@@ -32,13 +33,17 @@ class OnlyRegisteredAreTrained(TorchFunctionMode):
                 if tensor.requires_grad and type(tensor) in (torch.Tensor, torch.nn.Parameter):
                     if is_gradtrackingtensor(tensor):  # of torch.func
                         refuse_gradient()
-                    raise CaptureError(
-                        f"{here()}a {'parameter' if isinstance(tensor, torch.nn.Parameter) else 'tensor'} of shape "
-                        f"{tuple(tensor.shape)} that requires a gradient is not among the model's parameters, so it "
-                        "would not be trained: make it a parameter of the model, or what owns it (such as a loss) a "
-                        "submodule of the model; if it is not to be trained, use tensor.detach()"
-                    )
+                    refuse(_untrained(tensor))
         return result
+
+
+def _untrained(tensor: torch.Tensor) -> CaptureError:
+    return CaptureError(
+        f"{here()}a {'parameter' if isinstance(tensor, torch.nn.Parameter) else 'tensor'} of shape "
+        f"{tuple(tensor.shape)} that requires a gradient is not among the model's parameters, so it "
+        "would not be trained: make it a parameter of the model, or what owns it (such as a loss) a "
+        "submodule of the model; if it is not to be trained, use tensor.detach()"
+    )
 
 
 class GradientsFollowTheValues(TorchFunctionMode):
@@ -82,7 +87,7 @@ class GradientsFollowTheValues(TorchFunctionMode):
         if storage is not None and storage._cdata in self._differentiated:
             own = "use a new tensor, and update state, such as a counter, outside of forward"
             where = "through detach() or .data" if torch.is_grad_enabled() else "inside torch.no_grad()"
-            raise CaptureError(f"{here()}a tensor is changed in place {where}, which would be lost: {advised(own)}")
+            refuse(CaptureError(f"{here()}a tensor is changed in place {where}, which would be lost: {advised(own)}"))
 
 
 def _check_switched(tensor: torch.Tensor) -> None:
@@ -93,7 +98,7 @@ def _check_switched(tensor: torch.Tensor) -> None:
             "parameters for a module that one term is not to train"
         )
         what = "unfrozen" if tensor.requires_grad else "frozen or cut off in place"
-        raise CaptureError(f"{here()}a tensor is {what} in forward, which would be lost: {advised(own)}")
+        refuse(CaptureError(f"{here()}a tensor is {what} in forward, which would be lost: {advised(own)}"))
 
 
 _OF_GRADIENTS = {getattr(torch.Tensor, name): name for name in ("data", "grad", "grad_fn")}
@@ -113,7 +118,7 @@ def _check_attribute(func: Any) -> None:
         return
     own = "write what it is to do with operations of the forward, or into the optimizer"
     what = f"the .{attribute} of a tensor is {'set' if is_set else 'read'} in forward"
-    raise CaptureError(f"{here()}{what}, which would be lost: {advised(own)}")
+    refuse(CaptureError(f"{here()}{what}, which would be lost: {advised(own)}"))
 
 
 def _caller() -> str:

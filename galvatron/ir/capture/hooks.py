@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules import module as every_module
 
 from galvatron.errors import CaptureError
+from galvatron.ir.capture.refusals import refuse_first
 
 
 def check_hooks(model: nn.Module) -> None:
@@ -16,12 +17,13 @@ def check_hooks(model: nn.Module) -> None:
     Raises:
         CaptureError: names the parameter or module that has one.
     """
-    who = next(_hooked(model), None)
-    if who is not None:
-        raise CaptureError(
+    refuse_first(
+        CaptureError(
             f"{who} has a hook on its backward, which would be lost: remove it (what registered it returned a handle "
             "with .remove()), and write what it does into the forward or the optimizer"
         )
+        for who in _hooked(model)
+    )
 
 
 def _hooked(model: nn.Module) -> Iterator[str]:

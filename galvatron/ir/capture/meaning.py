@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from galvatron.errors import CaptureError
+from galvatron.ir.capture.refusals import refuse
 from galvatron.ir.capture.sources import is_user_file
 from galvatron.ir.capture.tracing import advised, here, storage_of, tensors_in, version_of
 
@@ -109,9 +110,12 @@ class Meaning(TorchFunctionMode):
     def _check_generators(self) -> None:
         if self._generators != _generators():
             own = "draw them with torch, as in torch.rand, and choose by torch.where"
-            raise CaptureError(
-                f"{here()}here or shortly before, random numbers are drawn from the generator of Python or of numpy, "
-                f"which would be the same in every step: {advised(own)}"
+            self._generators = _generators()
+            refuse(
+                CaptureError(
+                    f"{here()}here or shortly before, random numbers are drawn from the generator of Python or of "
+                    f"numpy, which would be the same in every step: {advised(own)}"
+                )
             )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from galvatron.errors import CaptureError
+from galvatron.ir.capture.refusals import refuse_first
 from galvatron.ir.capture.sources import located
 from galvatron.ir.graph import Graph, walk_refs
 from galvatron.ir.ops.table import operator_of
@@ -16,14 +19,19 @@ def check_operators(graph: Graph) -> None:
     Raises:
         CaptureError: one is not; names its source line.
     """
+    refuse_first(_refusals(graph))
+
+
+def _refusals(graph: Graph) -> Iterator[CaptureError]:
     values = graph.values
     for op in graph.ops:
         if not is_known_target(op.target):
-            raise CaptureError(f"{located(op.source)}{unknown_target(op.target)}")
+            yield CaptureError(f"{located(op.source)}{unknown_target(op.target)}")
+            continue
         for ref in walk_refs(op.arguments.get(operator_of(op).indices)):
             type_ = values[ref.name].type
             if type_.dtype not in ("i32", "i64", *(("u8", "bool") if operator_of(op).masks else ())):
-                raise CaptureError(
+                yield CaptureError(
                     f"{located(op.source)}the indices of {op.target} are of type "
                     f"torch.{TORCH_DTYPE_NAMES[type_.dtype]}: they must be whole numbers, as in x.long()"
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from galvatron.errors import CaptureError
+from galvatron.ir.capture.refusals import refuse_first
 from galvatron.ir.capture.sources import located
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.ops.schemas import is_operator
@@ -19,12 +20,14 @@ def check_randomness(graph: Graph) -> None:
     Raises:
         CaptureError: one does not (a permutation, the dropout inside an LSTM); names its source line.
     """
-    for op in graph.ops:
-        if operator_of(op).draws is None and _draws(op):
-            raise CaptureError(
-                f"{located(op.source)}{op.target} draws random numbers that cannot be split over micro-batches and "
-                f"ranks; operations that can: {', '.join(named(lambda operator: operator.draws))}"
-            )
+    refuse_first(
+        CaptureError(
+            f"{located(op.source)}{op.target} draws random numbers that cannot be split over micro-batches and "
+            f"ranks; operations that can: {', '.join(named(lambda operator: operator.draws))}"
+        )
+        for op in graph.ops
+        if operator_of(op).draws is None and _draws(op)
+    )
 
 
 def _draws(op: Op) -> bool:

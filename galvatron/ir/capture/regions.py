@@ -12,6 +12,7 @@ import operator
 import torch
 from torch import fx
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.sources import advice, source_of, where
@@ -24,7 +25,7 @@ def dissolve_regions(exported: ExportedProgram) -> None:
     """Replaces, in place, the regions of a freshly exported program by their ops.
 
     Raises:
-        CaptureError: a region without gradients changes a tensor from outside, or switches gradients on again.
+        CaptureError: a region without gradients switches gradients on again.
     """
     _dissolve(exported.graph_module, exported)
 
@@ -42,6 +43,7 @@ def _dissolve(module: fx.GraphModule, exported: ExportedProgram | None) -> None:
             continue
         if kind == _SET_GRAD:
             _check_without_gradients(body)
+            _write_without_gradients(body)
         results = _inlined(module, node, body, operands)
         if kind == _SET_GRAD:
             results = [_detached(module, result) for result in results]
@@ -91,17 +93,20 @@ def _detached(module: fx.GraphModule, result: fx.Node) -> fx.Node:
 
 def _check_without_gradients(body: fx.GraphModule) -> None:
     for node in body.graph.nodes:
-        if node.op != "call_function":
-            continue
-        if getattr(node.target, "__name__", "") == _SET_GRAD:
+        if node.op == "call_function" and getattr(node.target, "__name__", "") == _SET_GRAD:
             own = "end the region first"
             what = "gradients are switched on inside torch.no_grad()"
             raise CaptureError(f"{where(node)}{what}: {advice(source_of(node), own)}")
+
+
+def _write_without_gradients(body: fx.GraphModule) -> None:
+    """Makes the ops of a region that write into tensors write values without gradients, so that what they write into,
+    which may be from outside, gets none. (Into what has a gradient itself nothing may be written so, see
+    `gradients.py`.)"""
+    for node in list(body.graph.nodes):
         if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
-            written = node.args[0]
-            if isinstance(written, fx.Node) and written.op == "placeholder":
-                own = "use a new tensor, and update state, such as a counter, outside of forward"
-                raise CaptureError(
-                    f"{where(node)}a tensor is changed in place inside torch.no_grad(), which would be lost: "
-                    f"{advice(source_of(node), own)}"
-                )
+            parameters = node.target._schema.arguments
+            told = [*zip(parameters, node.args, strict=False), *((p, node.kwargs.get(p.name)) for p in parameters)]
+            into = tree_leaves([arg for p, arg in told if p.alias_info is not None and p.alias_info.is_write])
+            for read in [operand for operand in node.all_input_nodes if operand not in into]:
+                node.replace_input_with(read, _detached(body, read))

@@ -2,7 +2,8 @@
 
 What forward leaves behind for its next call would be lost, wherever it is (an attribute, a list, an iterator, a global,
 the clock), since a program keeps nothing but its parameters and buffers. So forward is called a second time, on the
-same symbolic tensors but without tracing, which costs little: it must compute what the first call did.
+same symbolic tensors but without tracing, which costs little: it must compute what the first call did, and write the
+same into the model's buffers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import io
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
@@ -29,27 +30,71 @@ from galvatron.ir.capture.sources import is_user_file, located, source_of_error
 def repeated(model: nn.Module, inputs: Iterable[torch.Tensor], forward: Callable[[], torch.Tensor]) -> torch.Tensor:
     """The result of a forward while it is traced, after seeing that a second call gives the same.
 
+    What forward assigns to buffers is then written into them, so that the trace has it.
+
     Raises:
-        CaptureError: it gives something else, or forward assigns a buffer that is state of the model.
+        CaptureError: it gives something else, or assigns a buffer something that this cannot hold.
     """
     before = _attributes(model)
+    buffers = dict(model.named_buffers(remove_duplicate=False))
     meaning = Meaning([*model.parameters(), *model.buffers(), *inputs])
     with meaning, _sizes_in_words(""):
         result = forward()
     after = _attributes(model)
+    assigned = {name: after.get(name) for name, buffer in buffers.items() if after.get(name) is not buffer}
     names = [name for name in after if name not in before or not _is_same(before[name], after[name])]
-    _check_assigned_buffers(model, names)
-    meaning.again()
-    try:
-        with _untraced(result), meaning, _sizes_in_words("0000000"):
-            again = forward()
-    except CaptureError:
-        raise
-    except Exception as error:
-        raise _unlike(names, located(source_of_error(error))) from error
-    if meaning.of(again) != meaning.of(result):
+    lasting = {name: value for name, value in assigned.items() if name in model.state_dict(keep_vars=True)}
+    first = meaning.of(result), _written(buffers, assigned, meaning)
+
+    def is_same_again(put_back: Mapping[str, Any]) -> bool:
+        _assign(model, {name: buffers[name] for name in put_back})
+        meaning.again()
+        try:
+            with _untraced(result), meaning, _sizes_in_words("0000000"):
+                again = forward()
+        except CaptureError:
+            raise
+        except Exception as error:
+            raise _unlike(names, located(source_of_error(error))) from error
+        now = _attributes(model)
+        return (meaning.of(again), _written(buffers, {name: now.get(name) for name in assigned}, meaning)) == first
+
+    # A buffer that is no lasting state may be a cache, in which the next step finds what it would compute.
+    if not is_same_again(lasting) and (len(lasting) == len(assigned) or not is_same_again(lasting := assigned)):
         raise _unlike(names, meaning.first_unlike)
+    _write(buffers, lasting)
+    _assign(model, buffers)
     return result
+
+
+def _written(buffers: Mapping[str, torch.Tensor], assigned: Mapping[str, Any], meaning: Meaning) -> dict[str, Hashable]:
+    """What the buffers of a model mean after forward, whether they were written into or assigned."""
+    now = {**buffers, **assigned}
+    return {name: meaning.of(value) if isinstance(value, torch.Tensor) else None for name, value in now.items()}
+
+
+def _assign(model: nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:
+    for name, buffer in buffers.items():
+        path, _, own = name.rpartition(".")
+        model.get_submodule(path)._buffers[own] = buffer
+
+
+def _write(buffers: Mapping[str, torch.Tensor], assigned: Mapping[str, Any]) -> None:
+    """Writes what forward assigned to buffers into the tensors that they were.
+
+    Raises:
+        CaptureError: a value is not of the shape and type of its buffer, or that has several names.
+    """
+    for name, value in assigned.items():
+        buffer = buffers[name]
+        holds = isinstance(value, torch.Tensor) and value.shape == buffer.shape and value.dtype == buffer.dtype
+        if not holds or sum(other is buffer for other in buffers.values()) > 1:
+            raise CaptureError(
+                f"the model assigns its own {name!r} in forward, which would be lost, since it is not a tensor of the "
+                f"same shape and type ({tuple(buffer.shape)}, {str(buffer.dtype).removeprefix('torch.')}) or the "
+                "buffer has several names: keep it constant, or write into it in place"
+            )
+        buffer.copy_(value.detach())
 
 
 @contextlib.contextmanager
@@ -128,17 +173,6 @@ def _attributes(model: nn.Module) -> dict[str, Any]:
 def _is_same(before: Any, after: Any) -> bool:
     is_plain = type(before) is type(after) and type(after) in (bool, int, float, str)
     return before is after or (is_plain and before == after)
-
-
-def _check_assigned_buffers(model: nn.Module, names: Iterable[str]) -> None:
-    """Refuses new values for buffers that belong to the model's state."""
-    kept = model.state_dict(keep_vars=True).keys()
-    for name in names:
-        if name in kept:
-            raise CaptureError(
-                f"the model assigns its own {name!r} in forward, which would be lost: keep it constant, or update it "
-                "outside of the model"
-            )
 
 
 def _unlike(names: list[str], where: str) -> CaptureError:

@@ -8,6 +8,7 @@ import math
 import sys
 import traceback
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -23,9 +24,12 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.proxy import TracerBase
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
+from torch.utils.hooks import RemovableHandle
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.checks import passing
+from galvatron.ir.capture.diagnose import on_values
+from galvatron.ir.capture.refusals import passed_over, refuse
 from galvatron.ir.capture.sources import advice, is_user_file, located, source_of_line
 from galvatron.ir.graph import Source
 
@@ -127,9 +131,10 @@ def _own_backward(cls: type[torch.autograd.Function]) -> CaptureError:
     )
 
 
-def _register_hook(_: torch.Tensor, hook: Any) -> Any:
+def _register_hook(_: torch.Tensor, hook: Any) -> RemovableHandle:
     own = "write it with operations of the forward"
-    raise CaptureError(f"{here()}a hook on a gradient would be lost: {advised(own)}")
+    refuse(CaptureError(f"{here()}a hook on a gradient would be lost: {advised(own)}"))
+    return RemovableHandle(OrderedDict())
 
 
 _refusals: list[Exception] = []
@@ -167,8 +172,10 @@ class _Unseeded:
     def __getattr__(self, name: str) -> Any:
         if name in ("manual_seed", "seed", "set_state") and not _compiling(sys._getframe(1)):
             own = "draw without a seed, or make fixed random numbers once, as a buffer of the model"
-            raise CaptureError(
-                f"{here()}random numbers are seeded or set back in forward, which would be lost: {advised(own)}"
+            refuse(
+                CaptureError(
+                    f"{here()}random numbers are seeded or set back in forward, which would be lost: {advised(own)}"
+                )
             )
         return getattr(torch.default_generator, name)
 
@@ -191,7 +198,8 @@ def _hook_saved_tensors(hooks: saved_tensors_hooks) -> None:
         _plain_hook_saved_tensors(hooks)
         return
     own = "leave them out: Galvatron itself decides what is kept for the backward"
-    raise CaptureError(f"{here()}hooks on saved tensors would be lost: {advised(own)}")
+    refuse(CaptureError(f"{here()}hooks on saved tensors would be lost: {advised(own)}"))
+    _plain_hook_saved_tensors(hooks)
 
 
 def refuse_gradient(*_: Any, **__: Any) -> Any:
@@ -212,6 +220,8 @@ def _truth(plain: Callable[[Any], bool]) -> Callable[[Any], bool]:
                 raise
             passes = passing(frame)
             if passes is None:
+                if is_user_file(frame.f_code.co_filename) and (times := passed_over(on_values(_line()))):
+                    return times % 2 == 0  # both sides in turn, so that loops end
                 _refusals.append(error)
                 raise
             return passes

@@ -31,6 +31,7 @@ OPERATORS: dict[str, Operator] = {
     "add": _arithmetic("+b*, +b* -> b*", written=_infix("+"), commutes=True, padded=EVERY),
     "sub": _arithmetic("+b*, +b* -> b*", written=_infix("-"), padded=EVERY),
     "rsub": _pointwise("+b*, +b* -> b*", written={"Scalar": "other - self"}),
+    "lerp.Scalar": _pointwise("+b*, +b* -> b*", written={"Scalar": "self.lerp(end, weight)"}),
     "neg": _pointwise("+b* -> b*", written="-self", dtype="same", padded=EVERY),
     "clone": _pointwise("+b* -> b*", written="self.clone(memory_format=)", dtype="same", padded=EVERY),
     "_to_copy": _pointwise("b* -> b*", written="self.to(dtype!)", short="cast", casts=True, padded=EVERY),

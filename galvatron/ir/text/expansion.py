@@ -7,11 +7,11 @@ from itertools import chain
 
 from galvatron.errors import GalvatronError
 from galvatron.ir import limits
-from galvatron.ir.program import Layer, State, StateLayout
+from galvatron.ir.program import Layer, State, StateLayout, Update
 from galvatron.ir.text.names import counted
 from galvatron.ir.text.scanner import Scanner, Template
 
-Item = Layer | State | StateLayout
+Item = Layer | State | StateLayout | Update
 
 
 def read_loop(s: Scanner, read: Callable[[Scanner], Item]) -> tuple[Item, ...]:
@@ -42,6 +42,8 @@ def _names(item: Item) -> tuple[str, ...]:
             return (item.name, *item.aliases)
         case StateLayout():
             return (item.state,)
+        case Update():
+            return (item.state, item.value)
 
 
 def _filler(s: Scanner, item: Item, first: int) -> Callable[[int], Item]:
@@ -72,3 +74,6 @@ def _filler(s: Scanner, item: Item, first: int) -> Callable[[int], Item]:
         case StateLayout():
             own = name(item.state)
             return lambda i: StateLayout(own(i), item.mesh, item.layout, item.zero)
+        case Update():
+            own, value = name(item.state), name(item.value)
+            return lambda i: Update(own(i), value(i), item.adds)

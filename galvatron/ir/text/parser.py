@@ -25,6 +25,7 @@ from galvatron.ir.program import (
     State,
     StateLayout,
     Transfer,
+    Update,
     read_state,
 )
 from galvatron.ir.strategy import Strategy
@@ -117,6 +118,7 @@ class _Parts:
     stages: list[Stage] = field(default_factory=list)
     numbers: SourceNumbers = field(default_factory=SourceNumbers)
     output: str | None = None
+    updates: list[Update] = field(default_factory=list)
     graph: Graph | None = None
     shares: bool = False
     """Whether the graph has the inputs and the state of the program."""
@@ -144,6 +146,7 @@ def _program(
         inputs=inputs,
         state=state,
         output=parts.output,
+        updates=tuple(parts.updates),
         graph=graph,
         classes=tuple(classes),
         layers=tuple(parts.layers),
@@ -210,6 +213,14 @@ def _number(s: Scanner, parts: _Parts) -> None:
 def _output(s: Scanner, parts: _Parts) -> None:
     s.expect("output")
     parts.output = s.value()
+
+
+def _update(s: Scanner) -> Update:
+    s.expect("update")
+    state, adds = s.name(), s.accept("+=")
+    if not adds:
+        s.expect("=")
+    return Update(state, s.value(), adds)
 
 
 def _graph(s: Scanner, parts: _Parts) -> None:
@@ -323,12 +334,15 @@ def _transfer(s: Scanner) -> Transfer:
 
 
 def _item(s: Scanner, parts: _Parts) -> None:
-    items = read_loop(s, _layer_or_state) if s.keyword() == "for" else (_layer_or_state(s),)
+    items = read_loop(s, _one_item) if s.keyword() == "for" else (_one_item(s),)
     parts.layers.extend(item for item in items if isinstance(item, Layer))
     parts.state.extend(item for item in items if isinstance(item, State))
+    parts.updates.extend(item for item in items if isinstance(item, Update))
 
 
-def _layer_or_state(s: Scanner) -> Layer | State:
+def _one_item(s: Scanner) -> Layer | State | Update:
+    if s.keyword() == "update":
+        return _update(s)
     return _state(s) if s.keyword() in _KINDS else _layer(s)
 
 
@@ -433,6 +447,6 @@ _SECTIONS: Mapping[str, Callable[[Scanner, _Parts], Any]] = {
     "class": _class,
     "graph": _graph,
     "sources": _sources,
-    **dict.fromkeys((*_LAYERS, *_KINDS, "for"), _item),
+    **dict.fromkeys((*_LAYERS, *_KINDS, "update", "for"), _item),
 }
 """How a section is read, by its first word."""

@@ -29,6 +29,7 @@ from galvatron.ir.program import (
     State,
     StateLayout,
     Transfer,
+    Update,
     read_state,
 )
 from galvatron.ir.text import tokens
@@ -113,6 +114,7 @@ def program_lines(program: Program, w: _Writer) -> list[Line]:
                 for number in program.numbers
             ),
             Line(f"output {sigiled('%', program.output)}", ("output",)),
+            *_updates(program.updates, w),
         ],
         _plan(program.plan, w) if program.plan else [],
         _layers(program.layers, w, ""),
@@ -383,6 +385,11 @@ def _state(state: Sequence[State], w: _Writer) -> list[Line]:
             text += f" tied ({', '.join(bare_or_quoted(a) for a in s.aliases)})"
         items.append(text)
     return _rolled(items, [("program state", None, s.name) for s in state], w, "")
+
+
+def _updates(updates: Sequence[Update], w: _Writer) -> list[Line]:
+    items = [f"update {bare_or_quoted(u.state)}\t{'+=' if u.adds else '='} {_value_name(u.value)}" for u in updates]
+    return _rolled(items, [("update", u.state) for u in updates], w, "")
 
 
 # Cluster, plan, search

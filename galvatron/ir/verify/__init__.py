@@ -62,7 +62,7 @@ RULES: tuple[Rule, ...] = (
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "cheap_layers copies_say_what_they_are"),
     *_rules(Form.SHARDED, Form.STAGED, programs, "conversions_change_layout_only shared_layers_are_one"),
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "epilogue_ends"),
-    *_rules(Form.CAPTURED, Form.STAGED, programs, "output_is_loss"),
+    *_rules(Form.CAPTURED, Form.STAGED, programs, "output_is_loss updates_fit"),
     *_rules(Form.COSTED, Form.PLANNED, programs, "costs_present"),
     *_rules(Form.CANDIDATES, Form.PLANNED, programs, "candidates_fit"),
     *_rules(Form.PLANNED, Form.STAGED, programs, "plan_belongs plan_covers_layers plan_settles_ties"),
@@ -70,8 +70,9 @@ RULES: tuple[Rule, ...] = (
     *_rules(Form.SHARDED, Form.STAGED, sharding, "stages_in_order meshes_fit"),
     *_rules(Form.SHARDED, Form.STAGED, sharding, "strategies_as_planned state_shards ties_as_planned loss_is_whole"),
     *_rules(Form.SHARDED, Form.STAGED, sharding, "operands_fit ops_on_slices copies_agree epilogue_slices"),
+    *_rules(Form.SHARDED, Form.STAGED, sharding, "updates_are_whole"),
     *_rules(Form.STAGED, Form.STAGED, sharding, "edges_agree transfers_pair transfers_defined"),
-    *_rules(Form.STAGED, Form.STAGED, sharding, "state_is_kept tied_state_agrees zero_as_planned"),
+    *_rules(Form.STAGED, Form.STAGED, sharding, "state_is_kept updates_are_kept tied_state_agrees zero_as_planned"),
     *_rules(Form.PLANNED, Form.STAGED, programs, "micro_batches_add_up"),
 )
 """Every rule, in the order in which they are applied."""

@@ -144,8 +144,9 @@ def graph_matches_program(program: Program) -> Iterator[Violation]:
         if type_ != value.type:
             known = f"has it as {type_}" if state else "has no such state"
             yield ("state", None, value.name), f"the graph reads {value.name} as {value.type}, the program {known}"
-    if graph.outputs != (program.output,):
-        yield ("return", None), f"the graph must return the program's output %{program.output}"
+    if graph.outputs != program.results:
+        wanted = ", ".join(f"%{name}" for name in program.results)
+        yield ("return", None), f"the graph must return the program's output and updates, {wanted}"
 
 
 def known_classes(program: Program) -> Iterator[Violation]:
@@ -233,6 +234,38 @@ def output_is_loss(program: Program) -> Iterator[Violation]:
         yield ("output",), f"nothing defines %{program.output}"
     elif output.type.shape != () or not output.type.is_floating:
         yield ("output",), f"%{program.output} is {output.type}, but a loss is a floating-point scalar"
+
+
+def updates_fit(program: Program) -> Iterator[Violation]:
+    """An update is of state that is not trained, once, of its very type, and is made by a layer that is there once."""
+    values = program.values() if program.graph is None else program.graph.values
+    made = set(program.graph.producers) if program.graph is not None else _made_once(program)
+    counts = Counter(update.state for update in program.updates)
+    for update in program.updates:
+        locus, state = ("update", update.state), program.state_of.get(update.state)
+        if state is None:
+            yield locus, f"an update of unknown state {update.state!r}; {did_you_mean(update.state, program.state_of)}"
+        elif counts[update.state] > 1:
+            yield locus, f"{update.state} is updated several times"
+        elif state.trainable or state.kind == "constant":
+            yield locus, f"{update.state} is {'trained' if state.trainable else 'a constant'}, so forward writes no new"
+        elif update.value not in made:
+            yield locus, f"no layer computes %{update.value}, the new value of {update.state}"
+        elif program.form < Form.SHARDED and (type_ := values[update.value].type) != state.type:
+            yield locus, f"%{update.value} is {type_}, but {update.state} is {state.type}"
+        elif update.adds and state.type.dtype == "bool":
+            yield locus, f"nothing can be added to {update.state}, which holds truth values"
+
+
+def _made_once(program: Program) -> set[str]:
+    """What ops of layers compute that are there once, in whatever form."""
+    made: set[str] = set()
+    for layer in program.all_layers:
+        graph = program.class_of[layer.cls].graph
+        if layer.kind in (LayerKind.PLANNED, LayerKind.EPILOGUE):
+            pairs = zip(layer.results, graph.outputs, strict=True)
+            made.update(name for name, formal in pairs if formal in graph.producers)
+    return made
 
 
 def cheap_layers(program: Program) -> Iterator[Violation]:
@@ -330,15 +363,17 @@ def _told(names: tuple[str, ...]) -> str:
 
 
 def epilogue_ends(program: Program) -> Iterator[Violation]:
-    """An epilogue is the last layer and makes the loss; what it reads is per sample, a sum over samples or a statistic.
+    """An epilogue comes last and makes the loss, perhaps updates; it reads samples, sums over samples and statistics.
 
     Values that are the same for all samples it computes for itself, since nothing says which micro-batch's it would be.
     """
     found = [(layer, locus) for layer, locus in layers_with_loci(program) if layer.kind is LayerKind.EPILOGUE]
     groups = program.layer_groups
     for layer, locus in found:
-        if groups[-1][1][-1:] != (layer,) or layer.results != (program.output,):
-            yield locus, f"the epilogue {layer.name} must come last and make the loss %{program.output} alone"
+        makes = program.output in layer.results and set(layer.results) <= set(program.results)
+        if groups[-1][1][-1:] != (layer,) or not makes:
+            told = "and, besides updates, nothing else" if program.updates else "alone"
+            yield locus, f"the epilogue {layer.name} must come last and make the loss %{program.output} {told}"
     free = {name for layer in program.all_layers if layer.kind is LayerKind.PREAMBLE for name in layer.results}
     for layer, locus in found:
         for name in layer.operands:

@@ -221,6 +221,17 @@ def loss_is_whole(program: Program) -> Iterator[Violation]:
                 yield locus, f"the loss %{name} is ({', '.join(map(str, layout))})"
 
 
+def updates_are_whole(program: Program) -> Iterator[Violation]:
+    """The new value of state is, on every rank, the part that it would keep of the state, and never a partial sum."""
+    for layer, locus in layers_with_loci(program):
+        cls = program.class_of[layer.cls]
+        made = dict(zip(layer.results, cls.graph.outputs, strict=True))
+        for update in (update for update in program.updates if update.value in made):
+            state, formal = program.state_of[update.state], cls.graph.values[made[update.value]]
+            if problem := _state_problem(state.type, formal, cls):
+                yield locus, f"%{update.value}, the new value of {update.state}: {problem}"
+
+
 def copies_agree(program: Program) -> Iterator[Violation]:
     """What several stages or strategies have a copy of is in each of them the same function of the same values."""
     first: dict[tuple[str, ...], Hashable] = {}
@@ -337,6 +348,29 @@ def state_is_kept(program: Program) -> Iterator[Violation]:
                     read = _describe(cls.mesh, formal.layout)
                     told = f"{name} is kept as {described}, but {layer.name} reads it as {read}"
                     yield ("keep", stage.index, name), told
+
+
+def updates_are_kept(program: Program) -> Iterator[Violation]:
+    """The stage that makes the new value of a piece of state keeps it so laid out, and no other stage has it."""
+    value_of = {update.state: update.value for update in program.updates}
+    for stage in program.stages:
+        kept = {k.state: k for k in stage.state}
+        made: set[str] = set()
+        for index, layer in enumerate(stage.layers):
+            cls = program.class_of[layer.cls]
+            results = dict(zip(layer.results, cls.graph.outputs, strict=True))
+            for name in (name for name, value in value_of.items() if value in results):
+                made.add(name)
+                layout = cls.graph.values[results[value_of[name]]].layout or ()
+                keep = kept.get(name)
+                if keep is None:
+                    yield ("layer", stage.index, index), f"stage {stage.index} updates {name}, which it does not keep"
+                elif not same_distribution(keep.mesh, keep.layout, cls.mesh, layout, differentiable=False):
+                    told = f"is kept as {_describe(keep.mesh, keep.layout)}, but made as {_describe(cls.mesh, layout)}"
+                    yield ("keep", stage.index, name), f"{name} {told}"
+        for name in value_of:
+            if name in kept and name not in made:
+                yield ("keep", stage.index, name), f"stage {stage.index} keeps {name}, which another one updates"
 
 
 def _kept_as_read(program: Program, kept: StateLayout, cls: LayerClass, formal: Value) -> bool:

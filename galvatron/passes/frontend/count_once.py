@@ -1,7 +1,8 @@
 """`count-once`: what has no samples in it counts once, however many micro-batches a step has.
 
 The losses of the micro-batches of a step add up. A term of the loss that every micro-batch computes alike, such as a
-penalty on weights, is divided by their number `m` where it is added to a sum over samples.
+penalty on weights, is divided by their number `m` where it is added to a sum over samples. So is what a piece of state
+was before, in its new value.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from dataclasses import dataclass, replace
 
 import sympy
 
-from galvatron.ir.graph import Graph, Op, Source, Value
+from galvatron.ir.graph import Graph, Op, Ref, Source, Value
 from galvatron.ir.micro_batches import SAME, Flow, counted
 from galvatron.ir.names import Names
-from galvatron.ir.program import Form, Program
+from galvatron.ir.ops.table import operator_of, summands
+from galvatron.ir.program import Form, Program, Update
 from galvatron.ir.types import MICRO_BATCHES
 from galvatron.passes.base import Pass
 from galvatron.passes.frontend.cluster_layers.epilogue import flow_over_micro_batches
@@ -28,11 +30,32 @@ class CountOnce(Pass):
     needs, leaves = Form.CAPTURED, Form.CAPTURED
 
     def run(self, program: Program) -> Program:
-        graph = program.required_graph
-        live = replace(graph, outputs=(program.output,)).without_dead_ops()
-        found = flow_over_micro_batches(live, find_roles(live, program.state_of))
-        graph = _counted(graph, found, program.output)
-        return replace(program, graph=graph, output=graph.outputs[0])
+        program = _with_amounts(program)
+        graph = program.required_graph.without_dead_ops()
+        found = flow_over_micro_batches(graph, find_roles(graph, program.state_of))
+        return program.with_graph(_counted(graph, found, program.output))
+
+
+def _with_amounts(program: Program) -> Program:
+    """Updates that add to whole numbers say how much they add: of a whole number no share can be taken."""
+    graph = program.required_graph
+    updates = tuple(
+        update if (amount := _amount(graph, update)) is None else replace(update, value=amount, adds=True)
+        for update in program.updates
+    )
+    program = replace(program, updates=updates)
+    return replace(program, graph=replace(graph, outputs=program.results))
+
+
+def _amount(graph: Graph, update: Update) -> str | None:
+    """The value that an update adds to what its state was before, if that is a sum of whole numbers."""
+    op, type_ = graph.producers[update.value], graph.types[update.value]
+    if update.adds or type_.is_floating or not (operator_of(op).commutes and summands(op) == [0, 1]):
+        return None
+    terms = [arg.name for arg in op.args[:2] if isinstance(arg, Ref) and arg.name != update.state]
+    if op.get("alpha") != 1 or update.state not in op.operands or len(terms) != 1:
+        return None
+    return terms[0] if terms[0] in graph.producers and graph.types[terms[0]] == type_ else None
 
 
 def _counted(graph: Graph, found: Flow, output: str) -> Graph:
@@ -53,7 +76,8 @@ def _counted(graph: Graph, found: Flow, output: str) -> Graph:
         read = op.map_refs(lambda name, renamed=renamed: renamed.get(name, name))
         args = (sympy.sympify(arg) / MICRO_BATCHES if i in once else arg for i, arg in enumerate(read.args))
         ops.append(replace(read, args=tuple(args)))
-    outputs = (share(output),) if found.states.get(output) is SAME else (output,)
+    counts_again = found.states.get(output) is SAME
+    outputs = tuple(share(name) if counts_again and name == output else name for name in graph.outputs)
     return replace(graph, ops=tuple(ops), outputs=outputs)
 
 

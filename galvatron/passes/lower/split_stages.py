@@ -36,6 +36,7 @@ class SplitStages(Pass):
                 tuple(Transfer(n, types[n].type, n in differentiable) for n in types if n in before and n in after)
             )
         levels = zero_levels(program)
+        _check_updates(program)
         stages = tuple(
             replace(
                 stage,
@@ -48,8 +49,25 @@ class SplitStages(Pass):
         return replace(program, form=Form.STAGED, stages=stages)
 
 
+def _check_updates(program: Program) -> None:
+    """
+    Raises:
+        PlanError: a stage reads what another one updates, and would not be told.
+    """
+    value_of = {update.state: update.value for update in program.updates}
+    stage_of = {name: stage.index for stage in program.stages for layer in stage.layers for name in layer.results}
+    for stage in program.stages:
+        for layer in stage.layers:
+            for name in layer.state:
+                if name in value_of and stage_of[value_of[name]] != stage.index:
+                    raise PlanError(
+                        f"layer {layer.name!r} of stage {stage.index} reads {name!r}, which forward writes in stage "
+                        f"{stage_of[value_of[name]]}: choose a plan that has the layers of both in one stage"
+                    )
+
+
 def _state_layouts(program: Program, group: Sequence[Layer], levels: dict[str, int]) -> tuple[StateLayout, ...]:
-    """One layout per piece of state of a stage.
+    """One layout per piece of state that the layers of a stage read or update.
 
     Raises:
         PlanError: two layers of the stage keep it differently.
@@ -57,11 +75,14 @@ def _state_layouts(program: Program, group: Sequence[Layer], levels: dict[str, i
     kept: dict[str, StateLayout] = {}
     for layer in group:
         cls = program.class_of[layer.cls]
-        for name, formal in zip(layer.state, cls.graph.state, strict=True):
+        formals = [*zip(layer.state, cls.graph.state, strict=True)]
+        made = dict(zip(layer.results, cls.graph.outputs, strict=True))
+        formals += [(u.state, cls.graph.values[made[u.value]]) for u in program.updates if u.value in made]
+        for name, formal in formals:
             assert formal.layout is not None
             layout = formal.layout if program.state_of[name].trainable else gradientless(formal.layout)
             layout, axes = joined_layout(layout, cls.mesh)
-            zero = levels[name] if summed_axes(layout, axes) else 0
+            zero = levels.get(name, 0) if summed_axes(layout, axes) else 0
             here = StateLayout(name, axes, layout, zero)
             there = kept.setdefault(name, here)
             mesh = joint_mesh(here.mesh, there.mesh)

@@ -14,7 +14,7 @@ Repeated structure comes first, module paths only break ties and give names:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from galvatron.ir.program import Form, LayerKind, Program
 from galvatron.passes.base import Pass
@@ -37,7 +37,7 @@ class ClusterLayers(Pass):
     hints: bool = True
 
     def run(self, program: Program) -> Program:
-        graph = replace(program.required_graph, outputs=(program.output,)).without_dead_ops()
+        graph = program.required_graph.without_dead_ops()
         graph = with_standard_views(graph, find_roles(graph, program.state_of))
         roles = find_roles(graph, program.state_of)
         parameters = frozenset(state.name for state in program.state if state.kind == "parameter")
@@ -47,5 +47,4 @@ class ClusterLayers(Pass):
         parts = place_ops(graph, roles, regions)
         own = iter(name_layers(stream, regions))
         names = [next(own) if p.kind is LayerKind.PLANNED else (str(p.kind), str(p.kind)) for p in parts]
-        classes, layers = assemble(program, graph, parts, names)
-        return replace(program, form=Form.CLUSTERED, graph=None, classes=classes, layers=layers)
+        return assemble(program, graph, parts, names)

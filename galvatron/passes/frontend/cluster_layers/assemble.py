@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from galvatron.ir.graph import Graph, Op, Value
 from galvatron.ir.names import Names, base_name
-from galvatron.ir.program import Layer, LayerClass, LayerKind, Program
+from galvatron.ir.program import Form, Layer, LayerClass, LayerKind, Program
 from galvatron.passes.frontend.cluster_layers.naming import name_state, op_name, value_name
 from galvatron.passes.frontend.cluster_layers.placement import Part
 
@@ -26,10 +26,8 @@ class _Call:
     results: tuple[str, ...]
 
 
-def assemble(
-    program: Program, graph: Graph, parts: Sequence[Part], names: Sequence[tuple[str, str]]
-) -> tuple[tuple[LayerClass, ...], tuple[Layer, ...]]:
-    """The classes and layers of a program whose ops `graph` holds; `names` are the kind and the name of every part.
+def assemble(program: Program, graph: Graph, parts: Sequence[Part], names: Sequence[tuple[str, str]]) -> Program:
+    """A program, whose ops `graph` holds, in classes and layers; `names` are the kind and the name of every part.
 
     Layers share a class when their graphs are equal up to names and their state is alike (trainable or not).
     """
@@ -57,7 +55,14 @@ def assemble(
         )
         for call in calls
     )
-    return tuple(classes[n] for n in range(len(groups))), layers
+    return replace(
+        program,
+        form=Form.CLUSTERED,
+        graph=None,
+        classes=tuple(classes[n] for n in range(len(groups))),
+        layers=layers,
+        updates=tuple(replace(update, value=bound[update.value]) for update in program.updates),
+    )
 
 
 def _likeness(program: Program, state: str) -> tuple[str, bool]:
@@ -74,10 +79,13 @@ def _calls(graph: Graph, parts: Sequence[Part], names: Sequence[tuple[str, str]]
     for read in reads:
         outside.update(read.keys())
     calls = []
+    given: set[str] = set()
     for part, read, (kind, name) in zip(parts, reads, names, strict=True):
         operands = tuple(n for n in read if n not in state)
         held = tuple(n for n in read if n in state)
-        results = tuple(n for n in part.gives if outside[n])
+        # An epilogue makes again what it can make itself.
+        results = tuple(n for n in part.gives if outside[n] and n not in given)
+        given.update(results)
         calls.append(
             _Call(part, kind, name, _canonical(graph, part.ops, operands, held, results), operands, held, results)
         )
@@ -126,13 +134,15 @@ def _readable(graph: Graph, calls: Sequence[_Call], group: Sequence[_Call]) -> G
 def _bound_names(program: Program, graph: Graph, calls: Sequence[_Call]) -> dict[str, str]:
     """Names in the program for the batch inputs and for all values that pass from layer to layer.
 
-    A layer's last result is its `out`; the loss keeps its name.
+    A layer's last result that is no mere update is its `out`; the loss keeps its name.
     """
+    read = {name for call in calls for name in call.operands} | {program.output}
     names = {v.name: v.name for v in program.inputs} | {program.output: program.output}
     unique = Names([*names, *(n for s in program.state for n in (s.name, *s.aliases))], reserved=())
     for call in calls:
+        out = next((name for name in reversed(call.results) if name in read), None)
         for result in call.results:
-            is_out = call.part.kind is LayerKind.PLANNED and result == call.results[-1]
+            is_out = call.part.kind is LayerKind.PLANNED and result == out
             wish = f"{call.name}.{'out' if is_out else _value_name(graph, call, result)}"
             names.setdefault(result, result if result in names else unique.fresh(wish))
     return names

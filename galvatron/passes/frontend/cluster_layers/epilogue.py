@@ -70,6 +70,7 @@ def epilogue_ops(graph: Graph, roles: Roles, parameters: frozenset[str]) -> froz
     stream = frozenset(roles.stream)
     chosen = {i for i in stream if any(states.get(v.name) is COUPLED for v in graph.ops[i].results)}
     index_of = {v.name: i for i in stream for v in graph.ops[i].results}
+    chosen |= {index_of[graph.outputs[0]]} if chosen else set()  # the loss is what an epilogue ends in
     while more := _drawn_in(graph, chosen, index_of, states):
         chosen |= more
     again = {index_of[n] for i in stream - chosen for n in graph.ops[i].operands if n in index_of} & chosen

@@ -137,4 +137,4 @@ class Fuse(Pass):
         graph = numbered(graph)
         read = {value.name for value in graph.state}
         kept = tuple(state for state in program.state if state.kind != "constant" or state.name in read)
-        return replace(program, graph=graph, output=graph.outputs[0], state=kept)
+        return replace(program.with_graph(graph), state=kept)

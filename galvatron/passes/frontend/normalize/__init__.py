@@ -7,7 +7,7 @@ table `RULES` says what is done to which op, `galvatron.rewriting` how to read i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from galvatron.ir.program import Form, Program
 from galvatron.passes.base import Pass
@@ -152,4 +152,4 @@ class Normalize(Pass):
 
     def run(self, program: Program) -> Program:
         graph = numbered(rewritten(program.required_graph, RULES, program.trainable))
-        return replace(program, graph=graph, output=graph.outputs[0])
+        return program.with_graph(graph)
