@@ -21,8 +21,8 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, a maker of batches for it (size, seed), its loss where it returns none, its name in `models`, and what of
-    its batches is dynamic."""
+    """A model, a maker of batches for it (size, seed), its loss where it returns none, its name in `models`, and what
+    of its batches is dynamic."""
 
     model: nn.Module
     batch: Callable[[int, int], Batch]
