@@ -106,7 +106,10 @@ def compile(
         dynamic: by name, what may be another in every step besides the values of tensors and the number of samples.
             True says so of an input that is a Python number (`{"temperature": True}`), which is a constant of the
             program otherwise. Any finite value is right in its place, of the type of the example, `int` or `float`;
-            what chooses a branch, a size or an index is refused, with its line.
+            what chooses a branch, a size or an index is refused, with its line. A mapping says so of the sizes of a
+            tensor's dimensions and names them, alike where they are equal: `{"input_ids": {1: "S"}, "labels":
+            {1: "S"}}` for batches that are padded to their own longest sample. The program says for which lengths it
+            holds, at least 2; a plan that shards sequences takes those that it divides into pieces.
         cluster: a `Cluster` or a preset such as `"a100-80g:2x8"`, for the search; None measures what this job runs on.
         memory: budget per device for the search, in bytes or like `"36GiB"`; None is the device's memory less a
             reserve. The search tries data, tensor and pipeline parallelism; ZeRO and recomputation come with a `plan`.

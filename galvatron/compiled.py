@@ -325,6 +325,11 @@ class BatchReader:
                             f"batch input {name!r} has {size} on dim {dim}, where other inputs have {length.name} = "
                             f"{found[length.name]}"
                         )
+                    if size % length.sizes.multiple:
+                        raise PlanError(
+                            f"batch input {name!r} has {size} on dim {dim}: the plan shards the sequence into "
+                            f"{length.sizes.multiple} pieces; pad {length.name} to what {length.sizes.multiple} divides"
+                        )
                     if size not in length.sizes:
                         raise PlanError(
                             f"batch input {name!r} has {size} on dim {dim}: the program holds for {length.name} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -30,26 +31,29 @@ class BatchSizes:
     """The numbers of samples, or another size, for which a program is what the model computes: a range, but for a few
     in between.
 
-    A model that branches on the size of its batch has another program on the other side.
+    A model that branches on the size of its batch has another program on the other side. All are multiples of one.
     """
 
     least: int = 1
     most: int | None = None
     but: tuple[int, ...] = ()
+    multiple: int = 1
 
     def __contains__(self, size: int) -> bool:
-        return self.least <= size and (self.most is None or size <= self.most) and size not in self.but
+        within = self.least <= size and (self.most is None or size <= self.most)
+        return within and size not in self.but and size % self.multiple == 0
 
     def __and__(self, other: BatchSizes) -> BatchSizes:
         limits = [most for most in (self.most, other.most) if most is not None]
         least, most = max(self.least, other.least), min(limits, default=None)
         gaps = (n for n in {*self.but, *other.but} if n in BatchSizes(least, most))
-        return BatchSizes(least, most, tuple(sorted(gaps)))
+        return BatchSizes(least, most, tuple(sorted(gaps)), math.lcm(self.multiple, other.multiple))
 
     def __str__(self) -> str:
-        """`from 2 to 63 but 6`."""
+        """`from 2 to 64 by 2 but 6`."""
         most = "" if self.most is None else f" to {self.most}"
-        return f"from {self.least}{most}{''.join(f' but {n}' for n in self.but)}"
+        steps = "" if self.multiple == 1 else f" by {self.multiple}"
+        return f"from {self.least}{most}{steps}{''.join(f' but {n}' for n in self.but)}"
 
 
 class Length(sympy.Symbol):
@@ -81,7 +85,8 @@ class Length(sympy.Symbol):
     @property
     def other(self) -> int:
         """Another value than the example, of those that the program holds for, and a multiple of it where it can be."""
-        near = (2 * self.example, 3 * self.example, self.example // 2, self.example + 1, self.example - 1)
+        step = self.sizes.multiple
+        near = (2 * self.example, 3 * self.example, self.example // 2, self.example + step, self.example - step)
         return next((n for n in near if n > 0 and n in self.sizes), self.example)
 
 
@@ -140,10 +145,11 @@ def exact_quotient(dim: Dim, divisor: Dim) -> Dim | None:
 @lru_cache(maxsize=1 << 16)
 def _symbolic_quotient(dim: Dim, divisor: Dim) -> Dim | None:
     quotient = sympy.cancel(sympy.sympify(dim) / divisor)
-    numerator, denominator = sympy.fraction(quotient)
-    if denominator != 1:
-        return None
-    return simplify_dim(numerator)
+    if sympy.fraction(quotient)[1] == 1:
+        return simplify_dim(quotient)
+    steps = {one: one.sizes.multiple * sympy.Dummy(integer=True) for one in quotient.atoms(Length)}
+    in_steps = sympy.cancel(quotient.subs(steps)) if any(one.sizes.multiple > 1 for one in steps) else quotient
+    return simplify_dim(quotient) if sympy.fraction(in_steps)[1] == 1 else None
 
 
 def lengths_in(expression: object) -> set[Length]:

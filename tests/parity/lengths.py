@@ -15,8 +15,8 @@ from tests import models
 
 WIDTH, HEADS = 16, 4
 
-LENGTHS_TRIED = (12, 7, 16)
-"""Of the example, and of two other batches; the last is divided by four."""
+LENGTHS_TRIED = (12, 7, 16, 20)
+"""Of the example, and of other batches; all but the second are multiples of four."""
 
 
 class Block(nn.Module):

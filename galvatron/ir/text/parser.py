@@ -173,9 +173,13 @@ def _batch_sizes(s: Scanner) -> BatchSizes:
     if not s.accept("from"):
         return BatchSizes()
     least, most, but = s.integer(), s.integer() if s.accept("to") else None, []
+    at = s.at
+    multiple = s.integer() if s.accept("by") else 1
+    if multiple < 1:
+        s.refuse("sizes are multiples of 1 at least", at)
     while s.accept("but"):
         but.append(s.integer())
-    return BatchSizes(least, most, tuple(but))
+    return BatchSizes(least, most, tuple(but), multiple)
 
 
 # Inputs, output, graph, state
