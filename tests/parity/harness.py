@@ -123,6 +123,7 @@ def with_plan(program: Program, plan: Plan) -> Program:
     """A program under a plan, which may be for another number of samples than the example batch."""
     cluster = Cluster.parse(f"a100-80g:1x{plan.world_size}")
     plan = plans.fitted(plan, program, plan.world_size, plan.global_batch_size)
+    program = plans.in_pieces(program, plan)
     return replace(program, form=Form.PLANNED, cluster=cluster, batch_size=plan.global_batch_size, plan=plan)
 
 
