@@ -6,10 +6,11 @@ GPU_PYTHON ?= python3
 OUT ?= out/gpu
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+COVERAGE ?= .venv-coverage
 # Two workers, each with half of the files; who is done first takes tests from the other.
 WORKERS ?= --numprocesses 2 --dist worksteal
 
-.PHONY: demo test test-all bench lint gpu-check gpu-wheels
+.PHONY: demo test test-all bench coverage lint gpu-check gpu-wheels
 
 demo: $(STAMP)
 	$(BIN)/galvatron demo
@@ -23,10 +24,15 @@ test-all: $(STAMP)
 	$(BIN)/python -m pytest $(WORKERS)
 
 bench: $(STAMP)
-	@for script in benchmarks/*.py; do \
+	@for script in $(filter-out benchmarks/coverage.py,$(wildcard benchmarks/*.py)); do \
 		[ -e "$$script" ] || { echo "there are no benchmarks yet"; exit 0; }; \
 		echo "== $$script"; $(BIN)/python "$$script" || exit 1; \
 	done
+
+# An hour. In an environment of its own: torchvision from PyPI is compiled for another build of torch than the one for
+# the CPU, and other programs could not import transformers beside it.
+coverage: $(COVERAGE)/.installed
+	$(COVERAGE)/bin/python benchmarks/coverage.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -48,4 +54,10 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[dev,hf]"
+	@touch $@
+
+$(COVERAGE)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(COVERAGE)
+	$(COVERAGE)/bin/python -m pip install --quiet "$(TORCH)"
+	$(COVERAGE)/bin/python -m pip install --quiet --editable ".[coverage]"
 	@touch $@

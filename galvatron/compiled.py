@@ -93,10 +93,12 @@ class CompiledModel:
             return self._executor.forward_backward(values)
 
     def eval_step(self, batch: BatchLike) -> Tensor:
-        """The loss on a global batch without training: forward only, without dropout, whatever the plan.
+        """The loss on a global batch without training: forward only, without dropout and by the running statistics of
+        batch norms, whatever the plan.
 
-        Parameters, gradients, the optimizer and the random numbers of later steps stay as they are. What the model does
-        with random numbers besides dropout (noise, dropout of whole channels, alpha dropout) it does here too.
+        Parameters, buffers, gradients, the optimizer and the random numbers of later steps stay as they are. What the
+        model does with random numbers besides dropout (noise, dropout of whole channels, alpha dropout) it does here
+        too.
 
         Args:
             batch: as in `train_step`.

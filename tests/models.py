@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from common.doubles import Doubles as Doubles
+from common.doubles import precise
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from galvatron.ir.capture import Captured, Dynamic, LossFunction, capture_graph
 from galvatron.ir.graph import Graph
@@ -23,25 +23,6 @@ from tests import captures
 VOCABULARY, SEQUENCE = 96, 24
 SAMPLES = 4
 """The size of the example batches; a program holds for other sizes as well."""
-
-
-class Doubles(TorchFunctionMode):
-    """Computes in float64 what a model asks to compute in float32, so that rounding hides no mistake.
-
-    Hugging Face models cast norms, rotary tables and losses to float32 whatever their own dtype is.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.float:
-            func = torch.Tensor.double
-        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-        kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
-        return func(*args, **kwargs)
-
-
-def precise(model: nn.Module) -> AbstractContextManager[Any]:
-    """What lets a float64 model compute in float64 throughout."""
-    return Doubles() if next(model.parameters()).dtype is torch.float64 else nullcontext()
 
 
 def captured(
@@ -61,6 +42,38 @@ def captured(
     if name is None:
         return capture()
     return captures.kept(f"{name} in {next(model.parameters()).dtype} under {precision}", capture)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with batch norms beside a shortcut, which is a convolution where the shape changes."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False), nn.BatchNorm2d(outside)
+        self.conv2, self.bn2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False), nn.BatchNorm2d(outside)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or inside != outside:
+            self.shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(h)) + self.shortcut(x))
+
+
+class ResidualNet(nn.Module):
+    """A small residual network for images, with batch norm in training mode."""
+
+    def __init__(self, blocks: int = 3, width: int = 4, classes: int = 8) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        sizes = [(width, 1) if i < blocks - 1 else (2 * width, 2) for i in range(blocks)]
+        inside = [width, *(size for size, _ in sizes)]
+        self.blocks = nn.Sequential(*(ResidualBlock(a, b, s) for a, (b, s) in zip(inside, sizes, strict=False)))
+        self.head = nn.Linear(2 * width, classes)
+
+    def forward(self, images: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        h = self.blocks(F.max_pool2d(F.relu(self.norm(self.stem(images))), 2))
+        return F.cross_entropy(self.head(h.mean((2, 3))), y)
 
 
 class FunctionalGPT(nn.Module):

@@ -28,9 +28,7 @@ def on_ranks(function: Callable[..., Any], ranks: int, *args: Any) -> Any:
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     processes = [
         context.Process(target=_rank, args=(rank, ranks, port, there, function, args)) for rank in range(ranks)
     ]
@@ -46,6 +44,13 @@ def on_ranks(function: Callable[..., Any], ranks: int, *args: Any) -> Any:
             process.join(10)
             process.kill()
     return result
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _rank(rank: int, size: int, port: int, results: Connection, function: Callable[..., Any], args: Any) -> None:

@@ -47,12 +47,13 @@ def entry(row: Any, before: dict[str, Any], **facts: Any) -> dict[str, Any]:
     return {**asdict(row), **facts, "conditions": {**before, "load_average_after": os.getloadavg()}}
 
 
-def save(benchmark: str, entries: Sequence[dict[str, Any]], key: Sequence[str]) -> Path:
-    """Writes entries to `results/<benchmark>.json`; those already there that differ in a field of `key` stay."""
-    path = RESULTS / f"{benchmark}.json"
+def save(benchmark: str, entries: Sequence[dict[str, Any]], key: Sequence[str], path: Path | None = None) -> Path:
+    """Writes entries to `results/<benchmark>.json`, or to another file; those already there that differ in a field of
+    `key` stay."""
+    path = path or RESULTS / f"{benchmark}.json"
     old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     rows = {tuple(row.get(name) for name in key): row for row in [*old, *entries]}
-    RESULTS.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     document = {"benchmark": benchmark, "rows": list(rows.values())}
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return path

@@ -82,8 +82,8 @@ class Bindings:
 
     def updates(self, layer: Layer) -> list[tuple[Update, int]]:
         """The updates that a layer makes, each with the number of the result that is its value."""
-        made = {name: position for position, name in enumerate(layer.results)}
-        return [(update, made[update.value]) for update in self.program.updates if update.value in made]
+        results = enumerate(layer.results)
+        return [(update, number) for number, name in results for update in self.program.updates_by.get(name, ())]
 
     @cached_property
     def epilogue(self) -> Layer | None:

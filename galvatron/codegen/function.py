@@ -11,10 +11,10 @@ import sympy
 from galvatron.codegen.expressions import print_expression, share
 from galvatron.codegen.layout import INDENT, WIDTH, call, lines, prefixed, tuple_of
 from galvatron.codegen.names import Scope, escaped, shortest_suffixes
-from galvatron.codegen.ops import OpPrinter
+from galvatron.codegen.ops import IN_TRAINING, OpPrinter
 from galvatron.ir.graph import Arg, Graph, Op, Source
 from galvatron.ir.layout import nameable_axes
-from galvatron.ir.ops.table import OPERATORS
+from galvatron.ir.ops.table import OPERATORS, operator_of
 from galvatron.ir.program import LayerClass
 from galvatron.ir.random import is_random
 from galvatron.ir.recompute import selective_steps
@@ -29,8 +29,9 @@ class Function:
 
     `axes` are the names of the class's mesh axes on which it communicates or draws, in mesh order. `keywords` are what
     it cannot read off its arguments: `B` (global batch size), `m` (micro-batches of the step), `b` (local batch size),
-    `device`. `numbers` are the other keywords, with the numbers and lengths of the batch that they are. A `random`
-    function also takes the `seed` of the call, which `rt.Layer` gives it.
+    `device`, `training` (whether the running step trains). `numbers` are the other keywords, with the numbers and
+    lengths of the batch that they are. A `random` function also takes the `seed` of the call, which `rt.Layer` gives
+    it.
     """
 
     name: str
@@ -47,7 +48,9 @@ def emit_function(cls: LayerClass, name: str, waiting: frozenset[str] = frozense
     symbols = _symbols(graph)
     axes = _axes_used(cls)
     random = any(is_random(op) for op in graph.ops)
+    trains = any(switch and op[switch] is True for op in graph.ops if (switch := operator_of(op).in_training))
     reserved = {"b": LOCAL_BATCH in symbols, "B": BATCH in symbols, "m": MICRO_BATCHES in symbols, "seed": random}
+    reserved[IN_TRAINING] = trains
     scope = Scope(taken=[name for name, used in reserved.items() if used])
     for axis in axes:
         scope.bind(("axis", axis), axis)
@@ -65,6 +68,7 @@ def emit_function(cls: LayerClass, name: str, waiting: frozenset[str] = frozense
     first_tensor = next((scope[v.name] for v in (*graph.inputs, *graph.state)), None)
     if first_tensor is None and any(not op.operands for op in graph.ops):
         keywords.append("device")
+    keywords += [IN_TRAINING] if trains else []
     device = "device" if first_tensor is None else f"{first_tensor}.device"
 
     named = [*keywords, *(keyword for keyword, _ in given), *(["seed"] if random else [])]

@@ -17,6 +17,7 @@ from galvatron.ir.ops.schemas import MEANINGLESS, Required, is_operator, schema_
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.random import without_site
 from galvatron.ir.recompute import Step
+from galvatron.ir.spmd import on_slices
 from galvatron.ir.text.targets import is_known_target, unknown_target
 from galvatron.ir.types import TORCH_DTYPE_NAMES, lengths_in, numbers_in
 
@@ -24,6 +25,9 @@ _REDUCTIONS = ("none", "mean", "sum")
 
 _FUNCTION = re.compile(r"(F|torch|rt)\.[\w.]+\(")
 """The opening of a call of a function, not of a method."""
+
+IN_TRAINING = "training"
+"""The keyword by which a function is told whether the running step trains."""
 
 _UNWRITTEN = 2**63 - 1
 """The `end` of a slice that goes to the end."""
@@ -63,7 +67,7 @@ class OpPrinter:
         if op.namespace == "comm":
             return self._collective(op)
         if op.namespace == "spmd":
-            return self._spmd(op)
+            return self._spmd(self._switched(op))
         if self._waits(op):
             return call(f"rt.{op.name}", [self.argument(a) for a in op.args])
         op = self._with_explicit_dtype(without_site(self._switched(op)))
@@ -115,7 +119,10 @@ class OpPrinter:
         return print_expression(arg, atomic=atomic, numbers=numbers)
 
     def _switched(self, op: Op) -> Op:
-        """An op that draws only in training, with the seed to say whether this is training."""
+        """An op that is another one in training, with the seed or the running step to say whether this is training."""
+        switch = operator_of(op).in_training
+        if switch and op[switch] is True:
+            return op.changed(**{switch: _Written(IN_TRAINING)})
         draws = operator_of(op).draws if op.namespace == "random" else None
         if draws is None or draws.switch is None:
             return op
@@ -143,7 +150,8 @@ class OpPrinter:
         written += [
             prefixed(f"{attribute(name)}=", self.argument(value)) for name, value in op.kwargs if name != "axis"
         ]
-        return call("rt." + attribute(op.name), [*written, axis])
+        name = on_slices(op).function or op.name
+        return call("rt." + attribute(name), [*written, axis])
 
     def _with_explicit_dtype(self, op: Op) -> Op:
         """An op that creates a tensor with its element type spelled out, so that torch's default type plays no part."""

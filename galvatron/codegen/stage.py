@@ -12,6 +12,7 @@ from galvatron.codegen.bindings import Bindings, bind_names, stage_mesh
 from galvatron.codegen.expressions import print_expression, share
 from galvatron.codegen.layout import WIDTH, Brackets, Text, call, lines, prefixed, tuple_of
 from galvatron.codegen.names import escaped, literal
+from galvatron.codegen.ops import IN_TRAINING
 from galvatron.codegen.runs import INDEX, chain, first_number, quoted, runs, template
 from galvatron.codegen.sizes import MICRO_BATCH, Sizes, local_sizes
 from galvatron.ir.layout import BROADCAST, PARTIAL, Placement, Shard, nameable_axes
@@ -419,6 +420,8 @@ def _keywords(bindings: Bindings, layer: Layer) -> list[str]:
             written.append("m=self.micro_batches")
         elif keyword == "device":
             written.append("device=self.device")
+        elif keyword == IN_TRAINING:
+            written.append(f"{IN_TRAINING}=self.training")
         else:
             written.append(f"b={_local_batch(bindings, layer)}")
     numbers = bindings.function(layer).numbers

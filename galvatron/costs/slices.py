@@ -26,11 +26,21 @@ def run_on_slice(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], axis: Ax
         turns = ring(op, axis.size)
         options = {k: v for k, v in own.items() if k in ("scale", "enable_gqa")}
         return _Ring.apply(*args[:3], mask, turns, axis, record, partial(getattr(torch.ops.aten, op.name), **options))
-    rows = args[0].detach()[..., 0]
-    for kind, numbers in on_slices(op).forward:
+    counterpart = on_slices(op)
+    rows = args[0].detach().flatten(2).select(-1, 0)[0] if counterpart.channels else args[0].detach()[..., 0]
+
+    def per_rank(kind: str, numbers: int) -> int:
+        return numbers * axis.size if kind == "all_gather" else numbers
+
+    for kind, numbers in counterpart.forward:
         # Kept under selective recomputation, as what these collectives return is at run time.
-        keep(_sent, rows, kind, numbers, record)
-    return getattr(torch.ops.aten, op.name)(*args, **own)
+        keep(_sent, rows, kind, per_rank(kind, numbers), record)
+    result = getattr(torch.ops.aten, op.name)(*args, **own)
+    first = result[0] if isinstance(result, (tuple, list)) else result
+    if counterpart.backward and first.requires_grad:
+        sent = [(kind, per_rank(kind, numbers) * _bytes(rows)) for kind, numbers in counterpart.backward]
+        first.register_hook(lambda _: [record(*message) for message in sent] and None)
+    return result
 
 
 def _sent(rows: Any, kind: str, numbers: int, record: Record) -> Any:

@@ -343,6 +343,23 @@ class Program:
         """The values that a step is for, each once: the loss, then those of the updates. All else serves them."""
         return tuple(dict.fromkeys((self.output, *(update.value for update in self.updates))))
 
+    @cached_property
+    def updates_by(self) -> dict[str, tuple[Update, ...]]:
+        """The updates that a value is for, by its name; a value that is for none is not there."""
+        found: dict[str, tuple[Update, ...]] = {}
+        for update in self.updates:
+            found[update.value] = (*found.get(update.value, ()), update)
+        return found
+
+    def updates_in(self, layer: Layer) -> list[tuple[Update, Value]]:
+        """The updates that a layer makes, in the order of its results, with their values as its class has them."""
+        graph = self.class_of[layer.cls].graph
+        return [
+            (update, graph.values[formal])
+            for name, formal in zip(layer.results, graph.outputs, strict=True)
+            for update in self.updates_by.get(name, ())
+        ]
+
     def with_graph(self, graph: Graph) -> Program:
         """The captured program with a graph that makes the same results, in the same order, under names of its own.
 

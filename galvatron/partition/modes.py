@@ -121,7 +121,8 @@ def op_modes(
             if spmd and (ways > 1 or factor.size != dims.sizes[factor.name] or (folded and spmd.folded == "none")):
                 continue
             missing = spmd.result if spmd else PARTIAL
-            if (states := _sharded(factor, dims.sums, missing, padded, folded)) is not None:
+            states = _sharded(factor, dims.sums, missing, padded, folded, any_results=spmd is not None)
+            if states is not None:
                 modes.append(mode(*states, factor, spmd is not None))
     if ring and (states := _ring(graph, index, table, axis, taken, folded)) is not None:
         modes.append(mode(*states, _ring_factor(graph, op), spmd=True))
@@ -200,16 +201,22 @@ def _may_pad(graph: Graph, op: Op, factor: OpFactor, axis: Axis, spmd: bool) -> 
 
 
 def _sharded(
-    factor: OpFactor, sums: frozenset[int], missing: Replicate | Partial, padded: bool, folded: bool
+    factor: OpFactor,
+    sums: frozenset[int],
+    missing: Replicate | Partial,
+    padded: bool,
+    folded: bool,
+    *,
+    any_results: bool,
 ) -> tuple[list[AxisState], list[AxisState]] | None:
     """Operand and result states when a factor is sharded.
 
     Operands without it are whole and get a partial gradient, except that an operand added to a partial result must be
     partial itself. Results without it are in the state `missing`; an op with several results must have it in all or
-    none.
+    none, unless it takes `any_results`.
     """
     present = [f is not None for f in factor.results]
-    if any(present) and not all(present):
+    if any(present) and not all(present) and not any_results:
         return None
     summed = not any(present)
 

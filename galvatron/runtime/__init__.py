@@ -2,6 +2,7 @@
 
 from galvatron.recompute import keep, once
 from galvatron.runtime.agreement import Calls, agree, together
+from galvatron.runtime.batch_norm import batch_norm
 from galvatron.runtime.collectives import (
     all_gather,
     all_reduce,
@@ -50,6 +51,7 @@ __all__ = [
     "all_gather",
     "all_reduce",
     "all_to_all",
+    "batch_norm",
     "build_mesh",
     "copy",
     "cross_entropy_loss",

@@ -164,13 +164,14 @@ class Executor:
         return loss
 
     def eval_step(self, batch: Batch) -> Tensor:
-        """The loss on the global batch without dropout: forward only, nothing of the training changes.
+        """The loss on the global batch without dropout, by the running statistics of batch norms: forward only, nothing
+        of the training changes.
 
         Args, result and errors are those of `forward_backward`.
         """
         samples, microbatches, inputs = self._read(batch)
         self._take_numbers(batch)
-        with failure.guarded(self._place), torch.no_grad(), _without_dropout(self.stages):
+        with failure.guarded(self._place), torch.no_grad(), _evaluating(self.stages):
             keywords, last = self._keywords(samples, microbatches, inputs)
             bounds.start()
             run = self._pipeline.run(keywords, samples, microbatches, epilogue=last, backward=False)
@@ -356,14 +357,14 @@ def _checked(schedule: str, stages: Sequence[Stage], microbatches: int) -> Sched
 
 
 @contextmanager
-def _without_dropout(stages: Sequence[Stage]) -> Iterator[None]:
+def _evaluating(stages: Sequence[Stage]) -> Iterator[None]:
     for stage in stages:
-        stage.random.training = False
+        stage.training = stage.random.training = False
     try:
         yield
     finally:
         for stage in stages:
-            stage.random.training = True
+            stage.training = stage.random.training = True
 
 
 def _statistics(stage: Stage, whole: dict[str, Tensor]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from galvatron.ir.program import (
     State,
     StateLayout,
     Transfer,
+    Update,
 )
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
@@ -278,6 +279,36 @@ def _staged(stage: Stage, **transfers: tuple[Transfer, ...]) -> Stage:
     names = dict.fromkeys(name for layer in stage.layers for name in layer.state)
     kept = tuple(StateLayout(n, STRATEGY.mesh, STATE_LAYOUTS[".".join(n.split(".")[-2:])]) for n in names)
     return replace(stage, state=kept, **transfers)
+
+
+def updating(program: Program) -> Program:
+    """A valid program of layers whose head counts, in a buffer, what it divides by."""
+    state = (*program.state, State("counted", TensorType("f32", ()), kind="buffer", trainable=False))
+    is_local = program.form >= Form.SHARDED
+    cls = next(cls for cls in program.classes if cls.name.startswith("head"))
+    layout = WHOLE if is_local else None
+    seen = value("seen", "f32", layout=layout)
+    add = op("aten.add.Tensor", (Ref("counted"), Ref("c")), replace(seen, name="more"))
+    graph = replace(cls.graph, state=(*cls.graph.state, replace(seen, name="counted")), ops=(*cls.graph.ops, add))
+    head = replace(cls, graph=replace(graph, outputs=(*graph.outputs, "more")))
+
+    def put(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+        return tuple(
+            replace(layer, state=(*layer.state, "counted"), results=(*layer.results, "more"))
+            if layer.cls == cls.name
+            else layer
+            for layer in layers
+        )
+
+    stages = tuple(replace(stage, layers=put(stage.layers)) for stage in program.stages)
+    if program.form is Form.STAGED:
+        keep = StateLayout("counted", STRATEGY.mesh, WHOLE)
+        stages = (*stages[:-1], replace(stages[-1], state=(*stages[-1].state, keep)))
+    program = replace(
+        program, state=state, updates=(Update("counted", "more"),), layers=put(program.layers), stages=stages,
+        classes=tuple(head if c is cls else c for c in program.classes),
+    )  # fmt: skip
+    return replace(program, plan=program.plan and replace(program.plan, fingerprint=program.fingerprint))
 
 
 FORMS = {

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from galvatron.errors import GalvatronError, ParseError, VerifyError
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Source, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Shard
-from galvatron.ir.program import BatchSizes, Program, State
+from galvatron.ir.program import BatchSizes, Program, State, Update
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import parse_graph, parse_program, print_graph, print_program
 from galvatron.ir.text.arguments import parse_expression
 from galvatron.ir.types import BATCH, DTYPE_BYTES, LOCAL_BATCH, TensorType
 from galvatron.ir.verify import verify
-from tests.ir.programs import FORMS, captured, clustered, costed, op, planned, rounded, staged, value
+from tests.ir.programs import FORMS, captured, clustered, costed, op, planned, rounded, staged, updating, value
 
 B, b = BATCH, LOCAL_BATCH
 
@@ -45,6 +45,15 @@ def test_every_form_survives_text(form: str, comments: bool) -> None:
     assert sources(parsed) == sources(program)
     assert print_program(parsed, comments=comments) == text
     assert ("//" in text) <= comments
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "captured"])
+def test_updates_survive_text(form: str) -> None:
+    program = updating(FORMS[form]())
+    more = [Update(f"blocks.{i}.seen", f"block_{i}.add", adds=True) for i in range(5)]
+    for made in (program, replace(program, updates=(*program.updates, *more, Update("last", "h1")))):
+        assert parse_program(print_program(made)) == made
+    assert "  update blocks.{i}.seen += %block_{i}.add" in print_program(made)
 
 
 @pytest.mark.parametrize("form", FORMS)

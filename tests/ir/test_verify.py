@@ -16,7 +16,17 @@ from galvatron.errors import VerifyError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard
-from galvatron.ir.program import BatchSizes, Candidates, Layer, LayerClass, LayerKind, Program, StateLayout, Transfer
+from galvatron.ir.program import (
+    BatchSizes,
+    Candidates,
+    Layer,
+    LayerClass,
+    LayerKind,
+    Program,
+    StateLayout,
+    Transfer,
+    Update,
+)
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES, TensorType
@@ -34,6 +44,7 @@ from tests.ir.programs import (
     rounded,
     sharded,
     staged,
+    updating,
     value,
     with_candidates,
 )
@@ -44,6 +55,8 @@ from tests.ir.programs import (
 def test_valid_programs_pass(form: str, blocks: int) -> None:
     verify(FORMS[form](blocks))
     verify(rounded(FORMS[form](blocks)))
+    if form != "captured":
+        verify(updating(FORMS[form](blocks)))
 
 
 # How to break a program
@@ -121,6 +134,20 @@ def with_input(program: Program, name: str, type_: TensorType) -> Program:
 
 def with_state(program: Program, name: str, /, **changes: Any) -> Program:
     return replace(program, state=tuple(replace(s, **changes) if s.name == name else s for s in program.state))
+
+
+def with_update(program: Program, update: Update, *, again: bool = False) -> Program:
+    """A program with another update, or with one more."""
+    program = updating(program)
+    return replace(program, updates=(*(program.updates if again else ()), update))
+
+
+def kept_nowhere() -> Program:
+    """What the head makes becomes a buffer that no layer reads."""
+    program = with_update(staged(), Update("other", "more"), again=True)
+    other = replace(program.state_of["counted"], name="other")
+    program = replace(program, state=(*program.state, other))
+    return with_plan(program, fingerprint=program.fingerprint)
 
 
 def sliced_outside() -> Program:
@@ -578,6 +605,24 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (
             with_layer(clustered(), "block_3", kind=LayerKind.EPILOGUE),
             "reads %mask of the preamble, which it must compute itself", "epilogue block_3",
+        ),
+    ],
+    "updates-fit": [
+        (with_update(clustered(), Update("conted", "more")), "unknown state 'conted'; did you", "update conted"),
+        (with_update(clustered(), Update("counted", "more"), again=True), "updated several times", "update counted"),
+        (with_update(clustered(), Update("embed.weight", "more")), "embed.weight is trained", "update embed.weight"),
+        (with_update(clustered(), Update("counted", "n")), "no layer computes %n, the new value", "update counted"),
+        (with_update(clustered(), Update("unused", "more")), "%more is f32[], but unused is bf16[3]", "update unused"),
+    ],
+    "updates-are-whole": [
+        (with_update(sharded(), Update("counted", "loss")), "state is never a partial sum", "%loss, %more ="),
+        (with_update(sharded(), Update("unused", "more")), "bf16[3] is no f32[]", "%loss, %more ="),
+    ],
+    "updates-are-kept": [
+        (kept_nowhere(), "stage 1 updates other, which it does not keep", "%loss, %more ="),
+        (
+            with_stage(updating(staged()), 0, state=(*staged().stages[0].state, StateLayout("counted", (), ()))),
+            "stage 0 keeps counted, which another one updates", "keep counted",
         ),
     ],
     "costs-present": [(with_class(costed(), "head", cost=None), "@head has no cost", "class @head")],

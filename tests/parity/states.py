@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm
 
+from tests.models import ResidualNet
+
 WIDTH, LENGTH = 8, 4
 Batch = dict[str, Tensor]
 
@@ -169,6 +171,23 @@ class Codebook(Block):
         return h + (found - h).detach()
 
 
+class Normed(Block):
+    """Batch norm over the hidden units, and one without affine parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.plain = nn.BatchNorm1d(2 * WIDTH), nn.BatchNorm1d(2 * WIDTH, momentum=0.3, affine=False)
+
+    def between(self, h: Tensor) -> Tensor:
+        return self.plain(F.gelu(self.norm(h.transpose(1, 2)))).transpose(1, 2)
+
+
+def images_of(size: int, seed: int) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(size, 3, 8, 8, generator=generator, dtype=torch.float64)
+    return {"images": images, "y": torch.randint(0, WIDTH, (size,), generator=generator)}
+
+
 STATES: dict[str, Callable[[], nn.Module]] = {
     "counts": lambda: Blocks(Counts),
     "reads": lambda: Blocks(ReadsWhatItWrites),
@@ -177,4 +196,6 @@ STATES: dict[str, Callable[[], nn.Module]] = {
     "spectral": lambda: Blocks(Spectral),
     "balanced": Balanced,
     "codebook": lambda: Blocks(Codebook),
+    "batch-norm": lambda: Blocks(Normed),
+    "residual": ResidualNet,
 }

@@ -354,7 +354,9 @@ def make(name: str) -> Subject:
     if name.startswith("situation:"):
         return Subject(situations.SITUATIONS[name.split()[1]]().double(), situations.batch_of)
     if name.startswith("state:"):
-        return Subject(states.STATES[name.split()[1]]().double(), states.batch_of)
+        which = name.split()[1]
+        batch = states.images_of if which == "residual" else states.batch_of
+        return Subject(states.STATES[which]().double(), batch)
     if name.startswith("reduced:"):
         return Subject(reductions.Reductions(tuple(name.split()[1:])), reductions.batch_of)
     if name.startswith("random-"):

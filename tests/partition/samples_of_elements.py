@@ -25,6 +25,12 @@ def _products(d: Draw, rule: str) -> Sample:
 each(("mv", "dot", "outer", "addmv", "addr", "addbmm", "bilinear"), _products)
 
 
+@case("lerp.Scalar")
+def _lerp(d: Draw) -> Sample:
+    shape = d.shape(2, 2)
+    return sample("lerp.Scalar", real(*shape), real(*d.broadcast(shape)), 0.3)
+
+
 @case("einsum")
 def _einsum(d: Draw) -> Sample:
     a, b, c, e = d.shape(4, 4)

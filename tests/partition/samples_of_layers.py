@@ -129,12 +129,15 @@ def _norms(d: Draw, rule: str) -> Sample:
             sample("batch_norm.default", x, *affine, *statistics, False, 0.1, 1e-5, False),
             sample("batch_norm.default", x, *affine, None, None, True, 0.1, 1e-5, False),
         ),
+        "_native_batch_norm_legit_functional": lambda: sample(
+            "_native_batch_norm_legit_functional.default", x, *affine, *statistics, True, 0.1, 1e-5
+        ),
         "instance_norm": lambda: sample("instance_norm.default", x, *affine, None, None, True, 0.1, 1e-5, False),
         "group_norm": lambda: sample("group_norm.default", x, d.one_of(1, c), *affine),
     }[rule]()
 
 
-each(("batch_norm", "instance_norm", "group_norm"), _norms)
+each(("batch_norm", "_native_batch_norm_legit_functional", "instance_norm", "group_norm"), _norms)
 
 
 # numbers

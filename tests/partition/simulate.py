@@ -17,11 +17,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from galvatron import runtime as rt
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.interpreter import OpHandler, run_graph
 from galvatron.ir.layout import Axis, Layout, Partial, Shard, dual, nameable_axes
+from galvatron.ir.spmd import on_slices
 from galvatron.ir.types import Dim, evaluate
-from galvatron.runtime import spmd
 
 Mesh = tuple[Axis, ...]
 Tensors = dict[str, torch.Tensor]
@@ -273,7 +274,16 @@ class _Group:
         self._deposits: list[Group | None] = [None] * size
 
     def member(self, coordinate: int) -> SimpleNamespace:
-        return SimpleNamespace(allreduce=partial(self._allreduce, coordinate))
+        return SimpleNamespace(
+            allreduce=partial(self._allreduce, coordinate), _allgather_base=partial(self._allgather, coordinate)
+        )
+
+    def _allgather(self, coordinate: int, whole: torch.Tensor, own: torch.Tensor) -> SimpleNamespace:
+        self._deposits[coordinate] = [own.clone()]
+        self._barrier.wait()
+        whole.copy_(torch.stack([deposit[0] for deposit in self._deposits if deposit is not None]).view_as(whole))
+        self._barrier.wait()
+        return SimpleNamespace(wait=lambda: None)
 
     def _allreduce(self, coordinate: int, tensors: Group | torch.Tensor, options: Any = None) -> SimpleNamespace:
         own = [tensors] if isinstance(tensors, torch.Tensor) else tensors
@@ -293,7 +303,7 @@ def _spmd(op: Op, axis: Axis, ranks: list[int], run: Callable[[int, OpHandler], 
 
     def of_rank(coordinate: int) -> Tensors:
         def handler(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            function = getattr(spmd, op.target.removeprefix("spmd."))
+            function = getattr(rt, on_slices(op).function or op.name)
             own = SimpleNamespace(size=axis.size, index=coordinate, group=group.member(coordinate))
             return function(*args, **{**kwargs, "axis": own})
 

@@ -6,15 +6,16 @@ from collections.abc import Iterator
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.refusals import refuse_first
-from galvatron.ir.capture.sources import located
-from galvatron.ir.graph import Graph, walk_refs
+from galvatron.ir.capture.sources import advice, located
+from galvatron.ir.graph import Graph, Ref, walk_refs
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.text.targets import is_known_target, unknown_target
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
 
 def check_operators(graph: Graph) -> None:
-    """Every op is one that a program may contain, and its indices are whole numbers, which fake tensors need not be.
+    """Every op is one that a program may contain and changes nothing, and its indices are whole numbers, which fake
+    tensors need not be.
 
     Raises:
         CaptureError: one is not; names its source line.
@@ -28,6 +29,12 @@ def _refusals(graph: Graph) -> Iterator[CaptureError]:
         if not is_known_target(op.target):
             yield CaptureError(f"{located(op.source)}{unknown_target(op.target)}")
             continue
+        if op.get("use_input_stats") is True and isinstance(op.get("running_mean"), Ref):
+            own = "leave track_running_stats out, or keep the statistics in a buffer that forward writes"
+            yield CaptureError(
+                f"{located(op.source)}{op.name} changes running statistics in a way that torch does not trace, so that "
+                f"they would be lost: {advice(op.source, own)}"
+            )
         for ref in walk_refs(op.arguments.get(operator_of(op).indices)):
             type_ = values[ref.name].type
             if type_.dtype not in ("i32", "i64", *(("u8", "bool") if operator_of(op).masks else ())):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
+from galvatron.ir.layout import REPLICATE
 from galvatron.ir.ops import shapes
 from galvatron.ir.ops.arguments import Ref
 from galvatron.ir.ops.call import Call, by_line, whole
 from galvatron.ir.ops.notation import DimNames, OpDims, parse_notation
-from galvatron.ir.ops.operator import Operator
+from galvatron.ir.ops.operator import OnSlices, Operator
 
 
 def _batch_norm(call: Call) -> OpDims:
@@ -18,6 +19,13 @@ def _batch_norm(call: Call) -> OpDims:
     if call.has("running_mean"):
         return whole(call)
     return by_line(call, "n! c d*!, c?, c? -> n! c d*!")
+
+
+def _updating_batch_norm(call: Call) -> OpDims:
+    """With statistics of the batch, of which it makes new running ones."""
+    if not call["training"]:
+        return whole(call)
+    return by_line(call, "n^ c d*!, c?, c?, c, c -> n^ c d*!, c, c, c, c")
 
 
 def _instance_norm(call: Call) -> OpDims:
@@ -51,6 +59,19 @@ _norm = partial(Operator, shapes=shapes.like_first)
 
 OPERATORS: dict[str, Operator] = {
     "batch_norm": Operator(_batch_norm),
+    "_native_batch_norm_legit_functional": Operator(
+        _updating_batch_norm,
+        written="rt.batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)",
+        in_training="training",
+        on_slices=OnSlices(
+            REPLICATE,
+            forward=(("all_gather", 2),),
+            backward=(("all_reduce", 2),),
+            channels=True,
+            function="batch_norm",
+        ),
+        short="batch_norm",
+    ),
     "instance_norm": Operator(_instance_norm),
     "group_norm": _norm(_group_norm, written="F.group_norm(input, num_groups, weight, bias, eps)"),
     "layer_norm": _norm(

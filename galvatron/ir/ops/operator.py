@@ -45,16 +45,22 @@ class Draws:
 class OnSlices:
     """The operator's counterpart `spmd.X` on a slice of a dimension that it must see whole (see `ir.spmd`).
 
-    `result` is the placement, on the axis, of a result without the sharded dimension. `forward` are the collectives
-    that it runs inside, each with how many numbers it carries per row of the first operand. In a `ring` keys and values
-    are passed round instead: it says on how many of the slices of so many ranks the busiest one works. `folded` says
-    what it makes of folded slices: it takes none, it takes any without a difference, or it must be told.
+    `result` is the placement, on the axis, of a result without the sharded dimension. `forward` and `backward` are the
+    collectives that it runs inside, each with how many numbers it carries (of a rank, for a gather) per row of the
+    first operand, all but its last dimension, or for what goes over `channels` per element of its dimension 1. In a
+    `ring` keys and values are passed round instead: it says on how many of the slices of so many ranks the busiest one
+    works. `folded` says what it makes of folded slices: it takes none, it takes any without a difference, or it must be
+    told.
     """
 
     result: Replicate | Partial
     forward: tuple[tuple[str, int], ...] = ()
+    backward: tuple[tuple[str, int], ...] = ()
+    channels: bool = False
     ring: Callable[[Op, int], int] | None = None
     folded: Literal["none", "alike", "told"] = "none"
+    function: str = ""
+    """What it is called in `galvatron.runtime`, if not as the operator."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,8 @@ class Operator:
     """Its result has no gradient, whatever it reads."""
     numbers: bool = False
     """It takes a number where a tensor stands in its signature: torch makes a tensor of it."""
+    in_training: str = ""
+    """The parameter that says whether it trains: a step that only evaluates turns it off."""
     commutes: bool = False
     """Its two operands may change places."""
     draws: Draws | None = None

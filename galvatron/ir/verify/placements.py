@@ -134,6 +134,9 @@ def _check_axis(
     cut = _common_factor(dims, operands, results, mesh, axis)
     if cut[0] in dims.indivisible or cut[0] in dims.spmd:
         raise Misplaced("it must see the sharded dimension whole")
+    made = [_has(tensor, cut[0]) for tensor in dims.results]
+    if any(made) and not all(made):
+        raise Misplaced("not all results have the sharded dimension")
     _check_sharded(dims, cut[0], operands, results, axis, PARTIAL)
 
 
@@ -167,8 +170,6 @@ def _check_sharded(
 ) -> None:
     """Checks what has a sharded dimension and what has not; `missing` is the placement of a result without it."""
     made = [_has(tensor, name) for tensor in dims.results]
-    if any(made) and not all(made):
-        raise Misplaced("not all results have the sharded dimension")
     for i, (tensor, placed) in enumerate(zip(dims.operands, operands, strict=True)):
         wanted = PARTIAL if not any(made) and i in dims.sums else BROADCAST
         if not _has(tensor, name) and not placed.takes(axis, wanted):

@@ -132,7 +132,7 @@ def masters(program: Program) -> Iterator[Violation]:
 
 
 def graph_matches_program(program: Program) -> Iterator[Violation]:
-    """A captured graph has the program's inputs, only state that the program has, and returns the loss."""
+    """A captured graph has the program's inputs, only state that the program has, and returns the loss and updates."""
     graph = program.graph
     if graph is None:
         return
@@ -145,8 +145,8 @@ def graph_matches_program(program: Program) -> Iterator[Violation]:
             known = f"has it as {type_}" if state else "has no such state"
             yield ("state", None, value.name), f"the graph reads {value.name} as {value.type}, the program {known}"
     if graph.outputs != program.results:
-        wanted = ", ".join(f"%{name}" for name in program.results)
-        yield ("return", None), f"the graph must return the program's output and updates, {wanted}"
+        updates = f" and its updates, {_told(program.results)}" if program.updates else f" %{program.output}"
+        yield ("return", None), f"the graph must return the program's output{updates}"
 
 
 def known_classes(program: Program) -> Iterator[Violation]:

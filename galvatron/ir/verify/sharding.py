@@ -224,11 +224,9 @@ def loss_is_whole(program: Program) -> Iterator[Violation]:
 def updates_are_whole(program: Program) -> Iterator[Violation]:
     """The new value of state is, on every rank, the part that it would keep of the state, and never a partial sum."""
     for layer, locus in layers_with_loci(program):
-        cls = program.class_of[layer.cls]
-        made = dict(zip(layer.results, cls.graph.outputs, strict=True))
-        for update in (update for update in program.updates if update.value in made):
-            state, formal = program.state_of[update.state], cls.graph.values[made[update.value]]
-            if problem := _state_problem(state.type, formal, cls):
+        for update, value in program.updates_in(layer):
+            problem = _state_problem(program.state_of[update.state].type, value, program.class_of[layer.cls])
+            if problem:
                 yield locus, f"%{update.value}, the new value of {update.state}: {problem}"
 
 
@@ -352,24 +350,22 @@ def state_is_kept(program: Program) -> Iterator[Violation]:
 
 def updates_are_kept(program: Program) -> Iterator[Violation]:
     """The stage that makes the new value of a piece of state keeps it so laid out, and no other stage has it."""
-    value_of = {update.state: update.value for update in program.updates}
+    updated = {update.state for update in program.updates}
     for stage in program.stages:
         kept = {k.state: k for k in stage.state}
         made: set[str] = set()
         for index, layer in enumerate(stage.layers):
-            cls = program.class_of[layer.cls]
-            results = dict(zip(layer.results, cls.graph.outputs, strict=True))
-            for name in (name for name, value in value_of.items() if value in results):
+            mesh = program.class_of[layer.cls].mesh
+            for update, value in program.updates_in(layer):
+                name, layout = update.state, value.layout or ()
                 made.add(name)
-                layout = cls.graph.values[results[value_of[name]]].layout or ()
-                keep = kept.get(name)
-                if keep is None:
+                if (keep := kept.get(name)) is None:
                     yield ("layer", stage.index, index), f"stage {stage.index} updates {name}, which it does not keep"
-                elif not same_distribution(keep.mesh, keep.layout, cls.mesh, layout, differentiable=False):
-                    told = f"is kept as {_describe(keep.mesh, keep.layout)}, but made as {_describe(cls.mesh, layout)}"
+                elif not same_distribution(keep.mesh, keep.layout, mesh, layout, differentiable=False):
+                    told = f"is kept as {_describe(keep.mesh, keep.layout)}, but made as {_describe(mesh, layout)}"
                     yield ("keep", stage.index, name), f"{name} {told}"
-        for name in value_of:
-            if name in kept and name not in made:
+        for name in kept:
+            if name in updated and name not in made:
                 yield ("keep", stage.index, name), f"stage {stage.index} keeps {name}, which another one updates"
 
 

@@ -76,8 +76,7 @@ def _state_layouts(program: Program, group: Sequence[Layer], levels: dict[str, i
     for layer in group:
         cls = program.class_of[layer.cls]
         formals = [*zip(layer.state, cls.graph.state, strict=True)]
-        made = dict(zip(layer.results, cls.graph.outputs, strict=True))
-        formals += [(u.state, cls.graph.values[made[u.value]]) for u in program.updates if u.value in made]
+        formals += [(update.state, value) for update, value in program.updates_in(layer)]
         for name, formal in formals:
             assert formal.layout is not None
             layout = formal.layout if program.state_of[name].trainable else gradientless(formal.layout)

@@ -18,7 +18,7 @@ from galvatron.ir.types import BATCH, TensorType
 from galvatron.ir.verify import verify
 from galvatron.passes.frontend.cluster_layers import ClusterLayers
 from galvatron.passes.frontend.normalize import Normalize
-from tests import models
+from tests import models, stand_ins
 from tests.inlined import inlined
 
 S, D = 4, 8
@@ -64,7 +64,7 @@ class Builder:
 
     def program(self, output: str) -> Program:
         graph = Graph(tuple(self.inputs), tuple(Value(s.name, s.type) for s in self.state), tuple(self.ops), (output,))
-        return Program("built", Form.CAPTURED, 4, graph.inputs, tuple(self.state), output, graph)
+        return Program("built", Form.CAPTURED, 4, graph.inputs, tuple(self.state), output, graph=graph)
 
 
 def cluster(program: Program, hints: bool = True) -> Program:
@@ -400,6 +400,17 @@ CASES: dict[str, tuple[Callable[[], models.Case], list[str], int]] = {
     "experts": (lambda: own(Mixture([3, 3])), ["embedding", *stack("blocks", 2), "head"], 3),
     "first-differs": (lambda: own(Mixture([1, 3, 3])), ["embedding", *stack("blocks", 3), "head"], 4),
     "last-differs": (lambda: own(Mixture([3, 3, 3, 1])), ["embedding", *stack("blocks", 4), "head"], 4),
+    "windows": (
+        lambda: stand_ins.windows(2),
+        ["stem", "features.0.0", "features.0.1", "between", "features.2.0", "features.2.1", "head"],
+        7,
+    ),
+    "convolutions": (
+        lambda: stand_ins.convolutions(2, 2, 1),
+        ["stem", *stack("layer1", 2), *stack("layer2", 2), "layer3.0", "head"],
+        6,
+    ),
+    "recommendation": (lambda: stand_ins.recommendation(3), ["bottom", "embedding", "top"], 3),
     "alternating": (lambda: own(Mixture([1, 3, 1, 3])), ["embedding", *stack("blocks", 4), "head"], 4),
 }
 
@@ -424,7 +435,7 @@ def test_layers_of_a_model(name: str) -> None:
         )
         models.assert_close(actual, expected, 1e-12)
 
-    if name not in ("chain", "equal-chain", "unet"):
+    if name not in ("chain", "equal-chain", "unet", "convolutions", "recommendation"):
         without = cluster(program, hints=False)
         assert len(shape_of(without)) == len(layers)
         assert len({cls for _, cls in shape_of(without)}) == classes

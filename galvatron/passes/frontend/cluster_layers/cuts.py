@@ -29,6 +29,9 @@ _FEW = 4
 _FEW_IN_MODULE = 12
 """The same for what is one module of a model without repeats."""
 
+_FEW_IN_CHAIN = 6
+"""Ops of a list of modules that each hold one, and only pass on what the next one reads, that stay one layer."""
+
 _LARGE = 1.5
 """What stands beside blocks is divided if it has this many times the weight of the heaviest one."""
 
@@ -124,7 +127,7 @@ def _best_match(view: GapView, stack: Stack, candidates: list[tuple[int, int, in
             break
         if view.alive(view.best(gap)) > alive:
             continue
-        if _is_member(stream, stack, start, stop):
+        if _is_member(stream, stack, start, stop) or _is_relative(stream, stack, start, stop):
             return gap
         region = labels[start:stop].tolist()
         ratio = max(difflib.SequenceMatcher(None, region, block, autojunk=False).ratio() for block in stack.blocks)
@@ -144,6 +147,21 @@ def _is_member(stream: Stream, stack: Stack, start: int, stop: int) -> bool:
     member = next(iter(inside))
     in_list = member[:depth] == stack.path and len(member) > depth and member[depth].isdigit()
     return in_list and len(inside) == 1 and not inside & outside
+
+
+def _is_relative(stream: Stream, stack: Stack, start: int, stop: int) -> bool:
+    """Whether the heavy ops from `start` to `stop`, several, are all those of one member of any list of modules, and do
+    what those of a block do, to other sizes: a block of the next stage of a convolutional network."""
+    paths = [stream.paths[a] for a in stream.anchors]
+    member = paths[start][: min(common_prefix(paths[start], path) for path in paths[start:stop])]
+    if stop - start < 2 or not member or not member[-1].isdigit():
+        return False
+    beside = (*paths[max(start - 1, 0) : start], *paths[stop : stop + 1])
+    if any(path[: len(member)] == member for path in beside):
+        return False
+    kinds = [stream.ops[a].target for a in stream.anchors]
+    block = kinds[stack.gaps[0] : stack.gaps[1]]
+    return difflib.SequenceMatcher(None, kinds[start:stop], block, autojunk=False).ratio() > _RESEMBLES
 
 
 def _divided(stream: Stream, start: int, stop: int, heaviest: float) -> list[int]:
@@ -192,16 +210,34 @@ def _splits(
 
 
 def _modules(stream: Stream, anchors: Sequence[int]) -> dict[int, str]:
-    """The module that each heavy op belongs to, of those that the ops' paths part into first; "" where unknown."""
-    paths = {a: stream.paths[a] for a in anchors}
-    known = [p for p in paths.values() if p]
-    shared = min((common_prefix(p, known[0]) for p in known), default=0)
+    """The module that each heavy op belongs to, of those that the ops' paths part into first; "" where unknown.
 
-    def module(path: tuple[str, ...]) -> str:
-        own = path[shared:]
-        return ".".join(own[:2] if len(own) > 1 and own[1].isdigit() else own[:1])
+    The members of a list are modules of their own, unless they are a short chain of single ops.
+    """
+    known = [stream.paths[a] for a in anchors if stream.paths[a]]
+    shared = min((common_prefix(path, known[0]) for path in known), default=0)
+    paths = {a: stream.paths[a][shared:] for a in anchors}
+    lists: dict[str, list[int]] = {}
+    for a, path in paths.items():
+        if len(path) > 1 and path[1].isdigit():
+            lists.setdefault(path[0], []).append(a)
+    chains = {
+        name for name, own in lists.items() if len({paths[a][1] for a in own}) == len(own) and _is_chain(stream, own)
+    }
+    return {
+        a: ".".join(path[:2] if path and path[0] in lists.keys() - chains and len(path) > 1 else path[:1])
+        for a, path in paths.items()
+    }
 
-    return {a: module(p) for a, p in paths.items()}
+
+def _is_chain(stream: Stream, anchors: Sequence[int]) -> bool:
+    """Whether between a few heavy ops nothing comes in from before and nothing leaves but at the end."""
+    first, last = anchors[0], anchors[-1]
+    _, definition, use = stream.edges.T
+    inside = (definition >= first) & (definition < last)
+    return len(anchors) <= _FEW_IN_CHAIN and bool(
+        np.all(use[inside] <= last) and np.all(definition[(use > first) & (use <= last)] >= first)
+    )
 
 
 def _without_light(stream: Stream, start: int, stop: int, cuts: list[int], least: float) -> list[int]:

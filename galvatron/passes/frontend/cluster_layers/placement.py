@@ -28,7 +28,7 @@ def place_ops(graph: Graph, roles: Roles, regions: Sequence[Region]) -> tuple[Pa
     """Every op of the graph in its layer: per-step values first, then the preamble, then the regions of the stream.
 
     A floating op goes to the one layer that needs it, before the first op that reads it. Needed by several layers, a
-    free op goes to the preamble and a derived one to the first of the layers, except that ops on constants only and ops
+    free op goes to the preamble and a derived one, or the new value of state, to the first of the layers, except that ops on constants only and ops
     on state only (an `arange`, a transposed weight) are repeated in each. The epilogue, which sees the whole batch,
     computes all that it needs of them.
     """
@@ -68,7 +68,8 @@ def _homes(graph: Graph, roles: Roles, members: Sequence[tuple[int, ...]]) -> di
         needed = set().union(*(readers[v.name] for v in op.results))
         at_end, needed = needed & epilogue, needed - epilogue
         if len(needed) > 1 and i not in repeatable:
-            needed = {min(needed)} if op.results[0].name in roles.derived else {_PREAMBLE}
+            is_result = any(v.name in graph.outputs for v in op.results)
+            needed = {min(needed)} if is_result or op.results[0].name in roles.derived else {_PREAMBLE}
         homes[i] = needed = needed | at_end
         for name in op.operands:
             readers[name] |= needed

@@ -72,7 +72,12 @@ class _Upstream:
 
 
 def find_roles(graph: Graph, state: dict[str, State]) -> Roles:
-    """The role of every op of a graph without dead ops. The op that makes the output is always in the stream."""
+    """The role of every op of a graph without dead ops.
+
+    The op that makes the loss is always in the stream, and so are those that make the other results of the graph, the
+    new values of state, unless they follow from state alone and something goes on with them: then they are where that
+    is, like all that floats.
+    """
     upstream = {v.name: _Upstream(batch=True, whole_batch=is_batched(v.type)) for v in graph.inputs}
     upstream |= {v.name: _Upstream(parameter=state[v.name].kind == "parameter") for v in graph.state}
     stream, floating, step_values = [], [], set()
@@ -86,7 +91,7 @@ def find_roles(graph: Graph, state: dict[str, State]) -> Roles:
             or (origin.parameter and (origin.batch or origin.whole_batch or batched))
             or is_random(op)
             or (operator_of(op).anchored and not origin.parameter)
-            or any(v.name in graph.outputs for v in op.results)
+            or any(_is_anchored(graph, v.name, origin) for v in op.results)
         )
         (stream if is_stream else floating).append(index)
         if not is_stream and not origin.parameter and origin.whole_batch and not batched:
@@ -97,6 +102,12 @@ def find_roles(graph: Graph, state: dict[str, State]) -> Roles:
     step = _ancestors(graph, floating, step_values)
     floating = [i for i in floating if not any(v.name in step_values for v in graph.ops[i].results)]
     return Roles(tuple(stream), tuple(floating), step, frozenset(step_values), frozenset(derived))
+
+
+def _is_anchored(graph: Graph, name: str, origin: _Upstream) -> bool:
+    """Whether a value is a result of the graph that has a place of its own."""
+    from_batch = origin.batch or origin.whole_batch
+    return name in graph.outputs and (name == graph.outputs[0] or from_batch or not graph.consumers[name])
 
 
 def _ancestors(graph: Graph, candidates: list[int], wanted: set[str]) -> tuple[int, ...]:

@@ -89,9 +89,7 @@ def make_stream(graph: Graph, state: dict[str, State], roles: Roles, batch_size:
     types = graph.types
     sizes = _Sizes(batch_size)
     reads = [[n for n in op.operands if n in weights] for op in ops]
-    heavy = np.array(
-        [operator_of(o).contracts and any(len(types[n].shape) > 1 for n in r) for o, r in zip(ops, reads, strict=True)]
-    )
+    heavy = np.array([_is_heavy(op, read, types) for op, read in zip(ops, reads, strict=True)], bool)
     lookups = np.array([operator_of(op).looks_up for op in ops], bool)
     flop = np.array([_flop(op, types, sizes) for op in ops], float)
     held = np.array(
@@ -106,7 +104,7 @@ def make_stream(graph: Graph, state: dict[str, State], roles: Roles, batch_size:
         ops=ops,
         labels=_labels(ops, types, weights),
         weighted=np.array([bool(r) for r in reads], bool),
-        heavy=heavy.astype(bool),
+        heavy=heavy,
         lookups=lookups,
         weight=flop / max(flop.sum(), 1) + held / max(held.sum(), 1),
         scopes=scopes,
@@ -114,6 +112,14 @@ def make_stream(graph: Graph, state: dict[str, State], roles: Roles, batch_size:
         edges=_edges(ops),
         sizes=np.array([sizes(v.type) for op in ops for v in op.results], int),
     )
+
+
+def _is_heavy(op: Op, weights: Sequence[str], types: dict[str, TensorType]) -> bool:
+    """Whether an op contracts a weight. A trained bias that attention adds to its scores is none: whether attention is
+    one op, or several of which none reads the bias, may differ from block to block."""
+    operator = operator_of(op)
+    mask = op.get(operator.mask) if operator.mask else None
+    return operator.contracts and any(len(types[n].shape) > 1 and Ref(n) != mask for n in weights)
 
 
 def common_prefix(first: Sequence[str], second: Sequence[str]) -> int:

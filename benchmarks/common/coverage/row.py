@@ -1,0 +1,86 @@
+"""One row: an architecture is built, captured once, and trained for a step under each kind of plan."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+
+import torch
+
+from common.architectures import named
+from common.architectures.base import Architecture, Subject
+from common.coverage.eager import repeatable
+from common.coverage.outcomes import RowOutcome, told, without_paths, worst
+from common.coverage.plans import plans_for
+from common.coverage.step import EXAMPLE, STEP, Step
+from common.doubles import precise
+from galvatron import api
+from galvatron.ir.capture import Captured, capture_graph
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.planned import planned_layers
+from galvatron.ir.text import print_program
+
+MEMORY_BYTES = 6 << 30
+"""What one process may allocate."""
+
+Tell = Callable[[RowOutcome], None]
+
+
+def run_row(name: str, results: Connection) -> None:
+    """The main function of a row's process: sends `RowOutcome`s, each in the place of the one before."""
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    torch.set_num_threads(1)
+    results.send(row_of(named(name), results.send))
+
+
+def row_of(architecture: Architecture, tell: Tell) -> RowOutcome:
+    """What becomes of an architecture; `tell` hears, before each step, what it is if that step never ends."""
+    row = RowOutcome(architecture.name, architecture.family, architecture.library)
+    tell(replace(row, outcome="unsound", cause="the process ended while the model was built"))
+    try:
+        subject = architecture.build()
+        problem = repeatable(subject, subject.batch(EXAMPLE, 0))
+    except ImportError as error:
+        return replace(row, outcome="absent", cause=str(error))
+    except Exception as error:
+        problem = told(error)[1]
+    if problem:
+        return replace(row, outcome="unsound", cause=without_paths(problem))
+    row = replace(row, parameters=sum(parameter.numel() for parameter in subject.model.parameters()))
+    tell(replace(row, outcome="timeout", cause="in the capture"))
+    began = time.perf_counter()
+    try:
+        captured = _captured(subject)
+    except Exception as error:
+        outcome, cause = told(error)
+        return replace(row, capture_s=_since(began), outcome=outcome, cause=without_paths(cause))
+    row = replace(
+        row,
+        capture_s=_since(began),
+        layers=len(planned_layers(captured.program)),
+        single="f32[" in print_program(captured.program),
+    )
+    return _with_plans(row, subject, captured, architecture.sequence, tell)
+
+
+def _captured(subject: Subject) -> Captured:
+    """The model as a program with costs for two devices, which is what plans are made for."""
+    with precise(subject.model):
+        found = capture_graph(subject.model, subject.batch(EXAMPLE, 0), loss_fn=subject.loss_fn)
+    return replace(found, program=api._costed(found.program, Cluster.parse(f"{api.NOMINAL_DEVICE}:1x2"), None))
+
+
+def _with_plans(row: RowOutcome, subject: Subject, captured: Captured, sequence: bool, tell: Tell) -> RowOutcome:
+    samples = STEP if STEP in captured.program.batch_sizes else EXAMPLE
+    step = Step(subject, captured, subject.batch(samples, 1), row.single)
+    for attempts in plans_for(row.name, sequence):
+        tell(replace(row, outcome="timeout", cause=f"under {attempts[0]}"))
+        row = replace(row, plans=(*row.plans, step.under(attempts)))
+    return replace(row, outcome=worst([plan.outcome for plan in row.plans]))
+
+
+def _since(began: float) -> float:
+    return round(time.perf_counter() - began, 2)
