@@ -56,6 +56,10 @@ class BatchSizes:
         return f"from {self.least}{most}{steps}{''.join(f' but {n}' for n in self.but)}"
 
 
+_LONG = 5040
+"""A length where any is allowed."""
+
+
 class Length(sympy.Symbol):
     """A size of the inputs, besides the number of samples, that may be another in every step, such as `S`.
 
@@ -83,11 +87,11 @@ class Length(sympy.Symbol):
         return (*super()._hashable_content(), self.example, self.sizes)
 
     @property
-    def other(self) -> int:
-        """Another value than the example, of those that the program holds for, and a multiple of it where it can be."""
-        step = self.sizes.multiple
-        near = (2 * self.example, 3 * self.example, self.example // 2, self.example + step, self.example - step)
-        return next((n for n in near if n > 0 and n in self.sizes), self.example)
+    def extremes(self) -> tuple[int, int]:
+        """The smallest and the largest value for which the program holds; some large one where there is no largest."""
+        sizes, step = self.sizes, self.sizes.multiple
+        longest = max(_LONG, self.example) if sizes.most is None else sizes.most
+        return -(-sizes.least // step) * step, longest // step * step
 
 
 Dim = int | sympy.Expr

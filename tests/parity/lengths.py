@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from galvatron.ir.capture import Dynamic
+from galvatron.ir.capture import Captured, Dynamic
 from tests import models
 
 WIDTH, HEADS = 16, 4
@@ -64,6 +64,11 @@ class Case:
     model: nn.Module
     batch: Callable[[int, int], dict[str, Any]]
     dynamic: Dynamic
+
+    @property
+    def captured(self) -> Captured:
+        """Its capture in float64."""
+        return models.captured(None, self.model.double(), self.batch, dynamic=self.dynamic)
 
 
 def tokens(size: int, seed: int, mask: str | None = "attention_mask", length: int | None = None) -> dict[str, Any]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from galvatron.compiled import BatchReader
-from galvatron.errors import PlanError
-from galvatron.ir.text import print_program
+from galvatron.errors import CaptureError, PlanError, VerifyError
+from galvatron.ir.capture import capture_graph
+from galvatron.ir.text import parse_program, print_program
+from galvatron.ir.verify import verify
 from tests.marks import some_slow
-from tests.parity.harness import BATCH_SIZE, check_program, costed, planned, subject
+from tests.parity.harness import BATCH_SIZE, captured, check_program, costed, planned, subject
 from tests.parity.lengths import LENGTHS, LENGTHS_TRIED, tokens
 
 PLANS = {"dp2": 2, "m2/dp2": 2, "tp2": 2, "pp2/m4/1f1b/dp1": 2, "pp2/m2/gpipe/dp2-zero3": 4, "dp2-tp2-recompute": 4}
@@ -73,3 +79,65 @@ def test_a_batch_with_other_lengths() -> None:
 def test_the_program_says_for_which_lengths_it_holds() -> None:
     (length,) = costed("lengths: padded")[0].lengths
     assert (str(length), length.example, str(length.sizes)) == ("S", 12, "from 3 to 24")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("from 3 to 24", "from 3 to 100", "aten.slice.Tensor"),
+        ("from 3 to 24", "from 1 to 24", "traced for lengths of at least 2"),
+        ("from 3 to 24", "from 24 to 24", "12 in the example, which is outside of from 24 to 24"),
+        ("%labels         : i64[B, S]", "%labels         : i64[B, 2*S]", "a length is the size of a dimension"),
+        ("[S, S]", "[S, 12]", "%"),
+    ],
+)
+def test_a_file_with_strange_lengths_is_refused(before: str, after: str, message: str) -> None:
+    text = print_program(captured("lengths: padded").program)
+    assert before in text
+    with pytest.raises(VerifyError, match=message):
+        verify(parse_program(text.replace(before, after, 1)))
+
+
+FIXED = {
+    "plain": (lambda h, n: h * math.exp(n), r"math.exp takes a plain number and fixes the size S at 12"),
+    "branch": (lambda h, n: h * 2 if n % 3 == 0 else h, r"the model works only for sizes S with"),
+    "loop": (lambda h, n: torch.stack(list(h.unbind(1)), 1), r"the model fixes the size S at 12"),
+}
+
+
+class Net(nn.Module):
+    def __init__(self, then: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.linear, self.then = nn.Linear(4, 4), then
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return (self.then(self.linear(x), x.shape[1]) * y.mean()).sum()
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_model_that_fixes_a_length_is_refused_at_its_line(name: str) -> None:
+    then, message = FIXED[name]
+    with pytest.raises(CaptureError, match=f"test_lengths.*lambda.*{message}"):
+        capture_graph(Net(then), {"x": torch.randn(4, 12, 4), "y": torch.randn(4, 12)}, dynamic={"x": {1: "S"}})
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "message"),
+    [
+        ({"x": {1: "B"}}, "a size is named by an identifier such as 'S', other than B, b, m, n"),
+        ({"x": {3: "S"}}, "names dim 3 of a tensor with 3 dimensions"),
+        ({"x": {1: "S"}, "y": {0: "S"}}, "S is 12, but 'y' has 4 on dim 0"),
+        ({"x": {0: "S"}, "y": {0: "S"}}, "no tensor with a batch dimension|fixes the size of every input"),
+        ({"x": 1}, "a mapping such as"),
+    ],
+)
+def test_lengths_that_mean_nothing(dynamic: Any, message: str) -> None:
+    with pytest.raises(CaptureError, match=message):
+        capture_graph(Net(lambda h, n: h), {"x": torch.randn(4, 12, 4), "y": torch.randn(4, 12)}, dynamic=dynamic)
+
+
+def test_a_range_of_lengths_follows_from_a_branch() -> None:
+    batch = {"x": torch.randn(4, 12, 4), "y": torch.randn(4, 12)}
+    net = Net(lambda h, n: h * 2 if n >= 8 else h)
+    (length,) = capture_graph(net, batch, dynamic={"x": {1: "S"}}).program.lengths
+    assert str(length.sizes) == "from 8"

@@ -50,8 +50,8 @@ def computed_types(op: Op, types: Mapping[str, TensorType], batch: int) -> tuple
 def _problem(op: Op, types: Mapping[str, TensorType]) -> str:
     """What is wrong with the types that the op declares."""
     written, known = op, types
-    for batch, other in zip(BATCHES, (False, True), strict=True):
-        op, types = _at_lengths(written, known, other=other)
+    for extreme, batch in enumerate(BATCHES):
+        op, types = _at_lengths(written, known, extreme)
         declared = tuple(v.type for v in op.results)
         try:
             count = _pieces(op, types, batch)
@@ -68,13 +68,13 @@ def _problem(op: Op, types: Mapping[str, TensorType]) -> str:
     return ""
 
 
-def _at_lengths(op: Op, types: Mapping[str, TensorType], *, other: bool) -> tuple[Op, dict[str, TensorType]]:
-    """An op and its operands at the lengths of the example, or at `other` ones."""
+def _at_lengths(op: Op, types: Mapping[str, TensorType], extreme: int) -> tuple[Op, dict[str, TensorType]]:
+    """An op and its operands at the shortest lengths, or at the longest."""
 
     def at(arg: Arg) -> Arg:
         if isinstance(arg, tuple):
             return tuple(map(at, arg))
-        values = {one: one.other if other else one.example for one in lengths_in(arg)}
+        values = {one: one.extremes[extreme] for one in lengths_in(arg)}
         return simplify_dim(arg.subs(values)) if isinstance(arg, sympy.Expr) and values else arg
 
     def typed(type_: TensorType) -> TensorType:

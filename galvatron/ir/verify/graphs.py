@@ -29,7 +29,7 @@ from galvatron.ir.padding import paddable
 from galvatron.ir.random import draws_as_a_whole, is_random, random_problem, without_site
 from galvatron.ir.spmd import is_spmd, without_axis
 from galvatron.ir.text.targets import is_known_target, unknown_target
-from galvatron.ir.types import BATCH, DTYPE_BYTES, MICRO_BATCHES, BatchSizes, Dim, Length, lengths_in
+from galvatron.ir.types import BATCH, DTYPE_BYTES, MICRO_BATCHES, Dim, Length, lengths_in
 from galvatron.ir.verify.arguments import argument_problem
 from galvatron.ir.verify.computed import BATCHES, computed_problem
 from galvatron.ir.verify.shapes import expected_dtype, expected_shapes
@@ -176,15 +176,8 @@ def _values(dim: sympy.Expr) -> Iterator[sympy.Expr]:
     """A size for a large batch, and the shortest and the longest lengths."""
     lengths = lengths_in(dim)
     at_batch = dim.subs(dict.fromkeys(dim.free_symbols - lengths, BATCHES[0]))
-    for longest in (False, True) if lengths else (False,):
-        yield at_batch.subs({one: _extreme(one.sizes, longest=longest) for one in lengths})
-
-
-def _extreme(sizes: BatchSizes, *, longest: bool) -> int:
-    """The largest size, or one of which no multiple is in the way, or the smallest."""
-    if longest:
-        return (sizes.most or BATCHES[0]) // sizes.multiple * sizes.multiple
-    return -(-sizes.least // sizes.multiple) * sizes.multiple
+    for extreme in range(2) if lengths else range(1):
+        yield at_batch.subs({one: one.extremes[extreme] for one in lengths})
 
 
 def result_count(scope: Scope) -> Iterator[Violation]:

@@ -93,9 +93,10 @@ def _length_problem(length: Length) -> str:
     """What is wrong with a free size of the inputs."""
     if length.sizes.least < 2:
         return f"{length} may be {length.sizes.least}, but programs are traced for lengths of at least 2"
-    if length.example not in length.sizes or length.other == length.example:
-        return f"{length} is {length.example} in the example, which is outside of {length.sizes}, or all there is"
-    return ""
+    if length.example not in length.sizes:
+        return f"{length} is {length.example} in the example, which is outside of {length.sizes}"
+    shortest, longest = length.extremes
+    return "" if shortest < longest else f"{length} has one value, {shortest}, and so is none"
 
 
 def _number_problem(number: Number) -> str:
