@@ -102,7 +102,7 @@ def run_graph(
     symbols: Symbols = {LOCAL_BATCH: batch, BATCH: batch if global_batch is None else global_batch}
     symbols |= {MICRO_BATCHES: micro_batches}
     symbols |= {number_symbol(type(value).__name__, name): value for name, value in (numbers or {}).items()}
-    symbols |= lengths or {}
+    symbols.update(lengths or {})
     for index, op in enumerate(map(without_site, graph.ops)):
         args, kwargs = _arguments(op, env, symbols)
         if op.namespace in ("comm", "spmd"):

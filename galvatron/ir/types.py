@@ -170,7 +170,8 @@ def evaluate(dim: Dim, batch: int) -> int:
     """The dimension at a given batch size (for `B` and `b` alike), and for the example's lengths."""
     if isinstance(dim, int):
         return dim
-    value = dim.subs({BATCH: batch, LOCAL_BATCH: batch} | {length: length.example for length in lengths_in(dim)})
+    lengths = [(length, length.example) for length in lengths_in(dim)]
+    value = dim.subs([(BATCH, batch), (LOCAL_BATCH, batch), *lengths])
     if not value.is_Integer:
         raise GalvatronError(f"dimension {dim} is not a whole number at batch size {batch}")
     return int(value)

@@ -99,7 +99,7 @@ def _family(name: str) -> Case:
 
 
 def _two_lengths() -> Case:
-    dynamic = _alike("input_ids", "attention_mask") | {"labels": {1: "T"}}
+    dynamic: Dynamic = {**_alike("input_ids", "attention_mask"), "labels": {1: "T"}}
     return Case(models.hugging_face("t5").model, pairs, dynamic)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 
 import sympy
 import torch
@@ -19,8 +20,8 @@ from galvatron.ir.types import BATCH, BatchSizes, Dim, Length
 _SEVERAL = BatchSizes(least=2)
 """A trace is for sizes of at least two."""
 
-_TRIED = (2, 3, 4, 5, 7, 8, 11, 16, 17)
-"""Sizes at which conditions on several at once must hold."""
+_TRIED = 12
+"""How many values of a size are tried in conditions on several at once."""
 
 
 class FixedLengthError(ValueError):
@@ -76,7 +77,7 @@ def find_lengths(
             raise CaptureError(f"dynamic: {name} and {names[symbol]} are one size to the model: give them one name")
     examples = {name: batch.tensors[place[0]].shape[place[1]] for place, name in batch.free.items()}
     plain = {name: sympy.Symbol(name, integer=True, positive=True) for name in examples}
-    symbols = {**known, **{symbol: plain[name] for symbol, name in names.items()}}
+    symbols = [*known.items(), *((symbol, plain[name]) for symbol, name in names.items())]
     example = {BATCH: batch.size, **{plain[name]: size for name, size in examples.items()}}
     conditions = [guard.subs(symbols) for guard in guards]
     extremes = {shape.subs(symbols) for shape in shapes if shape.has(Max, Min)}
@@ -103,17 +104,22 @@ def _sizes_of(
         raise FixedLengthError(place, name) from None
 
 
+def _several(sizes: BatchSizes) -> list[int]:
+    """The first of these sizes."""
+    return list(islice((n for n in range(sizes.least, (sizes.most or sys.maxsize) + 1) if n in sizes), _TRIED))
+
+
 def _check_pairs(
     conditions: Iterable[sympy.Basic], plain: Mapping[str, sympy.Symbol], lengths: Mapping[str, Length]
 ) -> None:
     """Refuses a condition on several sizes that does not hold for all of them."""
     of = {plain[name]: length for name, length in lengths.items()}
     for condition in conditions:
-        symbols = sorted(condition.free_symbols, key=str)
+        symbols = [s for s in sorted(condition.free_symbols, key=str) if isinstance(s, sympy.Symbol)]
         if len(symbols) < 2 or not of.keys() & set(symbols):
             continue
-        choices = [[n for n in _TRIED if s == BATCH or n in of[s].sizes] for s in symbols]
-        if any(condition.subs(dict(zip(symbols, sizes, strict=True))) == sympy.false for sizes in product(*choices)):
+        choices = [_several(of[s].sizes if s in of else _SEVERAL) for s in symbols]
+        if any(condition.subs(list(zip(symbols, sizes, strict=True))) == sympy.false for sizes in product(*choices)):
             raise CaptureError(
                 f"dynamic: the model works only where {condition}, for the sizes {', '.join(map(str, symbols))}: "
                 "leave a length out, or derive sizes from the inputs, as in x.shape[1]"

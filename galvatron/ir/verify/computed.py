@@ -74,7 +74,7 @@ def _at_lengths(op: Op, types: Mapping[str, TensorType], extreme: int) -> tuple[
     def at(arg: Arg) -> Arg:
         if isinstance(arg, tuple):
             return tuple(map(at, arg))
-        values = {one: one.extremes[extreme] for one in lengths_in(arg)}
+        values = [(one, one.extremes[extreme]) for one in lengths_in(arg)]
         return simplify_dim(arg.subs(values)) if isinstance(arg, sympy.Expr) and values else arg
 
     def typed(type_: TensorType) -> TensorType:
