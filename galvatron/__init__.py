@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from galvatron.checking import Report, check
     from galvatron.errors import GalvatronError
     from galvatron.ir.cluster import Cluster
+    from galvatron.ir.ops.foreign import register_rule
     from galvatron.ir.plan import Plan
     from galvatron.ir.program import Program
     from galvatron.ir.strategy import Strategy
@@ -29,6 +30,7 @@ __all__ = [
     "check",
     "compile",
     "estimate",
+    "register_rule",
     "search",
 ]
 
@@ -40,6 +42,7 @@ _HOME = {
     "Report": "galvatron.checking.report",
     "Strategy": "galvatron.ir.strategy",
     "check": "galvatron.checking.examine",
+    "register_rule": "galvatron.ir.ops.foreign",
 }
 
 

@@ -34,6 +34,7 @@ from galvatron.ir import limits
 from galvatron.ir.capture import BatchDims, Captured, Dynamic, LossFunction, capture_graph, device_of
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.documents import shown
+from galvatron.ir.ops.foreign import adopt, foreign_targets
 from galvatron.ir.plan import Plan
 from galvatron.ir.planned import PlanShorthand, read_plan, with_plan, without_plan
 from galvatron.ir.program import Form, Program
@@ -402,24 +403,25 @@ def _on_rank_0(world: rt.World, plan: Callable[[], Captured]) -> Captured:
     """
     if world.size == 1:
         return plan()
-    captured, error, message = None, None, ("", "")
+    captured, error, message = None, None, ("", "", {})
     if world.rank == 0:
         try:
             captured = plan()
             with ours("printing the plan", captured.program):
-                message = ("program", print_program(captured.program))
+                message = ("program", print_program(captured.program), foreign_targets(captured.program.graphs))
         except Exception as raised:  # whatever it is, the other ranks must not wait for a plan that never comes
             error = raised
             kind = type(raised).__name__
             own = isinstance(raised, GalvatronError)
-            message = (kind, str(raised) if own else f"rank 0 failed while planning: {kind}: {raised}")
+            message = (kind, str(raised) if own else f"rank 0 failed while planning: {kind}: {raised}", {})
     with failure.guarded("waiting for the plan of rank 0"):
-        kind, text = comm.broadcast_object(message, comm.all_ranks(), 0, phase="the plan", patient=True)
+        kind, text, foreign = comm.broadcast_object(message, comm.all_ranks(), 0, phase="the plan", patient=True)
     if error is not None:
         raise error
     if kind != "program":
         raise error_of_kind(kind, text)
     # Rank 0 too goes on from the text, so that all ranks lower the very same program.
+    adopt(foreign)
     with ours("reading the plan of rank 0"):
         program = parse_program(text)
     return Captured(program, _broadcast_constants(program, captured.constants if captured else {}, world))

@@ -14,6 +14,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from galvatron.ir.ops.foreign import adopt, foreign_targets
+
 if TYPE_CHECKING:
     from galvatron.ir.capture import Captured
 
@@ -28,6 +30,9 @@ def kept(name: str, capture: Callable[[], Captured]) -> Captured:
     path = folder / f"{sha256(name.encode()).hexdigest()}.captured"
     if not path.exists():
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            pickle.dump(capture(), file)
+            captured = capture()
+            pickle.dump((captured, foreign_targets(captured.program.graphs)), file)
         os.replace(file.name, path)  # in one piece: another worker may be about to read it
-    return pickle.loads(path.read_bytes())
+    captured, operators = pickle.loads(path.read_bytes())
+    adopt(operators)
+    return captured

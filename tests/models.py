@@ -151,7 +151,7 @@ def gpt(**options: Any) -> Case:
 def hugging_face(name: str, mask: bool = True, **changes: Any) -> Case:
     """A tiny Hugging Face model of a family, without dropout, in float64."""
     transformers = pytest.importorskip("transformers")
-    config_class, model_class, options = (FAMILIES | SINGLE_PRECISION)[name]
+    config_class, model_class, options = (FAMILIES | SINGLE_PRECISION | EXPERTS)[name]
     config = getattr(transformers, config_class)(**(options | changes))
     torch.manual_seed(0)
     model = getattr(transformers, model_class)(config).double().train()
@@ -245,6 +245,27 @@ SINGLE_PRECISION: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 """Families that compute in float32 only: their TorchScript functions do not know `Doubles`."""
+
+
+EXPERTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "qwen3-moe": (
+        "Qwen3MoeConfig",
+        "Qwen3MoeForCausalLM",
+        _DECODER | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    ),
+    "deepseek-v3": (
+        "DeepseekV3Config",
+        "DeepseekV3ForCausalLM",
+        {
+            "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+            "moe_intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 4,
+            "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1,
+            "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8,
+            "use_cache": False,
+        },
+    ),
+}  # fmt: skip
+"""Families with experts, under each of their implementations (`experts_implementation`)."""
 
 
 def tensors_of(

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from galvatron.checking.found import LeftWhole, RefusedRole
 from galvatron.errors import StrategyError
+from galvatron.ir.factors import FactorTable
 from galvatron.ir.layout import REPLICATE, Axis
 from galvatron.ir.program import LayerClass, LayerKind, Program
 from galvatron.ir.strategy import AxisRole, Strategy
@@ -14,7 +15,6 @@ from galvatron.machine import Machine
 from galvatron.partition import Partitioner
 from galvatron.partition.boundary import ROLES
 from galvatron.partition.decisions import Decision
-from galvatron.partition.factors import FactorTable
 from galvatron.partition.modes import Mode
 from galvatron.partition.prices import Prices
 

@@ -8,11 +8,15 @@ from functools import cached_property
 
 from galvatron.codegen.function import Function, emit_function
 from galvatron.codegen.names import Scope, identifier
+from galvatron.codegen.own_backward import emit_own_backward
 from galvatron.codegen.runs import INDEX
 from galvatron.codegen.sizes import Sizes, batch_input_shape
 from galvatron.errors import GalvatronError
+from galvatron.ir import graph as ir
+from galvatron.ir.functions import functions_of
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis, Shard, nameable_axes
+from galvatron.ir.local_functions import with_local_functions
 from galvatron.ir.program import Layer, LayerClass, LayerKind, Program, Stage, Update, When
 from galvatron.ir.types import Dim
 from galvatron.schedules import Schedule
@@ -48,6 +52,8 @@ class BatchParameter:
 class Bindings:
     """Every name of one stage's module.
 
+    `own_backwards` are the texts of functions with a backward of their own, which `functions` call.
+
     `batch` maps each batch parameter to its variable and its local shape in samples of the micro-batch, or of the whole
     batch in an epilogue; `scopes` have the variables of `forward`, `step` and `epilogue` by program-level name.
     """
@@ -56,6 +62,7 @@ class Bindings:
     stage: Stage
     sizes: Sizes
     functions: dict[str, Function]
+    own_backwards: tuple[str, ...]
     axes: dict[Axis, str]
     layers: dict[str, str]
     batch: dict[BatchParameter, tuple[str, tuple[Dim, ...]]]
@@ -128,17 +135,19 @@ def bind_names(program: Program, stage: Stage, sizes: Sizes) -> Bindings:
     waiting = _waiting(program, stage)
     module = Scope(taken=("Stage",))
     functions: dict[str, Function] = {}
+    own = _own_backwards(program, stage, module)
     for layer in stage.layers:
         if layer.cls not in functions:
             functions[layer.cls] = emit_function(
-                program.class_of[layer.cls], module.bind(layer.cls), waiting.get(layer.cls, frozenset())
+                program.class_of[layer.cls], module.bind(layer.cls), waiting.get(layer.cls, frozenset()), own
             )
-    taken = [*(function.name for function in functions.values()), INDEX]
+    taken = [*(function.name for function in functions.values()), *own.values(), INDEX]
     bindings = Bindings(
         program=program,
         stage=stage,
         sizes=sizes,
         functions=functions,
+        own_backwards=tuple(emit_own_backward(function, name) for function, name in own.items()),
         axes=_axis_names(program, stage),
         layers=_layer_names(program, stage),
         batch={},
@@ -158,6 +167,13 @@ def bind_names(program: Program, stage: Stage, sizes: Sizes) -> Bindings:
         for result in layer.results:
             bindings.scope_of(layer).bind_one_of(result, wishes[result])
     return bindings
+
+
+def _own_backwards(program: Program, stage: Stage, module: Scope) -> dict[ir.Function, str]:
+    """The functions with a backward of their own, as the rank runs them, that the layers of a stage call."""
+    classes = [program.class_of[name] for name in dict.fromkeys(layer.cls for layer in stage.layers)]
+    found = functions_of(with_local_functions(cls.graph, cls.mesh) for cls in classes)
+    return {function: module.bind(("function", function), function.name) for function in found}
 
 
 def _wishes(program: Program) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -12,12 +12,14 @@ from galvatron.codegen.expressions import print_expression, share
 from galvatron.codegen.layout import INDENT, WIDTH, call, lines, prefixed, tuple_of
 from galvatron.codegen.names import Scope, escaped, shortest_suffixes
 from galvatron.codegen.ops import IN_TRAINING, OpPrinter
+from galvatron.ir import graph as ir
 from galvatron.ir.graph import Arg, Graph, Op, Source
 from galvatron.ir.layout import nameable_axes
+from galvatron.ir.local_functions import with_local_functions
 from galvatron.ir.ops.table import OPERATORS, operator_of
 from galvatron.ir.program import LayerClass
 from galvatron.ir.random import is_random
-from galvatron.ir.recompute import selective_steps
+from galvatron.ir.recompute import Step, selective_steps
 from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES, lengths_in, numbers_in
 
 _SHORT = {name.strip("_"): operator.short for name, operator in OPERATORS.items() if operator.short}
@@ -42,16 +44,23 @@ class Function:
     numbers: tuple[tuple[str, str], ...] = ()
 
 
-def emit_function(cls: LayerClass, name: str, waiting: frozenset[str] = frozenset()) -> Function:
-    """Writes the function of a sharded layer class; gradients of the `waiting` among its weights may come later."""
-    graph = cls.graph
-    symbols = _symbols(graph)
+def emit_function(
+    cls: LayerClass, name: str, waiting: frozenset[str] = frozenset(), own: Mapping[ir.Function, str] | None = None
+) -> Function:
+    """Writes the function of a sharded layer class.
+
+    Args:
+        waiting: those among its weights whose gradients may come later.
+        own: the Python classes of the functions with a backward of their own that its ops call.
+    """
+    graph = with_local_functions(cls.graph, cls.mesh)
+    symbols = symbols_in(graph)
     axes = _axes_used(cls)
     random = any(is_random(op) for op in graph.ops)
     trains = any(switch and op[switch] is True for op in graph.ops if (switch := operator_of(op).in_training))
     reserved = {"b": LOCAL_BATCH in symbols, "B": BATCH in symbols, "m": MICRO_BATCHES in symbols, "seed": random}
     reserved[IN_TRAINING] = trains
-    scope = Scope(taken=[name for name, used in reserved.items() if used])
+    scope = Scope(taken=[*(name for name, used in reserved.items() if used), *(own or {}).values()])
     for axis in axes:
         scope.bind(("axis", axis), axis)
     parameters = [scope["axis", axis] for axis in axes]
@@ -62,7 +71,7 @@ def emit_function(cls: LayerClass, name: str, waiting: frozenset[str] = frozense
     names = {name for symbol in symbols for _, name in numbers_in(symbol).values()}
     names |= {length.name for symbol in symbols for length in lengths_in(symbol)}
     given = tuple((scope.bind(("number", name), name), name) for name in sorted(names))
-    batch_binding = _bind_local_batch(graph, scope) if LOCAL_BATCH in symbols else None
+    batch_binding = bind_batch(graph, scope, LOCAL_BATCH) if LOCAL_BATCH in symbols else None
     keywords = [str(symbol) for symbol in (BATCH, MICRO_BATCHES) if symbol in symbols]
     keywords += ["b"] if LOCAL_BATCH in symbols and batch_binding is None else []
     first_tensor = next((scope[v.name] for v in (*graph.inputs, *graph.state)), None)
@@ -74,7 +83,8 @@ def emit_function(cls: LayerClass, name: str, waiting: frozenset[str] = frozense
     named = [*keywords, *(keyword for keyword, _ in given), *(["seed"] if random else [])]
     signature = [*parameters, *(["*", *named] if named else [])]
     body = [f"{INDENT}{batch_binding}"] if batch_binding else []
-    body += _body(cls, scope, OpPrinter(scope.__getitem__, graph.values, device, waiting))
+    steps = selective_steps(graph) if cls.strategy and cls.strategy.recompute == "selective" else {}
+    body += body_lines(graph, scope, OpPrinter(scope.__getitem__, graph.values, device, waiting, own or {}), steps)
     returned = [scope[output] for output in graph.outputs]
     result = lines(tuple_of(returned) if len(", ".join(returned)) > WIDTH - 12 else ", ".join(returned), 1)
     result[0] = f"{INDENT}return {result[0].strip()}"
@@ -82,17 +92,21 @@ def emit_function(cls: LayerClass, name: str, waiting: frozenset[str] = frozense
     return Function(name, "\n".join([*header, *body, *result]), axes, tuple(keywords), random, given)
 
 
-def _body(cls: LayerClass, scope: Scope, printer: OpPrinter) -> Iterator[str]:
-    """One assignment per op, each run of ops from one source line under that line."""
-    graph = cls.graph
-    steps = selective_steps(graph) if cls.strategy and cls.strategy.recompute == "selective" else {}
+def body_lines(
+    graph: Graph, scope: Scope, printer: OpPrinter, steps: Mapping[int, Step], depth: int = 1
+) -> Iterator[str]:
+    """One assignment per op, each run of ops from one source line under that line.
+
+    Args:
+        steps: the ops that a recomputed layer does not compute again, by their places.
+    """
     used = {name for op in graph.ops for name in op.operands} | set(graph.outputs)
     namer = _Namer(graph, scope)
     source: Source | None = None
     for index, op in enumerate(graph.ops):
         if op.source is not None and (source is None or str(op.source) != str(source)):
             source = op.source
-            yield f"{INDENT}{source_comment(source)}"
+            yield f"{INDENT * depth}{source_comment(source, depth)}"
         expression = printer.step(op, steps[index]) if index in steps else printer.expression(op)
         wish = namer.wish(op)
         targets = [scope.bind(v.name, wish or _short(v.name)) if v.name in used else "_" for v in op.results]
@@ -100,8 +114,8 @@ def _body(cls: LayerClass, scope: Scope, printer: OpPrinter) -> Iterator[str]:
         if unpacked.endswith(","):
             unpacked = f"({unpacked})"
         if is_random(op):
-            yield from lines(prefixed("with ", printer.draw(op), ":"), 1)
-        yield from lines(prefixed(f"{unpacked} = ", expression), 2 if is_random(op) else 1)
+            yield from lines(prefixed("with ", printer.draw(op), ":"), depth)
+        yield from lines(prefixed(f"{unpacked} = ", expression), depth + is_random(op))
 
 
 class _Namer:
@@ -134,28 +148,28 @@ def _short(name: str) -> str:
     return next((name.replace(long, short) for long, short in _SHORT.items() if name.startswith(long)), name)
 
 
-def source_comment(source: Source) -> str:
+def source_comment(source: Source, depth: int = 1) -> str:
     """`# modeling_llama.py:220  query = self.q_proj(x)`."""
     text = f"# {PurePath(source.file).name}:{source.line}  {' '.join(source.code.split())}".rstrip()
     text = "".join(c if c.isprintable() else escaped(c) for c in text)
-    room = WIDTH - len(INDENT)
+    room = WIDTH - len(INDENT) * depth
     return text if len(text) <= room else f"{text[: room - 2].rstrip()} …"
 
 
-def _bind_local_batch(graph: Graph, scope: Scope) -> str | None:
-    """`b = x.size(0)`, read off the input that says it most simply; None when no input has a multiple of b as size."""
+def bind_batch(graph: Graph, scope: Scope, symbol: sympy.Symbol) -> str | None:
+    """`b = x.size(0)`, read off the input that says it most simply; None when no input has a multiple of it as size."""
     found: list[tuple[int, int, str]] = []
     for order, value in enumerate(graph.inputs):
         for dim, size in enumerate(value.type.shape):
-            factor = share(size, LOCAL_BATCH)
+            factor = share(size, symbol)
             if factor is not None:
                 read = sympy.Symbol(f"{scope[value.name]}.size({dim})")
                 text = print_expression(read * sympy.Rational(factor.denominator, factor.numerator))
-                found.append((factor.numerator + factor.denominator, order, f"b = {text}"))
+                found.append((factor.numerator + factor.denominator, order, f"{symbol} = {text}"))
     return min(found)[2] if found else None
 
 
-def _symbols(graph: Graph) -> set[sympy.Symbol]:
+def symbols_in(graph: Graph) -> set[sympy.Symbol]:
     """The symbols that the ops mention."""
 
     def walk(arg: Arg) -> Iterator[sympy.Symbol]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Mapping
+from types import MappingProxyType
 
 import sympy
 
@@ -12,7 +13,7 @@ from galvatron.codegen.forms import Spelling, forms
 from galvatron.codegen.layout import Brackets, Text, call, list_of, prefixed, tuple_of
 from galvatron.codegen.names import attribute, literal
 from galvatron.errors import GalvatronError
-from galvatron.ir.graph import Arg, Const, Op, Ref, Value
+from galvatron.ir.graph import Arg, Const, Function, Op, Ref, Value
 from galvatron.ir.ops.schemas import MEANINGLESS, Required, is_operator, schema_of
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.random import without_site
@@ -42,6 +43,7 @@ class OpPrinter:
         values: every value of the graph by name.
         device: Python text for the device of tensors created from nothing.
         waiting: weights whose gradients may be computed later than those of other operands.
+        own: the Python classes of functions with a backward of their own.
     """
 
     def __init__(
@@ -50,11 +52,13 @@ class OpPrinter:
         values: Mapping[str, Value],
         device: str,
         waiting: frozenset[str] = frozenset(),
+        own: Mapping[Function, str] = MappingProxyType({}),
     ) -> None:
         self._identifier = identifiers
         self._values = values
         self._device = device
         self._waiting = waiting
+        self._own = own
 
     def expression(self, op: Op) -> Text:
         """The right-hand side of the op's assignment.
@@ -62,6 +66,8 @@ class OpPrinter:
         Raises:
             GalvatronError: it is not among the ops that a program may contain.
         """
+        if op.function is not None:
+            return call(f"{self._own[op.function]}.apply", map(self.argument, op.args))
         if not is_known_target(op.target):
             raise GalvatronError(unknown_target(op.target))
         if op.namespace == "comm":

@@ -32,7 +32,7 @@ _DECLARE_IN_LOOP, _CALL_IN_LOOP = 2, 3
 def emit_stage(program: Program, stage: Stage, sizes: Sizes | None = None) -> str:
     """The module of one stage of a staged program, as text."""
     bindings = bind_names(program, stage, sizes or local_sizes(program))
-    functions = [function.text for function in bindings.functions.values()]
+    functions = [*bindings.own_backwards, *(function.text for function in bindings.functions.values())]
     methods = [*_step(bindings), *_forward(bindings), *_epilogue(bindings)]
     stage_text = "\n".join([*_head(bindings), *_init(bindings), *methods])
     body = "\n\n\n".join([*functions, stage_text])

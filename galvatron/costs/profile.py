@@ -25,6 +25,7 @@ from galvatron.ir.collectives import MESSAGES, Conversion, conversion_of
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.interpreter import DTYPE_OF, empty_like_type, run_graph
 from galvatron.ir.layout import Axis, nameable_axes
+from galvatron.ir.local_functions import with_local_functions
 from galvatron.ir.ops.table import kernel_work, of_target
 from galvatron.ir.ops.work import Work
 from galvatron.ir.recompute import selective_steps
@@ -53,6 +54,7 @@ def profile_graph(
         recompute: which activations the backward computes again, as in a strategy; it does, as at run time.
         at: the local batch size that matters, for a graph that is not linear in it: one that pairs samples.
     """
+    graph = with_local_functions(graph, mesh)
     batches = _batches(graph, mesh) if at is None else (at, 2 * at)
     while True:
         try:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from galvatron.ir.ops.table import operator_of
+from galvatron.ir.ops.table import differentiated
 from galvatron.ir.program import Layer, Program
 
 
@@ -45,7 +45,7 @@ def _mark(program: Program, layer: Layer, found: Gradients) -> None:
     formals.update(_where(graph.inputs, (name in found.values for name in layer.operands)))
     formals.update(_where(graph.state, (program.state_of[name].trainable for name in layer.state)))
     for op in graph.ops:
-        if not operator_of(op).stops_gradient and any(name in formals for name in op.operands):
+        if any(name in formals for name in differentiated(op)):
             formals.update(v.name for v in op.results if v.type.is_floating)
     found.values.update(n for n, f in zip(layer.results, graph.outputs, strict=True) if f in formals)
     found.values.update(n for f, n in zip(graph.inputs, layer.operands, strict=True) if f.name in formals)

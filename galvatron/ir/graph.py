@@ -7,16 +7,17 @@ that use it. Ops are named by their ATen overload (`aten.linear.default`); colle
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from galvatron.ir.layout import Layout
 from galvatron.ir.ops.arguments import Arg, Const, Ref, map_refs, typed, walk_refs
+from galvatron.ir.ops.notation import OpDims
 from galvatron.ir.ops.schemas import bound
 from galvatron.ir.ops.targets import parsed
 from galvatron.ir.types import TensorType
 
-__all__ = ["Arg", "Const", "Graph", "Op", "Ref", "Source", "Value", "map_refs", "walk_refs"]
+__all__ = ["Arg", "Const", "Function", "Graph", "Op", "Ref", "Source", "Value", "map_refs", "walk_refs"]
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Op:
-    """One operation. `source` says where it comes from and takes no part in comparison."""
+    """One operation. `source` says where it comes from and takes no part in comparison.
+
+    An op `function.NAME` calls the `function` of this name, with a tensor for each of its operands.
+    """
 
     target: str
     args: tuple[Arg, ...]
     kwargs: tuple[tuple[str, Arg], ...]
     results: tuple[Value, ...]
     source: Source | None = None
+    function: Function | None = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Op) and self._key == other._key
@@ -59,11 +64,12 @@ class Op:
 
     @property
     def _key(self) -> tuple[object, ...]:
-        return (self.target, typed(self.args), tuple((k, typed(v)) for k, v in self.kwargs), self.results)
+        arguments = typed(self.args), tuple((k, typed(v)) for k, v in self.kwargs)
+        return (self.target, *arguments, self.results, self.function)
 
     @property
     def namespace(self) -> str:
-        """`aten`, `random`, `spmd` or `comm` (see `ops.targets`)."""
+        """`aten`, `random`, `spmd`, `comm` or `function` (see `ops.targets`)."""
         return parsed(self.target).namespace
 
     @property
@@ -78,6 +84,8 @@ class Op:
     @cached_property
     def arguments(self) -> dict[str, Arg]:
         """The arguments by parameter, in the order of the schema and defaults included."""
+        if self.function is not None:
+            return {v.name: arg for v, arg in zip(self.function.forward.inputs, self.args, strict=False)}
         return bound(self.target, self.args, dict(self.kwargs))
 
     def __getitem__(self, parameter: str) -> Arg:
@@ -168,3 +176,42 @@ class Graph:
                 kept.append(op)
                 live.update(op.operands)
         return replace(self, ops=tuple(reversed(kept)))
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function whose backward is its own and not what follows from its forward: what an op `function.NAME` calls.
+
+    `forward` makes of the operands first the `results` results, then what is saved for the backward. `backward` reads
+    what is saved, under the names that it has in `forward`, then a gradient of each floating result, and makes the
+    gradients of the operands at the positions `differentiated`; no others have one. Neither has state.
+
+    `dims` are the dimensions along which it may run on slices, which follow from the graphs (see `ir.functions`).
+    """
+
+    name: str
+    forward: Graph
+    backward: Graph
+    results: int
+    differentiated: tuple[int, ...]
+    dims: OpDims | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def target(self) -> str:
+        """What an op that calls it has for its target."""
+        return f"function.{self.name}"
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """The values that the backward reads of the forward."""
+        return self.forward.outputs[self.results :]
+
+    @property
+    def made(self) -> tuple[Value, ...]:
+        """The results, as values of `forward`."""
+        return tuple(self.forward.values[name] for name in self.forward.outputs[: self.results])
+
+    @property
+    def gradients(self) -> tuple[Value, ...]:
+        """The gradients of the floating results, as inputs of `backward`."""
+        return self.backward.inputs[len(self.saved) :]

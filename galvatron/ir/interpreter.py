@@ -10,7 +10,7 @@ import sympy
 import torch
 
 from galvatron.errors import GalvatronError
-from galvatron.ir.graph import Arg, Const, Graph, Op, Ref
+from galvatron.ir.graph import Arg, Const, Function, Graph, Op, Ref
 from galvatron.ir.ops.schemas import CONSTANTS, is_operator
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.ops.targets import parsed
@@ -105,7 +105,9 @@ def run_graph(
     symbols.update(lengths or {})
     for index, op in enumerate(map(without_site, graph.ops)):
         args, kwargs = _arguments(op, env, symbols)
-        if op.namespace in ("comm", "spmd"):
+        if op.function is not None:
+            function = _with_own_backward(op.function, batch, symbols[BATCH], device)
+        elif op.namespace in ("comm", "spmd"):
             if handler is None:
                 raise GalvatronError(f"op {op.target!r} needs a handler, since it communicates")
             function = _handled(op, handler)
@@ -119,6 +121,37 @@ def run_graph(
         outs = tuple(out) if len(op.results) > 1 or isinstance(out, (tuple, list)) else (out,)
         env.update((value.name, tensor) for value, tensor in zip(op.results, outs, strict=False))
     return {name: env[name] for name in graph.outputs}
+
+
+def _with_own_backward(
+    own: Function, batch: int, global_batch: int, device: torch.device | str | None
+) -> Callable[..., Any]:
+    """A function of tensors whose backward is its own."""
+
+    def run(graph: Graph, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        values = {v.name: tensor for v, tensor in zip(graph.inputs, tensors, strict=True)}
+        found = run_graph(graph, values, batch=batch, global_batch=global_batch, device=device)
+        return tuple(found[name] for name in graph.outputs)
+
+    return lambda *operands: _OwnBackward.apply(own, run, *operands)
+
+
+class _OwnBackward(torch.autograd.Function):
+    """Runs the two graphs of a function."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Function, run: Callable[..., tuple[torch.Tensor, ...]], *operands: torch.Tensor) -> Any:
+        ctx.own, ctx.run = own, run
+        outputs = run(own.forward, *operands)
+        ctx.save_for_backward(*outputs[own.results :])
+        return outputs[: own.results] if own.results > 1 else outputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        own = ctx.own
+        floating = (g for g, v in zip(gradients, own.made, strict=True) if v.type.is_floating)
+        made = dict(zip(own.differentiated, ctx.run(own.backward, *ctx.saved_tensors, *floating), strict=True))
+        return None, None, *(made.get(i) for i in range(len(own.forward.inputs)))
 
 
 def evaluated(op: Op, values: Mapping[str, torch.Tensor], batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -26,6 +26,7 @@ from functools import lru_cache
 import sympy
 
 from galvatron.ir.graph import Arg, Graph, Op, Ref, Source, Value
+from galvatron.ir.ops.foreign import is_foreign, whole_note
 from galvatron.ir.ops.notation import DimNames, OpDims
 from galvatron.ir.ops.schemas import is_operator, schema_of
 from galvatron.ir.ops.table import op_dims, operator_of, summands
@@ -143,6 +144,8 @@ def _results(op: Op, types: Mapping[str, TensorType], operands: list[Spread]) ->
         return (SAME,) * len(op.results), []
     dims = op_dims(op, types)
     shapes = (*(types[name].shape for name in op.operands), *(value.type.shape for value in op.results))
+    if dims is None and is_foreign(op.target):
+        raise _Couples(f"is computed on all samples at once, since {whole_note(op.target)}")
     if dims is None or len(dims.operands) != len(operands) or not dims.agree(shapes):
         raise _Couples("is computed on all samples at once")
     if batched or any(isinstance(state, Along) for state in operands):

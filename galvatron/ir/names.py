@@ -36,5 +36,6 @@ class Names:
 
 
 def base_name(target: str) -> str:
-    """What a result of an op is called: `aten._to_copy.default` → `to_copy`."""
-    return parsed(target).name.strip("_")
+    """What a result of an op is called: `aten._to_copy.default` → `to_copy`, `function.Clip` → `clip`."""
+    called = parsed(target)
+    return called.name.lower() if called.namespace == "function" else called.name.strip("_")

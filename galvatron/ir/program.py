@@ -22,7 +22,8 @@ import sympy
 from galvatron.errors import PassError, PlanError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.cost import ClassCost
-from galvatron.ir.graph import Graph, Value
+from galvatron.ir.functions import functions_of
+from galvatron.ir.graph import Function, Graph, Value
 from galvatron.ir.layout import Axis, Layout
 from galvatron.ir.plan import Plan
 from galvatron.ir.strategy import Strategy
@@ -321,6 +322,16 @@ class Program:
         for layer in self.all_layers:
             found.setdefault(layer.cls, []).append(layer)
         return {name: tuple(layers) for name, layers in found.items()}
+
+    @cached_property
+    def functions(self) -> tuple[Function, ...]:
+        """The functions with a backward of their own that its ops call."""
+        return functions_of(self.graphs)
+
+    @cached_property
+    def graphs(self) -> tuple[Graph, ...]:
+        """Its op graphs: that of a captured program, those of classes."""
+        return (*(() if self.graph is None else (self.graph,)), *(cls.graph for cls in self.classes))
 
     @cached_property
     def batched(self) -> frozenset[str]:

@@ -20,10 +20,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from galvatron.ir.factors import FactorPlace, FactorTable, OpFactor
 from galvatron.ir.graph import Graph, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Placement
 from galvatron.ir.types import BATCH, TensorType, exact_quotient, simplify_dim
-from galvatron.partition.factors import FactorPlace, FactorTable, OpFactor
 from galvatron.partition.groups import Choices
 from galvatron.partition.modes import AxisState, Mode, Split
 from galvatron.partition.solver import Boundary

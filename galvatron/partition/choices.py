@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from galvatron.ir.factors import FactorTable, OpFactor
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import Axis
 from galvatron.partition.boundary import Border, Role, matrices, residual_stream
-from galvatron.partition.factors import FactorTable, OpFactor
 from galvatron.partition.groups import Choices, MatrixFactors, Modes
 from galvatron.partition.modes import Mode, Split, op_modes
 from galvatron.partition.padding import without_stranded_padding

@@ -6,11 +6,12 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from galvatron.ir.graph import Graph
+from galvatron.ir.factors import FactorTable, OpFactor
+from galvatron.ir.graph import Graph, Op
 from galvatron.ir.layout import Axis
+from galvatron.ir.ops.foreign import is_foreign
 from galvatron.ir.types import BATCH, exact_quotient
 from galvatron.partition.choices import Taken
-from galvatron.partition.factors import FactorTable, OpFactor
 from galvatron.partition.modes import Mode, Split, pieces
 from galvatron.partition.solver import Boundary, Solution
 
@@ -20,6 +21,8 @@ class Reason(enum.Enum):
 
     NO_RULE = "no rule"
     """The rule table does not know the op."""
+    FOREIGN = "no rule: see galvatron.register_rule"
+    """It calls an operator of another library, of which nobody has said how it splits."""
     INDIVISIBLE = "cannot be split"
     """It works along the dimension that the axis shards around it, or along every one but the batch."""
     ROLE = "whole by the axis' role"
@@ -71,7 +74,7 @@ def decisions(
         reason: Reason | None = None
         if mode.factor is None:
             known = outer[index].whole if outer is not None else None
-            reason = known or _reason(offer, index, not sharded.isdisjoint(graph.ops[index].operands))
+            reason = known or _reason(offer, index, graph.ops[index], not sharded.isdisjoint(graph.ops[index].operands))
         found.append(Decision(mode, reason))
     return tuple(found)
 
@@ -85,13 +88,13 @@ def _sharded(graph: Graph, boundary: Boundary, solution: Solution) -> frozenset[
     return frozenset(name for name, state in states if isinstance(state, Split))
 
 
-def _reason(offer: Offer, index: int, reads_sharded: bool) -> Reason:
+def _reason(offer: Offer, index: int, op: Op, reads_sharded: bool) -> Reason:
     """Why an op is whole."""
     if any(mode.share < 1 for mode in offer.modes[index]):
         return Reason.CHEAPER
     dims, factors = offer.table.dims[index], offer.table.op_factors(index)
     if dims is None:
-        return Reason.NO_RULE
+        return Reason.FOREIGN if is_foreign(op.target) else Reason.NO_RULE
     if not factors or (dims.indivisible and all(f.size == BATCH for f in factors)):
         return Reason.INDIVISIBLE
     reached = [f for f in factors if offer.allowed(index, f)]

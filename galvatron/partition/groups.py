@@ -17,9 +17,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from galvatron.ir.factors import Factor, FactorPlace, FactorTable, OpFactor
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import PARTIAL
-from galvatron.partition.factors import Factor, FactorPlace, FactorTable, OpFactor
 from galvatron.partition.modes import Mode, Split
 
 Modes = list[tuple[Mode, ...]]

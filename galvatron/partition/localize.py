@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import replace
 
 import networkx
-import sympy
 
-from galvatron.ir.graph import Arg, Graph, Op, Value, map_refs
+from galvatron.ir.graph import Graph, Op, Value, map_refs
 from galvatron.ir.layout import Axis, Layout, contiguous, gradientless, local_shape
+from galvatron.ir.local_arguments import with_local_arguments
 from galvatron.ir.names import Names
-from galvatron.ir.ops.table import operator_of, takes_size
 from galvatron.ir.random import drawn_axes, is_random, with_site
 from galvatron.ir.spmd import along_axis
-from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, exact_quotient, has_samples, simplify_dim
+from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, has_samples, simplify_dim
 from galvatron.partition.conversion import redistribute, rounds
 from galvatron.partition.modes import AxisState, Mode, Split
 
@@ -142,7 +140,7 @@ class Localizer:
             assert mode.factor is not None
             folded = any(isinstance(state, Split) and state.folded for state in mode.operands)
             return along_axis(renamed, axis.name, self._size(mode.factor.size), folded=folded)
-        local = localized_arguments(_with_local_times(renamed, sources), self._size)
+        local = with_local_arguments(renamed, sources, self._size)
         return self._drawn(op, local) if is_random(op) else local
 
     def _drawn(self, op: Op, local: Op) -> Op:
@@ -162,58 +160,3 @@ def _arborescence(root: Layout, layouts: list[Layout], *, differentiable: bool) 
             if target not in (source, root):
                 steps.add_edge(source, target, weight=rounds(source, target, differentiable=differentiable))
     return list(networkx.minimum_spanning_arborescence(steps).edges) if len(nodes) > 1 else []
-
-
-def localized_arguments(op: Op, size: Callable[[Dim], Dim]) -> Op:
-    """An op with local results whose size arguments are made local too."""
-    operator = operator_of(op)
-    if operator.size:
-        op = op.changed(**{operator.size: op.result.type.shape})
-    elif operator.parts:
-        op = op.changed(**{operator.parts: _local_parts(op, operator.parts)})
-    elif operator.factors:
-        op = op.changed(**{operator.factors: _local_factors(op, operator.factors)})
-    else:
-        op = replace(op, args=tuple(_sizes(a, size) if takes_size(op, i) else a for i, a in enumerate(op.args)))
-    return replace(op, kwargs=tuple((k, _sizes(a, size) if takes_size(op, k) else a) for k, a in op.kwargs))
-
-
-def _with_local_times(op: Op, operands: list[Value]) -> Op:
-    """An op with local operands and results; one that repeats does so as often as these say, where that depends on the
-    batch."""
-    parameter = operator_of(op).times
-    if not parameter or len(operands) != 1 or not _is_symbolic(op[parameter]):
-        return op
-    before, after = operands[0].type, op.result.type
-    if isinstance(op[parameter], tuple):
-        missing = len(after.shape) - len(before.shape)
-        sizes = (1,) * missing + before.shape
-        times: Arg = tuple(exact_quotient(a, b) for a, b in zip(after.shape, sizes, strict=True))
-    else:
-        times = exact_quotient(after.numel, before.numel)
-    return op.changed(**{parameter: times})
-
-
-def _is_symbolic(arg: Arg) -> bool:
-    return any(isinstance(item, sympy.Expr) for item in (arg if isinstance(arg, tuple) else (arg,)))
-
-
-def _local_parts(op: Op, parameter: str) -> Arg:
-    """The sizes along `dim` of the parts of the operand, one where all are alike."""
-    dim = op["dim"]
-    assert isinstance(dim, int)
-    sizes = tuple(v.type.shape[dim] for v in op.results)
-    return sizes if isinstance(op[parameter], tuple) else sizes[0]
-
-
-def _local_factors(op: Op, parameter: str) -> Arg:
-    """The sizes of the dimensions of the result that `dim` of the operand becomes."""
-    dim, factors = op["dim"], op[parameter]
-    assert isinstance(dim, int) and isinstance(factors, tuple)
-    return op.result.type.shape[dim : dim + len(factors)]
-
-
-def _sizes(arg: Arg, size: Callable[[Dim], Dim]) -> Arg:
-    if isinstance(arg, sympy.Expr):
-        return size(arg)
-    return tuple(_sizes(a, size) for a in arg) if isinstance(arg, tuple) else arg

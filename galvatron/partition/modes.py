@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from galvatron.ir.factors import Factor, FactorTable, OpFactor
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Partial, Replicate, Shard, padded_part
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.padding import paddable
 from galvatron.ir.random import is_random
 from galvatron.ir.types import BATCH, Dim, exact_quotient, simplify_dim
-from galvatron.partition.factors import Factor, FactorTable, OpFactor
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from galvatron.errors import StrategyError, did_you_mean
+from galvatron.ir.factors import FactorTable
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import Axis, Layout, Placement, Shard
 from galvatron.ir.program import LayerClass
@@ -19,7 +20,6 @@ from galvatron.machine import Machine
 from galvatron.partition.boundary import ROLES, Border, Role
 from galvatron.partition.choices import RoleChoices, Taken
 from galvatron.partition.decisions import Decision, Offer, decisions
-from galvatron.partition.factors import FactorTable
 from galvatron.partition.localize import Localizer
 from galvatron.partition.modes import AxisState, Mode, Split, pieces
 from galvatron.partition.prices import Prices

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from math import prod
 
 from galvatron.ir.collectives import Conversion, conversion
+from galvatron.ir.factors import FactorTable, OpFactor
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import BROADCAST, Axis, Shard
 from galvatron.ir.ops.notation import DimNames
@@ -14,7 +15,6 @@ from galvatron.machine import Machine
 from galvatron.machine.kernel import OPTIMIZER_PASSES
 from galvatron.machine.operators import LocalTensor, op_kernels
 from galvatron.partition.boundary import Border
-from galvatron.partition.factors import FactorTable, OpFactor
 from galvatron.partition.modes import RING, AxisState, Mode, Split
 
 OP_S = 1e-9

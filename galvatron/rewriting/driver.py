@@ -45,7 +45,9 @@ def _walked(graph: Graph, rules: _Lookup, trainable: frozenset[str], names: Name
 
 
 def _step(rules: _Lookup, build: Builder) -> Op | tuple[Ref, ...] | None:
-    """What the first rule that changes the op at hand makes of it; None if none does."""
+    """What the first rule that changes the op at hand makes of it; None if none does: rules are about operators."""
+    if build.op.function is not None:
+        return None
     for rule in rules(build.op.target):
         outcome = rule.apply(build.op, build)
         if outcome is not None and outcome != build.op:

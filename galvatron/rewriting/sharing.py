@@ -21,7 +21,7 @@ def without_repeats(graph: Graph, trainable: frozenset[str]) -> Graph:
         op = original if same.keys().isdisjoint(original.operands) else original.map_refs(lambda n: same.get(n, n))
         if not trained.isdisjoint(op.operands):
             trained.update(value.name for value in op.results)
-        elif not schema_of(op.target).random:
+        elif op.function is not None or not schema_of(op.target).random:
             key = (replace(op, results=()), tuple(value.type for value in op.results))
             if key in first:
                 same.update((v.name, w.name) for v, w in zip(op.results, first[key].results, strict=True))

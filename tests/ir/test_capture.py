@@ -464,28 +464,45 @@ def written_without_gradients(net: Net, x: torch.Tensor, y: torch.Tensor) -> tor
 
 
 class StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.round()
+    """Straight through for what `how` computes of its operand."""
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient
+    def forward(ctx: Any, x: torch.Tensor, how: Callable[[Any, torch.Tensor], Any]) -> Any:
+        return how(ctx, x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        return gradients[0], None
 
 
-def own_backward(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    h = StraightThrough.apply(net.first(x))
+def function_in_place(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    h = StraightThrough.apply(net.first(x), lambda ctx, x: x.mul_(2))
     return F.mse_loss(h, y)
 
 
-@torch.library.custom_op("galvatron_test::doubled", mutates_args=())
-def doubled(x: torch.Tensor) -> torch.Tensor:
-    return x * 2
+def function_marked_dirty(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    h = StraightThrough.apply(net.first(x), lambda ctx, x: (ctx.mark_dirty(x), x)[1])
+    return F.mse_loss(h, y)
 
 
-@doubled.register_fake
-def _(x: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(x)
+def function_that_draws(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    h = StraightThrough.apply(net.first(x), lambda ctx, x: x + torch.rand_like(x))
+    return F.mse_loss(h, y)
+
+
+def function_of_the_batch_size(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    h = StraightThrough.apply(net.first(x), lambda ctx, x: x * (1 / x.shape[0]))
+    return F.mse_loss(h, y)
+
+
+def function_of_used_results(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    h = StraightThrough.apply(net.first(x), lambda ctx, x: (ctx.set_materialize_grads(False), x, x * 2)[1:])
+    return F.mse_loss(h[0], y)
+
+
+@torch.library.custom_op("galvatron_test::double", mutates_args=("x",))
+def double(x: torch.Tensor) -> None:
+    x.mul_(2)
 
 
 def gradient_inside(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -517,8 +534,9 @@ def sparse(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return h.to_dense().sum()
 
 
-def custom_operator(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    h = doubled(net.first(x))
+def operator_in_place(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    h = net.first(x)
+    double(h)
     return h.sum()
 
 
@@ -536,8 +554,36 @@ def custom_operator(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         (mistaken, "h = net.first(x[:, :3])", "cannot be traced without running it: RuntimeError"),
         (not_torch, "h = torch.from_numpy(net.first(x).detach().numpy())", "cannot be traced without running it"),
         (written_without_gradients, "h.mul_(2)", "changed in place inside torch.no_grad()"),
-        (custom_operator, "h = doubled(net.first(x))", "galvatron_test.doubled.default is not an operation of torch"),
-        (own_backward, "h = StraightThrough.apply(net.first(x))", "has a backward of its own"),
+        (
+            operator_in_place,
+            "double(h)",
+            "galvatron_test::double changes its operands in place: use one that returns new tensors",
+        ),
+        (
+            function_in_place,
+            "h = StraightThrough.apply(net.first(x), lambda ctx, x: x.mul_(2))",
+            "a tensor is changed in place inside torch.no_grad(), which would be lost: use a new tensor",
+        ),
+        (
+            function_marked_dirty,
+            "h = StraightThrough.apply(net.first(x), lambda ctx, x: (ctx.mark_dirty(x), x)[1])",
+            "changes its operand in place",
+        ),
+        (
+            function_that_draws,
+            "h = StraightThrough.apply(net.first(x), lambda ctx, x: x + torch.rand_like(x))",
+            "StraightThrough draws random numbers, which its backward could not draw again: draw them outside",
+        ),
+        (
+            function_of_the_batch_size,
+            "h = StraightThrough.apply(net.first(x), lambda ctx, x: x * (1 / x.shape[0]))",
+            "StraightThrough computes with the size of the batch as a number: divide by it outside",
+        ),
+        (
+            function_of_used_results,
+            "h = StraightThrough.apply(net.first(x), lambda ctx, x: (ctx.set_materialize_grads(False), x, x * 2)[1:])",
+            "asks which of its results are used",
+        ),
         (gradient_inside, "(g,) = torch.autograd.grad(h.square().sum(), h)", "a gradient is computed inside forward"),
         (backward_inside, "h.square().sum().backward()", "a gradient is computed inside forward"),
         (equal_values, "if torch.equal(h, x):", "depends on the values of a tensor"),

@@ -67,17 +67,29 @@ clipped, doubled = Clipped.apply, Doubled.apply
 
 
 @pytest.mark.parametrize(
-    "how",
+    ("how", "name"),
     [
-        lambda net, h: Clipped.apply(h),
-        lambda net, h: clipped(h),
-        lambda net, h: doubled(h),
-        lambda net, h: torch.vmap(doubled)(h),
+        (lambda net, h: Clipped.apply(h), "Clipped"),
+        (lambda net, h: clipped(h), "Clipped"),
+        (lambda net, h: doubled(h), "Doubled"),
     ],
 )
-def test_a_backward_of_its_own_is_refused_however_it_is_reached(how: Any) -> None:
+def test_a_backward_of_its_own_is_captured_however_it_is_reached(how: Any, name: str) -> None:
+    program = captured(how)
+    (function,) = program.functions
+    assert function.name == name
+    assert [op.target for op in function.backward.ops] == ["aten.clamp.default"]
+    (call,) = (op for op in program.required_graph.ops if op.function)
+    assert call.source is not None and call.source.file.endswith("test_capture_effects.py")
+
+
+def test_a_mapped_function_with_a_backward_of_its_own_is_refused() -> None:
     with pytest.raises(CaptureError, match=r"test_capture_effects.py:\d+: .* has a backward of its own, which"):
-        captured(how)
+        captured(_mapped_function)
+
+
+def _mapped_function(net: Any, h: torch.Tensor) -> torch.Tensor:
+    return torch.vmap(doubled)(h)
 
 
 def test_a_function_that_no_gradient_reaches_is_captured() -> None:
@@ -459,15 +471,15 @@ def _branch_in_a_try(net: Any, h: torch.Tensor) -> torch.Tensor:
     return h
 
 
-def _clipped_in_a_try(net: Any, h: torch.Tensor) -> torch.Tensor:
+def _mapped_in_a_try(net: Any, h: torch.Tensor) -> torch.Tensor:
     with contextlib.suppress(Exception):
-        h = clipped(h)
+        h = _mapped_function(net, h)
     return h
 
 
 @pytest.mark.parametrize(
     ("how", "reason"),
-    [(_branch_in_a_try, "control flow or a size depends on"), (_clipped_in_a_try, "has a backward of its own")],
+    [(_branch_in_a_try, "control flow or a size depends on"), (_mapped_in_a_try, "has a backward of its own")],
 )
 def test_what_is_refused_is_refused_where_forward_catches_it(how: Any, reason: str) -> None:
     with pytest.raises(CaptureError, match=rf"test_capture_effects.py:\d+: `.*{reason}"):

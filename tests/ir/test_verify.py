@@ -14,7 +14,8 @@ import sympy
 import galvatron.ir.verify as verifier
 from galvatron.errors import VerifyError
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.graph import Graph, Op, Ref, Value
+from galvatron.ir.functions import with_dims
+from galvatron.ir.graph import Function, Graph, Op, Ref, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard
 from galvatron.ir.program import (
     BatchSizes,
@@ -54,6 +55,8 @@ from tests.ir.programs import (
 @pytest.mark.parametrize("form", FORMS)
 def test_valid_programs_pass(form: str, blocks: int) -> None:
     verify(FORMS[form](blocks))
+    if FORMS[form](blocks).classes:
+        verify(with_function(FORMS[form](blocks)))
     verify(rounded(FORMS[form](blocks)))
     if form != "captured":
         verify(updating(FORMS[form](blocks)))
@@ -107,6 +110,21 @@ def with_draw(program: Program, name: str, namespace: str, keywords: dict[str, A
         return (first, again) if twice else (first,)
 
     return with_graph(program, cls, lambda g: replace(g, ops=tuple(n for o in g.ops for n in drawn(o))))
+
+
+def with_function(program: Program, *backward: Op, **changes: Any) -> Program:
+    """The blocks with a function that passes gradients on, or through `backward`, in the place of their `silu`."""
+    cls = next(c.name for c in program.classes if c.name.startswith("block"))
+    x, y, gradient = (value(name, "f32", BATCH, 6, 16) for name in ("x", "y", "gradient"))
+    function = Function(
+        name="Straight",
+        forward=Graph((x,), (), (op("aten.silu.default", (Ref("x"),), y),), ("y",)),
+        backward=Graph((gradient,), (), backward, (backward[-1].result.name if backward else "gradient",)),
+        results=1,
+        differentiated=(0,),
+    )
+    function = replace(with_dims(function), **changes)
+    return with_op(program, cls, "silu", target="function.Straight", function=function)
 
 
 def with_layer(program: Program, name: str, /, **changes: Any) -> Program:
@@ -750,7 +768,32 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
             "%h4 is R on dp=2@2: its micro-batches are no shard of the batch", "epilogue head",
         ),
     ],
+    "functions-fit": [
+        (with_function(clustered(), differentiated=(1,)), "there are no operands 1, in this", "function Straight"),
+        (
+            with_function(
+                clustered(), op("aten.rand_like.default", (Ref("gradient"),), value("r", "f32", BATCH, 6, 16))
+            ),
+            "aten.rand_like.default in a function", "aten.rand_like",
+        ),
+    ],
+    "calls-fit": [
+        (
+            with_op(with_function(clustered()), "block", "silu", args=(Ref("x"),)),
+            "its operands are f32[B, 6, 8], but those of @Straight f32[B, 6, 16]", "%silu",
+        ),
+    ],
     "ops-on-slices": [
+        (
+            with_function(
+                sharded(), op("aten.cumsum.default", (Ref("gradient"), 2), value("sum", "f32", BATCH, 6, 16))
+            ),
+            "on tp it does not run with %up: S(2) to %silu: S(2), since %up and %silu hold parts of different", "%silu",
+        ),
+        (
+            with_op(with_function(sharded()), f"block{SUFFIX}", "silu", args=(Ref("x"),)),
+            "its operands are", "%silu",
+        ),
         (
             with_op(sharded(), f"block{SUFFIX}", "add", args=(Ref("down"), Ref("down.bias"))),
             "on tp it does not run with %down: P, %down.bias: R to %add: R", "%add",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from galvatron.ir.factors import FactorTable
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis
 from galvatron.ir.types import BATCH, Dim, TensorType
-from galvatron.partition.factors import FactorTable
 from galvatron.partition.modes import Mode, Split, op_modes
 
 

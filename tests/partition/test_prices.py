@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.factors import FactorTable
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.layout import Axis
 from galvatron.ir.ops.work import product
 from galvatron.ir.types import BATCH, TensorType
 from galvatron.machine import Kernel, Machine
 from galvatron.partition.boundary import Border
-from galvatron.partition.factors import FactorTable
 from galvatron.partition.modes import op_modes
 from galvatron.partition.prices import Prices
 

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from galvatron.ir.factors import FactorTable
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Layout, Shard, local_shape
+from galvatron.ir.local_arguments import localized_arguments
 from galvatron.ir.random import drawn_axes, is_random, random_problem, with_site
 from galvatron.ir.types import BATCH, TensorType
-from galvatron.partition.factors import FactorTable
-from galvatron.partition.localize import Localizer, localized_arguments
+from galvatron.partition.localize import Localizer
 from galvatron.partition.modes import AxisState, Mode, Split, op_modes
 from tests.partition.samples import Sample, sample
 from tests.partition.simulate import Tensors, combine, distribute, mesh_of, run_op

@@ -9,13 +9,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from galvatron.ir.factors import FactorTable
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.layout import Axis, Layout, local_shape
+from galvatron.ir.local_arguments import localized_arguments
 from galvatron.ir.ops.table import OPERATORS
 from galvatron.ir.spmd import along_axis
-from galvatron.partition.factors import FactorTable
-from galvatron.partition.localize import localized_arguments
 from galvatron.partition.modes import AxisState, Mode, Split, op_modes
 from tests.marks import needs_torch
 from tests.partition import samples_of_elements, samples_of_layers  # noqa: F401  # they fill CASES

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from galvatron.errors import GalvatronError
+from galvatron.ir.factors import FactorTable
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis
 from galvatron.ir.types import TensorType
-from galvatron.partition.factors import FactorTable
 from galvatron.partition.modes import AxisState, Mode, Split, op_modes
 from galvatron.partition.solver import Boundary, Costs, Solution, solve
 

@@ -35,7 +35,7 @@ def library(name: str) -> Any:
 def _declare_operators() -> Any:
     """Lets torchvision be imported where its compiled operators cannot be; what is returned keeps the declarations."""
     try:
-        import torchvision  # noqa: F401
+        importlib.import_module("torchvision")
     except ImportError:
         return None
     except RuntimeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -13,22 +14,25 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from galvatron.errors import CaptureError
+from galvatron.errors import CaptureError, GalvatronError
 from galvatron.ir.capture.batch import Batch
 from galvatron.ir.capture.diagnose import of_number, unreadable
+from galvatron.ir.capture.functions import Call, calls_in
 from galvatron.ir.capture.numbers import NumberError, plain_number
 from galvatron.ir.capture.ranges import settled
 from galvatron.ir.capture.samples import Samples
 from galvatron.ir.capture.sources import advice, source_of, where
 from galvatron.ir.capture.state import state_of, tensor_type_of
-from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
+from galvatron.ir.functions import with_dims
+from galvatron.ir.graph import Arg, Const, Function, Graph, Op, Ref, Value
 from galvatron.ir.interpreter import DTYPE_OF
 from galvatron.ir.names import Names, base_name
+from galvatron.ir.ops import foreign
 from galvatron.ir.ops.schemas import is_operator
-from galvatron.ir.ops.table import of_target, operator_of, takes_size
+from galvatron.ir.ops.table import differentiated, of_target, takes_size
 from galvatron.ir.ops.targets import of_aten
 from galvatron.ir.program import MASTER, PRECISIONS, Form, Number, Program, State, Update
-from galvatron.ir.types import BATCH, Dim, Length, TensorType, numbers_in, simplify_dim
+from galvatron.ir.types import BATCH, Dim, Length, TensorType, lengths_in, numbers_in, simplify_dim
 
 _DROPPED_KWARGS = frozenset({"device", "layout", "pin_memory"})
 
@@ -84,9 +88,8 @@ def _with_gradient(graph: Graph) -> frozenset[str]:
     """The values that the loss, the first of what a graph makes, has a gradient of."""
     reached = set(graph.outputs[:1])
     for op in reversed(graph.ops):
-        flows = any(v.name in reached and v.type.is_floating for v in op.results)
-        if flows and not operator_of(op).stops_gradient:
-            reached.update(op.operands)
+        if any(v.name in reached and v.type.is_floating for v in op.results):
+            reached.update(differentiated(op))
     return frozenset(reached)
 
 
@@ -197,10 +200,13 @@ class _Converter:
         self._names = Names(value.name for value in bound.values())
         self._values: dict[fx.Node, Value] = dict(bound)
         self._parts: dict[fx.Node, tuple[Value, ...]] = {}
+        self._calls: Mapping[fx.Node, Call] = {}
+        self._functions: dict[str, Function] = {}
 
     def graph(self, results: Sequence[fx.Node], inputs: tuple[Value, ...], state: tuple[Value, ...]) -> Graph:
         """The graph that computes some results, with only the state that it reads."""
-        live = set().union(*map(_ancestors, results))
+        self._calls = calls_in(results[0].graph)
+        live = set().union(*(_ancestors(result, self._calls) for result in results))
         ops = tuple(op for node in results[0].graph.nodes if node in live for op in self._ops(node))
         read = {name for op in ops for name in op.operands}
         outputs = tuple(dict.fromkeys(map(self.name_of, results)))
@@ -219,11 +225,19 @@ class _Converter:
             source, index = node.args
             self._values[node] = self._parts[source][index]  # type: ignore[index]  # of an op with several results
             return
-        if not isinstance(node.target, torch._ops.OpOverload) or not _is_splittable(node.target):
+        if node in self._calls:
+            yield self._called(node, self._calls[node])
+            return
+        if not isinstance(node.target, torch._ops.OpOverload):
             own = "write it with operations of torch"
             what = f"{node.target} is not an operation of torch itself, so it cannot be split"
+            if isinstance(changing := next(iter(node.args), None), torch._ops.OpOverload):
+                own = "use one that returns new tensors"
+                what = f"{foreign.qualified(str(changing))} changes its operands in place"
             raise CaptureError(f"{where(node)}{what}: {advice(source_of(node), own)}")
         target = str(node.target)
+        if node.target.namespace != "aten":
+            _admit(target, node)
         if on_values := of_target(target).on_values:  # the strides seen while tracing are not always those of a run
             target = of_aten(on_values)
         args = tuple(self._arg(a, node) for a in node.args)
@@ -242,6 +256,21 @@ class _Converter:
         if isinstance(arg, tuple):
             return tuple(map(self._settled, arg))
         return simplify_dim(settled(arg, self._example)[0]) if isinstance(arg, sympy.Expr) else arg
+
+    def _called(self, node: fx.Node, call: Call) -> Op:
+        """A call of a function with a backward of its own."""
+        function = self._named(_FunctionConverter(self._symbols, self._example, node, call).function())
+        args = tuple(Ref(self._values[operand].name) for operand in (*call.operands, *call.outside))
+        return Op(function.target, args, (), self._results(node, base_name(function.target)), source_of(node), function)
+
+    def _named(self, function: Function) -> Function:
+        """A function under its name, or under one of its own where that is another function's."""
+        names = Names((), reserved=())
+        while True:
+            found = replace(function, name=names.fresh(function.name))
+            known = self._functions.setdefault(found.name, found)
+            if known == found:
+                return with_dims(known) if known.dims is None else known
 
     def _filled(self, node: fx.Node, data: torch.Tensor) -> Op:
         type_ = tensor_type_of(data, node.name)
@@ -325,20 +354,97 @@ def _check_numbers(op: Op) -> None:
                 raise of_number(op.source, next(iter(numbers.values()))[1])
 
 
-def _is_splittable(operator: torch._ops.OpOverload) -> bool:
-    return operator.namespace == "aten" or is_operator(str(operator))
+class _FunctionConverter(_Converter):
+    """Converts the two graphs of a function that one node calls."""
+
+    def __init__(
+        self, symbols: Mapping[sympy.Symbol, Dim], example: Mapping[sympy.Symbol, int], node: fx.Node, call: Call
+    ) -> None:
+        super().__init__({}, {}, symbols, example)
+        self._node, self._call = node, call
+
+    def function(self) -> Function:
+        """The function, without its dimensions.
+
+        Raises:
+            CaptureError: its graphs have what those of a function may not.
+        """
+        call = self._call
+        inputs = (*self._given(call.entered, call.names), *self._given(call.outside, ["outside"] * len(call.outside)))
+        forward = tuple(op for node in call.forward for op in self._ops(node))
+        made = {v.name for v in inputs} | {v.name for op in forward for v in op.results}
+        results = tuple(self._values[node].name for node in call.results)
+        gradients = self._given(call.gradients, ["gradient"] * len(call.gradients))
+        backward = tuple(op for node in call.backward for op in self._ops(node))
+        given = [(place, self._values[node].name) for place, node in enumerate(call.given) if node is not None]
+        read = dict.fromkeys([name for op in backward for name in op.operands] + [name for _, name in given])
+        saved = tuple(name for name in read if name in made)
+        whole = Graph(inputs, (), forward, (*results, *saved))
+        kept = tuple(whole.values[name] for name in saved)
+        function = Function(
+            name=call.name,
+            forward=whole,
+            backward=Graph((*kept, *gradients), (), backward, tuple(name for _, name in given)),
+            results=len(results),
+            differentiated=tuple(place for place, _ in given),
+        )
+        self._check(function)
+        return function
+
+    def _given(self, nodes: Iterable[fx.Node], names: Iterable[str]) -> tuple[Value, ...]:
+        found: list[Value] = []
+        for node, name in zip(nodes, names, strict=True):
+            self._values[node] = Value(self._names.fresh(name), self._type(node.meta["val"], node))
+            found.append(self._values[node])
+        return tuple(found)
+
+    def _ops(self, node: fx.Node) -> Iterable[Op]:
+        if node.target is torch.ops.aten.detach.default:  # nothing of a function has a gradient of another kind
+            self._values[node] = self._values[node.args[0]]  # type: ignore[index]  # a node by its schema
+            return
+        yield from super()._ops(node)
+
+    def _check(self, function: Function) -> None:
+        for op in (*function.forward.ops, *function.backward.ops):
+            for place, arg in (*enumerate(op.args), *op.kwargs):
+                if isinstance(arg, sympy.Expr) and not takes_size(op, place):
+                    own = "divide by it outside of the function"
+                    what = f"the autograd function {function.name} computes with the size of the batch as a number"
+                    raise CaptureError(f"{where(self._node)}{what}: {advice(source_of(self._node), own)}")
+                if lengths := [one for item in (arg if isinstance(arg, tuple) else (arg,)) for one in lengths_in(item)]:
+                    own = f"let -1 stand for it in the function, or leave {lengths[0]} out of `dynamic`"
+                    what = f"the autograd function {function.name} computes with the length {lengths[0]}"
+                    raise CaptureError(f"{where(self._node)}{what}: {advice(source_of(self._node), own)}")
+
+
+def _admit(target: str, node: fx.Node) -> None:
+    """Makes an operator of another library one that a program may contain.
+
+    Raises:
+        CaptureError: it is no function of tensors.
+    """
+    if target not in foreign.RULES and not is_operator(target):
+        try:
+            foreign.admit(target)
+        except GalvatronError as error:
+            raise CaptureError(f"{where(node)}{error}: {advice(source_of(node), 'use operations of torch')}") from None
+        of_library = advice(source_of(node), "")
+        note = f"{foreign.whole_note(target)}{'; ' * bool(of_library)}{of_library}"
+        warnings.warn(f"{where(node)}{note}", stacklevel=2)
 
 
 def _is_number(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool))
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
+def _ancestors(node: fx.Node, calls: Mapping[fx.Node, Call] | None = None) -> set[fx.Node]:
+    """A node and what it needs: of the calls of functions not what lies between their marks."""
     found: set[fx.Node] = set()
     pending = [node]
     while pending:
         current = pending.pop()
         if current not in found:
             found.add(current)
-            pending.extend(current.all_input_nodes)
+            call = (calls or {}).get(current)
+            pending.extend(current.all_input_nodes if call is None else (*call.operands, *call.outside))
     return found

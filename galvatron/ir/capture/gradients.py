@@ -13,8 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.refusals import refuse
+from galvatron.ir.capture.running import advised, here, tensors_in
 from galvatron.ir.capture.sources import is_user_file
-from galvatron.ir.capture.tracing import advised, here, refuse_gradient, storage_of, tensors_in, version_of
+from galvatron.ir.capture.tracing import refuse_gradient, storage_of, version_of
 
 
 class OnlyRegisteredAreTrained(TorchFunctionMode):

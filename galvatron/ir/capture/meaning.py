@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.refusals import refuse
+from galvatron.ir.capture.running import advised, here, tensors_in
 from galvatron.ir.capture.sources import is_user_file
-from galvatron.ir.capture.tracing import advised, here, storage_of, tensors_in, version_of
+from galvatron.ir.capture.tracing import storage_of, version_of
 
 
 class Meaning(TorchFunctionMode):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.refusals import refuse_first
 from galvatron.ir.capture.sources import advice, located
+from galvatron.ir.functions import functions_of
 from galvatron.ir.graph import Graph, Ref, walk_refs
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.text.targets import is_known_target, unknown_target
@@ -25,7 +26,10 @@ def check_operators(graph: Graph) -> None:
 
 def _refusals(graph: Graph) -> Iterator[CaptureError]:
     values = graph.values
-    for op in graph.ops:
+    for function in functions_of([graph]):
+        check_operators(function.forward)
+        check_operators(function.backward)
+    for op in (op for op in graph.ops if op.function is None):
         if not is_known_target(op.target):
             yield CaptureError(f"{located(op.source)}{unknown_target(op.target)}")
             continue

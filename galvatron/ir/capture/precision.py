@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from galvatron.errors import CaptureError
-from galvatron.ir.capture.tracing import here, tensors_in
+from galvatron.ir.capture.running import here, tensors_in
 from galvatron.ir.ops.operator import UNKNOWN
 from galvatron.ir.ops.table import OPERATORS, named
 

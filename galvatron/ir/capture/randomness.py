@@ -7,11 +7,12 @@ import torch
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.refusals import refuse_first
 from galvatron.ir.capture.sources import located
+from galvatron.ir.functions import functions_of
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.ops.schemas import is_operator
 from galvatron.ir.ops.table import named, operator_of
 from galvatron.ir.ops.targets import parsed
-from galvatron.ir.random import draws_as_a_whole
+from galvatron.ir.random import draws_as_a_whole, is_random
 
 
 def check_randomness(graph: Graph) -> None:
@@ -27,6 +28,15 @@ def check_randomness(graph: Graph) -> None:
         )
         for op in graph.ops
         if operator_of(op).draws is None and _draws(op)
+    )
+    refuse_first(
+        CaptureError(
+            f"{located(op.source)}the autograd function {function.name} draws random numbers, which its backward could "
+            "not draw again: draw them outside, and give them to it"
+        )
+        for function in functions_of([graph])
+        for op in (*function.forward.ops, *function.backward.ops)
+        if is_random(op) or _draws(op)
     )
 
 

@@ -22,15 +22,16 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.autograd.graph import saved_tensors_hooks
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.proxy import TracerBase
-from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.hooks import RemovableHandle
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.checks import passing
 from galvatron.ir.capture.diagnose import on_values
+from galvatron.ir.capture.functions import called
 from galvatron.ir.capture.refusals import passed_over, refuse
-from galvatron.ir.capture.sources import advice, is_user_file, located, source_of_line
+from galvatron.ir.capture.running import advised, here, line_running, tensors_in
+from galvatron.ir.capture.sources import is_user_file, source_of_line
 from galvatron.ir.graph import Source
 
 _aten = torch.ops.aten
@@ -44,9 +45,9 @@ def careful_tracing() -> Iterator[None]:
     """Traces inside the `with` block keep the user's line of each op and refuse what would silently be lost.
 
     Left to itself torch records only frames of functions called `forward`, which misses losses and helpers, and traces
-    the forward of a `torch.autograd.Function` as if its backward did not exist. Of functions of Python that must return
-    a plain number, `len` and `math.sqrt` give the symbolic one for the size of a batch. `asked_of_sizes` has
-    afterwards what the model asked of sizes.
+    the forward of a `torch.autograd.Function` as if its backward did not exist (`capture.functions` traces both). Of
+    functions of Python that must return a plain number, `len` and `math.sqrt` give the symbolic one for the size of a
+    batch. `asked_of_sizes` has afterwards what the model asked of sizes.
     """
     _settle_dynamo()
     asked_of_sizes.clear()
@@ -104,7 +105,9 @@ def _apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any
     differentiates = torch.is_grad_enabled() and any(t.requires_grad for t in tensors_in((args, kwargs)))
     if _is_of_torch(cls) or not differentiates:
         return super(_SingleLevelFunction, cls).apply(*args, **kwargs)  # type: ignore[misc]  # that of its base in C
-    raise _own_backward(cls)
+    if torch._C._are_functorch_transforms_active():
+        raise _own_backward(cls)
+    return called(cls, args)
 
 
 _plain_mapped_call = custom_function_call
@@ -220,7 +223,7 @@ def _truth(plain: Callable[[Any], bool]) -> Callable[[Any], bool]:
                 raise
             passes = passing(frame)
             if passes is None:
-                if is_user_file(frame.f_code.co_filename) and (times := passed_over(on_values(_line()))):
+                if is_user_file(frame.f_code.co_filename) and (times := passed_over(on_values(line_running()))):
                     return times % 2 == 0  # both sides in turn, so that loops end
                 _refusals.append(error)
                 raise
@@ -280,11 +283,6 @@ def _from_numpy(array: Any) -> torch.Tensor:
     return torch.tensor(array)
 
 
-def tensors_in(tree: Any) -> list[torch.Tensor]:
-    """The tensors among arguments or results, however nested."""
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-
-
 def storage_of(tensor: torch.Tensor) -> torch.UntypedStorage | None:
     """Where a tensor has its values, which its views share; None where torch does not say."""
     try:
@@ -296,26 +294,3 @@ def storage_of(tensor: torch.Tensor) -> torch.UntypedStorage | None:
 def version_of(tensor: torch.Tensor) -> int:
     """How often a tensor was changed in place; inference tensors do not count."""
     return 0 if tensor.is_inference() else tensor._version
-
-
-def here() -> str:
-    """The head of an error message about the user's line that is running."""
-    return located(_line())
-
-
-def advised(own: str) -> str:
-    """What to do about the user's line that is running; see `sources.advice`."""
-    return advice(_line(), own)
-
-
-def _line() -> Source | None:
-    frame = user_frame()
-    return source_of_line(frame.f_code.co_filename, frame.f_lineno) if frame else None
-
-
-def user_frame() -> types.FrameType | None:
-    """The innermost frame of the user's code that is running."""
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None and not is_user_file(frame.f_code.co_filename):
-        frame = frame.f_back
-    return frame

@@ -30,6 +30,7 @@ from galvatron.ir.ops import (
 )
 from galvatron.ir.ops.call import Call, Types, by_line
 from galvatron.ir.ops.call import pointwise as element_by_element
+from galvatron.ir.ops.functions import function_dims
 from galvatron.ir.ops.notation import OpDims, parse_notation
 from galvatron.ir.ops.operator import UNKNOWN, Operator
 from galvatron.ir.ops.schemas import ADDED, is_operator, parse_schema, schema_of
@@ -85,6 +86,13 @@ def of_target(target: str) -> Operator:
     return OPERATORS.get(called.short) or OPERATORS.get(called.name) or UNKNOWN
 
 
+def differentiated(op: Op) -> tuple[str, ...]:
+    """The operands that an op gives a gradient to, as far as they are floating and their results have one."""
+    if op.function is not None:
+        return tuple(op.operands[place] for place in op.function.differentiated)
+    return () if operator_of(op).stops_gradient else op.operands
+
+
 def kernel_work(kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> Work | None:
     """The arithmetic of one call of a kernel that torch dispatches; None of one that memory bounds."""
     work = of_target(str(kernel)).work
@@ -98,6 +106,8 @@ def is_pointwise(op: Op) -> bool:
 
 def op_dims(op: Op, types: Types) -> OpDims | None:
     """The named dimensions of `op` on operands of these types, or None for an op without a rule."""
+    if op.function is not None:
+        return function_dims(op.function, [types[name] for name in op.operands])
     rule = operator_of(op).dims
     if rule is None and is_pointwise(op):
         rule = element_by_element

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import sympy
 
-from galvatron.errors import did_you_mean
+from galvatron.errors import GalvatronError, did_you_mean
 from galvatron.ir import limits
-from galvatron.ir.graph import Arg, Graph, Op, Source, Value
+from galvatron.ir.functions import with_dims
+from galvatron.ir.graph import Arg, Function, Graph, Op, Source, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Layout, Placement, Shard
+from galvatron.ir.ops.targets import parsed
 from galvatron.ir.text import tokens
 from galvatron.ir.text.arguments import read_argument
 from galvatron.ir.text.scanner import KEY, NAME, Scanner, token
@@ -27,10 +30,14 @@ SourceTable = dict[str, tuple[str, int, str]]
 
 
 class SourceNumbers:
-    """The numbers of sources that ops were given so far, and where each was first: the table comes last in a file."""
+    """The numbers of sources that ops were given so far, and where each was first: the table comes last in a file.
+
+    And the functions so far, which ops call by name.
+    """
 
     def __init__(self) -> None:
         self.first: dict[str, int] = {}
+        self.functions: dict[str, Function] = {}
 
     def read(self, s: Scanner, scope: str) -> Source | None:
         """The number after an op, in a place where the file will be."""
@@ -48,15 +55,56 @@ class SourceNumbers:
                 s.refuse(f"source {number} is not in the table", at)
 
 
-def with_sources(graph: Graph, table: SourceTable) -> Graph:
-    """The graph with the entries of a table in place of their numbers."""
-    return replace(
-        graph,
-        ops=tuple(
-            op if op.source is None else replace(op, source=Source(*table[op.source.file], op.source.scope))
-            for op in graph.ops
-        ),
-    )
+def with_sources(graph: Graph, table: SourceTable, functions: Mapping[str, Function]) -> Graph:
+    """The graph with the entries of a table in place of their numbers, calling functions that have them too."""
+
+    def sourced(op: Op) -> Op:
+        function = op.function and functions[op.function.name]
+        if op.source is None:
+            return op if function is None else replace(op, function=function)
+        return replace(op, source=Source(*table[op.source.file], op.source.scope), function=function)
+
+    return replace(graph, ops=tuple(map(sourced, graph.ops)))
+
+
+def functions_with_sources(functions: Mapping[str, Function], table: SourceTable) -> dict[str, Function]:
+    """Functions with the entries of a table in place of their numbers."""
+    return {
+        name: replace(
+            function,
+            forward=with_sources(function.forward, table, {}),
+            backward=with_sources(function.backward, table, {}),
+        )
+        for name, function in functions.items()
+    }
+
+
+def read_function(s: Scanner, sources: SourceNumbers) -> None:
+    """`function Clip results 1 gradients (0) { … } backward { … }`, which ops after it may call."""
+    s.expect("function")
+    at = s.at
+    name = s.expected(NAME, "the name of a function")
+    if name in sources.functions:
+        s.refuse(f"a second function {name!r}", at)
+    s.expect("results")
+    results = s.integer()
+    s.expect("gradients", "(")
+    places = s.listed(s.integer, ")")
+    s.expect("{")
+    forward = read_graph(s, sources)
+    s.expect("backward", "{")
+    backward = read_graph(s, sources)
+    if any(op.function for op in (*forward.ops, *backward.ops)):
+        s.refuse("a function that calls another one", at)
+    sources.functions[name] = _with_known_dims(Function(name, forward, backward, results, tuple(places)))
+
+
+def _with_known_dims(function: Function) -> Function:
+    """The function with its dimensions, where its graphs are such that they follow: others the verifier refuses."""
+    try:
+        return with_dims(function)
+    except (GalvatronError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError):
+        return function
 
 
 def read_type(s: Scanner) -> TensorType:
@@ -159,7 +207,9 @@ def _op(s: Scanner, scope: str, sources: SourceNumbers) -> Op:
     s.expect("=")
     at = s.at
     target = s.expected(NAME, "an op")
-    if not is_known_target(target):
+    called = parsed(target)
+    function = sources.functions.get(called.short) if called.namespace == "function" else None
+    if function is None and not is_known_target(target):
         s.refuse(unknown_target(target), at)
     args, keywords = _op_arguments(s, at)
     s.expect(":")
@@ -167,7 +217,7 @@ def _op(s: Scanner, scope: str, sources: SourceNumbers) -> Op:
     if len(names) != len(types):
         s.refuse(f"{len(names)} results, but {len(types)} types", at)
     results = tuple(Value(name, *typed) for name, typed in zip(names, types, strict=True))
-    return Op(target, args, keywords, results, sources.read(s, scope))
+    return Op(target, args, keywords, results, sources.read(s, scope), function)
 
 
 def _op_arguments(s: Scanner, at: int) -> tuple[tuple[Arg, ...], tuple[tuple[str, Arg], ...]]:

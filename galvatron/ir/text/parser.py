@@ -36,6 +36,8 @@ from galvatron.ir.text.expressions import SYMBOLS
 from galvatron.ir.text.graphs import (
     SourceNumbers,
     SourceTable,
+    functions_with_sources,
+    read_function,
     read_graph,
     read_layout,
     read_mesh,
@@ -97,13 +99,15 @@ def parse_graph(text: str) -> Graph:
     s = Scanner(text)
     if s.keyword() == "galvatron":
         _version(s)
-    s.expect("graph", "{")
     numbers = SourceNumbers()
+    while s.keyword() == "function":
+        read_function(s, numbers)
+    s.expect("graph", "{")
     graph = read_graph(s, numbers)
     table = _source_table(s) if s.keyword() == "sources" else {}
     s.end()
     numbers.check(s, table)
-    return with_sources(graph, table)
+    return with_sources(graph, table, functions_with_sources(numbers.functions, table))
 
 
 @dataclass
@@ -137,8 +141,9 @@ def _program(
     if graph is not None and parts.shares:
         graph = replace(graph, inputs=inputs, state=read_state(graph, state, precision))
     if table := parts.sources:
-        graph = graph and with_sources(graph, table)
-        classes = [replace(cls, graph=with_sources(cls.graph, table)) for cls in classes]
+        functions = functions_with_sources(parts.numbers.functions, table)
+        graph = graph and with_sources(graph, table, functions)
+        classes = [replace(cls, graph=with_sources(cls.graph, table, functions)) for cls in classes]
     return Program(
         name=name,
         form=form,
@@ -237,6 +242,10 @@ def _graph(s: Scanner, parts: _Parts) -> None:
     parts.graph = read_graph(s, parts.numbers)
     if parts.shares and (parts.graph.inputs or parts.graph.state):
         s.refuse("a graph of the program has the program's inputs and state", at)
+
+
+def _function(s: Scanner, parts: _Parts) -> None:
+    read_function(s, parts.numbers)
 
 
 def _state(s: Scanner) -> State:
@@ -448,6 +457,7 @@ _SECTIONS: Mapping[str, Callable[[Scanner, _Parts], Any]] = {
     "stage": _stage,
     "candidates": _candidates,
     "cuts": _cuts,
+    "function": _function,
     "class": _class,
     "graph": _graph,
     "sources": _sources,

@@ -15,7 +15,8 @@ import sympy
 
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.cost import ClassCost
-from galvatron.ir.graph import Arg, Graph, Op, Source, Value
+from galvatron.ir.functions import functions_of
+from galvatron.ir.graph import Arg, Function, Graph, Op, Source, Value
 from galvatron.ir.layout import Axis, Layout, Placement, Shard
 from galvatron.ir.plan import Plan, kept_text
 from galvatron.ir.program import (
@@ -83,7 +84,8 @@ def print_program(program: Program, *, comments: bool = True) -> str:
 def print_graph(graph: Graph, *, comments: bool = True) -> str:
     """The text of a single op graph; `parse_graph` gives it back."""
     w = _Writer(comments)
-    body = [Line("graph {"), *_graph_body(graph, w, None), Line("}")]
+    functions = [line for function in functions_of([graph]) for line in (*_function(function, w), Line(""))]
+    body = [*functions, Line("graph {"), *_graph_body(graph, w, None), Line("}")]
     return _joined([Line(f"galvatron ir {tokens.VERSION}"), Line(""), *body, *_sources(w)])
 
 
@@ -120,6 +122,7 @@ def program_lines(program: Program, w: _Writer) -> list[Line]:
         _layers(program.layers, w, ""),
         *(_stage(stage, w) for stage in program.stages),
         _candidates(program.candidates) if program.candidates else [],
+        *(_function(function, w) for function in program.functions),
         *(_layer_class(cls, program.batch_size, w) for cls in program.classes),
         _program_graph(program, w) if program.graph is not None else [],
         _state(program.state, w),
@@ -230,6 +233,15 @@ def _program_graph(program: Program, w: _Writer) -> list[Line]:
     opening = "graph of program {" if shared and not w.lenient else "graph {"
     body = _graph_body(graph, w, None, signature=opening == "graph {")
     return [Line(opening, ("graph",)), *body, Line("}")]
+
+
+def _function(function: Function, w: _Writer) -> list[Line]:
+    """Forward and backward; how many results there are, and the places of the operands that have a gradient."""
+    places = ", ".join(map(str, function.differentiated))
+    head = f"function {function.name} results {function.results} gradients ({places}) {{"
+    forward = _graph_body(function.forward, w, (function.name, "forward"))
+    backward = _graph_body(function.backward, w, (function.name, "backward"))
+    return [Line(head, ("function", function.name)), *forward, Line("} backward {"), *backward, Line("}")]
 
 
 # Classes, layers, stages

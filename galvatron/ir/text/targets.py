@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 from galvatron.errors import did_you_mean
 from galvatron.ir.collectives import COLLECTIVES
+from galvatron.ir.ops.foreign import is_foreign, qualified
 from galvatron.ir.ops.schemas import is_operator, operators
 from galvatron.ir.ops.table import named
 from galvatron.ir.ops.targets import parsed
@@ -34,6 +35,12 @@ def unknown_target(target: str) -> str:
         near = get_close_matches(called.short, operators(), n=1)
         told = f"; did you mean 'aten.{near[0]}'?" if near else ""
         return f"unknown op {target!r}: it is none of those without side effects that a program may contain{told}"
+    if is_foreign(target) and called.overload:
+        name = qualified(target)
+        return (
+            f"unknown op {target!r}: an operator of another library is part of a program where that library is "
+            f"imported and galvatron.register_rule({name!r}, ...) was called, or a model that calls it captured"
+        )
     near = did_you_mean(
         target, [*COLLECTIVES, *(f"spmd.{name}" for name in named(lambda operator: operator.on_slices))]
     )

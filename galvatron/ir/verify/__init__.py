@@ -55,7 +55,7 @@ RULES: tuple[Rule, ...] = (
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "known_dtypes sizes_in_batch numbers_in_batch mesh_axes"),
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "layouts_present result_count"),
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "padded_shards collectives spmd_ops random_draws result_types"),
-    *_rules(Form.CAPTURED, Form.STAGED, graphs, "computed_results"),
+    *_rules(Form.CAPTURED, Form.STAGED, graphs, "computed_results functions_fit calls_fit"),
     *_rules(Form.CAPTURED, Form.CAPTURED, programs, "graph_matches_program"),
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "known_classes layer_signatures layers_in_order state_is_bound"),
     *_rules(Form.CLUSTERED, Form.PLANNED, programs, "operand_types"),
@@ -94,8 +94,12 @@ def verify(program: Program) -> None:
 
 def _scopes(program: Program) -> Iterator[Scope]:
     numbers = frozenset(number.symbol for number in program.numbers if number.kind in NUMBER_KINDS)
+    sizes = frozenset((BATCH, *program.lengths))
+    for function in program.functions:
+        for part, graph in (("forward", function.forward), ("backward", function.backward)):
+            yield Scope(graph, (function.name, part), sizes, function=function)
     if program.graph is not None:
-        yield Scope(program.graph, symbols=frozenset((BATCH, *program.lengths)), numbers=numbers)
+        yield Scope(program.graph, symbols=sizes, numbers=numbers)
     once = sharding.step_classes(program)
     for cls in program.classes:
         symbols = sharding.batch_symbols(program.form, once=cls.name in once).union(program.lengths)

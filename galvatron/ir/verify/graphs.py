@@ -9,7 +9,8 @@ import sympy
 
 from galvatron.errors import did_you_mean
 from galvatron.ir.collectives import COLLECTIVES, ends, result_shape
-from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
+from galvatron.ir.functions import call_problem, signature_problem
+from galvatron.ir.graph import Arg, Const, Function, Graph, Op, Ref, Value
 from galvatron.ir.layout import (
     Axis,
     Layout,
@@ -41,13 +42,15 @@ Violation = tuple[tuple[Hashable, ...], str]
 @dataclass(frozen=True)
 class Scope:
     """A graph and what holds around it: the class it belongs to (None for a whole program's), the batch symbols and
-    lengths its shapes may use, where it is sharded its mesh, and the numbers of the batch."""
+    lengths its shapes may use, where it is sharded its mesh, and the numbers of the batch; of a function's graphs,
+    whose it is."""
 
     graph: Graph
-    owner: str | None = None
+    owner: Hashable = None
     symbols: frozenset[sympy.Expr] = frozenset((BATCH,))
     mesh: tuple[Axis, ...] | None = None
     numbers: frozenset[sympy.Symbol] = frozenset()
+    function: Function | None = None
 
 
 def _definitions(scope: Scope) -> Iterator[tuple[Value, tuple[Hashable, ...]]]:
@@ -94,9 +97,12 @@ def _unknown(name: str, graph: Graph, known: set[str]) -> str:
 
 
 def known_ops(scope: Scope) -> Iterator[Violation]:
-    """Every op is an `aten` overload or a collective, with its keyword arguments named once."""
+    """Every op is an `aten` overload, a function of the program or a collective, its keyword arguments named once."""
     for op, locus in _ops(scope):
-        if not is_known_target(op.target):
+        if op.function is not None:
+            if op.target != op.function.target:
+                yield locus, f"{op.target} calls the function {op.function.name}"
+        elif not is_known_target(op.target):
             yield locus, unknown_target(op.target)
         if len(dict(op.kwargs)) < len(op.kwargs):
             yield locus, "a keyword argument is given twice"
@@ -107,6 +113,31 @@ def arguments_fit(scope: Scope) -> Iterator[Violation]:
     for op, locus in _ops(scope):
         plain = without_axis(without_site(op))
         if is_operator(plain.target) and (problem := argument_problem(plain)):
+            yield locus, f"{op.target}: {problem}"
+
+
+def functions_fit(scope: Scope) -> Iterator[Violation]:
+    """Of a function the backward reads what its forward saves and makes the gradients of its operands.
+
+    Nothing in it communicates, draws random numbers or calls another function.
+    """
+    function = scope.function
+    if function is None:
+        return
+    if problem := signature_problem(function):
+        yield ("function", function.name), f"@{function.name}: {problem}"
+    for op, locus in _ops(scope):
+        if op.function is not None or op.namespace != "aten" or is_random(op):
+            yield locus, f"{op.target} in a function"
+        if any(_symbols(arg) and not takes_size(op, i) for i, arg in (*enumerate(op.args), *op.kwargs)):
+            yield locus, f"{op.target} is given a number in {BATCH}, which a function does not know"
+
+
+def calls_fit(scope: Scope) -> Iterator[Violation]:
+    """An op that calls a function has operands and results of its types; on slices see `ops_on_slices`."""
+    types = scope.graph.types
+    for op, locus in () if scope.mesh else _ops(scope):
+        if op.function is not None and (problem := call_problem(op, [types[name] for name in op.operands])):
             yield locus, f"{op.target}: {problem}"
 
 

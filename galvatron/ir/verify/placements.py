@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 import sympy
 
 from galvatron.errors import GalvatronError
+from galvatron.ir.functions import call_problem
 from galvatron.ir.graph import Op, Value
 from galvatron.ir.layout import (
     BROADCAST,
@@ -80,6 +81,8 @@ def placement_problem(op: Op, operands: tuple[Placed, ...], results: tuple[Place
     """
     plain = without_axis(without_site(op))
     made = replace(plain, results=tuple(Value(r.name, r.type) for r in results))
+    if op.function is not None and (problem := call_problem(made, [p.type for p in operands])):
+        return problem
     try:
         dims = op_dims(made, {p.name: p.type for p in operands})
     except (GalvatronError, ValueError, LookupError, TypeError, AssertionError):
@@ -192,7 +195,9 @@ def _common_factor(
         Misplaced: they are not sharded alike.
     """
     named = list(zip((*dims.operands, *dims.results), (*operands, *results), strict=True))
-    factors = [(_factor(dims, tensor, p, mesh, axis), p) for tensor, p in named if isinstance(p.layout[axis], Shard)]
+    factors = [
+        (sharded_factor(dims, tensor, p, mesh, axis), p) for tensor, p in named if isinstance(p.layout[axis], Shard)
+    ]
     (factor, first), *others = factors
     for other, placed in others:
         if other[:2] != factor[:2]:
@@ -205,10 +210,14 @@ def _common_factor(
     return factor
 
 
-def _factor(
+def sharded_factor(
     dims: OpDims, tensor: tuple[tuple[str, ...], ...], placed: Placed, mesh: tuple[Axis, ...], axis: int
 ) -> Factor:
-    """The name and the stretch of it that an axis cuts."""
+    """The name and the stretch of it that an axis cuts.
+
+    Raises:
+        Misplaced: the axis cuts no such part.
+    """
     shard = placed.layout[axis]
     assert isinstance(shard, Shard)
     end = _stretch(placed, mesh, axis)

@@ -49,6 +49,7 @@ def program_names(program: Program) -> Iterator[Violation]:
         ("length", [(n.name, ("length",)) for n in (*program.lengths, *program.numbers)]),
         ("state", [(n, ("program state", None, s.name)) for s in program.state for n in (s.name, *s.aliases)]),
         ("class", [(c.name, ("class", c.name)) for c in program.classes]),
+        ("function", [(f.name, ("function", f.name)) for f in program.functions]),
     ]
     for owner, layers in program.layer_groups:
         groups.append(("layer", [(layer.name, ("layer", owner, i)) for i, layer in enumerate(layers)]))

@@ -28,9 +28,9 @@ def place_ops(graph: Graph, roles: Roles, regions: Sequence[Region]) -> tuple[Pa
     """Every op of the graph in its layer: per-step values first, then the preamble, then the regions of the stream.
 
     A floating op goes to the one layer that needs it, before the first op that reads it. Needed by several layers, a
-    free op goes to the preamble and a derived one, or the new value of state, to the first of the layers, except that ops on constants only and ops
-    on state only (an `arange`, a transposed weight) are repeated in each. The epilogue, which sees the whole batch,
-    computes all that it needs of them.
+    free op goes to the preamble and a derived one, or the new value of state, to the first of the layers, except that
+    ops on constants only and ops on state only (an `arange`, a transposed weight) are repeated in each. The epilogue,
+    which sees the whole batch, computes all that it needs of them.
     """
     members = [roles.stream[region.start : region.stop] for region in regions]
     members += [roles.epilogue] if roles.epilogue else []

@@ -1,0 +1,145 @@
+"""Operators of other libraries: whole until a rule says more; a rule that does not fit is refused in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import galvatron
+from galvatron.errors import CaptureError, GalvatronError, ParseError
+from galvatron.ir.capture import capture_graph
+from galvatron.ir.micro_batches import SUM, batch_state, flow
+from galvatron.ir.ops import foreign, schemas
+from galvatron.ir.ops.table import OPERATORS
+from galvatron.ir.program import Program
+from galvatron.ir.text import parse_program, print_program
+from galvatron.ir.verify import verify
+
+NAME, TARGET = "galvatron_test::scaled", "galvatron_test.scaled.default"
+
+
+@torch.library.custom_op(NAME, mutates_args=())
+def scaled(x: torch.Tensor, power: int, w: torch.Tensor | None = None) -> torch.Tensor:
+    y = x**power
+    return y if w is None else y * w
+
+
+@scaled.register_fake
+def _(x: torch.Tensor, power: int, w: torch.Tensor | None = None) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("galvatron_test::doubled_into", mutates_args=("x",))
+def doubled_into(x: torch.Tensor) -> None:
+    x.mul_(2)
+
+
+@torch.library.custom_op("galvatron_test::of_list", mutates_args=())
+def of_list(xs: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(xs).sum(0)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.w = nn.Linear(6, 6), nn.Parameter(torch.ones(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return scaled(self.first(x), 2, self.w).sum()
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    yield
+    for name in [name for name in OPERATORS if name.startswith("galvatron_test::")]:
+        del OPERATORS[name]
+    for target in [target for target in schemas.ADDED if target.startswith("galvatron_test.")]:
+        del schemas.ADDED[target]
+        foreign.RULES.pop(target, None)
+
+
+def captured() -> Program:
+    return capture_graph(Net(), {"x": torch.zeros(4, 6)}).program
+
+
+def couplings(program: Program) -> list[str]:
+    graph = program.required_graph
+    found = flow(graph, {value.name: batch_state(value.type) for value in graph.inputs})
+    assert bool(found.couplings) or found.states[program.output] is SUM
+    return list(map(str, found.couplings.values()))
+
+
+def test_without_a_rule_it_is_whole_and_says_so() -> None:
+    with pytest.warns(UserWarning, match=r"test_foreign.py:\d+: .*galvatron_test::scaled runs whole on every rank"):
+        program = captured()
+    verify(program)
+    (coupling,) = couplings(program)
+    assert "galvatron.register_rule('galvatron_test::scaled', 'b* k -> b* k')" in coupling
+
+
+def test_with_a_rule_it_is_an_operator_like_others() -> None:
+    galvatron.register_rule(NAME, "b* k, k? -> b* k")
+    program = captured()
+    verify(program)
+    assert parse_program(print_program(program)) == program
+    assert couplings(program) == []
+
+
+def test_a_program_is_read_where_its_operators_were_asked_for() -> None:
+    with pytest.warns(UserWarning):
+        text = print_program(captured())
+    parse_program(text)
+    del schemas.ADDED[TARGET]
+    with pytest.raises(ParseError, match=r"imported and galvatron.register_rule\('galvatron_test::scaled', ...\) was"):
+        parse_program(text)
+    galvatron.register_rule(NAME, "")
+    parse_program(text)
+
+
+def test_another_rank_has_the_same_rules() -> None:
+    galvatron.register_rule(NAME, "b* k, k? -> b* k")
+    targets = foreign.foreign_targets(captured().graphs)
+    assert targets == {TARGET: "b* k, k? -> b* k"}
+    foreign.adopt(targets)
+    galvatron.register_rule(NAME, "")
+    with pytest.raises(GalvatronError, match="is '' on this rank, but 'b\\* k, k\\? -> b\\* k' on rank 0"):
+        foreign.adopt(targets)
+
+
+@pytest.mark.parametrize(
+    ("operator", "rule", "told"),
+    [
+        ("scaled", "b* -> b*", "'scaled' is no name of an operator: write namespace::name"),
+        (3, "b* -> b*", "3 is no name of an operator"),
+        ("galvatron_test::missing", "b* -> b*", "torch has no operator galvatron_test::missing: import the library"),
+        ("aten::mul", "b* -> b*", "aten::mul is an operator of torch itself"),
+        ("galvatron_test::doubled_into", "b* -> b*", "galvatron_test::doubled_into changes its operands in place"),
+        ("galvatron_test::of_list", "b* -> b*", "an operator with lists of tensors has no rule"),
+        (NAME, 3, "is a text such as 'b* k, k -> b* k', not int"),
+        (NAME, "b* k, k?", "it has operands and results on the two sides of one '->'"),
+        (NAME, "b* k -> b* k", "it has 1 operands, but the operator has x, w"),
+        (NAME, "b* k, k? -> b* k, k", "it has 2 results, but the operator gives 1"),
+        (NAME, "b* k, k? -> b* j", "no operand has the dimension 'j' of a result"),
+        (NAME, "b* k^, k? -> b* k", "'^' means nothing in it"),
+        (NAME, "b* [k], k? -> b* k", "'[' means nothing in it"),
+    ],
+)
+def test_what_is_no_rule_is_refused(operator: Any, rule: Any, told: str) -> None:
+    with pytest.raises(GalvatronError) as error:
+        galvatron.register_rule(operator, rule)
+    assert told in str(error.value)
+
+
+def test_an_operator_that_changes_its_operands_is_refused() -> None:
+    class Changing(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.first(x) * 1
+            doubled_into(h)
+            return h.sum()
+
+    with pytest.raises(CaptureError, match=r"test_foreign.py:\d+: `doubled_into\(h\)`"):
+        capture_graph(Changing(), {"x": torch.zeros(4, 6)})
