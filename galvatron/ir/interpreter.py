@@ -99,14 +99,15 @@ def run_graph(
         callers: by number, the ops that are not called directly, and who calls them.
     """
     env: dict[str, Any] = {v.name: values[v.name] for v in (*graph.inputs, *graph.state)}
-    symbols: Symbols = {LOCAL_BATCH: batch, BATCH: batch if global_batch is None else global_batch}
-    symbols |= {MICRO_BATCHES: micro_batches}
+    whole_batch = batch if global_batch is None else global_batch
+    symbols: Symbols = {LOCAL_BATCH: batch, BATCH: whole_batch, MICRO_BATCHES: micro_batches}
     symbols |= {number_symbol(type(value).__name__, name): value for name, value in (numbers or {}).items()}
-    symbols.update(lengths or {})
+    for length, size in (lengths or {}).items():
+        symbols[length] = size
     for index, op in enumerate(map(without_site, graph.ops)):
         args, kwargs = _arguments(op, env, symbols)
         if op.function is not None:
-            function = _with_own_backward(op.function, batch, symbols[BATCH], device)
+            function = _with_own_backward(op.function, batch, whole_batch, device)
         elif op.namespace in ("comm", "spmd"):
             if handler is None:
                 raise GalvatronError(f"op {op.target!r} needs a handler, since it communicates")

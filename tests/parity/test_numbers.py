@@ -121,7 +121,7 @@ def test_what_follows_from_a_number_other_than_values_is_refused(name: str) -> N
     ("dynamic", "others", "message"),
     [
         ({"z": True}, {}, "dynamic names 'z', which is no input"),
-        ({"rate": 1}, {}, "True says that the number may be another"),
+        ({"rate": 1}, {}, "True says that a number may be another"),
         ({"rate": True}, {"rate": True}, "a truth value chooses what forward computes"),
         ({"x": True}, {}, "the example input is a Tensor"),
         ({"rate": True}, {"rate": math.inf}, "no finite number"),
