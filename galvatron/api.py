@@ -17,6 +17,7 @@ from galvatron.arguments import (
     Wanted,
     check_inputs,
     check_model,
+    check_outputs,
     no_plan,
     read_memory,
     read_precision,
@@ -31,7 +32,7 @@ from galvatron.costs.objective import StageReport, peak_bytes
 from galvatron.drift import ModelWatch
 from galvatron.errors import ClusterError, GalvatronError, error_of_kind
 from galvatron.ir import limits
-from galvatron.ir.capture import BatchDims, Captured, Dynamic, LossFunction, capture_graph, device_of
+from galvatron.ir.capture import BatchDims, Captured, Dynamic, LossFunction, Outputs, capture_graph, device_of
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.documents import shown
 from galvatron.ir.ops.foreign import adopt, foreign_targets
@@ -70,6 +71,7 @@ def compile(
     loss_fn: LossFunction | None = None,
     batch_dims: BatchDims | None = None,
     dynamic: Dynamic | None = None,
+    outputs: Outputs = (),
     cluster: Cluster | str | None = None,
     memory: int | str | None = None,
     plan: PlanLike | None = None,
@@ -111,6 +113,10 @@ def compile(
             tensor's dimensions and names them, alike where they are equal: `{"input_ids": {1: "S"}, "labels":
             {1: "S"}}` for batches that are padded to their own longest sample. The program says for which lengths it
             holds, at least 2; a plan that shards sequences takes those that it divides into pieces.
+        outputs: what the model returns besides its loss and is to give when asked (`CompiledModel.predict`), by name: a
+            field of the mapping, dataclass or named tuple that it returns, as in `["logits"]`, a position of a tuple,
+            as in `["0"]`, one inside of another with a dot, as in `["hidden_states.3"]`. True: the tensor that is the
+            whole output, by the name `"output"`. Training steps keep none of them.
         cluster: a `Cluster` or a preset such as `"a100-80g:2x8"`, for the search; None measures what this job runs on.
         memory: budget per device for the search, in bytes or like `"36GiB"`; None is the device's memory less a
             reserve. The search tries data, tensor and pipeline parallelism; ZeRO and recomputation come with a `plan`.
@@ -156,7 +162,7 @@ def compile(
             wanted = Wanted.read(
                 plan, cluster, memory, precision, optimizer, max_grad_norm, timeout_s, cache_dir, **switches
             )
-            facts = wanted.facts(model, example_inputs, loss_fn, batch_dims, dynamic)
+            facts = wanted.facts(model, example_inputs, loss_fn, batch_dims, dynamic, outputs)
     except GalvatronError as found:
         error, facts = found, {}
     world = rt.initialize(timeout_s=rt.DEFAULT_TIMEOUT_S if wanted is None else wanted.timeout_s)
@@ -170,7 +176,7 @@ def compile(
             f"start {target.world_size} processes (torchrun --nproc-per-node), or leave the cluster out"
         )
     with plain_torch(device_of(model)):
-        said = {"loss_fn": loss_fn, "batch_dims": batch_dims, "dynamic": dynamic}
+        said = {"loss_fn": loss_fn, "batch_dims": batch_dims, "dynamic": dynamic, "outputs": outputs}
         captured = _on_rank_0(world, lambda: _planned(model, example_inputs, said, wanted, target))
     with plain_torch(world.device):
         return _assembled(
@@ -193,13 +199,14 @@ def capture(
     batch_dims: BatchDims | None = None,
     dynamic: Dynamic | None = None,
     precision: str | None = None,
+    outputs: Outputs = (),
 ) -> Program:
     """The training computation of a model as a program of layers (form clustered), for every batch size.
 
     Nothing is computed; a model on `meta` stays there.
 
     Args:
-        model, example_inputs, loss_fn, batch_dims, dynamic, precision: see `compile`.
+        model, example_inputs, loss_fn, batch_dims, dynamic, precision, outputs: see `compile`.
 
     Raises:
         CaptureError: the model cannot be captured; names the source line that is to blame.
@@ -207,11 +214,18 @@ def capture(
     """
     check_model(model, loss_fn)
     check_inputs(example_inputs)
+    check_outputs(outputs)
     compute = read_precision(precision)
     with plain_torch(device_of(model)):
         with ours("capturing the model"):
             captured = capture_graph(
-                model, example_inputs, loss_fn=loss_fn, precision=compute, batch_dims=batch_dims, dynamic=dynamic
+                model,
+                example_inputs,
+                loss_fn=loss_fn,
+                precision=compute,
+                batch_dims=batch_dims,
+                dynamic=dynamic,
+                outputs=outputs,
             )
         return _passed(FRONT_END, captured.program)
 

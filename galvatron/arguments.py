@@ -86,14 +86,16 @@ class Wanted:
         loss_fn: LossFunction | None,
         batch_dims: object,
         dynamic: object,
+        outputs: Any = (),
     ) -> dict[str, str]:
         """What must be equal on all ranks, in words.
 
         Raises:
-            GalvatronError: the model or the loss function is none.
+            GalvatronError: the model or the loss function is none, or the outputs are no names.
         """
         check_model(model, loss_fn)
         check_inputs(example_inputs)
+        check_outputs(outputs)
         plan = self.plan.to_json() if isinstance(self.plan, Plan) else str(self.plan)
         return {
             "plan": plan if len(plan) < 100 else f"a plan with digest {digest_of(plan)}",
@@ -106,6 +108,7 @@ class Wanted:
             "example_inputs": described(example_inputs),
             "batch_dims": str(batch_dims),
             "dynamic": str(dynamic),
+            "outputs": str(outputs if isinstance(outputs, bool) else list(outputs)),
             **{name: str(value) for name, value in self.switches.items()},
             **facts_of_model(model),
         }
@@ -163,6 +166,20 @@ def check_inputs(example_inputs: Any) -> None:
     for value in values:
         if isinstance(value, Tensor) and (odd := oddity(value)):
             raise GalvatronError(f"an example input is {odd}: pass plain dense tensors")
+
+
+def check_outputs(outputs: Any) -> None:
+    """
+    Raises:
+        GalvatronError: they are no names.
+    """
+    if isinstance(outputs, bool):
+        return
+    named = isinstance(outputs, (list, tuple)) and all(isinstance(name, str) for name in outputs)
+    if not named:
+        raise GalvatronError(
+            f'outputs are names of what the model returns, as in ["logits"], or True for all of it, not {outputs!r}'
+        )
 
 
 def read_precision(precision: Any) -> str | None:

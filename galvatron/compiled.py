@@ -6,10 +6,10 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +19,48 @@ from galvatron.drift import ModelWatch
 from galvatron.errors import GalvatronError, PlanError, did_you_mean
 from galvatron.facts import content_of, described, digest_of_values, oddity
 from galvatron.ir.files import write_text
+from galvatron.ir.needed import inputs_of
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
-from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType, lengths_in
+from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType, evaluate, lengths_in
 from galvatron.plain import on_device
 from galvatron.runtime import Calls, Executor, RunState, StepMetrics, World
 from galvatron.runtime.inputs import batch_size
 
 BatchLike = Mapping[str, Any] | tuple[Any, ...]
 """One global batch: forward keyword arguments, or positional ones."""
+
+
+class ModelOutputs(Mapping[str, Tensor]):
+    """What the model returns besides its loss, by name: `outputs["logits"]` or `outputs.logits`.
+
+    Whole tensors, equal on every rank, in the order of the batch and in the types that the model gives.
+
+    Attributes:
+        loss: the loss on the whole batch; None where it was not asked for.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], loss: Tensor | None) -> None:
+        self._values = dict(values)
+        self.loss = loss
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._values[name]
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name.startswith("_") or name not in self._values:
+            raise AttributeError(f"there is no output {name!r}; {did_you_mean(name, self.__dict__.get('_values', ()))}")
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"ModelOutputs({described(self._values)}, loss={self.loss})"
 
 
 class CompiledModel:
@@ -92,7 +124,13 @@ class CompiledModel:
         with self._call("forward_backward", batch) as values:
             return self._executor.forward_backward(values)
 
-    def eval_step(self, batch: BatchLike) -> Tensor:
+    @overload
+    def eval_step(self, batch: BatchLike, *, outputs: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def eval_step(self, batch: BatchLike, *, outputs: Literal[True]) -> ModelOutputs: ...
+
+    def eval_step(self, batch: BatchLike, *, outputs: bool = False) -> Tensor | ModelOutputs:
         """The loss on a global batch without training: forward only, without dropout and by the running statistics of
         batch norms, whatever the plan.
 
@@ -102,41 +140,84 @@ class CompiledModel:
 
         Args:
             batch: as in `train_step`.
+            outputs: give also what the model returns besides its loss, as far as `compile` was asked for it.
 
         Returns:
-            The loss on the whole batch, the same float64 scalar on every rank.
+            The loss on the whole batch, the same float64 scalar on every rank; or the outputs, of which it is the
+            `loss`.
 
         Raises:
             PlanError: the batch does not fit the program or the plan.
+            GalvatronError: outputs of a model that was compiled without any.
             RankError: another rank failed.
         """
-        with self._call("eval_step", batch) as values:
-            return self._executor.eval_step(values)
+        with self._call("eval_step", batch, gives=outputs) as tensors:
+            if not outputs:
+                return self._executor.eval_step(tensors)
+            loss, values = self._executor.outputs(tensors)
+            return self._named(values, loss)
+
+    def predict(self, batch: BatchLike) -> ModelOutputs:
+        """What the model returns besides its loss, as far as `compile` was asked for it, of a batch that may lack what
+        no output depends on, such as labels.
+
+        Returns:
+            The outputs; their `loss` is None.
+
+        Raises:
+            GalvatronError: the model was compiled without `outputs`. Else as in `eval_step`.
+        """
+        needed = inputs_of(self.program, (output.value for output in self.program.outputs))
+        with self._call("predict", batch, gives=True, needed=needed) as tensors:
+            _, values = self._executor.outputs(tensors)
+            return self._named(values, None)
+
+    def _named(self, values: Mapping[str, Tensor], loss: Tensor | None) -> ModelOutputs:
+        return ModelOutputs({output.name: values[output.name] for output in self.program.outputs}, loss)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> ModelOutputs:
+        """The model called in eval mode, without gradients: its outputs, and its loss where the batch is complete.
+
+        Arguments are those of the model's forward.
+        """
+        batch = self._inputs.bound(args, kwargs)
+        return self.eval_step(batch, outputs=True) if self._inputs.is_complete(batch) else self.predict(batch)
 
     @contextmanager
-    def _call(self, what: str, batch: BatchLike) -> Iterator[dict[str, Tensor | int | float]]:
+    def _call(
+        self, what: str, batch: BatchLike, *, gives: bool = False, needed: Collection[str] | None = None
+    ) -> Iterator[dict[str, Tensor | int | float]]:
         """The tensors and numbers of a batch, in a context in which a step means the same wherever it is called from.
 
         What a rank refuses, and what differs between ranks, is refused on all of them before anything is computed.
+
+        Args:
+            gives: outputs are asked for.
+            needed: the inputs that the batch must have; None, all.
         """
+        trains = what in ("train_step", "forward_backward")
         device = self._executor.mesh.world.device
         with (
             torch.inference_mode(False),
-            torch.set_grad_enabled(what != "eval_step"),
+            torch.set_grad_enabled(trains),
             torch.autocast(device.type, enabled=False),
             on_device(device),
         ):
             values: dict[str, Tensor | int | float] = {}
             error = None
             try:
-                self._watch.check(training=what != "eval_step")
+                self._watch.check(training=trains)
+                if not isinstance(gives, bool):
+                    raise GalvatronError(f"outputs must be True or False, not {gives!r}")
+                if gives and not self.program.outputs:
+                    raise GalvatronError('there are no outputs: name them when compiling, as in outputs=["logits"]')
                 if what == "train_step":
                     assert self.optimizer is not None
-                values = self._inputs.read(batch)
+                values = self._inputs.read(batch, needed)
                 self._executor.check(values)
             except GalvatronError as found:
                 error = found
-            facts = {"the batch": described(values)}
+            facts = {"the batch": described(values), "outputs": str(gives)}
             if self._first and error is None:
                 facts["the content of the batch"] = f"digest {content_of(values)}"
             self._calls.check(what, error, facts, updates=what == "train_step")
@@ -284,14 +365,38 @@ class BatchReader:
         others = {n: value for n, value in self._by_name(example_inputs).items() if n not in self._numbers}
         self._constants = {name: value for name, value in others.items() if not isinstance(value, Tensor)}
 
-    def read(self, batch: BatchLike) -> dict[str, Tensor | int | float]:
+    def bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch that a call of the model's forward is.
+
+        Raises:
+            PlanError: forward takes no such arguments.
+        """
+        try:
+            return {**self._signature.bind_partial(*args).arguments, **kwargs}
+        except TypeError as error:
+            raise PlanError(f"the batch does not fit the model's forward{self._signature}: {error}") from None
+
+    def is_complete(self, batch: Mapping[str, Any]) -> bool:
+        """Whether a batch has every tensor that the program reads."""
+        return all(batch.get(name) is not None for name in self._types)
+
+    def read(self, batch: BatchLike, needed: Collection[str] | None = None) -> dict[str, Tensor | int | float]:
         """The batch's tensors and the numbers that change, by forward name.
+
+        Args:
+            needed: the inputs that it must have, where nothing else matters: others are zeros where it lacks them.
 
         Raises:
             PlanError: an input is missing, unknown, or has another shape or element type than the one captured.
         """
         named = self._by_name(batch)
-        missing = [name for name in (*self._types, *self._numbers) if name not in named]
+        absent = [name for name in self._types if named.get(name) is None] if needed is not None else []
+        named = {name: value for name, value in named.items() if name not in absent}
+        missing = [name for name in self._types if name not in named and (needed is None or name in needed)]
+        missing += [name for name in self._numbers if name not in named]
+        if missing and needed is not None:
+            known = ", ".join(map(repr, sorted(needed)))
+            raise PlanError(f"the batch has no input {missing[0]!r}, on which an output depends; they need {known}")
         if missing:
             raise PlanError(f"the batch has no input {missing[0]!r}, which the program was captured with")
         tensors: dict[str, Tensor] = {}
@@ -312,8 +417,10 @@ class BatchReader:
                     f"batch input {name!r} is {value!r}, but the program was captured with {self._constants[name]!r}; "
                     f"compile again for the other value{self._or_dynamic(name, value)}"
                 )
-        self._check_size(tensors)
-        return {**tensors, **numbers, **self._lengths_of(tensors)}
+        samples = self._check_size(tensors)
+        found = self._lengths_of(tensors)
+        tensors.update((name, self._zeros(name, samples)) for name in absent)
+        return {**tensors, **numbers, **found}
 
     def _lengths_of(self, tensors: Mapping[str, Tensor]) -> dict[str, int]:
         """The sizes, beside the number of samples, that may be others in every step; equal wherever they stand."""
@@ -351,8 +458,15 @@ class BatchReader:
         shown = repr(value) if isinstance(value, (bool, int, float, str)) else f"a {type(value).__name__}"
         raise PlanError(f"batch input {name!r} is {shown}, but the program was captured with a finite {kind}: pass one")
 
-    def _check_size(self, tensors: Mapping[str, Tensor]) -> None:
-        """That inputs agree on the number of samples, and that the program holds for it."""
+    def _zeros(self, name: str, samples: int) -> Tensor:
+        """An input that does not matter."""
+        wanted = self._types[name]
+        return torch.zeros(
+            [evaluate(dim, samples) for dim in wanted.shape], dtype=getattr(torch, TORCH_DTYPE_NAMES[wanted.dtype])
+        )
+
+    def _check_size(self, tensors: Mapping[str, Tensor]) -> int:
+        """The number of samples, on which inputs agree, and for which the program holds."""
         samples = batch_size({name: tensor for name, tensor in tensors.items() if name in self._batched})
         if not samples:
             raise PlanError("a batch of 0 samples has no loss; leave it out")
@@ -361,6 +475,7 @@ class BatchReader:
                 f"a batch of {samples} samples: the model branches on the size of its batch, and was captured for "
                 f"batches {self._batch_sizes}; compile again with a batch of this size as example"
             )
+        return samples
 
     def _advice(self, name: str, wanted: TensorType, value: Tensor) -> str:
         """What to do where an input has as many samples as it likes, but was taken for one without."""

@@ -17,21 +17,22 @@ from galvatron.ir.functions import functions_of
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis, Shard, nameable_axes
 from galvatron.ir.local_functions import with_local_functions
-from galvatron.ir.program import Layer, LayerClass, LayerKind, Program, Stage, Update, When
+from galvatron.ir.program import Layer, LayerClass, LayerKind, Program, Result, Stage, Update, When
 from galvatron.ir.types import Dim
 from galvatron.schedules import Schedule
 
 STAGE_ATTRIBUTES = frozenset(
     """
-    add_module apply batch batch_inputs bfloat16 buffers call_super_init children collected collects compile count cpu
-    cuda device double dump_patches epilogue epilogue_shards eval extra_repr float forward get_buffer get_extra_state
-    get_parameter get_submodule global_batch_size half index ipu layer layers load_state_dict loss loss_axes materialize
-    mesh micro_batches modules mtia named_buffers named_children named_modules named_parameters numbers parameters
-    random received receives register_backward_hook register_buffer register_forward_hook register_forward_pre_hook
-    register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook
-    register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook
-    register_state_dict_pre_hook requires_grad_ sends sent set_extra_state set_submodule share_memory state state_dict
-    state_specs step T_destination table to to_empty train training type update updates xpu zero_grad
+    add_module apply asked batch batch_inputs bfloat16 buffers call_super_init children collected collects compile
+    count cpu cuda device double dump_patches epilogue epilogue_shards eval extra_repr float forward get_buffer
+    get_extra_state get_parameter get_submodule gives global_batch_size half index ipu layer layers load_state_dict
+    loss loss_axes materialize mesh micro_batches modules mtia named_buffers named_children named_modules
+    named_parameters numbers outputs parameters random received receives register_backward_hook register_buffer
+    register_forward_hook register_forward_pre_hook register_full_backward_hook register_full_backward_pre_hook
+    register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module register_parameter
+    register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ sends sent set_extra_state
+    set_submodule share_memory state state_dict state_specs step T_destination table to to_empty train training type
+    update updates xpu zero_grad
     """.split()  # noqa: SIM905
 )
 """What a stage already has, so no layer may be called that."""
@@ -92,6 +93,17 @@ class Bindings:
         results = enumerate(layer.results)
         return [(update, number) for number, name in results for update in self.program.updates_by.get(name, ())]
 
+    def outputs(self, layer: Layer) -> list[tuple[Result, int]]:
+        """The outputs of the model that a layer makes, each with the number of the result that it is."""
+        made = {name: position for position, name in enumerate(layer.results)}
+        return [(output, made[output.value]) for output in self.program.outputs if output.value in made]
+
+    @cached_property
+    def writers(self) -> dict[str, int]:
+        """The stage that makes the new value of each piece of state that forward writes."""
+        stages, layers_of = self.program.stages, self.program.updates_in
+        return {update.state: s.index for s in stages for layer in s.layers for update, _ in layers_of(layer)}
+
     @cached_property
     def epilogue(self) -> Layer | None:
         """The layer that runs once per step after all forwards."""
@@ -138,8 +150,9 @@ def bind_names(program: Program, stage: Stage, sizes: Sizes) -> Bindings:
     own = _own_backwards(program, stage, module)
     for layer in stage.layers:
         if layer.cls not in functions:
+            cls = program.class_of[layer.cls]
             functions[layer.cls] = emit_function(
-                program.class_of[layer.cls], module.bind(layer.cls), waiting.get(layer.cls, frozenset()), own
+                cls, module.bind(layer.cls), waiting.get(layer.cls, frozenset()), own, program.only_given(cls)
             )
     taken = [*(function.name for function in functions.values()), *own.values(), INDEX]
     bindings = Bindings(

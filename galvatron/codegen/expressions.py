@@ -9,6 +9,7 @@ from fractions import Fraction
 import sympy
 
 from galvatron.errors import GalvatronError
+from galvatron.ir.layout import Shard
 from galvatron.ir.types import Dim, Length
 
 _SUM, _PRODUCT, _ATOM = 1, 2, 3
@@ -36,6 +37,12 @@ def print_expression(
     else:
         text, strength = _number(dim), _ATOM
     return f"({text})" if atomic and strength < _ATOM else text
+
+
+def print_shard(shard: Shard, outer: Dim) -> str:
+    """`rt.Sharded(1, outer=b)`."""
+    counted = "" if outer == 1 else f", outer={print_expression(outer)}"
+    return f"rt.Sharded({shard.dim}{counted}{', padded=True' * shard.padded}{', folded=True' * shard.folded})"
 
 
 def share(size: Dim, symbol: sympy.Symbol) -> Fraction | None:

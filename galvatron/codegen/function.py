@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -11,7 +11,7 @@ import sympy
 from galvatron.codegen.expressions import print_expression, share
 from galvatron.codegen.layout import INDENT, WIDTH, call, lines, prefixed, tuple_of
 from galvatron.codegen.names import Scope, escaped, shortest_suffixes
-from galvatron.codegen.ops import IN_TRAINING, OpPrinter
+from galvatron.codegen.ops import ASKED, IN_TRAINING, OpPrinter
 from galvatron.ir import graph as ir
 from galvatron.ir.graph import Arg, Graph, Op, Source
 from galvatron.ir.layout import nameable_axes
@@ -31,9 +31,9 @@ class Function:
 
     `axes` are the names of the class's mesh axes on which it communicates or draws, in mesh order. `keywords` are what
     it cannot read off its arguments: `B` (global batch size), `m` (micro-batches of the step), `b` (local batch size),
-    `device`, `training` (whether the running step trains). `numbers` are the other keywords, with the numbers and
-    lengths of the batch that they are. A `random` function also takes the `seed` of the call, which `rt.Layer` gives
-    it.
+    `device`, `training` (whether the running step trains), `asked` (whether it is to give the model's outputs).
+    `numbers` are the other keywords, with the numbers and lengths of the batch that they are. A `random` function also
+    takes the `seed` of the call, which `rt.Layer` gives it.
     """
 
     name: str
@@ -45,13 +45,18 @@ class Function:
 
 
 def emit_function(
-    cls: LayerClass, name: str, waiting: frozenset[str] = frozenset(), own: Mapping[ir.Function, str] | None = None
+    cls: LayerClass,
+    name: str,
+    waiting: frozenset[str] = frozenset(),
+    own: Mapping[ir.Function, str] | None = None,
+    only_given: frozenset[str] = frozenset(),
 ) -> Function:
     """Writes the function of a sharded layer class.
 
     Args:
         waiting: those among its weights whose gradients may come later.
         own: the Python classes of the functions with a backward of their own that its ops call.
+        only_given: the outputs that no layer reads: what only these need is computed where they are asked for.
     """
     graph = with_local_functions(cls.graph, cls.mesh)
     symbols = symbols_in(graph)
@@ -59,7 +64,8 @@ def emit_function(
     random = any(is_random(op) for op in graph.ops)
     trains = any(switch and op[switch] is True for op in graph.ops if (switch := operator_of(op).in_training))
     reserved = {"b": LOCAL_BATCH in symbols, "B": BATCH in symbols, "m": MICRO_BATCHES in symbols, "seed": random}
-    reserved[IN_TRAINING] = trains
+    trained = graph.without_outputs(only_given).ops
+    reserved |= {IN_TRAINING: trains, ASKED: len(trained) < len(graph.ops)}
     scope = Scope(taken=[*(name for name, used in reserved.items() if used), *(own or {}).values()])
     for axis in axes:
         scope.bind(("axis", axis), axis)
@@ -77,33 +83,51 @@ def emit_function(
     first_tensor = next((scope[v.name] for v in (*graph.inputs, *graph.state)), None)
     if first_tensor is None and any(not op.operands for op in graph.ops):
         keywords.append("device")
-    keywords += [IN_TRAINING] if trains else []
+    keywords += [word for word in (IN_TRAINING, ASKED) if reserved[word]]
     device = "device" if first_tensor is None else f"{first_tensor}.device"
 
     named = [*keywords, *(keyword for keyword, _ in given), *(["seed"] if random else [])]
     signature = [*parameters, *(["*", *named] if named else [])]
     body = [f"{INDENT}{batch_binding}"] if batch_binding else []
     steps = selective_steps(graph) if cls.strategy and cls.strategy.recompute == "selective" else {}
-    body += body_lines(graph, scope, OpPrinter(scope.__getitem__, graph.values, device, waiting, own or {}), steps)
-    returned = [scope[output] for output in graph.outputs]
-    result = lines(tuple_of(returned) if len(", ".join(returned)) > WIDTH - 12 else ", ".join(returned), 1)
-    result[0] = f"{INDENT}return {result[0].strip()}"
+    printer = OpPrinter(scope.__getitem__, graph.values, device, waiting, own or {})
+    early = {id(op) for op in trained}
+    body += body_lines(graph, scope, printer, steps, [op for op in graph.ops if id(op) in early])
+    if reserved[ASKED]:
+        made = {v.name for op in trained for v in op.results} | {v.name for v in (*graph.inputs, *graph.state)}
+        body += [f"{INDENT}if not {ASKED}:"]
+        body += _return([scope[output] if output in made else "None" for output in graph.outputs], 2)
+        body += body_lines(graph, scope, printer, steps, [op for op in graph.ops if id(op) not in early])
     header = lines(prefixed("def ", call(name, signature), ":"))
-    return Function(name, "\n".join([*header, *body, *result]), axes, tuple(keywords), random, given)
+    body += _return([scope[output] for output in graph.outputs], 1)
+    return Function(name, "\n".join([*header, *body]), axes, tuple(keywords), random, given)
+
+
+def _return(values: list[str], depth: int) -> list[str]:
+    result = lines(tuple_of(values) if len(", ".join(values)) > WIDTH - 12 else ", ".join(values), depth)
+    result[0] = f"{INDENT * depth}return {result[0].strip()}"
+    return result
 
 
 def body_lines(
-    graph: Graph, scope: Scope, printer: OpPrinter, steps: Mapping[int, Step], depth: int = 1
+    graph: Graph,
+    scope: Scope,
+    printer: OpPrinter,
+    steps: Mapping[int, Step],
+    ops: Sequence[Op] | None = None,
+    depth: int = 1,
 ) -> Iterator[str]:
-    """One assignment per op, each run of ops from one source line under that line.
+    """One assignment for each of some ops (all by default), each run of ops from one source line under that line.
 
     Args:
         steps: the ops that a recomputed layer does not compute again, by their places.
     """
-    used = {name for op in graph.ops for name in op.operands} | set(graph.outputs)
     namer = _Namer(graph, scope)
+    used = {name for op in graph.ops for name in op.operands} | set(graph.outputs)
+    place = {id(op): index for index, op in enumerate(graph.ops)}
     source: Source | None = None
-    for index, op in enumerate(graph.ops):
+    for op in graph.ops if ops is None else ops:
+        index = place[id(op)]
         if op.source is not None and (source is None or str(op.source) != str(source)):
             source = op.source
             yield f"{INDENT * depth}{source_comment(source, depth)}"

@@ -30,6 +30,9 @@ _FUNCTION = re.compile(r"(F|torch|rt)\.[\w.]+\(")
 IN_TRAINING = "training"
 """The keyword by which a function is told whether the running step trains."""
 
+ASKED = "asked"
+"""The keyword by which a function is told whether the running step is to give what the model returns."""
+
 _UNWRITTEN = 2**63 - 1
 """The `end` of a slice that goes to the end."""
 

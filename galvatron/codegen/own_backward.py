@@ -50,7 +50,7 @@ def _body(graph: Graph, scope: Scope) -> Iterator[str]:
     for symbol in sorted(symbols_in(graph), key=str):
         yield f"{INDENT * 2}{bind_batch(graph, scope, symbol)}"
     device = f"{scope[graph.inputs[0].name]}.device"
-    yield from body_lines(graph, scope, OpPrinter(scope.__getitem__, graph.values, device), {}, 2)
+    yield from body_lines(graph, scope, OpPrinter(scope.__getitem__, graph.values, device), {}, depth=2)
 
 
 def _returned(names: Sequence[str]) -> list[str]:

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 import sympy
 
 from galvatron.codegen.bindings import Bindings, bind_names, stage_mesh
-from galvatron.codegen.expressions import print_expression, share
+from galvatron.codegen.expressions import print_expression, print_shard, share
 from galvatron.codegen.layout import WIDTH, Brackets, Text, call, lines, prefixed, tuple_of
 from galvatron.codegen.names import escaped, literal
-from galvatron.codegen.ops import IN_TRAINING
+from galvatron.codegen.ops import ASKED, IN_TRAINING
+from galvatron.codegen.outputs import give_outputs
 from galvatron.codegen.runs import INDEX, chain, first_number, quoted, runs, template
 from galvatron.codegen.sizes import MICRO_BATCH, Sizes, local_sizes
 from galvatron.ir.layout import BROADCAST, PARTIAL, Placement, Shard, nameable_axes
@@ -105,6 +106,7 @@ def _init(bindings: Bindings) -> list[str]:
     interface = [*_batch_inputs(bindings), *_transfers(bindings, "receives", stage.receives)]
     interface += _transfers(bindings, "sends", stage.sends)
     interface += _collected(bindings)
+    interface += give_outputs(bindings)
     if bindings.program.output in {name for layer in stage.layers for name in layer.results}:
         interface += _statement("self.loss", [prefixed("sum_over=", tuple_of(_loss_axes(bindings)))])
     return [*out, "", *interface]
@@ -181,7 +183,10 @@ def _counts_up(bindings: Bindings, run: Sequence[Layer], layouts: dict[str, Stat
         return False
     for column in zip(*(_touched(bindings, layer) for layer in run), strict=True):
         kinds = {(s.type, s.kind, s.trainable) for s in (program.state_of[name] for name in column)}
-        places = {(layouts[name].mesh, layouts[name].layout, layouts[name].zero) for name in column}
+        places = {
+            (layouts[name].mesh, layouts[name].layout, layouts[name].zero, bindings.writers.get(name))
+            for name in column
+        }
         if template(column, start) is None or len(kinds) > 1 or len(places) > 1:
             return False
     return True
@@ -211,6 +216,9 @@ def _state(bindings: Bindings, name: str, layout: StateLayout, depth: int) -> li
         arguments.append(f"zero={layout.zero}")
     if state.has_master(bindings.program.precision):
         arguments.append(f"master={_dtype(state.type.dtype)}")
+    writer = bindings.writers.get(state.name, bindings.stage.index)
+    if writer != bindings.stage.index:
+        arguments.append(f"written_by={writer}")
     return _statement("self.state", arguments, depth)
 
 
@@ -239,9 +247,7 @@ def _axis_variable(bindings: Bindings, layer: Layer, name: str) -> str:
 def _placement(placement: Placement, trained: bool) -> str:
     """Text of a placement; empty for what an axis that is not named means."""
     if isinstance(placement, Shard):
-        outer = "" if placement.outer == 1 else f", outer={print_expression(placement.outer)}"
-        flags = f"{', padded=True' * placement.padded}{', folded=True' * placement.folded}"
-        return f"rt.Sharded({placement.dim}{outer}{flags})"
+        return print_shard(placement, placement.outer)
     return "rt.Summed()" if placement == BROADCAST and trained else ""
 
 
@@ -301,7 +307,7 @@ def _loss_axes(bindings: Bindings) -> list[str]:
 def _is_called_directly(bindings: Bindings, layer: Layer) -> bool:
     """A function without state, axes and random numbers that keeps its activations needs no layer object."""
     function = bindings.function(layer)
-    needed = layer.state or function.axes or function.random or bindings.updates(layer)
+    needed = layer.state or function.axes or function.random or bindings.updates(layer) or bindings.outputs(layer)
     return not (needed or _recompute(bindings, layer))
 
 
@@ -420,8 +426,8 @@ def _keywords(bindings: Bindings, layer: Layer) -> list[str]:
             written.append("m=self.micro_batches")
         elif keyword == "device":
             written.append("device=self.device")
-        elif keyword == IN_TRAINING:
-            written.append(f"{IN_TRAINING}=self.training")
+        elif keyword in (ASKED, IN_TRAINING):
+            written.append(f"{keyword}=self.{keyword}")
         else:
             written.append(f"b={_local_batch(bindings, layer)}")
     numbers = bindings.function(layer).numbers

@@ -97,9 +97,11 @@ class _Reader:
         self._local_borders = Partitioner(sharded, cluster).borders
 
     def statistics(self, cls: LayerClass) -> ClassStatistics:
-        differentiable = self._local_borders[cls.name].differentiable
+        border = self._local_borders[cls.name]
+        differentiable = border.differentiable
         batch = self._micro_batch / (cls.strategy.degree("dp") if cls.strategy else 1)
-        profile = profile_graph(cls.graph, cls.mesh, differentiable)
+        trained = cls.graph.without_outputs(border.free_outputs)
+        profile = profile_graph(trained, cls.mesh, differentiable)
         return ClassStatistics(
             name=cls.name,
             layers=self._uses[cls.name],

@@ -230,10 +230,10 @@ class _Run:
         self.watch.collective(kind, axis, payload_bytes)
 
     def _collective(self, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-        shape = [evaluate(d, self.batch) for d in op.result.type.shape]
         axis = self.axes[kwargs["axis"]]
         if op.namespace == "spmd":
             return run_on_slice(op, args, kwargs, axis, partial(self._record, axis))
+        shape = [evaluate(d, self.batch) for d in op.result.type.shape]
         return _Collective.apply(args[0], shape, conversion_of(op), axis, self.watch)
 
 

@@ -16,7 +16,7 @@ from galvatron.costs.profile import profile_graph
 from galvatron.costs.state import TrainedState, state_collectives, trained_state
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.graph import Value
+from galvatron.ir.graph import Graph, Value
 from galvatron.ir.layout import Axis
 from galvatron.ir.plan import Ties
 from galvatron.ir.planned import epilogue, planned_layers, tied_layers
@@ -25,6 +25,7 @@ from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import evaluate
 from galvatron.machine import Machine
 from galvatron.partition import Partitioner, Redistribution, redistribution
+from galvatron.partition.boundary import Border
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,9 @@ class ShardedCostModel:
         key = cls, Strategy(strategy.axes, recompute=strategy.recompute), self._partitioner.whole(cls, ties)
         if key not in self._profiles:
             sharded = self._partitioner.shard(cls, strategy, ties)
-            differentiable = self._partitioner.borders[cls].differentiable
-            self._profiles[key] = profile_graph(sharded.graph, sharded.mesh, differentiable, strategy.recompute)
+            border = self._partitioner.borders[cls]
+            graph = _trained(sharded.graph, self.program.class_of[cls].graph, border)
+            self._profiles[key] = profile_graph(graph, sharded.mesh, border.differentiable, strategy.recompute)
         return self._profiles[key]
 
     def _bordering(self, cls: str, strategy: Strategy) -> LayerClass:
@@ -160,8 +162,10 @@ class ShardedCostModel:
     def _end_of(self, layer: Layer, strategy: Strategy, ties: Ties) -> _End:
         batch = self.program.batch_size // strategy.degree("dp")
         sharded = self._partitioner.shard(layer.cls, strategy, ties)
-        differentiable = self._partitioner.borders[layer.cls].differentiable
-        profile = profile_graph(sharded.graph, sharded.mesh, differentiable, at=batch)
+        border = self._partitioner.borders[layer.cls]
+        differentiable = border.differentiable
+        graph = _trained(sharded.graph, self.program.class_of[layer.cls].graph, border)
+        profile = profile_graph(graph, sharded.mesh, differentiable, at=batch)
         made = {name for one in self.layers for name in one.results}
         entering = [v for v, name in zip(sharded.graph.inputs, layer.operands, strict=True) if name in made]
         sizes = {value.name: evaluate(value.type.bytes, batch) for value in entering}
@@ -173,7 +177,7 @@ class ShardedCostModel:
         )
 
     def _state(self, layer: Layer, strategy: Strategy, ties: Ties) -> tuple[dict[str, TrainedState], int]:
-        """What each trained parameter costs, and the bytes of other state."""
+        """What each trained parameter costs, and the bytes of other state and of its new values."""
         sharded = self._partitioner.shard(layer.cls, strategy, ties)
         whole = self._partitioner.whole(layer.cls, ties)
         trained: dict[str, TrainedState] = {}
@@ -185,6 +189,10 @@ class ShardedCostModel:
                 trained[name] = trained_state(state, value, sharded.mesh, level)
             else:
                 other_bytes += evaluate(value.type.bytes, 1)
+        for update, value in self.program.updates_in(layer):
+            # Its new value waits for the end of the step.
+            copies = 1 if update.state in layer.state else 2
+            other_bytes += copies * evaluate(value.type.bytes, 1)
         return trained, other_bytes
 
     def _update_s(self, states: Iterable[TrainedState]) -> float:
@@ -331,3 +339,9 @@ class ShardedCostModel:
 def _stage_border(strategy: Strategy) -> Axis:
     """The two pipeline ranks on both sides of a stage border, as an axis of their devices."""
     return Axis("pp", 2, strategy.devices)
+
+
+def _trained(local: Graph, planned: Graph, border: Border) -> Graph:
+    """What of the local graph of a class a training step runs: nothing that only the outputs of the model need."""
+    pairs = zip(local.outputs, planned.outputs, strict=True)
+    return local.without_outputs(frozenset(name for name, formal in pairs if formal in border.free_outputs))

@@ -19,6 +19,7 @@ import sympy
 from galvatron.ir.factors import Factor, FactorPlace, FactorTable
 from galvatron.ir.graph import Function, Graph, Op, Ref, Value
 from galvatron.ir.local_arguments import with_local_arguments
+from galvatron.ir.names import Names
 from galvatron.ir.ops.functions import in_samples, samples_of
 from galvatron.ir.ops.notation import DimNames, OpDims
 from galvatron.ir.types import BATCH, Dim, TensorType, exact_quotient, simplify_dim
@@ -50,6 +51,9 @@ def signature_problem(function: Function) -> str:
     results = tuple(v.type for v in function.made if v.type.is_floating)
     if tuple(v.type for v in function.gradients) != results:
         return "its backward must read the gradient of each floating result"
+    own = {*(v.name for v in function.gradients), *(v.name for op in backward.ops for v in op.results)}
+    if twice := sorted(own & forward.types.keys()):
+        return f"%{twice[0]} is a value of its forward and another one of its backward"
     places = function.differentiated
     if sorted(set(places)) != list(places) or not all(0 <= i < len(forward.inputs) for i in places):
         return f"there are no operands {', '.join(map(str, places))}, in this order"
@@ -179,11 +183,11 @@ def _joint(function: Function) -> Graph:
             for place, name in zip(function.differentiated, function.backward.outputs, strict=True)
         ),
     ]
-    links = tuple(
-        Op("aten.mul.Tensor", (Ref(v.name), Ref(g.name)), (), (Value(f"{v.name}·{i}", v.type),))
-        for i, (v, g) in enumerate(pairs)
-    )
     forward, backward = function.forward, function.backward
+    names = Names((*forward.values, *backward.values))
+    links = tuple(
+        Op("aten.mul.Tensor", (Ref(v.name), Ref(g.name)), (), (Value(names.fresh("pair"), v.type),)) for v, g in pairs
+    )
     return Graph((*forward.inputs, *function.gradients), (), (*forward.ops, *backward.ops, *links), ())
 
 

@@ -167,6 +167,12 @@ class Graph:
                 table[name].append(op)
         return {name: tuple(ops) for name, ops in table.items()}
 
+    def without_outputs(self, names: frozenset[str]) -> Graph:
+        """The same graph without some of its outputs, and without the ops that only these need."""
+        if names.isdisjoint(self.outputs):
+            return self
+        return replace(self, outputs=tuple(n for n in self.outputs if n not in names)).without_dead_ops()
+
     def without_dead_ops(self) -> Graph:
         """The same graph with only the ops that the outputs need."""
         live = set(self.outputs)

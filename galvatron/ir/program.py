@@ -130,6 +130,18 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Result:
+    """What the model returns besides its loss, under the name by which it was asked for: one value of the program.
+
+    Over micro-batches it is along their samples, a term of a sum, or the same in each
+    (`galvatron.ir.micro_batches`); over mesh axes it is laid out as its layer makes it.
+    """
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
 class StateLayout:
     """Where a stage keeps a piece of state: its mesh and layout. `R'` axes are those its gradient is summed over.
 
@@ -272,10 +284,11 @@ class Program:
 
     `inputs` are the tensors of one global batch by their forward names, `numbers` its Python numbers that may change
     from step to step, `output` the name of the scalar loss, `updates` what else a step makes: the new values of state
-    that forward writes, each piece of it once; and `batch_size` the number of samples of the example batch (the value
-    of `B` that costs default to). An input whose type does not have `B` on dim 0 holds no samples: it is the same for
-    all. A `Length` in the type of an input is free as `B` is, and says itself for which values. `batch_sizes` are those
-    that the program holds for. `precision` is the element type in which parameters take part in compute: one of
+    that forward writes, each piece of it once. `outputs` are what the model returns besides, which is computed in a
+    step and given only where it is asked for; and `batch_size` the number of samples of the example batch (the value of
+    `B` that costs default to). An input whose type does not have `B` on dim 0 holds no samples: it is the same for all.
+    A `Length` in the type of an input is free as `B` is, and says itself for which values. `batch_sizes` are those that
+    the program holds for. `precision` is the element type in which parameters take part in compute: one of
     `PRECISIONS`, whose masters, gradients and optimizer state are kept in `MASTER`; None: each in its own.
     """
 
@@ -285,7 +298,6 @@ class Program:
     inputs: tuple[Value, ...]
     state: tuple[State, ...]
     output: str
-    updates: tuple[Update, ...] = ()
     graph: Graph | None = None
     classes: tuple[LayerClass, ...] = ()
     layers: tuple[Layer, ...] = ()
@@ -297,6 +309,8 @@ class Program:
     precision: str | None = None
     batch_sizes: BatchSizes = BatchSizes()
     numbers: tuple[Number, ...] = ()
+    updates: tuple[Update, ...] = ()
+    outputs: tuple[Result, ...] = ()
 
     @cached_property
     def class_of(self) -> dict[str, LayerClass]:
@@ -351,8 +365,22 @@ class Program:
 
     @cached_property
     def results(self) -> tuple[str, ...]:
-        """The values that a step is for, each once: the loss, then those of the updates. All else serves them."""
-        return tuple(dict.fromkeys((self.output, *(update.value for update in self.updates))))
+        """The values that a step is for, each once: the loss, then those of the updates, and of the outputs. All else
+        serves them."""
+        others = (*self.updates, *self.outputs)
+        return tuple(dict.fromkeys((self.output, *(result.value for result in others))))
+
+    @cached_property
+    def _only_given(self) -> frozenset[str]:
+        """The values of outputs that nothing else of the program reads."""
+        read = {name for layer in self.all_layers for name in layer.operands}
+        read |= {self.output, *(update.value for update in self.updates)}
+        return frozenset(output.value for output in self.outputs) - read
+
+    def only_given(self, cls: LayerClass) -> frozenset[str]:
+        """The formal outputs of a class that no layer reads, in any of its layers: the model returns them."""
+        columns = zip(cls.graph.outputs, *(layer.results for layer in self.layers_of[cls.name]), strict=True)
+        return frozenset(formal for formal, *names in columns if names and self._only_given.issuperset(names))
 
     @cached_property
     def updates_by(self) -> dict[str, tuple[Update, ...]]:
@@ -377,7 +405,7 @@ class Program:
         Updates that turn out to write what is there anyway are left out.
 
         Raises:
-            PassError: an update is of what no op makes.
+            PassError: an update or an output is of what no op makes.
         """
         now = dict(zip(self.results, graph.outputs, strict=True))
         updates = tuple(replace(u, value=now[u.value]) for u in self.updates if u.adds or now[u.value] != u.state)
@@ -387,7 +415,14 @@ class Program:
                     f"forward writes {update.value!r} as it is into {update.state!r}, which is not supported: read "
                     "that in its place, or write what is computed from it"
                 )
-        program = replace(self, output=now[self.output], updates=updates)
+        outputs = tuple(replace(output, value=now[output.value]) for output in self.outputs)
+        for output in outputs:
+            if output.value not in graph.producers:
+                raise PassError(
+                    f"the output {output.name!r} is {output.value!r} as it is, which is at hand without the model: "
+                    "leave it out"
+                )
+        program = replace(self, output=now[self.output], updates=updates, outputs=outputs)
         return replace(program, graph=replace(graph, outputs=program.results).without_dead_ops())
 
     @property

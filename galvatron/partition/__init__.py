@@ -1,6 +1,6 @@
 """The SPMD partitioner: one mechanism for every intra-layer parallelism.
 
-The table of operators says which dimensions of an op are the same, `factors` carries them through a graph, modes say
+The table of operators says which dimensions of an op are the same, `ir.factors` carries them through a graph, modes say
 how an op may then run on one mesh axis (`modes`), roles what holds at a layer's border (`boundary`) and which modes
 there are to choose from (`choices`, without those that `padding` and `groups` rule out), and the solver finds the
 cheapest inside (`solver`, `prices`). `partition` puts the axes together, `decisions` says why ops are whole, `localize`

@@ -11,7 +11,8 @@
 The residual stream is what crosses a layer's border with a gradient and a batch dimension. Other values with a gradient
 cross whole, with a partial gradient where the stream is sharded; values without one are whole wherever the batch is not
 sharded. The loss leaves an axis that shards samples or tokens as a partial sum. Statistics of the batch and new values
-of state, which forward writes, are whole, as is state that is not trained.
+of state, which forward writes, are whole, as is state that is not trained. What the model returns besides its loss is
+as the op that makes it has it.
 Where parameters are whole their gradients are summed.
 """
 
@@ -34,13 +35,15 @@ class Border:
     """What a class is to its program: which of its values have gradients, which output is the loss, which state trains.
 
     `whole_outputs` are outputs that every rank must have whole: statistics of the batch, new values of state. Masters
-    and gradients of what trains are `master_scale` times as large as its values.
+    and gradients of what trains are `master_scale` times as large as its values. `free_outputs` are
+    what the model returns and no layer reads: they stay in the layout in which they are made.
     """
 
     differentiable: frozenset[str]
     trainable: frozenset[str]
     loss: str | None = None
     whole_outputs: frozenset[str] = frozenset()
+    free_outputs: frozenset[str] = frozenset()
     master_scale: int = 1
 
 
@@ -101,7 +104,7 @@ class Role:
 
     def allowed(self, graph: Graph, border: Border, table: FactorTable) -> Callable[[int, OpFactor], bool]:
         """Which factors of which ops the axis may shard."""
-        crossing = [*(v.name for v in graph.inputs), *graph.outputs]
+        crossing = [*(v.name for v in graph.inputs), *(n for n in graph.outputs if n not in border.free_outputs)]
         seeds = [
             (name, table.at(name, split.dim, split.inner, split.size))
             for name in crossing
@@ -138,7 +141,7 @@ class Role:
                 return Split(factor.dim, factor.inner, factor.size, folded=self.folded)
             return state
 
-        outputs = {name: crossing(name) for name in graph.outputs}
+        outputs = {name: crossing(name) for name in graph.outputs if name not in border.free_outputs}
         outputs.update((name, REPLICATE) for name in border.whole_outputs)
         if border.loss is not None:
             outputs[border.loss] = PARTIAL if self.splits_samples else REPLICATE
@@ -182,7 +185,7 @@ class Role:
 
 def residual_stream(graph: Graph, border: Border, table: FactorTable) -> frozenset[FactorPlace]:
     """Every place at a factor of what crosses the layer's border with a gradient."""
-    crossing = {*(v.name for v in graph.inputs), *graph.outputs} - border.whole_outputs
+    crossing = {*(v.name for v in graph.inputs), *graph.outputs} - border.whole_outputs - border.free_outputs
     return table.of_values(crossing & border.differentiable)
 
 

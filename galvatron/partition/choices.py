@@ -53,7 +53,8 @@ class RoleChoices:
         ]
         if not self._role.matrices:
             return Choices(modes)
-        modes = without_stranded_padding(self._graph, modes, self._shardable)
+        read = frozenset(self._graph.outputs) - self._border.free_outputs
+        modes = without_stranded_padding(self._graph, modes, self._shardable, read)
         if outer is None:
             return self._factors.choices(modes)
         sharded = frozenset(name for name, state in outer.state.items() if isinstance(state, Split))

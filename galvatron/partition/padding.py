@@ -13,16 +13,17 @@ from galvatron.partition.modes import AxisState, Mode, Split
 
 
 def without_stranded_padding(
-    graph: Graph, modes: list[tuple[Mode, ...]], shardable: frozenset[str]
+    graph: Graph, modes: list[tuple[Mode, ...]], shardable: frozenset[str], read: frozenset[str]
 ) -> list[tuple[Mode, ...]]:
     """The modes of every op without those whose padded splits somebody else cannot give or take.
 
     Args:
         shardable: the state that may be kept sharded.
+        read: the outputs that other layers read.
     """
     modes = [_of_one_factor(choices) for choices in modes]
     while True:
-        stranded = _stranded(graph, modes, shardable)
+        stranded = _stranded(graph, modes, shardable, read)
         if not stranded:
             return modes
         modes = [
@@ -53,7 +54,9 @@ def _padded(graph: Graph, index: int, mode: Mode) -> list[_Place]:
     return [(name, state) for name, state in pairs if isinstance(state, Split) and state.padded]
 
 
-def _stranded(graph: Graph, modes: list[tuple[Mode, ...]], shardable: frozenset[str]) -> set[_Place]:
+def _stranded(
+    graph: Graph, modes: list[tuple[Mode, ...]], shardable: frozenset[str], read: frozenset[str]
+) -> set[_Place]:
     """The padded splits that some op has a mode for and that the producer or a consumer of the value has none for."""
     made: dict[str, set[AxisState]] = defaultdict(set)
     taken: dict[str, list[set[AxisState]]] = defaultdict(list)
@@ -65,7 +68,7 @@ def _stranded(graph: Graph, modes: list[tuple[Mode, ...]], shardable: frozenset[
 
     def fits(name: str, split: Split) -> bool:
         given = name in shardable or split in made[name]
-        return given and name not in graph.outputs and all(split in states for states in taken[name])
+        return given and name not in read and all(split in states for states in taken[name])
 
     used = {place for index, choices in enumerate(modes) for mode in choices for place in _padded(graph, index, mode)}
     return {place for place in used if not fits(*place)}

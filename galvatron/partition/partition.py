@@ -163,10 +163,11 @@ def _localized(
         return [tuple(column[i] for column in columns) for i in range(count)]
 
     ops = graph.ops
+    wanted = [name for name in graph.outputs if all(name in one.boundary.outputs for one in solved)]
     return Localizer(graph, mesh, batch_ways, differentiable).run(
         inputs={v.name: tuple(one.boundary.inputs[v.name] for one in solved) for v in graph.inputs},
         state={v.name: tuple(one.solution.state[v.name] for one in solved) for v in graph.state},
-        outputs={name: tuple(one.boundary.outputs[name] for one in solved) for name in graph.outputs},
+        outputs={name: tuple(one.boundary.outputs[name] for one in solved) for name in wanted},
         operands=[per_axis([m.operands for m in modes_of(i)], len(op.operands)) for i, op in enumerate(ops)],
         results=[per_axis([m.results for m in modes_of(i)], len(op.results)) for i, op in enumerate(ops)],
         spmd=[next(((a, m) for a, m in zip(mesh, modes_of(i), strict=True) if m.spmd), None) for i in range(len(ops))],

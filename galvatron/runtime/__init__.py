@@ -21,6 +21,7 @@ from galvatron.runtime.limit import DEFAULT_TIMEOUT_S
 from galvatron.runtime.materialize import ModelState, materialize
 from galvatron.runtime.mesh import Axis, Mesh, World, build_mesh, initialize, shutdown
 from galvatron.runtime.metrics import StepMetrics
+from galvatron.runtime.outputs import PartialSum
 from galvatron.runtime.random import Seed, seeded
 from galvatron.runtime.ring import scaled_dot_product_attention
 from galvatron.runtime.run_state import RunState
@@ -39,6 +40,7 @@ __all__ = [
     "LossScaler",
     "Mesh",
     "ModelState",
+    "PartialSum",
     "RunState",
     "Seed",
     "Sharded",

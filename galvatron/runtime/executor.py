@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from galvatron.errors import GalvatronError, PlanError
-from galvatron.runtime import comm, failure, full_state, updates
+from galvatron.runtime import comm, failure, full_state, outputs, updates
 from galvatron.runtime.agreement import agree
 from galvatron.runtime.bounds import bounds
 from galvatron.runtime.comm import now
@@ -85,12 +85,14 @@ class Executor:
         self.scaler = scaler
         with failure.guarded("start"):
             self._catalogue = full_state.Catalogue(self.held)
-            ties = self._catalogue.tie_groups()
+            shared = self._catalogue.shared_groups()
         self._copies = {name: len(holders) for name, holders in self._catalogue.holders.items()}
         now.stages = self.mesh.stages
         blank = [name for name in self.held.state_specs if self.held.get(name).is_meta]
         with failure.guarded("start"):
+            ties = {name: group for name, group in shared.items() if self._catalogue.entries[name].kind == "parameter"}
             self._parameters = Parameters(stages, ties)
+        self._shared_updates = updates.shared(stages, shared, self._catalogue.holders)
         # From here on nothing waits for other ranks, so that an error of one rank can be told to the others.
         self._names = full_state.ModelNames(self._catalogue, model)
         if model is not None:
@@ -169,18 +171,32 @@ class Executor:
 
         Args, result and errors are those of `forward_backward`.
         """
+        loss, _ = self._evaluate(batch, give=False)
+        return loss
+
+    def outputs(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss as `eval_step` gives it, and by name what the model returns besides: whole, on every rank, in the
+        order of the batch.
+        """
+        return self._evaluate(batch, give=True)
+
+    def _evaluate(self, batch: Batch, *, give: bool) -> tuple[Tensor, dict[str, Tensor]]:
         samples, microbatches, inputs = self._read(batch)
         self._take_numbers(batch)
         with failure.guarded(self._place), torch.no_grad(), _evaluating(self.stages):
             keywords, last = self._keywords(samples, microbatches, inputs)
             bounds.start()
+            outputs.ask(self.stages, wanted=give)
             run = self._pipeline.run(keywords, samples, microbatches, epilogue=last, backward=False)
             loss = self._share_of_loss(run)
             totals = torch.cat([loss.view(1), bounds.outside(loss.device)])
             if self.mesh.world.size > 1:
                 comm.all_reduce(totals, comm.all_ranks(), phase="totals").wait()
         self._check_bounds(totals[1:], batch)
-        return totals[0]
+        if not give:
+            return totals[0], {}
+        with failure.guarded(self._place):
+            return totals[0], outputs.gathered(self.stages, self.mesh, samples)
 
     def gradient_norm(self) -> Tensor:
         """The global norm of the gradients of the last step, as a float64 scalar on every rank."""
@@ -259,6 +275,7 @@ class Executor:
             for stage in self.stages:
                 stage.random.step += 1
             updates.forget(self.stages)
+            outputs.ask(self.stages, wanted=False)
             keywords, last = self._keywords(samples, microbatches, inputs)
             self._parameters.start(microbatches)
             bounds.start()
@@ -278,7 +295,8 @@ class Executor:
                 comm.all_reduce(totals, comm.all_ranks(), phase="totals").wait()
         self._check_bounds(totals[2:4], batch)
         # Here nothing fails any more, and a step whose gradients overflow has had a forward as well.
-        updates.write(self.stages)
+        with failure.guarded("the new values of state"):
+            updates.write(self.stages, self._shared_updates)
         return totals[0], totals[1]
 
     def _check_bounds(self, outside: Tensor, batch: Batch) -> None:

@@ -69,9 +69,9 @@ class Catalogue:
                     )
                 self.holders[entry.name] = (*self.holders.get(entry.name, ()), index)
 
-    def tie_groups(self) -> dict[str, dist.ProcessGroup]:
-        """For each parameter that this pipeline rank shares with others, the ranks with this rank's slice of it.
-        Collective.
+    def shared_groups(self) -> dict[str, dist.ProcessGroup]:
+        """For each parameter or buffer that this pipeline rank shares with others, the ranks with this rank's slice of
+        it, in the order of `holders`. Collective.
         """
         groups: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
         size = len(self.mesh.ranks)
@@ -80,11 +80,7 @@ class Catalogue:
                 group = process_group(holder * size + place for holder in holders)
                 if place == self.mesh.index and self.mesh.pipeline_rank in holders:
                     groups[holders] = group
-        return {
-            name: group
-            for name, holders in self.holders.items()
-            if self.entries[name].kind == "parameter" and (group := groups.get(holders)) is not None
-        }
+        return {name: group for name, holders in self.holders.items() if (group := groups.get(holders)) is not None}
 
     def gather(self, wanted: list[str], local: Callable[[str], Tensor], *, rank0_only: bool) -> dict[str, Tensor]:
         """The whole tensors called `wanted`, on the CPU: on every rank, or on rank 0 with nothing on the others.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from galvatron.recompute import recomputed
 from galvatron.runtime.collectives import gather_full
 from galvatron.runtime.comm import Place, now
 from galvatron.runtime.mesh import Axis, Mesh
+from galvatron.runtime.outputs import Output, PartialSum
 from galvatron.runtime.random import Randomness
 from galvatron.runtime.slices import Sharded, in_cutting_order
 from galvatron.runtime.updates import Update
@@ -36,7 +37,8 @@ class StateSpec:
     """A parameter or buffer of the model: its own name, global shape and dtype, and where it lives in the stage.
 
     `zero` is the ZeRO level over the axes on which it is `Summed`. With a `master` type the value that is trained has
-    that type, and the layers read a copy of it in `dtype`.
+    that type, and the layers read a copy of it in `dtype`. State that the forward of another stage writes is
+    `written_by` that.
     """
 
     name: str
@@ -46,6 +48,7 @@ class StateSpec:
     kind: Literal["parameter", "buffer"]
     zero: int = 0
     master: torch.dtype | None = None
+    written_by: int | None = field(default=None, compare=False)
 
     @property
     def sharded(self) -> tuple[tuple[Axis, Sharded], ...]:
@@ -181,6 +184,7 @@ class Layer(nn.Module):
         self.names = tuple(state)
         self._sources = tuple((stage.table(name), name) for name in self.names)
         self.updates: list[Update] = []
+        self.outputs: list[Output] = []
         self.parameters: Supply | None = None
         """Set by the runtime."""
 
@@ -193,6 +197,8 @@ class Layer(nn.Module):
             self.parameters.enter()
         # A replay of the call has the same seed, and reads the same parameters.
         results = self._call(place, *self.axes, *args, *state, **kwargs)
+        for output in self.outputs:
+            output.take(results, self._job.microbatch)
         if self.parameters is not None:
             self.parameters.leave(results)
         if self._job.training:
@@ -235,9 +241,12 @@ class Stage(nn.Module):
         self.sent: list[Transfer] = []
         self.collected: list[Collected] = []
         self.updates: list[Update] = []
+        self.outputs: list[Output] = []
         self.loss_axes: tuple[Axis, ...] = ()
         self.global_batch_size = 0
         """Samples in the whole batch of the running step; set by the runtime."""
+        self.asked = False
+        """Whether the running step is to give what the model returns besides its loss; set by the runtime."""
         self.micro_batches = 1
         """Micro-batches of the running step; set by the runtime."""
         self.numbers: Mapping[str, int | float] = {}
@@ -259,9 +268,10 @@ class Stage(nn.Module):
         requires_grad: bool = True,
         zero: int = 0,
         master: torch.dtype | None = None,
+        written_by: int | None = None,
     ) -> None:
         """Declare a parameter or buffer of the model under its own name; see `StateSpec`."""
-        spec = StateSpec(name, tuple(shape), dtype, tuple(placements.items()), kind, zero, master)
+        spec = StateSpec(name, tuple(shape), dtype, tuple(placements.items()), kind, zero, master, written_by)
         self.state_specs[name] = spec
         local = torch.empty(spec.local_shape(), dtype=dtype, device="meta")
         # Written past `register_parameter`, which refuses dots: the model's names are kept whole, not as a module tree.
@@ -308,6 +318,21 @@ class Stage(nn.Module):
         """Give the state `name`, at the end of a step, the value of a result of a layer; see `Update`."""
         self.updates.append(Update(name, result, summed, adds))
         self.layers[layer].updates.append(self.updates[-1])
+
+    def gives(
+        self,
+        name: str,
+        layer: str,
+        result: int,
+        shape: Callable[[int], tuple[int, ...]],
+        places: Callable[[int], Mapping[Axis, Sharded | PartialSum]],
+        *,
+        along: Sharded | None = None,
+        summed: bool = False,
+    ) -> None:
+        """Give a result of a layer, as the model's output `name`, where it is asked for; see `Output`."""
+        self.outputs.append(Output(name, result, shape, places, along, summed))
+        self.layers[layer].outputs.append(self.outputs[-1])
 
     def batch(
         self,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from galvatron.runtime import comm
 
 if TYPE_CHECKING:
     from galvatron.runtime.stage import Stage
@@ -40,8 +43,42 @@ def forget(stages: Iterable[Stage]) -> None:
             update.value = None
 
 
-def write(stages: Iterable[Stage]) -> None:
-    """The step has ended: the state becomes what its layers made. Until then they read what it was before."""
+@dataclass(frozen=True)
+class SharedUpdate:
+    """A piece of state that several pipeline ranks keep: the ranks with its slice, and which of them writes it."""
+
+    name: str
+    group: dist.ProcessGroup
+    writer: int
+
+
+def shared(
+    stages: Sequence[Stage], groups: Mapping[str, dist.ProcessGroup], holders: Mapping[str, tuple[int, ...]]
+) -> list[SharedUpdate]:
+    """What some stages of this rank write and other pipeline ranks read, or the other way round, in the order in which
+    all ranks exchange it.
+
+    Args:
+        groups: `Catalogue.shared_groups`.
+        holders: the pipeline ranks that keep each piece of state.
+    """
+    writers = {update.name: stage.index for stage in stages for update in stage.updates}
+    for stage in stages:
+        specs = stage.state_specs.values()
+        writers.update((spec.name, spec.written_by) for spec in specs if spec.written_by is not None)
+    rank_of = stages[0].mesh.holders
+    return [
+        SharedUpdate(name, groups[name], holders[name].index(rank_of[writers[name]]))
+        for name in sorted(writers)
+        if name in groups
+    ]
+
+
+def write(stages: Sequence[Stage], shared: Iterable[SharedUpdate]) -> None:
+    """The step has ended: the state becomes what its layers made. Until then they read what it was before.
+
+    Collective over the pipeline ranks that share what is written.
+    """
     made = [(stage.table(update.name)[update.name], update) for stage in stages for update in stage.updates]
     kept = {tensor.untyped_storage().data_ptr() for stage in stages for tensor in stage.buffers()} if made else set()
     values: list[tuple[Tensor, Tensor]] = []
@@ -55,3 +92,6 @@ def write(stages: Iterable[Stage]) -> None:
     with torch.no_grad():
         for state, value in values:
             state.copy_(value)
+    for one in shared:
+        tensor = next(stage.table(one.name)[one.name] for stage in stages if one.name in stage.state_specs)
+        comm.broadcast(tensor.detach(), one.group, one.writer, phase="state").wait()

@@ -198,3 +198,16 @@ def test_only_sharded_programs_have_collectives():
         layer_communication(program, "decoder")
     with pytest.raises(GalvatronError, match="staged program"):
         stage_communication(Pipeline.of(LOWERING[:1]).run(program))
+
+
+@pytest.mark.parametrize("plan", ["m1/dp2", "m1/tp2", "m1/dp2-recompute", "m1/dp2-recompute=selective"])
+def test_batch_norms_send_what_the_program_says(plan: str) -> None:
+    program = harness.planned("state: residual", plan, 2)
+    expected = stage_communication(Pipeline.of(LOWERING).run(program))
+    job = harness.job_of("state: residual", program)
+    batch = harness.subject("state: residual").batch(harness.BATCH_SIZE, 1)
+    share = harness.BATCH_SIZE // Strategy.parse(plan.split("/")[-1]).degree("dp")
+    for counter in run_ranks(counted_step, 2, job, batch):
+        for phase, events in (("forward", expected.forward), ("backward", expected.backward)):
+            assert counter.counts(phase) == counts(events)
+            assert counter.payload_bytes(phase) == bytes_by_channel(events, share)

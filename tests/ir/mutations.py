@@ -17,7 +17,7 @@ from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard, nameable_axes
 from galvatron.ir.ops.schemas import operators, schema_of
 from galvatron.ir.ops.table import operator_of
-from galvatron.ir.program import Form, Layer, LayerClass, LayerKind, Program, Stage, StateLayout, Transfer
+from galvatron.ir.program import Form, Layer, LayerClass, LayerKind, Program, Stage, StateLayout, Transfer, Update
 from galvatron.ir.random import without_site
 from galvatron.ir.spmd import spmd_target, without_axis
 from galvatron.ir.strategy import Strategy
@@ -413,6 +413,49 @@ def swap_outputs(program: Program, random: Random) -> Program:
     return with_graph(program, random, lambda g, _: replace(g, outputs=swapped(random, g.outputs)))
 
 
+# Edits of updates
+
+
+def drop_an_update(program: Program, random: Random) -> Program:
+    one = one_of(random, program.updates)
+    updates = tuple(update for update in program.updates if update is not one)
+    if program.graph is not None:
+        graph = replace(program.graph, outputs=replace(program, updates=updates).results)
+        return replace(program, updates=updates, graph=graph)
+    return replace(program, updates=updates)
+
+
+def _with_update(program: Program, random: Random, edit: Callable[[Update], Update]) -> Program:
+    one = one_of(random, program.updates)
+    return replace(program, updates=tuple(edit(u) if u is one else u for u in program.updates))
+
+
+def value_of_an_update(program: Program, random: Random) -> Program:
+    """Another value, of another type or with other placements, or none."""
+    values = program.values() if program.graph is None else program.graph.values
+
+    def edit(update: Update) -> Update:
+        old = values[update.value]
+        unlike = [n for n, v in values.items() if v.type != old.type or _is_cut(v)]
+        return replace(update, value=one_of(random, ["none", *unlike]))
+
+    return _with_update(program, random, edit)
+
+
+def _is_cut(value: Value) -> bool:
+    return any(placement not in (REPLICATE, BROADCAST) for placement in value.layout or ())
+
+
+def state_of_an_update(program: Program, random: Random) -> Program:
+    """State of another type, or what is trained."""
+
+    def edit(update: Update) -> Update:
+        type_ = program.state_of[update.state].type
+        return replace(update, state=one_of(random, [s.name for s in program.state if s.trainable or s.type != type_]))
+
+    return _with_update(program, random, edit)
+
+
 # Edits of classes, layers and stages
 
 
@@ -598,6 +641,9 @@ KINDS: dict[str, Kind] = {
     "strategy-of-a-layer": Kind(strategy_of_a_layer, *_LOCAL),
     "way-to-keep-a-tie": Kind(way_to_keep_a_tie, *_LOCAL),
     "kept-layout": Kind(kept_layout, *_STAGED),
+    "value-of-an-update": Kind(value_of_an_update, *_ANY),
+    "state-of-an-update": Kind(state_of_an_update, *_ANY),
+    "drop-an-update": Kind(drop_an_update, *_ANY, valid=_MODEL),
     "drop-kept-state": Kind(drop_kept_state, *_STAGED),
     "transfer": Kind(transfer, *_STAGED),
     "transfer-on-both-sides": Kind(transfer_on_both_sides, *_STAGED),

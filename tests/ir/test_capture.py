@@ -657,19 +657,16 @@ def test_advice_about_a_line_of_a_library(monkeypatch: pytest.MonkeyPatch) -> No
         capture_graph(Net(value_in_control_flow), batch_of(4))
 
 
-def test_batch_norm_is_refused_in_training_and_captured_in_eval() -> None:
+def test_batch_norm_updates_its_statistics_in_training_alone() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
     batch = (torch.zeros(4, 8),)
 
     def loss(output: torch.Tensor, _: Any) -> torch.Tensor:
         return output.sum()
 
-    with pytest.raises(
-        CaptureError,
-        match="changes its own '1.running_mean'.*lost: call .eval.. on this batch norm, or use .* GroupNorm",
-    ):
-        capture_graph(model, batch, loss_fn=loss)
-    assert capture_graph(model.eval(), batch, loss_fn=loss).program.graph is not None
+    updates = capture_graph(model, batch, loss_fn=loss).program.updates
+    assert {update.state for update in updates} == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    assert capture_graph(model.eval(), batch, loss_fn=loss).program.updates == ()
 
 
 class Chosen(nn.Module):

@@ -83,6 +83,37 @@ def test_a_backward_of_its_own_is_captured_however_it_is_reached(how: Any, name:
     assert call.source is not None and call.source.file.endswith("test_capture_effects.py")
 
 
+def test_equal_calls_share_a_function() -> None:
+    def how(net: Net, h: torch.Tensor) -> torch.Tensor:
+        h = Clipped.apply(Clipped.apply(h))  # type: ignore[assignment]  # apply says nothing of what it returns
+        return torch.cat([Clipped.apply(h[:, :3]), h[:, 3:]], -1)  # type: ignore[list-item]  # the same
+
+    program = captured(how)
+    assert [function.name for function in program.functions] == ["Clipped", "Clipped_1"]
+    called = [op.target for op in program.required_graph.ops if op.function]
+    assert called == ["function.Clipped", "function.Clipped", "function.Clipped_1"]
+
+
+def test_a_function_reads_what_is_around_it_without_a_gradient() -> None:
+    """As PyTorch: what is no argument of `apply` has none."""
+
+    def how(net: Net, h: torch.Tensor) -> torch.Tensor:
+        class Around(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+                return x * net.second.bias
+
+            @staticmethod
+            def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+                return gradient * net.second.bias.exp()
+
+        return Around.apply(h)  # type: ignore[return-value]  # apply says nothing of what it returns
+
+    (function,) = captured(how).functions
+    assert [v.name for v in function.forward.inputs] == ["x", "outside", "outside_1"]
+    assert function.differentiated == (0,)
+
+
 def test_a_mapped_function_with_a_backward_of_its_own_is_refused() -> None:
     with pytest.raises(CaptureError, match=r"test_capture_effects.py:\d+: .* has a backward of its own, which"):
         captured(_mapped_function)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules._functions import SyncBatchNorm
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture import capture_graph
@@ -104,6 +105,17 @@ def test_updates_are_what_forward_writes(how: Any, names: list[str]) -> None:
     for update in program.updates:
         torch.testing.assert_close(found[update.value], after[update.state])
     Pipeline.of(FRONT_END).run(program, [VerifyEach()])
+
+
+def test_a_batch_norm_over_ranks_is_one_over_the_whole_batch() -> None:
+    """On one device `SyncBatchNorm` is a batch norm; this is what it calls where there are several."""
+
+    def how(net: Net, h: torch.Tensor) -> torch.Tensor:
+        return SyncBatchNorm.apply(h, None, None, net.seen, net.fresh, 1e-5, 0.1, None, 2)
+
+    program = captured(how)
+    assert [update.state for update in program.updates] == ["seen", "fresh"]
+    assert "_native_batch_norm_legit_functional" in print_program(program)
 
 
 def test_whole_numbers_are_added_to() -> None:

@@ -131,6 +131,7 @@ def test_a_program_with_a_function_is_valid() -> None:
         ("gradients (0, 1)", "gradients (1, 0)", "there are no operands 1, 0, in this order"),
         ("results 1", "results 2", "its backward must first read what its forward saves"),
         ("results 1", "results 0", "it cannot have 0 results"),
+        ("%of_x", "%mul", "%mul is a value of its forward and another one of its backward"),
         ("return %mul, %x, %w", "return %mul, %w, %x", "its backward must first read what its forward saves"),
         (
             "  input %gradient : f32[B, 4, 6]",

@@ -18,12 +18,13 @@ from galvatron.passes import FRONT_END, LOWERING
 from galvatron.passes.pipeline import Pipeline
 from tests import models
 from tests.ir.mutations import KINDS, Impossible
-from tests.parity import lengths
+from tests.parity import lengths, states
 
 PLANS = ["pp2/m2/1f1b/dp1-tp2", "m2/dp2-tp2", "m2/tp2+sp-dp2", "m2/cp2-tp2", "m2/ulysses2-dp2", "m2/tp4"]
 SUBJECTS = {
     "gpt": lambda: models.shared("gpt"),
     "llama": lambda: models.hugging_face("llama", tie_word_embeddings=True, vocab_size=97),
+    "counts": lambda: models.Case(states.STATES["counts"]().double(), states.batch_of, "what counts"),
     "gpt2-dropout": lambda: models.hugging_face("gpt2", mask=False, resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2),
     "lengths": lambda: lengths.LENGTHS["padded"](),
 }
@@ -97,9 +98,9 @@ def cases(name: str, plans: list[str]) -> list[tuple[str, Form, str]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_edits(kind: str) -> None:
-    """A few edits of each kind in every form, of a small GPT under two plans."""
+    """A few edits of each kind in every form, of a small GPT or of what writes into its state, under two plans."""
     done = 0
-    for name, form, plan in cases("gpt", PLANS[:2]):
+    for name, form, plan in cases("counts" if "update" in kind else "gpt", PLANS[:2]):
         if KINDS[kind].first <= form <= KINDS[kind].last:
             done += sum(check(name, form, plan, kind, seed) for seed in range(TRIES // 3))
     assert done or kind in ("keyword-of-a-draw", "swap-outputs"), "no edit was possible"

@@ -638,10 +638,6 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
     ],
     "updates-are-kept": [
         (kept_nowhere(), "stage 1 updates other, which it does not keep", "%loss, %more ="),
-        (
-            with_stage(updating(staged()), 0, state=(*staged().stages[0].state, StateLayout("counted", (), ()))),
-            "stage 0 keeps counted, which another one updates", "keep counted",
-        ),
     ],
     "costs-present": [(with_class(costed(), "head", cost=None), "@head has no cost", "class @head")],
     "candidates-fit": [

@@ -20,8 +20,14 @@ Batch = dict[str, Tensor]
 class Around(nn.Module):
     """Two residual layers whose hidden units go through a function, given a scale for each."""
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], depth: int = 2) -> None:
+    def __init__(
+        self,
+        function: Callable[[Tensor, Tensor], Tensor],
+        loss: Callable[[Tensor], Tensor] = lambda errors: errors.pow(2).mean(),
+        depth: int = 2,
+    ) -> None:
         super().__init__()
+        self.loss = loss
         self.up = nn.ModuleList(nn.Linear(WIDTH, 2 * WIDTH) for _ in range(depth))
         self.down = nn.ModuleList(nn.Linear(2 * WIDTH, WIDTH) for _ in range(depth))
         self.scales = nn.ParameterList(nn.Parameter(torch.rand(2 * WIDTH) + 0.5) for _ in range(depth))
@@ -30,7 +36,7 @@ class Around(nn.Module):
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         for up, down, scale in zip(self.up, self.down, self.scales, strict=True):
             x = x + down(self.function(up(x), scale))
-        return (x - target).pow(2).mean()
+        return self.loss(x - target)
 
 
 def batch_of(size: int, seed: int) -> Batch:
@@ -140,6 +146,32 @@ class Mean(Function):
         return (gradients[0] * 2 / ctx.width).expand(*gradients[0].shape[:-1], ctx.width)
 
 
+class Total(Function):
+    """A loss with a gradient of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, errors: Tensor) -> Tensor:
+        ctx.save_for_backward(errors)
+        return errors.abs().sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (errors,) = ctx.saved_tensors
+        return gradients[0] * errors.clamp(-1, 1)
+
+
+class Centred(Function):
+    """Looks across the samples of the batch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] - gradients[0].mean(0)
+
+
 @torch.library.custom_op("galvatron_parity::damped", mutates_args=())
 def damped(x: Tensor, scale: Tensor, power: int) -> Tensor:
     """An operator of another library, of which nobody says how it splits."""
@@ -185,6 +217,11 @@ FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
     "scaled": partial(Around, lambda x, scale: Scaled.apply(x, scale).tanh()),
     "cubed": partial(Around, lambda x, scale: Cubed.apply(x, scale)),
     "halves": partial(Around, halves),
+    "total": partial(Around, lambda x, scale: x.tanh() * scale, lambda errors: Total.apply(errors) / errors.numel()),
+    "centred": partial(Around, lambda x, scale: Centred.apply(x) * scale),
+    "ending": partial(
+        Around, lambda x, scale: x.tanh() * scale, lambda errors: Clamped.apply(errors.pow(2).mean().sqrt())
+    ),
     "damped": partial(Around, lambda x, scale: damped(x, scale, 2)),
     "weighed": partial(Around, lambda x, scale: weighed(x, scale, 2)),
     "mean": partial(Around, lambda x, scale: (x - Mean.apply(x)) * scale),

@@ -17,7 +17,7 @@ from tests.parity.harness import BATCH_SIZE, check, eager, planned, relative_err
 from tests.ranks import run_ranks
 
 PLANS = [
-    "m2/dp2", "m1/tp2", "pp2/m2/1f1b/dp1", "m1/tp2+sp", "m2/dp2-zero3", "m2/dp1-recompute", "m2/dp2-tp2",
+    "m2/dp2", "m1/tp2", "pp2/m2/gpipe/dp1", "m1/tp2+sp", "m2/dp2-zero3", "m2/dp1-recompute", "m2/dp2-tp2",
     "m1/ulysses2", "m1/cp2", "m1/tp2-recompute=selective",
 ]  # fmt: skip
 QUICK = ["m2/dp2", "m1/tp2"]
@@ -26,7 +26,10 @@ QUICK = ["m2/dp2", "m1/tp2"]
 @pytest.mark.parametrize("plan", some_slow(QUICK, PLANS))
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_function_equals_eager(function: str, plan: str) -> None:
-    if function == "damped" and "m1/" not in plan:
+    if function == "centred" and "m1/" not in plan:
+        with pytest.raises(PlanError, match="Centred works across the samples of the batch; use 1 micro-batch"):
+            planned(f"function: {function}", plan, PlanShorthand.parse(plan).world_size)
+    elif function == "damped" and "m1/" not in plan:
         with pytest.raises(
             PlanError, match=r"galvatron.register_rule\('galvatron_parity::damped', .*use 1 micro-batch"
         ):

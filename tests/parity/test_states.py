@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+import copy
+import re
 
+import pytest
+import torch
+from torch import Tensor
+
+from galvatron import runtime as rt
 from galvatron.errors import PlanError
 from galvatron.ir.planned import PlanShorthand
-from tests.parity.harness import job_of, planned
+from tests.models import precise
+from tests.parity.harness import Job, executor, job_of, planned, subject
 from tests.parity.states import STATES
+from tests.parity.subjects import Batch
 from tests.parity.training import assert_same_training, batches, train
 from tests.ranks import run_ranks
 
@@ -16,21 +24,22 @@ MORE = ("m1/tp2+sp", "m1/dp2-recompute", "m2/ulysses2-recompute", "m2/dp2-zero1-
         "m1/dp2-recompute=selective", "pp2/m1/dp1", "pp2/m4/gpipe/dp1-recompute")  # fmt: skip
 COUPLED = {"batch-norm", "residual"}
 """Several micro-batches are not the whole batch."""
-ONE_STAGE = {"balanced", "codebook"}
-"""What is written at the end of a step is read at its beginning."""
+AT_THE_END = {"balanced", "codebook"}
+"""What is written at the end of a step, from all micro-batches, is read at its beginning, in another stage."""
 
 
 def holds(state: str, plan: str) -> None:
+    """It is equal, or the plan is refused for the right reason."""
     name, shorthand = f"state: {state}", PlanShorthand.parse(plan)
-    if state in COUPLED and shorthand.micro_batches > 1:
-        with pytest.raises(PlanError, match=r"\.py:\d+: `.*`: .*batch_norm.* across the samples .*; use 1 micro-batch"):
-            planned(name, plan, 2)
+    try:
+        job = job_of(name, planned(name, plan, shorthand.world_size))
+    except PlanError as error:
+        assert shorthand.micro_batches > 1, error
+        if state in COUPLED:
+            assert re.search(r"batch_norm.* across the samples .*; use 1 micro-batch", str(error))
+        else:
+            assert state in AT_THE_END and "1f1b" in plan and "begins backwards before" in str(error)
         return
-    if state in ONE_STAGE and shorthand.pipeline_degree > 1:
-        with pytest.raises(PlanError, match="which forward writes in stage 1: choose a plan|begins backwards before"):
-            job_of(name, planned(name, plan, 2))
-        return
-    job = job_of(name, planned(name, plan, shorthand.world_size))
     assert_same_training(name, plan, run_ranks(train, shorthand.world_size, job, batches(name)))
 
 
@@ -44,3 +53,36 @@ def test_counts(plan: str) -> None:
 @pytest.mark.parametrize("state", STATES)
 def test_every_state(state: str, plan: str) -> None:
     holds(state, plan)
+
+
+def evaluate(world: rt.World, job: Job, steps: list[Batch]) -> tuple[float, dict[str, Tensor], bool]:
+    """On a rank: the loss of an evaluation after two steps without an optimizer, the state, and whether evaluating left
+    it as it was."""
+    program = executor(world, job)
+    for batch in steps[:2]:
+        program.forward_backward(batch)
+    before = program.full_state_dict()
+    loss = float(program.eval_step(steps[2]))
+    after = program.full_state_dict()
+    program.load_full_state_dict(before)
+    again = program.full_state_dict()
+    same = all(torch.equal(after[name], value) and torch.equal(again[name], value) for name, value in before.items())
+    return loss, before, same
+
+
+@pytest.mark.parametrize("plan", ["m1/dp2", "m1/tp2"])
+@pytest.mark.parametrize("state", ["residual", "counts"])
+def test_evaluation_reads_what_steps_have_written_and_writes_nothing(state: str, plan: str) -> None:
+    name = f"state: {state}"
+    steps, case = batches(name), copy.deepcopy(subject(name))
+    job = job_of(name, planned(name, plan, 2))
+    with precise(case.model), torch.no_grad():
+        for batch in steps[:2]:
+            case.loss(batch)
+        case.model.eval()
+        # The one that counts does so in evaluation too.
+        expected = float(copy.deepcopy(case).loss(steps[2]))
+    for loss, state_dict, same in run_ranks(evaluate, 2, job, steps):
+        assert same and abs(loss - expected) <= 1e-9 * abs(expected)
+        for key, value in case.model.state_dict().items():
+            torch.testing.assert_close(state_dict[key], value)

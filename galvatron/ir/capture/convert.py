@@ -31,20 +31,21 @@ from galvatron.ir.ops import foreign
 from galvatron.ir.ops.schemas import is_operator
 from galvatron.ir.ops.table import differentiated, of_target, takes_size
 from galvatron.ir.ops.targets import of_aten
-from galvatron.ir.program import MASTER, PRECISIONS, Form, Number, Program, State, Update
+from galvatron.ir.program import MASTER, PRECISIONS, Form, Number, Program, Result, State, Update
 from galvatron.ir.types import BATCH, Dim, Length, TensorType, lengths_in, numbers_in, simplify_dim
 
 _DROPPED_KWARGS = frozenset({"device", "layout", "pin_memory"})
 
 
 def converted(
-    exported: ExportedProgram, model: nn.Module, samples: Samples, precision: str | None
+    exported: ExportedProgram, model: nn.Module, samples: Samples, precision: str | None, outputs: Sequence[str] = ()
 ) -> tuple[Program, dict[str, torch.Tensor]]:
     """The program of an exported model, and the data of its constants.
 
     Args:
         samples: what was found to hold samples.
         precision: the model's parameters are in it, but train in `MASTER`.
+        outputs: the names of what was exported besides the loss.
 
     Raises:
         CaptureError: the graph has something that a program cannot say.
@@ -58,8 +59,10 @@ def converted(
     order = {s.name: position for position, s in enumerate((*state, *lifted))}
     used_state = sorted(dict.fromkeys(v for v in bound.values() if v.name in order), key=lambda v: order[v.name])
     converter = _Converter(bound, fills, samples.symbols, samples.example)
-    graph = converter.graph((_loss(exported), *written.values()), inputs, tuple(used_state))
-    output, *values = (converter.name_of(node) for node in (_loss(exported), *written.values()))
+    loss, *given = _given(exported, bound, outputs)
+    results = (loss, *written.values(), *given)
+    graph = converter.graph(results, inputs, tuple(used_state))
+    output, *values = map(converter.name_of, results)
     state = tuple(replace(s, trainable=s.trainable and _may_train(s.name, graph)) for s in state)
     program = Program(
         name=type(model).__name__,
@@ -68,7 +71,8 @@ def converted(
         inputs=inputs,
         state=(*(_master(s) if precision else s for s in state), *lifted),
         output=output,
-        updates=tuple(Update(name, value) for name, value in zip(written, values, strict=True)),
+        updates=tuple(Update(name, value) for name, value in zip(written, values, strict=False)),
+        outputs=tuple(Result(name, value) for name, value in zip(outputs, values[len(written) :], strict=True)),
         graph=graph,
         precision=precision,
         batch_sizes=samples.sizes,
@@ -144,9 +148,20 @@ def _is_uniform(data: torch.Tensor) -> bool:
     return not data.is_meta and (data.numel() == 0 or bool((data == data.flatten()[0]).all()))
 
 
-def _loss(exported: ExportedProgram) -> fx.Node:
-    (name,) = exported.graph_signature.user_outputs
-    return _node_named(exported, str(name))
+def _given(exported: ExportedProgram, bound: Mapping[fx.Node, Value], outputs: Sequence[str]) -> list[fx.Node]:
+    """The nodes that are the loss and, by their names, what the model returns besides.
+
+    Raises:
+        CaptureError: it returns something that it was given.
+    """
+    loss, *given = (_node_named(exported, str(name)) for name in exported.graph_signature.user_outputs)
+    for node, name in zip(given, outputs, strict=True):
+        if node in bound:
+            raise CaptureError(
+                f"the output {name!r} is {bound[node].name!r} as it is, which is at hand without the model: "
+                "leave it out"
+            )
+    return [loss, *given]
 
 
 def _node_named(exported: ExportedProgram, name: str) -> fx.Node:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from galvatron.errors import CaptureError
+from galvatron.ir.capture.arithmetic import computed_once
 from galvatron.ir.capture.batch import Batch, BatchDims, Dynamic, read_batch
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import SizeWatch, explained, quiet
@@ -20,6 +21,7 @@ from galvatron.ir.capture.gradients import GradientsFollowTheValues, OnlyRegiste
 from galvatron.ir.capture.hooks import check_hooks
 from galvatron.ir.capture.leftovers import no_leftovers
 from galvatron.ir.capture.operators import check_operators
+from galvatron.ir.capture.outputs import Outputs, chosen, names_of
 from galvatron.ir.capture.precision import ComputeType, ProductsOfOneType, rounded
 from galvatron.ir.capture.randomness import check_randomness
 from galvatron.ir.capture.regions import dissolve_regions
@@ -50,6 +52,7 @@ def capture_graph(
     precision: str | None = None,
     batch_dims: BatchDims | None = None,
     dynamic: Dynamic | None = None,
+    outputs: Outputs = (),
 ) -> Captured:
     """Captures one training computation, from a global batch to the scalar loss, for every batch size.
 
@@ -69,47 +72,54 @@ def capture_graph(
             captured as if it had been converted to it, but for its floating buffers, which are converted only when it
             cannot be captured otherwise. None keeps every type.
         dynamic: the inputs that are numbers which may be others in every step, and the sizes that may.
+        outputs: what the program gives besides the loss, see `galvatron.ir.capture.outputs`.
 
     Raises:
         CaptureError: the model cannot be captured; names the source line that is to blame.
     """
     batch = read_batch(model, example_inputs, batch_dims, dynamic)
+    if batch.free and outputs:
+        raise CaptureError(
+            "outputs are given for batches of one length: leave out `outputs`, or the lengths in `dynamic`"
+        )
     check_hooks(model)
     if precision is None:
-        return _captured(model, batch, loss_fn, None)
+        return _captured(model, batch, loss_fn, None, outputs)
     dtype = getattr(torch, TORCH_DTYPE_NAMES[precision])
     try:
         with rounded(model, dtype, buffers=False):
-            return _captured(model, batch, loss_fn, precision)
+            return _captured(model, batch, loss_fn, precision, outputs)
     except CaptureError:
         if not any(buffer.is_floating_point() for buffer in model.buffers()):
             raise
         with contextlib.suppress(CaptureError), rounded(model, dtype, buffers=True):
-            return _captured(model, batch, loss_fn, precision)
+            return _captured(model, batch, loss_fn, precision, outputs)
         raise
 
 
-def _captured(model: nn.Module, batch: Batch, loss_fn: LossFunction | None, precision: str | None) -> Captured:
+def _captured(
+    model: nn.Module, batch: Batch, loss_fn: LossFunction | None, precision: str | None, outputs: Outputs
+) -> Captured:
     dtype = None if precision is None else getattr(torch, TORCH_DTYPE_NAMES[precision])
     numbers: dict[sympy.Basic, str] = {}
     try:
-        exported = _exported(_Training(model, batch, loss_fn, dtype, numbers.update), batch)
+        exported = _exported(_Training(model, batch, loss_fn, dtype, outputs, numbers.update), batch)
         samples = find_samples(exported, batch)
     except Exception as error:
         raise explained(
             error,
-            lambda watch: _exported(_Training(model, batch, loss_fn, dtype, numbers.update, watch), batch),
+            lambda watch: _exported(_Training(model, batch, loss_fn, dtype, outputs, numbers.update, watch), batch),
             batch,
             numbers,
         ) from error
-    program, constants = converted(exported, model, samples, precision)
+    program, constants = converted(exported, model, samples, precision, names_of(outputs))
     check_randomness(program.required_graph)
     check_operators(program.required_graph)
     return Captured(program, constants)
 
 
 class _Training(nn.Module):
-    """A model with its loss: maps the tensors of a batch to a scalar.
+    """A model with its loss: maps the tensors of a batch to a scalar, and to what else the model is to give.
 
     `dtype` is that of the model's parameters when they stand in for others. `named` is called with the symbols of the
     batch's numbers and their names.
@@ -121,6 +131,7 @@ class _Training(nn.Module):
         batch: Batch,
         loss_fn: LossFunction | None,
         dtype: torch.dtype | None,
+        wanted: Outputs,
         named: Callable[[Mapping[sympy.Basic, str]], None],
         watch: SizeWatch | None = None,
     ) -> None:
@@ -132,9 +143,10 @@ class _Training(nn.Module):
         self._loss_fn: LossFunction | None
         object.__setattr__(self, "_loss_fn", loss_fn)  # a loss that is a module is no part of the model
         self._dtype = dtype
+        self._wanted = wanted
         self._watch = watch
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         numbers = {name: batch[name].item() for name in self._batch.numbers}
         symbolic = {n: number for n, number in numbers.items() if isinstance(number, (torch.SymInt, torch.SymFloat))}
         self._named({number.node.expr: name for name, number in symbolic.items()})
@@ -152,20 +164,22 @@ class _Training(nn.Module):
                 with ProductsOfOneType():
                     return self._repeated(inputs, batch)
             with ComputeType(self._dtype, batch.values()) as compute:
-                return compute.wide(self._repeated(inputs, batch))
+                loss, *given = self._repeated(inputs, batch)
+                return compute.wide(loss), *given
 
-    def _repeated(self, inputs: dict[str, Any], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _repeated(self, inputs: dict[str, Any], batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         if self._watch:
-            return self._loss(inputs)
-        return repeated(self.model, batch.values(), lambda: self._loss(inputs))
+            return self._results(inputs)
+        return repeated(self.model, batch.values(), lambda: self._results(inputs))
 
-    def _loss(self, inputs: dict[str, Any]) -> torch.Tensor:
+    def _results(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         with refusing(), OnlyRegisteredAreTrained(), GradientsFollowTheValues(), unseeded():
             output = self.model(**inputs)
+            given = chosen(output, self._wanted)
             if self._loss_fn is None:
-                return _checked_loss(_own_loss(output))
+                return _checked_loss(_own_loss(output)), *given.values()
             try:
-                return _checked_loss(self._loss_fn(output, inputs))
+                return _checked_loss(self._loss_fn(output, inputs)), *given.values()
             except KeyError as error:
                 raise CaptureError(
                     f"loss_fn asks the batch for {error}; it has {', '.join(map(repr, inputs))}"
@@ -212,6 +226,7 @@ def _exported(training: _Training, batch: Batch) -> ExportedProgram:
         unchanged(training),
         quiet(),
         careful_tracing(),
+        computed_once(),
         torch.enable_grad(),
         torch.random.fork_rng(devices),
     ):

@@ -148,14 +148,19 @@ def _is_foreign(module: str) -> bool:
     return root in ("torch", "galvatron") or (root in sys.stdlib_module_names and root != "__main__")
 
 
+def _plain(container: Any) -> Any:
+    """The plain type of a container: its methods run no code of the user's or of a library."""
+    return next(kind for kind in _CONTAINERS if issubclass(type(container), kind))
+
+
 def _values(container: Any) -> list[Any]:
-    return [*container.values()] if isinstance(container, dict) else [*container]
+    return [*dict.values(container)] if issubclass(type(container), dict) else [*_plain(container).__iter__(container)]
 
 
 def _entries(holder: Any) -> dict[Any, Any]:
     """What a holder holds, by key."""
     if isinstance(holder, dict):
-        return dict(holder)
+        return dict(dict.items(holder))
     if isinstance(holder, _Variables):
         return {name: holder.table[name] for name in holder.names if name in holder.table}
     if isinstance(holder, types.CellType):
@@ -163,7 +168,7 @@ def _entries(holder: Any) -> dict[Any, Any]:
             return {"": holder.cell_contents}
         except ValueError:  # nothing was assigned to the variable
             return {}
-    return dict(vars(holder)) if isinstance(holder, type) else dict(enumerate(holder))
+    return dict(vars(holder)) if isinstance(holder, type) else dict(enumerate(_values(holder)))
 
 
 def _take_back(holder: Any, before: dict[Any, Any], reached: _Reached) -> None:
@@ -173,8 +178,9 @@ def _take_back(holder: Any, before: dict[Any, Any], reached: _Reached) -> None:
         if value is was or not _is_fake(value, reached):
             continue
         if isinstance(holder, (list, set, deque)):
-            holder.clear()
-            (holder.update if isinstance(holder, set) else holder.extend)(before.values())
+            plain = _plain(holder)
+            plain.clear(holder)
+            (plain.update if isinstance(holder, set) else plain.extend)(holder, before.values())
             return
         _put(holder, key, was)
 
@@ -191,9 +197,9 @@ def _put(holder: dict[Any, Any] | _Variables | types.CellType | type, key: Any, 
     else:
         table = holder if isinstance(holder, dict) else holder.table
         if value is _NOTHING:
-            del table[key]
+            dict.__delitem__(table, key)
         else:
-            table[key] = value
+            dict.__setitem__(table, key, value)
 
 
 def _is_fake(value: Any, reached: _Reached, depth: int = _DEPTH) -> bool:

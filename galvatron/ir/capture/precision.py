@@ -89,8 +89,12 @@ class ProductsOfOneType(TorchFunctionMode):
 
 def _has_several(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether floating operands that must have one type have several."""
-    # Attention takes a mask of 32 bits beside queries of 16.
-    operands = args[:3] if OPERATORS.get(name, UNKNOWN).mask else (args, kwargs)
+    # Attention takes a mask of 32 bits beside queries of 16, and a batch norm that trains keeps statistics of 32.
+    operands: Any = args[:3] if OPERATORS.get(name, UNKNOWN).mask else (args, kwargs)
+    if name == "batch_norm" and kwargs.get("training"):  # of torch.nn.functional
+        operands = (args[:1], kwargs)
+    elif name == "batch_norm" and args[5:6] == (True,):  # of torch
+        operands = args[:3]
     return len({t.dtype for t in tensors_in(operands) if t.is_floating_point()}) > 1
 
 

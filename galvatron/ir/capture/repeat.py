@@ -27,8 +27,10 @@ from galvatron.ir.capture.meaning import Meaning
 from galvatron.ir.capture.sources import is_user_file, located, source_of_error
 
 
-def repeated(model: nn.Module, inputs: Iterable[torch.Tensor], forward: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """The result of a forward while it is traced, after seeing that a second call gives the same.
+def repeated(
+    model: nn.Module, inputs: Iterable[torch.Tensor], forward: Callable[[], tuple[torch.Tensor, ...]]
+) -> tuple[torch.Tensor, ...]:
+    """The results of a forward while it is traced, after seeing that a second call gives the same.
 
     What forward assigns to buffers is then written into them, so that the trace has it.
 
@@ -39,32 +41,33 @@ def repeated(model: nn.Module, inputs: Iterable[torch.Tensor], forward: Callable
     buffers = dict(model.named_buffers(remove_duplicate=False))
     meaning = Meaning([*model.parameters(), *model.buffers(), *inputs])
     with meaning, _sizes_in_words(""):
-        result = forward()
+        results = forward()
     after = _attributes(model)
     assigned = {name: after.get(name) for name, buffer in buffers.items() if after.get(name) is not buffer}
     names = [name for name in after if name not in before or not _is_same(before[name], after[name])]
     lasting = {name: value for name, value in assigned.items() if name in model.state_dict(keep_vars=True)}
-    first = meaning.of(result), _written(buffers, assigned, meaning)
+    first = tuple(map(meaning.of, results)), _written(buffers, assigned, meaning)
 
     def is_same_again(put_back: Mapping[str, Any]) -> bool:
         _assign(model, {name: buffers[name] for name in put_back})
         meaning.again()
         try:
-            with _untraced(result), meaning, _sizes_in_words("0000000"):
+            with _untraced(results), meaning, _sizes_in_words("0000000"):
                 again = forward()
         except CaptureError:
             raise
         except Exception as error:
             raise _unlike(names, located(source_of_error(error))) from error
         now = _attributes(model)
-        return (meaning.of(again), _written(buffers, {name: now.get(name) for name in assigned}, meaning)) == first
+        writes = _written(buffers, {name: now.get(name) for name in assigned}, meaning)
+        return (tuple(map(meaning.of, again)), writes) == first
 
     # A buffer that is no lasting state may be a cache, in which the next step finds what it would compute.
     if not is_same_again(lasting) and (len(lasting) == len(assigned) or not is_same_again(lasting := assigned)):
         raise _unlike(names, meaning.first_unlike)
     _write(buffers, lasting)
     _assign(model, buffers)
-    return result
+    return results
 
 
 def _written(buffers: Mapping[str, torch.Tensor], assigned: Mapping[str, Any], meaning: Meaning) -> dict[str, Hashable]:
@@ -119,10 +122,10 @@ def _sizes_in_words(end: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _untraced(result: torch.Tensor) -> Iterator[None]:
+def _untraced(results: Iterable[torch.Tensor]) -> Iterator[None]:
     """Forward may be called on the tensors of a trace, and adds nothing to its graph; what it says was said before."""
     modes = _get_current_function_mode_stack()
-    mode = detect_fake_mode([result])
+    mode = detect_fake_mode([*results])
     shapes = None if mode is None else mode.shape_env
     with contextlib.ExitStack() as stack:
         stack.enter_context(disable_proxy_modes_tracing())

@@ -16,12 +16,14 @@ from unittest import mock
 
 import sympy
 import torch
+import torch.nn.functional as F
 from torch._decomp import decomposition_table
 from torch._functorch.autograd_function import custom_function_call
 from torch.autograd.function import _SingleLevelFunction
 from torch.autograd.graph import saved_tensors_hooks
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.proxy import TracerBase
+from torch.nn.modules._functions import SyncBatchNorm
 from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.hooks import RemovableHandle
 
@@ -102,6 +104,9 @@ def _apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any
     if cls is CheckpointFunction:
         function, _preserve_random_state, *inputs = args
         return function(*inputs)
+    if cls is SyncBatchNorm:  # ranks are what plans make of the batch, so that it is one of the whole batch here
+        x, weight, bias, running_mean, running_var, eps, momentum, *_ = args
+        return F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
     differentiates = torch.is_grad_enabled() and any(t.requires_grad for t in tensors_in((args, kwargs)))
     if _is_of_torch(cls) or not differentiates:
         return super(_SingleLevelFunction, cls).apply(*args, **kwargs)  # type: ignore[misc]  # that of its base in C

@@ -7,11 +7,11 @@ from itertools import chain
 
 from galvatron.errors import GalvatronError
 from galvatron.ir import limits
-from galvatron.ir.program import Layer, State, StateLayout, Update
+from galvatron.ir.program import Layer, Result, State, StateLayout, Update
 from galvatron.ir.text.names import counted
 from galvatron.ir.text.scanner import Scanner, Template
 
-Item = Layer | State | StateLayout | Update
+Item = Layer | State | StateLayout | Update | Result
 
 
 def read_loop(s: Scanner, read: Callable[[Scanner], Item]) -> tuple[Item, ...]:
@@ -44,6 +44,8 @@ def _names(item: Item) -> tuple[str, ...]:
             return (item.state,)
         case Update():
             return (item.state, item.value)
+        case Result():
+            return (item.name, item.value)
 
 
 def _filler(s: Scanner, item: Item, first: int) -> Callable[[int], Item]:
@@ -77,3 +79,6 @@ def _filler(s: Scanner, item: Item, first: int) -> Callable[[int], Item]:
         case Update():
             own, value = name(item.state), name(item.value)
             return lambda i: Update(own(i), value(i), item.adds)
+        case Result():
+            own, value = name(item.name), name(item.value)
+            return lambda i: Result(own(i), value(i))

@@ -21,6 +21,7 @@ from galvatron.ir.program import (
     LayerKind,
     Number,
     Program,
+    Result,
     Stage,
     State,
     StateLayout,
@@ -123,6 +124,7 @@ class _Parts:
     numbers: SourceNumbers = field(default_factory=SourceNumbers)
     output: str | None = None
     updates: list[Update] = field(default_factory=list)
+    outputs: list[Result] = field(default_factory=list)
     graph: Graph | None = None
     shares: bool = False
     """Whether the graph has the inputs and the state of the program."""
@@ -152,6 +154,7 @@ def _program(
         state=state,
         output=parts.output,
         updates=tuple(parts.updates),
+        outputs=tuple(parts.outputs),
         graph=graph,
         classes=tuple(classes),
         layers=tuple(parts.layers),
@@ -230,6 +233,13 @@ def _update(s: Scanner) -> Update:
     if not adds:
         s.expect("=")
     return Update(state, s.value(), adds)
+
+
+def _result(s: Scanner) -> Result:
+    s.expect("result")
+    name = s.name()
+    s.expect("=")
+    return Result(name, s.value())
 
 
 def _graph(s: Scanner, parts: _Parts) -> None:
@@ -351,11 +361,14 @@ def _item(s: Scanner, parts: _Parts) -> None:
     parts.layers.extend(item for item in items if isinstance(item, Layer))
     parts.state.extend(item for item in items if isinstance(item, State))
     parts.updates.extend(item for item in items if isinstance(item, Update))
+    parts.outputs.extend(item for item in items if isinstance(item, Result))
 
 
-def _one_item(s: Scanner) -> Layer | State | Update:
+def _one_item(s: Scanner) -> Layer | State | Update | Result:
     if s.keyword() == "update":
         return _update(s)
+    if s.keyword() == "result":
+        return _result(s)
     return _state(s) if s.keyword() in _KINDS else _layer(s)
 
 
@@ -461,6 +474,6 @@ _SECTIONS: Mapping[str, Callable[[Scanner, _Parts], Any]] = {
     "class": _class,
     "graph": _graph,
     "sources": _sources,
-    **dict.fromkeys((*_LAYERS, *_KINDS, "update", "for"), _item),
+    **dict.fromkeys((*_LAYERS, *_KINDS, "update", "result", "for"), _item),
 }
 """How a section is read, by its first word."""

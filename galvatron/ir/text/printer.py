@@ -26,6 +26,7 @@ from galvatron.ir.program import (
     Layer,
     LayerClass,
     Program,
+    Result,
     Stage,
     State,
     StateLayout,
@@ -117,6 +118,7 @@ def program_lines(program: Program, w: _Writer) -> list[Line]:
             ),
             Line(f"output {sigiled('%', program.output)}", ("output",)),
             *_updates(program.updates, w),
+            *_outputs(program.outputs, w),
         ],
         _plan(program.plan, w) if program.plan else [],
         _layers(program.layers, w, ""),
@@ -402,6 +404,11 @@ def _state(state: Sequence[State], w: _Writer) -> list[Line]:
 def _updates(updates: Sequence[Update], w: _Writer) -> list[Line]:
     items = [f"update {bare_or_quoted(u.state)}\t{'+=' if u.adds else '='} {_value_name(u.value)}" for u in updates]
     return _rolled(items, [("update", u.state) for u in updates], w, "")
+
+
+def _outputs(outputs: Sequence[Result], w: _Writer) -> list[Line]:
+    items = [f"result {bare_or_quoted(o.name)}\t= {_value_name(o.value)}" for o in outputs]
+    return _rolled(items, [("result", o.name) for o in outputs], w, "")
 
 
 # Cluster, plan, search

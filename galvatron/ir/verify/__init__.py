@@ -62,7 +62,7 @@ RULES: tuple[Rule, ...] = (
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "cheap_layers copies_say_what_they_are"),
     *_rules(Form.SHARDED, Form.STAGED, programs, "conversions_change_layout_only shared_layers_are_one"),
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "epilogue_ends"),
-    *_rules(Form.CAPTURED, Form.STAGED, programs, "output_is_loss updates_fit"),
+    *_rules(Form.CAPTURED, Form.STAGED, programs, "output_is_loss updates_fit outputs_fit"),
     *_rules(Form.COSTED, Form.PLANNED, programs, "costs_present"),
     *_rules(Form.CANDIDATES, Form.PLANNED, programs, "candidates_fit"),
     *_rules(Form.PLANNED, Form.STAGED, programs, "plan_belongs plan_covers_layers plan_settles_ties"),
@@ -103,8 +103,8 @@ def _scopes(program: Program) -> Iterator[Scope]:
     once = sharding.step_classes(program)
     for cls in program.classes:
         symbols = sharding.batch_symbols(program.form, once=cls.name in once).union(program.lengths)
-        mesh = cls.mesh if program.form >= Form.SHARDED else None
-        yield Scope(cls.graph, cls.name, symbols, mesh, numbers)
+        mesh, given = (cls.mesh, program.only_given(cls)) if program.form >= Form.SHARDED else (None, frozenset())
+        yield Scope(cls.graph, cls.name, symbols, mesh, numbers, given)
 
 
 def _error(rule: Rule, program: Program, violations: list[Violation]) -> VerifyError:

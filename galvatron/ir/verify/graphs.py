@@ -42,14 +42,15 @@ Violation = tuple[tuple[Hashable, ...], str]
 @dataclass(frozen=True)
 class Scope:
     """A graph and what holds around it: the class it belongs to (None for a whole program's), the batch symbols and
-    lengths its shapes may use, where it is sharded its mesh, and the numbers of the batch; of a function's graphs,
-    whose it is."""
+    lengths its shapes may use, where it is sharded its mesh, the numbers of the batch, and the outputs that no layer
+    reads (`Program.only_given`); of a function's graphs, whose it is."""
 
     graph: Graph
     owner: Hashable = None
     symbols: frozenset[sympy.Expr] = frozenset((BATCH,))
     mesh: tuple[Axis, ...] | None = None
     numbers: frozenset[sympy.Symbol] = frozenset()
+    only_given: frozenset[str] = frozenset()
     function: Function | None = None
 
 
@@ -312,7 +313,7 @@ def layout_problem(shape: tuple[Dim, ...], layout: Layout, mesh: tuple[Axis, ...
 
 def padded_shards(scope: Scope) -> Iterator[Violation]:
     """A padded shard stays what it is: state or a result, read only by ops that leave its filler uncounted."""
-    crossing = {v.name for v in scope.graph.inputs} | set(scope.graph.outputs)
+    crossing = {v.name for v in scope.graph.inputs} | set(scope.graph.outputs) - scope.only_given
     for value, locus in _definitions(scope):
         if value.name in crossing and _padded_axes(value):
             yield locus, f"%{value.name} enters or leaves as a padded shard, {_shown(value)}"

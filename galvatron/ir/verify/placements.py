@@ -15,7 +15,7 @@ different tensors means one thing where both agree.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import sympy
@@ -305,22 +305,3 @@ def _check_ring(op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...
                 raise Misplaced(f"%{placed.name} must be {BROADCAST}")
         elif placed.type.shape[-2] != size or placed.layout[axis] != Shard(rank - 2, folded=folded):
             raise Misplaced(f"%{placed.name} must be {Shard(rank - 2, folded=folded)}, along the sequence")
-
-
-def padded_sizes(
-    read: Iterable[tuple[Value, Mapping[int, int]]], results: tuple[Value, ...]
-) -> dict[str, dict[int, int]]:
-    """The whole sizes of the padded dimensions of results: on each axis that of the padded operand."""
-    by_axis: dict[int, int] = {}
-    for value, sizes in read:
-        for axis, placement in enumerate(value.layout or ()):
-            if isinstance(placement, Shard) and placement.padded and placement.dim in sizes:
-                by_axis.setdefault(axis, sizes[placement.dim])
-    return {
-        value.name: {
-            placement.dim: by_axis[axis]
-            for axis, placement in enumerate(value.layout or ())
-            if isinstance(placement, Shard) and placement.padded and axis in by_axis
-        }
-        for value in results
-    }

@@ -147,8 +147,9 @@ def graph_matches_program(program: Program) -> Iterator[Violation]:
             known = f"has it as {type_}" if state else "has no such state"
             yield ("state", None, value.name), f"the graph reads {value.name} as {value.type}, the program {known}"
     if graph.outputs != program.results:
-        updates = f" and its updates, {_told(program.results)}" if program.updates else f" %{program.output}"
-        yield ("return", None), f"the graph must return the program's output{updates}"
+        several = len(program.results) > 1
+        more = f" and its other results, {_told(program.results)}" if several else f" %{program.output}"
+        yield ("return", None), f"the graph must return the program's output{more}"
 
 
 def known_classes(program: Program) -> Iterator[Violation]:
@@ -259,6 +260,17 @@ def updates_fit(program: Program) -> Iterator[Violation]:
             yield locus, f"nothing can be added to {update.state}, which holds truth values"
 
 
+def outputs_fit(program: Program) -> Iterator[Violation]:
+    """An output has a name of its own, and is made by a layer that is there once."""
+    made = set(program.graph.producers) if program.graph is not None else _made_once(program)
+    counts = Counter(output.name for output in program.outputs)
+    for output in program.outputs:
+        if counts[output.name] > 1:
+            yield ("result", output.name), f"the result name {output.name!r} stands for several"
+        elif output.value not in made:
+            yield ("result", output.name), f"no layer computes %{output.value}, the result {output.name!r}"
+
+
 def _made_once(program: Program) -> set[str]:
     """What ops of layers compute that are there once, in whatever form."""
     made: set[str] = set()
@@ -365,7 +377,7 @@ def _told(names: tuple[str, ...]) -> str:
 
 
 def epilogue_ends(program: Program) -> Iterator[Violation]:
-    """An epilogue comes last and makes the loss, perhaps updates; it reads samples, sums over samples and statistics.
+    """An epilogue comes last and makes the loss, perhaps other results; it reads samples, sums over them, statistics.
 
     Values that are the same for all samples it computes for itself, since nothing says which micro-batch's it would be.
     """
@@ -374,7 +386,7 @@ def epilogue_ends(program: Program) -> Iterator[Violation]:
     for layer, locus in found:
         makes = program.output in layer.results and set(layer.results) <= set(program.results)
         if groups[-1][1][-1:] != (layer,) or not makes:
-            told = "and, besides updates, nothing else" if program.updates else "alone"
+            told = "and no other value than results" if len(program.results) > 1 else "alone"
             yield locus, f"the epilogue {layer.name} must come last and make the loss %{program.output} {told}"
     free = {name for layer in program.all_layers if layer.kind is LayerKind.PREAMBLE for name in layer.results}
     for layer, locus in found:

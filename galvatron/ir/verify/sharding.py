@@ -25,12 +25,13 @@ from galvatron.ir.layout import (
 from galvatron.ir.ops.arguments import typed
 from galvatron.ir.ops.shapes import same_shape
 from galvatron.ir.ops.table import operator_of
+from galvatron.ir.padding import whole_sizes
 from galvatron.ir.planned import epilogue_strategy
 from galvatron.ir.program import Form, LayerClass, LayerKind, Program, StateLayout
 from galvatron.ir.ties import kept_whole, zero_levels
 from galvatron.ir.types import BATCH, LOCAL_BATCH, TensorType, has_samples
 from galvatron.ir.verify.graphs import Violation, are_axes, layout_problem
-from galvatron.ir.verify.placements import Placed, padded_sizes, placement_problem, whole_problem
+from galvatron.ir.verify.placements import Placed, placement_problem, whole_problem
 from galvatron.ir.verify.programs import layers_with_loci
 from galvatron.ir.whole import SeenWhole, in_samples, layers_seen_whole, whole_type
 from galvatron.ir.zero import LEVELS, summed_axes
@@ -133,7 +134,7 @@ def ops_on_slices(program: Program) -> Iterator[Violation]:
     formals = gradients(program).formals
     for cls in program.classes:
         if cls.mesh:
-            yield from _placement_problems(cls, formals[cls.origin_name], _padded_state(program, cls))
+            yield from _placement_problems(cls, formals[cls.origin_name], whole_sizes(program, cls))
 
 
 def _placement_problems(
@@ -147,23 +148,11 @@ def _placement_problems(
 
     for index, op in enumerate(cls.graph.ops):
         read = [cls.graph.values[name] for name in op.operands]
-        whole.update(padded_sizes([(v, whole.get(v.name, {})) for v in read], op.results))
         if op.namespace != "comm":
             operands, results = tuple(map(placed, read)), tuple(map(placed, op.results))
             problem = placement_problem(op, operands, results, cls.mesh)
             if problem or (problem := whole_problem(op, operands, results)):
                 yield ("op", cls.name, index), f"{op.target}: {problem}"
-
-
-def _padded_state(program: Program, cls: LayerClass) -> dict[str, dict[int, int]]:
-    """The whole sizes of the padded dimensions of the state of a class, by formal name."""
-    sizes: dict[str, dict[int, int]] = {}
-    for layer in program.layers_of[cls.name]:
-        for name, formal in zip(layer.state, cls.graph.state, strict=True):
-            shape = program.state_of[name].type.shape
-            padded = [p.dim for p in formal.layout or () if isinstance(p, Shard) and p.padded]
-            sizes[formal.name] = {dim: size for dim in padded if isinstance(size := shape[dim], int)}
-    return sizes
 
 
 def operands_fit(program: Program) -> Iterator[Violation]:
@@ -349,24 +338,18 @@ def state_is_kept(program: Program) -> Iterator[Violation]:
 
 
 def updates_are_kept(program: Program) -> Iterator[Violation]:
-    """The stage that makes the new value of a piece of state keeps it so laid out, and no other stage has it."""
-    updated = {update.state for update in program.updates}
+    """The stage that makes the new value of a piece of state keeps it so laid out."""
     for stage in program.stages:
         kept = {k.state: k for k in stage.state}
-        made: set[str] = set()
         for index, layer in enumerate(stage.layers):
             mesh = program.class_of[layer.cls].mesh
             for update, value in program.updates_in(layer):
                 name, layout = update.state, value.layout or ()
-                made.add(name)
                 if (keep := kept.get(name)) is None:
                     yield ("layer", stage.index, index), f"stage {stage.index} updates {name}, which it does not keep"
                 elif not same_distribution(keep.mesh, keep.layout, mesh, layout, differentiable=False):
                     told = f"is kept as {_describe(keep.mesh, keep.layout)}, but made as {_describe(mesh, layout)}"
                     yield ("keep", stage.index, name), f"{name} {told}"
-        for name in kept:
-            if name in updated and name not in made:
-                yield ("keep", stage.index, name), f"stage {stage.index} keeps {name}, which another one updates"
 
 
 def _kept_as_read(program: Program, kept: StateLayout, cls: LayerClass, formal: Value) -> bool:

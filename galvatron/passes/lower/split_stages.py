@@ -36,7 +36,6 @@ class SplitStages(Pass):
                 tuple(Transfer(n, types[n].type, n in differentiable) for n in types if n in before and n in after)
             )
         levels = zero_levels(program)
-        _check_updates(program)
         stages = tuple(
             replace(
                 stage,
@@ -47,23 +46,6 @@ class SplitStages(Pass):
             for index, stage in enumerate(program.stages)
         )
         return replace(program, form=Form.STAGED, stages=stages)
-
-
-def _check_updates(program: Program) -> None:
-    """
-    Raises:
-        PlanError: a stage reads what another one updates, and would not be told.
-    """
-    value_of = {update.state: update.value for update in program.updates}
-    stage_of = {name: stage.index for stage in program.stages for layer in stage.layers for name in layer.results}
-    for stage in program.stages:
-        for layer in stage.layers:
-            for name in layer.state:
-                if name in value_of and stage_of[value_of[name]] != stage.index:
-                    raise PlanError(
-                        f"layer {layer.name!r} of stage {stage.index} reads {name!r}, which forward writes in stage "
-                        f"{stage_of[value_of[name]]}: choose a plan that has the layers of both in one stage"
-                    )
 
 
 def _state_layouts(program: Program, group: Sequence[Layer], levels: dict[str, int]) -> tuple[StateLayout, ...]:

@@ -62,6 +62,7 @@ def assemble(program: Program, graph: Graph, parts: Sequence[Part], names: Seque
         classes=tuple(classes[n] for n in range(len(groups))),
         layers=layers,
         updates=tuple(replace(update, value=bound[update.value]) for update in program.updates),
+        outputs=tuple(replace(output, value=bound[output.value]) for output in program.outputs),
     )
 
 
@@ -134,7 +135,7 @@ def _readable(graph: Graph, calls: Sequence[_Call], group: Sequence[_Call]) -> G
 def _bound_names(program: Program, graph: Graph, calls: Sequence[_Call]) -> dict[str, str]:
     """Names in the program for the batch inputs and for all values that pass from layer to layer.
 
-    A layer's last result that is no mere update is its `out`; the loss keeps its name.
+    A layer's last result that another layer reads is its `out`; the loss keeps its name.
     """
     read = {name for call in calls for name in call.operands} | {program.output}
     names = {v.name: v.name for v in program.inputs} | {program.output: program.output}
