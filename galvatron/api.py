@@ -32,7 +32,7 @@ from galvatron.costs.objective import StageReport, peak_bytes
 from galvatron.drift import ModelWatch
 from galvatron.errors import ClusterError, GalvatronError, error_of_kind
 from galvatron.ir import limits
-from galvatron.ir.capture import BatchDims, Captured, LossFunction, Outputs, capture_graph, device_of
+from galvatron.ir.capture import BatchDims, Captured, Dynamic, LossFunction, Outputs, capture_graph, device_of
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.documents import shown
 from galvatron.ir.ops.foreign import adopt, foreign_targets
@@ -70,6 +70,7 @@ def compile(
     *,
     loss_fn: LossFunction | None = None,
     batch_dims: BatchDims | None = None,
+    dynamic: Dynamic | None = None,
     outputs: Outputs = (),
     cluster: Cluster | str | None = None,
     memory: int | str | None = None,
@@ -105,6 +106,13 @@ def compile(
         batch_dims: which inputs hold samples follows from the model: those of one size on dim 0, which it leaves free.
             All others, such as a table or a count, are the same for every sample and keep their shape. Where that goes
             wrong, by name: 0, dim 0 counts samples; None, it does not.
+        dynamic: by name, what may be another in every step besides the values of tensors and the number of samples.
+            True says so of an input that is a Python number (`{"temperature": True}`), which is a constant of the
+            program otherwise. Any finite value is right in its place, of the type of the example, `int` or `float`;
+            what chooses a branch, a size or an index is refused, with its line. A mapping says so of the sizes of a
+            tensor's dimensions and names them, alike where they are equal: `{"input_ids": {1: "S"}, "labels":
+            {1: "S"}}` for batches that are padded to their own longest sample. The program says for which lengths it
+            holds, at least 2; a plan that shards sequences takes those that it divides into pieces.
         outputs: what the model returns besides its loss and is to give when asked (`CompiledModel.predict`), by name: a
             field of the mapping, dataclass or named tuple that it returns, as in `["logits"]`, a position of a tuple,
             as in `["0"]`, one inside of another with a dot, as in `["hidden_states.3"]`. True: the tensor that is the
@@ -154,7 +162,7 @@ def compile(
             wanted = Wanted.read(
                 plan, cluster, memory, precision, optimizer, max_grad_norm, timeout_s, cache_dir, **switches
             )
-            facts = wanted.facts(model, example_inputs, loss_fn, batch_dims, outputs)
+            facts = wanted.facts(model, example_inputs, loss_fn, batch_dims, dynamic, outputs)
     except GalvatronError as found:
         error, facts = found, {}
     world = rt.initialize(timeout_s=rt.DEFAULT_TIMEOUT_S if wanted is None else wanted.timeout_s)
@@ -168,9 +176,8 @@ def compile(
             f"start {target.world_size} processes (torchrun --nproc-per-node), or leave the cluster out"
         )
     with plain_torch(device_of(model)):
-        captured = _on_rank_0(
-            world, lambda: _planned(model, example_inputs, loss_fn, batch_dims, outputs, wanted, target)
-        )
+        said = {"loss_fn": loss_fn, "batch_dims": batch_dims, "dynamic": dynamic, "outputs": outputs}
+        captured = _on_rank_0(world, lambda: _planned(model, example_inputs, said, wanted, target))
     with plain_torch(world.device):
         return _assembled(
             model,
@@ -190,6 +197,7 @@ def capture(
     *,
     loss_fn: LossFunction | None = None,
     batch_dims: BatchDims | None = None,
+    dynamic: Dynamic | None = None,
     precision: str | None = None,
     outputs: Outputs = (),
 ) -> Program:
@@ -198,7 +206,7 @@ def capture(
     Nothing is computed; a model on `meta` stays there.
 
     Args:
-        model, example_inputs, loss_fn, batch_dims, precision, outputs: see `compile`.
+        model, example_inputs, loss_fn, batch_dims, dynamic, precision, outputs: see `compile`.
 
     Raises:
         CaptureError: the model cannot be captured; names the source line that is to blame.
@@ -211,7 +219,13 @@ def capture(
     with plain_torch(device_of(model)):
         with ours("capturing the model"):
             captured = capture_graph(
-                model, example_inputs, loss_fn=loss_fn, precision=compute, batch_dims=batch_dims, outputs=outputs
+                model,
+                example_inputs,
+                loss_fn=loss_fn,
+                precision=compute,
+                batch_dims=batch_dims,
+                dynamic=dynamic,
+                outputs=outputs,
             )
         return _passed(FRONT_END, captured.program)
 
@@ -289,23 +303,18 @@ def emit(
 def _planned(
     model: nn.Module,
     example_inputs: BatchLike,
-    loss_fn: LossFunction | None,
-    batch_dims: BatchDims | None,
-    outputs: Outputs,
+    said: Mapping[str, Any],
     wanted: Wanted,
     cluster: Cluster,
 ) -> Captured:
-    """The captured program with a plan: the one given, or the one that a search finds."""
+    """The captured program with a plan: the one given, or the one that a search finds.
+
+    Args:
+        said: what capture is told of the model and its batch.
+    """
     given = None if wanted.plan is None else _parsed_plan(wanted.plan)  # before a capture that may take long
     with ours("capturing the model"):
-        captured = capture_graph(
-            model,
-            example_inputs,
-            loss_fn=loss_fn,
-            precision=wanted.precision,
-            batch_dims=batch_dims,
-            outputs=outputs,
-        )
+        captured = capture_graph(model, example_inputs, precision=wanted.precision, **said)
     gc.collect()  # what torch.export leaves behind refers to the model: the user could drop it and not free it
     costed = _costed(captured.program, cluster, None)
     if given is None:

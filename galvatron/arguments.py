@@ -85,6 +85,7 @@ class Wanted:
         example_inputs: BatchLike,
         loss_fn: LossFunction | None,
         batch_dims: object,
+        dynamic: object,
         outputs: Any = (),
     ) -> dict[str, str]:
         """What must be equal on all ranks, in words.
@@ -106,6 +107,7 @@ class Wanted:
             "loss_fn": "not given" if loss_fn is None else "given",
             "example_inputs": described(example_inputs),
             "batch_dims": str(batch_dims),
+            "dynamic": str(dynamic),
             "outputs": str(outputs if isinstance(outputs, bool) else list(outputs)),
             **{name: str(value) for name, value in self.switches.items()},
             **facts_of_model(model),

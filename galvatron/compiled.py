@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -22,7 +23,7 @@ from galvatron.ir.needed import inputs_of
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
-from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType, evaluate
+from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType, evaluate, lengths_in
 from galvatron.plain import on_device
 from galvatron.runtime import Calls, Executor, RunState, StepMetrics, World
 from galvatron.runtime.inputs import batch_size
@@ -112,16 +113,16 @@ class CompiledModel:
             RankError: another rank failed.
             NonFiniteError: with `detect_nonfinite`, a result or a gradient is not finite; nothing was updated.
         """
-        with self._call("train_step", batch) as tensors:
-            return self._executor.train_step(tensors)
+        with self._call("train_step", batch) as values:
+            return self._executor.train_step(values)
 
     def forward_backward(self, batch: BatchLike) -> Tensor:
         """Loss and gradients of a global batch, without an update; arguments, result and errors as in `train_step`.
 
         The gradients replace those of the step before.
         """
-        with self._call("forward_backward", batch) as tensors:
-            return self._executor.forward_backward(tensors)
+        with self._call("forward_backward", batch) as values:
+            return self._executor.forward_backward(values)
 
     @overload
     def eval_step(self, batch: BatchLike, *, outputs: Literal[False] = False) -> Tensor: ...
@@ -185,8 +186,8 @@ class CompiledModel:
     @contextmanager
     def _call(
         self, what: str, batch: BatchLike, *, gives: bool = False, needed: Collection[str] | None = None
-    ) -> Iterator[dict[str, Tensor]]:
-        """The tensors of a batch, in a context in which a step means the same wherever it is called from.
+    ) -> Iterator[dict[str, Tensor | int | float]]:
+        """The tensors and numbers of a batch, in a context in which a step means the same wherever it is called from.
 
         What a rank refuses, and what differs between ranks, is refused on all of them before anything is computed.
 
@@ -202,7 +203,7 @@ class CompiledModel:
             torch.autocast(device.type, enabled=False),
             on_device(device),
         ):
-            tensors: dict[str, Tensor] = {}
+            values: dict[str, Tensor | int | float] = {}
             error = None
             try:
                 self._watch.check(training=trains)
@@ -212,17 +213,17 @@ class CompiledModel:
                     raise GalvatronError('there are no outputs: name them when compiling, as in outputs=["logits"]')
                 if what == "train_step":
                     assert self.optimizer is not None
-                tensors = self._inputs.read(batch, needed)
-                self._executor.check(tensors)
+                values = self._inputs.read(batch, needed)
+                self._executor.check(values)
             except GalvatronError as found:
                 error = found
-            facts = {"the batch": described(tensors), "outputs": str(gives)}
+            facts = {"the batch": described(values), "outputs": str(gives)}
             if self._first and error is None:
-                facts["the content of the batch"] = f"digest {content_of(tensors)}"
+                facts["the content of the batch"] = f"digest {content_of(values)}"
             self._calls.check(what, error, facts, updates=what == "train_step")
             self._first = False
             try:
-                yield tensors
+                yield values
             except (IndexError, RuntimeError) as wrong:
                 if isinstance(wrong, IndexError) or _OUTSIDE.search(str(wrong)):
                     raise PlanError(
@@ -353,14 +354,16 @@ _OUTSIDE = re.compile(r"out of (bounds|range)|must be smaller than num_classes")
 
 
 class BatchReader:
-    """Turns what a user passes as a batch into the tensors that the program reads, and refuses what does not fit."""
+    """Turns what a user passes as a batch into what the program reads, and refuses what does not fit."""
 
     def __init__(self, model: nn.Module, example_inputs: BatchLike, program: Program) -> None:
         self._signature = inspect.signature(model.forward)
         self._types = {value.name: value.type for value in program.inputs}
         self._batched, self._batch_sizes = program.batched, program.batch_sizes
-        named = self._by_name(example_inputs)
-        self._constants = {name: value for name, value in named.items() if not isinstance(value, Tensor)}
+        self._numbers = {number.name: number.kind for number in program.numbers}
+        self._lengths = {length.name: length.sizes for length in program.lengths}
+        others = {n: value for n, value in self._by_name(example_inputs).items() if n not in self._numbers}
+        self._constants = {name: value for name, value in others.items() if not isinstance(value, Tensor)}
 
     def bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The batch that a call of the model's forward is.
@@ -377,8 +380,8 @@ class BatchReader:
         """Whether a batch has every tensor that the program reads."""
         return all(batch.get(name) is not None for name in self._types)
 
-    def read(self, batch: BatchLike, needed: Collection[str] | None = None) -> dict[str, Tensor]:
-        """The batch's tensors by forward name.
+    def read(self, batch: BatchLike, needed: Collection[str] | None = None) -> dict[str, Tensor | int | float]:
+        """The batch's tensors and the numbers that change, by forward name.
 
         Args:
             needed: the inputs that it must have, where nothing else matters: others are zeros where it lacks them.
@@ -390,14 +393,18 @@ class BatchReader:
         absent = [name for name in self._types if named.get(name) is None] if needed is not None else []
         named = {name: value for name, value in named.items() if name not in absent}
         missing = [name for name in self._types if name not in named and (needed is None or name in needed)]
+        missing += [name for name in self._numbers if name not in named]
         if missing and needed is not None:
             known = ", ".join(map(repr, sorted(needed)))
             raise PlanError(f"the batch has no input {missing[0]!r}, on which an output depends; they need {known}")
         if missing:
             raise PlanError(f"the batch has no input {missing[0]!r}, which the program was captured with")
         tensors: dict[str, Tensor] = {}
+        numbers: dict[str, int | float] = {}
         for name, value in named.items():
-            if name in self._types:
+            if name in self._numbers:
+                numbers[name] = self._number(name, value)
+            elif name in self._types:
                 self._check(name, value)
                 # Autograd saves no tensor of inference mode.
                 plain = value.detach().as_subclass(Tensor)
@@ -408,11 +415,48 @@ class BatchReader:
             elif value != self._constants[name]:
                 raise PlanError(
                     f"batch input {name!r} is {value!r}, but the program was captured with {self._constants[name]!r}; "
-                    "compile again for the other value"
+                    f"compile again for the other value{self._or_dynamic(name, value)}"
                 )
         samples = self._check_size(tensors)
+        found = self._lengths_of(tensors)
         tensors.update((name, self._zeros(name, samples)) for name in absent)
-        return tensors
+        return {**tensors, **numbers, **found}
+
+    def _lengths_of(self, tensors: Mapping[str, Tensor]) -> dict[str, int]:
+        """The sizes, beside the number of samples, that may be others in every step; equal wherever they stand."""
+        found: dict[str, int] = {}
+        for name, tensor in tensors.items():
+            for dim, wanted in enumerate(self._types[name].shape):
+                for length in lengths_in(wanted):
+                    size = tensor.shape[dim]
+                    if found.setdefault(length.name, size) != size:
+                        raise PlanError(
+                            f"batch input {name!r} has {size} on dim {dim}, where other inputs have {length.name} = "
+                            f"{found[length.name]}"
+                        )
+                    if size % length.sizes.multiple:
+                        raise PlanError(
+                            f"batch input {name!r} has {size} on dim {dim}: the plan shards the sequence into "
+                            f"{length.sizes.multiple} pieces; pad {length.name} to what {length.sizes.multiple} divides"
+                        )
+                    if size not in length.sizes:
+                        raise PlanError(
+                            f"batch input {name!r} has {size} on dim {dim}: the program holds for {length.name} "
+                            f"{length.sizes}, which is what the model does; compile again with an example of this size"
+                        )
+        return found
+
+    def _or_dynamic(self, name: str, value: Any) -> str:
+        """What else to do where a constant has another value: numbers may change."""
+        is_number = all(type(v) in (int, float) for v in (value, self._constants[name]))
+        return f", or with dynamic={{{name!r}: True}} for all values" if is_number else ""
+
+    def _number(self, name: str, value: Any) -> int | float:
+        kind = self._numbers[name]
+        if type(value).__name__ == kind and math.isfinite(value):
+            return value
+        shown = repr(value) if isinstance(value, (bool, int, float, str)) else f"a {type(value).__name__}"
+        raise PlanError(f"batch input {name!r} is {shown}, but the program was captured with a finite {kind}: pass one")
 
     def _zeros(self, name: str, samples: int) -> Tensor:
         """An input that does not matter."""
@@ -466,6 +510,6 @@ class BatchReader:
         if len(wanted.shape) != value.dim() or any(isinstance(w, int) and w != size for w, size in sizes):
             raise PlanError(
                 f"batch input {name!r} has shape {tuple(value.shape)}, but the program was captured with {wanted}; "
-                "only the number of samples B may change"
+                f"only {' and '.join(['the number of samples B', *self._lengths])} may change"
                 f"{self._advice(name, wanted, value)}"
             )

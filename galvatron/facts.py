@@ -16,13 +16,13 @@ _SAMPLE = 32
 
 
 def described(batch: Any) -> str:
-    """The names, shapes and types of a batch, in words."""
+    """The names, shapes and types of a batch, in words, with the values of its numbers."""
     if not isinstance(batch, Mapping):
         batch = dict(enumerate(batch)) if isinstance(batch, (tuple, list)) else {"": batch}
     return ", ".join(
         f"{name}: {str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
         if isinstance(value, Tensor)
-        else f"{name}: {type(value).__name__}"
+        else f"{name}: {repr(value) if isinstance(value, (int, float)) else type(value).__name__}"
         for name, value in batch.items()
     )
 
@@ -59,11 +59,11 @@ def digest_of(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
-def content_of(tensors: Mapping[str, Tensor]) -> int:
+def content_of(batch: Mapping[str, object]) -> int:
     """A checksum of a batch's integers, such as tokens and labels."""
     total = 0
-    for value in tensors.values():
-        if not value.is_floating_point() and not value.is_complex() and value.numel():
+    for value in batch.values():
+        if isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex() and value.numel():
             flat = value.reshape(-1).to(torch.int64)
             places = torch.arange(1, len(flat) + 1, device=flat.device)
             total = (total * 31 + int((flat * places).sum())) % (1 << 61)

@@ -14,7 +14,7 @@ from common.doubles import Doubles as Doubles
 from common.doubles import precise
 from torch import nn
 
-from galvatron.ir.capture import Captured, LossFunction, capture_graph
+from galvatron.ir.capture import Captured, Dynamic, LossFunction, capture_graph
 from galvatron.ir.graph import Graph
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.program import Program
@@ -31,12 +31,13 @@ def captured(
     batch: Callable[[int, int], dict[str, Any]],
     loss_fn: LossFunction | None = None,
     precision: str | None = None,
+    dynamic: Dynamic | None = None,
 ) -> Captured:
     """The capture of a model, made once per test run if it has a name, which must say what model and batches are."""
 
     def capture() -> Captured:
         with precise(model):
-            return capture_graph(model, batch(SAMPLES, 0), loss_fn=loss_fn, precision=precision)
+            return capture_graph(model, batch(SAMPLES, 0), loss_fn=loss_fn, precision=precision, dynamic=dynamic)
 
     if name is None:
         return capture()

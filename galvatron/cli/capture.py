@@ -28,6 +28,10 @@ def command(
         "-"
     ),
     precision: Precision = None,
+    dynamic: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[:DIM=S]", help="A number, or a dimension's size, that changes; repeatable."),
+    ] = None,
 ) -> None:
     """Capture a model.
 
@@ -39,13 +43,32 @@ def command(
     from galvatron import api
     from galvatron.ir.text import print_program
 
-    program = api.capture(model, example_inputs, loss_fn=loss_fn, precision=precision)
+    program = api.capture(model, example_inputs, loss_fn=loss_fn, precision=precision, dynamic=_dynamic(dynamic or []))
     text = print_program(program)
     if str(output) == "-":
         print(text, end="")
     else:
         write_file(output, text)
         typer.echo(f"{output}: {len(program.layers)} layers of {len(program.classes)} classes", err=True)
+
+
+def _dynamic(options: list[str]) -> dict[str, Any]:
+    """What the options say of inputs: `rate`, a number that changes, or `ids:1=S`, the size of a dimension.
+
+    Raises:
+        CaptureError: one says something else.
+    """
+    said: dict[str, Any] = {}
+    for option in options:
+        name, colon, dimension = option.partition(":")
+        dim, equals, length = dimension.partition("=")
+        if colon and not (equals and dim.isdecimal() and length and said.get(name) is not True):
+            raise CaptureError(f"--dynamic {option!r} is neither the name of an input nor like ids:1=S")
+        if colon:
+            said.setdefault(name, {})[int(dim)] = length
+        else:
+            said[name] = True
+    return said
 
 
 def call_factory(spec: str) -> tuple[Any, Any, Callable[..., Any] | None]:

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from fractions import Fraction
 
 import sympy
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.layout import Shard
-from galvatron.ir.types import Dim
+from galvatron.ir.types import Dim, Length
 
 _SUM, _PRODUCT, _ATOM = 1, 2, 3
 
 
-def print_expression(dim: Dim | float, *, atomic: bool = False) -> str:
+class _Number(sympy.Symbol):
+    """A number of the batch, under its Python name."""
+
+
+def print_expression(
+    dim: Dim | float, *, atomic: bool = False, numbers: Mapping[sympy.Symbol, str] | None = None
+) -> str:
     """A number or an expression in `b` and `B` as Python: `16 * b` reads `b * 16`, halves divide with `//`.
 
     A rational factor is an exact division of a size, hence `//`; a symbol in a denominator is a number, hence `/`.
-    `atomic` puts parentheses around whatever an operator beside it could tear apart.
+    `atomic` puts parentheses around whatever an operator beside it could tear apart; `numbers` has the Python names of
+    the batch's numbers and lengths.
     """
     if isinstance(dim, sympy.Expr):
-        text, strength = _print(dim)
+        named = {
+            symbol: (sympy.Symbol if isinstance(symbol, Length) else _Number)(name, **symbol.assumptions0)
+            for symbol, name in (numbers or {}).items()
+        }
+        text, strength = _print(dim.xreplace(named))
     else:
         text, strength = _number(dim), _ATOM
     return f"({text})" if atomic and strength < _ATOM else text
@@ -60,7 +72,7 @@ def _print(expr: sympy.Basic) -> tuple[str, int]:
         return f"math.log({_print(expr.args[0])[0]})", _ATOM
     numerator, denominator = sympy.fraction(sympy.together(expr))
     if denominator != 1:
-        operator = "/" if denominator.free_symbols else "//"
+        operator = "/" if denominator.free_symbols or numerator.has(_Number) else "//"
         return f"{_tight(numerator)} {operator} {_atom(denominator)}", _PRODUCT
     if isinstance(expr, sympy.Add):
         return _print_sum(expr), _SUM
@@ -73,6 +85,10 @@ def _print(expr: sympy.Basic) -> tuple[str, int]:
     if isinstance(expr, sympy.Pow):
         base, exponent = _atom(expr.base), _atom(expr.exp)
         return f"{base} ** {exponent}" if "(" in base + exponent else f"{base}**{exponent}", _PRODUCT
+    if isinstance(expr, sympy.floor) and not _counts(expr.args[0]):
+        return f"math.floor({_print(expr.args[0])[0]})", _ATOM
+    if isinstance(expr, sympy.Abs):
+        return f"abs({_print(expr.args[0])[0]})", _ATOM
     if isinstance(expr, sympy.floor):
         numerator, denominator = sympy.fraction(sympy.together(expr.args[0]))
         return f"{_tight(numerator)} // {_atom(denominator)}", _PRODUCT
@@ -85,6 +101,11 @@ def _print(expr: sympy.Basic) -> tuple[str, int]:
         name = "max" if isinstance(expr, sympy.Max) else "min"
         return f"{name}({', '.join(sorted(_print(a)[0] for a in expr.args))})", _ATOM
     raise GalvatronError(f"no Python text for the expression {expr}")
+
+
+def _counts(expr: sympy.Basic) -> bool:
+    """Whether an expression is made of whole numbers alone."""
+    return not expr.has(sympy.Float) and all(number.is_integer for number in expr.atoms(_Number))
 
 
 def _print_sum(expr: sympy.Add) -> str:

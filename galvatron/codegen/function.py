@@ -20,7 +20,7 @@ from galvatron.ir.ops.table import OPERATORS, operator_of
 from galvatron.ir.program import LayerClass
 from galvatron.ir.random import is_random
 from galvatron.ir.recompute import Step, selective_steps
-from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES
+from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES, lengths_in, numbers_in
 
 _SHORT = {name.strip("_"): operator.short for name, operator in OPERATORS.items() if operator.short}
 
@@ -31,8 +31,9 @@ class Function:
 
     `axes` are the names of the class's mesh axes on which it communicates or draws, in mesh order. `keywords` are what
     it cannot read off its arguments: `B` (global batch size), `m` (micro-batches of the step), `b` (local batch size),
-    `device`, `training` (whether the running step trains), `asked` (whether it is to give the model's outputs). A
-    `random` function also takes the `seed` of the call, which `rt.Layer` gives it.
+    `device`, `training` (whether the running step trains), `asked` (whether it is to give the model's outputs).
+    `numbers` are the other keywords, with the numbers and lengths of the batch that they are. A `random` function also
+    takes the `seed` of the call, which `rt.Layer` gives it.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Function:
     axes: tuple[str, ...]
     keywords: tuple[str, ...]
     random: bool = False
+    numbers: tuple[tuple[str, str], ...] = ()
 
 
 def emit_function(
@@ -72,6 +74,9 @@ def emit_function(
     suffixes = shortest_suffixes(value.name for value in graph.state)
     parameters += [scope.bind(value.name, suffixes[value.name]) for value in graph.state]
 
+    names = {name for symbol in symbols for _, name in numbers_in(symbol).values()}
+    names |= {length.name for symbol in symbols for length in lengths_in(symbol)}
+    given = tuple((scope.bind(("number", name), name), name) for name in sorted(names))
     batch_binding = bind_batch(graph, scope, LOCAL_BATCH) if LOCAL_BATCH in symbols else None
     keywords = [str(symbol) for symbol in (BATCH, MICRO_BATCHES) if symbol in symbols]
     keywords += ["b"] if LOCAL_BATCH in symbols and batch_binding is None else []
@@ -81,7 +86,7 @@ def emit_function(
     keywords += [word for word in (IN_TRAINING, ASKED) if reserved[word]]
     device = "device" if first_tensor is None else f"{first_tensor}.device"
 
-    named = [*keywords, *(["seed"] if random else [])]
+    named = [*keywords, *(keyword for keyword, _ in given), *(["seed"] if random else [])]
     signature = [*parameters, *(["*", *named] if named else [])]
     body = [f"{INDENT}{batch_binding}"] if batch_binding else []
     steps = selective_steps(graph) if cls.strategy and cls.strategy.recompute == "selective" else {}
@@ -94,7 +99,7 @@ def emit_function(
         body += body_lines(graph, scope, printer, steps, [op for op in graph.ops if id(op) not in early])
     header = lines(prefixed("def ", call(name, signature), ":"))
     body += _return([scope[output] for output in graph.outputs], 1)
-    return Function(name, "\n".join([*header, *body]), axes, tuple(keywords), random)
+    return Function(name, "\n".join([*header, *body]), axes, tuple(keywords), random, given)
 
 
 def _return(values: list[str], depth: int) -> list[str]:

@@ -20,7 +20,7 @@ from galvatron.ir.random import without_site
 from galvatron.ir.recompute import Step
 from galvatron.ir.spmd import on_slices
 from galvatron.ir.text.targets import is_known_target, unknown_target
-from galvatron.ir.types import TORCH_DTYPE_NAMES
+from galvatron.ir.types import TORCH_DTYPE_NAMES, lengths_in, numbers_in
 
 _REDUCTIONS = ("none", "mean", "sum")
 
@@ -41,7 +41,8 @@ class OpPrinter:
     """Writes ops over named values.
 
     Args:
-        identifiers: the Python name of each value, and of each mesh axis under `("axis", name)`.
+        identifiers: the Python name of each value, of each mesh axis under `("axis", name)`, and of each number and
+            length of the batch under `("number", name)`.
         values: every value of the graph by name.
         device: Python text for the device of tensors created from nothing.
         waiting: weights whose gradients may be computed later than those of other operands.
@@ -75,15 +76,15 @@ class OpPrinter:
         if op.namespace == "comm":
             return self._collective(op)
         if op.namespace == "spmd":
-            return self._spmd(_switched(op))
+            return self._spmd(self._switched(op))
         if self._waits(op):
             return call(f"rt.{op.name}", [self.argument(a) for a in op.args])
-        op = self._with_explicit_dtype(without_site(_switched(op)))
+        op = self._with_explicit_dtype(without_site(self._switched(op)))
         return self._by_form(op) or self._fallback(op)
 
     def step(self, op: Op, kind: Step) -> Text:
         """The op as a step that a recomputed layer does not compute again: `rt.keep(function, arguments, ...)`."""
-        plain = without_site(_switched(op))
+        plain = without_site(self._switched(op))
         written = self.expression(op)
         if not isinstance(written, Brackets) or not _FUNCTION.fullmatch(written.opening):
             # An operator or a method: the function behind it.
@@ -122,7 +123,21 @@ class OpPrinter:
             return literal(arg)
         if isinstance(arg, (bool, type(None))):
             return repr(arg)
-        return print_expression(arg, atomic=atomic)
+        numbers = {s: self._identifier(("number", name)) for s, (_, name) in numbers_in(arg).items()}
+        numbers |= {length: self._identifier(("number", length.name)) for length in lengths_in(arg)}
+        return print_expression(arg, atomic=atomic, numbers=numbers)
+
+    def _switched(self, op: Op) -> Op:
+        """An op that is another one in training, with the seed or the running step to say whether this is training."""
+        switch = operator_of(op).in_training
+        if switch and op[switch] is True:
+            return op.changed(**{switch: _Written(IN_TRAINING)})
+        draws = operator_of(op).draws if op.namespace == "random" else None
+        if draws is None or draws.switch is None:
+            return op
+        value = op[draws.switch]
+        written = "seed.training" if value is True else f"seed.rate({self.argument(value)})"
+        return op.changed(**{draws.switch: _Written(written)})
 
     def _waits(self, op: Op) -> bool:
         """Whether the op is a product with weights whose gradients may wait."""
@@ -263,18 +278,6 @@ class OpPrinter:
 
 class _Written(str):
     """An argument as Python text."""
-
-
-def _switched(op: Op) -> Op:
-    """An op that is another one in training, with the seed or the running step to say whether this is training."""
-    switch = operator_of(op).in_training
-    if switch and op[switch] is True:
-        return op.changed(**{switch: _Written(IN_TRAINING)})
-    draws = operator_of(op).draws if op.namespace == "random" else None
-    if draws is None or draws.switch is None:
-        return op
-    value = op[draws.switch]
-    return op.changed(**{draws.switch: _Written("seed.training" if value is True else f"seed.rate({value!r})")})
 
 
 def _same(value: Arg, default: Arg | Required) -> bool:

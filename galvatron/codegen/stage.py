@@ -20,7 +20,7 @@ from galvatron.ir.layout import BROADCAST, PARTIAL, Placement, Shard, nameable_a
 from galvatron.ir.micro_batches import SUM, spreads
 from galvatron.ir.planned import epilogue
 from galvatron.ir.program import Layer, LayerKind, Program, Stage, StateLayout, Transfer, Update, When
-from galvatron.ir.types import TORCH_DTYPE_NAMES, Dim
+from galvatron.ir.types import TORCH_DTYPE_NAMES, Dim, lengths_in
 
 _FUNCTIONAL = re.compile(r"[ (]F\.")
 _MATH = re.compile(r"\bmath\.")
@@ -280,12 +280,17 @@ def _collected(bindings: Bindings) -> list[str]:
 def _transfers(bindings: Bindings, method: str, transfers: Iterable[Transfer]) -> list[str]:
     out: list[str] = []
     for transfer in transfers:
-        shape = tuple_of(print_expression(d) for d in bindings.sizes.shapes[transfer.name])
+        shape = tuple_of(_size(d) for d in bindings.sizes.shapes[transfer.name])
         arguments: list[Text] = [literal(transfer.name), f"lambda n: {shape}", _dtype(transfer.type.dtype)]
         if transfer.type.is_floating and not transfer.differentiable:
             arguments.append("requires_grad=False")
         out += _statement(f"self.{method}", arguments)
     return out
+
+
+def _size(dim: Dim) -> str:
+    """A size of a value that crosses a stage border, in the samples of a micro-batch and the lengths of the step."""
+    return print_expression(dim, numbers={n: f"self.numbers[{literal(n.name)}]" for n in lengths_in(dim)})
 
 
 def _loss_axes(bindings: Bindings) -> list[str]:
@@ -425,7 +430,8 @@ def _keywords(bindings: Bindings, layer: Layer) -> list[str]:
             written.append(f"{keyword}=self.{keyword}")
         else:
             written.append(f"b={_local_batch(bindings, layer)}")
-    return written
+    numbers = bindings.function(layer).numbers
+    return [*written, *(f"{keyword}=self.numbers[{literal(name)}]" for keyword, name in numbers)]
 
 
 def _arriving(bindings: Bindings, layer: Layer) -> Iterator[tuple[str, tuple[Dim, ...]]]:

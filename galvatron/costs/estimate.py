@@ -8,7 +8,7 @@ from functools import lru_cache
 from galvatron.costs.model import CostModel
 from galvatron.costs.objective import Setting, StageReport, evaluate_plan, peak_bytes
 from galvatron.ir.plan import Plan
-from galvatron.ir.planned import epilogue, fitted
+from galvatron.ir.planned import epilogue, fitted, in_pieces
 from galvatron.ir.program import Form, Program
 
 
@@ -40,9 +40,9 @@ def estimate_plan(
     Raises:
         PlanError: the plan does not fit the program, the cluster's number of devices or the batch.
     """
-    model = model or cost_model(program)
     world_size = program.cluster.world_size if program.cluster is not None else plan.world_size
     plan = fitted(plan, program, world_size, program.batch_size)
+    model = model or cost_model(in_pieces(program, plan))
     return evaluate_plan(model, setting_of(program, plan), plan.stages)
 
 

@@ -15,7 +15,18 @@ from galvatron.ir.ops.schemas import CONSTANTS, is_operator
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.ops.targets import parsed
 from galvatron.ir.random import without_site
-from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES, TORCH_DTYPE_NAMES, TensorType, evaluate
+from galvatron.ir.types import (
+    BATCH,
+    LOCAL_BATCH,
+    MICRO_BATCHES,
+    TORCH_DTYPE_NAMES,
+    Length,
+    TensorType,
+    evaluate,
+    lengths_in,
+    number_symbol,
+    numbers_in,
+)
 
 DTYPE_OF = {getattr(torch, attribute): name for name, attribute in TORCH_DTYPE_NAMES.items()}
 """torch dtype → IR element type."""
@@ -69,6 +80,8 @@ def run_graph(
     batch: int,
     global_batch: int | None = None,
     micro_batches: int = 1,
+    numbers: Mapping[str, float] | None = None,
+    lengths: Mapping[Length, int] | None = None,
     handler: OpHandler | None = None,
     device: torch.device | str | None = None,
     callers: Mapping[int, Caller] | None = None,
@@ -79,16 +92,22 @@ def run_graph(
         values: a tensor for every input and state value, by name.
         batch: the local batch size `b` (and `B`, unless `global_batch` is given).
         micro_batches: `m`.
+        numbers: of the batch, by name; those that are not given are some number of their kind.
+        lengths: the sizes of inputs besides; those that are not given are those of the example.
         handler: executes `comm.` and `spmd.` ops.
         device: where ops that create tensors from nothing put them.
         callers: by number, the ops that are not called directly, and who calls them.
     """
     env: dict[str, Any] = {v.name: values[v.name] for v in (*graph.inputs, *graph.state)}
-    symbols = {LOCAL_BATCH: batch, BATCH: batch if global_batch is None else global_batch, MICRO_BATCHES: micro_batches}
+    whole_batch = batch if global_batch is None else global_batch
+    symbols: Symbols = {LOCAL_BATCH: batch, BATCH: whole_batch, MICRO_BATCHES: micro_batches}
+    symbols |= {number_symbol(type(value).__name__, name): value for name, value in (numbers or {}).items()}
+    for length, size in (lengths or {}).items():
+        symbols[length] = size
     for index, op in enumerate(map(without_site, graph.ops)):
         args, kwargs = _arguments(op, env, symbols)
         if op.function is not None:
-            function = _with_own_backward(op.function, batch, symbols[BATCH], device)
+            function = _with_own_backward(op.function, batch, whole_batch, device)
         elif op.namespace in ("comm", "spmd"):
             if handler is None:
                 raise GalvatronError(f"op {op.target!r} needs a handler, since it communicates")
@@ -141,9 +160,14 @@ def evaluated(op: Op, values: Mapping[str, torch.Tensor], batch: int) -> tuple[t
     return _arguments(op, values, {LOCAL_BATCH: batch, BATCH: batch, MICRO_BATCHES: 1})
 
 
-def _arguments(
-    op: Op, env: Mapping[str, Any], symbols: dict[sympy.Symbol, int]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+Symbols = dict[sympy.Symbol, int | float]
+"""What symbols stand for."""
+
+_SOME_NUMBER = {"float": 0.75, "int": 2}
+"""By kind, for where the value does not matter."""
+
+
+def _arguments(op: Op, env: Mapping[str, Any], symbols: Symbols) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return tuple(_evaluate(a, env, symbols) for a in op.args), {k: _evaluate(v, env, symbols) for k, v in op.kwargs}
 
 
@@ -151,7 +175,7 @@ def _handled(op: Op, handler: OpHandler) -> Callable[..., Any]:
     return lambda *args, **kwargs: handler(op, args, kwargs)
 
 
-def _evaluate(arg: Arg, env: Mapping[str, Any], symbols: dict[sympy.Symbol, int]) -> Any:
+def _evaluate(arg: Arg, env: Mapping[str, Any], symbols: Symbols) -> Any:
     if isinstance(arg, Ref):
         return env[arg.name]
     if isinstance(arg, Const):
@@ -159,6 +183,11 @@ def _evaluate(arg: Arg, env: Mapping[str, Any], symbols: dict[sympy.Symbol, int]
     if isinstance(arg, tuple):
         return [_evaluate(a, env, symbols) for a in arg]
     if isinstance(arg, sympy.Expr):
-        value = arg.subs(list(symbols.items()))
-        return int(value) if value.is_Integer else float(value)
+        numbers = numbers_in(arg)
+        given: Symbols = {symbol: _SOME_NUMBER[kind] for symbol, (kind, _) in numbers.items()}
+        given |= {length: length.example for length in lengths_in(arg)}
+        given |= symbols
+        value = arg.subs(list(given.items()))
+        is_whole = value.is_Integer and all(kind == "int" for kind, _ in numbers.values())
+        return int(value) if is_whole else float(value)
     return arg

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import sympy
 
@@ -19,7 +21,7 @@ from galvatron.ir.plan import Plan
 from galvatron.ir.program import Form, Layer, LayerKind, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.ties import tied_classes
-from galvatron.ir.types import BATCH
+from galvatron.ir.types import BATCH, BatchSizes, Length
 from galvatron.schedules import PATTERN, SCHEDULES, Schedule, default_schedule
 
 
@@ -117,7 +119,42 @@ def with_plan(program: Program, plan: Plan | PlanShorthand) -> Program:
         PlanError: the plan does not fit one of them.
     """
     plan = fitted(plan, program, program.required_cluster.world_size, program.batch_size)
-    return replace(program, form=Form.PLANNED, plan=plan)
+    return replace(in_pieces(program, plan), form=Form.PLANNED, plan=plan)
+
+
+def in_pieces(program: Program, plan: Plan) -> Program:
+    """The program for lengths that divide into the pieces that the plan cuts sequences into.
+
+    Raises:
+        PlanError: the example's do not.
+    """
+    pieces = math.lcm(*(strategy.sequence_pieces for strategy in plan.strategies))
+    replaced: dict[Length, Length] = {}
+    for length in program.lengths if pieces > 1 else ():
+        if length.example % pieces:
+            raise PlanError(
+                f"the plan shards the sequence, for which {length} must divide into {pieces} pieces, but it is "
+                f"{length.example} in the example batch: give an example, and batches, of lengths that {pieces} divides"
+            )
+        replaced[length] = Length(length.name, length.example, length.sizes & BatchSizes(multiple=pieces))
+    return _with_lengths(program, replaced) if replaced else program
+
+
+_T = TypeVar("_T")
+
+
+def _with_lengths(part: _T, replaced: Mapping[Length, Length]) -> _T:
+    """A program, or a part of one, with other lengths in it."""
+    if isinstance(part, sympy.Expr):
+        return part.xreplace(replaced)  # type: ignore[arg-type,return-value]  # an expression for an expression
+    if isinstance(part, tuple):
+        return tuple(_with_lengths(item, replaced) for item in part)  # type: ignore[return-value]  # as before
+    if not is_dataclass(part) or isinstance(part, type):
+        return part
+    before = {field.name: getattr(part, field.name) for field in fields(part) if field.init}
+    after = {name: _with_lengths(value, replaced) for name, value in before.items()}
+    changed = {name: value for name, value in after.items() if value is not before[name] and value != before[name]}
+    return replace(part, **changed) if changed else part
 
 
 def fitted(plan: Plan | PlanShorthand, program: Program, world_size: int, global_batch_size: int) -> Plan:

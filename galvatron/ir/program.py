@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import sympy
+
 from galvatron.errors import PassError, PlanError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.cost import ClassCost
@@ -25,7 +27,7 @@ from galvatron.ir.graph import Function, Graph, Value
 from galvatron.ir.layout import Axis, Layout
 from galvatron.ir.plan import Plan
 from galvatron.ir.strategy import Strategy
-from galvatron.ir.types import BATCH, TensorType
+from galvatron.ir.types import BATCH, BatchSizes, Length, TensorType, number_symbol
 
 PRECISIONS = ("bf16", "f16")
 """Element types in which a program may compute while its parameters train in `MASTER`."""
@@ -94,6 +96,24 @@ class State:
     def compute_type(self, precision: str | None) -> TensorType:
         """The type under which ops read this state: its own, or under a precision that of its rounded copy."""
         return replace(self.type, dtype=str(precision)) if self.has_master(precision) else self.type
+
+
+@dataclass(frozen=True)
+class Number:
+    """A Python number of the batch that may be another in every step, by its forward name.
+
+    `kind` is what Python calls it: an `int` times whole numbers makes whole ones, a `float` does not. `example` is its
+    value in the example batch.
+    """
+
+    name: str
+    kind: str
+    example: int | float
+
+    @property
+    def symbol(self) -> sympy.Symbol:
+        """What stands for it in the arguments of ops."""
+        return number_symbol(self.kind, self.name)
 
 
 @dataclass(frozen=True)
@@ -259,42 +279,17 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class BatchSizes:
-    """The numbers of samples for which a program is what the model computes: a range, but for a few in between.
-
-    A model that branches on the size of its batch has another program on the other side.
-    """
-
-    least: int = 1
-    most: int | None = None
-    but: tuple[int, ...] = ()
-
-    def __contains__(self, size: int) -> bool:
-        return self.least <= size and (self.most is None or size <= self.most) and size not in self.but
-
-    def __and__(self, other: BatchSizes) -> BatchSizes:
-        limits = [most for most in (self.most, other.most) if most is not None]
-        least, most = max(self.least, other.least), min(limits, default=None)
-        gaps = (n for n in {*self.but, *other.but} if n in BatchSizes(least, most))
-        return BatchSizes(least, most, tuple(sorted(gaps)))
-
-    def __str__(self) -> str:
-        """`from 2 to 63 but 6`."""
-        most = "" if self.most is None else f" to {self.most}"
-        return f"from {self.least}{most}{''.join(f' but {n}' for n in self.but)}"
-
-
-@dataclass(frozen=True)
 class Program:
     """A training computation; which fields are set depends on `form` (`PARTS`).
 
-    `inputs` are the tensors of one global batch by their forward names, `output` the name of the scalar loss, `updates`
-    what else a step makes: the new values of state that forward writes, each piece of it once. `outputs` are what the
-    model returns besides, which is computed in a step and given only where it is asked for; and
-    `batch_size` the number of samples of the example batch (the value of `B` that costs default to). An input whose
-    type does not have `B` on dim 0 holds no samples: it is the same for all. `batch_sizes` are those that the program
-    holds for. `precision` is the element type in which parameters take part in compute: one of `PRECISIONS`, whose
-    masters, gradients and optimizer state are kept in `MASTER`; None: each in its own.
+    `inputs` are the tensors of one global batch by their forward names, `numbers` its Python numbers that may change
+    from step to step, `output` the name of the scalar loss, `updates` what else a step makes: the new values of state
+    that forward writes, each piece of it once. `outputs` are what the model returns besides, which is computed in a
+    step and given only where it is asked for; and `batch_size` the number of samples of the example batch (the value of
+    `B` that costs default to). An input whose type does not have `B` on dim 0 holds no samples: it is the same for all.
+    A `Length` in the type of an input is free as `B` is, and says itself for which values. `batch_sizes` are those that
+    the program holds for. `precision` is the element type in which parameters take part in compute: one of
+    `PRECISIONS`, whose masters, gradients and optimizer state are kept in `MASTER`; None: each in its own.
     """
 
     name: str
@@ -313,6 +308,7 @@ class Program:
     stages: tuple[Stage, ...] = ()
     precision: str | None = None
     batch_sizes: BatchSizes = BatchSizes()
+    numbers: tuple[Number, ...] = ()
     updates: tuple[Update, ...] = ()
     outputs: tuple[Result, ...] = ()
 
@@ -355,6 +351,12 @@ class Program:
     def batched(self) -> frozenset[str]:
         """Names of the inputs that hold samples: `B` is their dim 0."""
         return frozenset(v.name for v in self.inputs if v.type.shape[:1] == (BATCH,))
+
+    @cached_property
+    def lengths(self) -> tuple[Length, ...]:
+        """The sizes of inputs, besides the number of samples, that may be others in every step, in order."""
+        dims = (dim for value in self.inputs for dim in value.type.shape if isinstance(dim, sympy.Expr))
+        return tuple(dict.fromkeys(s for dim in dims for s in dim.free_symbols if isinstance(s, Length)))
 
     @cached_property
     def state_of(self) -> dict[str, State]:
@@ -488,6 +490,8 @@ class Program:
             digest.update(f"{self.precision};".encode(errors="surrogatepass"))
         for value in self.inputs:
             digest.update(f"{value.name}:{value.type};".encode(errors="surrogatepass"))
+        for number in self.numbers:
+            digest.update(f"{number.kind}.{number.name};".encode(errors="surrogatepass"))
         for state in self.state:
             if state.kind != "constant":
                 digest.update(f"{state.name}:{state.type}:{state.kind};".encode(errors="surrogatepass"))

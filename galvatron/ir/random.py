@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import sympy
-
 from galvatron.ir.graph import Arg, Op, Value
 from galvatron.ir.layout import Axis, Partial, Shard
 from galvatron.ir.ops.schemas import is_operator, schema_of
 from galvatron.ir.ops.table import of_target, operator_of
 from galvatron.ir.ops.targets import parsed
+from galvatron.ir.types import has_samples
 
 KEYWORDS = ("site", "axes", "per_step")
 
@@ -78,7 +77,7 @@ def random_problem(op: Op, mesh: tuple[Axis, ...]) -> str:
         return f"the last keyword arguments must be {', '.join(KEYWORDS)}, in this order"
     if type(keywords["site"]) is not int or keywords["site"] < 0 or type(keywords["per_step"]) is not bool:
         return "site must be a number, per_step true or false"
-    samples = any(isinstance(dim, sympy.Expr) for value in op.results for dim in value.type.shape)
+    samples = any(has_samples(dim) for value in op.results for dim in value.type.shape)
     if keywords["per_step"] == samples:
         return (
             f"what is drawn has {'' if samples else 'no '}samples in it, so per_step must be {str(not samples).lower()}"

@@ -116,6 +116,12 @@ class Strategy:
         return Strategy(axes, self.zero) if axes and (self.zero or self.degree("tp") > 1) else None
 
     @property
+    def sequence_pieces(self) -> int:
+        """Into how many pieces of one size it cuts a sequence; a folded slice is two."""
+        pieces = {"tp+sp": 1, "ulysses": 1, "cp": 2}
+        return math.prod(a.degree * pieces[a.role] for a in self.axes if a.role in pieces and a.degree > 1)
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """The role of each mesh axis."""
         return tuple(axis.role for axis in self.axes if axis.degree > 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -18,6 +19,81 @@ LOCAL_BATCH = sympy.Symbol("b", integer=True, positive=True)
 MICRO_BATCHES = sympy.Symbol("m", integer=True, positive=True)
 """Micro-batches of a step: only ever a number, by which is divided what every micro-batch has alike."""
 
+SIZE_NAMES = ("B", "b", "m", "n")
+"""What no other size is called."""
+
+NUMBER_KINDS = {"float": {"real": True}, "int": {"integer": True}}
+"""What a number of the batch is in Python, and what is known of its symbol."""
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """The numbers of samples, or another size, for which a program is what the model computes: a range, but for a few
+    in between.
+
+    A model that branches on the size of its batch has another program on the other side. All are multiples of one.
+    """
+
+    least: int = 1
+    most: int | None = None
+    but: tuple[int, ...] = ()
+    multiple: int = 1
+
+    def __contains__(self, size: int) -> bool:
+        within = self.least <= size and (self.most is None or size <= self.most)
+        return within and size not in self.but and size % self.multiple == 0
+
+    def __and__(self, other: BatchSizes) -> BatchSizes:
+        limits = [most for most in (self.most, other.most) if most is not None]
+        least, most = max(self.least, other.least), min(limits, default=None)
+        gaps = (n for n in {*self.but, *other.but} if n in BatchSizes(least, most))
+        return BatchSizes(least, most, tuple(sorted(gaps)), math.lcm(self.multiple, other.multiple))
+
+    def __str__(self) -> str:
+        """`from 2 to 64 by 2 but 6`."""
+        most = "" if self.most is None else f" to {self.most}"
+        steps = "" if self.multiple == 1 else f" by {self.multiple}"
+        return f"from {self.least}{most}{steps}{''.join(f' but {n}' for n in self.but)}"
+
+
+_LONG = 5040
+"""A length where any is allowed."""
+
+
+class Length(sympy.Symbol):
+    """A size of the inputs, besides the number of samples, that may be another in every step, such as `S`.
+
+    Two of one name are equal only if all else is: what is known of one program says nothing about another.
+
+    Attributes:
+        example: its value in the example batch, at which costs are told.
+        sizes: the values for which the program holds.
+    """
+
+    __slots__ = ("example", "sizes")
+
+    example: int
+    sizes: BatchSizes
+
+    def __new__(cls, name: str, example: int, sizes: BatchSizes) -> Length:
+        found = sympy.Symbol.__xnew__(cls, name, integer=True, positive=True)
+        found.example, found.sizes = example, sizes
+        return found
+
+    def __getnewargs_ex__(self) -> tuple[tuple[str, int, BatchSizes], dict[str, object]]:
+        return (self.name, self.example, self.sizes), {}
+
+    def _hashable_content(self) -> tuple[object, ...]:
+        return (*super()._hashable_content(), self.example, self.sizes)
+
+    @property
+    def extremes(self) -> tuple[int, int]:
+        """The smallest and the largest value for which the program holds; some large one where there is no largest."""
+        sizes, step = self.sizes, self.sizes.multiple
+        longest = max(_LONG, self.example) if sizes.most is None else sizes.most
+        return -(-sizes.least // step) * step, longest // step * step
+
+
 Dim = int | sympy.Expr
 
 DTYPE_BYTES: dict[str, int] = {
@@ -32,6 +108,22 @@ TORCH_DTYPE_NAMES: dict[str, str] = {
     "c64": "complex64", "c128": "complex128",
 }  # fmt: skip
 """IR element type → attribute of `torch`."""
+
+
+def number_symbol(kind: str, name: str) -> sympy.Symbol:
+    """A Python number that comes with every batch, as `float.temperature`: only ever a number, and alike everywhere.
+
+    Args:
+        kind: a key of `NUMBER_KINDS`.
+    """
+    return sympy.Symbol(f"{kind}.{name}", **NUMBER_KINDS[kind])
+
+
+def numbers_in(expression: object) -> dict[sympy.Symbol, tuple[str, str]]:
+    """The numbers of the batch in an expression, with kind and name."""
+    symbols = expression.free_symbols if isinstance(expression, sympy.Expr) else ()
+    parts = {s: s.name.partition(".") for s in symbols if isinstance(s, sympy.Symbol)}
+    return {symbol: (kind, name) for symbol, (kind, dot, name) in parts.items() if dot}
 
 
 def simplify_dim(dim: Dim) -> Dim:
@@ -57,17 +149,29 @@ def exact_quotient(dim: Dim, divisor: Dim) -> Dim | None:
 @lru_cache(maxsize=1 << 16)
 def _symbolic_quotient(dim: Dim, divisor: Dim) -> Dim | None:
     quotient = sympy.cancel(sympy.sympify(dim) / divisor)
-    numerator, denominator = sympy.fraction(quotient)
-    if denominator != 1:
-        return None
-    return simplify_dim(numerator)
+    if sympy.fraction(quotient)[1] == 1:
+        return simplify_dim(quotient)
+    steps = {one: one.sizes.multiple * sympy.Dummy(integer=True) for one in quotient.atoms(Length)}
+    in_steps = sympy.cancel(quotient.subs(steps)) if any(one.sizes.multiple > 1 for one in steps) else quotient
+    return simplify_dim(quotient) if sympy.fraction(in_steps)[1] == 1 else None
+
+
+def lengths_in(expression: object) -> set[Length]:
+    """The sizes in an expression that are free besides the number of samples."""
+    return expression.atoms(Length) if isinstance(expression, sympy.Expr) else set()
+
+
+def has_samples(dim: object) -> bool:
+    """Whether a size or number depends on the number of samples."""
+    return isinstance(dim, sympy.Expr) and dim.has(BATCH, LOCAL_BATCH)
 
 
 def evaluate(dim: Dim, batch: int) -> int:
-    """The dimension at a given batch size (for `B` and `b` alike)."""
+    """The dimension at a given batch size (for `B` and `b` alike), and for the example's lengths."""
     if isinstance(dim, int):
         return dim
-    value = dim.subs({BATCH: batch, LOCAL_BATCH: batch})
+    lengths = [(length, length.example) for length in lengths_in(dim)]
+    value = dim.subs([(BATCH, batch), (LOCAL_BATCH, batch), *lengths])
     if not value.is_Integer:
         raise GalvatronError(f"dimension {dim} is not a whole number at batch size {batch}")
     return int(value)

@@ -19,7 +19,7 @@ from galvatron.ir.layout import Axis, Layout, Shard
 from galvatron.ir.program import Layer, LayerClass
 from galvatron.ir.random import without_site
 from galvatron.ir.spmd import without_axis
-from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, simplify_dim
+from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, has_samples, simplify_dim
 
 
 def whole_type(value: Value, mesh: tuple[Axis, ...], padded: Mapping[int, int] | None = None) -> TensorType:
@@ -96,7 +96,7 @@ def _solved(size: sympy.Expr, counted: sympy.Expr) -> Dim | None:
 def _ways(value: Value, mesh: tuple[Axis, ...]) -> int | None:
     """Into how many parts the first dimension of a value that has samples is cut; None for a value without."""
     for dim, size in enumerate(value.type.shape):
-        if isinstance(size, sympy.Expr):
+        if has_samples(size):
             placed = zip(value.layout or (), mesh, strict=False)
             return math.prod(axis.size for p, axis in placed if isinstance(p, Shard) and p.dim == dim)
     return None

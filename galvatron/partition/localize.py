@@ -6,7 +6,6 @@ from collections import defaultdict
 from dataclasses import replace
 
 import networkx
-import sympy
 
 from galvatron.ir.graph import Graph, Op, Value, map_refs
 from galvatron.ir.layout import Axis, Layout, contiguous, gradientless, local_shape
@@ -14,7 +13,7 @@ from galvatron.ir.local_arguments import with_local_arguments
 from galvatron.ir.names import Names
 from galvatron.ir.random import drawn_axes, is_random, with_site
 from galvatron.ir.spmd import along_axis
-from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, simplify_dim
+from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, has_samples, simplify_dim
 from galvatron.partition.conversion import redistribute, rounds
 from galvatron.partition.modes import AxisState, Mode, Split
 
@@ -147,7 +146,7 @@ class Localizer:
     def _drawn(self, op: Op, local: Op) -> Op:
         """The local op with the next free site; results that are the same for every batch size are drawn per step."""
         self._sites += 1
-        per_step = not any(isinstance(d, sympy.Expr) and d.free_symbols for v in op.results for d in v.type.shape)
+        per_step = not any(has_samples(d) for v in op.results for d in v.type.shape)
         return with_site(local, self._sites - 1, drawn_axes(local.results[0], self.mesh), per_step)
 
 

@@ -29,6 +29,9 @@ from galvatron.runtime.scaling import LossScaler
 from galvatron.runtime.stage import Stage
 from galvatron.schedules import Schedule
 
+Batch = Mapping[str, Tensor | int | float]
+"""The tensors of a batch by name, and its numbers that change from step to step."""
+
 
 class Executor:
     """One rank's part of the training program. Every method is collective: all ranks call it alike.
@@ -125,7 +128,7 @@ class Executor:
         """The parameters and buffers that the program reads, on whatever rank."""
         return frozenset(self._catalogue.entries)
 
-    def forward_backward(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def forward_backward(self, batch: Batch) -> Tensor:
         """Gradients of the loss on the global batch, without an update of what is trained.
 
         Args:
@@ -145,7 +148,7 @@ class Executor:
                 self._parameters.scale_gradients(loss.new_full((), 1 / self.scaler.scale))
         return loss
 
-    def train_step(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def train_step(self, batch: Batch) -> Tensor:
         """`forward_backward`, clipping, and one optimizer update; returns the loss before the update.
 
         With a scaler, a step whose gradients overflow updates nothing that is trained.
@@ -162,7 +165,7 @@ class Executor:
                     self._parameters.publish()
         return loss
 
-    def eval_step(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def eval_step(self, batch: Batch) -> Tensor:
         """The loss on the global batch without dropout, by the running statistics of batch norms: forward only, nothing
         of the training changes.
 
@@ -171,14 +174,15 @@ class Executor:
         loss, _ = self._evaluate(batch, give=False)
         return loss
 
-    def outputs(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def outputs(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss as `eval_step` gives it, and by name what the model returns besides: whole, on every rank, in the
         order of the batch.
         """
         return self._evaluate(batch, give=True)
 
-    def _evaluate(self, batch: Mapping[str, Tensor], *, give: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _evaluate(self, batch: Batch, *, give: bool) -> tuple[Tensor, dict[str, Tensor]]:
         samples, microbatches, inputs = self._read(batch)
+        self._take_numbers(batch)
         with failure.guarded(self._place), torch.no_grad(), _evaluating(self.stages):
             keywords, last = self._keywords(samples, microbatches, inputs)
             bounds.start()
@@ -247,7 +251,7 @@ class Executor:
         if self.scaler is not None and state.loss_scale is not None:
             self.scaler.scale, self.scaler.good_steps = state.loss_scale, state.good_steps
 
-    def check(self, batch: Mapping[str, Tensor]) -> None:
+    def check(self, batch: Batch) -> None:
         """
         Raises:
             PlanError: the batch does not fit the plan.
@@ -263,9 +267,10 @@ class Executor:
         entries = (self._catalogue.entries[name] for name in dict.fromkeys(self._names.aliases.values()))
         return {entry.name: Trained(entry.shape, entry.dtype) for entry in entries if entry.requires_grad}
 
-    def _run(self, batch: Mapping[str, Tensor], *, with_norm: bool) -> tuple[Tensor, Tensor]:
+    def _run(self, batch: Batch, *, with_norm: bool) -> tuple[Tensor, Tensor]:
         """The loss and, when asked for, the squared gradient norm."""
         samples, microbatches, inputs = self._read(batch)
+        self._take_numbers(batch)
         with failure.guarded(self._place):
             for stage in self.stages:
                 stage.random.step += 1
@@ -294,7 +299,7 @@ class Executor:
             updates.write(self.stages, self._shared_updates)
         return totals[0], totals[1]
 
-    def _check_bounds(self, outside: Tensor, batch: Mapping[str, Tensor]) -> None:
+    def _check_bounds(self, outside: Tensor, batch: Batch) -> None:
         """
         Args:
             outside: `Bounds.outside`, of all ranks.
@@ -305,22 +310,30 @@ class Executor:
         if self._looks_up is None:  # the same in every step, so that those that look nothing up wait for no device
             self._looks_up = bool(outside[1] > 0)
         if self._looks_up and outside[0] > 0:
-            agree(self.mesh.world, self._place, bounds.error(batch))
+            tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+            agree(self.mesh.world, self._place, bounds.error(tensors))
 
-    def _read(self, batch: Mapping[str, Tensor]) -> tuple[int, int, dict[int, StageInputs]]:
+    def _read(self, batch: Batch) -> tuple[int, int, dict[int, StageInputs]]:
         """The number of samples and of micro-batches, and what each stage reads of them."""
         samples = batch_size(self._with_samples(batch))
         microbatches = self._micro_batches(samples)
         return samples, microbatches, read_batch(self.stages, batch, microbatches, self.mesh.world.device)
+
+    def _take_numbers(self, batch: Batch) -> None:
+        """Gives the numbers of a batch to the stages."""
+        numbers = {name: value for name, value in batch.items() if not isinstance(value, Tensor)}
+        for stage in self.stages:
+            stage.numbers = numbers
 
     def _micro_batches(self, samples: int) -> int:
         return micro_batches_of(
             samples, self._pipeline.schedule, self.mesh.pipeline_degree, self.microbatches, self._shards
         )
 
-    def _with_samples(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _with_samples(self, batch: Batch) -> dict[str, Tensor]:
         """The inputs that hold samples."""
-        return {n: v for n, v in batch.items() if (v.dim() > 0 if self._batched is None else n in self._batched)}
+        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        return {n: v for n, v in tensors.items() if (v.dim() > 0 if self._batched is None else n in self._batched)}
 
     def _keywords(
         self, samples: int, microbatches: int, inputs: Mapping[int, StageInputs]

@@ -44,7 +44,7 @@ def micro_batches_of(samples: int, schedule: Schedule, degree: int, limit: int, 
 
 
 def read_batch(
-    stages: Sequence[Stage], batch: Mapping[str, Tensor], microbatches: int, device: torch.device
+    stages: Sequence[Stage], batch: Mapping[str, object], microbatches: int, device: torch.device
 ) -> dict[int, StageInputs]:
     """By stage, the batch cut into micro-batches along dim 0, then into this rank's shards, on the device.
 
@@ -53,7 +53,8 @@ def read_batch(
     Raises:
         PlanError: an input is missing, or a micro-batch does not divide.
     """
-    return {stage.index: _inputs_of(stage, batch, microbatches, device) for stage in stages}
+    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    return {stage.index: _inputs_of(stage, tensors, microbatches, device) for stage in stages}
 
 
 def _inputs_of(stage: Stage, batch: Mapping[str, Tensor], microbatches: int, device: torch.device) -> StageInputs:

@@ -268,6 +268,8 @@ class Stage(nn.Module):
         """Whether the running step is to give what the model returns besides its loss; set by the runtime."""
         self.micro_batches = 1
         """Micro-batches of the running step; set by the runtime."""
+        self.numbers: Mapping[str, int | float] = {}
+        """The Python numbers of the running step's batch, by name; set by the runtime."""
         self.random = Randomness(mesh.world.device)
 
     def epilogue(self, *collected: Tensor, **keywords: Any) -> Tensor:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import TypeVar
 
+import sympy
+
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard, nameable_axes
 from galvatron.ir.ops.schemas import operators, schema_of
@@ -188,7 +190,7 @@ def axis_of_an_op(program: Program, random: Random) -> Program:
 def size_of_a_sharded_dimension(program: Program, random: Random) -> Program:
     def edit(op: Op, graph: Graph, cls: LayerClass | None) -> Op:
         size = op.kwarg("size")
-        assert isinstance(size, int)
+        assert isinstance(size, (int, sympy.Expr))
         chosen = random.choice([size + 1, size - 1, 2 * size, size // 2, 0, -size])
         return replace(op, kwargs=tuple((k, chosen if k == "size" else v) for k, v in op.kwargs))
 

@@ -15,7 +15,7 @@ from torch.utils._sympy.functions import Max, Min
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture import capture_graph
-from galvatron.ir.capture.samples import _batch_sizes, is_range
+from galvatron.ir.capture.ranges import batch_sizes, is_range
 from galvatron.ir.program import BatchSizes, Program
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.types import BATCH
@@ -137,6 +137,8 @@ NUMBERS: dict[str, Callable[[Tensor], Any]] = {
     "rest": lambda h: h.shape[0] % 3,
     "limits": lambda h: max(h.shape[0], 3) + min(h.shape[0], 5),
     "tensor": lambda h: torch.tensor(h.shape[0]),
+    "as tensor": lambda h: torch.as_tensor(len(h), dtype=h.dtype),
+    "new tensor": lambda h: h.new_tensor(1 / h.shape[0]),
 }
 
 
@@ -151,6 +153,9 @@ SIZES: dict[str, tuple[Callable[[int], bool], BatchSizes]] = {
     "of elements": (lambda n: 6 * n > 100, BatchSizes(most=16)),
     "between": (lambda n: 4 < n <= 20, BatchSizes(5, 20)),
     "another": (lambda n: n == 5, BatchSizes(but=(5,))),
+    "more than one": (lambda n: n > 1, BatchSizes(least=2)),
+    "not one": (lambda n: n != 1, BatchSizes(least=2)),
+    "at least one": (lambda n: n >= 1, BatchSizes()),
 }
 
 
@@ -159,8 +164,26 @@ def test_a_branch_on_the_batch_size_limits_the_program(name: str) -> None:
     condition, sizes = SIZES[name]
     program = captured(lambda h: (h * 2 if condition(h.shape[0]) else h.relu()).sum())
     assert program.batch_sizes == sizes
-    for size in range(2, 70):
+    for size in range(1, 70):
         assert (size in sizes) == (condition(size) == condition(8))
+
+
+def test_the_smaller_of_two_sizes_is_that_of_the_example() -> None:
+    assert captured(lambda h: h[: min(6, 2 * h.shape[0] - 3)].sum()).batch_sizes == BatchSizes(least=6)
+    with pytest.raises(CaptureError, match="another one for batches of more than 4 samples: give an example batch of"):
+        captured(lambda h: h[: min(6, 2 * h.shape[0] - 3)].sum(), 3)
+
+
+def test_one_sample_that_is_treated_unlike_others() -> None:
+    with pytest.raises(CaptureError, match="a batch of one sample unlike others.*: give an example batch of at least"):
+        captured(lambda h: (h * 2 if h.shape[0] > 1 else h.relu()).sum(), 1)
+
+
+def test_a_loop_over_samples() -> None:
+    with pytest.raises(
+        CaptureError, match=r"test_capture_samples.*for row in h.*: a loop over the samples of the batch"
+    ):
+        captured(lambda h: torch.stack([row.sum() for row in h]).sum())
 
 
 def test_batch_sizes_meet() -> None:
@@ -177,5 +200,5 @@ def test_batch_sizes_meet() -> None:
     ],
 )
 def test_the_larger_of_two_sizes_says_a_range(condition: sympy.Basic, least: int, most: int | None) -> None:
-    found = _batch_sizes([condition])
+    found = batch_sizes([condition])
     assert is_range(condition) and (found.least, found.most) == (least, most)

@@ -11,14 +11,14 @@ import pytest
 from galvatron.codegen import emit
 from galvatron.errors import GalvatronError, VerifyError
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.planned import resolve
+from galvatron.ir.planned import in_pieces, resolve
 from galvatron.ir.program import Form, Program
 from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END, LOWERING
 from galvatron.passes.pipeline import Pipeline
 from tests import models
 from tests.ir.mutations import KINDS, Impossible
-from tests.parity import states
+from tests.parity import lengths, states
 
 PLANS = ["pp2/m2/1f1b/dp1-tp2", "m2/dp2-tp2", "m2/tp2+sp-dp2", "m2/cp2-tp2", "m2/ulysses2-dp2", "m2/tp4"]
 SUBJECTS = {
@@ -26,6 +26,7 @@ SUBJECTS = {
     "llama": lambda: models.hugging_face("llama", tie_word_embeddings=True, vocab_size=97),
     "counts": lambda: models.Case(states.STATES["counts"]().double(), states.batch_of, "what counts"),
     "gpt2-dropout": lambda: models.hugging_face("gpt2", mask=False, resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2),
+    "lengths": lambda: lengths.LENGTHS["padded"](),
 }
 TRIES = 12
 
@@ -46,7 +47,8 @@ def program(name: str, form: Form, plan: str) -> Program:
         planned = replace(
             Pipeline.of(["annotate-costs"]).run(found), cluster=Cluster.parse(f"a100-80g:1x{world}"), form=Form.PLANNED
         )
-        found = replace(planned, plan=resolve(planned, plan, planned.batch_size, world))
+        chosen = resolve(planned, plan, planned.batch_size, world)
+        found = replace(in_pieces(planned, chosen), plan=chosen)
     if form >= Form.SHARDED:
         # Sharded, and with the redistributions: without them, an edit of what a layer gives would be made good.
         found = Pipeline.of(LOWERING if form is Form.STAGED else LOWERING[:2]).run(found)

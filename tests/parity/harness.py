@@ -28,6 +28,7 @@ from galvatron.ir.plan import Plan
 from galvatron.ir.planned import PlanShorthand
 from galvatron.ir.program import Form, Program
 from galvatron.ir.strategy import Strategy
+from galvatron.ir.types import Length
 from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END, LOWERING
 from galvatron.passes.instrument import VerifyEach
@@ -83,7 +84,9 @@ def subject(name: str) -> Subject:
 def captured(name: str, precision: str | None = None) -> Captured:
     """The capture of the model called `name`, of which the program is for `BATCH_SIZE` samples."""
     case = subject(name)
-    found = models.captured(case.name or f"subject {name}", case.model, case.batch, case.loss_fn, precision)
+    found = models.captured(
+        case.name or f"subject {name}", case.model, case.batch, case.loss_fn, precision, case.dynamic
+    )
     return replace(found, program=replace(found.program, batch_size=BATCH_SIZE))
 
 
@@ -120,6 +123,7 @@ def with_plan(program: Program, plan: Plan) -> Program:
     """A program under a plan, which may be for another number of samples than the example batch."""
     cluster = Cluster.parse(f"a100-80g:1x{plan.world_size}")
     plan = plans.fitted(plan, program, plan.world_size, plan.global_batch_size)
+    program = plans.in_pieces(program, plan)
     return replace(program, form=Form.PLANNED, cluster=cluster, batch_size=plan.global_batch_size, plan=plan)
 
 
@@ -157,7 +161,7 @@ def check_program(name: str, program: Program, batch: Batch) -> None:
     plan = program.plan
     assert plan is not None
     job = job_of(name, program)
-    results = ranks.run_ranks(run_step, plan.world_size, job, batch)
+    results = ranks.run_ranks(run_step, plan.world_size, job, batch | lengths_of(program, batch))
     expected = eager(name, batch)
     for loss, _ in results:
         assert loss == results[0][0], "ranks disagree on the loss"
@@ -165,6 +169,16 @@ def check_program(name: str, program: Program, batch: Batch) -> None:
     errors = relative_errors(loss, gradients, expected)
     wrong = {n: e for n, e in errors.items() if not e <= TOLERANCES[subject(name).dtype]}
     assert not wrong, f"{plan}\nrelative errors: " + ", ".join(f"{n} {e:.1e}" for n, e in wrong.items())
+
+
+def lengths_of(program: Program, batch: Batch) -> dict[str, int]:
+    """The sizes of a batch that are free besides the number of samples, as a compiled model reads them."""
+    return {
+        size.name: batch[value.name].shape[dim]
+        for value in program.inputs
+        for dim, size in enumerate(value.type.shape)
+        if isinstance(size, Length)
+    }
 
 
 def relative_errors(loss: float, gradients: Mapping[str, Tensor], expected: Expected) -> dict[str, float]:

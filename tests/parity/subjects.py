@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from galvatron.ir.capture import Dynamic
 from tests import models
-from tests.parity import coupled, functions, reductions, situations, states
+from tests.parity import coupled, functions, lengths, reductions, situations, states
 from tests.parity.forwards import FORWARDS, Blocks, inputs
 
 Batch = dict[str, Any]
@@ -20,12 +21,14 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, a maker of batches for it (size, seed), its loss where it returns none, and its name in `models`."""
+    """A model, a maker of batches for it (size, seed), its loss where it returns none, its name in `models`, and what
+    of its batches is dynamic."""
 
     model: nn.Module
     batch: Callable[[int, int], Batch]
     loss_fn: Callable[[Any, Any], Tensor] | None = None
     name: str | None = None
+    dynamic: Dynamic | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -348,8 +351,11 @@ def ignore_labels(batch: Batch, samples: slice | list[int]) -> Batch:
 def make(name: str) -> Subject:
     """The subject called `name`: one of `SUBJECTS`, the same with `-float32`, `random-<seed>` for a transformer drawn
     at random, `reduced: <words>` for a loss in the words of `reductions`, `situation: <name>` for one of `situations`,
-    `state: <name>` for one of `states`, `function: <name>` for a model with one of `functions`, or one of
-    `forwards.FORWARDS`."""
+    `state: <name>` for one of `states`, `function: <name>` for a model with one of `functions`, `lengths: <name>` for
+    one of `lengths` with free lengths, or one of `forwards.FORWARDS`."""
+    if name.startswith("lengths:"):
+        case = lengths.LENGTHS[name.split()[1]]()
+        return Subject(case.model.double(), case.batch, dynamic=case.dynamic)
     if name.startswith("situation:"):
         return Subject(situations.SITUATIONS[name.split()[1]]().double(), situations.batch_of)
     if name.startswith("function:"):

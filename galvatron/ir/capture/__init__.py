@@ -13,9 +13,9 @@ What is not preserved: `torch.utils.checkpoint` regions of the model are dropped
 itself), and so are outputs that nobody asked for.
 """
 
-from galvatron.ir.capture.batch import BatchDims
+from galvatron.ir.capture.batch import BatchDims, Dynamic
 from galvatron.ir.capture.export import Captured, LossFunction, capture_graph, device_of
 from galvatron.ir.capture.outputs import Outputs
 from galvatron.ir.capture.refusals import listing
 
-__all__ = ["BatchDims", "Captured", "LossFunction", "Outputs", "capture_graph", "device_of", "listing"]
+__all__ = ["BatchDims", "Captured", "Dynamic", "LossFunction", "Outputs", "capture_graph", "device_of", "listing"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,15 +14,23 @@ from torch import nn
 
 from galvatron.errors import CaptureError, did_you_mean
 from galvatron.ir.capture.state import tensor_type_of
-from galvatron.ir.types import BATCH, TensorType
+from galvatron.ir.types import BATCH, SIZE_NAMES, Length, TensorType
 
 BatchDims = Mapping[str, int | None]
 """What the user says of inputs by name: 0, its dim 0 counts samples; None, it has none."""
 
+Dynamic = Mapping[str, bool | Mapping[int, str]]
+"""What else may be another in every step, by the name of its input: True, a Python number; of a tensor, dimensions with
+a name for the size, alike for those that are always equal."""
+
+Place = tuple[str, int]
+"""A dimension of an input."""
+
 
 @dataclass(frozen=True)
 class Batch:
-    """One global batch of `size` samples: its `tensors` and `constants` (flags and the like) by forward name.
+    """One global batch of `size` samples: its `tensors`, `constants` (flags and the like) and `numbers`, which change
+    from step to step, by forward name. `free` names the sizes of dimensions that do, beside the number of samples.
 
     `said` is what the user says of inputs. `batched` are those whose dim 0 counts the samples, known once the model
     has been traced; all others are the same for every sample.
@@ -32,10 +41,14 @@ class Batch:
     size: int
     said: BatchDims = field(default_factory=dict)
     batched: frozenset[str] = frozenset()
+    numbers: Mapping[str, int | float] = field(default_factory=dict)
+    free: Mapping[Place, str] = field(default_factory=dict)
 
     def may_be_batched(self, name: str) -> bool:
         """Whether dim 0 may count samples, as far as can be known before the model is traced."""
         tensor = self.tensors[name]
+        if (name, 0) in self.free:
+            return False
         if name in self.said:
             return self.said[name] is not None
         return tensor.dim() > 0 and (tensor.shape[0] > 1 or self.size == 1)
@@ -45,26 +58,39 @@ class Batch:
         size = next(self.tensors[name].shape[0] for name in self.tensors if name in names)
         return replace(self, batched=names, size=size)
 
-    def type_of(self, name: str) -> TensorType:
-        """The IR type of a tensor, in terms of the batch size."""
+    def is_free(self, name: str, dim: int) -> bool:
+        """Whether the size of a dimension is traced as any."""
+        return (name, dim) in self.free or (dim == 0 and self.may_be_batched(name))
+
+    def type_of(self, name: str, lengths: Mapping[str, Length]) -> TensorType:
+        """The IR type of a tensor, in terms of the batch size and lengths."""
         type_ = tensor_type_of(self.tensors[name], name)
-        return type_.with_shape((BATCH, *type_.shape[1:])) if name in self.batched else type_
+        shape = [lengths[self.free[name, d]] if (name, d) in self.free else n for d, n in enumerate(type_.shape)]
+        return type_.with_shape((BATCH, *shape[1:]) if name in self.batched else tuple(shape))
 
     def stand_ins(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """Fresh tensors of the same types for tracing, which reads no values.
+        """Fresh tensors of the same types, and of the numbers, for tracing, which reads no values.
 
         Fresh, because torch merges inputs that are one tensor object; at least two samples, because torch treats a size
         of one as a constant.
         """
 
         def shape(name: str, tensor: torch.Tensor) -> tuple[int, ...]:
-            return (max(tensor.shape[0], 2), *tensor.shape[1:]) if self.may_be_batched(name) else tuple(tensor.shape)
+            return tuple(max(size, 2) if self.is_free(name, dim) else size for dim, size in enumerate(tensor.shape))
 
-        return {n: torch.empty(shape(n, t), dtype=t.dtype, device=device) for n, t in self.tensors.items()}
+        made = {n: torch.empty(shape(n, t), dtype=t.dtype, device=device) for n, t in self.tensors.items()}
+        return made | {name: torch.tensor(number, dtype=_WIDEST[type(number)]) for name, number in self.numbers.items()}
+
+
+_WIDEST = {int: torch.int64, float: torch.float64}
+"""In which a Python number is traced: `item()` gives one that has any value."""
 
 
 def read_batch(
-    model: nn.Module, example_inputs: Mapping[str, Any] | tuple[Any, ...], batch_dims: BatchDims | None = None
+    model: nn.Module,
+    example_inputs: Mapping[str, Any] | tuple[Any, ...],
+    batch_dims: BatchDims | None = None,
+    dynamic: Dynamic | None = None,
 ) -> Batch:
     """The batch in `example_inputs`, positional inputs named by the signature of the model's forward.
 
@@ -72,12 +98,16 @@ def read_batch(
     says which inputs have samples.
 
     Raises:
-        CaptureError: the inputs do not fit the signature, are nested, or hold no batch.
+        CaptureError: the inputs do not fit the signature, are nested, or hold no batch, or what is said of them does
+            not fit them.
     """
     named = _by_name(model, example_inputs)
+    numbers, free = _dynamic(dynamic, named)
     tensors: dict[str, torch.Tensor] = {}
     constants: dict[str, Any] = {}
     for name, value in named.items():
+        if name in numbers:
+            continue
         if isinstance(value, torch.Tensor):
             tensors[name] = value
         elif value is None or isinstance(value, (bool, int, float, str)):
@@ -99,7 +129,67 @@ def read_batch(
         )
     if told and len(sizes) > 1:
         raise CaptureError(f"batch_dims: inputs that hold samples have {' and '.join(map(str, sizes))} of them")
-    return Batch(tensors, constants, sizes.most_common(1)[0][0], said)
+    return Batch(tensors, constants, sizes.most_common(1)[0][0], said, numbers=numbers, free=free)
+
+
+def _dynamic(dynamic: Dynamic | None, named: Mapping[str, Any]) -> tuple[dict[str, int | float], dict[Place, str]]:
+    """The inputs that are said to be numbers which change, and the dimensions whose sizes do."""
+    if dynamic is not None and not isinstance(dynamic, Mapping):
+        raise CaptureError(f"dynamic is a mapping of input names, not {type(dynamic).__name__}")
+    free: dict[Place, str] = {}
+    for name, said in (dynamic or {}).items():
+        if name not in named:
+            raise CaptureError(f"dynamic names {name!r}, which is no input; {did_you_mean(name, named)}")
+        value = named[name]
+        if isinstance(said, Mapping):
+            free.update(_lengths(name, value, said))
+        elif said is True:
+            _check_number(name, value)
+        else:
+            raise CaptureError(
+                f"dynamic[{name!r}] is {said!r}: True says that a number may be another in every step, and a mapping "
+                "such as {1: 'S'} so of the sizes of a tensor's dimensions"
+            )
+    sizes: dict[str, int] = {}
+    for (name, dim), length in free.items():
+        size = named[name].shape[dim]
+        if sizes.setdefault(length, size) != size:
+            raise CaptureError(f"dynamic: {length} is {sizes[length]}, but {name!r} has {size} on dim {dim}")
+    return {name: named[name] for name in named if (dynamic or {}).get(name) is True}, free
+
+
+def _lengths(name: str, value: Any, said: Mapping[int, str]) -> Iterator[tuple[Place, str]]:
+    """The dimensions of a tensor whose sizes change, with the names of these."""
+    if not isinstance(value, torch.Tensor):
+        raise CaptureError(f"dynamic[{name!r}] names dimensions, but the input is a {type(value).__name__}, no tensor")
+    for dim, length in said.items():
+        if type(dim) is not int or not -value.dim() <= dim < value.dim():
+            raise CaptureError(f"dynamic[{name!r}] names dim {dim!r} of a tensor with {value.dim()} dimensions")
+        if not isinstance(length, str) or not length.isidentifier() or length in SIZE_NAMES:
+            raise CaptureError(
+                f"dynamic[{name!r}][{dim}] is {length!r}: a size is named by an identifier such as 'S', other than "
+                f"{', '.join(SIZE_NAMES)}"
+            )
+        if value.shape[dim] < 2:
+            raise CaptureError(
+                f"dynamic[{name!r}]: the example has size {value.shape[dim]} on dim {dim}; give 2 or more"
+            )
+        yield (name, dim % value.dim()), length
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool):
+        raise CaptureError(
+            f"dynamic[{name!r}]: a truth value chooses what forward computes, and a program computes one thing: "
+            "compile once for each value, or pass 0.0 or 1.0 and multiply by it"
+        )
+    if type(value) not in _WIDEST:
+        raise CaptureError(
+            f"dynamic[{name!r}]: the example input is a {type(value).__name__}, and only an int or a float may "
+            "change in this way (a tensor has other values in every step as it is; for sizes name its dimensions)"
+        )
+    if not math.isfinite(value):
+        raise CaptureError(f"dynamic[{name!r}]: the example {value!r} is no finite number")
 
 
 def _check_said(said: BatchDims, tensors: Mapping[str, torch.Tensor]) -> None:

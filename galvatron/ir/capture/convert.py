@@ -16,9 +16,10 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from galvatron.errors import CaptureError, GalvatronError
 from galvatron.ir.capture.batch import Batch
-from galvatron.ir.capture.diagnose import unreadable
+from galvatron.ir.capture.diagnose import of_number, unreadable
 from galvatron.ir.capture.functions import Call, calls_in
 from galvatron.ir.capture.numbers import NumberError, plain_number
+from galvatron.ir.capture.ranges import settled
 from galvatron.ir.capture.samples import Samples
 from galvatron.ir.capture.sources import advice, source_of, where
 from galvatron.ir.capture.state import state_of, tensor_type_of
@@ -30,8 +31,8 @@ from galvatron.ir.ops import foreign
 from galvatron.ir.ops.schemas import is_operator
 from galvatron.ir.ops.table import differentiated, of_target, takes_size
 from galvatron.ir.ops.targets import of_aten
-from galvatron.ir.program import MASTER, PRECISIONS, Form, Program, Result, State, Update
-from galvatron.ir.types import BATCH, Dim, TensorType, simplify_dim
+from galvatron.ir.program import MASTER, PRECISIONS, Form, Number, Program, Result, State, Update
+from galvatron.ir.types import BATCH, Dim, Length, TensorType, lengths_in, numbers_in, simplify_dim
 
 _DROPPED_KWARGS = frozenset({"device", "layout", "pin_memory"})
 
@@ -50,13 +51,14 @@ def converted(
         CaptureError: the graph has something that a program cannot say.
     """
     state, batch = state_of(model), samples.batch
-    bound, constants, fills = _bound(exported, state, batch)
+    bound, constants, fills = _bound(exported, state, batch, samples.lengths)
     written = _written(exported, bound, {s.name: s for s in state})
     inputs = tuple(v for v in bound.values() if v.name in batch.tensors)
+    numbers = tuple(Number(name, type(example).__name__, example) for name, example in batch.numbers.items())
     lifted = tuple(State(name, tensor_type_of(t, name), "constant", trainable=False) for name, t in constants.items())
     order = {s.name: position for position, s in enumerate((*state, *lifted))}
     used_state = sorted(dict.fromkeys(v for v in bound.values() if v.name in order), key=lambda v: order[v.name])
-    converter = _Converter(bound, fills, samples.symbols)
+    converter = _Converter(bound, fills, samples.symbols, samples.example)
     loss, *given = _given(exported, bound, outputs)
     results = (loss, *written.values(), *given)
     graph = converter.graph(results, inputs, tuple(used_state))
@@ -74,6 +76,7 @@ def converted(
         graph=graph,
         precision=precision,
         batch_sizes=samples.sizes,
+        numbers=numbers,
     )
     return program, constants
 
@@ -102,7 +105,7 @@ def _master(state: State) -> State:
 
 
 def _bound(
-    exported: ExportedProgram, state: tuple[State, ...], batch: Batch
+    exported: ExportedProgram, state: tuple[State, ...], batch: Batch, lengths: Mapping[str, Length]
 ) -> tuple[dict[fx.Node, Value], dict[str, torch.Tensor], dict[fx.Node, torch.Tensor]]:
     """What each placeholder stands for (tied parameters are one value), and the data of the constants among them.
 
@@ -110,7 +113,7 @@ def _bound(
     """
     owner = {name: s for s in state for name in (s.name, *s.aliases)}
     placeholders = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
-    clash = owner.keys() & batch.tensors.keys()
+    clash = owner.keys() & (batch.tensors.keys() | batch.numbers.keys())
     if clash:
         raise CaptureError(f"{min(clash)!r} is the name of an input and of a parameter or buffer: rename one of them")
     bound: dict[fx.Node, Value] = {}
@@ -120,8 +123,9 @@ def _bound(
     for spec in exported.graph_signature.input_specs:
         node = placeholders[spec.arg.name]
         if spec.kind is InputKind.USER_INPUT:
-            name = next(inputs)
-            bound[node] = Value(name, batch.type_of(name))
+            name = next(inputs, None)  # numbers come last, and are no values
+            if name is not None:
+                bound[node] = Value(name, batch.type_of(name, lengths))
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             known = owner[str(spec.target).removeprefix("model.")]
             bound[node] = Value(known.name, known.type)
@@ -195,7 +199,7 @@ class _Converter:
     """Converts the live part of one exported graph.
 
     `bound` maps placeholders to the values that they stand for, `fills` maps constants to tensors of equal elements,
-    `symbols` the sizes of the trace to those of the program.
+    `symbols` the sizes of the trace to those of the program; `example` are the sizes of the example.
     """
 
     def __init__(
@@ -203,8 +207,10 @@ class _Converter:
         bound: Mapping[fx.Node, Value],
         fills: Mapping[fx.Node, torch.Tensor],
         symbols: Mapping[sympy.Symbol, Dim],
+        example: Mapping[sympy.Symbol, int],
     ) -> None:
         self._symbols = dict(symbols)
+        self._example = example
         self._fills = fills
         self._names = Names(value.name for value in bound.values())
         self._values: dict[fx.Node, Value] = dict(bound)
@@ -251,11 +257,24 @@ class _Converter:
             target = of_aten(on_values)
         args = tuple(self._arg(a, node) for a in node.args)
         kwargs = tuple((k, self._arg(v, node)) for k, v in node.kwargs.items() if k not in _DROPPED_KWARGS)
-        yield Op(target, args, kwargs, self._results(node, base_name(target)), source_of(node))
+        op = Op(target, args, kwargs, (), source_of(node))
+        _check_numbers(op)
+        op = replace(
+            op,
+            args=tuple(self._settled(arg) if takes_size(op, place) else arg for place, arg in enumerate(args)),
+            kwargs=tuple((name, self._settled(arg) if takes_size(op, name) else arg) for name, arg in kwargs),
+        )
+        yield replace(op, results=self._results(node, base_name(target)))
+
+    def _settled(self, arg: Arg) -> Arg:
+        """A size among arguments, as those of results."""
+        if isinstance(arg, tuple):
+            return tuple(map(self._settled, arg))
+        return simplify_dim(settled(arg, self._example)[0]) if isinstance(arg, sympy.Expr) else arg
 
     def _called(self, node: fx.Node, call: Call) -> Op:
         """A call of a function with a backward of its own."""
-        function = self._named(_FunctionConverter(self._symbols, node, call).function())
+        function = self._named(_FunctionConverter(self._symbols, self._example, node, call).function())
         args = tuple(Ref(self._values[operand].name) for operand in (*call.operands, *call.outside))
         return Op(function.target, args, (), self._results(node, base_name(function.target)), source_of(node), function)
 
@@ -293,12 +312,17 @@ class _Converter:
     def _size(self, size: int | torch.SymInt, node: fx.Node) -> Dim:
         if isinstance(size, int):
             return size
-        expression = self._number(size, node)
-        if not sympy.sympify(expression).is_polynomial(BATCH):
-            raise CaptureError(f"{where(node)}a size is {expression} for B samples, but must be a polynomial in B")
+        expression, _ = settled(sympy.sympify(self._number(size, node)), self._example)
+        expression = simplify_dim(expression)
+        if numbers := numbers_in(expression):
+            raise of_number(source_of(node), next(iter(numbers.values()))[1])
+        free = {s for s in sympy.sympify(expression).free_symbols if s in self._example}
+        if not sympy.sympify(expression).is_polynomial(*free):
+            names = ", ".join(["B", *(str(s) for s in self._example if s != BATCH)])
+            raise CaptureError(f"{where(node)}a size is {expression}, but must be a polynomial in {names}")
         return expression
 
-    def _number(self, number: torch.SymInt | torch.SymFloat, node: fx.Node) -> Dim:
+    def _number(self, number: torch.SymInt | torch.SymFloat, node: fx.Node) -> Dim | float:
         """A size, or a number that is computed from sizes."""
         expression = number.node.expr
         if expression.free_symbols - self._symbols.keys():
@@ -308,10 +332,12 @@ class _Converter:
                 f"{advice(source_of(node), 'use masks and torch.where in place of it')}"
             )
         try:
-            return simplify_dim(plain_number(expression.subs(self._symbols)))
+            found = simplify_dim(plain_number(expression.subs(self._symbols)))
+            is_constant = isinstance(found, int) or found.is_number
+            return float(found) if isinstance(number, torch.SymFloat) and is_constant else found
         except NumberError as error:
             raise CaptureError(
-                f"{where(node)}a number is computed from the batch size with {error}, which is not "
+                f"{where(node)}a number is computed from the batch size or a number of it with {error}, which is not "
                 "supported: compute it from a tensor instead"
             ) from None
 
@@ -335,11 +361,21 @@ class _Converter:
         raise CaptureError(f"{where(node)}{node.target} has an argument that Galvatron does not support: {arg!r}")
 
 
+def _check_numbers(op: Op) -> None:
+    """Refuses a number of the batch as a size, an index or the like: only values may follow from it."""
+    for place, arg in (*enumerate(op.args), *op.kwargs):
+        for item in arg if isinstance(arg, tuple) else (arg,):
+            if (numbers := numbers_in(item)) and takes_size(op, place):
+                raise of_number(op.source, next(iter(numbers.values()))[1])
+
+
 class _FunctionConverter(_Converter):
     """Converts the two graphs of a function that one node calls."""
 
-    def __init__(self, symbols: Mapping[sympy.Symbol, Dim], node: fx.Node, call: Call) -> None:
-        super().__init__({}, {}, symbols)
+    def __init__(
+        self, symbols: Mapping[sympy.Symbol, Dim], example: Mapping[sympy.Symbol, int], node: fx.Node, call: Call
+    ) -> None:
+        super().__init__({}, {}, symbols, example)
         self._node, self._call = node, call
 
     def function(self) -> Function:
@@ -389,6 +425,10 @@ class _FunctionConverter(_Converter):
                 if isinstance(arg, sympy.Expr) and not takes_size(op, place):
                     own = "divide by it outside of the function"
                     what = f"the autograd function {function.name} computes with the size of the batch as a number"
+                    raise CaptureError(f"{where(self._node)}{what}: {advice(source_of(self._node), own)}")
+                if lengths := [one for item in (arg if isinstance(arg, tuple) else (arg,)) for one in lengths_in(item)]:
+                    own = f"let -1 stand for it in the function, or leave {lengths[0]} out of `dynamic`"
+                    what = f"the autograd function {function.name} computes with the length {lengths[0]}"
                     raise CaptureError(f"{where(self._node)}{what}: {advice(source_of(self._node), own)}")
 
 

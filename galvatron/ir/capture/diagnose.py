@@ -10,7 +10,7 @@ import re
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from traceback import walk_tb
 from typing import Any
@@ -27,16 +27,24 @@ from torch._subclasses.fake_tensor import (
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from galvatron.errors import CaptureError
-from galvatron.ir.capture.samples import NoSamplesError, is_range
+from galvatron.ir.capture.batch import Batch, Place
+from galvatron.ir.capture.lengths import FixedLengthError
+from galvatron.ir.capture.ranges import NoSamplesError, is_range
 from galvatron.ir.capture.sources import OF_BATCH_NORM, advice, is_user_file, located, source_of_error, source_of_line
 from galvatron.ir.graph import Source
 from galvatron.ir.types import BATCH
 
 
-def explained(error: Exception, trace_again: Callable[[BatchSizeWatch], Any], batch_size: int) -> CaptureError:
-    """The `CaptureError` for what `torch.export` raised on a batch of that size.
+def explained(
+    error: Exception,
+    trace_again: Callable[[SizeWatch], Any],
+    batch: Batch,
+    numbers: Mapping[sympy.Basic, str],
+) -> CaptureError:
+    """The `CaptureError` for what `torch.export` raised on a batch.
 
-    `trace_again` traces the model once more, with a watch on the batch size; called only if the size is the reason.
+    `trace_again` traces the model once more, with a watch on a size; called only if the size is the reason.
+    `numbers` are the symbols of the batch's numbers, with their names.
     """
     if isinstance(error, CaptureError):
         return error
@@ -46,6 +54,8 @@ def explained(error: Exception, trace_again: Callable[[BatchSizeWatch], Any], ba
         if any(_batch_norms(chain)):
             reason = "the running averages of a batch norm depend on the values of a counter, and would be lost"
             return CaptureError(f"{located(line)}{reason}: {OF_BATCH_NORM}")
+        if name := next((name for e in chain for name in _numbers_of(e, numbers)), None):
+            return of_number(line, name)
         return on_values(line)
     if isinstance(chain[0], DynamicOutputShapeException):
         reason = f"the shape of what {chain[0].func} computes depends on the values of a tensor"
@@ -55,8 +65,10 @@ def explained(error: Exception, trace_again: Callable[[BatchSizeWatch], Any], ba
         own = "compute what depends on it with arithmetic"
         reason = "the batch size is looked up in a dictionary or set, which would fix it"
         return CaptureError(f"{located(line)}{reason}: {advice(line, own)}")
+    if isinstance(error, FixedLengthError):
+        return _length_error(error, trace_again, batch)
     if isinstance(error, NoSamplesError) or "Constraints violated" in str(error) or "specialized" in str(error):
-        return _batch_size_error(trace_again, batch_size)
+        return _batch_size_error(trace_again, batch.size)
     reason = "the model cannot be traced without running it"
     if any(sign in str(e) for e in chain for sign in _UNTRACEABLE_STATE):
         own = (
@@ -86,6 +98,24 @@ def explained(error: Exception, trace_again: Callable[[BatchSizeWatch], Any], ba
         own = "use an operation on dense tensors"
         return CaptureError(f"{located(line)}{reason}: torch cannot trace {chain[0].func}: {advice(line, own)}")
     return CaptureError(f"{located(line)}{reason}: {_plain(chain[0])}")
+
+
+def _numbers_of(error: BaseException, numbers: Mapping[sympy.Basic, str]) -> Iterator[str]:
+    """The numbers of the batch that a condition depends on which could not be decided."""
+    if isinstance(error, GuardOnDataDependentSymNode):
+        yield from (numbers[symbol] for symbol in error.cond.free_symbols if symbol in numbers)
+
+
+def of_number(line: Source | None, name: str) -> CaptureError:
+    """For a number of the batch on which more depends than values."""
+    own = (
+        "use tensor operations such as torch.where, compute what depends on it before forward and pass that, or leave "
+        f"{name!r} out of `dynamic` and compile for each value"
+    )
+    return CaptureError(
+        f"{located(line)}control flow, a size, an index or a plain number depends on {name!r}, a number that changes "
+        f"from step to step: {advice(line, own)}"
+    )
 
 
 def on_values(line: Source | None) -> CaptureError:
@@ -137,8 +167,20 @@ def _innermost(chain: list[BaseException]) -> Source | None:
     return next((source for source in map(source_of_error, chain) if source is not None), None)
 
 
-def _batch_size_error(trace_again: Callable[[BatchSizeWatch], Any], batch_size: int) -> CaptureError:
-    watch = BatchSizeWatch(batch_size)
+def _length_error(error: FixedLengthError, trace_again: Callable[[SizeWatch], Any], batch: Batch) -> CaptureError:
+    name, dim = error.place
+    watch = SizeWatch(batch.tensors[name].shape[dim], error.place, error.length)
+    with contextlib.suppress(Exception):
+        trace_again(watch)
+    if watch.culprit is None:
+        return CaptureError(
+            f"dynamic: the model fixes {error.length}, dim {dim} of {name!r}: leave it out of `dynamic`"
+        )
+    return CaptureError(f"{located(watch.culprit)}{watch.finding}: {advice(watch.culprit, watch.own_advice)}")
+
+
+def _batch_size_error(trace_again: Callable[[SizeWatch], Any], batch_size: int) -> CaptureError:
+    watch = SizeWatch(batch_size)
     with contextlib.suppress(Exception):
         trace_again(watch)
     if watch.culprit is None:
@@ -150,30 +192,36 @@ def _batch_size_error(trace_again: Callable[[BatchSizeWatch], Any], batch_size: 
 
 
 @dataclass
-class BatchSizeWatch:
-    """Watches a forward on `batch_size` samples, line by line, for the first one that holds for some batch sizes only.
+class SizeWatch:
+    """Watches a forward, line by line, for the first one that holds for some values of a size only: of the number of
+    samples, or of that at a `place`, called `name`, which is `size` in the example.
 
-    `culprit` is that line, `finding` says what it demands of the batch size, and `own_advice` what its author can do.
+    `culprit` is that line, `finding` says what it demands of the size, and `own_advice` what its author can do.
     """
 
-    batch_size: int
+    size: int
+    place: Place | None = None
+    name: str = "B"
     culprit: Source | None = None
     finding: str = ""
     own_advice: str = ""
 
     @contextlib.contextmanager
-    def watching(self, sizes: Sequence[torch.SymInt]) -> Iterator[None]:
-        """Watches what happens to symbolic sizes inside the `with` block: the first that may be the batch size."""
-        size = next((s for s in sizes if s.node.hint == max(self.batch_size, 2)), None)
+    def watching(self, sizes: Mapping[Place, torch.SymInt]) -> Iterator[None]:
+        """Watches what happens to a symbolic size inside the `with` block: the first that may be the batch size, or the
+        one at the place."""
+        samples = (s for (_, dim), s in sizes.items() if dim == 0 and s.node.hint == max(self.size, 2))
+        size = next(samples, None) if self.place is None else sizes.get(self.place)
         if size is None:
             yield
             return
         symbol, environment = size.node.expr, size.node.shape_env
         last: tuple[str, int] | None = None
+        iterated: tuple[str, int] | None = None
 
         def check(called: str = "") -> None:
             if self.culprit is None and last is not None:
-                demand = _demand(symbol, environment, called)
+                demand = _demand(symbol, environment, self._called, called, iterated == last)
                 if demand:
                     self.culprit = source_of_line(*last)
                     self.finding, self.own_advice = demand
@@ -183,8 +231,9 @@ class BatchSizeWatch:
                 check(_name_of_function(function))
 
         def on_event(frame: types.FrameType, event: str, _: Any) -> Any:
-            nonlocal last
+            nonlocal last, iterated
             if not is_user_file(frame.f_code.co_filename):
+                iterated = last if frame.f_code is torch.Tensor.__iter__.__code__ else iterated
                 return None
             if event in ("line", "return"):
                 check()
@@ -208,6 +257,13 @@ class BatchSizeWatch:
                 gc.enable()
             check()
 
+    @property
+    def _called(self) -> tuple[sympy.Symbol, str, str]:
+        """The size, a value of it, and its values, in words."""
+        if self.place is None:
+            return BATCH, "the batch size", "batch sizes B"
+        return sympy.Symbol(self.name), f"the size {self.name}", f"sizes {self.name}"
+
 
 def _user_line_above(frame: types.FrameType) -> tuple[str, int] | None:
     above = frame.f_back
@@ -224,22 +280,32 @@ def _name_of_function(function: Any) -> str:
     return f"{owner.__name__}.{name}".removeprefix("builtins.") if isinstance(owner, types.ModuleType) else ""
 
 
-def _demand(symbol: sympy.Symbol, environment: Any, called: str) -> tuple[str, str] | None:
-    """What is demanded of the batch size, perhaps by a function that was called last, and what to do about it."""
+def _demand(
+    symbol: sympy.Symbol, environment: Any, words: tuple[sympy.Symbol, str, str], called: str, iterates: bool
+) -> tuple[str, str] | None:
+    """What is demanded of a size, perhaps by a function that was called last or by a loop over a tensor, and what to do
+    about it."""
+    named, one, several = words
     size = environment.replace(symbol)
+    if size.is_number and iterates:
+        what = "samples of the batch" if named == BATCH else "elements of a dimension"
+        return (
+            f"a loop over the {what}, one after the other, fixes {one} at {size}",
+            "compute on all samples at once, or on each with torch.vmap",
+        )
     if size.is_number and called:
         return (
-            f"{called} takes a plain number and fixes the batch size at {size}",
+            f"{called} takes a plain number and fixes {one} at {size}",
             "compute it with arithmetic (also ** and math.sqrt), or from a tensor such as torch.arange(n)",
         )
     if size.is_number:
-        return f"the model fixes the batch size at {size}", _DERIVE
+        return f"the model fixes {one} at {size}", _DERIVE
     for guard in environment.guards:
         condition = environment.replace(guard.expr)
         if condition.free_symbols == {size} and not is_range(condition.subs(size, BATCH)):
-            if condition.atoms(sympy.Function):
+            if condition.atoms(sympy.Function) and named == BATCH:
                 return _CUT
-            return f"the model works only for batch sizes B with {condition.subs(size, BATCH)}", _DERIVE
+            return f"the model works only for {several} with {condition.subs(size, named)}", _DERIVE
     return None
 
 

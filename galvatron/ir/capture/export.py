@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.arithmetic import computed_once
-from galvatron.ir.capture.batch import Batch, BatchDims, read_batch
+from galvatron.ir.capture.batch import Batch, BatchDims, Dynamic, read_batch
 from galvatron.ir.capture.convert import converted
-from galvatron.ir.capture.diagnose import BatchSizeWatch, explained, quiet
+from galvatron.ir.capture.diagnose import SizeWatch, explained, quiet
 from galvatron.ir.capture.gradients import GradientsFollowTheValues, OnlyRegisteredAreTrained
 from galvatron.ir.capture.hooks import check_hooks
 from galvatron.ir.capture.leftovers import no_leftovers
@@ -50,6 +51,7 @@ def capture_graph(
     loss_fn: LossFunction | None = None,
     precision: str | None = None,
     batch_dims: BatchDims | None = None,
+    dynamic: Dynamic | None = None,
     outputs: Outputs = (),
 ) -> Captured:
     """Captures one training computation, from a global batch to the scalar loss, for every batch size.
@@ -63,17 +65,23 @@ def capture_graph(
         model: in the mode (train or eval) in which it is to be captured; real or on `meta`.
         example_inputs: one global batch as a mapping of forward keyword arguments or a tuple of positional ones; real
             or meta tensors, batch on dim 0. A tensor whose dim 0 is not the common batch size, or whose size
-            the model fixes, is the same for all samples. Flags (bool, int, float, str, None) are taken as constants.
+            the model fixes, is the same for all samples. Flags (bool, int, float, str, None) are taken as constants,
+            but for the numbers that are `dynamic`.
         loss_fn: `loss_fn(output, batch) -> scalar` when the model does not return its loss.
         precision: the element type in which parameters take part in compute, one of `program.PRECISIONS`: the model is
             captured as if it had been converted to it, but for its floating buffers, which are converted only when it
             cannot be captured otherwise. None keeps every type.
+        dynamic: the inputs that are numbers which may be others in every step, and the sizes that may.
         outputs: what the program gives besides the loss, see `galvatron.ir.capture.outputs`.
 
     Raises:
         CaptureError: the model cannot be captured; names the source line that is to blame.
     """
-    batch = read_batch(model, example_inputs, batch_dims)
+    batch = read_batch(model, example_inputs, batch_dims, dynamic)
+    if batch.free and outputs:
+        raise CaptureError(
+            "outputs are given for batches of one length: leave out `outputs`, or the lengths in `dynamic`"
+        )
     check_hooks(model)
     if precision is None:
         return _captured(model, batch, loss_fn, None, outputs)
@@ -93,14 +101,16 @@ def _captured(
     model: nn.Module, batch: Batch, loss_fn: LossFunction | None, precision: str | None, outputs: Outputs
 ) -> Captured:
     dtype = None if precision is None else getattr(torch, TORCH_DTYPE_NAMES[precision])
+    numbers: dict[sympy.Basic, str] = {}
     try:
-        exported = _exported(_Training(model, batch.constants, loss_fn, dtype, outputs), batch)
+        exported = _exported(_Training(model, batch, loss_fn, dtype, outputs, numbers.update), batch)
         samples = find_samples(exported, batch)
     except Exception as error:
         raise explained(
             error,
-            lambda watch: _exported(_Training(model, batch.constants, loss_fn, dtype, outputs, watch), batch),
-            batch.size,
+            lambda watch: _exported(_Training(model, batch, loss_fn, dtype, outputs, numbers.update, watch), batch),
+            batch,
+            numbers,
         ) from error
     program, constants = converted(exported, model, samples, precision, names_of(outputs))
     check_randomness(program.required_graph)
@@ -111,22 +121,25 @@ def _captured(
 class _Training(nn.Module):
     """A model with its loss: maps the tensors of a batch to a scalar, and to what else the model is to give.
 
-    `dtype` is that of the model's parameters when they stand in for others.
+    `dtype` is that of the model's parameters when they stand in for others. `named` is called with the symbols of the
+    batch's numbers and their names.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        constants: Mapping[str, Any],
+        batch: Batch,
         loss_fn: LossFunction | None,
         dtype: torch.dtype | None,
         wanted: Outputs,
-        watch: BatchSizeWatch | None = None,
+        named: Callable[[Mapping[sympy.Basic, str]], None],
+        watch: SizeWatch | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.training = model.training
-        self._constants = constants
+        self._batch = batch
+        self._named = named
         self._loss_fn: LossFunction | None
         object.__setattr__(self, "_loss_fn", loss_fn)  # a loss that is a module is no part of the model
         self._dtype = dtype
@@ -134,8 +147,18 @@ class _Training(nn.Module):
         self._watch = watch
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        inputs = {**batch, **self._constants}
-        sizes = [size for t in batch.values() for size in t.shape[:1] if isinstance(size, torch.SymInt)]
+        numbers = {name: batch[name].item() for name in self._batch.numbers}
+        symbolic = {n: number for n, number in numbers.items() if isinstance(number, (torch.SymInt, torch.SymFloat))}
+        self._named({number.node.expr: name for name, number in symbolic.items()})
+        batch = {name: tensor for name, tensor in batch.items() if name not in numbers}
+        sizes_of: dict[str, Any] = {}
+        for (name, dim), length in self._batch.free.items():  # one symbol for a length costs less than several
+            size = batch[name].shape[dim]
+            torch._check(size == sizes_of.setdefault(length, size))
+        inputs = {**batch, **self._batch.constants, **numbers}
+        sizes = {
+            (name, d): n for name, t in batch.items() for d, n in enumerate(t.shape) if isinstance(n, torch.SymInt)
+        }
         with self._watch.watching(sizes) if self._watch else contextlib.nullcontext():
             if self._dtype is None:
                 with ProductsOfOneType():
@@ -188,11 +211,15 @@ def _described(value: Any) -> str:
 
 
 def _exported(training: _Training, batch: Batch) -> ExportedProgram:
-    """The functional ATen graph of a training computation; dim 0 of each input that may hold samples is free."""
+    """The functional ATen graph of a training computation; dim 0 of each input that may hold samples is free, and what
+    the user says."""
     free = torch.export.Dim.AUTO
-    shapes = {name: {0: free} if batch.may_be_batched(name) else {} for name in batch.tensors}
     device = device_of(training)
     inputs = batch.stand_ins(device)
+    shapes = {
+        name: {d: free for d in range(t.dim()) if name in batch.tensors and batch.is_free(name, d)}
+        for name, t in inputs.items()
+    }
     devices = [device] if device.type == "cuda" else []
     with (
         no_leftovers(training.model, training._loss_fn),

@@ -95,7 +95,7 @@ class Meaning(TorchFunctionMode):
         if isinstance(value, torch.Tensor):
             return self.of(value)
         if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-            return repr(value.node.hint) if value.node.has_hint() else "unknown"
+            return repr(value.node.hint if value.node.has_hint() else value.node.expr)
         if isinstance(value, (list, tuple)):
             return tuple(map(self._described, value))
         if isinstance(value, Mapping):

@@ -18,49 +18,114 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils._sympy.functions import Max, Min
 
+from galvatron.errors import CaptureError
 from galvatron.ir.capture.batch import Batch
+from galvatron.ir.capture.lengths import find_lengths
+from galvatron.ir.capture.ranges import NoSamplesError, batch_sizes, settled
+from galvatron.ir.capture.sources import located, where
+from galvatron.ir.capture.tracing import asked_of_sizes
+from galvatron.ir.graph import Source
 from galvatron.ir.ops.table import of_target
-from galvatron.ir.program import BatchSizes
-from galvatron.ir.types import BATCH, Dim
-
-_TRIED = 66
-"""Below this, a condition that is no simple inequality must hold for every batch size."""
-
-
-class NoSamplesError(ValueError):
-    """The model fixes dim 0 of every input that could hold samples, or holds for no range of batch sizes."""
+from galvatron.ir.types import BATCH, BatchSizes, Dim, Length, number_symbol
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The batch, with what holds samples; what each symbol of the trace stands for; the batch sizes it holds for."""
+    """The batch, with what holds samples; what each symbol of the trace stands for; the batch sizes it holds for; the
+    lengths by their names."""
 
     batch: Batch
     symbols: Mapping[sympy.Symbol, Dim]
     sizes: BatchSizes
+    lengths: Mapping[str, Length]
+
+    @property
+    def example(self) -> dict[sympy.Symbol, int]:
+        """The sizes of the example batch."""
+        return {BATCH: self.batch.size, **{length: length.example for length in self.lengths.values()}}
 
 
 def find_samples(exported: ExportedProgram, batch: Batch) -> Samples:
-    """Reads off a trace which inputs hold samples.
+    """Reads off a trace which inputs hold samples, and what its symbols stand for.
 
     Raises:
         NoSamplesError: none is left that could.
     """
-    nodes = dict(zip(batch.tensors, _inputs(exported), strict=True))
-    free = {name: symbol for name, node in nodes.items() if (symbol := _free_size(node)) is not None}
+    inputs = _inputs(exported)
+    nodes = dict(zip(batch.tensors, inputs, strict=False))
+    sizes = {name: _free_size(node) for name, node in nodes.items() if (name, 0) not in batch.free}
+    free = {name: symbol for name, symbol in sizes.items() if symbol is not None}
     told = frozenset(name for name, dim in batch.said.items() if dim == 0)
     if not free or not told <= free.keys():
         raise NoSamplesError
     environment = next(nodes[name].meta["val"].shape[0].node.shape_env for name in free)
-    guards = [environment.replace(guard.expr) for guard in environment.guards]
+    guards = [part for g in environment.guards for part in sympy.And.make_args(environment.replace(g.expr))]
     members = _members(batch, nodes, free, guards, told)
     batch = batch.with_batched(members)
     symbols: dict[sympy.Symbol, Dim] = {s: batch.tensors[name].shape[0] for name, s in free.items()}
     symbols.update((free[name], BATCH) for name in members)
-    return Samples(batch, symbols, _batch_sizes([guard.subs(symbols) for guard in guards]))
+    for name, node in zip(batch.numbers, inputs[len(nodes) :], strict=True):
+        symbols.update((item, number_symbol(type(batch.numbers[name]).__name__, name)) for item in _items(node))
+    shapes = [d.node.expr for n in exported.graph.nodes for t in _tensors(n.meta.get("val")) for d in _symbolic(t)]
+    lengths = find_lengths(batch, nodes, symbols, guards, shapes)
+    symbols.update(lengths.symbols)
+    conditions = [guard.subs(symbols) for guard in guards]
+    sizes = batch_sizes(conditions, batch.size) & _sizes_of_shapes(exported, symbols, batch.size)
+    asked = [(environment.replace(condition).subs(symbols), source) for condition, source in asked_of_sizes]
+    return Samples(batch, symbols, _without_one(sizes, asked, batch.size), lengths.by_name)
 
 
-def _inputs(exported: ExportedProgram) -> Iterable[fx.Node]:
+def _symbolic(tensor: torch.Tensor) -> list[torch.SymInt]:
+    return [size for size in tensor.shape if isinstance(size, torch.SymInt)]
+
+
+def _sizes_of_shapes(exported: ExportedProgram, symbols: Mapping[sympy.Symbol, Dim], example: int) -> BatchSizes:
+    """The batch sizes at which all tensors whose size is the larger or smaller of two have that which the example has.
+
+    Raises:
+        CaptureError: these are small batches alone.
+    """
+    found = BatchSizes()
+    for node in exported.graph.nodes:
+        dims = {d.node.expr for t in _tensors(node.meta.get("val")) for d in _symbolic(t)}
+        extremes = (dim.subs(symbols) for dim in dims if dim.has(Max, Min))
+        limits = [
+            limit for dim in extremes if dim.free_symbols == {BATCH} for limit in settled(dim, {BATCH: example})[1]
+        ]
+        found &= batch_sizes(limits, example)
+        if found.most is not None:
+            what = f"a size is another one for batches of more than {found.most} samples"
+            raise CaptureError(f"{where(node)}{what}: give an example batch of more")
+    return found
+
+
+def _tensors(value: object) -> Iterable[torch.Tensor]:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [v for v in values if isinstance(v, torch.Tensor)]
+
+
+def _without_one(sizes: BatchSizes, asked: Iterable[tuple[sympy.Basic, Source | None]], example: int) -> BatchSizes:
+    """The sizes less that of a single sample, where the model asks for it and goes another way then.
+
+    Raises:
+        CaptureError: the example is one sample.
+    """
+    for condition, source in asked:
+        if condition.free_symbols == {BATCH} and condition.subs(BATCH, 1) != condition.subs(BATCH, max(example, 2)):
+            if example == 1:
+                what = "the model treats a batch of one sample unlike others, and is traced with several"
+                raise CaptureError(f"{located(source)}{what}: give an example batch of at least two samples")
+            return replace(sizes, least=max(sizes.least, 2))
+    return sizes
+
+
+def _items(node: fx.Node) -> Iterable[sympy.Symbol]:
+    """The Python number that is read from a tensor."""
+    values = (user.meta["val"] for user in node.users)
+    return [value.node.expr for value in values if isinstance(value, (torch.SymInt, torch.SymFloat))]
+
+
+def _inputs(exported: ExportedProgram) -> list[fx.Node]:
     placeholders = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
     specs = exported.graph_signature.input_specs
     return [placeholders[spec.arg.name] for spec in specs if spec.kind is InputKind.USER_INPUT]
@@ -110,55 +175,3 @@ def _related(batch: Batch, free: Mapping[str, sympy.Symbol], guards: list[sympy.
     while more := set().union(*(link for link in links if link & found)) - found:
         found |= more
     return frozenset(n for n, symbol in alike.items() if symbol in found)
-
-
-def _batch_sizes(conditions: Iterable[sympy.Basic]) -> BatchSizes:
-    """The batch sizes at which all conditions hold.
-
-    Raises:
-        NoSamplesError: that is no range with a few gaps, as with a size that must divide.
-    """
-    found = BatchSizes()
-    for condition in conditions:
-        if condition.free_symbols != {BATCH}:
-            continue
-        if not is_range(condition):
-            raise NoSamplesError
-        found &= _linear(condition) or BatchSizes()
-    # Traced for at least two samples; what holds for two is taken to hold for one.
-    return replace(found, least=1) if found.least <= 2 else found
-
-
-def is_range(condition: sympy.Basic) -> bool:
-    """Whether a condition on the batch size is an inequality, or none at all."""
-    known = _linear(condition) is not None
-    return known or all(condition.subs(BATCH, n) != sympy.false for n in range(2, _TRIED))
-
-
-def _compared(condition: sympy.Basic) -> sympy.Basic:
-    """`a <= b` for `min(a, b) == a`, and the like; other conditions as they are."""
-    if isinstance(condition, (sympy.Eq, sympy.Ne)):
-        for extreme, one in (condition.args, condition.args[::-1]):
-            if isinstance(extreme, (Min, Max)) and len(extreme.args) == 2 and one in extreme.args:
-                (other,) = (arg for arg in extreme.args if arg != one)
-                holds = sympy.Le(one, other) if isinstance(extreme, Min) else sympy.Ge(one, other)
-                return holds if isinstance(condition, sympy.Eq) else sympy.Not(holds)
-    return condition
-
-
-def _linear(condition: sympy.Basic) -> BatchSizes | None:
-    """The batch sizes that a condition on a multiple of it allows; None for other conditions."""
-    condition = _compared(condition)
-    if not isinstance(condition, (sympy.Ge, sympy.Gt, sympy.Le, sympy.Lt, sympy.Ne)):
-        return None
-    difference = sympy.expand(condition.lhs - condition.rhs)  # type: ignore[operator]  # both sides are numbers
-    slope, offset = difference.coeff(BATCH, 1), difference.coeff(BATCH, 0)
-    if not (slope.is_Rational and offset.is_Rational and slope) or difference != slope * BATCH + offset:
-        return None
-    border = -offset / slope
-    if isinstance(condition, sympy.Ne):
-        return BatchSizes(but=(int(border),) if border.is_Integer and border > 0 else ())
-    strict = isinstance(condition, (sympy.Gt, sympy.Lt))
-    if (slope > 0) == isinstance(condition, (sympy.Ge, sympy.Gt)):
-        return BatchSizes(least=max(int(sympy.floor(border)) + 1 if strict else int(sympy.ceiling(border)), 1))
-    return BatchSizes(most=int(sympy.ceiling(border)) - 1 if strict else int(sympy.floor(border)))

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 from unittest import mock
 
+import sympy
 import torch
 import torch.nn.functional as F
 from torch._decomp import decomposition_table
@@ -33,7 +34,8 @@ from galvatron.ir.capture.diagnose import on_values
 from galvatron.ir.capture.functions import called
 from galvatron.ir.capture.refusals import passed_over, refuse
 from galvatron.ir.capture.running import advised, here, line_running, tensors_in
-from galvatron.ir.capture.sources import is_user_file
+from galvatron.ir.capture.sources import is_user_file, source_of_line
+from galvatron.ir.graph import Source
 
 _aten = torch.ops.aten
 _MISREAD_LOSSES = (_aten.nll_loss.default, _aten.margin_ranking_loss.default, _aten.hinge_embedding_loss.default)
@@ -48,9 +50,10 @@ def careful_tracing() -> Iterator[None]:
     Left to itself torch records only frames of functions called `forward`, which misses losses and helpers, and traces
     the forward of a `torch.autograd.Function` as if its backward did not exist (`capture.functions` traces both). Of
     functions of Python that must return a plain number, `len` and `math.sqrt` give the symbolic one for the size of a
-    batch.
+    batch. `asked_of_sizes` has afterwards what the model asked of sizes.
     """
     _settle_dynamo()
+    asked_of_sizes.clear()
     with contextlib.ExitStack() as patches:
         patches.enter_context(mock.patch.object(proxy, "CapturedTraceback", _UserLine))
         if hasattr(TracerBase, "_filter_traceback_frames"):
@@ -66,6 +69,11 @@ def careful_tracing() -> Iterator[None]:
         # Modes see what this makes.
         patches.enter_context(mock.patch.object(torch, "from_numpy", lambda array: torch.tensor(array)))
         patches.enter_context(mock.patch.object(math, "sqrt", _root))
+        patches.enter_context(mock.patch.object(torch, "as_tensor", _as_tensor))
+        patches.enter_context(mock.patch.object(torch.Tensor, "new_tensor", _new_tensor))
+        for name in ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"):
+            compare = _compared(getattr(torch.SymInt, name))
+            patches.enter_context(mock.patch.object(torch.SymInt, name, compare))
         patches.enter_context(mock.patch.dict(decomposition_table))
         for op in _MISREAD_LOSSES:
             decomposition_table.pop(op, None)
@@ -242,6 +250,38 @@ def _truth(plain: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 _truth_of_tensor, _truth_of_symbol = _truth(torch.Tensor.__bool__), _truth(torch.SymBool.__bool__)
+
+asked_of_sizes: list[tuple[sympy.Basic, Source | None]] = []
+"""Conditions on sizes that a model's own code has stated in the last trace, and where: torch, which traces for two
+samples at least, keeps no guard of what holds for all of these."""
+
+
+def _compared(plain: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A comparison of a size with a number, remembered where it is the model's own code that asks."""
+
+    def compared(size: torch.SymInt, other: Any) -> Any:
+        result = plain(size, other)
+        frame = sys._getframe(1)
+        if isinstance(result, torch.SymBool) and is_user_file(frame.f_code.co_filename):
+            asked_of_sizes.append((result.node.expr, source_of_line(frame.f_code.co_filename, frame.f_lineno)))
+        return result
+
+    return compared
+
+
+_plain_as_tensor, _plain_new_tensor = torch.as_tensor, torch.Tensor.new_tensor
+
+
+def _as_tensor(data: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    make = torch.tensor if isinstance(data, (torch.SymInt, torch.SymFloat)) else _plain_as_tensor
+    return make(data, *args, **kwargs)
+
+
+def _new_tensor(tensor: torch.Tensor, data: Any, **kwargs: Any) -> torch.Tensor:
+    if not isinstance(data, (torch.SymInt, torch.SymFloat)):
+        return _plain_new_tensor(tensor, data, **kwargs)
+    return torch.tensor(data, **{"dtype": tensor.dtype, "device": tensor.device, **kwargs})
+
 
 _plain_length, _plain_root = len, math.sqrt
 

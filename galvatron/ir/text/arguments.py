@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import sympy
@@ -17,6 +17,7 @@ from galvatron.ir.text import expressions, tokens
 from galvatron.ir.text.expressions import FUNCTIONS, SYMBOLS, ExpressionError
 from galvatron.ir.text.names import quote, sigiled
 from galvatron.ir.text.scanner import Scanner, token
+from galvatron.ir.types import NUMBER_KINDS, Length, lengths_in, number_symbol, numbers_in
 
 _OPERAND = re.compile(
     rf"(?:(?P<number>{tokens.NUMBER})|(?P<value>%{tokens.SIGILED})|(?P<word>{tokens.NAME})|(?P<string>{tokens.STRING})"
@@ -31,13 +32,17 @@ _WORDS: dict[str, Arg] = {"true": True, "false": False, "none": None, "inf": mat
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 
 
-def parse_expression(text: str) -> Arg:
+def parse_expression(text: str, lengths: Iterable[Length] = ()) -> Arg:
     """Reads one op argument or size, such as `2*B + 1`.
+
+    Args:
+        lengths: what words may stand for besides.
 
     Raises:
         ParseError: malformed text.
     """
     scanner = Scanner(text)
+    scanner.lengths.update((length.name, length) for length in lengths)
     arg = read_argument(scanner)
     scanner.end()
     return arg
@@ -116,10 +121,12 @@ def _number(s: Scanner, found: str, at: int) -> Arg:
 def _word(s: Scanner, found: str, at: int) -> Arg:
     if found in _WORDS:
         return _WORDS[found]
+    if found in s.lengths:
+        return s.lengths[found]
     kind, dot, name = found.partition(".")
     if dot and _IDENTIFIER.fullmatch(kind) and _IDENTIFIER.fullmatch(name):
-        return Const(kind, name)
-    s.refuse(f"unknown word {found!r}; {did_you_mean(found, _WORDS)}", at)
+        return number_symbol(kind, name) if kind in NUMBER_KINDS else Const(kind, name)
+    s.refuse(f"unknown word {found!r}; {did_you_mean(found, [*_WORDS, *s.lengths])}", at)
 
 
 def _combined(s: Scanner, at: int, operator: str, left: Arg, right: Arg) -> Arg:
@@ -188,12 +195,13 @@ def format_expression(expression: sympy.Expr) -> str:
     """Text that parses into an equal expression.
 
     Raises:
-        GalvatronError: a symbol other than `B`, `b` and `m`, or a function outside `FUNCTIONS`.
+        GalvatronError: a symbol other than `B`, `b`, `m`, lengths and numbers of the batch, or a function outside
+            `FUNCTIONS`.
     """
     for form in (_Printer().doprint, _exact):
         try:
             text = form(expression)
-            if _identical(parse_expression(text), expression):
+            if _identical(parse_expression(text, lengths_in(expression)), expression):
                 return text
         except (ParseError, ExpressionError):
             continue
@@ -212,7 +220,8 @@ def _exact(expression: sympy.Basic) -> str:
         return f"Integer({expression})"
     if isinstance(expression, sympy.Float):
         return f"Float({float(expression)!r})"
-    if isinstance(expression, sympy.Rational) or expression in SYMBOLS.values():
+    plain = (*SYMBOLS.values(), *lengths_in(expression), *numbers_in(expression))
+    if isinstance(expression, sympy.Rational) or expression in plain:
         return str(expression)
     name = {sympy.Add: "Add", sympy.Mul: "Mul", sympy.Pow: "Pow"}.get(expression.func, expression.func.__name__)
     if name not in FUNCTIONS:

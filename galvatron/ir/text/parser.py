@@ -19,6 +19,7 @@ from galvatron.ir.program import (
     Layer,
     LayerClass,
     LayerKind,
+    Number,
     Program,
     Result,
     Stage,
@@ -30,7 +31,9 @@ from galvatron.ir.program import (
 )
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import tokens
+from galvatron.ir.text.arguments import read_argument
 from galvatron.ir.text.expansion import Item, read_loop
+from galvatron.ir.text.expressions import SYMBOLS
 from galvatron.ir.text.graphs import (
     SourceNumbers,
     SourceTable,
@@ -46,6 +49,7 @@ from galvatron.ir.text.graphs import (
 from galvatron.ir.text.records import read_list, read_record
 from galvatron.ir.text.scanner import NAME, Scanner, Template, token
 from galvatron.ir.text.strategies import read_runs, read_strategy
+from galvatron.ir.types import NUMBER_KINDS, Length
 
 _PIPELINE = token("pp[0-9]+")
 _ZERO = token(r"zero[123](?![\w.])")
@@ -112,6 +116,7 @@ class _Parts:
     """What was read of a program so far; what may stand only once has the name of its section, and is None before."""
 
     inputs: list[Value] = field(default_factory=list)
+    free: list[Number] = field(default_factory=list)
     state: list[State] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
     classes: list[LayerClass] = field(default_factory=list)
@@ -160,6 +165,7 @@ def _program(
         stages=tuple(parts.stages),
         precision=precision,
         batch_sizes=batch_sizes,
+        numbers=tuple(parts.free),
     )
 
 
@@ -175,9 +181,13 @@ def _batch_sizes(s: Scanner) -> BatchSizes:
     if not s.accept("from"):
         return BatchSizes()
     least, most, but = s.integer(), s.integer() if s.accept("to") else None, []
+    at = s.at
+    multiple = s.integer() if s.accept("by") else 1
+    if multiple < 1:
+        s.refuse("sizes are multiples of 1 at least", at)
     while s.accept("but"):
         but.append(s.integer())
-    return BatchSizes(least, most, tuple(but))
+    return BatchSizes(least, most, tuple(but), multiple)
 
 
 # Inputs, output, graph, state
@@ -186,6 +196,30 @@ def _batch_sizes(s: Scanner) -> BatchSizes:
 def _input(s: Scanner, parts: _Parts) -> None:
     s.expect("input")
     parts.inputs.append(read_value(s))
+
+
+def _length(s: Scanner, parts: _Parts) -> None:
+    s.expect("length")
+    at = s.at
+    name = s.expected(NAME, "a name")
+    if name in s.lengths or name in SYMBOLS or not name.isidentifier():
+        s.refuse(f"{name!r} cannot name a length", at)
+    s.expect("=")
+    s.lengths[name] = Length(name, s.integer(), _batch_sizes(s))
+
+
+def _number(s: Scanner, parts: _Parts) -> None:
+    s.expect("number")
+    at = s.at
+    kind, dot, name = s.expected(NAME, "a number such as float.rate").partition(".")
+    if not dot or kind not in NUMBER_KINDS:
+        s.refuse(f"a number is {' or '.join(f'{k}.name' for k in NUMBER_KINDS)}", at)
+    s.expect("=")
+    at = s.at
+    example = read_argument(s)
+    if not isinstance(example, (int, float)):
+        s.refuse("the example of a number is one", at)
+    parts.free.append(Number(name, kind, example))
 
 
 def _output(s: Scanner, parts: _Parts) -> None:
@@ -428,6 +462,8 @@ def _source_table(s: Scanner) -> SourceTable:
 
 _SECTIONS: Mapping[str, Callable[[Scanner, _Parts], Any]] = {
     "input": _input,
+    "length": _length,
+    "number": _number,
     "output": _output,
     "cluster": _cluster,
     "plan": _plan,

@@ -106,9 +106,16 @@ def program_lines(program: Program, w: _Writer) -> list[Line]:
     head += "" if program.precision is None else f" precision {program.precision}"
     sections = [
         [Line(f"galvatron ir {tokens.VERSION}")],
-        [Line(head, ("program",))],
+        [
+            Line(head, ("program",)),
+            *(Line(f"length {length} = {length.example} {length.sizes}", ("length",)) for length in program.lengths),
+        ],
         [
             *_aligned_values("input", program.inputs, w, "program"),
+            *(
+                Line(f"number {number.symbol.name} = {_arg(number.example, w)}", ("number", number.name))
+                for number in program.numbers
+            ),
             Line(f"output {sigiled('%', program.output)}", ("output",)),
             *_updates(program.updates, w),
             *_outputs(program.outputs, w),

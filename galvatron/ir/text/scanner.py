@@ -13,6 +13,7 @@ from galvatron.errors import GalvatronError, ParseError
 from galvatron.ir import limits
 from galvatron.ir.text import tokens
 from galvatron.ir.text.budget import Budget
+from galvatron.ir.types import Length
 
 Item = TypeVar("Item")
 Token = re.Pattern[str]
@@ -61,6 +62,7 @@ class Scanner:
         at: where its next word begins.
         looping: whether that is in a loop, where names may count.
         budget: what the text may still cost.
+        lengths: the free sizes that the text has named so far.
 
     Raises:
         ParseError: (every method) with line and column, and the line of the text.
@@ -73,6 +75,7 @@ class Scanner:
         self.at = _START.match(self.text).end()  # type: ignore[union-attr]  # matches nothing, too
         self.looping = False
         self.budget = Budget(len(text))
+        self.lengths: dict[str, Length] = {}
 
     # Words
 

@@ -14,6 +14,7 @@ from types import ModuleType
 from galvatron.errors import VerifyError
 from galvatron.ir.program import Form, Program
 from galvatron.ir.text.printer import Line, lenient_program_lines
+from galvatron.ir.types import BATCH, NUMBER_KINDS
 from galvatron.ir.verify import graphs, programs, sharding
 from galvatron.ir.verify.graphs import Scope, Violation
 
@@ -92,16 +93,18 @@ def verify(program: Program) -> None:
 
 
 def _scopes(program: Program) -> Iterator[Scope]:
+    numbers = frozenset(number.symbol for number in program.numbers if number.kind in NUMBER_KINDS)
+    sizes = frozenset((BATCH, *program.lengths))
     for function in program.functions:
         for part, graph in (("forward", function.forward), ("backward", function.backward)):
-            yield Scope(graph, (function.name, part), function=function)
+            yield Scope(graph, (function.name, part), sizes, function=function)
     if program.graph is not None:
-        yield Scope(program.graph)
+        yield Scope(program.graph, symbols=sizes, numbers=numbers)
     once = sharding.step_classes(program)
     for cls in program.classes:
-        symbols = sharding.batch_symbols(program.form, once=cls.name in once)
+        symbols = sharding.batch_symbols(program.form, once=cls.name in once).union(program.lengths)
         mesh, given = (cls.mesh, program.only_given(cls)) if program.form >= Form.SHARDED else (None, frozenset())
-        yield Scope(cls.graph, cls.name, symbols, mesh, only_given=given)
+        yield Scope(cls.graph, cls.name, symbols, mesh, numbers, given)
 
 
 def _error(rule: Rule, program: Program, violations: list[Violation]) -> VerifyError:

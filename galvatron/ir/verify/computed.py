@@ -15,7 +15,7 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Op
 from galvatron.ir.ops.schemas import schema_of
 from galvatron.ir.ops.shapes import ShapeError
-from galvatron.ir.types import TensorType, evaluate
+from galvatron.ir.types import TensorType, evaluate, lengths_in, simplify_dim
 from galvatron.ir.verify.shapes import expected_dtype, expected_shapes
 
 if TYPE_CHECKING:
@@ -49,8 +49,10 @@ def computed_types(op: Op, types: Mapping[str, TensorType], batch: int) -> tuple
 
 def _problem(op: Op, types: Mapping[str, TensorType]) -> str:
     """What is wrong with the types that the op declares."""
-    declared = tuple(v.type for v in op.results)
-    for batch in BATCHES:
+    written, known = op, types
+    for extreme, batch in enumerate(BATCHES):
+        op, types = _at_lengths(written, known, extreme)
+        declared = tuple(v.type for v in op.results)
         try:
             count = _pieces(op, types, batch)
             if count is not None and count != len(declared):
@@ -64,6 +66,24 @@ def _problem(op: Op, types: Mapping[str, TensorType]) -> str:
         if given is not None and given != wanted:
             return f"for a batch of {batch} it gives {_told(given)} and not {_told(wanted)}"
     return ""
+
+
+def _at_lengths(op: Op, types: Mapping[str, TensorType], extreme: int) -> tuple[Op, dict[str, TensorType]]:
+    """An op and its operands at the shortest lengths, or at the longest."""
+
+    def at(arg: Arg) -> Arg:
+        if isinstance(arg, tuple):
+            return tuple(map(at, arg))
+        values = [(one, one.extremes[extreme]) for one in lengths_in(arg)]
+        return simplify_dim(arg.subs(values)) if isinstance(arg, sympy.Expr) and values else arg
+
+    def typed(type_: TensorType) -> TensorType:
+        return TensorType(type_.dtype, tuple(map(at, type_.shape)))  # type: ignore[arg-type]  # sizes of sizes
+
+    read = {name: typed(types[name]) for name in op.operands}
+    results = tuple(replace(value, type=typed(value.type)) for value in op.results)
+    args, kwargs = tuple(map(at, op.args)), tuple((name, at(arg)) for name, arg in op.kwargs)
+    return replace(op, args=args, kwargs=kwargs, results=results), read
 
 
 def _told(types: tuple[TensorType, ...]) -> str:

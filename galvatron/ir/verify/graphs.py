@@ -30,7 +30,7 @@ from galvatron.ir.padding import paddable
 from galvatron.ir.random import draws_as_a_whole, is_random, random_problem, without_site
 from galvatron.ir.spmd import is_spmd, without_axis
 from galvatron.ir.text.targets import is_known_target, unknown_target
-from galvatron.ir.types import BATCH, DTYPE_BYTES, MICRO_BATCHES, Dim
+from galvatron.ir.types import BATCH, DTYPE_BYTES, MICRO_BATCHES, Dim, Length, lengths_in
 from galvatron.ir.verify.arguments import argument_problem
 from galvatron.ir.verify.computed import BATCHES, computed_problem
 from galvatron.ir.verify.shapes import expected_dtype, expected_shapes
@@ -41,14 +41,15 @@ Violation = tuple[tuple[Hashable, ...], str]
 
 @dataclass(frozen=True)
 class Scope:
-    """A graph and what holds around it: the class it belongs to (None for a whole program's), the batch symbols its
-    shapes may use and, where it is sharded, its mesh and the outputs that no layer reads (`Program.only_given`); of a
-    function's graphs, whose it is."""
+    """A graph and what holds around it: the class it belongs to (None for a whole program's), the batch symbols and
+    lengths its shapes may use, where it is sharded its mesh, the numbers of the batch, and the outputs that no layer
+    reads (`Program.only_given`); of a function's graphs, whose it is."""
 
     graph: Graph
     owner: Hashable = None
     symbols: frozenset[sympy.Expr] = frozenset((BATCH,))
     mesh: tuple[Axis, ...] | None = None
+    numbers: frozenset[sympy.Symbol] = frozenset()
     only_given: frozenset[str] = frozenset()
     function: Function | None = None
 
@@ -161,9 +162,10 @@ def sizes_in_batch(scope: Scope) -> Iterator[Violation]:
 
 
 def numbers_in_batch(scope: Scope) -> Iterator[Violation]:
-    """Numbers count the samples of the whole batch, and sizes those of the shapes around them."""
+    """Numbers count the samples of the whole batch or come with it, and sizes count those of the shapes around them."""
     sizes = scope.symbols | {MICRO_BATCHES}
-    numbers = sizes if scope.mesh is None else {BATCH, MICRO_BATCHES}
+    lengths = {symbol for symbol in scope.symbols if isinstance(symbol, Length)}
+    numbers = (sizes if scope.mesh is None else {BATCH, MICRO_BATCHES} | lengths) | scope.numbers
     for op, locus in _ops(scope):
         plain = without_axis(without_site(op))
         if not is_operator(plain.target):
@@ -191,13 +193,23 @@ def _dim_problem(dim: Dim, scope: Scope) -> str:
 def size_problem(dim: Dim) -> str:
     """What is wrong with a size in batch symbols that are known; empty if nothing is."""
     if isinstance(dim, sympy.Expr):
-        value = dim.subs(dict.fromkeys(dim.free_symbols, BATCHES[0]))
-        if not value.is_positive:
-            return "not positive"
-        return "" if value.is_rational else "no fraction of the batch"
+        for value in _values(dim):
+            if not value.is_positive:
+                return "not positive"
+            if not value.is_rational:
+                return "no fraction of the batch"
+        return ""
     if isinstance(dim, bool) or not isinstance(dim, int):
         return "a size is a whole number or an expression"
     return "" if dim >= 0 else "negative"
+
+
+def _values(dim: sympy.Expr) -> Iterator[sympy.Expr]:
+    """A size for a large batch, and the shortest and the longest lengths."""
+    lengths = lengths_in(dim)
+    at_batch = dim.subs(dict.fromkeys(dim.free_symbols - lengths, BATCHES[0]))
+    for extreme in range(2) if lengths else range(1):
+        yield at_batch.subs({one: one.extremes[extreme] for one in lengths})
 
 
 def result_count(scope: Scope) -> Iterator[Violation]:

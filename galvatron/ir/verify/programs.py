@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Iterator
 
@@ -12,9 +13,9 @@ from galvatron.ir import plan_rules
 from galvatron.ir.graph import Value
 from galvatron.ir.micro_batches import coupling
 from galvatron.ir.planned import planned_layers, tied_layers
-from galvatron.ir.program import MASTER, PARTS, PRECISIONS, Form, Layer, LayerKind, Program
+from galvatron.ir.program import MASTER, PARTS, PRECISIONS, Form, Layer, LayerKind, Number, Program
 from galvatron.ir.random import is_random
-from galvatron.ir.types import BATCH, DTYPE_BYTES
+from galvatron.ir.types import BATCH, DTYPE_BYTES, NUMBER_KINDS, Length, has_samples, lengths_in
 from galvatron.ir.verify.graphs import Violation, size_problem
 
 Locus = tuple[Hashable, ...]
@@ -44,6 +45,8 @@ def program_names(program: Program) -> Iterator[Violation]:
     """
     groups: list[tuple[str, list[tuple[str, Locus]]]] = [
         ("input", [(v.name, ("input", "program", v.name)) for v in program.inputs]),
+        ("number", [(n.name, ("number", n.name)) for n in program.numbers]),
+        ("length", [(n.name, ("length",)) for n in (*program.lengths, *program.numbers)]),
         ("state", [(n, ("program state", None, s.name)) for s in program.state for n in (s.name, *s.aliases)]),
         ("class", [(c.name, ("class", c.name)) for c in program.classes]),
         ("function", [(f.name, ("function", f.name)) for f in program.functions]),
@@ -74,6 +77,12 @@ def program_signature(program: Program) -> Iterator[Violation]:
             yield locus, f"{state.type} is no type of state: its element type is unknown or its shape is not fixed"
     if program.batch_size not in program.batch_sizes:
         yield ("program",), f"a batch of {program.batch_size} samples is outside {program.batch_sizes}"
+    for length in program.lengths:
+        if problem := _length_problem(length):
+            yield ("length",), problem
+    for number in program.numbers:
+        if problem := _number_problem(number):
+            yield ("number", number.name), problem
     for value in program.inputs:
         if value.type.dtype not in DTYPE_BYTES:
             yield ("input", "program", value.name), f"unknown element type {value.type.dtype!r}"
@@ -81,13 +90,34 @@ def program_signature(program: Program) -> Iterator[Violation]:
             yield ("input", "program", value.name), f"%{value.name} is {value.type}: {problem}"
 
 
+def _length_problem(length: Length) -> str:
+    """What is wrong with a free size of the inputs."""
+    if length.sizes.least < 2:
+        return f"{length} may be {length.sizes.least}, but programs are traced for lengths of at least 2"
+    if length.example not in length.sizes:
+        return f"{length} is {length.example} in the example, which is outside of {length.sizes}"
+    shortest, longest = length.extremes
+    return "" if shortest < longest else f"{length} has one value, {shortest}, and so is none"
+
+
+def _number_problem(number: Number) -> str:
+    """What is wrong with a number of the batch."""
+    if number.kind not in NUMBER_KINDS:
+        return f"unknown kind of number {number.kind!r}; {did_you_mean(number.kind, NUMBER_KINDS)}"
+    if type(number.example).__name__ != number.kind or not math.isfinite(number.example):
+        return f"the example {number.example!r} of {number.name} is no finite {number.kind}"
+    return "" if number.name.isidentifier() else f"{number.name!r} is no name of an argument"
+
+
 def _input_problem(value: Value, *, cut: bool) -> str:
     """What is wrong with the sizes of a batch input; what is `cut` into micro-batches are its `B` along dimension 0."""
-    strangers = {s for dim in value.type.shape if isinstance(dim, sympy.Expr) for s in dim.free_symbols - {BATCH}}
-    if strangers:
+    symbols = {s for dim in value.type.shape if isinstance(dim, sympy.Expr) for s in dim.free_symbols - {BATCH}}
+    if strangers := [s for s in symbols if not isinstance(s, Length)]:
         return f"{', '.join(sorted(map(str, strangers)))} is no size of a batch"
     rest = value.type.shape[1:] if value.type.shape[:1] == (BATCH,) else value.type.shape
-    if cut and any(isinstance(dim, sympy.Expr) for dim in rest):
+    if any(lengths_in(dim) and not isinstance(dim, Length) for dim in rest):
+        return "a length is the size of a dimension, and no part of one"
+    if cut and any(map(has_samples, rest)):
         return "its samples are not those of B along dimension 0 alone"
     return next(filter(None, map(size_problem, rest)), "")
 
@@ -275,7 +305,7 @@ def cheap_layers(program: Program) -> Iterator[Violation]:
         if layer.kind is LayerKind.STEP:
             for name, formal in zip(layer.results, graph.outputs, strict=True):
                 type_ = graph.values[formal].type
-                if any(isinstance(dim, sympy.Expr) and dim.free_symbols for dim in type_.shape):
+                if any(map(has_samples, type_.shape)):
                     yield locus, f"the step layer {layer.name} makes %{name}, a {type_} with samples"
             once.update(layer.results)
         cheap.update(layer.results)

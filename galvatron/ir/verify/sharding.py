@@ -29,7 +29,7 @@ from galvatron.ir.padding import whole_sizes
 from galvatron.ir.planned import epilogue_strategy
 from galvatron.ir.program import Form, LayerClass, LayerKind, Program, StateLayout
 from galvatron.ir.ties import kept_whole, zero_levels
-from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
+from galvatron.ir.types import BATCH, LOCAL_BATCH, TensorType, has_samples
 from galvatron.ir.verify.graphs import Violation, are_axes, layout_problem
 from galvatron.ir.verify.placements import Placed, placement_problem, whole_problem
 from galvatron.ir.verify.programs import layers_with_loci
@@ -256,17 +256,13 @@ def epilogue_slices(program: Program) -> Iterator[Violation]:
             continue
         cls = program.class_of[layer.cls]
         for name, formal in zip(layer.operands, cls.graph.inputs, strict=True):
-            along = next((i for i, dim in enumerate(formal.type.shape) if isinstance(dim, sympy.Expr)), None)
+            along = next((i for i, dim in enumerate(formal.type.shape) if has_samples(dim)), None)
             if name in inputs or along is None:
                 continue
             for axis, placement in zip(cls.mesh, formal.layout or (), strict=True):
-                cuts = isinstance(placement, Shard) and placement.dim == along and not _has_samples(placement.outer)
+                cuts = isinstance(placement, Shard) and placement.dim == along and not has_samples(placement.outer)
                 if cuts != (axis.parent == "dp") or (cuts and placement != Shard(along)):
                     yield locus, f"%{name} is {placement} on {axis}: its micro-batches are no shard of the batch"
-
-
-def _has_samples(size: Dim) -> bool:
-    return isinstance(size, sympy.Expr) and bool(size.free_symbols)
 
 
 def stages_in_order(program: Program) -> Iterator[Violation]:

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import sympy
-
 from galvatron.ir.graph import Graph
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.program import State
 from galvatron.ir.random import is_random
-from galvatron.ir.types import TensorType
+from galvatron.ir.types import TensorType, has_samples
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Roles:
 
 def is_batched(type_: TensorType) -> bool:
     """Whether a size of the type depends on the batch size."""
-    return any(isinstance(dim, sympy.Expr) and dim.free_symbols for dim in type_.shape)
+    return any(map(has_samples, type_.shape))
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,11 @@ dims, varies with the sample only if an op counts samples; such ops have B among
 
 from __future__ import annotations
 
-import sympy
-
 from galvatron.ir.graph import Arg, Op, Ref
 from galvatron.ir.ops.shapes import broadcast, same_shape
 from galvatron.ir.ops.table import is_pointwise, op_dims, operator_of
 from galvatron.ir.random import is_random
-from galvatron.ir.types import BATCH, TensorType
+from galvatron.ir.types import BATCH, TensorType, has_samples
 from galvatron.rewriting import Builder
 from galvatron.rewriting.arguments import with_arguments
 
@@ -68,7 +66,7 @@ _NOWHERE = -1
 
 def _sample_dim(type_: TensorType) -> int | None:
     """Where the dim of samples is; `_NOWHERE` if there is none, None if B is in more than one dim or in a product."""
-    symbolic = [i for i, size in enumerate(type_.shape) if isinstance(size, sympy.Expr)]
+    symbolic = [i for i, size in enumerate(type_.shape) if has_samples(size)]
     if not symbolic:
         return _NOWHERE
     return symbolic[0] if len(symbolic) == 1 and type_.shape[symbolic[0]] == BATCH else None
@@ -80,7 +78,7 @@ def _other_arguments(op: Op) -> list[Arg]:
 
 
 def _counts_no_samples(arg: Arg) -> bool:
-    return all(map(_counts_no_samples, arg)) if isinstance(arg, tuple) else not isinstance(arg, sympy.Expr)
+    return all(map(_counts_no_samples, arg)) if isinstance(arg, tuple) else not has_samples(arg)
 
 
 def _broadcast_operands(op: Op, alike: list[str], build: Builder) -> list[str]:
