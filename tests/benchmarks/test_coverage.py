@@ -120,6 +120,7 @@ def test_a_model_that_draws_is_nothing_to_compare_with() -> None:
     assert "does not repeat itself" in found.cause
 
 
+@pytest.mark.slow
 def test_plans_that_do_not_apply_are_passed_over() -> None:
     found = outcome_of(small(lambda h: h / h.square().mean().sqrt()))
     assert found.outcome == "equal", found

@@ -130,7 +130,11 @@ def test_a_job_with_a_wrong_plan_ends(tmp_path: Path) -> None:
     script = tmp_path / "job.py"
     script.write_text(JOB)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "benchmarks"))),
+        "OMP_NUM_THREADS": "1",
+    }
     ended = subprocess.run(torchrun, env=environment, capture_output=True, text=True, timeout=120)
     assert ended.returncode != 0 and "compiled" not in ended.stdout
     assert "PlanError: plan 'pp2/m4/dp2' is for 4 devices, but there are 2" in ended.stderr

@@ -83,7 +83,7 @@ def test_terms_without_samples_under_every_schedule(plan: str) -> None:
 
 
 def test_a_schedule_that_cannot_wait_is_refused_at_the_line() -> None:
-    with pytest.raises(PlanError, match=r"needs the results of all micro-batches; use schedule gpipe.*models\.py:\d+"):
+    with pytest.raises(PlanError, match=r"needs the results of all micro-batches; use schedule gpipe.*coupled\.py:\d+"):
         planned("towers", "pp2/m4/1f1b/dp2")
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from galvatron import runtime as rt
+from tests.marks import some_slow
 from tests.parity.harness import Job, check, executor, job_of, planned
 from tests.parity.subjects import Batch, make
 from tests.parity.training import assert_same_training, batches, train
@@ -33,7 +34,7 @@ def jobs(model: str, *plans: str) -> list[Job]:
 
 
 # Not BERT: the bias of its attention keys has no gradient but rounding, which Adam scales up to a whole step.
-@pytest.mark.parametrize("model", ["gpt", "gpt2", "llama", "weighted"])
+@pytest.mark.parametrize("model", some_slow(["gpt", "llama", "weighted"], ["gpt2"]))
 def test_three_steps_equal_one_device(model: str) -> None:
     plans = PLANS + (ZERO if model == "gpt2" else [])  # tied; another model is in test_space
     for plan, job in zip(plans, jobs(model, *plans), strict=True):

@@ -148,7 +148,8 @@ def test_pointwise_ops_without_a_rule(case: Case, data: st.DataObject, ranks: in
 
 def test_every_rule_has_a_case() -> None:
     drawn = {name for name, operator in OPERATORS.items() if operator.draws and name not in CASES}
-    assert set(CASES) == {name for name, operator in OPERATORS.items() if operator.dims} - drawn
+    registered = {name for name in OPERATORS if "::" in name}  # by other tests
+    assert set(CASES) == {name for name, operator in OPERATORS.items() if operator.dims} - drawn - registered
 
 
 def padded_names(call: Sample, ranks: int = 4) -> set[str]:
