@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from galvatron import runtime as rt
 from galvatron.arguments import (
@@ -23,28 +23,27 @@ from galvatron.arguments import (
     read_precision,
     required_cluster,
 )
+from galvatron.batches import BatchLike, BatchReader
 from galvatron.bugs import in_passes, ours
 from galvatron.codegen import emit as emit_stages
 from galvatron.codegen import load_module, stage_axes
-from galvatron.compiled import BatchLike, BatchReader, CompiledModel
+from galvatron.compiled import CompiledModel
 from galvatron.costs.estimate import estimate_plan, setting_of
 from galvatron.costs.objective import StageReport, peak_bytes
 from galvatron.drift import ModelWatch
-from galvatron.errors import ClusterError, GalvatronError, error_of_kind
+from galvatron.errors import ClusterError, GalvatronError
 from galvatron.ir import limits
 from galvatron.ir.capture import BatchDims, Captured, Dynamic, LossFunction, Outputs, capture_graph, device_of
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.documents import shown
-from galvatron.ir.ops.foreign import adopt, foreign_targets
 from galvatron.ir.plan import Plan
 from galvatron.ir.planned import PlanShorthand, read_plan, with_plan, without_plan
 from galvatron.ir.program import Form, Program
-from galvatron.ir.text import parse_program, print_program
-from galvatron.ir.types import TORCH_DTYPE_NAMES
 from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END, LOWERING, PLANNING
 from galvatron.passes.pipeline import Pipeline
 from galvatron.plain import plain_torch
+from galvatron.rank_0 import on_rank_0
 from galvatron.runtime import comm, failure
 from galvatron.runtime.inductor import compile_layers
 from galvatron.runtime.optimizers import OptimizerFactory
@@ -177,7 +176,7 @@ def compile(
         )
     with plain_torch(device_of(model)):
         said = {"loss_fn": loss_fn, "batch_dims": batch_dims, "dynamic": dynamic, "outputs": outputs}
-        captured = _on_rank_0(world, lambda: _planned(model, example_inputs, said, wanted, target))
+        captured = on_rank_0(world, lambda: _planned(model, example_inputs, said, wanted, target))
     with plain_torch(world.device):
         return _assembled(
             model,
@@ -407,53 +406,6 @@ def _cluster_of_job(world: rt.World, *, measured: bool) -> Cluster:
     from galvatron.profiler.local import local_cluster
 
     return local_cluster()
-
-
-def _on_rank_0(world: rt.World, plan: Callable[[], Captured]) -> Captured:
-    """What `plan` returns on rank 0, on every rank: the program as text, its constants as tensors. Collective.
-
-    Raises:
-        GalvatronError: whatever `plan` raises on rank 0, on every rank.
-    """
-    if world.size == 1:
-        return plan()
-    captured, error, message = None, None, ("", "", {})
-    if world.rank == 0:
-        try:
-            captured = plan()
-            with ours("printing the plan", captured.program):
-                message = ("program", print_program(captured.program), foreign_targets(captured.program.graphs))
-        except Exception as raised:  # whatever it is, the other ranks must not wait for a plan that never comes
-            error = raised
-            kind = type(raised).__name__
-            own = isinstance(raised, GalvatronError)
-            message = (kind, str(raised) if own else f"rank 0 failed while planning: {kind}: {raised}", {})
-    with failure.guarded("waiting for the plan of rank 0"):
-        kind, text, foreign = comm.broadcast_object(message, comm.all_ranks(), 0, phase="the plan", patient=True)
-    if error is not None:
-        raise error
-    if kind != "program":
-        raise error_of_kind(kind, text)
-    # Rank 0 too goes on from the text, so that all ranks lower the very same program.
-    adopt(foreign)
-    with ours("reading the plan of rank 0"):
-        program = parse_program(text)
-    return Captured(program, _broadcast_constants(program, captured.constants if captured else {}, world))
-
-
-def _broadcast_constants(program: Program, own: Mapping[str, Tensor], world: rt.World) -> dict[str, Tensor]:
-    """The data of the program's constants, from rank 0."""
-    constants: dict[str, Tensor] = {}
-    for state in program.state:
-        if state.kind == "constant":
-            if state.name in own:
-                value = rt.packed(own[state.name].detach().to(world.device, copy=True))
-            else:
-                dtype = getattr(torch, TORCH_DTYPE_NAMES[state.type.dtype])
-                value = torch.empty([int(d) for d in state.type.shape], dtype=dtype, device=world.device)
-            comm.broadcast(value, comm.all_ranks(), 0, phase="constants").wait()
-            constants[state.name] = value.cpu()
-    return constants
 
 
 def _job_seed(world: rt.World) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from galvatron.compiled import BatchLike
+from galvatron.batches import BatchLike
 from galvatron.errors import ClusterError, GalvatronError, PlanError
 from galvatron.facts import described, digest_of, facts_of_model, oddity
 from galvatron.ir.capture import LossFunction

@@ -11,13 +11,13 @@ from pathlib import Path
 from torch import nn
 
 from galvatron.arguments import check_inputs, check_model, read_precision
+from galvatron.batches import BatchLike
 from galvatron.bugs import in_passes, ours
 from galvatron.checking.found import Found
 from galvatron.checking.layers import found_classes, found_draws, found_samples, found_ties, parameters_of
 from galvatron.checking.plans import batch_for, found_plans
 from galvatron.checking.report import Report
 from galvatron.checking.whole import found_whole, strategy_of
-from galvatron.compiled import BatchLike
 from galvatron.errors import CaptureError, GalvatronError
 from galvatron.ir import limits
 from galvatron.ir.capture import BatchDims, LossFunction, capture_graph, device_of, listing

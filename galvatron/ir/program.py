@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -496,9 +495,3 @@ class Program:
             if state.kind != "constant":
                 digest.update(f"{state.name}:{state.type}:{state.kind};".encode(errors="surrogatepass"))
         return digest.hexdigest()[:16]
-
-
-def read_state(graph: Graph, state: Sequence[State], precision: str | None) -> tuple[Value, ...]:
-    """The state that a graph reads, as its values: what `graph of program` leaves to the program's own tables."""
-    read = {name for op in graph.ops for name in op.operands}.union(graph.outputs)
-    return tuple(Value(s.name, s.compute_type(precision)) for s in state if s.name in read)

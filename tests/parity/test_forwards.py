@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from galvatron.compiled import BatchReader
+from galvatron.batches import BatchReader
 from galvatron.errors import PlanError
 from tests.marks import some_slow
 from tests.parity.forwards import FORWARDS, inputs

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from galvatron.compiled import BatchReader
+from galvatron.batches import BatchReader
 from galvatron.errors import CaptureError, PlanError, VerifyError
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.text import parse_program, print_program

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import galvatron
 from galvatron import runtime as rt
-from galvatron.compiled import BatchReader
+from galvatron.batches import BatchReader
 from galvatron.errors import CaptureError, PlanError, VerifyError
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.text import parse_program, print_program

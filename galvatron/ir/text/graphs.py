@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import sympy
@@ -13,6 +13,7 @@ from galvatron.ir.functions import with_dims
 from galvatron.ir.graph import Arg, Function, Graph, Op, Source, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Layout, Placement, Shard
 from galvatron.ir.ops.targets import parsed
+from galvatron.ir.program import State
 from galvatron.ir.text import tokens
 from galvatron.ir.text.arguments import read_argument
 from galvatron.ir.text.scanner import KEY, NAME, Scanner, token
@@ -247,3 +248,9 @@ def _op_types(s: Scanner) -> tuple[tuple[TensorType, Layout | None], ...]:
         s.expect(")")
         return ()
     return s.separated(lambda: _typed(s))
+
+
+def read_state(graph: Graph, state: Sequence[State], precision: str | None) -> tuple[Value, ...]:
+    """The state that a graph reads, as its values: what `graph of program` leaves to the program's own tables."""
+    read = {name for op in graph.ops for name in op.operands}.union(graph.outputs)
+    return tuple(Value(s.name, s.compute_type(precision)) for s in state if s.name in read)

@@ -27,7 +27,6 @@ from galvatron.ir.program import (
     StateLayout,
     Transfer,
     Update,
-    read_state,
 )
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import tokens
@@ -42,6 +41,7 @@ from galvatron.ir.text.graphs import (
     read_graph,
     read_layout,
     read_mesh,
+    read_state,
     read_type,
     read_value,
     with_sources,

@@ -32,10 +32,10 @@ from galvatron.ir.program import (
     StateLayout,
     Transfer,
     Update,
-    read_state,
 )
 from galvatron.ir.text import tokens
 from galvatron.ir.text.arguments import format_argument
+from galvatron.ir.text.graphs import read_state
 from galvatron.ir.text.loops import Loop, rolled
 from galvatron.ir.text.names import bare_or_quoted, quote, sigiled, split_marks, unmark
 from galvatron.ir.text.records import entries, figure, record_lines
