@@ -378,7 +378,8 @@ class Program:
 
     def only_given(self, cls: LayerClass) -> frozenset[str]:
         """The formal outputs of a class that no layer reads, in any of its layers: the model returns them."""
-        columns = zip(cls.graph.outputs, *(layer.results for layer in self.layers_of[cls.name]), strict=True)
+        # Of a program that is yet to be verified, a layer may have fewer results than its class, or more.
+        columns = zip(cls.graph.outputs, *(layer.results for layer in self.layers_of[cls.name]), strict=False)
         return frozenset(formal for formal, *names in columns if names and self._only_given.issuperset(names))
 
     @cached_property
