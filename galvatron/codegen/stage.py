@@ -184,7 +184,7 @@ def _counts_up(bindings: Bindings, run: Sequence[Layer], layouts: dict[str, Stat
     for column in zip(*(_touched(bindings, layer) for layer in run), strict=True):
         kinds = {(s.type, s.kind, s.trainable) for s in (program.state_of[name] for name in column)}
         places = {
-            (layouts[name].mesh, layouts[name].layout, layouts[name].zero, bindings.writers.get(name))
+            (layouts[name].mesh, _placed(bindings, layouts[name]), layouts[name].zero, bindings.writers.get(name))
             for name in column
         }
         if template(column, start) is None or len(kinds) > 1 or len(places) > 1:
@@ -200,11 +200,8 @@ def _updated(bindings: Bindings, layer: Layer) -> tuple[tuple[int, int, bool], .
 
 def _state(bindings: Bindings, name: str, layout: StateLayout, depth: int) -> list[str]:
     state = bindings.program.state_of[layout.state]
-    trained = state.kind == "parameter" and state.trainable
-    placed: list[Text] = []
-    for placement, axis in zip(layout.layout, layout.mesh, strict=True):
-        if text := _placement(placement, trained):
-            placed.append(f"{bindings.axes[axis]}: {text}")
+    places = zip(layout.mesh, _placed(bindings, layout), strict=True)
+    placed: list[Text] = [f"{bindings.axes[axis]}: {text}" for axis, text in places if text]
     read = state.compute_type(bindings.program.precision)
     arguments: list[Text] = [name, tuple_of(print_expression(d) for d in read.shape), _dtype(read.dtype)]
     arguments.append(Brackets("{", tuple(placed), "}"))
@@ -220,6 +217,13 @@ def _state(bindings: Bindings, name: str, layout: StateLayout, depth: int) -> li
     if writer != bindings.stage.index:
         arguments.append(f"written_by={writer}")
     return _statement("self.state", arguments, depth)
+
+
+def _placed(bindings: Bindings, layout: StateLayout) -> tuple[str, ...]:
+    """The placement of a piece of state on each axis of its mesh, as text."""
+    state = bindings.program.state_of[layout.state]
+    trained = state.kind == "parameter" and state.trainable
+    return tuple(_placement(placement, trained) for placement in layout.layout)
 
 
 def _layer(bindings: Bindings, layer: Layer, name: str, state: Sequence[str], depth: int) -> list[str]:
