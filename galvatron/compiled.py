@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -160,10 +161,14 @@ class CompiledModel:
         Raises:
             GalvatronError: the model was compiled without `outputs`. Else as in `eval_step`.
         """
-        needed = inputs_of(self.program, (output.value for output in self.program.outputs))
-        with self._call("predict", batch, gives=True, needed=needed) as tensors:
+        with self._call("predict", batch, gives=True, needed=self._needed) as tensors:
             _, values = self._executor.outputs(tensors)
             return self._named(values, None)
+
+    @cached_property
+    def _needed(self) -> frozenset[str]:
+        """The inputs that outputs depend on."""
+        return inputs_of(self.program, (output.value for output in self.program.outputs))
 
     def _named(self, values: Mapping[str, Tensor], loss: Tensor | None) -> ModelOutputs:
         return ModelOutputs({output.name: values[output.name] for output in self.program.outputs}, loss)

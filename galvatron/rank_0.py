@@ -44,8 +44,8 @@ def on_rank_0(world: rt.World, plan: Callable[[], Captured]) -> Captured:
     if kind != "program":
         raise error_of_kind(kind, text)
     # Rank 0 too goes on from the text, so that all ranks lower the very same program.
-    adopt(foreign)
-    with ours("reading the plan of rank 0"):
+    with rt.together(world, "compile"), ours("reading the plan of rank 0"):
+        adopt(foreign)
         program = parse_program(text)
     return Captured(program, _broadcast_constants(program, captured.constants if captured else {}, world))
 

@@ -54,7 +54,8 @@ def check(
     """What Galvatron makes of a model: whether it is captured, its layers, and how they may be parallelised.
 
     Needs neither the ranks nor the devices that it speaks of, computes nothing, and leaves the model as it is. The
-    model is captured once; every plan of the report was lowered and verified as `compile` would.
+    model is captured once. Of the plans that fit its rules, one of each role and pipeline degree is lowered and
+    verified as `compile` would: micro-batches change nothing of that.
 
     Args:
         model, example_inputs, loss_fn, batch_dims, precision: see `galvatron.compile`.

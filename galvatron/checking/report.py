@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 
 from galvatron.checking.found import Found
 from galvatron.checking.tables import shown
-from galvatron.cli.output import cell
+from galvatron.printing import cell
 from galvatron.units import format_seconds
 
 TEXT_WIDTH = 120

@@ -9,8 +9,8 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from galvatron.checking.found import Found, FoundClass, Samples
-from galvatron.cli.output import cell
 from galvatron.ir.planned import PlanShorthand
+from galvatron.printing import cell
 
 SMALL = 0.01
 """Kinds of ops with a smaller share of their class's time are left out."""

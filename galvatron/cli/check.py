@@ -71,7 +71,7 @@ def _patience() -> Iterator[Callable[[str], None]]:
     """A function that shows on stderr what goes on, where that is a terminal and it takes longer than `PATIENCE_S`."""
     from rich.console import Console
 
-    from galvatron.cli.output import cell
+    from galvatron.printing import cell
 
     status = Console(stderr=True).status("")
     timer = threading.Timer(PATIENCE_S, status.start)

@@ -7,8 +7,9 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from galvatron.cli.output import accept_any_text, printable
+from galvatron.cli.output import accept_any_text
 from galvatron.errors import GalvatronError
+from galvatron.printing import printable
 
 
 class ErrorReportingGroup(TyperGroup):

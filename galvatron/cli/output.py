@@ -1,4 +1,4 @@
-"""What the command line shows and writes: names of strangers as plain text, whatever is in them."""
+"""What the command line writes, and how."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 from galvatron.errors import GalvatronError
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
     from galvatron.ir.plan import Plan
 
 
@@ -20,18 +18,6 @@ def accept_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def printable(text: str) -> str:
-    """Text for a terminal: line ends stay, other characters that are not printed are escaped."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-
-
-def cell(text: str) -> Text:
-    """A cell or title of a table that shows text on one line as it is; a plain string would be read as markup."""
-    from rich.text import Text
-
-    return Text(printable(text).replace("\n", "\\n"))
 
 
 def tie_line(plan: Plan) -> str:

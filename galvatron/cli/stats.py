@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from galvatron.cli.output import cell
 from galvatron.ir.ops.targets import parsed
+from galvatron.printing import cell
 from galvatron.units import format_seconds
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from galvatron.cli.output import cell, tie_line
+from galvatron.cli.output import tie_line
 from galvatron.ir.plan import runs
 from galvatron.ir.planned import planned_layers
+from galvatron.printing import cell
 from galvatron.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:

@@ -95,14 +95,15 @@ def emit_function(
     body += body_lines(graph, scope, printer, steps, [op for op in graph.ops if id(op) in early])
     if reserved[ASKED]:
         body += [f"{INDENT}if not {ASKED}:"]
-        body += _return([scope[output] if output in trained.outputs else "None" for output in graph.outputs], 2)
+        body += returned([scope[output] if output in trained.outputs else "None" for output in graph.outputs], 2)
         body += body_lines(graph, scope, printer, steps, [op for op in graph.ops if id(op) not in early])
     header = lines(prefixed("def ", call(name, signature), ":"))
-    body += _return([scope[output] for output in graph.outputs], 1)
+    body += returned([scope[output] for output in graph.outputs], 1)
     return Function(name, "\n".join([*header, *body]), axes, tuple(keywords), random, given)
 
 
-def _return(values: list[str], depth: int) -> list[str]:
+def returned(values: list[str], depth: int) -> list[str]:
+    """The statement that returns some values."""
     result = lines(tuple_of(values) if len(", ".join(values)) > WIDTH - 12 else ", ".join(values), depth)
     result[0] = f"{INDENT * depth}return {result[0].strip()}"
     return result

@@ -15,7 +15,7 @@ from galvatron.ir.layout import PARTIAL, Layout, Shard
 from galvatron.ir.micro_batches import SUM, Along, spreads
 from galvatron.ir.padding import whole_sizes
 from galvatron.ir.program import Layer, When
-from galvatron.ir.types import BATCH, LOCAL_BATCH, TensorType, exact_quotient, simplify_dim
+from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, exact_quotient, simplify_dim
 from galvatron.ir.whole import layers_seen_whole
 
 
@@ -56,7 +56,8 @@ def _without_filler(bindings: Bindings, layer: Layer, result: int, type_: Tensor
     return type_.with_shape(tuple(shape))
 
 
-def _in_samples(dim):
+def _in_samples(dim: Dim) -> Dim:
+    """A size in the samples of a micro-batch, or of all."""
     return dim.subs(BATCH, MICRO_BATCH) if isinstance(dim, sympy.Expr) else dim
 
 

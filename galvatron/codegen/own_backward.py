@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from galvatron.codegen.function import bind_batch, body_lines, symbols_in
-from galvatron.codegen.layout import INDENT, call, lines, prefixed, tuple_of
+from galvatron.codegen.function import bind_batch, body_lines, returned, symbols_in
+from galvatron.codegen.layout import INDENT, call, lines, prefixed
 from galvatron.codegen.names import Scope
 from galvatron.codegen.ops import OpPrinter
 from galvatron.ir.graph import Function, Graph
@@ -20,7 +20,7 @@ def emit_own_backward(function: Function, name: str) -> str:
     out += _method("forward", operands, [], _body(forward, scope))
     saved = [scope[value] for value in function.saved]
     out += lines(call("ctx.save_for_backward", saved), 2) if saved else []
-    out += _returned([scope[value.name] for value in function.made])
+    out += returned([scope[value.name] for value in function.made], 2)
     scope = _scope(backward)
     saved = [scope.bind(value) for value in function.saved]
     gradients = iter(function.gradients)
@@ -33,7 +33,7 @@ def emit_own_backward(function: Function, name: str) -> str:
     out += ["", *_method("backward", taken, unpacked, _body(backward, scope))]
     given = dict(zip(function.differentiated, backward.outputs, strict=True))
     places = range(len(forward.inputs))
-    out += _returned([scope[given[place]] if place in given else "None" for place in places])
+    out += returned([scope[given[place]] if place in given else "None" for place in places], 2)
     return "\n".join(out)
 
 
@@ -51,9 +51,3 @@ def _body(graph: Graph, scope: Scope) -> Iterator[str]:
         yield f"{INDENT * 2}{bind_batch(graph, scope, symbol)}"
     device = f"{scope[graph.inputs[0].name]}.device"
     yield from body_lines(graph, scope, OpPrinter(scope.__getitem__, graph.values, device), {}, depth=2)
-
-
-def _returned(names: Sequence[str]) -> list[str]:
-    written = lines(names[0] if len(names) == 1 else tuple_of(names), 2)
-    written[0] = f"{INDENT * 2}return {written[0].strip()}"
-    return written

@@ -56,8 +56,8 @@ class BatchSizes:
         return f"from {self.least}{most}{steps}{''.join(f' but {n}' for n in self.but)}"
 
 
-_LONG = 5040
-"""A length where any is allowed."""
+LARGE = 5040
+"""A size where any is allowed, which many numbers divide."""
 
 
 class Length(sympy.Symbol):
@@ -90,7 +90,7 @@ class Length(sympy.Symbol):
     def extremes(self) -> tuple[int, int]:
         """The smallest and the largest value for which the program holds; some large one where there is no largest."""
         sizes, step = self.sizes, self.sizes.multiple
-        longest = max(_LONG, self.example) if sizes.most is None else sizes.most
+        longest = max(LARGE, self.example) if sizes.most is None else sizes.most
         return -(-sizes.least // step) * step, longest // step * step
 
 

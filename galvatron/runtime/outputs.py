@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,14 @@ from galvatron.runtime.slices import Sharded, in_cutting_order
 
 PHASE = "outputs"
 """What ranks do when they make outputs whole."""
+
+
+def taken(results: Any, number: int, state: Iterable[Tensor]) -> Tensor:
+    """One of the results of a layer, to be kept until the step has ended: a copy where it is a part of the layer's
+    `state`, which is not there for long, or changes at the end of the step."""
+    value = (results if isinstance(results, tuple) else (results,))[number].detach()
+    memory = value.untyped_storage().data_ptr()
+    return value.clone() if any(tensor.untyped_storage().data_ptr() == memory for tensor in state) else value
 
 
 @dataclass(frozen=True)
@@ -41,12 +49,10 @@ class Output:
     parts: dict[int, Tensor] | None = None
     """By micro-batch, what was computed in the running step; None where nobody asks for it."""
 
-    def take(self, results: Any, micro_batch: int) -> None:
+    def take(self, results: Any, state: Iterable[Tensor], micro_batch: int) -> None:
         """A call of the layer, for one micro-batch, has ended with these results."""
         if self.parts is not None:
-            value = (results if isinstance(results, tuple) else (results,))[self.result]
-            # What is a view may be one of state, which is not there for long, or changes in the next step.
-            self.parts[micro_batch] = value.clone() if value._is_view() else value
+            self.parts[micro_batch] = taken(results, self.result, state)
 
     def whole(self, samples: int, *, stretches: bool) -> Tensor:
         """The output of all micro-batches on every rank of the stage, in the order of the batch; forgets the parts.

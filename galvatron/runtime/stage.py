@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -15,7 +15,7 @@ from galvatron.recompute import recomputed
 from galvatron.runtime.collectives import gather_full
 from galvatron.runtime.comm import Place, now
 from galvatron.runtime.mesh import Axis, Mesh
-from galvatron.runtime.outputs import Output, PartialSum
+from galvatron.runtime.outputs import Output, PartialSum, taken
 from galvatron.runtime.random import Randomness
 from galvatron.runtime.slices import Sharded, in_cutting_order
 
@@ -154,9 +154,9 @@ class Update:
     adds: bool
     value: Tensor | None = None
 
-    def take(self, results: Any) -> None:
+    def take(self, results: Any, state: Iterable[Tensor]) -> None:
         """A call of the layer, for one micro-batch, has ended with these results."""
-        value = (results if isinstance(results, tuple) else (results,))[self.result].detach()
+        value = taken(results, self.result, state)
         self.value = self.value + value if self.summed and self.value is not None else value
 
 
@@ -217,12 +217,11 @@ class Layer(nn.Module):
         # A replay of the call has the same seed, and reads the same parameters.
         results = self._call(place, *self.axes, *args, *state, **kwargs)
         for output in self.outputs:
-            output.take(results, self._job.microbatch)
+            output.take(results, state, self._job.microbatch)
+        for update in self.updates if self._job.training else ():
+            update.take(results, state)
         if self.parameters is not None:
             self.parameters.leave(results)
-        if self._job.training:
-            for update in self.updates:
-                update.take(results)
         now.place = None
         return results
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from galvatron.cli import app
 from galvatron.cli.capture import call_factory
-from galvatron.cli.output import printable, tie_line
+from galvatron.cli.output import tie_line
 from galvatron.cli.stats import print_statistics
 from galvatron.cli.tables import print_plan
 from galvatron.costs import fallbacks
@@ -20,6 +20,7 @@ from galvatron.ir.layout import Axis
 from galvatron.ir.planned import resolve
 from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
+from galvatron.printing import printable
 from tests.ir.programs import clustered
 
 HOSTILE = ("[/x]", "[red]", "[bold", "\ud800", "\x1b[31m", "a\nb", "\\[", "{i}", "'; DROP", "\0")

@@ -146,6 +146,21 @@ class Balanced(nn.Module):
         return F.cross_entropy(self.outer(chosen * scores).mean(1), y)
 
 
+class Shown(Block):
+    """Keeps a row of a weight, as it was, for whoever looks at the model after the step."""
+
+    shown: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shown", torch.zeros(WIDTH))
+
+    def between(self, h: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.shown.copy_(self.inner.weight[1])
+        return h
+
+
 class Codebook(Block):
     """Vectors that follow the mean of what is nearest to them, as in VQ-VAE."""
 
@@ -196,6 +211,7 @@ STATES: dict[str, Callable[[], nn.Module]] = {
     "spectral": lambda: Blocks(Spectral),
     "balanced": Balanced,
     "codebook": lambda: Blocks(Codebook),
+    "shown": lambda: Blocks(Shown),
     "batch-norm": lambda: Blocks(Normed),
     "residual": ResidualNet,
 }

@@ -121,6 +121,16 @@ def test_a_model_that_fixes_a_length_is_refused_at_its_line(name: str) -> None:
         capture_graph(Net(then), {"x": torch.randn(4, 12, 4), "y": torch.randn(4, 12)}, dynamic={"x": {1: "S"}})
 
 
+def test_a_branch_on_several_sizes_is_refused() -> None:
+    """Also one that only large batches of long samples would take."""
+
+    def then(h: Tensor, n: int) -> Tensor:
+        return h * 2 if h.shape[0] * n > 10_000 else h
+
+    with pytest.raises(CaptureError, match="the model works only where"):
+        capture_graph(Net(then), {"x": torch.randn(4, 12, 4), "y": torch.randn(4, 12)}, dynamic={"x": {1: "S"}})
+
+
 @pytest.mark.parametrize(
     ("dynamic", "message"),
     [

@@ -48,6 +48,10 @@ def test_counts(plan: str) -> None:
     holds("counts", plan)
 
 
+def test_a_part_of_a_weight_outlasts_its_bucket() -> None:
+    holds("shown", "m2/dp2-zero3")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS + MORE)
 @pytest.mark.parametrize("state", STATES)

@@ -3,7 +3,7 @@ called, and marked.
 
 The marks are operators that a trace keeps as they are. `enter` stands between an operand and what the function makes of
 it, `gradient` for the gradient of a result, and `call` for the function: it is given the operands, and all that was
-traced of it, and makes the results. What lies between the marks is the two graphs (`function_graphs`), with the model's
+traced of it, and makes the results. What lies between the marks is the two graphs (`calls_in`), with the model's
 own lines, in its own types, and without what Python had to say.
 """
 

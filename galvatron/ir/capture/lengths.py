@@ -15,13 +15,13 @@ from torch.utils._sympy.functions import Max, Min
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.batch import Batch, Place
 from galvatron.ir.capture.ranges import NoSamplesError, batch_sizes, settled
-from galvatron.ir.types import BATCH, BatchSizes, Dim, Length
+from galvatron.ir.types import BATCH, LARGE, BatchSizes, Dim, Length
 
 _SEVERAL = BatchSizes(least=2)
 """A trace is for sizes of at least two."""
 
 _TRIED = 12
-"""How many values of a size are tried in conditions on several at once."""
+"""How many values of a size are tried in conditions on several at once, besides a large one."""
 
 
 class FixedLengthError(ValueError):
@@ -105,8 +105,10 @@ def _sizes_of(
 
 
 def _several(sizes: BatchSizes) -> list[int]:
-    """The first of these sizes."""
-    return list(islice((n for n in range(sizes.least, (sizes.most or sys.maxsize) + 1) if n in sizes), _TRIED))
+    """The first of these sizes, and a large one."""
+    all_of_them = range(sizes.least, (sizes.most or sys.maxsize) + 1)
+    large = range(sizes.most or max(LARGE, sizes.least), sizes.least - 1, -1)
+    return [*islice((n for n in all_of_them if n in sizes), _TRIED), *islice((n for n in large if n in sizes), 1)]
 
 
 def _check_pairs(

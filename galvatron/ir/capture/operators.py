@@ -27,8 +27,8 @@ def check_operators(graph: Graph) -> None:
 def _refusals(graph: Graph) -> Iterator[CaptureError]:
     values = graph.values
     for function in functions_of([graph]):
-        check_operators(function.forward)
-        check_operators(function.backward)
+        yield from _refusals(function.forward)
+        yield from _refusals(function.backward)
     for op in (op for op in graph.ops if op.function is None):
         if not is_known_target(op.target):
             yield CaptureError(f"{located(op.source)}{unknown_target(op.target)}")

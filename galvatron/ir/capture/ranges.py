@@ -8,10 +8,10 @@ from dataclasses import replace
 import sympy
 from torch.utils._sympy.functions import Max, Min
 
-from galvatron.ir.types import BATCH, BatchSizes
+from galvatron.ir.types import BATCH, LARGE, BatchSizes
 
-_TRIED = 66
-"""Below this, a condition that is no simple inequality must hold for every batch size."""
+_TRIED = (*range(2, 66), LARGE)
+"""The batch sizes for which a condition that is no simple inequality must hold."""
 
 
 class NoSamplesError(ValueError):
@@ -64,7 +64,7 @@ def _parts(condition: sympy.Basic, example: int) -> list[sympy.Basic]:
 def is_range(condition: sympy.Basic) -> bool:
     """Whether a condition on the batch size is an inequality, or none at all."""
     known = _linear(condition) is not None
-    return known or all(condition.subs(BATCH, n) != sympy.false for n in range(2, _TRIED))
+    return known or all(condition.subs(BATCH, n) != sympy.false for n in _TRIED)
 
 
 def _compared(condition: sympy.Basic) -> sympy.Basic:

@@ -295,11 +295,6 @@ def _root(value: Any) -> Any:
     return torch.sym_sqrt(value) if isinstance(value, (torch.SymInt, torch.SymFloat)) else _plain_root(value)
 
 
-def _from_numpy(array: Any) -> torch.Tensor:
-    """As a function of torch that modes see."""
-    return torch.tensor(array)
-
-
 def storage_of(tensor: torch.Tensor) -> torch.UntypedStorage | None:
     """Where a tensor has its values, which its views share; None where torch does not say."""
     try:
