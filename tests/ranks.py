@@ -170,6 +170,7 @@ def _serve(rank: int, size: int, port: int, connection: Connection, path: list[s
 
     torch.set_num_threads(1)
     world = runtime.initialize("cpu", timeout_s=60.0)
+    gc.freeze()  # `compile` collects garbage: not in what is imported
     while True:
         try:
             file, name, args, shared = pickle.loads(connection.recv_bytes())
@@ -177,7 +178,7 @@ def _serve(rank: int, size: int, port: int, connection: Connection, path: list[s
             return
         try:
             gc.collect()
-            gc.freeze()  # `compile` collects: not what was there before
+            gc.freeze()
             torch.manual_seed(0)
             function: Any = _load(file)
             for part in name.split("."):
