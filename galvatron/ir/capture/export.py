@@ -228,7 +228,7 @@ def _exported(training: _Training, batch: Batch) -> ExportedProgram:
         quiet(),
         careful_tracing(),
         computed_once(),
-        few_registrations(),
+        few_registrations(device),
         torch.enable_grad(),
         torch.random.fork_rng(devices),
     ):
