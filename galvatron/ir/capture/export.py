@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.arithmetic import computed_once
+from galvatron.ir.capture.asked import as_in_eager
 from galvatron.ir.capture.batch import Batch, BatchDims, Dynamic, read_batch
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import SizeWatch, explained, quiet
@@ -173,7 +174,7 @@ class _Training(nn.Module):
         return repeated(self.model, batch.values(), lambda: self._results(inputs))
 
     def _results(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-        with refusing(), OnlyRegisteredAreTrained(), GradientsFollowTheValues(), unseeded():
+        with as_in_eager(), refusing(), OnlyRegisteredAreTrained(), GradientsFollowTheValues(), unseeded():
             output = self.model(**inputs)
             given = chosen(output, self._wanted)
             if self._loss_fn is None:

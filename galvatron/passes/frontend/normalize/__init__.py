@@ -85,6 +85,7 @@ RULES: tuple[RewriteRule, ...] = (
     Formula(_each("swapaxes swapdims", "x, a, b"), "transpose.int(x, a, b)"),
     Function(chunks_as_split, "chunk"),
     Formula("narrow(x, dim, start, length)", "slice.Tensor(x, dim, start, end)", to_end),
+    Formula("repeat_interleave.self_int(x, times, dim, output_size=_)", "repeat_interleave.self_int(x, times, dim)"),
     Formula(_each("concat concatenate", "parts, dim"), "cat(parts, dim)"),
     Formula(_each("ones ones_like new_ones", "..."), "full(size, value, dtype=dtype)", filled_with(1)),
     Formula(_each(_ZEROS, "..."), "full(size, value, dtype=dtype)", filled_with(0)),
