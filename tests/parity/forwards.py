@@ -168,5 +168,16 @@ INPUTS = {
     ),
 }
 COMPLEX = {"complex-turned": Forward(_turned), "complex-attended": Forward(_attended)}
+ALIGNED = {
+    "aligned-mean": Forward(
+        loss=lambda h, target, labels, lengths: F.ctc_loss(
+            (h * target).log_softmax(-1).transpose(0, 1), labels, torch.full_like(lengths, LENGTH), lengths
+        ),
+        others={
+            "labels": lambda n, g: torch.randint(1, WIDTH, (n, 2), generator=g),
+            "lengths": lambda n, g: torch.randint(0, 3, (n,), generator=g),
+        },
+    ),
+}
 OTHERS = {"traced-repeated": Forward(_unlike_when_traced, _repeated)}
-FORWARDS = {**WRITES, **SIZES, **TARGETS, **INPUTS, **COMPLEX, **OTHERS}
+FORWARDS = {**WRITES, **SIZES, **TARGETS, **INPUTS, **COMPLEX, **ALIGNED, **OTHERS}

@@ -30,6 +30,7 @@ from galvatron.ir.capture.repeat import repeated
 from galvatron.ir.capture.restore import unchanged
 from galvatron.ir.capture.samples import find_samples
 from galvatron.ir.capture.tracing import careful_tracing, refusing, unseeded
+from galvatron.ir.fakes import described
 from galvatron.ir.program import Program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
@@ -226,6 +227,7 @@ def _exported(training: _Training, batch: Batch) -> ExportedProgram:
         no_leftovers(training.model, training._loss_fn),
         unchanged(training),
         quiet(),
+        described(),
         careful_tracing(),
         computed_once(),
         torch.enable_grad(),

@@ -33,6 +33,7 @@ from galvatron.passes.frontend.normalize.indexing import batched_index, whole_ra
 from galvatron.passes.frontend.normalize.losses import (
     batch_mean,
     loss_without_total_weight,
+    mean_of_alignments,
     mean_of_elements,
     mean_of_samples,
     mean_of_targets,
@@ -135,7 +136,8 @@ RULES: tuple[RewriteRule, ...] = (
     Function(mean_of_elements, "binary_cross_entropy binary_cross_entropy_with_logits"),
     Function(mean_of_elements, "poisson_nll_loss margin_ranking_loss"),
     Function(mean_of_samples, "cosine_embedding_loss triplet_margin_loss multi_margin_loss multilabel_margin_loss"),
-    Function(refuse_mean, "nll_loss_forward nll_loss2d_forward ctc_loss.IntList ctc_loss.Tensor"),
+    Function(mean_of_alignments, "ctc_loss.Tensor"),
+    Function(refuse_mean, "nll_loss_forward nll_loss2d_forward ctc_loss.IntList"),
     # indexing by ranges
     Function(whole_range_index, "index.Tensor"),
     Function(batched_index, "index.Tensor"),
