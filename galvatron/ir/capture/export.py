@@ -16,6 +16,7 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture.arithmetic import computed_once
 from galvatron.ir.capture.asked import as_in_eager
 from galvatron.ir.capture.batch import Batch, BatchDims, Dynamic, read_batch
+from galvatron.ir.capture.constants import ConstantsHaveValues
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import SizeWatch, explained, quiet
 from galvatron.ir.capture.gradients import GradientsFollowTheValues, OnlyRegisteredAreTrained
@@ -193,7 +194,14 @@ class _Training(nn.Module):
         return results
 
     def _results(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-        with as_in_eager(), refusing(), OnlyRegisteredAreTrained(), GradientsFollowTheValues(), unseeded():
+        with (
+            as_in_eager(),
+            refusing(),
+            OnlyRegisteredAreTrained(),
+            GradientsFollowTheValues(),
+            ConstantsHaveValues(),
+            unseeded(),
+        ):
             output = self.model(**inputs)
             given = chosen(output, self._wanted)
             if self._loss_fn is None:
