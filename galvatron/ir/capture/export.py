@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.arithmetic import computed_once
 from galvatron.ir.capture.batch import Batch, BatchDims, Dynamic, read_batch
+from galvatron.ir.capture.checks import Noted, noting
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import SizeWatch, explained, quiet
 from galvatron.ir.capture.gradients import GradientsFollowTheValues, OnlyRegisteredAreTrained
@@ -53,6 +54,7 @@ def capture_graph(
     batch_dims: BatchDims | None = None,
     dynamic: Dynamic | None = None,
     outputs: Outputs = (),
+    checks: bool = True,
 ) -> Captured:
     """Captures one training computation, from a global batch to the scalar loss, for every batch size.
 
@@ -73,6 +75,7 @@ def capture_graph(
             cannot be captured otherwise. None keeps every type.
         dynamic: the inputs that are numbers which may be others in every step, and the sizes that may.
         outputs: what the program gives besides the loss, see `galvatron.ir.capture.outputs`.
+        checks: whether checks of values that the model makes are part of the program (`galvatron.ir.capture.checks`).
 
     Raises:
         CaptureError: the model cannot be captured; names the source line that is to blame.
@@ -83,46 +86,55 @@ def capture_graph(
             "outputs are given for batches of one length: leave out `outputs`, or the lengths in `dynamic`"
         )
     check_hooks(model)
+    wanted = _Wanted(outputs, checks)
     if precision is None:
-        return _captured(model, batch, loss_fn, None, outputs)
+        return _captured(model, batch, loss_fn, None, wanted)
     dtype = getattr(torch, TORCH_DTYPE_NAMES[precision])
     try:
         with rounded(model, dtype, buffers=False):
-            return _captured(model, batch, loss_fn, precision, outputs)
+            return _captured(model, batch, loss_fn, precision, wanted)
     except CaptureError:
         if not any(buffer.is_floating_point() for buffer in model.buffers()):
             raise
         with contextlib.suppress(CaptureError), rounded(model, dtype, buffers=True):
-            return _captured(model, batch, loss_fn, precision, outputs)
+            return _captured(model, batch, loss_fn, precision, wanted)
         raise
 
 
 def _captured(
-    model: nn.Module, batch: Batch, loss_fn: LossFunction | None, precision: str | None, outputs: Outputs
+    model: nn.Module, batch: Batch, loss_fn: LossFunction | None, precision: str | None, wanted: _Wanted
 ) -> Captured:
     dtype = None if precision is None else getattr(torch, TORCH_DTYPE_NAMES[precision])
     numbers: dict[sympy.Basic, str] = {}
+    noted: list[Noted] = []
+
+    def training(watch: SizeWatch | None = None) -> _Training:
+        return _Training(model, batch, loss_fn, dtype, wanted, numbers.update, noted.__setitem__, watch)
+
     try:
-        exported = _exported(_Training(model, batch, loss_fn, dtype, outputs, numbers.update), batch)
+        exported = _exported(training(), batch)
         samples = find_samples(exported, batch)
     except Exception as error:
-        raise explained(
-            error,
-            lambda watch: _exported(_Training(model, batch, loss_fn, dtype, outputs, numbers.update, watch), batch),
-            batch,
-            numbers,
-        ) from error
-    program, constants = converted(exported, model, samples, precision, names_of(outputs))
+        raise explained(error, lambda watch: _exported(training(watch), batch), batch, numbers) from error
+    program, constants = converted(exported, model, samples, precision, names_of(wanted.outputs), noted)
     check_randomness(program.required_graph)
     check_operators(program.required_graph)
     return Captured(program, constants)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What of a model is captured besides its loss."""
+
+    outputs: Outputs
+    checks: bool
 
 
 class _Training(nn.Module):
     """A model with its loss: maps the tensors of a batch to a scalar, and to what else the model is to give.
 
     `dtype` is that of the model's parameters when they stand in for others. `named` is called with the symbols of the
-    batch's numbers and their names.
+    batch's numbers and their names, `keep` with what is noted of checks, which come last of the results.
     """
 
     def __init__(
@@ -131,8 +143,9 @@ class _Training(nn.Module):
         batch: Batch,
         loss_fn: LossFunction | None,
         dtype: torch.dtype | None,
-        wanted: Outputs,
+        wanted: _Wanted,
         named: Callable[[Mapping[sympy.Basic, str]], None],
+        keep: Callable[[slice, list[Noted]], None],
         watch: SizeWatch | None = None,
     ) -> None:
         super().__init__()
@@ -140,6 +153,7 @@ class _Training(nn.Module):
         self.training = model.training
         self._batch = batch
         self._named = named
+        self._keep = keep
         self._loss_fn: LossFunction | None
         object.__setattr__(self, "_loss_fn", loss_fn)  # a loss that is a module is no part of the model
         self._dtype = dtype
@@ -173,9 +187,15 @@ class _Training(nn.Module):
         return repeated(self.model, batch.values(), lambda: self._results(inputs))
 
     def _results(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        with noting(self._wanted.checks) as noted:
+            results = self._loss_and_outputs(inputs)
+        self._keep(slice(None), noted)
+        return *results, *(note.value for note in noted)
+
+    def _loss_and_outputs(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         with refusing(), OnlyRegisteredAreTrained(), GradientsFollowTheValues(), unseeded():
             output = self.model(**inputs)
-            given = chosen(output, self._wanted)
+            given = chosen(output, self._wanted.outputs)
             if self._loss_fn is None:
                 return _checked_loss(_own_loss(output)), *given.values()
             try:
