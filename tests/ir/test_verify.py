@@ -639,7 +639,7 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (replace(clustered(), outputs=(Result("kept", "loss"),) * 2), "'kept' stands for several", "result kept"),
     ],
     "checks-fit": [
-        (replace(clustered(), checks=(Check("kept", "n"),)), "no layer computes %n, which the check 'kept'", "never %n"),
+        (replace(clustered(), checks=(Check("kept", "n"),)), "no layer computes %n, which the check", "never %n"),
         (replace(clustered(), checks=(Check("kept", "loss"),)), "is of f32, but the check 'kept' asks", "never %loss"),
     ],
     "updates-are-whole": [

@@ -92,10 +92,10 @@ def _checks(frame: types.FrameType) -> list[tuple[bool, str]]:
     condition alone decides that; else nothing."""
     return [
         (truth, _raised(statement) if decides else "")
-        for statement in _statements(frame.f_code.co_filename)
+        for statement in statements(frame.f_code.co_filename)
         if (wanted := _passes_with(statement)) is not None and not _names_a_result_that_may_be_missing(statement.test)
         for condition, truth, decides in _conditions(statement.test, wanted)
-        if _is_asked(condition, frame)
+        if is_asked(condition, frame)
     ]
 
 
@@ -109,7 +109,7 @@ def _is_caught(frame: types.FrameType | None) -> bool:
     return False
 
 
-def _is_asked(condition: ast.expr, frame: types.FrameType) -> bool:
+def is_asked(condition: ast.expr, frame: types.FrameType) -> bool:
     """Whether a frame is about to decide a condition: the instruction before computed what is at its end."""
     if sys.version_info >= (3, 11):
         code, before = frame.f_code, frame.f_lasti // 2 - 1
@@ -197,7 +197,8 @@ def _words(message: ast.expr) -> str:
     return ast.unparse(message)
 
 
-def _statements(file: str) -> tuple[ast.If | ast.Assert, ...]:
+def statements(file: str) -> tuple[ast.If | ast.Assert, ...]:
+    """The statements of a file that may be checks or branches."""
     return tuple(node for node in _nodes(file) if isinstance(node, (ast.If, ast.Assert)))
 
 

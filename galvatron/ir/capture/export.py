@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.arithmetic import computed_once
 from galvatron.ir.capture.batch import Batch, BatchDims, Dynamic, read_batch
+from galvatron.ir.capture.branches import choosing
 from galvatron.ir.capture.checks import Noted, noting
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import SizeWatch, explained, quiet
@@ -193,7 +194,7 @@ class _Training(nn.Module):
         return *results, *(note.value for note in noted)
 
     def _loss_and_outputs(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-        with refusing(), OnlyRegisteredAreTrained(), GradientsFollowTheValues(), unseeded():
+        with refusing(), choosing(), OnlyRegisteredAreTrained(), GradientsFollowTheValues(), unseeded():
             output = self.model(**inputs)
             given = chosen(output, self._wanted.outputs)
             if self._loss_fn is None:

@@ -29,6 +29,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.hooks import RemovableHandle
 
 from galvatron.errors import CaptureError
+from galvatron.ir.capture.branches import chosen
 from galvatron.ir.capture.checks import passing
 from galvatron.ir.capture.diagnose import on_values
 from galvatron.ir.capture.functions import called
@@ -240,6 +241,8 @@ def _truth(plain: Callable[[Any], bool]) -> Callable[[Any], bool]:
             if not is_user_file(frame.f_code.co_filename) and not checks_itself:
                 raise
             passes = passing(frame, value)
+            if passes is None:
+                passes = chosen(frame, value)
             if passes is None:
                 if is_user_file(frame.f_code.co_filename) and (times := passed_over(on_values(line_running()))):
                     return times % 2 == 0  # both sides in turn, so that loops end
