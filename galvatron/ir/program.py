@@ -25,7 +25,7 @@ from galvatron.ir.functions import functions_of
 from galvatron.ir.graph import Function, Graph, Value
 from galvatron.ir.layout import Axis, Layout
 from galvatron.ir.plan import Plan
-from galvatron.ir.results import Check, Result, Update
+from galvatron.ir.results import Check, Result, Update, with_values_of_ops
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import BATCH, BatchSizes, Length, TensorType, number_symbol
 
@@ -391,7 +391,7 @@ class Program:
         Updates that turn out to write what is there anyway are left out.
 
         Raises:
-            PassError: an update, an output or a check is of what no op makes.
+            PassError: an update or an output is of what no op makes.
         """
         now = dict(zip(self.results, graph.outputs, strict=True))
         updates = tuple(replace(u, value=now[u.value]) for u in self.updates if u.adds or now[u.value] != u.state)
@@ -402,10 +402,13 @@ class Program:
                     "that in its place, or write what is computed from it"
                 )
         outputs = tuple(replace(output, value=now[output.value]) for output in self.outputs)
-        checks = tuple(replace(check, value=now[check.value]) for check in self.checks)
-        for result in (*outputs, *checks):
-            if result.value not in graph.producers:
-                raise PassError(f"{result} is {result.value!r} as it is, {result.remedy}")
+        for output in outputs:
+            if output.value not in graph.producers:
+                raise PassError(
+                    f"the output {output.name!r} is {output.value!r} as it is, which is at hand without the model: "
+                    "leave it out"
+                )
+        graph, checks = with_values_of_ops(graph, [replace(check, value=now[check.value]) for check in self.checks])
         program = replace(self, output=now[self.output], updates=updates, outputs=outputs, checks=checks)
         return replace(program, graph=replace(graph, outputs=program.results).without_dead_ops())
 

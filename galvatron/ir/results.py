@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from galvatron.ir.graph import Graph, Op, Ref, Value
+from galvatron.ir.names import Names
+from galvatron.ir.types import TensorType
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,6 @@ class Result:
     name: str
     value: str
 
-    remedy: ClassVar[str] = "which is at hand without the model: leave it out"
-
-    def __str__(self) -> str:
-        return f"the output {self.name!r}"
-
 
 @dataclass(frozen=True)
 class Check:
@@ -48,7 +47,16 @@ class Check:
     says: str
     value: str
 
-    remedy: ClassVar[str] = "which no layer computes: leave it out, or compile with checks=False"
-
     def __str__(self) -> str:
         return f"the check {self.says!r}"
+
+
+def with_values_of_ops(graph: Graph, checks: Iterable[Check]) -> tuple[Graph, tuple[Check, ...]]:
+    """A graph in which all that is checked is made by an op, and the checks of that: of an input or of state, a value
+    that is equal."""
+    names, found = Names(graph.values), tuple(checks)
+    bare = {check.value: graph.types[check.value] for check in found if check.value not in graph.producers}
+    made = {name: Value(names.fresh("fails"), TensorType("bool", type_.shape)) for name, type_ in bare.items()}
+    ops = (Op("aten.ne.Scalar", (Ref(name), 0), (), (value,)) for name, value in made.items())
+    renamed = (replace(check, value=made[check.value].name) if check.value in made else check for check in found)
+    return replace(graph, ops=(*graph.ops, *ops)), tuple(renamed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from galvatron.errors import VerifyError
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.interpreter import run_graph
+from galvatron.ir.micro_batches import coupling
 from galvatron.ir.program import Program
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.verify import verify
@@ -43,7 +45,7 @@ def batch() -> dict[str, Tensor]:
 
 def captured(check: Check) -> Program:
     torch.manual_seed(0)
-    return capture_graph(Net(check), batch()).program
+    return Pipeline.of(FRONT_END).run(capture_graph(Net(check), batch()).program)
 
 
 def refusing(condition: Condition) -> Check:
@@ -85,6 +87,7 @@ def _either(net: Any, h: Tensor, mask: Tensor) -> None:
         refusing(lambda h, mask: mask.sum(1).min() <= 0),
         refusing(lambda h, mask: mask.all(1).logical_not().any(dim=0)),
         refusing(lambda h, mask: (h > 1.5).any().float()),
+        requiring(lambda h, mask: mask.all()),
         _either,
     ],
 )
@@ -126,8 +129,9 @@ def _masked(x: Tensor, mask: Tensor) -> None:
 def _several(net: Any, h: Tensor, mask: Tensor) -> None:
     if net.strict and not net.training and h.isnan().any():
         raise ValueError(f"of {net} and {h.shape[1] + 1}")
+    what = "'numbers'"
     if net.strict and h.isnan().any():
-        raise ValueError(f"of {h.shape[1] + 1} 'numbers'")
+        raise ValueError(f"of {h.shape[1] + 1} {what}")
 
 
 def test_what_it_says() -> None:
@@ -167,7 +171,6 @@ class Doubled(torch.autograd.Function):
         _first_of_two,
         lambda net, h, mask: Doubled.apply(h),
         refusing(lambda h, mask: h.mean() > 3),
-        requiring(lambda h, mask: mask.any()),
         refusing(lambda h, mask: h.max() > 3),
         refusing(lambda h, mask: (h[mask[:, 0]] > 3).any()),
         refusing(lambda h, mask: h.isnan().any().item()),
@@ -178,9 +181,24 @@ def test_what_is_left_out(check: Check) -> None:
         assert not captured(check).checks
 
 
+@pytest.mark.parametrize(
+    "check",
+    [
+        requiring(lambda h, mask: mask.any()),
+        refusing(lambda h, mask: (mask & torch.ones_like(mask)).any()),
+        lambda net, h, mask: torch.distributions.Normal(*(h.chunk(2, -1)[0], h.square()[:, :2])),
+    ],
+)
+def test_what_is_checked_in_a_program_of_layers(check: Check) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = captured(check)
+    assert found.checks and coupling(found) is None
+
+
 @cache
 def program() -> Program:
-    return Pipeline.of(FRONT_END).run(captured(refusing(lambda h, mask: h.isnan().any())))
+    return captured(refusing(lambda h, mask: h.isnan().any()))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from galvatron import runtime as rt
 from galvatron.codegen import emit, load_module, stage_axes
 from galvatron.errors import CheckError
 from galvatron.ir import planned as plans
-from galvatron.ir.capture import Captured, capture_graph
+from galvatron.ir.capture import capture_graph
 from galvatron.ir.planned import PlanShorthand
 from galvatron.ir.program import Program
 from galvatron.ir.text import parse_program, print_program
@@ -34,14 +34,10 @@ PLANS = some_slow(
 
 
 @cache
-def captured() -> Captured:
-    with pytest.warns(UserWarning, match=r"abs\(\).max\(\).*left out, since it depends on more"):
-        return capture_graph(model(), batch(SIZE, 0))
-
-
-@cache
 def costed() -> Program:
-    return Pipeline.of((*FRONT_END, "annotate-costs")).run(captured().program, [VerifyEach()])
+    found = capture_graph(model(), batch(SIZE, 0)).program
+    with pytest.warns(UserWarning, match=r"abs\(\).max\(\).*left out, since it depends on more"):
+        return Pipeline.of((*FRONT_END, "annotate-costs")).run(found, [VerifyEach()])
 
 
 def steps(

@@ -14,7 +14,7 @@ import linecache
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -91,7 +91,7 @@ def _checks(frame: types.FrameType) -> list[tuple[bool, str]]:
     """For each check that asks for the condition at a frame, the value with which it passes, and what it raises if this
     condition alone decides that; else nothing."""
     return [
-        (truth, _raised(statement) if decides else "")
+        (truth, _raised(statement, frame.f_locals) if decides else "")
         for statement in statements(frame.f_code.co_filename)
         if (wanted := _passes_with(statement)) is not None and not _names_a_result_that_may_be_missing(statement.test)
         for condition, truth, decides in _conditions(statement.test, wanted)
@@ -170,7 +170,7 @@ def _conditions(test: ast.expr, wanted: bool, decides: bool = True) -> Iterator[
         yield test, wanted, decides
 
 
-def _raised(statement: ast.If | ast.Assert) -> str:
+def _raised(statement: ast.If | ast.Assert, names: Mapping[str, Any]) -> str:
     """What a check raises, as `ValueError: not a number`; nothing where it only reports."""
     if isinstance(statement, ast.Assert):
         name, message = "AssertionError", statement.msg
@@ -182,17 +182,19 @@ def _raised(statement: ast.If | ast.Assert) -> str:
         called = isinstance(error, ast.Call)
         name = ast.unparse(error.func if called else error) if error is not None else "the error that it handles"
         message = error.args[0] if called and error.args else None
-    said = name if message is None else f"{name}: {_words(message)}"
+    said = name if message is None else f"{name}: {_words(message, names)}"
     return " ".join(said.split())[:_SAID_CHARACTERS]
 
 
-def _words(message: ast.expr) -> str:
+def _words(message: ast.expr, names: Mapping[str, Any]) -> str:
     """A text as far as it is known before it is computed."""
     if isinstance(message, ast.Constant):
         return str(message.value)
     if isinstance(message, ast.JoinedStr):
-        return "".join(map(_words, message.values))
+        return "".join(_words(part, names) for part in message.values)
     if isinstance(message, ast.FormattedValue):
+        if isinstance(message.value, ast.Name) and type(known := names.get(message.value.id)) in (str, int, float):
+            return str(known)
         return f"{{{ast.unparse(message.value)}}}"
     return ast.unparse(message)
 

@@ -18,7 +18,6 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture.checks import Noted, leave_out
 from galvatron.ir.capture.functions import ancestors, calls_in, is_mark
 from galvatron.ir.graph import Graph, Op, Ref, Source, Value
-from galvatron.ir.micro_batches import SAME, Along, batch_state, flow
 from galvatron.ir.names import Names
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.program import Check, Program
@@ -65,21 +64,12 @@ def that_convert(asked: list[Asked], convert: Callable[[list[Asked]], object]) -
 
 
 def with_checks(program: Program, noted: Sequence[tuple[Noted, str]]) -> Program:
-    """A captured program with checks of what was noted of its values, by their names; those that need more of the batch
-    than its samples one by one are left out, with a warning."""
+    """A captured program with checks of what was noted of its values, by their names."""
     graph = program.required_graph
     parts = _Parts(graph, replace(graph, outputs=program.results).without_dead_ops())
-    found = [(note, parts.of(name, note.wanted)) for note, name in noted]
-    graph = parts.graph()
-    states = flow(graph, {value.name: batch_state(value.type) for value in graph.inputs}).states
-    checks: list[Check] = []
-    for note, values in found:
-        if all(isinstance(states[value], Along) or states[value] is SAME for value in values):
-            checks += [Check(str(note), value) for value in values]
-        else:
-            leave_out(note.source, "it depends on more of the batch than each sample by itself")
+    checks = [Check(str(note), value) for note, name in noted for value in parts.of(name, note.wanted)]
     program = replace(program, checks=tuple(dict.fromkeys(checks)))
-    return replace(program, graph=replace(graph, outputs=program.results).without_dead_ops())
+    return replace(program, graph=replace(parts.graph(), outputs=program.results).without_dead_ops())
 
 
 class _Parts:
