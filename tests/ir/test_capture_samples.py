@@ -179,6 +179,55 @@ def test_one_sample_that_is_treated_unlike_others() -> None:
         captured(lambda h: (h * 2 if h.shape[0] > 1 else h.relu()).sum(), 1)
 
 
+ALONE: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "expanded where there are several": (
+        lambda h: (h + (h.mean(0, keepdim=True).expand(len(h), -1) if len(h) != 1 else h.mean(0, keepdim=True))).sum(),
+        1,
+    ),
+    "a copy where its rows are apart": (lambda h: h[:, :3].contiguous().view(-1).square().sum(), 1),
+    "divided by their number": (lambda h: (h / h.shape[0]).square().sum() * math.sqrt(len(h)), 1),
+    "without the dimension of samples": (lambda h: h.squeeze()[0].square().sum() + h.sum(), 2),
+    "without a dimension of them, which sums may be": (lambda h: h.squeeze().square().sum(), 2),
+    "fewer than two pieces": (lambda h: torch.stack(h[:2].split(1)[:2]).square().sum() + h.sum(), 2),
+    "an error of one sample": (lambda h: F.batch_norm(h, None, None, training=True).pow(3).sum(), 2),
+}
+"""How a single sample is treated, and for how many samples at least a program holds."""
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_single_sample_is_treated_as_others_are_or_left_out(name: str) -> None:
+    then, least = ALONE[name]
+    assert captured(then).batch_sizes.least == least
+    if least == 1:
+        captured(then, 1)
+    else:
+        with pytest.raises(CaptureError, match="the model treats a batch of one sample unlike others"):
+            captured(then, 1)
+
+
+def test_a_model_may_catch_the_error_of_a_module() -> None:
+    class Broken(nn.Module):
+        def forward(self, h: Tensor) -> Tensor:
+            raise ValueError
+
+    class Careful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.broken, self.last = nn.Linear(6, 6), nn.Sequential(Broken()), nn.Linear(6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                h = self.broken(self.linear(x))
+            except ValueError:
+                h = self.linear(x)
+            return self.last(h).sum()
+
+    program = capture_graph(Careful(), {"x": torch.randn(4, 6)}).program
+    assert program.graph is not None
+    assert program.graph.ops[-2].source is not None
+    assert program.graph.ops[-2].source.scope == "last"
+
+
 def test_a_loop_over_samples() -> None:
     with pytest.raises(
         CaptureError, match=r"test_capture_samples.*for row in h.*: a loop over the samples of the batch"

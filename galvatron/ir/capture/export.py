@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
@@ -27,7 +27,7 @@ from galvatron.ir.capture.outputs import Outputs, chosen, names_of
 from galvatron.ir.capture.precision import ComputeType, ProductsOfOneType, rounded
 from galvatron.ir.capture.randomness import check_randomness
 from galvatron.ir.capture.regions import dissolve_regions
-from galvatron.ir.capture.repeat import repeated
+from galvatron.ir.capture.repeat import repeated, single_sample
 from galvatron.ir.capture.restore import unchanged
 from galvatron.ir.capture.samples import find_samples
 from galvatron.ir.capture.tracing import careful_tracing, refusing, unseeded
@@ -106,18 +106,17 @@ def _captured(
     model: nn.Module, batch: Batch, loss_fn: LossFunction | None, precision: str | None, wanted: _Wanted
 ) -> Captured:
     dtype = None if precision is None else getattr(torch, TORCH_DTYPE_NAMES[precision])
-    numbers: dict[sympy.Basic, str] = {}
-    noted: list[Noted] = []
+    noted = _Noted()
 
     def training(watch: SizeWatch | None = None) -> _Training:
-        return _Training(model, batch, loss_fn, dtype, wanted, numbers.update, noted.__setitem__, watch)
+        return _Training(model, batch, loss_fn, dtype, wanted, noted, watch)
 
     try:
         exported = _exported(training(), batch)
-        samples = find_samples(exported, batch)
+        samples = find_samples(exported, batch, noted.alone)
     except Exception as error:
-        raise explained(error, lambda watch: _exported(training(watch), batch), batch, numbers) from error
-    program, constants = converted(exported, model, samples, precision, names_of(wanted.outputs), noted)
+        raise explained(error, lambda watch: _exported(training(watch), batch), batch, noted.numbers) from error
+    program, constants = converted(exported, model, samples, precision, names_of(wanted.outputs), noted.checks or ())
     check_randomness(program.required_graph)
     check_operators(program.required_graph)
     return Captured(program, constants)
@@ -131,11 +130,25 @@ class _Wanted:
     checks: bool
 
 
+@dataclass
+class _Noted:
+    """What is found out while a model is traced, beside the trace.
+
+    Attributes:
+        numbers: the names of the batch's numbers by their symbols.
+        alone: where a single sample is not treated as others are; None for nowhere.
+        checks: those of the first forward, whose conditions are the last of its results; None before.
+    """
+
+    numbers: dict[sympy.Basic, str] = field(default_factory=dict)
+    alone: str | None = None
+    checks: list[Noted] | None = None
+
+
 class _Training(nn.Module):
     """A model with its loss: maps the tensors of a batch to a scalar, and to what else the model is to give.
 
-    `dtype` is that of the model's parameters when they stand in for others. `named` is called with the symbols of the
-    batch's numbers and their names, `keep` with what is noted of checks, which come last of the results.
+    `dtype` is that of the model's parameters when they stand in for others.
     """
 
     def __init__(
@@ -145,16 +158,14 @@ class _Training(nn.Module):
         loss_fn: LossFunction | None,
         dtype: torch.dtype | None,
         wanted: _Wanted,
-        named: Callable[[Mapping[sympy.Basic, str]], None],
-        keep: Callable[[slice, list[Noted]], None],
+        noted: _Noted,
         watch: SizeWatch | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.training = model.training
         self._batch = batch
-        self._named = named
-        self._keep = keep
+        self._noted = noted
         self._loss_fn: LossFunction | None
         object.__setattr__(self, "_loss_fn", loss_fn)  # a loss that is a module is no part of the model
         self._dtype = dtype
@@ -164,7 +175,7 @@ class _Training(nn.Module):
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         numbers = {name: batch[name].item() for name in self._batch.numbers}
         symbolic = {n: number for n, number in numbers.items() if isinstance(number, (torch.SymInt, torch.SymFloat))}
-        self._named({number.node.expr: name for name, number in symbolic.items()})
+        self._noted.numbers.update((number.node.expr, name) for name, number in symbolic.items())
         batch = {name: tensor for name, tensor in batch.items() if name not in numbers}
         sizes_of: dict[str, Any] = {}
         for (name, dim), length in self._batch.free.items():  # one symbol for a length costs less than several
@@ -174,24 +185,31 @@ class _Training(nn.Module):
         sizes = {
             (name, d): n for name, t in batch.items() for d, n in enumerate(t.shape) if isinstance(n, torch.SymInt)
         }
+        single = single_sample(batch, max(self._batch.size, 2))
         with self._watch.watching(sizes) if self._watch else contextlib.nullcontext():
             if self._dtype is None:
                 with ProductsOfOneType():
-                    return self._repeated(inputs, batch)
-            with ComputeType(self._dtype, batch.values()) as compute:
-                loss, *given = self._repeated(inputs, batch)
+                    return self._repeated(inputs, batch, single)
+            with ComputeType(self._dtype, [*batch.values(), *single.values()]) as compute:
+                loss, *given = self._repeated(inputs, batch, single)
                 return compute.wide(loss), *given
 
-    def _repeated(self, inputs: dict[str, Any], batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    def _repeated(
+        self, inputs: dict[str, Any], batch: Mapping[str, torch.Tensor], single: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
         if self._watch:
             return self._results(inputs)
-        return repeated(self.model, batch.values(), lambda: self._results(inputs))
+        results, self._noted.alone = repeated(
+            self.model, batch, single, lambda tensors: self._results({**inputs, **tensors})
+        )
+        return results
 
     def _results(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-        with noting(self._wanted.checks) as noted:
+        with noting(self._wanted.checks) as checks:
             results = self._loss_and_outputs(inputs)
-        self._keep(slice(None), noted)
-        return *results, *(note.value for note in noted)
+        if self._noted.checks is None:
+            self._noted.checks = checks
+        return *results, *(check.value for check in checks)
 
     def _loss_and_outputs(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         with refusing(), choosing(), OnlyRegisteredAreTrained(), GradientsFollowTheValues(), unseeded():

@@ -8,6 +8,7 @@ import types
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
+import sympy
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
@@ -18,18 +19,29 @@ from galvatron.ir.capture.running import advised, here, tensors_in
 from galvatron.ir.capture.sources import is_user_file
 from galvatron.ir.capture.tracing import storage_of, version_of
 
+_MAY_CHANGE_NOTHING = frozenset(
+    ("broadcast_to", "contiguous", "expand", "expand_as", "flatten", "repeat", "reshape", "squeeze", "view")
+)
+"""Functions whose result is their operand, where it has its shape."""
+
 
 class Meaning(TorchFunctionMode):
     """Numbers the results of torch's functions inside the `with` block, which may be entered a second time.
 
-    The number of a result says which function made it, and of what. Sizes count as those of the example.
+    The number of a result says which function made it, and of what. Sizes count as those of the example, or of a single
+    sample.
+
+    Args:
+        leaves: parameters, buffers and inputs, which are what they are.
+        counts: the symbols of the trace that are one where there is a single sample; none, for the example.
 
     Attributes:
         first_unlike: the head of an error message about the first call of the second time that the first did not have.
     """
 
-    def __init__(self, leaves: Iterable[torch.Tensor]) -> None:
+    def __init__(self, leaves: Iterable[torch.Tensor], counts: Iterable[sympy.Basic] = ()) -> None:
         super().__init__()
+        self._one = dict.fromkeys(counts, 1)
         self._is_second = False
         self.first_unlike = ""
         self._known: dict[Hashable, int] = {}
@@ -38,12 +50,21 @@ class Meaning(TorchFunctionMode):
         self._writes: dict[int, tuple[torch.UntypedStorage, int]] = {}
         self._generators = _generators()
         self._leaves = list(leaves)
+        self._number_leaves()
+
+    def _number_leaves(self) -> None:
         for position, leaf in enumerate(self._leaves):
             self._numbers[id(leaf)] = (leaf, self._number(("leaf", position)))
 
-    def again(self) -> None:
-        """The second time begins. What the first wrote into leaves counts as undone, and is looked at elsewhere."""
+    def again(self, leaves: Iterable[torch.Tensor] = ()) -> None:
+        """The second time begins. What the first wrote into leaves counts as undone, and is looked at elsewhere.
+
+        Args:
+            leaves: what takes the places of the leaves, if others do.
+        """
         self._is_second = True
+        self._leaves = list(leaves) or self._leaves
+        self._number_leaves()
         for leaf in self._leaves:
             storage = storage_of(leaf)
             if storage is not None:
@@ -51,11 +72,16 @@ class Meaning(TorchFunctionMode):
 
     def of(self, tensor: torch.Tensor) -> Hashable:
         """What a tensor means: how it was computed, and what was written into it."""
-        if id(tensor) not in self._numbers:
-            self._numbers[id(tensor)] = (tensor, self._number(("other", *_content(tensor))))
+        own = self._own(tensor)
         storage = storage_of(tensor) if self._writes else None
         written = None if storage is None else self._writes.get(storage._cdata)
-        return self._numbers[id(tensor)][1], None if written is None else written[1]
+        return own, None if written is None else written[1]
+
+    def _own(self, tensor: torch.Tensor) -> int:
+        """How a tensor was computed."""
+        if id(tensor) not in self._numbers:
+            self._numbers[id(tensor)] = (tensor, self._number(("other", *_content(tensor))))
+        return self._numbers[id(tensor)][1]
 
     def __torch_function__(
         self, func: Any, _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -70,9 +96,20 @@ class Meaning(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             written = [t for t, version in zip(operands, versions, strict=True) if version_of(t) != version]
             if results or written:
+                made = [t for t in results if not any(t is operand for operand in operands)]
+                if self._is_same(func, operands, made):
+                    self._numbers[id(made[0])] = (made[0], self._own(operands[0]))
+                    return result
                 call = self._number((func, self._described(args), self._described(kwargs or {})))
-                self._note(call, [t for t in results if not any(t is operand for operand in operands)], written)
+                self._note(call, made, written)
         return result
+
+    def _is_same(self, func: Any, operands: list[torch.Tensor], made: list[torch.Tensor]) -> bool:
+        return (
+            getattr(func, "__name__", "") in _MAY_CHANGE_NOTHING
+            and len(operands) == len(made) == 1
+            and self._described(operands[0].shape) == self._described(made[0].shape)
+        )
 
     def _note(self, call: int, results: list[torch.Tensor], written: list[torch.Tensor]) -> None:
         if not self._is_second:
@@ -95,7 +132,7 @@ class Meaning(TorchFunctionMode):
         if isinstance(value, torch.Tensor):
             return self.of(value)
         if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-            return repr(value.node.hint if value.node.has_hint() else value.node.expr)
+            return self._size(value)
         if isinstance(value, (list, tuple)):
             return tuple(map(self._described, value))
         if isinstance(value, Mapping):
@@ -107,6 +144,15 @@ class Meaning(TorchFunctionMode):
         if hasattr(value, "tobytes"):  # numbers of numpy
             return str(getattr(value, "dtype", "")), getattr(value, "shape", ()), value.tobytes()
         return type(value).__name__
+
+    def _size(self, value: torch.SymInt | torch.SymFloat | torch.SymBool) -> str:
+        if not self._one:
+            return repr(value.node.hint if value.node.has_hint() else value.node.expr)
+        try:
+            size = value.node.expr.subs(self._one)
+        except ZeroDivisionError:
+            return "no size"
+        return repr(int(size) if size.is_Integer else float(size)) if size.is_Rational or size.is_Float else str(size)
 
     def _check_generators(self) -> None:
         if self._generators != _generators():

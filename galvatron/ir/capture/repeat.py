@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
+import sympy
 import torch
 from torch import nn
 from torch._guards import detect_fake_mode
@@ -26,48 +27,95 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture.meaning import Meaning
 from galvatron.ir.capture.sources import is_user_file, located, source_of_error
 
+Forward = Callable[[Mapping[str, torch.Tensor]], tuple[torch.Tensor, ...]]
+"""From the tensors of a batch by name."""
+
 
 def repeated(
-    model: nn.Module, inputs: Iterable[torch.Tensor], forward: Callable[[], tuple[torch.Tensor, ...]]
-) -> tuple[torch.Tensor, ...]:
+    model: nn.Module, inputs: Mapping[str, torch.Tensor], single: Mapping[str, torch.Tensor], forward: Forward
+) -> tuple[tuple[torch.Tensor, ...], str | None]:
     """The results of a forward while it is traced, after seeing that a second call gives the same.
 
-    What forward assigns to buffers is then written into them, so that the trace has it.
+    What forward assigns to buffers is then written into them, so that the trace has it. A third call tells whether what
+    is traced, for several samples, is what the model computes of one, too: torch keeps no condition of the trace that
+    holds for all sizes but one, and functions such as `squeeze` leave out a dimension of size one.
+
+    Args:
+        single: in the place of inputs, those with one sample (`single_sample`).
+
+    Returns:
+        The results; and None where a single sample is treated as others are, otherwise the head of an error message.
 
     Raises:
         CaptureError: it gives something else, or assigns a buffer something that this cannot hold.
     """
     before = _attributes(model)
     buffers = dict(model.named_buffers(remove_duplicate=False))
-    meaning = Meaning([*model.parameters(), *model.buffers(), *inputs])
+    state = [*model.parameters(), *model.buffers()]
+    meaning = Meaning([*state, *inputs.values()])
     with meaning, _sizes_in_words(""):
-        results = forward()
+        results = forward(inputs)
     after = _attributes(model)
     assigned = {name: after.get(name) for name, buffer in buffers.items() if after.get(name) is not buffer}
     names = [name for name in after if name not in before or not _is_same(before[name], after[name])]
     lasting = {name: value for name, value in assigned.items() if name in model.state_dict(keep_vars=True)}
     first = tuple(map(meaning.of, results)), _written(buffers, assigned, meaning)
+    counts = {name: count for name in single if (count := count_of(inputs[name])) is not None}
 
-    def is_same_again(put_back: Mapping[str, Any]) -> bool:
+    def called(inputs: Mapping[str, torch.Tensor], put_back: Mapping[str, Any], *meanings: Meaning) -> list[Hashable]:
+        """What another forward gives and writes, in terms of each of the meanings."""
         _assign(model, {name: buffers[name] for name in put_back})
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_untraced(results))
+            for each in meanings:
+                stack.enter_context(each)
+            stack.enter_context(_sizes_in_words("0000000"))
+            given = forward(inputs)
+        now = _attributes(model)
+        writes = {name: now.get(name) for name in assigned}
+        return [(tuple(map(each.of, given)), _written(buffers, writes, each)) for each in meanings]
+
+    # A buffer that is no lasting state may be a cache, in which the next step finds what it would compute.
+    for put_back in [lasting] if len(lasting) == len(assigned) else [lasting, assigned]:
+        of_one = Meaning([*state, *inputs.values()], counts.values())
         meaning.again()
         try:
-            with _untraced(results), meaning, _sizes_in_words("0000000"):
-                again = forward()
+            again, of_several = called(inputs, put_back, meaning, of_one)
         except CaptureError:
             raise
         except Exception as error:
             raise _unlike(names, located(source_of_error(error))) from error
-        now = _attributes(model)
-        writes = _written(buffers, {name: now.get(name) for name in assigned}, meaning)
-        return (tuple(map(meaning.of, again)), writes) == first
-
-    # A buffer that is no lasting state may be a cache, in which the next step finds what it would compute.
-    if not is_same_again(lasting) and (len(lasting) == len(assigned) or not is_same_again(lasting := assigned)):
+        if again == first:
+            break
+    else:
         raise _unlike(names, meaning.first_unlike)
-    _write(buffers, lasting)
+    alone = None
+    if counts:
+        inputs = {**inputs, **{name: single[name] for name in counts}}
+        of_one.again([*state, *inputs.values()])
+        try:
+            alone = None if called(inputs, put_back, of_one) == [of_several] else of_one.first_unlike
+        except Exception as error:
+            alone = located(source_of_error(error))
+    _write(buffers, put_back)
     _assign(model, buffers)
-    return results
+    return results, alone
+
+
+def count_of(tensor: torch.Tensor) -> sympy.Symbol | None:
+    """The size of dim 0, where that is a symbol of its own in the trace."""
+    size = tensor.shape[0] if tensor.dim() else None
+    return size.node.expr if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol else None
+
+
+def single_sample(inputs: Mapping[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
+    """One sample in the place of each input that has `size` of them, as far as is known while it is traced."""
+    with _untraced(inputs.values()):
+        return {
+            name: tensor.new_empty((1, *tensor.shape[1:]))
+            for name, tensor in inputs.items()
+            if tensor.dim() and isinstance(rows := tensor.shape[0], torch.SymInt) and rows.node.hint == size
+        }
 
 
 def _written(buffers: Mapping[str, torch.Tensor], assigned: Mapping[str, Any], meaning: Meaning) -> dict[str, Hashable]:

@@ -9,7 +9,7 @@ the same size that it leaves free, such as a mask of which only the sum is read,
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import sympy
 import torch
@@ -22,9 +22,8 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture.batch import Batch
 from galvatron.ir.capture.lengths import find_lengths
 from galvatron.ir.capture.ranges import NoSamplesError, batch_sizes, settled
-from galvatron.ir.capture.sources import located, where
-from galvatron.ir.capture.tracing import asked_of_sizes
-from galvatron.ir.graph import Source
+from galvatron.ir.capture.repeat import count_of
+from galvatron.ir.capture.sources import where
 from galvatron.ir.ops.table import of_target
 from galvatron.ir.types import BATCH, BatchSizes, Dim, Length, number_symbol
 
@@ -45,15 +44,19 @@ class Samples:
         return {BATCH: self.batch.size, **{length: length.example for length in self.lengths.values()}}
 
 
-def find_samples(exported: ExportedProgram, batch: Batch) -> Samples:
+def find_samples(exported: ExportedProgram, batch: Batch, alone: str | None) -> Samples:
     """Reads off a trace which inputs hold samples, and what its symbols stand for.
 
+    Args:
+        alone: the head of an error message about where a single sample is not treated as others are, if anywhere.
+
     Raises:
+        CaptureError: the example is such a single sample.
         NoSamplesError: none is left that could.
     """
     inputs = _inputs(exported)
     nodes = dict(zip(batch.tensors, inputs, strict=False))
-    sizes = {name: _free_size(node) for name, node in nodes.items() if (name, 0) not in batch.free}
+    sizes = {name: count_of(node.meta["val"]) for name, node in nodes.items() if (name, 0) not in batch.free}
     free = {name: symbol for name, symbol in sizes.items() if symbol is not None}
     told = frozenset(name for name, dim in batch.said.items() if dim == 0)
     if not free or not told <= free.keys():
@@ -71,8 +74,12 @@ def find_samples(exported: ExportedProgram, batch: Batch) -> Samples:
     symbols.update(lengths.symbols)
     conditions = [guard.subs(symbols) for guard in guards]
     sizes = batch_sizes(conditions, batch.size) & _sizes_of_shapes(exported, symbols, batch.size)
-    asked = [(environment.replace(condition).subs(symbols), source) for condition, source in asked_of_sizes]
-    return Samples(batch, symbols, _without_one(sizes, asked, batch.size), lengths.by_name)
+    if alone is not None:
+        if batch.size == 1:
+            what = "the model treats a batch of one sample unlike others, and is traced with several"
+            raise CaptureError(f"{alone}{what}: give an example batch of at least two samples")
+        sizes &= BatchSizes(least=2)
+    return Samples(batch, symbols, sizes, lengths.by_name)
 
 
 def _symbolic(tensor: torch.Tensor) -> list[torch.SymInt]:
@@ -104,21 +111,6 @@ def _tensors(value: object) -> Iterable[torch.Tensor]:
     return [v for v in values if isinstance(v, torch.Tensor)]
 
 
-def _without_one(sizes: BatchSizes, asked: Iterable[tuple[sympy.Basic, Source | None]], example: int) -> BatchSizes:
-    """The sizes less that of a single sample, where the model asks for it and goes another way then.
-
-    Raises:
-        CaptureError: the example is one sample.
-    """
-    for condition, source in asked:
-        if condition.free_symbols == {BATCH} and condition.subs(BATCH, 1) != condition.subs(BATCH, max(example, 2)):
-            if example == 1:
-                what = "the model treats a batch of one sample unlike others, and is traced with several"
-                raise CaptureError(f"{located(source)}{what}: give an example batch of at least two samples")
-            return replace(sizes, least=max(sizes.least, 2))
-    return sizes
-
-
 def _items(node: fx.Node) -> Iterable[sympy.Symbol]:
     """The Python number that is read from a tensor."""
     values = (user.meta["val"] for user in node.users)
@@ -129,12 +121,6 @@ def _inputs(exported: ExportedProgram) -> list[fx.Node]:
     placeholders = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
     specs = exported.graph_signature.input_specs
     return [placeholders[spec.arg.name] for spec in specs if spec.kind is InputKind.USER_INPUT]
-
-
-def _free_size(node: fx.Node) -> sympy.Symbol | None:
-    value = node.meta["val"]
-    size = value.shape[0] if value.dim() else None
-    return size.node.expr if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol else None
 
 
 def _members(

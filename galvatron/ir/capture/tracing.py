@@ -14,9 +14,9 @@ from functools import cache
 from typing import Any
 from unittest import mock
 
-import sympy
 import torch
 import torch.nn.functional as F
+from torch import fx
 from torch._decomp import decomposition_table
 from torch._functorch.autograd_function import custom_function_call
 from torch.autograd.function import _SingleLevelFunction
@@ -35,8 +35,7 @@ from galvatron.ir.capture.diagnose import on_values
 from galvatron.ir.capture.functions import called
 from galvatron.ir.capture.refusals import passed_over, refuse
 from galvatron.ir.capture.running import advised, here, line_running, tensors_in
-from galvatron.ir.capture.sources import is_user_file, source_of_line
-from galvatron.ir.graph import Source
+from galvatron.ir.capture.sources import is_user_file
 
 _aten = torch.ops.aten
 _MISREAD_LOSSES = (_aten.nll_loss.default, _aten.margin_ranking_loss.default, _aten.hinge_embedding_loss.default)
@@ -51,10 +50,9 @@ def careful_tracing() -> Iterator[None]:
     Left to itself torch records only frames of functions called `forward`, which misses losses and helpers, and traces
     the forward of a `torch.autograd.Function` as if its backward did not exist (`capture.functions` traces both). Of
     functions of Python that must return a plain number, `len` and `math.sqrt` give the symbolic one for the size of a
-    batch. `asked_of_sizes` has afterwards what the model asked of sizes.
+    batch.
     """
     _settle_dynamo()
-    asked_of_sizes.clear()
     with contextlib.ExitStack() as patches:
         patches.enter_context(mock.patch.object(proxy, "CapturedTraceback", _UserLine))
         if hasattr(TracerBase, "_filter_traceback_frames"):
@@ -66,6 +64,7 @@ def careful_tracing() -> Iterator[None]:
         patches.enter_context(mock.patch.object(torch.Tensor, "__bool__", _truth_of_tensor))
         patches.enter_context(mock.patch.object(torch.SymBool, "__bool__", _truth_of_symbol))
         patches.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", refuse_gradient))
+        patches.enter_context(mock.patch.object(fx.Tracer, "call_module", _call_module))
         patches.enter_context(mock.patch.object(builtins, "len", _length))
         # Modes see what this makes.
         patches.enter_context(mock.patch.object(torch, "from_numpy", lambda array: torch.tensor(array)))
@@ -73,9 +72,6 @@ def careful_tracing() -> Iterator[None]:
         patches.enter_context(mock.patch.object(torch, "_is_all_true", torch.all))  # another name of it
         patches.enter_context(mock.patch.object(torch, "as_tensor", _as_tensor))
         patches.enter_context(mock.patch.object(torch.Tensor, "new_tensor", _new_tensor))
-        for name in ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"):
-            compare = _compared(getattr(torch.SymInt, name))
-            patches.enter_context(mock.patch.object(torch.SymInt, name, compare))
         patches.enter_context(mock.patch.dict(decomposition_table))
         for op in _MISREAD_LOSSES:
             decomposition_table.pop(op, None)
@@ -111,6 +107,20 @@ class _UserLine:
                 return traceback.StackSummary.from_list([line])
             frame = frame.f_back
         return traceback.StackSummary()
+
+
+_plain_call_module = fx.Tracer.call_module
+
+
+def _call_module(tracer: fx.Tracer, *args: Any, **kwargs: Any) -> Any:
+    """A module that raises is left, too: forward may catch it and go on (`try: ... except ValueError: ...`)."""
+    depth = _plain_length(tracer.module_stack)
+    try:
+        return _plain_call_module(tracer, *args, **kwargs)
+    except Exception:
+        while _plain_length(tracer.module_stack) > depth:
+            tracer.module_stack.popitem()
+        raise
 
 
 def _apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
@@ -254,24 +264,6 @@ def _truth(plain: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 _truth_of_tensor, _truth_of_symbol = _truth(torch.Tensor.__bool__), _truth(torch.SymBool.__bool__)
-
-asked_of_sizes: list[tuple[sympy.Basic, Source | None]] = []
-"""Conditions on sizes that a model's own code has stated in the last trace, and where: torch, which traces for two
-samples at least, keeps no guard of what holds for all of these."""
-
-
-def _compared(plain: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """A comparison of a size with a number, remembered where it is the model's own code that asks."""
-
-    def compared(size: torch.SymInt, other: Any) -> Any:
-        result = plain(size, other)
-        frame = sys._getframe(1)
-        if isinstance(result, torch.SymBool) and is_user_file(frame.f_code.co_filename):
-            asked_of_sizes.append((result.node.expr, source_of_line(frame.f_code.co_filename, frame.f_lineno)))
-        return result
-
-    return compared
-
 
 _plain_as_tensor, _plain_new_tensor = torch.as_tensor, torch.Tensor.new_tensor
 
