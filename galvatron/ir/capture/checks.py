@@ -192,10 +192,11 @@ def _words(message: ast.expr, names: Mapping[str, Any]) -> str:
         return str(message.value)
     if isinstance(message, ast.JoinedStr):
         return "".join(_words(part, names) for part in message.values)
+    if isinstance(message, ast.Name) and type(known := names.get(message.id)) in (str, int, float):
+        return str(known)
     if isinstance(message, ast.FormattedValue):
-        if isinstance(message.value, ast.Name) and type(known := names.get(message.value.id)) in (str, int, float):
-            return str(known)
-        return f"{{{ast.unparse(message.value)}}}"
+        words = _words(message.value, names)
+        return f"{{{words}}}" if words == ast.unparse(message.value) else words
     return ast.unparse(message)
 
 

@@ -247,8 +247,7 @@ def _truth(plain: Callable[[Any], bool]) -> Callable[[Any], bool]:
             return plain(value)
         except GuardOnDataDependentSymNode as error:
             frame = sys._getframe(1)  # what asks for the truth of a value or of a symbol
-            checks_itself = frame.f_globals.get("__name__", "").startswith(("torch.nn.", "torch.distributions."))
-            if not is_user_file(frame.f_code.co_filename) and not checks_itself:
+            if not is_user_file(frame.f_code.co_filename) and not _checks_itself(frame):
                 raise
             passes = passing(frame, value)
             if passes is None:
@@ -261,6 +260,12 @@ def _truth(plain: Callable[[Any], bool]) -> Callable[[Any], bool]:
             return passes
 
     return truth
+
+
+def _checks_itself(frame: types.FrameType) -> bool:
+    """Whether it is a function of torch that checks what it is given: a module, a distribution, `torch._assert`."""
+    module = frame.f_globals.get("__name__", "")
+    return module.startswith(("torch.nn.", "torch.distributions.")) or frame.f_code is torch._assert.__code__
 
 
 _truth_of_tensor, _truth_of_symbol = _truth(torch.Tensor.__bool__), _truth(torch.SymBool.__bool__)
