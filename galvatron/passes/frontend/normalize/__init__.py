@@ -7,11 +7,14 @@ table `RULES` says what is done to which op, `galvatron.rewriting` how to read i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from galvatron.ir.graph import Graph
 from galvatron.ir.program import Form, Program
 from galvatron.passes.base import Pass
 from galvatron.passes.frontend.normalize.arguments import canonical_arguments
+from galvatron.passes.frontend.normalize.beginnings import with_shared_beginnings
 from galvatron.passes.frontend.normalize.identities import (
     all_dims,
     as_result,
@@ -34,6 +37,7 @@ from galvatron.passes.frontend.normalize.indexing import batched_index, whole_ra
 from galvatron.passes.frontend.normalize.losses import (
     batch_mean,
     loss_without_total_weight,
+    mean_of_alignments,
     mean_of_elements,
     mean_of_samples,
     mean_of_targets,
@@ -94,6 +98,7 @@ RULES: tuple[RewriteRule, ...] = (
     Formula(_each("swapaxes swapdims", "x, a, b"), "transpose.int(x, a, b)"),
     Function(chunks_as_split, "chunk"),
     Formula("narrow(x, dim, start, length)", "slice.Tensor(x, dim, start, end)", to_end),
+    Formula("repeat_interleave.self_int(x, times, dim, output_size=_)", "repeat_interleave.self_int(x, times, dim)"),
     Formula(_each("concat concatenate", "parts, dim"), "cat(parts, dim)"),
     Formula(_each("ones ones_like new_ones", "..."), "full(size, value, dtype=dtype)", filled_with(1)),
     Formula(_each(_ZEROS, "..."), "full(size, value, dtype=dtype)", filled_with(0)),
@@ -143,7 +148,8 @@ RULES: tuple[RewriteRule, ...] = (
     Function(mean_of_elements, "binary_cross_entropy binary_cross_entropy_with_logits"),
     Function(mean_of_elements, "poisson_nll_loss margin_ranking_loss"),
     Function(mean_of_samples, "cosine_embedding_loss triplet_margin_loss multi_margin_loss multilabel_margin_loss"),
-    Function(refuse_mean, "nll_loss_forward nll_loss2d_forward ctc_loss.IntList ctc_loss.Tensor"),
+    Function(mean_of_alignments, "ctc_loss.Tensor"),
+    Function(refuse_mean, "nll_loss_forward nll_loss2d_forward ctc_loss.IntList"),
     # indexing by ranges
     Function(whole_range_index, "index.Tensor"),
     Function(batched_index, "index.Tensor"),
@@ -160,5 +166,9 @@ class Normalize(Pass):
     leaves = Form.CAPTURED
 
     def run(self, program: Program) -> Program:
-        graph = numbered(rewritten(program.required_graph, RULES, program.trainable))
-        return program.with_graph(graph)
+        return program.with_graph(numbered(normalized(program.required_graph, program.trainable)))
+
+
+def normalized(graph: Graph, trainable: Iterable[str]) -> Graph:
+    """The graph with one spelling per computation; `trainable` names the state that gradients flow to."""
+    return with_shared_beginnings(rewritten(graph, RULES, trainable))
