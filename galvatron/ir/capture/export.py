@@ -220,9 +220,9 @@ class _Training(nn.Module):
             as_in_eager(),
             refusing(),
             choosing(),
+            ConstantsHaveValues(),
             OnlyRegisteredAreTrained(),
             GradientsFollowTheValues(),
-            ConstantsHaveValues(),
             unseeded(),
         ):
             output = self.model(**inputs)
