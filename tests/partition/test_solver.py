@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from functools import cache
 from itertools import product
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +16,9 @@ from galvatron.ir.factors import FactorTable
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis
 from galvatron.ir.types import TensorType
+from galvatron.partition import solver
+from galvatron.partition.choosing import Problem
+from galvatron.partition.integer_program import labels_by_program
 from galvatron.partition.modes import AxisState, Mode, Split, op_modes
 from galvatron.partition.solver import Boundary, Costs, Solution, solve
 
@@ -126,6 +130,12 @@ class Objective:
         )
 
 
+def by_program(graph: Graph, modes: list[tuple[Mode, ...]], boundary: Boundary, costs: Costs) -> Solution:
+    """As `solve` where too much hangs together for elimination."""
+    with mock.patch.object(solver, "labels_by_elimination", lambda _: None):
+        return solve(graph, modes, boundary, costs)
+
+
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), ops=st.integers(1, 3), seed=st.integers(0, 1000))
 def test_the_solution_is_the_cheapest_of_all_choices(data: st.DataObject, ops: int, seed: int) -> None:
@@ -135,12 +145,33 @@ def test_the_solution_is_the_cheapest_of_all_choices(data: st.DataObject, ops: i
     objective = Objective(graph, modes, boundary, costs)
     expected = objective.exhaustive()
     if expected == INFINITY:
-        with pytest.raises(GalvatronError):
-            solve(graph, modes, boundary, costs)
+        for way in (solve, by_program):
+            with pytest.raises(GalvatronError):
+                way(graph, modes, boundary, costs)
         return
-    solution = solve(graph, modes, boundary, costs)
-    assert solution.objective_s == pytest.approx(expected, rel=1e-7)
-    assert objective.of(solution.modes, solution.state) == pytest.approx(expected, rel=1e-7)
+    for way in (solve, by_program):
+        solution = way(graph, modes, boundary, costs)
+        assert solution.objective_s == pytest.approx(expected, rel=1e-7)
+        assert objective.of(solution.modes, solution.state) == pytest.approx(expected, rel=1e-7)
+
+
+def test_what_hangs_together_in_every_way_is_left_to_the_program() -> None:
+    """A sum of all that was made so far, again and again: each value is alive to the end."""
+    type_ = TensorType("f32", (SIZE, SIZE))
+    pairs = [(f"y{i}", f"y{j}") for i in range(9) for j in range(i)]
+    made = [Op("aten.gelu.default", (Ref("x"),), (), (Value(f"y{i}", type_),)) for i in range(9)]
+    made += [Op("aten.mul.Tensor", (Ref(a), Ref(b)), (), (Value(f"{a}{b}", type_),)) for a, b in pairs]
+    graph = Graph((Value("x", type_),), (), tuple(made), tuple(f"{a}{b}" for a, b in pairs))
+    modes, boundary = problem(graph)
+    asked: list[object] = []
+
+    def noted(given: Problem) -> tuple[list[int], float]:
+        asked.append(given)
+        return labels_by_program(given)
+
+    with mock.patch.object(solver, "labels_by_program", noted):
+        solution = solve(graph, modes, boundary, RandomCosts(0).costs)
+    assert asked and len(solution.modes) == len(graph.ops)
 
 
 def solve_one(

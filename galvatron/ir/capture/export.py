@@ -27,6 +27,7 @@ from galvatron.ir.capture.outputs import Outputs, chosen, names_of
 from galvatron.ir.capture.precision import ComputeType, ProductsOfOneType, rounded
 from galvatron.ir.capture.randomness import check_randomness
 from galvatron.ir.capture.regions import dissolve_regions
+from galvatron.ir.capture.registered import few_registrations
 from galvatron.ir.capture.repeat import repeated, single_sample
 from galvatron.ir.capture.restore import unchanged
 from galvatron.ir.capture.samples import find_samples
@@ -256,6 +257,7 @@ def _exported(training: _Training, batch: Batch) -> ExportedProgram:
         described(),
         careful_tracing(),
         computed_once(),
+        few_registrations(device),
         torch.enable_grad(),
         torch.random.fork_rng(devices),
     ):

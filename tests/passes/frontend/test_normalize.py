@@ -130,6 +130,17 @@ def test_a_loop_that_fills_a_tensor_is_one_concatenation() -> None:
     assert result.targets.count("cat") == 1 and "full" not in result.targets
 
 
+def test_a_loop_that_reads_all_that_it_has_filled_adds_to_one_concatenation() -> None:
+    def solved(h: torch.Tensor) -> torch.Tensor:
+        for step in range(1, SEQUENCE):
+            h[:, step] = h[:, step] + h[:, :step].clone().cumsum(1)[:, -1]
+        return h
+
+    result = normalized(lambda h, y, labels, w: (solved(h.clone()) * y).sum())
+    joined = [op.args[0] for op in result.graph.ops if op.target == "aten.cat.default"]
+    assert len(joined) == SEQUENCE - 1 and all(isinstance(parts, tuple) and len(parts) == 2 for parts in joined)
+
+
 # Means over the batch.
 
 

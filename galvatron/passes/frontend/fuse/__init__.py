@@ -28,7 +28,7 @@ from galvatron.passes.frontend.fuse.conditions import (
     selects_all,
 )
 from galvatron.passes.frontend.fuse.samples import read_for_one_sample
-from galvatron.passes.frontend.normalize import RULES
+from galvatron.passes.frontend.normalize import normalized
 from galvatron.passes.frontend.normalize.identities import as_result
 from galvatron.rewriting import Formula, Function, RewriteRule, numbered, rewritten
 
@@ -131,7 +131,7 @@ class Fuse(Pass):
     def run(self, program: Program) -> Program:
         graph = program.required_graph
         while (fused := rewritten(graph, FUSIONS.values(), program.trainable)) != graph:
-            graph = rewritten(fused, RULES, program.trainable)
+            graph = normalized(fused, program.trainable)
         if graph == program.graph:
             return program
         graph = numbered(graph)

@@ -7,11 +7,14 @@ table `RULES` says what is done to which op, `galvatron.rewriting` how to read i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from galvatron.ir.graph import Graph
 from galvatron.ir.program import Form, Program
 from galvatron.passes.base import Pass
 from galvatron.passes.frontend.normalize.arguments import canonical_arguments
+from galvatron.passes.frontend.normalize.beginnings import with_shared_beginnings
 from galvatron.passes.frontend.normalize.identities import (
     all_dims,
     as_result,
@@ -154,5 +157,9 @@ class Normalize(Pass):
     leaves = Form.CAPTURED
 
     def run(self, program: Program) -> Program:
-        graph = numbered(rewritten(program.required_graph, RULES, program.trainable))
-        return program.with_graph(graph)
+        return program.with_graph(numbered(normalized(program.required_graph, program.trainable)))
+
+
+def normalized(graph: Graph, trainable: Iterable[str]) -> Graph:
+    """The graph with one spelling per computation; `trainable` names the state that gradients flow to."""
+    return with_shared_beginnings(rewritten(graph, RULES, trainable))
