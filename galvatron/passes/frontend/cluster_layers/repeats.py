@@ -180,7 +180,7 @@ def _stack_of(stream: Stream, tandem: _Tandem, region: tuple[int, int]) -> Stack
     first = tandem.start + phase
     copies = (tandem.length - phase) // period
     whole = [first + m * period for m in range(copies + 1)]
-    if not _are_blocks(stream, whole, [view.best(g) for g in whole]):
+    if _are_parts(stream, whole) or not _are_blocks(stream, whole, [view.best(g) for g in whole]):
         return None
     models = _models(view, first, period, sorted((p - phase) % period for p in low))
     stop = tandem.start + tandem.length
@@ -246,6 +246,29 @@ def _are_blocks(stream: Stream, gaps: Sequence[int], cuts: Sequence[int]) -> boo
     _, definitions, uses = stream.edges.T
     owner, reader = (np.searchsorted(cuts, ops, side="right") for ops in (definitions, uses))
     return set(range(1, len(cuts) - 1)) <= set(owner[reader == owner + 1].tolist())
+
+
+def _are_parts(stream: Stream, gaps: Sequence[int]) -> bool:
+    """Whether copies, as hints have it, are parts of the members of a list of modules.
+
+    Several are parts of one member where the list goes on, as two equal convolutions of a block are; or there are but
+    two, both of one member that does what another one does.
+    """
+    paths = [stream.paths[a] for a in stream.anchors]
+    own = paths[gaps[0] : gaps[-1]]
+    shared = own[0][: min(common_prefix(path, own[0]) for path in own)]
+    inside = [g for g in gaps[1:-1] if not _is_indexed(stream, g)]
+    if any(name.isdigit() for g in inside for name in paths[g][len(shared) : _depth(stream, g)]):
+        return True
+    depth = max((place for place, name in enumerate(shared) if name.isdigit()), default=None)
+    if len(gaps) != 3 or not inside or depth is None:
+        return False
+    members: dict[str, list[str]] = {}
+    for anchor, path in zip(stream.anchors, paths, strict=True):
+        if path[:depth] == shared[:depth] and len(path) > depth:
+            members.setdefault(path[depth], []).append(stream.ops[anchor].target)
+    kinds = members.pop(shared[depth])
+    return kinds in members.values()
 
 
 def _models(view: GapView, first: int, period: int, low: list[int]) -> dict[int, tuple[int, int]]:
