@@ -13,6 +13,7 @@ be replaced before the next case.
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib.util
 import multiprocessing
 import os
@@ -26,7 +27,13 @@ from multiprocessing.connection import Connection, wait
 from types import ModuleType
 from typing import Any
 
-PRELOAD = ["torch", "torch.distributed.pipelining", "galvatron.runtime"]
+from tests import captures
+
+PRELOAD = [
+    "torch", "torch.distributed.pipelining", "torch.export._trace", "galvatron.runtime", "galvatron.api",
+    "galvatron.passes.frontend.cluster_layers", "galvatron.passes.lower.shard", "galvatron.passes.lower.split_stages",
+]  # fmt: skip
+"""What the server of the processes imports before it forks them, once for all of them."""
 
 
 class RankFailure(AssertionError):
@@ -96,7 +103,7 @@ class _RankSet:
     def run(
         self, function: Callable[..., Any], args: tuple[Any, ...], timeout: float
     ) -> tuple[list[Any], dict[int, str]]:
-        request = pickle.dumps((function.__code__.co_filename, function.__qualname__, args))
+        request = pickle.dumps((function.__code__.co_filename, function.__qualname__, args, captures.shared))
         for connection in self.connections:
             connection.send_bytes(request)
         results: list[Any] = [None] * self.size
@@ -163,17 +170,21 @@ def _serve(rank: int, size: int, port: int, connection: Connection, path: list[s
 
     torch.set_num_threads(1)
     world = runtime.initialize("cpu", timeout_s=60.0)
+    gc.freeze()  # `compile` collects garbage: not in what is imported
     while True:
         try:
-            file, name, args = pickle.loads(connection.recv_bytes())
+            file, name, args, shared = pickle.loads(connection.recv_bytes())
         except EOFError:
             return
         try:
+            gc.collect()
+            gc.freeze()
             torch.manual_seed(0)
             function: Any = _load(file)
             for part in name.split("."):
                 function = getattr(function, part)
-            message = pickle.dumps(("result", function(world, *args), not failure.job_failed()))
+            with captures.sharing(shared):
+                message = pickle.dumps(("result", function(world, *args), not failure.job_failed()))
         except BaseException as error:
             message = pickle.dumps((type(error).__name__, traceback.format_exc(), not failure.job_failed()))
         connection.send_bytes(message)

@@ -26,6 +26,7 @@ from galvatron.errors import (
     StrategyError,
     VerifyError,
 )
+from galvatron.ir.capture import capture_graph
 from galvatron.ir.graph import Op, Value
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Form, Program
@@ -34,6 +35,8 @@ from galvatron.ir.text import parse_program
 from galvatron.ir.types import BATCH, TensorType
 from galvatron.passes.pipeline import Pipeline
 from tests.ranks import run_ranks
+
+pytestmark = pytest.mark.usefixtures("shared_captures")
 
 WIDTH, HEADS, WORDS, LENGTH = 16, 4, 32, 8
 
@@ -183,7 +186,8 @@ def test_a_model_on_meta_is_initialised():
     assert 0.5 < state["words.weight"].std() < 2.0
 
 
-def test_a_model_that_is_dropped_is_freed_at_once():
+def test_a_model_that_is_dropped_is_freed_at_once(monkeypatch):
+    monkeypatch.setattr(api, "capture_graph", capture_graph)  # what a trace leaves behind is what this is about
     model = new_model()
     weights = weakref.ref(model.words.weight.untyped_storage())
     gc.disable()

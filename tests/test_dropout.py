@@ -23,6 +23,8 @@ from tests import models
 from tests.marks import some_slow
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.usefixtures("shared_captures")
+
 SAMPLES, LENGTH, WIDTH = 8, 4, 64
 BITS = SAMPLES * LENGTH
 GPT2: dict[str, Any] = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}

@@ -19,6 +19,8 @@ from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.verify import verify
 from tests.parity.outputs import case, expected
 
+pytestmark = pytest.mark.usefixtures("shared_captures")
+
 NAMES = ("logits", "hidden.0", "right")
 
 

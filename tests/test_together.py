@@ -17,6 +17,8 @@ from galvatron.errors import GalvatronError
 from tests.marks import some_slow
 from tests.ranks import RankFailure, run_ranks
 
+pytestmark = pytest.mark.usefixtures("shared_captures")
+
 WORDS, WIDTH, LENGTH = 24, 16, 6
 
 

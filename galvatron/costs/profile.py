@@ -22,6 +22,7 @@ from galvatron.costs.events import CollectiveCall, Event, Launch, Linear, Profil
 from galvatron.costs.slices import run_on_slice
 from galvatron.errors import GalvatronError
 from galvatron.ir.collectives import MESSAGES, Conversion, conversion_of
+from galvatron.ir.fakes import described
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.interpreter import DTYPE_OF, empty_like_type, run_graph
 from galvatron.ir.layout import Axis, nameable_axes
@@ -163,7 +164,7 @@ class _Run:
         self.axes = {axis.name: axis for axis in nameable_axes(mesh)}
         self.observed = _Observed()
         self.watch = _Watch(self.observed.forward)
-        with FakeTensorMode():
+        with FakeTensorMode(), described():
             values = {v.name: empty_like_type(v.type, batch) for v in (*graph.inputs, *graph.state)}
             for name in differentiable & values.keys():
                 if values[name].dtype.is_floating_point:

@@ -54,8 +54,8 @@ def scaled_dot_product_attention(
     """
     if dropout_p:
         raise GalvatronError("ring attention has no dropout; set the attention dropout to 0")
-    if not enable_gqa and query.size(-3) != key.size(-3):
-        raise GalvatronError(f"{query.size(-3)} query heads and {key.size(-3)} key heads need enable_gqa")
+    if query.size(-3) % key.size(-3) or (not enable_gqa and key.size(-3) not in (1, query.size(-3))):
+        raise GalvatronError(f"{query.size(-3)} query heads cannot share {key.size(-3)} key heads")
     scale = 1 / math.sqrt(query.size(-1)) if scale is None else scale
     groups = query.size(-3) // key.size(-3)
     # Query heads that share a key head lie beside each other: [..., key heads, groups, rows, width].

@@ -21,11 +21,22 @@ from galvatron.ir.strategy import Strategy
 from galvatron.passes import FRONT_END, LOWERING
 from galvatron.passes.pipeline import Pipeline
 from tests.costs.communication import Communication, counts, layer_communication, stage_communication
+from tests.marks import some_slow
 from tests.parity import harness
 from tests.parity.subjects import Batch
 from tests.ranks import run_ranks
 
 PAIR = (2, 1)
+PLANS = [
+    "tp2+sp", "ulysses2", "cp2", "m2/tp2", "m2/dp2", "dp2-tp2+sp", "cp2-tp2", "m2/dp2-zero1", "m2/dp2-zero2",
+    "m2/dp2-zero3", "m2/dp2-tp2+sp-zero3", "m2/tp2-recompute", "tp2+sp-recompute", "cp2-recompute",
+    "ulysses2-recompute=selective", "dp2-tp2-zero3-recompute",
+]  # fmt: skip
+OTHER_PLANS = [
+    "tp2", "dp2", "ulysses2-tp2", "m2/dp2-ulysses2-zero3", "m2/tp4", "tp4+sp", "m2/tp4-zero3", "ulysses2-recompute",
+    "m2/tp2-recompute=selective", "tp2+sp-recompute=selective", "cp2-recompute=selective",
+    "dp2-tp2-zero3-recompute=selective",
+]  # fmt: skip
 
 
 def slow_device(cluster: Cluster) -> Cluster:
@@ -135,39 +146,7 @@ def counted_step(world: rt.World, job: harness.Job, batch: Batch) -> rt.Communic
     return counter
 
 
-@pytest.mark.parametrize(
-    "plan",
-    [
-        "tp2",
-        "tp2+sp",
-        "ulysses2",
-        "dp2",
-        "cp2",
-        "m2/tp2",
-        "m2/dp2",
-        "dp2-tp2+sp",
-        "cp2-tp2",
-        "ulysses2-tp2",
-        "m2/dp2-zero1",
-        "m2/dp2-zero2",
-        "m2/dp2-zero3",
-        "m2/dp2-tp2+sp-zero3",
-        "m2/dp2-ulysses2-zero3",
-        "m2/tp4",
-        "tp4+sp",
-        "m2/tp4-zero3",
-        "m2/tp2-recompute",
-        "tp2+sp-recompute",
-        "ulysses2-recompute",
-        "cp2-recompute",
-        "m2/tp2-recompute=selective",
-        "tp2+sp-recompute=selective",
-        "ulysses2-recompute=selective",
-        "cp2-recompute=selective",
-        "dp2-tp2-zero3-recompute",
-        "dp2-tp2-zero3-recompute=selective",
-    ],
-)
+@pytest.mark.parametrize("plan", some_slow(PLANS, OTHER_PLANS))
 def test_a_rank_sends_what_the_program_says(plan):
     strategy = Strategy.parse(plan.split("/")[-1])
     program = small(f"pp1/m{2 if plan.startswith('m2') else 1}/1f1b/{strategy}")

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.compiler import is_compiling
 from torch.utils.checkpoint import checkpoint
 
 from galvatron.errors import CaptureError
@@ -355,11 +356,31 @@ def flattened_batch(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return net.first(pairs.reshape(-1, 8)).square().mean()
 
 
+def converted_to_what_it_is(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    net.first = net.first.to(x.device, net.first.weight.dtype)
+    return F.mse_loss(net.first.to(x).double()(x), y)
+
+
+def unlike_when_traced(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    h = net.first(x) if torch.compiler.is_exporting() else net.second(x)
+    return F.mse_loss(h if is_compiling() else h.tanh(), y)
+
+
+def values_of_constants(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    h = net.first(x)
+    mask, offsets = torch.ones(8, 8, device=x.device).triu(1), torch.zeros(3)
+    offsets[1:].fill_(2)
+    if torch.equal(mask, mask.triu()) and bool((mask == mask.T).any()):
+        h = h.tanh()
+    return F.mse_loss(h * int(offsets.sum()) + offsets.max().item() + torch.arange(3).tolist()[2], y)
+
+
 @pytest.mark.parametrize(
     "forward",
     [
         no_gradients, detached, in_place, in_place_on_input, checkpointed, autocast_off, loss_in_a_region, constants,
         counter, batch_size_as_a_number, many_results, flattened_batch, gradients_within_no_gradients,
+        converted_to_what_it_is, unlike_when_traced, values_of_constants,
     ],
     ids=lambda forward: forward.__name__,
 )  # fmt: skip
@@ -540,6 +561,28 @@ def operator_in_place(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tenso
     return h.sum()
 
 
+def converted(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    net.first.half()
+    return net.first(x.half()).sum()
+
+
+def constant_of_chance(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    rate = torch.full((1,), 0.5)
+    if torch.bernoulli(rate) > 0:
+        return net.first(x).sum()
+    return net.second(x).sum()
+
+
+def constant_written_through_a_view(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    counts = torch.zeros(8, dtype=x.dtype)
+    counts[:4].add_(x[0, :4])
+    return net.first(x).sum() * counts.sum().item()
+
+
+def constant_of_the_batch(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return net.first(x).sum() * torch.arange(x.shape[0]).max().item()
+
+
 @pytest.mark.parametrize(
     ("forward", "line", "reason"),
     [
@@ -589,6 +632,10 @@ def operator_in_place(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tenso
         (equal_values, "if torch.equal(h, x):", "depends on the values of a tensor"),
         (own_generator, "h = net.first(x) + torch.randn(8, generator=torch.Generator())", "random generator"),
         (sparse, "h = net.first(x).to_sparse()", "torch cannot trace aten._to_sparse.default"),
+        (constant_of_chance, "if torch.bernoulli(rate) > 0:", "depends on the values of a tensor"),
+        (constant_written_through_a_view, "return net.first(x).sum() * counts.sum().item()", "the values of a tensor"),
+        (constant_of_the_batch, "return net.first(x).sum() * torch.arange(x.shape[0]).max().item()", "the values of a"),
+        (converted, "net.first.half()", "a module is converted to another type or device in forward"),
     ],
     ids=lambda case: case.__name__ if callable(case) else "",
 )

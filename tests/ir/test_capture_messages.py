@@ -80,9 +80,8 @@ def branch(m: Any, h: Tensor, y: Tensor) -> Tensor:
     return torch.cond(h.sum() > 0, lambda z: z.sin().mean(), lambda z: z.cos().mean(), (h,))
 
 
-def alignment(m: Any, h: Tensor, y: Tensor) -> Tensor:
-    n = torch.full_like(y, 2)
-    return F.ctc_loss(h[None].repeat(5, 1, 1).log_softmax(2), y[:, None].repeat(1, 2), n + 3, n)
+def fitted(m: Any, h: Tensor, y: Tensor) -> Tensor:
+    return torch.linalg.lstsq(h, y[:, None].float()).solution.mean()
 
 
 def averaged(m: Any, h: Tensor, y: Tensor) -> Tensor:
@@ -106,7 +105,7 @@ REFUSED: dict[Any, tuple[str, str]] = {
     gradients_of_rows: ("a gradient is computed inside forward", "write the gradient as a formula"),
     jacobian: ("a gradient is computed inside forward", "write the gradient as a formula"),
     branch: ("torch cannot trace a branch or loop on values", "torch.where"),
-    alignment: ("_ctc_loss.Tensor computes depends on the values", "use operations whose shapes follow"),
+    fitted: ("linalg_lstsq.default computes depends on the values", "use operations whose shapes follow"),
     averaged: ("averages of a batch norm depend on the values of a counter", "GroupNorm or LayerNorm"),
     of_two_types: ("matmul of tensors of several types (torch.bfloat16, torch.float32)", "cast one of them"),
 }

@@ -21,6 +21,7 @@ from galvatron.ir.types import BATCH, MICRO_BATCHES, TensorType
 from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END
 from galvatron.passes.pipeline import Pipeline
+from tests.marks import some_slow
 
 
 class Ends(nn.Module):
@@ -100,6 +101,11 @@ COUPLED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "neighbours": (lambda self, h: (h - h.roll(1, 0)).pow(2).mean(), "roll works across the samples of the batch"),
 }
 
+IN_THE_MIDDLE = (
+    "root", "centred", "largest", "softmax over samples", "products", "reversed", "repeated once per sample",
+    "filler per sample", "rolled by the batch size", "neighbours",
+)  # fmt: skip
+"""One of each kind."""
 
 LOCAL_PLANS = ("m1/dp2", "m1/tp2", "m1/cp2")
 
@@ -123,7 +129,7 @@ def test_an_end_that_couples_samples_is_an_epilogue(name: str) -> None:
     assert reason in found and f"{__file__.rpartition('/')[2]}:" in found
 
 
-@pytest.mark.parametrize("name", COUPLED)
+@pytest.mark.parametrize("name", some_slow(IN_THE_MIDDLE, COUPLED))
 def test_a_middle_that_couples_samples_is_named(name: str) -> None:
     """What is coupled goes through another matrix: there is no end to set apart."""
     then, reason = COUPLED[name]

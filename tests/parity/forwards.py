@@ -112,6 +112,15 @@ def _attended(h: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, q, v, is_causal=True).transpose(1, 2).flatten(2)
 
 
+def _unlike_when_traced(h: Tensor) -> Tensor:
+    return h.relu() if torch.compiler.is_compiling() else h.tanh()
+
+
+def _repeated(h: Tensor, target: Tensor) -> Tensor:
+    twice = h.repeat_interleave(2, dim=1, output_size=2 * LENGTH)
+    return F.mse_loss(twice * twice.softmax(1), target.repeat_interleave(2, dim=1))
+
+
 def _squares(factor: Callable[[Tensor], float]) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda h, target: (h - target).pow(2).sum() * factor(h)
 
@@ -159,4 +168,16 @@ INPUTS = {
     ),
 }
 COMPLEX = {"complex-turned": Forward(_turned), "complex-attended": Forward(_attended)}
-FORWARDS = {**WRITES, **SIZES, **TARGETS, **INPUTS, **COMPLEX}
+ALIGNED = {
+    "aligned-mean": Forward(
+        loss=lambda h, target, labels, lengths: F.ctc_loss(
+            (h * target).log_softmax(-1).transpose(0, 1), labels, torch.full_like(lengths, LENGTH), lengths
+        ),
+        others={
+            "labels": lambda n, g: torch.randint(1, WIDTH, (n, 2), generator=g),
+            "lengths": lambda n, g: torch.randint(0, 3, (n,), generator=g),
+        },
+    ),
+}
+OTHERS = {"traced-repeated": Forward(_unlike_when_traced, _repeated)}
+FORWARDS = {**WRITES, **SIZES, **TARGETS, **INPUTS, **COMPLEX, **ALIGNED, **OTHERS}

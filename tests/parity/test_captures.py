@@ -6,16 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+import galvatron
 from galvatron.ir.capture import Captured, capture_graph
 from tests import captures, models
 from tests.marks import some_slow
 from tests.parity.harness import BATCH_SIZE, captured, subject
 
-FAST = ["gpt", "gpt2", "encoder", "size-branch"]
+FAST = ["gpt2", "size-branch"]
+OTHERS = ["gpt", "encoder", *models.FAMILIES, "random-3", "towers", "weighted", "vit-16"]
 
 
-@pytest.mark.parametrize("name", some_slow(FAST, [*models.FAMILIES, "random-3", "towers", "weighted", "vit-16"]))
+@pytest.mark.parametrize("name", some_slow(FAST, OTHERS))
 def test_what_is_kept_is_a_fresh_capture(name: str) -> None:
     case = subject(name)
     captured(name)
@@ -41,3 +44,35 @@ def test_a_name_is_captured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert torch.equal(found.constants["constant"], torch.arange(3))
     captures.kept("b", capture)
     assert len(made) == 2 == len(list(tmp_path.iterdir()))
+
+
+class Scaled(nn.Module):
+    """A linear layer with a tensor that is neither parameter nor buffer."""
+
+    def __init__(self, scale: float = 2.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.scale = nn.Linear(4, 4), torch.full((4,), scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.inner(x) * self.scale).pow(2).mean()
+
+
+def test_what_is_captured_from_the_same_is_captured_once(tmp_path: Path) -> None:
+    class Local(Scaled):
+        pass
+
+    batch, other = {"x": torch.ones(4, 4)}, {"x": torch.ones(8, 4)}
+    untrained = Scaled()
+    untrained.inner.bias.requires_grad_(False)
+    with captures.sharing(tmp_path):
+        programs = [galvatron.capture(Scaled(), batch) for _ in range(2)]
+        assert programs[0] == programs[1] and len(list(tmp_path.iterdir())) == 1
+        others = [(Scaled(3.0), batch), (Scaled().eval(), batch), (untrained, batch), (Scaled(), other)]
+        for number, (model, inputs) in enumerate(others, 2):
+            galvatron.capture(model, inputs)
+            assert len(list(tmp_path.iterdir())) == number
+        galvatron.capture(Scaled(), batch, precision="bf16")
+        galvatron.capture(Local(), batch)  # a class without a name that another process knows
+        assert len(list(tmp_path.iterdir())) == len(others) + 2
+    assert galvatron.api.capture_graph is capture_graph

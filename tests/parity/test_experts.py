@@ -32,4 +32,4 @@ def test_every_token_by_itself(family: str, plan: str) -> None:
 
 def test_sorted_tokens_of_a_micro_batch_are_not_those_of_the_batch() -> None:
     with pytest.raises(PlanError, match=r"\.py:\d+: `.*use 1 micro-batch"):
-        planned("qwen3-moe-grouped_mm", "m2/dp1", 1)
+        planned("qwen3-moe-grouped_mm-float32", "m2/dp1", 1)

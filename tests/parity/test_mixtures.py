@@ -14,7 +14,7 @@ ATTENTION = [
     "gemma", "opt", "gpt-neox", "encoder", "encoder-post-norm",
 ]  # fmt: skip
 MODELS = ["gpt", "gpt2", "llama", "bert", "t5", "vit", "mixtral", "skips", "weighted", "shared", "encoder"]
-SEQUENCES = ["gpt", "llama", "bert", "t5", "mistral", "vit-16"]
+SEQUENCES = ["gpt", "llama", "t5", "vit-16"]
 STRATEGIES = {4: ["dp4", "dp2-tp2", "tp2-dp2", "tp4", "tp2-dp2"], 2: ["dp2", "tp2", "dp2"], 1: ["dp1"]}
 ALL_ROLES = {
     4: ["dp4", "dp2-tp2+sp", "cp4", "ulysses2-dp2", "tp4", "cp2-tp2", "dp2-ulysses2", "tp2-cp2", "tp4+sp", "dp2-cp2"],
@@ -57,7 +57,7 @@ def test_sequence_roles_equal_eager(model: str, plan: str) -> None:
 
 
 @pytest.mark.parametrize(("stages", "first"), [(1, 0), (1, 2), (1, 5), (2, 0)])
-@pytest.mark.parametrize("model", some_slow(["gpt", "gpt2", "t5", "gpt-neox", "shared"], ATTENTION))
+@pytest.mark.parametrize("model", some_slow(["gpt", "t5", "gpt-neox", "shared"], ATTENTION))
 def test_mixture_of_all_roles_equals_eager(model: str, stages: int, first: int) -> None:
     check(model, mixture(layer_count(model), stages, ALL_ROLES, first))
 

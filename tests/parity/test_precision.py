@@ -15,6 +15,8 @@ from tests.parity.harness import BATCH_SIZE, Job, executor, job_of, planned, sub
 from tests.parity.subjects import Batch, make
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.usefixtures("shared_captures")
+
 MODEL = "llama-float32"
 CLIP = 1.0
 PLANS = ["dp2", "m2/tp2", "pp2/m4/1f1b/dp1", "m2/dp2-zero1", "m2/dp2-zero2", "m2/dp2-zero3", "m2/tp2+sp", "m2/cp2"]

@@ -204,7 +204,8 @@ def _attention(d: Draw) -> Sample:
     b, h, q, k = d.shape(4, 4)
     groups = d.one_of(1, 2, 3)
     lead = d.one_of((b,), (b, 2), ()) if groups == 1 else (b,)
-    query, key, value = real(*lead, h * groups, q, 2), real(*lead, h, k, 2), real(*lead, h, k, 3)
+    heads = d.one_of(h, 1) if groups == 1 else h  # one for all queries needs no groups
+    query, key, value = real(*lead, h * groups, q, 2), real(*lead, heads, k, 2), real(*lead, heads, k, 3)
     if d.one_of(True, False):
         kwargs = {"is_causal": True}
     else:

@@ -39,6 +39,12 @@ def _with_image(places: int, size: int) -> Callable[[int, int], Batch]:
     return batches(tokens, pixel_values=floats(3, size, size))
 
 
+def _with_a_prefix(samples: int, seed: int) -> Batch:
+    """An image and its tokens as a prefix, whose tokens attend to each other, before the text that is learnt."""
+    batch = _with_image(16, 16)(samples, seed)
+    return batch | {"token_type_ids": (torch.arange(batch["input_ids"].shape[1]) >= 18).long().repeat(samples, 1)}
+
+
 def _llama(**settings: Any) -> dict[str, Any]:
     return {"model_type": "llama"} | DECODER | settings
 
@@ -124,12 +130,16 @@ ROWS = rows(
             text_config=_llama(),
             vision_config={"model_type": "clip_vision_model"} | _EYE,
         ),
-        "PaliGemma": captioner(
+        "PaliGemma": made(
             "PaliGemmaForConditionalGeneration",
-            16,
-            text_config={"model_type": "gemma"} | DECODER,
-            vision_config={"model_type": "siglip_vision_model"} | _EYE,
-            projection_dim=32,
+            _with_a_prefix,
+            {
+                "image_token_id": _IMAGE,
+                "image_token_index": _IMAGE,
+                "text_config": {"model_type": "gemma"} | DECODER,
+                "vision_config": {"model_type": "siglip_vision_model"} | _EYE,
+                "projection_dim": 32,
+            },
         ),
         "InternVL": captioner(
             "InternVLForConditionalGeneration",

@@ -23,8 +23,11 @@ PIPELINE = (
 SEQUENCE = ("tp2+sp", "ulysses2", "cp2", "pp1/m2/1f1b/tp2+sp-recompute")
 STATE = ("dp2-zero3-recompute", "dp2-zero2-recompute=selective", "pp1/m2/1f1b/dp2-zero3-recompute", "dp2-zero1")
 
+ANY = ("dp2-zero3-recompute", "dp2-zero2-recompute=selective", "dp2")
+"""Plans that apply to nearly every program."""
+
 Attempts = tuple[str, ...]
-"""Plans of one kind, the preferred one first: the next is tried where one does not apply to the program."""
+"""Plans of one kind, then of any, the preferred one first: the next is tried where one does not apply to a program."""
 
 
 def plans_for(name: str, sequence: bool) -> tuple[Attempts, ...]:
@@ -47,4 +50,4 @@ def plans_for(name: str, sequence: bool) -> tuple[Attempts, ...]:
 
 
 def _from(plans: tuple[str, ...], turn: int, *then: str) -> Attempts:
-    return tuple(dict.fromkeys((plans[turn % len(plans)], *then)))
+    return tuple(dict.fromkeys((plans[turn % len(plans)], *then, *ANY)))

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from common.architectures import named
-from common.architectures.base import Architecture, Subject
+from common.architectures.base import Architecture, Batch, Subject
 from common.coverage.eager import repeatable
 from common.coverage.outcomes import RowOutcome, told, without_paths, worst
 from common.coverage.plans import plans_for
@@ -21,6 +21,7 @@ from galvatron import api
 from galvatron.ir.capture import Captured, capture_graph
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.planned import planned_layers
+from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
 
 MEMORY_BYTES = 6 << 30
@@ -74,12 +75,20 @@ def _captured(subject: Subject) -> Captured:
 
 
 def _with_plans(row: RowOutcome, subject: Subject, captured: Captured, sequence: bool, tell: Tell) -> RowOutcome:
-    samples = STEP if STEP in captured.program.batch_sizes else EXAMPLE
-    step = Step(subject, captured, subject.batch(samples, 1), row.single)
+    batch = subject.batch(STEP, 1)
+    if STEP not in captured.program.batch_sizes or not _takes(captured.program, batch):
+        batch = subject.batch(EXAMPLE, 1)
+    step = Step(subject, captured, batch, row.single)
     for attempts in plans_for(row.name, sequence):
         tell(replace(row, outcome="timeout", cause=f"under {attempts[0]}"))
         row = replace(row, plans=(*row.plans, step.under(attempts)))
     return replace(row, outcome=worst([plan.outcome for plan in row.plans]))
+
+
+def _takes(program: Program, batch: Batch) -> bool:
+    """Whether the inputs that a program fixes are of that size in a batch; a model may loop over one of its inputs."""
+    fixed = {v.name: v.type.shape for v in program.inputs if all(isinstance(size, int) for size in v.type.shape)}
+    return all(tuple(batch[name].shape) == shape for name, shape in fixed.items())
 
 
 def _since(began: float) -> float:

@@ -17,7 +17,7 @@ from common.coverage.plans import Attempts
 from common.jobs import free_port
 from galvatron import api
 from galvatron import runtime as rt
-from galvatron.errors import PlanError, RankError
+from galvatron.errors import PlanError, RankError, StrategyError
 from galvatron.ir.capture import Captured
 
 RANKS = 2
@@ -26,6 +26,8 @@ EXAMPLE, STEP = 4, 8
 
 TOLERANCE, SINGLE_TOLERANCE = 1e-9, 1e-5
 """The relative error that is allowed, and where the model itself computes something in float32."""
+
+_DOES_NOT_APPLY = (PlanError.__name__, StrategyError.__name__)
 
 LIMIT_S, PATIENCE_S = 60.0, 10.0
 """What a plan may take, and how much longer the other rank may take once one has failed."""
@@ -59,7 +61,7 @@ class Step:
             began = time.perf_counter()
             answer = self._on_ranks(plan)
             outcome = self._judged(plan, answer, round(time.perf_counter() - began, 2), passed_over)
-            if answer.kind != "PlanError":
+            if answer.kind not in _DOES_NOT_APPLY:
                 return outcome
             passed_over[plan] = without_paths(answer.cause)
         plan, cause = next(iter(passed_over.items()))
@@ -109,7 +111,7 @@ class Step:
             results.send(Answer("ran", errors=self._errors(rank, plan)))
         except BaseException as error:
             kind, cause = told(error)
-            own = isinstance(error, (PlanError, RankError))
+            own = isinstance(error, (PlanError, StrategyError, RankError))
             results.send(Answer(type(error).__name__ if own else kind, cause))
         results.close()
         os._exit(0)

@@ -14,7 +14,9 @@ from torch.export import ExportedProgram
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.arithmetic import computed_once
+from galvatron.ir.capture.asked import as_in_eager
 from galvatron.ir.capture.batch import Batch, BatchDims, Dynamic, read_batch
+from galvatron.ir.capture.constants import ConstantsHaveValues
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import SizeWatch, explained, quiet
 from galvatron.ir.capture.gradients import GradientsFollowTheValues, OnlyRegisteredAreTrained
@@ -25,10 +27,12 @@ from galvatron.ir.capture.outputs import Outputs, chosen, names_of
 from galvatron.ir.capture.precision import ComputeType, ProductsOfOneType, rounded
 from galvatron.ir.capture.randomness import check_randomness
 from galvatron.ir.capture.regions import dissolve_regions
+from galvatron.ir.capture.registered import few_registrations
 from galvatron.ir.capture.repeat import repeated, single_sample
 from galvatron.ir.capture.restore import unchanged
 from galvatron.ir.capture.samples import find_samples
 from galvatron.ir.capture.tracing import careful_tracing, refusing, unseeded
+from galvatron.ir.fakes import described
 from galvatron.ir.program import Program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
@@ -191,7 +195,14 @@ class _Training(nn.Module):
         return results
 
     def _results(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-        with refusing(), OnlyRegisteredAreTrained(), GradientsFollowTheValues(), unseeded():
+        with (
+            as_in_eager(),
+            refusing(),
+            OnlyRegisteredAreTrained(),
+            GradientsFollowTheValues(),
+            ConstantsHaveValues(),
+            unseeded(),
+        ):
             output = self.model(**inputs)
             given = chosen(output, self._wanted)
             if self._loss_fn is None:
@@ -243,8 +254,10 @@ def _exported(training: _Training, batch: Batch) -> ExportedProgram:
         no_leftovers(training.model, training._loss_fn),
         unchanged(training),
         quiet(),
+        described(),
         careful_tracing(),
         computed_once(),
+        few_registrations(device),
         torch.enable_grad(),
         torch.random.fork_rng(devices),
     ):

@@ -11,6 +11,7 @@ from typing import Any
 import sympy
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from galvatron.errors import CaptureError
@@ -48,6 +49,7 @@ class Meaning(TorchFunctionMode):
         # By id; tensors and storages are held, so that no id is given twice.
         self._numbers: dict[int, tuple[torch.Tensor, int]] = {}
         self._writes: dict[int, tuple[torch.UntypedStorage, int]] = {}
+        self._values: dict[sympy.Basic, sympy.Symbol] = {}  # numbers and sizes that follow from values
         self._generators = _generators()
         self._leaves = list(leaves)
         self._number_leaves()
@@ -95,13 +97,16 @@ class Meaning(TorchFunctionMode):
         results = tensors_in(result)
         with torch._C.DisableTorchFunction():
             written = [t for t, version in zip(operands, versions, strict=True) if version_of(t) != version]
-            if results or written:
+            numbers = _from_values(result)
+            if results or written or numbers:
                 made = [t for t in results if not any(t is operand for operand in operands)]
                 if self._is_same(func, operands, made):
                     self._numbers[id(made[0])] = (made[0], self._own(operands[0]))
                     return result
                 call = self._number((func, self._described(args), self._described(kwargs or {})))
                 self._note(call, made, written)
+                for position, number in enumerate(numbers):
+                    self._values.setdefault(number, sympy.Symbol(f"value {call} {position}"))
         return result
 
     def _is_same(self, func: Any, operands: list[torch.Tensor], made: list[torch.Tensor]) -> bool:
@@ -147,9 +152,9 @@ class Meaning(TorchFunctionMode):
 
     def _size(self, value: torch.SymInt | torch.SymFloat | torch.SymBool) -> str:
         if not self._one:
-            return repr(value.node.hint if value.node.has_hint() else value.node.expr)
+            return repr(value.node.hint if value.node.has_hint() else value.node.expr.subs(self._values))
         try:
-            size = value.node.expr.subs(self._one)
+            size = value.node.expr.subs({**self._values, **self._one})
         except ZeroDivisionError:
             return "no size"
         return repr(int(size) if size.is_Integer else float(size)) if size.is_Rational or size.is_Float else str(size)
@@ -164,6 +169,14 @@ class Meaning(TorchFunctionMode):
                     f"numpy, which would be the same in every step: {advised(own)}"
                 )
             )
+
+
+def _from_values(result: Any) -> list[sympy.Basic]:
+    """Numbers and sizes among results that no size says: they follow from values."""
+    leaves = pytree.tree_leaves(result)
+    sizes = [size for leaf in leaves if isinstance(leaf, torch.Tensor) for size in leaf.shape]
+    symbols = [s for s in (*leaves, *sizes) if isinstance(s, (torch.SymInt, torch.SymFloat, torch.SymBool))]
+    return [symbol.node.expr for symbol in symbols if not symbol.node.has_hint()]
 
 
 def _is_inside_of_tracing() -> bool:

@@ -133,6 +133,9 @@ def _members(
     """The inputs that hold samples: the largest group of one size and related by the model, the first of equals, and
     others of that size, unless the model uses them as tables or lists of borders. Inputs that a model does not read
     hold samples only where it reads none.
+
+    Raises:
+        NoSamplesError: there are none, or more inputs share a size that the model fixes.
     """
     possible = [name for name in free if not told or batch.tensors[name].shape[0] == batch.size]
     read = [name for name in possible if nodes[name].users]
@@ -140,6 +143,11 @@ def _members(
         raise NoSamplesError
     members = max((_related(batch, free, guards, name) for name in read or possible), key=len)
     size = batch.tensors[next(iter(members))].shape[0]
+    if not told and size != batch.size:
+        # Fewer than those that share another size, which the model fixes: rather than samples they are a table.
+        fixed = [name for name in batch.tensors if batch.may_be_batched(name) and nodes[name].users]
+        if len(members) < sum(batch.tensors[name].shape[0] == batch.size for name in fixed):
+            raise NoSamplesError
     rest = [name for name in free if name not in members and batch.tensors[name].shape[0] == size]
     return members.union(told, (name for name in rest if not _is_other_data(nodes[name], free[name])))
 

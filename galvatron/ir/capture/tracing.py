@@ -16,7 +16,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from torch import fx
+from torch import fx, nn
 from torch._decomp import decomposition_table
 from torch._functorch.autograd_function import custom_function_call
 from torch.autograd.function import _SingleLevelFunction
@@ -60,6 +60,7 @@ def careful_tracing() -> Iterator[None]:
         patches.enter_context(mock.patch.object(torch.autograd.function, "custom_function_call", _apply_mapped))
         patches.enter_context(mock.patch.object(torch.Tensor, "register_hook", _register_hook))
         patches.enter_context(mock.patch.object(saved_tensors_hooks, "__enter__", _hook_saved_tensors))
+        patches.enter_context(mock.patch.object(nn.Module, "_apply", _converted))
         patches.enter_context(mock.patch.object(torch.Tensor, "__bool__", _truth_of_tensor))
         patches.enter_context(mock.patch.object(torch.SymBool, "__bool__", _truth_of_symbol))
         patches.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", refuse_gradient))
@@ -230,6 +231,22 @@ def _hook_saved_tensors(hooks: saved_tensors_hooks) -> None:
     own = "leave them out: Galvatron itself decides what is kept for the backward"
     refuse(CaptureError(f"{here()}hooks on saved tensors would be lost: {advised(own)}"))
     _plain_hook_saved_tensors(hooks)
+
+
+_plain_converted = nn.Module._apply
+
+
+def _converted(module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+    """Stands where `Module.to` and its like lead: nothing happens where all is of that type and there already."""
+    if all(function(t) is t for t in (*module.parameters(recurse), *module.buffers(recurse))):
+        return module
+    try:
+        return _plain_converted(module, function, recurse)
+    except RuntimeError as error:
+        own = "convert it before, or cast what it computes"
+        raise CaptureError(
+            f"{here()}a module is converted to another type or device in forward, which would be lost: {advised(own)}"
+        ) from error
 
 
 def refuse_gradient(*_: Any, **__: Any) -> Any:

@@ -24,11 +24,12 @@ _of_matrix = partial(Operator, "b* m! n! -> b* m! n!")
 OPERATORS: dict[str, Operator] = {
     "triu": _of_matrix(written="self.triu(diagonal)", shapes=shapes.like_first),
     "tril": _of_matrix(written="self.tril(diagonal)", shapes=shapes.like_first),
-    **alike("linalg_inv linalg_cholesky linalg_matrix_power linalg_matrix_exp", _of_matrix()),
+    **alike("linalg_inv linalg_cholesky linalg_matrix_exp", _of_matrix()),
+    "linalg_matrix_power": _of_matrix(kept=True),
     "linalg_det": Operator("b* m! n! -> b*"),
     "linalg_slogdet": Operator("b* m! n! -> b*, b*"),
     **alike("linalg_svdvals linalg_eigvalsh", Operator("b* m! n! -> b* k!")),
     "linalg_solve": Operator(_solution),
-    "linalg_multi_dot": Operator(rounds="tensors"),
-    "chain_matmul": Operator(rounds="matrices"),
+    "linalg_multi_dot": Operator(rounds="tensors", kept=True),
+    "chain_matmul": Operator(rounds="matrices", kept=True),
 }

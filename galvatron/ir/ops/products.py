@@ -142,7 +142,7 @@ OPERATORS: dict[str, Operator] = {
     "addr": Operator("+m n, ~m, ~n -> m n"),
     "bilinear": Operator("~b* i, ~b* j, ~o i j, +o? -> b* o", contracts=True, kept=True),
     "einsum": Operator(_einsum, written="torch.einsum(equation, *tensors)", contracts=True, kept=True),
-    "tensordot": Operator(_tensordot, contracts=True),
+    "tensordot": Operator(_tensordot, contracts=True, kept=True),
     "kron": Operator(_kronecker),
     "_grouped_mm": Operator(contracts=True, kept=True, work=_work),
 }

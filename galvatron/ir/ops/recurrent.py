@@ -38,14 +38,14 @@ def _recurrent_cell(states: int) -> DimsFunction:
     return rule
 
 
-_network = partial(Operator, contracts=True)
+_network = partial(Operator, contracts=True, kept=True)
 
 OPERATORS: dict[str, Operator] = {
     "lstm.input": _network(_recurrent(2), anchored=True),
     "gru.input": _network(_recurrent(1), anchored=True),
     **alike("rnn_tanh.input rnn_relu.input", _network(_recurrent(1))),
-    "lstm_cell": Operator(_recurrent_cell(2)),
-    **alike("gru_cell rnn_tanh_cell rnn_relu_cell", Operator(_recurrent_cell(1))),
+    "lstm_cell": Operator(_recurrent_cell(2), kept=True),
+    **alike("gru_cell rnn_tanh_cell rnn_relu_cell", Operator(_recurrent_cell(1), kept=True)),
     **alike("gru lstm", _network(anchored=True)),
     **alike("rnn_relu rnn_tanh", _network()),
 }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import sympy
 
 from galvatron.errors import GalvatronError
+from galvatron.ir.fakes import described
 from galvatron.ir.graph import Arg, Op
 from galvatron.ir.ops.schemas import schema_of
 from galvatron.ir.ops.shapes import ShapeError
@@ -146,7 +147,7 @@ def _computed(op: Op, operands: tuple[TensorType, ...], batch: int) -> tuple[Ten
         fake_tensor.DataDependentOutputException,
         fake_tensor.DynamicOutputShapeException,
     )
-    with _mode(), torch.no_grad(), silence():
+    with _mode(), described(), torch.no_grad(), silence():
         try:
             values = {str(i): empty_like_type(type_, batch) for i, type_ in enumerate(operands)}
             args, kwargs = evaluated(op, values, batch)

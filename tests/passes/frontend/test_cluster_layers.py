@@ -443,8 +443,8 @@ CASES: dict[str, tuple[Callable[[], models.Case], list[str], int]] = {
 }
 
 
-LIKE_OTHERS = ("llama-tied", "qwen3", "mixtral", "gpt2")
-"""Decoders whose layers are found as those of `llama` are."""
+LIKE_OTHERS = ("llama-tied", "qwen3", "mixtral", "gpt2", "bert", "pre-norm", "last-differs")
+"""Models whose layers are found as those of others are."""
 
 
 @pytest.mark.parametrize("name", some_slow([name for name in CASES if name not in LIKE_OTHERS], CASES))

@@ -254,7 +254,7 @@ def test_loss_that_cannot_be_split_is_refused() -> None:
     assert captured.graph is not None
     *ops, loss = captured.graph.ops
     scores, labels = loss.args[:2]
-    ctc = replace(loss, target="aten.ctc_loss.Tensor", args=(scores, labels, labels, labels))
+    ctc = replace(loss, target="aten.ctc_loss.IntList", args=(scores, labels, (1, 1), (1, 1)))
     with pytest.raises(
         PassError, match=r"test_normalize.py:\d+: `\"nll-2d\": .*averages in a way that cannot be split"
     ):

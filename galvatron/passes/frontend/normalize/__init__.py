@@ -36,6 +36,7 @@ from galvatron.passes.frontend.normalize.indexing import batched_index, whole_ra
 from galvatron.passes.frontend.normalize.losses import (
     batch_mean,
     loss_without_total_weight,
+    mean_of_alignments,
     mean_of_elements,
     mean_of_samples,
     mean_of_targets,
@@ -88,6 +89,7 @@ RULES: tuple[RewriteRule, ...] = (
     Formula(_each("swapaxes swapdims", "x, a, b"), "transpose.int(x, a, b)"),
     Function(chunks_as_split, "chunk"),
     Formula("narrow(x, dim, start, length)", "slice.Tensor(x, dim, start, end)", to_end),
+    Formula("repeat_interleave.self_int(x, times, dim, output_size=_)", "repeat_interleave.self_int(x, times, dim)"),
     Formula(_each("concat concatenate", "parts, dim"), "cat(parts, dim)"),
     Formula(_each("ones ones_like new_ones", "..."), "full(size, value, dtype=dtype)", filled_with(1)),
     Formula(_each(_ZEROS, "..."), "full(size, value, dtype=dtype)", filled_with(0)),
@@ -137,7 +139,8 @@ RULES: tuple[RewriteRule, ...] = (
     Function(mean_of_elements, "binary_cross_entropy binary_cross_entropy_with_logits"),
     Function(mean_of_elements, "poisson_nll_loss margin_ranking_loss"),
     Function(mean_of_samples, "cosine_embedding_loss triplet_margin_loss multi_margin_loss multilabel_margin_loss"),
-    Function(refuse_mean, "nll_loss_forward nll_loss2d_forward ctc_loss.IntList ctc_loss.Tensor"),
+    Function(mean_of_alignments, "ctc_loss.Tensor"),
+    Function(refuse_mean, "nll_loss_forward nll_loss2d_forward ctc_loss.IntList"),
     # indexing by ranges
     Function(whole_range_index, "index.Tensor"),
     Function(batched_index, "index.Tensor"),

@@ -69,6 +69,18 @@ def mean_of_targets(op: Op, build: Builder) -> Op | None:
     return _quotient(op, total, count, build)
 
 
+def mean_of_alignments(op: Op, build: Builder) -> Op | None:
+    """`ctc_loss`, each term of which is divided by the length of its target first."""
+    if op["reduction"] != _MEAN:
+        return None
+    each = with_arguments(op, reduction=_NONE)
+    lengths = op["target_lengths"]
+    samples = build.type_of(lengths).shape
+    losses = build.emit(each.target, *each.args, type_=op.result.type.with_shape(samples), **dict(each.kwargs))
+    divisors = build.cast(build.emit("aten.clamp_min.default", lengths, 1), op.result.type.dtype)
+    return _quotient(op, _sum(build.emit("aten.div.Tensor", losses, divisors), build), _product(samples), build)
+
+
 def loss_without_total_weight(op: Op, build: Builder) -> Op | None:
     """`nll_loss_forward` whose second result nobody reads is `nll_loss`."""
     if build.reads[op.results[1].name]:
