@@ -24,6 +24,8 @@ class Doubles(TorchFunctionMode):
 
     @unseen
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if isinstance(func, torch._ops.OpOverload):  # of a graph, which says what was computed when it was traced
+            return func(*args, **(kwargs or {}))
         if func is torch.Tensor.float:
             func = torch.Tensor.double
         args = tuple(torch.float64 if a is torch.float32 else a for a in args)

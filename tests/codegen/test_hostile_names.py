@@ -16,7 +16,7 @@ from galvatron.codegen.names import attribute, literal
 from galvatron.codegen.runs import quoted, template
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Const, Graph, Op, Ref, Source, Value
-from galvatron.ir.program import Layer, LayerClass, Program
+from galvatron.ir.program import Check, Layer, LayerClass, Program
 from tests.codegen.programs import network
 from tests.codegen.test_emit import batch, emitted_loss, stages_on_one_device, weights
 from tests.ir.names import ODD
@@ -115,6 +115,16 @@ def test_comments_never_change_the_code() -> None:
         )
         for file in plain:
             assert ast.dump(ast.parse(commented[file])) == ast.dump(ast.parse(plain[file]))
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text)[:24])
+def test_what_a_check_says_is_a_literal(text: str) -> None:
+    program = network(blocks=1)
+    value = program.stages[0].layers[0].results[0]
+    (written,) = emit(replace(program, checks=(Check(text, value),))).values()
+    calls = [node for node in ast.walk(ast.parse(written)) if isinstance(node, ast.Call)]
+    said = [call.args[0] for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "never"]
+    assert [ast.literal_eval(one) for one in said] == [text]
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text)[:24])
