@@ -123,8 +123,8 @@ def _check_attribute(func: Any) -> None:
 
 
 def _caller() -> str:
-    """The file from which torch was called."""
+    """The file from which torch was called, whatever other modes the call went through."""
     frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename == __file__:
+    while frame is not None and (frame.f_code.co_filename == __file__ or frame.f_code.co_name == "__torch_function__"):
         frame = frame.f_back
     return "" if frame is None else frame.f_code.co_filename
