@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import dis
+import functools
+import inspect
 import math
 import sys
 import traceback
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -64,6 +66,7 @@ def careful_tracing() -> Iterator[None]:
         patches.enter_context(mock.patch.object(nn.Module, "_apply", _converted))
         patches.enter_context(mock.patch.object(torch.Tensor, "__bool__", _truth_of_tensor))
         patches.enter_context(mock.patch.object(torch.SymBool, "__bool__", _truth_of_symbol))
+        patches.enter_context(mock.patch.object(torch.SymInt, "__hash__", _key_of_size))
         patches.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", refuse_gradient))
         patches.enter_context(mock.patch.object(fx.Tracer, "call_module", _call_module))
         patches.enter_context(mock.patch.object(builtins, "len", _length))
@@ -79,7 +82,7 @@ def careful_tracing() -> Iterator[None]:
         yield
 
 
-@cache
+@functools.cache
 def _settle_dynamo() -> None:
     """Has torch make its tables of known functions now: they must not get those that stand in for others here."""
     from torch._dynamo import trace_rules
@@ -286,6 +289,31 @@ def _checks_itself(frame: types.FrameType) -> bool:
 
 
 _truth_of_tensor, _truth_of_symbol = _truth(torch.Tensor.__bool__), _truth(torch.SymBool.__bool__)
+
+_plain_key_of_size = torch.SymInt.__hash__
+
+
+def _key_of_size(size: torch.SymInt) -> int:
+    """The hash of a size: in the key of a `functools.lru_cache`, which computes what it does not find; elsewhere torch
+    refuses it, since a table of the user's has no entry for it."""
+    if not _calls_a_cache(sys._getframe(1)):
+        return _plain_key_of_size(size)
+    return hash((id(size.node.shape_env), str(size.node.expr)))
+
+
+def _calls_a_cache(frame: types.FrameType) -> bool:
+    """Whether the line that runs names a function with a cache."""
+    spans = [(start, end) for start, end, line in frame.f_code.co_lines() if line == frame.f_lineno]
+    names = {
+        step.argval
+        for step in dis.get_instructions(frame.f_code)
+        if isinstance(step.argval, str) and any(start <= step.offset < end for start, end in spans)
+    }
+    known = {**frame.f_globals, **frame.f_locals}
+    objects = [known[name] for name in names if name in known]
+    methods = [inspect.getattr_static(owner, name, None) for owner in objects for name in names]
+    return any(isinstance(found, functools._lru_cache_wrapper) for found in (*objects, *methods))
+
 
 _plain_as_tensor, _plain_new_tensor = torch.as_tensor, torch.Tensor.new_tensor
 
