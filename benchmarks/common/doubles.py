@@ -19,12 +19,13 @@ def unseen(function: Any) -> Any:
 class Doubles(TorchFunctionMode):
     """Computes in float64 what a model asks to compute in float32.
 
-    Libraries cast norms, rotary tables and losses to float32 whatever the type of the model is.
+    Libraries cast norms, rotary tables and losses to float32 whatever the type of the model is. Operators, as graphs of
+    what was traced call them, are left as they are.
     """
 
     @unseen
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if isinstance(func, torch._ops.OpOverload):  # of a graph, which says what was computed when it was traced
+        if isinstance(func, torch._ops.OpOverload):
             return func(*args, **(kwargs or {}))
         if func is torch.Tensor.float:
             func = torch.Tensor.double

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heappop, heappush
 
 import networkx
 
@@ -146,24 +147,41 @@ class FactorTable:
         return list(zip(inside, inside[1:], strict=False))
 
     def _refine(self) -> None:
-        """Carries cuts between the places of every name until nothing changes."""
-        changed = True
-        while changed:
-            changed = False
-            for index, op in enumerate(self._graph.ops):
-                dims = self.dims[index]
-                if dims is None:
-                    continue
-                for name in dims.sizes:
-                    places = list(_places(op, dims, name))
-                    cuts: list[Dim] = []
-                    for _, value, dim, offset in places:
-                        spans = self._spans(value, dim, offset, dims.sizes[name])
-                        cuts += [_quotient(inner, offset) for inner, _ in spans]
-                    cuts.append(dims.sizes[name])
-                    for _, value, dim, offset in places:
-                        for cut in dict.fromkeys(cuts):
-                            changed |= self._cut(value, dim, simplify_dim(offset * cut))
+        """Carries cuts between the places of every name until nothing changes: turn by turn through the ops in order,
+        of which only those are looked at that have a value with new cuts."""
+        touching: dict[str, list[int]] = {}
+        for index, op in enumerate(self._graph.ops):
+            for value in dict.fromkeys((*op.operands, *(v.name for v in op.results))):
+                touching.setdefault(value, []).append(index)
+        waiting = [(0, index) for index, dims in self.dims.items() if dims is not None]
+        queued = set(waiting)
+        while waiting:
+            turn, index = heappop(waiting)
+            queued.remove((turn, index))
+            for value in self._carry(index):
+                for other in touching[value]:
+                    then = (turn if other > index else turn + 1, other)
+                    if self.dims[other] is not None and then not in queued:
+                        queued.add(then)
+                        heappush(waiting, then)
+
+    def _carry(self, index: int) -> dict[str, None]:
+        """Carries cuts between the places of every name of an op; gives back the values that have new ones."""
+        op, dims = self._graph.ops[index], self.dims[index]
+        assert dims is not None
+        changed: dict[str, None] = {}
+        for name in dims.sizes:
+            places = list(_places(op, dims, name))
+            cuts: list[Dim] = []
+            for _, value, dim, offset in places:
+                spans = self._spans(value, dim, offset, dims.sizes[name])
+                cuts += [_quotient(inner, offset) for inner, _ in spans]
+            cuts.append(dims.sizes[name])
+            for _, value, dim, offset in places:
+                for cut in dict.fromkeys(cuts):
+                    if self._cut(value, dim, simplify_dim(offset * cut)):
+                        changed[value] = None
+        return changed
 
     def _cut(self, value: str, dim: int, cut: Dim) -> bool:
         """Adds a cut where it fits the chain of those there are; True when it was new."""

@@ -671,9 +671,16 @@ def _where(d: Draw) -> Sample:
 @POINTWISE.append
 def _binary(d: Draw) -> Sample:
     shape = d.shape()
-    target = d.one_of("maximum.default", "pow.Tensor_Tensor", "le.Tensor", "div.Tensor_mode", "atan2.default")
+    target = d.one_of("maximum.default", "pow.Tensor_Tensor", "le.Tensor", "div.Tensor_mode", "arctan2.default")
     kwargs = {"rounding_mode": "floor"} if target == "div.Tensor_mode" else {}
     return sample(target, positive(*shape), positive(*d.broadcast(shape)), **kwargs)
+
+
+@POINTWISE.append
+def _of_whole_numbers(d: Draw) -> Sample:
+    shape = d.shape()
+    target = d.one_of("floor_divide.default", "less.Tensor", "isclose.default", "__or__.Tensor", "multiply.Tensor")
+    return sample(target, below(9, *shape), 1 + below(9, *d.broadcast(shape)))
 
 
 @POINTWISE.append

@@ -365,3 +365,11 @@ def _solve(d: Draw) -> Sample:
     definite = x @ x.mT + torch.eye(3, dtype=x.dtype)
     side, left = d.one_of(((*lead, 3), True), ((3,), True), ((*lead, 3, n), True), ((*lead, n, 3), False))
     return sample("linalg_solve.default", definite, real(*side), left=left)
+
+
+@case("linalg_solve_triangular")
+def _solve_triangular(d: Draw) -> Sample:
+    lead, n = d.shape(0, 2), d.size()
+    definite = positive(*d.broadcast(lead), 3, 3) + torch.eye(3, dtype=torch.float64)
+    side, left = d.one_of(((*lead, 3, n), True), ((*lead, n, 3), False))
+    return sample("linalg_solve_triangular.default", definite, real(*side), upper=d.one_of(True, False), left=left)

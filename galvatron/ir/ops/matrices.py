@@ -19,6 +19,11 @@ def _solution(call: Call) -> OpDims:
     return by_line(call, "b* m! k!, b* k! n -> b* m! n" if call["left"] else "b* m! k!, b* n k! -> b* n m!")
 
 
+def _triangular_solution(call: Call) -> OpDims:
+    """`linalg.solve_triangular`: as `linalg.solve`, but for vectors."""
+    return by_line(call, "b* m! k!, b* k! n -> b* m! n" if call["left"] else "b* m! k!, b* n k! -> b* n m!")
+
+
 _of_matrix = partial(Operator, "b* m! n! -> b* m! n!")
 
 OPERATORS: dict[str, Operator] = {
@@ -30,6 +35,7 @@ OPERATORS: dict[str, Operator] = {
     "linalg_slogdet": Operator("b* m! n! -> b*, b*"),
     **alike("linalg_svdvals linalg_eigvalsh", Operator("b* m! n! -> b* k!")),
     "linalg_solve": Operator(_solution),
+    "linalg_solve_triangular": Operator(_triangular_solution),
     "linalg_multi_dot": Operator(rounds="tensors", kept=True),
     "chain_matmul": Operator(rounds="matrices", kept=True),
 }

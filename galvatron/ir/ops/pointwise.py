@@ -54,7 +54,7 @@ OPERATORS: dict[str, Operator] = {
     "div": _arithmetic(
         written={"Scalar": "self / other", "Tensor_mode": "torch.div(self, other, rounding_mode=)"}, padded=range(1)
     ),
-    **alike("multiply divide true_divide subtract", Operator(numbers=True)),
+    **alike("multiply divide true_divide subtract", Operator(numbers=True, pointwise=True)),
     "pow": _pointwise(
         written={
             "Tensor_Scalar": "self**exponent",
@@ -83,7 +83,7 @@ OPERATORS: dict[str, Operator] = {
     "leaky_relu": _pointwise(written="F.leaky_relu(self, negative_slope)"),
     "where": _pointwise(written={"self": _WHERE}),
     "masked_fill": _pointwise(
-        written={"Scalar": "self.masked_fill(mask, value)", "Tensor": "self.masked_fill(mask, value)"}
+        written={"Scalar": "self.masked_fill(mask, value)", "Tensor": "self.masked_fill(mask, value)"}, pointwise=True
     ),
     "clamp": _pointwise(written="self.clamp(min=, max=)"),
     "clamp_min": _pointwise(written="self.clamp_min(min)"),
@@ -92,14 +92,14 @@ OPERATORS: dict[str, Operator] = {
     "minimum": _pointwise(written="torch.minimum(self, other)"),
     "floor": _pointwise(written="self.floor()"),
     "ceil": _pointwise(written="self.ceil()"),
-    "floor_divide": _arithmetic(written="self // other"),
+    "floor_divide": _arithmetic(written="self // other", pointwise=True),
     "remainder": _pointwise(written=_infix("%")),
     "bitwise_and": _pointwise(written={"Tensor": "self & other"}, commutes=True),
     "bitwise_or": _pointwise(written={"Tensor": "self | other"}, commutes=True),
     "bitwise_xor": _pointwise(written={"Tensor": "self ^ other"}),
     "bitwise_not": _pointwise(written="~self"),
-    "__and__": _pointwise(written={"Tensor": "self & other"}),
-    "__or__": _pointwise(written={"Tensor": "self | other"}),
+    "__and__": _pointwise(written={"Tensor": "self & other"}, pointwise=True),
+    "__or__": _pointwise(written={"Tensor": "self | other"}, pointwise=True),
     "to": _pointwise(written={"dtype": "self.to(dtype)"}),
     "contiguous": _pointwise(written="self.contiguous()"),
     "eq": _comparison(written=_infix("==")),
@@ -112,5 +112,8 @@ OPERATORS: dict[str, Operator] = {
     "logical_or": _comparison(written="torch.logical_or(self, other)"),
     "logical_not": _comparison(written="torch.logical_not(self)"),
     **alike("logical_xor isinf", _comparison()),
+    **alike("greater greater_equal less less_equal not_equal isclose", _comparison(pointwise=True)),
+    **alike("absolute negative fix", _pointwise(pointwise=True)),
+    **alike("arccos arccosh arcsin arcsinh arctan arctan2 arctanh", _pointwise(pointwise=True)),
     "isnan": _comparison(written="self.isnan()"),
 }

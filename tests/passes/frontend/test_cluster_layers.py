@@ -160,6 +160,33 @@ def test_alternating_blocks_are_layers_of_two_classes() -> None:
     assert shape_of(program) == [("stem", "stem"), *expected, ("head", "head")]
 
 
+def test_equal_parts_of_blocks_are_no_layers() -> None:
+    """Five equal matrices in a row, of three blocks, the first of which has a projection beside it."""
+    b = Builder()
+    x = b.linear(b.input("x", S, 3), "in", 3, 3)
+    for i in range(3):
+        scope, inner = f"blocks.{i}", D if i else 3
+        skip = x if i else b.linear(x, f"{scope}.skip.weight", D, inner, f"{scope}.skip")
+        first = b.linear(x, f"{scope}.first.weight", D, inner, f"{scope}.first")
+        hidden = b.op("relu.default", first, shape=(BATCH, S, D), scope=scope)
+        second = b.linear(hidden, f"{scope}.second.weight", scope=f"{scope}.second")
+        x = b.op("add.Tensor", skip, second, shape=(BATCH, S, D), scope=scope)
+    layers = shape_of(cluster(b.program(b.loss(b.linear(x, "out", 2)))))
+    assert [name for name, _ in layers] == ["stem", "blocks.0", "blocks.1", "blocks.2", "head"]
+    assert layers[2][1] == layers[3][1] != layers[1][1]
+
+
+@pytest.mark.parametrize("hints", [True, False])
+def test_branches_that_are_added_up_are_no_blocks(hints: bool) -> None:
+    b = Builder()
+    x = b.linear(b.input("x", S, 3), "in", 2 * D, 3)
+    hidden = b.linear(b.linear(x, "first", D, 2 * D), "second", 2 * D)
+    third = b.linear(hidden, "third", 4 * D, 2 * D)
+    x = b.op("add.Tensor", third, b.linear(x, "skip", 4 * D, 2 * D), shape=(BATCH, S, 4 * D))
+    program = cluster(b.program(b.loss(b.linear(x, "out", 2, 4 * D))), hints)
+    assert not any(name.startswith("block") for name, _ in shape_of(program)), shape_of(program)
+
+
 def test_parallel_projections_are_no_blocks() -> None:
     b = Builder()
     x = b.linear(b.input("x", S, 3), "in", D, 3)

@@ -180,7 +180,7 @@ def _stack_of(stream: Stream, tandem: _Tandem, region: tuple[int, int]) -> Stack
     first = tandem.start + phase
     copies = (tandem.length - phase) // period
     whole = [first + m * period for m in range(copies + 1)]
-    if not _are_blocks(stream, whole, [view.best(g) for g in whole]):
+    if _are_parts(stream, whole) or not _are_blocks(stream, whole, [view.best(g) for g in whole]):
         return None
     models = _models(view, first, period, sorted((p - phase) % period for p in low))
     stop = tandem.start + tandem.length
@@ -233,7 +233,7 @@ def _best_phase(view: GapView, tandem: _Tandem, low: list[int], region: tuple[in
 def _are_blocks(stream: Stream, gaps: Sequence[int], cuts: Sequence[int]) -> bool:
     """Whether copies that begin at `cuts` in `gaps` are layers, and not branches or parts of one.
 
-    Every copy reads something that the copy before it makes, and it is as cheap to cut between the copies as somewhere
+    Every copy computes with what the copy before it makes, and it is as cheap to cut between the copies as somewhere
     near their ends. Large copies may pass on some values more: a bias that the first makes for all.
     """
     if len(cuts) < 3:
@@ -243,9 +243,42 @@ def _are_blocks(stream: Stream, gaps: Sequence[int], cuts: Sequence[int]) -> boo
     after = min(view.alive(view.best(g)) for g in range(gaps[-1], min(gaps[-1] + period, last) + 1))
     if max(view.alive(c) for c in cuts[1:-1]) > max(1, before, after) + period // _PER_EXTRA_VALUE:
         return False
-    _, definitions, uses = stream.edges.T
-    owner, reader = (np.searchsorted(cuts, ops, side="right") for ops in (definitions, uses))
-    return set(range(1, len(cuts) - 1)) <= set(owner[reader == owner + 1].tolist())
+    return all(_follows(stream, *span) for span in zip(cuts, cuts[1:], cuts[2:], strict=False))
+
+
+def _follows(stream: Stream, start: int, middle: int, stop: int) -> bool:
+    """Whether a heavy op between `middle` and `stop` depends on what is made between `start` and `middle`: that of a
+    branch which is only added up with another in the end does not."""
+    made = {value.name for op in stream.ops[start:middle] for value in op.results}
+    for position in range(middle, stop):
+        if not made.isdisjoint(stream.ops[position].operands):
+            if stream.heavy[position]:
+                return True
+            made.update(value.name for value in stream.ops[position].results)
+    return False
+
+
+def _are_parts(stream: Stream, gaps: Sequence[int]) -> bool:
+    """Whether copies, as hints have it, are parts of the members of a list of modules.
+
+    Several are parts of one member where the list goes on, as two equal convolutions of a block are; or there are but
+    two, both of one member that does what another one does.
+    """
+    paths = [stream.paths[a] for a in stream.anchors]
+    own = paths[gaps[0] : gaps[-1]]
+    shared = own[0][: min(common_prefix(path, own[0]) for path in own)]
+    inside = [g for g in gaps[1:-1] if not _is_indexed(stream, g)]
+    if any(name.isdigit() for g in inside for name in paths[g][len(shared) : _depth(stream, g)]):
+        return True
+    depth = max((place for place, name in enumerate(shared) if name.isdigit()), default=None)
+    if len(gaps) != 3 or not inside or depth is None:
+        return False
+    members: dict[str, list[str]] = {}
+    for anchor, path in zip(stream.anchors, paths, strict=True):
+        if path[:depth] == shared[:depth] and len(path) > depth:
+            members.setdefault(path[depth], []).append(stream.ops[anchor].target)
+    kinds = members.pop(shared[depth])
+    return kinds in members.values()
 
 
 def _models(view: GapView, first: int, period: int, low: list[int]) -> dict[int, tuple[int, int]]:
