@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,6 +103,7 @@ def _check_switched(tensor: torch.Tensor) -> None:
         refuse(CaptureError(f"{here()}a tensor is {what} in forward, which would be lost: {advised(own)}"))
 
 
+_HERE = Path(__file__).parent
 _OF_GRADIENTS = {getattr(torch.Tensor, name): name for name in ("data", "grad", "grad_fn")}
 """Attributes of a tensor, by their descriptors, that lead around what autograd records."""
 
@@ -123,8 +125,12 @@ def _check_attribute(func: Any) -> None:
 
 
 def _caller() -> str:
-    """The file from which torch was called, whatever other modes the call went through."""
+    """The file from which torch was called, whatever modes of ours the call went through."""
     frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None and (frame.f_code.co_filename == __file__ or frame.f_code.co_name == "__torch_function__"):
+    while frame is not None and (frame.f_code.co_filename == __file__ or _is_mode(frame.f_code)):
         frame = frame.f_back
     return "" if frame is None else frame.f_code.co_filename
+
+
+def _is_mode(code: types.CodeType) -> bool:
+    return code.co_name == "__torch_function__" and Path(code.co_filename).parent == _HERE
