@@ -71,6 +71,7 @@ def compile(
     batch_dims: BatchDims | None = None,
     dynamic: Dynamic | None = None,
     outputs: Outputs = (),
+    checks: bool = True,
     cluster: Cluster | str | None = None,
     memory: int | str | None = None,
     plan: PlanLike | None = None,
@@ -116,6 +117,11 @@ def compile(
             field of the mapping, dataclass or named tuple that it returns, as in `["logits"]`, a position of a tuple,
             as in `["0"]`, one inside of another with a dot, as in `["hidden_states.3"]`. True: the tensor that is the
             whole output, by the name `"output"`. Training steps keep none of them.
+        checks: checks of values that the model makes itself (`if x.isnan().any(): raise ...`, `assert (x > 0).all()`,
+            those of `torch.distributions`) are part of the program: where one fails anywhere in the batch, the step
+            raises `CheckError` on all ranks, which names the line, and nothing is updated. Left out, with a warning,
+            are those that only report, and those that depend on more of the batch than each sample by itself. False
+            leaves out all of them.
         cluster: a `Cluster` or a preset such as `"a100-80g:2x8"`, for the search; None measures what this job runs on.
         memory: budget per device for the search, in bytes or like `"36GiB"`; None is the device's memory less a
             reserve. The search tries data, tensor and pipeline parallelism; ZeRO and recomputation come with a `plan`.
@@ -159,7 +165,16 @@ def compile(
     try:
         with ours("reading the arguments"):
             wanted = Wanted.read(
-                plan, cluster, memory, precision, optimizer, max_grad_norm, timeout_s, cache_dir, **switches
+                plan,
+                cluster,
+                memory,
+                precision,
+                optimizer,
+                max_grad_norm,
+                timeout_s,
+                cache_dir,
+                checks=checks,
+                **switches,
             )
             facts = wanted.facts(model, example_inputs, loss_fn, batch_dims, dynamic, outputs)
     except GalvatronError as found:
@@ -175,7 +190,7 @@ def compile(
             f"start {target.world_size} processes (torchrun --nproc-per-node), or leave the cluster out"
         )
     with plain_torch(device_of(model)):
-        said = {"loss_fn": loss_fn, "batch_dims": batch_dims, "dynamic": dynamic, "outputs": outputs}
+        said = {"loss_fn": loss_fn, "batch_dims": batch_dims, "dynamic": dynamic, "outputs": outputs, "checks": checks}
         captured = on_rank_0(world, lambda: _planned(model, example_inputs, said, wanted, target))
     with plain_torch(world.device):
         return _assembled(
@@ -199,13 +214,14 @@ def capture(
     dynamic: Dynamic | None = None,
     precision: str | None = None,
     outputs: Outputs = (),
+    checks: bool = True,
 ) -> Program:
     """The training computation of a model as a program of layers (form clustered), for every batch size.
 
     Nothing is computed; a model on `meta` stays there.
 
     Args:
-        model, example_inputs, loss_fn, batch_dims, dynamic, precision, outputs: see `compile`.
+        model, example_inputs, loss_fn, batch_dims, dynamic, precision, outputs, checks: see `compile`.
 
     Raises:
         CaptureError: the model cannot be captured; names the source line that is to blame.
@@ -225,6 +241,7 @@ def capture(
                 batch_dims=batch_dims,
                 dynamic=dynamic,
                 outputs=outputs,
+                checks=checks,
             )
         return _passed(FRONT_END, captured.program)
 

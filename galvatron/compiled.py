@@ -105,6 +105,7 @@ class CompiledModel:
             PlanError: the batch does not fit the program or the plan.
             GalvatronError: the model was compiled without an optimizer, or ranks changed its options differently.
             RankError: another rank failed.
+            CheckError: what the model asks of its own values does not hold; nothing was updated.
             NonFiniteError: with `detect_nonfinite`, a result or a gradient is not finite; nothing was updated.
         """
         with self._call("train_step", batch) as values:
@@ -142,6 +143,7 @@ class CompiledModel:
 
         Raises:
             PlanError: the batch does not fit the program or the plan.
+            CheckError: what the model asks of its own values does not hold.
             GalvatronError: outputs of a model that was compiled without any.
             RankError: another rank failed.
         """
@@ -153,7 +155,7 @@ class CompiledModel:
 
     def predict(self, batch: BatchLike) -> ModelOutputs:
         """What the model returns besides its loss, as far as `compile` was asked for it, of a batch that may lack what
-        no output depends on, such as labels.
+        no output depends on, such as labels; so it makes none of the model's checks of values.
 
         Returns:
             The outputs; their `loss` is None.
@@ -162,7 +164,7 @@ class CompiledModel:
             GalvatronError: the model was compiled without `outputs`. Else as in `eval_step`.
         """
         with self._call("predict", batch, gives=True, needed=self._needed) as tensors:
-            _, values = self._executor.outputs(tensors)
+            _, values = self._executor.outputs(tensors, complete=False)
             return self._named(values, None)
 
     @cached_property

@@ -47,6 +47,10 @@ class NonFiniteError(GalvatronError):
     """A step computed a number that is not finite; the message names the first layer, rank and micro-batch."""
 
 
+class CheckError(GalvatronError):
+    """What the model itself asks of its values does not hold; the message names its line, and what it would raise."""
+
+
 class InternalError(GalvatronError):
     """A bug of Galvatron; the message says where a reproducer was written."""
 

@@ -17,7 +17,7 @@ from galvatron.ir.functions import functions_of
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis, Shard, nameable_axes
 from galvatron.ir.local_functions import with_local_functions
-from galvatron.ir.program import Layer, LayerClass, LayerKind, Program, Result, Stage, Update, When
+from galvatron.ir.program import Check, Layer, LayerClass, LayerKind, Program, Result, Stage, Update, When
 from galvatron.ir.types import Dim
 from galvatron.schedules import Schedule
 
@@ -27,7 +27,7 @@ STAGE_ATTRIBUTES = frozenset(
     count cpu cuda device double dump_patches epilogue epilogue_shards eval extra_repr float forward get_buffer
     get_extra_state get_parameter get_submodule gives global_batch_size half index ipu layer layers load_state_dict
     loss loss_axes materialize mesh micro_batches modules mtia named_buffers named_children named_modules
-    named_parameters numbers outputs parameters random received receives register_backward_hook register_buffer
+    named_parameters never numbers outputs parameters random received receives register_backward_hook register_buffer
     register_forward_hook register_forward_pre_hook register_full_backward_hook register_full_backward_pre_hook
     register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module register_parameter
     register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ sends sent set_extra_state
@@ -97,6 +97,11 @@ class Bindings:
         """The outputs of the model that a layer makes, each with the number of the result that it is."""
         made = {name: position for position, name in enumerate(layer.results)}
         return [(output, made[output.value]) for output in self.program.outputs if output.value in made]
+
+    def checks(self, layer: Layer) -> list[tuple[Check, int]]:
+        """The checks of what a layer makes, each with the number of the result that it is of."""
+        made = {name: position for position, name in enumerate(layer.results)}
+        return [(check, made[check.value]) for check in self.program.checks if check.value in made]
 
     @cached_property
     def writers(self) -> dict[str, int]:

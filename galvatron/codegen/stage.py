@@ -107,6 +107,7 @@ def _init(bindings: Bindings) -> list[str]:
     interface += _transfers(bindings, "sends", stage.sends)
     interface += _collected(bindings)
     interface += give_outputs(bindings)
+    interface += _checks(bindings)
     if bindings.program.output in {name for layer in stage.layers for name in layer.results}:
         interface += _statement("self.loss", [prefixed("sum_over=", tuple_of(_loss_axes(bindings)))])
     return [*out, "", *interface]
@@ -158,6 +159,16 @@ def _update(
         arguments += ["summed=True"] if spreads(bindings.program)[update.value] is SUM else []
     arguments += ["adds=True"] if update.adds else []
     return _statement("self.update", arguments, depth)
+
+
+def _checks(bindings: Bindings) -> list[str]:
+    """`self.never(...)` for what the layers of the stage make that is to be true nowhere."""
+    out: list[str] = []
+    for layer in bindings.stage.layers:
+        name = literal(bindings.layers[layer.name])
+        for check, result in bindings.checks(layer):
+            out += _statement("self.never", [literal(check.says), name, str(result)])
+    return out
 
 
 def _for(start: int, count: int) -> str:
@@ -311,8 +322,8 @@ def _loss_axes(bindings: Bindings) -> list[str]:
 def _is_called_directly(bindings: Bindings, layer: Layer) -> bool:
     """A function without state, axes and random numbers that keeps its activations needs no layer object."""
     function = bindings.function(layer)
-    needed = layer.state or function.axes or function.random or bindings.updates(layer) or bindings.outputs(layer)
-    return not (needed or _recompute(bindings, layer))
+    gives = bindings.updates(layer) or bindings.outputs(layer) or bindings.checks(layer)
+    return not (layer.state or function.axes or function.random or gives or _recompute(bindings, layer))
 
 
 def _step(bindings: Bindings) -> list[str]:

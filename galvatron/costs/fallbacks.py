@@ -100,7 +100,7 @@ class _Reader:
         border = self._local_borders[cls.name]
         differentiable = border.differentiable
         batch = self._micro_batch / (cls.strategy.degree("dp") if cls.strategy else 1)
-        trained = cls.graph.without_outputs(border.free_outputs)
+        trained = cls.graph.without_outputs(border.given_outputs)
         profile = profile_graph(trained, cls.mesh, differentiable)
         return ClassStatistics(
             name=cls.name,

@@ -344,4 +344,4 @@ def _stage_border(strategy: Strategy) -> Axis:
 def _trained(local: Graph, planned: Graph, border: Border) -> Graph:
     """What of the local graph of a class a training step runs: nothing that only the outputs of the model need."""
     pairs = zip(local.outputs, planned.outputs, strict=True)
-    return local.without_outputs(frozenset(name for name, formal in pairs if formal in border.free_outputs))
+    return local.without_outputs(frozenset(name for name, formal in pairs if formal in border.given_outputs))

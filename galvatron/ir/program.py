@@ -25,6 +25,7 @@ from galvatron.ir.functions import functions_of
 from galvatron.ir.graph import Function, Graph, Value
 from galvatron.ir.layout import Axis, Layout
 from galvatron.ir.plan import Plan
+from galvatron.ir.results import Check, Result, Update, with_values_of_ops
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import BATCH, BatchSizes, Length, TensorType, number_symbol
 
@@ -113,31 +114,6 @@ class Number:
     def symbol(self) -> sympy.Symbol:
         """What stands for it in the arguments of ops."""
         return number_symbol(self.kind, self.name)
-
-
-@dataclass(frozen=True)
-class Update:
-    """What forward writes into the model's own state: after a step `state` holds `value`, or, where it `adds`, that
-    much more than before. In the step itself everything reads what `state` held before.
-
-    A value that differs between micro-batches is a term of a sum over them (`galvatron.ir.micro_batches`).
-    """
-
-    state: str
-    value: str
-    adds: bool = False
-
-
-@dataclass(frozen=True)
-class Result:
-    """What the model returns besides its loss, under the name by which it was asked for: one value of the program.
-
-    Over micro-batches it is along their samples, a term of a sum, or the same in each
-    (`galvatron.ir.micro_batches`); over mesh axes it is laid out as its layer makes it.
-    """
-
-    name: str
-    value: str
 
 
 @dataclass(frozen=True)
@@ -284,11 +260,12 @@ class Program:
     `inputs` are the tensors of one global batch by their forward names, `numbers` its Python numbers that may change
     from step to step, `output` the name of the scalar loss, `updates` what else a step makes: the new values of state
     that forward writes, each piece of it once. `outputs` are what the model returns besides, which is computed in a
-    step and given only where it is asked for; and `batch_size` the number of samples of the example batch (the value of
-    `B` that costs default to). An input whose type does not have `B` on dim 0 holds no samples: it is the same for all.
-    A `Length` in the type of an input is free as `B` is, and says itself for which values. `batch_sizes` are those that
-    the program holds for. `precision` is the element type in which parameters take part in compute: one of
-    `PRECISIONS`, whose masters, gradients and optimizer state are kept in `MASTER`; None: each in its own.
+    step and given only where it is asked for, `checks` what must hold of its values, and `batch_size` the number of
+    samples of the example batch (the value of `B` that costs default to). An input whose type does not have `B` on dim
+    0 holds no samples: it is the same for all. A `Length` in the type of an input is free as `B` is, and says itself
+    for which values. `batch_sizes` are those that the program holds for. `precision` is the element type in which
+    parameters take part in compute: one of `PRECISIONS`, whose masters, gradients and optimizer state are kept in
+    `MASTER`; None: each in its own.
     """
 
     name: str
@@ -310,6 +287,7 @@ class Program:
     numbers: tuple[Number, ...] = ()
     updates: tuple[Update, ...] = ()
     outputs: tuple[Result, ...] = ()
+    checks: tuple[Check, ...] = ()
 
     @cached_property
     def class_of(self) -> dict[str, LayerClass]:
@@ -364,23 +342,31 @@ class Program:
 
     @cached_property
     def results(self) -> tuple[str, ...]:
-        """The values that a step is for, each once: the loss, then those of the updates, and of the outputs. All else
-        serves them."""
-        others = (*self.updates, *self.outputs)
+        """The values that a step is for, each once: the loss, then those of the updates, of the outputs and of the
+        checks. All else serves them."""
+        others = (*self.updates, *self.outputs, *self.checks)
         return tuple(dict.fromkeys((self.output, *(result.value for result in others))))
 
     @cached_property
-    def _only_given(self) -> frozenset[str]:
-        """The values of outputs that nothing else of the program reads."""
+    def _unread(self) -> frozenset[str]:
+        """The values of outputs and checks that nothing else of the program reads."""
         read = {name for layer in self.all_layers for name in layer.operands}
         read |= {self.output, *(update.value for update in self.updates)}
-        return frozenset(output.value for output in self.outputs) - read
+        return frozenset(result.value for result in (*self.outputs, *self.checks)) - read
+
+    def unread(self, cls: LayerClass) -> frozenset[str]:
+        """The formal outputs of a class that no layer reads, in any of its layers: the model returns them, or they are
+        checked."""
+        return self._formals(cls, self._unread)
 
     def only_given(self, cls: LayerClass) -> frozenset[str]:
-        """The formal outputs of a class that no layer reads, in any of its layers: the model returns them."""
+        """The formal outputs of a class that only the model's own outputs are, in any of its layers."""
+        return self._formals(cls, self._unread - {check.value for check in self.checks})
+
+    def _formals(self, cls: LayerClass, names: frozenset[str]) -> frozenset[str]:
         # Of a program that is yet to be verified, a layer may have fewer results than its class, or more.
         columns = zip(cls.graph.outputs, *(layer.results for layer in self.layers_of[cls.name]), strict=False)
-        return frozenset(formal for formal, *names in columns if names and self._only_given.issuperset(names))
+        return frozenset(formal for formal, *own in columns if own and names.issuperset(own))
 
     @cached_property
     def updates_by(self) -> dict[str, tuple[Update, ...]]:
@@ -422,7 +408,8 @@ class Program:
                     f"the output {output.name!r} is {output.value!r} as it is, which is at hand without the model: "
                     "leave it out"
                 )
-        program = replace(self, output=now[self.output], updates=updates, outputs=outputs)
+        graph, checks = with_values_of_ops(graph, [replace(check, value=now[check.value]) for check in self.checks])
+        program = replace(self, output=now[self.output], updates=updates, outputs=outputs, checks=checks)
         return replace(program, graph=replace(graph, outputs=program.results).without_dead_ops())
 
     @property

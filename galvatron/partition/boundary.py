@@ -36,7 +36,8 @@ class Border:
 
     `whole_outputs` are outputs that every rank must have whole: statistics of the batch, new values of state. Masters
     and gradients of what trains are `master_scale` times as large as its values. `free_outputs` are
-    what the model returns and no layer reads: they stay in the layout in which they are made.
+    those that no layer reads: they stay in the layout in which they are made. Among them, `given_outputs` are what the
+    model returns: a step computes them only where they are asked for, and they may be padded shards.
     """
 
     differentiable: frozenset[str]
@@ -44,6 +45,7 @@ class Border:
     loss: str | None = None
     whole_outputs: frozenset[str] = frozenset()
     free_outputs: frozenset[str] = frozenset()
+    given_outputs: frozenset[str] = frozenset()
     master_scale: int = 1
 
 

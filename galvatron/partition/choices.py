@@ -53,7 +53,7 @@ class RoleChoices:
         ]
         if not self._role.matrices:
             return Choices(modes)
-        read = frozenset(self._graph.outputs) - self._border.free_outputs
+        read = frozenset(self._graph.outputs) - self._border.given_outputs
         modes = without_stranded_padding(self._graph, modes, self._shardable, read)
         if outer is None:
             return self._factors.choices(modes)

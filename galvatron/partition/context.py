@@ -115,7 +115,8 @@ class Partitioner:
                 trainable=frozenset(trainable),
                 loss=results.get(program.output),
                 whole_outputs=frozenset(cls.graph.outputs if is_once else updated),
-                free_outputs=program.only_given(cls),
+                free_outputs=program.unread(cls),
+                given_outputs=program.only_given(cls),
                 master_scale=DTYPE_BYTES[MASTER] // DTYPE_BYTES[program.precision] if program.precision else 1,
             )
         return borders

@@ -1,8 +1,9 @@
-"""Indices into a sharded dimension must lie inside the whole of it, which looking them up does not show: what is not in
-this rank's slice may be in another's.
+"""What must hold of the values of a step: the model's own checks, and that indices lie inside of what they look up.
 
-An op that looks something up notes the least and the greatest index, on the device. A step adds up over all ranks how
-many calls went outside, in the collective that it ends with anyway, and refuses its batch before anything is updated.
+Looking an index up in a sharded dimension does not show that it is outside: what is not in this rank's slice may be in
+another's. So an op that looks something up notes the least and the greatest index, and a layer whether a check of its
+results fails, on the device. A step adds up over all ranks how many notes are wrong, in the collective that it ends
+with anyway, and refuses its batch before anything is updated.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from galvatron.errors import PlanError
+from galvatron.errors import CheckError, GalvatronError, PlanError
 from galvatron.runtime.comm import Place, now
 
 
@@ -26,15 +27,29 @@ class _Note:
     greatest: Tensor
 
 
+@dataclass(frozen=True)
+class _Check:
+    says: str
+    place: Place | None
+    fails: Tensor
+
+
 class Bounds:
-    """The look-ups of this rank since the step began."""
+    """The look-ups and checks of this rank since the step began."""
 
     def __init__(self) -> None:
         self._notes: list[_Note] = []
+        self._checks: list[_Check] = []
+        self._checked = True
 
-    def start(self) -> None:
-        """A step begins."""
-        self._notes = []
+    def start(self, *, checked: bool = True) -> None:
+        """A step begins; the model's own checks are left out unless it is `checked`."""
+        self._notes, self._checks, self._checked = [], [], checked
+
+    def never(self, says: str, value: Tensor) -> None:
+        """What must be true nowhere; otherwise the model `says` this."""
+        if self._checked:
+            self._checks.append(_Check(says, now.place, value.detach().any()))
 
     def note(self, what: str, indices: Tensor, size: int) -> None:
         """Indices that must be at least 0 and less than `size`; `what` names them, as in "`what` 7 of 5"."""
@@ -42,31 +57,36 @@ class Bounds:
             self._notes.append(_Note(what, size, now.place, *indices.detach().aminmax()))
 
     def outside(self, device: torch.device) -> Tensor:
-        """How many calls had indices outside, and how many there were, as float64."""
-        if not self._notes:
+        """How many calls had indices outside or failed a check, and how many there were, as float64."""
+        wrong = [torch.stack([check.fails for check in self._checks])] if self._checks else []
+        if self._notes:
+            least, greatest, sizes = self._stacked()
+            wrong.append((least < 0) | (greatest >= sizes))
+        if not wrong:
             return torch.zeros(2, dtype=torch.float64, device=device)
-        least, greatest, sizes = self._stacked()
-        wrong = (least < 0) | (greatest >= sizes)
-        return torch.stack([wrong.sum(dtype=torch.float64), wrong.new_full((), len(wrong), dtype=torch.float64)])
+        each = torch.cat(wrong)
+        return torch.stack([each.sum(dtype=torch.float64), each.new_full((), len(each), dtype=torch.float64)])
 
-    def error(self, batch: Mapping[str, Tensor]) -> PlanError | None:
-        """What went outside first on this rank, and which inputs of the batch have that number."""
-        if not self._notes:
-            return None
-        for note, least, greatest in zip(self._notes, *(t.tolist() for t in self._stacked()[:2]), strict=True):
+    def error(self, batch: Mapping[str, Tensor]) -> GalvatronError | None:
+        """What went outside first on this rank, and which inputs of the batch have that number; or else the check that
+        failed first."""
+        pairs = zip(*(t.tolist() for t in self._stacked()[:2]), strict=True) if self._notes else ()
+        for note, (least, greatest) in zip(self._notes, pairs, strict=True):
             if least < 0 or greatest >= note.size:
                 value = least if least < 0 else greatest
-                where = f" in layer {note.place[1]}, micro-batch {note.place[2]}" if note.place else ""
-                return PlanError(
-                    f"{note.what} {value} is outside of 0 to {note.size - 1}{where}{_found(batch, value)}; nothing was "
-                    "updated"
-                )
-        return None
+                outside = f"{note.what} {value} is outside of 0 to {note.size - 1}{_where(note.place)}"
+                return PlanError(f"{outside}{_found(batch, value)}; nothing was updated")
+        failed = (check for check in self._checks if check.fails)
+        return next((CheckError(f"{c.says}{_where(c.place)}; nothing was updated") for c in failed), None)
 
     def _stacked(self) -> tuple[Tensor, Tensor, Tensor]:
         least = torch.stack([note.least.to(torch.int64) for note in self._notes])
         greatest = torch.stack([note.greatest.to(torch.int64) for note in self._notes])
         return least, greatest, torch.tensor([note.size for note in self._notes]).to(least.device, non_blocking=True)
+
+
+def _where(place: Place | None) -> str:
+    return f" (in layer {place[1]}, micro-batch {place[2]})" if place else ""
 
 
 def _found(batch: Mapping[str, Tensor], value: int) -> str:

@@ -74,7 +74,7 @@ class Executor:
         self.max_grad_norm = max_grad_norm
         self.held = HeldState(stages)
         self._shards = shards
-        self._looks_up: bool | None = None
+        self._notes: dict[bool, bool] = {}
         self._batched = batched
         held = self.mesh.stages
         self._place = f"stage {held[0]}" if len(held) == 1 else f"stages {', '.join(map(str, held))}"
@@ -140,6 +140,7 @@ class Executor:
         Raises:
             PlanError: the batch does not fit the plan.
             RankError: another rank failed.
+            CheckError: a check of values that the model makes itself does not hold; nothing was updated.
             NonFiniteError: with `detect_nonfinite`, a result or a gradient is not finite; nothing was updated.
         """
         with self._meter.step(self._with_samples(batch)):
@@ -174,25 +175,25 @@ class Executor:
         loss, _ = self._evaluate(batch, give=False)
         return loss
 
-    def outputs(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def outputs(self, batch: Batch, *, complete: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss as `eval_step` gives it, and by name what the model returns besides: whole, on every rank, in the
-        order of the batch.
+        order of the batch. Unless the batch is `complete`, the model's own checks are left out.
         """
-        return self._evaluate(batch, give=True)
+        return self._evaluate(batch, give=True, checked=complete)
 
-    def _evaluate(self, batch: Batch, *, give: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _evaluate(self, batch: Batch, *, give: bool, checked: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
         samples, microbatches, inputs = self._read(batch)
         self._take_numbers(batch)
         with failure.guarded(self._place), torch.no_grad(), _evaluating(self.stages):
             keywords, last = self._keywords(samples, microbatches, inputs)
-            bounds.start()
+            bounds.start(checked=checked)
             giving.ask(self.stages, wanted=give)
             run = self._pipeline.run(keywords, samples, microbatches, epilogue=last, backward=False)
             loss = self._share_of_loss(run)
             totals = torch.cat([loss.view(1), bounds.outside(loss.device)])
             if self.mesh.world.size > 1:
                 comm.all_reduce(totals, comm.all_ranks(), phase="totals").wait()
-        self._check_bounds(totals[1:], batch)
+        self._check_bounds(totals[1:], batch, checked=checked)
         if not give:
             return totals[0], {}
         with failure.guarded(self._place):
@@ -299,17 +300,18 @@ class Executor:
             updates.write(self.stages, self._shared_updates)
         return totals[0], totals[1]
 
-    def _check_bounds(self, outside: Tensor, batch: Batch) -> None:
+    def _check_bounds(self, outside: Tensor, batch: Batch, *, checked: bool = True) -> None:
         """
         Args:
             outside: `Bounds.outside`, of all ranks.
 
         Raises:
             PlanError: an index was outside of what is looked up, on some rank.
+            CheckError: a check of the model failed, on some rank.
         """
-        if self._looks_up is None:  # the same in every step, so that those that look nothing up wait for no device
-            self._looks_up = bool(outside[1] > 0)
-        if self._looks_up and outside[0] > 0:
+        if checked not in self._notes:  # the same in all such steps, so that those that note nothing wait for no device
+            self._notes[checked] = bool(outside[1] > 0)
+        if self._notes[checked] and outside[0] > 0:
             tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
             agree(self.mesh.world, self._place, bounds.error(tensors))
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from galvatron.errors import GalvatronError, PlanError
 from galvatron.recompute import recomputed
+from galvatron.runtime.bounds import bounds
 from galvatron.runtime.collectives import gather_full
 from galvatron.runtime.comm import Place, now
 from galvatron.runtime.mesh import Axis, Mesh
@@ -204,6 +205,8 @@ class Layer(nn.Module):
         self._sources = tuple((stage.table(name), name) for name in self.names)
         self.updates: list[Update] = []
         self.outputs: list[Output] = []
+        self.checks: list[tuple[str, int]] = []
+        """What results are true nowhere, by their numbers, and what is said otherwise."""
         self.parameters: Supply | None = None
         """Set by the runtime."""
 
@@ -220,6 +223,8 @@ class Layer(nn.Module):
             output.take(results, state, self._job.microbatch)
         for update in self.updates if self._job.training else ():
             update.take(results, state)
+        for says, result in self.checks:
+            bounds.never(says, results[result] if isinstance(results, tuple) else results)
         if self.parameters is not None:
             self.parameters.leave(results)
         now.place = None
@@ -351,6 +356,10 @@ class Stage(nn.Module):
         """Give a result of a layer, as the model's output `name`, where it is asked for; see `Output`."""
         self.outputs.append(Output(name, result, shape, places, along, summed))
         self.layers[layer].outputs.append(self.outputs[-1])
+
+    def never(self, says: str, layer: str, result: int) -> None:
+        """Refuse a step in which a result of a layer is true anywhere, with what the model `says` then."""
+        self.layers[layer].checks.append((says, result))
 
     def batch(
         self,

@@ -361,10 +361,14 @@ def _reports_and_raises(net: Any, h: torch.Tensor) -> torch.Tensor:
     return h
 
 
-@pytest.mark.parametrize("how", [_reports, _reports_and_raises, asserting.assigns_in_a_check])
-def test_what_only_raises_or_reports_is_left_out(how: Any) -> None:
+def test_what_only_reports_is_left_out() -> None:
     with pytest.warns(UserWarning, match="this check of values is no part of the program"):
-        assert captured(how).graph is not None
+        assert not captured(_reports).checks
+
+
+@pytest.mark.parametrize("how", [_reports_and_raises, asserting.assigns_in_a_check])
+def test_what_raises_is_a_check(how: Any) -> None:
+    assert len(captured(how).checks) == 1
 
 
 class Counts:

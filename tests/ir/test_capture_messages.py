@@ -149,12 +149,13 @@ def test_code_without_a_file_has_no_line_of_ours() -> None:
     assert "galvatron/api.py" not in str(caught.value)
 
 
-def test_a_check_in_a_loss_of_torch_is_left_out() -> None:
+def test_a_check_in_a_loss_of_torch_names_the_line_that_calls_it() -> None:
     def likelihood(m: Any, h: Tensor, y: Tensor) -> Tensor:
         return F.gaussian_nll_loss(h, 2 * h, h.exp())
 
-    with pytest.warns(UserWarning, match="this check of values is no part of the program"):
-        assert galvatron.capture(Model(likelihood), {"x": torch.randn(8, 6), "y": torch.arange(8)})
+    (check,) = galvatron.capture(Model(likelihood), {"x": torch.randn(8, 6), "y": torch.arange(8)}).checks
+    assert "test_capture_messages.py:" in check.says and "F.gaussian_nll_loss(" in check.says
+    assert check.says.endswith("ValueError: var has negative entry/entries")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64, torch.bool, torch.uint8])

@@ -20,6 +20,7 @@ from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Shard
 from galvatron.ir.program import (
     BatchSizes,
     Candidates,
+    Check,
     Layer,
     LayerClass,
     LayerKind,
@@ -636,6 +637,10 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
     "outputs-fit": [
         (replace(clustered(), outputs=(Result("kept", "n"),)), "no layer computes %n, the", "result kept"),
         (replace(clustered(), outputs=(Result("kept", "loss"),) * 2), "'kept' stands for several", "result kept"),
+    ],
+    "checks-fit": [
+        (replace(clustered(), checks=(Check("kept", "n"),)), "no layer computes %n, which the check", "never %n"),
+        (replace(clustered(), checks=(Check("kept", "loss"),)), "is of f32, but the check 'kept' asks", "never %loss"),
     ],
     "updates-are-whole": [
         (with_update(sharded(), Update("counted", "loss")), "state is never a partial sum", "%loss, %more ="),

@@ -16,8 +16,10 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from galvatron.errors import CaptureError, GalvatronError
 from galvatron.ir.capture.batch import Batch
+from galvatron.ir.capture.checks import Noted
+from galvatron.ir.capture.conditions import Asked, given_outside, that_convert, with_checks
 from galvatron.ir.capture.diagnose import of_number, unreadable
-from galvatron.ir.capture.functions import Call, calls_in
+from galvatron.ir.capture.functions import Call, ancestors, calls_in
 from galvatron.ir.capture.numbers import NumberError, plain_number
 from galvatron.ir.capture.ranges import settled
 from galvatron.ir.capture.samples import Samples
@@ -38,7 +40,12 @@ _DROPPED_KWARGS = frozenset({"device", "layout", "pin_memory"})
 
 
 def converted(
-    exported: ExportedProgram, model: nn.Module, samples: Samples, precision: str | None, outputs: Sequence[str] = ()
+    exported: ExportedProgram,
+    model: nn.Module,
+    samples: Samples,
+    precision: str | None,
+    outputs: Sequence[str] = (),
+    noted: Sequence[Noted] = (),
 ) -> tuple[Program, dict[str, torch.Tensor]]:
     """The program of an exported model, and the data of its constants.
 
@@ -46,6 +53,7 @@ def converted(
         samples: what was found to hold samples.
         precision: the model's parameters are in it, but train in `MASTER`.
         outputs: the names of what was exported besides the loss.
+        noted: what was noted of the checks of the model, whose conditions were exported last.
 
     Raises:
         CaptureError: the graph has something that a program cannot say.
@@ -58,10 +66,15 @@ def converted(
     lifted = tuple(State(name, tensor_type_of(t, name), "constant", trainable=False) for name, t in constants.items())
     order = {s.name: position for position, s in enumerate((*state, *lifted))}
     used_state = sorted(dict.fromkeys(v for v in bound.values() if v.name in order), key=lambda v: order[v.name])
-    converter = _Converter(bound, fills, samples.symbols, samples.example)
     loss, *given = _given(exported, bound, outputs)
     results = (loss, *written.values(), *given)
-    graph = converter.graph(results, inputs, tuple(used_state))
+
+    def convert(asked: Iterable[Asked]) -> tuple[_Converter, Graph]:
+        converter = _Converter(bound, fills, samples.symbols, samples.example)
+        return converter, converter.graph((*results, *(node for _, node in asked)), inputs, tuple(used_state))
+
+    asked = that_convert(given_outside(noted, _returned(exported)[-len(noted) :]), convert) if noted else []
+    converter, graph = convert(asked)
     output, *values = map(converter.name_of, results)
     state = tuple(replace(s, trainable=s.trainable and _may_train(s.name, graph)) for s in state)
     program = Program(
@@ -78,7 +91,7 @@ def converted(
         batch_sizes=samples.sizes,
         numbers=numbers,
     )
-    return program, constants
+    return with_checks(program, [(note, converter.name_of(node)) for note, node in asked]), constants
 
 
 def _may_train(name: str, graph: Graph) -> bool:
@@ -154,7 +167,7 @@ def _given(exported: ExportedProgram, bound: Mapping[fx.Node, Value], outputs: S
     Raises:
         CaptureError: it returns something that it was given.
     """
-    loss, *given = (_node_named(exported, str(name)) for name in exported.graph_signature.user_outputs)
+    loss, *given = _returned(exported)[: 1 + len(outputs)]
     for node, name in zip(given, outputs, strict=True):
         if node in bound:
             raise CaptureError(
@@ -162,6 +175,10 @@ def _given(exported: ExportedProgram, bound: Mapping[fx.Node, Value], outputs: S
                 "leave it out"
             )
     return [loss, *given]
+
+
+def _returned(exported: ExportedProgram) -> list[fx.Node]:
+    return [_node_named(exported, str(name)) for name in exported.graph_signature.user_outputs]
 
 
 def _node_named(exported: ExportedProgram, name: str) -> fx.Node:
@@ -221,7 +238,7 @@ class _Converter:
     def graph(self, results: Sequence[fx.Node], inputs: tuple[Value, ...], state: tuple[Value, ...]) -> Graph:
         """The graph that computes some results, with only the state that it reads."""
         self._calls = calls_in(results[0].graph)
-        live = set().union(*(_ancestors(result, self._calls) for result in results))
+        live = set().union(*(ancestors(result, self._calls) for result in results))
         ops = tuple(op for node in results[0].graph.nodes if node in live for op in self._ops(node))
         read = {name for op in ops for name in op.operands}
         outputs = tuple(dict.fromkeys(map(self.name_of, results)))
@@ -450,16 +467,3 @@ def _admit(target: str, node: fx.Node) -> None:
 
 def _is_number(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool))
-
-
-def _ancestors(node: fx.Node, calls: Mapping[fx.Node, Call] | None = None) -> set[fx.Node]:
-    """A node and what it needs: of the calls of functions not what lies between their marks."""
-    found: set[fx.Node] = set()
-    pending = [node]
-    while pending:
-        current = pending.pop()
-        if current not in found:
-            found.add(current)
-            call = (calls or {}).get(current)
-            pending.extend(current.all_input_nodes if call is None else (*call.operands, *call.outside))
-    return found

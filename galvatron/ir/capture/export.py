@@ -16,6 +16,8 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture.arithmetic import computed_once
 from galvatron.ir.capture.asked import as_in_eager
 from galvatron.ir.capture.batch import Batch, BatchDims, Dynamic, read_batch
+from galvatron.ir.capture.branches import choosing
+from galvatron.ir.capture.checks import Noted, noting
 from galvatron.ir.capture.constants import ConstantsHaveValues
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import SizeWatch, explained, quiet
@@ -57,6 +59,7 @@ def capture_graph(
     batch_dims: BatchDims | None = None,
     dynamic: Dynamic | None = None,
     outputs: Outputs = (),
+    checks: bool = True,
 ) -> Captured:
     """Captures one training computation, from a global batch to the scalar loss, for every batch size.
 
@@ -77,6 +80,7 @@ def capture_graph(
             cannot be captured otherwise. None keeps every type.
         dynamic: the inputs that are numbers which may be others in every step, and the sizes that may.
         outputs: what the program gives besides the loss, see `galvatron.ir.capture.outputs`.
+        checks: whether checks of values that the model makes are part of the program (`galvatron.ir.capture.checks`).
 
     Raises:
         CaptureError: the model cannot be captured; names the source line that is to blame.
@@ -87,39 +91,47 @@ def capture_graph(
             "outputs are given for batches of one length: leave out `outputs`, or the lengths in `dynamic`"
         )
     check_hooks(model)
+    wanted = _Wanted(outputs, checks)
     if precision is None:
-        return _captured(model, batch, loss_fn, None, outputs)
+        return _captured(model, batch, loss_fn, None, wanted)
     dtype = getattr(torch, TORCH_DTYPE_NAMES[precision])
     try:
         with rounded(model, dtype, buffers=False):
-            return _captured(model, batch, loss_fn, precision, outputs)
+            return _captured(model, batch, loss_fn, precision, wanted)
     except CaptureError:
         if not any(buffer.is_floating_point() for buffer in model.buffers()):
             raise
         with contextlib.suppress(CaptureError), rounded(model, dtype, buffers=True):
-            return _captured(model, batch, loss_fn, precision, outputs)
+            return _captured(model, batch, loss_fn, precision, wanted)
         raise
 
 
 def _captured(
-    model: nn.Module, batch: Batch, loss_fn: LossFunction | None, precision: str | None, outputs: Outputs
+    model: nn.Module, batch: Batch, loss_fn: LossFunction | None, precision: str | None, wanted: _Wanted
 ) -> Captured:
     dtype = None if precision is None else getattr(torch, TORCH_DTYPE_NAMES[precision])
     noted = _Noted()
+
+    def training(watch: SizeWatch | None = None) -> _Training:
+        return _Training(model, batch, loss_fn, dtype, wanted, noted, watch)
+
     try:
-        exported = _exported(_Training(model, batch, loss_fn, dtype, outputs, noted), batch)
+        exported = _exported(training(), batch)
         samples = find_samples(exported, batch, noted.alone)
     except Exception as error:
-        raise explained(
-            error,
-            lambda watch: _exported(_Training(model, batch, loss_fn, dtype, outputs, noted, watch), batch),
-            batch,
-            noted.numbers,
-        ) from error
-    program, constants = converted(exported, model, samples, precision, names_of(outputs))
+        raise explained(error, lambda watch: _exported(training(watch), batch), batch, noted.numbers) from error
+    program, constants = converted(exported, model, samples, precision, names_of(wanted.outputs), noted.checks or ())
     check_randomness(program.required_graph)
     check_operators(program.required_graph)
     return Captured(program, constants)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What of a model is captured besides its loss."""
+
+    outputs: Outputs
+    checks: bool
 
 
 @dataclass
@@ -129,10 +141,12 @@ class _Noted:
     Attributes:
         numbers: the names of the batch's numbers by their symbols.
         alone: where a single sample is not treated as others are; None for nowhere.
+        checks: those of the first forward, whose conditions are the last of its results; None before.
     """
 
     numbers: dict[sympy.Basic, str] = field(default_factory=dict)
     alone: str | None = None
+    checks: list[Noted] | None = None
 
 
 class _Training(nn.Module):
@@ -147,7 +161,7 @@ class _Training(nn.Module):
         batch: Batch,
         loss_fn: LossFunction | None,
         dtype: torch.dtype | None,
-        wanted: Outputs,
+        wanted: _Wanted,
         noted: _Noted,
         watch: SizeWatch | None = None,
     ) -> None:
@@ -195,16 +209,24 @@ class _Training(nn.Module):
         return results
 
     def _results(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        with noting(self._wanted.checks) as checks:
+            results = self._loss_and_outputs(inputs)
+        if self._noted.checks is None:
+            self._noted.checks = checks
+        return *results, *(check.value for check in checks)
+
+    def _loss_and_outputs(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         with (
             as_in_eager(),
             refusing(),
+            choosing(),
+            ConstantsHaveValues(),
             OnlyRegisteredAreTrained(),
             GradientsFollowTheValues(),
-            ConstantsHaveValues(),
             unseeded(),
         ):
             output = self.model(**inputs)
-            given = chosen(output, self._wanted)
+            given = chosen(output, self._wanted.outputs)
             if self._loss_fn is None:
                 return _checked_loss(_own_loss(output)), *given.values()
             try:

@@ -208,6 +208,24 @@ def calls_in(graph: fx.Graph) -> dict[fx.Node, Call]:
     return {node: _call(node, order) for node in marks}
 
 
+def ancestors(node: fx.Node, calls: Mapping[fx.Node, Call] | None = None) -> set[fx.Node]:
+    """A node and what it needs: of the calls of functions not what lies between their marks."""
+    found: set[fx.Node] = set()
+    pending = [node]
+    while pending:
+        current = pending.pop()
+        if current not in found:
+            found.add(current)
+            call = (calls or {}).get(current)
+            pending.extend(current.all_input_nodes if call is None else (*call.operands, *call.outside))
+    return found
+
+
+def is_mark(node: fx.Node) -> bool:
+    """Whether a node is a mark of a trace."""
+    return node.target in _MARKS
+
+
 def _call(node: fx.Node, order: Mapping[fx.Node, int]) -> Call:
     marked: Any = node.args  # texts and lists of nodes, by the schema of the mark
     name, names, operands, entered, results, saved, gradients, given = marked

@@ -29,6 +29,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.hooks import RemovableHandle
 
 from galvatron.errors import CaptureError
+from galvatron.ir.capture.branches import chosen
 from galvatron.ir.capture.checks import passing
 from galvatron.ir.capture.diagnose import on_values
 from galvatron.ir.capture.functions import called
@@ -69,6 +70,7 @@ def careful_tracing() -> Iterator[None]:
         # Modes see what this makes.
         patches.enter_context(mock.patch.object(torch, "from_numpy", lambda array: torch.tensor(array)))
         patches.enter_context(mock.patch.object(math, "sqrt", _root))
+        patches.enter_context(mock.patch.object(torch, "_is_all_true", torch.all))  # another name of it
         patches.enter_context(mock.patch.object(torch, "as_tensor", _as_tensor))
         patches.enter_context(mock.patch.object(torch.Tensor, "new_tensor", _new_tensor))
         patches.enter_context(mock.patch.dict(decomposition_table))
@@ -262,10 +264,11 @@ def _truth(plain: Callable[[Any], bool]) -> Callable[[Any], bool]:
             return plain(value)
         except GuardOnDataDependentSymNode as error:
             frame = sys._getframe(1)  # what asks for the truth of a value or of a symbol
-            checks_itself = frame.f_globals.get("__name__", "").startswith("torch.nn.")
-            if not is_user_file(frame.f_code.co_filename) and not checks_itself:
+            if not is_user_file(frame.f_code.co_filename) and not _checks_itself(frame):
                 raise
-            passes = passing(frame)
+            passes = passing(frame, value)
+            if passes is None:
+                passes = chosen(frame, value)
             if passes is None:
                 if is_user_file(frame.f_code.co_filename) and (times := passed_over(on_values(line_running()))):
                     return times % 2 == 0  # both sides in turn, so that loops end
@@ -274,6 +277,12 @@ def _truth(plain: Callable[[Any], bool]) -> Callable[[Any], bool]:
             return passes
 
     return truth
+
+
+def _checks_itself(frame: types.FrameType) -> bool:
+    """Whether it is a function of torch that checks what it is given: a module, a distribution, `torch._assert`."""
+    module = frame.f_globals.get("__name__", "")
+    return module.startswith(("torch.nn.", "torch.distributions.")) or frame.f_code is torch._assert.__code__
 
 
 _truth_of_tensor, _truth_of_symbol = _truth(torch.Tensor.__bool__), _truth(torch.SymBool.__bool__)

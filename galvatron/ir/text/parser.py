@@ -14,6 +14,7 @@ from galvatron.ir.plan import WHOLE, Plan, Ties
 from galvatron.ir.program import (
     BatchSizes,
     Candidates,
+    Check,
     Cut,
     Form,
     Layer,
@@ -125,6 +126,7 @@ class _Parts:
     output: str | None = None
     updates: list[Update] = field(default_factory=list)
     outputs: list[Result] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
     graph: Graph | None = None
     shares: bool = False
     """Whether the graph has the inputs and the state of the program."""
@@ -155,6 +157,7 @@ def _program(
         output=parts.output,
         updates=tuple(parts.updates),
         outputs=tuple(parts.outputs),
+        checks=tuple(parts.checks),
         graph=graph,
         classes=tuple(classes),
         layers=tuple(parts.layers),
@@ -240,6 +243,13 @@ def _result(s: Scanner) -> Result:
     name = s.name()
     s.expect("=")
     return Result(name, s.value())
+
+
+def _check(s: Scanner, parts: _Parts) -> None:
+    s.expect("check")
+    says = s.name()
+    s.expect("never")
+    parts.checks.append(Check(says, s.value()))
 
 
 def _graph(s: Scanner, parts: _Parts) -> None:
@@ -465,6 +475,7 @@ _SECTIONS: Mapping[str, Callable[[Scanner, _Parts], Any]] = {
     "length": _length,
     "number": _number,
     "output": _output,
+    "check": _check,
     "cluster": _cluster,
     "plan": _plan,
     "stage": _stage,

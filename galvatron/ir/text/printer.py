@@ -22,6 +22,7 @@ from galvatron.ir.plan import Plan, kept_text
 from galvatron.ir.program import (
     BatchSizes,
     Candidates,
+    Check,
     Cut,
     Layer,
     LayerClass,
@@ -119,6 +120,7 @@ def program_lines(program: Program, w: _Writer) -> list[Line]:
             Line(f"output {sigiled('%', program.output)}", ("output",)),
             *_updates(program.updates, w),
             *_outputs(program.outputs, w),
+            *map(_check, program.checks),
         ],
         _plan(program.plan, w) if program.plan else [],
         _layers(program.layers, w, ""),
@@ -409,6 +411,10 @@ def _updates(updates: Sequence[Update], w: _Writer) -> list[Line]:
 def _outputs(outputs: Sequence[Result], w: _Writer) -> list[Line]:
     items = [f"result {bare_or_quoted(o.name)}\t= {_value_name(o.value)}" for o in outputs]
     return _rolled(items, [("result", o.name) for o in outputs], w, "")
+
+
+def _check(check: Check) -> Line:
+    return Line(f"check {quote(check.says)} never {_value_name(check.value)}", ("check", check.value))
 
 
 # Cluster, plan, search

@@ -62,7 +62,7 @@ RULES: tuple[Rule, ...] = (
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "cheap_layers copies_say_what_they_are"),
     *_rules(Form.SHARDED, Form.STAGED, programs, "conversions_change_layout_only shared_layers_are_one"),
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "epilogue_ends"),
-    *_rules(Form.CAPTURED, Form.STAGED, programs, "output_is_loss updates_fit outputs_fit"),
+    *_rules(Form.CAPTURED, Form.STAGED, programs, "output_is_loss updates_fit outputs_fit checks_fit"),
     *_rules(Form.COSTED, Form.PLANNED, programs, "costs_present"),
     *_rules(Form.CANDIDATES, Form.PLANNED, programs, "candidates_fit"),
     *_rules(Form.PLANNED, Form.STAGED, programs, "plan_belongs plan_covers_layers plan_settles_ties"),

@@ -271,6 +271,18 @@ def outputs_fit(program: Program) -> Iterator[Violation]:
             yield ("result", output.name), f"no layer computes %{output.value}, the result {output.name!r}"
 
 
+def checks_fit(program: Program) -> Iterator[Violation]:
+    """What must hold nowhere is a truth value, and is made by a layer that is there once."""
+    values = program.values() if program.graph is None else program.graph.values
+    made = set(program.graph.producers) if program.graph is not None else _made_once(program)
+    for check in program.checks:
+        locus = ("check", check.value)
+        if check.value not in made:
+            yield locus, f"no layer computes %{check.value}, which {check} asks for"
+        elif (dtype := values[check.value].type.dtype) != "bool":
+            yield locus, f"%{check.value} is of {dtype}, but {check} asks for truth values"
+
+
 def _made_once(program: Program) -> set[str]:
     """What ops of layers compute that are there once, in whatever form."""
     made: set[str] = set()

@@ -2,20 +2,22 @@
 
 The losses of the micro-batches of a step add up. A term of the loss that every micro-batch computes alike, such as a
 penalty on weights, is divided by their number `m` where it is added to a sum over samples. So is what a piece of state
-was before, in its new value.
+was before, in its new value. Checks of the model that would couple samples which nothing else couples, such as one of
+the loss, are left out.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 
 import sympy
 
 from galvatron.ir.graph import Graph, Op, Ref, Source, Value
-from galvatron.ir.micro_batches import SAME, Flow, counted
+from galvatron.ir.micro_batches import SAME, SUM, Flow, counted
 from galvatron.ir.names import Names
 from galvatron.ir.ops.table import operator_of, summands
-from galvatron.ir.program import Form, Program, Update
+from galvatron.ir.program import Check, Form, Program, Update
 from galvatron.ir.types import MICRO_BATCHES
 from galvatron.passes.base import Pass
 from galvatron.passes.frontend.cluster_layers.epilogue import flow_over_micro_batches
@@ -30,10 +32,30 @@ class CountOnce(Pass):
     needs, leaves = Form.CAPTURED, Form.CAPTURED
 
     def run(self, program: Program) -> Program:
-        program = _with_amounts(program)
+        program = _without_coupling_checks(_with_amounts(program))
         graph = program.required_graph.without_dead_ops()
         found = flow_over_micro_batches(graph, find_roles(graph, program.state_of))
         return program.with_graph(_counted(graph, found, program.output))
+
+
+def _without_coupling_checks(program: Program) -> Program:
+    """A program with the checks that micro-batches can make of what they have; warns of others."""
+    if not program.checks:
+        return program
+    graph = program.required_graph
+    found = flow_over_micro_batches(graph, find_roles(graph, program.state_of))
+    unchecked = graph.without_outputs(frozenset(graph.outputs) - {*replace(program, checks=()).results})
+    kept: list[Check] = []
+    for check in program.checks:
+        needed = {v.name for op in replace(graph, outputs=(check.value,)).without_dead_ops().ops for v in op.results}
+        if found.states.get(check.value) is SUM or needed & found.couplings.keys() - unchecked.producers.keys():
+            why = "it depends on more of the batch than each sample by itself"
+            left_out = f"this check of values is no part of the program and is left out, since {why}"
+            warnings.warn(f"{check.says}: {left_out}", stacklevel=2)
+        else:
+            kept.append(check)
+    program = replace(program, checks=tuple(kept))
+    return replace(program, graph=replace(graph, outputs=program.results).without_dead_ops())
 
 
 def _with_amounts(program: Program) -> Program:

@@ -47,7 +47,7 @@ class AnnotateCosts(Pass):
 
 def class_cost(cls: LayerClass, border: Border) -> ClassCost:
     """The cost of one call of a class, given which of its inputs have a gradient and which of its state is trained."""
-    profile = profile_graph(cls.graph.without_outputs(border.free_outputs), (), border.differentiable)
+    profile = profile_graph(cls.graph.without_outputs(border.given_outputs), (), border.differentiable)
     forward, backward = launches(profile.forward), launches(profile.backward)
     return ClassCost(
         forward_flop=_flop(forward),

@@ -63,6 +63,7 @@ def assemble(program: Program, graph: Graph, parts: Sequence[Part], names: Seque
         layers=layers,
         updates=tuple(replace(update, value=bound[update.value]) for update in program.updates),
         outputs=tuple(replace(output, value=bound[output.value]) for output in program.outputs),
+        checks=tuple(replace(check, value=bound[check.value]) for check in program.checks),
     )
 
 

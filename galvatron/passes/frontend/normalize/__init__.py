@@ -21,6 +21,7 @@ from galvatron.passes.frontend.normalize.identities import (
     batch_norm_without_saved_statistics,
     broadcast,
     cat_with_nothing,
+    changes_nothing_finite,
     chunks_as_split,
     dropout_without_mask,
     filled_with,
@@ -79,6 +80,14 @@ RULES: tuple[RewriteRule, ...] = (
     Function(dropout_without_mask, "native_dropout"),
     Function(batch_norm_without_saved_statistics, "_native_batch_norm_legit_no_training"),
     Function(cat_with_nothing, "cat"),
+    Formula(
+        (
+            "where.self(all(isfinite(x)), x, clamp(x, low, high))",
+            "where.self(any(isinf(x)), clamp(x, low, high), x)",
+        ),
+        "clamp(x, low, high)",
+        changes_nothing_finite,
+    ),
     # other names of the same op
     Formula(_each(_VIEWS, "x, ..."), "reshape(x, size)", as_result),
     Formula(_each("expand_as expand_copy", "x, ..."), "expand(x, size)", as_result),

@@ -55,6 +55,18 @@ def same_order(match: Match) -> Meanings:
     return {} if match["order"] == tuple(range(len(match.type.shape))) else None
 
 
+_GREATEST = {"f64": 1.7976931348623157e308, "f32": 3.4028234663852886e38, "bf16": 3.3895313892515355e38, "f16": 65504.0}
+"""The greatest finite number of each floating type."""
+
+
+def changes_nothing_finite(match: Match) -> Meanings:
+    """All finite numbers are between the bounds."""
+    low, high, greatest = match["low"], match["high"], _GREATEST.get(match.type.dtype)
+    if greatest is None or not isinstance(low, (int, float)) or not isinstance(high, (int, float)):
+        return None
+    return {} if low <= -greatest and greatest <= high else None
+
+
 def to_end(match: Match) -> Meanings:
     """A range by its length ends there."""
     return {"end": match["start"] + match["length"]}  # type: ignore[operator]  # sizes
