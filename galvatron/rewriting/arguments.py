@@ -43,6 +43,6 @@ def is_omitted(parameter: Parameter, value: Arg) -> bool:
 def is_default(parameter: Parameter, value: Arg) -> bool:
     """Whether an argument says what the default of its parameter does; a number stands for a list of it."""
     default = parameter.default
-    if isinstance(value, Ref) or isinstance(value, bool) != isinstance(default, bool):
+    if default is REQUIRED or isinstance(value, Ref) or isinstance(value, bool) != isinstance(default, bool):
         return False
     return value == default or (parameter.length is not None and value == (default,) * parameter.length)

@@ -348,7 +348,7 @@ def batch_size_as_a_number(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.
 def many_results(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     a, b = net.first(x).split([3, 5], dim=-1)
     values, _ = torch.cat([b, a], -1).chunk(2, -1)[1].max(-1)
-    return values.sum() + torch.stack(x.unbind(1), 1).mul(net.second(y)).sum()
+    return values.flatten().sum(0, keepdim=True).view(()) + torch.stack(x.unbind(1), 1).mul(net.second(y)).sum()
 
 
 def flattened_batch(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -226,6 +227,17 @@ def test_a_model_may_catch_the_error_of_a_module() -> None:
     assert program.graph is not None
     assert program.graph.ops[-2].source is not None
     assert program.graph.ops[-2].source.scope == "last"
+
+
+@functools.lru_cache
+def _sines(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    return torch.ones(shape[0], dtype=dtype)[:, None] * torch.arange(shape[1], dtype=dtype).sin()
+
+
+def test_sizes_may_be_in_the_key_of_a_cache() -> None:
+    for size in (8, 5):  # each trace computes it, and leaves nothing
+        assert captured(lambda h: (h * _sines(h.shape, h.dtype)).square().sum(), size).batch_sizes == BatchSizes()
+    assert isinstance(_sines(torch.Size((2, 6)), torch.float64).sum().item(), float)
 
 
 def test_a_loop_over_samples() -> None:
