@@ -334,6 +334,11 @@ def test_empty_parts_of_cat_are_dropped() -> None:
     assert result.op("cat").operands == ("matmul", "y")
 
 
+def test_a_size_without_dims_is_written() -> None:
+    result = normalized(lambda h, y, labels, w: h.sum((0, 1, 2), keepdim=True).squeeze() * 2)
+    assert result.op("reshape").args[1] == ()
+
+
 def test_views_are_reshapes_with_sizes() -> None:
     def forward(h: torch.Tensor, y: torch.Tensor, labels: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         h = h.transpose(1, 2).flatten(1).view(-1, 3, 10).unflatten(-1, (2, -1)).squeeze()
