@@ -45,4 +45,4 @@ def is_default(parameter: Parameter, value: Arg) -> bool:
     default = parameter.default
     if default is REQUIRED or isinstance(value, Ref) or isinstance(value, bool) != isinstance(default, bool):
         return False
-    return value == default or bool(parameter.length and value == (default,) * parameter.length)
+    return value == default or (parameter.length is not None and value == (default,) * parameter.length)

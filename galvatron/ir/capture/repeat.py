@@ -53,34 +53,29 @@ def repeated(
     buffers = dict(model.named_buffers(remove_duplicate=False))
     state = [*model.parameters(), *model.buffers()]
     meaning = Meaning([*state, *inputs.values()])
-    with meaning, _sizes_in_words(""):
+    of_one = Meaning([*state, *inputs.values()], filter(None, map(count_of, (inputs[name] for name in single))))
+    with meaning, of_one, _sizes_in_words(""):
         results = forward(inputs)
     after = _attributes(model)
     assigned = {name: after.get(name) for name, buffer in buffers.items() if after.get(name) is not buffer}
     names = [name for name in after if name not in before or not _is_same(before[name], after[name])]
     lasting = {name: value for name, value in assigned.items() if name in model.state_dict(keep_vars=True)}
     first = tuple(map(meaning.of, results)), _written(buffers, assigned, meaning)
-    counts = {name: count for name in single if (count := count_of(inputs[name])) is not None}
+    of_several = tuple(map(of_one.of, results)), _written(buffers, assigned, of_one)
 
-    def called(inputs: Mapping[str, torch.Tensor], put_back: Mapping[str, Any], *meanings: Meaning) -> list[Hashable]:
-        """What another forward gives and writes, in terms of each of the meanings."""
+    def called(inputs: Mapping[str, torch.Tensor], put_back: Mapping[str, Any], meaning: Meaning) -> Hashable:
+        """What another forward gives and writes."""
         _assign(model, {name: buffers[name] for name in put_back})
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(_untraced(results))
-            for each in meanings:
-                stack.enter_context(each)
-            stack.enter_context(_sizes_in_words("0000000"))
+        with _untraced(results), meaning, _sizes_in_words("0000000"):
             given = forward(inputs)
         now = _attributes(model)
-        writes = {name: now.get(name) for name in assigned}
-        return [(tuple(map(each.of, given)), _written(buffers, writes, each)) for each in meanings]
+        return tuple(map(meaning.of, given)), _written(buffers, {name: now.get(name) for name in assigned}, meaning)
 
     # A buffer that is no lasting state may be a cache, in which the next step finds what it would compute.
     for put_back in [lasting] if len(lasting) == len(assigned) else [lasting, assigned]:
-        of_one = Meaning([*state, *inputs.values()], counts.values())
         meaning.again()
         try:
-            again, of_several = called(inputs, put_back, meaning, of_one)
+            again = called(inputs, put_back, meaning)
         except CaptureError:
             raise
         except Exception as error:
@@ -90,11 +85,10 @@ def repeated(
     else:
         raise _unlike(names, meaning.first_unlike)
     alone = None
-    if counts:
-        inputs = {**inputs, **{name: single[name] for name in counts}}
-        of_one.again([*state, *inputs.values()])
+    if single := {name: tensor for name, tensor in single.items() if count_of(inputs[name]) is not None}:
+        of_one.again([*state, *{**inputs, **single}.values()])
         try:
-            alone = None if called(inputs, put_back, of_one) == [of_several] else of_one.first_unlike
+            alone = None if called({**inputs, **single}, assigned, of_one) == of_several else of_one.first_unlike
         except Exception as error:
             alone = located(source_of_error(error))
     _write(buffers, put_back)
