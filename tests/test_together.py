@@ -238,7 +238,7 @@ def test_numbers_outside_of_a_sharded_vocabulary_are_refused(plan):
             answer, [("ids", 1000)] * 2 + [("labels", 1024)] * 2 + [("ids", -1)] * 2 + [("labels", 24)] * 2, strict=True
         ):
             assert kind == "PlanError"
-            assert f"{value} is outside of 0 to 23 in layer " in message
+            assert f"{value} is outside of 0 to 23 (in layer " in message
             assert f"batch input {name!r} has it in sample 3; nothing was updated" in message
 
 

@@ -187,7 +187,7 @@ def test_what_is_left_out(check: Check) -> None:
     [
         requiring(lambda h, mask: mask.any()),
         refusing(lambda h, mask: (mask & torch.ones_like(mask)).any()),
-        lambda net, h, mask: torch.distributions.Normal(*(h.chunk(2, -1)[0], h.square()[:, :2])),
+        lambda net, h, mask: torch.distributions.Normal(h.chunk(2, -1)[0], h.square()[:, :2], validate_args=True),
     ],
 )
 def test_what_is_checked_in_a_program_of_layers(check: Check) -> None:
