@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -49,6 +50,12 @@ class Check:
 
     def __str__(self) -> str:
         return f"the check {self.says!r}"
+
+
+def leave_out(head: str, why: str = "") -> None:
+    """Warns that a check is left out; `head` says which, and ends in ": "."""
+    left_out = f"{head}this check of values is no part of the program and is left out"
+    warnings.warn(f"{left_out}{why and ', since '}{why}", stacklevel=2)
 
 
 def with_values_of_ops(graph: Graph, checks: Iterable[Check]) -> tuple[Graph, tuple[Check, ...]]:

@@ -17,6 +17,7 @@ from itertools import combinations
 import numpy as np
 
 from galvatron.partition.choosing import Delivery, Problem
+from galvatron.partition.modes import AxisState
 
 _LARGEST = 1 << 20
 """Entries of a table."""
@@ -85,10 +86,10 @@ _Matrix = tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]
 """The prices from the source to every stop, and between all stops."""
 
 
-def _matrix(delivery: Delivery, source: object) -> _Matrix:
+def _matrix(delivery: Delivery, source: AxisState) -> _Matrix:
     stops, price = delivery.stops, delivery.price
     between = tuple(tuple(0.0 if a == b else price(a, b) for b in stops) for a in stops)
-    return tuple(0.0 if source == b else price(source, b) for b in stops), between  # type: ignore[arg-type]
+    return tuple(0.0 if source == b else price(source, b) for b in stops), between
 
 
 @lru_cache(maxsize=1 << 12)

@@ -238,6 +238,20 @@ def test_sizes_may_be_in_the_key_of_a_cache() -> None:
     for size in (8, 5):  # each trace computes it, and leaves nothing
         assert captured(lambda h: (h * _sines(h.shape, h.dtype)).square().sum(), size).batch_sizes == BatchSizes()
     assert isinstance(_sines(torch.Size((2, 6)), torch.float64).sum().item(), float)
+    with pytest.raises(CaptureError, match="looked up in a dictionary"):
+        captured(lambda h: (h * _sines(h.shape, h.dtype) * {8: 2.0}.get(h.shape[0], 1.0)).sum())
+
+
+def test_inputs_that_share_a_size_which_is_fixed_hold_the_samples() -> None:
+    tables = {"s": real(4, 6), "t": real(4, 6)}
+
+    def then(h: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        return (h @ (s + t).view(4, 6).T).square().sum()
+
+    with pytest.raises(CaptureError, match=r"fixes the batch size at 4.*; or, if 'x' holds .*, batch_dims=\{'x': 0\}"):
+        captured(then, **tables)
+    program = capture_graph(Net(then), {"x": real(8, 6), **tables}, batch_dims={"x": 0}).program
+    assert {value.name for value in program.inputs if BATCH in value.type.shape} == {"x"}
 
 
 def test_a_loop_over_samples() -> None:

@@ -13,7 +13,6 @@ import dis
 import linecache
 import sys
 import types
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import torch
 from galvatron.ir.capture.running import line_running
 from galvatron.ir.capture.sources import is_user_file, located, source_of_line
 from galvatron.ir.graph import Source
+from galvatron.ir.results import leave_out
 
 _REPORTS = frozenset({"warn", "warning", "warning_once", "info", "debug", "error", "exception", "log", "print"})
 _SAID_CHARACTERS = 300
@@ -77,14 +77,8 @@ def passing(frame: types.FrameType, value: Any) -> bool | None:
     if said and len(found) == 1 and is_of_forward and _notes and not _is_caught(frame):
         _notes[-1].append(Noted(value, truth, source, said))
     else:
-        leave_out(source)
+        leave_out(located(source))
     return truth
-
-
-def leave_out(source: Source, why: str = "") -> None:
-    """Warns that a check is left out."""
-    message = f"{located(source)}this check of values is no part of the program and is left out"
-    warnings.warn(f"{message}{why and ', since '}{why}", stacklevel=2)
 
 
 def _checks(frame: types.FrameType) -> list[tuple[bool, str]]:
@@ -205,6 +199,11 @@ def statements(file: str) -> tuple[ast.If | ast.Assert, ...]:
     return tuple(node for node in _nodes(file) if isinstance(node, (ast.If, ast.Assert)))
 
 
+def calls_of(file: str) -> tuple[ast.Call, ...]:
+    """The calls in a file."""
+    return tuple(node for node in _nodes(file) if isinstance(node, ast.Call))
+
+
 @lru_cache(maxsize=64)
 def _caught(file: str) -> tuple[tuple[int, int], ...]:
     """The lines, from first to last, of a file in which an error may be caught or passed over."""
@@ -219,9 +218,9 @@ def _caught(file: str) -> tuple[tuple[int, int], ...]:
 
 @lru_cache(maxsize=64)
 def _nodes(file: str) -> tuple[ast.AST, ...]:
-    """The conditions and the guarded blocks of a file."""
+    """The conditions, guarded blocks and calls of a file."""
     try:
         tree = ast.parse("".join(linecache.getlines(file)))
     except SyntaxError:
         return ()
-    return tuple(node for node in ast.walk(tree) if isinstance(node, (ast.If, ast.Assert, ast.Try, ast.With)))
+    return tuple(node for node in ast.walk(tree) if isinstance(node, (ast.If, ast.Assert, ast.Try, ast.With, ast.Call)))

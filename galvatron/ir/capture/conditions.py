@@ -15,12 +15,14 @@ from itertools import chain
 from torch import fx
 
 from galvatron.errors import CaptureError
-from galvatron.ir.capture.checks import Noted, leave_out
+from galvatron.ir.capture.checks import Noted
 from galvatron.ir.capture.functions import ancestors, calls_in, is_mark
+from galvatron.ir.capture.sources import located
 from galvatron.ir.graph import Graph, Op, Ref, Source, Value
 from galvatron.ir.names import Names
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.program import Check, Program
+from galvatron.ir.results import leave_out
 from galvatron.ir.types import TensorType
 
 _EVERY = frozenset({"all"})
@@ -41,7 +43,7 @@ def given_outside(noted: Sequence[Noted], conditions: Sequence[fx.Node]) -> list
     found: list[Asked] = []
     for note, node in zip(noted, conditions, strict=True):
         if any(is_mark(one) and one not in calls for one in ancestors(node, calls)):
-            leave_out(note.source, "it is inside of a function with a backward of its own")
+            leave_out(located(note.source), "it is inside of a function with a backward of its own")
         else:
             found.append((note, node))
     return found
@@ -59,7 +61,7 @@ def that_convert(asked: list[Asked], convert: Callable[[list[Asked]], object]) -
                 convert([one])
                 found.append(one)
             except CaptureError:
-                leave_out(one[0].source, "a program cannot say what it depends on")
+                leave_out(located(one[0].source), "a program cannot say what it depends on")
         return found
 
 

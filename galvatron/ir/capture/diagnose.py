@@ -68,7 +68,7 @@ def explained(
     if isinstance(error, FixedLengthError):
         return _length_error(error, trace_again, batch)
     if isinstance(error, NoSamplesError) or "Constraints violated" in str(error) or "specialized" in str(error):
-        return _batch_size_error(trace_again, batch.size)
+        return _batch_size_error(trace_again, batch.size, str(error) if isinstance(error, NoSamplesError) else "")
     reason = "the model cannot be traced without running it"
     if any(sign in str(e) for e in chain for sign in _UNTRACEABLE_STATE):
         own = (
@@ -179,16 +179,18 @@ def _length_error(error: FixedLengthError, trace_again: Callable[[SizeWatch], An
     return CaptureError(f"{located(watch.culprit)}{watch.finding}: {advice(watch.culprit, watch.own_advice)}")
 
 
-def _batch_size_error(trace_again: Callable[[SizeWatch], Any], batch_size: int) -> CaptureError:
+def _batch_size_error(trace_again: Callable[[SizeWatch], Any], batch_size: int, otherwise: str) -> CaptureError:
+    """Names the line that fixes the batch size, and what can be done: `otherwise`, besides mending it."""
+    also = f"; {otherwise}" if otherwise else ""
     watch = SizeWatch(batch_size)
     with contextlib.suppress(Exception):
         trace_again(watch)
     if watch.culprit is None:
         return CaptureError(
             f"the model fixes the size of every input on dim 0, the batch size at {batch_size} too: derive sizes from "
-            "the inputs, as in x.shape[0]"
+            f"the inputs, as in x.shape[0]{also}"
         )
-    return CaptureError(f"{located(watch.culprit)}{watch.finding}: {advice(watch.culprit, watch.own_advice)}")
+    return CaptureError(f"{located(watch.culprit)}{watch.finding}: {advice(watch.culprit, watch.own_advice)}{also}")
 
 
 @dataclass

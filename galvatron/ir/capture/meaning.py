@@ -21,9 +21,9 @@ from galvatron.ir.capture.sources import is_user_file
 from galvatron.ir.capture.tracing import storage_of, version_of
 
 _MAY_CHANGE_NOTHING = frozenset(
-    ("broadcast_to", "contiguous", "expand", "expand_as", "flatten", "repeat", "reshape", "squeeze", "view")
+    ("broadcast_to", "contiguous", "expand", "flatten", "repeat", "reshape", "squeeze", "view")
 )
-"""Functions whose result is their operand, where it has its shape."""
+"""Functions whose result is their operand, where it has its shape and type."""
 
 
 class Meaning(TorchFunctionMode):
@@ -113,6 +113,7 @@ class Meaning(TorchFunctionMode):
         return (
             getattr(func, "__name__", "") in _MAY_CHANGE_NOTHING
             and len(operands) == len(made) == 1
+            and operands[0].dtype == made[0].dtype
             and self._described(operands[0].shape) == self._described(made[0].shape)
         )
 

@@ -15,7 +15,8 @@ _TRIED = (*range(2, 66), LARGE)
 
 
 class NoSamplesError(ValueError):
-    """The model fixes dim 0 of every input that could hold samples, or holds for no range of batch sizes."""
+    """The model fixes dim 0 of every input that could hold samples, or holds for no range of batch sizes. Its text says
+    what the user can do besides mending that, if anything."""
 
 
 def settled(size: sympy.Expr, example: Mapping[sympy.Symbol, int]) -> tuple[sympy.Expr, list[sympy.Basic]]:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
-import sympy
 import torch
 from torch import nn
 from torch._guards import detect_fake_mode
@@ -25,6 +24,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack,
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.meaning import Meaning
+from galvatron.ir.capture.samples import count_of
 from galvatron.ir.capture.sources import is_user_file, located, source_of_error
 
 Forward = Callable[[Mapping[str, torch.Tensor]], tuple[torch.Tensor, ...]]
@@ -94,12 +94,6 @@ def repeated(
     _write(buffers, put_back)
     _assign(model, buffers)
     return results, alone
-
-
-def count_of(tensor: torch.Tensor) -> sympy.Symbol | None:
-    """The size of dim 0, where that is a symbol of its own in the trace."""
-    size = tensor.shape[0] if tensor.dim() else None
-    return size.node.expr if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol else None
 
 
 def single_sample(inputs: Mapping[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:

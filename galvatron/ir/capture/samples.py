@@ -22,7 +22,6 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture.batch import Batch
 from galvatron.ir.capture.lengths import find_lengths
 from galvatron.ir.capture.ranges import NoSamplesError, batch_sizes, settled
-from galvatron.ir.capture.repeat import count_of
 from galvatron.ir.capture.sources import where
 from galvatron.ir.ops.table import of_target
 from galvatron.ir.types import BATCH, BatchSizes, Dim, Length, number_symbol
@@ -123,6 +122,12 @@ def _inputs(exported: ExportedProgram) -> list[fx.Node]:
     return [placeholders[spec.arg.name] for spec in specs if spec.kind is InputKind.USER_INPUT]
 
 
+def count_of(tensor: torch.Tensor) -> sympy.Symbol | None:
+    """The size of dim 0, where that is a symbol of its own in the trace."""
+    size = tensor.shape[0] if tensor.dim() else None
+    return size.node.expr if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol else None
+
+
 def _members(
     batch: Batch,
     nodes: Mapping[str, fx.Node],
@@ -145,9 +150,11 @@ def _members(
     size = batch.tensors[next(iter(members))].shape[0]
     if not told and size != batch.size:
         # Fewer than those that share another size, which the model fixes: rather than samples they are a table.
-        fixed = [name for name in batch.tensors if batch.may_be_batched(name) and nodes[name].users]
-        if len(members) < sum(batch.tensors[name].shape[0] == batch.size for name in fixed):
-            raise NoSamplesError
+        others = [n for n, t in batch.tensors.items() if batch.may_be_batched(n) and t.shape[0] == batch.size]
+        if len(members) < sum(bool(nodes[name].users) for name in others):
+            raise NoSamplesError(
+                f"or, if {sorted(members)[0]!r} holds the samples, batch_dims={{{sorted(members)[0]!r}: 0}}"
+            )
     rest = [name for name in free if name not in members and batch.tensors[name].shape[0] == size]
     return members.union(told, (name for name in rest if not _is_other_data(nodes[name], free[name])))
 

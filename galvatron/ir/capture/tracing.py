@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import contextlib
-import dis
 import functools
 import inspect
 import math
@@ -13,6 +13,7 @@ import traceback
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 from unittest import mock
 
@@ -32,7 +33,7 @@ from torch.utils.hooks import RemovableHandle
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.branches import chosen
-from galvatron.ir.capture.checks import passing
+from galvatron.ir.capture.checks import calls_of, passing
 from galvatron.ir.capture.diagnose import on_values
 from galvatron.ir.capture.functions import called
 from galvatron.ir.capture.refusals import passed_over, refuse
@@ -302,17 +303,22 @@ def _key_of_size(size: torch.SymInt) -> int:
 
 
 def _calls_a_cache(frame: types.FrameType) -> bool:
-    """Whether the line that runs names a function with a cache."""
-    spans = [(start, end) for start, end, line in frame.f_code.co_lines() if line == frame.f_lineno]
-    names = {
-        step.argval
-        for step in dis.get_instructions(frame.f_code)
-        if isinstance(step.argval, str) and any(start <= step.offset < end for start, end in spans)
-    }
-    known = {**frame.f_globals, **frame.f_locals}
-    objects = [known[name] for name in names if name in known]
-    methods = [inspect.getattr_static(owner, name, None) for owner in objects for name in names]
-    return any(isinstance(found, functools._lru_cache_wrapper) for found in (*objects, *methods))
+    """Whether what a frame calls is a function with a cache, and not a table on the same line."""
+    if sys.version_info < (3, 11):  # which part of a line runs is not said
+        return False
+    line, _, column, end = next(islice(frame.f_code.co_positions(), frame.f_lasti // 2, None))
+    calls = (node for node in calls_of(frame.f_code.co_filename) if (node.lineno, node.col_offset) == (line, column))
+    found = [node.func for node in calls if node.end_col_offset == end]
+    return len(found) == 1 and isinstance(_named(found[0], frame), functools._lru_cache_wrapper)
+
+
+def _named(expression: ast.expr, frame: types.FrameType) -> Any:
+    """What a name, or an attribute of one, stands for in a frame, without running anything; None for others."""
+    if isinstance(expression, ast.Name):
+        return frame.f_locals.get(expression.id, frame.f_globals.get(expression.id))
+    if isinstance(expression, ast.Attribute):
+        return inspect.getattr_static(_named(expression.value, frame), expression.attr, None)
+    return None
 
 
 _plain_as_tensor, _plain_new_tensor = torch.as_tensor, torch.Tensor.new_tensor

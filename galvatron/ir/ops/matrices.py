@@ -16,11 +16,11 @@ def _solution(call: Call) -> OpDims:
     vectors = len(side) == 1 or (len(side) == len(matrix) - 1 and side == matrix[:-1])
     if vectors:
         return by_line(call, "b* m! k!, b* k! -> b* m!")
-    return by_line(call, "b* m! k!, b* k! n -> b* m! n" if call["left"] else "b* m! k!, b* n k! -> b* n m!")
+    return _triangular_solution(call)
 
 
 def _triangular_solution(call: Call) -> OpDims:
-    """`linalg.solve_triangular`: as `linalg.solve`, but for vectors."""
+    """`linalg.solve_triangular`, which takes no vectors."""
     return by_line(call, "b* m! k!, b* k! n -> b* m! n" if call["left"] else "b* m! k!, b* n k! -> b* n m!")
 
 

@@ -8,7 +8,6 @@ the loss, are left out.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 
 import sympy
@@ -18,6 +17,7 @@ from galvatron.ir.micro_batches import SAME, SUM, Flow, counted
 from galvatron.ir.names import Names
 from galvatron.ir.ops.table import operator_of, summands
 from galvatron.ir.program import Check, Form, Program, Update
+from galvatron.ir.results import leave_out
 from galvatron.ir.types import MICRO_BATCHES
 from galvatron.passes.base import Pass
 from galvatron.passes.frontend.cluster_layers.epilogue import flow_over_micro_batches
@@ -49,9 +49,7 @@ def _without_coupling_checks(program: Program) -> Program:
     for check in program.checks:
         needed = {v.name for op in replace(graph, outputs=(check.value,)).without_dead_ops().ops for v in op.results}
         if found.states.get(check.value) is SUM or needed & found.couplings.keys() - unchecked.producers.keys():
-            why = "it depends on more of the batch than each sample by itself"
-            left_out = f"this check of values is no part of the program and is left out, since {why}"
-            warnings.warn(f"{check.says}: {left_out}", stacklevel=2)
+            leave_out(f"{check.says}: ", "it depends on more of the batch than each sample by itself")
         else:
             kept.append(check)
     program = replace(program, checks=tuple(kept))
