@@ -243,14 +243,13 @@ def test_sizes_may_be_in_the_key_of_a_cache() -> None:
 
 
 def test_inputs_that_share_a_size_which_is_fixed_hold_the_samples() -> None:
-    tables = {"s": real(4, 6), "t": real(4, 6)}
-
     def then(h: Tensor, s: Tensor, t: Tensor) -> Tensor:
         return (h @ (s + t).view(4, 6).T).square().sum()
 
     with pytest.raises(CaptureError, match=r"fixes the batch size at 4.*; or, if 'x' holds .*, batch_dims=\{'x': 0\}"):
-        captured(then, **tables)
-    program = capture_graph(Net(then), {"x": real(8, 6), **tables}, batch_dims={"x": 0}).program
+        captured(then, s=real(4, 6), t=real(4, 6))
+    batch = {"x": real(8, 6), "s": real(4, 6), "t": real(4, 6)}
+    program = capture_graph(Net(then), batch, batch_dims={"x": 0}).program
     assert {value.name for value in program.inputs if BATCH in value.type.shape} == {"x"}
 
 
