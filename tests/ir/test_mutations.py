@@ -2,53 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from random import Random
 
 import pytest
 
-from galvatron.codegen import emit
 from galvatron.errors import GalvatronError, VerifyError
-from galvatron.ir.cluster import Cluster
-from galvatron.ir.planned import in_pieces, resolve
 from galvatron.ir.program import Form, Program
 from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END, LOWERING
 from galvatron.passes.pipeline import Pipeline
-from tests import models
 from tests.ir.mutations import KINDS, Impossible
-from tests.parity import lengths, states
+from tests.parity import harness
+from tests.parity.training import assert_same_training, batches, train
+from tests.ranks import run_ranks
 
 PLANS = ["pp2/m2/1f1b/dp1-tp2", "m2/dp2-tp2", "m2/tp2+sp-dp2", "m2/cp2-tp2", "m2/ulysses2-dp2", "m2/tp4"]
-SUBJECTS = {
-    "gpt": lambda: models.shared("gpt"),
-    "llama": lambda: models.hugging_face("llama", tie_word_embeddings=True, vocab_size=97),
-    "counts": lambda: models.Case(states.STATES["counts"]().double(), states.batch_of, "what counts"),
-    "gpt2-dropout": lambda: models.hugging_face("gpt2", mask=False, resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2),
-    "lengths": lambda: lengths.LENGTHS["padded"](),
-}
+SUBJECTS = ["gpt", "llama-tied-97", "state: counts", "gpt2-dropout", "lengths: padded"]
 TRIES = 12
-
-
-@cache
-def captured(name: str) -> Program:
-    return SUBJECTS[name]().captured.program
+WORLD_SIZE = 4
 
 
 @cache
 def program(name: str, form: Form, plan: str) -> Program:
     """A model in a form, under a plan from the planned form on."""
-    found = captured(name)
+    found = harness.captured(name).program
     if form is not Form.CAPTURED:
         found = Pipeline.of(FRONT_END).run(found)
     if form > Form.CLUSTERED:
-        world = 4
-        planned = replace(
-            Pipeline.of(["annotate-costs"]).run(found), cluster=Cluster.parse(f"a100-80g:1x{world}"), form=Form.PLANNED
-        )
-        chosen = resolve(planned, plan, planned.batch_size, world)
-        found = replace(in_pieces(planned, chosen), plan=chosen)
+        found = harness.planned(name, plan, WORLD_SIZE)
     if form >= Form.SHARDED:
         # Sharded, and with the redistributions: without them, an edit of what a layer gives would be made good.
         found = Pipeline.of(LOWERING if form is Form.STAGED else LOWERING[:2]).run(found)
@@ -56,20 +38,19 @@ def program(name: str, form: Form, plan: str) -> Program:
     return found
 
 
-def code(local: Program) -> dict[str, str]:
+def job(name: str, local: Program) -> harness.Job:
     """What is generated from a sharded or staged program, which is verified when it is staged."""
-    staged = local if local.form is Form.STAGED else Pipeline.of(LOWERING[2:]).run(local)
-    verify(staged)
-    return emit(staged)
+    return harness.job_of_staged(name, local if local.form is Form.STAGED else Pipeline.of(LOWERING[2:]).run(local))
 
 
 @cache
-def own_code(name: str, form: Form, plan: str) -> dict[str, str]:
-    return code(program(name, form, plan))
+def own_job(name: str, form: Form, plan: str) -> harness.Job:
+    return job(name, program(name, form, plan))
 
 
 def check(name: str, form: Form, plan: str, kind: str, seed: int) -> bool:
-    """Whether there was something to edit; asserts that the edit was refused, or changes nothing that is generated."""
+    """Whether there was something to edit; asserts that the edit was refused, or that what is generated is the same, or
+    trains as the model does on one device."""
     original = program(name, form, plan)
     try:
         edited = KINDS[kind].edit(original, Random(seed))
@@ -84,10 +65,11 @@ def check(name: str, form: Form, plan: str, kind: str, seed: int) -> bool:
     if form < Form.SHARDED:
         return True
     try:
-        generated = code(edited)
+        generated = job(name, edited)
     except GalvatronError:
         return True  # by a pass on the way, or in the form that it leaves
-    assert KINDS[kind].valid or generated == own_code(name, form, plan), f"{what} changes the code"
+    if not KINDS[kind].valid and generated != own_job(name, form, plan):
+        assert_same_training(name, what, run_ranks(train, WORLD_SIZE, generated, batches(name)))
     return True
 
 
@@ -100,7 +82,7 @@ def cases(name: str, plans: list[str]) -> list[tuple[str, Form, str]]:
 def test_edits(kind: str) -> None:
     """A few edits of each kind in every form, of a small GPT or of what writes into its state, under two plans."""
     done = 0
-    for name, form, plan in cases("counts" if "update" in kind else "gpt", PLANS[:2]):
+    for name, form, plan in cases("state: counts" if "update" in kind else "gpt", PLANS[:2]):
         if KINDS[kind].first <= form <= KINDS[kind].last:
             done += sum(check(name, form, plan, kind, seed) for seed in range(TRIES // 3))
     assert done or kind in ("keyword-of-a-draw", "swap-outputs"), "no edit was possible"

@@ -193,21 +193,24 @@ def relative_errors(loss: float, gradients: Mapping[str, Tensor], expected: Expe
 
 def job_of(name: str, program: Program) -> Job:
     """The generated code of a planned program, verified on the way."""
-    plan = program.plan
+    return job_of_staged(name, Pipeline.of(LOWERING).run(program))
+
+
+def job_of_staged(name: str, staged: Program) -> Job:
+    """The generated code of a staged program, which is verified."""
+    plan = staged.plan
     assert plan is not None
-    staged = Pipeline.of(LOWERING).run(program)
     verify(staged)
-    texts = emit(staged)
     return Job(
         name=name,
-        texts=texts,
+        texts=emit(staged),
         axes=stage_axes(staged),
         holders=plan.holders,
         micro_batches=plan.micro_batches,
         schedule=plan.schedule,
         shards=plan.shards,
-        constants=costed(name, program.precision)[1],
-        batched=program.batched,
+        constants=costed(name, staged.precision)[1],
+        batched=staged.batched,
         cache_dir=_cache_dir(),
     )
 

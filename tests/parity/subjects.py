@@ -288,6 +288,7 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "gpt-untied": lambda: _of(models.gpt(tied=False)),
     "llama": _hugging_face("llama", mask=False),
     "llama-tied": _hugging_face("llama", tie_word_embeddings=True),
+    "llama-tied-97": _hugging_face("llama", tie_word_embeddings=True, vocab_size=97),
     "gpt2": _hugging_face("gpt2"),
     # Compared with itself only: eager PyTorch draws other masks.
     "gpt2-dropout": _hugging_face("gpt2", mask=False, resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2),
