@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,6 +51,8 @@ from galvatron.runtime.inductor import compile_layers
 from galvatron.runtime.optimizers import OptimizerFactory
 
 __all__ = ["CompiledModel", "Estimate", "capture", "compile", "emit", "estimate", "search"]
+
+_LOG = logging.getLogger("galvatron")
 
 NOMINAL_DEVICE = "a100-80g"
 """The device whose rates guide sharding when the user gives a plan but no cluster: the same code on every machine."""
@@ -381,12 +385,16 @@ def _searched(costed: Program, memory_bytes: int | None, schedule: str | None) -
 
 
 def _lowered(planned: Program) -> Program:
-    """The staged program of a plan.
+    """The staged program of a plan; what verifying it costs is logged.
 
     Raises:
         VerifyError: it breaks a rule: nothing is generated from it.
     """
-    return _valid(_passed(LOWERING, planned))
+    staged = _passed(LOWERING, planned)
+    start = time.perf_counter()
+    verify(staged)
+    _LOG.info("verified the program of %d stages in %.3f s", len(staged.stages), time.perf_counter() - start)
+    return staged
 
 
 def _passed(names: Sequence[str], program: Program, options: Mapping[str, Mapping[str, Any]] | None = None) -> Program:

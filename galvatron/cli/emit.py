@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from galvatron.cli.inputs import ClusterText, GlobalBatch, PlanText, ProgramFile, read_cluster, read_plan, read_program
-from galvatron.cli.output import write_file
+from galvatron.cli.output import log_on_stderr, write_file
 
 
 def command(
@@ -17,6 +18,7 @@ def command(
     plan: PlanText,
     global_batch: GlobalBatch,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the modules go.")],
+    timing: Annotated[bool, typer.Option("--timing", help="Tell on stderr what verifying the program took.")] = False,
 ) -> None:
     """Write the Python source of every stage of a plan, and print the paths."""
     machines = read_cluster(cluster)
@@ -25,6 +27,8 @@ def command(
 
     from galvatron import api
 
-    for name, text in api.emit(program, chosen, machines, global_batch_size=global_batch).items():
+    with log_on_stderr() if timing else nullcontext():
+        texts = api.emit(program, chosen, machines, global_batch_size=global_batch)
+    for name, text in texts.items():
         write_file(output / name, text)
         print(output / name)

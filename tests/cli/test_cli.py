@@ -116,7 +116,8 @@ def test_search_estimate_and_emit_agree(program_file: Path, tmp_path: Path) -> N
 
 
 def test_shorthand_is_a_plan(program_file: Path, tmp_path: Path) -> None:
-    paths, _ = run("emit", program_file, *CLUSTER, "--plan", "pp2/m2/1f1b/dp1-tp2", "-o", tmp_path)
+    paths, err = run("emit", program_file, *CLUSTER, "--plan", "pp2/m2/1f1b/dp1-tp2", "-o", tmp_path, "--timing")
+    assert "verified the program of 2 stages in 0." in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["stage_0.py", "stage_1.py"]
 
 
