@@ -86,10 +86,6 @@ def capture_graph(
         CaptureError: the model cannot be captured; names the source line that is to blame.
     """
     batch = read_batch(model, example_inputs, batch_dims, dynamic)
-    if batch.free and outputs:
-        raise CaptureError(
-            "outputs are given for batches of one length: leave out `outputs`, or the lengths in `dynamic`"
-        )
     check_hooks(model)
     wanted = _Wanted(outputs, checks)
     if precision is None:
