@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from galvatron.ir.capture.diagnose import SizeWatch, explained, quiet
 from galvatron.ir.capture.gradients import GradientsFollowTheValues, OnlyRegisteredAreTrained
 from galvatron.ir.capture.hooks import check_hooks
 from galvatron.ir.capture.leftovers import no_leftovers
+from galvatron.ir.capture.losses import LossFunction, loss_of
 from galvatron.ir.capture.operators import check_operators
 from galvatron.ir.capture.outputs import Outputs, chosen, names_of
 from galvatron.ir.capture.precision import ComputeType, ProductsOfOneType, rounded
@@ -37,9 +38,6 @@ from galvatron.ir.capture.tracing import careful_tracing, refusing, unseeded
 from galvatron.ir.fakes import described
 from galvatron.ir.program import Program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
-
-LossFunction = Callable[[Any, Mapping[str, Any]], torch.Tensor]
-"""`loss_fn(output, batch) -> scalar`: `output` is what the model returns, `batch` the inputs by forward name."""
 
 
 @dataclass(frozen=True)
@@ -227,38 +225,7 @@ class _Training(nn.Module):
         ):
             output = self.model(**inputs)
             given = chosen(output, self._wanted.outputs)
-            if self._loss_fn is None:
-                return _checked_loss(_own_loss(output)), *given.values()
-            try:
-                return _checked_loss(self._loss_fn(output, inputs)), *given.values()
-            except KeyError as error:
-                raise CaptureError(
-                    f"loss_fn asks the batch for {error}; it has {', '.join(map(repr, inputs))}"
-                ) from error
-
-
-def _own_loss(output: Any) -> Any:
-    if isinstance(output, torch.Tensor) and output.dim() == 0:
-        return output
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if loss is None:
-        raise CaptureError(
-            f"the model returned no loss but {_described(output)}: "
-            "pass loss_fn(output, batch) -> scalar, or give the model its labels"
-        )
-    return loss
-
-
-def _checked_loss(loss: Any) -> torch.Tensor:
-    if not isinstance(loss, torch.Tensor) or loss.dim() != 0 or not loss.is_floating_point():
-        raise CaptureError(f"the loss is {_described(loss)}: it must be a floating-point tensor without dimensions")
-    return loss
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor with {value.dim()} dimensions"
-    return f"a {type(value).__name__}"
+            return loss_of(output, inputs, self._loss_fn), *given.values()
 
 
 def _exported(training: _Training, batch: Batch) -> ExportedProgram:
