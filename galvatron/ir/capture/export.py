@@ -18,7 +18,7 @@ from galvatron.ir.capture.asked import as_in_eager
 from galvatron.ir.capture.batch import Batch, BatchDims, Dynamic, read_batch
 from galvatron.ir.capture.branches import choosing
 from galvatron.ir.capture.checks import Noted, noting
-from galvatron.ir.capture.constants import ConstantsHaveValues
+from galvatron.ir.capture.constants import ConstantsHaveValues, FixedBuffers
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import SizeWatch, explained, quiet
 from galvatron.ir.capture.gradients import GradientsFollowTheValues, OnlyRegisteredAreTrained
@@ -42,10 +42,14 @@ from galvatron.ir.types import TORCH_DTYPE_NAMES
 
 @dataclass(frozen=True)
 class Captured:
-    """A captured program and the data of its constants (tensors that the model made or holds outside its state)."""
+    """A captured program and the data of its constants (tensors that the model made or holds outside its state).
+
+    `fixed` names the buffers of whose values the program is made (`galvatron.ir.capture.constants`).
+    """
 
     program: Program
     constants: dict[str, torch.Tensor]
+    fixed: frozenset[str] = frozenset()
 
 
 def capture_graph(
@@ -108,7 +112,7 @@ def _captured(
     model: nn.Module, batch: Batch, loss_fn: LossFunction | None, precision: str | None, wanted: _Wanted
 ) -> Captured:
     dtype = None if precision is None else getattr(torch, TORCH_DTYPE_NAMES[precision])
-    noted = _Noted()
+    noted = _Noted(FixedBuffers(model))
 
     def training(watch: SizeWatch | None = None) -> _Training:
         return _Training(model, batch, loss_fn, dtype, wanted, noted, watch)
@@ -121,7 +125,8 @@ def _captured(
     program, constants = converted(exported, model, samples, precision, names_of(wanted.outputs), noted.checks or ())
     check_randomness(program.required_graph)
     check_operators(program.required_graph)
-    return Captured(program, constants)
+    noted.fixed.check_not_written(update.state for update in program.updates)
+    return Captured(program, constants, frozenset(noted.fixed.read))
 
 
 @dataclass(frozen=True)
@@ -137,11 +142,13 @@ class _Noted:
     """What is found out while a model is traced, beside the trace.
 
     Attributes:
+        fixed: what forward reads of the values of buffers.
         numbers: the names of the batch's numbers by their symbols.
         alone: where a single sample is not treated as others are; None for nowhere.
         checks: those of the first forward, whose conditions are the last of its results; None before.
     """
 
+    fixed: FixedBuffers
     numbers: dict[sympy.Basic, str] = field(default_factory=dict)
     alone: str | None = None
     checks: list[Noted] | None = None
@@ -218,7 +225,7 @@ class _Training(nn.Module):
             as_in_eager(),
             refusing(),
             choosing(),
-            ConstantsHaveValues(),
+            ConstantsHaveValues(self.model, self._noted.fixed),
             OnlyRegisteredAreTrained(),
             GradientsFollowTheValues(),
             unseeded(),
