@@ -24,6 +24,7 @@ from galvatron.ir.capture.diagnose import SizeWatch, explained, quiet
 from galvatron.ir.capture.gradients import GradientsFollowTheValues, OnlyRegisteredAreTrained
 from galvatron.ir.capture.hooks import check_hooks
 from galvatron.ir.capture.leftovers import no_leftovers
+from galvatron.ir.capture.lists import repeating_lists
 from galvatron.ir.capture.losses import LossFunction, loss_of
 from galvatron.ir.capture.operators import check_operators
 from galvatron.ir.capture.outputs import Outputs, chosen, names_of
@@ -252,6 +253,7 @@ def _exported(training: _Training, batch: Batch) -> ExportedProgram:
         quiet(),
         described(),
         careful_tracing(),
+        repeating_lists(),
         computed_once(),
         few_registrations(device),
         torch.enable_grad(),
