@@ -87,6 +87,31 @@ class FoundPlan:
 
 
 @dataclass(frozen=True)
+class Run:
+    """What the program computes of the example batch, beside what the model itself does.
+
+    Attributes:
+        skipped: why nothing was compared; empty if it was.
+        loss, eager_loss: of the program, and of the model.
+        compared: how many tensors were: the loss, each gradient, and each piece of state that forward writes.
+        difference: the largest relative one, and `where` it is; infinite where only one of the two is finite.
+        tolerance: up to which it counts as rounding.
+    """
+
+    skipped: str = ""
+    loss: float = 0.0
+    eager_loss: float = 0.0
+    compared: int = 0
+    difference: float = 0.0
+    where: str = ""
+    tolerance: float = 0.0
+
+    @property
+    def differs(self) -> bool:
+        return self.difference > self.tolerance
+
+
+@dataclass(frozen=True)
 class Found:
     """What there is to know of a captured model.
 

@@ -21,6 +21,8 @@ Precision = Annotated[
     str | None, typer.Option(metavar="bf16|fp16", help="Compute type of parameters; default: the model's own.")
 ]
 
+Checks = Annotated[bool, typer.Option(" /--no-checks", help="Leave out the checks of values that the model makes.")]
+
 
 def command(
     factory: FactoryText,
@@ -32,6 +34,7 @@ def command(
         list[str] | None,
         typer.Option(metavar="NAME[:DIM=S]", help="A number, or a dimension's size, that changes; repeatable."),
     ] = None,
+    checks: Checks = True,
 ) -> None:
     """Capture a model.
 
@@ -43,7 +46,8 @@ def command(
     from galvatron import api
     from galvatron.ir.text import print_program
 
-    program = api.capture(model, example_inputs, loss_fn=loss_fn, precision=precision, dynamic=_dynamic(dynamic or []))
+    changing = _dynamic(dynamic or [])
+    program = api.capture(model, example_inputs, loss_fn=loss_fn, precision=precision, dynamic=changing, checks=checks)
     text = print_program(program)
     if str(output) == "-":
         print(text, end="")
