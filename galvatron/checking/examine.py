@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from galvatron.arguments import check_inputs, check_model, read_precision
+from galvatron.arguments import check_inputs, check_model, check_outputs, read_precision
 from galvatron.batches import BatchLike
 from galvatron.bugs import in_passes, ours
 from galvatron.checking.found import Found
@@ -21,7 +21,16 @@ from galvatron.checking.run import check_has_values, compared_with_eager
 from galvatron.checking.whole import found_whole, strategy_of
 from galvatron.errors import CaptureError, GalvatronError
 from galvatron.ir import limits
-from galvatron.ir.capture import BatchDims, LossFunction, capture_graph, device_of, listing, read_batch
+from galvatron.ir.capture import (
+    BatchDims,
+    Dynamic,
+    LossFunction,
+    Outputs,
+    capture_graph,
+    device_of,
+    listing,
+    read_batch,
+)
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.documents import shown
 from galvatron.ir.planned import without_plan
@@ -46,6 +55,8 @@ def check(
     *,
     loss_fn: LossFunction | None = None,
     batch_dims: BatchDims | None = None,
+    dynamic: Dynamic | None = None,
+    outputs: Outputs = (),
     precision: str | None = None,
     devices: int = 8,
     degree: int = 2,
@@ -61,7 +72,7 @@ def check(
     and verified as `compile` would: micro-batches change nothing of that.
 
     Args:
-        model, example_inputs, loss_fn, batch_dims, precision, checks: see `galvatron.compile`.
+        model, example_inputs, loss_fn, batch_dims, dynamic, outputs, precision, checks: see `galvatron.compile`.
         devices: for how many devices plans are tried.
         degree: on how many ranks it is said what stays whole under each role.
         global_batch_size: samples per step of the plans; None is the least that divides under all of them and is not
@@ -80,12 +91,13 @@ def check(
     """
     check_model(model, loss_fn)
     check_inputs(example_inputs)
+    check_outputs(outputs)
     compute = read_precision(precision)
     _check_number("devices", devices, 1, limits.DEVICES)
     _check_number("degree", degree, 2, limits.DEVICES)
     if global_batch_size is not None:
         _check_number("global_batch_size", global_batch_size, 1, limits.SAMPLES)
-    batch = read_batch(model, example_inputs, batch_dims) if run else None
+    batch = read_batch(model, example_inputs, batch_dims, dynamic) if run else None
     if batch is not None:
         check_has_values(model, batch, precision)
     told("capturing the model")
@@ -100,6 +112,8 @@ def check(
                         loss_fn=loss_fn,
                         precision=compute,
                         batch_dims=batch_dims,
+                        dynamic=dynamic,
+                        outputs=outputs,
                         checks=checks,
                     )
             except CaptureError as error:

@@ -44,14 +44,15 @@ class Samples:
     """What holds samples, and whether they are computed independently of each other.
 
     `inputs` have one row per sample, `others` are the same for all. `sizes` are the sizes of a batch that the program
-    holds for. `epilogue` names the line from which on the loss needs the whole batch, which runs once per step;
-    `coupled` the line that couples samples before that, so that there is one micro-batch only. Both are empty where
-    nothing does.
+    holds for, `lengths` the other sizes that may change from step to step, each with those it holds for. `epilogue`
+    names the line from which on the loss needs the whole batch, which runs once per step; `coupled` the line that
+    couples samples before that, so that there is one micro-batch only. Both are empty where nothing does.
     """
 
     inputs: tuple[str, ...]
     others: tuple[str, ...]
     sizes: str
+    lengths: tuple[str, ...]
     epilogue: str
     coupled: str
 

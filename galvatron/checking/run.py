@@ -106,7 +106,7 @@ def _of_program(model: nn.Module, batch: Batch, captured: Captured) -> Computed:
     tensors = {value.name: batch.tensors[value.name].detach().clone() for value in program.inputs}
     with torch.autocast(device.type, enabled=False):  # the program says itself what it casts
         graph, values = program.required_graph, {**state, **constants, **tensors}
-        found = run_graph(graph, values, batch=batch.size, device=device)
+        found = run_graph(graph, values, batch=batch.size, numbers=batch.numbers, device=device)
         written = {u.state: own[u.state] + found[u.value] if u.adds else found[u.value] for u in program.updates}
         return _computed(found[program.output], written, program, own)
 
@@ -124,7 +124,11 @@ _GRADIENT = "the gradient of "
 
 def _inputs(batch: Batch) -> dict[str, Any]:
     """What forward is called with; it may write into tensors."""
-    return {**{name: tensor.detach().clone() for name, tensor in batch.tensors.items()}, **batch.constants}
+    return {
+        **{name: tensor.detach().clone() for name, tensor in batch.tensors.items()},
+        **batch.constants,
+        **batch.numbers,
+    }
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

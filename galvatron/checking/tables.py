@@ -73,6 +73,8 @@ def _lines(found: Found) -> Iterator[str]:
 def _sample_lines(samples: Samples) -> Iterator[str]:
     others = f"; the same for all: {', '.join(samples.others)}" if samples.others else ""
     yield f"samples: {', '.join(samples.inputs)}{others}; batch sizes {samples.sizes}"
+    if samples.lengths:
+        yield f"sizes that may change: {'; '.join(samples.lengths)}"
     if samples.coupled:
         yield f"samples interact, so there is one micro-batch only: {samples.coupled}"
     elif samples.epilogue:

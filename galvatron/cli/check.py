@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from galvatron.cli.capture import Checks, FactoryText, Precision, call_factory
+from galvatron.cli.capture import Checks, Dynamic, FactoryText, Outputs, Precision, call_factory, read_dynamic
 from galvatron.cli.inputs import Json
 from galvatron.ir.limits import DEVICES, SAMPLES
 
@@ -21,6 +21,8 @@ PATIENCE_S = 2.0
 def command(
     factory: FactoryText,
     precision: Precision = None,
+    dynamic: Dynamic = None,
+    outputs: Outputs = None,
     devices: Annotated[
         int, typer.Option("--devices", min=1, max=DEVICES, metavar="N", help="Devices that plans are tried for.")
     ] = 8,
@@ -47,6 +49,8 @@ def command(
             model,
             example_inputs,
             loss_fn=loss_fn,
+            dynamic=read_dynamic(dynamic),
+            outputs=outputs or (),
             precision=precision,
             devices=devices,
             degree=degree,

@@ -133,6 +133,27 @@ def test_nothing_runs_under_a_precision() -> None:
         check(Net(same), {"x": torch.randn(4, 8)}, run=True, precision="bf16")
 
 
+class Rated(nn.Module):
+    """Its loss is scaled by a number; its sequences may be of any length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, rate: float) -> dict[str, Tensor]:
+        h = self.linear(x)
+        return {"loss": h.square().mean() * rate, "hidden": h}
+
+
+def test_what_changes_from_step_to_step_is_told() -> None:
+    batch = {"x": torch.randn(4, 6, 8), "rate": 0.5}
+    report = check(Rated(), batch, dynamic={"x": True, "rate": True}, outputs=["hidden"], devices=2, run=True)
+    assert report.run is not None and report.run.compared == 3 and not report.differs
+    assert report.found is not None
+    assert report.found.samples.lengths == ("S (x dim 1) from 2",)
+    assert "sizes that may change: S (x dim 1) from 2" in str(report)
+
+
 MODEL = """
 import torch
 from torch import nn
@@ -157,6 +178,20 @@ def good():
 
 def bad():
     return Model(True), {"x": torch.randn(4, 8)}
+
+
+class Returns(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x, rate):
+        h = self.linear(x)
+        return {"loss": h.square().mean() * rate, "hidden": h}
+
+
+def returns():
+    return Returns(), {"x": torch.randn(4, 6, 8), "rate": 0.5}
 """
 
 
@@ -180,3 +215,14 @@ def test_capture_without_checks(words: list[str], kept: bool, tmp_path: Path) ->
     path.write_text(MODEL)
     found = CliRunner().invoke(app, ["capture", f"{path}:good", *words])
     assert found.exit_code == 0 and ("ValueError: no number" in found.stdout) is kept
+
+
+def test_commands_are_told_what_changes_and_what_is_given(tmp_path: Path) -> None:
+    path = tmp_path / "run_model.py"
+    path.write_text(MODEL)
+    words = [f"{path}:returns", "--dynamic", "x", "--dynamic", "rate", "--outputs", "hidden"]
+    program = CliRunner().invoke(app, ["capture", *words]).stdout
+    assert "\nlength S = 6 from 2\n" in program and "\nnumber float.rate = 0.5\n" in program
+    assert "\nresult hidden = " in program
+    report = CliRunner().invoke(app, ["check", *words, "--json", "--devices", "1"])
+    assert json.loads(report.stdout)["found"]["samples"]["lengths"] == ["S (x dim 1) from 2"]
