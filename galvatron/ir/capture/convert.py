@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils._sympy.functions import Max, Min
 
 from galvatron.errors import CaptureError, GalvatronError
 from galvatron.ir.capture.batch import Batch
@@ -23,6 +24,7 @@ from galvatron.ir.capture.functions import Call, ancestors, calls_in
 from galvatron.ir.capture.numbers import NumberError, plain_number
 from galvatron.ir.capture.ranges import settled
 from galvatron.ir.capture.samples import Samples
+from galvatron.ir.capture.selections import of_selection, selected_sizes, with_all_rows
 from galvatron.ir.capture.sources import advice, source_of, where
 from galvatron.ir.capture.state import state_of, tensor_type_of
 from galvatron.ir.functions import with_dims
@@ -70,8 +72,9 @@ def converted(
     results = (loss, *written.values(), *given)
 
     def convert(asked: Iterable[Asked]) -> tuple[_Converter, Graph]:
-        converter = _Converter(bound, fills, samples.symbols, samples.example)
-        return converter, converter.graph((*results, *(node for _, node in asked)), inputs, tuple(used_state))
+        converter = _Converter(bound, fills, samples.symbols, samples.example, selected_sizes(exported.graph))
+        graph = converter.graph((*results, *(node for _, node in asked)), inputs, tuple(used_state))
+        return converter, with_all_rows(graph)
 
     asked = that_convert(given_outside(noted, _returned(exported)[-len(noted) :]), convert) if noted else []
     converter, graph = convert(asked)
@@ -216,7 +219,8 @@ class _Converter:
     """Converts the live part of one exported graph.
 
     `bound` maps placeholders to the values that they stand for, `fills` maps constants to tensors of equal elements,
-    `symbols` the sizes of the trace to those of the program; `example` are the sizes of the example.
+    `symbols` the sizes of the trace to those of the program; `example` are the sizes of the example, `selected` how
+    many elements masks select, which stay as they are.
     """
 
     def __init__(
@@ -225,9 +229,11 @@ class _Converter:
         fills: Mapping[fx.Node, torch.Tensor],
         symbols: Mapping[sympy.Symbol, Dim],
         example: Mapping[sympy.Symbol, int],
+        selected: frozenset[sympy.Symbol] = frozenset(),
     ) -> None:
         self._symbols = dict(symbols)
         self._example = example
+        self._selected = selected
         self._fills = fills
         self._names = Names(value.name for value in bound.values())
         self._values: dict[fx.Node, Value] = dict(bound)
@@ -342,12 +348,9 @@ class _Converter:
     def _number(self, number: torch.SymInt | torch.SymFloat, node: fx.Node) -> Dim | float:
         """A size, or a number that is computed from sizes."""
         expression = number.node.expr
-        if expression.free_symbols - self._symbols.keys():
-            what = "size" if isinstance(number, torch.SymInt) else "number"
-            raise CaptureError(
-                f"{where(node)}a {what} depends on the values of a tensor, which are not known in advance: "
-                f"{advice(source_of(node), 'use masks and torch.where in place of it')}"
-            )
+        unknown = expression.free_symbols - self._symbols.keys()
+        if not unknown <= self._selected or (unknown and expression.has(Max, Min)):
+            raise of_selection(source_of(node), "size" if isinstance(number, torch.SymInt) else "number")
         try:
             found = simplify_dim(plain_number(expression.subs(self._symbols)))
             is_constant = isinstance(found, int) or found.is_number
