@@ -50,7 +50,12 @@ def batch_of(size: int, seed: int) -> Batch:
     labels[torch.rand(size, LENGTH, generator=generator) > 0.5] = -100
     labels[: size // 4] = -100
     target = torch.randn(size, LENGTH, WIDTH, generator=generator, dtype=torch.float64)
-    return {"tokens": tokens, "labels": labels, "target": target, "mask": torch.rand(size, LENGTH, generator=generator) > 0.6}
+    return {
+        "tokens": tokens,
+        "labels": labels,
+        "target": target,
+        "mask": torch.rand(size, LENGTH, generator=generator) > 0.6,
+    }
 
 
 def masked_language(model: Selecting, h: Tensor, batch: Batch) -> Tensor:
@@ -99,10 +104,10 @@ def selected_twice(model: Selecting, h: Tensor, batch: Batch) -> Tensor:
 
 def transcribed(model: Selecting, h: Tensor, batch: Batch) -> Tensor:
     """As models of speech do, with targets of all samples in one row."""
-    labels = batch["labels"].roll(1, 0)
+    labels = batch["labels"].roll(1, 1)
     mask = labels >= 0
-    scores = model.head(h.repeat(1, 3, 1)).log_softmax(-1).transpose(0, 1)
-    lengths = torch.full((h.shape[0],), 3 * LENGTH)
+    scores = model.head(h.repeat(1, 2, 1)).log_softmax(-1).transpose(0, 1)
+    lengths = torch.full((h.shape[0],), 2 * LENGTH)
     return F.ctc_loss(scores, labels.masked_select(mask), lengths, mask.sum(-1), reduction="sum", zero_infinity=True)
 
 

@@ -352,8 +352,8 @@ def ignore_labels(batch: Batch, samples: slice | list[int]) -> Batch:
 def make(name: str) -> Subject:
     """The subject called `name`: one of `SUBJECTS`, the same with `-float32`, `random-<seed>` for a transformer drawn
     at random, `reduced: <words>` for a loss in the words of `reductions`, `situation: <name>` for one of `situations`,
-    `selection: <name>` for one of `selections`, `state: <name>` for one of `states`, `function: <name>` for a model with one of `functions`, `lengths: <name>` for
-    one of `lengths` with free lengths, or one of `forwards.FORWARDS`."""
+    `selection: <name>` for one of `selections`, `state: <name>` for one of `states`, `function: <name>` for a model
+    with one of `functions`, `lengths: <name>` for one of `lengths` with free lengths, or one of `forwards.FORWARDS`."""
     if name.startswith("lengths:"):
         case = lengths.LENGTHS[name.split()[1]]()
         return Subject(case.model.double(), case.batch, dynamic=case.dynamic)

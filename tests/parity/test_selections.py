@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from tests.marks import some_slow
 from tests.parity.harness import check, subject

@@ -13,7 +13,6 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils._sympy.functions import Max, Min
 
 from galvatron.errors import CaptureError, GalvatronError
 from galvatron.ir.capture.batch import Batch
@@ -349,8 +348,9 @@ class _Converter:
         """A size, or a number that is computed from sizes."""
         expression = number.node.expr
         unknown = expression.free_symbols - self._symbols.keys()
-        if not unknown <= self._selected or (unknown and expression.has(Max, Min)):
-            raise of_selection(source_of(node), "size" if isinstance(number, torch.SymInt) else "number")
+        is_size = isinstance(number, torch.SymInt)
+        if not unknown <= self._selected or (unknown and is_size and not expression.is_polynomial()):
+            raise of_selection(source_of(node), "size" if is_size else "number")
         try:
             found = simplify_dim(plain_number(expression.subs(self._symbols)))
             is_constant = isinstance(found, int) or found.is_number

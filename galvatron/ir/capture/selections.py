@@ -1,9 +1,9 @@
 """Selections by a mask (`x[mask]`, `masked_select`, `nonzero`), whose sizes depend on values, as all rows.
 
 In a program a selection is dense: all rows that could be selected, of which those that are not are zero, with the mask
-beside them. An op that treats each row by itself is applied to all of them (`capture.rows` says how); what sums over
-rows is given those that are not selected as zero, and a size is a sum over the mask. So what follows a selection is made
-of ordinary ops, to be sharded and cut into micro-batches as others.
+beside them. An op that treats each row by itself is applied to all of them (`all_rows`); what sums over rows is given
+those that are not selected as zero (`reduced_rows`), and a size is a sum over the mask. So what follows a selection is
+made of ordinary ops, to be sharded and cut into micro-batches as others.
 
 Where that would not be exact, in values or in gradients, the line is refused.
 """
@@ -17,12 +17,13 @@ import sympy
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from galvatron.errors import CaptureError
-from galvatron.ir.capture.rows import Rows, Selection, of_selection, unlike_rows
+from galvatron.ir.capture.all_rows import AllRows
+from galvatron.ir.capture.reduced_rows import REDUCED
+from galvatron.ir.capture.rows import Selection, of_selection, unlike_rows
 from galvatron.ir.graph import Arg, Graph, Op, Ref
 from galvatron.ir.ops.schemas import signature
 from galvatron.ir.ops.table import operator_of
-from galvatron.ir.types import Dim, TensorType, simplify_dim
+from galvatron.ir.types import Dim, TensorType
 
 __all__ = ["of_selection", "selected_sizes", "with_all_rows"]
 
@@ -32,16 +33,6 @@ _SELECT = frozenset(
 )  # fmt: skip
 """The ops whose results may have sizes that are numbers of selected rows."""
 
-_NONE, _MEAN, _SUM = 0, 1, 2
-"""ATen's values of `reduction`."""
-
-_OF_PAIRS = frozenset(
-    ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss", "binary_cross_entropy",
-     "binary_cross_entropy_with_logits", "poisson_nll_loss", "kl_div")
-)  # fmt: skip
-"""Losses with a term for each element of two operands of one shape."""
-
-_OF_CLASSES = frozenset(("cross_entropy_loss", "nll_loss_nd", "nll_loss"))
 _CASTS = frozenset(("_to_copy", "to", "alias", "clone", "contiguous"))
 
 
@@ -93,7 +84,7 @@ class _Dense:
 
     def __init__(self, graph: Graph) -> None:
         self._before = graph
-        self._rows = Rows(graph)
+        self._rows = AllRows(graph)
         self._numbers = _numbered(graph)
         self._selections: dict[Hashable, Selection] = {}
         self._flats: dict[Hashable, Ref] = {}
@@ -104,11 +95,10 @@ class _Dense:
         for op in self._before.ops:
             self._rows.begin(op)
             self._add(op)
-        outputs = tuple(map(self._rows.current, self._before.outputs))
-        for name in outputs:
-            if name in self._places or self._rows.selected(name):
+        for name in self._before.outputs:
+            if name in self._places or self._rows.selected(self._rows.current(name)):
                 raise of_selection(self._before.producers[name].source, "size")
-        return replace(self._before, ops=tuple(self._rows.ops), outputs=outputs).without_dead_ops()
+        return replace(self._before, ops=tuple(self._rows.ops)).without_dead_ops()
 
     def _add(self, op: Op) -> None:
         handler = _HANDLERS.get(op.name)
@@ -330,96 +320,6 @@ class _Dense:
             rows.put(op, "aten.where.self", mask, values, target, selected=taken)
         return True
 
-    # What is made of all selected rows at once.
-
-    def _alike(self, op: Op) -> bool:
-        """`broadcast_tensors` of tensors of one shape."""
-        types = {self._rows.types[self._rows.current(name)].shape for name in op.operands}
-        if len(types) != 1:
-            raise of_selection(op.source, "size")
-        for name, value in zip(op.operands, op.results, strict=True):
-            self._rows.alias(value.name, self._rows.current(name))
-        return True
-
-    def _loss_of_classes(self, op: Op) -> bool:
-        """Class labels of rows that are not selected are ignored."""
-        rows = self._rows
-        target = rows.now(op["target"])
-        if rows.types[target.name].is_floating:
-            return False
-        selected = rows.selected(target.name)
-        if list(selected) != [0] or rows.selected(rows.now(op["self"]).name) != selected:
-            raise unlike_rows(op)
-        target = rows.filled(target, selected, op["ignore_index"])
-        each = op["reduction"] == _NONE
-        rows.put_op(rows.renewed(op.changed(target=target)), selected if each else {})
-        return True
-
-    def _loss_of_pairs(self, op: Op) -> bool:
-        """A loss of each element first, then the sum or the mean of those that are selected."""
-        rows = self._rows
-        one, other = rows.now(op["self"]), rows.now(op["target"])
-        selected = rows.selected(one.name)
-        if rows.types[one.name].shape != rows.types[other.name].shape or selected != rows.selected(other.name):
-            raise unlike_rows(op)
-        each = TensorType(op.result.type.dtype, rows.types[one.name].shape)
-        terms = rows.applied(_with_reduction(op, _NONE), each)
-        if op["reduction"] == _NONE:
-            rows.become(op, terms, selected)
-            return True
-        self._reduce(op, terms, selected, tuple(range(len(each.shape))), op["reduction"] == _MEAN)
-        return True
-
-    def _mean(self, op: Op) -> bool:
-        rows = self._rows
-        value = rows.now(op["self"])
-        rank = len(rows.types[value.name].shape)
-        listed = op.get("dim")
-        listed = listed if isinstance(listed, tuple) else () if listed is None else (listed,)
-        dims = tuple(int(d) % rank for d in listed) or tuple(range(rank))  # type: ignore[arg-type]  # ints by schema
-        selected = rows.selected(value.name)
-        if not selected.keys() & set(dims):
-            return False
-        self._reduce(op, value, selected, dims, True)
-        return True
-
-    def _reduce(
-        self, op: Op, value: Ref, selected: dict[int, Selection], dims: tuple[int, ...], mean: bool
-    ) -> None:
-        """The sum, or the mean, of selected rows along some dims as the result of an op."""
-        rows = self._rows
-        shape, wanted = rows.types[value.name].shape, op.result.type
-        inside = {dim: selection for dim, selection in selected.items() if dim in dims}
-        keep = len(wanted.shape) == len(shape)
-        kept = [dim for dim in range(len(shape)) if dim not in dims]
-        left = {(dim if keep else kept.index(dim)): s for dim, s in selected.items() if dim not in dims}
-        total = rows.sum(rows.zeroed(value, inside), dims, keep, wanted.dtype)
-        if not mean:
-            rows.become(op, total, left)
-            return
-        count = _product(tuple(shape[dim] for dim in dims if dim not in inside))
-        divisor: Ref | None = None
-        for selection in inside.values():
-            number = rows.count(selection)
-            divisor = number if divisor is None else rows.times(divisor, number)
-        assert divisor is not None
-        rows.become(op, rows.quotient(total, rows.times(divisor, count), wanted.dtype), left)
-
-    def _some(self, op: Op) -> bool:
-        return self._of_truths(op, False)
-
-    def _every(self, op: Op) -> bool:
-        return self._of_truths(op, True)
-
-    def _of_truths(self, op: Op, otherwise: bool) -> bool:
-        """`any` or `all` of everything: what is not selected counts as what does not matter."""
-        rows = self._rows
-        value = rows.now(op["self"])
-        if op.overload != "default" or rows.types[value.name].dtype != "bool":
-            return False
-        rows.put_op(op.changed(self=rows.filled(value, rows.selected(value.name), otherwise)), {})
-        return True
-
     def _ctc(self, op: Op) -> bool:
         """Targets of all samples in one row, which a mask of samples and places has selected: a row for each sample,
         in which they stand on the left."""
@@ -437,7 +337,7 @@ class _Dense:
         order = rows.sorted(rows.cast(mask, "i32"), replace(wide, dtype="i32"))
         targets = rows.reshape(targets, wide.shape)
         left = rows.emit("aten.gather.default", targets, 1, order, type_=rows.types[targets.name])
-        rows.put_op(rows.renewed(op.changed(targets=left)), {})
+        rows.put_op(rows.renewed(op).changed(targets=left), {})
         return True
 
     def _counted(self, name: str, selection: Selection) -> Ref | None:
@@ -454,6 +354,10 @@ class _Dense:
         return Ref(found.mask) if found == selection else None
 
 
+def _of_rows(reduce: Callable[[AllRows, Op], bool]) -> Callable[[_Dense, Op], bool]:
+    return lambda dense, op: reduce(dense._rows, op)
+
+
 _HANDLERS: dict[str, Callable[[_Dense, Op], bool]] = {
     "index": _Dense._index,
     "masked_select": _Dense._masked_select,
@@ -461,13 +365,8 @@ _HANDLERS: dict[str, Callable[[_Dense, Op], bool]] = {
     "nonzero": _Dense._nonzero,
     "nonzero_numpy": _Dense._where,
     "index_put": _Dense._index_put,
-    "broadcast_tensors": _Dense._alike,
-    "mean": _Dense._mean,
-    "any": _Dense._some,
-    "all": _Dense._every,
     "ctc_loss": _Dense._ctc,
-    **dict.fromkeys(_OF_CLASSES, _Dense._loss_of_classes),
-    **dict.fromkeys(_OF_PAIRS, _Dense._loss_of_pairs),
+    **{name: _of_rows(reduce) for name, reduce in REDUCED.items()},
 }
 """What becomes of an op that selects, or that reads what is selected and is no function of each row; False where it is
 one all the same."""
@@ -482,20 +381,6 @@ _OF_PLACES: dict[str, Callable[[_Dense, Op], bool]] = {
     ),
 }
 """What becomes of an op that reads indices of what is selected."""
-
-
-def _with_reduction(op: Op, reduction: int) -> Op:
-    """A loss with another reduction, which is the default where it is not given."""
-    if "reduction" in dict(op.kwargs) or len(op.args) > list(op.arguments).index("reduction"):
-        return op.changed(reduction=reduction)
-    return replace(op, kwargs=(*op.kwargs, ("reduction", reduction)))
-
-
-def _product(sizes: tuple[Dim, ...]) -> Dim:
-    total: Dim = 1
-    for size in sizes:
-        total = total * size
-    return simplify_dim(total)
 
 
 def _broadcast(one: tuple[Dim, ...], other: tuple[Dim, ...]) -> tuple[Dim, ...]:
