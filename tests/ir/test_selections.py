@@ -177,6 +177,11 @@ def of_infinity(net: Net, h: Tensor, y: Tensor) -> Tensor:
     return rows.masked_fill(rows == 0, -math.inf).log_softmax(-1)[:, 0].sum()
 
 
+def of_infinity_in_a_tensor(net: Net, h: Tensor, y: Tensor) -> Tensor:
+    rows, infinity = h[y[:, 0] > 0], torch.full((), -math.inf, dtype=h.dtype).expand(WIDTH)
+    return torch.where(rows == 0, infinity, rows).log_softmax(-1)[:, 0].sum()
+
+
 def of_indices(net: Net, h: Tensor, y: Tensor) -> Tensor:
     (row,) = torch.where(y[:, 0] > 0)
     return (h[row].sum(-1) * row).sum()
@@ -212,7 +217,8 @@ def with_other_lengths(net: Net, h: Tensor, y: Tensor) -> Tensor:
         (of_the_greatest, "amax does not treat each selected row by itself"),
         (of_places, "arange does not treat each selected row by itself"),
         (of_spreads, "std does not treat each selected row by itself"),
-        (of_infinity, "masked_fill is given a number that is not finite"),
+        (of_infinity, "masked_fill may be given a number that is not finite"),
+        (of_infinity_in_a_tensor, "where may be given a number that is not finite"),
         (of_indices, "a size depends on the values"),
         (of_a_number, "a number depends on the values"),
         (of_a_limit, "on the values of a tensor"),

@@ -15,7 +15,7 @@ from dataclasses import replace
 import sympy
 
 from galvatron.ir.capture.rows import Rows, Selected, Selection, of_selection, unlike_rows
-from galvatron.ir.graph import Arg, Op, Ref, Value
+from galvatron.ir.graph import Arg, Graph, Op, Ref, Value, walk_refs
 from galvatron.ir.names import base_name
 from galvatron.ir.ops.notation import OpDims
 from galvatron.ir.ops.table import op_dims, operator_of, takes_size
@@ -34,10 +34,10 @@ _FINITE = _words("""
     bitwise_and bitwise_or bitwise_xor bitwise_not __and__ __or__ __xor__ isnan isinf isfinite isin bucketize
     searchsorted softmax _softmax log_softmax _log_softmax logsumexp cumsum sum mean amax amin max min any all argmax
     argmin topk sort argsort layer_norm native_layer_norm rms_norm dropout native_dropout glu
-    scaled_dot_product_attention view reshape unsqueeze squeeze permute transpose t numpy_T movedim expand flatten
+    view reshape unsqueeze squeeze permute transpose t numpy_T movedim expand flatten
     unflatten split split_with_sizes chunk slice select narrow unbind cat stack repeat tile flip roll pad
     constant_pad_nd select_scatter slice_scatter embedding gather one_hot index_select index index_put full full_like
-    zeros zeros_like ones ones_like new_zeros new_ones new_full rand_like randn_like empty_like mse_loss l1_loss
+    zeros zeros_like ones ones_like new_zeros new_ones new_full rand_like randn_like mse_loss l1_loss
     smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy_with_logits
 """)
 """Ops that make finite numbers of finite numbers, and so do their derivatives."""
@@ -54,8 +54,17 @@ _FILLED: dict[str, dict[str, float]] = {
 """By op and parameter, what makes it one of those: what it is given in the place of rows that are not selected."""
 
 
+_BOUNDED = _words("softmax _softmax scaled_dot_product_attention sigmoid tanh isinf isnan isfinite eq ne lt le gt ge")
+"""Ops whose results are finite where operands are not."""
+
+
 class AllRows(Rows):
     """The graph under construction, to which `apply` adds an op on all rows of what it reads."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph)
+        self._infinite: set[str] = set()
+        """The values, not selected, that follow from a number that the model says and that is not finite."""
 
     def apply(self, op: Op) -> None:
         """Adds an op as it is, on all rows of what it reads.
@@ -77,6 +86,8 @@ class AllRows(Rows):
         reads = [self.selected(name) for name in op.operands]
         symbolic = any(_counts_in(size) for value in op.results for size in value.type.shape)
         if not any(reads) and not symbolic and not any(map(_counts_in, _leaves(op))):
+            if _is_given_infinity(op) or not self._infinite.isdisjoint(op.operands):
+                self._infinite.update(value.name for value in op.results if op.name not in _BOUNDED)
             return op, {}
         op = replace(
             op,
@@ -88,10 +99,12 @@ class AllRows(Rows):
         shapes = [self.types[name].shape for name in op.operands] + [v.type.shape for v in op.results]
         if dims is None or not dims.agree(shapes) or (op.name not in _FINITE and op.name not in _FILLED):
             raise unlike_rows(op)
-        if any(isinstance(leaf, float) and not math.isfinite(leaf) for leaf in _leaves(op)):
-            raise unlike_rows(
-                op, f"{op.name} is given a number that is not finite", "use a large number, as torch.finfo(x.dtype).min"
-            )
+        others = [name for name, selected in zip(op.operands, reads, strict=True) if not selected]
+        if _is_given_infinity(op) or not self._infinite.isdisjoint(others):
+            own = "use a large number in its place, such as torch.finfo(x.dtype).min"
+            raise unlike_rows(op, f"{op.name} may be given a number that is not finite", own)
+        if op.get("eps") == 0:
+            raise unlike_rows(op, f"{op.name} divides by what may be zero", "give it an eps")
         named = self._named(op, dims, reads)
         results = [self._result(op, dims, named, place, before) for place in range(len(op.results))]
         if any(result != results[0] for result in results):
@@ -136,11 +149,9 @@ class AllRows(Rows):
         keeps all finite."""
         summed = {name: selection for name, selection in named.items() if selection not in left}
         places = self._zero_places(op, dims, summed)
-        fills = {
-            **_FILLED.get(op.name, {}),
-            **dict.fromkeys([operator_of(op).indices] if not operator_of(op).masks else [], 0),
-        }
-        fillers = [fills.get(name) for name, arg in op.arguments.items() for _ in _refs(arg)]
+        fills = {**_FILLED.get(op.name, {}), operator_of(op).indices: 0}
+        given = [*zip(op.arguments, op.args, strict=False), *op.kwargs]
+        fillers = [fills.get(name) for name, arg in given for _ in walk_refs(arg)]
         operands: list[Ref] = []
         for place, name in enumerate(op.operands):
             value, selected = Ref(name), self.selected(name)
@@ -218,6 +229,10 @@ def _counts_in(expression: object) -> list[sympy.Symbol]:
     return [s for s in symbols if isinstance(s, sympy.Symbol) and s.name[0] == "u" and s.name[1:].isdigit()]
 
 
+def _is_given_infinity(op: Op) -> bool:
+    return any(isinstance(leaf, float) and not math.isfinite(leaf) for leaf in _leaves(op))
+
+
 def _leaves(op: Op) -> Iterator[Arg]:
     pending: list[Arg] = [*op.args, *(arg for _, arg in op.kwargs)]
     while pending:
@@ -226,7 +241,3 @@ def _leaves(op: Op) -> Iterator[Arg]:
             pending.extend(arg)
         else:
             yield arg
-
-
-def _refs(arg: Arg) -> list[Ref]:
-    return [one for one in (arg if isinstance(arg, tuple) else (arg,)) if isinstance(one, Ref)]
