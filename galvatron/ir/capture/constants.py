@@ -18,7 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from galvatron.ir.capture.running import tensors_in
 from galvatron.ir.capture.tracing import storage_of, version_of
 
-_READS = frozenset(("__float__", "__index__", "__int__", "allclose", "equal", "is_nonzero", "item", "tolist"))
+_READS = frozenset(
+    ("__float__", "__format__", "__index__", "__int__", "allclose", "equal", "is_nonzero", "item", "tolist")
+)
 """Functions that give values of tensors to Python."""
 
 _MOST = 1 << 22

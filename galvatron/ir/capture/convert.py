@@ -24,8 +24,9 @@ from galvatron.ir.capture.numbers import NumberError, plain_number
 from galvatron.ir.capture.ranges import settled
 from galvatron.ir.capture.samples import Samples
 from galvatron.ir.capture.selections import of_selection, selected_sizes, with_all_rows
-from galvatron.ir.capture.sources import advice, source_of, where
+from galvatron.ir.capture.sources import advice, source_of, turn_of, where
 from galvatron.ir.capture.state import state_of, tensor_type_of
+from galvatron.ir.capture.turns import check_turns, without_certain_turns
 from galvatron.ir.functions import with_dims
 from galvatron.ir.graph import Arg, Const, Function, Graph, Op, Ref, Value
 from galvatron.ir.interpreter import DTYPE_OF
@@ -73,7 +74,8 @@ def converted(
     def convert(asked: Iterable[Asked]) -> tuple[_Converter, Graph]:
         converter = _Converter(bound, fills, samples.symbols, samples.example, selected_sizes(exported.graph))
         graph = converter.graph((*results, *(node for _, node in asked)), inputs, tuple(used_state))
-        return converter, with_all_rows(graph)
+        check_turns(graph, converter.turns)
+        return converter, with_all_rows(without_certain_turns(graph))
 
     asked = that_convert(given_outside(noted, _returned(exported)[-len(noted) :]), convert) if noted else []
     converter, graph = convert(asked)
@@ -233,6 +235,7 @@ class _Converter:
         self._symbols = dict(symbols)
         self._example = example
         self._selected = selected
+        self.turns: dict[str, str] = {}
         self._fills = fills
         self._names = Names(value.name for value in bound.values())
         self._values: dict[fx.Node, Value] = dict(bound)
@@ -244,7 +247,9 @@ class _Converter:
         """The graph that computes some results, with only the state that it reads."""
         self._calls = calls_in(results[0].graph)
         live = set().union(*(ancestors(result, self._calls) for result in results))
-        ops = tuple(op for node in results[0].graph.nodes if node in live for op in self._ops(node))
+        made = [(node, op) for node in results[0].graph.nodes if node in live for op in self._ops(node)]
+        self.turns.update((v.name, turn) for node, op in made if (turn := turn_of(node)) for v in op.results)
+        ops = tuple(op for _, op in made)
         read = {name for op in ops for name in op.operands}
         outputs = tuple(dict.fromkeys(map(self.name_of, results)))
         return Graph(inputs, tuple(v for v in state if v.name in read), ops, outputs)

@@ -128,13 +128,19 @@ class _Dense:
         if key not in self._selections:
             if within and not (len(type_.shape) == 1 and shape == type_.shape):
                 raise of_selection(rows.source, "size")
-            whole = rows.expand(Ref(name), shape)
+            whole = rows.expand(self._truth(name), shape)
             flat = self._flat(mask, whole)
             if within:
                 outer = Ref(within[0].flat)
                 flat = whole = rows.emit("aten.logical_and.default", flat, outer, type_=rows.types[outer.name])
             self._selections[key] = Selection(whole.name, flat.name, shape, within.get(0))
         return self._selections[key]
+
+    def _truth(self, mask: str) -> Ref:
+        type_ = self._rows.types[mask]
+        if type_.dtype == "bool":
+            return Ref(mask)
+        return self._rows.emit("aten.ne.Scalar", Ref(mask), 0, type_=replace(type_, dtype="bool"))
 
     def _flat(self, mask: str, whole: Ref) -> Ref:
         """A mask with one dimension: the same for all views of it."""
@@ -185,8 +191,6 @@ class _Dense:
         return True
 
     def _nonzero(self, op: Op) -> bool:
-        if self._before.types[op.operands[0]].dtype != "bool":
-            raise of_selection(op.source, "size")
         selection = self._selection(op.operands[0])
         self._rows.symbolic(op.result.type.shape[0], selection, op)
         self._places[op.result.name] = selection, tuple(range(len(selection.shape)))
