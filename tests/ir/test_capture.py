@@ -457,11 +457,6 @@ def even_batches_only(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tenso
     return h.sum()
 
 
-def data_dependent_shape(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    h = net.first(x)
-    return h[x[:, 0] > 0].sum()
-
-
 def power_of_batch_size(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     h = net.first(x)
     return h.sum() / 2.0 ** x.shape[0]
@@ -592,7 +587,6 @@ def constant_of_the_batch(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.T
         (fixed_by_comparison, "if x.shape[0] == 4:", "fixes the batch size at 4"),
         (fixed_by_loop, "for i in range(x.shape[0]):", "fixes the batch size at 4"),
         (even_batches_only, "h = h.view(x.shape[0] // 2, 2, -1)", "works only for batch sizes that divide"),
-        (data_dependent_shape, "return h[x[:, 0] > 0].sum()", "a size depends on the values of a tensor"),
         (power_of_batch_size, "return h.sum() / 2.0 ** x.shape[0]", "computed from the batch size"),
         (mistaken, "h = net.first(x[:, :3])", "cannot be traced without running it: RuntimeError"),
         (not_torch, "h = torch.from_numpy(net.first(x).detach().numpy())", "cannot be traced without running it"),

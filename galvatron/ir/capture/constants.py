@@ -26,7 +26,9 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture.running import here, tensors_in
 from galvatron.ir.capture.tracing import storage_of, version_of
 
-_READS = frozenset(("__float__", "__index__", "__int__", "allclose", "equal", "is_nonzero", "item", "tolist"))
+_READS = frozenset(
+    ("__float__", "__format__", "__index__", "__int__", "allclose", "equal", "is_nonzero", "item", "tolist")
+)
 """Functions that give values of tensors to Python."""
 
 _MOST = 1 << 22

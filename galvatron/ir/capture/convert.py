@@ -23,8 +23,10 @@ from galvatron.ir.capture.functions import Call, ancestors, calls_in
 from galvatron.ir.capture.numbers import NumberError, plain_number
 from galvatron.ir.capture.ranges import settled
 from galvatron.ir.capture.samples import Samples
-from galvatron.ir.capture.sources import advice, source_of, where
+from galvatron.ir.capture.selections import of_selection, selected_sizes, with_all_rows
+from galvatron.ir.capture.sources import advice, source_of, turn_of, where
 from galvatron.ir.capture.state import state_of, tensor_type_of
+from galvatron.ir.capture.turns import check_turns, without_certain_turns
 from galvatron.ir.functions import with_dims
 from galvatron.ir.graph import Arg, Const, Function, Graph, Op, Ref, Value
 from galvatron.ir.interpreter import DTYPE_OF
@@ -70,8 +72,10 @@ def converted(
     results = (loss, *written.values(), *given)
 
     def convert(asked: Iterable[Asked]) -> tuple[_Converter, Graph]:
-        converter = _Converter(bound, fills, samples.symbols, samples.example)
-        return converter, converter.graph((*results, *(node for _, node in asked)), inputs, tuple(used_state))
+        converter = _Converter(bound, fills, samples.symbols, samples.example, selected_sizes(exported.graph))
+        graph = converter.graph((*results, *(node for _, node in asked)), inputs, tuple(used_state))
+        check_turns(graph, converter.turns)
+        return converter, with_all_rows(without_certain_turns(graph))
 
     asked = that_convert(given_outside(noted, _returned(exported)[-len(noted) :]), convert) if noted else []
     converter, graph = convert(asked)
@@ -216,7 +220,8 @@ class _Converter:
     """Converts the live part of one exported graph.
 
     `bound` maps placeholders to the values that they stand for, `fills` maps constants to tensors of equal elements,
-    `symbols` the sizes of the trace to those of the program; `example` are the sizes of the example.
+    `symbols` the sizes of the trace to those of the program; `example` are the sizes of the example, `selected` how
+    many elements masks select, which stay as they are.
     """
 
     def __init__(
@@ -225,9 +230,12 @@ class _Converter:
         fills: Mapping[fx.Node, torch.Tensor],
         symbols: Mapping[sympy.Symbol, Dim],
         example: Mapping[sympy.Symbol, int],
+        selected: frozenset[sympy.Symbol] = frozenset(),
     ) -> None:
         self._symbols = dict(symbols)
         self._example = example
+        self._selected = selected
+        self.turns: dict[str, str] = {}
         self._fills = fills
         self._names = Names(value.name for value in bound.values())
         self._values: dict[fx.Node, Value] = dict(bound)
@@ -239,7 +247,9 @@ class _Converter:
         """The graph that computes some results, with only the state that it reads."""
         self._calls = calls_in(results[0].graph)
         live = set().union(*(ancestors(result, self._calls) for result in results))
-        ops = tuple(op for node in results[0].graph.nodes if node in live for op in self._ops(node))
+        made = [(node, op) for node in results[0].graph.nodes if node in live for op in self._ops(node)]
+        self.turns.update((v.name, turn) for node, op in made if (turn := turn_of(node)) for v in op.results)
+        ops = tuple(op for _, op in made)
         read = {name for op in ops for name in op.operands}
         outputs = tuple(dict.fromkeys(map(self.name_of, results)))
         return Graph(inputs, tuple(v for v in state if v.name in read), ops, outputs)
@@ -342,12 +352,10 @@ class _Converter:
     def _number(self, number: torch.SymInt | torch.SymFloat, node: fx.Node) -> Dim | float:
         """A size, or a number that is computed from sizes."""
         expression = number.node.expr
-        if expression.free_symbols - self._symbols.keys():
-            what = "size" if isinstance(number, torch.SymInt) else "number"
-            raise CaptureError(
-                f"{where(node)}a {what} depends on the values of a tensor, which are not known in advance: "
-                f"{advice(source_of(node), 'use masks and torch.where in place of it')}"
-            )
+        unknown = expression.free_symbols - self._symbols.keys()
+        is_size = isinstance(number, torch.SymInt)
+        if not unknown <= self._selected or (unknown and is_size and not expression.is_polynomial()):
+            raise of_selection(source_of(node), "size" if is_size else "number")
         try:
             found = simplify_dim(plain_number(expression.subs(self._symbols)))
             is_constant = isinstance(found, int) or found.is_number

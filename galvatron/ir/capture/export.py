@@ -37,6 +37,7 @@ from galvatron.ir.capture.repeat import repeated, single_sample
 from galvatron.ir.capture.restore import unchanged
 from galvatron.ir.capture.samples import find_samples, free_sizes
 from galvatron.ir.capture.tracing import careful_tracing, refusing, unseeded
+from galvatron.ir.capture.turns import Turns
 from galvatron.ir.fakes import described
 from galvatron.ir.program import Program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
@@ -265,6 +266,7 @@ class _Training(nn.Module):
             OnlyRegisteredAreTrained(),
             GradientsFollowTheValues(),
             unseeded(),
+            Turns(self.model),
         ):
             output = self.model(**inputs)
             given = chosen(output, self._wanted.outputs)

@@ -12,6 +12,9 @@ from torch.utils import _pytree as pytree
 from galvatron.ir.capture.sources import advice, is_user_file, located, source_of_line
 from galvatron.ir.graph import Source
 
+turns_running: list[str] = []
+"""The turn that is being taken of a loop whose turns are all taken (`capture.turns`), if any."""
+
 
 def tensors_in(tree: Any) -> list[torch.Tensor]:
     """The tensors among arguments or results, however nested."""

@@ -28,6 +28,16 @@ OF_BATCH_NORM = (
 _CODE_CHARACTERS = 1000
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<code>[^\n]*)')
 
+TURN = " turn {}"
+"""What the name of a function ends with in the line of an op, where a turn of a loop is taken."""
+_TURN = re.compile(r", in \S+ turn (\S+)\n")
+
+
+def turn_of(node: fx.Node) -> str:
+    """The turn of a loop in which a node was made, if any."""
+    found = _TURN.search(node.meta.get("stack_trace") or "")
+    return found[1] if found else ""
+
 
 def source_of(node: fx.Node) -> Source | None:
     """The line of the user's model that made a node: the innermost stack frame outside torch."""

@@ -37,8 +37,8 @@ from galvatron.ir.capture.checks import calls_of, passing
 from galvatron.ir.capture.diagnose import on_values
 from galvatron.ir.capture.functions import called
 from galvatron.ir.capture.refusals import passed_over, refuse
-from galvatron.ir.capture.running import advised, here, line_running, tensors_in
-from galvatron.ir.capture.sources import is_user_file
+from galvatron.ir.capture.running import advised, here, line_running, tensors_in, turns_running
+from galvatron.ir.capture.sources import TURN, is_user_file
 
 _aten = torch.ops.aten
 _MISREAD_LOSSES = (_aten.nll_loss.default, _aten.margin_ranking_loss.default, _aten.hinge_embedding_loss.default)
@@ -108,7 +108,8 @@ class _UserLine:
         frame: types.FrameType | None = sys._getframe(1)
         while frame is not None and not frame.f_code.co_filename.endswith("galvatron/ir/capture/export.py"):
             if is_user_file(frame.f_code.co_filename):
-                line = traceback.FrameSummary(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+                name = f"{frame.f_code.co_name}{''.join(map(TURN.format, turns_running))}"
+                line = traceback.FrameSummary(frame.f_code.co_filename, frame.f_lineno, name)
                 return traceback.StackSummary.from_list([line])
             frame = frame.f_back
         return traceback.StackSummary()

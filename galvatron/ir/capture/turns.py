@@ -1,0 +1,230 @@
+"""Loops over the indices of what is true in a vector (`for expert in hit.nonzero(): ...`), as loops over all indices.
+
+A program has no values, so that no turn can be left out. But a turn that selects nothing does nothing, where it only
+adds what it has selected to tensors that were there before. So all turns are taken, and each selects only where the
+model takes that turn. That nothing else of a turn is read outside of it, the graph says (`check_turns`), and that
+nothing of Python goes from one turn to the next, the statements of the loop (`loops`) and the model's attributes.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from galvatron.ir.capture.diagnose import on_values
+from galvatron.ir.capture.loops import loop_begun
+from galvatron.ir.capture.running import here, line_running, turns_running
+from galvatron.ir.graph import Arg, Graph, Op, Ref
+
+_INDICES = frozenset(("nonzero", "argwhere", "where"))
+_SELECTIONS = frozenset(("aten.where.default", "aten.nonzero.default", "aten.nonzero_numpy.default"))
+_VIEWS = frozenset(("squeeze", "view", "reshape", "flatten"))
+
+
+class Turns(TorchFunctionMode):
+    """Inside the `with` block a loop over the indices of what is true in a vector takes all turns."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = model
+        self._loops = count()
+        self._vectors: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        """By id, a list of indices, which is held so that no id is given twice, and the vector that has them."""
+        self._indices: dict[int, tuple[torch.Tensor, int]] = {}
+        """By id, a tensor that is the index of a turn, and its value."""
+        self._taken: torch.Tensor | None = None
+        """Whether the model takes the turn that is being taken."""
+        turns_running.clear()
+
+    def __torch_function__(
+        self, func: Any, _: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        read = args[0] if args and isinstance(args[0], torch.Tensor) else None
+        if read is None:
+            return func(*args, **kwargs)
+        if name == "unbind" and id(read) in self._vectors and self._taken is None and _begins_a_loop():
+            return self._turns(read)
+        selects = name in _INDICES and len(args) == 1 and not kwargs.keys() - {"as_tuple"}
+        if selects and self._taken is not None:
+            args = ((read != 0) & self._taken,)
+        if name == "__getitem__":
+            args = (read, *map(self._with_numbers, args[1:]))
+        result = func(*args, **kwargs)
+        if id(read) in self._indices and name in ("__getitem__", *_VIEWS) and result.numel() == 1:
+            self._indices[id(result)] = result, self._indices[id(read)][1]
+        if selects and self._taken is None and read.dim() == 1 and isinstance(read.shape[0], int):
+            indices = result[0] if isinstance(result, tuple) else result
+            self._vectors[id(indices)] = indices, read
+        elif name in _VIEWS and id(read) in self._vectors and result.shape[:1] == read.shape[:1]:
+            self._vectors[id(result)] = result, self._vectors[id(read)][1]
+        return result
+
+    def _with_numbers(self, index: Any) -> Any:
+        """What a tensor is indexed with, numbers and slices in the place of indices of turns."""
+        if isinstance(index, tuple):
+            return tuple(map(self._with_numbers, index))
+        if not isinstance(index, torch.Tensor) or id(index) not in self._indices:
+            return index
+        number = self._indices[id(index)][1]
+        return number if index.dim() == 0 else slice(number, number + 1) if index.dim() == 1 else index
+
+    def _turns(self, indices: torch.Tensor) -> Iterator[torch.Tensor]:
+        vector = self._vectors[id(indices)][1]
+        warnings.warn(
+            f"{here()}each of the {vector.shape[0]} turns of this loop is taken with all rows, since a program does "
+            "not know which are selected: what sorts or groups rows computes less",
+            stacklevel=2,
+        )
+        loop, before = next(self._loops), _attributes(self._model)
+        for index in range(vector.shape[0]):
+            self._taken = vector[index] != 0
+            turns_running.append(f"{loop}.{index}")
+            given = torch.full(indices.shape[1:], index, device=indices.device)
+            self._indices[id(given)] = given, index
+            try:
+                yield given
+            finally:
+                turns_running.pop()
+                self._taken = None
+            if _attributes(self._model) != before:
+                raise on_values(line_running())
+
+
+def _begins_a_loop() -> bool:
+    """Whether a tensor is iterated by a loop whose turns leave nothing of Python behind."""
+    frame: types.FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code is not torch.Tensor.__iter__.__code__:
+        if not frame.f_code.co_filename.startswith(_TORCH):
+            return False
+        frame = frame.f_back
+    return frame is not None and frame.f_back is not None and loop_begun(frame.f_back) is not None
+
+
+_TORCH = torch.__path__[0]
+
+
+def _attributes(model: nn.Module) -> dict[tuple[str, str], Any]:
+    """What modules have that is no tensor: numbers and text, and how much is in lists and the like."""
+    return {
+        (path, name): value if isinstance(value, (bool, int, float, str)) else len(value)
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, (bool, int, float, str, list, dict, set))
+    }
+
+
+def check_turns(graph: Graph, turns: Mapping[str, str]) -> None:
+    """Sees that a turn which selects nothing leaves all values as they were that are read outside of it.
+
+    Args:
+        turns: the turn of a loop in which each value is computed, of those that are in one.
+
+    Raises:
+        CaptureError: another value of a turn is read outside of it.
+    """
+    for name in graph.outputs:
+        _check(name, "", graph, turns)
+    for op in graph.ops:
+        for name in op.operands:
+            _check(name, turns.get(op.results[0].name, ""), graph, turns)
+
+
+def _check(name: str, reader: str, graph: Graph, turns: Mapping[str, str]) -> None:
+    turn = turns.get(name, "")
+    if not turn or reader == turn:
+        return
+    op = graph.producers[name]
+    if op.name != "index_add" or not _selects_in(turn, op["index"], graph, turns):
+        raise on_values(op.source)
+    for operand in (arg.name for arg in (op["self"],) if isinstance(arg, Ref)):
+        _check(operand, "", graph, turns)
+
+
+def _selects_in(turn: str, index: Arg, graph: Graph, turns: Mapping[str, str]) -> bool:
+    """Whether indices are those of what is selected in a turn."""
+    op: Op | None = graph.producers.get(index.name) if isinstance(index, Ref) else None
+    while op is not None and op.name in ("unbind", "select", *_VIEWS):
+        op = graph.producers.get(op.operands[0])
+    return op is not None and op.target in _SELECTIONS and turns.get(op.results[0].name) == turn
+
+
+_SAME = frozenset(("detach", "alias", "clone", "_to_copy", "to", "contiguous"))
+_ORDERS = frozenset(("permute", "transpose", "squeeze", "unsqueeze", "select", *_VIEWS))
+
+
+def without_certain_turns(graph: Graph) -> Graph:
+    """The graph without what asks whether a turn is taken, where the turn selects nothing otherwise: the model takes
+    it if a sum of numbers that are not negative is more than zero, and selects among those that are not zero."""
+    renamed: dict[str, str] = {}
+    ops: list[Op] = []
+    for op in graph.ops:
+        op = op.map_refs(lambda name: renamed.get(name, name))
+        if op.target == "aten.__and__.Tensor" and _is_certain(op, graph):
+            renamed[op.result.name] = op.operands[0]
+        else:
+            ops.append(op)
+    return replace(graph, ops=tuple(ops)).without_dead_ops() if renamed else graph
+
+
+def _is_certain(op: Op, graph: Graph) -> bool:
+    """Whether `(mask[i] != 0) & (taken[i] != 0)` is its first half, since `taken` says that a sum over the mask is not."""
+    chosen, taken = (_part(name, graph) for name in op.operands)
+    if chosen is None or taken is None or chosen[1] != taken[1]:
+        return False
+    compared = _producer(taken[0], graph)
+    if compared is None or compared.name not in ("gt", "greater") or compared.args[1] != 0:
+        return False
+    summed = _producer(compared.operands[0], graph)
+    if summed is None or summed.name != "sum" or summed.get("keepdim"):
+        return False
+    mask, dims = _plain(summed.operands[0], graph), summed.get("dim")
+    rank = len(graph.types[mask].shape)
+    sums = isinstance(dims, tuple) and {int(d) % rank for d in dims} == set(range(1, rank))  # type: ignore[arg-type]  # ints by schema
+    return sums and mask == _plain(chosen[0], graph) and _is_not_negative(mask, graph)
+
+
+def _part(name: str, graph: Graph) -> tuple[str, Arg] | None:
+    """For `x[i] != 0`, what `x` is, and `i`."""
+    op = _producer(name, graph)
+    op = _producer(op.operands[0], graph) if op is not None and op.name == "ne" and op.args[1] == 0 else None
+    while op is not None and op.name == "squeeze":
+        op = _producer(op.operands[0], graph)
+    if op is None:
+        return None
+    if op.name == "select" and op["dim"] == 0:
+        return op.operands[0], op["index"]
+    start, end = op.get("start"), op.get("end")
+    if op.name == "slice" and op["dim"] == 0 and isinstance(start, int) and end == start + 1 and op["step"] == 1:
+        return op.operands[0], start
+    return None
+
+
+def _is_not_negative(name: str, graph: Graph) -> bool:
+    op = _producer(name, graph)
+    if graph.types[name].dtype == "bool" or (op is not None and op.name == "one_hot"):
+        return True
+    if op is None or op.name not in _ORDERS | {"mul"}:
+        return False
+    return len(op.operands) == (2 if op.name == "mul" else 1) and all(_is_not_negative(n, graph) for n in op.operands)
+
+
+def _producer(name: str, graph: Graph) -> Op | None:
+    return graph.producers.get(_plain(name, graph))
+
+
+def _plain(name: str, graph: Graph) -> str:
+    """What a value is a copy of."""
+    while (op := graph.producers.get(name)) is not None and op.name in _SAME:
+        name = op.operands[0]
+    return name
