@@ -33,7 +33,7 @@ _SELECT = frozenset(
 )  # fmt: skip
 """The ops whose results may have sizes that are numbers of selected rows."""
 
-_CASTS = frozenset(("_to_copy", "to", "alias", "clone", "contiguous"))
+_CASTS = frozenset(("_to_copy", "to", "alias", "clone", "contiguous", "detach"))
 
 
 def selected_sizes(graph: fx.Graph) -> frozenset[sympy.Symbol]:

@@ -28,6 +28,8 @@ from galvatron.ir.graph import Arg, Graph, Op, Ref
 _INDICES = frozenset(("nonzero", "argwhere", "where"))
 _SELECTIONS = frozenset(("aten.where.default", "aten.nonzero.default", "aten.nonzero_numpy.default"))
 _VIEWS = frozenset(("squeeze", "view", "reshape", "flatten"))
+_SAME = frozenset(("detach", "alias", "clone", "_to_copy", "to", "contiguous"))
+_ORDERS = frozenset(("permute", "transpose", "squeeze", "unsqueeze", "select", *_VIEWS))
 
 
 class Turns(TorchFunctionMode):
@@ -154,13 +156,9 @@ def _check(name: str, reader: str, graph: Graph, turns: Mapping[str, str]) -> No
 def _selects_in(turn: str, index: Arg, graph: Graph, turns: Mapping[str, str]) -> bool:
     """Whether indices are those of what is selected in a turn."""
     op: Op | None = graph.producers.get(index.name) if isinstance(index, Ref) else None
-    while op is not None and op.name in ("unbind", "select", *_VIEWS):
+    while op is not None and op.name in _SAME | _ORDERS | {"unbind"}:
         op = graph.producers.get(op.operands[0])
     return op is not None and op.target in _SELECTIONS and turns.get(op.results[0].name) == turn
-
-
-_SAME = frozenset(("detach", "alias", "clone", "_to_copy", "to", "contiguous"))
-_ORDERS = frozenset(("permute", "transpose", "squeeze", "unsqueeze", "select", *_VIEWS))
 
 
 def without_certain_turns(graph: Graph) -> Graph:
@@ -178,7 +176,7 @@ def without_certain_turns(graph: Graph) -> Graph:
 
 
 def _is_certain(op: Op, graph: Graph) -> bool:
-    """Whether `(mask[i] != 0) & (taken[i] != 0)` is its first half, since `taken` says that a sum over the mask is not."""
+    """Whether `(mask[i] != 0) & (taken[i] != 0)` is its first half: `taken` asks for a sum of the mask that is not 0."""
     chosen, taken = (_part(name, graph) for name in op.operands)
     if chosen is None or taken is None or chosen[1] != taken[1]:
         return False
