@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 EXPERTS, WIDTH = 4, 6
-Chosen = tuple[Tensor, Tensor, Tensor]
-"""The masks of the choices, an expert, a choice and a token each; which experts are chosen; the weights."""
 Loop = Callable[["Mixture", Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Mixture(nn.Module):
+    """A loop over its experts, of which each token has chosen two.
+
+    It is given the masks by expert, choice and token, the indices of the experts that are chosen, and the weights by
+    token and choice.
+    """
+
+    experts: Any  # a list of modules by a tensor
+
     def __init__(self, loop: Loop) -> None:
         super().__init__()
         torch.manual_seed(0)
@@ -58,6 +65,16 @@ def where_all_is_kept(net: Mixture, x: Tensor, masks: Tensor, hit: Tensor, weigh
     for expert in (masks.sum((-1, -2)) > 2).nonzero():
         choice, token = torch.where(masks[expert[0]])
         found.index_add_(0, token, net.experts[expert[0]](x[token]))
+    return found
+
+
+def with_one_too_many(net: Mixture, x: Tensor, masks: Tensor, hit: Tensor, weights: Tensor) -> Tensor:
+    """The last is no expert's, so that no token may choose it."""
+    masks = F.pad(masks, (0, 0, 0, 0, 0, 1))
+    found = torch.zeros_like(x)
+    for expert in (masks.sum((-1, -2)) > 0).nonzero():
+        choice, token = torch.where(masks[expert[0]])
+        found.index_add_(0, token, F.linear(x[token], net.table[expert[0]]))
     return found
 
 
@@ -125,6 +142,15 @@ def that_adds_more(net: Mixture, x: Tensor, masks: Tensor, hit: Tensor, weights:
     return found
 
 
+def of_other_indices(net: Mixture, x: Tensor, masks: Tensor, hit: Tensor, weights: Tensor) -> Tensor:
+    found = torch.zeros_like(x)
+    hit.clamp_(max=2)
+    for expert in hit:
+        choice, token = torch.where(masks[expert[0]])
+        found.index_add_(0, token, x[token])
+    return found
+
+
 def that_adds_other_rows(net: Mixture, x: Tensor, masks: Tensor, hit: Tensor, weights: Tensor) -> Tensor:
     found = torch.zeros_like(x)
     first = torch.where(masks[0])
@@ -137,5 +163,5 @@ def that_adds_other_rows(net: Mixture, x: Tensor, masks: Tensor, hit: Tensor, we
 EQUAL = [by_modules, by_tables, where_all_is_kept]
 REFUSED = [
     that_ends, that_counts, that_counts_in_the_model, that_keeps_a_list, that_is_numbered, of_which_the_last_is_used,
-    that_adds_more, that_adds_other_rows,
+    of_other_indices, that_adds_more, that_adds_other_rows,
 ]  # fmt: skip
