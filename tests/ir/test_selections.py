@@ -118,9 +118,16 @@ def by_indices(net: Net, h: Tensor, y: Tensor) -> Tensor:
     )
 
 
+def of_what_is_alike(net: Net, h: Tensor, y: Tensor) -> Tensor:
+    """Masks and values that are broadcast, and a square, of which rows and columns are not the same."""
+    square, row = net.layer.weight, net.table.weight[0] > 0
+    rows = square.masked_select(row[:, None]).square().mean()
+    return rows + (square.masked_select(row) * 3).sum() + h[:, :1].masked_select(y > 0).sum() / 0.5
+
+
 EQUAL = [
     by_functions_that_are_infinite_at_zero, of_numbers, of_rows, of_columns, by_numbers_of_rows, of_labels, added_back,
-    of_a_mask_for_all, by_indices,
+    of_a_mask_for_all, of_what_is_alike, by_indices,
 ]  # fmt: skip
 
 
@@ -187,6 +194,25 @@ def of_indices(net: Net, h: Tensor, y: Tensor) -> Tensor:
     return (h[row].sum(-1) * row).sum()
 
 
+def of_indices_of_indices(net: Net, h: Tensor, y: Tensor) -> Tensor:
+    (row,) = torch.where(y[:, 0] > 0)
+    return h[row[row]].sum()
+
+
+def of_more_than_the_mask(net: Net, h: Tensor, y: Tensor) -> Tensor:
+    (column,) = torch.where(net.table.weight[0, :3] > 0)
+    return h[:, column].sum()
+
+
+def of_rows_and_columns(net: Net, h: Tensor, y: Tensor) -> Tensor:
+    square, row = net.layer.weight, net.table.weight[0] > 0
+    return (square.masked_select(row[:, None]) * square.masked_select(row)).sum()
+
+
+def of_halves(net: Net, h: Tensor, y: Tensor) -> Tensor:
+    return h.sum() * (len(h[y > 0]) / 2)
+
+
 def of_a_number(net: Net, h: Tensor, y: Tensor) -> Tensor:
     return h.sum() * len(h[y > 0]) ** 0.5
 
@@ -220,6 +246,10 @@ def with_other_lengths(net: Net, h: Tensor, y: Tensor) -> Tensor:
         (of_infinity, "masked_fill may be given a number that is not finite"),
         (of_infinity_in_a_tensor, "where may be given a number that is not finite"),
         (of_indices, "a size depends on the values"),
+        (of_indices_of_indices, "a size depends on the values"),
+        (of_more_than_the_mask, "a size depends on the values"),
+        (of_rows_and_columns, "mul does not treat each selected row by itself"),
+        (of_halves, "a number depends on the values"),
         (of_a_number, "a number depends on the values"),
         (of_a_limit, "on the values of a tensor"),
         (written_from_others, "a size depends on the values"),

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WIDTH, LENGTH, VOCABULARY = 8, 4, 12
+WIDTH, LENGTH, VOCABULARY, EXPERTS = 8, 4, 12, 3
 Batch = dict[str, Tensor]
 Loss = Callable[["Selecting", Tensor, Batch], Tensor]
 
@@ -111,11 +111,24 @@ def transcribed(model: Selecting, h: Tensor, batch: Batch) -> Tensor:
     return F.ctc_loss(scores, labels.masked_select(mask), lengths, mask.sum(-1), reduction="sum", zero_infinity=True)
 
 
+def chosen_experts(model: Selecting, h: Tensor, batch: Batch) -> Tensor:
+    """A loop over the experts that are chosen, each with rows of a matrix for its own."""
+    h = h.view(-1, WIDTH)
+    weights, index = h[:, :EXPERTS].softmax(-1).topk(2, -1)
+    masks = F.one_hot(index, EXPERTS).permute(2, 1, 0)
+    hit, table = (masks.sum((-1, -2)) > 0).nonzero(), model.head.weight.view(EXPERTS, -1, WIDTH)
+    found = torch.zeros_like(h[:, : VOCABULARY // EXPERTS])
+    for expert in hit:
+        choice, token = torch.where(masks[expert[0]])
+        found.index_add_(0, token, F.linear(h[token], table[expert[0]]).tanh() * weights[token, choice, None])
+    return F.mse_loss(found, batch["target"].view(-1, WIDTH)[:, : VOCABULARY // EXPERTS])
+
+
 SELECTIONS: dict[str, Loss] = {
     loss.__name__: loss
     for loss in (
         masked_language, head_of_labelled, masked_regression, mean_of_logarithms, written_back, at_indices,
-        selected_twice, transcribed,
+        selected_twice, transcribed, chosen_experts,
     )
 }  # fmt: skip
 

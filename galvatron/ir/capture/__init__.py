@@ -5,10 +5,11 @@ watch of `tracing`, `gradients` and `repeat`, which refuse what a graph would lo
 `leftovers` see that it leaves no trace in the user's objects; `arithmetic` and `registered` spare torch what it would
 do again and again, and `lists` has lists of as many parts as there are samples. `regions` dissolves `no_grad` and
 `autocast`, `samples` tells the inputs that hold samples from others, `state` gives tied parameters one name, `convert`
-turns the ATen graph into a `Program` and `numbers` what is computed from sizes, and `diagnose` turns whatever torch
-raises into a `CaptureError` naming the user's line, found by `sources`. `losses` finds the loss, and `outputs` what the
-model is to give besides. The first refusal ends a capture, but for who asks `refusals` for all of them. Under a
-`precision` the model is traced as if it had been converted to another element type.
+turns the ATen graph into a `Program` and `numbers` what is computed from sizes, `selections` makes all rows of those
+that a mask selects and `turns` all turns of a loop over them, and `diagnose` turns whatever torch raises into a
+`CaptureError` naming the user's line, found by `sources`. `losses` finds the loss, and `outputs` what the model is to
+give besides. The first refusal ends a capture, but for who asks `refusals` for all of them. Under a `precision` the
+model is traced as if it had been converted to another element type.
 
 What is not preserved: `torch.utils.checkpoint` regions of the model are dropped (Galvatron decides on recomputation
 itself), and so are outputs that nobody asked for.

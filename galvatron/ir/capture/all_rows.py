@@ -19,7 +19,7 @@ from galvatron.ir.graph import Arg, Graph, Op, Ref, Value, walk_refs
 from galvatron.ir.names import base_name
 from galvatron.ir.ops.notation import OpDims
 from galvatron.ir.ops.table import op_dims, operator_of, takes_size
-from galvatron.ir.types import Dim, TensorType, simplify_dim
+from galvatron.ir.types import Dim, Length, TensorType, simplify_dim
 
 
 def _words(text: str) -> frozenset[str]:
@@ -214,19 +214,27 @@ class AllRows(Rows):
         if more or selection is None:
             raise of_selection(self.source, "number")
         factor, dividend = (sympy.simplify(expression * symbol**power) for power in (-1, 1))
-        if not _counts_in(factor):
+        if not _counts_in(factor) and factor.is_integer:
             return self.times(self.count(selection), simplify_dim(factor))
-        if _counts_in(dividend) or dtype[0] not in "fb" or dtype == "bool":
+        is_number = dividend.is_integer or dividend.is_number
+        if _counts_in(dividend) or not is_number or dtype[0] not in "fb" or dtype == "bool":
             raise of_selection(self.source, "number")
         type_ = TensorType(dtype, ())
         inverse = self.emit("aten.reciprocal.default", self.cast(self.count(selection), dtype), type_=type_)
-        return self.times(inverse, simplify_dim(dividend))
+        return self.times(inverse, simplify_dim(dividend) if dividend.is_integer else float(dividend))
 
 
 def _counts_in(expression: object) -> list[sympy.Symbol]:
     """The numbers of selected rows in an expression: symbols of torch, of which a program has none."""
     symbols = expression.free_symbols if isinstance(expression, sympy.Expr) else ()
-    return [s for s in symbols if isinstance(s, sympy.Symbol) and s.name[0] == "u" and s.name[1:].isdigit()]
+    plain = (s for s in symbols if isinstance(s, sympy.Symbol) and not isinstance(s, Length))
+    return [s for s in plain if s.name[0] == "u" and s.name[1:].isdigit()]
+
+
+def has_counts(op: Op) -> bool:
+    """Whether a size or a number of an op depends on how many rows are selected."""
+    sizes = (size for value in op.results for size in value.type.shape)
+    return any(map(_counts_in, sizes)) or any(map(_counts_in, _leaves(op)))
 
 
 def _is_given_infinity(op: Op) -> bool:

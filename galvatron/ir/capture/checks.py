@@ -63,6 +63,17 @@ def noting(wanted: bool) -> Iterator[list[Noted]]:
         _notes.pop()
 
 
+def note(value: torch.Tensor, wanted: bool, said: str) -> None:
+    """Notes what a program cannot do without: where the truth of a value is another, the line that is running raises
+    what is said."""
+    source = line_running()
+    assert source is not None
+    if _notes:
+        _notes[-1].append(Noted(value, wanted, source, said))
+    else:
+        leave_out(located(source))
+
+
 def passing(frame: types.FrameType, value: Any) -> bool | None:
     """The truth value for a condition on values with which the check at a frame passes; None where there is no check.
 

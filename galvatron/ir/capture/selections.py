@@ -17,7 +17,7 @@ import sympy
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from galvatron.ir.capture.all_rows import AllRows
+from galvatron.ir.capture.all_rows import AllRows, has_counts
 from galvatron.ir.capture.reduced_rows import REDUCED
 from galvatron.ir.capture.rows import Selection, of_selection, unlike_rows
 from galvatron.ir.graph import Arg, Graph, Op, Ref
@@ -33,7 +33,7 @@ _SELECT = frozenset(
 )  # fmt: skip
 """The ops whose results may have sizes that are numbers of selected rows."""
 
-_CASTS = frozenset(("_to_copy", "to", "alias", "clone", "contiguous"))
+_CASTS = frozenset(("_to_copy", "to", "alias", "clone", "contiguous", "detach"))
 
 
 def selected_sizes(graph: fx.Graph) -> frozenset[sympy.Symbol]:
@@ -48,7 +48,7 @@ def with_all_rows(graph: Graph) -> Graph:
     Raises:
         CaptureError: what becomes of a selection is nothing that all rows could stand for.
     """
-    if not any(_selects(op, graph.types) for op in graph.ops):
+    if not any(_selects(op, graph.types) or has_counts(op) for op in graph.ops):
         return graph
     return _Dense(graph).graph()
 
@@ -104,6 +104,8 @@ class _Dense:
         handler = _HANDLERS.get(op.name)
         if any(name in self._places for name in op.operands):
             handler = _OF_PLACES.get(op.name, _Dense._refused)
+            if (op.operands[0] in self._places) != (handler is _Dense._columns):
+                raise of_selection(op.source, "size")
         elif handler is None or not (_selects(op, self._before.types) or self._reads_selected(op)):
             handler = None
         if handler is None or not handler(self, op):
@@ -144,16 +146,14 @@ class _Dense:
 
     def _flat(self, mask: str, whole: Ref) -> Ref:
         """A mask with one dimension: the same for all views of it."""
-        size = self._rows.types[whole.name].numel
-        while (op := self._before.producers.get(mask)) and op.name in ("reshape", "view", "flatten"):
-            mask = op.operands[0]
-        if self._rows.selected(self._rows.current(mask)):
-            return whole
-        key = (self._numbers[mask], size)
-        if self._before.types[mask].numel != size:  # it is broadcast
-            key = (self._numbers[mask], self._rows.types[whole.name].shape)
+        type_ = self._rows.types[whole.name]
+        key: Hashable = self._numbers[mask], type_.shape
+        if self._before.types[mask].shape == type_.shape and not self._rows.selected(self._rows.current(mask)):
+            while (op := self._before.producers.get(mask)) and op.name in ("reshape", "view", "flatten"):
+                mask = op.operands[0]
+            key = self._numbers[mask], type_.numel
         if key not in self._flats:
-            self._flats[key] = self._rows.reshape(whole, (size,))
+            self._flats[key] = self._rows.reshape(whole, (type_.numel,))
         return self._flats[key]
 
     def _index(self, op: Op) -> bool:
@@ -174,10 +174,12 @@ class _Dense:
         value, mask = (arg for arg in op.args if isinstance(arg, Ref))
         value = self._rows.now(value)
         shape = _broadcast(self._rows.types[value.name].shape, self._before.types[mask.name].shape)
+        if self._rows.types[value.name].shape != shape and not self._rows.selected(value.name):
+            value = self._rows.expand(value, shape)
         if self._rows.selected(value.name) and len(shape) != 1:
             raise of_selection(op.source, "size")
         selection = self._selection(mask.name, None if self._rows.selected(value.name) else shape)
-        self._select(op, selection, tuple(range(len(selection.shape))), 0)
+        self._select(op, selection, tuple(range(len(selection.shape))), 0, value)
         return True
 
     def _where(self, op: Op) -> bool:
@@ -196,14 +198,18 @@ class _Dense:
         self._places[op.result.name] = selection, tuple(range(len(selection.shape)))
         return True
 
-    def _select(self, op: Op, selection: Selection, dims: tuple[int, ...], place: int) -> None:
-        """`x`, the first operand, at the rows that are selected: its dims from a place on are these of the mask."""
+    def _select(
+        self, op: Op, selection: Selection, dims: tuple[int, ...], place: int, value: Ref | None = None
+    ) -> None:
+        """A value, the first operand, at the rows that are selected: its dims from a place on are these of the mask."""
         rows = self._rows
-        value = rows.now(op.args[0])
+        value = rows.now(op.args[0]) if value is None else value
         shape, inside = rows.types[value.name].shape, range(place, place + len(dims))
         selected = rows.selected(value.name)
         if any(selected.get(dim) != selection.within for dim in inside) or (selection.within and len(dims) != 1):
             raise of_selection(op.source, "size")
+        if selection.within is None and [shape[at] for at in inside] != [selection.shape[dim] for dim in dims]:
+            raise of_selection(op.source, "size")  # indices into what is larger than the mask
         after = shape[place + len(dims) :]
         order = [place + dims.index(dim) for dim in sorted(dims)]
         value = rows.permute(value, (*range(place), *order, *range(place + len(dims), len(shape))))
@@ -270,6 +276,12 @@ class _Dense:
         place = int(op["dim"]) % len(shape)  # type: ignore[arg-type]  # an int by schema
         if op["alpha"] != 1 or rows.selected(target.name) or rows.selected(source.name) != {place: selection}:
             raise of_selection(op.source, "size")
+        if shape[place] != selection.shape[dim] or rows.types[source.name].shape != (
+            *shape[:place],
+            selection.size,
+            *shape[place + 1 :],
+        ):
+            raise of_selection(op.source, "size")
         source = rows.zeroed(source, {place: selection})
         source = rows.reshape(source, (*shape[:place], *selection.shape, *shape[place + 1 :]))
         others = tuple(place + other for other in range(len(selection.shape)) if other != dim)
@@ -304,6 +316,8 @@ class _Dense:
         if any(taken.get(place + dim) != selection.within for dim in dims) or len(taken) > 1:
             raise of_selection(op.source, "size")
         given = rows.types[values.name].shape
+        if selection.within is None and shape[place : place + len(dims)] != selection.shape:
+            raise of_selection(op.source, "size")
         if rows.selected(values.name):
             if given != full:
                 raise of_selection(op.source, "size")
@@ -351,10 +365,13 @@ class _Dense:
             op = self._before.producers.get(op.operands[0])
         if op is None or op.name != "sum" or op.get("dim") not in ((-1,), (1,)) or op.get("keepdim"):
             return None
-        type_ = self._before.types[op.operands[0]]
+        mask = op.operands[0]
+        while (cast := self._before.producers.get(mask)) is not None and cast.name in _CASTS:
+            mask = cast.operands[0]
+        type_ = self._before.types[mask]
         if type_.dtype != "bool" or len(type_.shape) != 2 or selection.within:
             return None
-        found = self._selection(op.operands[0])
+        found = self._selection(mask)
         return Ref(found.mask) if found == selection else None
 
 

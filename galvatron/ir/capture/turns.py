@@ -11,23 +11,48 @@ from __future__ import annotations
 import sys
 import types
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from galvatron.ir.capture.checks import note
 from galvatron.ir.capture.diagnose import on_values
 from galvatron.ir.capture.loops import loop_begun
 from galvatron.ir.capture.running import here, line_running, turns_running
+from galvatron.ir.capture.tracing import version_of
 from galvatron.ir.graph import Arg, Graph, Op, Ref
 
 _INDICES = frozenset(("nonzero", "argwhere", "where"))
 _SELECTIONS = frozenset(("aten.where.default", "aten.nonzero.default", "aten.nonzero_numpy.default"))
 _VIEWS = frozenset(("squeeze", "view", "reshape", "flatten"))
+_SAME = frozenset(("detach", "alias", "clone", "_to_copy", "to", "contiguous"))
+_ORDERS = frozenset(("permute", "transpose", "squeeze", "unsqueeze", "select", *_VIEWS))
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Known(Generic[T]):
+    """What is known of a tensor, which is held so that no other gets its id, as long as nothing writes into tensors."""
+
+    value: T
+    held: tuple[torch.Tensor, ...]
+    versions: tuple[int, ...]
+
+    @staticmethod
+    def of(value: T, *held: torch.Tensor) -> _Known[T]:
+        return _Known(value, held, tuple(map(version_of, held)))
+
+    @property
+    def holds(self) -> bool:
+        return tuple(map(version_of, self.held)) == self.versions
 
 
 class Turns(TorchFunctionMode):
@@ -37,10 +62,10 @@ class Turns(TorchFunctionMode):
         super().__init__()
         self._model = model
         self._loops = count()
-        self._vectors: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        """By id, a list of indices, which is held so that no id is given twice, and the vector that has them."""
-        self._indices: dict[int, tuple[torch.Tensor, int]] = {}
-        """By id, a tensor that is the index of a turn, and its value."""
+        self._vectors: dict[int, _Known[torch.Tensor]] = {}
+        """By id, lists of indices, with the vector that has them."""
+        self._indices: dict[int, _Known[int]] = {}
+        """By id, tensors that are the index of a turn."""
         self._taken: torch.Tensor | None = None
         """Whether the model takes the turn that is being taken."""
         turns_running.clear()
@@ -52,35 +77,48 @@ class Turns(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         read = args[0] if args and isinstance(args[0], torch.Tensor) else None
         if read is None:
+            if name in _INDICES and self._taken is not None:
+                raise on_values(line_running())  # it is given a mask by its name
             return func(*args, **kwargs)
-        if name == "unbind" and id(read) in self._vectors and self._taken is None and _begins_a_loop():
+        if name == "unbind" and _knows(self._vectors, read) and self._taken is None and _begins_a_loop():
             return self._turns(read)
         selects = name in _INDICES and len(args) == 1 and not kwargs.keys() - {"as_tuple"}
         if selects and self._taken is not None:
             args = ((read != 0) & self._taken,)
         if name == "__getitem__":
-            args = (read, *map(self._with_numbers, args[1:]))
+            args = (read, *(self._with_numbers(index, read) for index in args[1:]))
         result = func(*args, **kwargs)
-        if id(read) in self._indices and name in ("__getitem__", *_VIEWS) and result.numel() == 1:
-            self._indices[id(result)] = result, self._indices[id(read)][1]
+        if _knows(self._indices, read) and name in ("__getitem__", *_VIEWS) and result.numel() == 1:
+            self._indices[id(result)] = _Known.of(self._indices[id(read)].value, result)
         if selects and self._taken is None and read.dim() == 1 and isinstance(read.shape[0], int):
             indices = result[0] if isinstance(result, tuple) else result
-            self._vectors[id(indices)] = indices, read
-        elif name in _VIEWS and id(read) in self._vectors and result.shape[:1] == read.shape[:1]:
-            self._vectors[id(result)] = result, self._vectors[id(read)][1]
+            self._vectors[id(indices)] = _Known.of(read, indices, read)
+        elif name in _VIEWS and _knows(self._vectors, read) and result.shape[:1] == read.shape[:1]:
+            vector = self._vectors[id(read)].value
+            self._vectors[id(result)] = _Known.of(vector, result, vector)
         return result
 
-    def _with_numbers(self, index: Any) -> Any:
-        """What a tensor is indexed with, numbers and slices in the place of indices of turns."""
+    def _with_numbers(self, index: Any, indexed: torch.Tensor) -> Any:
+        """What a tensor is indexed with, numbers and slices in the place of indices of turns.
+
+        There may be none for a turn that no step takes, which the program then checks.
+        """
         if isinstance(index, tuple):
-            return tuple(map(self._with_numbers, index))
-        if not isinstance(index, torch.Tensor) or id(index) not in self._indices:
+            return tuple(self._with_numbers(one, indexed) if len(index) == 1 else self._number(one) for one in index)
+        found, size = self._number(index), indexed.shape[0] if indexed.dim() else 0
+        if type(found) is int and isinstance(size, int) and size <= found and self._taken is not None:
+            note(self._taken, False, f"IndexError: index {found} is out of bounds for dimension 0 with size {size}")
+            return size - 1
+        return found
+
+    def _number(self, index: Any) -> Any:
+        if not isinstance(index, torch.Tensor) or not _knows(self._indices, index):
             return index
-        number = self._indices[id(index)][1]
+        number = self._indices[id(index)].value
         return number if index.dim() == 0 else slice(number, number + 1) if index.dim() == 1 else index
 
     def _turns(self, indices: torch.Tensor) -> Iterator[torch.Tensor]:
-        vector = self._vectors[id(indices)][1]
+        vector = self._vectors[id(indices)].value
         warnings.warn(
             f"{here()}each of the {vector.shape[0]} turns of this loop is taken with all rows, since a program does "
             "not know which are selected: what sorts or groups rows computes less",
@@ -91,13 +129,13 @@ class Turns(TorchFunctionMode):
             self._taken = vector[index] != 0
             turns_running.append(f"{loop}.{index}")
             given = torch.full(indices.shape[1:], index, device=indices.device)
-            self._indices[id(given)] = given, index
+            self._indices[id(given)] = _Known.of(index, given)
             try:
                 yield given
             finally:
                 turns_running.pop()
                 self._taken = None
-            if _attributes(self._model) != before:
+            if not _is_same(_attributes(self._model), before):
                 raise on_values(line_running())
 
 
@@ -114,14 +152,30 @@ def _begins_a_loop() -> bool:
 _TORCH = torch.__path__[0]
 
 
+def _knows(known: Mapping[int, _Known[Any]], tensor: torch.Tensor) -> bool:
+    return id(tensor) in known and known[id(tensor)].holds
+
+
 def _attributes(model: nn.Module) -> dict[tuple[str, str], Any]:
-    """What modules have that is no tensor: numbers and text, and how much is in lists and the like."""
+    """Every attribute of every module, and what is in its lists and the like."""
     return {
-        (path, name): value if isinstance(value, (bool, int, float, str)) else len(value)
+        (path, name): dict(value) if isinstance(value, dict) else list(value) if isinstance(value, _MANY) else value
         for path, module in model.named_modules()
         for name, value in vars(module).items()
-        if isinstance(value, (bool, int, float, str, list, dict, set))
     }
+
+
+_MANY = (list, tuple, set, deque)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether attributes are the same objects, or equal numbers or text."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_is_same(value, other[key]) for key, value in one.items())
+    if isinstance(one, _MANY) and type(one) is type(other):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    is_plain = type(one) is type(other) and isinstance(one, (bool, int, float, str))
+    return one is other or (is_plain and one == other)
 
 
 def check_turns(graph: Graph, turns: Mapping[str, str]) -> None:
@@ -154,13 +208,13 @@ def _check(name: str, reader: str, graph: Graph, turns: Mapping[str, str]) -> No
 def _selects_in(turn: str, index: Arg, graph: Graph, turns: Mapping[str, str]) -> bool:
     """Whether indices are those of what is selected in a turn."""
     op: Op | None = graph.producers.get(index.name) if isinstance(index, Ref) else None
-    while op is not None and op.name in ("unbind", "select", *_VIEWS):
+    while op is not None and op.name in _SAME | _ORDERS | {"unbind"}:
         op = graph.producers.get(op.operands[0])
-    return op is not None and op.target in _SELECTIONS and turns.get(op.results[0].name) == turn
-
-
-_SAME = frozenset(("detach", "alias", "clone", "_to_copy", "to", "contiguous"))
-_ORDERS = frozenset(("permute", "transpose", "squeeze", "unsqueeze", "select", *_VIEWS))
+    if op is None or op.target not in _SELECTIONS or turns.get(op.results[0].name) != turn:
+        return False
+    mask = graph.producers.get(op.operands[0])
+    taken = _part(mask.operands[-1], graph) if mask is not None and mask.target == "aten.__and__.Tensor" else None
+    return taken is not None and str(taken[1]) == turn.partition(".")[2]
 
 
 def without_certain_turns(graph: Graph) -> Graph:
@@ -178,7 +232,7 @@ def without_certain_turns(graph: Graph) -> Graph:
 
 
 def _is_certain(op: Op, graph: Graph) -> bool:
-    """Whether `(mask[i] != 0) & (taken[i] != 0)` is its first half, since `taken` says that a sum over the mask is not."""
+    """Whether `(mask[i] != 0) & (taken[i] != 0)` is its first half: `taken` asks for a sum of it that is not zero."""
     chosen, taken = (_part(name, graph) for name in op.operands)
     if chosen is None or taken is None or chosen[1] != taken[1]:
         return False

@@ -1,0 +1,63 @@
+"""Loops over the indices of what is true: all turns, with the loss and the gradients of eager, or refused with the
+line."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from galvatron.errors import CaptureError
+from galvatron.ir.capture import capture_graph
+from galvatron.ir.interpreter import run_graph
+from galvatron.ir.program import Program
+from tests.ir.turning import EQUAL, EXPERTS, REFUSED, WIDTH, Loop, Mixture, with_one_too_many
+
+
+def batch_of(size: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(size)
+    x, y = torch.randn(2, size, WIDTH, generator=generator, dtype=torch.float64)
+    return {"x": x, "y": y}
+
+
+def assert_equals(net: Mixture, program: Program, size: int) -> None:
+    batch = batch_of(size)
+    found = run_graph(program.required_graph, {**dict(net.named_parameters()), **batch}, batch=size)[program.output]
+    expected = net(**batch)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    parameters = [parameter for name, parameter in net.named_parameters() if name in program.required_graph.values]
+    given, wanted = (
+        torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True) for loss in (found, expected)
+    )
+    torch.testing.assert_close(given, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("loop", EQUAL, ids=lambda loop: loop.__name__)
+def test_all_turns_give_what_some_give(loop: Loop) -> None:
+    net = Mixture(loop)
+    with pytest.warns(UserWarning, match=rf"turning.py:\d+: `for .*each of the {EXPERTS} turns of this loop is taken"):
+        program = capture_graph(net, batch_of(4)).program
+    for size in (7, 3):
+        assert_equals(net, program, size)
+
+
+def test_a_turn_that_no_step_may_take_is_checked() -> None:
+    net = Mixture(with_one_too_many)
+    with pytest.warns(UserWarning, match=rf"each of the {EXPERTS + 1} turns"):
+        program = capture_graph(net, batch_of(4)).program
+    assert_equals(net, program, 5)
+    (check,) = program.checks
+    assert check.says.endswith(f"IndexError: index {EXPERTS} is out of bounds for dimension 0 with size {EXPERTS}")
+
+
+def test_no_sum_over_the_batch_is_left_that_says_nothing() -> None:
+    with pytest.warns(UserWarning, match="is taken"):
+        graph = capture_graph(Mixture(EQUAL[0]), batch_of(4)).program.required_graph
+    assert not any(op.name in ("gt", "greater") for op in graph.ops)
+
+
+@pytest.mark.filterwarnings("ignore:.*is taken with all rows")
+@pytest.mark.parametrize("loop", REFUSED, ids=lambda loop: loop.__name__)
+def test_refused(loop: Loop) -> None:
+    with pytest.raises(CaptureError, match=r"turning.py:\d+: `.*depends on the values of a tensor"):
+        capture_graph(Mixture(loop), batch_of(4))
