@@ -114,7 +114,7 @@ class Op:
     def kwarg(self, name: str, default: Arg = None) -> Arg:
         return dict(self.kwargs).get(name, default)
 
-    def changed(self, **arguments: Arg) -> Op:
+    def changed(self, /, **arguments: Arg) -> Op:
         """The same op with other arguments for some parameters, among those that it is given."""
         return replace(
             self,
