@@ -101,6 +101,9 @@ def added_back(net: Net, h: Tensor, y: Tensor) -> Tensor:
     keep = y[:, 0] > 0
     added = h.index_put((keep,), h[keep].tanh(), accumulate=True)
     added = added.index_put((y > 0.5,), torch.tensor(2.0, dtype=h.dtype))
+    rows = added[keep]
+    rows[y[:, 1][keep] > 0] = rows[y[:, 1][keep] > 0].tanh()
+    added = added.index_put((keep,), rows)
     added[:, 1:][y[:, 1:] < -0.5] = net.table.weight[0, :1]
     return added.square().sum()
 
@@ -199,6 +202,10 @@ def of_indices_of_indices(net: Net, h: Tensor, y: Tensor) -> Tensor:
     return h[row[row]].sum()
 
 
+def of_indices_in_a_column(net: Net, h: Tensor, y: Tensor) -> Tensor:
+    return h[(y[:, 0] > 0).nonzero()].sum()
+
+
 def of_more_than_the_mask(net: Net, h: Tensor, y: Tensor) -> Tensor:
     (column,) = torch.where(net.table.weight[0, :3] > 0)
     return h[:, column].sum()
@@ -247,6 +254,7 @@ def with_other_lengths(net: Net, h: Tensor, y: Tensor) -> Tensor:
         (of_infinity_in_a_tensor, "where may be given a number that is not finite"),
         (of_indices, "a size depends on the values"),
         (of_indices_of_indices, "a size depends on the values"),
+        (of_indices_in_a_column, "a size depends on the values"),
         (of_more_than_the_mask, "a size depends on the values"),
         (of_rows_and_columns, "mul does not treat each selected row by itself"),
         (of_halves, "a number depends on the values"),

@@ -15,7 +15,7 @@ _NONE, _MEAN = 0, 1
 
 _OF_PAIRS = frozenset(
     ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss", "binary_cross_entropy",
-     "binary_cross_entropy_with_logits", "poisson_nll_loss", "kl_div")
+     "binary_cross_entropy_with_logits", "kl_div")
 )  # fmt: skip
 """Losses with a term for each element of two operands of one shape."""
 

@@ -191,9 +191,10 @@ class Rows:
         made = self.emit("aten.div.Tensor", wide, divisor, type_=replace(type_, dtype=_wide(dtype)))
         return self.cast(made, dtype)
 
-    def put(self, op: Op, target: str, *args: Arg, selected: Selected | None = None) -> None:
-        """Puts another op in the place of one, with the same result."""
-        self.put_op(replace(op, target=target, args=args, kwargs=()), selected or {})
+    def put(self, op: Op, target: str, *args: Arg, type_: TensorType, selected: Selected | None = None) -> None:
+        """Puts another op in the place of one, whose result gets a type."""
+        results = (replace(op.result, type=type_),)
+        self.put_op(replace(op, target=target, args=args, kwargs=(), results=results), selected or {})
 
     def put_op(self, op: Op, selected: Selected) -> None:
         """Adds an op whose results are as before, or hold rows of a selection."""
@@ -205,7 +206,10 @@ class Rows:
         """Puts a value, which was added last, in the place of the only result of an op."""
         made = self.ops.pop()
         assert made.result.name == value.name, made
-        self.put_op(replace(made, results=(replace(op.result, type=made.result.type),)), selected)
+        type_, wanted = made.result.type, op.result.type
+        if type_.dtype != wanted.dtype or len(type_.shape) != len(wanted.shape):
+            raise of_selection(op.source, "size")
+        self.put_op(replace(made, results=(replace(op.result, type=type_),)), selected)
         self._filled[op.result.name] = self._filled.pop(value.name, None)
 
     def alias(self, name: str, value: str) -> None:

@@ -242,9 +242,10 @@ class _Dense:
 
     def _at(self, op: Op, indices: Iterable[Arg]) -> tuple[Selection, tuple[int, ...], int]:
         """The selection that indices of one tensor say, along which dims of its mask, and where the first stands."""
-        found = [(at, self._places.get(i.name)) for at, i in enumerate(indices) if isinstance(i, Ref)]
+        refs = [(at, index.name) for at, index in enumerate(indices) if isinstance(index, Ref)]
+        found = [(at, self._places.get(name)) for at, name in refs]
         selection = found[0][1]
-        if selection is None:
+        if selection is None or any(len(self._before.types[name].shape) != 1 for _, name in refs):
             raise of_selection(op.source, "size")
         dims: list[int] = []
         for offset, (at, place) in enumerate(found):
@@ -288,7 +289,7 @@ class _Dense:
         if others:
             type_ = rows.types[target.name]
             source = rows.emit("aten.sum.dim_IntList", source, others, type_=type_)
-        rows.put(op, "aten.add.Tensor", target, source)
+        rows.put(op, "aten.add.Tensor", target, source, type_=rows.types[target.name])
         return True
 
     def _index_put(self, op: Op) -> bool:
@@ -333,9 +334,9 @@ class _Dense:
         mask = rows.reshape(Ref(selection.mask), (*selection.shape, *[1] * (len(shape) - place - len(dims))))
         if op["accumulate"]:
             zero = rows.where(mask, values, 0)
-            rows.put(op, "aten.add.Tensor", target, zero, selected=taken)
+            rows.put(op, "aten.add.Tensor", target, zero, type_=rows.types[target.name], selected=taken)
         else:
-            rows.put(op, "aten.where.self", mask, values, target, selected=taken)
+            rows.put(op, "aten.where.self", mask, values, target, type_=rows.types[target.name], selected=taken)
         return True
 
     def _ctc(self, op: Op) -> bool:
