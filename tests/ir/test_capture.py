@@ -336,6 +336,16 @@ def constants(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return (net.first(x) * weights / torch.tensor(3.0)).square().sum()
 
 
+def sign_of_zero(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    signs = torch.tensor([0.0, -0.0] * 4, dtype=torch.float64)
+    return F.mse_loss(torch.copysign(net.first(x), signs), y)
+
+
+def complex_constant(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    turned = net.first(x) * torch.tensor([1j] * 8, dtype=torch.complex128)
+    return F.mse_loss(turned.imag, y)
+
+
 def counter(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     net.calls += 1
     return F.mse_loss(net.first(x), y)
@@ -379,8 +389,8 @@ def values_of_constants(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Ten
     "forward",
     [
         no_gradients, detached, in_place, in_place_on_input, checkpointed, autocast_off, loss_in_a_region, constants,
-        counter, batch_size_as_a_number, many_results, flattened_batch, gradients_within_no_gradients,
-        converted_to_what_it_is, unlike_when_traced, values_of_constants,
+        sign_of_zero, complex_constant, counter, batch_size_as_a_number, many_results, flattened_batch,
+        gradients_within_no_gradients, converted_to_what_it_is, unlike_when_traced, values_of_constants,
     ],
     ids=lambda forward: forward.__name__,
 )  # fmt: skip

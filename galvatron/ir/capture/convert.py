@@ -158,7 +158,10 @@ def _bound(
 
 
 def _is_uniform(data: torch.Tensor) -> bool:
-    return not data.is_meta and (data.numel() == 0 or bool((data == data.flatten()[0]).all()))
+    if data.is_meta or data.is_complex():
+        return False
+    first = data.flatten()[:1]
+    return bool((data == first).all() and (data.signbit() == first.signbit()).all())  # 0.0 == -0.0
 
 
 def _given(exported: ExportedProgram, bound: Mapping[fx.Node, Value], outputs: Sequence[str]) -> list[fx.Node]:
