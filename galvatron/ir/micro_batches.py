@@ -25,6 +25,7 @@ from functools import lru_cache
 
 import sympy
 
+from galvatron.ir.gradients import takes_terms
 from galvatron.ir.graph import Arg, Graph, Op, Ref, Source, Value
 from galvatron.ir.ops.foreign import is_foreign, whole_note
 from galvatron.ir.ops.notation import DimNames, OpDims
@@ -141,6 +142,8 @@ def _results(op: Op, types: Mapping[str, TensorType], operands: list[Spread]) ->
     if any(map(_mentions, rest)):
         raise _Couples(_COUNTS)
     if same and not batched:
+        if not takes_terms(op):
+            raise _Couples("has a backward that is not known to be linear in the gradient, a sum over the batch")
         return (SAME,) * len(op.results), []
     dims = op_dims(op, types)
     shapes = (*(types[name].shape for name in op.operands), *(value.type.shape for value in op.results))

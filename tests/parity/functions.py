@@ -210,10 +210,23 @@ def halves(x: Tensor, scale: Tensor) -> Tensor:
     return torch.cat([first * larger, second], -1) * scale
 
 
+class Penalised(Around):
+    """Its loss has a term without samples, of which the gradient is clamped."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda x, scale: x * scale)
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        return super().forward(x, target) + Clamped.apply(self.scales[0]).pow(2).sum()  # type: ignore[attr-defined]  # as above
+
+
 FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
     "rounded": partial(Around, lambda x, scale: Rounded.apply(x, 4.0) * scale),
     "reversed": partial(Around, lambda x, scale: Reversed.apply(x * scale)),
     "clamped": partial(Around, lambda x, scale: Clamped.apply(x).tanh() * scale),
+    "clamped-weight": partial(Around, lambda x, scale: x * Clamped.apply(scale)),
+    "rounded-weight": partial(Around, lambda x, scale: x * Rounded.apply(scale, 4.0)),
+    "clamped-penalty": Penalised,
     "scaled": partial(Around, lambda x, scale: Scaled.apply(x, scale).tanh()),
     "cubed": partial(Around, lambda x, scale: Cubed.apply(x, scale)),
     "halves": partial(Around, halves),
