@@ -30,9 +30,7 @@ def test_function_equals_eager(function: str, plan: str) -> None:
         with pytest.raises(PlanError, match="Centred works across the samples of the batch; use 1 micro-batch"):
             planned(f"function: {function}", plan, PlanShorthand.parse(plan).world_size)
     elif function == "clamped-weight" and "m1/" not in plan:
-        with pytest.raises(
-            PlanError, match="Clamped has a backward that is not known to be linear.*use 1 micro"
-        ):
+        with pytest.raises(PlanError, match="Clamped has a backward that is not known to be linear.*use 1 micro"):
             planned(f"function: {function}", plan, PlanShorthand.parse(plan).world_size)
     elif function == "damped" and "m1/" not in plan:
         with pytest.raises(
