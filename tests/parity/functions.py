@@ -199,6 +199,14 @@ def _derivative(ctx: Any, gradient: Tensor) -> Any:
     return gradient * torch.exp(-(scale**ctx.power)), of_scale, None
 
 
+@torch.library.custom_op("galvatron_parity::limited", mutates_args=())
+def limited(x: Tensor) -> Tensor:
+    """An operator of another library whose derivative is not linear in the gradient."""
+    return x * 1.0
+
+
+limited.register_fake(torch.empty_like)
+limited.register_autograd(lambda ctx, gradient: gradient.clamp(-1e-3, 1e-3))
 for operator in (damped, weighed):
     operator.register_fake(_like_first)
     operator.register_autograd(_derivative, setup_context=_keep)
@@ -237,6 +245,7 @@ FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
     ),
     "damped": partial(Around, lambda x, scale: damped(x, scale, 2)),
     "weighed": partial(Around, lambda x, scale: weighed(x, scale, 2)),
+    "limited-weight": partial(Around, lambda x, scale: x * limited(scale)),
     "mean": partial(Around, lambda x, scale: (x - Mean.apply(x)) * scale),
 }
 """A model by the name of its function."""

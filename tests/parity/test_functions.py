@@ -29,8 +29,8 @@ def test_function_equals_eager(function: str, plan: str) -> None:
     if function == "centred" and "m1/" not in plan:
         with pytest.raises(PlanError, match="Centred works across the samples of the batch; use 1 micro-batch"):
             planned(f"function: {function}", plan, PlanShorthand.parse(plan).world_size)
-    elif function == "clamped-weight" and "m1/" not in plan:
-        with pytest.raises(PlanError, match="Clamped has a backward that is not known to be linear.*use 1 micro"):
+    elif function in ("clamped-weight", "limited-weight") and "m1/" not in plan:
+        with pytest.raises(PlanError, match="has a backward that is not known to be linear.*use 1 micro"):
             planned(f"function: {function}", plan, PlanShorthand.parse(plan).world_size)
     elif function == "damped" and "m1/" not in plan:
         with pytest.raises(
@@ -42,8 +42,9 @@ def test_function_equals_eager(function: str, plan: str) -> None:
 
 
 @pytest.mark.parametrize("plan", ["m1/dp2", "m1/ulysses2"])
-def test_a_backward_that_is_not_linear_is_given_all_of_the_gradient(plan: str) -> None:
-    check("function: clamped-weight", plan)
+@pytest.mark.parametrize("function", ["clamped-weight", "limited-weight"])
+def test_a_backward_that_is_not_linear_is_given_all_of_the_gradient(function: str, plan: str) -> None:
+    check(f"function: {function}", plan)
 
 
 def compiled(world: rt.World, name: str, batch: dict[str, Any]) -> tuple[float, dict[str, Tensor]]:
