@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -15,15 +15,18 @@ from torch.export import ExportedProgram
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.arithmetic import computed_once
 from galvatron.ir.capture.asked import as_in_eager
-from galvatron.ir.capture.batch import Batch, BatchDims, Dynamic, read_batch
+from galvatron.ir.capture.batch import Batch, BatchDims, Dynamic, Place, read_batch
 from galvatron.ir.capture.branches import choosing
 from galvatron.ir.capture.checks import Noted, noting
-from galvatron.ir.capture.constants import ConstantsHaveValues
+from galvatron.ir.capture.constants import ConstantsHaveValues, FixedBuffers
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import SizeWatch, explained, quiet
 from galvatron.ir.capture.gradients import GradientsFollowTheValues, OnlyRegisteredAreTrained
 from galvatron.ir.capture.hooks import check_hooks
 from galvatron.ir.capture.leftovers import no_leftovers
+from galvatron.ir.capture.lengths import FixedLengthError
+from galvatron.ir.capture.lists import repeating_lists
+from galvatron.ir.capture.losses import LossFunction, loss_of
 from galvatron.ir.capture.operators import check_operators
 from galvatron.ir.capture.outputs import Outputs, chosen, names_of
 from galvatron.ir.capture.precision import ComputeType, ProductsOfOneType, rounded
@@ -32,22 +35,23 @@ from galvatron.ir.capture.regions import dissolve_regions
 from galvatron.ir.capture.registered import few_registrations
 from galvatron.ir.capture.repeat import repeated, single_sample
 from galvatron.ir.capture.restore import unchanged
-from galvatron.ir.capture.samples import find_samples
+from galvatron.ir.capture.samples import find_samples, free_sizes
 from galvatron.ir.capture.tracing import careful_tracing, refusing, unseeded
 from galvatron.ir.fakes import described
 from galvatron.ir.program import Program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
-LossFunction = Callable[[Any, Mapping[str, Any]], torch.Tensor]
-"""`loss_fn(output, batch) -> scalar`: `output` is what the model returns, `batch` the inputs by forward name."""
-
 
 @dataclass(frozen=True)
 class Captured:
-    """A captured program and the data of its constants (tensors that the model made or holds outside its state)."""
+    """A captured program and the data of its constants (tensors that the model made or holds outside its state).
+
+    `fixed` names the buffers of whose values the program is made (`galvatron.ir.capture.constants`).
+    """
 
     program: Program
     constants: dict[str, torch.Tensor]
+    fixed: frozenset[str] = frozenset()
 
 
 def capture_graph(
@@ -78,7 +82,8 @@ def capture_graph(
         precision: the element type in which parameters take part in compute, one of `program.PRECISIONS`: the model is
             captured as if it had been converted to it, but for its floating buffers, which are converted only when it
             cannot be captured otherwise. None keeps every type.
-        dynamic: the inputs that are numbers which may be others in every step, and the sizes that may.
+        dynamic: the inputs that are numbers which may be others in every step, and the sizes that may, or of which it
+            is asked whether they may.
         outputs: what the program gives besides the loss, see `galvatron.ir.capture.outputs`.
         checks: whether checks of values that the model makes are part of the program (`galvatron.ir.capture.checks`).
 
@@ -86,12 +91,45 @@ def capture_graph(
         CaptureError: the model cannot be captured; names the source line that is to blame.
     """
     batch = read_batch(model, example_inputs, batch_dims, dynamic)
-    if batch.free and outputs:
-        raise CaptureError(
-            "outputs are given for batches of one length: leave out `outputs`, or the lengths in `dynamic`"
-        )
     check_hooks(model)
     wanted = _Wanted(outputs, checks)
+    if not batch.asked:
+        return _in_precision(model, batch, loss_fn, precision, wanted)
+    free = _sizes_left_free(_Training(model, batch, loss_fn, None, wanted, _Noted(FixedBuffers(model))), batch)
+    while True:
+        try:
+            return _in_precision(model, replace(batch, free={**batch.free, **free}), loss_fn, precision, wanted)
+        except CaptureError as error:
+            if not free:
+                raise
+            to_blame = error.__cause__.length if isinstance(error.__cause__, FixedLengthError) else None
+            given_up = to_blame if to_blame in free.values() else [*free.values()][-1]
+            free = {place: name for place, name in free.items() if name != given_up}
+
+
+def _sizes_left_free(training: _Training, batch: Batch) -> dict[Place, str]:
+    """Names for the sizes that a model leaves free of the tensors that are asked about: all at once, or where it cannot
+    be traced so, those of one size in the example at a time."""
+
+    def left_free(places: Sequence[Place]) -> dict[Place, str]:
+        alone = {place: f"{place[0]}.{place[1]}" for place in places}
+        return free_sizes(_exported(training, replace(batch, free={**batch.free, **alone})), batch, places)
+
+    places = batch.possible_lengths()
+    with contextlib.suppress(Exception):
+        return left_free(places)
+    found: dict[Place, str] = {}
+    for size in dict.fromkeys(batch.tensors[name].shape[dim] for name, dim in places):
+        with contextlib.suppress(Exception):
+            alike = left_free([(name, dim) for name, dim in places if batch.tensors[name].shape[dim] == size])
+            found |= {place: f"{name}_{size}" for place, name in alike.items()}
+    return found
+
+
+def _in_precision(
+    model: nn.Module, batch: Batch, loss_fn: LossFunction | None, precision: str | None, wanted: _Wanted
+) -> Captured:
+    """The capture of a model whose parameters take part in compute in another type, where `precision` says so."""
     if precision is None:
         return _captured(model, batch, loss_fn, None, wanted)
     dtype = getattr(torch, TORCH_DTYPE_NAMES[precision])
@@ -110,7 +148,7 @@ def _captured(
     model: nn.Module, batch: Batch, loss_fn: LossFunction | None, precision: str | None, wanted: _Wanted
 ) -> Captured:
     dtype = None if precision is None else getattr(torch, TORCH_DTYPE_NAMES[precision])
-    noted = _Noted()
+    noted = _Noted(FixedBuffers(model))
 
     def training(watch: SizeWatch | None = None) -> _Training:
         return _Training(model, batch, loss_fn, dtype, wanted, noted, watch)
@@ -123,7 +161,8 @@ def _captured(
     program, constants = converted(exported, model, samples, precision, names_of(wanted.outputs), noted.checks or ())
     check_randomness(program.required_graph)
     check_operators(program.required_graph)
-    return Captured(program, constants)
+    noted.fixed.check_not_written(update.state for update in program.updates)
+    return Captured(program, constants, frozenset(noted.fixed.read))
 
 
 @dataclass(frozen=True)
@@ -139,11 +178,13 @@ class _Noted:
     """What is found out while a model is traced, beside the trace.
 
     Attributes:
+        fixed: what forward reads of the values of buffers.
         numbers: the names of the batch's numbers by their symbols.
         alone: where a single sample is not treated as others are; None for nowhere.
         checks: those of the first forward, whose conditions are the last of its results; None before.
     """
 
+    fixed: FixedBuffers
     numbers: dict[sympy.Basic, str] = field(default_factory=dict)
     alone: str | None = None
     checks: list[Noted] | None = None
@@ -220,45 +261,14 @@ class _Training(nn.Module):
             as_in_eager(),
             refusing(),
             choosing(),
-            ConstantsHaveValues(),
+            ConstantsHaveValues(self.model, self._noted.fixed),
             OnlyRegisteredAreTrained(),
             GradientsFollowTheValues(),
             unseeded(),
         ):
             output = self.model(**inputs)
             given = chosen(output, self._wanted.outputs)
-            if self._loss_fn is None:
-                return _checked_loss(_own_loss(output)), *given.values()
-            try:
-                return _checked_loss(self._loss_fn(output, inputs)), *given.values()
-            except KeyError as error:
-                raise CaptureError(
-                    f"loss_fn asks the batch for {error}; it has {', '.join(map(repr, inputs))}"
-                ) from error
-
-
-def _own_loss(output: Any) -> Any:
-    if isinstance(output, torch.Tensor) and output.dim() == 0:
-        return output
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if loss is None:
-        raise CaptureError(
-            f"the model returned no loss but {_described(output)}: "
-            "pass loss_fn(output, batch) -> scalar, or give the model its labels"
-        )
-    return loss
-
-
-def _checked_loss(loss: Any) -> torch.Tensor:
-    if not isinstance(loss, torch.Tensor) or loss.dim() != 0 or not loss.is_floating_point():
-        raise CaptureError(f"the loss is {_described(loss)}: it must be a floating-point tensor without dimensions")
-    return loss
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor with {value.dim()} dimensions"
-    return f"a {type(value).__name__}"
+            return loss_of(output, inputs, self._loss_fn), *given.values()
 
 
 def _exported(training: _Training, batch: Batch) -> ExportedProgram:
@@ -278,6 +288,7 @@ def _exported(training: _Training, batch: Batch) -> ExportedProgram:
         quiet(),
         described(),
         careful_tracing(),
+        repeating_lists(),
         computed_once(),
         few_registrations(device),
         torch.enable_grad(),
