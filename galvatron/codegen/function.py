@@ -74,7 +74,7 @@ def emit_function(
     suffixes = shortest_suffixes(value.name for value in graph.state)
     parameters += [scope.bind(value.name, suffixes[value.name]) for value in graph.state]
 
-    names = {name for symbol in symbols for _, name in numbers_in(symbol).values()}
+    names = {number.parameter for symbol in symbols for number in numbers_in(symbol)}
     names |= {length.name for symbol in symbols for length in lengths_in(symbol)}
     given = tuple((scope.bind(("number", name), name), name) for name in sorted(names))
     batch_binding = bind_batch(graph, scope, LOCAL_BATCH) if LOCAL_BATCH in symbols else None

@@ -123,8 +123,9 @@ class OpPrinter:
             return literal(arg)
         if isinstance(arg, (bool, type(None))):
             return repr(arg)
-        numbers = {s: self._identifier(("number", name)) for s, (_, name) in numbers_in(arg).items()}
-        numbers |= {length: self._identifier(("number", length.name)) for length in lengths_in(arg)}
+        given: list[tuple[sympy.Symbol, str]] = [(number, number.parameter) for number in numbers_in(arg)]
+        given += [(length, length.name) for length in lengths_in(arg)]
+        numbers = {symbol: self._identifier(("number", name)) for symbol, name in given}
         return print_expression(arg, atomic=atomic, numbers=numbers)
 
     def _switched(self, op: Op) -> Op:

@@ -4,6 +4,9 @@ A function has no line in the table of operators: its graphs say what a line wou
 sharded where every op of both graphs runs on slices of it as the table says, without communication: then the results
 are slices or partial sums, and so are, given the like of their gradients, the gradients of the operands. So nothing
 that a program from a file says of a function can make it wrong.
+
+Nor is its backward linear in the gradients as that of an operator is: it may clamp them. Where a rank or a micro-batch
+knows but a term of their sum, only one that is known to be linear may run (`Function.linear`).
 """
 
 from __future__ import annotations
@@ -22,12 +25,13 @@ from galvatron.ir.local_arguments import with_local_arguments
 from galvatron.ir.names import Names
 from galvatron.ir.ops.functions import in_samples, samples_of
 from galvatron.ir.ops.notation import DimNames, OpDims
+from galvatron.ir.ops.table import operator_of
 from galvatron.ir.types import BATCH, Dim, TensorType, exact_quotient, simplify_dim
 
 
 def with_dims(function: Function) -> Function:
-    """The function with the dimensions that follow from its graphs."""
-    return replace(function, dims=_named(function).dims)
+    """The function with the dimensions that follow from its graphs, and whether its backward is linear."""
+    return replace(function, dims=_named(function).dims, linear=_is_linear(function))
 
 
 def functions_of(graphs: Iterable[Graph]) -> tuple[Function, ...]:
@@ -212,6 +216,15 @@ def _runs_along(function: Function, joint: Graph, table: FactorTable, places: fr
     )
 
 
+def _is_linear(function: Function) -> bool:
+    """Whether the backward makes terms of sums of terms of sums, given all that is saved whole."""
+    graph = function.backward
+    states: dict[str, _State] = {v.name: _SUM if v in function.gradients else _SAME for v in graph.inputs}
+    return _follow(range(len(graph.ops)), graph, FactorTable(graph), {}, states) and all(
+        states[name] is _SUM for name in graph.outputs
+    )
+
+
 def _follow(
     indices: Iterable[int], joint: Graph, table: FactorTable, along: dict[str, Factor], states: dict[str, _State]
 ) -> bool:
@@ -230,7 +243,7 @@ def _made(index: int, op: Op, table: FactorTable, along: dict[str, Factor], oper
     given = tuple(along.get(name) for name in op.operands)
     results = tuple(along.get(v.name) for v in op.results)
     if not any(given) and not any(results):
-        return _uncut(table.dims[index], operands)
+        return _uncut(op, table.dims[index], operands)
     dims = table.dims[index]
     if dims is None or not any(
         (f.operands, f.results) == (given, results) for f in table.op_factors(index) if f.name not in dims.spmd
@@ -243,10 +256,12 @@ def _made(index: int, op: Op, table: FactorTable, along: dict[str, Factor], oper
     return _SUM if fits else None
 
 
-def _uncut(dims: OpDims | None, operands: list[_State]) -> _State | None:
+def _uncut(op: Op, dims: OpDims | None, operands: list[_State]) -> _State | None:
     """What an op makes of operands without the factor."""
     if all(state is _SAME for state in operands):
         return _SAME
+    if operator_of(op).casts and op.result.type.is_floating:  # linear, to rounding
+        return operands[0]
     partial = {i for i, state in enumerate(operands) if state is _SUM}
     if dims is None:
         return None

@@ -1,4 +1,4 @@
-"""Which values of a program have a gradient."""
+"""Which values of a program have a gradient, and of which ops it may come in terms."""
 
 from __future__ import annotations
 
@@ -6,8 +6,16 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from galvatron.ir.graph import Op
+from galvatron.ir.ops.foreign import is_foreign
 from galvatron.ir.ops.table import differentiated
 from galvatron.ir.program import Layer, Program
+
+
+def takes_terms(op: Op) -> bool:
+    """Whether the backward of an op may be given the terms of a gradient one by one, since it is known to be linear in
+    it: of an operator of another library nothing is known."""
+    return not is_foreign(op.target) if op.function is None else op.function.linear
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,8 @@ class Function:
     what is saved, under the names that it has in `forward`, then a gradient of each floating result, and makes the
     gradients of the operands at the positions `differentiated`; no others have one. Neither has state.
 
-    `dims` are the dimensions along which it may run on slices, which follow from the graphs (see `ir.functions`).
+    `dims` are the dimensions along which it may run on slices, and `linear` says whether its backward is known to be
+    linear in the gradients that it is given; both follow from the graphs (see `ir.functions`).
     """
 
     name: str
@@ -201,6 +202,7 @@ class Function:
     results: int
     differentiated: tuple[int, ...]
     dims: OpDims | None = field(default=None, compare=False, repr=False)
+    linear: bool = field(default=False, compare=False, repr=False)
 
     @property
     def target(self) -> str:

@@ -20,11 +20,11 @@ from galvatron.ir.types import (
     LOCAL_BATCH,
     MICRO_BATCHES,
     TORCH_DTYPE_NAMES,
+    BatchNumber,
     Length,
     TensorType,
     evaluate,
     lengths_in,
-    number_symbol,
     numbers_in,
 )
 
@@ -101,7 +101,7 @@ def run_graph(
     env: dict[str, Any] = {v.name: values[v.name] for v in (*graph.inputs, *graph.state)}
     whole_batch = batch if global_batch is None else global_batch
     symbols: Symbols = {LOCAL_BATCH: batch, BATCH: whole_batch, MICRO_BATCHES: micro_batches}
-    symbols |= {number_symbol(type(value).__name__, name): value for name, value in (numbers or {}).items()}
+    symbols |= {BatchNumber(type(value).__name__, name): value for name, value in (numbers or {}).items()}
     for length, size in (lengths or {}).items():
         symbols[length] = size
     for index, op in enumerate(map(without_site, graph.ops)):
@@ -184,10 +184,10 @@ def _evaluate(arg: Arg, env: Mapping[str, Any], symbols: Symbols) -> Any:
         return [_evaluate(a, env, symbols) for a in arg]
     if isinstance(arg, sympy.Expr):
         numbers = numbers_in(arg)
-        given: Symbols = {symbol: _SOME_NUMBER[kind] for symbol, (kind, _) in numbers.items()}
+        given: Symbols = {number: _SOME_NUMBER[number.number_kind] for number in numbers}
         given |= {length: length.example for length in lengths_in(arg)}
         given |= symbols
         value = arg.subs(list(given.items()))
-        is_whole = value.is_Integer and all(kind == "int" for kind, _ in numbers.values())
+        is_whole = value.is_Integer and all(number.number_kind == "int" for number in numbers)
         return int(value) if is_whole else float(value)
     return arg

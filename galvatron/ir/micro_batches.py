@@ -18,18 +18,19 @@ it, and several micro-batches are not exact, unless that op and all that follows
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 
 import sympy
 
+from galvatron.ir.gradients import takes_terms
 from galvatron.ir.graph import Arg, Graph, Op, Ref, Source, Value
 from galvatron.ir.ops.foreign import is_foreign, whole_note
 from galvatron.ir.ops.notation import DimNames, OpDims
 from galvatron.ir.ops.schemas import is_operator, schema_of
-from galvatron.ir.ops.table import op_dims, operator_of, summands
+from galvatron.ir.ops.table import differentiated, op_dims, operator_of, summands
 from galvatron.ir.program import Layer, LayerClass, LayerKind, Program
 from galvatron.ir.types import BATCH, MICRO_BATCHES, Dim, TensorType, exact_quotient, simplify_dim
 from galvatron.ir.whole import layers_seen_whole
@@ -78,11 +79,13 @@ class Flow:
 
     `once` are operands (by name) and numbers (by argument) that have to be counted once and are not, `couplings` the
     ops that couple samples first; both by the name of the op's first result. What follows a coupling is `COUPLED`.
+    `differentiable` are the values that may have a gradient.
     """
 
     states: Mapping[str, Spread]
     once: Mapping[str, tuple[str | int, ...]]
     couplings: Mapping[str, Coupling]
+    differentiable: frozenset[str]
 
 
 def batch_state(type_: TensorType) -> Spread:
@@ -94,27 +97,31 @@ def batch_state(type_: TensorType) -> Spread:
     return SAME
 
 
-def flow(graph: Graph, given: Mapping[str, Spread], *, once: bool = False) -> Flow:
+def flow(graph: Graph, given: Mapping[str, Spread], *, once: bool = False, differentiable: Iterable[str] = ()) -> Flow:
     """Follows states through a graph, written in the global batch size, from those `given` for its inputs and state
-    (`SAME` by default); what runs `once` per step has the whole batch before it."""
+    (`SAME` by default); what runs `once` per step has the whole batch before it. Of the inputs some may have a
+    gradient, of the state all may."""
     types = {name: value.type for name, value in graph.values.items()}
     states: dict[str, Spread] = {v.name: given.get(v.name, SAME) for v in (*graph.inputs, *graph.state)}
     uncounted: dict[str, tuple[str | int, ...]] = {}
     couplings: dict[str, Coupling] = {}
+    trained = {*differentiable, *(v.name for v in graph.state if v.type.is_floating)}
     for op in graph.ops:
         operands = [states[name] for name in op.operands]
         made: tuple[Spread, ...] = (COUPLED,) * len(op.results)
+        in_terms = not trained.isdisjoint(differentiated(op))
+        trained.update(v.name for v in op.results if in_terms and v.type.is_floating)
         if once and not counts(op) and all(state is SAME for state in operands):
             made = (SAME,) * len(op.results)
         elif COUPLED not in operands:
             try:
-                made, counted = _checked(op, operands, _results(op, types, operands))
+                made, counted = _checked(op, operands, _results(op, types, operands, in_terms))
                 if counted:
                     uncounted[op.results[0].name] = tuple(counted)
             except _Couples as found:
                 couplings[op.results[0].name] = Coupling(op, str(found))
         states.update((value.name, state) for value, state in zip(op.results, made, strict=True))
-    return Flow(states, uncounted, couplings)
+    return Flow(states, uncounted, couplings, frozenset(trained))
 
 
 class _Couples(Exception):
@@ -125,8 +132,8 @@ _Made = tuple[tuple[Spread, ...], list[str | int]]
 """The states of an op's results, and what it has to count once."""
 
 
-def _results(op: Op, types: Mapping[str, TensorType], operands: list[Spread]) -> _Made:
-    """What an op makes of its operands.
+def _results(op: Op, types: Mapping[str, TensorType], operands: list[Spread], in_terms: bool) -> _Made:
+    """What an op makes of its operands; the gradient of what is `SAME` comes `in_terms`, if there may be one.
 
     Raises:
         _Couples: it needs more than a micro-batch has.
@@ -141,6 +148,8 @@ def _results(op: Op, types: Mapping[str, TensorType], operands: list[Spread]) ->
     if any(map(_mentions, rest)):
         raise _Couples(_COUNTS)
     if same and not batched:
+        if in_terms and not takes_terms(op):
+            raise _Couples("has a backward that is not known to be linear in the gradient, a sum over the batch")
         return (SAME,) * len(op.results), []
     dims = op_dims(op, types)
     shapes = (*(types[name].shape for name in op.operands), *(value.type.shape for value in op.results))
@@ -369,6 +378,7 @@ def _followed(
     states: dict[str, Spread] = {value.name: batch_state(value.type) for value in inputs}
     flows: dict[Hashable, Flow] = {}
     whole = {value.name for value in inputs}
+    trained: set[str] = set()
     for seen in layers_seen_whole(classes, layers, inputs):
         layer, graph = seen.layer, seen.graph
         if layer.kind is LayerKind.EPILOGUE:
@@ -383,9 +393,14 @@ def _followed(
         whole.update(layer.results if once else ())
         # Of the inputs a layer that runs once reads all samples.
         given = tuple(SAME if once and isinstance(states[name], Along) else states[name] for name in layer.operands)
-        key = layer.cls, seen.samples, given, once
+        formals = [value.name for value in graph.inputs]
+        differentiable = tuple(f for name, f in zip(layer.operands, formals, strict=True) if name in trained)
+        key = layer.cls, seen.samples, given, differentiable, once
         if key not in flows:
-            flows[key] = flow(graph, dict(zip((v.name for v in graph.inputs), given, strict=True)), once=once)
+            states_given = dict(zip(formals, given, strict=True))
+            flows[key] = flow(graph, states_given, once=once, differentiable=differentiable)
+        found = zip(layer.results, graph.outputs, strict=True)
+        trained.update(name for name, formal in found if formal in flows[key].differentiable)
         if problem := _problem(graph, flows[key]):
             return states, problem
         made = (flows[key].states[formal] for formal in graph.outputs)

@@ -27,7 +27,7 @@ from galvatron.ir.layout import Axis, Layout
 from galvatron.ir.plan import Plan
 from galvatron.ir.results import Check, Result, Update, with_values_of_ops
 from galvatron.ir.strategy import Strategy
-from galvatron.ir.types import BATCH, BatchSizes, Length, TensorType, number_symbol
+from galvatron.ir.types import BATCH, BatchNumber, BatchSizes, Length, TensorType
 
 PRECISIONS = ("bf16", "f16")
 """Element types in which a program may compute while its parameters train in `MASTER`."""
@@ -111,9 +111,9 @@ class Number:
     example: int | float
 
     @property
-    def symbol(self) -> sympy.Symbol:
+    def symbol(self) -> BatchNumber:
         """What stands for it in the arguments of ops."""
-        return number_symbol(self.kind, self.name)
+        return BatchNumber(self.kind, self.name)
 
 
 @dataclass(frozen=True)

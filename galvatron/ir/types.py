@@ -96,6 +96,28 @@ class Length(sympy.Symbol):
         return -(-sizes.least // step) * step, longest // step * step
 
 
+class BatchNumber(sympy.Symbol):
+    """A Python number that comes with every batch, in text `float.temperature`: only ever a number, alike everywhere.
+
+    Attributes:
+        number_kind: what Python calls it, a key of `NUMBER_KINDS`.
+        parameter: its forward name.
+    """
+
+    __slots__ = ("number_kind", "parameter")
+
+    number_kind: str
+    parameter: str
+
+    def __new__(cls, number_kind: str, parameter: str) -> BatchNumber:
+        found = sympy.Symbol.__xnew__(cls, f"{number_kind}.{parameter}", **NUMBER_KINDS[number_kind])
+        found.number_kind, found.parameter = number_kind, parameter
+        return found
+
+    def __getnewargs_ex__(self) -> tuple[tuple[str, str], dict[str, object]]:
+        return (self.number_kind, self.parameter), {}
+
+
 Dim = int | sympy.Expr
 
 DTYPE_BYTES: dict[str, int] = {
@@ -110,22 +132,6 @@ TORCH_DTYPE_NAMES: dict[str, str] = {
     "c64": "complex64", "c128": "complex128",
 }  # fmt: skip
 """IR element type → attribute of `torch`."""
-
-
-def number_symbol(kind: str, name: str) -> sympy.Symbol:
-    """A Python number that comes with every batch, as `float.temperature`: only ever a number, and alike everywhere.
-
-    Args:
-        kind: a key of `NUMBER_KINDS`.
-    """
-    return sympy.Symbol(f"{kind}.{name}", **NUMBER_KINDS[kind])
-
-
-def numbers_in(expression: object) -> dict[sympy.Symbol, tuple[str, str]]:
-    """The numbers of the batch in an expression, with kind and name."""
-    symbols = expression.free_symbols if isinstance(expression, sympy.Expr) else ()
-    parts = {s: s.name.partition(".") for s in symbols if isinstance(s, sympy.Symbol)}
-    return {symbol: (kind, name) for symbol, (kind, dot, name) in parts.items() if dot}
 
 
 def simplify_dim(dim: Dim) -> Dim:
@@ -161,6 +167,11 @@ def _symbolic_quotient(dim: Dim, divisor: Dim) -> Dim | None:
 def lengths_in(expression: object) -> set[Length]:
     """The sizes in an expression that are free besides the number of samples."""
     return expression.atoms(Length) if isinstance(expression, sympy.Expr) else set()
+
+
+def numbers_in(expression: object) -> set[BatchNumber]:
+    """The numbers of the batch in an expression."""
+    return expression.atoms(BatchNumber) if isinstance(expression, sympy.Expr) else set()
 
 
 def has_samples(dim: object) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from galvatron.ir.factors import Factor, FactorTable, OpFactor
+from galvatron.ir.gradients import takes_terms
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Partial, Replicate, Shard, padded_part
 from galvatron.ir.ops.table import operator_of
@@ -102,10 +103,9 @@ def op_modes(
         return Mode(tuple(kept), tuple(made), factor, 1.0 / axis.size if factor else 1.0, spmd)
 
     count = len(operand_names)
-    modes = [
-        mode([REPLICATE] * count, [REPLICATE] * len(result_names)),
-        mode([BROADCAST] * count, [BROADCAST] * len(result_names)),
-    ]
+    modes = [mode([REPLICATE] * count, [REPLICATE] * len(result_names))]
+    if takes_terms(op):
+        modes.append(mode([BROADCAST] * count, [BROADCAST] * len(result_names)))
     if dims is not None:
         modes += [mode(o, r) for o, r in _partial_modes(dims.products, dims.sums, count, len(result_names))]
         for factor in table.op_factors(index):

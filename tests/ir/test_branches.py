@@ -127,22 +127,18 @@ def new_name(net: Any, h: Tensor) -> Tensor:
     return y  # type: ignore[reportPossiblyUnbound]  # which is the point
 
 
-def written_after(net: Any, h: Tensor) -> Tensor:
-    x = h * 1
-    h = x
-    if (h > 0).all():
-        h = torch.clamp(h, -1.0, 1.0)
-    h.add_(1)
-    return x
+def written(before: bool) -> Forward:
+    """Writes after the branch into what a name stood for before it, or into what it stands for then."""
 
+    def forward(net: Any, h: Tensor) -> Tensor:
+        x = h * 1
+        h = x
+        if (h > 0).all():
+            h = torch.clamp(h, -1.0, 1.0)
+        (x if before else h).add_(1)
+        return x + h
 
-def written_before(net: Any, h: Tensor) -> Tensor:
-    x = h * 1
-    h = x
-    if (h > 0).all():
-        h = torch.clamp(h, -1.0, 1.0)
-    x.add_(1)
-    return h
+    return forward
 
 
 @pytest.mark.parametrize(
@@ -155,8 +151,8 @@ def written_before(net: Any, h: Tensor) -> Tensor:
         of_two_conditions,
         of_another_shape,
         new_name,
-        written_after,
-        written_before,
+        written(before=False),
+        written(before=True),
     ],
 )
 def test_other_branches_are_refused_at_their_line(forward: Forward) -> None:

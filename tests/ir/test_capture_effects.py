@@ -280,9 +280,20 @@ def _gradient_read(net: Any, h: torch.Tensor) -> torch.Tensor:
     return h if net.first.weight.grad is None else h * 2
 
 
+def _gradient_read_on_one_side(net: Any, h: torch.Tensor) -> torch.Tensor:
+    if (h > 0).all():
+        h = torch.clamp(h, -1.0, net.first.weight.grad)
+    return h
+
+
 @pytest.mark.parametrize(
     ("how", "what"),
-    [(_data_set, "data of a tensor is set"), (_hook_on_a_function, "grad_fn of"), (_gradient_read, "grad of")],
+    [
+        (_data_set, "data of a tensor is set"),
+        (_hook_on_a_function, "grad_fn of"),
+        (_gradient_read, "grad of"),
+        (_gradient_read_on_one_side, "grad of"),
+    ],
 )
 def test_ways_around_autograd_are_refused(how: Any, what: str) -> None:
     with pytest.raises(CaptureError, match=rf"test_capture_effects.py:\d+: `.*the \.{what}"):

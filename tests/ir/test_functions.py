@@ -8,9 +8,11 @@ import pytest
 
 from galvatron.errors import ParseError, VerifyError
 from galvatron.ir.graph import Function
-from galvatron.ir.micro_batches import COUPLED, SUM, batch_state, flow
+from galvatron.ir.layout import BROADCAST, Axis
+from galvatron.ir.micro_batches import COUPLED, SAME, SUM, Spread, batch_state, flow
 from galvatron.ir.text import parse_graph, parse_program, print_graph, print_program
 from galvatron.ir.verify import verify
+from galvatron.ir.verify.placements import Placed, placement_problem
 
 SCALED = """\
 function Scaled results 1 gradients (0, 1) {
@@ -94,6 +96,35 @@ DIM_2 = ("operand 0.2", "operand 1.0", "result 0.2")
 )
 def test_dimensions_follow_from_both_graphs(changes: Sequence[tuple[str, str]], left: set[tuple[str, ...]]) -> None:
     assert shardable(with_lines(*changes)) == left
+
+
+NOT_LINEAR = [
+    ("return %of_x, %of_w", "%some = aten.clamp.default(%of_x, -1.0, 1.0) : f32[B, 4, 6]\n  return %some, %of_w"),
+    ("return %of_x, %of_w", "%some = aten.add.Tensor(%of_x, 0.5) : f32[B, 4, 6]\n  return %some, %of_w"),
+    ("return %of_x, %of_w", "%some = aten.add.Tensor(%of_x, %x) : f32[B, 4, 6]\n  return %some, %of_w"),
+    ("aten.mul.Tensor(%gradient, %x)", "aten.mul.Tensor(%gradient, %gradient)"),
+    ("aten.mul.Tensor(%gradient, %w)", "aten.mul.Tensor(%x, %w)"),
+]
+
+
+@pytest.mark.parametrize("change", [(CALL, CALL), *NOT_LINEAR])
+def test_gradients_in_terms_are_for_a_backward_that_is_linear(change: tuple[str, str]) -> None:
+    (op, _) = parse_graph(with_lines(change)).ops
+    types = parse_graph(with_lines(change)).types
+    operands, results = (
+        tuple(Placed(name, types[name], (BROADCAST,), True) for name in names) for names in (op.operands, ("y",))
+    )
+    problem = placement_problem(op, operands, results, (Axis("dp", 2, 1),))
+    if change in NOT_LINEAR:
+        assert "since its backward is not known to be linear in the gradient" in problem
+    else:
+        assert not problem
+
+
+@pytest.mark.parametrize(("change", "state"), [((CALL, CALL), SAME), (NOT_LINEAR[0], COUPLED)])
+def test_a_function_of_weights_over_micro_batches(change: tuple[str, str], state: Spread) -> None:
+    weights = with_lines(change).replace("B, ", "2, ")
+    assert flow(parse_graph(weights), {}).states["y"] is state
 
 
 PROGRAM = f"""\

@@ -12,7 +12,8 @@ from galvatron.ir.program import Form, Program
 from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END, LOWERING
 from galvatron.passes.pipeline import Pipeline
-from tests.ir.mutations import KINDS, Impossible
+from tests.ir.edits import Impossible
+from tests.ir.mutations import KINDS
 from tests.parity import harness
 from tests.parity.training import assert_same_training, batches, train
 from tests.ranks import run_ranks

@@ -15,7 +15,7 @@ from galvatron.ir.interpreter import run_graph
 from galvatron.ir.ops.table import kernel_work, named
 from galvatron.ir.recompute import Step, runs_once, selective_steps
 from galvatron.ir.types import TensorType
-from tests.partition import samples_of_elements, samples_of_layers  # noqa: F401  # they fill CASES
+from tests.partition import every_sample  # noqa: F401  # it fills CASES
 from tests.partition.samples import CASES, POINTWISE, Case, Draw
 
 EVERY = [case for cases in (*CASES.values(), POINTWISE) for case in cases]

@@ -15,7 +15,7 @@ from galvatron.ir.ops.notation import OpDims
 from galvatron.ir.ops.table import kernel_work, op_dims
 from galvatron.ir.types import evaluate
 from galvatron.machine.operators import LocalTensor, op_kernels
-from tests.partition import samples_of_elements, samples_of_layers  # noqa: F401  # they fill CASES
+from tests.partition import every_sample  # noqa: F401  # it fills CASES
 from tests.partition.samples import CASES, Draw, Sample, sample
 
 PRODUCTS = [

@@ -199,6 +199,14 @@ def _derivative(ctx: Any, gradient: Tensor) -> Any:
     return gradient * torch.exp(-(scale**ctx.power)), of_scale, None
 
 
+@torch.library.custom_op("galvatron_parity::limited", mutates_args=())
+def limited(x: Tensor) -> Tensor:
+    """An operator of another library whose derivative is not linear in the gradient."""
+    return x * 1.0
+
+
+limited.register_fake(torch.empty_like)
+limited.register_autograd(lambda ctx, gradient: gradient.clamp(-1e-3, 1e-3))
 for operator in (damped, weighed):
     operator.register_fake(_like_first)
     operator.register_autograd(_derivative, setup_context=_keep)
@@ -210,10 +218,23 @@ def halves(x: Tensor, scale: Tensor) -> Tensor:
     return torch.cat([first * larger, second], -1) * scale
 
 
+class Penalised(Around):
+    """Its loss has a term without samples, of which the gradient is clamped."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda x, scale: x * scale)
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        return super().forward(x, target) + Clamped.apply(self.scales[0]).pow(2).sum()  # type: ignore[attr-defined]  # as above
+
+
 FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
     "rounded": partial(Around, lambda x, scale: Rounded.apply(x, 4.0) * scale),
     "reversed": partial(Around, lambda x, scale: Reversed.apply(x * scale)),
     "clamped": partial(Around, lambda x, scale: Clamped.apply(x).tanh() * scale),
+    "clamped-weight": partial(Around, lambda x, scale: x * Clamped.apply(scale)),
+    "rounded-weight": partial(Around, lambda x, scale: x * Rounded.apply(scale, 4.0)),
+    "clamped-penalty": Penalised,
     "scaled": partial(Around, lambda x, scale: Scaled.apply(x, scale).tanh()),
     "cubed": partial(Around, lambda x, scale: Cubed.apply(x, scale)),
     "halves": partial(Around, halves),
@@ -224,6 +245,7 @@ FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
     ),
     "damped": partial(Around, lambda x, scale: damped(x, scale, 2)),
     "weighed": partial(Around, lambda x, scale: weighed(x, scale, 2)),
+    "limited-weight": partial(Around, lambda x, scale: x * limited(scale)),
     "mean": partial(Around, lambda x, scale: (x - Mean.apply(x)) * scale),
 }
 """A model by the name of its function."""

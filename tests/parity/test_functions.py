@@ -29,6 +29,9 @@ def test_function_equals_eager(function: str, plan: str) -> None:
     if function == "centred" and "m1/" not in plan:
         with pytest.raises(PlanError, match="Centred works across the samples of the batch; use 1 micro-batch"):
             planned(f"function: {function}", plan, PlanShorthand.parse(plan).world_size)
+    elif function in ("clamped-weight", "limited-weight") and "m1/" not in plan:
+        with pytest.raises(PlanError, match="has a backward that is not known to be linear.*use 1 micro"):
+            planned(f"function: {function}", plan, PlanShorthand.parse(plan).world_size)
     elif function == "damped" and "m1/" not in plan:
         with pytest.raises(
             PlanError, match=r"galvatron.register_rule\('galvatron_parity::damped', .*use 1 micro-batch"
@@ -36,6 +39,12 @@ def test_function_equals_eager(function: str, plan: str) -> None:
             planned(f"function: {function}", plan, PlanShorthand.parse(plan).world_size)
     else:
         check(f"function: {function}", plan)
+
+
+@pytest.mark.parametrize("plan", ["m1/dp2", "m1/ulysses2"])
+@pytest.mark.parametrize("function", ["clamped-weight", "limited-weight"])
+def test_a_backward_that_is_not_linear_is_given_all_of_the_gradient(function: str, plan: str) -> None:
+    check(f"function: {function}", plan)
 
 
 def compiled(world: rt.World, name: str, batch: dict[str, Any]) -> tuple[float, dict[str, Tensor]]:

@@ -16,9 +16,12 @@ from galvatron.ir.interpreter import run_graph
 from galvatron.ir.layout import BROADCAST, PARTIAL, Shard
 from galvatron.ir.plan import Ties
 from galvatron.ir.program import Layer, LayerClass, LayerKind
-from galvatron.ir.strategy import Strategy
-from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
+from galvatron.ir.strategy import AxisRole, Strategy
+from galvatron.ir.types import BATCH as BATCH_SYMBOL
+from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType, evaluate
 from galvatron.partition import Partitioner
+from galvatron.partition.boundary import ROLES
+from galvatron.partition.modes import pieces
 from galvatron.passes.frontend.cluster_layers import ClusterLayers
 from galvatron.passes.frontend.normalize import Normalize
 from tests.models import shared
@@ -228,3 +231,12 @@ def test_the_bias_of_a_row_split_layer_is_added_once() -> None:
         bias = op.operands[0 if op.target == "aten.addmm.default" else 2]
         assert local.values[bias].layout == (PARTIAL,)
         assert local.producers[bias].target == "comm.first"
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_a_strategy_cuts_sequences_into_the_pieces_of_its_roles(name: str) -> None:
+    role, strategy = ROLES[name], Strategy((AxisRole(name, 4),))
+    split = role.stream(TensorType("f32", (BATCH_SYMBOL, 32, 8)))
+    (axis,) = strategy.mesh
+    cuts_sequence = split is not None and split.size != BATCH_SYMBOL
+    assert strategy.sequence_pieces == (pieces(axis, role.folded) if cuts_sequence else 1)

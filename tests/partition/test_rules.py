@@ -19,7 +19,7 @@ from galvatron.ir.ops.table import OPERATORS
 from galvatron.ir.spmd import along_axis
 from galvatron.partition.modes import AxisState, Mode, Split, op_modes
 from tests.marks import needs_torch
-from tests.partition import samples_of_elements, samples_of_layers  # noqa: F401  # they fill CASES
+from tests.partition import every_sample  # noqa: F401  # it fills CASES
 from tests.partition.samples import CASES, POINTWISE, Case, Draw, Sample, below, continuous, real, sample
 from tests.partition.simulate import Mesh, Tensors, combine, distribute, dual_layout, mesh_of, run_op
 

@@ -162,7 +162,10 @@ def _bound(
 
 
 def _is_uniform(data: torch.Tensor) -> bool:
-    return not data.is_meta and (data.numel() == 0 or bool((data == data.flatten()[0]).all()))
+    if data.is_meta or data.is_complex():
+        return False
+    first = data.flatten()[:1]
+    return bool((data == first).all() and (data.signbit() == first.signbit()).all())  # 0.0 == -0.0
 
 
 def _given(exported: ExportedProgram, bound: Mapping[fx.Node, Value], outputs: Sequence[str]) -> list[fx.Node]:
@@ -342,7 +345,7 @@ class _Converter:
         expression, _ = settled(sympy.sympify(self._number(size, node)), self._example)
         expression = simplify_dim(expression)
         if numbers := numbers_in(expression):
-            raise of_number(source_of(node), next(iter(numbers.values()))[1])
+            raise of_number(source_of(node), min(number.parameter for number in numbers))
         free = {s for s in sympy.sympify(expression).free_symbols if s in self._example}
         if not sympy.sympify(expression).is_polynomial(*free):
             names = ", ".join(["B", *(str(s) for s in self._example if s != BATCH)])
@@ -391,7 +394,7 @@ def _check_numbers(op: Op) -> None:
     for place, arg in (*enumerate(op.args), *op.kwargs):
         for item in arg if isinstance(arg, tuple) else (arg,):
             if (numbers := numbers_in(item)) and takes_size(op, place):
-                raise of_number(op.source, next(iter(numbers.values()))[1])
+                raise of_number(op.source, min(number.parameter for number in numbers))
 
 
 class _FunctionConverter(_Converter):

@@ -3,9 +3,6 @@ what forward computes and nothing that it does to them besides."""
 
 from __future__ import annotations
 
-import sys
-import types
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.refusals import refuse
-from galvatron.ir.capture.running import advised, here, tensors_in
+from galvatron.ir.capture.running import advised, calling_file, here, tensors_in
 from galvatron.ir.capture.sources import is_user_file
 from galvatron.ir.capture.tracing import refuse_gradient, storage_of, version_of
 
@@ -103,7 +100,6 @@ def _check_switched(tensor: torch.Tensor) -> None:
         refuse(CaptureError(f"{here()}a tensor is {what} in forward, which would be lost: {advised(own)}"))
 
 
-_HERE = Path(__file__).parent
 _OF_GRADIENTS = {getattr(torch.Tensor, name): name for name in ("data", "grad", "grad_fn")}
 """Attributes of a tensor, by their descriptors, that lead around what autograd records."""
 
@@ -117,20 +113,8 @@ def _check_attribute(func: Any) -> None:
     if access not in ("__get__", "__set__"):
         return
     attribute, is_set = _OF_GRADIENTS.get(func.__self__), access == "__set__"
-    if attribute is None or not (is_set or (attribute != "data" and is_user_file(_caller()))):
+    if attribute is None or not (is_set or (attribute != "data" and is_user_file(calling_file()))):
         return
     own = "write what it is to do with operations of the forward, or into the optimizer"
     what = f"the .{attribute} of a tensor is {'set' if is_set else 'read'} in forward"
     refuse(CaptureError(f"{here()}{what}, which would be lost: {advised(own)}"))
-
-
-def _caller() -> str:
-    """The file from which torch was called, whatever modes of ours the call went through."""
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None and (frame.f_code.co_filename == __file__ or _is_mode(frame.f_code)):
-        frame = frame.f_back
-    return "" if frame is None else frame.f_code.co_filename
-
-
-def _is_mode(code: types.CodeType) -> bool:
-    return code.co_name == "__torch_function__" and Path(code.co_filename).parent == _HERE

@@ -33,15 +33,16 @@ def _refusals(graph: Graph) -> Iterator[CaptureError]:
         if not is_known_target(op.target):
             yield CaptureError(f"{located(op.source)}{unknown_target(op.target)}")
             continue
-        if op.get("use_input_stats") is True and isinstance(op.get("running_mean"), Ref):
+        operator = operator_of(op)
+        if op.get(operator.updates) is True and any(isinstance(op[name], Ref) for name in operator.updated):
             own = "leave track_running_stats out, or keep the statistics in a buffer that forward writes"
             yield CaptureError(
                 f"{located(op.source)}{op.name} changes running statistics in a way that torch does not trace, so that "
                 f"they would be lost: {advice(op.source, own)}"
             )
-        for ref in walk_refs(op.arguments.get(operator_of(op).indices)):
+        for ref in walk_refs(op.arguments.get(operator.indices)):
             type_ = values[ref.name].type
-            if type_.dtype not in ("i32", "i64", *(("u8", "bool") if operator_of(op).masks else ())):
+            if type_.dtype not in ("i32", "i64", *(("u8", "bool") if operator.masks else ())):
                 yield CaptureError(
                     f"{located(op.source)}the indices of {op.target} are of type "
                     f"torch.{TORCH_DTYPE_NAMES[type_.dtype]}: they must be whole numbers, as in x.long()"

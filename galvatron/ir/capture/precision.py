@@ -8,6 +8,7 @@ to the user: batch inputs, losses, and products of unequal types.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ from torch.utils import _pytree as pytree
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.running import here, tensors_in
 from galvatron.ir.ops.operator import UNKNOWN
+from galvatron.ir.ops.schemas import schema_of
 from galvatron.ir.ops.table import OPERATORS, named
 
 
@@ -82,20 +84,30 @@ class ProductsOfOneType(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if name in _PRODUCTS and not _is_autocast(args) and _has_several(name, args, kwargs or {}):
+        if name in _PRODUCTS and not _is_autocast(args) and _has_several(func, args, kwargs or {}):
             raise _several(name, (args, kwargs))
         return func(*args, **(kwargs or {}))
 
 
-def _has_several(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _has_several(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether floating operands that must have one type have several."""
-    # Attention takes a mask of 32 bits beside queries of 16, and a batch norm that trains keeps statistics of 32.
-    operands: Any = args[:3] if OPERATORS.get(name, UNKNOWN).mask else (args, kwargs)
-    if name == "batch_norm" and kwargs.get("training"):  # of torch.nn.functional
-        operands = (args[:1], kwargs)
-    elif name == "batch_norm" and args[5:6] == (True,):  # of torch
-        operands = args[:3]
+    operator = OPERATORS.get(func.__name__, UNKNOWN)
+    operands: Any = args, kwargs
+    if operator.mask or operator.updated:
+        given = _by_parameter(func, args, kwargs)
+        # Attention takes a mask of 32 bits beside queries of 16, and a batch norm that trains keeps statistics of 32.
+        apart = {operator.mask, *(operator.updated if given.get(operator.updates) else ())}
+        operands = [argument for parameter, argument in given.items() if parameter not in apart]
     return len({t.dtype for t in tensors_in(operands) if t.is_floating_point()}) > 1
+
+
+def _by_parameter(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a function of Python, or of an operator, by the parameters that it has."""
+    try:
+        names = list(inspect.signature(func).parameters)
+    except ValueError:
+        names = [parameter.name for parameter in schema_of(f"aten.{func.__name__}.default").parameters]
+    return dict(zip(names, args, strict=False)) | kwargs
 
 
 def _several(name: str, operands: Any) -> CaptureError:
@@ -126,7 +138,7 @@ class ComputeType(TorchFunctionMode):
         if name in _LOSSES:
             arguments = pytree.tree_map_only(torch.Tensor, self.wide, arguments)
         elif name in _ALIKE and not _is_autocast(args):
-            arguments = self._alike(name, *arguments)
+            arguments = self._alike(func, *arguments)
         positional, keywords = arguments
         result = func(*positional, **keywords)
         if name in _TOTALS and "dtype" not in keywords and self._is_scalar(result):
@@ -140,7 +152,7 @@ class ComputeType(TorchFunctionMode):
         return value.float() if value.dtype == self._dtype else value
 
     def _alike(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with one floating type among them.
 
@@ -151,10 +163,10 @@ class ComputeType(TorchFunctionMode):
         def cast(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(self._dtype) if id(tensor) in self._from_inputs else tensor
 
-        if _has_several(name, args, kwargs):
+        if _has_several(func, args, kwargs):
             args, kwargs = pytree.tree_map_only(torch.Tensor, cast, (args, kwargs))
-        if _has_several(name, args, kwargs):
-            raise _several(name, (args, kwargs))
+        if _has_several(func, args, kwargs):
+            raise _several(func.__name__, (args, kwargs))
         return args, kwargs
 
     def _is_other(self, tensor: torch.Tensor) -> bool:

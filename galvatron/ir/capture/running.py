@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch.utils import _pytree as pytree
 
 from galvatron.ir.capture.sources import advice, is_user_file, located, source_of_line
 from galvatron.ir.graph import Source
+
+_HERE = Path(__file__).parent
 
 turns_running: list[str] = []
 """The turn that is being taken of a loop whose turns are all taken (`capture.turns`), if any."""
@@ -43,3 +46,11 @@ def user_frame() -> types.FrameType | None:
     while frame is not None and not is_user_file(frame.f_code.co_filename):
         frame = frame.f_back
     return frame
+
+
+def calling_file() -> str:
+    """The file that is calling torch, whatever modes of capture the call went through, in any order."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None and Path(frame.f_code.co_filename).parent == _HERE:
+        frame = frame.f_back
+    return "" if frame is None else frame.f_code.co_filename

@@ -25,7 +25,7 @@ from galvatron.ir.capture.lengths import find_lengths
 from galvatron.ir.capture.ranges import NoSamplesError, batch_sizes, settled
 from galvatron.ir.capture.sources import where
 from galvatron.ir.ops.table import of_target
-from galvatron.ir.types import BATCH, BatchSizes, Dim, Length, number_symbol
+from galvatron.ir.types import BATCH, BatchNumber, BatchSizes, Dim, Length
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def find_samples(exported: ExportedProgram, batch: Batch, alone: str | None) -> 
     symbols: dict[sympy.Symbol, Dim] = {s: batch.tensors[name].shape[0] for name, s in free.items()}
     symbols.update((free[name], BATCH) for name in members)
     for name, node in zip(batch.numbers, inputs[len(nodes) :], strict=True):
-        symbols.update((item, number_symbol(type(batch.numbers[name]).__name__, name)) for item in _items(node))
+        symbols.update((item, BatchNumber(type(batch.numbers[name]).__name__, name)) for item in _items(node))
     shapes = [d.node.expr for n in exported.graph.nodes for t in _tensors(n.meta.get("val")) for d in _symbolic(t)]
     lengths = find_lengths(batch, nodes, symbols, guards, shapes)
     symbols.update(lengths.symbols)

@@ -28,10 +28,12 @@ Arg = Ref | Const | int | float | bool | str | None | sympy.Expr | tuple["Arg", 
 
 
 def typed(arg: Arg) -> object:
-    """What tells an argument from others: True == 1 == 1.0 in Python, yet they are different arguments."""
+    """What tells an argument from others: True == 1 == 1.0 and 0.0 == -0.0 in Python, yet they are different ones."""
     if isinstance(arg, tuple):
         return tuple(typed(a) for a in arg)
-    return (type(arg), arg) if isinstance(arg, (bool, int, float)) else arg
+    if isinstance(arg, float):
+        return float, repr(arg)
+    return (type(arg), arg) if isinstance(arg, (bool, int)) else arg
 
 
 def walk_refs(arg: Arg) -> Iterator[Ref]:

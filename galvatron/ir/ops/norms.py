@@ -56,9 +56,10 @@ def _normalisation(call: Call, *affine: str) -> OpDims:
 
 
 _norm = partial(Operator, shapes=shapes.like_first)
+_statistics = ("running_mean", "running_var")
 
 OPERATORS: dict[str, Operator] = {
-    "batch_norm": Operator(_batch_norm),
+    "batch_norm": Operator(_batch_norm, updated=_statistics, updates="training"),
     "_native_batch_norm_legit_functional": Operator(
         _updating_batch_norm,
         written="rt.batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)",
@@ -72,7 +73,7 @@ OPERATORS: dict[str, Operator] = {
         ),
         short="batch_norm",
     ),
-    "instance_norm": Operator(_instance_norm),
+    "instance_norm": Operator(_instance_norm, updated=_statistics, updates="use_input_stats"),
     "group_norm": _norm(_group_norm, written="F.group_norm(input, num_groups, weight, bias, eps)"),
     "layer_norm": _norm(
         lambda call: _normalisation(call, "weight", "bias"),

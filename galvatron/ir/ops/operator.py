@@ -113,6 +113,10 @@ class Operator:
     """The parameter that says whether it trains: a step that only evaluates turns it off."""
     commutes: bool = False
     """Its two operands may change places."""
+    updated: tuple[str, ...] = ()
+    """The operands that it may write, unseen by a trace; those may be of another element type than the others."""
+    updates: str = ""
+    """The parameter that says whether it writes them."""
     draws: Draws | None = None
     on_slices: OnSlices | None = None
     padded: range = range(0)

@@ -17,7 +17,7 @@ from galvatron.ir.text import expressions, tokens
 from galvatron.ir.text.expressions import FUNCTIONS, SYMBOLS, ExpressionError
 from galvatron.ir.text.names import quote, sigiled
 from galvatron.ir.text.scanner import Scanner, token
-from galvatron.ir.types import NUMBER_KINDS, Length, lengths_in, number_symbol, numbers_in
+from galvatron.ir.types import NUMBER_KINDS, BatchNumber, Length, lengths_in, numbers_in
 
 _OPERAND = re.compile(
     rf"(?:(?P<number>{tokens.NUMBER})|(?P<value>%{tokens.SIGILED})|(?P<word>{tokens.NAME})|(?P<string>{tokens.STRING})"
@@ -125,7 +125,7 @@ def _word(s: Scanner, found: str, at: int) -> Arg:
         return s.lengths[found]
     kind, dot, name = found.partition(".")
     if dot and _IDENTIFIER.fullmatch(kind) and _IDENTIFIER.fullmatch(name):
-        return number_symbol(kind, name) if kind in NUMBER_KINDS else Const(kind, name)
+        return BatchNumber(kind, name) if kind in NUMBER_KINDS else Const(kind, name)
     s.refuse(f"unknown word {found!r}; {did_you_mean(found, [*_WORDS, *s.lengths])}", at)
 
 

@@ -2,7 +2,7 @@
 
 On every mesh axis an op runs in one of these ways, and its operands and results say which:
 
-- whole on every rank (`R` to `R`), or whole with gradients that add up (`R'` to `R'`);
+- whole on every rank (`R` to `R`), or, where its backward is linear, whole with gradients that add up (`R'` to `R'`);
 - on partial sums, where it is linear in what is partial;
 - along one named dimension: whatever has it is sharded along the same part of it, whatever has it not is `R'`, or `P`
   where it is added to a sum over that dimension;
@@ -22,6 +22,7 @@ import sympy
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.functions import call_problem
+from galvatron.ir.gradients import takes_terms
 from galvatron.ir.graph import Op, Value
 from galvatron.ir.layout import (
     BROADCAST,
@@ -94,7 +95,7 @@ def placement_problem(op: Op, operands: tuple[Placed, ...], results: tuple[Place
             if is_spmd(op.target) and op.kwarg("axis") == axis.name:
                 _check_inside(op, dims, operands, results, mesh, i)
             else:
-                _check_axis(dims, operands, results, mesh, i)
+                _check_axis(plain, dims, operands, results, mesh, i)
         except Misplaced as problem:
             reason = f", since {problem}" if str(problem) else ""
             return f"on {axis.name} it does not run with {_told(operands, i)} to {_told(results, i)}{reason}"
@@ -121,7 +122,12 @@ def _told(values: Iterable[Placed], axis: int) -> str:
 
 
 def _check_axis(
-    dims: OpDims | None, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: tuple[Axis, ...], axis: int
+    op: Op,
+    dims: OpDims | None,
+    operands: tuple[Placed, ...],
+    results: tuple[Placed, ...],
+    mesh: tuple[Axis, ...],
+    axis: int,
 ) -> None:
     """Checks that an op runs on an axis in one of the ways without communication.
 
@@ -129,8 +135,8 @@ def _check_axis(
         Misplaced: it does not.
     """
     if not any(isinstance(p.layout[axis], Shard) for p in (*operands, *results)):
-        if not _runs_unsharded(dims, operands, results, axis):
-            raise Misplaced
+        if not _runs_unsharded(op, dims, operands, results, axis):
+            raise Misplaced("" if takes_terms(op) else "its backward is not known to be linear in the gradient")
         return
     if dims is None:
         raise Misplaced("nothing is known about its dimensions")
@@ -143,13 +149,16 @@ def _check_axis(
     _check_sharded(dims, cut[0], operands, results, axis, PARTIAL)
 
 
-def _runs_unsharded(dims: OpDims | None, operands: tuple[Placed, ...], results: tuple[Placed, ...], axis: int) -> bool:
+def _runs_unsharded(
+    op: Op, dims: OpDims | None, operands: tuple[Placed, ...], results: tuple[Placed, ...], axis: int
+) -> bool:
     """Whether an op runs whole on every rank, or on partial sums."""
 
     def are(values: tuple[Placed, ...], wanted: Replicate | Partial) -> bool:
         return all(p.takes(axis, wanted) for p in values)
 
-    if any(are((*operands, *results), wanted) for wanted in (REPLICATE, BROADCAST)):
+    whole = (REPLICATE, BROADCAST) if takes_terms(op) else (REPLICATE,)
+    if any(are((*operands, *results), wanted) for wanted in whole):
         return True
     if dims is None or not are(results, PARTIAL):
         return False
