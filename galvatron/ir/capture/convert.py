@@ -6,7 +6,6 @@ import operator
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 
 import sympy
 import torch
@@ -31,7 +30,7 @@ from galvatron.ir.interpreter import DTYPE_OF
 from galvatron.ir.names import Names, base_name
 from galvatron.ir.ops import foreign
 from galvatron.ir.ops.schemas import is_operator
-from galvatron.ir.ops.table import differentiated, of_target, takes_size
+from galvatron.ir.ops.table import derived, differentiated, of_target, takes_size
 from galvatron.ir.ops.targets import of_aten
 from galvatron.ir.program import MASTER, PRECISIONS, Form, Number, Program, Result, State, Update
 from galvatron.ir.types import BATCH, Dim, Length, TensorType, lengths_in, numbers_in, simplify_dim
@@ -100,7 +99,7 @@ def _may_train(name: str, graph: Graph) -> bool:
     return name not in graph.values or name in _with_gradient(graph)
 
 
-@lru_cache(maxsize=1)
+@derived(maxsize=1)
 def _with_gradient(graph: Graph) -> frozenset[str]:
     """The values that the loss, the first of what a graph makes, has a gradient of."""
     reached = set(graph.outputs[:1])

@@ -12,7 +12,7 @@ from torch import nn
 import galvatron
 from galvatron.errors import CaptureError, GalvatronError, ParseError
 from galvatron.ir.capture import capture_graph
-from galvatron.ir.micro_batches import SUM, batch_state, flow
+from galvatron.ir.micro_batches import SUM, batch_state, coupling, flow
 from galvatron.ir.ops import foreign, schemas
 from galvatron.ir.ops.table import OPERATORS
 from galvatron.ir.program import Program
@@ -87,6 +87,24 @@ def test_with_a_rule_it_is_an_operator_like_others() -> None:
     verify(program)
     assert parse_program(print_program(program)) == program
     assert couplings(program) == []
+
+
+def test_a_rule_counts_from_when_it_is_given_to_when_it_is_taken_back() -> None:
+    class Twice(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.first(scaled(self.first(x), 2, self.w)).square().sum()
+
+    net = Twice()
+
+    def coupled() -> bool:
+        return coupling(galvatron.capture(net, {"x": torch.zeros(4, 6)})) is not None
+
+    with pytest.warns(UserWarning):
+        assert coupled()
+    galvatron.register_rule(NAME, "b* k, k? -> b* k")
+    assert not coupled()
+    galvatron.register_rule(NAME, "")
+    assert coupled()
 
 
 def test_a_program_is_read_where_its_operators_were_asked_for() -> None:
