@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from galvatron.errors import CaptureError, GalvatronError
+from galvatron.ir.capture.backwards import check_backwards
 from galvatron.ir.capture.batch import Batch
 from galvatron.ir.capture.checks import Noted
 from galvatron.ir.capture.conditions import Asked, given_outside, that_convert, with_checks
@@ -76,6 +77,8 @@ def converted(
     converter, graph = convert(asked)
     output, *values = map(converter.name_of, results)
     state = tuple(replace(s, trainable=s.trainable and _may_train(s.name, graph)) for s in state)
+    trained = {s.name for s in state if s.trainable}
+    check_backwards(graph, trained, _with_gradient(graph), batch.size)
     program = Program(
         name=type(model).__name__,
         form=Form.CAPTURED,
