@@ -38,6 +38,7 @@ class _Watch:
 
     def __init__(self, store: Any, rank: int, size: int, limit_s: float) -> None:
         self.rank = rank
+        self.size = size
         self.store = store
         self.first_failure: str | None = None
         self.failed_here = self.failed_first = False
@@ -150,16 +151,18 @@ def guarded(what: str) -> Iterator[None]:
     first, that is what is raised.
 
     A `GalvatronError` passes as it is: it says that the input is wrong, which all ranks find alike, and the job can go
-    on.
+    on. After any other error it cannot, also where the script has caught it.
 
     Raises:
-        RankError: another rank failed first.
+        RankError: another rank failed first, or this one before now.
     """
     if _watch is None:
         yield
         return
     if _watch.first_failure is not None and not _watch.failed_here:
         raise RankError(_watch.first_failure)
+    if _watch.failed_here and _watch.size > 1:
+        raise RankError(f"this job cannot go on: {_watch.first_failure}")
     if not _watch.busy:
         now.reset()
     _watch.busy += 1

@@ -129,7 +129,10 @@ def read_batch(
         )
     if told and len(sizes) > 1:
         raise CaptureError(f"batch_dims: inputs that hold samples have {' and '.join(map(str, sizes))} of them")
-    return Batch(tensors, constants, sizes.most_common(1)[0][0], said, numbers=numbers, free=free)
+    size = sizes.most_common(1)[0][0]
+    if size == 0:
+        raise CaptureError("example_inputs are a batch of 0 samples: give one as it is trained on")
+    return Batch(tensors, constants, size, said, numbers=numbers, free=free)
 
 
 def _dynamic(dynamic: Dynamic | None, named: Mapping[str, Any]) -> tuple[dict[str, int | float], dict[Place, str]]:
