@@ -115,8 +115,9 @@ def compile(
             program otherwise. Any finite value is right in its place, of the type of the example, `int` or `float`;
             what chooses a branch, a size or an index is refused, with its line. A mapping says so of the sizes of a
             tensor's dimensions and names them, alike where they are equal: `{"input_ids": {1: "S"}, "labels":
-            {1: "S"}}` for batches that are padded to their own longest sample. The program says for which lengths it
-            holds, at least 2; a plan that shards sequences takes those that it divides into pieces.
+            {1: "S"}}` for batches that are padded to their own longest sample. True for a tensor, or alone for all
+            tensors, leaves it to the model which of their sizes are free (one trace more). The program says for which
+            lengths it holds, at least 2; a plan that shards sequences takes those that it divides into pieces.
         outputs: what the model returns besides its loss and is to give when asked (`CompiledModel.predict`), by name: a
             field of the mapping, dataclass or named tuple that it returns, as in `["logits"]`, a position of a tuple,
             as in `["0"]`, one inside of another with a dot, as in `["hidden_states.3"]`. True: the tensor that is the

@@ -29,7 +29,7 @@ class BatchReader:
         self._types = {value.name: value.type for value in program.inputs}
         self._batched, self._batch_sizes = program.batched, program.batch_sizes
         self._numbers = {number.name: number.kind for number in program.numbers}
-        self._lengths = {length.name: length.sizes for length in program.lengths}
+        self._lengths = {length.name: length for length in program.lengths}
         others = {n: value for n, value in self._by_name(example_inputs).items() if n not in self._numbers}
         self._constants = {name: value for name, value in others.items() if not isinstance(value, Tensor)}
 
@@ -87,7 +87,9 @@ class BatchReader:
                 )
         samples = self._check_size(tensors)
         found = self._lengths_of(tensors)
-        tensors.update((name, self._zeros(name, samples)) for name in absent)
+        if absent:  # a length that only these have is any
+            found = {name: length.example for name, length in self._lengths.items()} | found
+            tensors.update((name, self._zeros(name, samples, found)) for name in absent)
         return {**tensors, **numbers, **found}
 
     def _lengths_of(self, tensors: Mapping[str, Tensor]) -> dict[str, int]:
@@ -126,12 +128,11 @@ class BatchReader:
         shown = repr(value) if isinstance(value, (bool, int, float, str)) else f"a {type(value).__name__}"
         raise PlanError(f"batch input {name!r} is {shown}, but the program was captured with a finite {kind}: pass one")
 
-    def _zeros(self, name: str, samples: int) -> Tensor:
-        """An input that does not matter."""
+    def _zeros(self, name: str, samples: int, lengths: Mapping[str, int]) -> Tensor:
+        """An input that does not matter, in the sizes of the others."""
         wanted = self._types[name]
-        return torch.zeros(
-            [evaluate(dim, samples) for dim in wanted.shape], dtype=getattr(torch, TORCH_DTYPE_NAMES[wanted.dtype])
-        )
+        sizes = [evaluate(dim, samples, lengths) for dim in wanted.shape]
+        return torch.zeros(sizes, dtype=getattr(torch, TORCH_DTYPE_NAMES[wanted.dtype]))
 
     def _check_size(self, tensors: Mapping[str, Tensor]) -> int:
         """The number of samples, on which inputs agree, and for which the program holds."""

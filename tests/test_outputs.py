@@ -155,6 +155,17 @@ def test_labels_may_be_missing_where_no_output_needs_them() -> None:
         compiled("right").predict({"tokens": batch["tokens"]})
 
 
+def test_missing_labels_are_as_long_as_the_rest() -> None:
+    subject = case("lengths")
+    options: dict[str, Any] = {"outputs": ["logits"], "dynamic": subject.dynamic, "plan": "m1/dp1"}
+    program = galvatron.compile(subject.model, subject.batch(8, 0), **options)
+    batch = subject.batch(4, 2)
+    assert batch["tokens"].shape[1] != subject.batch(8, 0)["tokens"].shape[1]
+    torch.testing.assert_close(
+        program.predict({"tokens": batch["tokens"]}).logits, expected("lengths", batch)["logits"]
+    )
+
+
 def test_none_without_names() -> None:
     subject = case("decoder")
     program = galvatron.compile(subject.model, subject.batch(8, 0), plan="m1/dp1")

@@ -39,9 +39,9 @@ def print_expression(
     return f"({text})" if atomic and strength < _ATOM else text
 
 
-def print_shard(shard: Shard, outer: Dim) -> str:
-    """`rt.Sharded(1, outer=b)`."""
-    counted = "" if outer == 1 else f", outer={print_expression(outer)}"
+def print_shard(shard: Shard, outer: Dim, *, numbers: Mapping[sympy.Symbol, str] | None = None) -> str:
+    """`rt.Sharded(1, outer=b)`; `numbers` as for `print_expression`."""
+    counted = "" if outer == 1 else f", outer={print_expression(outer, numbers=numbers)}"
     return f"rt.Sharded({shard.dim}{counted}{', padded=True' * shard.padded}{', folded=True' * shard.folded})"
 
 

@@ -10,7 +10,7 @@ from galvatron.codegen.bindings import Bindings
 from galvatron.codegen.expressions import print_expression, print_shard
 from galvatron.codegen.layout import Brackets, Text, call, lines, prefixed, tuple_of
 from galvatron.codegen.names import literal
-from galvatron.codegen.sizes import MICRO_BATCH
+from galvatron.codegen.sizes import MICRO_BATCH, numbers_of_step
 from galvatron.ir.layout import PARTIAL, Layout, Shard
 from galvatron.ir.micro_batches import SUM, Along, spreads
 from galvatron.ir.padding import whole_sizes
@@ -34,7 +34,8 @@ def give_outputs(bindings: Bindings) -> list[str]:
     for layer in bindings.stage.layers:
         for output, result in given[layer.name]:
             type_ = _without_filler(bindings, layer, result, types[output.value])
-            shape = tuple_of(print_expression(_in_samples(dim)) for dim in type_.shape)
+            sizes = (_in_samples(dim) for dim in type_.shape)
+            shape = tuple_of(print_expression(size, numbers=numbers_of_step(size)) for size in sizes)
             arguments: list[Text] = [literal(output.name), literal(bindings.layers[layer.name]), str(result)]
             arguments += [prefixed("lambda n: ", shape), prefixed("lambda n: ", _places(bindings, layer, result))]
             arguments += _over_micro_batches(bindings, layer, output.value, type_)
@@ -71,7 +72,7 @@ def _places(bindings: Bindings, layer: Layer, result: int) -> Brackets:
         for placement, axis in placed:
             if isinstance(placement, Shard):
                 outer = sympy.sympify(placement.outer).subs(LOCAL_BATCH, share)
-                yield f"{bindings.axes[axis]}: {print_shard(placement, simplify_dim(outer))}"
+                yield f"{bindings.axes[axis]}: {_shard(placement, simplify_dim(outer))}"
             elif placement == PARTIAL:
                 yield f"{bindings.axes[axis]}: rt.PartialSum()"
 
@@ -89,4 +90,8 @@ def _over_micro_batches(bindings: Bindings, layer: Layer, value: str, type_: Ten
         return []
     outer = exact_quotient(type_.shape[spread.dim], simplify_dim(spread.inner * BATCH))
     assert outer is not None, f"%{value} has no samples along dimension {spread.dim}"
-    return [f"along={print_shard(Shard(spread.dim), outer)}"]
+    return [f"along={_shard(Shard(spread.dim), outer)}"]
+
+
+def _shard(shard: Shard, outer: Dim) -> str:
+    return print_shard(shard, outer, numbers=numbers_of_step(outer))

@@ -14,9 +14,10 @@ from fractions import Fraction
 import sympy
 
 from galvatron.codegen.expressions import share
+from galvatron.codegen.names import literal
 from galvatron.ir.layout import Layout, Shard
 from galvatron.ir.program import Layer, LayerClass, Program, When
-from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, simplify_dim
+from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, lengths_in, simplify_dim
 
 MICRO_BATCH = sympy.Symbol("n", integer=True, positive=True)
 """Samples of one micro-batch over all ranks."""
@@ -51,6 +52,11 @@ def in_micro_batches(type_: TensorType, divisor: Fraction) -> tuple[Dim, ...]:
     """The shape with `b` replaced by `n / divisor`."""
     share = MICRO_BATCH / sympy.Rational(divisor.numerator, divisor.denominator)
     return tuple(d if isinstance(d, int) else simplify_dim(d.subs(LOCAL_BATCH, share)) for d in type_.shape)
+
+
+def numbers_of_step(dim: Dim) -> dict[sympy.Symbol, str]:
+    """How a stage names the lengths in a size: what they are in the running step."""
+    return {length: f"self.numbers[{literal(length.name)}]" for length in lengths_in(dim)}
 
 
 def batch_input_shape(type_: TensorType, layout: Layout, cls: LayerClass) -> tuple[Dim, ...]:

@@ -15,12 +15,12 @@ from galvatron.codegen.names import escaped, literal
 from galvatron.codegen.ops import ASKED, IN_TRAINING
 from galvatron.codegen.outputs import give_outputs
 from galvatron.codegen.runs import INDEX, chain, first_number, quoted, runs, template
-from galvatron.codegen.sizes import MICRO_BATCH, Sizes, local_sizes
+from galvatron.codegen.sizes import MICRO_BATCH, Sizes, local_sizes, numbers_of_step
 from galvatron.ir.layout import BROADCAST, PARTIAL, Placement, Shard, nameable_axes
 from galvatron.ir.micro_batches import SUM, spreads
 from galvatron.ir.planned import epilogue
 from galvatron.ir.program import Layer, LayerKind, Program, Stage, StateLayout, Transfer, Update, When
-from galvatron.ir.types import TORCH_DTYPE_NAMES, Dim, lengths_in
+from galvatron.ir.types import TORCH_DTYPE_NAMES, Dim
 
 _FUNCTIONAL = re.compile(r"[ (]F\.")
 _MATH = re.compile(r"\bmath\.")
@@ -305,7 +305,7 @@ def _transfers(bindings: Bindings, method: str, transfers: Iterable[Transfer]) -
 
 def _size(dim: Dim) -> str:
     """A size of a value that crosses a stage border, in the samples of a micro-batch and the lengths of the step."""
-    return print_expression(dim, numbers={n: f"self.numbers[{literal(n.name)}]" for n in lengths_in(dim)})
+    return print_expression(dim, numbers=numbers_of_step(dim))
 
 
 def _loss_axes(bindings: Bindings) -> list[str]:

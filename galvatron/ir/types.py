@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from types import MappingProxyType
 
 import sympy
 
@@ -166,12 +168,12 @@ def has_samples(dim: object) -> bool:
     return isinstance(dim, sympy.Expr) and dim.has(BATCH, LOCAL_BATCH)
 
 
-def evaluate(dim: Dim, batch: int) -> int:
-    """The dimension at a given batch size (for `B` and `b` alike), and for the example's lengths."""
+def evaluate(dim: Dim, batch: int, lengths: Mapping[str, int] = MappingProxyType({})) -> int:
+    """The dimension at a given batch size (for `B` and `b` alike) and lengths; of lengths not given, the example's."""
     if isinstance(dim, int):
         return dim
-    lengths = [(length, length.example) for length in lengths_in(dim)]
-    value = dim.subs([(BATCH, batch), (LOCAL_BATCH, batch), *lengths])
+    sizes = [(length, lengths.get(length.name, length.example)) for length in lengths_in(dim)]
+    value = dim.subs([(BATCH, batch), (LOCAL_BATCH, batch), *sizes])
     if not value.is_Integer:
         raise GalvatronError(f"dimension {dim} is not a whole number at batch size {batch}")
     return int(value)

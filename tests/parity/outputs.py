@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from galvatron.ir.capture import Dynamic
+
 WIDTH, LENGTH, HEADS, VOCABULARY = 8, 4, 2, 13
 Batch = dict[str, Tensor]
 
@@ -89,19 +91,25 @@ class Pairs(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """A model, what is asked of it, a maker of batches (size, seed), and its loss where it returns none."""
+    """A model, what is asked of it, a maker of batches (size, seed), its loss where it returns none, and what is
+    dynamic."""
 
     model: nn.Module
     outputs: tuple[str, ...]
     batch: Callable[[int, int], Batch]
     loss_fn: Callable[[Any, Mapping[str, Any]], Tensor] | None = None
+    dynamic: Dynamic | None = None
 
 
-def _tokens(size: int, seed: int) -> Batch:
+def _tokens(size: int, seed: int, length: int = LENGTH) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, VOCABULARY, (size, LENGTH), generator=generator)
+    labels = torch.randint(0, VOCABULARY, (size, length), generator=generator)
     labels[::3, 1:] = -100
-    return {"tokens": torch.randint(0, VOCABULARY, (size, LENGTH), generator=generator), "labels": labels}
+    return {"tokens": torch.randint(0, VOCABULARY, (size, length), generator=generator), "labels": labels}
+
+
+def _tokens_of_some_length(size: int, seed: int) -> Batch:
+    return _tokens(size, seed, length=LENGTH * (1 + seed))
 
 
 def _floats(size: int, seed: int) -> Batch:
@@ -118,11 +126,16 @@ def _own_loss(output: Classified, batch: Mapping[str, Any]) -> Tensor:
 
 
 def case(name: str) -> Case:
-    """The case called `decoder`, `classifier` or `pairs`; equal weights in every process."""
+    """The case called `decoder`, `lengths` (the same for batches of any length), `classifier` or `pairs`; equal weights
+    in every process."""
     torch.manual_seed(0)
-    if name == "decoder":
-        names = ("hidden.1", "next", "flat", "sequence_first", "right", "size", "vocabulary")
-        return Case(Decoder().double(), ("logits", "hidden.0", *names), _tokens)
+    if name in ("decoder", "lengths"):
+        others = ("hidden.1", "next", "flat", "sequence_first", "right", "size", "vocabulary")
+        names = ("logits", "hidden.0", *others)
+        if name == "decoder":
+            return Case(Decoder().double(), names, _tokens)
+        free: Dynamic = {"tokens": {1: "S"}, "labels": {1: "S"}}
+        return Case(Decoder().double(), names, _tokens_of_some_length, dynamic=free)
     if name == "logits":
         return Case(Decoder().double(), ("logits",), _tokens)
     if name == "classifier":

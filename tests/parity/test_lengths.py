@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -151,3 +152,27 @@ def test_a_range_of_lengths_follows_from_a_branch() -> None:
     net = Net(lambda h, n: h * 2 if n >= 8 else h)
     (length,) = capture_graph(net, batch, dynamic={"x": {1: "S"}}).program.lengths
     assert str(length.sizes) == "from 8"
+
+
+def test_lengths_are_found_when_asked() -> None:
+    """One for inputs whose sizes the model relates, as if it had been named."""
+    case = LENGTHS["padded"]()
+    program = captured("lengths: padded").program
+    found = capture_graph(case.model.double(), case.batch(4, 0), dynamic=True).program
+    assert replace(found, batch_size=BATCH_SIZE) == program
+
+
+@pytest.mark.parametrize(
+    ("then", "dynamic", "shapes"),
+    [
+        (lambda h, n: h, True, "[B, S, 4] [B, S2]"),
+        (lambda h, n: h, {"x": True}, "[B, S, 4] [B, 12]"),
+        (lambda h, n: h, {"x": {1: "T"}, "y": True}, "[B, T, 4] [B, S]"),
+        (FIXED["loop"][0], True, "[B, 12, 4] [B, S]"),
+        (FIXED["branch"][0], True, "[B, 12, 4] [B, S2]"),
+    ],
+)
+def test_what_the_model_fixes_is_not_found(then: Any, dynamic: Any, shapes: str) -> None:
+    batch = {"x": torch.randn(4, 12, 4), "y": torch.randn(4, 12)}
+    program = capture_graph(Net(then), batch, dynamic=dynamic).program
+    assert " ".join(str(value.type).removeprefix("f32") for value in program.inputs) == shapes

@@ -121,11 +121,11 @@ def test_what_follows_from_a_number_other_than_values_is_refused(name: str) -> N
     ("dynamic", "others", "message"),
     [
         ({"z": True}, {}, "dynamic names 'z', which is no input"),
-        ({"rate": 1}, {}, "True says that a number may be another"),
+        ({"rate": 1}, {}, "True says that a number, or the sizes of a tensor, may be others"),
         ({"rate": True}, {"rate": True}, "a truth value chooses what forward computes"),
-        ({"x": True}, {}, "the example input is a Tensor"),
+        ({"power": True}, {"power": "2"}, "the example input is a str"),
         ({"rate": True}, {"rate": math.inf}, "no finite number"),
-        ("rate", {}, "dynamic is a mapping of input names"),
+        ("rate", {}, "dynamic is True, or a mapping of input names"),
     ],
 )
 def test_what_cannot_change_is_refused(dynamic: Any, others: dict[str, Any], message: str) -> None:

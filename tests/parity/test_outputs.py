@@ -21,7 +21,7 @@ from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END, LOWERING
 from galvatron.passes.instrument import VerifyEach
 from galvatron.passes.pipeline import Pipeline
-from tests.parity.harness import TOLERANCES, with_plan
+from tests.parity.harness import TOLERANCES, lengths_of, with_plan
 from tests.parity.outputs import Batch, case, expected
 from tests.ranks import run_ranks
 
@@ -62,7 +62,8 @@ class Job:
 @cache
 def captured(name: str) -> Captured:
     subject = case(name)
-    return capture_graph(subject.model, subject.batch(SIZE, 0), loss_fn=subject.loss_fn, outputs=subject.outputs)
+    options = {"loss_fn": subject.loss_fn, "outputs": subject.outputs, "dynamic": subject.dynamic}
+    return capture_graph(subject.model, subject.batch(SIZE, 0), **options)
 
 
 @cache
@@ -97,7 +98,8 @@ def evaluate(world: rt.World, job: Job, batches: list[Batch]) -> list[dict[str, 
 def holds(name: str, plan: str) -> None:
     job, make = job_of(name, plan), case(name).batch
     batches = [make(SIZE, 1), make(SIZE // 2, 2)]
-    for found in run_ranks(evaluate, PlanShorthand.parse(plan).world_size, job, batches):
+    given = [batch | lengths_of(captured(name).program, batch) for batch in batches]
+    for found in run_ranks(evaluate, PlanShorthand.parse(plan).world_size, job, given):
         for batch, outputs in zip(batches, found, strict=True):
             wanted = expected(name, batch)
             assert sorted(outputs) == sorted(wanted)
@@ -113,9 +115,14 @@ def test_logits(plan: str) -> None:
     holds("logits", plan)
 
 
+@pytest.mark.parametrize("plan", ["m2/dp2", "m1/tp2", "pp2/m2/1f1b/dp1"])
+def test_batches_of_several_lengths(plan: str) -> None:
+    holds("lengths", plan)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS + MORE)
-@pytest.mark.parametrize("name", ["decoder", "logits", "classifier"])
+@pytest.mark.parametrize("name", ["decoder", "lengths", "logits", "classifier"])
 def test_every_output(name: str, plan: str) -> None:
     holds(name, plan)
 

@@ -19,9 +19,10 @@ from galvatron.ir.types import BATCH, SIZE_NAMES, Length, TensorType
 BatchDims = Mapping[str, int | None]
 """What the user says of inputs by name: 0, its dim 0 counts samples; None, it has none."""
 
-Dynamic = Mapping[str, bool | Mapping[int, str]]
-"""What else may be another in every step, by the name of its input: True, a Python number; of a tensor, dimensions with
-a name for the size, alike for those that are always equal."""
+Dynamic = bool | Mapping[str, bool | Mapping[int, str]]
+"""What else may be another in every step, by the name of its input: True, a Python number, or of a tensor every size
+that the model leaves free; dimensions of a tensor with a name for the size, alike for those that are always equal. True
+alone says so of all tensors."""
 
 Place = tuple[str, int]
 """A dimension of an input."""
@@ -30,7 +31,8 @@ Place = tuple[str, int]
 @dataclass(frozen=True)
 class Batch:
     """One global batch of `size` samples: its `tensors`, `constants` (flags and the like) and `numbers`, which change
-    from step to step, by forward name. `free` names the sizes of dimensions that do, beside the number of samples.
+    from step to step, by forward name. `free` names the sizes of dimensions that do, beside the number of samples;
+    `asked` are the tensors of which it is asked which sizes may.
 
     `said` is what the user says of inputs. `batched` are those whose dim 0 counts the samples, known once the model
     has been traced; all others are the same for every sample.
@@ -43,6 +45,7 @@ class Batch:
     batched: frozenset[str] = frozenset()
     numbers: Mapping[str, int | float] = field(default_factory=dict)
     free: Mapping[Place, str] = field(default_factory=dict)
+    asked: frozenset[str] = frozenset()
 
     def may_be_batched(self, name: str) -> bool:
         """Whether dim 0 may count samples, as far as can be known before the model is traced."""
@@ -57,6 +60,15 @@ class Batch:
         """The batch of which it is known what holds samples."""
         size = next(self.tensors[name].shape[0] for name in self.tensors if name in names)
         return replace(self, batched=names, size=size)
+
+    def possible_lengths(self) -> list[Place]:
+        """The dimensions of the tensors that are asked about which do not count samples, as far as is known."""
+        return [
+            (name, dim)
+            for name, tensor in self.tensors.items()
+            for dim, size in enumerate(tensor.shape)
+            if name in self.asked and size > 1 and (dim or not self.may_be_batched(name) or size != self.size)
+        ]
 
     def is_free(self, name: str, dim: int) -> bool:
         """Whether the size of a dimension is traced as any."""
@@ -102,7 +114,7 @@ def read_batch(
             not fit them.
     """
     named = _by_name(model, example_inputs)
-    numbers, free = _dynamic(dynamic, named)
+    numbers, free, asked = _dynamic(dynamic, named)
     tensors: dict[str, torch.Tensor] = {}
     constants: dict[str, Any] = {}
     for name, value in named.items():
@@ -132,33 +144,40 @@ def read_batch(
     size = sizes.most_common(1)[0][0]
     if size == 0:
         raise CaptureError("example_inputs are a batch of 0 samples: give one as it is trained on")
-    return Batch(tensors, constants, size, said, numbers=numbers, free=free)
+    return Batch(tensors, constants, size, said, numbers=numbers, free=free, asked=asked)
 
 
-def _dynamic(dynamic: Dynamic | None, named: Mapping[str, Any]) -> tuple[dict[str, int | float], dict[Place, str]]:
-    """The inputs that are said to be numbers which change, and the dimensions whose sizes do."""
-    if dynamic is not None and not isinstance(dynamic, Mapping):
-        raise CaptureError(f"dynamic is a mapping of input names, not {type(dynamic).__name__}")
+def _dynamic(
+    dynamic: Dynamic | None, named: Mapping[str, Any]
+) -> tuple[dict[str, int | float], dict[Place, str], frozenset[str]]:
+    """The inputs that are said to be numbers which change, the dimensions whose sizes do, and the tensors of which all
+    sizes may."""
+    tensors = [name for name, value in named.items() if isinstance(value, torch.Tensor)]
+    if isinstance(dynamic, bool) or dynamic is None:
+        return {}, {}, frozenset(tensors if dynamic else ())
+    if not isinstance(dynamic, Mapping):
+        raise CaptureError(f"dynamic is True, or a mapping of input names, not {type(dynamic).__name__}")
     free: dict[Place, str] = {}
-    for name, said in (dynamic or {}).items():
+    for name, said in dynamic.items():
         if name not in named:
             raise CaptureError(f"dynamic names {name!r}, which is no input; {did_you_mean(name, named)}")
         value = named[name]
         if isinstance(said, Mapping):
             free.update(_lengths(name, value, said))
-        elif said is True:
-            _check_number(name, value)
-        else:
+        elif said is not True:
             raise CaptureError(
-                f"dynamic[{name!r}] is {said!r}: True says that a number may be another in every step, and a mapping "
-                "such as {1: 'S'} so of the sizes of a tensor's dimensions"
+                f"dynamic[{name!r}] is {said!r}: True says that a number, or the sizes of a tensor, may be others in "
+                "every step, and a mapping such as {1: 'S'} so of some dimensions of a tensor"
             )
+        elif name not in tensors:
+            _check_number(name, value)
     sizes: dict[str, int] = {}
     for (name, dim), length in free.items():
         size = named[name].shape[dim]
         if sizes.setdefault(length, size) != size:
             raise CaptureError(f"dynamic: {length} is {sizes[length]}, but {name!r} has {size} on dim {dim}")
-    return {name: named[name] for name in named if (dynamic or {}).get(name) is True}, free
+    changing = [name for name in named if dynamic.get(name) is True]
+    return {n: named[n] for n in changing if n not in tensors}, free, frozenset(changing).intersection(tensors)
 
 
 def _lengths(name: str, value: Any, said: Mapping[int, str]) -> Iterator[tuple[Place, str]]:
@@ -188,8 +207,8 @@ def _check_number(name: str, value: Any) -> None:
         )
     if type(value) not in _WIDEST:
         raise CaptureError(
-            f"dynamic[{name!r}]: the example input is a {type(value).__name__}, and only an int or a float may "
-            "change in this way (a tensor has other values in every step as it is; for sizes name its dimensions)"
+            f"dynamic[{name!r}]: the example input is a {type(value).__name__}, and only an int, a float or the sizes "
+            "of a tensor may change"
         )
     if not math.isfinite(value):
         raise CaptureError(f"dynamic[{name!r}]: the example {value!r} is no finite number")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.arithmetic import computed_once
 from galvatron.ir.capture.asked import as_in_eager
-from galvatron.ir.capture.batch import Batch, BatchDims, Dynamic, read_batch
+from galvatron.ir.capture.batch import Batch, BatchDims, Dynamic, Place, read_batch
 from galvatron.ir.capture.branches import choosing
 from galvatron.ir.capture.checks import Noted, noting
 from galvatron.ir.capture.constants import ConstantsHaveValues
@@ -24,6 +24,7 @@ from galvatron.ir.capture.diagnose import SizeWatch, explained, quiet
 from galvatron.ir.capture.gradients import GradientsFollowTheValues, OnlyRegisteredAreTrained
 from galvatron.ir.capture.hooks import check_hooks
 from galvatron.ir.capture.leftovers import no_leftovers
+from galvatron.ir.capture.lengths import FixedLengthError
 from galvatron.ir.capture.operators import check_operators
 from galvatron.ir.capture.outputs import Outputs, chosen, names_of
 from galvatron.ir.capture.precision import ComputeType, ProductsOfOneType, rounded
@@ -32,7 +33,7 @@ from galvatron.ir.capture.regions import dissolve_regions
 from galvatron.ir.capture.registered import few_registrations
 from galvatron.ir.capture.repeat import repeated, single_sample
 from galvatron.ir.capture.restore import unchanged
-from galvatron.ir.capture.samples import find_samples
+from galvatron.ir.capture.samples import find_samples, free_sizes
 from galvatron.ir.capture.tracing import careful_tracing, refusing, unseeded
 from galvatron.ir.fakes import described
 from galvatron.ir.program import Program
@@ -78,7 +79,8 @@ def capture_graph(
         precision: the element type in which parameters take part in compute, one of `program.PRECISIONS`: the model is
             captured as if it had been converted to it, but for its floating buffers, which are converted only when it
             cannot be captured otherwise. None keeps every type.
-        dynamic: the inputs that are numbers which may be others in every step, and the sizes that may.
+        dynamic: the inputs that are numbers which may be others in every step, and the sizes that may, or of which it
+            is asked whether they may.
         outputs: what the program gives besides the loss, see `galvatron.ir.capture.outputs`.
         checks: whether checks of values that the model makes are part of the program (`galvatron.ir.capture.checks`).
 
@@ -86,12 +88,45 @@ def capture_graph(
         CaptureError: the model cannot be captured; names the source line that is to blame.
     """
     batch = read_batch(model, example_inputs, batch_dims, dynamic)
-    if batch.free and outputs:
-        raise CaptureError(
-            "outputs are given for batches of one length: leave out `outputs`, or the lengths in `dynamic`"
-        )
     check_hooks(model)
     wanted = _Wanted(outputs, checks)
+    if not batch.asked:
+        return _in_precision(model, batch, loss_fn, precision, wanted)
+    free = _sizes_left_free(_Training(model, batch, loss_fn, None, wanted, _Noted()), batch)
+    while True:
+        try:
+            return _in_precision(model, replace(batch, free={**batch.free, **free}), loss_fn, precision, wanted)
+        except CaptureError as error:
+            if not free:
+                raise
+            fixed = error.__cause__.length if isinstance(error.__cause__, FixedLengthError) else None
+            fixed = fixed if fixed in free.values() else [*free.values()][-1]
+            free = {place: name for place, name in free.items() if name != fixed}
+
+
+def _sizes_left_free(training: _Training, batch: Batch) -> dict[Place, str]:
+    """Names for the sizes that a model leaves free of the tensors that are asked about: all at once, or where it cannot
+    be traced so, those of one size in the example at a time."""
+
+    def left_free(places: Sequence[Place]) -> dict[Place, str]:
+        alone = {place: f"{place[0]}.{place[1]}" for place in places}
+        return free_sizes(_exported(training, replace(batch, free={**batch.free, **alone})), batch, places)
+
+    places = batch.possible_lengths()
+    with contextlib.suppress(Exception):
+        return left_free(places)
+    found: dict[Place, str] = {}
+    for size in dict.fromkeys(batch.tensors[name].shape[dim] for name, dim in places):
+        with contextlib.suppress(Exception):
+            alike = left_free([(name, dim) for name, dim in places if batch.tensors[name].shape[dim] == size])
+            found |= {place: f"{name}_{size}" for place, name in alike.items()}
+    return found
+
+
+def _in_precision(
+    model: nn.Module, batch: Batch, loss_fn: LossFunction | None, precision: str | None, wanted: _Wanted
+) -> Captured:
+    """The capture of a model whose parameters take part in compute in another type, where `precision` says so."""
     if precision is None:
         return _captured(model, batch, loss_fn, None, wanted)
     dtype = getattr(torch, TORCH_DTYPE_NAMES[precision])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 
 import sympy
 import torch
@@ -19,7 +20,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils._sympy.functions import Max, Min
 
 from galvatron.errors import CaptureError
-from galvatron.ir.capture.batch import Batch
+from galvatron.ir.capture.batch import Batch, Place
 from galvatron.ir.capture.lengths import find_lengths
 from galvatron.ir.capture.ranges import NoSamplesError, batch_sizes, settled
 from galvatron.ir.capture.sources import where
@@ -79,6 +80,26 @@ def find_samples(exported: ExportedProgram, batch: Batch, alone: str | None) -> 
             raise CaptureError(f"{alone}{what}: give an example batch of at least two samples")
         sizes &= BatchSizes(least=2)
     return Samples(batch, symbols, sizes, lengths.by_name)
+
+
+def free_sizes(exported: ExportedProgram, batch: Batch, places: Iterable[Place]) -> dict[Place, str]:
+    """Names for the sizes that a model leaves free, alike where they are one size to it, read off a trace in which each
+    was free by itself.
+
+    Args:
+        places: those of which it is asked, beside which `batch` may name others.
+    """
+    nodes = dict(zip(batch.tensors, _inputs(exported), strict=False))
+    counts = {count_of(node.meta["val"]) for name, node in nodes.items() if batch.may_be_batched(name)}
+
+    def symbol_of(place: Place) -> sympy.Symbol | None:
+        size = nodes[place[0]].meta["val"].shape[place[1]]
+        return size.node.expr if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol else None
+
+    symbols = {place: symbol for place in places if (symbol := symbol_of(place)) not in {None, *counts}}
+    names = {symbol_of(place): name for place, name in batch.free.items() if place not in symbols}
+    fresh = (name for n in count(1) if (name := f"S{n}" if n > 1 else "S") not in batch.free.values())
+    return {place: names[s] if s in names else names.setdefault(s, next(fresh)) for place, s in symbols.items()}
 
 
 def _symbolic(tensor: torch.Tensor) -> list[torch.SymInt]:
