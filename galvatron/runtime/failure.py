@@ -154,7 +154,7 @@ def guarded(what: str) -> Iterator[None]:
     on. After any other error it cannot, also where the script has caught it.
 
     Raises:
-        RankError: another rank failed first, or this one before now.
+        RankError: another rank failed first, or is lost, or this one failed before now.
     """
     if _watch is None:
         yield
@@ -174,6 +174,8 @@ def guarded(what: str) -> Iterator[None]:
         if not isinstance(error, KeyboardInterrupt):
             _raise_if_another_failed(_watch)
         _report(_watch, what, error)
+        if lost_a_peer(error) and _watch.first_failure is not None:
+            raise RankError(_watch.first_failure) from error
         raise
     finally:
         _watch.busy -= 1
@@ -267,7 +269,8 @@ def _take_uncaught_errors() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, RankError) and _watch is not None:
-            _print(f"rank {_watch.rank} stops: {error}")
+            if str(error) != _watch.first_failure or not _watch.failed_first:  # which has been printed
+                _print(f"rank {_watch.rank} stops: {error}")
             return
         if _watch is not None:
             _report(_watch, "the script", error)
