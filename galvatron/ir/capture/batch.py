@@ -187,6 +187,8 @@ def _lengths(name: str, value: Any, said: Mapping[int, str]) -> Iterator[tuple[P
     for dim, length in said.items():
         if type(dim) is not int or not -value.dim() <= dim < value.dim():
             raise CaptureError(f"dynamic[{name!r}] names dim {dim!r} of a tensor with {value.dim()} dimensions")
+        if dim < 0 and dim + value.dim() in said:
+            raise CaptureError(f"dynamic[{name!r}] names one dimension twice, as {dim + value.dim()} and as {dim}")
         if not isinstance(length, str) or not length.isidentifier() or length in SIZE_NAMES:
             raise CaptureError(
                 f"dynamic[{name!r}][{dim}] is {length!r}: a size is named by an identifier such as 'S', other than "
