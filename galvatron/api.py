@@ -484,5 +484,5 @@ def _assembled(
         )
         sources = {index: texts[f"stage_{index}.py"] for index in range(len(staged.stages))}
         inputs = BatchReader(model, example_inputs, planned)
-        watch = ModelWatch(model, executor.names)
+        watch = ModelWatch(model, executor.names | captured.fixed)
     return CompiledModel(executor, planned, sources, inputs, watch, world)

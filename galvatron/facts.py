@@ -11,8 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+_SMALL = 1024
+"""Elements of a tensor that is compared whole; so are the buffers of whose values a program may be made
+(`galvatron.ir.capture.constants`)."""
+
 _SAMPLE = 32
-"""Elements of a tensor that stand for it: tensors that were made or read differently differ everywhere."""
+"""Elements of a large tensor that stand for it: tensors that were made or read differently differ everywhere."""
 
 
 def described(batch: Any) -> str:
@@ -28,7 +32,8 @@ def described(batch: Any) -> str:
 
 
 def facts_of_model(model: nn.Module) -> dict[str, str]:
-    """What must be equal of the models of all ranks. Of weights a few are compared: unequal ones differ everywhere."""
+    """What must be equal of the models of all ranks. Of large weights a few values are compared: unequal ones differ
+    everywhere. Small tensors may have been made by hand, and the program may be made of their values."""
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     structure = [(name, tuple(t.shape), str(t.dtype), t.requires_grad, t.is_meta) for name, t in tensors]
     values = digest_of_values(tensor for _, tensor in tensors)
@@ -41,15 +46,17 @@ def facts_of_model(model: nn.Module) -> dict[str, str]:
 
 
 def digest_of_values(tensors: Iterable[Tensor]) -> str:
-    """Of a few values of each tensor; those without values count for nothing."""
+    """Of all values of small tensors and a few of each other; those without values count for nothing."""
     found = hashlib.blake2b(digest_size=6)
     for tensor in tensors:
         if isinstance(tensor.data, FakeTensor) or tensor.is_meta or tensor.layout is not torch.strided:
             continue
-        row = tensor.detach().reshape(1) if tensor.dim() == 0 else tensor.detach()
-        while row.dim() > 1 and row.size(0):
-            row = row[-1]
-        stored = row.reshape(-1)[:_SAMPLE].cpu().resolve_conj().resolve_neg().contiguous()
+        row, most = tensor.detach(), _SMALL
+        if row.numel() > most:
+            most = _SAMPLE
+            while row.dim() > 1:
+                row = row[-1]
+        stored = row.reshape(-1)[:most].cpu().resolve_conj().resolve_neg().contiguous()
         found.update(stored.view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 

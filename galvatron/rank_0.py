@@ -26,19 +26,20 @@ def on_rank_0(world: rt.World, plan: Callable[[], Captured]) -> Captured:
     """
     if world.size == 1:
         return plan()
-    captured, error, message = None, None, ("", "", {})
+    captured, error, message = None, None, ("", "", {}, frozenset())
     if world.rank == 0:
         try:
             captured = plan()
             with ours("printing the plan", captured.program):
-                message = ("program", print_program(captured.program), foreign_targets(captured.program.graphs))
+                foreign = foreign_targets(captured.program.graphs)
+                message = ("program", print_program(captured.program), foreign, captured.fixed)
         except Exception as raised:  # whatever it is, the other ranks must not wait for a plan that never comes
             error = raised
             kind = type(raised).__name__
             own = isinstance(raised, GalvatronError)
-            message = (kind, str(raised) if own else f"rank 0 failed while planning: {kind}: {raised}", {})
+            message = (kind, str(raised) if own else f"rank 0 failed while planning: {kind}: {raised}", {}, frozenset())
     with failure.guarded("waiting for the plan of rank 0"):
-        kind, text, foreign = comm.broadcast_object(message, comm.all_ranks(), 0, phase="the plan", patient=True)
+        kind, text, foreign, fixed = comm.broadcast_object(message, comm.all_ranks(), 0, phase="the plan", patient=True)
     if error is not None:
         raise error
     if kind != "program":
@@ -47,7 +48,7 @@ def on_rank_0(world: rt.World, plan: Callable[[], Captured]) -> Captured:
     with rt.together(world, "compile"), ours("reading the plan of rank 0"):
         adopt(foreign)
         program = parse_program(text)
-    return Captured(program, _broadcast_constants(program, captured.constants if captured else {}, world))
+    return Captured(program, _broadcast_constants(program, captured.constants if captured else {}, world), fixed)
 
 
 def _broadcast_constants(program: Program, own: Mapping[str, Tensor], world: rt.World) -> dict[str, Tensor]:

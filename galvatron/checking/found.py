@@ -44,14 +44,15 @@ class Samples:
     """What holds samples, and whether they are computed independently of each other.
 
     `inputs` have one row per sample, `others` are the same for all. `sizes` are the sizes of a batch that the program
-    holds for. `epilogue` names the line from which on the loss needs the whole batch, which runs once per step;
-    `coupled` the line that couples samples before that, so that there is one micro-batch only. Both are empty where
-    nothing does.
+    holds for, `lengths` the other sizes that may change from step to step, each with those it holds for. `epilogue`
+    names the line from which on the loss needs the whole batch, which runs once per step; `coupled` the line that
+    couples samples before that, so that there is one micro-batch only. Both are empty where nothing does.
     """
 
     inputs: tuple[str, ...]
     others: tuple[str, ...]
     sizes: str
+    lengths: tuple[str, ...]
     epilogue: str
     coupled: str
 
@@ -84,6 +85,31 @@ class FoundPlan:
 
     plan: str
     refused: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the program computes of the example batch, beside what the model itself does.
+
+    Attributes:
+        skipped: why nothing was compared; empty if it was.
+        loss, eager_loss: of the program, and of the model.
+        compared: how many tensors were: the loss, each gradient, and each piece of state that forward writes.
+        difference: the largest relative one, and `where` it is; infinite where only one of the two is finite.
+        tolerance: up to which it counts as rounding.
+    """
+
+    skipped: str = ""
+    loss: float = 0.0
+    eager_loss: float = 0.0
+    compared: int = 0
+    difference: float = 0.0
+    where: str = ""
+    tolerance: float = 0.0
+
+    @property
+    def differs(self) -> bool:
+        return self.difference > self.tolerance
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from galvatron.ir.micro_batches import coupling, epilogue_coupling
 from galvatron.ir.program import Layer, Program
 from galvatron.ir.random import is_random
 from galvatron.ir.ties import tied_classes
+from galvatron.ir.types import Length
 
 
 def parameters_of(program: Program, names: Iterable[str]) -> int:
@@ -63,9 +64,16 @@ def found_samples(program: Program) -> Samples:
         inputs=tuple(v.name for v in program.inputs if v.name in program.batched),
         others=tuple(v.name for v in program.inputs if v.name not in program.batched),
         sizes=str(program.batch_sizes),
+        lengths=tuple(_said_of(length, program) for length in program.lengths),
         epilogue="" if ends is None else str(ends),
         coupled="" if coupled is None else str(coupled),
     )
+
+
+def _said_of(length: Length, program: Program) -> str:
+    """Such as `S (ids dim 1, labels dim 1) from 2 to 512`."""
+    places = (f"{v.name} dim {dim}" for v in program.inputs for dim, size in enumerate(v.type.shape) if size == length)
+    return f"{length.name} ({', '.join(places)}) {length.sizes}"
 
 
 def found_draws(program: Program) -> tuple[Draw, ...]:

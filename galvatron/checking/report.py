@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console, RenderableType
 
-from galvatron.checking.found import Found
-from galvatron.checking.tables import shown
+from galvatron.checking.found import Found, Run
+from galvatron.checking.tables import shown, shown_run
 from galvatron.printing import cell
 from galvatron.units import format_seconds
 
@@ -31,6 +32,7 @@ class Report:
             while a model is traced is listed whole: branches on values, hooks, seeds, writes that autograd does not
             see, ops that no program has. Anything else ends the list, and what follows the first may follow from it.
         warnings: what the program leaves out, such as checks of values.
+        run: what program and model compute of the example batch; None if that was not asked for.
         found: what there is to know of the program; None of a model that is refused.
     """
 
@@ -39,15 +41,25 @@ class Report:
     capture_s: float
     refused: tuple[str, ...]
     warnings: tuple[str, ...]
+    run: Run | None
     found: Found | None
 
     @property
     def captured(self) -> bool:
         return self.found is not None
 
+    @property
+    def differs(self) -> bool:
+        """Whether program and model were seen to compute different things."""
+        return self.run is not None and self.run.differs
+
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON has it: the fields by name, and `captured`."""
-        return {"captured": self.captured, **dataclasses.asdict(self)}
+        """The report as JSON has it: the fields by name, `captured` and `differs`; None for what is infinite or NaN."""
+        fields = dataclasses.asdict(self)
+        for name, value in (fields["run"] or {}).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                fields["run"][name] = None
+        return {"captured": self.captured, "differs": self.differs, **fields}
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), width=TEXT_WIDTH, color_system=None)
@@ -66,5 +78,7 @@ class Report:
         yield cell(f"{name} {verdict} ({format_seconds(self.capture_s)})")
         yield from (cell(f"refused: {reason}") for reason in self.refused)
         yield from (cell(f"warning: {text}") for text in self.warnings)
+        if self.run is not None:
+            yield cell(shown_run(self.run))
         if self.found is not None:
             yield from shown(self.found)

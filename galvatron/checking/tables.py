@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.table import Table
 
-from galvatron.checking.found import Found, FoundClass, Samples
+from galvatron.checking.found import Found, FoundClass, Run, Samples
 from galvatron.ir.planned import PlanShorthand
 from galvatron.printing import cell
 
@@ -22,6 +22,22 @@ def shown(found: Found) -> Iterator[RenderableType]:
     yield from map(cell, _lines(found))
     yield _whole_table(found)
     yield from _plan_tables(found)
+
+
+def shown_run(run: Run) -> str:
+    """What was seen of the example batch, as a line."""
+    if run.skipped:
+        return f"not compared with eager: {run.skipped}"
+    if not run.differs:
+        return (
+            f"on the example batch equal to eager: the loss is {run.loss:.6g}, and {run.compared} tensors differ by "
+            f"{run.difference:.1e} at most ({run.where})"
+        )
+    return (
+        f"WRONG on the example batch: {run.where} differs from eager by {run.difference:.1e} (rounding is below "
+        f"{run.tolerance:.0e}); the loss is {run.loss:.6g}, and {run.eager_loss:.6g} in eager: do not train this "
+        "program. Forward goes another way while it is traced, such as where it asks for the class of a tensor"
+    )
 
 
 def _class_table(found: Found) -> Table:
@@ -57,6 +73,8 @@ def _lines(found: Found) -> Iterator[str]:
 def _sample_lines(samples: Samples) -> Iterator[str]:
     others = f"; the same for all: {', '.join(samples.others)}" if samples.others else ""
     yield f"samples: {', '.join(samples.inputs)}{others}; batch sizes {samples.sizes}"
+    if samples.lengths:
+        yield f"sizes that may change: {'; '.join(samples.lengths)}"
     if samples.coupled:
         yield f"samples interact, so there is one micro-batch only: {samples.coupled}"
     elif samples.epilogue:

@@ -21,6 +21,23 @@ Precision = Annotated[
     str | None, typer.Option(metavar="bf16|fp16", help="Compute type of parameters; default: the model's own.")
 ]
 
+Dynamic = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME[:DIM=S]",
+        help="A number, a dimension's size, or all sizes of a tensor that the model leaves free, change; repeatable.",
+    ),
+]
+
+Outputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--outputs", metavar="NAME", help="What the model returns and is to give besides its loss; repeatable."
+    ),
+]
+
+Checks = Annotated[bool, typer.Option(" /--no-checks", help="Leave out the checks of values that the model makes.")]
+
 
 def command(
     factory: FactoryText,
@@ -28,10 +45,9 @@ def command(
         "-"
     ),
     precision: Precision = None,
-    dynamic: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME[:DIM=S]", help="A number, or a dimension's size, that changes; repeatable."),
-    ] = None,
+    dynamic: Dynamic = None,
+    outputs: Outputs = None,
+    checks: Checks = True,
 ) -> None:
     """Capture a model.
 
@@ -43,7 +59,15 @@ def command(
     from galvatron import api
     from galvatron.ir.text import print_program
 
-    program = api.capture(model, example_inputs, loss_fn=loss_fn, precision=precision, dynamic=_dynamic(dynamic or []))
+    program = api.capture(
+        model,
+        example_inputs,
+        loss_fn=loss_fn,
+        precision=precision,
+        dynamic=read_dynamic(dynamic),
+        outputs=outputs or (),
+        checks=checks,
+    )
     text = print_program(program)
     if str(output) == "-":
         print(text, end="")
@@ -52,14 +76,15 @@ def command(
         typer.echo(f"{output}: {len(program.layers)} layers of {len(program.classes)} classes", err=True)
 
 
-def _dynamic(options: list[str]) -> dict[str, Any]:
-    """What the options say of inputs: `rate`, a number that changes, or `ids:1=S`, the size of a dimension.
+def read_dynamic(options: list[str] | None) -> dict[str, Any]:
+    """What the options say of inputs: `rate`, a number that changes, or a tensor of which the sizes do; `ids:1=S`, the
+    size of a dimension.
 
     Raises:
         CaptureError: one says something else.
     """
     said: dict[str, Any] = {}
-    for option in options:
+    for option in options or ():
         name, colon, dimension = option.partition(":")
         dim, equals, length = dimension.partition("=")
         if colon and not (equals and dim.isdecimal() and length and said.get(name) is not True):

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from galvatron.cli.capture import FactoryText, Precision, call_factory
+from galvatron.cli.capture import Checks, Dynamic, FactoryText, Outputs, Precision, call_factory, read_dynamic
 from galvatron.cli.inputs import Json
 from galvatron.ir.limits import DEVICES, SAMPLES
 
@@ -21,6 +21,8 @@ PATIENCE_S = 2.0
 def command(
     factory: FactoryText,
     precision: Precision = None,
+    dynamic: Dynamic = None,
+    outputs: Outputs = None,
     devices: Annotated[
         int, typer.Option("--devices", min=1, max=DEVICES, metavar="N", help="Devices that plans are tried for.")
     ] = 8,
@@ -29,12 +31,14 @@ def command(
         int | None,
         typer.Option("--global-batch", min=1, max=SAMPLES, metavar="N", help="Samples per step of these plans."),
     ] = None,
+    run: Annotated[bool, typer.Option("--run", help="Compare with eager on the example batch.")] = False,
+    checks: Checks = True,
     json: Json = False,
 ) -> None:
     """Tell what becomes of a model: layers, samples, what cannot be split, which plans there are.
 
-    FACTORY is that of `galvatron capture`. The exit status is 0 if the model can be captured, 1 if it cannot, and 2 if
-    the question is wrong.
+    FACTORY is that of `galvatron capture`. The exit status is 0 if the model can be captured, 1 if it cannot or --run
+    finds that it computes something else, and 2 if the question is wrong.
     """
     model, example_inputs, loss_fn = call_factory(factory)
 
@@ -45,10 +49,14 @@ def command(
             model,
             example_inputs,
             loss_fn=loss_fn,
+            dynamic=read_dynamic(dynamic),
+            outputs=outputs or (),
             precision=precision,
             devices=devices,
             degree=degree,
             global_batch_size=global_batch,
+            checks=checks,
+            run=run,
             told=told,
         )
     if json:
@@ -62,7 +70,7 @@ def command(
         if not console.is_terminal:
             console.width = TEXT_WIDTH
         report.print(console)
-    if not report.captured:
+    if not report.captured or report.differs:
         raise typer.Exit(1)
 
 

@@ -2,20 +2,28 @@
 
 While a model is traced no tensor has values. But what is computed from numbers of Python alone is the same in every
 step, so that forward may ask for its values: whether a mask is a causal one, how large the largest of some offsets is.
+
+So are small buffers that are not saved with the model: numbers of its configuration that are kept as tensors, such as
+the stride of a convolution, from which forward computes sizes. What is saved is not among them: it may be loaded anew.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from galvatron.ir.capture.running import tensors_in
+from galvatron.errors import CaptureError
+from galvatron.ir.capture.running import here, tensors_in
 from galvatron.ir.capture.tracing import storage_of, version_of
 
 _READS = frozenset(("__float__", "__index__", "__int__", "allclose", "equal", "is_nonzero", "item", "tolist"))
@@ -24,26 +32,96 @@ _READS = frozenset(("__float__", "__index__", "__int__", "allclose", "equal", "i
 _MOST = 1 << 22
 """How many elements a tensor may have whose values are kept."""
 
+MOST_OF_BUFFER = 1024
+"""How many elements a buffer may have whose values are."""
+
+_TAKES_SIZES = frozenset(("expand", "pad", "repeat", "reshape", "tile", "view"))
+"""Functions of one tensor and of sizes, which may be tensors of one number."""
+
 _DEVICE = re.compile(r"[a-z]+(:\d+)?")
+
+
+class FixedBuffers:
+    """The values of the buffers of a model that are constants of it: small, not saved with it, and not written.
+
+    Attributes:
+        read: those of which forward has read values, with the head of an error message about the first line that did.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        buffers = dict(model.named_buffers())
+        saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+        every = (*buffers.values(), *model.parameters())
+        storages = Counter(storage._cdata for tensor in every if (storage := storage_of(tensor)) is not None)
+        self._values = {
+            name: tensor.detach().to("cpu", copy=True)
+            for name, tensor in buffers.items()
+            if id(tensor) not in saved
+            and tensor.numel() <= MOST_OF_BUFFER
+            and not (tensor.is_meta or isinstance(tensor, FakeTensor))
+            and (storage := storage_of(tensor)) is not None
+            and storages[storage._cdata] == 1
+        }
+        self.read: dict[str, str] = {}
+
+    def of(self, model: nn.Module) -> list[tuple[torch.Tensor, _Twin]]:
+        """The buffers of the model while it is traced, each with the values that it has."""
+        now = dict(model.named_buffers())
+        with torch._C.DisableTorchFunction(), _disable_current_modes():
+            copies = {name: value.clone() for name, value in self._values.items() if now[name].dtype == value.dtype}
+        return [(now[name], _Twin(now[name], value, frozenset([name]))) for name, value in copies.items()]
+
+    def check_not_written(self, written: Iterable[str]) -> None:
+        """Refuses a model of which forward writes what it reads the values of, so that the next step reads others.
+
+        Raises:
+            CaptureError: names the buffer, and the line that reads it.
+        """
+        for name in written:
+            if name in self.read:
+                raise CaptureError(
+                    f"{self.read[name]}control flow or a size depends on the values of the buffer {name!r}, which "
+                    "forward writes, so that they change from step to step: use tensor operations such as torch.where"
+                )
+
+
+@dataclass(frozen=True)
+class _Twin:
+    """The values of a tensor that is traced: `value`, of the shape and type of `tensor`, which is held so that no id is
+    given twice. They follow from those of some `buffers`."""
+
+    tensor: torch.Tensor
+    value: torch.Tensor
+    buffers: frozenset[str] = frozenset()
 
 
 class ConstantsHaveValues(TorchFunctionMode):
     """Inside the `with` block a forward may read the values of constants: next to each that it makes it is made once
-    more, in memory."""
+    more, in memory.
 
-    def __init__(self) -> None:
+    Args:
+        model: while it is traced.
+        fixed: its buffers that are constants.
+    """
+
+    def __init__(self, model: nn.Module, fixed: FixedBuffers) -> None:
         super().__init__()
-        self._twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        """By id, the tensor, which is held so that no id is given twice, and the one that has its values."""
+        self._fixed = fixed
+        self._twins = {id(tensor): twin for tensor, twin in fixed.of(model)}
 
     def __torch_function__(
         self, func: Any, _: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         arguments = (args, dict(kwargs or {}))
+        if func is torch.Tensor.__getitem__:
+            arguments = args, kwargs = (args[0], pytree.tree_map_only(slice, self._with_numbers, args[1])), arguments[1]
+        elif getattr(func, "__name__", "") in _TAKES_SIZES:
+            first, *sizes = args
+            arguments = args, kwargs = (first, *map(self._with_numbers, sizes)), self._with_numbers(arguments[1])
         operands = tensors_in(arguments)
         constant = self._is_constant(func, operands, arguments)
         if constant and operands and (func is torch.Tensor.__bool__ or func.__name__ in _READS):
-            return self._really(func, arguments)
+            return self._read(func, arguments, operands)
         with torch._C.DisableTorchFunction():
             versions = [version_of(tensor) for tensor in operands]
         result = func(*args, **arguments[1])
@@ -55,6 +133,25 @@ class ConstantsHaveValues(TorchFunctionMode):
                 return result
             self._forget(written)
         return result
+
+    def _read(self, func: Any, arguments: Any, operands: Iterable[torch.Tensor]) -> Any:
+        """What Python reads of values."""
+        for name in frozenset().union(*(self._twins[id(tensor)].buffers for tensor in operands)):
+            self._fixed.read.setdefault(name, here())
+        return self._really(func, arguments)
+
+    def _with_numbers(self, arguments: Any) -> Any:
+        """Sizes, and the ends of slices, with numbers in the place of tensors of which the number is known."""
+        if isinstance(arguments, slice):
+            return slice(*map(self._with_numbers, (arguments.start, arguments.stop, arguments.step)))
+        if type(arguments) in (tuple, list):
+            return type(arguments)(map(self._with_numbers, arguments))
+        if type(arguments) is dict:
+            return {name: self._with_numbers(argument) for name, argument in arguments.items()}
+        is_number = isinstance(arguments, torch.Tensor) and arguments.dim() == 0 and id(arguments) in self._twins
+        if not is_number or arguments.dtype.is_floating_point or arguments.dtype == torch.bool:
+            return arguments
+        return self._read(torch.Tensor.item, ((arguments,), {}), [arguments])
 
     def _is_constant(self, func: Any, operands: list[torch.Tensor], arguments: Any) -> bool:
         """Whether a call computes with nothing but constants, as far as its arguments say."""
@@ -77,7 +174,8 @@ class ConstantsHaveValues(TorchFunctionMode):
             return False
         if [(t.shape, t.dtype) for t in made] != [(t.shape, t.dtype) for t in results]:
             return False
-        self._twins.update((id(tensor), (tensor, twin)) for tensor, twin in zip(results, made, strict=True))
+        buffers = frozenset().union(*(self._twins[id(tensor)].buffers for tensor in tensors_in(arguments)))
+        self._twins.update((id(t), _Twin(t, value, buffers)) for t, value in zip(results, made, strict=True))
         return True
 
     def _really(self, func: Any, arguments: Any) -> Any:
@@ -87,16 +185,16 @@ class ConstantsHaveValues(TorchFunctionMode):
 
     def _real(self, argument: Any) -> Any:
         if isinstance(argument, torch.Tensor):
-            return self._twins[id(argument)][1]
+            return self._twins[id(argument)].value
         is_device = isinstance(argument, torch.device) or (isinstance(argument, str) and _is_device(argument))
         return torch.device("cpu") if is_device else argument
 
     def _forget(self, written: Iterable[torch.Tensor]) -> None:
         """What shares memory with tensors that were written is no constant any more."""
-        storages = {storage_of(self._twins[id(tensor)][1]) for tensor in written if id(tensor) in self._twins}
+        storages = {storage_of(self._twins[id(tensor)].value) for tensor in written if id(tensor) in self._twins}
         shared = {storage._cdata for storage in storages if storage is not None}
-        for key, (_, twin) in list(self._twins.items()):
-            storage = storage_of(twin)
+        for key, twin in list(self._twins.items()):
+            storage = storage_of(twin.value)
             if storage is None or storage._cdata in shared:
                 del self._twins[key]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,13 +18,15 @@ from galvatron.ir.capture.asked import as_in_eager
 from galvatron.ir.capture.batch import Batch, BatchDims, Dynamic, Place, read_batch
 from galvatron.ir.capture.branches import choosing
 from galvatron.ir.capture.checks import Noted, noting
-from galvatron.ir.capture.constants import ConstantsHaveValues
+from galvatron.ir.capture.constants import ConstantsHaveValues, FixedBuffers
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.diagnose import SizeWatch, explained, quiet
 from galvatron.ir.capture.gradients import GradientsFollowTheValues, OnlyRegisteredAreTrained
 from galvatron.ir.capture.hooks import check_hooks
 from galvatron.ir.capture.leftovers import no_leftovers
 from galvatron.ir.capture.lengths import FixedLengthError
+from galvatron.ir.capture.lists import repeating_lists
+from galvatron.ir.capture.losses import LossFunction, loss_of
 from galvatron.ir.capture.operators import check_operators
 from galvatron.ir.capture.outputs import Outputs, chosen, names_of
 from galvatron.ir.capture.precision import ComputeType, ProductsOfOneType, rounded
@@ -39,16 +41,17 @@ from galvatron.ir.fakes import described
 from galvatron.ir.program import Program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
-LossFunction = Callable[[Any, Mapping[str, Any]], torch.Tensor]
-"""`loss_fn(output, batch) -> scalar`: `output` is what the model returns, `batch` the inputs by forward name."""
-
 
 @dataclass(frozen=True)
 class Captured:
-    """A captured program and the data of its constants (tensors that the model made or holds outside its state)."""
+    """A captured program and the data of its constants (tensors that the model made or holds outside its state).
+
+    `fixed` names the buffers of whose values the program is made (`galvatron.ir.capture.constants`).
+    """
 
     program: Program
     constants: dict[str, torch.Tensor]
+    fixed: frozenset[str] = frozenset()
 
 
 def capture_graph(
@@ -92,16 +95,16 @@ def capture_graph(
     wanted = _Wanted(outputs, checks)
     if not batch.asked:
         return _in_precision(model, batch, loss_fn, precision, wanted)
-    free = _sizes_left_free(_Training(model, batch, loss_fn, None, wanted, _Noted()), batch)
+    free = _sizes_left_free(_Training(model, batch, loss_fn, None, wanted, _Noted(FixedBuffers(model))), batch)
     while True:
         try:
             return _in_precision(model, replace(batch, free={**batch.free, **free}), loss_fn, precision, wanted)
         except CaptureError as error:
             if not free:
                 raise
-            fixed = error.__cause__.length if isinstance(error.__cause__, FixedLengthError) else None
-            fixed = fixed if fixed in free.values() else [*free.values()][-1]
-            free = {place: name for place, name in free.items() if name != fixed}
+            to_blame = error.__cause__.length if isinstance(error.__cause__, FixedLengthError) else None
+            given_up = to_blame if to_blame in free.values() else [*free.values()][-1]
+            free = {place: name for place, name in free.items() if name != given_up}
 
 
 def _sizes_left_free(training: _Training, batch: Batch) -> dict[Place, str]:
@@ -145,7 +148,7 @@ def _captured(
     model: nn.Module, batch: Batch, loss_fn: LossFunction | None, precision: str | None, wanted: _Wanted
 ) -> Captured:
     dtype = None if precision is None else getattr(torch, TORCH_DTYPE_NAMES[precision])
-    noted = _Noted()
+    noted = _Noted(FixedBuffers(model))
 
     def training(watch: SizeWatch | None = None) -> _Training:
         return _Training(model, batch, loss_fn, dtype, wanted, noted, watch)
@@ -158,7 +161,8 @@ def _captured(
     program, constants = converted(exported, model, samples, precision, names_of(wanted.outputs), noted.checks or ())
     check_randomness(program.required_graph)
     check_operators(program.required_graph)
-    return Captured(program, constants)
+    noted.fixed.check_not_written(update.state for update in program.updates)
+    return Captured(program, constants, frozenset(noted.fixed.read))
 
 
 @dataclass(frozen=True)
@@ -174,11 +178,13 @@ class _Noted:
     """What is found out while a model is traced, beside the trace.
 
     Attributes:
+        fixed: what forward reads of the values of buffers.
         numbers: the names of the batch's numbers by their symbols.
         alone: where a single sample is not treated as others are; None for nowhere.
         checks: those of the first forward, whose conditions are the last of its results; None before.
     """
 
+    fixed: FixedBuffers
     numbers: dict[sympy.Basic, str] = field(default_factory=dict)
     alone: str | None = None
     checks: list[Noted] | None = None
@@ -255,45 +261,14 @@ class _Training(nn.Module):
             as_in_eager(),
             refusing(),
             choosing(),
-            ConstantsHaveValues(),
+            ConstantsHaveValues(self.model, self._noted.fixed),
             OnlyRegisteredAreTrained(),
             GradientsFollowTheValues(),
             unseeded(),
         ):
             output = self.model(**inputs)
             given = chosen(output, self._wanted.outputs)
-            if self._loss_fn is None:
-                return _checked_loss(_own_loss(output)), *given.values()
-            try:
-                return _checked_loss(self._loss_fn(output, inputs)), *given.values()
-            except KeyError as error:
-                raise CaptureError(
-                    f"loss_fn asks the batch for {error}; it has {', '.join(map(repr, inputs))}"
-                ) from error
-
-
-def _own_loss(output: Any) -> Any:
-    if isinstance(output, torch.Tensor) and output.dim() == 0:
-        return output
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if loss is None:
-        raise CaptureError(
-            f"the model returned no loss but {_described(output)}: "
-            "pass loss_fn(output, batch) -> scalar, or give the model its labels"
-        )
-    return loss
-
-
-def _checked_loss(loss: Any) -> torch.Tensor:
-    if not isinstance(loss, torch.Tensor) or loss.dim() != 0 or not loss.is_floating_point():
-        raise CaptureError(f"the loss is {_described(loss)}: it must be a floating-point tensor without dimensions")
-    return loss
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor with {value.dim()} dimensions"
-    return f"a {type(value).__name__}"
+            return loss_of(output, inputs, self._loss_fn), *given.values()
 
 
 def _exported(training: _Training, batch: Batch) -> ExportedProgram:
@@ -313,6 +288,7 @@ def _exported(training: _Training, batch: Batch) -> ExportedProgram:
         quiet(),
         described(),
         careful_tracing(),
+        repeating_lists(),
         computed_once(),
         few_registrations(device),
         torch.enable_grad(),
