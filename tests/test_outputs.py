@@ -118,7 +118,7 @@ def test_a_name_of_two_outputs_is_refused() -> None:
             return {"loss": y.mean(), "a.b": y, "a": {"b": y * 2, "c": y * 3}}
 
     batch = {"x": torch.randn(4, 4)}
-    with pytest.raises(CaptureError, match=r"several tensors with the name 'a\.b': a field of its output has a dot"):
+    with pytest.raises(CaptureError, match=r"several tensors with the name 'a\.b', since a field of it has a dot"):
         galvatron.capture(Dotted(), batch, outputs=["a.b"])
     assert galvatron.capture(Dotted(), batch, outputs=["a.c"]).outputs[0].name == "a.c"
 

@@ -49,7 +49,7 @@ def _one(output: Any, name: str) -> torch.Tensor:
     found = list(_tensors(output, ""))
     tensors = dict(found)
     if [each for each, _ in found].count(name) > 1:
-        raise CaptureError(f"the model returned several tensors with the name {name!r}: a field of its output has a dot")
+        raise CaptureError(f"the model returned several tensors with the name {name!r}, since a field of it has a dot")
     if name in tensors:
         return tensors[name]
     known = f"{did_you_mean(name, tensors)}" if tensors else "it returned no tensors by name"
