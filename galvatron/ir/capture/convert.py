@@ -452,16 +452,17 @@ class _FunctionConverter(_Converter):
 
 
 def _admit(target: str, node: fx.Node) -> None:
-    """Makes an operator of another library one that a program may contain.
+    """Makes an operator of another library one that a program may contain; warns of one that has no rule.
 
     Raises:
         CaptureError: it is no function of tensors.
     """
-    if target not in foreign.RULES and not is_operator(target):
+    if not is_operator(target):
         try:
             foreign.admit(target)
         except GalvatronError as error:
             raise CaptureError(f"{where(node)}{error}: {advice(source_of(node), 'use operations of torch')}") from None
+    if of_target(target).dims is None:
         of_library = advice(source_of(node), "")
         note = f"{foreign.whole_note(target)}{'; ' * bool(of_library)}{of_library}"
         warnings.warn(f"{where(node)}{note}", stacklevel=2)
