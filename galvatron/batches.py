@@ -110,9 +110,10 @@ class BatchReader:
                             f"{length.sizes.multiple} pieces; pad {length.name} to what {length.sizes.multiple} divides"
                         )
                     if size not in length.sizes:
+                        again = "which is what the model does; compile again with an example of this size"
                         raise PlanError(
                             f"batch input {name!r} has {size} on dim {dim}: the program holds for {length.name} "
-                            f"{length.sizes}, which is what the model does; compile again with an example of this size"
+                            f"{length.sizes}, {again if size >= 2 else 'and none does for fewer than 2; pad it'}"
                         )
         return found
 
@@ -140,6 +141,10 @@ class BatchReader:
         if not samples:
             raise PlanError("a batch of 0 samples has no loss; leave it out")
         if samples not in self._batch_sizes:
+            if samples == 1 and self._batch_sizes.least == 2:  # an example of one sample would be refused
+                raise PlanError(
+                    "a batch of 1 sample, which the model treats unlike several: leave it out, or add it to another"
+                )
             raise PlanError(
                 f"a batch of {samples} samples: the model branches on the size of its batch, and was captured for "
                 f"batches {self._batch_sizes}; compile again with a batch of this size as example"

@@ -129,6 +129,9 @@ class CompiledModel:
         """The loss on a global batch without training: forward only, without dropout and by the running statistics of
         batch norms, whatever the plan.
 
+        Where forward itself asks whether it trains (`if self.training:`, as a spectral norm does), the program does
+        what it does when it trains: compile the model in eval mode for what it does otherwise.
+
         Parameters, buffers, gradients, the optimizer and the random numbers of later steps stay as they are. What the
         model does with random numbers besides dropout (noise, dropout of whole channels, alpha dropout) it does here
         too.
@@ -176,7 +179,7 @@ class CompiledModel:
         return ModelOutputs({output.name: values[output.name] for output in self.program.outputs}, loss)
 
     def __call__(self, *args: Any, **kwargs: Any) -> ModelOutputs:
-        """The model called in eval mode, without gradients: its outputs, and its loss where the batch is complete.
+        """The model called without training, as in `eval_step`: its outputs, and its loss where the batch is complete.
 
         Arguments are those of the model's forward.
         """

@@ -111,6 +111,18 @@ def test_what_is_not_computed_is_refused(name: str, reason: str) -> None:
         galvatron.capture(Echo(), {"x": torch.randn(4, 4)}, loss_fn=mean_of_first, outputs=[name])
 
 
+def test_a_name_of_two_outputs_is_refused() -> None:
+    class Dotted(Echo):
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            y = self.linear(x)
+            return {"loss": y.mean(), "a.b": y, "a": {"b": y * 2, "c": y * 3}}
+
+    batch = {"x": torch.randn(4, 4)}
+    with pytest.raises(CaptureError, match=r"several tensors with the name 'a\.b', since a field of it has a dot"):
+        galvatron.capture(Dotted(), batch, outputs=["a.b"])
+    assert galvatron.capture(Dotted(), batch, outputs=["a.c"]).outputs[0].name == "a.c"
+
+
 def test_positions_and_whole_outputs_have_names() -> None:
     batch = {"x": torch.randn(4, 4)}
     program = galvatron.capture(Echo(), batch, loss_fn=mean_of_first, outputs=["0"])

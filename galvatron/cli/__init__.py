@@ -6,6 +6,8 @@ that `--help` is quick and never loads torch.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from galvatron.cli import capture, check, demo, emit, estimate, opt, search
@@ -29,8 +31,20 @@ app.command("opt")(opt.command)
 
 
 @app.callback()
-def _galvatron(debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.")) -> None:
+def _galvatron(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    imported: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="FILE.py",
+            help="Run a file first, such as one with operators and their rules; repeatable.",
+        ),
+    ] = None,
+) -> None:
     """Turns an unmodified PyTorch model into the fastest distributed training program that fits the cluster."""
+    for path in imported or ():
+        capture.run_file(path)
 
 
 def main() -> None:

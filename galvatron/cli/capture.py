@@ -107,11 +107,7 @@ def call_factory(spec: str) -> tuple[Any, Any, Callable[..., Any] | None]:
     path = Path(path_text)
     if not path_text or not name.isidentifier():
         raise CaptureError(f"{spec!r} is not FILE.py:FACTORY, such as 'train.py:make_model'")
-    if not exists(path_text):
-        raise CaptureError(f"there is no file {path_text!r}")
-    if path.is_dir():
-        raise CaptureError(f"{path_text!r} is a directory, not a Python file")
-    module = _run(path, lambda: _load(path))
+    module = run_file(path_text)
     factory = getattr(module, name, None)
     if not callable(factory):
         functions = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
@@ -127,6 +123,20 @@ def call_factory(spec: str) -> tuple[Any, Any, Callable[..., Any] | None]:
     model, example_inputs, *loss_fn = result
     _check_parts(f"{where}: {name}", model, example_inputs)
     return model, example_inputs, loss_fn[0] if loss_fn else None
+
+
+def run_file(path_text: str) -> Any:
+    """The module that a Python file of the user's is, which is run for it.
+
+    Raises:
+        CaptureError: there is no such file, or it raises (the message names the line in it).
+    """
+    path = Path(path_text)
+    if not exists(path_text):
+        raise CaptureError(f"there is no file {path_text!r}")
+    if path.is_dir():
+        raise CaptureError(f"{path_text!r} is a directory, not a Python file")
+    return _run(path, lambda: _load(path))
 
 
 def _definition(path: Path, factory: Any) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 
 from galvatron.costs.model import CostModel
 from galvatron.costs.objective import Setting, StageReport, evaluate_plan, peak_bytes
+from galvatron.ir.ops.table import derived
 from galvatron.ir.plan import Plan
 from galvatron.ir.planned import epilogue, fitted, in_pieces
 from galvatron.ir.program import Form, Program
@@ -21,7 +21,7 @@ def cost_model(program: Program) -> CostModel:
     return _cost_model(replace(program, form=Form.CLUSTERED, candidates=(), cuts=(), plan=None))
 
 
-@lru_cache(maxsize=2)
+@derived(maxsize=2)
 def _cost_model(program: Program) -> CostModel:
     """One model for the passes that ask in turn: sharding and profiling a class takes longer than anything else."""
     from galvatron.costs.sharded import ShardedCostModel

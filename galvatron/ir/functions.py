@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import lru_cache
 from math import prod
 
 import sympy
@@ -25,7 +24,7 @@ from galvatron.ir.local_arguments import with_local_arguments
 from galvatron.ir.names import Names
 from galvatron.ir.ops.functions import in_samples, samples_of
 from galvatron.ir.ops.notation import DimNames, OpDims
-from galvatron.ir.ops.table import operator_of
+from galvatron.ir.ops.table import derived, operator_of
 from galvatron.ir.types import BATCH, Dim, TensorType, exact_quotient, simplify_dim
 
 
@@ -110,7 +109,7 @@ class _Named:
     values: Mapping[str, tuple[DimNames, ...]]
 
 
-@lru_cache(maxsize=1 << 8)
+@derived(maxsize=1 << 8)
 def _named(function: Function) -> _Named:
     joint = _joint(function)
     table = FactorTable(joint)

@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
 
 import sympy
 
@@ -30,7 +29,7 @@ from galvatron.ir.graph import Arg, Graph, Op, Ref, Source, Value
 from galvatron.ir.ops.foreign import is_foreign, whole_note
 from galvatron.ir.ops.notation import DimNames, OpDims
 from galvatron.ir.ops.schemas import is_operator, schema_of
-from galvatron.ir.ops.table import differentiated, op_dims, operator_of, summands
+from galvatron.ir.ops.table import derived, differentiated, op_dims, operator_of, summands
 from galvatron.ir.program import Layer, LayerClass, LayerKind, Program
 from galvatron.ir.types import BATCH, MICRO_BATCHES, Dim, TensorType, exact_quotient, simplify_dim
 from galvatron.ir.whole import layers_seen_whole
@@ -370,7 +369,7 @@ def spreads(program: Program) -> Mapping[str, Spread]:
     return _followed(program.classes, program.all_layers, program.inputs)[0]
 
 
-@lru_cache(maxsize=16)
+@derived(maxsize=16)
 def _followed(
     classes: tuple[LayerClass, ...], layers: tuple[Layer, ...], inputs: tuple[Value, ...]
 ) -> tuple[Mapping[str, Spread], Coupling | None]:

@@ -38,6 +38,7 @@ class _Watch:
 
     def __init__(self, store: Any, rank: int, size: int, limit_s: float) -> None:
         self.rank = rank
+        self.size = size
         self.store = store
         self.first_failure: str | None = None
         self.failed_here = self.failed_first = False
@@ -150,16 +151,18 @@ def guarded(what: str) -> Iterator[None]:
     first, that is what is raised.
 
     A `GalvatronError` passes as it is: it says that the input is wrong, which all ranks find alike, and the job can go
-    on.
+    on. After any other error it cannot, also where the script has caught it.
 
     Raises:
-        RankError: another rank failed first.
+        RankError: another rank failed first, or is lost, or this one failed before now.
     """
     if _watch is None:
         yield
         return
     if _watch.first_failure is not None and not _watch.failed_here:
         raise RankError(_watch.first_failure)
+    if _watch.failed_here and _watch.size > 1:
+        raise RankError(f"this job cannot go on: {_watch.first_failure}")
     if not _watch.busy:
         now.reset()
     _watch.busy += 1
@@ -171,6 +174,8 @@ def guarded(what: str) -> Iterator[None]:
         if not isinstance(error, KeyboardInterrupt):
             _raise_if_another_failed(_watch)
         _report(_watch, what, error)
+        if lost_a_peer(error) and _watch.first_failure is not None:
+            raise RankError(_watch.first_failure) from error
         raise
     finally:
         _watch.busy -= 1
@@ -264,7 +269,8 @@ def _take_uncaught_errors() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, RankError) and _watch is not None:
-            _print(f"rank {_watch.rank} stops: {error}")
+            if str(error) != _watch.first_failure or not _watch.failed_first:  # which has been printed
+                _print(f"rank {_watch.rank} stops: {error}")
             return
         if _watch is not None:
             _report(_watch, "the script", error)

@@ -185,6 +185,29 @@ def test_missing_file_is_one_message() -> None:
     assert err.startswith("galvatron: error: ") and "nowhere.gir" in err and err.count("\n") == 1
 
 
+def test_a_program_with_an_operator_of_another_library_is_read_after_a_file_that_registers_it(tmp_path: Path) -> None:
+    (tmp_path / "doubling.py").write_text(
+        "import galvatron, torch\n"
+        "library = torch.library.Library('galvatron_cli', 'DEF')\n"
+        "library.define('double(Tensor x) -> Tensor')\n"
+        "library.impl('double', lambda x: x * 2, 'CompositeExplicitAutograd')\n"
+        "galvatron.register_rule('galvatron_cli::double', 'b* -> b*')\n"
+    )
+    program = tmp_path / "p.gir"
+    program.write_text(
+        "galvatron ir 1\n\nprogram Doubling captured batch 4\n\ninput %x : f32[B, 2]\n\n"
+        "graph {\n  input %x : f32[B, 2]\n"
+        "  %y = galvatron_cli.double.default(%x) : f32[B, 2]\n"
+        "  %loss = aten.sum.default(%y) : f32[]\n  return %loss\n}\n\noutput %loss\n"
+    )
+    _, err = run("opt", program, "--passes", "normalize", code=2)
+    assert "'galvatron_cli.double.default'" in err and "galvatron --import FILE.py" in err
+    out, _ = run("--import", tmp_path / "doubling.py", "opt", program, "--passes", "normalize")
+    assert "galvatron_cli.double.default" in out
+    _, err = run("--import", tmp_path / "nowhere.py", "opt", program, "--passes", "normalize", code=2)
+    assert "there is no file" in err
+
+
 def test_debug_shows_the_exception() -> None:
     with pytest.raises(GalvatronError, match="unknown pass"):
         run("--debug", "opt", "nowhere.gir", "--passes", "sherd")

@@ -134,6 +134,7 @@ def test_inputs_without_batch_dim_and_flags() -> None:
         ({"x": torch.zeros(4, 8), "y": None, "labels": None}, "what only the loss needs, such as labels, must be an"),
         ({"x": torch.zeros(4, 8), "y": [torch.zeros(4, 8)]}, "example input 'y' is a list"),
         ({"x": 1.0, "y": None}, "hold no tensor with a batch dimension"),
+        ({"x": torch.zeros(0, 8), "y": None}, "a batch of 0 samples"),
     ],
 )
 def test_unusable_inputs(inputs: Any, message: str) -> None:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._sympy.functions import Max, Min
 
-from galvatron.errors import CaptureError
+from galvatron.batches import BatchReader
+from galvatron.errors import CaptureError, PlanError
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.capture.ranges import batch_sizes, is_range
 from galvatron.ir.program import BatchSizes, Program
@@ -198,10 +199,15 @@ ALONE: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
 @pytest.mark.parametrize("name", ALONE)
 def test_a_single_sample_is_treated_as_others_are_or_left_out(name: str) -> None:
     then, least = ALONE[name]
-    assert captured(then).batch_sizes.least == least
+    program = captured(then)
+    assert program.batch_sizes.least == least
+    reader = BatchReader(Net(then), {"x": real(8, 6)}, program)
     if least == 1:
         captured(then, 1)
+        reader.read({"x": real(1, 6)})
     else:
+        with pytest.raises(PlanError, match="a batch of 1 sample, which the model treats unlike several: leave it out"):
+            reader.read({"x": real(1, 6)})
         with pytest.raises(CaptureError, match="the model treats a batch of one sample unlike others"):
             captured(then, 1)
 

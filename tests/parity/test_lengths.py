@@ -71,6 +71,8 @@ def test_a_batch_with_other_lengths() -> None:
     assert reader.read(tokens(4, 0, length=24))["S"] == 24
     with pytest.raises(PlanError, match="has 25 on dim 1: the program holds for S from 3 to 24"):
         reader.read(tokens(4, 0, length=25))
+    with pytest.raises(PlanError, match="has 1 on dim 1: .* S from 3 to 24, and none does for fewer than 2; pad it"):
+        reader.read(tokens(4, 0, length=1))
     with pytest.raises(PlanError, match="'labels' has 7 on dim 1, where other inputs have S = 12"):
         reader.read(batch | {"labels": tokens(4, 1)["labels"]})
     with pytest.raises(PlanError, match="only the number of samples B and S may change"):
@@ -137,6 +139,7 @@ def test_a_branch_on_several_sizes_is_refused() -> None:
     [
         ({"x": {1: "B"}}, "a size is named by an identifier such as 'S', other than B, b, m, n"),
         ({"x": {3: "S"}}, "names dim 3 of a tensor with 3 dimensions"),
+        ({"x": {1: "S", -2: "T"}}, "names one dimension twice, as 1 and as -2"),
         ({"x": {1: "S"}, "y": {0: "S"}}, "S is 12, but 'y' has 4 on dim 0"),
         ({"x": {0: "S"}, "y": {0: "S"}}, "no tensor with a batch dimension|fixes the size of every input"),
         ({"x": 1}, "a mapping such as"),

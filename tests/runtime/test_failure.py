@@ -32,7 +32,15 @@ def test_the_first_error_ends_the_job_and_is_shown_first(action, first):
     with job(1, action) as (launcher, _):
         output = launcher.communicate(timeout=LIMIT_S)[0]
     assert errors(output)[0].startswith(first), output
-    assert "[rank0]: Traceback" not in output or action == "kill", "only the rank that failed shows a traceback"
+    assert "[rank0]: Traceback" not in output, "only the rank that failed shows a traceback"
+
+
+def test_a_job_whose_script_passes_over_an_error_ends_with_that_error():
+    with job(1, "caught") as (launcher, _):
+        output = launcher.communicate(timeout=LIMIT_S)[0]
+    first = "rank 1 failed in stage 1: ValueError: a label is out of range"
+    assert errors(output)[0].startswith(first), output
+    assert f"rank 1 stops: this job cannot go on: {first}" in errors(output), output
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,10 @@ def read_batch(
         )
     if told and len(sizes) > 1:
         raise CaptureError(f"batch_dims: inputs that hold samples have {' and '.join(map(str, sizes))} of them")
-    return Batch(tensors, constants, sizes.most_common(1)[0][0], said, numbers=numbers, free=free, asked=asked)
+    size = sizes.most_common(1)[0][0]
+    if size == 0:
+        raise CaptureError("example_inputs are a batch of 0 samples: give one as it is trained on")
+    return Batch(tensors, constants, size, said, numbers=numbers, free=free, asked=asked)
 
 
 def _dynamic(
@@ -184,6 +187,8 @@ def _lengths(name: str, value: Any, said: Mapping[int, str]) -> Iterator[tuple[P
     for dim, length in said.items():
         if type(dim) is not int or not -value.dim() <= dim < value.dim():
             raise CaptureError(f"dynamic[{name!r}] names dim {dim!r} of a tensor with {value.dim()} dimensions")
+        if dim < 0 and dim + value.dim() in said:
+            raise CaptureError(f"dynamic[{name!r}] names one dimension twice, as {dim + value.dim()} and as {dim}")
         if not isinstance(length, str) or not length.isidentifier() or length in SIZE_NAMES:
             raise CaptureError(
                 f"dynamic[{name!r}][{dim}] is {length!r}: a size is named by an identifier such as 'S', other than "

@@ -6,7 +6,6 @@ import operator
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 
 import sympy
 import torch
@@ -15,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from galvatron.errors import CaptureError, GalvatronError
+from galvatron.ir.capture.backwards import check_backwards
 from galvatron.ir.capture.batch import Batch
 from galvatron.ir.capture.checks import Noted
 from galvatron.ir.capture.conditions import Asked, given_outside, that_convert, with_checks
@@ -33,7 +33,7 @@ from galvatron.ir.interpreter import DTYPE_OF
 from galvatron.ir.names import Names, base_name
 from galvatron.ir.ops import foreign
 from galvatron.ir.ops.schemas import is_operator
-from galvatron.ir.ops.table import differentiated, of_target, takes_size
+from galvatron.ir.ops.table import derived, differentiated, of_target, takes_size
 from galvatron.ir.ops.targets import of_aten
 from galvatron.ir.program import MASTER, PRECISIONS, Form, Number, Program, Result, State, Update
 from galvatron.ir.types import BATCH, Dim, Length, TensorType, lengths_in, numbers_in, simplify_dim
@@ -81,6 +81,8 @@ def converted(
     converter, graph = convert(asked)
     output, *values = map(converter.name_of, results)
     state = tuple(replace(s, trainable=s.trainable and _may_train(s.name, graph)) for s in state)
+    trained = {s.name for s in state if s.trainable}
+    check_backwards(graph, trained, _with_gradient(graph), batch.size)
     program = Program(
         name=type(model).__name__,
         form=Form.CAPTURED,
@@ -104,7 +106,7 @@ def _may_train(name: str, graph: Graph) -> bool:
     return name not in graph.values or name in _with_gradient(graph)
 
 
-@lru_cache(maxsize=1)
+@derived(maxsize=1)
 def _with_gradient(graph: Graph) -> frozenset[str]:
     """The values that the loss, the first of what a graph makes, has a gradient of."""
     reached = set(graph.outputs[:1])
@@ -461,16 +463,17 @@ class _FunctionConverter(_Converter):
 
 
 def _admit(target: str, node: fx.Node) -> None:
-    """Makes an operator of another library one that a program may contain.
+    """Makes an operator of another library one that a program may contain; warns of one that has no rule.
 
     Raises:
         CaptureError: it is no function of tensors.
     """
-    if target not in foreign.RULES and not is_operator(target):
+    if not is_operator(target):
         try:
             foreign.admit(target)
         except GalvatronError as error:
             raise CaptureError(f"{where(node)}{error}: {advice(source_of(node), 'use operations of torch')}") from None
+    if of_target(target).dims is None:
         of_library = advice(source_of(node), "")
         note = f"{foreign.whole_note(target)}{'; ' * bool(of_library)}{of_library}"
         warnings.warn(f"{where(node)}{note}", stacklevel=2)

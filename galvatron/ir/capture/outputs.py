@@ -30,7 +30,7 @@ def chosen(output: Any, wanted: Outputs) -> dict[str, torch.Tensor]:
     """The tensors that are wanted of what a model has returned, by their names, in the order in which they are wanted.
 
     Raises:
-        CaptureError: there is no such output, or it is no tensor.
+        CaptureError: there is no such output, there are several, or it is no tensor.
     """
     if wanted is False:
         return {}
@@ -46,7 +46,10 @@ def chosen(output: Any, wanted: Outputs) -> dict[str, torch.Tensor]:
 
 
 def _one(output: Any, name: str) -> torch.Tensor:
-    tensors = dict(_tensors(output, ""))
+    found = list(_tensors(output, ""))
+    tensors = dict(found)
+    if [each for each, _ in found].count(name) > 1:
+        raise CaptureError(f"the model returned several tensors with the name {name!r}, since a field of it has a dot")
     if name in tensors:
         return tensors[name]
     known = f"{did_you_mean(name, tensors)}" if tensors else "it returned no tensors by name"

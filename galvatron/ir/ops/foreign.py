@@ -16,7 +16,7 @@ from galvatron.ir.ops.call import Call
 from galvatron.ir.ops.notation import Notation, OpDims, parse_notation
 from galvatron.ir.ops.operator import Operator
 from galvatron.ir.ops.schemas import ADDED, REQUIRED, Schema, parse_schema, schema_of
-from galvatron.ir.ops.table import OPERATORS, add
+from galvatron.ir.ops.table import add, know
 from galvatron.ir.ops.targets import parsed
 
 RULES: dict[str, str] = {}
@@ -161,8 +161,7 @@ def register_rule(operator: str, rule: str) -> None:
     else:
         dims = _dims(operator, schema_of(target), rule)
         RULES[target] = rule
-    called = parsed(target)
-    OPERATORS[f"{called.namespace}::{called.name}"] = Operator(dims)
+    know(target, Operator(dims))
 
 
 def _dims(operator: str, schema: Schema, rule: str) -> Any:

@@ -8,7 +8,8 @@ every rank: right, and slow.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeVar
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Op
@@ -55,6 +56,30 @@ OPERATORS: dict[str, Operator] = (
 )
 """Name of an operator, perhaps with an overload → what is known of it; `namespace::name` of one that was added."""
 
+_Derived = TypeVar("_Derived", bound=Callable[..., Any])
+_FORGET: list[Callable[[], None]] = []
+"""What empties the caches of what was derived from the table."""
+
+
+def derived(maxsize: int) -> Callable[[_Derived], _Derived]:
+    """An `lru_cache` for a function whose result follows from its arguments and the table, and so only until that
+    changes."""
+
+    def cached(function: _Derived) -> _Derived:
+        cache = lru_cache(maxsize=maxsize)(function)
+        _FORGET.append(cache.cache_clear)
+        return cache  # type: ignore[return-value]  # is called as the function is
+
+    return cached
+
+
+def know(target: str, operator: Operator) -> None:
+    """Says what is known of an operator of another library, in place of what was before."""
+    called = parsed(target)
+    OPERATORS[f"{called.namespace}::{called.name}"] = operator
+    for forget in _FORGET:
+        forget()
+
 
 def add(target: str, schema: str, operator: Operator) -> None:
     """Adds an operator of another library, which programs may then contain: a pure function of tensors.
@@ -69,8 +94,8 @@ def add(target: str, schema: str, operator: Operator) -> None:
     called = parsed(target)
     if operator.draws or operator.on_slices:
         raise GalvatronError(f"{target}: only operators of torch draw random numbers, or have a counterpart on slices")
-    OPERATORS[f"{called.namespace}::{called.name}"] = operator
     ADDED[target] = parse_schema(f"{called.short}{schema}")
+    know(target, operator)
 
 
 def operator_of(op: Op) -> Operator:

@@ -39,7 +39,8 @@ def unknown_target(target: str) -> str:
         name = qualified(target)
         return (
             f"unknown op {target!r}: an operator of another library is part of a program where that library is "
-            f"imported and galvatron.register_rule({name!r}, ...) was called, or a model that calls it captured"
+            f"imported and galvatron.register_rule({name!r}, ...) was called, or a model that calls it captured "
+            "(on the command line: galvatron --import FILE.py ..., with a file that does so)"
         )
     near = did_you_mean(
         target, [*COLLECTIVES, *(f"spmd.{name}" for name in named(lambda operator: operator.on_slices))]

@@ -12,7 +12,7 @@ from torch import nn
 import galvatron
 from galvatron.errors import CaptureError, GalvatronError, ParseError
 from galvatron.ir.capture import capture_graph
-from galvatron.ir.micro_batches import SUM, batch_state, flow
+from galvatron.ir.micro_batches import SUM, batch_state, coupling, flow
 from galvatron.ir.ops import foreign, schemas
 from galvatron.ir.ops.table import OPERATORS
 from galvatron.ir.program import Program
@@ -31,6 +31,39 @@ def scaled(x: torch.Tensor, power: int, w: torch.Tensor | None = None) -> torch.
 @scaled.register_fake
 def _(x: torch.Tensor, power: int, w: torch.Tensor | None = None) -> torch.Tensor:
     return torch.empty_like(x)
+
+
+def _kept(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    ctx.save_for_backward(inputs[0], inputs[2])
+    ctx.power = inputs[1]
+
+
+def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor | None]:
+    x, w = ctx.saved_tensors
+    inner = gradient if w is None else gradient * w
+    rest = None if w is None else (gradient * x**ctx.power).flatten(0, -2).sum(0)
+    return inner * ctx.power * x ** (ctx.power - 1), None, rest
+
+
+scaled.register_autograd(_backward, setup_context=_kept)
+
+
+def _without(name: str, backward: Any = None) -> Any:
+    """An operator that has this backward, or none."""
+
+    @torch.library.custom_op(f"galvatron_test::{name}", mutates_args=())
+    def operator(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return x * w
+
+    operator.register_fake(lambda x, w: torch.empty_like(x))
+    if backward is not None:
+        operator.register_autograd(backward)
+    return operator
+
+
+plain = _without("plain")
+half = _without("half", lambda ctx, gradient: (gradient, None))
+broken = _without("broken", lambda ctx, gradient: gradient.nothing())
 
 
 @torch.library.custom_op("galvatron_test::doubled_into", mutates_args=("x",))
@@ -89,6 +122,25 @@ def test_with_a_rule_it_is_an_operator_like_others() -> None:
     assert couplings(program) == []
 
 
+def test_a_rule_counts_from_when_it_is_given_to_when_it_is_taken_back() -> None:
+    class Twice(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.first(scaled(self.first(x), 2, self.w)).square().sum()
+
+    net = Twice()
+
+    def coupled() -> bool:
+        return coupling(galvatron.capture(net, {"x": torch.zeros(4, 6)})) is not None
+
+    with pytest.warns(UserWarning):
+        assert coupled()
+    galvatron.register_rule(NAME, "b* k, k? -> b* k")
+    assert not coupled()
+    galvatron.register_rule(NAME, "")
+    with pytest.warns(UserWarning, match="runs whole on every rank"):
+        assert coupled()
+
+
 def test_a_program_is_read_where_its_operators_were_asked_for() -> None:
     with pytest.warns(UserWarning):
         text = print_program(captured())
@@ -143,3 +195,32 @@ def test_an_operator_that_changes_its_operands_is_refused() -> None:
 
     with pytest.raises(CaptureError, match=r"test_foreign.py:\d+: `doubled_into\(h\)`"):
         capture_graph(Changing(), {"x": torch.zeros(4, 6)})
+
+
+@pytest.mark.parametrize(
+    ("called", "told"),
+    [
+        (plain, r"galvatron_test::plain has no backward that runs \(RuntimeError: .*no autograd formula"),
+        (half, "galvatron_test::half gives 'w' no gradient, which training needs: register one"),
+        (broken, r"galvatron_test::broken has no backward that runs \(AttributeError: .*'nothing'"),
+    ],
+)
+def test_an_operator_without_a_gradient_that_is_needed_is_refused(called: Any, told: str) -> None:
+    class Calling(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return called(self.first(x), self.w).sum()
+
+    with pytest.warns(UserWarning), pytest.raises(CaptureError, match=rf"test_foreign.py:\d+: `return called.*{told}"):
+        capture_graph(Calling(), {"x": torch.zeros(4, 6)})
+    report = galvatron.check(Calling(), {"x": torch.zeros(4, 6)})
+    assert not report.captured
+
+
+def test_an_operator_without_a_gradient_that_is_not_needed_is_taken() -> None:
+    class Detaching(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.first(x)
+            return (h * plain(h.detach(), self.w.detach()) + half(h, self.w.detach()) + plain(x, x)).sum()
+
+    with pytest.warns(UserWarning):
+        verify(capture_graph(Detaching(), {"x": torch.zeros(4, 6)}).program)
