@@ -224,6 +224,7 @@ class _Training(nn.Module):
     def _loss_and_outputs(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         with (
             as_in_eager(),
+            repeating_lists(),
             refusing(),
             choosing(),
             ConstantsHaveValues(self.model, self._noted.fixed),
@@ -253,7 +254,6 @@ def _exported(training: _Training, batch: Batch) -> ExportedProgram:
         quiet(),
         described(),
         careful_tracing(),
-        repeating_lists(),
         computed_once(),
         few_registrations(device),
         torch.enable_grad(),
