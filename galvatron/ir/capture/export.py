@@ -222,12 +222,13 @@ class _Training(nn.Module):
         return *results, *(check.value for check in checks)
 
     def _loss_and_outputs(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        constants = ConstantsHaveValues(self.model, self._noted.fixed)
         with (
-            as_in_eager(),
+            as_in_eager(constants.has_values),
             repeating_lists(),
             refusing(),
             choosing(),
-            ConstantsHaveValues(self.model, self._noted.fixed),
+            constants,
             OnlyRegisteredAreTrained(),
             GradientsFollowTheValues(),
             unseeded(),
