@@ -192,6 +192,8 @@ class ConstantsHaveValues(TorchFunctionMode):
     def _made(self, func: Any, arguments: Any, results: list[torch.Tensor]) -> bool:
         """Whether what a call has made, and written, is a constant whose values are now known."""
         sizes = [size for tensor in results for size in tensor.shape if _is_symbol(size)]
+        if sizes and getattr(func, "__name__", "") not in _FILLS | _ALIKE:
+            return False
         if not all(statically_known_true(size >= 1) for size in sizes):
             return False
         shapes = [tuple(1 if _is_symbol(size) else size for size in tensor.shape) for tensor in results]
