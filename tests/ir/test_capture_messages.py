@@ -88,6 +88,11 @@ def averaged(m: Any, h: Tensor, y: Tensor) -> Tensor:
     return m.norm(h).pow(2).mean()
 
 
+def counted(m: Any, h: Tensor, y: Tensor) -> Tensor:
+    lengths = (h > 0).sum(1).tolist()
+    return h.mean() * len(set(lengths))
+
+
 def of_two_types(m: Any, h: Tensor, y: Tensor) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         z = m.a(h[:, :6])
@@ -100,6 +105,7 @@ REFUSED: dict[Any, tuple[str, str]] = {
     pairs: ("cutting the dimension of samples into parts is not supported", "give the parts as inputs of their own"),
     logarithm: ("math.log takes a plain number and fixes the batch size at 8", "compute it with arithmetic"),
     range_of_floats: ("torch.linspace takes a plain number and fixes the batch size at 8", "torch.arange"),
+    counted: ("control flow or a size depends on the values of a tensor", "torch.where"),
     looked_up: ("looked up in a dictionary or set", "with arithmetic"),
     gradient_of_function: ("a gradient is computed inside forward", "write the gradient as a formula"),
     gradients_of_rows: ("a gradient is computed inside forward", "write the gradient as a formula"),

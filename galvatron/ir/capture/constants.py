@@ -3,6 +3,8 @@
 While a model is traced no tensor has values. But what is computed from numbers of Python alone is the same in every
 step, so that forward may ask for its values: whether a mask is a causal one, how large the largest of some offsets is.
 
+Some values are known whatever the sizes are: a mask of ones for every sample is made of ones.
+
 So are small buffers that are not saved with the model: numbers of its configuration that are kept as tensors, such as
 the stride of a convolution, from which forward computes sizes. What is saved is not among them: it may be loaded anew.
 """
@@ -13,11 +15,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -36,6 +40,17 @@ _MOST = 1 << 22
 
 MOST_OF_BUFFER = 1024
 """How many elements a buffer may have whose values are."""
+
+_FILLS = frozenset(("new_ones", "new_zeros", "ones", "zeros"))
+"""Functions of sizes and types whose elements are all alike."""
+
+_ALIKE = frozenset((
+    "__and__", "__eq__", "__getitem__", "__invert__", "__ne__", "__or__", "all", "amax", "amin", "any",
+    "bitwise_and", "bitwise_not", "bitwise_or", "bool", "clone", "contiguous", "detach", "double", "eq", "float",
+    "ge", "gt", "half", "int", "le", "logical_and", "logical_not", "logical_or", "long", "lt", "ne", "to", "type",
+    "unsqueeze",
+))  # fmt: skip
+"""Functions of which elements along a dimension are alike where those of the operands are, however many there are."""
 
 _TAKES_SIZES = frozenset(("expand", "pad", "repeat", "reshape", "tile", "view"))
 """Functions of one tensor and of sizes, which may be tensors of one number."""
@@ -89,8 +104,9 @@ class FixedBuffers:
 
 @dataclass(frozen=True)
 class _Twin:
-    """The values of a tensor that is traced: `value`, of the shape and type of `tensor`, which is held so that no id is
-    given twice. They follow from those of some `buffers`."""
+    """The values of a tensor that is traced: `value`, of the type of `tensor`, which is held so that no id is given
+    twice, and of its shape, but for sizes that are symbols: there it has one of the elements, which are all alike. They
+    follow from those of some `buffers`."""
 
     tensor: torch.Tensor
     value: torch.Tensor
@@ -122,7 +138,12 @@ class ConstantsHaveValues(TorchFunctionMode):
             arguments = args, kwargs = (first, *map(self._with_numbers, sizes)), self._with_numbers(arguments[1])
         operands = tensors_in(arguments)
         constant = self._is_constant(func, operands, arguments)
-        if constant and operands and (func is torch.Tensor.__bool__ or func.__name__ in _READS):
+        if (
+            constant
+            and operands
+            and not any(map(_has_symbols, operands))
+            and (func is torch.Tensor.__bool__ or func.__name__ in _READS)
+        ):
             return self._read(func, arguments, operands)
         with torch._C.DisableTorchFunction():
             versions = [version_of(tensor) for tensor in operands]
@@ -135,6 +156,10 @@ class ConstantsHaveValues(TorchFunctionMode):
                 return result
             self._forget(written)
         return result
+
+    def has_values(self, tensor: torch.Tensor) -> bool:
+        """Whether the values of a tensor are known, as in eager."""
+        return id(tensor) in self._twins
 
     def _read(self, func: Any, arguments: Any, operands: Iterable[torch.Tensor]) -> Any:
         """What Python reads of values."""
@@ -159,22 +184,28 @@ class ConstantsHaveValues(TorchFunctionMode):
         """Whether a call computes with nothing but constants, as far as its arguments say."""
         if not all(id(tensor) in self._twins for tensor in operands) or torch._C._are_functorch_transforms_active():
             return False
-        symbols = (torch.SymInt, torch.SymFloat, torch.SymBool)
-        undefined = getattr(func, "__name__", "empty").removeprefix("new_").startswith("empty")
-        return not undefined and not any(isinstance(leaf, symbols) for leaf in pytree.tree_leaves(arguments))
+        name = getattr(func, "__name__", "empty")
+        if name in _FILLS:
+            return True
+        if name.removeprefix("new_").startswith("empty") or any(map(_is_symbol, pytree.tree_leaves(arguments))):
+            return False
+        return name in _ALIKE or name in _READS or not any(map(_has_symbols, operands))
 
     def _made(self, func: Any, arguments: Any, results: list[torch.Tensor]) -> bool:
         """Whether what a call has made, and written, is a constant whose values are now known."""
-        if (
-            any(not isinstance(size, int) for t in results for size in t.shape)
-            or sum(t.numel() for t in results) > _MOST
-        ):
+        sizes = [size for tensor in results for size in tensor.shape if _is_symbol(size)]
+        if sizes and getattr(func, "__name__", "") not in _FILLS | _ALIKE:
+            return False
+        if not all(statically_known_true(size >= 1) for size in sizes):
+            return False
+        shapes = [tuple(1 if _is_symbol(size) else size for size in tensor.shape) for tensor in results]
+        if sum(map(prod, shapes)) > _MOST:
             return False
         try:
             made = tensors_in(self._really(func, arguments))
         except Exception:  # what torch cannot do with values in memory it does without them
             return False
-        if [(t.shape, t.dtype) for t in made] != [(t.shape, t.dtype) for t in results]:
+        if [(t.shape, t.dtype) for t in made] != [(s, t.dtype) for s, t in zip(shapes, results, strict=True)]:
             return False
         buffers = frozenset().union(*(self._twins[id(tensor)].buffers for tensor in tensors_in(arguments)))
         self._twins.update((id(t), _Twin(t, value, buffers)) for t, value in zip(results, made, strict=True))
@@ -188,6 +219,8 @@ class ConstantsHaveValues(TorchFunctionMode):
     def _real(self, argument: Any) -> Any:
         if isinstance(argument, torch.Tensor):
             return self._twins[id(argument)].value
+        if _is_symbol(argument):
+            return 1
         is_device = isinstance(argument, torch.device) or (isinstance(argument, str) and _is_device(argument))
         return torch.device("cpu") if is_device else argument
 
@@ -208,6 +241,14 @@ class _WithoutChance(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise ValueError
         return func(*args, **(kwargs or {}))
+
+
+def _is_symbol(value: Any) -> bool:
+    return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def _has_symbols(tensor: torch.Tensor) -> bool:
+    return any(map(_is_symbol, tensor.shape))
 
 
 def _is_device(text: str) -> bool:

@@ -258,11 +258,13 @@ class _Training(nn.Module):
         return *results, *(check.value for check in checks)
 
     def _loss_and_outputs(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        constants = ConstantsHaveValues(self.model, self._noted.fixed)
         with (
-            as_in_eager(),
+            as_in_eager(constants.has_values),
+            repeating_lists(),
             refusing(),
             choosing(),
-            ConstantsHaveValues(self.model, self._noted.fixed),
+            constants,
             OnlyRegisteredAreTrained(),
             GradientsFollowTheValues(),
             unseeded(),
@@ -290,7 +292,6 @@ def _exported(training: _Training, batch: Batch) -> ExportedProgram:
         quiet(),
         described(),
         careful_tracing(),
-        repeating_lists(),
         computed_once(),
         few_registrations(device),
         torch.enable_grad(),

@@ -7,13 +7,14 @@ for what is in it; `torch.tensor` makes of it the tensor of the parts, repeated.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from galvatron.ir.capture.sources import is_user_file
@@ -34,8 +35,8 @@ class RepeatedList:
     def tensor(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """What `torch.tensor` makes of it."""
         if self._list is not None:
-            return _plain_tensor(self._list, *args, **kwargs)
-        parts = _plain_tensor(self._parts, *args, **kwargs)
+            return torch.tensor(self._list, *args, **kwargs)
+        parts = torch.tensor(self._parts, *args, **kwargs)
         return parts.repeat(self._times, *[1] * (parts.dim() - 1))
 
     def fixed(self) -> list[Any]:
@@ -57,12 +58,21 @@ def _of_list(name: str) -> Callable[..., Any]:
 
 for _name in (
     "__add__", "__contains__", "__delitem__", "__eq__", "__ge__", "__getitem__", "__gt__", "__iadd__", "__imul__",
-    "__iter__", "__le__", "__len__", "__lt__", "__mul__", "__ne__", "__repr__", "__reversed__", "__rmul__",
-    "__setitem__",
+    "__iter__", "__le__", "__len__", "__lt__", "__mul__", "__ne__", "__reduce_ex__", "__repr__", "__reversed__",
+    "__rmul__", "__setitem__",
 ):  # fmt: skip
     setattr(RepeatedList, _name, _of_list(_name))
 
-_plain_tensor = torch.tensor
+
+class _Tensors(TorchFunctionMode):
+    """Makes tensors of repeated lists."""
+
+    def __torch_function__(
+        self, func: Any, _: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is torch.tensor and args and type(args[0]) is RepeatedList:
+            return args[0].tensor(*args[1:], **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -80,12 +90,9 @@ def repeating_lists() -> Iterator[None]:
         is_plain = all(type(leaf) in (bool, int, float) for leaf in tree_leaves(parts))
         return is_plain and not size.node.expr.is_number and statically_known_true(size >= 0)
 
-    def tensor(data: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return data.tensor(*args, **kwargs) if type(data) is RepeatedList else _plain_tensor(data, *args, **kwargs)
-
     with (
         mock.patch.object(torch.SymInt, "__mul__", times(torch.SymInt.__mul__)),
         mock.patch.object(torch.SymInt, "__rmul__", times(torch.SymInt.__rmul__)),
-        mock.patch.object(torch, "tensor", tensor),
+        _Tensors(),
     ):
         yield

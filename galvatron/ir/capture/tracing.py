@@ -297,7 +297,10 @@ _plain_key_of_size = torch.SymInt.__hash__
 
 def _key_of_size(size: torch.SymInt) -> int:
     """The hash of a size: in the key of a `functools.lru_cache`, which computes what it does not find; elsewhere torch
-    refuses it, since a table of the user's has no entry for it."""
+    refuses it, since a table of the user's has no entry for it. That of a value is refused as any branch on one."""
+    if not size.node.has_hint():
+        _refusals.append(GuardOnDataDependentSymNode(size.node.expr, "the hash of a value"))
+        raise _refusals[-1]
     if not _calls_a_cache(sys._getframe(1)):
         return _plain_key_of_size(size)
     return hash((id(size.node.shape_env), str(size.node.expr)))
