@@ -8,6 +8,7 @@ gradients go through `detach`. Only regions under an enabled autocast are left t
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx
@@ -96,13 +97,18 @@ def _detached(module: fx.GraphModule, result: fx.Node) -> fx.Node:
 def _itself(result: fx.Node) -> fx.Node:
     """The node whose very tensor a result is: what changes nothing, such as `x.to(x.dtype)`, gives `x` back, with its
     gradient, and the trace then knows `x` by that op."""
-    while isinstance(result.target, torch._ops.OpOverload) and not result.target._schema.is_mutable:
-        args, kwargs = tree_map_only(fx.Node, lambda node: node.meta.get("val"), (result.args, result.kwargs))
-        if any(node.meta.get("val") is None for node in result.all_input_nodes):
+    while True:
+        call: Any = result.args[0] if result.target is operator.getitem else result
+        sources = call.all_input_nodes
+        if not isinstance(call.target, torch._ops.OpOverload) or call.target._schema.is_mutable:
             break
+        if any(node.meta.get("val") is None for node in sources):
+            break
+        args, kwargs = tree_map_only(fx.Node, lambda node: node.meta["val"], (call.args, call.kwargs))
         with torch.no_grad():
-            again = result.target(*args, **kwargs)
-        source = next((node for node in result.all_input_nodes if node.meta["val"] is again), None)
+            again: Any = call.target(*args, **kwargs)
+        again = again[result.args[1]] if call is not result else again
+        source = next((node for node in sources if node.meta["val"] is again), None)
         if source is None:
             break
         result = source
