@@ -389,8 +389,8 @@ def _evaluating(stages: Sequence[Stage]) -> Iterator[None]:
 
 def _statistics(stage: Stage, whole: dict[str, Tensor]) -> dict[str, Any]:
     """What the stage computes once per step from the whole batch."""
-    step = getattr(stage, "step", None)
+    step = getattr(type(stage), "step", None)  # an attribute of the stage itself may be state of the model
     if step is None:
         return {}
     with torch.no_grad():
-        return step(**whole)
+        return step(stage, **whole)

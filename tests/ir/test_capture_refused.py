@@ -116,12 +116,6 @@ def double(x: torch.Tensor) -> None:
     x.mul_(2)
 
 
-def gradient_inside(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    h = net.first(x)
-    (g,) = torch.autograd.grad(h.square().sum(), h)
-    return (g * h).sum()
-
-
 def backward_inside(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     h = net.first(x)
     h.square().sum().backward()
@@ -216,7 +210,6 @@ def constant_of_the_batch(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.T
             "h = StraightThrough.apply(net.first(x), lambda ctx, x: (ctx.set_materialize_grads(False), x, x * 2)[1:])",
             "asks which of its results are used",
         ),
-        (gradient_inside, "(g,) = torch.autograd.grad(h.square().sum(), h)", "a gradient is computed inside forward"),
         (backward_inside, "h.square().sum().backward()", "a gradient is computed inside forward"),
         (equal_values, "if torch.equal(h, x):", "depends on the values of a tensor"),
         (own_generator, "h = net.first(x) + torch.randn(8, generator=torch.Generator())", "random generator"),

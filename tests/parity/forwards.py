@@ -179,5 +179,16 @@ ALIGNED = {
         },
     ),
 }
-OTHERS = {"traced-repeated": Forward(_unlike_when_traced, _repeated)}
+
+
+def _converted_without_gradients(h: Tensor) -> Tensor:
+    with torch.no_grad():
+        scale = h.to(h.dtype).double().abs().mean(-1, keepdim=True)  # of h itself, which keeps its gradient
+    return torch.tanh(h) * scale
+
+
+OTHERS = {
+    "traced-repeated": Forward(_unlike_when_traced, _repeated),
+    "converted-without-gradients": Forward(_converted_without_gradients),
+}
 FORWARDS = {**WRITES, **SIZES, **TARGETS, **INPUTS, **COMPLEX, **ALIGNED, **OTHERS}

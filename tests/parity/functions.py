@@ -160,6 +160,20 @@ class Total(Function):
         return gradients[0] * errors.clamp(-1, 1)
 
 
+class Converted(Function):
+    """Its backward converts what it has kept, which changes nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        return x.tanh() * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, scale = (tensor.to(gradients[0].dtype) for tensor in ctx.saved_tensors)
+        return gradients[0] * scale * (1 - x.tanh().square()), (gradients[0] * x.tanh()).sum((0, 1))
+
+
 class Centred(Function):
     """Looks across the samples of the batch."""
 
@@ -239,6 +253,7 @@ FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
     "cubed": partial(Around, lambda x, scale: Cubed.apply(x, scale)),
     "halves": partial(Around, halves),
     "total": partial(Around, lambda x, scale: x.tanh() * scale, lambda errors: Total.apply(errors) / errors.numel()),
+    "converted": partial(Around, lambda x, scale: Converted.apply(x, scale)),
     "centred": partial(Around, lambda x, scale: Centred.apply(x) * scale),
     "ending": partial(
         Around, lambda x, scale: x.tanh() * scale, lambda errors: Clamped.apply(errors.pow(2).mean().sqrt())

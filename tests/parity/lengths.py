@@ -90,7 +90,7 @@ def pairs(size: int, seed: int) -> dict[str, Any]:
     return source
 
 
-def _alike(*names: str) -> Dynamic:
+def _alike(*names: str) -> dict[str, dict[int, str]]:
     return {name: {1: "S"} for name in names}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from galvatron.ir.capture import Dynamic
 from tests import models
-from tests.parity import coupled, functions, lengths, reductions, selections, situations, states
+from tests.parity import coupled, derivatives, functions, lengths, reductions, selections, situations, states
 from tests.parity.forwards import FORWARDS, Blocks, inputs
 
 Batch = dict[str, Any]
@@ -352,8 +352,9 @@ def ignore_labels(batch: Batch, samples: slice | list[int]) -> Batch:
 def make(name: str) -> Subject:
     """The subject called `name`: one of `SUBJECTS`, the same with `-float32`, `random-<seed>` for a transformer drawn
     at random, `reduced: <words>` for a loss in the words of `reductions`, `situation: <name>` for one of `situations`,
-    `selection: <name>` for one of `selections`, `state: <name>` for one of `states`, `function: <name>` for a model
-    with one of `functions`, `lengths: <name>` for one of `lengths` with free lengths, or one of `forwards.FORWARDS`."""
+    `selection: <name>` for one of `selections`, `state: <name>` for one of `states`, `derivative: <name>` for one of
+    `derivatives`, `function: <name>` for a model with one of `functions`, `lengths: <name>` for one of `lengths` with
+    free lengths, or one of `forwards.FORWARDS`."""
     if name.startswith("lengths:"):
         case = lengths.LENGTHS[name.split()[1]]()
         return Subject(case.model.double(), case.batch, dynamic=case.dynamic)
@@ -361,6 +362,8 @@ def make(name: str) -> Subject:
         return Subject(situations.SITUATIONS[name.split()[1]]().double(), situations.batch_of)
     if name.startswith("selection:"):
         return Subject(selections.selecting(name.split()[1]).double(), selections.batch_of)
+    if name.startswith("derivative:"):
+        return Subject(derivatives.DERIVATIVES[name.split()[1]]().double(), derivatives.batch_of)
     if name.startswith("function:"):
         return Subject(functions.FUNCTIONS[name.split()[1]]().double(), functions.batch_of)
     if name.startswith("state:"):

@@ -17,7 +17,7 @@ from tests.parity.harness import check, costed, planned, subject
 FAST = [
     ("write-halves", "m2/dp2"), ("write-scan", "tp2+sp"), ("size-inverse", "m2/dp2"), ("target-zeros", "m2/dp2"),
     ("input-table", "pp2/m2/1f1b/dp1"), ("size-repeat", "m2/dp2"), ("complex-attended", "tp2+sp"),
-    ("traced-repeated", "m2/dp2"), ("aligned-mean", "m2/dp2"),
+    ("traced-repeated", "m2/dp2"), ("aligned-mean", "m2/dp2"), ("converted-without-gradients", "m2/dp2"),
 ]  # fmt: skip
 PLANS = ["dp2", "m2/dp2", "m4/dp1", "tp2", "m2/tp2+sp", "pp2/m2/1f1b/dp1", "pp2/m4/gpipe/dp2-zero3", "ulysses2"]
 ALL = [(name, plan) for name in FORWARDS for plan in PLANS]

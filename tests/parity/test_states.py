@@ -52,6 +52,10 @@ def test_a_part_of_a_weight_outlasts_its_bucket() -> None:
     holds("shown", "m2/dp2-zero3")
 
 
+def test_a_name_that_stages_have_a_use_for() -> None:
+    holds("warmed", "m2/dp2")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS + MORE)
 @pytest.mark.parametrize("state", STATES)

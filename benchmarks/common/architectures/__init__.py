@@ -23,6 +23,7 @@ FAMILIES = (
     "time_series",
     "graphs",
     "recommendation",
+    "differential",
     "adapters",
 )
 """The files, in the order of the table."""

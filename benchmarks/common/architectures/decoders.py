@@ -64,6 +64,12 @@ ROWS = rows(
             v_head_dim=8,
         ),
         "CTRL": decoder("CTRLLMHeadModel", dff=48),
+        "BitNet": decoder("BitNetForCausalLM"),
+        "Doge": decoder("DogeForCausalLM", num_experts=16, num_experts_per_tok=2),
+        "HRM": decoder("HrmTextForCausalLM"),
+        "ModernBERT decoder": decoder(
+            "ModernBertDecoderForCausalLM", local_attention=8, cls_token_id=1, sep_token_id=2
+        ),
     },
     sequence=True,
     single=("XGLM",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from common.architectures.base import Subject, batches, text
-from common.architectures.hugging_face import TEXT, Make, config_of, made, model_of, rows, without
+from common.architectures.hugging_face import DECODER, TEXT, Make, config_of, made, model_of, rows, without
 
 _BART = {
     "d_model": 32,
@@ -26,6 +26,9 @@ _T5 = {
     "num_heads": 4,
     "decoder_start_token_id": 0,
 }
+
+
+_GEMMA = DECODER | {"query_pre_attn_scalar": 8, "sliding_window": 8, "cross_attention_hidden_size": 32}
 
 
 def bart(name: str, /, **settings: Any) -> Make:
@@ -81,6 +84,7 @@ ROWS = rows(
             },
         ),
         "two BERTs": two_berts,
+        "T5Gemma": made("T5GemmaForConditionalGeneration", batches(text()), {"encoder": _GEMMA, "decoder": _GEMMA}),
     },
     sequence=True,
 )

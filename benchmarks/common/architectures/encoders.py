@@ -90,6 +90,22 @@ ROWS = rows(
             batches(text(), bbox=corners(16, 60)),
             TEXT | {"num_labels": 96, "max_2d_position_embeddings": 128},
         ),
+        "BigBird (block sparse)": masked(
+            "BigBirdForMaskedLM", attention_type="block_sparse", block_size=4, num_random_blocks=1
+        ),
+        "YOSO": made("YosoForMaskedLM", batches(text(mask=False)), TEXT | {"num_hash": 4, "hash_code_len": 4}),
+        "MRA": made("MraForMaskedLM", batches(text(length=32, mask=False)), TEXT | {"block_per_row": 1}),
+        "LUKE": made(
+            "LukeForMaskedLM",
+            batches(
+                text(),
+                entity_ids=integers(20, 3),
+                entity_attention_mask=ones(3),
+                entity_position_ids=integers(16, 3, 4),
+                entity_labels=integers(20, 3),
+            ),
+            TEXT | {"entity_vocab_size": 20, "entity_emb_size": 16},
+        ),
     },
     sequence=True,
     single=("DeBERTa-v2",),

@@ -41,6 +41,24 @@ ROWS = (
             ),
             "ViT-MSN": pixels("ViTMSNForImageClassification"),
             "I-JEPA": pixels("IJepaForImageClassification"),
+            "ViViT": made(
+                "VivitForVideoClassification",
+                batches(pixel_values=floats(4, 3, 16, 16), labels=integers(5)),
+                VISION | {"num_frames": 4, "tubelet_size": [2, 4, 4]},
+            ),
+            "V-JEPA 2": made(
+                "VJEPA2ForVideoClassification",
+                batches(pixel_values_videos=floats(4, 3, 16, 16), labels=integers(5)),
+                VISION
+                | {
+                    "crop_size": 16,
+                    "frames_per_clip": 4,
+                    "pred_hidden_size": 16,
+                    "pred_num_attention_heads": 2,
+                    "pred_num_hidden_layers": 1,
+                    "num_pooler_layers": 1,
+                },
+            ),
             "Swin": staged(
                 "SwinForImageClassification",
                 32,

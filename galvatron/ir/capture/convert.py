@@ -466,8 +466,12 @@ def _admit(target: str, node: fx.Node) -> None:
     """Makes an operator of another library one that a program may contain; warns of one that has no rule.
 
     Raises:
-        CaptureError: it is no function of tensors.
+        CaptureError: it is no function of tensors, or a mark of what was traced.
     """
+    if target.startswith(("galvatron_capture.", "galvatron_derivatives.")):
+        own = "write what it makes of its operands with other operations, or give it what it reads as operands"
+        what = "what an autograd function computes cannot be told from what is around it"
+        raise CaptureError(f"{where(node)}{what}: {advice(source_of(node), own)}")
     if not is_operator(target):
         try:
             foreign.admit(target)

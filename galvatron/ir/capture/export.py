@@ -20,6 +20,7 @@ from galvatron.ir.capture.branches import choosing
 from galvatron.ir.capture.checks import Noted, noting
 from galvatron.ir.capture.constants import ConstantsHaveValues, FixedBuffers
 from galvatron.ir.capture.convert import converted
+from galvatron.ir.capture.derivatives import write_derivatives
 from galvatron.ir.capture.diagnose import SizeWatch, explained, quiet
 from galvatron.ir.capture.gradients import GradientsFollowTheValues, OnlyRegisteredAreTrained
 from galvatron.ir.capture.hooks import check_hooks
@@ -299,7 +300,7 @@ def _exported(training: _Training, batch: Batch) -> ExportedProgram:
     ):
         exported = torch.export.export(training, (inputs,), strict=False, dynamic_shapes=(shapes,))
         dissolve_regions(exported)
-        return exported.run_decompositions({})
+        return write_derivatives(exported.run_decompositions({}), training)
 
 
 def device_of(model: nn.Module) -> torch.device:

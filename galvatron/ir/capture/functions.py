@@ -229,6 +229,8 @@ def is_mark(node: fx.Node) -> bool:
 def _call(node: fx.Node, order: Mapping[fx.Node, int]) -> Call:
     marked: Any = node.args  # texts and lists of nodes, by the schema of the mark
     name, names, operands, entered, results, saved, gradients, given = marked
+    entered = [_marked(operand, _ops.enter.default) for operand in entered]
+    gradients = [_marked(gradient, _ops.gradient.default) for gradient in gradients]
     inside = _reached([*entered, *gradients])
     made, ends = [*results, *saved], [gradient for gradient in given if gradient is not None]
     forward = _needed(made, inside)
@@ -247,6 +249,14 @@ def _call(node: fx.Node, order: Mapping[fx.Node, int]) -> Call:
         forward=_in_order(forward, order),
         backward=_in_order(whole - forward, order),
     )
+
+
+def _marked(node: fx.Node, mark: Any) -> fx.Node:
+    """The mark that made a value: what changes nothing, such as `x.to(x.dtype)`, gives the tensor itself, which the
+    trace then knows by that op."""
+    while node.target is not mark:
+        (node,) = node.all_input_nodes
+    return node
 
 
 def _in_order(nodes: Iterable[fx.Node], order: Mapping[fx.Node, int]) -> tuple[fx.Node, ...]:

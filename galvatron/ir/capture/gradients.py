@@ -10,10 +10,11 @@ from torch._C._functorch import is_gradtrackingtensor
 from torch.overrides import TorchFunctionMode
 
 from galvatron.errors import CaptureError
+from galvatron.ir.capture.derivatives import refuse_gradient
 from galvatron.ir.capture.refusals import refuse
 from galvatron.ir.capture.running import advised, calling_file, here, tensors_in
 from galvatron.ir.capture.sources import is_user_file
-from galvatron.ir.capture.tracing import refuse_gradient, storage_of, version_of
+from galvatron.ir.capture.tracing import storage_of, version_of
 
 
 class OnlyRegisteredAreTrained(TorchFunctionMode):
@@ -54,12 +55,17 @@ class GradientsFollowTheValues(TorchFunctionMode):
         super().__init__()
         # Storages of values that have a gradient, by id: they are held so that no id is given twice.
         self._differentiated: dict[int, torch.UntypedStorage] = {}
+        # Tensors by id that something was computed of, and those of them that required a gradient only later.
+        self._read: dict[int, torch.Tensor] = {}
+        self._required_late: set[int] = set()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         _check_attribute(func)
         operands = tensors_in((args, kwargs))
+        if func is torch.autograd.grad:
+            self._check_inputs(*args, **(kwargs or {}))
         with torch._C.DisableTorchFunction():
             before = [(version_of(tensor), tensor.requires_grad) for tensor in operands]
             self._note(operands)
@@ -68,10 +74,22 @@ class GradientsFollowTheValues(TorchFunctionMode):
             for tensor, (version, requires_grad) in zip(operands, before, strict=True):
                 if tensor.requires_grad is not requires_grad:
                     _check_switched(tensor)
+                    if id(tensor) in self._read:
+                        self._required_late.add(id(tensor))
                 if version_of(tensor) != version:
                     self._check_written(tensor)
-            self._note(tensors_in(result))
+            results = tensors_in(result)
+            self._note(results)
+            if any(made.is_floating_point() and all(made is not tensor for tensor in operands) for made in results):
+                self._read.update((id(tensor), tensor) for tensor in operands)
         return result
+
+    def _check_inputs(self, _outputs: Any, inputs: Any, *_args: Any, **_options: Any) -> None:
+        """Refuses the gradient by a tensor of which autograd has not seen all that was computed of it."""
+        if any(id(tensor) in self._required_late for tensor in tensors_in(inputs)):
+            own = "call requires_grad_() before the tensor is used"
+            what = "a gradient is computed by a tensor that required none when it was first used"
+            raise CaptureError(f"{here()}{what}: {advised(own)}")
 
     def _note(self, tensors: list[torch.Tensor]) -> None:
         for tensor in tensors:

@@ -8,11 +8,12 @@ gradients go through `detach`. Only regions under an enabled autocast are left t
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.sources import advice, source_of, where
@@ -46,7 +47,9 @@ def _dissolve(module: fx.GraphModule, exported: ExportedProgram | None) -> None:
             _write_without_gradients(body)
         results = _inlined(module, node, body, operands)
         if kind == _SET_GRAD:
-            results = [_detached(module, result) for result in results]
+            given_back = dict(zip((n for n in body.graph.nodes if n.op == "placeholder"), operands, strict=True))
+            made = [_itself(result) for result in next(n for n in body.graph.nodes if n.op == "output").args[0]]
+            results = [given_back.get(m) or _detached(module, r) for m, r in zip(made, results, strict=True)]
         for user in list(node.users):
             assert user.target is operator.getitem
             replacement = results[user.args[1]]  # type: ignore[call-overload,index]  # the index of a getitem is an int
@@ -89,6 +92,27 @@ def _detached(module: fx.GraphModule, result: fx.Node) -> fx.Node:
         detached = module.graph.call_function(torch.ops.aten.detach.default, (result,))
     detached.meta = dict(result.meta)
     return detached
+
+
+def _itself(result: fx.Node) -> fx.Node:
+    """The node whose very tensor a result is: what changes nothing, such as `x.to(x.dtype)`, gives `x` back, with its
+    gradient, and the trace then knows `x` by that op."""
+    while True:
+        call: Any = result.args[0] if result.target is operator.getitem else result
+        sources = call.all_input_nodes
+        if not isinstance(call.target, torch._ops.OpOverload) or call.target._schema.is_mutable:
+            break
+        if any(node.meta.get("val") is None for node in sources):
+            break
+        args, kwargs = tree_map_only(fx.Node, lambda node: node.meta["val"], (call.args, call.kwargs))
+        with torch.no_grad():
+            again: Any = call.target(*args, **kwargs)
+        again = again[result.args[1]] if call is not result else again
+        source = next((node for node in sources if node.meta["val"] is again), None)
+        if source is None:
+            break
+        result = source
+    return result
 
 
 def _check_without_gradients(body: fx.GraphModule) -> None:

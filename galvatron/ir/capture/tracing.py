@@ -34,6 +34,7 @@ from torch.utils.hooks import RemovableHandle
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.branches import chosen
 from galvatron.ir.capture.checks import calls_of, passing
+from galvatron.ir.capture.derivatives import differentiated
 from galvatron.ir.capture.diagnose import on_values
 from galvatron.ir.capture.functions import called
 from galvatron.ir.capture.refusals import passed_over, refuse
@@ -68,7 +69,7 @@ def careful_tracing() -> Iterator[None]:
         patches.enter_context(mock.patch.object(torch.Tensor, "__bool__", _truth_of_tensor))
         patches.enter_context(mock.patch.object(torch.SymBool, "__bool__", _truth_of_symbol))
         patches.enter_context(mock.patch.object(torch.SymInt, "__hash__", _key_of_size))
-        patches.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", refuse_gradient))
+        patches.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", differentiated))
         patches.enter_context(mock.patch.object(fx.Tracer, "call_module", _call_module))
         patches.enter_context(mock.patch.object(builtins, "len", _length))
         # Modes see what this makes.
@@ -254,11 +255,6 @@ def _converted(module: nn.Module, function: Callable[[torch.Tensor], torch.Tenso
         raise CaptureError(
             f"{here()}a module is converted to another type or device in forward, which would be lost: {advised(own)}"
         ) from error
-
-
-def refuse_gradient(*_: Any, **__: Any) -> Any:
-    own = "write the gradient as a formula, or leave this term of the loss out"
-    raise CaptureError(f"{here()}a gradient is computed inside forward, which cannot be captured: {advised(own)}")
 
 
 def _truth(plain: Callable[[Any], bool]) -> Callable[[Any], bool]:

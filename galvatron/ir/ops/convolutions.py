@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from sympy import Expr
+
 from galvatron.ir.graph import Op
 from galvatron.ir.ops.call import Call, by_line, known, whole
 from galvatron.ir.ops.notation import DimNames, OpDims
@@ -20,7 +22,7 @@ def _channels(call: Call) -> OpDims:
     An unbatched convolution stays whole, and so does space.
     """
     shape, weight, groups = call.shape("input"), call.shape("weight"), call["groups"]
-    assert isinstance(groups, int)
+    assert isinstance(groups, (int, Expr))
     if len(shape) != len(weight):
         return whole(call)
     transposed = _is_transposed(call.op)
@@ -54,7 +56,7 @@ def _is_transposed(op: Op) -> bool:
 def _op_work(op: Op, tensors: Sequence[Any]) -> Work | None:
     """None of an unbatched one."""
     (input_, weight, *_, output), groups = tensors, op["groups"]
-    assert isinstance(groups, int)
+    assert isinstance(groups, (int, Expr))
     if len(input_) != len(weight):
         return None
     return convolution(input_, weight, output, groups, transposed=_is_transposed(op))

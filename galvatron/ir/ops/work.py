@@ -62,7 +62,7 @@ def product(count: Any, rows: Any, columns: Any, inner: Any) -> Work:
     return Work("product", (count, rows, columns, inner))
 
 
-def convolution(input_: Sizes, weight: Sizes, output: Sizes, groups: int, *, transposed: bool) -> Work:
+def convolution(input_: Sizes, weight: Sizes, output: Sizes, groups: Any, *, transposed: bool) -> Work:
     """A product over windows: a row per place of the output, or of the input where that is what is spread."""
     channels = weight[1] if transposed else weight[0] / groups
     inside = weight[0] / groups if transposed else weight[1]
