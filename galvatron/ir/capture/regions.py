@@ -102,7 +102,8 @@ def _itself(result: fx.Node) -> fx.Node:
         sources = call.all_input_nodes
         if not isinstance(call.target, torch._ops.OpOverload) or call.target._schema.is_mutable:
             break
-        if any(node.meta.get("val") is None for node in sources):
+        by_values = call.meta.get("unbacked_bindings")  # sizes or numbers of results, others at each call
+        if by_values or any(node.meta.get("val") is None for node in sources):
             break
         args, kwargs = tree_map_only(fx.Node, lambda node: node.meta["val"], (call.args, call.kwargs))
         with torch.no_grad():
