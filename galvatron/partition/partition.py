@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from galvatron.errors import StrategyError, did_you_mean
 from galvatron.ir.factors import FactorTable
 from galvatron.ir.graph import Graph
-from galvatron.ir.layout import Axis, Layout, Placement, Shard
+from galvatron.ir.layout import BROADCAST, Axis, Layout, Placement, Shard
 from galvatron.ir.program import LayerClass
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import BATCH, exact_quotient
@@ -23,7 +23,7 @@ from galvatron.partition.decisions import Decision, Offer, decisions
 from galvatron.partition.localize import Localizer
 from galvatron.partition.modes import AxisState, Mode, Split, pieces
 from galvatron.partition.prices import Prices
-from galvatron.partition.solver import Boundary, Costs, Solution, solve
+from galvatron.partition.solver import Boundary, Costs, NoSolutionError, Solution, solve
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def shard_class(
             prices = Prices(
                 graph, table, axis, machine, batch * strategy.degree("dp"), border, shares.taken, shares.bytes
             )
-            solution = solve(graph, choices.modes, boundary, Costs(prices.op_s, prices.conversion_s, prices.state_s))
+            costs = Costs(prices.op_s, prices.conversion_s, prices.state_s)
+            boundary, solution = _solve(graph, choices.modes, boundary, costs, border.trainable)
             offer = Offer(table, axis, role.folded, choices.modes, offered.allowed, shares.taken)
             made = decisions(graph, offer, boundary, solution, outer.decisions if outer else None)
             outer = _Solved(axis, boundary, solution, made)
@@ -93,6 +94,35 @@ def shard_class(
         LayerClass(f"{cls.name}@{strategy}", local, base=cls.name, strategy=strategy, mesh=mesh),
         tuple(one.decisions for one in solved),
     )
+
+
+_WHOLE_S = 1e3
+"""The price of all state that is whole though it was not to be: above that of anything else."""
+
+
+def _solve(
+    graph: Graph, modes: list[tuple[Mode, ...]], boundary: Boundary, costs: Costs, trainable: frozenset[str]
+) -> tuple[Boundary, Solution]:
+    """The cheapest choice under a boundary condition, and the condition.
+
+    State that is to be in parts may leave no choice, such as a matrix that two ops read unlike. Then as little of it as
+    can be is whole.
+    """
+    try:
+        return boundary, solve(graph, modes, boundary, costs)
+    except NoSolutionError:
+        sizes = {v.name: float(v.type.numel) for v in graph.state if BROADCAST not in boundary.state[v.name]}
+        sizes = {name: size for name, size in sizes.items() if name in trainable}
+        if not sizes:
+            raise
+
+    def state_s(name: str, state: AxisState) -> float:
+        is_last_resort = name in sizes and state == BROADCAST
+        return costs.state_s(name, state) + is_last_resort * _WHOLE_S * sizes.get(name, 0.0) / sum(sizes.values())
+
+    states = {name: (*states, BROADCAST) if name in sizes else states for name, states in boundary.state.items()}
+    boundary = replace(boundary, state=states)
+    return boundary, solve(graph, modes, boundary, replace(costs, state_s=state_s))
 
 
 def _whole_state(placed: Mapping[str, Placement]) -> frozenset[str]:

@@ -50,11 +50,15 @@ class Solution:
     objective_s: float
 
 
+class NoSolutionError(GalvatronError):
+    """No choice of modes satisfies a boundary condition."""
+
+
 def solve(graph: Graph, modes: list[tuple[Mode, ...]], boundary: Boundary, costs: Costs) -> Solution:
     """The cheapest choice of modes under a boundary condition.
 
     Raises:
-        GalvatronError: no choice satisfies the boundary.
+        NoSolutionError: no choice satisfies the boundary.
     """
     problem = Problem()
     made: dict[str, End] = {}
@@ -80,7 +84,7 @@ def solve(graph: Graph, modes: list[tuple[Mode, ...]], boundary: Boundary, costs
     )
     labels, objective_s = labels_by_elimination(problem) or labels_by_program(problem)
     if np.isinf(objective_s):
-        raise GalvatronError("the sharding of a layer class has no solution: nothing fits what surrounds it")
+        raise NoSolutionError("the sharding of a layer class has no solution: nothing fits what surrounds it")
     return Solution(
         tuple(ways[labels[choice]] for ways, choice in zip(modes, chosen, strict=True)),
         {name: boundary.state[name][labels[choice]] for name, choice in kept.items()},

@@ -46,7 +46,12 @@ def by_values(h: Tensor, mask: Tensor) -> Tensor:
     return h if hidden.any() or (mask == 0).any() or not (mask.unsqueeze(1) >= 1).all() else h.tanh()
 
 
-@pytest.mark.parametrize("function", [unless_fake, by_an_import, by_values])
+def by_a_sum(h: Tensor, mask: Tensor) -> Tensor:
+    mask, number = mask.bool(), mask.numel()
+    return h if mask.sum() != number or mask.long().sum() == number + 1 else h.tanh()
+
+
+@pytest.mark.parametrize("function", [unless_fake, by_an_import, by_values, by_a_sum])
 def test_what_is_the_same_for_all_samples_has_values(function: Callable[[Tensor, Tensor], Tensor]) -> None:
     net = Net(function)
     program = capture_graph(net, {"x": torch.randn(4, 8, dtype=torch.float64)}).program
@@ -72,6 +77,12 @@ def summed(h: Tensor, mask: Tensor) -> Tensor:
     return h if mask.sum() > 40 else h.tanh()
 
 
+def summed_and_written(h: Tensor, mask: Tensor) -> Tensor:
+    number = mask.long().sum()
+    number += 1
+    return h if number == mask.numel() + 1 else h.tanh()
+
+
 def of_the_others(h: Tensor, mask: Tensor) -> Tensor:
     return h if mask[1:].any() else h.tanh()
 
@@ -93,7 +104,9 @@ def chosen_by_samples(h: Tensor, mask: Tensor) -> Tensor:
     return h if torch.where(h > 0, mask, 0.0).any() else h.tanh()
 
 
-@pytest.mark.parametrize("function", [summed, of_the_others, listed, compared, written, chosen_by_samples])
+@pytest.mark.parametrize(
+    "function", [summed, summed_and_written, of_the_others, listed, compared, written, chosen_by_samples]
+)
 def test_what_depends_on_the_number_of_samples_or_on_them_has_none(function: Any) -> None:
     with pytest.raises(CaptureError, match="values of a tensor|fixes the batch size"):
         capture_graph(Net(function), {"x": torch.randn(4, 8, dtype=torch.float64)})

@@ -113,6 +113,16 @@ class _Twin:
     buffers: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True)
+class _Sum:
+    """The sum of all elements of a tensor of constants: `value`, in sizes, while `tensor` has this `version`."""
+
+    tensor: torch.Tensor
+    version: int
+    value: int | torch.SymInt
+    buffers: frozenset[str]
+
+
 class ConstantsHaveValues(TorchFunctionMode):
     """Inside the `with` block a forward may read the values of constants: next to each that it makes it is made once
     more, in memory.
@@ -126,6 +136,7 @@ class ConstantsHaveValues(TorchFunctionMode):
         super().__init__()
         self._fixed = fixed
         self._twins = {id(tensor): twin for tensor, twin in fixed.of(model)}
+        self._sums: dict[int, _Sum] = {}
 
     def __torch_function__(
         self, func: Any, _: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -152,10 +163,30 @@ class ConstantsHaveValues(TorchFunctionMode):
             sets = operands[:1] if getattr(func, "__name__", "") == "__set__" else []  # as `x.data = y` does
             written = [t for t, version in zip(operands, versions, strict=True) if version_of(t) != version] + sets
             results = tensors_in(result)
+            self._note_sums(func, arguments, result)
             if not (results or written) or (constant and self._made(func, arguments, results)):
                 return result
             self._forget(written)
         return result
+
+    def _note_sums(self, func: Any, arguments: Any, result: Any) -> None:
+        """Notes the sum of a tensor of which the sizes are symbols, and whether such a sum equals a number of them:
+        `mask.sum() == mask.numel()`."""
+        name, (args, options) = getattr(func, "__name__", "").strip("_"), arguments
+        if name not in ("sum", "eq", "ne") or options or not args or not isinstance(args[0], torch.Tensor):
+            return
+        first, *others = args
+        twin, known = self._twins.get(id(first)), self._sums.get(id(first))
+        if name == "sum":
+            if twin is not None and not (others or first.is_floating_point()):
+                of_one = self._really(lambda tensor: int(tensor.sum()), ((first,), {}))
+                total = prod((size for size in first.shape if _is_symbol(size)), start=of_one)
+                self._sums[id(result)] = _Sum(result, version_of(result), total, twin.buffers)
+        elif known is not None and known.version == version_of(first) and not isinstance(others[0], torch.Tensor):
+            equal = statically_known_true(known.value == others[0])
+            if equal or statically_known_true(known.value != others[0]):
+                value = self._really(torch.tensor, ((equal == (name == "eq"),), {}))
+                self._twins[id(result)] = _Twin(result, value, known.buffers)
 
     def has_values(self, tensor: torch.Tensor) -> bool:
         """Whether the values of a tensor are known, as in eager."""
