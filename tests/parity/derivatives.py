@@ -115,10 +115,18 @@ class Windows(nn.Module):
         return self.norm(self.wide(self.narrow(h.transpose(1, 2)).tanh())).transpose(1, 2)
 
 
+class Bounded(nn.Module):
+    """Of which torch writes the gradient in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1).clamp(-0.5, 0.5)
+
+
 DERIVATIVES: dict[str, Callable[[], Energy]] = {
     "penalty": lambda: Energy(penalty, nn.LayerNorm(2 * WIDTH)),
     "penalty-rms": lambda: Energy(penalty, nn.RMSNorm(2 * WIDTH)),
     "penalty-windows": lambda: Energy(penalty, Windows()),
+    "penalty-bounded": lambda: Energy(penalty, Bounded()),
     "forces": lambda: Energy(forces),
     "equation": lambda: Energy(equation),
     "step": lambda: Energy(step_of_a_learner),

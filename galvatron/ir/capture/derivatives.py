@@ -158,6 +158,8 @@ def _written(graph: fx.Graph, mark: fx.Node, tied: set[str]) -> list[fx.Node]:
         taken = tuple(held[node] for node in given)
         return list(_run_engine(ends, taken, False, False, starts, allow_unreachable=True, accumulate_grad=False))
 
+    if unknown := next((node for node in sources if "val" not in node.meta), None):
+        raise _refusal(mark, f"a gradient of what depends on {unknown.name} is computed inside forward")
     values = [_value(node) for node in sources]
     mode = next(value.fake_mode for value in values if isinstance(value, FakeTensor))
     with mode, torch.enable_grad():
@@ -301,7 +303,27 @@ def _inlined(graph: fx.Graph, mark: fx.Node, traced: fx.Graph, sources: Sequence
                 copies[node].meta = dict(node.meta) | told
                 if node.target is _ops.cut.default:
                     copies[node].target = _aten.detach.default
+                elif isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+                    copies[node].target = _out_of_place(mark, node)
+                    copies[node.args[0]] = copies[node]  # what is read of it from here on
     raise AssertionError("a graph ends with its output")
+
+
+def _out_of_place(mark: fx.Node, node: fx.Node) -> Any:
+    """The operator that makes what one writes into its first operand, which nothing else may share."""
+    written, target = node.args[0], node.target
+    assert isinstance(written, fx.Node) and isinstance(target, torch._ops.OpOverload)
+    packet = getattr(_aten, target._schema.name.removeprefix("aten::").removesuffix("_"), None)
+    sharing = (written, *(user for user in written.users if user is not node))
+    if packet is None or written.op != "call_function" or any(map(_may_share, sharing)):
+        raise _refusal(mark, f"a gradient by {target} is computed inside forward")
+    return getattr(packet, target._overloadname)
+
+
+def _may_share(node: fx.Node) -> bool:
+    """Whether a result may be in the memory of an operand, unless it is written into that."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or (not schema.is_mutable and any(result.alias_info for result in schema.returns))
 
 
 def _check_traced(mark: fx.Node, node: fx.Node) -> None:
@@ -311,7 +333,8 @@ def _check_traced(mark: fx.Node, node: fx.Node) -> None:
     if node.target is operator.getitem:
         call, index = node.args
         assert isinstance(call, fx.Node) and isinstance(index, int)
-        if node.meta["val"].is_floating_point() and not _is_differentiable(call, index):
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or (value.is_floating_point() and not _is_differentiable(call, index)):
             raise _refusal(mark, f"the gradient of {call.target} is computed inside forward")
 
 
