@@ -27,7 +27,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 _FINITE = _words("""
-    linear matmul mm bmm mv dot outer einsum addmm baddbmm bilinear add sub mul rsub neg clone _to_copy to type_as
+    outer einsum add sub mul rsub neg clone _to_copy to type_as
     contiguous alias detach where masked_fill lerp tanh sigmoid relu gelu silu mish softplus leaky_relu elu selu celu
     hardtanh hardswish hardsigmoid log_sigmoid relu6 prelu sin cos erf square abs sign floor ceil round trunc clamp
     clamp_min clamp_max maximum minimum threshold eq ne lt le gt ge logical_and logical_or logical_not logical_xor
@@ -40,7 +40,7 @@ _FINITE = _words("""
     zeros zeros_like ones ones_like new_zeros new_ones new_full rand_like randn_like mse_loss l1_loss
     smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy_with_logits
 """)
-"""Ops that make finite numbers of finite numbers, and so do their derivatives."""
+"""Ops that make finite numbers of finite numbers, and so do their derivatives, besides products and the like."""
 
 _FILLED: dict[str, dict[str, float]] = {
     **dict.fromkeys(_words("log log2 log10 log1p sqrt rsqrt reciprocal exp exp2 expm1"), {"self": 1}),
@@ -54,8 +54,8 @@ _FILLED: dict[str, dict[str, float]] = {
 """By op and parameter, what makes it one of those: what it is given in the place of rows that are not selected."""
 
 
-_BOUNDED = _words("softmax _softmax scaled_dot_product_attention sigmoid tanh isinf isnan isfinite eq ne lt le gt ge")
-"""Ops whose results are finite where operands are not."""
+_BOUNDED = _words("softmax _softmax sigmoid tanh isinf isnan isfinite eq ne lt le gt ge")
+"""Ops whose results are finite where operands are not, besides those that take a mask."""
 
 
 class AllRows(Rows):
@@ -87,7 +87,8 @@ class AllRows(Rows):
         symbolic = any(_counts_in(size) for value in op.results for size in value.type.shape)
         if not any(reads) and not symbolic and not any(map(_counts_in, _leaves(op))):
             if _is_given_infinity(op) or not self._infinite.isdisjoint(op.operands):
-                self._infinite.update(value.name for value in op.results if op.name not in _BOUNDED)
+                is_bounded = op.name in _BOUNDED or operator_of(op).mask
+                self._infinite.update(value.name for value in op.results if not is_bounded)
             return op, {}
         op = replace(
             op,
@@ -97,7 +98,8 @@ class AllRows(Rows):
         )
         dims = None if op.function is not None else op_dims(op, self.types)
         shapes = [self.types[name].shape for name in op.operands] + [v.type.shape for v in op.results]
-        if dims is None or not dims.agree(shapes) or (op.name not in _FINITE and op.name not in _FILLED):
+        is_finite = op.name in _FINITE or op.name in _FILLED or operator_of(op).contracts
+        if dims is None or not dims.agree(shapes) or not is_finite:
             raise unlike_rows(op)
         others = [name for name, selected in zip(op.operands, reads, strict=True) if not selected]
         if _is_given_infinity(op) or not self._infinite.isdisjoint(others):

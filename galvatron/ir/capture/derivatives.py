@@ -23,6 +23,7 @@ from torch.autograd.graph import _engine_run_backward as _run_engine
 from torch.autograd.graph import get_gradient_edge
 from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 
 from galvatron.errors import CaptureError
@@ -162,7 +163,7 @@ def _written(graph: fx.Graph, mark: fx.Node, tied: set[str]) -> list[fx.Node]:
         raise _refusal(mark, f"a gradient of what depends on {unknown.name} is computed inside forward")
     values = [_value(node) for node in sources]
     mode = next(value.fake_mode for value in values if isinstance(value, FakeTensor))
-    with mode, torch.enable_grad():
+    with mode, torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # its other kernels have backwards of their own
         traced = make_fx(gradients, decomposition_table=_decompositions())(*values)
     return _inlined(graph, mark, traced.graph, sources)
 
@@ -259,15 +260,10 @@ def _batch_norm(x: Any, weight: Any, bias: Any, _mean: Any, _variance: Any, trai
     return (_scaled(normal, _of_channels(weight, x), _of_channels(bias, x)),)
 
 
-def _attention(*args: Any, **kwargs: Any) -> Any:
-    return _aten._scaled_dot_product_attention_math.default(*args, **kwargs)[0]
-
-
 _IN_STEPS: dict[Any, Callable[..., Any]] = {
     _aten.layer_norm.default: _layer_norm,
     _aten.rms_norm.default: _rms_norm,
     _aten.group_norm.default: _group_norm,
-    _aten.scaled_dot_product_attention.default: _attention,
     _aten._native_batch_norm_legit_functional.default: _batch_norm,
 }
 """What is run step by step: autograd takes what it keeps for its backward, such as the statistics of a norm, for
