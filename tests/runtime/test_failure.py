@@ -14,13 +14,15 @@ KILL_S = 28
 """Less than the time after which the launcher kills what does not end by itself."""
 
 
+KILLED = ("rank 0 lost another rank, which was killed or crashed, in stage 0", "rank 0 was ended by SIGTERM")
+"""What a rank says first of another that is gone without a word: the launcher may see it, and end the rank, before the
+rank comes to communicate with it."""
+
+
 @pytest.mark.parametrize(
     ("action", "first"),
     some_slow(
-        [
-            ("raise", "rank 1 failed in stage 1: ValueError: a label is out of range"),
-            ("kill", "rank 0 lost another rank, which was killed or crashed, in stage 0"),
-        ],
+        [("raise", "rank 1 failed in stage 1: ValueError: a label is out of range"), ("kill", KILLED)],
         [
             ("script", "rank 1 failed in the script: OSError: the data set is gone"),
             ("exit", "rank 1 failed in stage 1: SystemExit: no data left"),
