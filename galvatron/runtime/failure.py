@@ -187,18 +187,33 @@ def _raise_if_another_failed(active: _Watch) -> None:
         raise RankError(failure) from None
 
 
+_saying = threading.RLock()
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Around what says why this rank ends: a thread that is at it, as for a signal, may finish, unless it is stuck."""
+    is_held = _saying.acquire(timeout=2 * _GRACE_S)
+    try:
+        yield
+    finally:
+        if is_held:
+            _saying.release()
+
+
 def _report(active: _Watch, what: str, error: BaseException) -> None:
-    if active.failed_here:
-        return
-    if isinstance(error, KeyboardInterrupt):
-        _report_once(active, f"rank {active.rank} was interrupted in {what}{_where(active)}")
-        return
-    verb = _lost(active) if lost_a_peer(error) else "failed"
-    reason = traceback.format_exception_only(error)[-1].strip()
-    line = f"rank {active.rank} {verb} in {what}{_where(active)}: {reason}"
-    _print(line)
-    _write_torchrun_error_file(error)
-    active.report(line)
+    with _one_at_a_time():
+        if active.failed_here:
+            return
+        if isinstance(error, KeyboardInterrupt):
+            _report_once(active, f"rank {active.rank} was interrupted in {what}{_where(active)}")
+            return
+        verb = _lost(active) if lost_a_peer(error) else "failed"
+        reason = traceback.format_exception_only(error)[-1].strip()
+        line = f"rank {active.rank} {verb} in {what}{_where(active)}: {reason}"
+        _print(line)
+        _write_torchrun_error_file(error)
+        active.report(line)
 
 
 _LOST = ("onnection closed by peer", "onnection reset by peer")
@@ -229,9 +244,10 @@ def _where(active: _Watch) -> str:
 
 def _report_once(active: _Watch, line: str) -> None:
     """Report what all ranks may meet at the same time: only the first one shows it."""
-    active.report(line)
-    if active.failed_first:
-        _print(line)
+    with _one_at_a_time():
+        active.report(line)
+        if active.failed_first:
+            _print(line)
 
 
 def _signalled(number: signal.Signals) -> None:

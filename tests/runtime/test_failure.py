@@ -33,7 +33,7 @@ rank comes to communicate with it."""
 def test_the_first_error_ends_the_job_and_is_shown_first(action, first):
     with job(1, action) as (launcher, _):
         output = launcher.communicate(timeout=LIMIT_S)[0]
-    assert errors(output)[0].startswith(first), output
+    assert errors(output) and errors(output)[0].startswith(first), output
     assert "[rank0]: Traceback" not in output, "only the rank that failed shows a traceback"
 
 
