@@ -18,11 +18,17 @@ LIMIT_S = 90
 
 
 @contextmanager
-def job(*arguments: object, ranks: int = 2) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+def job(
+    *arguments: object, ranks: int = 2, looks_each_s: float = 0.1
+) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
     """`failing_job.py` with these arguments: the launcher, and the processes of its ranks, which must all be gone at
     the end. What they print is in the launcher's `stdout`.
+
+    Args:
+        looks_each_s: how often the launcher looks after its ranks, to end the others when one has ended.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    torchrun += ["--monitor-interval", str(looks_each_s)]
     launcher = subprocess.Popen(
         [*torchrun, str(ROOT / "tests/runtime/failing_job.py"), *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

@@ -27,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 
 from galvatron.errors import CaptureError
+from galvatron.ir.capture.functions import needed
 from galvatron.ir.capture.running import advised, here
 from galvatron.ir.capture.sources import advice, source_of, where
 
@@ -181,14 +182,8 @@ def _between(graph: fx.Graph, inputs: Sequence[fx.Node], outputs: Sequence[fx.No
         ):
             reached.add(node)
             pending.extend(node.users)
-    needed: set[fx.Node] = set()
-    pending = list(outputs)
-    while pending:
-        node = pending.pop()
-        if node in reached and node not in needed:
-            needed.add(node)
-            pending.extend(node.all_input_nodes)
-    return {node: None for node in graph.nodes if node in needed}
+    between = needed(outputs, reached)
+    return {node: None for node in graph.nodes if node in between}
 
 
 def _check(mark: fx.Node, node: fx.Node) -> None:

@@ -233,8 +233,8 @@ def _call(node: fx.Node, order: Mapping[fx.Node, int]) -> Call:
     gradients = [_marked(gradient, _ops.gradient.default) for gradient in gradients]
     inside = _reached([*entered, *gradients])
     made, ends = [*results, *saved], [gradient for gradient in given if gradient is not None]
-    forward = _needed(made, inside)
-    whole = _needed([*made, *ends], inside)
+    forward = needed(made, inside)
+    whole = needed([*made, *ends], inside)
     read = {*made, *ends, *(source for body in whole for source in body.all_input_nodes)}
     outside = read - whole - {*entered, *gradients}
     return Call(
@@ -275,7 +275,7 @@ def _reached(starts: Iterable[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _needed(ends: Iterable[fx.Node], inside: set[fx.Node]) -> set[fx.Node]:
+def needed(ends: Iterable[fx.Node], inside: set[fx.Node]) -> set[fx.Node]:
     """Those of the nodes inside that some nodes need, these included."""
     found: set[fx.Node] = set()
     pending = list(ends)
