@@ -29,7 +29,8 @@ from rich.table import Table
 
 import galvatron
 from galvatron.errors import GalvatronError
-from galvatron.ir.cluster import Cluster, Device, Link
+from galvatron.ir.cluster import Cluster, Link
+from galvatron.ir.device import Device
 from galvatron.ir.plan import Plan
 
 

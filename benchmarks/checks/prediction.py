@@ -16,7 +16,8 @@ from checks import Setting
 from checks.llama import Shape, batch_of, model_of, recomputing_blocks
 from checks.report import Report
 from checks.speed import VARIANTS
-from galvatron.ir.cluster import Cluster, Device
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.device import Device
 from galvatron.ir.planned import resolve
 from galvatron.ir.presets import PRESETS
 from galvatron.ir.program import Program

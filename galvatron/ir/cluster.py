@@ -1,4 +1,4 @@
-"""Clusters: devices, and the links between them."""
+"""Clusters: equal devices, and the links between them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from galvatron.errors import ClusterError, did_you_mean
 from galvatron.ir import limits, presets
+from galvatron.ir.device import Device
 from galvatron.ir.documents import read_json
 from galvatron.ir.presets import PRESETS, Preset
 from galvatron.ir.records import read_members
@@ -18,22 +19,6 @@ RESERVE_SHARE = 1 / 16
 RESERVE_BYTES = 512 * 2**20
 
 _NAME = re.compile(r"([^:]+):([0-9]{1,9})x([0-9]{1,9})")
-
-
-@dataclass(frozen=True)
-class Device:
-    """One accelerator: memory in bytes, achievable matmul rate per element type in FLOP/s, memory bandwidth in
-    bytes/s."""
-
-    name: str
-    memory_bytes: int
-    matmul_flop_per_s: tuple[tuple[str, float], ...]
-    memory_bytes_per_s: float
-    kernel_launch_s: float = 0.0
-
-    def flop_per_s(self, dtype: str) -> float:
-        """The matmul rate for an element type; a type without a rate of its own runs at the slowest one."""
-        return dict(self.matmul_flop_per_s).get(dtype) or min(rate for _, rate in self.matmul_flop_per_s)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from galvatron.ir.cluster import Cluster, Device, Link
+from galvatron.ir.cluster import Cluster, Link
+from galvatron.ir.device import Device
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
 MATMUL_DTYPES = ("f64", "f32", "bf16", "f16")
@@ -51,7 +52,9 @@ def measure_device(device: torch.device, ranks_on_machine: int = 1) -> Device:
     """Memory, matmul rate per element type, memory bandwidth and launch time of one device."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     rates = tuple((dtype, _matmul_flop_per_s(device, dtype)) for dtype in MATMUL_DTYPES)
-    return Device(name, _memory_bytes(device, ranks_on_machine), rates, _copy_bytes_per_s(device), _launch_s(device))
+    return Device(
+        name, _memory_bytes(device, ranks_on_machine), rates, _copy_bytes_per_s(device), _launch_s(device), device.type
+    )
 
 
 def measure_link(device: torch.device) -> Link:

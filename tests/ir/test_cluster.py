@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from galvatron.errors import ClusterError, ParseError
-from galvatron.ir.cluster import Cluster, Device, Link
+from galvatron.ir.cluster import Cluster, Link
+from galvatron.ir.device import Device
 from galvatron.ir.presets import PRESETS
 
 

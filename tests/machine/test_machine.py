@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from galvatron.errors import ClusterError
-from galvatron.ir.cluster import Cluster, Device, Link
+from galvatron.ir.cluster import Cluster, Link
 from galvatron.ir.collectives import MESSAGES
+from galvatron.ir.device import Device
 from galvatron.ir.layout import Axis
 from galvatron.ir.ops.work import product
 from galvatron.machine import Kernel, Machine
