@@ -126,15 +126,11 @@ class CompiledModel:
     def eval_step(self, batch: BatchLike, *, outputs: Literal[True]) -> ModelOutputs: ...
 
     def eval_step(self, batch: BatchLike, *, outputs: bool = False) -> Tensor | ModelOutputs:
-        """The loss on a global batch without training: forward only, without dropout and by the running statistics of
-        batch norms, whatever the plan.
+        """The loss on a global batch that the model has in evaluation mode, whatever the plan: forward only, without
+        dropout, by the running statistics of batch norms, and the other way where forward asks whether it trains
+        (`if self.training:`).
 
-        Where forward itself asks whether it trains (`if self.training:`, as a spectral norm does), the program does
-        what it does when it trains: compile the model in eval mode for what it does otherwise.
-
-        Parameters, buffers, gradients, the optimizer and the random numbers of later steps stay as they are. What the
-        model does with random numbers besides dropout (noise, dropout of whole channels, alpha dropout) it does here
-        too.
+        Parameters, buffers, gradients, the optimizer and the random numbers of later steps stay as they are.
 
         Args:
             batch: as in `train_step`.
@@ -147,7 +143,8 @@ class CompiledModel:
         Raises:
             PlanError: the batch does not fit the program or the plan.
             CheckError: what the model asks of its own values does not hold.
-            GalvatronError: outputs of a model that was compiled without any.
+            GalvatronError: outputs of a model that was compiled without any; or what the model does in evaluation mode
+                could not be captured beside what it does in training.
             RankError: another rank failed.
         """
         with self._call("eval_step", batch, gives=outputs) as tensors:
@@ -210,6 +207,12 @@ class CompiledModel:
             error = None
             try:
                 self._watch.check(training=trains)
+                if not trains and (unlike := self.program.unlike_evaluated):
+                    raise GalvatronError(
+                        f"the model does something else in evaluation mode, and this program does not: {unlike}; "
+                        "compile the model after model.eval() for that, and give the new program the values of this "
+                        "one: evaluated.load_full_state_dict(compiled.full_state_dict())"
+                    )
                 if not isinstance(gives, bool):
                     raise GalvatronError(f"outputs must be True or False, not {gives!r}")
                 if gives and not self.program.outputs:

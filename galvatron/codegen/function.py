@@ -13,6 +13,7 @@ from galvatron.codegen.layout import INDENT, WIDTH, call, lines, prefixed, tuple
 from galvatron.codegen.names import Scope, escaped, shortest_suffixes
 from galvatron.codegen.ops import ASKED, IN_TRAINING, OpPrinter
 from galvatron.ir import graph as ir
+from galvatron.ir.either import Ways, has_ways
 from galvatron.ir.graph import Arg, Graph, Op, Source
 from galvatron.ir.layout import nameable_axes
 from galvatron.ir.local_functions import with_local_functions
@@ -62,7 +63,8 @@ def emit_function(
     symbols = symbols_in(graph)
     axes = _axes_used(cls)
     random = any(is_random(op) for op in graph.ops)
-    trains = any(switch and op[switch] is True for op in graph.ops if (switch := operator_of(op).in_training))
+    trains = has_ways(graph)
+    trains |= any(switch and op[switch] is True for op in graph.ops if (switch := operator_of(op).in_training))
     reserved = {"b": LOCAL_BATCH in symbols, "B": BATCH in symbols, "m": MICRO_BATCHES in symbols, "seed": random}
     trained = graph.without_outputs(only_given)
     reserved |= {IN_TRAINING: trains, ASKED: trained != graph}
@@ -117,7 +119,8 @@ def body_lines(
     ops: Sequence[Op] | None = None,
     depth: int = 1,
 ) -> Iterator[str]:
-    """One assignment for each of some ops (all by default), each run of ops from one source line under that line.
+    """One assignment for each of some ops (all by default), each run of ops from one source line under that line, and
+    what only steps of one kind compute under a condition.
 
     Args:
         steps: the ops that a recomputed layer does not compute again, by their places.
@@ -126,8 +129,15 @@ def body_lines(
     used = {name for op in graph.ops for name in op.operands} | set(graph.outputs)
     place = {id(op): index for index, op in enumerate(graph.ops)}
     source: Source | None = None
+    ways, way = Ways(graph), None
+    outer = depth
     for op in graph.ops if ops is None else ops:
         index = place[id(op)]
+        if ways.only(op) is not way:
+            way = ways.only(op)
+            if way is not None:
+                yield f"{INDENT * outer}if {'' if way else 'not '}{IN_TRAINING}:"
+            depth = outer + (way is not None)
         if op.source is not None and (source is None or str(op.source) != str(source)):
             source = op.source
             yield f"{INDENT * depth}{source_comment(source, depth)}"

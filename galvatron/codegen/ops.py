@@ -13,6 +13,7 @@ from galvatron.codegen.forms import Spelling, forms
 from galvatron.codegen.layout import Brackets, Text, call, list_of, prefixed, tuple_of
 from galvatron.codegen.names import attribute, literal
 from galvatron.errors import GalvatronError
+from galvatron.ir.either import EITHER
 from galvatron.ir.graph import Arg, Const, Function, Op, Ref, Value
 from galvatron.ir.ops.schemas import MEANINGLESS, Required, is_operator, schema_of
 from galvatron.ir.ops.table import operator_of
@@ -73,6 +74,9 @@ class OpPrinter:
             return call(f"{self._own[op.function]}.apply", map(self.argument, op.args))
         if not is_known_target(op.target):
             raise GalvatronError(unknown_target(op.target))
+        if op.target == EITHER:
+            trained, evaluated = map(self.argument, op.args)
+            return f"{trained} if {IN_TRAINING} else {evaluated}"
         if op.namespace == "comm":
             return self._collective(op)
         if op.namespace == "spmd":

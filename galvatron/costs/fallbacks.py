@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from galvatron.costs.events import CollectiveCall, Profile, collectives_s, kernels_s, launches
 from galvatron.costs.profile import profile_graph
 from galvatron.errors import GalvatronError
+from galvatron.ir.either import in_training
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.layout import Axis
 from galvatron.ir.program import Form, LayerClass, Program
@@ -100,7 +101,7 @@ class _Reader:
         border = self._local_borders[cls.name]
         differentiable = border.differentiable
         batch = self._micro_batch / (cls.strategy.degree("dp") if cls.strategy else 1)
-        trained = cls.graph.without_outputs(border.given_outputs)
+        trained = in_training(cls.graph.without_outputs(border.given_outputs))
         profile = profile_graph(trained, cls.mesh, differentiable)
         return ClassStatistics(
             name=cls.name,

@@ -16,6 +16,7 @@ from galvatron.costs.profile import profile_graph
 from galvatron.costs.state import TrainedState, state_collectives, trained_state
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.either import in_training
 from galvatron.ir.graph import Graph, Value
 from galvatron.ir.layout import Axis
 from galvatron.ir.plan import Ties
@@ -344,4 +345,6 @@ def _stage_border(strategy: Strategy) -> Axis:
 def _trained(local: Graph, planned: Graph, border: Border) -> Graph:
     """What of the local graph of a class a training step runs: nothing that only the outputs of the model need."""
     pairs = zip(local.outputs, planned.outputs, strict=True)
-    return local.without_outputs(frozenset(name for name, formal in pairs if formal in border.given_outputs))
+    return in_training(
+        local.without_outputs(frozenset(name for name, formal in pairs if formal in border.given_outputs))
+    )

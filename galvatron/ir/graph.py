@@ -69,7 +69,7 @@ class Op:
 
     @property
     def namespace(self) -> str:
-        """`aten`, `random`, `spmd`, `comm` or `function` (see `ops.targets`)."""
+        """`aten`, `random`, `spmd`, `comm`, `step` or `function` (see `ops.targets`)."""
         return parsed(self.target).namespace
 
     @property

@@ -265,7 +265,8 @@ class Program:
     0 holds no samples: it is the same for all. A `Length` in the type of an input is free as `B` is, and says itself
     for which values. `batch_sizes` are those that the program holds for. `precision` is the element type in which
     parameters take part in compute: one of `PRECISIONS`, whose masters, gradients and optimizer state are kept in
-    `MASTER`; None: each in its own.
+    `MASTER`; None: each in its own. `unlike_evaluated` is empty, or says why a step that only evaluates would not
+    compute what the model does in evaluation mode, so that there can be none.
     """
 
     name: str
@@ -288,6 +289,7 @@ class Program:
     updates: tuple[Update, ...] = ()
     outputs: tuple[Result, ...] = ()
     checks: tuple[Check, ...] = ()
+    unlike_evaluated: str = ""
 
     @cached_property
     def class_of(self) -> dict[str, LayerClass]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from galvatron.ir.capture import Dynamic
 from tests import models
-from tests.parity import coupled, derivatives, functions, lengths, reductions, selections, situations, states
+from tests.parity import coupled, derivatives, functions, lengths, reductions, selections, situations, states, ways
 from tests.parity.forwards import FORWARDS, Blocks, inputs
 
 Batch = dict[str, Any]
@@ -352,9 +352,9 @@ def ignore_labels(batch: Batch, samples: slice | list[int]) -> Batch:
 def make(name: str) -> Subject:
     """The subject called `name`: one of `SUBJECTS`, the same with `-float32`, `random-<seed>` for a transformer drawn
     at random, `reduced: <words>` for a loss in the words of `reductions`, `situation: <name>` for one of `situations`,
-    `selection: <name>` for one of `selections`, `state: <name>` for one of `states`, `derivative: <name>` for one of
-    `derivatives`, `function: <name>` for a model with one of `functions`, `lengths: <name>` for one of `lengths` with
-    free lengths, or one of `forwards.FORWARDS`."""
+    `selection: <name>` for one of `selections`, `state: <name>` for one of `states`, `ways: <name>` for one of `ways`,
+    `derivative: <name>` for one of `derivatives`, `function: <name>` for a model with one of `functions`,
+    `lengths: <name>` for one of `lengths` with free lengths, or one of `forwards.FORWARDS`."""
     if name.startswith("lengths:"):
         case = lengths.LENGTHS[name.split()[1]]()
         return Subject(case.model.double(), case.batch, dynamic=case.dynamic)
@@ -370,6 +370,8 @@ def make(name: str) -> Subject:
         which = name.split()[1]
         batch = states.images_of if which == "residual" else states.batch_of
         return Subject(states.STATES[which]().double(), batch)
+    if name.startswith("ways:"):
+        return Subject(ways.model_of(name.split()[1]).double(), states.batch_of, ways.loss_of)
     if name.startswith("reduced:"):
         return Subject(reductions.Reductions(tuple(name.split()[1:])), reductions.batch_of)
     if name.startswith("random-"):

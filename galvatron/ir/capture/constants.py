@@ -218,7 +218,7 @@ class ConstantsHaveValues(TorchFunctionMode):
         name = getattr(func, "__name__", "empty")
         if name in _FILLS:
             return True
-        if name.removeprefix("new_").startswith("empty") or any(map(_is_symbol, pytree.tree_leaves(arguments))):
+        if name.removeprefix("new_").startswith("empty") or _say_symbols(arguments):
             return False
         return name in _ALIKE or name in _READS or not any(map(_has_symbols, operands))
 
@@ -276,6 +276,13 @@ class _WithoutChance(TorchDispatchMode):
 
 def _is_symbol(value: Any) -> bool:
     return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def _say_symbols(arguments: Any) -> bool:
+    """Whether some argument, or the end of a slice, is a symbol."""
+    leaves = pytree.tree_leaves(arguments)
+    ends = [end for leaf in leaves if isinstance(leaf, slice) for end in (leaf.start, leaf.stop, leaf.step)]
+    return any(map(_is_symbol, (*leaves, *ends)))
 
 
 def _has_symbols(tensor: torch.Tensor) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from galvatron.ir.capture.constants import ConstantsHaveValues, FixedBuffers
 from galvatron.ir.capture.convert import converted
 from galvatron.ir.capture.derivatives import write_derivatives
 from galvatron.ir.capture.diagnose import SizeWatch, explained, quiet
+from galvatron.ir.capture.evaluation import in_evaluation
 from galvatron.ir.capture.gradients import GradientsFollowTheValues, OnlyRegisteredAreTrained
 from galvatron.ir.capture.hooks import check_hooks
 from galvatron.ir.capture.leftovers import no_leftovers
@@ -39,6 +41,7 @@ from galvatron.ir.capture.restore import unchanged
 from galvatron.ir.capture.samples import find_samples, free_sizes
 from galvatron.ir.capture.tracing import careful_tracing, refusing, unseeded
 from galvatron.ir.capture.turns import Turns
+from galvatron.ir.capture.ways import UnlikeError, both_ways
 from galvatron.ir.fakes import described
 from galvatron.ir.program import Program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
@@ -164,7 +167,30 @@ def _captured(
     check_randomness(program.required_graph)
     check_operators(program.required_graph)
     noted.fixed.check_not_written(update.state for update in program.updates)
-    return Captured(program, constants, frozenset(noted.fixed.read))
+    captured = Captured(program, constants, frozenset(noted.fixed.read))
+    if noted.evaluated is None:
+        return captured
+    with in_evaluation(training().trained):
+        return _with_evaluation(captured, noted.evaluated, lambda: _captured(model, batch, loss_fn, precision, wanted))
+
+
+def _with_evaluation(captured: Captured, where: str, capture: Callable[[], Captured]) -> Captured:
+    """What was captured in training, and does in evaluation what the model then does: a second trace tells.
+
+    Args:
+        where: the head of an error message about the first line that differs.
+        capture: captures the model, which is in evaluation mode now.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they were shown before
+            evaluated = capture()
+        program, constants = both_ways((captured.program, captured.constants), (evaluated.program, evaluated.constants))
+        check_randomness(program.required_graph)
+        check_operators(program.required_graph)
+    except (CaptureError, UnlikeError) as error:
+        return replace(captured, program=replace(captured.program, unlike_evaluated=f"{where}{error}"))
+    return Captured(program, constants, captured.fixed | evaluated.fixed)
 
 
 @dataclass(frozen=True)
@@ -183,12 +209,14 @@ class _Noted:
         fixed: what forward reads of the values of buffers.
         numbers: the names of the batch's numbers by their symbols.
         alone: where a single sample is not treated as others are; None for nowhere.
+        evaluated: where an evaluation is not what the model does in evaluation mode; None for nowhere.
         checks: those of the first forward, whose conditions are the last of its results; None before.
     """
 
     fixed: FixedBuffers
     numbers: dict[sympy.Basic, str] = field(default_factory=dict)
     alone: str | None = None
+    evaluated: str | None = None
     checks: list[Noted] | None = None
 
 
@@ -219,6 +247,12 @@ class _Training(nn.Module):
         self._wanted = wanted
         self._watch = watch
 
+    @property
+    def trained(self) -> list[nn.Module]:
+        """What it calls that is, at least in parts, in training mode."""
+        modules = [module for module in (self.model, self._loss_fn) if isinstance(module, nn.Module)]
+        return [module for module in modules if any(part.training for part in module.modules())]
+
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         numbers = {name: batch[name].item() for name in self._batch.numbers}
         symbolic = {n: number for n, number in numbers.items() if isinstance(number, (torch.SymInt, torch.SymFloat))}
@@ -246,10 +280,9 @@ class _Training(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         if self._watch:
             return self._results(inputs)
-        results, self._noted.alone = repeated(
-            self.model, batch, single, lambda tensors: self._results({**inputs, **tensors})
-        )
-        return results
+        found = repeated(self.model, batch, single, lambda tensors: self._results({**inputs, **tensors}), self.trained)
+        self._noted.alone, self._noted.evaluated = found.alone, found.evaluated
+        return found.results
 
     def _results(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         with noting(self._wanted.checks) as checks:

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from galvatron.errors import CaptureError
+from galvatron.ir.capture.evaluation import switched
 from galvatron.ir.capture.refusals import refuse
 from galvatron.ir.capture.running import advised, here, tensors_in
 from galvatron.ir.capture.sources import is_user_file
@@ -35,14 +36,18 @@ class Meaning(TorchFunctionMode):
     Args:
         leaves: parameters, buffers and inputs, which are what they are.
         counts: the symbols of the trace that are one where there is a single sample; none, for the example.
+        evaluates: the first time counts as what a program does that was captured then, in a step that only evaluates.
 
     Attributes:
         first_unlike: the head of an error message about the first call of the second time that the first did not have.
     """
 
-    def __init__(self, leaves: Iterable[torch.Tensor], counts: Iterable[sympy.Basic] = ()) -> None:
+    def __init__(
+        self, leaves: Iterable[torch.Tensor], counts: Iterable[sympy.Basic] = (), *, evaluates: bool = False
+    ) -> None:
         super().__init__()
         self._one = dict.fromkeys(counts, 1)
+        self._evaluates = evaluates
         self._is_second = False
         self.first_unlike = ""
         self._known: dict[Hashable, int] = {}
@@ -100,6 +105,13 @@ class Meaning(TorchFunctionMode):
             numbers = _from_values(result)
             if results or written or numbers:
                 made = [t for t in results if not any(t is operand for operand in operands)]
+                if self._evaluates and (called := switched(func, args, kwargs)):
+                    if not self._is_second and called.trains:
+                        called, written = called.evaluated, []
+                    if called.passes and not called.trains:
+                        self._numbers.update((id(t), (t, self._own(operands[0]))) for t in made)
+                        return result
+                    args, kwargs = (), called.arguments
                 if self._is_same(func, operands, made):
                     self._numbers[id(made[0])] = (made[0], self._own(operands[0]))
                     return result

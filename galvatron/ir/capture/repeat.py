@@ -12,7 +12,9 @@ import contextlib
 import io
 import sys
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -23,6 +25,7 @@ from torch.fx.experimental.proxy_tensor import PreDispatchTorchFunctionMode, dis
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from galvatron.errors import CaptureError
+from galvatron.ir.capture.evaluation import in_evaluation
 from galvatron.ir.capture.meaning import Meaning
 from galvatron.ir.capture.samples import count_of
 from galvatron.ir.capture.sources import is_user_file, located, source_of_error
@@ -31,20 +34,38 @@ Forward = Callable[[Mapping[str, torch.Tensor]], tuple[torch.Tensor, ...]]
 """From the tensors of a batch by name."""
 
 
+@dataclass(frozen=True)
+class Repeated:
+    """The results of a forward while it is traced, and what other calls of it showed.
+
+    Attributes:
+        alone: None where a single sample is treated as others are, otherwise the head of an error message.
+        evaluated: None where the model computes in evaluation mode what a program does that only evaluates, otherwise
+            the head of an error message.
+    """
+
+    results: tuple[torch.Tensor, ...]
+    alone: str | None
+    evaluated: str | None
+
+
 def repeated(
-    model: nn.Module, inputs: Mapping[str, torch.Tensor], single: Mapping[str, torch.Tensor], forward: Forward
-) -> tuple[tuple[torch.Tensor, ...], str | None]:
+    model: nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    single: Mapping[str, torch.Tensor],
+    forward: Forward,
+    trained: Sequence[nn.Module] = (),
+) -> Repeated:
     """The results of a forward while it is traced, after seeing that a second call gives the same.
 
     What forward assigns to buffers is then written into them, so that the trace has it. A third call tells whether what
     is traced, for several samples, is what the model computes of one, too: torch keeps no condition of the trace that
-    holds for all sizes but one, and functions such as `squeeze` leave out a dimension of size one.
+    holds for all sizes but one, and functions such as `squeeze` leave out a dimension of size one. A fourth call, in
+    evaluation mode, tells whether what is traced in training is that, but for what the operators themselves leave out.
 
     Args:
         single: in the place of inputs, those with one sample (`single_sample`).
-
-    Returns:
-        The results; and None where a single sample is treated as others are, otherwise the head of an error message.
+        trained: the modules that are then put into evaluation mode; none, where the model is in it already.
 
     Raises:
         CaptureError: it gives something else, or assigns a buffer something that this cannot hold.
@@ -54,22 +75,27 @@ def repeated(
     state = [*model.parameters(), *model.buffers()]
     meaning = Meaning([*state, *inputs.values()])
     of_one = Meaning([*state, *inputs.values()], filter(None, map(count_of, (inputs[name] for name in single))))
-    with meaning, of_one, _sizes_in_words(""):
+    evaluated = Meaning([*state, *inputs.values()], evaluates=True)
+    with meaning, of_one, evaluated if trained else nullcontext(), _sizes_in_words(""):
         results = forward(inputs)
     after = _attributes(model)
     assigned = {name: after.get(name) for name, buffer in buffers.items() if after.get(name) is not buffer}
     names = [name for name in after if name not in before or not _is_same(before[name], after[name])]
     lasting = {name: value for name, value in assigned.items() if name in model.state_dict(keep_vars=True)}
-    first = tuple(map(meaning.of, results)), _written(buffers, assigned, meaning)
-    of_several = tuple(map(of_one.of, results)), _written(buffers, assigned, of_one)
+    first = [*map(meaning.of, results)], _written(buffers, assigned, meaning)
+    of_several = [*map(of_one.of, results)], _written(buffers, assigned, of_one)
+    once = [*map(evaluated.of, results)]
+
+    def given(inputs: Mapping[str, torch.Tensor], put_back: Mapping[str, Any], meaning: Meaning) -> list[Hashable]:
+        """What another forward gives."""
+        _assign(model, {name: buffers[name] for name in put_back})
+        with _untraced(results), meaning, _sizes_in_words("0000000"):
+            return list(map(meaning.of, forward(inputs)))
 
     def called(inputs: Mapping[str, torch.Tensor], put_back: Mapping[str, Any], meaning: Meaning) -> Hashable:
         """What another forward gives and writes."""
-        _assign(model, {name: buffers[name] for name in put_back})
-        with _untraced(results), meaning, _sizes_in_words("0000000"):
-            given = forward(inputs)
-        now = _attributes(model)
-        return tuple(map(meaning.of, given)), _written(buffers, {name: now.get(name) for name in assigned}, meaning)
+        results, now = given(inputs, put_back, meaning), _attributes(model)
+        return results, _written(buffers, {name: now.get(name) for name in assigned}, meaning)
 
     # A buffer that is no lasting state may be a cache, in which the next step finds what it would compute.
     for put_back in [lasting] if len(lasting) == len(assigned) else [lasting, assigned]:
@@ -91,9 +117,17 @@ def repeated(
             alone = None if called({**inputs, **single}, assigned, of_one) == of_several else of_one.first_unlike
         except Exception as error:
             alone = located(source_of_error(error))
+    unlike = None
+    if trained:
+        evaluated.again()
+        try:
+            with in_evaluation(trained):
+                unlike = None if given(inputs, assigned, evaluated) == once else evaluated.first_unlike
+        except Exception as error:
+            unlike = located(source_of_error(error))
     _write(buffers, put_back)
     _assign(model, buffers)
-    return results, alone
+    return Repeated(results, alone, unlike)
 
 
 def single_sample(inputs: Mapping[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:

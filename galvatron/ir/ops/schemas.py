@@ -174,3 +174,6 @@ def _default(text: str) -> Arg:
     if number:
         return float(text) if "." in text or "e" in text else int(text)
     return text.strip('"')
+
+
+ADDED["step.either"] = parse_schema("either(Tensor trained, Tensor evaluated) -> Tensor  # pointwise")

@@ -28,6 +28,7 @@ from galvatron.ir.ops import (
     rearrangements,
     recurrent,
     reductions,
+    steps,
 )
 from galvatron.ir.ops.call import Call, Types, by_line
 from galvatron.ir.ops.call import pointwise as element_by_element
@@ -53,6 +54,7 @@ OPERATORS: dict[str, Operator] = (
     | indexing.OPERATORS
     | creation.OPERATORS
     | random.OPERATORS
+    | steps.OPERATORS
 )
 """Name of an operator, perhaps with an overload → what is known of it; `namespace::name` of one that was added."""
 

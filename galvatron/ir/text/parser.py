@@ -127,6 +127,7 @@ class _Parts:
     updates: list[Update] = field(default_factory=list)
     outputs: list[Result] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
+    unlike_evaluated: str = ""
     graph: Graph | None = None
     shares: bool = False
     """Whether the graph has the inputs and the state of the program."""
@@ -158,6 +159,7 @@ def _program(
         updates=tuple(parts.updates),
         outputs=tuple(parts.outputs),
         checks=tuple(parts.checks),
+        unlike_evaluated=parts.unlike_evaluated,
         graph=graph,
         classes=tuple(classes),
         layers=tuple(parts.layers),
@@ -250,6 +252,11 @@ def _check(s: Scanner, parts: _Parts) -> None:
     says = s.name()
     s.expect("never")
     parts.checks.append(Check(says, s.value()))
+
+
+def _evaluation(s: Scanner, parts: _Parts) -> None:
+    s.expect("evaluation", "unlike")
+    parts.unlike_evaluated = s.name()
 
 
 def _graph(s: Scanner, parts: _Parts) -> None:
@@ -476,6 +483,7 @@ _SECTIONS: Mapping[str, Callable[[Scanner, _Parts], Any]] = {
     "number": _number,
     "output": _output,
     "check": _check,
+    "evaluation": _evaluation,
     "cluster": _cluster,
     "plan": _plan,
     "stage": _stage,

@@ -121,6 +121,11 @@ def program_lines(program: Program, w: _Writer) -> list[Line]:
             *_updates(program.updates, w),
             *_outputs(program.outputs, w),
             *map(_check, program.checks),
+            *(
+                [Line(f"evaluation unlike {quote(unlike)}", ("output",))]
+                if (unlike := program.unlike_evaluated)
+                else []
+            ),
         ],
         _plan(program.plan, w) if program.plan else [],
         _layers(program.layers, w, ""),
@@ -411,6 +416,10 @@ def _updates(updates: Sequence[Update], w: _Writer) -> list[Line]:
 def _outputs(outputs: Sequence[Result], w: _Writer) -> list[Line]:
     items = [f"result {bare_or_quoted(o.name)}\t= {_value_name(o.value)}" for o in outputs]
     return _rolled(items, [("result", o.name) for o in outputs], w, "")
+
+
+def _evaluation(unlike: str) -> list[Line]:
+    return [Line(f"evaluation unlike {quote(unlike)}", ("evaluation",))] if unlike else []
 
 
 def _check(check: Check) -> Line:

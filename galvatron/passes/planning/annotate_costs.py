@@ -13,6 +13,7 @@ from galvatron.costs.events import Launch, Linear, launches
 from galvatron.costs.profile import profile_graph
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.cost import ClassCost
+from galvatron.ir.either import in_training
 from galvatron.ir.graph import Graph
 from galvatron.ir.program import Form, LayerClass, Program
 from galvatron.ir.types import BATCH, DTYPE_BYTES, Dim, evaluate, simplify_dim
@@ -47,7 +48,7 @@ class AnnotateCosts(Pass):
 
 def class_cost(cls: LayerClass, border: Border) -> ClassCost:
     """The cost of one call of a class, given which of its inputs have a gradient and which of its state is trained."""
-    profile = profile_graph(cls.graph.without_outputs(border.given_outputs), (), border.differentiable)
+    profile = profile_graph(in_training(cls.graph.without_outputs(border.given_outputs)), (), border.differentiable)
     forward, backward = launches(profile.forward), launches(profile.backward)
     return ClassCost(
         forward_flop=_flop(forward),

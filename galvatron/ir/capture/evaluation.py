@@ -1,0 +1,92 @@
+"""What a program that was captured in training does when a step only evaluates, and what the model does then."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from galvatron.ir.ops.schemas import schema_of
+from galvatron.ir.ops.targets import of_aten
+
+_DROPOUTS = frozenset((F.dropout, torch.dropout, torch.dropout_))
+"""Functions that give back their operand where they do not train."""
+
+_SWITCHES: Mapping[Callable[..., Any], tuple[str, str]] = {
+    F.dropout: ("training", ""),
+    torch.dropout: ("train", "dropout"),
+    torch.dropout_: ("train", "dropout"),
+    F.batch_norm: ("training", ""),
+    torch.batch_norm: ("training", "batch_norm"),
+    F.scaled_dot_product_attention: ("dropout_p", "scaled_dot_product_attention"),
+    F.multi_head_attention_forward: ("training", ""),
+    F.rrelu: ("training", ""),
+    torch.rrelu: ("training", "rrelu"),
+}
+"""Functions made of operators that evaluate where the step does, though they are called to train: the parameter that
+says so, and the operator whose signature a function has that Python cannot ask for its own."""
+
+
+@contextlib.contextmanager
+def in_evaluation(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside the `with` block all of these modules, and what they contain, are in evaluation mode."""
+    trained = [part for module in modules for part in module.modules() if part.training]
+    for part in trained:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in trained:
+            part.training = True
+
+
+@dataclass(frozen=True)
+class Switched:
+    """A call of a function that says whether it trains.
+
+    Attributes:
+        arguments: by parameter, defaults included.
+        trains: whether it is called to train.
+        passes: whether its result is its operand where it does not.
+    """
+
+    arguments: Mapping[str, Any]
+    switch: str
+    passes: bool
+
+    @property
+    def trains(self) -> bool:
+        return bool(self.arguments[self.switch])
+
+    @property
+    def evaluated(self) -> Switched:
+        """The call as a program makes it in a step that only evaluates."""
+        if self.arguments.get("running_mean", "") is None:
+            return self  # a batch norm without running statistics always takes those of its batch
+        off = type(self.arguments[self.switch])(0)
+        return replace(self, arguments={**self.arguments, self.switch: off})
+
+
+def switched(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> Switched | None:
+    """A call of a function of torch, if a program follows what that says about training."""
+    if func not in _SWITCHES:
+        return None
+    parameters = _defaults(func)
+    arguments = {**parameters, **dict(zip(parameters, args, strict=False)), **(kwargs or {})}
+    return Switched(arguments, _SWITCHES[func][0], func in _DROPOUTS)
+
+
+@cache
+def _defaults(func: Any) -> dict[str, Any]:
+    """The parameters of a function with their defaults, in order."""
+    operator = _SWITCHES[func][1]
+    if operator:
+        return {p.name: p.default for p in schema_of(of_aten(operator)).parameters}
+    return {p.name: p.default for p in inspect.signature(func).parameters.values()}
