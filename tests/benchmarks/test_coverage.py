@@ -129,14 +129,16 @@ def test_plans_that_do_not_apply_are_passed_over() -> None:
 
 
 def test_a_buffer_that_differs_is_seen() -> None:
-    expected = Expected(1.0, {"w": torch.ones(2)}, {"count": torch.tensor(3), "mean": torch.ones(2)})
-    errors = errors_of(1.0, {"w": torch.ones(2)}, {"count": torch.tensor(2), "mean": torch.ones(2)}, expected)
-    assert [name for name, error in errors.items() if error] == ["buffer count"]
+    expected = Expected(1.0, {"w": torch.ones(2)}, {"count": torch.tensor(3), "mean": torch.ones(2)}, 2.0)
+    state = {"count": torch.tensor(2), "mean": torch.ones(2)}
+    errors = errors_of(1.0, {"w": torch.ones(2)}, state, 2.5, expected)
+    assert [name for name, error in errors.items() if error] == ["evaluation", "buffer count"]
 
 
 def test_a_buffer_of_rounding_alone_is_not() -> None:
-    expected = Expected(1.0, {"w": torch.ones(2)}, {"mean": torch.full((2,), 1e-17), "variance": torch.ones(2)})
-    errors = errors_of(1.0, {"w": torch.ones(2)}, {"mean": torch.zeros(2), "variance": torch.ones(2)}, expected)
+    expected = Expected(1.0, {"w": torch.ones(2)}, {"mean": torch.full((2,), 1e-17), "variance": torch.ones(2)}, None)
+    state = {"mean": torch.zeros(2), "variance": torch.ones(2)}
+    errors = errors_of(1.0, {"w": torch.ones(2)}, state, None, expected)
     assert max(errors.values()) < 1e-9
 
 

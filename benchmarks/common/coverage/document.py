@@ -23,9 +23,9 @@ Written by `make coverage` from `benchmarks/results/coverage.json`; not by hand.
 Every row is a real architecture with a small random configuration, in training mode, in float64 and without dropout
 (`benchmarks/common/architectures/`). It is captured once, from a batch of 4 samples, and does a step on another batch,
 of 8 samples where its program allows, under four plans on two ranks. Loss, every gradient and every buffer after the
-step are compared with those of the unmodified model on one device: *equal* is within a relative error of 1e-9 (1e-5 for
-a model that itself computes something in float32, marked `f32`). *Refused* is an error that says why; *wrong*, *crash*
-and *timeout* are bugs. Where a plan does not apply to a program, such as several micro-batches to one that couples its
+step are compared with those of the unmodified model on one device, and then the loss in evaluation mode: *equal* is
+within a relative error of 1e-9 (1e-5 for a model that itself computes something in float32, marked `f32`). *Refused* is
+an error that says why; *wrong*, *crash* and *timeout* are bugs. Where a plan does not apply to a program, such as several micro-batches to one that couples its
 samples, the next of its kind is tried, and why is said below. A capture is timed in CPU seconds.
 """
 
@@ -46,6 +46,7 @@ def document(rows: Sequence[RowOutcome]) -> str:
     if missing := [row.name for row in architectures() if row.name not in {row.name for row in rows}]:
         parts.append(f"## Not run yet\n\n{len(missing)} of {len(missing) + len(rows)} rows: {', '.join(missing)}\n")
     parts.append("## Why rows are not equal\n\n" + _causes(rows))
+    parts.append("## Models that are only trained\n\n" + _not_evaluated(rows))
     parts.append("## Plans that do not apply\n\n" + _passed_over(rows))
     return "\n".join(parts)
 
@@ -123,6 +124,12 @@ def _causes(rows: Sequence[RowOutcome]) -> str:
         for (_, outcome, cause), where in sorted(causes.items(), key=lambda item: item[0][0])
     ]
     return "\n".join(parts) or "There are none.\n"
+
+
+def _not_evaluated(rows: Sequence[RowOutcome]) -> str:
+    """What does something else in evaluation mode that the program does not have."""
+    lines = [f"- {row.name}: {' '.join(row.evaluation.split())}" for row in rows if row.evaluation]
+    return "\n".join(lines or ["There are none."]) + "\n"
 
 
 def _passed_over(rows: Sequence[RowOutcome]) -> str:

@@ -20,11 +20,13 @@ error of 1e-9 in it is then some 45 roundings of that norm; eager differs by as 
 
 @dataclass(frozen=True)
 class Expected:
-    """What eager PyTorch computes: the loss, gradients by name, and the buffers after the step."""
+    """What eager PyTorch computes: the loss, gradients by name, the buffers after the step, and then the loss in
+    evaluation mode; None of a model that has none there."""
 
     loss: float
     gradients: dict[str, Tensor]
     buffers: dict[str, Tensor]
+    evaluated: float | None
 
 
 def repeatable(subject: Subject, batch: Batch) -> str:
@@ -44,27 +46,53 @@ def eager(subject: Subject, batch: Batch) -> Expected:
     model = subject.model
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with precise(model):
-        output = model(**batch)
-        loss = subject.loss_fn(output, batch) if subject.loss_fn else output
-        loss = loss if isinstance(loss, Tensor) else loss.loss
+        loss = _loss(subject, batch)
     named_parameters = {n: p for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     found = torch.autograd.grad(loss, list(named_parameters.values()), allow_unused=True)
     gradients = {n: g.to_dense() for n, g in zip(named_parameters, found, strict=True) if g is not None}
     after = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with torch.no_grad():
+    with precise(model), torch.no_grad():
+        evaluated = _evaluated(subject, batch)
         for name, buffer in model.named_buffers():
             if name in before:
                 buffer.copy_(before[name])
     kept = model.state_dict().keys()
-    return Expected(float(loss.detach()), gradients, {name: after[name] for name in after if name in kept})
+    return Expected(float(loss.detach()), gradients, {name: after[name] for name in after if name in kept}, evaluated)
+
+
+def _loss(subject: Subject, batch: Batch) -> Tensor:
+    output = subject.model(**batch)
+    loss = subject.loss_fn(output, batch) if subject.loss_fn else output
+    return loss if isinstance(loss, Tensor) else loss.loss
+
+
+def _evaluated(subject: Subject, batch: Batch) -> float | None:
+    """The loss in evaluation mode; None where a model gives none, as some of detection."""
+    trained = [module for module in subject.model.modules() if module.training]
+    for module in trained:
+        module.training = False
+    try:
+        return float(_loss(subject, batch))
+    except Exception:
+        return None
+    finally:
+        for module in trained:
+            module.training = True
 
 
 def errors_of(
-    loss: float, gradients: Mapping[str, Tensor], state: Mapping[str, Tensor], expected: Expected
+    loss: float,
+    gradients: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    evaluated: float | None,
+    expected: Expected,
 ) -> dict[str, float]:
-    """The relative error, by norm, of the loss, of each gradient, and of each buffer after the step."""
+    """The relative error, by norm, of the loss, of each gradient, of each buffer after the step, and of the loss in an
+    evaluation after it, if there is one."""
     least = NOISE * _norm(expected.gradients)
     errors = {"loss": abs(loss - expected.loss) / max(abs(expected.loss), 1e-30)}
+    if evaluated is not None and expected.evaluated is not None:
+        errors["evaluation"] = abs(evaluated - expected.evaluated) / max(abs(expected.evaluated), 1e-30)
     for name in expected.gradients.keys() | gradients.keys():
         if name in expected.gradients and name in gradients:
             gradient = expected.gradients[name]

@@ -42,6 +42,7 @@ class RowOutcome:
         capture_s: CPU seconds.
         layers: those that a plan gives strategies to.
         single: the model computes something in float32, so errors are those of float32.
+        evaluation: why it cannot be evaluated as in evaluation mode; empty if it can.
     """
 
     name: str
@@ -51,6 +52,7 @@ class RowOutcome:
     layers: int = 0
     capture_s: float | None = None
     single: bool = False
+    evaluation: str = ""
     outcome: str = ""
     cause: str = ""
     plans: tuple[PlanOutcome, ...] = ()

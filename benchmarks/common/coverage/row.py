@@ -63,6 +63,7 @@ def row_of(architecture: Architecture, tell: Tell) -> RowOutcome:
         capture_s=_since(began),
         layers=len(planned_layers(captured.program)),
         single="f32[" in print_program(captured.program),
+        evaluation=without_paths(captured.program.unlike_evaluated),
     )
     return _with_plans(row, subject, captured, architecture.sequence, tell)
 

@@ -126,7 +126,9 @@ class Step:
         loss = float(compiled.forward_backward(self._batch))
         gradients = compiled.full_gradients(rank0_only=True)
         state = compiled.full_state_dict(rank0_only=True)
-        return errors_of(loss, gradients, state, self._expected) if rank == 0 else {}
+        has_evaluation = self._expected.evaluated is not None and not self._captured.program.unlike_evaluated
+        evaluated = float(compiled.eval_step(self._batch)) if has_evaluation else None
+        return errors_of(loss, gradients, state, evaluated, self._expected) if rank == 0 else {}
 
 
 def _answer(connections: list[Connection], folder: str) -> Answer:
