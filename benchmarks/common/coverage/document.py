@@ -21,12 +21,13 @@ _INTRODUCTION = """\
 Written by `make coverage` from `benchmarks/results/coverage.json`; not by hand.
 
 Every row is a real architecture with a small random configuration, in training mode, in float64 and without dropout
-(`benchmarks/common/architectures/`). It is captured once, from a batch of 4 samples, and does a step on another batch,
-of 8 samples where its program allows, under four plans on two ranks. Loss, every gradient and every buffer after the
-step are compared with those of the unmodified model on one device, and then the loss in evaluation mode: *equal* is
-within a relative error of 1e-9 (1e-5 for a model that itself computes something in float32, marked `f32`). *Refused* is
-an error that says why; *wrong*, *crash* and *timeout* are bugs. Where a plan does not apply to a program, such as several micro-batches to one that couples its
-samples, the next of its kind is tried, and why is said below. A capture is timed in CPU seconds.
+(`benchmarks/common/architectures/`). It is captured once, from a batch of 4 samples, and does a step on another
+batch, of 8 samples where its program allows, under four plans on two ranks. Loss, every gradient and every buffer
+after the step are compared with those of the unmodified model on one device, and then the loss in evaluation mode:
+*equal* is within a relative error of 1e-9 (1e-5 for a model that itself computes something in float32, marked `f32`).
+*Refused* is an error that says why; *wrong*, *crash* and *timeout* are bugs. Where a plan does not apply to a
+program, such as several micro-batches to one that couples its samples, the next of its kind is tried, and why is said
+below. A capture is timed in CPU seconds.
 """
 
 
