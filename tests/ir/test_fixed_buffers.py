@@ -87,6 +87,13 @@ def test_values_are_those_of_the_model(function: Callable[[Net, Tensor], Tensor]
     models.assert_close(found, models.loss_and_gradients(net(**BATCH), net), 1e-12)
 
 
+def test_a_part_of_a_free_length_has_no_values() -> None:
+    net = Net(lambda net, h: h * net.kernel[: h.shape[1], None], size=16)
+    batch = {"x": torch.ones(4, 6, 8, dtype=torch.float64)}
+    captured = capture_graph(net, batch, dynamic={"x": {1: "S"}})
+    assert not captured.fixed and [str(length) for length in captured.program.lengths] == ["S"]
+
+
 @pytest.mark.parametrize("function", [written_after, written_before, assigned])
 def test_what_forward_writes_is_no_constant(function: Callable[[Net, Tensor], Tensor]) -> None:
     with pytest.raises(CaptureError, match=r"net.stride > 1 .*'stride', which forward writes"):

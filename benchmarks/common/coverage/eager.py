@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,8 +52,8 @@ def eager(subject: Subject, batch: Batch) -> Expected:
     found = torch.autograd.grad(loss, list(named_parameters.values()), allow_unused=True)
     gradients = {n: g.to_dense() for n, g in zip(named_parameters, found, strict=True) if g is not None}
     after = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with precise(model), torch.no_grad():
-        evaluated = _evaluated(subject, batch)
+    evaluated = _evaluated(replace(subject, model=copy.deepcopy(model)), batch)
+    with torch.no_grad():
         for name, buffer in model.named_buffers():
             if name in before:
                 buffer.copy_(before[name])
@@ -68,16 +69,13 @@ def _loss(subject: Subject, batch: Batch) -> Tensor:
 
 def _evaluated(subject: Subject, batch: Batch) -> float | None:
     """The loss in evaluation mode; None where a model gives none, as some of detection."""
-    trained = [module for module in subject.model.modules() if module.training]
-    for module in trained:
+    for module in subject.model.modules():
         module.training = False
     try:
-        return float(_loss(subject, batch))
+        with precise(subject.model), torch.no_grad():
+            return float(_loss(subject, batch))
     except Exception:
         return None
-    finally:
-        for module in trained:
-            module.training = True
 
 
 def errors_of(

@@ -16,13 +16,12 @@ from torch.nn import functional as F
 from galvatron.ir.ops.schemas import schema_of
 from galvatron.ir.ops.targets import of_aten
 
-_DROPOUTS = frozenset((F.dropout, torch.dropout, torch.dropout_))
+_DROPOUTS = frozenset((F.dropout, torch.dropout))
 """Functions that give back their operand where they do not train."""
 
 _SWITCHES: Mapping[Callable[..., Any], tuple[str, str]] = {
     F.dropout: ("training", ""),
     torch.dropout: ("train", "dropout"),
-    torch.dropout_: ("train", "dropout"),
     F.batch_norm: ("training", ""),
     torch.batch_norm: ("training", "batch_norm"),
     F.scaled_dot_product_attention: ("dropout_p", "scaled_dot_product_attention"),
@@ -80,6 +79,8 @@ def switched(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None)
         return None
     parameters = _defaults(func)
     arguments = {**parameters, **dict(zip(parameters, args, strict=False)), **(kwargs or {})}
+    if arguments.get("inplace") is True:
+        return None  # traced as other operators
     return Switched(arguments, _SWITCHES[func][0], func in _DROPOUTS)
 
 

@@ -189,7 +189,13 @@ def _with_evaluation(captured: Captured, where: str, capture: Callable[[], Captu
         check_randomness(program.required_graph)
         check_operators(program.required_graph)
     except (CaptureError, UnlikeError) as error:
-        return replace(captured, program=replace(captured.program, unlike_evaluated=f"{where}{error}"))
+        why = f"{where}{error}" if isinstance(error, UnlikeError) else str(error)
+        warnings.warn(
+            f"{where}from here on the model does something else in evaluation mode, which is no part of the program, "
+            f"so eval_step and predict are refused: {error}",
+            stacklevel=2,
+        )
+        return replace(captured, program=replace(captured.program, unlike_evaluated=why))
     return Captured(program, constants, captured.fixed | evaluated.fixed)
 
 

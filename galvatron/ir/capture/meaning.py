@@ -111,7 +111,7 @@ class Meaning(TorchFunctionMode):
                     if called.passes and not called.trains:
                         self._numbers.update((id(t), (t, self._own(operands[0]))) for t in made)
                         return result
-                    args, kwargs = (), called.arguments
+                    args, kwargs = (), dict(called.arguments)
                 if self._is_same(func, operands, made):
                     self._numbers[id(made[0])] = (made[0], self._own(operands[0]))
                     return result

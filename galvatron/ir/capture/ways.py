@@ -18,6 +18,10 @@ _MOST_UNLIKE = 2000
 """Ops that one trace may have and the other has not: the time to find them grows with their number."""
 
 
+_DROPOUTS = ("dropout", "native_dropout")
+"""Operators whose first result is their operand where they do not train."""
+
+
 class UnlikeError(Exception):
     """Why two traces do not become one program."""
 
@@ -129,7 +133,7 @@ class _Merging:
     def chosen(self, trained: str, evaluated: str) -> str:
         """The value that is one of the first graph in training, and one of the second in evaluation."""
         evaluated = self._now[evaluated]
-        if trained == evaluated:
+        if evaluated in self._given_back(trained):
             return trained
         if (trained, evaluated) not in self._chosen:
             name = self._names.fresh("either")
@@ -137,6 +141,13 @@ class _Merging:
             self.ops.append(Op(EITHER, (Ref(trained), Ref(evaluated)), (), (value,)))
             self._chosen[trained, evaluated] = name
         return self._chosen[trained, evaluated]
+
+    def _given_back(self, name: str) -> Iterator[str]:
+        """The values that a value of the first graph is in evaluation, by what dropout does there."""
+        yield name
+        while (op := self._trained.producers.get(name)) and op.name in _DROPOUTS and op["train"]:
+            (name,) = op.operands
+            yield name
 
     def _fit(self, one: Op, other: Op) -> bool:
         """Whether a choice can be made between the operands of two ops."""
@@ -149,8 +160,7 @@ class _Merging:
         self._now.update((b.name, a.name) for a, b in zip(one.results, other.results, strict=True))
 
     def _take_evaluated(self, op: Op) -> None:
-        operator = operator_of(op)
-        switch = operator.in_training or (operator.draws.switch if operator.draws else None)
+        switch = operator_of(op).switch
         if switch and op.get(switch):
             raise UnlikeError(f"{op.target} is called to train there, too")
         self._now.update((v.name, self._names.fresh(v.name)) for v in op.results)
@@ -164,10 +174,9 @@ def _key(op: Op, *, evaluated: bool = False) -> Hashable:
     Args:
         evaluated: as it is in a step that only evaluates.
     """
-    operator = operator_of(op)
-    switch = operator.in_training or (operator.draws.switch if operator.draws else None)
+    switch = operator_of(op).switch
     if evaluated and switch and op.get(switch):
-        op = op.changed(**{switch: type(op[switch])(0)})
+        op = op.changed(**{switch: 0.0 if isinstance(op[switch], float) else False})
     bare = op.map_refs(lambda _: "")
     types = tuple(value.type for value in op.results)
     return op.target, typed(bare.args), tuple((k, typed(v)) for k, v in bare.kwargs), types, op.function, str(op.source)

@@ -128,6 +128,12 @@ class Operator:
     reads_memory: bool = False
     """It reads the order of elements in memory, which values do not have: its first operand is made contiguous."""
 
+    @property
+    def switch(self) -> str:
+        """The parameter that a step which only evaluates turns off; empty if there is none."""
+        return self.in_training or (self.draws and self.draws.switch) or ""
+
+
     size: str = ""
     """The parameter that is the shape of its result: in a local graph the local shape."""
     times: str = ""

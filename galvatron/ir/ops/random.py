@@ -15,7 +15,7 @@ OPERATORS: dict[str, Operator] = {
     "dropout": Operator(
         "+b* -> b*", written="F.dropout(input, p, train)", shapes=shapes.like_first, draws=Draws("train", linear=True)
     ),
-    "native_dropout": Operator("b* -> b*, b*", draws=Draws()),
+    "native_dropout": Operator("b* -> b*, b*", draws=Draws("train")),
     "bernoulli": Operator(pointwise, written="torch.bernoulli(self)", shapes=shapes.like_first, draws=Draws()),
     **alike("cauchy exponential geometric log_normal normal_functional poisson randint_like uniform", _drawn()),
     "normal": Operator(pointwise, draws=Draws()),
