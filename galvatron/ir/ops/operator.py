@@ -133,7 +133,6 @@ class Operator:
         """The parameter that a step which only evaluates turns off; empty if there is none."""
         return self.in_training or (self.draws and self.draws.switch) or ""
 
-
     size: str = ""
     """The parameter that is the shape of its result: in a local graph the local shape."""
     times: str = ""
