@@ -36,9 +36,9 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    def __init__(self, block: Callable[[], nn.Module]) -> None:
+    def __init__(self, block: Callable[[], nn.Module], depth: int = 2) -> None:
         super().__init__()
-        self.blocks, self.head = nn.ModuleList(block() for _ in range(2)), nn.Linear(WIDTH, WIDTH)
+        self.blocks, self.head = nn.ModuleList(block() for _ in range(depth)), nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         for block in self.blocks:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tests.parity.states import WIDTH, Block, Blocks
 
+DEPTH = 3
 WAYS = ("scaled", "gated", "normed", "noted", "smoothed", "deep")
 
 
@@ -65,7 +66,7 @@ class Smoothed(nn.Module):
 
     def __init__(self, block: type[Block] = Block) -> None:
         super().__init__()
-        self.blocks, self.head = nn.ModuleList(block() for _ in range(2)), nn.Linear(WIDTH, WIDTH)
+        self.blocks, self.head = nn.ModuleList(block() for _ in range(DEPTH)), nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         aside = x.new_zeros(())
@@ -82,7 +83,7 @@ def model_of(name: str) -> nn.Module:
     """A model by its name in `WAYS`."""
     if name in ("smoothed", "deep"):
         return Smoothed(Scaled if name == "deep" else Block)
-    return Blocks({"scaled": Scaled, "gated": Gated, "normed": Normed, "noted": Noted}[name])
+    return Blocks({"scaled": Scaled, "gated": Gated, "normed": Normed, "noted": Noted}[name], DEPTH)
 
 
 def loss_of(output: Any, batch: Any) -> Tensor:
