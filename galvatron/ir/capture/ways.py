@@ -42,7 +42,8 @@ def both_ways(trained: Trace, evaluated: Trace) -> Trace:
     """
     one, constants = trained
     other, others = _with_constants_of(trained, evaluated)
-    if (one.inputs, one.batch_sizes, one.numbers) != (other.inputs, other.batch_sizes, other.numbers):
+    sizes = one.batch_sizes & other.batch_sizes
+    if (one.inputs, one.numbers) != (other.inputs, other.numbers) or one.batch_size not in sizes:
         raise UnlikeError("it holds for other batches")
     merging = _Merging(one.required_graph, other.required_graph)
     merging.merge()
@@ -61,6 +62,7 @@ def both_ways(trained: Trace, evaluated: Trace) -> Trace:
             *(replace(s, trainable=s.trainable and s.name not in read_only) for s in one.state),
             *(s for s in other.state if s.name not in known),
         ),
+        batch_sizes=sizes,
         output=chosen[one.output],
         outputs=tuple(replace(output, value=chosen[output.value]) for output in one.outputs),
     )
