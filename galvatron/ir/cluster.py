@@ -114,6 +114,7 @@ class Cluster:
                 raise ClusterError(f"cluster field {name!r} must be positive, not {number}")
             if type(number) is float and not _is_sensible(name, number):
                 raise ClusterError(f"cluster field {name!r} is {number}: no device or link is like that")
+        self.device.check()
         if self.device.memory_bytes > limits.SIZE:
             raise ClusterError(f"cluster field 'memory_bytes' must be at most {limits.SIZE}")
         if not 1 <= len(self.levels) <= limits.LEVELS:
@@ -155,7 +156,7 @@ def _check_measured(measured: MeasuredCollective) -> None:
     if not measured.points:
         raise ClusterError(f"{what} has no points")
     (last_size, last_s), *others = measured.points
-    if not (0 < last_size and 0 < last_s):
+    if min(last_size, last_s) <= 0:
         raise ClusterError(f"{what} has a size or time that is not positive")
     for size, seconds in others:
         if size <= last_size or seconds < last_s:

@@ -71,6 +71,7 @@ class _Part:
     """What a group has of one level that it uses.
 
     Attributes:
+        innermost: whether the level joins devices.
         below: devices in each of the parts that the level joins.
         near: members of the group in such a part; `fewest` in the one with the fewest.
         joined: such parts with members of the group, in each of what the level joins them to.
@@ -79,6 +80,7 @@ class _Part:
     """
 
     level: Level
+    innermost: bool
     below: int
     near: int
     fewest: int
@@ -108,7 +110,7 @@ class _Part:
     @property
     def tree_hops(self) -> int:
         """Of a tree over the parts, whose devices are a chain each."""
-        return math.ceil(math.log2(self.joined)) if self.below > 1 else self.joined - 1
+        return self.joined - 1 if self.innermost else math.ceil(math.log2(self.joined))
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,9 @@ class _Group:
             if far > near:
                 fewest = near if size % near == 0 else 1
                 hops = math.ceil(size / near) - math.ceil(size / far)
-                parts.append(_Part(level, below, near, fewest, math.ceil(far / near), hops, min(stride, below)))
+                parts.append(
+                    _Part(level, index == 0, below, near, fewest, math.ceil(far / near), hops, min(stride, below))
+                )
             below, near = above, far
         return _Group(size, tuple(parts))
 
@@ -151,7 +155,7 @@ class _Group:
         """Of an all-to-all, whose payload is an n-th for each rank: the slowest level counts."""
         size, first = self.size, self.parts[0]
         leaving = [size - part.near for part in self.parts]
-        if first.below == 1:
+        if first.innermost:
             leaving[0] = first.joined - 1
         return max(
             count / size * part.below / part.capacity(quick=quick)
