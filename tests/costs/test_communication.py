@@ -77,7 +77,8 @@ def large_block(strategy: str) -> Communication:
         program.fingerprint, parsed.devices, program.batch_size, micro_batches=1, schedule="1f1b",
         stages=((parsed,) * layers,),
     )  # fmt: skip
-    planned = replace(program, form=Form.PLANNED, cluster=Cluster.parse(f"a100-80g:1x{parsed.devices}"), plan=plan)
+    cluster = harness.proportional(Cluster.parse(f"a100-80g:1x{parsed.devices}"))
+    planned = replace(program, form=Form.PLANNED, cluster=cluster, plan=plan)
     sharded = Pipeline.of(LOWERING[:1]).run(planned)
     repeated = Counter(layer.cls for layer in sharded.all_layers).most_common(1)
     assert repeated[0][1] == 2
