@@ -140,9 +140,10 @@ class _Group:
         size, top = self.size, self.parts[-1]
         if message.way == "peer":
             return top.level.latency_s, 1 / replace(top, joined=2).flow(1)
-        start_s = top.level.start_s
+        start_s = max(part.level.start_s for part in self.parts)
         if message.way == "each":
-            return start_s + (size - 1) * top.step_s(quick=quick), self._exchange_s_per_byte(quick=quick)
+            step_s = max(part.step_s(quick=quick) for part in self.parts)
+            return start_s + (size - 1) * step_s, self._exchange_s_per_byte(quick=quick)
         hops = [part.tree_hops if message.rounds == 2 else part.hops for part in self.parts]
         steps_s = sum(count * part.step_s(quick=quick) for count, part in zip(hops, self.parts, strict=True))
         rate = min(part.flow(part.fewest, quick=quick) for part in self.parts)
@@ -151,12 +152,6 @@ class _Group:
         return start_s + message.rounds * steps_s, message.rounds * (size - 1) / (size * rate)
 
     def _exchange_s_per_byte(self, *, quick: bool) -> float:
-        """Of an all-to-all, whose payload is an n-th for each rank: the slowest level counts."""
-        size, first = self.size, self.parts[0]
-        leaving = [size - part.near for part in self.parts]
-        if first.innermost:
-            leaving[0] = first.joined - 1
-        return max(
-            count / size * part.below / part.capacity(quick=quick)
-            for count, part in zip(leaving, self.parts, strict=True)
-        )
+        """Of an all-to-all, with an n-th of its payload for each rank: the level counts that takes longest."""
+        leaving = [(self.size - part.near) / self.size * part.below for part in self.parts]
+        return max(n / part.capacity(quick=quick) for n, part in zip(leaving, self.parts, strict=True))
