@@ -119,6 +119,7 @@ TIMES = st.floats(0, 1e-3)
 @st.composite
 def networks(draw: st.DrawFn) -> tuple[Level, ...]:
     """One to four levels of 1, 2, 4 or 8 parts each."""
+    quick = st.just((None, None)) | st.tuples(RATES, TIMES)
     return tuple(
         Level(
             name,
@@ -128,8 +129,7 @@ def networks(draw: st.DrawFn) -> tuple[Level, ...]:
             draw(st.integers(0, 8)),
             draw(TIMES),
             draw(st.none() | TIMES),
-            draw(st.none() | RATES),
-            draw(st.none() | TIMES),
+            *draw(quick),
         )
         for name in ("pair", "node", "rack", "network")[: draw(st.integers(1, 4))]
     )
