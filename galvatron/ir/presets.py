@@ -7,8 +7,9 @@ stands for it. What joins such devices is in `galvatron.ir.networks`.
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from galvatron.ir import kernel_figures
 from galvatron.ir.device import Device
 
 _STAS = "stas00/ml-engineering (744d01e1) compute/accelerator/README.md"
@@ -18,6 +19,11 @@ _SHEET = "vendor datasheet, not verified"
 
 def _seen(where: str) -> str:
     return f"; memory: as torch or rocm-smi told it in {where}"
+
+
+RESERVED_GIB = 1.0
+"""A CUDA context takes 0.3 GiB and more (pytorch/pytorch issue 107667), the first NCCL communicators of a process 0.53
+to 0.67 GiB (NVIDIA/nccl issue 964); on ROCm these take 1 GiB (Lumi-supercomputer/LUMI-AI-Guide issue 111)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Preset:
     memory_gb_s: float
     source: str
     bf16: bool = True
-    reserved_gib: float = 1.0
+    reserved_gib: float = RESERVED_GIB
     kind: str = "cuda"
 
 
@@ -91,14 +97,12 @@ PRESETS: dict[str, Preset] = {preset.name: preset for preset in _ROWS}
 ACHIEVED_MATMUL = statistics.median(p.matmul_tflops / p.peak_tflops for p in _ROWS if p.matmul_tflops)
 """Achievable over peak bf16 matmul rate, median of the devices somebody measured."""
 
-KERNEL_LAUNCH_S = 4e-6
-"""Shortest time between two kernels that eager PyTorch launches; typical figure, not measured per device."""
+KERNEL_LAUNCH_S = 2.5e-6
+"""What a kernel takes on a GPU beside its work: about 1.5 us to begin and end, to which the smallest kernels of
+microsoft/vidur's tables fit (2 to 4 us in all), and 1 us until the next begins. Typical, not measured per device."""
 
-RESERVED_SOURCE = (
-    "a CUDA context takes 0.3 GiB and more (pytorch/pytorch issue 107667), the first NCCL communicators of a process "
-    "0.53 to 0.67 GiB (NVIDIA/nccl issue 964), on ROCm 1 GiB (Lumi-supercomputer/LUMI-AI-Guide issue 111)"
-)
-"""Of `Preset.reserved_gib`."""
+HOST_OP_S = 6e-6
+"""Time between two kernels that eager PyTorch launches, with autograd: typical, not measured per machine."""
 
 
 def device(name: str) -> Device:
@@ -113,12 +117,22 @@ def device(name: str) -> Device:
         ("f32", f32_rate),
         ("f64", preset.f64_tflops * tera * share),
     )
-    return Device(
+    found = Device(
         preset.name,
         round(preset.memory_gib * 2**30),
         rates,
         preset.memory_gb_s * 1e9,
         KERNEL_LAUNCH_S,
         preset.kind,
+        HOST_OP_S,
         reserved_bytes=round(preset.reserved_gib * 2**30),
+    )
+    if preset.kind == "cpu":
+        return found
+    kernels = kernel_figures.of_preset(preset.name)
+    return replace(
+        found,
+        moving_share=kernels.moving_share,
+        attention_share=kernels.attention_share,
+        products=kernels.products,
     )
