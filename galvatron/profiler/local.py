@@ -20,6 +20,9 @@ MATMUL_DTYPES = ("f64", "f32", "bf16", "f16")
 MATMUL_SIZES = {"cpu": (128, 256, 512), "cuda": (1024, 2048, 4096)}
 COPY_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
 MESSAGE_BYTES = (2**12, 2**16, 2**18, 2**20, 2**22)
+RESERVED_BYTES = {"cpu": 2**29, "cuda": 2**30}
+"""Of a process that computes and communicates, before its first tensor; as in `galvatron.ir.presets`."""
+
 SLICE_S = 0.04
 """Time given to each single measurement."""
 
@@ -56,7 +59,13 @@ def measure_device(device: torch.device, ranks_on_machine: int = 1) -> Device:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     rates = tuple((dtype, _matmul_flop_per_s(device, dtype)) for dtype in MATMUL_DTYPES)
     return Device(
-        name, _memory_bytes(device, ranks_on_machine), rates, _copy_bytes_per_s(device), _launch_s(device), device.type
+        name,
+        _memory_bytes(device, ranks_on_machine),
+        rates,
+        _copy_bytes_per_s(device),
+        _launch_s(device),
+        device.type,
+        reserved_bytes=RESERVED_BYTES[device.type],
     )
 
 
