@@ -27,6 +27,7 @@ from galvatron.ir.graph import Graph, Op
 from galvatron.ir.interpreter import DTYPE_OF, empty_like_type, run_graph
 from galvatron.ir.layout import Axis, nameable_axes
 from galvatron.ir.local_functions import with_local_functions
+from galvatron.ir.ops.kernels import KernelLaunch, call_on, launches_on
 from galvatron.ir.ops.table import kernel_work, of_target
 from galvatron.ir.ops.work import Work
 from galvatron.ir.recompute import selective_steps
@@ -46,6 +47,7 @@ def profile_graph(
     recompute: str = "none",
     *,
     at: int | None = None,
+    kind: str = "cpu",
 ) -> Profile:
     """Runs a graph at two batch sizes and puts lines through what it did.
 
@@ -54,13 +56,15 @@ def profile_graph(
         differentiable: its inputs and state that have a gradient.
         recompute: which activations the backward computes again, as in a strategy; it does, as at run time.
         at: the local batch size that matters, for a graph that is not linear in it: one that pairs samples.
+        kind: of the device that runs it (`Device.kind`).
     """
     graph = with_local_functions(graph, mesh)
     batches = _batches(graph, mesh) if at is None else (at, 2 * at)
+    run = partial(_Run, graph, mesh, differentiable, recompute=recompute, kind=kind)
     while True:
         try:
             with silence():
-                first, second = (_Run(graph, mesh, differentiable, batch, recompute).observed for batch in batches)
+                first, second = (run(batch=batch).observed for batch in batches)
             break
         except (IndexError, RuntimeError, ValueError):  # the model takes so many samples at least, as for `h[5]`
             if at is not None or batches[0] > _MOST_NEEDED:
@@ -157,13 +161,15 @@ class _Run:
         graph: Graph,
         mesh: tuple[Axis, ...],
         differentiable: frozenset[str],
+        *,
         batch: int,
         recompute: str,
+        kind: str,
     ) -> None:
-        self.graph, self.batch, self.recompute = graph, batch, recompute
+        self.graph, self.batch, self.recompute, self.kind = graph, batch, recompute, kind
         self.axes = {axis.name: axis for axis in nameable_axes(mesh)}
         self.observed = _Observed()
-        self.watch = _Watch(self.observed.forward)
+        self.watch = _Watch(self.observed.forward, kind)
         with FakeTensorMode(), described():
             values = {v.name: empty_like_type(v.type, batch) for v in (*graph.inputs, *graph.state)}
             for name in differentiable & values.keys():
@@ -207,7 +213,7 @@ class _Run:
         """The graph as a function of its call, inputs and state, that runs as a layer does under the strategy."""
         names = [v.name for v in (*self.graph.inputs, *self.graph.state)]
         selective = self.recompute == "selective"
-        callers = {index: _CALLERS[step] for index, step in selective_steps(self.graph).items()} if selective else {}
+        callers = self._callers(selective)
 
         def function(call: _Call, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
             values = dict(zip(names, tensors, strict=True))
@@ -215,6 +221,18 @@ class _Run:
             return tuple(results.values())
 
         return function if self.recompute == "none" else recomputed(function, selective=selective)
+
+    def _callers(self, selective: bool) -> dict[int, Callable[..., Any]]:
+        """Who calls the ops that are steps of a selective layer, or something else on the device."""
+        steps = selective_steps(self.graph) if selective else {}
+        callers: dict[int, Callable[..., Any]] = {}
+        for index, op in enumerate(self.graph.ops):
+            step = _CALLERS[steps[index]] if index in steps else None
+            if call := call_on(self.kind, op.target):
+                callers[index] = _calling(call, step)
+            elif step:
+                callers[index] = step
+        return callers
 
     def _backward(self, outputs: list[_Output], values: dict[str, torch.Tensor]) -> None:
         if not outputs:
@@ -233,12 +251,17 @@ class _Run:
     def _collective(self, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         axis = self.axes[kwargs["axis"]]
         if op.namespace == "spmd":
-            return run_on_slice(op, args, kwargs, axis, partial(self._record, axis))
+            return run_on_slice(op, args, kwargs, axis, partial(self._record, axis), self.kind)
         shape = [evaluate(d, self.batch) for d in op.result.type.shape]
         return _Collective.apply(args[0], shape, conversion_of(op), axis, self.watch)
 
 
 _CALLERS = {"keep": keep, "once": once}
+
+
+def _calling(call: Callable[..., Any], step: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Calls this instead of an op, as a step or by itself."""
+    return lambda _op, *args, **kwargs: step(call, *args, **kwargs) if step else call(*args, **kwargs)
 
 
 class _Call:
@@ -304,9 +327,9 @@ def _gradients_leave_at_once(leaves: Any, watch: _Watch) -> Iterator[None]:
 class _Watch(TorchDispatchMode):
     """Records every kernel that is dispatched, and the bytes of tensors alive."""
 
-    def __init__(self, events: list[_Event]) -> None:
+    def __init__(self, events: list[_Event], kind: str) -> None:
         super().__init__()
-        self.events = events
+        self.events, self.kind = events, kind
         self.live_bytes = 0
         self.peak_bytes = 0
         self._seen: dict[int, Any] = {}
@@ -330,11 +353,15 @@ class _Watch(TorchDispatchMode):
         operands = list(
             {id(t): t for t in _flat((args, tuple(kwargs.values()))) if isinstance(t, torch.Tensor)}.values()
         )
-        touched = touched_bytes([*map(_size_bytes, operands)], [*map(_size_bytes, results)], gathers=operator.gathers)
         dtype = DTYPE_OF.get((operands or results)[0].dtype, "f32")
+        work = kernel_work(func, args, kwargs, out)
+        if launches := launches_on(self.kind, name):
+            self.events += _launched(launches, name, dtype, work, _by_name(func, args, kwargs, out))
+            return
+        touched = touched_bytes([*map(_size_bytes, operands)], [*map(_size_bytes, results)], gathers=operator.gathers)
         if name == "mm":
             self._matmuls[results[0].untyped_storage()._cdata] = len(self.events)
-        self.events.append(_Event(name, dtype, None, touched, kernel_work(func, args, kwargs, out)))
+        self.events.append(_Event(name, dtype, None, touched, work))
 
     def made_gradient(self, gradient: torch.Tensor) -> None:
         """Marks the product of matrices that a gradient is, if it is one."""
@@ -367,6 +394,34 @@ class _Watch(TorchDispatchMode):
         self._seen.pop(key, None)
         self._matmuls.pop(key, None)
         self.live_bytes -= size
+
+
+def _by_name(func: Any, args: Any, kwargs: Any, out: Any) -> dict[str, list[torch.Tensor]]:
+    """The tensors of a call: operands by parameter, results by number."""
+    parameters = (a.name for a in func._schema.arguments)
+    results = out if isinstance(out, (tuple, list)) else (out,)
+    named = {**dict(zip(parameters, args, strict=False)), **kwargs, **{str(i): t for i, t in enumerate(results)}}
+    return {name: [t for t in _flat(value) if isinstance(t, torch.Tensor)] for name, value in named.items()}
+
+
+def _launched(
+    launches: tuple[KernelLaunch, ...],
+    name: str,
+    dtype: str,
+    work: Work | None,
+    tensors: dict[str, list[torch.Tensor]],
+) -> Iterator[_Event]:
+    """The launches of one kernel; those that work do equally much."""
+    done = [
+        launch
+        for launch in launches
+        if any(map(tensors.get, launch.writes)) and all(map(tensors.get, sorted(launch.needs)))
+    ]
+    share = 1 / max(1, sum(launch.works for launch in done))
+    part = work and Work(work.kind, (work.sizes[0] * share, *work.sizes[1:]))
+    for launch in done:
+        touched = sum(_size_bytes(t) for name in (*launch.reads, *launch.writes) for t in tensors.get(name, ()))
+        yield _Event(name, dtype, None, touched, part if launch.works else None)
 
 
 def _is_view(func: Any, args: Any, results: list[torch.Tensor]) -> bool:
