@@ -12,28 +12,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
-from weakref import finalize, ref
+from weakref import ref
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from galvatron.costs.events import CollectiveCall, Event, Launch, Linear, Profile
 from galvatron.costs.slices import run_on_slice
+from galvatron.costs.watch import ObservedEvent, Watch
 from galvatron.errors import GalvatronError
 from galvatron.ir.collectives import MESSAGES, Conversion, conversion_of
 from galvatron.ir.fakes import described
 from galvatron.ir.graph import Graph, Op
-from galvatron.ir.interpreter import DTYPE_OF, empty_like_type, run_graph
+from galvatron.ir.interpreter import empty_like_type, run_graph
 from galvatron.ir.layout import Axis, nameable_axes
 from galvatron.ir.local_functions import with_local_functions
-from galvatron.ir.ops.kernels import KernelLaunch, call_on, launches_on
-from galvatron.ir.ops.table import kernel_work, of_target
+from galvatron.ir.ops.kernels import call_on
 from galvatron.ir.ops.work import Work
 from galvatron.ir.recompute import selective_steps
 from galvatron.ir.types import evaluate
 from galvatron.ir.verify.computed import silence
-from galvatron.machine.kernel import touched_bytes
 from galvatron.recompute import keep, once, recomputed
 
 _MOST_NEEDED = 512
@@ -98,19 +96,7 @@ def _batches(graph: Graph, mesh: tuple[Axis, ...]) -> tuple[int, int]:
     return step, 2 * step
 
 
-@dataclass(frozen=True)
-class _Event:
-    """A kernel (`axis` None) or collective at one batch size, with the bytes that it touches or sends."""
-
-    name: str
-    dtype: str
-    axis: Axis | None
-    size_bytes: float
-    work: Work | None = None
-    of_weight: bool = False
-
-
-def _fit_events(batches: tuple[int, int], first: list[_Event], second: list[_Event]) -> tuple[Event, ...]:
+def _fit_events(batches: tuple[int, int], first: list[ObservedEvent], second: list[ObservedEvent]) -> tuple[Event, ...]:
     """One linear kernel or collective per event.
 
     The kernels of two batch sizes differ where a copy is needed at one of them only; then the larger run counts, in
@@ -135,7 +121,7 @@ def _fit_work(batches: tuple[int, int], first: Work | None, second: Work | None)
     return Work(second.kind, tuple(sizes))
 
 
-def _in_proportion(event: _Event, share: float) -> _Event:
+def _in_proportion(event: ObservedEvent, share: float) -> ObservedEvent:
     """The event of so large a share of a batch; the first size of work is how often it is done."""
     work = event.work and Work(event.work.kind, (event.work.sizes[0] * share, *event.work.sizes[1:]))
     return replace(event, size_bytes=event.size_bytes * share, work=work)
@@ -145,8 +131,8 @@ class _Observed:
     """What one run did, at one batch size."""
 
     def __init__(self) -> None:
-        self.forward: list[_Event] = []
-        self.backward: list[_Event] = []
+        self.forward: list[ObservedEvent] = []
+        self.backward: list[ObservedEvent] = []
         self.saved_bytes = 0
         self.shared_bytes: dict[str, int] = {}
         self.forward_extra_bytes = 0
@@ -169,7 +155,7 @@ class _Run:
         self.graph, self.batch, self.recompute, self.kind = graph, batch, recompute, kind
         self.axes = {axis.name: axis for axis in nameable_axes(mesh)}
         self.observed = _Observed()
-        self.watch = _Watch(self.observed.forward, kind)
+        self.watch = Watch(self.observed.forward, kind)
         with FakeTensorMode(), described():
             values = {v.name: empty_like_type(v.type, batch) for v in (*graph.inputs, *graph.state)}
             for name in differentiable & values.keys():
@@ -287,7 +273,7 @@ class _Collective(torch.autograd.Function):
     """Stands for a collective: right shapes forward and backward, and an event for what crosses the network."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, shape: list[int], conversion: Conversion, axis: Axis, watch: _Watch):
+    def forward(ctx: Any, x: Any, shape: list[int], conversion: Conversion, axis: Axis, watch: Watch):
         ctx.shape, ctx.conversion, ctx.axis, ctx.watch = list(x.shape), conversion, axis, watch
         ctx.payload = max(x.numel(), math.prod(shape))
         return _moved(x, shape, conversion.forward, axis, ctx.payload, watch)
@@ -298,7 +284,7 @@ class _Collective(torch.autograd.Function):
         return moved, None, None, None, None
 
 
-def _moved(x: Any, shape: list[int], kind: str | None, axis: Axis, payload: int, watch: _Watch) -> Any:
+def _moved(x: Any, shape: list[int], kind: str | None, axis: Axis, payload: int, watch: Watch) -> Any:
     """What a tensor is after a collective; the same memory if it stays as it is."""
     if kind is None and list(x.shape) == shape:
         return x.view_as(x)
@@ -310,7 +296,7 @@ def _moved(x: Any, shape: list[int], kind: str | None, axis: Axis, payload: int,
 
 
 @contextmanager
-def _gradients_leave_at_once(leaves: Any, watch: _Watch) -> Iterator[None]:
+def _gradients_leave_at_once(leaves: Any, watch: Watch) -> Iterator[None]:
     """The gradient of each leaf is freed when it is complete: the accumulated ones count as state, not as a peak."""
 
     def drop(leaf: torch.Tensor) -> None:
@@ -322,124 +308,3 @@ def _gradients_leave_at_once(leaves: Any, watch: _Watch) -> Iterator[None]:
     yield
     for handle in handles:
         handle.remove()
-
-
-class _Watch(TorchDispatchMode):
-    """Records every kernel that is dispatched, and the bytes of tensors alive."""
-
-    def __init__(self, events: list[_Event], kind: str) -> None:
-        super().__init__()
-        self.events, self.kind = events, kind
-        self.live_bytes = 0
-        self.peak_bytes = 0
-        self._seen: dict[int, Any] = {}
-        self._matmuls: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if func.namespace != "prim":
-            self._record(func, args, kwargs, out)
-        return out
-
-    def _record(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        results = [t for t in _flat(out) if isinstance(t, torch.Tensor)]
-        for tensor in results:
-            self._track(tensor)
-        name = func._overloadpacket.__name__
-        operator = of_target(str(func))
-        if not results or operator.allocates or _is_view(func, args, results):
-            return
-        operands = list(
-            {id(t): t for t in _flat((args, tuple(kwargs.values()))) if isinstance(t, torch.Tensor)}.values()
-        )
-        dtype = DTYPE_OF.get((operands or results)[0].dtype, "f32")
-        work = kernel_work(func, args, kwargs, out)
-        if launches := launches_on(self.kind, name):
-            self.events += _launched(launches, name, dtype, work, _by_name(func, args, kwargs, out))
-            return
-        touched = touched_bytes([*map(_size_bytes, operands)], [*map(_size_bytes, results)], gathers=operator.gathers)
-        if name == "mm":
-            self._matmuls[results[0].untyped_storage()._cdata] = len(self.events)
-        self.events.append(_Event(name, dtype, None, touched, work))
-
-    def made_gradient(self, gradient: torch.Tensor) -> None:
-        """Marks the product of matrices that a gradient is, if it is one."""
-        position = self._matmuls.get(gradient.untyped_storage()._cdata)
-        if position is not None:
-            self.events[position] = replace(self.events[position], of_weight=True)
-
-    def record_in(self, events: list[_Event]) -> None:
-        """Lists what comes next elsewhere."""
-        self.events, self._matmuls = events, {}
-
-    def collective(self, kind: str | None, axis: Axis, payload_bytes: int) -> None:
-        if kind is not None:
-            self.events.append(_Event(kind, "", axis, payload_bytes))
-
-    def keep(self, tensor: torch.Tensor) -> None:
-        """Leaves the storage of a tensor that is there before the run out of the count."""
-        self._seen[tensor.untyped_storage()._cdata] = None
-
-    def _track(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._seen:
-            return
-        self._seen[key] = finalize(storage, self._free, key, size)
-        self.live_bytes += size
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-
-    def _free(self, key: int, size: int) -> None:
-        self._seen.pop(key, None)
-        self._matmuls.pop(key, None)
-        self.live_bytes -= size
-
-
-def _by_name(func: Any, args: Any, kwargs: Any, out: Any) -> dict[str, list[torch.Tensor]]:
-    """The tensors of a call: operands by parameter, results by number."""
-    parameters = (a.name for a in func._schema.arguments)
-    results = out if isinstance(out, (tuple, list)) else (out,)
-    named = {**dict(zip(parameters, args, strict=False)), **kwargs, **{str(i): t for i, t in enumerate(results)}}
-    return {name: [t for t in _flat(value) if isinstance(t, torch.Tensor)] for name, value in named.items()}
-
-
-def _launched(
-    launches: tuple[KernelLaunch, ...],
-    name: str,
-    dtype: str,
-    work: Work | None,
-    tensors: dict[str, list[torch.Tensor]],
-) -> Iterator[_Event]:
-    """The launches of one kernel; those that work do equally much."""
-    done = [
-        launch
-        for launch in launches
-        if any(map(tensors.get, launch.writes)) and all(map(tensors.get, sorted(launch.needs)))
-    ]
-    share = 1 / max(1, sum(launch.works for launch in done))
-    part = work and Work(work.kind, (work.sizes[0] * share, *work.sizes[1:]))
-    for launch in done:
-        touched = sum(_size_bytes(t) for name in (*launch.reads, *launch.writes) for t in tensors.get(name, ()))
-        yield _Event(name, dtype, None, touched, part if launch.works else None)
-
-
-def _is_view(func: Any, args: Any, results: list[torch.Tensor]) -> bool:
-    """Whether a kernel only gives another name to the memory of its operand."""
-    if func._schema.is_mutable:
-        return False
-    own = {t.untyped_storage()._cdata for t in _flat(args) if isinstance(t, torch.Tensor)}
-    return all(t.untyped_storage()._cdata in own for t in results)
-
-
-def _size_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor's elements, those of an expanded one counted once."""
-    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _flat(item)
-    else:
-        yield value
