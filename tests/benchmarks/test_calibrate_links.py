@@ -11,10 +11,11 @@ from calibrate_links import LONG, PUBLISHED, Row, errors, halves, read
 
 from galvatron.ir.cluster import Cluster
 
-TABLES = Path("/work/shared/data/kernels")
+_ABOVE = [at / "shared/data/kernels" for at in Path(__file__).parents if (at / "shared/data/kernels").is_dir()]
+TABLES = next(iter(_ABOVE), Path())
 """Condensed from microsoft/vidur (MIT), `data/profiling/network`."""
 
-pytestmark = pytest.mark.skipif(not TABLES.is_dir(), reason="the measured tables are not here")
+pytestmark = pytest.mark.skipif(not _ABOVE, reason="no shared/data/kernels in a folder above")
 
 
 def in_a_node(card: str, kind: str) -> list[Row]:
