@@ -58,14 +58,15 @@ def measure_device(device: torch.device, ranks_on_machine: int = 1) -> Device:
     """Memory, matmul rate per element type, memory bandwidth and launch time of one device."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     rates = tuple((dtype, _matmul_flop_per_s(device, dtype)) for dtype in MATMUL_DTYPES)
+    memory_bytes = _memory_bytes(device, ranks_on_machine)
     return Device(
         name,
-        _memory_bytes(device, ranks_on_machine),
+        memory_bytes,
         rates,
         _copy_bytes_per_s(device),
         _launch_s(device),
         device.type,
-        reserved_bytes=RESERVED_BYTES[device.type],
+        reserved_bytes=min(RESERVED_BYTES[device.type], memory_bytes // 2),
     )
 
 
