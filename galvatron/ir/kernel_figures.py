@@ -60,9 +60,9 @@ MOVING_SHARE: Table = (
 `pointwise`: a residual add reaches 0.89 on an A100 (vidur), and reading large matrices 0.88 on an H100. `norm`: torch's
 own kernels reach 0.58 forward, and 0.61 in the two launches of a backward, on an A100 (NVIDIA/apex pull request 1037,
 of which torch's are a port); 0.51 backward on a GB300 (meta-pytorch/KernelAgent pull request 133). `softmax`: 0.86 in
-the two launches of a backward on an MI350X (ROCm/FlyDSL pull request 1019). `optimizer`: fused AdamW moves 14 bytes of each
-of 0.54e9 parameters in 3.56 ms on an H100 of 2.4 TB/s (pytorch/pytorch pull request 119842). The others are assumed: a
-reduction or a copy of rows moves nearly as regularly, and scattering adds atomically.
+the two launches of a backward on an MI350X (ROCm/FlyDSL pull request 1019). `optimizer`: fused AdamW moves 14 bytes of
+each of 0.54e9 parameters in 3.56 ms on an H100 of 2.4 TB/s (pytorch/pytorch pull request 119842). The others are
+assumed: a reduction or a copy of rows moves nearly as regularly, and scattering adds atomically.
 
 Not torch's, and not used: vLLM's norm, 0.35 of large ones (A100 and H100, vidur), and its gated activation of one
 kernel, 0.51 (A100) and 0.58 (H100), where torch has two pointwise kernels, or a compiled one."""
