@@ -150,6 +150,8 @@ def test_several_are_refused_as_one_is() -> None:
         read_record(Scanner("stairs { }"), Stairs)
     with pytest.raises(ParseError, match="'points' must be a list of pairs of numbers"):
         read_record(Scanner("stairs { step a { points = [[1, 2, 3]] } }"), Stairs)
+    with pytest.raises(ParseError, match="unknown field 'height'; known: railing, step"):
+        read_record(Scanner("stairs { height = 3 }"), Stairs)
     with pytest.raises(PlanError, match="stairs field 'steps' must be a list, not 3"):
         read_members(Stairs, {"steps": 3}, "stairs", PlanError)
     with pytest.raises(PlanError, match="stairs step field 'name' is missing"):

@@ -82,7 +82,8 @@ def _read_entries(s: Scanner, fields: tuple[Field, ...], values: dict[str, Any],
         name, dot, entry = key.partition(".")
         field = known.get(name)
         if field is None or field.kind is None or _has_entries(field) != bool(dot):
-            s.refuse(f"unknown field {key!r}; {did_you_mean(key, known)}", at)
+            words = [*known, *(field.word for field in fields if field.cls is not None)]
+            s.refuse(f"unknown field {key!r}; {did_you_mean(key, words)}", at)
         into, within = (values.setdefault(name, {}), entry) if dot else (values, name)
         if within in into:
             s.refuse(f"{key!r} is given twice", at)
