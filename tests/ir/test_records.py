@@ -55,7 +55,6 @@ outer "a b" {
   rates.bf16 = 3.0
   count = 7
   label = "x"
-  share = none
   sizes = [1, 2]
   inner {
     latency_s = 2e-06  // 2 us
