@@ -77,8 +77,14 @@ JSON_DEPTH = 16
 DEVICES = 2**20
 """Of a cluster or a plan."""
 
+MEASURED = 2**14
+"""Rows of one table of what was measured on a device."""
+
 MESH_AXES = 20
 """As many axes of two devices as `DEVICES` have."""
+
+LEVELS = 8
+"""Of the network of a cluster."""
 
 WAYS = 2**10
 """To keep the ties of a program that a search tries in each setting: those of one tie times those of the next."""

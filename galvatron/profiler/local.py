@@ -11,14 +11,18 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from galvatron.ir.cluster import Cluster, Link
+from galvatron.ir.cluster import Cluster
 from galvatron.ir.device import Device
+from galvatron.ir.network import Level
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
 MATMUL_DTYPES = ("f64", "f32", "bf16", "f16")
 MATMUL_SIZES = {"cpu": (128, 256, 512), "cuda": (1024, 2048, 4096)}
 COPY_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
 MESSAGE_BYTES = (2**12, 2**16, 2**18, 2**20, 2**22)
+RESERVED_BYTES = {"cpu": 2**29, "cuda": 2**30}
+"""Of a process that computes and communicates, before its first tensor; as in `galvatron.ir.presets`."""
+
 SLICE_S = 0.04
 """Time given to each single measurement."""
 
@@ -39,8 +43,10 @@ def local_cluster() -> Cluster:
     if ranks > 1:
         dist.barrier()
     measured = measure_device(device, per_node)
-    link = measure_link(device) if ranks > 1 else Link(measured.memory_bytes_per_s, measured.kernel_launch_s)
-    cluster = Cluster(f"local:{nodes}x{per_node}", measured, nodes, per_node, link, link)
+    rate, step_s = measure_link(device) if ranks > 1 else (measured.memory_bytes_per_s, measured.kernel_launch_s)
+    sizes = [("node", per_node), *([("network", nodes)] if nodes > 1 else [])]
+    levels = tuple(Level(name, parts, rate, step_s) for name, parts in sizes)
+    cluster = Cluster(f"local:{nodes}x{per_node}", measured, levels)
     if ranks == 1:
         return cluster
     text = [cluster.to_json()]
@@ -52,16 +58,23 @@ def measure_device(device: torch.device, ranks_on_machine: int = 1) -> Device:
     """Memory, matmul rate per element type, memory bandwidth and launch time of one device."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     rates = tuple((dtype, _matmul_flop_per_s(device, dtype)) for dtype in MATMUL_DTYPES)
+    memory_bytes = _memory_bytes(device, ranks_on_machine)
     return Device(
-        name, _memory_bytes(device, ranks_on_machine), rates, _copy_bytes_per_s(device), _launch_s(device), device.type
+        name,
+        memory_bytes,
+        rates,
+        _copy_bytes_per_s(device),
+        _launch_s(device),
+        device.type,
+        reserved_bytes=min(RESERVED_BYTES[device.type], memory_bytes // 2),
     )
 
 
-def measure_link(device: torch.device) -> Link:
-    """Latency and bandwidth of a ring step, fitted to all-reduces of several sizes on the default process group.
+def measure_link(device: torch.device) -> tuple[float, float]:
+    """Bandwidth in bytes/s and latency in seconds of a ring step, of the default process group.
 
-    Collective: all ranks call it. The fit is weighted by 1/time², so that small messages fix the latency and large ones
-    the bandwidth.
+    Collective: all ranks call it. They are fitted to all-reduces of several sizes, weighted by 1/time², so that small
+    messages fix the latency and large ones the bandwidth.
     """
     ranks = dist.get_world_size()
     points = []
@@ -70,7 +83,7 @@ def measure_link(device: torch.device) -> Link:
         points.append((size, _seconds(lambda t=tensor: dist.all_reduce(t), device, repeats=5)))
     steps = 2 * (ranks - 1)
     latency_s, s_per_byte = _fit_line([(steps, steps * size / ranks, seconds) for size, seconds in points])
-    return Link(1 / max(s_per_byte, 1e-15), max(latency_s, 1e-9))
+    return 1 / max(s_per_byte, 1e-15), max(latency_s, 1e-9)
 
 
 def _fit_line(rows: list[tuple[float, float, float]]) -> tuple[float, float]:

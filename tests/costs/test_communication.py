@@ -15,6 +15,7 @@ from galvatron.costs.events import CollectiveCall
 from galvatron.errors import GalvatronError
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.network import Level
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Form, LayerKind, Program
 from galvatron.ir.strategy import Strategy
@@ -42,7 +43,7 @@ OTHER_PLANS = [
 def slow_device(cluster: Cluster) -> Cluster:
     """A device on which small matrices cost what large ones cost elsewhere, so that small models are worth sharding."""
     device = replace(cluster.device, matmul_flop_per_s=(("f64", 1e9),), kernel_launch_s=0.0)
-    return replace(cluster, device=device, in_node=replace(cluster.in_node, latency_s=0.0))
+    return replace(cluster, device=device, levels=(Level("node", cluster.world_size, 235e9, 0.0),))
 
 
 @cache
@@ -76,7 +77,8 @@ def large_block(strategy: str) -> Communication:
         program.fingerprint, parsed.devices, program.batch_size, micro_batches=1, schedule="1f1b",
         stages=((parsed,) * layers,),
     )  # fmt: skip
-    planned = replace(program, form=Form.PLANNED, cluster=Cluster.parse(f"a100-80g:1x{parsed.devices}"), plan=plan)
+    cluster = harness.proportional(Cluster.parse(f"a100-80g:1x{parsed.devices}"))
+    planned = replace(program, form=Form.PLANNED, cluster=cluster, plan=plan)
     sharded = Pipeline.of(LOWERING[:1]).run(planned)
     repeated = Counter(layer.cls for layer in sharded.all_layers).most_common(1)
     assert repeated[0][1] == 2
@@ -95,8 +97,8 @@ def test_sequence_parallelism_sends_what_megatron_sends():
 
 
 def test_ulysses_exchanges_queries_keys_values_and_the_result():
-    block = large_block("ulysses4")
-    assert counts(block.forward) == counts(block.backward) == {("all_to_all", (4, 1)): 4}
+    block = large_block("ulysses8")
+    assert counts(block.forward) == counts(block.backward) == {("all_to_all", (8, 1)): 4}
 
 
 def test_ulysses_on_two_ranks_gathers_the_input_once_for_less():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from galvatron.errors import did_you_mean
-from galvatron.ir.records import TABLE, Field, fields_of
+from galvatron.ir.records import Field, fields_of
 from galvatron.ir.text.arguments import format_argument, read_argument
 from galvatron.ir.text.names import bare_or_quoted
 from galvatron.ir.text.scanner import KEY, Scanner
@@ -20,6 +20,7 @@ _TITLE = "name"
 
 def read_record(s: Scanner, cls: type[Record], apart: Mapping[str, Callable[[Scanner], Any]] | None = None) -> Record:
     """`keyword name { field = value … keyword { … } }`: fields first, then the records in it, then what is read apart.
+    A tuple of records is written one by one.
 
     Args:
         apart: how fields are read that are of no kind.
@@ -32,11 +33,15 @@ def read_record(s: Scanner, cls: type[Record], apart: Mapping[str, Callable[[Sca
         values[_TITLE] = s.name()
     s.expect("{")
     _read_entries(s, fields, values)
-    inner = {field.name: field.cls for field in fields if field.cls is not None}
+    inner = {field.word: (field, field.cls) for field in fields if field.cls is not None}
     while (keyword := s.keyword()) in inner:
+        field, inner_cls = inner[keyword]
+        if field.many:
+            values.setdefault(field.name, []).append(read_record(s, inner_cls))
+            continue
         if keyword in values:
             s.refuse(f"a second {keyword}", s.at)
-        values[keyword] = read_record(s, inner[keyword])
+        values[keyword] = read_record(s, inner_cls)
     for name, read in (apart or {}).items():
         values[name] = read(s)
     if not s.accept("}"):
@@ -56,8 +61,15 @@ def read_list(s: Scanner, cls: type[Record]) -> Record:
 def _made(s: Scanner, cls: type[Record], values: dict[str, Any], word: str, at: int) -> Record:
     if missing := [field.name for field in fields_of(cls) if field.required and field.name not in values]:
         s.refuse(f"{word} needs {', '.join(missing)}", at)
-    tables = {field.name for field in fields_of(cls) if field.kind is TABLE}
-    return cls(**{name: tuple(value.items()) if name in tables else value for name, value in values.items()})
+    for field in fields_of(cls):
+        if field.name in values and (field.many or _has_entries(field)):
+            value = values[field.name]
+            values[field.name] = tuple(value if field.many else value.items())
+    return cls(**values)
+
+
+def _has_entries(field: Field) -> bool:
+    return field.kind is not None and bool(field.kind.entry)
 
 
 def _read_entries(s: Scanner, fields: tuple[Field, ...], values: dict[str, Any], *, commas: bool = False) -> None:
@@ -69,13 +81,14 @@ def _read_entries(s: Scanner, fields: tuple[Field, ...], values: dict[str, Any],
         value = read_argument(s)
         name, dot, entry = key.partition(".")
         field = known.get(name)
-        if field is None or field.kind is None or (field.kind is TABLE) != bool(dot):
-            s.refuse(f"unknown field {key!r}; {did_you_mean(key, known)}", at)
+        if field is None or field.kind is None or _has_entries(field) != bool(dot):
+            words = [*known, *(field.word for field in fields if field.cls is not None)]
+            s.refuse(f"unknown field {key!r}; {did_you_mean(key, words)}", at)
         into, within = (values.setdefault(name, {}), entry) if dot else (values, name)
         if within in into:
             s.refuse(f"{key!r} is given twice", at)
         if not field.kind.admits(((entry, value),) if dot else value):
-            s.refuse(f"{key!r} must be {'a number' if dot else field.kind.meaning}", at)
+            s.refuse(f"{key!r} must be {field.kind.entry or field.kind.meaning}", at)
         into[within] = value
         if commas and not s.more():
             return
@@ -83,14 +96,20 @@ def _read_entries(s: Scanner, fields: tuple[Field, ...], values: dict[str, Any],
 
 
 def record_lines(word: str, record: Any, note: Callable[[str], str]) -> Iterator[str]:
-    """A record as `read_record` reads it; `note` makes a comment of a figure for a reader."""
+    """A record as `read_record` reads it, without fields that are none by default and are; `note` makes a comment of a
+    figure for a reader."""
     title = [bare_or_quoted(getattr(record, _TITLE))] if hasattr(record, _TITLE) else []
     yield " ".join([word, *title, "{"])
+    unsaid = {
+        f.name for f in fields_of(type(record)) if not f.required and f.default is getattr(record, f.name) is None
+    }
     for key, text, figure in entries(record):
-        yield f"  {key} = {text}{note(figure) if figure else ''}"
+        if key not in unsaid:
+            yield f"  {key} = {text}{note(figure) if figure else ''}"
     for field in fields_of(type(record)):
-        if field.cls is not None:
-            yield from (f"  {line}" for line in record_lines(field.name, getattr(record, field.name), note))
+        if field.cls is not None and (value := getattr(record, field.name)) != field.default:
+            for item in value if field.many else (value,):
+                yield from (f"  {line}" for line in record_lines(field.word, item, note))
     yield "}"
 
 
@@ -98,9 +117,9 @@ def entries(record: Any, *, lenient: bool = False) -> Iterator[tuple[str, str, s
     """Name, value and figure for a reader (empty if that says nothing more) of every field with a kind."""
     for field in fields_of(type(record)):
         value = getattr(record, field.name)
-        if field.kind is TABLE:
-            for name, number in value:
-                yield f"{field.name}.{name}", format_argument(number, lenient=lenient), figure(field.name, number)
+        if _has_entries(field):
+            for name, entry in value:
+                yield f"{field.name}.{name}", format_argument(entry, lenient=lenient), figure(field.name, entry)
         elif field.kind is not None and field.name != _TITLE:
             yield field.name, format_argument(value, lenient=lenient), figure(field.name, value)
 
