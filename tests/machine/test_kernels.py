@@ -16,10 +16,12 @@ from galvatron.ir.device import Device, Measured, Products
 from galvatron.ir.kernel_figures import CUDNN_H100, FLASH_2_H100
 from galvatron.ir.ops.work import Work, attention, product
 from galvatron.ir.presets import PRESETS
+from galvatron.ir.text import parse_program, print_program
 from galvatron.machine.kernel import Kernel
 from galvatron.machine.kernels import Kernels
 from galvatron.machine.measured import Grid
 from galvatron.machine.products import reads
+from tests.ir import programs
 
 A100 = Cluster.parse("a100-80g:1x1").device
 H100 = Cluster.parse("h100-80g:1x1").device
@@ -210,6 +212,15 @@ def test_measured_seconds_count_where_there_are_some() -> None:
     assert Kernels(PLAIN).updating_s(1e7) == pytest.approx(1e-4)
 
 
+def test_text_and_json_keep_what_a_device_says_of_its_kernels() -> None:
+    for device in (MEASURED, H100):
+        program = programs.planned()
+        assert program.cluster is not None
+        cluster = replace(program.cluster, device=device)
+        assert parse_program(print_program(replace(program, cluster=cluster))).cluster == cluster
+        assert Cluster.from_json(cluster.to_json()) == cluster
+
+
 @settings(max_examples=200)
 @given(
     st.dictionaries(
@@ -244,6 +255,14 @@ def test_grids_keep_what_was_measured_and_go_on_in_proportion() -> None:
         ({"products": Products(tail=0.0)}, "'tail' is a share"),
         ({"products": Products(multiprocessors=-1)}, "'multiprocessors' is -1"),
         ({"measured": Measured(products=(("f32", ((1.0, 2.0, 3.0),)),))}, "rows of 5 numbers"),
+        (
+            {
+                "measured": Measured(
+                    products=(("f32", tuple((1.0 + i, 2.0 + i, 3.0 + i, 4.0, 1e-3) for i in range(64))),)
+                )
+            },
+            "grid of 262144 points",
+        ),
         ({"measured": Measured(moving=(("norm", ()),))}, "'moving.norm' must have 1 to"),
         ({"measured": Measured(moving=(("norm", ((1.0, -1.0),)),))}, "'moving.norm' has a size or a time"),
     ],
