@@ -119,6 +119,7 @@ class Cluster:
                 raise ClusterError(f"cluster field {name!r} must be positive, not {number}")
             if type(number) is float and not _is_sensible(name, number):
                 raise ClusterError(f"cluster field {name!r} is {number}: no device or link is like that")
+        self.device.check()
         if self.device.memory_bytes > limits.SIZE:
             raise ClusterError(f"cluster field 'memory_bytes' must be at most {limits.SIZE}")
         if self.world_size > limits.DEVICES:

@@ -77,6 +77,9 @@ JSON_DEPTH = 16
 DEVICES = 2**20
 """Of a cluster or a plan."""
 
+MEASURED = 2**14
+"""Rows of one table of what was measured on a device."""
+
 MESH_AXES = 20
 """As many axes of two devices as `DEVICES` have."""
 

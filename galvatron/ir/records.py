@@ -10,7 +10,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar, get_type_hints
 
 import sympy
@@ -25,34 +25,52 @@ Record = TypeVar("Record")
 @dataclass(frozen=True)
 class FieldKind:
     """What a field may hold, in words and as a predicate on values whose lists are tuples; and what it is converted by
-    when it comes from JSON, where a number may have lost its point."""
+    when it comes from JSON, where a number may have lost its point.
+
+    `entry` says in words what each name has, of a list of names that have something: text writes it as one entry for
+    each name, `field.name = …`.
+    """
 
     meaning: str
     admits: Callable[[Any], bool]
     converted: Callable[[Any], Any] = lambda value: value
+    entry: str = ""
 
 
 @dataclass(frozen=True)
 class Field:
-    """A field of a record. `kind` is None in a record within the record (`cls`), and in what is read apart."""
+    """A field of a record. `kind` is None in a record within the record (`cls`), and in what is read apart. A record
+    within that is its `default` is not written."""
 
     name: str
     kind: FieldKind | None
     cls: type | None
     required: bool
+    default: Any = None
 
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
-def _is_table(value: Any) -> bool:
+def _are_rows(value: Any) -> bool:
+    return type(value) is tuple and all(type(row) is tuple and all(map(_is_number, row)) for row in value)
+
+
+def _named(admits: Callable[[Any], bool], value: Any) -> bool:
     return type(value) is tuple and all(
-        type(entry) is tuple and len(entry) == 2 and is_text(entry[0]) and _is_number(entry[1]) for entry in value
+        type(entry) is tuple and len(entry) == 2 and is_text(entry[0]) and admits(entry[1]) for entry in value
     )
 
 
+def _floats(rows: Any) -> Rows:
+    return tuple(tuple(map(float, row)) for row in rows)
+
+
 Table = tuple[tuple[str, float], ...]
+Rows = tuple[tuple[float, ...], ...]
+Samples = tuple[tuple[str, Rows], ...]
+"""Names, and what was measured of each: rows of numbers."""
 
 _KINDS: dict[Any, FieldKind] = {
     int: FieldKind("a whole number", lambda v: type(v) is int),
@@ -67,14 +85,22 @@ _KINDS: dict[Any, FieldKind] = {
         lambda v: v is None or (type(v) is tuple and all(type(n) is int for n in v)),
     ),
     Dim: FieldKind("a size", lambda v: type(v) is int or isinstance(v, sympy.Expr)),
-    Table: FieldKind("a list of names with numbers", _is_table, lambda v: tuple((name, float(n)) for name, n in v)),
+    Table: FieldKind(
+        "a list of names with numbers",
+        partial(_named, _is_number),
+        lambda v: tuple((name, float(n)) for name, n in v),
+        "a number",
+    ),
+    Samples: FieldKind(
+        "a list of names with rows of numbers",
+        partial(_named, _are_rows),
+        lambda v: tuple((name, _floats(rows)) for name, rows in v),
+        "a list of rows of numbers",
+    ),
 }
 
 APART = {"apart": True}
 """Metadata of a field that is of no kind, and is read and written by itself."""
-
-TABLE = _KINDS[Table]
-"""The kind of fields that text writes as one entry for each name, `field.name = number`."""
 
 
 @cache
@@ -88,7 +114,8 @@ def fields_of(cls: type) -> tuple[Field, ...]:
         inner = type_ if isinstance(type_, type) and dataclasses.is_dataclass(type_) else None
         if kind is None and inner is None and field.metadata != APART:
             raise TypeError(f"{cls.__name__}.{field.name} is of a type that no kind of field has")
-        fields.append(Field(field.name, kind, inner, field.default is dataclasses.MISSING))
+        required = field.default is dataclasses.MISSING
+        fields.append(Field(field.name, kind, inner, required, None if required else field.default))
     return tuple(fields)
 
 

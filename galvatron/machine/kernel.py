@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from galvatron.ir.ops.operator import Moves
+from galvatron.ir.ops.table import kernel_moves
 from galvatron.ir.ops.work import Work
 
 OPTIMIZER_PASSES = 7
@@ -25,6 +27,11 @@ class Kernel:
     dtype: str
     traffic_bytes: float
     work: Work | None = None
+
+    @property
+    def moves(self) -> Moves:
+        """How it goes through memory."""
+        return kernel_moves(self.name)
 
     @property
     def flop(self) -> float:

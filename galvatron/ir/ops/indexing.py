@@ -106,7 +106,7 @@ def _positions(call: Call) -> OpDims:
 
 _MASKS = ("bool", "u8")
 
-_write = partial(Operator, shapes=shapes.like_first, indices="index")
+_write = partial(Operator, shapes=shapes.like_first, indices="index", moves="scatter")
 
 OPERATORS: dict[str, Operator] = {
     "one_hot": Operator("b* -> b* v!", written="F.one_hot(self, num_classes)", indices="self"),
@@ -115,14 +115,14 @@ OPERATORS: dict[str, Operator] = {
     "isin.Tensor_Tensor": Operator(
         "b*, t*! -> b*", written={"Tensor_Tensor": "torch.isin(elements, test_elements, assume_unique=, invert=)"}
     ),
-    "gather": Operator(along("dim"), written="self.gather(dim, index)", indices="index", gathers=True),
-    "take_along_dim": Operator(paired("dim"), indices="indices"),
+    "gather": Operator(along("dim"), written="self.gather(dim, index)", indices="index", gathers=True, moves="gather"),
+    "take_along_dim": Operator(paired("dim"), indices="indices", moves="gather"),
     "scatter": _write(
         along("dim"),
         written={"src": "self.scatter(dim, index, src)", "value": "self.scatter(dim, index, value)"},
     ),
     "scatter_add": _write(along("dim"), written="self.scatter_add(dim, index, src)"),
-    "scatter_reduce": Operator(along("dim"), indices="index"),
+    "scatter_reduce": Operator(along("dim"), indices="index", moves="scatter"),
     "index_add": _write(_indexed, written="self.index_add(dim, index, source, alpha=)"),
     "index_copy": _write(_indexed),
     "index_fill": _write(_indexed),
@@ -138,11 +138,15 @@ OPERATORS: dict[str, Operator] = {
         gathers=True,
         on_slices=OnSlices(PARTIAL),
         padded=range(1),
+        moves="gather",
     ),
-    "index": Operator(_index, written={"Tensor": "self[indices]"}, indices="indices", masks=True, gathers=True),
+    "embedding_dense_backward": Operator(moves="scatter"),
+    "index": Operator(
+        _index, written={"Tensor": "self[indices]"}, indices="indices", masks=True, gathers=True, moves="gather"
+    ),
     "index_select": Operator(
-        _index_select, written="self.index_select(dim, index)", indices="index", rows=True, gathers=True
+        _index_select, written="self.index_select(dim, index)", indices="index", rows=True, gathers=True, moves="gather"
     ),
-    **alike("_embedding_bag embedding_bag", Operator(indices="indices", looks_up=True)),
+    **alike("_embedding_bag embedding_bag", Operator(indices="indices", looks_up=True, moves="gather")),
     **alike("index_reduce put take", Operator(indices="index")),
 }

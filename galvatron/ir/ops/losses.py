@@ -46,6 +46,7 @@ OPERATORS: dict[str, Operator] = {
         short="loss",
         on_slices=OnSlices(REPLICATE, forward=(("all_reduce", 1), ("all_reduce", 3))),
         padded=range(1),
+        moves="softmax",
     ),
     **alike("nll_loss nll_loss2d", Operator(_likelihood, indices="target")),
     "nll_loss_nd": Operator(

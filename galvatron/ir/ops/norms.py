@@ -9,7 +9,7 @@ from galvatron.ir.ops import shapes
 from galvatron.ir.ops.arguments import Ref
 from galvatron.ir.ops.call import Call, by_line, whole
 from galvatron.ir.ops.notation import DimNames, OpDims, parse_notation
-from galvatron.ir.ops.operator import OnSlices, Operator
+from galvatron.ir.ops.operator import OnSlices, Operator, alike
 
 
 def _batch_norm(call: Call) -> OpDims:
@@ -55,11 +55,11 @@ def _normalisation(call: Call, *affine: str) -> OpDims:
     return parse_notation(line).resolve(call.operand_shapes(), call.results)
 
 
-_norm = partial(Operator, shapes=shapes.like_first)
+_norm = partial(Operator, shapes=shapes.like_first, moves="norm")
 _statistics = ("running_mean", "running_var")
 
 OPERATORS: dict[str, Operator] = {
-    "batch_norm": Operator(_batch_norm, updated=_statistics, updates="training"),
+    "batch_norm": Operator(_batch_norm, updated=_statistics, updates="training", moves="norm"),
     "_native_batch_norm_legit_functional": Operator(
         _updating_batch_norm,
         written="rt.batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)",
@@ -72,8 +72,9 @@ OPERATORS: dict[str, Operator] = {
             function="batch_norm",
         ),
         short="batch_norm",
+        moves="norm",
     ),
-    "instance_norm": Operator(_instance_norm, updated=_statistics, updates="use_input_stats"),
+    "instance_norm": Operator(_instance_norm, updated=_statistics, updates="use_input_stats", moves="norm"),
     "group_norm": _norm(_group_norm, written="F.group_norm(input, num_groups, weight, bias, eps)"),
     "layer_norm": _norm(
         lambda call: _normalisation(call, "weight", "bias"),
@@ -81,5 +82,10 @@ OPERATORS: dict[str, Operator] = {
     ),
     "rms_norm": _norm(
         lambda call: _normalisation(call, "weight"), written="F.rms_norm(input, normalized_shape, weight, eps)"
+    ),
+    **alike(
+        "native_layer_norm _fused_rms_norm native_group_norm native_batch_norm _native_batch_norm_legit "
+        "cudnn_batch_norm",
+        Operator(moves="norm"),
     ),
 }

@@ -25,6 +25,11 @@ Raises:
     LookupError, TypeError, ValueError: it is not called the way the function expects.
 """
 
+Moves = Literal["pointwise", "norm", "softmax", "reduction", "copy", "gather", "scatter", "optimizer"]
+"""How a kernel that memory bounds goes through it, which decides what it reaches of the bandwidth: each element by
+itself; rows, with statistics of each; rows of which each element depends on all; many elements to few; the same
+elements in another order or place; rows at indices, read or written; many tensors at once, each element by itself."""
+
 EVERY = range(8)
 """All operands of an operator."""
 
@@ -96,6 +101,8 @@ class Operator:
     """Its kernel reads of the first operand only as much as it writes."""
     allocates: bool = False
     """Its kernel only reserves memory."""
+    moves: Moves = "pointwise"
+    """How its kernel, and that of its gradient, goes through memory, where that bounds it."""
     work: Callable[..., Work] | None = None
     """The arithmetic of a call of its kernel, given its result and its arguments; without it, it is bound by memory."""
     op_work: Callable[[Op, Sequence[Any]], Work | None] | None = None

@@ -40,47 +40,52 @@ def _logsumexp(call: Call) -> OpDims:
 
 
 _along = partial(Operator, along("dim"))
+_reduction = partial(_along, moves="reduction")
+_softmax = partial(_along, shapes=shapes.like_first, moves="softmax")
 
 OPERATORS: dict[str, Operator] = {
     "sum": Operator(
         _sum,
         written={"default": "self.sum(dtype=)", "dim_IntList": "self.sum(dim=, keepdim=, dtype=)"},
         shapes=shapes.reduced,
+        moves="reduction",
     ),
-    "nansum": Operator(_terms),
-    "count_nonzero": Operator(_terms),
-    "softmax": _along(written={"int": "F.softmax(self, dim=, dtype=)"}, shapes=shapes.like_first),
-    "_softmax": _along(shapes=shapes.like_first),
-    "log_softmax": _along(written={"int": "F.log_softmax(self, dim=, dtype=)"}, shapes=shapes.like_first),
-    "_log_softmax": _along(shapes=shapes.like_first),
+    "nansum": Operator(_terms, moves="reduction"),
+    "count_nonzero": Operator(_terms, moves="reduction"),
+    "softmax": _softmax(written={"int": "F.softmax(self, dim=, dtype=)"}),
+    "log_softmax": _softmax(written={"int": "F.log_softmax(self, dim=, dtype=)"}),
+    **alike("_softmax _log_softmax", _softmax()),
+    **alike("_softmax_backward_data _log_softmax_backward_data", Operator(moves="softmax")),
     "cumsum": Operator(along("dim", linear=True), written="self.cumsum(dim=, dtype=)", shapes=shapes.like_first),
     **alike(
-        "cumprod cummax cummin logcumsumexp aminmax argmin median nanmedian mode kthvalue quantile.scalar "
-        "nanmean norm linalg_norm linalg_vector_norm var_mean std_mean argsort",
+        "cumprod cummax cummin logcumsumexp median nanmedian mode kthvalue quantile.scalar argsort",
         _along(),
     ),
+    **alike("aminmax argmin nanmean norm linalg_norm linalg_vector_norm var_mean std_mean", _reduction()),
     "diff": _along(rounds="n"),
     "logsumexp": Operator(
         _logsumexp,
         written="self.logsumexp(dim=, keepdim=)",
         on_slices=OnSlices(REPLICATE, forward=(("all_reduce", 1), ("all_reduce", 1)), folded="alike"),
         padded=range(1),
+        moves="softmax",
     ),
     "mean": Operator(
         along("dim", linear=True),
         written={"default": "self.mean(dtype=)", "dim": "self.mean(dim=, keepdim=, dtype=)"},
         shapes=shapes.reduced,
+        moves="reduction",
     ),
-    "amax": _along(written="self.amax(dim=, keepdim=)", shapes=shapes.reduced),
-    "amin": _along(written="self.amin(dim=, keepdim=)", shapes=shapes.reduced),
-    "max.dim": _along(written={"dim": "self.max(dim=, keepdim=)"}),
-    "min.dim": _along(written={"dim": "self.min(dim=, keepdim=)"}),
-    "argmax": _along(written="self.argmax(dim=, keepdim=)"),
-    "prod": _along(written={"dim_int": "self.prod(dim=, keepdim=, dtype=)"}),
-    "any": _along(written={"default": "self.any()", "dim": "self.any(dim=, keepdim=)"}, shapes=shapes.reduced),
-    "all": _along(written={"default": "self.all()", "dim": "self.all(dim=, keepdim=)"}, shapes=shapes.reduced),
-    "var": _along(written={"correction": "self.var(dim=, correction=, keepdim=)"}),
-    "std": _along(written={"correction": "self.std(dim=, correction=, keepdim=)"}),
+    "amax": _reduction(written="self.amax(dim=, keepdim=)", shapes=shapes.reduced),
+    "amin": _reduction(written="self.amin(dim=, keepdim=)", shapes=shapes.reduced),
+    "max.dim": _reduction(written={"dim": "self.max(dim=, keepdim=)"}),
+    "min.dim": _reduction(written={"dim": "self.min(dim=, keepdim=)"}),
+    "argmax": _reduction(written="self.argmax(dim=, keepdim=)"),
+    "prod": _reduction(written={"dim_int": "self.prod(dim=, keepdim=, dtype=)"}),
+    "any": _reduction(written={"default": "self.any()", "dim": "self.any(dim=, keepdim=)"}, shapes=shapes.reduced),
+    "all": _reduction(written={"default": "self.all()", "dim": "self.all(dim=, keepdim=)"}, shapes=shapes.reduced),
+    "var": _reduction(written={"correction": "self.var(dim=, correction=, keepdim=)"}),
+    "std": _reduction(written={"correction": "self.std(dim=, correction=, keepdim=)"}),
     "glu": _along(written="F.glu(self, dim=)"),
     **alike(
         "trapezoid.dx fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn "

@@ -33,7 +33,7 @@ from galvatron.ir.ops.call import Call, Types, by_line
 from galvatron.ir.ops.call import pointwise as element_by_element
 from galvatron.ir.ops.functions import function_dims
 from galvatron.ir.ops.notation import OpDims, parse_notation
-from galvatron.ir.ops.operator import UNKNOWN, Operator
+from galvatron.ir.ops.operator import UNKNOWN, Moves, Operator
 from galvatron.ir.ops.schemas import ADDED, is_operator, parse_schema, schema_of
 from galvatron.ir.ops.targets import parsed
 from galvatron.ir.ops.work import Work
@@ -122,6 +122,13 @@ def kernel_work(kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out
     """The arithmetic of one call of a kernel that torch dispatches; None of one that memory bounds."""
     work = of_target(str(kernel)).work
     return work(out, *args, **kwargs) if work else None
+
+
+@derived(maxsize=4096)
+def kernel_moves(name: str) -> Moves:
+    """How a kernel of a name goes through memory: an operator's, or `X_backward`, its gradient's."""
+    own = OPERATORS.get(name) or OPERATORS.get(name.removesuffix("_"))
+    return (own or OPERATORS.get(name.removesuffix("_backward"), UNKNOWN)).moves
 
 
 def is_pointwise(op: Op) -> bool:

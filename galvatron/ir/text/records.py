@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from galvatron.errors import did_you_mean
-from galvatron.ir.records import TABLE, Field, fields_of
+from galvatron.ir.records import Field, fields_of
 from galvatron.ir.text.arguments import format_argument, read_argument
 from galvatron.ir.text.names import bare_or_quoted
 from galvatron.ir.text.scanner import KEY, Scanner
@@ -56,8 +56,12 @@ def read_list(s: Scanner, cls: type[Record]) -> Record:
 def _made(s: Scanner, cls: type[Record], values: dict[str, Any], word: str, at: int) -> Record:
     if missing := [field.name for field in fields_of(cls) if field.required and field.name not in values]:
         s.refuse(f"{word} needs {', '.join(missing)}", at)
-    tables = {field.name for field in fields_of(cls) if field.kind is TABLE}
+    tables = {field.name for field in fields_of(cls) if _has_entries(field)}
     return cls(**{name: tuple(value.items()) if name in tables else value for name, value in values.items()})
+
+
+def _has_entries(field: Field) -> bool:
+    return field.kind is not None and bool(field.kind.entry)
 
 
 def _read_entries(s: Scanner, fields: tuple[Field, ...], values: dict[str, Any], *, commas: bool = False) -> None:
@@ -69,13 +73,13 @@ def _read_entries(s: Scanner, fields: tuple[Field, ...], values: dict[str, Any],
         value = read_argument(s)
         name, dot, entry = key.partition(".")
         field = known.get(name)
-        if field is None or field.kind is None or (field.kind is TABLE) != bool(dot):
+        if field is None or field.kind is None or _has_entries(field) != bool(dot):
             s.refuse(f"unknown field {key!r}; {did_you_mean(key, known)}", at)
         into, within = (values.setdefault(name, {}), entry) if dot else (values, name)
         if within in into:
             s.refuse(f"{key!r} is given twice", at)
         if not field.kind.admits(((entry, value),) if dot else value):
-            s.refuse(f"{key!r} must be {'a number' if dot else field.kind.meaning}", at)
+            s.refuse(f"{key!r} must be {field.kind.entry or field.kind.meaning}", at)
         into[within] = value
         if commas and not s.more():
             return
@@ -89,8 +93,8 @@ def record_lines(word: str, record: Any, note: Callable[[str], str]) -> Iterator
     for key, text, figure in entries(record):
         yield f"  {key} = {text}{note(figure) if figure else ''}"
     for field in fields_of(type(record)):
-        if field.cls is not None:
-            yield from (f"  {line}" for line in record_lines(field.name, getattr(record, field.name), note))
+        if field.cls is not None and (inner := getattr(record, field.name)) != field.default:
+            yield from (f"  {line}" for line in record_lines(field.name, inner, note))
     yield "}"
 
 
@@ -98,9 +102,9 @@ def entries(record: Any, *, lenient: bool = False) -> Iterator[tuple[str, str, s
     """Name, value and figure for a reader (empty if that says nothing more) of every field with a kind."""
     for field in fields_of(type(record)):
         value = getattr(record, field.name)
-        if field.kind is TABLE:
-            for name, number in value:
-                yield f"{field.name}.{name}", format_argument(number, lenient=lenient), figure(field.name, number)
+        if _has_entries(field):
+            for name, entry in value:
+                yield f"{field.name}.{name}", format_argument(entry, lenient=lenient), figure(field.name, entry)
         elif field.kind is not None and field.name != _TITLE:
             yield field.name, format_argument(value, lenient=lenient), figure(field.name, value)
 
