@@ -40,7 +40,7 @@ from torch.distributed.device_mesh import init_device_mesh
 import galvatron
 from galvatron import runtime as rt
 from galvatron.errors import GalvatronError
-from galvatron.ir.cluster import Cluster, Link
+from galvatron.ir.cluster import Cluster
 from galvatron.profiler.local import local_cluster
 from galvatron.units import format_bytes, parse_bytes
 
@@ -159,16 +159,10 @@ def _compiled(model: Llama, batch: peers.Batch, job: dict[str, Any]) -> galvatro
 def calibrated(launcher: Launcher, ranks_per_node: int) -> Cluster:
     """The emulated cluster: device and inner link measured on one node, the link between nodes by one rank on each."""
     inside = _cluster(launcher.run({"kind": "calibrate"}, [ranks_per_node, 0]))
-    across = _cluster(launcher.run({"kind": "calibrate"}, [1, 1])).in_node
+    across = _cluster(launcher.run({"kind": "calibrate"}, [1, 1])).levels[-1]
     # The ranks of a node share the link.
-    share = Link(across.bytes_per_s / ranks_per_node, across.latency_s)
-    return dataclasses.replace(
-        inside,
-        name=f"emulated:{NODES}x{ranks_per_node}",
-        nodes=NODES,
-        devices_per_node=ranks_per_node,
-        cross_node=share,
-    )
+    network = dataclasses.replace(across, name="network", parts=NODES, cards=1)
+    return dataclasses.replace(inside, name=f"emulated:{NODES}x{ranks_per_node}", levels=(inside.levels[0], network))
 
 
 def _cluster(document: dict[str, Any]) -> Cluster:
@@ -282,7 +276,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     with two_nodes(arguments.rate) as nodes:
         launcher = Launcher(Path(__file__), nodes)
         cluster = calibrated(launcher, per_node)
-        print(f"links: inside {cluster.in_node}, across {cluster.cross_node} per rank", file=sys.stderr)
+        print(f"links: {', '.join(map(str, cluster.levels))}", file=sys.stderr)
         job = {
             "kind": "sample",
             "size": asdict(size),

@@ -1,4 +1,4 @@
-"""Clusters: equal devices, and the links between them."""
+"""Clusters: equal devices, and the levels of the network between them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass
+from math import prod
 
 from galvatron.errors import ClusterError, did_you_mean
-from galvatron.ir import limits, presets
+from galvatron.ir import limits, networks, presets
+from galvatron.ir.collectives import MESSAGES
 from galvatron.ir.device import Device
 from galvatron.ir.documents import read_json
+from galvatron.ir.network import Level, MeasuredCollective
 from galvatron.ir.presets import PRESETS, Preset
 from galvatron.ir.records import read_members
 from galvatron.ir.types import DTYPE_BYTES
@@ -18,35 +21,26 @@ from galvatron.ir.types import DTYPE_BYTES
 RESERVE_SHARE = 1 / 16
 RESERVE_BYTES = 512 * 2**20
 
-_NAME = re.compile(r"([^:]+):([0-9]{1,9})x([0-9]{1,9})")
-
-
-@dataclass(frozen=True)
-class Link:
-    """One level of the network: bytes/s per device and direction, and the latency of one message in seconds."""
-
-    bytes_per_s: float
-    latency_s: float
+_NAME = re.compile(r"([^:]+):([0-9]{1,9}(?:x[0-9]{1,9})+)")
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """`nodes` × `devices_per_node` equal devices with a fast link inside a node and a slower one across nodes.
+    """Equal devices, joined by levels of links: those of a node by the first, nodes by the next, and so on.
 
-    Ranks are numbered node by node. `in_node` is the link of one device to its neighbours, `cross_node` that of one
-    device to the network (its own card, or its share of the node's).
+    Ranks are numbered such that what the first level joins follows each other, then what the second does. A collective
+    that was measured on groups of some shape takes there what was measured, and elsewhere what the levels say
+    (`galvatron.machine.collectives`).
     """
 
     name: str
     device: Device
-    nodes: int
-    devices_per_node: int
-    in_node: Link
-    cross_node: Link
+    levels: tuple[Level, ...]
+    collectives: tuple[MeasuredCollective, ...] = ()
 
     @property
     def world_size(self) -> int:
-        return self.nodes * self.devices_per_node
+        return prod(level.parts for level in self.levels)
 
     def __str__(self) -> str:
         return self.name
@@ -55,14 +49,14 @@ class Cluster:
     def default_budget_bytes(self) -> int:
         """Memory that a plan may fill on each device when the user names no budget.
 
-        A sixteenth is kept back for allocator fragmentation and short-lived workspaces, and 512 MiB for the device
-        context and communication buffers.
+        That is what the device has, less a sixteenth for allocator fragmentation and short-lived workspaces, and
+        512 MiB for the device context and communication buffers.
         """
         return max(0, int(self.device.memory_bytes * (1 - RESERVE_SHARE)) - RESERVE_BYTES)
 
     @staticmethod
     def parse(text: str) -> Cluster:
-        """Reads `"a100-80g:2x8"`: device preset, nodes × devices per node.
+        """Reads `"a100-80g:2x8"`: device preset, nodes × devices per node; `"gb200:2x18x4"`: racks of so many nodes.
 
         Raises:
             ClusterError: malformed text, unknown preset (with the nearest known ones), or no devices.
@@ -74,14 +68,15 @@ class Cluster:
                 f"cluster {text!r} is not of the form 'preset:NODESxDEVICES', such as 'a100-80g:2x8'"
                 + ("" if preset in PRESETS else f"; {did_you_mean(preset, PRESETS)}")
             )
-        name, nodes, devices = match[1].strip().lower(), int(match[2]), int(match[3])
+        name, sizes = match[1].strip().lower(), [int(size) for size in match[2].split("x")]
         if name not in PRESETS:
             raise ClusterError(f"cluster {text!r}: unknown device preset {name!r}; {did_you_mean(name, PRESETS)}")
-        if nodes < 1 or devices < 1:
+        if min(sizes) < 1:
             raise ClusterError(f"cluster {text!r}: needs at least one node and one device per node")
-        if nodes * devices > limits.DEVICES:
-            raise ClusterError(f"cluster {text!r}: {nodes * devices} devices, at most {limits.DEVICES} are possible")
-        return _from_preset(PRESETS[name], nodes, devices)
+        if prod(sizes) > limits.DEVICES:
+            raise ClusterError(f"cluster {text!r}: {prod(sizes)} devices, at most {limits.DEVICES} are possible")
+        shape = "x".join(map(str, sizes))
+        return Cluster(f"{name}:{shape}", _device(PRESETS[name]), networks.levels(name, sizes))
 
     def to_json(self) -> str:
         """The whole description as one line of JSON; `from_json` gives back an equal cluster."""
@@ -112,7 +107,7 @@ class Cluster:
             if dtype not in DTYPE_BYTES:
                 told = did_you_mean(dtype, DTYPE_BYTES)
                 raise ClusterError(f"cluster field 'matmul_flop_per_s': unknown element type {dtype!r}; {told}")
-        records = (self, self.device, self.in_node, self.cross_node)
+        records = (self, self.device, *self.levels, *self.collectives)
         numbers = [(f.name, getattr(r, f.name)) for r in records for f in dataclasses.fields(r)]
         for name, number in (*numbers, *rates):
             if type(number) in (int, float) and (number < 0 or (number == 0 and not _may_be_zero(name))):
@@ -122,15 +117,51 @@ class Cluster:
         self.device.check()
         if self.device.memory_bytes > limits.SIZE:
             raise ClusterError(f"cluster field 'memory_bytes' must be at most {limits.SIZE}")
+        if not 1 <= len(self.levels) <= limits.LEVELS:
+            raise ClusterError(f"a cluster has from 1 to {limits.LEVELS} levels, not {len(self.levels)}")
         if self.world_size > limits.DEVICES:
             raise ClusterError(f"a cluster of more than {limits.DEVICES} devices")
+        for measured in self.collectives:
+            _check_measured(measured)
 
-    def crosses_nodes(self, size: int, stride: int) -> bool:
-        """Whether some group of `size` ranks, `stride` apart, has members on several nodes.
+    def level_of(self, size: int, stride: int) -> int:
+        """The index of the outermost level that some group of `size` ranks, `stride` apart, reaches.
 
         Groups are the axes of a stage mesh: blocks of `size · stride` ranks, aligned to a multiple of that.
         """
-        return self.nodes > 1 and self.devices_per_node % (size * stride) != 0
+        joined = 1
+        for index, level in enumerate(self.levels):
+            joined *= level.parts
+            if joined % (size * stride) == 0:
+                return index
+        return len(self.levels) - 1
+
+    def slows_down(self, size: int, stride: int) -> bool:
+        """Whether some such group reaches a level whose links are slower than those between neighbours."""
+        reached = self.levels[: self.level_of(size, stride) + 1]
+        return any(level.bytes_per_s < self.levels[0].bytes_per_s for level in reached)
+
+
+def _check_measured(measured: MeasuredCollective) -> None:
+    """Checks what a curve is made of.
+
+    Raises:
+        ClusterError: names the collective.
+    """
+    what = f"measured collective {measured.name!r} of {measured.size} ranks, {measured.stride} apart"
+    if measured.name not in MESSAGES:
+        raise ClusterError(f"{what}: unknown; {did_you_mean(measured.name, MESSAGES)}")
+    if measured.size < 2:
+        raise ClusterError(f"{what}: a group has at least two ranks")
+    if not measured.points:
+        raise ClusterError(f"{what} has no points")
+    (last_size, last_s), *others = measured.points
+    if min(last_size, last_s) <= 0:
+        raise ClusterError(f"{what} has a size or time that is not positive")
+    for size, seconds in others:
+        if size <= last_size or seconds < last_s:
+            raise ClusterError(f"{what}: sizes must rise from point to point, and seconds must not fall")
+        last_size, last_s = size, seconds
 
 
 def _is_sensible(name: str, number: float) -> bool:
@@ -139,12 +170,12 @@ def _is_sensible(name: str, number: float) -> bool:
 
 
 def _may_be_zero(name: str) -> bool:
-    """Latencies may, but neither sizes nor rates."""
-    return name.endswith("_s") and not name.endswith("_per_s")
+    """Times may, and what is counted beside the size of something; but neither sizes nor rates."""
+    return (name.endswith("_s") and not name.endswith("_per_s")) or name in ("cards", "reserved_bytes")
 
 
-def _from_preset(preset: Preset, nodes: int, devices_per_node: int) -> Cluster:
-    """A cluster of published figures, with median efficiencies where a figure was never measured."""
+def _device(preset: Preset) -> Device:
+    """The device of published figures, with median efficiencies where a figure was never measured."""
     tera, giga = 1e12, 1e9
     half_rate = (preset.matmul_tflops or preset.peak_tflops * presets.ACHIEVED_MATMUL) * tera
     share = half_rate / (preset.peak_tflops * tera)
@@ -154,17 +185,6 @@ def _from_preset(preset: Preset, nodes: int, devices_per_node: int) -> Cluster:
         ("f32", preset.f32_tflops * tera * share),
         ("f64", preset.f64_tflops * tera * share),
     )
-    bus = preset.in_node_bus_gb_s or preset.in_node_gb_s * presets.ACHIEVED_IN_NODE
-    nic = preset.nic_gb_s or presets.ASSUMED_NIC_GB_S
-    return Cluster(
-        name=f"{preset.name}:{nodes}x{devices_per_node}",
-        device=Device(
-            preset.name, round(preset.memory_gb * giga), rates, preset.memory_gb_s * giga, presets.KERNEL_LAUNCH_S
-        ),
-        nodes=nodes,
-        devices_per_node=devices_per_node,
-        in_node=Link(bus * giga, presets.IN_NODE_LATENCY_S),
-        cross_node=Link(
-            nic * (1 if preset.nic_measured else presets.ACHIEVED_NIC) * giga, presets.CROSS_NODE_LATENCY_S
-        ),
+    return Device(
+        preset.name, round(preset.memory_gb * giga), rates, preset.memory_gb_s * giga, presets.KERNEL_LAUNCH_S
     )

@@ -32,13 +32,13 @@ SHARD = Shard(0)
 class Message:
     """What crosses the network for a collective on an axis of `n` ranks.
 
-    `way` is to whom a rank sends what: to the next one of a `ring` an n-th of the payload at a time, to `each` other
-    one an n-th, or to a `peer` all of it. The payload is the whole tensor as one rank sees it, before or after.
-    `rounds` is how often the value goes round the axis (in an exchange of shards about half of it does), `buffers` in
+    `way` is to whom a rank sends what: to the next one of a `ring` an n-th of the payload at a time, along a `chain`
+    all of it, to `each` other one an n-th, or to a `peer` all of it. The payload is the whole tensor as one rank sees
+    it, before or after. `rounds` is how often the value goes round the axis (in an exchange of shards about half of it does), `buffers` in
     how many tensors of the payload's size the parts of the ranks are laid out one by one.
     """
 
-    way: Literal["ring", "each", "peer"]
+    way: Literal["ring", "chain", "each", "peer"]
     rounds: float = 1.0
     buffers: int = 0
 
@@ -109,8 +109,12 @@ _KINDS = (
 COLLECTIVES: dict[str, Collective] = {collective.target: collective for collective in _KINDS}
 """Every collective, by what an op calls."""
 
-MESSAGES: dict[str, Message] = {c.name: c.message for c in _KINDS if c.message} | {"p2p": Message("peer")}
-"""What may cross the network: the message of each collective by its name, and what one rank sends to another."""
+MESSAGES: dict[str, Message] = {c.name: c.message for c in _KINDS if c.message} | {
+    "broadcast": Message("chain"),
+    "p2p": Message("peer"),
+}
+"""What may cross the network: the message of each collective by its name, what one rank sends to all others of a group,
+and what it sends to one of them."""
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,9 @@ MEASURED = 2**14
 MESH_AXES = 20
 """As many axes of two devices as `DEVICES` have."""
 
+LEVELS = 8
+"""Of the network of a cluster."""
+
 WAYS = 2**10
 """To keep the ties of a program that a search tries in each setting: those of one tie times those of the next."""
 

@@ -11,11 +11,12 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import sympy
 
 from galvatron.errors import GalvatronError, did_you_mean
+from galvatron.ir.curves import Points
 from galvatron.ir.documents import is_text, shown
 from galvatron.ir.types import Dim
 
@@ -39,14 +40,20 @@ class FieldKind:
 
 @dataclass(frozen=True)
 class Field:
-    """A field of a record. `kind` is None in a record within the record (`cls`), and in what is read apart. A record
-    within that is its `default` is not written."""
+    """A field of a record. `kind` is None in a record within the record (`cls`), in a tuple of such (`many`), and in
+    what is read apart. A record within that is its `default` is not written."""
 
     name: str
     kind: FieldKind | None
     cls: type | None
     required: bool
     default: Any = None
+    many: bool = False
+
+    @property
+    def word(self) -> str:
+        """What text calls a record of the field: one of several in the singular, `level` for `levels`."""
+        return self.name.removesuffix("s") if self.many else self.name
 
 
 def _is_number(value: Any) -> bool:
@@ -61,6 +68,10 @@ def _named(admits: Callable[[Any], bool], value: Any) -> bool:
     return type(value) is tuple and all(
         type(entry) is tuple and len(entry) == 2 and is_text(entry[0]) and admits(entry[1]) for entry in value
     )
+
+
+def _are_points(value: Any) -> bool:
+    return _are_rows(value) and all(len(row) == 2 for row in value)
 
 
 def _floats(rows: Any) -> Rows:
@@ -85,6 +96,7 @@ _KINDS: dict[Any, FieldKind] = {
         lambda v: v is None or (type(v) is tuple and all(type(n) is int for n in v)),
     ),
     Dim: FieldKind("a size", lambda v: type(v) is int or isinstance(v, sympy.Expr)),
+    Points: FieldKind("a list of pairs of numbers", _are_points, _floats),
     Table: FieldKind(
         "a list of names with numbers",
         partial(_named, _is_number),
@@ -111,11 +123,15 @@ def fields_of(cls: type) -> tuple[Field, ...]:
     for field in dataclasses.fields(cls):
         type_ = types[field.name]
         kind = _KINDS.get(type_)
-        inner = type_ if isinstance(type_, type) and dataclasses.is_dataclass(type_) else None
+        many = get_origin(type_) is tuple and get_args(type_)[1:] == (...,) and kind is None
+        item = get_args(type_)[0] if many else type_
+        inner = item if isinstance(item, type) and dataclasses.is_dataclass(item) else None
         if kind is None and inner is None and field.metadata != APART:
             raise TypeError(f"{cls.__name__}.{field.name} is of a type that no kind of field has")
         required = field.default is dataclasses.MISSING
-        fields.append(Field(field.name, kind, inner, required, None if required else field.default))
+        fields.append(
+            Field(field.name, kind, inner, required, None if required else field.default, many and inner is not None)
+        )
     return tuple(fields)
 
 
@@ -152,6 +168,10 @@ def read_members(
 
 
 def _read_member(field: Field, value: Any, what: str, error: type[GalvatronError], apart: Mapping[str, Any]) -> Any:
+    if field.cls is not None and field.many:
+        if not isinstance(value, list):
+            raise error(f"{what} field {field.name!r} must be a list, not {shown(value)}")
+        return tuple(read_members(field.cls, item, f"{what} {field.word}", error) for item in value)
     if field.cls is not None:
         return read_members(field.cls, value, f"{what} {field.name}", error)
     if field.kind is None:

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from galvatron.ir.cluster import Cluster, Link
+from galvatron.ir.cluster import Cluster
 from galvatron.ir.device import Device
+from galvatron.ir.network import Level
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 
 MATMUL_DTYPES = ("f64", "f32", "bf16", "f16")
@@ -39,8 +40,10 @@ def local_cluster() -> Cluster:
     if ranks > 1:
         dist.barrier()
     measured = measure_device(device, per_node)
-    link = measure_link(device) if ranks > 1 else Link(measured.memory_bytes_per_s, measured.kernel_launch_s)
-    cluster = Cluster(f"local:{nodes}x{per_node}", measured, nodes, per_node, link, link)
+    rate, step_s = measure_link(device) if ranks > 1 else (measured.memory_bytes_per_s, measured.kernel_launch_s)
+    sizes = [("node", per_node), *([("network", nodes)] if nodes > 1 else [])]
+    levels = tuple(Level(name, parts, rate, step_s) for name, parts in sizes)
+    cluster = Cluster(f"local:{nodes}x{per_node}", measured, levels)
     if ranks == 1:
         return cluster
     text = [cluster.to_json()]
@@ -57,8 +60,8 @@ def measure_device(device: torch.device, ranks_on_machine: int = 1) -> Device:
     )
 
 
-def measure_link(device: torch.device) -> Link:
-    """Latency and bandwidth of a ring step, fitted to all-reduces of several sizes on the default process group.
+def measure_link(device: torch.device) -> tuple[float, float]:
+    """Bandwidth in bytes/s and latency in seconds of a ring step, fitted to all-reduces of several sizes on the default process group.
 
     Collective: all ranks call it. The fit is weighted by 1/time², so that small messages fix the latency and large ones
     the bandwidth.
@@ -70,7 +73,7 @@ def measure_link(device: torch.device) -> Link:
         points.append((size, _seconds(lambda t=tensor: dist.all_reduce(t), device, repeats=5)))
     steps = 2 * (ranks - 1)
     latency_s, s_per_byte = _fit_line([(steps, steps * size / ranks, seconds) for size, seconds in points])
-    return Link(1 / max(s_per_byte, 1e-15), max(latency_s, 1e-9))
+    return 1 / max(s_per_byte, 1e-15), max(latency_s, 1e-9)
 
 
 def _fit_line(rows: list[tuple[float, float, float]]) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from galvatron.costs.events import CollectiveCall
 from galvatron.errors import GalvatronError
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.network import Level
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Form, LayerKind, Program
 from galvatron.ir.strategy import Strategy
@@ -42,7 +43,7 @@ OTHER_PLANS = [
 def slow_device(cluster: Cluster) -> Cluster:
     """A device on which small matrices cost what large ones cost elsewhere, so that small models are worth sharding."""
     device = replace(cluster.device, matmul_flop_per_s=(("f64", 1e9),), kernel_launch_s=0.0)
-    return replace(cluster, device=device, in_node=replace(cluster.in_node, latency_s=0.0))
+    return replace(cluster, device=device, levels=(Level("node", cluster.world_size, 235e9, 0.0),))
 
 
 @cache

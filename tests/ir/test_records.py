@@ -32,6 +32,18 @@ class Outer:
 
 
 @dataclass(frozen=True)
+class Step:
+    name: str
+    points: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Stairs:
+    steps: tuple[Step, ...]
+    railings: tuple[Inner, ...] = ()
+
+
+@dataclass(frozen=True)
 class Cost:
     saved_bytes: Dim
 
@@ -110,6 +122,40 @@ def test_json_is_refused_by_name(changed: dict[str, object], message: str) -> No
     with pytest.raises(PlanError) as caught:
         read_members(Outer, members(**changed), "outer", PlanError)
     assert message in str(caught.value)
+
+
+def test_a_record_may_have_several_of_one_kind() -> None:
+    stairs = Stairs((Step("a", ((1.0, 2.0), (3.0, 4.5))), Step("b")), (Inner(0.5),))
+    text = """\
+stairs {
+  step a {
+    points = [[1.0, 2.0], [3.0, 4.5]]
+  }
+  step b {
+    points = []
+  }
+  railing {
+    latency_s = 0.5
+  }
+}"""
+    assert "\n".join(record_lines("stairs", stairs, lambda figure: "")) == text
+    assert read_record(Scanner(text), Stairs) == stairs
+    document = {"steps": [{"name": "a", "points": [[1, 2], [3, 4.5]]}, {"name": "b"}], "railings": [{"latency_s": 0.5}]}
+    assert read_members(Stairs, document, "stairs", PlanError) == stairs
+    assert read_record(Scanner("stairs { step a { } }"), Stairs) == Stairs((Step("a"),))
+
+
+def test_several_are_refused_as_one_is() -> None:
+    with pytest.raises(ParseError, match="stairs needs steps"):
+        read_record(Scanner("stairs { }"), Stairs)
+    with pytest.raises(ParseError, match="'points' must be a list of pairs of numbers"):
+        read_record(Scanner("stairs { step a { points = [[1, 2, 3]] } }"), Stairs)
+    with pytest.raises(PlanError, match="stairs field 'steps' must be a list, not 3"):
+        read_members(Stairs, {"steps": 3}, "stairs", PlanError)
+    with pytest.raises(PlanError, match="stairs step field 'name' is missing"):
+        read_members(Stairs, {"steps": [{}]}, "stairs", PlanError)
+    with pytest.raises(PlanError, match="stairs step field 'points' must be a list of pairs of numbers"):
+        read_members(Stairs, {"steps": [{"name": "a", "points": [[1, "x"]]}]}, "stairs", PlanError)
 
 
 def test_a_long_table_is_gone_through_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from galvatron.ir.cluster import Cluster, Link
+from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Graph, Value
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.layout import BROADCAST, PARTIAL, Shard
+from galvatron.ir.network import Level
 from galvatron.ir.plan import Ties
 from galvatron.ir.program import Layer, LayerClass, LayerKind
 from galvatron.ir.strategy import AxisRole, Strategy
@@ -29,7 +30,7 @@ from tests.partition.simulate import Tensors, combine, distribute, dual_layout, 
 
 BATCH = 4
 # The models are tiny: only without latency do they weigh bytes against work like large ones.
-CLUSTER = replace(Cluster.parse("a100-80g:1x8"), in_node=Link(250e9, 0.0))
+CLUSTER = replace(Cluster.parse("a100-80g:1x8"), levels=(Level("node", 8, 250e9, 0.0),))
 STRATEGIES = ("dp2", "tp2", "dp2-tp2", "tp2-dp2", "tp2+sp", "dp2-tp2+sp", "ulysses2")
 
 

@@ -14,9 +14,10 @@ from galvatron.costs.estimate import estimate_plan
 from galvatron.costs.events import collectives_s
 from galvatron.costs.state import trained_state
 from galvatron.ir.capture import capture_graph
-from galvatron.ir.cluster import Cluster, Link
+from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import BROADCAST, Layout, Shard, joined_layout, local_shape
+from galvatron.ir.network import Level
 from galvatron.ir.plan import Plan, Ties
 from galvatron.ir.planned import with_plan, with_ties
 from galvatron.ir.program import LayerClass, Program
@@ -200,7 +201,7 @@ def planned(stages: tuple[tuple[str, ...], ...], ties: Ties = ()) -> Program:
     parsed = tuple(tuple(map(Strategy.parse, stage)) for stage in stages)
     plan = Plan(program.fingerprint, BATCH, 4, micro_batches=2, schedule="gpipe", stages=parsed, ties=ties)
     # Without latency the bytes of several messages cost what they do in one.
-    cluster = replace(Cluster.parse("a100-80g:1x4"), in_node=Link(250e9, 0.0))
+    cluster = replace(Cluster.parse("a100-80g:1x4"), levels=(Level("node", 4, 250e9, 0.0),))
     return with_plan(replace(program, cluster=cluster), plan)
 
 

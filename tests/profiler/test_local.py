@@ -35,7 +35,7 @@ def test_ranks_agree(tmp_path: Path) -> None:
     assert len(texts) == 1
     cluster = Cluster.from_json(texts.pop())
     assert str(cluster) == "local:1x2"
-    assert cluster.in_node.bytes_per_s > 1e5 and cluster.in_node.latency_s > 0
+    assert cluster.levels[0].bytes_per_s > 1e5 and cluster.levels[0].latency_s > 0
 
 
 @pytest.mark.parametrize(("latency", "rate"), [(1e-5, 1e-9), (0.0, 1e-9), (1e-5, 0.0)])

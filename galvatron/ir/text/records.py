@@ -20,6 +20,7 @@ _TITLE = "name"
 
 def read_record(s: Scanner, cls: type[Record], apart: Mapping[str, Callable[[Scanner], Any]] | None = None) -> Record:
     """`keyword name { field = value … keyword { … } }`: fields first, then the records in it, then what is read apart.
+    A tuple of records is written one by one.
 
     Args:
         apart: how fields are read that are of no kind.
@@ -32,11 +33,15 @@ def read_record(s: Scanner, cls: type[Record], apart: Mapping[str, Callable[[Sca
         values[_TITLE] = s.name()
     s.expect("{")
     _read_entries(s, fields, values)
-    inner = {field.name: field.cls for field in fields if field.cls is not None}
+    inner = {field.word: (field, field.cls) for field in fields if field.cls is not None}
     while (keyword := s.keyword()) in inner:
+        field, inner_cls = inner[keyword]
+        if field.many:
+            values.setdefault(field.name, []).append(read_record(s, inner_cls))
+            continue
         if keyword in values:
             s.refuse(f"a second {keyword}", s.at)
-        values[keyword] = read_record(s, inner[keyword])
+        values[keyword] = read_record(s, inner_cls)
     for name, read in (apart or {}).items():
         values[name] = read(s)
     if not s.accept("}"):
@@ -56,8 +61,11 @@ def read_list(s: Scanner, cls: type[Record]) -> Record:
 def _made(s: Scanner, cls: type[Record], values: dict[str, Any], word: str, at: int) -> Record:
     if missing := [field.name for field in fields_of(cls) if field.required and field.name not in values]:
         s.refuse(f"{word} needs {', '.join(missing)}", at)
-    tables = {field.name for field in fields_of(cls) if _has_entries(field)}
-    return cls(**{name: tuple(value.items()) if name in tables else value for name, value in values.items()})
+    for field in fields_of(cls):
+        if field.name in values and (field.many or _has_entries(field)):
+            value = values[field.name]
+            values[field.name] = tuple(value if field.many else value.items())
+    return cls(**values)
 
 
 def _has_entries(field: Field) -> bool:
@@ -93,8 +101,9 @@ def record_lines(word: str, record: Any, note: Callable[[str], str]) -> Iterator
     for key, text, figure in entries(record):
         yield f"  {key} = {text}{note(figure) if figure else ''}"
     for field in fields_of(type(record)):
-        if field.cls is not None and (inner := getattr(record, field.name)) != field.default:
-            yield from (f"  {line}" for line in record_lines(field.name, inner, note))
+        if field.cls is not None and (value := getattr(record, field.name)) != field.default:
+            for item in value if field.many else (value,):
+                yield from (f"  {line}" for line in record_lines(field.word, item, note))
     yield "}"
 
 

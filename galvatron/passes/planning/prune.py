@@ -83,7 +83,7 @@ def _indivisible_batch(branch: Branch) -> Iterator[tuple[Strategy, str]]:
 def _tp_across_nodes(branch: Branch) -> Iterator[tuple[Strategy, str]]:
     for strategy in branch.strategies:
         for axis, role in zip(strategy.mesh, strategy.roles, strict=True):
-            if role in ("tp", "tp+sp") and branch.cluster.crosses_nodes(axis.size, axis.stride):
+            if role in ("tp", "tp+sp") and branch.cluster.slows_down(axis.size, axis.stride):
                 yield strategy, f"groups of {axis.size} ranks, {axis.stride} apart, cross nodes"
 
 

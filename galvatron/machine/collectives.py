@@ -1,0 +1,163 @@
+"""Seconds of collectives: by kind, bytes, and the shape of a group on the levels of the network.
+
+Pipelined rings with one step for each hop and a rate for bytes (Thakur, Rabenseifner, Gropp, "Optimization of
+Collective Communication Operations in MPICH", 2005): all-reduce `2(n-1)` steps and `2(n-1)/n` of the bytes, all-gather
+and reduce-scatter half of both, broadcast `n-1` steps and all bytes. An all-reduce across nodes goes up and down a tree
+of them, so that its steps grow with the logarithm of their number. All-to-all sends one n-th to every other rank, each
+over the links it needs. All groups of an axis communicate at once, and share what leaves their part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from galvatron.errors import ClusterError, did_you_mean
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.collectives import MESSAGES, Message
+from galvatron.ir.curves import Curve
+from galvatron.ir.layout import Axis
+from galvatron.ir.network import Level, MeasuredCollective
+
+Seconds = Callable[[float], float]
+
+
+class Collectives:
+    """What collectives take on a cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._measured = {(m.name, m.size, m.stride): m for m in cluster.collectives}
+        self._seconds: dict[tuple[str, int, int], Seconds] = {}
+
+    def seconds(self, kind: str, payload_bytes: float, axis: Axis) -> float:
+        """Seconds of one collective on an axis; 0 on one of a single rank.
+
+        Raises:
+            ClusterError: unknown kind.
+        """
+        key = (kind, axis.size, axis.stride)
+        if (found := self._seconds.get(key)) is None:
+            found = self._seconds[key] = self._by_bytes(*key)
+        return found(payload_bytes)
+
+    def _by_bytes(self, kind: str, size: int, stride: int) -> Seconds:
+        message = MESSAGES.get(kind)
+        if message is None:
+            raise ClusterError(f"unknown collective {kind!r}; {did_you_mean(kind, MESSAGES)}")
+        if size == 1:
+            return lambda payload_bytes: 0.0
+        if (measured := self._measured.get((kind, size, stride))) is not None:
+            return _measured_seconds(measured)
+        group = _Group.of(self._cluster, size, stride)
+        quick = any(part.level.quick_bytes_per_s is not None for part in group.parts)
+        lines = [group.line(message, quick=False), *([group.line(message, quick=True)] if quick else [])]
+        return lambda payload_bytes: min([fixed_s + payload_bytes * s_per_byte for fixed_s, s_per_byte in lines])
+
+
+def _measured_seconds(measured: MeasuredCollective) -> Seconds:
+    curve, rate = Curve(measured.points), measured.beyond_bytes_per_s
+    if rate is None:
+        return curve
+    last_bytes, last_s = measured.points[-1]
+    return lambda payload_bytes: (
+        curve(payload_bytes) if payload_bytes <= last_bytes else last_s + (payload_bytes - last_bytes) / rate
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a group has of one level that it uses.
+
+    Attributes:
+        innermost: whether the level joins devices.
+        below: devices in each of the parts that the level joins.
+        near: members of the group in such a part; `fewest` in the one with the fewest.
+        joined: such parts with members of the group, in each of what the level joins them to.
+        hops: of a ring over the group.
+        groups: groups of the same axis with members in such a part.
+    """
+
+    level: Level
+    innermost: bool
+    below: int
+    near: int
+    fewest: int
+    joined: int
+    hops: int
+    groups: int
+
+    def bytes_per_s(self, *, quick: bool) -> float:
+        """What a device, or a card, sends."""
+        return (quick and self.level.quick_bytes_per_s) or self.level.bytes_per_s
+
+    def capacity(self, *, quick: bool) -> float:
+        """Bytes/s that leave a part when all its devices send."""
+        rate = self.bytes_per_s(quick=quick) * (self.level.cards or self.below)
+        pair = self.level.pair_bytes_per_s
+        return rate if pair is None else min(rate, pair * (self.joined - 1))
+
+    def flow(self, members: int, *, quick: bool = False) -> float:
+        """Bytes/s that one group sends out of a part in which so many members send."""
+        return min(self.bytes_per_s(quick=quick) * members, self.capacity(quick=quick) / self.groups)
+
+    def step_s(self, *, quick: bool) -> float:
+        level = self.level
+        steps = (level.quick_step_s if quick else None, level.step_s, level.latency_s)
+        return next(step for step in steps if step is not None)
+
+    @property
+    def tree_hops(self) -> int:
+        """Of a tree over the parts, whose devices are a chain each."""
+        return self.joined - 1 if self.innermost else math.ceil(math.log2(self.joined))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A group of `size` ranks as it lies on the levels, those that it uses from the innermost on."""
+
+    size: int
+    parts: tuple[_Part, ...]
+
+    @staticmethod
+    def of(cluster: Cluster, size: int, stride: int) -> _Group:
+        parts, below, near, top = [], 1, 1, cluster.level_of(size, stride)
+        for index, level in enumerate(cluster.levels[: top + 1]):
+            above = below * level.parts
+            # A group that does not tile what it lies on has members in two of these at least.
+            far = size if index == top else max(1, min(above // stride, size - 1))
+            if far > near:
+                fewest = near if size % near == 0 else 1
+                hops = math.ceil(size / near) - math.ceil(size / far)
+                parts.append(
+                    _Part(level, index == 0, below, near, fewest, math.ceil(far / near), hops, min(stride, below))
+                )
+            below, near = above, far
+        return _Group(size, tuple(parts))
+
+    def line(self, message: Message, *, quick: bool) -> tuple[float, float]:
+        """Seconds of a collective: those of the shortest, and those of each byte."""
+        size, top = self.size, self.parts[-1]
+        if message.way == "peer":
+            return top.level.latency_s, 1 / replace(top, joined=2).flow(1)
+        start_s = top.level.start_s
+        if message.way == "each":
+            return start_s + (size - 1) * top.step_s(quick=quick), self._exchange_s_per_byte(quick=quick)
+        hops = [part.tree_hops if message.rounds == 2 else part.hops for part in self.parts]
+        steps_s = sum(count * part.step_s(quick=quick) for count, part in zip(hops, self.parts, strict=True))
+        rate = min(part.flow(part.fewest, quick=quick) for part in self.parts)
+        if message.way == "chain":
+            return start_s + steps_s, 1 / rate
+        return start_s + message.rounds * steps_s, message.rounds * (size - 1) / (size * rate)
+
+    def _exchange_s_per_byte(self, *, quick: bool) -> float:
+        """Of an all-to-all, whose payload is an n-th for each rank: the slowest level counts."""
+        size, first = self.size, self.parts[0]
+        leaving = [size - part.near for part in self.parts]
+        if first.innermost:
+            leaving[0] = first.joined - 1
+        return max(
+            count / size * part.below / part.capacity(quick=quick)
+            for count, part in zip(leaving, self.parts, strict=True)
+        )
