@@ -34,8 +34,8 @@ class Message:
 
     `way` is to whom a rank sends what: to the next one of a `ring` an n-th of the payload at a time, along a `chain`
     all of it, to `each` other one an n-th, or to a `peer` all of it. The payload is the whole tensor as one rank sees
-    it, before or after. `rounds` is how often the value goes round the axis (in an exchange of shards about half of it does), `buffers` in
-    how many tensors of the payload's size the parts of the ranks are laid out one by one.
+    it, before or after. `rounds` is how often the value goes round the axis (in an exchange of shards about half of it
+    does), `buffers` in how many tensors of the payload's size the parts of the ranks are laid out one by one.
     """
 
     way: Literal["ring", "chain", "each", "peer"]

@@ -130,9 +130,8 @@ class _Group:
             if far > near:
                 fewest = near if size % near == 0 else 1
                 hops = math.ceil(size / near) - math.ceil(size / far)
-                parts.append(
-                    _Part(level, index == 0, below, near, fewest, math.ceil(far / near), hops, min(stride, below))
-                )
+                joined, groups = math.ceil(far / near), min(stride, below)
+                parts.append(_Part(level, index == 0, below, near, fewest, joined, hops, groups))
             below, near = above, far
         return _Group(size, tuple(parts))
 

@@ -61,10 +61,10 @@ def measure_device(device: torch.device, ranks_on_machine: int = 1) -> Device:
 
 
 def measure_link(device: torch.device) -> tuple[float, float]:
-    """Bandwidth in bytes/s and latency in seconds of a ring step, fitted to all-reduces of several sizes on the default process group.
+    """Bandwidth in bytes/s and latency in seconds of a ring step, of the default process group.
 
-    Collective: all ranks call it. The fit is weighted by 1/time², so that small messages fix the latency and large ones
-    the bandwidth.
+    Collective: all ranks call it. They are fitted to all-reduces of several sizes, weighted by 1/time², so that small
+    messages fix the latency and large ones the bandwidth.
     """
     ranks = dist.get_world_size()
     points = []
