@@ -77,6 +77,8 @@ def _print_profiles(profiles: list[Profile]) -> None:
     from galvatron.cli.profile_tables import profile_tables
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
     for profile in profiles:
         console.print(*profile_tables(profile), sep="\n")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def profile_tables(profile: Profile) -> list[Table]:
-    """What was measured where, one table for kernels, links and overlap each, where there is any."""
+    """What was measured, and where: a table each for kernels, links and overlap, where there is any."""
     kernels = [m for m in profile.measurements if not m.size("group")]
     links = [m for m in profile.measurements if m.size("group")]
     tables = [_environment_table(profile), _table("kernels", kernels, _KERNEL_SIZES)]
@@ -27,7 +27,7 @@ def profile_tables(profile: Profile) -> list[Table]:
     return tables
 
 
-_KERNEL_SIZES = ("count", "rows", "columns", "inner", "length", "width", "bytes")
+_KERNEL_SIZES = ("ranks", "count", "rows", "columns", "inner", "length", "width", "bytes")
 _LINK_SIZES = ("group", "stride", "bytes")
 
 
@@ -56,9 +56,9 @@ def _table(title: str, measurements: Sequence[Measurement], sizes: Iterable[str]
     shown = [name for name in sizes if any(m.size(name) for m in measurements)]
     table = Table(title=cell(title))
     for name in ("what", "how", "type"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in (*shown, "seconds", "spread", "rate"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for _, group in groupby(measurements, key=lambda m: (m.name, m.how, m.dtype, m.size("group"), m.size("stride"))):
         for m in group:
             numbers = [_size(name, m.size(name)) for name in shown]
@@ -85,9 +85,11 @@ def _overlap_table(profile: Profile) -> Table:
     table = Table(title="at the same time")
     for name in ("collective", "kernel"):
         table.add_column(name)
-    for name in ("group", "bytes", "kernels slower", "collective slower"):
+    for name in ("group", "bytes", "kernel alone", "collective alone", "both", "kernel's speed", "collective's"):
         table.add_column(name, justify="right")
     for o in profile.overlaps:
-        slower = (f"{o.kernel_slowdown:.2f}×", f"{o.collective_slowdown:.2f}×")
-        table.add_row(*map(cell, (o.collective, o.kernel, str(o.group), format_bytes(o.bytes), *slower)))
+        times = map(format_seconds, (o.kernel_s, o.collective_s, o.both_s))
+        speeds = (f"{o.kernel_speed:.0%}", f"{o.collective_speed:.0%}")
+        row = (o.collective, o.kernel, str(o.group), format_bytes(o.bytes), *times, *speeds)
+        table.add_row(*map(cell, row))
     return table

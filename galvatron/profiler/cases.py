@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
+from math import prod
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from galvatron.ir.records import Table
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 from galvatron.profiler.meter import Call
 
-ROTATED_BYTES = 64 * 2**20
+ROTATED_BYTES = 32 * 2**20
 """Operands of a kernel take turns that have so much memory together: what a kernel reads in a step lies seldom in a
 cache as it would if it were called again and again on the same tensors."""
 
@@ -55,17 +56,22 @@ def torch_type(dtype: str) -> torch.dtype:
     return getattr(torch, TORCH_DTYPE_NAMES[dtype])
 
 
+_RANDOM = 2**18
+"""Numbers that are drawn; what is larger repeats them, since drawing takes longer than most kernels."""
+
+
 def random_tensor(shape: tuple[int, ...], dtype: str, device: torch.device) -> Tensor:
     """Not constants: a GPU multiplies those up to a tenth faster, since less of it switches."""
-    return torch.randn(shape, device=device).to(torch_type(dtype))
+    count = prod(shape)
+    drawn = torch.randn(min(count, _RANDOM), device=device).to(torch_type(dtype))
+    return drawn.repeat(-(-count // len(drawn)))[:count].view(shape)
 
 
-def in_turn(function: Callable[..., object], make: Callable[[], tuple[Tensor, ...]]) -> Call:
-    """A call of a function on operands that change from call to call."""
-    first = make()
+def in_turn(function: Callable[..., object], first: tuple[Tensor, ...]) -> Call:
+    """A call of a function on operands, or copies of them, that change from call to call."""
     each_bytes = max(1, sum(tensor.nbytes for tensor in first))
     turns = max(1, min(_MOST_TURNS, ROTATED_BYTES // each_bytes))
-    following = cycle([first, *(make() for _ in range(turns - 1))]).__next__
+    following = cycle([first, *(tuple(x.clone() for x in first) for _ in range(turns - 1))]).__next__
     return lambda: function(*following())
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -165,31 +164,3 @@ _KINDS: dict[tuple[str, str], SetUp] = {
     ("broadcast", ""): _broadcast,
     ("p2p", "both ways"): _both_ways,
 }
-
-
-def beyond(points: list[tuple[float, float]], factor: float = 16.0) -> tuple[float, float] | None:
-    """A point beyond the last of some (bytes, seconds) that a fit of latency and bandwidth to the last ones gives, so
-    that what is told of larger sizes does not hang on one of them. None for fewer than three.
-
-    The fit makes the relative error least (Hockney 1994, `t = α + β·bytes`).
-    """
-    last = sorted(points)[-4:]
-    if len(last) < 3:
-        return None
-    alpha_s, s_per_byte = fit_line([(1.0, nbytes, seconds) for nbytes, seconds in last])
-    size = last[-1][0] * factor
-    slopes = [(t - s) / (b - a) for (a, s), (b, t) in pairwise(last)]
-    return size, max(alpha_s + s_per_byte * size, last[-1][1] + min(map(abs, slopes)) * (size - last[-1][0]))
-
-
-def fit_line(rows: list[tuple[float, float, float]]) -> tuple[float, float]:
-    """α, β minimising the relative error of `α·a + β·b = t` over rows (a, b, t); neither is negative."""
-    aa = sum((a / t) ** 2 for a, b, t in rows)
-    bb = sum((b / t) ** 2 for a, b, t in rows)
-    ab = sum(a * b / t**2 for a, b, t in rows)
-    at, bt = sum(a / t for a, b, t in rows), sum(b / t for a, b, t in rows)
-    determinant = aa * bb - ab * ab
-    alpha, beta = (at * bb - bt * ab) / determinant, (bt * aa - at * ab) / determinant
-    if alpha < 0:
-        return 0.0, bt / bb
-    return (at / aa, 0.0) if beta < 0 else (alpha, beta)

@@ -25,11 +25,7 @@ FORMAT, VERSION = "galvatron-profile", 1
 _PROFILES = 256
 """Profiles of one document at the most."""
 
-_ENTRIES: dict[str, type[Measurement] | type[Overlap]] = {
-    "measurements": Measurement,
-    "overlaps": Overlap,
-    "classes": Measurement,
-}
+_ENTRIES = ("measurements", "overlaps", "classes")
 
 
 def print_profiles(profiles: Iterable[Profile]) -> str:
@@ -71,14 +67,15 @@ def is_document(value: object) -> bool:
 
 
 def _read_profile(members: Any, what: str) -> Profile:
-    return read_members(Profile, _pairs(members, "facts"), what, ClusterError, dict.fromkeys(_ENTRIES, _read_entries))
+    if isinstance(members, dict):
+        members = {**_pairs(members, "facts"), **{n: _entries(n, members[n]) for n in _ENTRIES if n in members}}
+    return read_members(Profile, members, what, ClusterError)
 
 
-def _read_entries(name: str, values: Any) -> Any:
+def _entries(name: str, values: Any) -> Any:
     if not isinstance(values, list) or len(values) > ENTRIES:
         raise ClusterError(f"profile field {name!r} must be a list of at most {ENTRIES} entries")
-    cls = _ENTRIES[name]
-    return tuple(read_members(cls, _pairs(value, "sizes"), f"profile {name}", ClusterError) for value in values)
+    return [_pairs(value, "sizes") for value in values]
 
 
 def _pairs(members: Any, name: str) -> Any:

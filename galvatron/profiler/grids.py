@@ -53,13 +53,13 @@ GRIDS: dict[tuple[str, str], Grids] = {
     ),
     ("cpu", "quick"): Grids(
         products={
-            "f32": Products((1, 8, 64), (16, 64, 256, 1024), 2**29),
-            "bf16": Products((1, 32), (64, 256, 1024), 2**27),
+            "f32": Products((1, 16), (16, 64, 256, 1024), 2**28),
+            "bf16": Products((1,), (64, 256, 1024), 2**26),
             "f64": Products((1,), (64, 512), 2**27),
             "f16": Products((1,), (64, 512), 2**27),
         },
         layouts=(64, 512),
-        elements={"f32": (2**10, 2**14, 2**18, 2**21, 2**24), "bf16": (2**14, 2**21)},
+        elements={"f32": (2**10, 2**14, 2**18, 2**22), "bf16": (2**14, 2**20)},
         attention={"f32": ((4, 32), (64, 256, 1024), (32, 128))},
     ),
     ("cpu", "full"): Grids(
@@ -129,7 +129,7 @@ GRIDS: dict[tuple[str, str], Grids] = {
 
 MESSAGE_BYTES: dict[str, Sizes] = {
     "glance": (2**12, 2**18, 2**22),
-    "quick": (2**10, 2**14, 2**17, 2**20, 2**22, 2**24, 2**26),
+    "quick": (2**10, 2**14, 2**17, 2**20, 2**22, 2**25),
     "full": tuple(2**n for n in range(10, 29, 2)),
 }
 """Sizes of messages by name of an effort; those that take too long are left out."""

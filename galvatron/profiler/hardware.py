@@ -11,7 +11,7 @@ from itertools import product
 
 import torch
 
-from galvatron.profiler.cases import Case
+from galvatron.profiler.cases import Case, sizes_of
 from galvatron.profiler.collectives import axis_of, axis_shapes, collective_cases
 from galvatron.profiler.environment import environment_of
 from galvatron.profiler.grids import GRIDS, MESSAGE_BYTES
@@ -19,7 +19,7 @@ from galvatron.profiler.host import host_cases
 from galvatron.profiler.kernels import kernel_cases
 from galvatron.profiler.memory import memory_facts
 from galvatron.profiler.meter import GLANCE, Effort, Meter
-from galvatron.profiler.overlap import COLLECTIVES, KERNELS, measure_overlap
+from galvatron.profiler.overlap import COLLECTIVES, KERNELS, kernel_beside, measure_overlap
 from galvatron.profiler.profile import Environment, Measurement, Overlap, Profile
 from galvatron.runtime import comm, failure
 from galvatron.runtime.mesh import Axis, World
@@ -101,8 +101,17 @@ class _Measuring:
         return self.meter.effort
 
     def kernels(self) -> None:
-        """All kernels, and the host."""
+        """All kernels, and the host; on a processor also what ranks take of its cores from each other."""
         self._measure(self._kernels, 1.0, "")
+        per_node = self.environment.devices_per_node
+        if self.device.type == "cpu" and per_node > 1:
+            for name, ranks in product(KERNELS, sorted({1, max(1, per_node // 2), per_node})):
+                is_one = self.meter.world.rank % per_node < ranks
+                timing = self.meter.of_some(kernel_beside(name, self.device), is_one, self._share_s(1.0))
+                measured = Measurement(
+                    "shared cores", name, "f32", sizes_of(ranks=ranks), timing.seconds, timing.spread, timing.repeats
+                )
+                self.found[measured.key] = measured
 
     def links(self) -> None:
         """All shapes of groups, and on that of all ranks what runs beside them."""

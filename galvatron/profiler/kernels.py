@@ -66,7 +66,7 @@ def _product(dtype: str, shape: tuple[int, ...], how: str, device: torch.device)
         sizes=sizes_of(count=count, rows=rows, columns=columns, inner=inner),
         amount=2 * count * rows * columns * inner,
         memory_bytes=2 * amount * DTYPE_BYTES[dtype],
-        prepare=lambda: in_turn(function, lambda: (matrix((rows, inner), left), matrix((inner, columns), right))),
+        prepare=lambda: in_turn(function, (matrix((rows, inner), left), matrix((inner, columns), right))),
     )
 
 
@@ -80,7 +80,7 @@ def _attention(dtype: str, shape: tuple[int, ...], causal: bool, backward: bool,
 
     def prepare() -> Call:
         if not backward:
-            return in_turn(partial(scaled_dot_product_attention, is_causal=causal), operands)
+            return in_turn(partial(scaled_dot_product_attention, is_causal=causal), operands())
         inputs = query, key, value = tuple(x.requires_grad_() for x in operands())
         result = scaled_dot_product_attention(query, key, value, is_causal=causal)
         gradient = torch.randn_like(result)
@@ -138,7 +138,7 @@ class _Moving:
             sizes=sizes_of(bytes=touched),
             amount=touched,
             memory_bytes=(self.passes + 1) * elements * DTYPE_BYTES[dtype],
-            prepare=lambda: in_turn(self.function, lambda: tuple(map(operand, self.operands))),
+            prepare=lambda: in_turn(self.function, tuple(map(operand, self.operands))),
         )
 
 

@@ -29,7 +29,7 @@ class Effort:
         total_s: seconds of a whole profile, roughly.
         window_s: of one window, in which a call is made again and again; its rate is one sample.
         certainty: half of a median's uncertainty, relative to it, that is small enough to stop.
-        windows: samples of one call, at the least and at the most.
+        windows: samples of one call, at the least if there is time, and at the most.
         longest_s: a call that is expected to take longer is not made.
     """
 
@@ -44,7 +44,7 @@ class Effort:
 GLANCE = Effort("glance", total_s=4.0, window_s=0.01, certainty=0.1, windows=(2, 5), longest_s=0.1)
 """What `compile` does by itself."""
 
-QUICK = Effort("quick", total_s=75.0, window_s=0.03, certainty=0.03, windows=(3, 15), longest_s=0.6)
+QUICK = Effort("quick", total_s=70.0, window_s=0.02, certainty=0.03, windows=(3, 15), longest_s=0.6)
 FULL = Effort("full", total_s=600.0, window_s=0.06, certainty=0.01, windows=(5, 41), longest_s=5.0)
 
 
@@ -95,6 +95,14 @@ class Meter:
             return self._sampled(lambda: _queued_s(call, count, self.world.device), share_s)
         return self._sampled(lambda: _window_s(call, batch, window_s), share_s)
 
+    def of_some(self, call: Call, is_one: bool, share_s: float) -> Timing:
+        """The same where only some ranks make the call, and the others wait for them; on the host."""
+        if is_one:
+            call()
+        (ranks,) = self.agreed(float(is_one))
+        window_s = self.effort.window_s
+        return self._sampled(lambda: _window_s(call, 1, window_s) if is_one else math.inf, share_s, ranks)
+
     def in_step(self, call: Call, share_s: float) -> Timing:
         """Seconds of a call in which ranks wait for each other, and which each of them makes equally often."""
         single_s = self._first(call)
@@ -113,7 +121,7 @@ class Meter:
         synchronize(self.world.device)
         return max(1e-8, *self.agreed(time.perf_counter() - begin, largest=True))
 
-    def _sampled(self, window: Callable[[], float], share_s: float) -> Timing:
+    def _sampled(self, window: Callable[[], float], share_s: float, ranks: float | None = None) -> Timing:
         """The median of what windows say, until it is certain or the share is used up on some rank."""
         least, most = self.effort.windows
         deadline = time.perf_counter() + share_s
@@ -123,8 +131,8 @@ class Meter:
             seconds = window()
             # Rates are added up: ranks that share cores do not get equally much of them in every window.
             rate, is_late = self.agreed(1 / seconds, float(time.perf_counter() > deadline))
-            samples.append(self.world.size / rate)
-            if len(samples) >= least and (is_late or len(samples) >= most or self._is_certain(samples)):
+            samples.append((ranks or self.world.size) / rate)
+            if is_late or len(samples) >= most or (len(samples) >= least and self._is_certain(samples)):
                 return Timing(statistics.median(samples), spread_of(samples), len(samples))
 
     def _is_certain(self, samples: list[float]) -> bool:

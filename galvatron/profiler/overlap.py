@@ -18,7 +18,8 @@ COLLECTIVES = (("all_reduce", ""), ("all_gather", ""), ("reduce_scatter", ""), (
 KERNELS = ("product", "pointwise")
 
 _LONG_S = {"cpu": 5e-3, "cuda": 5e-4}
-"""What a collective must take for what runs beside it to be seen."""
+_LONG_BYTES = 2**20
+"""What a collective must take, and send, for what runs beside it to be seen."""
 
 _SHARE = 0.4
 """Of a collective's time that the kernels beside it take by themselves: they should end first, slowed down too."""
@@ -40,12 +41,13 @@ def measure_overlap(
         None if no message takes long enough.
     """
     device = meter.world.device
-    long = sorted((m.size("bytes"), m.seconds) for m in alone if m.seconds >= _LONG_S[device.type])
+    fitting = [m for m in alone if m.seconds >= _LONG_S[device.type] and m.size("bytes") >= _LONG_BYTES]
+    long = sorted((m.size("bytes"), m.seconds) for m in fitting)
     if not long:
         return None
     nbytes, collective_s = int(long[0][0]), long[0][1]
     start = starter(name, how, axis, nbytes, device)
-    run = _kernel(kernel, device)
+    run = kernel_beside(kernel, device)
     (once_s,) = meter.agreed(_elapsed(device, _calls(run, 10))[-1] / 10, largest=True)
     calls = _calls(run, max(1, round(_SHARE * collective_s / once_s)))
 
@@ -67,7 +69,8 @@ def measure_overlap(
     return Overlap(title, kernel, axis.size, axis.stride, nbytes, *medians)
 
 
-def _kernel(name: str, device: torch.device) -> Call:
+def kernel_beside(name: str, device: torch.device) -> Call:
+    """One of `KERNELS`, of a size that keeps the device busy."""
     a, b = (torch.randn(_SIDE[device.type], _SIDE[device.type], device=device) for _ in range(2))
     if name == "product":
         return lambda: torch.mm(a, b)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from galvatron.errors import ClusterError
-from galvatron.ir.records import APART, Table
+from galvatron.ir.records import Table
 
 ENTRIES = 2**16
 """Measurements that a profile has at the most."""
@@ -88,6 +88,10 @@ class Measurement:
         """One of its sizes, 0 if it has none of that name."""
         return dict(self.sizes).get(name, 0.0)
 
+    def is_among(self, group: int, stride: int) -> bool:
+        """Whether it is a communication in groups of so many ranks, so far apart."""
+        return self.size("group") == group and self.size("stride") == stride
+
 
 @dataclass(frozen=True)
 class Overlap:
@@ -115,20 +119,16 @@ class Overlap:
         return self.collective, self.kernel, self.group, self.stride, self.bytes
 
     @property
-    def kernel_slowdown(self) -> float:
-        """By what the kernel takes longer beside the collective."""
-        return max(1.0, self.kernel_beside_s / self.kernel_s)
+    def kernel_speed(self) -> float:
+        """What is left of the kernel's speed beside the collective, from 0 to 1."""
+        return min(1.0, self.kernel_s / self.kernel_beside_s)
 
     @property
-    def collective_slowdown(self) -> float:
-        """By what the collective takes longer beside the kernel: what was left of it when the kernel had ended took as
-        long as by itself."""
-        beside_s = min(self.kernel_beside_s, self.both_s)
-        done_s = self.collective_s - (self.both_s - beside_s)
-        return max(1.0, beside_s / max(done_s, beside_s / _MOST_SLOWDOWN))
-
-
-_MOST_SLOWDOWN = 100.0
+    def collective_speed(self) -> float:
+        """What is left of the collective's speed beside the kernel, from 0 to 1: what remained of it when the kernel
+        had ended took as long as by itself."""
+        remained_s = max(0.0, self.both_s - self.kernel_beside_s)
+        return min(1.0, max(0.0, self.collective_s - remained_s) / self.kernel_beside_s)
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,9 @@ class Profile:
     environment: Environment
     taken: str
     facts: Table = ()
-    measurements: tuple[Measurement, ...] = dataclasses.field(default=(), metadata=APART)
-    overlaps: tuple[Overlap, ...] = dataclasses.field(default=(), metadata=APART)
-    classes: tuple[Measurement, ...] = dataclasses.field(default=(), metadata=APART)
+    measurements: tuple[Measurement, ...] = ()
+    overlaps: tuple[Overlap, ...] = ()
+    classes: tuple[Measurement, ...] = ()
 
     def fact(self, name: str) -> float | None:
         """One of its facts, None if it is not known."""
