@@ -44,7 +44,10 @@ KNOWS_NOTHING_OF: dict[str, tuple[str, ...]] = {
 """Room → what it does not use, though the part that it is in may."""
 
 RATES = {"memory_bytes_per_s", "matmul_flop_per_s", "flop_per_s", "bytes_per_s", "kernel_launch_s", "latency_s"}
-READ_RATES = {"machine/machine.py", "ir/cluster.py", "ir/device.py", "profiler/local.py"}
+READ_RATES = {
+    "machine/machine.py", "machine/kernels.py", "machine/products.py", "machine/attention.py", "machine/collectives.py",
+    "ir/cluster.py", "ir/device.py", "profiler/local.py",
+}  # fmt: skip
 """What makes seconds of bytes and FLOP, and who may: the machine, and who reads, prints and measures clusters."""
 
 WITHOUT_TORCH = [

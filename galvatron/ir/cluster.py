@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 
 from galvatron.errors import ClusterError, did_you_mean
-from galvatron.ir import limits, networks, presets
+from galvatron.ir import kernel_figures, limits, networks, presets
 from galvatron.ir.collectives import MESSAGES
 from galvatron.ir.device import Device
 from galvatron.ir.documents import read_json
@@ -185,6 +185,15 @@ def _device(preset: Preset) -> Device:
         ("f32", preset.f32_tflops * tera * share),
         ("f64", preset.f64_tflops * tera * share),
     )
+    kernels = kernel_figures.of_preset(preset.name)
     return Device(
-        preset.name, round(preset.memory_gb * giga), rates, preset.memory_gb_s * giga, presets.KERNEL_LAUNCH_S
+        preset.name,
+        round(preset.memory_gb * giga),
+        rates,
+        preset.memory_gb_s * giga,
+        presets.KERNEL_LAUNCH_S,
+        host_op_s=presets.HOST_OP_S,
+        moving_share=kernels.moving_share,
+        attention_share=kernels.attention_share,
+        products=kernels.products,
     )

@@ -7,6 +7,7 @@ where it says anything.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import get_args
 
@@ -21,19 +22,50 @@ COLUMNS = {"products": 5, "moving": 2, "attention": 4}
 LONGEST_S = 1e4
 """Of a kernel that was measured."""
 
+MOST = 1e6
+"""Of what describes how products are computed."""
+
+_ATTENTION = re.compile(r"(?:forward|backward)\.[1-9][0-9]{0,4}")
+
 
 @dataclass(frozen=True)
 class Products:
-    """How a device computes products of matrices, as far as that decides what a shape reaches of the best rate.
+    """How a device computes products of matrices, as far as that decides what a shape reaches of the best rate: in
+    tiles of the result, one after another on each multiprocessor (`galvatron.machine.products`).
 
     A device of which nothing is known (no `multiprocessors`) computes every shape at its best rate.
 
     Attributes:
-        multiprocessors: what works on one tile of a result at a time each; tiles that are left over wait for a turn of
-            their own.
+        multiprocessors: of which each works on a tile at a time.
+        tile_share: of the best rate, what they reach on the largest tiles.
+        edge: elements of its inner dimension that a tile takes in longer for its edges to be read, relative to their
+            length: what smaller tiles lose.
+        ramp: elements of the inner dimension that take as long as beginning and ending a tile.
+        tail: the share of a last, incomplete turn of tiles that is waited for; the rest is made up for by others.
+        start_s: what a product takes longer to begin than any kernel.
+        memory_share: of the memory bandwidth, what reading and writing whole matrices reaches.
     """
 
     multiprocessors: int = 0
+    tile_share: float = 1.0
+    edge: float = 0.0
+    ramp: float = 0.0
+    tail: float = 1.0
+    start_s: float = 0.0
+    memory_share: float = 1.0
+
+    def check(self) -> None:
+        """Checks that shares are shares, and that nothing is negative.
+
+        Raises:
+            ClusterError: names the field.
+        """
+        for name in ("tile_share", "memory_share", "tail"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ClusterError(f"cluster field {name!r} is a share, not {getattr(self, name)}")
+        for name in ("multiprocessors", "edge", "ramp", "start_s"):
+            if not 0 <= getattr(self, name) <= MOST:
+                raise ClusterError(f"cluster field {name!r} is {getattr(self, name)}: no device is like that")
 
 
 @dataclass(frozen=True)
@@ -88,8 +120,10 @@ class Device:
         kind: torch's name of the type of device, which decides what kernels its operators run: `"cuda"` or `"cpu"`.
         host_op_s: the time of the process between two kernels that it launches in eager mode, with autograd: no step
             takes less than that for each of its kernels, whatever the device does meanwhile.
-        moving_share: class of kernels that memory bounds (`Operator.moves`) → what large ones reach of the bandwidth;
-            1 for others.
+        moving_share: class of kernels that memory bounds (`Operator.moves`), or `class.backward` for those of
+            gradients where these differ → what large ones reach of the bandwidth; 1 for others.
+        attention_share: `direction.width`, the direction `forward` or `backward`, of heads so wide → what attention of
+            long sequences in one kernel reaches of the best rate of products; without any, as a product.
     """
 
     name: str
@@ -100,6 +134,7 @@ class Device:
     kind: str = "cuda"
     host_op_s: float = 0.0
     moving_share: Table = ()
+    attention_share: Table = ()
     products: Products = Products()
     measured: Measured = Measured()
 
@@ -113,9 +148,15 @@ class Device:
         Raises:
             ClusterError: names the field.
         """
-        for name, share in self.moving_share:
-            if name not in get_args(Moves):
-                raise ClusterError(f"cluster field 'moving_share': {did_you_mean(name, get_args(Moves))}")
-            if not 0 < share <= 1:
-                raise ClusterError(f"cluster field 'moving_share.{name}' is a share, not {share}")
+        for name, _ in self.moving_share:
+            if (kind := name.removesuffix(".backward")) not in get_args(Moves):
+                raise ClusterError(f"cluster field 'moving_share.{name}': {did_you_mean(kind, get_args(Moves))}")
+        for name, _ in self.attention_share:
+            if not _ATTENTION.fullmatch(name):
+                raise ClusterError(f"cluster field 'attention_share.{name}' is not as in 'forward.128'")
+        for field in ("moving_share", "attention_share"):
+            for name, share in getattr(self, field):
+                if not 0 < share <= 1:
+                    raise ClusterError(f"cluster field '{field}.{name}' is a share, not {share}")
+        self.products.check()
         self.measured.check()

@@ -88,5 +88,9 @@ steps."""
 CROSS_NODE_LATENCY_S = 6e-6
 """One ring step across nodes: 32-GPU all-reduce of 256 KiB to 1 MiB takes 360-380 us (B200 over EFA), 62 steps."""
 
-KERNEL_LAUNCH_S = 4e-6
-"""Shortest time between two kernels that eager PyTorch launches; typical figure, not measured per device."""
+KERNEL_LAUNCH_S = 2.5e-6
+"""What a kernel takes on a GPU beside its work: about 1.5 us to begin and end, to which the smallest kernels of
+microsoft/vidur's tables fit (2 to 4 us in all), and 1 us until the next begins. Typical, not measured per device."""
+
+HOST_OP_S = 6e-6
+"""Time between two kernels that eager PyTorch launches, with autograd: typical, not measured per machine."""

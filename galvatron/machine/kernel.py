@@ -34,6 +34,11 @@ class Kernel:
         return kernel_moves(self.name)
 
     @property
+    def backward(self) -> bool:
+        """Whether it makes gradients."""
+        return "backward" in self.name
+
+    @property
     def flop(self) -> float:
         """Floating-point operations of its work."""
         return self.work.flop if self.work is not None else 0.0

@@ -9,6 +9,7 @@ from galvatron.ir.cluster import Cluster
 from galvatron.ir.layout import Axis
 from galvatron.machine.collectives import Collectives
 from galvatron.machine.kernel import Kernel
+from galvatron.machine.kernels import Kernels
 
 
 @dataclass(frozen=True)
@@ -19,24 +20,26 @@ class Machine:
 
     @property
     def launch_s(self) -> float:
-        """Seconds that any kernel takes, however little it does."""
+        """Seconds that any kernel takes on the device, however little it does."""
         return self.cluster.device.kernel_launch_s
 
+    @property
+    def host_op_s(self) -> float:
+        """Seconds of the process from one kernel that it launches to the next, in eager mode: so many kernels take so
+        long at least, whatever the device does meanwhile."""
+        return self.cluster.device.host_op_s
+
     def kernel_s(self, kernel: Kernel) -> float:
-        """Seconds of one kernel that is launched by itself."""
-        return self.work_s(kernel) + self.launch_s
+        """Seconds of one kernel on the device, its launch included."""
+        return self._kernels.seconds(kernel)
 
     def work_s(self, kernel: Kernel) -> float:
-        """Seconds of a kernel without its launch.
-
-        The roofline model (Williams, Waterman, Patterson 2009): the longer of its FLOP at the matmul rate and its bytes
-        at memory bandwidth.
-        """
-        return max(kernel.flop / self.cluster.device.flop_per_s(kernel.dtype), self.moved_s(kernel.traffic_bytes))
+        """Seconds of a kernel without its launch."""
+        return self._kernels.seconds(kernel) - self.launch_s
 
     def moved_s(self, traffic_bytes: float) -> float:
         """Seconds of reading and writing so many bytes, in kernels that take many tensors at once."""
-        return traffic_bytes / self.cluster.device.memory_bytes_per_s
+        return self._kernels.updating_s(traffic_bytes)
 
     def collective_s(self, kind: str, payload_bytes: float, axis: Axis) -> float:
         """Seconds of one collective on an axis; 0 on one of a single rank.
@@ -48,6 +51,10 @@ class Machine:
             ClusterError: unknown kind.
         """
         return self._collectives.seconds(kind, payload_bytes, axis)
+
+    @cached_property
+    def _kernels(self) -> Kernels:
+        return Kernels(self.cluster.device)
 
     @cached_property
     def _collectives(self) -> Collectives:

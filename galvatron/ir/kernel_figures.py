@@ -1,0 +1,91 @@
+"""What kernels reach on devices that have presets, with sources.
+
+Products of the A100 and the H100 are calibrated on measured ones (`benchmarks/calibrate_kernels.py`), never on step
+times; shares of bandwidth and of attention are published figures of torch's own kernels where there are any. Other
+devices have their own multiprocessors, and in all else the nearest of the two, or what both have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from galvatron.ir.device import Products
+from galvatron.ir.records import Table
+
+VIDUR = "microsoft/vidur (MIT) data/profiling/compute: medians of bf16 products on A100-80G SXM and H100-80G SXM"
+
+
+@dataclass(frozen=True)
+class KernelFigures:
+    """What a device says of its kernels (see `galvatron.ir.device.Device`)."""
+
+    products: Products
+    moving_share: Table
+    attention_share: Table
+
+
+MULTIPROCESSORS: dict[str, int] = {
+    "a100-40g": 108, "a100-80g": 108, "a100-40g-pcie": 108, "a100-80g-pcie": 108,
+    "h100-80g": 132, "h100-96g": 132, "h100-94g-nvl": 132, "h100-80g-pcie": 114, "h200-141g": 132, "gh200": 132,
+    "gh200-96g": 132, "b200-180g": 148, "gb200": 148,
+    "mi300x": 304, "mi325x": 304,
+    "l40s": 142, "l4": 58, "rtx-3090": 82, "rtx-4090": 128, "rtx-titan": 72, "v100-16g": 80, "v100-32g": 80, "t4": 40,
+}  # fmt: skip
+"""Streaming multiprocessors, or compute units, by preset: vendor datasheets and architecture papers, as torch reports
+them (`torch.cuda.get_device_properties().multi_processor_count`)."""
+
+_A100 = Products(108, 0.891, 11.2, 40.3, 0.302, 2.85e-6, 0.81)
+"""Calibrated on gemm_a100.csv: products of 512 rows and more with weights that were held out are predicted with a
+median error of 4.4 %, 90 % of them within 12.4 %."""
+
+_H100 = Products(132, 0.947, 24.9, 13.8, 0.27, 4.02e-6, 0.88)
+"""Calibrated on gemm_h100.csv: as above, 5.7 % and 16.9 %."""
+
+_LIKE_H100 = ("h100", "h200", "gh200", "b200", "gb200")
+"""Beginnings of the names of devices that are computed on as on an H100: in large tiles, fed asynchronously."""
+
+MOVING_SHARE: Table = (
+    ("pointwise", 0.9),
+    ("copy", 0.8),
+    ("reduction", 0.8),
+    ("gather", 0.8),
+    ("scatter", 0.4),
+    ("norm", 0.6),
+    ("norm.backward", 0.4),
+    ("softmax", 0.7),
+    ("softmax.backward", 0.45),
+    ("optimizer", 0.89),
+)
+"""Of the bandwidth, for GPUs.
+
+`pointwise`: a residual add reaches 0.90 on an A100 (vidur), and reading large matrices 0.90 on an H100. `norm`: torch's
+own kernels reach 0.58 forward and 0.37 backward on an A100 (NVIDIA/apex pull request 1037, of which torch's are a port)
+and up to 0.80 forward on an H100; vLLM's, in vidur, 0.44 and 0.46. Backward, torch reads operands twice (for the
+operand and for weights): 0.31 on a GB300 (meta-pytorch/KernelAgent pull request 133). `softmax.backward`: 0.43 on an
+MI350X (ROCm/FlyDSL pull request 1019), a product and a kernel. `optimizer`: fused AdamW moves 14 bytes of each of
+0.54e9 parameters in 3.56 ms on an H100 of 2.4 TB/s (pytorch/pytorch pull request 119842). The others are assumed: what
+moves as regularly as a reduction or a copy of rows lies between, and scattering adds atomically. Not torch's, and not
+used: vLLM's gated activation, of which one kernel reaches 0.52 (A100) and 0.59 (H100); in torch it is two pointwise
+kernels."""
+
+_ATTENTION_A100: Table = (
+    ("forward.64", 0.74), ("forward.128", 0.84), ("forward.256", 0.74),
+    ("backward.64", 0.66), ("backward.128", 0.73),
+)  # fmt: skip
+"""Dao, "FlashAttention-2", 2023: up to 73 % of 312 TFLOP/s forward and 63 % backward, with heads of 128; other widths
+in the relation that they have on an H100."""
+
+_ATTENTION_H100: Table = (
+    ("forward.64", 0.41), ("forward.128", 0.468), ("forward.256", 0.413),
+    ("backward.64", 0.3725), ("backward.128", 0.4116),
+)  # fmt: skip
+"""FlashAttention-2, which torch has, on an H100: figures of Shah et al., "FlashAttention-3", 2024 (370 TFLOP/s forward
+and 322 backward with heads of 128, 324 and 291 with heads of 64, 326 forward with heads of 256; 16,384 keys, no mask),
+relative to 794.5 TFLOP/s. FlashAttention-3, which torch has not, reaches 648 and 561."""
+
+
+def of_preset(name: str) -> KernelFigures:
+    """The figures of a device preset."""
+    newer = name.startswith(_LIKE_H100)
+    products = replace(_H100 if newer else _A100, multiprocessors=MULTIPROCESSORS[name])
+    return KernelFigures(products, MOVING_SHARE, _ATTENTION_H100 if newer else _ATTENTION_A100)
