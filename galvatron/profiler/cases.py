@@ -47,6 +47,11 @@ class Case:
     on_host: bool = False
 
     @property
+    def key(self) -> tuple[str, str, str, Table]:
+        """That of its measurement."""
+        return self.name, self.how, self.dtype, self.sizes
+
+    @property
     def series(self) -> tuple[object, ...]:
         """What it has in common with cases that are larger or smaller."""
         return self.name, self.how, self.dtype

@@ -38,6 +38,17 @@ def cluster_of(profile: Profile) -> Cluster:
     return cluster
 
 
+def named_cluster(text: str) -> Cluster:
+    """The cluster that a text names: a preset such as `a100-80g:2x8`, or a file with a profile, whose name ends in
+    `.json`.
+
+    Raises:
+        ClusterError: neither; see `Cluster.parse` and `cluster_in`.
+        ParseError, OSError: see `cluster_in`.
+    """
+    return cluster_in(text) if text.endswith(".json") else Cluster.parse(text)
+
+
 def cluster_in(path: str | os.PathLike[str]) -> Cluster:
     """The cluster of the one profile in a file.
 
@@ -150,8 +161,11 @@ def _level(profile: Profile, name: str, parts: int, stride: int) -> Level:
         return Level(name, parts, _bandwidth(profile), 0.0)
     hops = 2 * (parts - 1)
     step_s, s_per_byte = fit_line([(hops, hops / parts * m.size("bytes"), m.seconds) for m in reduced])
+    if s_per_byte == 0:  # noise hides what bytes take: it cannot be more than all that the largest message took
+        largest = max(reduced, key=lambda m: m.size("bytes"))
+        s_per_byte = largest.seconds / (hops / parts * largest.size("bytes"))
     one_way = [m.seconds for m in profile.of("p2p", "one way") if m.size("stride") == stride]
-    return Level(name, parts, 1 / max(s_per_byte, 1e-15), min(one_way, default=step_s), step_s=step_s)
+    return Level(name, parts, 1 / s_per_byte, min(one_way, default=step_s), step_s=step_s)
 
 
 def _collectives(profile: Profile) -> Iterator[MeasuredCollective]:

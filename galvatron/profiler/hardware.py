@@ -12,7 +12,7 @@ from itertools import product
 import torch
 
 from galvatron.profiler.cases import Case, sizes_of
-from galvatron.profiler.collectives import axis_of, axis_shapes, collective_cases
+from galvatron.profiler.collectives import axis_of, axis_shapes, collective_cases, starter
 from galvatron.profiler.environment import environment_of
 from galvatron.profiler.grids import GRIDS, MESSAGE_BYTES
 from galvatron.profiler.host import host_cases
@@ -46,21 +46,51 @@ def profile_hardware(world: World, effort: Effort, told: Told | None = None) -> 
         RankError: another rank failed first.
     """
     with failure.guarded("profiling the hardware"):
-        environment = environment_of(world)
+        environment, taken = environment_of(world), datetime.now(timezone.utc).isoformat(timespec="seconds")
         if world.size > 1:  # rank 0 speaks for all: equal devices are what a cluster has
-            environment = comm.broadcast_object(environment, comm.all_ranks(), 0, phase="the environment")
+            mine = environment, taken
+            environment, taken = comm.broadcast_object(mine, comm.all_ranks(), 0, phase="the environment")
         measuring = _Measuring(Meter(world, effort), environment, told or (lambda what, share: None))
         facts = memory_facts(world)
+        most = measuring.meter.agreed(*facts.values(), largest=True)
         measuring.kernels()
         measuring.links()
         return Profile(
             name=f"local:{environment.nodes}x{environment.devices_per_node}",
             environment=environment,
-            taken=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            facts=tuple(facts.items()),
+            taken=taken,
+            facts=tuple(zip(facts, most, strict=True)),
             measurements=tuple(measuring.found.values()),
             overlaps=tuple(measuring.overlaps),
         )
+
+
+def measured_again(world: World, profile: Profile) -> list[tuple[Measurement, float]]:
+    """A product and a collective of a profile, and what they take at a glance now, on every rank alike. Collective."""
+    with failure.guarded("checking the profile"):
+        meter = Meter(world, GLANCE)
+        found: list[tuple[Measurement, float]] = []
+        products = {m.key: m for m in profile.of("product", "nn", "f32")}
+        cases = kernel_cases(GRIDS[world.device.type, GLANCE.name], world.device)
+        kernels = [case for case in cases if case.key in products]
+        if kernels:
+            largest = max(kernels, key=lambda case: case.amount)
+            found.append((products[largest.key], meter.free(largest.prepare(), _AGAIN_S).seconds))
+        reduced = [m for m in profile.of("all_reduce", dtype="f32") if m.is_among(world.size, 1)]
+        reduced = [m for m in reduced if m.size("bytes") <= _AGAIN_BYTES]
+        if reduced:
+            before = max(reduced, key=lambda m: m.size("bytes"))
+            with axis_of(world, world.size, 1) as axis:
+                start = starter("all_reduce", "", axis, int(before.size("bytes")), world.device)
+                found.append((before, meter.in_step(lambda: start().wait(), _AGAIN_S).seconds))
+        return found
+
+
+_AGAIN_S = 0.05
+"""For each of what is measured again."""
+
+_AGAIN_BYTES = 2**20
+"""Of its message at the most."""
 
 
 @dataclass

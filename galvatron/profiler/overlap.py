@@ -48,7 +48,7 @@ def measure_overlap(
     nbytes, collective_s = int(long[0][0]), long[0][1]
     start = starter(name, how, axis, nbytes, device)
     run = kernel_beside(kernel, device)
-    (once_s,) = meter.agreed(_elapsed(device, _calls(run, 10))[-1] / 10, largest=True)
+    once_s = meter.free(run, share_s / 10).seconds
     calls = _calls(run, max(1, round(_SHARE * collective_s / once_s)))
 
     rounds: list[list[float]] = []
