@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 
 from galvatron.costs.events import CollectiveCall, Profile, collectives_s, kernels_s, launches
 from galvatron.costs.profile import profile_graph
@@ -90,6 +91,7 @@ class _Reader:
     def __init__(self, planned: Program, sharded: Program) -> None:
         plan, cluster = planned.required_plan, planned.required_cluster
         self._planned, self._machine = planned, Machine(cluster)
+        self._profiled = partial(profile_graph, kind=cluster.device.kind)
         self._micro_batch = plan.global_batch_size // plan.micro_batches
         self._uses = Counter(layer.cls for layer in sharded.all_layers)
         self._partitioner = Partitioner(planned, cluster)
@@ -101,7 +103,7 @@ class _Reader:
         differentiable = border.differentiable
         batch = self._micro_batch / (cls.strategy.degree("dp") if cls.strategy else 1)
         trained = cls.graph.without_outputs(border.given_outputs)
-        profile = profile_graph(trained, cls.mesh, differentiable)
+        profile = self._profiled(trained, cls.mesh, differentiable)
         return ClassStatistics(
             name=cls.name,
             layers=self._uses[cls.name],
@@ -142,7 +144,7 @@ class _Reader:
         """Forward and backward seconds of one op of a local graph, and how many of them splitting would save."""
         inputs = tuple(cls.graph.values[name] for name in dict.fromkeys(op.operands))
         alone = Graph(inputs, (), (op,), tuple(v.name for v in op.results))
-        profile = profile_graph(alone, cls.mesh, differentiable & {v.name for v in inputs})
+        profile = self._profiled(alone, cls.mesh, differentiable & {v.name for v in inputs})
         events = (*profile.forward, *profile.backward)
         work_s = sum(self._machine.work_s(event.at(batch)) for event in launches(events))
         return kernels_s(events, self._machine, batch), work_s * (1 - 1 / axis.size)

@@ -12,27 +12,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
-from weakref import finalize, ref
+from weakref import ref
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from galvatron.costs.events import CollectiveCall, Event, Launch, Linear, Profile
 from galvatron.costs.slices import run_on_slice
+from galvatron.costs.watch import ObservedEvent, Watch
 from galvatron.errors import GalvatronError
 from galvatron.ir.collectives import MESSAGES, Conversion, conversion_of
 from galvatron.ir.fakes import described
 from galvatron.ir.graph import Graph, Op
-from galvatron.ir.interpreter import DTYPE_OF, empty_like_type, run_graph
+from galvatron.ir.interpreter import empty_like_type, run_graph
 from galvatron.ir.layout import Axis, nameable_axes
 from galvatron.ir.local_functions import with_local_functions
-from galvatron.ir.ops.table import kernel_work, of_target
+from galvatron.ir.ops.kernels import call_on
 from galvatron.ir.ops.work import Work
 from galvatron.ir.recompute import selective_steps
 from galvatron.ir.types import evaluate
 from galvatron.ir.verify.computed import silence
-from galvatron.machine.kernel import touched_bytes
 from galvatron.recompute import keep, once, recomputed
 
 _MOST_NEEDED = 512
@@ -46,6 +45,7 @@ def profile_graph(
     recompute: str = "none",
     *,
     at: int | None = None,
+    kind: str = "cpu",
 ) -> Profile:
     """Runs a graph at two batch sizes and puts lines through what it did.
 
@@ -54,13 +54,15 @@ def profile_graph(
         differentiable: its inputs and state that have a gradient.
         recompute: which activations the backward computes again, as in a strategy; it does, as at run time.
         at: the local batch size that matters, for a graph that is not linear in it: one that pairs samples.
+        kind: of the device that runs it (`Device.kind`).
     """
     graph = with_local_functions(graph, mesh)
     batches = _batches(graph, mesh) if at is None else (at, 2 * at)
+    run = partial(_Run, graph, mesh, differentiable, recompute=recompute, kind=kind)
     while True:
         try:
             with silence():
-                first, second = (_Run(graph, mesh, differentiable, batch, recompute).observed for batch in batches)
+                first, second = (run(batch=batch).observed for batch in batches)
             break
         except (IndexError, RuntimeError, ValueError):  # the model takes so many samples at least, as for `h[5]`
             if at is not None or batches[0] > _MOST_NEEDED:
@@ -94,19 +96,7 @@ def _batches(graph: Graph, mesh: tuple[Axis, ...]) -> tuple[int, int]:
     return step, 2 * step
 
 
-@dataclass(frozen=True)
-class _Event:
-    """A kernel (`axis` None) or collective at one batch size, with the bytes that it touches or sends."""
-
-    name: str
-    dtype: str
-    axis: Axis | None
-    size_bytes: float
-    work: Work | None = None
-    of_weight: bool = False
-
-
-def _fit_events(batches: tuple[int, int], first: list[_Event], second: list[_Event]) -> tuple[Event, ...]:
+def _fit_events(batches: tuple[int, int], first: list[ObservedEvent], second: list[ObservedEvent]) -> tuple[Event, ...]:
     """One linear kernel or collective per event.
 
     The kernels of two batch sizes differ where a copy is needed at one of them only; then the larger run counts, in
@@ -131,7 +121,7 @@ def _fit_work(batches: tuple[int, int], first: Work | None, second: Work | None)
     return Work(second.kind, tuple(sizes))
 
 
-def _in_proportion(event: _Event, share: float) -> _Event:
+def _in_proportion(event: ObservedEvent, share: float) -> ObservedEvent:
     """The event of so large a share of a batch; the first size of work is how often it is done."""
     work = event.work and Work(event.work.kind, (event.work.sizes[0] * share, *event.work.sizes[1:]))
     return replace(event, size_bytes=event.size_bytes * share, work=work)
@@ -141,8 +131,8 @@ class _Observed:
     """What one run did, at one batch size."""
 
     def __init__(self) -> None:
-        self.forward: list[_Event] = []
-        self.backward: list[_Event] = []
+        self.forward: list[ObservedEvent] = []
+        self.backward: list[ObservedEvent] = []
         self.saved_bytes = 0
         self.shared_bytes: dict[str, int] = {}
         self.forward_extra_bytes = 0
@@ -157,13 +147,15 @@ class _Run:
         graph: Graph,
         mesh: tuple[Axis, ...],
         differentiable: frozenset[str],
+        *,
         batch: int,
         recompute: str,
+        kind: str,
     ) -> None:
-        self.graph, self.batch, self.recompute = graph, batch, recompute
+        self.graph, self.batch, self.recompute, self.kind = graph, batch, recompute, kind
         self.axes = {axis.name: axis for axis in nameable_axes(mesh)}
         self.observed = _Observed()
-        self.watch = _Watch(self.observed.forward)
+        self.watch = Watch(self.observed.forward, kind)
         with FakeTensorMode(), described():
             values = {v.name: empty_like_type(v.type, batch) for v in (*graph.inputs, *graph.state)}
             for name in differentiable & values.keys():
@@ -207,7 +199,7 @@ class _Run:
         """The graph as a function of its call, inputs and state, that runs as a layer does under the strategy."""
         names = [v.name for v in (*self.graph.inputs, *self.graph.state)]
         selective = self.recompute == "selective"
-        callers = {index: _CALLERS[step] for index, step in selective_steps(self.graph).items()} if selective else {}
+        callers = self._callers(selective)
 
         def function(call: _Call, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
             values = dict(zip(names, tensors, strict=True))
@@ -215,6 +207,18 @@ class _Run:
             return tuple(results.values())
 
         return function if self.recompute == "none" else recomputed(function, selective=selective)
+
+    def _callers(self, selective: bool) -> dict[int, Callable[..., Any]]:
+        """Who calls the ops that are steps of a selective layer, or something else on the device."""
+        steps = selective_steps(self.graph) if selective else {}
+        callers: dict[int, Callable[..., Any]] = {}
+        for index, op in enumerate(self.graph.ops):
+            step = _CALLERS[steps[index]] if index in steps else None
+            if call := call_on(self.kind, op.target):
+                callers[index] = _calling(call, step)
+            elif step:
+                callers[index] = step
+        return callers
 
     def _backward(self, outputs: list[_Output], values: dict[str, torch.Tensor]) -> None:
         if not outputs:
@@ -233,12 +237,17 @@ class _Run:
     def _collective(self, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         axis = self.axes[kwargs["axis"]]
         if op.namespace == "spmd":
-            return run_on_slice(op, args, kwargs, axis, partial(self._record, axis))
+            return run_on_slice(op, args, kwargs, axis, partial(self._record, axis), self.kind)
         shape = [evaluate(d, self.batch) for d in op.result.type.shape]
         return _Collective.apply(args[0], shape, conversion_of(op), axis, self.watch)
 
 
 _CALLERS = {"keep": keep, "once": once}
+
+
+def _calling(call: Callable[..., Any], step: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Calls this instead of an op, as a step or by itself."""
+    return lambda _op, *args, **kwargs: step(call, *args, **kwargs) if step else call(*args, **kwargs)
 
 
 class _Call:
@@ -264,7 +273,7 @@ class _Collective(torch.autograd.Function):
     """Stands for a collective: right shapes forward and backward, and an event for what crosses the network."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, shape: list[int], conversion: Conversion, axis: Axis, watch: _Watch):
+    def forward(ctx: Any, x: Any, shape: list[int], conversion: Conversion, axis: Axis, watch: Watch):
         ctx.shape, ctx.conversion, ctx.axis, ctx.watch = list(x.shape), conversion, axis, watch
         ctx.payload = max(x.numel(), math.prod(shape))
         return _moved(x, shape, conversion.forward, axis, ctx.payload, watch)
@@ -275,7 +284,7 @@ class _Collective(torch.autograd.Function):
         return moved, None, None, None, None
 
 
-def _moved(x: Any, shape: list[int], kind: str | None, axis: Axis, payload: int, watch: _Watch) -> Any:
+def _moved(x: Any, shape: list[int], kind: str | None, axis: Axis, payload: int, watch: Watch) -> Any:
     """What a tensor is after a collective; the same memory if it stays as it is."""
     if kind is None and list(x.shape) == shape:
         return x.view_as(x)
@@ -287,7 +296,7 @@ def _moved(x: Any, shape: list[int], kind: str | None, axis: Axis, payload: int,
 
 
 @contextmanager
-def _gradients_leave_at_once(leaves: Any, watch: _Watch) -> Iterator[None]:
+def _gradients_leave_at_once(leaves: Any, watch: Watch) -> Iterator[None]:
     """The gradient of each leaf is freed when it is complete: the accumulated ones count as state, not as a peak."""
 
     def drop(leaf: torch.Tensor) -> None:
@@ -299,92 +308,3 @@ def _gradients_leave_at_once(leaves: Any, watch: _Watch) -> Iterator[None]:
     yield
     for handle in handles:
         handle.remove()
-
-
-class _Watch(TorchDispatchMode):
-    """Records every kernel that is dispatched, and the bytes of tensors alive."""
-
-    def __init__(self, events: list[_Event]) -> None:
-        super().__init__()
-        self.events = events
-        self.live_bytes = 0
-        self.peak_bytes = 0
-        self._seen: dict[int, Any] = {}
-        self._matmuls: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if func.namespace != "prim":
-            self._record(func, args, kwargs, out)
-        return out
-
-    def _record(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        results = [t for t in _flat(out) if isinstance(t, torch.Tensor)]
-        for tensor in results:
-            self._track(tensor)
-        name = func._overloadpacket.__name__
-        operator = of_target(str(func))
-        if not results or operator.allocates or _is_view(func, args, results):
-            return
-        operands = list(
-            {id(t): t for t in _flat((args, tuple(kwargs.values()))) if isinstance(t, torch.Tensor)}.values()
-        )
-        touched = touched_bytes([*map(_size_bytes, operands)], [*map(_size_bytes, results)], gathers=operator.gathers)
-        dtype = DTYPE_OF.get((operands or results)[0].dtype, "f32")
-        if name == "mm":
-            self._matmuls[results[0].untyped_storage()._cdata] = len(self.events)
-        self.events.append(_Event(name, dtype, None, touched, kernel_work(func, args, kwargs, out)))
-
-    def made_gradient(self, gradient: torch.Tensor) -> None:
-        """Marks the product of matrices that a gradient is, if it is one."""
-        position = self._matmuls.get(gradient.untyped_storage()._cdata)
-        if position is not None:
-            self.events[position] = replace(self.events[position], of_weight=True)
-
-    def record_in(self, events: list[_Event]) -> None:
-        """Lists what comes next elsewhere."""
-        self.events, self._matmuls = events, {}
-
-    def collective(self, kind: str | None, axis: Axis, payload_bytes: int) -> None:
-        if kind is not None:
-            self.events.append(_Event(kind, "", axis, payload_bytes))
-
-    def keep(self, tensor: torch.Tensor) -> None:
-        """Leaves the storage of a tensor that is there before the run out of the count."""
-        self._seen[tensor.untyped_storage()._cdata] = None
-
-    def _track(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._seen:
-            return
-        self._seen[key] = finalize(storage, self._free, key, size)
-        self.live_bytes += size
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-
-    def _free(self, key: int, size: int) -> None:
-        self._seen.pop(key, None)
-        self._matmuls.pop(key, None)
-        self.live_bytes -= size
-
-
-def _is_view(func: Any, args: Any, results: list[torch.Tensor]) -> bool:
-    """Whether a kernel only gives another name to the memory of its operand."""
-    if func._schema.is_mutable:
-        return False
-    own = {t.untyped_storage()._cdata for t in _flat(args) if isinstance(t, torch.Tensor)}
-    return all(t.untyped_storage()._cdata in own for t in results)
-
-
-def _size_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor's elements, those of an expanded one counted once."""
-    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _flat(item)
-    else:
-        yield value

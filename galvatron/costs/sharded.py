@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from operator import itemgetter
 from typing import Any
 
@@ -47,6 +47,7 @@ class ShardedCostModel:
         self._profiles: dict[Hashable, Profile] = {}
         self._cache: dict[Hashable, Any] = {}
         self._tied = tied_layers(program)
+        self._profiled = partial(profile_graph, kind=cluster.device.kind)
 
     def tied(self) -> Mapping[str, tuple[int, ...]]:
         return self._tied
@@ -102,7 +103,7 @@ class ShardedCostModel:
             sharded = self._partitioner.shard(cls, strategy, ties)
             border = self._partitioner.borders[cls]
             graph = _trained(sharded.graph, self.program.class_of[cls].graph, border)
-            self._profiles[key] = profile_graph(graph, sharded.mesh, border.differentiable, strategy.recompute)
+            self._profiles[key] = self._profiled(graph, sharded.mesh, border.differentiable, strategy.recompute)
         return self._profiles[key]
 
     def _bordering(self, cls: str, strategy: Strategy) -> LayerClass:
@@ -165,7 +166,7 @@ class ShardedCostModel:
         border = self._partitioner.borders[layer.cls]
         differentiable = border.differentiable
         graph = _trained(sharded.graph, self.program.class_of[layer.cls].graph, border)
-        profile = profile_graph(graph, sharded.mesh, differentiable, at=batch)
+        profile = self._profiled(graph, sharded.mesh, differentiable, at=batch)
         made = {name for one in self.layers for name in one.results}
         entering = [v for v, name in zip(sharded.graph.inputs, layer.operands, strict=True) if name in made]
         sizes = {value.name: evaluate(value.type.bytes, batch) for value in entering}
@@ -310,7 +311,9 @@ class ShardedCostModel:
             try:
                 self._cache[key] = [
                     (
-                        profile_graph(step.cls.graph, step.cls.mesh, frozenset("x") if differentiable else frozenset()),
+                        self._profiled(
+                            step.cls.graph, step.cls.mesh, frozenset("x") if differentiable else frozenset()
+                        ),
                         float(step.shares),
                     )
                     for step, differentiable in self._converting(index, before, after)

@@ -10,6 +10,7 @@ import torch
 
 from galvatron.ir.graph import Op
 from galvatron.ir.layout import Axis
+from galvatron.ir.ops.kernels import call_on
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.spmd import KEYWORDS, on_slices
 from galvatron.recompute import keep
@@ -18,14 +19,18 @@ Record = Callable[[str, int], None]
 """Notes a collective on the axis: its kind and its payload in bytes."""
 
 
-def run_on_slice(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], axis: Axis, record: Record) -> Any:
-    """The result of an op of `ir.spmd` on fake tensors, with its collectives recorded forward and backward."""
+def run_on_slice(
+    op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], axis: Axis, record: Record, kind: str = "cpu"
+) -> Any:
+    """The result of an op of `ir.spmd` on fake tensors of a kind of device, with its collectives recorded forward and
+    backward."""
     own = {k: v for k, v in kwargs.items() if k not in KEYWORDS}
     if ring := on_slices(op).ring:
         mask = (dict(zip(op.arguments, args, strict=False)) | own).get(operator_of(op).mask)
         turns = ring(op, axis.size)
         options = {k: v for k, v in own.items() if k in ("scale", "enable_gqa")}
-        return _Ring.apply(*args[:3], mask, turns, axis, record, partial(getattr(torch.ops.aten, op.name), **options))
+        attention = call_on(kind, f"aten.{op.name}") or getattr(torch.ops.aten, op.name)
+        return _Ring.apply(*args[:3], mask, turns, axis, record, partial(attention, **options))
     counterpart = on_slices(op)
     rows = args[0].detach().flatten(2).select(-1, 0)[0] if counterpart.channels else args[0].detach()[..., 0]
 

@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from math import prod
 
 from galvatron.errors import ClusterError, did_you_mean
-from galvatron.ir import kernel_figures, limits, networks, presets
+from galvatron.ir import limits, networks, presets
 from galvatron.ir.collectives import MESSAGES
 from galvatron.ir.device import Device
 from galvatron.ir.documents import read_json
 from galvatron.ir.network import Level, MeasuredCollective
-from galvatron.ir.presets import PRESETS, Preset
+from galvatron.ir.presets import PRESETS
 from galvatron.ir.records import read_members
 from galvatron.ir.types import DTYPE_BYTES
 
 RESERVE_SHARE = 1 / 16
-RESERVE_BYTES = 512 * 2**20
 
 _NAME = re.compile(r"([^:]+):([0-9]{1,9}(?:x[0-9]{1,9})+)")
 
@@ -49,10 +48,10 @@ class Cluster:
     def default_budget_bytes(self) -> int:
         """Memory that a plan may fill on each device when the user names no budget.
 
-        That is what the device has, less a sixteenth for allocator fragmentation and short-lived workspaces, and
-        512 MiB for the device context and communication buffers.
+        That is what the device has, less what is taken before any tensor is (`Device.reserved_bytes`), less a sixteenth
+        for allocator fragmentation and short-lived workspaces.
         """
-        return max(0, int(self.device.memory_bytes * (1 - RESERVE_SHARE)) - RESERVE_BYTES)
+        return max(0, int(self.device.memory_bytes * (1 - RESERVE_SHARE)) - self.device.reserved_bytes)
 
     @staticmethod
     def parse(text: str) -> Cluster:
@@ -76,7 +75,7 @@ class Cluster:
         if prod(sizes) > limits.DEVICES:
             raise ClusterError(f"cluster {text!r}: {prod(sizes)} devices, at most {limits.DEVICES} are possible")
         shape = "x".join(map(str, sizes))
-        return Cluster(f"{name}:{shape}", _device(PRESETS[name]), networks.levels(name, sizes))
+        return Cluster(f"{name}:{shape}", presets.device(name), networks.levels(name, sizes))
 
     def to_json(self) -> str:
         """The whole description as one line of JSON; `from_json` gives back an equal cluster."""
@@ -121,6 +120,9 @@ class Cluster:
             raise ClusterError(f"a cluster has from 1 to {limits.LEVELS} levels, not {len(self.levels)}")
         if self.world_size > limits.DEVICES:
             raise ClusterError(f"a cluster of more than {limits.DEVICES} devices")
+        for level in self.levels:
+            if (level.quick_bytes_per_s is None) != (level.quick_step_s is None):
+                raise ClusterError(f"cluster level {level.name!r} has only one of quick_bytes_per_s and quick_step_s")
         for measured in self.collectives:
             _check_measured(measured)
 
@@ -172,28 +174,3 @@ def _is_sensible(name: str, number: float) -> bool:
 def _may_be_zero(name: str) -> bool:
     """Times may, and what is counted beside the size of something; but neither sizes nor rates."""
     return (name.endswith("_s") and not name.endswith("_per_s")) or name in ("cards", "reserved_bytes")
-
-
-def _device(preset: Preset) -> Device:
-    """The device of published figures, with median efficiencies where a figure was never measured."""
-    tera, giga = 1e12, 1e9
-    half_rate = (preset.matmul_tflops or preset.peak_tflops * presets.ACHIEVED_MATMUL) * tera
-    share = half_rate / (preset.peak_tflops * tera)
-    rates = (
-        ("bf16", half_rate),
-        ("f16", half_rate),
-        ("f32", preset.f32_tflops * tera * share),
-        ("f64", preset.f64_tflops * tera * share),
-    )
-    kernels = kernel_figures.of_preset(preset.name)
-    return Device(
-        preset.name,
-        round(preset.memory_gb * giga),
-        rates,
-        preset.memory_gb_s * giga,
-        presets.KERNEL_LAUNCH_S,
-        host_op_s=presets.HOST_OP_S,
-        moving_share=kernels.moving_share,
-        attention_share=kernels.attention_share,
-        products=kernels.products,
-    )

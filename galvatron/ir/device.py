@@ -120,6 +120,8 @@ class Device:
         kind: torch's name of the type of device, which decides what kernels its operators run: `"cuda"` or `"cpu"`.
         host_op_s: the time of the process between two kernels that it launches in eager mode, with autograd: no step
             takes less than that for each of its kernels, whatever the device does meanwhile.
+        reserved_bytes: what of the memory is taken before a program's first tensor: the context of the device, and the
+            buffers of the first communicators.
         moving_share: class of kernels that memory bounds (`Operator.moves`), or `class.backward` for those of
             gradients where these differ → what large ones reach of the bandwidth; 1 for others.
         attention_share: `direction.width`, the direction `forward` or `backward`, of heads so wide → what attention of
@@ -137,6 +139,7 @@ class Device:
     attention_share: Table = ()
     products: Products = Products()
     measured: Measured = Measured()
+    reserved_bytes: int = 0
 
     def flop_per_s(self, dtype: str) -> float:
         """The matmul rate for an element type; a type without a rate of its own runs at the slowest one."""

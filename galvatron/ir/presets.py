@@ -1,29 +1,42 @@
-"""Published figures of accelerators, one row each, with their sources.
+"""Published figures of devices, one record each, with their sources.
 
-All figures are copied, none is tuned. Where a row has no measured figure the cluster model falls back on the median of
-the rows that do; `galvatron.ir.cluster` says how.
+All figures are copied, none is tuned on step times. Where a row has no measured figure, the median of the rows that do
+stands for it. What joins such devices is in `galvatron.ir.networks`.
 """
 
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-_STAS = "stas00/ml-engineering (744d01e1) compute/accelerator/README.md, network/README.md"
-_BUSBW = "; bus bandwidth: stas00/ml-engineering (744d01e1) network/README.md"
-_ISSUE_812 = "; NIC rate: NVIDIA staff in github NVIDIA/nccl issue 812 (2 nodes, 192 of 200 GB/s)"
-_ISSUE_290 = "; NIC rate: NVIDIA staff in github NVIDIA/nccl-tests issue 290 (46-48 of 50 GB/s)"
+from galvatron.ir import kernel_figures
+from galvatron.ir.device import Device
+
+_STAS = "stas00/ml-engineering (744d01e1) compute/accelerator/README.md"
 _F32 = "; f32/f64 peaks: vendor datasheet, not verified"
+_SHEET = "vendor datasheet, not verified"
+
+
+def _seen(where: str) -> str:
+    return f"; memory: as torch or rocm-smi told it in {where}"
+
+
+RESERVED_GIB = 1.0
+"""A CUDA context takes 0.3 GiB and more (pytorch/pytorch issue 107667), the first NCCL communicators of a process 0.53
+to 0.67 GiB (NVIDIA/nccl issue 964); on ROCm these take 1 GiB (Lumi-supercomputer/LUMI-AI-Guide issue 111)."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One accelerator, figures per device: rates in TFLOP/s, memory in GB (1e9 bytes), bandwidths in GB/s one way.
+    """One device: rates in TFLOP/s, memory in GiB (2³⁰ bytes), its bandwidth in GB/s (1e9 bytes).
 
-    `matmul_tflops` is the maximum achievable bf16/fp16 matmul rate and `in_node_bus_gb_s` the measured large-message
-    ring bus bandwidth of a full node; None where nobody published one. `nic_gb_s` is the achieved (`nic_measured`) or
-    nominal rate of the network card, None for devices sold without a typical one. f32 is the rate without TF32,
-    torch's default.
+    Attributes:
+        peak_tflops: of dense f16 matrix products accumulated in f32, by the datasheet.
+        matmul_tflops: the most that was measured of it; None where nobody published one.
+        f32_tflops: without TF32, torch's default.
+        memory_gib: what the driver gives to a process, which is less than what the card is sold with.
+        bf16: whether products of bf16 are as fast as those of f16; if not, they are as fast as those of f32.
+        reserved_gib: of memory, what is taken before a program's first tensor.
     """
 
     name: str
@@ -31,62 +44,58 @@ class Preset:
     matmul_tflops: float | None
     f32_tflops: float
     f64_tflops: float
-    memory_gb: float
+    memory_gib: float
     memory_gb_s: float
-    in_node_gb_s: float
-    in_node_bus_gb_s: float | None
-    nic_gb_s: float | None
-    nic_measured: bool
     source: str
+    bf16: bool = True
+    reserved_gib: float = RESERVED_GIB
+    kind: str = "cuda"
 
 
-PRESETS: dict[str, Preset] = {
-    p.name: p
-    for p in (
-        Preset("a100-40g", 312, 271.2, 19.5, 19.5, 40, 1555, 300, 235, 24, True,
-               _STAS + " (memory and its bandwidth unverified)" + _BUSBW + _ISSUE_812 + _F32),
-        Preset("a100-80g", 312, 271.2, 19.5, 19.5, 80, 2000, 300, 235, 24, True, _STAS + _BUSBW + _ISSUE_812 + _F32),
-        Preset("h100-80g", 989, 794.5, 67, 67, 80, 3350, 450, 367.2, 47, True,
-               _STAS + _BUSBW + " (ring all-reduce of the H200, same links)" + _ISSUE_290 + _F32),
-        Preset("h200-141g", 989, 794.5, 67, 67, 141, 4800, 450, 367.2, 47, True, _STAS + _BUSBW + _ISSUE_290 + _F32),
-        Preset("b200-180g", 2250, 1745.0, 75, 37, 180, 8000, 900, 845.67, 47.7, True,
-               _STAS + _BUSBW + " (8 and 4x8 devices, 16 GiB)" + _F32),
-        Preset("gb200", 2500, 1822.0, 80, 40, 186, 8000, 900, None, 50, False, _STAS + _F32),
-        Preset("mi300x", 1307, 668.4, 163.4, 163.4, 192, 5300, 448, 312.912, 50, False,
-               _STAS + " (448 = 7 links x 64 GB/s)" + _BUSBW + _F32),
-        Preset("mi325x", 1300, 784.9, 163.4, 163.4, 256, 6000, 448, None, 50, False, _STAS + _F32),
-        Preset("l40s", 362, None, 91.6, 1.4, 48, 860, 31, None, None, False, _STAS + " (PCIe 4)" + _F32),
-        Preset("rtx-4090", 165.2, None, 82.6, 1.3, 24, 1008, 31, None, None, False,
-               "vendor datasheet, not verified: bf16 with f32 accumulation; PCIe 4, no NVLink"),
-        Preset("rtx-titan", 65.2, None, 16.3, 0.5, 24, 672, 15.75, None, None, False,
-               "vendor datasheet, not verified: Turing, fp16 only (no bf16); PCIe 3 x16"),
-        Preset("l4", 121, None, 30.3, 0.5, 24, 300, 31, 3.85, None, False,
-               "vendor datasheet, not verified; bus bandwidth: fit of the Mist paper, PCIe, 3-4.7 GB/s"),
-    )
-}  # fmt: skip
+# name, peak, measured, f32 and f64 TFLOP/s; memory in GiB, GB/s; source
+_ROWS = (
+    Preset("v100-16g", 125, 97.4, 15.7, 7.8, 15.77, 900,
+           _SHEET + ", of the SXM2; f16 rate: zzc0721/torch-performance-test-data issue 140" + _seen("forum posts"),
+           bf16=False),
+    Preset("v100-32g", 125, 97.4, 15.7, 7.8, 31.75, 900,
+           _SHEET + ", of the SXM2; f16 rate: as the one with 16 GB" + _seen("hiyouga/LlamaFactory issue 182"),
+           bf16=False),
+    Preset("t4", 65, None, 8.1, 0.25, 14.75, 320, _SHEET + _seen("hpcaitech/Open-Sora issue 697"), bf16=False),
+    Preset("rtx-titan", 65.2, None, 16.3, 0.5, 23.65, 672,
+           _SHEET + _seen("lambdal/lambda-tensorflow-benchmark pull request 11"), bf16=False),
+    Preset("a100-40g", 312, 271.2, 19.5, 19.5, 39.50, 1555, _STAS + _F32 + _seen("TianheWu/CoSeR issue 10")),
+    Preset("a100-80g", 312, 271.2, 19.5, 19.5, 79.25, 2000, _STAS + _F32 + _seen("levihsu/OOTDiffusion issue 235")),
+    Preset("a100-40g-pcie", 312, None, 19.5, 19.5, 39.50, 1555, _SHEET + "; memory: as of the SXM card"),
+    Preset("a100-80g-pcie", 312, None, 19.5, 19.5, 79.25, 1935, _SHEET + "; memory: as of the SXM card"),
+    Preset("rtx-3090", 71, None, 35.6, 0.56, 23.69, 936,
+           "vendor white paper of the GA102, not verified; memory: 24,576 MiB in nvidia-smi, less what torch does not "
+           "get on a card of that size"),
+    Preset("rtx-4090", 165.2, None, 82.6, 1.3, 23.64, 1008, _SHEET + _seen("3DTopia/Phidias-Diffusion issue 8")),
+    Preset("l4", 121, None, 30.3, 0.5, 22.05, 300, _SHEET + _seen("several logs, 22.03 to 22.07")),
+    Preset("l40s", 362, None, 91.6, 1.4, 44.40, 860, _STAS + _F32 + _seen("QwenLM/Qwen3-VL issue 2097 (an L40)")),
+    Preset("h100-80g", 989, 794.5, 67, 67, 79.11, 3350, _STAS + _F32 + _seen("vllm-project/vllm issue 27508")),
+    Preset("h100-96g", 989, 794.5, 67, 67, 95.0, 2400,
+           "as the one with 80 GB, with HBM2e: pytorch/torchtitan benchmarks/llama3_h100_202412_torchtitan.md; memory: "
+           "what a 96 GB card of that generation gives, not verified"),
+    Preset("h100-80g-pcie", 756, None, 51, 51, 79.11, 2000, _SHEET + "; memory: as of the SXM card"),
+    Preset("h100-94g-nvl", 835, None, 60, 60, 93.00, 3900, _SHEET + _seen("ali-vilab/VACE issue 56")),
+    Preset("gh200-96g", 989, None, 67, 67, 94.50, 4000, _SHEET + _seen("logs of vLLM on one")),
+    Preset("h200-141g", 989, 794.5, 67, 67, 139.80, 4800, _STAS + _F32 + _seen("several logs, 139.72 to 139.81")),
+    Preset("b200-180g", 2250, 1745.0, 75, 37, 178.35, 7672,
+           _STAS + _F32 + "; bandwidth: 7,680 bits at 3,996 MHz, pytorch/ao pull request 4002" + _seen("several logs")),
+    Preset("gb200", 2500, 1822.0, 80, 40, 184.31, 8000, _STAS + _F32 + _seen("several logs")),
+    Preset("mi300x", 1307, 668.4, 163.4, 163.4, 191.98, 5300, _STAS + _F32 + _seen("AMD's documentation of ROCm")),
+    Preset("mi325x", 1300, 784.9, 163.4, 163.4, 255.98, 6000, _STAS + _F32 + _seen("logs of vLLM")),
+    Preset("cpu", 2.6, None, 2.6, 1.3, 128, 205,
+           "assumed: a socket of 32 cores with 512-bit vectors at 2.5 GHz, half of it reached, and eight channels of "
+           "DDR4-3200; profile your own", bf16=False, reserved_gib=0.5, kind="cpu"),
+)  # fmt: skip
+
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in _ROWS}
 """Device presets by name."""
 
-ACHIEVED_MATMUL = statistics.median(p.matmul_tflops / p.peak_tflops for p in PRESETS.values() if p.matmul_tflops)
+ACHIEVED_MATMUL = statistics.median(p.matmul_tflops / p.peak_tflops for p in _ROWS if p.matmul_tflops)
 """Achievable over peak bf16 matmul rate, median of the devices somebody measured."""
-
-ACHIEVED_IN_NODE = statistics.median(
-    p.in_node_bus_gb_s / p.in_node_gb_s for p in PRESETS.values() if p.in_node_bus_gb_s and p.name != "l4"
-)
-"""Ring bus bandwidth over nominal link rate, median of the measured devices (the L4 figure is a fit, not a
-measurement)."""
-
-ACHIEVED_NIC = 0.95
-"""Achieved over nominal network rate: 192/200, 46-48/50 and 381.8/400 in the sources of the measured rows."""
-
-ASSUMED_NIC_GB_S = 12.5
-"""For devices sold without a typical network card: one 100 Gb/s card per device. An assumption."""
-
-IN_NODE_LATENCY_S = 5e-6
-"""One ring step in a node: 8-GPU all-reduce of 1 MB takes 79 us (Galvatron-2 profile) and of 32 KiB 48 us (B200), 14
-steps."""
-
-CROSS_NODE_LATENCY_S = 6e-6
-"""One ring step across nodes: 32-GPU all-reduce of 256 KiB to 1 MiB takes 360-380 us (B200 over EFA), 62 steps."""
 
 KERNEL_LAUNCH_S = 2.5e-6
 """What a kernel takes on a GPU beside its work: about 1.5 us to begin and end, to which the smallest kernels of
@@ -94,3 +103,36 @@ microsoft/vidur's tables fit (2 to 4 us in all), and 1 us until the next begins.
 
 HOST_OP_S = 6e-6
 """Time between two kernels that eager PyTorch launches, with autograd: typical, not measured per machine."""
+
+
+def device(name: str) -> Device:
+    """The device of published figures."""
+    preset, tera = PRESETS[name], 1e12
+    half_rate = (preset.matmul_tflops or preset.peak_tflops * ACHIEVED_MATMUL) * tera
+    share = half_rate / (preset.peak_tflops * tera)
+    f32_rate = preset.f32_tflops * tera * share
+    rates = (
+        ("bf16", half_rate if preset.bf16 else f32_rate),
+        ("f16", half_rate),
+        ("f32", f32_rate),
+        ("f64", preset.f64_tflops * tera * share),
+    )
+    found = Device(
+        preset.name,
+        round(preset.memory_gib * 2**30),
+        rates,
+        preset.memory_gb_s * 1e9,
+        KERNEL_LAUNCH_S,
+        preset.kind,
+        HOST_OP_S,
+        reserved_bytes=round(preset.reserved_gib * 2**30),
+    )
+    if preset.kind == "cpu":
+        return found
+    kernels = kernel_figures.of_preset(preset.name)
+    return replace(
+        found,
+        moving_share=kernels.moving_share,
+        attention_share=kernels.attention_share,
+        products=kernels.products,
+    )

@@ -51,8 +51,7 @@ class Collectives:
         if (measured := self._measured.get((kind, size, stride))) is not None:
             return _measured_seconds(measured)
         group = _Group.of(self._cluster, size, stride)
-        quick = any(part.level.quick_bytes_per_s is not None for part in group.parts)
-        lines = [group.line(message, quick=False), *([group.line(message, quick=True)] if quick else [])]
+        lines = [group.line(message, quick=quick) for quick in (False, *([True] if group.has_quick(message) else []))]
         return lambda payload_bytes: min([fixed_s + payload_bytes * s_per_byte for fixed_s, s_per_byte in lines])
 
 
@@ -89,7 +88,7 @@ class _Part:
     groups: int
 
     def bytes_per_s(self, *, quick: bool) -> float:
-        """What a device, or a card, sends."""
+        """What a device, or a card, sends; in a quick line a level without a quick protocol is as ever."""
         return (quick and self.level.quick_bytes_per_s) or self.level.bytes_per_s
 
     def capacity(self, *, quick: bool) -> float:
@@ -135,14 +134,19 @@ class _Group:
             below, near = above, far
         return _Group(size, tuple(parts))
 
+    def has_quick(self, message: Message) -> bool:
+        """Whether there is a protocol of short messages: NCCL has none for what goes from one rank to another."""
+        return message.way in ("ring", "chain") and any(p.level.quick_bytes_per_s is not None for p in self.parts)
+
     def line(self, message: Message, *, quick: bool) -> tuple[float, float]:
         """Seconds of a collective: those of the shortest, and those of each byte."""
         size, top = self.size, self.parts[-1]
         if message.way == "peer":
             return top.level.latency_s, 1 / replace(top, joined=2).flow(1)
-        start_s = top.level.start_s
+        start_s = max(part.level.start_s for part in self.parts)
         if message.way == "each":
-            return start_s + (size - 1) * top.step_s(quick=quick), self._exchange_s_per_byte(quick=quick)
+            step_s = max(part.step_s(quick=False) for part in self.parts)
+            return start_s + (size - 1) * step_s, self._exchange_s_per_byte
         hops = [part.tree_hops if message.rounds == 2 else part.hops for part in self.parts]
         steps_s = sum(count * part.step_s(quick=quick) for count, part in zip(hops, self.parts, strict=True))
         rate = min(part.flow(part.fewest, quick=quick) for part in self.parts)
@@ -150,13 +154,7 @@ class _Group:
             return start_s + steps_s, 1 / rate
         return start_s + message.rounds * steps_s, message.rounds * (size - 1) / (size * rate)
 
-    def _exchange_s_per_byte(self, *, quick: bool) -> float:
-        """Of an all-to-all, whose payload is an n-th for each rank: the slowest level counts."""
-        size, first = self.size, self.parts[0]
-        leaving = [size - part.near for part in self.parts]
-        if first.innermost:
-            leaving[0] = first.joined - 1
-        return max(
-            count / size * part.below / part.capacity(quick=quick)
-            for count, part in zip(leaving, self.parts, strict=True)
-        )
+    @property
+    def _exchange_s_per_byte(self) -> float:
+        """Of an all-to-all, with an n-th of its payload for each rank: the level counts that takes longest."""
+        return max((self.size - part.near) / self.size * part.below / part.capacity(quick=False) for part in self.parts)

@@ -77,7 +77,8 @@ def large_block(strategy: str) -> Communication:
         program.fingerprint, parsed.devices, program.batch_size, micro_batches=1, schedule="1f1b",
         stages=((parsed,) * layers,),
     )  # fmt: skip
-    planned = replace(program, form=Form.PLANNED, cluster=Cluster.parse(f"a100-80g:1x{parsed.devices}"), plan=plan)
+    cluster = harness.proportional(Cluster.parse(f"a100-80g:1x{parsed.devices}"))
+    planned = replace(program, form=Form.PLANNED, cluster=cluster, plan=plan)
     sharded = Pipeline.of(LOWERING[:1]).run(planned)
     repeated = Counter(layer.cls for layer in sharded.all_layers).most_common(1)
     assert repeated[0][1] == 2
@@ -96,14 +97,17 @@ def test_sequence_parallelism_sends_what_megatron_sends():
 
 
 def test_ulysses_exchanges_queries_keys_values_and_the_result():
-    block = large_block("ulysses4")
-    assert counts(block.forward) == counts(block.backward) == {("all_to_all", (4, 1)): 4}
+    block = large_block("ulysses8")
+    assert counts(block.forward) == counts(block.backward) == {("all_to_all", (8, 1)): 4}
 
 
-def test_ulysses_on_two_ranks_gathers_the_input_once_for_less():
-    block = large_block("ulysses2")
-    assert counts(block.forward) == {("all_gather", PAIR): 1, ("all_to_all", PAIR): 1}
-    assert counts(block.backward) == {("reduce_scatter", PAIR): 1, ("all_to_all", PAIR): 1}
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ulysses_on_few_ranks_gathers_the_input_once_for_less(ranks: int) -> None:
+    """Galvatron-2 measured 224 us for an all-to-all of these 32 MiB on four A100s, and 1.07 ms for an all-reduce of
+    128 MiB: three of the former take longer than half of the latter."""
+    block = large_block(f"ulysses{ranks}")
+    assert counts(block.forward) == {("all_gather", (ranks, 1)): 1, ("all_to_all", (ranks, 1)): 1}
+    assert counts(block.backward) == {("reduce_scatter", (ranks, 1)): 1, ("all_to_all", (ranks, 1)): 1}
 
 
 def test_data_parallelism_sends_nothing_inside_a_block():

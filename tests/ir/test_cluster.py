@@ -61,6 +61,8 @@ def test_bad_json() -> None:
         Cluster.from_json(json.dumps({**fields, "levels": [{**fields["levels"][0], "parts": 1.5}]}))
     with pytest.raises(ClusterError, match="from 1 to 8 levels, not 0"):
         Cluster.from_json(json.dumps({**fields, "levels": []}))
+    with pytest.raises(ClusterError, match="level 'node' has only one of quick_bytes_per_s and quick_step_s"):
+        Cluster.from_json(json.dumps({**fields, "levels": [{**fields["levels"][0], "quick_step_s": 0.0}]}))
     with pytest.raises(ClusterError):
         Cluster.from_json("[]")
 
@@ -75,7 +77,7 @@ def test_bad_json() -> None:
 def test_json_loses_nothing(
     name: str, rate: float, latency: float, memory: int, rates: list[tuple[str, float]]
 ) -> None:
-    levels = (Level("node", 4, rate, latency, 2, latency, latency, rate), Level("network", 1, 1.0, 0.0))
+    levels = (Level("node", 4, rate, latency, 2, latency, latency, rate, latency), Level("network", 1, 1.0, 0.0))
     measured = MeasuredCollective("all_reduce", 2, 1, ((1.0, latency), (rate + 1, latency + 1)), rate)
     cluster = Cluster(name, Device(name, memory, tuple(rates), rate, latency), levels, (measured,))
     assert Cluster.from_json(cluster.to_json()) == cluster

@@ -24,6 +24,7 @@ from galvatron.codegen import emit, load_module, stage_axes
 from galvatron.ir import planned as plans
 from galvatron.ir.capture import Captured
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.device import Device
 from galvatron.ir.plan import Plan
 from galvatron.ir.planned import PlanShorthand
 from galvatron.ir.program import Form, Program
@@ -121,10 +122,18 @@ def planned(
 
 def with_plan(program: Program, plan: Plan) -> Program:
     """A program under a plan, which may be for another number of samples than the example batch."""
-    cluster = Cluster.parse(f"a100-80g:1x{plan.world_size}")
+    cluster = proportional(Cluster.parse(f"a100-80g:1x{plan.world_size}"))
     plan = plans.fitted(plan, program, plan.world_size, plan.global_batch_size)
     program = plans.in_pieces(program, plan)
     return replace(program, form=Form.PLANNED, cluster=cluster, batch_size=plan.global_batch_size, plan=plan)
+
+
+def proportional(cluster: Cluster) -> Cluster:
+    """A cluster on which small kernels take as long as so small a part of large ones, so that small models are worth
+    sharding as large ones are."""
+    device = cluster.device
+    rates = device.matmul_flop_per_s, device.memory_bytes_per_s
+    return replace(cluster, device=Device(device.name, device.memory_bytes, *rates, kernel_launch_s=4e-6))
 
 
 def layer_count(name: str) -> int:

@@ -119,14 +119,16 @@ def test_gradients_of_scaled_losses_are_divided_again(plan: str) -> None:
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("f16", torch.float16)])
 def test_gradients_of_micro_batches_add_up_in_single(precision: str, dtype: torch.dtype) -> None:
-    """Adding sixteen times in 16 bits would lose far more than this."""
+    """Adding sixteen times in 16 bits would lose far more than this. (The model rounds what it gives to the weight of a
+    norm; here both are one op.)"""
     (batch,) = batches(1)
     reference = Reference(dtype, microbatches=16)
     reference.loss_and_gradients(batch)
     ((_, found, _),) = run_ranks(gradients, 1, job("m16/dp1", precision, 1), batch, precision == "f16")
     for name, parameter in reference.masters.items():
         expected = _gradient(parameter)
-        assert (found[name] - expected).norm() <= 2**-8 * expected.norm(), name
+        bound = 2**-7 if "norm" in name else 2**-8
+        assert (found[name] - expected).norm() <= bound * expected.norm(), name
 
 
 def _gradient(parameter: Tensor) -> Tensor:

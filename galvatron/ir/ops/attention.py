@@ -33,9 +33,34 @@ def _turns(op: Op, ranks: int) -> int:
 
 
 def _flash(
-    _out: Any, query: Any, key: Any, value: Any, dropout_p: float = 0.0, is_causal: bool = False, **_: Any
+    _out: Any, query: Any, key: Any, value: Any, dropout_p: float = 0.0, is_causal: bool = False, *_: Any, **__: Any
 ) -> Work:
     return attention(query.shape, key.shape, value.shape, causal=is_causal)
+
+
+def _masked(
+    _out: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    _bias: Any,
+    _trains: bool,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **_: Any,
+) -> Work:
+    return attention(query.shape, key.shape, value.shape, causal=is_causal)
+
+
+def _masked_backward(_out: Any, _gradient: Any, *operands: Any, **_options: Any) -> Work:
+    query, key, value, *_ = operands
+    causal = len(operands) > 10 and operands[10]
+    return attention(query.shape, key.shape, value.shape, causal=causal, backward=True)
+
+
+def _cuda_backward(_out: Any, _gradient: Any, *operands: Any, **_options: Any) -> Work:
+    query, key, value = operands[:3]
+    return attention(query.shape, key.shape, value.shape, causal=operands[10], backward=True)
 
 
 def _flash_backward(_out: Any, _gradient: Any, *operands: Any, **_options: Any) -> Work:
@@ -60,4 +85,8 @@ OPERATORS: dict[str, Operator] = {
     ),
     "_scaled_dot_product_flash_attention_for_cpu": Operator(work=_flash),
     "_scaled_dot_product_flash_attention_for_cpu_backward": Operator(work=_flash_backward),
+    "_scaled_dot_product_flash_attention": Operator(work=_flash),
+    "_scaled_dot_product_flash_attention_backward": Operator(work=_cuda_backward),
+    "_scaled_dot_product_efficient_attention": Operator(work=_masked),
+    "_scaled_dot_product_efficient_attention_backward": Operator(work=_masked_backward),
 }

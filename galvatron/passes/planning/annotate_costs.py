@@ -22,7 +22,7 @@ from galvatron.partition.context import Partitioner
 from galvatron.passes.base import Pass
 
 ANY_CLUSTER = "a100-80g:1x1"
-"""What a class costs before sharding is the same on every cluster."""
+"""What a class costs before sharding is the same on every cluster of GPUs."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,18 @@ class AnnotateCosts(Pass):
     def run(self, program: Program) -> Program:
         if self.cluster is not None:
             program = replace(program, cluster=Cluster.parse(self.cluster))
-        borders = Partitioner(program, program.cluster or Cluster.parse(ANY_CLUSTER)).borders
-        classes = tuple(replace(cls, cost=class_cost(cls, borders[cls.name])) for cls in program.classes)
+        cluster = program.cluster or Cluster.parse(ANY_CLUSTER)
+        borders = Partitioner(program, cluster).borders
+        classes = tuple(
+            replace(cls, cost=class_cost(cls, borders[cls.name], cluster.device.kind)) for cls in program.classes
+        )
         return replace(program, form=Form.COSTED, classes=classes)
 
 
-def class_cost(cls: LayerClass, border: Border) -> ClassCost:
-    """The cost of one call of a class, given which of its inputs have a gradient and which of its state is trained."""
-    profile = profile_graph(cls.graph.without_outputs(border.given_outputs), (), border.differentiable)
+def class_cost(cls: LayerClass, border: Border, kind: str) -> ClassCost:
+    """The cost of one call of a class on a kind of device, given which of its inputs have a gradient and which of its
+    state is trained."""
+    profile = profile_graph(cls.graph.without_outputs(border.given_outputs), (), border.differentiable, kind=kind)
     forward, backward = launches(profile.forward), launches(profile.backward)
     return ClassCost(
         forward_flop=_flop(forward),

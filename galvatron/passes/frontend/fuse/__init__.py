@@ -20,9 +20,9 @@ from galvatron.passes.frontend.fuse.conditions import (
     is_causal,
     is_neutral,
     is_norm_weight,
-    keeps_precision,
     last_dim,
     masked_scores,
+    rounds_no_more,
     same_dtype_softmax,
     scores,
     selects_all,
@@ -57,7 +57,7 @@ FUSIONS: dict[str, RewriteRule] = {
     ),
     "softmax-dtype": Formula("softmax.int(x, dim, dtype)", "softmax.int(x, dim)", same_dtype_softmax),
     # activations
-    "silu": Formula("x * sigmoid(x)", "silu(x)", keeps_precision),
+    "silu": Formula("x * sigmoid(x)", "silu(x)", rounds_no_more),
     "gelu-tanh": Formula(
         (
             "x * 0.5 * (tanh((x + x ** 3 * 0.044715) * 0.7978845608028654) + 1)",
@@ -65,12 +65,12 @@ FUSIONS: dict[str, RewriteRule] = {
             "x * (tanh((x + x ** 3 * 0.044715) * 0.7978845608028654) + 1) * 0.5",
         ),
         'gelu(x, approximate="tanh")',
-        keeps_precision,
+        rounds_no_more,
     ),
     "gelu": Formula(
         ("x * 0.5 * (erf(x / 1.4142135623730951) + 1)", "x * (erf(x / 1.4142135623730951) + 1) * 0.5"),
         "gelu(x)",
-        keeps_precision,
+        rounds_no_more,
     ),
     # linear and norms
     "linear-bias": Formula("linear(x, w) + b", "linear(x, w, b)", adds_bias),

@@ -17,9 +17,16 @@ _HOLDS_EXACTLY = {
 """Element type → the types all of whose values it has."""
 
 
-def keeps_precision(match: Match) -> Meanings:
-    """The result has 32 or 64 bits: in 16 bits the model rounds on the way where one op does not."""
-    return {} if match.type.dtype in ("f32", "f64") else None
+def rounds_no_more(match: Match) -> Meanings:
+    """The result is of real numbers. In 16 bits the model rounds after each op, while one op computes in 32 bits and
+    rounds once: it is nearer to what both mean."""
+    return {} if match.type.dtype in ("f32", "f64", *_HALF) else None
+
+
+def _keeps_precision(match: Match) -> bool:
+    """The result has 32 or 64 bits. In 16 bits attention that is written out stays so: its scores may be too large for
+    these, and the model may look at them."""
+    return match.type.dtype in ("f32", "f64")
 
 
 def exact_cast(match: Match) -> Meanings:
@@ -57,20 +64,20 @@ def _order(match: Match, rank: int, dims: str, first: str, second: str) -> list[
 def adds_bias(match: Match) -> Meanings:
     """A vector with a number for each output feature."""
     fits = match.is_tensor("b") and match.type_of("b") == TensorType(match.type.dtype, match.type.shape[-1:])
-    return keeps_precision(match) if fits else None
+    return rounds_no_more(match) if fits else None
 
 
 def last_dim(match: Match) -> Meanings:
     """The mean is over the last dim, and `eps` is a number."""
     shape = match.type_of("x").shape
     fits = match["dims"] == (len(shape) - 1,) and isinstance(shape[-1], int) and not match.is_tensor("eps")
-    return {"shape": shape[-1:]} if fits and keeps_precision(match) is not None else None
+    return {"shape": shape[-1:]} if fits and rounds_no_more(match) is not None else None
 
 
 def is_norm_weight(match: Match) -> Meanings:
     """A parameter of the normalised shape."""
     fits = match.is_state("w") and match.type_of("w") == TensorType(match.type.dtype, tuple(match["shape"]))  # type: ignore[arg-type]
-    return keeps_precision(match) if fits else None
+    return rounds_no_more(match) if fits else None
 
 
 def half_precision_norm(match: Match) -> Meanings:
@@ -128,7 +135,7 @@ def _scale(match: Match) -> float | None:
 def _is_attention(match: Match) -> bool:
     q, k, v = (match.type_of(name) for name in "qkv")
     alike = len(q.shape) == len(k.shape) == len(v.shape) == 4 and q.shape[:2] == k.shape[:2] == v.shape[:2]
-    return alike and q.dtype == k.dtype == v.dtype and keeps_precision(match) is not None
+    return alike and q.dtype == k.dtype == v.dtype and _keeps_precision(match)
 
 
 def grouped_heads(match: Match) -> Meanings:

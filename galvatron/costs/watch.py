@@ -1,0 +1,151 @@
+"""Watching kernels run: each as an event, and the bytes of the tensors that are alive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import finalize
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from galvatron.ir.interpreter import DTYPE_OF
+from galvatron.ir.layout import Axis
+from galvatron.ir.ops.kernels import KernelLaunch, launches_on
+from galvatron.ir.ops.table import kernel_work, of_target
+from galvatron.ir.ops.work import Work
+from galvatron.machine.kernel import touched_bytes
+
+
+@dataclass(frozen=True)
+class ObservedEvent:
+    """A kernel (`axis` None) or collective at one batch size, with the bytes that it touches or sends."""
+
+    name: str
+    dtype: str
+    axis: Axis | None
+    size_bytes: float
+    work: Work | None = None
+    of_weight: bool = False
+
+
+class Watch(TorchDispatchMode):
+    """Records every kernel that a kind of device launches for what torch dispatches, and the bytes of tensors alive."""
+
+    def __init__(self, events: list[ObservedEvent], kind: str) -> None:
+        super().__init__()
+        self.events, self.kind = events, kind
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._seen: dict[int, Any] = {}
+        self._matmuls: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func.namespace != "prim":
+            self._record(func, args, kwargs, out)
+        return out
+
+    def _record(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        results = [t for t in _flat(out) if isinstance(t, torch.Tensor)]
+        for tensor in results:
+            self._track(tensor)
+        name = func._overloadpacket.__name__
+        operator = of_target(str(func))
+        if not results or operator.allocates or _is_view(func, args, results):
+            return
+        operands = list(
+            {id(t): t for t in _flat((args, tuple(kwargs.values()))) if isinstance(t, torch.Tensor)}.values()
+        )
+        dtype = DTYPE_OF.get((operands or results)[0].dtype, "f32")
+        work = kernel_work(func, args, kwargs, out)
+        if launches := launches_on(self.kind, name):
+            self.events += _launched(launches, name, dtype, work, _by_name(func, args, kwargs, out))
+            return
+        touched = touched_bytes([*map(_size_bytes, operands)], [*map(_size_bytes, results)], gathers=operator.gathers)
+        if name == "mm":
+            self._matmuls[results[0].untyped_storage()._cdata] = len(self.events)
+        self.events.append(ObservedEvent(name, dtype, None, touched, work))
+
+    def made_gradient(self, gradient: torch.Tensor) -> None:
+        """Marks the product of matrices that a gradient is, if it is one."""
+        position = self._matmuls.get(gradient.untyped_storage()._cdata)
+        if position is not None:
+            self.events[position] = replace(self.events[position], of_weight=True)
+
+    def record_in(self, events: list[ObservedEvent]) -> None:
+        """Lists what comes next elsewhere."""
+        self.events, self._matmuls = events, {}
+
+    def collective(self, kind: str | None, axis: Axis, payload_bytes: int) -> None:
+        if kind is not None:
+            self.events.append(ObservedEvent(kind, "", axis, payload_bytes))
+
+    def keep(self, tensor: torch.Tensor) -> None:
+        """Leaves the storage of a tensor that is there before the run out of the count."""
+        self._seen[tensor.untyped_storage()._cdata] = None
+
+    def _track(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen[key] = finalize(storage, self._free, key, size)
+        self.live_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.pop(key, None)
+        self._matmuls.pop(key, None)
+        self.live_bytes -= size
+
+
+def _by_name(func: Any, args: Any, kwargs: Any, out: Any) -> dict[str, list[torch.Tensor]]:
+    """The tensors of a call: operands by parameter, results by number."""
+    parameters = (a.name for a in func._schema.arguments)
+    results = out if isinstance(out, (tuple, list)) else (out,)
+    named = {**dict(zip(parameters, args, strict=False)), **kwargs, **{str(i): t for i, t in enumerate(results)}}
+    return {name: [t for t in _flat(value) if isinstance(t, torch.Tensor)] for name, value in named.items()}
+
+
+def _launched(
+    launches: tuple[KernelLaunch, ...],
+    name: str,
+    dtype: str,
+    work: Work | None,
+    tensors: dict[str, list[torch.Tensor]],
+) -> Iterator[ObservedEvent]:
+    """The launches of one kernel; those that work do equally much."""
+    done = [
+        launch
+        for launch in launches
+        if any(map(tensors.get, launch.writes)) and all(map(tensors.get, sorted(launch.needs)))
+    ]
+    share = 1 / max(1, sum(launch.works for launch in done))
+    part = work and Work(work.kind, (work.sizes[0] * share, *work.sizes[1:]))
+    for launch in done:
+        touched = sum(_size_bytes(t) for name in (*launch.reads, *launch.writes) for t in tensors.get(name, ()))
+        yield ObservedEvent(name, dtype, None, touched, part if launch.works else None)
+
+
+def _is_view(func: Any, args: Any, results: list[torch.Tensor]) -> bool:
+    """Whether a kernel only gives another name to the memory of its operand."""
+    if func._schema.is_mutable:
+        return False
+    own = {t.untyped_storage()._cdata for t in _flat(args) if isinstance(t, torch.Tensor)}
+    return all(t.untyped_storage()._cdata in own for t in results)
+
+
+def _size_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor's elements, those of an expanded one counted once."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield value
