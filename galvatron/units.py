@@ -1,4 +1,5 @@
-"""Quantities as text: byte sizes such as `36GiB` to read and print, sizes and durations rounded for a reader."""
+"""Quantities as text: byte sizes such as `36GiB` to read and print, rates and times such as `25GB/s` to read, and sizes
+and durations rounded for a reader."""
 
 from __future__ import annotations
 
@@ -13,6 +14,17 @@ _UNITS: dict[str, int] = {
     "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
 }  # fmt: skip
 _BY_LOWER_CASE = {unit.lower(): unit for unit in _UNITS}
+_PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+_QUANTITY = re.compile(r"(\d{1,24}(?:\.\d{1,24})?(?:[eE][+-]?\d{1,2})?)\s*([A-Za-zµ/]*)", re.ASCII)
+_QUANTITIES: dict[str, dict[str, float]] = {
+    "bytes": {unit: float(size) for unit, size in _UNITS.items()},
+    "bytes/s": {f"{unit}/s": float(size) for unit, size in _UNITS.items()}
+    | {f"{prefix}bit/s": factor / 8 for prefix, factor in _PREFIXES.items()},
+    "FLOP/s": {f"{prefix}FLOP/s": factor for prefix, factor in _PREFIXES.items()},
+    "s": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9},
+}
+"""What a quantity may be written in: unit → times that of the quantity."""
+
 _SIZE = re.compile(r"(\d{1,24}(?:\.\d{1,24})?)\s*([A-Za-z]*)", re.ASCII)
 
 
@@ -37,6 +49,22 @@ def parse_bytes(text: str | int) -> int:
     if size.denominator != 1:
         raise GalvatronError(f"size {text!r} is not a whole number of bytes")
     return int(size)
+
+
+def parse_quantity(text: str, quantity: str) -> float:
+    """Reads `"25GB/s"` or `"200Gbit/s"`: a number with a unit of a quantity, which is `bytes`, `bytes/s`, `FLOP/s` or
+    `s`. Case matters, so that a bit is not taken for a byte.
+
+    Raises:
+        GalvatronError: not a number with a unit, or one of something else.
+    """
+    units = _QUANTITIES[quantity]
+    match = _QUANTITY.fullmatch(text.strip())
+    if match is None or not match[2]:
+        raise GalvatronError(f"{text!r} is not a number with a unit, such as '25{list(units)[3]}'")
+    if match[2] not in units:
+        raise GalvatronError(f"{text!r}: {match[2]!r} is no unit of {quantity}; {did_you_mean(match[2], units)}")
+    return float(match[1]) * units[match[2]]
 
 
 def print_bytes(size: int) -> str:

@@ -46,9 +46,9 @@ KNOWS_NOTHING_OF: dict[str, tuple[str, ...]] = {
 RATES = {"memory_bytes_per_s", "matmul_flop_per_s", "flop_per_s", "bytes_per_s", "kernel_launch_s", "latency_s"}
 READ_RATES = {
     "machine/machine.py", "machine/kernels.py", "machine/products.py", "machine/attention.py", "machine/collectives.py",
-    "ir/cluster.py", "ir/device.py",
+    "ir/cluster.py", "ir/cluster_file.py", "ir/device.py",
 }  # fmt: skip
-"""What makes seconds of bytes and FLOP, and who may: the machine, and who reads, prints and measures clusters."""
+"""What makes seconds of bytes and FLOP, and who may: the machine, and who reads, checks and measures clusters."""
 
 WITHOUT_TORCH = [
     path

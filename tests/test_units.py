@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from galvatron.errors import GalvatronError
-from galvatron.units import format_bytes, format_flop, format_seconds, parse_bytes, print_bytes
+from galvatron.units import format_bytes, format_flop, format_seconds, parse_bytes, parse_quantity, print_bytes
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,33 @@ def test_formats_for_a_reader() -> None:
     assert format_bytes(2**50) == "1024 TiB"
     assert [format_flop(n) for n in (0, 1536, 3.12e14)] == ["0 FLOP", "1.536 kFLOP", "312 TFLOP"]
     assert [format_seconds(s) for s in (1.24, 0.0351, 4.2e-6, 0)] == ["1.24 s", "35.1 ms", "4.2 us", "0 us"]
+
+
+@pytest.mark.parametrize(
+    ("text", "quantity", "value"),
+    [
+        ("79.25GiB", "bytes", 79.25 * 2**30),
+        ("25 GB/s", "bytes/s", 25e9),
+        ("200Gbit/s", "bytes/s", 25e9),
+        ("312TFLOP/s", "FLOP/s", 312e12),
+        ("2.5us", "s", 2.5e-6),
+        ("1e-3 ms", "s", 1e-6),
+    ],
+)
+def test_reads_quantities(text: str, quantity: str, value: float) -> None:
+    assert parse_quantity(text, quantity) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "quantity", "message"),
+    [
+        ("25", "bytes/s", "not a number with a unit, such as '25GB/s'"),
+        ("fast", "s", "not a number with a unit"),
+        ("25Gb/s", "bytes/s", "'Gb/s' is no unit of bytes/s; did you mean 'Gbit/s' or 'GB/s'"),
+        ("25GB", "bytes/s", "did you mean 'GB/s'"),
+        ("5 minutes", "s", "'minutes' is no unit of s"),
+    ],
+)
+def test_refuses_other_quantities(text: str, quantity: str, message: str) -> None:
+    with pytest.raises(GalvatronError, match=message):
+        parse_quantity(text, quantity)

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
+import os
 from dataclasses import dataclass
 from math import prod
 
 from galvatron.errors import ClusterError, did_you_mean
-from galvatron.ir import limits, networks, presets
+from galvatron.ir import cluster_file, limits, networks
 from galvatron.ir.collectives import MESSAGES
 from galvatron.ir.device import Device
 from galvatron.ir.documents import read_json
 from galvatron.ir.network import Level, MeasuredCollective
-from galvatron.ir.presets import PRESETS
 from galvatron.ir.records import read_members
 from galvatron.ir.types import DTYPE_BYTES
 
 RESERVE_SHARE = 1 / 16
-
-_NAME = re.compile(r"([^:]+):([0-9]{1,9}(?:x[0-9]{1,9})+)")
 
 
 @dataclass(frozen=True)
@@ -55,27 +52,27 @@ class Cluster:
 
     @staticmethod
     def parse(text: str) -> Cluster:
-        """Reads `"a100-80g:2x8"`: device preset, nodes × devices per node; `"gb200:2x18x4"`: racks of so many nodes.
+        """Reads `"a100-80g:2x8"`: device preset, nodes × devices per node; `"gb200:2x18x4"`: racks of so many nodes;
+        or the name of a file, `"mine.toml"`.
 
         Raises:
             ClusterError: malformed text, unknown preset (with the nearest known ones), or no devices.
         """
-        match = _NAME.fullmatch(text.strip())
-        if not match:
-            preset = text.strip().partition(":")[0]
-            raise ClusterError(
-                f"cluster {text!r} is not of the form 'preset:NODESxDEVICES', such as 'a100-80g:2x8'"
-                + ("" if preset in PRESETS else f"; {did_you_mean(preset, PRESETS)}")
-            )
-        name, sizes = match[1].strip().lower(), [int(size) for size in match[2].split("x")]
-        if name not in PRESETS:
-            raise ClusterError(f"cluster {text!r}: unknown device preset {name!r}; {did_you_mean(name, PRESETS)}")
-        if min(sizes) < 1:
-            raise ClusterError(f"cluster {text!r}: needs at least one node and one device per node")
-        if prod(sizes) > limits.DEVICES:
-            raise ClusterError(f"cluster {text!r}: {prod(sizes)} devices, at most {limits.DEVICES} are possible")
-        shape = "x".join(map(str, sizes))
-        return Cluster(f"{name}:{shape}", presets.device(name), networks.levels(name, sizes))
+        if text.strip().endswith(".toml"):
+            return Cluster.load(text.strip())
+        return Cluster(*networks.described(text))
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Cluster:
+        """Reads a cluster that someone wrote as a TOML file (`galvatron.ir.cluster_file`).
+
+        Raises:
+            ClusterError: the file cannot be read, or has what no cluster has; says what.
+            ParseError: it is no TOML.
+        """
+        cluster = Cluster(*cluster_file.read(path))
+        cluster.check()
+        return cluster
 
     def to_json(self) -> str:
         """The whole description as one line of JSON; `from_json` gives back an equal cluster."""
@@ -116,6 +113,11 @@ class Cluster:
         self.device.check()
         if self.device.memory_bytes > limits.SIZE:
             raise ClusterError(f"cluster field 'memory_bytes' must be at most {limits.SIZE}")
+        if self.device.reserved_bytes >= self.device.memory_bytes:
+            raise ClusterError(
+                f"cluster field 'reserved_bytes' is {self.device.reserved_bytes}, and 'memory_bytes' is "
+                f"{self.device.memory_bytes}: nothing is left"
+            )
         if not 1 <= len(self.levels) <= limits.LEVELS:
             raise ClusterError(f"a cluster has from 1 to {limits.LEVELS} levels, not {len(self.levels)}")
         if self.world_size > limits.DEVICES:

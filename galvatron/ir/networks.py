@@ -8,11 +8,17 @@ Nothing is fitted to times of training steps.
 
 from __future__ import annotations
 
+import re
 import statistics
 from dataclasses import dataclass, replace
+from math import prod
+from typing import NamedTuple
 
-from galvatron.errors import ClusterError
+from galvatron.errors import ClusterError, did_you_mean
+from galvatron.ir import limits, presets
+from galvatron.ir.device import Device
 from galvatron.ir.network import Level
+from galvatron.ir.presets import PRESETS
 
 _BUSBW = "stas00/ml-engineering (744d01e1) network/README.md"
 _VIDUR = "; times of short messages: fit to microsoft/vidur's tables (MIT)"
@@ -94,6 +100,7 @@ _IN_HGX_B200 = Network(
     f"HGX, 8 cards of 400 Gb/s; in a node all-reduce of 1 MiB to 4 GiB (846 GB/s beyond), across 382 GB/s for 8 cards, "
     f"both {_BUSBW}",
 )
+_PAIRS_ON_PCIE_4, _PAIRS_ON_PCIE_5 = replace(_pcie(31.5), cards=1), replace(_pcie(63), cards=1)
 _IN_BRIDGED_PAIRS = f"in pairs 208 GB/s, between them 20 GB/s of PCIe 4: NVIDIA/nccl-tests issue 178{_VIDUR}"
 
 NETWORKS: dict[str, Network] = {
@@ -103,8 +110,12 @@ NETWORKS: dict[str, Network] = {
     "rtx-titan": Network(_pcie(15.75), _SHARED_100G, f"PCIe 3, assumed one card of 100 Gb/s in a node; {_SHEET}"),
     "a100-40g": _IN_DGX_A100,
     "a100-80g": _IN_DGX_A100,
-    "a100-40g-pcie": Network(_pcie(31.5), _SHARED_100G, _IN_BRIDGED_PAIRS + "; assumed one card of 100 Gb/s", _BRIDGE),
-    "a100-80g-pcie": Network(_pcie(31.5), _SHARED_100G, _IN_BRIDGED_PAIRS + "; assumed one card of 100 Gb/s", _BRIDGE),
+    "a100-40g-pcie": Network(
+        _PAIRS_ON_PCIE_4, _SHARED_100G, _IN_BRIDGED_PAIRS + "; assumed one card of 100 Gb/s", _BRIDGE
+    ),
+    "a100-80g-pcie": Network(
+        _PAIRS_ON_PCIE_4, _SHARED_100G, _IN_BRIDGED_PAIRS + "; assumed one card of 100 Gb/s", _BRIDGE
+    ),
     "rtx-3090": Network(_pcie(31.5), _SHARED_100G, f"PCIe 4, assumed one card of 100 Gb/s in a node; {_SHEET}"),
     "rtx-4090": Network(_pcie(31.5), _SHARED_100G, f"PCIe 4, assumed one card of 100 Gb/s in a node; {_SHEET}"),
     "l4": Network(
@@ -116,10 +127,16 @@ NETWORKS: dict[str, Network] = {
     "h100-80g": _IN_HGX_H100,
     "h100-96g": _IN_HGX_H100,
     "h100-80g-pcie": Network(
-        _pcie(63), _SHARED_400G, _IN_BRIDGED_PAIRS + ", twice that of PCIe 5; assumed 4 cards of 100 Gb/s", _BRIDGE
+        _PAIRS_ON_PCIE_5,
+        _SHARED_400G,
+        _IN_BRIDGED_PAIRS + ", twice that on PCIe 5; assumed 4 cards of 100 Gb/s",
+        _BRIDGE,
     ),
     "h100-94g-nvl": Network(
-        _pcie(63), _SHARED_400G, _IN_BRIDGED_PAIRS + ", twice that of PCIe 5; assumed 4 cards of 100 Gb/s", _BRIDGE
+        _PAIRS_ON_PCIE_5,
+        _SHARED_400G,
+        _IN_BRIDGED_PAIRS + ", twice that on PCIe 5; assumed 4 cards of 100 Gb/s",
+        _BRIDGE,
     ),
     "gh200-96g": Network(
         _GH200, _HDR, f"nodes of four as in Alps, 150 GB/s between each two, 200 Gb/s of Slingshot each; {_SHEET}"
@@ -143,6 +160,40 @@ NETWORKS: dict[str, Network] = {
     ),
 }
 """By device preset."""
+
+
+_NAME = re.compile(r"([^:]+):([0-9]{1,9}(?:x[0-9]{1,9})+)")
+
+
+class Described(NamedTuple):
+    """What a cluster is made of: its name, its devices, and its levels."""
+
+    name: str
+    device: Device
+    levels: tuple[Level, ...]
+
+
+def described(text: str) -> Described:
+    """What `"a100-80g:2x8"` means: so many nodes of so many devices of a preset.
+
+    Raises:
+        ClusterError: malformed text, unknown preset (with the nearest known ones), or no devices.
+    """
+    match = _NAME.fullmatch(text.strip())
+    if not match:
+        preset = text.strip().partition(":")[0]
+        raise ClusterError(
+            f"cluster {text!r} is not of the form 'preset:NODESxDEVICES', such as 'a100-80g:2x8'"
+            + ("" if preset in PRESETS else f"; {did_you_mean(preset, PRESETS)}")
+        )
+    name, sizes = match[1].strip().lower(), [int(size) for size in match[2].split("x")]
+    if name not in PRESETS:
+        raise ClusterError(f"cluster {text!r}: unknown device preset {name!r}; {did_you_mean(name, PRESETS)}")
+    if min(sizes) < 1:
+        raise ClusterError(f"cluster {text!r}: needs at least one node and one device per node")
+    if prod(sizes) > limits.DEVICES:
+        raise ClusterError(f"cluster {text!r}: {prod(sizes)} devices, at most {limits.DEVICES} are possible")
+    return Described(f"{name}:{match[2]}", presets.device(name), levels(name, sizes))
 
 
 def levels(preset: str, sizes: list[int]) -> tuple[Level, ...]:
