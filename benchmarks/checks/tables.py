@@ -20,6 +20,7 @@ def print_tables(documents: dict[str, Document]) -> None:
         "speed": _speed,
         "device": _device,
         "prediction": _prediction,
+        "kernels": _kernels,
     }
     for part, document in documents.items():
         if document.get("rows"):
@@ -104,5 +105,21 @@ def _prediction(rows: list[Document]) -> Table:
             f"{row['predicted_peak_bytes'] / 2**30:.2f}",
             f"{measured / 2**30:.2f}" if measured else "",
             f"{row['peak_ratio']:.3f}" if row["peak_ratio"] else "",
+        )
+    return table
+
+
+def _kernels(rows: list[Document]) -> Table:
+    headings = ("class", "pass", "launches said", "counted", "kept, KiB said", "found", "only said", "only run")
+    table = _table("Kernels by the cost model and by the device", headings)
+    for row in rows:
+        kept = (row["predicted_kept_bytes"], row["measured_kept_bytes"])
+        table.add_row(
+            row["case"],
+            row["way"],
+            str(row["predicted_launches"]),
+            str(row["measured_launches"] or ""),
+            *("" if size is None else f"{size / 1024:.1f}" for size in kept),
+            *(", ".join(f"{name} {count}" for name, count in row[side].items()) for side in ("missing", "unsaid")),
         )
     return table

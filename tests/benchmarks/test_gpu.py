@@ -34,6 +34,16 @@ def test_every_collective_is_called(tmp_path: Path) -> None:
     assert "Communication on one rank" in done.stdout
 
 
+def test_the_cost_model_knows_the_kernels_of_the_device(tmp_path: Path) -> None:
+    done = check(tmp_path, "--parts", "kernels")
+    assert done.returncode == 0, done.stderr
+    (found,) = documents(tmp_path).values()
+    assert found["finished"] and not found["failures"] and len(found["rows"]) > 15
+    for row in found["rows"]:
+        assert not row["missing"] and not row["unsaid"], row
+        assert row["predicted_kept_bytes"] == row["measured_kept_bytes"], row
+
+
 @pytest.mark.slow
 def test_all_parts(tmp_path: Path) -> None:
     done = check(tmp_path)
