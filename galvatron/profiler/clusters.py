@@ -80,6 +80,7 @@ def _device(profile: Profile) -> Device:
         kernel_launch_s=min(launches, default=0.0),
         kind=environment.kind,
         host_op_s=min(recorded, default=0.0),
+        reserved_bytes=_reserved_bytes(profile),
         moving_share=tuple(
             (name, min(1.0, rows[-1][0] / rows[-1][1] / bandwidth)) for name, rows in moving.items() if name in _MOVING
         ),
@@ -89,6 +90,16 @@ def _device(profile: Profile) -> Device:
             attention=tuple(_attention(profile)),
         ),
     )
+
+
+_COMMUNICATORS = 2
+"""Process groups beside that of all ranks, in a plan of two axes."""
+
+
+def _reserved_bytes(profile: Profile) -> int:
+    """What a process of a plan has taken before its first tensor."""
+    communicators = _COMMUNICATORS * (profile.fact("communicator_bytes") or 0.0)
+    return round(min((profile.fact("context_bytes") or 0.0) + communicators, profile.environment.memory_bytes / 2))
 
 
 def _products(profile: Profile) -> Iterator[tuple[str, list[Measurement]]]:
