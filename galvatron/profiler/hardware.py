@@ -30,7 +30,7 @@ Told = Callable[[str, float], None]
 ROOM = 1 / 4
 """Of a rank's memory that a measurement may take."""
 
-_STEP_WEIGHT, _OVERLAP_WEIGHT = 2.0, 8.0
+_STEP_WEIGHT, _OVERLAP_WEIGHT = 3.0, 10.0
 """Shares of the time of one communication and one overlap, in those of one kernel: they wait for the slowest rank, and
 spread more."""
 

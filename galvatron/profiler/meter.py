@@ -29,7 +29,8 @@ class Effort:
         total_s: seconds of a whole profile, roughly.
         window_s: of one window, in which a call is made again and again; its rate is one sample.
         certainty: half of a median's uncertainty, relative to it, that is small enough to stop.
-        windows: samples of one call, at the least if there is time, and at the most.
+        windows: samples of one call, at the least and at the most; of a call that is longer than a few windows there
+            may be fewer, if there is no time.
         longest_s: a call that is expected to take longer is not made.
     """
 
@@ -44,7 +45,7 @@ class Effort:
 GLANCE = Effort("glance", total_s=4.0, window_s=0.01, certainty=0.1, windows=(2, 5), longest_s=0.1)
 """What `compile` does by itself."""
 
-QUICK = Effort("quick", total_s=70.0, window_s=0.02, certainty=0.03, windows=(3, 15), longest_s=0.6)
+QUICK = Effort("quick", total_s=60.0, window_s=0.02, certainty=0.03, windows=(3, 15), longest_s=0.6)
 FULL = Effort("full", total_s=600.0, window_s=0.06, certainty=0.01, windows=(5, 41), longest_s=5.0)
 
 
@@ -128,11 +129,15 @@ class Meter:
         samples: list[float] = []
         while True:
             self.agreed(0.0)
+            begun = time.perf_counter()
             seconds = window()
+            ended = time.perf_counter()
+            is_long = ended - begun > _LONG * self.effort.window_s
             # Rates are added up: ranks that share cores do not get equally much of them in every window.
-            rate, is_late = self.agreed(1 / seconds, float(time.perf_counter() > deadline))
+            rate, long, late = self.agreed(1 / seconds, float(is_long), float(ended > deadline))
             samples.append((ranks or self.world.size) / rate)
-            if is_late or len(samples) >= most or (len(samples) >= least and self._is_certain(samples)):
+            enough = len(samples) >= least or long > 0
+            if len(samples) >= most or (enough and late > 0) or (len(samples) >= least and self._is_certain(samples)):
                 return Timing(statistics.median(samples), spread_of(samples), len(samples))
 
     def _is_certain(self, samples: list[float]) -> bool:
@@ -152,6 +157,9 @@ def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
+
+_LONG = 4
+"""Windows that a call may take before one of it is enough where there is no time."""
 
 _MOST_QUEUED = 200
 """Calls of one window whose number is fixed: a device takes so many before the host must wait."""
