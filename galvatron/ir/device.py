@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import prod
 from typing import get_args
 
 from galvatron.errors import ClusterError, did_you_mean
@@ -109,6 +110,9 @@ class Measured:
                     raise ClusterError(f"{field} must have 1 to {limits.MEASURED} rows of {columns} numbers")
                 if any(min(row) <= 0 or max(row) > limits.SIZE or row[-1] > LONGEST_S for row in rows):
                     raise ClusterError(f"{field} has a size or a time that nothing measured has")
+                points = prod(len(set(sizes)) for sizes in list(zip(*rows, strict=True))[:-1])
+                if points > limits.MEASURED_GRID:
+                    raise ClusterError(f"{field} is on a grid of {points} points, at most {limits.MEASURED_GRID}")
 
 
 @dataclass(frozen=True)

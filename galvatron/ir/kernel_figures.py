@@ -25,11 +25,12 @@ class KernelFigures:
 
 
 MULTIPROCESSORS: dict[str, int] = {
-    "a100-40g": 108, "a100-80g": 108, "a100-40g-pcie": 108, "a100-80g-pcie": 108,
-    "h100-80g": 132, "h100-96g": 132, "h100-94g-nvl": 132, "h100-80g-pcie": 114, "h200-141g": 132, "gh200": 132,
-    "gh200-96g": 132, "b200-180g": 148, "gb200": 148,
+    "v100-16g": 80, "v100-32g": 80, "t4": 40, "rtx-titan": 72,
+    "a100-40g": 108, "a100-80g": 108, "a100-40g-pcie": 108, "a100-80g-pcie": 108, "rtx-3090": 82,
+    "h100-80g": 132, "h100-96g": 132, "h100-94g-nvl": 132, "h100-80g-pcie": 114, "h200-141g": 132, "gh200-96g": 132,
+    "rtx-4090": 128, "l4": 58, "l40s": 142,
+    "b200-180g": 148, "gb200": 148,
     "mi300x": 304, "mi325x": 304,
-    "l40s": 142, "l4": 58, "rtx-3090": 82, "rtx-4090": 128, "rtx-titan": 72, "v100-16g": 80, "v100-32g": 80, "t4": 40,
 }  # fmt: skip
 """Streaming multiprocessors, or compute units, by preset: vendor datasheets and architecture papers, as torch reports
 them (`torch.cuda.get_device_properties().multi_processor_count`)."""
@@ -51,41 +52,54 @@ MOVING_SHARE: Table = (
     ("gather", 0.8),
     ("scatter", 0.4),
     ("norm", 0.6),
-    ("norm.backward", 0.4),
-    ("softmax", 0.7),
-    ("softmax.backward", 0.45),
+    ("softmax", 0.8),
     ("optimizer", 0.89),
 )
 """Of the bandwidth, for GPUs.
 
-`pointwise`: a residual add reaches 0.90 on an A100 (vidur), and reading large matrices 0.90 on an H100. `norm`: torch's
-own kernels reach 0.58 forward and 0.37 backward on an A100 (NVIDIA/apex pull request 1037, of which torch's are a port)
-and up to 0.80 forward on an H100; vLLM's, in vidur, 0.44 and 0.46. Backward, torch reads operands twice (for the
-operand and for weights): 0.31 on a GB300 (meta-pytorch/KernelAgent pull request 133). `softmax.backward`: 0.43 on an
-MI350X (ROCm/FlyDSL pull request 1019), a product and a kernel. `optimizer`: fused AdamW moves 14 bytes of each of
-0.54e9 parameters in 3.56 ms on an H100 of 2.4 TB/s (pytorch/pytorch pull request 119842). The others are assumed: what
-moves as regularly as a reduction or a copy of rows lies between, and scattering adds atomically. Not torch's, and not
-used: vLLM's gated activation, of which one kernel reaches 0.52 (A100) and 0.59 (H100); in torch it is two pointwise
-kernels."""
+`pointwise`: large residual adds reach 0.89 on an A100, those of 200 MB 0.95 on an H100 (vidur). `norm`: torch's
+own kernels reach 0.58 forward, and 0.61 in the two launches of a backward, on an A100 (NVIDIA/apex pull request 1037,
+of which torch's are a port); 0.51 backward on a GB300 (meta-pytorch/KernelAgent pull request 133). `softmax`: 0.86 in
+the two launches of a backward on an MI350X (ROCm/FlyDSL pull request 1019). `optimizer`: fused AdamW moves 14 bytes of
+each of 0.54e9 parameters in 3.56 ms on an H100 of 2.4 TB/s (pytorch/pytorch pull request 119842). The others are
+assumed: a reduction or a copy of rows moves nearly as regularly, and scattering adds atomically.
 
-_ATTENTION_A100: Table = (
+Not torch's, and not used: vLLM's norm, 0.35 of large ones (A100 and H100, vidur), and its gated activation of one
+kernel, 0.51 (A100) and 0.58 (H100), where torch has two pointwise kernels, or a compiled one."""
+
+_MOVING_SHARE_H100: Table = (("pointwise", 0.95), *MOVING_SHARE[1:])
+
+FLASH_2_A100: Table = (
     ("forward.64", 0.74), ("forward.128", 0.84), ("forward.256", 0.74),
     ("backward.64", 0.66), ("backward.128", 0.73),
 )  # fmt: skip
 """Dao, "FlashAttention-2", 2023: up to 73 % of 312 TFLOP/s forward and 63 % backward, with heads of 128; other widths
 in the relation that they have on an H100."""
 
-_ATTENTION_H100: Table = (
-    ("forward.64", 0.41), ("forward.128", 0.468), ("forward.256", 0.413),
+FLASH_2_H100: Table = (
+    ("forward.64", 0.412), ("forward.128", 0.472), ("forward.256", 0.416),
     ("backward.64", 0.3725), ("backward.128", 0.4116),
 )  # fmt: skip
-"""FlashAttention-2, which torch has, on an H100: figures of Shah et al., "FlashAttention-3", 2024 (370 TFLOP/s forward
-and 322 backward with heads of 128, 324 and 291 with heads of 64, 326 forward with heads of 256; 16,384 keys, no mask),
-relative to 794.5 TFLOP/s. FlashAttention-3, which torch has not, reaches 648 and 561."""
+"""Shah et al., "FlashAttention-3", 2024, of FlashAttention-2 on an H100: 324, 370 and 326 TFLOP/s forward, 291 and 322
+backward, of 16,384 keys without a mask, relative to 794.5. What torch runs before 2.11."""
+
+CUDNN_H100: Table = (
+    ("forward.64", 0.526), ("forward.128", 0.768), ("forward.256", 0.734),
+    ("backward.64", 0.555), ("backward.128", 0.662),
+)  # fmt: skip
+"""The same figures of cuDNN: 413, 595 to 617 and 581 TFLOP/s forward, 433 and 516 backward. From torch 2.11 on,
+attention is cuDNN's on devices of capability 9.0 and 10.0 (`check_prefer_cudnn_attention`). FlashAttention-3, which
+torch has not, reaches 497, 648 and 756 forward, 474 and 561 backward."""
+
+_OLDER: Table = tuple((name, share / 2) for name, share in FLASH_2_A100)
+"""Before capability 8.0 torch has memory-efficient attention alone. Assumed."""
+
+_WITHOUT_FLASH = ("v100", "t4", "rtx-titan")
 
 
 def of_preset(name: str) -> KernelFigures:
     """The figures of a device preset."""
     newer = name.startswith(_LIKE_H100)
+    attention = CUDNN_H100 if newer else _OLDER if name.startswith(_WITHOUT_FLASH) else FLASH_2_A100
     products = replace(_H100 if newer else _A100, multiprocessors=MULTIPROCESSORS[name])
-    return KernelFigures(products, MOVING_SHARE, _ATTENTION_H100 if newer else _ATTENTION_A100)
+    return KernelFigures(products, _MOVING_SHARE_H100 if newer else MOVING_SHARE, attention)

@@ -80,6 +80,9 @@ DEVICES = 2**20
 MEASURED = 2**14
 """Rows of one table of what was measured on a device."""
 
+MEASURED_GRID = 2**16
+"""Points of the grid of sizes that such rows lie on."""
+
 MESH_AXES = 20
 """As many axes of two devices as `DEVICES` have."""
 

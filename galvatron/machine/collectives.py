@@ -51,8 +51,13 @@ class Collectives:
         if (measured := self._measured.get((kind, size, stride))) is not None:
             return _measured_seconds(measured)
         group = _Group.of(self._cluster, size, stride)
-        lines = [group.line(message, quick=quick) for quick in (False, *([True] if group.has_quick(message) else []))]
-        return lambda payload_bytes: min([fixed_s + payload_bytes * s_per_byte for fixed_s, s_per_byte in lines])
+        fixed_s, s_per_byte = group.line(message, quick=False)
+        if not group.has_quick(message):
+            return lambda payload_bytes: fixed_s + payload_bytes * s_per_byte
+        quick_fixed_s, quick_s_per_byte = group.line(message, quick=True)
+        return lambda payload_bytes: min(
+            fixed_s + payload_bytes * s_per_byte, quick_fixed_s + payload_bytes * quick_s_per_byte
+        )
 
 
 def _measured_seconds(measured: MeasuredCollective) -> Seconds:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -29,6 +28,9 @@ Told = Callable[[str, float], None]
 
 ROOM = 1 / 4
 """Of a rank's memory that a measurement may take."""
+
+_Point = tuple[float, float]
+"""What a time grows with, and seconds."""
 
 _STEP_WEIGHT, _OVERLAP_WEIGHT = 3.0, 10.0
 """Shares of the time of one communication and one overlap, in those of one kernel: they wait for the slowest rank, and
@@ -109,7 +111,7 @@ class _Measuring:
 
     def __post_init__(self) -> None:
         self._begun = time.perf_counter()
-        self._best_rate: dict[tuple[object, ...], float] = {}
+        self._ends: dict[tuple[object, ...], tuple[_Point, _Point]] = {}
         self._kernels = [
             *host_cases(self.device),
             *kernel_cases(GRIDS[self.device.type, self.effort.name], self.device),
@@ -168,14 +170,18 @@ class _Measuring:
             if self._fits(case):
                 measured = self._timed(case, self._share_s(weight))
                 self.found[measured.key] = measured
-                rate = case.amount / (measured.seconds * case.calls)
-                self._best_rate[self._series(case)] = max(rate, self._best_rate.get(self._series(case), 0.0))
+                point = case.amount, measured.seconds * case.calls
+                first, _ = self._ends.get(self._series(case), (point, point))
+                self._ends[self._series(case)] = first, point
             self._left -= weight
 
     def _fits(self, case: Case) -> bool:
-        """Whether a call takes neither too much memory nor, at the best rate of smaller ones, too long. Ranks agree on
-        it, since they have the same figures of everything."""
-        expected_s = case.amount / self._best_rate.get(self._series(case), math.inf)
+        """Whether a call takes neither too much memory nor, on a line through the first and the last one of its series,
+        too long. Ranks agree on it, since they have the same figures of everything."""
+        nothing = (0.0, 0.0)
+        (first, first_s), (last, last_s) = self._ends.get(self._series(case), (nothing, nothing))
+        slope = max(0.0, last_s - first_s) / (last - first) if last > first else 0.0
+        expected_s = last_s + max(0.0, case.amount - last) * slope
         return case.memory_bytes <= ROOM * self.environment.memory_bytes and expected_s <= self.effort.longest_s
 
     @staticmethod

@@ -101,13 +101,10 @@ def test_ulysses_exchanges_queries_keys_values_and_the_result():
     assert counts(block.forward) == counts(block.backward) == {("all_to_all", (8, 1)): 4}
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_ulysses_on_few_ranks_gathers_the_input_once_for_less(ranks: int) -> None:
-    """Galvatron-2 measured 224 us for an all-to-all of these 32 MiB on four A100s, and 1.07 ms for an all-reduce of
-    128 MiB: three of the former take longer than half of the latter."""
-    block = large_block(f"ulysses{ranks}")
-    assert counts(block.forward) == {("all_gather", (ranks, 1)): 1, ("all_to_all", (ranks, 1)): 1}
-    assert counts(block.backward) == {("reduce_scatter", (ranks, 1)): 1, ("all_to_all", (ranks, 1)): 1}
+def test_ulysses_on_two_ranks_gathers_the_input_once_for_less():
+    block = large_block("ulysses2")
+    assert counts(block.forward) == {("all_gather", PAIR): 1, ("all_to_all", PAIR): 1}
+    assert counts(block.backward) == {("reduce_scatter", PAIR): 1, ("all_to_all", PAIR): 1}
 
 
 def test_data_parallelism_sends_nothing_inside_a_block():

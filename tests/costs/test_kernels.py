@@ -24,6 +24,7 @@ from galvatron.ir.ops.schemas import is_operator
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.pipeline import Pipeline
 from tests.machine.test_operators import PRODUCTS, of_vectors, said
+from tests.parity import harness
 from tests.partition import every_sample  # noqa: F401  # it fills CASES
 from tests.partition.samples import CASES, Draw, Sample, sample
 
@@ -56,9 +57,9 @@ CASES_BY_HAND: dict[str, Case] = {
     "dropout": (lambda: sample("dropout.default", X(), 0.1, True), 1, 1, X_BYTES // 2),
     "gelu": (lambda: sample("gelu.default", X()), 1, 1, X_BYTES),
     "silu": (lambda: sample("silu.default", X()), 1, 1, X_BYTES),
-    "softmax": (lambda: sample("softmax.int", X(), 1), 1, 1, X_BYTES),
-    "softmax of f16": (lambda: sample("softmax.int", X().half(), 1, torch.float32), 1, 1, 2 * X_BYTES),
-    "softmax of bf16": (lambda: sample("softmax.int", X(), 1, torch.float32), 2, 2, 2 * X_BYTES),
+    "softmax": (lambda: sample("softmax.int", X(), 1), 1, 2, X_BYTES),
+    "softmax of f16": (lambda: sample("softmax.int", X().half(), 1, torch.float32), 1, 2, 2 * X_BYTES),
+    "softmax of bf16": (lambda: sample("softmax.int", X(), 1, torch.float32), 2, 3, 2 * X_BYTES),
     "linear": (lambda: sample("linear.default", X(), random(4, WIDTH), random(4)), 1, 3, X_BYTES + 4 * W_BYTES),
     "convolution": (
         lambda: sample("conv1d.default", X().unsqueeze(0), random(3, ROWS, 1), random(3)), 2, 3, X_BYTES + 2 * 3 * ROWS
@@ -222,7 +223,8 @@ def gpt() -> ShardedCostModel:
     with torch.device("meta"):
         ids = torch.zeros(BATCH, SEQUENCE, dtype=torch.long)
         captured = galvatron.capture(GPT(), {"ids": ids, "labels": ids.clone()}, precision="bf16")
-    return ShardedCostModel(Pipeline.of(("annotate-costs",)).run(captured), Cluster.parse("a100-80g:1x4"))
+    cluster = harness.proportional(Cluster.parse("a100-80g:1x4"))
+    return ShardedCostModel(Pipeline.of(("annotate-costs",)).run(captured), cluster)
 
 
 def saved_bytes(strategy: str) -> float:

@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from galvatron.errors import ClusterError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.device import Device, Measured, Products
+from galvatron.ir.kernel_figures import CUDNN_H100, FLASH_2_H100
 from galvatron.ir.ops.work import Work, attention, product
 from galvatron.ir.presets import PRESETS
+from galvatron.ir.text import parse_program, print_program
 from galvatron.machine.kernel import Kernel
 from galvatron.machine.kernels import Kernels
 from galvatron.machine.measured import Grid
 from galvatron.machine.products import reads
+from tests.ir import programs
 
 A100 = Cluster.parse("a100-80g:1x1").device
 H100 = Cluster.parse("h100-80g:1x1").device
@@ -157,28 +160,42 @@ def test_rows_that_are_not_aligned_are_read_in_more_pieces() -> None:
     assert 1.2 * padded < odd < 1.6 * padded
 
 
-FLASH_H100 = {
-    ("forward", 64, False): (282, 306, 318, 321, 322, 324),
-    ("forward", 64, True): (180, 229, 262, 284, 295, 299),
-    ("forward", 128, False): (309, 350, 362, 368, 370, 370),
-    ("forward", 128, True): (191, 260, 298, 319, 333, 335),
-    ("forward", 256, False): (275, 313, 321, 323, 324, 326),
-    ("forward", 256, True): (208, 251, 278, 293, 297, 298),
-    ("backward", 64, False): (198, 238, 264, 279, 287, 291),
-    ("backward", 128, False): (214, 260, 291, 310, 318, 322),
+PUBLISHED_H100 = {
+    ("flash", "forward", 64, False): (282, 306, 318, 321, 322, 324),
+    ("flash", "forward", 64, True): (180, 229, 262, 284, 295, 299),
+    ("flash", "forward", 128, False): (309, 350, 362, 368, 370, 370),
+    ("flash", "forward", 128, True): (191, 260, 298, 319, 333, 335),
+    ("flash", "forward", 256, False): (275, 313, 321, 323, 324, 326),
+    ("flash", "forward", 256, True): (208, 251, 278, 293, 297, 298),
+    ("flash", "backward", 64, False): (198, 238, 264, 279, 287, 291),
+    ("flash", "backward", 128, False): (214, 260, 291, 310, 318, 322),
+    ("cudnn", "forward", 64, False): (335, 373, 395, 408, 412, 413),
+    ("cudnn", "forward", 64, True): (225, 288, 334, 363, 379, 388),
+    ("cudnn", "forward", 128, False): (497, 574, 617, 609, 600, 595),
+    ("cudnn", "forward", 128, True): (315, 410, 484, 518, 529, 539),
+    ("cudnn", "forward", 256, False): (470, 546, 580, 581, 580, 581),
+    ("cudnn", "forward", 256, True): (308, 391, 450, 483, 497, 509),
+    ("cudnn", "backward", 64, False): (266, 348, 395, 417, 432, 433),
+    ("cudnn", "backward", 128, False): (305, 408, 465, 499, 518, 516),
 }
-"""TFLOP/s of FlashAttention-2 by direction, width of a head and mask, with 512 to 16,384 keys: Shah et al.,
-"FlashAttention-3", 2024, H100, 16,384 tokens of 2,048 elements."""
+"""TFLOP/s by kernel, direction, width of a head and mask, with 512 to 16,384 keys: Shah et al., "FlashAttention-3",
+2024, H100, 16,384 tokens of 2,048 elements."""
+
+SHARES = {"flash": FLASH_2_H100, "cudnn": CUDNN_H100}
 
 
-@pytest.mark.parametrize("of", FLASH_H100, ids=str)
-def test_attention_reaches_what_was_published(of: tuple[str, int, bool]) -> None:
-    direction, width, causal = of
-    for length, published in zip((512, 1024, 2048, 4096, 8192, 16384), FLASH_H100[of], strict=True):
+@pytest.mark.parametrize("of", PUBLISHED_H100, ids=str)
+def test_attention_reaches_what_was_published(of: tuple[str, str, int, bool]) -> None:
+    kernel, direction, width, causal = of
+    device = replace(H100, attention_share=SHARES[kernel])
+    tensor_bytes = 2 * 16384 * 2048
+    for length, published in zip((512, 1024, 2048, 4096, 8192, 16384), PUBLISHED_H100[of], strict=True):
         shape = (16384 // length * 2048 // width, length, width)
         work = attention(shape, shape, shape, causal=causal, backward=direction == "backward")
-        found = work.flop / seconds(H100, "bf16", work, 4 * 2 * 16384 * 2048)
-        assert found / 1e12 == pytest.approx(published, rel=0.14 if length == 512 else 0.08)
+        found_s = seconds(device, "bf16", work, 4 * tensor_bytes)
+        if direction == "backward":  # it multiplies gradient and result before, and casts the gradient of queries after
+            found_s += 2 * seconds(device, "bf16", None, 2 * tensor_bytes)
+        assert work.flop / found_s / 1e12 == pytest.approx(published, rel=0.15 if length == 512 else 0.1)
 
 
 def test_measured_seconds_count_where_there_are_some() -> None:
@@ -193,6 +210,15 @@ def test_measured_seconds_count_where_there_are_some() -> None:
     assert seconds(MEASURED, "f32", square) == pytest.approx(4e-4) == seconds(MEASURED, "f32", oblong)
     assert Kernels(MEASURED).updating_s(1e7) == pytest.approx(2e-4)
     assert Kernels(PLAIN).updating_s(1e7) == pytest.approx(1e-4)
+
+
+def test_text_and_json_keep_what_a_device_says_of_its_kernels() -> None:
+    for device in (MEASURED, H100):
+        program = programs.planned()
+        assert program.cluster is not None
+        cluster = replace(program.cluster, device=device)
+        assert parse_program(print_program(replace(program, cluster=cluster))).cluster == cluster
+        assert Cluster.from_json(cluster.to_json()) == cluster
 
 
 @settings(max_examples=200)
@@ -229,6 +255,14 @@ def test_grids_keep_what_was_measured_and_go_on_in_proportion() -> None:
         ({"products": Products(tail=0.0)}, "'tail' is a share"),
         ({"products": Products(multiprocessors=-1)}, "'multiprocessors' is -1"),
         ({"measured": Measured(products=(("f32", ((1.0, 2.0, 3.0),)),))}, "rows of 5 numbers"),
+        (
+            {
+                "measured": Measured(
+                    products=(("f32", tuple((1.0 + i, 2.0 + i, 3.0 + i, 4.0, 1e-3) for i in range(64))),)
+                )
+            },
+            "grid of 262144 points",
+        ),
         ({"measured": Measured(moving=(("norm", ()),))}, "'moving.norm' must have 1 to"),
         ({"measured": Measured(moving=(("norm", ((1.0, -1.0),)),))}, "'moving.norm' has a size or a time"),
     ],

@@ -25,6 +25,7 @@ from galvatron.ir import planned as plans
 from galvatron.ir.capture import Captured
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.device import Device
+from galvatron.ir.network import Level
 from galvatron.ir.plan import Plan
 from galvatron.ir.planned import PlanShorthand
 from galvatron.ir.program import Form, Program
@@ -129,11 +130,12 @@ def with_plan(program: Program, plan: Plan) -> Program:
 
 
 def proportional(cluster: Cluster) -> Cluster:
-    """A cluster on which small kernels take as long as so small a part of large ones, so that small models are worth
-    sharding as large ones are."""
+    """A node on which small kernels take as long as so small a part of large ones, and messages hardly longer than
+    their bytes, so that small models are worth sharding as large ones are."""
     device = cluster.device
     rates = device.matmul_flop_per_s, device.memory_bytes_per_s
-    return replace(cluster, device=Device(device.name, device.memory_bytes, *rates, kernel_launch_s=4e-6))
+    device = Device(device.name, device.memory_bytes, *rates, kernel_launch_s=4e-6)
+    return replace(cluster, device=device, levels=(Level("node", cluster.world_size, 235e9, 5e-6),))
 
 
 def layer_count(name: str) -> int:

@@ -257,6 +257,8 @@ LAUNCHES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "running_var -> 4",
         ),
         "native_batch_norm_backward": ("grad_out input -> 1 2", "grad_out input weight -> 0"),
+        # a product with the result first: a sum over each row is taken of it
+        "_softmax_backward_data": ("grad_output output -> 0", "0 output -> 0"),
         # losses: one number of each row is read and written
         "nll_loss_forward": ("target -> 0",),
         "nll_loss_backward": ("-> 0", "target -> target"),
