@@ -29,7 +29,7 @@ Told = Callable[[str, float], None]
 ROOM = 1 / 4
 """Of a rank's memory that a measurement may take."""
 
-_Point = tuple[float, float]
+Point = tuple[float, float]
 """What a time grows with, and seconds."""
 
 _STEP_WEIGHT, _OVERLAP_WEIGHT = 3.0, 10.0
@@ -95,6 +95,14 @@ _AGAIN_BYTES = 2**20
 """Of its message at the most."""
 
 
+def expected_s(first: Point, last: Point, amount: float) -> float:
+    """Seconds of a larger call than those of two points, on the line through these: what any call takes is no reason to
+    expect more of a large one."""
+    (least, least_s), (most, most_s) = first, last
+    slope = max(0.0, most_s - least_s) / (most - least) if most > least else 0.0
+    return most_s + max(0.0, amount - most) * slope
+
+
 @dataclass
 class _Measuring:
     """A pass under way.
@@ -111,7 +119,7 @@ class _Measuring:
 
     def __post_init__(self) -> None:
         self._begun = time.perf_counter()
-        self._ends: dict[tuple[object, ...], tuple[_Point, _Point]] = {}
+        self._ends: dict[tuple[object, ...], tuple[Point, Point]] = {}
         self._kernels = [
             *host_cases(self.device),
             *kernel_cases(GRIDS[self.device.type, self.effort.name], self.device),
@@ -178,11 +186,10 @@ class _Measuring:
     def _fits(self, case: Case) -> bool:
         """Whether a call takes neither too much memory nor, on a line through the first and the last one of its series,
         too long. Ranks agree on it, since they have the same figures of everything."""
-        nothing = (0.0, 0.0)
-        (first, first_s), (last, last_s) = self._ends.get(self._series(case), (nothing, nothing))
-        slope = max(0.0, last_s - first_s) / (last - first) if last > first else 0.0
-        expected_s = last_s + max(0.0, case.amount - last) * slope
-        return case.memory_bytes <= ROOM * self.environment.memory_bytes and expected_s <= self.effort.longest_s
+        if case.memory_bytes > ROOM * self.environment.memory_bytes:
+            return False
+        ends = self._ends.get(self._series(case))
+        return ends is None or expected_s(*ends, case.amount) <= self.effort.longest_s
 
     @staticmethod
     def _series(case: Case) -> tuple[object, ...]:

@@ -12,7 +12,7 @@ from galvatron.profiler import grids, hardware, overlap
 from galvatron.profiler.clusters import cluster_of
 from galvatron.profiler.collectives import axis_shapes
 from galvatron.profiler.document import print_profiles, read_profiles
-from galvatron.profiler.hardware import measured_again, profile_hardware
+from galvatron.profiler.hardware import expected_s, measured_again, profile_hardware
 from galvatron.profiler.meter import Effort, Meter, spread_of
 from galvatron.profiler.profile import Profile
 from galvatron.runtime.mesh import World
@@ -118,6 +118,13 @@ def test_what_takes_too_long_or_too_much_is_left_out() -> None:
     hurried = Effort("tiny", total_s=0.0, window_s=1e-4, certainty=1.0, windows=(1, 1), longest_s=1e-12)
     profile = profile_hardware(ALONE, hurried)
     assert [m.size("bytes") for m in profile.of("pointwise", "add")] == [3 * 4 * 2**10]  # the smallest is always tried
+
+
+def test_what_any_call_takes_is_no_reason_to_leave_out_larger_ones() -> None:
+    first = (2.0**10, 5e-4)
+    assert expected_s(first, first, 2.0**28) == 5e-4
+    assert expected_s(first, (2.0**20, 1.5e-3), 2.0**22) == pytest.approx(1.5e-3 + 3e-3, rel=0.01)
+    assert expected_s(first, (2.0**20, 4e-4), 2.0**22) == 4e-4
 
 
 def test_a_meter_stops_when_it_is_certain() -> None:
