@@ -228,27 +228,25 @@ class _Run:
         """The graph as a function of its call, inputs and state, that runs as a layer does under the strategy."""
         names = [v.name for v in (*self.graph.inputs, *self.graph.state)]
         selective = self.recompute == "selective"
-        callers = self._callers(selective)
+        callers = {index: _CALLERS[step] for index, step in selective_steps(self.graph).items()} if selective else {}
+        run = partial(
+            run_graph,
+            self.graph,
+            batch=self.batch,
+            handler=self._collective,
+            callers=callers,
+            calls=self._calls,
+        )
 
         def function(call: _Call, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
             values = dict(zip(names, tensors, strict=True))
-            results = run_graph(self.graph, values, batch=self.batch, handler=self._collective, callers=callers)
-            return tuple(results.values())
+            return tuple(run(values).values())
 
         return function if self.recompute == "none" else recomputed(function, selective=selective)
 
-    def _callers(self, selective: bool) -> dict[int, Callable[..., Any]]:
-        """Who calls the ops that are steps of a selective layer, or something else on the device."""
-        steps = selective_steps(self.graph) if selective else {}
-        callers: dict[int, Callable[..., Any]] = {}
-        for index, op in enumerate(self.graph.ops):
-            step = _CALLERS[steps[index]] if index in steps else None
-            compiled = call_on("compiled", op.target) if self.compiled else None
-            if call := call_on(self.kind, op.target) or compiled:
-                callers[index] = _calling(call, step)
-            elif step:
-                callers[index] = step
-        return callers
+    def _calls(self, target: str) -> Callable[..., Any] | None:
+        """What the device calls for an op, if it is not what torch shows on the CPU."""
+        return call_on(self.kind, target) or (call_on("compiled", target) if self.compiled else None)
 
     def _backward(self, outputs: list[_Output], values: dict[str, torch.Tensor]) -> None:
         if not outputs:
@@ -273,11 +271,6 @@ class _Run:
 
 
 _CALLERS = {"keep": keep, "once": once}
-
-
-def _calling(call: Callable[..., Any], step: Callable[..., Any] | None) -> Callable[..., Any]:
-    """Calls this instead of an op, as a step or by itself."""
-    return lambda _op, *args, **kwargs: step(call, *args, **kwargs) if step else call(*args, **kwargs)
 
 
 class _Call:
