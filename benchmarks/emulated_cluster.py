@@ -42,6 +42,7 @@ from galvatron import runtime as rt
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
 from galvatron.profiler.local import local_cluster
+from galvatron.profiler.meter import QUICK
 from galvatron.units import format_bytes, parse_bytes
 
 NODES = 2
@@ -110,7 +111,7 @@ class Row:
 def rank_main(job: dict[str, Any]) -> None:
     """One rank of a job: the cluster's figures, or a `Sample`; rank 0 leaves them where `JOB_RESULT` says."""
     start_rank()
-    result = json.loads(local_cluster().to_json()) if job["kind"] == "calibrate" else sample(job)
+    result = json.loads(local_cluster(effort=QUICK).to_json()) if job["kind"] == "calibrate" else sample(job)
     if int(os.environ["RANK"]) == 0:
         Path(os.environ["JOB_RESULT"]).write_text(json.dumps(result))
     rt.shutdown()
@@ -157,12 +158,9 @@ def _compiled(model: Llama, batch: peers.Batch, job: dict[str, Any]) -> galvatro
 
 
 def calibrated(launcher: Launcher, ranks_per_node: int) -> Cluster:
-    """The emulated cluster: device and inner link measured on one node, the link between nodes by one rank on each."""
-    inside = _cluster(launcher.run({"kind": "calibrate"}, [ranks_per_node, 0]))
-    across = _cluster(launcher.run({"kind": "calibrate"}, [1, 1])).levels[-1]
-    # The ranks of a node share the link.
-    network = dataclasses.replace(across, name="network", parts=NODES, cards=1)
-    return dataclasses.replace(inside, name=f"emulated:{NODES}x{ranks_per_node}", levels=(inside.levels[0], network))
+    """The emulated cluster, by a profile that all its ranks take at once: they share cores, and those of a node its
+    link."""
+    return _cluster(launcher.run({"kind": "calibrate"}, [ranks_per_node] * NODES))
 
 
 def _cluster(document: dict[str, Any]) -> Cluster:

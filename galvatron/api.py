@@ -127,7 +127,9 @@ def compile(
             raises `CheckError` on all ranks, which names the line, and nothing is updated. Left out, with a warning,
             are those that only report, and those that depend on more of the batch than each sample by itself. False
             leaves out all of them.
-        cluster: a `Cluster` or a preset such as `"a100-80g:2x8"`, for the search; None measures what this job runs on.
+        cluster: a `Cluster` or a preset such as `"a100-80g:2x8"`, for the search; None is what this job runs on, by
+            the profile of it that is kept (`galvatron profile hardware`), or measured for some seconds where there is
+            none, and then kept.
         memory: budget per device for the search, in bytes or like `"36GiB"`; None is the device's memory less a
             reserve. The search tries data, tensor and pipeline parallelism; ZeRO and recomputation come with a `plan`.
         plan: a `Plan`, the path of a plan file, or one strategy for all layers like `"pp2/m4/1f1b/dp1-tp2"`. When
@@ -156,7 +158,7 @@ def compile(
             `NonFiniteError` on all ranks, which names the first layer, its rank and micro-batch, forward or backward;
             nothing is updated, and the job can go on. In the backward, `precision="fp16"` leaves overflows to its loss
             scaling. Costs time: each result and gradient is read once more.
-        cache_dir: where generated code is written; default: the user's cache directory.
+        cache_dir: where generated code and profiles are written; default: the user's cache directory.
 
     Raises:
         CaptureError: the model cannot be captured.
@@ -188,7 +190,7 @@ def compile(
     rt.agree(world, "compile", error, facts)
     assert wanted is not None
     with plain_torch():
-        target = wanted.cluster or _cluster_of_job(world, measured=plan is None)
+        target = wanted.cluster or _cluster_of_job(world, cache_dir, measured=plan is None)
     if target.world_size != world.size:
         raise ClusterError(
             f"cluster {target} has {target.world_size} devices, but this job has {world.size} ranks; "
@@ -425,13 +427,13 @@ def _parsed_plan(plan: PlanLike) -> Plan | PlanShorthand:
     raise no_plan(plan)
 
 
-def _cluster_of_job(world: rt.World, *, measured: bool) -> Cluster:
-    """What this job runs on; without `measured` only its size is right. Collective when measured."""
+def _cluster_of_job(world: rt.World, cache_dir: str | os.PathLike[str] | None, *, measured: bool) -> Cluster:
+    """What this job runs on, by its profile; without `measured` only its size is right. Collective when measured."""
     if not measured:
         return Cluster.parse(f"{NOMINAL_DEVICE}:1x{world.size}")
     from galvatron.profiler.local import local_cluster
 
-    return local_cluster()
+    return local_cluster(world, cache_dir=cache_dir)
 
 
 def _job_seed(world: rt.World) -> int:

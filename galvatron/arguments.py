@@ -20,6 +20,7 @@ from galvatron.ir.capture import LossFunction
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.documents import shown
 from galvatron.ir.plan import Plan
+from galvatron.profiler.clusters import named_cluster
 from galvatron.units import parse_bytes
 
 PlanLike = Plan | str | os.PathLike[str]
@@ -222,7 +223,7 @@ def read_cluster(cluster: Cluster | str | None) -> Cluster | None:
     if cluster is None or isinstance(cluster, Cluster):
         return cluster
     if isinstance(cluster, str):
-        return Cluster.parse(cluster)
+        return named_cluster(cluster)
     raise ClusterError(f"a cluster is a Cluster or a preset like 'a100-80g:2x8', not {type(cluster).__name__}")
 
 

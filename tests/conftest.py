@@ -18,6 +18,12 @@ def folder_of_captures(tmp_path_factory: pytest.TempPathFactory) -> None:
     captures.folder = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is kept between runs, such as profiles of the hardware, is kept for this one only; ranks inherit it."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.getbasetemp() / "cache")
+
+
 @pytest.fixture(scope="module")
 def shared_captures() -> Iterator[None]:
     """For modules about what comes after a capture: see `captures.sharing`."""

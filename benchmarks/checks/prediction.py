@@ -7,7 +7,7 @@ Needs no GPU: it can be run again later on the same `speed.json`.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from checks.llama import Shape, batch_of, model_of, recomputing_blocks
 from checks.report import Report
 from checks.speed import VARIANTS
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.device import Device
 from galvatron.ir.planned import resolve
 from galvatron.ir.presets import PRESETS
 from galvatron.ir.program import Program
@@ -50,7 +49,7 @@ def run(report: Report, setting: Setting) -> None:
     program = galvatron.capture(
         model_of(shape, "meta"), batch_of(shape, measured[0]["samples"], "meta"), precision="bf16"
     )
-    clusters = clusters_of(speed["conditions"]["gpu"], speed["device"])
+    clusters = clusters_of(speed["conditions"]["gpu"], speed["cluster"])
     report.document["clusters"] = {name: json.loads(cluster.to_json()) for name, cluster in clusters.items()}
     for row in measured:
         for name, cluster in clusters.items():
@@ -60,11 +59,9 @@ def run(report: Report, setting: Setting) -> None:
 
 def clusters_of(gpu: str | None, measured: dict[str, Any]) -> dict[str, Cluster]:
     """The device as published, if there is a preset of its name, and as measured."""
-    preset = preset_of(gpu, measured["memory_bytes"])
-    base = Cluster.parse(f"{preset or 'a100-80g'}:1x1")
-    rates = tuple((dtype, rate) for dtype, rate in measured["matmul_flop_per_s"])
-    local = replace(base, name="measured:1x1", device=Device(**{**measured, "matmul_flop_per_s": rates}))
-    return {**({preset: base} if preset else {}), "measured": local}
+    local = Cluster.from_json(json.dumps(measured))
+    preset = preset_of(gpu, local.device.memory_bytes)
+    return {**({preset: Cluster.parse(f"{preset}:1x1")} if preset else {}), "measured": local}
 
 
 def preset_of(gpu: str | None, memory_bytes: int) -> str | None:

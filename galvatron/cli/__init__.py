@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from galvatron.cli import capture, check, demo, emit, estimate, opt, search
+from galvatron.cli import capture, check, demo, emit, estimate, opt, profile, search
 from galvatron.cli.errors import ErrorReportingGroup
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("search")(search.command)
 app.command("estimate")(estimate.command)
 app.command("emit")(emit.command)
 app.command("opt")(opt.command)
+app.add_typer(profile.app)
 
 
 @app.callback()

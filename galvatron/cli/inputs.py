@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 ProgramFile = Annotated[Path, typer.Argument(metavar="PROGRAM.gir", help="A captured program; - reads stdin.")]
 ClusterText = Annotated[
-    str, typer.Option("--cluster", metavar="PRESET:NODESxDEVICES", help="The cluster, such as a100-80g:2x8.")
+    str,
+    typer.Option(
+        "--cluster",
+        metavar="PRESET:NODESxDEVICES|PROFILE.json",
+        help="The cluster, such as a100-80g:2x8, or one that was measured.",
+    ),
 ]
 PlanText = Annotated[
     str,
@@ -59,14 +64,15 @@ def read_program(path: Path, *, verified: bool = True) -> Program:
 
 
 def read_cluster(text: str) -> Cluster:
-    """The cluster that a preset string names.
+    """The cluster that a preset string names, or the one on which the profile in a file was taken.
 
     Raises:
-        ClusterError: malformed, or an unknown preset.
+        ClusterError: malformed, or an unknown preset; or the file has no such profile.
+        ParseError, OSError: the file cannot be read.
     """
-    from galvatron.ir.cluster import Cluster
+    from galvatron.profiler.clusters import named_cluster
 
-    return Cluster.parse(text)
+    return named_cluster(text)
 
 
 def read_plan(text: str, program: Program, cluster: Cluster, global_batch_size: int) -> Plan:

@@ -10,14 +10,12 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from galvatron.ir.files import write_text
+from galvatron.ir.files import cache_directory, write_text
 
 
 def source_directory(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Where generated modules are written: under `cache_dir`, or the user's cache directory."""
-    if cache_dir is not None:
-        return Path(cache_dir) / "generated"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "galvatron" / "generated"
+    return cache_directory(cache_dir) / "generated"
 
 
 def load_module(file_name: str, text: str, cache_dir: str | os.PathLike[str] | None = None) -> ModuleType:

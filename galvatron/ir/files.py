@@ -28,6 +28,13 @@ def exists(path: str) -> bool:
         return False
 
 
+def cache_directory(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Where files are kept between runs: `cache_dir`, or else a directory of ours in the user's cache directory."""
+    if cache_dir is not None:
+        return Path(cache_dir)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "galvatron"
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes UTF-8 text to a temporary file beside `path` and renames it over `path`; parent directories are made."""
     target = Path(path)

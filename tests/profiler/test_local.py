@@ -1,44 +1,80 @@
-"""Measuring the local machine: plausible figures, and the same ones on every rank."""
+"""The hardware of a job: measured where nothing is known of it, and else as it was."""
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
-from galvatron.ir.cluster import Cluster
-from galvatron.profiler.local import _fit_line, local_cluster
-
-
-def test_one_process() -> None:
-    cluster = local_cluster()
-    assert str(cluster) == "local:1x1"
-    assert cluster.device.memory_bytes > 2**28
-    assert cluster.device.flop_per_s("f32") > 1e7
-    assert cluster.device.memory_bytes_per_s > 1e7
-    assert 0 < cluster.device.kernel_launch_s < 1e-2
+import galvatron
+from galvatron.profiler import grids, local, store
+from galvatron.profiler.environment import environment_of
+from galvatron.profiler.local import local_cluster, local_profile
+from galvatron.profiler.profile import Measurement
+from tests.profiler.profiles import TINY, TINY_GRIDS, TINY_MESSAGES
+from tests.profiler.test_hardware import ALONE
 
 
-def _rank(rank: int, world_size: int, directory: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=world_size)
-    Path(directory, f"{rank}.json").write_text(local_cluster().to_json())
-    dist.destroy_process_group()
+@pytest.fixture(autouse=True)
+def a_glance_is_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "GLANCE", TINY)
+    monkeypatch.setitem(grids.GRIDS, ("cpu", "tiny"), TINY_GRIDS)
+    monkeypatch.setitem(grids.MESSAGE_BYTES, "tiny", TINY_MESSAGES)
 
 
-def test_ranks_agree(tmp_path: Path) -> None:
-    mp.spawn(_rank, (2, str(tmp_path)), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
-    texts = {(tmp_path / f"{rank}.json").read_text() for rank in range(2)}
-    assert len(texts) == 1
-    cluster = Cluster.from_json(texts.pop())
-    assert str(cluster) == "local:1x2"
-    assert cluster.levels[0].bytes_per_s > 1e5 and cluster.levels[0].latency_s > 0
+def test_a_profile_is_taken_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "galvatron"):
+        first = local_profile(ALONE, tmp_path)
+        path = store.store_file(first.environment, tmp_path)
+        assert "it was measured for" in caplog.text and str(path) in caplog.text
+        caplog.clear()
+        second = local_profile(ALONE, tmp_path)
+        assert f"costs are those of the profile of {first.taken}" in caplog.text
+        assert "measured" not in caplog.text
+    assert second == store.load(path)[0]
+    assert local_cluster(cache_dir=tmp_path).name == "local:1x1"
 
 
-@pytest.mark.parametrize(("latency", "rate"), [(1e-5, 1e-9), (0.0, 1e-9), (1e-5, 0.0)])
-def test_fit_recovers_a_line(latency: float, rate: float) -> None:
-    rows = [(6.0, 6.0 * n / 4, 6.0 * latency + 6.0 * n / 4 * rate) for n in (1e3, 1e5, 1e6)]
-    assert _fit_line(rows) == pytest.approx((latency, rate), abs=1e-15)
+def test_profiles_of_others_are_not_used_and_it_is_said_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = local_profile(ALONE, tmp_path)
+    path = store.store_file(first.environment, tmp_path)
+    elsewhere = replace(first, environment=replace(first.environment, device="Abacus 3000"))
+    path.unlink()
+    store.save(store.store_file(elsewhere.environment, tmp_path), elsewhere)
+    with caplog.at_level(logging.INFO, "galvatron"):
+        again = local_profile(ALONE, tmp_path)
+    assert again.environment == environment_of(ALONE)
+    assert "is of another environment: device Abacus 3000, not" in caplog.text
+    assert path.exists()
+
+
+def test_a_job_can_do_without_a_place_for_profiles(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("no directory")
+    with caplog.at_level(logging.INFO, "galvatron"):
+        assert local_profile(ALONE, tmp_path / "file").measurements
+    assert "and is not kept" in caplog.text
+
+
+def test_a_profile_that_is_no_longer_so_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = local_profile(ALONE, tmp_path)
+    product = Measurement("product", "nn", "f32", tuple((n, 64.0) for n in ("rows", "columns", "inner")), 1e5, 0.0, 1)
+    product = replace(product, sizes=(("count", 1.0), *product.sizes))
+    store.save(store.store_file(first.environment, tmp_path), replace(first, measurements=(product,)))
+    with caplog.at_level(logging.WARNING, "galvatron"):
+        local_profile(ALONE, tmp_path)
+    assert "may be out of date: product takes" in caplog.text
+
+
+def test_measuring_now_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert local_cluster(effort=TINY).world_size == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_search_reads_a_profile(tmp_path: Path) -> None:
+    first = local_profile(ALONE, tmp_path)
+    path = store.store_file(first.environment, tmp_path)
+    with pytest.raises(galvatron.GalvatronError, match="a program is what"):
+        galvatron.search(None, str(path))  # type: ignore[arg-type]  # the cluster is read, which is all that is asked

@@ -1,0 +1,95 @@
+"""`galvatron profile`: what the hardware can do, measured, kept and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from galvatron.cli.inputs import Json
+
+if TYPE_CHECKING:
+    from galvatron.profiler.profile import Profile
+
+app = typer.Typer(name="profile", no_args_is_help=True, help="Measure the hardware, and show what was measured.")
+
+
+@app.command("hardware")
+def hardware(
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE.json", help="Where it goes; default: the user's cache directory."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes, within two minutes.")] = False,
+    json: Json = False,
+) -> None:
+    """Measure kernels, communication and memory of this machine, or of the job that torchrun starts.
+
+    torchrun --nproc-per-node 4 -m galvatron profile hardware
+
+    The profile is merged into what the file has of the same device, ranks and torch.
+    """
+    from galvatron.profiler import document, hardware, meter, store
+    from galvatron.runtime import initialize
+
+    if output is not None and output.exists():
+        store.load(output)  # which is refused before anything is measured
+    world = initialize()
+    with _progress(world.rank == 0) as told:
+        profile = hardware.profile_hardware(world, meter.QUICK if quick else meter.FULL, told)
+    if world.rank != 0:
+        return
+    path = store.store_file(profile.environment) if output is None else output
+    profile = store.save(path, profile)
+    typer.echo(f"{path}: {len(profile.measurements)} measurements of {profile.name}", err=True)
+    if json:
+        print(document.print_profiles([profile]), end="")
+    else:
+        _print_profiles([profile])
+
+
+@app.command("show")
+def show(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE.json", help="Profiles; default: all in the user's cache directory.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show profiles as tables."""
+    from galvatron.profiler import document, store
+
+    files = store.stored_files() if file is None else [file]
+    profiles = [profile for path in files for profile in store.load(path)]
+    if json:
+        print(document.print_profiles(profiles), end="")
+    elif profiles:
+        _print_profiles(profiles)
+    else:
+        typer.echo(f"there are no profiles in {store.store_directory() if file is None else file}", err=True)
+
+
+def _print_profiles(profiles: list[Profile]) -> None:
+    from rich.console import Console
+
+    from galvatron.cli.profile_tables import profile_tables
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    for profile in profiles:
+        console.print(*profile_tables(profile), sep="\n")
+
+
+@contextmanager
+def _progress(shown: bool) -> Iterator[Callable[[str, float], None]]:
+    """A progress bar on stderr, of one rank."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:42}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as progress:
+        task = progress.add_task("profile", total=1.0)
+        yield lambda what, share: progress.update(task, completed=share, description=what)

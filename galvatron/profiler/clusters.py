@@ -1,0 +1,221 @@
+"""A profile as a cluster: what was measured, in the words in which the machine prices."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+
+from galvatron.errors import ClusterError
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.curves import Curve, Points
+from galvatron.ir.device import Device, Measured
+from galvatron.ir.network import Level, MeasuredCollective
+from galvatron.ir.records import Rows
+from galvatron.profiler import store
+from galvatron.profiler.profile import Measurement, Profile
+
+_MOVING = ("pointwise", "norm", "softmax", "reduction", "copy", "gather", "scatter", "optimizer")
+_PLAIN = ("add", "accumulate")
+"""Kernels that go over elements one by one and do as good as nothing with them: what bandwidth is told from."""
+
+
+def cluster_of(profile: Profile) -> Cluster:
+    """The cluster that a profile was taken on.
+
+    Raises:
+        ClusterError: it has too little of what a cluster needs; says what.
+    """
+    environment = profile.environment
+    per_node, nodes = environment.devices_per_node, environment.nodes
+    levels = [_level(profile, "node", per_node, 1)]
+    if nodes > 1:
+        levels.append(_level(profile, "network", nodes, per_node))
+    cluster = Cluster(profile.name, _device(profile), tuple(levels), tuple(_collectives(profile)))
+    cluster.check()
+    return cluster
+
+
+def named_cluster(text: str) -> Cluster:
+    """The cluster that a text names: a preset such as `a100-80g:2x8`, or a file with a profile, whose name ends in
+    `.json`.
+
+    Raises:
+        ClusterError: neither; see `Cluster.parse` and `cluster_in`.
+        ParseError, OSError: see `cluster_in`.
+    """
+    return cluster_in(text) if text.endswith(".json") else Cluster.parse(text)
+
+
+def cluster_in(path: str | os.PathLike[str]) -> Cluster:
+    """The cluster of the one profile in a file.
+
+    Raises:
+        ClusterError: it has none or several, or see `cluster_of`.
+        ParseError, OSError: see `store.load`.
+    """
+    profiles = store.load(path)
+    if len(profiles) != 1:
+        names = ", ".join(f"{p.name} ({p.environment.device}, torch {p.environment.torch})" for p in profiles) or "none"
+        raise ClusterError(f"{path} must have one profile to be a cluster, and has {len(profiles)}: {names}")
+    return cluster_of(profiles[0])
+
+
+def _device(profile: Profile) -> Device:
+    environment = profile.environment
+    rates = {dtype: max(_flop(m) / m.seconds for m in found) for dtype, found in _products(profile)}
+    if not rates:
+        raise ClusterError(f"profile {profile.name!r} has no products of matrices")
+    bandwidth = _bandwidth(profile)
+    moving = dict(_moving(profile))
+    launches = [m.seconds for m in profile.of("launch")]
+    recorded = [m.seconds for m in profile.of("host", "recorded op")]
+    return Device(
+        name=environment.device,
+        memory_bytes=environment.memory_bytes,
+        matmul_flop_per_s=tuple(rates.items()),
+        memory_bytes_per_s=bandwidth,
+        kernel_launch_s=min(launches, default=0.0),
+        kind=environment.kind,
+        host_op_s=min(recorded, default=0.0),
+        reserved_bytes=_reserved_bytes(profile),
+        moving_share=tuple(
+            (name, min(1.0, rows[-1][0] / rows[-1][1] / bandwidth)) for name, rows in moving.items() if name in _MOVING
+        ),
+        measured=Measured(
+            products=tuple((dtype, _product_rows(found)) for dtype, found in _products(profile)),
+            moving=tuple(moving.items()),
+            attention=tuple(_attention(profile)),
+        ),
+    )
+
+
+_COMMUNICATORS = 2
+"""Process groups beside that of all ranks, in a plan of two axes."""
+
+
+def _reserved_bytes(profile: Profile) -> int:
+    """What a process of a plan has taken before its first tensor."""
+    communicators = _COMMUNICATORS * (profile.fact("communicator_bytes") or 0.0)
+    return round(min((profile.fact("context_bytes") or 0.0) + communicators, profile.environment.memory_bytes / 2))
+
+
+def _products(profile: Profile) -> Iterator[tuple[str, list[Measurement]]]:
+    """Products of contiguous matrices by element type."""
+    found = sorted(profile.of("product", "nn"), key=lambda m: m.dtype)
+    yield from ((dtype, list(group)) for dtype, group in groupby(found, key=lambda m: m.dtype))
+
+
+def _flop(m: Measurement) -> float:
+    return 2 * m.size("count") * m.size("rows") * m.size("columns") * m.size("inner")
+
+
+def _product_rows(found: Sequence[Measurement]) -> Rows:
+    rows = (tuple(m.size(name) for name in ("count", "rows", "columns", "inner")) for m in found)
+    return tuple(sorted((*row, m.seconds) for row, m in zip(rows, found, strict=True)))
+
+
+def _bandwidth(profile: Profile) -> float:
+    """Bytes per second of the largest plain kernels."""
+    plain = [m for how in _PLAIN for m in profile.of("pointwise", how)]
+    if not plain:
+        raise ClusterError(f"profile {profile.name!r} has no kernels that memory bounds")
+    largest = max(m.size("bytes") for m in plain)
+    return statistics.median(m.size("bytes") / m.seconds for m in plain if m.size("bytes") >= largest / 2)
+
+
+def _moving(profile: Profile) -> Iterator[tuple[str, Rows]]:
+    """(bytes, seconds) of each class, of 32-bit numbers under its name and of others under `class.type`; and of single
+    kernels that are unlike others of their class, under theirs."""
+    for name in _MOVING:
+        for dtype in sorted({m.dtype for m in profile.of(name)}):
+            found = [m for m in profile.of(name, dtype=dtype) if name != "pointwise" or m.how in _PLAIN]
+            yield (name if dtype == "f32" else f"{name}.{dtype}"), _middle(found)
+    for how in sorted({m.how for m in profile.of("pointwise")} - {*_PLAIN}):
+        for dtype in sorted({m.dtype for m in profile.of("pointwise", how)}):
+            kernel = how.replace(" ", "_")
+            yield (kernel if dtype == "f32" else f"{kernel}.{dtype}"), _middle(profile.of("pointwise", how, dtype))
+
+
+def _middle(found: Sequence[Measurement]) -> Rows:
+    """One row of (bytes, seconds) for each size, the geometric mean of several variants that were measured."""
+    variants: dict[str, list[tuple[float, float]]] = {}
+    for m in found:
+        variants.setdefault(m.how, []).append((m.size("bytes"), m.seconds))
+    curves = [Curve.through(points) for points in variants.values()]
+    sizes = sorted({size for points in variants.values() for size, _ in points})
+    return _rising((size, math.exp(statistics.mean(math.log(curve(size)) for curve in curves))) for size in sizes)
+
+
+def _rising(points: Iterable[tuple[float, float]]) -> Points:
+    return Curve.through(list(points)).points
+
+
+def _attention(profile: Profile) -> Iterator[tuple[str, Rows]]:
+    for how in ("forward", "backward", "causal forward", "causal backward"):
+        for dtype in sorted({m.dtype for m in profile.of("attention", how)}):
+            found = profile.of("attention", how, dtype)
+            rows = sorted((m.size("count"), m.size("length"), m.size("width"), m.seconds) for m in found)
+            yield ".".join((dtype, *how.split())), tuple(rows)
+
+
+def _level(profile: Profile, name: str, parts: int, stride: int) -> Level:
+    """A level of the network, as all-reduces between its parts and messages between two of them show it."""
+    reduced = [
+        m for m in profile.of("all_reduce", dtype="f32") if (m.size("group"), m.size("stride")) == (parts, stride)
+    ]
+    if parts == 1 or not reduced:
+        if parts > 1:
+            raise ClusterError(f"profile {profile.name!r} has no all-reduces of {parts} ranks, {stride} apart")
+        return Level(name, parts, _bandwidth(profile), 0.0)
+    hops = 2 * (parts - 1)
+    step_s, s_per_byte = fit_line([(hops, hops / parts * m.size("bytes"), m.seconds) for m in reduced])
+    if s_per_byte == 0:  # noise hides what bytes take: it cannot be more than all that the largest message took
+        largest = max(reduced, key=lambda m: m.size("bytes"))
+        s_per_byte = largest.seconds / (hops / parts * largest.size("bytes"))
+    one_way = [m.seconds for m in profile.of("p2p", "one way") if m.size("stride") == stride]
+    return Level(name, parts, 1 / s_per_byte, min(one_way, default=step_s), step_s=step_s)
+
+
+def _collectives(profile: Profile) -> Iterator[MeasuredCollective]:
+    """Every kind on every shape of groups. Pairs send one way, and longer rings all at once."""
+
+    def shape(m: Measurement) -> tuple[str, int, int]:
+        return m.name, int(m.size("group")), int(m.size("stride"))
+
+    found = [m for m in profile.measurements if m.size("group") and m.dtype == "f32"]
+    found = [m for m in found if m.name != "p2p" or m.how == ("one way" if m.size("group") == 2 else "both ways")]
+    for (name, size, stride), group in groupby(sorted(found, key=shape), key=shape):
+        points = _rising((m.size("bytes"), m.seconds) for m in group)
+        yield MeasuredCollective(name, size, stride, points, _beyond(points))
+
+
+_FITTED = 4
+"""Points, the last ones of a curve, that say how it goes on: what is told of larger sizes must not hang on one."""
+
+
+def _beyond(points: Sequence[tuple[float, float]]) -> float | None:
+    """Bytes per second beyond the last of some (bytes, seconds), by a fit of latency and rate (Hockney 1994,
+    `t = α + β·bytes`) to the last ones; None for too few."""
+    last = points[-_FITTED:]
+    if len(last) < 3:
+        return None
+    _, s_per_byte = fit_line([(1.0, nbytes, seconds) for nbytes, seconds in last])
+    return 1 / s_per_byte if s_per_byte > 0 else None
+
+
+def fit_line(rows: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """α, β minimising the relative error of `α·a + β·b = t` over rows (a, b, t); neither is negative."""
+    aa = sum((a / t) ** 2 for a, b, t in rows)
+    bb = sum((b / t) ** 2 for a, b, t in rows)
+    ab = sum(a * b / t**2 for a, b, t in rows)
+    at, bt = sum(a / t for a, b, t in rows), sum(b / t for a, b, t in rows)
+    determinant = aa * bb - ab * ab
+    if determinant <= 0:  # one row, or rows that say the same
+        return 0.0, bt / bb
+    alpha, beta = (at * bb - bt * ab) / determinant, (bt * aa - at * ab) / determinant
+    if alpha < 0:
+        return 0.0, bt / bb
+    return (at / aa, 0.0) if beta < 0 else (alpha, beta)

@@ -1,0 +1,67 @@
+"""What this job runs on, in the words by which a profile is found again."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from galvatron.profiler.memory import memory_bytes
+from galvatron.profiler.profile import Environment
+from galvatron.runtime.mesh import World
+
+
+def environment_of(world: World) -> Environment:
+    """The environment of this rank."""
+    nodes, per_node = node_shape(world)
+    device = world.device
+    return Environment(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        kind=device.type,
+        memory_bytes=memory_bytes(device, per_node),
+        cores=usable_cores(),
+        threads=torch.get_num_threads(),
+        nodes=nodes,
+        devices_per_node=per_node,
+        backend=_backend(world),
+        torch=torch.__version__,
+    )
+
+
+def node_shape(world: World) -> tuple[int, int]:
+    """Nodes and ranks on each, as torchrun tells (`LOCAL_WORLD_SIZE`); one node where these do not divide."""
+    per_node = min(world.size, int(os.environ.get("LOCAL_WORLD_SIZE", world.size)))
+    nodes, rest = divmod(world.size, per_node)
+    return (1, world.size) if rest else (nodes, per_node)
+
+
+def usable_cores() -> int:
+    """Cores that the processes of this machine may run on, by affinity and by the limit of their group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return cores
+
+
+def _backend(world: World) -> str:
+    if world.size == 1:
+        return "none"
+    group = dist.group.WORLD
+    assert group is not None
+    return group._get_backend(world.device).name()
+
+
+def _processor() -> str:
+    """The processor's name as the machine tells it, such as `AMD EPYC 9654`."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip() or platform.machine()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "cpu"

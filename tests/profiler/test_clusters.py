@@ -1,0 +1,114 @@
+"""Profiles as clusters: the rates of a made-up machine come out of its figures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from galvatron.errors import ClusterError
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.layout import Axis
+from galvatron.machine import Machine
+from galvatron.profiler import store
+from galvatron.profiler.clusters import cluster_of, fit_line, named_cluster
+from galvatron.profiler.profile import Overlap
+from tests.profiler.profiles import (
+    BYTES_PER_S,
+    ENVIRONMENT,
+    FLOP_PER_S,
+    LINK_BYTES_PER_S,
+    OVERLAP,
+    PROFILE,
+    STEP_S,
+    all_reduce,
+)
+
+CLUSTER = cluster_of(PROFILE)
+
+
+def test_the_device() -> None:
+    device = CLUSTER.device
+    assert (device.name, device.kind, device.memory_bytes) == ("Abacus 3000", "cpu", 8 * 2**30)
+    assert dict(device.matmul_flop_per_s) == {"f32": pytest.approx(FLOP_PER_S)}
+    assert device.memory_bytes_per_s == pytest.approx(BYTES_PER_S)
+    assert (device.kernel_launch_s, device.host_op_s) == (2e-6, 3e-6)
+    assert dict(device.moving_share) == {"pointwise": pytest.approx(1.0), "norm": pytest.approx(0.5)}
+    ((name, rows),) = device.measured.products
+    assert name == "f32" and len(rows) == 8 and (1.0, 64.0, 64.0, 512.0, 2 * 64 * 64 * 512 / FLOP_PER_S) in rows
+    assert dict(device.measured.moving)["pointwise"] == ((1e4, pytest.approx(1e-5)), (1e7, pytest.approx(1e-2)))
+    assert dict(device.measured.moving)["gelu"] == ((1e4, pytest.approx(4e-5)), (1e7, pytest.approx(4e-2)))
+    assert device.measured.attention == (("f32.causal.forward", ((8.0, 128.0, 64.0, 1e-3),)),)
+
+
+def test_the_levels_of_the_network() -> None:
+    node, network = CLUSTER.levels
+    assert (node.name, node.parts, network.name, network.parts) == ("node", 2, "network", 2)
+    for level in (node, network):
+        assert level.bytes_per_s == pytest.approx(LINK_BYTES_PER_S)
+        assert level.step_s == pytest.approx(STEP_S)
+    assert node.latency_s == pytest.approx(6e-5)  # of the shortest message that was sent one way
+    assert network.latency_s == pytest.approx(STEP_S)  # of which there is none
+
+
+@pytest.mark.parametrize("nbytes", [1e3, 1e7, 1e9])
+def test_collectives_take_what_was_measured_and_go_on_as_the_fit_says(nbytes: float) -> None:
+    for size, stride in ((2, 1), (2, 2), (4, 1)):
+        predicted = Machine(CLUSTER).collective_s("all_reduce", nbytes, Axis("x", size, stride))
+        assert predicted == pytest.approx(all_reduce(size, stride, nbytes).seconds, rel=1e-3)
+
+
+def test_the_text_of_a_measured_cluster_reads_back() -> None:
+    assert Cluster.from_json(CLUSTER.to_json()) == CLUSTER
+
+
+def test_one_device_has_no_links() -> None:
+    environment = replace(ENVIRONMENT, nodes=1, devices_per_node=1, backend="none")
+    alone = [m for m in PROFILE.measurements if not m.size("group")]
+    cluster = cluster_of(replace(PROFILE, environment=environment, measurements=tuple(alone)))
+    assert cluster.world_size == 1 and not cluster.collectives
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("product", "no products of matrices"),
+        ("pointwise", "no kernels that memory bounds"),
+        ("all_reduce", "no all-reduces of 2 ranks, 1 apart"),
+    ],
+)
+def test_too_little_is_no_cluster(name: str, message: str) -> None:
+    rest = tuple(m for m in PROFILE.measurements if m.name != name)
+    with pytest.raises(ClusterError, match=message):
+        cluster_of(replace(PROFILE, measurements=rest))
+
+
+def test_a_file_names_a_cluster(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    store.save(path, PROFILE)
+    assert named_cluster(str(path)).device.name == "Abacus 3000"
+    assert named_cluster("a100-80g:1x2").world_size == 2
+    store.save(path, replace(PROFILE, environment=replace(ENVIRONMENT, torch="2.11.0")))
+    with pytest.raises(ClusterError, match=r"must have one profile to be a cluster, and has 2: .*torch 2\.13\.0"):
+        named_cluster(str(path))
+
+
+@pytest.mark.parametrize(("latency", "rate"), [(1e-5, 1e-9), (0.0, 1e-9), (1e-5, 0.0)])
+def test_a_fit_recovers_a_line(latency: float, rate: float) -> None:
+    rows = [(6.0, 6.0 * n / 4, 6.0 * latency + 6.0 * n / 4 * rate) for n in (1e3, 1e5, 1e6)]
+    assert fit_line(rows) == pytest.approx((latency, rate), abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("beside_s", "both_s", "kernel_speed", "collective_speed"),
+    [
+        (0.004, 0.010, 1.0, 1.0),  # neither notices the other
+        (0.004, 0.014, 1.0, 0.0),  # one after the other
+        (0.008, 0.014, 0.5, 0.5),  # each gets half of what there is
+        (0.003, 0.020, 1.0, 0.0),  # noise
+    ],
+)
+def test_speeds_at_the_same_time(beside_s: float, both_s: float, kernel_speed: float, collective_speed: float) -> None:
+    overlap: Overlap = replace(OVERLAP, kernel_beside_s=beside_s, both_s=both_s)
+    assert (overlap.kernel_speed, overlap.collective_speed) == pytest.approx((kernel_speed, collective_speed))
