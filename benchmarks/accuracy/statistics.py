@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.stats import spearmanr
+import numpy as np
+from scipy.stats import rankdata
 
 from accuracy.predict import Prediction
 from accuracy.rows import Row
@@ -105,5 +106,5 @@ def _groups(outcomes: Sequence[Outcome]) -> list[list[tuple[float, float]]]:
 
 
 def _order(group: Sequence[tuple[float, float]]) -> float:
-    predicted, measured = zip(*group, strict=True)
-    return float(spearmanr(predicted, measured).statistic)
+    ranks = [rankdata(seconds) for seconds in zip(*group, strict=True)]
+    return float(np.corrcoef(*ranks)[0, 1])
