@@ -22,12 +22,12 @@ CAPTURED_LAYERS = 3
 
 
 @lru_cache(maxsize=64)
-def program_of(shape: Shape, precision: str) -> Program:
+def program_of(shape: Shape, precision: str, captured_layers: int = CAPTURED_LAYERS) -> Program:
     """The clustered program of a model.
 
     Attention that a model writes out stays so, since that is what was measured: then `fuse` takes no part.
     """
-    few = replace(shape, layers=CAPTURED_LAYERS)
+    few = replace(shape, layers=captured_layers)
     path = _cache() / f"{hashlib.sha256(repr((few, precision)).encode()).hexdigest()[:16]}.gir"
     if not path.exists():
         captured = capture_graph(on_meta(few), batch_of(few, 8), precision=precision)
