@@ -216,3 +216,39 @@ def test_formulas_say_what_orders_hold(name: str, epilogue: bool) -> None:
             ranks = enumerate(schedule.computations(degree, micro_batches, epilogue=epilogue))
             held = tuple(max(held[rank] for held in held_over_time(order)) for rank, order in ranks)
             assert held == schedule.in_flight(degree, micro_batches, epilogue=epilogue)
+
+
+@pytest.mark.parametrize("name", ["1f1b", "interleaved2", "interleaved3", "interleaved4", "zbv"])
+def test_with_fewer_micro_batches_the_order_is_the_same_but_for_repetitions(name: str) -> None:
+    """What is left out are as many actions as those before them, `unit` micro-batches later each time."""
+    schedule = Schedule.parse(name)
+    for degree in (2, 3, 5):
+        for micro_batches in (m for m in range(1, 40) if schedule.allows(degree, m)):
+            fewer = schedule.shorter(degree, micro_batches, 1)
+            unit = schedule.shorter(degree, micro_batches, 2) - fewer
+            ranks = zip(schedule.computations(degree, micro_batches), schedule.computations(degree, fewer), strict=True)
+            for long, short in ranks:
+                last_forwards = {a.stage: i for i, a in enumerate(short) if a.kind is Kind.FORWARD}
+                cut = min(last_forwards.values()) + 1
+                left_out = micro_batches - fewer
+                repeated = short[cut - len(short) * unit // fewer : cut] if unit else ()
+                expected = [*short[:cut]]
+                for later in range(unit, left_out + 1, unit) if unit else ():
+                    expected += [_later(action, later) for action in repeated]
+                assert list(long) == [*expected, *(_later(action, left_out) for action in short[cut:])]
+
+
+def _later(action: Action, micro_batches: int) -> Action:
+    return Action(action.kind, action.stage, action.micro_batch + micro_batches)
+
+
+@pytest.mark.parametrize("name", ["interleaved2", "interleaved3", "zbv"])
+def test_what_is_in_flight_is_what_orders_hold(name: str) -> None:
+    schedule = Schedule.parse(name)
+    for degree in (2, 3, 5):
+        for micro_batches in (m for m in range(1, 40) if schedule.allows(degree, m)):
+            most = [0] * len(schedule.holders(degree))
+            for order in schedule.computations(degree, micro_batches):
+                for held in held_over_time(order):
+                    most = [max(count, held.get(stage, 0)) for stage, count in enumerate(most)]
+            assert tuple(most) == schedule.in_flight(degree, micro_batches)

@@ -140,7 +140,8 @@ def peak_bytes(setting: Setting, stages: Sequence[StageReport]) -> tuple[int, ..
     if setting.order.stages_per_rank == 1:
         return tuple(stage.peak_bytes for stage in stages)
     peaks: list[int] = []
-    for rank, order in enumerate(setting.order.computations(setting.pipeline_degree, setting.micro_batches)):
+    micro_batches = setting.order.shorter(setting.pipeline_degree, setting.micro_batches, 1)
+    for rank, order in enumerate(setting.order.computations(setting.pipeline_degree, micro_batches)):
         own = {i: stage for i, stage in enumerate(stages) if setting.holders[i] == rank}
         kept = {i: stage.activation_bytes / stage.in_flight for i, stage in own.items()}
         activations = max(sum(n * kept[i] for i, n in held.items()) for held in held_over_time(order))

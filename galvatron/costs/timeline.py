@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from galvatron.schedules import Kind, Schedule
+from galvatron.schedules.actions import Result
 
 
 @dataclass(frozen=True)
@@ -48,22 +52,175 @@ def pipeline_s(schedule: Schedule, degree: int, micro_batches: int, stages: Sequ
 
 
 def played_s(schedule: Schedule, degree: int, micro_batches: int, stages: Sequence[MicroBatchTimes]) -> float:
-    """The same with every computation played through; messages go on beside them."""
-    queues = schedule.computations(degree, micro_batches)
-    last = len(stages) - 1
-    done_s: dict[object, float] = {None: 0.0}
-    positions, clocks_s = [0] * degree, [0.0] * degree
-    while any(position < len(queue) for position, queue in zip(positions, queues, strict=True)):
-        before = list(positions)
-        for rank, queue in enumerate(queues):
-            while positions[rank] < len(queue):
-                action = queue[positions[rank]]
-                ready_s = done_s.get(action.awaited(last))
-                if ready_s is None:
+    """The same with every computation played through, each as soon as it can; messages go on beside them.
+
+    Where an order repeats itself, few of its repetitions are played: as many as it takes until one is as long as the
+    one before, in all that it does, after which they all are (`_repetition`).
+    """
+    if not all(math.isfinite(stage.micro_batch_s) for stage in stages):
+        return math.inf
+    durations = tuple(tuple(round(stage.of(kind) / QUANTUM_S) for kind in _COMPUTED) for stage in stages)
+    repetitions = 2
+    while (fewer := schedule.shorter(degree, micro_batches, repetitions)) < micro_batches // 2:
+        order = _order(schedule, degree, fewer)
+        ends = _played(order, durations)
+        unit = schedule.shorter(degree, micro_batches, repetitions + 1) - fewer
+        each = _repetition(order, ends, unit)
+        if each is not None:
+            return (max(rank[-1] for rank in ends) + (micro_batches - fewer) // unit * each) * QUANTUM_S
+        repetitions *= 4
+    ends = _played(_order(schedule, degree, micro_batches), durations)
+    return max(rank[-1] for rank in ends) * QUANTUM_S
+
+
+QUANTUM_S = 2.0**-50
+"""Times are played in whole numbers of this, so that what takes equally long is equal."""
+
+_COMPUTED = (Kind.FORWARD, Kind.BACKWARD, Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT)
+
+
+class _Step(NamedTuple):
+    """A computation in an order: stage and kind, by their places, and what it awaits and makes, numbered so that for
+    the next micro-batch it is one more; None if nothing."""
+
+    stage: int
+    kind: int
+    awaited: int | None
+    result: int | None
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What all ranks do.
+
+    Attributes:
+        made: for each result, the rank that makes it, and the position in its order.
+        ends: for each rank the position from which a forward would come that there is no micro-batch for.
+        cuts: for each rank a position, at most that, before which nothing awaits what is behind one.
+    """
+
+    micro_batches: int
+    ranks: tuple[tuple[_Step, ...], ...]
+    made: dict[int, tuple[int, int]]
+    ends: tuple[int, ...]
+    cuts: tuple[int, ...]
+
+
+@lru_cache(maxsize=64)
+def _order(schedule: Schedule, degree: int, micro_batches: int) -> _Order:
+    last = len(schedule.holders(degree)) - 1
+
+    def number(result: Result | None) -> int | None:
+        if result is None:
+            return None
+        direction, stage, micro_batch = result
+        return (stage + (last + 1 if direction < 0 else 0)) * micro_batches + micro_batch
+
+    firsts: dict[tuple[Kind, int], _Step] = {}
+    ranks: list[tuple[_Step, ...]] = []
+    ends: list[int] = []
+    for actions in schedule.computations(degree, micro_batches):
+        for first in (action for action in actions if action.micro_batch == 0):
+            place = _COMPUTED.index(first.kind)
+            step = _Step(first.stage, place, number(first.awaited(last)), number(first.result))
+            firsts[first.kind, first.stage] = step
+        ranks.append(tuple(_later(firsts[a.kind, a.stage], a.micro_batch) for a in actions))
+        final = (i for i, a in enumerate(actions) if a.kind is Kind.FORWARD and a.micro_batch == micro_batches - 1)
+        ends.append(next(final) + 1)
+    made = {
+        step.result: (rank, position)
+        for rank, steps in enumerate(ranks)
+        for position, step in enumerate(steps)
+        if step.result is not None
+    }
+    return _Order(micro_batches, tuple(ranks), made, tuple(ends), _closed(ranks, made, ends))
+
+
+def _closed(
+    ranks: Sequence[Sequence[_Step]], made: Mapping[int, tuple[int, int]], ends: Sequence[int]
+) -> tuple[int, ...]:
+    """The last cuts, at most these, before which nothing awaits what is behind one."""
+    cuts = [0] * len(ranks)
+    moved = True
+    while moved:
+        moved = False
+        for own, steps in enumerate(ranks):
+            while cuts[own] < ends[own]:
+                awaited = steps[cuts[own]].awaited
+                if awaited is not None and made[awaited][1] >= cuts[made[awaited][0]]:
                     break
-                clocks_s[rank] = max(clocks_s[rank], ready_s) + stages[action.stage].of(action.kind)
-                if action.result is not None:
-                    done_s[action.result] = clocks_s[rank]
-                positions[rank] += 1
-        assert positions != before, f"the order of {schedule} waits for itself"
-    return max(clocks_s)
+                cuts[own] += 1
+                moved = True
+    return tuple(cuts)
+
+
+def _later(step: _Step, micro_batches: int) -> _Step:
+    """The step so many micro-batches later."""
+    stage, kind, awaited, result = step
+    return _Step(
+        stage,
+        kind,
+        None if awaited is None else awaited + micro_batches,
+        None if result is None else result + micro_batches,
+    )
+
+
+def _played(order: _Order, durations: Sequence[Sequence[int]]) -> list[list[int]]:
+    """When each computation of each rank ends."""
+    done: dict[int | None, int] = {None: 0}
+    ends: list[list[int]] = [[] for _ in order.ranks]
+    clocks = [0] * len(order.ranks)
+    waiting: dict[int | None, int] = {}
+    runnable = list(reversed(range(len(order.ranks))))
+    while runnable:
+        rank = runnable.pop()
+        steps, own, clock = order.ranks[rank], ends[rank], clocks[rank]
+        while len(own) < len(steps):
+            step = steps[len(own)]
+            ready = done.get(step.awaited)
+            if ready is None:
+                waiting[step.awaited] = rank
+                break
+            clock = (ready if ready > clock else clock) + durations[step.stage][step.kind]
+            own.append(clock)
+            if step.result is not None:
+                done[step.result] = clock
+                if step.result in waiting:
+                    runnable.append(waiting.pop(step.result))
+        clocks[rank] = clock
+    assert not waiting, "the order waits for itself"
+    return ends
+
+
+def _repetition(order: _Order, ends: Sequence[Sequence[int]], unit: int) -> int | None:
+    """How long each further repetition takes, of `unit` micro-batches, that is put in where the cuts are; None if those
+    before are not equally long yet.
+
+    A computation begins when the one before it on its rank has ended, and what it awaits has. What is before the cuts
+    awaits only what is there too, so that it ends at the same time whatever is put in. Look at as many computations
+    before each cut as anything from the last repetition on reaches back to. If each ends by the same time later than
+    it did for `unit` micro-batches before, then so does, one after the other, all that is put in, and what is behind
+    the cuts by as much as all that is put in takes.
+    """
+    lengths = [len(steps) * unit // order.micro_batches for steps in order.ranks]
+    reach = 1
+    for steps, cut, length in zip(order.ranks, order.cuts, lengths, strict=True):
+        for step in steps[max(0, cut - length) :]:
+            if step.awaited is not None:
+                rank, position = order.made[step.awaited]
+                reach = max(reach, order.cuts[rank] - position)
+    found: int | None = None
+    for rank, steps in enumerate(order.ranks):
+        first, length = order.cuts[rank] - reach, lengths[rank]
+        if first < length:
+            return None
+        if any(
+            steps[position] != _later(steps[position - length], unit) for position in range(first, order.ends[rank])
+        ):
+            return None
+        for position in range(first, order.cuts[rank]):
+            later = ends[rank][position] - ends[rank][position - length]
+            found = later if found is None else found
+            if later != found:
+                return None
+    return found

@@ -27,6 +27,8 @@ class Kind(Enum):
     EPILOGUE = "epilogue"
 
 
+_DIRECTION = {Kind.FORWARD: 1, Kind.BACKWARD: -1, Kind.BACKWARD_INPUT: -1}
+
 Result = tuple[int, int, int]
 """What a neighbouring stage waits for: the direction in which it goes, the stage that makes it, and the micro-batch."""
 
@@ -42,7 +44,7 @@ class Action:
     @property
     def direction(self) -> int:
         """Where the result of a computation goes: to the next stage (1), to the one before (-1), or nowhere (0)."""
-        return {Kind.FORWARD: 1, Kind.BACKWARD: -1, Kind.BACKWARD_INPUT: -1}.get(self.kind, 0)
+        return _DIRECTION.get(self.kind, 0)
 
     @property
     def result(self) -> Result | None:
@@ -64,12 +66,13 @@ def numbered(computations: Iterable[Computation], micro_batches: int) -> tuple[A
 
     What comes after the last micro-batch is left out.
     """
-    counts: Counter[Computation] = Counter()
+    counts: dict[Computation, int] = {}
     actions: list[Action] = []
-    for kind, stage in computations:
-        if counts[kind, stage] < micro_batches:
-            actions.append(Action(kind, stage, counts[kind, stage]))
-        counts[kind, stage] += 1
+    for computation in computations:
+        count = counts.get(computation, 0)
+        if count < micro_batches:
+            actions.append(Action(*computation, count))
+        counts[computation] = count + 1
     return tuple(actions)
 
 

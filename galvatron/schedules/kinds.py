@@ -67,11 +67,20 @@ class Schedule(ABC):
     def in_flight(self, degree: int, micro_batches: int, *, epilogue: bool = False) -> tuple[int, ...]:
         """For each stage, the most micro-batches that have gone forward and not all the way back at one time."""
         most = [0] * (degree * self.stages_per_rank)
+        micro_batches = self.shorter(degree, micro_batches, 1)
         for order in self.computations(degree, micro_batches, epilogue=epilogue):
             for held in held_over_time(order):
                 for stage, count in held.items():
                     most[stage] = max(most[stage], count)
         return tuple(most)
+
+    def shorter(self, degree: int, micro_batches: int, repetitions: int) -> int:
+        """Fewer micro-batches whose order is the same but for repetitions: what a rank does between its first backward
+        and the last forward of one of its stages comes again and again, and so many times are left at least.
+
+        All of them where no more than that would be left out.
+        """
+        return micro_batches
 
     def refusal(self, degree: int, micro_batches: int, *, epilogue: bool = False) -> str | None:
         """Why the schedule cannot run so, and which numbers of micro-batches or ranks can; None if it can."""
@@ -146,6 +155,9 @@ class OneForwardOneBackward(_OneStage):
     def ahead(self, degree: int, rank: int, micro_batches: int, epilogue: bool) -> int:
         return degree - rank
 
+    def shorter(self, degree: int, micro_batches: int, repetitions: int) -> int:
+        return min(micro_batches, degree + repetitions)
+
 
 @dataclass(frozen=True)
 class Interleaved(Schedule):
@@ -166,6 +178,11 @@ class Interleaved(Schedule):
         forwards = [stage for stage in own for _ in range(size)] * rounds
         backwards = [stage for stage in reversed(own) for _ in range(size)] * rounds
         return in_turn(forwards, backwards, (self.stages_per_rank - 1) * size + 2 * (degree - 1 - rank) + 1)
+
+    def shorter(self, degree: int, micro_batches: int, repetitions: int) -> int:
+        # A rank goes less than two rounds ahead, and in the last one its first stage is done before the others.
+        rounds = _rounds(degree, micro_batches)
+        return micro_batches // rounds * min(rounds, 3 + repetitions)
 
     def refusal(self, degree: int, micro_batches: int, *, epilogue: bool = False) -> str | None:
         problem = super().refusal(degree, micro_batches, epilogue=epilogue)
@@ -200,6 +217,9 @@ class ZeroBubbleV(Schedule):
 
     def holders(self, degree: int) -> tuple[int, ...]:
         return (*range(degree), *reversed(range(degree)))
+
+    def shorter(self, degree: int, micro_batches: int, repetitions: int) -> int:
+        return min(micro_batches, 2 * degree + repetitions)
 
     def order(self, degree: int, rank: int, micro_batches: int, epilogue: bool) -> Sequence[Computation]:
         there, back = rank, 2 * degree - 1 - rank

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,6 +49,58 @@ def test_no_order_is_faster_than_its_parts(name: str, degree: int, data: st.Data
         own = [stage for stage, holder in zip(stages, holders, strict=True) if holder == rank]
         assert found_s >= micro_batches * sum(stage.micro_batch_s for stage in own)
     assert found_s >= sum(stage.forward_s + stage.input_s for stage in stages)
+
+
+def action_by_action_s(schedule: Schedule, degree: int, micro_batches: int, stages: list[MicroBatchTimes]) -> float:
+    """What all ranks take, told of each action of theirs in turn."""
+    last = len(stages) - 1
+    queues = [list(order) for order in schedule.computations(degree, micro_batches)]
+    done_s: dict[object, float] = {None: 0.0}
+    clocks_s = [0.0] * degree
+    while any(queues):
+        for rank, queue in enumerate(queues):
+            while queue and queue[0].awaited(last) in done_s:
+                action = queue.pop(0)
+                start_s = max(clocks_s[rank], done_s[action.awaited(last)])
+                clocks_s[rank] = start_s + stages[action.stage].of(action.kind)
+                if action.result is not None:
+                    done_s[action.result] = clocks_s[rank]
+    return max(clocks_s)
+
+
+orders = st.sampled_from(["1f1b", "interleaved2", "interleaved3", "zbv"])
+
+
+@settings(deadline=None, max_examples=200)
+@given(orders, st.integers(2, 4), st.integers(1, 60), st.sampled_from([0, 1, 8]), st.data())
+def test_repetitions_are_as_long_as_played(name: str, degree: int, most: int, spread: int, data: st.DataObject) -> None:
+    """However uneven stages are: with hardly any difference between them it takes long until they repeat."""
+    schedule = Schedule.parse(name)
+    micro_batches = max(m for m in range(1, most + 1) if schedule.allows(degree, m))
+    uneven = st.integers(20, 20 + spread).map(float)
+    count = len(schedule.holders(degree))
+    stages = data.draw(st.lists(st.builds(MicroBatchTimes, uneven, uneven, uneven), min_size=count, max_size=count))
+    found_s = played_s(schedule, degree, micro_batches, stages)
+    assert found_s == action_by_action_s(schedule, degree, micro_batches, stages)
+
+
+def test_few_repetitions_of_many_are_played(monkeypatch: pytest.MonkeyPatch) -> None:
+    played: list[int] = []
+
+    def order(self: Schedule, degree: int, micro_batches: int, *, epilogue: bool = False) -> object:
+        played.append(micro_batches)
+        return computations(self, degree, micro_batches, epilogue=epilogue)
+
+    computations = Schedule.computations
+    monkeypatch.setattr(Schedule, "computations", order)
+    stages = [MicroBatchTimes(1.0, 2.0, 1.0)] * 21 + [MicroBatchTimes(1.0, 2.0, 3.0)]
+    assert played_s(Schedule.parse("interleaved2"), 11, 11 * 1000, stages) > 11 * 1000 * 10.0
+    assert played == [11 * 5]
+
+
+def test_what_takes_for_ever_is_not_played() -> None:
+    stages = [MicroBatchTimes(1.0, 1.0, 1.0), MicroBatchTimes(1.0, math.inf, 1.0)] * 2
+    assert played_s(Schedule.parse("interleaved2"), 2, 8, stages) == math.inf
 
 
 @settings(deadline=None)

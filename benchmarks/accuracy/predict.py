@@ -1,0 +1,68 @@
+"""Predictions for published measurements, with where their seconds go."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+import galvatron
+from accuracy.programs import program_of
+from accuracy.rows import Row
+from galvatron.costs.objective import StageReport
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Seconds of a step on the pipeline rank that waits least."""
+
+    compute_s: float
+    layer_communication_s: float
+    transfer_s: float
+    sync_s: float
+    update_s: float
+    bubble_s: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a plan is predicted to take.
+
+    Attributes:
+        peak_bytes: per pipeline rank, of a device.
+        fits: whether that is within the memory of the device.
+        estimate_s: how long the prediction took, in CPU seconds.
+    """
+
+    step_s: float
+    peak_bytes: tuple[int, ...]
+    fits: bool
+    breakdown: Breakdown
+    estimate_s: float
+
+
+def predict(row: Row) -> Prediction:
+    """The prediction for a row, from presets alone."""
+    start = time.process_time()
+    program = program_of(row.shape, row.precision)
+    plan = row.plan(program)
+    estimate = galvatron.estimate(program, plan, row.cluster, global_batch_size=row.batch)
+    parts = _breakdown(plan.holders, row.micro_batches, estimate.stages)
+    fits = max(estimate.peak_bytes) <= row.cluster.device.memory_bytes
+    spent_s = time.process_time() - start
+    return Prediction(estimate.step_time_s, tuple(estimate.peak_bytes), fits, parts, spent_s)
+
+
+def _breakdown(holders: tuple[int, ...], micro_batches: int, stages: tuple[StageReport, ...]) -> Breakdown:
+    ranks: dict[int, list[StageReport]] = defaultdict(list)
+    for holder, stage in zip(holders, stages, strict=True):
+        ranks[holder].append(stage)
+    own = min(ranks.values(), key=lambda held: held[0].bubble_s)
+    return Breakdown(
+        compute_s=micro_batches * sum(stage.compute_s for stage in own),
+        layer_communication_s=micro_batches * sum(stage.communication_s for stage in own),
+        transfer_s=micro_batches * sum(stage.transfer_s for stage in own),
+        sync_s=sum(stage.sync_s for stage in own),
+        update_s=sum(stage.update_s + stage.epilogue_s for stage in own),
+        bubble_s=own[0].bubble_s,
+    )

@@ -1,0 +1,135 @@
+"""What a published measurement is to a prediction: a model, a cluster, a plan, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from accuracy.models import Shape
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.plan import Plan
+from galvatron.ir.program import Program
+from galvatron.ir.strategy import Strategy
+from galvatron.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Framework:
+    """The habits of a training framework, as far as a plan or a program can say them.
+
+    Attributes:
+        precision: of compute; masters, gradients and what the optimizer keeps are float32.
+        flash: whether attention is one kernel.
+        dropout: of the models that its authors trained.
+        sequence_parallel: whether `tp` means `tp+sp`.
+        zero: the level at which parameters are kept.
+        recompute: what is done with a layer where the table does not say.
+    """
+
+    precision: str
+    flash: bool = False
+    dropout: float = 0.0
+    sequence_parallel: bool = False
+    zero: int = 0
+    recompute: str = "none"
+
+
+MEGATRON_2021 = Framework("f16", dropout=0.1, recompute="full")
+"""Megatron-LM of SC'21, of Korthikanti et al. and of vTrain: attention written out, dropout of 0.1, whole layers
+computed again, every gradient summed after the last backward."""
+
+MEGATRON_CORE = Framework("bf16", flash=True, sequence_parallel=True, zero=1)
+"""Megatron-Core of 2024: Transformer Engine, distributed optimizer."""
+
+MEGATRON_DEEPSPEED = Framework("f16", dropout=0.1)
+"""Megatron-DeepSpeed as Sailor uses it: attention written out, nothing computed again."""
+
+TORCHTITAN = Framework("bf16", flash=True, sequence_parallel=True, zero=3)
+"""FSDP2, with `tp` in the form that shards sequences."""
+
+MIST = Framework("f16", zero=1)
+"""Mist: no dropout, no biases, sharded state of the optimizer."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured step.
+
+    Attributes:
+        table: the file that it is of.
+        name: of the row in it.
+        stages: per pipeline stage the strategies of its blocks; the first one has the embedding too, the last one the
+            head, under the strategy beside them but without recomputation.
+        step_s: the measured seconds of a step.
+        peak_bytes: the measured peak of a device, of the fullest one or of each stage; empty if nobody says.
+        offloads: whether a part of the state is kept by the host, which no plan says: memory is not compared.
+        refused: why there is no prediction; empty if there is one.
+    """
+
+    table: str
+    name: str
+    shape: Shape
+    precision: str
+    cluster: Cluster
+    batch: int
+    micro_batches: int
+    schedule: str
+    stages: tuple[tuple[str, ...], ...]
+    step_s: float
+    peak_bytes: tuple[float, ...] = ()
+    offloads: bool = False
+    refused: str = ""
+
+    @property
+    def plan_text(self) -> str:
+        """The plan in short: `pp8/m64/interleaved3/dp1-tp8`, with the first block's strategy."""
+        ranks = len(self.stages) // Schedule.parse(self.schedule).stages_per_rank
+        return f"pp{ranks}/m{self.micro_batches}/{self.schedule}/{self.stages[0][0]}"
+
+    def plan(self, program: Program) -> Plan:
+        """The plan for the program of its model."""
+        stages = [[Strategy.parse(text) for text in stage] for stage in self.stages]
+        stages[0].insert(0, _kept(stages[0][0]))
+        stages[-1].append(_kept(stages[-1][-1]))
+        return Plan(
+            fingerprint=program.fingerprint,
+            global_batch_size=self.batch,
+            world_size=self.cluster.world_size,
+            micro_batches=self.micro_batches,
+            schedule=self.schedule,
+            stages=tuple(map(tuple, stages)),
+        )
+
+
+def strategy(
+    framework: Framework, dp: int, tp: int, *, cp: int = 1, recompute: str = "", sp: bool | None = None
+) -> str:
+    """The strategy of a framework for these degrees, data parallelism outermost.
+
+    Args:
+        recompute: what a layer computes again; that of the framework where empty.
+        sp: whether `tp` shards sequences; as the framework does when None.
+    """
+    sharded = framework.sequence_parallel if sp is None else sp
+    parts = [f"dp{dp}"]
+    parts += [f"cp{cp}"] if cp > 1 else []
+    parts += [f"tp{tp}{'+sp' if sharded and tp > 1 else ''}"]
+    parts += [f"zero{framework.zero}"] if framework.zero and dp * cp > 1 else []
+    again = recompute or framework.recompute
+    parts += [] if again == "none" else [f"recompute={again}"]
+    return "-".join(parts)
+
+
+def even(layers: int, stages: int, text: str) -> tuple[tuple[str, ...], ...]:
+    """Stages of equally many blocks under one strategy, the first ones with one more where that does not divide."""
+    sizes = [layers // stages + (stage < layers % stages) for stage in range(stages)]
+    return uneven(sizes, text)
+
+
+def uneven(sizes: Sequence[int], text: str) -> tuple[tuple[str, ...], ...]:
+    """Stages of so many blocks under one strategy."""
+    return tuple((text,) * size for size in sizes)
+
+
+def _kept(strategy: Strategy) -> Strategy:
+    return Strategy(strategy.axes, strategy.zero)
