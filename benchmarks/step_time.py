@@ -29,8 +29,9 @@ from rich.table import Table
 
 import galvatron
 from galvatron.errors import GalvatronError
-from galvatron.ir.cluster import Cluster, Link
+from galvatron.ir.cluster import Cluster
 from galvatron.ir.device import Device
+from galvatron.ir.network import Level
 from galvatron.ir.plan import Plan
 
 
@@ -105,7 +106,7 @@ CASES = {
     ),
 }
 CORE = Device("core", 8 * 2**30, (("f32", 5e10),), memory_bytes_per_s=1e10, kernel_launch_s=5e-6)
-LOOPBACK = Link(1e9, 5e-5)
+LOOPBACK = Level("node", 1, 1e9, 5e-5)
 """With `CORE` roughly a machine of today, and always the same, so that all runs time the same programs."""
 AGREEMENT_STEPS = 3
 FIRST_TOLERANCE, TOLERANCE = 1e-6, 1e-4
@@ -155,7 +156,7 @@ def compare(name: str, ranks: int, size: Size, samples: int, rounds: int) -> Out
     torch.manual_seed(0)
     model = Llama(size)
     batches = [batch_of(size, samples, seed) for seed in range(AGREEMENT_STEPS)]
-    cluster = Cluster(f"cores:1x{ranks}", CORE, 1, ranks, LOOPBACK, LOOPBACK)
+    cluster = Cluster(f"cores:1x{ranks}", CORE, (replace(LOOPBACK, parts=ranks),))
     try:
         program = galvatron.compile(copy.deepcopy(model), batches[0], plan=text, cluster=cluster, optimizer=peers.adamw)
     except GalvatronError as error:

@@ -135,7 +135,7 @@ def torchtitan(path: Path) -> Iterator[Row]:
             name=f"{record['model']} {record['precision']} {record['compile_or_kernel']} {shape.sequence} x{devices}",
             shape=shape,
             precision="bf16",
-            cluster=_h100_96g(devices // 8)
+            cluster=Cluster.parse(f"h100-96g:{devices // 8}x8")
             if "H100" in record["gpu"]
             else Cluster.parse(f"h200-141g:{devices // 8}x8"),
             batch=batch,
@@ -197,7 +197,7 @@ def sailor(path: Path) -> Iterator[Row]:
             name=f"{place} {model} dp{dp} tp{tp} pp{pp} {batch}/{samples}",
             shape=shape,
             precision="f16",
-            cluster=_gh200(int(record["nodes"]), tp),
+            cluster=Cluster.parse(f"gh200-96g:{record['nodes']}x{tp}"),
             batch=batch,
             micro_batches=batch // dp // samples,
             schedule="1f1b",
@@ -284,21 +284,6 @@ def _megatron_flop(shape: Shape, batch: int) -> float:
     width, layers = shape.width, shape.layers
     once = 1 + shape.sequence / (6 * width) + shape.vocabulary / (12 * width * layers)
     return 72 * batch * shape.sequence * layers * width**2 * once
-
-
-def _h100_96g(nodes: int) -> Cluster:
-    """H100 with 96 GB of slower memory, 2.4 TB/s, as torchtitan's table says."""
-    cluster = Cluster.parse(f"h100-80g:{nodes}x8")
-    device = replace(cluster.device, name="h100-96g", memory_bytes=96 * 10**9, memory_bytes_per_s=2.4e12)
-    return replace(cluster, name=f"h100-96g:{nodes}x8", device=device)
-
-
-def _gh200(nodes: int, devices: int) -> Cluster:
-    """GH200 with 96 GB at 4 TB/s (datasheet), four of them on a node of Alps with a 200 Gb/s card each."""
-    cluster = Cluster.parse(f"h100-80g:{nodes}x{devices}")
-    device = replace(cluster.device, name="gh200-96g", memory_bytes=96 * 10**9, memory_bytes_per_s=4e12)
-    link = replace(cluster.cross_node, bytes_per_s=cluster.cross_node.bytes_per_s / 2)
-    return replace(cluster, name=f"gh200-96g:{nodes}x{devices}", device=device, cross_node=link)
 
 
 def _slow_l4(nodes: int, devices: int) -> Cluster:
