@@ -137,6 +137,20 @@ def test_a_gpu_does_the_arithmetic_that_the_op_says(rule: str, data: st.DataObje
     assert flop(on_cuda(call)) == pytest.approx(expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", sorted(CASES))
+@settings(max_examples=2, deadline=None)
+@given(data=st.data())
+def test_every_op_does_the_arithmetic_on_a_gpu_that_it_does_on_the_cpu(rule: str, data: st.DataObject) -> None:
+    call = data.draw(st.sampled_from(CASES[rule]))(Draw(data, 2))
+    try:
+        on_cpu = profile_graph(call.graph, (), call.differentiable)
+    except (RuntimeError, ValueError, NotImplementedError):
+        assume(False)  # one that torch does not differentiate
+        return
+    assert flop(on_cuda(call)) == pytest.approx(flop(on_cpu))
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     samples=st.integers(1, 3),
