@@ -163,20 +163,17 @@ def _attention(profile: Profile) -> Iterator[tuple[str, Rows]]:
 
 def _level(profile: Profile, name: str, parts: int, stride: int) -> Level:
     """A level of the network, as all-reduces between its parts and messages between two of them show it."""
-    reduced = [
-        m for m in profile.of("all_reduce", dtype="f32") if (m.size("group"), m.size("stride")) == (parts, stride)
-    ]
-    if parts == 1 or not reduced:
-        if parts > 1:
-            raise ClusterError(f"profile {profile.name!r} has no all-reduces of {parts} ranks, {stride} apart")
+    if parts == 1:
         return Level(name, parts, _bandwidth(profile), 0.0)
+    reduced = [m for m in profile.of("all_reduce", dtype="f32") if m.is_among(parts, stride)]
+    if not reduced:
+        raise ClusterError(f"profile {profile.name!r} has no all-reduces of {parts} ranks, {stride} apart")
     hops = 2 * (parts - 1)
-    step_s, s_per_byte = fit_line([(hops, hops / parts * m.size("bytes"), m.seconds) for m in reduced])
-    if s_per_byte == 0:  # noise hides what bytes take: it cannot be more than all that the largest message took
-        largest = max(reduced, key=lambda m: m.size("bytes"))
-        s_per_byte = largest.seconds / (hops / parts * largest.size("bytes"))
+    points = _rising((m.size("bytes"), m.seconds) for m in reduced)
+    (least, least_s), s_per_byte = points[0], _s_per_byte(points)
+    step_s = max(0.0, least_s - least * s_per_byte) / hops
     one_way = [m.seconds for m in profile.of("p2p", "one way") if m.size("stride") == stride]
-    return Level(name, parts, 1 / s_per_byte, min(one_way, default=step_s), step_s=step_s)
+    return Level(name, parts, hops / parts / s_per_byte, min(one_way, default=step_s), step_s=step_s)
 
 
 def _collectives(profile: Profile) -> Iterator[MeasuredCollective]:
@@ -189,33 +186,18 @@ def _collectives(profile: Profile) -> Iterator[MeasuredCollective]:
     found = [m for m in found if m.name != "p2p" or m.how == ("one way" if m.size("group") == 2 else "both ways")]
     for (name, size, stride), group in groupby(sorted(found, key=shape), key=shape):
         points = _rising((m.size("bytes"), m.seconds) for m in group)
-        yield MeasuredCollective(name, size, stride, points, _beyond(points))
+        yield MeasuredCollective(name, size, stride, points, 1 / _s_per_byte(points))
 
 
-_FITTED = 4
+_FITTED = 3
 """Points, the last ones of a curve, that say how it goes on: what is told of larger sizes must not hang on one."""
 
 
-def _beyond(points: Sequence[tuple[float, float]]) -> float | None:
-    """Bytes per second beyond the last of some (bytes, seconds), by a fit of latency and rate (Hockney 1994,
-    `t = α + β·bytes`) to the last ones; None for too few."""
+def _s_per_byte(points: Sequence[tuple[float, float]]) -> float:
+    """Seconds of each byte beyond the last of some (bytes, seconds), by a fit of latency and rate (Hockney 1994,
+    `t = α + β·bytes`) to the last ones: of least squares, so that the largest count most. Where they do not rise it is
+    what each byte of the last one took."""
     last = points[-_FITTED:]
-    if len(last) < 3:
-        return None
-    _, s_per_byte = fit_line([(1.0, nbytes, seconds) for nbytes, seconds in last])
-    return 1 / s_per_byte if s_per_byte > 0 else None
-
-
-def fit_line(rows: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
-    """α, β minimising the relative error of `α·a + β·b = t` over rows (a, b, t); neither is negative."""
-    aa = sum((a / t) ** 2 for a, b, t in rows)
-    bb = sum((b / t) ** 2 for a, b, t in rows)
-    ab = sum(a * b / t**2 for a, b, t in rows)
-    at, bt = sum(a / t for a, b, t in rows), sum(b / t for a, b, t in rows)
-    determinant = aa * bb - ab * ab
-    if determinant <= 0:  # one row, or rows that say the same
-        return 0.0, bt / bb
-    alpha, beta = (at * bb - bt * ab) / determinant, (bt * aa - at * ab) / determinant
-    if alpha < 0:
-        return 0.0, bt / bb
-    return (at / aa, 0.0) if beta < 0 else (alpha, beta)
+    size, seconds = (statistics.mean(column) for column in zip(*last, strict=True))
+    rise = sum((b - size) * (t - seconds) for b, t in last)
+    return rise / sum((b - size) ** 2 for b, _ in last) if rise > 0 else last[-1][1] / last[-1][0]

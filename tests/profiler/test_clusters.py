@@ -12,7 +12,7 @@ from galvatron.ir.cluster import Cluster
 from galvatron.ir.layout import Axis
 from galvatron.machine import Machine
 from galvatron.profiler import store
-from galvatron.profiler.clusters import cluster_of, fit_line, named_cluster
+from galvatron.profiler.clusters import cluster_of, named_cluster
 from galvatron.profiler.profile import Overlap
 from tests.profiler.profiles import (
     BYTES_PER_S,
@@ -94,10 +94,22 @@ def test_a_file_names_a_cluster(tmp_path: Path) -> None:
         named_cluster(str(path))
 
 
-@pytest.mark.parametrize(("latency", "rate"), [(1e-5, 1e-9), (0.0, 1e-9), (1e-5, 0.0)])
-def test_a_fit_recovers_a_line(latency: float, rate: float) -> None:
-    rows = [(6.0, 6.0 * n / 4, 6.0 * latency + 6.0 * n / 4 * rate) for n in (1e3, 1e5, 1e6)]
-    assert fit_line(rows) == pytest.approx((latency, rate), abs=1e-15)
+def test_the_largest_messages_say_what_a_byte_takes() -> None:
+    """A network may take the first bytes at a higher rate, as one with a token bucket does."""
+    seconds = {1e3: 0.002, 1e5: 0.004, 1e6: 0.08, 4e6: 0.35}
+    reduced = [replace(all_reduce(2, 2, nbytes), seconds=s) for nbytes, s in seconds.items()]
+    others = [m for m in PROFILE.measurements if not (m.name == "all_reduce" and m.is_among(2, 2))]
+    cluster = cluster_of(replace(PROFILE, measurements=(*others, *reduced)))
+    assert cluster.levels[1].bytes_per_s == pytest.approx(4e6 / 0.35, rel=0.05)
+    predicted = Machine(cluster).collective_s("all_reduce", 8e6, Axis("x", 2, 2))
+    assert predicted == pytest.approx(0.7, rel=0.05)
+
+
+def test_noise_is_no_rate() -> None:
+    reduced = [replace(all_reduce(2, 2, nbytes), seconds=0.5) for nbytes in (1e3, 1e5)]
+    others = [m for m in PROFILE.measurements if not (m.name == "all_reduce" and m.is_among(2, 2))]
+    cluster = cluster_of(replace(PROFILE, measurements=(*others, *reduced)))
+    assert cluster.levels[1].bytes_per_s == pytest.approx(1e5 / 0.5)
 
 
 @pytest.mark.parametrize(
