@@ -5,7 +5,7 @@ send-receive on nodes of A100s and H100s. `size` in them is bytes: as elements o
 335 GB/s over links of 300. Every other size is fitted, the ones between are held out. The rate of long messages is not
 fitted where a published one is given, since the longest message of the tables is 61 MB.
 
-    python benchmarks/calibrate_links.py /path/to/kernels
+    python benchmarks/calibrate_links.py [--data DIR]
 """
 
 from __future__ import annotations
@@ -171,8 +171,8 @@ def show(card: str, rows: Sequence[Row], before: Levels, after: Levels) -> None:
 
 def main(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="with allreduce_a100_dgx.csv and its like")
-    folder = parser.parse_args(words).folder
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared/data/kernels")
+    folder = parser.parse_args(words).data
     for card, rate in PUBLISHED.items():
         rows = read(folder, card)
         levels, figures = calibrate(rows, rate, quick=card == "a100")

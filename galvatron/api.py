@@ -264,7 +264,7 @@ def search(
 
     Args:
         program: captured, or any later form up to planned.
-        cluster: a `Cluster` or a preset such as `"a100-80g:2x8"`.
+        cluster: a `Cluster`, a preset such as `"a100-80g:2x8"`, or a file such as `"mine.toml"`.
         memory: budget per device, in bytes or like `"36GiB"`; None is the device's memory less a reserve.
         global_batch_size: samples per step; None is the size of the example batch.
         schedule: `"gpipe"` or `"1f1b"`; None is `"1f1b"`, or `"gpipe"` for a program with an epilogue.

@@ -53,7 +53,7 @@ class _Range:
     example: str
 
 
-_RATE, _TIME = _Range(1e5, 1e13, "25GB/s"), _Range(0, 0.1, "5us")
+_RATE, _TIME = _Range(1e5, 4e12, "25GB/s"), _Range(0, 0.1, "5us")
 _RANGES = {
     "memory_bytes": _Range(2**26, 2**44, "80GiB"),
     "reserved_bytes": _Range(0, 2**40, "1GiB"),

@@ -13,6 +13,7 @@ from galvatron.errors import ClusterError, ParseError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.device import Device
 from galvatron.ir.network import Level, MeasuredCollective
+from galvatron.ir.networks import NETWORKS
 from galvatron.ir.presets import PRESETS
 
 
@@ -29,7 +30,28 @@ def test_presets_round_trip(preset: str) -> None:
     assert Cluster.from_json(cluster.to_json()) == cluster
     assert cluster.world_size == 16
     assert 0 < cluster.default_budget_bytes < cluster.device.memory_bytes
-    assert PRESETS[preset].source
+    assert PRESETS[preset].source and NETWORKS[preset].source
+    cluster.check()
+
+
+def test_every_preset_has_a_network() -> None:
+    assert PRESETS.keys() == NETWORKS.keys()
+
+
+def test_memory_is_what_the_driver_gives() -> None:
+    """A card of 80 GB has 79.1 to 79.3 GiB, of which a GiB is gone before the first tensor."""
+    for name in ("a100-80g", "h100-80g"):
+        cluster = Cluster.parse(f"{name}:1x8")
+        assert 79.1 * 2**30 < cluster.device.memory_bytes < 79.3 * 2**30
+        assert 73 * 2**30 < cluster.default_budget_bytes < 73.5 * 2**30
+
+
+def test_a_type_that_a_card_does_not_compute_is_slow() -> None:
+    assert (
+        Cluster.parse("v100-32g:1x8").device.flop_per_s("bf16")
+        < 15e12
+        < Cluster.parse("v100-32g:1x8").device.flop_per_s("f16")
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,6 +125,9 @@ def test_a_group_slows_down_where_links_do() -> None:
         ("a100-80g:2x8", [("node", 8), ("network", 2)]),
         ("a100-80g:1x8", [("node", 8)]),
         ("a100-80g:2x1", [("node", 1), ("network", 2)]),
+        ("a100-80g-pcie:2x8", [("pair", 2), ("node", 4), ("network", 2)]),
+        ("a100-80g-pcie:1x2", [("pair", 2)]),
+        ("a100-80g-pcie:2x3", [("node", 3), ("network", 2)]),
         ("gb200:18x4", [("node", 4), ("rack", 18)]),
         ("gb200:2x18x4", [("node", 4), ("rack", 18), ("network", 2)]),
     ],

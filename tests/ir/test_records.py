@@ -55,7 +55,6 @@ outer "a b" {
   rates.bf16 = 3.0
   count = 7
   label = "x"
-  share = none
   sizes = [1, 2]
   inner {
     latency_s = 2e-06  // 2 us
@@ -150,6 +149,8 @@ def test_several_are_refused_as_one_is() -> None:
         read_record(Scanner("stairs { }"), Stairs)
     with pytest.raises(ParseError, match="'points' must be a list of pairs of numbers"):
         read_record(Scanner("stairs { step a { points = [[1, 2, 3]] } }"), Stairs)
+    with pytest.raises(ParseError, match="unknown field 'height'; known: railing, step"):
+        read_record(Scanner("stairs { height = 3 }"), Stairs)
     with pytest.raises(PlanError, match="stairs field 'steps' must be a list, not 3"):
         read_members(Stairs, {"steps": 3}, "stairs", PlanError)
     with pytest.raises(PlanError, match="stairs step field 'name' is missing"):

@@ -82,7 +82,8 @@ def _read_entries(s: Scanner, fields: tuple[Field, ...], values: dict[str, Any],
         name, dot, entry = key.partition(".")
         field = known.get(name)
         if field is None or field.kind is None or _has_entries(field) != bool(dot):
-            s.refuse(f"unknown field {key!r}; {did_you_mean(key, known)}", at)
+            words = [*known, *(field.word for field in fields if field.cls is not None)]
+            s.refuse(f"unknown field {key!r}; {did_you_mean(key, words)}", at)
         into, within = (values.setdefault(name, {}), entry) if dot else (values, name)
         if within in into:
             s.refuse(f"{key!r} is given twice", at)
@@ -95,11 +96,16 @@ def _read_entries(s: Scanner, fields: tuple[Field, ...], values: dict[str, Any],
 
 
 def record_lines(word: str, record: Any, note: Callable[[str], str]) -> Iterator[str]:
-    """A record as `read_record` reads it; `note` makes a comment of a figure for a reader."""
+    """A record as `read_record` reads it, without fields that are none by default and are; `note` makes a comment of a
+    figure for a reader."""
     title = [bare_or_quoted(getattr(record, _TITLE))] if hasattr(record, _TITLE) else []
     yield " ".join([word, *title, "{"])
+    unsaid = {
+        f.name for f in fields_of(type(record)) if not f.required and f.default is getattr(record, f.name) is None
+    }
     for key, text, figure in entries(record):
-        yield f"  {key} = {text}{note(figure) if figure else ''}"
+        if key not in unsaid:
+            yield f"  {key} = {text}{note(figure) if figure else ''}"
     for field in fields_of(type(record)):
         if field.cls is not None and (value := getattr(record, field.name)) != field.default:
             for item in value if field.many else (value,):
