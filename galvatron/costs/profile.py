@@ -18,6 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from galvatron.costs.events import CollectiveCall, Event, Launch, Linear, Profile
+from galvatron.costs.fusion import fused, kept_instead
 from galvatron.costs.slices import run_on_slice
 from galvatron.costs.watch import ObservedEvent, Watch
 from galvatron.errors import GalvatronError
@@ -46,6 +47,7 @@ def profile_graph(
     *,
     at: int | None = None,
     kind: str = "cpu",
+    compiled: bool = False,
 ) -> Profile:
     """Runs a graph at two batch sizes and puts lines through what it did.
 
@@ -55,10 +57,11 @@ def profile_graph(
         recompute: which activations the backward computes again, as in a strategy; it does, as at run time.
         at: the local batch size that matters, for a graph that is not linear in it: one that pairs samples.
         kind: of the device that runs it (`Device.kind`).
+        compiled: whether `torch.compile` compiles it (`costs.fusion`). Peaks of memory are then those without.
     """
     graph = with_local_functions(graph, mesh)
     batches = _batches(graph, mesh) if at is None else (at, 2 * at)
-    run = partial(_Run, graph, mesh, differentiable, recompute=recompute, kind=kind)
+    run = partial(_Run, graph, mesh, differentiable, recompute=recompute, kind=kind, compiled=compiled)
     while True:
         try:
             with silence():
@@ -151,8 +154,9 @@ class _Run:
         batch: int,
         recompute: str,
         kind: str,
+        compiled: bool,
     ) -> None:
-        self.graph, self.batch, self.recompute, self.kind = graph, batch, recompute, kind
+        self.graph, self.batch, self.recompute, self.kind, self.compiled = graph, batch, recompute, kind, compiled
         self.axes = {axis.name: axis for axis in nameable_axes(mesh)}
         self.observed = _Observed()
         self.watch = Watch(self.observed.forward, kind)
@@ -163,9 +167,13 @@ class _Run:
                     values[name].requires_grad_(True)
             for tensor in values.values():
                 self.watch.keep(tensor)
+            self.state = {self.watch.number(values[v.name]) for v in graph.state}
+            self.again: dict[int, ObservedEvent] = {}
             with self.watch:
                 outputs = self._forward(values)
                 self._backward(outputs, values)
+            if compiled:
+                self._fuse_backward()
 
     def _forward(self, values: dict[str, torch.Tensor]) -> list[_Output]:
         inputs = [v.name for v in self.graph.inputs]
@@ -181,44 +189,64 @@ class _Run:
             results = self._function()(call, *values.values())
         peak_bytes = self.watch.peak_bytes
         outputs = [_Output.of(t) for t in results if t.requires_grad]
+        made = {self.watch.number(t) for t in results} if self.compiled else set()
         # What is alive without the results is what autograd keeps.
         whole_call = ref(call)
         del results, call
         kept_bytes = self.watch.live_bytes
         self.observed.saved_bytes = kept_bytes
         self.observed.forward_extra_bytes = max(0, peak_bytes - kept_bytes)
-        for name in inputs if whole_call() is not None else [name for name in inputs if name in saved]:
+        kept_inputs = inputs if whole_call() is not None else [name for name in inputs if name in saved]
+        for name in kept_inputs:
             size = values[name].untyped_storage().nbytes()
             if values[name].requires_grad:
                 self.observed.saved_bytes += size
             else:
                 self.observed.shared_bytes[name] = size
+        if self.compiled:
+            self._fuse_forward(made, {self.watch.number(values[name]) for name in kept_inputs})
         return outputs
+
+    def _fuse_forward(self, made: set[int], kept_inputs: set[int]) -> None:
+        """Kernels as the compiler groups them, without what it computes again."""
+        observed, kept = self.observed, self.watch.alive()
+        instead = kept_instead(observed.forward, kept, kept_inputs | self.state)
+        self.again = instead.again
+        observed.saved_bytes += round(sum(instead.more.values())) - sum(kept[value] for value in self.again)
+        lasting = made | instead.more.keys() | (kept.keys() - self.again.keys())
+        observed.forward[:] = fused(observed.forward, lasting=lasting)
+
+    def _fuse_backward(self) -> None:
+        gradients = self.watch.gradients
+        of_weights = {made for made, leaf in gradients.items() if leaf in self.state}
+        observed = self.observed
+        observed.backward[:] = fused(
+            observed.backward, lasting=gradients.keys(), of_weights=of_weights, again=self.again
+        )
 
     def _function(self) -> Callable[..., tuple[torch.Tensor, ...]]:
         """The graph as a function of its call, inputs and state, that runs as a layer does under the strategy."""
         names = [v.name for v in (*self.graph.inputs, *self.graph.state)]
         selective = self.recompute == "selective"
-        callers = self._callers(selective)
+        callers = {index: _CALLERS[step] for index, step in selective_steps(self.graph).items()} if selective else {}
+        run = partial(
+            run_graph,
+            self.graph,
+            batch=self.batch,
+            handler=self._collective,
+            callers=callers,
+            calls=self._calls,
+        )
 
         def function(call: _Call, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
             values = dict(zip(names, tensors, strict=True))
-            results = run_graph(self.graph, values, batch=self.batch, handler=self._collective, callers=callers)
-            return tuple(results.values())
+            return tuple(run(values).values())
 
         return function if self.recompute == "none" else recomputed(function, selective=selective)
 
-    def _callers(self, selective: bool) -> dict[int, Callable[..., Any]]:
-        """Who calls the ops that are steps of a selective layer, or something else on the device."""
-        steps = selective_steps(self.graph) if selective else {}
-        callers: dict[int, Callable[..., Any]] = {}
-        for index, op in enumerate(self.graph.ops):
-            step = _CALLERS[steps[index]] if index in steps else None
-            if call := call_on(self.kind, op.target):
-                callers[index] = _calling(call, step)
-            elif step:
-                callers[index] = step
-        return callers
+    def _calls(self, target: str) -> Callable[..., Any] | None:
+        """What the device calls for an op, if it is not what torch shows on the CPU."""
+        return call_on(self.kind, target) or (call_on("compiled", target) if self.compiled else None)
 
     def _backward(self, outputs: list[_Output], values: dict[str, torch.Tensor]) -> None:
         if not outputs:
@@ -243,11 +271,6 @@ class _Run:
 
 
 _CALLERS = {"keep": keep, "once": once}
-
-
-def _calling(call: Callable[..., Any], step: Callable[..., Any] | None) -> Callable[..., Any]:
-    """Calls this instead of an op, as a step or by itself."""
-    return lambda _op, *args, **kwargs: step(call, *args, **kwargs) if step else call(*args, **kwargs)
 
 
 class _Call:
@@ -301,7 +324,7 @@ def _gradients_leave_at_once(leaves: Any, watch: Watch) -> Iterator[None]:
 
     def drop(leaf: torch.Tensor) -> None:
         assert leaf.grad is not None
-        watch.made_gradient(leaf.grad)
+        watch.made_gradient(leaf.grad, leaf)
         leaf.grad = None
 
     handles = [t.register_post_accumulate_grad_hook(drop) for t in leaves if t.requires_grad]

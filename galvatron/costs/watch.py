@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from weakref import finalize
 
@@ -20,7 +21,11 @@ from galvatron.machine.kernel import touched_bytes
 
 @dataclass(frozen=True)
 class ObservedEvent:
-    """A kernel (`axis` None) or collective at one batch size, with the bytes that it touches or sends."""
+    """A kernel (`axis` None) or collective at one batch size, with the bytes that it touches or sends.
+
+    `reads` and `writes` are the storages of its operands and results, numbered as they were first seen, with the bytes
+    that it touches of each; `operator` is what torch dispatched.
+    """
 
     name: str
     dtype: str
@@ -28,6 +33,9 @@ class ObservedEvent:
     size_bytes: float
     work: Work | None = None
     of_weight: bool = False
+    reads: tuple[tuple[int, float], ...] = ()
+    writes: tuple[tuple[int, float], ...] = ()
+    operator: Any = None
 
 
 class Watch(TorchDispatchMode):
@@ -40,6 +48,11 @@ class Watch(TorchDispatchMode):
         self.peak_bytes = 0
         self._seen: dict[int, Any] = {}
         self._matmuls: dict[int, int] = {}
+        self.gradients: dict[int, int] = {}
+        """The number of each gradient's storage → that of what it is the gradient of."""
+        self._numbers: dict[int, int] = {}
+        self._sizes: dict[int, int] = {}
+        self._next = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -61,16 +74,55 @@ class Watch(TorchDispatchMode):
         )
         dtype = DTYPE_OF.get((operands or results)[0].dtype, "f32")
         work = kernel_work(func, args, kwargs, out)
+        note = partial(self._note, name, dtype, func)
         if launches := launches_on(self.kind, name):
-            self.events += _launched(launches, name, dtype, work, _by_name(func, args, kwargs, out))
+            tensors = _by_name(func, args, kwargs, out)
+            done = _done(launches, tensors)
+            share = 1 / max(1, sum(launch.works for launch in done))
+            part = work and Work(work.kind, (work.sizes[0] * share, *work.sizes[1:]))
+            for launch in done:
+                reads, writes = (
+                    [t for place in places for t in tensors.get(place, ())] for places in (launch.reads, launch.writes)
+                )
+                note(part if launch.works else None, reads, writes)
             return
-        touched = touched_bytes([*map(_size_bytes, operands)], [*map(_size_bytes, results)], gathers=operator.gathers)
         if name == "mm":
             self._matmuls[results[0].untyped_storage()._cdata] = len(self.events)
-        self.events.append(ObservedEvent(name, dtype, None, touched, work))
+        note(work, operands, results, gathers=operator.gathers)
 
-    def made_gradient(self, gradient: torch.Tensor) -> None:
-        """Marks the product of matrices that a gradient is, if it is one."""
+    def _note(
+        self,
+        name: str,
+        dtype: str,
+        func: Any,
+        work: Work | None,
+        operands: list[torch.Tensor],
+        results: list[torch.Tensor],
+        *,
+        gathers: bool = False,
+    ) -> None:
+        reads, writes = ([(self.number(t), _size_bytes(t)) for t in tensors] for tensors in (operands, results))
+        touched = touched_bytes([size for _, size in reads], [size for _, size in writes], gathers=gathers)
+        if gathers and reads:
+            reads[0] = reads[0][0], writes[0][1]
+        self.events.append(
+            ObservedEvent(name, dtype, None, touched, work, reads=tuple(reads), writes=tuple(writes), operator=func)
+        )
+
+    def number(self, tensor: torch.Tensor) -> int:
+        """The number of a tensor's storage."""
+        key = tensor.untyped_storage()._cdata
+        if key not in self._numbers:
+            self._count(key)
+        return self._numbers[key]
+
+    def alive(self) -> dict[int, int]:
+        """The numbers of the storages that are alive, of those that came after the watch, with their bytes."""
+        return {self._numbers[key]: size for key, size in self._sizes.items()}
+
+    def made_gradient(self, gradient: torch.Tensor, leaf: torch.Tensor) -> None:
+        """Notes whose gradient a tensor is, and marks the product of matrices that it is, if it is one."""
+        self.gradients[self.number(gradient)] = self.number(leaf)
         position = self._matmuls.get(gradient.untyped_storage()._cdata)
         if position is not None:
             self.events[position] = replace(self.events[position], of_weight=True)
@@ -85,7 +137,13 @@ class Watch(TorchDispatchMode):
 
     def keep(self, tensor: torch.Tensor) -> None:
         """Leaves the storage of a tensor that is there before the run out of the count."""
-        self._seen[tensor.untyped_storage()._cdata] = None
+        key = tensor.untyped_storage()._cdata
+        self._seen[key] = None
+        self._count(key)
+
+    def _count(self, key: int) -> None:
+        self._numbers[key] = self._next
+        self._next += 1
 
     def _track(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -93,11 +151,15 @@ class Watch(TorchDispatchMode):
         if key in self._seen:
             return
         self._seen[key] = finalize(storage, self._free, key, size)
+        self._sizes[key] = size
+        self._count(key)
         self.live_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
     def _free(self, key: int, size: int) -> None:
         self._seen.pop(key, None)
+        self._numbers.pop(key, None)
+        self._sizes.pop(key, None)
         self._matmuls.pop(key, None)
         self.live_bytes -= size
 
@@ -110,24 +172,13 @@ def _by_name(func: Any, args: Any, kwargs: Any, out: Any) -> dict[str, list[torc
     return {name: [t for t in _flat(value) if isinstance(t, torch.Tensor)] for name, value in named.items()}
 
 
-def _launched(
-    launches: tuple[KernelLaunch, ...],
-    name: str,
-    dtype: str,
-    work: Work | None,
-    tensors: dict[str, list[torch.Tensor]],
-) -> Iterator[ObservedEvent]:
-    """The launches of one kernel; those that work do equally much."""
-    done = [
+def _done(launches: Iterable[KernelLaunch], tensors: dict[str, list[torch.Tensor]]) -> list[KernelLaunch]:
+    """Those launches of a kernel that a call of it does."""
+    return [
         launch
         for launch in launches
         if any(map(tensors.get, launch.writes)) and all(map(tensors.get, sorted(launch.needs)))
     ]
-    share = 1 / max(1, sum(launch.works for launch in done))
-    part = work and Work(work.kind, (work.sizes[0] * share, *work.sizes[1:]))
-    for launch in done:
-        touched = sum(_size_bytes(t) for name in (*launch.reads, *launch.writes) for t in tensors.get(name, ()))
-        yield ObservedEvent(name, dtype, None, touched, part if launch.works else None)
 
 
 def _is_view(func: Any, args: Any, results: list[torch.Tensor]) -> bool:

@@ -85,6 +85,7 @@ def run_graph(
     handler: OpHandler | None = None,
     device: torch.device | str | None = None,
     callers: Mapping[int, Caller] | None = None,
+    calls: Callable[[str], Callable[..., Any] | None] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Runs `graph` and returns its outputs by name.
 
@@ -97,6 +98,7 @@ def run_graph(
         handler: executes `comm.` and `spmd.` ops.
         device: where ops that create tensors from nothing put them.
         callers: by number, the ops that are not called directly, and who calls them.
+        calls: by target, what is called for an op, if it is not the op itself.
     """
     env: dict[str, Any] = {v.name: values[v.name] for v in (*graph.inputs, *graph.state)}
     whole_batch = batch if global_batch is None else global_batch
@@ -107,7 +109,7 @@ def run_graph(
     for index, op in enumerate(map(without_site, graph.ops)):
         args, kwargs = _arguments(op, env, symbols)
         if op.function is not None:
-            function = _with_own_backward(op.function, batch, whole_batch, device)
+            function = _with_own_backward(op.function, batch, whole_batch, device, calls)
         elif op.namespace in ("comm", "spmd"):
             if handler is None:
                 raise GalvatronError(f"op {op.target!r} needs a handler, since it communicates")
@@ -115,7 +117,7 @@ def run_graph(
         elif device is not None and not op.operands:
             function = partial(torch_op(op.target), device=device)
         else:
-            function = torch_op(op.target)
+            function = (calls and calls(op.target)) or torch_op(op.target)
         if operator_of(op).reads_memory:
             args = (args[0].contiguous(), *args[1:])
         out = callers[index](function, *args, **kwargs) if callers and index in callers else function(*args, **kwargs)
@@ -125,13 +127,17 @@ def run_graph(
 
 
 def _with_own_backward(
-    own: Function, batch: int, global_batch: int, device: torch.device | str | None
+    own: Function,
+    batch: int,
+    global_batch: int,
+    device: torch.device | str | None,
+    calls: Callable[[str], Callable[..., Any] | None] | None,
 ) -> Callable[..., Any]:
     """A function of tensors whose backward is its own."""
 
     def run(graph: Graph, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         values = {v.name: tensor for v, tensor in zip(graph.inputs, tensors, strict=True)}
-        found = run_graph(graph, values, batch=batch, global_batch=global_batch, device=device)
+        found = run_graph(graph, values, batch=batch, global_batch=global_batch, device=device, calls=calls)
         return tuple(found[name] for name in graph.outputs)
 
     return lambda *operands: _OwnBackward.apply(own, run, *operands)

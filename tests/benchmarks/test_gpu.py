@@ -34,6 +34,7 @@ def test_every_collective_is_called(tmp_path: Path) -> None:
     assert "Communication on one rank" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_cost_model_knows_the_kernels_of_the_device(tmp_path: Path) -> None:
     done = check(tmp_path, "--parts", "kernels")
     assert done.returncode == 0, done.stderr

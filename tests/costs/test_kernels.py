@@ -169,6 +169,36 @@ def test_the_table_speaks_of_what_torch_has() -> None:
                 assert said_of >= {*launch.reads, *launch.writes, *launch.needs}, name
 
 
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (WIDTH,))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0] * 2
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = StraightThrough.apply(self.linear(x))
+        assert isinstance(result, Tensor)
+        return result.sum()
+
+
+def test_what_is_inside_of_functions_is_of_the_device_too() -> None:
+    program = galvatron.capture(Normed(), {"x": torch.zeros(ROWS, WIDTH)})
+    graphs = [cls.graph for cls in program.classes if any(op.function for op in cls.graph.ops)]
+    (graph,) = graphs
+    state = frozenset(value.name for value in graph.state)
+    forward, backward = names(profile_graph(graph, (), state, kind="cuda"))
+    assert "_fused_rms_norm" in forward and "_fused_rms_norm_backward" not in backward
+
+
 def test_nothing_changes_where_a_device_has_no_table() -> None:
     call = sample("rms_norm.default", X(), [WIDTH], W(), 1e-5)
     plain = profile_graph(call.graph, (), call.differentiable)

@@ -234,9 +234,11 @@ CALLS: Mapping[str, Mapping[str, Call]] = {
         "scaled_dot_product_attention": _attention,
         "softmax.int": _softmax("softmax"),
         "log_softmax.int": _softmax("log_softmax"),
-    }
+    },
+    "compiled": {"dropout": _dropout},
 }
-"""Kind of device → name of an operator, perhaps with an overload → what the device calls for it."""
+"""Kind of device → name of an operator, perhaps with an overload → what the device calls for it; `compiled` is for any
+device under `torch.compile`."""
 
 LAUNCHES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "cuda": {
