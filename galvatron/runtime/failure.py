@@ -104,10 +104,11 @@ class _Watch:
     def _hung(self, line: str) -> None:
         """This rank has waited too long: end the job with this error, if it has no other one."""
         if self.first_failure is None:
-            _print(line)
-            _write_torchrun_error_file(TimeoutError(line))
-            self.report(line)
-            _end_process(1)
+            with _one_at_a_time():
+                _print(line)
+                _write_torchrun_error_file(TimeoutError(line))
+                self.report(line)
+                _end_process(1)
 
 
 _watch: _Watch | None = None
@@ -162,7 +163,8 @@ def guarded(what: str) -> Iterator[None]:
     if _watch.first_failure is not None and not _watch.failed_here:
         raise RankError(_watch.first_failure)
     if _watch.failed_here and _watch.size > 1:
-        raise RankError(f"this job cannot go on: {_watch.first_failure}")
+        with _one_at_a_time():  # another thread may still be telling why, as for a signal
+            raise RankError(f"this job cannot go on: {_watch.first_failure}")
     if not _watch.busy:
         now.reset()
     _watch.busy += 1

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 
 import pytest
+import torch.distributed as dist
 
+from galvatron.errors import RankError
+from galvatron.runtime import failure
 from tests.marks import some_slow
 from tests.runtime.jobs import LIMIT_S, errors, job, wait_for
 
@@ -72,3 +77,24 @@ def test_an_interrupted_job_leaves_no_process(number, to, action):
         assert verb in errors(output)[0]
     else:
         assert errors(output)[0].startswith(f"{to} {verb}")
+
+
+def test_who_comes_while_a_failure_is_told_waits_to_hear_of_it(monkeypatch, capsys):
+    class Slow(failure._Watch):
+        def _tell(self, line):
+            telling.set()
+            time.sleep(0.2)
+            super()._tell(line)
+
+    telling = threading.Event()
+    active = Slow(dist.HashStore(), 0, 2, LIMIT_S)
+    monkeypatch.setattr(failure, "_watch", active)
+    thread = threading.Thread(target=failure._report, args=(active, "a step", ValueError("out of range")))
+    thread.start()
+    telling.wait()
+    words = "cannot go on: rank 0 failed in a step: ValueError: out of range"
+    with pytest.raises(RankError, match=words), failure.guarded("another step"):
+        pass
+    thread.join()
+    active.stop()
+    assert capsys.readouterr().err == "galvatron: rank 0 failed in a step: ValueError: out of range\n"
