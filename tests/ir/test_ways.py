@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import galvatron
-from galvatron.errors import GalvatronError
+from galvatron.errors import CheckError, GalvatronError
 from galvatron.ir.capture import LossFunction, capture_graph, export
 from galvatron.ir.capture.evaluation import in_evaluation
 from galvatron.ir.capture.ways import _aligned
@@ -180,6 +181,69 @@ def test_what_cannot_be_evaluated_is_only_trained(
 def test_a_model_in_evaluation_mode_has_one_way() -> None:
     model = Net(Function(dropped_paths)).double().eval()
     assert not any(op.target == EITHER for op in capture_graph(model, BATCH).program.required_graph.ops)
+
+
+class Given(nn.Module):
+    """What a function gives of logits and labels, if it has any."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor | None, bool], dict[str, Tensor]]) -> None:
+        super().__init__()
+        self.head, self.function = nn.Linear(4, 4), function
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
+        return self.function(self.head(x), y, self.training)
+
+
+LABELLED = {**BATCH, "y": torch.arange(8) % 4}
+
+
+def given_once(h: Tensor, y: Tensor | None, training: bool) -> dict[str, Tensor]:
+    loss = F.cross_entropy(h, y) if y is not None else h.mean()
+    return {"loss": loss, "h": h, "twice": h if training else 2 * h, "total": loss if training else loss + 1}
+
+
+def test_what_is_one_value_in_training_may_be_several_in_evaluation() -> None:
+    model = Given(given_once).double()
+    found = galvatron.compile(model, LABELLED, outputs=["h", "twice", "total"], plan="m1/dp1")(**LABELLED)
+    with torch.no_grad():
+        expected = model.eval()(**LABELLED)
+    assert found.loss is not None
+    torch.testing.assert_close(found.loss, expected["loss"])
+    for name in ("h", "twice", "total"):
+        torch.testing.assert_close(found[name], expected[name])
+
+
+def forced(h: Tensor, y: Tensor | None, training: bool) -> dict[str, Tensor]:
+    h = h + F.one_hot(y, 4) if training and y is not None else h
+    return {"loss": h.mean() if y is None else F.cross_entropy(h, y), "h": h}
+
+
+def test_a_prediction_needs_no_labels_that_only_training_reads() -> None:
+    model = Given(forced).double()
+    found = galvatron.compile(model, LABELLED, outputs=["h"], plan="m1/dp1").predict(BATCH)
+    torch.testing.assert_close(found["h"], model.head(BATCH["x"]).detach())
+
+
+class Checked(nn.Module):
+    """Checks its values in one mode, or in both."""
+
+    def __init__(self, modes: tuple[bool, ...]) -> None:
+        super().__init__()
+        self.head, self.modes = nn.Linear(4, 1), modes
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training in self.modes and (x > 2).any():
+            raise ValueError("too much")
+        return self.head(x).square().mean()
+
+
+@pytest.mark.parametrize("modes", [(True,), (False,), (True, False)])
+def test_a_check_is_that_of_its_mode(modes: tuple[bool, ...]) -> None:
+    compiled = galvatron.compile(Checked(modes).double(), BATCH, plan="m2/dp1")
+    for mode, step in ((True, compiled.forward_backward), (False, compiled.eval_step)):
+        step(BATCH)
+        with pytest.raises(CheckError, match="too much") if mode in modes else contextlib.nullcontext():
+            step({"x": 3 * BATCH["x"]})
 
 
 few = st.lists(st.integers(0, 3), max_size=12)
