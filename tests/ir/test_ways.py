@@ -246,6 +246,61 @@ def test_a_check_is_that_of_its_mode(modes: tuple[bool, ...]) -> None:
             step({"x": 3 * BATCH["x"]})
 
 
+class Overridden(nn.Module):
+    """Has modes of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.norm, self.doubles = nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False), True
+
+    def train(self, mode: bool = True) -> Overridden:
+        self.doubles = mode
+        self.head.requires_grad_(mode)
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.head(x))
+        return (2 * h if self.doubles else h).square().sum(1).sin().mean()
+
+
+class Merged(Overridden):
+    """Changes its weights from mode to mode."""
+
+    def eval(self) -> Overridden:
+        self.head.weight.data *= 2
+        return super().eval()
+
+
+def test_a_model_has_its_own_evaluation_mode() -> None:
+    model = Overridden().double()
+    compiled = galvatron.compile(model, BATCH, plan="m1/dp1")
+    assert model.doubles and model.training and model.head.weight.requires_grad
+    found = float(compiled.eval_step(BATCH))
+    assert abs(found - float(model.eval()(**BATCH).detach())) <= 1e-12 * abs(found)
+
+
+def test_weights_that_change_with_the_mode_are_only_trained() -> None:
+    model = Merged().double()
+    before = model.head.weight.detach().clone()
+    with pytest.warns(UserWarning, match=r"self.head.weight.data \*= 2.*own eval\(\)"):
+        compiled = galvatron.compile(model, BATCH, plan="m1/dp1")
+    assert torch.equal(model.head.weight, before)
+    compiled.forward_backward(BATCH)
+    with pytest.raises(GalvatronError, match=r"own eval\(\)"):
+        compiled.eval_step(BATCH)
+
+
+def test_an_evaluation_has_no_gradients() -> None:
+    model = Net(Function(lambda h, training: 2 * h if torch.is_grad_enabled() else h)).double()
+    compiled = galvatron.compile(model, BATCH, plan="m1/dp1")
+    found = float(compiled.eval_step(BATCH))
+    trained = float(compiled.forward_backward(BATCH))
+    with torch.no_grad():
+        expected = float(model(**BATCH))
+    assert abs(found - expected) <= 1e-12 * abs(found)
+    assert abs(trained - float(model(**BATCH).detach())) <= 1e-12 * abs(trained)
+
+
 few = st.lists(st.integers(0, 3), max_size=12)
 
 
