@@ -63,10 +63,16 @@ def table(h: Tensor, training: bool) -> Tensor:
     return h * torch.tensor([1.0, 2.0, 3.0, 5.0 if training else 4.0], dtype=h.dtype)
 
 
+def signs(h: Tensor, training: bool) -> Tensor:
+    zeros = torch.tensor([-0.0 if training else 0.0, 0.0, 1.0, 1.0], dtype=h.dtype)
+    return h * (1 / zeros).clamp(-3, 3)
+
+
 UNLIKE = {
     "paths": Function(dropped_paths),
     "noise": Function(noise),
     "table": Function(table),
+    "signs": Function(signs),
     "in place": Function(lambda h, training: F.dropout(2 * h, 0.5, training, inplace=True)),
     "channels": nn.Dropout1d(0.5),
     "alpha": nn.AlphaDropout(0.5),
@@ -119,6 +125,12 @@ def test_what_operators_leave_out_needs_no_second_trace(name: str) -> None:
     program = capture_graph(Net(ALIKE[name]).double(), BATCH).program
     assert not program.unlike_evaluated
     assert not any(op.target == EITHER for op in program.required_graph.ops)
+
+
+def test_constants_are_the_same_if_their_bits_are() -> None:
+    model = Net(Function(signs)).double()
+    found = float(galvatron.compile(model, BATCH, plan="m1/dp1").forward_backward(BATCH))
+    assert abs(found - float(model(**BATCH).detach())) <= 1e-12 * abs(found)
 
 
 @pytest.mark.parametrize("name", [*UNLIKE, *ALIKE])

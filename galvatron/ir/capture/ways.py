@@ -102,7 +102,9 @@ def _with_constants_of(one: Trace, other: Trace) -> Trace:
 
 
 def _is_same(data: torch.Tensor, known: torch.Tensor) -> bool:
-    return data.dtype == known.dtype and data.shape == known.shape and torch.equal(data, known)
+    """Whether two tensors have the same bits: a zero may be negative."""
+    is_alike = (data.dtype, data.shape, data.device) == (known.dtype, known.shape, known.device)
+    return is_alike and torch.equal(*(t.contiguous().view(-1).view(torch.uint8) for t in (data, known)))
 
 
 class _Merging:
