@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.parity.states import WIDTH, Block, Blocks
 
 DEPTH = 3
-WAYS = ("scaled", "gated", "normed", "noted", "smoothed", "deep")
+WAYS = ("scaled", "gated", "normed", "noted", "stopped", "smoothed", "deep")
 
 
 class Scaled(Block):
@@ -61,6 +61,18 @@ class Noted(Block):
         return h
 
 
+class Stopped(Block):
+    """Without a gradient of what is before, and with other checks of its values in either mode."""
+
+    def between(self, h: Tensor) -> Tensor:
+        if not self.training:
+            assert not h.isnan().any()
+            return h
+        if (h > 1e6).any():
+            raise ValueError("too much")
+        return 2 * h.detach()
+
+
 class Smoothed(nn.Module):
     """A loss with a penalty and smoothed labels in training; what it returns besides is alike."""
 
@@ -83,7 +95,7 @@ def model_of(name: str) -> nn.Module:
     """A model by its name in `WAYS`."""
     if name in ("smoothed", "deep"):
         return Smoothed(Scaled if name == "deep" else Block)
-    return Blocks({"scaled": Scaled, "gated": Gated, "normed": Normed, "noted": Noted}[name], DEPTH)
+    return Blocks({"scaled": Scaled, "gated": Gated, "normed": Normed, "noted": Noted, "stopped": Stopped}[name], DEPTH)
 
 
 def loss_of(output: Any, batch: Any) -> Tensor:

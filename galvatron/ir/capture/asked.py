@@ -1,4 +1,5 @@
-"""What a model is told that asks whether it is traced, as by `torch.compiler.is_compiling()`: no, as in eager.
+"""What a model is told that asks whether it is traced, as by `torch.compiler.is_compiling()`: no, as in eager. And
+whether there are gradients, by `torch.is_grad_enabled()`: no, where it is traced in evaluation mode.
 
 A model may go another way while it is traced: it makes a mask that it can do without, or unrolls what is one operation.
 To torch's own code, which asks as well, the answer is yes. To a model that asks for the class of a tensor whose values
@@ -18,6 +19,7 @@ import torch
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from galvatron.ir.capture.evaluation import is_evaluating
 from galvatron.ir.capture.sources import is_user_file
 
 _Known = Callable[[torch.Tensor], bool]
@@ -49,6 +51,15 @@ class _stand_in(metaclass=_AsksForValues):
     """In the place of the class of fake tensors."""
 
 
+_plain_is_grad_enabled = torch.is_grad_enabled
+
+
+def _is_grad_enabled() -> bool:
+    """In the place of the function of torch, whose own code goes the way of training, of which everything is known."""
+    is_evaluated = is_evaluating() and is_user_file(sys._getframe(1).f_code.co_filename)
+    return _plain_is_grad_enabled() and not is_evaluated
+
+
 @contextmanager
 def as_in_eager(known: _Known) -> Iterator[None]:
     """Inside the `with` block, which stands where forward is called, since torch sets its flags just before.
@@ -63,6 +74,7 @@ def as_in_eager(known: _Known) -> Iterator[None]:
         _class_of(fake_tensor),
         mock.patch.object(torch.compiler, "_is_compiling_flag", flag),
         mock.patch.object(torch.compiler, "_is_exporting_flag", flag),
+        mock.patch.object(torch, "is_grad_enabled", _is_grad_enabled),
     ):
         yield
 

@@ -12,7 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
+from galvatron.errors import CaptureError
+from galvatron.ir.capture.restore import unchanged
+from galvatron.ir.capture.sources import located, source_of_error
 from galvatron.ir.ops.schemas import schema_of
 from galvatron.ir.ops.targets import of_aten
 
@@ -35,15 +39,60 @@ says so, and the operator whose signature a function has that Python cannot ask 
 
 @contextlib.contextmanager
 def in_evaluation(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside the `with` block all of these modules, and what they contain, are in evaluation mode."""
-    trained = [part for module in modules for part in module.modules() if part.training]
-    for part in trained:
-        part.training = False
+    """Inside the `with` block all of these modules, and what they contain, are as their own `eval()` makes them, and a
+    model that asks whether there are gradients is told that there are none. Afterwards all is as before.
+
+    Raises:
+        CaptureError: an `eval()` fails, or computes something.
+    """
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(unchanged(module))
+            stack.enter_context(_frozen_as_now(module))
+            try:
+                with _NothingComputed():
+                    module.eval()
+            except Exception as error:
+                where = located(source_of_error(error))
+                raise CaptureError(f"{where}the model's own eval() cannot be called here: {error}") from error
+        _evaluating.append(True)
+        stack.callback(_evaluating.pop)
+        yield
+
+
+_evaluating: list[bool] = []
+
+
+def is_evaluating() -> bool:
+    """Whether what runs is the model in evaluation mode, in the place of one that was to be trained."""
+    return bool(_evaluating)
+
+
+@contextlib.contextmanager
+def _frozen_as_now(module: nn.Module) -> Iterator[None]:
+    """Inside the `with` block it may be changed which parameters are frozen."""
+    before = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     try:
         yield
     finally:
-        for part in trained:
-            part.training = True
+        for parameter, trainable in before:
+            if parameter.requires_grad is not trainable:
+                parameter.requires_grad_(trainable)
+
+
+class _NothingComputed(TorchFunctionMode):
+    """Inside the `with` block nothing is computed of tensors, and so nothing is written into the user's weights."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", str(func))
+        if name not in ("__get__", "requires_grad_") and func is not _FREEZE:
+            raise CaptureError(f"it computes something of tensors ({name}), and a program has no place for that")
+        return func(*args, **(kwargs or {}))
+
+
+_FREEZE = torch.Tensor.requires_grad.__set__  # pyright: ignore[reportAttributeAccessIssue] (a property, to Python)
 
 
 @dataclass(frozen=True)

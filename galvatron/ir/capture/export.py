@@ -170,8 +170,12 @@ def _captured(
     captured = Captured(program, constants, frozenset(noted.fixed.read))
     if noted.evaluated is None:
         return captured
-    with in_evaluation(training().trained):
-        return _with_evaluation(captured, noted.evaluated, lambda: _captured(model, batch, loss_fn, precision, wanted))
+
+    def evaluated() -> Captured:
+        with in_evaluation(training().trained):
+            return _captured(model, batch, loss_fn, precision, wanted)
+
+    return _with_evaluation(captured, noted.evaluated, evaluated)
 
 
 def _with_evaluation(captured: Captured, where: str, capture: Callable[[], Captured]) -> Captured:
@@ -179,7 +183,7 @@ def _with_evaluation(captured: Captured, where: str, capture: Callable[[], Captu
 
     Args:
         where: the head of an error message about the first line that differs.
-        capture: captures the model, which is in evaluation mode now.
+        capture: captures the model in evaluation mode.
     """
     try:
         with warnings.catch_warnings():

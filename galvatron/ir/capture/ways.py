@@ -8,11 +8,13 @@ from dataclasses import replace
 import torch
 
 from galvatron.ir.either import EITHER
-from galvatron.ir.graph import Graph, Op, Ref, Value
+from galvatron.ir.graph import Const, Graph, Op, Ref, Value
 from galvatron.ir.names import Names
 from galvatron.ir.ops.arguments import typed
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.program import Program
+from galvatron.ir.results import Check
+from galvatron.ir.types import TensorType
 
 _MOST_UNLIKE = 2000
 """Ops that one trace may have and the other has not: the time to find them grows with their number."""
@@ -47,13 +49,10 @@ def both_ways(trained: Trace, evaluated: Trace) -> Trace:
         raise UnlikeError("it holds for other batches")
     merging = _Merging(one.required_graph, other.required_graph)
     merging.merge()
-    chosen = {
-        result: merging.chosen(result, value)
-        for result, value in zip(_given(one), _given(other), strict=True)
-        if one.required_graph.types[result] == other.required_graph.types[value]
-    }
-    if len(chosen) != len(set(_given(one))):
+    given = [*zip(_given(one), _given(other), strict=True)]
+    if any(one.required_graph.types[a] != other.required_graph.types[b] for a, b in given):
         raise UnlikeError("what it gives is of another type or shape")
+    loss, *outputs = [merging.chosen(a, b) for a, b in given]
     known = {state.name for state in one.state}
     read_only = {v.name for v in other.required_graph.state} - {v.name for v in one.required_graph.state}
     program = replace(
@@ -63,8 +62,9 @@ def both_ways(trained: Trace, evaluated: Trace) -> Trace:
             *(s for s in other.state if s.name not in known),
         ),
         batch_sizes=sizes,
-        output=chosen[one.output],
-        outputs=tuple(replace(output, value=chosen[output.value]) for output in one.outputs),
+        output=loss,
+        outputs=tuple(replace(output, value=value) for output, value in zip(one.outputs, outputs, strict=True)),
+        checks=tuple(merging.checks(one.checks, other.checks)),
     )
     state = {v.name: v for v in (*one.required_graph.state, *other.required_graph.state)}
     order = {s.name: place for place, s in enumerate(program.state)}
@@ -102,7 +102,9 @@ def _with_constants_of(one: Trace, other: Trace) -> Trace:
 
 
 def _is_same(data: torch.Tensor, known: torch.Tensor) -> bool:
-    return data.dtype == known.dtype and data.shape == known.shape and torch.equal(data, known)
+    """Whether two tensors have the same bits: a zero may be negative."""
+    is_alike = (data.dtype, data.shape, data.device) == (known.dtype, known.shape, known.device)
+    return is_alike and torch.equal(*(t.contiguous().view(-1).view(torch.uint8) for t in (data, known)))
 
 
 class _Merging:
@@ -138,11 +140,35 @@ class _Merging:
         if evaluated in self._given_back(trained):
             return trained
         if (trained, evaluated) not in self._chosen:
-            name = self._names.fresh("either")
-            value = Value(name, self._trained.types[trained])
-            self.ops.append(Op(EITHER, (Ref(trained), Ref(evaluated)), (), (value,)))
-            self._chosen[trained, evaluated] = name
+            self._chosen[trained, evaluated] = self._either(trained, evaluated, self._trained.types[trained])
         return self._chosen[trained, evaluated]
+
+    def _either(self, trained: str, evaluated: str, type_: TensorType) -> str:
+        value = Value(self._names.fresh("either"), type_)
+        self.ops.append(Op(EITHER, (Ref(trained), Ref(evaluated)), (), (value,)))
+        return value.name
+
+    def checks(self, trained: Sequence[Check], evaluated: Sequence[Check]) -> Iterator[Check]:
+        """The checks of both graphs; what is checked in one way alone is true nowhere in the other."""
+        ones, others = self._trained.types, self._evaluated.types
+        keys = [[(c.says, types[c.value]) for c in checks] for checks, types in ((trained, ones), (evaluated, others))]
+        for i, j in _aligned(*keys):
+            if i is not None and j is not None:
+                yield replace(trained[i], value=self.chosen(trained[i].value, evaluated[j].value))
+            elif i is not None:
+                value = trained[i].value
+                yield replace(trained[i], value=self._either(value, self._nowhere(ones[value]), ones[value]))
+            elif j is not None:
+                value = evaluated[j].value
+                nowhere = self._nowhere(others[value])
+                yield replace(evaluated[j], value=self._either(nowhere, self._now[value], others[value]))
+
+    def _nowhere(self, type_: TensorType) -> str:
+        """Truth values that are all false."""
+        value = Value(self._names.fresh("nowhere"), type_)
+        kwargs = (("dtype", Const("dtype", type_.dtype)),)
+        self.ops.append(Op("aten.full.default", (type_.shape, False), kwargs, (value,)))
+        return value.name
 
     def _given_back(self, name: str) -> Iterator[str]:
         """The values that a value of the first graph is in evaluation, by what dropout does there."""
