@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from galvatron.errors import RankError
 from galvatron.runtime import failure
@@ -87,7 +87,7 @@ def test_who_comes_while_a_failure_is_told_waits_to_hear_of_it(monkeypatch, caps
             super()._tell(line)
 
     telling = threading.Event()
-    active = Slow(dist.HashStore(), 0, 2, LIMIT_S)
+    active = Slow(HashStore(), 0, 2, LIMIT_S)
     monkeypatch.setattr(failure, "_watch", active)
     thread = threading.Thread(target=failure._report, args=(active, "a step", ValueError("out of range")))
     thread.start()
