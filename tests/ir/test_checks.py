@@ -136,7 +136,8 @@ def _several(net: Any, h: Tensor, mask: Tensor) -> None:
 
 
 def test_what_it_says() -> None:
-    (check,) = captured(_several).checks
+    of_evaluation, check = captured(_several).checks
+    assert "not net.training" in of_evaluation.says
     assert "test_checks.py:" in check.says and "`if net.strict and h.isnan().any():`" in check.says
     assert check.says.endswith(": ValueError: of {h.shape[1] + 1} 'numbers'")
 
