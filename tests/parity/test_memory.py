@@ -4,6 +4,7 @@ states, and a stage holds as many micro-batches as its schedule says."""
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn.modules import module as global_hooks
 from galvatron import runtime as rt
 from galvatron.costs.estimate import estimate_plan, setting_of
 from galvatron.costs.objective import StageReport, peak_bytes
+from galvatron.ir.program import Program
 from tests.live_storage import Held, LiveStorages
 from tests.parity import harness
 from tests.parity.subjects import Batch
@@ -70,10 +72,16 @@ def held_by_stages(world: rt.World, job: harness.Job, batch: Batch) -> tuple[dic
         return most, live.peak_bytes
 
 
+def on_cpu(program: Program) -> Program:
+    """The program for devices that run the kernels which run here."""
+    cluster = program.required_cluster
+    return replace(program, cluster=replace(cluster, device=replace(cluster.device, kind="cpu")))
+
+
 @cache
 def measured(plan: str) -> tuple[int, int, StageReport]:
     """As `followed`, and what the program states."""
-    program = harness.planned("llama", plan, 2)
+    program = on_cpu(harness.planned("llama", plan, 2))
     assert program.plan is not None
     batch = harness.subject("llama").batch(harness.BATCH_SIZE, 1)
     kept, peak = run_ranks(followed, 2, harness.job_of("llama", program), batch, timeout=120)[0]
@@ -102,7 +110,7 @@ def test_each_level_lowers_memory_by_what_the_program_states(level: int) -> None
 @cache
 def held(plan: str) -> tuple[list[tuple[Held, StageReport]], list[tuple[int, int]]]:
     """What each stage holds, and the peak of each rank, both with what the program states."""
-    program = harness.planned("gpt-8", plan, 2)
+    program = on_cpu(harness.planned("gpt-8", plan, 2))
     assert program.plan is not None
     batch = harness.subject("gpt-8").batch(harness.BATCH_SIZE, 1)
     found = run_ranks(held_by_stages, 2, harness.job_of("gpt-8", program), batch, timeout=120)
