@@ -18,16 +18,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from galvatron.errors import PlanError, did_you_mean
-from galvatron.ir import limits, planned
+from galvatron.ir import limits, plan_rules
 from galvatron.ir.documents import read_json, shown
 from galvatron.ir.files import read_text
-from galvatron.ir.plan import Plan
-from galvatron.ir.program import Program
 from galvatron.ir.records import read_members
 from galvatron.ir.strategy import AxisRole, Strategy
+
+if TYPE_CHECKING:
+    from galvatron.ir.plan import Plan
+    from galvatron.ir.program import Program
 
 _SCHEDULES = {"gpipe": "gpipe", "pipedream_flush": "1f1b"}
 _LEVELS = {"ddp": 0, "zero2": 2, "zero3": 3}
@@ -69,13 +71,13 @@ _ORDER = (
 
 
 def read(
-    source: str | os.PathLike[str], program: Program, world_size: int | None = None, sequence_parallel: bool = True
+    cls: type[Plan], source: str | os.PathLike[str], program: Program, world_size: int | None, sequence_parallel: bool
 ) -> Plan:
-    """The plan that a text or file means for a program; see `Plan.from_galvatron2`."""
+    """The plan, a `cls`, that a text or file means for a program; see `Plan.from_galvatron2`."""
     what, text = _text(source)
     config = _config(text, what)
-    world_size = world_size or _world_size(what, program)
-    return _Reader(what, config, program, world_size, sequence_parallel).plan()
+    world_size = _world_size(what, program) if world_size is None else world_size
+    return _Reader(what, config, program, world_size, sequence_parallel).plan(cls)
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,11 @@ class _Reader:
     world_size: int
     sequence_parallel: bool
 
-    def plan(self) -> Plan:
+    def plan(self, cls: type[Plan]) -> Plan:
         config = self.config
+        for field, most in (("global_bsz", limits.SAMPLES), ("chunks", limits.REPEATS)):
+            if not 1 <= getattr(config, field) <= most:
+                self.refuse(field, f"must be from 1 to {most}, not {shown(getattr(config, field))}")
         if not 1 <= config.pp_deg <= self.world_size or self.world_size % config.pp_deg:
             self.refuse("pp_deg", f"is {config.pp_deg}, which does not divide {self.world_size} devices")
         schedule = self.one_of("pipeline_type", _SCHEDULES)
@@ -106,7 +111,7 @@ class _Reader:
         strategies = [outer] * len(stages)
         for index, values in zip(inner, flags, strict=True):
             strategies[index] = self.strategy("tp_sizes_enc", *values, devices)
-        plan = Plan(
+        plan = cls(
             fingerprint=self.program.fingerprint,
             global_batch_size=config.global_bsz,
             world_size=self.world_size,
@@ -118,9 +123,10 @@ class _Reader:
             ),
         )
         try:
-            return planned.fitted(plan, self.program, self.world_size, config.global_bsz)
+            plan_rules.require(plan_rules.problems(plan))
         except PlanError as error:
             raise PlanError(f"{self.what}: {error}") from None
+        return plan
 
     def refuse(self, field: str, problem: str) -> NoReturn:
         raise PlanError(f"{self.what} field {field!r} {problem}")
@@ -160,7 +166,7 @@ class _Reader:
 
     def inner(self, count: int) -> list[int]:
         """The layers, by position, that the lists are about."""
-        layers = planned.planned_layers(self.program)
+        layers = self.program.planned_layers
         found = repeated(self.program)
         if count == len(found):
             return found
@@ -186,7 +192,7 @@ class _Reader:
                 "pp_division", f"must say for each of {degree} stages how many of the {len(inner)} layers it has"
             )
         held = [stage for stage, share in enumerate(shares) for _ in range(share)]
-        return held_by(dict(zip(inner, held, strict=True)), len(planned.planned_layers(self.program)))
+        return held_by(dict(zip(inner, held, strict=True)), len(self.program.planned_layers))
 
     def strategy(
         self, field: str, degree: int, consecutive: int, ulysses: int, level: int, again: int, devices: int
@@ -206,7 +212,7 @@ class _Reader:
 
 def repeated(program: Program) -> list[int]:
     """The layers, by position, whose class another layer has as well."""
-    names = [program.class_of[layer.cls].origin_name for layer in planned.planned_layers(program)]
+    names = [program.class_of[layer.cls].origin_name for layer in program.planned_layers]
     count = Counter(names)
     return [index for index, name in enumerate(names) if count[name] > 1]
 
@@ -316,7 +322,8 @@ def _written(plan: Plan, program: Program | None) -> Config:
 def _inner_of(plan: Plan, program: Program | None) -> list[int]:
     count = len(plan.strategies)
     if program is not None:
-        planned.check(plan, program, plan.world_size, plan.global_batch_size)
+        plan_rules.require(plan_rules.belongs(plan, program.fingerprint))
+        plan_rules.require(plan_rules.covers(plan, [len(program.planned_layers)]))
         if found := repeated(program):
             return found
     if count < 3:

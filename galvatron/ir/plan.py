@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from galvatron.errors import ParseError, PlanError, StrategyError
-from galvatron.ir import limits
+from galvatron.ir import galvatron2, limits
 from galvatron.ir.documents import is_text, read_json, shown
 from galvatron.ir.files import read_text, write_text
 from galvatron.ir.plan_rules import problems, require
@@ -164,12 +164,9 @@ class Plan:
 
         Raises:
             ParseError: malformed JSON.
-            PlanError: the file cannot be read, or a field has bad content, which the message names; or see
-                `galvatron.ir.planned.check`.
+            PlanError: the file cannot be read, or a field has bad content, which the message names.
         """
-        from galvatron.ir import galvatron2  # which reads plans
-
-        return galvatron2.read(source, program, world_size, sequence_parallel)
+        return galvatron2.read(Plan, source, program, world_size, sequence_parallel)
 
     def to_galvatron2(self, program: Program | None = None) -> str:
         """The plan as Galvatron-2 reads it; train there with `--sequence-parallel` if it has `tp+sp`.
@@ -180,8 +177,6 @@ class Plan:
         Raises:
             PlanError: Galvatron-2 cannot say something that the plan does; says what, and what to use instead.
         """
-        from galvatron.ir import galvatron2
-
         return galvatron2.written(self, program)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from galvatron.errors import ParseError, PlanError
 from galvatron.ir.plan import Plan
-from galvatron.ir.planned import planned_layers
+from galvatron.ir.planned import fitted
 from galvatron.ir.program import Program
 from galvatron.ir.strategy import Strategy
 from tests.ir.programs import clustered, costed
@@ -105,15 +105,14 @@ def test_ulysses() -> None:
         ({"default_dp_type": "zero1"}, "field 'default_dp_type' is 'zero1'"),
         ({"cp_sizes_enc": "1,1,1,1"}, "field 'cp_sizes_enc' is unknown"),
         ({"global_bsz": 6}, "a batch of 6 samples cannot be divided into 2 micro-batches"),
-        ({"chunks": 0}, "'micro_batches' must be a whole number of at least 1"),
-        ({"global_bsz": 10**400}, "global_bsz"),
+        ({"chunks": 0}, "field 'chunks' must be from 1 to"),
+        ({"global_bsz": 2**62}, "field 'global_bsz' must be from 1 to"),
     ],
 )
 def test_what_is_refused_is_named(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises((PlanError, ParseError)) as error:
+    with pytest.raises(PlanError) as error:
         read(**changes)
-    assert words in str(error.value) or (changes.get("global_bsz", 0) > 10**9 and "digits" in str(error.value))
-    assert str(error.value).startswith("Galvatron-2 plan") or "digits" in str(error.value)
+    assert words in str(error.value) and str(error.value).startswith("Galvatron-2 plan")
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -163,7 +162,7 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
 def test_round_trips(config: dict[str, Any], sequence_parallel: bool) -> None:
     text = json.dumps(config, indent=4) + "\n"
     plan = Plan.from_galvatron2(text, net(), world_size=8, sequence_parallel=sequence_parallel)
-    assert plan.to_galvatron2(net()) == plan.to_galvatron2() == text
+    assert fitted(plan, net(), 8, config["global_bsz"]).to_galvatron2(net()) == plan.to_galvatron2() == text
     assert Plan.from_galvatron2(plan.to_galvatron2(), net(), world_size=8, sequence_parallel=sequence_parallel) == plan
 
 
@@ -210,7 +209,7 @@ def test_stages_and_schedules_it_cannot_say() -> None:
 @pytest.mark.skipif(not REAL.exists(), reason=f"needs {REAL}, which Galvatron-2 searched")
 def test_a_real_one() -> None:
     program = clustered(32)
-    assert len(planned_layers(program)) == 34
+    assert len(program.planned_layers) == 34
     plan = Plan.from_galvatron2(REAL, program, sequence_parallel=True)
     assert str(plan).startswith(
         "pp1/m1/1f1b: stage 0 dp4-ulysses2-tp1-zero3, dp8-tp1-zero3-recompute ×20, dp8-tp1-zero3"
