@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,46 @@ def hardware(
         print(document.print_profiles([profile]), end="")
     else:
         _print_profiles([profile])
+
+
+@app.command("import-galvatron2")
+def import_galvatron2(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The JSON files of its profiler.")],
+    device: Annotated[
+        str, typer.Option("--device", metavar="PRESET", help="What they were measured on, such as a100-80g.")
+    ],
+    shape: Annotated[
+        str | None,
+        typer.Option("--shape", metavar="NODESxDEVICES", help="Of which job, if of several; default: the largest."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE.json", help="Where it goes; default: the user's cache directory."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make a profile of what Galvatron-2 measured of links; --cluster takes it.
+
+    Kernels are those of the preset. What is not taken is listed, with the reason.
+    """
+    from galvatron.errors import ClusterError
+    from galvatron.profiler import document, galvatron2, store
+    from galvatron.profiler.clusters import cluster_of
+
+    match = re.fullmatch("([0-9]{1,6})x([0-9]{1,6})", shape) if shape is not None else None
+    if shape is not None and match is None:
+        raise ClusterError(f"--shape is {shape!r}, and must be like 2x8: nodes and devices of each")
+    found = galvatron2.import_directory(directory, device, (int(match[1]), int(match[2])) if match else None)
+    cluster_of(found.profile)  # which is refused before anything is written
+    path = store.store_file(found.profile.environment) if output is None else output
+    store.save(path, found.profile)
+    for what, reason in found.left_out:
+        typer.echo(f"not taken: {what}: {reason}", err=True)
+    typer.echo(f"{path}: {len(found.profile.measurements)} measurements of {found.profile.name}", err=True)
+    if json:
+        print(document.print_profiles([found.profile]), end="")
+    else:
+        _print_profiles([found.profile])
 
 
 @app.command("show")

@@ -8,16 +8,19 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from galvatron.errors import ParseError, PlanError, StrategyError
-from galvatron.ir import limits
+from galvatron.ir import galvatron2, limits
 from galvatron.ir.documents import is_text, read_json, shown
 from galvatron.ir.files import read_text, write_text
 from galvatron.ir.plan_rules import problems, require
 from galvatron.ir.records import APART, fields_of, read_members
 from galvatron.ir.strategy import Strategy
 from galvatron.schedules import Schedule
+
+if TYPE_CHECKING:
+    from galvatron.ir.program import Program
 
 FORMAT = "galvatron-plan"
 VERSION = 1
@@ -141,6 +144,40 @@ class Plan:
             raise located from None
         except PlanError as error:
             raise PlanError(f"{os.fspath(path)}: {error}") from None
+
+    @staticmethod
+    def from_galvatron2(
+        source: str | os.PathLike[str],
+        program: Program,
+        *,
+        world_size: int | None = None,
+        sequence_parallel: bool = True,
+    ) -> Plan:
+        """Reads a plan that Galvatron-2 searched, for a program (clustered to planned).
+
+        Args:
+            source: JSON text, or the path of a file.
+            world_size: the number of devices, which the file does not say; default: what its name says, or else the
+                program's cluster has.
+            sequence_parallel: whether it was to run with `--sequence-parallel`: its tensor parallelism is `tp+sp` then,
+                otherwise `tp`.
+
+        Raises:
+            ParseError: malformed JSON.
+            PlanError: the file cannot be read, or a field has bad content, which the message names.
+        """
+        return galvatron2.read(Plan, source, program, world_size, sequence_parallel)
+
+    def to_galvatron2(self, program: Program | None = None) -> str:
+        """The plan as Galvatron-2 reads it; train there with `--sequence-parallel` if it has `tp+sp`.
+
+        Args:
+            program: it is for; without, the first layer is taken to be the embedding and the last one the head.
+
+        Raises:
+            PlanError: Galvatron-2 cannot say something that the plan does; says what, and what to use instead.
+        """
+        return galvatron2.written(self, program)
 
 
 def runs(strategies: Sequence[Strategy]) -> list[tuple[Strategy, int]]:

@@ -207,7 +207,7 @@ def without_plan(program: Program, cluster: Cluster, global_batch_size: int) -> 
 
 def planned_layers(program: Program) -> tuple[Layer, ...]:
     """The layers that a plan gives a strategy to, in order."""
-    return tuple(layer for layer in program.all_layers if layer.kind is LayerKind.PLANNED)
+    return program.planned_layers
 
 
 def epilogue(program: Program) -> tuple[Layer, ...]:

@@ -309,6 +309,11 @@ class Program:
         return tuple(layer for _, layers in self.layer_groups for layer in layers)
 
     @cached_property
+    def planned_layers(self) -> tuple[Layer, ...]:
+        """The layers that a plan gives a strategy to, in order."""
+        return tuple(layer for layer in self.all_layers if layer.kind is LayerKind.PLANNED)
+
+    @cached_property
     def layers_of(self) -> dict[str, tuple[Layer, ...]]:
         """The layers that call a class, in order, by its name; those of a class that no layer calls are none."""
         found: dict[str, list[Layer]] = {cls.name: [] for cls in self.classes}

@@ -6,6 +6,7 @@ import math
 import os
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from galvatron.errors import ClusterError
@@ -13,6 +14,7 @@ from galvatron.ir.cluster import Cluster
 from galvatron.ir.curves import Curve, Points
 from galvatron.ir.device import Device, Measured
 from galvatron.ir.network import Level, MeasuredCollective
+from galvatron.ir.presets import PRESETS
 from galvatron.ir.records import Rows
 from galvatron.profiler import store
 from galvatron.profiler.profile import Measurement, Profile
@@ -30,10 +32,13 @@ def cluster_of(profile: Profile) -> Cluster:
     """
     environment = profile.environment
     per_node, nodes = environment.devices_per_node, environment.nodes
-    levels = [_level(profile, "node", per_node, 1)]
-    if nodes > 1:
-        levels.append(_level(profile, "network", nodes, per_node))
-    cluster = Cluster(profile.name, _device(profile), tuple(levels), tuple(_collectives(profile)))
+    if environment.device in PRESETS and not profile.of("product"):
+        cluster = _with_links(profile)
+    else:
+        levels = [_level(profile, "node", per_node, 1)]
+        if nodes > 1:
+            levels.append(_level(profile, "network", nodes, per_node))
+        cluster = Cluster(profile.name, _device(profile), tuple(levels), tuple(_collectives(profile)))
     cluster.check()
     return cluster
 
@@ -165,19 +170,57 @@ def _level(profile: Profile, name: str, parts: int, stride: int) -> Level:
     """A level of the network, as all-reduces between its parts and messages between two of them show it."""
     if parts == 1:
         return Level(name, parts, _bandwidth(profile), 0.0)
+    rate, step_s = _ring(profile, parts, stride)
+    one_way = [m.seconds for m in profile.of("p2p", "one way") if m.size("stride") == stride]
+    return Level(name, parts, rate, min(one_way, default=step_s), step_s=step_s)
+
+
+def _ring(profile: Profile, parts: int, stride: int) -> tuple[float, float]:
+    """Bytes per second on each link of a ring, and seconds of a hop, as all-reduces show them."""
     reduced = [m for m in profile.of("all_reduce", dtype="f32") if m.is_among(parts, stride)]
     if not reduced:
         raise ClusterError(f"profile {profile.name!r} has no all-reduces of {parts} ranks, {stride} apart")
     hops = 2 * (parts - 1)
     points = _rising((m.size("bytes"), m.seconds) for m in reduced)
     (least, least_s), s_per_byte = points[0], _s_per_byte(points)
-    step_s = max(0.0, least_s - least * s_per_byte) / hops
-    one_way = [m.seconds for m in profile.of("p2p", "one way") if m.size("stride") == stride]
-    return Level(name, parts, hops / parts / s_per_byte, min(one_way, default=step_s), step_s=step_s)
+    return hops / parts / s_per_byte, max(0.0, least_s - least * s_per_byte) / hops
+
+
+def _with_links(profile: Profile) -> Cluster:
+    """A preset with the links that a profile measured, which names the preset as its device and has no kernels."""
+    environment = profile.environment
+    published = Cluster.parse(f"{environment.device}:{environment.nodes}x{environment.devices_per_node}")
+    levels, stride = [], 1
+    for level in published.levels:
+        levels.append(_measured_level(profile, level, stride))
+        stride *= level.parts
+    return replace(published, name=profile.name, levels=tuple(levels), collectives=tuple(_collectives(profile)))
+
+
+def _measured_level(profile: Profile, level: Level, stride: int) -> Level:
+    """A level of a preset as all-reduces between its parts show it. Those of one size say only the rate."""
+    shape = (level.parts, stride)
+    sizes = {m.size("bytes") for m in profile.of("all_reduce", dtype="f32") if m.is_among(*shape)}
+    if level.parts == 1 or not sizes:
+        return level
+    rate, step_s = _ring(profile, *shape)
+    pair = _pair(profile, level.parts) if stride == 1 else None
+    measured = replace(
+        level, bytes_per_s=rate, cards=0, pair_bytes_per_s=pair, quick_bytes_per_s=None, quick_step_s=None
+    )
+    return measured if len(sizes) == 1 else replace(measured, start_s=0.0, step_s=step_s)
+
+
+def _pair(profile: Profile, parts: int) -> float | None:
+    """Bytes per second of the largest message between two of the devices that the innermost level joins."""
+    sent = [m for m in profile.of("p2p", "one way") if m.size("stride") < parts]
+    largest = max(sent, key=lambda m: m.size("bytes"), default=None)
+    return None if largest is None else largest.size("bytes") / largest.seconds
 
 
 def _collectives(profile: Profile) -> Iterator[MeasuredCollective]:
-    """Every kind on every shape of groups. Pairs send one way, and longer rings all at once."""
+    """Every kind on every shape of groups that was measured at several sizes. Pairs send one way, and longer rings all
+    at once."""
 
     def shape(m: Measurement) -> tuple[str, int, int]:
         return m.name, int(m.size("group")), int(m.size("stride"))
@@ -186,6 +229,8 @@ def _collectives(profile: Profile) -> Iterator[MeasuredCollective]:
     found = [m for m in found if m.name != "p2p" or m.how == ("one way" if m.size("group") == 2 else "both ways")]
     for (name, size, stride), group in groupby(sorted(found, key=shape), key=shape):
         points = _rising((m.size("bytes"), m.seconds) for m in group)
+        if len(points) == 1:
+            continue  # a rate, which levels have, and nothing about other messages
         yield MeasuredCollective(name, size, stride, points, 1 / _s_per_byte(points))
 
 
