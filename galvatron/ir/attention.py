@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from galvatron.ir.either import Ways
 from galvatron.ir.graph import Graph, Op
@@ -49,21 +48,29 @@ def with_cores(graph: Graph, ops: Sequence[Op] | None = None) -> tuple[Op | Core
         while (ready := next((unit for unit in waiting if missing.isdisjoint(_read(unit))), None)) is not None:
             waiting = [unit for unit in waiting if unit is not ready]
             units.append(ready)
-            missing.difference_update(v.name for o in (ready.ops if isinstance(ready, Core) else (ready,)) for v in o.results)
+            missing.difference_update(
+                v.name for o in (ready.ops if isinstance(ready, Core) else (ready,)) for v in o.results
+            )
     # Cores that need each other are none.
     return tuple(ops) if waiting else tuple(units)
 
 
 def pieces(graph: Graph) -> tuple[tuple[Graph, bool], ...]:
     """A graph cut at its cores: graphs to run one after another, and whether each is a core."""
-    units = [(isinstance(unit, Core), unit) for unit in with_cores(graph)]
-    found: list[tuple[Graph, bool]] = []
-    for is_core, run in groupby(units, key=lambda unit: unit[0]):
-        for core in (unit for _, unit in run) if is_core else [_part(graph, tuple(unit for _, unit in run))]:
-            assert isinstance(core, Core)
-            inputs = tuple(graph.values[name] for name in core.inputs)
-            found.append((Graph(inputs, (), core.ops, core.outputs), is_core))
-    return tuple(found)
+    found: list[tuple[Core, bool]] = []
+    others: list[Op] = []
+    for unit in (*with_cores(graph), None):
+        if isinstance(unit, Op):
+            others.append(unit)
+            continue
+        found += [(_part(graph, tuple(others)), False)] if others else []
+        found += [(unit, True)] if unit else []
+        others = []
+
+    def graph_of(part: Core) -> Graph:
+        return Graph(tuple(graph.values[name] for name in part.inputs), (), part.ops, part.outputs)
+
+    return tuple((graph_of(part), is_core) for part, is_core in found)
 
 
 def _part(graph: Graph, ops: tuple[Op, ...]) -> Core:
