@@ -10,6 +10,8 @@ that instead. The replay still provides what autograd saved of the operands; wha
 *operands)` does not keep the result either; it is for results that only later steps of `keep` and `once` read, without
 saving them. Outside a selective call both just call.
 
+`again(function, x, weight)` calls a part of a function that is recomputed by itself, while the rest is not.
+
 This is `torch.utils.checkpoint` without re-entrance, except for what a selective call keeps: here that is the result of
 any function, with the communication inside it, and watching for it costs nothing per kernel. The function must do the
 same in both runs, so random draws must follow from its arguments, and results of `keep` must not be changed in place.
@@ -55,6 +57,11 @@ def once(function: Callable[..., Any], *operands: Any, **options: Any) -> Any:
     """As `keep`, but the result is not kept: None stands for it in the replay."""
     run = _thread.run
     return function(*operands, **options) if run is None else run.step(function, operands, options, kept=False)
+
+
+def again(function: Callable[..., Any], *operands: Any) -> Any:
+    """`function(*operands)`, with its activations computed again in the backward."""
+    return recomputed(function)(*operands)
 
 
 class _Run(Protocol):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from galvatron.errors import GalvatronError
-from galvatron.recompute import keep, once, recomputed
+from galvatron.recompute import again, keep, once, recomputed
 
 calls: Counter[str] = Counter()
 
@@ -70,6 +70,22 @@ def test_a_full_replay_ends_with_the_last_tensor_that_is_missing() -> None:
 def test_a_selective_replay_takes_what_is_kept() -> None:
     gradients(recomputed(block, selective=True), tensors())
     assert calls == {"linear": 3, "scaled_dot_product_attention": 1, "add": 1}
+
+
+def test_a_part_that_is_recomputed_alone() -> None:
+    def with_part(x: Tensor, norm: Tensor, qkv: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        q, k, v = linear(F.layer_norm(x, norm.shape, norm), qkv).chunk(3, dim=-1)
+        x = x + again(lambda q, k, v: add((q @ k.mT).softmax(-1) @ v, 1), q, k, v)
+        return x + linear(F.gelu(linear(x, up)), down)
+
+    inputs = tensors()
+    expected = gradients(with_part, inputs)
+    assert calls == {"linear": 3, "add": 1}
+    packed: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t) or t, lambda t: t):
+        got = gradients(with_part, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert not any(t.shape[-2:] == (5, 5) for t in packed)
 
 
 def test_no_gradient_no_recording() -> None:

@@ -13,6 +13,7 @@ from galvatron.codegen.layout import INDENT, WIDTH, call, lines, prefixed, tuple
 from galvatron.codegen.names import Scope, escaped, shortest_suffixes
 from galvatron.codegen.ops import ASKED, IN_TRAINING, OpPrinter
 from galvatron.ir import graph as ir
+from galvatron.ir.attention import Core, with_cores
 from galvatron.ir.either import Ways, has_ways
 from galvatron.ir.graph import Arg, Graph, Op, Source
 from galvatron.ir.layout import nameable_axes
@@ -91,14 +92,19 @@ def emit_function(
     named = [*keywords, *(keyword for keyword, _ in given), *(["seed"] if random else [])]
     signature = [*parameters, *(["*", *named] if named else [])]
     body = [f"{INDENT}{batch_binding}"] if batch_binding else []
-    steps = selective_steps(graph) if cls.strategy and cls.strategy.recompute == "selective" else {}
+    recompute = cls.strategy.recompute if cls.strategy else "none"
+    steps = selective_steps(graph) if recompute == "selective" else {}
     printer = OpPrinter(scope.__getitem__, graph.values, device, waiting, own or {})
     early = {id(op) for op in trained.ops}
-    body += body_lines(graph, scope, printer, steps, [op for op in graph.ops if id(op) in early])
+
+    def some(ops: list[Op]) -> Iterator[str]:
+        return body_lines(graph, scope, printer, steps, with_cores(graph, ops) if recompute == "attention" else ops)
+
+    body += some([op for op in graph.ops if id(op) in early])
     if reserved[ASKED]:
         body += [f"{INDENT}if not {ASKED}:"]
         body += returned([scope[output] if output in trained.outputs else "None" for output in graph.outputs], 2)
-        body += body_lines(graph, scope, printer, steps, [op for op in graph.ops if id(op) not in early])
+        body += some([op for op in graph.ops if id(op) not in early])
     header = lines(prefixed("def ", call(name, signature), ":"))
     body += returned([scope[output] for output in graph.outputs], 1)
     return Function(name, "\n".join([*header, *body]), axes, tuple(keywords), random, given)
@@ -116,11 +122,11 @@ def body_lines(
     scope: Scope,
     printer: OpPrinter,
     steps: Mapping[int, Step],
-    ops: Sequence[Op] | None = None,
+    ops: Sequence[Op | Core] | None = None,
     depth: int = 1,
 ) -> Iterator[str]:
     """One assignment for each of some ops (all by default), each run of ops from one source line under that line, and
-    what only steps of one kind compute under a condition.
+    what only steps of one kind compute under a condition. A core is a function in the function.
 
     Args:
         steps: the ops that a recomputed layer does not compute again, by their places.
@@ -132,12 +138,17 @@ def body_lines(
     ways, way = Ways(graph), None
     outer = depth
     for op in graph.ops if ops is None else ops:
-        index = place[id(op)]
-        if ways.only(op) is not way:
-            way = ways.only(op)
+        of_way = ways.only(op.ops[-1] if isinstance(op, Core) else op)
+        if of_way is not way:
+            way = of_way
             if way is not None:
                 yield f"{INDENT * outer}if {'' if way else 'not '}{IN_TRAINING}:"
             depth = outer + (way is not None)
+        if isinstance(op, Core):
+            yield from _core_lines(op, scope, body_lines(graph, scope, printer, steps, op.ops, depth + 1), depth)
+            source = None
+            continue
+        index = place[id(op)]
         if op.source is not None and (source is None or str(op.source) != str(source)):
             source = op.source
             yield f"{INDENT * depth}{source_comment(source, depth)}"
@@ -150,6 +161,16 @@ def body_lines(
         if is_random(op):
             yield from lines(prefixed("with ", printer.draw(op), ":"), depth)
         yield from lines(prefixed(f"{unpacked} = ", expression), depth + is_random(op))
+
+
+def _core_lines(core: Core, scope: Scope, body: Iterator[str], depth: int) -> Iterator[str]:
+    """A function of what a core reads, and a call that computes its activations again in the backward."""
+    name = scope.bind(("core", core.outputs[0]), "attend")
+    read = [scope[value] for value in core.inputs]
+    yield from ["", *lines(prefixed("def ", call(name, read), ":"), depth), *body]
+    made = [scope[value] for value in core.outputs]
+    yield from [*returned(made, depth + 1), ""]
+    yield from lines(prefixed(f"{', '.join(made)} = ", call("rt.again", [name, *read])), depth)
 
 
 class _Namer:

@@ -250,9 +250,9 @@ def _layer(bindings: Bindings, layer: Layer, name: str, state: Sequence[str], de
 
 
 def _recompute(bindings: Bindings, layer: Layer) -> str:
-    """Which activations of a layer are computed again; empty for none."""
+    """How the call of a layer is recomputed; empty where it is not, though its function may do so with a part."""
     strategy = bindings.cls(layer).strategy
-    return strategy.recompute if strategy and strategy.recompute != "none" else ""
+    return strategy.recompute if strategy and strategy.recompute in ("full", "selective") else ""
 
 
 def _axis_variable(bindings: Bindings, layer: Layer, name: str) -> str:

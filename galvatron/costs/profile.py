@@ -22,6 +22,7 @@ from galvatron.costs.fusion import fused, kept_instead
 from galvatron.costs.slices import run_on_slice
 from galvatron.costs.watch import ObservedEvent, Watch
 from galvatron.errors import GalvatronError
+from galvatron.ir.attention import pieces
 from galvatron.ir.collectives import MESSAGES, Conversion, conversion_of
 from galvatron.ir.either import in_training
 from galvatron.ir.fakes import described
@@ -34,7 +35,7 @@ from galvatron.ir.ops.work import Work
 from galvatron.ir.recompute import selective_steps
 from galvatron.ir.types import evaluate
 from galvatron.ir.verify.computed import silence
-from galvatron.recompute import keep, once, recomputed
+from galvatron.recompute import again, keep, once, recomputed
 
 _MOST_NEEDED = 512
 """Samples that are not too few for any model."""
@@ -170,6 +171,7 @@ class _Run:
                 self.watch.keep(tensor)
             self.state = {self.watch.number(values[v.name]) for v in graph.state}
             self.again: dict[int, ObservedEvent] = {}
+            self.saved: set[str | None] = set()
             with self.watch:
                 outputs = self._forward(values)
                 self._backward(outputs, values)
@@ -178,11 +180,10 @@ class _Run:
 
     def _forward(self, values: dict[str, torch.Tensor]) -> list[_Output]:
         inputs = [v.name for v in self.graph.inputs]
-        formal = {values[name].untyped_storage()._cdata: name for name in values}
-        saved: set[str | None] = set()
+        self.formal = {values[name].untyped_storage()._cdata: name for name in values}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
-            saved.add(formal.get(tensor.untyped_storage()._cdata))
+            self._save(tensor)
             return tensor
 
         call = _Call()
@@ -197,7 +198,7 @@ class _Run:
         kept_bytes = self.watch.live_bytes
         self.observed.saved_bytes = kept_bytes
         self.observed.forward_extra_bytes = max(0, peak_bytes - kept_bytes)
-        kept_inputs = inputs if whole_call() is not None else [name for name in inputs if name in saved]
+        kept_inputs = inputs if whole_call() is not None else [name for name in inputs if name in self.saved]
         for name in kept_inputs:
             size = values[name].untyped_storage().nbytes()
             if values[name].requires_grad:
@@ -232,7 +233,6 @@ class _Run:
         callers = {index: _CALLERS[step] for index, step in selective_steps(self.graph).items()} if selective else {}
         run = partial(
             run_graph,
-            self.graph,
             batch=self.batch,
             handler=self._collective,
             callers=callers,
@@ -241,9 +241,36 @@ class _Run:
 
         def function(call: _Call, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
             values = dict(zip(names, tensors, strict=True))
-            return tuple(run(values).values())
+            return tuple(run(self.graph, values).values())
 
+        def in_pieces(call: _Call, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            values = dict(zip(names, tensors, strict=True))
+            for piece, core in pieces(self.graph):
+                values |= self._core(piece, run, values) if core else run(piece, values)
+            return tuple(values[name] for name in self.graph.outputs)
+
+        if self.recompute == "attention":
+            return in_pieces
         return function if self.recompute == "none" else recomputed(function, selective=selective)
+
+    def _core(
+        self, graph: Graph, run: Callable[..., dict[str, torch.Tensor]], values: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """What a core of attention gives; its backward computes it again of what it reads."""
+        read = [value.name for value in graph.inputs]
+
+        def core(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(run(graph, dict(zip(read, tensors, strict=True))).values())
+
+        results = again(core, *(values[name] for name in read))
+        if any(result.requires_grad for result in results):
+            for name in read:
+                self._save(values[name])
+        return dict(zip(graph.outputs, results, strict=True))
+
+    def _save(self, tensor: torch.Tensor) -> None:
+        """Notes that a backward reads a tensor, which may be one that is given to the graph."""
+        self.saved.add(self.formal.get(tensor.untyped_storage()._cdata))
 
     def _calls(self, target: str) -> Callable[..., Any] | None:
         """What the device calls for an op, if it is not what torch shows on the CPU."""

@@ -1,9 +1,10 @@
 """What recomputation computes again: `Strategy.recompute` of a sharded class says whether, the table of operators what.
 
-Under `recompute` a layer keeps what goes into it, and its backward begins with its forward, up to the last op of which
-autograd saves something. Under `recompute=selective` some ops run in the forward only: those whose time is in
-arithmetic (`Operator.kept`), and those that communicate. What is computed again is bound by memory traffic. Of an
-`spmd.` op that is not kept, what its collectives return is kept all the same.
+Under `recompute=attention` only the cores of attention are computed again (see `ir.attention`), and all else is kept
+that autograd saves. Under `recompute` a layer keeps what goes into it, and its backward begins with its forward, up to
+the last op of which autograd saves something. Under `recompute=selective` some ops run in the forward only: those whose
+time is in arithmetic (`Operator.kept`), and those that communicate. What is computed again is bound by memory traffic.
+Of an `spmd.` op that is not kept, what its collectives return is kept all the same.
 """
 
 from __future__ import annotations

@@ -11,13 +11,13 @@ from galvatron.errors import StrategyError, did_you_mean
 from galvatron.ir.layout import Axis
 
 ROLE_NAMES = ("dp", "tp", "tp+sp", "ulysses", "cp", "ep")
-RECOMPUTE = ("none", "full", "selective")
+RECOMPUTE = ("none", "full", "selective", "attention")
 
 _AXIS = re.compile(r"(dp|tp|ulysses|cp|ep)([0-9]{1,9})(\+sp)?")
 
 
 _ZERO = {f"zero{level}": level for level in (1, 2, 3)}
-_RECOMPUTE = {"recompute": "full", "recompute=full": "full", "recompute=selective": "selective"}
+_RECOMPUTE = {"recompute": "full", **{f"recompute={kind}": kind for kind in RECOMPUTE if kind != "none"}}
 
 
 def _require_once(text: str, token: str, what: str, first: bool) -> None:
@@ -76,7 +76,7 @@ class Strategy:
             else:
                 degree = found.group() if (found := re.search("[0-9]{1,9}", token)) else "2"
                 known = [f"{role}{degree}" for role in ("dp", "tp", "ulysses", "cp")]
-                known += ["zero1", "zero2", "zero3", "recompute", "recompute=selective", f"tp{degree}+sp"]
+                known += [*_ZERO, *(kind for kind in _RECOMPUTE if kind != "recompute=full"), f"tp{degree}+sp"]
                 raise StrategyError(f"strategy {text!r}: unknown token {token!r}; {did_you_mean(token, known)}")
         return Strategy(tuple(axes), zero, recompute)
 

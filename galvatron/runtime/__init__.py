@@ -1,6 +1,6 @@
 """What generated stage modules and the public API call while a model trains."""
 
-from galvatron.recompute import keep, once
+from galvatron.recompute import again, keep, once
 from galvatron.runtime.agreement import Calls, agree, together
 from galvatron.runtime.collectives import (
     all_gather,
@@ -49,6 +49,7 @@ __all__ = [
     "Summed",
     "World",
     "addmm",
+    "again",
     "agree",
     "all_gather",
     "all_reduce",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -300,6 +301,35 @@ def test_a_recomputed_block_keeps_what_goes_in(t: int) -> None:
     """2sbh, and 2sbh/t where that is in slices of the sequence."""
     assert saved_bytes(f"tp{t}-recompute") == 2 * SBH
     assert saved_bytes(f"tp{t}+sp-recompute") == 2 * SBH / t
+
+
+@pytest.mark.parametrize("t", [1, 2, 4])
+def test_a_block_that_computes_attention_again_keeps_no_square(t: int) -> None:
+    """What the paper calls selective: sbh(10 + 24/t), and 34sbh/t with the two operands that are kept gathered."""
+    assert saved_bytes(f"tp{t}-recompute=attention") == SBH * (10 + 24 / t + STATISTICS)
+    gathered = 2 * 2 * (1 - 1 / t)
+    assert saved_bytes(f"tp{t}+sp-recompute=attention") == SBH * ((34 + STATISTICS) / t + gathered)
+
+
+def test_a_block_that_computes_attention_again_runs_scores_and_their_softmax_twice() -> None:
+    """And the copies that batched products make of their operands; the mixture of values saves nothing that it makes,
+    so that it runs once."""
+
+    def kernels(kind: str) -> Counter[str]:
+        cls = gpt().program.class_of[gpt().layers[1].cls]
+        state = frozenset(value.name for value in (*cls.graph.inputs, *cls.graph.state))
+        return Counter(names(profile_graph(cls.graph, (), state, kind, kind="cuda"))[1])
+
+    again = kernels("attention") - kernels("none")
+    assert again["bmm"] == again["_softmax"] == again["native_dropout"] == 1
+    assert not again.keys() & {"addmm", "native_layer_norm", "gelu"}
+
+
+def test_a_layer_without_attention_is_not_computed_again() -> None:
+    embedding, head = 0, 3
+    for layer in (embedding, head):
+        kept, again = (gpt().layer(layer, Strategy.parse(s), BATCH, ()) for s in ("tp2", "tp2-recompute=attention"))
+        assert kept == again
 
 
 @pytest.mark.parametrize("t", [1, 2])

@@ -292,6 +292,11 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "gpt2": _hugging_face("gpt2"),
     # Compared with itself only: eager PyTorch draws other masks.
     "gpt2-dropout": _hugging_face("gpt2", mask=False, resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2),
+    # Attention written out in products, softmax and dropout.
+    "gpt2-written-out": _hugging_face("gpt2", mask=False, attn_implementation="eager"),
+    "gpt2-written-out-dropout": _hugging_face(
+        "gpt2", mask=False, attn_implementation="eager", resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2
+    ),
     "gpt2-untied": _hugging_face("gpt2", mask=False, tie_word_embeddings=False),
     "bert": _hugging_face("bert"),
     "bert-untied": _hugging_face("bert", tie_word_embeddings=False),

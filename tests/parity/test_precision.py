@@ -20,7 +20,12 @@ pytestmark = pytest.mark.usefixtures("shared_captures")
 MODEL = "llama-float32"
 CLIP = 1.0
 PLANS = ["dp2", "m2/tp2", "pp2/m4/1f1b/dp1", "m2/dp2-zero1", "m2/dp2-zero2", "m2/dp2-zero3", "m2/tp2+sp", "m2/cp2"]
-OTHERS = ["m2/dp2-recompute", "pp2/m4/interleaved2/dp1", "pp2/m4/zbv/dp1-recompute=selective"]
+OTHERS = [
+    "m2/dp2-recompute",
+    "m2/tp2-recompute=attention",
+    "pp2/m4/interleaved2/dp1",
+    "pp2/m4/zbv/dp1-recompute=selective",
+]
 
 
 def adamw(parameters) -> torch.optim.Optimizer:

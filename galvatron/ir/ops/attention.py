@@ -75,6 +75,7 @@ OPERATORS: dict[str, Operator] = {
         "query, key, value, attn_mask=, dropout_p=, is_causal=, scale=, enable_gqa=)",
         shapes=shapes.attention,
         contracts=True,
+        attends=True,
         kept=True,
         anchored=True,
         op_work=_op_work,

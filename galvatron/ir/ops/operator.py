@@ -83,6 +83,8 @@ class Operator:
 
     contracts: bool = False
     """It does most of the work of a model: a product, a convolution, attention, a recurrent network."""
+    attends: bool = False
+    """It is the core of attention: scores, their softmax, and the mixture of values."""
     kept: bool = False
     """Selective recomputation keeps its result: its time is in arithmetic, not in memory traffic."""
     anchored: bool = False
