@@ -67,10 +67,14 @@ def pieces(graph: Graph) -> tuple[tuple[Graph, bool], ...]:
         found += [(unit, True)] if unit else []
         others = []
 
-    def graph_of(part: Core) -> Graph:
-        return Graph(tuple(graph.values[name] for name in part.inputs), (), part.ops, part.outputs)
+    # What a layer's function computes, but not what is inside of a core, is there until it returns.
+    read = {*graph.outputs, *(name for op in graph.ops for name in op.operands)}
 
-    return tuple((graph_of(part), is_core) for part, is_core in found)
+    def graph_of(part: Core, is_core: bool) -> Graph:
+        made = part.outputs if is_core else tuple(v.name for op in part.ops for v in op.results if v.name in read)
+        return Graph(tuple(graph.values[name] for name in part.inputs), (), part.ops, made)
+
+    return tuple((graph_of(*part), part[1]) for part in found)
 
 
 def _part(graph: Graph, ops: tuple[Op, ...]) -> Core:
