@@ -121,7 +121,7 @@ def test_a_target_is_its_parts(text: str) -> None:
 def test_the_runtime_hides_from_the_compiler_what_the_table_has_there() -> None:
     """Collectives, ops on slices, products whose weights may wait, and the steps of recomputed layers."""
     on_slices = {(o.on_slices.function or name) for name, o in OPERATORS.items() if o.on_slices}
-    counterparts = {*on_slices, *named(lambda o: o.weights), "keep", "once"}
+    counterparts = {*on_slices, *named(lambda o: o.weights), "again", "keep", "once"}
     functions = {name: value for name in runtime.__all__ if isinstance(value := getattr(runtime, name), FunctionType)}
     hidden = {name for name, function in functions.items() if function.__module__ in inductor._OPAQUE}
     assert hidden - {"packed"} == counterparts | {parsed(target).name for target in COLLECTIVES}
