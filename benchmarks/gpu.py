@@ -1,6 +1,6 @@
 """The first thing to run on a GPU: is everything right there, how fast is it, and what does the device do.
 
-    python benchmarks/gpu.py --out DIR [--parts parity,speed] [--limit-s 460]
+    python benchmarks/gpu.py --out DIR [--parts parity,steps] [--limit-s 650]
     python benchmarks/gpu.py --out DIR --device cpu --tiny        # the same code, in a minute, where there is no GPU
 
 Needs one GPU, no network and nothing installed but torch and transformers: what else is missing is taken from the
@@ -9,10 +9,11 @@ JSON file in DIR that is complete after every row, so that a part that fails, ha
 
     parity          loss and gradients of compiled models, and all that a training script does, against eager PyTorch
     communication   every collective of the runtime on NCCL, on one rank
-    speed           step time and memory of a Llama of about 1B parameters against eager and compiled PyTorch
-    device          what matrix products, attention, norms, copies, launches and allocations take
-    prediction      what `galvatron.estimate` says of the plans that were timed
+    hardware        the profile of the device, as `galvatron profile hardware` takes it
+    steps           step time, memory and kernels of two models under several plans
     kernels         which kernels layers run and what they keep, against what the cost model says
+    prediction      what `galvatron.estimate` says of the steps that were timed
+    speed           step time and memory of a Llama of about 1B parameters against eager and compiled PyTorch
 """
 
 from __future__ import annotations
@@ -36,10 +37,18 @@ WHEELS = ROOT / ".gpu-wheels"
 NEEDED = ("scipy", "rich", "typer", "click", "shellingham", "markdown_it", "mdurl", "pygments")
 """Modules that a machine with torch may lack; `make gpu-wheels` brings them."""
 
-SHARES_S = {"parity": 120.0, "communication": 30.0, "speed": 180.0, "device": 50.0, "prediction": 40.0, "kernels": 40.0}
+SHARES_S = {
+    "parity": 100.0,
+    "communication": 20.0,
+    "hardware": 100.0,
+    "steps": 170.0,
+    "kernels": 40.0,
+    "prediction": 40.0,
+    "speed": 180.0,
+}
 """What each part may take of `LIMIT_S`, besides what those before it left over."""
 
-LIMIT_S = 460.0
+LIMIT_S = 650.0
 GRACE_S = 15.0
 """How long the last measurement of a part may go on after its time."""
 
@@ -58,7 +67,7 @@ def run_part(part: str, arguments: argparse.Namespace, environment: dict[str, st
     """Runs a part in a new process; what it prints goes to this one's output and is not kept."""
     command = [sys.executable, __file__, "--part", part, "--out", str(arguments.out), "--limit-s", f"{limit_s:.0f}"]
     command += ["--device", arguments.device] + (["--tiny"] if arguments.tiny else [])
-    if part == "speed":  # contestants come and go: without holes between them more of them fit
+    if part == "speed":  # its contestants come and go: without holes between them more of them fit
         environment = {**environment, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     began = time.monotonic()
     process = subprocess.Popen(command, env=environment)

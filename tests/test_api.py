@@ -199,6 +199,25 @@ def test_a_model_that_is_dropped_is_freed_at_once(monkeypatch):
         gc.enable()
 
 
+def test_a_compiled_model_that_is_dropped_gives_its_memory_back():
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x).square().sum()
+
+    batch = {"x": torch.randn(4, 4)}
+    compiled = galvatron.compile(Small(), batch, plan="dp1", precision="bf16", optimizer=adamw)
+    compiled.train_step(batch)
+    leaves = [weakref.ref(parameter) for parameter in compiled._executor.stages[0].parameters()]
+    assert leaves
+    del compiled
+    gc.collect()
+    assert all(leaf() is None for leaf in leaves)
+
+
 def test_artifacts_compile_again(compiled, tmp_path):
     compiled.save_artifacts(tmp_path / "run")
     names = sorted(path.name for path in (tmp_path / "run").iterdir())

@@ -31,7 +31,7 @@ class Dropping(Llama):
 
 
 def _drop(module: nn.Module, given: Any, result: Tensor) -> Tensor:
-    return nn.functional.dropout(result, 0.2)
+    return nn.functional.dropout(result, 0.2, module.training)
 
 
 def model_of(kind: type[Llama] = Llama) -> Llama:

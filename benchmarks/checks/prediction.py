@@ -1,25 +1,25 @@
-"""What `galvatron.estimate` says of the plans that `speed` has timed, over what was measured there.
+"""What `galvatron.estimate` says of the cases that `steps` has timed, over what was measured there.
 
-The device is once the preset of its name, published figures, and once what `profiler.local` measured in the same run.
-Needs no GPU: it can be run again later on the same `speed.json`.
+The device is once the preset of its name, published figures, and once what `hardware` measured in the same run. Needs
+no GPU: it can be run again later on the same files.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import galvatron
 from checks import Setting
-from checks.llama import Shape, batch_of, model_of, recomputing_blocks
+from checks.hardware import PROFILE
+from checks.llama import Shape
 from checks.report import Report
-from checks.speed import VARIANTS
+from checks.steps import PRECISION, VARIANTS, Subject
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.planned import resolve
 from galvatron.ir.presets import PRESETS
 from galvatron.ir.program import Program
+from galvatron.profiler.clusters import cluster_in
 
 NAMES = {"h100": "h100-80g", "h200": "h200-141g", "b200": "b200-180g", "l40s": "l40s", "l4": "l4", "4090": "rtx-4090"}
 
@@ -28,7 +28,8 @@ NAMES = {"h100": "h100-80g", "h200": "h200-141g", "b200": "b200-180g", "l40s": "
 class Row:
     """Ratios are of what is predicted to what was measured."""
 
-    contestant: str
+    subject: str
+    variant: str
     samples: int
     cluster: str
     predicted_step_s: float
@@ -40,28 +41,24 @@ class Row:
 
 
 def run(report: Report, setting: Setting) -> None:
-    """One capture, then every plan on every description of the device."""
-    speed = json.loads((Path(report.path).parent / "speed.json").read_text(encoding="utf-8"))
-    shape = Shape(**{name: value for name, value in speed["model"].items() if name != "parameters"})
-    measured = [row for row in speed["rows"] if row["contestant"].startswith("own ") and "step_s" in row]
-    if not measured:
-        raise RuntimeError("speed.json has no step times")
-    program = galvatron.capture(
-        model_of(shape, "meta"), batch_of(shape, measured[0]["samples"], "meta"), precision="bf16"
-    )
-    clusters = clusters_of(speed["conditions"]["gpu"], speed["cluster"])
-    report.document["clusters"] = {name: json.loads(cluster.to_json()) for name, cluster in clusters.items()}
-    for row in measured:
-        for name, cluster in clusters.items():
-            case = f"{row['contestant']} {row['samples']} on {name}"
-            report.attempt(case, _add, report, program, row, name, cluster)
+    """One capture for each model, then every case on every description of the device."""
+    steps = json.loads((report.path.parent / "steps.json").read_text(encoding="utf-8"))
+    subjects = [Subject(s["kind"], Shape(**s["shape"]), tuple(s["samples"])) for s in steps["subjects"]]
+    clusters = {"measured": cluster_in(report.path.parent / PROFILE)}
+    if preset := preset_of(steps["conditions"]["gpu"], clusters["measured"].device.memory_bytes):
+        clusters[preset] = Cluster.parse(f"{preset}:1x1")
+    for subject in subjects:
+        program = report.attempt(subject.kind, captured, subject)
+        for row in steps["rows"] if program is not None else ():
+            for name, cluster in clusters.items():
+                if row["subject"] == subject.kind:
+                    case = f"{subject.kind} {row['variant']} {row['samples']} on {name}"
+                    report.attempt(case, _add, report, program, row, name, cluster)
 
 
-def clusters_of(gpu: str | None, measured: dict[str, Any]) -> dict[str, Cluster]:
-    """The device as published, if there is a preset of its name, and as measured."""
-    local = Cluster.from_json(json.dumps(measured))
-    preset = preset_of(gpu, local.device.memory_bytes)
-    return {**({preset: Cluster.parse(f"{preset}:1x1")} if preset else {}), "measured": local}
+def captured(subject: Subject) -> Program:
+    batch = subject.batch(subject.samples[0], "meta")
+    return galvatron.capture(subject.model("meta"), batch, precision=PRECISION)
 
 
 def preset_of(gpu: str | None, memory_bytes: int) -> str | None:
@@ -73,16 +70,14 @@ def preset_of(gpu: str | None, memory_bytes: int) -> str | None:
 
 
 def _add(report: Report, program: Program, measured: dict[str, Any], name: str, cluster: Cluster) -> None:
-    recompute, _ = VARIANTS[measured["contestant"].removeprefix("own ")]
     samples = measured["samples"]
-    plan = resolve(program, "dp1", samples, 1)
-    if recompute != "none":
-        plan = recomputing_blocks(plan, recompute)
+    plan, _ = VARIANTS[measured["variant"]]
     found = galvatron.estimate(program, plan, cluster, global_batch_size=samples)
     (peak,) = found.peak_bytes
     step_s, peak_bytes = measured["step_s"]["median"], measured["peak_bytes"]
     row = Row(
-        measured["contestant"],
+        measured["subject"],
+        measured["variant"],
         samples,
         name,
         found.step_time_s,

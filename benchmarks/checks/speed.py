@@ -39,7 +39,7 @@ from galvatron.ir.plan import Plan
 from galvatron.profiler.local import local_cluster
 from galvatron.profiler.meter import GLANCE
 
-BATCHES = (4, 1)
+BATCHES = (4, 2)
 """Numbers of samples; the first one is also the example that is captured."""
 
 VARIANTS: dict[str, tuple[str, bool]] = {

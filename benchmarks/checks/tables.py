@@ -18,7 +18,8 @@ def print_tables(documents: dict[str, Document]) -> None:
         "parity": _checked,
         "communication": _counted,
         "speed": _speed,
-        "device": _device,
+        "hardware": _hardware,
+        "steps": _steps,
         "prediction": _prediction,
         "kernels": _kernels,
     }
@@ -74,29 +75,61 @@ def _speed(rows: list[Document]) -> Table:
     return table
 
 
-def _device(rows: list[Document]) -> Table:
-    """Of each op and type, the best rates and the shortest call."""
-    table = _table("The device", ("op", "type", "rows", "best TFLOP/s", "best GB/s", "shortest, us"))
-    groups: dict[tuple[str, str], list[Document]] = {}
+def _hardware(rows: list[Document]) -> Table:
+    table = _table("The device", ("call", "type", "sizes", "shortest, us", "longest, us", "largest spread"))
     for row in rows:
-        kind = " tf32" if row.get("tf32") else ""
-        groups.setdefault((row["op"], row.get("dtype", row.get("of", "")) + kind), []).append(row)
-    for (op, dtype), group in groups.items():
-        times = [row["seconds"]["median"] if "seconds" in row else row["cached_s"] for row in group]
-        best = (max(row.get(name, 0.0) for row in group) for name in ("flop_per_s", "bytes_per_s"))
-        flop_per_s, bytes_per_s = best
-        rates = f"{flop_per_s / 1e12:.1f}", f"{bytes_per_s / 1e9:.0f}"
-        table.add_row(op, dtype, str(len(group)), *rates, f"{1e6 * min(times):.1f}")
+        times = (f"{1e6 * row[name]:.1f}" for name in ("shortest_s", "longest_s"))
+        table.add_row(row["name"], row["dtype"], str(row["sizes"]), *times, f"{row['spread']:.1%}")
+    return table
+
+
+def _steps(rows: list[Document]) -> Table:
+    headings = (
+        "model",
+        "variant",
+        "samples",
+        "step, ms",
+        "host, ms",
+        "kernels",
+        "busy, ms",
+        "peak, GiB",
+        "reserved, GiB",
+    )
+    table = _table("Steps: median (quartiles)", headings)
+    for row in rows:
+        step = row["step_s"]
+        table.add_row(
+            row["subject"],
+            row["variant"],
+            str(row["samples"]),
+            f"{1e3 * step['median']:.2f} ({1e3 * step['lower']:.2f}..{1e3 * step['upper']:.2f})",
+            f"{1e3 * row['host_s']['median']:.2f}",
+            str(sum(count for count, _ in row["kernels"].values())),
+            f"{1e3 * sum(seconds for _, seconds in row['kernels'].values()):.2f}",
+            *(f"{row[name] / 2**30:.2f}" if row[name] else "" for name in ("peak_bytes", "reserved_bytes")),
+        )
     return table
 
 
 def _prediction(rows: list[Document]) -> Table:
-    headings = ("contestant", "samples", "device", "step, ms", "measured", "ratio", "peak, GiB", "measured", "ratio")
+    headings = (
+        "model",
+        "variant",
+        "samples",
+        "device",
+        "step, ms",
+        "measured",
+        "ratio",
+        "peak, GiB",
+        "measured",
+        "ratio",
+    )
     table = _table("Predicted and measured", headings)
     for row in rows:
         measured = row["measured_peak_bytes"]
         table.add_row(
-            row["contestant"],
+            row["subject"],
+            row["variant"],
             str(row["samples"]),
             row["cluster"],
             f"{1e3 * row['predicted_step_s']:.2f}",

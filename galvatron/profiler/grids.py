@@ -31,12 +31,15 @@ class Grids:
         layouts: sides of products of transposed matrices, in the first element type.
         elements: of kernels that memory bounds.
         attention: counts of heads, lengths, and widths of a head.
+        odd: sides of products in the first element type of which one is a little longer, so that rows begin at
+            multiples of few bytes.
     """
 
     products: dict[str, Products]
     layouts: Sizes
     elements: dict[str, Sizes]
     attention: dict[str, tuple[Sizes, Sizes, Sizes]]
+    odd: Sizes = ()
 
 
 GRIDS: dict[tuple[str, str], Grids] = {
@@ -98,6 +101,7 @@ GRIDS: dict[tuple[str, str], Grids] = {
             "f64": Products((1,), (256, 1024), 2**36),
         },
         layouts=(512, 2048),
+        odd=(2048,),
         elements={
             "bf16": (2**10, 2**16, 2**19, 2**22, 2**25, 2**28),
             "f32": (2**10, 2**16, 2**19, 2**22, 2**25, 2**28),
@@ -115,6 +119,7 @@ GRIDS: dict[tuple[str, str], Grids] = {
             "f64": Products((1,), (256, 1024, 4096), 2**38),
         },
         layouts=(512, 2048, 8192),
+        odd=(2048, 8192),
         elements={
             "bf16": (2**10, 2**13, 2**16, 2**19, 2**22, 2**25, 2**28, 2**30),
             "f32": (2**10, 2**13, 2**16, 2**19, 2**22, 2**25, 2**28, 2**30),

@@ -31,6 +31,9 @@ def kernel_cases(grids: Grids, device: torch.device) -> Iterator[Case]:
     for how in ("nt", "tn"):
         shapes = product((1,), *(grids.layouts,) * 3)
         yield from _by_amount(_product(first, shape, how, device) for shape in shapes)
+    for side, elements in product(grids.odd, (1, 2, 4, 8)):
+        yield _product(first, (1, side, side + elements, side), "odd columns", device)
+        yield _product(first, (1, side, side, side + elements), "odd inner", device)
     for dtype, elements in grids.elements.items():
         for kernel in _MOVING:
             yield from (kernel.case(dtype, count, device) for count in elements)
@@ -47,10 +50,10 @@ def _by_amount(cases: Iterator[Case]) -> list[Case]:
 
 
 def _product(dtype: str, shape: tuple[int, ...], how: str, device: torch.device) -> Case:
-    """`count` products `(rows, inner) @ (inner, columns)`; `t` in `how` says which factor is the transpose of a
-    contiguous matrix."""
+    """`count` products `(rows, inner) @ (inner, columns)`; `how` says which factor is the transpose (`t`) of a
+    contiguous matrix, or which size is odd."""
     count, rows, columns, inner = shape
-    left, right = how
+    left, right = how if len(how) == 2 else "nn"
 
     def matrix(shape: tuple[int, int], layout: str) -> Tensor:
         whole = shape if layout == "n" else shape[::-1]

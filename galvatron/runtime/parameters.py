@@ -12,6 +12,7 @@ level 3   values are gathered before a layer runs, forward and backward, and giv
 from __future__ import annotations
 
 import math
+import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -66,7 +67,7 @@ class Parameters:
         for bucket in self._buckets:
             if bucket.buffered:
                 for member in bucket.members:
-                    member.leaf.register_post_accumulate_grad_hook(self._after_accumulation(bucket, member))
+                    member.leaf.register_post_accumulate_grad_hook(self._after_accumulation(member.name))
         self._attach(stages)
 
     @property
@@ -174,23 +175,30 @@ class Parameters:
     def _table(self, name: str) -> dict[str, Any]:
         return next(stage for stage in self._stages if name in stage.state_specs).table(name)
 
-    def _after_accumulation(self, bucket: Bucket, member: Member) -> Callable[[Tensor], None]:
-        early = bucket.synchronised and bucket.level >= 2
+    def _after_accumulation(self, name: str) -> Callable[[Tensor], None]:
+        """A hook of a parameter that does not hold the parameters: torch does not tell Python's collector what a hook
+        holds, so that none of them would ever be freed."""
+        known = weakref.ref(self)
 
         def hook(_: Tensor) -> None:
-            bucket.collect(member)
-            if early:
-                if bucket.complete:
-                    self._sum_early(bucket)
-                return
-            self._missing[id(bucket)] -= 1
-            if self._missing[id(bucket)] == 0 and bucket.synchronised:
-                ready = self._started
-                while ready < len(self._late) and self._missing[id(self._late[ready])] == 0:
-                    ready += 1
-                self._sum_up_to(ready)
+            if (own := known()) is not None:
+                own._accumulated(*own._of[name])
 
         return hook
+
+    def _accumulated(self, bucket: Bucket, member: Member) -> None:
+        """A backward has added to the gradient of a parameter."""
+        bucket.collect(member)
+        if bucket.synchronised and bucket.level >= 2:
+            if bucket.complete:
+                self._sum_early(bucket)
+            return
+        self._missing[id(bucket)] -= 1
+        if self._missing[id(bucket)] == 0 and bucket.synchronised:
+            ready = self._started
+            while ready < len(self._late) and self._missing[id(self._late[ready])] == 0:
+                ready += 1
+            self._sum_up_to(ready)
 
     def _sum_early(self, bucket: Bucket) -> None:
         """Sum what a micro-batch has added; of the sums in flight, no more than one keeps its memory."""

@@ -59,6 +59,6 @@ def _key(name: str, left: SymNode, right: Any) -> tuple[Any, ...] | None:
     is_recorded = bool(left.fx_node or right.fx_node)
     if sizes is None or is_recorded or not all(isinstance(hint, _PLAIN) for hint in hints):
         return None
-    # What a size was found to be equal to is put in its place.
-    replaced = sizes._replacements_version_counter
+    # What a size was found to be equal to is put in its place; older torch counts this with all else that it learns.
+    replaced = getattr(sizes, "_replacements_version_counter", sizes._version_counter)
     return name, id(sizes), replaced, left._expr, right._expr, left.pytype, right.pytype, *hints
