@@ -131,8 +131,8 @@ def test_two_things_at_once(compute_s: float, communication_s: float, contention
 
 @given(layer_costs(), st.integers(1, 6), contentions)
 def test_sums_of_equal_layers(layer: LayerCost, count: int, contention: Contention) -> None:
-    """The first bucket, of which nothing is hidden, is a layer here; a sum that takes longer than a backward shows what is
-    left of it in each layer."""
+    """The first bucket, of which nothing is hidden, is a layer here; sums that take longer than a backward show what is
+    left of each."""
     layers = [replace(layer, contention=contention)] * count
     assert exposed_sums_s(layers) == pytest.approx(played_sums_s(layers))
 
