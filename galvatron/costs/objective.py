@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from galvatron.costs.model import CostModel, Front, LayerCost
+from galvatron.costs.sharing import Pace
 from galvatron.costs.timeline import MicroBatchTimes, pipeline_s
 from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
@@ -55,7 +56,8 @@ class StageReport:
         sync_s, sync_hidden_s: sums of gradients without ZeRO and at level 1, and of ties over stages.
         publish_s, publish_hidden_s: gathers of new values at levels 1 and 2.
         update_s, epilogue_s: the optimizer, and the end of the loss that all micro-batches share.
-        bubble_s: the part of the step in which its device waits for others, whichever of its stages it has to run.
+        bubble_s: the part of the step in which its device waits for others, whichever of its stages it has to run; 0
+            where it is faster than its seconds say while others wait, by more than it waits itself.
     """
 
     layers: tuple[LayerReport, ...]
@@ -102,7 +104,8 @@ class StageReport:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a plan says besides its stages, and whether the program has an epilogue."""
+    """What a plan says besides its stages, whether the program has an epilogue, and whether ranks that wait leave their
+    cores to others."""
 
     global_batch_size: int
     micro_batches: int
@@ -110,6 +113,7 @@ class Setting:
     pipeline_degree: int
     epilogue: bool = False
     ties: Ties = ()
+    pace: Pace = Pace()
 
     @property
     def micro_batch(self) -> int:
@@ -120,6 +124,11 @@ class Setting:
     def order(self) -> Schedule:
         """The schedule."""
         return Schedule.parse(self.schedule)
+
+    @cached_property
+    def weights(self) -> tuple[float, float]:
+        """How often a phase takes the sum over stages, and how often the slowest stage."""
+        return self.pace.weights(self.pipeline_degree, self.micro_batches)
 
     @cached_property
     def holders(self) -> tuple[int, ...]:
@@ -166,9 +175,10 @@ def evaluate_plan(
         once_s[holder] += report.step_s
         busy_s[holder] += setting.micro_batches * report.micro_batch_s + report.step_s
     times = [_times(report) for report in reports]
-    total_s = pipeline_s(setting.order, setting.pipeline_degree, setting.micro_batches, times) + max(once_s)
+    total_s = pipeline_s(setting.order, setting.pipeline_degree, setting.micro_batches, times, setting.pace)
+    total_s += max(once_s)
     return total_s, tuple(
-        replace(report, bubble_s=total_s - busy_s[holder])
+        replace(report, bubble_s=max(0.0, total_s - busy_s[holder]))
         for holder, report in zip(setting.holders, reports, strict=True)
     )
 

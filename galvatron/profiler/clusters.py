@@ -39,7 +39,8 @@ def cluster_of(profile: Profile) -> Cluster:
         levels = [_level(profile, "node", per_node, 1)]
         if nodes > 1:
             levels.append(_level(profile, "network", nodes, per_node))
-        cluster = Cluster(profile.name, _device(profile), tuple(levels), tuple(_collectives(profile)))
+        collectives = tuple(_collectives(profile))
+        cluster = Cluster(profile.name, _device(profile), tuple(levels), collectives, _sharing(profile))
     cluster.check()
     return cluster
 
@@ -124,6 +125,24 @@ def _contention(profile: Profile, parts: int, stride: int) -> Contention:
 
 LEAST_SPEED = 0.01
 """What is left of the speed of something that was not seen to go on."""
+
+
+def _sharing(profile: Profile) -> Points:
+    """What a kernel takes while only the first ranks compute, relative to while all do: the mean over kernels."""
+    found: dict[float, list[float]] = {}
+    world = profile.environment.world_size
+    for how in {m.how for m in profile.of("shared cores")}:
+        taken = {m.size("ranks"): m.seconds for m in profile.of("shared cores", how)}
+        if world in taken:
+            for ranks, seconds in taken.items():
+                found.setdefault(ranks, []).append(seconds / taken[world])
+    points: list[tuple[float, float]] = []
+    for ranks in sorted(found, reverse=True):  # what noise says otherwise: fewer are never slower, nor do they do more
+        share = statistics.geometric_mean(found[ranks])
+        after_ranks, after = points[-1] if points else (ranks, 1.0)
+        points.append((ranks, min(max(share, after * ranks / after_ranks), after)))
+    return tuple(reversed(points)) if len(points) > 1 else ()
+
 
 _COMMUNICATORS = 2
 """Process groups beside that of all ranks, in a plan of two axes."""
