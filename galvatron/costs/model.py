@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from galvatron.costs.memory import Memory
 from galvatron.costs.timeline import MicroBatchTimes
 from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
@@ -25,10 +26,12 @@ class Repeated:
 
     layer: int
     backward_communication_s: float
-    state_bytes: float
     sync_s: float
     update_s: float
     across_s: float
+    state: Memory = Memory()
+    late_bytes: float = 0.0
+    update_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,11 @@ class LayerCost:
 
     Per micro-batch: seconds of compute and of collectives, forward and backward, those of its parameters included;
     `weight_s`, the part of `backward_s` that no other layer waits for: products that are gradients of weights;
-    `saved_bytes`, activations kept from forward to backward; `extra_bytes`, the peak of memory in use above that while
-    the layer runs. Per step: `sync_s` of gradient synchronisation, `update_s` of the optimizer and, of the last layer,
-    `epilogue_s` of the end of the loss that runs on all micro-batches at once. Always: `state_bytes` of parameters,
-    gradients, optimizer state and buffers.
+    `saved_bytes`, activations kept from forward to backward; `extra`, the memory in use above that at the worst moment
+    while the layer runs. Per step: `sync_s` of gradient synchronisation, `update_s` of the optimizer and, of the last layer,
+    `epilogue_s` of the end of the loss that runs on all micro-batches at once; `update_bytes`, what the optimizer takes
+    beside all state. Always: `state` of parameters, gradients, optimizer state and buffers, of which `late_bytes` are
+    gradients that are there only from the backward of the first micro-batch on.
     """
 
     forward_s: float
@@ -49,8 +53,10 @@ class LayerCost:
     forward_communication_s: float = 0.0
     backward_communication_s: float = 0.0
     saved_bytes: float = 0.0
-    extra_bytes: float = 0.0
-    state_bytes: float = 0.0
+    extra: Memory = Memory()
+    state: Memory = Memory()
+    late_bytes: float = 0.0
+    update_bytes: float = 0.0
     sync_s: float = 0.0
     update_s: float = 0.0
     epilogue_s: float = 0.0
@@ -69,11 +75,23 @@ class LayerCost:
         return replace(
             self,
             backward_communication_s=self.backward_communication_s - sum(p.backward_communication_s for p in together),
-            state_bytes=self.state_bytes - sum(p.state_bytes for p in together),
             sync_s=self.sync_s - sum(p.sync_s for p in together) + sum(p.across_s for p in apart),
             update_s=self.update_s - sum(p.update_s for p in together),
+            state=self.state - sum((p.state for p in together), Memory()),
+            late_bytes=self.late_bytes - sum(p.late_bytes for p in together),
+            update_bytes=self.update_bytes - sum(p.update_bytes for p in together),
             repeated=(),
         )
+
+    @property
+    def state_bytes(self) -> float:
+        """Bytes of state."""
+        return self.state.total
+
+    @property
+    def extra_bytes(self) -> float:
+        """Bytes in use beside state and what is kept for the backward."""
+        return self.extra.total
 
     @property
     def compute_s(self) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from hypothesis import strategies as st
 
+from galvatron.costs.memory import Memory
 from galvatron.costs.model import LayerCost, Repeated
 from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
@@ -61,7 +62,9 @@ class TableModel:
                 Repeated(
                     layer=layer,
                     backward_communication_s=cost.backward_communication_s * part,
-                    state_bytes=cost.state_bytes * part,
+                    state=Memory(parameters=cost.state_bytes * part),
+                    late_bytes=cost.late_bytes * part,
+                    update_bytes=cost.update_bytes * part,
                     sync_s=cost.sync_s * part,
                     update_s=0.0,
                     across_s=3.0,
@@ -93,8 +96,10 @@ def costs() -> st.SearchStrategy[LayerCost]:
         backward_s=small,
         backward_communication_s=small,
         saved_bytes=small,
-        extra_bytes=small,
-        state_bytes=small,
+        extra=st.builds(Memory, working=small),
+        state=st.builds(Memory, parameters=small, gradients=st.just(4.0)),
+        late_bytes=st.sampled_from([0.0, 4.0]),
+        update_bytes=small,
         sync_s=small,
         update_s=small,
     )
