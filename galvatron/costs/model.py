@@ -41,10 +41,10 @@ class LayerCost:
     Per micro-batch: seconds of compute and of collectives, forward and backward, those of its parameters included;
     `weight_s`, the part of `backward_s` that no other layer waits for: products that are gradients of weights;
     `saved_bytes`, activations kept from forward to backward; `extra`, the memory in use above that at the worst moment
-    while the layer runs. Per step: `sync_s` of gradient synchronisation, `update_s` of the optimizer and, of the last layer,
-    `epilogue_s` of the end of the loss that runs on all micro-batches at once; `update_bytes`, what the optimizer takes
-    beside all state. Always: `state` of parameters, gradients, optimizer state and buffers, of which `late_bytes` are
-    gradients that are there only from the backward of the first micro-batch on.
+    while the layer runs. Per step: `sync_s` of gradient synchronisation, `update_s` of the optimizer and, of the last
+    layer, `epilogue_s` of the end of the loss that runs on all micro-batches at once; `update_bytes`, what the update
+    takes beside all state. Always: `state` of parameters, gradients, optimizer state and buffers, of which `late_bytes`
+    are gradients that are there only from the backward of the first micro-batch on.
     """
 
     forward_s: float

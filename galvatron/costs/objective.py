@@ -5,8 +5,8 @@ receives from another rank. The pipeline takes what its schedule makes of that (
 gradient synchronisation and update.
 
 A device holds the state of its stages, for each micro-batch in flight on one of them what its layers save and what the
-stage keeps together, messages under way, and the working memory of the layer that runs, beside which less is left of its
-own micro-batch the nearer it is to the beginning of the stage. During the update it holds state and what that takes.
+stage keeps together, messages under way, and the working memory of the layer that runs, beside which less is left of
+its own micro-batch the nearer it is to the beginning of the stage. In the update it holds state and what that takes.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class StageReport:
     """One stage of an estimate: seconds per micro-batch by kind, seconds once per step, and bytes per device.
 
     `bubble_s` is the part of the step in which its device waits for others, whichever of its stages it has to run.
-    `state` is held all the time, `activation_bytes` are those of all micro-batches in flight, and `extra` is what is in use
-    beside both when most is, so less what is not there then. The update takes `update_bytes` beside the state.
+    `state` is held all the time, `activation_bytes` are those of all micro-batches in flight, and `extra` is what is in
+    use beside both when most is, less what is not there then. The update takes `update_bytes` beside the state.
     """
 
     layers: tuple[LayerReport, ...]
@@ -90,8 +90,8 @@ class StageReport:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a plan says besides its stages, whether the program has an epilogue, and what libraries keep for themselves of
-    a device's memory."""
+    """What a plan says besides its stages, whether the program has an epilogue, and what libraries keep of a device's
+    memory."""
 
     global_batch_size: int
     micro_batches: int
@@ -146,13 +146,13 @@ def messages_bytes(
 ) -> float:
     """Bytes of messages under way when a stage holds most micro-batches.
 
-    It has sent values of as many as a rank goes on without waiting for. If some have gone back by then, as many gradients
-    are on their way too, and the values of the next micro-batch arrive.
+    It has sent values of as many as a rank goes on without waiting for. If some have gone back by then, as many
+    gradients are on their way too, and the values of the next micro-batch arrive.
 
     Args:
         begin, end: the layers of the stage are `begin..end - 1`.
-        first, last: the strategies of the first and the last of them. What a stage receives is taken to be in the layout
-            of its first layer.
+        first, last: the strategies of the first and the last of them. What a stage receives is taken to be in the
+            layout of its first layer.
     """
     size, leaving = setting.micro_batch, min(setting.micro_batches, SENDS_IN_FLIGHT)
     messages_bytes = leaving * model.boundary_bytes(end, last, size)

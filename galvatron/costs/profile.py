@@ -359,8 +359,8 @@ def _moved(x: Any, shape: list[int], kind: str | None, axis: Axis, payload: int,
 
 @contextmanager
 def _gradients_leave_at_once(leaves: Any, watch: Watch, made: Callable[[torch.Tensor], None]) -> Iterator[None]:
-    """The gradient of each leaf is freed when it is complete, after `made` was told: the accumulated ones count as state,
-    not as a peak."""
+    """The gradient of each leaf is freed when it is complete, after `made` was told: the accumulated ones count as
+    state, not as a peak."""
 
     def drop(leaf: torch.Tensor) -> None:
         assert leaf.grad is not None

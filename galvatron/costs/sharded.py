@@ -148,8 +148,8 @@ class ShardedCostModel:
     ) -> Memory:
         """What a layer takes at its worst moment beside all state and what is kept of it for the backward.
 
-        Under ZeRO, parameters of a neighbour are on their way meanwhile: the values of the layer that runs next, and the
-        gradients of the one that ran before. Neighbours are taken to have the layer's own strategy.
+        Under ZeRO, parameters of a neighbour are on their way meanwhile: the values of the layer that runs next, and
+        the gradients of the one that ran before. Neighbours are taken to have the layer's own strategy.
         """
         batch = micro_batch / strategy.degree("dp")
         before, own, after = (
@@ -239,8 +239,8 @@ class ShardedCostModel:
         return self.machine.moved_s(sum(state.update_bytes for state in states))
 
     def _update_bytes(self, states: Iterable[TrainedState]) -> float:
-        """What `torch.optim.AdamW` takes while it updates: on a GPU the square roots of all second moments at once, on a
-        processor those of one parameter, which is nothing beside activations."""
+        """What `torch.optim.AdamW` takes while it updates: on a GPU the square roots of all second moments at once, on
+        a processor those of one parameter, which is nothing beside activations."""
         return sum(state.trained_bytes for state in states) if self._at_once else 0.0
 
     def _settled(

@@ -16,8 +16,8 @@ def peaks(world: rt.World, job: harness.Job, batch: Batch, optimizer: str) -> tu
     """Bytes that a rank holds between two steps, at the most while it computes, and at the most during an update."""
     harness.subject(job.name)  # the model itself is not counted
     with LiveStorages() as live:
-        options = {} if optimizer == "default" else {optimizer: True}
-        program = harness.executor(world, job, optimizer=lambda p: torch.optim.AdamW(p, **options))
+        fused = True if optimizer == "fused" else None
+        program = harness.executor(world, job, optimizer=lambda p: torch.optim.AdamW(p, fused=fused))
         program.train_step(batch)
         found: list[int] = []
 

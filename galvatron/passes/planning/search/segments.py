@@ -14,8 +14,9 @@ from galvatron.ir.strategy import Strategy
 from galvatron.passes.planning.search.pareto import frontier
 
 STEP_S, BYTES, EXTRA, UPDATE = -4, -3, -2, -1
-"""The last columns of a label: seconds per step, bytes that add up, what is in use beside these at the worst moment, and
-bytes during the update. Those before them are the seconds per micro-batch, one column for each phase of the schedule."""
+"""The last columns of a label: seconds per step, bytes that add up, what is in use beside these at the worst moment,
+and bytes during the update. Those before them are the seconds per micro-batch, one column for each phase of the
+schedule."""
 
 
 @dataclass(frozen=True)
