@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, TextIO
@@ -79,12 +79,12 @@ class _Running:
 
 
 def measured(
-    model: Model, plans: Sequence[str], cluster: Cluster, rounds: int, told: Callable[[str], None]
+    model: Model, cluster: Cluster, rounds: int, told: Callable[[str], None]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """For each plan the fields of `Measured`, or `{"refused": why}`. Collective, alike on all ranks."""
-    for first in range(0, len(plans), TOGETHER):
+    for first in range(0, len(model.plans), TOGETHER):
         running: dict[str, _Running] = {}
-        for plan in plans[first : first + TOGETHER]:
+        for plan in model.plans[first : first + TOGETHER]:
             told(f"{plan}: compiling")
             try:
                 running[plan] = _Running(model, plan, cluster)
