@@ -130,6 +130,7 @@ class Cluster:
         if self.world_size > limits.DEVICES:
             raise ClusterError(f"a cluster of more than {limits.DEVICES} devices")
         for level in self.levels:
+            level.contention.check()
             if (level.quick_bytes_per_s is None) != (level.quick_step_s is None):
                 raise ClusterError(f"cluster level {level.name!r} has only one of quick_bytes_per_s and quick_step_s")
         for measured in self.collectives:
