@@ -51,6 +51,8 @@ KEY = ("network", "model", "plan")
 def rank_main(job: dict[str, Any]) -> None:
     """One rank of a job: the profile of the hardware as text, or what the plans of a model took; rank 0 leaves them
     where `JOB_RESULT` says."""
+    if job["realtime"]:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     start_rank()
     told = teller(job["tells"], os.environ["RANK"] == "0")
     if job["kind"] == "profile":
@@ -91,7 +93,7 @@ def measure(network: str, arguments: argparse.Namespace) -> None:
     with launched(network, arguments.rate) as (launcher, ranks):
         if arguments.profile or not profile.exists():
             print(f"{network}: profiling the hardware", file=sys.stderr, flush=True)
-            text = launcher.run({"kind": "profile", "tells": tells}, ranks)
+            text = launcher.run({"kind": "profile", "tells": tells, "realtime": arguments.realtime}, ranks)
             profile.parent.mkdir(parents=True, exist_ok=True)
             profile.write_text(str(text), encoding="utf-8")
         for name in arguments.model:
@@ -103,6 +105,7 @@ def measure(network: str, arguments: argparse.Namespace) -> None:
             job = {
                 "kind": "steps",
                 "tells": tells,
+                "realtime": arguments.realtime,
                 "shape": asdict(model.shape),
                 "samples": model.samples,
                 "plans": plans,
@@ -114,6 +117,7 @@ def measure(network: str, arguments: argparse.Namespace) -> None:
                 "network": network,
                 "rate": None if network == "plain" else arguments.rate,
                 "model": name,
+                "realtime": arguments.realtime,
                 "conditions": {**before, "load_average_after": os.getloadavg()},
             }
             save("cost_accuracy", [{**facts, "plan": plan, **row} for plan, row in found.items()], KEY, arguments.out)
@@ -201,6 +205,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--only", action="append", metavar="PLAN", help="only this one; repeatable")
     parser.add_argument("--rounds", type=int, default=7, help="steps of each plan")
     parser.add_argument("--rate", default="200mbit", help="of the link between the nodes, as tc writes it")
+    parser.add_argument(
+        "--realtime", action="store_true", help="ranks go before all other programs of a busy machine (root, Linux)"
+    )
     parser.add_argument("--profile", action="store_true", help="profile the hardware again where there is a profile")
     parser.add_argument("--predict-only", type=Path, metavar="FILE", help="results to predict again")
     parser.add_argument("--out", type=Path, default=RESULTS / "cost_accuracy.json", help="where results are kept")
