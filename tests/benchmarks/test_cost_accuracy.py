@@ -20,11 +20,12 @@ from galvatron.profiler.clusters import cluster_of
 from galvatron.profiler.document import print_profiles
 from tests.profiler.profiles import PROFILE
 
-TINY = Model(Shape("llama", 2, 16, 2, 8, 32, 32, 2, flash=True, tied=False), 4, ("dp2", "tp2", "dp3"))
+TINY = Model(Shape("llama", 2, 16, 2, 8, 32, 32, 2, flash=True, tied=False), 4, ("dp2", "tp2", "dp8"))
 
 
 def taken(step_s: float, peak_bytes: int = 100) -> Measured:
-    return Measured((step_s,) * 3, (step_s,) * 3, *((step_s,) * RANKS,) * 4, (peak_bytes,) * RANKS)
+    by_rank = (step_s,) * RANKS
+    return Measured((step_s,) * 3, (step_s,) * 3, by_rank, by_rank, by_rank, by_rank, (peak_bytes,) * RANKS)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -77,8 +78,8 @@ def rank(path: str) -> dict[str, Any]:
 def test_plans_take_turns_and_refused_ones_leave(tmp_path: Path) -> None:
     told = tmp_path / "told"
     found = on_ranks(rank, 2, str(told))
-    assert list(found) == ["dp3", "dp2", "tp2"]
-    assert "refused" in found["dp3"]
+    assert list(found) == ["dp8", "dp2", "tp2"]
+    assert "refused" in found["dp8"]
     one = Measured(**found["dp2"])
     assert len(one.step_s) == 2 and len(one.peak_bytes) == len(one.compute_s) == 2
     assert all(compute_s > 0 for compute_s in one.compute_s)
