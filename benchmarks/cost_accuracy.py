@@ -17,23 +17,26 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from accuracy.local import Comparison, Summary, summary
-from accuracy.plans import MODELS, RANKS
+from accuracy.models import Shape
+from accuracy.plans import MODELS, RANKS, Model
 from accuracy.scatter import scatter
 from accuracy.steps import Measured, measured, teller
 from common.jobs import start_rank
 from common.launch import JobFailed, Launcher
-from common.network import HERE, NetworkUnavailable, two_nodes
+from common.network import HERE, NetworkUnavailable, signals_as_exceptions, two_nodes
 from common.results import RESULTS, busy, conditions, save
 from rich.console import Console
 from rich.table import Table
 
 import galvatron
 from galvatron import runtime as rt
+from galvatron.api import Estimate
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.program import Program
@@ -48,13 +51,16 @@ KEY = ("network", "model", "plan")
 def rank_main(job: dict[str, Any]) -> None:
     """One rank of a job: the profile of the hardware as text, or what the plans of a model took; rank 0 leaves them
     where `JOB_RESULT` says."""
+    if job["realtime"]:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     start_rank()
     told = teller(job["tells"], os.environ["RANK"] == "0")
     if job["kind"] == "profile":
         result: Any = document.print_profiles([hardware.profile_hardware(rt.initialize(), meter.QUICK)])
     else:
         cluster = cluster_in(job["profile"])
-        result = dict(measured(MODELS[job["model"]], job["plans"], cluster, job["rounds"], told))
+        model = Model(Shape(**job["shape"]), job["samples"], tuple(job["plans"]))
+        result = dict(measured(model, cluster, job["rounds"], told))
     if os.environ["RANK"] == "0":
         Path(os.environ["JOB_RESULT"]).write_text(json.dumps(result), encoding="utf-8")
     rt.shutdown()
@@ -68,7 +74,8 @@ def launched(network: str, rate: str) -> Iterator[tuple[Launcher, list[int]]]:
         NetworkUnavailable: this machine cannot emulate it.
     """
     if network == "plain":
-        yield Launcher(Path(__file__), [HERE]), [RANKS]
+        with signals_as_exceptions():
+            yield Launcher(Path(__file__), [HERE]), [RANKS]
         return
     with two_nodes(rate) as nodes:
         yield Launcher(Path(__file__), nodes), [RANKS // 2] * 2
@@ -86,20 +93,31 @@ def measure(network: str, arguments: argparse.Namespace) -> None:
     with launched(network, arguments.rate) as (launcher, ranks):
         if arguments.profile or not profile.exists():
             print(f"{network}: profiling the hardware", file=sys.stderr, flush=True)
-            text = launcher.run({"kind": "profile", "tells": tells}, ranks)
+            text = launcher.run({"kind": "profile", "tells": tells, "realtime": arguments.realtime}, ranks)
             profile.parent.mkdir(parents=True, exist_ok=True)
             profile.write_text(str(text), encoding="utf-8")
         for name in arguments.model:
-            plans = [plan for plan in MODELS[name].plans if not arguments.only or plan in arguments.only]
+            model = MODELS[name]
+            plans = [plan for plan in model.plans if not arguments.only or plan in arguments.only]
             if not plans:
                 continue
             before = conditions("galvatron")
-            job = {"kind": "steps", "tells": tells, "model": name, "plans": plans, "rounds": arguments.rounds}
-            found = launcher.run({**job, "profile": str(profile.resolve())}, ranks)
+            job = {
+                "kind": "steps",
+                "tells": tells,
+                "realtime": arguments.realtime,
+                "shape": asdict(model.shape),
+                "samples": model.samples,
+                "plans": plans,
+                "rounds": arguments.rounds,
+                "profile": str(profile.resolve()),
+            }
+            found = launcher.run(job, ranks)
             facts = {
                 "network": network,
                 "rate": None if network == "plain" else arguments.rate,
                 "model": name,
+                "realtime": arguments.realtime,
                 "conditions": {**before, "load_average_after": os.getloadavg()},
             }
             save("cost_accuracy", [{**facts, "plan": plan, **row} for plan, row in found.items()], KEY, arguments.out)
@@ -115,7 +133,7 @@ def program_of(model: str) -> Program:
     return galvatron.capture(MODELS[model].build(), MODELS[model].batch())
 
 
-def predicted(row: dict[str, Any], cluster: Cluster) -> galvatron.Estimate:
+def predicted(row: dict[str, Any], cluster: Cluster) -> Estimate:
     """What is predicted for a row.
 
     Raises:
@@ -187,6 +205,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--only", action="append", metavar="PLAN", help="only this one; repeatable")
     parser.add_argument("--rounds", type=int, default=7, help="steps of each plan")
     parser.add_argument("--rate", default="200mbit", help="of the link between the nodes, as tc writes it")
+    parser.add_argument(
+        "--realtime", action="store_true", help="ranks go before all other programs of a busy machine (root, Linux)"
+    )
     parser.add_argument("--profile", action="store_true", help="profile the hardware again where there is a profile")
     parser.add_argument("--predict-only", type=Path, metavar="FILE", help="results to predict again")
     parser.add_argument("--out", type=Path, default=RESULTS / "cost_accuracy.json", help="where results are kept")

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import galvatron
 from accuracy.statistics import rank_correlation
 from accuracy.steps import Measured
+from galvatron.api import Estimate
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Comparison:
     model: str
     plan: str
     measured: Measured
-    estimate: galvatron.Estimate
+    estimate: Estimate
 
     @property
     def predicted_s(self) -> float:

@@ -67,7 +67,7 @@ def two_nodes(rate: str) -> Iterator[tuple[Node, Node]]:
         Node(f"{_PREFIX}-{_identity(os.getpid())}-{end}", f"veth-{end}", f"10.99.0.{number}")
         for number, end in ((1, "a"), (2, "b"))
     )
-    with _signals_as_exceptions():
+    with signals_as_exceptions():
         try:
             _make(a, b, rate)
             yield a, b
@@ -152,7 +152,10 @@ def _container() -> str:
 
 
 @contextmanager
-def _signals_as_exceptions() -> Iterator[None]:
+def signals_as_exceptions() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the program as Ctrl-C does, by an exception, so that what runs for it is ended as well.
+    From the main thread."""
+
     def end(number: int, frame: FrameType | None) -> None:
         for other in _ENDING:  # the first one ends the program; more of them would only disturb it
             signal.signal(other, signal.SIG_IGN)

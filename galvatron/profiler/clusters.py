@@ -128,20 +128,14 @@ LEAST_SPEED = 0.01
 
 
 def _sharing(profile: Profile) -> Points:
-    """What a kernel takes while only the first ranks compute, relative to while all do: the mean over kernels."""
-    found: dict[float, list[float]] = {}
-    world = profile.environment.world_size
-    for how in {m.how for m in profile.of("shared cores")}:
-        taken = {m.size("ranks"): m.seconds for m in profile.of("shared cores", how)}
-        if world in taken:
-            for ranks, seconds in taken.items():
-                found.setdefault(ranks, []).append(seconds / taken[world])
-    points: list[tuple[float, float]] = []
-    for ranks in sorted(found, reverse=True):  # what noise says otherwise: fewer are never slower, nor do they do more
-        share = statistics.geometric_mean(found[ranks])
-        after_ranks, after = points[-1] if points else (ranks, 1.0)
-        points.append((ranks, min(max(share, after * ranks / after_ranks), after)))
-    return tuple(reversed(points)) if len(points) > 1 else ()
+    """`Cluster.sharing`: ranks that take turns on cores are as fast as alone while there is a core for each."""
+    ranks, cores = profile.fact("sharing_ranks"), profile.fact("sharing_cores")
+    threads, world_size = profile.environment.threads, profile.environment.world_size
+    if not ranks or not cores or ranks * threads <= cores:
+        return ()
+    undisturbed = max(1.0, cores / threads)
+    points = ((undisturbed, undisturbed / ranks), (ranks, 1.0))
+    return points if ranks == world_size else (*points, (float(world_size), 1.0))
 
 
 _COMMUNICATORS = 2

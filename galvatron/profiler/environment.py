@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from galvatron.profiler.cores import usable_cores
 from galvatron.profiler.memory import memory_bytes
 from galvatron.profiler.profile import Environment
 from galvatron.runtime.mesh import World
@@ -36,16 +37,6 @@ def node_shape(world: World) -> tuple[int, int]:
     per_node = min(world.size, int(os.environ.get("LOCAL_WORLD_SIZE", world.size)))
     nodes, rest = divmod(world.size, per_node)
     return (1, world.size) if rest else (nodes, per_node)
-
-
-def usable_cores() -> int:
-    """Cores that the processes of this machine may run on, by affinity and by the limit of their group."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return cores
 
 
 def _backend(world: World) -> str:

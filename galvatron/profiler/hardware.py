@@ -12,6 +12,7 @@ import torch
 
 from galvatron.profiler.cases import Case, sizes_of
 from galvatron.profiler.collectives import axis_of, axis_shapes, collective_cases, starter
+from galvatron.profiler.cores import crowding
 from galvatron.profiler.environment import environment_of
 from galvatron.profiler.grids import GRIDS, MESSAGE_BYTES
 from galvatron.profiler.host import host_cases
@@ -54,14 +55,16 @@ def profile_hardware(world: World, effort: Effort, told: Told | None = None) -> 
             environment, taken = comm.broadcast_object(mine, comm.all_ranks(), 0, phase="the environment")
         measuring = _Measuring(Meter(world, effort), environment, told or (lambda what, share: None))
         facts = memory_facts(world)
-        most = measuring.meter.agreed(*facts.values(), largest=True)
+        facts = dict(zip(facts, measuring.meter.agreed(*facts.values(), largest=True), strict=True))
+        if world.device.type == "cpu":
+            facts["sharing_ranks"], facts["sharing_cores"] = map(float, crowding(world))
         measuring.kernels()
         measuring.links()
         return Profile(
             name=f"local:{environment.nodes}x{environment.devices_per_node}",
             environment=environment,
             taken=taken,
-            facts=tuple(zip(facts, most, strict=True)),
+            facts=tuple(facts.items()),
             measurements=tuple(measuring.found.values()),
             overlaps=tuple(measuring.overlaps),
         )
@@ -145,9 +148,8 @@ class _Measuring:
         self._measure(self._kernels, 1.0, "")
         per_node = self.environment.devices_per_node
         if self.device.type == "cpu" and per_node > 1:
-            counts = {1, max(1, per_node // 2), per_node, self.meter.world.size}
-            for name, ranks in product(KERNELS, sorted(counts)):
-                is_one = self.meter.world.rank < ranks
+            for name, ranks in product(KERNELS, sorted({1, max(1, per_node // 2), per_node})):
+                is_one = self.meter.world.rank % per_node < ranks
                 timing = self.meter.of_some(kernel_beside(name, self.device), is_one, self._share_s(1.0))
                 measured = Measurement(
                     "shared cores", name, "f32", sizes_of(ranks=ranks), timing.seconds, timing.spread, timing.repeats

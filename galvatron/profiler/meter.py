@@ -11,9 +11,11 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
+from galvatron.profiler.cores import crowding
 from galvatron.runtime import comm
 from galvatron.runtime.mesh import World
 
@@ -72,6 +74,18 @@ class Meter:
         if world.size > 1 and torch.device("cpu") in comm.all_ranks()._device_types:
             self._host = torch.device("cpu")
 
+    @cached_property
+    def turns(self) -> float:
+        """How many ranks, of one thread each, share a core in turns, if more than one. Collective, the first time.
+
+        Then it is the time of its thread that tells what a call takes: of a window of the clock nobody knows how much
+        of the core it had.
+        """
+        if self.world.device.type != "cpu" or self.world.size == 1 or torch.get_num_threads() > 1:
+            return 1.0
+        ranks, cores = crowding(self.world)
+        return max(1.0, ranks / cores)
+
     def agreed(self, *values: float, largest: bool = False) -> list[float]:
         """The sum of each value over all ranks, or its largest."""
         if self.world.size == 1:
@@ -91,6 +105,8 @@ class Meter:
         single_s = self._first(call)
         window_s = max(self.effort.window_s, 2 * single_s)
         batch = max(1, int(min(1e-4, window_s / 4) / single_s))
+        if (turns := self.turns) > 1:
+            return self._sampled(lambda: turns * _own_s(call, batch, window_s / turns), share_s)
         if self.world.device.type == "cuda" and not on_host:
             count = max(1, min(_MOST_QUEUED, int(window_s / single_s)))
             return self._sampled(lambda: _queued_s(call, count, self.world.device), share_s)
@@ -176,6 +192,18 @@ def _window_s(call: Call, batch: int, window_s: float) -> float:
             call()
         made += batch
         passed_s = time.perf_counter() - begin
+        if passed_s >= window_s:
+            return passed_s / made
+
+
+def _own_s(call: Call, batch: int, window_s: float) -> float:
+    """Seconds of the thread for one of the calls that it makes in so many seconds of its own."""
+    made, begin = 0, time.thread_time()
+    while True:
+        for _ in range(batch):
+            call()
+        made += batch
+        passed_s = time.thread_time() - begin
         if passed_s >= window_s:
             return passed_s / made
 
