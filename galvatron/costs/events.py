@@ -63,7 +63,8 @@ class Profile:
 
     `saved_bytes` are the unique storages that autograd keeps from forward to backward, other than state and
     `shared_bytes`: inputs without a gradient (masks, ids), which many layers keep together. `forward_extra_bytes` and
-    `backward_extra_bytes` are the peaks of live memory above inputs, state and what is saved.
+    `backward_extra_bytes` are the peaks of live memory above inputs, state and what is saved. By its `fingerprint` what
+    was measured of it is found; it is empty where nothing was measured.
     """
 
     forward: tuple[Event, ...]
@@ -72,6 +73,7 @@ class Profile:
     shared_bytes: tuple[tuple[str, Linear], ...]
     forward_extra_bytes: Linear
     backward_extra_bytes: Linear
+    fingerprint: str = ""
 
 
 def launches(events: Iterable[Event]) -> list[Launch]:
@@ -82,6 +84,18 @@ def launches(events: Iterable[Event]) -> list[Launch]:
 def kernels_s(events: Iterable[Event], machine: Machine, batch: float) -> float:
     """Seconds of the kernels among events at a local batch size."""
     return sum(machine.kernel_s(event.at(batch)) for event in launches(events))
+
+
+def computing_s(profile: Profile, machine: Machine, batch: float) -> tuple[float, float, float]:
+    """Seconds of the kernels of a call at a local batch size: forward, backward, and the part of the backward that is
+    gradients of weights. Where the call was measured as a whole these are measured, with that part in the proportion of
+    its kernels."""
+    forward_s, backward_s = (kernels_s(events, machine, batch) for events in (profile.forward, profile.backward))
+    weight_s = kernels_s((e for e in launches(profile.backward) if e.of_weight), machine, batch)
+    measured = machine.layer_s(profile.fingerprint, batch) if profile.fingerprint else None
+    if measured is None:
+        return forward_s, backward_s, weight_s
+    return *measured, weight_s * measured[1] / backward_s if backward_s else 0.0
 
 
 def collectives_s(events: Iterable[Event], machine: Machine, batch: float) -> float:
