@@ -190,15 +190,11 @@ def show(
 
 
 def _print_profiles(profiles: list[Profile]) -> None:
-    from rich.console import Console
-
     from galvatron.cli.profile_tables import profile_tables
+    from galvatron.cli.tables import print_tables
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
     for profile in profiles:
-        console.print(*profile_tables(profile), sep="\n")
+        print_tables(profile_tables(profile))
 
 
 @contextmanager
