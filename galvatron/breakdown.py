@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from galvatron.costs.objective import StageReport
 
-_TIMES = {
+TITLES = {
     "compute": "compute",
     "host": "host, launching kernels",
     "communication": "communication",
@@ -22,15 +22,17 @@ _TIMES = {
     "update": "optimizer",
     "epilogue": "end of the loss",
     "bubble": "waiting",
+    "others": "other stages of the rank",
+    "state": "parameters, gradients, optimizer",
+    "activation": "activations",
+    "extra": "working memory",
 }
-"""What the fields `kind_s` and `kind_hidden_s` of a report are called. A new field shows under its own name."""
+"""What readers are shown for the kinds of seconds and bytes: those of the fields of a report, and `others`."""
 
 _PER_STEP = frozenset({"sync", "publish", "update", "epilogue", "bubble"})
 """Kinds whose seconds are those of a step; of others, of a micro-batch."""
 
-_MEMORY = {"state": "parameters, gradients, optimizer", "activation": "activations", "extra": "working memory"}
-
-OTHERS = "other stages of the rank"
+_MEMORY = ("state", "activation", "extra")
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def breakdown(step_time_s: float, stages: Sequence[StageReport], micro_batches: 
         times = tuple(_times(stage, micro_batches))
         rest_s = step_time_s - sum(part.exposed_s for part in times)
         if rest_s > _ROUNDING * step_time_s:  # where a rank holds several stages
-            times = (*times, Part(OTHERS, rest_s))
+            times = (*times, Part("others", rest_s))
         found.append(StageBreakdown(times, tuple(_memory(stage))))
     return tuple(found)
 
@@ -86,9 +88,9 @@ def _times(stage: StageReport, micro_batches: int) -> Iterator[Part]:
             continue
         kind = name.removesuffix("_s")
         times = 1 if kind in _PER_STEP else micro_batches
-        yield Part(_TIMES.get(kind, kind), times * exposed_s, times * seconds.get(f"{kind}_hidden_s", 0.0))
+        yield Part(kind, times * exposed_s, times * seconds.get(f"{kind}_hidden_s", 0.0))
 
 
 def _memory(stage: StageReport) -> Iterator[tuple[str, float]]:
-    for kind, title in _MEMORY.items():
-        yield title, getattr(stage, f"{kind}_bytes")
+    for kind in _MEMORY:
+        yield kind, getattr(stage, f"{kind}_bytes")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from galvatron.breakdown import TITLES
 from galvatron.cli.output import tie_line
 from galvatron.ir.plan import runs
 from galvatron.ir.planned import planned_layers
@@ -101,7 +102,7 @@ def _by_stage(title: str, stages: Sequence[Mapping[str, float]], shown: Callable
     for kind, *row in zip([*kinds, "together"], *kept, strict=True):
         if kind == "together":
             table.add_section()
-        table.add_row(*map(cell, (kind, *row)))
+        table.add_row(*map(cell, (TITLES.get(kind, kind), *row)))
     return table
 
 

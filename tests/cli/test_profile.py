@@ -63,8 +63,9 @@ def test_layers_are_measured_and_stand_beside_the_hardware(tmp_path: Path) -> No
         str(profile),
     ]
     told = json.loads(RUN.invoke(app, estimate).stdout)
-    block = [time.seconds for time in after.classes if time.name.startswith("block") and time.samples == 2]
-    assert told["stages"][0]["layers"][1]["cost"]["forward_s"] == pytest.approx(block[0])
+    block = [time.seconds for time in after.classes if time.name.startswith("block") and time.how == "forward"]
+    # What is less for more samples is noise.
+    assert told["stages"][0]["layers"][1]["cost"]["forward_s"] == pytest.approx(max(block))
 
 
 def test_layers_go_into_a_profile_of_the_same_machine_only(tmp_path: Path) -> None:
