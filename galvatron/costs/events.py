@@ -58,13 +58,22 @@ Event = Launch | CollectiveCall
 
 
 @dataclass(frozen=True)
+class Dispatches:
+    """What the process does in one pass over a graph: ops that launch something, and views, which launch nothing."""
+
+    ops: int = 0
+    views: int = 0
+
+
+@dataclass(frozen=True)
 class Profile:
     """One call of a graph on one device.
 
     `saved_bytes` are the unique storages that autograd keeps from forward to backward, other than state and
     `shared_bytes`: inputs without a gradient (masks, ids), which many layers keep together. `forward_extra_bytes` and
-    `backward_extra_bytes` are the peaks of live memory above inputs, state and what is saved. By its `fingerprint` what
-    was measured of it is found; it is empty where nothing was measured.
+    `backward_extra_bytes` are the peaks of live memory above inputs, state and what is saved. `forward_dispatches` and
+    `backward_dispatches` are what the process does meanwhile. By its `fingerprint` what was measured of it is found; it
+    is empty where nothing was measured.
     """
 
     forward: tuple[Event, ...]
@@ -73,6 +82,8 @@ class Profile:
     shared_bytes: tuple[tuple[str, Linear], ...]
     forward_extra_bytes: Linear
     backward_extra_bytes: Linear
+    forward_dispatches: Dispatches = Dispatches()
+    backward_dispatches: Dispatches = Dispatches()
     fingerprint: str = ""
 
 
@@ -87,10 +98,11 @@ def kernels_s(events: Iterable[Event], machine: Machine, batch: float) -> float:
 
 
 def computing_s(profile: Profile, machine: Machine, batch: float) -> tuple[float, float, float]:
-    """Seconds of the kernels of a call at a local batch size: forward, backward, and the part of the backward that is
-    gradients of weights. Where the call was measured as a whole these are measured, with that part in the proportion of
-    its kernels."""
-    forward_s, backward_s = (kernels_s(events, machine, batch) for events in (profile.forward, profile.backward))
+    """Seconds that a device computes in a call at a local batch size: forward, backward, and the part of the backward
+    that is gradients of weights. Where the call was measured as a whole these are measured, with that part in the
+    proportion of its kernels."""
+    forward_s = kernels_s(profile.forward, machine, batch) + machine.views_s(profile.forward_dispatches.views)
+    backward_s = kernels_s(profile.backward, machine, batch) + machine.views_s(profile.backward_dispatches.views)
     weight_s = kernels_s((e for e in launches(profile.backward) if e.of_weight), machine, batch)
     measured = machine.layer_s(profile.fingerprint, batch) if profile.fingerprint else None
     if measured is None:

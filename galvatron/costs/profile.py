@@ -17,7 +17,7 @@ from weakref import ref
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from galvatron.costs.events import CollectiveCall, Event, Launch, Linear, Profile
+from galvatron.costs.events import CollectiveCall, Dispatches, Event, Launch, Linear, Profile
 from galvatron.costs.fusion import fused, kept_instead
 from galvatron.costs.slices import run_on_slice
 from galvatron.costs.watch import ObservedEvent, Watch
@@ -86,6 +86,8 @@ def profile_graph(
         ),
         forward_extra_bytes=line(first.forward_extra_bytes, second.forward_extra_bytes),
         backward_extra_bytes=line(first.backward_extra_bytes, second.backward_extra_bytes),
+        forward_dispatches=second.forward_dispatches,
+        backward_dispatches=second.backward_dispatches,
     )
 
 
@@ -142,6 +144,8 @@ class _Observed:
         self.shared_bytes: dict[str, int] = {}
         self.forward_extra_bytes = 0
         self.backward_extra_bytes = 0
+        self.forward_dispatches = Dispatches()
+        self.backward_dispatches = Dispatches()
 
 
 class _Run:
@@ -189,6 +193,7 @@ class _Run:
         call = _Call()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             results = self._function()(call, *values.values())
+        self.observed.forward_dispatches = Dispatches(self.watch.ops, self.watch.views)
         peak_bytes = self.watch.peak_bytes
         outputs = [_Output.of(t) for t in results if t.requires_grad]
         made = {self.watch.number(t) for t in results} if self.compiled else set()
@@ -217,6 +222,7 @@ class _Run:
         observed.saved_bytes += round(sum(instead.more.values())) - sum(kept[value] for value in self.again)
         lasting = made | instead.more.keys() | (kept.keys() - self.again.keys())
         observed.forward[:] = fused(observed.forward, lasting=lasting)
+        observed.forward_dispatches = Dispatches(len(observed.forward))
 
     def _fuse_backward(self) -> None:
         gradients = self.watch.gradients
@@ -225,6 +231,7 @@ class _Run:
         observed.backward[:] = fused(
             observed.backward, lasting=gradients.keys(), of_weights=of_weights, again=self.again
         )
+        observed.backward_dispatches = Dispatches(len(observed.backward))
 
     def _function(self) -> Callable[..., tuple[torch.Tensor, ...]]:
         """The graph as a function of its call, inputs and state, that runs as a layer does under the strategy."""
@@ -286,6 +293,7 @@ class _Run:
             gradients = [torch.empty_strided(out.shape, out.stride, dtype=out.dtype) for out in outputs]
             torch.autograd.backward([out.edge for out in outputs], gradients)
         self.observed.backward_extra_bytes = max(0, self.watch.peak_bytes - before)
+        self.observed.backward_dispatches = Dispatches(self.watch.ops, self.watch.views)
 
     def _record(self, axis: Axis, kind: str, payload_bytes: int) -> None:
         self.watch.collective(kind, axis, payload_bytes)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from operator import itemgetter
 from typing import Any
 
-from galvatron.costs.events import Profile, collectives_s, computing_s, kernels_s
+from galvatron.costs.events import CollectiveCall, Profile, collectives_s, computing_s, kernels_s
 from galvatron.costs.local import LocalClass, local_class, trained_graph
 from galvatron.costs.model import LayerCost, Repeated
 from galvatron.costs.profile import profile_graph
@@ -25,6 +25,7 @@ from galvatron.ir.planned import epilogue, planned_layers, tied_layers
 from galvatron.ir.program import Layer, LayerClass, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import evaluate
+from galvatron.ir.zero import BUCKET_BYTES
 from galvatron.machine import Machine
 from galvatron.partition import Partitioner, Redistribution, redistribution
 
@@ -38,6 +39,18 @@ class _End:
     seconds: float = 0.0
     peak_bytes: float = 0.0
     gradient_bytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """Seconds of the collectives of parameters, by themselves; see `LayerCost`."""
+
+    forward_gather_s: float
+    backward_gather_s: float
+    reduce_s: float
+    sync_s: float
+    publish_s: float
+    start_s: float
 
 
 class ShardedCostModel:
@@ -127,16 +140,22 @@ class ShardedCostModel:
         for extra in self._held(index)[1:]:
             of_end, more_bytes = self._state(extra, strategy, ties)
             trained, other_bytes = {**of_end, **own}, other_bytes + more_bytes
-        each_micro_batch, each_step = state_collectives(own.values()), state_collectives(trained.values()).step
+        sent = self._sent_s(own, trained)
         accumulation_bytes = sum(state.accumulation_bytes for state in trained.values())
         passing_bytes = sum(state.passing_bytes for state in trained.values())
+        there, back = profile.forward_dispatches, profile.backward_dispatches
         forward_s, backward_s, weight_s = computing_s(profile, machine, batch)
         return LayerCost(
             forward_s=forward_s,
             backward_s=backward_s + machine.moved_s(accumulation_bytes),
+            forward_host_s=machine.host_s(there.ops, there.views),
+            backward_host_s=machine.host_s(back.ops + len(trained), back.views, backward=True),
             weight_s=weight_s,
-            forward_communication_s=collectives_s((*profile.forward, *each_micro_batch.forward), machine, batch),
-            backward_communication_s=collectives_s((*profile.backward, *each_micro_batch.backward), machine, batch),
+            forward_communication_s=collectives_s(profile.forward, machine, batch),
+            backward_communication_s=collectives_s(profile.backward, machine, batch),
+            forward_gather_s=sent.forward_gather_s,
+            backward_gather_s=sent.backward_gather_s,
+            reduce_s=sent.reduce_s,
             saved_bytes=profile.saved_bytes(batch),
             # While a layer runs, what is whole of its parameters has a neighbour's beside it: fetched, or on its way.
             extra_bytes=max(
@@ -146,9 +165,13 @@ class ShardedCostModel:
                 end.peak_bytes,
             ),
             state_bytes=sum(state.kept_bytes for state in trained.values()) + other_bytes,
-            sync_s=collectives_s(each_step, machine, batch),
+            bucket_bytes=sum(state.bucket_bytes for state in trained.values()),
+            sync_s=sent.sync_s,
+            publish_s=sent.publish_s,
+            start_s=sent.start_s,
             update_s=self._update_s(trained.values()),
             epilogue_s=end.seconds,
+            contention=machine.contention(axis for state in trained.values() for axis in state.axes),
             repeated=tuple(self._settled(own, trained, self._repeated(index), strategy)),
         )
 
@@ -227,18 +250,41 @@ class ShardedCostModel:
             after = self._sent_s(own, trained)
             yield Repeated(
                 layer=layer,
-                backward_communication_s=before[0] - after[0],
+                backward_gather_s=before.backward_gather_s - after.backward_gather_s,
+                reduce_s=before.reduce_s - after.reduce_s,
                 state_bytes=state.kept_bytes,
-                sync_s=before[1] - after[1],
+                sync_s=before.sync_s - after.sync_s,
+                publish_s=before.publish_s - after.publish_s,
+                bucket_bytes=state.bucket_bytes,
                 update_s=self._update_s([state]),
                 across_s=self.machine.collective_s("all_reduce", state.trained_bytes, _stage_border(strategy)),
             )
             before = after
 
-    def _sent_s(self, own: Mapping[str, TrainedState], trained: Mapping[str, TrainedState]) -> tuple[float, float]:
-        """Seconds of the collectives of `own` in each backward, and of `trained` once per step."""
-        backward, step = state_collectives(own.values()).backward, state_collectives(trained.values()).step
-        return collectives_s(backward, self.machine, 1), collectives_s(step, self.machine, 1)
+    def _sent_s(self, own: Mapping[str, TrainedState], trained: Mapping[str, TrainedState]) -> _Sent:
+        """Seconds of the collectives of `own` in each micro-batch, and of `trained` once per step."""
+        each, once = state_collectives(own.values()), state_collectives(trained.values())
+        bucket_bytes = sum(state.bucket_bytes for state in trained.values())
+        gathers = [event for event in each.backward if event.kind == "all_gather"]
+        sums = [event for event in each.backward if event.kind != "all_gather"]
+
+        def seconds(events: Iterable[CollectiveCall], share: float = 1.0) -> float:
+            return sum(
+                self.machine.collective_s(event.kind, event.payload_bytes(1) * share, event.axis) for event in events
+            )
+
+        def in_buckets(events: Sequence[CollectiveCall]) -> float:
+            """As a part of full buckets, or as several."""
+            return seconds(events, BUCKET_BYTES / bucket_bytes) * bucket_bytes / BUCKET_BYTES if bucket_bytes else 0.0
+
+        return _Sent(
+            forward_gather_s=seconds(each.forward),
+            backward_gather_s=seconds(gathers),
+            reduce_s=seconds(sums),
+            sync_s=in_buckets(once.step),
+            publish_s=in_buckets(once.update) if once.step else seconds(once.update),
+            start_s=seconds(once.step, 0.0),
+        )
 
     def _repeated(self, index: int) -> dict[str, int]:
         """The trained parameters of a layer that an earlier layer holds too, with the last such layer."""

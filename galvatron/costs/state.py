@@ -63,6 +63,11 @@ class TrainedState:
         return (self.value_bytes if level.values else 0) + (self.master_bytes if level.gradients else 0)
 
     @property
+    def bucket_bytes(self) -> int:
+        """Of values in a bucket whose gradients are summed once per step; 0 where that is not so."""
+        return self.value_bytes if self.axes and LEVELS[self.level].step else 0
+
+    @property
     def trained_bytes(self) -> float:
         """What the optimizer updates."""
         return self.master_bytes / self.ways
@@ -92,17 +97,19 @@ def trained_state(state: State, local: Value, mesh: tuple[Axis, ...], level: int
 
 @dataclass(frozen=True)
 class StateCollectives:
-    """What is sent for parameters: per micro-batch forward and backward, and once per step."""
+    """What is sent for parameters: per micro-batch forward and backward, and once per step, for gradients (`step`) and
+    after the update."""
 
     forward: tuple[CollectiveCall, ...]
     backward: tuple[CollectiveCall, ...]
     step: tuple[CollectiveCall, ...]
+    update: tuple[CollectiveCall, ...] = ()
 
 
 def state_collectives(states: Iterable[TrainedState]) -> StateCollectives:
     """The collectives of parameters that are synchronised together: one per kind and group of devices."""
     sizes: dict[str, dict[tuple[str, tuple[Axis, ...]], float]] = {
-        phase: defaultdict(float) for phase in ("forward", "backward", "step")
+        phase: defaultdict(float) for phase in ("forward", "backward", "step", "update")
     }
     for state in states:
         level, axes = LEVELS[state.level], merged(state.axes)
