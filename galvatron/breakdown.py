@@ -26,6 +26,8 @@ TITLES = {
     "state": "parameters, gradients, optimizer",
     "activation": "activations",
     "extra": "working memory",
+    "working": "working memory",
+    "fixed": "workspaces of libraries",
 }
 """What readers are shown for the kinds of seconds and bytes: those of the fields of a report, and `others`."""
 
@@ -92,5 +94,9 @@ def _times(stage: StageReport, micro_batches: int) -> Iterator[Part]:
 
 
 def _memory(stage: StageReport) -> Iterator[tuple[str, float]]:
+    memory: Any = getattr(stage, "memory", None)  # a record of bytes by kind
+    if memory is not None:
+        yield from ((f.name, getattr(memory, f.name)) for f in fields(memory))
+        return
     for kind in _MEMORY:
         yield kind, getattr(stage, f"{kind}_bytes")
