@@ -56,10 +56,14 @@ class _Sent:
 class ShardedCostModel:
     """Implements `CostModel` for a clustered program; each pair of class and strategy is sharded and profiled once."""
 
-    def __init__(self, program: Program, cluster: Cluster) -> None:
+    def __init__(self, program: Program, cluster: Cluster, sharded_for: Cluster | None = None) -> None:
+        """
+        Args:
+            sharded_for: the cluster whose rates decided how classes are sharded, if another than that which runs them.
+        """
         self.program, self.machine = program, Machine(cluster)
         self.layers = planned_layers(program)
-        self._partitioner = Partitioner(program, cluster)
+        self._partitioner = Partitioner(program, sharded_for or cluster)
         self._profiles: dict[Hashable, Profile] = {}
         self._cache: dict[Hashable, Any] = {}
         self._tied = tied_layers(program)
