@@ -86,6 +86,7 @@ def compile(
     inductor: bool = False,
     timeout_s: float = rt.DEFAULT_TIMEOUT_S,
     detect_nonfinite: bool = False,
+    calibrate: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> CompiledModel:
     """Turns a model into a distributed training program on the ranks of this job.
@@ -158,6 +159,9 @@ def compile(
             `NonFiniteError` on all ranks, which names the first layer, its rank and micro-batch, forward or backward;
             nothing is updated, and the job can go on. In the backward, `precision="fp16"` leaves overflows to its loss
             scaling. Costs time: each result and gradient is read once more.
+        calibrate: measure the layers and collectives of the plan on this job before it starts, for some 20 seconds, and
+            keep that in its profile: `CompiledModel.accuracy` and later searches then count with it. Only the parts are
+            measured and kept, never how far off a whole step was.
         cache_dir: where generated code and profiles are written; default: the user's cache directory.
 
     Raises:
@@ -181,6 +185,7 @@ def compile(
                 timeout_s,
                 cache_dir,
                 checks=checks,
+                calibrate=calibrate,
                 **switches,
             )
             facts = wanted.facts(model, example_inputs, loss_fn, batch_dims, dynamic, outputs)
@@ -200,6 +205,10 @@ def compile(
         said = {"loss_fn": loss_fn, "batch_dims": batch_dims, "dynamic": dynamic, "outputs": outputs, "checks": checks}
         captured = on_rank_0(world, lambda: _planned(model, example_inputs, said, wanted, target))
     with plain_torch(world.device):
+        if calibrate:
+            from galvatron.calibration.feedback import calibrate as measure_parts
+
+            measure_parts(world, captured.program, cache_dir)
         return _assembled(
             model,
             example_inputs,
@@ -208,6 +217,7 @@ def compile(
             optimizer=optimizer,
             max_grad_norm=max_grad_norm,
             cache_dir=cache_dir,
+            cluster=wanted.cluster,
             **switches,
         )
 
@@ -451,6 +461,7 @@ def _assembled(
     optimizer: OptimizerFactory | None,
     max_grad_norm: float | None,
     cache_dir: str | os.PathLike[str] | None,
+    cluster: Cluster | None,
     inductor: bool,
     detect_nonfinite: bool,
     check_optimizer: bool,
@@ -487,4 +498,4 @@ def _assembled(
         sources = {index: texts[f"stage_{index}.py"] for index in range(len(staged.stages))}
         inputs = BatchReader(model, example_inputs, planned)
         watch = ModelWatch(model, executor.names | captured.fixed)
-    return CompiledModel(executor, planned, sources, inputs, watch, world)
+    return CompiledModel(executor, planned, sources, inputs, watch, world, cluster=cluster, cache_dir=cache_dir)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -17,13 +17,17 @@ from galvatron.batches import BatchLike, BatchReader
 from galvatron.drift import ModelWatch
 from galvatron.errors import GalvatronError, PlanError, did_you_mean
 from galvatron.facts import content_of, described, digest_of_values
+from galvatron.ir.cluster import Cluster
 from galvatron.ir.files import write_text
 from galvatron.ir.needed import inputs_of
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
-from galvatron.plain import on_device
+from galvatron.plain import on_device, plain_torch
 from galvatron.runtime import Calls, Executor, RunState, StepMetrics, World
+
+if TYPE_CHECKING:
+    from galvatron.calibration.accuracy import Accuracy
 
 
 class ModelOutputs(Mapping[str, Tensor]):
@@ -77,14 +81,22 @@ class CompiledModel:
         inputs: BatchReader,
         watch: ModelWatch,
         world: World,
+        *,
+        cluster: Cluster | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
+        """
+        Args:
+            cluster: what the job runs on; None, what the profile of it says that is kept, in `cache_dir`.
+        """
         self.plan: Plan = program.required_plan
         self.program = program
         self.sources = dict(sources)
         self._executor = executor
         self._inputs = inputs
         self._watch = watch
-        self._rank = world.rank
+        self._world = world
+        self._cluster, self._cache_dir = cluster, cache_dir
         self._calls = Calls(world, executor.options)
         self._calls.check("compile", None, {}, updates=True)
         self._first = True
@@ -262,6 +274,33 @@ class CompiledModel:
         """
         return self._executor.metrics
 
+    def accuracy(self) -> Accuracy:
+        """The last steps (of `train_step`, 8 at most, and not the first one of all) beside what is predicted of them:
+        by what their time went into, and the peak of memory. `print(compiled.accuracy())` shows a table.
+
+        Predicted is by the profile of the hardware that is kept of this job, or is quickly taken where there is none;
+        or by the cluster that `compile` was given. Steps themselves take no time for it.
+
+        Raises:
+            GalvatronError: there are no such steps on batches of the size of the plan.
+        """
+        from galvatron.calibration.accuracy import compared, measured
+
+        error, own = None, None
+        try:
+            own = measured(self._executor.recent, self.plan.global_batch_size)
+        except GalvatronError as found:
+            error = found
+        self._calls.check("accuracy", error, {})
+        assert own is not None
+        with plain_torch(self._world.device):
+            cluster = self._cluster
+            if cluster is None:
+                from galvatron.profiler.local import local_cluster
+
+                cluster = local_cluster(self._world, cache_dir=self._cache_dir)
+            return compared(self.program, cluster, self._world, own)
+
     def full_state_dict(self, *, rank0_only: bool = False) -> dict[str, Tensor]:
         """The model's `state_dict`: whole tensors on the CPU, under the model's own names.
 
@@ -344,7 +383,7 @@ class CompiledModel:
         """
         if not isinstance(directory, (str, os.PathLike)):
             raise GalvatronError(f"artifacts go into a directory, given by its path, not {type(directory).__name__}")
-        if self._rank != 0:
+        if self._world.rank != 0:
             return
         try:
             write_text(Path(directory) / "program.gir", print_program(self.program))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from galvatron.cli.inputs import (
     ClusterText,
     GlobalBatch,
@@ -15,7 +19,14 @@ from galvatron.cli.inputs import (
 
 
 def command(
-    program_file: ProgramFile, cluster: ClusterText, plan: PlanText, global_batch: GlobalBatch, json: Json = False
+    program_file: ProgramFile,
+    cluster: ClusterText,
+    plan: PlanText,
+    global_batch: GlobalBatch,
+    parts: Annotated[
+        bool, typer.Option("--breakdown", help="Say what the time and the memory of each stage are made of.")
+    ] = False,
+    json: Json = False,
 ) -> None:
     """Predict the step time and peak memory of a plan."""
     machines = read_cluster(cluster)
@@ -23,10 +34,14 @@ def command(
     chosen = read_plan(plan, program, machines, global_batch)
 
     from galvatron import api
-    from galvatron.cli.tables import estimate_json, print_estimate
+    from galvatron.breakdown import breakdown
+    from galvatron.cli.tables import breakdown_tables, estimate_json, print_estimate, print_tables
 
     estimate = api.estimate(program, chosen, machines, global_batch_size=global_batch)
+    stages = breakdown(estimate.step_time_s, estimate.stages, chosen.micro_batches) if parts else ()
     if json:
-        print(estimate_json(estimate))
-    else:
-        print_estimate(estimate, chosen, program)
+        print(estimate_json(estimate, stages))
+        return
+    print_estimate(estimate, chosen, program)
+    if stages:
+        print_tables(breakdown_tables(stages))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from galvatron.cli.inputs import Json
+from galvatron.cli.inputs import ClusterText, Json, ProgramFile, read_cluster, read_plan, read_program
+from galvatron.ir.limits import SAMPLES
 
 if TYPE_CHECKING:
     from galvatron.profiler.profile import Profile
 
-app = typer.Typer(name="profile", no_args_is_help=True, help="Measure the hardware, and show what was measured.")
+app = typer.Typer(
+    name="profile", no_args_is_help=True, help="Measure the hardware and the layers of a model; show what was measured."
+)
 
 
 @app.command("hardware")
@@ -50,6 +54,79 @@ def hardware(
         print(document.print_profiles([profile]), end="")
     else:
         _print_profiles([profile])
+
+
+@app.command("model")
+def model(
+    program_file: ProgramFile,
+    cluster: ClusterText,
+    plans: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plan",
+            metavar="PLAN",
+            help="A plan file, or one strategy for all layers; repeatable. Default: tensor parallelism of every degree "
+            "in a node, with data parallelism and without.",
+        ),
+    ] = None,
+    global_batch: Annotated[
+        int | None,
+        typer.Option(
+            "--global-batch", min=1, max=SAMPLES, metavar="N", help="Samples per step; default: those of the example."
+        ),
+    ] = None,
+    limit: Annotated[float, typer.Option("--seconds", min=0.0, metavar="S", help="The time for it, about.")] = 60.0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE.json",
+            help="Where it goes; default: the profile that --cluster names, or else the user's cache directory.",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Measure the layer classes of a program on this device, as its ranks run them under some plans.
+
+    torchrun --nproc-per-node 4 -m galvatron profile model p.gir --cluster profile.json --plan m4/dp2-tp2
+
+    The times are merged into the profile of the same device, ranks and torch, and take the place of what kernels add up
+    to.
+    """
+    from galvatron.calibration.cases import layer_cases
+    from galvatron.calibration.layers import measure_layers
+    from galvatron.ir.plan import Plan
+    from galvatron.profiler import document, meter, store
+    from galvatron.profiler.environment import environment_of
+    from galvatron.runtime import initialize
+
+    machines = read_cluster(cluster)
+    program = read_program(program_file)
+    batch = program.batch_size if global_batch is None else global_batch
+    program = dataclasses.replace(program, batch_size=batch)
+    chosen: list[Plan] = [read_plan(text, program, machines, batch) for text in plans or ()]
+    world = initialize()
+    if output is None and cluster.endswith(".json"):
+        output = Path(cluster)
+        store.require(output, environment_of(world))
+    elif output is not None and output.exists():
+        store.load(output)
+    cases = layer_cases(program, machines, chosen)
+    effort = dataclasses.replace(meter.QUICK, total_s=limit)
+    with _progress(world.rank == 0) as told:
+        found = measure_layers(world, cases, effort, told)
+    if world.rank != 0:
+        return
+    path = store.store_file(found.profile.environment) if output is None else output
+    store.save(path, found.profile)
+    for what, reason in found.left_out:
+        typer.echo(f"not measured: {what}: {reason}", err=True)
+    typer.echo(f"{path}: {len(found.profile.classes)} times of layers on {found.profile.name}", err=True)
+    if json:
+        print(document.print_profiles([found.profile]), end="")
+    else:
+        _print_profiles([found.profile])
 
 
 @app.command("import-galvatron2")
@@ -113,15 +190,11 @@ def show(
 
 
 def _print_profiles(profiles: list[Profile]) -> None:
-    from rich.console import Console
-
     from galvatron.cli.profile_tables import profile_tables
+    from galvatron.cli.tables import print_tables
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
     for profile in profiles:
-        console.print(*profile_tables(profile), sep="\n")
+        print_tables(profile_tables(profile))
 
 
 @contextmanager

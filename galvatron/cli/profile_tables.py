@@ -9,21 +9,26 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from galvatron.printing import cell
+from galvatron.profiler.profile import DIRECTIONS
 from galvatron.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from galvatron.profiler.profile import Measurement, Profile
+    from galvatron.profiler.profile import LayerTime, Measurement, Profile
 
 
 def profile_tables(profile: Profile) -> list[Table]:
-    """What was measured, and where: a table each for kernels, links and overlap, where there is any."""
+    """What was measured, and where: a table each for kernels, links, overlap and layers, where there is any."""
     kernels = [m for m in profile.measurements if not m.size("group")]
     links = [m for m in profile.measurements if m.size("group")]
-    tables = [_environment_table(profile), _table("kernels", kernels, _KERNEL_SIZES)]
+    tables = [_environment_table(profile)]
+    if kernels:
+        tables.append(_table("kernels", kernels, _KERNEL_SIZES))
     if links:
         tables.append(_table("communication", links, _LINK_SIZES))
     if profile.overlaps:
         tables.append(_overlap_table(profile))
+    if profile.classes:
+        tables.append(_layer_table(profile))
     return tables
 
 
@@ -93,3 +98,27 @@ def _overlap_table(profile: Profile) -> Table:
         row = (o.collective, o.kernel, str(o.group), format_bytes(o.bytes), *times, *speeds)
         table.add_row(*map(cell, row))
     return table
+
+
+def _layer_table(profile: Profile) -> Table:
+    """One row for each class and batch size, forward beside backward."""
+    table = Table(title="layers, without their collectives")
+    for name in ("class and strategy", "fingerprint"):
+        table.add_column(name, no_wrap=True)
+    for name in ("samples", "forward", "spread", "backward", "spread", "repeats"):
+        table.add_column(name, justify="right")
+    found: dict[str, dict[int, dict[str, LayerTime]]] = {}
+    for time in profile.classes:
+        found.setdefault(time.fingerprint, {}).setdefault(time.samples, {})[time.how] = time
+    for fingerprint, by_samples in found.items():
+        for samples, ways in sorted(by_samples.items()):
+            shown = [text for how in DIRECTIONS for text in _with_spread(ways.get(how))]
+            repeats = max(time.repeats for time in ways.values())
+            name = next(iter(ways.values())).name
+            table.add_row(*map(cell, (name, fingerprint, str(samples), *shown, str(repeats))))
+        table.add_section()
+    return table
+
+
+def _with_spread(time: LayerTime | None) -> tuple[str, str]:
+    return ("", "") if time is None else (format_seconds(time.seconds), f"{time.spread:.1%}")

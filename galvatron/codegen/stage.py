@@ -36,11 +36,15 @@ def emit_stage(program: Program, stage: Stage, sizes: Sizes | None = None) -> st
     functions = [*bindings.own_backwards, *(function.text for function in bindings.functions.values())]
     methods = [*_step(bindings), *_forward(bindings), *_epilogue(bindings)]
     stage_text = "\n".join([*_head(bindings), *_init(bindings), *methods])
-    body = "\n\n\n".join([*functions, stage_text])
+    return module_text(_title(program, stage), "\n\n\n".join([*functions, stage_text]))
+
+
+def module_text(title: str, body: str) -> str:
+    """A module with what it imports."""
     imports = ["import math", ""] if _names(_MATH, body) else []
     imports += ["import torch", *(["import torch.nn.functional as F"] if _names(_FUNCTIONAL, body) else [])]
     imports += ["", "from galvatron import runtime as rt"]
-    return "\n".join([_docstring(program, stage), "", *imports, "", "", body, ""])
+    return "\n".join([f'"""{escaped(title)}"""', "", *imports, "", "", body, ""])
 
 
 def _names(module: re.Pattern[str], body: str) -> bool:
@@ -55,7 +59,7 @@ def stage_axes(program: Program) -> tuple[tuple[tuple[int, int], ...], ...]:
     return tuple(tuple(dict.fromkeys((axis.size, axis.stride) for axis in mesh)) for mesh in meshes)
 
 
-def _docstring(program: Program, stage: Stage) -> str:
+def _title(program: Program, stage: Stage) -> str:
     """`Stage 1 of 2 of LlamaForCausalLM: layers 3-5 (decoder ×2, head) on 2 devices.`"""
 
     def planned(one: Stage) -> list[str]:
@@ -69,8 +73,7 @@ def _docstring(program: Program, stage: Stage) -> str:
     devices = program.required_plan.devices_per_stage
     where = f"{devices} device{'s' if devices > 1 else ''}"
     what = f"{which} ({counts})" if own else "no layers"
-    text = f"Stage {stage.index} of {len(program.stages)} of {program.name}: {what} on {where}."
-    return f'"""{escaped(text)}"""'
+    return f"Stage {stage.index} of {len(program.stages)} of {program.name}: {what} on {where}."
 
 
 def _head(bindings: Bindings) -> list[str]:

@@ -73,7 +73,8 @@ class Profile:
     `shared_bytes`: inputs without a gradient (masks, ids), which many layers keep together. `forward_extra_bytes` and
     `backward_extra_bytes` are the peaks of live memory above inputs, state and what is saved; `summing_extra_bytes` is
     that of the part of the backward that begins with the first gradient of state. `forward_dispatches` and
-    `backward_dispatches` are what the process does meanwhile.
+    `backward_dispatches` are what the process does meanwhile. By its `fingerprint` what was measured of it is found; it
+    is empty where nothing was measured.
     """
 
     forward: tuple[Event, ...]
@@ -85,6 +86,7 @@ class Profile:
     summing_extra_bytes: Linear = Linear(0.0, 0.0)
     forward_dispatches: Dispatches = Dispatches()
     backward_dispatches: Dispatches = Dispatches()
+    fingerprint: str = ""
 
 
 def launches(events: Iterable[Event]) -> list[Launch]:
@@ -95,6 +97,19 @@ def launches(events: Iterable[Event]) -> list[Launch]:
 def kernels_s(events: Iterable[Event], machine: Machine, batch: float) -> float:
     """Seconds of the kernels among events at a local batch size."""
     return sum(machine.kernel_s(event.at(batch)) for event in launches(events))
+
+
+def computing_s(profile: Profile, machine: Machine, batch: float) -> tuple[float, float, float]:
+    """Seconds that a device computes in a call at a local batch size: forward, backward, and the part of the backward
+    that is gradients of weights. Where the call was measured as a whole these are measured, with that part in the
+    proportion of its kernels."""
+    forward_s = kernels_s(profile.forward, machine, batch) + machine.views_s(profile.forward_dispatches.views)
+    backward_s = kernels_s(profile.backward, machine, batch) + machine.views_s(profile.backward_dispatches.views)
+    weight_s = kernels_s((e for e in launches(profile.backward) if e.of_weight), machine, batch)
+    measured = machine.layer_s(profile.fingerprint, batch) if profile.fingerprint else None
+    if measured is None:
+        return forward_s, backward_s, weight_s
+    return *measured, weight_s * measured[1] / backward_s if backward_s else 0.0
 
 
 def collectives_s(events: Iterable[Event], machine: Machine, batch: float) -> float:

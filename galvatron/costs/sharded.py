@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from operator import itemgetter
 from typing import Any
 
-from galvatron.costs.events import CollectiveCall, Profile, collectives_s, kernels_s, launches
+from galvatron.costs.events import CollectiveCall, Profile, collectives_s, computing_s, kernels_s
+from galvatron.costs.local import LocalClass, local_class, trained_graph
 from galvatron.costs.memory import Memory
 from galvatron.costs.model import LayerCost, Repeated
 from galvatron.costs.profile import profile_graph
 from galvatron.costs.state import TrainedState, state_collectives, trained_state
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.graph import Graph, Value
+from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis
 from galvatron.ir.plan import Ties
 from galvatron.ir.planned import epilogue, planned_layers, tied_layers
@@ -27,7 +29,8 @@ from galvatron.ir.types import evaluate
 from galvatron.ir.zero import BUCKET_BYTES
 from galvatron.machine import Machine
 from galvatron.partition import Partitioner, Redistribution, redistribution
-from galvatron.partition.boundary import Border
+
+_LOG = logging.getLogger("galvatron")
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,14 @@ class _Sent:
 class ShardedCostModel:
     """Implements `CostModel` for a clustered program; each pair of class and strategy is sharded and profiled once."""
 
-    def __init__(self, program: Program, cluster: Cluster) -> None:
+    def __init__(self, program: Program, cluster: Cluster, sharded_for: Cluster | None = None) -> None:
+        """
+        Args:
+            sharded_for: the cluster whose rates decided how classes are sharded, if another than that which runs them.
+        """
         self.program, self.machine = program, Machine(cluster)
         self.layers = planned_layers(program)
-        self._partitioner = Partitioner(program, cluster)
+        self._partitioner = Partitioner(program, sharded_for or cluster)
         self._profiles: dict[Hashable, Profile] = {}
         self._cache: dict[Hashable, Any] = {}
         self._tied = tied_layers(program)
@@ -115,10 +122,12 @@ class ShardedCostModel:
     def _profile(self, cls: str, strategy: Strategy, ties: Ties) -> Profile:
         key = cls, Strategy(strategy.axes, recompute=strategy.recompute), self._partitioner.whole(cls, ties)
         if key not in self._profiles:
-            sharded = self._partitioner.shard(cls, strategy, ties)
-            border = self._partitioner.borders[cls]
-            graph = _trained(sharded.graph, self.program.class_of[cls].graph, border)
-            self._profiles[key] = self._profiled(graph, sharded.mesh, border.differentiable, strategy.recompute)
+            local = local_class(self.program, self._partitioner, cls, strategy, ties)
+            profile = self._profiled(local.graph, local.cls.mesh, local.differentiable, strategy.recompute)
+            if self.machine.knows_layers:
+                profile = replace(profile, fingerprint=local.fingerprint)
+                _tell_unmeasured(local, self.machine)
+            self._profiles[key] = profile
         return self._profiles[key]
 
     def _bordering(self, cls: str, strategy: Strategy) -> LayerClass:
@@ -138,14 +147,13 @@ class ShardedCostModel:
         sent = self._sent_s(own, trained)
         accumulation_bytes = sum(state.accumulation_bytes for state in trained.values())
         there, back = profile.forward_dispatches, profile.backward_dispatches
+        forward_s, backward_s, weight_s = computing_s(profile, machine, batch)
         return LayerCost(
-            forward_s=kernels_s(profile.forward, machine, batch) + machine.views_s(there.views),
-            backward_s=kernels_s(profile.backward, machine, batch)
-            + machine.views_s(back.views)
-            + machine.moved_s(accumulation_bytes),
+            forward_s=forward_s,
+            backward_s=backward_s + machine.moved_s(accumulation_bytes),
             forward_host_s=machine.host_s(there.ops, there.views),
             backward_host_s=machine.host_s(back.ops + len(trained), back.views, backward=True),
-            weight_s=kernels_s((e for e in launches(profile.backward) if e.of_weight), machine, batch),
+            weight_s=weight_s,
             forward_communication_s=collectives_s(profile.forward, machine, batch),
             backward_communication_s=collectives_s(profile.backward, machine, batch),
             forward_gather_s=sent.forward_gather_s,
@@ -219,7 +227,7 @@ class ShardedCostModel:
         sharded = self._partitioner.shard(layer.cls, strategy, ties)
         border = self._partitioner.borders[layer.cls]
         differentiable = border.differentiable
-        graph = _trained(sharded.graph, self.program.class_of[layer.cls].graph, border)
+        graph = trained_graph(sharded.graph, self.program.class_of[layer.cls].graph, border)
         profile = self._profiled(graph, sharded.mesh, differentiable, at=batch)
         made = {name for one in self.layers for name in one.results}
         entering = [v for v, name in zip(sharded.graph.inputs, layer.operands, strict=True) if name in made]
@@ -441,7 +449,11 @@ def _stage_border(strategy: Strategy) -> Axis:
     return Axis("pp", 2, strategy.devices)
 
 
-def _trained(local: Graph, planned: Graph, border: Border) -> Graph:
-    """What of the local graph of a class a training step runs: nothing that only the outputs of the model need."""
-    pairs = zip(local.outputs, planned.outputs, strict=True)
-    return local.without_outputs(frozenset(name for name, formal in pairs if formal in border.given_outputs))
+def _tell_unmeasured(local: LocalClass, machine: Machine) -> None:
+    """Logs that a layer was not among those that were measured."""
+    if machine.layer_s(local.fingerprint, 1) is None:
+        _LOG.info(
+            "%s is priced by its kernels: no measured layer computes what a rank does of it (%s)",
+            local.cls.name,
+            local.fingerprint,
+        )

@@ -38,6 +38,16 @@ class Curve:
         (a, a_s), (b, b_s) = points[right - 1], points[right]
         return a_s * (b_s / a_s) ** (math.log(size / a) / math.log(b / a))
 
+    def straight(self, size: float) -> float:
+        """Seconds at a size of what has a part that is the same for every size: by lines between the points and beyond
+        them. Below the first it takes no less than nothing at size 0."""
+        points = self.points
+        right = min(max(1, bisect_left(points, (size,))), len(points) - 1)
+        (a, a_s), (b, b_s) = (points[right - 1], points[right]) if len(points) > 1 else ((0.0, 0.0), points[0])
+        if size < a and a_s * (b - a) < a * (b_s - a_s):
+            a, a_s, b, b_s = 0.0, 0.0, a, a_s
+        return a_s + (size - a) * (b_s - a_s) / (b - a)
+
     @staticmethod
     def through(points: list[tuple[float, float]]) -> Curve:
         """The curve of measured points in any order: what falls with the size is noise, and is set to what lies before.

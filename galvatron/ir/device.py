@@ -17,7 +17,7 @@ from galvatron.ir import limits
 from galvatron.ir.ops.operator import Moves
 from galvatron.ir.records import Rows, Samples, Table
 
-COLUMNS = {"products": 5, "moving": 2, "attention": 4}
+COLUMNS = {"products": 5, "moving": 2, "attention": 4, "layers": 2}
 """Numbers of a row of each table of `Measured`, the last of them seconds."""
 
 LONGEST_S = 1e4
@@ -86,11 +86,14 @@ class Measured:
             → rows (bytes, seconds), the bytes those that it reads and writes.
         attention: `type.direction` or `type.causal.direction`, the direction `forward` or `backward` → rows (count,
             length, width, seconds): `count` heads in all samples, `length` of queries and keys, `width` of a head.
+        layers: `fingerprint.direction` of what a rank runs of a layer class (`ir.fingerprints`) → rows (samples,
+            seconds): all its kernels together, those of its collectives excepted.
     """
 
     products: Samples = ()
     moving: Samples = ()
     attention: Samples = ()
+    layers: Samples = ()
 
     def find(self, table: str, *names: str) -> Rows | None:
         """The rows of the first of these names that a table has."""

@@ -49,6 +49,13 @@ class Kernels:
             return traffic_bytes * seconds / size
         return traffic_bytes / (self._device.memory_bytes_per_s * self._shares.get("optimizer", 1.0))
 
+    def layer_s(self, fingerprint: str, samples: float) -> tuple[float, float] | None:
+        """Seconds of all kernels of what has the fingerprint, forward and backward, if they were measured."""
+        forward, backward = (self._layer(f"{fingerprint}.{direction}") for direction in ("forward", "backward"))
+        if forward is None:
+            return None
+        return forward.straight(samples), backward.straight(samples) if backward is not None else 0.0
+
     def _computed_s(self, dtype: str, work: Work, traffic_bytes: float) -> float:
         launch_s = self._device.kernel_launch_s
         if (measured_s := self._measured_s(dtype, work)) is not None:
@@ -82,6 +89,13 @@ class Kernels:
             rows = self._device.measured.find(table, *names)
             self._grids[key] = Grid(rows) if rows else None
         return self._grids[key]
+
+    def _layer(self, name: str) -> Curve | None:
+        key = ("layers", name)
+        if key not in self._curves:
+            rows = self._device.measured.find("layers", name)
+            self._curves[key] = Curve.through([(samples, seconds) for samples, seconds in rows]) if rows else None
+        return self._curves[key]
 
     def _curve(self, moves: Moves, dtype: str) -> Curve | None:
         key = (moves, dtype)

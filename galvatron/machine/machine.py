@@ -44,6 +44,20 @@ class Machine:
         """Seconds of one kernel on the device, its launch included."""
         return self._kernels.seconds(kernel)
 
+    def layer_s(self, fingerprint: str, samples: float) -> tuple[float, float] | None:
+        """Seconds of all kernels of a layer class as a rank runs it, forward and backward, at a local batch size, where
+        they were measured together; None elsewhere.
+
+        Args:
+            fingerprint: of its local graph (`galvatron.ir.fingerprints`).
+        """
+        return self._kernels.layer_s(fingerprint, samples)
+
+    @property
+    def knows_layers(self) -> bool:
+        """Whether any layer was measured."""
+        return bool(self.cluster.device.measured.layers)
+
     def work_s(self, kernel: Kernel) -> float:
         """Seconds of a kernel without its launch."""
         return self._kernels.seconds(kernel) - self.launch_s

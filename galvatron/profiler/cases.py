@@ -76,8 +76,12 @@ def in_turn(function: Callable[..., object], first: tuple[Tensor, ...]) -> Call:
     """A call of a function on operands, or copies of them, that change from call to call."""
     each_bytes = max(1, sum(tensor.nbytes for tensor in first))
     turns = max(1, min(_MOST_TURNS, ROTATED_BYTES // each_bytes))
-    following = cycle([first, *(tuple(x.clone() for x in first) for _ in range(turns - 1))]).__next__
+    following = cycle([first, *(tuple(map(_copied, first)) for _ in range(turns - 1))]).__next__
     return lambda: function(*following())
+
+
+def _copied(x: Tensor) -> Tensor:
+    return x.detach().clone().requires_grad_(x.requires_grad)
 
 
 def sizes_of(**sizes: int) -> Table:

@@ -97,6 +97,7 @@ def _device(profile: Profile) -> Device:
             products=tuple((dtype, _product_rows(found)) for dtype, found in _products(profile)),
             moving=tuple(moving.items()),
             attention=tuple(_attention(profile)),
+            layers=tuple(_layers(profile)),
         ),
     )
 
@@ -205,6 +206,13 @@ def _attention(profile: Profile) -> Iterator[tuple[str, Rows]]:
             found = profile.of("attention", how, dtype)
             rows = sorted((m.size("count"), m.size("length"), m.size("width"), m.seconds) for m in found)
             yield ".".join((dtype, *how.split())), tuple(rows)
+
+
+def _layers(profile: Profile) -> Iterator[tuple[str, Rows]]:
+    """(samples, seconds) of each layer class and direction."""
+    named = sorted(profile.classes, key=lambda time: (time.fingerprint, time.how))
+    for (fingerprint, how), found in groupby(named, key=lambda time: (time.fingerprint, time.how)):
+        yield f"{fingerprint}.{how}", tuple(sorted((float(time.samples), time.seconds) for time in found))
 
 
 def _level(profile: Profile, name: str, parts: int, stride: int) -> Level:

@@ -77,6 +77,12 @@ def collective_cases(axis: Axis, sizes: tuple[int, ...], device: torch.device) -
         yield _case("all_reduce", "", "bf16", nbytes, axis, _all_reduce, device)
 
 
+def collective_case(name: str, nbytes: int, axis: Axis, device: torch.device) -> Case | None:
+    """One communication of so many bytes in which all ranks of an axis take part; None if it is of another kind."""
+    set_up = _KINDS.get((name, ""))
+    return None if set_up is None else _case(name, "", "f32", nbytes, axis, set_up, device)
+
+
 def starter(name: str, how: str, axis: Axis, nbytes: int, device: torch.device) -> Start:
     """What starts a kind of communication of so many bytes on an axis."""
     return _KINDS[name, how](_whole("f32", nbytes, axis, device), axis)

@@ -18,7 +18,7 @@ from typing import Any
 from galvatron.errors import ClusterError
 from galvatron.ir.documents import read_json, shown
 from galvatron.ir.records import fields_of, read_members
-from galvatron.profiler.profile import ENTRIES, Measurement, Overlap, Profile
+from galvatron.profiler.profile import ENTRIES, LayerTime, Measurement, Overlap, Profile
 
 FORMAT, VERSION = "galvatron-profile", 1
 
@@ -96,7 +96,7 @@ def _profile_text(profile: Profile) -> str:
     return ",\n".join(lines) + "}"
 
 
-def _list_text(entries: Sequence[Measurement | Overlap]) -> str:
+def _list_text(entries: Sequence[Measurement | Overlap | LayerTime]) -> str:
     if not entries:
         return "[]"
     return "[\n" + ",\n".join(f"   {_line(entry)}" for entry in entries) + "\n  ]"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from galvatron.profiler.cores import usable_cores
 from galvatron.profiler.memory import memory_bytes
 from galvatron.profiler.profile import Environment
+from galvatron.runtime import comm
 from galvatron.runtime.mesh import World
 
 
@@ -30,6 +32,12 @@ def environment_of(world: World) -> Environment:
         backend=_backend(world),
         torch=torch.__version__,
     )
+
+
+def agreed_environment(world: World) -> tuple[Environment, str]:
+    """The environment of the job and the date, as rank 0 tells all: devices of a cluster are equal. Collective."""
+    mine = environment_of(world), datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return mine if world.size == 1 else comm.broadcast_object(mine, comm.all_ranks(), 0, phase="the environment")
 
 
 def node_shape(world: World) -> tuple[int, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from itertools import product
 
 import torch
@@ -13,7 +12,7 @@ import torch
 from galvatron.profiler.cases import Case, sizes_of
 from galvatron.profiler.collectives import axis_of, axis_shapes, collective_cases, starter
 from galvatron.profiler.cores import crowding
-from galvatron.profiler.environment import environment_of
+from galvatron.profiler.environment import agreed_environment
 from galvatron.profiler.grids import GRIDS, MESSAGE_BYTES
 from galvatron.profiler.host import host_cases
 from galvatron.profiler.kernels import kernel_cases
@@ -21,7 +20,7 @@ from galvatron.profiler.memory import memory_facts
 from galvatron.profiler.meter import GLANCE, Effort, Meter
 from galvatron.profiler.overlap import COLLECTIVES, KERNELS, kernel_beside, measure_overlap
 from galvatron.profiler.profile import Environment, Measurement, Overlap, Profile
-from galvatron.runtime import comm, failure
+from galvatron.runtime import failure
 from galvatron.runtime.mesh import Axis, World
 
 Told = Callable[[str, float], None]
@@ -49,10 +48,7 @@ def profile_hardware(world: World, effort: Effort, told: Told | None = None) -> 
         RankError: another rank failed first.
     """
     with failure.guarded("profiling the hardware"):
-        environment, taken = environment_of(world), datetime.now(timezone.utc).isoformat(timespec="seconds")
-        if world.size > 1:  # rank 0 speaks for all: equal devices are what a cluster has
-            mine = environment, taken
-            environment, taken = comm.broadcast_object(mine, comm.all_ranks(), 0, phase="the environment")
+        environment, taken = agreed_environment(world)
         measuring = _Measuring(Meter(world, effort), environment, told or (lambda what, share: None))
         facts = memory_facts(world)
         facts = dict(zip(facts, measuring.meter.agreed(*facts.values(), largest=True), strict=True))

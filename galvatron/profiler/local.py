@@ -55,11 +55,13 @@ def local_profile(world: World, cache_dir: str | os.PathLike[str] | None = None)
     found = _kept(environment, cache_dir) if world.rank == 0 else None
     if world.size > 1:
         found = comm.broadcast_object(found, comm.all_ranks(), 0, phase="the profile")
-    if found is not None:
+    if found is not None and found.of("product"):
         _tell_drift(world, found)
         return found
     begun = time.perf_counter()
     profile = profile_hardware(world, GLANCE)
+    if found is not None:  # of layers alone, as `galvatron profile model` leaves it
+        profile = found.updated(profile)
     if world.rank == 0:
         taken_s = time.perf_counter() - begun
         _LOG.warning(

@@ -95,12 +95,13 @@ class Meter:
         comm.all_reduce(together, comm.all_ranks(), "max" if largest else "sum", phase="a measurement").wait()
         return together.tolist()
 
-    def free(self, call: Call, share_s: float, *, on_host: bool = False) -> Timing:
+    def free(self, call: Call, share_s: float, *, on_host: bool = False, launches: int = 1) -> Timing:
         """Seconds of a call that every rank makes as often as it can: what it takes where ranks share what they run on.
 
         Args:
             share_s: the time that this may take.
             on_host: it is the time of the process that counts, not that of its device.
+            launches: of kernels in one call, roughly.
         """
         single_s = self._first(call)
         window_s = max(self.effort.window_s, 2 * single_s)
@@ -108,7 +109,7 @@ class Meter:
         if (turns := self.turns) > 1:
             return self._sampled(lambda: turns * _own_s(call, batch, window_s / turns), share_s)
         if self.world.device.type == "cuda" and not on_host:
-            count = max(1, min(_MOST_QUEUED, int(window_s / single_s)))
+            count = max(1, min(_MOST_QUEUED, _MOST_LAUNCHED // launches, int(window_s / single_s)))
             return self._sampled(lambda: _queued_s(call, count, self.world.device), share_s)
         return self._sampled(lambda: _window_s(call, batch, window_s), share_s)
 
@@ -179,6 +180,9 @@ _LONG = 4
 
 _MOST_QUEUED = 200
 """Calls of one window whose number is fixed: a device takes so many before the host must wait."""
+
+_MOST_LAUNCHED = 1000
+"""Kernels that a device takes before it has begun the first: then the host waits, and the device would wait for it."""
 
 _CYCLES_PER_S = 2e9
 """At which a device waits, at the most, so that what is launched meanwhile runs without gaps."""

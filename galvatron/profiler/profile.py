@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import TypeVar
 
-from galvatron.errors import ClusterError
+from galvatron.errors import ClusterError, did_you_mean
 from galvatron.ir.records import Table
 
 ENTRIES = 2**16
 """Measurements that a profile has at the most."""
+
+DIRECTIONS = ("forward", "backward")
+"""Of what is measured of a layer."""
 
 _LONGEST_S = 1e6
 
@@ -132,6 +136,31 @@ class Overlap:
 
 
 @dataclass(frozen=True)
+class LayerTime:
+    """What a layer class takes on one rank under a strategy, its collectives excepted.
+
+    Attributes:
+        name: of class and strategy, for readers.
+        fingerprint: of what the rank runs of it (`galvatron.ir.fingerprints`): graphs alike share it.
+        how: `"forward"` or `"backward"`, what is computed again included.
+        samples: of a micro-batch, on the rank.
+        seconds, spread, repeats: see `Measurement`.
+    """
+
+    name: str
+    fingerprint: str
+    how: str
+    samples: int
+    seconds: float
+    spread: float
+    repeats: int
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.fingerprint, self.how, self.samples
+
+
+@dataclass(frozen=True)
 class Profile:
     """What was measured in one environment.
 
@@ -140,7 +169,7 @@ class Profile:
         taken: the date of the latest measurement, as ISO 8601.
         facts: numbers that are no times: bytes, and ratios.
         measurements: at most one of each key.
-        classes: of layers, by the fingerprint of a class; none are measured yet.
+        classes: of layers, of the models that were measured (`galvatron profile model`).
     """
 
     name: str
@@ -149,7 +178,7 @@ class Profile:
     facts: Table = ()
     measurements: tuple[Measurement, ...] = ()
     overlaps: tuple[Overlap, ...] = ()
-    classes: tuple[Measurement, ...] = ()
+    classes: tuple[LayerTime, ...] = ()
 
     def fact(self, name: str) -> float | None:
         """One of its facts, None if it is not known."""
@@ -195,7 +224,9 @@ class Profile:
                 _check_entry(self.name, entry)
 
 
-Entry = TypeVar("Entry", Measurement, Overlap)
+Entry = TypeVar("Entry", Measurement, Overlap, LayerTime)
+
+_FINGERPRINT = re.compile("[0-9a-f]{16}")
 
 
 def _updated(earlier: tuple[Entry, ...], later: tuple[Entry, ...]) -> tuple[Entry, ...]:
@@ -203,17 +234,22 @@ def _updated(earlier: tuple[Entry, ...], later: tuple[Entry, ...]) -> tuple[Entr
     return tuple(found.values())
 
 
-def _check_entry(profile: str, entry: Measurement | Overlap) -> None:
-    what = f"profile {profile!r}: {entry.name if isinstance(entry, Measurement) else entry.collective}"
+def _check_entry(profile: str, entry: Measurement | Overlap | LayerTime) -> None:
+    what = f"profile {profile!r}: {entry.collective if isinstance(entry, Overlap) else entry.name}"
     for field in dataclasses.fields(entry):
         number = getattr(entry, field.name)
         if type(number) is float and field.name != "spread" and not 0 < number <= _LONGEST_S:
             raise ClusterError(f"{what}: {field.name} is {number}, not a time that anything takes")
         if type(number) is int and not 1 <= number <= 2**63 - 1:
             raise ClusterError(f"{what}: {field.name} is {number}")
+    if not isinstance(entry, Overlap) and not 0 <= entry.spread <= 1e6:
+        raise ClusterError(f"{what}: spread is {entry.spread}")
+    if isinstance(entry, LayerTime):
+        if not _FINGERPRINT.fullmatch(entry.fingerprint):
+            raise ClusterError(f"{what}: {entry.fingerprint!r} is no fingerprint of a layer")
+        if entry.how not in DIRECTIONS:
+            raise ClusterError(f"{what}: how is {entry.how!r}; {did_you_mean(entry.how, DIRECTIONS)}")
     if isinstance(entry, Measurement):
-        if not 0 <= entry.spread <= 1e6:
-            raise ClusterError(f"{what}: spread is {entry.spread}")
         for name, size in entry.sizes:
             if not 0 < size <= 1e30:
                 raise ClusterError(f"{what}: size {name!r} is {size}")

@@ -61,6 +61,19 @@ def load(path: str | os.PathLike[str]) -> list[Profile]:
     return read_profiles(text, str(path))
 
 
+def require(path: str | os.PathLike[str], environment: Environment) -> None:
+    """Sees to it that a file has a profile of an environment, to merge another one into.
+
+    Raises:
+        ClusterError: it has none; says in what those that it has differ.
+        ParseError, OSError: see `load`.
+    """
+    found = find([Path(path)], environment)
+    if found.profile is None:
+        reasons = "; ".join(found.reasons) or f"{path} has no profiles"
+        raise ClusterError(f"{reasons}; measure where that was taken, or name another file with -o")
+
+
 def find(files: Iterable[Path], environment: Environment) -> Found:
     """The profile of an environment in some files, the latest of several; what cannot be read has a reason as well."""
     fitting: list[Profile] = []

@@ -129,6 +129,11 @@ class Executor:
         return self._meter.read()
 
     @property
+    def recent(self) -> list[StepMetrics]:
+        """Figures of the last steps, but for the very first one."""
+        return self._meter.recent()
+
+    @property
     def names(self) -> frozenset[str]:
         """The parameters and buffers that the program reads, on whatever rank."""
         return frozenset(self._catalogue.entries)
@@ -164,6 +169,7 @@ class Executor:
         scale = 1.0 if self.scaler is None else self.scaler.scale
         with self._meter.step(self._with_samples(batch)):
             loss, squared_norm = self._run(batch, with_norm=self.max_grad_norm is not None or self.scaler is not None)
+            self._meter.start_update()
             if self.scaler is None or self.scaler.accepts(squared_norm):
                 with failure.guarded("the update"):
                     self._parameters.unscale(scale, squared_norm.sqrt() / scale, self.max_grad_norm)

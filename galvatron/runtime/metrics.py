@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ class StepMetrics:
         compute_s: everything but waiting. On an accelerator also the time for which it had nothing to do.
         exposed_communication_s: waiting for collectives; what computation hides is not in it.
         bubble_s: waiting for other stages of the pipeline, message times included.
+        waits_s: the two together, by what was waited for: "pipeline", collectives in "layers", "gradients",
+            "parameters" (what ZeRO gathers), "totals" (loss and norm), "state".
+        update_s: of `compute_s`, from the gradients to the end of the step; 0 without an update.
         peak_bytes: by rank, the most memory in use until the gradients of this step were there. On an accelerator what
             torch has allocated (`torch.cuda.max_memory_allocated`); on the CPU by how much the process has grown at
             most, its own slices of the model included, since it was compiled. None where the system does not tell.
@@ -44,6 +48,12 @@ class StepMetrics:
     peak_bytes: tuple[int, ...] | None
     samples: int
     tokens: int | None
+    waits_s: Mapping[str, float] = field(default_factory=dict)
+    update_s: float = 0.0
+
+
+KEPT = 8
+"""Last steps whose figures can be read."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,9 @@ class Meter:
 
     Args:
         state: parameters and buffers of this rank.
+
+    Attributes:
+        count: of steps so far.
     """
 
     def __init__(self, world: World, state: Iterable[Tensor]) -> None:
@@ -69,7 +82,8 @@ class Meter:
         self._peak_bytes = _peak_memory(world.device, sum(t.nbytes for t in state))
         self._totals: Tensor | None = None
         self._norm_scale: float | None = None
-        self._last: _Step | StepMetrics | None = None
+        self._steps: deque[_Step | StepMetrics] = deque(maxlen=KEPT)
+        self.count = 0
 
     @contextmanager
     def step(self, batch: Mapping[str, Tensor]) -> Iterator[None]:
@@ -78,7 +92,12 @@ class Meter:
         self._clock.start_step()
         yield
         assert self._totals is not None
-        self._last = _Step(self._clock.end_step(), self._totals, self._norm_scale, *_sizes(batch))
+        self._steps.append(_Step(self._clock.end_step(), self._totals, self._norm_scale, *_sizes(batch)))
+        self.count += 1
+
+    def start_update(self) -> None:
+        """The update of the step begins."""
+        self._clock.start_update()
 
     def totals(self, loss: Tensor, squared_norm: Tensor | None, outside: Tensor, scale: float = 1.0) -> Tensor:
         """What is to be summed over the world, as float64: this rank's shares of the loss and of the squared norm, what
@@ -104,12 +123,21 @@ class Meter:
         Raises:
             GalvatronError: there was none.
         """
-        last = self._last
-        if last is None:
+        if not self._steps:
             raise GalvatronError("there are no metrics before the first step")
-        if isinstance(last, _Step):
-            last = self._last = _read(last)
-        return last
+        return self._read(len(self._steps) - 1)
+
+    def recent(self) -> list[StepMetrics]:
+        """The figures of the last steps, `KEPT` at most; without that of the first one of all, in which much is done
+        that is not done again."""
+        first = 1 if self.count <= KEPT else 0
+        return [self._read(index) for index in range(first, len(self._steps))]
+
+    def _read(self, index: int) -> StepMetrics:
+        step = self._steps[index]
+        if isinstance(step, _Step):
+            step = self._steps[index] = _read(step)
+        return step
 
 
 def _read(step: _Step) -> StepMetrics:
@@ -125,6 +153,8 @@ def _read(step: _Step) -> StepMetrics:
         peak_bytes=None if any(math.isnan(peak) for peak in peaks) else tuple(map(int, peaks)),
         samples=step.samples,
         tokens=step.tokens,
+        waits_s=times.waits_s,
+        update_s=times.update_s,
     )
 
 

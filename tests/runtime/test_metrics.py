@@ -44,7 +44,11 @@ def figures(world: rt.World, plan: tuple[int, int, int]) -> dict[str, Any]:
         parts = metrics.compute_s + metrics.exposed_communication_s + metrics.bubble_s
         assert parts == pytest.approx(metrics.step_s)
         assert min(metrics.compute_s, metrics.exposed_communication_s, metrics.bubble_s) >= 0
+        waited_s = metrics.exposed_communication_s + metrics.bubble_s
+        assert sum(metrics.waits_s.values()) == pytest.approx(waited_s)
         assert (metrics.samples, metrics.tokens) == (8, 8 * small.LENGTH)
+    assert first.update_s == 0 < second.update_s < second.compute_s
+    assert executor.recent == [second], "the first step of all does not count"
     return {
         "peak_bytes": second.peak_bytes,
         "totals": totals,
@@ -96,15 +100,18 @@ def test_a_device_behind_the_host(monkeypatch):
     monkeypatch.setattr(now, "operation", None)  # a wait that failed stays on record
     for kind in ("all_reduce", "pipeline", "all_gather"):
         comm.start(kind, None, (), list).wait()  # seconds 2 to 3, 4 to 5, 6 to 7
-    pending = device.end_step()  # second 8
+    device.start_update()  # second 8
+    pending = device.end_step()  # second 9
     assert now.operation is None
     # Of what the host has gone past, the device is in the wait whose beginning it has reached and whose end it has not.
     fronts = []
-    for reached in range(9):
+    for reached in range(10):
         FakeEvent.reached = reached
         wait = now.wait()
         fronts.append(wait and wait.kind)
-    assert fronts == [None, None, "all_reduce", None, "pipeline", None, "all_gather", None, None]
+    assert fronts == [None, None, "all_reduce", None, "pipeline", None, "all_gather", None, None, None]
     assert FakeEvent.waits == 0
-    assert pending.read() == clock.StepTimes(step_s=7.0, communication_s=2.0, pipeline_s=1.0)
+    times = pending.read()
+    assert times == clock.StepTimes(step_s=8.0, waits_s={"layers": 2.0, "pipeline": 1.0}, update_s=1.0)
+    assert (times.communication_s, times.pipeline_s) == (2.0, 1.0)
     assert FakeEvent.waits == 1

@@ -19,6 +19,7 @@ from galvatron.runtime.comm.library import (
     start,
 )
 from galvatron.runtime.comm.message import PIPELINE, Chunk, Message, Place
+from galvatron.runtime.comm.silent import SilentGroup
 
 __all__ = [
     "PIPELINE",
@@ -26,6 +27,7 @@ __all__ = [
     "Handle",
     "Message",
     "Place",
+    "SilentGroup",
     "Waitable",
     "all_gather",
     "all_ranks",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,13 +15,38 @@ Begun = Any
 """What a clock remembers of the beginning of a wait."""
 
 
+LAYERS = "layers"
+"""What collectives are for that are a part of a layer, forward or backward."""
+
+
 @dataclass(frozen=True)
 class StepTimes:
-    """Seconds of one step: all of it, and what of that was spent waiting for collectives and for other stages."""
+    """Seconds of one step: all of it, what of that was spent waiting, and the update that it ends with.
+
+    `waits_s` are by what was waited for: other stages (`PIPELINE`), collectives in `LAYERS`, or the phase of a message,
+    such as "gradients".
+    """
 
     step_s: float
-    communication_s: float
-    pipeline_s: float
+    waits_s: Mapping[str, float]
+    update_s: float = 0.0
+
+    @property
+    def pipeline_s(self) -> float:
+        """Waiting for other stages."""
+        return self.waits_s.get(PIPELINE, 0.0)
+
+    @property
+    def communication_s(self) -> float:
+        """Waiting for collectives."""
+        return sum(self.waits_s.values()) - self.pipeline_s
+
+
+def purpose(message: Message) -> str:
+    """What a wait is for, as in `StepTimes.waits_s`."""
+    if message.kind == PIPELINE:
+        return PIPELINE
+    return LAYERS if message.phase in ("forward", "backward") else message.phase
 
 
 class Clock(Protocol):
@@ -30,6 +56,10 @@ class Clock(Protocol):
 
     def start_step(self) -> None:
         """Forget the waits so far."""
+        ...
+
+    def start_update(self) -> None:
+        """What comes now until the end of the step is the update."""
         ...
 
     def end_step(self) -> PendingTimes:
@@ -57,17 +87,21 @@ class HostClock:
         return time.perf_counter()
 
     def end(self, wait: Message, begun: float) -> None:
-        if wait.kind == PIPELINE:
-            self._pipeline_s += time.perf_counter() - begun
-        else:
-            self._communication_s += time.perf_counter() - begun
+        what = purpose(wait)
+        self._waits_s[what] = self._waits_s.get(what, 0.0) + time.perf_counter() - begun
 
     def start_step(self) -> None:
-        self._communication_s = self._pipeline_s = 0.0
+        self._waits_s: dict[str, float] = {}
+        self._updated: float | None = None
         self._started = time.perf_counter()
 
+    def start_update(self) -> None:
+        self._updated = time.perf_counter()
+
     def end_step(self) -> PendingTimes:
-        return _Known(StepTimes(time.perf_counter() - self._started, self._communication_s, self._pipeline_s))
+        ended = time.perf_counter()
+        update_s = 0.0 if self._updated is None else ended - self._updated
+        return _Known(StepTimes(ended - self._started, dict(self._waits_s), update_s))
 
     def front(self) -> None:
         return None
@@ -110,10 +144,14 @@ class DeviceClock:
     def start_step(self) -> None:
         self._spans: list[_Span] = []
         self._reached = 0
+        self._updated: torch.Event | None = None
         self._started = self.begin()
 
+    def start_update(self) -> None:
+        self._updated = self.begin()
+
     def end_step(self) -> PendingTimes:
-        return _Recorded(self._started, self.begin(), tuple(self._spans))
+        return _Recorded(self._started, self._updated, self.begin(), tuple(self._spans))
 
     def front(self) -> Message | None:
         spans = self._spans  # the step's own list, also when another step starts meanwhile
@@ -128,15 +166,18 @@ class DeviceClock:
 @dataclass(frozen=True)
 class _Recorded:
     started: torch.Event
+    updated: torch.Event | None
     ended: torch.Event
     spans: tuple[_Span, ...]
 
     def read(self) -> StepTimes:
         self.ended.synchronize()
-        waited_s = {True: 0.0, False: 0.0}
+        waits_s: dict[str, float] = {}
         for wait, begun, end in self.spans:
-            waited_s[wait.kind == PIPELINE] += begun.elapsed_time(end) / 1e3
-        return StepTimes(self.started.elapsed_time(self.ended) / 1e3, waited_s[False], waited_s[True])
+            what = purpose(wait)
+            waits_s[what] = waits_s.get(what, 0.0) + begun.elapsed_time(end) / 1e3
+        update_s = 0.0 if self.updated is None else self.updated.elapsed_time(self.ended) / 1e3
+        return StepTimes(self.started.elapsed_time(self.ended) / 1e3, waits_s, update_s)
 
 
 def clock_of(device: torch.device) -> Clock:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from galvatron.runtime.comm.activity import now
 from galvatron.runtime.comm.message import Expected, Message
+from galvatron.runtime.comm.silent import SilentGroup
 
 Reduction = Literal["sum", "max", "min"]
 
@@ -70,6 +71,9 @@ def start(
         phase: what it is for, where that is neither the forward nor the backward of a layer.
     """
     message = _message(kind, group, tensors, phase, expected)
+    if isinstance(group, SilentGroup):
+        group.communicated(tensors)
+        return Handle(message, (), tensors)
     before, now.operation = now.operation, message
     works = call()
     now.operation = before
@@ -162,11 +166,13 @@ def exchange(
     sent: Tensor, received: Tensor, group: dist.ProcessGroup, target: int, source: int, *, phase: str | None = None
 ) -> Handle:
     """Send to one place of the group and receive from another: all ranks at once, round a ring."""
-    both = [
-        dist.P2POp(dist.isend, wire(sent), group=group, group_peer=target),
-        dist.P2POp(dist.irecv, wire(received), group=group, group_peer=source),
-    ]
-    return start("ring", group, (sent, received), lambda: dist.batch_isend_irecv(both), phase)
+
+    def both() -> Sequence[Waitable]:
+        there = dist.P2POp(dist.isend, wire(sent), group=group, group_peer=target)
+        back = dist.P2POp(dist.irecv, wire(received), group=group, group_peer=source)
+        return dist.batch_isend_irecv([there, back])
+
+    return start("ring", group, (sent, received), both, phase)
 
 
 def send(

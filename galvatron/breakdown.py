@@ -1,0 +1,102 @@
+"""What a predicted step is made of: seconds and bytes of each stage by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from galvatron.costs.objective import StageReport
+
+TITLES = {
+    "compute": "compute",
+    "host": "host, launching kernels",
+    "communication": "communication",
+    "awaited": "collectives in layers",
+    "gather": "gathers of parameters",
+    "reduce": "reduce-scatters of gradients",
+    "transfer": "from other stages",
+    "sync": "sums of gradients",
+    "publish": "gathers of new values",
+    "update": "optimizer",
+    "epilogue": "end of the loss",
+    "bubble": "waiting",
+    "others": "other stages of the rank",
+    "state": "parameters, gradients, optimizer",
+    "activation": "activations",
+    "extra": "working memory",
+    "working": "working memory",
+    "fixed": "workspaces of libraries",
+}
+"""What readers are shown for the kinds of seconds and bytes: those of the fields of a report, and `others`."""
+
+_PER_STEP = frozenset({"sync", "publish", "update", "epilogue", "bubble"})
+"""Kinds whose seconds are those of a step; of others, of a micro-batch."""
+
+_MEMORY = ("state", "activation", "extra")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Seconds of one kind in a step of one device: those that lengthen the step, and those that run beside others."""
+
+    kind: str
+    exposed_s: float
+    hidden_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class StageBreakdown:
+    """What a step of a device that holds a stage is made of.
+
+    Attributes:
+        times: exposed seconds add up to the step.
+        memory: bytes by kind, which add up to the peak of a device that holds this stage alone.
+    """
+
+    times: tuple[Part, ...]
+    memory: tuple[tuple[str, float], ...]
+
+    @property
+    def step_s(self) -> float:
+        return sum(part.exposed_s for part in self.times)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        times = {part.kind: {"exposed_s": part.exposed_s, "hidden_s": part.hidden_s} for part in self.times}
+        return {"times": times, "memory_bytes": dict(self.memory)}
+
+
+def breakdown(step_time_s: float, stages: Sequence[StageReport], micro_batches: int) -> tuple[StageBreakdown, ...]:
+    """The stages of an estimate, one by one."""
+    found: list[StageBreakdown] = []
+    for stage in stages:
+        times = tuple(_times(stage, micro_batches))
+        rest_s = step_time_s - sum(part.exposed_s for part in times)
+        if rest_s > _ROUNDING * step_time_s:  # where a rank holds several stages
+            times = (*times, Part("others", rest_s))
+        found.append(StageBreakdown(times, tuple(_memory(stage))))
+    return tuple(found)
+
+
+_ROUNDING = 1e-9
+
+
+def _times(stage: StageReport, micro_batches: int) -> Iterator[Part]:
+    seconds = {f.name: getattr(stage, f.name) for f in fields(stage) if f.name.endswith("_s")}
+    for name, exposed_s in seconds.items():
+        if name.endswith("_hidden_s"):
+            continue
+        kind = name.removesuffix("_s")
+        times = 1 if kind in _PER_STEP else micro_batches
+        yield Part(kind, times * exposed_s, times * seconds.get(f"{kind}_hidden_s", 0.0))
+
+
+def _memory(stage: StageReport) -> Iterator[tuple[str, float]]:
+    memory: Any = getattr(stage, "memory", None)  # a record of bytes by kind
+    if memory is not None:
+        yield from ((f.name, getattr(memory, f.name)) for f in fields(memory))
+        return
+    for kind in _MEMORY:
+        yield kind, getattr(stage, f"{kind}_bytes")
