@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -64,15 +64,20 @@ def profile_graph(
     graph = with_local_functions(in_training(graph), mesh)
     batches = _batches(graph, mesh) if at is None else (at, 2 * at)
     run = partial(_Run, graph, mesh, differentiable, recompute=recompute, kind=kind, compiled=compiled)
+    # What the CPU runs depends on where torch believes its tensors to be; what others run the table of kernels says.
+    on = "cpu" if kind == "cpu" else "meta"
     while True:
         try:
             with silence():
-                first, second = (run(batch=batch).observed for batch in batches)
+                first, second = (run(batch=batch, on=on).observed for batch in batches)
             break
-        except (IndexError, RuntimeError, ValueError):  # the model takes so many samples at least, as for `h[5]`
-            if at is not None or batches[0] > _MOST_NEEDED:
+        except (IndexError, RuntimeError, ValueError):
+            if on == "meta":  # torch has no shapes for some op there; fakes know more, and are slower
+                on = "cpu"
+            elif at is not None or batches[0] > _MOST_NEEDED:
                 raise
-            batches = batches[1], 2 * batches[1]
+            else:  # the model takes so many samples at least, as for `h[5]`
+                batches = batches[1], 2 * batches[1]
 
     def line(a: float, b: float) -> Linear:
         return Linear.through(batches, (a, b))
@@ -145,7 +150,7 @@ class _Observed:
 
 
 class _Run:
-    """One forward and backward run of a graph under fake tensors."""
+    """One forward and backward run of a graph on tensors without memory: fakes of the CPU, or on the meta device."""
 
     def __init__(
         self,
@@ -157,13 +162,15 @@ class _Run:
         recompute: str,
         kind: str,
         compiled: bool,
+        on: str,
     ) -> None:
+        self.on = on
         self.graph, self.batch, self.recompute, self.kind, self.compiled = graph, batch, recompute, kind, compiled
         self.axes = {axis.name: axis for axis in nameable_axes(mesh)}
         self.observed = _Observed()
         self.watch = Watch(self.observed.forward, kind)
-        with FakeTensorMode(), described():
-            values = {v.name: empty_like_type(v.type, batch) for v in (*graph.inputs, *graph.state)}
+        with _faked() if on == "cpu" else nullcontext():
+            values = {v.name: empty_like_type(v.type, batch, on) for v in (*graph.inputs, *graph.state)}
             for name in differentiable & values.keys():
                 if values[name].dtype.is_floating_point:
                     values[name].requires_grad_(True)
@@ -235,6 +242,7 @@ class _Run:
             run_graph,
             batch=self.batch,
             handler=self._collective,
+            device=self.on,
             callers=callers,
             calls=self._calls,
         )
@@ -283,7 +291,7 @@ class _Run:
         before = self.watch.live_bytes
         self.watch.peak_bytes = before
         with _gradients_leave_at_once(values.values(), self.watch):
-            gradients = [torch.empty_strided(out.shape, out.stride, dtype=out.dtype) for out in outputs]
+            gradients = [torch.empty_strided(out.shape, out.stride, dtype=out.dtype, device=self.on) for out in outputs]
             torch.autograd.backward([out.edge for out in outputs], gradients)
         self.observed.backward_extra_bytes = max(0, self.watch.peak_bytes - before)
 
@@ -296,6 +304,12 @@ class _Run:
             return run_on_slice(op, args, kwargs, axis, partial(self._record, axis), self.kind)
         shape = [evaluate(d, self.batch) for d in op.result.type.shape]
         return _Collective.apply(args[0], shape, conversion_of(op), axis, self.watch)
+
+
+@contextmanager
+def _faked() -> Iterator[None]:
+    with FakeTensorMode(), described():
+        yield
 
 
 _CALLERS = {"keep": keep, "once": once}
