@@ -18,7 +18,7 @@ Taken = list[dict[OpFactor, int]]
 
 
 class ClassChoices:
-    """What sharding asks of the graph of a class, whatever the degrees: its factors, and the choices under each role."""
+    """What sharding asks of the graph of a class whatever the degrees: its factors, and the choices under each role."""
 
     def __init__(self, graph: Graph, border: Border) -> None:
         self.graph, self.border = graph, border
