@@ -86,8 +86,8 @@ def print_accuracy(figures: Sequence[Accuracy]) -> None:
 def print_rows(outcomes: Sequence[Outcome]) -> None:
     table = Table(title=outcomes[0].row.table)
     for heading in (
-        "row", "plan", "predicted", "measured", "error", "memory", "measured", "compute", "layers'", "p2p", "sync",
-        "update", "bubble",
+        "row", "plan", "predicted", "measured", "error", "memory", "measured", "compute", "host", "layers'", "p2p",
+        "sync", "hidden", "update", "bubble",
     ):  # fmt: skip
         table.add_column(heading, no_wrap=heading not in ("row", "plan"))
     for one in outcomes:

@@ -17,9 +17,11 @@ class Breakdown:
     """Seconds of a step on the pipeline rank that waits least."""
 
     compute_s: float
+    host_s: float
     layer_communication_s: float
     transfer_s: float
     sync_s: float
+    hidden_s: float
     update_s: float
     bubble_s: float
 
@@ -60,9 +62,16 @@ def _breakdown(holders: tuple[int, ...], micro_batches: int, stages: tuple[Stage
     own = min(ranks.values(), key=lambda held: held[0].bubble_s)
     return Breakdown(
         compute_s=micro_batches * sum(stage.compute_s for stage in own),
+        host_s=micro_batches * sum(stage.host_s for stage in own),
         layer_communication_s=micro_batches * sum(stage.communication_s for stage in own),
         transfer_s=micro_batches * sum(stage.transfer_s for stage in own),
-        sync_s=sum(stage.sync_s for stage in own),
+        sync_s=sum(stage.sync_s + stage.publish_s for stage in own),
+        hidden_s=sum(
+            stage.sync_hidden_s
+            + stage.publish_hidden_s
+            + micro_batches * (stage.gather_hidden_s + stage.reduce_hidden_s)
+            for stage in own
+        ),
         update_s=sum(stage.update_s + stage.epilogue_s for stage in own),
         bubble_s=own[0].bubble_s,
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from accuracy.models import Shape
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.contention import NOTHING_BESIDE
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
 from galvatron.ir.strategy import Strategy
@@ -24,6 +25,7 @@ class Framework:
         sequence_parallel: whether `tp` means `tp+sp`.
         zero: the level at which parameters are kept.
         recompute: what is done with a layer where the table does not say.
+        overlaps: whether sums of gradients and gathers of values run beside computation.
     """
 
     precision: str
@@ -32,17 +34,26 @@ class Framework:
     sequence_parallel: bool = False
     zero: int = 0
     recompute: str = "none"
+    overlaps: bool = True
+
+    def on(self, text: str) -> Cluster:
+        """A cluster as the framework uses it: one that does nothing at the same time gains nothing from it."""
+        cluster = Cluster.parse(text)
+        if self.overlaps:
+            return cluster
+        return replace(cluster, levels=tuple(replace(level, contention=NOTHING_BESIDE) for level in cluster.levels))
 
 
-MEGATRON_2021 = Framework("f16", dropout=0.1, recompute="full")
+MEGATRON_2021 = Framework("f16", dropout=0.1, recompute="full", overlaps=False)
 """Megatron-LM of SC'21, of Korthikanti et al. and of vTrain: attention written out, dropout of 0.1, whole layers
 computed again, every gradient summed after the last backward."""
 
 MEGATRON_CORE = Framework("bf16", flash=True, sequence_parallel=True, zero=1)
 """Megatron-Core of 2024: Transformer Engine, distributed optimizer."""
 
-MEGATRON_DEEPSPEED = Framework("f16", dropout=0.1)
-"""Megatron-DeepSpeed as Sailor uses it: attention written out, nothing computed again."""
+MEGATRON_DEEPSPEED = Framework("f16", dropout=0.1, overlaps=False)
+"""Megatron-DeepSpeed as Sailor uses it: attention written out, nothing computed again, gradients summed after the last
+backward."""
 
 TORCHTITAN = Framework("bf16", flash=True, sequence_parallel=True, zero=3)
 """FSDP2, with `tp` in the form that shards sequences."""

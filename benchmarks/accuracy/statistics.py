@@ -77,7 +77,7 @@ def accuracy(table: str, outcomes: Sequence[Outcome]) -> Accuracy:
     kept = [outcome for outcome in outcomes if not outcome.row.offloads]
     predictions = [outcome.prediction for outcome in kept if outcome.prediction is not None]
     groups = [group for group in _groups(outcomes) if len(group) >= 3]
-    orders = [_order(group) for group in groups]
+    orders = [rank_correlation(group) for group in groups]
     return Accuracy(
         table=table,
         rows=len(errors),
@@ -105,6 +105,7 @@ def _groups(outcomes: Sequence[Outcome]) -> list[list[tuple[float, float]]]:
     return list(groups.values())
 
 
-def _order(group: Sequence[tuple[float, float]]) -> float:
+def rank_correlation(group: Sequence[tuple[float, float]]) -> float:
+    """Spearman's, of at least two pairs."""
     ranks = [rankdata(seconds) for seconds in zip(*group, strict=True)]
     return float(np.corrcoef(*ranks)[0, 1])

@@ -33,7 +33,7 @@ class NetworkUnavailable(Exception):
 
 @dataclass(frozen=True)
 class Node:
-    """One of the two nodes: its namespace, and its end of the link."""
+    """One of the two nodes: its namespace, and its end of the link. Without a namespace it is this machine."""
 
     namespace: str
     interface: str
@@ -41,7 +41,11 @@ class Node:
 
     def command(self, *words: str) -> list[str]:
         """A command that runs on this node."""
-        return ["ip", "netns", "exec", self.namespace, *words]
+        return ["ip", "netns", "exec", self.namespace, *words] if self.namespace else [*words]
+
+
+HERE = Node("", "lo", "127.0.0.1")
+"""This machine as it is, whose ranks talk over its own loopback."""
 
 
 @contextmanager

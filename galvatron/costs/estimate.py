@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from galvatron.costs.model import CostModel
 from galvatron.costs.objective import Setting, StageReport, evaluate_plan, peak_bytes
+from galvatron.costs.sharing import Pace
 from galvatron.ir.ops.table import derived
 from galvatron.ir.plan import Plan
 from galvatron.ir.planned import epilogue, fitted, in_pieces
@@ -49,7 +50,14 @@ def estimate_plan(
 def setting_of(program: Program, plan: Plan) -> Setting:
     """What the plan says besides its stages, for the program's batch."""
     ends = bool(epilogue(program))
-    return Setting(program.batch_size, plan.micro_batches, plan.schedule, plan.pipeline_degree, ends, plan.ties)
+    pace = pace_of(program, plan.pipeline_degree)
+    return Setting(program.batch_size, plan.micro_batches, plan.schedule, plan.pipeline_degree, ends, plan.ties, pace)
+
+
+def pace_of(program: Program, degree: int) -> Pace:
+    """How fast pipeline ranks are while others wait, on the program's cluster."""
+    cluster = program.cluster
+    return Pace() if cluster is None else Pace.of(cluster.sharing, degree, cluster.world_size)
 
 
 def with_predictions(plan: Plan, program: Program, model: CostModel) -> Plan:

@@ -8,39 +8,62 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
+
+from galvatron.costs.memory import Memory
 from galvatron.costs.timeline import MicroBatchTimes
+from galvatron.ir.contention import Contention
 from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
+from galvatron.ir.zero import BUCKET_BYTES
 
 
 @dataclass(frozen=True)
 class Repeated:
     """A parameter that an earlier layer holds too: what this layer does not pay when both are on one device.
 
-    That is `backward_communication_s` per micro-batch, since the parameter is whole until both backwards are done. On
-    different pipeline ranks both pay, and `across_s` per step for the sum of their gradients on top.
+    That is `backward_gather_s` and `reduce_s` per micro-batch, since the parameter is whole until both backwards are
+    done, and per step the rest. On different pipeline ranks both pay, and `across_s` per step for the sum of their
+    gradients on top.
     """
 
     layer: int
-    backward_communication_s: float
-    state_bytes: float
+    backward_gather_s: float
+    reduce_s: float
     sync_s: float
+    publish_s: float
+    bucket_bytes: float
     update_s: float
     across_s: float
+    state: Memory = Memory()
+    late_bytes: float = 0.0
+    update_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
 class LayerCost:
     """One layer under one strategy, on each device.
 
-    Per micro-batch: seconds of compute and of collectives, forward and backward, those of its parameters included;
+    Per micro-batch: seconds of compute, and of collectives that are waited for where they begin, forward and backward;
     `weight_s`, the part of `backward_s` that no other layer waits for: products that are gradients of weights;
-    `saved_bytes`, activations kept from forward to backward; `extra_bytes`, the peak of memory in use above that while
-    the layer runs. Per step: `sync_s` of gradient synchronisation, `update_s` of the optimizer and, of the last layer,
-    `epilogue_s` of the end of the loss that runs on all micro-batches at once. Always: `state_bytes` of parameters,
-    gradients, optimizer state and buffers.
+    `forward_host_s` and `backward_host_s`, what the process takes to launch all that, so that a pass takes no less;
+    `saved_bytes`, activations kept from forward to backward; `extra`, the memory in use above that at the worst moment
+    while the layer runs. Beside that (`galvatron.ir.zero`) run per micro-batch `forward_gather_s` and
+    `backward_gather_s` of values and `reduce_s` of sums of gradients, and per step `sync_s` of sums, beside the last
+    backward, and `publish_s` of gathers of new values, beside the next forward; `contention` says what they cost each
+    other.
+
+    Per step: `start_s`, what the first sum takes longer than as a part of a bucket; `across_s` of sums over stages;
+    `update_s` of the optimizer and `update_bytes` that it takes beside all state; of the last layer, `epilogue_s` of
+    the end of the loss that runs on all micro-batches at once. Always: `state` of parameters, gradients, optimizer
+    state and buffers, of which `late_bytes` are gradients that are there only from the first backward on;
+    `bucket_bytes`, those of values whose gradients are summed in buckets.
+
+    What runs beside a layer is taken to begin with it, and to be waited for by the end of it. In a run of equal layers
+    each is as long as what really is beside it, which is of a neighbour, and the layers at both ends of a stage, that
+    compute little, show what nothing hides; a layer with time to spare does not hide what another one has too much of.
     """
 
     forward_s: float
@@ -48,12 +71,24 @@ class LayerCost:
     weight_s: float = 0.0
     forward_communication_s: float = 0.0
     backward_communication_s: float = 0.0
+    forward_host_s: float = 0.0
+    backward_host_s: float = 0.0
+    forward_gather_s: float = 0.0
+    backward_gather_s: float = 0.0
+    reduce_s: float = 0.0
     saved_bytes: float = 0.0
-    extra_bytes: float = 0.0
-    state_bytes: float = 0.0
+    extra: Memory = Memory()
+    state: Memory = Memory()
+    late_bytes: float = 0.0
+    update_bytes: float = 0.0
+    bucket_bytes: float = 0.0
     sync_s: float = 0.0
+    publish_s: float = 0.0
+    start_s: float = 0.0
+    across_s: float = 0.0
     update_s: float = 0.0
     epilogue_s: float = 0.0
+    contention: Contention = Contention()
     repeated: tuple[Repeated, ...] = ()
 
     def on_stage(self, begin: int) -> LayerCost:
@@ -66,14 +101,20 @@ class LayerCost:
             return self
         together = [parameter for parameter in self.repeated if here(parameter.layer)]
         apart = [parameter for parameter in self.repeated if not here(parameter.layer)]
-        return replace(
-            self,
-            backward_communication_s=self.backward_communication_s - sum(p.backward_communication_s for p in together),
-            state_bytes=self.state_bytes - sum(p.state_bytes for p in together),
-            sync_s=self.sync_s - sum(p.sync_s for p in together) + sum(p.across_s for p in apart),
-            update_s=self.update_s - sum(p.update_s for p in together),
-            repeated=(),
-        )
+        taken = {name: max(0.0, getattr(self, name) - sum(getattr(p, name) for p in together)) for name in _TAKEN}
+        across_s = self.across_s + sum(p.across_s for p in apart)
+        state = self.state - sum((p.state for p in together), Memory())
+        return replace(self, **taken, state=state, across_s=across_s, repeated=())
+
+    @property
+    def state_bytes(self) -> float:
+        """Bytes of state."""
+        return self.state.total
+
+    @property
+    def extra_bytes(self) -> float:
+        """Bytes in use beside state and what is kept for the backward."""
+        return self.extra.total
 
     @property
     def compute_s(self) -> float:
@@ -81,25 +122,110 @@ class LayerCost:
         return self.forward_s + self.backward_s
 
     @property
+    def forward_pass_s(self) -> float:
+        """Seconds of a forward with nothing beside it."""
+        return max(self.forward_s + self.forward_communication_s, self.forward_host_s)
+
+    @property
+    def backward_pass_s(self) -> float:
+        """Seconds of a backward with nothing beside it."""
+        return max(self.backward_s + self.backward_communication_s, self.backward_host_s)
+
+    @property
+    def host_s(self) -> float:
+        """Seconds per micro-batch in which the device waits for the process."""
+        awaited_s = self.forward_communication_s + self.backward_communication_s
+        return self.forward_pass_s + self.backward_pass_s - self.compute_s - awaited_s
+
+    @property
+    def beside_s(self) -> float:
+        """Seconds by which gathers and sums lengthen a micro-batch, forward and backward."""
+        return self._exposed_s[0] + self._exposed_s[1]
+
+    @property
+    def _exposed_s(self) -> tuple[float, float]:
+        exposed_s = self.contention.exposed_s
+        gathered_s = self.backward_gather_s + self.reduce_s
+        return exposed_s(self.forward_pass_s, self.forward_gather_s), exposed_s(self.backward_pass_s, gathered_s)
+
+    @property
     def communication_s(self) -> float:
-        """Seconds of the collectives of one micro-batch, forward and backward."""
-        return self.forward_communication_s + self.backward_communication_s
+        """Seconds of a micro-batch that are spent on collectives, forward and backward."""
+        return self.forward_communication_s + self.backward_communication_s + self.beside_s
 
     @property
     def micro_batch_s(self) -> float:
-        """Seconds of one micro-batch, forward and backward, collectives included."""
-        return self.compute_s + self.communication_s
+        """Seconds of one micro-batch, forward and backward, with all that is waited for."""
+        return self.times.micro_batch_s
 
     @property
     def times(self) -> MicroBatchTimes:
         """The seconds of one micro-batch by what is computed."""
-        forward_s = self.forward_s + self.forward_communication_s
-        return MicroBatchTimes(forward_s, self.micro_batch_s - forward_s - self.weight_s, self.weight_s)
+        forward_s, backward_s = self._exposed_s
+        backward_s += self.backward_pass_s
+        return MicroBatchTimes(forward_s + self.forward_pass_s, backward_s - self.weight_s, self.weight_s)
+
+    def exposed(self, front: Front) -> Exposed:
+        """What sums and new values lengthen a step by, where so much of the first bucket is still to come.
+
+        The first bucket of a stage is the last one to be summed: its layers' backward is over before it begins, and its
+        new values are waited for by the first of them. Later ones run beside the layers that they are of, or others.
+        """
+        within = front.share(self.bucket_bytes)
+
+        def lengthens(alone_s: float, beside_s: float) -> float:
+            return within * alone_s + (1 - within) * self.contention.exposed_s(beside_s, alone_s)
+
+        return Exposed(
+            sync_s=lengthens(self.sync_s, self.backward_pass_s) + front.begins(self.bucket_bytes) * self.start_s,
+            publish_s=lengthens(self.publish_s, self.forward_pass_s),
+        )
 
     @property
-    def step_s(self) -> float:
-        """Seconds that are spent once per step."""
-        return self.sync_s + self.update_s + self.epilogue_s
+    def once_s(self) -> float:
+        """Seconds that are spent once per step, beside sums and new values."""
+        return self.across_s + self.update_s + self.epilogue_s
+
+
+_TAKEN = (
+    "backward_gather_s", "reduce_s", "sync_s", "publish_s", "bucket_bytes", "update_s", "late_bytes", "update_bytes",
+)  # fmt: skip
+"""Of a layer's cost, what a repeated parameter takes off."""
+
+
+@dataclass(frozen=True)
+class Exposed:
+    """Seconds per step that nothing hides, of sums and of gathers of new values."""
+
+    sync_s: float
+    publish_s: float
+
+    @property
+    def seconds(self) -> float:
+        """Both."""
+        return self.sync_s + self.publish_s
+
+
+@dataclass(frozen=True)
+class Front:
+    """How far a stage is from the end of its first bucket, when its layers are gone through in their order.
+
+    `missing_bytes` is a number, or an array of many stages'.
+    """
+
+    missing_bytes: Any = float(BUCKET_BYTES)
+
+    def share(self, added_bytes: float) -> Any:
+        """What of a layer's bytes is in the first bucket."""
+        return np.minimum(1.0, self.missing_bytes / added_bytes) if added_bytes else 0.0 * self.missing_bytes
+
+    def begins(self, added_bytes: float) -> Any:
+        """Whether a layer is the first one with any."""
+        return np.multiply(self.missing_bytes == BUCKET_BYTES, 1.0 if added_bytes else 0.0)
+
+    def after(self, added_bytes: float) -> Front:
+        """Behind such a layer."""
+        return Front(np.maximum(0.0, self.missing_bytes - added_bytes))
 
 
 class CostModel(Protocol):

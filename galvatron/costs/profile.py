@@ -17,7 +17,7 @@ from weakref import ref
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from galvatron.costs.events import CollectiveCall, Event, Launch, Linear, Profile
+from galvatron.costs.events import CollectiveCall, Dispatches, Event, Launch, Linear, Profile
 from galvatron.costs.fusion import fused, kept_instead
 from galvatron.costs.slices import run_on_slice
 from galvatron.costs.watch import ObservedEvent, Watch
@@ -90,6 +90,9 @@ def profile_graph(
         ),
         forward_extra_bytes=line(first.forward_extra_bytes, second.forward_extra_bytes),
         backward_extra_bytes=line(first.backward_extra_bytes, second.backward_extra_bytes),
+        summing_extra_bytes=line(first.summing_extra_bytes, second.summing_extra_bytes),
+        forward_dispatches=second.forward_dispatches,
+        backward_dispatches=second.backward_dispatches,
     )
 
 
@@ -153,6 +156,9 @@ class _Observed:
         self.shared_bytes: dict[str, int] = {}
         self.forward_extra_bytes = 0
         self.backward_extra_bytes = 0
+        self.summing_extra_bytes = 0
+        self.forward_dispatches = Dispatches()
+        self.backward_dispatches = Dispatches()
 
 
 class _Run:
@@ -202,6 +208,7 @@ class _Run:
         call = _Call()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             results = self._function()(call, *values.values())
+        self.observed.forward_dispatches = Dispatches(self.watch.ops, self.watch.views)
         peak_bytes = self.watch.peak_bytes
         outputs = [_Output.of(t) for t in results if t.requires_grad]
         made = {self.watch.number(t) for t in results} if self.compiled else set()
@@ -230,6 +237,7 @@ class _Run:
         observed.saved_bytes += round(sum(instead.more.values())) - sum(kept[value] for value in self.again)
         lasting = made | instead.more.keys() | (kept.keys() - self.again.keys())
         observed.forward[:] = fused(observed.forward, lasting=lasting)
+        observed.forward_dispatches = Dispatches(len(observed.forward))
 
     def _fuse_backward(self) -> None:
         gradients = self.watch.gradients
@@ -238,6 +246,7 @@ class _Run:
         observed.backward[:] = fused(
             observed.backward, lasting=gradients.keys(), of_weights=of_weights, again=self.again
         )
+        observed.backward_dispatches = Dispatches(len(observed.backward))
 
     def _function(self) -> Callable[..., tuple[torch.Tensor, ...]]:
         """The graph as a function of its call, inputs and state, that runs as a layer does under the strategy."""
@@ -296,10 +305,20 @@ class _Run:
         self.watch.record_in(self.observed.backward)
         before = self.watch.live_bytes
         self.watch.peak_bytes = before
-        with _gradients_leave_at_once(values.values(), self.watch):
+        peaks: list[int] = []
+
+        def made(leaf: torch.Tensor) -> None:
+            """The peak is that before the first gradient of state, and then that from there on."""
+            if not peaks and self.watch.number(leaf) in self.state:
+                peaks.append(self.watch.peak_bytes)
+                self.watch.peak_bytes = self.watch.live_bytes
+
+        with _gradients_leave_at_once(values.values(), self.watch, made):
             gradients = [torch.empty_strided(out.shape, out.stride, dtype=out.dtype, device=self.on) for out in outputs]
             torch.autograd.backward([out.edge for out in outputs], gradients)
-        self.observed.backward_extra_bytes = max(0, self.watch.peak_bytes - before)
+        self.observed.backward_extra_bytes = max(0, *peaks, self.watch.peak_bytes) - before
+        self.observed.summing_extra_bytes = self.watch.peak_bytes - before if peaks else 0
+        self.observed.backward_dispatches = Dispatches(self.watch.ops, self.watch.views)
 
     def _record(self, axis: Axis, kind: str, payload_bytes: int) -> None:
         self.watch.collective(kind, axis, payload_bytes)
@@ -367,12 +386,14 @@ def _moved(x: Any, shape: list[int], kind: str | None, axis: Axis, payload: int,
 
 
 @contextmanager
-def _gradients_leave_at_once(leaves: Any, watch: Watch) -> Iterator[None]:
-    """The gradient of each leaf is freed when it is complete: the accumulated ones count as state, not as a peak."""
+def _gradients_leave_at_once(leaves: Any, watch: Watch, made: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """The gradient of each leaf is freed when it is complete, after `made` was told: the accumulated ones count as
+    state, not as a peak."""
 
     def drop(leaf: torch.Tensor) -> None:
         assert leaf.grad is not None
         watch.made_gradient(leaf.grad, leaf)
+        made(leaf)
         leaf.grad = None
 
     handles = [t.register_post_accumulate_grad_hook(drop) for t in leaves if t.requires_grad]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+from galvatron.costs.sharing import Pace
 from galvatron.schedules import Kind, Schedule
 from galvatron.schedules.actions import Result
+
+_EVEN = Pace()
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,20 @@ class MicroBatchTimes:
         return tuple(sum(map(self.of, phase)) for phase in schedule.phases)
 
 
-def pipeline_s(schedule: Schedule, degree: int, micro_batches: int, stages: Sequence[MicroBatchTimes]) -> float:
+def pipeline_s(
+    schedule: Schedule, degree: int, micro_batches: int, stages: Sequence[MicroBatchTimes], pace: Pace = _EVEN
+) -> float:
     """Seconds from the first forward to the last backward of all micro-batches, by phases where a schedule has them."""
     if not schedule.phases:
-        return played_s(schedule, degree, micro_batches, stages)
+        return played_s(schedule, degree, micro_batches, stages, pace)
     phases = zip(*(stage.phases(schedule) for stage in stages), strict=True)
-    return sum(sum(times) + (micro_batches - 1) * max(times) for times in phases)
+    of_sum, of_slowest = pace.weights(degree, micro_batches)
+    return sum(of_sum * sum(times) + of_slowest * max(times) for times in phases)
 
 
-def played_s(schedule: Schedule, degree: int, micro_batches: int, stages: Sequence[MicroBatchTimes]) -> float:
+def played_s(
+    schedule: Schedule, degree: int, micro_batches: int, stages: Sequence[MicroBatchTimes], pace: Pace = _EVEN
+) -> float:
     """The same with every computation played through, each as soon as it can; messages go on beside them.
 
     Where an order repeats itself, few of its repetitions are played: as many as it takes until one is as long as the
@@ -60,6 +68,10 @@ def played_s(schedule: Schedule, degree: int, micro_batches: int, stages: Sequen
     if not all(math.isfinite(stage.micro_batch_s) for stage in stages):
         return math.inf
     durations = tuple(tuple(round(stage.of(kind) / QUANTUM_S) for kind in _COMPUTED) for stage in stages)
+
+    def passed(order: _Order, ends: Sequence[Sequence[int]]) -> float:
+        return max(rank[-1] for rank in ends) if pace.is_even else pace.passed(_computing(order, ends, durations))
+
     repetitions = 2
     while (fewer := schedule.shorter(degree, micro_batches, repetitions)) < micro_batches // 2:
         order = _order(schedule, degree, fewer)
@@ -67,10 +79,14 @@ def played_s(schedule: Schedule, degree: int, micro_batches: int, stages: Sequen
         unit = schedule.shorter(degree, micro_batches, repetitions + 1) - fewer
         each = _repetition(order, ends, unit)
         if each is not None:
-            return (max(rank[-1] for rank in ends) + (micro_batches - fewer) // unit * each) * QUANTUM_S
+            first = passed(order, ends)
+            if not pace.is_even:  # all computations of one repetition more are those of the ones before, too
+                more = _order(schedule, degree, fewer + unit)
+                each = passed(more, _played(more, durations)) - first
+            return (first + (micro_batches - fewer) // unit * each) * QUANTUM_S
         repetitions *= 4
-    ends = _played(_order(schedule, degree, micro_batches), durations)
-    return max(rank[-1] for rank in ends) * QUANTUM_S
+    order = _order(schedule, degree, micro_batches)
+    return passed(order, _played(order, durations)) * QUANTUM_S
 
 
 QUANTUM_S = 2.0**-50
@@ -190,6 +206,15 @@ def _played(order: _Order, durations: Sequence[Sequence[int]]) -> list[list[int]
         clocks[rank] = clock
     assert not waiting, "the order waits for itself"
     return ends
+
+
+def _computing(
+    order: _Order, ends: Sequence[Sequence[int]], durations: Sequence[Sequence[int]]
+) -> Iterator[tuple[int, int]]:
+    """Begin and end of every computation."""
+    for steps, own in zip(order.ranks, ends, strict=True):
+        for step, end in zip(steps, own, strict=True):
+            yield end - durations[step.stage][step.kind], end
 
 
 def _repetition(order: _Order, ends: Sequence[Sequence[int]], unit: int) -> int | None:

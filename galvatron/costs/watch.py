@@ -53,6 +53,7 @@ class Watch(TorchDispatchMode):
         self._numbers: dict[int, int] = {}
         self._sizes: dict[int, int] = {}
         self._next = 0
+        self.ops = self.views = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -67,8 +68,12 @@ class Watch(TorchDispatchMode):
             self._track(tensor)
         name = func._overloadpacket.__name__
         operator = of_target(str(func))
-        if not results or operator.allocates or _is_view(func, args, results):
+        if not results or operator.allocates:
             return
+        if _is_view(func, args, results):
+            self.views += 1
+            return
+        self.ops += 1
         operands = list(
             {id(t): t for t in _flat((args, tuple(kwargs.values()))) if isinstance(t, torch.Tensor)}.values()
         )
@@ -130,9 +135,11 @@ class Watch(TorchDispatchMode):
     def record_in(self, events: list[ObservedEvent]) -> None:
         """Lists what comes next elsewhere."""
         self.events, self._matmuls = events, {}
+        self.ops = self.views = 0
 
     def collective(self, kind: str | None, axis: Axis, payload_bytes: int) -> None:
         if kind is not None:
+            self.ops += 1
             self.events.append(ObservedEvent(kind, "", axis, payload_bytes))
 
     def keep(self, tensor: torch.Tensor) -> None:

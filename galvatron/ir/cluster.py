@@ -11,6 +11,7 @@ from math import prod
 from galvatron.errors import ClusterError, did_you_mean
 from galvatron.ir import cluster_file, limits, networks
 from galvatron.ir.collectives import MESSAGES
+from galvatron.ir.curves import Points
 from galvatron.ir.device import Device
 from galvatron.ir.documents import read_json
 from galvatron.ir.network import Level, MeasuredCollective
@@ -27,12 +28,18 @@ class Cluster:
     Ranks are numbered such that what the first level joins follows each other, then what the second does. A collective
     that was measured on groups of some shape takes there what was measured, and elsewhere what the levels say
     (`galvatron.machine.collectives`).
+
+    Attributes:
+        sharing: where ranks share the cores of a processor, (how many of them compute, the seconds of a computation
+            relative to those when all compute), for so many ranks from the first one on; empty where each rank has a
+            device of its own, and is as fast whatever others do.
     """
 
     name: str
     device: Device
     levels: tuple[Level, ...]
     collectives: tuple[MeasuredCollective, ...] = ()
+    sharing: Points = ()
 
     @property
     def world_size(self) -> int:
@@ -123,10 +130,12 @@ class Cluster:
         if self.world_size > limits.DEVICES:
             raise ClusterError(f"a cluster of more than {limits.DEVICES} devices")
         for level in self.levels:
+            level.contention.check()
             if (level.quick_bytes_per_s is None) != (level.quick_step_s is None):
                 raise ClusterError(f"cluster level {level.name!r} has only one of quick_bytes_per_s and quick_step_s")
         for measured in self.collectives:
             _check_measured(measured)
+        _check_sharing(self.sharing, self.world_size)
 
     def level_of(self, size: int, stride: int) -> int:
         """The index of the outermost level that some group of `size` ranks, `stride` apart, reaches.
@@ -166,6 +175,23 @@ def _check_measured(measured: MeasuredCollective) -> None:
         if size <= last_size or seconds < last_s:
             raise ClusterError(f"{what}: sizes must rise from point to point, and seconds must not fall")
         last_size, last_s = size, seconds
+
+
+def _check_sharing(sharing: Points, world_size: int) -> None:
+    """Checks that more ranks never compute faster, and all together never less.
+
+    Raises:
+        ClusterError: they do.
+    """
+    before_ranks, before = 0.0, 0.0
+    for ranks, share in sharing:
+        if not (before_ranks < ranks <= world_size and 0 < share <= 1 and before <= share):
+            raise ClusterError(f"cluster field 'sharing': {share} for {ranks} ranks is no share, or less than before")
+        if before_ranks and share / ranks > before / before_ranks * (1 + 1e-9):
+            raise ClusterError(f"cluster field 'sharing': {ranks} ranks do less together than {before_ranks}")
+        before_ranks, before = ranks, share
+    if sharing and sharing[-1] != (world_size, 1.0):
+        raise ClusterError(f"cluster field 'sharing' must end with 1 for all {world_size} ranks")
 
 
 def _is_sensible(name: str, number: float) -> bool:

@@ -64,6 +64,8 @@ _RANGES = {
     "pair_bytes_per_s": _RATE,
     "kernel_launch_s": _TIME,
     "host_op_s": _TIME,
+    "host_backward_s": _TIME,
+    "host_view_s": _TIME,
     "latency_s": _TIME,
     "start_s": _TIME,
     "step_s": _TIME,

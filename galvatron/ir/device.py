@@ -124,6 +124,8 @@ class Device:
         kind: torch's name of the type of device, which decides what kernels its operators run: `"cuda"` or `"cpu"`.
         host_op_s: the time of the process between two kernels that it launches in eager mode, with autograd: no step
             takes less than that for each of its kernels, whatever the device does meanwhile.
+        host_backward_s: the same in a backward, where autograd runs through its nodes; `host_op_s` if it is not known.
+        host_view_s: what the process takes for an op that moves nothing.
         reserved_bytes: what of the memory is taken before a program's first tensor: the context of the device, and the
             buffers of the first communicators.
         moving_share: class of kernels that memory bounds (`Operator.moves`), or `class.backward` for those of
@@ -139,6 +141,8 @@ class Device:
     kernel_launch_s: float = 0.0
     kind: str = "cuda"
     host_op_s: float = 0.0
+    host_backward_s: float | None = None
+    host_view_s: float = 0.0
     moving_share: Table = ()
     attention_share: Table = ()
     products: Products = Products()

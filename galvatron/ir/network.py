@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from galvatron.ir.contention import Contention
 from galvatron.ir.curves import Points
 
 
@@ -26,6 +27,7 @@ class Level:
         quick_bytes_per_s: the same as `bytes_per_s` for the protocol of short messages, less.
         quick_step_s: the same as `step_s` for the protocol of short messages, less.
         pair_bytes_per_s: what any two parts exchange at most, where each two have a link of their own.
+        contention: what kernels and a collective that reaches this level leave each other of their speed.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Level:
     quick_bytes_per_s: float | None = None
     quick_step_s: float | None = None
     pair_bytes_per_s: float | None = None
+    contention: Contention = Contention()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 from galvatron.errors import ClusterError, did_you_mean
 from galvatron.ir import limits, presets
+from galvatron.ir.contention import Contention
 from galvatron.ir.device import Device
+from galvatron.ir.kernel_figures import MULTIPROCESSORS
 from galvatron.ir.network import Level
 from galvatron.ir.presets import PRESETS
 
@@ -38,6 +40,18 @@ START_S = 36e-6
 
 MESSAGE_S = {"nvlink 3": 14e-6, "nvlink 4": 8e-6, "card": 20e-6}
 """Of a shortest message: fits to send-receive of A100s and H100s, in a node and across (24 and 19 us)."""
+
+
+NVLINK_CHANNELS, CHANNELS, PCIE_CHANNELS = 24, 16, 2
+"""Multiprocessors that NCCL's kernels have to themselves while a collective runs, one for each channel: in a node with
+NVLink (the log in NVIDIA/nccl-tests issue 100), through eight cards that send 190 GB/s, and on machines of PCIe with a
+single card (both NVIDIA/nccl issue 689, by its author)."""
+
+_PCIE = ("t4", "rtx-titan", "rtx-3090", "rtx-4090", "l4", "l40s")
+"""Presets without NVLink."""
+
+GLOO_THREADS, CPU_CORES = 2, 32
+"""Threads of a process group (torch's default), of the cores of the socket that the preset assumes."""
 
 
 @dataclass(frozen=True)
@@ -216,8 +230,18 @@ def levels(preset: str, sizes: list[int]) -> tuple[Level, ...]:
                 f"cluster preset {preset!r}: a {level.name} joins at most {most} parts, not {size}; write {form}"
             )
         found.append(replace(level, parts=size))
+    found = [replace(level, contention=_contention(preset, in_node=not i)) for i, level in enumerate(found)]
     node, *outer = found
     if network.bridge is not None and node.parts % network.bridge.parts == 0:
         outer.insert(0, replace(node, parts=node.parts // network.bridge.parts))
-        node = network.bridge
+        node = replace(network.bridge, contention=_contention(preset, in_node=True))
     return node, *(level for level in outer if level.parts > 1)
+
+
+def _contention(preset: str, *, in_node: bool) -> Contention:
+    """What collectives leave to kernels: the multiprocessors that they do not take. They themselves are as fast as
+    alone, since links bound them."""
+    if preset not in MULTIPROCESSORS:
+        return Contention(1 - GLOO_THREADS / CPU_CORES)
+    channels = PCIE_CHANNELS if preset in _PCIE else NVLINK_CHANNELS if in_node else CHANNELS
+    return Contention(1 - channels / MULTIPROCESSORS[preset])

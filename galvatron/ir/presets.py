@@ -105,6 +105,10 @@ HOST_OP_S = 6e-6
 """Time between two kernels that eager PyTorch launches, with autograd: typical, not measured per machine;
 pytorch/pytorch issue 41383 has 5 us for the smallest operation without autograd and 7 us with it."""
 
+HOST_VIEW_S = 1e-6
+"""For an op that gives another name to memory: 0.9 to 1.1 us for `view`, `t` and `transpose` of a CUDA tensor, 1.6 for
+a slice (gabrieldemarmiesse/torch-mojo-backend pull request 482)."""
+
 
 def device(name: str) -> Device:
     """The device of published figures."""
@@ -126,6 +130,7 @@ def device(name: str) -> Device:
         KERNEL_LAUNCH_S,
         preset.kind,
         HOST_OP_S,
+        host_view_s=HOST_VIEW_S,
         reserved_bytes=round(preset.reserved_gib * 2**30),
     )
     if preset.kind == "cpu":

@@ -18,7 +18,13 @@ class Level:
 
     `values`, `gradients` and `optimizer` say what is cut into `n` parts between its uses; the optimizer's copies are
     the state of its rule and, with a master type, the master. Collectives are of the parameter (`all_gather`) and of
-    its gradient (the others): `forward` and `backward` once per micro-batch, `step` once per step.
+    its gradient (the others): `forward` and `backward` once per micro-batch, `step` and `update` once per step, beside
+    the last backward and after the update of the values.
+
+    None of them is waited for where it begins. The runtime has gathers of `forward` and `backward` run beside the layer
+    before, reduce-scatters of `backward` beside the backward of the layer that it meets next, those of `step` beside
+    all of the last backward that is still to come (in buckets of `BUCKET_BYTES`), and those of `update` beside the next
+    forward, up to the layer that reads the values.
     """
 
     values: bool
@@ -27,15 +33,19 @@ class Level:
     forward: tuple[str, ...] = ()
     backward: tuple[str, ...] = ()
     step: tuple[str, ...] = ()
+    update: tuple[str, ...] = ()
 
 
 LEVELS = (
     Level(False, False, False, step=("all_reduce",)),
-    Level(False, False, True, step=("reduce_scatter", "all_gather")),
-    Level(False, True, True, backward=("reduce_scatter",), step=("all_gather",)),
+    Level(False, False, True, step=("reduce_scatter",), update=("all_gather",)),
+    Level(False, True, True, backward=("reduce_scatter",), update=("all_gather",)),
     Level(True, True, True, forward=("all_gather",), backward=("all_gather", "reduce_scatter")),
 )
 """By number. Level 0 is plain data parallelism; without an axis to sum over every level is that, and sends nothing."""
+
+BUCKET_BYTES = 32 << 20
+"""Of values whose gradients are summed together once per step: so many must have theirs before their sum begins."""
 
 
 def summed_axes(layout: Layout, mesh: tuple[Axis, ...]) -> tuple[Axis, ...]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.contention import Contention
 from galvatron.ir.layout import Axis
 from galvatron.machine.collectives import Collectives
 from galvatron.machine.kernel import Kernel
@@ -23,11 +25,20 @@ class Machine:
         """Seconds that any kernel takes on the device, however little it does."""
         return self.cluster.device.kernel_launch_s
 
-    @property
-    def host_op_s(self) -> float:
-        """Seconds of the process from one kernel that it launches to the next, in eager mode: so many kernels take so
-        long at least, whatever the device does meanwhile."""
-        return self.cluster.device.host_op_s
+    def host_s(self, ops: int, views: int, *, backward: bool = False) -> float:
+        """Seconds of the process, in eager mode, for ops that launch something and for views: a pass takes so long at
+        least, whatever the device does meanwhile. On a processor both are one, and launching is a part of what a kernel
+        takes; see `views_s`."""
+        device = self.cluster.device
+        if device.kind == "cpu":
+            return 0.0
+        backward_s = device.host_op_s if device.host_backward_s is None else device.host_backward_s
+        return ops * (backward_s if backward else device.host_op_s) + views * device.host_view_s
+
+    def views_s(self, views: int) -> float:
+        """Seconds by which ops that move nothing lengthen what the device computes: on a processor, which runs them."""
+        device = self.cluster.device
+        return views * device.host_view_s if device.kind == "cpu" else 0.0
 
     def kernel_s(self, kernel: Kernel) -> float:
         """Seconds of one kernel on the device, its launch included."""
@@ -51,6 +62,16 @@ class Machine:
             ClusterError: unknown kind.
         """
         return self._collectives.seconds(kind, payload_bytes, axis)
+
+    def contention(self, axes: Iterable[Axis]) -> Contention:
+        """What kernels and a collective over these axes cost each other: at the outermost level that they reach."""
+        levels = [self.cluster.level_of(axis.size, axis.stride) for axis in axes]
+        return self.cluster.levels[max(levels)].contention if levels else Contention()
+
+    def together_s(self, compute_s: float, communication_s: float, axis: Axis) -> float:
+        """Seconds until kernels and a collective on an axis have both ended that begin at the same time and take so
+        long by themselves."""
+        return self.contention((axis,)).together_s(compute_s, communication_s)
 
     @cached_property
     def _kernels(self) -> Kernels:

@@ -11,6 +11,7 @@ from itertools import groupby
 
 from galvatron.errors import ClusterError
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.contention import Contention
 from galvatron.ir.curves import Curve, Points
 from galvatron.ir.device import Device, Measured
 from galvatron.ir.network import Level, MeasuredCollective
@@ -38,7 +39,8 @@ def cluster_of(profile: Profile) -> Cluster:
         levels = [_level(profile, "node", per_node, 1)]
         if nodes > 1:
             levels.append(_level(profile, "network", nodes, per_node))
-        cluster = Cluster(profile.name, _device(profile), tuple(levels), tuple(_collectives(profile)))
+        collectives = tuple(_collectives(profile))
+        cluster = Cluster(profile.name, _device(profile), tuple(levels), collectives, _sharing(profile))
     cluster.check()
     return cluster
 
@@ -85,6 +87,8 @@ def _device(profile: Profile) -> Device:
         kernel_launch_s=min(launches, default=0.0),
         kind=environment.kind,
         host_op_s=min(recorded, default=0.0),
+        host_backward_s=_backward_s(profile),
+        host_view_s=min((m.seconds for m in profile.of("host", "view")), default=0.0),
         reserved_bytes=_reserved_bytes(profile),
         moving_share=tuple(
             (name, min(1.0, rows[-1][0] / rows[-1][1] / bandwidth)) for name, rows in moving.items() if name in _MOVING
@@ -95,6 +99,49 @@ def _device(profile: Profile) -> Device:
             attention=tuple(_attention(profile)),
         ),
     )
+
+
+def _backward_s(profile: Profile) -> float | None:
+    """What the process takes for an op of a backward: what a recorded op takes longer with its own."""
+    both, forward = (profile.of("host", how) for how in ("recorded op and backward", "recorded op"))
+    if not both or not forward:
+        return None
+    return max(0.0, min(m.seconds for m in both) - min(m.seconds for m in forward))
+
+
+def _contention(profile: Profile, parts: int, stride: int) -> Contention:
+    """What kernels and collectives between so many parts leave each other: medians of what was measured at once on
+    groups that reach as far, or else on any; with nothing measured, all."""
+    known = [o for o in profile.overlaps if o.collective.split()[0] != "p2p"]
+    reaching = [o for o in known if stride < o.group * o.stride <= stride * parts]
+    found = reaching or known
+    if not found:
+        return Contention()
+    kernel, collective = (
+        statistics.median(speeds) for speeds in zip(*((o.kernel_speed, o.collective_speed) for o in found), strict=True)
+    )
+    return Contention(max(LEAST_SPEED, kernel), max(LEAST_SPEED, collective))
+
+
+LEAST_SPEED = 0.01
+"""What is left of the speed of something that was not seen to go on."""
+
+
+def _sharing(profile: Profile) -> Points:
+    """What a kernel takes while only the first ranks compute, relative to while all do: the mean over kernels."""
+    found: dict[float, list[float]] = {}
+    world = profile.environment.world_size
+    for how in {m.how for m in profile.of("shared cores")}:
+        taken = {m.size("ranks"): m.seconds for m in profile.of("shared cores", how)}
+        if world in taken:
+            for ranks, seconds in taken.items():
+                found.setdefault(ranks, []).append(seconds / taken[world])
+    points: list[tuple[float, float]] = []
+    for ranks in sorted(found, reverse=True):  # what noise says otherwise: fewer are never slower, nor do they do more
+        share = statistics.geometric_mean(found[ranks])
+        after_ranks, after = points[-1] if points else (ranks, 1.0)
+        points.append((ranks, min(max(share, after * ranks / after_ranks), after)))
+    return tuple(reversed(points)) if len(points) > 1 else ()
 
 
 _COMMUNICATORS = 2
@@ -172,7 +219,8 @@ def _level(profile: Profile, name: str, parts: int, stride: int) -> Level:
         return Level(name, parts, _bandwidth(profile), 0.0)
     rate, step_s = _ring(profile, parts, stride)
     one_way = [m.seconds for m in profile.of("p2p", "one way") if m.size("stride") == stride]
-    return Level(name, parts, rate, min(one_way, default=step_s), step_s=step_s)
+    contention = _contention(profile, parts, stride)
+    return Level(name, parts, rate, min(one_way, default=step_s), step_s=step_s, contention=contention)
 
 
 def _ring(profile: Profile, parts: int, stride: int) -> tuple[float, float]:
@@ -191,8 +239,12 @@ def _with_links(profile: Profile) -> Cluster:
     environment = profile.environment
     published = Cluster.parse(f"{environment.device}:{environment.nodes}x{environment.devices_per_node}")
     levels, stride = [], 1
+    slowdown = profile.fact("overlap_slowdown")
     for level in published.levels:
-        levels.append(_measured_level(profile, level, stride))
+        measured = _measured_level(profile, level, stride)
+        if slowdown:
+            measured = replace(measured, contention=Contention(min(1.0, 1 / slowdown), min(1.0, 1 / slowdown)))
+        levels.append(measured)
         stride *= level.parts
     return replace(published, name=profile.name, levels=tuple(levels), collectives=tuple(_collectives(profile)))
 

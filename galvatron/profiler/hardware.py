@@ -145,8 +145,9 @@ class _Measuring:
         self._measure(self._kernels, 1.0, "")
         per_node = self.environment.devices_per_node
         if self.device.type == "cpu" and per_node > 1:
-            for name, ranks in product(KERNELS, sorted({1, max(1, per_node // 2), per_node})):
-                is_one = self.meter.world.rank % per_node < ranks
+            counts = {1, max(1, per_node // 2), per_node, self.meter.world.size}
+            for name, ranks in product(KERNELS, sorted(counts)):
+                is_one = self.meter.world.rank < ranks
                 timing = self.meter.of_some(kernel_beside(name, self.device), is_one, self._share_s(1.0))
                 measured = Measurement(
                     "shared cores", name, "f32", sizes_of(ranks=ranks), timing.seconds, timing.spread, timing.repeats

@@ -107,4 +107,5 @@ def _state_collectives(program: Program, stage: Stage) -> StateCollectives:
         tuple(event for part in parts for event in part.forward),
         tuple(event for part in parts for event in part.backward),
         tuple(event for part in parts for event in part.step),
+        tuple(event for part in parts for event in part.update),
     )

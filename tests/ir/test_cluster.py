@@ -101,7 +101,8 @@ def test_json_loses_nothing(
 ) -> None:
     levels = (Level("node", 4, rate, latency, 2, latency, latency, rate, latency), Level("network", 1, 1.0, 0.0))
     measured = MeasuredCollective("all_reduce", 2, 1, ((1.0, latency), (rate + 1, latency + 1)), rate)
-    cluster = Cluster(name, Device(name, memory, tuple(rates), rate, latency), levels, (measured,))
+    sharing = ((1.0, 0.5), (4.0, 1.0))
+    cluster = Cluster(name, Device(name, memory, tuple(rates), rate, latency), levels, (measured,), sharing)
     assert Cluster.from_json(cluster.to_json()) == cluster
 
 

@@ -96,7 +96,13 @@ def _too_much_state(branch: Branch) -> Iterator[tuple[Strategy, str]]:
             costs = [
                 branch.model.layer(index, strategy, size, ties).on_stage(0) for ties in branch.ways(strategy, index)
             ]
-            least = min(cost.state_bytes + cost.saved_bytes + cost.extra_bytes for cost in costs)
+            least = min(
+                max(
+                    cost.state_bytes - cost.late_bytes + cost.saved_bytes + cost.extra_bytes,
+                    cost.state_bytes + cost.update_bytes,
+                )
+                for cost in costs
+            )
             if least > branch.memory_bytes:
                 layer = planned_layers(branch.program)[index].name
                 yield (
@@ -191,11 +197,20 @@ def _costs_no_more(model: CostModel, index: int, better: _Kept, worse: _Kept, si
     for begin in {0, index, *(parameter.layer + 1 for cost in costs for parameter in cost.repeated)}:
         a, b = (cost.on_stage(begin) for cost in costs)
         pairs = (
-            (a.forward_s + a.forward_communication_s, b.forward_s + b.forward_communication_s),
-            (a.backward_s + a.backward_communication_s, b.backward_s + b.backward_communication_s),
-            (a.step_s, b.step_s),
+            (a.forward_pass_s, b.forward_pass_s),
+            (a.backward_pass_s, b.backward_pass_s),
+            (a.forward_gather_s, b.forward_gather_s),
+            (a.backward_gather_s + a.reduce_s, b.backward_gather_s + b.reduce_s),
+            (a.sync_s, b.sync_s),
+            (a.publish_s, b.publish_s),
+            (a.start_s if a.bucket_bytes else 0.0, b.start_s if b.bucket_bytes else 0.0),
+            (a.once_s, b.once_s),
+            # The more of the first bucket a layer fills, the less of it is left for layers behind it.
+            (b.bucket_bytes, a.bucket_bytes),
             (a.saved_bytes, b.saved_bytes),
             (a.state_bytes, b.state_bytes),
+            (a.state_bytes - a.late_bytes, b.state_bytes - b.late_bytes),
+            (a.state_bytes + a.update_bytes, b.state_bytes + b.update_bytes),
             (a.extra_bytes, b.extra_bytes),
         )
         if any(x > y for x, y in pairs):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 
-from galvatron.costs.estimate import cost_model, with_predictions
+from galvatron.costs.estimate import cost_model, pace_of, with_predictions
 from galvatron.costs.model import CostModel
 from galvatron.costs.objective import Setting
 from galvatron.errors import BudgetError, PassError, PlanError
@@ -105,7 +105,8 @@ class Search(Pass):
             left = {c.cls: c.strategies for c in program.candidates if c.pipeline_degree == degree}
             for count in counts:
                 schedule = self._schedule(count, ends)
-                setting = Setting(program.batch_size, count, str(schedule), degree, ends)
+                pace = pace_of(program, degree)
+                setting = Setting(program.batch_size, count, str(schedule), degree, ends, pace=pace)
                 if program.batch_size % count or not schedule.allows(degree, count, epilogue=ends):
                     continue
                 candidates = [

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from galvatron.costs.model import CostModel, LayerCost
-from galvatron.costs.objective import Setting, added_shared_bytes
+from galvatron.costs.model import CostModel, Front, LayerCost
+from galvatron.costs.objective import Setting, added_shared_bytes, messages_bytes
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.planning.search.pareto import frontier
 
-STEP_S, BYTES, EXTRA = -3, -2, -1
-"""The last columns of a label: seconds per step, bytes that add up, and the largest working memory. Those before them
-are the seconds per micro-batch, one column for each phase of the schedule."""
+STEP_S, MISSING, BYTES, EXTRA, UPDATE = -5, -4, -3, -2, -1
+"""The last columns of a label: seconds per step, bytes that are missing to the end of the first bucket (`Front`), bytes
+that add up, what is in use beside these at the worst moment, and bytes during the update. Those before them are the
+seconds per micro-batch, one column for each phase of the schedule."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def _fastest_s(model: CostModel, setting: Setting, candidates: Sequence[Sequence
 
 def bound_s(model: CostModel, setting: Setting, candidates: Sequence[Sequence[Strategy]]) -> float:
     """A step time that no plan beats: the layers add up, and the slowest stage takes at least the mean."""
-    total_s = sum(_fastest_s(model, setting, candidates))
-    return total_s * (1 + (setting.micro_batches - 1) / setting.pipeline_degree)
+    of_sum, of_slowest = setting.weights
+    return sum(_fastest_s(model, setting, candidates)) * (of_sum + of_slowest / setting.pipeline_degree)
 
 
 class Segments:
@@ -79,10 +80,11 @@ class Segments:
         worst_s: float,
     ) -> None:
         self.model, self.setting, self.candidates = model, setting, candidates
-        self.budget_bytes, self.worst_s = budget_bytes, worst_s
+        self.budget_bytes, self.worst_s = budget_bytes - setting.fixed_bytes, worst_s
         self._kinds = model.kinds()
         self._nodes: dict[Hashable, _Node] = {}
         self._rows: dict[Hashable, np.ndarray] = {}
+        self._settled: dict[Hashable, list[LayerCost]] = {}
         self._conversions: dict[Hashable, np.ndarray] = {}
         self.fastest_s = np.concatenate([[0.0], np.cumsum(_fastest_s(model, setting, candidates))])
         """Least seconds per micro-batch of the first i layers."""
@@ -90,7 +92,8 @@ class Segments:
         self.phases = len(setting.order.phases)
         # The first column is exact; of the others seconds that the micro-batches multiply count as seconds of a step.
         later = [unit_s / setting.micro_batches] * (self.phases - 1)
-        self._units = np.array([0.0, *later, unit_s, budget_bytes * resolution, 0.0])
+        unit_bytes = budget_bytes * resolution
+        self._units = np.array([0.0, *later, unit_s, 0.0, unit_bytes, 0.0, unit_bytes])
 
     def segments(self, stage: int, begin: int, end: int) -> dict[tuple[int | None, int], Segment]:
         """By first and last strategy, what stage `stage` can be if it runs layers `begin..end - 1`."""
@@ -98,10 +101,11 @@ class Segments:
         found: dict[tuple[int | None, int], Segment] = {}
         for (first, last), front in self._node(begin, end, in_flight).fronts.items():
             strategy = self.candidates[end - 1][last]
-            sent_bytes = in_flight * self.model.boundary_bytes(end, strategy, self.setting.micro_batch)
+            entered = strategy if first is None else self.candidates[begin][first]
+            sent_bytes = messages_bytes(self.model, self.setting, stage, begin, end, entered, strategy)
             rows = np.flatnonzero(front.values[:, BYTES] + front.values[:, EXTRA] + sent_bytes <= self.budget_bytes)
-            times = front.values[rows][:, :BYTES]
-            keep = frontier(times, self._units[:BYTES])
+            times = front.values[rows][:, :MISSING]
+            keep = frontier(times, self._units[:MISSING])
             if len(keep):
                 found[first, last] = Segment(times[keep], rows[keep])
         return found
@@ -141,21 +145,25 @@ class Segments:
         fronts: dict[tuple[int | None, int], _Front] = {}
         if before is None:
             for last in range(len(rows)):
-                value = rows[last].copy()
-                value[BYTES] += self._shared(index, None, last, in_flight)
+                cost, missing = self._costs(index, begin)[last], np.array([Front().missing_bytes])
+                value = self._behind(rows[last][None].copy(), cost, missing)[0]
+                value[BYTES] += in_flight * self._shared(index, None, last)
                 self._add(fronts, None if begin == 0 else last, last, begin, end, [(value[None], last)])
             return _Node(None, fronts)
         conversions = self._conversion(index)
         firsts = dict.fromkeys(first for first, _ in before.fronts)
         for first in firsts:
-            for last in range(len(rows)):
+            for last, cost in enumerate(self._costs(index, begin)):
                 parts: list[tuple[np.ndarray, int]] = []
                 for (other, previous), front in before.fronts.items():
                     if other == first:
-                        values = front.values + rows[last]
-                        values[:, EXTRA] = np.maximum(front.values[:, EXTRA], rows[last][EXTRA])
+                        values = self._behind(front.values + rows[last], cost, front.values[:, MISSING])
+                        shared_bytes = self._shared(index, previous, last)
+                        leaving_bytes = cost.saved_bytes - self.setting.late_bytes(cost) + shared_bytes
+                        earlier = front.values[:, EXTRA] - leaving_bytes
+                        values[:, EXTRA] = np.maximum(earlier, rows[last][EXTRA])
                         values[:, : self.phases] += conversions[previous, last] / self.phases
-                        values[:, BYTES] += self._shared(index, previous, last, in_flight)
+                        values[:, BYTES] += in_flight * shared_bytes
                         parts.append((values, previous))
                 self._add(fronts, first, last, begin, end, parts)
         return _Node(before, fronts)
@@ -176,15 +184,17 @@ class Segments:
         strategies = np.concatenate([np.full(len(part), previous) for part, previous in parts])
         rows = np.concatenate([np.arange(len(part)) for part, _ in parts])
         # One stage takes this long in each micro-batch, and the others at least their share once.
-        others_s = self.fastest_s[-1] - (self.fastest_s[end] - self.fastest_s[begin])
-        own_s = self.setting.micro_batches * values[:, : self.phases].sum(axis=1) + values[:, STEP_S]
+        of_sum, of_slowest = self.setting.weights
+        others_s = of_sum * (self.fastest_s[-1] - (self.fastest_s[end] - self.fastest_s[begin]))
+        own_s = (of_sum + of_slowest) * values[:, : self.phases].sum(axis=1) + values[:, STEP_S]
         least_s = own_s + others_s
-        alive = np.flatnonzero((values[:, BYTES] + values[:, EXTRA] <= self.budget_bytes) & (least_s < self.worst_s))
+        most_bytes = np.maximum(values[:, BYTES] + values[:, EXTRA], values[:, UPDATE])
+        alive = np.flatnonzero((most_bytes <= self.budget_bytes) & (least_s < self.worst_s))
         values = values[alive]
         compared = values
         if self.setting.pipeline_degree == 1:  # only the sum matters
             compared = values.copy()
-            compared[:, :BYTES] = 0.0
+            compared[:, :MISSING] = 0.0
             compared[:, 0] = own_s[alive]
         keep = frontier(compared, self._units)
         if len(keep):
@@ -195,23 +205,44 @@ class Segments:
         key = (in_flight, self._key(index, begin))
         if key not in self._rows:
             order = self.setting.order
-            costs = [self._cost(index, strategy).on_stage(begin) for strategy in self.candidates[index]]
             self._rows[key] = np.array(
                 [
-                    [*c.times.phases(order), c.step_s, c.state_bytes + in_flight * c.saved_bytes, c.extra_bytes]
-                    for c in costs
+                    [
+                        *c.times.phases(order),
+                        c.once_s,
+                        0.0,
+                        c.state_bytes - self.setting.late_bytes(c) + in_flight * c.saved_bytes,
+                        c.extra_bytes,
+                        c.state_bytes + c.update_bytes,
+                    ]
+                    for c in self._costs(index, begin)
                 ]
             )
         return self._rows[key]
 
+    def _costs(self, index: int, begin: int) -> list[LayerCost]:
+        """What a layer costs under each of its strategies."""
+        key = self._key(index, begin)
+        if key not in self._settled:
+            costs = [self._cost(index, strategy).on_stage(begin) for strategy in self.candidates[index]]
+            self._settled[key] = costs
+        return self._settled[key]
+
+    def _behind(self, values: np.ndarray, cost: LayerCost, missing: np.ndarray) -> np.ndarray:
+        """The same labels with what of a layer is exposed once per step, where so much of the first bucket was left."""
+        front = Front(missing)
+        values[:, STEP_S] += cost.exposed(front).seconds
+        values[:, MISSING] = front.after(cost.bucket_bytes).missing_bytes
+        return values
+
     def _cost(self, index: int, strategy: Strategy) -> LayerCost:
         return self.model.layer(index, strategy, self.setting.micro_batch, self.setting.ties)
 
-    def _shared(self, index: int, previous: int | None, last: int, in_flight: int) -> float:
+    def _shared(self, index: int, previous: int | None, last: int) -> float:
         before = None if previous is None else self.candidates[index - 1][previous]
         strategy = self.candidates[index][last]
         size, ties = self.setting.micro_batch, self.setting.ties
-        return in_flight * added_shared_bytes(self.model, before, strategy, size, ties)
+        return added_shared_bytes(self.model, before, strategy, size, ties)
 
     def _conversion(self, index: int) -> np.ndarray:
         """Seconds of converting between each strategy of layer `index - 1` and each of layer `index`."""

@@ -74,14 +74,15 @@ def search_stages(
     finals = [(key, state) for key, state in waves[-1].items() if key[0] == layers]
     if not finals:
         return None
-    times = [_step_time_s(state.values, setting.micro_batches) for _, state in finals]
+    times = [_step_time_s(state.values, setting) for _, state in finals]
     which = min(range(len(finals)), key=lambda i: times[i].min())
     row = int(times[which].argmin())
     return float(times[which][row]), _traced(segments, waves, finals[which][0], row)
 
 
-def _step_time_s(values: np.ndarray, micro_batches: int) -> np.ndarray:
-    return values[:, SUM_S] + (micro_batches - 1) * values[:, 1:-1].sum(axis=1) + values[:, STEP_S]
+def _step_time_s(values: np.ndarray, setting: Setting) -> np.ndarray:
+    of_sum, of_slowest = setting.weights
+    return of_sum * values[:, SUM_S] + of_slowest * values[:, 1:-1].sum(axis=1) + values[:, STEP_S]
 
 
 def _state(
@@ -114,8 +115,8 @@ def _state(
     values = np.concatenate(blocks)
     block = np.concatenate([np.full(len(b), i) for i, b in enumerate(blocks)])
     pick = np.concatenate([np.arange(len(b)) for b in blocks])
-    rest_s = segments.fastest_s[-1] - segments.fastest_s[end]
-    alive = np.flatnonzero(_step_time_s(values, setting.micro_batches) + rest_s < segments.worst_s)
+    rest_s = setting.weights[0] * (segments.fastest_s[-1] - segments.fastest_s[end])
+    alive = np.flatnonzero(_step_time_s(values, setting) + rest_s < segments.worst_s)
     keep = alive[frontier(values[alive], np.zeros(values.shape[1]))]
     return _State(values[keep], block[keep], pick[keep], origins) if len(keep) else None
 

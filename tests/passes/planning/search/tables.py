@@ -7,9 +7,12 @@ from dataclasses import dataclass, field, replace
 
 from hypothesis import strategies as st
 
+from galvatron.costs.memory import Memory
 from galvatron.costs.model import LayerCost, Repeated
+from galvatron.ir.contention import NOTHING_BESIDE, Contention
 from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
+from galvatron.ir.zero import BUCKET_BYTES
 
 STRATEGIES = tuple(Strategy.parse(s) for s in ("dp4-tp1", "dp2-tp2", "dp2-tp2-recompute"))
 
@@ -60,9 +63,14 @@ class TableModel:
             repeated=tuple(
                 Repeated(
                     layer=layer,
-                    backward_communication_s=cost.backward_communication_s * part,
-                    state_bytes=cost.state_bytes * part,
+                    backward_gather_s=cost.backward_gather_s * part,
+                    reduce_s=cost.reduce_s * part,
+                    state=Memory(parameters=cost.state_bytes * part),
+                    late_bytes=cost.late_bytes * part,
+                    update_bytes=cost.update_bytes * part,
                     sync_s=cost.sync_s * part,
+                    publish_s=cost.publish_s * part,
+                    bucket_bytes=cost.bucket_bytes * part,
                     update_s=0.0,
                     across_s=3.0,
                 )
@@ -92,11 +100,20 @@ def costs() -> st.SearchStrategy[LayerCost]:
         forward_s=small.map(lambda s: s + 1),
         backward_s=small,
         backward_communication_s=small,
+        backward_host_s=small,
+        forward_gather_s=small,
+        reduce_s=small,
         saved_bytes=small,
-        extra_bytes=small,
-        state_bytes=small,
+        extra=st.builds(Memory, working=small),
+        state=st.builds(Memory, parameters=small, gradients=st.just(4.0)),
+        late_bytes=st.sampled_from([0.0, 4.0]),
+        update_bytes=small,
+        bucket_bytes=small.map(lambda n: n * BUCKET_BYTES / 8),
         sync_s=small,
+        publish_s=small,
+        start_s=small,
         update_s=small,
+        contention=st.sampled_from([Contention(), Contention(0.75, 0.5), NOTHING_BESIDE]),
     )
 
 

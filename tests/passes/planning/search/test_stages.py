@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from galvatron.costs.objective import Setting, StageReport, evaluate_plan
+from galvatron.costs.sharing import Pace
 from galvatron.errors import PlanError
+from galvatron.ir.curves import Points
 from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.planning.search import fastest, ways
@@ -38,15 +40,22 @@ def every_way(model: TableModel, strategies: tuple[Strategy, ...]) -> Iterator[T
 
 def bytes_of(report: StageReport) -> float:
     """The peak memory of a stage; `peak_bytes` rounds, and tables have half bytes."""
-    return report.state_bytes + report.activation_bytes + report.extra_bytes
+    return report.memory.total
 
 
 @settings(max_examples=100, deadline=None)
-@given(models(), st.integers(1, 3), st.sampled_from([1, 2, 4]), st.sampled_from(["gpipe", "1f1b"]), st.integers(5, 150))
+@given(
+    models(),
+    st.integers(1, 3),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from(["gpipe", "1f1b"]),
+    st.integers(5, 150),
+    st.sampled_from([(), ((1.0, 0.5), (6.0, 1.0)), ((3.0, 0.5), (6.0, 1.0))]),
+)
 def test_finds_the_optimum_of_every_plan(
-    model: TableModel, degree: int, micro_batches: int, schedule: str, budget: int
+    model: TableModel, degree: int, micro_batches: int, schedule: str, budget: int, sharing: Points
 ) -> None:
-    setting = Setting(16, micro_batches, schedule, degree)
+    setting = Setting(16, micro_batches, schedule, degree, pace=Pace.of(sharing, degree, 6))
     best = float("inf")
     for stages in every_plan(model, degree):
         for ties in every_way(model, tuple(itertools.chain(*stages))):

@@ -1,0 +1,115 @@
+"""Steps of plans, measured: one job of several ranks takes all plans of a model."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any, TextIO
+
+import torch.distributed as dist
+from common import memory, peers
+from common.measure import in_turn
+
+import galvatron
+from accuracy.plans import Model
+from galvatron.errors import GalvatronError
+from galvatron.ir.cluster import Cluster
+from galvatron.profiler.meter import spread_of
+
+TOGETHER = 6
+"""Programs that are in memory at a time, and take turns."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What steps of one plan took.
+
+    Attributes:
+        step_s: wall-clock seconds of the slowest rank, step by step.
+        cpu_s: of all ranks together.
+        compute_s, waiting_s, bubble_s: by rank, medians of `compiled.metrics`: computing, waiting for collectives, and
+            waiting for other stages.
+        peak_bytes: by rank, what tensors held at the most in a step that was not the first.
+    """
+
+    step_s: tuple[float, ...]
+    cpu_s: tuple[float, ...]
+    compute_s: tuple[float, ...]
+    waiting_s: tuple[float, ...]
+    bubble_s: tuple[float, ...]
+    peak_bytes: tuple[int, ...]
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.step_s)
+
+    @property
+    def spread(self) -> float:
+        """How far apart the middle half of the steps is, relative to the median."""
+        return spread_of(list(self.step_s))
+
+
+class _Running:
+    """A compiled plan on this rank, and the figures of its steps."""
+
+    def __init__(self, model: Model, plan: str, cluster: Cluster) -> None:
+        gc.collect()
+        self.times: list[tuple[float, float, float]] = []
+        batch = model.batch()
+        with memory.watched() as watched:
+            compiled = galvatron.compile(model.build(), batch, plan=plan, cluster=cluster, optimizer=peers.adamw)
+            gc.collect()
+            compiled.train_step(batch)  # it makes the optimizer's state
+            watched.begin()
+            compiled.train_step(batch)
+        self.peak_bytes = watched.peak_bytes
+        self._compiled, self._batch = compiled, batch
+
+    def step(self) -> None:
+        self._compiled.train_step(self._batch)
+        found = self._compiled.metrics
+        self.times.append((found.compute_s, found.exposed_communication_s, found.bubble_s))
+
+    def figures(self, rounds: int) -> tuple[Any, ...]:
+        """Medians of the last steps, and the peak."""
+        return *map(statistics.median, zip(*self.times[-rounds:], strict=True)), self.peak_bytes
+
+
+def measured(
+    model: Model, plans: Sequence[str], cluster: Cluster, rounds: int, told: Callable[[str], None]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """For each plan the fields of `Measured`, or `{"refused": why}`. Collective, alike on all ranks."""
+    for first in range(0, len(plans), TOGETHER):
+        running: dict[str, _Running] = {}
+        for plan in plans[first : first + TOGETHER]:
+            told(f"{plan}: compiling")
+            try:
+                running[plan] = _Running(model, plan, cluster)
+            except GalvatronError as error:
+                told(f"{plan}: refused: {error}")
+                yield plan, {"refused": str(error)}
+        times = in_turn({plan: one.step for plan, one in running.items()}, rounds) if running else {}
+        for plan, one in running.items():
+            own = one.figures(rounds)
+            everyone: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(everyone, own)
+            found = Measured(tuple(times[plan].wall_s), tuple(times[plan].cpu_s), *zip(*everyone, strict=True))
+            told(f"{plan}: {found.median_s:.3f} s")
+            yield plan, asdict(found)
+
+
+def teller(path: str, is_one: bool) -> Callable[[str], None]:
+    """What writes lines of progress to a file of another process, such as where it shows its errors."""
+    file: TextIO | None = None
+    if is_one:
+        with suppress(OSError):
+            file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - it is open as long as the process
+
+    def tell(line: str) -> None:
+        if file is not None:
+            print(line, file=file, flush=True)
+
+    return tell

@@ -1,0 +1,86 @@
+"""Ranks that share the cores of a processor: how long a pipeline takes where a rank is faster while others wait.
+
+Computations are timed while all ranks compute (`Cluster.sharing`). Ranks that compute get equally much of the cores, so
+in a time in which all of them are as fast as that, each is done when it would be if none were ever faster; while only
+some compute, that time passes faster. What it says is left of a second: `Pace`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from galvatron.ir.curves import Points
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long a second of computing is for the ranks of a pipeline, by how many of them compute.
+
+    Attributes:
+        shares: for each number of pipeline ranks that compute, from 1 on, what is left of a second. It never falls, and
+            grows no faster than they do; the last is 1.
+    """
+
+    shares: tuple[float, ...] = (1.0,)
+
+    @staticmethod
+    def of(sharing: Points, degree: int, world_size: int) -> Pace:
+        """That of a pipeline on all ranks of a cluster.
+
+        Args:
+            sharing: see `Cluster.sharing`.
+            degree: of the pipeline.
+        """
+        devices = world_size // degree
+        return Pace(tuple(_at(sharing, ranks * devices) for ranks in range(1, degree + 1)))
+
+    @property
+    def is_even(self) -> bool:
+        """Whether it makes no difference who waits."""
+        return self.shares[0] == 1.0
+
+    def weights(self, degree: int, micro_batches: int) -> tuple[float, float]:
+        """What a phase of a schedule is made of: so many times the sum over stages, and so many times the slowest one.
+
+        Exact for equal stages, of which one more computes in each turn until all do, and for a stage besides which no
+        other takes any time: in between it is a line through both.
+        """
+        if degree == 1 or self.is_even:
+            return 1.0, micro_batches - 1.0
+        most = min(micro_batches, degree)
+        turns = 2 * sum(self.shares[: most - 1]) + (micro_batches + degree + 1 - 2 * most) * self.shares[most - 1]
+        alone = micro_batches * self.shares[0]
+        of_sum = (turns - alone) / (degree - 1)
+        return of_sum, alone - of_sum
+
+    def passed(self, computing: Iterable[tuple[int, int]]) -> float:
+        """How long a time takes in which all are as fast as when all compute, from 0 to the last end.
+
+        Args:
+            computing: begin and end of each computation.
+        """
+        changes: dict[int, int] = {}
+        for begin, end in computing:
+            changes[begin] = changes.get(begin, 0) + 1
+            changes[end] = changes.get(end, 0) - 1
+        total, before, active = 0.0, 0, 0
+        for moment in sorted(changes):
+            total += (moment - before) * self.shares[max(0, active - 1)]
+            before, active = moment, active + changes[moment]
+        return total
+
+
+def _at(sharing: Points, ranks: int) -> float:
+    """What is left of a second while so many ranks compute: on the line between the points, which begin with one rank
+    or more."""
+    if not sharing:
+        return 1.0
+    before = sharing[0]
+    for point in sharing:
+        if ranks <= point[0]:
+            if point is before:
+                return point[1]
+            return before[1] + (point[1] - before[1]) * (ranks - before[0]) / (point[0] - before[0])
+        before = point
+    return 1.0

@@ -1,0 +1,95 @@
+"""Pipelines whose ranks share cores: formulas against a play in which each computation is as fast as cores allow."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from galvatron.costs.sharing import Pace
+from galvatron.costs.timeline import MicroBatchTimes, pipeline_s, played_s
+from galvatron.schedules import Schedule
+
+seconds = st.integers(1, 8).map(float)
+times = st.builds(MicroBatchTimes, seconds, seconds, seconds)
+NAMES = ["gpipe", "1f1b", "interleaved2", "zbv"]
+
+
+def sharing_of(ranks: int, cores: int) -> tuple[tuple[float, float], ...]:
+    """Ranks that take turns on some cores."""
+    return tuple((float(n), max(1.0, n / cores) / max(1.0, ranks / cores)) for n in range(1, ranks + 1))
+
+
+@st.composite
+def paces(draw: st.DrawFn, degree: int) -> Pace:
+    return Pace.of(sharing_of(2 * degree, draw(st.integers(1, 2 * degree + 1))), degree, 2 * degree)
+
+
+def shared_s(schedule: Schedule, degree: int, micro_batches: int, stages: list[MicroBatchTimes], pace: Pace) -> float:
+    """What all ranks take, from one end of a computation to the next."""
+    last = len(stages) - 1
+    queues = [list(order) for order in schedule.computations(degree, micro_batches)]
+    left: list[float | None] = [None] * degree
+    done: set[object] = {None}
+    total_s = 0.0
+    while any(queues):
+        for rank, queue in enumerate(queues):
+            if queue and left[rank] is None and queue[0].awaited(last) in done:
+                left[rank] = stages[queue[0].stage].of(queue[0].kind)
+        active = {rank: seconds for rank, seconds in enumerate(left) if seconds is not None}
+        passed_s = min(active.values())
+        total_s += passed_s * pace.shares[len(active) - 1]
+        for rank, own_s in active.items():
+            left[rank] = own_s - passed_s
+            if own_s == passed_s:
+                done.add(queues[rank].pop(0).result)
+                left[rank] = None
+    return total_s
+
+
+@settings(deadline=None)
+@given(st.sampled_from(NAMES), st.integers(2, 4), st.data())
+def test_a_played_schedule_takes_as_long_as_its_ranks_do_with_what_cores_they_have(
+    name: str, degree: int, data: st.DataObject
+) -> None:
+    schedule, pace = Schedule.parse(name), data.draw(paces(degree))
+    micro_batches = data.draw(st.sampled_from([m for m in (*range(1, 13), 40) if schedule.allows(degree, m)]))
+    count = len(schedule.holders(degree))
+    stages = data.draw(st.lists(times, min_size=count, max_size=count))
+    expected_s = shared_s(schedule, degree, micro_batches, stages, pace)
+    assert played_s(schedule, degree, micro_batches, stages, pace) == pytest.approx(expected_s, rel=1e-9)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["gpipe", "1f1b"]), st.integers(1, 6), st.integers(1, 12), times, st.data())
+def test_phases_are_exact_for_equal_stages_and_for_one_alone(
+    name: str, degree: int, micro_batches: int, each: MicroBatchTimes, data: st.DataObject
+) -> None:
+    schedule, pace = Schedule.parse(name), data.draw(paces(degree))
+    stages = [each] * degree
+    assert pipeline_s(schedule, degree, micro_batches, stages, pace) == pytest.approx(
+        played_s(schedule, degree, micro_batches, stages, pace), rel=1e-9
+    )
+    alone = [each, *[MicroBatchTimes(0.0, 0.0, 0.0)] * (degree - 1)]
+    expected_s = micro_batches * each.micro_batch_s * pace.shares[0]
+    assert pipeline_s(schedule, degree, micro_batches, alone, pace) == pytest.approx(expected_s, rel=1e-9)
+
+
+@given(st.integers(1, 8), st.integers(1, 40), st.data())
+def test_more_work_never_takes_less_and_waiting_ranks_never_slow_others(
+    degree: int, micro_batches: int, data: st.DataObject
+) -> None:
+    of_sum, of_slowest = data.draw(paces(degree)).weights(degree, micro_batches)
+    assert of_sum > 0
+    assert of_slowest >= -1e-9
+    even = Pace().weights(degree, micro_batches)
+    assert even == (1.0, micro_batches - 1.0)
+    # Equal stages are done no later than without sharing, and no earlier than if all always computed.
+    assert micro_batches - 1e-9 <= degree * of_sum + of_slowest <= degree + micro_batches - 1 + 1e-9
+
+
+def test_a_second_is_what_is_left_of_it_on_ranks_that_share() -> None:
+    assert Pace.of((), 4, 8) == Pace((1.0,) * 4)
+    assert Pace.of(((1.0, 0.5), (2.0, 0.5), (4.0, 1.0)), 4, 4).shares == (0.5, 0.5, 0.75, 1.0)
+    assert Pace.of(((1.0, 0.5), (2.0, 0.5), (4.0, 1.0)), 2, 4).shares == (0.5, 1.0)
+    assert Pace.of(((2.0, 0.5), (4.0, 1.0)), 4, 4).shares[0] == 0.5
