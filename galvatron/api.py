@@ -38,6 +38,7 @@ from galvatron.ir import limits
 from galvatron.ir.capture import BatchDims, Captured, Dynamic, LossFunction, Outputs, capture_graph, device_of
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.documents import shown
+from galvatron.ir.ops.table import derived
 from galvatron.ir.plan import Plan
 from galvatron.ir.planned import PlanShorthand, read_plan, with_plan, without_plan
 from galvatron.ir.program import Form, Program
@@ -366,8 +367,14 @@ def _valid(program: Program) -> Program:
             f"a program is what galvatron.capture returns, not {type(program).__name__}; the text of a .gir file is "
             "read by galvatron.ir.text.parse_program"
         )
-    verify(program)
+    _verified(program)
     return program
+
+
+@derived(maxsize=4)
+def _verified(program: Program) -> None:
+    """Verifies a program that is asked about again and again, such as for the estimates of many plans, once."""
+    verify(program)
 
 
 def _costed(program: Program, cluster: Cluster, global_batch_size: int | None) -> Program:

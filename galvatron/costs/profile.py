@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -30,7 +30,7 @@ from galvatron.ir.graph import Graph, Op
 from galvatron.ir.interpreter import empty_like_type, run_graph
 from galvatron.ir.layout import Axis, nameable_axes
 from galvatron.ir.local_functions import with_local_functions
-from galvatron.ir.ops.kernels import call_on
+from galvatron.ir.ops.kernels import BY_DEVICE, call_on
 from galvatron.ir.ops.work import Work
 from galvatron.ir.recompute import selective_steps
 from galvatron.ir.types import evaluate
@@ -64,15 +64,19 @@ def profile_graph(
     graph = with_local_functions(in_training(graph), mesh)
     batches = _batches(graph, mesh) if at is None else (at, 2 * at)
     run = partial(_Run, graph, mesh, differentiable, recompute=recompute, kind=kind, compiled=compiled)
+    on = _device_of(kind, graph)
     while True:
         try:
             with silence():
-                first, second = (run(batch=batch).observed for batch in batches)
+                first, second = (run(batch=batch, on=on).observed for batch in batches)
             break
-        except (IndexError, RuntimeError, ValueError):  # the model takes so many samples at least, as for `h[5]`
-            if at is not None or batches[0] > _MOST_NEEDED:
+        except (IndexError, RuntimeError, ValueError):
+            if on == "meta":  # torch has no shapes for some op there; fakes know more, and are slower
+                on = "cpu"
+            elif at is not None or batches[0] > _MOST_NEEDED:
                 raise
-            batches = batches[1], 2 * batches[1]
+            else:  # the model takes so many samples at least, as for `h[5]`
+                batches = batches[1], 2 * batches[1]
 
     def line(a: float, b: float) -> Linear:
         return Linear.through(batches, (a, b))
@@ -90,6 +94,13 @@ def profile_graph(
         forward_dispatches=second.forward_dispatches,
         backward_dispatches=second.backward_dispatches,
     )
+
+
+def _device_of(kind: str, graph: Graph) -> str:
+    """Where tensors are for torch to show what a kind of device runs: on the meta device, where the table of kernels
+    says what torch would choose by the device, and otherwise on the CPU, as fakes, which take three times as long.
+    """
+    return "cpu" if kind == "cpu" or any(op.name in BY_DEVICE for op in graph.ops) else "meta"
 
 
 def _batches(graph: Graph, mesh: tuple[Axis, ...]) -> tuple[int, int]:
@@ -151,7 +162,7 @@ class _Observed:
 
 
 class _Run:
-    """One forward and backward run of a graph under fake tensors."""
+    """One forward and backward run of a graph on tensors without memory: fakes of the CPU, or on the meta device."""
 
     def __init__(
         self,
@@ -163,13 +174,15 @@ class _Run:
         recompute: str,
         kind: str,
         compiled: bool,
+        on: str,
     ) -> None:
+        self.on = on
         self.graph, self.batch, self.recompute, self.kind, self.compiled = graph, batch, recompute, kind, compiled
         self.axes = {axis.name: axis for axis in nameable_axes(mesh)}
         self.observed = _Observed()
         self.watch = Watch(self.observed.forward, kind)
-        with FakeTensorMode(), described():
-            values = {v.name: empty_like_type(v.type, batch) for v in (*graph.inputs, *graph.state)}
+        with _faked() if on == "cpu" else nullcontext():
+            values = {v.name: empty_like_type(v.type, batch, on) for v in (*graph.inputs, *graph.state)}
             for name in differentiable & values.keys():
                 if values[name].dtype.is_floating_point:
                     values[name].requires_grad_(True)
@@ -244,6 +257,7 @@ class _Run:
             run_graph,
             batch=self.batch,
             handler=self._collective,
+            device=self.on,
             callers=callers,
             calls=self._calls,
         )
@@ -300,7 +314,7 @@ class _Run:
                 self.watch.peak_bytes = self.watch.live_bytes
 
         with _gradients_leave_at_once(values.values(), self.watch, made):
-            gradients = [torch.empty_strided(out.shape, out.stride, dtype=out.dtype) for out in outputs]
+            gradients = [torch.empty_strided(out.shape, out.stride, dtype=out.dtype, device=self.on) for out in outputs]
             torch.autograd.backward([out.edge for out in outputs], gradients)
         self.observed.backward_extra_bytes = max(0, *peaks, self.watch.peak_bytes) - before
         self.observed.summing_extra_bytes = self.watch.peak_bytes - before if peaks else 0
@@ -315,6 +329,12 @@ class _Run:
             return run_on_slice(op, args, kwargs, axis, partial(self._record, axis), self.kind)
         shape = [evaluate(d, self.batch) for d in op.result.type.shape]
         return _Collective.apply(args[0], shape, conversion_of(op), axis, self.watch)
+
+
+@contextmanager
+def _faked() -> Iterator[None]:
+    with FakeTensorMode(), described():
+        yield
 
 
 _CALLERS = {"keep": keep, "once": once}

@@ -84,25 +84,32 @@ class FactorTable:
 
     def touches(self, index: int, factor: OpFactor, places: frozenset[FactorPlace]) -> bool:
         """Whether a factor of op `index` lies at one of the places."""
-        return any(place in places for place in self._factor_places(index, factor))
+        return not places.isdisjoint(self._places[index][factor])
 
-    def _factor_places(self, index: int, factor: OpFactor) -> list[FactorPlace]:
-        op = self._graph.ops[index]
-        names = (*op.operands, *(v.name for v in op.results))
-        return [(n, f) for n, f in zip(names, (*factor.operands, *factor.results), strict=True) if f is not None]
+    @cached_property
+    def _places(self) -> list[dict[OpFactor, list[FactorPlace]]]:
+        """Per op, where each of its factors lies."""
+        names = [(*op.operands, *(v.name for v in op.results)) for op in self._graph.ops]
+        return [
+            {
+                factor: [(n, f) for n, f in zip(own, (*factor.operands, *factor.results), strict=True) if f is not None]
+                for factor in factors
+            }
+            for own, factors in zip(names, self._op_factors, strict=True)
+        ]
 
     def _reach(self, wanted: Callable[[FactorPlace], bool]) -> frozenset[FactorPlace]:
-        components = (c for c in networkx.connected_components(self._links) if any(wanted(place) for place in c))
+        components = (c for c in self._components if any(map(wanted, c)))
         return frozenset().union(*components)
 
     @cached_property
-    def _links(self) -> networkx.Graph[FactorPlace]:
-        """Places that are one factor to some op."""
+    def _components(self) -> list[set[FactorPlace]]:
+        """Places that are one factor to some op, directly or by way of others."""
         links: networkx.Graph[FactorPlace] = networkx.Graph()
-        for index, factors in enumerate(self._op_factors):
-            for factor in factors:
-                networkx.add_path(links, self._factor_places(index, factor))
-        return links
+        for places in self._places:
+            for path in places.values():
+                networkx.add_path(links, path)
+        return list(networkx.connected_components(links))
 
     def _find_op_factors(self, index: int) -> list[OpFactor]:
         dims = self.dims[index]

@@ -35,10 +35,11 @@ def gradients(program: Program) -> Gradients:
     A class has one graph for all its layers, so a value has a gradient as soon as its counterpart in one layer does.
     """
     found = Gradients(defaultdict(set), set())
+    walked: dict[str, int] = {}
     while True:
         before = _size(found)
         for layer in program.all_layers:
-            _mark(program, layer, found)
+            _mark(program, layer, found, walked)
         if _size(found) == before:
             return found
 
@@ -47,14 +48,20 @@ def _size(found: Gradients) -> int:
     return sum(map(len, found.formals.values())) + len(found.values)
 
 
-def _mark(program: Program, layer: Layer, found: Gradients) -> None:
+def _mark(program: Program, layer: Layer, found: Gradients, walked: dict[str, int]) -> None:
+    """
+    Args:
+        walked: of each class how many formals had a gradient when its ops were walked; with no more, nothing follows.
+    """
     cls = program.class_of[layer.cls]
     graph, formals = cls.graph, found.formals[cls.origin_name]
     formals.update(_where(graph.inputs, (name in found.values for name in layer.operands)))
     formals.update(_where(graph.state, (program.state_of[name].trainable for name in layer.state)))
-    for op in graph.ops:
-        if any(name in formals for name in differentiated(op)):
-            formals.update(v.name for v in op.results if v.type.is_floating)
+    if walked.get(cls.name) != len(formals):
+        for op in graph.ops:
+            if any(name in formals for name in differentiated(op)):
+                formals.update(v.name for v in op.results if v.type.is_floating)
+        walked[cls.name] = len(formals)
     found.values.update(n for n, f in zip(layer.results, graph.outputs, strict=True) if f in formals)
     found.values.update(n for f, n in zip(graph.inputs, layer.operands, strict=True) if f.name in formals)
 

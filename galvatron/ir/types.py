@@ -136,8 +136,11 @@ TORCH_DTYPE_NAMES: dict[str, str] = {
 
 def simplify_dim(dim: Dim) -> Dim:
     """The same dimension, as a plain int whenever it is one."""
-    if isinstance(dim, int):
-        return dim
+    return dim if isinstance(dim, int) else _simplified(dim)
+
+
+@lru_cache(maxsize=1 << 16)
+def _simplified(dim: sympy.Expr) -> Dim:
     expanded = sympy.expand(dim)
     return int(expanded) if expanded.is_Integer else expanded
 
@@ -183,7 +186,13 @@ def evaluate(dim: Dim, batch: int, lengths: Mapping[str, int] = MappingProxyType
     """The dimension at a given batch size (for `B` and `b` alike) and lengths; of lengths not given, the example's."""
     if isinstance(dim, int):
         return dim
-    sizes = [(length, lengths.get(length.name, length.example)) for length in lengths_in(dim)]
+    return _evaluated(dim, batch, tuple(lengths.items()))
+
+
+@lru_cache(maxsize=1 << 16)
+def _evaluated(dim: sympy.Expr, batch: int, lengths: tuple[tuple[str, int], ...]) -> int:
+    given = dict(lengths)
+    sizes = [(length, given.get(length.name, length.example)) for length in lengths_in(dim)]
     value = dim.subs([(BATCH, batch), (LOCAL_BATCH, batch), *sizes])
     if not value.is_Integer:
         raise GalvatronError(f"dimension {dim} is not a whole number at batch size {batch}")

@@ -17,6 +17,21 @@ Taken = list[dict[OpFactor, int]]
 """Per op, how many ways other axes shard each of its factors already."""
 
 
+class ClassChoices:
+    """What sharding asks of the graph of a class whatever the degrees: its factors, and the choices under each role."""
+
+    def __init__(self, graph: Graph, border: Border) -> None:
+        self.graph, self.border = graph, border
+        self.table = FactorTable(graph)
+        self._found: dict[tuple[Role, frozenset[str]], RoleChoices] = {}
+
+    def under(self, role: Role, whole: frozenset[str]) -> RoleChoices:
+        """The choices under a role; `whole` is state that is not to be sharded."""
+        if (role, whole) not in self._found:
+            self._found[role, whole] = RoleChoices(self.graph, self.border, self.table, role, whole)
+        return self._found[role, whole]
+
+
 class RoleChoices:
     """The choices of one graph under one role, on whatever axes; `whole` is state that is not to be sharded."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from galvatron.ir.layout import REPLICATE
 from galvatron.partition.modes import AxisState
@@ -34,12 +35,12 @@ class Delivery:
     read: tuple[End, ...]
     price: Price
 
-    @property
+    @cached_property
     def wanted(self) -> tuple[AxisState, ...]:
         """The states that readers may need."""
         return tuple(dict.fromkeys(state for end in self.read for state in end.states))
 
-    @property
+    @cached_property
     def stops(self) -> tuple[AxisState, ...]:
         """The states that it may be converted to on its way."""
         return tuple(dict.fromkeys((*self.wanted, REPLICATE)))

@@ -16,6 +16,7 @@ from galvatron.ir.ties import Binding, TiedClasses, tied_classes
 from galvatron.ir.types import DTYPE_BYTES
 from galvatron.machine import Machine
 from galvatron.partition.boundary import Border
+from galvatron.partition.choices import ClassChoices
 from galvatron.partition.partition import ShardedClass, shard_class
 
 
@@ -26,6 +27,7 @@ class Partitioner:
         self.program = program
         self.machine = Machine(cluster)
         self._sharded: dict[tuple[str, Strategy, tuple[tuple[str, Layout], ...]], ShardedClass] = {}
+        self._choices: dict[str, ClassChoices] = {}
         self._together: dict[tuple[TiedClasses, Strategy], dict[str, ShardedClass]] = {}
 
     def shard(self, cls: str, strategy: Strategy, ties: Ties) -> LayerClass:
@@ -53,8 +55,11 @@ class Partitioner:
         key = (cls, axes, tuple(sorted(kept.items(), key=itemgetter(0))))
         if key not in self._sharded:
             batch = max(1, self.program.batch_size // axes.degree("dp"))
-            layer_class, border = self.program.class_of[cls], self.borders[cls]
-            self._sharded[key] = shard_class(layer_class, axes, self.machine, border, batch=batch, kept=kept)
+            layer_class = self.program.class_of[cls]
+            if cls not in self._choices:
+                self._choices[cls] = ClassChoices(layer_class.graph, self.borders[cls])
+            offers = self._choices[cls]
+            self._sharded[key] = shard_class(layer_class, axes, self.machine, offers, batch=batch, kept=kept)
         return self._sharded[key]
 
     def _shard_together(self, tie: TiedClasses, axes: Strategy) -> dict[str, ShardedClass]:

@@ -58,9 +58,9 @@ def _alone(delivery: Delivery) -> _Table:
     """A value with one reader, by the labels of its maker and of the reader."""
     (reader,) = delivery.read
     places = {state: place for place, state in enumerate(delivery.stops)}
-    by_set = {source: _prices_of_sets(*_matrix(delivery, source)) for source in dict.fromkeys(delivery.made.states)}
-    table = [[by_set[source][1 << places[state]] for state in reader.states] for source in delivery.made.states]
-    return (delivery.made.choice, reader.choice), np.array(table)
+    by_set = _by_set(delivery)
+    wanted = [1 << places[state] for state in reader.states]
+    return (delivery.made.choice, reader.choice), np.array([by_set[source][wanted] for source in delivery.made.states])
 
 
 def _sets(delivery: Delivery) -> list[int]:
@@ -75,26 +75,33 @@ def _sets(delivery: Delivery) -> list[int]:
 def _shared(delivery: Delivery, sets: list[int], there: int) -> Iterator[_Table]:
     """A value with several readers: the states in which it is there are a choice of its own, `there`."""
     places = {state: place for place, state in enumerate(delivery.stops)}
-    by_set = {source: _prices_of_sets(*_matrix(delivery, source)) for source in dict.fromkeys(delivery.made.states)}
+    by_set = _by_set(delivery)
     yield (delivery.made.choice, there), np.array([by_set[source][sets] for source in delivery.made.states])
     for reader in delivery.read:
         missing = [[0.0 if some >> places[state] & 1 else np.inf for state in reader.states] for some in sets]
         yield (there, reader.choice), np.array(missing)
 
 
-_Matrix = tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]
-"""The prices from the source to every stop, and between all stops."""
-
-
-def _matrix(delivery: Delivery, source: AxisState) -> _Matrix:
+def _by_set(delivery: Delivery) -> dict[AxisState, np.ndarray]:
+    """By the state in which a value is made, what it costs to have it in each set of stops."""
     stops, price = delivery.stops, delivery.price
     between = tuple(tuple(0.0 if a == b else price(a, b) for b in stops) for a in stops)
-    return tuple(0.0 if source == b else price(source, b) for b in stops), between
+    rows = dict(zip(stops, between, strict=True))
+    sources = {
+        source: rows.get(source) or tuple(price(source, b) for b in stops)
+        for source in dict.fromkeys(delivery.made.states)
+    }
+    return {source: _prices_of_sets(row, between) for source, row in sources.items()}
 
 
 @lru_cache(maxsize=1 << 12)
 def _prices_of_sets(source: tuple[float, ...], between: tuple[tuple[float, ...], ...]) -> np.ndarray:
-    """By sets of stops, what it costs in whole units to have a value in all of these states."""
+    """By sets of stops, what it costs in whole units to have a value in all of these states.
+
+    Args:
+        source: the prices from the state in which it is made to every stop.
+        between: those between all stops.
+    """
     count = len(source)
     rows = _whole_units(between)
     nearest = {0: _whole_units(source)}  # from all that is there to each stop

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
+from functools import cached_property, lru_cache
 
 import networkx
+import sympy
 
 from galvatron.ir.graph import Graph, Op, Value, map_refs
 from galvatron.ir.layout import Axis, Layout, contiguous, gradientless, local_shape
@@ -30,6 +32,7 @@ class Localizer:
         self._sites = 0
         self._converted: dict[tuple[str, Layout], Value] = {}
         self._sources: dict[tuple[str, Layout], Layout] = {}
+        self._targets: dict[tuple[str, tuple[AxisState, ...]], Layout] = {}
         self._names = Names(graph.values)
 
     def run(
@@ -61,16 +64,17 @@ class Localizer:
         )
         return Graph(new_inputs, new_state, tuple(self._ops), names)
 
-    def _whole(self, value: str) -> TensorType:
-        """The type of a value over all shards of one micro-batch."""
-        type_ = self.graph.values[value].type
-        return type_.with_shape(tuple(self._size(d) for d in type_.shape))
+    @cached_property
+    def _wholes(self) -> dict[str, TensorType]:
+        """The type of each value over all shards of one micro-batch."""
+        types = self.graph.types
+        return {name: type_.with_shape(tuple(self._size(d) for d in type_.shape)) for name, type_ in types.items()}
 
     def _size(self, dim: Dim) -> Dim:
-        return dim if isinstance(dim, int) else simplify_dim(dim.subs(BATCH, self._micro_batch))
+        return dim if isinstance(dim, int) else _at_batch(dim, self._micro_batch)
 
     def _layout(self, value: str, states: tuple[AxisState, ...]) -> Layout:
-        shape = self._whole(value).shape
+        shape = self._wholes[value].shape
 
         def placement(state: AxisState):
             if not isinstance(state, Split):
@@ -82,7 +86,7 @@ class Localizer:
 
     def _local(self, value: Value, states: tuple[AxisState, ...]) -> Value:
         layout = self._target(value.name, states)
-        whole = self._whole(value.name)
+        whole = self._wholes[value.name]
         return Value(value.name, whole.with_shape(local_shape(whole.shape, layout, self.mesh)), layout)
 
     def _plan_conversions(
@@ -107,8 +111,11 @@ class Localizer:
                 self._sources[name, layout] = source
 
     def _target(self, name: str, states: tuple[AxisState, ...]) -> Layout:
-        layout = self._layout(name, states)
-        return layout if name in self.differentiable else gradientless(layout)
+        key = name, states
+        if key not in self._targets:
+            layout = self._layout(name, states)
+            self._targets[key] = layout if name in self.differentiable else gradientless(layout)
+        return self._targets[key]
 
     def _converted_to(self, value: Value, states: tuple[AxisState, ...]) -> Value:
         """The value in the layout a consumer needs, each copy made once."""
@@ -119,7 +126,7 @@ class Localizer:
             return value
         if (value.name, target) not in self._converted:
             source = self._copy(value, self._sources[value.name, target])
-            whole, differentiable = self._whole(value.name), value.name in self.differentiable
+            whole, differentiable = self._wholes[value.name], value.name in self.differentiable
             ops = redistribute(
                 source, target, self.mesh, whole, differentiable=differentiable, fresh_name=self._names.fresh
             )
@@ -148,6 +155,11 @@ class Localizer:
         self._sites += 1
         per_step = not any(has_samples(d) for v in op.results for d in v.type.shape)
         return with_site(local, self._sites - 1, drawn_axes(local.results[0], self.mesh), per_step)
+
+
+@lru_cache(maxsize=1 << 12)
+def _at_batch(dim: sympy.Expr, batch: Dim) -> Dim:
+    return simplify_dim(dim.subs(BATCH, batch))
 
 
 def _arborescence(root: Layout, layouts: list[Layout], *, differentiable: bool) -> list[tuple[Layout, Layout]]:

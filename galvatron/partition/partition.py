@@ -10,15 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from galvatron.errors import StrategyError, did_you_mean
-from galvatron.ir.factors import FactorTable
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import BROADCAST, Axis, Layout, Placement, Shard
 from galvatron.ir.program import LayerClass
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import BATCH, exact_quotient
 from galvatron.machine import Machine
-from galvatron.partition.boundary import ROLES, Border, Role
-from galvatron.partition.choices import RoleChoices, Taken
+from galvatron.partition.boundary import ROLES, Role
+from galvatron.partition.choices import ClassChoices, Taken
 from galvatron.partition.decisions import Decision, Offer, decisions
 from galvatron.partition.localize import Localizer
 from galvatron.partition.modes import AxisState, Mode, Split, pieces
@@ -46,7 +45,7 @@ def shard_class(
     cls: LayerClass,
     strategy: Strategy,
     machine: Machine,
-    border: Border,
+    offers: ClassChoices,
     *,
     batch: int,
     kept: Mapping[str, Layout],
@@ -54,7 +53,7 @@ def shard_class(
     """A layer class under a strategy; the local form is named `class@strategy`.
 
     Args:
-        border: what the class is to its program (`Partitioner.borders`).
+        offers: of the class, with what it is to its program (`Partitioner.borders`).
         batch: samples per data-parallel shard at which the solver prices its choices.
         kept: layouts on the mesh of the strategy that some trainable state is to have. On an axis, or a sub-axis of
             one, where its ops cannot read it so it is whole.
@@ -62,15 +61,14 @@ def shard_class(
     Raises:
         StrategyError: the strategy has a role that the partitioner does not know.
     """
-    graph = cls.graph
-    table = FactorTable(graph)
+    graph, border, table = cls.graph, offers.border, offers.table
     differentiable = border.differentiable
     shares = _Shares(graph)
     solved: list[_Solved] = []
     for position, (whole_axis, name) in enumerate(zip(strategy.mesh, strategy.roles, strict=True)):
         placed = {name: layout[position] for name, layout in kept.items()}
         role = _role(strategy, name)
-        offered = RoleChoices(graph, border, table, role, _whole_state(placed))
+        offered = offers.under(role, _whole_state(placed))
         outer: _Solved | None = None
         left: Axis | None = whole_axis
         while left is not None:

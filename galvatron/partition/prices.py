@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from math import prod
 
 from galvatron.ir.collectives import Conversion, conversion
@@ -119,6 +120,7 @@ def _local_shape(
     return tuple(prod(sizes[n] for n in names) if names else size for names, size in zip(named, whole, strict=True))
 
 
+@lru_cache(maxsize=1 << 12)
 def _row(source: AxisState, target: AxisState) -> Conversion | None:
     """The conversion table's row for two states; the numbers in the placements do not matter to it."""
     return conversion(

@@ -10,6 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 from galvatron.errors import PlanError, did_you_mean
@@ -57,6 +58,7 @@ class Schedule(ABC):
     def order(self, degree: int, rank: int, micro_batches: int, epilogue: bool) -> Sequence[Computation]:
         """What a rank computes, stage by stage; more than there are micro-batches is left out."""
 
+    @lru_cache(maxsize=16)  # noqa: B019  # a schedule is a value of a few numbers
     def computations(
         self, degree: int, micro_batches: int, *, epilogue: bool = False
     ) -> tuple[tuple[Action, ...], ...]:
@@ -64,6 +66,7 @@ class Schedule(ABC):
         orders = (self.order(degree, rank, micro_batches, epilogue) for rank in range(degree))
         return tuple(numbered(order, micro_batches) for order in orders)
 
+    @lru_cache(maxsize=256)  # noqa: B019
     def in_flight(self, degree: int, micro_batches: int, *, epilogue: bool = False) -> tuple[int, ...]:
         """For each stage, the most micro-batches that have gone forward and not all the way back at one time."""
         most = [0] * (degree * self.stages_per_rank)

@@ -152,6 +152,22 @@ def test_every_op_does_the_arithmetic_on_a_gpu_that_it_does_on_the_cpu(rule: str
     assert flop(on_cuda(call)) == pytest.approx(flop(on_cpu))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", sorted(CASES))
+@settings(max_examples=2, deadline=None)
+@given(data=st.data())
+def test_the_meta_device_shows_what_fakes_show(rule: str, data: st.DataObject) -> None:
+    call = data.draw(st.sampled_from(CASES[rule]))(Draw(data, 2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("galvatron.costs.profile._device_of", lambda kind, graph: "cpu")
+        try:
+            on_fakes = on_cuda(call)
+        except (RuntimeError, ValueError, NotImplementedError):
+            assume(False)  # one that torch does not differentiate
+            return
+    assert on_cuda(call) == on_fakes
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     samples=st.integers(1, 3),

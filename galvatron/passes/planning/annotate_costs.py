@@ -14,6 +14,7 @@ from galvatron.costs.profile import profile_graph
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.cost import ClassCost
 from galvatron.ir.graph import Graph
+from galvatron.ir.ops.table import derived
 from galvatron.ir.program import Form, LayerClass, Program
 from galvatron.ir.types import BATCH, DTYPE_BYTES, Dim, evaluate, simplify_dim
 from galvatron.machine import Work
@@ -48,6 +49,7 @@ class AnnotateCosts(Pass):
         return replace(program, form=Form.COSTED, classes=classes)
 
 
+@derived(maxsize=256)
 def class_cost(cls: LayerClass, border: Border, kind: str) -> ClassCost:
     """The cost of one call of a class on a kind of device, given which of its inputs have a gradient and which of its
     state is trained."""
