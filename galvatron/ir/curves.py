@@ -43,7 +43,7 @@ class Curve:
         them. Below the first it takes no less than nothing at size 0."""
         points = self.points
         right = min(max(1, bisect_left(points, (size,))), len(points) - 1)
-        (a, a_s), (b, b_s) = (points[right - 1], points[right]) if len(points) > 1 else ((0.0, 0.0), points[0])
+        (a, a_s), (b, b_s) = ((0.0, 0.0), *points)[-2:] if right == 0 else (points[right - 1], points[right])
         if size < a and a_s * (b - a) < a * (b_s - a_s):
             a, a_s, b, b_s = 0.0, 0.0, a, a_s
         return a_s + (size - a) * (b_s - a_s) / (b - a)
