@@ -237,7 +237,7 @@ def main() -> None:
     found: list[Errors] = []
     for table, preset in PRESETS.items():
         before = conditions()
-        device = Cluster.parse(f"{preset}:1x1").device
+        device = replace(Cluster.parse(f"{preset}:1x1").device, curves="")
         rows = products(arguments.data / f"gemm_{table}.csv")
         pointwise = arguments.data / f"pointwise_{table}.csv"
         if arguments.fit:

@@ -37,8 +37,10 @@ class Framework:
     overlaps: bool = True
 
     def on(self, text: str) -> Cluster:
-        """A cluster as the framework uses it: one that does nothing at the same time gains nothing from it."""
+        """A cluster as the framework uses it: one that does nothing at the same time gains nothing from it. Kernels are
+        those of the figures, from the time of these tables, and not what the package has measured since."""
         cluster = Cluster.parse(text)
+        cluster = replace(cluster, device=replace(cluster.device, curves=""))
         if self.overlaps:
             return cluster
         return replace(cluster, levels=tuple(replace(level, contention=NOTHING_BESIDE) for level in cluster.levels))

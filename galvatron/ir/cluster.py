@@ -14,6 +14,7 @@ from galvatron.ir.collectives import MESSAGES
 from galvatron.ir.curves import Points
 from galvatron.ir.device import Device
 from galvatron.ir.documents import read_json
+from galvatron.ir.measurements import CURVES
 from galvatron.ir.network import Level, MeasuredCollective
 from galvatron.ir.records import read_members
 from galvatron.ir.types import DTYPE_BYTES
@@ -118,6 +119,8 @@ class Cluster:
             if type(number) is float and not _is_sensible(name, number):
                 raise ClusterError(f"cluster field {name!r} is {number}: no device or link is like that")
         self.device.check()
+        if self.device.curves and self.device.curves not in CURVES:
+            raise ClusterError(f"cluster field 'curves': {did_you_mean(self.device.curves, CURVES)}")
         if self.device.memory_bytes > limits.SIZE:
             raise ClusterError(f"cluster field 'memory_bytes' must be at most {limits.SIZE}")
         if self.device.reserved_bytes >= self.device.memory_bytes:

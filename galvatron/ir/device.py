@@ -16,6 +16,7 @@ from galvatron.errors import ClusterError, did_you_mean
 from galvatron.ir import limits
 from galvatron.ir.ops.operator import Moves
 from galvatron.ir.records import Rows, Samples, Table
+from galvatron.ir.types import DTYPE_BYTES
 
 COLUMNS = {"products": 5, "moving": 2, "attention": 4, "layers": 2}
 """Numbers of a row of each table of `Measured`, the last of them seconds."""
@@ -23,10 +24,28 @@ COLUMNS = {"products": 5, "moving": 2, "attention": 4, "layers": 2}
 LONGEST_S = 1e4
 """Of a kernel that was measured."""
 
+ODD_BYTES = ("2", "4", "8")
+"""Alignments of rows that are too small for the instructions that feed a GPU's products."""
+
+SECTOR_BYTES = 32
+"""What memory gives at once: rows that begin elsewhere touch half as many more of them."""
+
 MOST = 1e6
 """Of what describes how products are computed."""
 
 _ATTENTION = re.compile(r"(?:forward|backward)\.[1-9][0-9]{0,4}")
+
+
+def alignment(dtype: str, length: float) -> int:
+    """Bytes of which the beginning of each row of so many elements is a multiple, `SECTOR_BYTES` at the most.
+
+    Rows of the operands are `inner` or `columns` long (`rows` in some gradients, but the number of rows is most often
+    one of samples, which no row is long). A fraction stands for a size that is padded.
+    """
+    row_bytes = round(length) * DTYPE_BYTES[dtype]
+    if abs(round(length) - length) > 1e-6 or row_bytes % SECTOR_BYTES == 0:
+        return SECTOR_BYTES
+    return row_bytes & -row_bytes
 
 
 @dataclass(frozen=True)
@@ -45,6 +64,8 @@ class Products:
         tail: the share of a last, incomplete turn of tiles that is waited for; the rest is made up for by others.
         start_s: what a product takes longer to begin than any kernel.
         memory_share: of the memory bandwidth, what reading and writing whole matrices reaches.
+        odd_share: `"2"`, `"4"`, `"8"` → the share of the best rate that is left of products of which some rows begin at
+            multiples of no more than so many bytes; without any they only read more.
     """
 
     multiprocessors: int = 0
@@ -54,6 +75,7 @@ class Products:
     tail: float = 1.0
     start_s: float = 0.0
     memory_share: float = 1.0
+    odd_share: Table = ()
 
     def check(self) -> None:
         """Checks that shares are shares, and that nothing is negative.
@@ -64,6 +86,9 @@ class Products:
         for name in ("tile_share", "memory_share", "tail"):
             if not 0 < getattr(self, name) <= 1:
                 raise ClusterError(f"cluster field {name!r} is a share, not {getattr(self, name)}")
+        for name, share in self.odd_share:
+            if name not in ODD_BYTES or not 0 < share <= 1:
+                raise ClusterError(f"cluster field 'odd_share.{name}' is {share}: a share by one of {ODD_BYTES}")
         for name in ("multiprocessors", "edge", "ramp", "start_s"):
             if not 0 <= getattr(self, name) <= MOST:
                 raise ClusterError(f"cluster field {name!r} is {getattr(self, name)}: no device is like that")
@@ -136,6 +161,8 @@ class Device:
             gradients where these differ → what large ones reach of the bandwidth; 1 for others.
         attention_share: `direction.width`, the direction `forward` or `backward`, of heads so wide → what attention of
             long sequences in one kernel reaches of the best rate of products; without any, as a product.
+        curves: the name of what the package knows from measuring a device like this (`galvatron.ir.measurements`):
+            it counts where nothing was measured on this one.
     """
 
     name: str
@@ -153,6 +180,7 @@ class Device:
     measured: Measured = Measured()
     reserved_bytes: int = 0
     workspace_bytes: int = 0
+    curves: str = ""
 
     def flop_per_s(self, dtype: str) -> float:
         """The matmul rate for an element type; a type without a rate of its own runs at the slowest one."""

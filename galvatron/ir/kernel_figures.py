@@ -39,8 +39,9 @@ _A100 = Products(108, 0.891, 11.2, 40.3, 0.302, 2.85e-6, 0.81)
 """Calibrated on gemm_a100.csv: products of 512 rows and more with weights that were held out are predicted with a
 median error of 4.4 %, 90 % of them within 12.4 %."""
 
-_H100 = Products(132, 0.947, 24.9, 13.8, 0.27, 4.02e-6, 0.88)
-"""Calibrated on gemm_h100.csv: as above, 5.7 % and 16.9 %."""
+_H100 = Products(132, 0.947, 24.9, 13.8, 0.27, 4.02e-6, 0.88, (("2", 0.2), ("4", 0.4), ("8", 0.4)))
+"""Calibrated on gemm_h100.csv: as above, 5.7 % and 16.9 %. Odd sizes: bf16 products of 8,192 and one to four more by
+this project's own profile of an H100 SXM (torch 2.11), where cuBLAS takes kernels of earlier generations for them."""
 
 _LIKE_H100 = ("h100", "h200", "gh200", "b200", "gb200")
 """Beginnings of the names of devices that are computed on as on an H100: in large tiles, fed asynchronously."""
@@ -95,6 +96,11 @@ _OLDER: Table = tuple((name, share / 2) for name, share in FLASH_2_A100)
 """Before capability 8.0 torch has memory-efficient attention alone. Assumed."""
 
 _WITHOUT_FLASH = ("v100", "t4", "rtx-titan")
+
+
+def products_of(capability: float, multiprocessors: int) -> Products:
+    """How a GPU of a compute capability computes products, as far as the two that were calibrated tell."""
+    return replace(_H100 if capability >= 9 else _A100, multiprocessors=multiprocessors)
 
 
 def of_preset(name: str) -> KernelFigures:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from galvatron.ir import kernel_figures
 from galvatron.ir.device import Device
+from galvatron.ir.measurements import CURVES
 
 _STAS = "stas00/ml-engineering (744d01e1) compute/accelerator/README.md"
 _F32 = "; f32/f64 peaks: vendor datasheet, not verified"
@@ -158,4 +159,5 @@ def device(name: str) -> Device:
         moving_share=kernels.moving_share,
         attention_share=kernels.attention_share,
         products=kernels.products,
+        curves=preset.name if preset.name in CURVES else "",
     )

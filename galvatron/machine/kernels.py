@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 from galvatron.ir.curves import Curve
 from galvatron.ir.device import Device
+from galvatron.ir.measurements import measured_of
 from galvatron.ir.ops.operator import Moves
 from galvatron.ir.ops.work import Work
+from galvatron.ir.types import DTYPE_BYTES
 from galvatron.machine.attention import DIRECTION, Attention
 from galvatron.machine.kernel import Kernel
-from galvatron.machine.measured import Grid
+from galvatron.machine.measured import Corrections, Grid
 from galvatron.machine.products import TiledProducts
 
 REMEMBERED = 2**16
@@ -21,10 +24,11 @@ class Kernels:
     """What kernels take on a device, each launched by itself."""
 
     def __init__(self, device: Device) -> None:
-        self._device = device
+        self._device, self._measured = device, measured_of(device)
         self._shares = dict(device.moving_share)
         self._curves: dict[tuple[str, str], Curve | None] = {}
         self._grids: dict[tuple[str, ...], Grid | None] = {}
+        self._corrections: dict[str, Corrections | None] = {}
         self._tiled = TiledProducts(device) if device.products.multiprocessors else None
         self._attention = Attention(device)
         self._work_s = lru_cache(REMEMBERED)(self._computed_s)
@@ -58,19 +62,23 @@ class Kernels:
 
     def _computed_s(self, dtype: str, work: Work, traffic_bytes: float) -> float:
         launch_s = self._device.kernel_launch_s
-        if (measured_s := self._measured_s(dtype, work)) is not None:
+        if (measured_s := self._measured_s(dtype, work, traffic_bytes)) is not None:
             return max(launch_s, measured_s)
         if work.kind == "product" and self._tiled is not None:
-            count, rows, columns, inner = work.sizes
-            return launch_s + self._tiled.seconds(dtype, count, rows, columns, inner, traffic_bytes)
+            return self._tiled_s(dtype, work.sizes, traffic_bytes)
         if work.kind in DIRECTION and self._attention.knows(work.kind):
             return launch_s + self._attention.seconds(dtype, work, traffic_bytes)
         # The roofline model (Williams, Waterman, Patterson 2009).
         device = self._device
         return launch_s + max(work.flop / device.flop_per_s(dtype), traffic_bytes / device.memory_bytes_per_s)
 
-    def _measured_s(self, dtype: str, work: Work) -> float | None:
+    def _measured_s(self, dtype: str, work: Work, traffic_bytes: float) -> float | None:
         """What was measured for such work, if anything."""
+        if work.kind == "product" and self._tiled is not None:
+            correction = self._correction(dtype)
+            if correction is None:
+                return None
+            return self._tiled_s(dtype, work.sizes, traffic_bytes) * correction(work.sizes)
         if work.kind == "product":
             grid = self._grid("products", dtype)
             return grid(work.sizes) if grid is not None else None
@@ -83,23 +91,41 @@ class Kernels:
         # As long as a square of as many pairs.
         return grid((count, (queries * keys) ** 0.5, (width + value_width) / 2))
 
+    def _tiled_s(self, dtype: str, sizes: Sequence[float], traffic_bytes: float) -> float:
+        """What a product takes by the device's figures, its launch included."""
+        assert self._tiled is not None
+        count, rows, columns, inner = sizes
+        return self._device.kernel_launch_s + self._tiled.seconds(dtype, count, rows, columns, inner, traffic_bytes)
+
+    def _correction(self, dtype: str) -> Corrections | None:
+        if dtype not in self._corrections:
+
+            def expected_s(*sizes: float) -> float:
+                count, rows, columns, inner = sizes
+                elements = count * (rows * inner + inner * columns + rows * columns)
+                return self._tiled_s(dtype, sizes, elements * DTYPE_BYTES[dtype])
+
+            found = self._measured.find("products", dtype)
+            self._corrections[dtype] = Corrections(found, expected_s) if found else None
+        return self._corrections[dtype]
+
     def _grid(self, table: str, *names: str) -> Grid | None:
         key = (table, *names)
         if key not in self._grids:
-            rows = self._device.measured.find(table, *names)
+            rows = self._measured.find(table, *names)
             self._grids[key] = Grid(rows) if rows else None
         return self._grids[key]
 
     def _layer(self, name: str) -> Curve | None:
         key = ("layers", name)
         if key not in self._curves:
-            rows = self._device.measured.find("layers", name)
+            rows = self._measured.find("layers", name)
             self._curves[key] = Curve.through([(samples, seconds) for samples, seconds in rows]) if rows else None
         return self._curves[key]
 
     def _curve(self, moves: Moves, dtype: str) -> Curve | None:
         key = (moves, dtype)
         if key not in self._curves:
-            rows = self._device.measured.find("moving", f"{moves}.{dtype}", moves)
+            rows = self._measured.find("moving", f"{moves}.{dtype}", moves)
             self._curves[key] = Curve.through([(size, seconds) for size, seconds in rows]) if rows else None
         return self._curves[key]

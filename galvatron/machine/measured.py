@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 
 from galvatron.ir.records import Rows
@@ -59,3 +59,40 @@ class Grid:
                 place = tuple(corner[0] + step for corner, step in zip(corners, steps, strict=True))
                 total += weight * math.log(self._seconds[place])
         return beyond * math.exp(total)
+
+
+class Corrections:
+    """What was measured on a grid, relative to what is expected of the same sizes: where sizes between two points do as
+    well as others by their nature, as products do by how tiles divide them, a line through the points cannot tell.
+
+    Between points a correction is a power of each size; beyond the last, and below the first, that of the nearest.
+    """
+
+    def __init__(self, rows: Rows, expected: Callable[..., float]) -> None:
+        """Rows are sizes, with their seconds last."""
+        *columns, _ = zip(*rows, strict=True)
+        self._axes = [sorted(set(column)) for column in columns]
+        self._logs = {tuple(row[:-1]): math.log(row[-1] / expected(*row[:-1])) for row in rows}
+
+    def __call__(self, sizes: Sequence[float]) -> float:
+        """Seconds of these sizes over what is expected of them."""
+        corners = [_around(axis, size) for axis, size in zip(self._axes, sizes, strict=True)]
+        total = weights = 0.0
+        for corner in product(*corners):
+            # What takes too long was not measured: its neighbours speak for it.
+            log = self._logs.get(tuple(size for size, _ in corner))
+            if log is not None:
+                weight = math.prod(share for _, share in corner)
+                total, weights = total + weight * log, weights + weight
+        if not weights:
+            return 1.0
+        return math.exp(total / weights)
+
+
+def _around(axis: Sequence[float], size: float) -> list[tuple[float, float]]:
+    """The points of an axis beside a size, each with its share."""
+    if size <= axis[0] or size >= axis[-1]:
+        return [(axis[0] if size <= axis[0] else axis[-1], 1.0)]
+    right = bisect_right(axis, size)
+    share = math.log(size / axis[right - 1]) / math.log(axis[right] / axis[right - 1])
+    return [(axis[right - 1], 1 - share), *([(axis[right], share)] if share else [])]

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from math import ceil, inf
 
-from galvatron.ir.device import Device
-from galvatron.ir.types import DTYPE_BYTES
+from galvatron.ir.device import SECTOR_BYTES, Device, alignment
 
 TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64))
 """Rows and columns of the tiles that libraries for GPUs have kernels for, the largest first."""
@@ -34,9 +33,6 @@ SUM_BYTES = 4
 VECTOR_BYTES = 16
 """What one thread reads at once, if rows begin at multiples of it."""
 
-SECTOR_BYTES = 32
-"""What memory gives at once: rows that begin elsewhere touch half as many more of them."""
-
 MOST_READS = 4
 """Rows of odd numbers of elements are read in 4 bytes at once, by way of registers."""
 
@@ -51,7 +47,8 @@ class TiledProducts:
     def __init__(self, device: Device) -> None:
         self._device, self._products = device, device.products
         self._bytes_per_s = device.memory_bytes_per_s * device.products.memory_share
-        self._tiles: dict[tuple[str, float], list[tuple[int, int, float]]] = {}
+        self._odd = {int(name): share for name, share in device.products.odd_share}
+        self._tiles: dict[tuple[str, int], list[tuple[int, int, float]]] = {}
 
     def seconds(
         self, dtype: str, count: float, rows: float, columns: float, inner: float, traffic_bytes: float
@@ -69,7 +66,8 @@ class TiledProducts:
             for split in SPLITS
         ]
         computing_s = inf
-        for height, width, element_s in self._tiles_of(dtype, reads(dtype, columns, inner)):
+        aligned_bytes = min(alignment(dtype, columns), alignment(dtype, inner))
+        for height, width, element_s in self._tiles_of(dtype, aligned_bytes):
             whole = count * ceil(rows / height) * ceil(columns / width) / known.multiprocessors
             for split, depth, adding_s in cuts:
                 turns = whole * split
@@ -79,14 +77,16 @@ class TiledProducts:
                     computing_s = seconds
         return known.start_s + together(computing_s, traffic_bytes / self._bytes_per_s)
 
-    def _tiles_of(self, dtype: str, reads: float) -> list[tuple[int, int, float]]:
+    def _tiles_of(self, dtype: str, aligned_bytes: int) -> list[tuple[int, int, float]]:
         """Height and width of each kind of tile, and its seconds for an element of the inner dimension."""
-        if (found := self._tiles.get((dtype, reads))) is None:
+        if (found := self._tiles.get((dtype, aligned_bytes))) is None:
             known = self._products
-            flop_per_s = self._device.flop_per_s(dtype) * known.tile_share / known.multiprocessors
+            odd_share = self._odd.get(aligned_bytes)
+            reads = 1.0 if odd_share else reads_of(aligned_bytes)
+            flop_per_s = self._device.flop_per_s(dtype) * known.tile_share / known.multiprocessors * (odd_share or 1.0)
             tallest, widest = TILES[0]
             best = 1 + known.edge * (1 / tallest + 1 / widest)
-            found = self._tiles[dtype, reads] = [
+            found = self._tiles[dtype, aligned_bytes] = [
                 (h, w, 2 * h * w / flop_per_s * (1 + known.edge * reads * (1 / h + 1 / w)) / best) for h, w in TILES
             ]
         return found
@@ -97,18 +97,8 @@ def together(computing_s: float, moving_s: float) -> float:
     return (computing_s**OVERLAP + moving_s**OVERLAP) ** (1 / OVERLAP)
 
 
-def reads(dtype: str, columns: float, inner: float) -> float:
-    """How many reads a tile's edges take, relative to those of matrices whose rows are aligned.
-
-    Rows of the operands are `inner` or `columns` long (`rows` in some gradients, but the number of rows is most often
-    one of samples, which no row is long). A fraction stands for a size that is padded.
-    """
-    return max(_reads(DTYPE_BYTES[dtype], columns), _reads(DTYPE_BYTES[dtype], inner))
-
-
-def _reads(size_bytes: int, length: float) -> float:
-    row_bytes = round(length) * size_bytes
-    if abs(round(length) - length) > 1e-6 or row_bytes % SECTOR_BYTES == 0:
+def reads_of(aligned_bytes: int) -> float:
+    """How many reads a tile's edges take, relative to those of matrices whose rows are aligned."""
+    if aligned_bytes >= SECTOR_BYTES:
         return 1.0
-    aligned_bytes = row_bytes & -row_bytes
     return min(MOST_READS, max(1.0, VECTOR_BYTES / aligned_bytes) * 1.5)

@@ -13,7 +13,8 @@ from galvatron.errors import ClusterError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.contention import Contention
 from galvatron.ir.curves import Curve, Points
-from galvatron.ir.device import Device, Measured
+from galvatron.ir.device import ODD_BYTES, Device, Measured, Products, alignment
+from galvatron.ir.kernel_figures import products_of
 from galvatron.ir.network import Level, MeasuredCollective
 from galvatron.ir.presets import PRESETS
 from galvatron.ir.records import Rows
@@ -85,6 +86,7 @@ def _device(profile: Profile) -> Device:
         matmul_flop_per_s=tuple(rates.items()),
         memory_bytes_per_s=bandwidth,
         kernel_launch_s=min(launches, default=0.0),
+        products=_tiles(profile),
         kind=environment.kind,
         host_op_s=min(recorded, default=0.0),
         host_backward_s=_backward_s(profile),
@@ -100,6 +102,24 @@ def _device(profile: Profile) -> Device:
             layers=tuple(_layers(profile)),
         ),
     )
+
+
+def _tiles(profile: Profile) -> Products:
+    """How a GPU computes products, as far as its kind says it, and what odd sizes were seen to cost."""
+    multiprocessors, capability = (profile.fact(name) for name in ("multiprocessors", "capability"))
+    if not multiprocessors or not capability:
+        return Products()
+    return replace(products_of(capability, round(multiprocessors)), odd_share=tuple(_odd_shares(profile)))
+
+
+def _odd_shares(profile: Profile) -> Iterator[tuple[str, float]]:
+    """By alignment in bytes what products with one odd size reach, relative to the best rate of their element type."""
+    rates: dict[str, list[float]] = {}
+    for m in (m for how in ("odd columns", "odd inner") for m in profile.of("product", how)):
+        best = max(_flop(even) / even.seconds for even in profile.of("product", "nn", m.dtype))
+        aligned_bytes = min(alignment(m.dtype, m.size(name)) for name in ("columns", "inner"))
+        rates.setdefault(str(aligned_bytes), []).append(_flop(m) / m.seconds / best)
+    yield from ((name, min(1.0, max(rates[name]))) for name in ODD_BYTES if name in rates)
 
 
 def _backward_s(profile: Profile) -> float | None:

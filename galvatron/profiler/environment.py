@@ -64,3 +64,14 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine() or "cpu"
+
+
+def device_facts(device: torch.device) -> dict[str, float]:
+    """What a GPU says of how it computes: its multiprocessors, and its compute capability."""
+    if device.type != "cuda":
+        return {}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "multiprocessors": float(properties.multi_processor_count),
+        "capability": properties.major + properties.minor / 10,
+    }

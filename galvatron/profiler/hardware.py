@@ -12,7 +12,7 @@ import torch
 from galvatron.profiler.cases import Case, sizes_of
 from galvatron.profiler.collectives import axis_of, axis_shapes, collective_cases, starter
 from galvatron.profiler.cores import crowding
-from galvatron.profiler.environment import agreed_environment
+from galvatron.profiler.environment import agreed_environment, device_facts
 from galvatron.profiler.grids import GRIDS, MESSAGE_BYTES
 from galvatron.profiler.host import host_cases
 from galvatron.profiler.kernels import kernel_cases
@@ -54,6 +54,7 @@ def profile_hardware(world: World, effort: Effort, told: Told | None = None) -> 
         facts = dict(zip(facts, measuring.meter.agreed(*facts.values(), largest=True), strict=True))
         if world.device.type == "cpu":
             facts["sharing_ranks"], facts["sharing_cores"] = map(float, crowding(world))
+        facts |= device_facts(world.device)
         measuring.kernels()
         measuring.links()
         return Profile(

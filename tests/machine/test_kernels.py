@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from galvatron.errors import ClusterError
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.device import Device, Measured, Products
+from galvatron.ir.device import Device, Measured, Products, alignment
 from galvatron.ir.kernel_figures import CUDNN_H100, FLASH_2_H100
 from galvatron.ir.ops.work import Work, attention, product
 from galvatron.ir.presets import PRESETS
@@ -20,11 +20,11 @@ from galvatron.ir.text import parse_program, print_program
 from galvatron.machine.kernel import Kernel
 from galvatron.machine.kernels import Kernels
 from galvatron.machine.measured import Grid
-from galvatron.machine.products import reads
+from galvatron.machine.products import reads_of
 from tests.ir import programs
 
 A100 = Cluster.parse("a100-80g:1x1").device
-H100 = Cluster.parse("h100-80g:1x1").device
+H100 = replace(Cluster.parse("h100-80g:1x1").device, curves="")
 PLAIN = Device("plain", 10**9, (("f32", 1e12), ("bf16", 2e12)), 1e11, kernel_launch_s=1e-6)
 DATA = next(
     (at / "shared/data/kernels" for at in Path(__file__).parents if (at / "shared/data/kernels").is_dir()), None
@@ -51,7 +51,9 @@ MEASURED = replace(
     ),
 )
 
-devices = st.sampled_from([A100, H100, PLAIN, MEASURED, *(Cluster.parse(f"{name}:1x1").device for name in PRESETS)])
+devices = st.sampled_from(
+    [A100, H100, PLAIN, MEASURED, *(replace(Cluster.parse(f"{name}:1x1").device, curves="") for name in PRESETS)]
+)
 sizes = st.integers(1, 1 << 16) | st.floats(0.25, 1 << 16)
 aligned = st.integers(1, 1 << 10).map(lambda size: 64 * size)
 factors = st.integers(1, 4)
@@ -150,12 +152,11 @@ def test_shallow_and_small_products_lose_more() -> None:
 
 
 def test_rows_that_are_not_aligned_are_read_in_more_pieces() -> None:
-    assert reads("bf16", 4096, 4096) == 1
-    assert reads("bf16", 4096, 4104) == 1.5  # 16 bytes, but not 32
-    assert reads("bf16", 180, 4096) == 3  # 8 bytes
-    assert reads("bf16", 50257, 768) == 4
-    assert reads("f32", 50257, 768) == 4
-    assert reads("bf16", 50257.5, 768) == 1  # is padded
+    assert reads_of(alignment("bf16", 4096)) == 1
+    assert reads_of(alignment("bf16", 4104)) == 1.5  # 16 bytes, but not 32
+    assert reads_of(alignment("bf16", 180)) == 3  # 8 bytes
+    assert reads_of(alignment("bf16", 50257)) == reads_of(alignment("f32", 50257)) == 4
+    assert reads_of(alignment("bf16", 50257.5)) == 1  # is padded
     padded, odd = (seconds(A100, "bf16", product(1, 8192, columns, 768)) for columns in (50304, 50257))
     assert 1.2 * padded < odd < 1.6 * padded
 
@@ -279,7 +280,7 @@ def test_products_take_what_was_measured(table: str, median: float, p90: float) 
     from calibrate_kernels import BANDS, PRESETS, Errors, band, flat, halves, predictions, products
 
     assert DATA is not None
-    device = Cluster.parse(f"{PRESETS[table]}:1x1").device
+    device = replace(Cluster.parse(f"{PRESETS[table]}:1x1").device, curves="")
     _, held = halves(band(products(DATA / f"gemm_{table}.csv"), *BANDS["m >= 512"]))
     figures, best = (Errors.of(table, "", predictions(of, held)) for of in (device, flat(device)))
     assert figures.median < median and figures.p90 < p90
