@@ -42,7 +42,7 @@ class Launch:
     def at(self, batch: float) -> Kernel:
         """The kernel at a local batch size."""
         work = self.work and Work(self.work.kind, tuple(size(batch) for size in self.work.sizes))
-        return Kernel(self.name, self.dtype, self.traffic_bytes(batch), work)
+        return Kernel(self.name, self.dtype, self.traffic_bytes(batch), work, transposed=self.of_weight)
 
 
 @dataclass(frozen=True)

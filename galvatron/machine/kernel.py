@@ -20,13 +20,15 @@ ACCUMULATION_PASSES = 3
 class Kernel:
     """One kernel: its name, the element type it computes in, its work, and the bytes that it reads and writes.
 
-    A kernel without work is bound by memory.
+    A kernel without work is bound by memory. Of a product `transposed` says that its first factor is a matrix that lies
+    in memory the other way round, with rows as long as the result has rows: as for gradients of weights.
     """
 
     name: str
     dtype: str
     traffic_bytes: float
     work: Work | None = None
+    transposed: bool = False
 
     @property
     def moves(self) -> Moves:

@@ -37,7 +37,7 @@ class Kernels:
         """Seconds of one kernel, its launch included."""
         if kernel.flop > 0:
             assert kernel.work is not None
-            return self._work_s(kernel.dtype, kernel.work, kernel.traffic_bytes)
+            return self._work_s(kernel.dtype, kernel.work, kernel.traffic_bytes, kernel.transposed)
         launch_s, moves = self._device.kernel_launch_s, kernel.moves
         if (curve := self._curve(moves, kernel.dtype)) is not None:
             return max(launch_s, curve(kernel.traffic_bytes))
@@ -60,25 +60,25 @@ class Kernels:
             return None
         return forward.straight(samples), backward.straight(samples) if backward is not None else 0.0
 
-    def _computed_s(self, dtype: str, work: Work, traffic_bytes: float) -> float:
+    def _computed_s(self, dtype: str, work: Work, traffic_bytes: float, transposed: bool) -> float:
         launch_s = self._device.kernel_launch_s
-        if (measured_s := self._measured_s(dtype, work, traffic_bytes)) is not None:
+        if (measured_s := self._measured_s(dtype, work, traffic_bytes, transposed)) is not None:
             return max(launch_s, measured_s)
         if work.kind == "product" and self._tiled is not None:
-            return self._tiled_s(dtype, work.sizes, traffic_bytes)
+            return self._tiled_s(dtype, work.sizes, traffic_bytes, transposed)
         if work.kind in DIRECTION and self._attention.knows(work.kind):
             return launch_s + self._attention.seconds(dtype, work, traffic_bytes)
         # The roofline model (Williams, Waterman, Patterson 2009).
         device = self._device
         return launch_s + max(work.flop / device.flop_per_s(dtype), traffic_bytes / device.memory_bytes_per_s)
 
-    def _measured_s(self, dtype: str, work: Work, traffic_bytes: float) -> float | None:
+    def _measured_s(self, dtype: str, work: Work, traffic_bytes: float, transposed: bool) -> float | None:
         """What was measured for such work, if anything."""
         if work.kind == "product" and self._tiled is not None:
             correction = self._correction(dtype)
             if correction is None:
                 return None
-            return self._tiled_s(dtype, work.sizes, traffic_bytes) * correction(work.sizes)
+            return self._tiled_s(dtype, work.sizes, traffic_bytes, transposed) * correction(work.sizes)
         if work.kind == "product":
             grid = self._grid("products", dtype)
             return grid(work.sizes) if grid is not None else None
@@ -91,11 +91,10 @@ class Kernels:
         # As long as a square of as many pairs.
         return grid((count, (queries * keys) ** 0.5, (width + value_width) / 2))
 
-    def _tiled_s(self, dtype: str, sizes: Sequence[float], traffic_bytes: float) -> float:
+    def _tiled_s(self, dtype: str, sizes: Sequence[float], traffic_bytes: float, transposed: bool = False) -> float:
         """What a product takes by the device's figures, its launch included."""
         assert self._tiled is not None
-        count, rows, columns, inner = sizes
-        return self._device.kernel_launch_s + self._tiled.seconds(dtype, count, rows, columns, inner, traffic_bytes)
+        return self._device.kernel_launch_s + self._tiled.seconds(dtype, sizes, traffic_bytes, transposed)
 
     def _correction(self, dtype: str) -> Corrections | None:
         if dtype not in self._corrections:

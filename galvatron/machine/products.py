@@ -11,6 +11,7 @@ Sizes may be fractions, of slices that an axis does not divide.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil, inf
 
 from galvatron.ir.device import SECTOR_BYTES, Device, alignment
@@ -50,10 +51,13 @@ class TiledProducts:
         self._odd = {int(name): share for name, share in device.products.odd_share}
         self._tiles: dict[tuple[str, int], list[tuple[int, int, float]]] = {}
 
-    def seconds(
-        self, dtype: str, count: float, rows: float, columns: float, inner: float, traffic_bytes: float
-    ) -> float:
-        """Seconds of `count` products `(rows, inner) @ (inner, columns)` that touch so many bytes."""
+    def seconds(self, dtype: str, sizes: Sequence[float], traffic_bytes: float, transposed: bool = False) -> float:
+        """Seconds of `count` products `(rows, inner) @ (inner, columns)` that touch so many bytes.
+
+        Args:
+            transposed: whether the first factors lie in memory the other way round (see `Kernel`).
+        """
+        count, rows, columns, inner = sizes
         known = self._products
         tail, even = known.tail, 1 - known.tail
         sum_s = SUM_BYTES * count * rows * columns / self._bytes_per_s
@@ -66,7 +70,7 @@ class TiledProducts:
             for split in SPLITS
         ]
         computing_s = inf
-        aligned_bytes = min(alignment(dtype, columns), alignment(dtype, inner))
+        aligned_bytes = min(alignment(dtype, length) for length in (columns, inner, *((rows,) if transposed else ())))
         for height, width, element_s in self._tiles_of(dtype, aligned_bytes):
             whole = count * ceil(rows / height) * ceil(columns / width) / known.multiprocessors
             for split, depth, adding_s in cuts:
