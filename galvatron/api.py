@@ -272,6 +272,7 @@ def search(
     memory: int | str | None = None,
     global_batch_size: int | None = None,
     schedule: str | None = None,
+    inductor: bool = False,
 ) -> Plan:
     """The plan with the shortest predicted step time that fits the memory of the cluster.
 
@@ -281,6 +282,7 @@ def search(
         memory: budget per device, in bytes or like `"36GiB"`; None is the device's memory less a reserve.
         global_batch_size: samples per step; None is the size of the example batch.
         schedule: `"gpipe"` or `"1f1b"`; None is `"1f1b"`, or `"gpipe"` for a program with an epilogue.
+        inductor: whether layers will be compiled (see `compile`), which makes other kernels of them.
 
     Raises:
         BudgetError: nothing fits; names the nearest miss.
@@ -288,18 +290,23 @@ def search(
         GalvatronError: an argument is wrong.
     """
     budget = read_memory(memory)
-    costed = _costed(_valid(program), required_cluster(cluster), global_batch_size)
+    costed = _costed(_valid(program), required_cluster(cluster), global_batch_size, inductor)
     return _searched(costed, budget, schedule).required_plan
 
 
 @plain_torch()
 def estimate(
-    program: Program, plan: PlanLike, cluster: Cluster | str, *, global_batch_size: int | None = None
+    program: Program,
+    plan: PlanLike,
+    cluster: Cluster | str,
+    *,
+    global_batch_size: int | None = None,
+    inductor: bool = False,
 ) -> Estimate:
     """Predicted step time and memory of a plan: the objective that `search` minimises, evaluated for one plan.
 
     Args:
-        program, cluster, global_batch_size: see `search`.
+        program, cluster, global_batch_size, inductor: see `search`.
         plan: see `compile`.
 
     Raises:
@@ -307,7 +314,7 @@ def estimate(
         VerifyError: the program breaks a rule of its form.
         GalvatronError: another argument is wrong.
     """
-    costed = _costed(_valid(program), required_cluster(cluster), global_batch_size)
+    costed = _costed(_valid(program), required_cluster(cluster), global_batch_size, inductor)
     planned = with_plan(costed, _parsed_plan(plan))
     with ours("estimating a plan", planned):
         chosen = planned.required_plan
@@ -350,7 +357,7 @@ def _planned(
     with ours("capturing the model"):
         captured = capture_graph(model, example_inputs, precision=wanted.precision, **said)
     gc.collect()  # what torch.export leaves behind refers to the model: the user could drop it and not free it
-    costed = _costed(captured.program, cluster, None)
+    costed = _costed(captured.program, cluster, None, wanted.switches["inductor"])
     if given is None:
         return replace(captured, program=_searched(costed, wanted.memory_bytes, None))
     return replace(captured, program=with_plan(costed, given))
@@ -377,7 +384,7 @@ def _verified(program: Program) -> None:
     verify(program)
 
 
-def _costed(program: Program, cluster: Cluster, global_batch_size: int | None) -> Program:
+def _costed(program: Program, cluster: Cluster, global_batch_size: int | None, inductor: bool = False) -> Program:
     """The program with costs on a cluster, whatever was decided about it before forgotten.
 
     Raises:
@@ -395,6 +402,8 @@ def _costed(program: Program, cluster: Cluster, global_batch_size: int | None) -
         )
     if program.form is Form.CLUSTERED:
         program = _passed(PLANNING[:1], program)
+    if inductor:
+        program = replace(program, inductor=True)
     return without_plan(program, cluster, batch_size)
 
 

@@ -71,8 +71,8 @@ def preset_of(gpu: str | None, memory_bytes: int) -> str | None:
 
 def _add(report: Report, program: Program, measured: dict[str, Any], name: str, cluster: Cluster) -> None:
     samples = measured["samples"]
-    plan, _ = VARIANTS[measured["variant"]]
-    found = galvatron.estimate(program, plan, cluster, global_batch_size=samples)
+    plan, inductor = VARIANTS[measured["variant"]]
+    found = galvatron.estimate(program, plan, cluster, global_batch_size=samples, inductor=inductor)
     (peak,) = found.peak_bytes
     step_s, peak_bytes = measured["step_s"]["median"], measured["peak_bytes"]
     row = Row(

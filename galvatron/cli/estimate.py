@@ -9,6 +9,7 @@ import typer
 from galvatron.cli.inputs import (
     ClusterText,
     GlobalBatch,
+    Inductor,
     Json,
     PlanText,
     ProgramFile,
@@ -26,6 +27,7 @@ def command(
     parts: Annotated[
         bool, typer.Option("--breakdown", help="Say what the time and the memory of each stage are made of.")
     ] = False,
+    inductor: Inductor = False,
     json: Json = False,
 ) -> None:
     """Predict the step time and peak memory of a plan."""
@@ -37,7 +39,7 @@ def command(
     from galvatron.breakdown import breakdown
     from galvatron.cli.tables import breakdown_tables, estimate_json, print_estimate, print_tables
 
-    estimate = api.estimate(program, chosen, machines, global_batch_size=global_batch)
+    estimate = api.estimate(program, chosen, machines, global_batch_size=global_batch, inductor=inductor)
     stages = breakdown(estimate.step_time_s, estimate.stages, chosen.micro_batches) if parts else ()
     if json:
         print(estimate_json(estimate, stages))

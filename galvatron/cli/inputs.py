@@ -30,6 +30,9 @@ PlanText = Annotated[
     typer.Option("--plan", metavar="PLAN", help="A plan file, or one strategy for all layers: pp2/m4/1f1b/dp1-tp2."),
 ]
 GlobalBatch = Annotated[int, typer.Option("--global-batch", min=1, max=SAMPLES, metavar="N", help="Samples per step.")]
+Inductor = Annotated[
+    bool, typer.Option("--inductor", help="Layers will be compiled: compile(..., inductor=True) runs other kernels.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

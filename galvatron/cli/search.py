@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from galvatron.cli.inputs import ClusterText, GlobalBatch, Json, ProgramFile, read_cluster, read_program
+from galvatron.cli.inputs import ClusterText, GlobalBatch, Inductor, Json, ProgramFile, read_cluster, read_program
 from galvatron.units import parse_bytes
 
 
@@ -19,6 +19,7 @@ def command(
         str | None, typer.Option("--memory", metavar="BYTES", help="Budget per device, such as 36GiB.")
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="PLAN.json", help="Where it goes.")] = None,
+    inductor: Inductor = False,
     json: Json = False,
 ) -> None:
     """Search the best plan for a program on a cluster."""
@@ -28,7 +29,7 @@ def command(
 
     from galvatron import api
 
-    plan = api.search(program, machines, memory=budget, global_batch_size=global_batch)
+    plan = api.search(program, machines, memory=budget, global_batch_size=global_batch, inductor=inductor)
     if output is not None:
         plan.save(output)
     if json:

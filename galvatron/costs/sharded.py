@@ -68,7 +68,7 @@ class ShardedCostModel:
         self._profiles: dict[Hashable, Profile] = {}
         self._cache: dict[Hashable, Any] = {}
         self._tied = tied_layers(program)
-        self._profiled = partial(profile_graph, kind=cluster.device.kind)
+        self._profiled = partial(profile_graph, kind=cluster.device.kind, compiled=program.inductor)
         self._at_once = cluster.device.kind != "cpu"
 
     def tied(self) -> Mapping[str, tuple[int, ...]]:

@@ -266,7 +266,8 @@ class Program:
     for which values. `batch_sizes` are those that the program holds for. `precision` is the element type in which
     parameters take part in compute: one of `PRECISIONS`, whose masters, gradients and optimizer state are kept in
     `MASTER`; None: each in its own. `unlike_evaluated` is empty, or says why a step that only evaluates would not
-    compute what the model does in evaluation mode, so that there can be none.
+    compute what the model does in evaluation mode, so that there can be none. `inductor` says that `torch.compile`
+    compiles its layers when they run.
     """
 
     name: str
@@ -290,6 +291,7 @@ class Program:
     outputs: tuple[Result, ...] = ()
     checks: tuple[Check, ...] = ()
     unlike_evaluated: str = ""
+    inductor: bool = False
 
     @cached_property
     def class_of(self) -> dict[str, LayerClass]:

@@ -128,6 +128,7 @@ class _Parts:
     outputs: list[Result] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     unlike_evaluated: str = ""
+    inductor: bool = False
     graph: Graph | None = None
     shares: bool = False
     """Whether the graph has the inputs and the state of the program."""
@@ -160,6 +161,7 @@ def _program(
         outputs=tuple(parts.outputs),
         checks=tuple(parts.checks),
         unlike_evaluated=parts.unlike_evaluated,
+        inductor=parts.inductor,
         graph=graph,
         classes=tuple(classes),
         layers=tuple(parts.layers),
@@ -252,6 +254,11 @@ def _check(s: Scanner, parts: _Parts) -> None:
     says = s.name()
     s.expect("never")
     parts.checks.append(Check(says, s.value()))
+
+
+def _inductor(s: Scanner, parts: _Parts) -> None:
+    s.expect("inductor")
+    parts.inductor = True
 
 
 def _evaluation(s: Scanner, parts: _Parts) -> None:
@@ -484,6 +491,7 @@ _SECTIONS: Mapping[str, Callable[[Scanner, _Parts], Any]] = {
     "output": _output,
     "check": _check,
     "evaluation": _evaluation,
+    "inductor": _inductor,
     "cluster": _cluster,
     "plan": _plan,
     "stage": _stage,

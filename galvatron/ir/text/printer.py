@@ -126,6 +126,7 @@ def program_lines(program: Program, w: _Writer) -> list[Line]:
                 if (unlike := program.unlike_evaluated)
                 else []
             ),
+            *([Line("inductor", ("output",))] if program.inductor else []),
         ],
         _plan(program.plan, w) if program.plan else [],
         _layers(program.layers, w, ""),
