@@ -15,12 +15,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from math import ceil
 from typing import Any
 
 import torch
 
 from galvatron.costs.watch import ObservedEvent
 from galvatron.ir.ops.table import of_target
+from galvatron.ir.ops.work import Work
+from galvatron.ir.types import DTYPE_BYTES
+
+VECTOR_BYTES = 16
+"""What the instructions of a GPU read at once of a row of a matrix."""
 
 
 @dataclass
@@ -46,8 +52,46 @@ class _Group:
     def kernel(self, read_later: Collection[int]) -> ObservedEvent:
         """The one kernel, named after what decides how it goes through memory: its norm or sum, if there is one."""
         first = next((m for m in self.members if not is_elementwise(m)), self.members[-1])
-        written = sum(size for value, size in self.made().items() if value in read_later)
-        return replace(first, size_bytes=sum(self.read().values()) + written)
+        reads = tuple(self.read().items())
+        writes = tuple((value, size) for value, size in self.made().items() if value in read_later)
+        return replace(first, size_bytes=sum(size for _, size in (*reads, *writes)), reads=reads, writes=writes)
+
+
+def padded(event: ObservedEvent) -> ObservedEvent:
+    """A product as the compiler has it computed on a GPU: of matrices with more columns, where rows would otherwise
+    begin at multiples of fewer bytes than its instructions read (`torch._inductor.config.shape_padding`)."""
+    if event.work is None or event.work.kind != "product":
+        return event
+    count, *sides = event.work.sizes
+    elements = VECTOR_BYTES // DTYPE_BYTES[event.dtype]
+    return replace(event, work=Work("product", (count, *(elements * ceil(side / elements) for side in sides))))
+
+
+def peak_bytes(
+    kernels: Sequence[ObservedEvent], there: Mapping[int, float], given: Collection[int], lasting: Collection[int]
+) -> float:
+    """The most bytes that are alive at one time while kernels run in turn, above those that are there at first.
+
+    A value is alive from the kernel that makes it to the last that reads it.
+
+    Args:
+        there: values that are there at first, with their bytes, and go when they are not read any more.
+        given: values that are not counted.
+        lasting: values that are alive to the end.
+    """
+    last = {value: at for at, kernel in enumerate(kernels) for value, _ in (*kernel.reads, *kernel.writes)}
+    alive = dict(there)
+    now = peak = 0.0
+    for at, kernel in enumerate(kernels):
+        for value, size in (*kernel.reads, *kernel.writes):
+            if value not in alive and value not in given:
+                alive[value] = size
+                now += size
+        peak = max(peak, now)
+        for value, _ in (*kernel.reads, *kernel.writes):
+            if last[value] == at and value not in lasting and value in alive:
+                now -= alive.pop(value)
+    return peak
 
 
 def fused(

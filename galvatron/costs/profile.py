@@ -18,7 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from galvatron.costs.events import CollectiveCall, Dispatches, Event, Launch, Linear, Profile
-from galvatron.costs.fusion import fused, kept_instead
+from galvatron.costs.fusion import fused, kept_instead, padded, peak_bytes
 from galvatron.costs.slices import run_on_slice
 from galvatron.costs.watch import ObservedEvent, Watch
 from galvatron.errors import GalvatronError
@@ -59,7 +59,7 @@ def profile_graph(
         recompute: which activations the backward computes again, as in a strategy; it does, as at run time.
         at: the local batch size that matters, for a graph that is not linear in it: one that pairs samples.
         kind: of the device that runs it (`Device.kind`).
-        compiled: whether `torch.compile` compiles it (`costs.fusion`). Peaks of memory are then those without.
+        compiled: whether `torch.compile` compiles it (`costs.fusion`).
     """
     graph = with_local_functions(in_training(graph), mesh)
     batches = _batches(graph, mesh) if at is None else (at, 2 * at)
@@ -189,7 +189,9 @@ class _Run:
             for tensor in values.values():
                 self.watch.keep(tensor)
             self.state = {self.watch.number(values[v.name]) for v in graph.state}
+            self.given = {self.watch.number(tensor) for tensor in values.values()}
             self.again: dict[int, ObservedEvent] = {}
+            self.kept: dict[int, float] = {}
             self.saved: set[str | None] = set()
             with self.watch:
                 outputs = self._forward(values)
@@ -226,8 +228,13 @@ class _Run:
             else:
                 self.observed.shared_bytes[name] = size
         if self.compiled:
+            self._pad(self.observed.forward)
             self._fuse_forward(made, {self.watch.number(values[name]) for name in kept_inputs})
         return outputs
+
+    def _pad(self, events: list[ObservedEvent]) -> None:
+        if self.kind == "cuda":
+            events[:] = map(padded, events)
 
     def _fuse_forward(self, made: set[int], kept_inputs: set[int]) -> None:
         """Kernels as the compiler groups them, without what it computes again."""
@@ -238,15 +245,25 @@ class _Run:
         lasting = made | instead.more.keys() | (kept.keys() - self.again.keys())
         observed.forward[:] = fused(observed.forward, lasting=lasting)
         observed.forward_dispatches = Dispatches(len(observed.forward))
+        self.kept = {value: size for value, size in kept.items() if value not in self.again} | instead.more
+        given = kept_inputs | self.given
+        own = {value: size for value, size in self.kept.items() if value not in given}
+        peak = peak_bytes(observed.forward, {}, given, lasting)
+        observed.forward_extra_bytes = max(0, round(peak - sum(own.values())))
 
     def _fuse_backward(self) -> None:
         gradients = self.watch.gradients
         of_weights = {made for made, leaf in gradients.items() if leaf in self.state}
         observed = self.observed
+        self._pad(observed.backward)
         observed.backward[:] = fused(
             observed.backward, lasting=gradients.keys(), of_weights=of_weights, again=self.again
         )
         observed.backward_dispatches = Dispatches(len(observed.backward))
+        observed.backward_extra_bytes = round(
+            peak_bytes(observed.backward, self.kept, self.given, lasting=gradients.keys())
+        )
+        observed.summing_extra_bytes = min(observed.summing_extra_bytes, observed.backward_extra_bytes)
 
     def _function(self) -> Callable[..., tuple[torch.Tensor, ...]]:
         """The graph as a function of its call, inputs and state, that runs as a layer does under the strategy."""

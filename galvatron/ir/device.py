@@ -37,8 +37,10 @@ _ATTENTION = re.compile(r"(?:forward|backward)\.[1-9][0-9]{0,4}")
 
 
 def alignment(dtype: str, length: float) -> int:
-    """Bytes of which the beginning of each row of so many elements is a multiple, `SECTOR_BYTES` at the most. A fraction
-    stands for a size that is padded."""
+    """Bytes of which the beginning of each row of so many elements is a multiple, `SECTOR_BYTES` at the most.
+
+    A fraction stands for a size that is padded.
+    """
     row_bytes = round(length) * DTYPE_BYTES[dtype]
     if abs(round(length) - length) > 1e-6 or row_bytes % SECTOR_BYTES == 0:
         return SECTOR_BYTES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,12 +14,16 @@ from torch import Tensor, nn
 
 import galvatron
 from galvatron.costs.events import CollectiveCall, Profile, launches
+from galvatron.costs.fusion import padded, peak_bytes
 from galvatron.costs.profile import profile_graph
+from galvatron.costs.watch import ObservedEvent
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.layout import Axis
+from galvatron.ir.ops.work import Work, product
 from galvatron.ir.planned import planned_layers
 from galvatron.ir.program import LayerClass, Program
 from galvatron.ir.strategy import Strategy
+from galvatron.ir.text import parse_program, print_program
 from galvatron.partition import Partitioner
 from tests.costs import test_kernels as gpt
 
@@ -141,3 +146,35 @@ def test_the_compiler_writes_as_many_kernels(name: str) -> None:
     sums = sum(parameter.dim() == 1 for parameter in layer.parameters())
     assert abs(own(profile.forward) - forward) <= 1
     assert backward - 1 <= own(profile.backward) <= backward + 1 + sums
+
+
+def kernel(reads: dict[int, float], writes: dict[int, float], work: Work | None = None) -> ObservedEvent:
+    return ObservedEvent("add", "bf16", None, 0.0, work, reads=tuple(reads.items()), writes=tuple(writes.items()))
+
+
+def test_a_value_is_alive_from_the_kernel_that_makes_it_to_the_last_that_reads_it():
+    first, second, third = kernel({0: 1}, {1: 10}), kernel({1: 10}, {2: 20}), kernel({2: 20}, {3: 5})
+    assert peak_bytes([first, second, third], {}, given={0}, lasting={3}) == 30
+    assert peak_bytes([first, second, third], {}, given={0}, lasting={1, 3}) == 35
+    # What is there at first is not counted, and what goes of it makes room.
+    assert peak_bytes([first, second, third], {0: 8.0}, given=(), lasting={3}) == 22
+    # Nobody has made it, so it has been given for this pass.
+    assert peak_bytes([first], {}, given=(), lasting=()) == 11
+
+
+def test_products_of_odd_sizes_are_padded():
+    work = padded(kernel({}, {}, product(3, 7, 50257, 1024))).work
+    assert work is not None and work.sizes == (3, 8, 50264, 1024)
+    assert padded(kernel({}, {})) == kernel({}, {})
+
+
+def test_estimates_know_that_layers_are_compiled():
+    found = program("gpt")
+    eager, compiled = (
+        galvatron.estimate(found, "dp1", "h100-80g:1x1", global_batch_size=SAMPLES, inductor=inductor)
+        for inductor in (False, True)
+    )
+    assert compiled.step_time_s < eager.step_time_s and compiled.peak_bytes < eager.peak_bytes
+    text = print_program(replace(found, inductor=True))
+    assert "\ninductor\n" in text
+    assert parse_program(text).inductor and not parse_program(print_program(found)).inductor

@@ -128,7 +128,7 @@ class _Parts:
     outputs: list[Result] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     unlike_evaluated: str = ""
-    inductor: bool = False
+    inductor: bool | None = None
     graph: Graph | None = None
     shares: bool = False
     """Whether the graph has the inputs and the state of the program."""
@@ -161,7 +161,7 @@ def _program(
         outputs=tuple(parts.outputs),
         checks=tuple(parts.checks),
         unlike_evaluated=parts.unlike_evaluated,
-        inductor=parts.inductor,
+        inductor=bool(parts.inductor),
         graph=graph,
         classes=tuple(classes),
         layers=tuple(parts.layers),
