@@ -173,12 +173,16 @@ class LayerCost:
         """
         within = front.share(self.bucket_bytes)
 
-        def lengthens(alone_s: float, beside_s: float) -> float:
-            return within * alone_s + (1 - within) * self.contention.exposed_s(beside_s, alone_s)
+        def lengthens(alone_s: float, pass_s: float, beside_s: float) -> float:
+            together_s = self.contention.together_s
+            return within * alone_s + (1 - within) * (
+                together_s(pass_s, beside_s + alone_s) - together_s(pass_s, beside_s)
+            )
 
+        sync_s = lengthens(self.sync_s, self.backward_pass_s, self.backward_gather_s + self.reduce_s)
         return Exposed(
-            sync_s=lengthens(self.sync_s, self.backward_pass_s) + front.begins(self.bucket_bytes) * self.start_s,
-            publish_s=lengthens(self.publish_s, self.forward_pass_s),
+            sync_s=sync_s + front.begins(self.bucket_bytes) * self.start_s,
+            publish_s=lengthens(self.publish_s, self.forward_pass_s, self.forward_gather_s),
         )
 
     @property
