@@ -21,10 +21,7 @@ from galvatron.runtime import comm, deferral
 from galvatron.runtime.collectives import packed
 from galvatron.runtime.comm import PIPELINE, Chunk, now
 from galvatron.runtime.stage import Stage, Transfer
-from galvatron.schedules import Action, Kind, Schedule, orders
-
-_SENDS_IN_FLIGHT = 2
-"""Messages of one stage in one direction that may be under way: one arrives while the next is computed."""
+from galvatron.schedules import SENDS_IN_FLIGHT, Action, Kind, Schedule, orders
 
 Keywords = Mapping[int, Sequence[Mapping[str, Any]]]
 """By stage, the keyword arguments of `Stage.forward` for each micro-batch."""
@@ -34,13 +31,19 @@ class Pipeline:
     """Runs the micro-batches of a step through this rank's stages."""
 
     def __init__(
-        self, stages: Sequence[Stage], schedule: Schedule, *, on_loss: Callable[[Tensor], None] | None = None
+        self,
+        stages: Sequence[Stage],
+        schedule: Schedule,
+        *,
+        on_loss: Callable[[Tensor], None] | None = None,
+        on_backward: Callable[[], None] | None = None,
     ) -> None:
         self.stages = {stage.index: stage for stage in stages}
         self.mesh = stages[0].mesh
         self.schedule = schedule
         self.epilogue = stages[0].epilogue_shards > 0
         self.on_loss = on_loss or (lambda loss: None)
+        self.on_backward = on_backward or (lambda: None)
 
     def run(
         self,
@@ -117,7 +120,7 @@ class _Pass:
     ) -> None:
         self._stages, self._mesh = pipeline.stages, pipeline.mesh
         self._ends = pipeline.epilogue
-        self._on_loss = pipeline.on_loss
+        self._on_loss, self._on_backward = pipeline.on_loss, pipeline.on_backward
         self._keywords = keywords
         self._epilogue_keywords = epilogue
         self._micro_batches = micro_batches
@@ -195,6 +198,7 @@ class _Pass:
         at_loss = index == stage.count - 1 and not self._ends
         gradients = (None,) * len(edges) if at_loss else self._gradients.pop(key).wait()
         now.chunk = chunk
+        self._on_backward()
         pairs = zip(edges, gradients, strict=True)
         roots = [(edge, g) for edge, g in pairs if edge is not None and (at_loss or g is not None)]
         if roots:
@@ -247,7 +251,7 @@ class _Pass:
     def _send(self, kind: Kind, index: int, micro_batch: int, target: int) -> None:
         tensors = self._leaving.pop((kind, index, micro_batch))
         sends = self._sent[kind, index]
-        if len(sends) == _SENDS_IN_FLIGHT:
+        if len(sends) == SENDS_IN_FLIGHT:
             sends.popleft().wait()
         assert self._mesh.pipeline is not None
         sends.append(comm.send(tensors, self._mesh.pipeline, self._mesh.holders[target], kind=PIPELINE))

@@ -102,8 +102,8 @@ def test_each_level_lowers_memory_by_what_the_program_states(level: int) -> None
     lowered = stated.state_bytes - cut_stated.state_bytes
     assert lowered > 0
     assert kept - cut_kept == pytest.approx(lowered, rel=TOLERANCE)
-    # At the peak a layer may be whole besides: the program states the most that this can be.
-    assert stated.peak_bytes - cut_stated.peak_bytes <= (1 + TOLERANCE) * (peak - cut_peak)
+    # At the peak a layer may be whole besides.
+    assert stated.peak_bytes - cut_stated.peak_bytes == pytest.approx(peak - cut_peak, rel=PEAK_TOLERANCE)
     assert peak - cut_peak <= (1 + TOLERANCE) * lowered
 
 
@@ -128,7 +128,8 @@ def test_a_stage_holds_the_micro_batches_of_its_schedule(schedule: str) -> None:
     stages, ranks = held(f"pp2/m4/{schedule}/dp1")
     for measured, stated in stages:
         assert measured.in_flight == stated.in_flight
-        assert measured.bytes <= (1 + TOLERANCE) * stated.activation_bytes
+        # Values that were sent belong to it as long as they are under way.
+        assert measured.bytes <= (1 + TOLERANCE) * (stated.activation_bytes + stated.extra.communication)
     for peak, stated in ranks:
         assert peak == pytest.approx(stated, rel=PEAK_TOLERANCE)
 
