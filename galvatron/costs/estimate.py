@@ -65,7 +65,7 @@ def workspace_bytes(program: Program) -> int:
 def pace_of(program: Program, degree: int) -> Pace:
     """How fast pipeline ranks are while others wait, on the program's cluster."""
     cluster = program.cluster
-    return Pace() if cluster is None else Pace.of(cluster.sharing, degree, cluster.world_size)
+    return Pace.even(degree) if cluster is None else Pace.of(cluster.sharing, degree, cluster.world_size)
 
 
 def with_predictions(plan: Plan, program: Program, model: CostModel) -> Plan:

@@ -15,6 +15,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
+
+import numpy as np
 
 from galvatron.costs.memory import Memory
 from galvatron.costs.model import CostModel, Front, LayerCost
@@ -141,7 +144,7 @@ class Setting:
     pipeline_degree: int
     epilogue: bool = False
     ties: Ties = ()
-    pace: Pace = Pace()
+    pace: Pace | None = None
     fixed_bytes: int = 0
 
     @property
@@ -160,9 +163,19 @@ class Setting:
         return Schedule.parse(self.schedule)
 
     @cached_property
-    def weights(self) -> tuple[float, float]:
-        """How often a phase takes the sum over stages, and how often the slowest stage."""
-        return self.pace.weights(self.pipeline_degree, self.micro_batches)
+    def lines(self) -> tuple[tuple[float, float], ...]:
+        """See `Pace.lines`."""
+        return (self.pace or Pace.even(self.pipeline_degree)).lines(self.micro_batches)
+
+    def pipeline_s(self, total_s: Any, slowest_s: Any) -> Any:
+        """Seconds of the phases of all micro-batches, where the schedule has phases; numbers or arrays.
+
+        Args:
+            total_s: of a micro-batch, the sum over stages.
+            slowest_s: of a micro-batch, the slowest stage of each phase, added up.
+        """
+        (a, b), (c, d) = self.lines
+        return np.maximum(a * total_s + b * slowest_s, c * total_s + d * slowest_s)
 
     @cached_property
     def holders(self) -> tuple[int, ...]:

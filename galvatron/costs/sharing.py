@@ -22,7 +22,12 @@ class Pace:
             grows no faster than they do; the last is 1.
     """
 
-    shares: tuple[float, ...] = (1.0,)
+    shares: tuple[float, ...]
+
+    @staticmethod
+    def even(degree: int) -> Pace:
+        """That of ranks with a device each."""
+        return Pace((1.0,) * degree)
 
     @staticmethod
     def of(sharing: Points, degree: int, world_size: int) -> Pace:
@@ -40,19 +45,17 @@ class Pace:
         """Whether it makes no difference who waits."""
         return self.shares[0] == 1.0
 
-    def weights(self, degree: int, micro_batches: int) -> tuple[float, float]:
-        """What a phase of a schedule is made of: so many times the sum over stages, and so many times the slowest one.
+    def lines(self, micro_batches: int) -> tuple[tuple[float, float], tuple[float, float]]:
+        """What a phase of a schedule takes: the longer of two lines in the sum over stages and the slowest stage.
 
-        Exact for equal stages, of which one more computes in each turn until all do, and for a stage besides which no
-        other takes any time: in between it is a line through both.
+        First, as if every rank were always as fast as alone: all stages once, and the slowest again for each further
+        micro-batch. Second, cores are never idle: stages take their mean, and one more computes in each turn until all
+        do. Exact for equal stages, and for a stage besides which no other takes any time.
         """
-        if degree == 1 or self.is_even:
-            return 1.0, micro_batches - 1.0
+        degree, alone = len(self.shares), self.shares[0]
         most = min(micro_batches, degree)
         turns = 2 * sum(self.shares[: most - 1]) + (micro_batches + degree + 1 - 2 * most) * self.shares[most - 1]
-        alone = micro_batches * self.shares[0]
-        of_sum = (turns - alone) / (degree - 1)
-        return of_sum, alone - of_sum
+        return (alone, alone * (micro_batches - 1)), (turns / degree, 0.0)
 
     def passed(self, computing: Iterable[tuple[int, int]]) -> float:
         """How long a time takes in which all are as fast as when all compute, from 0 to the last end.

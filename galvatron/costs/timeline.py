@@ -12,8 +12,6 @@ from galvatron.costs.sharing import Pace
 from galvatron.schedules import Kind, Schedule
 from galvatron.schedules.actions import Result
 
-_EVEN = Pace()
-
 
 @dataclass(frozen=True)
 class MicroBatchTimes:
@@ -47,24 +45,26 @@ class MicroBatchTimes:
 
 
 def pipeline_s(
-    schedule: Schedule, degree: int, micro_batches: int, stages: Sequence[MicroBatchTimes], pace: Pace = _EVEN
+    schedule: Schedule, degree: int, micro_batches: int, stages: Sequence[MicroBatchTimes], pace: Pace | None = None
 ) -> float:
     """Seconds from the first forward to the last backward of all micro-batches, by phases where a schedule has them."""
+    pace = pace or Pace.even(degree)
     if not schedule.phases:
         return played_s(schedule, degree, micro_batches, stages, pace)
-    phases = zip(*(stage.phases(schedule) for stage in stages), strict=True)
-    of_sum, of_slowest = pace.weights(degree, micro_batches)
-    return sum(of_sum * sum(times) + of_slowest * max(times) for times in phases)
+    phases = list(zip(*(stage.phases(schedule) for stage in stages), strict=True))
+    total_s, slowest_s = sum(map(sum, phases)), sum(map(max, phases))
+    return max(of_sum * total_s + of_slowest * slowest_s for of_sum, of_slowest in pace.lines(micro_batches))
 
 
 def played_s(
-    schedule: Schedule, degree: int, micro_batches: int, stages: Sequence[MicroBatchTimes], pace: Pace = _EVEN
+    schedule: Schedule, degree: int, micro_batches: int, stages: Sequence[MicroBatchTimes], pace: Pace | None = None
 ) -> float:
     """The same with every computation played through, each as soon as it can; messages go on beside them.
 
     Where an order repeats itself, few of its repetitions are played: as many as it takes until one is as long as the
     one before, in all that it does, after which they all are (`_repetition`).
     """
+    pace = pace or Pace.even(degree)
     if not all(math.isfinite(stage.micro_batch_s) for stage in stages):
         return math.inf
     durations = tuple(tuple(round(stage.of(kind) / QUANTUM_S) for kind in _COMPUTED) for stage in stages)

@@ -124,3 +124,26 @@ def test_noise_is_no_rate() -> None:
 def test_speeds_at_the_same_time(beside_s: float, both_s: float, kernel_speed: float, collective_speed: float) -> None:
     overlap: Overlap = replace(OVERLAP, kernel_beside_s=beside_s, both_s=both_s)
     assert (overlap.kernel_speed, overlap.collective_speed) == pytest.approx((kernel_speed, collective_speed))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "cores", "sharing"),
+    [
+        (4, 2, ((2.0, 0.5), (4.0, 1.0))),
+        (4, 4, ()),
+        (2, 1, ((1.0, 0.5), (2.0, 1.0), (4.0, 1.0))),
+    ],
+)
+def test_ranks_that_share_cores_are_as_fast_as_alone_while_there_is_one_for_each(
+    ranks: int, cores: int, sharing: tuple[tuple[float, float], ...]
+) -> None:
+    facts = (*PROFILE.facts, ("sharing_ranks", float(ranks)), ("sharing_cores", float(cores)))
+    cluster = cluster_of(replace(PROFILE, facts=facts))
+    assert cluster.sharing == sharing
+    assert Cluster.from_json(cluster.to_json()) == cluster
+
+
+def test_more_ranks_never_compute_faster() -> None:
+    for sharing in (((2.0, 1.5), (4.0, 1.0)), ((2.0, 0.5),), ((1.0, 0.1), (4.0, 1.0)), ((3.0, 1.0), (2.0, 1.0))):
+        with pytest.raises(ClusterError, match="sharing"):
+            replace(cluster_of(PROFILE), sharing=sharing).check()

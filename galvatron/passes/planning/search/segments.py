@@ -56,8 +56,8 @@ def _fastest_s(model: CostModel, setting: Setting, candidates: Sequence[Sequence
 
 def bound_s(model: CostModel, setting: Setting, candidates: Sequence[Sequence[Strategy]]) -> float:
     """A step time that no plan beats: the layers add up, and the slowest stage takes at least the mean."""
-    of_sum, of_slowest = setting.weights
-    return sum(_fastest_s(model, setting, candidates)) * (of_sum + of_slowest / setting.pipeline_degree)
+    total_s = sum(_fastest_s(model, setting, candidates))
+    return float(setting.pipeline_s(total_s, total_s / setting.pipeline_degree))
 
 
 class Segments:
@@ -184,10 +184,9 @@ class Segments:
         strategies = np.concatenate([np.full(len(part), previous) for part, previous in parts])
         rows = np.concatenate([np.arange(len(part)) for part, _ in parts])
         # One stage takes this long in each micro-batch, and the others at least their share once.
-        of_sum, of_slowest = self.setting.weights
-        others_s = of_sum * (self.fastest_s[-1] - (self.fastest_s[end] - self.fastest_s[begin]))
-        own_s = (of_sum + of_slowest) * values[:, : self.phases].sum(axis=1) + values[:, STEP_S]
-        least_s = own_s + others_s
+        others_s = self.fastest_s[-1] - (self.fastest_s[end] - self.fastest_s[begin])
+        own_s = values[:, : self.phases].sum(axis=1)
+        least_s = self.setting.pipeline_s(own_s + others_s, own_s) + values[:, STEP_S]
         most_bytes = np.maximum(values[:, BYTES] + values[:, EXTRA], values[:, UPDATE])
         alive = np.flatnonzero((most_bytes <= self.budget_bytes) & (least_s < self.worst_s))
         values = values[alive]
@@ -195,7 +194,7 @@ class Segments:
         if self.setting.pipeline_degree == 1:  # only the sum matters
             compared = values.copy()
             compared[:, :MISSING] = 0.0
-            compared[:, 0] = own_s[alive]
+            compared[:, 0] = self.setting.micro_batches * own_s[alive] + values[:, STEP_S]
         keep = frontier(compared, self._units)
         if len(keep):
             fronts[first, last] = _Front(values[keep], strategies[alive][keep], rows[alive][keep])

@@ -80,9 +80,9 @@ def search_stages(
     return float(times[which][row]), _traced(segments, waves, finals[which][0], row)
 
 
-def _step_time_s(values: np.ndarray, setting: Setting) -> np.ndarray:
-    of_sum, of_slowest = setting.weights
-    return of_sum * values[:, SUM_S] + of_slowest * values[:, 1:-1].sum(axis=1) + values[:, STEP_S]
+def _step_time_s(values: np.ndarray, setting: Setting, rest_s: float = 0.0) -> np.ndarray:
+    """Step times of labels, if the layers behind them take at least `rest_s` per micro-batch."""
+    return setting.pipeline_s(values[:, SUM_S] + rest_s, values[:, 1:-1].sum(axis=1)) + values[:, STEP_S]
 
 
 def _state(
@@ -115,8 +115,8 @@ def _state(
     values = np.concatenate(blocks)
     block = np.concatenate([np.full(len(b), i) for i, b in enumerate(blocks)])
     pick = np.concatenate([np.arange(len(b)) for b in blocks])
-    rest_s = setting.weights[0] * (segments.fastest_s[-1] - segments.fastest_s[end])
-    alive = np.flatnonzero(_step_time_s(values, setting) + rest_s < segments.worst_s)
+    rest_s = segments.fastest_s[-1] - segments.fastest_s[end]
+    alive = np.flatnonzero(_step_time_s(values, setting, rest_s) < segments.worst_s)
     keep = alive[frontier(values[alive], np.zeros(values.shape[1]))]
     return _State(values[keep], block[keep], pick[keep], origins) if len(keep) else None
 
