@@ -71,7 +71,8 @@ class Profile:
 
     `saved_bytes` are the unique storages that autograd keeps from forward to backward, other than state and
     `shared_bytes`: inputs without a gradient (masks, ids), which many layers keep together. `forward_extra_bytes` and
-    `backward_extra_bytes` are the peaks of live memory above inputs, state and what is saved. `forward_dispatches` and
+    `backward_extra_bytes` are the peaks of live memory above inputs, state and what is saved; `summing_extra_bytes` is
+    that of the part of the backward that begins with the first gradient of state. `forward_dispatches` and
     `backward_dispatches` are what the process does meanwhile. By its `fingerprint` what was measured of it is found; it
     is empty where nothing was measured.
     """
@@ -82,6 +83,7 @@ class Profile:
     shared_bytes: tuple[tuple[str, Linear], ...]
     forward_extra_bytes: Linear
     backward_extra_bytes: Linear
+    summing_extra_bytes: Linear = Linear(0.0, 0.0)
     forward_dispatches: Dispatches = Dispatches()
     backward_dispatches: Dispatches = Dispatches()
     fingerprint: str = ""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from galvatron.costs.memory import Memory
 from galvatron.costs.timeline import MicroBatchTimes
 from galvatron.ir.contention import Contention
 from galvatron.ir.plan import Ties
@@ -31,12 +32,14 @@ class Repeated:
     layer: int
     backward_gather_s: float
     reduce_s: float
-    state_bytes: float
     sync_s: float
     publish_s: float
     bucket_bytes: float
     update_s: float
     across_s: float
+    state: Memory = Memory()
+    late_bytes: float = 0.0
+    update_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,17 @@ class LayerCost:
     Per micro-batch: seconds of compute, and of collectives that are waited for where they begin, forward and backward;
     `weight_s`, the part of `backward_s` that no other layer waits for: products that are gradients of weights;
     `forward_host_s` and `backward_host_s`, what the process takes to launch all that, so that a pass takes no less;
-    `saved_bytes`, activations kept from forward to backward; `extra_bytes`, the peak of memory in use above that while
-    the layer runs. Beside that (`galvatron.ir.zero`) run per micro-batch `forward_gather_s` and `backward_gather_s` of
-    values and `reduce_s` of sums of gradients, and per step `sync_s` of sums, beside the last backward, and `publish_s`
-    of gathers of new values, beside the next forward; `contention` says what they cost each other.
+    `saved_bytes`, activations kept from forward to backward; `extra`, the memory in use above that at the worst moment
+    while the layer runs. Beside that (`galvatron.ir.zero`) run per micro-batch `forward_gather_s` and
+    `backward_gather_s` of values and `reduce_s` of sums of gradients, and per step `sync_s` of sums, beside the last
+    backward, and `publish_s` of gathers of new values, beside the next forward; `contention` says what they cost each
+    other.
 
     Per step: `start_s`, what the first sum takes longer than as a part of a bucket; `across_s` of sums over stages;
-    `update_s` of the optimizer and, of the last layer, `epilogue_s` of the end of the loss that runs on all
-    micro-batches at once. Always: `state_bytes` of parameters, gradients, optimizer state and buffers; `bucket_bytes`,
-    those of values whose gradients are summed in buckets.
+    `update_s` of the optimizer and `update_bytes` that it takes beside all state; of the last layer, `epilogue_s` of
+    the end of the loss that runs on all micro-batches at once. Always: `state` of parameters, gradients, optimizer
+    state and buffers, of which `late_bytes` are gradients that are there only from the first backward on;
+    `bucket_bytes`, those of values whose gradients are summed in buckets.
 
     What runs beside a layer is taken to begin with it, and to be waited for by the end of it. In a run of equal layers
     each is as long as what really is beside it, which is of a neighbour, and the layers at both ends of a stage, that
@@ -72,8 +77,10 @@ class LayerCost:
     backward_gather_s: float = 0.0
     reduce_s: float = 0.0
     saved_bytes: float = 0.0
-    extra_bytes: float = 0.0
-    state_bytes: float = 0.0
+    extra: Memory = Memory()
+    state: Memory = Memory()
+    late_bytes: float = 0.0
+    update_bytes: float = 0.0
     bucket_bytes: float = 0.0
     sync_s: float = 0.0
     publish_s: float = 0.0
@@ -96,7 +103,18 @@ class LayerCost:
         apart = [parameter for parameter in self.repeated if not here(parameter.layer)]
         taken = {name: max(0.0, getattr(self, name) - sum(getattr(p, name) for p in together)) for name in _TAKEN}
         across_s = self.across_s + sum(p.across_s for p in apart)
-        return replace(self, **taken, across_s=across_s, repeated=())
+        state = self.state - sum((p.state for p in together), Memory())
+        return replace(self, **taken, state=state, across_s=across_s, repeated=())
+
+    @property
+    def state_bytes(self) -> float:
+        """Bytes of state."""
+        return self.state.total
+
+    @property
+    def extra_bytes(self) -> float:
+        """Bytes in use beside state and what is kept for the backward."""
+        return self.extra.total
 
     @property
     def compute_s(self) -> float:
@@ -169,7 +187,9 @@ class LayerCost:
         return self.across_s + self.update_s + self.epilogue_s
 
 
-_TAKEN = ("backward_gather_s", "reduce_s", "state_bytes", "sync_s", "publish_s", "bucket_bytes", "update_s")
+_TAKEN = (
+    "backward_gather_s", "reduce_s", "sync_s", "publish_s", "bucket_bytes", "update_s", "late_bytes", "update_bytes",
+)  # fmt: skip
 """Of a layer's cost, what a repeated parameter takes off."""
 
 

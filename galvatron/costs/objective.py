@@ -4,8 +4,9 @@ A stage takes its layers' seconds per micro-batch, with the conversions between 
 receives from another rank. The pipeline takes what its schedule makes of that (`timeline`), and then the longest update
 and what of gradient synchronisation and new values nothing hides.
 
-A device holds the state of its stages, for each micro-batch in flight on one of them what its layers save, what the
-stage keeps together and sends on, and the largest working memory of a layer.
+A device holds the state of its stages, for each micro-batch in flight on one of them what its layers save and what the
+stage keeps together, messages under way, and the working memory of the layer that runs, beside which less is left of
+its own micro-batch the nearer it is to the beginning of the stage. In the update it holds state and what that takes.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from galvatron.costs.memory import Memory
 from galvatron.costs.model import CostModel, Front, LayerCost
 from galvatron.costs.sharing import Pace
 from galvatron.costs.timeline import MicroBatchTimes, pipeline_s
 from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
-from galvatron.schedules import Schedule, held_over_time
+from galvatron.schedules import SENDS_IN_FLIGHT, Schedule, held_over_time
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,15 @@ class StageReport:
         update_s, epilogue_s: the optimizer, and the end of the loss that all micro-batches share.
         bubble_s: the part of the step in which its device waits for others, whichever of its stages it has to run; 0
             where it is faster than its seconds say while others wait, by more than it waits itself.
+
+    Bytes of one device:
+
+    Attributes:
+        state: held all the time.
+        activation_bytes: of all micro-batches in flight, whose number is `in_flight`.
+        extra: in use beside both when most is, less what of them is not there then.
+        update_bytes: what the update takes beside the state.
+        fixed_bytes: what libraries keep.
     """
 
     layers: tuple[LayerReport, ...]
@@ -77,9 +88,11 @@ class StageReport:
     epilogue_s: float
     bubble_s: float
     in_flight: int
-    state_bytes: float
+    state: Memory
     activation_bytes: float
-    extra_bytes: float
+    extra: Memory
+    update_bytes: float
+    fixed_bytes: float
 
     @property
     def communication_s(self) -> float:
@@ -97,15 +110,30 @@ class StageReport:
         return self.sync_s + self.publish_s + self.update_s + self.epilogue_s
 
     @property
+    def state_bytes(self) -> float:
+        """Bytes of `state`."""
+        return self.state.total
+
+    @property
+    def extra_bytes(self) -> float:
+        """Bytes of `extra`."""
+        return self.extra.total
+
+    @property
+    def memory(self) -> Memory:
+        """What a device that holds this stage alone has in use when it has most."""
+        return most((self,), self.activation_bytes)
+
+    @property
     def peak_bytes(self) -> int:
         """Peak memory of one device that holds this stage alone; see `peak_bytes`."""
-        return round(self.state_bytes + self.activation_bytes + self.extra_bytes)
+        return round(self.memory.total)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a plan says besides its stages, whether the program has an epilogue, and whether ranks that wait leave their
-    cores to others."""
+    """What a plan says besides its stages, whether the program has an epilogue, whether ranks that wait leave their
+    cores to others, and what libraries keep of a device's memory."""
 
     global_batch_size: int
     micro_batches: int
@@ -114,11 +142,17 @@ class Setting:
     epilogue: bool = False
     ties: Ties = ()
     pace: Pace = Pace()
+    fixed_bytes: int = 0
 
     @property
     def micro_batch(self) -> int:
         """Samples of one micro-batch."""
         return self.global_batch_size // self.micro_batches
+
+    def late_bytes(self, cost: LayerCost) -> float:
+        """Bytes of gradients that are not there yet when a step has most activations: the backward of one micro-batch
+        makes them as it takes these away. With several, the first one leaves them to the next."""
+        return cost.late_bytes if self.micro_batches == 1 else 0.0
 
     @cached_property
     def order(self) -> Schedule:
@@ -155,6 +189,26 @@ def added_shared_bytes(
     return max(0.0, own_bytes - model.shared_bytes(before, micro_batch, ties))
 
 
+def messages_bytes(
+    model: CostModel, setting: Setting, stage: int, begin: int, end: int, first: Strategy, last: Strategy
+) -> float:
+    """Bytes of messages under way when a stage holds most micro-batches.
+
+    It has sent values of as many as a rank goes on without waiting for. If some have gone back by then, as many
+    gradients are on their way too, and the values of the next micro-batch arrive.
+
+    Args:
+        begin, end: the layers of the stage are `begin..end - 1`.
+        first, last: the strategies of the first and the last of them. What a stage receives is taken to be in the
+            layout of its first layer.
+    """
+    size, leaving = setting.micro_batch, min(setting.micro_batches, SENDS_IN_FLIGHT)
+    messages_bytes = leaving * model.boundary_bytes(end, last, size)
+    if begin and setting.in_flight[stage] < setting.micro_batches:
+        messages_bytes += (leaving + 1) * model.boundary_bytes(begin, first, size)
+    return messages_bytes
+
+
 def evaluate_plan(
     model: CostModel, setting: Setting, stages: Sequence[Sequence[Strategy]]
 ) -> tuple[float, tuple[StageReport, ...]]:
@@ -183,19 +237,34 @@ def evaluate_plan(
     )
 
 
-def peak_bytes(setting: Setting, stages: Sequence[StageReport]) -> tuple[int, ...]:
-    """Peak memory of a device of each pipeline rank: the stages that it holds do not peak at the same moment."""
+def most(stages: Sequence[StageReport], activation_bytes: float) -> Memory:
+    """What a device that holds stages has in use when it has most: while it computes, with so many bytes of activations
+    at the most, or during the update."""
+    state = sum((stage.state for stage in stages), Memory(fixed=max(stage.fixed_bytes for stage in stages)))
+    extra = max((stage.extra for stage in stages), key=lambda extra: extra.total)
+    computing = state + Memory(activations=activation_bytes) + extra
+    updating = state + Memory(working=sum(stage.update_bytes for stage in stages))
+    return max(computing, updating, key=lambda memory: memory.total)
+
+
+def memory_of_ranks(setting: Setting, stages: Sequence[StageReport]) -> tuple[Memory, ...]:
+    """What a device of each pipeline rank has in use when it has most: the stages that it holds do not have most of
+    their activations at the same moment."""
     if setting.order.stages_per_rank == 1:
-        return tuple(stage.peak_bytes for stage in stages)
-    peaks: list[int] = []
+        return tuple(stage.memory for stage in stages)
+    found: list[Memory] = []
     micro_batches = setting.order.shorter(setting.pipeline_degree, setting.micro_batches, 1)
     for rank, order in enumerate(setting.order.computations(setting.pipeline_degree, micro_batches)):
         own = {i: stage for i, stage in enumerate(stages) if setting.holders[i] == rank}
         kept = {i: stage.activation_bytes / stage.in_flight for i, stage in own.items()}
-        activations = max(sum(n * kept[i] for i, n in held.items()) for held in held_over_time(order))
-        state = sum(stage.state_bytes for stage in own.values())
-        peaks.append(round(state + activations + max(stage.extra_bytes for stage in own.values())))
-    return tuple(peaks)
+        activation_bytes = max(sum(n * kept[i] for i, n in held.items()) for held in held_over_time(order))
+        found.append(most(tuple(own.values()), activation_bytes))
+    return tuple(found)
+
+
+def peak_bytes(setting: Setting, stages: Sequence[StageReport]) -> tuple[int, ...]:
+    """Peak memory of a device of each pipeline rank."""
+    return tuple(round(memory.total) for memory in memory_of_ranks(setting, stages))
 
 
 def _times(report: StageReport) -> MicroBatchTimes:
@@ -226,7 +295,7 @@ def _stage(
     size, ties, held, place = setting.micro_batch, setting.ties, setting.in_flight[stage], setting.holders[stage]
     layers: list[LayerReport] = []
     totals: dict[str, float] = defaultdict(float)
-    activation_bytes = held * model.boundary_bytes(begin + len(strategies), strategies[-1], size)
+    state, late, extra, activation_bytes = Memory(), Memory(), Memory(), 0.0
     before = previous
     for index, strategy in enumerate(strategies, begin):
         cost = model.layer(index, strategy, size, ties).beside(lambda layer: places[layer] == place)
@@ -235,19 +304,31 @@ def _stage(
         for name, seconds in _seconds(cost, front).items():
             totals[name] += seconds
         totals["awaited_s"] += conversion_s
-        totals["state_bytes"] += cost.state_bytes
+        totals["update_bytes"] += cost.update_bytes
         front = front.after(cost.bucket_bytes)
-        activation_bytes += held * cost.saved_bytes
-        activation_bytes += held * added_shared_bytes(model, before if index > begin else None, strategy, size, ties)
+        kept_bytes = cost.saved_bytes
+        kept_bytes += added_shared_bytes(model, before if index > begin else None, strategy, size, ties)
+        activation_bytes += held * kept_bytes
+        state += cost.state
+        own_late = Memory(gradients=setting.late_bytes(cost))
+        # While a layer before it runs backward, this one's activations are gone, and its gradients are there.
+        earlier = extra + own_late - Memory(activations=kept_bytes)
+        extra = max(earlier, cost.extra, key=lambda memory: memory.total) if layers[1:] else cost.extra
+        late += own_late
         before = strategy
+    communication_bytes = messages_bytes(
+        model, setting, stage, begin, begin + len(strategies), strategies[0], strategies[-1]
+    )
     arrives = previous is not None and setting.holders[stage - 1] != place
     report = StageReport(
         layers=tuple(layers),
         transfer_s=model.transfer_s(begin, previous, size) if arrives and previous is not None else 0.0,
         bubble_s=0.0,
         in_flight=held,
+        state=state,
         activation_bytes=activation_bytes,
-        extra_bytes=max(report.cost.extra_bytes for report in layers),
+        extra=extra - late + Memory(communication=communication_bytes),
+        fixed_bytes=setting.fixed_bytes,
         **totals,
     )
     return report, front

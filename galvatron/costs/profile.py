@@ -86,6 +86,7 @@ def profile_graph(
         ),
         forward_extra_bytes=line(first.forward_extra_bytes, second.forward_extra_bytes),
         backward_extra_bytes=line(first.backward_extra_bytes, second.backward_extra_bytes),
+        summing_extra_bytes=line(first.summing_extra_bytes, second.summing_extra_bytes),
         forward_dispatches=second.forward_dispatches,
         backward_dispatches=second.backward_dispatches,
     )
@@ -144,6 +145,7 @@ class _Observed:
         self.shared_bytes: dict[str, int] = {}
         self.forward_extra_bytes = 0
         self.backward_extra_bytes = 0
+        self.summing_extra_bytes = 0
         self.forward_dispatches = Dispatches()
         self.backward_dispatches = Dispatches()
 
@@ -289,10 +291,19 @@ class _Run:
         self.watch.record_in(self.observed.backward)
         before = self.watch.live_bytes
         self.watch.peak_bytes = before
-        with _gradients_leave_at_once(values.values(), self.watch):
+        peaks: list[int] = []
+
+        def made(leaf: torch.Tensor) -> None:
+            """The peak is that before the first gradient of state, and then that from there on."""
+            if not peaks and self.watch.number(leaf) in self.state:
+                peaks.append(self.watch.peak_bytes)
+                self.watch.peak_bytes = self.watch.live_bytes
+
+        with _gradients_leave_at_once(values.values(), self.watch, made):
             gradients = [torch.empty_strided(out.shape, out.stride, dtype=out.dtype) for out in outputs]
             torch.autograd.backward([out.edge for out in outputs], gradients)
-        self.observed.backward_extra_bytes = max(0, self.watch.peak_bytes - before)
+        self.observed.backward_extra_bytes = max(0, *peaks, self.watch.peak_bytes) - before
+        self.observed.summing_extra_bytes = self.watch.peak_bytes - before if peaks else 0
         self.observed.backward_dispatches = Dispatches(self.watch.ops, self.watch.views)
 
     def _record(self, axis: Axis, kind: str, payload_bytes: int) -> None:
@@ -355,12 +366,14 @@ def _moved(x: Any, shape: list[int], kind: str | None, axis: Axis, payload: int,
 
 
 @contextmanager
-def _gradients_leave_at_once(leaves: Any, watch: Watch) -> Iterator[None]:
-    """The gradient of each leaf is freed when it is complete: the accumulated ones count as state, not as a peak."""
+def _gradients_leave_at_once(leaves: Any, watch: Watch, made: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """The gradient of each leaf is freed when it is complete, after `made` was told: the accumulated ones count as
+    state, not as a peak."""
 
     def drop(leaf: torch.Tensor) -> None:
         assert leaf.grad is not None
         watch.made_gradient(leaf.grad, leaf)
+        made(leaf)
         leaf.grad = None
 
     handles = [t.register_post_accumulate_grad_hook(drop) for t in leaves if t.requires_grad]

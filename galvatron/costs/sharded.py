@@ -13,6 +13,7 @@ from typing import Any
 
 from galvatron.costs.events import CollectiveCall, Profile, collectives_s, computing_s, kernels_s
 from galvatron.costs.local import LocalClass, local_class, trained_graph
+from galvatron.costs.memory import Memory
 from galvatron.costs.model import LayerCost, Repeated
 from galvatron.costs.profile import profile_graph
 from galvatron.costs.state import TrainedState, state_collectives, trained_state
@@ -68,6 +69,7 @@ class ShardedCostModel:
         self._cache: dict[Hashable, Any] = {}
         self._tied = tied_layers(program)
         self._profiled = partial(profile_graph, kind=cluster.device.kind)
+        self._at_once = cluster.device.kind != "cpu"
 
     def tied(self) -> Mapping[str, tuple[int, ...]]:
         return self._tied
@@ -79,7 +81,7 @@ class ShardedCostModel:
         whole = tuple(self._partitioner.whole(layer.cls, ties) for layer in self._held(index))
         key = ("layer", self._kinds[index], whole, strategy, micro_batch)
         if key not in self._cache:
-            self._cache[key] = self._layer_cost(index, strategy, micro_batch / strategy.degree("dp"), ties)
+            self._cache[key] = self._layer_cost(index, strategy, micro_batch, ties)
         return self._cache[key]
 
     def conversion_s(self, index: int, before: Strategy, after: Strategy, micro_batch: int) -> float:
@@ -136,17 +138,14 @@ class ShardedCostModel:
         events = (*profile.forward, *profile.backward)
         return kernels_s(events, self.machine, batch) + collectives_s(events, self.machine, batch)
 
-    def _layer_cost(self, index: int, strategy: Strategy, batch: float, ties: Ties) -> LayerCost:
+    def _layer_cost(self, index: int, strategy: Strategy, micro_batch: int, ties: Ties) -> LayerCost:
         layer, machine = self.layers[index], self.machine
+        batch = micro_batch / strategy.degree("dp")
         profile = self._profile(layer.cls, strategy, ties)
-        own, other_bytes = self._state(layer, strategy, ties)
-        end, trained = self._end(index, strategy, ties), own
-        for extra in self._held(index)[1:]:
-            of_end, more_bytes = self._state(extra, strategy, ties)
-            trained, other_bytes = {**of_end, **own}, other_bytes + more_bytes
+        own, _ = self._state(layer, strategy, ties)
+        end, (trained, other_bytes) = self._end(index, strategy, ties), self._held_state(index, strategy, ties)
         sent = self._sent_s(own, trained)
         accumulation_bytes = sum(state.accumulation_bytes for state in trained.values())
-        passing_bytes = sum(state.passing_bytes for state in trained.values())
         there, back = profile.forward_dispatches, profile.backward_dispatches
         forward_s, backward_s, weight_s = computing_s(profile, machine, batch)
         return LayerCost(
@@ -161,14 +160,10 @@ class ShardedCostModel:
             backward_gather_s=sent.backward_gather_s,
             reduce_s=sent.reduce_s,
             saved_bytes=profile.saved_bytes(batch),
-            # While a layer runs, what is whole of its parameters has a neighbour's beside it: fetched, or on its way.
-            extra_bytes=max(
-                max(profile.forward_extra_bytes(batch), profile.backward_extra_bytes(batch))
-                + 2 * passing_bytes
-                + end.gradient_bytes,
-                end.peak_bytes,
-            ),
-            state_bytes=sum(state.kept_bytes for state in trained.values()) + other_bytes,
+            extra=self._beside(index, strategy, ties, profile, micro_batch, end),
+            state=sum((one.kept for one in trained.values()), Memory(buffers=other_bytes)),
+            late_bytes=sum(one.late_bytes for one in trained.values()),
+            update_bytes=self._update_bytes(trained.values()),
             bucket_bytes=sum(state.bucket_bytes for state in trained.values()),
             sync_s=sent.sync_s,
             publish_s=sent.publish_s,
@@ -178,6 +173,40 @@ class ShardedCostModel:
             contention=machine.contention(axis for state in trained.values() for axis in state.axes),
             repeated=tuple(self._settled(own, trained, self._repeated(index), strategy)),
         )
+
+    def _beside(
+        self, index: int, strategy: Strategy, ties: Ties, profile: Profile, micro_batch: int, end: _End
+    ) -> Memory:
+        """What a layer takes at its worst moment beside all state and what is kept of it for the backward.
+
+        Under ZeRO, parameters of a neighbour are on their way meanwhile: the values of the layer that runs next, and
+        the gradients of the one that ran before. Neighbours are taken to have the layer's own strategy.
+        """
+        batch = micro_batch / strategy.degree("dp")
+        before, own, after = (
+            list(self._held_state(i, strategy, ties)[0].values()) if strategy.zero and 0 <= i < len(self.layers) else []
+            for i in (index - 1, index, index + 1)
+        )
+
+        def fetched(neighbour: list[TrainedState]) -> float:
+            return sum(one.gathered_bytes for one in own) + sum(n.gathered_bytes + n.cast_bytes for n in neighbour)
+
+        several = micro_batch < self.program.batch_size
+        summed_bytes = sum(one.summed_bytes for one in own)
+        leaving_bytes = sum(one.summed_bytes + (one.added_bytes if several else 0.0) for one in after)
+        moments = (
+            Memory(working=profile.forward_extra_bytes(batch) + end.gradient_bytes, communication=fetched(after)),
+            Memory(
+                working=profile.backward_extra_bytes(batch) + end.gradient_bytes,
+                communication=fetched(before) + leaving_bytes,
+            ),
+            Memory(
+                working=profile.summing_extra_bytes(batch) + end.gradient_bytes,
+                communication=fetched(before) + leaving_bytes + summed_bytes,
+            ),
+            Memory(working=end.peak_bytes),
+        )
+        return max(moments, key=lambda moment: moment.total)
 
     def _held(self, index: int) -> tuple[Layer, ...]:
         """A planned layer, with the epilogue if it is the last."""
@@ -210,6 +239,14 @@ class ShardedCostModel:
             sum(size for name, size in sizes.items() if name in differentiable),
         )
 
+    def _held_state(self, index: int, strategy: Strategy, ties: Ties) -> tuple[dict[str, TrainedState], int]:
+        """As `_state`, of a planned layer with its epilogue."""
+        trained, other_bytes = self._state(self.layers[index], strategy, ties)
+        for extra in self._held(index)[1:]:
+            of_end, more_bytes = self._state(extra, strategy, ties)
+            trained, other_bytes = {**of_end, **trained}, other_bytes + more_bytes
+        return trained, other_bytes
+
     def _state(self, layer: Layer, strategy: Strategy, ties: Ties) -> tuple[dict[str, TrainedState], int]:
         """What each trained parameter costs, and the bytes of other state and of its new values."""
         sharded = self._partitioner.shard(layer.cls, strategy, ties)
@@ -231,6 +268,11 @@ class ShardedCostModel:
 
     def _update_s(self, states: Iterable[TrainedState]) -> float:
         return self.machine.moved_s(sum(state.update_bytes for state in states))
+
+    def _update_bytes(self, states: Iterable[TrainedState]) -> float:
+        """What `torch.optim.AdamW` takes while it updates: on a GPU the square roots of all second moments at once, on
+        a processor those of one parameter, which is nothing beside activations."""
+        return sum(state.trained_bytes for state in states) if self._at_once else 0.0
 
     def _settled(
         self,
@@ -256,7 +298,9 @@ class ShardedCostModel:
                 layer=layer,
                 backward_gather_s=before.backward_gather_s - after.backward_gather_s,
                 reduce_s=before.reduce_s - after.reduce_s,
-                state_bytes=state.kept_bytes,
+                state=state.kept,
+                late_bytes=state.late_bytes,
+                update_bytes=self._update_bytes([state]),
                 sync_s=before.sync_s - after.sync_s,
                 publish_s=before.publish_s - after.publish_s,
                 bucket_bytes=state.bucket_bytes,
@@ -302,7 +346,12 @@ class ShardedCostModel:
     @cached_property
     def _kinds(self) -> tuple[Hashable, ...]:
         return tuple(
-            (tuple(held.cls for held in self._held(i)), self._live_key(i), tuple(self._repeated(i).items()))
+            (
+                tuple(held.cls for held in self._held(i)),
+                self._live_key(i),
+                tuple(self._repeated(i).items()),
+                tuple(layer.cls for layer in self.layers[max(0, i - 1) : i + 2]),  # neighbours
+            )
             for i in range(len(self.layers))
         )
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from galvatron.costs.events import CollectiveCall, Linear
+from galvatron.costs.memory import Memory
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis
 from galvatron.ir.program import State
@@ -48,19 +49,43 @@ class TrainedState:
         return ways
 
     @property
-    def kept_bytes(self) -> float:
-        """Memory that is held all the time: values, gradient, moments and, where there is one, the master."""
+    def kept(self) -> Memory:
+        """Memory that is held all the time."""
         level = LEVELS[self.level]
-        values = self.value_bytes / (self.ways if level.values else 1)
-        gradient = self.master_bytes / (self.ways if level.gradients else 1)
-        copies = OPTIMIZER_MOMENTS + (1 if self.has_master else 0)
-        return values + gradient + copies * self.master_bytes / (self.ways if level.optimizer else 1)
+        optimized = self.master_bytes / (self.ways if level.optimizer else 1)
+        return Memory(
+            # Of values that go after each use nothing is left where the master has another type.
+            parameters=(0.0 if self.has_master else optimized) if level.values and self.axes else self.value_bytes,
+            masters=optimized if self.has_master else 0.0,
+            gradients=self.master_bytes / (self.ways if level.gradients else 1),
+            optimizer=OPTIMIZER_MOMENTS * optimized,
+        )
 
     @property
-    def passing_bytes(self) -> float:
-        """Memory beside that, held only while a layer runs: gathered values, a whole gradient that is yet to be cut."""
-        level = LEVELS[self.level] if self.axes else LEVELS[0]
-        return (self.value_bytes if level.values else 0) + (self.master_bytes if level.gradients else 0)
+    def late_bytes(self) -> float:
+        """Of the gradient, what is there only from its first part on: one that is neither summed nor changes its type
+        stays where autograd makes it."""
+        return 0.0 if self.axes or self.has_master else self.master_bytes
+
+    @property
+    def gathered_bytes(self) -> float:
+        """Values that are whole only while a layer runs."""
+        return self.value_bytes if self.axes and LEVELS[self.level].values else 0
+
+    @property
+    def cast_bytes(self) -> float:
+        """This rank's part of such values in their own type, held while they are gathered from masters of another."""
+        return self.gathered_bytes / self.ways if self.has_master else 0.0
+
+    @property
+    def summed_bytes(self) -> float:
+        """A gradient that is whole until it is summed over the devices, of which each keeps its part."""
+        return self.master_bytes if self.axes and LEVELS[self.level].gradients else 0
+
+    @property
+    def added_bytes(self) -> float:
+        """This rank's part of such a sum, held until it is added to those of the micro-batches before."""
+        return self.summed_bytes / self.ways
 
     @property
     def bucket_bytes(self) -> int:

@@ -247,8 +247,12 @@ def _with_links(profile: Profile) -> Cluster:
     environment = profile.environment
     published = Cluster.parse(f"{environment.device}:{environment.nodes}x{environment.devices_per_node}")
     levels, stride = [], 1
+    slowdown = profile.fact("overlap_slowdown")
     for level in published.levels:
-        levels.append(_measured_level(profile, level, stride))
+        measured = _measured_level(profile, level, stride)
+        if slowdown:
+            measured = replace(measured, contention=Contention(min(1.0, 1 / slowdown), min(1.0, 1 / slowdown)))
+        levels.append(measured)
         stride *= level.parts
     return replace(published, name=profile.name, levels=tuple(levels), collectives=tuple(_collectives(profile)))
 

@@ -21,10 +21,7 @@ from galvatron.runtime import comm, deferral
 from galvatron.runtime.collectives import packed
 from galvatron.runtime.comm import PIPELINE, Chunk, now
 from galvatron.runtime.stage import Stage, Transfer
-from galvatron.schedules import Action, Kind, Schedule, orders
-
-_SENDS_IN_FLIGHT = 2
-"""Messages of one stage in one direction that may be under way: one arrives while the next is computed."""
+from galvatron.schedules import SENDS_IN_FLIGHT, Action, Kind, Schedule, orders
 
 Keywords = Mapping[int, Sequence[Mapping[str, Any]]]
 """By stage, the keyword arguments of `Stage.forward` for each micro-batch."""
@@ -247,7 +244,7 @@ class _Pass:
     def _send(self, kind: Kind, index: int, micro_batch: int, target: int) -> None:
         tensors = self._leaving.pop((kind, index, micro_batch))
         sends = self._sent[kind, index]
-        if len(sends) == _SENDS_IN_FLIGHT:
+        if len(sends) == SENDS_IN_FLIGHT:
             sends.popleft().wait()
         assert self._mesh.pipeline is not None
         sends.append(comm.send(tensors, self._mesh.pipeline, self._mesh.holders[target], kind=PIPELINE))

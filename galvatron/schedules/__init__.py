@@ -7,6 +7,16 @@ runtime and the cost model both ask here.
 
 from galvatron.schedules.actions import Action, Kind, held_over_time
 from galvatron.schedules.kinds import PATTERN, SCHEDULES, Schedule, default_schedule
-from galvatron.schedules.messages import orders
+from galvatron.schedules.messages import SENDS_IN_FLIGHT, orders
 
-__all__ = ["PATTERN", "SCHEDULES", "Action", "Kind", "Schedule", "default_schedule", "held_over_time", "orders"]
+__all__ = [
+    "PATTERN",
+    "SCHEDULES",
+    "SENDS_IN_FLIGHT",
+    "Action",
+    "Kind",
+    "Schedule",
+    "default_schedule",
+    "held_over_time",
+    "orders",
+]

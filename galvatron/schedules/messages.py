@@ -9,6 +9,9 @@ from functools import lru_cache
 from galvatron.schedules.actions import Action, Kind, Result
 from galvatron.schedules.kinds import Schedule
 
+SENDS_IN_FLIGHT = 2
+"""Messages of one stage in one direction that may be under way: one arrives while the next is computed."""
+
 
 @lru_cache(maxsize=64)
 def orders(

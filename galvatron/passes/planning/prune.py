@@ -96,7 +96,13 @@ def _too_much_state(branch: Branch) -> Iterator[tuple[Strategy, str]]:
             costs = [
                 branch.model.layer(index, strategy, size, ties).on_stage(0) for ties in branch.ways(strategy, index)
             ]
-            least = min(cost.state_bytes + cost.saved_bytes + cost.extra_bytes for cost in costs)
+            least = min(
+                max(
+                    cost.state_bytes - cost.late_bytes + cost.saved_bytes + cost.extra_bytes,
+                    cost.state_bytes + cost.update_bytes,
+                )
+                for cost in costs
+            )
             if least > branch.memory_bytes:
                 layer = planned_layers(branch.program)[index].name
                 yield (
@@ -203,6 +209,8 @@ def _costs_no_more(model: CostModel, index: int, better: _Kept, worse: _Kept, si
             (b.bucket_bytes, a.bucket_bytes),
             (a.saved_bytes, b.saved_bytes),
             (a.state_bytes, b.state_bytes),
+            (a.state_bytes - a.late_bytes, b.state_bytes - b.late_bytes),
+            (a.state_bytes + a.update_bytes, b.state_bytes + b.update_bytes),
             (a.extra_bytes, b.extra_bytes),
         )
         if any(x > y for x, y in pairs):

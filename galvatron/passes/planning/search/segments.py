@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from galvatron.costs.model import CostModel, Front, LayerCost
-from galvatron.costs.objective import Setting, added_shared_bytes
+from galvatron.costs.objective import Setting, added_shared_bytes, messages_bytes
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.planning.search.pareto import frontier
 
-STEP_S, MISSING, BYTES, EXTRA = -4, -3, -2, -1
+STEP_S, MISSING, BYTES, EXTRA, UPDATE = -5, -4, -3, -2, -1
 """The last columns of a label: seconds per step, bytes that are missing to the end of the first bucket (`Front`), bytes
-that add up, and the largest working memory. Those before them are the seconds per micro-batch, one column for each
-phase of the schedule."""
+that add up, what is in use beside these at the worst moment, and bytes during the update. Those before them are the
+seconds per micro-batch, one column for each phase of the schedule."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Segments:
         worst_s: float,
     ) -> None:
         self.model, self.setting, self.candidates = model, setting, candidates
-        self.budget_bytes, self.worst_s = budget_bytes, worst_s
+        self.budget_bytes, self.worst_s = budget_bytes - setting.fixed_bytes, worst_s
         self._kinds = model.kinds()
         self._nodes: dict[Hashable, _Node] = {}
         self._rows: dict[Hashable, np.ndarray] = {}
@@ -92,7 +92,8 @@ class Segments:
         self.phases = len(setting.order.phases)
         # The first column is exact; of the others seconds that the micro-batches multiply count as seconds of a step.
         later = [unit_s / setting.micro_batches] * (self.phases - 1)
-        self._units = np.array([0.0, *later, unit_s, 0.0, budget_bytes * resolution, 0.0])
+        unit_bytes = budget_bytes * resolution
+        self._units = np.array([0.0, *later, unit_s, 0.0, unit_bytes, 0.0, unit_bytes])
 
     def segments(self, stage: int, begin: int, end: int) -> dict[tuple[int | None, int], Segment]:
         """By first and last strategy, what stage `stage` can be if it runs layers `begin..end - 1`."""
@@ -100,7 +101,8 @@ class Segments:
         found: dict[tuple[int | None, int], Segment] = {}
         for (first, last), front in self._node(begin, end, in_flight).fronts.items():
             strategy = self.candidates[end - 1][last]
-            sent_bytes = in_flight * self.model.boundary_bytes(end, strategy, self.setting.micro_batch)
+            entered = strategy if first is None else self.candidates[begin][first]
+            sent_bytes = messages_bytes(self.model, self.setting, stage, begin, end, entered, strategy)
             rows = np.flatnonzero(front.values[:, BYTES] + front.values[:, EXTRA] + sent_bytes <= self.budget_bytes)
             times = front.values[rows][:, :MISSING]
             keep = frontier(times, self._units[:MISSING])
@@ -145,7 +147,7 @@ class Segments:
             for last in range(len(rows)):
                 cost, missing = self._costs(index, begin)[last], np.array([Front().missing_bytes])
                 value = self._behind(rows[last][None].copy(), cost, missing)[0]
-                value[BYTES] += self._shared(index, None, last, in_flight)
+                value[BYTES] += in_flight * self._shared(index, None, last)
                 self._add(fronts, None if begin == 0 else last, last, begin, end, [(value[None], last)])
             return _Node(None, fronts)
         conversions = self._conversion(index)
@@ -156,9 +158,12 @@ class Segments:
                 for (other, previous), front in before.fronts.items():
                     if other == first:
                         values = self._behind(front.values + rows[last], cost, front.values[:, MISSING])
-                        values[:, EXTRA] = np.maximum(front.values[:, EXTRA], rows[last][EXTRA])
+                        shared_bytes = self._shared(index, previous, last)
+                        leaving_bytes = cost.saved_bytes - self.setting.late_bytes(cost) + shared_bytes
+                        earlier = front.values[:, EXTRA] - leaving_bytes
+                        values[:, EXTRA] = np.maximum(earlier, rows[last][EXTRA])
                         values[:, : self.phases] += conversions[previous, last] / self.phases
-                        values[:, BYTES] += self._shared(index, previous, last, in_flight)
+                        values[:, BYTES] += in_flight * shared_bytes
                         parts.append((values, previous))
                 self._add(fronts, first, last, begin, end, parts)
         return _Node(before, fronts)
@@ -183,7 +188,8 @@ class Segments:
         others_s = of_sum * (self.fastest_s[-1] - (self.fastest_s[end] - self.fastest_s[begin]))
         own_s = (of_sum + of_slowest) * values[:, : self.phases].sum(axis=1) + values[:, STEP_S]
         least_s = own_s + others_s
-        alive = np.flatnonzero((values[:, BYTES] + values[:, EXTRA] <= self.budget_bytes) & (least_s < self.worst_s))
+        most_bytes = np.maximum(values[:, BYTES] + values[:, EXTRA], values[:, UPDATE])
+        alive = np.flatnonzero((most_bytes <= self.budget_bytes) & (least_s < self.worst_s))
         values = values[alive]
         compared = values
         if self.setting.pipeline_degree == 1:  # only the sum matters
@@ -201,7 +207,14 @@ class Segments:
             order = self.setting.order
             self._rows[key] = np.array(
                 [
-                    [*c.times.phases(order), c.once_s, 0.0, c.state_bytes + in_flight * c.saved_bytes, c.extra_bytes]
+                    [
+                        *c.times.phases(order),
+                        c.once_s,
+                        0.0,
+                        c.state_bytes - self.setting.late_bytes(c) + in_flight * c.saved_bytes,
+                        c.extra_bytes,
+                        c.state_bytes + c.update_bytes,
+                    ]
                     for c in self._costs(index, begin)
                 ]
             )
@@ -225,11 +238,11 @@ class Segments:
     def _cost(self, index: int, strategy: Strategy) -> LayerCost:
         return self.model.layer(index, strategy, self.setting.micro_batch, self.setting.ties)
 
-    def _shared(self, index: int, previous: int | None, last: int, in_flight: int) -> float:
+    def _shared(self, index: int, previous: int | None, last: int) -> float:
         before = None if previous is None else self.candidates[index - 1][previous]
         strategy = self.candidates[index][last]
         size, ties = self.setting.micro_batch, self.setting.ties
-        return in_flight * added_shared_bytes(self.model, before, strategy, size, ties)
+        return added_shared_bytes(self.model, before, strategy, size, ties)
 
     def _conversion(self, index: int) -> np.ndarray:
         """Seconds of converting between each strategy of layer `index - 1` and each of layer `index`."""

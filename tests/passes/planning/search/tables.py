@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from hypothesis import strategies as st
 
+from galvatron.costs.memory import Memory
 from galvatron.costs.model import LayerCost, Repeated
 from galvatron.ir.contention import NOTHING_BESIDE, Contention
 from galvatron.ir.plan import Ties
@@ -64,7 +65,9 @@ class TableModel:
                     layer=layer,
                     backward_gather_s=cost.backward_gather_s * part,
                     reduce_s=cost.reduce_s * part,
-                    state_bytes=cost.state_bytes * part,
+                    state=Memory(parameters=cost.state_bytes * part),
+                    late_bytes=cost.late_bytes * part,
+                    update_bytes=cost.update_bytes * part,
                     sync_s=cost.sync_s * part,
                     publish_s=cost.publish_s * part,
                     bucket_bytes=cost.bucket_bytes * part,
@@ -101,8 +104,10 @@ def costs() -> st.SearchStrategy[LayerCost]:
         forward_gather_s=small,
         reduce_s=small,
         saved_bytes=small,
-        extra_bytes=small,
-        state_bytes=small,
+        extra=st.builds(Memory, working=small),
+        state=st.builds(Memory, parameters=small, gradients=st.just(4.0)),
+        late_bytes=st.sampled_from([0.0, 4.0]),
+        update_bytes=small,
         bucket_bytes=small.map(lambda n: n * BUCKET_BYTES / 8),
         sync_s=small,
         publish_s=small,

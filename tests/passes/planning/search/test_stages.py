@@ -40,7 +40,7 @@ def every_way(model: TableModel, strategies: tuple[Strategy, ...]) -> Iterator[T
 
 def bytes_of(report: StageReport) -> float:
     """The peak memory of a stage; `peak_bytes` rounds, and tables have half bytes."""
-    return report.state_bytes + report.activation_bytes + report.extra_bytes
+    return report.memory.total
 
 
 @settings(max_examples=100, deadline=None)
