@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import galvatron
 from accuracy.programs import program_of
 from accuracy.rows import Row
+from galvatron.api import Estimate
 from galvatron.costs.objective import StageReport
 
 
@@ -50,9 +51,19 @@ def predict(row: Row) -> Prediction:
     plan = row.plan(program)
     estimate = galvatron.estimate(program, plan, row.cluster, global_batch_size=row.batch)
     parts = _breakdown(plan.holders, row.micro_batches, estimate.stages)
-    fits = max(estimate.peak_bytes) <= row.cluster.device.memory_bytes
+    peaks = _peaks(row, estimate)
+    fits = max(peaks) <= row.cluster.device.memory_bytes
     spent_s = time.process_time() - start
-    return Prediction(estimate.step_time_s, tuple(estimate.peak_bytes), fits, parts, spent_s)
+    return Prediction(estimate.step_time_s, peaks, fits, parts, spent_s)
+
+
+def _peaks(row: Row, estimate: Estimate) -> tuple[int, ...]:
+    """Per pipeline rank the peak of what was measured, with the framework's type of gradients."""
+    peaks = list(estimate.peak_bytes)
+    if row.half_gradients and len(peaks) == len(estimate.stages):
+        peaks = [peak - round(s.memory.gradients / 2) for peak, s in zip(peaks, estimate.stages, strict=True)]
+    reserved_bytes = row.cluster.device.reserved_bytes if row.of_process else 0
+    return tuple(peak + reserved_bytes for peak in peaks)
 
 
 def _breakdown(holders: tuple[int, ...], micro_batches: int, stages: tuple[StageReport, ...]) -> Breakdown:

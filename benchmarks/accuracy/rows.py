@@ -20,6 +20,7 @@ class Framework:
 
     Attributes:
         precision: of compute; masters, gradients and what the optimizer keeps are float32.
+        half_gradients: whether gradients are kept in the type of compute instead.
         flash: whether attention is one kernel.
         dropout: of the models that its authors trained.
         sequence_parallel: whether `tp` means `tp+sp`.
@@ -35,6 +36,7 @@ class Framework:
     zero: int = 0
     recompute: str = "none"
     overlaps: bool = True
+    half_gradients: bool = False
 
     def on(self, text: str) -> Cluster:
         """A cluster as the framework uses it: one that does nothing at the same time gains nothing from it."""
@@ -51,14 +53,14 @@ computed again, every gradient summed after the last backward."""
 MEGATRON_CORE = Framework("bf16", flash=True, sequence_parallel=True, zero=1)
 """Megatron-Core of 2024: Transformer Engine, distributed optimizer."""
 
-MEGATRON_DEEPSPEED = Framework("f16", dropout=0.1, overlaps=False)
+MEGATRON_DEEPSPEED = Framework("f16", dropout=0.1, overlaps=False, half_gradients=True)
 """Megatron-DeepSpeed as Sailor uses it: attention written out, nothing computed again, gradients summed after the last
 backward."""
 
 TORCHTITAN = Framework("bf16", flash=True, sequence_parallel=True, zero=3)
 """FSDP2, with `tp` in the form that shards sequences."""
 
-MIST = Framework("f16", zero=1)
+MIST = Framework("f16", zero=1, half_gradients=True)
 """Mist: no dropout, no biases, sharded state of the optimizer."""
 
 
@@ -73,6 +75,9 @@ class Row:
             head, under the strategy beside them but without recomputation.
         step_s: the measured seconds of a step.
         peak_bytes: the measured peak of a device, of the fullest one or of each stage; empty if nobody says.
+        half_gradients: see `Framework`.
+        of_process: whether what was measured is all that a process takes of a device, as `nvidia-smi` tells it, and not
+            only its tensors.
         offloads: whether a part of the state is kept by the host, which no plan says: memory is not compared.
         refused: why there is no prediction; empty if there is one.
     """
@@ -88,6 +93,8 @@ class Row:
     stages: tuple[tuple[str, ...], ...]
     step_s: float
     peak_bytes: tuple[float, ...] = ()
+    half_gradients: bool = False
+    of_process: bool = False
     offloads: bool = False
     refused: str = ""
 

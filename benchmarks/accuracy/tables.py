@@ -204,6 +204,8 @@ def sailor(path: Path) -> Iterator[Row]:
             stages=uneven(sizes, strategy(MEGATRON_DEEPSPEED, dp, tp)),
             step_s=float(record["iter_s"]),
             peak_bytes=(float(record["max_mem_bytes"]),),
+            half_gradients=MEGATRON_DEEPSPEED.half_gradients,
+            of_process=True,
             refused=refused,
         )
 
@@ -249,6 +251,7 @@ def mist(path: Path) -> Iterator[Row]:
             stages=tuple((again,) * count + (plain,) * (own - count) for own, count in stages),
             step_s=float(record["step_s"]),
             peak_bytes=tuple(float(peak) * 2**20 for peak in record["stage_peak_allocated_mb"].split()),
+            half_gradients=MIST.half_gradients,
             offloads=size == "7b",
         )
 

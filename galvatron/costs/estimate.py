@@ -51,7 +51,15 @@ def setting_of(program: Program, plan: Plan) -> Setting:
     """What the plan says besides its stages, for the program's batch."""
     ends = bool(epilogue(program))
     pace = pace_of(program, plan.pipeline_degree)
-    return Setting(program.batch_size, plan.micro_batches, plan.schedule, plan.pipeline_degree, ends, plan.ties, pace)
+    fixed_bytes = workspace_bytes(program)
+    return Setting(
+        program.batch_size, plan.micro_batches, plan.schedule, plan.pipeline_degree, ends, plan.ties, pace, fixed_bytes
+    )
+
+
+def workspace_bytes(program: Program) -> int:
+    """What libraries keep of the memory of each device of the program's cluster."""
+    return 0 if program.cluster is None else program.cluster.device.workspace_bytes
 
 
 def pace_of(program: Program, degree: int) -> Pace:

@@ -201,4 +201,5 @@ def _is_sensible(name: str, number: float) -> bool:
 
 def _may_be_zero(name: str) -> bool:
     """Times may, and what is counted beside the size of something; but neither sizes nor rates."""
-    return (name.endswith("_s") and not name.endswith("_per_s")) or name in ("cards", "reserved_bytes")
+    counted_beside = ("cards", "reserved_bytes", "workspace_bytes")
+    return (name.endswith("_s") and not name.endswith("_per_s")) or name in counted_beside

@@ -57,6 +57,7 @@ _RATE, _TIME = _Range(1e5, 4e12, "25GB/s"), _Range(0, 0.1, "5us")
 _RANGES = {
     "memory_bytes": _Range(2**26, 2**44, "80GiB"),
     "reserved_bytes": _Range(0, 2**40, "1GiB"),
+    "workspace_bytes": _Range(0, 2**40, "64MiB"),
     "memory_bytes_per_s": _Range(1e8, 1e14, "2TB/s"),
     "matmul_flop_per_s": _Range(1e8, 1e17, "250TFLOP/s"),
     "bytes_per_s": _RATE,

@@ -131,6 +131,7 @@ class Device:
         host_view_s: what the process takes for an op that moves nothing.
         reserved_bytes: what of the memory is taken before a program's first tensor: the context of the device, and the
             buffers of the first communicators.
+        workspace_bytes: what libraries keep of the memory that tensors have, once the first products have run.
         moving_share: class of kernels that memory bounds (`Operator.moves`), or `class.backward` for those of
             gradients where these differ → what large ones reach of the bandwidth; 1 for others.
         attention_share: `direction.width`, the direction `forward` or `backward`, of heads so wide → what attention of
@@ -151,6 +152,7 @@ class Device:
     products: Products = Products()
     measured: Measured = Measured()
     reserved_bytes: int = 0
+    workspace_bytes: int = 0
 
     def flop_per_s(self, dtype: str) -> float:
         """The matmul rate for an element type; a type without a rate of its own runs at the slowest one."""

@@ -79,7 +79,12 @@ class Executor:
         held = self.mesh.stages
         self._place = f"stage {held[0]}" if len(held) == 1 else f"stages {', '.join(map(str, held))}"
         on_loss = None if scaler is None else scaler.start
-        self._pipeline = Pipeline(stages, _checked(schedule, stages, microbatches), on_loss=on_loss)
+        self._pipeline = Pipeline(
+            stages,
+            _checked(schedule, stages, microbatches),
+            on_loss=on_loss,
+            on_backward=lambda: self._parameters.settle(),
+        )
         for stage in stages:
             stage.random.job = seed
         self.scaler = scaler

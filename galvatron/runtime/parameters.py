@@ -126,6 +126,13 @@ class Parameters:
         for bucket in self._buckets:
             bucket.hand_over()
 
+    def settle(self) -> None:
+        """A backward begins: what the one before has left to be summed has had a forward to be so, and its memory is
+        needed now.
+        """
+        if self._summing is not None:
+            self._summing.settle()
+
     def publish(self) -> None:
         """The optimizer has updated: spread the new values. The layers wait for those that they read."""
         # The next forward meets the first layers first, and they are in the last buckets.

@@ -31,13 +31,19 @@ class Pipeline:
     """Runs the micro-batches of a step through this rank's stages."""
 
     def __init__(
-        self, stages: Sequence[Stage], schedule: Schedule, *, on_loss: Callable[[Tensor], None] | None = None
+        self,
+        stages: Sequence[Stage],
+        schedule: Schedule,
+        *,
+        on_loss: Callable[[Tensor], None] | None = None,
+        on_backward: Callable[[], None] | None = None,
     ) -> None:
         self.stages = {stage.index: stage for stage in stages}
         self.mesh = stages[0].mesh
         self.schedule = schedule
         self.epilogue = stages[0].epilogue_shards > 0
         self.on_loss = on_loss or (lambda loss: None)
+        self.on_backward = on_backward or (lambda: None)
 
     def run(
         self,
@@ -114,7 +120,7 @@ class _Pass:
     ) -> None:
         self._stages, self._mesh = pipeline.stages, pipeline.mesh
         self._ends = pipeline.epilogue
-        self._on_loss = pipeline.on_loss
+        self._on_loss, self._on_backward = pipeline.on_loss, pipeline.on_backward
         self._keywords = keywords
         self._epilogue_keywords = epilogue
         self._micro_batches = micro_batches
@@ -192,6 +198,7 @@ class _Pass:
         at_loss = index == stage.count - 1 and not self._ends
         gradients = (None,) * len(edges) if at_loss else self._gradients.pop(key).wait()
         now.chunk = chunk
+        self._on_backward()
         pairs = zip(edges, gradients, strict=True)
         roots = [(edge, g) for edge, g in pairs if edge is not None and (at_loss or g is not None)]
         if roots:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 
-from galvatron.costs.estimate import cost_model, pace_of, with_predictions
+from galvatron.costs.estimate import cost_model, pace_of, with_predictions, workspace_bytes
 from galvatron.costs.model import CostModel
 from galvatron.costs.objective import Setting
 from galvatron.errors import BudgetError, PassError, PlanError
@@ -106,7 +106,8 @@ class Search(Pass):
             for count in counts:
                 schedule = self._schedule(count, ends)
                 pace = pace_of(program, degree)
-                setting = Setting(program.batch_size, count, str(schedule), degree, ends, pace=pace)
+                size, fixed_bytes = program.batch_size, workspace_bytes(program)
+                setting = Setting(size, count, str(schedule), degree, ends, pace=pace, fixed_bytes=fixed_bytes)
                 if program.batch_size % count or not schedule.allows(degree, count, epilogue=ends):
                     continue
                 candidates = [
