@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from galvatron.costs.objective import StageReport
+from galvatron.costs.memory import KINDS
+from galvatron.costs.objective import StageReport
 
 TITLES = {
     "compute": "compute",
     "host": "host, launching kernels",
-    "communication": "communication",
+    "communication": "gathered or under way",
     "awaited": "collectives in layers",
     "gather": "gathers of parameters",
     "reduce": "reduce-scatters of gradients",
@@ -23,9 +23,6 @@ TITLES = {
     "epilogue": "end of the loss",
     "bubble": "waiting",
     "others": "other stages of the rank",
-    "state": "parameters, gradients, optimizer",
-    "activation": "activations",
-    "extra": "working memory",
     "working": "working memory",
     "fixed": "workspaces of libraries",
 }
@@ -33,8 +30,6 @@ TITLES = {
 
 _PER_STEP = frozenset({"sync", "publish", "update", "epilogue", "bubble"})
 """Kinds whose seconds are those of a step; of others, of a micro-batch."""
-
-_MEMORY = ("state", "activation", "extra")
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,8 @@ class StageBreakdown:
     """What a step of a device that holds a stage is made of.
 
     Attributes:
-        times: exposed seconds add up to the step.
+        times: exposed seconds add up to the step; where ranks share cores to more, if a stage computes faster while
+            others wait than its seconds say.
         memory: bytes by kind, which add up to the peak of a device that holds this stage alone.
     """
 
@@ -94,9 +90,5 @@ def _times(stage: StageReport, micro_batches: int) -> Iterator[Part]:
 
 
 def _memory(stage: StageReport) -> Iterator[tuple[str, float]]:
-    memory: Any = getattr(stage, "memory", None)  # a record of bytes by kind
-    if memory is not None:
-        yield from ((f.name, getattr(memory, f.name)) for f in fields(memory))
-        return
-    for kind in _MEMORY:
-        yield kind, getattr(stage, f"{kind}_bytes")
+    memory = stage.memory
+    yield from ((kind, getattr(memory, kind)) for kind in KINDS)
