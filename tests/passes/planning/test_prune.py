@@ -159,7 +159,7 @@ def test_strategies_that_leave_ties_together_leave_an_optimum(
         for kind in {kind for kind, _ in table}:
             for better, worse in ((TP4, MIXED), (ALIKE_IN_PAIRS[3], RECOMPUTED)):
                 a, b = table[kind, better], table[kind, worse]
-                same = {"repeated", "contention", "bucket_bytes"}
+                same = {"repeated", "contention", "bucket_bytes", "late_bytes"}
                 figures = [field.name for field in fields(LayerCost) if field.name not in same]
                 most = {name: max(getattr(a, name), getattr(b, name), key=_size) for name in figures}
                 found[kind, worse] = replace(a, **most)
