@@ -15,8 +15,8 @@ from accuracy.steps import Measured, measured, teller
 from common.jobs import on_ranks
 
 from galvatron.api import Estimate
+from galvatron.ir.cluster import Cluster
 from galvatron.ir.planned import PlanShorthand
-from galvatron.profiler.clusters import cluster_of
 from galvatron.profiler.document import print_profiles
 from tests.profiler.profiles import PROFILE
 
@@ -71,7 +71,7 @@ def test_errors_are_those_of_steps_and_of_each_rank() -> None:
 
 
 def rank(path: str) -> dict[str, Any]:
-    return dict(measured(TINY, cluster_of(PROFILE), 2, teller(path, True)))
+    return dict(measured(TINY, Cluster.parse("a100-80g:1x2"), 2, teller(path, True)))
 
 
 @pytest.mark.slow
