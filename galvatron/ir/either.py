@@ -22,15 +22,12 @@ def has_ways(graph: Graph) -> bool:
 
 def in_training(graph: Graph) -> Graph:
     """What of a graph a step that trains computes."""
-    return _one_way(graph, 0) if has_ways(graph) else graph
+    return one_way(graph, training=True) if has_ways(graph) else graph
 
 
-def in_evaluation(graph: Graph) -> Graph:
-    """What of a graph a step that only evaluates computes, but for what operators leave out by themselves."""
-    return _one_way(graph, 1) if has_ways(graph) else graph
-
-
-def _one_way(graph: Graph, way: int) -> Graph:
+def one_way(graph: Graph, *, training: bool) -> Graph:
+    """What of a graph one kind of step computes, but for what operators leave out in evaluation by themselves."""
+    way = 0 if training else 1
     taken: dict[str, str] = {}
     ops: list[Op] = []
     for op in graph.ops:

@@ -18,8 +18,7 @@ from galvatron.errors import CheckError, GalvatronError
 from galvatron.ir.capture import LossFunction, capture_graph, export
 from galvatron.ir.capture.evaluation import in_evaluation
 from galvatron.ir.capture.ways import _aligned
-from galvatron.ir.either import EITHER, in_training
-from galvatron.ir.either import in_evaluation as evaluated_part
+from galvatron.ir.either import EITHER, in_training, one_way
 from galvatron.ir.graph import Graph
 from galvatron.ir.program import Program
 from galvatron.ir.text import parse_program, print_program
@@ -102,7 +101,7 @@ def test_each_way_is_its_own_trace(name: str) -> None:
     own, wanted = (
         replace(program.required_graph, outputs=(program.output,)).without_dead_ops() for program in (both, evaluated)
     )
-    assert shape(evaluated_part(own)) == shape(wanted)
+    assert shape(one_way(own, training=False)) == shape(wanted)
     trained = capture_trained(model, batch, loss_fn)
     assert shape(in_training(unchecked(both))) == shape(unchecked(trained))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -55,17 +56,16 @@ def in_evaluation(modules: Iterable[nn.Module]) -> Iterator[None]:
             except Exception as error:
                 where = located(source_of_error(error))
                 raise CaptureError(f"{where}the model's own eval() cannot be called here: {error}") from error
-        _evaluating.append(True)
-        stack.callback(_evaluating.pop)
+        stack.callback(_evaluating.reset, _evaluating.set(True))
         yield
 
 
-_evaluating: list[bool] = []
+_evaluating = ContextVar("evaluating", default=False)
 
 
 def is_evaluating() -> bool:
     """Whether what runs is the model in evaluation mode, in the place of one that was to be trained."""
-    return bool(_evaluating)
+    return _evaluating.get()
 
 
 @contextlib.contextmanager

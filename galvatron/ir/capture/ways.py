@@ -20,10 +20,6 @@ _MOST_UNLIKE = 2000
 """Ops that one trace may have and the other has not: the time to find them grows with their number."""
 
 
-_DROPOUTS = ("dropout", "native_dropout")
-"""Operators whose first result is their operand where they do not train."""
-
-
 class UnlikeError(Exception):
     """Why two traces do not become one program."""
 
@@ -173,7 +169,7 @@ class _Merging:
     def _given_back(self, name: str) -> Iterator[str]:
         """The values that a value of the first graph is in evaluation, by what dropout does there."""
         yield name
-        while (op := self._trained.producers.get(name)) and op.name in _DROPOUTS and op["train"]:
+        while (op := self._trained.producers.get(name)) and _drops(op):
             (name,) = op.operands
             yield name
 
@@ -252,3 +248,9 @@ def _path(before: list[dict[int, int]], i: int, j: int) -> Iterator[tuple[int | 
 def _goes_down(furthest: dict[int, int], diagonal: int, unlike: int) -> bool:
     """Whether the best way to a diagonal goes by an item of the second sequence alone, and not of the first."""
     return diagonal == -unlike or (diagonal != unlike and furthest[diagonal - 1] < furthest[diagonal + 1])
+
+
+def _drops(op: Op) -> bool:
+    """Whether an op gives back its operand in evaluation alone."""
+    draws = operator_of(op).draws
+    return draws is not None and draws.drops and draws.switch is not None and bool(op[draws.switch])

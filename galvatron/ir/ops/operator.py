@@ -39,11 +39,13 @@ class Draws:
     """How an operator draws random numbers: each element of its result by itself, given the operands.
 
     `switch` is the parameter that turns the drawing on; None for an operator that always draws. `linear` says that
-    partial sums may pass: with its draws given, the operator is linear in its operand.
+    partial sums may pass: with its draws given, the operator is linear in its operand. `drops` says that its first
+    result is its operand where it does not draw.
     """
 
     switch: str | None = None
     linear: bool = False
+    drops: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,12 @@ _drawn = partial(Operator, "b* -> b*", shapes=shapes.like_first, draws=Draws())
 
 OPERATORS: dict[str, Operator] = {
     "dropout": Operator(
-        "+b* -> b*", written="F.dropout(input, p, train)", shapes=shapes.like_first, draws=Draws("train", linear=True)
+        "+b* -> b*",
+        written="F.dropout(input, p, train)",
+        shapes=shapes.like_first,
+        draws=Draws("train", linear=True, drops=True),
     ),
-    "native_dropout": Operator("b* -> b*, b*", draws=Draws("train")),
+    "native_dropout": Operator("b* -> b*, b*", draws=Draws("train", drops=True)),
     "bernoulli": Operator(pointwise, written="torch.bernoulli(self)", shapes=shapes.like_first, draws=Draws()),
     **alike("cauchy exponential geometric log_normal normal_functional poisson randint_like uniform", _drawn()),
     "normal": Operator(pointwise, draws=Draws()),
