@@ -9,8 +9,8 @@ import pytest
 
 from galvatron.errors import GalvatronError
 from galvatron.profiler import store
-from galvatron.profiler.profile import Profile
-from tests.profiler.profiles import ENVIRONMENT, MEASUREMENTS, OVERLAP, PROFILE, measurement
+from galvatron.profiler.profile import LayerTime, Profile
+from tests.profiler.profiles import ENVIRONMENT, MEASUREMENTS, OVERLAP, PROFILE
 
 OTHER = replace(PROFILE, name="other", environment=replace(ENVIRONMENT, torch="2.11.0"))
 
@@ -82,7 +82,7 @@ def test_every_environment_has_a_file_of_its_own(tmp_path: Path, monkeypatch: py
 
 
 def test_a_profile_of_a_class_of_layers_has_a_place(tmp_path: Path) -> None:
-    layer = measurement("9f3a21c0", "forward", 0.01, samples=4)
+    layer = LayerTime("decoder under dp2", "9f3a21c0", "forward", 4, 0.01, 0.02, 3)
     profile: Profile = replace(PROFILE, classes=(layer,))
     store.save(tmp_path / "p.json", profile)
     (found,) = store.load(tmp_path / "p.json")
