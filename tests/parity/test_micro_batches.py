@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from galvatron.api import search
 from galvatron.errors import BudgetError, CaptureError, PlanError
+from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
 from tests.marks import some_slow
 from tests.parity.harness import BATCH_SIZE, Expected, check, check_program, costed, eager, planned, subject
@@ -114,9 +115,11 @@ SEARCHED = (
 
 
 def searched(name: str, budget: int, devices: int) -> Plan | None:
-    """The plan that the search proposes under a memory budget in bytes."""
+    """The plan that the search proposes under a memory budget in bytes, beside what libraries take."""
+    cluster = Cluster.parse(f"a100-80g:1x{devices}")
+    memory = budget + cluster.device.workspace_bytes
     try:
-        return search(costed(name)[0], f"a100-80g:1x{devices}", memory=budget, global_batch_size=BATCH_SIZE)
+        return search(costed(name)[0], cluster, memory=memory, global_batch_size=BATCH_SIZE)
     except BudgetError:
         return None
 

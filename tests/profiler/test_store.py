@@ -82,7 +82,7 @@ def test_every_environment_has_a_file_of_its_own(tmp_path: Path, monkeypatch: py
 
 
 def test_a_profile_of_a_class_of_layers_has_a_place(tmp_path: Path) -> None:
-    layer = LayerTime("decoder under dp2", "9f3a21c0", "forward", 4, 0.01, 0.02, 3)
+    layer = LayerTime("decoder under dp2", "9f3a21c09f3a21c0", "forward", 4, 0.01, 0.02, 3)
     profile: Profile = replace(PROFILE, classes=(layer,))
     store.save(tmp_path / "p.json", profile)
     (found,) = store.load(tmp_path / "p.json")
