@@ -1,0 +1,53 @@
+"""What the search relies on of the objective: a bound that no plan beats, and that more memory is never worse."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from galvatron.costs.objective import Setting, evaluate_plan
+from galvatron.costs.sharing import Pace
+from galvatron.ir.curves import Points
+from galvatron.passes.planning.search import fastest, ways
+from galvatron.passes.planning.search.segments import bound_s
+from tests.passes.planning.search.tables import STRATEGIES, TableModel, models
+from tests.passes.planning.search.test_stages import every_way
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    models(),
+    st.integers(1, 3),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from(["gpipe", "1f1b"]),
+    st.sampled_from([(), ((1.0, 0.5), (6.0, 1.0)), ((3.0, 0.5), (6.0, 1.0))]),
+    st.data(),
+)
+def test_no_plan_beats_the_bound(
+    model: TableModel, degree: int, micro_batches: int, schedule: str, sharing: Points, data: st.DataObject
+) -> None:
+    count = len(model.classes)
+    degree = min(degree, count)
+    chosen = tuple(data.draw(st.sampled_from(STRATEGIES)) for _ in range(count))
+    cuts = data.draw(st.sampled_from(list(itertools.combinations(range(1, count), degree - 1))))
+    stages = [chosen[a:b] for a, b in itertools.pairwise((0, *cuts, count))]
+    ties = data.draw(st.sampled_from(list(every_way(model, chosen))))
+    setting = Setting(16, micro_batches, schedule, degree, ties=ties, pace=Pace.of(sharing, degree, 6))
+    step_time_s, _ = evaluate_plan(model, setting, stages)
+    among_others, alone = [STRATEGIES] * count, [(strategy,) for strategy in chosen]
+    assert bound_s(model, setting, among_others) <= bound_s(model, setting, alone) <= step_time_s + 1e-9
+
+
+@settings(max_examples=40, deadline=None)
+@given(models(), st.integers(1, 3), st.sampled_from(["gpipe", "1f1b"]), st.integers(5, 150), st.integers(0, 60))
+def test_more_memory_never_worsens_the_best_plan(
+    model: TableModel, degree: int, schedule: str, budget: int, more: int
+) -> None:
+    setting = Setting(16, 2, schedule, min(degree, len(model.classes)))
+    choices = list(ways(model.tied(), setting, [STRATEGIES] * len(model.classes)))
+    tight, wide = (fastest(model, choices, most, 0.0) for most in (budget, budget + more))
+    if tight is not None:
+        assert wide is not None
+        assert evaluate_plan(model, *wide)[0] <= evaluate_plan(model, *tight)[0] + 1e-9
