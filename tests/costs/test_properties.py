@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -51,7 +52,7 @@ def faster_field(name: str, value: float | None, factor: float) -> float | None:
 
 
 def faster_device(device: Device, names: frozenset[str], factor: float) -> Device:
-    own = {n: faster_field(n, getattr(device, n), factor) for n in names - {"matmul_flop_per_s"}}
+    own: dict[str, Any] = {n: faster_field(n, getattr(device, n), factor) for n in names - {"matmul_flop_per_s"}}
     if "matmul_flop_per_s" in names:
         own["matmul_flop_per_s"] = tuple((dtype, rate * factor) for dtype, rate in device.matmul_flop_per_s)
     return replace(device, **own)
