@@ -10,7 +10,7 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Graph
 from galvatron.ir.plan import Plan, Ties
-from galvatron.ir.planned import in_pieces, planned_layers, tied_layers
+from galvatron.ir.planned import in_pieces, tied_layers
 from galvatron.ir.program import Form, Program
 from galvatron.ir.strategy import AxisRole, Strategy
 from galvatron.ir.types import evaluate
@@ -74,7 +74,7 @@ def _of_plans(program: Program, cluster: Cluster, plans: Iterable[Plan]) -> Iter
         partitioner = Partitioner(cut, cluster)
         micro_batch = plan.global_batch_size // plan.micro_batches
         for layer, strategy in dict.fromkeys(
-            (layer.cls, strategy) for layer, strategy in zip(planned_layers(cut), plan.strategies, strict=True)
+            (layer.cls, strategy) for layer, strategy in zip(cut.planned_layers, plan.strategies, strict=True)
         ):
             yield _case(cut, partitioner, layer, strategy, plan.ties, micro_batch)
 
@@ -83,7 +83,7 @@ def _of_strategies(program: Program, cluster: Cluster) -> Iterator[LayerCase]:
     partitioner = Partitioner(program, cluster)
     for strategy in common_strategies(cluster):
         ties = tuple((name, strategy.keeping) for name in tied_layers(program))
-        for cls in dict.fromkeys(layer.cls for layer in planned_layers(program)):
+        for cls in dict.fromkeys(layer.cls for layer in program.planned_layers):
             yield _case(program, partitioner, cls, strategy, ties, program.batch_size)
 
 

@@ -15,7 +15,6 @@ from rich.text import Text
 from galvatron.breakdown import TITLES
 from galvatron.cli.output import tie_line
 from galvatron.ir.plan import runs
-from galvatron.ir.planned import planned_layers
 from galvatron.printing import cell
 from galvatron.units import format_bytes, format_seconds
 
@@ -43,7 +42,7 @@ def plan_table(plan: Plan, program: Program) -> Table:
     if plan.peak_bytes is not None:
         table.add_column("peak memory", justify="right")
     holders = plan.holders
-    names = iter([layer.name for layer in planned_layers(program)])
+    names = iter([layer.name for layer in program.planned_layers])
     for index, stage in enumerate(plan.stages):
         memory = format_bytes(plan.peak_bytes[holders[index]]) if plan.peak_bytes is not None else ""
         for position, (strategy, count) in enumerate(runs(stage)):

@@ -22,7 +22,7 @@ from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis
 from galvatron.ir.plan import Ties
-from galvatron.ir.planned import epilogue, planned_layers, tied_layers
+from galvatron.ir.planned import epilogue, tied_layers
 from galvatron.ir.program import Layer, LayerClass, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import evaluate
@@ -63,7 +63,7 @@ class ShardedCostModel:
             sharded_for: the cluster whose rates decided how classes are sharded, if another than that which runs them.
         """
         self.program, self.machine = program, Machine(cluster)
-        self.layers = planned_layers(program)
+        self.layers = program.planned_layers
         self._partitioner = Partitioner(program, sharded_for or cluster)
         self._profiles: dict[Hashable, Profile] = {}
         self._cache: dict[Hashable, Any] = {}

@@ -176,7 +176,7 @@ def tied_layers(program: Program) -> dict[str, tuple[int, ...]]:
     ties = tied_classes(program)
     tie_of = {cls: tie.name for tie in ties for cls in tie.classes}
     found: dict[str, dict[int, None]] = {tie.name: {} for tie in ties}
-    layers = planned_layers(program)
+    layers = program.planned_layers
     for index, layer in [*enumerate(layers), *((len(layers) - 1, layer) for layer in epilogue(program))]:
         if name := tie_of.get(program.class_of[layer.cls].origin_name):
             found[name][index] = None
@@ -203,11 +203,6 @@ def without_plan(program: Program, cluster: Cluster, global_batch_size: int) -> 
         cuts=(),
         plan=None,
     )
-
-
-def planned_layers(program: Program) -> tuple[Layer, ...]:
-    """The layers that a plan gives a strategy to, in order."""
-    return program.planned_layers
 
 
 def epilogue(program: Program) -> tuple[Layer, ...]:
@@ -254,7 +249,7 @@ def resolve(program: Program, shorthand: PlanShorthand | str, global_batch_size:
             f"plan {str(shorthand)!r} is for {shorthand.world_size} devices, but there are {world_size}; "
             "change its degrees so that their product is the number of devices"
         )
-    layers = planned_layers(program)
+    layers = program.planned_layers
     if shorthand.stages > len(layers):
         raise PlanError(
             f"plan {str(shorthand)!r} has more stages ({shorthand.stages}) than the program has layers ({len(layers)})"
@@ -314,10 +309,10 @@ def check(plan: Plan, program: Program, world_size: int, global_batch_size: int)
             f"the plan is for {plan.world_size} devices, but there are {world_size}; "
             f"start {plan.world_size} processes, or search a plan for {world_size}"
         )
-    plan_rules.require(plan_rules.covers(plan, [len(planned_layers(program))]))
+    plan_rules.require(plan_rules.covers(plan, [len(program.planned_layers)]))
     plan_rules.require(plan_rules.problems(plan))
     plan_rules.require(plan_rules.batch(plan, global_batch_size))
-    tied, names = tied_layers(program), [layer.name for layer in planned_layers(program)]
+    tied, names = tied_layers(program), [layer.name for layer in program.planned_layers]
     plan_rules.require(plan_rules.ties(with_ties(plan, tied), names, tied))
     check_epilogue(Schedule.parse(plan.schedule), plan.pipeline_degree, plan.micro_batches, program)
     check_micro_batches(plan.micro_batches, program)

@@ -20,7 +20,6 @@ from galvatron.costs.watch import ObservedEvent
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.layout import Axis
 from galvatron.ir.ops.work import Work, product
-from galvatron.ir.planned import planned_layers
 from galvatron.ir.program import LayerClass, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import parse_program, print_program
@@ -45,7 +44,7 @@ def partitioner(name: str) -> Partitioner:
 
 
 def block(name: str) -> LayerClass:
-    return program(name).class_of[planned_layers(program(name))[1].cls]
+    return program(name).class_of[program(name).planned_layers[1].cls]
 
 
 def profiled(name: str, *, compiled: bool = True, kind: str = "cuda", recompute: str = "none") -> Profile:

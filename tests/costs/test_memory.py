@@ -16,7 +16,6 @@ from galvatron.codegen import load_module
 from galvatron.costs.sharded import ShardedCostModel
 from galvatron.ir.graph import Value
 from galvatron.ir.interpreter import empty_like_type
-from galvatron.ir.planned import planned_layers
 from galvatron.ir.strategy import Strategy
 from galvatron.partition import Partitioner
 from tests.live_storage import LiveStorages
@@ -76,7 +75,7 @@ def test_a_block_takes_the_memory_that_its_cost_says(model: str, roles: str, rec
     planned = harness.planned(model, str(strategy), strategy.devices)
     assert planned.cluster is not None and planned.plan is not None
     cluster = replace(planned.cluster, device=replace(planned.cluster.device, kind="cpu"))
-    block = planned_layers(program)[1].cls
+    block = program.planned_layers[1].cls
     partitioner = Partitioner(program, planned.cluster)
     inputs = partitioner.shard(block, strategy, planned.plan.ties).graph.inputs
     layer = first_rank(harness.job_of(model, planned)).layers[BLOCKS[model]]

@@ -11,7 +11,7 @@ import pytest
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
-from galvatron.ir.planned import planned_layers, with_plan
+from galvatron.ir.planned import with_plan
 from galvatron.ir.program import Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import parse_program, print_program
@@ -40,7 +40,7 @@ def mixed_plan(program: Program, stages: int, seed: int, *, sequence: bool) -> P
     if sequence:
         texts += ["dp2-tp2+sp", "ulysses2-dp2"] if stages == 1 else ["tp2+sp"]
     choose = random.Random(seed).choice
-    strategies = tuple(Strategy.parse(choose(texts)) for _ in planned_layers(program))
+    strategies = tuple(Strategy.parse(choose(texts)) for _ in program.planned_layers)
     cut = len(strategies) // 2
     parts = (strategies,) if stages == 1 else (strategies[:cut], strategies[cut:])
     return Plan(program.fingerprint, 8, CLUSTER.world_size, 2, "gpipe", parts)

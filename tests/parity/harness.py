@@ -140,7 +140,7 @@ def proportional(cluster: Cluster) -> Cluster:
 
 def layer_count(name: str) -> int:
     """The number of layers that a plan of the model gives a strategy to."""
-    return len(plans.planned_layers(costed(name)[0]))
+    return len(costed(name)[0].planned_layers)
 
 
 def eager(name: str, batch: Batch) -> Expected:

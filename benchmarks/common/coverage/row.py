@@ -20,7 +20,6 @@ from common.doubles import precise
 from galvatron import api
 from galvatron.ir.capture import Captured, capture_graph
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.planned import planned_layers
 from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
 
@@ -61,7 +60,7 @@ def row_of(architecture: Architecture, tell: Tell) -> RowOutcome:
     row = replace(
         row,
         capture_s=_since(began),
-        layers=len(planned_layers(captured.program)),
+        layers=len(captured.program.planned_layers),
         single="f32[" in print_program(captured.program),
         evaluation=without_paths(captured.program.unlike_evaluated),
     )

@@ -12,7 +12,7 @@ from galvatron.errors import did_you_mean
 from galvatron.ir import plan_rules
 from galvatron.ir.graph import Value
 from galvatron.ir.micro_batches import coupling
-from galvatron.ir.planned import planned_layers, tied_layers
+from galvatron.ir.planned import tied_layers
 from galvatron.ir.program import MASTER, PARTS, PRECISIONS, Form, Layer, LayerKind, Number, Program
 from galvatron.ir.random import is_random
 from galvatron.ir.types import BATCH, DTYPE_BYTES, NUMBER_KINDS, Length, has_samples, lengths_in
@@ -455,7 +455,7 @@ def plan_covers_layers(program: Program) -> Iterator[Violation]:
 
 def plan_settles_ties(program: Program) -> Iterator[Violation]:
     """The plan says of every tie how it is kept: whole, or as under the strategy that all its layers have."""
-    names = [layer.name for layer in planned_layers(program)]
+    names = [layer.name for layer in program.planned_layers]
     yield from plan_rules.ties(program.required_plan, names, tied_layers(program))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from galvatron.ir import plan_rules
 from galvatron.ir.plan import Plan
-from galvatron.ir.planned import epilogue, epilogue_strategy, planned_layers
+from galvatron.ir.planned import epilogue, epilogue_strategy
 from galvatron.ir.program import Form, Layer, LayerClass, LayerKind, Program, Stage
 from galvatron.ir.strategy import Strategy
 from galvatron.partition import Partitioner
@@ -53,7 +53,7 @@ class _Assembly:
         Raises:
             PlanError: the plan has another number of layers.
         """
-        plan, own = self._plan, planned_layers(self._program)
+        plan, own = self._plan, self._program.planned_layers
         plan_rules.require(plan_rules.covers(plan, [len(own)]))
         placed = iter(own)
         stages: list[Stage] = []

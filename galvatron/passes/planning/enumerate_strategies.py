@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from galvatron.errors import PassError, did_you_mean
-from galvatron.ir.planned import planned_layers
 from galvatron.ir.program import Candidates, Cut, Form, Program
 from galvatron.ir.strategy import RECOMPUTE, ROLE_NAMES, AxisRole, Strategy
 from galvatron.ir.zero import LEVELS
@@ -36,7 +35,7 @@ class EnumerateStrategies(Pass):
     pipeline_degrees: tuple[int, ...] = ()
 
     def run(self, program: Program) -> Program:
-        world_size, layers = program.required_cluster.world_size, planned_layers(program)
+        world_size, layers = program.required_cluster.world_size, program.planned_layers
         for role in self.roles:
             if role not in ROLE_NAMES:
                 raise PassError(f"pass {self.name!r}: unknown role {role!r}; {did_you_mean(role, ROLE_NAMES)}")

@@ -17,7 +17,6 @@ from galvatron.errors import PassError, did_you_mean
 from galvatron.ir import limits
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Ties
-from galvatron.ir.planned import planned_layers
 from galvatron.ir.program import Candidates, Cut, Form, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.base import Bytes, Pass
@@ -104,7 +103,7 @@ def _too_much_state(branch: Branch) -> Iterator[tuple[Strategy, str]]:
                 for cost in costs
             )
             if least > branch.memory_bytes:
-                layer = planned_layers(branch.program)[index].name
+                layer = branch.program.planned_layers[index].name
                 yield (
                     strategy,
                     f"layer {layer} alone needs {format_bytes(least)} of {format_bytes(branch.memory_bytes)}",

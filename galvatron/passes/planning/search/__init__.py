@@ -16,7 +16,7 @@ from galvatron.ir import limits
 from galvatron.ir.documents import shown
 from galvatron.ir.micro_batches import coupling
 from galvatron.ir.plan import Plan
-from galvatron.ir.planned import check_epilogue, check_micro_batches, epilogue, planned_layers
+from galvatron.ir.planned import check_epilogue, check_micro_batches, epilogue
 from galvatron.ir.program import Form, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.base import Bytes, Pass
@@ -94,7 +94,7 @@ class Search(Pass):
 
     def _choices(self, program: Program) -> Iterator[Choice]:
         """Every pipeline degree, number of micro-batches and schedule that can run; ties are left out."""
-        layers = planned_layers(program)
+        layers = program.planned_layers
         counts = [self.micro_batches] if self.micro_batches is not None else _spread(divisors(program.batch_size))
         ends = bool(epilogue(program))
         if self.micro_batches is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from galvatron.costs.model import CostModel
 from galvatron.costs.objective import Setting, evaluate_plan
 from galvatron.ir.plan import runs
-from galvatron.ir.planned import balanced, planned_layers
+from galvatron.ir.planned import balanced
 from galvatron.ir.program import Program
 from galvatron.ir.strategy import Strategy
 from galvatron.units import format_bytes
@@ -70,7 +70,7 @@ def _message(
     budget_bytes: int,
 ) -> str:
     worst = max(range(len(peaks)), key=lambda i: peaks[i])
-    names = [layer.name for layer in planned_layers(program)]
+    names = [layer.name for layer in program.planned_layers]
     begin = sum(len(stage) for stage in stages[:worst])
     members = names[begin : begin + len(stages[worst])]
     strategies = ", ".join(f"{s} ×{n}" for s, n in runs(stages[worst]))
