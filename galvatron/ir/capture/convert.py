@@ -34,7 +34,7 @@ from galvatron.ir.names import Names, base_name
 from galvatron.ir.ops import foreign
 from galvatron.ir.ops.schemas import is_operator
 from galvatron.ir.ops.table import derived, differentiated, of_target, takes_size
-from galvatron.ir.ops.targets import of_aten
+from galvatron.ir.ops.targets import of_aten, parsed
 from galvatron.ir.program import MASTER, PRECISIONS, Form, Number, Program, Result, State, Update
 from galvatron.ir.types import BATCH, Dim, Length, TensorType, lengths_in, numbers_in, simplify_dim
 
@@ -468,7 +468,7 @@ def _admit(target: str, node: fx.Node) -> None:
     Raises:
         CaptureError: it is no function of tensors, or a mark of what was traced.
     """
-    if target.startswith(("galvatron_capture.", "galvatron_derivatives.")):
+    if parsed(target).namespace in ("galvatron_capture", "galvatron_derivatives"):
         own = "write what it makes of its operands with other operations, or give it what it reads as operands"
         what = "what an autograd function computes cannot be told from what is around it"
         raise CaptureError(f"{where(node)}{what}: {advice(source_of(node), own)}")
