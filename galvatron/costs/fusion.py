@@ -189,6 +189,8 @@ def kept_instead(forward: Iterable[ObservedEvent], kept: Mapping[int, float], th
 
 def is_external(event: ObservedEvent) -> bool:
     """Whether the compiler calls a kernel as it is, rather than write its own."""
+    if not event.writes:  # what communication copies, which runs between what is compiled
+        return True
     called, taken_apart = _of_inductor()
     return event.work is not None or (event.operator in called and event.operator not in taken_apart)
 

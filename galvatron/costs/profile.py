@@ -23,7 +23,7 @@ from galvatron.costs.slices import run_on_slice
 from galvatron.costs.watch import ObservedEvent, Watch
 from galvatron.errors import GalvatronError
 from galvatron.ir.attention import pieces
-from galvatron.ir.collectives import MESSAGES, Conversion, conversion_of
+from galvatron.ir.collectives import MESSAGES, Conversion, conversion_of, copies
 from galvatron.ir.either import in_training
 from galvatron.ir.fakes import described
 from galvatron.ir.graph import Graph, Op
@@ -345,7 +345,7 @@ class _Run:
         if op.namespace == "spmd":
             return run_on_slice(op, args, kwargs, axis, partial(self._record, axis), self.kind)
         shape = [evaluate(d, self.batch) for d in op.result.type.shape]
-        return _Collective.apply(args[0], shape, conversion_of(op), axis, self.watch)
+        return _Collective.apply(args[0], shape, conversion_of(op), copies(op), axis, self.watch)
 
 
 @contextmanager
@@ -380,22 +380,33 @@ class _Collective(torch.autograd.Function):
     """Stands for a collective: right shapes forward and backward, and an event for what crosses the network."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, shape: list[int], conversion: Conversion, axis: Axis, watch: Watch):
+    def forward(
+        ctx: Any,
+        x: Any,
+        shape: list[int],
+        conversion: Conversion,
+        copies: tuple[float, float],
+        axis: Axis,
+        watch: Watch,
+    ):
         ctx.shape, ctx.conversion, ctx.axis, ctx.watch = list(x.shape), conversion, axis, watch
-        ctx.payload = max(x.numel(), math.prod(shape))
-        return _moved(x, shape, conversion.forward, axis, ctx.payload, watch)
+        ctx.payload, (there, ctx.copies) = max(x.numel(), math.prod(shape)), copies
+        return _moved(x, shape, conversion.forward, there, axis, ctx.payload, watch)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any):
-        moved = _moved(gradients[0], ctx.shape, ctx.conversion.backward, ctx.axis, ctx.payload, ctx.watch)
-        return moved, None, None, None, None
+        back = ctx.conversion.backward
+        moved = _moved(gradients[0], ctx.shape, back, ctx.copies, ctx.axis, ctx.payload, ctx.watch)
+        return moved, None, None, None, None, None
 
 
-def _moved(x: Any, shape: list[int], kind: str | None, axis: Axis, payload: int, watch: Watch) -> Any:
+def _moved(x: Any, shape: list[int], kind: str | None, copies: float, axis: Axis, payload: int, watch: Watch) -> Any:
     """What a tensor is after a collective; the same memory if it stays as it is."""
     if kind is None and list(x.shape) == shape:
         return x.view_as(x)
     watch.collective(kind, axis, payload * x.element_size())
+    if copies:
+        watch.copied(x, copies * payload * x.element_size())
     buffer = x.new_empty(payload * (MESSAGES[kind].buffers if kind else 0))
     result = x.new_empty(shape)
     del buffer

@@ -142,6 +142,12 @@ class Watch(TorchDispatchMode):
             self.ops += 1
             self.events.append(ObservedEvent(kind, "", axis, payload_bytes))
 
+    def copied(self, like: torch.Tensor, size_bytes: float) -> None:
+        """Notes that so many bytes of a tensor's type were read and written again."""
+        self.ops += 1
+        dtype = DTYPE_OF.get(like.dtype, "f32")
+        self.events.append(ObservedEvent("clone", dtype, None, 2 * size_bytes, operator=torch.ops.aten.clone.default))
+
     def keep(self, tensor: torch.Tensor) -> None:
         """Leaves the storage of a tensor that is there before the run out of the count."""
         key = tensor.untyped_storage()._cdata

@@ -160,6 +160,23 @@ def ends(op: Op) -> tuple[Placement, Placement]:
     return told[-1] if found.source == SHARD else found.source, told[0] if found.target == SHARD else found.target
 
 
+def copies(op: Op) -> tuple[float, float]:
+    """How often a collective op copies its payload, forward and backward, beside what it sends: a sum is of a copy, and
+    the parts of a dimension that is not the first are laid one behind the other before they are sent, and back in their
+    places when they have come. What sends nothing counts as no copy."""
+    way, laid = conversion_of(op), float(sum(map(_is_laid_out, ends(op))))
+
+    def of(message: str | None) -> float:
+        return 0.0 if message is None else laid or 1.0 if message == "all_reduce" else laid
+
+    return of(way.forward), of(way.backward)
+
+
+def _is_laid_out(placement: Placement) -> bool:
+    """Whether the parts of a value do not lie one behind the other in it already."""
+    return isinstance(placement, Shard) and (placement.dim, placement.outer, placement.folded) != (0, 1, False)
+
+
 def _kind(placement: Placement) -> Placement:
     return SHARD if isinstance(placement, Shard) else placement
 

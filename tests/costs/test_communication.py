@@ -15,6 +15,8 @@ from galvatron.costs.events import CollectiveCall
 from galvatron.errors import GalvatronError
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.collectives import copies
+from galvatron.ir.graph import Arg, Op
 from galvatron.ir.network import Level
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Form, LayerKind, Program
@@ -192,3 +194,25 @@ def test_batch_norms_send_what_the_program_says(plan: str) -> None:
         for phase, events in (("forward", expected.forward), ("backward", expected.backward)):
             assert counter.counts(phase) == counts(events)
             assert counter.payload_bytes(phase) == bytes_by_channel(events, share)
+
+
+WHOLE = {"dim": 1, "outer": 1}
+EXCHANGED = {"split_dim": 2, "split_outer": 1, "concat_dim": 1, "concat_outer": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "keywords", "there", "back"),
+    [
+        ("all_reduce", {"grad": "identity"}, 1, 0),
+        ("all_reduce", {"grad": "all_reduce"}, 1, 1),
+        ("all_gather", {**WHOLE, "grad": "reduce_scatter"}, 1, 1),
+        ("all_gather", {**WHOLE, "dim": 0, "grad": "reduce_scatter"}, 0, 0),
+        ("all_gather", {**WHOLE, "grad": "slice"}, 1, 0),
+        ("reduce_scatter", {**WHOLE, "dim": 0, "outer": 2}, 1, 1),
+        ("all_to_all", EXCHANGED, 2, 2),
+        ("all_to_all", {**EXCHANGED, "split_dim": 0}, 1, 1),
+    ],
+)
+def test_what_is_sent_is_laid_out_first(name: str, keywords: dict[str, Arg], there: int, back: int):
+    op = Op(f"comm.{name}", ("%x",), (("axis", "tp"), *keywords.items()), ())
+    assert copies(op) == (there, back)
