@@ -160,9 +160,9 @@ def compile(
             `NonFiniteError` on all ranks, which names the first layer, its rank and micro-batch, forward or backward;
             nothing is updated, and the job can go on. In the backward, `precision="fp16"` leaves overflows to its loss
             scaling. Costs time: each result and gradient is read once more.
-        calibrate: measure the layers and collectives of the plan on this job before it starts, for some 20 seconds, and
-            keep that in its profile: `CompiledModel.accuracy` and later searches then count with it. Only the parts are
-            measured and kept, never how far off a whole step was.
+        calibrate: measure the layers and collectives of the plan on this job before it starts, for some 30 seconds, and
+            keep that in its profile: where no `cluster` is given, `CompiledModel.accuracy` and later searches count
+            with it. Only the parts are measured and kept, never how far off a whole step was.
         cache_dir: where generated code and profiles are written; default: the user's cache directory.
 
     Raises:

@@ -30,6 +30,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "codegen": BASE | {"ir", "codegen"},
     "runtime": {"errors", "recompute", "runtime", "schedules"},
     "profiler": BASE | {"ir", "profiler", "runtime"},
+    "calibration": BASE
+    | {"breakdown", "calibration", "codegen", "costs", "ir", "machine", "partition", "passes", "profiler", "recompute"}
+    | {"runtime", "units"},
+    "breakdown": BASE | {"costs"},
     "facts": set(),
     "drift": {"errors"},
 }

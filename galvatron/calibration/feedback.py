@@ -43,7 +43,8 @@ def calibrate(world: World, planned: Program, cache_dir: str | os.PathLike[str] 
     begun, plan = time.perf_counter(), planned.required_plan
     cases = layer_cases(planned, planned.required_cluster, [plan])
     layers = measure_layers(world, cases, EFFORT)
-    sent = {message for case in cases for message in _messages(case)}
+    kind = planned.required_cluster.device.kind
+    sent = {message for case in cases for message in _messages(case, kind)}
     profile = replace(layers.profile, measurements=tuple(_measured(world, sorted(sent))))
     if world.rank != 0:
         return
@@ -64,10 +65,10 @@ def calibrate(world: World, planned: Program, cache_dir: str | os.PathLike[str] 
     )
 
 
-def _messages(case: LayerCase) -> Iterator[Message]:
-    """What a layer sends in a micro-batch."""
+def _messages(case: LayerCase, kind: str) -> Iterator[Message]:
+    """What a layer sends in a micro-batch, on a kind of device."""
     local, samples = case.local, case.samples[-1]
-    observed = profile_graph(local.graph, local.cls.mesh, local.differentiable, local.recompute)
+    observed = profile_graph(local.graph, local.cls.mesh, local.differentiable, local.recompute, kind=kind)
     for event in (*observed.forward, *observed.backward):
         if isinstance(event, CollectiveCall):
             yield event.kind, event.axis.size, event.axis.stride, round(event.payload_bytes(samples))

@@ -21,12 +21,10 @@ from typing import Any
 import torch
 
 from galvatron.costs.watch import ObservedEvent
+from galvatron.ir.device import VECTOR_BYTES
 from galvatron.ir.ops.table import of_target
 from galvatron.ir.ops.work import Work
 from galvatron.ir.types import DTYPE_BYTES
-
-VECTOR_BYTES = 16
-"""What the instructions of a GPU read at once of a row of a matrix."""
 
 
 @dataclass

@@ -140,10 +140,11 @@ class LayerCost:
     @property
     def beside_s(self) -> float:
         """Seconds by which gathers and sums lengthen a micro-batch, forward and backward."""
-        return self._exposed_s[0] + self._exposed_s[1]
+        return self.exposed_s[0] + self.exposed_s[1]
 
     @property
-    def _exposed_s(self) -> tuple[float, float]:
+    def exposed_s(self) -> tuple[float, float]:
+        """Seconds by which gathers and sums lengthen a forward and a backward."""
         exposed_s = self.contention.exposed_s
         gathered_s = self.backward_gather_s + self.reduce_s
         return exposed_s(self.forward_pass_s, self.forward_gather_s), exposed_s(self.backward_pass_s, gathered_s)
@@ -161,7 +162,7 @@ class LayerCost:
     @property
     def times(self) -> MicroBatchTimes:
         """The seconds of one micro-batch by what is computed."""
-        forward_s, backward_s = self._exposed_s
+        forward_s, backward_s = self.exposed_s
         backward_s += self.backward_pass_s
         return MicroBatchTimes(forward_s + self.forward_pass_s, backward_s - self.weight_s, self.weight_s)
 

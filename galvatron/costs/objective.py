@@ -349,10 +349,11 @@ def _stage(
 
 def _seconds(cost: LayerCost, front: Front) -> dict[str, float]:
     """The seconds of a layer, by what a report of its stage calls them."""
-    alone_s, exposed = cost.forward_gather_s + cost.backward_gather_s + cost.reduce_s, cost.exposed(front)
+    (forward_s, backward_s), exposed = cost.exposed_s, cost.exposed(front)
     # Gathers and sums beside one backward share what is exposed of both.
-    reduce_s = cost.beside_s * (cost.reduce_s / alone_s if alone_s else 0.0)
-    gather_s = cost.beside_s - reduce_s
+    alone_s = cost.backward_gather_s + cost.reduce_s
+    reduce_s = backward_s * (cost.reduce_s / alone_s if alone_s else 0.0)
+    gather_s = forward_s + backward_s - reduce_s
     return {
         "compute_s": cost.compute_s,
         "host_s": cost.host_s,

@@ -78,7 +78,9 @@ class ShardedCostModel:
         return self._kinds
 
     def layer(self, index: int, strategy: Strategy, micro_batch: int, ties: Ties) -> LayerCost:
-        whole = tuple(self._partitioner.whole(layer.cls, ties) for layer in self._held(index))
+        # Neighbours count too: their parameters are on the way while the layer runs.
+        around = range(max(0, index - 1), min(len(self.layers), index + 2))
+        whole = tuple(self._partitioner.whole(layer.cls, ties) for i in around for layer in self._held(i))
         key = ("layer", self._kinds[index], whole, strategy, micro_batch)
         if key not in self._cache:
             self._cache[key] = self._layer_cost(index, strategy, micro_batch, ties)
@@ -124,7 +126,7 @@ class ShardedCostModel:
         if key not in self._profiles:
             local = local_class(self.program, self._partitioner, cls, strategy, ties)
             profile = self._profiled(local.graph, local.cls.mesh, local.differentiable, strategy.recompute)
-            if self.machine.knows_layers:
+            if self.machine.knows_layers and not self.program.inductor:  # measured as they run without it
                 profile = replace(profile, fingerprint=local.fingerprint)
                 _tell_unmeasured(local, self.machine)
             self._profiles[key] = profile
@@ -350,7 +352,7 @@ class ShardedCostModel:
                 tuple(held.cls for held in self._held(i)),
                 self._live_key(i),
                 tuple(self._repeated(i).items()),
-                tuple(layer.cls for layer in self.layers[max(0, i - 1) : i + 2]),  # neighbours
+                tuple(held.cls for j in range(max(0, i - 1), min(len(self.layers), i + 2)) for held in self._held(j)),
             )
             for i in range(len(self.layers))
         )

@@ -53,6 +53,8 @@ def pipeline_s(
         return played_s(schedule, degree, micro_batches, stages, pace)
     phases = list(zip(*(stage.phases(schedule) for stage in stages), strict=True))
     total_s, slowest_s = sum(map(sum, phases)), sum(map(max, phases))
+    if not math.isfinite(total_s):
+        return math.inf
     return max(of_sum * total_s + of_slowest * slowest_s for of_sum, of_slowest in pace.lines(micro_batches))
 
 

@@ -142,6 +142,12 @@ def _table(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return table
 
 
+_PRICES = {
+    "matmul_flop_per_s", "memory_bytes_per_s", "kernel_launch_s", "moving_share", "attention_share", "products",
+}  # fmt: skip
+"""Figures of a device that say how long kernels take."""
+
+
 def _device(table: Mapping[str, Any], base: Device | None) -> Device:
     members = dict(asdict(base)) if base is not None else {}
     if base is None and "name" not in table:
@@ -150,6 +156,8 @@ def _device(table: Mapping[str, Any], base: Device | None) -> Device:
         if isinstance(value, dict):
             value = [list(entry) for entry in (dict(members.get(key, ())) | value).items()]
         members[key] = value
+    if "curves" not in table and table.keys() & _PRICES:
+        members["curves"] = ""  # what was measured on such a device says nothing of one with other figures
     return read_members(Device, members, "device", ClusterError)
 
 

@@ -27,6 +27,9 @@ LONGEST_S = 1e4
 ODD_BYTES = ("2", "4", "8")
 """Alignments of rows that are too small for the instructions that feed a GPU's products."""
 
+VECTOR_BYTES = 16
+"""What one thread of a GPU reads at once, if rows begin at multiples of it."""
+
 SECTOR_BYTES = 32
 """What memory gives at once: rows that begin elsewhere touch half as many more of them."""
 

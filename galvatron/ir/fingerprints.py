@@ -76,9 +76,9 @@ def _type(type_: TensorType) -> str:
 def _expression(expression: sympy.Expr) -> str:
     """An expression in the symbols of the batch, with the example's lengths, and numbers without their names."""
     told: dict[sympy.Basic, sympy.Basic] = {}
-    for symbol in expression.free_symbols:
+    for place, symbol in enumerate(sorted(expression.free_symbols, key=str)):
         if isinstance(symbol, Length):
             told[symbol] = sympy.Integer(symbol.example)
         elif isinstance(symbol, BatchNumber):
-            told[symbol] = sympy.Symbol(symbol.number_kind)
+            told[symbol] = sympy.Symbol(f"{symbol.number_kind}{place}")
     return str(expression.xreplace(told) if told else expression)

@@ -82,11 +82,6 @@ class Machine:
         levels = [self.cluster.level_of(axis.size, axis.stride) for axis in axes]
         return self.cluster.levels[max(levels)].contention if levels else Contention()
 
-    def together_s(self, compute_s: float, communication_s: float, axis: Axis) -> float:
-        """Seconds until kernels and a collective on an axis have both ended that begin at the same time and take so
-        long by themselves."""
-        return self.contention((axis,)).together_s(compute_s, communication_s)
-
     @cached_property
     def _kernels(self) -> Kernels:
         return Kernels(self.cluster.device)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil, inf
 
-from galvatron.ir.device import SECTOR_BYTES, Device, alignment
+from galvatron.ir.device import SECTOR_BYTES, VECTOR_BYTES, Device, alignment
 
 TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64))
 """Rows and columns of the tiles that libraries for GPUs have kernels for, the largest first."""
@@ -30,9 +30,6 @@ DEPTH = 32
 
 SUM_BYTES = 4
 """Parts are added up in 32 bits."""
-
-VECTOR_BYTES = 16
-"""What one thread reads at once, if rows begin at multiples of it."""
 
 MOST_READS = 4
 """Rows of odd numbers of elements are read in 4 bytes at once, by way of registers."""

@@ -16,7 +16,7 @@ from galvatron.ir.curves import Curve, Points
 from galvatron.ir.device import ODD_BYTES, Device, Measured, Products, alignment
 from galvatron.ir.kernel_figures import products_of
 from galvatron.ir.network import Level, MeasuredCollective
-from galvatron.ir.presets import PRESETS
+from galvatron.ir.presets import PRESETS, workspace_bytes
 from galvatron.ir.records import Rows
 from galvatron.profiler import store
 from galvatron.profiler.profile import Measurement, Profile
@@ -92,6 +92,7 @@ def _device(profile: Profile) -> Device:
         host_backward_s=_backward_s(profile),
         host_view_s=min((m.seconds for m in profile.of("host", "view")), default=0.0),
         reserved_bytes=_reserved_bytes(profile),
+        workspace_bytes=workspace_bytes(profile.fact("capability") or 0.0) if environment.kind == "cuda" else 0,
         moving_share=tuple(
             (name, min(1.0, rows[-1][0] / rows[-1][1] / bandwidth)) for name, rows in moving.items() if name in _MOVING
         ),
@@ -116,7 +117,9 @@ def _odd_shares(profile: Profile) -> Iterator[tuple[str, float]]:
     """By alignment in bytes what products with one odd size reach, relative to the best rate of their element type."""
     rates: dict[str, list[float]] = {}
     for m in (m for how in ("odd columns", "odd inner") for m in profile.of("product", how)):
-        best = max(_flop(even) / even.seconds for even in profile.of("product", "nn", m.dtype))
+        best = max((_flop(even) / even.seconds for even in profile.of("product", "nn", m.dtype)), default=0.0)
+        if not best:
+            continue
         aligned_bytes = min(alignment(m.dtype, m.size(name)) for name in ("columns", "inner"))
         rates.setdefault(str(aligned_bytes), []).append(_flop(m) / m.seconds / best)
     yield from ((name, min(1.0, max(rates[name]))) for name in ODD_BYTES if name in rates)
@@ -152,9 +155,9 @@ def _sharing(profile: Profile) -> Points:
     """`Cluster.sharing`: ranks that take turns on cores are as fast as alone while there is a core for each."""
     ranks, cores = profile.fact("sharing_ranks"), profile.fact("sharing_cores")
     threads, world_size = profile.environment.threads, profile.environment.world_size
-    if not ranks or not cores or ranks * threads <= cores:
+    undisturbed = max(1.0, (cores or 0.0) / threads)
+    if not ranks or not cores or ranks <= undisturbed:
         return ()
-    undisturbed = max(1.0, cores / threads)
     points = ((undisturbed, undisturbed / ranks), (ranks, 1.0))
     return points if ranks == world_size else (*points, (float(world_size), 1.0))
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from galvatron.errors import ClusterError, did_you_mean
 from galvatron.ir.records import Table
+from galvatron.ir.types import DTYPE_BYTES
 
 ENTRIES = 2**16
 """Measurements that a profile has at the most."""
@@ -250,6 +251,8 @@ def _check_entry(profile: str, entry: Measurement | Overlap | LayerTime) -> None
         if entry.how not in DIRECTIONS:
             raise ClusterError(f"{what}: how is {entry.how!r}; {did_you_mean(entry.how, DIRECTIONS)}")
     if isinstance(entry, Measurement):
+        if entry.dtype not in DTYPE_BYTES:
+            raise ClusterError(f"{what}: {did_you_mean(entry.dtype, DTYPE_BYTES)}")
         for name, size in entry.sizes:
             if not 0 < size <= 1e30:
                 raise ClusterError(f"{what}: size {name!r} is {size}")

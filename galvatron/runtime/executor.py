@@ -169,8 +169,8 @@ class Executor:
         scale = 1.0 if self.scaler is None else self.scaler.scale
         with self._meter.step(self._with_samples(batch)):
             loss, squared_norm = self._run(batch, with_norm=self.max_grad_norm is not None or self.scaler is not None)
-            self._meter.start_update()
             if self.scaler is None or self.scaler.accepts(squared_norm):
+                self._meter.start_update()
                 with failure.guarded("the update"):
                     self._parameters.unscale(scale, squared_norm.sqrt() / scale, self.max_grad_norm)
                     self.optimizer.step()

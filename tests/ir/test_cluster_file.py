@@ -66,6 +66,13 @@ latency_s = "100us"
     assert cluster.device.products == preset.device.products
 
 
+def test_other_figures_than_those_of_a_preset_are_not_what_was_measured_on_it(written) -> None:
+    own = Cluster.load(written('preset = "h100-80g:1x8"\n[device]\nmemory_bytes = 9e10\n')).device
+    assert own.curves == "h100-80g"
+    own = Cluster.load(written('preset = "h100-80g:1x8"\n[device]\nmemory_bytes_per_s = 2e12\n')).device
+    assert not own.curves and own.memory_bytes_per_s == 2e12
+
+
 def test_a_preset_of_the_device_alone(written) -> None:
     cluster = Cluster.load(written('preset = "l4"\n[level.node]\nparts = 2\nbytes_per_s = 4e9\nlatency_s = 2e-5\n'))
     assert cluster.device == Cluster.parse("l4:1x2").device

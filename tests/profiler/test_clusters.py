@@ -13,7 +13,7 @@ from galvatron.ir.layout import Axis
 from galvatron.machine import Machine
 from galvatron.profiler import store
 from galvatron.profiler.clusters import cluster_of, named_cluster
-from galvatron.profiler.profile import Overlap
+from galvatron.profiler.profile import Overlap, Profile
 from tests.profiler.profiles import (
     BYTES_PER_S,
     ENVIRONMENT,
@@ -141,6 +141,34 @@ def test_ranks_that_share_cores_are_as_fast_as_alone_while_there_is_one_for_each
     cluster = cluster_of(replace(PROFILE, facts=facts))
     assert cluster.sharing == sharing
     assert Cluster.from_json(cluster.to_json()) == cluster
+
+
+def test_a_rank_with_more_threads_than_cores_shares_with_nobody() -> None:
+    facts = (*PROFILE.facts, ("sharing_ranks", 1.0), ("sharing_cores", 2.0))
+    environment = replace(PROFILE.environment, threads=16)
+    assert cluster_of(replace(PROFILE, facts=facts, environment=environment)).sharing == ()
+
+
+def on_a_gpu(**facts: float) -> Profile:
+    environment = replace(PROFILE.environment, kind="cuda")
+    return replace(PROFILE, environment=environment, facts=(*PROFILE.facts, *facts.items()))
+
+
+def test_a_gpu_computes_in_tiles_as_others_of_its_kind() -> None:
+    odd = replace(PROFILE.of("product", "nn")[0], how="odd columns", seconds=1.0)
+    odd = replace(odd, sizes=tuple((name, size + (name == "columns")) for name, size in odd.sizes))
+    profile = on_a_gpu(multiprocessors=100.0, capability=9.0)
+    device = cluster_of(replace(profile, measurements=(*profile.measurements, odd))).device
+    assert device.products.multiprocessors == 100
+    ((aligned_bytes, share),) = device.products.odd_share
+    assert aligned_bytes == "4" and 0 < share < 1
+    assert device.workspace_bytes > cluster_of(on_a_gpu(capability=8.0)).device.workspace_bytes > 0
+    assert cluster_of(on_a_gpu()).device.products.multiprocessors == 0
+
+
+def test_a_type_that_nothing_has_is_refused() -> None:
+    with pytest.raises(ClusterError, match="did you mean"):
+        replace(PROFILE, measurements=(replace(PROFILE.measurements[0], dtype="f33"),)).check()
 
 
 def test_more_ranks_never_compute_faster() -> None:

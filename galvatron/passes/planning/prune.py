@@ -44,11 +44,11 @@ class Branch:
         """The ways to keep ties whose layers have a strategy, in the same order for all: each whole, or as under it.
 
         Args:
-            index: of a layer, which only its own ties concern: others are whole. It has one, or two where the last
-                layer has an epilogue.
+            index: of a layer, which only its own ties and those of its neighbours concern: others are whole.
         """
         tied = self.model.tied()
-        options = ((None, strategy.keeping) if index is None or index in of else (None,) for of in tied.values())
+        concerned = (index is None or any(abs(layer - index) <= 1 for layer in of) for of in tied.values())
+        options = ((None, strategy.keeping) if concerns else (None,) for concerns in concerned)
         return [tuple(zip(tied, kept, strict=True)) for kept in itertools.product(*options)]
 
     def keeping(self, strategy: Strategy) -> Strategy | None:
@@ -211,6 +211,9 @@ def _costs_no_more(model: CostModel, index: int, better: _Kept, worse: _Kept, si
             (a.state_bytes - a.late_bytes, b.state_bytes - b.late_bytes),
             (a.state_bytes + a.update_bytes, b.state_bytes + b.update_bytes),
             (a.extra_bytes, b.extra_bytes),
+            # The less of both speeds is left, the less hides beside the other.
+            (b.contention.compute, a.contention.compute),
+            (b.contention.communication, a.contention.communication),
         )
         if any(x > y for x, y in pairs):
             return False

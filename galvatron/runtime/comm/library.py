@@ -72,7 +72,7 @@ def start(
     """
     message = _message(kind, group, tensors, phase, expected)
     if isinstance(group, SilentGroup):
-        group.communicated(tensors)
+        group.communicated(kind, tensors)
         return Handle(message, (), tensors)
     before, now.operation = now.operation, message
     works = call()

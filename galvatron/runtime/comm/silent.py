@@ -19,8 +19,12 @@ class SilentGroup(dist.ProcessGroup):
         super().__init__(0, size)  # type: ignore[call-arg]  # torch has this way of making one, its stub has not
 
     @staticmethod
-    def communicated(tensors: Sequence[Tensor]) -> None:
-        """What remains of a communication of these tensors."""
-        for tensor in tensors:
-            if not (tensor.is_floating_point() or tensor.is_complex()):
-                tensor.zero_()
+    def communicated(kind: str, tensors: Sequence[Tensor]) -> None:
+        """What remains of a communication of these tensors, which are in the order of the functions of `comm`."""
+        received = tensors[_RECEIVED[kind]] if kind in _RECEIVED else None
+        if received is not None and not (received.is_floating_point() or received.is_complex()):
+            received.zero_()
+
+
+_RECEIVED = {"all_gather": 0, "reduce_scatter": 1, "all_to_all": 1, "ring": 1}
+"""By kind of a communication, which of its tensors is written; of others it is the one that is sent as well."""

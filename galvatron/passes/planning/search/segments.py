@@ -186,6 +186,8 @@ class Segments:
         # One stage takes this long in each micro-batch, and the others at least their share once.
         others_s = self.fastest_s[-1] - (self.fastest_s[end] - self.fastest_s[begin])
         own_s = values[:, : self.phases].sum(axis=1)
+        possible = np.isfinite(own_s)
+        values, strategies, rows, own_s = values[possible], strategies[possible], rows[possible], own_s[possible]
         least_s = self.setting.pipeline_s(own_s + others_s, own_s) + values[:, STEP_S]
         most_bytes = np.maximum(values[:, BYTES] + values[:, EXTRA], values[:, UPDATE])
         alive = np.flatnonzero((most_bytes <= self.budget_bytes) & (least_s < self.worst_s))
