@@ -54,7 +54,8 @@ def plans(draw: st.DrawFn, model: str) -> Plan:
     micro_batches = draw(st.sampled_from([m for m in range(1, degree + 3) if schedule.allows(degree, m)]))
     return Plan(
         fingerprint=costed(model)[0].fingerprint,
-        global_batch_size=micro_batches * devices * draw(st.integers(1, 2)),
+        # Some models treat a single sample unlike several, and programs of several refuse it.
+        global_batch_size=micro_batches * devices * draw(st.integers(1 if micro_batches * devices > 1 else 2, 2)),
         world_size=world_size,
         micro_batches=micro_batches,
         schedule=str(schedule),
