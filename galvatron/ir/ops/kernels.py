@@ -240,8 +240,9 @@ CALLS: Mapping[str, Mapping[str, Call]] = {
 """Kind of device → name of an operator, perhaps with an overload → what the device calls for it; `compiled` is for any
 device under `torch.compile`."""
 
-BY_DEVICE = frozenset({"batch_norm", "gru", "lstm", "rnn_relu", "rnn_tanh"})
-"""Operators that torch composes by where their tensors are, and for which no call stands: they are those of the CPU."""
+BY_DEVICE = frozenset({"batch_norm", "gru", "index", "lstm", "rnn_relu", "rnn_tanh"})
+"""Operators that torch composes by where their tensors are, and for which no call stands: they are those of the CPU.
+`index` lays out its operands otherwise on the meta device."""
 
 LAUNCHES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "cuda": {
