@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from transformers import GPT2Config, GPT2LMHeadModel
 
 import galvatron
 from checks import Setting
 from checks.llama import TINY, Shape, batch_of, model_of
 from checks.report import Report
+from checks.steps import gpt2_of
 from galvatron.costs.events import launches
 from galvatron.costs.profile import profile_graph
 from galvatron.costs.watch import ObservedEvent, Watch
@@ -82,18 +82,7 @@ def llama(shape: Shape) -> Made:
 
 def gpt2(shape: Shape) -> Made:
     """With dropout, and with layer norms, biases and GELU."""
-    config = GPT2Config(
-        vocab_size=shape.vocabulary,
-        n_embd=shape.width,
-        n_layer=shape.layers,
-        n_head=shape.heads,
-        n_positions=shape.sequence,
-        bos_token_id=0,
-        eos_token_id=0,
-        use_cache=False,
-    )
-    with torch.device("meta"):
-        return GPT2LMHeadModel(config).train(), batch_of(shape, SAMPLES, "meta")
+    return gpt2_of(shape, "meta"), batch_of(shape, SAMPLES, "meta")
 
 
 class Network(nn.Module):

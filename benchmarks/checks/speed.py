@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import json
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -36,8 +35,6 @@ from checks import Setting
 from checks.llama import TINY, Batch, Shape, batch_of, model_of, recomputing_blocks
 from checks.report import Report
 from galvatron.ir.plan import Plan
-from galvatron.profiler.local import local_cluster
-from galvatron.profiler.meter import GLANCE
 
 BATCHES = (4, 2)
 """Numbers of samples; the first one is also the example that is captured."""
@@ -210,7 +207,6 @@ def run(report: Report, setting: Setting) -> None:
     """All variants, the most telling first."""
     stand = Stand(report, setting)
     report.document["model"] = {**asdict(stand.shape), "parameters": stand.shape.parameters}
-    report.document["cluster"] = json.loads(local_cluster(effort=GLANCE).to_json())
     source = model_of(stand.shape, setting.device)
     for kind in ("masters", "pure") if setting.tiny else ("masters", "pure", "autocast"):
         report.attempt(kind, _add_peer, stand, kind, source)

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-from common.measure import Spread
-
 Run = Callable[[], Any]
 
 
@@ -72,61 +70,3 @@ def _between(run: Run, device: torch.device) -> Callable[[], float]:
     run()
     after.record()
     return lambda: before.elapsed_time(after) / 1e3
-
-
-@dataclass(frozen=True)
-class OpTime:
-    """Seconds of one call.
-
-    Attributes:
-        seconds: of the device alone where `how` is "graph"; with "events" (a GPU) and "host" (the CPU) launching is in
-            it, where that takes longer than the work.
-        how: calls were replayed as a CUDA graph, launched between two events, or timed by the host.
-    """
-
-    seconds: Spread
-    how: str
-
-
-def op_time(
-    run: Run, device: torch.device, *, as_graph: bool = False, repeats: int = 7, slice_s: float = 0.01
-) -> OpTime:
-    """The time of a call that is repeated: its operands are in the caches, if they fit.
-
-    Args:
-        as_graph: on a GPU, without launching, as a CUDA graph. Not for a backward, which runs in the stream of its
-            forward, nor for what waits for the host.
-        repeats: how many measurements.
-        slice_s: how long one measurement is, about.
-    """
-    run()
-    calls = max(1, min(64, round(slice_s / repeats / max(_seconds(run, device, 3), 1e-6))))
-    graph = _graph_of(run, calls) if as_graph and device.type == "cuda" else None
-    if graph is not None:
-        graph.replay()
-        found = [_seconds(graph.replay, device, 1) / calls for _ in range(repeats)]
-    else:
-        found = [_seconds(run, device, calls) for _ in range(repeats)]
-    how = "host" if device.type != "cuda" else "events" if graph is None else "graph"
-    return OpTime(Spread.of(found), how)
-
-
-def _seconds(run: Run, device: torch.device, calls: int) -> float:
-    synchronize(device)
-    seconds = _between(lambda: [run() for _ in range(calls)], device)
-    synchronize(device)
-    return seconds() / calls
-
-
-def _graph_of(run: Run, calls: int) -> torch.cuda.CUDAGraph:
-    """Some calls as one CUDA graph."""
-    graph = torch.cuda.CUDAGraph()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        run()  # what a library sets up on its first call is no part of a graph
-    torch.cuda.current_stream().wait_stream(side)
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            run()
-    return graph

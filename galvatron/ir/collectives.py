@@ -35,12 +35,14 @@ class Message:
     `way` is to whom a rank sends what: to the next one of a `ring` an n-th of the payload at a time, along a `chain`
     all of it, to `each` other one an n-th, or to a `peer` all of it. The payload is the whole tensor as one rank sees
     it, before or after. `rounds` is how often the value goes round the axis (in an exchange of shards about half of it
-    does), `buffers` in how many tensors of the payload's size the parts of the ranks are laid out one by one.
+    does), `buffers` in how many tensors of the payload's size the parts of the ranks are laid out one by one. What is
+    `summed` in place is a copy, since others may hold the value.
     """
 
     way: Literal["ring", "chain", "each", "peer"]
     rounds: float = 1.0
     buffers: int = 0
+    summed: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ _KINDS = (
     Collective(
         "all_reduce",
         {(PARTIAL, REPLICATE): "identity", (PARTIAL, BROADCAST): "all_reduce"},
-        Message("ring", rounds=2.0),
+        Message("ring", rounds=2.0, summed=True),
     ),
     Collective(
         "all_gather",
@@ -164,10 +166,10 @@ def copies(op: Op) -> tuple[float, float]:
     """How often a collective op copies its payload, forward and backward, beside what it sends: a sum is of a copy, and
     the parts of a dimension that is not the first are laid one behind the other before they are sent, and back in their
     places when they have come. What sends nothing counts as no copy."""
-    way, laid = conversion_of(op), float(sum(map(_is_laid_out, ends(op))))
+    way, laid = conversion_of(op), sum(map(_is_laid_out, ends(op)))
 
     def of(message: str | None) -> float:
-        return 0.0 if message is None else laid or 1.0 if message == "all_reduce" else laid
+        return 0.0 if message is None else float(laid + MESSAGES[message].summed)
 
     return of(way.forward), of(way.backward)
 

@@ -127,7 +127,7 @@ HOST_VIEW_S = 1e-6
 a slice (gabrieldemarmiesse/torch-mojo-backend pull request 482)."""
 
 
-def workspace_bytes(capability: float) -> int:
+def gpu_workspace_bytes(capability: float) -> int:
     """What the library of products takes on a GPU of a compute capability."""
     return round(HANDLES * (HOPPER if 9 <= capability < 10 else WORKSPACE_MIB) * 2**20)
 

@@ -16,7 +16,7 @@ from galvatron.ir.curves import Curve, Points
 from galvatron.ir.device import ODD_BYTES, Device, Measured, Products, alignment
 from galvatron.ir.kernel_figures import products_of
 from galvatron.ir.network import Level, MeasuredCollective
-from galvatron.ir.presets import PRESETS, workspace_bytes
+from galvatron.ir.presets import PRESETS, gpu_workspace_bytes
 from galvatron.ir.records import Rows
 from galvatron.profiler import store
 from galvatron.profiler.profile import Measurement, Profile
@@ -92,7 +92,7 @@ def _device(profile: Profile) -> Device:
         host_backward_s=_backward_s(profile),
         host_view_s=min((m.seconds for m in profile.of("host", "view")), default=0.0),
         reserved_bytes=_reserved_bytes(profile),
-        workspace_bytes=workspace_bytes(profile.fact("capability") or 0.0) if environment.kind == "cuda" else 0,
+        workspace_bytes=gpu_workspace_bytes(profile.fact("capability") or 0.0) if environment.kind == "cuda" else 0,
         moving_share=tuple(
             (name, min(1.0, rows[-1][0] / rows[-1][1] / bandwidth)) for name, rows in moving.items() if name in _MOVING
         ),
