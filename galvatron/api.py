@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,25 +25,20 @@ from galvatron.arguments import (
     required_cluster,
 )
 from galvatron.batches import BatchLike, BatchReader
-from galvatron.bugs import in_passes, ours
-from galvatron.codegen import emit as emit_stages
+from galvatron.bugs import ours
 from galvatron.codegen import load_module, stage_axes
 from galvatron.compiled import CompiledModel
 from galvatron.costs.estimate import estimate_plan, setting_of
 from galvatron.costs.objective import StageReport, peak_bytes
 from galvatron.drift import ModelWatch
 from galvatron.errors import ClusterError, GalvatronError
-from galvatron.ir import limits
+from galvatron.forms import emitted, lowered, passed, searched, valid, with_costs
 from galvatron.ir.capture import BatchDims, Captured, Dynamic, LossFunction, Outputs, capture_graph, device_of
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.documents import shown
-from galvatron.ir.ops.table import derived
 from galvatron.ir.plan import Plan
-from galvatron.ir.planned import PlanShorthand, read_plan, with_plan, without_plan
-from galvatron.ir.program import Form, Program
-from galvatron.ir.verify import verify
-from galvatron.passes import FRONT_END, LOWERING, PLANNING
-from galvatron.passes.pipeline import Pipeline
+from galvatron.ir.planned import PlanShorthand, read_plan, with_plan
+from galvatron.ir.program import Program
+from galvatron.passes import FRONT_END
 from galvatron.plain import plain_torch
 from galvatron.rank_0 import on_rank_0
 from galvatron.runtime import comm, failure
@@ -261,7 +255,7 @@ def capture(
                 outputs=outputs,
                 checks=checks,
             )
-        return _passed(FRONT_END, captured.program)
+        return passed(FRONT_END, captured.program)
 
 
 @plain_torch()
@@ -290,8 +284,8 @@ def search(
         GalvatronError: an argument is wrong.
     """
     budget = read_memory(memory)
-    costed = _costed(_valid(program), required_cluster(cluster), global_batch_size, inductor)
-    return _searched(costed, budget, schedule).required_plan
+    costed = with_costs(valid(program), required_cluster(cluster), global_batch_size, inductor)
+    return searched(costed, budget, schedule).required_plan
 
 
 @plain_torch()
@@ -314,7 +308,7 @@ def estimate(
         VerifyError: the program breaks a rule of its form.
         GalvatronError: another argument is wrong.
     """
-    costed = _costed(_valid(program), required_cluster(cluster), global_batch_size, inductor)
+    costed = with_costs(valid(program), required_cluster(cluster), global_batch_size, inductor)
     planned = with_plan(costed, _parsed_plan(plan))
     with ours("estimating a plan", planned):
         chosen = planned.required_plan
@@ -337,8 +331,8 @@ def emit(
         VerifyError: the program breaks a rule of its form.
         GalvatronError: another argument is wrong.
     """
-    costed = _costed(_valid(program), required_cluster(cluster), global_batch_size)
-    return _emitted(_lowered(with_plan(costed, _parsed_plan(plan))))
+    costed = with_costs(valid(program), required_cluster(cluster), global_batch_size)
+    return emitted(lowered(with_plan(costed, _parsed_plan(plan))))
 
 
 def _planned(
@@ -357,83 +351,10 @@ def _planned(
     with ours("capturing the model"):
         captured = capture_graph(model, example_inputs, precision=wanted.precision, **said)
     gc.collect()  # what torch.export leaves behind refers to the model: the user could drop it and not free it
-    costed = _costed(captured.program, cluster, None, wanted.switches["inductor"])
+    costed = with_costs(captured.program, cluster, None, wanted.switches["inductor"])
     if given is None:
-        return replace(captured, program=_searched(costed, wanted.memory_bytes, None))
+        return replace(captured, program=searched(costed, wanted.memory_bytes, None))
     return replace(captured, program=with_plan(costed, given))
-
-
-def _valid(program: Program) -> Program:
-    """The program, which keeps every rule of its form.
-
-    Raises:
-        GalvatronError: it is none, or breaks a rule.
-    """
-    if not isinstance(program, Program):
-        raise GalvatronError(
-            f"a program is what galvatron.capture returns, not {type(program).__name__}; the text of a .gir file is "
-            "read by galvatron.ir.text.parse_program"
-        )
-    _verified(program)
-    return program
-
-
-@derived(maxsize=4)
-def _verified(program: Program) -> None:
-    """Verifies a program that is asked about again and again, such as for the estimates of many plans, once."""
-    verify(program)
-
-
-def _costed(program: Program, cluster: Cluster, global_batch_size: int | None, inductor: bool = False) -> Program:
-    """The program with costs on a cluster, whatever was decided about it before forgotten.
-
-    Raises:
-        GalvatronError: it is sharded already, or the batch size is not positive.
-    """
-    if program.form > Form.PLANNED:
-        raise GalvatronError(f"the program is {program.form} already; start from one that is {Form.PLANNED} at most")
-    if program.form is Form.CAPTURED:
-        program = _passed(FRONT_END, program)
-    batch_size = program.batch_size if global_batch_size is None else global_batch_size
-    if type(batch_size) is not int or not 1 <= batch_size <= limits.SAMPLES:
-        raise GalvatronError(
-            f"global_batch_size must be a positive whole number of samples, at most {limits.SAMPLES}, "
-            f"not {shown(batch_size)}"
-        )
-    if program.form is Form.CLUSTERED:
-        program = _passed(PLANNING[:1], program)
-    if inductor:
-        program = replace(program, inductor=True)
-    return without_plan(program, cluster, batch_size)
-
-
-def _searched(costed: Program, memory_bytes: int | None, schedule: str | None) -> Program:
-    options = {"memory": memory_bytes, "schedule": schedule}
-    given = {name: value for name, value in options.items() if value is not None}
-    return _passed(PLANNING[1:], costed, {"search": given})
-
-
-def _lowered(planned: Program) -> Program:
-    """The staged program of a plan; what verifying it costs is logged.
-
-    Raises:
-        VerifyError: it breaks a rule: nothing is generated from it.
-    """
-    staged = _passed(LOWERING, planned)
-    start = time.perf_counter()
-    verify(staged)
-    _LOG.info("verified the program of %d stages in %.3f s", len(staged.stages), time.perf_counter() - start)
-    return staged
-
-
-def _passed(names: Sequence[str], program: Program, options: Mapping[str, Mapping[str, Any]] | None = None) -> Program:
-    """The program after some passes."""
-    return Pipeline.of(names, options).run(program, [in_passes])
-
-
-def _emitted(staged: Program) -> dict[str, str]:
-    with ours("generating code", staged):
-        return emit_stages(staged)
 
 
 def _parsed_plan(plan: PlanLike) -> Plan | PlanShorthand:
@@ -486,8 +407,8 @@ def _assembled(
     planned = captured.program
     plan = planned.required_plan
     with rt.together(world, "compile"):
-        staged = _lowered(planned)
-        texts = _emitted(staged)
+        staged = lowered(planned)
+        texts = emitted(staged)
     with failure.guarded("compile"):
         mesh = rt.build_mesh(world, stage_axes(staged), plan.holders)
     with rt.together(world, "compile"), ours("loading generated code", staged):

@@ -54,7 +54,7 @@ CALLS = {
     ("call", "broken", "doing", "form"),
     [
         ("compile", "galvatron.passes.lower.shard.Shard.run", "running pass 'shard'", Form.PLANNED),
-        ("compile", "galvatron.api.emit_stages", "generating code", Form.STAGED),
+        ("compile", "galvatron.forms.emit_stages", "generating code", Form.STAGED),
         ("compile, searching", "galvatron.passes.planning.prune.Prune.run", "running pass 'prune'", Form.CANDIDATES),
         (
             "search",

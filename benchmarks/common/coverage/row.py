@@ -17,7 +17,7 @@ from common.coverage.outcomes import RowOutcome, told, without_paths, worst
 from common.coverage.plans import plans_for
 from common.coverage.step import EXAMPLE, STEP, Step
 from common.doubles import precise
-from galvatron import api
+from galvatron import api, forms
 from galvatron.ir.capture import Captured, capture_graph
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.program import Program
@@ -71,7 +71,7 @@ def _captured(subject: Subject) -> Captured:
     """The model as a program with costs for two devices, which is what plans are made for."""
     with precise(subject.model):
         found = capture_graph(subject.model, subject.batch(EXAMPLE, 0), loss_fn=subject.loss_fn)
-    return replace(found, program=api._costed(found.program, Cluster.parse(f"{api.NOMINAL_DEVICE}:1x2"), None))
+    return replace(found, program=forms.with_costs(found.program, Cluster.parse(f"{api.NOMINAL_DEVICE}:1x2"), None))
 
 
 def _with_plans(row: RowOutcome, subject: Subject, captured: Captured, sequence: bool, tell: Tell) -> RowOutcome:

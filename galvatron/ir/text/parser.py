@@ -10,7 +10,7 @@ from galvatron.errors import ClusterError, did_you_mean
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.cost import ClassCost
 from galvatron.ir.graph import Graph, Value
-from galvatron.ir.plan import WHOLE, Plan, Ties
+from galvatron.ir.plan import Plan
 from galvatron.ir.program import (
     BatchSizes,
     Candidates,
@@ -29,7 +29,6 @@ from galvatron.ir.program import (
     Transfer,
     Update,
 )
-from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import tokens
 from galvatron.ir.text.arguments import read_argument
 from galvatron.ir.text.expansion import Item, read_loop
@@ -49,10 +48,9 @@ from galvatron.ir.text.graphs import (
 )
 from galvatron.ir.text.records import read_list, read_record
 from galvatron.ir.text.scanner import NAME, Scanner, Template, token
-from galvatron.ir.text.strategies import read_runs, read_strategy
+from galvatron.ir.text.strategies import read_candidates, read_cuts, read_stages, read_strategy, read_ties
 from galvatron.ir.types import NUMBER_KINDS, Length
 
-_PIPELINE = token("pp[0-9]+")
 _ZERO = token(r"zero[123](?![\w.])")
 _SOURCE = token("#[0-9]+")
 
@@ -409,56 +407,15 @@ def _cluster(s: Scanner, parts: _Parts) -> None:
 
 
 def _plan(s: Scanner, parts: _Parts) -> None:
-    parts.plan = read_record(s, Plan, {"ties": _plan_ties, "stages": _plan_stages})
-
-
-def _plan_ties(s: Scanner) -> Ties:
-    ties: dict[str, Strategy | None] = {}
-    while s.accept("tie"):
-        at = s.at
-        name = s.name()
-        if name in ties:
-            s.refuse(f"a second line for the tie {name!r}", at)
-        s.expect("=")
-        ties[name] = None if s.accept(WHOLE) else read_strategy(s).keeping
-    return tuple(ties.items())
-
-
-def _plan_stages(s: Scanner) -> tuple[tuple[Strategy, ...], ...]:
-    stages = []
-    while s.accept("stage"):
-        at = s.at
-        index = s.integer()
-        if index != len(stages):
-            s.refuse(f"stage {index} stands where stage {len(stages)} should", at)
-        s.expect("=")
-        stages.append(read_runs(s))
-    return tuple(stages)
+    parts.plan = read_record(s, Plan, {"ties": read_ties, "stages": read_stages})
 
 
 def _candidates(s: Scanner, parts: _Parts) -> None:
-    s.expect("candidates", "{")
-    found: list[Candidates] = []
-    while not s.accept("}"):
-        at = s.at
-        degree = s.number(s.expected(_PIPELINE, "a pipeline degree such as pp2")[2:], at)
-        name = s.class_name()
-        s.expect(":")
-        found.append(Candidates(degree, name, read_runs(s)))
-    parts.candidates = tuple(found)
+    parts.candidates = read_candidates(s)
 
 
 def _cuts(s: Scanner, parts: _Parts) -> None:
-    s.expect("cuts", "{")
-    found: list[Cut] = []
-    while not s.accept("}"):
-        s.expect("cut")
-        branch = s.name()
-        s.expect("by")
-        rule = s.name()
-        s.expect("because")
-        found.append(Cut(branch, rule, s.name()))
-    parts.cuts = tuple(found)
+    parts.cuts = read_cuts(s)
 
 
 # Sources
