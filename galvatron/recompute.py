@@ -20,7 +20,8 @@ same in both runs, so random draws must follow from its arguments, and results o
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol
 from weakref import ref
 
@@ -80,6 +81,16 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
+
+
+@contextmanager
+def running(run: _Run) -> Iterator[None]:
+    """Inside the `with` block steps are given to `run`, as in a selective call."""
+    before, _thread.run = _thread.run, run
+    try:
+        yield
+    finally:
+        _thread.run = before
 
 
 class _Placeholder:
@@ -207,7 +218,7 @@ class _Replay:
         if step is None:
             raise _different("more steps")
         for placeholder, place, size, stride, offset in step.views:
-            operand = (operands[place] if isinstance(place, int) else options[place]).detach()
+            operand = operands[place] if isinstance(place, int) else options[place]
             self._fill(placeholder(), operand.as_strided(size, stride, operand.storage_offset() + offset))
             self._count()
         return step.result
@@ -216,7 +227,7 @@ class _Replay:
         if placeholder is not None:
             if placeholder.shape != tensor.shape:
                 raise _different(f"shape {tuple(tensor.shape)} instead of {tuple(placeholder.shape)}")
-            placeholder.tensor = tensor
+            placeholder.tensor = tensor.detach()  # what computed it would hold what it read
 
     def _count(self) -> None:
         self.filled += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from weakref import finalize
@@ -39,21 +39,27 @@ class ObservedEvent:
 
 
 class Watch(TorchDispatchMode):
-    """Records every kernel that a kind of device launches for what torch dispatches, and the bytes of tensors alive."""
+    """Records every kernel that a kind of device launches for what torch dispatches.
 
-    def __init__(self, events: list[ObservedEvent], kind: str) -> None:
+    Who wants to know more overrides `dispatched`, `made` and `gone`.
+    """
+
+    def __init__(self, events: list[Any], kind: str) -> None:
         super().__init__()
-        self.events, self.kind = events, kind
-        self.live_bytes = 0
-        self.peak_bytes = 0
+        self.events: list[Any] = events
+        self.kind = kind
         self._seen: dict[int, Any] = {}
-        self._matmuls: dict[int, int] = {}
-        self.gradients: dict[int, int] = {}
-        """The number of each gradient's storage → that of what it is the gradient of."""
         self._numbers: dict[int, int] = {}
-        self._sizes: dict[int, int] = {}
         self._next = 0
-        self.ops = self.views = 0
+
+    def dispatched(self, *, view: bool = False) -> None:
+        """Called for all that the process dispatches: what launches something, and views."""
+
+    def made(self, number: int, size_bytes: int) -> None:
+        """Called when a storage is there that was not."""
+
+    def gone(self, number: int) -> None:
+        """Called when such a storage is freed."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -71,9 +77,9 @@ class Watch(TorchDispatchMode):
         if not results or operator.allocates:
             return
         if _is_view(func, args, results):
-            self.views += 1
+            self.dispatched(view=True)
             return
-        self.ops += 1
+        self.dispatched()
         operands = list(
             {id(t): t for t in _flat((args, tuple(kwargs.values()))) if isinstance(t, torch.Tensor)}.values()
         )
@@ -91,8 +97,6 @@ class Watch(TorchDispatchMode):
                 )
                 note(part if launch.works else None, reads, writes)
             return
-        if name == "mm":
-            self._matmuls[results[0].untyped_storage()._cdata] = len(self.events)
         note(work, operands, results, gathers=operator.gathers)
 
     def _note(
@@ -121,30 +125,18 @@ class Watch(TorchDispatchMode):
             self._count(key)
         return self._numbers[key]
 
-    def alive(self) -> dict[int, int]:
-        """The numbers of the storages that are alive, of those that came after the watch, with their bytes."""
-        return {self._numbers[key]: size for key, size in self._sizes.items()}
-
-    def made_gradient(self, gradient: torch.Tensor, leaf: torch.Tensor) -> None:
-        """Notes whose gradient a tensor is, and marks the product of matrices that it is, if it is one."""
-        self.gradients[self.number(gradient)] = self.number(leaf)
-        position = self._matmuls.get(gradient.untyped_storage()._cdata)
-        if position is not None:
-            self.events[position] = replace(self.events[position], of_weight=True)
-
-    def record_in(self, events: list[ObservedEvent]) -> None:
+    def record_in(self, events: list[Any]) -> None:
         """Lists what comes next elsewhere."""
-        self.events, self._matmuls = events, {}
-        self.ops = self.views = 0
+        self.events = events
 
     def collective(self, kind: str | None, axis: Axis, payload_bytes: int) -> None:
         if kind is not None:
-            self.ops += 1
+            self.dispatched()
             self.events.append(ObservedEvent(kind, "", axis, payload_bytes))
 
     def copied(self, like: torch.Tensor, size_bytes: float) -> None:
         """Notes that so many bytes of a tensor's type were read and written again."""
-        self.ops += 1
+        self.dispatched()
         dtype = DTYPE_OF.get(like.dtype, "f32")
         self.events.append(ObservedEvent("clone", dtype, None, 2 * size_bytes, operator=torch.ops.aten.clone.default))
 
@@ -163,18 +155,13 @@ class Watch(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         if key in self._seen:
             return
-        self._seen[key] = finalize(storage, self._free, key, size)
-        self._sizes[key] = size
+        self._seen[key] = finalize(storage, self._free, key)
         self._count(key)
-        self.live_bytes += size
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        self.made(self._numbers[key], size)
 
-    def _free(self, key: int, size: int) -> None:
+    def _free(self, key: int) -> None:
         self._seen.pop(key, None)
-        self._numbers.pop(key, None)
-        self._sizes.pop(key, None)
-        self._matmuls.pop(key, None)
-        self.live_bytes -= size
+        self.gone(self._numbers.pop(key))
 
 
 def _by_name(func: Any, args: Any, kwargs: Any, out: Any) -> dict[str, list[torch.Tensor]]:

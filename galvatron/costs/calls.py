@@ -1,0 +1,521 @@
+"""What one op of a local graph does when it is called, and when its backward runs: watched by itself, once.
+
+All that calls of equal ops on equal tensors do is equal, so that what is found here serves every layer, strategy and
+kind of recomputation that has such a call. `costs.composed` puts the calls of a graph together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+from weakref import finalize, ref
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from galvatron.costs.slices import run_on_slice
+from galvatron.costs.watch import ObservedEvent, Watch
+from galvatron.ir.collectives import MESSAGES, Conversion, conversion_of, copies
+from galvatron.ir.fakes import described
+from galvatron.ir.graph import Graph, Op, Ref, Value, map_refs
+from galvatron.ir.interpreter import run_graph
+from galvatron.ir.layout import Axis
+from galvatron.ir.ops.arguments import typed
+from galvatron.ir.ops.kernels import call_on
+from galvatron.ir.ops.table import derived
+from galvatron.ir.random import without_site
+from galvatron.ir.types import TensorType, evaluate
+from galvatron.recompute import running
+
+ANY_AXIS = "any"
+"""What an op that is watched by itself calls the axis that it communicates on."""
+
+
+class Form(NamedTuple):
+    """What kernels see of a tensor: its type, how it lies in a storage of so many bytes, and if it has a gradient."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    storage_bytes: int
+    differentiable: bool
+
+    @staticmethod
+    def of(tensor: torch.Tensor) -> Form:
+        size = tensor.untyped_storage().nbytes()
+        return Form(tensor.dtype, tuple(tensor.shape), tensor.stride(), size, tensor.requires_grad)
+
+    @staticmethod
+    def laid_out(dtype: torch.dtype, shape: Sequence[int], stride: Sequence[int]) -> Form:
+        """A tensor without a gradient that has its storage for itself."""
+        last = sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+        size = (last + 1) * dtype.itemsize if math.prod(shape) else 0
+        return Form(dtype, tuple(shape), tuple(stride), size, False)
+
+    @staticmethod
+    def contiguous(dtype: torch.dtype, shape: Sequence[int]) -> Form:
+        """One whose elements lie one behind the other."""
+        stride = [math.prod(max(size, 1) for size in shape[i + 1 :]) for i in range(len(shape))]
+        return Form.laid_out(dtype, shape, stride)
+
+    def tensor(self, device: str) -> torch.Tensor:
+        """Such a tensor, without memory."""
+        storage = torch.empty(self.storage_bytes // self.dtype.itemsize, dtype=self.dtype, device=device)
+        return storage.as_strided(self.shape, self.stride).requires_grad_(self.differentiable)
+
+
+Forms = tuple[Form | None, ...]
+"""Of gradients, None where there is none."""
+
+
+class Dispatched(NamedTuple):
+    """The process dispatches what launches something, or a view."""
+
+    view: bool
+
+
+class Made(NamedTuple):
+    """A storage is there. Storages have numbers of the call, first those of its operands."""
+
+    storage: int
+    size_bytes: int
+
+
+class Gone(NamedTuple):
+    """The call needs a storage no more."""
+
+    storage: int
+
+
+class Saved(NamedTuple):
+    """Autograd saves a tensor for the backward, as the `place`-th of the call."""
+
+    place: int
+    storage: int
+    dtype: torch.dtype
+
+
+class Read(NamedTuple):
+    """The backward reads what was saved."""
+
+    place: int
+
+
+class Released(NamedTuple):
+    """The backward needs it no more."""
+
+    place: int
+
+
+class Gave(NamedTuple):
+    """All is added up of an operand's gradient. `tensor` tells tensors apart: those that were there come first."""
+
+    operand: int
+    storage: int
+    form: Form
+    tensor: int
+
+
+class Step(NamedTuple):
+    """What follows up to the next `StepEnd` runs in the forward only, under selective recomputation."""
+
+
+class StepEnd(NamedTuple):
+    """The end of such a step, which keeps these storages."""
+
+    storages: tuple[int, ...]
+
+
+Act = ObservedEvent | Dispatched | Made | Gone | Saved | Read | Released | Gave | Step | StepEnd
+
+
+class Result(NamedTuple):
+    """A result of a call: its storage, its form, and the number of the operand that it is, if it is one."""
+
+    storage: int
+    form: Form
+    operand: int | None
+
+
+@dataclass(frozen=True)
+class Backward:
+    """The backward of a call, for gradients of some forms; `gradients` are the numbers of their storages, by place."""
+
+    acts: tuple[Act, ...]
+    gradients: dict[int, int]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where calls run: the kind of device, whether `torch.compile` compiles them, where torch is to show what runs
+    (`cpu` or `meta`), and the local batch size."""
+
+    kind: str
+    compiled: bool
+    on: str
+    batch: int
+
+
+@dataclass(frozen=True, eq=False)
+class Called:
+    """What an op calls, whatever its operands are named, and on whatever axis it communicates; one object for all equal
+    ones. `operands` are numbered as they are first read."""
+
+    op: Op
+    ranks: int
+
+    @staticmethod
+    def of(op: Op, ranks: int) -> Called:
+        """What an op of a local graph calls.
+
+        Args:
+            ranks: of the axis that it communicates on.
+        """
+        op = without_site(op)
+        places = {name: str(i) for i, name in enumerate(dict.fromkeys(op.operands))}
+        talks = op.namespace in ("comm", "spmd")
+        types = tuple(value.type if talks else None for value in op.results)
+        args = tuple(map_refs(arg, places.__getitem__) for arg in op.args)
+        kwargs = tuple(
+            (key, ANY_AXIS if talks and key == "axis" else map_refs(arg, places.__getitem__)) for key, arg in op.kwargs
+        )
+        key = (op.target, typed(args), tuple((k, typed(arg)) for k, arg in kwargs), types, op.function, ranks)
+        return _called(_Key(key, replace(op, args=args, kwargs=kwargs)))
+
+    def graph(self) -> Graph:
+        """The op alone, as a graph."""
+        operands = dict.fromkeys(self.op.operands)
+        results = tuple(replace(v, name=f"result{i}") for i, v in enumerate(self.op.results))
+        inputs = tuple(Value(name, TensorType("f32", ())) for name in operands)
+        return Graph(inputs, (), (replace(self.op, results=results),), tuple(v.name for v in results))
+
+
+@dataclass(frozen=True)
+class _Key:
+    """What tells calls apart, and one op that calls so."""
+
+    key: tuple[object, ...]
+    op: Op
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@derived(maxsize=1 << 16)
+def _called(key: _Key) -> Called:
+    return Called(key.op, key.key[-1])  # type: ignore[arg-type]  # the last part of a key is a number of ranks
+
+
+class Call:
+    """A call of an op on operands of some forms."""
+
+    def __init__(self, called: Called, setting: Setting, operands: tuple[Form, ...]) -> None:
+        self._run, self._setting, self._operands = _function(called, setting), setting, operands
+        self._backwards: dict[Forms, Backward] = {}
+        self.forward: tuple[Act, ...] = ()
+        self.results: tuple[Result | None, ...] = ()
+        self._watched(None)
+
+    @cached_property
+    def own(self) -> tuple[int, ...]:
+        """The numbers of the results whose gradients its backward takes: those with one that are no operand."""
+        return tuple(i for i, r in enumerate(self.results) if r and r.form.differentiable and r.operand is None)
+
+    @cached_property
+    def saved(self) -> tuple[int, ...]:
+        """The storages of what it saves."""
+        return tuple(act.storage for act in self.forward if isinstance(act, Saved))
+
+    @cached_property
+    def leaves(self) -> tuple[int, ...]:
+        """The numbers of the operands that have a gradient."""
+        return tuple(i for i, form in enumerate(self._operands) if form.differentiable)
+
+    def backward(self, gradients: Forms) -> Backward:
+        """What its backward does.
+
+        Args:
+            gradients: the forms of those that are there before it: of each result in `own`, and of each operand in
+                `leaves`, to which it adds.
+        """
+        if gradients not in self._backwards:
+            self._watched(gradients)
+        return self._backwards[gradients]
+
+    def _watched(self, forms: Forms | None) -> None:
+        """Watches the call with its backward; without forms of gradients, as if they lay as most gradients do."""
+        on = self._setting.on
+        with shown(on):
+            acts: list[Any] = []
+            watch = _Acts(acts, self._setting.kind)
+            operands = [form.tensor(on) for form in self._operands]
+            for operand in operands:
+                watch.keep(operand)
+            with watch, torch.autograd.graph.saved_tensors_hooks(watch.pack, watch.unpack), running(watch):
+                results = self._run(operands, watch)
+            if not self.forward:
+                self.forward, self.results = tuple(acts), tuple(_result(r, operands, watch) for r in results)
+            if self.own:
+                if forms is None:
+                    usual = (Form.contiguous(results[i].dtype, results[i].shape) for i in self.own)
+                    forms = (*usual, *(None for _ in self.leaves))
+                arrived = _Arrived(watch, forms, on)
+                ends = [*(results[i] for i in self.own), *(operands[i] for i in self.leaves)]
+                root = _Arrive.apply(arrived, *(end for end, form in zip(ends, forms, strict=True) if form))
+                results.clear()
+                ends.clear()
+                self._backwards[forms] = _backward(watch, arrived, root, operands)
+
+
+def _result(result: torch.Tensor | None, operands: Sequence[torch.Tensor], watch: Watch) -> Result | None:
+    if not isinstance(result, torch.Tensor):
+        return None
+    same = next((i for i, operand in enumerate(operands) if operand is result), None)
+    return Result(watch.number(result), Form.of(result), same)
+
+
+def _backward(watch: _Acts, arrived: _Arrived, root: torch.Tensor, operands: Sequence[torch.Tensor]) -> Backward:
+    """Runs the backward of a call."""
+    watch.events = acts = []
+    first = watch.next_number
+    leaves = {i: operand for i, operand in enumerate(operands) if operand.requires_grad}
+
+    def gave(operand: int, gradient: torch.Tensor) -> torch.Tensor:
+        """Notes a gradient, and lets something go on that holds no memory of it."""
+        acts.append(Gave(operand, watch.number(gradient), Form.of(gradient), arrived.place(gradient)))
+        begun = len(acts)
+        instead = gradient.new_empty(()).expand(gradient.shape)
+        del acts[begun:]
+        return instead
+
+    hooks = [operand.register_hook(partial(gave, i)) for i, operand in leaves.items()]
+    whole = torch.ones_like(root.detach())
+    with watch:
+        torch.autograd.grad(root, list(leaves.values()), whole, allow_unused=True)
+    for hook in hooks:
+        hook.remove()
+    # What the forward made is there as long as others need it, which a call by itself does not know.
+    return Backward(tuple(a for a in acts if not isinstance(a, Gone) or a.storage >= first), arrived.numbers)
+
+
+@derived(maxsize=1 << 12)
+def accumulated(setting: Setting, leaf: Form, gradient: Form, *, shared: bool) -> Backward:
+    """What autograd does with the whole gradient of what is given to a graph; `Gave` then says what it leaves.
+
+    Args:
+        shared: whether the gradient's tensor is somebody else's gradient too.
+    """
+    with shown(setting.on):
+        acts: list[Any] = []
+        watch = _Acts(acts, setting.kind)
+        given = leaf.tensor(setting.on)
+        watch.keep(given)
+        arrived = _Arrived(watch, (gradient,), setting.on, shared=shared)
+
+        def made(tensor: torch.Tensor) -> None:
+            assert tensor.grad is not None
+            acts.append(Gave(0, watch.number(tensor.grad), Form.of(tensor.grad), 0))
+            tensor.grad = None
+
+        given.register_post_accumulate_grad_hook(made)
+        root = _Arrive.apply(arrived, given)
+        whole = torch.ones_like(root.detach())
+        with watch:
+            root.backward(whole)
+        return Backward(tuple(acts), arrived.numbers)
+
+
+class _Acts(Watch):
+    """Lists all that a call does."""
+
+    def __init__(self, events: list[Any], kind: str) -> None:
+        super().__init__(events, kind)
+        self._places = 0
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next storage."""
+        return self._next
+
+    def dispatched(self, *, view: bool = False) -> None:
+        self.events.append(Dispatched(view))
+
+    def made(self, number: int, size_bytes: int) -> None:
+        self.events.append(Made(number, size_bytes))
+
+    def gone(self, number: int) -> None:
+        self.events.append(Gone(number))
+
+    def pack(self, tensor: torch.Tensor) -> _Packed:
+        """What autograd holds of a tensor that it saves."""
+        packed = _Packed(tensor, self._places)
+        self._places += 1
+        self.events.append(Saved(packed.place, self.number(tensor), tensor.dtype))
+        finalize(packed, self._released, packed.place)
+        return packed
+
+    def unpack(self, packed: _Packed) -> torch.Tensor:
+        """The tensor, for the backward."""
+        self.events.append(Read(packed.place))
+        return packed.tensor
+
+    def _released(self, place: int) -> None:
+        self.events.append(Released(place))
+
+    def step(
+        self, function: Callable[..., Any], operands: Sequence[Any], options: dict[str, Any], *, kept: bool
+    ) -> Any:
+        """Runs what `recompute.keep` and `recompute.once` are given."""
+        self.events.append(Step())
+        result = function(*operands, **options)
+        self.events.append(StepEnd((self.number(result),) if kept else ()))
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Packed:
+    tensor: torch.Tensor
+    place: int
+
+
+class _Arrived:
+    """The gradients of results that arrive at a backward."""
+
+    def __init__(self, watch: _Acts, forms: Forms, on: str, *, shared: bool = False) -> None:
+        self._watch, self._forms, self._on, self._shared = watch, forms, on, shared
+        self._held: list[Any] = []
+        self._tensors: list[Callable[[], torch.Tensor | None]] = []
+        self.numbers: dict[int, int] = {}
+
+    def make(self) -> list[torch.Tensor]:
+        """The gradients; that they are made is no act of the backward."""
+        acts = self._watch.events
+        begun = len(acts)
+        found = {i: form.tensor(self._on) for i, form in enumerate(self._forms) if form}
+        del acts[begun:]
+        self.numbers = {i: self._watch.number(tensor) for i, tensor in found.items()}
+        self._tensors = [ref(found[i]) if i in found else _nothing for i in range(len(self._forms))]
+        self._held = [*found.values()] if self._shared else []
+        return [*found.values()]
+
+    def place(self, gradient: torch.Tensor) -> int:
+        """The number of a tensor among those that are gradients: first those that arrived."""
+        found = next((i for i, known in enumerate(self._tensors) if known() is gradient), None)
+        if found is None:
+            found = len(self._tensors)
+            self._tensors.append(ref(gradient))
+        return found
+
+
+def _nothing() -> None:
+    return None
+
+
+class _Arrive(torch.autograd.Function):
+    """Stands for what comes after a call: its backward hands on gradients that nobody else holds."""
+
+    @staticmethod
+    def forward(ctx: Any, arrived: _Arrived, *results: torch.Tensor) -> torch.Tensor:
+        ctx.arrived = arrived
+        return torch.empty((), device=results[0].device)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        return None, *ctx.arrived.make()
+
+
+@contextmanager
+def shown(on: str) -> Iterator[None]:
+    """Inside the `with` block tensors have no memory."""
+    with FakeTensorMode() if on == "cpu" else nullcontext(), described() if on == "cpu" else nullcontext():
+        yield
+
+
+def _function(called: Called, setting: Setting) -> Callable[[Sequence[torch.Tensor], Watch], list[torch.Tensor]]:
+    graph, axis = called.graph(), Axis(ANY_AXIS, called.ranks, 1)
+
+    def calls(target: str) -> Callable[..., Any] | None:
+        """What the device calls for an op, if it is not what torch shows on the CPU."""
+        return call_on(setting.kind, target) or (call_on("compiled", target) if setting.compiled else None)
+
+    def run(operands: Sequence[torch.Tensor], watch: Watch) -> list[torch.Tensor]:
+        def collective(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return communicated(op, args, kwargs, axis, watch, setting.batch)
+
+        values = {value.name: tensor for value, tensor in zip(graph.inputs, operands, strict=True)}
+        found = run_graph(graph, values, batch=setting.batch, handler=collective, device=setting.on, calls=calls)
+        return list(found.values())
+
+    return run
+
+
+def communicated(
+    op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], axis: Axis, watch: Watch, batch: int
+) -> torch.Tensor:
+    """The result of an op that communicates on an axis, on tensors without memory; the watch is told what it sends."""
+    if op.namespace == "spmd":
+        return run_on_slice(op, args, kwargs, axis, partial(_record, watch, axis), watch.kind)
+    shape = [evaluate(d, batch) for d in op.result.type.shape]
+    return _Collective.apply(args[0], shape, conversion_of(op), copies(op), axis, watch)
+
+
+def _record(watch: Watch, axis: Axis, kind: str, payload_bytes: int) -> None:
+    watch.collective(kind, axis, payload_bytes)
+
+
+class _Collective(torch.autograd.Function):
+    """Stands for a collective: right shapes forward and backward, and an event for what crosses the network."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Any,
+        shape: list[int],
+        conversion: Conversion,
+        copies: tuple[float, float],
+        axis: Axis,
+        watch: Watch,
+    ):
+        ctx.shape, ctx.conversion, ctx.axis, ctx.watch = list(x.shape), conversion, axis, watch
+        ctx.payload, (there, ctx.copies) = max(x.numel(), math.prod(shape)), copies
+        return _moved(x, shape, conversion.forward, there, axis, ctx.payload, watch)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any):
+        back = ctx.conversion.backward
+        moved = _moved(gradients[0], ctx.shape, back, ctx.copies, ctx.axis, ctx.payload, ctx.watch)
+        return moved, None, None, None, None, None
+
+
+def _moved(x: Any, shape: list[int], kind: str | None, copies: float, axis: Axis, payload: int, watch: Watch) -> Any:
+    """What a tensor is after a collective; the same memory if it stays as it is."""
+    if kind is None and list(x.shape) == shape:
+        return x.view_as(x)
+    watch.collective(kind, axis, payload * x.element_size())
+    if copies:
+        watch.copied(x, copies * payload * x.element_size())
+    buffer = x.new_empty(payload * (MESSAGES[kind].buffers if kind else 0))
+    result = x.new_empty(shape)
+    del buffer
+    return result
+
+
+@derived(maxsize=1 << 16)
+def call(called: Called, setting: Setting, operands: tuple[Form, ...]) -> Call:
+    """The call of an op on operands of some forms, which is watched once."""
+    return Call(called, setting, operands)
+
+
+_ADD = Called.of(Op("aten.add.Tensor", (Ref("a"), Ref("b")), (), (Value("sum", TensorType("f32", ())),)), 1)
+
+
+def added(setting: Setting, first: Form, second: Form) -> Call:
+    """What autograd does with two gradients of one tensor."""
+    return call(_ADD, setting, (first, second))

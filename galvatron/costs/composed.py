@@ -1,0 +1,413 @@
+"""A forward and a backward of a graph, put together from what each of its calls does by itself (`costs.calls`).
+
+This is autograd's bookkeeping without autograd: values are there until the function returns, what is saved until the
+backward of its call is over; backwards run in the reverse order of the calls, gradients of one value are added up as
+they come, and that of what is given to the graph is complete with the last of them. What is computed again, and when,
+is in `costs.replays`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+
+from galvatron.costs.calls import (
+    Act,
+    Call,
+    Called,
+    Dispatched,
+    Form,
+    Gave,
+    Gone,
+    Made,
+    Read,
+    Released,
+    Saved,
+    Setting,
+    StepEnd,
+    accumulated,
+    added,
+    call,
+)
+from galvatron.costs.events import Dispatches
+from galvatron.costs.replays import Replayed
+from galvatron.costs.storages import Storages
+from galvatron.costs.watch import ObservedEvent
+from galvatron.ir.attention import pieces
+from galvatron.ir.graph import Graph, Value
+from galvatron.ir.layout import Axis, nameable_axes
+from galvatron.ir.recompute import selective_steps
+from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A graph of which forwards and backwards are composed, on the axes that its collectives name.
+
+    `differentiable` are its inputs and state that have a gradient.
+    """
+
+    graph: Graph
+    mesh: tuple[Axis, ...]
+    differentiable: frozenset[str]
+
+    @cached_property
+    def operands(self) -> tuple[tuple[str, ...], ...]:
+        """The values that each op reads, each once."""
+        return tuple(tuple(dict.fromkeys(op.operands)) for op in self.graph.ops)
+
+    @cached_property
+    def axes(self) -> tuple[Axis | None, ...]:
+        """The axis that each op communicates on."""
+        named = {axis.name: axis for axis in nameable_axes(self.mesh)}
+        talks = ("comm", "spmd")
+        return tuple(named[str(op.kwarg("axis"))] if op.namespace in talks else None for op in self.graph.ops)
+
+    @cached_property
+    def called(self) -> tuple[Called, ...]:
+        """What each op calls."""
+        axes = zip(self.graph.ops, self.axes, strict=True)
+        return tuple(Called.of(op, axis.size if axis else 1) for op, axis in axes)
+
+    @cached_property
+    def steps(self) -> Mapping[int, str]:
+        """The ops that selective recomputation leaves out."""
+        return selective_steps(self.graph)
+
+    @cached_property
+    def pieces(self) -> tuple[tuple[tuple[int, ...], Graph, bool], ...]:
+        """The graph cut at its cores of attention: by number the ops of each piece, the piece, and if it is a core."""
+        places = {id(op): i for i, op in enumerate(self.graph.ops)}
+        return tuple((tuple(places[id(op)] for op in piece.ops), piece, core) for piece, core in pieces(self.graph))
+
+    def part(self, recompute: str) -> list[tuple[tuple[int, ...], Graph, bool]]:
+        """What runs one after the other: ops, as a graph, and whether all of it is computed again as one."""
+        if recompute == "attention":
+            return list(self.pieces)
+        return [(tuple(range(len(self.graph.ops))), self.graph, recompute != "none")]
+
+
+@dataclass(eq=False)
+class _Gradient:
+    """A gradient on its way; `tensor` tells tensors apart that have one storage."""
+
+    storage: int
+    form: Form
+    tensor: object
+
+
+class Numbers(NamedTuple):
+    """What a pass does: its kernels and collectives, and what is dispatched."""
+
+    events: list[ObservedEvent]
+    dispatches: Counter[bool]
+
+    @property
+    def dispatched(self) -> Dispatches:
+        """Ops and views."""
+        return Dispatches(self.dispatches[False], self.dispatches[True])
+
+
+class Composed:
+    """One forward and one backward of a layer.
+
+    Attributes:
+        forward, backward: what both passes do.
+        saved_bytes: of storages that are kept between them, other than what is given.
+        kept: by name, what is given and kept.
+        forward_extra_bytes, backward_extra_bytes: the most in use above that.
+        summing_extra_bytes: the same of the backward from the first gradient of state on.
+        results, alive: the storages of the results, and the bytes of those that are kept, by their numbers; `alive` is
+            empty where nothing is compiled.
+        gradients: the number of each gradient's storage → that of what it is the gradient of.
+    """
+
+    def __init__(self, layer: Layer, setting: Setting, recompute: str) -> None:
+        graph = layer.graph
+        self.layer, self.setting, self.recompute = layer, setting, recompute
+        given = (*graph.inputs, *graph.state)
+        self.storages = Storages(len(given))
+        self.places = {value.name: i for i, value in enumerate(given)}
+        """Where values are that are there now: the numbers of their storages."""
+        self._given = {value.name: i for i, value in enumerate(given)}
+        self.state = {self._given[value.name] for value in graph.state}
+        self._forms = {value.name: self._given_form(value) for value in given}
+        self._names = {name: name for name in self._forms}
+        """By value, the first name of the same tensor."""
+        self.calls: dict[int, Call] = {}
+        self._local: dict[int, dict[int, int]] = {}
+        self._order: list[int] = []
+        self._packed: dict[tuple[int, int], int] = {}
+        self._replays: dict[int, Replayed] = {}
+        self._slots: dict[str, _Gradient] = {}
+        self._matmuls: dict[int, int] = {}
+        self._outside: set[object] = set()
+        self._awaited: Counter[str] = Counter()
+        self._saved: set[int] = set()
+        self._peaks: list[int] = []
+        self.gradients: dict[int, int] = {}
+        self.forward, self.backward = Numbers([], Counter()), Numbers([], Counter())
+        self.now = self.forward
+        self.results = self._run_forward()
+        self.reached = self._reach()
+        self._end_forward()
+        self._run_backward()
+
+    # The forward.
+
+    def _given_form(self, value: Value) -> Form:
+        dtype: torch.dtype = getattr(torch, TORCH_DTYPE_NAMES[value.type.dtype])
+        form = Form.contiguous(dtype, [evaluate(d, self.setting.batch) for d in value.type.shape])
+        trained = value.name in self.layer.differentiable and dtype.is_floating_point
+        return form._replace(differentiable=trained)
+
+    def _run_forward(self) -> set[int]:
+        """Runs all calls; the storages of the results."""
+        there: list[str] = []
+        for ops, piece, again in self.layer.part(self.recompute):
+            replayed = self._replayed(ops, piece) if again else None
+            made: list[str] = []
+            for index in ops:
+                made += self._call(index, replayed)
+            if replayed is not None:
+                replayed.forward_is_over()
+                self._replays |= dict.fromkeys(ops, replayed)
+                if self.recompute == "attention" and any(self._forms[name].differentiable for name in piece.outputs):
+                    self._saved |= {self.places[value.name] for value in piece.inputs}
+            for name in made:
+                if name in piece.outputs:
+                    there.append(name)
+                else:
+                    self.storages.drop(self.places.pop(name))
+            self._order += ops
+        results = {self.places[name] for name in self.layer.graph.outputs}
+        self.forward_peak_bytes = self.storages.peak_bytes
+        for name in there:
+            self.storages.drop(self.places.pop(name))
+        return results
+
+    def _replayed(self, ops: Sequence[int], piece: Graph) -> Replayed:
+        read = {value.name: self.places[value.name] for value in (*piece.inputs, *piece.state)}
+        selective = self.recompute == "selective"
+        return Replayed(self, ops, read, self.layer.steps if selective else {}, selective=selective)
+
+    def _call(self, index: int, replayed: Replayed | None) -> list[str]:
+        """Runs one op, and names its results."""
+        names, op = self.layer.operands[index], self.layer.graph.ops[index]
+        one = call(self.layer.called[index], self.setting, tuple(self._forms[name] for name in names))
+        local = {i: self.places[name] for i, name in enumerate(names)}
+        self.calls[index], self._local[index] = one, local
+        inner: set[int] = set()
+        for act in self.played(index, one.forward, local, inner):
+            if isinstance(act, Saved):
+                if replayed is None:
+                    self._saved.add(local[act.storage])
+                    self.pack(index, act.place, local[act.storage])
+                else:
+                    replayed.saved(index, act, local)
+            elif isinstance(act, StepEnd) and replayed is not None:
+                replayed.step_inside(index, [local[storage] for storage in act.storages])
+        made: list[str] = []
+        for value, result in zip(op.results, one.results, strict=False):
+            if result is not None:
+                made.append(value.name)
+                self.places[value.name] = self.storages.hold(local[result.storage])
+                self._forms[value.name] = result.form
+                same = result.operand is not None
+                self._names[value.name] = self._names[names[result.operand or 0]] if same else value.name
+        if replayed is not None:
+            replayed.called(index, made)
+        self.dropped(local, inner)
+        return made
+
+    def played(self, index: int, acts: Iterable[Act], local: dict[int, int], inner: set[int]) -> Iterator[Act]:
+        """Does what a call does with kernels and storages, and hands on all else.
+
+        Args:
+            local: the storages of the run, by those of the call.
+            inner: those of the call that it holds itself.
+        """
+        storages, now = self.storages, self.now
+        for act in acts:
+            if isinstance(act, ObservedEvent):
+                now.events.append(self._seen(index, act, local))
+            elif isinstance(act, Dispatched):
+                now.dispatches[act.view] += 1
+            elif isinstance(act, Made):
+                local[act.storage] = storages.make(act.size_bytes)
+                inner.add(act.storage)
+            elif isinstance(act, Gone):
+                if act.storage in inner:
+                    inner.remove(act.storage)
+                    storages.drop(local[act.storage])
+            else:
+                yield act
+
+    def dropped(self, local: Mapping[int, int], inner: Iterable[int]) -> None:
+        """Ends what a call holds."""
+        for storage in inner:
+            self.storages.drop(local[storage])
+
+    def _seen(self, index: int, event: ObservedEvent, local: Mapping[int, int]) -> ObservedEvent:
+        """An event of a call as one of the run."""
+        if event.axis is not None:
+            return replace(event, axis=self.layer.axes[index])
+        if event.name == "mm":
+            self._matmuls[local[event.writes[0][0]]] = len(self.now.events)
+        if not self.setting.compiled:
+            return event
+        reads, writes = (tuple((local[s], size) for s, size in touched) for touched in (event.reads, event.writes))
+        return replace(event, reads=reads, writes=writes)
+
+    def has_gradient(self, name: str) -> bool:
+        """Whether a value has a gradient."""
+        return self._forms[name].differentiable
+
+    def is_computed(self, name: str) -> bool:
+        """Whether autograd knows what computed a value."""
+        return self._forms[name].differentiable and name not in self._given
+
+    @property
+    def given(self) -> set[int]:
+        """The storages of inputs and state."""
+        return set(self._given.values())
+
+    def form(self, index: int, operand: int) -> Form:
+        """The form of an operand of a call."""
+        return self._forms[self.layer.operands[index][operand]]
+
+    # What is kept.
+
+    def pack(self, index: int, place: int, storage: int) -> None:
+        """Keeps a storage for the backward of a call."""
+        self._packed[index, place] = self.storages.hold(storage)
+
+    def _reach(self) -> dict[int, None]:
+        """The ops whose backward runs, last ones first; counts what gradients of what is given wait for."""
+        needed = {self._names[name] for name in self.layer.graph.outputs if self._forms[name].differentiable}
+        reached: dict[int, None] = {}
+        for index in reversed(self._order):
+            results, one = self.layer.graph.ops[index].results, self.calls[index]
+            if any(results[i].name in needed for i in one.own):
+                reached[index] = None
+                for name in self._differentiated(index):
+                    needed.add(name)
+                    self._awaited[name] += 1
+        return reached
+
+    def _differentiated(self, index: int) -> set[str]:
+        names = self.layer.operands[index]
+        return {self._names[name] for name in names if self._forms[name].differentiable}
+
+    def _end_forward(self) -> None:
+        """Forgets what no backward will read."""
+        for (index, place), storage in list(self._packed.items()):
+            if index not in self.reached:
+                del self._packed[index, place]
+                self.storages.drop(storage)
+        for replayed in dict.fromkeys(self._replays.values()):
+            replayed.end_of_graph(self.reached)
+        whole = self.recompute in ("full", "selective") and any(r.alive for r in self._replays.values())
+        inputs = [value.name for value in self.layer.graph.inputs]
+        self.kept = {
+            name: self._forms[name].storage_bytes for name in inputs if whole or self._given[name] in self._saved
+        }
+        self.saved_bytes = self.storages.live_bytes
+        self.alive = self.storages.alive() if self.setting.compiled else {}
+        self.forward_extra_bytes = max(0, self.forward_peak_bytes - self.saved_bytes)
+
+    # The backward.
+
+    def _run_backward(self) -> None:
+        storages, before = self.storages, self.storages.live_bytes
+        self.now, self._matmuls = self.backward, {}
+        storages.peak_bytes = before
+        outputs = [name for name in self.layer.graph.outputs if self._forms[name].differentiable]
+        arriving: list[tuple[str, _Gradient]] = []
+        for name in outputs:
+            of = self._forms[name]
+            form = Form.laid_out(of.dtype, of.shape, of.stride)
+            arriving.append((self._names[name], _Gradient(storages.make(form.storage_bytes), form, object())))
+        self._outside = {gradient.tensor for _, gradient in arriving}
+        for name, gradient in arriving:
+            storages.hold(gradient.storage)
+            self._give(name, gradient)
+            self._complete(name)
+        for index in self.reached:
+            self._call_backward(index)
+        self.backward_extra_bytes = max(0, *self._peaks, storages.peak_bytes) - before if outputs else 0
+        self.summing_extra_bytes = storages.peak_bytes - before if self._peaks else 0
+
+    def _call_backward(self, index: int) -> None:
+        names, results = self.layer.operands[index], self.layer.graph.ops[index].results
+        one, local = self.calls[index], self._local[index]
+        ends = [*(results[i].name for i in one.own), *(self._names[names[i]] for i in one.leaves)]
+        there = [self._slots.pop(name, None) for name in ends]
+        back = one.backward(tuple(gradient and gradient.form for gradient in there))
+        tensors: dict[int, object] = {i: gradient.tensor for i, gradient in enumerate(there) if gradient}
+        local |= {back.gradients[i]: gradient.storage for i, gradient in enumerate(there) if gradient}
+        inner = set(back.gradients.values())
+        for act in self.played(index, back.acts, local, inner):
+            if isinstance(act, Gave):
+                name, tensor = self._names[names[act.operand]], tensors.setdefault(act.tensor, object())
+                self._give(name, _Gradient(self.storages.hold(local[act.storage]), act.form, tensor))
+                self._complete(name, still=1)
+            elif isinstance(act, Read):
+                if (replayed := self._replays.get(index)) is not None:
+                    replayed.read(index, act.place)
+                local[one.saved[act.place]] = self._packed[index, act.place]
+            elif isinstance(act, Released):
+                if (storage := self._packed.pop((index, act.place), None)) is not None:
+                    self.storages.drop(storage)
+                elif (replayed := self._replays.get(index)) is not None:
+                    replayed.forget(index, act.place)
+        self.dropped(local, inner)
+        for name in self._differentiated(index):
+            self._awaited[name] -= 1
+            self._complete(name)
+
+    def _give(self, name: str, gradient: _Gradient) -> None:
+        """Adds a gradient to what there is of a value's."""
+        before = self._slots.get(name)
+        if before is not None:
+            one = added(self.setting, before.form, gradient.form)
+            local, inner = {0: before.storage, 1: gradient.storage}, set[int]()
+            for _ in self.played(0, one.forward, local, inner):
+                pass
+            (result,) = one.results
+            assert result is not None
+            for old in (before, gradient):
+                self.storages.drop(old.storage)
+            gradient = _Gradient(self.storages.hold(local[result.storage]), result.form, object())
+            self.dropped(local, inner)
+        self._slots[name] = gradient
+
+    def _complete(self, name: str, still: int = 0) -> None:
+        """Ends the gradient of what is given to the graph, if it waits for no more than the calls that still run."""
+        if name not in self._given or self._awaited[name] > still or name not in self._slots:
+            return
+        gradient, leaf = self._slots.pop(name), self._given[name]
+        others = {other.tensor for other in self._slots.values()} | self._outside
+        back = accumulated(self.setting, self._forms[name], gradient.form, shared=gradient.tensor in others)
+        local = {0: leaf, back.gradients[0]: gradient.storage}
+        inner = {back.gradients[0]}
+        for act in self.played(0, back.acts, local, inner):
+            if isinstance(act, Gave):
+                self._made_gradient(leaf, local[act.storage])
+        self.dropped(local, inner)
+
+    def _made_gradient(self, leaf: int, gradient: int) -> None:
+        """The peak is that before the first gradient of state, and then that from there on."""
+        self.gradients[gradient] = leaf
+        position = self._matmuls.get(gradient)
+        if position is not None:
+            events = self.backward.events
+            events[position] = replace(events[position], of_weight=True)
+        if not self._peaks and leaf in self.state:
+            self._peaks.append(self.storages.peak_bytes)
+            self.storages.peak_bytes = self.storages.live_bytes
