@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "units": {"errors"},
     "recompute": {"errors"},
     "schedules": {"errors", "schedules"},
+    "solver": {"errors", "solver"},
     "ir": BASE | {"ir"},
     "machine": BASE | {"ir", "machine"},
     "rewriting": BASE | {"ir", "rewriting"},
@@ -59,7 +60,7 @@ WITHOUT_TORCH = [
     for path in sorted(ROOT.rglob("*.py"))
     if (relative := path.relative_to(ROOT)).parts[0]
     in {"__init__.py", "__main__.py", "errors.py", "schedules", "units.py", "printing.py", "cli"}
-    or relative.parts[0] == "machine"
+    or relative.parts[0] in {"machine", "solver"}
     or (relative.parts[0] == "ir" and "capture" not in relative.parts and relative.name != "interpreter.py")
     or (relative.parts[0] == "passes" and relative.name in {"base.py", "pipeline.py", "registry.py", "instrument.py"})
 ]

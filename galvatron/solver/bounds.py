@@ -1,0 +1,128 @@
+"""All bounds of a pipeline: what no choice takes less than, and what no completion of a label does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from galvatron.solver.relaxation import Relaxation, dual
+from galvatron.solver.segments import Division, fitting, priced
+from galvatron.solver.tables import Pipeline
+
+_ROUNDS = 3
+"""How often prices are found for a division, and a division for prices."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """Bounds of a pipeline.
+
+    Attributes:
+        relaxations: each holds on its own.
+        division: of its stages; None where there is one.
+        starts: choices that may be good, and the borders of their stages.
+        least_bytes: where nothing fits, what a single stage takes at least; NaN where that is not known.
+    """
+
+    pipeline: Pipeline
+    relaxations: tuple[Relaxation, ...]
+    division: Division | None
+    starts: tuple[tuple[np.ndarray, np.ndarray], ...]
+    least_bytes: float = 0.0
+
+    @property
+    def least_s(self) -> float:
+        """What no choice takes less than; infinite where nothing fits."""
+        return max((r.least_s + r.slow * self._slowest_s for r in self.relaxations), default=np.inf)
+
+    @property
+    def multipliers(self) -> np.ndarray:
+        """(P,) what one more byte of each stage saves, in seconds."""
+        return np.max([r.prices for r in self.relaxations], axis=0)
+
+    @property
+    def _slowest_s(self) -> float:
+        return 0.0 if self.division is None else self.division.slowest_s
+
+    def allowed(self, limits_s: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        """(P, L, S) whether a layer may be in a stage and have a strategy, and (P, L) whether a stage may begin there.
+
+        Args:
+            limits_s: what a choice may take, by each relaxation.
+        """
+        shape = self.relaxations[0].reached.shape
+        allowed, enterable = np.ones(shape, dtype=bool), np.ones(shape[:2], dtype=bool)
+        for relaxation, limit_s in zip(self.relaxations, limits_s, strict=True):
+            through_s = relaxation.through_s + relaxation.slow * self._slowest_s
+            allowed &= np.isfinite(through_s) & (through_s <= limit_s)
+            if self.division is not None and relaxation.slow:
+                begin_s = self.division.begin_s(relaxation.micro, relaxation.slow)
+                enterable &= np.isfinite(begin_s) & (begin_s <= limit_s)
+        return allowed, enterable
+
+    def slowest_s(self, stage: np.ndarray, layer: int, own_s: np.ndarray) -> np.ndarray:
+        """What the slowest of a stage and those behind it takes at least, if the stage takes so long up to a layer."""
+        if self.division is None:
+            return own_s
+        ends = slice(layer + 1, None)
+        whole_s = own_s[:, None] + (self._least_s[ends] - self._least_s[layer + 1])
+        return np.maximum(whole_s, self.division.ahead_s[stage + 1, ends]).min(axis=1)
+
+    @cached_property
+    def _least_s(self) -> np.ndarray:
+        """(L + 1,) the least seconds per micro-batch of the first layers."""
+        chain = self.pipeline.chain
+        return np.concatenate([[0.0], np.cumsum(chain.total_s.min(axis=1)[chain.kinds])])
+
+
+def bounds_of(pipeline: Pipeline) -> Bounds:
+    """Bounds of a pipeline, as good as they come cheaply."""
+    return _of_stage(pipeline) if pipeline.stages == 1 else _of_stages(pipeline)
+
+
+def _of_stage(pipeline: Pipeline) -> Bounds:
+    relaxations: list[Relaxation] = []
+    starts: list[tuple[np.ndarray, np.ndarray]] = []
+    for in_update in (False, True):
+        if in_update and not (pipeline.updating > pipeline.full).any():
+            continue
+        found = dual(pipeline, in_update)
+        if not found.fits:
+            return Bounds(pipeline, (), None, (), found.least_bytes)
+        if found.price or not in_update:
+            prices = np.array([found.price])
+            relaxations.append(Relaxation.of(pipeline, pipeline.whole_s, 0.0, prices, in_update))
+        starts.append((found.choice, np.array([0, pipeline.chain.layers])))
+    return Bounds(pipeline, tuple(relaxations), None, tuple(starts))
+
+
+def _of_stages(pipeline: Pipeline) -> Bounds:
+    division = Division.of(fitting(pipeline))
+    starts: list[tuple[np.ndarray, np.ndarray]] = []
+    prices = np.zeros(pipeline.stages)
+    for _ in range(_ROUNDS):
+        borders = division.borders()
+        if borders is None:
+            return Bounds(pipeline, (), None, (), np.nan)
+        prices, choice = _prices(pipeline, borders)
+        starts.append((choice, borders))
+        division = Division.of(np.maximum(division.least_s, priced(pipeline, prices)))
+    whole, slow = max(pipeline.lines, key=lambda line: line[0] + line[1] / pipeline.stages)
+    apart = Relaxation.of(pipeline, whole, slow, whole * prices, False)
+    mean = whole + slow / pipeline.stages
+    together = Relaxation.of(pipeline, mean, 0.0, mean * prices, False)
+    return Bounds(pipeline, (apart, together), division, tuple(starts))
+
+
+def _prices(pipeline: Pipeline, borders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(P,) the price of a byte of each stage with such borders, in seconds per micro-batch, and (L,) a choice."""
+    weight = pipeline.stages * pipeline.whole_s
+    prices, choices = [], []
+    for index, (first, end) in enumerate(zip(borders[:-1], borders[1:], strict=True)):
+        found = dual(pipeline.stage(index, first, end, weight))
+        prices.append(found.price / weight)
+        choices.append(found.choice)
+    return np.array(prices), np.concatenate(choices)

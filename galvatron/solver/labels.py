@@ -1,0 +1,260 @@
+"""The dynamic program: labels of the first layers, extended by one layer at a time.
+
+A label is what a choice for the first layers has come to. It is dropped where it does not fit, where no completion
+takes less than what is known already, and where another one that ends alike is worse in nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from galvatron.solver.bounds import Bounds
+from galvatron.solver.pareto import frontier
+from galvatron.solver.tables import Opening, Pipeline
+
+SLACK = 1e-11
+"""Share of all seconds in a bound, those for bytes too, by which rounding may have raised it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """What a pass over all layers found.
+
+    Attributes:
+        choice: (L,) the strategies of the best choice; None if there was none.
+        borders: (P + 1,) the first layer of each stage, and L.
+        step_s: of that choice; infinite if there was none.
+        dropped_s: no choice that was left out for the width takes less.
+    """
+
+    choice: np.ndarray | None
+    borders: np.ndarray
+    step_s: float
+    dropped_s: float
+
+
+class Columns:
+    """Where in a label which figure stands.
+
+    Of the stage that is not finished: `own`, seconds per micro-batch of each phase; `once`, per step; `bytes` while its
+    last layer runs; `peak`, the most while any of its layers runs, with what is behind it; `update`, bytes in the
+    update; `missing`, bytes up to the end of the opening. Of those before it: `done` and `done_once`, sums of seconds
+    per micro-batch and per step; `slowest` by phase, and `slowest_once`, the most of them.
+    """
+
+    def __init__(self, phases: int) -> None:
+        self.own, self.slowest = slice(0, phases), slice(phases, 2 * phases)
+        self.once, self.bytes, self.peak, self.update, self.missing = range(2 * phases, 2 * phases + 5)
+        self.done, self.done_once, self.slowest_once = range(2 * phases + 5, 2 * phases + 8)
+        self.count = 2 * phases + 8
+
+
+@dataclass(frozen=True, eq=False)
+class Front:
+    """Labels behind one layer: (n, columns) figures, (n,) stages and strategies, and (n,) labels that they extend.
+
+    They are in the order of their choices.
+    """
+
+    values: np.ndarray
+    stage: np.ndarray
+    strategy: np.ndarray
+    parent: np.ndarray
+
+    def picked(self, rows: np.ndarray) -> Front:
+        """Some of them."""
+        return Front(self.values[rows], self.stage[rows], self.strategy[rows], self.parent[rows])
+
+
+def sweep(pipeline: Pipeline, bounds: Bounds, known_s: float, width: int | None) -> Sweep:
+    """The best choice that takes no more than `known_s`.
+
+    Args:
+        width: how many labels are kept behind each layer, those with the least bounds; None for all.
+    """
+    return _Sweeper(pipeline, bounds, known_s).swept(width)
+
+
+class _Sweeper:
+    """A pass over all layers."""
+
+    def __init__(self, pipeline: Pipeline, bounds: Bounds, known_s: float) -> None:
+        self.pipeline, self.chain, self.bounds = pipeline, pipeline.chain, bounds
+        self.columns = Columns(pipeline.chain.phases)
+        self.limits_s = [known_s + SLACK * (abs(known_s) + r.paid_s[0]) for r in bounds.relaxations]
+        self.allowed, self.enterable = bounds.allowed(self.limits_s)
+        self.compared = _compared(pipeline)
+
+    def swept(self, width: int | None) -> Sweep:
+        fronts: list[Front] = []
+        dropped_s = np.inf
+        for layer in range(self.chain.layers):
+            front = self._extended(layer, fronts[-1]) if fronts else self._begun()
+            bounds_s = self._bounds_s(layer, front)
+            keep = frontier(front.stage * self.chain.strategies + front.strategy, self._figures(front))
+            promising = keep[np.isfinite(bounds_s[keep])]
+            if width is not None and len(promising) > width:
+                order = np.argsort(bounds_s[promising], kind="stable")
+                dropped_s = min(dropped_s, float(bounds_s[promising[order[width]]]))
+                promising = np.sort(promising[order[:width]])
+            fronts.append(front.picked(promising))
+        return self._best(fronts, dropped_s)
+
+    def _begun(self) -> Front:
+        """Labels of the first layer."""
+        strategy = np.flatnonzero(self.allowed[0, 0])
+        values = np.zeros((len(strategy), self.columns.count))
+        stage = np.zeros_like(strategy)
+        return self._with_layer(0, self._begin_stage(0, Front(values, stage, strategy, stage - 1)))
+
+    def _extended(self, layer: int, front: Front) -> Front:
+        """Labels that go on with a layer in their stage, or begin the next one with it."""
+        move, columns = self.chain.moves[layer], self.columns
+        parent, strategy = np.nonzero(
+            self.allowed[front.stage, layer] & np.isfinite(self.chain.move_s[move, front.strategy])
+        )
+        going = Front(front.values[parent], front.stage[parent], strategy, parent)
+        moved = (move, front.strategy[parent], strategy)
+        going.values[:, columns.own] += (self.chain.move_s[moved] / self.chain.phases)[:, None]
+        kept, held = self.chain.move_kept[moved], self.pipeline.in_flight[going.stage]
+        going.values[:, columns.bytes] += held * kept
+        going.values[:, columns.peak] += (held - 1) * kept
+        if self.pipeline.stages > 1:
+            going = _merged(going, self._entered(layer, front))
+        return self._with_layer(layer, going)
+
+    def _entered(self, layer: int, front: Front) -> Front:
+        """Labels that begin a stage with a layer."""
+        move, columns, last = self.chain.moves[layer], self.columns, self.pipeline.stages - 1
+        behind = np.minimum(front.stage + 1, last)
+        can = (front.stage < last) & self.enterable[behind, layer] & self._fits(layer - 1, front)
+        parent, strategy = np.nonzero(
+            can[:, None] & self.allowed[behind, layer] & np.isfinite(self.pipeline.enter_s[move, front.strategy])
+        )
+        before = front.values[parent]
+        values = np.zeros_like(before)
+        values[:, columns.done] = before[:, columns.done] + before[:, columns.own].sum(axis=1)
+        values[:, columns.done_once] = before[:, columns.done_once] + before[:, columns.once]
+        values[:, columns.slowest] = np.maximum(before[:, columns.slowest], before[:, columns.own])
+        values[:, columns.slowest_once] = np.maximum(before[:, columns.slowest_once], before[:, columns.once])
+        entered_s = self.pipeline.enter_s[move, front.strategy[parent], strategy]
+        values[:, columns.own] = (entered_s / self.chain.phases)[:, None]
+        return self._begin_stage(layer, Front(values, behind[parent], strategy, parent))
+
+    def _begin_stage(self, layer: int, front: Front) -> Front:
+        begin = self.pipeline.begin[front.stage, self.chain.kinds[layer], front.strategy]
+        front.values[:, self.columns.bytes] = begin
+        if self.chain.opening is not None:
+            front.values[:, self.columns.missing] = self.chain.opening.capacity
+        return front
+
+    def _with_layer(self, layer: int, front: Front) -> Front:
+        """The same labels with a layer added, those that fit."""
+        columns, values, kind = self.columns, front.values, self.chain.kinds[layer]
+        own, held = (kind, front.strategy), (front.stage, kind, front.strategy)
+        values[:, columns.own] += self.chain.micro_s[kind][:, front.strategy].T
+        values[:, columns.once] += self.chain.step_s[own]
+        values[:, columns.bytes] += self.pipeline.full[held]
+        values[:, columns.peak] = np.maximum(
+            values[:, columns.peak] + self.pipeline.spent[held], values[:, columns.bytes] + self.chain.transient[own]
+        )
+        values[:, columns.update] += self.pipeline.updating[own]
+        if self.chain.opening is not None:
+            values[:, columns.once] += _opened(self.chain.opening, own, values[:, columns.missing])
+        most = np.maximum(values[:, columns.peak], values[:, columns.update])
+        return front.picked(np.flatnonzero(most <= self.pipeline.budget[front.stage]))
+
+    def _fits(self, layer: int, front: Front) -> np.ndarray:
+        """Whether a stage can end with a layer."""
+        ended = front.values[:, self.columns.peak]
+        ended = ended + self.pipeline.end[front.stage, self.chain.kinds[layer], front.strategy]
+        return ended <= self.pipeline.budget[front.stage]
+
+    def _bounds_s(self, layer: int, front: Front) -> np.ndarray:
+        """What completions take at least; infinite for those that take more than what is known."""
+        columns, values = self.columns, front.values
+        own_s = values[:, columns.own].sum(axis=1)
+        micro_s = values[:, columns.done] + own_s
+        once_s = (values[:, columns.done_once] + values[:, columns.once]) / self.pipeline.stages
+        slowest_s = np.maximum(values[:, columns.slowest], values[:, columns.own]).sum(axis=1)
+        slowest_s = np.maximum(slowest_s, self.bounds.slowest_s(front.stage, layer, own_s))
+        most_s = np.zeros(len(values))
+        for relaxation, limit_s in zip(self.bounds.relaxations, self.limits_s, strict=True):
+            used = values[:, columns.update if relaxation.in_update else columns.bytes]
+            bound_s = relaxation.micro * micro_s + relaxation.slow * slowest_s + once_s
+            bound_s += relaxation.prices[front.stage] * used - relaxation.paid_s[front.stage]
+            bound_s += relaxation.completions[front.stage, layer, front.strategy]
+            most_s = np.maximum(most_s, np.where(bound_s <= limit_s, bound_s, np.inf))
+        return most_s
+
+    def _figures(self, front: Front) -> np.ndarray:
+        """What of labels is compared: less is better."""
+        columns, values = self.columns, front.values
+        own_s = values[:, columns.own].sum(axis=1)
+        if self.pipeline.stages > 1:
+            cost_s = values[:, columns.done] + own_s
+        else:
+            cost_s = self.pipeline.whole_s * own_s + values[:, columns.once]
+        return np.column_stack([cost_s, values[:, self.compared]])
+
+    def _best(self, fronts: list[Front], dropped_s: float) -> Sweep:
+        columns, front = self.columns, fronts[-1]
+        front = front.picked(np.flatnonzero(self._fits(self.chain.layers - 1, front)))
+        if not len(front.values):
+            return Sweep(None, np.empty(0, dtype=int), np.inf, dropped_s)
+        step_s = self._step_s(front.values)
+        row = int(np.lexsort((front.values[:, columns.peak], step_s))[0])
+        best_s, choice, stage = float(step_s[row]), [], []
+        for earlier in [front, *fronts[-2::-1]]:
+            choice.append(int(earlier.strategy[row]))
+            stage.append(int(earlier.stage[row]))
+            row = int(earlier.parent[row])
+        borders = np.searchsorted(stage[::-1], np.arange(self.pipeline.stages + 1))
+        return Sweep(np.array(choice[::-1]), borders, best_s, dropped_s)
+
+    def _step_s(self, values: np.ndarray) -> np.ndarray:
+        """Step times of labels of all layers."""
+        columns = self.columns
+        total_s = values[:, columns.done] + values[:, columns.own].sum(axis=1)
+        slowest_s = np.maximum(values[:, columns.slowest], values[:, columns.own]).sum(axis=1)
+        once_s = np.maximum(values[:, columns.slowest_once], values[:, columns.once])
+        return np.max([whole * total_s + slow * slowest_s for whole, slow in self.pipeline.lines], axis=0) + once_s
+
+
+def _opened(opening: Opening, own: tuple[int, np.ndarray], missing: np.ndarray) -> np.ndarray:
+    """Seconds per step that layers take on top where so much is `missing`, which is less behind them."""
+    amount = opening.amount[own]
+    share = np.divide(np.minimum(amount, missing), amount, out=np.zeros_like(amount), where=amount > 0)
+    starts = (missing == opening.capacity) & (amount > 0)
+    missing -= np.minimum(amount, missing)
+    return share * opening.toll_s[own] + starts * opening.start_s[own]
+
+
+def _merged(one: Front, other: Front) -> Front:
+    """Both, in the order of the labels that they extend; those that go on with their stage come first."""
+    order = np.argsort(np.concatenate([one.parent, other.parent]), kind="stable")
+    both = (np.concatenate(pair) for pair in zip(_parts(one), _parts(other), strict=True))
+    return Front(*both).picked(order)
+
+
+def _parts(front: Front) -> tuple[np.ndarray, ...]:
+    return front.values, front.stage, front.strategy, front.parent
+
+
+def _compared(pipeline: Pipeline) -> list[int]:
+    """The columns in which one label can be worse than another, beside the sum of their seconds."""
+    chain, columns = pipeline.chain, Columns(pipeline.chain.phases)
+    compared: list[int] = []
+    if pipeline.stages > 1:
+        every = range(columns.count)
+        compared = [*every[columns.own], *every[columns.slowest], columns.slowest_once, columns.once]
+    compared.append(columns.bytes)
+    if chain.transient.any() or (pipeline.full < pipeline.spent).any():
+        compared.append(columns.peak)
+    if (chain.state + chain.update > pipeline.full).any():
+        compared.append(columns.update)
+    if chain.opening is not None:
+        compared.append(columns.missing)
+    return compared

@@ -1,0 +1,217 @@
+"""Lower bounds: what is left of the problem where bytes have a price instead of a limit.
+
+With a price on each byte over the budget (a Lagrangian multiplier) a chain is a shortest path, and its length is a
+bound for every price (Handler and Zang, 1980). The price of the best bound says what one more byte would save.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from galvatron.solver.tables import Pipeline
+
+_ROUNDS = 64
+_STEADY = 1e-12
+"""Share of a length within which two increments count as equal."""
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Lengths of a shortest path: (P, K, S) of layers, of beginning and of ending a stage with one, (P, J, S, S) of
+    moves and (J, S, S) of those that begin a stage."""
+
+    layer: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+    move: np.ndarray
+    enter: np.ndarray
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, micro: float, once: float, prices: np.ndarray, in_update: bool) -> Weights:
+        """`micro` for each second per micro-batch, `once` for each one per step, and a price for each byte of a stage.
+
+        Args:
+            prices: (P,). in_update: of bytes in the update, else of those while a stage's last layer runs, which no
+                peak is below.
+        """
+        chain, price = pipeline.chain, prices[:, None, None]
+        missing = np.isinf(chain.total_s)
+        seconds = micro * np.where(missing, 0.0, chain.total_s) + once * chain.step_s
+        nothing = np.zeros((pipeline.stages, 1, 1))
+        return cls(
+            layer=np.where(missing, np.inf, seconds + price * (pipeline.updating if in_update else pipeline.full)),
+            begin=nothing + (0.0 if in_update else price) * pipeline.begin,
+            end=nothing + (0.0 if in_update else price) * (pipeline.end + chain.transient),
+            move=scaled(chain.move_s, micro) + _priced_moves(pipeline, 0.0 * prices if in_update else prices),
+            enter=scaled(pipeline.enter_s, micro),
+        )
+
+    def completions(self, pipeline: Pipeline) -> np.ndarray:
+        """(P, L, S) the least length of all that comes behind a layer, if it is in a stage and has a strategy."""
+        chain, (stages, _, strategies) = pipeline.chain, self.layer.shape
+        result = np.full((stages, chain.layers, strategies), np.inf)
+        result[-1, -1] = self.end[-1, chain.kinds[-1]]
+        layer = chain.layers - 1
+        while layer > 0:
+            kind, move = chain.kinds[layer], chain.moves[layer]
+            behind = self.layer[:, kind] + result[:, layer]
+            before = (self.move[:, move] + behind[:, None, :]).min(axis=2)
+            if stages > 1:
+                entered = self.begin[1:, kind] + behind[1:]
+                ended = self.end[:-1, chain.kinds[layer - 1]] + (self.enter[move] + entered[:, None, :]).min(axis=2)
+                np.minimum(before[:-1], ended, out=before[:-1])
+            result[:, layer - 1] = before
+            layer -= 1
+            left = layer + 1 - max(1, chain.run_starts[layer + 1])
+            if stages == 1 and left > 0 and (more := _steady(before, result[:, layer + 1])) is not None:
+                times = np.arange(1, left + 1)[:, None]
+                result[0, layer - left : layer] = (before + times * more)[::-1]
+                layer -= left
+        return result
+
+    def reached(self, pipeline: Pipeline) -> np.ndarray:
+        """(P, L, S) the least length up to a layer and with it, if it is in a stage and has a strategy."""
+        chain, (stages, _, strategies) = pipeline.chain, self.layer.shape
+        result = np.full((stages, chain.layers, strategies), np.inf)
+        result[0, 0] = self.begin[0, chain.kinds[0]] + self.layer[0, chain.kinds[0]]
+        for layer in range(1, chain.layers):
+            kind, move = chain.kinds[layer], chain.moves[layer]
+            before = result[:, layer - 1]
+            least = (before[:, :, None] + self.move[:, move]).min(axis=1)
+            if stages > 1:
+                ended = before[:-1] + self.end[:-1, chain.kinds[layer - 1]]
+                entered = (ended[:, :, None] + self.enter[move]).min(axis=1) + self.begin[1:, kind]
+                np.minimum(least[1:], entered, out=least[1:])
+            result[:, layer] = least + self.layer[:, kind]
+        return result
+
+    def path(self, pipeline: Pipeline, completions: np.ndarray) -> np.ndarray:
+        """(L,) the strategies of a shortest path of a single stage."""
+        chain = pipeline.chain
+        first = chain.kinds[0]
+        chosen = [int((self.begin[0, first] + self.layer[0, first] + completions[0, 0]).argmin())]
+        behind = self.layer[0, chain.kinds] + completions[0]
+        for layer in range(1, chain.layers):
+            chosen.append(int((self.move[0, chain.moves[layer], chosen[-1]] + behind[layer]).argmin()))
+        return np.array(chosen)
+
+    def length(self, pipeline: Pipeline, path: np.ndarray) -> float:
+        """The length of a path of a single stage."""
+        chain = pipeline.chain
+        kinds, moves = chain.kinds, chain.moves[1:]
+        length = self.layer[0, kinds, path].sum() + self.move[0, moves, path[:-1], path[1:]].sum()
+        return float(length + self.begin[0, kinds[0], path[0]] + self.end[0, kinds[-1], path[-1]])
+
+
+def _steady(after: np.ndarray, before: np.ndarray) -> float | None:
+    """How much longer all completions have become, if all have by as much: then so they do in each further layer."""
+    known = np.isfinite(after)
+    if not known.any() or (known != np.isfinite(before)).any():
+        return None
+    more = after[known] - before[known]
+    least = float(more.min())
+    return least if more.max() - least <= _STEADY * abs(after[known]).max() else None
+
+
+def scaled(seconds: np.ndarray, factor: float) -> np.ndarray:
+    """Times a factor that may be 0, where some are infinite."""
+    if factor == 1.0:
+        return seconds
+    return factor * seconds if factor else np.where(np.isinf(seconds), np.inf, 0.0)
+
+
+def _priced_moves(pipeline: Pipeline, prices: np.ndarray) -> np.ndarray:
+    held = (prices * pipeline.in_flight)[:, None, None, None]
+    return held * (pipeline.chain.move_kept if pipeline.chain.moves_keep else 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Relaxation:
+    """A bound for every label: no completion of it takes less.
+
+    Attributes:
+        micro: seconds of a step for each second per micro-batch of each stage.
+        slow: seconds of a step for each second of the slowest stage on top.
+        prices: (P,) seconds of a step for a byte of each stage.
+        in_update: whether of a byte in the update.
+        completions, reached: (P, L, S) see `Weights`.
+    """
+
+    micro: float
+    slow: float
+    prices: np.ndarray
+    in_update: bool
+    completions: np.ndarray
+    reached: np.ndarray
+    paid_s: np.ndarray
+    """(P,) what the budgets of a stage and of those behind it cost."""
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, micro: float, slow: float, prices: np.ndarray, in_update: bool) -> Relaxation:
+        """The bound at some prices."""
+        weights = Weights.of(pipeline, micro, 1 / pipeline.stages, prices, in_update)
+        paid_s = np.cumsum((prices * pipeline.budget)[::-1])[::-1]
+        return cls(micro, slow, prices, in_update, weights.completions(pipeline), weights.reached(pipeline), paid_s)
+
+    @property
+    def through_s(self) -> np.ndarray:
+        """(P, L, S) what no choice takes less than in which a layer is in a stage and has a strategy."""
+        return self.reached + self.completions - self.paid_s[0]
+
+    @property
+    def least_s(self) -> float:
+        """What no choice takes less than."""
+        return float(self.through_s[0, 0].min())
+
+
+@dataclass(frozen=True, eq=False)
+class Dual:
+    """The best price of a byte of a single stage.
+
+    Attributes:
+        price: seconds of a step; 0 where nothing fits.
+        choice: the fastest choice that fits among those that are best at some price; the smallest one if none does.
+        least_bytes: what every choice takes at least.
+        fits: whether that is within the budget.
+    """
+
+    price: float
+    choice: np.ndarray
+    least_bytes: float
+    fits: bool
+
+
+def dual(pipeline: Pipeline, in_update: bool = False) -> Dual:
+    """The best price for a pipeline of a single stage."""
+    budget = float(pipeline.budget[0])
+
+    def weights(seconds: float, price: float) -> Weights:
+        return Weights.of(pipeline, seconds * pipeline.whole_s, seconds, np.array([price]), in_update)
+
+    in_seconds, in_bytes = weights(1.0, 0.0), weights(0.0, 1.0)
+
+    def shortest(of: Weights) -> tuple[np.ndarray, float, float]:
+        path = of.path(pipeline, of.completions(pipeline))
+        return path, in_seconds.length(pipeline, path), in_bytes.length(pipeline, path)
+
+    fast, fast_s, fast_bytes = shortest(in_seconds)
+    if fast_bytes <= budget:
+        return Dual(0.0, fast, fast_bytes, True)
+    small, small_s, small_bytes = shortest(in_bytes)
+    least_bytes = small_bytes
+    if small_bytes > budget:
+        return Dual(0.0, small, least_bytes, False)
+    price = 0.0
+    for _ in range(_ROUNDS):
+        price = (small_s - fast_s) / (fast_bytes - small_bytes)
+        path, path_s, path_bytes = shortest(weights(1.0, price))
+        on_line = fast_s + price * fast_bytes
+        if path_s + price * path_bytes >= on_line - _STEADY * on_line or path_bytes in (fast_bytes, small_bytes):
+            break
+        if path_bytes <= budget:
+            small, small_s, small_bytes = path, path_s, path_bytes
+        else:
+            fast_s, fast_bytes = path_s, path_bytes
+    return Dual(price, small, least_bytes, True)
