@@ -32,7 +32,7 @@ from galvatron.ir.layout import Axis, nameable_axes
 from galvatron.ir.local_functions import with_local_functions
 from galvatron.ir.ops.kernels import BY_DEVICE, call_on
 from galvatron.ir.ops.work import Work
-from galvatron.ir.recompute import selective_steps
+from galvatron.ir.recompute import IN_STEPS, selective_steps
 from galvatron.ir.types import evaluate
 from galvatron.ir.verify.computed import silence
 from galvatron.recompute import again, keep, once, recomputed
@@ -268,8 +268,7 @@ class _Run:
     def _function(self) -> Callable[..., tuple[torch.Tensor, ...]]:
         """The graph as a function of its call, inputs and state, that runs as a layer does under the strategy."""
         names = [v.name for v in (*self.graph.inputs, *self.graph.state)]
-        selective = self.recompute == "selective"
-        callers = {index: _CALLERS[step] for index, step in selective_steps(self.graph).items()} if selective else {}
+        callers = {index: _CALLERS[step] for index, step in selective_steps(self.graph, self.recompute).items()}
         run = partial(
             run_graph,
             batch=self.batch,
@@ -291,7 +290,7 @@ class _Run:
 
         if self.recompute == "attention":
             return in_pieces
-        return function if self.recompute == "none" else recomputed(function, selective=selective)
+        return function if self.recompute == "none" else recomputed(function, selective=self.recompute in IN_STEPS)
 
     def _core(
         self, graph: Graph, run: Callable[..., dict[str, torch.Tensor]], values: dict[str, torch.Tensor]
