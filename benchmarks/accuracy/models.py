@@ -20,8 +20,8 @@ class Shape:
             RMSNorm, a gated MLP of three matrices, no biases).
         key_heads: of keys and values, shared by the heads.
         flash: whether attention is one kernel; otherwise its scores are computed, masked, normalised and dropped out.
-        fused_softmax: whether scaling, masking and normalising of scores that are written out are one kernel, which then
-            moves what a softmax moves.
+        fused_softmax: whether scale, mask and softmax of scores that are written out are one kernel, which then moves
+            what a softmax moves.
         dropout: its probability behind embedding, attention and MLP, and, where it is written out, in attention.
         activation: of the MLP of a `gpt`.
         biases: whether the matrices of a `gpt` have biases.
@@ -200,7 +200,7 @@ class WrittenNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
-        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).type_as(x) * self.weight
+        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
 
 
 def _norm(shape: Shape) -> nn.Module:

@@ -25,7 +25,8 @@ class Framework:
         half_gradients: whether gradients are kept, and summed, in the type of compute instead.
         flash: whether attention is one kernel.
         attention: what that reaches, where it is not what the device's newest kernels do; see `Device`.
-        fused_softmax: see `Shape`.
+        fused: whether attention that is written out has one kernel for scale, mask and softmax and one for their
+            backward, and dropout has one with the sum behind it.
         dropout: of the models that its authors trained.
         sequence_parallel: whether `tp` means `tp+sp`.
         zero: the level at which parameters are kept.
@@ -33,6 +34,7 @@ class Framework:
         overlaps: whether sums of gradients and gathers of values run beside computation.
         overlaps_layers: whether the collectives of tensor parallelism run beside the products that they are for.
         copies: whether collectives of `tp` copy what they sum, or what they send to lay it out.
+        buffers: whether values at ZeRO level 3 are copied out of buffers, and their gradients into some.
         scatters: whether a message between stages that all ranks of `tp` hold is sent in parts, one by each, and
             gathered there (Narayanan et al. 2021, §4.1).
     """
@@ -40,7 +42,7 @@ class Framework:
     precision: str
     flash: bool = False
     attention: Table = ()
-    fused_softmax: bool = False
+    fused: bool = False
     dropout: float = 0.0
     sequence_parallel: bool = False
     zero: int = 0
@@ -48,6 +50,7 @@ class Framework:
     overlaps: bool = True
     overlaps_layers: bool = False
     copies: bool = True
+    buffers: bool = False
     scatters: bool = False
     half_gradients: bool = False
 
@@ -65,11 +68,11 @@ class Framework:
 
 
 MEGATRON_2021 = Framework(
-    "f16", fused_softmax=True, dropout=0.1, recompute="full", overlaps=False, copies=False, scatters=True,
+    "f16", fused=True, dropout=0.1, recompute="full", overlaps=False, copies=False, scatters=True,
     half_gradients=True,
 )  # fmt: skip
-"""Megatron-LM of SC'21 and of Korthikanti et al.: attention written out, its softmax one kernel with scale and mask
-(Narayanan et al. 2021, §4.2), dropout of 0.1, whole layers computed again, sums of activations in place and parts of
+"""Megatron-LM of SC'21 and of Korthikanti et al.: attention written out, kernels fused (Narayanan et al. 2021,
+§4.2), dropout of 0.1, whole layers computed again, sums of activations in place and parts of
 sequences, which are the first dimension, where they lie (`mpu/mappings.py`), every gradient summed after the last
 backward, in halves (`accumulate_allreduce_grads_in_fp32` is for bfloat16)."""
 
@@ -84,8 +87,8 @@ MEGATRON_DEEPSPEED = Framework("f16", dropout=0.1, overlaps=False, copies=False,
 """Megatron-DeepSpeed as Sailor uses it: attention written out, nothing computed again, gradients summed after the last
 backward."""
 
-TORCHTITAN = Framework("bf16", flash=True, attention=FLASH_2_H100, sequence_parallel=True, zero=3)
-"""FSDP2, with `tp` in the form that shards sequences; attention of torch 2.6, which is FlashAttention-2."""
+TORCHTITAN = Framework("bf16", flash=True, attention=FLASH_2_H100, sequence_parallel=True, zero=3, buffers=True)
+"""FSDP2, which copies into and out of its buffers (`_fsdp_collectives.py`), with `tp` in the form that shards sequences; attention of torch 2.6, which is FlashAttention-2."""
 
 MIST = Framework("f16", zero=1, half_gradients=True)
 """Mist: no dropout, no biases, sharded state of the optimizer."""

@@ -38,7 +38,7 @@ def gpt(record: Record, framework: Framework) -> Shape:
         hidden=int(record["ffn"]),
         key_heads=int(record["heads"]),
         flash=framework.flash,
-        fused_softmax=framework.fused_softmax,
+        fused_softmax=framework.fused,
         dropout=framework.dropout,
     )
 
@@ -170,7 +170,7 @@ def vtrain(path: Path) -> Iterator[Row]:
         layers, width, heads, sequence, devices, batch, samples = (int(record[column]) for column in columns)
         tp, dp, pp = (int(record[f"{kind} parallelism"]) for kind in ("tensor", "data", "pipeline"))
         shape = Shape(
-            "gpt", layers, width, heads, sequence, 51200, 4 * width, heads, fused_softmax=VTRAIN.fused_softmax,
+            "gpt", layers, width, heads, sequence, 51200, 4 * width, heads, fused_softmax=VTRAIN.fused,
             dropout=VTRAIN.dropout,
         )  # fmt: skip
         yield Row(
