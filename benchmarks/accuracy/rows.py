@@ -88,7 +88,8 @@ MEGATRON_DEEPSPEED = Framework("f16", dropout=0.1, overlaps=False, copies=False,
 backward."""
 
 TORCHTITAN = Framework("bf16", flash=True, attention=FLASH_2_H100, sequence_parallel=True, zero=3, buffers=True)
-"""FSDP2, which copies into and out of its buffers (`_fsdp_collectives.py`), with `tp` in the form that shards sequences; attention of torch 2.6, which is FlashAttention-2."""
+"""FSDP2, which copies into and out of its buffers (`_fsdp_collectives.py`), with `tp` in the form that shards
+sequences; attention of torch 2.6, which is FlashAttention-2."""
 
 MIST = Framework("f16", zero=1, half_gradients=True)
 """Mist: no dropout, no biases, sharded state of the optimizer."""
