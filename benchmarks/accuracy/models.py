@@ -20,11 +20,14 @@ class Shape:
             RMSNorm, a gated MLP of three matrices, no biases).
         key_heads: of keys and values, shared by the heads.
         flash: whether attention is one kernel; otherwise its scores are computed, masked, normalised and dropped out.
+        fused_softmax: whether scale, mask and softmax of scores that are written out are one kernel, which then moves
+            what a softmax moves.
         dropout: its probability behind embedding, attention and MLP, and, where it is written out, in attention.
         activation: of the MLP of a `gpt`.
         biases: whether the matrices of a `gpt` have biases.
         narrow: the width of the embedding and of the head, where it is not that of the layers, with a matrix between.
         norm_first: whether a `gpt` normalises before attention and MLP, and so once more at its end.
+        norm_written: whether the norm of a `llama` is written out, in 32 bits, and not torch's own.
         tied: whether head and embedding are one matrix.
     """
 
@@ -37,11 +40,13 @@ class Shape:
     hidden: int
     key_heads: int
     flash: bool = False
+    fused_softmax: bool = False
     dropout: float = 0.0
     activation: str = "gelu"
     biases: bool = True
     narrow: int | None = None
     norm_first: bool = True
+    norm_written: bool = False
     tied: bool = True
 
     def __str__(self) -> str:
@@ -71,12 +76,12 @@ class Attention(nn.Module):
             for projection in (self.query, self.key, self.value)
         )
         q, k = turned(q), turned(k)
-        if mask is None:
+        if self.shape.flash:
             shared = self.shape.key_heads != self.shape.heads
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared)
         else:
             scores = q @ (k * (1 / math.sqrt(self.shape.head_width))).transpose(2, 3)
-            weights = scores.masked_fill(mask, -1e4).softmax(-1)
+            weights = (scores if mask is None else scores.masked_fill(mask, -1e4)).softmax(-1)
             mixed = F.dropout(weights, self.shape.dropout, self.training) @ v
         return self.out(mixed.transpose(1, 2).flatten(2))
 
@@ -125,7 +130,7 @@ class Decoder(nn.Module):
 
     cos: Tensor
     sin: Tensor
-    mask: Tensor
+    mask: Tensor | None
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -146,9 +151,11 @@ class Decoder(nn.Module):
             angles = torch.outer(torch.arange(shape.sequence), frequencies).repeat(1, 2)
             self.register_buffer("cos", angles.cos())
             self.register_buffer("sin", angles.sin())
-        if not shape.flash:
+        if not (shape.flash or shape.fused_softmax):
             hidden = torch.ones(shape.sequence, shape.sequence, dtype=torch.bool).triu(1)
             self.register_buffer("mask", hidden)
+        else:
+            self.mask = None
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
         x = self.embedding(tokens)
@@ -157,7 +164,7 @@ class Decoder(nn.Module):
         if self.shape.family == "gpt":
             x = F.dropout(x + self.positions.weight, self.shape.dropout, self.training)
         for block in self.blocks:
-            x = block(x, self._turned, None if self.shape.flash else self.mask)
+            x = block(x, self._turned, self.mask)
         if self.norm is not None:
             x = self.norm(x)
         logits = self.head(x if self.narrow is None else self.narrow(x))
@@ -184,5 +191,19 @@ def batch_of(shape: Shape, samples: int) -> dict[str, Tensor]:
     return {"tokens": tokens, "labels": tokens.clone()}
 
 
+class WrittenNorm(nn.Module):
+    """RMSNorm as a formula in 32 bits."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps, self.weight = eps, nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+
+
 def _norm(shape: Shape) -> nn.Module:
-    return nn.LayerNorm(shape.width) if shape.family == "gpt" else nn.RMSNorm(shape.width, eps=1e-5)
+    if shape.family == "gpt":
+        return nn.LayerNorm(shape.width)
+    return (WrittenNorm if shape.norm_written else nn.RMSNorm)(shape.width, eps=1e-5)

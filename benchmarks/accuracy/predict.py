@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import galvatron
+from accuracy.habits import FrameworkCosts
 from accuracy.programs import program_of
 from accuracy.rows import Row
-from galvatron.api import Estimate
-from galvatron.costs.objective import StageReport
+from galvatron.costs.estimate import estimate_plan, setting_of
+from galvatron.costs.objective import StageReport, peak_bytes
+from galvatron.ir.planned import fitted, in_pieces, without_plan
+from galvatron.ir.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -47,23 +49,27 @@ class Prediction:
 def predict(row: Row) -> Prediction:
     """The prediction for a row, from presets alone."""
     start = time.process_time()
-    program = program_of(row.shape, row.precision)
-    plan = row.plan(program)
-    estimate = galvatron.estimate(program, plan, row.cluster, global_batch_size=row.batch)
-    parts = _breakdown(plan.holders, row.micro_batches, estimate.stages)
-    peaks = _peaks(row, estimate)
+    program = without_plan(program_of(row.shape, row.precision), row.cluster, row.batch)
+    program = replace(program, inductor=row.compiled)
+    plan = fitted(row.plan(program), program, row.cluster.world_size, row.batch)
+    step_s, stages = estimate_plan(program, plan, model=FrameworkCosts(in_pieces(program, plan), row.framework))
+    reserved_bytes = _reserved_bytes(row) if row.of_process else 0
+    peaks = tuple(peak + reserved_bytes for peak in peak_bytes(setting_of(program, plan), stages))
+    parts = _breakdown(plan.holders, row.micro_batches, stages)
     fits = max(peaks) <= row.cluster.device.memory_bytes
-    spent_s = time.process_time() - start
-    return Prediction(estimate.step_time_s, peaks, fits, parts, spent_s)
+    return Prediction(step_s, peaks, fits, parts, time.process_time() - start)
 
 
-def _peaks(row: Row, estimate: Estimate) -> tuple[int, ...]:
-    """Per pipeline rank the peak of what was measured, with the framework's type of gradients."""
-    peaks = list(estimate.peak_bytes)
-    if row.half_gradients and len(peaks) == len(estimate.stages):
-        peaks = [peak - round(s.memory.gradients / 2) for peak, s in zip(peaks, estimate.stages, strict=True)]
-    reserved_bytes = row.cluster.device.reserved_bytes if row.of_process else 0
-    return tuple(peak + reserved_bytes for peak in peaks)
+COMMUNICATOR_BYTES = 544 << 20
+"""Of a communicator of two devices, once it has been used; of four it is 688 MiB (NVIDIA/nccl issue 964)."""
+
+
+def _reserved_bytes(row: Row) -> int:
+    """What a process takes of a device beside its tensors: the context with a first communicator, and those of the
+    other groups that a rank is in: of each axis, of both neighbours in a pipeline, and of a tied embedding's ends."""
+    axes = sum(axis.degree > 1 for axis in Strategy.parse(row.stages[0][0]).axes)
+    between = 0 if len(row.stages) == 1 else 3
+    return row.cluster.device.reserved_bytes + (axes + between) * COMMUNICATOR_BYTES
 
 
 def _breakdown(holders: tuple[int, ...], micro_batches: int, stages: tuple[StageReport, ...]) -> Breakdown:

@@ -25,13 +25,14 @@ CAPTURED_LAYERS = 3
 def program_of(shape: Shape, precision: str, captured_layers: int = CAPTURED_LAYERS) -> Program:
     """The clustered program of a model.
 
-    Attention that a model writes out stays so, since that is what was measured: then `fuse` takes no part.
+    Attention and norms that a model writes out stay so, since that is what was measured: then `fuse` takes no part.
     """
     few = replace(shape, layers=captured_layers)
     path = _cache() / f"{hashlib.sha256(repr((few, precision)).encode()).hexdigest()[:16]}.gir"
     if not path.exists():
         captured = capture_graph(on_meta(few), batch_of(few, 8), precision=precision)
-        passes = tuple(name for name in FRONT_END if few.flash or name != "fuse")
+        written = few.norm_written or not few.flash
+        passes = tuple(name for name in FRONT_END if not (written and name == "fuse"))
         text = print_program(Pipeline.of(passes).run(captured.program))
         unfinished = path.with_suffix(f".{os.getpid()}")
         unfinished.write_text(text, encoding="utf-8")

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from accuracy.models import Shape
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.contention import NOTHING_BESIDE
+from galvatron.ir.kernel_figures import FLASH_2_H100
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
+from galvatron.ir.records import Table
 from galvatron.ir.strategy import Strategy
 from galvatron.schedules import Schedule
 
@@ -20,47 +22,74 @@ class Framework:
 
     Attributes:
         precision: of compute; masters, gradients and what the optimizer keeps are float32.
-        half_gradients: whether gradients are kept in the type of compute instead.
+        half_gradients: whether gradients are kept, and summed, in the type of compute instead.
         flash: whether attention is one kernel.
+        attention: what that reaches, where it is not what the device's newest kernels do; see `Device`.
+        fused: whether attention that is written out has one kernel for scale, mask and softmax and one for their
+            backward, and dropout has one with the sum behind it.
         dropout: of the models that its authors trained.
         sequence_parallel: whether `tp` means `tp+sp`.
         zero: the level at which parameters are kept.
         recompute: what is done with a layer where the table does not say.
         overlaps: whether sums of gradients and gathers of values run beside computation.
+        overlaps_layers: whether the collectives of tensor parallelism run beside the products that they are for.
+        copies: whether collectives of `tp` copy what they sum, or what they send to lay it out.
+        buffers: whether values at ZeRO level 3 are copied out of buffers, and their gradients into some.
+        scatters: whether a message between stages that all ranks of `tp` hold is sent in parts, one by each, and
+            gathered there (Narayanan et al. 2021, §4.1).
     """
 
     precision: str
     flash: bool = False
+    attention: Table = ()
+    fused: bool = False
     dropout: float = 0.0
     sequence_parallel: bool = False
     zero: int = 0
     recompute: str = "none"
     overlaps: bool = True
+    overlaps_layers: bool = False
+    copies: bool = True
+    buffers: bool = False
+    scatters: bool = False
     half_gradients: bool = False
 
     def on(self, text: str) -> Cluster:
         """A cluster as the framework uses it: one that does nothing at the same time gains nothing from it. Kernels are
         those of the figures, from the time of these tables, and not what the package has measured since."""
         cluster = Cluster.parse(text)
-        cluster = replace(cluster, device=replace(cluster.device, curves=""))
+        device = replace(cluster.device, curves="")
+        if self.attention:
+            device = replace(device, attention_share=self.attention)
+        cluster = replace(cluster, device=device)
         if self.overlaps:
             return cluster
         return replace(cluster, levels=tuple(replace(level, contention=NOTHING_BESIDE) for level in cluster.levels))
 
 
-MEGATRON_2021 = Framework("f16", dropout=0.1, recompute="full", overlaps=False)
-"""Megatron-LM of SC'21, of Korthikanti et al. and of vTrain: attention written out, dropout of 0.1, whole layers
-computed again, every gradient summed after the last backward."""
+MEGATRON_2021 = Framework(
+    "f16", fused=True, dropout=0.1, recompute="full", overlaps=False, copies=False, scatters=True,
+    half_gradients=True,
+)  # fmt: skip
+"""Megatron-LM of SC'21 and of Korthikanti et al.: attention written out, kernels fused (Narayanan et al. 2021,
+§4.2), dropout of 0.1, whole layers computed again, sums of activations in place and parts of
+sequences, which are the first dimension, where they lie (`mpu/mappings.py`), every gradient summed after the last
+backward, in halves (`accumulate_allreduce_grads_in_fp32` is for bfloat16)."""
 
-MEGATRON_CORE = Framework("bf16", flash=True, sequence_parallel=True, zero=1)
-"""Megatron-Core of 2024: Transformer Engine, distributed optimizer."""
+VTRAIN = replace(MEGATRON_2021, recompute="none")
+"""As vTrain describes Megatron-LM. Its times say that nothing is computed again: otherwise layers of width 2,048 would
+reach 203 TFLOP/s with attention written out."""
 
-MEGATRON_DEEPSPEED = Framework("f16", dropout=0.1, overlaps=False, half_gradients=True)
+MEGATRON_CORE = Framework("bf16", flash=True, sequence_parallel=True, zero=1, overlaps_layers=True, copies=False)
+"""Megatron-Core of 2024: Transformer Engine, distributed optimizer, and `--tp-comm-overlap`, as the table says."""
+
+MEGATRON_DEEPSPEED = Framework("f16", dropout=0.1, overlaps=False, copies=False, half_gradients=True)
 """Megatron-DeepSpeed as Sailor uses it: attention written out, nothing computed again, gradients summed after the last
 backward."""
 
-TORCHTITAN = Framework("bf16", flash=True, sequence_parallel=True, zero=3)
-"""FSDP2, with `tp` in the form that shards sequences."""
+TORCHTITAN = Framework("bf16", flash=True, attention=FLASH_2_H100, sequence_parallel=True, zero=3, buffers=True)
+"""FSDP2, which copies into and out of its buffers (`_fsdp_collectives.py`), with `tp` in the form that shards
+sequences; attention of torch 2.6, which is FlashAttention-2."""
 
 MIST = Framework("f16", zero=1, half_gradients=True)
 """Mist: no dropout, no biases, sharded state of the optimizer."""
@@ -75,9 +104,10 @@ class Row:
         name: of the row in it.
         stages: per pipeline stage the strategies of its blocks; the first one has the embedding too, the last one the
             head, under the strategy beside them but without recomputation.
+        framework: whose habits its step has.
         step_s: the measured seconds of a step.
         peak_bytes: the measured peak of a device, of the fullest one or of each stage; empty if nobody says.
-        half_gradients: see `Framework`.
+        compiled: whether layers are compiled, which makes other kernels of them.
         of_process: whether what was measured is all that a process takes of a device, as `nvidia-smi` tells it, and not
             only its tensors.
         offloads: whether a part of the state is kept by the host, which no plan says: memory is not compared.
@@ -93,9 +123,10 @@ class Row:
     micro_batches: int
     schedule: str
     stages: tuple[tuple[str, ...], ...]
+    framework: Framework
     step_s: float
     peak_bytes: tuple[float, ...] = ()
-    half_gradients: bool = False
+    compiled: bool = False
     of_process: bool = False
     offloads: bool = False
     refused: str = ""

@@ -93,7 +93,7 @@ def emit_function(
     signature = [*parameters, *(["*", *named] if named else [])]
     body = [f"{INDENT}{batch_binding}"] if batch_binding else []
     recompute = cls.strategy.recompute if cls.strategy else "none"
-    steps = selective_steps(graph) if recompute == "selective" else {}
+    steps = selective_steps(graph, recompute)
     printer = OpPrinter(scope.__getitem__, graph.values, device, waiting, own or {})
     early = {id(op) for op in trained.ops}
 

@@ -20,6 +20,7 @@ from galvatron.ir.layout import BROADCAST, PARTIAL, Placement, Shard, nameable_a
 from galvatron.ir.micro_batches import SUM, spreads
 from galvatron.ir.planned import epilogue
 from galvatron.ir.program import Layer, LayerKind, Program, Stage, StateLayout, Transfer, Update, When
+from galvatron.ir.recompute import IN_STEPS
 from galvatron.ir.types import TORCH_DTYPE_NAMES, Dim
 
 _FUNCTIONAL = re.compile(r"[ (]F\.")
@@ -255,7 +256,8 @@ def _layer(bindings: Bindings, layer: Layer, name: str, state: Sequence[str], de
 def _recompute(bindings: Bindings, layer: Layer) -> str:
     """How the call of a layer is recomputed; empty where it is not, though its function may do so with a part."""
     strategy = bindings.cls(layer).strategy
-    return strategy.recompute if strategy and strategy.recompute in ("full", "selective") else ""
+    recompute = strategy.recompute if strategy else "none"
+    return "selective" if recompute in IN_STEPS else "full" if recompute == "full" else ""
 
 
 def _axis_variable(bindings: Bindings, layer: Layer, name: str) -> str:

@@ -41,7 +41,7 @@ from galvatron.costs.watch import ObservedEvent
 from galvatron.ir.attention import pieces
 from galvatron.ir.graph import Graph, Value
 from galvatron.ir.layout import Axis, nameable_axes
-from galvatron.ir.recompute import selective_steps
+from galvatron.ir.recompute import IN_STEPS, selective_steps
 from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
 
 
@@ -73,11 +73,6 @@ class Layer:
         """What each op calls."""
         axes = zip(self.graph.ops, self.axes, strict=True)
         return tuple(Called.of(op, axis.size if axis else 1) for op, axis in axes)
-
-    @cached_property
-    def steps(self) -> Mapping[int, str]:
-        """The ops that selective recomputation leaves out."""
-        return selective_steps(self.graph)
 
     @cached_property
     def pieces(self) -> tuple[tuple[tuple[int, ...], Graph, bool], ...]:
@@ -193,8 +188,8 @@ class Composed:
 
     def _replayed(self, ops: Sequence[int], piece: Graph) -> Replayed:
         read = {value.name: self.places[value.name] for value in (*piece.inputs, *piece.state)}
-        selective = self.recompute == "selective"
-        return Replayed(self, ops, read, self.layer.steps if selective else {}, selective=selective)
+        steps = selective_steps(self.layer.graph, self.recompute)
+        return Replayed(self, ops, read, steps, selective=self.recompute in IN_STEPS)
 
     def _call(self, index: int, replayed: Replayed | None) -> list[str]:
         """Runs one op, and names its results."""
@@ -312,7 +307,7 @@ class Composed:
                 self.storages.drop(storage)
         for replayed in dict.fromkeys(self._replays.values()):
             replayed.end_of_graph(self.reached)
-        whole = self.recompute in ("full", "selective") and any(r.alive for r in self._replays.values())
+        whole = self.recompute in ("full", *IN_STEPS) and any(r.alive for r in self._replays.values())
         inputs = [value.name for value in self.layer.graph.inputs]
         self.kept = {
             name: self._forms[name].storage_bytes for name in inputs if whole or self._given[name] in self._saved

@@ -105,7 +105,7 @@ class ShardedCostModel:
 
     def transfer_s(self, index: int, strategy: Strategy, micro_batch: int) -> float:
         return sum(
-            self.machine.collective_s("p2p", size, _stage_border(strategy)) * (2 if differentiable else 1)
+            self.machine.collective_s("p2p", size, stage_border(strategy)) * (2 if differentiable else 1)
             for size, differentiable in self._sent(index, strategy, micro_batch)
         )
 
@@ -307,7 +307,7 @@ class ShardedCostModel:
                 publish_s=before.publish_s - after.publish_s,
                 bucket_bytes=state.bucket_bytes,
                 update_s=self._update_s([state]),
-                across_s=self.machine.collective_s("all_reduce", state.trained_bytes, _stage_border(strategy)),
+                across_s=self.machine.collective_s("all_reduce", state.trained_bytes, stage_border(strategy)),
             )
             before = after
 
@@ -446,7 +446,7 @@ class ShardedCostModel:
         return found
 
 
-def _stage_border(strategy: Strategy) -> Axis:
+def stage_border(strategy: Strategy) -> Axis:
     """The two pipeline ranks on both sides of a stage border, as an axis of their devices."""
     return Axis("pp", 2, strategy.devices)
 

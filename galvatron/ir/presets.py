@@ -6,6 +6,7 @@ stands for it. What joins such devices is in `galvatron.ir.networks`.
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass, replace
 
@@ -35,6 +36,16 @@ HANDLES = 2
 """Of a process that trains, one of each thread that launches products: forward and backward."""
 
 
+def held_clock(allowed_w: float, rated_w: float, standing_w: float) -> float:
+    """The share of its clock that a device holds under load, where it is allowed less power than it is rated for.
+
+    Power beyond what it draws at rest is proportional to clock times voltage squared, and ten percent more clock take
+    about five percent more voltage (diomgis.com/learn/power-thermals-and-clock-throttling): so to the clock squared. At
+    600 of 700 W that is 0.91 for an H100, whose training is 10 to 15 % slower then (factryze.ai on power capping).
+    """
+    return math.sqrt((allowed_w - standing_w) / (rated_w - standing_w))
+
+
 @dataclass(frozen=True)
 class Preset:
     """One device: rates in TFLOP/s, memory in GiB (2³⁰ bytes), its bandwidth in GB/s (1e9 bytes).
@@ -47,6 +58,7 @@ class Preset:
         bf16: whether products of bf16 are as fast as those of f16; if not, they are as fast as those of f32.
         reserved_gib: of memory, what is taken before a program's first tensor.
         workspace_mib: of a handle of the library of products.
+        clock: the share of its rates that it holds where it is allowed less power than other devices of its kind.
     """
 
     name: str
@@ -61,6 +73,7 @@ class Preset:
     reserved_gib: float = RESERVED_GIB
     kind: str = "cuda"
     workspace_mib: float = WORKSPACE_MIB
+    clock: float = 1.0
 
 
 # name, peak, measured, f32 and f64 TFLOP/s; memory in GiB, GB/s; source
@@ -88,8 +101,9 @@ _ROWS = (
            workspace_mib=HOPPER),
     Preset("h100-96g", 989, 794.5, 67, 67, 95.0, 2400,
            "as the one with 80 GB, with HBM2e: pytorch/torchtitan benchmarks/llama3_h100_202412_torchtitan.md; memory: "
-           "what a 96 GB card of that generation gives, not verified",
-           workspace_mib=HOPPER),
+           "what a 96 GB card of that generation gives, not verified; 500 W of 700, as there; at rest 140 W, "
+           "wilicc/gpu-burn issue 114",
+           workspace_mib=HOPPER, clock=held_clock(500, 700, 140)),
     Preset("h100-80g-pcie", 756, None, 51, 51, 79.11, 2000, _SHEET + "; memory: as of the SXM card",
            workspace_mib=HOPPER),
     Preset("h100-94g-nvl", 835, None, 60, 60, 93.00, 3900, _SHEET + _seen("ali-vilab/VACE issue 56"),
@@ -118,13 +132,14 @@ KERNEL_LAUNCH_S = 2.5e-6
 """What a kernel takes on a GPU beside its work: about 1.5 us to begin and end, to which the smallest kernels of
 microsoft/vidur's tables fit (2 to 4 us in all), and 1 us until the next begins. Typical, not measured per device."""
 
-HOST_OP_S = 6e-6
-"""Time between two kernels that eager PyTorch launches, with autograd: typical, not measured per machine;
-pytorch/pytorch issue 41383 has 5 us for the smallest operation without autograd and 7 us with it."""
-
-HOST_VIEW_S = 1e-6
-"""For an op that gives another name to memory: 0.9 to 1.1 us for `view`, `t` and `transpose` of a CUDA tensor, 1.6 for
-a slice (gabrieldemarmiesse/torch-mojo-backend pull request 482)."""
+HOST_OP_S, HOST_BACKWARD_S, HOST_VIEW_S = 13e-6, 19.3e-6, 3.6e-6
+"""What the process takes in eager PyTorch for an op that launches a kernel, with autograd, for one of a backward, and
+for an op that gives another name to memory: this project's own profile of a machine with an H100
+(`benchmarks/results/gpu_h100/profile.json`, torch 2.11), and typical of others. The slowest of the published ones is 21
+us: a Llama-2-7B that generates 25.5 tokens a second on an A100, bound by its process (pytorch.org, "Accelerating
+Generative AI with PyTorch II"), launches some 58 kernels in each layer. The smallest operation takes 7 us with autograd
+on a fast core (pytorch/pytorch issue 41383), a `view` about 1 (gabrieldemarmiesse/torch-mojo-backend pull request
+482)."""
 
 
 def gpu_workspace_bytes(capability: float) -> int:
@@ -135,7 +150,7 @@ def gpu_workspace_bytes(capability: float) -> int:
 def device(name: str) -> Device:
     """The device of published figures."""
     preset, tera = PRESETS[name], 1e12
-    half_rate = (preset.matmul_tflops or preset.peak_tflops * ACHIEVED_MATMUL) * tera
+    half_rate = (preset.matmul_tflops or preset.peak_tflops * ACHIEVED_MATMUL) * preset.clock * tera
     share = half_rate / (preset.peak_tflops * tera)
     f32_rate = preset.f32_tflops * tera * share
     rates = (
@@ -152,7 +167,8 @@ def device(name: str) -> Device:
         KERNEL_LAUNCH_S,
         preset.kind,
         HOST_OP_S,
-        host_view_s=HOST_VIEW_S,
+        HOST_BACKWARD_S,
+        HOST_VIEW_S,
         reserved_bytes=round(preset.reserved_gib * 2**30),
         workspace_bytes=round(HANDLES * preset.workspace_mib * 2**20),
     )

@@ -4,7 +4,8 @@ Under `recompute=attention` only the cores of attention are computed again (see 
 that autograd saves. Under `recompute` a layer keeps what goes into it, and its backward begins with its forward, up to
 the last op of which autograd saves something. Under `recompute=selective` some ops run in the forward only: those whose
 time is in arithmetic (`Operator.kept`), and those that communicate. What is computed again is bound by memory traffic.
-Of an `spmd.` op that is not kept, what its collectives return is kept all the same.
+Of an `spmd.` op that is not kept, what its collectives return is kept all the same. Under `recompute=alternate` the
+same holds, but every second product of matrices is computed again as well, for half of the memory of their results.
 """
 
 from __future__ import annotations
@@ -19,18 +20,28 @@ Step = Literal["keep", "once"]
 """How the runtime calls an op that runs in the forward only: `rt.keep` keeps its results, `rt.once` does not."""
 
 
+IN_STEPS = ("selective", "alternate")
+"""Kinds of recomputation under which some ops of a layer run in the forward only."""
+
+
 def runs_once(op: Op) -> bool:
     """Whether selective recomputation leaves the op out."""
     return COLLECTIVES[op.target].message is not None if op.namespace == "comm" else operator_of(op).kept
 
 
-def selective_steps(graph: Graph) -> dict[int, Step]:
-    """By number, the ops of a sharded graph that selective recomputation leaves out.
+def selective_steps(graph: Graph, recompute: str) -> dict[int, Step]:
+    """By number, the ops of a sharded graph that a kind of recomputation leaves out; none if it is not one in steps.
 
     What only collectives read need not be kept, since they are not called again and save nothing: a partial sum that is
     reduced, or a value that only leaves the layer.
     """
+    if recompute not in IN_STEPS:
+        return {}
     once = [runs_once(op) for op in graph.ops]
+    if recompute == "alternate":
+        products = [index for index, op in enumerate(graph.ops) if once[index] and _is_product(op)]
+        for index in products[1::2]:
+            once[index] = False
     read = {
         name
         for op, skipped in zip(graph.ops, once, strict=True)
@@ -42,3 +53,7 @@ def selective_steps(graph: Graph) -> dict[int, Step]:
         for index, op in enumerate(graph.ops)
         if once[index]
     }
+
+
+def _is_product(op: Op) -> bool:
+    return op.namespace != "comm" and operator_of(op).contracts and not operator_of(op).attends

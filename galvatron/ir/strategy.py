@@ -11,7 +11,7 @@ from galvatron.errors import StrategyError, did_you_mean
 from galvatron.ir.layout import Axis
 
 ROLE_NAMES = ("dp", "tp", "tp+sp", "ulysses", "cp", "ep")
-RECOMPUTE = ("none", "full", "selective", "attention")
+RECOMPUTE = ("none", "full", "selective", "alternate", "attention")
 
 _AXIS = re.compile(r"(dp|tp|ulysses|cp|ep)([0-9]{1,9})(\+sp)?")
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from accuracy.habits import FrameworkCosts
 from accuracy.models import Shape
 from accuracy.predict import predict
 from accuracy.programs import program_of
+from accuracy.rows import Framework
 from accuracy.scatter import scatter
 from accuracy.statistics import Outcome, accuracy
 from accuracy.tables import TABLES, rows_of
 
+from galvatron.costs.sharded import ShardedCostModel
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.planned import without_plan
+from galvatron.ir.strategy import Strategy
 from galvatron.ir.verify import verify
 
 DATA = Path("/work/shared/data/published")
@@ -39,6 +46,30 @@ def test_layers_that_are_repeated_are_those_of_a_deeper_capture(family: str) -> 
     captured = program_of(shape, "bf16", captured_layers=5)
     assert (program.layers, program.classes) == (captured.layers, captured.classes)
     assert set(program.state) == set(captured.state)
+
+
+def test_habits_change_what_they_say_and_nothing_else() -> None:
+    shape = Shape("gpt", 3, 256, 4, 64, 512, 1024, 4, fused_softmax=True, tied=False)
+    program = without_plan(program_of(shape, "f16"), Cluster.parse("a100-80g:4x8"), 64)
+    strategy = Strategy.parse("dp2-tp8")
+    own = ShardedCostModel(program, program.required_cluster)
+    plain, other = (
+        FrameworkCosts(program, Framework("f16", **habits))
+        for habits in ({}, {"half_gradients": True, "scatters": True, "overlaps_layers": True})
+    )
+    before, after = (model.layer(1, strategy, 4, ()) for model in (own, other))
+    assert plain.layer(1, strategy, 4, ()) == before
+    assert plain.transfer_s(1, strategy, 4) == own.transfer_s(1, strategy, 4)
+    assert after.sync_s == before.sync_s / 2
+    assert after.state.gradients == before.state.gradients / 2
+    assert 0 < after.forward_communication_s < before.forward_communication_s
+    assert replace(after, **{name: getattr(before, name) for name in CHANGED}) == before
+    large = [model.transfer_s(1, strategy, 4096) for model in (own, other)]
+    assert large[1] < large[0] / 4
+
+
+CHANGED = ("sync_s", "across_s", "state", "forward_communication_s", "backward_communication_s")
+"""What these habits change of the costs of a layer."""
 
 
 @needs_data

@@ -19,7 +19,7 @@ from galvatron.ir.graph import Graph, Op
 from galvatron.ir.interpreter import empty_like_type, run_graph
 from galvatron.ir.layout import Axis, nameable_axes
 from galvatron.ir.ops.kernels import call_on
-from galvatron.ir.recompute import selective_steps
+from galvatron.ir.recompute import IN_STEPS, selective_steps
 from galvatron.recompute import again, keep, once, recomputed
 
 
@@ -128,8 +128,7 @@ class Run:
     def _function(self) -> Callable[..., tuple[torch.Tensor, ...]]:
         """The graph as a function of its call, inputs and state, that runs as a layer does under the strategy."""
         names = [v.name for v in (*self.graph.inputs, *self.graph.state)]
-        selective = self.recompute == "selective"
-        callers = {index: _CALLERS[step] for index, step in selective_steps(self.graph).items()} if selective else {}
+        callers = {index: _CALLERS[step] for index, step in selective_steps(self.graph, self.recompute).items()}
         run = partial(
             run_graph,
             batch=self.batch,
@@ -151,7 +150,7 @@ class Run:
 
         if self.recompute == "attention":
             return in_pieces
-        return function if self.recompute == "none" else recomputed(function, selective=selective)
+        return function if self.recompute == "none" else recomputed(function, selective=self.recompute in IN_STEPS)
 
     def _core(
         self, graph: Graph, run: Callable[..., dict[str, torch.Tensor]], values: dict[str, torch.Tensor]

@@ -240,7 +240,7 @@ def test_shorthand_defaults() -> None:
         ("pp2/m4/1f1b", "must end in a strategy"),
         ("pp2/m4/1f1b/dp1/", "must end in a strategy, such as 'dp2-tp2', not in '/'"),
         ("pp2,m4,1f1b,dp1", "known: cp2, dp2, recompute"),
-        ("pp2/ep4x", "known: cp4, dp4, recompute, recompute=attention, recompute=selective, "),
+        ("pp2/ep4x", "known: cp4, dp4, recompute, recompute=alternate, recompute=attention, recompute=selective, "),
         ("pp2/m4/1f1b/tq2", "unknown token 'tq2'; did you mean 'tp2'"),
         ("", "the plan is empty"),
         ("pp" + "9" * 5000 + "/dp2", "unknown part 'pp9"),

@@ -58,7 +58,7 @@ LINEAR, SUM, SLICE, ADD = "aten.linear.default", "comm.all_reduce", "comm.slice"
 WEIGHT = {SUM: "", SLICE: ""}
 
 
-def steps_of(outputs: tuple[str, ...], *ops: tuple[str, str, str]) -> dict[str, Step]:
+def steps_of(outputs: tuple[str, ...], *ops: tuple[str, str, str], recompute: str = "selective") -> dict[str, Step]:
     """The steps of a graph of `(target, operand, result)`, by result."""
     value = TensorType("f32", (4, 4))
     graph = Graph(
@@ -70,7 +70,7 @@ def steps_of(outputs: tuple[str, ...], *ops: tuple[str, str, str]) -> dict[str, 
         ),
         outputs,
     )  # fmt: skip
-    return {graph.ops[index].result.name: step for index, step in selective_steps(graph).items()}
+    return {graph.ops[index].result.name: step for index, step in selective_steps(graph, recompute).items()}
 
 
 def test_what_is_read_in_a_replay_is_kept() -> None:
@@ -85,3 +85,9 @@ def test_what_only_a_collective_reads_is_not_kept() -> None:
 
 def test_local_collectives_run_again() -> None:
     assert steps_of(("z",), (LINEAR, "x", "y"), (SLICE, "y", "s"), (ADD, "s", "z")) == {"y": "keep"}
+
+
+def test_every_second_product_runs_again_under_alternate() -> None:
+    chain = ((LINEAR, "x", "y"), (LINEAR, "y", "z"), (LINEAR, "z", "u"), (LINEAR, "u", "v"))
+    assert steps_of(("v",), *chain, recompute="alternate") == {"y": "keep", "u": "keep"}
+    assert steps_of(("v",), *chain, recompute="full") == {}

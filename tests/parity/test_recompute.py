@@ -9,7 +9,7 @@ from tests.parity.harness import BATCH_SIZE, check, job_of, layer_count, planned
 from tests.parity.test_mixtures import mixture
 from tests.ranks import run_ranks
 
-KINDS = ["recompute", "recompute=selective", "recompute=attention"]
+KINDS = ["recompute", "recompute=selective", "recompute=alternate", "recompute=attention"]
 PLANS = [
     "m2/dp2-tp2", "m2/dp2-tp2+sp", "m2/ulysses2-dp2", "m2/cp2-dp2", "m2/dp4",
     "pp2/m4/1f1b/tp2", "pp2/m4/1f1b/tp2+sp", "pp2/m4/1f1b/ulysses2", "pp2/m4/1f1b/cp2", "pp2/m4/1f1b/dp2",
