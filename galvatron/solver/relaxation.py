@@ -208,7 +208,7 @@ def dual(pipeline: Pipeline, in_update: bool = False) -> Dual:
         price = (small_s - fast_s) / (fast_bytes - small_bytes)
         path, path_s, path_bytes = shortest(weights(1.0, price))
         on_line = fast_s + price * fast_bytes
-        if path_s + price * path_bytes >= on_line - _STEADY * on_line or path_bytes in (fast_bytes, small_bytes):
+        if path_s + price * path_bytes >= on_line - _STEADY * on_line:
             break
         if path_bytes <= budget:
             small, small_s, small_bytes = path, path_s, path_bytes
