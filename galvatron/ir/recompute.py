@@ -5,10 +5,13 @@ that autograd saves. Under `recompute` a layer keeps what goes into it, and its 
 the last op of which autograd saves something. Under `recompute=selective` some ops run in the forward only: those whose
 time is in arithmetic (`Operator.kept`), and those that communicate. What is computed again is bound by memory traffic.
 Of an `spmd.` op that is not kept, what its collectives return is kept all the same.
+
+What a backward reads besides what was kept are values of parameters, and for some layers not even these (`rereads`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from galvatron.ir.collectives import COLLECTIVES
@@ -42,3 +45,17 @@ def selective_steps(graph: Graph) -> dict[int, Step]:
         for index, op in enumerate(graph.ops)
         if once[index]
     }
+
+
+def rereads(graph: Graph, trained: Collection[str], recompute: str) -> bool:
+    """Whether the backward of a sharded graph reads values of its `trained` state.
+
+    It does not where they are only looked up: that makes new tensors, and its gradient needs the indices alone.
+    """
+
+    def looks_up(op: Op) -> bool:
+        others = [graph.values[name] for name in op.operands if name not in trained]
+        return operator_of(op).looks_up and not any(value.type.is_floating for value in others)
+
+    readers = [op for op in graph.ops if any(name in trained for name in op.operands)]
+    return recompute in ("full", "selective") or not all(map(looks_up, readers))
