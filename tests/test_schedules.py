@@ -12,7 +12,7 @@ from torch.distributed.pipelining import schedules as torch_schedules
 from torch.nn import Module
 
 from galvatron.errors import PlanError
-from galvatron.schedules import SCHEDULES, Action, Kind, Schedule, default_schedule, held_over_time, orders
+from galvatron.schedules import SCHEDULES, Action, Kind, Schedule, at_turn, default_schedule, held_over_time, orders
 from galvatron.schedules.actions import numbered
 from galvatron.schedules.kinds import GPipe, Interleaved, OneForwardOneBackward
 
@@ -59,6 +59,19 @@ def test_who_holds_what() -> None:
 def test_what_cannot_run_is_refused(name: str, degree: int, micro_batches: int, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         Schedule.parse(name).check(degree, micro_batches)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_where_the_pass_turns(name: str) -> None:
+    """In the last stage, as often as the schedule says, and nowhere before the end of a loss of all micro-batches."""
+    for schedule, degree, micro_batches in CASES[name]:
+        last = degree * schedule.stages_per_rank - 1
+        rank = schedule.holders(degree)[last]
+        turns = at_turn(orders(schedule, degree, micro_batches)[rank], last)
+        assert len(turns) == schedule.turns(degree, micro_batches)
+        if schedule.allows(degree, micro_batches, epilogue=True):
+            order = orders(schedule, degree, micro_batches, epilogue=True)[rank]
+            assert not at_turn(order, last) and not schedule.turns(degree, micro_batches, epilogue=True)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -18,7 +18,7 @@ from galvatron.units import format_bytes, format_seconds
 
 
 @dataclass(frozen=True)
-class Part:
+class PartAccuracy:
     """Seconds of a step that go into one thing, as predicted and as measured."""
 
     name: str
@@ -35,7 +35,7 @@ class RankAccuracy:
         measured_bytes: None where the system does not tell.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[PartAccuracy, ...]
     predicted_bytes: int
     measured_bytes: int | None
 
@@ -107,7 +107,7 @@ _MEASURED = {"layers": "collectives in layers", "parameters": "parameters", "gra
 
 
 @dataclass(frozen=True)
-class Measured:
+class Steps:
     """Medians of a rank's steps.
 
     Attributes:
@@ -120,7 +120,7 @@ class Measured:
     steps: int
 
 
-def measured(metrics: Sequence[StepMetrics], samples: int) -> Measured:
+def measured(metrics: Sequence[StepMetrics], samples: int) -> Steps:
     """What the steps of a rank took, as far as they are training steps on so many samples.
 
     Raises:
@@ -134,7 +134,7 @@ def measured(metrics: Sequence[StepMetrics], samples: int) -> Measured:
         )
     columns = [_parts(step) for step in found]
     parts = {name: statistics.median(column[name] for column in columns) for name in columns[0]}
-    return Measured(statistics.median(step.step_s for step in found), parts, found[-1].peak_bytes, len(found))
+    return Steps(statistics.median(step.step_s for step in found), parts, found[-1].peak_bytes, len(found))
 
 
 def _parts(step: StepMetrics) -> dict[str, float]:
@@ -145,7 +145,7 @@ def _parts(step: StepMetrics) -> dict[str, float]:
     return parts
 
 
-def compared(program: Program, cluster: Cluster, world: World, own: Measured) -> Accuracy:
+def compared(program: Program, cluster: Cluster, world: World, own: Steps) -> Accuracy:
     """What was measured on all ranks, beside the prediction. Collective.
 
     Args:
@@ -169,8 +169,8 @@ def compared(program: Program, cluster: Cluster, world: World, own: Measured) ->
 
 
 def _beside(
-    step_s: float, stages: Sequence[StageReport], micro_batches: int, ranks: Sequence[Measured]
-) -> Iterator[Part]:
+    step_s: float, stages: Sequence[StageReport], micro_batches: int, ranks: Sequence[Steps]
+) -> Iterator[PartAccuracy]:
     predicted: dict[str, float] = {}
     for stage in breakdown(step_s, stages, micro_batches):
         for part in stage.times:  # all stages of a rank wait at the same time
@@ -178,7 +178,7 @@ def _beside(
             predicted[part.kind] = seconds + part.exposed_s
     for name, kinds in _PREDICTED.items():
         mean_s = statistics.mean(rank.parts[name] for rank in ranks)
-        yield Part(name, sum(predicted.get(kind, 0.0) for kind in kinds), mean_s)
+        yield PartAccuracy(name, sum(predicted.get(kind, 0.0) for kind in kinds), mean_s)
 
 
 def _predicted(program: Program, cluster: Cluster) -> tuple[float, tuple[StageReport, ...], tuple[int, ...]]:

@@ -29,6 +29,9 @@ _LOG = logging.getLogger("galvatron")
 EFFORT = replace(QUICK, total_s=20.0)
 """For the layers of a plan; its collectives may take half as long on top."""
 
+SMALL_BYTES = 1 << 10
+"""Of a message that is measured beside those of the plan, so that the time of a smaller one follows from both."""
+
 Message = tuple[str, int, int, int]
 """Kind, ranks in a group, how far apart, and bytes of the whole tensor."""
 
@@ -36,8 +39,9 @@ Message = tuple[str, int, int, int]
 def calibrate(world: World, planned: Program, cache_dir: str | os.PathLike[str] | None = None) -> None:
     """Measures the layers and the collectives of a plan, and keeps them in the profile of this job. Collective.
 
+    A layer that cannot run by itself is predicted by its kernels, with a warning that names it.
+
     Raises:
-        GalvatronError: a layer cannot be run by itself; names it.
         RankError: another rank failed first.
     """
     begun, plan = time.perf_counter(), planned.required_plan
@@ -45,9 +49,12 @@ def calibrate(world: World, planned: Program, cache_dir: str | os.PathLike[str] 
     layers = measure_layers(world, cases, EFFORT)
     kind = planned.required_cluster.device.kind
     sent = {message for case in cases for message in _messages(case, kind)}
+    sent |= {(name, size, stride, SMALL_BYTES) for name, size, stride, _ in sent}
     profile = replace(layers.profile, measurements=tuple(_measured(world, sorted(sent))))
     if world.rank != 0:
         return
+    for what, reason in layers.unfit:
+        _LOG.warning("layer class %s is not measured but predicted by its kernels: %s", what, reason)
     for what, reason in layers.left_out:
         _LOG.info("not measured: %s: %s", what, reason)
     path = store.store_file(profile.environment, cache_dir)

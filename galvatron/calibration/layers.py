@@ -11,7 +11,6 @@ from galvatron.calibration.cases import LayerCase
 from galvatron.costs.events import Profile as Observed
 from galvatron.costs.events import launches
 from galvatron.costs.profile import profile_graph
-from galvatron.errors import GalvatronError
 from galvatron.ir.types import evaluate
 from galvatron.profiler.cases import in_turn
 from galvatron.profiler.environment import agreed_environment
@@ -30,10 +29,12 @@ ROOM = 1 / 2
 
 @dataclass(frozen=True)
 class MeasuredLayers:
-    """A profile with the times of layers, and what was not timed, with the reason."""
+    """A profile with the times of layers, and what was not timed, with the reason; `unfit` are the classes that cannot
+    run by themselves."""
 
     profile: Profile
     left_out: tuple[tuple[str, str], ...]
+    unfit: tuple[tuple[str, str], ...]
 
 
 def measure_layers(
@@ -46,7 +47,6 @@ def measure_layers(
         told: called again and again, on every rank.
 
     Raises:
-        GalvatronError: a class cannot be run by itself; names it.
         RankError: another rank failed first.
     """
     with failure.guarded("profiling the layers"):
@@ -56,7 +56,7 @@ def measure_layers(
             measuring.time(case, told or (lambda what, share: None))
         name = f"local:{environment.nodes}x{environment.devices_per_node}"
         profile = Profile(name, environment, taken, classes=tuple(measuring.times))
-        return MeasuredLayers(profile, tuple(measuring.left_out))
+        return MeasuredLayers(profile, tuple(measuring.left_out), tuple(measuring.unfit.items()))
 
 
 @dataclass
@@ -68,6 +68,7 @@ class _Measuring:
     left: int
     times: list[LayerTime] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    unfit: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._all = self.left
@@ -82,10 +83,23 @@ class _Measuring:
             told(f"{case.name}, {samples} samples", 1 - self.left / self._all)
             if reason := self._too_much(case, observed, samples, ends):
                 self.left_out.append((f"{case.name}, {samples} samples", reason))
-            else:
-                forward_s, backward_s = self._timed(case, observed, samples)
-                ends.append((float(samples), forward_s + backward_s))
+            elif alone := self._alone(case, samples):
+                ends.append((float(samples), sum(self._timed(case, alone, observed, samples))))
             self.left -= 1
+
+    def _alone(self, case: LayerCase, samples: int) -> Alone | None:
+        """The class, once it has run forward and backward; None where it cannot by itself, on some rank."""
+        alone, problem = None, ""
+        try:
+            alone = Alone(case, samples, self.meter.world.device)
+            if alone.differentiates:
+                alone.both(*alone.values)
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            problem = f"it cannot be run by itself on {samples} samples: {error}"
+        (failed,) = self.meter.agreed(float(bool(problem)), largest=True)
+        if failed:
+            self.unfit[case.name] = problem or "it cannot be run by itself on another rank"
+        return None if failed else alone
 
     def _too_much(self, case: LayerCase, observed: Observed, samples: int, ends: Sequence[tuple[float, float]]) -> str:
         """Why a batch is too large, or it is too late for it; empty if neither. Ranks agree on it."""
@@ -98,22 +112,15 @@ class _Measuring:
             return f"a call would take more than {self.meter.effort.longest_s:g} s"
         return ""
 
-    def _timed(self, case: LayerCase, observed: Observed, samples: int) -> tuple[float, float]:
+    def _timed(self, case: LayerCase, alone: Alone, observed: Observed, samples: int) -> tuple[float, float]:
         """Seconds forward and backward; what both take together, less the forward, is the backward."""
-        try:
-            alone = Alone(case, samples, self.meter.world.device)
-            forward, backward = len(launches(observed.forward)), len(launches(observed.backward))
-            share_s = self._share_s() / 2
-            first = self.meter.free(in_turn(alone.forward, alone.values), share_s, launches=max(1, forward))
-            self._note(case, "forward", samples, first, first.seconds)
-            if not alone.differentiates:
-                return first.seconds, 0.0
-            both = self.meter.free(in_turn(alone.both, alone.values), share_s, launches=max(1, forward + backward))
-        except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            raise GalvatronError(
-                f"layer class {case.name} cannot be run by itself on {samples} samples: {error}; "
-                "name plans without it, or predict it by its kernels"
-            ) from error
+        forward, backward = len(launches(observed.forward)), len(launches(observed.backward))
+        share_s = self._share_s() / 2
+        first = self.meter.free(in_turn(alone.forward, alone.values), share_s, launches=max(1, forward))
+        self._note(case, "forward", samples, first, first.seconds)
+        if not alone.differentiates:
+            return first.seconds, 0.0
+        both = self.meter.free(in_turn(alone.both, alone.values), share_s, launches=max(1, forward + backward))
         backward_s = max(both.seconds - first.seconds, _LEAST_S)
         self._note(case, "backward", samples, both, backward_s)
         return first.seconds, backward_s

@@ -120,7 +120,7 @@ def model(
         return
     path = store.store_file(found.profile.environment) if output is None else output
     store.save(path, found.profile)
-    for what, reason in found.left_out:
+    for what, reason in (*found.unfit, *found.left_out):
         typer.echo(f"not measured: {what}: {reason}", err=True)
     typer.echo(f"{path}: {len(found.profile.classes)} times of layers on {found.profile.name}", err=True)
     if json:

@@ -35,7 +35,8 @@ class Function:
     it cannot read off its arguments: `B` (global batch size), `m` (micro-batches of the step), `b` (local batch size),
     `device`, `training` (whether the running step trains), `asked` (whether it is to give the model's outputs).
     `numbers` are the other keywords, with the numbers and lengths of the batch that they are. A `random` function also
-    takes the `seed` of the call, which `rt.Layer` gives it.
+    takes the `seed` of the call, which `rt.Layer` gives it; `stream` are the axes of the draws that may follow one
+    after another from one key, None where each must have its own.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Function:
     keywords: tuple[str, ...]
     random: bool = False
     numbers: tuple[tuple[str, str], ...] = ()
+    stream: tuple[str, ...] | None = None
 
 
 def emit_function(
@@ -107,7 +109,7 @@ def emit_function(
         body += some([op for op in graph.ops if id(op) not in early])
     header = lines(prefixed("def ", call(name, signature), ":"))
     body += returned([scope[output] for output in graph.outputs], 1)
-    return Function(name, "\n".join([*header, *body]), axes, tuple(keywords), random, given)
+    return Function(name, "\n".join([*header, *body]), axes, tuple(keywords), random, given, _stream(cls))
 
 
 def returned(values: list[str], depth: int) -> list[str]:
@@ -244,3 +246,12 @@ def _axes_used(cls: LayerClass) -> tuple[str, ...]:
         assert isinstance(axes, tuple)
         used.update(axes)
     return tuple(axis.name for axis in nameable_axes(cls.mesh) if axis.name in used)
+
+
+def _stream(cls: LayerClass) -> tuple[str, ...] | None:
+    """The axes of most draws of each micro-batch, where all or none of the function is computed again."""
+    if cls.strategy and cls.strategy.recompute not in ("none", "full"):
+        return None
+    draws = [op.kwarg("axes") for op in cls.graph.ops if is_random(op) and not op.kwarg("per_step")]
+    axes = [tuple(map(str, axes)) for axes in draws if isinstance(axes, tuple)]
+    return max(axes, key=axes.count, default=None)

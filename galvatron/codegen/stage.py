@@ -20,8 +20,9 @@ from galvatron.ir.layout import BROADCAST, PARTIAL, Placement, Shard, nameable_a
 from galvatron.ir.micro_batches import SUM, spreads
 from galvatron.ir.planned import epilogue
 from galvatron.ir.program import Layer, LayerKind, Program, Stage, StateLayout, Transfer, Update, When
-from galvatron.ir.recompute import IN_STEPS
+from galvatron.ir.recompute import IN_STEPS, rereads
 from galvatron.ir.types import TORCH_DTYPE_NAMES, Dim
+from galvatron.ir.zero import LEVELS
 
 _FUNCTIONAL = re.compile(r"[ (]F\.")
 _MATH = re.compile(r"\bmath\.")
@@ -248,8 +249,12 @@ def _layer(bindings: Bindings, layer: Layer, name: str, state: Sequence[str], de
     arguments += [prefixed("axes=", tuple_of(axes))] if axes else []
     arguments += [prefixed("state=", tuple_of(state))] if state else []
     arguments += ["random=True"] if function.random else []
+    if function.stream is not None:
+        stream = tuple_of(_axis_variable(bindings, layer, axis) for axis in function.stream)
+        arguments.append(prefixed("stream=", stream))
     arguments += [f"recompute={literal(kind)}"] if (kind := _recompute(bindings, layer)) else []
     arguments += ["epilogue=True"] if layer.when is When.EPILOGUE else []
+    arguments += ["rereads=False"] if _is_gathered_once(bindings, layer) else []
     return _statement("self.layer", arguments, depth)
 
 
@@ -258,6 +263,14 @@ def _recompute(bindings: Bindings, layer: Layer) -> str:
     strategy = bindings.cls(layer).strategy
     recompute = strategy.recompute if strategy else "none"
     return "selective" if recompute in IN_STEPS else "full" if recompute == "full" else ""
+
+
+def _is_gathered_once(bindings: Bindings, layer: Layer) -> bool:
+    """Whether values that are there only while a layer runs need not be there for its backward."""
+    cls, state_of = bindings.cls(layer), bindings.program.state_of
+    trained = [v.name for v, name in zip(cls.graph.state, layer.state, strict=True) if state_of[name].trainable]
+    gathers = cls.strategy is not None and LEVELS[cls.strategy.zero].values
+    return bool(trained) and gathers and not rereads(cls.graph, trained, _recompute(bindings, layer))
 
 
 def _axis_variable(bindings: Bindings, layer: Layer, name: str) -> str:

@@ -106,6 +106,15 @@ class LayerCost:
         state = self.state - sum((p.state for p in together), Memory())
         return replace(self, **taken, state=state, across_s=across_s, repeated=())
 
+    def turned(self, share: float) -> LayerCost:
+        """The same as the last layer of all, where in so large a share of the micro-batches the values that the forward
+        has gathered are still there for the backward."""
+
+        def kept(cost: Any) -> Any:
+            return replace(cost, backward_gather_s=(1 - share) * cost.backward_gather_s)
+
+        return replace(kept(self), repeated=tuple(map(kept, self.repeated)))
+
     @property
     def state_bytes(self) -> float:
         """Bytes of state."""

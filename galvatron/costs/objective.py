@@ -17,11 +17,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from galvatron.costs.memory import Memory
 from galvatron.costs.model import CostModel, Front, LayerCost
-from galvatron.costs.sharing import Pace
+from galvatron.costs.sharing import Lines, Pace, phases_s
 from galvatron.costs.timeline import MicroBatchTimes, pipeline_s
 from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
@@ -163,19 +161,13 @@ class Setting:
         return Schedule.parse(self.schedule)
 
     @cached_property
-    def lines(self) -> tuple[tuple[float, float], ...]:
+    def lines(self) -> Lines:
         """See `Pace.lines`."""
         return (self.pace or Pace.even(self.pipeline_degree)).lines(self.micro_batches)
 
     def pipeline_s(self, total_s: Any, slowest_s: Any) -> Any:
-        """Seconds of the phases of all micro-batches, where the schedule has phases; numbers or arrays.
-
-        Args:
-            total_s: of a micro-batch, the sum over stages.
-            slowest_s: of a micro-batch, the slowest stage of each phase, added up.
-        """
-        (a, b), (c, d) = self.lines
-        return np.maximum(a * total_s + b * slowest_s, c * total_s + d * slowest_s)
+        """See `phases_s`, where the schedule has phases."""
+        return phases_s(self.lines, total_s, slowest_s)
 
     @cached_property
     def holders(self) -> tuple[int, ...]:
@@ -183,9 +175,26 @@ class Setting:
         return self.order.holders(self.pipeline_degree)
 
     @cached_property
+    def turns(self) -> float:
+        """In which share of the micro-batches the backward of the last layer follows its forward at once."""
+        turns = self.order.turns(self.pipeline_degree, self.micro_batches, epilogue=self.epilogue)
+        return turns / self.micro_batches
+
+    @cached_property
     def in_flight(self) -> tuple[int, ...]:
         """For each stage, the micro-batches whose activations it holds at once."""
         return self.order.in_flight(self.pipeline_degree, self.micro_batches, epilogue=self.epilogue)
+
+
+def layer_cost(model: CostModel, setting: Setting, index: int, strategy: Strategy) -> LayerCost:
+    """What a layer costs in this setting, its repeated parameters not yet settled."""
+    cost = model.layer(index, strategy, setting.micro_batch, setting.ties)
+    return cost.turned(setting.turns) if is_last(model, index) and cost.backward_gather_s else cost
+
+
+def is_last(model: CostModel, index: int) -> bool:
+    """Whether a layer is the last of all."""
+    return index == len(model.kinds()) - 1
 
 
 def added_shared_bytes(
@@ -311,7 +320,7 @@ def _stage(
     state, late, extra, activation_bytes = Memory(), Memory(), Memory(), 0.0
     before = previous
     for index, strategy in enumerate(strategies, begin):
-        cost = model.layer(index, strategy, size, ties).beside(lambda layer: places[layer] == place)
+        cost = layer_cost(model, setting, index, strategy).beside(lambda layer: places[layer] == place)
         conversion_s = model.conversion_s(index, before, strategy, size) if before is not None else 0.0
         layers.append(LayerReport(index, strategy, cost, conversion_s))
         for name, seconds in _seconds(cost, front).items():

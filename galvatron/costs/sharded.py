@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from operator import itemgetter
@@ -24,6 +24,7 @@ from galvatron.ir.layout import Axis
 from galvatron.ir.plan import Ties
 from galvatron.ir.planned import epilogue, tied_layers
 from galvatron.ir.program import Layer, LayerClass, Program
+from galvatron.ir.recompute import rereads
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import evaluate
 from galvatron.ir.zero import BUCKET_BYTES
@@ -173,7 +174,7 @@ class ShardedCostModel:
             update_s=self._update_s(trained.values()),
             epilogue_s=end.seconds,
             contention=machine.contention(axis for state in trained.values() for axis in state.axes),
-            repeated=tuple(self._settled(own, trained, self._repeated(index), strategy)),
+            repeated=tuple(self._settled(own, trained, self._repeated(index), strategy, ties)),
         )
 
     def _beside(
@@ -190,21 +191,21 @@ class ShardedCostModel:
             for i in (index - 1, index, index + 1)
         )
 
-        def fetched(neighbour: list[TrainedState]) -> float:
-            return sum(one.gathered_bytes for one in own) + sum(n.gathered_bytes + n.cast_bytes for n in neighbour)
-
         several = micro_batch < self.program.batch_size
         summed_bytes = sum(one.summed_bytes for one in own)
         leaving_bytes = sum(one.summed_bytes + (one.added_bytes if several else 0.0) for one in after)
+        there_bytes = sum(one.gathered_bytes for one in own) + sum(n.gathered_bytes + n.cast_bytes for n in after)
+        back_bytes = sum(one.regathered_bytes for one in own)
+        back_bytes += sum(n.regathered_bytes + (n.cast_bytes if n.reread else 0.0) for n in before)
         moments = (
-            Memory(working=profile.forward_extra_bytes(batch) + end.gradient_bytes, communication=fetched(after)),
+            Memory(working=profile.forward_extra_bytes(batch) + end.gradient_bytes, communication=there_bytes),
             Memory(
                 working=profile.backward_extra_bytes(batch) + end.gradient_bytes,
-                communication=fetched(before) + leaving_bytes,
+                communication=back_bytes + leaving_bytes,
             ),
             Memory(
                 working=profile.summing_extra_bytes(batch) + end.gradient_bytes,
-                communication=fetched(before) + leaving_bytes + summed_bytes,
+                communication=back_bytes + leaving_bytes + summed_bytes,
             ),
             Memory(working=end.peak_bytes),
         )
@@ -253,13 +254,16 @@ class ShardedCostModel:
         """What each trained parameter costs, and the bytes of other state and of its new values."""
         sharded = self._partitioner.shard(layer.cls, strategy, ties)
         whole = self._partitioner.whole(layer.cls, ties)
+        formals = zip(sharded.graph.state, layer.state, strict=True)
+        values = [value.name for value, name in formals if self.program.state_of[name].trainable]
+        reread = rereads(sharded.graph, values, strategy.recompute)
         trained: dict[str, TrainedState] = {}
         other_bytes = 0
         for value, name in zip(sharded.graph.state, layer.state, strict=True):
             state = self.program.state_of[name]
             if state.trainable:
                 level = 0 if value.name in whole else strategy.zero
-                trained[name] = trained_state(state, value, sharded.mesh, level)
+                trained[name] = trained_state(state, value, sharded.mesh, level, reread=reread)
             else:
                 other_bytes += evaluate(value.type.bytes, 1)
         for update, value in self.program.updates_in(layer):
@@ -282,9 +286,11 @@ class ShardedCostModel:
         trained: Mapping[str, TrainedState],
         repeated: Mapping[str, int],
         strategy: Strategy,
+        ties: Ties,
     ) -> Iterator[Repeated]:
         """What each repeated parameter takes off, beside those of nearer layers: parameters are synchronised together,
-        so the last one to go takes the latency of a collective with it.
+        so the last one to go takes the latency of a collective with it. Where the backward of the nearer layer reads no
+        values, this layer gathers them.
 
         Args:
             own: what the layer itself trains, and sends for in each micro-batch.
@@ -296,9 +302,10 @@ class ShardedCostModel:
             state = trained.pop(name)
             own.pop(name, None)
             after = self._sent_s(own, trained)
+            gathered = self._state(self.layers[layer], strategy, ties)[0][name].reread
             yield Repeated(
                 layer=layer,
-                backward_gather_s=before.backward_gather_s - after.backward_gather_s,
+                backward_gather_s=before.backward_gather_s - after.backward_gather_s if gathered else 0.0,
                 reduce_s=before.reduce_s - after.reduce_s,
                 state=state.kept,
                 late_bytes=state.late_bytes,
@@ -312,9 +319,9 @@ class ShardedCostModel:
             before = after
 
     def _sent_s(self, own: Mapping[str, TrainedState], trained: Mapping[str, TrainedState]) -> _Sent:
-        """Seconds of the collectives of `own` in each micro-batch, and of `trained` once per step."""
-        each, once = state_collectives(own.values()), state_collectives(trained.values())
-        bucket_bytes = sum(state.bucket_bytes for state in trained.values())
+        """Seconds of the collectives of `own` in each micro-batch, and of `trained` once per step, where those of one
+        level are in buckets of their own."""
+        each = state_collectives(own.values())
         gathers = [event for event in each.backward if event.kind == "all_gather"]
         sums = [event for event in each.backward if event.kind != "all_gather"]
 
@@ -323,17 +330,25 @@ class ShardedCostModel:
                 self.machine.collective_s(event.kind, event.payload_bytes(1) * share, event.axis) for event in events
             )
 
-        def in_buckets(events: Sequence[CollectiveCall]) -> float:
-            """As a part of full buckets, or as several."""
-            return seconds(events, BUCKET_BYTES / bucket_bytes) * bucket_bytes / BUCKET_BYTES if bucket_bytes else 0.0
-
+        by_level: dict[int, list[TrainedState]] = defaultdict(list)
+        for state in trained.values():
+            by_level[state.level].append(state)
+        sync_s = publish_s = start_s = 0.0
+        for states in by_level.values():
+            once, buckets = state_collectives(states), sum(state.bucket_bytes for state in states) / BUCKET_BYTES
+            start_s += seconds(once.step, 0.0)
+            if buckets:  # as a part of a full one, or as several
+                sync_s += seconds(once.step, 1 / buckets) * buckets
+                publish_s += seconds(once.update, 1 / buckets) * buckets
+            else:
+                publish_s += seconds(once.update)
         return _Sent(
             forward_gather_s=seconds(each.forward),
             backward_gather_s=seconds(gathers),
             reduce_s=seconds(sums),
-            sync_s=in_buckets(once.step),
-            publish_s=in_buckets(once.update) if once.step else seconds(once.update),
-            start_s=seconds(once.step, 0.0),
+            sync_s=sync_s,
+            publish_s=publish_s,
+            start_s=start_s,
         )
 
     def _repeated(self, index: int) -> dict[str, int]:

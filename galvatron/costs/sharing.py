@@ -9,8 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from galvatron.ir.curves import Points
+
+Lines = tuple[tuple[float, float], tuple[float, float]]
+"""Two lines, each by what it has of the sum over stages and of the slowest stage."""
+
+
+def phases_s(lines: Lines, total_s: Any, slowest_s: Any) -> Any:
+    """Seconds of the phases of all micro-batches; numbers or arrays.
+
+    Args:
+        lines: see `Pace.lines`.
+        total_s: of a micro-batch, the sum over stages.
+        slowest_s: of a micro-batch, the slowest stage of each phase, added up.
+    """
+    (a, b), (c, d) = lines
+    return np.maximum(a * total_s + b * slowest_s, c * total_s + d * slowest_s)
 
 
 @dataclass(frozen=True)
@@ -45,7 +63,7 @@ class Pace:
         """Whether it makes no difference who waits."""
         return self.shares[0] == 1.0
 
-    def lines(self, micro_batches: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    def lines(self, micro_batches: int) -> Lines:
         """What a phase of a schedule takes: the longer of two lines in the sum over stages and the slowest stage.
 
         First, as if every rank were always as fast as alone: all stages once, and the slowest again for each further

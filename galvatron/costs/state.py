@@ -32,6 +32,7 @@ class TrainedState:
         has_master: whether the optimizer updates a copy in another type than that of the values.
         axes: those over which its gradient is summed.
         level: of ZeRO, over these axes.
+        reread: whether the backward of the layer reads the values.
     """
 
     value_bytes: int
@@ -39,6 +40,7 @@ class TrainedState:
     has_master: bool
     axes: tuple[Axis, ...]
     level: int
+    reread: bool = True
 
     @property
     def ways(self) -> int:
@@ -71,6 +73,11 @@ class TrainedState:
     def gathered_bytes(self) -> float:
         """Values that are whole only while a layer runs."""
         return self.value_bytes if self.axes and LEVELS[self.level].values else 0
+
+    @property
+    def regathered_bytes(self) -> float:
+        """Those that are whole for its backward, too."""
+        return self.gathered_bytes if self.reread else 0
 
     @property
     def cast_bytes(self) -> float:
@@ -109,7 +116,9 @@ class TrainedState:
         return (ACCUMULATION_PASSES - 1) * self.master_bytes + self.value_bytes
 
 
-def trained_state(state: State, local: Value, mesh: tuple[Axis, ...], level: int) -> TrainedState:
+def trained_state(
+    state: State, local: Value, mesh: tuple[Axis, ...], level: int, *, reread: bool = True
+) -> TrainedState:
     """What a trained parameter costs, kept as a formal of a sharded class."""
     return TrainedState(
         value_bytes=evaluate(local.type.bytes, 1),
@@ -117,6 +126,7 @@ def trained_state(state: State, local: Value, mesh: tuple[Axis, ...], level: int
         has_master=state.type.dtype != local.type.dtype,
         axes=summed_axes(local.layout or (), mesh),
         level=level,
+        reread=reread,
     )
 
 
@@ -140,6 +150,8 @@ def state_collectives(states: Iterable[TrainedState]) -> StateCollectives:
         level, axes = LEVELS[state.level], merged(state.axes)
         for phase, by_kind in sizes.items():
             for kind in getattr(level, phase) if axes else ():
+                if phase == "backward" and kind == "all_gather" and not state.reread:
+                    continue
                 by_kind[kind, axes] += state.value_bytes if kind == "all_gather" else state.master_bytes
     return StateCollectives(**{phase: _events(by_kind) for phase, by_kind in sizes.items()})
 

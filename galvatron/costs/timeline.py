@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from galvatron.costs.sharing import Pace
+from galvatron.costs.sharing import Pace, phases_s
 from galvatron.schedules import Kind, Schedule
 from galvatron.schedules.actions import Result
 
@@ -55,7 +55,7 @@ def pipeline_s(
     total_s, slowest_s = sum(map(sum, phases)), sum(map(max, phases))
     if not math.isfinite(total_s):
         return math.inf
-    return max(of_sum * total_s + of_slowest * slowest_s for of_sum, of_slowest in pace.lines(micro_batches))
+    return float(phases_s(pace.lines(micro_batches), total_s, slowest_s))
 
 
 def played_s(

@@ -57,7 +57,7 @@ class Preset:
         memory_gib: what the driver gives to a process, which is less than what the card is sold with.
         bf16: whether products of bf16 are as fast as those of f16; if not, they are as fast as those of f32.
         reserved_gib: of memory, what is taken before a program's first tensor.
-        workspace_mib: of a handle of the library of products.
+        hopper: whether the library of products takes as much as it does on a GPU of that generation.
         clock: the share of its rates that it holds where it is allowed less power than other devices of its kind.
     """
 
@@ -72,7 +72,7 @@ class Preset:
     bf16: bool = True
     reserved_gib: float = RESERVED_GIB
     kind: str = "cuda"
-    workspace_mib: float = WORKSPACE_MIB
+    hopper: bool = False
     clock: float = 1.0
 
 
@@ -98,20 +98,20 @@ _ROWS = (
     Preset("l4", 121, None, 30.3, 0.5, 22.05, 300, _SHEET + _seen("several logs, 22.03 to 22.07")),
     Preset("l40s", 362, None, 91.6, 1.4, 44.40, 860, _STAS + _F32 + _seen("QwenLM/Qwen3-VL issue 2097 (an L40)")),
     Preset("h100-80g", 989, 794.5, 67, 67, 79.11, 3350, _STAS + _F32 + _seen("vllm-project/vllm issue 27508"),
-           workspace_mib=HOPPER),
+           hopper=True),
     Preset("h100-96g", 989, 794.5, 67, 67, 95.0, 2400,
            "as the one with 80 GB, with HBM2e: pytorch/torchtitan benchmarks/llama3_h100_202412_torchtitan.md; memory: "
            "what a 96 GB card of that generation gives, not verified; 500 W of 700, as there; at rest 140 W, "
            "wilicc/gpu-burn issue 114",
-           workspace_mib=HOPPER, clock=held_clock(500, 700, 140)),
+           hopper=True, clock=held_clock(500, 700, 140)),
     Preset("h100-80g-pcie", 756, None, 51, 51, 79.11, 2000, _SHEET + "; memory: as of the SXM card",
-           workspace_mib=HOPPER),
+           hopper=True),
     Preset("h100-94g-nvl", 835, None, 60, 60, 93.00, 3900, _SHEET + _seen("ali-vilab/VACE issue 56"),
-           workspace_mib=HOPPER),
+           hopper=True),
     Preset("gh200-96g", 989, None, 67, 67, 94.50, 4000, _SHEET + _seen("logs of vLLM on one"),
-           workspace_mib=HOPPER),
+           hopper=True),
     Preset("h200-141g", 989, 794.5, 67, 67, 139.80, 4800, _STAS + _F32 + _seen("several logs, 139.72 to 139.81"),
-           workspace_mib=HOPPER),
+           hopper=True),
     Preset("b200-180g", 2250, 1745.0, 75, 37, 178.35, 7672,
            _STAS + _F32 + "; bandwidth: 7,680 bits at 3,996 MHz, pytorch/ao pull request 4002" + _seen("several logs")),
     Preset("gb200", 2500, 1822.0, 80, 40, 184.31, 8000, _STAS + _F32 + _seen("several logs")),
@@ -119,7 +119,7 @@ _ROWS = (
     Preset("mi325x", 1300, 784.9, 163.4, 163.4, 255.98, 6000, _STAS + _F32 + _seen("logs of vLLM")),
     Preset("cpu", 2.6, None, 2.6, 1.3, 128, 205,
            "assumed: a socket of 32 cores with 512-bit vectors at 2.5 GHz, half of it reached, and eight channels of "
-           "DDR4-3200; profile your own", bf16=False, reserved_gib=0.5, kind="cpu", workspace_mib=0),
+           "DDR4-3200; profile your own", bf16=False, reserved_gib=0.5, kind="cpu"),
 )  # fmt: skip
 
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in _ROWS}
@@ -142,9 +142,9 @@ on a fast core (pytorch/pytorch issue 41383), a `view` about 1 (gabrieldemarmies
 482)."""
 
 
-def gpu_workspace_bytes(capability: float) -> int:
-    """What the library of products takes on a GPU of a compute capability."""
-    return round(HANDLES * (HOPPER if 9 <= capability < 10 else WORKSPACE_MIB) * 2**20)
+def gpu_workspace_bytes(*, hopper: bool) -> int:
+    """What the library of products takes on a GPU, of that generation or another."""
+    return round(HANDLES * (HOPPER if hopper else WORKSPACE_MIB) * 2**20)
 
 
 def device(name: str) -> Device:
@@ -170,7 +170,7 @@ def device(name: str) -> Device:
         HOST_BACKWARD_S,
         HOST_VIEW_S,
         reserved_bytes=round(preset.reserved_gib * 2**30),
-        workspace_bytes=round(HANDLES * preset.workspace_mib * 2**20),
+        workspace_bytes=gpu_workspace_bytes(hopper=preset.hopper) if preset.kind == "cuda" else 0,
     )
     if preset.kind == "cpu":
         return found

@@ -6,10 +6,13 @@ the last op of which autograd saves something. Under `recompute=selective` some 
 time is in arithmetic (`Operator.kept`), and those that communicate. What is computed again is bound by memory traffic.
 Of an `spmd.` op that is not kept, what its collectives return is kept all the same. Under `recompute=alternate` the
 same holds, but every second product of matrices is computed again as well, for half of the memory of their results.
+
+What a backward reads besides what was kept are values of parameters, and for some layers not even these (`rereads`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from galvatron.ir.collectives import COLLECTIVES
@@ -57,3 +60,17 @@ def selective_steps(graph: Graph, recompute: str) -> dict[int, Step]:
 
 def _is_product(op: Op) -> bool:
     return op.namespace != "comm" and operator_of(op).contracts and not operator_of(op).attends
+
+
+def rereads(graph: Graph, trained: Collection[str], recompute: str) -> bool:
+    """Whether the backward of a sharded graph reads values of its `trained` state.
+
+    It does not where they are only looked up: that makes new tensors, and its gradient needs the indices alone.
+    """
+
+    def looks_up(op: Op) -> bool:
+        others = [graph.values[name] for name in op.operands if name not in trained]
+        return operator_of(op).looks_up and not any(value.type.is_floating for value in others)
+
+    readers = [op for op in graph.ops if any(name in trained for name in op.operands)]
+    return recompute in ("full", *IN_STEPS) or not all(map(looks_up, readers))

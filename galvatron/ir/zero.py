@@ -19,7 +19,9 @@ class Level:
     `values`, `gradients` and `optimizer` say what is cut into `n` parts between its uses; the optimizer's copies are
     the state of its rule and, with a master type, the master. Collectives are of the parameter (`all_gather`) and of
     its gradient (the others): `forward` and `backward` once per micro-batch, `step` and `update` once per step, beside
-    the last backward and after the update of the values.
+    the last backward and after the update of the values. Gathers of `backward` are left out where that reads no values
+    (`galvatron.ir.recompute.rereads`), and in the last layer where its forward has just gathered them
+    (`Schedule.turns`).
 
     None of them is waited for where it begins. The runtime has gathers of `forward` and `backward` run beside the layer
     before, reduce-scatters of `backward` beside the backward of the layer that it meets next, those of `step` beside

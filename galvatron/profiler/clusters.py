@@ -80,6 +80,7 @@ def _device(profile: Profile) -> Device:
     moving = dict(_moving(profile))
     launches = [m.seconds for m in profile.of("launch")]
     recorded = [m.seconds for m in profile.of("host", "recorded op")]
+    is_hopper = 9 <= (profile.fact("capability") or 0.0) < 10
     return Device(
         name=environment.device,
         memory_bytes=environment.memory_bytes,
@@ -92,7 +93,7 @@ def _device(profile: Profile) -> Device:
         host_backward_s=_backward_s(profile),
         host_view_s=min((m.seconds for m in profile.of("host", "view")), default=0.0),
         reserved_bytes=_reserved_bytes(profile),
-        workspace_bytes=gpu_workspace_bytes(profile.fact("capability") or 0.0) if environment.kind == "cuda" else 0,
+        workspace_bytes=gpu_workspace_bytes(hopper=is_hopper) if environment.kind == "cuda" else 0,
         moving_share=tuple(
             (name, min(1.0, rows[-1][0] / rows[-1][1] / bandwidth)) for name, rows in moving.items() if name in _MOVING
         ),

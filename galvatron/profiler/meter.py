@@ -81,7 +81,8 @@ class Meter:
         Then it is the time of its thread that tells what a call takes: of a window of the clock nobody knows how much
         of the core it had.
         """
-        if self.world.device.type != "cpu" or self.world.size == 1 or torch.get_num_threads() > 1:
+        (threads,) = self.agreed(float(torch.get_num_threads()), largest=True)
+        if self.world.device.type != "cpu" or self.world.size == 1 or threads > 1:
             return 1.0
         ranks, cores = crowding(self.world)
         return max(1.0, ranks / cores)

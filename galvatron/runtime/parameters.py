@@ -6,7 +6,8 @@ on several pipeline ranks, over those too. Everything follows from the placement
 level 0   gradients are summed once per step, whole; a sum starts while the last backward goes on
 level 1   the same, but each rank gets the sum of its part, updates it, and the new values are gathered
 level 2   gradients are summed after each micro-batch, so that only a part of the sum is kept
-level 3   values are gathered before a layer runs, forward and backward, and given back after it
+level 3   values are gathered before a layer runs, forward and backward, and given back after it; the last layer keeps
+          them where its backward follows at once, and a backward that reads none of them has none gathered
 """
 
 from __future__ import annotations
@@ -224,10 +225,12 @@ class Parameters:
         """Make the layers wait for the values that they read."""
         for stage in stages:
             chain: list[LayerParameters] = []
+            last = [layer for layer in stage.layers.values() if not layer.epilogue][-1:]
             for layer in stage.layers.values():
                 found = {id(b): b for b, _ in (self._of[name] for name in layer.names if name in self._of) if b.level}
                 if found:
-                    layer.parameters = LayerParameters(tuple(found.values()))
+                    turning = stage if layer in last else None
+                    layer.parameters = LayerParameters(tuple(found.values()), turning, rereads=layer.rereads)
                     chain.append(layer.parameters)
             for before, after in zip(chain, chain[1:], strict=False):
                 before.after, after.before = after, before
@@ -236,38 +239,46 @@ class Parameters:
 class LayerParameters:
     """What one layer does for the parameters that it reads: before it runs it waits for them and has those of the next
     layer fetched, forward and backward alike; at level 3 they go again after it.
+
+    Args:
+        turning: the stage of which this is the last layer; None where it is not.
+        rereads: whether the layer's backward reads the values.
     """
 
-    def __init__(self, buckets: tuple[Bucket, ...]) -> None:
-        self._buckets = buckets
+    def __init__(self, buckets: tuple[Bucket, ...], turning: Stage | None, *, rereads: bool) -> None:
+        self._buckets, self._turning, self._rereads = buckets, turning, rereads
         self._fetched = tuple(bucket for bucket in buckets if bucket.level == 3)
         self.before: LayerParameters | None = None
         self.after: LayerParameters | None = None
 
     def enter(self) -> None:
         """The layer's forward begins."""
-        self._prepare(self.after)
+        for bucket in self._buckets:
+            bucket.ready()
+        if self.after is not None:
+            self.after._fetch()
 
     def leave(self, results: Any) -> None:
         """The layer's forward has ended, with these results."""
         if not self._fetched:
             return
-        for bucket in self._fetched:
-            bucket.release()
+        if not (self._rereads and self._turning is not None and self._turning.turns):
+            for bucket in self._fetched:
+                bucket.release()
         if torch.is_grad_enabled():
             for result in results if isinstance(results, tuple) else (results,):
                 if isinstance(result, Tensor) and result.requires_grad:
                     result.register_hook(self._before_backward)
 
     def _before_backward(self, _: Tensor) -> None:
-        self._prepare(self.before)
-
-    def _prepare(self, following: LayerParameters | None) -> None:
-        for bucket in self._buckets:
+        for bucket in self._fetched if self._rereads else ():
             bucket.ready()
-        if following is not None:
-            for bucket in following._fetched:
-                bucket.fetch()
+        if self.before is not None and self.before._rereads:
+            self.before._fetch()
+
+    def _fetch(self) -> None:
+        for bucket in self._fetched:
+            bucket.fetch()
 
 
 def _accumulations(stages: Sequence[Stage], bucket: Bucket) -> tuple[int, int]:

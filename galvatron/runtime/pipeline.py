@@ -21,7 +21,7 @@ from galvatron.runtime import comm, deferral
 from galvatron.runtime.collectives import packed
 from galvatron.runtime.comm import PIPELINE, Chunk, now
 from galvatron.runtime.stage import Stage, Transfer
-from galvatron.schedules import SENDS_IN_FLIGHT, Action, Kind, Schedule, orders
+from galvatron.schedules import SENDS_IN_FLIGHT, Action, Kind, Schedule, at_turn, orders
 
 Keywords = Mapping[int, Sequence[Mapping[str, Any]]]
 """By stage, the keyword arguments of `Stage.forward` for each micro-batch."""
@@ -68,7 +68,8 @@ class Pipeline:
         """
         degree, rank = self.mesh.pipeline_degree, self.mesh.pipeline_rank
         order = orders(self.schedule, degree, micro_batches, epilogue=self.epilogue)[rank]
-        one = _Pass(self, keywords, epilogue or {}, samples, micro_batches, backward)
+        turns = at_turn(order, len(self.mesh.holders) - 1) if backward else frozenset()
+        one = _Pass(self, keywords, epilogue or {}, samples, micro_batches, backward, turns)
         perform = {
             Kind.FORWARD: one.forward,
             Kind.BACKWARD: one.backward,
@@ -117,6 +118,7 @@ class _Pass:
         samples: int,
         micro_batches: int,
         backward: bool,
+        turns: frozenset[int],
     ) -> None:
         self._stages, self._mesh = pipeline.stages, pipeline.mesh
         self._ends = pipeline.epilogue
@@ -126,6 +128,7 @@ class _Pass:
         self._micro_batches = micro_batches
         self._samples = samples // micro_batches
         self._backward = backward
+        self._turns = turns
         self.losses: list[Tensor] = []
         self._values: dict[Key, _Arrival] = {}
         self._gradients: dict[Key, _Arrival] = {}
@@ -144,6 +147,7 @@ class _Pass:
         for transfer, value in zip(stage.received, received, strict=True):
             value.requires_grad_(transfer.requires_grad and self._backward)
         stage.random.microbatch = micro_batch
+        stage.turns = index == stage.count - 1 and micro_batch in self._turns
         result = stage(*received, **self._keywords[index][micro_batch])
         now.chunk = now.place = None
         if index == stage.count - 1 and not self._ends:

@@ -3,18 +3,28 @@
 The key of a draw is (seed of the job, step, micro-batch, layer, site in the layer, coordinates on the axes on which the
 drawn tensor is sharded). So ranks with replicas of a tensor draw the same numbers, ranks with different slices
 independent ones, a recomputed layer the same ones again, and a job that starts from the same seed repeats exactly.
+
+Of a compiled layer no key can be made in the middle. There the draws on the same axes are a *stream*: one key for the
+call of the layer, from which they follow one after another in the compiler's order. That is the same on all ranks, in
+every step and when the call is replayed as a whole; the numbers are others than those of the layer as written, which
+they are anyway where the compiler fuses draws, as it has a generator of its own. Other draws, and those of layers that
+are replayed in parts, keep their keys, and the compiler cuts its graphs there.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from galvatron.runtime.mesh import Axis
+
+_STREAM = -1
+"""The site of a stream; those of draws count from 0."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,29 @@ def seeded(seed: Seed, *, site: int, axes: tuple[Axis, ...] = (), per_step: bool
         yield
     finally:
         generator.set_state(state)
+
+
+def in_stream(function: Callable[..., Any], axes: tuple[Axis, ...]) -> Callable[..., Any]:
+    """The function of a layer, whose draws under `going_on` are a stream."""
+
+    def call(*args: Any, seed: Seed, **kwargs: Any) -> Any:
+        with seeded(seed, site=_STREAM, axes=axes):
+            return function(*args, seed=seed, **kwargs)
+
+    return call
+
+
+def going_on(stream: tuple[Axis, ...]) -> Callable[..., AbstractContextManager[None]]:
+    """In the place of `seeded`, in such a function: draws on the axes of the stream are drawn from that."""
+
+    def seeded_or_not(
+        seed: Seed, *, site: int, axes: tuple[Axis, ...] = (), per_step: bool = False
+    ) -> AbstractContextManager[None]:
+        if axes == stream and not per_step:
+            return nullcontext()
+        return seeded(seed, site=site, axes=axes, per_step=per_step)
+
+    return seeded_or_not
 
 
 def _generator(device: torch.device) -> torch.Generator:

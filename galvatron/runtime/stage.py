@@ -177,8 +177,10 @@ class Layer(nn.Module):
     """One layer of a stage: the function of its class, applied to this layer's own state.
 
     The state belongs to the stage and is looked up at each call. `random` is where the seed of a call comes from; None
-    for a function that draws no random numbers. With `recompute`, activations are computed again in the backward: all,
-    or with "selective" those that are not results of `rt.keep`.
+    for a function that draws no random numbers. Compiled, its draws on the axes of `stream` may follow one after
+    another from one key (`galvatron.runtime.random`). With `recompute`, activations are computed again in the backward:
+    all, or with "selective" those that are not results of `rt.keep`. `rereads` says whether its backward reads values
+    of its parameters.
     """
 
     def __init__(
@@ -189,18 +191,22 @@ class Layer(nn.Module):
         axes: tuple[Axis, ...],
         state: Sequence[str],
         random: Randomness | None,
+        stream: tuple[Axis, ...] | None = None,
         recompute: Recompute | None = None,
         epilogue: bool = False,
+        rereads: bool = True,
     ) -> None:
         super().__init__()
         self.name = name
         self.epilogue = epilogue
+        self.rereads = rereads
         self._stage = stage.index
         self._job = stage.random
         self.function = function
         self._call = recomputed(self._run, selective=recompute == "selective") if recompute else self._run
         self.axes = axes
         self.random = random
+        self.stream = stream
         self.names = tuple(state)
         self._sources = tuple((stage.table(name), name) for name in self.names)
         self.updates: list[Update] = []
@@ -268,6 +274,8 @@ class Stage(nn.Module):
         self.loss_axes: tuple[Axis, ...] = ()
         self.global_batch_size = 0
         """Samples in the whole batch of the running step; set by the runtime."""
+        self.turns = False
+        """Whether the running forward is followed by a backward of this stage at once; set by the runtime."""
         self.asked = False
         """Whether the running step is to give what the model returns besides its loss; set by the runtime."""
         self.micro_batches = 1
@@ -323,17 +331,21 @@ class Stage(nn.Module):
         axes: tuple[Axis, ...] = (),
         state: Sequence[str] = (),
         random: bool = False,
+        stream: tuple[Axis, ...] | None = None,
         recompute: Recompute | None = None,
         epilogue: bool = False,
+        rereads: bool = True,
     ) -> None:
         """Make `self.<name>(*args)` call `function(*axes, *args, *state)`, and with `seed=` if it is `random`; the
-        backward computes its activations again if `recompute` says so. An `epilogue` is called once per step.
+        backward computes its activations again if `recompute` says so. An `epilogue` is called once per step. See
+        `Layer` for `stream` and `rereads`.
         """
         if hasattr(type(self), name) or name in self.__dict__:
             raise GalvatronError(
                 f"stage {self.index}: {name!r} cannot name a layer, a stage has an attribute of that name"
             )
-        layer = Layer(self, name, function, axes, state, self.random if random else None, recompute, epilogue)
+        source = self.random if random else None
+        layer = Layer(self, name, function, axes, state, source, stream, recompute, epilogue, rereads)
         self.layers[name] = layer
         object.__setattr__(self, name, layer)
 

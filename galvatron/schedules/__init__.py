@@ -5,7 +5,7 @@ A schedule is a small value (`kinds`) that says in which order a rank computes. 
 runtime and the cost model both ask here.
 """
 
-from galvatron.schedules.actions import Action, Kind, held_over_time
+from galvatron.schedules.actions import Action, Kind, at_turn, held_over_time
 from galvatron.schedules.kinds import PATTERN, SCHEDULES, Schedule, default_schedule
 from galvatron.schedules.messages import SENDS_IN_FLIGHT, orders
 
@@ -16,6 +16,7 @@ __all__ = [
     "Action",
     "Kind",
     "Schedule",
+    "at_turn",
     "default_schedule",
     "held_over_time",
     "orders",

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 
 
 class Kind(Enum):
@@ -40,6 +41,11 @@ class Action:
     kind: Kind
     stage: int
     micro_batch: int
+
+    @property
+    def computes(self) -> bool:
+        """Whether this is no message."""
+        return self.kind not in (Kind.SEND_F, Kind.RECV_F, Kind.SEND_B, Kind.RECV_B)
 
     @property
     def direction(self) -> int:
@@ -96,3 +102,15 @@ def held_over_time(order: Sequence[Action]) -> list[dict[int, int]]:
         elif action.kind in (Kind.BACKWARD, Kind.BACKWARD_WEIGHT):
             held[action.stage] -= 1
     return history
+
+
+def at_turn(order: Sequence[Action], last: int) -> frozenset[int]:
+    """The micro-batches whose forward in stage `last` is followed by a backward there before the rank computes anything
+    else."""
+    computed = [action for action in order if action.computes]
+    return frozenset(
+        action.micro_batch
+        for action, following in pairwise(computed)
+        if action.kind is Kind.FORWARD and action.stage == following.stage == last
+        if following.direction < 0
+    )

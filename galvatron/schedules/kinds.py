@@ -77,6 +77,10 @@ class Schedule(ABC):
                     most[stage] = max(most[stage], count)
         return tuple(most)
 
+    def turns(self, degree: int, micro_batches: int, *, epilogue: bool = False) -> int:
+        """How many forwards of the last stage its own backward follows at once."""
+        return 0 if epilogue else micro_batches
+
     def shorter(self, degree: int, micro_batches: int, repetitions: int) -> int:
         """Fewer micro-batches whose order is the same but for repetitions: what a rank does between its first backward
         and the last forward of one of its stages comes again and again, and so many times are left at least.
@@ -142,6 +146,10 @@ class GPipe(_OneStage):
 
     def ahead(self, degree: int, rank: int, micro_batches: int, epilogue: bool) -> int:
         return micro_batches if degree > 1 or epilogue else 1
+
+    def turns(self, degree: int, micro_batches: int, *, epilogue: bool = False) -> int:
+        most = super().turns(degree, micro_batches, epilogue=epilogue)
+        return min(most, 1) if degree > 1 else most
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 import galvatron
 from galvatron import runtime as rt
 from galvatron.calibration import feedback
-from galvatron.calibration.accuracy import Accuracy, Part, RankAccuracy, measured
+from galvatron.calibration.accuracy import Accuracy, PartAccuracy, RankAccuracy, measured
 from galvatron.errors import GalvatronError
 from galvatron.profiler import grids, local, store
 from galvatron.profiler.profile import Profile
@@ -48,7 +48,7 @@ def test_other_steps_say_nothing(steps: list[StepMetrics]) -> None:
 
 def test_a_table() -> None:
     ranks = tuple(
-        RankAccuracy((Part("computing", 1.0, 2.0), Part("gradients", 0.0, 0.0)), 2**30, measured_bytes)
+        RankAccuracy((PartAccuracy("computing", 1.0, 2.0), PartAccuracy("gradients", 0.0, 0.0)), 2**30, measured_bytes)
         for measured_bytes in (2**29, None)
     )
     accuracy = Accuracy(0.9, 1.0, 7, ranks)

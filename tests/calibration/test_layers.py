@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,11 +13,10 @@ import torch
 
 from galvatron.calibration import layers
 from galvatron.calibration.alone import Alone
-from galvatron.calibration.cases import common_strategies, layer_cases
+from galvatron.calibration.cases import LayerCase, common_strategies, layer_cases
 from galvatron.calibration.layers import measure_layers
 from galvatron.costs.estimate import estimate_plan
 from galvatron.costs.sharded import ShardedCostModel
-from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.device import Measured
 from galvatron.ir.plan import Plan
@@ -146,14 +146,20 @@ def test_what_is_not_timed_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None
     assert {reason for _, reason in large.left_out} == {"it takes more than half of the memory"}
 
 
-def test_an_error_names_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: object) -> Alone:
-        raise RuntimeError("out of luck")
-
-    monkeypatch.setattr(layers, "Alone", broken)
+def test_a_class_that_cannot_run_by_itself_is_named_and_others_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = layer_cases(program(), FOUR, [planned("m4/dp2-tp2")])
-    with pytest.raises(GalvatronError, match="layer class embedding under dp2-tp2 cannot be run .* out of luck"):
-        measure_layers(ALONE, cases, replace(TINY, total_s=60.0))
+    first = cases[0].local.cls.name
+
+    def one_is_broken(case: LayerCase, samples: int, device: torch.device) -> Alone:
+        if case.local.cls.name == first:
+            raise RuntimeError("out of luck")
+        return Alone(case, samples, device)
+
+    monkeypatch.setattr(layers, "Alone", one_is_broken)
+    found = measure_layers(ALONE, cases, replace(TINY, total_s=60.0))
+    ((name, reason),) = found.unfit
+    assert name == cases[0].name and re.fullmatch(r"it cannot be run by itself on \d+ samples: out of luck", reason)
+    assert {time.name for time in found.profile.classes} == {case.name for case in cases[1:]}
 
 
 def two_ranks(world: World) -> str:

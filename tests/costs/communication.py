@@ -7,6 +7,7 @@ They are the events of `profile_graph`, so the numbers are those that the cost m
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from galvatron.costs.events import CollectiveCall
@@ -14,7 +15,8 @@ from galvatron.costs.profile import profile_graph
 from galvatron.costs.state import StateCollectives, TrainedState, state_collectives, trained_state
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.program import Form, LayerKind, Program, Stage
+from galvatron.ir.program import Form, Layer, LayerKind, Program
+from galvatron.ir.recompute import rereads
 from galvatron.partition import Partitioner
 
 Counts = Counter[tuple[str, tuple[int, int]]]
@@ -26,12 +28,14 @@ class Communication:
     """The collectives that one rank of a stage takes part in.
 
     `forward` and `backward` are those of one micro-batch, in order; `state` are those of the parameters and their
-    gradients. How many messages carry what is sent once per step is up to the runtime.
+    gradients. How many messages carry what is sent once per step is up to the runtime. `kept` are those of `state` that
+    a micro-batch does not send whose forward the backward of the last layer follows at once.
     """
 
     forward: tuple[CollectiveCall, ...]
     backward: tuple[CollectiveCall, ...]
     state: StateCollectives = StateCollectives((), (), ())
+    kept: tuple[CollectiveCall, ...] = ()
 
 
 def counts(collectives: tuple[CollectiveCall, ...]) -> Counts:
@@ -54,11 +58,13 @@ def stage_communication(program: Program, stage: int = 0) -> Communication:
         raise GalvatronError(f"the communication of a stage needs a staged program, not a {program.form} one")
     reader = _Reader(program)
     layers = [layer for layer in program.stages[stage].layers if layer.kind is not LayerKind.STEP]
+    levels = {kept.state: kept.zero for kept in program.stages[stage].state}
     parts = [reader.layer(layer.cls) for layer in layers]
     return Communication(
         forward=tuple(event for part in parts for event in part.forward),
         backward=tuple(event for part in reversed(parts) for event in part.backward),
-        state=_state_collectives(program, program.stages[stage]),
+        state=_state_collectives(program, layers, levels),
+        kept=_kept(program, layers[-1], levels) if stage == len(program.stages) - 1 else (),
     )
 
 
@@ -85,23 +91,34 @@ class _Reader:
         return self._known[name]
 
 
-def _state_collectives(program: Program, stage: Stage) -> StateCollectives:
+def _trained(program: Program, layer: Layer, levels: Mapping[str, int]) -> dict[str, TrainedState]:
+    cls = program.class_of[layer.cls]
+    formals = {n: v for n, v in zip(layer.state, cls.graph.state, strict=True) if program.state_of[n].trainable}
+    recompute = cls.strategy.recompute if cls.strategy else "none"
+    reread = rereads(cls.graph, [value.name for value in formals.values()], recompute)
+    return {
+        name: trained_state(program.state_of[name], value, cls.mesh, levels[name], reread=reread)
+        for name, value in formals.items()
+    }
+
+
+def _kept(program: Program, last: Layer, levels: Mapping[str, int]) -> tuple[CollectiveCall, ...]:
+    backward = state_collectives(_trained(program, last, levels).values()).backward
+    return tuple(event for event in backward if event.kind == "all_gather")
+
+
+def _state_collectives(program: Program, layers: Sequence[Layer], levels: Mapping[str, int]) -> StateCollectives:
     """What is sent for parameters, layer by layer.
 
     One that several layers read is summed with the first of them, and stays whole between their backwards.
     """
-    levels = {kept.state: kept.zero for kept in stage.state}
     parts: list[StateCollectives] = []
     seen: set[str] = set()
-    for layer in stage.layers:
-        cls = program.class_of[layer.cls]
-        own: list[TrainedState] = []
-        again: list[TrainedState] = []
-        for name, formal in zip(layer.state, cls.graph.state, strict=True):
-            if program.state_of[name].trainable:
-                state = trained_state(program.state_of[name], formal, cls.mesh, levels[name])
-                (again if name in seen else own).append(state)
-                seen.add(name)
+    for layer in layers:
+        trained = _trained(program, layer, levels)
+        own = [state for name, state in trained.items() if name not in seen]
+        again = [state for name, state in trained.items() if name in seen]
+        seen.update(trained)
         parts += [state_collectives(own), StateCollectives(state_collectives(again).forward, (), ())]
     return StateCollectives(
         tuple(event for part in parts for event in part.forward),

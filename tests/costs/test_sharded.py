@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import galvatron
 from galvatron.costs.estimate import cost_model, estimate_plan
 from galvatron.costs.model import LayerCost
+from galvatron.costs.objective import Setting, layer_cost
 from galvatron.costs.sharded import ShardedCostModel
 from galvatron.errors import PlanError
 from galvatron.ir.cluster import Cluster
@@ -165,6 +166,36 @@ def test_a_layer_with_all_its_parameters_beside_it_pays_for_none_of_them(shared:
     beside = again.on_stage(0)
     assert again.sync_s > 0 and beside.sync_s == pytest.approx(0, abs=1e-12)
     assert beside.state_bytes == 0 and beside.update_s == pytest.approx(0, abs=1e-12)
+
+
+def test_new_values_beside_a_tie_that_is_kept_whole_are_gathered_by_themselves() -> None:
+    """At level 2 the values of a layer are in one collective, whatever else is summed in buckets."""
+    program = costed("gpt")[0]
+    model = ShardedCostModel(program, Cluster.parse("a100-80g:1x4"))
+    tied = next(iter(model.tied().values()))
+    names = set(model.layers[tied[0]].state).difference(*(model.layers[index].state for index in tied[1:]))
+    own_bytes = sum(program.state_of[name].type.bytes for name in names)
+    found = cost(model, tied[0], "dp4-zero2", 4)
+    assert found.bucket_bytes and names
+    assert found.publish_s == pytest.approx(model.machine.collective_s("all_gather", float(own_bytes), FOUR))
+
+
+def test_what_the_forward_has_gathered_is_not_gathered_again(model: ShardedCostModel) -> None:
+    """In the last layer, where its backward follows at once; and never what a backward does not read."""
+    strategy, again = Strategy.parse("dp4-zero3"), Strategy.parse("dp4-zero3-recompute")
+    ties = tuple((name, strategy.keeping) for name in model.tied())
+    head, block, embedding = (model.layer(index, strategy, 8, ties) for index in (HEAD, BLOCK, EMBEDDING))
+
+    def gathered_s(index: int, schedule: str, degree: int) -> float:
+        setting = Setting(16, 2, schedule, degree, ties=ties)
+        return layer_cost(model, setting, index, strategy).on_stage(0).backward_gather_s
+
+    assert gathered_s(HEAD, "1f1b", 1) == gathered_s(HEAD, "1f1b", 2) == gathered_s(HEAD, "gpipe", 1) == 0
+    assert gathered_s(HEAD, "gpipe", 2) == pytest.approx(head.backward_gather_s / 2) and head.backward_gather_s > 0
+    assert gathered_s(BLOCK, "1f1b", 1) == block.backward_gather_s == block.forward_gather_s > 0
+    assert embedding.backward_gather_s == 0 < embedding.forward_gather_s
+    recomputed = model.layer(EMBEDDING, again, 8, ties)
+    assert recomputed.backward_gather_s == recomputed.forward_gather_s
 
 
 class Scaled(nn.Module):

@@ -51,7 +51,17 @@ def by_a_sum(h: Tensor, mask: Tensor) -> Tensor:
     return h if mask.sum() != number or mask.long().sum() == number + 1 else h.tanh()
 
 
-@pytest.mark.parametrize("function", [unless_fake, by_an_import, by_values, by_a_sum])
+def by_repeated_places(h: Tensor, mask: Tensor) -> Tensor:
+    """As models look for several sequences in one row."""
+    places = torch.arange(8)[None]
+    places = places.expand(h.shape[0], -1) if h.shape[0] != 1 else places
+    packed = (torch.diff(places, prepend=places[:, :1] - 1, dim=-1) != 1).cumsum(-1)
+    if not isinstance(packed, torch._subclasses.FakeTensor) and (packed[:, -1] == 0).all():
+        return h.tanh()
+    return h
+
+
+@pytest.mark.parametrize("function", [unless_fake, by_an_import, by_values, by_a_sum, by_repeated_places])
 def test_what_is_the_same_for_all_samples_has_values(function: Callable[[Tensor, Tensor], Tensor]) -> None:
     net = Net(function)
     program = capture_graph(net, {"x": torch.randn(4, 8, dtype=torch.float64)}).program
@@ -87,6 +97,14 @@ def of_the_others(h: Tensor, mask: Tensor) -> Tensor:
     return h if mask[1:].any() else h.tanh()
 
 
+def added_up(h: Tensor, mask: Tensor) -> Tensor:
+    return h if (mask.cumsum(0) > 1).any() else h.tanh()
+
+
+def less_the_one_before(h: Tensor, mask: Tensor) -> Tensor:
+    return h if torch.diff(mask, dim=0, prepend=mask[:1] - 1).any() else h.tanh()
+
+
 def listed(h: Tensor, mask: Tensor) -> Tensor:
     return h * mask[:, 0].tolist()[0]
 
@@ -105,8 +123,12 @@ def chosen_by_samples(h: Tensor, mask: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "function", [summed, summed_and_written, of_the_others, listed, compared, written, chosen_by_samples]
-)
+    "function",
+    [
+        summed, summed_and_written, of_the_others, added_up, less_the_one_before, listed, compared, written,
+        chosen_by_samples,
+    ],
+)  # fmt: skip
 def test_what_depends_on_the_number_of_samples_or_on_them_has_none(function: Any) -> None:
     with pytest.raises(CaptureError, match="values of a tensor|fixes the batch size"):
         capture_graph(Net(function), {"x": torch.randn(4, 8, dtype=torch.float64)})

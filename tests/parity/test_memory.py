@@ -79,17 +79,6 @@ def on_cpu(program: Program) -> Program:
     return replace(program, cluster=replace(cluster, device=replace(cluster.device, kind="cpu")))
 
 
-def peaks(world: rt.World, job: harness.Job, batch: Batch) -> int:
-    """The most bytes that a rank holds during a step."""
-    harness.subject(job.name)  # the model itself is not counted
-    with LiveStorages() as live:
-        program = harness.executor(world, job, optimizer=lambda p: torch.optim.AdamW(p, fused=True))
-        program.train_step(batch)
-        live.peak_bytes = 0
-        program.train_step(batch)
-        return live.peak_bytes
-
-
 @cache
 def measured(plan: str) -> tuple[int, int, StageReport]:
     """As `followed`, and what the program states."""
@@ -199,10 +188,10 @@ def errors_of(model: str, plan: str, precision: str | None, ranks: int) -> list[
     program = on_cpu(harness.planned(model, plan, ranks, precision))
     assert program.plan is not None
     batch = harness.subject(model).batch(harness.BATCH_SIZE, 1)
-    found = run_ranks(peaks, ranks, harness.job_of(model, program), batch, timeout=120)
+    found = run_ranks(followed, ranks, harness.job_of(model, program), batch, timeout=120)
     stated = peak_bytes(setting_of(program, program.plan), estimate_plan(program, program.plan)[1])
     each = ranks // len(stated)
-    return [stated[rank // each] / peak - 1 for rank, peak in enumerate(found)]
+    return [stated[rank // each] / peak - 1 for rank, (_, peak) in enumerate(found)]
 
 
 @pytest.mark.slow

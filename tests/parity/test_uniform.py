@@ -86,3 +86,10 @@ def test_a_matrix_cut_by_two_factors_of_one_dimension() -> None:
 def test_sequence_that_does_not_divide_is_refused(plan: str) -> None:
     with pytest.raises(StrategyError, match="dimension of 17 does not divide"):
         job_of("vit", planned("vit", plan))
+
+
+@pytest.mark.parametrize("model", some_slow(["llama"], ["gpt", "gpt2", "bert"]))
+def test_a_batch_of_one_sample(model: str) -> None:
+    """Captured with several samples, a program holds for a single one, for which a model leaves out what repeats
+    positions for every sample."""
+    check(model, "dp1", subject(model).batch(1, 1))

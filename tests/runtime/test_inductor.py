@@ -17,7 +17,7 @@ def layer_function(x: Any, *, seed: int = 3) -> tuple[Any, Any, int]:
 
 def test_the_runtime_is_hidden_from_the_compiler_for_these_layers_only() -> None:
     before = dict(vars(rt))
-    layers = {name: SimpleNamespace(name=name, function=layer_function) for name in ("a", "b")}
+    layers = {name: SimpleNamespace(name=name, function=layer_function, stream=None) for name in ("a", "b")}
     compiled: list[Callable[..., Any]] = []
 
     def compiler(function: Callable[..., Any]) -> Callable[..., Any]:

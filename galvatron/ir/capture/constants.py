@@ -3,7 +3,8 @@
 While a model is traced no tensor has values. But what is computed from numbers of Python alone is the same in every
 step, so that forward may ask for its values: whether a mask is a causal one, how large the largest of some offsets is.
 
-Some values are known whatever the sizes are: a mask of ones for every sample is made of ones.
+Some values are known whatever the sizes are: a mask of ones for every sample is made of ones, and positions that are
+repeated for every sample are those of one.
 
 So are small buffers that are not saved with the model: numbers of its configuration that are kept as tensors, such as
 the stride of a convolution, from which forward computes sizes. What is saved is not among them: it may be loaded anew.
@@ -44,13 +45,19 @@ MOST_OF_BUFFER = 1024
 _FILLS = frozenset(("new_ones", "new_zeros", "ones", "zeros"))
 """Functions of sizes and types whose elements are all alike."""
 
+_SPREADS = frozenset(("expand", "repeat", "tile"))
+"""Functions of one tensor and of sizes that give what it has along dimensions of one element again and again."""
+
 _ALIKE = frozenset((
-    "__and__", "__eq__", "__getitem__", "__invert__", "__ne__", "__or__", "all", "amax", "amin", "any",
-    "bitwise_and", "bitwise_not", "bitwise_or", "bool", "clone", "contiguous", "detach", "double", "eq", "float",
-    "ge", "gt", "half", "int", "le", "logical_and", "logical_not", "logical_or", "long", "lt", "ne", "to", "type",
-    "unsqueeze",
+    "__add__", "__and__", "__eq__", "__getitem__", "__invert__", "__mul__", "__ne__", "__neg__", "__or__", "__radd__",
+    "__rmul__", "__rsub__", "__sub__", "add", "all", "amax", "amin", "any", "bitwise_and", "bitwise_not", "bitwise_or",
+    "bool", "clone", "contiguous", "detach", "double", "eq", "float", "ge", "gt", "half", "int", "le", "logical_and",
+    "logical_not", "logical_or", "long", "lt", "mul", "ne", "neg", "sub", "to", "type", "unsqueeze",
 ))  # fmt: skip
 """Functions of which elements along a dimension are alike where those of the operands are, however many there are."""
+
+_ALONG = {"cumsum": 1, "diff": 2}
+"""Functions along the dimension that is such an argument, the last where it is left out: elements along others are."""
 
 _TAKES_SIZES = frozenset(("expand", "pad", "repeat", "reshape", "tile", "view"))
 """Functions of one tensor and of sizes, which may be tensors of one number."""
@@ -216,16 +223,21 @@ class ConstantsHaveValues(TorchFunctionMode):
         if not all(id(tensor) in self._twins for tensor in operands) or torch._C._are_functorch_transforms_active():
             return False
         name = getattr(func, "__name__", "empty")
-        if name in _FILLS:
+        if name in _FILLS or name in _SPREADS:
             return True
         if name.removeprefix("new_").startswith("empty") or _say_symbols(arguments):
             return False
-        return name in _ALIKE or name in _READS or not any(map(_has_symbols, operands))
+        return (
+            name in _ALIKE
+            or name in _READS
+            or (name in _ALONG and not _is_symbol(_size_along(_ALONG[name], arguments)))
+            or not any(map(_has_symbols, operands))
+        )
 
     def _made(self, func: Any, arguments: Any, results: list[torch.Tensor]) -> bool:
         """Whether what a call has made, and written, is a constant whose values are now known."""
         sizes = [size for tensor in results for size in tensor.shape if _is_symbol(size)]
-        if sizes and getattr(func, "__name__", "") not in _FILLS | _ALIKE:
+        if sizes and getattr(func, "__name__", "") not in _FILLS | _SPREADS | _ALIKE | _ALONG.keys():
             return False
         if not all(statically_known_true(size >= 1) for size in sizes):
             return False
@@ -283,6 +295,13 @@ def _say_symbols(arguments: Any) -> bool:
     leaves = pytree.tree_leaves(arguments)
     ends = [end for leaf in leaves if isinstance(leaf, slice) for end in (leaf.start, leaf.stop, leaf.step)]
     return any(map(_is_symbol, (*leaves, *ends)))
+
+
+def _size_along(place: int, arguments: Any) -> Any:
+    """The size of the first operand along the dimension that is the argument at a place."""
+    args, options = arguments
+    first = args[0] if args else options["input"]
+    return first.shape[args[place] if len(args) > place else options.get("dim", -1)]
 
 
 def _has_symbols(tensor: torch.Tensor) -> bool:

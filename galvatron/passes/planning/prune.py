@@ -200,6 +200,7 @@ def _costs_no_more(model: CostModel, index: int, better: _Kept, worse: _Kept, si
             (a.backward_pass_s, b.backward_pass_s),
             (a.forward_gather_s, b.forward_gather_s),
             (a.backward_gather_s + a.reduce_s, b.backward_gather_s + b.reduce_s),
+            (a.reduce_s, b.reduce_s),  # what is left where the backward follows at once
             (a.sync_s, b.sync_s),
             (a.publish_s, b.publish_s),
             (a.start_s if a.bucket_bytes else 0.0, b.start_s if b.bucket_bytes else 0.0),

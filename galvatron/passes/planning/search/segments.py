@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from galvatron.costs.model import CostModel, Front, LayerCost
-from galvatron.costs.objective import Setting, added_shared_bytes, messages_bytes
+from galvatron.costs.objective import Setting, added_shared_bytes, is_last, layer_cost, messages_bytes
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.planning.search.pareto import frontier
 
@@ -47,9 +47,8 @@ class Segment:
 
 def _fastest_s(model: CostModel, setting: Setting, candidates: Sequence[Sequence[Strategy]]) -> list[float]:
     """The least seconds per micro-batch of each layer: on a stage with all layers that it shares parameters with."""
-    size = setting.micro_batch
     return [
-        min(model.layer(i, s, size, setting.ties).on_stage(0).micro_batch_s for s in options)
+        min(layer_cost(model, setting, i, s).on_stage(0).micro_batch_s for s in options)
         for i, options in enumerate(candidates)
     ]
 
@@ -127,7 +126,7 @@ class Segments:
     def _key(self, index: int, begin: int) -> Hashable:
         """What a layer's costs depend on besides its strategy: its kind, and what it repeats of the stage."""
         repeated = (tuple(p.layer >= begin for p in self._cost(index, s).repeated) for s in self.candidates[index][:1])
-        return (self._kinds[index], *repeated)
+        return (self._kinds[index], is_last(self.model, index), *repeated)
 
     def _node(self, begin: int, end: int, in_flight: int) -> _Node:
         anchored = begin == 0  # the first stage receives nothing, so its first strategy is nobody's business
@@ -237,7 +236,7 @@ class Segments:
         return values
 
     def _cost(self, index: int, strategy: Strategy) -> LayerCost:
-        return self.model.layer(index, strategy, self.setting.micro_batch, self.setting.ties)
+        return layer_cost(self.model, self.setting, index, strategy)
 
     def _shared(self, index: int, previous: int | None, last: int) -> float:
         before = None if previous is None else self.candidates[index - 1][previous]
