@@ -501,8 +501,10 @@ def _moved(x: Any, shape: list[int], kind: str | None, copies: float, axis: Axis
     watch.collective(kind, axis, payload * x.element_size())
     if copies:
         watch.copied(x, copies * payload * x.element_size())
-    buffer = x.new_empty(payload * (MESSAGES[kind].buffers if kind else 0))
-    result = x.new_empty(shape)
+    # `x.new_empty` would import torch's compiler.
+    empty = partial(torch.empty, dtype=x.dtype, device=x.device)
+    buffer = empty(payload * (MESSAGES[kind].buffers if kind else 0))
+    result = empty(shape)
     del buffer
     return result
 

@@ -41,7 +41,7 @@ from galvatron.costs.watch import ObservedEvent
 from galvatron.ir.attention import pieces
 from galvatron.ir.graph import Graph, Value
 from galvatron.ir.layout import Axis, nameable_axes
-from galvatron.ir.recompute import IN_STEPS, selective_steps
+from galvatron.ir.recompute import IN_STEPS, replays, selective_steps
 from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
 
 
@@ -307,7 +307,7 @@ class Composed:
                 self.storages.drop(storage)
         for replayed in dict.fromkeys(self._replays.values()):
             replayed.end_of_graph(self.reached)
-        whole = self.recompute in ("full", *IN_STEPS) and any(r.alive for r in self._replays.values())
+        whole = replays(self.recompute) and any(r.alive for r in self._replays.values())
         inputs = [value.name for value in self.layer.graph.inputs]
         self.kept = {
             name: self._forms[name].storage_bytes for name in inputs if whole or self._given[name] in self._saved

@@ -19,17 +19,18 @@ from galvatron.costs.profile import profile_graph
 from galvatron.costs.state import TrainedState, state_collectives, trained_state
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.contention import Contention
 from galvatron.ir.graph import Value
-from galvatron.ir.layout import Axis
+from galvatron.ir.layout import Axis, joined_layout
 from galvatron.ir.plan import Ties
 from galvatron.ir.planned import epilogue, tied_layers
 from galvatron.ir.program import Layer, LayerClass, Program
-from galvatron.ir.recompute import rereads
+from galvatron.ir.recompute import replays, rereads
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import evaluate
 from galvatron.ir.zero import BUCKET_BYTES
 from galvatron.machine import Machine
-from galvatron.partition import Partitioner, Redistribution, redistribution
+from galvatron.partition import OnMesh, Partitioner, redistribution
 
 _LOG = logging.getLogger("galvatron")
 
@@ -55,6 +56,52 @@ class _Sent:
     start_s: float
 
 
+@dataclass(frozen=True)
+class _Passes:
+    """What a layer runs in a micro-batch but for its parameters: seconds and bytes as in `LayerCost` and `Profile`."""
+
+    forward_s: float
+    backward_s: float
+    weight_s: float
+    forward_host_s: float
+    backward_host_s: float
+    forward_communication_s: float
+    backward_communication_s: float
+    saved_bytes: float
+    forward_extra_bytes: float
+    backward_extra_bytes: float
+    summing_extra_bytes: float
+
+
+@dataclass(frozen=True)
+class _Parameters:
+    """What the parameters of a layer cost, whatever the micro-batch: most as in `LayerCost`.
+
+    `accumulated_s` and `host_s` lengthen its backward. Under ZeRO, whole values and gradients are there while it runs:
+    `gathered_bytes`, in its backward `regathered_bytes`, and `summed_bytes` of its own, `arriving_bytes` of values of the layer behind, `returning_bytes` of
+    the one before, `leaving_bytes` of gradients of the layer behind, and of these what is added to sums,
+    `leaving_added_bytes`.
+    """
+
+    sent: _Sent
+    accumulated_s: float
+    host_s: float
+    state: Memory
+    late_bytes: float
+    update_bytes: float
+    bucket_bytes: float
+    update_s: float
+    contention: Contention
+    repeated: tuple[Repeated, ...]
+    gathered_bytes: float
+    regathered_bytes: float
+    summed_bytes: float
+    arriving_bytes: float
+    returning_bytes: float
+    leaving_bytes: float
+    leaving_added_bytes: float
+
+
 class ShardedCostModel:
     """Implements `CostModel` for a clustered program; each pair of class and strategy is sharded and profiled once."""
 
@@ -68,6 +115,7 @@ class ShardedCostModel:
         self._partitioner = Partitioner(program, sharded_for or cluster)
         self._profiles: dict[Hashable, Profile] = {}
         self._cache: dict[Hashable, Any] = {}
+        self._places: dict[OnMesh, int] = {}
         self._tied = tied_layers(program)
         self._profiled = partial(profile_graph, kind=cluster.device.kind, compiled=program.inductor)
         self._at_once = cluster.device.kind != "cpu"
@@ -79,10 +127,7 @@ class ShardedCostModel:
         return self._kinds
 
     def layer(self, index: int, strategy: Strategy, micro_batch: int, ties: Ties) -> LayerCost:
-        # Neighbours count too: their parameters are on the way while the layer runs.
-        around = range(max(0, index - 1), min(len(self.layers), index + 2))
-        whole = tuple(self._partitioner.whole(layer.cls, ties) for i in around for layer in self._held(i))
-        key = ("layer", self._kinds[index], whole, strategy, micro_batch)
+        key = ("layer", self._kinds[index], self._whole_around(index, ties), strategy, micro_batch)
         if key not in self._cache:
             self._cache[key] = self._layer_cost(index, strategy, micro_batch, ties)
         return self._cache[key]
@@ -90,14 +135,17 @@ class ShardedCostModel:
     def conversion_s(self, index: int, before: Strategy, after: Strategy, micro_batch: int) -> float:
         if before.axes == after.axes:
             return 0.0
-        key = ("conversion", self._live_key(index), before, after, micro_batch)
+        key = ("conversion", self._borders[index], before.axes, after.axes, micro_batch)
         if key not in self._cache:
             batch = micro_batch / before.degree("dp")
-            profiles = self._conversion(index, before, after)
-            self._cache[key] = (
-                math.inf
-                if profiles is None
-                else sum(self._seconds(profile, batch / shares) for profile, shares in profiles)
+            self._cache[key] = sum(
+                self._converted_s(
+                    self._made_at(producer, output, before),
+                    self._read_at(consumer, formal, after),
+                    batch,
+                    differentiable=self._has_gradient(producer, output),
+                )
+                for producer, output, consumer, formal in self._crossing[index]
             )
         return self._cache[key]
 
@@ -111,7 +159,7 @@ class ShardedCostModel:
         )
 
     def shared_bytes(self, strategy: Strategy, micro_batch: int, ties: Ties) -> float:
-        key = ("shared", tuple(kept is None for _, kept in ties), strategy, micro_batch)
+        key = ("shared", tuple(kept is None for _, kept in ties), strategy.axes, strategy.recompute, micro_batch)
         if key not in self._cache:
             sizes: dict[str, float] = {}
             for layer in self.layers:
@@ -123,7 +171,7 @@ class ShardedCostModel:
         return self._cache[key]
 
     def _profile(self, cls: str, strategy: Strategy, ties: Ties) -> Profile:
-        key = cls, Strategy(strategy.axes, recompute=strategy.recompute), self._partitioner.whole(cls, ties)
+        key = cls, strategy.axes, strategy.recompute, self._partitioner.whole(cls, ties)
         if key not in self._profiles:
             local = local_class(self.program, self._partitioner, cls, strategy, ties)
             profile = self._profiled(local.graph, local.cls.mesh, local.differentiable, strategy.recompute)
@@ -142,74 +190,99 @@ class ShardedCostModel:
         return kernels_s(events, self.machine, batch) + collectives_s(events, self.machine, batch)
 
     def _layer_cost(self, index: int, strategy: Strategy, micro_batch: int, ties: Ties) -> LayerCost:
-        layer, machine = self.layers[index], self.machine
-        batch = micro_batch / strategy.degree("dp")
-        profile = self._profile(layer.cls, strategy, ties)
-        own, _ = self._state(layer, strategy, ties)
-        end, (trained, other_bytes) = self._end(index, strategy, ties), self._held_state(index, strategy, ties)
-        sent = self._sent_s(own, trained)
-        accumulation_bytes = sum(state.accumulation_bytes for state in trained.values())
-        there, back = profile.forward_dispatches, profile.backward_dispatches
-        forward_s, backward_s, weight_s = computing_s(profile, machine, batch)
+        passes = self._passes(self.layers[index].cls, strategy, micro_batch / strategy.degree("dp"), ties)
+        own = self._parameters(index, strategy, ties)
+        end = self._end(index, strategy, ties)
         return LayerCost(
-            forward_s=forward_s,
-            backward_s=backward_s + machine.moved_s(accumulation_bytes),
-            forward_host_s=machine.host_s(there.ops, there.views),
-            backward_host_s=machine.host_s(back.ops + len(trained), back.views, backward=True),
-            weight_s=weight_s,
-            forward_communication_s=collectives_s(profile.forward, machine, batch),
-            backward_communication_s=collectives_s(profile.backward, machine, batch),
-            forward_gather_s=sent.forward_gather_s,
-            backward_gather_s=sent.backward_gather_s,
-            reduce_s=sent.reduce_s,
-            saved_bytes=profile.saved_bytes(batch),
-            extra=self._beside(index, strategy, ties, profile, micro_batch, end),
-            state=sum((one.kept for one in trained.values()), Memory(buffers=other_bytes)),
-            late_bytes=sum(one.late_bytes for one in trained.values()),
-            update_bytes=self._update_bytes(trained.values()),
-            bucket_bytes=sum(state.bucket_bytes for state in trained.values()),
-            sync_s=sent.sync_s,
-            publish_s=sent.publish_s,
-            start_s=sent.start_s,
-            update_s=self._update_s(trained.values()),
+            forward_s=passes.forward_s,
+            backward_s=passes.backward_s + own.accumulated_s,
+            forward_host_s=passes.forward_host_s,
+            backward_host_s=passes.backward_host_s + own.host_s,
+            weight_s=passes.weight_s,
+            forward_communication_s=passes.forward_communication_s,
+            backward_communication_s=passes.backward_communication_s,
+            forward_gather_s=own.sent.forward_gather_s,
+            backward_gather_s=own.sent.backward_gather_s,
+            reduce_s=own.sent.reduce_s,
+            saved_bytes=passes.saved_bytes,
+            extra=_beside(passes, own, end, several=micro_batch < self.program.batch_size),
+            state=own.state,
+            late_bytes=own.late_bytes,
+            update_bytes=own.update_bytes,
+            bucket_bytes=own.bucket_bytes,
+            sync_s=own.sent.sync_s,
+            publish_s=own.sent.publish_s,
+            start_s=own.sent.start_s,
+            update_s=own.update_s,
             epilogue_s=end.seconds,
-            contention=machine.contention(axis for state in trained.values() for axis in state.axes),
-            repeated=tuple(self._settled(own, trained, self._repeated(index), strategy, ties)),
+            contention=own.contention,
+            repeated=own.repeated,
         )
 
-    def _beside(
-        self, index: int, strategy: Strategy, ties: Ties, profile: Profile, micro_batch: int, end: _End
-    ) -> Memory:
-        """What a layer takes at its worst moment beside all state and what is kept of it for the backward.
+    def _passes(self, cls: str, strategy: Strategy, batch: float, ties: Ties) -> _Passes:
+        """What a layer of a class runs in a micro-batch with so many samples of each data-parallel shard."""
+        key = ("passes", cls, strategy.axes, strategy.recompute, self._partitioner.whole(cls, ties), batch)
+        if key not in self._cache:
+            profile, machine = self._profile(cls, strategy, ties), self.machine
+            there, back = profile.forward_dispatches, profile.backward_dispatches
+            forward_s, backward_s, weight_s = computing_s(profile, machine, batch)
+            self._cache[key] = _Passes(
+                forward_s=forward_s,
+                backward_s=backward_s,
+                weight_s=weight_s,
+                forward_host_s=machine.host_s(there.ops, there.views),
+                backward_host_s=machine.host_s(back.ops, back.views, backward=True),
+                forward_communication_s=collectives_s(profile.forward, machine, batch),
+                backward_communication_s=collectives_s(profile.backward, machine, batch),
+                saved_bytes=profile.saved_bytes(batch),
+                forward_extra_bytes=profile.forward_extra_bytes(batch),
+                backward_extra_bytes=profile.backward_extra_bytes(batch),
+                summing_extra_bytes=profile.summing_extra_bytes(batch),
+            )
+        return self._cache[key]
 
-        Under ZeRO, parameters of a neighbour are on their way meanwhile: the values of the layer that runs next, and
-        the gradients of the one that ran before. Neighbours are taken to have the layer's own strategy.
+    def _parameters(self, index: int, strategy: Strategy, ties: Ties) -> _Parameters:
+        """What the parameters of a layer cost, and those of its neighbours beside it.
+
+        Neighbours are taken to have the layer's own strategy.
         """
-        batch = micro_batch / strategy.degree("dp")
-        before, own, after = (
-            list(self._held_state(i, strategy, ties)[0].values()) if strategy.zero and 0 <= i < len(self.layers) else []
-            for i in (index - 1, index, index + 1)
-        )
+        around, again = self._whole_around(index, ties), replays(strategy.recompute)
+        key = ("parameters", self._kinds[index], around, strategy.axes, strategy.zero, again)
+        if key not in self._cache:
+            own, _ = self._state(self.layers[index], strategy, ties)
+            trained, other_bytes = self._held_state(index, strategy, ties)
+            states = list(trained.values())
+            before, after = (
+                list(self._held_state(i, strategy, ties)[0].values())
+                if strategy.zero and 0 <= i < len(self.layers)
+                else []
+                for i in (index - 1, index + 1)
+            )
+            self._cache[key] = _Parameters(
+                sent=self._sent_s(own, trained),
+                accumulated_s=self.machine.moved_s(sum(state.accumulation_bytes for state in states)),
+                host_s=self.machine.host_s(len(states), 0, backward=True),
+                state=sum((one.kept for one in states), Memory(buffers=other_bytes)),
+                late_bytes=sum(one.late_bytes for one in states),
+                update_bytes=self._update_bytes(states),
+                bucket_bytes=sum(one.bucket_bytes for one in states),
+                update_s=self._update_s(states),
+                contention=self.machine.contention(axis for one in states for axis in one.axes),
+                repeated=tuple(self._settled(own, trained, self._repeated(index), strategy, ties)),
+                gathered_bytes=sum(one.gathered_bytes for one in states) if strategy.zero else 0.0,
+                regathered_bytes=sum(one.regathered_bytes for one in states) if strategy.zero else 0.0,
+                summed_bytes=sum(one.summed_bytes for one in states) if strategy.zero else 0.0,
+                arriving_bytes=sum(one.gathered_bytes + one.cast_bytes for one in after),
+                returning_bytes=sum(one.regathered_bytes + (one.cast_bytes if one.reread else 0.0) for one in before),
+                leaving_bytes=sum(one.summed_bytes for one in after),
+                leaving_added_bytes=sum(one.added_bytes for one in after),
+            )
+        return self._cache[key]
 
-        several = micro_batch < self.program.batch_size
-        summed_bytes = sum(one.summed_bytes for one in own)
-        leaving_bytes = sum(one.summed_bytes + (one.added_bytes if several else 0.0) for one in after)
-        there_bytes = sum(one.gathered_bytes for one in own) + sum(n.gathered_bytes + n.cast_bytes for n in after)
-        back_bytes = sum(one.regathered_bytes for one in own)
-        back_bytes += sum(n.regathered_bytes + (n.cast_bytes if n.reread else 0.0) for n in before)
-        moments = (
-            Memory(working=profile.forward_extra_bytes(batch) + end.gradient_bytes, communication=there_bytes),
-            Memory(
-                working=profile.backward_extra_bytes(batch) + end.gradient_bytes,
-                communication=back_bytes + leaving_bytes,
-            ),
-            Memory(
-                working=profile.summing_extra_bytes(batch) + end.gradient_bytes,
-                communication=back_bytes + leaving_bytes + summed_bytes,
-            ),
-            Memory(working=end.peak_bytes),
-        )
-        return max(moments, key=lambda moment: moment.total)
+    def _whole_around(self, index: int, ties: Ties) -> tuple[tuple[str, ...], ...]:
+        """The state that is whole of a layer and its neighbours: their parameters are on the way while it runs."""
+        around = range(max(0, index - 1), min(len(self.layers), index + 2))
+        return tuple(self._partitioner.whole(layer.cls, ties) for i in around for layer in self._held(i))
 
     def _held(self, index: int) -> tuple[Layer, ...]:
         """A planned layer, with the epilogue if it is the last."""
@@ -361,8 +434,9 @@ class ShardedCostModel:
         }
 
     @cached_property
-    def _kinds(self) -> tuple[Hashable, ...]:
-        return tuple(
+    def _kinds(self) -> tuple[int, ...]:
+        """For each layer the first one of its kind."""
+        return _firsts(
             (
                 tuple(held.cls for held in self._held(i)),
                 self._live_key(i),
@@ -398,6 +472,11 @@ class ShardedCostModel:
             for producer, output, consumer, formal in self._crossing[index]
         )
 
+    @cached_property
+    def _borders(self) -> tuple[int, ...]:
+        """For each border the first one that the same values cross."""
+        return _firsts(map(self._live_key, range(len(self.layers) + 1)))
+
     def _output(self, producer: int, output: str, strategy: Strategy) -> tuple[Value, LayerClass]:
         """A result of a layer under a strategy, with the sharded class it is in."""
         sharded = self._bordering(self.layers[producer].cls, strategy)
@@ -406,7 +485,7 @@ class ShardedCostModel:
 
     def _sent(self, index: int, strategy: Strategy, micro_batch: int) -> list[tuple[float, bool]]:
         """Bytes per device of each value alive before layer `index`, and whether it has a gradient."""
-        key = ("sent", self._live_key(index), strategy, micro_batch)
+        key = ("sent", self._borders[index], strategy.axes, micro_batch)
         if key not in self._cache:
             batch = micro_batch // strategy.degree("dp")
             self._cache[key] = [
@@ -423,42 +502,88 @@ class ShardedCostModel:
         outputs = self.program.class_of[layer.cls].graph.outputs
         return self._partitioner.differentiable(layer.results[outputs.index(output)])
 
-    def _conversion(self, index: int, before: Strategy, after: Strategy) -> list[tuple[Profile, float]] | None:
-        """Profiles of the graphs that convert what is alive before a layer; None if the meshes do not nest.
-
-        With each the number of its shares (what `b` counts in it) that make a share of the layer before.
-        """
-        key = ("profiles", self._live_key(index), before, after)
+    def _made_at(self, producer: int, output: str, strategy: Strategy) -> int:
+        """How a value lies where a layer makes it."""
+        key = ("made", self.layers[producer].cls, output, strategy.axes)
         if key not in self._cache:
-            try:
-                self._cache[key] = [
-                    (
-                        self._profiled(
-                            step.cls.graph, step.cls.mesh, frozenset("x") if differentiable else frozenset()
-                        ),
-                        float(step.shares),
-                    )
-                    for step, differentiable in self._converting(index, before, after)
-                ]
-            except GalvatronError:
-                self._cache[key] = None
+            value, cls = self._output(producer, output, strategy)
+            self._cache[key] = self._place(value, cls.mesh)
         return self._cache[key]
 
-    def _converting(self, index: int, before: Strategy, after: Strategy) -> list[tuple[Redistribution, bool]]:
-        found: list[tuple[Redistribution, bool]] = []
-        for producer, output, consumer, formal in self._crossing[index]:
-            value, source = self._output(producer, output, before)
-            target = self._bordering(consumer, after)
-            differentiable = self._has_gradient(producer, output)
-            converting = redistribution(
-                f"{before} to {after}",
-                (value, source.mesh),
-                (target.graph.values[formal], target.mesh),
-                differentiable=differentiable,
+    def _read_at(self, cls: str, formal: str, strategy: Strategy) -> int:
+        """How a value lies where a layer of a class reads it."""
+        key = ("read", cls, formal, strategy.axes)
+        if key not in self._cache:
+            sharded = self._bordering(cls, strategy)
+            self._cache[key] = self._place(sharded.graph.values[formal], sharded.mesh)
+        return self._cache[key]
+
+    def _place(self, value: Value, mesh: tuple[Axis, ...]) -> int:
+        """The number of a type and layout on the devices, whatever the value and the axes are called."""
+        layout, coarse = joined_layout(value.layout or (), mesh)
+        placed = Value("x", value.type, layout), tuple(replace(axis, name="") for axis in coarse)
+        return self._places.setdefault(placed, len(self._places))
+
+    def _converted_s(self, source: int, target: int, batch: float, *, differentiable: bool) -> float:
+        """Seconds of bringing a value from one place to another; infinite if the meshes do not nest."""
+        if source == target:
+            return 0.0
+        key = ("converted", source, target, differentiable, batch)
+        if key not in self._cache:
+            steps = self._converting(source, target, differentiable)
+            self._cache[key] = (
+                math.inf if steps is None else sum(self._seconds(profile, batch / shares) for profile, shares in steps)
             )
-            if converting is not None:
-                found.append((converting, differentiable))
-        return found
+        return self._cache[key]
+
+    def _converting(self, source: int, target: int, differentiable: bool) -> list[tuple[Profile, float]] | None:
+        """What converts a value from one place to another, at most one profile; None if the meshes do not nest.
+
+        With it the number of its shares (what `b` counts in it) that make a share of the layer before.
+        """
+        key = ("converting", source, target, differentiable)
+        if key not in self._cache:
+            places = list(self._places)
+            try:
+                step = redistribution("x", places[source], places[target], differentiable=differentiable)
+            except GalvatronError:
+                self._cache[key] = None
+            else:
+                steps = [] if step is None else [step]
+                with_gradient = frozenset("x") if differentiable else frozenset[str]()
+                self._cache[key] = [
+                    (self._profiled(step.cls.graph, step.cls.mesh, with_gradient), float(step.shares)) for step in steps
+                ]
+        return self._cache[key]
+
+
+def _firsts(keys: Iterable[Hashable]) -> tuple[int, ...]:
+    """For each key the position of the first that is equal."""
+    found: dict[Hashable, int] = {}
+    return tuple(found.setdefault(key, position) for position, key in enumerate(keys))
+
+
+def _beside(passes: _Passes, own: _Parameters, end: _End, *, several: bool) -> Memory:
+    """What a layer takes at its worst moment beside all state and what is kept of it for the backward.
+
+    Under ZeRO, parameters of a neighbour are on their way meanwhile: the values of the layer that runs next, and the
+    gradients of the one that ran before.
+
+    Args:
+        several: whether a step has several micro-batches.
+    """
+    leaving_bytes = own.leaving_bytes + (own.leaving_added_bytes if several else 0.0)
+    back_bytes = own.regathered_bytes + own.returning_bytes + leaving_bytes
+    moments = (
+        Memory(
+            working=passes.forward_extra_bytes + end.gradient_bytes,
+            communication=own.gathered_bytes + own.arriving_bytes,
+        ),
+        Memory(working=passes.backward_extra_bytes + end.gradient_bytes, communication=back_bytes),
+        Memory(working=passes.summing_extra_bytes + end.gradient_bytes, communication=back_bytes + own.summed_bytes),
+        Memory(working=end.peak_bytes),
+    )
+    return max(moments, key=lambda moment: moment.total)
 
 
 def stage_border(strategy: Strategy) -> Axis:

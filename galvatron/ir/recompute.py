@@ -27,6 +27,11 @@ IN_STEPS = ("selective", "alternate")
 """Kinds of recomputation under which some ops of a layer run in the forward only."""
 
 
+def replays(recompute: str) -> bool:
+    """Whether the backward of a layer begins with its forward."""
+    return recompute == "full" or recompute in IN_STEPS
+
+
 def runs_once(op: Op) -> bool:
     """Whether selective recomputation leaves the op out."""
     return COLLECTIVES[op.target].message is not None if op.namespace == "comm" else operator_of(op).kept
@@ -73,4 +78,4 @@ def rereads(graph: Graph, trained: Collection[str], recompute: str) -> bool:
         return operator_of(op).looks_up and not any(value.type.is_floating for value in others)
 
     readers = [op for op in graph.ops if any(name in trained for name in op.operands)]
-    return recompute in ("full", *IN_STEPS) or not all(map(looks_up, readers))
+    return replays(recompute) or not all(map(looks_up, readers))

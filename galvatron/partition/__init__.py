@@ -9,6 +9,6 @@ classes of a program, those that share parameters (`galvatron.ir.ties`) sharded 
 """
 
 from galvatron.partition.context import Partitioner
-from galvatron.partition.crossing import Redistribution, redistribution
+from galvatron.partition.crossing import OnMesh, Redistribution, redistribution
 
-__all__ = ["Partitioner", "Redistribution", "redistribution"]
+__all__ = ["OnMesh", "Partitioner", "Redistribution", "redistribution"]
