@@ -19,6 +19,7 @@ from galvatron.costs.profile import profile_graph
 from galvatron.costs.state import TrainedState, state_collectives, trained_state
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.collectives import LIBRARY_COPIES
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis
 from galvatron.ir.plan import Ties
@@ -70,6 +71,7 @@ class ShardedCostModel:
         self._tied = tied_layers(program)
         self._profiled = partial(profile_graph, kind=cluster.device.kind, compiled=program.inductor)
         self._at_once = cluster.device.kind != "cpu"
+        self._library_copies = LIBRARY_COPIES.get(cluster.device.kind, {})
 
     def tied(self) -> Mapping[str, tuple[int, ...]]:
         return self._tied
@@ -190,12 +192,17 @@ class ShardedCostModel:
             for i in (index - 1, index, index + 1)
         )
 
+        def under_way(kind: str) -> float:
+            return 1.0 + self._library_copies.get(kind, 0.0)
+
         def fetched(neighbour: list[TrainedState]) -> float:
-            return sum(one.gathered_bytes for one in own) + sum(n.gathered_bytes + n.cast_bytes for n in neighbour)
+            arriving_bytes = sum(under_way("all_gather") * n.gathered_bytes + n.cast_bytes for n in neighbour)
+            return sum(one.gathered_bytes for one in own) + arriving_bytes
 
         several = micro_batch < self.program.batch_size
         summed_bytes = sum(one.summed_bytes for one in own)
-        leaving_bytes = sum(one.summed_bytes + (one.added_bytes if several else 0.0) for one in after)
+        leaving_bytes = under_way("reduce_scatter") * sum(one.summed_bytes for one in after)
+        leaving_bytes += sum(one.added_bytes for one in after) if several else 0.0
         moments = (
             Memory(working=profile.forward_extra_bytes(batch) + end.gradient_bytes, communication=fetched(after)),
             Memory(
