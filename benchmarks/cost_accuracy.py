@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,9 @@ from galvatron.units import format_bytes
 NETWORKS = ("plain", "emulated")
 KEY = ("network", "model", "plan")
 
+PROFILE_S = 150.0
+"""For the sizes of a quick profile, so that messages on a slow link are sent more than once."""
+
 
 def rank_main(job: dict[str, Any]) -> None:
     """One rank of a job: the profile of the hardware as text, or what the plans of a model took; rank 0 leaves them
@@ -56,7 +59,8 @@ def rank_main(job: dict[str, Any]) -> None:
     start_rank()
     told = teller(job["tells"], os.environ["RANK"] == "0")
     if job["kind"] == "profile":
-        result: Any = document.print_profiles([hardware.profile_hardware(rt.initialize(), meter.QUICK)])
+        effort = replace(meter.QUICK, total_s=PROFILE_S)
+        result: Any = document.print_profiles([hardware.profile_hardware(rt.initialize(), effort)])
     else:
         cluster = cluster_in(job["profile"])
         model = Model(Shape(**job["shape"]), job["samples"], tuple(job["plans"]))

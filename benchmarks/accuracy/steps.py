@@ -24,13 +24,16 @@ from galvatron.profiler.meter import spread_of
 TOGETHER = 6
 """Programs that are in memory at a time, and take turns."""
 
+SPAN_S = 1.0
+"""Of a turn: where ranks go before other programs, Linux lets these have a twentieth of each second."""
+
 
 @dataclass(frozen=True)
 class Measured:
     """What steps of one plan took.
 
     Attributes:
-        step_s: wall-clock seconds of the slowest rank, step by step.
+        step_s: wall-clock seconds of a step on the slowest rank, turn by turn.
         cpu_s: of all ranks together.
         thread_s: by rank, CPU seconds of the thread that computes; the rest of `cpu_s` is that of the communication
             library. Median.
@@ -79,9 +82,9 @@ class _Running:
         thread_s, found = time.thread_time() - begun, self._compiled.metrics
         self.times.append((thread_s, found.compute_s, found.exposed_communication_s, found.bubble_s))
 
-    def figures(self, rounds: int) -> tuple[Any, ...]:
-        """Medians of the last steps, and the peak."""
-        return *map(statistics.median, zip(*self.times[-rounds:], strict=True)), self.peak_bytes
+    def figures(self) -> tuple[Any, ...]:
+        """Medians of all steps but the first two, and the peak."""
+        return *map(statistics.median, zip(*self.times[2:], strict=True)), self.peak_bytes
 
 
 def measured(
@@ -97,9 +100,10 @@ def measured(
             except GalvatronError as error:
                 told(f"{plan}: refused: {error}")
                 yield plan, {"refused": str(error)}
-        times = in_turn({plan: one.step for plan, one in running.items()}, rounds) if running else {}
+        steps = {plan: one.step for plan, one in running.items()}
+        times = in_turn(steps, rounds, warm=1, before=1, span_s=SPAN_S) if running else {}
         for plan, one in running.items():
-            own = one.figures(rounds)
+            own = one.figures()
             everyone: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(everyone, own)
             found = Measured(tuple(times[plan].wall_s), tuple(times[plan].cpu_s), *zip(*everyone, strict=True))

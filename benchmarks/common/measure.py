@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -48,35 +49,49 @@ def ratios(own: Sequence[float], peer: Sequence[float]) -> Spread:
     return Spread.of([a / b for a, b in zip(own, peer, strict=True)])
 
 
-def in_turn(steps: Mapping[str, Callable[[], Any]], rounds: int, *, warm: int = 2) -> dict[str, Times]:
-    """Times of each step over rounds in which every one runs once, each round beginning with another.
+def in_turn(
+    steps: Mapping[str, Callable[[], Any]], rounds: int, *, warm: int = 2, before: int = 0, span_s: float = 0.0
+) -> dict[str, Times]:
+    """Times of each step over rounds in which every one takes its turn, each round beginning with another.
 
     Collective in a job of several ranks, which all get the same figures.
 
     Args:
         warm: rounds before those that are timed.
+        before: steps of a contestant right before those that are timed: what a step leaves under way, such as gathers
+            of new values, is then met by the next one, as in training.
+        span_s: a turn is as many steps as take at least so long by the warm rounds, and the time is that of one of
+            them: what happens once in a while then counts as often as it happens.
     """
     times = {name: Times([], []) for name in steps}
+    counts = dict.fromkeys(steps, 1)
     names = list(steps)
     for turn in range(warm + rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            wall_s, cpu_s = _timed(steps[name])
+            wall_s, cpu_s = _timed(steps[name], before, counts[name])
             if turn >= warm:
                 times[name].wall_s.append(wall_s)
                 times[name].cpu_s.append(cpu_s)
+            else:
+                counts[name] = max(1, math.ceil(span_s / wall_s))
     return times
 
 
-def _timed(step: Callable[[], Any]) -> tuple[float, float]:
+def _timed(step: Callable[[], Any], before: int, count: int) -> tuple[float, float]:
     several = dist.is_initialized()
     _wait_for_device()
     if several:
         dist.barrier()
-    wall, cpu = time.perf_counter(), time.process_time()
-    step()
+    for _ in range(before):
+        step()
     _wait_for_device()
-    figures = torch.tensor([time.perf_counter() - wall, time.process_time() - cpu], dtype=torch.float64)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(count):
+        step()
+    _wait_for_device()
+    passed = [time.perf_counter() - wall, time.process_time() - cpu]
+    figures = torch.tensor(passed, dtype=torch.float64) / count
     if several:
         dist.all_reduce(figures[0], dist.ReduceOp.MAX)
         dist.all_reduce(figures[1])

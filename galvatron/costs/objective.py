@@ -19,7 +19,7 @@ from typing import Any
 
 from galvatron.costs.memory import Memory
 from galvatron.costs.model import CostModel, Front, LayerCost
-from galvatron.costs.sharing import Lines, Pace, phases_s
+from galvatron.costs.sharing import Pace
 from galvatron.costs.timeline import MicroBatchTimes, pipeline_s
 from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
@@ -150,10 +150,14 @@ class Setting:
         """Samples of one micro-batch."""
         return self.global_batch_size // self.micro_batches
 
-    def late_bytes(self, cost: LayerCost) -> float:
-        """Bytes of gradients that are not there yet when a step has most activations: the backward of one micro-batch
-        makes them as it takes these away. With several, the first one leaves them to the next."""
-        return cost.late_bytes if self.micro_batches == 1 else 0.0
+    def late_bytes(self, cost: LayerCost, in_flight: int) -> float:
+        """Bytes of gradients that are not there yet when a stage with so many micro-batches in flight has most
+        activations: the first backward makes them as it takes these away. It has most then if all micro-batches are in
+        flight. With several, all gradients are there when the second begins, which has lost the activations of one.
+        """
+        if in_flight < self.micro_batches:
+            return 0.0
+        return cost.late_bytes if self.micro_batches == 1 else min(cost.late_bytes, cost.saved_bytes)
 
     @cached_property
     def order(self) -> Schedule:
@@ -161,13 +165,13 @@ class Setting:
         return Schedule.parse(self.schedule)
 
     @cached_property
-    def lines(self) -> Lines:
-        """See `Pace.lines`."""
-        return (self.pace or Pace.even(self.pipeline_degree)).lines(self.micro_batches)
+    def shared_pace(self) -> Pace:
+        """The pace, that of ranks with a device each where there is none."""
+        return self.pace or Pace.even(self.pipeline_degree)
 
-    def pipeline_s(self, total_s: Any, slowest_s: Any) -> Any:
-        """See `phases_s`, where the schedule has phases."""
-        return phases_s(self.lines, total_s, slowest_s)
+    def pipeline_s(self, total_s: Any, slowest_s: Any, transfer_s: Any = 0.0) -> Any:
+        """Seconds of the phases of all micro-batches, where the schedule has phases (`Pace.phases_s`)."""
+        return self.shared_pace.phases_s(self.micro_batches, total_s, slowest_s, transfer_s)
 
     @cached_property
     def holders(self) -> tuple[int, ...]:
@@ -216,8 +220,8 @@ def messages_bytes(
 ) -> float:
     """Bytes of messages under way when a stage holds most micro-batches.
 
-    It has sent values of as many as a rank goes on without waiting for. If some have gone back by then, as many
-    gradients are on their way too, and the values of the next micro-batch arrive.
+    It has sent values of as many as a rank goes on without waiting for. If some micro-batches have gone back by then,
+    the gradients of as many of them are on their way too, and the values of the next one arrive, if there is one.
 
     Args:
         begin, end: the layers of the stage are `begin..end - 1`.
@@ -226,8 +230,9 @@ def messages_bytes(
     """
     size, leaving = setting.micro_batch, min(setting.micro_batches, SENDS_IN_FLIGHT)
     messages_bytes = leaving * model.boundary_bytes(end, last, size)
-    if begin and setting.in_flight[stage] < setting.micro_batches:
-        messages_bytes += (leaving + 1) * model.boundary_bytes(begin, first, size)
+    if begin:
+        back = min(setting.micro_batches - setting.in_flight[stage], SENDS_IN_FLIGHT + 1)
+        messages_bytes += back * model.boundary_bytes(begin, first, size)
     return messages_bytes
 
 
@@ -290,11 +295,11 @@ def peak_bytes(setting: Setting, stages: Sequence[StageReport]) -> tuple[int, ..
 
 
 def _times(report: StageReport) -> MicroBatchTimes:
-    """What the computations of a stage take; conversions and transfers are as long forward as backward."""
-    between_s = (report.transfer_s + sum(layer.conversion_s for layer in report.layers)) / 2
-    forward_s = between_s + sum(layer.cost.times.forward_s for layer in report.layers)
+    """What the computations of a stage take; conversions are as long forward as backward."""
+    forward_s = sum(layer.conversion_s / 2 + layer.cost.times.forward_s for layer in report.layers)
     weight_s = sum(layer.cost.weight_s for layer in report.layers)
-    return MicroBatchTimes(forward_s, report.micro_batch_s - forward_s - weight_s, weight_s)
+    input_s = report.micro_batch_s - report.transfer_s - forward_s - weight_s
+    return MicroBatchTimes(forward_s, input_s, weight_s, report.transfer_s)
 
 
 def _stage(
@@ -332,7 +337,7 @@ def _stage(
         kept_bytes += added_shared_bytes(model, before if index > begin else None, strategy, size, ties)
         activation_bytes += held * kept_bytes
         state += cost.state
-        own_late = Memory(gradients=setting.late_bytes(cost))
+        own_late = Memory(gradients=setting.late_bytes(cost, held))
         # While a layer before it runs backward, this one's activations are gone, and its gradients are there.
         earlier = extra + own_late - Memory(activations=kept_bytes)
         extra = max(earlier, cost.extra, key=lambda memory: memory.total) if layers[1:] else cost.extra

@@ -19,6 +19,7 @@ from galvatron.costs.profile import profile_graph
 from galvatron.costs.state import TrainedState, state_collectives, trained_state
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.collectives import LIBRARY_COPIES
 from galvatron.ir.contention import Contention
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis, joined_layout
@@ -78,9 +79,9 @@ class _Parameters:
     """What the parameters of a layer cost, whatever the micro-batch: most as in `LayerCost`.
 
     `accumulated_s` and `host_s` lengthen its backward. Under ZeRO, whole values and gradients are there while it runs:
-    `gathered_bytes`, in its backward `regathered_bytes`, and `summed_bytes` of its own, `arriving_bytes` of values of the layer behind, `returning_bytes` of
-    the one before, `leaving_bytes` of gradients of the layer behind, and of these what is added to sums,
-    `leaving_added_bytes`.
+    `gathered_bytes`, in its backward `regathered_bytes`, and `summed_bytes` of its own, `arriving_bytes` of values of
+    the layer behind, `returning_bytes` of the one before, `leaving_bytes` of gradients of the layer behind, and of
+    these what is added to sums, `leaving_added_bytes`.
     """
 
     sent: _Sent
@@ -119,6 +120,7 @@ class ShardedCostModel:
         self._tied = tied_layers(program)
         self._profiled = partial(profile_graph, kind=cluster.device.kind, compiled=program.inductor)
         self._at_once = cluster.device.kind != "cpu"
+        self._library_copies = LIBRARY_COPIES.get(cluster.device.kind, {})
 
     def tied(self) -> Mapping[str, tuple[int, ...]]:
         return self._tied
@@ -272,12 +274,20 @@ class ShardedCostModel:
                 gathered_bytes=sum(one.gathered_bytes for one in states) if strategy.zero else 0.0,
                 regathered_bytes=sum(one.regathered_bytes for one in states) if strategy.zero else 0.0,
                 summed_bytes=sum(one.summed_bytes for one in states) if strategy.zero else 0.0,
-                arriving_bytes=sum(one.gathered_bytes + one.cast_bytes for one in after),
-                returning_bytes=sum(one.regathered_bytes + (one.cast_bytes if one.reread else 0.0) for one in before),
-                leaving_bytes=sum(one.summed_bytes for one in after),
+                arriving_bytes=sum(self._arriving_bytes(one) for one in after),
+                returning_bytes=sum(self._arriving_bytes(one) for one in before if one.reread),
+                leaving_bytes=self._with_copies("reduce_scatter", sum(one.summed_bytes for one in after)),
                 leaving_added_bytes=sum(one.added_bytes for one in after),
             )
         return self._cache[key]
+
+    def _arriving_bytes(self, state: TrainedState) -> float:
+        """Bytes in use while the values of a parameter are gathered."""
+        return self._with_copies("all_gather", state.gathered_bytes) + state.cast_bytes
+
+    def _with_copies(self, kind: str, payload_bytes: float) -> float:
+        """Bytes in use while a collective is under way."""
+        return (1.0 + self._library_copies.get(kind, 0.0)) * payload_bytes
 
     def _whole_around(self, index: int, ties: Ties) -> tuple[tuple[str, ...], ...]:
         """The state that is whole of a layer and its neighbours: their parameters are on the way while it runs."""

@@ -1,34 +1,18 @@
 """Ranks that share the cores of a processor: how long a pipeline takes where a rank is faster while others wait.
 
-Computations are timed while all ranks compute (`Cluster.sharing`). Ranks that compute get equally much of the cores, so
-in a time in which all of them are as fast as that, each is done when it would be if none were ever faster; while only
-some compute, that time passes faster. What it says is left of a second: `Pace`.
+Computations are timed while all ranks compute (`Cluster.sharing`). Ranks that compute get equally much of the cores,
+and while only some compute, these are faster: what is left of a second of computing then is their `Pace`. Messages
+between stages take as long whoever computes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from galvatron.ir.curves import Points
-
-Lines = tuple[tuple[float, float], tuple[float, float]]
-"""Two lines, each by what it has of the sum over stages and of the slowest stage."""
-
-
-def phases_s(lines: Lines, total_s: Any, slowest_s: Any) -> Any:
-    """Seconds of the phases of all micro-batches; numbers or arrays.
-
-    Args:
-        lines: see `Pace.lines`.
-        total_s: of a micro-batch, the sum over stages.
-        slowest_s: of a micro-batch, the slowest stage of each phase, added up.
-    """
-    (a, b), (c, d) = lines
-    return np.maximum(a * total_s + b * slowest_s, c * total_s + d * slowest_s)
 
 
 @dataclass(frozen=True)
@@ -63,7 +47,7 @@ class Pace:
         """Whether it makes no difference who waits."""
         return self.shares[0] == 1.0
 
-    def lines(self, micro_batches: int) -> Lines:
+    def lines(self, micro_batches: int) -> tuple[tuple[float, float], tuple[float, float]]:
         """What a phase of a schedule takes: the longer of two lines in the sum over stages and the slowest stage.
 
         First, as if every rank were always as fast as alone: all stages once, and the slowest again for each further
@@ -75,21 +59,23 @@ class Pace:
         turns = 2 * sum(self.shares[: most - 1]) + (micro_batches + degree + 1 - 2 * most) * self.shares[most - 1]
         return (alone, alone * (micro_batches - 1)), (turns / degree, 0.0)
 
-    def passed(self, computing: Iterable[tuple[int, int]]) -> float:
-        """How long a time takes in which all are as fast as when all compute, from 0 to the last end.
+    def phases_s(self, micro_batches: int, total_s: Any, slowest_s: Any, transfer_s: Any = 0.0) -> Any:
+        """Seconds of the phases of a schedule: the longer of the two lines, behind what the first micro-batch waits for
+        on its way; numbers or arrays.
 
         Args:
-            computing: begin and end of each computation.
+            total_s: computing of a micro-batch, the sum over stages.
+            slowest_s: of a micro-batch, the slowest stage of each phase, added up; what it receives is as long as what
+                would be computed meanwhile without others (`beside`).
+            transfer_s: what all stages wait for to receive a micro-batch and its gradients.
         """
-        changes: dict[int, int] = {}
-        for begin, end in computing:
-            changes[begin] = changes.get(begin, 0) + 1
-            changes[end] = changes.get(end, 0) - 1
-        total, before, active = 0.0, 0, 0
-        for moment in sorted(changes):
-            total += (moment - before) * self.shares[max(0, active - 1)]
-            before, active = moment, active + changes[moment]
-        return total
+        (a, b), (c, d) = self.lines(micro_batches)
+        return transfer_s + np.maximum(a * total_s + b * slowest_s, c * total_s + d * slowest_s)
+
+    def beside(self, transfer_s: float) -> float:
+        """How long a rank could compute, in seconds of which all ranks have equally much of the cores, while it waits
+        for a message and no other computes."""
+        return transfer_s / self.shares[0]
 
 
 def _at(sharing: Points, ranks: int) -> float:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from galvatron.costs.sharing import Pace, phases_s
+from galvatron.costs.sharing import Pace
 from galvatron.schedules import Kind, Schedule
 from galvatron.schedules.actions import Result
 
@@ -16,15 +16,17 @@ from galvatron.schedules.actions import Result
 @dataclass(frozen=True)
 class MicroBatchTimes:
     """Seconds of one micro-batch, on a layer or a stage: forward, the backward up to the gradients that the stage
-    before waits for, and the rest of the backward. What a stage receives is counted in them."""
+    before waits for, and the rest of the backward; and `transfer_s` of messages that the stage waits for before these,
+    half of it forward."""
 
     forward_s: float
     input_s: float
     weight_s: float
+    transfer_s: float = 0.0
 
     @property
     def micro_batch_s(self) -> float:
-        """Seconds of one micro-batch, forward and backward."""
+        """Seconds of one micro-batch, forward and backward, without messages."""
         return self.forward_s + self.input_s + self.weight_s
 
     def of(self, kind: Kind) -> float:
@@ -51,28 +53,33 @@ def pipeline_s(
     pace = pace or Pace.even(degree)
     if not schedule.phases:
         return played_s(schedule, degree, micro_batches, stages, pace)
-    phases = list(zip(*(stage.phases(schedule) for stage in stages), strict=True))
-    total_s, slowest_s = sum(map(sum, phases)), sum(map(max, phases))
-    if not math.isfinite(total_s):
+    phases = len(schedule.phases)
+    each = [
+        [phase_s + pace.beside(stage.transfer_s / phases) for phase_s in stage.phases(schedule)] for stage in stages
+    ]
+    total_s, transfer_s = sum(s.micro_batch_s for s in stages), sum(s.transfer_s for s in stages)
+    if not math.isfinite(total_s + transfer_s):
         return math.inf
-    return float(phases_s(pace.lines(micro_batches), total_s, slowest_s))
+    return float(pace.phases_s(micro_batches, total_s, sum(map(max, zip(*each, strict=True))), transfer_s))
 
 
 def played_s(
     schedule: Schedule, degree: int, micro_batches: int, stages: Sequence[MicroBatchTimes], pace: Pace | None = None
 ) -> float:
-    """The same with every computation played through, each as soon as it can; messages go on beside them.
+    """The same with every computation played through, each as soon as it can, behind the message that it waits for.
 
     Where an order repeats itself, few of its repetitions are played: as many as it takes until one is as long as the
     one before, in all that it does, after which they all are (`_repetition`).
     """
     pace = pace or Pace.even(degree)
-    if not all(math.isfinite(stage.micro_batch_s) for stage in stages):
+    if not all(math.isfinite(stage.micro_batch_s + stage.transfer_s) for stage in stages):
         return math.inf
-    durations = tuple(tuple(round(stage.of(kind) / QUANTUM_S) for kind in _COMPUTED) for stage in stages)
+    durations = tuple(
+        tuple(round((stage.of(kind) + _received_s(stage, kind)) / QUANTUM_S) for kind in _COMPUTED) for stage in stages
+    )
 
     def passed(order: _Order, ends: Sequence[Sequence[int]]) -> float:
-        return max(rank[-1] for rank in ends) if pace.is_even else pace.passed(_computing(order, ends, durations))
+        return max(rank[-1] for rank in ends) if pace.is_even else _shared_s(order, stages, pace) / QUANTUM_S
 
     repetitions = 2
     while (fewer := schedule.shorter(degree, micro_batches, repetitions)) < micro_batches // 2:
@@ -210,13 +217,38 @@ def _played(order: _Order, durations: Sequence[Sequence[int]]) -> list[list[int]
     return ends
 
 
-def _computing(
-    order: _Order, ends: Sequence[Sequence[int]], durations: Sequence[Sequence[int]]
-) -> Iterator[tuple[int, int]]:
-    """Begin and end of every computation."""
-    for steps, own in zip(order.ranks, ends, strict=True):
-        for step, end in zip(steps, own, strict=True):
-            yield end - durations[step.stage][step.kind], end
+def _received_s(stage: MicroBatchTimes, kind: Kind) -> float:
+    """Seconds of the message that a computation waits for."""
+    return 0.0 if kind is Kind.BACKWARD_WEIGHT else stage.transfer_s / 2
+
+
+def _shared_s(order: _Order, stages: Sequence[MicroBatchTimes], pace: Pace) -> float:
+    """Seconds of an order whose ranks share cores: those that compute get equally much of these, and those that receive
+    need none."""
+    done: set[int | None] = {None}
+    positions = [0] * len(order.ranks)
+    left: dict[int, list[float]] = {}  # of a message and of what is computed then, for each rank that has begun
+    total_s = 0.0
+    while True:
+        for rank, steps in enumerate(order.ranks):
+            if rank not in left and positions[rank] < len(steps) and steps[positions[rank]].awaited in done:
+                stage, kind = stages[steps[positions[rank]].stage], _COMPUTED[steps[positions[rank]].kind]
+                left[rank] = [_received_s(stage, kind), stage.of(kind)]
+        if not left:
+            return total_s
+        computing = sum(not receiving_s for receiving_s, _ in left.values())
+        share = pace.shares[computing - 1] if computing else 1.0
+        passed_s = min(receiving_s or computing_s * share for receiving_s, computing_s in left.values())
+        total_s += passed_s
+        for rank, (receiving_s, computing_s) in list(left.items()):
+            if receiving_s:
+                left[rank][0] = max(0.0, receiving_s - passed_s)
+            elif computing_s * share > passed_s:
+                left[rank][1] = computing_s - passed_s / share
+            else:
+                done.add(order.ranks[rank][positions[rank]].result)
+                positions[rank] += 1
+                del left[rank]
 
 
 def _repetition(order: _Order, ends: Sequence[Sequence[int]], unit: int) -> int | None:

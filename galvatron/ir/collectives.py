@@ -118,6 +118,10 @@ MESSAGES: dict[str, Message] = {c.name: c.message for c in _KINDS if c.message} 
 """What may cross the network: the message of each collective by its name, what one rank sends to all others of a group,
 and what it sends to one of them."""
 
+LIBRARY_COPIES: dict[str, dict[str, float]] = {"cpu": {"all_gather": 1.0, "reduce_scatter": 1.0}}
+"""By kind of device and collective, how many tensors of the payload's size its library takes until it was waited for:
+gloo lays out what it gathers in memory of its own, and sums parts in a copy of all of them."""
+
 
 @dataclass(frozen=True)
 class Conversion:

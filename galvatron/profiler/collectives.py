@@ -72,7 +72,7 @@ def collective_cases(axis: Axis, sizes: tuple[int, ...], device: torch.device) -
             yield _case(name, how, "f32", nbytes, axis, set_up, device)
     if axis.size == 2:
         for nbytes in sizes:
-            yield _there_and_back(nbytes, axis, device)
+            yield _one_way(nbytes, axis, device)
     for nbytes in sizes[1::2]:  # a sum of halves is another kernel on the host, and as fast as one of words on a device
         yield _case("all_reduce", "", "bf16", nbytes, axis, _all_reduce, device)
 
@@ -97,29 +97,40 @@ def _case(name: str, how: str, dtype: str, nbytes: int, axis: Axis, set_up: SetU
     return Case(name, how, dtype, sizes, float(nbytes), 2.0 * nbytes, prepare, in_step=True)
 
 
-def _there_and_back(nbytes: int, axis: Axis, device: torch.device) -> Case:
-    """A message one way between the ranks of a pair: it is sent back, since a sender need not wait for its receiver."""
+def _one_way(nbytes: int, axis: Axis, device: torch.device) -> Case:
+    """A message one way between the ranks of a pair, and a shortest one back, since a sender need not wait for its
+    receiver. So all pairs send the same way at once, as stages do: were it sent back whole, pairs would drift apart
+    until they use the two directions of a link in turns."""
     other = 1 - axis.index
+    shortest = min(nbytes, ANSWER_BYTES)
 
     def prepare() -> Call:
-        whole = (_whole("f32", nbytes, axis, device),)
+        whole = _whole("f32", nbytes, axis, device)
+        answer = whole[: max(1, shortest // whole.element_size())].clone()
 
-        def send() -> None:
-            comm.send(whole, axis.group, other, phase="a measurement").wait()
+        def send(tensor: Tensor) -> None:
+            comm.send((tensor,), axis.group, other, phase="a measurement").wait()
 
-        def receive() -> None:
-            comm.receive(whole, axis.group, other, phase="a measurement").wait()
+        def receive(tensor: Tensor) -> None:
+            comm.receive((tensor,), axis.group, other, phase="a measurement").wait()
 
-        first, second = (receive, send) if axis.index else (send, receive)
+        def ask() -> None:
+            send(whole)
+            receive(answer)
 
-        def run() -> None:
-            first()
-            second()
+        def reply() -> None:
+            receive(whole)
+            send(answer)
 
-        return run
+        return reply if axis.index else ask
 
     sizes = sizes_of(group=2, stride=axis.stride, bytes=nbytes)
-    return Case("p2p", "one way", "f32", sizes, float(nbytes), float(nbytes), prepare, calls=2, in_step=True)
+    calls = 2 if nbytes == shortest else 1
+    return Case("p2p", "one way", "f32", sizes, float(nbytes), float(nbytes), prepare, calls=calls, in_step=True)
+
+
+ANSWER_BYTES = 2**10
+"""At the most, of what says that a message has come."""
 
 
 def _whole(dtype: str, nbytes: int, axis: Axis, device: torch.device) -> Tensor:

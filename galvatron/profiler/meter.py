@@ -76,16 +76,28 @@ class Meter:
 
     @cached_property
     def turns(self) -> float:
-        """How many ranks, of one thread each, share a core in turns, if more than one. Collective, the first time.
+        """Seconds of the clock in which a rank, of one thread, gets one of a core while all compute; 1 where there is a
+        core for each. Collective, the first time.
 
-        Then it is the time of its thread that tells what a call takes: of a window of the clock nobody knows how much
-        of the core it had.
+        Above that it is the time of its thread that tells what a call takes: of a window of the clock nobody knows how
+        much of the core it had. Ranks take turns, and what else runs on the machine takes its part, which a long window
+        shows.
         """
         (threads,) = self.agreed(float(torch.get_num_threads()), largest=True)
         if self.world.device.type != "cpu" or self.world.size == 1 or threads > 1:
             return 1.0
         ranks, cores = crowding(self.world)
-        return max(1.0, ranks / cores)
+        return 1.0 if ranks <= cores else max(ranks / cores, self._stretched())
+
+    def _stretched(self) -> float:
+        """Seconds of the clock for one of a core, while all ranks compute."""
+        span_s = min(_LONGEST_SPAN_S, self.effort.total_s / 20)
+        self.agreed(0.0)
+        begun, own = time.perf_counter(), time.thread_time()
+        while (passed_s := time.perf_counter() - begun) < span_s:
+            pass
+        (cores,) = self.agreed((time.thread_time() - own) / passed_s)
+        return self.world.size / cores
 
     def agreed(self, *values: float, largest: bool = False) -> list[float]:
         """The sum of each value over all ranks, or its largest."""
@@ -175,6 +187,9 @@ def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
+
+_LONGEST_SPAN_S = 5.0
+"""Of seeing what ranks get of the cores. Linux lets other programs have their part of these second by second."""
 
 _LONG = 4
 """Windows that a call may take before one of it is enough where there is no time."""

@@ -39,3 +39,10 @@ def test_every_round_begins_with_another_contestant() -> None:
     times = in_turn({name: lambda name=name: order.append(name) for name in "abc"}, 2, warm=1)
     assert "".join(order) == "abcbcacab"
     assert {name: len(figures.wall_s) for name, figures in times.items()} == {"a": 2, "b": 2, "c": 2}
+
+
+def test_steps_before_a_timed_one_are_the_same_contestants() -> None:
+    order: list[str] = []
+    times = in_turn({name: lambda name=name: order.append(name) for name in "ab"}, 2, warm=0, before=2)
+    assert "".join(order) == "aaabbb" + "bbbaaa"
+    assert [len(figures.wall_s) for figures in times.values()] == [2, 2]

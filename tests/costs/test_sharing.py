@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from galvatron.costs.sharing import Pace
 from galvatron.costs.timeline import MicroBatchTimes, pipeline_s, played_s
-from galvatron.schedules import Schedule
+from galvatron.schedules import Kind, Schedule
 
 seconds = st.integers(1, 8).map(float)
 times = st.builds(MicroBatchTimes, seconds, seconds, seconds)
+with_messages = st.builds(MicroBatchTimes, seconds, seconds, seconds, st.integers(0, 8).map(float))
 NAMES = ["gpipe", "1f1b", "interleaved2", "zbv"]
 
 
@@ -26,24 +29,31 @@ def paces(draw: st.DrawFn, degree: int) -> Pace:
 
 
 def shared_s(schedule: Schedule, degree: int, micro_batches: int, stages: list[MicroBatchTimes], pace: Pace) -> float:
-    """What all ranks take, from one end of a computation to the next."""
+    """What all ranks take, from one end of a message or a computation to the next."""
     last = len(stages) - 1
     queues = [list(order) for order in schedule.computations(degree, micro_batches)]
-    left: list[float | None] = [None] * degree
+    messages: dict[int, float] = {}
+    computations: dict[int, float] = {}
     done: set[object] = {None}
     total_s = 0.0
     while any(queues):
         for rank, queue in enumerate(queues):
-            if queue and left[rank] is None and queue[0].awaited(last) in done:
-                left[rank] = stages[queue[0].stage].of(queue[0].kind)
-        active = {rank: seconds for rank, seconds in enumerate(left) if seconds is not None}
-        passed_s = min(active.values())
-        total_s += passed_s * pace.shares[len(active) - 1]
-        for rank, own_s in active.items():
-            left[rank] = own_s - passed_s
-            if own_s == passed_s:
+            if queue and rank not in messages and rank not in computations and queue[0].awaited(last) in done:
+                received_s = 0.0 if queue[0].kind is Kind.BACKWARD_WEIGHT else stages[queue[0].stage].transfer_s / 2
+                messages[rank] = received_s
+        for rank in [rank for rank, left_s in messages.items() if left_s <= 0.0]:
+            del messages[rank]
+            computations[rank] = stages[queues[rank][0].stage].of(queues[rank][0].kind)
+        share = pace.shares[len(computations) - 1] if computations else 1.0
+        passed_s = min([*messages.values(), *(left_s * share for left_s in computations.values())])
+        total_s += passed_s
+        for rank in messages:
+            messages[rank] -= passed_s
+        for rank, left_s in list(computations.items()):
+            computations[rank] = left_s - passed_s / share
+            if left_s * share == passed_s:
+                del computations[rank]
                 done.add(queues[rank].pop(0).result)
-                left[rank] = None
     return total_s
 
 
@@ -55,7 +65,7 @@ def test_a_played_schedule_takes_as_long_as_its_ranks_do_with_what_cores_they_ha
     schedule, pace = Schedule.parse(name), data.draw(paces(degree))
     micro_batches = data.draw(st.sampled_from([m for m in (*range(1, 13), 40) if schedule.allows(degree, m)]))
     count = len(schedule.holders(degree))
-    stages = data.draw(st.lists(times, min_size=count, max_size=count))
+    stages = data.draw(st.lists(with_messages, min_size=count, max_size=count))
     expected_s = shared_s(schedule, degree, micro_batches, stages, pace)
     assert played_s(schedule, degree, micro_batches, stages, pace) == pytest.approx(expected_s, rel=1e-9)
 
@@ -88,6 +98,28 @@ def test_phases_of_uneven_stages_are_nearly_what_is_played(
     found_s = pipeline_s(schedule, degree, micro_batches, stages, pace)
     expected_s = played_s(schedule, degree, micro_batches, stages, pace)
     assert abs(found_s - expected_s) <= micro_batches * uneven_s + 1e-9
+
+
+@given(st.sampled_from(["gpipe", "1f1b"]), st.integers(1, 6), st.integers(1, 12), seconds, st.data())
+def test_messages_take_as_long_whoever_computes(
+    name: str, degree: int, micro_batches: int, transfer_s: float, data: st.DataObject
+) -> None:
+    schedule, pace = Schedule.parse(name), data.draw(paces(degree))
+    first, *others = [MicroBatchTimes(0.0, 0.0, 0.0, transfer_s)] * degree
+    stages = [replace(first, transfer_s=0.0), *others]
+    expected_s = (micro_batches + degree - 2) * transfer_s if others else 0.0
+    assert pipeline_s(schedule, degree, micro_batches, stages, pace) == pytest.approx(expected_s)
+
+
+@given(st.sampled_from(["gpipe", "1f1b"]), st.integers(1, 6), st.integers(1, 12), with_messages)
+def test_a_message_is_as_long_as_what_is_computed_on_ranks_with_a_device_each(
+    name: str, degree: int, micro_batches: int, each: MicroBatchTimes
+) -> None:
+    schedule = Schedule.parse(name)
+    received_s = each.transfer_s / 2
+    computed = MicroBatchTimes(each.forward_s + received_s, each.input_s + received_s, each.weight_s)
+    found_s = pipeline_s(schedule, degree, micro_batches, [each] * degree)
+    assert found_s == pytest.approx(pipeline_s(schedule, degree, micro_batches, [computed] * degree))
 
 
 @given(st.integers(1, 8), st.integers(1, 40), st.data())

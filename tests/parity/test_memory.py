@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import gc
 import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +18,9 @@ from torch.nn.modules import module as global_hooks
 from galvatron import runtime as rt
 from galvatron.costs.estimate import estimate_plan, setting_of
 from galvatron.costs.objective import StageReport, peak_bytes
+from galvatron.ir.collectives import LIBRARY_COPIES
 from galvatron.ir.program import Program
+from galvatron.runtime.comm import library, now
 from tests.live_storage import Held, LiveStorages
 from tests.parity import harness
 from tests.parity.subjects import Batch
@@ -29,10 +34,26 @@ MESSAGE = 0.25
 """A micro-batch of which a smaller part is left has gone back: its last message may still be under way."""
 
 
+@contextmanager
+def copies_of_the_library() -> Iterator[None]:
+    """Stand-ins for what gloo takes for parameters and gradients under way, where no dispatch mode sees it, while
+    micro-batches are computed."""
+    start = library.start
+
+    def started(kind: str, group: Any, tensors: Sequence[torch.Tensor], call: Any, phase: str | None = None) -> Any:
+        is_beside = now.chunk is not None and phase in ("parameters", "gradients")
+        count = round(LIBRARY_COPIES["cpu"].get(kind, 0.0)) if is_beside else 0
+        return start(kind, group, (*tensors, *(torch.empty_like(tensors[0]) for _ in range(count))), call, phase)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "start", started)
+        yield
+
+
 def followed(world: rt.World, job: harness.Job, batch: Batch) -> tuple[int, int]:
     """Bytes that a rank holds between two steps, and at the most during one."""
     harness.subject(job.name)  # the model itself is not counted
-    with LiveStorages() as live:
+    with LiveStorages() as live, copies_of_the_library():
         program = harness.executor(world, job, optimizer=lambda p: torch.optim.AdamW(p, fused=True))
         program.train_step(batch)
         live.peak_bytes = 0

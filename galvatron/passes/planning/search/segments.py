@@ -158,7 +158,8 @@ class Segments:
                     if other == first:
                         values = self._behind(front.values + rows[last], cost, front.values[:, MISSING])
                         shared_bytes = self._shared(index, previous, last)
-                        leaving_bytes = cost.saved_bytes - self.setting.late_bytes(cost) + shared_bytes
+                        late_bytes = self.setting.late_bytes(cost, in_flight)
+                        leaving_bytes = cost.saved_bytes - late_bytes + shared_bytes
                         earlier = front.values[:, EXTRA] - leaving_bytes
                         values[:, EXTRA] = np.maximum(earlier, rows[last][EXTRA])
                         values[:, : self.phases] += conversions[previous, last] / self.phases
@@ -211,7 +212,7 @@ class Segments:
                         *c.times.phases(order),
                         c.once_s,
                         0.0,
-                        c.state_bytes - self.setting.late_bytes(c) + in_flight * c.saved_bytes,
+                        c.state_bytes - self.setting.late_bytes(c, in_flight) + in_flight * c.saved_bytes,
                         c.extra_bytes,
                         c.state_bytes + c.update_bytes,
                     ]

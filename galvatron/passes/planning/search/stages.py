@@ -14,9 +14,10 @@ from galvatron.ir.strategy import Strategy
 from galvatron.passes.planning.search.pareto import frontier
 from galvatron.passes.planning.search.segments import Segment, Segments
 
-SUM_S, STEP_S = 0, -1
-"""The first and the last column of a label: the sum over stages of seconds per micro-batch, and the maximum of seconds
-per step. Between them is, for each phase of the schedule, the maximum of seconds per micro-batch."""
+SUM_S, TRANSFER_S, STEP_S = 0, 1, -1
+"""The first columns of a label and the last one: the sums over stages of seconds per micro-batch, of computing and of
+messages between stages, and the maximum of seconds per step. Between them is, for each phase of the schedule, the
+maximum of seconds per micro-batch, messages included."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def search_stages(
 
 def _step_time_s(values: np.ndarray, setting: Setting, rest_s: float = 0.0) -> np.ndarray:
     """Step times of labels, if the layers behind them take at least `rest_s` per micro-batch."""
-    return setting.pipeline_s(values[:, SUM_S] + rest_s, values[:, 1:-1].sum(axis=1)) + values[:, STEP_S]
+    total_s, slowest_s = values[:, SUM_S] + rest_s, values[:, TRANSFER_S + 1 : STEP_S].sum(axis=1)
+    return setting.pipeline_s(total_s, slowest_s, values[:, TRANSFER_S]) + values[:, STEP_S]
 
 
 def _state(
@@ -95,7 +97,8 @@ def _state(
     if stage == 0:
         for (first, final), segment in segments.segments(0, 0, end).items():
             if final == last:
-                blocks.append(np.column_stack([segment.times[:, :-1].sum(axis=1), segment.times]))
+                total_s = segment.times[:, :-1].sum(axis=1)
+                blocks.append(np.column_stack([total_s, np.zeros_like(total_s), segment.times]))
                 origins.append(_Origin(0, None, first, segment))
     else:
         for begin in dict.fromkeys(begin for begin, _ in wave if begin < end):
@@ -105,10 +108,11 @@ def _state(
                 for previous, before in enumerate(candidates[begin - 1]):
                     state = wave.get((begin, previous))
                     if state is not None:
-                        entry_s = model.transfer_s(begin, before, setting.micro_batch)
-                        entry_s += model.conversion_s(begin, before, candidates[begin][first], setting.micro_batch)
-                        if math.isfinite(entry_s):
-                            blocks.append(_joined(state.values, segment.times, entry_s))
+                        transfer_s = model.transfer_s(begin, before, setting.micro_batch)
+                        entry_s = model.conversion_s(begin, before, candidates[begin][first], setting.micro_batch)
+                        if math.isfinite(entry_s + transfer_s):
+                            beside_s = setting.shared_pace.beside(transfer_s)
+                            blocks.append(_joined(state.values, segment.times, entry_s, transfer_s, beside_s))
                             origins.append(_Origin(begin, previous, first, segment))
     if not blocks:
         return None
@@ -121,12 +125,21 @@ def _state(
     return _State(values[keep], block[keep], pick[keep], origins) if len(keep) else None
 
 
-def _joined(before: np.ndarray, times: np.ndarray, entry_s: float) -> np.ndarray:
-    """Labels of every pair of a label and a segment, label by label. `entry_s` is as long in every phase."""
-    micro_s = times[None, :, :-1] + entry_s / (times.shape[1] - 1)
-    largest_s = np.concatenate([micro_s, times[None, :, -1:]], axis=2)
+def _joined(before: np.ndarray, times: np.ndarray, entry_s: float, transfer_s: float, beside_s: float) -> np.ndarray:
+    """Labels of every pair of a label and a segment, label by label.
+
+    Args:
+        entry_s: of conversions, as long in every phase.
+        transfer_s, beside_s: of messages, likewise, and what counts for them beside computing (`Pace.beside`).
+    """
+    phases = times.shape[1] - 1
+    micro_s = times[None, :, :-1] + entry_s / phases
+    largest_s = np.concatenate([micro_s + beside_s / phases, times[None, :, -1:]], axis=2)
+    sums_s = before[:, None, : TRANSFER_S + 1] + np.concatenate(
+        [micro_s.sum(axis=2, keepdims=True), np.full((1, len(times), 1), transfer_s)], axis=2
+    )
     return np.concatenate(
-        [before[:, None, :1] + micro_s.sum(axis=2, keepdims=True), np.maximum(before[:, None, 1:], largest_s)],
+        [sums_s, np.maximum(before[:, None, TRANSFER_S + 1 :], largest_s)],
         axis=2,
     ).reshape(-1, before.shape[1])
 
