@@ -6,20 +6,34 @@ kind of recomputation that has such a call. `costs.composed` puts the calls of a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import finalize, ref
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from galvatron.costs.slices import run_on_slice
-from galvatron.costs.watch import ObservedEvent, Watch
-from galvatron.ir.collectives import MESSAGES, Conversion, conversion_of, copies
+from galvatron.costs.acts import (
+    Act,
+    Backward,
+    Dispatched,
+    Form,
+    Forms,
+    Gave,
+    Gone,
+    Made,
+    Read,
+    Released,
+    Result,
+    Saved,
+    Step,
+    StepEnd,
+)
+from galvatron.costs.sending import communicated
+from galvatron.costs.watch import Watch
 from galvatron.ir.fakes import described
 from galvatron.ir.graph import Graph, Op, Ref, Value, map_refs
 from galvatron.ir.interpreter import run_graph
@@ -28,125 +42,11 @@ from galvatron.ir.ops.arguments import typed
 from galvatron.ir.ops.kernels import call_on
 from galvatron.ir.ops.table import derived
 from galvatron.ir.random import without_site
-from galvatron.ir.types import TensorType, evaluate
+from galvatron.ir.types import TensorType
 from galvatron.recompute import running
 
 ANY_AXIS = "any"
 """What an op that is watched by itself calls the axis that it communicates on."""
-
-
-class Form(NamedTuple):
-    """What kernels see of a tensor: its type, how it lies in a storage of so many bytes, and if it has a gradient."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    storage_bytes: int
-    differentiable: bool
-
-    @staticmethod
-    def of(tensor: torch.Tensor) -> Form:
-        size = tensor.untyped_storage().nbytes()
-        return Form(tensor.dtype, tuple(tensor.shape), tensor.stride(), size, tensor.requires_grad)
-
-    @staticmethod
-    def laid_out(dtype: torch.dtype, shape: Sequence[int], stride: Sequence[int]) -> Form:
-        """A tensor without a gradient that has its storage for itself."""
-        last = sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-        size = (last + 1) * dtype.itemsize if math.prod(shape) else 0
-        return Form(dtype, tuple(shape), tuple(stride), size, False)
-
-    @staticmethod
-    def contiguous(dtype: torch.dtype, shape: Sequence[int]) -> Form:
-        """One whose elements lie one behind the other."""
-        stride = [math.prod(max(size, 1) for size in shape[i + 1 :]) for i in range(len(shape))]
-        return Form.laid_out(dtype, shape, stride)
-
-    def tensor(self, device: str) -> torch.Tensor:
-        """Such a tensor, without memory."""
-        storage = torch.empty(self.storage_bytes // self.dtype.itemsize, dtype=self.dtype, device=device)
-        return storage.as_strided(self.shape, self.stride).requires_grad_(self.differentiable)
-
-
-Forms = tuple[Form | None, ...]
-"""Of gradients, None where there is none."""
-
-
-class Dispatched(NamedTuple):
-    """The process dispatches what launches something, or a view."""
-
-    view: bool
-
-
-class Made(NamedTuple):
-    """A storage is there. Storages have numbers of the call, first those of its operands."""
-
-    storage: int
-    size_bytes: int
-
-
-class Gone(NamedTuple):
-    """The call needs a storage no more."""
-
-    storage: int
-
-
-class Saved(NamedTuple):
-    """Autograd saves a tensor for the backward, as the `place`-th of the call."""
-
-    place: int
-    storage: int
-    dtype: torch.dtype
-
-
-class Read(NamedTuple):
-    """The backward reads what was saved."""
-
-    place: int
-
-
-class Released(NamedTuple):
-    """The backward needs it no more."""
-
-    place: int
-
-
-class Gave(NamedTuple):
-    """All is added up of an operand's gradient. `tensor` tells tensors apart: those that were there come first."""
-
-    operand: int
-    storage: int
-    form: Form
-    tensor: int
-
-
-class Step(NamedTuple):
-    """What follows up to the next `StepEnd` runs in the forward only, under selective recomputation."""
-
-
-class StepEnd(NamedTuple):
-    """The end of such a step, which keeps these storages."""
-
-    storages: tuple[int, ...]
-
-
-Act = ObservedEvent | Dispatched | Made | Gone | Saved | Read | Released | Gave | Step | StepEnd
-
-
-class Result(NamedTuple):
-    """A result of a call: its storage, its form, and the number of the operand that it is, if it is one."""
-
-    storage: int
-    form: Form
-    operand: int | None
-
-
-@dataclass(frozen=True)
-class Backward:
-    """The backward of a call, for gradients of some forms; `gradients` are the numbers of their storages, by place."""
-
-    acts: tuple[Act, ...]
-    gradients: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -454,59 +354,6 @@ def _function(called: Called, setting: Setting) -> Callable[[Sequence[torch.Tens
         return list(found.values())
 
     return run
-
-
-def communicated(
-    op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], axis: Axis, watch: Watch, batch: int
-) -> torch.Tensor:
-    """The result of an op that communicates on an axis, on tensors without memory; the watch is told what it sends."""
-    if op.namespace == "spmd":
-        return run_on_slice(op, args, kwargs, axis, partial(_record, watch, axis), watch.kind)
-    shape = [evaluate(d, batch) for d in op.result.type.shape]
-    return _Collective.apply(args[0], shape, conversion_of(op), copies(op), axis, watch)
-
-
-def _record(watch: Watch, axis: Axis, kind: str, payload_bytes: int) -> None:
-    watch.collective(kind, axis, payload_bytes)
-
-
-class _Collective(torch.autograd.Function):
-    """Stands for a collective: right shapes forward and backward, and an event for what crosses the network."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Any,
-        shape: list[int],
-        conversion: Conversion,
-        copies: tuple[float, float],
-        axis: Axis,
-        watch: Watch,
-    ):
-        ctx.shape, ctx.conversion, ctx.axis, ctx.watch = list(x.shape), conversion, axis, watch
-        ctx.payload, (there, ctx.copies) = max(x.numel(), math.prod(shape)), copies
-        return _moved(x, shape, conversion.forward, there, axis, ctx.payload, watch)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any):
-        back = ctx.conversion.backward
-        moved = _moved(gradients[0], ctx.shape, back, ctx.copies, ctx.axis, ctx.payload, ctx.watch)
-        return moved, None, None, None, None, None
-
-
-def _moved(x: Any, shape: list[int], kind: str | None, copies: float, axis: Axis, payload: int, watch: Watch) -> Any:
-    """What a tensor is after a collective; the same memory if it stays as it is."""
-    if kind is None and list(x.shape) == shape:
-        return x.view_as(x)
-    watch.collective(kind, axis, payload * x.element_size())
-    if copies:
-        watch.copied(x, copies * payload * x.element_size())
-    # `x.new_empty` would import torch's compiler.
-    empty = partial(torch.empty, dtype=x.dtype, device=x.device)
-    buffer = empty(payload * (MESSAGES[kind].buffers if kind else 0))
-    result = empty(shape)
-    del buffer
-    return result
 
 
 @derived(maxsize=1 << 16)

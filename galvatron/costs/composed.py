@@ -16,24 +16,8 @@ from typing import NamedTuple
 
 import torch
 
-from galvatron.costs.calls import (
-    Act,
-    Call,
-    Called,
-    Dispatched,
-    Form,
-    Gave,
-    Gone,
-    Made,
-    Read,
-    Released,
-    Saved,
-    Setting,
-    StepEnd,
-    accumulated,
-    added,
-    call,
-)
+from galvatron.costs.acts import Act, Dispatched, Form, Gave, Gone, Made, Read, Released, Saved, StepEnd
+from galvatron.costs.calls import Call, Called, Setting, accumulated, added, call
 from galvatron.costs.events import Dispatches
 from galvatron.costs.replays import Replayed
 from galvatron.costs.storages import Storages
@@ -96,7 +80,7 @@ class _Gradient:
     tensor: object
 
 
-class Numbers(NamedTuple):
+class Pass(NamedTuple):
     """What a pass does: its kernels and collectives, and what is dispatched."""
 
     events: list[ObservedEvent]
@@ -146,14 +130,12 @@ class Composed:
         self._saved: set[int] = set()
         self._peaks: list[int] = []
         self.gradients: dict[int, int] = {}
-        self.forward, self.backward = Numbers([], Counter()), Numbers([], Counter())
+        self.forward, self.backward = Pass([], Counter()), Pass([], Counter())
         self.now = self.forward
         self.results = self._run_forward()
         self.reached = self._reach()
         self._end_forward()
         self._run_backward()
-
-    # The forward.
 
     def _given_form(self, value: Value) -> Form:
         dtype: torch.dtype = getattr(torch, TORCH_DTYPE_NAMES[value.type.dtype])
@@ -276,8 +258,6 @@ class Composed:
         """The form of an operand of a call."""
         return self._forms[self.layer.operands[index][operand]]
 
-    # What is kept.
-
     def pack(self, index: int, place: int, storage: int) -> None:
         """Keeps a storage for the backward of a call."""
         self._packed[index, place] = self.storages.hold(storage)
@@ -315,8 +295,6 @@ class Composed:
         self.saved_bytes = self.storages.live_bytes
         self.alive = self.storages.alive() if self.setting.compiled else {}
         self.forward_extra_bytes = max(0, self.forward_peak_bytes - self.saved_bytes)
-
-    # The backward.
 
     def _run_backward(self) -> None:
         storages, before = self.storages, self.storages.live_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from galvatron.costs.calls import Act, Saved, Step, StepEnd
+from galvatron.costs.acts import Act, Saved, Step, StepEnd
 
 if TYPE_CHECKING:
     from galvatron.costs.composed import Composed

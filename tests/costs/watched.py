@@ -11,8 +11,9 @@ from weakref import ref
 
 import torch
 
-from galvatron.costs.calls import communicated, shown
+from galvatron.costs.calls import shown
 from galvatron.costs.events import Dispatches
+from galvatron.costs.sending import communicated
 from galvatron.costs.watch import ObservedEvent, Watch
 from galvatron.ir.attention import pieces
 from galvatron.ir.graph import Graph, Op

@@ -1,0 +1,69 @@
+"""Ops that communicate on tensors without memory: right shapes forward and backward, and what crosses the network."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+
+from galvatron.costs.slices import run_on_slice
+from galvatron.costs.watch import Watch
+from galvatron.ir.collectives import MESSAGES, Conversion, conversion_of, copies
+from galvatron.ir.graph import Op
+from galvatron.ir.layout import Axis
+from galvatron.ir.types import evaluate
+
+
+def communicated(
+    op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], axis: Axis, watch: Watch, batch: int
+) -> torch.Tensor:
+    """The result of an op that communicates on an axis, on tensors without memory; the watch is told what it sends."""
+    if op.namespace == "spmd":
+        return run_on_slice(op, args, kwargs, axis, partial(_record, watch, axis), watch.kind)
+    shape = [evaluate(d, batch) for d in op.result.type.shape]
+    return _Collective.apply(args[0], shape, conversion_of(op), copies(op), axis, watch)
+
+
+def _record(watch: Watch, axis: Axis, kind: str, payload_bytes: int) -> None:
+    watch.collective(kind, axis, payload_bytes)
+
+
+class _Collective(torch.autograd.Function):
+    """Stands for a collective: right shapes forward and backward, and an event for what crosses the network."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Any,
+        shape: list[int],
+        conversion: Conversion,
+        copies: tuple[float, float],
+        axis: Axis,
+        watch: Watch,
+    ):
+        ctx.shape, ctx.conversion, ctx.axis, ctx.watch = list(x.shape), conversion, axis, watch
+        ctx.payload, (there, ctx.copies) = max(x.numel(), math.prod(shape)), copies
+        return _moved(x, shape, conversion.forward, there, axis, ctx.payload, watch)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any):
+        back = ctx.conversion.backward
+        moved = _moved(gradients[0], ctx.shape, back, ctx.copies, ctx.axis, ctx.payload, ctx.watch)
+        return moved, None, None, None, None, None
+
+
+def _moved(x: Any, shape: list[int], kind: str | None, copies: float, axis: Axis, payload: int, watch: Watch) -> Any:
+    """What a tensor is after a collective; the same memory if it stays as it is."""
+    if kind is None and list(x.shape) == shape:
+        return x.view_as(x)
+    watch.collective(kind, axis, payload * x.element_size())
+    if copies:
+        watch.copied(x, copies * payload * x.element_size())
+    # `x.new_empty` would import torch's compiler.
+    empty = partial(torch.empty, dtype=x.dtype, device=x.device)
+    buffer = empty(payload * (MESSAGES[kind].buffers if kind else 0))
+    result = empty(shape)
+    del buffer
+    return result
