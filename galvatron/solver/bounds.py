@@ -8,7 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
-from galvatron.solver.relaxation import Relaxation, dual
+from galvatron.solver.duals import Dual, dual
+from galvatron.solver.relaxation import Relaxation
+from galvatron.solver.runs import Priced, Staying
 from galvatron.solver.segments import Division, fitting, priced
 from galvatron.solver.tables import Pipeline
 
@@ -23,6 +25,7 @@ class Bounds:
     Attributes:
         relaxations: each holds on its own.
         division: of its stages; None where there is one.
+        staying: a bound on top, by the first relaxation, of a single stage; None where there is none.
         starts: choices that may be good, and the borders of their stages.
         least_bytes: where nothing fits, what a single stage takes at least; NaN where that is not known.
     """
@@ -32,6 +35,7 @@ class Bounds:
     division: Division | None
     starts: tuple[tuple[np.ndarray, np.ndarray], ...]
     least_bytes: float = 0.0
+    staying: Staying | None = None
 
     @property
     def least_s(self) -> float:
@@ -86,6 +90,7 @@ def bounds_of(pipeline: Pipeline) -> Bounds:
 def _of_stage(pipeline: Pipeline) -> Bounds:
     relaxations: list[Relaxation] = []
     starts: list[tuple[np.ndarray, np.ndarray]] = []
+    staying = None
     for in_update in (False, True):
         if in_update and not (pipeline.updating > pipeline.full).any():
             continue
@@ -95,8 +100,23 @@ def _of_stage(pipeline: Pipeline) -> Bounds:
         if found.price or not in_update:
             prices = np.array([found.price])
             relaxations.append(Relaxation.of(pipeline, pipeline.whole_s, 0.0, prices, in_update))
+        if not in_update:
+            staying = _staying(pipeline, relaxations[0], found)
         starts.append((found.choice, np.array([0, pipeline.chain.layers])))
-    return Bounds(pipeline, tuple(relaxations), None, tuple(starts))
+    return Bounds(pipeline, tuple(relaxations), None, tuple(starts), staying=staying)
+
+
+def _staying(pipeline: Pipeline, relaxation: Relaxation, found: Dual) -> Staying | None:
+    if found.seconds is None or found.bytes is None:
+        return None
+    priced = Priced(relaxation.weights, relaxation.completions)
+    return Staying(
+        found.seconds.staying(pipeline),
+        found.bytes.staying(pipeline),
+        priced.staying(pipeline),
+        priced.moving(pipeline),
+        float(pipeline.budget[0]),
+    )
 
 
 def _of_stages(pipeline: Pipeline) -> Bounds:
@@ -123,6 +143,6 @@ def _prices(pipeline: Pipeline, borders: np.ndarray) -> tuple[np.ndarray, np.nda
     prices, choices = [], []
     for index, (first, end) in enumerate(zip(borders[:-1], borders[1:], strict=True)):
         found = dual(pipeline.stage(index, first, end, weight))
-        prices.append(found.price / weight)
+        prices.append(found.price / weight if weight else 0.0)
         choices.append(found.choice)
     return np.array(prices), np.concatenate(choices)

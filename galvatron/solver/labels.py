@@ -39,16 +39,32 @@ class Columns:
     """Where in a label which figure stands.
 
     Of the stage that is not finished: `own`, seconds per micro-batch of each phase; `once`, per step; `bytes` while its
-    last layer runs; `peak`, the most while any of its layers runs, with what is behind it; `update`, bytes in the
-    update; `missing`, bytes up to the end of the opening. Of those before it: `done` and `done_once`, sums of seconds
-    per micro-batch and per step; `slowest` by phase, and `slowest_once`, the most of them.
+    last layer runs; `peak`, the most while any of its layers runs, with what is behind it, and `update`, bytes in the
+    update, both of them `bytes` where they cannot be more; `missing`, bytes up to the end of the opening. Of those
+    before it: `done` and `done_once`, sums of seconds per micro-batch and per step; `slowest` by phase, and
+    `slowest_once`, the most of them.
     """
 
-    def __init__(self, phases: int) -> None:
+    def __init__(self, pipeline: Pipeline) -> None:
+        chain, phases = pipeline.chain, pipeline.chain.phases
         self.own, self.slowest = slice(0, phases), slice(phases, 2 * phases)
         self.once, self.bytes, self.peak, self.update, self.missing = range(2 * phases, 2 * phases + 5)
         self.done, self.done_once, self.slowest_once = range(2 * phases + 5, 2 * phases + 8)
         self.count = 2 * phases + 8
+        if not chain.transient.any() and (pipeline.full >= pipeline.spent).all():
+            self.peak = self.bytes
+        if (pipeline.updating <= pipeline.full).all():
+            self.update = self.bytes
+
+    def compared(self, pipeline: Pipeline) -> list[int]:
+        """The columns in which one label can be worse than another, beside the sum of their seconds."""
+        found = list(dict.fromkeys((self.bytes, self.peak, self.update)))
+        if pipeline.stages > 1:
+            every = range(self.count)
+            found += [*every[self.own], *every[self.slowest], self.slowest_once, self.once]
+        if pipeline.chain.opening is not None:
+            found.append(self.missing)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,24 +98,27 @@ class _Sweeper:
 
     def __init__(self, pipeline: Pipeline, bounds: Bounds, known_s: float) -> None:
         self.pipeline, self.chain, self.bounds = pipeline, pipeline.chain, bounds
-        self.columns = Columns(pipeline.chain.phases)
+        self.columns = Columns(pipeline)
         self.limits_s = [known_s + SLACK * (abs(known_s) + r.paid_s[0]) for r in bounds.relaxations]
         self.allowed, self.enterable = bounds.allowed(self.limits_s)
-        self.compared = _compared(pipeline)
+        self.compared = self.columns.compared(pipeline)
 
     def swept(self, width: int | None) -> Sweep:
         fronts: list[Front] = []
-        dropped_s = np.inf
+        spent_s, dropped_s = np.empty((0, 0)), np.inf
         for layer in range(self.chain.layers):
-            front = self._extended(layer, fronts[-1]) if fronts else self._begun()
-            bounds_s = self._bounds_s(layer, front)
-            keep = frontier(front.stage * self.chain.strategies + front.strategy, self._figures(front))
-            promising = keep[np.isfinite(bounds_s[keep])]
-            if width is not None and len(promising) > width:
-                order = np.argsort(bounds_s[promising], kind="stable")
-                dropped_s = min(dropped_s, float(bounds_s[promising[order[width]]]))
-                promising = np.sort(promising[order[:width]])
-            fronts.append(front.picked(promising))
+            front = self._extended(layer, fronts[-1], spent_s) if fronts else self._begun()
+            spent_s = self._spent_s(layer, front)
+            bounds_s = self._bounds_s(layer, front, spent_s)
+            kept = np.flatnonzero(np.isfinite(bounds_s))
+            groups = front.stage[kept] * self.chain.strategies + front.strategy[kept]
+            kept = kept[frontier(groups, self._figures(front.values[kept]))]
+            if width is not None and len(kept) > width:
+                order = np.argsort(bounds_s[kept], kind="stable")
+                dropped_s = min(dropped_s, float(bounds_s[kept[order[width]]]))
+                kept = np.sort(kept[order[:width]])
+            fronts.append(front.picked(kept))
+            spent_s = spent_s[:, kept]
         return self._best(fronts, dropped_s)
 
     def _begun(self) -> Front:
@@ -109,18 +128,18 @@ class _Sweeper:
         stage = np.zeros_like(strategy)
         return self._with_layer(0, self._begin_stage(0, Front(values, stage, strategy, stage - 1)))
 
-    def _extended(self, layer: int, front: Front) -> Front:
+    def _extended(self, layer: int, front: Front, spent_s: np.ndarray) -> Front:
         """Labels that go on with a layer in their stage, or begin the next one with it."""
         move, columns = self.chain.moves[layer], self.columns
-        parent, strategy = np.nonzero(
-            self.allowed[front.stage, layer] & np.isfinite(self.chain.move_s[move, front.strategy])
-        )
+        parent, strategy = np.nonzero(self._promising(layer, front, spent_s))
         going = Front(front.values[parent], front.stage[parent], strategy, parent)
         moved = (move, front.strategy[parent], strategy)
         going.values[:, columns.own] += (self.chain.move_s[moved] / self.chain.phases)[:, None]
-        kept, held = self.chain.move_kept[moved], self.pipeline.in_flight[going.stage]
-        going.values[:, columns.bytes] += held * kept
-        going.values[:, columns.peak] += (held - 1) * kept
+        if self.chain.moves_keep:
+            kept, held = self.chain.move_kept[moved], self.pipeline.in_flight[going.stage]
+            going.values[:, columns.bytes] += held * kept
+            if columns.peak != columns.bytes:
+                going.values[:, columns.peak] += (held - 1) * kept
         if self.pipeline.stages > 1:
             going = _merged(going, self._entered(layer, front))
         return self._with_layer(layer, going)
@@ -157,10 +176,11 @@ class _Sweeper:
         values[:, columns.own] += self.chain.micro_s[kind][:, front.strategy].T
         values[:, columns.once] += self.chain.step_s[own]
         values[:, columns.bytes] += self.pipeline.full[held]
-        values[:, columns.peak] = np.maximum(
-            values[:, columns.peak] + self.pipeline.spent[held], values[:, columns.bytes] + self.chain.transient[own]
-        )
-        values[:, columns.update] += self.pipeline.updating[own]
+        if columns.peak != columns.bytes:
+            running = values[:, columns.bytes] + self.chain.transient[own]
+            values[:, columns.peak] = np.maximum(values[:, columns.peak] + self.pipeline.spent[held], running)
+        if columns.update != columns.bytes:
+            values[:, columns.update] += self.pipeline.updating[own]
         if self.chain.opening is not None:
             values[:, columns.once] += _opened(self.chain.opening, own, values[:, columns.missing])
         most = np.maximum(values[:, columns.peak], values[:, columns.update])
@@ -172,26 +192,47 @@ class _Sweeper:
         ended = ended + self.pipeline.end[front.stage, self.chain.kinds[layer], front.strategy]
         return ended <= self.pipeline.budget[front.stage]
 
-    def _bounds_s(self, layer: int, front: Front) -> np.ndarray:
-        """What completions take at least; infinite for those that take more than what is known."""
+    def _spent_s(self, layer: int, front: Front) -> np.ndarray:
+        """(relaxations, n) what labels have come to by each relaxation."""
         columns, values = self.columns, front.values
         own_s = values[:, columns.own].sum(axis=1)
         micro_s = values[:, columns.done] + own_s
         once_s = (values[:, columns.done_once] + values[:, columns.once]) / self.pipeline.stages
-        slowest_s = np.maximum(values[:, columns.slowest], values[:, columns.own]).sum(axis=1)
-        slowest_s = np.maximum(slowest_s, self.bounds.slowest_s(front.stage, layer, own_s))
-        most_s = np.zeros(len(values))
-        for relaxation, limit_s in zip(self.bounds.relaxations, self.limits_s, strict=True):
+        slowest_s = np.zeros(1)
+        if self.pipeline.stages > 1:
+            slowest_s = np.maximum(values[:, columns.slowest], values[:, columns.own]).sum(axis=1)
+            slowest_s = np.maximum(slowest_s, self.bounds.slowest_s(front.stage, layer, own_s))
+        found = np.empty((len(self.bounds.relaxations), len(values)))
+        for row, relaxation in zip(found, self.bounds.relaxations, strict=True):
             used = values[:, columns.update if relaxation.in_update else columns.bytes]
-            bound_s = relaxation.micro * micro_s + relaxation.slow * slowest_s + once_s
-            bound_s += relaxation.prices[front.stage] * used - relaxation.paid_s[front.stage]
-            bound_s += relaxation.completions[front.stage, layer, front.strategy]
+            spent_s = relaxation.micro * micro_s + relaxation.slow * slowest_s + once_s
+            row[:] = spent_s + relaxation.prices[front.stage] * used - relaxation.paid_s[front.stage]
+        return found
+
+    def _bounds_s(self, layer: int, front: Front, spent_s: np.ndarray) -> np.ndarray:
+        """What completions take at least; infinite for those that take more than what is known."""
+        most_s = np.zeros(len(front.values))
+        for relaxation, limit_s, own_s in zip(self.bounds.relaxations, self.limits_s, spent_s, strict=True):
+            bound_s = own_s + relaxation.completions[front.stage, layer, front.strategy]
             most_s = np.maximum(most_s, np.where(bound_s <= limit_s, bound_s, np.inf))
+        if (staying := self.bounds.staying) is not None:
+            columns, values = self.columns, front.values
+            seconds = self.pipeline.whole_s * values[:, columns.own].sum(axis=1) + values[:, columns.once]
+            bound_s = staying.bounds_s(layer, front.strategy, seconds, values[:, columns.bytes], spent_s[0])
+            most_s = np.maximum(most_s, np.where(bound_s <= self.limits_s[0], bound_s, np.inf))
         return most_s
 
-    def _figures(self, front: Front) -> np.ndarray:
+    def _promising(self, layer: int, front: Front, spent_s: np.ndarray) -> np.ndarray:
+        """(n, S) whether labels can go on with a layer in a strategy and may still be better than what is known."""
+        promising = self.allowed[front.stage, layer]
+        for relaxation, limit_s, own_s in zip(self.bounds.relaxations, self.limits_s, spent_s, strict=True):
+            onward_s = relaxation.onward_s(self.pipeline, layer)[front.stage, front.strategy]
+            promising = promising & (onward_s <= limit_s - own_s[:, None])
+        return promising & np.isfinite(self.chain.move_s[self.chain.moves[layer], front.strategy])
+
+    def _figures(self, values: np.ndarray) -> np.ndarray:
         """What of labels is compared: less is better."""
-        columns, values = self.columns, front.values
+        columns = self.columns
         own_s = values[:, columns.own].sum(axis=1)
         if self.pipeline.stages > 1:
             cost_s = values[:, columns.done] + own_s
@@ -241,20 +282,3 @@ def _merged(one: Front, other: Front) -> Front:
 
 def _parts(front: Front) -> tuple[np.ndarray, ...]:
     return front.values, front.stage, front.strategy, front.parent
-
-
-def _compared(pipeline: Pipeline) -> list[int]:
-    """The columns in which one label can be worse than another, beside the sum of their seconds."""
-    chain, columns = pipeline.chain, Columns(pipeline.chain.phases)
-    compared: list[int] = []
-    if pipeline.stages > 1:
-        every = range(columns.count)
-        compared = [*every[columns.own], *every[columns.slowest], columns.slowest_once, columns.once]
-    compared.append(columns.bytes)
-    if chain.transient.any() or (pipeline.full < pipeline.spent).any():
-        compared.append(columns.peak)
-    if (chain.state + chain.update > pipeline.full).any():
-        compared.append(columns.update)
-    if chain.opening is not None:
-        compared.append(columns.missing)
-    return compared

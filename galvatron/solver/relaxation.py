@@ -12,7 +12,6 @@ import numpy as np
 
 from galvatron.solver.tables import Pipeline
 
-_ROUNDS = 64
 _STEADY = 1e-12
 """Share of a length within which two increments count as equal."""
 
@@ -136,6 +135,7 @@ class Relaxation:
         slow: seconds of a step for each second of the slowest stage on top.
         prices: (P,) seconds of a step for a byte of each stage.
         in_update: whether of a byte in the update.
+        weights: of the layers and moves at these prices.
         completions, reached: (P, L, S) see `Weights`.
     """
 
@@ -143,6 +143,7 @@ class Relaxation:
     slow: float
     prices: np.ndarray
     in_update: bool
+    weights: Weights
     completions: np.ndarray
     reached: np.ndarray
     paid_s: np.ndarray
@@ -153,7 +154,14 @@ class Relaxation:
         """The bound at some prices."""
         weights = Weights.of(pipeline, micro, 1 / pipeline.stages, prices, in_update)
         paid_s = np.cumsum((prices * pipeline.budget)[::-1])[::-1]
-        return cls(micro, slow, prices, in_update, weights.completions(pipeline), weights.reached(pipeline), paid_s)
+        completions, reached = weights.completions(pipeline), weights.reached(pipeline)
+        return cls(micro, slow, prices, in_update, weights, completions, reached, paid_s)
+
+    def onward_s(self, pipeline: Pipeline, layer: int) -> np.ndarray:
+        """(P, S, S) what a layer takes, and all behind it, for each strategy before it and each of its own."""
+        kind, move = pipeline.chain.kinds[layer], pipeline.chain.moves[layer]
+        behind = self.weights.layer[:, kind] + self.completions[:, layer]
+        return self.weights.move[:, move] + behind[:, None, :]
 
     @property
     def through_s(self) -> np.ndarray:
@@ -164,54 +172,3 @@ class Relaxation:
     def least_s(self) -> float:
         """What no choice takes less than."""
         return float(self.through_s[0, 0].min())
-
-
-@dataclass(frozen=True, eq=False)
-class Dual:
-    """The best price of a byte of a single stage.
-
-    Attributes:
-        price: seconds of a step; 0 where nothing fits.
-        choice: the fastest choice that fits among those that are best at some price; the smallest one if none does.
-        least_bytes: what every choice takes at least.
-        fits: whether that is within the budget.
-    """
-
-    price: float
-    choice: np.ndarray
-    least_bytes: float
-    fits: bool
-
-
-def dual(pipeline: Pipeline, in_update: bool = False) -> Dual:
-    """The best price for a pipeline of a single stage."""
-    budget = float(pipeline.budget[0])
-
-    def weights(seconds: float, price: float) -> Weights:
-        return Weights.of(pipeline, seconds * pipeline.whole_s, seconds, np.array([price]), in_update)
-
-    in_seconds, in_bytes = weights(1.0, 0.0), weights(0.0, 1.0)
-
-    def shortest(of: Weights) -> tuple[np.ndarray, float, float]:
-        path = of.path(pipeline, of.completions(pipeline))
-        return path, in_seconds.length(pipeline, path), in_bytes.length(pipeline, path)
-
-    fast, fast_s, fast_bytes = shortest(in_seconds)
-    if fast_bytes <= budget:
-        return Dual(0.0, fast, fast_bytes, True)
-    small, small_s, small_bytes = shortest(in_bytes)
-    least_bytes = small_bytes
-    if small_bytes > budget:
-        return Dual(0.0, small, least_bytes, False)
-    price = 0.0
-    for _ in range(_ROUNDS):
-        price = (small_s - fast_s) / (fast_bytes - small_bytes)
-        path, path_s, path_bytes = shortest(weights(1.0, price))
-        on_line = fast_s + price * fast_bytes
-        if path_s + price * path_bytes >= on_line - _STEADY * on_line:
-            break
-        if path_bytes <= budget:
-            small, small_s, small_bytes = path, path_s, path_bytes
-        else:
-            fast_s, fast_bytes = path_s, path_bytes
-    return Dual(price, small, least_bytes, True)

@@ -9,10 +9,10 @@ from numpy.typing import ArrayLike
 
 from galvatron.errors import BudgetError, GalvatronError
 from galvatron.solver.bounds import Bounds, bounds_of
-from galvatron.solver.labels import sweep
+from galvatron.solver.labels import SLACK, sweep
 from galvatron.solver.tables import Chain, Pipeline, worth
 
-_WIDTHS = (32, 256, 2048)
+_WIDTHS = (1024, 16384)
 """Labels behind each layer in the first sweeps; the last one keeps all."""
 
 
@@ -175,7 +175,7 @@ def solve_pipeline(pipeline: Pipeline, *, known_s: float = np.inf, width: int | 
     for kept in (*(w for w in _WIDTHS if width is None or w < width), width):
         found = sweep(pipeline, bounds, reached_s, kept)
         dropped_s = found.dropped_s
-        if found.choice is not None:
+        if found.choice is not None and found.step_s <= reached_s * (1 + SLACK):
             best = _solution(pipeline, bounds, found.choice, found.borders)
             reached_s = min(reached_s, best.step_s)
         if dropped_s > reached_s:

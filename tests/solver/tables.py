@@ -8,55 +8,64 @@ from dataclasses import replace
 
 import numpy as np
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from galvatron.solver import Chain, Opening, Pipeline
 
 
-def whole(*shape: int, most: int = 9) -> st.SearchStrategy[np.ndarray]:
+class Drawn:
     """Tables of small whole numbers, in which ties are common and sums are exact."""
-    return arrays(np.float64, shape, elements=st.integers(0, most).map(float))
+
+    def __init__(self, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
+
+    def whole(self, *shape: int, most: int = 9, least: int = 0) -> np.ndarray:
+        return self.random.integers(least, most, shape, endpoint=True).astype(float)
+
+    def rarely(self, *shape: int) -> np.ndarray:
+        return self.random.random(shape) < 0.15
+
+
+def drawn() -> st.SearchStrategy[Drawn]:
+    return st.builds(Drawn, st.integers(0, 2**32 - 1))
 
 
 @st.composite
 def chains(draw: st.DrawFn, most_layers: int = 5) -> Chain:
-    layers = draw(st.integers(1, most_layers))
+    tables, layers = draw(drawn()), draw(st.integers(1, most_layers))
     kinds, strategies, phases = draw(st.integers(1, layers)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
     shape, steps = (kinds, strategies), draw(st.integers(1, 2))
-    micro_s = draw(whole(kinds, phases, strategies))
-    missing = draw(arrays(np.bool_, (kinds, phases, strategies), elements=st.sampled_from([False] * 7 + [True])))
-    micro_s[missing] = np.inf
-    opening = draw(st.none() | st.builds(Opening, st.integers(1, 9), whole(*shape), whole(*shape), whole(*shape)))
-    state = draw(whole(*shape))
+    micro_s = np.where(tables.rarely(kinds, phases, strategies), np.inf, tables.whole(kinds, phases, strategies))
+    state, nothing = tables.whole(*shape), np.zeros(shape)
+    opening = Opening(float(tables.whole(least=1)), *(tables.whole(*shape) for _ in range(3)))
     return Chain(
-        kinds=np.array(draw(st.lists(st.integers(0, kinds - 1), min_size=layers, max_size=layers))),
-        moves=np.array(draw(st.lists(st.integers(0, steps - 1), min_size=layers, max_size=layers))),
+        kinds=tables.random.integers(0, kinds, layers),
+        moves=tables.random.integers(0, steps, layers),
         micro_s=micro_s,
-        step_s=draw(whole(*shape)),
+        step_s=tables.whole(*shape),
         state=state,
-        kept=draw(whole(*shape, most=3)),
-        late=np.minimum(state, draw(whole(*shape, most=3))),
-        transient=draw(st.just(np.zeros(shape)) | whole(*shape)),
-        update=draw(st.just(np.zeros(shape)) | whole(*shape)),
-        move_s=draw(whole(steps, strategies, strategies, most=4)),
-        move_kept=draw(whole(steps, strategies, strategies, most=2)),
-        opening=opening,
+        kept=tables.whole(*shape, most=3),
+        late=np.minimum(state, tables.whole(*shape, most=3)),
+        transient=tables.whole(*shape) if draw(st.booleans()) else nothing,
+        update=tables.whole(*shape) if draw(st.booleans()) else nothing,
+        move_s=tables.whole(steps, strategies, strategies, most=4),
+        move_kept=tables.whole(steps, strategies, strategies, most=2),
+        opening=opening if draw(st.booleans()) else None,
     )
 
 
 @st.composite
 def pipelines(draw: st.DrawFn) -> Pipeline:
-    chain = draw(chains())
+    chain, tables = draw(chains()), draw(drawn())
     stages = draw(st.integers(1, min(3, chain.layers)))
-    weight = st.integers(0, 8).map(float)
+    lines = [tuple(tables.whole(2, most=8).tolist()) for _ in range(draw(st.integers(1, 2)))]
     return Pipeline(
         chain=chain,
-        lines=tuple(draw(st.lists(st.tuples(weight, weight), min_size=1, max_size=2))),
-        budget=draw(arrays(np.float64, stages, elements=st.integers(0, 80).map(float))),
-        in_flight=draw(arrays(np.float64, stages, elements=st.integers(1, 4).map(float))),
-        enter_s=draw(whole(*chain.move_s.shape)),
-        begin=draw(whole(stages, *chain.state.shape, most=4)),
-        end=draw(whole(stages, *chain.state.shape, most=4)),
+        lines=tuple(lines),
+        budget=tables.whole(stages, most=draw(st.sampled_from([20, 50, 90]))),
+        in_flight=tables.whole(stages, most=4, least=1),
+        enter_s=tables.whole(*chain.move_s.shape),
+        begin=tables.whole(stages, *chain.state.shape, most=4),
+        end=tables.whole(stages, *chain.state.shape, most=4),
     )
 
 
@@ -113,16 +122,6 @@ def opening_s(chain: Chain, rows: list[tuple[int, int]]) -> float:
             seconds += 0.0 if started else chain.opening.start_s[row]
             missing, started = max(0.0, missing - amount), True
     return seconds
-
-
-def as_pipeline(time: np.ndarray, memory: np.ndarray, transition: np.ndarray, budget: float) -> Pipeline:
-    """What `solve` is asked."""
-    nothing = np.zeros_like(time)
-    layers = np.arange(len(time))
-    chain = Chain(
-        layers, layers, time[:, None], nothing, memory, nothing, nothing, nothing, nothing, transition, 0 * transition
-    )
-    return Pipeline(chain, ((1.0, 0.0),), np.array([budget]), np.ones(1), transition, nothing[None], nothing[None])
 
 
 def roomier(pipeline: Pipeline, more: float) -> Pipeline:

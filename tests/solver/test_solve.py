@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from galvatron.solver import Choice, InfeasibleError, TableError, solve
-from tests.solver.tables import whole
+from tests.solver.tables import drawn
 
 Tables = tuple[np.ndarray, np.ndarray, np.ndarray, float]
 
@@ -20,16 +19,15 @@ Tables = tuple[np.ndarray, np.ndarray, np.ndarray, float]
 @st.composite
 def tables(draw: st.DrawFn) -> Tables:
     """Layers in runs of equal ones, or all alike, or all unlike."""
-    layers, strategies = draw(st.integers(1, 6)), draw(st.integers(1, 3))
-    most = draw(st.sampled_from([1, 4, 12]))
-    kinds = sorted(draw(st.lists(st.integers(0, layers - 1), min_size=layers, max_size=layers)))
-    time, memory = draw(whole(layers, strategies, most=most))[kinds], draw(whole(layers, strategies, most=most))[kinds]
-    time[draw(arrays(np.bool_, time.shape, elements=st.sampled_from([False] * 5 + [True])))] = np.inf
-    transition = draw(whole(layers, strategies, strategies, most=most))
+    layers, strategies, most = draw(st.integers(1, 6)), draw(st.integers(1, 3)), draw(st.sampled_from([1, 4, 12]))
+    drawn_, shape = draw(drawn()), (layers, strategies)
+    kinds = np.sort(drawn_.random.integers(0, draw(st.integers(1, layers)), layers))
+    time = np.where(drawn_.rarely(*shape), np.inf, drawn_.whole(*shape, most=most))[kinds]
+    transition = drawn_.whole(*shape, strategies, most=most)
     if draw(st.booleans()):
         transition[:] = transition[0]
         transition[:, range(strategies), range(strategies)] = 0.0
-    return time, memory, transition, float(draw(st.integers(0, most * layers)))
+    return time, drawn_.whole(*shape, most=most)[kinds], transition, float(draw(st.integers(0, most * layers)))
 
 
 def first_best(time: np.ndarray, memory: np.ndarray, transition: np.ndarray, budget: float) -> tuple | None:
@@ -88,7 +86,7 @@ def test_more_memory_is_never_slower(tables: Tables) -> None:
 def random_tables(seed: int) -> Tables:
     """A dozen layers, some equal, with figures that have no common unit."""
     random = np.random.default_rng(seed)
-    layers, strategies = int(random.integers(6, 15)), int(random.integers(3, 7))
+    layers, strategies = int(random.integers(6, 13)), int(random.integers(3, 6))
     kinds = np.sort(random.integers(0, layers, layers))
     time, memory = random.uniform(1, 3, (layers, strategies)), random.uniform(1e8, 1e9, (layers, strategies))
     transition = random.uniform(0, 0.4, (layers, strategies, strategies))
@@ -128,7 +126,7 @@ def by_integer_program(time: np.ndarray, memory: np.ndarray, transition: np.ndar
     return float(found.fun)
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(20))
 def test_an_integer_program_finds_no_better(seed: int) -> None:
     tables = random_tables(seed)
     found = solve(*tables)
