@@ -7,7 +7,7 @@ They are the events of `profile_graph`, so the numbers are those that the cost m
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from galvatron.costs.events import CollectiveCall
@@ -103,23 +103,31 @@ def _trained(program: Program, layer: Layer, levels: Mapping[str, int]) -> dict[
 
 
 def _kept(program: Program, last: Layer, levels: Mapping[str, int]) -> tuple[CollectiveCall, ...]:
-    backward = state_collectives(_trained(program, last, levels).values()).backward
-    return tuple(event for event in backward if event.kind == "all_gather")
+    return _gathered(_trained(program, last, levels).values())
+
+
+def _gathered(states: Iterable[TrainedState]) -> tuple[CollectiveCall, ...]:
+    """What is gathered for a backward."""
+    return tuple(event for event in state_collectives(states).backward if event.kind == "all_gather")
 
 
 def _state_collectives(program: Program, layers: Sequence[Layer], levels: Mapping[str, int]) -> StateCollectives:
     """What is sent for parameters, layer by layer.
 
-    One that several layers read is summed with the first of them, and stays whole between their backwards.
+    One that several layers read is summed with the first of them, and stays whole between their backwards, of which
+    some may not read it.
     """
     parts: list[StateCollectives] = []
     seen: set[str] = set()
+    gathered: set[str] = set()
     for layer in layers:
         trained = _trained(program, layer, levels)
         own = [state for name, state in trained.items() if name not in seen]
         again = [state for name, state in trained.items() if name in seen]
+        late = [state for name, state in trained.items() if name in seen - gathered]
         seen.update(trained)
-        parts += [state_collectives(own), StateCollectives(state_collectives(again).forward, (), ())]
+        gathered.update(name for name, state in trained.items() if state.reread)
+        parts += [state_collectives(own), StateCollectives(state_collectives(again).forward, _gathered(late), ())]
     return StateCollectives(
         tuple(event for part in parts for event in part.forward),
         tuple(event for part in parts for event in part.backward),
