@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import statistics
 import subprocess
 import sys
@@ -139,12 +140,14 @@ def peer() -> Callable[[Tables], float]:
 
 
 def llama(layers: int) -> Tables:
-    """Seconds of a step and bytes, with as many blocks as leave one layer each for embedding and head."""
+    """Seconds of a step and bytes, with as many of the equal blocks in the middle as make so many layers."""
     kinds, seconds, memory, moves = _costs_of_llama()
-    first, block, last = kinds[0], max(set(kinds), key=kinds.count), kinds[-1]
-    chain = [first, *[block] * (layers - 2), last]
-    steps = np.stack([moves[pair] for pair in zip([first, *chain], chain, strict=False)])
-    return quantised(seconds[chain], memory[chain], steps)
+    block = max(set(kinds), key=kinds.count)
+    first, last = kinds.index(block), len(kinds) - kinds[::-1].index(block)
+    head, tail = kinds[:first], kinds[last:]
+    chain = head + [block] * (layers - len(head) - len(tail)) + tail
+    steps = [0 * moves[block, block], *(moves[pair] for pair in itertools.pairwise(chain))]
+    return quantised(seconds[chain], memory[chain], np.stack(steps))
 
 
 @cache
@@ -162,9 +165,9 @@ def _costs_of_llama() -> tuple[list[int], np.ndarray, np.ndarray, dict[tuple[int
     seconds = [[MICRO_BATCHES * c.micro_batch_s + c.once_s + c.sync_s + c.publish_s for c in row] for row in costs]
     memory = [[c.state_bytes + c.saved_bytes for c in row] for row in costs]
     moves = {
-        (kinds[max(0, i - 1)], kinds[i]): MICRO_BATCHES
+        (kinds[i - 1], kinds[i]): MICRO_BATCHES
         * np.array([[model.conversion_s(i, before, after, size) for after in options] for before in options])
-        for i in range(len(kinds))
+        for i in range(1, len(kinds))
     }
     return kinds, np.array(seconds), np.array(memory), moves
 

@@ -16,8 +16,8 @@ def frontier(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
     Returns:
         Their indices, in increasing order.
     """
-    if not len(values):
-        return np.empty(0, dtype=np.intp)
+    if len(values) < 2:
+        return np.arange(len(values))
     order = np.lexsort((*values.T[::-1], groups))
     groups, values = groups[order], values[order]
     if values.shape[1] == 1:
@@ -31,7 +31,8 @@ def frontier(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _falling(groups: np.ndarray, column: np.ndarray) -> np.ndarray:
     """Which rows are less than all before them in their group; the rows of a group are next to each other."""
-    _, ranks = np.unique(column, return_inverse=True)
+    ranks = np.empty(len(column), dtype=np.intp)
+    ranks[np.argsort(column, kind="stable")] = np.arange(len(column))
     starts = np.concatenate([[True], groups[1:] != groups[:-1]])
     # Ranks of a later group are below all of an earlier one, so that one running minimum serves all groups.
     ranks = ranks - np.cumsum(starts) * (len(ranks) + 1)

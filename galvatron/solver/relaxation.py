@@ -43,8 +43,8 @@ class Weights:
             layer=np.where(missing, np.inf, seconds + price * (pipeline.updating if in_update else pipeline.full)),
             begin=nothing + (0.0 if in_update else price) * pipeline.begin,
             end=nothing + (0.0 if in_update else price) * (pipeline.end + chain.transient),
-            move=scaled(chain.move_s, micro) + _priced_moves(pipeline, 0.0 * prices if in_update else prices),
-            enter=scaled(pipeline.enter_s, micro),
+            move=_moves(pipeline, micro, prices, in_update),
+            enter=scaled(pipeline.enter_s, micro) if pipeline.stages > 1 else pipeline.enter_s,
         )
 
     def completions(self, pipeline: Pipeline) -> np.ndarray:
@@ -121,9 +121,11 @@ def scaled(seconds: np.ndarray, factor: float) -> np.ndarray:
     return factor * seconds if factor else np.where(np.isinf(seconds), np.inf, 0.0)
 
 
-def _priced_moves(pipeline: Pipeline, prices: np.ndarray) -> np.ndarray:
-    held = (prices * pipeline.in_flight)[:, None, None, None]
-    return held * (pipeline.chain.move_kept if pipeline.chain.moves_keep else 0.0)
+def _moves(pipeline: Pipeline, micro: float, prices: np.ndarray, in_update: bool) -> np.ndarray:
+    seconds = scaled(pipeline.chain.move_s, micro)
+    if in_update or not pipeline.chain.moves_keep:
+        return np.broadcast_to(seconds, (pipeline.stages, *seconds.shape))
+    return seconds + (prices * pipeline.in_flight)[:, None, None, None] * pipeline.chain.move_kept
 
 
 @dataclass(frozen=True, eq=False)

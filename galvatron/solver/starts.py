@@ -25,7 +25,7 @@ class _Lengths:
         layer = weights.layer[0, chain.kinds]
         layer[0] += weights.begin[0, chain.kinds[0]]
         layer[-1] += weights.end[0, chain.kinds[-1]]
-        return cls(layer, np.broadcast_to(weights.move[0], (*weights.move.shape[1:],))[chain.moves])
+        return cls(layer, weights.move[0, chain.moves])
 
     def spliced(self, before: np.ndarray, behind: np.ndarray) -> np.ndarray:
         """(L - 1,) of the choices that are as one up to a layer and as the other behind it."""
