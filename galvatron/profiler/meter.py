@@ -91,7 +91,7 @@ class Meter:
 
     def _stretched(self) -> float:
         """Seconds of the clock for one of a core, while all ranks compute."""
-        span_s = min(_LONGEST_SPAN_S, self.effort.total_s / 20)
+        span_s = min(_LONGEST_SPAN_S, self.effort.total_s / 10)
         self.agreed(0.0)
         begun, own = time.perf_counter(), time.thread_time()
         while (passed_s := time.perf_counter() - begun) < span_s:
