@@ -164,6 +164,8 @@ class _Sweeper:
 
     def _begin_stage(self, layer: int, front: Front) -> Front:
         begin = self.pipeline.begin[front.stage, self.chain.kinds[layer], front.strategy]
+        if self.columns.peak != self.columns.bytes:
+            front.values[:, self.columns.peak] = -np.inf
         front.values[:, self.columns.bytes] = begin
         if self.chain.opening is not None:
             front.values[:, self.columns.missing] = self.chain.opening.capacity
