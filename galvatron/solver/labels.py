@@ -12,6 +12,7 @@ import numpy as np
 
 from galvatron.solver.bounds import Bounds
 from galvatron.solver.pareto import frontier
+from galvatron.solver.relaxation import scaled
 from galvatron.solver.tables import Opening, Pipeline
 
 SLACK = 1e-11
@@ -207,7 +208,7 @@ class _Sweeper:
         found = np.empty((len(self.bounds.relaxations), len(values)))
         for row, relaxation in zip(found, self.bounds.relaxations, strict=True):
             used = values[:, columns.update if relaxation.in_update else columns.bytes]
-            spent_s = relaxation.micro * micro_s + relaxation.slow * slowest_s + once_s
+            spent_s = relaxation.micro * micro_s + scaled(slowest_s, relaxation.slow) + once_s
             row[:] = spent_s + relaxation.prices[front.stage] * used - relaxation.paid_s[front.stage]
         return found
 
