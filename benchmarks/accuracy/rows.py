@@ -91,8 +91,9 @@ TORCHTITAN = Framework("bf16", flash=True, attention=FLASH_2_H100, sequence_para
 """FSDP2, which copies into and out of its buffers (`_fsdp_collectives.py`), with `tp` in the form that shards
 sequences; attention of torch 2.6, which is FlashAttention-2."""
 
-MIST = Framework("f16", zero=1, half_gradients=True)
-"""Mist: no dropout, no biases, sharded state of the optimizer."""
+MIST = Framework("f16", fused=True, zero=1, half_gradients=True)
+"""Mist: attention written out with a fused softmax (`mist/modules/mha.py`, 38955576), no dropout, no biases, sharded
+state of the optimizer."""
 
 
 @dataclass(frozen=True)

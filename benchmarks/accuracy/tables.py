@@ -253,7 +253,7 @@ def mist(path: Path) -> Iterator[Row]:
         layers, width, heads = MIST_SIZES[size]
         shape = Shape(
             "gpt", layers, width, heads, int(facts["s"]), int(facts["v"]), 4 * width, heads, flash=facts["f"] == "True",
-            biases=False, tied=False,
+            fused_softmax=MIST.fused, biases=False, tied=False,
         )  # fmt: skip
         micro_batches, dp, stages = MIST_PLANS[record["case"]]
         plain, again = (strategy(MIST, dp, 1, recompute=kind) for kind in ("none", "full"))
