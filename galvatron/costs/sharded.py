@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from operator import itemgetter
 from typing import Any
 
+from galvatron.costs.conversions import Conversions
 from galvatron.costs.events import CollectiveCall, Profile, collectives_s, computing_s, kernels_s
 from galvatron.costs.local import LocalClass, local_class, trained_graph
 from galvatron.costs.memory import Memory
 from galvatron.costs.model import LayerCost, Repeated
+from galvatron.costs.parts import End, Parameters, Passes, Sent, beside
 from galvatron.costs.profile import profile_graph
 from galvatron.costs.state import TrainedState, state_collectives, trained_state
-from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.collectives import LIBRARY_COPIES
-from galvatron.ir.contention import Contention
 from galvatron.ir.graph import Value
-from galvatron.ir.layout import Axis, joined_layout
+from galvatron.ir.layout import Axis
 from galvatron.ir.plan import Ties
 from galvatron.ir.planned import epilogue, tied_layers
 from galvatron.ir.program import Layer, LayerClass, Program
@@ -31,76 +30,9 @@ from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import evaluate
 from galvatron.ir.zero import BUCKET_BYTES
 from galvatron.machine import Machine
-from galvatron.partition import OnMesh, Partitioner, redistribution
+from galvatron.partition import Partitioner
 
 _LOG = logging.getLogger("galvatron")
-
-
-@dataclass(frozen=True)
-class _End:
-    """An epilogue: its seconds, the most memory that it takes, and the bytes of the gradients that it hands back."""
-
-    seconds: float = 0.0
-    peak_bytes: float = 0.0
-    gradient_bytes: float = 0.0
-
-
-@dataclass(frozen=True)
-class _Sent:
-    """Seconds of the collectives of parameters, by themselves; see `LayerCost`."""
-
-    forward_gather_s: float
-    backward_gather_s: float
-    reduce_s: float
-    sync_s: float
-    publish_s: float
-    start_s: float
-
-
-@dataclass(frozen=True)
-class _Passes:
-    """What a layer runs in a micro-batch but for its parameters: seconds and bytes as in `LayerCost` and `Profile`."""
-
-    forward_s: float
-    backward_s: float
-    weight_s: float
-    forward_host_s: float
-    backward_host_s: float
-    forward_communication_s: float
-    backward_communication_s: float
-    saved_bytes: float
-    forward_extra_bytes: float
-    backward_extra_bytes: float
-    summing_extra_bytes: float
-
-
-@dataclass(frozen=True)
-class _Parameters:
-    """What the parameters of a layer cost, whatever the micro-batch: most as in `LayerCost`.
-
-    `accumulated_s` and `host_s` lengthen its backward. Under ZeRO, whole values and gradients are there while it runs:
-    `gathered_bytes`, in its backward `regathered_bytes`, and `summed_bytes` of its own, `arriving_bytes` of values of
-    the layer behind, `returning_bytes` of the one before, `leaving_bytes` of gradients of the layer behind, and of
-    these what is added to sums, `leaving_added_bytes`.
-    """
-
-    sent: _Sent
-    accumulated_s: float
-    host_s: float
-    state: Memory
-    late_bytes: float
-    update_bytes: float
-    bucket_bytes: float
-    update_s: float
-    contention: Contention
-    repeated: tuple[Repeated, ...]
-    gathered_bytes: float
-    regathered_bytes: float
-    summed_bytes: float
-    arriving_bytes: float
-    returning_bytes: float
-    leaving_bytes: float
-    leaving_added_bytes: float
 
 
 class ShardedCostModel:
@@ -116,9 +48,9 @@ class ShardedCostModel:
         self._partitioner = Partitioner(program, sharded_for or cluster)
         self._profiles: dict[Hashable, Profile] = {}
         self._cache: dict[Hashable, Any] = {}
-        self._places: dict[OnMesh, int] = {}
         self._tied = tied_layers(program)
         self._profiled = partial(profile_graph, kind=cluster.device.kind, compiled=program.inductor)
+        self._conversions = Conversions(self._profiled, self._seconds)
         self._at_once = cluster.device.kind != "cpu"
         self._library_copies = LIBRARY_COPIES.get(cluster.device.kind, {})
 
@@ -141,7 +73,7 @@ class ShardedCostModel:
         if key not in self._cache:
             batch = micro_batch / before.degree("dp")
             self._cache[key] = sum(
-                self._converted_s(
+                self._conversions.seconds(
                     self._made_at(producer, output, before),
                     self._read_at(consumer, formal, after),
                     batch,
@@ -207,7 +139,7 @@ class ShardedCostModel:
             backward_gather_s=own.sent.backward_gather_s,
             reduce_s=own.sent.reduce_s,
             saved_bytes=passes.saved_bytes,
-            extra=_beside(passes, own, end, several=micro_batch < self.program.batch_size),
+            extra=beside(passes, own, end, several=micro_batch < self.program.batch_size),
             state=own.state,
             late_bytes=own.late_bytes,
             update_bytes=own.update_bytes,
@@ -221,14 +153,14 @@ class ShardedCostModel:
             repeated=own.repeated,
         )
 
-    def _passes(self, cls: str, strategy: Strategy, batch: float, ties: Ties) -> _Passes:
+    def _passes(self, cls: str, strategy: Strategy, batch: float, ties: Ties) -> Passes:
         """What a layer of a class runs in a micro-batch with so many samples of each data-parallel shard."""
         key = ("passes", cls, strategy.axes, strategy.recompute, self._partitioner.whole(cls, ties), batch)
         if key not in self._cache:
             profile, machine = self._profile(cls, strategy, ties), self.machine
             there, back = profile.forward_dispatches, profile.backward_dispatches
             forward_s, backward_s, weight_s = computing_s(profile, machine, batch)
-            self._cache[key] = _Passes(
+            self._cache[key] = Passes(
                 forward_s=forward_s,
                 backward_s=backward_s,
                 weight_s=weight_s,
@@ -243,7 +175,7 @@ class ShardedCostModel:
             )
         return self._cache[key]
 
-    def _parameters(self, index: int, strategy: Strategy, ties: Ties) -> _Parameters:
+    def _parameters(self, index: int, strategy: Strategy, ties: Ties) -> Parameters:
         """What the parameters of a layer cost, and those of its neighbours beside it.
 
         Neighbours are taken to have the layer's own strategy.
@@ -260,7 +192,7 @@ class ShardedCostModel:
                 else []
                 for i in (index - 1, index + 1)
             )
-            self._cache[key] = _Parameters(
+            self._cache[key] = Parameters(
                 sent=self._sent_s(own, trained),
                 accumulated_s=self.machine.moved_s(sum(state.accumulation_bytes for state in states)),
                 host_s=self.machine.host_s(len(states), 0, backward=True),
@@ -298,17 +230,17 @@ class ShardedCostModel:
         """A planned layer, with the epilogue if it is the last."""
         return (self.layers[index], *(epilogue(self.program) if index == len(self.layers) - 1 else ()))
 
-    def _end(self, index: int, strategy: Strategy, ties: Ties) -> _End:
+    def _end(self, index: int, strategy: Strategy, ties: Ties) -> End:
         """What the epilogue costs beside the last layer, and nothing beside any other."""
         held = self._held(index)[1:]
         if not held:
-            return _End()
+            return End()
         key = ("end", self._partitioner.whole(held[0].cls, ties), strategy.axes)
         if key not in self._cache:
             self._cache[key] = self._end_of(held[0], strategy, ties)
         return self._cache[key]
 
-    def _end_of(self, layer: Layer, strategy: Strategy, ties: Ties) -> _End:
+    def _end_of(self, layer: Layer, strategy: Strategy, ties: Ties) -> End:
         batch = self.program.batch_size // strategy.degree("dp")
         sharded = self._partitioner.shard(layer.cls, strategy, ties)
         border = self._partitioner.borders[layer.cls]
@@ -319,7 +251,7 @@ class ShardedCostModel:
         entering = [v for v, name in zip(sharded.graph.inputs, layer.operands, strict=True) if name in made]
         sizes = {value.name: evaluate(value.type.bytes, batch) for value in entering}
         extra_bytes = max(profile.forward_extra_bytes(batch), profile.backward_extra_bytes(batch))
-        return _End(
+        return End(
             self._seconds(profile, batch),
             sum(sizes.values()) + profile.saved_bytes(batch) + extra_bytes,
             sum(size for name, size in sizes.items() if name in differentiable),
@@ -401,7 +333,7 @@ class ShardedCostModel:
             )
             before = after
 
-    def _sent_s(self, own: Mapping[str, TrainedState], trained: Mapping[str, TrainedState]) -> _Sent:
+    def _sent_s(self, own: Mapping[str, TrainedState], trained: Mapping[str, TrainedState]) -> Sent:
         """Seconds of the collectives of `own` in each micro-batch, and of `trained` once per step, where those of one
         level are in buckets of their own."""
         each = state_collectives(own.values())
@@ -425,7 +357,7 @@ class ShardedCostModel:
                 publish_s += seconds(once.update, 1 / buckets) * buckets
             else:
                 publish_s += seconds(once.update)
-        return _Sent(
+        return Sent(
             forward_gather_s=seconds(each.forward),
             backward_gather_s=seconds(gathers),
             reduce_s=seconds(sums),
@@ -517,7 +449,7 @@ class ShardedCostModel:
         key = ("made", self.layers[producer].cls, output, strategy.axes)
         if key not in self._cache:
             value, cls = self._output(producer, output, strategy)
-            self._cache[key] = self._place(value, cls.mesh)
+            self._cache[key] = self._conversions.place(value, cls.mesh)
         return self._cache[key]
 
     def _read_at(self, cls: str, formal: str, strategy: Strategy) -> int:
@@ -525,45 +457,7 @@ class ShardedCostModel:
         key = ("read", cls, formal, strategy.axes)
         if key not in self._cache:
             sharded = self._bordering(cls, strategy)
-            self._cache[key] = self._place(sharded.graph.values[formal], sharded.mesh)
-        return self._cache[key]
-
-    def _place(self, value: Value, mesh: tuple[Axis, ...]) -> int:
-        """The number of a type and layout on the devices, whatever the value and the axes are called."""
-        layout, coarse = joined_layout(value.layout or (), mesh)
-        placed = Value("x", value.type, layout), tuple(replace(axis, name="") for axis in coarse)
-        return self._places.setdefault(placed, len(self._places))
-
-    def _converted_s(self, source: int, target: int, batch: float, *, differentiable: bool) -> float:
-        """Seconds of bringing a value from one place to another; infinite if the meshes do not nest."""
-        if source == target:
-            return 0.0
-        key = ("converted", source, target, differentiable, batch)
-        if key not in self._cache:
-            steps = self._converting(source, target, differentiable)
-            self._cache[key] = (
-                math.inf if steps is None else sum(self._seconds(profile, batch / shares) for profile, shares in steps)
-            )
-        return self._cache[key]
-
-    def _converting(self, source: int, target: int, differentiable: bool) -> list[tuple[Profile, float]] | None:
-        """What converts a value from one place to another, at most one profile; None if the meshes do not nest.
-
-        With it the number of its shares (what `b` counts in it) that make a share of the layer before.
-        """
-        key = ("converting", source, target, differentiable)
-        if key not in self._cache:
-            places = list(self._places)
-            try:
-                step = redistribution("x", places[source], places[target], differentiable=differentiable)
-            except GalvatronError:
-                self._cache[key] = None
-            else:
-                steps = [] if step is None else [step]
-                with_gradient = frozenset("x") if differentiable else frozenset[str]()
-                self._cache[key] = [
-                    (self._profiled(step.cls.graph, step.cls.mesh, with_gradient), float(step.shares)) for step in steps
-                ]
+            self._cache[key] = self._conversions.place(sharded.graph.values[formal], sharded.mesh)
         return self._cache[key]
 
 
@@ -571,29 +465,6 @@ def _firsts(keys: Iterable[Hashable]) -> tuple[int, ...]:
     """For each key the position of the first that is equal."""
     found: dict[Hashable, int] = {}
     return tuple(found.setdefault(key, position) for position, key in enumerate(keys))
-
-
-def _beside(passes: _Passes, own: _Parameters, end: _End, *, several: bool) -> Memory:
-    """What a layer takes at its worst moment beside all state and what is kept of it for the backward.
-
-    Under ZeRO, parameters of a neighbour are on their way meanwhile: the values of the layer that runs next, and the
-    gradients of the one that ran before.
-
-    Args:
-        several: whether a step has several micro-batches.
-    """
-    leaving_bytes = own.leaving_bytes + (own.leaving_added_bytes if several else 0.0)
-    back_bytes = own.regathered_bytes + own.returning_bytes + leaving_bytes
-    moments = (
-        Memory(
-            working=passes.forward_extra_bytes + end.gradient_bytes,
-            communication=own.gathered_bytes + own.arriving_bytes,
-        ),
-        Memory(working=passes.backward_extra_bytes + end.gradient_bytes, communication=back_bytes),
-        Memory(working=passes.summing_extra_bytes + end.gradient_bytes, communication=back_bytes + own.summed_bytes),
-        Memory(working=end.peak_bytes),
-    )
-    return max(moments, key=lambda moment: moment.total)
 
 
 def stage_border(strategy: Strategy) -> Axis:

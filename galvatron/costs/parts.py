@@ -1,0 +1,99 @@
+"""What the cost of a layer is put together from: what it runs, what its parameters cost, and an epilogue behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from galvatron.costs.memory import Memory
+from galvatron.costs.model import Repeated
+from galvatron.ir.contention import Contention
+
+
+@dataclass(frozen=True)
+class End:
+    """An epilogue: its seconds, the most memory that it takes, and the bytes of the gradients that it hands back."""
+
+    seconds: float = 0.0
+    peak_bytes: float = 0.0
+    gradient_bytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Seconds of the collectives of parameters, by themselves; see `LayerCost`."""
+
+    forward_gather_s: float
+    backward_gather_s: float
+    reduce_s: float
+    sync_s: float
+    publish_s: float
+    start_s: float
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What a layer runs in a micro-batch but for its parameters: seconds and bytes as in `LayerCost` and `Profile`."""
+
+    forward_s: float
+    backward_s: float
+    weight_s: float
+    forward_host_s: float
+    backward_host_s: float
+    forward_communication_s: float
+    backward_communication_s: float
+    saved_bytes: float
+    forward_extra_bytes: float
+    backward_extra_bytes: float
+    summing_extra_bytes: float
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What the parameters of a layer cost, whatever the micro-batch: most as in `LayerCost`.
+
+    `accumulated_s` and `host_s` lengthen its backward. Under ZeRO, whole values and gradients are there while it runs:
+    `gathered_bytes`, in its backward `regathered_bytes`, and `summed_bytes` of its own, `arriving_bytes` of values of
+    the layer behind, `returning_bytes` of the one before, `leaving_bytes` of gradients of the layer behind, and of
+    these what is added to sums, `leaving_added_bytes`.
+    """
+
+    sent: Sent
+    accumulated_s: float
+    host_s: float
+    state: Memory
+    late_bytes: float
+    update_bytes: float
+    bucket_bytes: float
+    update_s: float
+    contention: Contention
+    repeated: tuple[Repeated, ...]
+    gathered_bytes: float
+    regathered_bytes: float
+    summed_bytes: float
+    arriving_bytes: float
+    returning_bytes: float
+    leaving_bytes: float
+    leaving_added_bytes: float
+
+
+def beside(passes: Passes, own: Parameters, end: End, *, several: bool) -> Memory:
+    """What a layer takes at its worst moment beside all state and what is kept of it for the backward.
+
+    Under ZeRO, parameters of a neighbour are on their way meanwhile: the values of the layer that runs next, and the
+    gradients of the one that ran before.
+
+    Args:
+        several: whether a step has several micro-batches.
+    """
+    leaving_bytes = own.leaving_bytes + (own.leaving_added_bytes if several else 0.0)
+    back_bytes = own.regathered_bytes + own.returning_bytes + leaving_bytes
+    moments = (
+        Memory(
+            working=passes.forward_extra_bytes + end.gradient_bytes,
+            communication=own.gathered_bytes + own.arriving_bytes,
+        ),
+        Memory(working=passes.backward_extra_bytes + end.gradient_bytes, communication=back_bytes),
+        Memory(working=passes.summing_extra_bytes + end.gradient_bytes, communication=back_bytes + own.summed_bytes),
+        Memory(working=end.peak_bytes),
+    )
+    return max(moments, key=lambda moment: moment.total)
