@@ -185,6 +185,24 @@ def test_a_rank_sends_what_the_program_says(plan):
         assert sum(counter.counts("totals").values()) == 1
 
 
+@pytest.mark.parametrize("schedule", some_slow(["gpipe"], ["1f1b", "interleaved2"]))
+def test_a_pipeline_gathers_again_what_is_not_there(schedule: str) -> None:
+    """In its last stage the values of the last layer are, where the backward follows at once."""
+    micro_batches, degree = 4, 2
+    program = harness.planned("llama", f"pp{degree}/m{micro_batches}/{schedule}/dp2-zero3", 4)
+    staged = Pipeline.of(LOWERING).run(program)
+    batch = harness.subject("llama").batch(harness.BATCH_SIZE, 1)
+    found = run_ranks(counted_step, 4, harness.job_of_staged("llama", staged), batch, timeout=120)
+    order = Schedule.parse(schedule)
+    expected: list[Counter[tuple[str, tuple[int, int]]]] = [Counter() for _ in range(degree)]
+    for stage, holder in enumerate(order.holders(degree)):
+        told = stage_communication(staged, stage)
+        gathers = [e for e in (*told.state.forward, *told.state.backward) if e.kind == "all_gather"]
+        expected[holder] += counts((*micro_batches * gathers,))
+        expected[holder] -= counts((*order.turns(degree, micro_batches) * told.kept,))
+    assert [counter.counts("parameters") for counter in found] == [expected[rank // 2] for rank in range(4)]
+
+
 def test_only_sharded_programs_have_collectives():
     program = small("tp2")
     with pytest.raises(GalvatronError, match="shard it first"):
