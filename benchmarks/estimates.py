@@ -127,7 +127,8 @@ def compared(rounds: int, count: int, peer: str) -> list[Prices]:
                 run = subprocess.run(
                     command, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, check=True
                 )
-                found[name].append(tuple(json.loads(run.stdout)))
+                first_s, again_s = json.loads(run.stdout)
+                found[name].append((first_s, again_s))
     first = {name: sorted(1e3 * seconds[0] / count for seconds in of) for name, of in found.items()}
     return [
         Prices(
