@@ -78,7 +78,8 @@ def solve(
 ) -> Choice:
     """The fastest choice of one of S strategies for each of L layers whose memory adds up to no more than a budget.
 
-    Of equally fast choices it is the one with the least memory, and of those the first in the order of their numbers.
+    Of equally fast choices it is the one with the least memory, and of those the first in the order of their numbers,
+    unless more than a thousand partial choices come to the same behind one layer.
     Sums are those of 64-bit floating point, so whole numbers of bytes up to 2^53 are exact. Equal layers next to each
     other cost little more than one.
 
@@ -162,7 +163,7 @@ def solve_pipeline(pipeline: Pipeline, *, known_s: float = np.inf, width: int | 
 
     Raises:
         TableError: the width is none.
-        InfeasibleError: no choice fits.
+        InfeasibleError: no choice fits, or none of those that the width left.
     """
     if width is not None and width < 1:
         raise TableError(f"width: must be at least 1, not {width}")
@@ -178,9 +179,11 @@ def solve_pipeline(pipeline: Pipeline, *, known_s: float = np.inf, width: int | 
         if found.choice is not None and found.step_s <= reached_s * (1 + SLACK):
             best = _solution(pipeline, bounds, found.choice, found.borders)
             reached_s = min(reached_s, best.step_s)
-        if dropped_s > reached_s:
+        if dropped_s > reached_s or (best is not None and best.step_s <= bounds.least_s * (1 + SLACK)):
             break
     if best is None and np.isinf(known_s):
+        if np.isfinite(dropped_s):
+            raise InfeasibleError(f"none of the choices that a width of {width} follows fits; widen it", np.nan)
         raise _infeasible(pipeline, np.nan)
     return best and replace(best, bound_s=min(best.step_s, max(bounds.least_s, dropped_s)))
 
