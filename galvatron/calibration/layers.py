@@ -83,12 +83,16 @@ class _Measuring:
             told(f"{case.name}, {samples} samples", 1 - self.left / self._all)
             if reason := self._too_much(case, observed, samples, ends):
                 self.left_out.append((f"{case.name}, {samples} samples", reason))
-            elif alone := self._alone(case, samples):
+            elif isinstance(alone := self._alone(case, samples), Alone):
                 ends.append((float(samples), sum(self._timed(case, alone, observed, samples))))
+            elif ends:
+                self.left_out.append((f"{case.name}, {samples} samples", alone))
+            else:
+                self.unfit.setdefault(case.name, alone)
             self.left -= 1
 
-    def _alone(self, case: LayerCase, samples: int) -> Alone | None:
-        """The class, once it has run forward and backward; None where it cannot by itself, on some rank."""
+    def _alone(self, case: LayerCase, samples: int) -> Alone | str:
+        """The class, once it has run forward and backward; why it cannot by itself, if it cannot on some rank."""
         alone, problem = None, ""
         try:
             alone = Alone(case, samples, self.meter.world.device)
@@ -97,9 +101,9 @@ class _Measuring:
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             problem = f"it cannot be run by itself on {samples} samples: {error}"
         (failed,) = self.meter.agreed(float(bool(problem)), largest=True)
-        if failed:
-            self.unfit[case.name] = problem or "it cannot be run by itself on another rank"
-        return None if failed else alone
+        if failed or alone is None:
+            return problem or "it cannot be run by itself on another rank"
+        return alone
 
     def _too_much(self, case: LayerCase, observed: Observed, samples: int, ends: Sequence[tuple[float, float]]) -> str:
         """Why a batch is too large, or it is too late for it; empty if neither. Ranks agree on it."""

@@ -268,9 +268,10 @@ def _recompute(bindings: Bindings, layer: Layer) -> str:
 def _is_gathered_once(bindings: Bindings, layer: Layer) -> bool:
     """Whether values that are there only while a layer runs need not be there for its backward."""
     cls, state_of = bindings.cls(layer), bindings.program.state_of
+    if cls.strategy is None or not LEVELS[cls.strategy.zero].values:
+        return False
     trained = [v.name for v, name in zip(cls.graph.state, layer.state, strict=True) if state_of[name].trainable]
-    gathers = cls.strategy is not None and LEVELS[cls.strategy.zero].values
-    return bool(trained) and gathers and not rereads(cls.graph, trained, _recompute(bindings, layer))
+    return bool(trained) and not rereads(cls.graph, trained, cls.strategy.recompute)
 
 
 def _axis_variable(bindings: Bindings, layer: Layer, name: str) -> str:

@@ -179,7 +179,7 @@ class Setting:
         return self.order.holders(self.pipeline_degree)
 
     @cached_property
-    def turns(self) -> float:
+    def turning_share(self) -> float:
         """In which share of the micro-batches the backward of the last layer follows its forward at once."""
         turns = self.order.turns(self.pipeline_degree, self.micro_batches, epilogue=self.epilogue)
         return turns / self.micro_batches
@@ -193,7 +193,7 @@ class Setting:
 def layer_cost(model: CostModel, setting: Setting, index: int, strategy: Strategy) -> LayerCost:
     """What a layer costs in this setting, its repeated parameters not yet settled."""
     cost = model.layer(index, strategy, setting.micro_batch, setting.ties)
-    return cost.turned(setting.turns) if is_last(model, index) and cost.backward_gather_s else cost
+    return cost.turned(setting.turning_share) if is_last(model, index) and cost.backward_gather_s else cost
 
 
 def is_last(model: CostModel, index: int) -> bool:

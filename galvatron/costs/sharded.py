@@ -25,7 +25,7 @@ from galvatron.ir.layout import Axis
 from galvatron.ir.plan import Ties
 from galvatron.ir.planned import epilogue, tied_layers
 from galvatron.ir.program import Layer, LayerClass, Program
-from galvatron.ir.recompute import replays, rereads
+from galvatron.ir.recompute import rereads
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import evaluate
 from galvatron.ir.zero import BUCKET_BYTES
@@ -180,7 +180,7 @@ class ShardedCostModel:
 
         Neighbours are taken to have the layer's own strategy.
         """
-        around, again = self._whole_around(index, ties), replays(strategy.recompute)
+        around, again = self._whole_around(index, ties), strategy.recompute != "none"
         key = ("parameters", self._kinds[index], around, strategy.axes, strategy.zero, again)
         if key not in self._cache:
             own, _ = self._state(self.layers[index], strategy, ties)

@@ -70,7 +70,8 @@ def _is_product(op: Op) -> bool:
 def rereads(graph: Graph, trained: Collection[str], recompute: str) -> bool:
     """Whether the backward of a sharded graph reads values of its `trained` state.
 
-    It does not where they are only looked up: that makes new tensors, and its gradient needs the indices alone.
+    It does not where they are only looked up: that makes new tensors, and its gradient needs the indices alone. What
+    is computed again is taken to read all.
     """
 
     def looks_up(op: Op) -> bool:
@@ -78,4 +79,5 @@ def rereads(graph: Graph, trained: Collection[str], recompute: str) -> bool:
         return operator_of(op).looks_up and not any(value.type.is_floating for value in others)
 
     readers = [op for op in graph.ops if any(name in trained for name in op.operands)]
-    return replays(recompute) or not all(map(looks_up, readers))
+    passed_on = any(name in trained for name in graph.outputs)
+    return recompute != "none" or passed_on or not all(map(looks_up, readers))

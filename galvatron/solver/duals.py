@@ -51,6 +51,8 @@ def dual(pipeline: Pipeline, in_update: bool = False) -> Dual:
 
     seconds, bytes_ = (Priced(w, w.completions(pipeline)) for w in (in_seconds, in_bytes))
     fast, fast_s, fast_bytes = shortest(seconds)
+    if np.isinf(fast_s):
+        return Dual(0.0, fast, np.nan, False)
     if fast_bytes <= budget:
         return Dual(0.0, fast, fast_bytes, True)
     small, small_s, small_bytes = shortest(bytes_)

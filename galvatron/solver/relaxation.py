@@ -155,7 +155,7 @@ class Relaxation:
     def of(cls, pipeline: Pipeline, micro: float, slow: float, prices: np.ndarray, in_update: bool) -> Relaxation:
         """The bound at some prices."""
         weights = Weights.of(pipeline, micro, 1 / pipeline.stages, prices, in_update)
-        paid_s = np.cumsum((prices * pipeline.budget)[::-1])[::-1]
+        paid_s = np.cumsum(pipeline.paid_s(prices)[::-1])[::-1]
         completions, reached = weights.completions(pipeline), weights.reached(pipeline)
         return cls(micro, slow, prices, in_update, weights, completions, reached, paid_s)
 

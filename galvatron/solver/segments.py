@@ -80,7 +80,7 @@ def fitting(pipeline: Pipeline) -> np.ndarray:
 def priced(pipeline: Pipeline, prices: np.ndarray) -> np.ndarray:
     """(P, L, L + 1) what each stage takes at least, by a price in seconds per micro-batch for a byte of each."""
     lengths = _lengths(pipeline, Weights.of(pipeline, 1.0, 0.0, prices, False))
-    return lengths - (prices * pipeline.budget)[:, None, None]
+    return lengths - pipeline.paid_s(prices)[:, None, None]
 
 
 def _lengths(pipeline: Pipeline, weights: Weights) -> np.ndarray:

@@ -158,7 +158,8 @@ def solve_pipeline(pipeline: Pipeline, *, known_s: float = np.inf, width: int | 
     """The fastest division into stages with a strategy for each layer, every stage within its budget.
 
     Args:
-        known_s: seconds that are reached elsewhere. None is returned where nothing beats or equals them.
+        known_s: seconds that are reached elsewhere. None is returned where nothing beats or equals them; with a width,
+            where nothing does that was followed.
         width: see `solve`.
 
     Raises:

@@ -143,6 +143,11 @@ class Pipeline:
         """What a step takes at least for each second of each stage, if that is equally long in all of them."""
         return max(whole + slow / self.stages for whole, slow in self.lines)
 
+    def paid_s(self, prices: np.ndarray) -> np.ndarray:
+        """(P,) what the bytes of a budget come to at prices of a byte; nothing where a byte costs nothing, however many
+        there are."""
+        return np.multiply(prices, self.budget, out=np.zeros(self.stages), where=prices > 0)
+
     def stage(self, index: int, first: int, end: int, whole: float) -> Pipeline:
         """Stage `index` with the layers `first..end - 1` alone, with `whole` seconds per second of a micro-batch."""
         chain = replace(self.chain, kinds=self.chain.kinds[first:end], moves=self.chain.moves[first:end])

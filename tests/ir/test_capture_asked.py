@@ -101,6 +101,10 @@ def added_up(h: Tensor, mask: Tensor) -> Tensor:
     return h if (mask.cumsum(0) > 1).any() else h.tanh()
 
 
+def added_up_as_in_numpy(h: Tensor, mask: Tensor) -> Tensor:
+    return h if (mask.cumsum(axis=0) > 1).any() else h.tanh()
+
+
 def less_the_one_before(h: Tensor, mask: Tensor) -> Tensor:
     return h if torch.diff(mask, dim=0, prepend=mask[:1] - 1).any() else h.tanh()
 
@@ -125,7 +129,8 @@ def chosen_by_samples(h: Tensor, mask: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "function",
     [
-        summed, summed_and_written, of_the_others, added_up, less_the_one_before, listed, compared, written,
+        summed, summed_and_written, of_the_others, added_up, added_up_as_in_numpy, less_the_one_before, listed,
+        compared, written,
         chosen_by_samples,
     ],
 )  # fmt: skip

@@ -43,8 +43,11 @@ def check(plan: str, backend: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "plan", ["m2/tp2", "m2/dp2-zero3-recompute", "m2/tp2+sp-recompute=selective", "m2/cp2", "m2/ulysses2"]
-)
+    "plan",
+    [
+        "m2/tp2", "m2/dp2-zero3", "m2/dp2-zero3-recompute", "m2/tp2+sp-recompute=selective", "m2/cp2", "m2/ulysses2",
+    ],
+)  # fmt: skip
 def test_layers_can_be_traced(plan: str) -> None:
     check(plan, "aot_eager")
 

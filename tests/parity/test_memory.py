@@ -3,12 +3,14 @@ states, and a stage holds as many micro-batches as its schedule says."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from galvatron.costs.estimate import estimate_plan, setting_of
 from galvatron.costs.objective import StageReport, peak_bytes
 from galvatron.ir.collectives import LIBRARY_COPIES
 from galvatron.ir.program import Program
+from galvatron.runtime import comm
 from galvatron.runtime.comm import library, now
 from tests.live_storage import Held, LiveStorages
 from tests.parity import harness
@@ -98,6 +101,31 @@ def on_cpu(program: Program) -> Program:
     """The program for devices that run the kernels which run here."""
     cluster = program.required_cluster
     return replace(program, cluster=replace(cluster, device=replace(cluster.device, kind="cpu")))
+
+
+def copied(_: rt.World, kind: str) -> float:
+    """How many tensors of its payload's size a collective takes of the system beside its operands."""
+    whole, part = torch.ones(2**24), torch.ones(2**23)
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+    before = most_kib()
+    if kind == "all_gather":
+        comm.all_gather(whole, part, comm.all_ranks()).wait()
+    else:
+        comm.reduce_scatter(part, whole, comm.all_ranks()).wait()
+    return (most_kib() - before) * 1024 / whole.nbytes
+
+
+def most_kib() -> int:
+    """The most memory that the process has had in use."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+@pytest.mark.parametrize("kind", ["all_gather", "reduce_scatter"])
+def test_the_library_takes_copies(kind: str) -> None:
+    for copies in run_ranks(copied, 2, kind, timeout=120):
+        assert copies == pytest.approx(LIBRARY_COPIES["cpu"][kind], abs=0.3)
 
 
 @cache

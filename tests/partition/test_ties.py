@@ -239,6 +239,6 @@ def test_a_shared_parameter_is_sent_as_often_as_was_estimated(strategy: str, lev
     in_report_s = report.awaited_s + sum(
         getattr(report, f"{kind}{how}_s") for kind in ("gather", "reduce") for how in ("", "_hidden")
     )
-    machine, turns = Machine(program.cluster), setting_of(program, program.plan).turns
+    machine, turns = Machine(program.cluster), setting_of(program, program.plan).turning_share
     sent_s = collectives_s(events, machine, share) - turns * collectives_s(sent.kept, machine, share)
     assert in_report_s == pytest.approx(sent_s, rel=1e-9)

@@ -57,11 +57,12 @@ def chains(draw: st.DrawFn, most_layers: int = 5) -> Chain:
 def pipelines(draw: st.DrawFn) -> Pipeline:
     chain, tables = draw(chains()), draw(drawn())
     stages = draw(st.integers(1, min(3, chain.layers)))
+    most = draw(st.sampled_from([20, 50, 90, None]))
     lines = [tuple(tables.whole(2, most=8).tolist()) for _ in range(draw(st.integers(1, 2)))]
     return Pipeline(
         chain=chain,
         lines=tuple(lines),
-        budget=tables.whole(stages, most=draw(st.sampled_from([20, 50, 90]))),
+        budget=np.full(stages, np.inf) if most is None else tables.whole(stages, most=most),
         in_flight=tables.whole(stages, most=4, least=1),
         enter_s=tables.whole(*chain.move_s.shape),
         begin=tables.whole(stages, *chain.state.shape, most=4),

@@ -75,7 +75,7 @@ def test_no_fit_says_what_is_needed(tables: Tables) -> None:
 def test_more_memory_is_never_slower(tables: Tables) -> None:
     time, memory, transition, budget = tables
     times = []
-    for more in (0.0, 1.0, 3.0, 100.0):
+    for more in (0.0, 1.0, 3.0, 100.0, np.inf):
         try:
             times.append(solve(time, memory, transition, budget + more).time)
         except InfeasibleError:

@@ -298,10 +298,10 @@ def _say_symbols(arguments: Any) -> bool:
 
 
 def _size_along(place: int, arguments: Any) -> Any:
-    """The size of the first operand along the dimension that is the argument at a place."""
+    """The size of the first operand along the dimension that is the argument at a place, which numpy calls `axis`."""
     args, options = arguments
-    first = args[0] if args else options["input"]
-    return first.shape[args[place] if len(args) > place else options.get("dim", -1)]
+    first = args[0] if args else tensors_in(arguments)[0]
+    return first.shape[args[place] if len(args) > place else options.get("dim", options.get("axis", -1))]
 
 
 def _has_symbols(tensor: torch.Tensor) -> bool:
