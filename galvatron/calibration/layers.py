@@ -83,7 +83,7 @@ class _Measuring:
             told(f"{case.name}, {samples} samples", 1 - self.left / self._all)
             if reason := self._too_much(case, observed, samples, ends):
                 self.left_out.append((f"{case.name}, {samples} samples", reason))
-            elif isinstance(alone := self._alone(case, samples), Alone):
+            elif not isinstance(alone := self._alone(case, samples), str):
                 ends.append((float(samples), sum(self._timed(case, alone, observed, samples))))
             elif ends:
                 self.left_out.append((f"{case.name}, {samples} samples", alone))
