@@ -43,10 +43,12 @@ def copies_of_the_library() -> Iterator[None]:
     micro-batches are computed."""
     start = library.start
 
-    def started(kind: str, group: Any, tensors: Sequence[torch.Tensor], call: Any, phase: str | None = None) -> Any:
+    def started(
+        kind: str, group: Any, tensors: Sequence[torch.Tensor], call: Any, phase: str | None = None, *more: Any
+    ) -> Any:
         is_beside = now.chunk is not None and phase in ("parameters", "gradients")
         count = round(LIBRARY_COPIES["cpu"].get(kind, 0.0)) if is_beside else 0
-        return start(kind, group, (*tensors, *(torch.empty_like(tensors[0]) for _ in range(count))), call, phase)
+        return start(kind, group, (*tensors, *(torch.empty_like(tensors[0]) for _ in range(count))), call, phase, *more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "start", started)
