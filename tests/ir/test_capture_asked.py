@@ -102,7 +102,7 @@ def added_up(h: Tensor, mask: Tensor) -> Tensor:
 
 
 def added_up_as_in_numpy(h: Tensor, mask: Tensor) -> Tensor:
-    return h if (mask.cumsum(axis=0) > 1).any() else h.tanh()
+    return h if (mask.cumsum(axis=0) > 1).any() else h.tanh()  # type: ignore[call-arg]
 
 
 def less_the_one_before(h: Tensor, mask: Tensor) -> Tensor:
