@@ -24,7 +24,7 @@ class Conversions:
     def __init__(self, profiled: Callable[..., Profile], seconds: Callable[[Profile, float], float]) -> None:
         self._profiled, self._seconds = profiled, seconds
         self._places: dict[OnMesh, int] = {}
-        self._found: dict[tuple[int, int, bool], tuple[Profile, float] | None] = {}
+        self._found: dict[tuple[int, int, bool], tuple[Profile, float] | float] = {}
         self._taken: dict[tuple[int, int, bool, float], float] = {}
 
     def place(self, value: Value, mesh: tuple[Axis, ...]) -> int:
@@ -45,23 +45,19 @@ class Conversions:
     def _priced(self, source: int, target: int, batch: float, differentiable: bool) -> float:
         key = source, target, differentiable
         if key not in self._found:
-            try:
-                self._found[key] = self._profile(source, target, differentiable)
-            except GalvatronError:
-                return math.inf
+            self._found[key] = self._profile(source, target, differentiable)
         found = self._found[key]
-        return 0.0 if found is None else self._seconds(found[0], batch / found[1])
+        return self._seconds(found[0], batch / found[1]) if isinstance(found, tuple) else found
 
-    def _profile(self, source: int, target: int, differentiable: bool) -> tuple[Profile, float] | None:
+    def _profile(self, source: int, target: int, differentiable: bool) -> tuple[Profile, float] | float:
         """What converts a value, and the number of its shares (what `b` counts in it) that make a share of the layer
-        before; None if nothing needs to be done.
-
-        Raises:
-            GalvatronError: the meshes do not nest.
-        """
+        before; its seconds alone where nothing does, 0, or nothing can, infinity."""
         places = list(self._places)
-        step = redistribution("x", places[source], places[target], differentiable=differentiable)
+        try:
+            step = redistribution("x", places[source], places[target], differentiable=differentiable)
+        except GalvatronError:
+            return math.inf
         if step is None:
-            return None
+            return 0.0
         with_gradient = frozenset("x") if differentiable else frozenset[str]()
         return self._profiled(step.cls.graph, step.cls.mesh, with_gradient), float(step.shares)
