@@ -129,8 +129,8 @@ class Parameters:
             bucket.hand_over()
 
     def settle(self) -> None:
-        """A backward begins: what the one before has left to be summed has had a forward to be so, and its memory is
-        needed now.
+        """What the last backward has left to be summed has had a forward to be so, and its memory is needed now: the
+        forward of a stage's last layer begins, or a backward.
         """
         if self._summing is not None:
             self._summing.settle()
@@ -232,6 +232,8 @@ class Parameters:
                     turning = stage if layer in last else None
                     layer.parameters = LayerParameters(tuple(found.values()), turning, rereads=layer.rereads)
                     chain.append(layer.parameters)
+            if chain:
+                chain[-1].on_forward = self.settle
             for before, after in zip(chain, chain[1:], strict=False):
                 before.after, after.before = after, before
 
@@ -250,9 +252,12 @@ class LayerParameters:
         self._fetched = tuple(bucket for bucket in buckets if bucket.level == 3)
         self.before: LayerParameters | None = None
         self.after: LayerParameters | None = None
+        self.on_forward: Callable[[], None] | None = None
 
     def enter(self) -> None:
         """The layer's forward begins."""
+        if self.on_forward is not None:
+            self.on_forward()
         for bucket in self._buckets:
             bucket.ready()
         if self.after is not None:
