@@ -23,6 +23,7 @@ import galvatron
 from checks import Setting
 from checks.llama import TINY, Batch, Shape, batch_of, model_of
 from checks.report import Report
+from checks.timeline import Timeline, timeline
 
 PRECISION = "bf16"
 
@@ -84,7 +85,7 @@ class Row:
         peak_bytes: that tensors take at the most, as the allocator counts them; `idle_bytes` between two steps.
         reserved_bytes: that the allocator takes of the device at the most.
         other_bytes: that are taken of the device beside these.
-        kernels: name → (launches, seconds) in one step.
+        warm: what the device did in a step, on the way from one to the next.
         ops: (name, shapes) → calls and seconds of the device in one step, of the ops that take most.
         calls: ops that the host called in that step.
     """
@@ -98,7 +99,7 @@ class Row:
     peak_bytes: int | None = None
     reserved_bytes: int | None = None
     other_bytes: int | None = None
-    kernels: dict[str, tuple[int, float]] | None = None
+    warm: Timeline | None = None
     ops: list[dict[str, Any]] | None = None
     calls: int | None = None
 
@@ -157,6 +158,7 @@ def case(setting: Setting, compiled: galvatron.CompiledModel, subject: Subject, 
         Spread.of(times.step_s),
         Spread.of(times.host_s),
         **memory,
+        warm=timeline(step, setting.device) if setting.on_gpu else None,
         **profiled(step, setting),
     )
 
@@ -183,20 +185,13 @@ MOST_OPS = 150
 
 
 def profiled(step: Any, setting: Setting) -> dict[str, Any]:
-    """The kernels and ops of one step."""
+    """The ops of one step."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if setting.on_gpu else [])]
     synchronize(setting.device)
     with profile(activities=activities, record_shapes=True) as found:
         step()
         synchronize(setting.device)
-    kernels: dict[str, tuple[int, float]] = {}
-    calls = 0
-    for event in found.events() or ():
-        if event.device_type.name == "CUDA":
-            count, seconds = kernels.get(event.name, (0, 0.0))
-            kernels[event.name] = count + 1, seconds + event.device_time_total / 1e6
-        elif event.name.startswith("aten::"):
-            calls += 1
+    calls = sum(event.name.startswith("aten::") for event in found.events() or () if event.device_type.name == "CPU")
     averages = found.key_averages(group_by_input_shape=True)
     ops = [
         {
@@ -210,4 +205,4 @@ def profiled(step: Any, setting: Setting) -> dict[str, Any]:
         if one.device_type.name == "CPU"
     ]
     by_time = sorted(ops, key=lambda op: op["device_s" if setting.on_gpu else "host_s"], reverse=True)
-    return {"kernels": kernels, "ops": by_time[:MOST_OPS], "calls": calls}
+    return {"ops": by_time[:MOST_OPS], "calls": calls}

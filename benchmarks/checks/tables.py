@@ -92,20 +92,22 @@ def _steps(rows: list[Document]) -> Table:
         "host, ms",
         "kernels",
         "busy, ms",
+        "MHz",
         "peak, GiB",
         "reserved, GiB",
     )
     table = _table("Steps: median (quartiles)", headings)
     for row in rows:
-        step = row["step_s"]
+        step, warm = row["step_s"], row["warm"]
         table.add_row(
             row["subject"],
             row["variant"],
             str(row["samples"]),
             f"{1e3 * step['median']:.2f} ({1e3 * step['lower']:.2f}..{1e3 * step['upper']:.2f})",
             f"{1e3 * row['host_s']['median']:.2f}",
-            str(sum(count for count, _ in row["kernels"].values())),
-            f"{1e3 * sum(seconds for _, seconds in row['kernels'].values()):.2f}",
+            f"{sum(count for count, _ in warm['kernels'].values()):.0f}" if warm else "",
+            f"{1e3 * warm['busy_s']:.2f}" if warm else "",
+            f"{warm['clock_mhz']:.0f}" if warm and warm["clock_mhz"] else "",
             *(f"{row[name] / 2**30:.2f}" if row[name] else "" for name in ("peak_bytes", "reserved_bytes")),
         )
     return table
