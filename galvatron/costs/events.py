@@ -103,8 +103,9 @@ def computing_s(profile: Profile, machine: Machine, batch: float) -> tuple[float
     """Seconds that a device computes in a call at a local batch size: forward, backward, and the part of the backward
     that is gradients of weights. Where the call was measured as a whole these are measured, with that part in the
     proportion of its kernels."""
-    forward_s = kernels_s(profile.forward, machine, batch) + machine.views_s(profile.forward_dispatches.views)
-    backward_s = kernels_s(profile.backward, machine, batch) + machine.views_s(profile.backward_dispatches.views)
+    there, back = profile.forward_dispatches, profile.backward_dispatches
+    forward_s = kernels_s(profile.forward, machine, batch) + machine.dispatched_s(there.ops, there.views)
+    backward_s = kernels_s(profile.backward, machine, batch) + machine.dispatched_s(back.ops, back.views)
     weight_s = kernels_s((e for e in launches(profile.backward) if e.of_weight), machine, batch)
     measured = machine.layer_s(profile.fingerprint, batch) if profile.fingerprint else None
     if measured is None:

@@ -28,17 +28,20 @@ class Machine:
     def host_s(self, ops: int, views: int, *, backward: bool = False) -> float:
         """Seconds of the process, in eager mode, for ops that launch something and for views: a pass takes so long at
         least, whatever the device does meanwhile. On a processor both are one, and launching is a part of what a kernel
-        takes; see `views_s`."""
+        takes; see `dispatched_s`."""
         device = self.cluster.device
         if device.kind == "cpu":
             return 0.0
         backward_s = device.host_op_s if device.host_backward_s is None else device.host_backward_s
         return ops * (backward_s if backward else device.host_op_s) + views * device.host_view_s
 
-    def views_s(self, views: int) -> float:
-        """Seconds by which ops that move nothing lengthen what the device computes: on a processor, which runs them."""
+    def dispatched_s(self, ops: int, views: int) -> float:
+        """Seconds by which ops lengthen what the device computes beside their kernels: on a processor, which dispatches
+        them. A kernel is measured as it is called again and again, and among others its call takes longer."""
         device = self.cluster.device
-        return views * device.host_view_s if device.kind == "cpu" else 0.0
+        if device.kind != "cpu":
+            return 0.0
+        return ops * max(0.0, device.host_op_s - device.kernel_launch_s) + views * device.host_view_s
 
     def kernel_s(self, kernel: Kernel) -> float:
         """Seconds of one kernel on the device, its launch included."""

@@ -79,7 +79,6 @@ def _device(profile: Profile) -> Device:
     bandwidth = _bandwidth(profile)
     moving = dict(_moving(profile))
     launches = [m.seconds for m in profile.of("launch")]
-    recorded = [m.seconds for m in profile.of("host", "recorded op")]
     is_hopper = 9 <= (profile.fact("capability") or 0.0) < 10
     return Device(
         name=environment.device,
@@ -89,7 +88,7 @@ def _device(profile: Profile) -> Device:
         kernel_launch_s=min(launches, default=0.0),
         products=_tiles(profile),
         kind=environment.kind,
-        host_op_s=min(recorded, default=0.0),
+        host_op_s=_host_op_s(profile),
         host_backward_s=_backward_s(profile),
         host_view_s=min((m.seconds for m in profile.of("host", "view")), default=0.0),
         reserved_bytes=_reserved_bytes(profile),
@@ -126,8 +125,21 @@ def _odd_shares(profile: Profile) -> Iterator[tuple[str, float]]:
     yield from ((name, min(1.0, max(rates[name]))) for name in ODD_BYTES if name in rates)
 
 
+def _host_op_s(profile: Profile) -> float:
+    """What the process takes for an op that autograd records, among unlike ones; a profile from before these were
+    measured has the same op again and again."""
+    if unlike := profile.of("host", "unlike ops"):
+        copies_s = min((m.seconds for m in profile.of("host", "copies")), default=0.0)
+        return max(0.0, min((m.seconds - copies_s) / m.size("ops") for m in unlike))
+    return min((m.seconds for m in profile.of("host", "recorded op")), default=0.0)
+
+
 def _backward_s(profile: Profile) -> float | None:
-    """What the process takes for an op of a backward: what a recorded op takes longer with its own."""
+    """What the process takes for an op of a backward."""
+    unlike, with_backward = (profile.of("host", how) for how in ("unlike ops", "unlike ops and backward"))
+    if unlike and with_backward:
+        later_s = min(m.seconds for m in with_backward) - min(m.seconds for m in unlike)
+        return max(0.0, later_s / (with_backward[0].size("ops_and_backward") - with_backward[0].size("ops")))
     both, forward = (profile.of("host", how) for how in ("recorded op and backward", "recorded op"))
     if not both or not forward:
         return None

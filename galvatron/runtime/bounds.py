@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -82,7 +83,31 @@ class Bounds:
     def _stacked(self) -> tuple[Tensor, Tensor, Tensor]:
         least = torch.stack([note.least.to(torch.int64) for note in self._notes])
         greatest = torch.stack([note.greatest.to(torch.int64) for note in self._notes])
-        return least, greatest, torch.tensor([note.size for note in self._notes]).to(least.device, non_blocking=True)
+        return least, greatest, _on_device(tuple(note.size for note in self._notes), least.device)
+
+
+@lru_cache(maxsize=64)
+def _on_device(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Numbers on a device, where they are step after step: copying them would wait for it."""
+    return torch.tensor(sizes, device=device)
+
+
+class Reading:
+    """A tensor that the host reads without waiting for what the device does after it: on its way from now on."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values, self._there = values, None
+        if values.device.type != "cpu":
+            self._values = torch.empty_like(values, device="cpu", pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._there = torch.Event(values.device)
+            self._there.record()
+
+    def read(self) -> list[float]:
+        """Its values, once they are there."""
+        if self._there is not None:
+            self._there.synchronize()
+        return self._values.tolist()
 
 
 def _where(place: Place | None) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from galvatron.errors import GalvatronError, PlanError
 from galvatron.runtime import comm, failure, full_state, giving, updates
 from galvatron.runtime.agreement import agree
-from galvatron.runtime.bounds import bounds
+from galvatron.runtime.bounds import Reading, bounds
 from galvatron.runtime.comm import now
 from galvatron.runtime.elementwise import Trained
 from galvatron.runtime.held import HeldState
@@ -75,6 +75,8 @@ class Executor:
         self.held = HeldState(stages)
         self._shards = shards
         self._notes: dict[bool, bool] = {}
+        self._outside: Tensor
+        self._verdict: Reading | None
         self._batched = batched
         held = self.mesh.stages
         self._place = f"stage {held[0]}" if len(held) == 1 else f"stages {', '.join(map(str, held))}"
@@ -84,6 +86,7 @@ class Executor:
             _checked(schedule, stages, microbatches),
             on_loss=on_loss,
             on_backward=lambda: self._parameters.settle(),
+            on_forwards=self._judge,
         )
         for stage in stages:
             stage.random.job = seed
@@ -201,10 +204,10 @@ class Executor:
             giving.ask(self.stages, wanted=give)
             run = self._pipeline.run(keywords, samples, microbatches, epilogue=last, backward=False)
             loss = self._share_of_loss(run)
-            totals = torch.cat([loss.view(1), bounds.outside(loss.device)])
+            totals = torch.cat([loss.view(1), self._outside])
             if self.mesh.world.size > 1:
                 comm.all_reduce(totals, comm.all_ranks(), phase="totals").wait()
-        self._check_bounds(totals[1:], batch, checked=checked)
+        self._check_bounds(self._verdict or Reading(totals[1:]), batch, checked=checked)
         if not give:
             return totals[0], {}
         with failure.guarded(self._place):
@@ -300,18 +303,24 @@ class Executor:
             totals = self._meter.totals(
                 self._share_of_loss(local_loss),
                 self._parameters.squared_norm(self._copies) if with_norm else None,
-                bounds.outside(local_loss.device),
+                self._outside,
                 1.0 if self.scaler is None else self.scaler.scale,
             )
             if self.mesh.world.size > 1:
                 comm.all_reduce(totals, comm.all_ranks(), phase="totals").wait()
-        self._check_bounds(totals[2:4], batch)
+        self._check_bounds(self._verdict or Reading(totals[2:4]), batch)
         # Here nothing fails any more, and a step whose gradients overflow has had a forward as well.
         with failure.guarded("the new values of state"):
             updates.write(self.stages, self._shared_updates)
         return totals[0], totals[1]
 
-    def _check_bounds(self, outside: Tensor, batch: Batch, *, checked: bool = True) -> None:
+    def _judge(self) -> None:
+        """The forwards have ended: all that a batch is refused for is known, and read by a rank that is alone while the
+        last backward runs."""
+        self._outside = bounds.outside(self.mesh.world.device)
+        self._verdict = Reading(self._outside) if self.mesh.world.size == 1 else None
+
+    def _check_bounds(self, outside: Reading, batch: Batch, *, checked: bool = True) -> None:
         """
         Args:
             outside: `Bounds.outside`, of all ranks.
@@ -321,8 +330,8 @@ class Executor:
             CheckError: a check of the model failed, on some rank.
         """
         if checked not in self._notes:  # the same in all such steps, so that those that note nothing wait for no device
-            self._notes[checked] = bool(outside[1] > 0)
-        if self._notes[checked] and outside[0] > 0:
+            self._notes[checked] = outside.read()[1] > 0
+        if self._notes[checked] and outside.read()[0] > 0:
             tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
             agree(self.mesh.world, self._place, bounds.error(tensors))
 

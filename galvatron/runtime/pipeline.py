@@ -37,6 +37,7 @@ class Pipeline:
         *,
         on_loss: Callable[[Tensor], None] | None = None,
         on_backward: Callable[[], None] | None = None,
+        on_forwards: Callable[[], None] | None = None,
     ) -> None:
         self.stages = {stage.index: stage for stage in stages}
         self.mesh = stages[0].mesh
@@ -44,6 +45,7 @@ class Pipeline:
         self.epilogue = stages[0].epilogue_shards > 0
         self.on_loss = on_loss or (lambda loss: None)
         self.on_backward = on_backward or (lambda: None)
+        self.on_forwards = on_forwards or (lambda: None)
 
     def run(
         self,
@@ -81,8 +83,12 @@ class Pipeline:
             Kind.RECV_B: one.receive_gradients,
             Kind.EPILOGUE: one.epilogue,
         }
-        for action in order if backward else filter(_is_forward, order):
+        performed = order if backward else list(filter(_is_forward, order))
+        last = max(i for i, action in enumerate(performed) if action.kind in (Kind.FORWARD, Kind.EPILOGUE))
+        for i, action in enumerate(performed):
             perform[action.kind](action.stage, action.micro_batch)
+            if i == last:
+                self.on_forwards()
         one.finish()
         if not one.losses:
             return torch.zeros((), dtype=torch.float64, device=self.mesh.world.device)

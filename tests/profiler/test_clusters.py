@@ -23,6 +23,7 @@ from tests.profiler.profiles import (
     PROFILE,
     STEP_S,
     all_reduce,
+    measurement,
 )
 
 CLUSTER = cluster_of(PROFILE)
@@ -40,6 +41,20 @@ def test_the_device() -> None:
     assert dict(device.measured.moving)["pointwise"] == ((1e4, pytest.approx(1e-5)), (1e7, pytest.approx(1e-2)))
     assert dict(device.measured.moving)["gelu"] == ((1e4, pytest.approx(4e-5)), (1e7, pytest.approx(4e-2)))
     assert device.measured.attention == (("f32.causal.forward", ((8.0, 128.0, 64.0, 1e-3),)),)
+
+
+@pytest.mark.parametrize("copies_s", [None, 4e-5])
+def test_what_the_process_takes_for_an_op_is_of_unlike_ones(copies_s: float | None) -> None:
+    counts = {"ops": 10, "ops_and_backward": 30}
+    among_s = copies_s or 0.0
+    measured = [
+        measurement("host", "unlike ops", 1e-4 + among_s, **counts),
+        measurement("host", "unlike ops and backward", 4e-4 + among_s, **counts),
+        *([measurement("host", "copies", copies_s, **counts)] if copies_s else []),
+    ]
+    device = cluster_of(replace(PROFILE, measurements=(*PROFILE.measurements, *measured))).device
+    assert device.host_op_s == pytest.approx(1e-5)
+    assert device.host_backward_s == pytest.approx(1.5e-5)
 
 
 def test_the_levels_of_the_network() -> None:
