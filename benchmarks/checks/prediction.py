@@ -26,7 +26,7 @@ NAMES = {"h100": "h100-80g", "h200": "h200-141g", "b200": "b200-180g", "l40s": "
 
 @dataclass(frozen=True)
 class Row:
-    """Ratios are of what is predicted to what was measured."""
+    """Ratios are of what is predicted to what was measured; `busy_ratio` to what the device alone was busy for."""
 
     subject: str
     variant: str
@@ -35,6 +35,7 @@ class Row:
     predicted_step_s: float
     measured_step_s: float
     step_ratio: float
+    busy_ratio: float | None
     predicted_peak_bytes: int
     measured_peak_bytes: int | None
     peak_ratio: float | None
@@ -75,6 +76,7 @@ def _add(report: Report, program: Program, measured: dict[str, Any], name: str, 
     found = galvatron.estimate(program, plan, cluster, global_batch_size=samples, inductor=inductor)
     (peak,) = found.peak_bytes
     step_s, peak_bytes = measured["step_s"]["median"], measured["peak_bytes"]
+    warm = measured["warm"]
     row = Row(
         measured["subject"],
         measured["variant"],
@@ -83,6 +85,7 @@ def _add(report: Report, program: Program, measured: dict[str, Any], name: str, 
         found.step_time_s,
         step_s,
         found.step_time_s / step_s,
+        found.step_time_s / warm["busy_s"] if warm else None,
         peak,
         peak_bytes,
         peak / peak_bytes if peak_bytes else None,

@@ -181,7 +181,7 @@ def memory_of(step: Any, setting: Setting) -> dict[str, int]:
     }
 
 
-MOST_OPS = 150
+MOST_OPS = 60
 
 
 def profiled(step: Any, setting: Setting) -> dict[str, Any]:

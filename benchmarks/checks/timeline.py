@@ -22,7 +22,10 @@ WARM_S = 1.0
 """After so long the clock of a device is that which its power allows."""
 
 STEPS = 5
-MOST_GAPS = 25
+MOST_GAPS = 12
+MOST_CHARACTERS = 100
+"""Of the name of a kernel."""
+
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
@@ -85,7 +88,9 @@ def read(
     events: list[dict[str, Any]], steps: int, clock_mhz: float | None = None, watts: float | None = None
 ) -> Timeline:
     """The events of a trace, as torch's profiler writes them, microseconds."""
-    ran = sorted((e["ts"], e["ts"] + e["dur"], e["name"]) for e in events if e.get("cat") in ON_DEVICE)
+    ran = sorted(
+        (e["ts"], e["ts"] + e["dur"], e["name"][:MOST_CHARACTERS]) for e in events if e.get("cat") in ON_DEVICE
+    )
     kernels: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     between: dict[tuple[str, str], list[float]] = defaultdict(list)
     end, last = ran[0][0], ""

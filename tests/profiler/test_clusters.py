@@ -45,7 +45,7 @@ def test_the_device() -> None:
 
 @pytest.mark.parametrize("copies_s", [None, 4e-5])
 def test_what_the_process_takes_for_an_op_is_of_unlike_ones(copies_s: float | None) -> None:
-    counts = {"ops": 10, "ops_and_backward": 30}
+    counts = {"ops": 10.0, "ops_and_backward": 30.0}
     among_s = copies_s or 0.0
     measured = [
         measurement("host", "unlike ops", 1e-4 + among_s, **counts),
