@@ -13,7 +13,7 @@ from galvatron.ir.layout import Axis
 from galvatron.machine import Machine
 from galvatron.profiler import store
 from galvatron.profiler.clusters import cluster_of, named_cluster
-from galvatron.profiler.profile import Overlap, Profile
+from galvatron.profiler.profile import Measurement, Overlap, Profile
 from tests.profiler.profiles import (
     BYTES_PER_S,
     ENVIRONMENT,
@@ -45,12 +45,15 @@ def test_the_device() -> None:
 
 @pytest.mark.parametrize("copies_s", [None, 4e-5])
 def test_what_the_process_takes_for_an_op_is_of_unlike_ones(copies_s: float | None) -> None:
-    counts = {"ops": 10.0, "ops_and_backward": 30.0}
     among_s = copies_s or 0.0
+
+    def unlike(how: str, seconds: float) -> Measurement:
+        return measurement("host", how, seconds, ops=10, ops_and_backward=30)
+
     measured = [
-        measurement("host", "unlike ops", 1e-4 + among_s, **counts),
-        measurement("host", "unlike ops and backward", 4e-4 + among_s, **counts),
-        *([measurement("host", "copies", copies_s, **counts)] if copies_s else []),
+        unlike("unlike ops", 1e-4 + among_s),
+        unlike("unlike ops and backward", 4e-4 + among_s),
+        *([unlike("copies", copies_s)] if copies_s else []),
     ]
     device = cluster_of(replace(PROFILE, measurements=(*PROFILE.measurements, *measured))).device
     assert device.host_op_s == pytest.approx(1e-5)
