@@ -74,10 +74,14 @@ def random_tensor(shape: tuple[int, ...], dtype: str, device: torch.device) -> T
 
 def in_turn(function: Callable[..., object], first: tuple[Tensor, ...]) -> Call:
     """A call of a function on operands, or copies of them, that change from call to call."""
-    each_bytes = max(1, sum(tensor.nbytes for tensor in first))
-    turns = max(1, min(_MOST_TURNS, ROTATED_BYTES // each_bytes))
+    turns = turns_of(sum(tensor.nbytes for tensor in first))
     following = cycle([first, *(tuple(map(_copied, first)) for _ in range(turns - 1))]).__next__
     return lambda: function(*following())
+
+
+def turns_of(each_bytes: int) -> int:
+    """How many operands of so many bytes take turns, so that none is in a cache because it has just been there."""
+    return max(1, min(_MOST_TURNS, ROTATED_BYTES // max(1, each_bytes)))
 
 
 def _copied(x: Tensor) -> Tensor:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import cycle
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from galvatron.ir.types import DTYPE_BYTES
-from galvatron.profiler.cases import Case, sizes_of, torch_type
+from galvatron.profiler.cases import Case, sizes_of, torch_type, turns_of
 from galvatron.profiler.meter import Call
 from galvatron.runtime import comm
 from galvatron.runtime.mesh import Axis, World
@@ -90,8 +91,9 @@ def starter(name: str, how: str, axis: Axis, nbytes: int, device: torch.device) 
 
 def _case(name: str, how: str, dtype: str, nbytes: int, axis: Axis, set_up: SetUp, device: torch.device) -> Case:
     def prepare() -> Call:
-        start = set_up(_whole(dtype, nbytes, axis, device), axis)
-        return lambda: start().wait()
+        starts = [set_up(_whole(dtype, nbytes, axis, device), axis) for _ in range(turns_of(2 * nbytes))]
+        following = cycle(starts).__next__
+        return lambda: following()().wait()
 
     sizes = sizes_of(group=axis.size, stride=axis.stride, bytes=nbytes)
     return Case(name, how, dtype, sizes, float(nbytes), 2.0 * nbytes, prepare, in_step=True)
@@ -105,8 +107,9 @@ def _one_way(nbytes: int, axis: Axis, device: torch.device) -> Case:
     shortest = min(nbytes, ANSWER_BYTES)
 
     def prepare() -> Call:
-        whole = _whole("f32", nbytes, axis, device)
-        answer = whole[: max(1, shortest // whole.element_size())].clone()
+        wholes = [_whole("f32", nbytes, axis, device) for _ in range(turns_of(nbytes))]
+        following = cycle(wholes).__next__
+        answer = wholes[0][: max(1, shortest // wholes[0].element_size())].clone()
 
         def send(tensor: Tensor) -> None:
             comm.send((tensor,), axis.group, other, phase="a measurement").wait()
@@ -115,11 +118,11 @@ def _one_way(nbytes: int, axis: Axis, device: torch.device) -> Case:
             comm.receive((tensor,), axis.group, other, phase="a measurement").wait()
 
         def ask() -> None:
-            send(whole)
+            send(following())
             receive(answer)
 
         def reply() -> None:
-            receive(whole)
+            receive(following())
             send(answer)
 
         return reply if axis.index else ask
