@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 
 from galvatron.ir.curves import Curve
@@ -26,7 +26,7 @@ class Kernels:
     def __init__(self, device: Device) -> None:
         self._device, self._measured = device, measured_of(device)
         self._shares = dict(device.moving_share)
-        self._curves: dict[tuple[str, str], Curve | None] = {}
+        self._curves: dict[Hashable, Curve | None] = {}
         self._grids: dict[tuple[str, ...], Grid | None] = {}
         self._corrections: dict[str, Corrections | None] = {}
         self._tiled = TiledProducts(device) if device.products.multiprocessors else None
@@ -39,7 +39,7 @@ class Kernels:
             assert kernel.work is not None
             return self._work_s(kernel.dtype, kernel.work, kernel.traffic_bytes, kernel.transposed)
         launch_s, moves = self._device.kernel_launch_s, kernel.moves
-        if (curve := self._curve(moves, kernel.dtype)) is not None:
+        if (curve := self._curve(moves, kernel.dtype, backward=kernel.backward)) is not None:
             return max(launch_s, curve(kernel.traffic_bytes))
         share = self._shares.get(moves, 1.0)
         if kernel.backward:
@@ -122,9 +122,10 @@ class Kernels:
             self._curves[key] = Curve.through([(samples, seconds) for samples, seconds in rows]) if rows else None
         return self._curves[key]
 
-    def _curve(self, moves: Moves, dtype: str) -> Curve | None:
-        key = (moves, dtype)
+    def _curve(self, moves: Moves, dtype: str, *, backward: bool = False) -> Curve | None:
+        key = (moves, dtype, backward)
         if key not in self._curves:
-            rows = self._measured.find("moving", f"{moves}.{dtype}", moves)
+            classes = (f"{moves}.backward", moves) if backward else (moves,)
+            rows = self._measured.find("moving", *(name for own in classes for name in (f"{own}.{dtype}", own)))
             self._curves[key] = Curve.through([(size, seconds) for size, seconds in rows]) if rows else None
         return self._curves[key]

@@ -210,12 +210,15 @@ def _bandwidth(profile: Profile) -> float:
 
 
 def _moving(profile: Profile) -> Iterator[tuple[str, Rows]]:
-    """(bytes, seconds) of each class, of 32-bit numbers under its name and of others under `class.type`; and of single
-    kernels that are unlike others of their class, under theirs."""
+    """(bytes, seconds) of each class, of 32-bit numbers under its name and of others under `class.type`, backward under
+    `class.backward` likewise; and of single kernels that are unlike others of their class, under theirs."""
     for name in _MOVING:
-        for dtype in sorted({m.dtype for m in profile.of(name)}):
-            found = [m for m in profile.of(name, dtype=dtype) if name != "pointwise" or m.how in _PLAIN]
-            yield (name if dtype == "f32" else f"{name}.{dtype}"), _middle(found)
+        plain = [m for m in profile.of(name) if name != "pointwise" or m.how in _PLAIN]
+        for suffix in ("", ".backward"):
+            found = [m for m in plain if (m.how == "backward") == bool(suffix)]
+            for dtype in sorted({m.dtype for m in found}):
+                own = [m for m in found if m.dtype == dtype]
+                yield f"{name}{suffix}" + ("" if dtype == "f32" else f".{dtype}"), _middle(own)
     for how in sorted({m.how for m in profile.of("pointwise")} - {*_PLAIN}):
         for dtype in sorted({m.dtype for m in profile.of("pointwise", how)}):
             kernel = how.replace(" ", "_")

@@ -114,7 +114,7 @@ class _Moving:
         name, how: see `Measurement`.
         operands: one letter each: `x` has all elements, in rows; `w` those of one row, `i` the
             number of a row for each row; `f` a statistic of each row, which a GPU keeps in 32 bits.
-        passes: how often it goes over all elements, reading or writing.
+        passes: how often it goes over all elements, reading or writing; `on_gpu` where it is several kernels there.
     """
 
     name: str
@@ -122,6 +122,7 @@ class _Moving:
     operands: str
     passes: int
     function: Callable[..., object]
+    on_gpu: int | None = None
 
     def case(self, dtype: str, elements: int, device: torch.device) -> Case:
         rows = elements // _ROW
@@ -133,7 +134,8 @@ class _Moving:
             wide = letter == "f" and device.type == "cuda"
             return random_tensor(shapes[letter], "f32" if wide else dtype, device)
 
-        touched = self.passes * elements * DTYPE_BYTES[dtype]
+        passes = self.on_gpu or self.passes if device.type == "cuda" else self.passes
+        touched = passes * elements * DTYPE_BYTES[dtype]
         return Case(
             name=self.name,
             how=self.how,
@@ -159,7 +161,7 @@ _MOVING = (
     _Moving("pointwise", "silu", "x", 2, _aten.silu.default),
     _Moving("pointwise", "silu backward", "xx", 3, _aten.silu_backward.default),
     _Moving("norm", "forward", "xww", 2, lambda x, w, b: _aten.native_layer_norm(x, [_ROW], w, b, 1e-5)),
-    _Moving("norm", "backward", "xxffww", 3, _layer_norm_backward),
+    _Moving("norm", "backward", "xxffww", 3, _layer_norm_backward, on_gpu=5),
     _Moving("softmax", "forward", "x", 2, lambda x: _aten._softmax(x, -1, False)),
     _Moving("softmax", "backward", "xx", 3, lambda g, y: _aten._softmax_backward_data(g, y, -1, y.dtype)),
     _Moving("reduction", "of rows", "x", 1, lambda x: x.sum(-1)),

@@ -10,7 +10,7 @@ import pytest
 from galvatron.errors import ClusterError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.layout import Axis
-from galvatron.machine import Machine
+from galvatron.machine import Kernel, Machine
 from galvatron.profiler import store
 from galvatron.profiler.clusters import cluster_of, named_cluster
 from galvatron.profiler.profile import Measurement, Overlap, Profile
@@ -58,6 +58,15 @@ def test_what_the_process_takes_for_an_op_is_of_unlike_ones(copies_s: float | No
     device = cluster_of(replace(PROFILE, measurements=(*PROFILE.measurements, *measured))).device
     assert device.host_op_s == pytest.approx(1e-5)
     assert device.host_backward_s == pytest.approx(1.5e-5)
+
+
+def test_kernels_of_a_backward_have_rates_of_their_own() -> None:
+    slower = [measurement("norm", "backward", 6 * n / BYTES_PER_S, bytes=n) for n in (1e4, 1e7)]
+    measurements = [m for m in PROFILE.measurements if (m.name, m.how) != ("norm", "backward")]
+    machine = Machine(cluster_of(replace(PROFILE, measurements=(*measurements, *slower))))
+    kernel = Kernel("native_layer_norm", "f32", 1e6)
+    assert machine.kernel_s(kernel) == pytest.approx(2e6 / BYTES_PER_S)
+    assert machine.kernel_s(replace(kernel, name="native_layer_norm_backward")) == pytest.approx(6e6 / BYTES_PER_S)
 
 
 def test_the_levels_of_the_network() -> None:
