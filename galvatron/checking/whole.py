@@ -8,15 +8,13 @@ from dataclasses import replace
 from galvatron.checking.found import LeftWhole, RefusedRole
 from galvatron.errors import StrategyError
 from galvatron.ir.factors import FactorTable
-from galvatron.ir.layout import REPLICATE, Axis
 from galvatron.ir.program import LayerClass, LayerKind, Program
 from galvatron.ir.strategy import AxisRole, Strategy
 from galvatron.machine import Machine
 from galvatron.partition import Partitioner
 from galvatron.partition.boundary import ROLES
 from galvatron.partition.decisions import Decision
-from galvatron.partition.modes import Mode
-from galvatron.partition.prices import Prices
+from galvatron.partition.prices import ClassPrices
 
 
 def strategy_of(role: str, devices: int) -> Strategy:
@@ -74,7 +72,5 @@ def _seconds(partitioner: Partitioner, cls: LayerClass) -> list[float]:
     cluster = program.required_cluster
     machine = Machine(replace(cluster, device=replace(cluster.device, kernel_launch_s=0.0)))
     table, border = FactorTable(graph), partitioner.borders[cls.name]
-    alone = Axis("", 1, 1)
-    prices = Prices(graph, table, alone, machine, program.batch_size, border, [{} for _ in graph.ops], {})
-    modes = (Mode((REPLICATE,) * len(op.operands), (REPLICATE,) * len(op.results)) for op in graph.ops)
-    return [prices.op_s(index, mode) for index, mode in enumerate(modes)]
+    prices = ClassPrices(graph, table, machine, program.batch_size, border)
+    return [prices.op_s(index, ()) for index in range(len(graph.ops))]

@@ -9,7 +9,7 @@ is in `costs.replays`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -23,8 +23,10 @@ from galvatron.costs.replays import Replayed
 from galvatron.costs.storages import Storages
 from galvatron.costs.watch import ObservedEvent
 from galvatron.ir.attention import pieces
+from galvatron.ir.either import in_training
 from galvatron.ir.graph import Graph, Value
 from galvatron.ir.layout import Axis, nameable_axes
+from galvatron.ir.local_functions import with_local_functions
 from galvatron.ir.recompute import IN_STEPS, replays, selective_steps
 from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
 
@@ -39,6 +41,30 @@ class Layer:
     graph: Graph
     mesh: tuple[Axis, ...]
     differentiable: frozenset[str]
+
+    @staticmethod
+    def of(graph: Graph, mesh: tuple[Axis, ...], differentiable: frozenset[str]) -> Layer:
+        """What of a local graph a step that trains runs."""
+        return Layer(with_local_functions(in_training(graph), mesh), mesh, differentiable)
+
+    @cached_property
+    def groups(self) -> tuple[Axis, ...]:
+        """The axes that it communicates on, by their first ops."""
+        return tuple(dict.fromkeys(axis for axis in self.axes if axis is not None))
+
+    @cached_property
+    def alike(self) -> Hashable:
+        """Equal for layers that do the same, whatever their `groups` are: layouts say nothing that calls do not."""
+        places = {axis: place for place, axis in enumerate(self.groups)}
+        ops = tuple(
+            (called, op.operands, tuple(value.name for value in op.results), axis and places[axis])
+            for op, called, axis in zip(self.graph.ops, self.called, self.axes, strict=True)
+        )
+        given = tuple(
+            tuple((value.name, value.type, value.name in self.differentiable) for value in values)
+            for values in (self.graph.inputs, self.graph.state)
+        )
+        return ops, given, self.graph.outputs
 
     @cached_property
     def operands(self) -> tuple[tuple[str, ...], ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from galvatron.ir.layout import Axis
 from galvatron.machine import Kernel, Machine, Work
@@ -87,6 +87,14 @@ class Profile:
     forward_dispatches: Dispatches = Dispatches()
     backward_dispatches: Dispatches = Dispatches()
     fingerprint: str = ""
+
+    def on_axes(self, axes: Mapping[Axis, Axis]) -> Profile:
+        """The same with collectives on other axes of equal sizes."""
+        return replace(self, forward=_on_axes(self.forward, axes), backward=_on_axes(self.backward, axes))
+
+
+def _on_axes(events: tuple[Event, ...], axes: Mapping[Axis, Axis]) -> tuple[Event, ...]:
+    return tuple(replace(e, axis=axes[e.axis]) if isinstance(e, CollectiveCall) else e for e in events)
 
 
 def launches(events: Iterable[Event]) -> list[Launch]:

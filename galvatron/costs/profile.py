@@ -8,7 +8,7 @@ the activations that autograd saves and the peak of live memory are those of the
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from galvatron.costs.calls import Setting
 from galvatron.costs.composed import Composed, Layer
@@ -16,11 +16,10 @@ from galvatron.costs.events import CollectiveCall, Dispatches, Event, Launch, Li
 from galvatron.costs.fusion import fused, kept_instead, padded, peak_bytes
 from galvatron.costs.watch import ObservedEvent
 from galvatron.errors import GalvatronError
-from galvatron.ir.either import in_training
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import Axis
-from galvatron.ir.local_functions import with_local_functions
 from galvatron.ir.ops.kernels import BY_DEVICE
+from galvatron.ir.ops.table import derived
 from galvatron.ir.ops.work import Work
 from galvatron.ir.types import evaluate
 from galvatron.ir.verify.computed import silence
@@ -49,10 +48,38 @@ def profile_graph(
         kind: of the device that runs it (`Device.kind`).
         compiled: whether `torch.compile` compiles it (`costs.fusion`).
     """
-    graph = with_local_functions(in_training(graph), mesh)
-    layer = Layer(graph, mesh, differentiable)
-    batches = _batches(graph, mesh) if at is None else (at, 2 * at)
-    on = _device_of(kind, graph)
+    return profile_layer(Layer.of(graph, mesh, differentiable), recompute, at=at, kind=kind, compiled=compiled)
+
+
+def profile_layer(
+    layer: Layer, recompute: str, *, at: int | None = None, kind: str = "cpu", compiled: bool = False
+) -> Profile:
+    """As `profile_graph`, of what a step that trains runs; once for all layers that do the same."""
+    batches = _batches(layer.graph, layer.mesh) if at is None else (at, 2 * at)
+    found, groups = _profile(_Doing(layer), recompute, batches, at, kind, compiled)
+    return found if groups == layer.groups else found.on_axes(dict(zip(groups, layer.groups, strict=True)))
+
+
+@dataclass(frozen=True)
+class _Doing:
+    """What a layer does, by one layer that does it."""
+
+    layer: Layer
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Doing) and self.layer.alike == other.layer.alike
+
+    def __hash__(self) -> int:
+        return hash(self.layer.alike)
+
+
+@derived(maxsize=1 << 12)
+def _profile(
+    doing: _Doing, recompute: str, batches: tuple[int, int], at: int | None, kind: str, compiled: bool
+) -> tuple[Profile, tuple[Axis, ...]]:
+    """The profile, and the axes that its collectives are on."""
+    layer = doing.layer
+    on = _device_of(kind, layer.graph)
     while True:
         try:
             with silence():
@@ -70,7 +97,7 @@ def profile_graph(
     def line(a: float, b: float) -> Linear:
         return Linear.through(batches, (a, b))
 
-    return Profile(
+    profile = Profile(
         forward=_fit_events(batches, first.forward, second.forward),
         backward=_fit_events(batches, first.backward, second.backward),
         saved_bytes=line(first.saved_bytes, second.saved_bytes),
@@ -83,6 +110,7 @@ def profile_graph(
         forward_dispatches=second.forward_dispatches,
         backward_dispatches=second.backward_dispatches,
     )
+    return profile, layer.groups
 
 
 def _device_of(kind: str, graph: Graph) -> str:

@@ -8,18 +8,18 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypedDict
 
+from galvatron.costs.composed import Layer as LocalLayer
 from galvatron.costs.conversions import Conversions
-from galvatron.costs.events import CollectiveCall, Profile, collectives_s, computing_s, kernels_s
+from galvatron.costs.events import Profile, collectives_s, computing_s, kernels_s
 from galvatron.costs.local import LocalClass, local_class, trained_graph
-from galvatron.costs.memory import Memory
-from galvatron.costs.model import LayerCost, Repeated
-from galvatron.costs.parts import End, Parameters, Passes, Sent, beside
-from galvatron.costs.profile import profile_graph
-from galvatron.costs.state import TrainedState, state_collectives, trained_state
+from galvatron.costs.model import LayerCost
+from galvatron.costs.parameters import HeldState, Nearer, ParameterCosts
+from galvatron.costs.parts import End, Parameters, Passes, beside
+from galvatron.costs.profile import profile_graph, profile_layer
+from galvatron.costs.state import TrainedState, trained_state
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.collectives import LIBRARY_COPIES
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis
 from galvatron.ir.plan import Ties
@@ -28,11 +28,17 @@ from galvatron.ir.program import Layer, LayerClass, Program
 from galvatron.ir.recompute import rereads
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import evaluate
-from galvatron.ir.zero import BUCKET_BYTES
 from galvatron.machine import Machine
 from galvatron.partition import Partitioner
 
 _LOG = logging.getLogger("galvatron")
+
+
+class _AsRun(TypedDict):
+    """How a graph is run that is profiled; see `profile_graph`."""
+
+    kind: str
+    compiled: bool
 
 
 class ShardedCostModel:
@@ -49,10 +55,11 @@ class ShardedCostModel:
         self._profiles: dict[Hashable, Profile] = {}
         self._cache: dict[Hashable, Any] = {}
         self._tied = tied_layers(program)
-        self._profiled = partial(profile_graph, kind=cluster.device.kind, compiled=program.inductor)
+        self._as_run: _AsRun = {"kind": cluster.device.kind, "compiled": program.inductor}
+        self._profiled = partial(profile_graph, **self._as_run)
         self._conversions = Conversions(self._profiled, self._seconds)
-        self._at_once = cluster.device.kind != "cpu"
-        self._library_copies = LIBRARY_COPIES.get(cluster.device.kind, {})
+        self._parameter_costs = ParameterCosts(self.machine)
+        self._epilogue = epilogue(program)
 
     def tied(self) -> Mapping[str, tuple[int, ...]]:
         return self._tied
@@ -107,13 +114,21 @@ class ShardedCostModel:
     def _profile(self, cls: str, strategy: Strategy, ties: Ties) -> Profile:
         key = cls, strategy.axes, strategy.recompute, self._partitioner.whole(cls, ties)
         if key not in self._profiles:
-            local = local_class(self.program, self._partitioner, cls, strategy, ties)
-            profile = self._profiled(local.graph, local.cls.mesh, local.differentiable, strategy.recompute)
+            profile = profile_layer(self._local(cls, strategy, ties), strategy.recompute, **self._as_run)
             if self.machine.knows_layers and not self.program.inductor:  # measured as they run without it
+                local = local_class(self.program, self._partitioner, cls, strategy, ties)
                 profile = replace(profile, fingerprint=local.fingerprint)
                 _tell_unmeasured(local, self.machine)
             self._profiles[key] = profile
         return self._profiles[key]
+
+    def _local(self, cls: str, strategy: Strategy, ties: Ties) -> LocalLayer:
+        """What a rank runs of a class, however much of it is computed again."""
+        key = ("local", cls, strategy.axes, self._partitioner.whole(cls, ties))
+        if key not in self._cache:
+            local = local_class(self.program, self._partitioner, cls, strategy, ties)
+            self._cache[key] = LocalLayer.of(local.graph, local.cls.mesh, local.differentiable)
+        return self._cache[key]
 
     def _bordering(self, cls: str, strategy: Strategy) -> LayerClass:
         """A class as its neighbours see it: what crosses its border is the same however shared parameters are kept."""
@@ -183,43 +198,23 @@ class ShardedCostModel:
         around, again = self._whole_around(index, ties), strategy.recompute != "none"
         key = ("parameters", self._kinds[index], around, strategy.axes, strategy.zero, again)
         if key not in self._cache:
-            own, _ = self._state(self.layers[index], strategy, ties)
-            trained, other_bytes = self._held_state(index, strategy, ties)
-            states = list(trained.values())
+            held, none = self._held_state(index, strategy, ties), self._parameter_costs.held({})
             before, after = (
-                list(self._held_state(i, strategy, ties)[0].values())
-                if strategy.zero and 0 <= i < len(self.layers)
-                else []
+                self._held_state(i, strategy, ties) if strategy.zero and 0 <= i < len(self.layers) else none
                 for i in (index - 1, index + 1)
             )
-            self._cache[key] = Parameters(
-                sent=self._sent_s(own, trained),
-                accumulated_s=self.machine.moved_s(sum(state.accumulation_bytes for state in states)),
-                host_s=self.machine.host_s(len(states), 0, backward=True),
-                state=sum((one.kept for one in states), Memory(buffers=other_bytes)),
-                late_bytes=sum(one.late_bytes for one in states),
-                update_bytes=self._update_bytes(states),
-                bucket_bytes=sum(one.bucket_bytes for one in states),
-                update_s=self._update_s(states),
-                contention=self.machine.contention(axis for one in states for axis in one.axes),
-                repeated=tuple(self._settled(own, trained, self._repeated(index), strategy, ties)),
-                gathered_bytes=sum(one.gathered_bytes for one in states) if strategy.zero else 0.0,
-                regathered_bytes=sum(one.regathered_bytes for one in states) if strategy.zero else 0.0,
-                summed_bytes=sum(one.summed_bytes for one in states) if strategy.zero else 0.0,
-                arriving_bytes=sum(self._arriving_bytes(one) for one in after),
-                returning_bytes=sum(self._arriving_bytes(one) for one in before if one.reread),
-                leaving_bytes=self._with_copies("reduce_scatter", sum(one.summed_bytes for one in after)),
-                leaving_added_bytes=sum(one.added_bytes for one in after),
-            )
+            sends = len(self._state(self.layers[index], strategy, ties).trained)
+            nearer = tuple(self._nearer(index, held, strategy, ties))
+            border = stage_border(strategy)
+            self._cache[key] = self._parameter_costs.seconds_and_bytes(held, sends, before, after, nearer, border)
         return self._cache[key]
 
-    def _arriving_bytes(self, state: TrainedState) -> float:
-        """Bytes in use while the values of a parameter are gathered."""
-        return self._with_copies("all_gather", state.gathered_bytes) + state.cast_bytes
-
-    def _with_copies(self, kind: str, payload_bytes: float) -> float:
-        """Bytes in use while a collective is under way."""
-        return (1.0 + self._library_copies.get(kind, 0.0)) * payload_bytes
+    def _nearer(self, index: int, held: HeldState, strategy: Strategy, ties: Ties) -> Iterator[Nearer]:
+        """What of the trained parameters of a layer an earlier layer holds too, those of the last such layer first."""
+        places = {name: place for place, name in enumerate(held.trained)}
+        for name, layer in sorted(self._repeated[index].items(), key=itemgetter(1), reverse=True):
+            gathered = self._state(self.layers[layer], strategy, ties).trained[name].reread
+            yield Nearer(places[name], layer, gathered)
 
     def _whole_around(self, index: int, ties: Ties) -> tuple[tuple[str, ...], ...]:
         """The state that is whole of a layer and its neighbours: their parameters are on the way while it runs."""
@@ -228,7 +223,7 @@ class ShardedCostModel:
 
     def _held(self, index: int) -> tuple[Layer, ...]:
         """A planned layer, with the epilogue if it is the last."""
-        return (self.layers[index], *(epilogue(self.program) if index == len(self.layers) - 1 else ()))
+        return self.layers[index], *(self._epilogue if index == len(self.layers) - 1 else ())
 
     def _end(self, index: int, strategy: Strategy, ties: Ties) -> End:
         """What the epilogue costs beside the last layer, and nothing beside any other."""
@@ -257,15 +252,23 @@ class ShardedCostModel:
             sum(size for name, size in sizes.items() if name in differentiable),
         )
 
-    def _held_state(self, index: int, strategy: Strategy, ties: Ties) -> tuple[dict[str, TrainedState], int]:
-        """As `_state`, of a planned layer with its epilogue."""
-        trained, other_bytes = self._state(self.layers[index], strategy, ties)
-        for extra in self._held(index)[1:]:
-            of_end, more_bytes = self._state(extra, strategy, ties)
-            trained, other_bytes = {**of_end, **trained}, other_bytes + more_bytes
-        return trained, other_bytes
+    def _held_state(self, index: int, strategy: Strategy, ties: Ties) -> HeldState:
+        """What a planned layer holds of state, and behind that what its epilogue does."""
+        states = [self._state(layer, strategy, ties) for layer in self._held(index)]
+        if len(states) == 1:
+            return states[0]
+        trained = {name: state for one in (states[0], *reversed(states)) for name, state in one.trained.items()}
+        return self._parameter_costs.held(trained, sum(one.other_bytes for one in states))
 
-    def _state(self, layer: Layer, strategy: Strategy, ties: Ties) -> tuple[dict[str, TrainedState], int]:
+    def _state(self, layer: Layer, strategy: Strategy, ties: Ties) -> HeldState:
+        """What a layer holds of state."""
+        whole, again = self._partitioner.whole(layer.cls, ties), strategy.recompute != "none"
+        key = ("state", layer.name, whole, strategy.axes, strategy.zero, again)
+        if key not in self._cache:
+            self._cache[key] = self._parameter_costs.held(*self._found_state(layer, strategy, ties))
+        return self._cache[key]
+
+    def _found_state(self, layer: Layer, strategy: Strategy, ties: Ties) -> tuple[dict[str, TrainedState], int]:
         """What each trained parameter costs, and the bytes of other state and of its new values."""
         sharded = self._partitioner.shard(layer.cls, strategy, ties)
         whole = self._partitioner.whole(layer.cls, ties)
@@ -287,93 +290,16 @@ class ShardedCostModel:
             other_bytes += copies * evaluate(value.type.bytes, 1)
         return trained, other_bytes
 
-    def _update_s(self, states: Iterable[TrainedState]) -> float:
-        return self.machine.moved_s(sum(state.update_bytes for state in states))
-
-    def _update_bytes(self, states: Iterable[TrainedState]) -> float:
-        """What `torch.optim.AdamW` takes while it updates: on a GPU the square roots of all second moments at once, on
-        a processor those of one parameter, which is nothing beside activations."""
-        return sum(state.trained_bytes for state in states) if self._at_once else 0.0
-
-    def _settled(
-        self,
-        own: Mapping[str, TrainedState],
-        trained: Mapping[str, TrainedState],
-        repeated: Mapping[str, int],
-        strategy: Strategy,
-        ties: Ties,
-    ) -> Iterator[Repeated]:
-        """What each repeated parameter takes off, beside those of nearer layers: parameters are synchronised together,
-        so the last one to go takes the latency of a collective with it. Where the backward of the nearer layer reads no
-        values, this layer gathers them.
-
-        Args:
-            own: what the layer itself trains, and sends for in each micro-batch.
-            trained: that and what its epilogue trains, synchronised once per step.
-        """
-        own, trained = dict(own), dict(trained)
-        before = self._sent_s(own, trained)
-        for name, layer in sorted(repeated.items(), key=itemgetter(1), reverse=True):
-            state = trained.pop(name)
-            own.pop(name, None)
-            after = self._sent_s(own, trained)
-            gathered = self._state(self.layers[layer], strategy, ties)[0][name].reread
-            yield Repeated(
-                layer=layer,
-                backward_gather_s=before.backward_gather_s - after.backward_gather_s if gathered else 0.0,
-                reduce_s=before.reduce_s - after.reduce_s,
-                state=state.kept,
-                late_bytes=state.late_bytes,
-                update_bytes=self._update_bytes([state]),
-                sync_s=before.sync_s - after.sync_s,
-                publish_s=before.publish_s - after.publish_s,
-                bucket_bytes=state.bucket_bytes,
-                update_s=self._update_s([state]),
-                across_s=self.machine.collective_s("all_reduce", state.trained_bytes, stage_border(strategy)),
-            )
-            before = after
-
-    def _sent_s(self, own: Mapping[str, TrainedState], trained: Mapping[str, TrainedState]) -> Sent:
-        """Seconds of the collectives of `own` in each micro-batch, and of `trained` once per step, where those of one
-        level are in buckets of their own."""
-        each = state_collectives(own.values())
-        gathers = [event for event in each.backward if event.kind == "all_gather"]
-        sums = [event for event in each.backward if event.kind != "all_gather"]
-
-        def seconds(events: Iterable[CollectiveCall], share: float = 1.0) -> float:
-            return sum(
-                self.machine.collective_s(event.kind, event.payload_bytes(1) * share, event.axis) for event in events
-            )
-
-        by_level: dict[int, list[TrainedState]] = defaultdict(list)
-        for state in trained.values():
-            by_level[state.level].append(state)
-        sync_s = publish_s = start_s = 0.0
-        for states in by_level.values():
-            once, buckets = state_collectives(states), sum(state.bucket_bytes for state in states) / BUCKET_BYTES
-            start_s += seconds(once.step, 0.0)
-            if buckets:  # as a part of a full one, or as several
-                sync_s += seconds(once.step, 1 / buckets) * buckets
-                publish_s += seconds(once.update, 1 / buckets) * buckets
-            else:
-                publish_s += seconds(once.update)
-        return Sent(
-            forward_gather_s=seconds(each.forward),
-            backward_gather_s=seconds(gathers),
-            reduce_s=seconds(sums),
-            sync_s=sync_s,
-            publish_s=publish_s,
-            start_s=start_s,
-        )
-
-    def _repeated(self, index: int) -> dict[str, int]:
-        """The trained parameters of a layer that an earlier layer holds too, with the last such layer."""
-        return {
-            name: earlier
-            for earlier in range(index)
-            for name in self.layers[earlier].state
-            if any(name in held.state for held in self._held(index)) and self.program.state_of[name].trainable
-        }
+    @cached_property
+    def _repeated(self) -> tuple[dict[str, int], ...]:
+        """For each layer the trained parameters that an earlier layer holds too, with the last such layer."""
+        last: dict[str, int] = {}
+        found: list[dict[str, int]] = []
+        for index, layer in enumerate(self.layers):
+            names = {name for held in self._held(index) for name in held.state}
+            found.append({name: at for name, at in last.items() if name in names})
+            last.update((name, index) for name in layer.state if self.program.state_of[name].trainable)
+        return tuple(found)
 
     @cached_property
     def _kinds(self) -> tuple[int, ...]:
@@ -382,7 +308,7 @@ class ShardedCostModel:
             (
                 tuple(held.cls for held in self._held(i)),
                 self._live_key(i),
-                tuple(self._repeated(i).items()),
+                tuple(self._repeated[i].items()),
                 tuple(held.cls for j in range(max(0, i - 1), min(len(self.layers), i + 2)) for held in self._held(j)),
             )
             for i in range(len(self.layers))

@@ -30,7 +30,7 @@ class TrainedState:
         value_bytes: of the slice that the layers read.
         master_bytes: of the same slice in the type that is trained; equal where that is the type of the values.
         has_master: whether the optimizer updates a copy in another type than that of the values.
-        axes: those over which its gradient is summed.
+        axes: those over which its gradient is summed, as few as tell the group, and without names.
         level: of ZeRO, over these axes.
         reread: whether the backward of the layer reads the values.
     """
@@ -124,7 +124,7 @@ def trained_state(
         value_bytes=evaluate(local.type.bytes, 1),
         master_bytes=evaluate(replace(local.type, dtype=state.type.dtype).bytes, 1),
         has_master=state.type.dtype != local.type.dtype,
-        axes=summed_axes(local.layout or (), mesh),
+        axes=tuple(replace(axis, name="") for axis in merged(summed_axes(local.layout or (), mesh))),
         level=level,
         reread=reread,
     )
@@ -147,7 +147,7 @@ def state_collectives(states: Iterable[TrainedState]) -> StateCollectives:
         phase: defaultdict(float) for phase in ("forward", "backward", "step", "update")
     }
     for state in states:
-        level, axes = LEVELS[state.level], merged(state.axes)
+        level, axes = LEVELS[state.level], state.axes
         for phase, by_kind in sizes.items():
             for kind in getattr(level, phase) if axes else ():
                 if phase == "backward" and kind == "all_gather" and not state.reread:

@@ -145,6 +145,9 @@ class Conversion:
 
 _CONVERSIONS = {way: Conversion(c, *way, grad) for c in _KINDS for way, grad in c.ways.items()}
 
+CONVERSIONS = tuple(_CONVERSIONS.values())
+"""The conversion table."""
+
 
 def conversion(source: Placement, target: Placement) -> Conversion | None:
     """What converts on one axis, or None where nothing is to be done or no single op does it: `R' → P`, and whatever

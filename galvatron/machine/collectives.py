@@ -10,17 +10,15 @@ over the links it needs. All groups of an axis communicate at once, and share wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from galvatron.errors import ClusterError, did_you_mean
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.collectives import MESSAGES, Message
-from galvatron.ir.curves import Curve
+from galvatron.ir.collectives import COLLECTIVES, MESSAGES, Message
+from galvatron.ir.curves import Curve, Points
 from galvatron.ir.layout import Axis
-from galvatron.ir.network import Level, MeasuredCollective
-
-Seconds = Callable[[float], float]
+from galvatron.ir.network import Level
 
 
 class Collectives:
@@ -29,7 +27,9 @@ class Collectives:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._measured = {(m.name, m.size, m.stride): m for m in cluster.collectives}
-        self._seconds: dict[tuple[str, int, int], Seconds] = {}
+        self._seconds: dict[tuple[str, int, int], _Seconds] = {}
+        self._alike: dict[tuple[int, int], int] = {}
+        self._numbers: dict[tuple[_Seconds, ...], int] = {}
 
     def seconds(self, kind: str, payload_bytes: float, axis: Axis) -> float:
         """Seconds of one collective on an axis; 0 on one of a single rank.
@@ -39,35 +39,64 @@ class Collectives:
         """
         key = (kind, axis.size, axis.stride)
         if (found := self._seconds.get(key)) is None:
-            found = self._seconds[key] = self._by_bytes(*key)
+            found = self._seconds[key] = self._of(*key)
         return found(payload_bytes)
 
-    def _by_bytes(self, kind: str, size: int, stride: int) -> Seconds:
+    def alike(self, axis: Axis) -> int:
+        """A number that axes share on which every collective of a sharded graph takes equally long."""
+        key = axis.size, axis.stride
+        if key not in self._alike:
+            all_s = tuple(self._of(name, *key) for name in MESSAGES if f"comm.{name}" in COLLECTIVES)
+            self._alike[key] = self._numbers.setdefault(all_s, len(self._numbers))
+        return self._alike[key]
+
+    def _of(self, kind: str, size: int, stride: int) -> _Seconds:
+        """
+        Raises:
+            ClusterError: unknown kind.
+        """
         message = MESSAGES.get(kind)
         if message is None:
             raise ClusterError(f"unknown collective {kind!r}; {did_you_mean(kind, MESSAGES)}")
         if size == 1:
-            return lambda payload_bytes: 0.0
+            return _Lines(((0.0, 0.0),))
         if (measured := self._measured.get((kind, size, stride))) is not None:
-            return _measured_seconds(measured)
+            return _Measured(measured.points, measured.beyond_bytes_per_s)
         group = _Group.of(self._cluster, size, stride)
-        fixed_s, s_per_byte = group.line(message, quick=False)
-        if not group.has_quick(message):
-            return lambda payload_bytes: fixed_s + payload_bytes * s_per_byte
-        quick_fixed_s, quick_s_per_byte = group.line(message, quick=True)
-        return lambda payload_bytes: min(
-            fixed_s + payload_bytes * s_per_byte, quick_fixed_s + payload_bytes * quick_s_per_byte
-        )
+        quick = (False, True) if group.has_quick(message) else (False,)
+        return _Lines(tuple(group.line(message, quick=is_quick) for is_quick in quick))
 
 
-def _measured_seconds(measured: MeasuredCollective) -> Seconds:
-    curve, rate = Curve(measured.points), measured.beyond_bytes_per_s
-    if rate is None:
-        return curve
-    last_bytes, last_s = measured.points[-1]
-    return lambda payload_bytes: (
-        curve(payload_bytes) if payload_bytes <= last_bytes else last_s + (payload_bytes - last_bytes) / rate
-    )
+@dataclass(frozen=True)
+class _Lines:
+    """Seconds by bytes: the shortest of some lines, each with its seconds of no bytes and of each byte."""
+
+    lines: tuple[tuple[float, float], ...]
+
+    def __call__(self, payload_bytes: float) -> float:
+        return min([fixed_s + payload_bytes * s_per_byte for fixed_s, s_per_byte in self.lines])
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Seconds by bytes as they were measured, with a rate for what is beyond, if that is known."""
+
+    points: Points
+    beyond_bytes_per_s: float | None
+
+    def __call__(self, payload_bytes: float) -> float:
+        last_bytes, last_s = self.points[-1]
+        rate = self.beyond_bytes_per_s
+        if rate is None or payload_bytes <= last_bytes:
+            return self._curve(payload_bytes)
+        return last_s + (payload_bytes - last_bytes) / rate
+
+    @cached_property
+    def _curve(self) -> Curve:
+        return Curve(self.points)
+
+
+_Seconds = _Lines | _Measured
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,10 @@ class Machine:
         """
         return self._collectives.seconds(kind, payload_bytes, axis)
 
+    def alike(self, axis: Axis) -> int:
+        """A number that axes share on which every collective of a sharded graph takes equally long."""
+        return self._collectives.alike(axis)
+
     def contention(self, axes: Iterable[Axis]) -> Contention:
         """What kernels and a collective over these axes cost each other: at the outermost level that they reach."""
         levels = [self.cluster.level_of(axis.size, axis.stride) for axis in axes]

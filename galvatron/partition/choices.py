@@ -1,15 +1,22 @@
-"""What a role lets one graph do on a mesh axis: the modes of its ops, less those that lead nowhere."""
+"""What a role lets one graph do on a mesh axis: the modes of its ops, less those that lead nowhere.
+
+All of it follows from what of the ops fits on the axis (`modes.Fits`): for all degrees with the same fits it is found
+once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from operator import itemgetter
 
 from galvatron.ir.factors import FactorTable, OpFactor
 from galvatron.ir.graph import Graph
-from galvatron.ir.layout import Axis
+from galvatron.ir.layout import Placement
 from galvatron.partition.boundary import Border, Role, matrices, residual_stream
+from galvatron.partition.bounded import Bounded
 from galvatron.partition.groups import Choices, MatrixFactors, Modes
-from galvatron.partition.modes import Mode, Split, op_modes
+from galvatron.partition.modes import Fits, Mode, Split, fits, op_modes
 from galvatron.partition.padding import without_stranded_padding
 from galvatron.partition.solver import Solution
 
@@ -43,29 +50,41 @@ class RoleChoices:
         self._table = table
         self._role = role
         self.allowed = role.allowed(graph, border, table)
+        self._allowed = [
+            [number for number, factor in enumerate(table.op_factors(index)) if self.allowed(index, factor)]
+            for index in range(len(graph.ops))
+        ]
         self._shardable = border.trainable - whole
         shared = matrices(graph, border, table) & self._shardable if role.matrices else frozenset()
         places = role.parameters(graph, border, table), residual_stream(graph, border, table)
         self._factors = MatrixFactors(graph, table, shared, *places)
+        self._modes: dict[tuple[int, Fits], tuple[Mode, ...]] = {}
+        self._choices: dict[tuple[object, ...], Choices] = {}
+        self._bounded: dict[tuple[object, ...], Bounded] = {}
 
-    def on(self, axis: Axis, taken: Taken, outer: Solution | None = None) -> Choices:
-        """The choices on one axis; on a sub-axis inside another one, of which `outer` is the solution, every op does
-        what it does there where it can, so that the two send together."""
-        modes = [
-            op_modes(
-                self._graph,
-                index,
-                self._table,
-                axis,
-                self._border.differentiable,
-                taken[index],
-                self.allowed,
-                ring=self._role.ring,
-                folded=self._role.folded,
-                padding=self._role.matrices,
-            )
-            for index in range(len(self._graph.ops))
-        ]
+    def on(self, size: int, taken: Taken, outer: Solution | None = None) -> Choices:
+        """The choices on an axis of so many ranks; on a sub-axis inside another one, of which `outer` is the solution,
+        every op does what it does there where it can, so that the two send together."""
+        role = self._role
+        options = {"ring": role.ring, "folded": role.folded, "padding": role.matrices}
+        fitting = tuple(
+            fits(self._graph, index, self._table, size, taken[index], allowed, **options)
+            for index, allowed in enumerate(self._allowed)
+        )
+        key = fitting, outer and (outer.modes, tuple(outer.state.items()))
+        if key not in self._choices:
+            self._choices[key] = self._of([self._modes_of(*each) for each in enumerate(fitting)], outer)
+        return self._choices[key]
+
+    def _modes_of(self, index: int, fitting: Fits) -> tuple[Mode, ...]:
+        key = index, fitting
+        if key not in self._modes:
+            differentiable, folded = self._border.differentiable, self._role.folded
+            self._modes[key] = op_modes(self._graph, index, self._table, differentiable, fitting, folded=folded)
+        return self._modes[key]
+
+    def _of(self, modes: Modes, outer: Solution | None) -> Choices:
+        """What remains of all modes."""
         if not self._role.matrices:
             return Choices(modes)
         read = frozenset(self._graph.outputs) - self._border.given_outputs
@@ -76,12 +95,24 @@ class RoleChoices:
         choices = self._factors.choices(modes, sharded)
         return replace(choices, modes=_alike(choices.modes, outer.modes))
 
-    def outermost(self, axis: Axis, taken: Taken) -> tuple[Axis, Axis | None]:
-        """The axis, or the part of it that is to be solved first, and what is then left."""
+    def outermost(self, size: int, taken: Taken) -> int:
+        """Of an axis of so many ranks, how many the part of it has that is to be solved first; all, where it needs no
+        cut."""
         if not self._role.matrices:
-            return axis, None
-        size = self._factors.outermost(axis.size, lambda n: self.on(replace(axis, size=n), taken))
-        return (axis, None) if size == axis.size else axis.cut(size)
+            return size
+        return self._factors.outermost(size, lambda part: self.on(part, taken))
+
+    def bounded(self, choices: Choices, kept: Mapping[str, Placement]) -> Bounded:
+        """The choices under the boundary condition of an axis.
+
+        Args:
+            kept: how the axis is to place some of the trainable state, as far as the ops can read it so.
+        """
+        key = choices, tuple(sorted(kept.items(), key=itemgetter(0)))
+        if key not in self._bounded:
+            boundary = self._role.boundary(self._graph, self._border, self._table, choices, kept)
+            self._bounded[key] = Bounded(self._graph, choices.modes, boundary, self._border.trainable)
+        return self._bounded[key]
 
 
 def _alike(modes: Modes, outer: tuple[Mode, ...]) -> Modes:

@@ -15,8 +15,10 @@ from galvatron.ir.strategy import Strategy
 from galvatron.ir.ties import Binding, TiedClasses, tied_classes
 from galvatron.ir.types import DTYPE_BYTES
 from galvatron.machine import Machine
+from galvatron.partition.axes import SolvedAxes
 from galvatron.partition.boundary import Border
 from galvatron.partition.choices import ClassChoices
+from galvatron.partition.localize import MicroBatch
 from galvatron.partition.partition import ShardedClass, shard_class
 
 
@@ -28,6 +30,8 @@ class Partitioner:
         self.machine = Machine(cluster)
         self._sharded: dict[tuple[str, Strategy, tuple[tuple[str, Layout], ...]], ShardedClass] = {}
         self._choices: dict[str, ClassChoices] = {}
+        self._solved: dict[tuple[str, int], SolvedAxes] = {}
+        self._micro_batches: dict[tuple[str, int], MicroBatch] = {}
         self._together: dict[tuple[TiedClasses, Strategy], dict[str, ShardedClass]] = {}
 
     def shard(self, cls: str, strategy: Strategy, ties: Ties) -> LayerClass:
@@ -54,13 +58,23 @@ class Partitioner:
     def _shard(self, cls: str, axes: Strategy, kept: Mapping[str, Layout]) -> ShardedClass:
         key = (cls, axes, tuple(sorted(kept.items(), key=itemgetter(0))))
         if key not in self._sharded:
-            batch = max(1, self.program.batch_size // axes.degree("dp"))
-            layer_class = self.program.class_of[cls]
-            if cls not in self._choices:
-                self._choices[cls] = ClassChoices(layer_class.graph, self.borders[cls])
-            offers = self._choices[cls]
-            self._sharded[key] = shard_class(layer_class, axes, self.machine, offers, batch=batch, kept=kept)
+            layer_class, ways = self.program.class_of[cls], axes.degree("dp")
+            solved = self._axes(cls, max(1, self.program.batch_size // ways) * ways)
+            self._sharded[key] = shard_class(layer_class, axes, solved, self._in_micro_batch(cls, ways), kept)
         return self._sharded[key]
+
+    def _axes(self, cls: str, samples: int) -> SolvedAxes:
+        if cls not in self._choices:
+            self._choices[cls] = ClassChoices(self.program.class_of[cls].graph, self.borders[cls])
+        if (cls, samples) not in self._solved:
+            self._solved[cls, samples] = SolvedAxes(cls, self._choices[cls], self.machine, samples)
+        return self._solved[cls, samples]
+
+    def _in_micro_batch(self, cls: str, batch_ways: int) -> MicroBatch:
+        if (cls, batch_ways) not in self._micro_batches:
+            graph, differentiable = self.program.class_of[cls].graph, self.borders[cls].differentiable
+            self._micro_batches[cls, batch_ways] = MicroBatch(graph, batch_ways, differentiable)
+        return self._micro_batches[cls, batch_ways]
 
     def _shard_together(self, tie: TiedClasses, axes: Strategy) -> dict[str, ShardedClass]:
         """Classes that share parameters under one strategy, every shared one in the same layout.

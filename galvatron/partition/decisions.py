@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from galvatron.ir.factors import FactorTable, OpFactor
 from galvatron.ir.graph import Graph, Op
-from galvatron.ir.layout import Axis
 from galvatron.ir.ops.foreign import is_foreign
 from galvatron.ir.types import BATCH, exact_quotient
 from galvatron.partition.choices import Taken
@@ -49,11 +48,11 @@ class Decision:
 
 @dataclass(frozen=True)
 class Offer:
-    """What there is to choose from on one axis: the modes of every op, the factors that the role allows, and how many
-    ways other axes shard each factor of an op already."""
+    """What there is to choose from on an axis of so many ranks: the modes of every op, the factors that the role
+    allows, and how many ways other axes shard each factor of an op already."""
 
     table: FactorTable
-    axis: Axis
+    size: int
     folded: bool
     modes: list[tuple[Mode, ...]]
     allowed: Callable[[int, OpFactor], bool]
@@ -90,7 +89,7 @@ def _sharded(graph: Graph, boundary: Boundary, solution: Solution) -> frozenset[
 
 def _reason(offer: Offer, index: int, op: Op, reads_sharded: bool) -> Reason:
     """Why an op is whole."""
-    if any(mode.share < 1 for mode in offer.modes[index]):
+    if any(mode.factor is not None for mode in offer.modes[index]):
         return Reason.CHEAPER
     dims, factors = offer.table.dims[index], offer.table.op_factors(index)
     if dims is None:
@@ -100,6 +99,6 @@ def _reason(offer: Offer, index: int, op: Op, reads_sharded: bool) -> Reason:
     reached = [f for f in factors if offer.allowed(index, f)]
     if not reached:
         return Reason.INDIVISIBLE if dims.indivisible and reads_sharded else Reason.ROLE
-    ways = [pieces(offer.axis, offer.folded) * offer.taken[index].get(f, 1) for f in reached]
+    ways = [pieces(offer.size, offer.folded) * offer.taken[index].get(f, 1) for f in reached]
     uneven = all(exact_quotient(f.size, w) is None for f, w in zip(reached, ways, strict=True))
     return Reason.SIZE if uneven else Reason.INDIVISIBLE

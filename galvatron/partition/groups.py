@@ -26,7 +26,7 @@ Modes = list[tuple[Mode, ...]]
 """The modes of every op of a graph."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Choices:
     """What a graph may do on one axis.
 

@@ -16,19 +16,22 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from galvatron.partition.choosing import Delivery, End, Price, Problem
+from galvatron.partition.choosing import Delivery, End, Problem, Quote
 from galvatron.partition.modes import AxisState
+
+_Prices = Mapping[tuple[AxisState, AxisState], float]
+"""Seconds to convert one value from a state to another."""
 
 _Columns = dict[AxisState, list[int]]
 """The columns of a choice by the state that its labels mean for a value."""
 
 
-def labels_by_program(problem: Problem) -> tuple[list[int], float]:
+def labels_by_program(problem: Problem, quote: Quote) -> tuple[list[int], float]:
     """The cheapest label of every choice, and what they cost together in seconds (infinite where nothing
     is possible)."""
     program = _Program()
     chosen: list[list[int]] = []
-    for prices in problem.choices:
+    for prices in quote.choices:
         columns = [program.column(price, integral=len(prices) > 1) for price in prices]
         program.row([(c, 1.0) for c in columns], 1.0, 1.0)
         chosen.append(columns)
@@ -39,8 +42,9 @@ def labels_by_program(problem: Problem) -> tuple[list[int], float]:
             found[state].append(column)
         return found
 
-    for delivery in problem.deliveries:
-        _deliver(program, by_state(delivery.made), [by_state(end) for end in delivery.read], delivery)
+    for delivery, prices in zip(problem.deliveries, quote.deliveries, strict=True):
+        price = dict(zip(delivery.steps.pairs, prices, strict=True))
+        _deliver(program, by_state(delivery.made), [by_state(end) for end in delivery.read], delivery, price)
     x, objective = program.solve()
     return [int(np.argmax([x[c] for c in columns])) for columns in chosen], objective
 
@@ -85,12 +89,13 @@ def _deliver(
     produced: _Columns,
     consumers: list[_Columns],
     delivery: Delivery,
+    price: _Prices,
 ) -> None:
     """Every consumer of a value gets it in the state it needs: the produced one, or a copy converted from it.
 
     Per consumer, an amount (0 or 1) goes from the state that is produced to the state that is needed.
     """
-    nodes, price = delivery.stops, delivery.price
+    nodes = delivery.stops
     arriving: list[_Columns] = [defaultdict(list) for _ in consumers]
     for source, columns in produced.items():
         distances = _distances(source, nodes, price)
@@ -115,7 +120,7 @@ def _share_conversions(
     source: AxisState,
     distances: Mapping[AxisState, float],
     amounts: list[dict[AxisState, int]],
-    price: Price,
+    price: _Prices,
 ) -> None:
     """What arrives from `source` flows over conversions that are bought once for all consumers."""
     targets = list(dict.fromkeys(t for amount in amounts for t in amount if t != source))
@@ -131,9 +136,9 @@ def _share_conversions(
         (a, b)
         for a in distances
         for b in distances
-        if b not in (a, source) and price(a, b) < (price(source, b) if a != source else np.inf)
+        if b not in (a, source) and price[a, b] < (price[source, b] if a != source else np.inf)
     ]
-    bought = {arc: program.column(price(*arc), integral=False) for arc in arcs}
+    bought = {arc: program.column(price[arc], integral=False) for arc in arcs}
     for amount in amounts:
         if not amount.keys() - {source}:
             continue
@@ -148,14 +153,14 @@ def _share_conversions(
                 program.row(terms, 0.0, 0.0)
 
 
-def _distances(source: AxisState, nodes: tuple[AxisState, ...], price: Price) -> dict[AxisState, float]:
+def _distances(source: AxisState, nodes: tuple[AxisState, ...], price: _Prices) -> dict[AxisState, float]:
     """The cheapest way from `source` to each state that can be reached, through any of `nodes`."""
     distances = {source: 0.0}
     changed = [source]
     while changed:
         a = changed.pop(0)
         for b in nodes:
-            if b != a and distances[a] + price(a, b) < distances.get(b, np.inf):
-                distances[b] = distances[a] + price(a, b)
+            if b != a and distances[a] + price[a, b] < distances.get(b, np.inf):
+                distances[b] = distances[a] + price[a, b]
                 changed.append(b)
     return distances

@@ -2,131 +2,154 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import replace
-from functools import cached_property, lru_cache
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import networkx
 import sympy
 
 from galvatron.ir.graph import Graph, Op, Value, map_refs
-from galvatron.ir.layout import Axis, Layout, contiguous, gradientless, local_shape
+from galvatron.ir.layout import BROADCAST, REPLICATE, Axis, Layout, Placement, contiguous, local_shape
 from galvatron.ir.local_arguments import with_local_arguments
 from galvatron.ir.names import Names
 from galvatron.ir.random import drawn_axes, is_random, with_site
 from galvatron.ir.spmd import along_axis
-from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, has_samples, simplify_dim
+from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, has_samples, simplify_dim
+from galvatron.partition.axes import SolvedAxis
 from galvatron.partition.conversion import redistribute, rounds
 from galvatron.partition.modes import AxisState, Mode, Split
 
 
-class Localizer:
-    """Rewrites one class graph; `batch_ways` is how many ways the batch is sharded."""
+@dataclass(frozen=True)
+class PlacedAxis:
+    """How one axis places values: inputs and state as they are `given`, outputs as they are `wanted`, and by op its
+    operands and results. By number, `spmd` are the modes of the ops whose counterparts in `ir.spmd` replace them."""
 
-    def __init__(self, graph: Graph, mesh: tuple[Axis, ...], batch_ways: int, differentiable: frozenset[str]) -> None:
-        self.graph = graph
-        self.mesh = mesh
-        self.differentiable = differentiable
-        self._micro_batch = simplify_dim(batch_ways * LOCAL_BATCH)
+    given: Mapping[str, Placement]
+    wanted: Mapping[str, Placement]
+    operands: Sequence[tuple[Placement, ...]]
+    results: Sequence[tuple[Placement, ...]]
+    spmd: Mapping[int, Mode]
+
+
+class MicroBatch:
+    """A class graph in one micro-batch, seen over all shards, where the batch is sharded so many ways."""
+
+    def __init__(self, graph: Graph, batch_ways: int, differentiable: frozenset[str]) -> None:
+        self.graph, self.differentiable = graph, differentiable
+        self._size = simplify_dim(batch_ways * LOCAL_BATCH)
+        self._placed: dict[SolvedAxis, PlacedAxis] = {}
+        self.types = {name: type_.with_shape(tuple(map(self.size, type_.shape))) for name, type_ in graph.types.items()}
+
+    def size(self, dim: Dim) -> Dim:
+        """A size of the whole batch, in a micro-batch."""
+        return dim if isinstance(dim, int) else _at_batch(dim, self._size)
+
+    def placed(self, axis: SolvedAxis) -> PlacedAxis:
+        """How an axis places every value where it is made and read."""
+        if axis not in self._placed:
+            self._placed[axis] = self._place(axis)
+        return self._placed[axis]
+
+    def _place(self, axis: SolvedAxis) -> PlacedAxis:
+        boundary, modes = axis.boundary, axis.solution.modes
+        ops = list(zip(self.graph.ops, modes, strict=True))
+        names = [tuple(value.name for value in op.results) for op in self.graph.ops]
+        return PlacedAxis(
+            given=self._placements((*boundary.inputs.items(), *axis.solution.state.items())),
+            wanted=self._placements(boundary.outputs.items()),
+            operands=[tuple(map(self._placement, op.operands, mode.operands)) for op, mode in ops],
+            results=[tuple(map(self._placement, own, mode.results)) for own, mode in zip(names, modes, strict=True)],
+            spmd={index: mode for index, mode in enumerate(modes) if mode.spmd},
+        )
+
+    def _placements(self, states: Iterable[tuple[str, AxisState]]) -> dict[str, Placement]:
+        return {name: self._placement(name, state) for name, state in states}
+
+    def _placement(self, value: str, state: AxisState) -> Placement:
+        """The placement of a value on an axis; without a gradient `R'` and `R` are the same."""
+        if not isinstance(state, Split):
+            return REPLICATE if state == BROADCAST and value not in self.differentiable else state
+        local = replace(state, inner=self.size(state.inner), size=self.size(state.size))
+        return local.placement(self.types[value].shape[state.dim])
+
+
+class Localizer:
+    """Rewrites one class graph for the ranks of a mesh, given how each axis of it places values."""
+
+    def __init__(self, whole: MicroBatch, mesh: tuple[Axis, ...], axes: Sequence[PlacedAxis]) -> None:
+        self.graph, self.mesh, self._whole = whole.graph, mesh, whole
+        self._is_cut = len({axis.parent for axis in mesh}) < len(mesh)
+        ops = list(enumerate(self.graph.ops))
+        self._operands = [self._layouts([axis.operands[i] for axis in axes], len(op.operands)) for i, op in ops]
+        self._results = [self._layouts([axis.results[i] for axis in axes], len(op.results)) for i, op in ops]
+        self._given = {v.name: self._layout([axis.given[v.name] for axis in axes]) for v in self._formals}
+        self._wanted = {
+            name: self._layout([axis.wanted[name] for axis in axes])
+            for name in self.graph.outputs
+            if all(name in axis.wanted for axis in axes)
+        }
+        self._spmd: dict[int, tuple[Axis, Mode]] = {}
+        for own, axis in zip(mesh, axes, strict=True):
+            self._spmd = {index: (own, mode) for index, mode in axis.spmd.items()} | self._spmd
         self._ops: list[Op] = []
         self._sites = 0
         self._converted: dict[tuple[str, Layout], Value] = {}
         self._sources: dict[tuple[str, Layout], Layout] = {}
-        self._targets: dict[tuple[str, tuple[AxisState, ...]], Layout] = {}
-        self._names = Names(graph.values)
+        self._names = Names(self.graph.values)
 
-    def run(
-        self,
-        inputs: dict[str, tuple[AxisState, ...]],
-        state: dict[str, tuple[AxisState, ...]],
-        outputs: dict[str, tuple[AxisState, ...]],
-        operands: list[list[tuple[AxisState, ...]]],
-        results: list[list[tuple[AxisState, ...]]],
-        spmd: list[tuple[Axis, Mode] | None],
-    ) -> Graph:
-        """The local graph, given the states, one per mesh axis, of each value or of each op's operands and results.
+    @property
+    def _formals(self) -> tuple[Value, ...]:
+        return *self.graph.inputs, *self.graph.state
 
-        `spmd` has, per op that its counterpart in `ir.spmd` replaces, the axis and how the op runs on it.
-        """
-        new_inputs = tuple(self._local(v, inputs[v.name]) for v in self.graph.inputs)
-        new_state = tuple(self._local(v, state[v.name]) for v in self.graph.state)
-        available = {v.name: v for v in (*new_inputs, *new_state)}
-        self._plan_conversions(available, operands, results, outputs)
+    def _layouts(self, axes: Sequence[tuple[Placement, ...]], count: int) -> list[Layout]:
+        """The layout of each of so many values, from the placements of all of them on each axis."""
+        return [self._layout([axis[position] for axis in axes]) for position in range(count)]
+
+    def _layout(self, placements: Sequence[Placement]) -> Layout:
+        return contiguous(tuple(placements), self.mesh) if self._is_cut else tuple(placements)
+
+    def run(self) -> Graph:
+        """The local graph."""
+        given = {value.name: self._local(value, self._given[value.name]) for value in self._formals}
+        available = dict(given)
+        self._plan_conversions()
         for index, op in enumerate(self.graph.ops):
-            sources = [
-                self._converted_to(available[n], states) for n, states in zip(op.operands, operands[index], strict=True)
-            ]
-            made = tuple(self._local(v, states) for v, states in zip(op.results, results[index], strict=True))
-            self._ops.append(self._local_op(op, sources, made, spmd[index]))
+            sources = [self._copy(available[n], to) for n, to in zip(op.operands, self._operands[index], strict=True)]
+            made = tuple(map(self._local, op.results, self._results[index]))
+            self._ops.append(self._local_op(index, op, sources, made))
             available.update((v.name, v) for v in made)
         names = tuple(
-            self._converted_to(available[n], outputs[n]).name if n in outputs else n for n in self.graph.outputs
+            self._copy(available[n], self._wanted[n]).name if n in self._wanted else n for n in self.graph.outputs
         )
-        return Graph(new_inputs, new_state, tuple(self._ops), names)
+        inputs, state = (tuple(given[v.name] for v in values) for values in (self.graph.inputs, self.graph.state))
+        return Graph(inputs, state, tuple(self._ops), names)
 
-    @cached_property
-    def _wholes(self) -> dict[str, TensorType]:
-        """The type of each value over all shards of one micro-batch."""
-        types = self.graph.types
-        return {name: type_.with_shape(tuple(self._size(d) for d in type_.shape)) for name, type_ in types.items()}
-
-    def _size(self, dim: Dim) -> Dim:
-        return dim if isinstance(dim, int) else _at_batch(dim, self._micro_batch)
-
-    def _layout(self, value: str, states: tuple[AxisState, ...]) -> Layout:
-        shape = self._wholes[value].shape
-
-        def placement(state: AxisState):
-            if not isinstance(state, Split):
-                return state
-            local = replace(state, inner=self._size(state.inner), size=self._size(state.size))
-            return local.placement(shape[state.dim])
-
-        return contiguous(tuple(placement(s) for s in states), self.mesh)
-
-    def _local(self, value: Value, states: tuple[AxisState, ...]) -> Value:
-        layout = self._target(value.name, states)
-        whole = self._wholes[value.name]
+    def _local(self, value: Value, layout: Layout) -> Value:
+        whole = self._whole.types[value.name]
         return Value(value.name, whole.with_shape(local_shape(whole.shape, layout, self.mesh)), layout)
 
-    def _plan_conversions(
-        self,
-        given: dict[str, Value],
-        operands: list[list[tuple[AxisState, ...]]],
-        results: list[list[tuple[AxisState, ...]]],
-        outputs: dict[str, tuple[AxisState, ...]],
-    ) -> None:
+    def _plan_conversions(self) -> None:
         """Decides from which copy of a value every other is made."""
-        produced: dict[str, Layout] = {name: value.layout or () for name, value in given.items()}
-        needed: dict[str, list[Layout]] = defaultdict(list)
-        for op, needs, makes in zip(self.graph.ops, operands, results, strict=True):
-            for name, states in zip(op.operands, needs, strict=True):
-                needed[name].append(self._target(name, states))
-            for value, states in zip(op.results, makes, strict=True):
-                produced[value.name] = self._target(value.name, states)
-        for name, states in outputs.items():
-            needed[name].append(self._target(name, states))
-        for name, layouts in needed.items():
-            for source, layout in _arborescence(produced[name], layouts, differentiable=name in self.differentiable):
-                self._sources[name, layout] = source
-
-    def _target(self, name: str, states: tuple[AxisState, ...]) -> Layout:
-        key = name, states
-        if key not in self._targets:
-            layout = self._layout(name, states)
-            self._targets[key] = layout if name in self.differentiable else gradientless(layout)
-        return self._targets[key]
-
-    def _converted_to(self, value: Value, states: tuple[AxisState, ...]) -> Value:
-        """The value in the layout a consumer needs, each copy made once."""
-        return self._copy(value, self._target(value.name, states))
+        nodes: dict[str, list[Layout]] = {name: [layout] for name, layout in self._given.items()}
+        for op, needs, makes in zip(self.graph.ops, self._operands, self._results, strict=True):
+            for name, layout in zip(op.operands, needs, strict=True):
+                nodes[name].append(layout)
+            nodes.update((value.name, [layout]) for value, layout in zip(op.results, makes, strict=True))
+        for name, layout in self._wanted.items():
+            nodes[name].append(layout)
+        for name, layouts in nodes.items():
+            found = _arborescence(tuple(dict.fromkeys(layouts)), name in self._whole.differentiable)
+            self._sources.update(((name, layout), source) for source, layout in found)
 
     def _copy(self, value: Value, target: Layout) -> Value:
+        """The value in the layout that a reader needs, each copy made once."""
         if target == value.layout:
             return value
         if (value.name, target) not in self._converted:
             source = self._copy(value, self._sources[value.name, target])
-            whole, differentiable = self._wholes[value.name], value.name in self.differentiable
+            whole, differentiable = self._whole.types[value.name], value.name in self._whole.differentiable
             ops = redistribute(
                 source, target, self.mesh, whole, differentiable=differentiable, fresh_name=self._names.fresh
             )
@@ -134,7 +157,7 @@ class Localizer:
             self._converted[value.name, target] = ops[-1].result
         return self._converted[value.name, target]
 
-    def _local_op(self, op: Op, sources: list[Value], made: tuple[Value, ...], spmd: tuple[Axis, Mode] | None) -> Op:
+    def _local_op(self, index: int, op: Op, sources: list[Value], made: tuple[Value, ...]) -> Op:
         remaining = iter(sources)
         renamed = replace(
             op,
@@ -142,12 +165,12 @@ class Localizer:
             kwargs=tuple((k, map_refs(v, lambda _: next(remaining).name)) for k, v in op.kwargs),
             results=made,
         )
-        if spmd is not None:
-            axis, mode = spmd
+        if index in self._spmd:
+            axis, mode = self._spmd[index]
             assert mode.factor is not None
             folded = any(isinstance(state, Split) and state.folded for state in mode.operands)
-            return along_axis(renamed, axis.name, self._size(mode.factor.size), folded=folded)
-        local = with_local_arguments(renamed, sources, self._size)
+            return along_axis(renamed, axis.name, self._whole.size(mode.factor.size), folded=folded)
+        local = with_local_arguments(renamed, sources, self._whole.size)
         return self._drawn(op, local) if is_random(op) else local
 
     def _drawn(self, op: Op, local: Op) -> Op:
@@ -162,13 +185,19 @@ def _at_batch(dim: sympy.Expr, batch: Dim) -> Dim:
     return simplify_dim(dim.subs(BATCH, batch))
 
 
-def _arborescence(root: Layout, layouts: list[Layout], *, differentiable: bool) -> list[tuple[Layout, Layout]]:
-    """The cheapest way to make all copies of a value, as pairs of a layout and one that is made from it."""
-    nodes = list(dict.fromkeys([root, *layouts]))
+@lru_cache(maxsize=1 << 12)
+def _arborescence(nodes: tuple[Layout, ...], differentiable: bool) -> tuple[tuple[Layout, Layout], ...]:
+    """The cheapest way to make all copies of a value, as pairs of a layout and one that is made from it.
+
+    Args:
+        nodes: first how the value is made, then every other layout that it is needed in.
+    """
+    if len(nodes) < 3:
+        return ((nodes[0], nodes[1]),) if len(nodes) == 2 else ()
     steps: networkx.DiGraph[Layout] = networkx.DiGraph()
     steps.add_nodes_from(nodes)
     for source in nodes:
         for target in nodes:
-            if target not in (source, root):
+            if target not in (source, nodes[0]):
                 steps.add_edge(source, target, weight=rounds(source, target, differentiable=differentiable))
-    return list(networkx.minimum_spanning_arborescence(steps).edges) if len(nodes) > 1 else []
+    return tuple(networkx.minimum_spanning_arborescence(steps).edges)

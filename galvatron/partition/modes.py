@@ -6,13 +6,13 @@ along one shardable factor. Layouts are named here by factor, since the number i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from galvatron.ir.factors import Factor, FactorTable, OpFactor
 from galvatron.ir.gradients import takes_terms
 from galvatron.ir.graph import Graph, Op
-from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Partial, Replicate, Shard, padded_part
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Partial, Replicate, Shard, padded_part
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.padding import paddable
 from galvatron.ir.random import is_random
@@ -50,39 +50,85 @@ RING = "ring"
 class Mode:
     """How an op runs on one axis.
 
-    `factor` is what is sharded, or None; `share` the part of the work that a rank does; `spmd` says that the op's
-    counterpart in `ir.spmd` runs in its place.
+    `factor` is what is sharded, or None; `spmd` says that the op's counterpart in `ir.spmd` runs in its place.
     """
 
     operands: tuple[AxisState, ...]
     results: tuple[AxisState, ...]
     factor: OpFactor | None = None
-    share: float = 1.0
     spmd: bool = False
+
+
+@dataclass(frozen=True)
+class Fits:
+    """What of an op fits on an axis: all that its modes ask of sizes and of other axes.
+
+    By their numbers, `even` are the factors that it divides into equal pieces and `padded` those that it takes with
+    filler at the end; `ring` says that queries and keys divide, for attention that passes keys round.
+    """
+
+    even: tuple[int, ...] = ()
+    padded: tuple[int, ...] = ()
+    ring: bool = False
+
+
+def fits(
+    graph: Graph,
+    index: int,
+    table: FactorTable,
+    size: int,
+    taken: Mapping[OpFactor, int],
+    allowed: Iterable[int],
+    *,
+    ring: bool = False,
+    folded: bool = False,
+    padding: bool = False,
+) -> Fits:
+    """What of op `index` fits on an axis of so many ranks.
+
+    Args:
+        taken: how many ways each of the op's factors is already sharded by other axes.
+        allowed: the numbers of the factors that the axis' role may shard.
+        ring: whether the axis' role has attention pass keys and values round.
+        folded: whether what the axis shards is folded.
+        padding: whether the axis' role pads dimensions that the axis does not divide.
+    """
+    op, dims, factors = graph.ops[index], table.dims[index], table.op_factors(index)
+    even: list[int] = []
+    padded: list[int] = []
+    rings = ring and _ring_divides(graph, index, size, taken, folded)
+    if dims is None:
+        return Fits(ring=rings)
+    for number in allowed:
+        factor = factors[number]
+        ways = taken.get(factor, 1)
+        on_slices = operator_of(op).on_slices if factor.name in dims.spmd else None
+        if on_slices and (ways > 1 or factor.size != dims.sizes[factor.name]):
+            continue
+        if on_slices and folded and on_slices.folded == "none":
+            continue
+        if _divides(pieces(size, folded) * ways, factor.size):
+            even.append(number)
+        elif padding and not folded and ways == 1 and _may_pad(graph, op, factor, size, on_slices is not None):
+            padded.append(number)
+    return Fits(tuple(even), tuple(padded), rings)
 
 
 def op_modes(
     graph: Graph,
     index: int,
     table: FactorTable,
-    axis: Axis,
     differentiable: frozenset[str],
-    taken: dict[OpFactor, int],
-    allowed: Callable[[int, OpFactor], bool],
+    fitting: Fits,
     *,
-    ring: bool = False,
     folded: bool = False,
-    padding: bool = False,
 ) -> tuple[Mode, ...]:
     """All modes of op `index` on an axis.
 
     Args:
         differentiable: the values that have a gradient; for the others `R'` is `R`.
-        allowed: whether the axis' role may shard a factor of an op.
-        ring: whether the axis' role has attention pass keys and values round.
+        fitting: what fits on the axis.
         folded: whether what the axis shards is folded.
-        padding: whether the axis' role pads dimensions that the axis does not divide.
-        taken: how many ways each of the op's factors is already sharded by other axes.
     """
     op = graph.ops[index]
     operand_names, result_names = op.operands, tuple(v.name for v in op.results)
@@ -100,7 +146,7 @@ def op_modes(
             REPLICATE if s == BROADCAST and n not in differentiable else s
             for n, s in zip(result_names, results, strict=True)
         ]
-        return Mode(tuple(kept), tuple(made), factor, 1.0 / axis.size if factor else 1.0, spmd)
+        return Mode(tuple(kept), tuple(made), factor, spmd)
 
     count = len(operand_names)
     modes = [mode([REPLICATE] * count, [REPLICATE] * len(result_names))]
@@ -108,47 +154,41 @@ def op_modes(
         modes.append(mode([BROADCAST] * count, [BROADCAST] * len(result_names)))
     if dims is not None:
         modes += [mode(o, r) for o, r in _partial_modes(dims.products, dims.sums, count, len(result_names))]
-        for factor in table.op_factors(index):
-            ways = taken.get(factor, 1)
-            spmd = operator_of(op).on_slices if factor.name in dims.spmd else None
-            padded = False
-            if not allowed(index, factor):
-                continue
-            if not _divides(pieces(axis, folded) * ways, factor.size):
-                padded = padding and not folded and ways == 1 and _may_pad(graph, op, factor, axis, spmd is not None)
-                if not padded:
-                    continue
-            if spmd and (ways > 1 or factor.size != dims.sizes[factor.name] or (folded and spmd.folded == "none")):
-                continue
-            missing = spmd.result if spmd else PARTIAL
-            states = _sharded(factor, dims.sums, missing, padded, folded, any_results=spmd is not None)
-            if states is not None:
-                modes.append(mode(*states, factor, spmd is not None))
-    if ring and (states := _ring(graph, index, table, axis, taken, folded)) is not None:
+        for number, factor in enumerate(table.op_factors(index)):
+            if number in fitting.even or number in fitting.padded:
+                spmd = operator_of(op).on_slices if factor.name in dims.spmd else None
+                missing = spmd.result if spmd else PARTIAL
+                padded = number in fitting.padded
+                states = _sharded(factor, dims.sums, missing, padded, folded, any_results=spmd is not None)
+                if states is not None:
+                    modes.append(mode(*states, factor, spmd is not None))
+    if fitting.ring and (states := _ring(graph, index, table, folded)) is not None:
         modes.append(mode(*states, _ring_factor(graph, op), spmd=True))
     return tuple(dict.fromkeys(modes))
 
 
-def pieces(axis: Axis, folded: bool) -> int:
-    """Into how many equal pieces an axis cuts what it shards."""
-    return 2 * axis.size if folded else axis.size
+def pieces(size: int, folded: bool) -> int:
+    """Into how many equal pieces an axis of so many ranks cuts what it shards."""
+    return 2 * size if folded else size
 
 
-def _ring(
-    graph: Graph, index: int, table: FactorTable, axis: Axis, taken: dict[OpFactor, int], folded: bool
-) -> tuple[list[AxisState], list[AxisState]] | None:
-    """Attention with queries, keys and values all sharded along the sequence, and of a mask the rows.
+def _ring_divides(graph: Graph, index: int, size: int, taken: Mapping[OpFactor, int], folded: bool) -> bool:
+    """Whether an op is attention that may pass keys and values round, and its sequence divides.
 
     Not with dropout, whose mask the ring does not have: then attention sees all keys, as any other op would.
     """
     op = graph.ops[index]
     counterpart = operator_of(op).on_slices
     if counterpart is None or not counterpart.ring or is_random(op):
-        return None
+        return False
     rows, columns = (graph.values[name].type.shape[-2] for name in op.operands[:2])
-    ways = taken.get(_ring_factor(graph, op), 1)
-    if rows != columns or not _divides(pieces(axis, folded) * ways, rows):
-        return None
+    return rows == columns and _divides(pieces(size, folded) * taken.get(_ring_factor(graph, op), 1), rows)
+
+
+def _ring(graph: Graph, index: int, table: FactorTable, folded: bool) -> tuple[list[AxisState], list[AxisState]] | None:
+    """Attention with queries, keys and values all sharded along the sequence, and of a mask the rows."""
+    op = graph.ops[index]
+    rows = graph.values[op.operands[0]].type.shape[-2]
 
     def state(name: str) -> AxisState | None:
         shape = graph.values[name].type.shape
@@ -188,10 +228,10 @@ def _divides(ways: int, size: Dim) -> bool:
     return size == BATCH or exact_quotient(size, ways) is not None
 
 
-def _may_pad(graph: Graph, op: Op, factor: OpFactor, axis: Axis, spmd: bool) -> bool:
+def _may_pad(graph: Graph, op: Op, factor: OpFactor, size: int, spmd: bool) -> bool:
     """Whether an op may run beside filler at the end of a factor: the factor is whole dimensions, of operands that may
     be padded and, unless the op's counterpart in `ir.spmd` sees to it, of every result."""
-    if padded_part(factor.size, axis.size) is None or (not spmd and None in factor.results):
+    if padded_part(factor.size, size) is None or (not spmd and None in factor.results):
         return False
     if any(place is not None and i not in paddable(op) for i, place in enumerate(factor.operands)):
         return False

@@ -6,9 +6,10 @@ from typing import Any
 
 from galvatron.ir.factors import FactorTable
 from galvatron.ir.graph import Graph, Op, Ref, Value
-from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE
 from galvatron.ir.types import BATCH, Dim, TensorType
-from galvatron.partition.modes import Mode, Split, op_modes
+from galvatron.partition.modes import Mode, Split
+from tests.partition.offered import offered
 
 
 def value(name: str, *shape: Dim) -> Value:
@@ -64,7 +65,7 @@ def test_the_parts_of_a_split_are_not_sharded() -> None:
 def test_modes_of_a_linear_layer() -> None:
     graph = fused_attention()
     table, names = FactorTable(graph), frozenset(graph.values)
-    modes = op_modes(graph, 0, table, Axis("tp", 4, 1), names, {}, lambda *_: True)
+    modes = offered(graph, 0, table, 4, names)
     found = {(m.factor and (m.factor.name, m.factor.size), m.operands, m.results) for m in modes}
     heads, rows = Split(0, 8, 4), Split(1, 1, 16)
     assert (("n", 4), (BROADCAST, heads, heads), (Split(2, 8, 4),)) in found
@@ -78,7 +79,7 @@ def test_modes_of_a_linear_layer() -> None:
 
 def test_without_a_gradient_the_two_replicated_placements_are_one() -> None:
     graph = fused_attention()
-    modes = op_modes(graph, 0, FactorTable(graph), Axis("tp", 2, 1), frozenset(), {}, lambda *_: True)
+    modes = offered(graph, 0, FactorTable(graph), 2, frozenset())
     assert all(BROADCAST not in (*m.operands, *m.results) for m in modes)
 
 
@@ -88,7 +89,7 @@ def test_a_factor_that_other_axes_share_must_divide_by_all() -> None:
     (heads,) = (f for f in table.op_factors(0) if (f.name, f.size) == ("n", 4))
 
     def modes_on(ranks: int) -> tuple[Mode, ...]:
-        return op_modes(graph, 0, table, Axis("tp", ranks, 1), frozenset(), {heads: 2}, lambda *_: True)
+        return offered(graph, 0, table, ranks, frozenset(), {heads: 2})
 
     assert any(m.factor == heads for m in modes_on(2))
     assert not any(m.factor == heads for m in modes_on(4))

@@ -240,4 +240,4 @@ def test_a_strategy_cuts_sequences_into_the_pieces_of_its_roles(name: str) -> No
     split = role.stream(TensorType("f32", (BATCH_SYMBOL, 32, 8)))
     (axis,) = strategy.mesh
     cuts_sequence = split is not None and split.size != BATCH_SYMBOL
-    assert strategy.sequence_pieces == (pieces(axis, role.folded) if cuts_sequence else 1)
+    assert strategy.sequence_pieces == (pieces(axis.size, role.folded) if cuts_sequence else 1)

@@ -12,8 +12,8 @@ from galvatron.ir.ops.work import product
 from galvatron.ir.types import BATCH, TensorType
 from galvatron.machine import Kernel, Machine
 from galvatron.partition.boundary import Border
-from galvatron.partition.modes import op_modes
-from galvatron.partition.prices import Prices
+from galvatron.partition.prices import ClassPrices, Prices
+from tests.partition.offered import offered
 
 SAMPLES, ROWS, COLUMNS = 8, 1024, 512
 OUTER, INNER = Axis("dp", 2, 2), Axis("tp", 2, 1)
@@ -30,9 +30,10 @@ def op_s(op: Op, inputs: tuple[Value, ...], differentiable: frozenset[str]) -> f
     table, border = FactorTable(graph), Border(differentiable, frozenset(), None)
     batch, last = table.op_factors(0)[0], table.op_factors(0)[-1]
     assert batch.size == BATCH and last.results[0] is not None
-    modes = op_modes(graph, 0, table, INNER, differentiable, {batch: OUTER.size}, lambda *_: True)
+    modes = offered(graph, 0, table, INNER.size, differentiable, {batch: OUTER.size})
     mode = next(mode for mode in modes if mode.factor == last)
-    return Prices(graph, table, INNER, MACHINE, SAMPLES, border, [{batch: OUTER.size}], {}).op_s(0, mode)
+    prices = ClassPrices(graph, table, MACHINE, SAMPLES, border)
+    return Prices(prices, INNER, [{batch: OUTER.size}], {}).op_s(0, mode)
 
 
 def test_every_axis_shrinks_an_operand_once_and_only_where_it_has_the_factor() -> None:

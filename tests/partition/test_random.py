@@ -10,12 +10,13 @@ import torch
 
 from galvatron.ir.factors import FactorTable
 from galvatron.ir.graph import Graph, Op, Ref, Value
-from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Layout, Shard, local_shape
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Layout, Placement, Shard, local_shape
 from galvatron.ir.local_arguments import localized_arguments
 from galvatron.ir.random import drawn_axes, is_random, random_problem, with_site
 from galvatron.ir.types import BATCH, TensorType
-from galvatron.partition.localize import Localizer
-from galvatron.partition.modes import AxisState, Mode, Split, op_modes
+from galvatron.partition.localize import Localizer, MicroBatch, PlacedAxis
+from galvatron.partition.modes import AxisState, Mode, Split
+from tests.partition.offered import offered
 from tests.partition.samples import Sample, sample
 from tests.partition.simulate import Tensors, combine, distribute, mesh_of, run_op
 
@@ -72,7 +73,7 @@ def drawn(call: Sample, mode: Mode) -> tuple[list[Tensors], tuple[Value, ...]]:
 
 def modes_of(call: Sample) -> tuple[Mode, ...]:
     table = FactorTable(call.graph)
-    return op_modes(call.graph, 0, table, MESH[0], frozenset(call.graph.values), {}, lambda index, factor: True)
+    return offered(call.graph, 0, table, MESH[0].size, frozenset(call.graph.values))
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -130,16 +131,13 @@ def test_sites_count_the_draws_of_a_layer() -> None:
     dropout = ("aten.dropout.default", 0.1, True)
     graph = chain(dropout, ("aten.relu.default",), dropout, ("aten.rand.default", (8,)))
     dp, tp = Axis("dp", 2, 2), Axis("tp", 2, 1)
-    sharded = (Split(0, 1, BATCH), REPLICATE)
-    whole = (REPLICATE, REPLICATE)
-    local = Localizer(graph, (dp, tp), 2, frozenset()).run(
-        inputs={"x": sharded},
-        state={},
-        outputs={"y3": whole},
-        operands=[[sharded], [sharded], [sharded], []],
-        results=[[sharded], [sharded], [sharded], [whole]],
-        spmd=[None] * 4,
-    )
+
+    def placed(placement: Placement) -> PlacedAxis:
+        results = [(placement,)] * 3
+        return PlacedAxis({"x": placement}, {"y3": REPLICATE}, [*results, ()], [*results, (REPLICATE,)], {})
+
+    axes = [placed(Shard(0)), placed(REPLICATE)]
+    local = Localizer(MicroBatch(graph, 2, frozenset()), (dp, tp), axes).run()
     draws = [op for op in local.ops if is_random(op)]
     assert [op.target for op in draws] == ["random.dropout.default"] * 2 + ["random.rand.default"]
     keys = [tuple(op.kwarg(k) for k in ("site", "axes", "per_step")) for op in draws]

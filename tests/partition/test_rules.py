@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from galvatron.ir.factors import FactorTable
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.interpreter import run_graph
-from galvatron.ir.layout import Axis, Layout, local_shape
+from galvatron.ir.layout import Layout, local_shape
 from galvatron.ir.local_arguments import localized_arguments
 from galvatron.ir.ops.table import OPERATORS
 from galvatron.ir.spmd import along_axis
-from galvatron.partition.modes import AxisState, Mode, Split, op_modes
+from galvatron.partition.modes import AxisState, Mode, Split
 from tests.marks import needs_torch
 from tests.partition import every_sample  # noqa: F401  # it fills CASES
+from tests.partition.offered import offered
 from tests.partition.samples import CASES, POINTWISE, Case, Draw, Sample, below, continuous, real, sample
 from tests.partition.simulate import Mesh, Tensors, combine, distribute, dual_layout, mesh_of, run_op
 
@@ -111,8 +112,7 @@ def check_case(case: Case, data: st.DataObject, ranks: int) -> None:
     graph = with_cuts(d, call.graph)
     table = FactorTable(graph)
     differentiable = call.differentiable | {v.name for v in call.op.results if v.type.is_floating}
-    axis, allowed = Axis("tp", ranks, 1), lambda index, factor: True
-    for mode in op_modes(graph, 0, table, axis, differentiable, {}, allowed, folded=folded, padding=True):
+    for mode in offered(graph, 0, table, ranks, differentiable, folded=folded, padding=True):
         if "empty" in call.op.target:
             continue
         check_mode(call, mode, mesh_of(ranks))
@@ -160,8 +160,7 @@ def test_every_rule_has_a_case() -> None:
 
 def padded_names(call: Sample, ranks: int = 4) -> set[str]:
     """The names of an op's dimensions that may be padded."""
-    table, axis = FactorTable(call.graph), Axis("tp", ranks, 1)
-    modes = op_modes(call.graph, 0, table, axis, call.differentiable, {}, lambda index, factor: True, padding=True)
+    modes = offered(call.graph, 0, FactorTable(call.graph), ranks, call.differentiable, padding=True)
     states = [(mode, state) for mode in modes for state in (*mode.operands, *mode.results)]
     return {mode.factor.name for mode, state in states if mode.factor and isinstance(state, Split) and state.padded}
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from functools import cache
 from itertools import product
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -14,13 +16,14 @@ from hypothesis import strategies as st
 from galvatron.errors import GalvatronError
 from galvatron.ir.factors import FactorTable
 from galvatron.ir.graph import Graph, Op, Ref, Value
-from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE
 from galvatron.ir.types import TensorType
 from galvatron.partition import solver
-from galvatron.partition.choosing import Problem
+from galvatron.partition.choosing import Problem, Quote, Steps
 from galvatron.partition.integer_program import labels_by_program
-from galvatron.partition.modes import AxisState, Mode, Split, op_modes
+from galvatron.partition.modes import AxisState, Mode, Split
 from galvatron.partition.solver import Boundary, Costs, Solution, solve
+from tests.partition.offered import offered
 
 INFINITY = float("inf")
 SIZE = 4
@@ -36,7 +39,7 @@ class RandomCosts:
         return random.Random(f"{self._seed} {key}").random()
 
     def op_s(self, index: int, mode: Mode) -> float:
-        return 2 * self._number("op", index) * mode.share
+        return (2 if mode.factor is None else 1) * self._number("op", index)
 
     def conversion_s(self, name: str, source: AxisState, target: AxisState) -> float:
         number = self._number(name, source, target)
@@ -48,7 +51,14 @@ class RandomCosts:
 
     @property
     def costs(self) -> Costs:
-        return Costs(self.op_s, self.conversion_s, self.state_s)
+        return Costs(self.op_s, steps_s(self.conversion_s), self.state_s)
+
+
+def steps_s(
+    conversion_s: Callable[[str, AxisState, AxisState], float],
+) -> Callable[[str, Steps], tuple[float, ...]]:
+    """The prices of steps, from those of conversions from one state to another."""
+    return lambda name, steps: tuple(0.0 if a == b else conversion_s(name, a, b) for a, b in steps.pairs)
 
 
 def random_class(draw: st.DataObject, ops: int) -> Graph:
@@ -71,9 +81,7 @@ def random_class(draw: st.DataObject, ops: int) -> Graph:
 
 def problem(graph: Graph) -> tuple[list[tuple[Mode, ...]], Boundary]:
     table, differentiable = FactorTable(graph), frozenset(graph.values)
-    modes = [
-        op_modes(graph, i, table, Axis("tp", 2, 1), differentiable, {}, lambda *_: True) for i in range(len(graph.ops))
-    ]
+    modes = [offered(graph, i, table, 2, differentiable) for i in range(len(graph.ops))]
     whole = {v.name: REPLICATE for v in graph.inputs}
     kept = (REPLICATE, BROADCAST, Split(0, 1, SIZE), Split(1, 1, SIZE))
     return modes, Boundary(whole, dict.fromkeys(graph.outputs, REPLICATE), {v.name: kept for v in graph.state})
@@ -82,7 +90,7 @@ def problem(graph: Graph) -> tuple[list[tuple[Mode, ...]], Boundary]:
 class Objective:
     """What a choice of modes and states costs: work, states, and for each value the cheapest set of conversions."""
 
-    def __init__(self, graph: Graph, modes: list[tuple[Mode, ...]], boundary: Boundary, costs: Costs) -> None:
+    def __init__(self, graph: Graph, modes: list[tuple[Mode, ...]], boundary: Boundary, costs: RandomCosts) -> None:
         self._graph, self._modes, self._boundary, self._costs = graph, modes, boundary, costs
 
     def of(self, modes: tuple[Mode, ...], state: dict[str, AxisState]) -> float:
@@ -132,7 +140,7 @@ class Objective:
 
 def by_program(graph: Graph, modes: list[tuple[Mode, ...]], boundary: Boundary, costs: Costs) -> Solution:
     """As `solve` where too much hangs together for elimination."""
-    with mock.patch.object(solver, "labels_by_elimination", lambda _: None):
+    with mock.patch.object(solver, "Elimination", lambda _: SimpleNamespace(order=None)):
         return solve(graph, modes, boundary, costs)
 
 
@@ -141,8 +149,8 @@ def by_program(graph: Graph, modes: list[tuple[Mode, ...]], boundary: Boundary, 
 def test_the_solution_is_the_cheapest_of_all_choices(data: st.DataObject, ops: int, seed: int) -> None:
     graph = random_class(data, ops)
     modes, boundary = problem(graph)
-    costs = RandomCosts(seed).costs
-    objective = Objective(graph, modes, boundary, costs)
+    prices = RandomCosts(seed)
+    costs, objective = prices.costs, Objective(graph, modes, boundary, prices)
     expected = objective.exhaustive()
     if expected == INFINITY:
         for way in (solve, by_program):
@@ -165,9 +173,9 @@ def test_what_hangs_together_in_every_way_is_left_to_the_program() -> None:
     modes, boundary = problem(graph)
     asked: list[object] = []
 
-    def noted(given: Problem) -> tuple[list[int], float]:
+    def noted(given: Problem, quote: Quote) -> tuple[list[int], float]:
         asked.append(given)
-        return labels_by_program(given)
+        return labels_by_program(given, quote)
 
     with mock.patch.object(solver, "labels_by_program", noted):
         solution = solve(graph, modes, boundary, RandomCosts(0).costs)
@@ -182,7 +190,7 @@ def solve_one(
     ops = tuple(Op("aten.neg.default", (Ref("x"),), (), (Value(f"y{i}", type_),)) for i in range(len(consumers)))
     graph = Graph((Value("x", type_),), (), ops, ())
     modes = [(Mode((state,), (REPLICATE,)),) for state in consumers]
-    costs = Costs(lambda i, mode: 0.0, lambda n, s, t: prices.get((s, t), INFINITY), lambda n, s: 0.0)
+    costs = Costs(lambda i, mode: 0.0, steps_s(lambda n, s, t: prices.get((s, t), INFINITY)), lambda n, s: 0.0)
     return solve(graph, modes, Boundary({"x": source}, {}, {}), costs)
 
 

@@ -1,0 +1,179 @@
+"""What the parameters of a layer cost: what is sent, added up and updated of them, and what memory that takes.
+
+All of it follows from the trained states of a layer and of its neighbours: strategies under which these are equal, by
+sizes, groups of devices and levels, cost the same, and are priced once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from galvatron.costs.events import CollectiveCall
+from galvatron.costs.memory import Memory
+from galvatron.costs.model import Repeated
+from galvatron.costs.parts import Parameters, Sent
+from galvatron.costs.state import TrainedState, state_collectives
+from galvatron.ir.collectives import LIBRARY_COPIES
+from galvatron.ir.layout import Axis
+from galvatron.ir.zero import BUCKET_BYTES
+from galvatron.machine import Machine
+
+
+@dataclass(frozen=True, eq=False)
+class HeldState:
+    """What a layer holds of state: by name what each trained parameter costs, and the bytes of other state and of its
+    new values. `number` is one for all with equal states in the same order, whatever they are called."""
+
+    trained: Mapping[str, TrainedState]
+    other_bytes: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Nearer:
+    """A trained parameter that a nearer layer holds too, by its place among those of the layer.
+
+    Attributes:
+        layer: the nearer one.
+        gathered: whether the backward of that one gathers the values.
+    """
+
+    place: int
+    layer: int
+    gathered: bool
+
+
+class ParameterCosts:
+    """Prices of parameters on a machine."""
+
+    def __init__(self, machine: Machine) -> None:
+        kind = machine.cluster.device.kind
+        self._machine = machine
+        self._at_once = kind != "cpu"
+        self._library_copies = LIBRARY_COPIES.get(kind, {})
+        self._numbers: dict[tuple[tuple[TrainedState, ...], int], int] = {}
+        self._found: dict[tuple[Hashable, ...], Parameters] = {}
+
+    def held(self, trained: Mapping[str, TrainedState], other_bytes: int = 0) -> HeldState:
+        """What a layer holds."""
+        key = tuple(trained.values()), other_bytes
+        return HeldState(trained, other_bytes, self._numbers.setdefault(key, len(self._numbers)))
+
+    def seconds_and_bytes(
+        self,
+        held: HeldState,
+        sends: int,
+        before: HeldState,
+        after: HeldState,
+        repeated: tuple[Nearer, ...],
+        border: Axis,
+    ) -> Parameters:
+        """What the parameters of a layer cost, and those of its neighbours beside it.
+
+        Args:
+            held: what it holds, first what it sends for in each micro-batch: so many, the others are its epilogue's.
+            before, after: what its neighbours hold of which values and gradients are on their way.
+            repeated: what it holds of nearer layers, those of the nearest first.
+            border: the two pipeline ranks on both sides of a stage border.
+        """
+        key = held.number, sends, before.number, after.number, repeated, border
+        if key not in self._found:
+            states = tuple(held.trained.values())
+            settled = tuple(self._settled(states, sends, repeated, border))
+            arriving, returning = after.trained.values(), [one for one in before.trained.values() if one.reread]
+            self._found[key] = Parameters(
+                sent=self._sent_s(states[:sends], states),
+                accumulated_s=self._machine.moved_s(sum(one.accumulation_bytes for one in states)),
+                host_s=self._machine.host_s(len(states), 0, backward=True),
+                state=sum((one.kept for one in states), Memory(buffers=held.other_bytes)),
+                late_bytes=sum(one.late_bytes for one in states),
+                update_bytes=self._update_bytes(states),
+                bucket_bytes=sum(one.bucket_bytes for one in states),
+                update_s=self._update_s(states),
+                contention=self._machine.contention(axis for one in states for axis in one.axes),
+                repeated=settled,
+                gathered_bytes=sum(one.gathered_bytes for one in states),
+                regathered_bytes=sum(one.regathered_bytes for one in states),
+                summed_bytes=sum(one.summed_bytes for one in states),
+                arriving_bytes=sum(map(self._arriving_bytes, arriving)),
+                returning_bytes=sum(map(self._arriving_bytes, returning)),
+                leaving_bytes=self._with_copies("reduce_scatter", sum(one.summed_bytes for one in arriving)),
+                leaving_added_bytes=sum(one.added_bytes for one in arriving),
+            )
+        return self._found[key]
+
+    def _arriving_bytes(self, state: TrainedState) -> float:
+        """Bytes in use while the values of a parameter are gathered."""
+        return self._with_copies("all_gather", state.gathered_bytes) + state.cast_bytes
+
+    def _with_copies(self, kind: str, payload_bytes: float) -> float:
+        """Bytes in use while a collective is under way."""
+        return (1.0 + self._library_copies.get(kind, 0.0)) * payload_bytes
+
+    def _update_s(self, states: Iterable[TrainedState]) -> float:
+        return self._machine.moved_s(sum(state.update_bytes for state in states))
+
+    def _update_bytes(self, states: Iterable[TrainedState]) -> float:
+        """What `torch.optim.AdamW` takes while it updates: on a GPU the square roots of all second moments at once, on
+        a processor those of one parameter, which is nothing beside activations."""
+        return sum(state.trained_bytes for state in states) if self._at_once else 0.0
+
+    def _settled(
+        self, states: tuple[TrainedState, ...], sends: int, repeated: tuple[Nearer, ...], border: Axis
+    ) -> Iterator[Repeated]:
+        """What each repeated parameter takes off, beside those of nearer layers: parameters are synchronised together,
+        so the last one to go takes the latency of a collective with it. Where the backward of the nearer layer reads no
+        values, this layer gathers them."""
+        left = dict(enumerate(states))
+        before = self._sent_s(states[:sends], states)
+        for one in repeated:
+            state = left.pop(one.place)
+            after = self._sent_s([left[place] for place in left if place < sends], left.values())
+            yield Repeated(
+                layer=one.layer,
+                backward_gather_s=before.backward_gather_s - after.backward_gather_s if one.gathered else 0.0,
+                reduce_s=before.reduce_s - after.reduce_s,
+                state=state.kept,
+                late_bytes=state.late_bytes,
+                update_bytes=self._update_bytes([state]),
+                sync_s=before.sync_s - after.sync_s,
+                publish_s=before.publish_s - after.publish_s,
+                bucket_bytes=state.bucket_bytes,
+                update_s=self._update_s([state]),
+                across_s=self._machine.collective_s("all_reduce", state.trained_bytes, border),
+            )
+            before = after
+
+    def _sent_s(self, own: Iterable[TrainedState], trained: Iterable[TrainedState]) -> Sent:
+        """Seconds of the collectives of `own` in each micro-batch, and of `trained` once per step, where those of one
+        level are in buckets of their own."""
+        each = state_collectives(own)
+        gathers = [event for event in each.backward if event.kind == "all_gather"]
+        sums = [event for event in each.backward if event.kind != "all_gather"]
+        by_level: dict[int, list[TrainedState]] = defaultdict(list)
+        for state in trained:
+            by_level[state.level].append(state)
+        sync_s = publish_s = start_s = 0.0
+        for states in by_level.values():
+            once, buckets = state_collectives(states), sum(state.bucket_bytes for state in states) / BUCKET_BYTES
+            start_s += self._seconds(once.step, 0.0)
+            if buckets:  # as a part of a full one, or as several
+                sync_s += self._seconds(once.step, 1 / buckets) * buckets
+                publish_s += self._seconds(once.update, 1 / buckets) * buckets
+            else:
+                publish_s += self._seconds(once.update)
+        return Sent(
+            forward_gather_s=self._seconds(each.forward),
+            backward_gather_s=self._seconds(gathers),
+            reduce_s=self._seconds(sums),
+            sync_s=sync_s,
+            publish_s=publish_s,
+            start_s=start_s,
+        )
+
+    def _seconds(self, events: Iterable[CollectiveCall], share: float = 1.0) -> float:
+        return sum(
+            self._machine.collective_s(event.kind, event.payload_bytes(1) * share, event.axis) for event in events
+        )
