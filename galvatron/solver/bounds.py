@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -12,7 +12,10 @@ from galvatron.solver.duals import Dual, dual
 from galvatron.solver.relaxation import Relaxation
 from galvatron.solver.runs import Priced, Staying
 from galvatron.solver.segments import Division, fitting, priced
-from galvatron.solver.tables import Pipeline
+from galvatron.solver.tables import Pipeline, worth
+
+SLACK = 1e-11
+"""Share of all seconds in a bound, those for bytes too, by which rounding may have raised it."""
 
 _ROUNDS = 3
 """How often prices are found for a division, and a division for prices."""
@@ -51,6 +54,14 @@ class Bounds:
     def _slowest_s(self) -> float:
         return 0.0 if self.division is None else self.division.slowest_s
 
+    def limits_s(self, known_s: float) -> list[float]:
+        """What a choice may take that is no slower than one that is known, by each relaxation."""
+        return [known_s + SLACK * (abs(known_s) + relaxation.paid_s[0]) for relaxation in self.relaxations]
+
+    def columns(self, known_s: float) -> np.ndarray:
+        """The strategies that some layer may have in a choice that is no slower than one that is known."""
+        return np.flatnonzero(self.allowed(self.limits_s(known_s))[0].any(axis=(0, 1)))
+
     def allowed(self, limits_s: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
         """(P, L, S) whether a layer may be in a stage and have a strategy, and (P, L) whether a stage may begin there.
 
@@ -87,6 +98,40 @@ def bounds_of(pipeline: Pipeline) -> Bounds:
     return _of_stage(pipeline) if pipeline.stages == 1 else _of_stages(pipeline)
 
 
+def glance(pipeline: Pipeline) -> Bounds:
+    """Bounds that come cheaply even with many strategies, so that most of these can be left out first."""
+    if pipeline.stages == 1:
+        return _of_stage(pipeline)
+    chain, starts = pipeline.chain, []
+    prices, found = np.zeros(pipeline.stages), False
+    for weights in (
+        chain.total_s.min(axis=1),
+        np.where(np.isfinite(chain.total_s), pipeline.full[0], np.inf).min(axis=1),
+    ):
+        borders = _balanced(weights[chain.kinds], pipeline.stages)
+        found_prices, choice = _prices(pipeline, borders)
+        starts.append((choice, borders))
+        if not found:
+            value = worth(pipeline, choice, borders)
+            found = bool((value.bytes <= pipeline.budget).all())
+            prices = found_prices if found else prices
+    mean = pipeline.whole_s
+    whole = max(pipeline.lines, key=lambda line: line[0] + line[1] / pipeline.stages)[0]
+    together = Relaxation.of(pipeline, (mean, 0.0), pipeline.wait + mean - whole, mean * prices, False)
+    return Bounds(pipeline, (together,), None, tuple(starts))
+
+
+def _balanced(weights: np.ndarray, stages: int) -> np.ndarray:
+    """(P + 1,) borders of stages of about equal weight, each of at least one layer."""
+    before = np.concatenate([[0.0], np.cumsum(weights)])
+    borders = [0]
+    for index in range(1, stages):
+        wanted = before[-1] * index / stages
+        end = int(abs(before - wanted).argmin()) if np.isfinite(wanted) else 0
+        borders.append(min(max(end, borders[-1] + 1), len(weights) - stages + index))
+    return np.array([*borders, len(weights)])
+
+
 def _of_stage(pipeline: Pipeline) -> Bounds:
     relaxations: list[Relaxation] = []
     starts: list[tuple[np.ndarray, np.ndarray]] = []
@@ -99,11 +144,26 @@ def _of_stage(pipeline: Pipeline) -> Bounds:
             return Bounds(pipeline, (), None, (), found.least_bytes)
         if found.price or not in_update:
             prices = np.array([found.price])
-            relaxations.append(Relaxation.of(pipeline, pipeline.whole_s, 0.0, prices, in_update))
+            relaxations.append(Relaxation.of(pipeline, (pipeline.whole_s, 0.0), 0.0, prices, in_update))
         if not in_update:
             staying = _staying(pipeline, relaxations[0], found)
-        starts.append((found.choice, np.array([0, pipeline.chain.layers])))
+        starts.append((_fitted(pipeline, found.choice), np.array([0, pipeline.chain.layers])))
     return Bounds(pipeline, tuple(relaxations), None, tuple(starts), staying=staying)
+
+
+def _fitted(pipeline: Pipeline, choice: np.ndarray) -> np.ndarray:
+    """A choice for a single stage that fits also while a layer runs, if one is found soon with a smaller budget."""
+    budget, borders = pipeline.budget, np.array([0, pipeline.chain.layers])
+    for _ in range(_ROUNDS):
+        over = worth(pipeline, choice, borders).bytes - pipeline.budget
+        if not (over > 0).any():
+            break
+        budget = budget - over
+        found = dual(replace(pipeline, budget=budget))
+        if not found.fits:
+            break
+        choice = found.choice
+    return choice
 
 
 def _staying(pipeline: Pipeline, relaxation: Relaxation, found: Dual) -> Staying | None:
@@ -131,9 +191,9 @@ def _of_stages(pipeline: Pipeline) -> Bounds:
         starts.append((choice, borders))
         division = Division.of(np.maximum(division.least_s, priced(pipeline, prices)))
     whole, slow = max(pipeline.lines, key=lambda line: line[0] + line[1] / pipeline.stages)
-    apart = Relaxation.of(pipeline, whole, slow, whole * prices, False)
+    apart = Relaxation.of(pipeline, (whole, slow), pipeline.wait, whole * prices, False)
     mean = whole + slow / pipeline.stages
-    together = Relaxation.of(pipeline, mean, 0.0, mean * prices, False)
+    together = Relaxation.of(pipeline, (mean, 0.0), pipeline.wait + mean - whole, mean * prices, False)
     return Bounds(pipeline, (apart, together), division, tuple(starts))
 
 
@@ -142,7 +202,14 @@ def _prices(pipeline: Pipeline, borders: np.ndarray) -> tuple[np.ndarray, np.nda
     weight = pipeline.stages * pipeline.whole_s
     prices, choices = [], []
     for index, (first, end) in enumerate(zip(borders[:-1], borders[1:], strict=True)):
-        found = dual(pipeline.stage(index, first, end, weight))
+        stage = pipeline.stage(index, first, end, weight)
+        found = dual(stage)
         prices.append(found.price / weight if weight else 0.0)
-        choices.append(found.choice)
+        choices.append(_fitted(stage, found.choice))
     return np.array(prices), np.concatenate(choices)
+
+
+def least_s(pipeline: Pipeline) -> float:
+    """What no choice takes less than, whatever memory there is: its layers add up, and the slowest stage takes at least
+    the mean."""
+    return pipeline.whole_s * float(pipeline.chain.total_s.min(axis=1)[pipeline.chain.kinds].sum())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from galvatron.solver.tables import Pipeline
+from galvatron.solver.tables import Chain, Pipeline
 
 _STEADY = 1e-12
 """Share of a length within which two increments count as equal."""
@@ -18,8 +18,8 @@ _STEADY = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """Lengths of a shortest path: (P, K, S) of layers, of beginning and of ending a stage with one, (P, J, S, S) of
-    moves and (J, S, S) of those that begin a stage."""
+    """Lengths of a shortest path: (P, K, S) of layers, of beginning and of ending a stage with one, (P, J, G, G) of
+    moves and (J, G, G) of those that begin a stage."""
 
     layer: np.ndarray
     begin: np.ndarray
@@ -28,8 +28,17 @@ class Weights:
     enter: np.ndarray
 
     @classmethod
-    def of(cls, pipeline: Pipeline, micro: float, once: float, prices: np.ndarray, in_update: bool) -> Weights:
-        """`micro` for each second per micro-batch, `once` for each one per step, and a price for each byte of a stage.
+    def of(
+        cls,
+        pipeline: Pipeline,
+        micro: float,
+        once: float,
+        prices: np.ndarray,
+        in_update: bool,
+        wait: float = 0.0,
+    ) -> Weights:
+        """`micro` for each second per micro-batch, `wait` for each one of receiving, `once` for each one per step, and
+        a price for each byte of a stage.
 
         Args:
             prices: (P,). in_update: of bytes in the update, else of those while a stage's last layer runs, which no
@@ -42,9 +51,9 @@ class Weights:
         return cls(
             layer=np.where(missing, np.inf, seconds + price * (pipeline.updating if in_update else pipeline.full)),
             begin=nothing + (0.0 if in_update else price) * pipeline.begin,
-            end=nothing + (0.0 if in_update else price) * (pipeline.end + chain.transient),
+            end=nothing + (0.0 if in_update else price) * (pipeline.end[..., chain.place] + chain.transient),
             move=_moves(pipeline, micro, prices, in_update),
-            enter=scaled(pipeline.enter_s, micro) if pipeline.stages > 1 else pipeline.enter_s,
+            enter=scaled(pipeline.enter_s, micro) + scaled(pipeline.receive_s, wait),
         )
 
     def completions(self, pipeline: Pipeline) -> np.ndarray:
@@ -56,11 +65,10 @@ class Weights:
         while layer > 0:
             kind, move = chain.kinds[layer], chain.moves[layer]
             behind = self.layer[:, kind] + result[:, layer]
-            before = (self.move[:, move] + behind[:, None, :]).min(axis=2)
+            before = _onward(chain, self.move[:, move], behind)
             if stages > 1:
-                entered = self.begin[1:, kind] + behind[1:]
-                ended = self.end[:-1, chain.kinds[layer - 1]] + (self.enter[move] + entered[:, None, :]).min(axis=2)
-                np.minimum(before[:-1], ended, out=before[:-1])
+                entered = _onward(chain, self.enter[move], self.begin[1:, kind] + behind[1:])
+                np.minimum(before[:-1], self.end[:-1, chain.kinds[layer - 1]] + entered, out=before[:-1])
             result[:, layer - 1] = before
             layer -= 1
             left = layer + 1 - max(1, chain.run_starts[layer + 1])
@@ -78,11 +86,10 @@ class Weights:
         for layer in range(1, chain.layers):
             kind, move = chain.kinds[layer], chain.moves[layer]
             before = result[:, layer - 1]
-            least = (before[:, :, None] + self.move[:, move]).min(axis=1)
+            least = reached_by(chain, self.move[:, move], before)
             if stages > 1:
-                ended = before[:-1] + self.end[:-1, chain.kinds[layer - 1]]
-                entered = (ended[:, :, None] + self.enter[move]).min(axis=1) + self.begin[1:, kind]
-                np.minimum(least[1:], entered, out=least[1:])
+                entered = reached_by(chain, self.enter[move], before[:-1] + self.end[:-1, chain.kinds[layer - 1]])
+                np.minimum(least[1:], entered + self.begin[1:, kind], out=least[1:])
             result[:, layer] = least + self.layer[:, kind]
         return result
 
@@ -93,15 +100,27 @@ class Weights:
         chosen = [int((self.begin[0, first] + self.layer[0, first] + completions[0, 0]).argmin())]
         behind = self.layer[0, chain.kinds] + completions[0]
         for layer in range(1, chain.layers):
-            chosen.append(int((self.move[0, chain.moves[layer], chosen[-1]] + behind[layer]).argmin()))
+            moved = self.move[0, chain.moves[layer], chain.place[chosen[-1]]]
+            chosen.append(int((moved[chain.place] + behind[layer]).argmin()))
         return np.array(chosen)
 
     def length(self, pipeline: Pipeline, path: np.ndarray) -> float:
         """The length of a path of a single stage."""
         chain = pipeline.chain
         kinds, moves = chain.kinds, chain.moves[1:]
-        length = self.layer[0, kinds, path].sum() + self.move[0, moves, path[:-1], path[1:]].sum()
+        places = chain.place[path]
+        length = self.layer[0, kinds, path].sum() + self.move[0, moves, places[:-1], places[1:]].sum()
         return float(length + self.begin[0, kinds[0], path[0]] + self.end[0, kinds[-1], path[-1]])
+
+
+def _onward(chain: Chain, move: np.ndarray, behind: np.ndarray) -> np.ndarray:
+    """(P, S) the least of a move (G, G) or (P, G, G) from each strategy, and of what is behind it (P, S)."""
+    return (move + chain.least_by_place(behind)[:, None, :]).min(axis=2)[:, chain.place]
+
+
+def reached_by(chain: Chain, move: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """(P, S) the least of what is before a move (P, S) and of the move (G, G) or (P, G, G), to each strategy."""
+    return (chain.least_by_place(before)[:, :, None] + move).min(axis=1)[:, chain.place]
 
 
 def _steady(after: np.ndarray, before: np.ndarray) -> float | None:
@@ -135,6 +154,7 @@ class Relaxation:
     Attributes:
         micro: seconds of a step for each second per micro-batch of each stage.
         slow: seconds of a step for each second of the slowest stage on top.
+        wait: seconds of a step for each second of receiving.
         prices: (P,) seconds of a step for a byte of each stage.
         in_update: whether of a byte in the update.
         weights: of the layers and moves at these prices.
@@ -143,6 +163,7 @@ class Relaxation:
 
     micro: float
     slow: float
+    wait: float
     prices: np.ndarray
     in_update: bool
     weights: Weights
@@ -152,18 +173,25 @@ class Relaxation:
     """(P,) what the budgets of a stage and of those behind it cost."""
 
     @classmethod
-    def of(cls, pipeline: Pipeline, micro: float, slow: float, prices: np.ndarray, in_update: bool) -> Relaxation:
-        """The bound at some prices."""
-        weights = Weights.of(pipeline, micro, 1 / pipeline.stages, prices, in_update)
+    def of(
+        cls, pipeline: Pipeline, line: tuple[float, float], wait: float, prices: np.ndarray, in_update: bool
+    ) -> Relaxation:
+        """The bound at some prices.
+
+        Args:
+            line: `micro` and `slow`.
+        """
+        micro, slow = line
+        weights = Weights.of(pipeline, micro, 1 / pipeline.stages, prices, in_update, wait)
         paid_s = np.cumsum(pipeline.paid_s(prices)[::-1])[::-1]
         completions, reached = weights.completions(pipeline), weights.reached(pipeline)
-        return cls(micro, slow, prices, in_update, weights, completions, reached, paid_s)
+        return cls(micro, slow, wait, prices, in_update, weights, completions, reached, paid_s)
 
     def onward_s(self, pipeline: Pipeline, layer: int) -> np.ndarray:
-        """(P, S, S) what a layer takes, and all behind it, for each strategy before it and each of its own."""
+        """(P, G, S) what a layer takes, and all behind it, for each place before it and each of its strategies."""
         kind, move = pipeline.chain.kinds[layer], pipeline.chain.moves[layer]
         behind = self.weights.layer[:, kind] + self.completions[:, layer]
-        return self.weights.move[:, move] + behind[:, None, :]
+        return self.weights.move[:, move][..., pipeline.chain.place] + behind[:, None, :]
 
     @property
     def through_s(self) -> np.ndarray:

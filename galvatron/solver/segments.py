@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from galvatron.solver.relaxation import Weights, scaled
+from galvatron.solver.relaxation import Weights, reached_by, scaled
 from galvatron.solver.tables import Pipeline
 
 
@@ -91,7 +91,7 @@ def _lengths(pipeline: Pipeline, weights: Weights) -> np.ndarray:
     for layer, (kind, move) in enumerate(zip(chain.kinds, chain.moves, strict=True)):
         if layer:
             steps = weights.move[:, move]
-            reached = np.stack([(r[:, :, None] + s).min(axis=1) for r, s in zip(reached, steps, strict=True)])
+            reached = np.stack([reached_by(chain, s, r) for r, s in zip(reached, steps, strict=True)])
         reached = np.concatenate([reached, weights.begin[:, None, kind]], axis=1) + weights.layer[:, None, kind]
         result[:, : layer + 1, layer + 1] = (reached + weights.end[:, None, kind]).min(axis=2)
     return result
