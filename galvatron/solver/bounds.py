@@ -8,11 +8,12 @@ from functools import cached_property
 
 import numpy as np
 
+from galvatron.solver.charges import Charge, at_end, in_update, while_running
 from galvatron.solver.duals import Dual, dual
 from galvatron.solver.relaxation import Relaxation
 from galvatron.solver.runs import Priced, Staying
 from galvatron.solver.segments import Division, fitting, priced
-from galvatron.solver.tables import Pipeline, worth
+from galvatron.solver.tables import Pipeline, running, worth
 
 SLACK = 1e-11
 """Share of all seconds in a bound, those for bytes too, by which rounding may have raised it."""
@@ -26,6 +27,7 @@ class Bounds:
     """Bounds of a pipeline.
 
     Attributes:
+        pipeline: the same problem, perhaps with more rows.
         relaxations: each holds on its own.
         division: of its stages; None where there is one.
         staying: a bound on top, by the first relaxation, of a single stage; None where there is none.
@@ -117,7 +119,7 @@ def glance(pipeline: Pipeline) -> Bounds:
             prices = found_prices if found else prices
     mean = pipeline.whole_s
     whole = max(pipeline.lines, key=lambda line: line[0] + line[1] / pipeline.stages)[0]
-    together = Relaxation.of(pipeline, (mean, 0.0), pipeline.wait + mean - whole, mean * prices, False)
+    together = Relaxation.of(pipeline, (mean, 0.0), pipeline.wait + mean - whole, mean * prices, at_end(pipeline))
     return Bounds(pipeline, (together,), None, tuple(starts))
 
 
@@ -135,31 +137,44 @@ def _balanced(weights: np.ndarray, stages: int) -> np.ndarray:
 def _of_stage(pipeline: Pipeline) -> Bounds:
     relaxations: list[Relaxation] = []
     starts: list[tuple[np.ndarray, np.ndarray]] = []
-    staying = None
-    for in_update in (False, True):
-        if in_update and not (pipeline.updating > pipeline.full).any():
-            continue
-        found = dual(pipeline, in_update)
+    staying, borders = None, np.array([0, pipeline.chain.layers])
+    pipeline, charges = _charged(pipeline)
+    for charge in charges:
+        found = dual(pipeline, charge)
         if not found.fits:
             return Bounds(pipeline, (), None, (), found.least_bytes)
-        if found.price or not in_update:
+        starts.append((_fitted(pipeline, charge, found.choice), borders))
+        if found.price or charge is charges[0]:
             prices = np.array([found.price])
-            relaxations.append(Relaxation.of(pipeline, (pipeline.whole_s, 0.0), 0.0, prices, in_update))
-        if not in_update:
+            relaxations.append(Relaxation.of(pipeline, (pipeline.whole_s, 0.0), 0.0, prices, charge))
+        if charge is charges[0]:
             staying = _staying(pipeline, relaxations[0], found)
-        starts.append((_fitted(pipeline, found.choice), np.array([0, pipeline.chain.layers])))
     return Bounds(pipeline, tuple(relaxations), None, tuple(starts), staying=staying)
 
 
-def _fitted(pipeline: Pipeline, choice: np.ndarray) -> np.ndarray:
-    """A choice for a single stage that fits also while a layer runs, if one is found soon with a smaller budget."""
+def _charged(pipeline: Pipeline) -> tuple[Pipeline, list[Charge]]:
+    """The moments at which most may be in use, that at which a good choice has most before all others; the problem has
+    rows for each."""
+    worst = pipeline.chain.layers - 1
+    if (found := dual(pipeline, at_end(pipeline))).fits:
+        worst = int(running(pipeline, 0, 0, found.choice).argmax())
+    first: list[Charge] = []
+    if worst < pipeline.chain.layers - 1:
+        pipeline = pipeline.apart(worst)
+        first = [while_running(pipeline, worst)]
+    last = [in_update(pipeline)] if (pipeline.updating > pipeline.full).any() else []
+    return pipeline, [*first, at_end(pipeline), *last]
+
+
+def _fitted(pipeline: Pipeline, charge: Charge, choice: np.ndarray) -> np.ndarray:
+    """A choice for a single stage that fits at all moments, if one is found soon with a smaller budget."""
     budget, borders = pipeline.budget, np.array([0, pipeline.chain.layers])
     for _ in range(_ROUNDS):
         over = worth(pipeline, choice, borders).bytes - pipeline.budget
         if not (over > 0).any():
             break
         budget = budget - over
-        found = dual(replace(pipeline, budget=budget))
+        found = dual(replace(pipeline, budget=budget), charge)
         if not found.fits:
             break
         choice = found.choice
@@ -191,9 +206,9 @@ def _of_stages(pipeline: Pipeline) -> Bounds:
         starts.append((choice, borders))
         division = Division.of(np.maximum(division.least_s, priced(pipeline, prices)))
     whole, slow = max(pipeline.lines, key=lambda line: line[0] + line[1] / pipeline.stages)
-    apart = Relaxation.of(pipeline, (whole, slow), pipeline.wait, whole * prices, False)
+    apart = Relaxation.of(pipeline, (whole, slow), pipeline.wait, whole * prices, at_end(pipeline))
     mean = whole + slow / pipeline.stages
-    together = Relaxation.of(pipeline, (mean, 0.0), pipeline.wait + mean - whole, mean * prices, False)
+    together = Relaxation.of(pipeline, (mean, 0.0), pipeline.wait + mean - whole, mean * prices, at_end(pipeline))
     return Bounds(pipeline, (apart, together), division, tuple(starts))
 
 
@@ -203,9 +218,10 @@ def _prices(pipeline: Pipeline, borders: np.ndarray) -> tuple[np.ndarray, np.nda
     prices, choices = [], []
     for index, (first, end) in enumerate(zip(borders[:-1], borders[1:], strict=True)):
         stage = pipeline.stage(index, first, end, weight)
-        found = dual(stage)
+        charge = at_end(stage)
+        found = dual(stage, charge)
         prices.append(found.price / weight if weight else 0.0)
-        choices.append(_fitted(stage, found.choice))
+        choices.append(_fitted(stage, charge, found.choice))
     return np.array(prices), np.concatenate(choices)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from galvatron.solver.bounds import Bounds
+from galvatron.solver.charges import Charge
 from galvatron.solver.pareto import frontier
 from galvatron.solver.relaxation import scaled
 from galvatron.solver.tables import Opening, Pipeline
@@ -55,6 +56,13 @@ class Columns:
         if (pipeline.updating <= pipeline.full).all():
             self.update = self.bytes
 
+    def charged(self, charge: Charge, layer: int) -> int:
+        """The column of the bytes that are charged up to a layer."""
+        if charge.in_update:
+            return self.update
+        # Once the layer has run, the most so far is no less than what is in use while it does.
+        return self.bytes if charge.running is None or layer < charge.running else self.peak
+
     def compared(self, pipeline: Pipeline) -> list[int]:
         """The columns in which one label can be worse than another, beside the sum of their seconds."""
         found = list(dict.fromkeys((self.bytes, self.peak, self.update)))
@@ -83,24 +91,24 @@ class Front:
         return Front(self.values[rows], self.stage[rows], self.strategy[rows], self.parent[rows])
 
 
-def sweep(pipeline: Pipeline, bounds: Bounds, known_s: float, width: int | None) -> Sweep:
+def sweep(bounds: Bounds, known_s: float, width: int | None) -> Sweep:
     """The best choice that takes no more than `known_s`.
 
     Args:
         width: how many labels are kept behind each layer, those with the least bounds; None for all.
     """
-    return _Sweeper(pipeline, bounds, known_s).swept(width)
+    return _Sweeper(bounds, known_s).swept(width)
 
 
 class _Sweeper:
     """A pass over all layers."""
 
-    def __init__(self, pipeline: Pipeline, bounds: Bounds, known_s: float) -> None:
-        self.pipeline, self.chain, self.bounds = pipeline, pipeline.chain, bounds
-        self.columns = Columns(pipeline)
+    def __init__(self, bounds: Bounds, known_s: float) -> None:
+        self.pipeline, self.chain, self.bounds = bounds.pipeline, bounds.pipeline.chain, bounds
+        self.columns = Columns(self.pipeline)
         self.limits_s = bounds.limits_s(known_s)
         self.allowed, self.enterable = bounds.allowed(self.limits_s)
-        self.compared = self.columns.compared(pipeline)
+        self.compared = self.columns.compared(self.pipeline)
 
     def swept(self, width: int | None) -> Sweep:
         fronts: list[Front] = []
@@ -206,7 +214,7 @@ class _Sweeper:
             slowest_s = np.maximum(slowest_s, self.bounds.slowest_s(front.stage, layer, own_s))
         found = np.empty((len(self.bounds.relaxations), len(values)))
         for row, relaxation in zip(found, self.bounds.relaxations, strict=True):
-            used = values[:, columns.update if relaxation.in_update else columns.bytes]
+            used = values[:, columns.charged(relaxation.charge, layer)]
             received_s = values[:, columns.received]
             spent_s = relaxation.micro * (micro_s - received_s) + relaxation.wait * received_s
             spent_s += scaled(slowest_s, relaxation.slow) + once_s
@@ -222,7 +230,8 @@ class _Sweeper:
         if (staying := self.bounds.staying) is not None:
             columns, values = self.columns, front.values
             seconds = self.pipeline.whole_s * values[:, columns.own].sum(axis=1) + values[:, columns.once]
-            bound_s = staying.bounds_s(layer, front.strategy, seconds, values[:, columns.bytes], spent_s[0])
+            used = values[:, columns.charged(self.bounds.relaxations[0].charge, layer)]
+            bound_s = staying.bounds_s(layer, front.strategy, seconds, used, spent_s[0])
             most_s = np.maximum(most_s, np.where(bound_s <= self.limits_s[0], bound_s, np.inf))
         return most_s
 

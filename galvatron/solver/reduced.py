@@ -10,12 +10,10 @@ import numpy as np
 from galvatron.solver.tables import Pipeline
 
 
-def reduced(pipeline: Pipeline) -> tuple[Pipeline, np.ndarray]:
-    """The problem without strategies that are dominated, and which of its columns are left.
+def without_worse(pipeline: Pipeline) -> tuple[Pipeline, np.ndarray]:
+    """The problem without strategies that others of their place can stand in for, and which of its columns are left.
 
-    Within a place, a strategy is left out for a kind of layer where another is worse in nothing. A place is left out
-    where for each of its strategies another place has one that is worse in nothing, and where it is moved to and from
-    in no less time and memory: then all layers may change to that place at once. Of equal ones the first is left.
+    One is left out for a kind of layer where another is worse in nothing. Of equal ones the first is left.
     """
     chain, figures = pipeline.chain, _figures(pipeline)
     beaten = np.zeros(chain.state.shape, dtype=bool)
@@ -26,9 +24,18 @@ def reduced(pipeline: Pipeline) -> tuple[Pipeline, np.ndarray]:
     micro_s = np.where(beaten[:, None], np.inf, chain.micro_s)
     pipeline = replace(pipeline, chain=replace(chain, micro_s=micro_s))
     columns = np.flatnonzero(np.isfinite(pipeline.chain.total_s).any(axis=0))
-    pipeline = pipeline.only(columns)
-    left = np.isin(pipeline.chain.place, _places_left(pipeline))
-    return (pipeline, columns) if left.all() else (pipeline.only(np.flatnonzero(left)), columns[left])
+    return pipeline.only(columns), columns
+
+
+def without_worse_places(pipeline: Pipeline) -> tuple[Pipeline, np.ndarray]:
+    """The problem without places that others can stand in for, and which of its columns are left.
+
+    One is left out where for each of its strategies another place has one that is worse in nothing, and where that is
+    moved to and from in no more time and memory: then all layers may change to it at once. Of equal ones the first is
+    left.
+    """
+    left = np.flatnonzero(np.isin(pipeline.chain.place, _places_left(pipeline)))
+    return pipeline.only(left), left
 
 
 def _figures(pipeline: Pipeline) -> np.ndarray:

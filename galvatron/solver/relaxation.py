@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from galvatron.solver.charges import Charge
 from galvatron.solver.tables import Chain, Pipeline
 
 _STEADY = 1e-12
@@ -34,25 +35,23 @@ class Weights:
         micro: float,
         once: float,
         prices: np.ndarray,
-        in_update: bool,
+        charge: Charge,
         wait: float = 0.0,
     ) -> Weights:
         """`micro` for each second per micro-batch, `wait` for each one of receiving, `once` for each one per step, and
-        a price for each byte of a stage.
-
-        Args:
-            prices: (P,). in_update: of bytes in the update, else of those while a stage's last layer runs, which no
-                peak is below.
+        a price (P,) for each byte of a stage that is charged.
         """
         chain, price = pipeline.chain, prices[:, None, None]
         missing = np.isinf(chain.total_s)
         seconds = micro * np.where(missing, 0.0, chain.total_s) + once * chain.step_s
-        nothing = np.zeros((pipeline.stages, 1, 1))
+        moved_s = scaled(chain.move_s, micro)
         return cls(
-            layer=np.where(missing, np.inf, seconds + price * (pipeline.updating if in_update else pipeline.full)),
-            begin=nothing + (0.0 if in_update else price) * pipeline.begin,
-            end=nothing + (0.0 if in_update else price) * (pipeline.end[..., chain.place] + chain.transient),
-            move=_moves(pipeline, micro, prices, in_update),
+            layer=np.where(missing, np.inf, seconds + price * charge.layer),
+            begin=price * charge.begin,
+            end=price * charge.end,
+            move=np.broadcast_to(moved_s, (pipeline.stages, *moved_s.shape))
+            if charge.move is None
+            else moved_s + price[..., None] * charge.move,
             enter=scaled(pipeline.enter_s, micro) + scaled(pipeline.receive_s, wait),
         )
 
@@ -140,13 +139,6 @@ def scaled(seconds: np.ndarray, factor: float) -> np.ndarray:
     return factor * seconds if factor else np.where(np.isinf(seconds), np.inf, 0.0)
 
 
-def _moves(pipeline: Pipeline, micro: float, prices: np.ndarray, in_update: bool) -> np.ndarray:
-    seconds = scaled(pipeline.chain.move_s, micro)
-    if in_update or not pipeline.chain.moves_keep:
-        return np.broadcast_to(seconds, (pipeline.stages, *seconds.shape))
-    return seconds + (prices * pipeline.in_flight)[:, None, None, None] * pipeline.chain.move_kept
-
-
 @dataclass(frozen=True, eq=False)
 class Relaxation:
     """A bound for every label: no completion of it takes less.
@@ -156,7 +148,7 @@ class Relaxation:
         slow: seconds of a step for each second of the slowest stage on top.
         wait: seconds of a step for each second of receiving.
         prices: (P,) seconds of a step for a byte of each stage.
-        in_update: whether of a byte in the update.
+        charge: the bytes that are priced.
         weights: of the layers and moves at these prices.
         completions, reached: (P, L, S) see `Weights`.
     """
@@ -165,7 +157,7 @@ class Relaxation:
     slow: float
     wait: float
     prices: np.ndarray
-    in_update: bool
+    charge: Charge
     weights: Weights
     completions: np.ndarray
     reached: np.ndarray
@@ -174,7 +166,7 @@ class Relaxation:
 
     @classmethod
     def of(
-        cls, pipeline: Pipeline, line: tuple[float, float], wait: float, prices: np.ndarray, in_update: bool
+        cls, pipeline: Pipeline, line: tuple[float, float], wait: float, prices: np.ndarray, charge: Charge
     ) -> Relaxation:
         """The bound at some prices.
 
@@ -182,10 +174,10 @@ class Relaxation:
             line: `micro` and `slow`.
         """
         micro, slow = line
-        weights = Weights.of(pipeline, micro, 1 / pipeline.stages, prices, in_update, wait)
+        weights = Weights.of(pipeline, micro, 1 / pipeline.stages, prices, charge, wait)
         paid_s = np.cumsum(pipeline.paid_s(prices)[::-1])[::-1]
         completions, reached = weights.completions(pipeline), weights.reached(pipeline)
-        return cls(micro, slow, wait, prices, in_update, weights, completions, reached, paid_s)
+        return cls(micro, slow, wait, prices, charge, weights, completions, reached, paid_s)
 
     def onward_s(self, pipeline: Pipeline, layer: int) -> np.ndarray:
         """(P, G, S) what a layer takes, and all behind it, for each place before it and each of its strategies."""

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from galvatron.errors import BudgetError, GalvatronError
 from galvatron.solver.bounds import SLACK, Bounds, bounds_of, glance
 from galvatron.solver.labels import sweep
-from galvatron.solver.reduced import reduced
+from galvatron.solver.reduced import without_worse, without_worse_places
 from galvatron.solver.tables import Chain, Pipeline, worth
 
 _WIDTHS = (64, 512, 4096)
@@ -184,7 +184,7 @@ def solve_pipeline(
     """
     if width is not None and width < 1:
         raise TableError(f"width: must be at least 1, not {width}")
-    smaller, columns = reduced(pipeline)
+    smaller, columns = without_worse(pipeline)
     if not len(columns):
         raise _infeasible(pipeline, np.nan)
     bounds = glance(smaller)
@@ -195,11 +195,18 @@ def solve_pipeline(
     left = bounds.columns(reached_s * (1 - gap))
     if not len(left) and np.isinf(reached_s):
         raise _infeasible(pipeline, np.nan)
-    found = _swept(smaller.only(left), reached_s, gap, width) if len(left) else None
+    found = _reduced(smaller.only(left), reached_s, gap, width) if len(left) else None
     if found is None:
         bound_s = max(bounds.least_s, reached_s * (1 - gap))
         return best and replace(best, choice=columns[best.choice], bound_s=min(best.step_s, bound_s))
     return replace(found, choice=columns[left[found.choice]])
+
+
+def _reduced(pipeline: Pipeline, known_s: float, gap: float, width: int | None) -> Solution | None:
+    """As `_swept`, without places that others can stand in for."""
+    smaller, columns = without_worse_places(pipeline)
+    found = _swept(smaller, known_s, gap, width)
+    return found and replace(found, choice=columns[found.choice])
 
 
 def possible(pipeline: Pipeline, known_s: float) -> np.ndarray:
@@ -226,7 +233,7 @@ def _swept(pipeline: Pipeline, known_s: float, gap: float, width: int | None) ->
         if gap and wanted_s <= bounds.least_s:
             left_s = bounds.least_s
             break
-        found = sweep(pipeline, bounds, wanted_s, kept)
+        found = sweep(bounds, wanted_s, kept)
         dropped_s, left_s = found.dropped_s, min(found.dropped_s, wanted_s if gap else np.inf)
         if found.choice is not None and found.step_s <= wanted_s * (1 + SLACK):
             best = _solution(pipeline, bounds, found.choice, found.borders)

@@ -198,6 +198,27 @@ class Pipeline:
             end=self.end[..., places],
         )
 
+    def apart(self, layer: int) -> Pipeline:
+        """The same where a layer has rows of its own, and those behind it have others than those before it."""
+        chain, opening, after = self.chain, self.chain.opening, np.arange(self.chain.layers) - layer
+        rows, kinds = np.unique(3 * chain.kinds + np.sign(after) + 1, return_inverse=True)
+        steps, moves = np.unique(2 * chain.moves + (after > 0), return_inverse=True)
+        rows, steps = rows // 3, steps // 2
+        if opening is not None:
+            tables = (opening.amount, opening.toll_s, opening.start_s)
+            opening = Opening(opening.capacity, *(table[rows] for table in tables))
+        own = {name: getattr(chain, name)[rows] for name in _OF_STRATEGY}
+        between = {"move_s": chain.move_s[steps], "move_kept": chain.move_kept[steps]}
+        return replace(
+            self,
+            chain=replace(chain, kinds=kinds, moves=moves, **own, **between, opening=opening),
+            late=self.late[:, rows],
+            enter_s=self.enter_s[steps],
+            receive_s=self.receive_s[steps],
+            begin=self.begin[:, rows],
+            end=self.end[:, rows],
+        )
+
     def stage(self, index: int, first: int, end: int, whole: float) -> Pipeline:
         """Stage `index` with the layers `first..end - 1` alone, with `whole` seconds per second of a micro-batch."""
         chain = replace(self.chain, kinds=self.chain.kinds[first:end], moves=self.chain.moves[first:end])
@@ -254,21 +275,27 @@ def worth(pipeline: Pipeline, choice: np.ndarray, borders: np.ndarray) -> Worth:
 
 def _stage(pipeline: Pipeline, index: int, first: int, choice: np.ndarray) -> tuple[np.ndarray, float, float]:
     """Of one stage: seconds per micro-batch of each phase without entering it, seconds per step, bytes."""
-    chain, held = pipeline.chain, pipeline.in_flight[index]
+    chain = pipeline.chain
     kinds, moves = chain.kinds[first : first + len(choice)], chain.moves[first + 1 : first + len(choice)]
     places = chain.place[choice]
     moved = (moves, places[:-1], places[1:])
     seconds = chain.micro_s[kinds, :, choice].sum(axis=0) + chain.move_s[moved].sum() / chain.phases
-    added = np.concatenate([[0.0], chain.move_kept[moved]])
-    full = pipeline.full[index, kinds, choice] + held * added
-    spent = pipeline.spent[index, kinds, choice] + (held - 1) * added
-    behind = spent.sum() - np.cumsum(spent)
-    computing = (np.cumsum(full) + chain.transient[kinds, choice] + behind).max()
-    computing += pipeline.begin[index, kinds[0], choice[0]] + pipeline.end[index, kinds[-1], places[-1]]
+    computing = running(pipeline, index, first, choice).max()
     once_s = chain.step_s[kinds, choice].sum()
     if chain.opening is not None:
         once_s += _opening_s(chain.opening, chain.opening.amount[kinds, choice], kinds, choice)
     return seconds, float(once_s), float(max(computing, pipeline.updating[kinds, choice].sum()))
+
+
+def running(pipeline: Pipeline, index: int, first: int, choice: np.ndarray) -> np.ndarray:
+    """Bytes of a stage that begins with layer `first` while each of its layers runs."""
+    chain, held, places = pipeline.chain, pipeline.in_flight[index], pipeline.chain.place[choice]
+    kinds, moves = chain.kinds[first : first + len(choice)], chain.moves[first + 1 : first + len(choice)]
+    added = np.concatenate([[0.0], chain.move_kept[moves, places[:-1], places[1:]]])
+    full = pipeline.full[index, kinds, choice] + held * added
+    spent = pipeline.spent[index, kinds, choice] + (held - 1) * added
+    ends = pipeline.begin[index, kinds[0], choice[0]] + pipeline.end[index, kinds[-1], places[-1]]
+    return np.cumsum(full) + chain.transient[kinds, choice] + spent.sum() - np.cumsum(spent) + ends
 
 
 def _opening_s(opening: Opening, amounts: np.ndarray, kinds: np.ndarray, choice: np.ndarray) -> float:

@@ -39,7 +39,7 @@ class Search(Pass):
     1F1B, which never takes longer or more memory than GPipe, but GPipe where the end of the loss needs all
     micro-batches. `micro_batches` is the only number that is tried; None is every one. `global_batch` replaces the
     program's batch size. `whole_ties` keeps all shared parameters whole instead of trying every way to keep them.
-    The plan is optimal for the cost model.
+    No plan is faster than the chosen one, by the cost model, by more than a share `gap` of its time.
     """
 
     name = "search"
@@ -50,6 +50,7 @@ class Search(Pass):
     micro_batches: int | None = None
     global_batch: int | None = None
     whole_ties: bool = False
+    gap: float = 1 / 1024
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +59,8 @@ class Search(Pass):
             if count is not None and not 1 <= count <= most:
                 option = option.replace("_", "-")
                 raise PassError(f"pass {self.name!r}, option {option!r}: must be from 1 to {most}, not {shown(count)}")
+        if not 0 <= self.gap < 1:
+            raise PassError(f"pass {self.name!r}, option 'gap': must be at least 0 and less than 1, not {self.gap}")
         if self.schedule is not None and not Schedule.parse(self.schedule).phases:
             choices = [name for name in SCHEDULES if Schedule.parse(name).phases]
             raise PassError(
@@ -78,7 +81,7 @@ class Search(Pass):
                 f"a batch of {program.batch_size} samples cannot be divided over {cluster.world_size} devices "
                 "by any strategy; use another global batch"
             )
-        found = fastest(model, choices, budget_bytes)
+        found = fastest(model, choices, budget_bytes, self.gap)
         if found is None:
             raise BudgetError(nearest_miss(program, model, choices, budget_bytes))
         setting, stages = found

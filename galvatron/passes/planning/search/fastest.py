@@ -20,35 +20,44 @@ _UNIFORM = 16
 """So many plans of one strategy are tried first, so that bounds have something to be compared with."""
 
 
-def fastest(model: CostModel, choices: Sequence[Choice], budget_bytes: float) -> tuple[Setting, Stages] | None:
-    """The best plan over all choices, the most promising first; None if nothing fits the budget."""
+def fastest(
+    model: CostModel, choices: Sequence[Choice], budget_bytes: float, gap: float = 0.0
+) -> tuple[Setting, Stages] | None:
+    """The best plan over all choices, the most promising first; None if nothing fits the budget.
+
+    Args:
+        gap: the share of its time that it may be slower than the best one by.
+    """
     builders = [TableBuilder(model, *choice) for choice in choices]
     problems = [builder.free(budget_bytes) for builder in builders]
     bounds = [least_s(problem) for problem in problems]
     best: tuple[Setting, Stages] | None = None
     best_s = math.inf
     for bound_s, which, column in _uniform(problems):
-        found = _solved(builders[which], budget_bytes, np.array([column]), best_s) if bound_s < best_s else None
+        if bound_s >= best_s:
+            break
+        found = _solved(builders[which], budget_bytes, np.array([column]), best_s, 0.0)
         if found is not None:
             best_s, best = found[0], (choices[which][0], found[1])
     for bound_s, which in sorted(zip(bounds, range(len(choices)), strict=True)):
-        if bound_s >= best_s:
+        wanted_s = best_s * (1 - gap)
+        if bound_s >= wanted_s:
             break
-        found = _solved(builders[which], budget_bytes, possible(problems[which], best_s), best_s)
+        found = _solved(builders[which], budget_bytes, possible(problems[which], wanted_s), best_s, gap)
         if found is not None:
             best_s, best = found[0], (choices[which][0], found[1])
     return best
 
 
 def _solved(
-    builder: TableBuilder, budget_bytes: float, columns: np.ndarray, known_s: float
+    builder: TableBuilder, budget_bytes: float, columns: np.ndarray, known_s: float, gap: float
 ) -> tuple[float, Stages] | None:
     """The best plan of some strategies that is faster than one that is known, and its seconds."""
     if not len(columns):
         return None
     tables = builder.tables(budget_bytes, columns)
     try:
-        found = solve_pipeline(tables.pipeline, known_s=known_s)
+        found = solve_pipeline(tables.pipeline, known_s=known_s, gap=gap)
     except InfeasibleError:
         return None
     if found is None or found.step_s >= known_s:

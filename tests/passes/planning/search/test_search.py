@@ -53,7 +53,7 @@ def test_the_plan_can_run_and_says_what_estimate_says(candidates: Program) -> No
 @pytest.mark.parametrize("memory", [20_000, 12_000, 9_000])
 def test_no_uniform_plan_that_fits_is_faster(candidates: Program, memory: int) -> None:
     try:
-        plan = searched(candidates, memory=memory)
+        plan = searched(candidates, memory=memory, gap=0.0)
     except BudgetError:
         best_s = 0.0
     else:
@@ -79,7 +79,7 @@ def test_no_plan_that_fits_is_faster(devices: int, zero: tuple[int, ...], memory
     program = replace(costed(), cluster=cluster(f"a100-80g:1x{devices}"), batch_size=16)
     program = replace(PLAIN, pipeline_degrees=(1,), zero=zero).run(program)
     options = program.candidates[0].strategies
-    plan = searched(program, memory=memory, micro_batches=2)
+    plan = searched(program, memory=memory, micro_batches=2, gap=0.0)
     model, setting = cost_model(program), Setting(16, 2, "1f1b", 1)
     best_s = float("inf")
     for strategies in itertools.product(options, repeat=len(plan.strategies)):
@@ -115,11 +115,19 @@ def test_more_ties_than_can_be_tried_are_kept_whole_where_asked(
         ({"global_batch": 0}, "option 'global-batch': must be from 1 to "),
         ({"global_batch": -4}, "option 'global-batch': must be from 1 to "),
         ({"memory": 0}, "option 'memory': must be from 1 to "),
+        ({"gap": -1.0}, "option 'gap': must be at least 0 and less than 1, not -1.0"),
+        ({"gap": float("nan")}, "option 'gap': must be at least 0 and less than 1, not nan"),
     ],
 )
 def test_options_that_cannot_be_are_refused(candidates: Program, options: dict[str, object], message: str) -> None:
     with pytest.raises(GalvatronError, match=message):
         searched(candidates, **options)
+
+
+def test_a_gap_is_kept(candidates: Program) -> None:
+    best, near = searched(candidates, memory=20_000, gap=0.0), searched(candidates, memory=20_000, gap=0.1)
+    assert best.step_time_s is not None and near.step_time_s is not None
+    assert best.step_time_s * (1 - 1e-9) <= near.step_time_s <= best.step_time_s / (1 - 0.1)
 
 
 def test_nothing_fits_names_the_nearest_miss(candidates: Program) -> None:
