@@ -35,7 +35,8 @@ from rich.table import Table
 import galvatron
 from galvatron.costs.sharded import ShardedCostModel
 from galvatron.ir.cluster import Cluster
-from galvatron.passes.planning.enumerate_strategies import EnumerateStrategies, divisors
+from galvatron.passes.planning.enumerate_strategies import EnumerateStrategies
+from galvatron.passes.planning.tree import divisors
 
 LLAMA = Shape("llama", 80, 8192, 64, 4096, 128256, 28672, 8, flash=True, tied=False)
 CLUSTER, BATCH = "h100-80g:1024x8", 65536
@@ -50,9 +51,7 @@ PLANS = (
 
 
 SMALL, DEVICES, SAMPLES = Shape("llama", 32, 4096, 32, 4096, 32000, 11008, 32, flash=True, tied=False), 8, 8
-SPACE = EnumerateStrategies(
-    roles=("dp", "tp", "tp+sp", "ulysses", "cp"), zero=(0, 1, 2, 3), recompute=("none", "full", "selective")
-)
+SPACE = EnumerateStrategies()
 
 
 @dataclass(frozen=True)

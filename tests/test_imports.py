@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rewriting": BASE | {"ir", "rewriting"},
     "partition": BASE | {"ir", "machine", "partition"},
     "costs": BASE | {"ir", "machine", "partition", "costs", "recompute"},
-    "passes": BASE | {"ir", "machine", "rewriting", "partition", "costs", "passes"},
+    "passes": BASE | {"ir", "machine", "rewriting", "partition", "costs", "passes", "solver"},
     "codegen": BASE | {"ir", "codegen"},
     "runtime": {"errors", "recompute", "runtime", "schedules"},
     "profiler": BASE | {"ir", "profiler", "runtime"},

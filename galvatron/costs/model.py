@@ -6,14 +6,16 @@ the sharded graphs; tests use tables.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from typing import Any, Protocol
 
 import numpy as np
 
 from galvatron.costs.memory import Memory
 from galvatron.costs.timeline import MicroBatchTimes
+from galvatron.ir.arrays import larger
 from galvatron.ir.contention import Contention
 from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
@@ -64,6 +66,8 @@ class LayerCost:
     What runs beside a layer is taken to begin with it, and to be waited for by the end of it. In a run of equal layers
     each is as long as what really is beside it, which is of a neighbour, and the layers at both ends of a stage, that
     compute little, show what nothing hides; a layer with time to spare does not hide what another one has too much of.
+
+    Each figure may be an array: of many layers, or of many strategies of one (`LayerCost.of`).
     """
 
     forward_s: float
@@ -90,6 +94,17 @@ class LayerCost:
     epilogue_s: float = 0.0
     contention: Contention = Contention()
     repeated: tuple[Repeated, ...] = ()
+
+    @staticmethod
+    def of(costs: Sequence[LayerCost]) -> LayerCost:
+        """Many as one of arrays, whose repeated parameters are settled; of memory with its totals alone."""
+        columns = zip(*map(attrgetter(*_FIGURES), costs), strict=True)
+        figures: dict[str, Any] = {
+            name: np.array(column, dtype=float) for name, column in zip(_FIGURES, columns, strict=True)
+        }
+        contention = Contention(*(figures.pop(f"contention.{name}") for name in ("compute", "communication")))
+        extra, state = (Memory(working=figures.pop(name)) for name in ("extra_bytes", "state_bytes"))
+        return LayerCost(**figures, extra=extra, state=state, contention=contention)
 
     def on_stage(self, begin: int) -> LayerCost:
         """The same with its repeated parameters settled, for a stage that begins at layer `begin`."""
@@ -133,12 +148,12 @@ class LayerCost:
     @property
     def forward_pass_s(self) -> float:
         """Seconds of a forward with nothing beside it."""
-        return max(self.forward_s + self.forward_communication_s, self.forward_host_s)
+        return larger(self.forward_s + self.forward_communication_s, self.forward_host_s)
 
     @property
     def backward_pass_s(self) -> float:
         """Seconds of a backward with nothing beside it."""
-        return max(self.backward_s + self.backward_communication_s, self.backward_host_s)
+        return larger(self.backward_s + self.backward_communication_s, self.backward_host_s)
 
     @property
     def host_s(self) -> float:
@@ -207,6 +222,17 @@ _TAKEN = (
 """Of a layer's cost, what a repeated parameter takes off."""
 
 
+_FIGURES = (
+    *(
+        field.name
+        for field in fields(LayerCost)
+        if field.name not in ("extra", "state", "contention", "repeated")
+    ),
+    "extra_bytes", "state_bytes", "contention.compute", "contention.communication",
+)  # fmt: skip
+"""Of a layer's cost, all numbers."""
+
+
 @dataclass(frozen=True)
 class Exposed:
     """Seconds per step that nothing hides, of sums and of gathers of new values."""
@@ -231,11 +257,12 @@ class Front:
 
     def share(self, added_bytes: float) -> Any:
         """What of a layer's bytes is in the first bucket."""
-        return np.minimum(1.0, self.missing_bytes / added_bytes) if added_bytes else 0.0 * self.missing_bytes
+        some = np.not_equal(added_bytes, 0)
+        return np.where(some, np.minimum(1.0, self.missing_bytes / np.where(some, added_bytes, 1.0)), 0.0)
 
     def begins(self, added_bytes: float) -> Any:
         """Whether a layer is the first one with any."""
-        return np.multiply(self.missing_bytes == BUCKET_BYTES, 1.0 if added_bytes else 0.0)
+        return np.multiply(self.missing_bytes == BUCKET_BYTES, np.not_equal(added_bytes, 0))
 
     def after(self, added_bytes: float) -> Front:
         """Behind such a layer."""

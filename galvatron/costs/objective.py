@@ -21,6 +21,7 @@ from galvatron.costs.memory import Memory
 from galvatron.costs.model import CostModel, Front, LayerCost
 from galvatron.costs.sharing import Pace
 from galvatron.costs.timeline import MicroBatchTimes, pipeline_s
+from galvatron.ir.arrays import smaller
 from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
 from galvatron.schedules import SENDS_IN_FLIGHT, Schedule, held_over_time
@@ -157,7 +158,7 @@ class Setting:
         """
         if in_flight < self.micro_batches:
             return 0.0
-        return cost.late_bytes if self.micro_batches == 1 else min(cost.late_bytes, cost.saved_bytes)
+        return cost.late_bytes if self.micro_batches == 1 else smaller(cost.late_bytes, cost.saved_bytes)
 
     @cached_property
     def order(self) -> Schedule:

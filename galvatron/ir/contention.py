@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from galvatron.errors import ClusterError
+from galvatron.ir.arrays import larger, smaller
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Contention:
         second is under way the first goes on with a share of its speed, so that each second of one that fits beside the
         other costs that a constant part of a second.
         """
-        behind = min(1.0, (1 - self.compute) / self.communication)
-        beyond = min(1.0, (1 - self.communication) / self.compute)
-        return max(compute_s + behind * communication_s, communication_s + beyond * compute_s)
+        behind = smaller(1.0, (1 - self.compute) / self.communication)
+        beyond = smaller(1.0, (1 - self.communication) / self.compute)
+        return larger(compute_s + behind * communication_s, communication_s + beyond * compute_s)
 
     def exposed_s(self, compute_s: float, communication_s: float) -> float:
         """Seconds that a computation takes longer with a communication beside it."""

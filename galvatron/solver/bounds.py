@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
+from galvatron.solver.charges import Charge, at_end, in_update, while_running
 from galvatron.solver.duals import Dual, dual
 from galvatron.solver.relaxation import Relaxation
 from galvatron.solver.runs import Priced, Staying
 from galvatron.solver.segments import Division, fitting, priced
-from galvatron.solver.tables import Pipeline
+from galvatron.solver.tables import Pipeline, running, worth
+
+SLACK = 1e-11
+"""Share of all seconds in a bound, those for bytes too, by which rounding may have raised it."""
 
 _ROUNDS = 3
 """How often prices are found for a division, and a division for prices."""
@@ -23,6 +27,7 @@ class Bounds:
     """Bounds of a pipeline.
 
     Attributes:
+        pipeline: the same problem, perhaps with more rows.
         relaxations: each holds on its own.
         division: of its stages; None where there is one.
         staying: a bound on top, by the first relaxation, of a single stage; None where there is none.
@@ -50,6 +55,14 @@ class Bounds:
     @property
     def _slowest_s(self) -> float:
         return 0.0 if self.division is None else self.division.slowest_s
+
+    def limits_s(self, known_s: float) -> list[float]:
+        """What a choice may take that is no slower than one that is known, by each relaxation."""
+        return [known_s + SLACK * (abs(known_s) + relaxation.paid_s[0]) for relaxation in self.relaxations]
+
+    def columns(self, known_s: float) -> np.ndarray:
+        """The strategies that some layer may have in a choice that is no slower than one that is known."""
+        return np.flatnonzero(self.allowed(self.limits_s(known_s))[0].any(axis=(0, 1)))
 
     def allowed(self, limits_s: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
         """(P, L, S) whether a layer may be in a stage and have a strategy, and (P, L) whether a stage may begin there.
@@ -87,23 +100,85 @@ def bounds_of(pipeline: Pipeline) -> Bounds:
     return _of_stage(pipeline) if pipeline.stages == 1 else _of_stages(pipeline)
 
 
+def glance(pipeline: Pipeline) -> Bounds:
+    """Bounds that come cheaply even with many strategies, so that most of these can be left out first."""
+    if pipeline.stages == 1:
+        return _of_stage(pipeline)
+    chain, starts = pipeline.chain, []
+    prices, found = np.zeros(pipeline.stages), False
+    for weights in (
+        chain.total_s.min(axis=1),
+        np.where(np.isfinite(chain.total_s), pipeline.full[0], np.inf).min(axis=1),
+    ):
+        borders = _balanced(weights[chain.kinds], pipeline.stages)
+        found_prices, choice = _prices(pipeline, borders)
+        starts.append((choice, borders))
+        if not found:
+            value = worth(pipeline, choice, borders)
+            found = bool((value.bytes <= pipeline.budget).all())
+            prices = found_prices if found else prices
+    mean = pipeline.whole_s
+    whole = max(pipeline.lines, key=lambda line: line[0] + line[1] / pipeline.stages)[0]
+    together = Relaxation.of(pipeline, (mean, 0.0), pipeline.wait + mean - whole, mean * prices, at_end(pipeline))
+    return Bounds(pipeline, (together,), None, tuple(starts))
+
+
+def _balanced(weights: np.ndarray, stages: int) -> np.ndarray:
+    """(P + 1,) borders of stages of about equal weight, each of at least one layer."""
+    before = np.concatenate([[0.0], np.cumsum(weights)])
+    borders = [0]
+    for index in range(1, stages):
+        wanted = before[-1] * index / stages
+        end = int(abs(before - wanted).argmin()) if np.isfinite(wanted) else 0
+        borders.append(min(max(end, borders[-1] + 1), len(weights) - stages + index))
+    return np.array([*borders, len(weights)])
+
+
 def _of_stage(pipeline: Pipeline) -> Bounds:
     relaxations: list[Relaxation] = []
     starts: list[tuple[np.ndarray, np.ndarray]] = []
-    staying = None
-    for in_update in (False, True):
-        if in_update and not (pipeline.updating > pipeline.full).any():
-            continue
-        found = dual(pipeline, in_update)
+    staying, borders = None, np.array([0, pipeline.chain.layers])
+    pipeline, charges = _charged(pipeline)
+    for charge in charges:
+        found = dual(pipeline, charge)
         if not found.fits:
             return Bounds(pipeline, (), None, (), found.least_bytes)
-        if found.price or not in_update:
+        starts.append((_fitted(pipeline, charge, found.choice), borders))
+        if found.price or charge is charges[0]:
             prices = np.array([found.price])
-            relaxations.append(Relaxation.of(pipeline, pipeline.whole_s, 0.0, prices, in_update))
-        if not in_update:
+            relaxations.append(Relaxation.of(pipeline, (pipeline.whole_s, 0.0), 0.0, prices, charge))
+        if charge is charges[0]:
             staying = _staying(pipeline, relaxations[0], found)
-        starts.append((found.choice, np.array([0, pipeline.chain.layers])))
     return Bounds(pipeline, tuple(relaxations), None, tuple(starts), staying=staying)
+
+
+def _charged(pipeline: Pipeline) -> tuple[Pipeline, list[Charge]]:
+    """The moments at which most may be in use, that at which a good choice has most before all others; the problem has
+    rows for each."""
+    worst = pipeline.chain.layers - 1
+    if (found := dual(pipeline, at_end(pipeline))).fits:
+        worst = int(running(pipeline, 0, 0, found.choice).argmax())
+    first: list[Charge] = []
+    if worst < pipeline.chain.layers - 1:
+        pipeline = pipeline.apart(worst)
+        first = [while_running(pipeline, worst)]
+    last = [in_update(pipeline)] if (pipeline.updating > pipeline.full).any() else []
+    return pipeline, [*first, at_end(pipeline), *last]
+
+
+def _fitted(pipeline: Pipeline, charge: Charge, choice: np.ndarray) -> np.ndarray:
+    """A choice for a single stage that fits at all moments, if one is found soon with a smaller budget."""
+    budget, borders = pipeline.budget, np.array([0, pipeline.chain.layers])
+    for _ in range(_ROUNDS):
+        over = worth(pipeline, choice, borders).bytes - pipeline.budget
+        if not (over > 0).any():
+            break
+        budget = budget - over
+        found = dual(replace(pipeline, budget=budget), charge)
+        if not found.fits:
+            break
+        choice = found.choice
+    return choice
 
 
 def _staying(pipeline: Pipeline, relaxation: Relaxation, found: Dual) -> Staying | None:
@@ -131,9 +206,9 @@ def _of_stages(pipeline: Pipeline) -> Bounds:
         starts.append((choice, borders))
         division = Division.of(np.maximum(division.least_s, priced(pipeline, prices)))
     whole, slow = max(pipeline.lines, key=lambda line: line[0] + line[1] / pipeline.stages)
-    apart = Relaxation.of(pipeline, whole, slow, whole * prices, False)
+    apart = Relaxation.of(pipeline, (whole, slow), pipeline.wait, whole * prices, at_end(pipeline))
     mean = whole + slow / pipeline.stages
-    together = Relaxation.of(pipeline, mean, 0.0, mean * prices, False)
+    together = Relaxation.of(pipeline, (mean, 0.0), pipeline.wait + mean - whole, mean * prices, at_end(pipeline))
     return Bounds(pipeline, (apart, together), division, tuple(starts))
 
 
@@ -142,7 +217,15 @@ def _prices(pipeline: Pipeline, borders: np.ndarray) -> tuple[np.ndarray, np.nda
     weight = pipeline.stages * pipeline.whole_s
     prices, choices = [], []
     for index, (first, end) in enumerate(zip(borders[:-1], borders[1:], strict=True)):
-        found = dual(pipeline.stage(index, first, end, weight))
+        stage = pipeline.stage(index, first, end, weight)
+        charge = at_end(stage)
+        found = dual(stage, charge)
         prices.append(found.price / weight if weight else 0.0)
-        choices.append(found.choice)
+        choices.append(_fitted(stage, charge, found.choice))
     return np.array(prices), np.concatenate(choices)
+
+
+def least_s(pipeline: Pipeline) -> float:
+    """What no choice takes less than, whatever memory there is: its layers add up, and the slowest stage takes at least
+    the mean."""
+    return pipeline.whole_s * float(pipeline.chain.total_s.min(axis=1)[pipeline.chain.kinds].sum())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from galvatron.solver.charges import Charge
 from galvatron.solver.relaxation import Weights
 from galvatron.solver.runs import Priced
 from galvatron.solver.starts import improved
@@ -36,12 +37,12 @@ class Dual:
     bytes: Priced | None = None
 
 
-def dual(pipeline: Pipeline, in_update: bool = False) -> Dual:
-    """The best price for a pipeline of a single stage."""
+def dual(pipeline: Pipeline, charge: Charge) -> Dual:
+    """The best price of what is charged, for a pipeline of a single stage."""
     budget = float(pipeline.budget[0])
 
     def weights(seconds: float, price: float) -> Weights:
-        return Weights.of(pipeline, seconds * pipeline.whole_s, seconds, np.array([price]), in_update)
+        return Weights.of(pipeline, seconds * pipeline.whole_s, seconds, np.array([price]), charge)
 
     in_seconds, in_bytes = weights(1.0, 0.0), weights(0.0, 1.0)
 

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from galvatron.solver.bounds import Bounds
+from galvatron.solver.charges import Charge
 from galvatron.solver.pareto import frontier
 from galvatron.solver.relaxation import scaled
 from galvatron.solver.tables import Opening, Pipeline
-
-SLACK = 1e-11
-"""Share of all seconds in a bound, those for bytes too, by which rounding may have raised it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,19 +41,27 @@ class Columns:
     last layer runs; `peak`, the most while any of its layers runs, with what is behind it, and `update`, bytes in the
     update, both of them `bytes` where they cannot be more; `missing`, bytes up to the end of the opening. Of those
     before it: `done` and `done_once`, sums of seconds per micro-batch and per step; `slowest` by phase, and
-    `slowest_once`, the most of them.
+    `slowest_once`, the most of them. Of all stages: `received`, the sum of seconds of receiving, which `own` and `done`
+    have too.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
         chain, phases = pipeline.chain, pipeline.chain.phases
         self.own, self.slowest = slice(0, phases), slice(phases, 2 * phases)
         self.once, self.bytes, self.peak, self.update, self.missing = range(2 * phases, 2 * phases + 5)
-        self.done, self.done_once, self.slowest_once = range(2 * phases + 5, 2 * phases + 8)
-        self.count = 2 * phases + 8
+        self.done, self.done_once, self.slowest_once, self.received = range(2 * phases + 5, 2 * phases + 9)
+        self.count = 2 * phases + 9
         if not chain.transient.any() and (pipeline.full >= pipeline.spent).all():
             self.peak = self.bytes
         if (pipeline.updating <= pipeline.full).all():
             self.update = self.bytes
+
+    def charged(self, charge: Charge, layer: int) -> int:
+        """The column of the bytes that are charged up to a layer."""
+        if charge.in_update:
+            return self.update
+        # Once the layer has run, the most so far is no less than what is in use while it does.
+        return self.bytes if charge.running is None or layer < charge.running else self.peak
 
     def compared(self, pipeline: Pipeline) -> list[int]:
         """The columns in which one label can be worse than another, beside the sum of their seconds."""
@@ -85,24 +91,24 @@ class Front:
         return Front(self.values[rows], self.stage[rows], self.strategy[rows], self.parent[rows])
 
 
-def sweep(pipeline: Pipeline, bounds: Bounds, known_s: float, width: int | None) -> Sweep:
+def sweep(bounds: Bounds, known_s: float, width: int | None) -> Sweep:
     """The best choice that takes no more than `known_s`.
 
     Args:
         width: how many labels are kept behind each layer, those with the least bounds; None for all.
     """
-    return _Sweeper(pipeline, bounds, known_s).swept(width)
+    return _Sweeper(bounds, known_s).swept(width)
 
 
 class _Sweeper:
     """A pass over all layers."""
 
-    def __init__(self, pipeline: Pipeline, bounds: Bounds, known_s: float) -> None:
-        self.pipeline, self.chain, self.bounds = pipeline, pipeline.chain, bounds
-        self.columns = Columns(pipeline)
-        self.limits_s = [known_s + SLACK * (abs(known_s) + r.paid_s[0]) for r in bounds.relaxations]
+    def __init__(self, bounds: Bounds, known_s: float) -> None:
+        self.pipeline, self.chain, self.bounds = bounds.pipeline, bounds.pipeline.chain, bounds
+        self.columns = Columns(self.pipeline)
+        self.limits_s = bounds.limits_s(known_s)
         self.allowed, self.enterable = bounds.allowed(self.limits_s)
-        self.compared = self.columns.compared(pipeline)
+        self.compared = self.columns.compared(self.pipeline)
 
     def swept(self, width: int | None) -> Sweep:
         fronts: list[Front] = []
@@ -112,7 +118,7 @@ class _Sweeper:
             spent_s = self._spent_s(layer, front)
             bounds_s = self._bounds_s(layer, front, spent_s)
             kept = np.flatnonzero(np.isfinite(bounds_s))
-            groups = front.stage[kept] * self.chain.strategies + front.strategy[kept]
+            groups = front.stage[kept] * self.chain.places + self.chain.place[front.strategy[kept]]
             kept = kept[frontier(groups, self._figures(front.values[kept]))]
             if width is not None and len(kept) > width:
                 order = np.argsort(bounds_s[kept], kind="stable")
@@ -134,7 +140,7 @@ class _Sweeper:
         move, columns = self.chain.moves[layer], self.columns
         parent, strategy = np.nonzero(self._promising(layer, front, spent_s))
         going = Front(front.values[parent], front.stage[parent], strategy, parent)
-        moved = (move, front.strategy[parent], strategy)
+        moved = (move, self.chain.place[front.strategy[parent]], self.chain.place[strategy])
         going.values[:, columns.own] += (self.chain.move_s[moved] / self.chain.phases)[:, None]
         if self.chain.moves_keep:
             kept, held = self.chain.move_kept[moved], self.pipeline.in_flight[going.stage]
@@ -147,20 +153,21 @@ class _Sweeper:
 
     def _entered(self, layer: int, front: Front) -> Front:
         """Labels that begin a stage with a layer."""
-        move, columns, last = self.chain.moves[layer], self.columns, self.pipeline.stages - 1
+        columns, last, place = self.columns, self.pipeline.stages - 1, self.chain.place
+        enter_s, receive_s = (t[self.chain.moves[layer]] for t in (self.pipeline.enter_s, self.pipeline.receive_s))
         behind = np.minimum(front.stage + 1, last)
         can = (front.stage < last) & self.enterable[behind, layer] & self._fits(layer - 1, front)
-        parent, strategy = np.nonzero(
-            can[:, None] & self.allowed[behind, layer] & np.isfinite(self.pipeline.enter_s[move, front.strategy])
-        )
+        open_ = np.isfinite(enter_s + receive_s)[place[front.strategy]][:, place]
+        parent, strategy = np.nonzero(can[:, None] & self.allowed[behind, layer] & open_)
         before = front.values[parent]
         values = np.zeros_like(before)
         values[:, columns.done] = before[:, columns.done] + before[:, columns.own].sum(axis=1)
         values[:, columns.done_once] = before[:, columns.done_once] + before[:, columns.once]
         values[:, columns.slowest] = np.maximum(before[:, columns.slowest], before[:, columns.own])
         values[:, columns.slowest_once] = np.maximum(before[:, columns.slowest_once], before[:, columns.once])
-        entered_s = self.pipeline.enter_s[move, front.strategy[parent], strategy]
-        values[:, columns.own] = (entered_s / self.chain.phases)[:, None]
+        moved = (place[front.strategy[parent]], place[strategy])
+        values[:, columns.own] = ((enter_s[moved] + receive_s[moved]) / self.chain.phases)[:, None]
+        values[:, columns.received] = before[:, columns.received] + receive_s[moved]
         return self._begin_stage(layer, Front(values, behind[parent], strategy, parent))
 
     def _begin_stage(self, layer: int, front: Front) -> Front:
@@ -192,7 +199,7 @@ class _Sweeper:
     def _fits(self, layer: int, front: Front) -> np.ndarray:
         """Whether a stage can end with a layer."""
         ended = front.values[:, self.columns.peak]
-        ended = ended + self.pipeline.end[front.stage, self.chain.kinds[layer], front.strategy]
+        ended = ended + self.pipeline.end[front.stage, self.chain.kinds[layer], self.chain.place[front.strategy]]
         return ended <= self.pipeline.budget[front.stage]
 
     def _spent_s(self, layer: int, front: Front) -> np.ndarray:
@@ -207,8 +214,10 @@ class _Sweeper:
             slowest_s = np.maximum(slowest_s, self.bounds.slowest_s(front.stage, layer, own_s))
         found = np.empty((len(self.bounds.relaxations), len(values)))
         for row, relaxation in zip(found, self.bounds.relaxations, strict=True):
-            used = values[:, columns.update if relaxation.in_update else columns.bytes]
-            spent_s = relaxation.micro * micro_s + scaled(slowest_s, relaxation.slow) + once_s
+            used = values[:, columns.charged(relaxation.charge, layer)]
+            received_s = values[:, columns.received]
+            spent_s = relaxation.micro * (micro_s - received_s) + relaxation.wait * received_s
+            spent_s += scaled(slowest_s, relaxation.slow) + once_s
             row[:] = spent_s + relaxation.prices[front.stage] * used - relaxation.paid_s[front.stage]
         return found
 
@@ -221,7 +230,8 @@ class _Sweeper:
         if (staying := self.bounds.staying) is not None:
             columns, values = self.columns, front.values
             seconds = self.pipeline.whole_s * values[:, columns.own].sum(axis=1) + values[:, columns.once]
-            bound_s = staying.bounds_s(layer, front.strategy, seconds, values[:, columns.bytes], spent_s[0])
+            used = values[:, columns.charged(self.bounds.relaxations[0].charge, layer)]
+            bound_s = staying.bounds_s(layer, front.strategy, seconds, used, spent_s[0])
             most_s = np.maximum(most_s, np.where(bound_s <= self.limits_s[0], bound_s, np.inf))
         return most_s
 
@@ -229,19 +239,20 @@ class _Sweeper:
         """(n, S) whether labels can go on with a layer in a strategy and may still be better than what is known."""
         promising = self.allowed[front.stage, layer]
         for relaxation, limit_s, own_s in zip(self.bounds.relaxations, self.limits_s, spent_s, strict=True):
-            onward_s = relaxation.onward_s(self.pipeline, layer)[front.stage, front.strategy]
+            onward_s = relaxation.onward_s(self.pipeline, layer)[front.stage, self.chain.place[front.strategy]]
             promising = promising & (onward_s <= limit_s - own_s[:, None])
-        return promising & np.isfinite(self.chain.move_s[self.chain.moves[layer], front.strategy])
+        moved_s = self.chain.move_s[self.chain.moves[layer], self.chain.place[front.strategy]]
+        return promising & np.isfinite(moved_s)[:, self.chain.place]
 
     def _figures(self, values: np.ndarray) -> np.ndarray:
         """What of labels is compared: less is better."""
         columns = self.columns
         own_s = values[:, columns.own].sum(axis=1)
         if self.pipeline.stages > 1:
-            cost_s = values[:, columns.done] + own_s
+            cost_s = _through_s(self.pipeline, values[:, columns.done] + own_s, values[:, columns.received])
         else:
-            cost_s = self.pipeline.whole_s * own_s + values[:, columns.once]
-        return np.column_stack([cost_s, values[:, self.compared]])
+            cost_s = [self.pipeline.whole_s * own_s + values[:, columns.once]]
+        return np.column_stack([*cost_s, values[:, self.compared]])
 
     def _best(self, fronts: list[Front], dropped_s: float) -> Sweep:
         columns, front = self.columns, fronts[-1]
@@ -264,7 +275,14 @@ class _Sweeper:
         total_s = values[:, columns.done] + values[:, columns.own].sum(axis=1)
         slowest_s = np.maximum(values[:, columns.slowest], values[:, columns.own]).sum(axis=1)
         once_s = np.maximum(values[:, columns.slowest_once], values[:, columns.once])
-        return np.max([whole * total_s + slow * slowest_s for whole, slow in self.pipeline.lines], axis=0) + once_s
+        through_s = _through_s(self.pipeline, total_s, values[:, columns.received])
+        slows = [slow for _, slow in self.pipeline.lines]
+        return np.max([t + slow * slowest_s for t, slow in zip(through_s, slows, strict=True)], axis=0) + once_s
+
+
+def _through_s(pipeline: Pipeline, total_s: np.ndarray, received_s: np.ndarray) -> list[np.ndarray]:
+    """By each line, what the sums over all stages come to, of all seconds and of those of receiving."""
+    return [whole * (total_s - received_s) + pipeline.wait * received_s for whole, _ in pipeline.lines]
 
 
 def _opened(opening: Opening, own: tuple[int, np.ndarray], missing: np.ndarray) -> np.ndarray:

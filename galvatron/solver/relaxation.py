@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from galvatron.solver.tables import Pipeline
+from galvatron.solver.charges import Charge
+from galvatron.solver.tables import Chain, Pipeline
 
 _STEADY = 1e-12
 """Share of a length within which two increments count as equal."""
@@ -18,8 +19,8 @@ _STEADY = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """Lengths of a shortest path: (P, K, S) of layers, of beginning and of ending a stage with one, (P, J, S, S) of
-    moves and (J, S, S) of those that begin a stage."""
+    """Lengths of a shortest path: (P, K, S) of layers, of beginning and of ending a stage with one, (P, J, G, G) of
+    moves and (J, G, G) of those that begin a stage."""
 
     layer: np.ndarray
     begin: np.ndarray
@@ -28,23 +29,30 @@ class Weights:
     enter: np.ndarray
 
     @classmethod
-    def of(cls, pipeline: Pipeline, micro: float, once: float, prices: np.ndarray, in_update: bool) -> Weights:
-        """`micro` for each second per micro-batch, `once` for each one per step, and a price for each byte of a stage.
-
-        Args:
-            prices: (P,). in_update: of bytes in the update, else of those while a stage's last layer runs, which no
-                peak is below.
+    def of(
+        cls,
+        pipeline: Pipeline,
+        micro: float,
+        once: float,
+        prices: np.ndarray,
+        charge: Charge,
+        wait: float = 0.0,
+    ) -> Weights:
+        """`micro` for each second per micro-batch, `wait` for each one of receiving, `once` for each one per step, and
+        a price (P,) for each byte of a stage that is charged.
         """
         chain, price = pipeline.chain, prices[:, None, None]
         missing = np.isinf(chain.total_s)
         seconds = micro * np.where(missing, 0.0, chain.total_s) + once * chain.step_s
-        nothing = np.zeros((pipeline.stages, 1, 1))
+        moved_s = scaled(chain.move_s, micro)
         return cls(
-            layer=np.where(missing, np.inf, seconds + price * (pipeline.updating if in_update else pipeline.full)),
-            begin=nothing + (0.0 if in_update else price) * pipeline.begin,
-            end=nothing + (0.0 if in_update else price) * (pipeline.end + chain.transient),
-            move=_moves(pipeline, micro, prices, in_update),
-            enter=scaled(pipeline.enter_s, micro) if pipeline.stages > 1 else pipeline.enter_s,
+            layer=np.where(missing, np.inf, seconds + price * charge.layer),
+            begin=price * charge.begin,
+            end=price * charge.end,
+            move=np.broadcast_to(moved_s, (pipeline.stages, *moved_s.shape))
+            if charge.move is None
+            else moved_s + price[..., None] * charge.move,
+            enter=scaled(pipeline.enter_s, micro) + scaled(pipeline.receive_s, wait),
         )
 
     def completions(self, pipeline: Pipeline) -> np.ndarray:
@@ -56,11 +64,10 @@ class Weights:
         while layer > 0:
             kind, move = chain.kinds[layer], chain.moves[layer]
             behind = self.layer[:, kind] + result[:, layer]
-            before = (self.move[:, move] + behind[:, None, :]).min(axis=2)
+            before = _onward(chain, self.move[:, move], behind)
             if stages > 1:
-                entered = self.begin[1:, kind] + behind[1:]
-                ended = self.end[:-1, chain.kinds[layer - 1]] + (self.enter[move] + entered[:, None, :]).min(axis=2)
-                np.minimum(before[:-1], ended, out=before[:-1])
+                entered = _onward(chain, self.enter[move], self.begin[1:, kind] + behind[1:])
+                np.minimum(before[:-1], self.end[:-1, chain.kinds[layer - 1]] + entered, out=before[:-1])
             result[:, layer - 1] = before
             layer -= 1
             left = layer + 1 - max(1, chain.run_starts[layer + 1])
@@ -78,11 +85,10 @@ class Weights:
         for layer in range(1, chain.layers):
             kind, move = chain.kinds[layer], chain.moves[layer]
             before = result[:, layer - 1]
-            least = (before[:, :, None] + self.move[:, move]).min(axis=1)
+            least = reached_by(chain, self.move[:, move], before)
             if stages > 1:
-                ended = before[:-1] + self.end[:-1, chain.kinds[layer - 1]]
-                entered = (ended[:, :, None] + self.enter[move]).min(axis=1) + self.begin[1:, kind]
-                np.minimum(least[1:], entered, out=least[1:])
+                entered = reached_by(chain, self.enter[move], before[:-1] + self.end[:-1, chain.kinds[layer - 1]])
+                np.minimum(least[1:], entered + self.begin[1:, kind], out=least[1:])
             result[:, layer] = least + self.layer[:, kind]
         return result
 
@@ -93,15 +99,27 @@ class Weights:
         chosen = [int((self.begin[0, first] + self.layer[0, first] + completions[0, 0]).argmin())]
         behind = self.layer[0, chain.kinds] + completions[0]
         for layer in range(1, chain.layers):
-            chosen.append(int((self.move[0, chain.moves[layer], chosen[-1]] + behind[layer]).argmin()))
+            moved = self.move[0, chain.moves[layer], chain.place[chosen[-1]]]
+            chosen.append(int((moved[chain.place] + behind[layer]).argmin()))
         return np.array(chosen)
 
     def length(self, pipeline: Pipeline, path: np.ndarray) -> float:
         """The length of a path of a single stage."""
         chain = pipeline.chain
         kinds, moves = chain.kinds, chain.moves[1:]
-        length = self.layer[0, kinds, path].sum() + self.move[0, moves, path[:-1], path[1:]].sum()
+        places = chain.place[path]
+        length = self.layer[0, kinds, path].sum() + self.move[0, moves, places[:-1], places[1:]].sum()
         return float(length + self.begin[0, kinds[0], path[0]] + self.end[0, kinds[-1], path[-1]])
+
+
+def _onward(chain: Chain, move: np.ndarray, behind: np.ndarray) -> np.ndarray:
+    """(P, S) the least of a move (G, G) or (P, G, G) from each strategy, and of what is behind it (P, S)."""
+    return (move + chain.least_by_place(behind)[:, None, :]).min(axis=2)[:, chain.place]
+
+
+def reached_by(chain: Chain, move: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """(P, S) the least of what is before a move (P, S) and of the move (G, G) or (P, G, G), to each strategy."""
+    return (chain.least_by_place(before)[:, :, None] + move).min(axis=1)[:, chain.place]
 
 
 def _steady(after: np.ndarray, before: np.ndarray) -> float | None:
@@ -121,13 +139,6 @@ def scaled(seconds: np.ndarray, factor: float) -> np.ndarray:
     return factor * seconds if factor else np.where(np.isinf(seconds), np.inf, 0.0)
 
 
-def _moves(pipeline: Pipeline, micro: float, prices: np.ndarray, in_update: bool) -> np.ndarray:
-    seconds = scaled(pipeline.chain.move_s, micro)
-    if in_update or not pipeline.chain.moves_keep:
-        return np.broadcast_to(seconds, (pipeline.stages, *seconds.shape))
-    return seconds + (prices * pipeline.in_flight)[:, None, None, None] * pipeline.chain.move_kept
-
-
 @dataclass(frozen=True, eq=False)
 class Relaxation:
     """A bound for every label: no completion of it takes less.
@@ -135,16 +146,18 @@ class Relaxation:
     Attributes:
         micro: seconds of a step for each second per micro-batch of each stage.
         slow: seconds of a step for each second of the slowest stage on top.
+        wait: seconds of a step for each second of receiving.
         prices: (P,) seconds of a step for a byte of each stage.
-        in_update: whether of a byte in the update.
+        charge: the bytes that are priced.
         weights: of the layers and moves at these prices.
         completions, reached: (P, L, S) see `Weights`.
     """
 
     micro: float
     slow: float
+    wait: float
     prices: np.ndarray
-    in_update: bool
+    charge: Charge
     weights: Weights
     completions: np.ndarray
     reached: np.ndarray
@@ -152,18 +165,25 @@ class Relaxation:
     """(P,) what the budgets of a stage and of those behind it cost."""
 
     @classmethod
-    def of(cls, pipeline: Pipeline, micro: float, slow: float, prices: np.ndarray, in_update: bool) -> Relaxation:
-        """The bound at some prices."""
-        weights = Weights.of(pipeline, micro, 1 / pipeline.stages, prices, in_update)
+    def of(
+        cls, pipeline: Pipeline, line: tuple[float, float], wait: float, prices: np.ndarray, charge: Charge
+    ) -> Relaxation:
+        """The bound at some prices.
+
+        Args:
+            line: `micro` and `slow`.
+        """
+        micro, slow = line
+        weights = Weights.of(pipeline, micro, 1 / pipeline.stages, prices, charge, wait)
         paid_s = np.cumsum(pipeline.paid_s(prices)[::-1])[::-1]
         completions, reached = weights.completions(pipeline), weights.reached(pipeline)
-        return cls(micro, slow, prices, in_update, weights, completions, reached, paid_s)
+        return cls(micro, slow, wait, prices, charge, weights, completions, reached, paid_s)
 
     def onward_s(self, pipeline: Pipeline, layer: int) -> np.ndarray:
-        """(P, S, S) what a layer takes, and all behind it, for each strategy before it and each of its own."""
+        """(P, G, S) what a layer takes, and all behind it, for each place before it and each of its strategies."""
         kind, move = pipeline.chain.kinds[layer], pipeline.chain.moves[layer]
         behind = self.weights.layer[:, kind] + self.completions[:, layer]
-        return self.weights.move[:, move] + behind[:, None, :]
+        return self.weights.move[:, move][..., pipeline.chain.place] + behind[:, None, :]
 
     @property
     def through_s(self) -> np.ndarray:

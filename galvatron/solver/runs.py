@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from galvatron.solver.relaxation import Weights
-from galvatron.solver.tables import Pipeline
+from galvatron.solver.tables import Chain, Pipeline
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +34,8 @@ class Priced:
         """(L, S) the same if there is a move before the end of the run."""
         result = np.full(self.completions.shape[1:], np.inf)
         for first, last in _runs(pipeline):
-            moves = self.weights.move[0, pipeline.chain.moves[last]].copy()
-            np.fill_diagonal(moves, np.inf)
             behind = self.weights.layer[0, pipeline.chain.kinds[last]] + self.completions[0, first + 1 : last + 1]
-            now = (moves + behind[:, None, :]).min(axis=2)
+            now = _changed(pipeline.chain, self.weights.move[0, pipeline.chain.moves[last]], behind)
             stay, before = self._stay(pipeline, last), np.arange(last - first)[:, None]
             can = np.isfinite(stay)
             later = before * np.where(can, stay, 0.0)
@@ -48,7 +46,24 @@ class Priced:
     def _stay(self, pipeline: Pipeline, layer: int) -> np.ndarray:
         """(S,) the length of a layer with the strategy of the one before it."""
         own = self.weights.layer[0, pipeline.chain.kinds[layer]]
-        return own + np.diagonal(self.weights.move[0, pipeline.chain.moves[layer]])
+        return own + np.diagonal(self.weights.move[0, pipeline.chain.moves[layer]])[pipeline.chain.place]
+
+
+def _changed(chain: Chain, move: np.ndarray, behind: np.ndarray) -> np.ndarray:
+    """(n, S) the least of a move (G, G) from each strategy to another one, and of what is behind that (n, S)."""
+    elsewhere = move.copy()
+    np.fill_diagonal(elsewhere, np.inf)
+    least = chain.least_by_place(behind)
+    found = (elsewhere + least[:, None, :]).min(axis=2)[:, chain.place]
+    if chain.places == chain.strategies:
+        return found
+    best = behind == least[:, chain.place]
+    counted = np.cumsum(best, axis=1)
+    before = np.concatenate([np.zeros((len(behind), 1), dtype=int), counted], axis=1)
+    first = best & (counted - before[:, np.searchsorted(chain.place, chain.place)] == 1)
+    second = chain.least_by_place(np.where(first, np.inf, behind))
+    other = np.where(first, second[:, chain.place], least[:, chain.place])
+    return np.minimum(found, np.diagonal(move)[chain.place] + other)
 
 
 def _runs(pipeline: Pipeline) -> list[tuple[int, int]]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from galvatron.solver.relaxation import Weights, scaled
+from galvatron.solver.charges import at_end, in_update
+from galvatron.solver.relaxation import Weights, reached_by, scaled
 from galvatron.solver.tables import Pipeline
 
 
@@ -70,16 +71,16 @@ class Division:
 def fitting(pipeline: Pipeline) -> np.ndarray:
     """(P, L, L + 1) the least seconds of each stage; infinite where its layers do not fit under any strategies."""
     nothing, one = np.zeros(pipeline.stages), np.ones(pipeline.stages)
-    least_s = _lengths(pipeline, Weights.of(pipeline, 1.0, 0.0, nothing, False))
-    for in_update in (False, True):
-        least_bytes = _lengths(pipeline, Weights.of(pipeline, 0.0, 0.0, one, in_update))
+    least_s = _lengths(pipeline, Weights.of(pipeline, 1.0, 0.0, nothing, at_end(pipeline)))
+    for charge in (at_end(pipeline), in_update(pipeline)):
+        least_bytes = _lengths(pipeline, Weights.of(pipeline, 0.0, 0.0, one, charge))
         least_s[least_bytes > pipeline.budget[:, None, None]] = np.inf
     return least_s
 
 
 def priced(pipeline: Pipeline, prices: np.ndarray) -> np.ndarray:
     """(P, L, L + 1) what each stage takes at least, by a price in seconds per micro-batch for a byte of each."""
-    lengths = _lengths(pipeline, Weights.of(pipeline, 1.0, 0.0, prices, False))
+    lengths = _lengths(pipeline, Weights.of(pipeline, 1.0, 0.0, prices, at_end(pipeline)))
     return lengths - pipeline.paid_s(prices)[:, None, None]
 
 
@@ -91,7 +92,7 @@ def _lengths(pipeline: Pipeline, weights: Weights) -> np.ndarray:
     for layer, (kind, move) in enumerate(zip(chain.kinds, chain.moves, strict=True)):
         if layer:
             steps = weights.move[:, move]
-            reached = np.stack([(r[:, :, None] + s).min(axis=1) for r, s in zip(reached, steps, strict=True)])
+            reached = np.stack([reached_by(chain, s, r) for r, s in zip(reached, steps, strict=True)])
         reached = np.concatenate([reached, weights.begin[:, None, kind]], axis=1) + weights.layer[:, None, kind]
         result[:, : layer + 1, layer + 1] = (reached + weights.end[:, None, kind]).min(axis=2)
     return result

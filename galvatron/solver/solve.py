@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from galvatron.errors import BudgetError, GalvatronError
-from galvatron.solver.bounds import Bounds, bounds_of
-from galvatron.solver.labels import SLACK, sweep
+from galvatron.solver.bounds import SLACK, Bounds, bounds_of, glance
+from galvatron.solver.labels import sweep
+from galvatron.solver.reduced import without_worse, without_worse_places
 from galvatron.solver.tables import Chain, Pipeline, worth
 
-_WIDTHS = (1024, 16384)
+_WIDTHS = (64, 512, 4096)
 """Labels behind each layer in the first sweeps; the last one keeps all."""
 
 
@@ -101,7 +102,18 @@ def solve(
         raise TableError("budget: must be a number of bytes, not nan")
     chain = _chain(time, memory, transition)
     nothing = np.zeros((1, *chain.state.shape))
-    pipeline = Pipeline(chain, ((1.0, 0.0),), np.array([float(budget)]), np.ones(1), chain.move_s, nothing, nothing)
+    pipeline = Pipeline(
+        chain=chain,
+        lines=((1.0, 0.0),),
+        wait=0.0,
+        budget=np.array([float(budget)]),
+        in_flight=np.ones(1),
+        late=nothing,
+        enter_s=chain.move_s,
+        receive_s=np.broadcast_to(0.0, chain.move_s.shape),
+        begin=nothing,
+        end=nothing,
+    )
     found = solve_pipeline(pipeline, width=width)
     assert found is not None, "nothing is known that must be beaten"
     multiplier = float(found.multipliers[0])
@@ -134,11 +146,11 @@ def _chain(time: np.ndarray, memory: np.ndarray, transition: np.ndarray) -> Chai
     return Chain(
         kinds=np.searchsorted(rows, kinds),
         moves=np.searchsorted(steps, moves),
+        place=np.arange(time.shape[1]),
         micro_s=time[rows][:, None],
         step_s=nothing,
         state=memory[rows],
         kept=nothing,
-        late=nothing,
         transient=nothing,
         update=nothing,
         move_s=transition[steps],
@@ -154,12 +166,16 @@ def _rows(*tables: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(rows)
 
 
-def solve_pipeline(pipeline: Pipeline, *, known_s: float = np.inf, width: int | None = None) -> Solution | None:
+def solve_pipeline(
+    pipeline: Pipeline, *, known_s: float = np.inf, gap: float = 0.0, width: int | None = None
+) -> Solution | None:
     """The fastest division into stages with a strategy for each layer, every stage within its budget.
 
     Args:
         known_s: seconds that are reached elsewhere. None is returned where nothing beats or equals them; with a width,
             where nothing does that was followed.
+        gap: the share of its time that a choice may be slower than the best one by, or that what is known must be
+            beaten by.
         width: see `solve`.
 
     Raises:
@@ -168,31 +184,74 @@ def solve_pipeline(pipeline: Pipeline, *, known_s: float = np.inf, width: int | 
     """
     if width is not None and width < 1:
         raise TableError(f"width: must be at least 1, not {width}")
-    bounds = bounds_of(pipeline)
+    smaller, columns = without_worse(pipeline)
+    if not len(columns):
+        raise _infeasible(pipeline, np.nan)
+    bounds = glance(smaller)
     if not bounds.relaxations:
         raise _infeasible(pipeline, bounds.least_bytes)
+    best = _start(smaller, bounds, known_s)
+    reached_s = known_s if best is None else best.step_s
+    left = bounds.columns(reached_s * (1 - gap))
+    if not len(left) and np.isinf(reached_s):
+        raise _infeasible(pipeline, np.nan)
+    found = _reduced(smaller.only(left), reached_s, gap, width) if len(left) else None
+    if found is None:
+        bound_s = max(bounds.least_s, reached_s * (1 - gap))
+        return best and replace(best, choice=columns[best.choice], bound_s=min(best.step_s, bound_s))
+    return replace(found, choice=columns[left[found.choice]])
+
+
+def _reduced(pipeline: Pipeline, known_s: float, gap: float, width: int | None) -> Solution | None:
+    """As `_swept`, without places that others can stand in for."""
+    smaller, columns = without_worse_places(pipeline)
+    found = _swept(smaller, known_s, gap, width)
+    return found and replace(found, choice=columns[found.choice])
+
+
+def possible(pipeline: Pipeline, known_s: float) -> np.ndarray:
+    """The strategies that some layer may have in a choice that fits and takes no more than what is known; there may be
+    fewer."""
+    bounds = glance(pipeline)
+    if not bounds.relaxations:
+        return np.empty(0, dtype=int)
+    return bounds.columns(known_s)
+
+
+def _swept(pipeline: Pipeline, known_s: float, gap: float, width: int | None) -> Solution | None:
+    """The same, of what is left; None if nothing is faster than what is known by more than the gap."""
+    bounds = bounds_of(pipeline)
+    if not bounds.relaxations:
+        if np.isinf(known_s):
+            raise _infeasible(pipeline, bounds.least_bytes)
+        return None
     best = _start(pipeline, bounds, known_s)
     reached_s = known_s if best is None else best.step_s
-    dropped_s = np.inf
+    dropped_s = left_s = np.inf
     for kept in (*(w for w in _WIDTHS if width is None or w < width), width):
-        found = sweep(pipeline, bounds, reached_s, kept)
-        dropped_s = found.dropped_s
-        if found.choice is not None and found.step_s <= reached_s * (1 + SLACK):
+        wanted_s = reached_s * (1 - gap)
+        if gap and wanted_s <= bounds.least_s:
+            left_s = bounds.least_s
+            break
+        found = sweep(bounds, wanted_s, kept)
+        dropped_s, left_s = found.dropped_s, min(found.dropped_s, wanted_s if gap else np.inf)
+        if found.choice is not None and found.step_s <= wanted_s * (1 + SLACK):
             best = _solution(pipeline, bounds, found.choice, found.borders)
             reached_s = min(reached_s, best.step_s)
-        if dropped_s > reached_s or (best is not None and best.step_s <= bounds.least_s * (1 + SLACK)):
+        if dropped_s > reached_s * (1 - gap) or reached_s * (1 - gap) <= bounds.least_s * (1 + SLACK):
             break
     if best is None and np.isinf(known_s):
         if np.isfinite(dropped_s):
             raise InfeasibleError(f"none of the choices that a width of {width} follows fits; widen it", np.nan)
         raise _infeasible(pipeline, np.nan)
-    return best and replace(best, bound_s=min(best.step_s, max(bounds.least_s, dropped_s)))
+    return best and replace(best, bound_s=min(best.step_s, max(bounds.least_s, left_s)))
 
 
 def _start(pipeline: Pipeline, bounds: Bounds, known_s: float) -> Solution | None:
     """The best of the choices that bounds came with; None if none fits and is as fast as what is known."""
     found = [_solution(pipeline, bounds, *start) for start in bounds.starts]
     fitting = [one for one in found if (one.bytes <= pipeline.budget).all() and one.step_s <= known_s]
+    fitting = [one for one in fitting if np.isfinite(one.step_s)]
     return min(fitting, key=lambda one: one.step_s, default=None)
 
 

@@ -14,10 +14,11 @@ _SWAPS = 32
 
 @dataclass(frozen=True, eq=False)
 class _Lengths:
-    """A length of each strategy of each layer (L, S), and of each move to a layer (L, S, S), of a single stage."""
+    """A length of each strategy of each layer (L, S), and of each move to a layer (L, G, G), of a single stage."""
 
     layer: np.ndarray
     move: np.ndarray
+    place: np.ndarray
 
     @classmethod
     def of(cls, pipeline: Pipeline, weights: Weights) -> _Lengths:
@@ -25,18 +26,19 @@ class _Lengths:
         layer = weights.layer[0, chain.kinds]
         layer[0] += weights.begin[0, chain.kinds[0]]
         layer[-1] += weights.end[0, chain.kinds[-1]]
-        return cls(layer, weights.move[0, chain.moves])
+        return cls(layer, weights.move[0, chain.moves], chain.place)
 
     def spliced(self, before: np.ndarray, behind: np.ndarray) -> np.ndarray:
         """(L - 1,) of the choices that are as one up to a layer and as the other behind it."""
         steps = np.arange(1, len(before))
-        moved = self.move[steps, before[:-1], behind[1:]]
+        moved = self.move[steps, self.place[before[:-1]], self.place[behind[1:]]]
         return self._sums(before)[:-1] + moved + self._sums(behind, reverse=True)[1:]
 
     def _sums(self, choice: np.ndarray, reverse: bool = False) -> np.ndarray:
         """(L,) of the layers up to each, or from each on."""
         steps = np.arange(len(choice))
-        own, moved = self.layer[steps, choice], self.move[steps[1:], choice[:-1], choice[1:]]
+        places = self.place[choice]
+        own, moved = self.layer[steps, choice], self.move[steps[1:], places[:-1], places[1:]]
         if reverse:
             return np.cumsum((own + np.append(moved, 0.0))[::-1])[::-1]
         return np.cumsum(own + np.concatenate([[0.0], moved]))
@@ -47,10 +49,10 @@ class _Lengths:
 
     def swapped(self, choice: np.ndarray) -> np.ndarray:
         """(L, S) what a choice is longer by if one layer has another strategy."""
-        steps = np.arange(len(choice))
+        steps, places = np.arange(len(choice)), self.place[choice]
         around = self.layer.copy()
-        around[1:] += self.move[steps[1:], choice[:-1]]
-        around[:-1] += self.move[steps[1:], :, choice[1:]]
+        around[1:] += self.move[steps[1:], places[:-1]][:, self.place]
+        around[:-1] += self.move[steps[1:], :, places[1:]][:, self.place]
         return around - around[steps, choice][:, None]
 
 

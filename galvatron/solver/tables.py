@@ -35,25 +35,25 @@ class Chain:
     Attributes:
         kinds: (L,) the row of each layer.
         moves: (L,) the row of the move to each layer from the one before; that of the first layer is not read.
+        place: (S,) of each strategy, one of G and in increasing order: strategies of a place move alike.
         micro_s: (K, F, S) seconds per micro-batch in each of the F phases of a schedule.
         step_s: (K, S) seconds per step.
         state: (K, S) bytes held all the time.
         kept: (K, S) bytes of each micro-batch in flight.
-        late: (K, S) bytes of the state that are there only when those of the first micro-batch are gone.
         transient: (K, S) bytes beside all others while the layer runs.
         update: (K, S) bytes beside all state in the update.
-        move_s: (J, S, S) seconds per micro-batch of a move from a strategy to another, spread evenly over the phases.
-        move_kept: (J, S, S) bytes of each micro-batch in flight that the later layer keeps on top.
+        move_s: (J, G, G) seconds per micro-batch of a move from a place to another, spread evenly over the phases.
+        move_kept: (J, G, G) bytes of each micro-batch in flight that the later layer keeps on top.
         opening: what the first bytes of a stage cost.
     """
 
     kinds: np.ndarray
     moves: np.ndarray
+    place: np.ndarray
     micro_s: np.ndarray
     step_s: np.ndarray
     state: np.ndarray
     kept: np.ndarray
-    late: np.ndarray
     transient: np.ndarray
     update: np.ndarray
     move_s: np.ndarray
@@ -74,6 +74,22 @@ class Chain:
     def phases(self) -> int:
         """F."""
         return self.micro_s.shape[1]
+
+    @property
+    def places(self) -> int:
+        """G."""
+        return self.move_s.shape[1]
+
+    @cached_property
+    def first_of_place(self) -> np.ndarray:
+        """(G,) the first strategy of each place."""
+        return np.searchsorted(self.place, np.arange(self.places))
+
+    def least_by_place(self, values: np.ndarray) -> np.ndarray:
+        """(..., G) the least of (..., S) values of the strategies of each place."""
+        if self.places == self.strategies:
+            return values
+        return np.minimum.reduceat(values, self.first_of_place, axis=-1)
 
     @cached_property
     def total_s(self) -> np.ndarray:
@@ -98,22 +114,30 @@ class Chain:
 class Pipeline:
     """P stages that the layers of a chain are divided into, in their order and at least one each, and their budgets.
 
-    A step takes `whole · Σ + slow · Σ' + once`: Σ is the sum over stages of seconds per micro-batch, Σ' the sum over
-    phases of the slowest stage, and `once` the most seconds per step; of several lines, that which takes longest.
+    A step takes `whole · Σ + slow · Σ' + wait · Σ'' + once`: Σ is the sum over stages of seconds per micro-batch, Σ'
+    the sum over phases of the slowest stage, which has to wait for what it receives, Σ'' the sum of that, and `once`
+    the most seconds per step; of several lines, that which takes longest.
 
     Attributes:
         lines: (whole, slow) of each.
+        wait: the same for all lines.
         budget: (P,) bytes of each stage.
         in_flight: (P,) micro-batches whose bytes are kept at once.
-        enter_s: (J, S, S) seconds per micro-batch of a move that begins a stage, in place of `Chain.move_s`.
-        begin: (P, K, S) bytes on top while a stage computes that begins with a layer of a kind. end: ends with.
+        late: (P, K, S) bytes of the state that are there only when those of the first micro-batch are gone.
+        enter_s: (J, G, G) seconds per micro-batch of a move that begins a stage, in place of `Chain.move_s`.
+        receive_s: (J, G, G) seconds per micro-batch of what a stage receives that a move begins.
+        begin: (P, K, S) bytes on top while a stage computes that begins with a layer of a kind.
+        end: (P, K, G) the same of one that ends with it.
     """
 
     chain: Chain
     lines: tuple[tuple[float, float], ...]
+    wait: float
     budget: np.ndarray
     in_flight: np.ndarray
+    late: np.ndarray
     enter_s: np.ndarray
+    receive_s: np.ndarray
     begin: np.ndarray
     end: np.ndarray
 
@@ -126,7 +150,7 @@ class Pipeline:
     def full(self) -> np.ndarray:
         """(P, K, S) bytes of a layer while itself or a later one of its stage runs for the first time backward."""
         chain = self.chain
-        return chain.state - chain.late + self.in_flight[:, None, None] * chain.kept
+        return chain.state - self.late + self.in_flight[:, None, None] * chain.kept
 
     @cached_property
     def spent(self) -> np.ndarray:
@@ -148,13 +172,71 @@ class Pipeline:
         there are."""
         return np.multiply(prices, self.budget, out=np.zeros(self.stages), where=prices > 0)
 
+    def only(self, columns: np.ndarray) -> Pipeline:
+        """The same with some of the strategies, in increasing order."""
+        chain, opening = self.chain, self.chain.opening
+        places, place = np.unique(chain.place[columns], return_inverse=True)
+        square = (slice(None), places[:, None], places)
+        own = {name: getattr(chain, name)[..., columns] for name in _OF_STRATEGY}
+        if opening is not None:
+            tables = (opening.amount, opening.toll_s, opening.start_s)
+            opening = Opening(opening.capacity, *(table[:, columns] for table in tables))
+        return replace(
+            self,
+            chain=replace(
+                chain,
+                place=place,
+                **own,
+                move_s=chain.move_s[square],
+                move_kept=chain.move_kept[square],
+                opening=opening,
+            ),
+            late=self.late[..., columns],
+            enter_s=self.enter_s[square],
+            receive_s=self.receive_s[square],
+            begin=self.begin[..., columns],
+            end=self.end[..., places],
+        )
+
+    def apart(self, layer: int) -> Pipeline:
+        """The same where a layer has rows of its own, and those behind it have others than those before it."""
+        chain, opening, after = self.chain, self.chain.opening, np.arange(self.chain.layers) - layer
+        rows, kinds = np.unique(3 * chain.kinds + np.sign(after) + 1, return_inverse=True)
+        steps, moves = np.unique(2 * chain.moves + (after > 0), return_inverse=True)
+        rows, steps = rows // 3, steps // 2
+        if opening is not None:
+            tables = (opening.amount, opening.toll_s, opening.start_s)
+            opening = Opening(opening.capacity, *(table[rows] for table in tables))
+        own = {name: getattr(chain, name)[rows] for name in _OF_STRATEGY}
+        between = {"move_s": chain.move_s[steps], "move_kept": chain.move_kept[steps]}
+        return replace(
+            self,
+            chain=replace(chain, kinds=kinds, moves=moves, **own, **between, opening=opening),
+            late=self.late[:, rows],
+            enter_s=self.enter_s[steps],
+            receive_s=self.receive_s[steps],
+            begin=self.begin[:, rows],
+            end=self.end[:, rows],
+        )
+
     def stage(self, index: int, first: int, end: int, whole: float) -> Pipeline:
         """Stage `index` with the layers `first..end - 1` alone, with `whole` seconds per second of a micro-batch."""
         chain = replace(self.chain, kinds=self.chain.kinds[first:end], moves=self.chain.moves[first:end])
         own = slice(index, index + 1)
-        return Pipeline(
-            chain, ((whole, 0.0),), self.budget[own], self.in_flight[own], self.enter_s, self.begin[own], self.end[own]
+        return replace(
+            self,
+            chain=chain,
+            lines=((whole, 0.0),),
+            budget=self.budget[own],
+            in_flight=self.in_flight[own],
+            late=self.late[own],
+            begin=self.begin[own],
+            end=self.end[own],
         )
+
+
+_OF_STRATEGY = ("micro_s", "step_s", "state", "kept", "transient", "update")
+"""Tables of a chain whose last dimension is that of strategies."""
 
 
 @dataclass(frozen=True)
@@ -172,12 +254,14 @@ def worth(pipeline: Pipeline, choice: np.ndarray, borders: np.ndarray) -> Worth:
         choice: (L,) the strategy of each layer.
         borders: (P + 1,) the first layer of each stage, and L.
     """
-    micro_s, step_s, peaks = [], [], []
+    micro_s, step_s, peaks, received_s = [], [], [], 0.0
     for index, (first, end) in enumerate(zip(borders[:-1], borders[1:], strict=True)):
         seconds, once_s, peak = _stage(pipeline, index, int(first), choice[first:end])
         if index:
-            entered = pipeline.enter_s[pipeline.chain.moves[first], choice[first - 1], choice[first]]
-            seconds = seconds + entered / len(seconds)
+            places = pipeline.chain.place[choice[first - 1 : first + 1]]
+            move = (pipeline.chain.moves[first], *places)
+            seconds = seconds + (pipeline.enter_s[move] + pipeline.receive_s[move]) / len(seconds)
+            received_s += pipeline.receive_s[move]
         micro_s.append(seconds)
         step_s.append(once_s)
         peaks.append(peak)
@@ -185,26 +269,33 @@ def worth(pipeline: Pipeline, choice: np.ndarray, borders: np.ndarray) -> Worth:
     total_s, slowest_s = by_stage.sum(), by_stage.max(axis=0).sum()
     if not np.isfinite(total_s):
         return Worth(np.inf, np.array(peaks))
-    longest_s = max(whole * total_s + slow * slowest_s for whole, slow in pipeline.lines)
-    return Worth(float(longest_s + max(step_s)), np.array(peaks))
+    longest_s = max(whole * (total_s - received_s) + slow * slowest_s for whole, slow in pipeline.lines)
+    return Worth(float(longest_s + pipeline.wait * received_s + max(step_s)), np.array(peaks))
 
 
 def _stage(pipeline: Pipeline, index: int, first: int, choice: np.ndarray) -> tuple[np.ndarray, float, float]:
     """Of one stage: seconds per micro-batch of each phase without entering it, seconds per step, bytes."""
-    chain, held = pipeline.chain, pipeline.in_flight[index]
+    chain = pipeline.chain
     kinds, moves = chain.kinds[first : first + len(choice)], chain.moves[first + 1 : first + len(choice)]
-    moved = (moves, choice[:-1], choice[1:])
+    places = chain.place[choice]
+    moved = (moves, places[:-1], places[1:])
     seconds = chain.micro_s[kinds, :, choice].sum(axis=0) + chain.move_s[moved].sum() / chain.phases
-    added = np.concatenate([[0.0], chain.move_kept[moved]])
-    full = pipeline.full[index, kinds, choice] + held * added
-    spent = pipeline.spent[index, kinds, choice] + (held - 1) * added
-    behind = spent.sum() - np.cumsum(spent)
-    computing = (np.cumsum(full) + chain.transient[kinds, choice] + behind).max()
-    computing += pipeline.begin[index, kinds[0], choice[0]] + pipeline.end[index, kinds[-1], choice[-1]]
+    computing = running(pipeline, index, first, choice).max()
     once_s = chain.step_s[kinds, choice].sum()
     if chain.opening is not None:
         once_s += _opening_s(chain.opening, chain.opening.amount[kinds, choice], kinds, choice)
     return seconds, float(once_s), float(max(computing, pipeline.updating[kinds, choice].sum()))
+
+
+def running(pipeline: Pipeline, index: int, first: int, choice: np.ndarray) -> np.ndarray:
+    """Bytes of a stage that begins with layer `first` while each of its layers runs."""
+    chain, held, places = pipeline.chain, pipeline.in_flight[index], pipeline.chain.place[choice]
+    kinds, moves = chain.kinds[first : first + len(choice)], chain.moves[first + 1 : first + len(choice)]
+    added = np.concatenate([[0.0], chain.move_kept[moves, places[:-1], places[1:]]])
+    full = pipeline.full[index, kinds, choice] + held * added
+    spent = pipeline.spent[index, kinds, choice] + (held - 1) * added
+    ends = pipeline.begin[index, kinds[0], choice[0]] + pipeline.end[index, kinds[-1], places[-1]]
+    return np.cumsum(full) + chain.transient[kinds, choice] + spent.sum() - np.cumsum(spent) + ends
 
 
 def _opening_s(opening: Opening, amounts: np.ndarray, kinds: np.ndarray, choice: np.ndarray) -> float:

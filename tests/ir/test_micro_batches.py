@@ -239,6 +239,11 @@ def test_a_flow_says_the_state_of_every_value() -> None:
 def test_a_search_for_several_micro_batches_is_refused_where_they_do_not_add_up() -> None:
     then, reason = COUPLED["root"]
     program = program_of(lambda self, h: F.mse_loss(self.first(h * then(self, h)), h))
-    planning = ["annotate-costs{cluster=a100-80g:1x2}", "enumerate-strategies", "prune", "search{micro_batches=2}"]
+    planning = [
+        "annotate-costs{cluster=a100-80g:1x2}",
+        "enumerate-strategies{roles=[dp,tp],zero=[0],recompute=[none]}",
+        "prune",
+        "search{micro_batches=2}",
+    ]
     with pytest.raises(PlanError, match=f"2 micro-batches do not add up.*{reason}.*use 1 micro-batch"):
         Pipeline.parse(",".join(planning)).run(program)

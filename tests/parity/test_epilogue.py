@@ -89,7 +89,8 @@ def test_a_schedule_that_cannot_wait_is_refused_at_the_line() -> None:
 
 def test_a_search_for_such_a_schedule_is_refused_at_the_line_or_takes_one_micro_batch() -> None:
     program = galvatron.capture(Rooted(), {"x": torch.randn(8, 6, dtype=torch.float64)})
-    planning = "annotate-costs{cluster=a100-80g:1x2},enumerate-strategies,prune,search{schedule=1f1b,micro_batches=4}"
+    search = "search{schedule=1f1b,micro_batches=4}"
+    planning = f"annotate-costs{{cluster=a100-80g:1x2}},enumerate-strategies{{roles=[dp]}},prune,{search}"
     with pytest.raises(PlanError, match=r"needs the results of all micro-batches; .*test_epilogue\.py:\d+"):
         Pipeline.parse(planning).run(program)
     plan = galvatron.search(program, "a100-80g:1x2", schedule="1f1b")

@@ -9,13 +9,7 @@ from hypothesis import given, settings
 from galvatron.solver import InfeasibleError, Pipeline, Solution, solve_pipeline
 from galvatron.solver.bounds import bounds_of
 from galvatron.solver.tables import worth
-from tests.solver.tables import every_choice, pipelines, priced, roomier
-
-
-def best_of(pipeline: Pipeline) -> float:
-    """Seconds of the fastest choice that fits; infinite if none does."""
-    found = (priced(pipeline, *way) for way in every_choice(pipeline))
-    return min((s for s, peaks in found if (peaks <= pipeline.budget).all()), default=np.inf)
+from tests.solver.tables import best_of, every_choice, pipelines, priced, roomier
 
 
 def solved(pipeline: Pipeline) -> Solution | None:

@@ -1,29 +1,29 @@
 """The pass `enumerate-strategies`: every leaf of the decision tree.
 
-The root decides the pipeline degree, so that stages lie across the slowest links. Below, each mesh axis, from the
-innermost (fastest links) to the outermost, gets a role and a size, until the devices of a stage are used up. A role is
-taken once, so a leaf is an ordered factorisation of the stage's devices over roles. ZeRO levels and recomputation are
-decided at the leaf.
+The root decides the pipeline degree, so that stages lie across the slowest links. Below, each mesh axis is decided
+(`galvatron.passes.planning.tree`), so a leaf is an ordered factorisation of the stage's devices over roles, with a ZeRO
+level. Recomputation is decided at the leaf.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from galvatron.errors import PassError, did_you_mean
 from galvatron.ir.program import Candidates, Cut, Form, Program
-from galvatron.ir.strategy import RECOMPUTE, ROLE_NAMES, AxisRole, Strategy
+from galvatron.ir.strategy import RECOMPUTE, ROLE_NAMES, Strategy
 from galvatron.ir.zero import LEVELS
 from galvatron.passes.base import Pass
+from galvatron.passes.planning.tree import RULES, Decision, Tree, divisors, grow, level_of, roles_of
 
 
 @dataclass(frozen=True)
 class EnumerateStrategies(Pass):
     """Lists the strategies of every layer class at every pipeline degree; options say which branches exist.
 
-    `roles` are those an axis may have, `zero` the ZeRO levels and `recompute` the kinds of recomputation of a leaf, and
-    `pipeline_degrees` the degrees at the root, all divisors of the world size if empty.
+    `roles` are those an axis may have, `zero` the ZeRO levels of axes that leave parameters whole, `recompute` the
+    kinds of recomputation of a leaf, and `pipeline_degrees` the degrees at the root, all divisors of the world size if
+    empty.
     """
 
     name = "enumerate-strategies"
@@ -45,9 +45,13 @@ class EnumerateStrategies(Pass):
         for level in self.zero:
             if level not in range(len(LEVELS)):
                 raise PassError(f"pass {self.name!r}: there is no ZeRO level {level}; use 0 to {len(LEVELS) - 1}")
+        tried, cuts = self, list[Cut]()
+        if program.lengths and (cutting := {"tp+sp", "ulysses", "cp"}.intersection(self.roles)):
+            reason = f"the length {program.lengths[0]} of a batch may be one that does not divide"
+            cuts += [Cut(f"*/{role}", "lengths-stay-whole", reason) for role in sorted(cutting)]
+            tried = replace(self, roles=tuple(role for role in self.roles if role not in cutting))
         classes = dict.fromkeys(layer.cls for layer in layers)
         candidates: list[Candidates] = []
-        cuts: list[Cut] = []
         for degree in divisors(world_size):
             if self.pipeline_degrees and degree not in self.pipeline_degrees:
                 continue
@@ -55,36 +59,21 @@ class EnumerateStrategies(Pass):
                 reason = f"{degree} stages for {len(layers)} layers leave a stage empty"
                 cuts.append(Cut(f"pp{degree}", "stages-need-layers", reason))
                 continue
-            leaves_ = tuple(self.leaves_of(world_size // degree))
-            candidates += [Candidates(degree, cls, leaves_) for cls in classes]
+            tree = tried.tree(world_size // degree)
+            gone = [(rule, tree.cut[rule.name]) for rule in RULES if tree.cut[rule.name]]
+            cuts += [Cut(f"pp{degree}/*", rule.name, f"{rule.argument}: {n} of {tree.unpruned}") for rule, n in gone]
+            candidates += [Candidates(degree, cls, tried._leaves(tree)) for cls in classes]
         return replace(program, form=self.leaves, candidates=tuple(candidates), cuts=(*program.cuts, *cuts))
 
-    def leaves_of(self, devices: int) -> Iterator[Strategy]:
+    def tree(self, devices: int) -> Tree:
+        """The axes of a stage on a number of devices."""
+        return grow(devices, Decision.every(self.roles, self.zero))
+
+    def leaves_of(self, devices: int) -> tuple[Strategy, ...]:
         """Every strategy of a stage on a number of devices."""
-        for axes in axis_roles(devices, self.roles):
-            named = {axis.role for axis in axes}
-            # dp and tp are always written, as dp1 outside or tp1 inside, so that text shows what a strategy leaves out.
-            outer = () if "dp" in named else (AxisRole("dp", 1),)
-            inner = () if named & {"tp", "tp+sp"} else (AxisRole("tp", 1),)
-            for zero in self.zero:
-                for recompute in self.recompute:
-                    yield Strategy((*outer, *axes, *inner), zero, recompute)
+        return self._leaves(self.tree(devices))
 
-
-def axis_roles(devices: int, roles: tuple[str, ...]) -> Iterator[tuple[AxisRole, ...]]:
-    """Every way to give roles to mesh axes, outermost first, with degrees above one whose product is `devices`."""
-    if devices == 1:
-        yield ()
-        return
-    for role in roles:
-        # tp and tp+sp are one role on a layer: both shard its parameters.
-        others = tuple(r for r in roles if r.partition("+")[0] != role.partition("+")[0])
-        for degree in divisors(devices)[1:]:
-            for outer in axis_roles(devices // degree, others):
-                yield (*outer, AxisRole(role, degree))
-
-
-def divisors(number: int) -> list[int]:
-    """All divisors in increasing order."""
-    small = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
-    return small + [number // d for d in reversed(small) if d * d != number]
+    def _leaves(self, tree: Tree) -> tuple[Strategy, ...]:
+        return tuple(
+            Strategy(roles_of(axes), level_of(axes), recompute) for axes in tree.leaves for recompute in self.recompute
+        )

@@ -11,20 +11,47 @@ from hypothesis import strategies as st
 
 from galvatron.errors import PassError, PlanError
 from galvatron.ir.strategy import Strategy
-from galvatron.passes.planning.enumerate_strategies import EnumerateStrategies, axis_roles, divisors
+from galvatron.ir.types import BATCH, BatchSizes, Length
+from galvatron.passes.planning.enumerate_strategies import EnumerateStrategies
+from galvatron.passes.planning.tree import RULES, Decision, divisors, grow
 from tests.ir.programs import costed
 
 
 def test_leaves_of_eight_devices_in_both_orders() -> None:
-    leaves = {str(s) for s in EnumerateStrategies().leaves_of(8)}
+    plain = EnumerateStrategies(roles=("dp", "tp"), zero=(0,), recompute=("none",))
+    leaves = {str(s) for s in plain.leaves_of(8)}
     assert leaves == {"dp8-tp1", "dp4-tp2", "dp2-tp4", "dp1-tp8", "tp4-dp2", "tp2-dp4"}
 
 
 def test_leaves_with_more_roles_and_choices() -> None:
     enumerate_ = EnumerateStrategies(roles=("dp", "tp", "tp+sp"), zero=(0, 3), recompute=("none", "full"))
     leaves = {str(s) for s in enumerate_.leaves_of(2)}
-    axes = ("dp2-tp1", "dp1-tp2", "dp1-tp2+sp")
-    assert leaves == {f"{a}{z}{r}" for a in axes for z in ("", "-zero3") for r in ("", "-recompute")}
+    axes = ("dp2-tp1", "dp2-tp1-zero3", "dp1-tp2", "dp1-tp2+sp")
+    assert leaves == {f"{a}{r}" for a in axes for r in ("", "-recompute")}
+
+
+@pytest.mark.parametrize(("world", "unpruned", "pruned"), [(8, 34, 22), (16, 73, 37), (32, 136, 56), (64, 229, 79)])
+def test_the_published_tree(world: int, unpruned: int, pruned: int) -> None:
+    """Data parallelism, the same with parameters in parts, and tensor parallelism, below each pipeline degree (Miao et
+    al., Galvatron, PVLDB 16(3), 2022): with the rule that a layer has one kind of data parallelism, and without."""
+    decisions = (Decision("dp", 0), Decision("dp", 3), Decision("tp"))
+    rule = next(rule for rule in RULES if rule.name == "one-zero-level")
+    trees = [grow(world // degree, decisions, [rule]) for degree in divisors(world)]
+    assert sum(tree.unpruned for tree in trees) == unpruned
+    assert sum(len(grow(world // degree, decisions, []).leaves) for degree in divisors(world)) == unpruned
+    assert sum(len(tree.leaves) for tree in trees) == pruned
+
+
+def test_recomputation_doubles_the_published_tree() -> None:
+    space = EnumerateStrategies(roles=("dp", "tp"), zero=(0, 3), recompute=("none", "full"))
+    assert sum(len(space.leaves_of(devices)) for devices in divisors(8)) == 44
+
+
+def test_what_the_rules_take_off_is_counted() -> None:
+    decisions = Decision.every(("dp", "tp", "tp+sp", "cp"), (0, 3))
+    tree, whole = grow(8, decisions), grow(8, decisions, [])
+    assert tree.unpruned == len(whole.leaves)
+    assert set(tree.leaves) == {axes for axes in whole.leaves if not any(rule.broken(axes) for rule in RULES)}
 
 
 @given(st.integers(1, 60), st.sampled_from([("dp",), ("dp", "tp"), ("dp", "tp+sp", "cp")]))
@@ -38,13 +65,24 @@ def test_leaves_use_all_devices_once_and_print(devices: int, roles: tuple[str, .
 
 
 def test_no_leaf_without_a_role_for_every_device() -> None:
-    assert list(axis_roles(6, ())) == []
-    assert [str(a) for (a,) in axis_roles(6, ("dp",))] == ["dp6"]
+    assert EnumerateStrategies(roles=()).leaves_of(6) == ()
+    one = EnumerateStrategies(roles=("dp",), zero=(0,), recompute=("none",))
+    assert [str(s) for s in one.leaves_of(6)] == ["dp6-tp1"]
+
+
+def test_a_free_length_is_not_cut() -> None:
+    (first, *others), length = costed().inputs, Length("S", 6, BatchSizes())
+    free = replace(first, type=replace(first.type, shape=(BATCH, length)))
+    found = EnumerateStrategies(roles=("dp", "tp", "tp+sp", "ulysses", "cp")).run(
+        replace(costed(), inputs=(free, *others))
+    )
+    assert all(s.sequence_pieces == 1 for c in found.candidates for s in c.strategies)
+    assert {cut.branch for cut in found.cuts if cut.rule == "lengths-stay-whole"} == {"*/cp", "*/tp+sp", "*/ulysses"}
 
 
 @given(st.integers(1, 500))
 def test_divisors(number: int) -> None:
-    assert divisors(number) == [d for d in range(1, number + 1) if number % d == 0]
+    assert list(divisors(number)) == [d for d in range(1, number + 1) if number % d == 0]
 
 
 def test_refusals() -> None:

@@ -6,10 +6,8 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import itemgetter
 
 from galvatron.costs.estimate import cost_model, pace_of, with_predictions, workspace_bytes
-from galvatron.costs.model import CostModel
 from galvatron.costs.objective import Setting
 from galvatron.errors import BudgetError, PassError, PlanError
 from galvatron.ir import limits
@@ -20,10 +18,10 @@ from galvatron.ir.planned import check_epilogue, check_micro_batches, epilogue
 from galvatron.ir.program import Form, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.base import Bytes, Pass
-from galvatron.passes.planning.enumerate_strategies import divisors
+from galvatron.passes.planning.search.fastest import Choice, fastest
 from galvatron.passes.planning.search.misses import nearest_miss
-from galvatron.passes.planning.search.segments import bound_s
-from galvatron.passes.planning.search.stages import search_stages
+from galvatron.passes.planning.search.tables import Stages
+from galvatron.passes.planning.tree import divisors
 from galvatron.schedules import SCHEDULES, Schedule, default_schedule
 
 MICRO_BATCH_CHOICES = 16
@@ -41,8 +39,7 @@ class Search(Pass):
     1F1B, which never takes longer or more memory than GPipe, but GPipe where the end of the loss needs all
     micro-batches. `micro_batches` is the only number that is tried; None is every one. `global_batch` replaces the
     program's batch size. `whole_ties` keeps all shared parameters whole instead of trying every way to keep them.
-    `resolution` is the share of budget and step time below which two plans count as equal at every layer: with 0 the
-    plan is optimal for the cost model.
+    No plan is faster than the chosen one, by the cost model, by more than a share `gap` of its time.
     """
 
     name = "search"
@@ -53,7 +50,7 @@ class Search(Pass):
     micro_batches: int | None = None
     global_batch: int | None = None
     whole_ties: bool = False
-    resolution: float = 1 / 2048
+    gap: float = 1 / 1024
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,9 +59,8 @@ class Search(Pass):
             if count is not None and not 1 <= count <= most:
                 option = option.replace("_", "-")
                 raise PassError(f"pass {self.name!r}, option {option!r}: must be from 1 to {most}, not {shown(count)}")
-        if not 0 <= self.resolution < 1:
-            told = f"must be at least 0 and less than 1, not {self.resolution}"
-            raise PassError(f"pass {self.name!r}, option 'resolution': {told}")
+        if not 0 <= self.gap < 1:
+            raise PassError(f"pass {self.name!r}, option 'gap': must be at least 0 and less than 1, not {self.gap}")
         if self.schedule is not None and not Schedule.parse(self.schedule).phases:
             choices = [name for name in SCHEDULES if Schedule.parse(name).phases]
             raise PassError(
@@ -85,7 +81,7 @@ class Search(Pass):
                 f"a batch of {program.batch_size} samples cannot be divided over {cluster.world_size} devices "
                 "by any strategy; use another global batch"
             )
-        found = fastest(model, choices, budget_bytes, self.resolution)
+        found = fastest(model, choices, budget_bytes, self.gap)
         if found is None:
             raise BudgetError(nearest_miss(program, model, choices, budget_bytes))
         setting, stages = found
@@ -128,11 +124,7 @@ class Search(Pass):
         return Schedule.parse(self.schedule) if self.schedule else default_schedule(micro_batches, epilogue=ends)
 
 
-Choice = tuple[Setting, list[tuple[Strategy, ...]]]
-"""A setting, and the strategies that each layer may have in it."""
-
-
-def _spread(numbers: list[int]) -> list[int]:
+def _spread(numbers: Sequence[int]) -> Sequence[int]:
     if len(numbers) <= MICRO_BATCH_CHOICES:
         return numbers
     step = (len(numbers) - 1) / (MICRO_BATCH_CHOICES - 1)
@@ -172,23 +164,7 @@ def ways(
             yield replace(setting, ties=tuple(zip(tied, chosen, strict=True))), left
 
 
-def fastest(
-    model: CostModel, choices: list[Choice], budget_bytes: float, resolution: float
-) -> tuple[Setting, tuple[tuple[Strategy, ...], ...]] | None:
-    """The best plan over all choices, the most promising first; None if nothing fits the budget."""
-    best: tuple[Setting, tuple[tuple[Strategy, ...], ...]] | None = None
-    best_s = float("inf")
-    bounds = [bound_s(model, setting, candidates) for setting, candidates in choices]
-    for bound, (setting, candidates) in sorted(zip(bounds, choices, strict=True), key=itemgetter(0)):
-        if bound >= best_s:
-            break
-        found = search_stages(model, setting, candidates, budget_bytes, resolution=resolution, worst_s=best_s)
-        if found is not None:
-            best_s, best = found[0], (setting, found[1])
-    return best
-
-
-def _plan(program: Program, setting: Setting, stages: tuple[tuple[Strategy, ...], ...]) -> Plan:
+def _plan(program: Program, setting: Setting, stages: Stages) -> Plan:
     return Plan(
         fingerprint=program.fingerprint,
         global_batch_size=program.batch_size,

@@ -21,8 +21,8 @@ def nearest_miss(
 ) -> str:
     """A message that names the plan that comes nearest to the budget, its worst stage and the bytes it is over.
 
-    Looked for among plans of one strategy, and of the strategy with the least memory in each layer, with stages of
-    equal memory.
+    Looked for among plans of the one strategy with the least memory, and of that with the least in each layer, with
+    stages of equal memory.
     """
     least: tuple[float, str] | None = None
     for setting, candidates in choices:
@@ -39,11 +39,15 @@ def nearest_miss(
 def _thrifty(
     model: CostModel, setting: Setting, candidates: Sequence[tuple[Strategy, ...]]
 ) -> Iterator[tuple[Strategy, ...]]:
-    common = [s for s in candidates[0] if all(s in options for options in candidates)]
-    yield from ((strategy,) * len(candidates) for strategy in common)
-    yield tuple(
-        min(options, key=lambda s: _memory_bytes(model, setting, index, s)) for index, options in enumerate(candidates)
-    )
+    kinds = model.kinds()
+    alike = [kinds.index(kind) for kind in kinds]
+    needed = {
+        index: {s: _memory_bytes(model, setting, index, s) for s in candidates[index]} for index in dict.fromkeys(alike)
+    }
+    common = [s for s in candidates[0] if all(s in options for options in needed.values())]
+    if common:
+        yield (min(common, key=lambda s: sum(needed[index][s] for index in alike)),) * len(candidates)
+    yield tuple(min(needed[index], key=needed[index].__getitem__) for index in alike)
 
 
 def _memory_bytes(model: CostModel, setting: Setting, index: int, strategy: Strategy) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 from hypothesis import strategies as st
 
 from galvatron.costs.memory import Memory
@@ -91,43 +92,51 @@ class TableModel:
         return self.shared[strategy]
 
 
-small = st.integers(0, 12).map(float)
+class Drawn:
+    """Costs of small whole numbers, in which ties are common and sums are exact."""
 
+    def __init__(self, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
 
-def costs() -> st.SearchStrategy[LayerCost]:
-    return st.builds(
-        LayerCost,
-        forward_s=small.map(lambda s: s + 1),
-        backward_s=small,
-        backward_communication_s=small,
-        backward_host_s=small,
-        forward_gather_s=small,
-        reduce_s=small,
-        saved_bytes=small,
-        extra=st.builds(Memory, working=small),
-        state=st.builds(Memory, parameters=small, gradients=st.just(4.0)),
-        late_bytes=st.sampled_from([0.0, 4.0]),
-        update_bytes=small,
-        bucket_bytes=small.map(lambda n: n * BUCKET_BYTES / 8),
-        sync_s=small,
-        publish_s=small,
-        start_s=small,
-        update_s=small,
-        contention=st.sampled_from([Contention(), Contention(0.75, 0.5), NOTHING_BESIDE]),
-    )
+    def small(self) -> float:
+        return float(self.random.integers(0, 12, endpoint=True))
+
+    def cost(self) -> LayerCost:
+        small = self.small
+        contentions = (Contention(), Contention(0.75, 0.5), NOTHING_BESIDE)
+        return LayerCost(
+            forward_s=small() + 1,
+            backward_s=small(),
+            backward_communication_s=small(),
+            backward_host_s=small(),
+            forward_gather_s=small(),
+            reduce_s=small(),
+            saved_bytes=small(),
+            extra=Memory(working=small()),
+            state=Memory(parameters=small(), gradients=4.0),
+            late_bytes=float(self.random.choice([0.0, 4.0])),
+            update_bytes=small(),
+            bucket_bytes=small() * BUCKET_BYTES / 8,
+            sync_s=small(),
+            publish_s=small(),
+            start_s=small(),
+            update_s=small(),
+            contention=contentions[int(self.random.integers(len(contentions)))],
+        )
 
 
 @st.composite
 def models(draw: st.DrawFn, tied: bool = True, options: tuple[Strategy, ...] = STRATEGIES) -> TableModel:
-    kinds = draw(st.integers(1, 2))
+    kinds, tables = draw(st.integers(1, 2)), draw(st.builds(Drawn, st.integers(0, 2**32 - 1)))
     classes = tuple(draw(st.lists(st.integers(0, kinds - 1), min_size=1, max_size=5)))
     table, together = (
-        {(kind, strategy): draw(costs()) for kind in range(kinds) for strategy in options} for _ in range(2)
+        {(kind, strategy): tables.cost() for kind in range(kinds) for strategy in options} for _ in range(2)
     )
-    conversions = {pair: draw(small) for pair in itertools.permutations(options, 2)}
-    kept = {s.axes: draw(small) for s in options}
+    moves = {pair: tables.small() for pair in itertools.permutations(dict.fromkeys(s.axes for s in options), 2)}
+    conversions = {(a, b): moves.get((a.axes, b.axes), 0.0) for a, b in itertools.permutations(options, 2)}
+    kept = {s.axes: tables.small() for s in options}
     boundary = {s: kept[s.axes] for s in options}
-    shared = {s: draw(small) for s in options}
+    shared = {s: tables.small() for s in options}
     layers = draw(st.permutations(range(len(classes))))
     sizes = draw(st.sampled_from([(), (2,), (3,), (2, 2), (2, 3), (1,)])) if tied else ()
     starts = itertools.accumulate(sizes, initial=0)

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from galvatron.costs.objective import Setting, evaluate_plan
 from galvatron.costs.sharing import Pace
 from galvatron.ir.curves import Points
-from galvatron.passes.planning.search import fastest, ways
-from galvatron.passes.planning.search.segments import bound_s
+from galvatron.passes.planning.search import ways
+from galvatron.passes.planning.search.fastest import fastest
+from galvatron.passes.planning.search.tables import TableBuilder
+from galvatron.solver import least_s
 from tests.passes.planning.search.tables import STRATEGIES, TableModel, models
-from tests.passes.planning.search.test_stages import every_way
+from tests.passes.planning.search.test_optimal import every_way
 
 
 @settings(max_examples=200, deadline=None)
@@ -37,7 +39,8 @@ def test_no_plan_beats_the_bound(
     setting = Setting(16, micro_batches, schedule, degree, ties=ties, pace=Pace.of(sharing, degree, 6))
     step_time_s, _ = evaluate_plan(model, setting, stages)
     among_others, alone = [STRATEGIES] * count, [(strategy,) for strategy in chosen]
-    assert bound_s(model, setting, among_others) <= bound_s(model, setting, alone) <= step_time_s + 1e-9
+    least = [least_s(TableBuilder(model, setting, options).free(0)) for options in (among_others, alone)]
+    assert least[0] <= least[1] <= step_time_s + 1e-9
 
 
 @settings(max_examples=40, deadline=None)
@@ -47,7 +50,7 @@ def test_more_memory_never_worsens_the_best_plan(
 ) -> None:
     setting = Setting(16, 2, schedule, min(degree, len(model.classes)))
     choices = list(ways(model.tied(), setting, [STRATEGIES] * len(model.classes)))
-    tight, wide = (fastest(model, choices, most, 0.0) for most in (budget, budget + more))
+    tight, wide = (fastest(model, choices, most) for most in (budget, budget + more))
     if tight is not None:
         assert wide is not None
         assert evaluate_plan(model, *wide)[0] <= evaluate_plan(model, *tight)[0] + 1e-9

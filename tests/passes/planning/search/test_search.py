@@ -26,10 +26,13 @@ def cluster(text: str) -> Cluster:
     return replace(found, device=replace(found.device, workspace_bytes=0))
 
 
+PLAIN = EnumerateStrategies(roles=("dp", "tp"), zero=(0,), recompute=("none",))
+
+
 @pytest.fixture(scope="module")
 def candidates() -> Program:
     program = replace(costed(), cluster=cluster("a100-80g:1x4"), batch_size=16)
-    return Prune(heuristics=False).run(EnumerateStrategies().run(program))
+    return Prune(heuristics=False).run(PLAIN.run(program))
 
 
 def searched(program: Program, **options: object) -> Plan:
@@ -50,7 +53,7 @@ def test_the_plan_can_run_and_says_what_estimate_says(candidates: Program) -> No
 @pytest.mark.parametrize("memory", [20_000, 12_000, 9_000])
 def test_no_uniform_plan_that_fits_is_faster(candidates: Program, memory: int) -> None:
     try:
-        plan = searched(candidates, memory=memory, resolution=0.0)
+        plan = searched(candidates, memory=memory, gap=0.0)
     except BudgetError:
         best_s = 0.0
     else:
@@ -74,9 +77,9 @@ def test_no_uniform_plan_that_fits_is_faster(candidates: Program, memory: int) -
 def test_no_plan_that_fits_is_faster(devices: int, zero: tuple[int, ...], memory: int | None) -> None:
     """The first and the last layer share a table: every mixture, and every way to keep the table."""
     program = replace(costed(), cluster=cluster(f"a100-80g:1x{devices}"), batch_size=16)
-    program = EnumerateStrategies(pipeline_degrees=(1,), zero=zero).run(program)
+    program = replace(PLAIN, pipeline_degrees=(1,), zero=zero).run(program)
     options = program.candidates[0].strategies
-    plan = searched(program, memory=memory, micro_batches=2, resolution=0.0)
+    plan = searched(program, memory=memory, micro_batches=2, gap=0.0)
     model, setting = cost_model(program), Setting(16, 2, "1f1b", 1)
     best_s = float("inf")
     for strategies in itertools.product(options, repeat=len(plan.strategies)):
@@ -112,8 +115,8 @@ def test_more_ties_than_can_be_tried_are_kept_whole_where_asked(
         ({"global_batch": 0}, "option 'global-batch': must be from 1 to "),
         ({"global_batch": -4}, "option 'global-batch': must be from 1 to "),
         ({"memory": 0}, "option 'memory': must be from 1 to "),
-        ({"resolution": -1.0}, "option 'resolution': must be at least 0 and less than 1, not -1.0"),
-        ({"resolution": float("nan")}, "option 'resolution': must be at least 0 and less than 1, not nan"),
+        ({"gap": -1.0}, "option 'gap': must be at least 0 and less than 1, not -1.0"),
+        ({"gap": float("nan")}, "option 'gap': must be at least 0 and less than 1, not nan"),
     ],
 )
 def test_options_that_cannot_be_are_refused(candidates: Program, options: dict[str, object], message: str) -> None:
@@ -121,10 +124,10 @@ def test_options_that_cannot_be_are_refused(candidates: Program, options: dict[s
         searched(candidates, **options)
 
 
-def test_a_coarser_search_is_close(candidates: Program) -> None:
-    exact, coarse = searched(candidates, resolution=0.0), searched(candidates, resolution=1 / 64)
-    assert exact.step_time_s is not None and coarse.step_time_s is not None
-    assert exact.step_time_s <= coarse.step_time_s * (1 + 1e-9) <= exact.step_time_s * 1.2
+def test_a_gap_is_kept(candidates: Program) -> None:
+    best, near = searched(candidates, memory=20_000, gap=0.0), searched(candidates, memory=20_000, gap=0.1)
+    assert best.step_time_s is not None and near.step_time_s is not None
+    assert best.step_time_s * (1 - 1e-9) <= near.step_time_s <= best.step_time_s / (1 - 0.1)
 
 
 def test_nothing_fits_names_the_nearest_miss(candidates: Program) -> None:
@@ -137,13 +140,13 @@ def test_nothing_fits_names_the_nearest_miss(candidates: Program) -> None:
 
 def test_a_miss_names_only_what_was_not_searched() -> None:
     program = replace(costed(), cluster=Cluster.parse("a100-80g:1x2"), batch_size=8)
-    options = EnumerateStrategies(roles=("dp",), pipeline_degrees=(1,), zero=(0, 3))
+    options = replace(PLAIN, roles=("dp",), pipeline_degrees=(1,), zero=(0, 3))
     with pytest.raises(BudgetError, match=r"what was not searched: recomputation \(such as dp2-recompute\)$"):
         searched(Prune(heuristics=False).run(options.run(program)), memory=100)
 
 
 def test_a_batch_that_no_strategy_divides() -> None:
     program = replace(costed(), cluster=Cluster.parse("a100-80g:1x4"), batch_size=3)
-    only_dp = EnumerateStrategies(roles=("dp",), pipeline_degrees=(1,)).run(program)
+    only_dp = replace(PLAIN, roles=("dp",), pipeline_degrees=(1,)).run(program)
     with pytest.raises(PlanError, match="3 samples cannot be divided over 4 devices"):
         Search().run(Prune().run(only_dp))

@@ -1,0 +1,79 @@
+"""The best plan over many settings: what each takes at least decides in which order they are solved, and whether."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from galvatron.costs.model import CostModel
+from galvatron.costs.objective import Setting
+from galvatron.ir.strategy import Strategy
+from galvatron.passes.planning.search.tables import Stages, TableBuilder
+from galvatron.solver import InfeasibleError, Pipeline, least_s, possible, solve_pipeline
+
+Choice = tuple[Setting, list[tuple[Strategy, ...]]]
+"""A setting, and the strategies that each layer may have in it."""
+
+_UNIFORM = 16
+"""So many plans of one strategy are tried first, so that bounds have something to be compared with."""
+
+
+def fastest(
+    model: CostModel, choices: Sequence[Choice], budget_bytes: float, gap: float = 0.0
+) -> tuple[Setting, Stages] | None:
+    """The best plan over all choices, the most promising first; None if nothing fits the budget.
+
+    Args:
+        gap: the share of its time that it may be slower than the best one by.
+    """
+    builders = [TableBuilder(model, *choice) for choice in choices]
+    problems = [builder.free(budget_bytes) for builder in builders]
+    bounds = [least_s(problem) for problem in problems]
+    best: tuple[Setting, Stages] | None = None
+    best_s = math.inf
+    for bound_s, which, column in _uniform(problems):
+        if bound_s >= best_s:
+            break
+        found = _solved(builders[which], budget_bytes, np.array([column]), best_s, 0.0)
+        if found is not None:
+            best_s, best = found[0], (choices[which][0], found[1])
+    for bound_s, which in sorted(zip(bounds, range(len(choices)), strict=True)):
+        wanted_s = best_s * (1 - gap)
+        if bound_s >= wanted_s:
+            break
+        found = _solved(builders[which], budget_bytes, possible(problems[which], wanted_s), best_s, gap)
+        if found is not None:
+            best_s, best = found[0], (choices[which][0], found[1])
+    return best
+
+
+def _solved(
+    builder: TableBuilder, budget_bytes: float, columns: np.ndarray, known_s: float, gap: float
+) -> tuple[float, Stages] | None:
+    """The best plan of some strategies that is faster than one that is known, and its seconds."""
+    if not len(columns):
+        return None
+    tables = builder.tables(budget_bytes, columns)
+    try:
+        found = solve_pipeline(tables.pipeline, known_s=known_s, gap=gap)
+    except InfeasibleError:
+        return None
+    if found is None or found.step_s >= known_s:
+        return None
+    return found.step_s, tables.stages(found.choice, found.borders)
+
+
+def _uniform(problems: Sequence[Pipeline]) -> list[tuple[float, int, int]]:
+    """Columns that may do for all layers of a problem by themselves: what they take at least, the position of the
+    problem, and the column; those that take least."""
+    found: list[tuple[float, int, int]] = []
+    for which, problem in enumerate(problems):
+        chain = problem.chain
+        seconds = (problem.whole_s * chain.total_s + chain.step_s)[chain.kinds].sum(axis=0)
+        bytes_ = problem.full.min(axis=0)[chain.kinds].sum(axis=0)
+        seconds[bytes_ > problem.budget.sum()] = np.inf
+        order = np.argsort(seconds, kind="stable")[:_UNIFORM]
+        found += [(float(seconds[column]), which, int(column)) for column in order if np.isfinite(seconds[column])]
+    return sorted(found)[:_UNIFORM]

@@ -1,0 +1,232 @@
+"""What a setting asks of the solver: tables of the costs of its layers under their strategies."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from galvatron.costs.model import CostModel, Front, LayerCost
+from galvatron.costs.objective import Setting, added_shared_bytes, layer_cost
+from galvatron.ir.strategy import Strategy
+from galvatron.ir.zero import BUCKET_BYTES
+from galvatron.passes.planning.search.borders import Borders
+from galvatron.schedules import SENDS_IN_FLIGHT
+from galvatron.solver import Chain, Opening, Pipeline
+
+Stages = tuple[tuple[Strategy, ...], ...]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The problem of a setting, and the strategy that each column of it stands for."""
+
+    pipeline: Pipeline
+    strategies: tuple[Strategy, ...]
+
+    def stages(self, choice: np.ndarray, borders: np.ndarray) -> Stages:
+        """What a solution means."""
+        chosen = [self.strategies[column] for column in choice]
+        return tuple(tuple(chosen[first:end]) for first, end in pairwise(borders))
+
+
+class TableBuilder:
+    """Makes the tables of a setting whose schedule has phases.
+
+    A column is a strategy with a memory (`Borders`); columns of one place have the same mesh and keep equally many
+    shared bytes.
+
+    Args:
+        candidates: the strategies that each layer may have.
+    """
+
+    def __init__(self, model: CostModel, setting: Setting, candidates: Sequence[Sequence[Strategy]]) -> None:
+        self.model, self.setting, self.candidates = model, setting, candidates
+        self.kinds = (*model.kinds(), None)
+        every = list(dict.fromkeys(strategy for options in candidates for strategy in options))
+        shared = {s: model.shared_bytes(s, setting.micro_batch, setting.ties) for s in every}
+        places: dict[Hashable, list[Strategy]] = {}
+        for strategy in every:
+            places.setdefault((strategy.axes, shared[strategy]), []).append(strategy)
+        self.heads = [members[0] for members in places.values()]
+        self.strategies = [strategy for members in places.values() for strategy in members]
+        self.place = np.repeat(np.arange(len(places)), [len(members) for members in places.values()])
+        repeated = [
+            [parameter.layer for parameter in layer_cost(model, setting, i, options[0]).repeated]
+            for i, options in enumerate(candidates)
+        ]
+        self.borders = Borders.of(repeated, setting.pipeline_degree)
+
+    def free(self, budget_bytes: float) -> Pipeline:
+        """The problem without moves, of which no choice takes more: all columns are in one place."""
+        rows, layers = self._rows, len(self.candidates)
+        names: tuple[str, ...] = ("move_s", "move_kept", "enter_s", "receive_s")
+        nothing = {name: np.zeros((1, 1, 1)) for name in names}
+        place = np.zeros(len(self.place) * len(self.borders.memories), dtype=int)
+        least = {**rows, "end": rows["end"].min(axis=-1, keepdims=True)}
+        return self._pipeline(budget_bytes, place, least, np.zeros(layers, dtype=int), nothing)
+
+    def tables(self, budget_bytes: float, columns: np.ndarray | None = None) -> Tables:
+        """The tables, with a budget of a device.
+
+        Args:
+            columns: those of the strategies of which some are wanted; None for all.
+        """
+        count, memories = len(self.place), self.borders.memories
+        wanted = np.arange(count) if columns is None else np.unique(columns % count)
+        heads, place = np.unique(self.place[wanted], return_inverse=True)
+        every = {"end": np.concatenate([heads + memory * len(self.heads) for memory in memories])}
+        own = np.concatenate([wanted + memory * count for memory in memories])
+        rows = {name: row[..., every.get(name, own)] for name, row in self._rows.items()}
+        moves, seconds = _numbered([self._move_key(max(1, i)) for i in range(len(self.candidates))])
+        steps = _stacked([self._moves(max(1, i), [self.heads[head] for head in heads]) for i in seconds])
+        places = np.concatenate([place + memory * len(heads) for memory in memories])
+        pipeline = self._pipeline(budget_bytes, places, rows, moves, steps)
+        return Tables(pipeline, tuple(self.strategies[column] for column in wanted) * len(memories))
+
+    def _pipeline(
+        self,
+        budget_bytes: float,
+        place: np.ndarray,
+        rows: dict[str, np.ndarray],
+        moves: np.ndarray,
+        steps: dict[str, np.ndarray],
+    ) -> Pipeline:
+        setting, pace = self.setting, self.setting.shared_pace
+        chain = Chain(
+            kinds=self._kinds,
+            moves=moves,
+            place=place,
+            **{name: rows[name] for name in ("micro_s", "step_s", "state", "kept", "transient", "update")},
+            move_s=steps["move_s"],
+            move_kept=steps["move_kept"],
+            opening=Opening(float(BUCKET_BYTES), rows["amount"], rows["toll_s"], rows["start_s"]),
+        )
+        return Pipeline(
+            chain=chain,
+            lines=pace.lines(setting.micro_batches)[: 1 if pace.is_even else 2],
+            wait=pace.shares[0],
+            budget=np.full(setting.pipeline_degree, float(budget_bytes - setting.fixed_bytes)),
+            in_flight=np.array(setting.in_flight, dtype=float),
+            **{name: rows[name].swapaxes(0, 1) for name in ("late", "begin", "end")},
+            enter_s=steps["enter_s"],
+            receive_s=steps["receive_s"],
+        )
+
+    @cached_property
+    def _numbered_layers(self) -> tuple[np.ndarray, list[int]]:
+        return _numbered([self._layer_key(i) for i in range(len(self.candidates))])
+
+    @property
+    def _kinds(self) -> np.ndarray:
+        return self._numbered_layers[0]
+
+    @cached_property
+    def _rows(self) -> dict[str, np.ndarray]:
+        """Of each kind; see `_row`."""
+        return _stacked([self._row(i) for i in self._numbered_layers[1]])
+
+    def _layer_key(self, index: int) -> Hashable:
+        """What the row of a layer depends on, besides strategies and memories."""
+        possible = self.candidates.index(self.candidates[index])
+        return (*self.kinds[index : index + 2], possible, *self.borders.spans[index].items())
+
+    def _move_key(self, index: int) -> Hashable:
+        known = index < len(self.candidates)
+        return (*self.kinds[index - 1 : index + 1], *self.borders.moving(index)) if known else ()
+
+    def _row(self, index: int) -> dict[str, np.ndarray]:
+        """Of a layer, arrays whose last dimension is that of the columns, or of the places for `end`."""
+        setting, size, held = self.setting, self.setting.micro_batch, np.array(self.setting.in_flight)
+        figures = np.concatenate([self._figures(index, memory) for memory in self.borders.memories], axis=1)
+        phases = len(setting.order.phases)
+        back = np.minimum(setting.micro_batches - held, SENDS_IN_FLIGHT + 1)
+        back[0] = 0
+        leaving = np.full(len(held), min(setting.micro_batches, SENDS_IN_FLIGHT))
+        received = [self.model.boundary_bytes(index, s, size) if index else 0.0 for s in self.heads]
+        sent = [self.model.boundary_bytes(index + 1, s, size) for s in self.heads]
+        shared = [added_shared_bytes(self.model, None, s, size, setting.ties) for s in self.heads]
+        begin = np.multiply.outer(held, shared) + np.multiply.outer(back, received)
+        times = len(self.borders.memories)
+        return {
+            **dict(zip(_FIGURES, figures[phases:], strict=False)),
+            "micro_s": figures[:phases],
+            "late": figures[phases + len(_FIGURES) :],
+            "begin": np.tile(begin[:, self.place], times),
+            "end": np.tile(np.multiply.outer(leaving, sent), times),
+        }
+
+    def _figures(self, index: int, memory: int) -> np.ndarray:
+        """Of a layer with a memory, by strategy: seconds of each phase, `_FIGURES`, and late bytes of each stage."""
+        setting = self.setting
+        possible = set(self.candidates[index]) if self.borders.possible(index, memory) else set()
+        phases = len(setting.order.phases)
+        table = np.zeros((phases + len(_FIGURES) + len(setting.in_flight), len(self.strategies)))
+        table[:phases] = np.inf
+        columns = [column for column, strategy in enumerate(self.strategies) if strategy in possible]
+        if columns:
+            chosen = (layer_cost(self.model, setting, index, self.strategies[column]) for column in columns)
+            cost = LayerCost.of([self.borders.settled(one, index, memory) for one in chosen])
+            late = [setting.late_bytes(cost, held) for held in setting.in_flight]
+            for row, figure in zip(table, (*cost.times.phases(setting.order), *_once(cost), *late), strict=True):
+                row[columns] = figure
+        return table
+
+    def _moves(self, index: int, heads: Sequence[Strategy]) -> dict[str, np.ndarray]:
+        """Of the move to a layer between places, each with one of its strategies; see `Chain` and `Pipeline`."""
+        model, setting, borders, count = self.model, self.setting, self.borders, len(heads)
+        shape = (count * len(borders.memories),) * 2
+        going, entering, receiving, kept = (np.zeros(shape) for _ in range(4))
+        if index < len(self.candidates):
+            size, ties = setting.micro_batch, setting.ties
+            meshes = list({head.axes: head for head in heads}.values())
+            mesh = [[one.axes for one in meshes].index(head.axes) for head in heads]
+            between = np.array([[model.conversion_s(index, a, b, size) for b in meshes] for a in meshes])
+            converted = between[np.ix_(mesh, mesh)]
+            added = np.array([[added_shared_bytes(model, a, b, size, ties) for b in heads] for a in heads])
+            sent = [setting.shared_pace.beside(model.transfer_s(index, s, size)) for s in heads]
+            going[:], entering[:] = np.inf, np.inf
+            for before in borders.memories:
+                rows = slice(before * count, (before + 1) * count)
+                for table, after in ((going, borders.going(index, before)), (entering, borders.entering(index))):
+                    table[rows, after * count : (after + 1) * count] = converted
+            kept[:] = np.tile(added, (len(borders.memories),) * 2)
+            receiving[:] = np.tile(sent, len(borders.memories))[:, None]
+        return {"move_s": going, "move_kept": kept, "enter_s": entering, "receive_s": receiving}
+
+
+_FIGURES = ("step_s", "state", "kept", "transient", "update", "amount", "toll_s", "start_s")
+"""Of a layer under a strategy; see `Chain` and `Opening`."""
+
+
+def _once(cost: LayerCost) -> tuple[Any, ...]:
+    """`_FIGURES`."""
+    behind, within = cost.exposed(Front(0.0)).seconds, cost.exposed(Front(sys.float_info.max)).seconds
+    return (
+        cost.once_s + behind,
+        cost.state_bytes,
+        cost.saved_bytes,
+        cost.extra_bytes,
+        cost.update_bytes,
+        cost.bucket_bytes,
+        within - behind,
+        np.where(cost.bucket_bytes > 0, cost.start_s, 0.0),
+    )
+
+
+def _numbered(keys: Sequence[Hashable]) -> tuple[np.ndarray, list[int]]:
+    """A number for each key, the same for equal ones, and the position of the first of each."""
+    firsts: dict[Hashable, int] = {}
+    for position, key in enumerate(keys):
+        firsts.setdefault(key, position)
+    numbers = {key: number for number, key in enumerate(firsts)}
+    return np.array([numbers[key] for key in keys]), list(firsts.values())
+
+
+def _stacked(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

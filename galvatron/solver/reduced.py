@@ -1,0 +1,102 @@
+"""The same problem with fewer strategies: those that another can stand in for in every choice are left out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+
+from galvatron.solver.tables import Pipeline
+
+
+def without_worse(pipeline: Pipeline) -> tuple[Pipeline, np.ndarray]:
+    """The problem without strategies that others of their place can stand in for, and which of its columns are left.
+
+    One is left out for a kind of layer where another is worse in nothing. Of equal ones the first is left.
+    """
+    chain, figures = pipeline.chain, _figures(pipeline)
+    beaten = np.zeros(chain.state.shape, dtype=bool)
+    for first, end in pairwise((*chain.first_of_place, chain.strategies)):
+        no_worse = _no_worse(figures[..., first:end])
+        earlier = np.arange(end - first)[:, None] < np.arange(end - first)
+        beaten[:, first:end] = (no_worse & (earlier | ~no_worse.swapaxes(1, 2))).any(axis=1)
+    micro_s = np.where(beaten[:, None], np.inf, chain.micro_s)
+    pipeline = replace(pipeline, chain=replace(chain, micro_s=micro_s))
+    columns = np.flatnonzero(np.isfinite(pipeline.chain.total_s).any(axis=0))
+    return pipeline.only(columns), columns
+
+
+def without_worse_places(pipeline: Pipeline) -> tuple[Pipeline, np.ndarray]:
+    """The problem without places that others can stand in for, and which of its columns are left.
+
+    One is left out where for each of its strategies another place has one that is worse in nothing, and where that is
+    moved to and from in no more time and memory: then all layers may change to it at once. Of equal ones the first is
+    left.
+    """
+    left = np.flatnonzero(np.isin(pipeline.chain.place, _places_left(pipeline)))
+    return pipeline.only(left), left
+
+
+def _figures(pipeline: Pipeline) -> np.ndarray:
+    """(C, K, S) what of a layer can be worse: all of it adds up to what a choice is told by, or is a part of it."""
+    chain = pipeline.chain
+    once_s = [chain.step_s]
+    later = np.empty((0, *chain.state.shape))
+    if chain.opening is not None:
+        # The more of the first bytes a layer has, the less is left for layers behind it.
+        start_s = np.where(chain.opening.amount > 0, chain.opening.start_s, 0.0)
+        once_s += [chain.step_s + chain.opening.toll_s, chain.step_s + start_s]
+        once_s += [chain.step_s + chain.opening.toll_s + start_s]
+        later = -chain.opening.amount[None]
+    if pipeline.stages == 1:
+        seconds = [pipeline.whole_s * chain.total_s + each for each in once_s]
+    else:
+        seconds = [*chain.micro_s.swapaxes(0, 1), *once_s]
+    full = pipeline.full
+    by_stage = (pipeline.spent, full, full + chain.transient, full + pipeline.begin)
+    by_stage += (full + chain.transient + pipeline.begin,)
+    bytes_ = [np.unique(each, axis=0) for each in by_stage]
+    found = np.concatenate([np.stack(seconds), later, *bytes_, pipeline.updating[None]])
+    return np.where(np.isfinite(chain.total_s), found, np.inf)
+
+
+def _no_worse(figures: np.ndarray) -> np.ndarray:
+    """(K, S, S) whether the first strategy can stand in for the second one in layers of a kind."""
+    result = np.ones((*figures.shape[1:], figures.shape[2]), dtype=bool)
+    for figure in figures:
+        result &= figure[:, :, None] <= figure[:, None, :]
+    return result
+
+
+def _places_left(pipeline: Pipeline) -> np.ndarray:
+    """The places for which no other can stand in."""
+    chain = pipeline.chain
+    starts, places = chain.first_of_place, np.arange(chain.places)
+    covered = np.logical_or.reduceat(_no_worse(_figures(pipeline)), starts, axis=1)
+    by_kind = np.logical_and.reduceat(covered, starts, axis=2)
+    has = np.logical_or.reduceat(np.isfinite(chain.total_s), starts, axis=1)
+    # Of two that are as good in some kind the first must stay, so that the first of the best choices is found.
+    equal = (has[:, None, :] & by_kind.swapaxes(1, 2)).any(axis=0)
+    first = ~equal | (places[:, None] < places)
+    can = by_kind.all(axis=0) & _moves_no_worse(pipeline) & first
+    left = np.ones(chain.places, dtype=bool)
+    for place in reversed(places):
+        left[place] = not (can[:, place] & left).any()
+    return np.flatnonzero(left)
+
+
+def _moves_no_worse(pipeline: Pipeline) -> np.ndarray:
+    """(G, G) whether all moves from and to a place may be from and to the first one instead of the second."""
+    chain = pipeline.chain
+    result: np.ndarray = np.all(pipeline.end[..., :, None] <= pipeline.end[..., None, :], axis=(0, 1))
+    same = np.eye(chain.places, dtype=bool)
+    for move in (chain.move_s, chain.move_kept, pipeline.enter_s, pipeline.receive_s):
+        for step in np.unique(move, axis=0):
+            stays = np.diagonal(step)
+            result &= stays[:, None] <= stays[None, :]
+            # [a, b, c]: the moves of a and of b to c, and from c, where c is not b.
+            onward = (step[:, None, :] <= step[None, :, :]) | same[None]
+            back = (step.T[:, None, :] <= step.T[None, :, :]) | same[None]
+            result &= onward.all(axis=2) & back.all(axis=2)
+    return result
