@@ -161,16 +161,22 @@ class Reader:
     def _state(self, piece: rt.Piece, key: str) -> Tensor:
         """A tensor of the optimizer's state."""
         full = state_key(piece.name, key)
-        shape, patches = piece.tensor.shape, self._patches[piece.name]
-        device = piece.tensor.device
+        dtype = self._type(full)
         if key in self._index.parameters[piece.name].tensors:
-            shape = torch.Size(self._index.shapes[full])
-            box, device = whole_box(shape), torch.device("cpu")
+            box = whole_box(self._index.shapes[full])
             patches = [Patch(box, 0, box, box)]
-        dtype = next((part.dtype for part in self._parts.get(full, ())), piece.tensor.dtype)
-        value = torch.zeros(shape, dtype=dtype, device=device)
+            value = torch.zeros(box.sizes, dtype=dtype)
+        else:
+            # State in the type of its parameter there has the parameter's type here as well.
+            own = piece.tensor
+            patches = self._patches[piece.name]
+            dtype = own.dtype if dtype == self._type(value_key(piece.name)) else dtype
+            value = torch.zeros(own.shape, dtype=dtype, device=own.device)
         self._fill(full, patches, value.view(-1))
         return value
+
+    def _type(self, key: str) -> torch.dtype | None:
+        return next((part.dtype for part in self._parts.get(key, ())), None)
 
     def _run_state(self) -> rt.RunState:
         """Where the run was. The loss scale belongs to the precision: where that has changed, it is the one here."""

@@ -143,6 +143,7 @@ def load(
     by_id = {id(piece.tensor): piece for piece in pieces}
     packed = optimizer.state_dict()
     state: dict[int, dict[str, Any]] = {}
+    loaded: list[tuple[Tensor, str, Tensor]] = []
     groups: list[dict[str, Any]] = []
     for group, shell, options in zip(
         optimizer.param_groups, packed["param_groups"], group_options(optimizer, pieces, saved), strict=True
@@ -154,7 +155,12 @@ def load(
             if piece is not None and own is not None and (own.elements or own.tensors or own.values):
                 tensors = {key: tensor_of(piece, key) for key in (*own.elements, *own.tensors)}
                 state[number] = {**tensors, **own.values}
+                loaded += [(parameter, key, value) for key, value in tensors.items()]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for parameter, key, value in loaded:  # torch has put each on its device, but also into the parameter's type
+        here = optimizer.state[parameter][key]
+        if here.dtype != value.dtype:
+            optimizer.state[parameter][key] = value.to(here.device)
 
 
 def _like(now: Any, value: Any) -> Any:
