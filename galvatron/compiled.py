@@ -399,13 +399,15 @@ class CompiledModel:
             GalvatronError: a file cannot be written, for want of room for example; nothing is left of it then.
         """
         error, text = None, ""
+        extra = {} if extra is None else extra
         try:
-            text = checkpoints.check_arguments(directory, step, keep, extra or {})
+            text = checkpoints.check_arguments(directory, step, keep, extra)
         except GalvatronError as found:
             error = found
         facts = {"directory": str(directory), "step": str(step), "keep": str(keep), "extra": text}
         self._calls.check("save", error, facts)
-        return checkpoints.save(self._world, self._executor, Path(directory), step=step, keep=keep, extra=extra or {})
+        with plain_torch(self._world.device):
+            return checkpoints.save(self._world, self._executor, Path(directory), step=step, keep=keep, extra=extra)
 
     def load(self, directory: str | os.PathLike[str]) -> checkpoints.Checkpoint:
         """Goes on from a checkpoint that was saved under this plan or another one, on any number of ranks: parameters,
@@ -425,7 +427,8 @@ class CompiledModel:
         if not isinstance(directory, (str, os.PathLike)):
             error = GalvatronError(f"a checkpoint is in a directory, given by its path, not {type(directory).__name__}")
         self._calls.check("load", error, {"directory": str(directory)})
-        found = checkpoints.load(self._world, self._executor, Path(directory))
+        with plain_torch(self._world.device):
+            found = checkpoints.load(self._world, self._executor, Path(directory))
         self._watch.values_taken()
         return found
 

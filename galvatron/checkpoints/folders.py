@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from galvatron.errors import GalvatronError
@@ -90,14 +91,10 @@ def discard(folder: Path) -> None:
 
 
 def keep_last(directory: Path, keep: int) -> None:
-    """Remove all but the last checkpoints; one that cannot be removed stays."""
-    for path in complete(directory)[:-keep]:
-        hidden = path.with_name(f".{path.name}")
-        try:
-            path.rename(hidden)
-        except OSError:
-            continue
-        discard(hidden)
+    """Remove all but the last checkpoints; what cannot be removed stays."""
+    with suppress(OSError):
+        for path in complete(directory)[:-keep]:
+            discard(path.rename(path.with_name(f".{path.name}")))
 
 
 def _sync(directory: Path) -> None:
