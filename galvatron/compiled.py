@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor
 
+from galvatron import checkpoints
 from galvatron.batches import BatchLike, BatchReader
 from galvatron.drift import ModelWatch
 from galvatron.errors import GalvatronError, PlanError, did_you_mean
@@ -374,6 +375,62 @@ class CompiledModel:
         self._calls.check("load_state", error, {"the state": str(found)})
         assert found is not None
         self._executor.load_state(found)
+
+    def save(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        step: int,
+        keep: int | None = 3,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Writes a checkpoint into a new folder of a directory that all ranks share, each rank its part, and removes
+        older ones. A crash at any moment leaves those that were complete.
+
+        Args:
+            step: what the caller counts, for the name of the folder.
+            keep: how many checkpoints stay in the directory; None, all.
+            extra: what else is to be kept, as JSON can say it: the state of a scheduler, for example.
+
+        Returns:
+            The new folder.
+
+        Raises:
+            GalvatronError: a file cannot be written, for want of room for example; nothing is left of it then.
+        """
+        error, text = None, ""
+        extra = {} if extra is None else extra
+        try:
+            text = checkpoints.check_arguments(directory, step, keep, extra)
+        except GalvatronError as found:
+            error = found
+        facts = {"directory": str(directory), "step": str(step), "keep": str(keep), "extra": text}
+        self._calls.check("save", error, facts)
+        with plain_torch(self._world.device):
+            return checkpoints.save(self._world, self._executor, Path(directory), step=step, keep=keep, extra=extra)
+
+    def load(self, directory: str | os.PathLike[str]) -> checkpoints.Checkpoint:
+        """Goes on from a checkpoint that was saved under this plan or another one, on any number of ranks: parameters,
+        buffers, the optimizer's state and options, random numbers and loss scale. A rank reads what it needs.
+
+        Args:
+            directory: what `save` was given, for the last checkpoint in it that is complete; or one folder in that.
+
+        Returns:
+            What was loaded: its `path`, `step`, `extra` and `metrics`.
+
+        Raises:
+            GalvatronError: there is none, a file is missing or damaged, or it is of another model or optimizer; nothing
+                was changed then.
+        """
+        error = None
+        if not isinstance(directory, (str, os.PathLike)):
+            error = GalvatronError(f"a checkpoint is in a directory, given by its path, not {type(directory).__name__}")
+        self._calls.check("load", error, {"directory": str(directory)})
+        with plain_torch(self._world.device):
+            found = checkpoints.load(self._world, self._executor, Path(directory))
+        self._watch.values_taken()
+        return found
 
     def save_artifacts(self, directory: str | os.PathLike[str]) -> None:
         """Writes `program.gir`, `plan.json` and `stage_*.py` into a directory, from rank 0, each file atomically.

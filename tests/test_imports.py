@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "passes": BASE | {"ir", "machine", "rewriting", "partition", "costs", "passes", "solver"},
     "codegen": BASE | {"ir", "codegen"},
     "runtime": {"errors", "recompute", "runtime", "schedules"},
+    "checkpoints": {"checkpoints", "errors", "ir", "runtime"},
     "profiler": BASE | {"ir", "profiler", "runtime"},
     "calibration": BASE
     | {"breakdown", "calibration", "codegen", "costs", "ir", "machine", "partition", "passes", "profiler", "recompute"}

@@ -22,6 +22,7 @@ from galvatron.runtime.mesh import Axis, Mesh, World, build_mesh, initialize, sh
 from galvatron.runtime.metrics import StepMetrics
 from galvatron.runtime.norms import batch_norm
 from galvatron.runtime.outputs import PartialSum
+from galvatron.runtime.pieces import Piece
 from galvatron.runtime.random import Seed, seeded
 from galvatron.runtime.ring import scaled_dot_product_attention
 from galvatron.runtime.run_state import RunState
@@ -41,6 +42,7 @@ __all__ = [
     "Mesh",
     "ModelState",
     "PartialSum",
+    "Piece",
     "RunState",
     "Seed",
     "Sharded",

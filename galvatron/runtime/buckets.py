@@ -129,12 +129,17 @@ class Bucket:
         begin = min(max(member.begin, rank * self.part), (rank + 1) * self.part)
         return begin, max(begin, min(member.end, (rank + 1) * self.part))
 
+    def range_of(self, member: Member) -> tuple[int, int]:
+        """From which to which element of the member this rank's part goes."""
+        begin, end = self._overlap(member, self._rank)
+        return begin - member.begin, end - member.begin
+
     # Values
 
     def write(self, member: Member, local: Tensor) -> None:
         """Set a parameter from this rank's whole slice of it."""
-        begin, end = self._overlap(member, self._rank)
-        flat = local.detach().reshape(-1)[begin - member.begin : end - member.begin]
+        begin, end = self.range_of(member)
+        flat = local.detach().reshape(-1)[begin:end]
         with torch.no_grad():
             self._part_of(self.shard, member).copy_(flat)
             if self.level < 3:

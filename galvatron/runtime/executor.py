@@ -23,6 +23,7 @@ from galvatron.runtime.nonfinite import NonFiniteDetector
 from galvatron.runtime.optimizers import OptimizerFactory, optimizer_of_rank
 from galvatron.runtime.options import GroupOptions
 from galvatron.runtime.parameters import Parameters
+from galvatron.runtime.pieces import Piece, pieces_of
 from galvatron.runtime.pipeline import Pipeline
 from galvatron.runtime.run_state import RunState
 from galvatron.runtime.scaling import LossScaler
@@ -141,6 +142,11 @@ class Executor:
         """The parameters and buffers that the program reads, on whatever rank."""
         return frozenset(self._catalogue.entries)
 
+    @property
+    def model_names(self) -> frozenset[str]:
+        """Every name that the model has for a parameter or buffer, read or not."""
+        return frozenset(self._names.aliases) | self._names.unused.keys()
+
     def forward_backward(self, batch: Batch) -> Tensor:
         """Gradients of the loss on the global batch, without an update of what is trained.
 
@@ -230,7 +236,7 @@ class Executor:
         if rank0_only and self.mesh.world.rank != 0:
             return {}
         return {
-            name: whole[self._names.aliases[name]] if name in self._names.aliases else self._names.unused[name]
+            name: whole[self._names.aliases[name]] if name in self._names.aliases else self._names.unused[name].clone()
             for name in self._names.persistent
         }
 
@@ -252,6 +258,15 @@ class Executor:
         """
         full_state.check(self._catalogue, self._names, values)
         full_state.load(self.held, self._parameters, self._names, values)
+
+    def pieces(self) -> list[Piece]:
+        """What this rank has of each parameter and buffer. Not collective."""
+        return list(pieces_of(self.stages, self._catalogue, self._names, self._parameters))
+
+    def publish(self) -> None:
+        """Values of `pieces` were written: make all copies of them equal."""
+        with failure.guarded("the new values"):
+            self._parameters.publish()
 
     def state(self) -> dict[str, Any]:
         """What `RunState.read` reads. Not collective."""

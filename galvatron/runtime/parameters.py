@@ -106,6 +106,16 @@ class Parameters:
         with torch.no_grad():
             self._table(name)[name].copy_(local)
 
+    def part(self, name: str) -> tuple[Tensor, int, int]:
+        """What this rank itself keeps of a parameter or buffer, and from which to which element of its slice that is;
+        of a trained one, what the optimizer updates. Who writes it calls `publish` afterwards.
+        """
+        if name not in self._of:
+            tensor = self._table(name)[name]
+            return tensor, 0, tensor.numel()
+        bucket, member = self._of[name]
+        return member.trained, *bucket.range_of(member)
+
     def start(self, microbatches: int) -> None:
         """A step begins: forget the last one's gradients. Every stage that reads a parameter will add to its gradient
         `microbatches` times, and an epilogue that does once.

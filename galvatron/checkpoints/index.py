@@ -1,0 +1,128 @@
+"""The index of a checkpoint, `index.json`: all that is not the elements of tensors."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from galvatron.checkpoints.folders import INDEX
+from galvatron.checkpoints.tensor_file import damaged, numbers
+from galvatron.errors import GalvatronError
+from galvatron.ir.documents import read_json
+from galvatron.ir.files import read_text
+
+_FORMAT, _VERSION = "galvatron checkpoint", 1
+_FILE = re.compile(r"rank_\d+\.safetensors")
+
+
+@dataclass(frozen=True)
+class ParameterState:
+    """What the optimizer keeps for one parameter, and with which options it updates it.
+
+    Attributes:
+        options: those of its group, as JSON.
+        elements: keys of tensors with a number for each element of the parameter.
+        tensors: keys of other tensors.
+        values: numbers, texts and the like.
+    """
+
+    options: dict[str, Any]
+    elements: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Index:
+    """
+    Attributes:
+        step: as the caller of `save` counts.
+        files: the ranks' files and their sizes in bytes.
+        shapes: of every tensor, whole, by key.
+        optimizer: the name of its class; None where there was none.
+        parameters: what it has for each parameter that it trains.
+        run: `compiled.state()`.
+        metrics: figures of the last step.
+        extra: what the caller of `save` gave along.
+    """
+
+    step: int
+    files: dict[str, int]
+    shapes: dict[str, tuple[int, ...]]
+    optimizer: str | None
+    parameters: dict[str, ParameterState]
+    run: dict[str, Any]
+    metrics: dict[str, Any] | None
+    extra: dict[str, Any]
+
+    def text(self) -> str:
+        """As JSON; `read` reads it back."""
+        return json.dumps({"format": _FORMAT, "version": _VERSION, **asdict(self)}, allow_nan=False) + "\n"
+
+    @staticmethod
+    def read(folder: Path) -> Index:
+        """The index of the checkpoint in a folder.
+
+        Raises:
+            GalvatronError: it is missing, damaged, or of another version.
+        """
+        path = folder / INDEX
+        try:
+            found = read_json(read_text(path), "it")
+        except (OSError, ValueError, GalvatronError) as error:
+            raise damaged(path, str(error)) from error
+        if not isinstance(found, dict) or found.get("format") != _FORMAT:
+            raise damaged(path, f"its format is not {_FORMAT!r}")
+        if found.get("version") != _VERSION:
+            raise damaged(path, f"it has version {found.get('version')!r}, but {_VERSION} is read here")
+        try:
+            return Index(
+                step=_typed(found["step"], int),
+                files={_file(name): _typed(size, int) for name, size in _members(found["files"])},
+                shapes={key: numbers(shape) for key, shape in _members(found["shapes"])},
+                optimizer=None if found["optimizer"] is None else _typed(found["optimizer"], str),
+                parameters={name: _parameter(value) for name, value in _members(found["parameters"])},
+                run=_typed(found["run"], dict),
+                metrics=None if found["metrics"] is None else _typed(found["metrics"], dict),
+                extra=_typed(found["extra"], dict),
+            )
+        except KeyError as error:
+            raise damaged(path, f"it has no {error}") from None
+        except ValueError as error:
+            raise damaged(path, str(error)) from None
+
+
+def _parameter(value: Any) -> ParameterState:
+    found = _typed(value, dict)
+    return ParameterState(
+        _typed(found["options"], dict),
+        tuple(_typed(key, str) for key in _typed(found["elements"], list)),
+        tuple(_typed(key, str) for key in _typed(found["tensors"], list)),
+        _typed(found["values"], dict),
+    )
+
+
+def _file(name: str) -> str:
+    if not _FILE.fullmatch(name):  # nothing outside of the folder is opened
+        raise ValueError(f"{name!r} is no file of a rank")
+    return name
+
+
+def _members(value: Any) -> list[tuple[str, Any]]:
+    return list(_typed(value, dict).items())
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"it has {value!r:.80} where a {kind.__name__} belongs")
+    return value
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures as JSON can say them: None for a number that is not finite."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

@@ -1,0 +1,218 @@
+"""Writing a checkpoint: every rank its own parts, each part by one of the ranks that have it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from galvatron import runtime as rt
+from galvatron.checkpoints import folders, optimizer
+from galvatron.checkpoints.boxes import Box, Patch, patches_of, whole_box
+from galvatron.checkpoints.index import Index, ParameterState, finite
+from galvatron.checkpoints.tensor_file import Part, check_type, write_parts
+from galvatron.errors import GalvatronError
+from galvatron.ir.documents import read_json
+from galvatron.runtime import comm, failure
+
+
+def save(
+    world: rt.World, executor: rt.Executor, directory: Path, *, step: int, keep: int | None, extra: Mapping[str, Any]
+) -> Path:
+    """Writes a checkpoint into a new folder, whose path is returned. Collective.
+
+    Raises:
+        GalvatronError: a rank cannot write its part, or has what a checkpoint cannot have; nothing is left of it then.
+    """
+    with rt.together(world, "save"):
+        own = _Own(executor)
+    everything = gathered(world, own.described, "save")
+    parts = own.parts(_shared_out([described.tensors for described in everything])[world.rank])
+    folder: Path | None = None
+    try:
+        with rt.together(world, "save"), _writing(directory):
+            if world.rank == 0:
+                folder = folders.begin(directory, step)
+        folder = gathered(world, folder, "save")[0]
+        assert folder is not None
+        file, size = f"rank_{world.rank:05d}.safetensors", 0
+        with rt.together(world, "save"), _writing(folder / file):
+            size = write_parts(folder / file, parts) if parts else 0
+        sizes = gathered(world, (file, size), "save")
+        with rt.together(world, "save"), _writing(folder):
+            if world.rank == 0:
+                kind = None if executor.optimizer is None else type(executor.optimizer).__name__
+                index = _index(everything, sizes, kind, step, executor.state(), _metrics(executor), extra)
+                folders.finish(folder, index)
+    except BaseException:
+        if world.rank == 0 and folder is not None:
+            folders.discard(folder)
+        raise
+    if world.rank == 0 and keep is not None:
+        folders.keep_last(directory, keep)
+    return folders.final(folder)
+
+
+_Tensor = tuple[str, tuple[int, ...], tuple[Box, ...]]
+"""The key of a tensor, its shape, and the boxes of it that a rank has."""
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What a rank could write, in words."""
+
+    tensors: list[_Tensor]
+    parameters: dict[str, ParameterState]
+
+
+class _Own:
+    """What this rank has.
+
+    Raises:
+        GalvatronError: something of it is nothing that a checkpoint can have.
+    """
+
+    def __init__(self, executor: rt.Executor) -> None:
+        self._held: dict[str, tuple[Tensor, Sequence[Patch]]] = {}
+        tensors: list[_Tensor] = []
+        parameters: dict[str, ParameterState] = {}
+        for piece in executor.pieces():
+            if not piece.first:
+                continue
+            found = {value_key(piece.name): piece.tensor}
+            elements = set(found)
+            state = None if executor.optimizer is None else optimizer.state_of(executor.optimizer, piece)
+            if state is not None:
+                parameters[piece.name], kept = state
+                found |= {state_key(piece.name, key): value for key, value in kept.items()}
+                elements |= {state_key(piece.name, key) for key in parameters[piece.name].elements}
+            patches = patches_of(piece)
+            for key, value in found.items():
+                check_type(key, value.dtype)
+                shape = piece.spec.shape if key in elements else tuple(value.shape)
+                box = whole_box(shape)
+                own = patches if key in elements else [Patch(box, 0, box, box)]
+                self._held[key] = value.detach().reshape(-1), own
+                tensors.append((key, shape, tuple(patch.box for patch in own)))
+        self.described = _Described(tensors, parameters)
+
+    def parts(self, keys: Sequence[str]) -> list[Part]:
+        """What is to be written of these tensors."""
+        return [
+            Part(key, patch.box, patch.of(flat))
+            for key in keys
+            for flat, patches in (self._held[key],)
+            for patch in patches
+            if patch.box.count
+        ]
+
+
+def value_key(name: str) -> str:
+    """The key of the value of a parameter or buffer."""
+    return f"model/{name}"
+
+
+def state_key(name: str, key: str) -> str:
+    """The key of a tensor of the optimizer's state of a parameter."""
+    return f"optimizer/{key}/{name}"
+
+
+def _shared_out(held: Sequence[Sequence[_Tensor]]) -> list[list[str]]:
+    """For each rank, the tensors of which it writes its part: of those that have the same part, the one that has least
+    to write so far.
+    """
+    holders: dict[tuple[str, tuple[Box, ...]], list[int]] = defaultdict(list)
+    for rank, tensors in enumerate(held):
+        for key, _, boxes in tensors:
+            if boxes:
+                holders[key, boxes].append(rank)
+    found: list[list[str]] = [[] for _ in held]
+    load = [0] * len(held)
+    for (key, boxes), ranks in sorted(holders.items(), key=lambda item: -sum(box.count for box in item[0][1])):
+        rank = min(ranks, key=load.__getitem__)
+        load[rank] += sum(box.count for box in boxes)
+        found[rank].append(key)
+    return found
+
+
+def _index(
+    everything: Sequence[_Described],
+    sizes: Sequence[tuple[str, int]],
+    kind: str | None,
+    step: int,
+    run: dict[str, Any],
+    metrics: dict[str, Any] | None,
+    extra: Mapping[str, Any],
+) -> str:
+    index = Index(
+        step=step,
+        files={file: size for file, size in sizes if size},
+        shapes={key: shape for described in everything for key, shape, _ in described.tensors},
+        optimizer=kind,
+        parameters={name: state for described in everything for name, state in described.parameters.items()},
+        run=run,
+        metrics=metrics,
+        extra=dict(extra),
+    )
+    try:
+        text = index.text()
+        read_json(text, "the index")
+    except (ValueError, TypeError, GalvatronError) as error:
+        raise GalvatronError(
+            f"what goes along with the tensors cannot be written as JSON: {error}; extra= and options of the optimizer "
+            "are finite numbers, texts, lists and mappings"
+        ) from error
+    return text
+
+
+def _metrics(executor: rt.Executor) -> dict[str, Any] | None:
+    try:
+        return finite(asdict(executor.metrics))
+    except GalvatronError:  # there was no step yet
+        return None
+
+
+def gathered(world: rt.World, own: Any, what: str) -> list[Any]:
+    """What all ranks have, in their order. Collective."""
+    if world.size == 1:
+        return [own]
+    with failure.guarded(what):
+        return comm.gather_objects(own, comm.all_ranks(), phase="checkpoint")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise GalvatronError(
+            f"{path} cannot be written: {error.strerror or error}; earlier checkpoints are as they were, and nothing "
+            "is left of this one: make room there, or save into another directory"
+        ) from error
+
+
+def check_arguments(directory: Any, step: Any, keep: Any, extra: Any) -> str:
+    """`extra` as text, for ranks to compare.
+
+    Raises:
+        GalvatronError: an argument of `save` is wrong.
+    """
+    if not isinstance(directory, (str, os.PathLike)):
+        raise GalvatronError(f"a checkpoint goes into a directory, given by its path, not {type(directory).__name__}")
+    if type(step) is not int or step < 0:
+        raise GalvatronError(f"step must be a whole number, not {step!r}")
+    if keep is not None and (type(keep) is not int or keep < 1):
+        raise GalvatronError(f"keep must be a number of checkpoints, or None to keep all, not {keep!r}")
+    if not isinstance(extra, Mapping):
+        raise GalvatronError(f"extra must be a mapping, not {type(extra).__name__}")
+    try:
+        return json.dumps(extra, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise GalvatronError(f"extra must be what JSON can say: {error}") from error

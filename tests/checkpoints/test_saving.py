@@ -1,0 +1,285 @@
+"""Checkpoints of compiled models on two ranks: what comes back, what is refused, what is left when one fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import galvatron
+from galvatron import runtime as rt
+from galvatron.errors import GalvatronError
+from tests.marks import some_slow
+from tests.ranks import RankFailure, run_ranks
+from tests.test_together import WIDTH, WORDS, new_batch
+
+pytestmark = pytest.mark.usefixtures("shared_captures")
+
+adam = partial(torch.optim.AdamW, lr=0.01)
+
+
+class Tied(nn.Module):
+    """Dropout, a frozen layer, a tied head, batch norm, and a parameter that forward never reads."""
+
+    def __init__(self, width: int, batch_norm: bool) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(WORDS, width)
+        self.frozen = nn.Linear(width, width).requires_grad_(False)
+        self.inner = nn.Linear(width, width)
+        self.norm = nn.BatchNorm1d(width) if batch_norm else nn.Identity()
+        self.head = nn.Linear(width, WORDS, bias=False)
+        self.head.weight = self.embedding.weight
+        self.unread = nn.Parameter(torch.ones(3))
+
+    def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
+        x = F.dropout(torch.tanh(self.inner(self.frozen(self.embedding(ids)))), 0.2, self.training)
+        return F.cross_entropy(self.head(self.norm(x.transpose(1, 2)).transpose(1, 2)).flatten(0, 1), labels.flatten())
+
+
+def compiled(plan: str = "dp2-zero2", seed: int = 0, width: int = WIDTH, **options: Any) -> galvatron.CompiledModel:
+    torch.manual_seed(seed)
+    model = Tied(width, batch_norm="precision" not in options)
+    if "precision" not in options:
+        model = model.double()
+    return galvatron.compile(model, new_batch(), plan=plan, **{"optimizer": adam} | options)
+
+
+def losses(program: galvatron.CompiledModel, first: int, count: int = 3) -> list[float]:
+    return [float(program.train_step(new_batch(seed=seed))) for seed in range(first, first + count)]
+
+
+def goes_on(world: rt.World, folder: str, options: dict[str, Any]) -> None:
+    program = compiled(**options)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(program.optimizer, 0.5)
+    losses(program, 0)
+    scheduler.step()
+    path = program.save(folder, step=3, extra={"scheduler": scheduler.state_dict()})
+    before, state = program.full_state_dict(), program.state()
+    wanted = losses(program, 3), program.full_state_dict()
+    other = compiled(seed=1, **options)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(other.optimizer, 0.5)
+    found = other.load(folder)
+    schedule.load_state_dict(found.extra["scheduler"])
+    assert (found.path, found.step, schedule.get_last_lr()) == (path, 3, [0.005])
+    assert found.metrics is not None and found.metrics["samples"] == 4
+    assert other.optimizer.param_groups[0]["lr"] == 0.005
+    assert other.state() == state
+    for name, value in before.items():
+        assert torch.equal(other.full_state_dict()[name], value), name
+    assert losses(other, 3) == wanted[0]
+    for name, value in wanted[1].items():
+        assert torch.equal(other.full_state_dict()[name], value), name
+
+
+WAYS: list[dict[str, Any]] = [
+    {"plan": "dp2-zero2"},
+    {"plan": "pp2/m2/1f1b/dp1", "precision": "bf16"},
+    {"plan": "dp2-zero3", "precision": "fp16"},
+    {"plan": "tp2", "optimizer": partial(torch.optim.SGD, lr=0.01)},
+    {"plan": "dp2-zero1", "optimizer": partial(torch.optim.NAdam, lr=0.01)},
+]
+
+
+@pytest.mark.parametrize("options", some_slow(WAYS[:3], WAYS))
+def test_a_run_goes_on_bit_for_bit(options: dict[str, Any], tmp_path: Path) -> None:
+    run_ranks(goes_on, 2, str(tmp_path), options)
+
+
+def changes_precision(world: rt.World, folder: str) -> None:
+    program = compiled("dp2-zero3", precision="fp16")
+    losses(program, 0)
+    program.save(folder, step=3)
+    for plan, precision in (("pp2/m2/1f1b/dp1", "bf16"), ("tp2", "fp16"), ("dp2-zero1", None)):
+        other = compiled(plan, seed=1, precision=precision)
+        other.load(folder)
+        for name, value in program.full_state_dict().items():
+            # What is frozen has no master, and is rounded.
+            wanted = value.to(other.full_state_dict()[name].dtype)
+            torch.testing.assert_close(other.full_state_dict()[name], wanted, rtol=0, atol=0)
+        assert (other.loss_scale is None) == (precision != "fp16")
+        losses(other, 3)
+
+
+def test_masters_load_under_another_precision(tmp_path: Path) -> None:
+    run_ranks(changes_precision, 2, str(tmp_path))
+
+
+def spoil(folder: Path, how: str) -> None:
+    file, index = sorted(folder.glob("*.safetensors"))[-1], folder / "index.json"
+    found = json.loads(index.read_text())
+    if how == "short file":
+        os.truncate(file, file.stat().st_size - 8)
+    elif how == "no file":
+        file.unlink()
+    elif how == "wrong header":
+        file.write_bytes(file.read_bytes().replace(b"data_offsets", b"data_OFFSETS"))
+    elif how == "no index":
+        index.unlink()
+    elif how == "short index":
+        index.write_text(index.read_text()[:-20])
+    elif how == "file elsewhere":
+        index.write_text(json.dumps(found | {"files": {"../" + file.name: file.stat().st_size}}))
+    elif how == "part missing":
+        index.write_text(json.dumps(found | {"files": {file.name: file.stat().st_size}}))
+    elif how == "version":
+        index.write_text(json.dumps(found | {"version": 2}))
+    elif how == "other name":
+        index.write_text(index.read_text().replace("inner.weight", "outer.weight"))
+    elif how == "pickle":
+        file.write_bytes(b"\x80\x04" + file.read_bytes()[2:])
+    elif how == "random numbers":
+        index.write_text(json.dumps(found | {"run": {**found["run"], "step": -1}}))
+
+
+DAMAGE = {
+    "short file": "it has",
+    "no file": "cannot be read",
+    "wrong header": "does not say where",
+    "no index": "no complete checkpoint",
+    "short index": "index.json is no whole file of a checkpoint",
+    "file elsewhere": "is no file of a rank",
+    "part missing": "elements from",
+    "version": "version 2",
+    "other name": "is of another model: this one has no 'outer.weight'",
+    "pickle": "is not valid JSON",
+    "random numbers": "step of the state of a run",
+}
+
+
+def refuses(world: rt.World, folder: str, cases: list[str]) -> list[str]:
+    program = compiled()
+    losses(program, 0)
+    path = program.save(folder, step=3)
+    before = program.full_state_dict()
+    told: list[str] = []
+    for case in cases:
+        copied = path.parent.parent / case
+        if world.rank == 0:
+            shutil.copytree(path, copied)
+            spoil(copied, case)
+        rt.agree(world, "copied")
+        with pytest.raises(GalvatronError) as caught:
+            program.load(copied)
+        told.append(str(caught.value))
+    for options, words in (
+        ({"width": 2 * WIDTH}, "has shape"),
+        ({"optimizer": partial(torch.optim.SGD, lr=0.1)}, "state of AdamW, but the model was compiled with SGD"),
+    ):
+        with pytest.raises(GalvatronError, match=words):
+            compiled(**options).load(path)
+    for name, value in program.full_state_dict().items():
+        assert torch.equal(value, before[name])
+    losses(program, 3)
+    return told
+
+
+def test_damaged_and_foreign_files_are_refused_and_change_nothing(tmp_path: Path) -> None:
+    for told in run_ranks(refuses, 2, str(tmp_path / "saved"), list(DAMAGE)):
+        for (case, words), message in zip(DAMAGE.items(), told, strict=True):
+            assert words in message, f"{case}: {message}"
+
+
+def fills_the_disk(world: rt.World, folder: str) -> list[str]:
+    program = compiled()
+    losses(program, 0, 1)
+    path = program.save(folder, step=1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if world.rank == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    with pytest.raises(GalvatronError, match=r"rank_00001\.safetensors cannot be written"):
+        program.save(folder, step=2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    rt.agree(world, "looked")
+    left = sorted(os.listdir(folder))
+    rt.agree(world, "looked")
+    assert program.load(folder).path == path
+    losses(program, 1)
+    for step in (5, 4, 3):
+        program.save(folder, step=step, keep=2)
+    assert program.load(folder).step == 3
+    return [*left, *sorted(os.listdir(folder))]
+
+
+def test_a_full_disk_leaves_nothing_and_the_job_goes_on_and_old_ones_are_removed(tmp_path: Path) -> None:
+    for left in run_ranks(fills_the_disk, 2, str(tmp_path)):
+        assert left == ["000001-step-1", "000003-step-4", "000004-step-3"]
+
+
+def dies(world: rt.World, folder: str, rank: int, moment: int) -> None:
+    program = compiled()
+    losses(program, 0)
+    program.save(folder, step=3)
+    losses(program, 3)
+    sync, count = os.fsync, 0
+
+    def fsync(handle: int) -> None:
+        nonlocal count
+        count += 1
+        if (world.rank, count) == (rank, moment):
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync(handle)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        program.save(folder, step=6)
+
+
+def comes_back(world: rt.World, folder: str) -> tuple[int, list[float], list[str]]:
+    program = compiled(seed=1)
+    step = program.load(folder).step
+    if step < 6:
+        losses(program, step, 6 - step)
+    found = losses(program, 6)
+    program.save(folder, step=9)
+    return step, found, sorted(os.listdir(folder))
+
+
+def never_stopped(world: rt.World) -> list[float]:
+    program = compiled()
+    losses(program, 0, 6)
+    return losses(program, 6)
+
+
+MOMENTS = [(1, 1), (0, 1), (0, 2), (0, 3), (0, 4)]
+"""Rank, and which of its calls of fsync it does not live to see: its file, the index, the folder, the directory."""
+
+
+@pytest.mark.parametrize(("rank", "moment"), some_slow([(1, 1), (0, 4)], MOMENTS))
+def test_a_rank_killed_while_saving_leaves_the_last_complete_checkpoint(rank: int, moment: int, tmp_path: Path) -> None:
+    with pytest.raises(RankFailure):
+        run_ranks(dies, 2, str(tmp_path), rank, moment)
+    wanted = run_ranks(never_stopped, 2)
+    for (step, found, names), losses_wanted in zip(run_ranks(comes_back, 2, str(tmp_path)), wanted, strict=True):
+        assert step == (6 if moment == 4 else 3)
+        assert found == losses_wanted
+        assert not [name for name in names if name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"directory": 3, "step": 1}, "given by its path"),
+        ({"directory": "x", "step": -1}, "step must be"),
+        ({"directory": "x", "step": 1, "keep": 0}, "keep must be"),
+        ({"directory": "x", "step": 1, "extra": {"a": object()}}, "JSON"),
+        ({"directory": "x", "step": 1, "extra": {"a": float("nan")}}, "JSON"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments: dict[str, Any], words: str, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    program = compiled("dp1")
+    with pytest.raises(GalvatronError, match=words):
+        program.save(**arguments)
+    with pytest.raises(GalvatronError, match="no checkpoint in nowhere"):
+        program.load("nowhere")
+    assert not list(tmp_path.iterdir())

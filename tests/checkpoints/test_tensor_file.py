@@ -1,0 +1,45 @@
+"""Files of tensors: every element type comes back, and other tools read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from galvatron.checkpoints.boxes import Box
+from galvatron.checkpoints.tensor_file import Part, TensorFile, check_type, write_parts
+from galvatron.errors import GalvatronError
+
+TYPES = [
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.float8_e4m3fn),
+    *(torch.float8_e5m2, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+]
+
+
+def parts() -> list[Part]:
+    """Of odd sizes, so that few of them are aligned; one is no stretch of its memory, one has no dimensions."""
+    numbers = torch.arange(-3, 12).view(3, 5)
+    found = [Part(f"x/{dtype}", Box((7, 0), (5, 3)), numbers.to(dtype).t()) for dtype in TYPES]
+    return [*found, Part("one@number", Box((), ()), torch.tensor(2.5))]
+
+
+def test_every_element_type_comes_back(tmp_path: Path) -> None:
+    file = TensorFile(tmp_path / "x", write_parts(tmp_path / "x", parts()))
+    assert len(file.parts) == len(parts())
+    for found, written in zip(file.parts, parts(), strict=True):
+        assert (found.key, found.box, found.dtype) == (written.key, written.box, written.view.dtype)
+        assert torch.equal(found.read().cpu().to(torch.complex128), written.view.to(torch.complex128))
+
+
+def test_the_files_are_safetensors(tmp_path: Path) -> None:
+    library = pytest.importorskip("safetensors.torch")
+    write_parts(tmp_path / "x", parts())
+    found = library.load_file(tmp_path / "x")
+    assert torch.equal(found["x/torch.bfloat16@7,0"], parts()[3].view)
+    assert found["one@number@"] == 2.5
+
+
+def test_other_element_types_are_refused() -> None:
+    with pytest.raises(GalvatronError, match="x has element type torch.complex128"):
+        check_type("x", torch.complex128)
