@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from galvatron.solver.charges import Charge, at_end, in_update, while_running
+from galvatron.solver.charges import Charge, apart, at_end, in_update, only_last, while_running
 from galvatron.solver.duals import Dual, dual
 from galvatron.solver.relaxation import Relaxation
 from galvatron.solver.runs import Priced, Staying
@@ -17,6 +17,9 @@ from galvatron.solver.tables import Pipeline, running, worth
 
 SLACK = 1e-11
 """Share of all seconds in a bound, those for bytes too, by which rounding may have raised it."""
+
+_MOMENTS, _STEPS, _BETTER = 6, (0.5, 0.25, 0.1), 1e-5
+"""How many moments are added to a mean, the shares that are tried for one, and the share by which bounds must rise."""
 
 _ROUNDS = 3
 """How often prices are found for a division, and a division for prices."""
@@ -153,27 +156,42 @@ def _of_stage(pipeline: Pipeline) -> Bounds:
 
 
 def _charged(pipeline: Pipeline) -> tuple[Pipeline, list[Charge]]:
-    """The moments at which most may be in use, that at which a good choice has most before all others; the problem has
-    rows for each."""
-    worst = pipeline.chain.layers - 1
-    if (found := dual(pipeline, at_end(pipeline))).fits:
-        worst = int(running(pipeline, 0, 0, found.choice).argmax())
-    first: list[Charge] = []
-    if worst < pipeline.chain.layers - 1:
-        pipeline = pipeline.apart(worst)
-        first = [while_running(pipeline, worst)]
+    """What is priced: a mean of moments whose bound is good, and the update; with the rows that it needs.
+
+    Shares move to the moment at which a choice of the mean so far has most, as long as that makes the bound better.
+    """
+    shares = only_last(pipeline.chain.layers)
+    found = dual(pipeline, at_end(pipeline))
+    for _ in range(_MOMENTS):
+        used = running(pipeline, 0, 0, found.choice)
+        if not found.fits or used.max() <= pipeline.budget[0]:
+            break
+        tried = (_mean(pipeline, shares, int(used.argmax()), step) for step in _STEPS)
+        better = next(((s, d) for s, d in tried if not d.fits or d.least_s > found.least_s * (1 + _BETTER)), None)
+        if better is None:
+            break
+        shares, found = better
+    pipeline = apart(pipeline, shares)
     last = [in_update(pipeline)] if (pipeline.updating > pipeline.full).any() else []
-    return pipeline, [*first, at_end(pipeline), *last]
+    return pipeline, [while_running(pipeline, shares), *last]
+
+
+def _mean(pipeline: Pipeline, shares: np.ndarray, moment: int, step: float) -> tuple[np.ndarray, Dual]:
+    """Shares of which a step goes to a moment, and the best price of them."""
+    shares = (1 - step) * shares
+    shares[moment] += step
+    pipeline = apart(pipeline, shares)
+    return shares, dual(pipeline, while_running(pipeline, shares))
 
 
 def _fitted(pipeline: Pipeline, charge: Charge, choice: np.ndarray) -> np.ndarray:
     """A choice for a single stage that fits at all moments, if one is found soon with a smaller budget."""
     budget, borders = pipeline.budget, np.array([0, pipeline.chain.layers])
-    for _ in range(_ROUNDS):
+    for _ in range(2 * _ROUNDS):
         over = worth(pipeline, choice, borders).bytes - pipeline.budget
         if not (over > 0).any():
             break
-        budget = budget - over
+        budget = budget - 1.5 * over
         found = dual(replace(pipeline, budget=budget), charge)
         if not found.fits:
             break

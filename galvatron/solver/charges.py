@@ -1,6 +1,8 @@
-"""What a price is paid for: the bytes in use at one moment, layer by layer.
+"""What a price is paid for: the bytes in use at one moment, or at several, each with a share, layer by layer.
 
-No peak is below what is in use at any moment, so that each gives bounds of its own.
+No peak is below what is in use at any moment, nor below a mean of several, so that each gives a bound. Where a choice
+has most while a layer in the middle runs, and another that is about as good has most at the end, only a mean of both
+moments tells what fits neither.
 """
 
 from __future__ import annotations
@@ -14,54 +16,64 @@ from galvatron.solver.tables import Pipeline
 
 @dataclass(frozen=True, eq=False)
 class Charge:
-    """Bytes of each stage at one moment.
+    """Bytes of each stage.
 
     Attributes:
         layer: (P, K, S) of a layer. begin, end: (P, K, S) on top of the first and the last of a stage.
         move: (P, J, G, G) on top of a layer for the move to it; None where nothing is.
-        in_update: whether the moment is the update.
-        running: the layer that runs, if that is not the last of its stage.
+        passed: (L,) the share of the moments that are over when a layer has run, but for that of the last one; None of
+            the update.
     """
 
     layer: np.ndarray
     begin: np.ndarray
     end: np.ndarray
     move: np.ndarray | None
-    in_update: bool = False
-    running: int | None = None
-
-
-def at_end(pipeline: Pipeline) -> Charge:
-    """While the last layer of each stage runs."""
-    return Charge(
-        layer=pipeline.full,
-        begin=pipeline.begin,
-        end=pipeline.end[..., pipeline.chain.place] + pipeline.chain.transient,
-        move=_moved(pipeline, pipeline.in_flight) if pipeline.chain.moves_keep else None,
-    )
+    passed: np.ndarray | None
 
 
 def in_update(pipeline: Pipeline) -> Charge:
-    """In the update."""
+    """Of the update."""
     nothing = np.zeros_like(pipeline.begin)
-    layer = np.broadcast_to(pipeline.updating, nothing.shape)
-    return Charge(layer, nothing, nothing, None, in_update=True)
+    return Charge(np.broadcast_to(pipeline.updating, nothing.shape), nothing, nothing, None, None)
 
 
-def while_running(pipeline: Pipeline, layer: int) -> Charge:
-    """While a layer of a single stage runs, from which on no row is one of layers before it (`Pipeline.apart`)."""
+def at_end(pipeline: Pipeline) -> Charge:
+    """Of the moment when the last layer of each stage runs."""
+    return while_running(pipeline, only_last(pipeline.chain.layers))
+
+
+def only_last(layers: int) -> np.ndarray:
+    """(L,) all of the share at the last layer."""
+    return (np.arange(layers) == layers - 1).astype(float)
+
+
+def while_running(pipeline: Pipeline, shares: np.ndarray) -> Charge:
+    """Of the moments when layers run, each with its share (L,); of several stages the last of each.
+
+    Layers with other shares, or others ahead of them, have rows of their own (`apart`).
+    """
     chain = pipeline.chain
-    behind, now = np.unique(chain.kinds[layer + 1 :]), chain.kinds[layer]
-    bytes_ = pipeline.full.copy()
-    bytes_[:, now] += chain.transient[now]
-    bytes_[:, behind] = pipeline.spent[:, behind]
+    passed = np.cumsum(shares) - only_last(len(shares)) * shares[-1]
+    still = np.cumsum(shares[::-1])[::-1]
+    to_come, now = np.zeros((2, len(chain.state), 1))
+    to_come[chain.kinds, 0], now[chain.kinds, 0] = still, shares * (1 - only_last(len(shares)))
     move = None
     if chain.moves_keep:
-        later = np.unique(chain.moves[layer + 1 :])
-        move = _moved(pipeline, pipeline.in_flight)
-        move[:, later] = _moved(pipeline, pipeline.in_flight - 1)[:, later]
-    return Charge(bytes_, pipeline.begin, pipeline.end[..., chain.place], move, running=layer)
+        moved = np.ones((len(chain.move_s), 1, 1))
+        moved[chain.moves, 0, 0] = still
+        move = (pipeline.in_flight[:, None, None, None] - 1 + moved) * chain.move_kept
+    return Charge(
+        layer=to_come * pipeline.full + (1 - to_come) * pipeline.spent + now * chain.transient,
+        begin=pipeline.begin,
+        end=pipeline.end[..., chain.place] + shares[-1] * chain.transient,
+        move=move,
+        passed=passed,
+    )
 
 
-def _moved(pipeline: Pipeline, held: np.ndarray) -> np.ndarray:
-    return held[:, None, None, None] * pipeline.chain.move_kept
+def apart(pipeline: Pipeline, shares: np.ndarray) -> Pipeline:
+    """The same with the rows that such shares need."""
+    some = (shares > 0) & (only_last(len(shares)) == 0)
+    before = np.cumsum(some) - some
+    return pipeline.apart(2 * before + some, before)

@@ -26,6 +26,7 @@ class Dual:
         choice: a good one that fits; the smallest if none does.
         least_bytes: what every choice takes at least.
         fits: whether that is within the budget.
+        least_s: what no choice takes less than, at the price.
         seconds, bytes: the least of each of all that is behind a layer; None where the fastest choice fits.
     """
 
@@ -33,6 +34,7 @@ class Dual:
     choice: np.ndarray
     least_bytes: float
     fits: bool
+    least_s: float = np.inf
     seconds: Priced | None = None
     bytes: Priced | None = None
 
@@ -55,17 +57,18 @@ def dual(pipeline: Pipeline, charge: Charge) -> Dual:
     if np.isinf(fast_s):
         return Dual(0.0, fast, np.nan, False)
     if fast_bytes <= budget:
-        return Dual(0.0, fast, fast_bytes, True)
+        return Dual(0.0, fast, fast_bytes, True, fast_s)
     small, small_s, small_bytes = shortest(bytes_)
     least_bytes = small_bytes
     if small_bytes > budget:
         return Dual(0.0, small, least_bytes, False)
-    price = 0.0
+    price = least_s = 0.0
     for _ in range(_ROUNDS):
         price = (small_s - fast_s) / (fast_bytes - small_bytes)
         of_price = weights(1.0, price)
         path, path_s, path_bytes = shortest(Priced(of_price, of_price.completions(pipeline)))
         on_line = fast_s + price * fast_bytes
+        least_s = max(least_s, path_s + price * (path_bytes - budget))
         if path_s + price * path_bytes >= on_line - _ROUNDING * on_line:
             break
         if path_bytes <= budget:
@@ -73,4 +76,4 @@ def dual(pipeline: Pipeline, charge: Charge) -> Dual:
         else:
             fast, fast_s, fast_bytes = path, path_s, path_bytes
     choice = improved(pipeline, in_seconds, in_bytes, fast, small)
-    return Dual(price, choice, least_bytes, True, seconds, bytes_)
+    return Dual(price, choice, least_bytes, True, least_s, seconds, bytes_)

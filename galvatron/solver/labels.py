@@ -56,12 +56,15 @@ class Columns:
         if (pipeline.updating <= pipeline.full).all():
             self.update = self.bytes
 
-    def charged(self, charge: Charge, layer: int) -> int:
-        """The column of the bytes that are charged up to a layer."""
-        if charge.in_update:
-            return self.update
-        # Once the layer has run, the most so far is no less than what is in use while it does.
-        return self.bytes if charge.running is None or layer < charge.running else self.peak
+    def charged(self, values: np.ndarray, charge: Charge, layer: int) -> np.ndarray:
+        """The bytes of labels that are charged up to a layer, or more."""
+        if charge.passed is None:
+            return values[:, self.update]
+        # Of a moment that is over, the most so far is no less than what was in use.
+        passed = charge.passed[layer]
+        if not passed or self.peak == self.bytes:
+            return values[:, self.bytes]
+        return passed * values[:, self.peak] + (1 - passed) * values[:, self.bytes]
 
     def compared(self, pipeline: Pipeline) -> list[int]:
         """The columns in which one label can be worse than another, beside the sum of their seconds."""
@@ -214,7 +217,7 @@ class _Sweeper:
             slowest_s = np.maximum(slowest_s, self.bounds.slowest_s(front.stage, layer, own_s))
         found = np.empty((len(self.bounds.relaxations), len(values)))
         for row, relaxation in zip(found, self.bounds.relaxations, strict=True):
-            used = values[:, columns.charged(relaxation.charge, layer)]
+            used = columns.charged(values, relaxation.charge, layer)
             received_s = values[:, columns.received]
             spent_s = relaxation.micro * (micro_s - received_s) + relaxation.wait * received_s
             spent_s += scaled(slowest_s, relaxation.slow) + once_s
@@ -230,7 +233,7 @@ class _Sweeper:
         if (staying := self.bounds.staying) is not None:
             columns, values = self.columns, front.values
             seconds = self.pipeline.whole_s * values[:, columns.own].sum(axis=1) + values[:, columns.once]
-            used = values[:, columns.charged(self.bounds.relaxations[0].charge, layer)]
+            used = columns.charged(values, self.bounds.relaxations[0].charge, layer)
             bound_s = staying.bounds_s(layer, front.strategy, seconds, used, spent_s[0])
             most_s = np.maximum(most_s, np.where(bound_s <= self.limits_s[0], bound_s, np.inf))
         return most_s

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from galvatron.solver.relaxation import scaled
 from galvatron.solver.tables import Pipeline
 
 
@@ -50,7 +51,7 @@ def _figures(pipeline: Pipeline) -> np.ndarray:
         once_s += [chain.step_s + chain.opening.toll_s + start_s]
         later = -chain.opening.amount[None]
     if pipeline.stages == 1:
-        seconds = [pipeline.whole_s * chain.total_s + each for each in once_s]
+        seconds = [scaled(chain.total_s, pipeline.whole_s) + each for each in once_s]
     else:
         seconds = [*chain.micro_s.swapaxes(0, 1), *once_s]
     full = pipeline.full

@@ -13,8 +13,11 @@ from galvatron.solver.labels import sweep
 from galvatron.solver.reduced import without_worse, without_worse_places
 from galvatron.solver.tables import Chain, Pipeline, worth
 
-_WIDTHS = (64, 512, 4096)
+_WIDTHS = (8, 64, 1024, 16384)
 """Labels behind each layer in the first sweeps; the last one keeps all."""
+
+_TIES = 1024
+"""Labels behind each layer among which the first of equally good choices is looked for."""
 
 
 class TableError(GalvatronError):
@@ -238,7 +241,8 @@ def _swept(pipeline: Pipeline, known_s: float, gap: float, width: int | None) ->
         if found.choice is not None and found.step_s <= wanted_s * (1 + SLACK):
             best = _solution(pipeline, bounds, found.choice, found.borders)
             reached_s = min(reached_s, best.step_s)
-        if dropped_s > reached_s * (1 - gap) or reached_s * (1 - gap) <= bounds.least_s * (1 + SLACK):
+        settled = gap > 0 or kept is None or kept >= _TIES
+        if dropped_s > reached_s * (1 - gap) or (settled and reached_s * (1 - gap) <= bounds.least_s * (1 + SLACK)):
             break
     if best is None and np.isinf(known_s):
         if np.isfinite(dropped_s):

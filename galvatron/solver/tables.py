@@ -198,12 +198,13 @@ class Pipeline:
             end=self.end[..., places],
         )
 
-    def apart(self, layer: int) -> Pipeline:
-        """The same where a layer has rows of its own, and those behind it have others than those before it."""
-        chain, opening, after = self.chain, self.chain.opening, np.arange(self.chain.layers) - layer
-        rows, kinds = np.unique(3 * chain.kinds + np.sign(after) + 1, return_inverse=True)
-        steps, moves = np.unique(2 * chain.moves + (after > 0), return_inverse=True)
-        rows, steps = rows // 3, steps // 2
+    def apart(self, layers: np.ndarray, moves: np.ndarray) -> Pipeline:
+        """The same where layers have rows of their own for each of such marks (L,), and moves to them for others."""
+        chain, opening = self.chain, self.chain.opening
+        marks = 1 + max(layers.max(), moves.max())
+        rows, kinds = np.unique(marks * chain.kinds + layers, return_inverse=True)
+        steps, moves = np.unique(marks * chain.moves + moves, return_inverse=True)
+        rows, steps = rows // marks, steps // marks
         if opening is not None:
             tables = (opening.amount, opening.toll_s, opening.start_s)
             opening = Opening(opening.capacity, *(table[rows] for table in tables))

@@ -27,7 +27,12 @@ from galvatron.schedules import SCHEDULES, Schedule, default_schedule
 MICRO_BATCH_CHOICES = 16
 """At most so many numbers of micro-batches are tried, spread evenly over the divisors of the batch."""
 
-_COUNTS = {"memory": limits.SIZE, "micro_batches": limits.REPEATS, "global_batch": limits.SAMPLES}
+_COUNTS = {
+    "memory": limits.SIZE,
+    "micro_batches": limits.REPEATS,
+    "global_batch": limits.SAMPLES,
+    "width": limits.REPEATS,
+}
 """Options that are counts, and the most that each may be."""
 
 
@@ -39,7 +44,8 @@ class Search(Pass):
     1F1B, which never takes longer or more memory than GPipe, but GPipe where the end of the loss needs all
     micro-batches. `micro_batches` is the only number that is tried; None is every one. `global_batch` replaces the
     program's batch size. `whole_ties` keeps all shared parameters whole instead of trying every way to keep them.
-    No plan is faster than the chosen one, by the cost model, by more than a share `gap` of its time.
+    No plan is faster than the chosen one, by the cost model, by more than a share `gap` of its time,
+    unless `width` limits how many partial choices are followed behind each layer, and so how long a search takes.
     """
 
     name = "search"
@@ -51,6 +57,7 @@ class Search(Pass):
     global_batch: int | None = None
     whole_ties: bool = False
     gap: float = 1 / 1024
+    width: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,7 +88,7 @@ class Search(Pass):
                 f"a batch of {program.batch_size} samples cannot be divided over {cluster.world_size} devices "
                 "by any strategy; use another global batch"
             )
-        found = fastest(model, choices, budget_bytes, self.gap)
+        found = fastest(model, choices, budget_bytes, gap=self.gap, width=self.width)
         if found is None:
             raise BudgetError(nearest_miss(program, model, choices, budget_bytes))
         setting, stages = found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,13 +22,20 @@ _UNIFORM = 16
 
 
 def fastest(
-    model: CostModel, choices: Sequence[Choice], budget_bytes: float, gap: float = 0.0
+    model: CostModel,
+    choices: Sequence[Choice],
+    budget_bytes: float,
+    *,
+    gap: float = 0.0,
+    width: int | None = None,
 ) -> tuple[Setting, Stages] | None:
     """The best plan over all choices, the most promising first; None if nothing fits the budget.
 
     Args:
         gap: the share of its time that it may be slower than the best one by.
+        width: how many partial choices are followed (`solve_pipeline`); None for as many as that takes.
     """
+    limits = {"gap": gap, "width": width}
     builders = [TableBuilder(model, *choice) for choice in choices]
     problems = [builder.free(budget_bytes) for builder in builders]
     bounds = [least_s(problem) for problem in problems]
@@ -36,28 +44,28 @@ def fastest(
     for bound_s, which, column in _uniform(problems):
         if bound_s >= best_s:
             break
-        found = _solved(builders[which], budget_bytes, np.array([column]), best_s, 0.0)
+        found = _solved(builders[which], budget_bytes, np.array([column]), best_s)
         if found is not None:
             best_s, best = found[0], (choices[which][0], found[1])
     for bound_s, which in sorted(zip(bounds, range(len(choices)), strict=True)):
         wanted_s = best_s * (1 - gap)
         if bound_s >= wanted_s:
             break
-        found = _solved(builders[which], budget_bytes, possible(problems[which], wanted_s), best_s, gap)
+        found = _solved(builders[which], budget_bytes, possible(problems[which], wanted_s), best_s, **limits)
         if found is not None:
             best_s, best = found[0], (choices[which][0], found[1])
     return best
 
 
 def _solved(
-    builder: TableBuilder, budget_bytes: float, columns: np.ndarray, known_s: float, gap: float
+    builder: TableBuilder, budget_bytes: float, columns: np.ndarray, known_s: float, **limits: Any
 ) -> tuple[float, Stages] | None:
     """The best plan of some strategies that is faster than one that is known, and its seconds."""
     if not len(columns):
         return None
     tables = builder.tables(budget_bytes, columns)
     try:
-        found = solve_pipeline(tables.pipeline, known_s=known_s, gap=gap)
+        found = solve_pipeline(tables.pipeline, known_s=known_s, **limits)
     except InfeasibleError:
         return None
     if found is None or found.step_s >= known_s:
