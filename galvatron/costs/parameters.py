@@ -32,6 +32,17 @@ class HeldState:
 
 
 @dataclass(frozen=True)
+class PlainState:
+    """What a layer holds of state at ZeRO level 0, where nothing is computed again: as `HeldState`, with whether its
+    backward reads the values, and the parameters that stay at that level."""
+
+    trained: Mapping[str, TrainedState]
+    other_bytes: int
+    reread: bool
+    whole: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Nearer:
     """A trained parameter that a nearer layer holds too, by its place among those of the layer.
 
@@ -78,7 +89,7 @@ class ParameterCosts:
             repeated: what it holds of nearer layers, those of the nearest first.
             border: the two pipeline ranks on both sides of a stage border.
         """
-        key = held.number, sends, before.number, after.number, repeated, border
+        key = held.number, sends, before.number, after.number, repeated, border if repeated else None
         if key not in self._found:
             states = tuple(held.trained.values())
             settled = tuple(self._settled(states, sends, repeated, border))

@@ -15,7 +15,7 @@ from galvatron.costs.conversions import Conversions
 from galvatron.costs.events import Profile, collectives_s, computing_s, kernels_s
 from galvatron.costs.local import LocalClass, local_class, trained_graph
 from galvatron.costs.model import LayerCost
-from galvatron.costs.parameters import HeldState, Nearer, ParameterCosts
+from galvatron.costs.parameters import HeldState, Nearer, ParameterCosts, PlainState
 from galvatron.costs.parts import End, Parameters, Passes, beside
 from galvatron.costs.profile import profile_graph, profile_layer
 from galvatron.costs.state import TrainedState, trained_state
@@ -218,8 +218,13 @@ class ShardedCostModel:
 
     def _whole_around(self, index: int, ties: Ties) -> tuple[tuple[str, ...], ...]:
         """The state that is whole of a layer and its neighbours: their parameters are on the way while it runs."""
-        around = range(max(0, index - 1), min(len(self.layers), index + 2))
-        return tuple(self._partitioner.whole(layer.cls, ties) for i in around for layer in self._held(i))
+        key = ("around", index, ties)
+        if key not in self._cache:
+            around = range(max(0, index - 1), min(len(self.layers), index + 2))
+            self._cache[key] = tuple(
+                self._partitioner.whole(layer.cls, ties) for i in around for layer in self._held(i)
+            )
+        return self._cache[key]
 
     def _held(self, index: int) -> tuple[Layer, ...]:
         """A planned layer, with the epilogue if it is the last."""
@@ -265,30 +270,39 @@ class ShardedCostModel:
         whole, again = self._partitioner.whole(layer.cls, ties), strategy.recompute != "none"
         key = ("state", layer.name, whole, strategy.axes, strategy.zero, again)
         if key not in self._cache:
-            self._cache[key] = self._parameter_costs.held(*self._found_state(layer, strategy, ties))
+            plain = self._plain_state(layer, strategy, ties)
+            reread = again or plain.reread
+            levels = {name: 0 if name in plain.whole else strategy.zero for name in plain.trained}
+            trained = {n: replace(one, level=levels[n], reread=reread) for n, one in plain.trained.items()}
+            self._cache[key] = self._parameter_costs.held(trained, plain.other_bytes)
         return self._cache[key]
 
-    def _found_state(self, layer: Layer, strategy: Strategy, ties: Ties) -> tuple[dict[str, TrainedState], int]:
-        """What each trained parameter costs, and the bytes of other state and of its new values."""
-        sharded = self._partitioner.shard(layer.cls, strategy, ties)
+    def _plain_state(self, layer: Layer, strategy: Strategy, ties: Ties) -> PlainState:
+        """What a layer holds of state at ZeRO level 0, where nothing is computed again."""
         whole = self._partitioner.whole(layer.cls, ties)
-        formals = zip(sharded.graph.state, layer.state, strict=True)
-        values = [value.name for value, name in formals if self.program.state_of[name].trainable]
-        reread = rereads(sharded.graph, values, strategy.recompute)
+        key = ("plain", layer.name, whole, strategy.axes)
+        if key not in self._cache:
+            self._cache[key] = self._found_state(layer, self._partitioner.shard(layer.cls, strategy, ties), whole)
+        return self._cache[key]
+
+    def _found_state(self, layer: Layer, sharded: LayerClass, whole: tuple[str, ...]) -> PlainState:
         trained: dict[str, TrainedState] = {}
+        formals: list[tuple[str, str]] = []
         other_bytes = 0
         for value, name in zip(sharded.graph.state, layer.state, strict=True):
             state = self.program.state_of[name]
             if state.trainable:
-                level = 0 if value.name in whole else strategy.zero
-                trained[name] = trained_state(state, value, sharded.mesh, level, reread=reread)
+                trained[name] = trained_state(state, value, sharded.mesh, 0)
+                formals.append((name, value.name))
             else:
                 other_bytes += evaluate(value.type.bytes, 1)
         for update, value in self.program.updates_in(layer):
             # Its new value waits for the end of the step.
             copies = 1 if update.state in layer.state else 2
             other_bytes += copies * evaluate(value.type.bytes, 1)
-        return trained, other_bytes
+        reread = rereads(sharded.graph, [formal for _, formal in formals], "none")
+        kept = frozenset(name for name, formal in formals if formal in whole)
+        return PlainState(trained, other_bytes, reread, kept)
 
     @cached_property
     def _repeated(self) -> tuple[dict[str, int], ...]:

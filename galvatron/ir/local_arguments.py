@@ -30,9 +30,11 @@ def localized_arguments(op: Op, size: Callable[[Dim], Dim]) -> Op:
         op = op.changed(**{operator.parts: _local_parts(op, operator.parts)})
     elif operator.factors:
         op = op.changed(**{operator.factors: _local_factors(op, operator.factors)})
-    else:
+    elif any(map(_is_symbolic, op.args)):
         op = replace(op, args=tuple(_sizes(a, size) if takes_size(op, i) else a for i, a in enumerate(op.args)))
-    return replace(op, kwargs=tuple((k, _sizes(a, size) if takes_size(op, k) else a) for k, a in op.kwargs))
+    if any(_is_symbolic(a) for _, a in op.kwargs):
+        op = replace(op, kwargs=tuple((k, _sizes(a, size) if takes_size(op, k) else a) for k, a in op.kwargs))
+    return op
 
 
 def _with_local_times(op: Op, operands: Sequence[Value]) -> Op:
@@ -52,7 +54,7 @@ def _with_local_times(op: Op, operands: Sequence[Value]) -> Op:
 
 
 def _is_symbolic(arg: Arg) -> bool:
-    return any(isinstance(item, sympy.Expr) for item in (arg if isinstance(arg, tuple) else (arg,)))
+    return any(map(_is_symbolic, arg)) if isinstance(arg, tuple) else isinstance(arg, sympy.Expr)
 
 
 def _local_parts(op: Op, parameter: str) -> Arg:

@@ -95,7 +95,12 @@ class Strategy:
 
     def degree(self, role: str) -> int:
         """The degree of a role (`tp` also answers for `tp+sp`), 1 when absent."""
-        return next((a.degree for a in self.axes if a.role == role or a.role.partition("+")[0] == role), 1)
+        return self._degrees.get(role, 1)
+
+    @cached_property
+    def _degrees(self) -> dict[str, int]:
+        """By role, and by what it is called without `+sp`."""
+        return {name: a.degree for a in reversed(self.axes) for name in (a.role, a.role.partition("+")[0])}
 
     @cached_property
     def mesh(self) -> tuple[Axis, ...]:

@@ -101,8 +101,12 @@ def _finer(shape: tuple[Dim, ...], before: Layout, after: Layout, mesh: tuple[Ax
 
 def _in_shares(shape: tuple[Dim, ...], factor: sympy.Expr | int) -> tuple[Dim, ...]:
     """The shape with `b` replaced by `factor * b`."""
+    if factor == 1:
+        return shape
     return tuple(d if isinstance(d, int) else simplify_dim(d.subs(LOCAL_BATCH, factor * LOCAL_BATCH)) for d in shape)
 
 
 def _rescaled(layout: Layout, factor: sympy.Expr | int) -> Layout:
+    if factor == 1:
+        return layout
     return tuple(replace(p, outer=_in_shares((p.outer,), factor)[0]) if isinstance(p, Shard) else p for p in layout)
