@@ -51,7 +51,8 @@ def compiled(plan: str = "dp2-zero2", seed: int = 0, width: int = WIDTH, **optio
     model = Tied(width, batch_norm="precision" not in options)
     if "precision" not in options:
         model = model.double()
-    return galvatron.compile(model, new_batch(), plan=plan, **{"optimizer": adam} | options)
+    options.setdefault("optimizer", adam)
+    return galvatron.compile(model, new_batch(), plan=plan, **options)
 
 
 def losses(program: galvatron.CompiledModel, first: int, count: int = 3) -> list[float]:
@@ -171,10 +172,11 @@ def refuses(world: rt.World, folder: str, cases: list[str]) -> list[str]:
         with pytest.raises(GalvatronError) as caught:
             program.load(copied)
         told.append(str(caught.value))
-    for options, words in (
+    others: list[tuple[dict[str, Any], str]] = [
         ({"width": 2 * WIDTH}, "has shape"),
         ({"optimizer": partial(torch.optim.SGD, lr=0.1)}, "state of AdamW, but the model was compiled with SGD"),
-    ):
+    ]
+    for options, words in others:
         with pytest.raises(GalvatronError, match=words):
             compiled(**options).load(path)
     for name, value in program.full_state_dict().items():
