@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -83,13 +82,9 @@ class Bounds:
     def _stacked(self) -> tuple[Tensor, Tensor, Tensor]:
         least = torch.stack([note.least.to(torch.int64) for note in self._notes])
         greatest = torch.stack([note.greatest.to(torch.int64) for note in self._notes])
-        return least, greatest, _on_device(tuple(note.size for note in self._notes), least.device)
-
-
-@lru_cache(maxsize=64)
-def _on_device(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """Numbers on a device, where they are step after step: copying them would wait for it."""
-    return torch.tensor(sizes, device=device)
+        # Filled in on the device: a copy from the host would wait for it.
+        sizes = [note.least.new_full((), note.size, dtype=torch.int64) for note in self._notes]
+        return least, greatest, torch.stack(sizes)
 
 
 class Reading:
