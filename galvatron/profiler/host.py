@@ -14,7 +14,7 @@ from galvatron.profiler.cases import Case
 from galvatron.profiler.meter import Call
 
 _CHAIN = 50
-"""Ops of one call."""
+"""Views of one call."""
 
 
 _EVICTED = 2**18
@@ -35,20 +35,13 @@ _UNLIKE: tuple[Callable[[Tensor, Tensor, Tensor], Tensor], ...] = (
 
 
 def host_cases(device: torch.device) -> Iterator[Case]:
-    """Ops of a few elements: alike ones, alone, with what autograd records, with their backward, and those that move
-    nothing; unlike ones, as in a layer; and on the device the smallest kernel.
+    """Ops of a few elements: unlike ones, as in a layer, with what autograd records and with their backward, and those
+    that move nothing; and on the device the smallest kernel.
 
     Unlike ops on a processor are called among copies, so that what an op needs of the process lies in no cache; the
     copies are timed by themselves.
     """
-    ops: dict[str, Callable[[], Call]] = {
-        "op": lambda: _chain(device, recorded=False),
-        "recorded op": lambda: _chain(device, recorded=True),
-        "recorded op and backward": lambda: _chain_and_back(device),
-        "view": lambda: _views(device),
-    }
-    for how, prepare in ops.items():
-        yield Case("host", how, "f32", (), 1.0, 1024.0, prepare, calls=_CHAIN, on_host=True)
+    yield Case("host", "view", "f32", (), 1.0, 1024.0, lambda: _views(device), calls=_CHAIN, on_host=True)
     count, back = launched(_unlike(torch.device("cpu"))), launched(_unlike(torch.device("cpu"), backward=True))
     copy = _copy(device) if device.type == "cpu" else None
     unlike: dict[str, Callable[[], Call]] = {
@@ -106,24 +99,6 @@ def _unlike(device: torch.device, between: Call | None = None, *, backward: bool
 def _copy(device: torch.device) -> Call:
     source, target = (torch.zeros(_EVICTED, device=device) for _ in range(2))
     return lambda: target.copy_(source)
-
-
-def _chain(device: torch.device, *, recorded: bool) -> Callable[[], Tensor]:
-    x = torch.ones(8, device=device, requires_grad=recorded)
-
-    def run() -> Tensor:
-        y = x
-        for _ in range(_CHAIN):
-            y = y * 1.5
-        return y
-
-    return run
-
-
-def _chain_and_back(device: torch.device) -> Call:
-    chain = _chain(device, recorded=True)
-    gradient = torch.ones(8, device=device)
-    return lambda: chain().backward(gradient)
 
 
 def _views(device: torch.device) -> Call:

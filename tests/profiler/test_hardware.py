@@ -59,7 +59,9 @@ def test_one_process() -> None:
     assert len(products) == 2 * 2**3
     for name in ("norm", "softmax", "copy", "reduction", "gather", "scatter", "optimizer"):
         assert len(profile.of(name)) in (2, 4)
-    assert {("attention", "forward"), ("attention", "causal backward"), ("host", "recorded op")} <= names(profile)
+    assert {("attention", "forward"), ("attention", "causal backward"), ("host", "unlike ops and backward")} <= names(
+        profile
+    )
     assert not profile.overlaps and not any(m.size("group") for m in profile.measurements)
     assert all(1e-8 < m.seconds < 10 for m in profile.measurements)
     assert profile.fact("context_bytes") != 0
