@@ -98,6 +98,7 @@ class CompiledModel:
         self._watch = watch
         self._world = world
         self._cluster, self._cache_dir = cluster, cache_dir
+        self._saver = checkpoints.Saver(world, executor)
         self._calls = Calls(world, executor.options)
         self._calls.check("compile", None, {}, updates=True)
         self._first = True
@@ -383,6 +384,7 @@ class CompiledModel:
         step: int,
         keep: int | None = 3,
         extra: Mapping[str, Any] | None = None,
+        background: bool = False,
     ) -> Path:
         """Writes a checkpoint into a new folder of a directory that all ranks share, each rank its part, and removes
         older ones. A crash at any moment leaves those that were complete.
@@ -391,23 +393,42 @@ class CompiledModel:
             step: what the caller counts, for the name of the folder.
             keep: how many checkpoints stay in the directory; None, all.
             extra: what else is to be kept, as JSON can say it: the state of a scheduler, for example.
+            background: return as soon as a rank has a copy of what it writes on the host, and write it while training
+                goes on. The next `save`, `load` or `finish_saving` waits for it, as do processes that end.
 
         Returns:
-            The new folder.
+            The new folder, which is there when all of it is written.
 
         Raises:
-            GalvatronError: a file cannot be written, for want of room for example; nothing is left of it then.
+            GalvatronError: a file cannot be written, for want of room for example; nothing is left of it then. Of a
+                checkpoint in the background that is logged at once, and raised by the call that waits for it.
         """
         error, text = None, ""
         extra = {} if extra is None else extra
         try:
-            text = checkpoints.check_arguments(directory, step, keep, extra)
+            text = checkpoints.check_arguments(directory, step, keep, extra, background)
         except GalvatronError as found:
             error = found
-        facts = {"directory": str(directory), "step": str(step), "keep": str(keep), "extra": text}
+        facts = {
+            "directory": str(directory),
+            "step": str(step),
+            "keep": str(keep),
+            "extra": text,
+            "background": str(background),
+        }
         self._calls.check("save", error, facts)
-        with plain_torch(self._world.device):
-            return checkpoints.save(self._world, self._executor, Path(directory), step=step, keep=keep, extra=extra)
+        with plain_torch(self._world.device), self._executor.saving():
+            return self._saver.save(Path(directory), step=step, keep=keep, extra=extra, background=background)
+
+    def finish_saving(self) -> None:
+        """Returns when the checkpoint that is saved in the background, if one is, is complete.
+
+        Raises:
+            GalvatronError: it could not be written; nothing is left of it.
+        """
+        self._calls.check("finish_saving", None, {})
+        with self._executor.saving():
+            self._saver.finish()
 
     def load(self, directory: str | os.PathLike[str]) -> checkpoints.Checkpoint:
         """Goes on from a checkpoint that was saved under this plan or another one, on any number of ranks: parameters,
@@ -427,6 +448,7 @@ class CompiledModel:
         if not isinstance(directory, (str, os.PathLike)):
             error = GalvatronError(f"a checkpoint is in a directory, given by its path, not {type(directory).__name__}")
         self._calls.check("load", error, {"directory": str(directory)})
+        self._saver.finish()
         with plain_torch(self._world.device):
             found = checkpoints.load(self._world, self._executor, Path(directory))
         self._watch.values_taken()

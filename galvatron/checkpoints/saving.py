@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,53 +12,86 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from galvatron import runtime as rt
 from galvatron.checkpoints import folders, optimizer
 from galvatron.checkpoints.boxes import Box, Patch, patches_of, whole_box
 from galvatron.checkpoints.index import Index, ParameterState, finite
-from galvatron.checkpoints.tensor_file import Part, check_type, write_parts
+from galvatron.checkpoints.tensor_file import Part, check_type, size_of, write_parts
 from galvatron.errors import GalvatronError
 from galvatron.ir.documents import read_json
 from galvatron.runtime import comm, failure
+from galvatron.runtime.beside import Beside
+
+_LOG = logging.getLogger("galvatron")
 
 
-def save(
-    world: rt.World, executor: rt.Executor, directory: Path, *, step: int, keep: int | None, extra: Mapping[str, Any]
-) -> Path:
-    """Writes a checkpoint into a new folder, whose path is returned. Collective.
+class Saver:
+    """Writes the checkpoints of a program, one at a time. Every method is collective."""
 
-    Raises:
-        GalvatronError: a rank cannot write its part, or has what a checkpoint cannot have; nothing is left of it then.
-    """
-    with rt.together(world, "save"):
-        own = _Own(executor)
-    everything = gathered(world, own.described, "save")
-    parts = own.parts(_shared_out([described.tensors for described in everything])[world.rank])
-    folder: Path | None = None
-    try:
+    def __init__(self, world: rt.World, executor: rt.Executor) -> None:
+        self._world, self._executor = world, executor
+        self._under_way: Beside | None = None
+
+    def save(
+        self, directory: Path, *, step: int, keep: int | None, extra: Mapping[str, Any], background: bool = False
+    ) -> Path:
+        """Writes a checkpoint into a new folder, whose path is returned.
+
+        Args:
+            background: return as soon as what is written is copied, and write it while training goes on; `finish` tells
+                whether it was.
+
+        Raises:
+            GalvatronError: a rank cannot write its part, or has what a checkpoint cannot have; nothing is left of it
+                then. Or the one before, in the background, could not be written.
+        """
+        self.finish()
+        world, executor = self._world, self._executor
+        with rt.together(world, "save"):
+            own = _Own(executor)
+        everything = gathered(world, own.described, "save")
+        parts = own.parts(_shared_out([described.tensors for described in everything])[world.rank])
+        if background:
+            parts = [part.copied() for part in parts]
+        elif world.device.type != "cpu":
+            torch.accelerator.synchronize(world.device)  # another thread reads them
+        folder: Path | None = None
         with rt.together(world, "save"), _writing(directory):
             if world.rank == 0:
                 folder = folders.begin(directory, step)
-        folder = gathered(world, folder, "save")[0]
-        assert folder is not None
-        file, size = f"rank_{world.rank:05d}.safetensors", 0
-        with rt.together(world, "save"), _writing(folder / file):
-            size = write_parts(folder / file, parts) if parts else 0
-        sizes = gathered(world, (file, size), "save")
-        with rt.together(world, "save"), _writing(folder):
-            if world.rank == 0:
-                kind = None if executor.optimizer is None else type(executor.optimizer).__name__
-                index = _index(everything, sizes, kind, step, executor.state(), _metrics(executor), extra)
-                folders.finish(folder, index)
-    except BaseException:
-        if world.rank == 0 and folder is not None:
-            folders.discard(folder)
-        raise
-    if world.rank == 0 and keep is not None:
-        folders.keep_last(directory, keep)
-    return folders.final(folder)
+        file = f"rank_{world.rank:05d}.safetensors"
+        told = gathered(world, (folder, file, size_of(parts) if parts else 0), "save")
+        path = told[0][0]
+        index = _index(executor, everything, {file: size for _, file, size in told if size}, step, extra)
+
+        def write() -> None:
+            with _logged(background), _writing(path / file):
+                if parts:
+                    write_parts(path / file, parts)
+
+        def finish() -> None:
+            with _logged(background), _writing(path):
+                folders.finish(path, _text(index))
+            if keep is not None:
+                folders.keep_last(directory, keep)
+
+        self._under_way = Beside(world, "save", write, finish, lambda: folders.discard(path))
+        if not background:
+            self.finish()
+        return folders.final(path)
+
+    def finish(self) -> None:
+        """Returns when no checkpoint is being written.
+
+        Raises:
+            GalvatronError: the last one could not be written; nothing is left of it.
+        """
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.finish()
 
 
 _Tensor = tuple[str, tuple[int, ...], tuple[Box, ...]]
@@ -143,24 +177,25 @@ def _shared_out(held: Sequence[Sequence[_Tensor]]) -> list[list[str]]:
 
 
 def _index(
-    everything: Sequence[_Described],
-    sizes: Sequence[tuple[str, int]],
-    kind: str | None,
-    step: int,
-    run: dict[str, Any],
-    metrics: dict[str, Any] | None,
-    extra: Mapping[str, Any],
-) -> str:
-    index = Index(
+    executor: rt.Executor, everything: Sequence[_Described], files: dict[str, int], step: int, extra: Mapping[str, Any]
+) -> Index:
+    return Index(
         step=step,
-        files={file: size for file, size in sizes if size},
+        files=files,
         shapes={key: shape for described in everything for key, shape, _ in described.tensors},
-        optimizer=kind,
+        optimizer=None if executor.optimizer is None else type(executor.optimizer).__name__,
         parameters={name: state for described in everything for name, state in described.parameters.items()},
-        run=run,
-        metrics=metrics,
+        run=executor.state(),
+        metrics=_metrics(executor),
         extra=dict(extra),
     )
+
+
+def _text(index: Index) -> str:
+    """
+    Raises:
+        GalvatronError: something of it cannot be said in JSON.
+    """
     try:
         text = index.text()
         read_json(text, "the index")
@@ -188,6 +223,17 @@ def gathered(world: rt.World, own: Any, what: str) -> list[Any]:
 
 
 @contextmanager
+def _logged(wanted: bool) -> Iterator[None]:
+    """Around what nobody may be waiting for: an error is told at once as well."""
+    try:
+        yield
+    except GalvatronError as error:
+        if wanted:
+            _LOG.warning("%s", error)
+        raise
+
+
+@contextmanager
 def _writing(path: Path) -> Iterator[None]:
     try:
         yield
@@ -198,7 +244,7 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def check_arguments(directory: Any, step: Any, keep: Any, extra: Any) -> str:
+def check_arguments(directory: Any, step: Any, keep: Any, extra: Any, background: Any) -> str:
     """`extra` as text, for ranks to compare.
 
     Raises:
@@ -210,6 +256,8 @@ def check_arguments(directory: Any, step: Any, keep: Any, extra: Any) -> str:
         raise GalvatronError(f"step must be a whole number, not {step!r}")
     if keep is not None and (type(keep) is not int or keep < 1):
         raise GalvatronError(f"keep must be a number of checkpoints, or None to keep all, not {keep!r}")
+    if not isinstance(background, bool):
+        raise GalvatronError(f"background must be True or False, not {background!r}")
     if not isinstance(extra, Mapping):
         raise GalvatronError(f"extra must be a mapping, not {type(extra).__name__}")
     try:

@@ -12,7 +12,7 @@ import math
 import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,14 @@ class Part:
     box: Box
     view: Tensor
 
+    @property
+    def nbytes(self) -> int:
+        return self.view.numel() * self.view.dtype.itemsize
+
+    def copied(self) -> Part:
+        """The same elements, in memory of its own on the host."""
+        return replace(self, view=self.view.detach().to("cpu", copy=True))
+
 
 def check_type(key: str, dtype: torch.dtype) -> None:
     """
@@ -60,29 +68,37 @@ def check_type(key: str, dtype: torch.dtype) -> None:
         raise GalvatronError(f"{key} has element type {dtype}, which the files of a checkpoint cannot have")
 
 
-def write_parts(path: Path, parts: Sequence[Part]) -> int:
-    """Writes a file and makes it last; one tensor at a time is copied. Returns its size in bytes.
+def size_of(parts: Sequence[Part]) -> int:
+    """The size in bytes of the file that `write_parts` writes."""
+    return len(_header(parts)) + sum(part.nbytes for part in parts)
+
+
+def write_parts(path: Path, parts: Sequence[Part]) -> None:
+    """Writes a file and makes it last; one tensor at a time is copied.
 
     Raises:
         OSError: it cannot be written, for want of room for example.
     """
-    header: dict[str, Any] = {}
-    place = 0
-    for part in parts:
-        end = place + part.view.numel() * part.view.dtype.itemsize
-        entry = {"dtype": _TYPES[part.view.dtype], "shape": list(part.box.sizes), "data_offsets": [place, end]}
-        header[f"{part.key}@{','.join(map(str, part.box.at))}"] = entry
-        place = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(_header(parts))
         for part in parts:
             flat = part.view.detach().cpu().contiguous().view(-1)
             file.write(flat.view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
-        return file.tell()
+
+
+def _header(parts: Sequence[Part]) -> bytes:
+    entries: dict[str, Any] = {}
+    place = 0
+    for part in parts:
+        end = place + part.nbytes
+        entry = {"dtype": _TYPES[part.view.dtype], "shape": list(part.box.sizes), "data_offsets": [place, end]}
+        entries[f"{part.key}@{','.join(map(str, part.box.at))}"] = entry
+        place = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 @dataclass(frozen=True)

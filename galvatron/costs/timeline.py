@@ -89,9 +89,11 @@ def played_s(
         each = _repetition(order, ends, unit)
         if each is not None:
             first = passed(order, ends)
-            if not pace.is_even:  # all computations of one repetition more are those of the ones before, too
-                more = _order(schedule, degree, fewer + unit)
-                each = passed(more, _played(more, durations)) - first
+            if not pace.is_even:  # what ranks get of the cores may still change from one repetition to the next
+                later = [_order(schedule, degree, fewer + count * unit) for count in (1, 2)]
+                second, third = (passed(more, _played(more, durations)) for more in later)
+                each = second - first if math.isclose(third - second, second - first, rel_tol=_ALIKE) else None
+        if each is not None:
             return (first + (micro_batches - fewer) // unit * each) * QUANTUM_S
         repetitions *= 4
     order = _order(schedule, degree, micro_batches)
@@ -100,6 +102,9 @@ def played_s(
 
 QUANTUM_S = 2.0**-50
 """Times are played in whole numbers of this, so that what takes equally long is equal."""
+
+_ALIKE = 1e-12
+"""Repetitions on shared cores that differ by no more of their length are alike; they come closer and closer."""
 
 _COMPUTED = (Kind.FORWARD, Kind.BACKWARD, Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -131,6 +131,10 @@ class Executor:
             GalvatronError: there was none.
         """
         return self._meter.read()
+
+    def saving(self) -> AbstractContextManager[None]:
+        """Around what holds training up for a checkpoint: see `StepMetrics.saving_s`."""
+        return self._meter.saving()
 
     @property
     def recent(self) -> list[StepMetrics]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import atexit
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -146,8 +148,16 @@ def _gpu_of_rank() -> int:
     )
 
 
+under_way: WeakSet[threading.Thread] = WeakSet()
+"""Threads that talk to the job's store: it is there until they have ended."""
+
+
 def shutdown() -> None:
-    """Destroy the process groups; after a failure abort them, because peers no longer answer."""
+    """Destroy the process groups, when what is `under_way` has ended; after a failure abort them, because peers no
+    longer answer.
+    """
+    for thread in list(under_way):
+        thread.join()
     failed = failure.stop()
     _groups.clear()
     if not dist.is_initialized():

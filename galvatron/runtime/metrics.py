@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -37,6 +38,7 @@ class StepMetrics:
             most, its own slices of the model included, since it was compiled. None where the system does not tell.
         samples: of the global batch.
         tokens: elements of the first integer input with two dimensions (samples x positions); None without one.
+        saving_s: for how long checkpoints held training up between the step before and this one; not of `step_s`.
     """
 
     loss: float
@@ -50,6 +52,7 @@ class StepMetrics:
     tokens: int | None
     waits_s: Mapping[str, float] = field(default_factory=dict)
     update_s: float = 0.0
+    saving_s: float = 0.0
 
 
 KEPT = 8
@@ -63,6 +66,7 @@ class _Step:
     norm_scale: float | None
     samples: int
     tokens: int | None
+    saving_s: float
 
 
 class Meter:
@@ -83,7 +87,17 @@ class Meter:
         self._totals: Tensor | None = None
         self._norm_scale: float | None = None
         self._steps: deque[_Step | StepMetrics] = deque(maxlen=KEPT)
+        self._saving_s = 0.0
         self.count = 0
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around what holds training up for a checkpoint, between two steps."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._saving_s += time.perf_counter() - begun
 
     @contextmanager
     def step(self, batch: Mapping[str, Tensor]) -> Iterator[None]:
@@ -92,7 +106,9 @@ class Meter:
         self._clock.start_step()
         yield
         assert self._totals is not None
-        self._steps.append(_Step(self._clock.end_step(), self._totals, self._norm_scale, *_sizes(batch)))
+        times = self._clock.end_step()
+        self._steps.append(_Step(times, self._totals, self._norm_scale, *_sizes(batch), self._saving_s))
+        self._saving_s = 0.0
         self.count += 1
 
     def start_update(self) -> None:
@@ -155,6 +171,7 @@ def _read(step: _Step) -> StepMetrics:
         tokens=step.tokens,
         waits_s=times.waits_s,
         update_s=times.update_s,
+        saving_s=step.saving_s,
     )
 
 

@@ -66,7 +66,7 @@ def saves_and_goes_on(world: rt.World, job: Job, steps: list[Batch], folder: str
     for batch in steps[:BEFORE]:
         program.train_step(batch)
         scheduler.step()
-    checkpoints.save(world, program, Path(folder), step=BEFORE, keep=1, extra={})
+    checkpoints.Saver(world, program).save(Path(folder), step=BEFORE, keep=1, extra={})
     return train_on(program, steps[BEFORE:])
 
 

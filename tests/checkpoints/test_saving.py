@@ -7,6 +7,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from tests.ranks import RankFailure, run_ranks
 from tests.test_together import WIDTH, WORDS, new_batch
 
 pytestmark = pytest.mark.usefixtures("shared_captures")
+
+ROOT = Path(__file__).parents[2]
 
 adam = partial(torch.optim.AdamW, lr=0.01)
 
@@ -59,12 +63,12 @@ def losses(program: galvatron.CompiledModel, first: int, count: int = 3) -> list
     return [float(program.train_step(new_batch(seed=seed))) for seed in range(first, first + count)]
 
 
-def goes_on(world: rt.World, folder: str, options: dict[str, Any]) -> None:
+def goes_on(world: rt.World, folder: str, options: dict[str, Any], background: bool) -> None:
     program = compiled(**options)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(program.optimizer, 0.5)
     losses(program, 0)
     scheduler.step()
-    path = program.save(folder, step=3, extra={"scheduler": scheduler.state_dict()})
+    path = program.save(folder, step=3, extra={"scheduler": scheduler.state_dict()}, background=background)
     before, state = program.full_state_dict(), program.state()
     wanted = losses(program, 3), program.full_state_dict()
     other = compiled(seed=1, **options)
@@ -93,7 +97,14 @@ WAYS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", some_slow(WAYS[:3], WAYS))
 def test_a_run_goes_on_bit_for_bit(options: dict[str, Any], tmp_path: Path) -> None:
-    run_ranks(goes_on, 2, str(tmp_path), options)
+    run_ranks(goes_on, 2, str(tmp_path), options, False)
+
+
+@pytest.mark.parametrize("options", some_slow(WAYS[:1], WAYS))
+def test_what_is_saved_in_the_background_is_what_was_there_before_the_next_step(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    run_ranks(goes_on, 2, str(tmp_path), options, True)
 
 
 def changes_precision(world: rt.World, folder: str) -> None:
@@ -212,12 +223,70 @@ def fills_the_disk(world: rt.World, folder: str) -> list[str]:
     return [*left, *sorted(os.listdir(folder))]
 
 
+def fails_in_the_background(world: rt.World, folder: str) -> list[str]:
+    program = compiled()
+    losses(program, 0, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if world.rank == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    program.save(folder, step=1, background=True)
+    losses(program, 1, 1)
+    with pytest.raises(GalvatronError, match=r"rank_00001\.safetensors cannot be written"):
+        program.finish_saving()
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    program.finish_saving()
+    left = sorted(os.listdir(folder))
+    losses(program, 2, 1)
+    program.save(folder, step=3, background=True)
+    losses(program, 3, 1)
+    assert program.metrics.saving_s > 0
+    losses(program, 4, 1)
+    assert program.metrics.saving_s == 0
+    assert program.load(folder).step == 3
+    return left
+
+
+def test_what_cannot_be_written_in_the_background_is_told_by_the_call_that_waits(tmp_path: Path) -> None:
+    assert run_ranks(fails_in_the_background, 2, str(tmp_path)) == [[], []]
+
+
+ENDS_AT_ONCE = """
+import os, sys, time, torch, galvatron
+from tests.checkpoints.test_saving import compiled, losses
+sync = os.fsync
+os.fsync = lambda handle: (time.sleep(1), sync(handle))
+program = compiled()
+losses(program, 0, 1)
+program.save(sys.argv[1], step=1, background=True)
+if sys.argv[2] == os.environ["RANK"]:
+    raise ValueError("the end of this rank")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fails", ["none", "0", "1"])
+def test_a_job_that_ends_waits_for_its_checkpoint_unless_it_fails(fails: str, tmp_path: Path) -> None:
+    script, folder = tmp_path / "job.py", tmp_path / "saved"
+    script.write_text(ENDS_AT_ONCE)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [*torchrun, str(folder), fails], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    if fails == "none":
+        assert ended.returncode == 0, ended.stderr
+        assert os.listdir(folder) == ["000001-step-1"]
+    else:
+        assert ended.returncode != 0 and "the end of this rank" in ended.stderr
+        assert [name for name in os.listdir(folder) if not name.startswith(".")] in ([], ["000001-step-1"])
+
+
 def test_a_full_disk_leaves_nothing_and_the_job_goes_on_and_old_ones_are_removed(tmp_path: Path) -> None:
     for left in run_ranks(fills_the_disk, 2, str(tmp_path)):
         assert left == ["000001-step-1", "000003-step-4", "000004-step-3"]
 
 
-def dies(world: rt.World, folder: str, rank: int, moment: int) -> None:
+def dies(world: rt.World, folder: str, rank: int, moment: int, background: bool) -> None:
     program = compiled()
     losses(program, 0)
     program.save(folder, step=3)
@@ -233,7 +302,8 @@ def dies(world: rt.World, folder: str, rank: int, moment: int) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
-        program.save(folder, step=6)
+        program.save(folder, step=6, background=background)
+        losses(program, 6, 100)
 
 
 def comes_back(world: rt.World, folder: str) -> tuple[int, list[float], list[str]]:
@@ -256,10 +326,13 @@ MOMENTS = [(1, 1), (0, 1), (0, 2), (0, 3), (0, 4)]
 """Rank, and which of its calls of fsync it does not live to see: its file, the index, the folder, the directory."""
 
 
+@pytest.mark.parametrize("background", some_slow([False], [False, True]))
 @pytest.mark.parametrize(("rank", "moment"), some_slow([(1, 1), (0, 4)], MOMENTS))
-def test_a_rank_killed_while_saving_leaves_the_last_complete_checkpoint(rank: int, moment: int, tmp_path: Path) -> None:
+def test_a_rank_killed_while_saving_leaves_the_last_complete_checkpoint(
+    rank: int, moment: int, background: bool, tmp_path: Path
+) -> None:
     with pytest.raises(RankFailure):
-        run_ranks(dies, 2, str(tmp_path), rank, moment)
+        run_ranks(dies, 2, str(tmp_path), rank, moment, background)
     wanted = run_ranks(never_stopped, 2)
     for (step, found, names), losses_wanted in zip(run_ranks(comes_back, 2, str(tmp_path)), wanted, strict=True):
         assert step == (6 if moment == 4 else 3)
@@ -273,6 +346,7 @@ def test_a_rank_killed_while_saving_leaves_the_last_complete_checkpoint(rank: in
         ({"directory": 3, "step": 1}, "given by its path"),
         ({"directory": "x", "step": -1}, "step must be"),
         ({"directory": "x", "step": 1, "keep": 0}, "keep must be"),
+        ({"directory": "x", "step": 1, "background": 1}, "background must be"),
         ({"directory": "x", "step": 1, "extra": {"a": object()}}, "JSON"),
         ({"directory": "x", "step": 1, "extra": {"a": float("nan")}}, "JSON"),
     ],

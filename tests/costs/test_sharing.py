@@ -70,6 +70,13 @@ def test_a_played_schedule_takes_as_long_as_its_ranks_do_with_what_cores_they_ha
     assert played_s(schedule, degree, micro_batches, stages, pace) == pytest.approx(expected_s, rel=1e-9)
 
 
+def test_repetitions_that_only_come_closer_to_each_other_are_played_out() -> None:
+    schedule, pace = Schedule.parse("zbv"), Pace((1 / 3, 2 / 3, 1.0))
+    stages = [*[MicroBatchTimes(1.0, 1.0, 1.0, 0.0)] * 4, *[MicroBatchTimes(1.0, 1.0, 1.0, 1.0)] * 2]
+    expected_s = shared_s(schedule, 3, 40, stages, pace)
+    assert played_s(schedule, 3, 40, stages, pace) == pytest.approx(expected_s, rel=1e-9)
+
+
 @settings(deadline=None)
 @given(st.sampled_from(["gpipe", "1f1b"]), st.integers(1, 6), st.integers(1, 12), times, st.data())
 def test_phases_are_exact_for_equal_stages_and_for_one_alone(
