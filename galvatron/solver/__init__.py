@@ -1,10 +1,11 @@
 """One strategy for each layer of a chain, and the stages that it is divided into: the fastest that fit."""
 
-from galvatron.solver.bounds import least_s
-from galvatron.solver.solve import Choice, InfeasibleError, Solution, TableError, possible, solve, solve_pipeline
+from galvatron.solver.bounds import Bounds, glance, least_s
+from galvatron.solver.solve import Choice, InfeasibleError, Solution, TableError, solve, solve_pipeline
 from galvatron.solver.tables import Chain, Opening, Pipeline
 
 __all__ = [
+    "Bounds",
     "Chain",
     "Choice",
     "InfeasibleError",
@@ -12,8 +13,8 @@ __all__ = [
     "Pipeline",
     "Solution",
     "TableError",
+    "glance",
     "least_s",
-    "possible",
     "solve",
     "solve_pipeline",
 ]

@@ -67,6 +67,11 @@ class Bounds:
         """The strategies that some layer may have in a choice that is no slower than one that is known."""
         return np.flatnonzero(self.allowed(self.limits_s(known_s))[0].any(axis=(0, 1)))
 
+    @property
+    def started(self) -> np.ndarray:
+        """The strategies of choices that may be good."""
+        return np.unique(np.concatenate([np.empty(0, dtype=int), *(choice for choice, _ in self.starts)]))
+
     def allowed(self, limits_s: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
         """(P, L, S) whether a layer may be in a stage and have a strategy, and (P, L) whether a stage may begin there.
 
@@ -83,13 +88,14 @@ class Bounds:
                 enterable &= np.isfinite(begin_s) & (begin_s <= limit_s)
         return allowed, enterable
 
-    def slowest_s(self, stage: np.ndarray, layer: int, own_s: np.ndarray) -> np.ndarray:
-        """What the slowest of a stage and those behind it takes at least, if the stage takes so long up to a layer."""
+    def slowest_s(self, stage: np.ndarray, begin: np.ndarray, layer: int, own_s: np.ndarray) -> np.ndarray:
+        """What the slowest stage takes at least, if one begins with a layer and takes so long up to another."""
         if self.division is None:
             return own_s
         ends = slice(layer + 1, None)
         whole_s = own_s[:, None] + (self._least_s[ends] - self._least_s[layer + 1])
-        return np.maximum(whole_s, self.division.ahead_s[stage + 1, ends]).min(axis=1)
+        ahead_s = np.maximum(whole_s, self.division.ahead_s[stage + 1, ends]).min(axis=1)
+        return np.maximum(self.division.before_s[stage, begin], ahead_s)
 
     @cached_property
     def _least_s(self) -> np.ndarray:

@@ -50,10 +50,9 @@ def _figures(pipeline: Pipeline) -> np.ndarray:
         once_s += [chain.step_s + chain.opening.toll_s, chain.step_s + start_s]
         once_s += [chain.step_s + chain.opening.toll_s + start_s]
         later = -chain.opening.amount[None]
-    if pipeline.stages == 1:
-        seconds = [scaled(chain.total_s, pipeline.whole_s) + each for each in once_s]
-    else:
-        seconds = [*chain.micro_s.swapaxes(0, 1), *once_s]
+    seconds = [scaled(chain.total_s, pipeline.made_up_s) + each for each in once_s]
+    if pipeline.stages > 1:
+        seconds += [*chain.micro_s.swapaxes(0, 1)]
     full = pipeline.full
     by_stage = (pipeline.spent, full, full + chain.transient, full + pipeline.begin)
     by_stage += (full + chain.transient + pipeline.begin,)

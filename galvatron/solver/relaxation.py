@@ -57,9 +57,13 @@ class Weights:
 
     def completions(self, pipeline: Pipeline) -> np.ndarray:
         """(P, L, S) the least length of all that comes behind a layer, if it is in a stage and has a strategy."""
+        return self.onward(pipeline)[0]
+
+    def onward(self, pipeline: Pipeline) -> tuple[np.ndarray, np.ndarray]:
+        """`completions`, and the same if the stage ends with the layer."""
         chain, (stages, _, strategies) = pipeline.chain, self.layer.shape
-        result = np.full((stages, chain.layers, strategies), np.inf)
-        result[-1, -1] = self.end[-1, chain.kinds[-1]]
+        result, closed = np.full((2, stages, chain.layers, strategies), np.inf)
+        result[-1, -1] = closed[-1, -1] = self.end[-1, chain.kinds[-1]]
         layer = chain.layers - 1
         while layer > 0:
             kind, move = chain.kinds[layer], chain.moves[layer]
@@ -67,7 +71,8 @@ class Weights:
             before = _onward(chain, self.move[:, move], behind)
             if stages > 1:
                 entered = _onward(chain, self.enter[move], self.begin[1:, kind] + behind[1:])
-                np.minimum(before[:-1], self.end[:-1, chain.kinds[layer - 1]] + entered, out=before[:-1])
+                closed[:-1, layer - 1] = self.end[:-1, chain.kinds[layer - 1]] + entered
+                np.minimum(before, closed[:, layer - 1], out=before)
             result[:, layer - 1] = before
             layer -= 1
             left = layer + 1 - max(1, chain.run_starts[layer + 1])
@@ -75,22 +80,26 @@ class Weights:
                 times = np.arange(1, left + 1)[:, None]
                 result[0, layer - left : layer] = (before + times * more)[::-1]
                 layer -= left
-        return result
+        return result, closed
 
-    def reached(self, pipeline: Pipeline) -> np.ndarray:
-        """(P, L, S) the least length up to a layer and with it, if it is in a stage and has a strategy."""
+    def reached(self, pipeline: Pipeline) -> tuple[np.ndarray, np.ndarray]:
+        """(P, L, S) the least length up to a layer and with it, if it is in a stage and has a strategy; and of what
+        comes before it, if the stage begins with it."""
         chain, (stages, _, strategies) = pipeline.chain, self.layer.shape
-        result = np.full((stages, chain.layers, strategies), np.inf)
+        result, opened = np.full((2, stages, chain.layers, strategies), np.inf)
+        opened[0, 0] = 0.0
         result[0, 0] = self.begin[0, chain.kinds[0]] + self.layer[0, chain.kinds[0]]
         for layer in range(1, chain.layers):
             kind, move = chain.kinds[layer], chain.moves[layer]
             before = result[:, layer - 1]
             least = reached_by(chain, self.move[:, move], before)
             if stages > 1:
-                entered = reached_by(chain, self.enter[move], before[:-1] + self.end[:-1, chain.kinds[layer - 1]])
-                np.minimum(least[1:], entered + self.begin[1:, kind], out=least[1:])
+                opened[1:, layer] = reached_by(
+                    chain, self.enter[move], before[:-1] + self.end[:-1, chain.kinds[layer - 1]]
+                )
+                np.minimum(least, opened[:, layer] + self.begin[:, kind], out=least)
             result[:, layer] = least + self.layer[:, kind]
-        return result
+        return result, opened
 
     def path(self, pipeline: Pipeline, completions: np.ndarray) -> np.ndarray:
         """(L,) the strategies of a shortest path of a single stage."""
@@ -150,7 +159,7 @@ class Relaxation:
         prices: (P,) seconds of a step for a byte of each stage.
         charge: the bytes that are priced.
         weights: of the layers and moves at these prices.
-        completions, reached: (P, L, S) see `Weights`.
+        completions, closed, reached, opened: (P, L, S) see `Weights.onward` and `Weights.reached`.
     """
 
     micro: float
@@ -160,7 +169,9 @@ class Relaxation:
     charge: Charge
     weights: Weights
     completions: np.ndarray
+    closed: np.ndarray
     reached: np.ndarray
+    opened: np.ndarray
     paid_s: np.ndarray
     """(P,) what the budgets of a stage and of those behind it cost."""
 
@@ -176,8 +187,9 @@ class Relaxation:
         micro, slow = line
         weights = Weights.of(pipeline, micro, 1 / pipeline.stages, prices, charge, wait)
         paid_s = np.cumsum(pipeline.paid_s(prices)[::-1])[::-1]
-        completions, reached = weights.completions(pipeline), weights.reached(pipeline)
-        return cls(micro, slow, wait, prices, charge, weights, completions, reached, paid_s)
+        return cls(
+            micro, slow, wait, prices, charge, weights, *weights.onward(pipeline), *weights.reached(pipeline), paid_s
+        )
 
     def onward_s(self, pipeline: Pipeline, layer: int) -> np.ndarray:
         """(P, G, S) what a layer takes, and all behind it, for each place before it and each of its strategies."""

@@ -212,15 +212,6 @@ def _reduced(pipeline: Pipeline, known_s: float, gap: float, width: int | None) 
     return found and replace(found, choice=columns[found.choice])
 
 
-def possible(pipeline: Pipeline, known_s: float) -> np.ndarray:
-    """The strategies that some layer may have in a choice that fits and takes no more than what is known; there may be
-    fewer."""
-    bounds = glance(pipeline)
-    if not bounds.relaxations:
-        return np.empty(0, dtype=int)
-    return bounds.columns(known_s)
-
-
 def _swept(pipeline: Pipeline, known_s: float, gap: float, width: int | None) -> Solution | None:
     """The same, of what is left; None if nothing is faster than what is known by more than the gap."""
     bounds = bounds_of(pipeline)

@@ -167,6 +167,12 @@ class Pipeline:
         """What a step takes at least for each second of each stage, if that is equally long in all of them."""
         return max(whole + slow / self.stages for whole, slow in self.lines)
 
+    @cached_property
+    def made_up_s(self) -> float:
+        """For how many more seconds per step of a stage it makes up to take one less per micro-batch: a step has the sum
+        over stages of these, and the most of those."""
+        return self.whole_s if self.stages == 1 else min(whole for whole, _ in self.lines)
+
     def paid_s(self, prices: np.ndarray) -> np.ndarray:
         """(P,) what the bytes of a budget come to at prices of a byte; nothing where a byte costs nothing, however many
         there are."""

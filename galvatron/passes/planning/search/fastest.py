@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from galvatron.costs.model import CostModel
 from galvatron.costs.objective import Setting
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.planning.search.tables import Stages, TableBuilder
-from galvatron.solver import InfeasibleError, Pipeline, least_s, possible, solve_pipeline
+from galvatron.solver import Bounds, InfeasibleError, Pipeline, glance, least_s, solve_pipeline
 
 Choice = tuple[Setting, list[tuple[Strategy, ...]]]
 """A setting, and the strategies that each layer may have in it."""
@@ -31,29 +32,42 @@ def fastest(
 ) -> tuple[Setting, Stages] | None:
     """The best plan over all choices, the most promising first; None if nothing fits the budget.
 
+    What a choice takes at least, whatever memory there is, is known at once. When no other promises more, what it takes
+    at least within the budget is asked for, with plans of few strategies that may be good; and when then still none
+    does, it is solved.
+
     Args:
         gap: the share of its time that it may be slower than the best one by.
         width: how many partial choices are followed (`solve_pipeline`); None for as many as that takes.
     """
-    limits = {"gap": gap, "width": width}
     builders = [TableBuilder(model, *choice) for choice in choices]
     problems = [builder.free(budget_bytes) for builder in builders]
-    bounds = [least_s(problem) for problem in problems]
     best: tuple[Setting, Stages] | None = None
     best_s = math.inf
+
+    def try_(which: int, columns: np.ndarray, **limits: Any) -> None:
+        nonlocal best, best_s
+        found = _solved(builders[which], budget_bytes, columns, best_s, **limits)
+        if found is not None:
+            best_s, best = found[0], (choices[which][0], found[1])
+
     for bound_s, which, column in _uniform(problems):
         if bound_s >= best_s:
             break
-        found = _solved(builders[which], budget_bytes, np.array([column]), best_s)
-        if found is not None:
-            best_s, best = found[0], (choices[which][0], found[1])
-    for bound_s, which in sorted(zip(bounds, range(len(choices)), strict=True)):
-        wanted_s = best_s * (1 - gap)
-        if bound_s >= wanted_s:
+        try_(which, np.array([column]))
+    waiting: list[tuple[float, int, Bounds | None]] = [(least_s(p), which, None) for which, p in enumerate(problems)]
+    heapq.heapify(waiting)
+    while waiting:
+        bound_s, which, bounds = heapq.heappop(waiting)
+        if bound_s >= best_s * (1 - gap):
             break
-        found = _solved(builders[which], budget_bytes, possible(problems[which], wanted_s), best_s, **limits)
-        if found is not None:
-            best_s, best = found[0], (choices[which][0], found[1])
+        if bounds is None:
+            bounds = glance(problems[which])
+            try_(which, bounds.started)
+            if bounds.relaxations:
+                heapq.heappush(waiting, (max(bound_s, bounds.least_s), which, bounds))
+        else:
+            try_(which, bounds.columns(best_s * (1 - gap)), gap=gap, width=width)
     return best
 
 
