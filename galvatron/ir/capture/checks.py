@@ -63,6 +63,11 @@ def noting(wanted: bool) -> Iterator[list[Noted]]:
         _notes.pop()
 
 
+def noted_so_far() -> int:
+    """How many checks have been noted of the forward that is running."""
+    return len(_notes[-1]) if _notes else 0
+
+
 def note(value: torch.Tensor, wanted: bool, said: str) -> None:
     """Notes what a program cannot do without: where the truth of a value is another, the line that is running raises
     what is said."""

@@ -12,8 +12,10 @@ import sympy
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from galvatron.errors import CaptureError
+from galvatron.ir.capture.alike import repeated_modules
 from galvatron.ir.capture.arithmetic import computed_once
 from galvatron.ir.capture.asked import as_in_eager
 from galvatron.ir.capture.batch import Batch, BatchDims, Dynamic, Place, read_batch
@@ -21,6 +23,7 @@ from galvatron.ir.capture.branches import choosing
 from galvatron.ir.capture.checks import Noted, noting
 from galvatron.ir.capture.constants import ConstantsHaveValues, FixedBuffers
 from galvatron.ir.capture.convert import converted
+from galvatron.ir.capture.copies import write_copies
 from galvatron.ir.capture.derivatives import write_derivatives
 from galvatron.ir.capture.diagnose import SizeWatch, explained, quiet
 from galvatron.ir.capture.evaluation import in_evaluation
@@ -36,7 +39,7 @@ from galvatron.ir.capture.precision import ComputeType, ProductsOfOneType, round
 from galvatron.ir.capture.randomness import check_randomness
 from galvatron.ir.capture.regions import dissolve_regions
 from galvatron.ir.capture.registered import few_registrations
-from galvatron.ir.capture.repeat import repeated, single_sample
+from galvatron.ir.capture.repeat import StepsUnlikeError, repeated, single_sample
 from galvatron.ir.capture.restore import unchanged
 from galvatron.ir.capture.samples import find_samples, free_sizes
 from galvatron.ir.capture.tracing import careful_tracing, refusing, unseeded
@@ -220,7 +223,7 @@ class _Noted:
         numbers: the names of the batch's numbers by their symbols.
         alone: where a single sample is not treated as others are; None for nowhere.
         evaluated: where an evaluation is not what the model does in evaluation mode; None for nowhere.
-        checks: those of the first forward, whose conditions are the last of its results; None before.
+        checks: those of the forward that is traced, whose conditions are the last of its results; None before.
     """
 
     fixed: FixedBuffers
@@ -233,7 +236,8 @@ class _Noted:
 class _Training(nn.Module):
     """A model with its loss: maps the tensors of a batch to a scalar, and to what else the model is to give.
 
-    `dtype` is that of the model's parameters when they stand in for others.
+    `dtype` is that of the model's parameters when they stand in for others. `layers` are those of which only the first
+    of a kind is traced (`capture.alike`).
     """
 
     def __init__(
@@ -247,6 +251,7 @@ class _Training(nn.Module):
         watch: SizeWatch | None = None,
     ) -> None:
         super().__init__()
+        self.layers: Mapping[int, str] = {}
         self.model = model
         self.training = model.training
         self._batch = batch
@@ -256,6 +261,11 @@ class _Training(nn.Module):
         self._dtype = dtype
         self._wanted = wanted
         self._watch = watch
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether it is traced for what happens to a size."""
+        return self._watch is not None
 
     @property
     def trained(self) -> list[nn.Module]:
@@ -290,14 +300,21 @@ class _Training(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         if self._watch:
             return self._results(inputs)
-        found = repeated(self.model, batch, single, lambda tensors: self._results({**inputs, **tensors}), self.trained)
+        found = repeated(
+            self.model,
+            batch,
+            single,
+            lambda tensors: self._results({**inputs, **tensors}),
+            self.trained,
+            layers=self.layers,
+        )
         self._noted.alone, self._noted.evaluated = found.alone, found.evaluated
         return found.results
 
     def _results(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         with noting(self._wanted.checks) as checks:
             results = self._loss_and_outputs(inputs)
-        if self._noted.checks is None:
+        if get_proxy_mode() is not None:
             self._noted.checks = checks
         return *results, *(check.value for check in checks)
 
@@ -321,7 +338,19 @@ class _Training(nn.Module):
 
 def _exported(training: _Training, batch: Batch) -> ExportedProgram:
     """The functional ATen graph of a training computation; dim 0 of each input that may hold samples is free, and what
-    the user says."""
+    the user says. Layers that are alike are traced once; whatever then fails, all of them."""
+    training.layers = {} if training.is_watched else repeated_modules(training.model)
+    if training.layers:
+        try:
+            return _traced(training, batch)
+        except StepsUnlikeError:
+            raise
+        except Exception:
+            training.layers = {}
+    return _traced(training, batch)
+
+
+def _traced(training: _Training, batch: Batch) -> ExportedProgram:
     free = torch.export.Dim.AUTO
     device = device_of(training)
     inputs = batch.stand_ins(device)
@@ -343,7 +372,7 @@ def _exported(training: _Training, batch: Batch) -> ExportedProgram:
     ):
         exported = torch.export.export(training, (inputs,), strict=False, dynamic_shapes=(shapes,))
         dissolve_regions(exported)
-        return write_derivatives(exported.run_decompositions({}), training)
+        return write_derivatives(write_copies(exported.run_decompositions({})), training)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -77,12 +77,20 @@ class Meaning(TorchFunctionMode):
             if storage is not None:
                 self._writes.pop(storage._cdata, None)
 
-    def of(self, tensor: torch.Tensor) -> Hashable:
+    def of(self, tensor: torch.Tensor) -> tuple[int, int | None]:
         """What a tensor means: how it was computed, and what was written into it."""
         own = self._own(tensor)
         storage = storage_of(tensor) if self._writes else None
         written = None if storage is None else self._writes.get(storage._cdata)
         return own, None if written is None else written[1]
+
+    def is_written(self, tensor: torch.Tensor) -> bool:
+        """Whether something was written into a tensor."""
+        return self.of(tensor)[1] is not None
+
+    def stand_for(self, tensor: torch.Tensor, meant: tuple[int, int | None]) -> None:
+        """Gives a tensor the meaning of one into which nothing was written."""
+        self._numbers[id(tensor)] = tensor, meant[0]
 
     def _own(self, tensor: torch.Tensor) -> int:
         """How a tensor was computed."""

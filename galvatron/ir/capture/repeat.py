@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
@@ -25,10 +26,15 @@ from torch.fx.experimental.proxy_tensor import PreDispatchTorchFunctionMode, dis
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from galvatron.errors import CaptureError
+from galvatron.ir.capture.alike import Survey
+from galvatron.ir.capture.copies import Standing, UnlikeTracedError
 from galvatron.ir.capture.evaluation import in_evaluation
+from galvatron.ir.capture.leftovers import no_leftovers
 from galvatron.ir.capture.meaning import Meaning
+from galvatron.ir.capture.restore import unchanged
 from galvatron.ir.capture.samples import count_of
 from galvatron.ir.capture.sources import is_user_file, located, source_of_error
+from galvatron.ir.capture.tracing import version_of
 
 Forward = Callable[[Mapping[str, torch.Tensor]], tuple[torch.Tensor, ...]]
 """From the tensors of a batch by name."""
@@ -55,6 +61,7 @@ def repeated(
     single: Mapping[str, torch.Tensor],
     forward: Forward,
     trained: Sequence[nn.Module] = (),
+    layers: Mapping[int, str] = MappingProxyType({}),
 ) -> Repeated:
     """The results of a forward while it is traced, after seeing that a second call gives the same.
 
@@ -66,25 +73,36 @@ def repeated(
     Args:
         single: in the place of inputs, those with one sample (`single_sample`).
         trained: the modules that are then put into evaluation mode; none, where the model is in it already.
+        layers: those of which some need not be traced, as one more call then tells first (`capture.alike`).
 
     Raises:
-        CaptureError: it gives something else, or assigns a buffer something that this cannot hold.
+        StepsUnlikeError: it gives something else.
+        CaptureError: it assigns a buffer something that this cannot hold.
+        UnlikeTracedError: all layers must be traced.
     """
     before = _attributes(model)
     buffers = dict(model.named_buffers(remove_duplicate=False))
     state = [*model.parameters(), *model.buffers()]
-    meaning = Meaning([*state, *inputs.values()])
-    of_one = Meaning([*state, *inputs.values()], filter(None, map(count_of, (inputs[name] for name in single))))
-    evaluated = Meaning([*state, *inputs.values()], evaluates=True)
-    with meaning, of_one, evaluated if trained else nullcontext(), _sizes_in_words(""):
-        results = forward(inputs)
+    meanings = _Meanings.of(state, inputs, single)
+    standing = _standing(model, layers, inputs, forward, meanings, bool(trained)) if layers else None
+    if standing is None:
+        meanings = _Meanings.of(state, inputs, single)
+        with meanings.begun(bool(trained)):
+            given_first = results = forward(inputs)
+    else:
+        given_first = standing.results
+        meanings.example.again()
+        with meanings.example, _sizes_in_words(""), standing.trace():
+            results = forward(inputs)
+    meaning, of_one, evaluated = meanings.example, meanings.of_one, meanings.evaluated
     after = _attributes(model)
     assigned = {name: after.get(name) for name, buffer in buffers.items() if after.get(name) is not buffer}
     names = [name for name in after if name not in before or not _is_same(before[name], after[name])]
     lasting = {name: value for name, value in assigned.items() if name in model.state_dict(keep_vars=True)}
-    first = [*map(meaning.of, results)], _written(buffers, assigned, meaning)
-    of_several = [*map(of_one.of, results)], _written(buffers, assigned, of_one)
-    once = [*map(evaluated.of, results)]
+    first = [*map(meaning.of, given_first)], _written(buffers, assigned, meaning)
+    traced = [*map(meaning.of, results)], first[1]
+    of_several = [*map(of_one.of, given_first)], _written(buffers, assigned, of_one)
+    once = [*map(evaluated.of, given_first)]
 
     def given(inputs: Mapping[str, torch.Tensor], put_back: Mapping[str, Any], meaning: Meaning) -> list[Hashable]:
         """What another forward gives."""
@@ -110,6 +128,8 @@ def repeated(
             break
     else:
         raise _unlike(names, meaning.first_unlike)
+    if traced != first:
+        raise UnlikeTracedError
     alone = None
     if single := {name: tensor for name, tensor in single.items() if count_of(inputs[name]) is not None}:
         of_one.again([*state, *{**inputs, **single}.values()])
@@ -128,6 +148,52 @@ def repeated(
     _write(buffers, put_back)
     _assign(model, buffers)
     return Repeated(results, alone, unlike)
+
+
+@dataclass(frozen=True)
+class _Meanings:
+    """What the calls of a forward are compared by: for the example, for a single sample, in evaluation."""
+
+    example: Meaning
+    of_one: Meaning
+    evaluated: Meaning
+
+    @staticmethod
+    def of(
+        state: Sequence[torch.Tensor], inputs: Mapping[str, torch.Tensor], single: Mapping[str, torch.Tensor]
+    ) -> _Meanings:
+        leaves = [*state, *inputs.values()]
+        counts = filter(None, map(count_of, (inputs[name] for name in single)))
+        return _Meanings(Meaning(leaves), Meaning(leaves, counts), Meaning(leaves, evaluates=True))
+
+    @contextlib.contextmanager
+    def begun(self, is_trained: bool) -> Iterator[None]:
+        """Inside the `with` block is the first call."""
+        with self.example, self.of_one, self.evaluated if is_trained else nullcontext(), _sizes_in_words(""):
+            yield
+
+
+def _standing(
+    model: nn.Module,
+    layers: Mapping[int, str],
+    inputs: Mapping[str, torch.Tensor],
+    forward: Forward,
+    meanings: _Meanings,
+    is_trained: bool,
+) -> Standing | None:
+    """What a call of forward tells of layers that are alike; None where there are none, or where it leaves something
+    in the model."""
+    leaves = [*model.parameters(), *model.buffers(), *inputs.values()]
+    before, versions = _attributes(model), [*map(version_of, leaves)]
+    survey = Survey(layers, leaves, meanings.example)
+    with no_leftovers(model), unchanged(model), _untraced(inputs.values()):
+        with meanings.begun(is_trained), survey.watching():
+            results = forward(inputs)
+        after = _attributes(model)
+    is_unchanged = before.keys() == after.keys() and all(_is_same(before[name], after[name]) for name in before)
+    if not is_unchanged or versions != [*map(version_of, leaves)] or not survey.settle(results):
+        return None
+    return Standing(layers, survey.calls, meanings.example, results)
 
 
 def single_sample(inputs: Mapping[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
@@ -248,7 +314,11 @@ def _is_same(before: Any, after: Any) -> bool:
     return before is after or (is_plain and before == after)
 
 
-def _unlike(names: list[str], where: str) -> CaptureError:
+class StepsUnlikeError(CaptureError):
+    """The model computes something else in its second step than in its first."""
+
+
+def _unlike(names: list[str], where: str) -> StepsUnlikeError:
     """For a second forward that is unlike the first; `names` of what it assigns, `where` it is the first to be so."""
     if names:
         what = f"the model assigns {', '.join(map(repr, names[:5]))} in forward and reads it in the next step, which"
@@ -257,4 +327,4 @@ def _unlike(names: list[str], where: str) -> CaptureError:
             "a second forward computes something else than the first: it reads what changes from step to step (a "
             "counter, an iterator, the clock, random numbers that are not torch's), or the batch size as text, which"
         )
-    return CaptureError(f"{where}{what} would be lost: keep it constant, or give it as an input of the batch")
+    return StepsUnlikeError(f"{where}{what} would be lost: keep it constant, or give it as an input of the batch")
