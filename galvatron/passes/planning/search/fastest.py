@@ -12,6 +12,7 @@ from galvatron.costs.model import CostModel
 from galvatron.costs.objective import Setting
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.planning.search.tables import Stages, TableBuilder
+from galvatron.passes.planning.search.watch import Watch
 from galvatron.solver import InfeasibleError, Pipeline, least_s, possible, solve_pipeline
 
 Choice = tuple[Setting, list[tuple[Strategy, ...]]]
@@ -28,16 +29,22 @@ def fastest(
     *,
     gap: float = 0.0,
     width: int | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Setting, Stages] | None:
     """The best plan over all choices, the most promising first; None if nothing fits the budget.
 
     Args:
         gap: the share of its time that it may be slower than the best one by.
         width: how many partial choices are followed (`solve_pipeline`); None for as many as that takes.
+        watch: is told what is found on the way.
     """
-    limits = {"gap": gap, "width": width}
-    builders = [TableBuilder(model, *choice) for choice in choices]
-    problems = [builder.free(budget_bytes) for builder in builders]
+    limits, watch = {"gap": gap, "width": width}, watch or Watch()
+    builders: list[TableBuilder] = []
+    problems: list[Pipeline] = []
+    for choice in choices:
+        watch.costing(len(builders), len(choices))
+        builders.append(TableBuilder(model, *choice))
+        problems.append(builders[-1].free(budget_bytes))
     bounds = [least_s(problem) for problem in problems]
     best: tuple[Setting, Stages] | None = None
     best_s = math.inf
@@ -47,13 +54,18 @@ def fastest(
         found = _solved(builders[which], budget_bytes, np.array([column]), best_s)
         if found is not None:
             best_s, best = found[0], (choices[which][0], found[1])
-    for bound_s, which in sorted(zip(bounds, range(len(choices)), strict=True)):
+            watch.found(best_s, best)
+    for done, (bound_s, which) in enumerate(sorted(zip(bounds, range(len(choices)), strict=True))):
         wanted_s = best_s * (1 - gap)
+        proven_s = min(bound_s, wanted_s) if width is None else min(bounds)
+        watch.solving(done, len(choices), proven_s)
         if bound_s >= wanted_s:
             break
         found = _solved(builders[which], budget_bytes, possible(problems[which], wanted_s), best_s, **limits)
         if found is not None:
             best_s, best = found[0], (choices[which][0], found[1])
+            watch.found(best_s, best)
+    watch.solving(len(choices), len(choices), best_s * (1 - gap) if width is None else min(bounds))
     return best
 
 
