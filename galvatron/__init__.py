@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from galvatron.ir.plan import Plan
     from galvatron.ir.program import Program
     from galvatron.ir.strategy import Strategy
+    from galvatron.search_options import SearchOptions
 
 __all__ = [
     "Cluster",
@@ -25,6 +26,7 @@ __all__ = [
     "Plan",
     "Program",
     "Report",
+    "SearchOptions",
     "Strategy",
     "capture",
     "check",
@@ -40,6 +42,7 @@ _HOME = {
     "Plan": "galvatron.ir.plan",
     "Program": "galvatron.ir.program",
     "Report": "galvatron.checking.report",
+    "SearchOptions": "galvatron.search_options",
     "Strategy": "galvatron.ir.strategy",
     "check": "galvatron.checking.examine",
     "register_rule": "galvatron.ir.ops.foreign",

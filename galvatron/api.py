@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from galvatron import runtime as rt
+from galvatron.answers.batches import doubling, most_throughput
+from galvatron.answers.plan_cache import remembered
 from galvatron.arguments import (
     PlanLike,
     Wanted,
@@ -22,6 +24,7 @@ from galvatron.arguments import (
     no_plan,
     read_memory,
     read_precision,
+    read_search,
     required_cluster,
 )
 from galvatron.batches import BatchLike, BatchReader
@@ -35,6 +38,7 @@ from galvatron.errors import ClusterError, GalvatronError
 from galvatron.forms import emitted, lowered, passed, searched, valid, with_costs
 from galvatron.ir.capture import BatchDims, Captured, Dynamic, LossFunction, Outputs, capture_graph, device_of
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.files import cache_directory
 from galvatron.ir.plan import Plan
 from galvatron.ir.planned import PlanShorthand, read_plan, with_plan
 from galvatron.ir.program import Program
@@ -44,6 +48,7 @@ from galvatron.rank_0 import on_rank_0
 from galvatron.runtime import comm, failure
 from galvatron.runtime.inductor import compile_layers
 from galvatron.runtime.optimizers import OptimizerFactory
+from galvatron.search_options import SearchOptions
 
 __all__ = ["CompiledModel", "Estimate", "capture", "compile", "emit", "estimate", "search"]
 
@@ -73,6 +78,7 @@ def compile(
     checks: bool = True,
     cluster: Cluster | str | None = None,
     memory: int | str | None = None,
+    search: SearchOptions | None = None,
     plan: PlanLike | None = None,
     optimizer: OptimizerFactory | None = None,
     precision: str | None = None,
@@ -127,7 +133,8 @@ def compile(
             the profile of it that is kept (`galvatron profile hardware`), or measured for some seconds where there is
             none, and then kept.
         memory: budget per device for the search, in bytes or like `"36GiB"`; None is the device's memory less a
-            reserve. The search tries data, tensor and pipeline parallelism; ZeRO and recomputation come with a `plan`.
+            reserve.
+        search: what the search tries and what for (`SearchOptions`); None is everything, for the shortest step.
         plan: a `Plan`, the path of a plan file, or one strategy for all layers like `"pp2/m4/1f1b/dp1-tp2"`. When
             given, nothing is searched.
         optimizer: from this rank's parameters to a `torch.optim.Optimizer`; needed for `train_step`. A function whose
@@ -157,7 +164,8 @@ def compile(
         calibrate: measure the layers and collectives of the plan on this job before it starts, for some 30 seconds, and
             keep that in its profile: where no `cluster` is given, `CompiledModel.accuracy` and later searches count
             with it. Only the parts are measured and kept, never how far off a whole step was.
-        cache_dir: where generated code and profiles are written; default: the user's cache directory.
+        cache_dir: where generated code, profiles and plans that were searched are kept; default: the user's cache
+            directory.
 
     Raises:
         CaptureError: the model cannot be captured.
@@ -174,6 +182,7 @@ def compile(
                 plan,
                 cluster,
                 memory,
+                search,
                 precision,
                 optimizer,
                 max_grad_norm,
@@ -198,7 +207,7 @@ def compile(
         )
     with plain_torch(device_of(model)):
         said = {"loss_fn": loss_fn, "batch_dims": batch_dims, "dynamic": dynamic, "outputs": outputs, "checks": checks}
-        captured = on_rank_0(world, lambda: _planned(model, example_inputs, said, wanted, target))
+        captured = on_rank_0(world, lambda: _planned(model, example_inputs, said, wanted, target, cache_dir))
     with plain_torch(world.device):
         if calibrate:
             from galvatron.calibration.feedback import calibrate as measure_parts
@@ -264,9 +273,11 @@ def search(
     cluster: Cluster | str,
     *,
     memory: int | str | None = None,
-    global_batch_size: int | None = None,
+    global_batch_size: int | tuple[int, int] | None = None,
     schedule: str | None = None,
+    search: SearchOptions | None = None,
     inductor: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> Plan:
     """The plan with the shortest predicted step time that fits the memory of the cluster.
 
@@ -274,18 +285,29 @@ def search(
         program: captured, or any later form up to planned.
         cluster: a `Cluster`, a preset such as `"a100-80g:2x8"`, or a file such as `"mine.toml"`.
         memory: budget per device, in bytes or like `"36GiB"`; None is the device's memory less a reserve.
-        global_batch_size: samples per step; None is the size of the example batch.
-        schedule: `"gpipe"` or `"1f1b"`; None is `"1f1b"`, or `"gpipe"` for a program with an epilogue.
+        global_batch_size: samples per step; None is the size of the example batch. Of a range (first, last) the plan
+            with the most samples per second is taken, among batches that double from the first one, and the last.
+        schedule: the same as `search=SearchOptions(schedule=...)`.
+        search: what is tried and what for (`SearchOptions`); None is everything, for the shortest step.
         inductor: whether layers will be compiled (see `compile`), which makes other kernels of them.
+        cache_dir: where plans are kept, and found again if nothing has changed that they depend on; None: nowhere.
 
     Raises:
         BudgetError: nothing fits; names the nearest miss.
         VerifyError: the program breaks a rule of its form.
         GalvatronError: an argument is wrong.
     """
-    budget = read_memory(memory)
-    costed = with_costs(valid(program), required_cluster(cluster), global_batch_size, inductor)
-    return searched(costed, budget, schedule).required_plan
+    budget, options, machines = read_memory(memory), read_search(search, schedule), required_cluster(cluster)
+
+    def best(batch: int | None) -> Plan:
+        costed = with_costs(valid(program), machines, batch, inductor)
+        if cache_dir is None:
+            return searched(costed, budget, options).required_plan
+        return remembered(costed, budget, options, cache_dir).required_plan
+
+    if not isinstance(global_batch_size, tuple):
+        return best(global_batch_size)
+    return most_throughput(doubling(*global_batch_size), best)
 
 
 @plain_torch()
@@ -341,6 +363,7 @@ def _planned(
     said: Mapping[str, Any],
     wanted: Wanted,
     cluster: Cluster,
+    cache_dir: str | os.PathLike[str] | None,
 ) -> Captured:
     """The captured program with a plan: the one given, or the one that a search finds.
 
@@ -353,7 +376,8 @@ def _planned(
     gc.collect()  # what torch.export leaves behind refers to the model: the user could drop it and not free it
     costed = with_costs(captured.program, cluster, None, wanted.switches["inductor"])
     if given is None:
-        return replace(captured, program=searched(costed, wanted.memory_bytes, None))
+        folder = cache_directory(cache_dir)
+        return replace(captured, program=remembered(costed, wanted.memory_bytes, wanted.search, folder))
     return replace(captured, program=with_plan(costed, given))
 
 

@@ -21,6 +21,7 @@ from galvatron.ir.cluster import Cluster
 from galvatron.ir.documents import shown
 from galvatron.ir.plan import Plan
 from galvatron.profiler.clusters import named_cluster
+from galvatron.search_options import SearchOptions
 from galvatron.units import parse_bytes
 
 PlanLike = Plan | str | os.PathLike[str]
@@ -36,6 +37,7 @@ class Wanted:
     plan: PlanLike | None
     cluster: Cluster | None
     memory_bytes: int | None
+    search: SearchOptions
     precision: str | None
     max_grad_norm: float | None
     trains: bool
@@ -47,6 +49,7 @@ class Wanted:
         plan: Any,
         cluster: Any,
         memory: Any,
+        search: Any,
         precision: Any,
         optimizer: Any,
         max_grad_norm: Any,
@@ -73,6 +76,7 @@ class Wanted:
             plan=plan,
             cluster=read_cluster(cluster),
             memory_bytes=read_memory(memory),
+            search=read_search(search),
             precision=read_precision(precision),
             max_grad_norm=max_grad_norm,
             trains=optimizer is not None,
@@ -102,6 +106,7 @@ class Wanted:
             "plan": plan if len(plan) < 100 else f"a plan with digest {digest_of(plan)}",
             "cluster": str(self.cluster),
             "memory": str(self.memory_bytes),
+            "search": str(self.search),
             "precision": str(self.precision),
             "max_grad_norm": str(self.max_grad_norm),
             "optimizer": "given" if self.trains else "not given",
@@ -217,6 +222,17 @@ def read_memory(memory: int | str | None) -> int | None:
     if budget == 0:
         raise GalvatronError("memory is the budget per device, which cannot be 0; leave it out for what the device has")
     return budget
+
+
+def read_search(search: Any, schedule: Any = None) -> SearchOptions:
+    """The options of a search; `schedule` is one of them that may be given by itself."""
+    if search is None:
+        return SearchOptions(schedule=schedule)
+    if not isinstance(search, SearchOptions):
+        raise GalvatronError(f"search must be a galvatron.SearchOptions, not {type(search).__name__}")
+    if schedule is not None:
+        raise GalvatronError("schedule is one of the options of search: give it there")
+    return search
 
 
 def read_cluster(cluster: Cluster | str | None) -> Cluster | None:

@@ -20,6 +20,7 @@ from galvatron.ir.program import Form, Program
 from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END, LOWERING, PLANNING
 from galvatron.passes.pipeline import Pipeline
+from galvatron.search_options import SearchOptions
 
 _LOG = logging.getLogger("galvatron")
 
@@ -68,15 +69,18 @@ def with_costs(program: Program, cluster: Cluster, global_batch_size: int | None
     return without_plan(program, cluster, batch_size)
 
 
-def searched(program: Program, memory_bytes: int | None, schedule: str | None) -> Program:
+def searched(program: Program, memory_bytes: int | None, options: SearchOptions) -> Program:
     """The program of costs with the fastest plan.
 
     Raises:
         GalvatronError: no plan runs, or none fits the budget.
     """
-    options = {"memory": memory_bytes, "schedule": schedule}
-    given = {name: value for name, value in options.items() if value is not None}
-    return passed(PLANNING[1:], program, {"search": given})
+    if memory_bytes is None:
+        memory_bytes = program.required_cluster.default_budget_bytes
+    given = {name: dict(own) for name, own in options.by_pass().items()}
+    for name in ("prune", "search"):
+        given[name]["memory"] = memory_bytes
+    return passed(PLANNING[1:], program, given)
 
 
 def lowered(planned: Program) -> Program:

@@ -140,6 +140,25 @@ class Cluster:
             _check_measured(measured)
         _check_sharing(self.sharing, self.world_size)
 
+    def with_twice_the_bandwidth(self) -> Cluster:
+        """The same on every level of links but for that; what was measured of collectives takes half as long."""
+
+        def faster(level: Level) -> Level:
+            quick, pair = level.quick_bytes_per_s, level.pair_bytes_per_s
+            return dataclasses.replace(
+                level,
+                bytes_per_s=2 * level.bytes_per_s,
+                quick_bytes_per_s=quick and 2 * quick,
+                pair_bytes_per_s=pair and 2 * pair,
+            )
+
+        def quicker(one: MeasuredCollective) -> MeasuredCollective:
+            points, beyond = tuple((size, seconds / 2) for size, seconds in one.points), one.beyond_bytes_per_s
+            return dataclasses.replace(one, points=points, beyond_bytes_per_s=beyond and 2 * beyond)
+
+        levels, collectives = tuple(map(faster, self.levels)), tuple(map(quicker, self.collectives))
+        return dataclasses.replace(self, levels=levels, collectives=collectives)
+
     def level_of(self, size: int, stride: int) -> int:
         """The index of the outermost level that some group of `size` ranks, `stride` apart, reaches.
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from galvatron.errors import ParseError, PlanError, StrategyError
@@ -34,6 +34,23 @@ WHOLE = "whole"
 
 
 @dataclass(frozen=True)
+class Searched:
+    """How a plan was found, and what is proven of it.
+
+    Attributes:
+        space: what was searched, in words; empty if nothing was.
+        budget_bytes: of each device.
+        bound_s: no plan of the space that fits the budget takes fewer seconds, by the cost model.
+        gap: the share of its time that the plan may be slower than the fastest one by.
+    """
+
+    space: str = ""
+    budget_bytes: int = 0
+    bound_s: float = 0.0
+    gap: float = 0.0
+
+
+@dataclass(frozen=True)
 class Plan:
     """One parallelisation of one program.
 
@@ -42,7 +59,7 @@ class Plan:
     every strategy of a plan uses the devices of one pipeline rank. `ties` says how parameters are kept that several
     layers share; what it leaves out is settled when the plan meets its program (`galvatron.ir.planned.fitted`).
     `step_time_s` and `peak_bytes` (per pipeline rank, per device) are predictions, None in a plan that nobody
-    estimated.
+    estimated. `search` says how it was found, if a search did.
     """
 
     fingerprint: str
@@ -55,6 +72,7 @@ class Plan:
     stages: tuple[tuple[Strategy, ...], ...] = field(metadata=APART)
     step_time_s: float | None = None
     peak_bytes: tuple[int, ...] | None = None
+    search: Searched = field(default=Searched(), kw_only=True)
 
     @property
     def pipeline_degree(self) -> int:
@@ -96,6 +114,8 @@ class Plan:
         stages = ",\n".join(_stage_json(stage) for stage in self.stages)
         fields = {f.name: getattr(self, f.name) for f in fields_of(Plan) if f.kind is not None}
         head = {"format": FORMAT, "version": VERSION, **fields}
+        if self.search != Searched():
+            head["search"] = asdict(self.search)
         if self.ties:
             head["ties"] = {name: kept_text(kept) for name, kept in self.ties}
         lines = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())

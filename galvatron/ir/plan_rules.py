@@ -36,6 +36,9 @@ def numbers(plan: Plan) -> Iterator[Problem]:
     for size in plan.peak_bytes or ():
         if not 0 <= size <= limits.SIZE:
             yield ("plan", "peak_bytes"), f"plan field 'peak_bytes' must have sizes in bytes, not {shown(size)}"
+    search = plan.search
+    if not (0 <= search.gap <= 1 and 0 <= search.budget_bytes <= limits.SIZE and search.bound_s >= 0):
+        yield ("plan",), "plan field 'search' must have a budget and a bound that are not negative, and a gap up to 1"
 
 
 def schedule(plan: Plan, *, epilogue: bool = False) -> Iterator[Problem]:

@@ -88,7 +88,7 @@ CLUSTER = ("--cluster", "a100-80g:1x4", "--global-batch", "8")
 def test_module_and_command_agree() -> None:
     command = [sys.executable, "-m", "galvatron", "--help"]
     help_text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
-    for name in ("demo", "check", "capture", "search", "estimate", "emit", "opt"):
+    for name in ("demo", "check", "capture", "search", "estimate", "explain", "diff", "emit", "opt"):
         assert name in help_text
 
 
@@ -113,6 +113,61 @@ def test_search_estimate_and_emit_agree(program_file: Path, tmp_path: Path) -> N
     for path in paths.split():
         compile(Path(path).read_text(), path, "exec")
     assert len(paths.split()) == len(json.loads(document)["stages"])
+
+
+SMALL = ("--roles", "dp,tp", "--zero", "0,3", "--recompute", "none")
+
+
+def test_a_search_says_what_it_must_and_may_not(program_file: Path) -> None:
+    asked = ("--require", "head=zero3", "--forbid", "blocks.*=tp", "--pp", 1, "--micro-batches", 2)
+    found = json.loads(run("search", program_file, *CLUSTER, *SMALL, *asked, "--no-cache", "--json")[0])
+    runs = [run for stage in found["stages"] for run in stage]
+    assert "zero3" in runs[-1]["strategy"] and found["micro_batches"] == 2
+    assert found["search"]["budget_bytes"] > 0 and "head=zero3 required" in found["search"]["space"]
+    assert found["search"]["bound_s"] == pytest.approx(found["step_time_s"] * (1 - found["search"]["gap"]))
+
+
+def test_a_plan_that_was_searched_before_is_said_to_be(program_file: Path) -> None:
+    first, _ = run("search", program_file, *CLUSTER, *SMALL, "--memory", "3GiB", "--json")
+    again, err = run("search", program_file, *CLUSTER, *SMALL, "--memory", "3GiB", "--json")
+    assert again == first and "the plan is that of an earlier search" in err
+    assert not run("search", program_file, *CLUSTER, *SMALL, "--memory", "3GiB", "--no-cache")[1]
+
+
+def test_budgets_and_batches_in_a_range(program_file: Path, tmp_path: Path) -> None:
+    table, _ = run("search", program_file, *CLUSTER, *SMALL, "--memory", "1..2GiB")
+    assert "1 GiB" in table and "2 GiB" in table
+    curve = json.loads(run("search", program_file, *CLUSTER, *SMALL, "--memory", "1..2GiB", "--json")[0])
+    assert [point["memory_bytes"] for point in curve][::8] == [2**30, 2**31]
+    machines = ("--cluster", "a100-80g:1x2", *SMALL)
+    found = json.loads(run("search", program_file, *machines, "--global-batch", "4..8", "--json")[0])
+    assert found["global_batch_size"] in (4, 8)
+    _, err = run("search", program_file, *machines, "--global-batch", "8..x", code=2)
+    assert "no range such as 8..128" in err
+
+
+def test_plans_are_explained_and_compared(program_file: Path, tmp_path: Path) -> None:
+    plan, other = tmp_path / "plan.json", tmp_path / "other.json"
+    machines = ("--cluster", "a100-80g:1x2", "--global-batch", "8")
+    run("search", program_file, *machines, "-o", plan)
+    run("search", program_file, *machines, "--micro-batches", 8, "-o", other)
+    text, _ = run("explain", plan, "-p", program_file)
+    assert "limited by" in text and "twice the bandwidth" in text and "one more GiB" in text
+    told = json.loads(run("explain", plan, "-p", program_file, "--json")[0])["explanation"]
+    assert told["step_time_s"] == pytest.approx(json.loads(plan.read_text())["step_time_s"])
+    told = json.loads(run("explain", plan, "-p", program_file, "--why-not", "zero3", "--alternatives", 2, "--json")[0])
+    assert told["why_not"]["more_s"] >= 0 and len(told["alternatives"]) == 2
+    text, _ = run("explain", plan, "-p", program_file, "--why-not", "zero3", "--alternatives", 2)
+    assert "the best plan with zero3 takes" in text and "peak memory" in text
+    changed, _ = run("diff", plan, other, "-p", program_file, code=1)
+    assert "micro_batches" in changed
+    assert json.loads(run("diff", plan, other, "--json", code=1)[0])
+    assert run("diff", plan, plan)[0] == "the plans are the same\n"
+
+
+def test_where_nothing_fits_ways_out_are_told(program_file: Path) -> None:
+    _, err = run("search", program_file, *CLUSTER, *SMALL, "--memory", "1KiB", code=2)
+    assert "MiB in stage" in err and "\n  fits with " in err and "more: " in err
 
 
 def test_shorthand_is_a_plan(program_file: Path, tmp_path: Path) -> None:
@@ -159,7 +214,8 @@ def test_corrupt_program_says_where(program_file: Path, tmp_path: Path) -> None:
             "unknown device preset 'a100-80h'; did you mean 'a100-80g'",
         ),
         ((*CLUSTER, "--memory", "36GiBB"), "unknown unit 'GiBB'; did you mean"),
-        ((*CLUSTER, "--memory", "1KiB"), "MiB in stage "),
+        ((*CLUSTER, "--require", "block.0=tp2"), "has no layer 'block.0'; did you mean"),
+        ((*CLUSTER, "--zero", "3,x"), "'x' is no ZeRO level"),
     ],
 )
 def test_bad_search(program_file: Path, arguments: tuple[object, ...], message: str) -> None:

@@ -15,7 +15,7 @@ from galvatron.errors import ParseError, PlanError, StrategyError
 from galvatron.ir import plan_rules
 from galvatron.ir.cost import ClassCost
 from galvatron.ir.graph import Graph, Op, Ref, Value
-from galvatron.ir.plan import Plan
+from galvatron.ir.plan import Plan, Searched
 from galvatron.ir.planned import PlanShorthand, balanced, check, names_plan_file, resolve
 from galvatron.ir.program import Form, Layer, LayerClass, LayerKind, Program
 from galvatron.ir.strategy import Strategy
@@ -57,6 +57,7 @@ def plans(draw: st.DrawFn) -> Plan:
         step_time_s=draw(st.none() | st.floats(0, 1e6)),
         peak_bytes=draw(st.none() | st.just(tuple(range(len(stages))))),
         ties=tuple(draw(st.dictionaries(st.text(), strategies.map(lambda s: s.keeping), max_size=3)).items()),
+        search=draw(st.builds(Searched, st.text(), st.integers(0, 2**50), st.floats(0, 1e6), st.floats(0, 1))),
     )
 
 
@@ -118,6 +119,8 @@ def test_files(tmp_path: Path) -> None:
         ("format", "other", "'format' must be"),
         ("version", 2, "'version' is 2"),
         ("colour", 1, "'colour' is unknown"),
+        ("search", {"gap": 2.0}, "'search' must have a budget and a bound"),
+        ("search", {"budget": 2}, "plan search field 'budget' is unknown; did you mean 'budget_bytes'"),
         ("global_batch_size", 7, "divisible by 4"),
         ("ties", [["table", "whole"]], "'ties' must look like"),
         ("ties", {"table": None}, "'ties' must look like"),

@@ -39,7 +39,7 @@ from galvatron.ir.text.arguments import format_argument
 from galvatron.ir.text.graphs import read_state
 from galvatron.ir.text.loops import Loop, rolled
 from galvatron.ir.text.names import bare_or_quoted, quote, sigiled, split_marks, unmark
-from galvatron.ir.text.records import entries, figure, record_lines
+from galvatron.ir.text.records import entries, figure, record_lines, within
 from galvatron.ir.text.strategies import format_runs, format_strategy
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
 
@@ -437,6 +437,7 @@ def _plan(plan: Plan, w: _Writer) -> list[Line]:
             Line(f"  {name:<17} = {text}{w.note(shown) if shown else ''}", ("plan", name))
             for name, text, shown in entries(plan, lenient=w.lenient)
         ),
+        *(Line(f"  {line}", ("plan",)) for line in within(plan, w.note)),
         *(
             Line(f"  tie {unmark(bare_or_quoted(name))} = {kept_text(kept)}", ("plan", "tie", name))
             for name, kept in plan.ties

@@ -106,11 +106,16 @@ def record_lines(word: str, record: Any, note: Callable[[str], str]) -> Iterator
     for key, text, figure in entries(record):
         if key not in unsaid:
             yield f"  {key} = {text}{note(figure) if figure else ''}"
+    yield from (f"  {line}" for line in within(record, note))
+    yield "}"
+
+
+def within(record: Any, note: Callable[[str], str]) -> Iterator[str]:
+    """The records in a record, without those that are none by default and are."""
     for field in fields_of(type(record)):
         if field.cls is not None and (value := getattr(record, field.name)) != field.default:
             for item in value if field.many else (value,):
-                yield from (f"  {line}" for line in record_lines(field.word, item, note))
-    yield "}"
+                yield from record_lines(field.word, item, note)
 
 
 def entries(record: Any, *, lenient: bool = False) -> Iterator[tuple[str, str, str]]:

@@ -29,13 +29,13 @@ class EnumerateStrategies(Pass):
     name = "enumerate-strategies"
     needs, leaves = Form.COSTED, Form.CANDIDATES
 
-    roles: tuple[str, ...] = ("dp", "tp")
-    zero: tuple[int, ...] = (0,)
-    recompute: tuple[str, ...] = ("none",)
+    roles: tuple[str, ...] = ("dp", "tp", "tp+sp", "ulysses", "cp")
+    zero: tuple[int, ...] = (0, 1, 2, 3)
+    recompute: tuple[str, ...] = ("none", "selective", "full")
     pipeline_degrees: tuple[int, ...] = ()
 
-    def run(self, program: Program) -> Program:
-        world_size, layers = program.required_cluster.world_size, program.planned_layers
+    def __post_init__(self) -> None:
+        super().__post_init__()
         for role in self.roles:
             if role not in ROLE_NAMES:
                 raise PassError(f"pass {self.name!r}: unknown role {role!r}; {did_you_mean(role, ROLE_NAMES)}")
@@ -45,6 +45,9 @@ class EnumerateStrategies(Pass):
         for level in self.zero:
             if level not in range(len(LEVELS)):
                 raise PassError(f"pass {self.name!r}: there is no ZeRO level {level}; use 0 to {len(LEVELS) - 1}")
+
+    def run(self, program: Program) -> Program:
+        world_size, layers = program.required_cluster.world_size, program.planned_layers
         tried, cuts = self, list[Cut]()
         if program.lengths and (cutting := {"tp+sp", "ulysses", "cp"}.intersection(self.roles)):
             reason = f"the length {program.lengths[0]} of a batch may be one that does not divide"

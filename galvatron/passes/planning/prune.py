@@ -5,7 +5,7 @@ A *sound* rule never removes every optimum of the cost model; a *heuristic* one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from galvatron.costs.state import trained_state
@@ -14,17 +14,25 @@ from galvatron.ir.cluster import Cluster
 from galvatron.ir.layout import BROADCAST
 from galvatron.ir.program import Candidates, Cut, Form, Layer, Program
 from galvatron.ir.strategy import Strategy
+from galvatron.partition.boundary import sequence_split
+from galvatron.partition.context import Partitioner
 from galvatron.passes.base import Bytes, Pass
 from galvatron.units import format_bytes
 
 
 @dataclass(frozen=True)
 class Branch:
-    """What the rules look at: one pipeline degree of the tree, with the strategies left at it."""
+    """What the rules look at: a layer class at one pipeline degree of the tree, with the strategies left to it.
+
+    Attributes:
+        layer: the first of the class.
+        sequences: how long the sequences are that cross the border of the class with a gradient.
+    """
 
     program: Program
     cluster: Cluster
-    pipeline_degree: int
+    layer: Layer
+    sequences: tuple[int, ...]
     strategies: tuple[Strategy, ...]
     memory_bytes: int | None
 
@@ -46,6 +54,13 @@ def _indivisible_batch(branch: Branch) -> Iterator[tuple[Strategy, str]]:
             yield strategy, f"{batch} samples cannot be divided over dp{strategy.degree('dp')}"
 
 
+def _indivisible_sequence(branch: Branch) -> Iterator[tuple[Strategy, str]]:
+    for strategy in branch.strategies:
+        pieces = strategy.sequence_pieces
+        if odd := next((length for length in branch.sequences if length % pieces), None):
+            yield strategy, f"a sequence of {odd} cannot be cut into {pieces} pieces"
+
+
 def _tp_across_nodes(branch: Branch) -> Iterator[tuple[Strategy, str]]:
     for strategy in branch.strategies:
         for axis, role in zip(strategy.mesh, strategy.roles, strict=True):
@@ -56,14 +71,14 @@ def _tp_across_nodes(branch: Branch) -> Iterator[tuple[Strategy, str]]:
 def _too_much_state(branch: Branch) -> Iterator[tuple[Strategy, str]]:
     if branch.memory_bytes is None:
         return
-    layers = {layer.cls: layer for layer in branch.program.planned_layers}.values()
+    kept = {strategy: replace(strategy, recompute="none") for strategy in branch.strategies}
+    least = {s: least_state_bytes(branch.program, branch.layer, s) for s in dict.fromkeys(kept.values())}
+    if all(size > branch.memory_bytes for size in least.values()):
+        return  # nothing fits, and the search says what comes nearest
     for strategy in branch.strategies:
-        for layer in layers:
-            least = least_state_bytes(branch.program, layer, strategy)
-            if least > branch.memory_bytes:
-                needed, given = format_bytes(round(least)), format_bytes(branch.memory_bytes)
-                yield strategy, f"the parameters of layer {layer.name} alone need {needed} of {given}"
-                break
+        if (size := least[kept[strategy]]) > branch.memory_bytes:
+            needed, given = format_bytes(round(size)), format_bytes(branch.memory_bytes)
+            yield strategy, f"the parameters of layer {branch.layer.name} alone need {needed} of {given}"
 
 
 def least_state_bytes(program: Program, layer: Layer, strategy: Strategy) -> float:
@@ -92,6 +107,12 @@ RULES: dict[str, PruningRule] = {
             _indivisible_batch,
         ),
         PruningRule(
+            "roles-divide-sequence",
+            True,
+            "pieces of a sequence are equally long, so the plan could not run",
+            _indivisible_sequence,
+        ),
+        PruningRule(
             "tp-stays-in-node",
             False,
             "tensor parallelism communicates in every layer, forward and backward, and cannot hide it; across nodes "
@@ -111,7 +132,7 @@ RULES: dict[str, PruningRule] = {
 
 @dataclass(frozen=True)
 class Prune(Pass):
-    """Applies the rules to every pipeline degree.
+    """Applies the rules to every layer class at every pipeline degree.
 
     `memory` is the budget per device for rules about memory, which do nothing without it; `heuristics` switches the
     rules that are not sound, `without` single rules by name.
@@ -128,22 +149,58 @@ class Prune(Pass):
         for name in self.without:
             if name not in RULES:
                 raise PassError(f"pass {self.name!r}: unknown rule {name!r}; {did_you_mean(name, RULES)}")
+        sequences = _sequences(program)
         kept, cuts = [], []
         for degree in dict.fromkeys(c.pipeline_degree for c in program.candidates):
             branch = [c for c in program.candidates if c.pipeline_degree == degree]
-            removed = self._removed(program, degree, branch)
-            cuts += [Cut(f"pp{degree}/{s}", rule, reason) for s, (rule, reason) in removed.items()]
-            kept += [replace(c, strategies=tuple(s for s in c.strategies if s not in removed)) for c in branch]
+            removed = [self._removed(program, c, sequences) for c in branch]
+            cuts += _cuts(branch, removed)
+            kept += [
+                replace(c, strategies=tuple(s for s in c.strategies if s not in gone))
+                for c, gone in zip(branch, removed, strict=True)
+            ]
         return replace(program, candidates=tuple(kept), cuts=(*program.cuts, *cuts))
 
-    def _removed(self, program: Program, degree: int, branch: list[Candidates]) -> dict[Strategy, tuple[str, str]]:
-        """Strategies to cut at one pipeline degree, with rule and reason."""
-        left = list(dict.fromkeys(s for c in branch for s in c.strategies))
-        removed: dict[Strategy, tuple[str, str]] = {}
+    def _removed(self, program: Program, candidates: Candidates, sequences: Mapping[str, tuple[int, ...]]) -> Removed:
+        """Strategies to cut of a class at one pipeline degree, with rule and reason."""
+        layer = next(layer for layer in program.planned_layers if layer.cls == candidates.cls)
+        left, removed = candidates.strategies, dict[Strategy, tuple[str, str]]()
         for rule in RULES.values():
             if rule.name in self.without or not (rule.sound or self.heuristics):
                 continue
-            seen = Branch(program, program.required_cluster, degree, tuple(left), self.memory)
+            seen = Branch(program, program.required_cluster, layer, sequences[candidates.cls], left, self.memory)
             removed.update((strategy, (rule.name, reason)) for strategy, reason in rule.cut(seen))
-            left = [s for s in left if s not in removed]
+            left = tuple(s for s in left if s not in removed)
         return removed
+
+
+Removed = dict[Strategy, tuple[str, str]]
+"""Of strategies that are gone, the name of the rule and the reason."""
+
+
+def _cuts(branch: Sequence[Candidates], removed: Sequence[Removed]) -> Iterator[Cut]:
+    """The cuts at one pipeline degree: one for all classes where the rule is the same."""
+    for strategy in dict.fromkeys(s for gone in removed for s in gone):
+        by_rule: dict[str, list[Candidates]] = {}
+        for candidates, gone in zip(branch, removed, strict=True):
+            if strategy in gone:
+                by_rule.setdefault(gone[strategy][0], []).append(candidates)
+        having = sum(strategy in candidates.strategies for candidates in branch)
+        for rule, cut in by_rule.items():
+            reason = next(gone[strategy][1] for gone in removed if gone.get(strategy, ("",))[0] == rule)
+            where = "" if len(cut) == having else f" @{', @'.join(candidates.cls for candidates in cut)}"
+            yield Cut(f"pp{branch[0].pipeline_degree}/{strategy}{where}", rule, reason)
+
+
+def _sequences(program: Program) -> dict[str, tuple[int, ...]]:
+    """For each class how long the sequences are that cross its border with a gradient; those whose length is free, and
+    that no strategy cuts, are left out."""
+    borders = Partitioner(program, program.required_cluster).borders
+    found: dict[str, tuple[int, ...]] = {}
+    for cls in program.classes:
+        border = borders[cls.name]
+        outputs = [cls.graph.values[name] for name in cls.graph.outputs if name not in border.free_outputs]
+        splits = (sequence_split(v.type) for v in (*cls.graph.inputs, *outputs) if v.name in border.differentiable)
+        sizes = (split.size for split in splits if split is not None)
+        found[cls.name] = tuple(dict.fromkeys(size for size in sizes if isinstance(size, int)))
+    return found

@@ -6,26 +6,35 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
 
 from galvatron.costs.estimate import cost_model, pace_of, with_predictions, workspace_bytes
+from galvatron.costs.model import CostModel
 from galvatron.costs.objective import Setting
 from galvatron.errors import BudgetError, PassError, PlanError
 from galvatron.ir import limits
 from galvatron.ir.documents import shown
 from galvatron.ir.micro_batches import coupling
-from galvatron.ir.plan import Plan
+from galvatron.ir.plan import Plan, Searched
 from galvatron.ir.planned import check_epilogue, check_micro_batches, epilogue
 from galvatron.ir.program import Form, Program
-from galvatron.ir.strategy import Strategy
+from galvatron.ir.strategy import RECOMPUTE, ROLE_NAMES, Strategy
 from galvatron.passes.base import Bytes, Pass
+from galvatron.passes.planning.constraints import Constraints
 from galvatron.passes.planning.search.fastest import Choice, fastest
+from galvatron.passes.planning.search.least import least_budget
 from galvatron.passes.planning.search.misses import nearest_miss
 from galvatron.passes.planning.search.tables import Stages
+from galvatron.passes.planning.search.watch import Stopped, Watch, limited
 from galvatron.passes.planning.tree import divisors
 from galvatron.schedules import SCHEDULES, Schedule, default_schedule
 
 MICRO_BATCH_CHOICES = 16
 """At most so many numbers of micro-batches are tried, spread evenly over the divisors of the batch."""
+
+DEFAULT_GAP = 1 / 1024
+"""The share of its time that a plan may be slower than the fastest one by, unless told otherwise."""
 
 _COUNTS = {
     "memory": limits.SIZE,
@@ -37,15 +46,42 @@ _COUNTS = {
 
 
 @dataclass(frozen=True)
+class Problem:
+    """A program for a batch, what its layers cost, the choices that there are, and the budget of a device."""
+
+    program: Program
+    model: CostModel
+    choices: list[Choice]
+    budget_bytes: int
+
+    def plan(self, setting: Setting, stages: Stages) -> Plan:
+        """What a solution means, with its time and memory."""
+        plan = Plan(
+            fingerprint=self.program.fingerprint,
+            global_batch_size=self.program.batch_size,
+            world_size=self.program.required_cluster.world_size,
+            micro_batches=setting.micro_batches,
+            schedule=setting.schedule,
+            ties=setting.ties,
+            stages=stages,
+        )
+        return with_predictions(plan, self.program, self.model)
+
+
+@dataclass(frozen=True)
 class Search(Pass):
     """Chooses pipeline degree, micro-batches, schedule, stage boundaries and one strategy per layer.
 
     `memory` is the budget per device; None is the cluster's default. `schedule` is the only one that is tried; None is
     1F1B, which never takes longer or more memory than GPipe, but GPipe where the end of the loss needs all
     micro-batches. `micro_batches` is the only number that is tried; None is every one. `global_batch` replaces the
-    program's batch size. `whole_ties` keeps all shared parameters whole instead of trying every way to keep them.
+    program's batch size. `require` and `forbid` are constraints on the strategies of layers (`Constraint`), such as
+    `layers.0=tp2` and `zero3`. `objective` is `time`, or `memory`: the fastest of the plans that take least memory, to
+    a thousandth. `whole_ties` keeps all shared parameters whole instead of trying every way to keep them.
     No plan is faster than the chosen one, by the cost model, by more than a share `gap` of its time,
     unless `width` limits how many partial choices are followed behind each layer, and so how long a search takes.
+    After `time_limit_s` seconds, and when it is interrupted, the best plan so far is chosen; the gap in the plan says
+    what is proven of it.
     """
 
     name = "search"
@@ -55,8 +91,12 @@ class Search(Pass):
     schedule: str | None = None
     micro_batches: int | None = None
     global_batch: int | None = None
+    require: tuple[str, ...] = ()
+    forbid: tuple[str, ...] = ()
+    objective: Literal["time", "memory"] = "time"
+    time_limit_s: float | None = None
     whole_ties: bool = False
-    gap: float = 1 / 1024
+    gap: float = DEFAULT_GAP
     width: int | None = None
 
     def __post_init__(self) -> None:
@@ -68,6 +108,10 @@ class Search(Pass):
                 raise PassError(f"pass {self.name!r}, option {option!r}: must be from 1 to {most}, not {shown(count)}")
         if not 0 <= self.gap < 1:
             raise PassError(f"pass {self.name!r}, option 'gap': must be at least 0 and less than 1, not {self.gap}")
+        if self.time_limit_s is not None and not 0 < self.time_limit_s < math.inf:
+            told = f"must be a positive number of seconds, not {self.time_limit_s}"
+            raise PassError(f"pass {self.name!r}, option 'time-limit-s': {told}")
+        _ = self.constraints
         if self.schedule is not None and not Schedule.parse(self.schedule).phases:
             choices = [name for name in SCHEDULES if Schedule.parse(name).phases]
             raise PassError(
@@ -77,27 +121,93 @@ class Search(Pass):
             )
 
     def run(self, program: Program) -> Program:
-        cluster = program.required_cluster
+        problem = self.problem(program)
+        program, model, choices = problem.program, problem.model, problem.choices
+        watch = Watch()
+        budget_bytes, complete = self._found(problem, watch)
+        if watch.best is None and complete:
+            raise BudgetError(nearest_miss(program, model, choices, budget_bytes))
+        if watch.best is None:
+            raise PlanError(
+                f"the time limit of {self.time_limit_s} s was over before any plan was found, with the costs of "
+                f"{len(choices)} combinations of pipeline degree and micro-batches yet to be told; give it longer, or "
+                "restrict the search"
+            )
+        plan = problem.plan(*watch.best)
+        bound_s = min(watch.bound_s, watch.best_s)
+        found = Searched(self._space(choices), budget_bytes, bound_s, 1 - bound_s / watch.best_s)
+        return replace(program, form=self.leaves, plan=replace(plan, search=found))
+
+    @cached_property
+    def constraints(self) -> Constraints:
+        """What is asked of the strategies of layers."""
+        return Constraints.parse(self.require, self.forbid)
+
+    def problem(self, program: Program) -> Problem:
+        """What a search has to choose from.
+
+        Raises:
+            PlanError: there is nothing; says why.
+        """
         if self.global_batch is not None:
             program = replace(program, batch_size=self.global_batch)
-        budget_bytes = cluster.default_budget_bytes if self.memory is None else int(self.memory)
+        default = program.required_cluster.default_budget_bytes
         model = cost_model(program)
         choices = [way for choice in self._choices(program) for way in self._ways(model.tied(), *choice)]
         if not choices:
-            raise PlanError(
-                f"a batch of {program.batch_size} samples cannot be divided over {cluster.world_size} devices "
-                "by any strategy; use another global batch"
-            )
-        found = fastest(model, choices, budget_bytes, gap=self.gap, width=self.width)
-        if found is None:
-            raise BudgetError(nearest_miss(program, model, choices, budget_bytes))
-        setting, stages = found
-        plan = with_predictions(_plan(program, setting, stages), program, model)
-        return replace(program, form=self.leaves, plan=plan)
+            raise PlanError(self._nothing_left(program))
+        return Problem(program, model, choices, default if self.memory is None else int(self.memory))
+
+    def _found(self, problem: Problem, watch: Watch) -> tuple[int, bool]:
+        """The budget within which the watch then has the best plan, and whether the search came to its end."""
+        model, choices, budget_bytes = problem.model, problem.choices, problem.budget_bytes
+        try:
+            with limited(self.time_limit_s):
+                if self.objective == "memory":
+                    budget_bytes = least_budget(model, choices, budget_bytes, watch)
+                fastest(model, choices, budget_bytes, gap=self.gap, width=self.width, watch=watch)
+        except Stopped:
+            return budget_bytes, False
+        except KeyboardInterrupt:
+            if watch.best is None:
+                raise
+            return budget_bytes, False
+        return budget_bytes, True
+
+    def _space(self, choices: Sequence[Choice]) -> str:
+        """What is searched, in words."""
+        settings, every = [setting for setting, _ in choices], {s for _, left in choices for own in left for s in own}
+        roles = [role for role in ROLE_NAMES if any(role in s.roles for s in every)]
+        parts = [
+            f"pp {_listed(setting.pipeline_degree for setting in settings)}",
+            f"{_listed(setting.micro_batches for setting in settings)} micro-batches",
+            ", ".join(dict.fromkeys(setting.schedule for setting in settings)),
+            f"{len(every)} strategies of {', '.join(roles) or 'one device'}",
+            f"ZeRO {_listed(s.zero for s in every)}",
+            f"recomputation {', '.join(kind for kind in RECOMPUTE if any(s.recompute == kind for s in every))}",
+        ]
+        return "; ".join([*parts, *filter(None, [str(self.constraints)])])
+
+    def _nothing_left(self, program: Program) -> str:
+        """Why there is no choice at all."""
+        if self.require or self.forbid:
+            for layer in program.planned_layers:
+                had = [s for c in program.candidates if c.cls == layer.cls for s in c.strategies]
+                if had and not self.constraints.left(layer.name, had):
+                    return (
+                        f"layer {layer.name!r}: none of {len(had)} strategies on "
+                        f"{program.required_cluster.world_size} devices is left ({self.constraints}); ask for less"
+                    )
+        asked = f" with {self.constraints}" if self.require or self.forbid else ""
+        return (
+            f"a batch of {program.batch_size} samples cannot be divided over {program.required_cluster.world_size} "
+            f"devices by any strategy{asked}; use another global batch"
+        )
 
     def _choices(self, program: Program) -> Iterator[Choice]:
         """Every pipeline degree, number of micro-batches and schedule that can run; ties are left out."""
         layers = program.planned_layers
+        self.constraints.check([layer.name for layer in layers])
         counts = [self.micro_batches] if self.micro_batches is not None else _spread(divisors(program.batch_size))
         ends = bool(epilogue(program))
         if self.micro_batches is not None:
@@ -105,7 +215,8 @@ class Search(Pass):
             check_epilogue(self._schedule(self.micro_batches, ends), 1, self.micro_batches, program)
         counts = [1] if coupling(program) else counts
         for degree in dict.fromkeys(c.pipeline_degree for c in program.candidates):
-            left = {c.cls: c.strategies for c in program.candidates if c.pipeline_degree == degree}
+            by_class = {c.cls: c.strategies for c in program.candidates if c.pipeline_degree == degree}
+            left = [self.constraints.left(layer.name, by_class[layer.cls]) for layer in layers]
             for count in counts:
                 schedule = self._schedule(count, ends)
                 pace = pace_of(program, degree)
@@ -113,9 +224,7 @@ class Search(Pass):
                 setting = Setting(size, count, str(schedule), degree, ends, pace=pace, fixed_bytes=fixed_bytes)
                 if program.batch_size % count or not schedule.allows(degree, count, epilogue=ends):
                     continue
-                candidates = [
-                    tuple(s for s in left[layer.cls] if setting.micro_batch % s.degree("dp") == 0) for layer in layers
-                ]
+                candidates = [tuple(s for s in own if setting.micro_batch % s.degree("dp") == 0) for own in left]
                 if all(candidates):
                     yield setting, candidates
 
@@ -129,6 +238,11 @@ class Search(Pass):
 
     def _schedule(self, micro_batches: int, ends: bool) -> Schedule:
         return Schedule.parse(self.schedule) if self.schedule else default_schedule(micro_batches, epilogue=ends)
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    """Different numbers in increasing order, as text: `1, 2, 4`."""
+    return ", ".join(map(str, sorted(set(numbers))))
 
 
 def _spread(numbers: Sequence[int]) -> Sequence[int]:
@@ -169,15 +283,3 @@ def ways(
                 left[index] = tuple(s for s in left[index] if s.keeping == kept)
         if all(left):
             yield replace(setting, ties=tuple(zip(tied, chosen, strict=True))), left
-
-
-def _plan(program: Program, setting: Setting, stages: Stages) -> Plan:
-    return Plan(
-        fingerprint=program.fingerprint,
-        global_batch_size=program.batch_size,
-        world_size=program.required_cluster.world_size,
-        micro_batches=setting.micro_batches,
-        schedule=setting.schedule,
-        ties=setting.ties,
-        stages=stages,
-    )

@@ -13,6 +13,7 @@ from galvatron.costs.model import CostModel
 from galvatron.costs.objective import Setting
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.planning.search.tables import Stages, TableBuilder
+from galvatron.passes.planning.search.watch import Watch
 from galvatron.solver import Bounds, InfeasibleError, Pipeline, glance, least_s, solve_pipeline
 
 Choice = tuple[Setting, list[tuple[Strategy, ...]]]
@@ -29,6 +30,7 @@ def fastest(
     *,
     gap: float = 0.0,
     width: int | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Setting, Stages] | None:
     """The best plan over all choices, the most promising first; None if nothing fits the budget.
 
@@ -39,9 +41,15 @@ def fastest(
     Args:
         gap: the share of its time that it may be slower than the best one by.
         width: how many partial choices are followed (`solve_pipeline`); None for as many as that takes.
+        watch: is told what is found on the way.
     """
-    builders = [TableBuilder(model, *choice) for choice in choices]
-    problems = [builder.free(budget_bytes) for builder in builders]
+    watch = watch or Watch()
+    builders: list[TableBuilder] = []
+    problems: list[Pipeline] = []
+    for choice in choices:
+        watch.costing(len(builders), len(choices))
+        builders.append(TableBuilder(model, *choice))
+        problems.append(builders[-1].free(budget_bytes))
     best: tuple[Setting, Stages] | None = None
     best_s = math.inf
 
@@ -50,6 +58,7 @@ def fastest(
         found = _solved(builders[which], budget_bytes, columns, best_s, **limits)
         if found is not None:
             best_s, best = found[0], (choices[which][0], found[1])
+            watch.found(best_s, best)
 
     for bound_s, which, column in _uniform(problems):
         if bound_s >= best_s:
@@ -57,8 +66,11 @@ def fastest(
         try_(which, np.array([column]))
     waiting: list[tuple[float, int, Bounds | None]] = [(least_s(p), which, None) for which, p in enumerate(problems)]
     heapq.heapify(waiting)
+    least = waiting[0][0]
     while waiting:
         bound_s, which, bounds = heapq.heappop(waiting)
+        proven_s = min(bound_s, best_s * (1 - gap)) if width is None else least
+        watch.solving(len(choices) - len(waiting) - 1, len(choices), proven_s)
         if bound_s >= best_s * (1 - gap):
             break
         if bounds is None:
@@ -68,6 +80,7 @@ def fastest(
                 heapq.heappush(waiting, (max(bound_s, bounds.least_s), which, bounds))
         else:
             try_(which, bounds.columns(best_s * (1 - gap)), gap=gap, width=width)
+    watch.solving(len(choices), len(choices), best_s * (1 - gap) if width is None else least)
     return best
 
 

@@ -1,0 +1,1 @@
+"""Answers to what is asked about plans: offline, by the costs that the search minimises."""

@@ -1,0 +1,92 @@
+"""What is asked about: a program on a cluster, a plan for it, and the search that it is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from galvatron.errors import PlanError
+from galvatron.forms import passed, searched, with_costs
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.plan import Plan
+from galvatron.ir.planned import fitted
+from galvatron.ir.program import Program
+from galvatron.passes import PLANNING
+from galvatron.passes.planning.search import Problem, Search
+from galvatron.search_options import SearchOptions
+
+
+@dataclass(frozen=True)
+class Question:
+    """A plan for a program, under a budget, beside what a search with some options finds.
+
+    Attributes:
+        program: with costs, on its cluster and for its batch.
+        plan: with the time and memory that it takes there.
+        memory_bytes: of each device.
+        options: of the searches that answers are checked by.
+    """
+
+    program: Program
+    plan: Plan
+    memory_bytes: int
+    options: SearchOptions
+
+    @staticmethod
+    def about(
+        program: Program,
+        plan: Plan,
+        cluster: Cluster,
+        memory_bytes: int | None = None,
+        options: SearchOptions | None = None,
+    ) -> Question:
+        """A question about a plan for its own batch, within the budget that it was searched for unless one is given.
+
+        Raises:
+            PlanError: the plan does not fit the program or the cluster.
+        """
+        costed = with_costs(program, cluster, plan.global_batch_size)
+        told = fitted(plan, costed, cluster.world_size, plan.global_batch_size)
+        budget = memory_bytes or plan.search.budget_bytes or cluster.default_budget_bytes
+        return Question(costed, told, budget, options or SearchOptions())
+
+    @cached_property
+    def candidates(self) -> Program:
+        """The program with the strategies that a search tries, and those that rules have cut."""
+        own = {name: dict(options) for name, options in self.options.by_pass().items() if name != "search"}
+        own["prune"]["memory"] = self.memory_bytes
+        return passed(PLANNING[1:3], self.program, own)
+
+    @cached_property
+    def problem(self) -> Problem:
+        """What a search has to choose from."""
+        own = self.options.by_pass()["search"]
+        return Search(**own, memory=self.memory_bytes).problem(self.candidates)  # type: ignore[arg-type]  # Bytes is an int
+
+    @cached_property
+    def best(self) -> Plan:
+        """What a search finds."""
+        return self.searched()
+
+    def searched(
+        self, *, memory_bytes: int | None = None, cluster: Cluster | None = None, options: SearchOptions | None = None
+    ) -> Plan:
+        """What a search finds where something is different.
+
+        Raises:
+            PlanError: nothing.
+        """
+        program = self.program if cluster is None else replace(self.program, cluster=cluster)
+        budget = self.memory_bytes if memory_bytes is None else memory_bytes
+        return searched(program, budget, self.options if options is None else options).required_plan
+
+
+def seconds_of(plan: Plan) -> float:
+    """The predicted seconds of a plan that has them.
+
+    Raises:
+        PlanError: it has none.
+    """
+    if plan.step_time_s is None:
+        raise PlanError("nobody has estimated the plan: it has no step_time_s")
+    return plan.step_time_s

@@ -1,0 +1,43 @@
+"""The least memory that any plan takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from galvatron.costs.model import CostModel
+from galvatron.costs.objective import evaluate_plan, peak_bytes
+from galvatron.passes.planning.search.fastest import Choice, fastest
+from galvatron.passes.planning.search.watch import Watch
+
+_ANY = 0.999
+"""A gap with which nearly the first plan that fits will do."""
+
+_PRECISION = 1 / 1024
+
+
+def least_budget(model: CostModel, choices: Sequence[Choice], budget_bytes: int, watch: Watch) -> int:
+    """A budget that some plan fits, and no plan one that is smaller by more than a thousandth; the budget given, if
+    none fits that.
+
+    Args:
+        watch: is told of plans with ever less memory.
+    """
+    least, enough = 0, _needed(model, choices, budget_bytes, watch)
+    if enough is None:
+        return budget_bytes
+    while enough - least > enough * _PRECISION:
+        tried = (least + enough) // 2
+        needed = _needed(model, choices, tried, watch)
+        least, enough = (tried, enough) if needed is None else (least, needed)
+    return enough
+
+
+def _needed(model: CostModel, choices: Sequence[Choice], budget_bytes: int, watch: Watch) -> int | None:
+    """The bytes of some plan that fits a budget; None if there is no such plan."""
+    own = Watch()
+    found = fastest(model, choices, budget_bytes, gap=_ANY, watch=own)
+    if found is None:
+        return None
+    watch.found(own.best_s, own.best)
+    setting, stages = found
+    return max(peak_bytes(setting, evaluate_plan(model, setting, stages)[1]))
