@@ -16,7 +16,7 @@ from galvatron.errors import PlanError
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
 from galvatron.passes.planning.search.tables import TableBuilder
-from galvatron.solver import possible, solve_pipeline
+from galvatron.solver import glance, solve_pipeline
 
 GIB = 2**30
 
@@ -121,7 +121,8 @@ def memory_prices(question: Question, setting: Setting) -> tuple[float, ...] | N
             continue
         builder = TableBuilder(problem.model, own, candidates)
         known_s = seconds_of(replace(question.plan, step_time_s=estimate_plan(question.program, question.plan)[0]))
-        columns = possible(builder.free(problem.budget_bytes), known_s * (1 + 1e-9))
+        bounds = glance(builder.free(problem.budget_bytes))
+        columns = bounds.columns(known_s * (1 + 1e-9)) if bounds.relaxations else ()
         if not len(columns):
             return None
         found = solve_pipeline(builder.tables(problem.budget_bytes, columns).pipeline)
