@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -41,8 +42,7 @@ def bytes_of(report: StageReport) -> float:
     return report.memory.total
 
 
-@settings(max_examples=100, deadline=None)
-@given(
+problems = (
     models(),
     st.integers(1, 3),
     st.sampled_from([1, 2, 4]),
@@ -50,7 +50,22 @@ def bytes_of(report: StageReport) -> float:
     st.integers(5, 150),
     st.sampled_from([(), ((1.0, 0.5), (6.0, 1.0)), ((3.0, 0.5), (6.0, 1.0))]),
 )
-def test_finds_the_optimum_of_every_plan(
+
+
+@settings(max_examples=25, deadline=None)
+@given(*problems)
+def test_finds_the_optimum_of_every_plan(*problem: Any) -> None:
+    check_optimum(*problem)
+
+
+@pytest.mark.slow
+@settings(max_examples=500, deadline=None)
+@given(*problems)
+def test_finds_the_optimum_of_every_plan_of_many(*problem: Any) -> None:
+    check_optimum(*problem)
+
+
+def check_optimum(
     model: TableModel, degree: int, micro_batches: int, schedule: str, budget: int, sharing: Points
 ) -> None:
     degree = min(degree, len(model.classes))
