@@ -42,7 +42,7 @@ def bytes_of(report: StageReport) -> float:
     return report.memory.total
 
 
-problems = (
+problems = st.tuples(
     models(),
     st.integers(1, 3),
     st.sampled_from([1, 2, 4]),
@@ -53,15 +53,15 @@ problems = (
 
 
 @settings(max_examples=25, deadline=None)
-@given(*problems)
-def test_finds_the_optimum_of_every_plan(*problem: Any) -> None:
+@given(problems)
+def test_finds_the_optimum_of_every_plan(problem: tuple[Any, ...]) -> None:
     check_optimum(*problem)
 
 
 @pytest.mark.slow
 @settings(max_examples=500, deadline=None)
-@given(*problems)
-def test_finds_the_optimum_of_every_plan_of_many(*problem: Any) -> None:
+@given(problems)
+def test_finds_the_optimum_of_every_plan_of_many(problem: tuple[Any, ...]) -> None:
     check_optimum(*problem)
 
 
