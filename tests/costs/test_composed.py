@@ -27,6 +27,7 @@ from galvatron.ir.strategy import RECOMPUTE, Strategy
 from galvatron.partition import Partitioner
 from tests import models
 from tests.costs.watched import Run
+from tests.marks import some_slow
 from tests.parity.harness import costed
 
 STRATEGIES = ("dp4", "tp4", "dp2-tp2+sp", "tp2-ulysses2", "cp4")
@@ -60,7 +61,7 @@ def assert_as_watched(graph: Graph, mesh: tuple[Axis, ...], differentiable: froz
 
 
 @pytest.mark.parametrize("kind", ["cuda", "cpu"])
-@pytest.mark.parametrize("name", ["llama", "gpt2-written-out-dropout", "t5", "mixtral", "residual"])
+@pytest.mark.parametrize("name", some_slow(["llama", "residual"], ["gpt2-written-out-dropout", "t5", "mixtral"]))
 def test_a_composed_layer_does_what_autograd_does(name: str, kind: str) -> None:
     of = program(name)
     partitioner = Partitioner(of, of.required_cluster)

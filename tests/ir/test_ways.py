@@ -23,6 +23,7 @@ from galvatron.ir.graph import Graph
 from galvatron.ir.program import Program
 from galvatron.ir.text import parse_program, print_program
 from galvatron.rewriting.sharing import numbered
+from tests.marks import some_slow
 from tests.parity import states, ways
 
 BATCH = {"x": torch.linspace(-1, 1, 32, dtype=torch.float64).reshape(8, 4)}
@@ -88,7 +89,7 @@ ALIKE = {
 }
 
 
-@pytest.mark.parametrize("name", [*UNLIKE, *ways.WAYS])
+@pytest.mark.parametrize("name", some_slow([*[*UNLIKE][:2], *[*ways.WAYS][:3]], [*UNLIKE, *ways.WAYS]))
 def test_each_way_is_its_own_trace(name: str) -> None:
     model = (ways.model_of(name) if name in ways.WAYS else Net(UNLIKE[name])).double()
     batch = states.batch_of(8, 0) if name in ways.WAYS else BATCH

@@ -22,6 +22,7 @@ from galvatron.partition.axes import SolvedAxis
 from galvatron.passes.frontend.cluster_layers import ClusterLayers
 from galvatron.passes.frontend.normalize import Normalize
 from galvatron.passes.planning.enumerate_strategies import EnumerateStrategies, divisors
+from tests.marks import some_slow
 from tests.models import ResidualNet, captured, shared
 
 DEVICES, SAMPLES = 8, 16
@@ -73,7 +74,7 @@ def check(model: str, cluster: Cluster, strategy: Strategy, *, whole: bool) -> N
         assert found == expected, (cls.name, str(strategy))
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", some_slow(["llama"], MODELS))
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     strategies=st.lists(st.sampled_from(STRATEGIES), min_size=2, max_size=3, unique=True),
