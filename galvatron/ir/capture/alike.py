@@ -113,7 +113,7 @@ class Called:
     spec: pytree.TreeSpec | None = None
     output: list[Any] = field(default_factory=list)
     results: list[torch.Tensor] = field(default_factory=list)
-    means: list[Hashable] = field(default_factory=list)
+    means: list[tuple[int, int | None]] = field(default_factory=list)
     given: Hashable = None
     of: Called | None = None
 
