@@ -92,24 +92,24 @@ def marks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     yield found
 
 
-def outcome(model: nn.Module, batch: dict[str, Any]) -> Any:
+def outcome(model: nn.Module, batch: dict[str, Any], precision: str | None) -> Any:
     """The program of a model with its constants, or why there is none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            captured = capture_graph(model, batch)
+            captured = capture_graph(model, batch, precision=precision)
         except CaptureError as error:
             return str(error)
     constants = {name: (str(tensor.dtype), tensor.tolist()) for name, tensor in captured.constants.items()}
     return print_program(captured.program), captured.program, constants, captured.fixed
 
 
-def assert_as_whole(make: Callable[[], nn.Module], batch: dict[str, Any]) -> None:
+def assert_as_whole(make: Callable[[], nn.Module], batch: dict[str, Any], precision: str | None = None) -> None:
     """The program does not depend on whether layers that are alike are traced once."""
-    once = outcome(make(), batch)
+    once = outcome(make(), batch, precision)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "repeated_modules", lambda _: {})
-        whole = outcome(make(), batch)
+        whole = outcome(make(), batch, precision)
     assert once == whole
 
 
@@ -314,6 +314,11 @@ def test_layers_that_are_alike_are_left_out_of_the_trace(
 )
 def test_what_cannot_be_shown_to_be_alike_is_traced(make: Callable[[], nn.Module]) -> None:
     assert_as_whole(make, BATCH)
+
+
+def test_layers_are_left_out_in_another_precision(marks: list[int]) -> None:
+    assert_as_whole(lambda: Stack(several, of_several).float(), {"x": torch.rand(3, 5, 4)}, "bf16")
+    assert marks[0] == 2
 
 
 LAYERS = {"gpt2": "n_layer", "t5": "num_layers"}
