@@ -16,7 +16,6 @@ from __future__ import annotations
 import sys
 import types
 import warnings
-from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,59 +30,15 @@ from torch.utils import _pytree as pytree
 from galvatron.ir.capture.checks import noted_so_far
 from galvatron.ir.capture.constants import ConstantsHaveValues
 from galvatron.ir.capture.meaning import Meaning
-from galvatron.ir.capture.running import tensors_in
+from galvatron.ir.capture.precision import ComputeType
+from galvatron.ir.capture.running import tensors_in, turns_running
+from galvatron.ir.capture.siblings import buffers_of, form_of, parameters_of
 from galvatron.ir.capture.sources import is_user_file
 from galvatron.ir.capture.tracing import storage_of, version_of
-
-_LEAST_PARTS = 4
-"""Modules with fewer, counting themselves, are traced each: what they compute takes no longer than to compare it."""
-
-_LEAST_SIBLINGS = 3
 
 _PLAIN = (type(None), bool, int, float, complex, str)
 _SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _TYPES = (torch.dtype, torch.device, torch.layout, torch.memory_format)
-
-
-def repeated_modules(model: nn.Module) -> dict[int, str]:
-    """The modules that may do the same with parameters of their own, by the id of their attributes (which a stand-in
-    that torch makes for a module shares), with their names."""
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    names = Counter(id(tensor) for _, tensor in named)
-    places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-    found: dict[int, str] = {}
-    for path, parent in model.named_modules():
-        kinds = Counter(type(child) for child in parent.children())
-        alike: dict[Hashable, list[tuple[str, nn.Module]]] = defaultdict(list)
-        for name, child in parent.named_children():
-            if kinds[type(child)] >= _LEAST_SIBLINGS and places[id(child)] == 1:
-                alike[_form(child)].append((f"{path}.{name}" if path else name, child))
-        for members in alike.values():
-            if len(members) >= _LEAST_SIBLINGS and sum(1 for _ in members[0][1].modules()) >= _LEAST_PARTS:
-                own = {id(vars(member)): name for name, member in members if _owns_its_state(member, names)}
-                found.update(own)
-    return found
-
-
-def _form(module: nn.Module) -> Hashable:
-    """The parts and the state of a module."""
-    parts = tuple((name, type(part)) for name, part in module.named_modules())
-    state = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
-    return parts, tuple((name, t.shape, t.stride(), t.dtype, t.device, t.requires_grad, type(t)) for name, t in state)
-
-
-def _owns_its_state(module: nn.Module, names: Mapping[int, int]) -> bool:
-    """Whether nothing of its state has a name elsewhere, too."""
-    own = Counter(map(id, (*_parameters(module).values(), *_buffers(module).values())))
-    return all(names[tensor] == count for tensor, count in own.items())
-
-
-def _parameters(module: nn.Module) -> dict[str, torch.Tensor]:
-    return dict(module.named_parameters(remove_duplicate=False))
-
-
-def _buffers(module: nn.Module) -> dict[str, torch.Tensor]:
-    return dict(module.named_buffers(remove_duplicate=False))
 
 
 @dataclass
@@ -113,7 +68,7 @@ class Called:
     spec: pytree.TreeSpec | None = None
     output: list[Any] = field(default_factory=list)
     results: list[torch.Tensor] = field(default_factory=list)
-    means: list[Hashable] = field(default_factory=list)
+    means: list[tuple[int, int | None]] = field(default_factory=list)
     given: Hashable = None
     of: Called | None = None
 
@@ -127,7 +82,7 @@ class Survey(TorchFunctionMode):
     """Inside the `with` block, in which forward is called once, notes which calls of some modules are alike.
 
     Args:
-        modules: see `repeated_modules`.
+        modules: see `siblings.repeated_modules`.
         leaves: parameters, buffers and inputs of the model.
         meaning: that of the forward, which is entered before.
     """
@@ -173,7 +128,7 @@ class Survey(TorchFunctionMode):
         if call is None:
             self._note_reads(tensors_in((args, options)))
             return func(*args, **options)
-        mode = torch.is_grad_enabled(), torch.is_autocast_enabled()
+        mode = torch.is_grad_enabled(), torch._C._is_any_autocast_enabled()
         arguments = self._described(args, call), self._described(options, call)
         call.done.append((func, *arguments, line, call.within[-1] if call.within else "", mode))
         call.is_known &= not torch._C._are_functorch_transforms_active()
@@ -219,9 +174,8 @@ class Survey(TorchFunctionMode):
     def _entered(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> Called:
         operands = operands_of(args, kwargs)
         self._note_reads(operands)
-        own = {**_parameters(module), **_buffers(module)}
+        own = {**parameters_of(module), **buffers_of(module)}
         known: dict[int, Hashable] = {id(tensor): ("own", name) for name, tensor in own.items()}
-        known.update((id(tensor), ("operand", place)) for place, tensor in enumerate(operands))
         call = Called(
             path=path,
             module=module,
@@ -231,11 +185,14 @@ class Survey(TorchFunctionMode):
             parts={id(vars(part)): name for name, part in module.named_modules()},
             versions=[version_of(tensor) for tensor in operands],
             entered=None,
-            is_known=not torch.is_autocast_enabled() and not any(id(t) in {*map(id, own.values())} for t in operands),
+            is_known=not torch._C._is_any_autocast_enabled()
+            and not turns_running
+            and not any(id(tensor) in known or any(map(_is_unknown, tensor.shape)) for tensor in operands),
         )
+        call.known.update((id(tensor), ("operand", place)) for place, tensor in enumerate(operands))
         types_of = tuple(_type_of(tensor) for tensor in operands)
         given = self._described((args, kwargs), call)
-        call.entered = _form(module), types_of, given, torch.is_grad_enabled()
+        call.entered = form_of(module), types_of, given, torch.is_grad_enabled()
         return call
 
     def _leave(self, call: Called, output: Any) -> None:
@@ -253,29 +210,29 @@ class Survey(TorchFunctionMode):
         call.means = [self._meaning.of(result) for result in call.results]
         call.given = self._described([call.spec and str(call.spec), leaves], call)
         with torch._C.DisableTorchFunction():
-            call.is_known &= bool(call.results) and torch.is_grad_enabled() == call.entered[3]  # type: ignore[index]
+            call.is_known &= bool(call.results)
+            call.is_known &= torch.is_grad_enabled() == call.entered[3]  # type: ignore[index]
             call.is_known &= [version_of(tensor) for tensor in call.operands] == call.versions
             call.is_known &= not any(map(self._meaning.is_written, call.results))
-            call.is_known &= self._makes_fresh_results(call)
+            call.is_known = call.is_known and self._makes_fresh_results(call)
 
     def _makes_fresh_results(self, call: Called) -> bool:
         """Whether the results of a call are what one operation could make of its operands."""
-        others = [tensor for tensor in (*call.operands, *_parameters(call.module).values()) if tensor is not None]
-        others += _buffers(call.module).values()
+        others = [tensor for tensor in (*call.operands, *parameters_of(call.module).values()) if tensor is not None]
+        others += buffers_of(call.module).values()
         storages = [storage_of(tensor) for tensor in (*call.results, *others)]
         if any(storage is None for storage in storages):
             return False
         of_results = [storage._cdata for storage in storages[: len(call.results)] if storage is not None]
         of_others = {storage._cdata for storage in storages[len(call.results) :] if storage is not None}
         differentiates = torch.is_grad_enabled() and any(t.requires_grad for t in (*call.operands, *call.results))
-        constants = [mode for mode in _get_current_function_mode_stack() if isinstance(mode, ConstantsHaveValues)]
         return (
             len({*of_results}) == len(of_results)
             and not of_others.intersection(of_results)
             and all(result.is_floating_point() and result.requires_grad == differentiates for result in call.results)
             and all(call.known.get(id(result), ("",))[0] == "local" for result in call.results)  # type: ignore[index]
             and all(_strides(result) == _strides(torch.empty_like(result)) for result in call.results)
-            and not any(mode.has_values(result) for mode in constants for result in call.results)
+            and not any(map(_told_apart, call.results))
         )
 
     def _note_reads(self, tensors: list[torch.Tensor]) -> None:
@@ -352,9 +309,19 @@ def each_call(modules: Mapping[int, str], called: Callable[..., Any]) -> Iterato
 
 def _type_of(tensor: torch.Tensor) -> Hashable:
     shape = tuple(map(str, tensor.shape))
-    constants = [mode for mode in _get_current_function_mode_stack() if isinstance(mode, ConstantsHaveValues)]
-    has_values = any(mode.has_values(tensor) for mode in constants)
-    return shape, _strides(tensor), tensor.dtype, tensor.device, tensor.requires_grad, type(tensor), has_values
+    is_told_apart = _told_apart(tensor)
+    return shape, _strides(tensor), tensor.dtype, tensor.device, tensor.requires_grad, type(tensor), is_told_apart
+
+
+def _told_apart(tensor: torch.Tensor) -> frozenset[str]:
+    """What capture knows of a tensor that decides on what becomes of it: that it has values, that it is of inputs."""
+    found: set[str] = set()
+    for mode in _get_current_function_mode_stack():
+        if isinstance(mode, ConstantsHaveValues) and mode.has_values(tensor):
+            found.add("values")
+        if isinstance(mode, ComputeType) and mode.is_of_inputs(tensor):
+            found.add("inputs")
+    return frozenset(found)
 
 
 def _strides(tensor: torch.Tensor) -> tuple[str, ...]:

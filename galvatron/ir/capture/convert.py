@@ -33,7 +33,7 @@ from galvatron.ir.interpreter import DTYPE_OF
 from galvatron.ir.names import Names, base_name
 from galvatron.ir.ops import foreign
 from galvatron.ir.ops.schemas import is_operator
-from galvatron.ir.ops.table import derived, differentiated, of_target, takes_size
+from galvatron.ir.ops.table import differentiated, of_target, takes_size
 from galvatron.ir.ops.targets import of_aten, parsed
 from galvatron.ir.program import MASTER, PRECISIONS, Form, Number, Program, Result, State, Update
 from galvatron.ir.types import BATCH, Dim, Length, TensorType, lengths_in, numbers_in, simplify_dim
@@ -80,9 +80,10 @@ def converted(
     asked = that_convert(given_outside(noted, _returned(exported)[-len(noted) :]), convert) if noted else []
     converter, graph = convert(asked)
     output, *values = map(converter.name_of, results)
-    state = tuple(replace(s, trainable=s.trainable and _may_train(s.name, graph)) for s in state)
+    reached = _with_gradient(graph)
+    state = tuple(replace(s, trainable=s.trainable and _may_train(s.name, graph, reached)) for s in state)
     trained = {s.name for s in state if s.trainable}
-    check_backwards(graph, trained, _with_gradient(graph), batch.size)
+    check_backwards(graph, trained, reached, batch.size)
     program = Program(
         name=type(model).__name__,
         form=Form.CAPTURED,
@@ -100,13 +101,12 @@ def converted(
     return with_checks(program, [(note, converter.name_of(node)) for note, node in asked]), constants
 
 
-def _may_train(name: str, graph: Graph) -> bool:
+def _may_train(name: str, graph: Graph, reached: frozenset[str]) -> bool:
     """Whether a gradient reaches a piece of state, as far as the graph reads it: what the loss depends on by choices
     alone, or through `detach`, has none in PyTorch either, and no optimizer touches it."""
-    return name not in graph.values or name in _with_gradient(graph)
+    return name not in graph.values or name in reached
 
 
-@derived(maxsize=1)
 def _with_gradient(graph: Graph) -> frozenset[str]:
     """The values that the loss, the first of what a graph makes, has a gradient of."""
     reached = set(graph.outputs[:1])

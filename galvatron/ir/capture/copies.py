@@ -47,7 +47,7 @@ class Standing:
     """Inside `trace()` the calls that do what an earlier one did are traced as marks.
 
     Args:
-        modules: see `alike.repeated_modules`.
+        modules: see `siblings.repeated_modules`.
         calls: of these, in order, in a forward before.
         meaning: that of both forwards.
         results: what that forward gave.

@@ -15,7 +15,6 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from galvatron.errors import CaptureError
-from galvatron.ir.capture.alike import repeated_modules
 from galvatron.ir.capture.arithmetic import computed_once
 from galvatron.ir.capture.asked import as_in_eager
 from galvatron.ir.capture.batch import Batch, BatchDims, Dynamic, Place, read_batch
@@ -42,6 +41,7 @@ from galvatron.ir.capture.registered import few_registrations
 from galvatron.ir.capture.repeat import StepsUnlikeError, repeated, single_sample
 from galvatron.ir.capture.restore import unchanged
 from galvatron.ir.capture.samples import find_samples, free_sizes
+from galvatron.ir.capture.siblings import repeated_modules
 from galvatron.ir.capture.tracing import careful_tracing, refusing, unseeded
 from galvatron.ir.capture.turns import Turns
 from galvatron.ir.capture.ways import UnlikeError, both_ways
@@ -339,14 +339,16 @@ class _Training(nn.Module):
 def _exported(training: _Training, batch: Batch) -> ExportedProgram:
     """The functional ATen graph of a training computation; dim 0 of each input that may hold samples is free, and what
     the user says. Layers that are alike are traced once; whatever then fails, all of them."""
-    training.layers = {} if training.is_watched else repeated_modules(training.model)
-    if training.layers:
-        try:
+    if training.is_watched:
+        return _traced(training, batch)
+    try:
+        training.layers = repeated_modules(training.model)
+        if training.layers:
             return _traced(training, batch)
-        except StepsUnlikeError:
-            raise
-        except Exception:
-            training.layers = {}
+    except StepsUnlikeError:
+        raise
+    except Exception:
+        training.layers = {}
     return _traced(training, batch)
 
 

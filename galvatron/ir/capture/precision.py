@@ -147,6 +147,10 @@ class ComputeType(TorchFunctionMode):
             self._from_inputs.update((id(t), t) for t in tensors_in(result) if self._is_other(t))
         return result
 
+    def is_of_inputs(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is cast where it meets a weight."""
+        return id(tensor) in self._from_inputs
+
     def wide(self, value: torch.Tensor) -> torch.Tensor:
         """The value in 32 bits if it is of the compute type, else as it is."""
         return value.float() if value.dtype == self._dtype else value

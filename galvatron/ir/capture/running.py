@@ -14,6 +14,7 @@ from galvatron.ir.capture.sources import advice, is_user_file, located, source_o
 from galvatron.ir.graph import Source
 
 _HERE = Path(__file__).parent
+_WITHOUT_PARTS = frozenset((type(None), bool, int, float, str, torch.dtype, torch.device, torch.SymInt))
 
 turns_running: list[str] = []
 """The turn that is being taken of a loop whose turns are all taken (`capture.turns`), if any."""
@@ -21,7 +22,24 @@ turns_running: list[str] = []
 
 def tensors_in(tree: Any) -> list[torch.Tensor]:
     """The tensors among arguments or results, however nested."""
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    found: list[torch.Tensor] = []
+    _gather(tree, found)
+    return found
+
+
+def _gather(tree: Any, found: list[torch.Tensor]) -> None:
+    """Asked for all that torch is called with, which is nearly always made of what is known here."""
+    kind = type(tree)
+    if kind is tuple or kind is list:
+        for part in tree:
+            _gather(part, found)
+    elif kind is dict:
+        for part in tree.values():
+            _gather(part, found)
+    elif isinstance(tree, torch.Tensor):
+        found.append(tree)
+    elif kind not in _WITHOUT_PARTS:
+        found += [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def here() -> str:
