@@ -10,6 +10,8 @@ import numpy as np
 
 from galvatron.solver.charges import Charge, apart, at_end, in_update, only_last, while_running
 from galvatron.solver.duals import Dual, dual
+from galvatron.solver.filled import Filled
+from galvatron.solver.needed import Needed
 from galvatron.solver.relaxation import Relaxation
 from galvatron.solver.runs import Priced, Staying
 from galvatron.solver.segments import Division, fitting, priced
@@ -18,11 +20,28 @@ from galvatron.solver.tables import Pipeline, running, worth
 SLACK = 1e-11
 """Share of all seconds in a bound, those for bytes too, by which rounding may have raised it."""
 
-_MOMENTS, _STEPS, _BETTER = 6, (0.5, 0.25, 0.1), 1e-5
+_MOMENTS, _STEPS, _BETTER = 0, (0.5, 0.25, 0.1), 1e-5
 """How many moments are added to a mean, the shares that are tried for one, and the share by which bounds must rise."""
 
 _ROUNDS = 3
 """How often prices are found for a division, and a division for prices."""
+
+
+@dataclass(frozen=True, eq=False)
+class Left:
+    """What is left of a pipeline for choices that are no slower than one that is known.
+
+    Attributes:
+        allowed: (P, L, S) whether a layer may be in a stage and have a strategy. enterable: (P, L) whether a stage may
+            begin there.
+        needed: what stages still need, with these.
+        filled: of each relaxation, tables in which bytes are counted; None where nothing limits them.
+    """
+
+    allowed: np.ndarray
+    enterable: np.ndarray
+    needed: Needed
+    filled: tuple[Filled | None, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +97,11 @@ class Bounds:
         Args:
             limits_s: what a choice may take, by each relaxation.
         """
+        left = self.left(limits_s)
+        return left.allowed, left.enterable
+
+    def left(self, limits_s: Sequence[float]) -> Left:
+        """What is left of a pipeline for choices that take no more than some limits, by each relaxation."""
         shape = self.relaxations[0].reached.shape
         allowed, enterable = np.ones(shape, dtype=bool), np.ones(shape[:2], dtype=bool)
         for relaxation, limit_s in zip(self.relaxations, limits_s, strict=True):
@@ -86,7 +110,15 @@ class Bounds:
             if self.division is not None and relaxation.slow:
                 begin_s = self.division.begin_s(relaxation.micro, relaxation.slow)
                 enterable &= np.isfinite(begin_s) & (begin_s <= limit_s)
-        return allowed, enterable
+        filled: list[Filled | None] = []
+        needed = Needed.of(self.pipeline, allowed, enterable)
+        for relaxation, limit_s in zip(self.relaxations, limits_s, strict=True):
+            counted = relaxation.charge.passed is not None and relaxation.prices.any()
+            filled.append(Filled.of(self.pipeline, relaxation, needed, allowed) if counted else None)
+            if (table := filled[-1]) is not None:
+                through_s = table.through_s + relaxation.slow * self._slowest_s
+                allowed = allowed & np.isfinite(through_s) & (through_s <= limit_s)
+        return Left(allowed, enterable, Needed.of(self.pipeline, allowed, enterable), tuple(filled))
 
     def slowest_s(self, stage: np.ndarray, begin: np.ndarray, layer: int, own_s: np.ndarray) -> np.ndarray:
         """What the slowest stage takes at least, if one begins with a layer and takes so long up to another."""

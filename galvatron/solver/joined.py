@@ -119,9 +119,7 @@ def _better(pipeline: Pipeline, ended: Ended, joint: _Joint) -> np.ndarray:
     return frontier(groups, np.column_stack([*sums_s, joint.slowest, joint.once]))
 
 
-def _through_s(
-    pipeline: Pipeline, total_s: np.ndarray, received_s: np.ndarray, slowest_s: np.ndarray
-) -> np.ndarray:
+def _through_s(pipeline: Pipeline, total_s: np.ndarray, received_s: np.ndarray, slowest_s: np.ndarray) -> np.ndarray:
     """What all micro-batches take; see `Pipeline`."""
     lines = [whole * (total_s - received_s) + slow * slowest_s for whole, slow in pipeline.lines]
     return np.max(lines, axis=0) + pipeline.wait * received_s

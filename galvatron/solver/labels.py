@@ -15,10 +15,12 @@ import numpy as np
 from galvatron.solver.bounds import SLACK, Bounds
 from galvatron.solver.charges import Charge
 from galvatron.solver.joined import Ended, joined
-from galvatron.solver.needed import Needed
 from galvatron.solver.pareto import frontier
 from galvatron.solver.relaxation import scaled
 from galvatron.solver.tables import Opening, Pipeline
+
+_AHEAD = 64
+"""So many times the labels that are kept are extended, those with the least bounds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,23 +116,23 @@ def sweep(bounds: Bounds, known_s: float, width: int | None) -> Sweep:
     Args:
         width: how many labels of a stage are kept behind each layer, those with the least bounds; None for all.
     """
-    return _Sweeper(bounds, known_s).swept(width)
+    return _Sweeper(bounds, known_s, width).swept()
 
 
 class _Sweeper:
     """A pass over all layers."""
 
-    def __init__(self, bounds: Bounds, known_s: float) -> None:
+    def __init__(self, bounds: Bounds, known_s: float, width: int | None) -> None:
         self.pipeline, self.chain, self.bounds = bounds.pipeline, bounds.pipeline.chain, bounds
+        self.width, self.dropped_s = width, np.inf
         self.columns = Columns(self.pipeline)
         self.known_s, self.limits_s = known_s, bounds.limits_s(known_s)
-        self.allowed, self.enterable = bounds.allowed(self.limits_s)
-        self.needed = Needed.of(self.pipeline, self.allowed, self.enterable)
+        self.left = bounds.left(self.limits_s)
 
-    def swept(self, width: int | None) -> Sweep:
+    def swept(self) -> Sweep:
         fronts: list[Front] = []
         ended: list[Ended] = []
-        spent_s, dropped_s = np.empty((0, 0)), np.inf
+        spent_s = np.empty((0, 0))
         for layer in range(self.chain.layers):
             front = self._begun(layer)
             if fronts:
@@ -140,20 +142,18 @@ class _Sweeper:
             bounds_s = self._bounds_s(layer, front, spent_s)
             kept = np.flatnonzero(np.isfinite(bounds_s))
             kept = kept[frontier(self._alike(front.picked(kept)), self.columns.compared(front.values[kept]))]
-            if width is not None and len(kept) > width:
-                kept, dropped = _first(kept, front.stage, bounds_s, width)
-                dropped_s = min(dropped_s, float(bounds_s[dropped].min(initial=np.inf)))
+            kept = self._first(kept, front.stage[kept], bounds_s[kept], 1)
             fronts.append(front.picked(kept))
             spent_s = spent_s[:, kept]
             ended.append(self._ended(layer, fronts[-1], spent_s))
         step_s, rows = joined(self.bounds, Ended.of(ended), self.known_s)
         if rows is None:
-            return Sweep(None, np.empty(0, dtype=int), np.inf, dropped_s)
-        return Sweep(*_traced(fronts, rows), step_s, dropped_s)
+            return Sweep(None, np.empty(0, dtype=int), np.inf, self.dropped_s)
+        return Sweep(*_traced(fronts, rows), step_s, self.dropped_s)
 
     def _begun(self, layer: int) -> Front:
         """Labels of stages that begin with a layer, without it."""
-        can = self.allowed[:, layer] & self.enterable[:, layer, None]
+        can = self.left.allowed[:, layer] & self.left.enterable[:, layer, None]
         for relaxation in self.bounds.relaxations:
             can &= np.isfinite(relaxation.opened[:, layer])
         stage, strategy = np.nonzero(can)
@@ -169,7 +169,10 @@ class _Sweeper:
     def _extended(self, layer: int, front: Front, spent_s: np.ndarray) -> Front:
         """Labels that go on with a layer in their stage, without it."""
         move, columns = self.chain.moves[layer], self.columns
-        parent, strategy = np.nonzero(self._promising(layer, front, spent_s))
+        onward_s = self._onward_s(layer, front, spent_s)
+        parent, strategy = np.nonzero(np.isfinite(onward_s))
+        rows = self._first(np.arange(len(parent)), front.stage[parent], onward_s[parent, strategy], _AHEAD)
+        parent, strategy = parent[rows], strategy[rows]
         stage = front.stage[parent]
         going = Front(front.values[parent], stage, front.begin[parent], front.first[parent], strategy, parent)
         moved = (move, self.chain.place[front.strategy[parent]], self.chain.place[strategy])
@@ -197,30 +200,41 @@ class _Sweeper:
             values[:, columns.once] += _opened(self.chain.opening, own, values[:, columns.missing])
         budget, at = self.pipeline.budget[front.stage], (front.stage, layer, front.strategy)
         fits = np.maximum(values[:, columns.peak], values[:, columns.update]) <= budget
-        needed = ((columns.bytes, self.needed.bytes), (columns.peak, self.needed.peak), (columns.update, self.needed.update))
+        needed = (
+            (columns.bytes, self.left.needed.bytes),
+            (columns.peak, self.left.needed.peak),
+            (columns.update, self.left.needed.update),
+        )
         for column, least in needed:
             fits &= values[:, column] + least[at] <= budget * (1 + SLACK)
         return front.picked(np.flatnonzero(fits))
 
     def _spent_s(self, layer: int, front: Front) -> np.ndarray:
         """(relaxations, n) what labels have come to by each relaxation, with what comes before their stage."""
-        columns, values, started = self.columns, front.values, (front.stage, front.begin)
+        columns, values = self.columns, front.values
         own_s = values[:, columns.own].sum(axis=1)
         found = np.empty((len(self.bounds.relaxations), len(values)))
         for row, relaxation in zip(found, self.bounds.relaxations, strict=True):
             used = columns.charged(values, relaxation.charge, layer)
             spent_s = relaxation.micro * own_s + values[:, columns.once] / self.pipeline.stages
-            spent_s += relaxation.opened[*started, self.chain.first_of_place[front.first]]
+            spent_s += relaxation.opened[front.stage, front.begin, self.chain.first_of_place[front.first]]
             row[:] = spent_s + relaxation.prices[front.stage] * used - relaxation.paid_s[0]
             if relaxation.slow:
-                row[:] += scaled(self.bounds.slowest_s(*started, layer, own_s), relaxation.slow)
+                row[:] += scaled(self.bounds.slowest_s(front.stage, front.begin, layer, own_s), relaxation.slow)
         return found
 
     def _bounds_s(self, layer: int, front: Front, spent_s: np.ndarray) -> np.ndarray:
         """What completions take at least; infinite for those that take more than what is known."""
         most_s = np.zeros(len(front.values))
-        for relaxation, limit_s, own_s in zip(self.bounds.relaxations, self.limits_s, spent_s, strict=True):
+        bytes_, place = front.values[:, self.columns.bytes], self.chain.place[front.strategy]
+        left = self.pipeline.budget[front.stage] - bytes_
+        every = zip(self.bounds.relaxations, self.limits_s, spent_s, self.left.filled, strict=True)
+        for relaxation, limit_s, own_s, filled in every:
             bound_s = own_s + relaxation.completions[front.stage, layer, front.strategy]
+            if filled is not None:
+                used = self.columns.charged(front.values, relaxation.charge, layer)
+                unpriced_s = own_s - relaxation.prices[front.stage] * used + relaxation.paid_s[front.stage]
+                bound_s = np.maximum(bound_s, unpriced_s + filled.ahead_s(front.stage, layer, place, left))
             most_s = np.maximum(most_s, np.where(bound_s <= limit_s, bound_s, np.inf))
         if (staying := self.bounds.staying) is not None:
             columns, values = self.columns, front.values
@@ -230,14 +244,25 @@ class _Sweeper:
             most_s = np.maximum(most_s, np.where(bound_s <= self.limits_s[0], bound_s, np.inf))
         return most_s
 
-    def _promising(self, layer: int, front: Front, spent_s: np.ndarray) -> np.ndarray:
-        """(n, S) whether labels can go on with a layer in a strategy and may still be better than what is known."""
-        promising = self.allowed[front.stage, layer]
+    def _onward_s(self, layer: int, front: Front, spent_s: np.ndarray) -> np.ndarray:
+        """(n, S) what completions take at least of labels that go on with a layer in a strategy, its bytes at their
+        price; infinite for those that take more than what is known."""
+        most_s = np.where(self.left.allowed[front.stage, layer], 0.0, np.inf)
         for relaxation, limit_s, own_s in zip(self.bounds.relaxations, self.limits_s, spent_s, strict=True):
             onward_s = relaxation.onward_s(self.pipeline, layer)[front.stage, self.chain.place[front.strategy]]
-            promising = promising & (onward_s <= limit_s - own_s[:, None])
+            bound_s = own_s[:, None] + onward_s
+            most_s = np.maximum(most_s, np.where(bound_s <= limit_s, bound_s, np.inf))
         moved_s = self.chain.move_s[self.chain.moves[layer], self.chain.place[front.strategy]]
-        return promising & np.isfinite(moved_s)[:, self.chain.place]
+        return np.where(np.isfinite(moved_s)[:, self.chain.place], most_s, np.inf)
+
+    def _first(self, rows: np.ndarray, stage: np.ndarray, bounds_s: np.ndarray, times: int) -> np.ndarray:
+        """Of each stage so many times the width, those with the least bounds, in their order."""
+        if self.width is None or len(rows) <= times * self.width:
+            return rows
+        order = np.lexsort((bounds_s, stage))
+        among = np.arange(len(order)) - np.searchsorted(stage[order], stage[order]) < times * self.width
+        self.dropped_s = min(self.dropped_s, float(bounds_s[order[~among]].min(initial=np.inf)))
+        return rows[np.sort(order[among])]
 
     def _alike(self, front: Front) -> np.ndarray:
         """The same number for labels of a stage that begin and end alike."""
@@ -268,14 +293,6 @@ class _Sweeper:
             peak=values[:, columns.peak],
             row=rows,
         )
-
-
-def _first(rows: np.ndarray, stage: np.ndarray, bounds_s: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each stage so many rows with the least bounds, in their order, and the others."""
-    order = rows[np.lexsort((bounds_s[rows], stage[rows]))]
-    starts = np.searchsorted(stage[order], stage[order])
-    among = np.arange(len(order)) - starts < width
-    return np.sort(order[among]), order[~among]
 
 
 def _traced(fronts: list[Front], rows: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:

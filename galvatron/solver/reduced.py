@@ -56,9 +56,14 @@ def _figures(pipeline: Pipeline) -> np.ndarray:
     full = pipeline.full
     by_stage = (pipeline.spent, full, full + chain.transient, full + pipeline.begin)
     by_stage += (full + chain.transient + pipeline.begin,)
-    bytes_ = [np.unique(each, axis=0) for each in by_stage]
+    bytes_ = [_unlike(each) for each in by_stage]
     found = np.concatenate([np.stack(seconds), later, *bytes_, pipeline.updating[None]])
     return np.where(np.isfinite(chain.total_s), found, np.inf)
+
+
+def _unlike(tables: np.ndarray) -> np.ndarray:
+    """Those of some tables that are not equal to one before."""
+    return np.stack(list({table.tobytes(): table for table in tables}.values()))
 
 
 def _no_worse(figures: np.ndarray) -> np.ndarray:
@@ -92,7 +97,7 @@ def _moves_no_worse(pipeline: Pipeline) -> np.ndarray:
     result: np.ndarray = np.all(pipeline.end[..., :, None] <= pipeline.end[..., None, :], axis=(0, 1))
     same = np.eye(chain.places, dtype=bool)
     for move in (chain.move_s, chain.move_kept, pipeline.enter_s, pipeline.receive_s):
-        for step in np.unique(move, axis=0):
+        for step in _unlike(move):
             stays = np.diagonal(step)
             result &= stays[:, None] <= stays[None, :]
             # [a, b, c]: the moves of a and of b to c, and from c, where c is not b.

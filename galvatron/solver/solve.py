@@ -198,27 +198,28 @@ def solve_pipeline(
     left = bounds.columns(reached_s * (1 - gap))
     if not len(left) and np.isinf(reached_s):
         raise _infeasible(pipeline, np.nan)
-    found = _reduced(smaller.only(left), reached_s, gap, width) if len(left) else None
+    found, left_s = _reduced(smaller.only(left), reached_s, gap, width) if len(left) else (None, np.inf)
     if found is None:
-        bound_s = max(bounds.least_s, reached_s * (1 - gap))
+        bound_s = max(bounds.least_s, min(reached_s * (1 - gap), left_s))
         return best and replace(best, choice=columns[best.choice], bound_s=min(best.step_s, bound_s))
     return replace(found, choice=columns[left[found.choice]])
 
 
-def _reduced(pipeline: Pipeline, known_s: float, gap: float, width: int | None) -> Solution | None:
+def _reduced(pipeline: Pipeline, known_s: float, gap: float, width: int | None) -> tuple[Solution | None, float]:
     """As `_swept`, without places that others can stand in for."""
     smaller, columns = without_worse_places(pipeline)
-    found = _swept(smaller, known_s, gap, width)
-    return found and replace(found, choice=columns[found.choice])
+    found, left_s = _swept(smaller, known_s, gap, width)
+    return found and replace(found, choice=columns[found.choice]), left_s
 
 
-def _swept(pipeline: Pipeline, known_s: float, gap: float, width: int | None) -> Solution | None:
-    """The same, of what is left; None if nothing is faster than what is known by more than the gap."""
+def _swept(pipeline: Pipeline, known_s: float, gap: float, width: int | None) -> tuple[Solution | None, float]:
+    """The same, of what is left; None if nothing is found that is faster than what is known by more than the gap. And
+    seconds that nothing takes less than, of what is faster than that."""
     bounds = bounds_of(pipeline)
     if not bounds.relaxations:
         if np.isinf(known_s):
             raise _infeasible(pipeline, bounds.least_bytes)
-        return None
+        return None, np.inf
     best = _start(pipeline, bounds, known_s)
     reached_s = known_s if best is None else best.step_s
     dropped_s = left_s = np.inf
@@ -239,7 +240,8 @@ def _swept(pipeline: Pipeline, known_s: float, gap: float, width: int | None) ->
         if np.isfinite(dropped_s):
             raise InfeasibleError(f"none of the choices that a width of {width} follows fits; widen it", np.nan)
         raise _infeasible(pipeline, np.nan)
-    return best and replace(best, bound_s=min(best.step_s, max(bounds.least_s, left_s)))
+    left_s = max(bounds.least_s, left_s)
+    return best and replace(best, bound_s=min(best.step_s, left_s)), left_s
 
 
 def _start(pipeline: Pipeline, bounds: Bounds, known_s: float) -> Solution | None:

@@ -169,8 +169,8 @@ class Pipeline:
 
     @cached_property
     def made_up_s(self) -> float:
-        """For how many more seconds per step of a stage it makes up to take one less per micro-batch: a step has the sum
-        over stages of these, and the most of those."""
+        """Seconds per step that a stage may take more if it takes one less per micro-batch, at no loss: a step has the
+        sum over stages of these, and the most of those."""
         return self.whole_s if self.stages == 1 else min(whole for whole, _ in self.lines)
 
     def paid_s(self, prices: np.ndarray) -> np.ndarray:

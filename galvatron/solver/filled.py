@@ -1,0 +1,239 @@
+"""Lower bounds that keep the budget of a stage: tables of what is behind a layer, and before it, by levels of bytes.
+
+A price lets a choice take too much of the budget at one moment for too little at another, and half of a strategy. Here
+bytes are counted, in levels, each layer's rounded down: so tables hold for all choices, and are the sharper the more
+levels there are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from galvatron.solver.needed import Needed
+from galvatron.solver.relaxation import Relaxation, scaled
+from galvatron.solver.tables import Pipeline
+
+_LEVELS, _WORK = 512, 2e7
+"""At most so many levels, and so many sums in all."""
+
+
+_APART = 24
+"""At most so many places are told apart, so that tables stay small."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """Places, those joined between which moves take least: no move takes less between joint ones.
+
+    Attributes:
+        joint: (G,) for each place one of C. of: (S,) for each strategy.
+        move_s: (J, C, C) see `Chain`.
+        order, starts: strategies by what they are of, and where each of these starts among them.
+    """
+
+    joint: np.ndarray
+    of: np.ndarray
+    move_s: np.ndarray
+    order: np.ndarray
+    starts: np.ndarray
+
+    @classmethod
+    def of_pipeline(cls, pipeline: Pipeline) -> _Places:
+        """Those of a pipeline."""
+        chain = pipeline.chain
+        joint, far = np.arange(chain.places), chain.move_s.max(axis=0)
+        far = np.maximum(far, far.T)
+        left = chain.places
+        for a, b in zip(*np.unravel_index(np.argsort(far, axis=None, kind="stable"), far.shape), strict=True):
+            if left <= _APART or not np.isfinite(far[a, b]):
+                break
+            if joint[a] != joint[b]:
+                joint[joint == joint[b]] = joint[a]
+                left -= 1
+        joint = np.unique(joint, return_inverse=True)[1]
+        order, starts = np.argsort(joint, kind="stable"), np.searchsorted(np.sort(joint), np.arange(joint.max() + 1))
+        move_s = chain.move_s[:, order][:, :, order]
+        move_s = np.minimum.reduceat(np.minimum.reduceat(move_s, starts, axis=1), starts, axis=2)
+        of = joint[chain.place]
+        order = np.argsort(of, kind="stable")
+        return cls(joint, of, move_s, order, np.searchsorted(of[order], np.arange(move_s.shape[1])))
+
+    @property
+    def count(self) -> int:
+        """C."""
+        return self.move_s.shape[1]
+
+    def least(self, values: np.ndarray) -> np.ndarray:
+        """(C, ...) the least of (S, ...) values of the strategies of each."""
+        return np.minimum.reduceat(values[self.order], self.starts, axis=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Filled:
+    """What is behind a layer at least, if so many bytes are left for it.
+
+    Attributes:
+        places: those that tables tell apart.
+        low: (P, L) what it needs at least. unit: (P,) bytes of a level.
+        behind_s: (P, L, C, M) by place of the layer, and the level of what is left.
+        through_s: (P, L, S) what no choice takes less than in which a layer is in a stage and has a strategy.
+    """
+
+    places: _Places
+    low: np.ndarray
+    unit: np.ndarray
+    behind_s: np.ndarray
+    through_s: np.ndarray
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, relaxation: Relaxation, needed: Needed, allowed: np.ndarray) -> Filled:
+        """
+        Args:
+            relaxation: what other stages take at least. allowed: (P, L, S) the strategies that layers may have.
+        """
+        chain, (stages, layers, _) = pipeline.chain, allowed.shape
+        places = _Places.of_pipeline(pipeline)
+        levels = int(min(_LEVELS, max(16, _WORK / (stages * layers * (places.count**2 + chain.strategies)))))
+        low = needed.bytes.min(axis=2)
+        used = _least_used(pipeline, allowed)
+        room = np.where(np.isfinite(low + used), pipeline.budget[:, None] - low - used, 0.0).max(axis=1)
+        unit = np.maximum(room, 1.0) / (levels - 1)
+        behind_s = np.full((stages, layers, places.count, levels), np.inf)
+        through_s = np.full(allowed.shape, np.inf)
+        for stage in range(stages):
+            one = _Stage(pipeline, places, relaxation, needed, allowed[stage], stage, float(unit[stage]), levels)
+            one.fill_behind(low[stage], behind_s[stage])
+            one.fill_through(low[stage], used[stage], behind_s[stage], through_s[stage])
+        return cls(places, low, unit, behind_s, through_s)
+
+    def ahead_s(self, stage: np.ndarray, layer: int, place: np.ndarray, left: np.ndarray) -> np.ndarray:
+        """(n,) what is behind a layer at least, if so many bytes are left of the budget."""
+        level = _level(left, self.low[stage, layer], self.unit[stage], self.behind_s.shape[-1])
+        found = self.behind_s[stage, layer, self.places.joint[place], np.maximum(level, 0)]
+        return np.where(level < 0, np.inf, found)
+
+
+@dataclass(frozen=True, eq=False)
+class _Stage:
+    """One stage."""
+
+    pipeline: Pipeline
+    places: _Places
+    relaxation: Relaxation
+    needed: Needed
+    allowed: np.ndarray
+    stage: int
+    unit: float
+    levels: int
+
+    def fill_behind(self, low: np.ndarray, behind_s: np.ndarray) -> None:
+        """Fills (L, C, M), from the last layer on."""
+        chain = self.pipeline.chain
+        for layer in reversed(range(chain.layers)):
+            if not np.isfinite(low[layer]):
+                continue
+            ended_s = self.places.least(self._ended_s(layer))
+            need = self.places.least(self.pipeline.end[self.stage, chain.kinds[layer]][chain.place])
+            level = np.arange(self.levels)
+            first = np.maximum(_down((need - low[layer]) / self.unit), 0)
+            behind_s[layer] = np.where(level >= first[:, None], ended_s[:, None], np.inf)
+            if layer + 1 < chain.layers and np.isfinite(low[layer + 1]):
+                least_s = self._with_layer(layer + 1, low, behind_s[layer + 1])
+                moved = self.places.move_s[chain.moves[layer + 1]]
+                for place, step in enumerate(scaled(moved, self.relaxation.micro)):
+                    going = (step[:, None] + least_s).min(axis=0)
+                    np.minimum(behind_s[layer, place], going, out=behind_s[layer, place])
+
+    def _with_layer(self, layer: int, low: np.ndarray, behind_s: np.ndarray) -> np.ndarray:
+        """(C, M) of a layer and what is behind it, by what is left before it, the least of each place."""
+        chain, kind, stage = self.pipeline.chain, self.pipeline.chain.kinds[layer], self.stage
+        full = self.pipeline.full[stage, kind]
+        shift = -_down((full + low[layer] - low[layer - 1]) / self.unit)
+        peak = full + chain.transient[kind] + self.needed.peak[stage, layer]
+        first = _down(np.where(np.isfinite(peak), peak - low[layer - 1], 0.0) / self.unit)
+        order = self.places.order
+        found = _shifted(behind_s, behind_s[:, -1:])[
+            self.places.of[order], self.levels + np.clip(shift, -self.levels, self.levels)[order]
+        ]
+        found += self._own_s(layer)[order, None]
+        found[np.arange(self.levels) < np.where(np.isfinite(peak), first, self.levels)[order, None]] = np.inf
+        return np.minimum.reduceat(found, self.places.starts, axis=0)
+
+    def fill_through(self, low: np.ndarray, used: np.ndarray, behind_s: np.ndarray, through_s: np.ndarray) -> None:
+        """Fills (L, S), from the first layer on."""
+        chain, stage, budget = self.pipeline.chain, self.stage, self.pipeline.budget[self.stage]
+        before = np.full((chain.strategies, self.levels), np.inf)
+        paid_s = self.relaxation.paid_s[0] - self.relaxation.paid_s[stage]
+        level = np.arange(self.levels)
+        for layer in range(chain.layers):
+            kind = chain.kinds[layer]
+            reached = np.full((chain.strategies, self.levels), np.inf)
+            if np.isfinite(used[layer]):
+                full = self.pipeline.full[stage, kind]
+                if layer and np.isfinite(used[layer - 1]) and np.isfinite(before).any():
+                    moved = scaled(self.places.move_s[chain.moves[layer]], self.relaxation.micro)
+                    least_s = self.places.least(before)
+                    shift = _down((full + used[layer - 1] - used[layer]) / self.unit)
+                    least_s = np.stack([(step[:, None] + least_s).min(axis=0) for step in moved.T])
+                    reached = _shifted(least_s, np.inf)[self.places.of, self.levels - np.minimum(shift, self.levels)]
+                opened_s = self.relaxation.opened[stage, layer] - paid_s
+                begun = _down((full + self.pipeline.begin[stage, kind] - used[layer]) / self.unit)
+                inside = np.flatnonzero((begun < self.levels) & np.isfinite(opened_s))
+                at = inside, np.maximum(begun[inside], 0)
+                reached[at] = np.minimum(reached[at], opened_s[inside])
+                reached += self._own_s(layer)[:, None]
+                left = budget - used[layer] - level * self.unit
+                peak = chain.transient[kind] + self.needed.peak[stage, layer]
+                reached[left < np.where(np.isfinite(peak), peak, np.inf)[:, None]] = np.inf
+                if np.isfinite(low[layer]):
+                    there = _level(left, low[layer], self.unit, self.levels)
+                    behind = np.where(there < 0, np.inf, behind_s[layer][:, np.maximum(there, 0)])
+                    through_s[layer] = (reached + behind[self.places.of]).min(axis=1)
+            before = reached
+
+    def _own_s(self, layer: int) -> np.ndarray:
+        """(S,) of a layer."""
+        kind, chain = self.pipeline.chain.kinds[layer], self.pipeline.chain
+        own_s = scaled(chain.total_s[kind], self.relaxation.micro) + chain.step_s[kind] / self.pipeline.stages
+        return np.where(self.allowed[layer], own_s, np.inf)
+
+    def _ended_s(self, layer: int) -> np.ndarray:
+        """(S,) of all stages behind, if this one ends with a layer."""
+        relaxation, stage = self.relaxation, self.stage
+        price_s = relaxation.prices[stage] * relaxation.charge.end[stage, self.pipeline.chain.kinds[layer]]
+        later_s = relaxation.paid_s[stage + 1] if stage + 1 < self.pipeline.stages else 0.0
+        closed_s = relaxation.closed[stage, layer]
+        return np.where(np.isfinite(closed_s), closed_s, np.inf) - price_s - later_s
+
+
+def _least_used(pipeline: Pipeline, allowed: np.ndarray) -> np.ndarray:
+    """(P, L) the least bytes of a stage in use when a layer runs; infinite where it is in none."""
+    found = np.full(allowed.shape[:2], np.inf)
+    before = np.full(pipeline.stages, np.inf)
+    for layer, kind in enumerate(pipeline.chain.kinds):
+        possible = allowed[:, layer]
+        entered = np.minimum(pipeline.begin[:, kind], before[:, None])
+        own = np.where(possible, pipeline.full[:, kind] + entered, np.inf)
+        before = found[:, layer] = own.min(axis=1)
+    return found
+
+
+def _shifted(values: np.ndarray, behind: np.ndarray | float) -> np.ndarray:
+    """(C, 2 M + 1, M) values from so many levels on as the second index says, less M: nothing is possible before the
+    first of them, and behind the last is what is given."""
+    count, levels = values.shape
+    padded = np.empty((count, 3 * levels))
+    padded[:, :levels], padded[:, levels : 2 * levels], padded[:, 2 * levels :] = np.inf, values, behind
+    return np.lib.stride_tricks.sliding_window_view(padded, levels, axis=1)
+
+
+def _down(levels: np.ndarray) -> np.ndarray:
+    """Whole levels, but for what rounding may have taken from them."""
+    return np.floor(levels + 1e-9).astype(int)
+
+
+def _level(left: np.ndarray, low: np.ndarray, unit: np.ndarray | float, levels: int) -> np.ndarray:
+    """The level of what is left; negative where that is less than what is needed."""
+    return np.minimum(np.floor((left - low) / unit + 1e-9), levels - 1).astype(int)
