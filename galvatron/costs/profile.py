@@ -83,7 +83,7 @@ class _Alike:
         return isinstance(other, _Alike) and self.layer.alike == other.layer.alike
 
     def __hash__(self) -> int:
-        return hash(self.layer.alike)
+        return self.layer.alike_hash
 
 
 @derived(maxsize=1 << 12)
