@@ -23,7 +23,7 @@ from galvatron.passes.planning.enumerate_strategies import EnumerateStrategies
 DEVICES, BATCH = 8, 16
 STREAM = {"dp": Shard(0), "tp": REPLICATE, "tp+sp": Shard(1), "ulysses": Shard(1), "cp": Shard(1, folded=True)}
 OTHERS = {"dp": Shard(0), "tp": BROADCAST, "tp+sp": PARTIAL, "ulysses": Shard(2), "cp": BROADCAST}
-LEAVES = EnumerateStrategies(roles=ROLE_NAMES[:5]).leaves_of(DEVICES)[::3]
+LEAVES = EnumerateStrategies(roles=ROLE_NAMES[:5]).leaves_of(DEVICES)[::5]
 
 
 def placed(strategy: Strategy, placements: Mapping[str, Placement]) -> OnMesh:
