@@ -7,9 +7,10 @@ The model is captured on `meta` with three layers, which then are repeated. In e
 first estimate of all finds out what depends on the classes alone, the next ones are the first of strategies that no
 class was sharded under before, and each is then asked for again.
 
-Strategies are priced for Llama-2-7B on 8 devices: so many, spread evenly over all axes, ZeRO levels and kinds of
-recomputation at all pipeline degrees, each for one layer of each kind and every micro-batch. The peer is the same
-script on another commit of this repository, in turns.
+Strategies are priced for Llama-2-7B on 8 devices: so many, spread evenly over all roles, axes, ZeRO levels and kinds of
+recomputation at all pipeline degrees, each for one layer of each kind and every micro-batch; and with `--strategies 0`
+all of them. Between those of equally many devices conversions are priced, from one layer to the next. The peer is the
+same script on another commit of this repository, in turns.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ PLANS = (
 
 
 SMALL, DEVICES, SAMPLES = Shape("llama", 32, 4096, 32, 4096, 32000, 11008, 32, flash=True, tied=False), 8, 8
-SPACE = EnumerateStrategies()
+SPACE = EnumerateStrategies(
+    roles=("dp", "tp", "tp+sp", "ulysses", "cp"), zero=(0, 1, 2, 3), recompute=("none", "selective", "full")
+)
 
 
 @dataclass(frozen=True)
@@ -80,26 +83,28 @@ def measure(_: int) -> list[tuple[float, float, float]]:
 
 @dataclass(frozen=True)
 class Prices:
-    """Milliseconds of one core for the price of a strategy, of so many: the first time, and the same again; median over
-    rounds with the least and the most. `ratio` is that of the peer's median first time to ours."""
+    """Seconds of one core for prices of so many strategies: of layers, the first time and again, and of conversions;
+    median over rounds with the least and the most. `ratio` is that of the peer's median of all first times to ours."""
 
     commit: str
     strategies: int
-    first_ms: float
-    first_spread_ms: tuple[float, float]
-    again_ms: float
+    layers_s: float
+    layers_spread_s: tuple[float, float]
+    again_s: float
+    conversions_s: float
+    conversions_spread_s: tuple[float, float]
     ratio: float
 
 
-def price(count: int) -> tuple[float, float]:
-    """Seconds of the first prices of so many strategies in this process, and of the same again."""
+def price(count: int) -> tuple[float, float, float]:
+    """Seconds of the first prices of so many strategies in this process, of the same again, and of conversions."""
     cluster = Cluster.parse(f"a100-80g:1x{DEVICES}")
     program = replace(program_of(SMALL, "bf16"), cluster=cluster, batch_size=SAMPLES)
     model = ShardedCostModel(program, cluster)
     kinds = model.kinds()
     layers = [i for i, kind in enumerate(kinds) if kind not in kinds[:i]]
     space = [strategy for devices in divisors(DEVICES) for strategy in SPACE.leaves_of(devices)]
-    chosen = [space[i * len(space) // count] for i in range(count)]
+    chosen = [space[i * len(space) // count] for i in range(count)] if count else space
     seconds: list[float] = []
     for _ in range(2):
         began = time.process_time()
@@ -109,7 +114,15 @@ def price(count: int) -> tuple[float, float]:
                     for layer in layers:
                         model.layer(layer, strategy, micro_batch, ())
         seconds.append(time.process_time() - began)
-    return seconds[0], seconds[1]
+    began = time.process_time()
+    for micro_batch in divisors(SAMPLES):
+        meshes = {one.axes: one for one in chosen if micro_batch % one.degree("dp") == 0}.values()
+        for layer in layers:
+            for before in meshes:
+                for after in meshes:
+                    if layer and before.devices == after.devices:
+                        model.conversion_s(layer, before, after, micro_batch)
+    return seconds[0], seconds[1], time.process_time() - began
 
 
 def compared(rounds: int, count: int, peer: str) -> list[Prices]:
@@ -119,27 +132,22 @@ def compared(rounds: int, count: int, peer: str) -> list[Prices]:
         archive = subprocess.run(["git", "archive", peer, "galvatron"], cwd=repository, capture_output=True, check=True)
         subprocess.run(["tar", "-x", "-C", there], input=archive.stdout, check=True)
         roots = {"this": str(repository), peer: there}
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in roots}
+        found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in roots}
         for _ in range(rounds):
             for name, root in roots.items():
                 command = [sys.executable, __file__, "--price", str(count)]
                 run = subprocess.run(
                     command, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, check=True
                 )
-                first_s, again_s = json.loads(run.stdout)
-                found[name].append((first_s, again_s))
-    first = {name: sorted(1e3 * seconds[0] / count for seconds in of) for name, of in found.items()}
-    return [
-        Prices(
-            commit=name,
-            strategies=count,
-            first_ms=statistics.median(first[name]),
-            first_spread_ms=(first[name][0], first[name][-1]),
-            again_ms=statistics.median(1e3 * seconds[1] / count for seconds in found[name]),
-            ratio=statistics.median(first[peer]) / statistics.median(first[name]),
-        )
-        for name in found
-    ]
+                found[name].append(json.loads(run.stdout))
+    medians = {name: [statistics.median(column) for column in zip(*of, strict=True)] for name, of in found.items()}
+    both = {name: layers_s + conversions_s for name, (layers_s, _, conversions_s) in medians.items()}
+    rows: list[Prices] = []
+    for name, of in found.items():
+        layers, _, conversions = ((min(column), max(column)) for column in zip(*of, strict=True))
+        layers_s, again_s, conversions_s = medians[name]
+        rows.append(Prices(name, count, layers_s, layers, again_s, conversions_s, conversions, both[peer] / both[name]))
+    return rows
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -148,17 +156,19 @@ def compare(arguments: argparse.Namespace) -> None:
     rows = compared(arguments.rounds, arguments.strategies, arguments.against)
     facts = {"model": asdict(SMALL), "devices": DEVICES, "samples": SAMPLES, "rounds": arguments.rounds}
     save("prices", [entry(row, before, **facts) for row in rows], key=("commit",))
-    table = Table("commit", "first (ms)", "least and most", "again (ms)", "peer / this", title="CPU time of a strategy")
+    heads = ("commit", "layers (s)", "least and most", "again (s)", "conversions (s)", "least and most", "peer / this")
+    table = Table(*heads, title="CPU time of the prices of strategies")
     for row in rows:
-        spread = f"{row.first_spread_ms[0]:.1f} to {row.first_spread_ms[1]:.1f}"
-        table.add_row(row.commit, f"{row.first_ms:.1f}", spread, f"{row.again_ms:.3f}", f"{row.ratio:.1f}")
+        layers, conversions = (f"{a:.2f} to {b:.2f}" for a, b in (row.layers_spread_s, row.conversions_spread_s))
+        seconds = f"{row.layers_s:.2f}", layers, f"{row.again_s:.3f}", f"{row.conversions_s:.2f}", conversions
+        table.add_row(row.commit, *seconds, f"{row.ratio:.1f}")
     Console(width=max(120, Console().width)).print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--strategies", type=int, default=48)
+    parser.add_argument("--strategies", type=int, default=0, help="as many, or 0 for all")
     parser.add_argument("--against", help="a commit whose prices of strategies are the peer")
     parser.add_argument("--price", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

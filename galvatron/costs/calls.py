@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import finalize, ref
 
 import torch
@@ -49,8 +49,7 @@ ANY_AXIS = "any"
 """What an op that is watched by itself calls the axis that it communicates on."""
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """Where calls run: the kind of device, whether `torch.compile` compiles them, where torch is to show what runs
     (`cpu` or `meta`), and the local batch size."""
 

@@ -67,6 +67,11 @@ class Layer:
         return ops, given, self.graph.outputs
 
     @cached_property
+    def alike_hash(self) -> int:
+        """The hash of `alike`, which is long."""
+        return hash(self.alike)
+
+    @cached_property
     def operands(self) -> tuple[tuple[str, ...], ...]:
         """The values that each op reads, each once."""
         return tuple(tuple(dict.fromkeys(op.operands)) for op in self.graph.ops)

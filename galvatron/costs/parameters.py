@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from galvatron.costs.events import CollectiveCall
 from galvatron.costs.memory import Memory
@@ -29,6 +30,10 @@ class HeldState:
     trained: Mapping[str, TrainedState]
     other_bytes: int
     number: int
+
+    def named(self, names: Iterable[str]) -> HeldState:
+        """The same of parameters with other names."""
+        return replace(self, trained=dict(zip(names, self.trained.values(), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,16 @@ class Nearer:
     gathered: bool
 
 
+@dataclass(frozen=True)
+class _UnderWay:
+    """Bytes of a layer's parameters that are there while a neighbour runs; see `Parameters`."""
+
+    returning_bytes: float
+    arriving_bytes: float
+    leaving_bytes: float
+    leaving_added_bytes: float
+
+
 class ParameterCosts:
     """Prices of parameters on a machine."""
 
@@ -66,6 +81,8 @@ class ParameterCosts:
         self._library_copies = LIBRARY_COPIES.get(kind, {})
         self._numbers: dict[tuple[tuple[TrainedState, ...], int], int] = {}
         self._found: dict[tuple[Hashable, ...], Parameters] = {}
+        self._alone: dict[tuple[int, int], dict[str, Any]] = {}
+        self._passing: dict[int, _UnderWay] = {}
 
     def held(self, trained: Mapping[str, TrainedState], other_bytes: int = 0) -> HeldState:
         """What a layer holds."""
@@ -92,28 +109,48 @@ class ParameterCosts:
         key = held.number, sends, before.number, after.number, repeated, border if repeated else None
         if key not in self._found:
             states = tuple(held.trained.values())
-            settled = tuple(self._settled(states, sends, repeated, border))
-            arriving, returning = after.trained.values(), [one for one in before.trained.values() if one.reread]
             self._found[key] = Parameters(
-                sent=self._sent_s(states[:sends], states),
-                accumulated_s=self._machine.moved_s(sum(one.accumulation_bytes for one in states)),
-                host_s=self._machine.host_s(len(states), 0, backward=True),
-                state=sum((one.kept for one in states), Memory(buffers=held.other_bytes)),
-                late_bytes=sum(one.late_bytes for one in states),
-                update_bytes=self._update_bytes(states),
-                bucket_bytes=sum(one.bucket_bytes for one in states),
-                update_s=self._update_s(states),
-                contention=self._machine.contention(axis for one in states for axis in one.axes),
-                repeated=settled,
-                gathered_bytes=sum(one.gathered_bytes for one in states),
-                regathered_bytes=sum(one.regathered_bytes for one in states),
-                summed_bytes=sum(one.summed_bytes for one in states),
-                arriving_bytes=sum(map(self._arriving_bytes, arriving)),
-                returning_bytes=sum(map(self._arriving_bytes, returning)),
-                leaving_bytes=self._with_copies("reduce_scatter", sum(one.summed_bytes for one in arriving)),
-                leaving_added_bytes=sum(one.added_bytes for one in arriving),
+                **self._own(held, sends),
+                repeated=tuple(self._settled(states, sends, repeated, border)) if repeated else (),
+                returning_bytes=self._under_way(before).returning_bytes,
+                arriving_bytes=self._under_way(after).arriving_bytes,
+                leaving_bytes=self._under_way(after).leaving_bytes,
+                leaving_added_bytes=self._under_way(after).leaving_added_bytes,
             )
         return self._found[key]
+
+    def _own(self, held: HeldState, sends: int) -> dict[str, Any]:
+        """The part of `Parameters` that neighbours have no say in."""
+        key = held.number, sends
+        if key not in self._alone:
+            states = tuple(held.trained.values())
+            self._alone[key] = {
+                "sent": self._sent_s(states[:sends], states),
+                "accumulated_s": self._machine.moved_s(sum(one.accumulation_bytes for one in states)),
+                "host_s": self._machine.host_s(len(states), 0, backward=True),
+                "state": sum((one.kept for one in states), Memory(buffers=held.other_bytes)),
+                "late_bytes": sum(one.late_bytes for one in states),
+                "update_bytes": self._update_bytes(states),
+                "bucket_bytes": sum(one.bucket_bytes for one in states),
+                "update_s": self._update_s(states),
+                "contention": self._machine.contention(axis for one in states for axis in one.axes),
+                "gathered_bytes": sum(one.gathered_bytes for one in states),
+                "regathered_bytes": sum(one.regathered_bytes for one in states),
+                "summed_bytes": sum(one.summed_bytes for one in states),
+            }
+        return self._alone[key]
+
+    def _under_way(self, held: HeldState) -> _UnderWay:
+        """What is there of a layer's parameters while its neighbours run."""
+        if held.number not in self._passing:
+            states = tuple(held.trained.values())
+            self._passing[held.number] = _UnderWay(
+                returning_bytes=sum(self._arriving_bytes(one) for one in states if one.reread),
+                arriving_bytes=sum(map(self._arriving_bytes, states)),
+                leaving_bytes=self._with_copies("reduce_scatter", sum(one.summed_bytes for one in states)),
+                leaving_added_bytes=sum(one.added_bytes for one in states),
+            )
+        return self._passing[held.number]
 
     def _arriving_bytes(self, state: TrainedState) -> float:
         """Bytes in use while the values of a parameter are gathered."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from galvatron.costs.events import Profile, collectives_s, computing_s
 from galvatron.costs.memory import Memory
 from galvatron.costs.model import Repeated
 from galvatron.ir.contention import Contention
+from galvatron.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,25 @@ class Passes:
     forward_extra_bytes: float
     backward_extra_bytes: float
     summing_extra_bytes: float
+
+
+def passes_of(profile: Profile, machine: Machine, batch: float) -> Passes:
+    """What is run at a local batch size."""
+    there, back = profile.forward_dispatches, profile.backward_dispatches
+    forward_s, backward_s, weight_s = computing_s(profile, machine, batch)
+    return Passes(
+        forward_s=forward_s,
+        backward_s=backward_s,
+        weight_s=weight_s,
+        forward_host_s=machine.host_s(there.ops, there.views),
+        backward_host_s=machine.host_s(back.ops, back.views, backward=True),
+        forward_communication_s=collectives_s(profile.forward, machine, batch),
+        backward_communication_s=collectives_s(profile.backward, machine, batch),
+        saved_bytes=profile.saved_bytes(batch),
+        forward_extra_bytes=profile.forward_extra_bytes(batch),
+        backward_extra_bytes=profile.backward_extra_bytes(batch),
+        summing_extra_bytes=profile.summing_extra_bytes(batch),
+    )
 
 
 @dataclass(frozen=True)
@@ -88,12 +109,10 @@ def beside(passes: Passes, own: Parameters, end: End, *, several: bool) -> Memor
     leaving_bytes = own.leaving_bytes + (own.leaving_added_bytes if several else 0.0)
     back_bytes = own.regathered_bytes + own.returning_bytes + leaving_bytes
     moments = (
-        Memory(
-            working=passes.forward_extra_bytes + end.gradient_bytes,
-            communication=own.gathered_bytes + own.arriving_bytes,
-        ),
-        Memory(working=passes.backward_extra_bytes + end.gradient_bytes, communication=back_bytes),
-        Memory(working=passes.summing_extra_bytes + end.gradient_bytes, communication=back_bytes + own.summed_bytes),
-        Memory(working=end.peak_bytes),
+        (passes.forward_extra_bytes + end.gradient_bytes, own.gathered_bytes + own.arriving_bytes),
+        (passes.backward_extra_bytes + end.gradient_bytes, back_bytes),
+        (passes.summing_extra_bytes + end.gradient_bytes, back_bytes + own.summed_bytes),
+        (end.peak_bytes, 0.0),
     )
-    return max(moments, key=lambda moment: moment.total)
+    working_bytes, communication_bytes = max(moments, key=sum)
+    return Memory(working=working_bytes, communication=communication_bytes)

@@ -48,37 +48,49 @@ def profile_graph(
         kind: of the device that runs it (`Device.kind`).
         compiled: whether `torch.compile` compiles it (`costs.fusion`).
     """
-    return profile_layer(Layer.of(graph, mesh, differentiable), recompute, at=at, kind=kind, compiled=compiled)
+    layer = Layer.of(graph, mesh, differentiable)
+    return profile_layer(layer, recompute, at=at, kind=kind, compiled=compiled).on(layer.groups)
+
+
+@dataclass(frozen=True, eq=False)
+class Doing:
+    """What layers that do the same do: one object for all of them. Collectives of the profile are on `groups`, each in
+    the place of the one that a layer has there in its own (`Layer.groups`)."""
+
+    profile: Profile
+    groups: tuple[Axis, ...]
+
+    def on(self, groups: tuple[Axis, ...]) -> Profile:
+        """The profile of a layer with other groups."""
+        return self.profile.on_axes(dict(zip(self.groups, groups, strict=True)))
 
 
 def profile_layer(
     layer: Layer, recompute: str, *, at: int | None = None, kind: str = "cpu", compiled: bool = False
-) -> Profile:
+) -> Doing:
     """As `profile_graph`, of what a step that trains runs; once for all layers that do the same."""
     batches = _batches(layer.graph, layer.mesh) if at is None else (at, 2 * at)
-    found, groups = _profile(_Doing(layer), recompute, batches, at, kind, compiled)
-    return found if groups == layer.groups else found.on_axes(dict(zip(groups, layer.groups, strict=True)))
+    return _profile(_Alike(layer), recompute, batches, at, kind, compiled)
 
 
 @dataclass(frozen=True)
-class _Doing:
-    """What a layer does, by one layer that does it."""
+class _Alike:
+    """All layers that do the same, by one of them."""
 
     layer: Layer
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Doing) and self.layer.alike == other.layer.alike
+        return isinstance(other, _Alike) and self.layer.alike == other.layer.alike
 
     def __hash__(self) -> int:
-        return hash(self.layer.alike)
+        return self.layer.alike_hash
 
 
 @derived(maxsize=1 << 12)
 def _profile(
-    doing: _Doing, recompute: str, batches: tuple[int, int], at: int | None, kind: str, compiled: bool
-) -> tuple[Profile, tuple[Axis, ...]]:
-    """The profile, and the axes that its collectives are on."""
-    layer = doing.layer
+    alike: _Alike, recompute: str, batches: tuple[int, int], at: int | None, kind: str, compiled: bool
+) -> Doing:
+    layer = alike.layer
     on = _device_of(kind, layer.graph)
     while True:
         try:
@@ -110,7 +122,7 @@ def _profile(
         forward_dispatches=second.forward_dispatches,
         backward_dispatches=second.backward_dispatches,
     )
-    return profile, layer.groups
+    return Doing(profile, layer.groups)
 
 
 def _device_of(kind: str, graph: Graph) -> str:

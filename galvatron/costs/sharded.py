@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from operator import itemgetter
 from typing import Any, TypedDict
 
+from galvatron.costs.borders import Borders, firsts
 from galvatron.costs.composed import Layer as LocalLayer
 from galvatron.costs.conversions import Conversions
-from galvatron.costs.events import Profile, collectives_s, computing_s, kernels_s
+from galvatron.costs.events import Profile, collectives_s, kernels_s
 from galvatron.costs.local import LocalClass, local_class, trained_graph
 from galvatron.costs.model import LayerCost
 from galvatron.costs.parameters import HeldState, Nearer, ParameterCosts, PlainState
-from galvatron.costs.parts import End, Parameters, Passes, beside
-from galvatron.costs.profile import profile_graph, profile_layer
+from galvatron.costs.parts import End, Parameters, Passes, beside, passes_of
+from galvatron.costs.profile import Doing, profile_graph, profile_layer
 from galvatron.costs.state import TrainedState, trained_state
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis
 from galvatron.ir.plan import Ties
 from galvatron.ir.planned import epilogue, tied_layers
@@ -52,14 +51,14 @@ class ShardedCostModel:
         self.program, self.machine = program, Machine(cluster)
         self.layers = program.planned_layers
         self._partitioner = Partitioner(program, sharded_for or cluster)
-        self._profiles: dict[Hashable, Profile] = {}
         self._cache: dict[Hashable, Any] = {}
         self._tied = tied_layers(program)
         self._as_run: _AsRun = {"kind": cluster.device.kind, "compiled": program.inductor}
         self._profiled = partial(profile_graph, **self._as_run)
-        self._conversions = Conversions(self._profiled, self._seconds)
         self._parameter_costs = ParameterCosts(self.machine)
         self._epilogue = epilogue(program)
+        held = [self._held(index) for index in range(len(self.layers))]
+        self._borders = Borders(program, held, self._partitioner, Conversions(self._profiled, self.machine))
 
     def tied(self) -> Mapping[str, tuple[int, ...]]:
         return self._tied
@@ -74,29 +73,15 @@ class ShardedCostModel:
         return self._cache[key]
 
     def conversion_s(self, index: int, before: Strategy, after: Strategy, micro_batch: int) -> float:
-        if before.axes == after.axes:
-            return 0.0
-        key = ("conversion", self._borders[index], before.axes, after.axes, micro_batch)
-        if key not in self._cache:
-            batch = micro_batch / before.degree("dp")
-            self._cache[key] = sum(
-                self._conversions.seconds(
-                    self._made_at(producer, output, before),
-                    self._read_at(consumer, formal, after),
-                    batch,
-                    differentiable=self._has_gradient(producer, output),
-                )
-                for producer, output, consumer, formal in self._crossing[index]
-            )
-        return self._cache[key]
+        return 0.0 if before.axes == after.axes else self._borders.conversion_s(index, before, after, micro_batch)
 
     def boundary_bytes(self, index: int, strategy: Strategy, micro_batch: int) -> float:
-        return float(sum(size for size, _ in self._sent(index, strategy, micro_batch)))
+        return float(sum(size for size, _ in self._borders.sent(index, strategy, micro_batch)))
 
     def transfer_s(self, index: int, strategy: Strategy, micro_batch: int) -> float:
         return sum(
             self.machine.collective_s("p2p", size, stage_border(strategy)) * (2 if differentiable else 1)
-            for size, differentiable in self._sent(index, strategy, micro_batch)
+            for size, differentiable in self._borders.sent(index, strategy, micro_batch)
         )
 
     def shared_bytes(self, strategy: Strategy, micro_batch: int, ties: Ties) -> float:
@@ -106,21 +91,22 @@ class ShardedCostModel:
             for layer in self.layers:
                 formals = (v.name for v in self.program.class_of[layer.cls].graph.inputs)
                 names = dict(zip(formals, layer.operands, strict=True))
-                for formal, size in self._profile(layer.cls, strategy, ties).shared_bytes:
+                for formal, size in self._doing(layer.cls, strategy, ties).profile.shared_bytes:
                     sizes[names[formal]] = size(micro_batch / strategy.degree("dp"))
             self._cache[key] = sum(sizes.values())
         return self._cache[key]
 
-    def _profile(self, cls: str, strategy: Strategy, ties: Ties) -> Profile:
-        key = cls, strategy.axes, strategy.recompute, self._partitioner.whole(cls, ties)
-        if key not in self._profiles:
-            profile = profile_layer(self._local(cls, strategy, ties), strategy.recompute, **self._as_run)
+    def _doing(self, cls: str, strategy: Strategy, ties: Ties) -> Doing:
+        """What a layer of a class does, by one of all that do the same."""
+        key = ("doing", cls, strategy.axes, strategy.recompute, self._partitioner.whole(cls, ties))
+        if key not in self._cache:
+            doing = profile_layer(self._local(cls, strategy, ties), strategy.recompute, **self._as_run)
             if self.machine.knows_layers and not self.program.inductor:  # measured as they run without it
                 local = local_class(self.program, self._partitioner, cls, strategy, ties)
-                profile = replace(profile, fingerprint=local.fingerprint)
+                doing = replace(doing, profile=replace(doing.profile, fingerprint=local.fingerprint))
                 _tell_unmeasured(local, self.machine)
-            self._profiles[key] = profile
-        return self._profiles[key]
+            self._cache[key] = doing
+        return self._cache[key]
 
     def _local(self, cls: str, strategy: Strategy, ties: Ties) -> LocalLayer:
         """What a rank runs of a class, however much of it is computed again."""
@@ -129,10 +115,6 @@ class ShardedCostModel:
             local = local_class(self.program, self._partitioner, cls, strategy, ties)
             self._cache[key] = LocalLayer.of(local.graph, local.cls.mesh, local.differentiable)
         return self._cache[key]
-
-    def _bordering(self, cls: str, strategy: Strategy) -> LayerClass:
-        """A class as its neighbours see it: what crosses its border is the same however shared parameters are kept."""
-        return self._partitioner.shard(cls, strategy, tuple((name, None) for name in self._tied))
 
     def _seconds(self, profile: Profile, batch: float) -> float:
         events = (*profile.forward, *profile.backward)
@@ -172,22 +154,11 @@ class ShardedCostModel:
         """What a layer of a class runs in a micro-batch with so many samples of each data-parallel shard."""
         key = ("passes", cls, strategy.axes, strategy.recompute, self._partitioner.whole(cls, ties), batch)
         if key not in self._cache:
-            profile, machine = self._profile(cls, strategy, ties), self.machine
-            there, back = profile.forward_dispatches, profile.backward_dispatches
-            forward_s, backward_s, weight_s = computing_s(profile, machine, batch)
-            self._cache[key] = Passes(
-                forward_s=forward_s,
-                backward_s=backward_s,
-                weight_s=weight_s,
-                forward_host_s=machine.host_s(there.ops, there.views),
-                backward_host_s=machine.host_s(back.ops, back.views, backward=True),
-                forward_communication_s=collectives_s(profile.forward, machine, batch),
-                backward_communication_s=collectives_s(profile.backward, machine, batch),
-                saved_bytes=profile.saved_bytes(batch),
-                forward_extra_bytes=profile.forward_extra_bytes(batch),
-                backward_extra_bytes=profile.backward_extra_bytes(batch),
-                summing_extra_bytes=profile.summing_extra_bytes(batch),
-            )
+            doing, groups = self._doing(cls, strategy, ties), self._local(cls, strategy, ties).groups
+            alike = ("passes", doing, tuple(map(self.machine.alike, groups)), batch)
+            if alike not in self._cache:
+                self._cache[alike] = passes_of(doing.on(groups), self.machine, batch)
+            self._cache[key] = self._cache[alike]
         return self._cache[key]
 
     def _parameters(self, index: int, strategy: Strategy, ties: Ties) -> Parameters:
@@ -267,15 +238,38 @@ class ShardedCostModel:
 
     def _state(self, layer: Layer, strategy: Strategy, ties: Ties) -> HeldState:
         """What a layer holds of state."""
-        whole, again = self._partitioner.whole(layer.cls, ties), strategy.recompute != "none"
-        key = ("state", layer.name, whole, strategy.axes, strategy.zero, again)
+        first = self._firsts_to_hold[layer.name]
+        found = self._first_state(first, strategy, ties)
+        if first is layer:
+            return found
+        return found.named(dict.fromkeys(name for name in layer.state if self.program.state_of[name].trainable))
+
+    def _first_state(self, layer: Layer, strategy: Strategy, ties: Ties) -> HeldState:
+        """The same of the first layer that holds such state."""
+        plain, whole = self._plain_state(layer, strategy, ties), self._partitioner.whole(layer.cls, ties)
+        reread = strategy.recompute != "none" or plain.reread
+        key = ("state", layer.name, whole, strategy.axes, strategy.zero, reread)
         if key not in self._cache:
-            plain = self._plain_state(layer, strategy, ties)
-            reread = again or plain.reread
             levels = {name: 0 if name in plain.whole else strategy.zero for name in plain.trained}
             trained = {n: replace(one, level=levels[n], reread=reread) for n, one in plain.trained.items()}
             self._cache[key] = self._parameter_costs.held(trained, plain.other_bytes)
         return self._cache[key]
+
+    @cached_property
+    def _firsts_to_hold(self) -> dict[str, Layer]:
+        """For each layer, by its name, the first that holds as much of everything."""
+        firsts: dict[Hashable, Layer] = {}
+        held = [layer for index in range(len(self.layers)) for layer in self._held(index)]
+        return {layer.name: firsts.setdefault(self._holding(layer), layer) for layer in held}
+
+    def _holding(self, layer: Layer) -> Hashable:
+        """What of a layer says what it holds, whatever that is called."""
+        names, states = layer.state, [self.program.state_of[name] for name in layer.state]
+        return (
+            layer.cls,
+            tuple((state.type, state.trainable, names.index(state.name)) for state in states),
+            tuple((update.state in names, value.type) for update, value in self.program.updates_in(layer)),
+        )
 
     def _plain_state(self, layer: Layer, strategy: Strategy, ties: Ties) -> PlainState:
         """What a layer holds of state at ZeRO level 0, where nothing is computed again."""
@@ -318,93 +312,15 @@ class ShardedCostModel:
     @cached_property
     def _kinds(self) -> tuple[int, ...]:
         """For each layer the first one of its kind."""
-        return _firsts(
+        return firsts(
             (
                 tuple(held.cls for held in self._held(i)),
-                self._live_key(i),
+                self._borders.key(i),
                 tuple(self._repeated[i].items()),
                 tuple(held.cls for j in range(max(0, i - 1), min(len(self.layers), i + 2)) for held in self._held(j)),
             )
             for i in range(len(self.layers))
         )
-
-    @cached_property
-    def _crossing(self) -> tuple[tuple[tuple[int, str, str, str], ...], ...]:
-        """Per border before each layer, and after the last, the values alive there: (producer by index, its output,
-        class of the next consumer, its input)."""
-        made: dict[str, tuple[int, str]] = {}
-        uses: dict[str, list[tuple[int, str, str]]] = defaultdict(list)
-        for i, layer in ((index, layer) for index in range(len(self.layers)) for layer in self._held(index)):
-            graph = self.program.class_of[layer.cls].graph
-            for name, value in zip(layer.operands, graph.inputs, strict=True):
-                uses[name].append((i, layer.cls, value.name))
-            made.update((name, (i, output)) for name, output in zip(layer.results, graph.outputs, strict=True))
-        return tuple(
-            tuple(
-                (*made[name], *next(use[1:] for use in places if use[0] >= border))
-                for name, places in uses.items()
-                if name in made and made[name][0] < border <= places[-1][0]
-            )
-            for border in range(len(self.layers) + 1)
-        )
-
-    def _live_key(self, index: int) -> Hashable:
-        return tuple(
-            (self.layers[producer].cls, output, consumer, formal)
-            for producer, output, consumer, formal in self._crossing[index]
-        )
-
-    @cached_property
-    def _borders(self) -> tuple[int, ...]:
-        """For each border the first one that the same values cross."""
-        return _firsts(map(self._live_key, range(len(self.layers) + 1)))
-
-    def _output(self, producer: int, output: str, strategy: Strategy) -> tuple[Value, LayerClass]:
-        """A result of a layer under a strategy, with the sharded class it is in."""
-        sharded = self._bordering(self.layers[producer].cls, strategy)
-        position = self.program.class_of[self.layers[producer].cls].graph.outputs.index(output)
-        return sharded.graph.values[sharded.graph.outputs[position]], sharded
-
-    def _sent(self, index: int, strategy: Strategy, micro_batch: int) -> list[tuple[float, bool]]:
-        """Bytes per device of each value alive before layer `index`, and whether it has a gradient."""
-        key = ("sent", self._borders[index], strategy.axes, micro_batch)
-        if key not in self._cache:
-            batch = micro_batch // strategy.degree("dp")
-            self._cache[key] = [
-                (
-                    float(evaluate(self._output(producer, output, strategy)[0].type.bytes, batch)),
-                    self._has_gradient(producer, output),
-                )
-                for producer, output, _, _ in self._crossing[index]
-            ]
-        return self._cache[key]
-
-    def _has_gradient(self, producer: int, output: str) -> bool:
-        layer = self.layers[producer]
-        outputs = self.program.class_of[layer.cls].graph.outputs
-        return self._partitioner.differentiable(layer.results[outputs.index(output)])
-
-    def _made_at(self, producer: int, output: str, strategy: Strategy) -> int:
-        """How a value lies where a layer makes it."""
-        key = ("made", self.layers[producer].cls, output, strategy.axes)
-        if key not in self._cache:
-            value, cls = self._output(producer, output, strategy)
-            self._cache[key] = self._conversions.place(value, cls.mesh)
-        return self._cache[key]
-
-    def _read_at(self, cls: str, formal: str, strategy: Strategy) -> int:
-        """How a value lies where a layer of a class reads it."""
-        key = ("read", cls, formal, strategy.axes)
-        if key not in self._cache:
-            sharded = self._bordering(cls, strategy)
-            self._cache[key] = self._conversions.place(sharded.graph.values[formal], sharded.mesh)
-        return self._cache[key]
-
-
-def _firsts(keys: Iterable[Hashable]) -> tuple[int, ...]:
-    """For each key the position of the first that is equal."""
-    found: dict[Hashable, int] = {}
-    return tuple(found.setdefault(key, position) for position, key in enumerate(keys))
 
 
 def stage_border(strategy: Strategy) -> Axis:

@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from galvatron.errors import StrategyError, did_you_mean
 from galvatron.ir.layout import Axis
@@ -25,8 +26,7 @@ def _require_once(text: str, token: str, what: str, first: bool) -> None:
         raise StrategyError(f"strategy {text!r}: {token!r} is a second {what}")
 
 
-@dataclass(frozen=True)
-class AxisRole:
+class AxisRole(NamedTuple):
     """A degree on one mesh axis: `AxisRole("tp+sp", 4)` prints as `tp4+sp`."""
 
     role: str

@@ -10,6 +10,6 @@ parameters (`galvatron.ir.ties`) sharded together.
 """
 
 from galvatron.partition.context import Partitioner
-from galvatron.partition.crossing import OnMesh, Redistribution, redistribution
+from galvatron.partition.crossing import Crossing, OnMesh, joined_axes
 
-__all__ = ["OnMesh", "Partitioner", "Redistribution", "redistribution"]
+__all__ = ["Crossing", "OnMesh", "Partitioner", "joined_axes"]

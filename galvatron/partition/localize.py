@@ -140,6 +140,8 @@ class Localizer:
         for name, layout in self._wanted.items():
             nodes[name].append(layout)
         for name, layouts in nodes.items():
+            if all(layout == layouts[0] for layout in layouts):
+                continue
             found = _arborescence(tuple(dict.fromkeys(layouts)), name in self._whole.differentiable)
             self._sources.update(((name, layout), source) for source, layout in found)
 

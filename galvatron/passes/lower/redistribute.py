@@ -9,7 +9,7 @@ from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis, Layout
 from galvatron.ir.names import Names
 from galvatron.ir.program import Form, Layer, LayerClass, LayerKind, Program, Stage
-from galvatron.partition import redistribution
+from galvatron.partition import Crossing
 from galvatron.passes.base import Pass
 
 
@@ -59,13 +59,11 @@ class _Moves:
     def _conversion(self, stage: int, name: str, formal: Value, reader: LayerClass) -> Layer | None:
         """The layer that takes a value to the layout of a formal input of its reader; None where it has that."""
         made, target = self._made[name], (formal, reader.mesh)
-        move = redistribution(
-            f"redistribute.{len(self.classes)}", made, target, differentiable=name in self._differentiable
-        )
+        move = Crossing.between(made, target, differentiable=name in self._differentiable)
         if move is None:
             return None
-        classes = self.classes.values()
-        known = next((c for c in classes if replace(c, name="") == replace(move.cls, name="")), move.cls)
+        cls = move.cls(f"redistribute.{len(self.classes)}")
+        known = next((c for c in self.classes.values() if replace(c, name="") == replace(cls, name="")), cls)
         self.classes[known.name] = known
         moved = self._names.fresh(f"{name}@{stage}.{reader.strategy}")
         origin = self._origins.get(name, name)

@@ -8,22 +8,21 @@ from galvatron.ir.graph import Value
 from galvatron.ir.layout import BROADCAST, REPLICATE, Layout, Shard
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import LOCAL_BATCH, TensorType
-from galvatron.partition import redistribution
+from galvatron.partition import Crossing
 
 STREAM = TensorType("f32", (LOCAL_BATCH, 6, 8))
 
 
-def crossing(before: str, source: Layout, after: str, target: Layout) -> list[str]:
+def steps_of(before: str, source: Layout, after: str, target: Layout) -> list[str]:
     """The value and each step of its redistribution, as text."""
-    step = redistribution(
-        "r",
+    step = Crossing.between(
         (Value("h", STREAM, source), Strategy.parse(before).mesh),
         (Value("x", STREAM, target), Strategy.parse(after).mesh),
         differentiable=True,
     )
     if step is None:
         return []
-    cls = step.cls
+    cls = step.cls("r")
     steps = [(op.target, op.result.type) for op in cls.graph.ops]
     return [str(cls.graph.inputs[0].type), *(f"{target} {type_}" for target, type_ in steps)]
 
@@ -48,4 +47,4 @@ def crossing(before: str, source: Layout, after: str, target: Layout) -> list[st
     ],
 )
 def test_steps(before: str, source: Layout, after: str, target: Layout, steps: list[str]) -> None:
-    assert crossing(before, source, after, target) == steps
+    assert steps_of(before, source, after, target) == steps
