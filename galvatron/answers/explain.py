@@ -122,7 +122,7 @@ def memory_prices(question: Question, setting: Setting) -> tuple[float, ...] | N
         builder = TableBuilder(problem.model, own, candidates)
         known_s = seconds_of(replace(question.plan, step_time_s=estimate_plan(question.program, question.plan)[0]))
         bounds = glance(builder.free(problem.budget_bytes))
-        columns = bounds.columns(known_s * (1 + 1e-9)) if bounds.relaxations else ()
+        columns = bounds.columns(known_s * (1 + 1e-9)) if bounds.relaxations else np.empty(0, dtype=int)
         if not len(columns):
             return None
         found = solve_pipeline(builder.tables(problem.budget_bytes, columns).pipeline)
