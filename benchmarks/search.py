@@ -54,7 +54,9 @@ T5 = Shape("t5", 24, 1024, 16, 512, 32128, 4096, 16)
 """T5-large, with as many layers in the encoder as in the decoder."""
 
 UNLIKE = Shape("unlike", 100, 1024, 1, 512, 0, 1024, 1)
-GALVATRON_2 = Path("../shared/data/galvatron2/galvatron_config_llama2-7b_1nodes_8gpus_per_node_36GB_bf16.json")
+GALVATRON_2 = (
+    Path(__file__).parents[2] / "shared/data/galvatron2/galvatron_config_llama2-7b_1nodes_8gpus_per_node_36GB_bf16.json"
+)
 
 
 @dataclass(frozen=True)
