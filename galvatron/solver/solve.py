@@ -223,12 +223,15 @@ def _swept(pipeline: Pipeline, known_s: float, gap: float, width: int | None) ->
     best = _start(pipeline, bounds, known_s)
     reached_s = known_s if best is None else best.step_s
     dropped_s = left_s = np.inf
+    left, left_for_s = None, np.nan
     for kept in (*(w for w in _WIDTHS if width is None or w < width), width):
         wanted_s = reached_s * (1 - gap)
         if gap and wanted_s <= bounds.least_s:
             left_s = bounds.least_s
             break
-        found = sweep(bounds, wanted_s, kept)
+        if left is None or wanted_s != left_for_s:
+            left, left_for_s = bounds.left(bounds.limits_s(wanted_s)), wanted_s
+        found = sweep(bounds, left, wanted_s, kept)
         dropped_s, left_s = found.dropped_s, min(found.dropped_s, wanted_s if gap else np.inf)
         if found.choice is not None and found.step_s <= wanted_s * (1 + SLACK):
             best = _solution(pipeline, bounds, found.choice, found.borders)

@@ -44,8 +44,9 @@ class Search(Pass):
     1F1B, which never takes longer or more memory than GPipe, but GPipe where the end of the loss needs all
     micro-batches. `micro_batches` is the only number that is tried; None is every one. `global_batch` replaces the
     program's batch size. `whole_ties` keeps all shared parameters whole instead of trying every way to keep them.
-    No plan is faster than the chosen one, by the cost model, by more than a share `gap` of its time,
-    unless `width` limits how many partial choices are followed behind each layer, and so how long a search takes.
+    `width` is how many partial choices of a stage are followed behind each layer, and so says how long a search takes;
+    where it leaves out none that might be better, no plan is faster than the chosen one, by the cost model, by more
+    than a share `gap` of its time.
     """
 
     name = "search"
@@ -57,7 +58,7 @@ class Search(Pass):
     global_batch: int | None = None
     whole_ties: bool = False
     gap: float = 1 / 1024
-    width: int | None = None
+    width: int | None = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
