@@ -8,20 +8,17 @@ from functools import cached_property
 
 import numpy as np
 
-from galvatron.solver.charges import Charge, apart, at_end, in_update, only_last, while_running
+from galvatron.solver.charges import Charge, at_end, in_update
 from galvatron.solver.duals import Dual, dual
 from galvatron.solver.filled import Filled
 from galvatron.solver.needed import Needed
 from galvatron.solver.relaxation import Relaxation
 from galvatron.solver.runs import Priced, Staying
 from galvatron.solver.segments import Division, fitting, priced
-from galvatron.solver.tables import Pipeline, running, worth
+from galvatron.solver.tables import Pipeline, worth
 
 SLACK = 1e-11
 """Share of all seconds in a bound, those for bytes too, by which rounding may have raised it."""
-
-_MOMENTS, _STEPS, _BETTER = 0, (0.5, 0.25, 0.1), 1e-5
-"""How many moments are added to a mean, the shares that are tried for one, and the share by which bounds must rise."""
 
 _ROUNDS = 3
 """How often prices are found for a division, and a division for prices."""
@@ -49,7 +46,7 @@ class Bounds:
     """Bounds of a pipeline.
 
     Attributes:
-        pipeline: the same problem, perhaps with more rows.
+        pipeline: the problem.
         relaxations: each holds on its own.
         division: of its stages; None where there is one.
         staying: a bound on top, by the first relaxation, of a single stage; None where there is none.
@@ -113,7 +110,7 @@ class Bounds:
         filled: list[Filled | None] = []
         needed = Needed.of(self.pipeline, allowed, enterable)
         for relaxation, limit_s in zip(self.relaxations, limits_s, strict=True):
-            counted = relaxation.charge.passed is not None and relaxation.prices.any()
+            counted = not relaxation.charge.updates and relaxation.prices.any()
             filled.append(Filled.of(self.pipeline, relaxation, needed, allowed) if counted else None)
             if (table := filled[-1]) is not None:
                 through_s = table.through_s + relaxation.slow * self._slowest_s
@@ -179,7 +176,9 @@ def _of_stage(pipeline: Pipeline) -> Bounds:
     relaxations: list[Relaxation] = []
     starts: list[tuple[np.ndarray, np.ndarray]] = []
     staying, borders = None, np.array([0, pipeline.chain.layers])
-    pipeline, charges = _charged(pipeline)
+    charges = [at_end(pipeline)]
+    if (pipeline.updating > pipeline.full).any():
+        charges.append(in_update(pipeline))
     for charge in charges:
         found = dual(pipeline, charge)
         if not found.fits:
@@ -191,35 +190,6 @@ def _of_stage(pipeline: Pipeline) -> Bounds:
         if charge is charges[0]:
             staying = _staying(pipeline, relaxations[0], found)
     return Bounds(pipeline, tuple(relaxations), None, tuple(starts), staying=staying)
-
-
-def _charged(pipeline: Pipeline) -> tuple[Pipeline, list[Charge]]:
-    """What is priced: a mean of moments whose bound is good, and the update; with the rows that it needs.
-
-    Shares move to the moment at which a choice of the mean so far has most, as long as that makes the bound better.
-    """
-    shares = only_last(pipeline.chain.layers)
-    found = dual(pipeline, at_end(pipeline))
-    for _ in range(_MOMENTS):
-        used = running(pipeline, 0, 0, found.choice)
-        if not found.fits or used.max() <= pipeline.budget[0]:
-            break
-        tried = (_mean(pipeline, shares, int(used.argmax()), step) for step in _STEPS)
-        better = next(((s, d) for s, d in tried if not d.fits or d.least_s > found.least_s * (1 + _BETTER)), None)
-        if better is None:
-            break
-        shares, found = better
-    pipeline = apart(pipeline, shares)
-    last = [in_update(pipeline)] if (pipeline.updating > pipeline.full).any() else []
-    return pipeline, [while_running(pipeline, shares), *last]
-
-
-def _mean(pipeline: Pipeline, shares: np.ndarray, moment: int, step: float) -> tuple[np.ndarray, Dual]:
-    """Shares of which a step goes to a moment, and the best price of them."""
-    shares = (1 - step) * shares
-    shares[moment] += step
-    pipeline = apart(pipeline, shares)
-    return shares, dual(pipeline, while_running(pipeline, shares))
 
 
 def _fitted(pipeline: Pipeline, charge: Charge, choice: np.ndarray) -> np.ndarray:

@@ -177,7 +177,7 @@ class _Stage:
                     least_s = self.places.least(before)
                     shift = _down((full + used[layer - 1] - used[layer]) / self.unit)
                     least_s = np.stack([(step[:, None] + least_s).min(axis=0) for step in moved.T])
-                    reached = _shifted(least_s, np.inf)[self.places.of, self.levels - np.minimum(shift, self.levels)]
+                    reached = _shifted(least_s, np.inf)[self.places.of, self.levels - np.clip(shift, 0, self.levels)]
                 opened_s = self.relaxation.opened[stage, layer] - paid_s
                 begun = _down((full + self.pipeline.begin[stage, kind] - used[layer]) / self.unit)
                 inside = np.flatnonzero((begun < self.levels) & np.isfinite(opened_s))

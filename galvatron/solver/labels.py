@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from galvatron.solver.bounds import SLACK, Bounds
+from galvatron.solver.bounds import SLACK, Bounds, Left
 from galvatron.solver.charges import Charge
 from galvatron.solver.joined import Ended, joined
 from galvatron.solver.pareto import frontier
@@ -60,15 +60,9 @@ class Columns:
         self._made_up_s, self._alone = pipeline.made_up_s, pipeline.stages == 1
         self._opening = chain.opening is not None
 
-    def charged(self, values: np.ndarray, charge: Charge, layer: int) -> np.ndarray:
-        """The bytes of labels that are charged up to a layer, or more."""
-        if charge.passed is None:
-            return values[:, self.update]
-        # Of a moment that is over, the most so far is no less than what was in use.
-        passed = charge.passed[layer]
-        if not passed or self.peak == self.bytes:
-            return values[:, self.bytes]
-        return passed * values[:, self.peak] + (1 - passed) * values[:, self.bytes]
+    def charged(self, values: np.ndarray, charge: Charge) -> np.ndarray:
+        """The bytes of labels that are charged, or more."""
+        return values[:, self.update if charge.updates else self.bytes]
 
     def compared(self, values: np.ndarray) -> np.ndarray:
         """What of labels is compared: less is better."""
@@ -110,24 +104,24 @@ class Front:
         return self.values, self.stage, self.begin, self.first, self.strategy, self.parent
 
 
-def sweep(bounds: Bounds, known_s: float, width: int | None) -> Sweep:
+def sweep(bounds: Bounds, left: Left, known_s: float, width: int | None) -> Sweep:
     """The best choice that takes no more than `known_s`.
 
     Args:
+        left: what is left for such choices.
         width: how many labels of a stage are kept behind each layer, those with the least bounds; None for all.
     """
-    return _Sweeper(bounds, known_s, width).swept()
+    return _Sweeper(bounds, left, known_s, width).swept()
 
 
 class _Sweeper:
     """A pass over all layers."""
 
-    def __init__(self, bounds: Bounds, known_s: float, width: int | None) -> None:
+    def __init__(self, bounds: Bounds, left: Left, known_s: float, width: int | None) -> None:
         self.pipeline, self.chain, self.bounds = bounds.pipeline, bounds.pipeline.chain, bounds
         self.width, self.dropped_s = width, np.inf
         self.columns = Columns(self.pipeline)
-        self.known_s, self.limits_s = known_s, bounds.limits_s(known_s)
-        self.left = bounds.left(self.limits_s)
+        self.left, self.known_s, self.limits_s = left, known_s, bounds.limits_s(known_s)
 
     def swept(self) -> Sweep:
         fronts: list[Front] = []
@@ -215,7 +209,7 @@ class _Sweeper:
         own_s = values[:, columns.own].sum(axis=1)
         found = np.empty((len(self.bounds.relaxations), len(values)))
         for row, relaxation in zip(found, self.bounds.relaxations, strict=True):
-            used = columns.charged(values, relaxation.charge, layer)
+            used = columns.charged(values, relaxation.charge)
             spent_s = relaxation.micro * own_s + values[:, columns.once] / self.pipeline.stages
             spent_s += relaxation.opened[front.stage, front.begin, self.chain.first_of_place[front.first]]
             row[:] = spent_s + relaxation.prices[front.stage] * used - relaxation.paid_s[0]
@@ -232,14 +226,14 @@ class _Sweeper:
         for relaxation, limit_s, own_s, filled in every:
             bound_s = own_s + relaxation.completions[front.stage, layer, front.strategy]
             if filled is not None:
-                used = self.columns.charged(front.values, relaxation.charge, layer)
+                used = self.columns.charged(front.values, relaxation.charge)
                 unpriced_s = own_s - relaxation.prices[front.stage] * used + relaxation.paid_s[front.stage]
                 bound_s = np.maximum(bound_s, unpriced_s + filled.ahead_s(front.stage, layer, place, left))
             most_s = np.maximum(most_s, np.where(bound_s <= limit_s, bound_s, np.inf))
         if (staying := self.bounds.staying) is not None:
             columns, values = self.columns, front.values
             seconds = self.pipeline.whole_s * values[:, columns.own].sum(axis=1) + values[:, columns.once]
-            used = columns.charged(values, self.bounds.relaxations[0].charge, layer)
+            used = columns.charged(values, self.bounds.relaxations[0].charge)
             bound_s = staying.bounds_s(layer, front.strategy, seconds, used, spent_s[0])
             most_s = np.maximum(most_s, np.where(bound_s <= self.limits_s[0], bound_s, np.inf))
         return most_s

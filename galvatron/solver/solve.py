@@ -185,6 +185,16 @@ def solve_pipeline(
         TableError: the width is none.
         InfeasibleError: no choice fits, or none of those that the width left.
     """
+    return improved(pipeline, known_s=known_s, gap=gap, width=width)[0]
+
+
+def improved(
+    pipeline: Pipeline, *, known_s: float, gap: float = 0.0, width: int | None = None
+) -> tuple[Solution | None, float]:
+    """The same, and seconds that nothing takes less than, but for what is known.
+
+    Args, errors: see `solve_pipeline`.
+    """
     if width is not None and width < 1:
         raise TableError(f"width: must be at least 1, not {width}")
     smaller, columns = without_worse(pipeline)
@@ -199,10 +209,10 @@ def solve_pipeline(
     if not len(left) and np.isinf(reached_s):
         raise _infeasible(pipeline, np.nan)
     found, left_s = _reduced(smaller.only(left), reached_s, gap, width) if len(left) else (None, np.inf)
-    if found is None:
-        bound_s = max(bounds.least_s, min(reached_s * (1 - gap), left_s))
-        return best and replace(best, choice=columns[best.choice], bound_s=min(best.step_s, bound_s))
-    return replace(found, choice=columns[left[found.choice]])
+    if found is not None:
+        return replace(found, choice=columns[left[found.choice]]), found.bound_s
+    bound_s = max(bounds.least_s, min(reached_s * (1 - gap), left_s))
+    return best and replace(best, choice=columns[best.choice], bound_s=min(best.step_s, bound_s)), bound_s
 
 
 def _reduced(pipeline: Pipeline, known_s: float, gap: float, width: int | None) -> tuple[Solution | None, float]:
@@ -223,12 +233,15 @@ def _swept(pipeline: Pipeline, known_s: float, gap: float, width: int | None) ->
     best = _start(pipeline, bounds, known_s)
     reached_s = known_s if best is None else best.step_s
     dropped_s = left_s = np.inf
+    left, left_for_s = None, np.nan
     for kept in (*(w for w in _WIDTHS if width is None or w < width), width):
         wanted_s = reached_s * (1 - gap)
         if gap and wanted_s <= bounds.least_s:
             left_s = bounds.least_s
             break
-        found = sweep(bounds, wanted_s, kept)
+        if left is None or wanted_s != left_for_s:
+            left, left_for_s = bounds.left(bounds.limits_s(wanted_s)), wanted_s
+        found = sweep(bounds, left, wanted_s, kept)
         dropped_s, left_s = found.dropped_s, min(found.dropped_s, wanted_s if gap else np.inf)
         if found.choice is not None and found.step_s <= wanted_s * (1 + SLACK):
             best = _solution(pipeline, bounds, found.choice, found.borders)

@@ -204,28 +204,6 @@ class Pipeline:
             end=self.end[..., places],
         )
 
-    def apart(self, layers: np.ndarray, moves: np.ndarray) -> Pipeline:
-        """The same where layers have rows of their own for each of such marks (L,), and moves to them for others."""
-        chain, opening = self.chain, self.chain.opening
-        marks = 1 + max(layers.max(), moves.max())
-        rows, kinds = np.unique(marks * chain.kinds + layers, return_inverse=True)
-        steps, moves = np.unique(marks * chain.moves + moves, return_inverse=True)
-        rows, steps = rows // marks, steps // marks
-        if opening is not None:
-            tables = (opening.amount, opening.toll_s, opening.start_s)
-            opening = Opening(opening.capacity, *(table[rows] for table in tables))
-        own = {name: getattr(chain, name)[rows] for name in _OF_STRATEGY}
-        between = {"move_s": chain.move_s[steps], "move_kept": chain.move_kept[steps]}
-        return replace(
-            self,
-            chain=replace(chain, kinds=kinds, moves=moves, **own, **between, opening=opening),
-            late=self.late[:, rows],
-            enter_s=self.enter_s[steps],
-            receive_s=self.receive_s[steps],
-            begin=self.begin[:, rows],
-            end=self.end[:, rows],
-        )
-
     def stage(self, index: int, first: int, end: int, whole: float) -> Pipeline:
         """Stage `index` with the layers `first..end - 1` alone, with `whole` seconds per second of a micro-batch."""
         chain = replace(self.chain, kinds=self.chain.kinds[first:end], moves=self.chain.moves[first:end])

@@ -36,6 +36,8 @@ MICRO_BATCH_CHOICES = 16
 DEFAULT_GAP = 1 / 1024
 """The share of its time that a plan may be slower than the fastest one by, unless told otherwise."""
 
+DEFAULT_WIDTH = 64
+
 _COUNTS = {
     "memory": limits.SIZE,
     "micro_batches": limits.REPEATS,
@@ -78,10 +80,10 @@ class Search(Pass):
     program's batch size. `require` and `forbid` are constraints on the strategies of layers (`Constraint`), such as
     `layers.0=tp2` and `zero3`. `objective` is `time`, or `memory`: the fastest of the plans that take least memory, to
     a thousandth. `whole_ties` keeps all shared parameters whole instead of trying every way to keep them.
-    No plan is faster than the chosen one, by the cost model, by more than a share `gap` of its time,
-    unless `width` limits how many partial choices are followed behind each layer, and so how long a search takes.
-    After `time_limit_s` seconds, and when it is interrupted, the best plan so far is chosen; the gap in the plan says
-    what is proven of it.
+    `width` is how many partial choices of a stage are followed behind each layer, and so says how long a search takes;
+    where it leaves out none that might be better, no plan is faster than the chosen one, by the cost model, by more
+    than a share `gap` of its time. After `time_limit_s` seconds, and when it is interrupted, the best plan so far is
+    chosen. The gap in the plan says what is proven of it.
     """
 
     name = "search"
@@ -97,7 +99,7 @@ class Search(Pass):
     time_limit_s: float | None = None
     whole_ties: bool = False
     gap: float = DEFAULT_GAP
-    width: int | None = None
+    width: int | None = DEFAULT_WIDTH
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,7 +14,7 @@ from galvatron.costs.objective import Setting
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.planning.search.tables import Stages, TableBuilder
 from galvatron.passes.planning.search.watch import Watch
-from galvatron.solver import Bounds, InfeasibleError, Pipeline, glance, least_s, solve_pipeline
+from galvatron.solver import Bounds, InfeasibleError, Pipeline, glance, improved, least_s
 
 Choice = tuple[Setting, list[tuple[Strategy, ...]]]
 """A setting, and the strategies that each layer may have in it."""
@@ -41,7 +41,7 @@ def fastest(
     Args:
         gap: the share of its time that it may be slower than the best one by.
         width: how many partial choices are followed (`solve_pipeline`); None for as many as that takes.
-        watch: is told what is found on the way.
+        watch: is told what is found on the way, and what is proven of it in the end.
     """
     watch = watch or Watch()
     builders: list[TableBuilder] = []
@@ -51,53 +51,55 @@ def fastest(
         builders.append(TableBuilder(model, *choice))
         problems.append(builders[-1].free(budget_bytes))
     best: tuple[Setting, Stages] | None = None
-    best_s = math.inf
+    best_s = bound_s = math.inf
 
-    def try_(which: int, columns: np.ndarray, **limits: Any) -> None:
+    def try_(which: int, columns: np.ndarray, **limits: Any) -> float:
+        """Looks for something better, and returns what else takes at least."""
         nonlocal best, best_s
-        found = _solved(builders[which], budget_bytes, columns, best_s, **limits)
+        found, least = _solved(builders[which], budget_bytes, columns, best_s, **limits)
         if found is not None:
             best_s, best = found[0], (choices[which][0], found[1])
             watch.found(best_s, best)
+        return least
 
-    for bound_s, which, column in _uniform(problems):
-        if bound_s >= best_s:
+    for uniform_s, which, column in _uniform(problems):
+        if uniform_s >= best_s:
             break
         try_(which, np.array([column]))
     waiting: list[tuple[float, int, Bounds | None]] = [(least_s(p), which, None) for which, p in enumerate(problems)]
     heapq.heapify(waiting)
-    least = waiting[0][0]
     while waiting:
-        bound_s, which, bounds = heapq.heappop(waiting)
-        proven_s = min(bound_s, best_s * (1 - gap)) if width is None else least
-        watch.solving(len(choices) - len(waiting) - 1, len(choices), proven_s)
-        if bound_s >= best_s * (1 - gap):
+        promised_s, which, bounds = heapq.heappop(waiting)
+        watch.solving(len(choices) - len(waiting) - 1, len(choices), min(bound_s, promised_s, best_s * (1 - gap)))
+        if promised_s >= best_s * (1 - gap):
             break
         if bounds is None:
             bounds = glance(problems[which])
             try_(which, bounds.started)
             if bounds.relaxations:
-                heapq.heappush(waiting, (max(bound_s, bounds.least_s), which, bounds))
+                heapq.heappush(waiting, (max(promised_s, bounds.least_s), which, bounds))
         else:
-            try_(which, bounds.columns(best_s * (1 - gap)), gap=gap, width=width)
-    watch.solving(len(choices), len(choices), best_s * (1 - gap) if width is None else least)
+            least = try_(which, bounds.columns(best_s * (1 - gap)), gap=gap, width=width)
+            bound_s = min(bound_s, max(promised_s, least))
+    watch.solving(len(choices), len(choices), min(bound_s, best_s * (1 - gap)))
     return best
 
 
 def _solved(
     builder: TableBuilder, budget_bytes: float, columns: np.ndarray, known_s: float, **limits: Any
-) -> tuple[float, Stages] | None:
-    """The best plan of some strategies that is faster than one that is known, and its seconds."""
+) -> tuple[tuple[float, Stages] | None, float]:
+    """The best plan of some strategies that is faster than one that is known, with its seconds; and what no other of
+    these strategies takes less than."""
     if not len(columns):
-        return None
+        return None, math.inf
     tables = builder.tables(budget_bytes, columns)
     try:
-        found = solve_pipeline(tables.pipeline, known_s=known_s, **limits)
+        found, bound_s = improved(tables.pipeline, known_s=known_s, **limits)
     except InfeasibleError:
-        return None
+        return None, 0.0 if limits.get("width") else math.inf
     if found is None or found.step_s >= known_s:
-        return None
-    return found.step_s, tables.stages(found.choice, found.borders)
+        return None, bound_s
+    return (found.step_s, tables.stages(found.choice, found.borders)), bound_s
 
 
 def _uniform(problems: Sequence[Pipeline]) -> list[tuple[float, int, int]]:
