@@ -52,9 +52,7 @@ PLANS = (
 
 
 SMALL, DEVICES, SAMPLES = Shape("llama", 32, 4096, 32, 4096, 32000, 11008, 32, flash=True, tied=False), 8, 8
-SPACE = EnumerateStrategies(
-    roles=("dp", "tp", "tp+sp", "ulysses", "cp"), zero=(0, 1, 2, 3), recompute=("none", "selective", "full")
-)
+SPACE = EnumerateStrategies()
 
 
 @dataclass(frozen=True)

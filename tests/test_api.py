@@ -344,6 +344,22 @@ def searched(world: rt.World, folder: str) -> str:
     return compiled.plan.to_json()
 
 
+def as_asked(world: rt.World, required: str, roles: list[str]) -> str:
+    options = galvatron.SearchOptions(require=(required,), roles=tuple(roles))
+    compiled = galvatron.compile(new_model(), new_batch(8), cluster=f"a100-80g:1x{world.size}", search=options)
+    equals_eager(compiled, new_model(), new_batch(8))
+    return str(compiled.plan)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "required", "roles"),
+    [(1, "recompute", ["dp"]), (2, "zero3-recompute=selective", ["dp"]), (4, "zero2", ["dp", "tp+sp", "ulysses"])],
+)
+def test_a_searched_plan_has_what_is_required_and_equals_eager(ranks: int, required: str, roles: list[str]):
+    (plan,) = set(run_ranks(as_asked, ranks, required, roles))
+    assert required in plan
+
+
 def test_the_searched_plan_of_rank_0_is_everyones(tmp_path):
     plans = run_ranks(searched, 2, str(tmp_path))
     assert plans[0] == plans[1] == (tmp_path / "plan.json").read_text()

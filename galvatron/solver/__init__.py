@@ -1,7 +1,7 @@
 """One strategy for each layer of a chain, and the stages that it is divided into: the fastest that fit."""
 
 from galvatron.solver.bounds import Bounds, glance, least_s
-from galvatron.solver.solve import Choice, InfeasibleError, Solution, TableError, solve, solve_pipeline
+from galvatron.solver.solve import Choice, InfeasibleError, Solution, TableError, improved, solve, solve_pipeline
 from galvatron.solver.tables import Chain, Opening, Pipeline
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Solution",
     "TableError",
     "glance",
+    "improved",
     "least_s",
     "solve",
     "solve_pipeline",

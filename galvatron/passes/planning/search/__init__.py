@@ -188,7 +188,7 @@ class Search(Pass):
             f"ZeRO {_listed(s.zero for s in every)}",
             f"recomputation {', '.join(kind for kind in RECOMPUTE if any(s.recompute == kind for s in every))}",
         ]
-        return "; ".join([*parts, *filter(None, [str(self.constraints)])])
+        return "; ".join([*parts, *filter(None, [_ties_tried(settings), str(self.constraints)])])
 
     def _nothing_left(self, program: Program) -> str:
         """Why there is no choice at all."""
@@ -242,6 +242,17 @@ class Search(Pass):
         return Schedule.parse(self.schedule) if self.schedule else default_schedule(micro_batches, epilogue=ends)
 
 
+def _ties_tried(settings: Sequence[Setting]) -> str:
+    """How ties are kept in a search, if not in every way."""
+    kept = [{strategy for _, strategy in setting.ties} for setting in settings if setting.ties]
+    if not kept:
+        return ""
+    if all(own == {None} for own in kept):
+        return "ties kept whole"
+    several = any(len(setting.ties) > 1 for setting in settings)
+    return "ties kept alike" if several and all(len(own) == 1 for own in kept) else ""
+
+
 def _listed(numbers: Iterable[int]) -> str:
     """Different numbers in increasing order, as text: `1, 2, 4`."""
     return ", ".join(map(str, sorted(set(numbers))))
@@ -254,17 +265,23 @@ def _spread(numbers: Sequence[int]) -> Sequence[int]:
     return [numbers[round(i * step)] for i in range(MICRO_BATCH_CHOICES)]
 
 
+def _alike(options: Sequence[Sequence[Strategy | None]]) -> Iterator[tuple[Strategy | None, ...]]:
+    """The ways that keep all ties alike; if these are still too many, the one that keeps them whole."""
+    common = [kept for kept in options[0] if all(kept in others for others in options)]
+    for kept in common if len(common) <= limits.WAYS else [None]:
+        yield (kept,) * len(options)
+
+
 def ways(
     tied: Mapping[str, Sequence[int]], setting: Setting, candidates: Sequence[tuple[Strategy, ...]]
 ) -> Iterator[Choice]:
     """The same choice for each way to keep ties: whole whatever their layers have, or as under one strategy, which then
-    all their layers have. So within a choice what a layer costs depends on its own strategy alone.
+    all their layers have. So within a choice what a layer costs depends on its own strategy alone. Where there are more
+    ways than `limits.WAYS`, all ties are kept alike.
 
     Args:
         tied: the layers of each tie, by its name.
 
-    Raises:
-        PlanError: there are too many ways to try them all.
     """
 
     def common(layers: Sequence[int]) -> list[Strategy]:
@@ -272,13 +289,7 @@ def ways(
         return [kept for kept in found[0] if kept is not None and all(kept in others for others in found)]
 
     options: list[list[Strategy | None]] = [[None, *common(layers)] for layers in tied.values()]
-    if (count := math.prod(map(len, options))) > limits.WAYS:
-        raise PlanError(
-            f"{len(tied)} ties of parameters that layers share can be kept in {count} ways, more than the "
-            f"{limits.WAYS} that a search tries; keep them whole (search{{whole_ties=true}}), or give a plan of "
-            "your own (plan=...)"
-        )
-    for chosen in itertools.product(*options):
+    for chosen in itertools.product(*options) if math.prod(map(len, options)) <= limits.WAYS else _alike(options):
         left = list(candidates)
         for layers, kept in zip(tied.values(), chosen, strict=True):
             for index in layers if kept is not None else ():

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from galvatron.costs.objective import Setting, StageReport, evaluate_plan
 from galvatron.costs.sharing import Pace
-from galvatron.errors import PlanError
 from galvatron.ir.curves import Points
 from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
@@ -104,11 +103,15 @@ def test_every_plan_is_in_one_choice_for_each_way_to_keep_its_ties(shares: tuple
         assert len(inside) == len(wanted) and set(inside) == set(wanted)
 
 
-def test_more_ways_to_keep_ties_than_can_be_tried_are_refused() -> None:
+def test_more_ways_to_keep_ties_than_can_be_tried_are_those_that_keep_all_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Each of eight ties is whole or as under one of two strategies."""
     model = TableModel((0,) * 16, {}, {}, {}, {}, tuple((i, i + 1) for i in range(0, 16, 2)))
     options = [(Strategy.parse("dp2-tp2"), Strategy.parse("dp1-tp4"))] * 16
     setting = Setting(16, 1, "gpipe", 1)
-    with pytest.raises(PlanError, match=r"^8 ties .* in 6561 ways, more than the 1024 .*whole_ties=true.*plan="):
-        list(ways(model.tied(), setting, options))
+    kept = [[own for _, own in way.ties] for way, _ in ways(model.tied(), setting, options)]
+    assert kept == [[own] * 8 for own in (None, *(s.keeping for s in options[0]))]
     assert len(list(ways(dict(list(model.tied().items())[:6]), setting, options))) == 3**6
+    monkeypatch.setattr("galvatron.ir.limits.WAYS", 2)
+    assert [way.ties for way, _ in ways(model.tied(), setting, options)] == [tuple((n, None) for n in model.tied())]
