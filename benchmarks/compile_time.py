@@ -52,7 +52,7 @@ def llama(layers: int) -> torch.nn.Module:
 
     config = LlamaConfig(
         vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=layers, num_attention_heads=32,
-        num_key_value_heads=8, max_position_embeddings=8192, rope_theta=500000.0, use_cache=False,
+        num_key_value_heads=8, max_position_embeddings=8192, use_cache=False,
     )  # fmt: skip
     with torch.device("meta"):
         return LlamaForCausalLM(config)
