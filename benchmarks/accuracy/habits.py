@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import TypeGuard
 
 from accuracy.rows import Framework
-from galvatron.costs.events import CollectiveCall, Event, Launch, Linear, Profile
+from galvatron.costs.events import CollectiveCall, Event, Launch, Linear
 from galvatron.costs.memory import Memory
 from galvatron.costs.model import LayerCost, Repeated
+from galvatron.costs.profile import Doing
 from galvatron.costs.sharded import ShardedCostModel, stage_border
 from galvatron.ir.layout import Axis
 from galvatron.ir.plan import Ties
@@ -23,10 +24,15 @@ class FrameworkCosts(ShardedCostModel):
     def __init__(self, program: Program, framework: Framework) -> None:
         super().__init__(program, program.required_cluster)
         self._habits = framework
+        self._habitual: dict[Doing, Doing] = {}
 
-    def _profile(self, cls: str, strategy: Strategy, ties: Ties) -> Profile:
-        profile = super()._profile(cls, strategy, ties)
-        return replace(profile, forward=self._kernels(profile.forward), backward=self._kernels(profile.backward))
+    def _doing(self, cls: str, strategy: Strategy, ties: Ties) -> Doing:
+        doing = super()._doing(cls, strategy, ties)
+        if doing not in self._habitual:
+            profile = doing.profile
+            forward, backward = self._kernels(profile.forward), self._kernels(profile.backward)
+            self._habitual[doing] = replace(doing, profile=replace(profile, forward=forward, backward=backward))
+        return self._habitual[doing]
 
     def _kernels(self, events: Sequence[Event]) -> tuple[Event, ...]:
         if not self._habits.copies:
@@ -52,7 +58,7 @@ class FrameworkCosts(ShardedCostModel):
                 + self.machine.collective_s("all_gather", size, within)
             )
             * (2 if differentiable else 1)
-            for size, differentiable in self._sent(index, strategy, micro_batch)
+            for size, differentiable in self._borders.sent(index, strategy, micro_batch)
         )
 
     def _copied(self, cost: LayerCost, strategy: Strategy) -> LayerCost:
