@@ -29,6 +29,8 @@ class SearchOptions:
         zero: levels, 0 to 3.
         recompute: kinds of recomputation, among `none`, `selective`, `full`, `alternate` and `attention`.
         objective: `"time"`: the shortest step; `"memory"`: the fastest of the plans with the least memory.
+        width: how many partial choices of a stage are followed behind each layer: more find faster plans, prove more of
+            them, and take longer. None: 64.
         time_limit_s: seconds after which the best plan so far is taken; `plan.search.gap` says what is proven of it.
 
     Raises:
@@ -45,6 +47,7 @@ class SearchOptions:
     zero: tuple[int, ...] | None = None
     recompute: tuple[str, ...] | None = None
     objective: str = "time"
+    width: int | None = None
     time_limit_s: float | None = None
 
     def __post_init__(self) -> None:
@@ -91,6 +94,7 @@ class SearchOptions:
                 "schedule": self.schedule,
                 "micro_batches": self.micro_batches,
                 "objective": self.objective,
+                "width": self.width,
                 "time_limit_s": self.time_limit_s,
             },
         }

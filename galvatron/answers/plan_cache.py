@@ -17,12 +17,9 @@ from galvatron.ir.plan import Plan
 from galvatron.ir.planned import with_plan
 from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
-from galvatron.passes.planning.search import DEFAULT_GAP
 from galvatron.search_options import SearchOptions
 
 _LOG = logging.getLogger("galvatron")
-
-_ROUNDING = 1e-6
 
 
 def plan_file(
@@ -55,7 +52,7 @@ def remembered(
         return found
     planned = searched(program, memory_bytes, options)
     plan = planned.required_plan
-    if plan.search.gap <= DEFAULT_GAP * (1 + _ROUNDING):
+    if plan.search.complete:
         try:
             plan.save(path)
         except GalvatronError as error:

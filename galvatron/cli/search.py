@@ -23,6 +23,7 @@ from galvatron.cli.space import (
     Roles,
     ScheduleName,
     TimeLimit,
+    Width,
     Zero,
     read_batches,
     search_options,
@@ -59,6 +60,7 @@ def command(
     zero: Zero = None,
     recompute: Recompute = None,
     objective: Objective = "time",
+    width: Width = None,
     time_limit: TimeLimit = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="PLAN.json", help="Where it goes.")] = None,
     inductor: Inductor = False,
@@ -71,7 +73,7 @@ def command(
     budgets = () if memory is None else read_budgets(memory)
     batches = read_batches(global_batch)
     options = search_options(
-        require, forbid, max_tp, pp, schedule, micro_batches, roles, zero, recompute, objective, time_limit
+        require, forbid, max_tp, pp, schedule, micro_batches, roles, zero, recompute, objective, width, time_limit
     )
     machines = read_cluster(cluster)
     program = read_program(program_file)

@@ -37,6 +37,10 @@ Roles = Annotated[str | None, typer.Option("--roles", metavar="LIST", help="Such
 Zero = Annotated[str | None, typer.Option("--zero", metavar="LIST", help="Levels, such as 0,3.")]
 Recompute = Annotated[str | None, typer.Option("--recompute", metavar="LIST", help="Such as none,selective,full.")]
 Objective = Annotated[str, typer.Option("--objective", metavar="time|memory", help="What is to be least.")]
+Width = Annotated[
+    int | None,
+    typer.Option("--width", min=1, max=REPEATS, metavar="N", help="Partial choices that are followed; default: 64."),
+]
 TimeLimit = Annotated[
     float | None, typer.Option("--time-limit", metavar="SECONDS", help="Then the best plan so far is taken.")
 ]
@@ -53,6 +57,7 @@ def search_options(
     zero: str | None,
     recompute: str | None,
     objective: str,
+    width: int | None,
     time_limit: float | None,
 ) -> SearchOptions:
     """The options that the command line says.
@@ -73,6 +78,7 @@ def search_options(
         zero=None if zero is None else tuple(map(_level, _words(zero) or ())),
         recompute=_words(recompute),
         objective=objective,
+        width=width,
         time_limit_s=time_limit,
     )
 

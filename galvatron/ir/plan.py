@@ -42,12 +42,14 @@ class Searched:
         budget_bytes: of each device.
         bound_s: no plan of the space that fits the budget takes fewer seconds, by the cost model.
         gap: the share of its time that the plan may be slower than the fastest one by.
+        complete: whether the search came to its end; otherwise its time was over, or it was interrupted.
     """
 
     space: str = ""
     budget_bytes: int = 0
     bound_s: float = 0.0
     gap: float = 0.0
+    complete: bool = True
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ DEFAULT_GAP = 1 / 1024
 """The share of its time that a plan may be slower than the fastest one by, unless told otherwise."""
 
 DEFAULT_WIDTH = 64
+"""Partial choices of a stage that are followed behind each layer, unless told otherwise."""
 
 _COUNTS = {
     "memory": limits.SIZE,
@@ -137,7 +138,7 @@ class Search(Pass):
             )
         plan = problem.plan(*watch.best)
         bound_s = min(watch.bound_s, watch.best_s)
-        found = Searched(self._space(choices), budget_bytes, bound_s, 1 - bound_s / watch.best_s)
+        found = Searched(self._space(choices), budget_bytes, bound_s, 1 - bound_s / watch.best_s, complete)
         return replace(program, form=self.leaves, plan=replace(plan, search=found))
 
     @cached_property
