@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from galvatron.ir.plan import Plan, kept_text
+from galvatron.units import format_bytes, format_seconds
 
 _FIELDS = ("fingerprint", "cluster", "global_batch_size", "world_size", "pipeline_degree", "micro_batches", "schedule")
-_FIGURES = ("step_time_s", "peak_bytes")
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ def differences(first: Plan, second: Plan, names: Sequence[str] = ()) -> tuple[D
         names: of the layers; they have numbers where they have no names.
     """
     found = [
-        Difference(field, str(getattr(first, field)), str(getattr(second, field)))
-        for field in (*_FIELDS, *_FIGURES)
+        Difference(field, say(getattr(first, field)), say(getattr(second, field)))
+        for field, say in {**dict.fromkeys(_FIELDS, str), "step_time_s": _seconds, "peak_bytes": _bytes}.items()
         if getattr(first, field) != getattr(second, field)
     ]
     ties = [{name: kept_text(kept) for name, kept in plan.ties} for plan in (first, second)]
@@ -41,6 +41,14 @@ def differences(first: Plan, second: Plan, names: Sequence[str] = ()) -> tuple[D
         counts = (f"{len(plan.strategies)} layers" for plan in (first, second))
         return (*found, Difference("layers", *counts))
     return (*found, *_layers(first, second, names))
+
+
+def _seconds(seconds: float | None) -> str:
+    return "unknown" if seconds is None else format_seconds(seconds)
+
+
+def _bytes(peaks: tuple[int, ...] | None) -> str:
+    return "unknown" if peaks is None else ", ".join(map(format_bytes, peaks))
 
 
 def _layers(first: Plan, second: Plan, names: Sequence[str]) -> list[Difference]:

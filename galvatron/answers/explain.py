@@ -88,6 +88,7 @@ class Explanation:
 def explain(question: Question) -> Explanation:
     """Why the plan of a question takes as long as it does, and what would shorten its step, checked by searching."""
     program, plan = question.program, question.plan
+    best_s = seconds_of(question.best)  # if nothing fits, a search says so best
     seconds, stages = estimate_plan(program, plan)
     setting = setting_of(program, plan)
     critical = min(range(len(stages)), key=lambda index: stages[index].bubble_s)
@@ -98,7 +99,7 @@ def explain(question: Question) -> Explanation:
     faster = program.required_cluster.with_twice_the_bandwidth()
     return Explanation(
         step_time_s=seconds,
-        best_s=seconds_of(question.best),
+        best_s=best_s,
         critical_stage=critical,
         critical_parts=tuple((part.kind, part.exposed_s) for part in parts if part.exposed_s),
         classes=class_times(program, plan, stages),

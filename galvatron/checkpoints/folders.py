@@ -6,9 +6,11 @@ removed gets such a name first. So what has a name of this form is complete, at 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -70,12 +72,18 @@ def final(folder: Path) -> Path:
     return folder.with_name(folder.name[1:])
 
 
-def finish(folder: Path, index: str) -> None:
+def finish(folder: Path, index: str, sizes: Mapping[str, int]) -> None:
     """All files of the folder are written: add the index, and let the checkpoint have its name.
 
+    Args:
+        sizes: of the files, in bytes.
+
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written, or a file is no longer there.
     """
+    for name, size in sizes.items():
+        if (found := (folder / name).stat().st_size) != size:
+            raise OSError(errno.EIO, f"{name} has {found} bytes where a rank has written {size}")
     with open(folder / INDEX, "w", encoding="utf-8") as file:
         file.write(index)
         file.flush()

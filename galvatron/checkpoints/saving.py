@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -64,8 +65,13 @@ class Saver:
                 folder = folders.begin(directory, step)
         file = f"rank_{world.rank:05d}.safetensors"
         told = gathered(world, (folder, file, size_of(parts) if parts else 0), "save")
-        path = told[0][0]
-        index = _index(executor, everything, {file: size for _, file, size in told if size}, step, extra)
+        path, sizes = told[0][0], {file: size for _, file, size in told if size}
+        try:
+            with rt.together(world, "save"):
+                index = _text(_index(executor, everything, sizes, step, extra))
+        except GalvatronError:
+            folders.discard(path)
+            raise
 
         def write() -> None:
             with _logged(background), _writing(path / file):
@@ -74,7 +80,7 @@ class Saver:
 
         def finish() -> None:
             with _logged(background), _writing(path):
-                folders.finish(path, _text(index))
+                folders.finish(path, index, sizes)
             if keep is not None:
                 folders.keep_last(directory, keep)
 
@@ -233,14 +239,20 @@ def _logged(wanted: bool) -> Iterator[None]:
         raise
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        advice = "see that all ranks share this directory, and may write into it"
+        if error.errno in _NO_ROOM:
+            advice = "make room there, or save into another directory"
         raise GalvatronError(
-            f"{path} cannot be written: {error.strerror or error}; earlier checkpoints are as they were, and nothing "
-            "is left of this one: make room there, or save into another directory"
+            f"{path} cannot be written: {error.strerror or error}; nothing is left of this checkpoint, and "
+            f"earlier ones were not touched: {advice}"
         ) from error
 
 
@@ -262,5 +274,5 @@ def check_arguments(directory: Any, step: Any, keep: Any, extra: Any, background
         raise GalvatronError(f"extra must be a mapping, not {type(extra).__name__}")
     try:
         return json.dumps(extra, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise GalvatronError(f"extra must be what JSON can say: {error}") from error

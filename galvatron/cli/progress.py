@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import typer
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -21,7 +22,8 @@ _QUIET_S = 1.0
 
 @contextmanager
 def shown_progress() -> Iterator[None]:
-    """Searches in the block are followed on stderr: the best plan so far, and what no plan beats."""
+    """Searches in the block are followed on stderr: the best plan so far, and what no plan beats. An interruption ends
+    the command where it does not end a search with a plan."""
     from galvatron.passes.planning.search.watch import listening
 
     live = Live(console=Console(stderr=True), transient=True, auto_refresh=False)
@@ -37,6 +39,9 @@ def shown_progress() -> Iterator[None]:
     try:
         with listening(tell):
             yield
+    except KeyboardInterrupt:
+        typer.echo("galvatron: interrupted before any plan was found", err=True)
+        raise typer.Exit(130) from None
     finally:
         if live.is_started:
             live.stop()

@@ -54,6 +54,11 @@ def test_an_explanation_says_what_the_step_is_made_of(program: Program) -> None:
     assert all(0 < used <= 1 for used in told.used)
 
 
+def test_where_nothing_fits_an_explanation_says_so(program: Program) -> None:
+    with pytest.raises(BudgetError, match="no plan fits 1 B"):
+        explain(question(program, 1, plan=resolve(program, "m4/dp4", 16, 4)))
+
+
 @pytest.mark.parametrize("memory_bytes", [9_000, TIGHT, 10 * GIB])
 def test_what_more_would_buy_is_what_searching_finds(program: Program, memory_bytes: int) -> None:
     asked = question(program, memory_bytes)

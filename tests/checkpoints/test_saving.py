@@ -237,12 +237,15 @@ def fails_in_the_background(world: rt.World, folder: str) -> list[str]:
     program.finish_saving()
     left = sorted(os.listdir(folder))
     losses(program, 2, 1)
-    program.save(folder, step=3, background=True)
+    extra = {"nested": [1]}
+    program.save(folder, step=3, background=True, extra=extra)
+    extra["nested"].append(2)
     losses(program, 3, 1)
     assert program.metrics.saving_s > 0
     losses(program, 4, 1)
     assert program.metrics.saving_s == 0
-    assert program.load(folder).step == 3
+    found = program.load(folder)
+    assert (found.step, found.extra) == (3, {"nested": [1]})
     return left
 
 

@@ -193,18 +193,28 @@ class Search(Pass):
 
     def _nothing_left(self, program: Program) -> str:
         """Why there is no choice at all."""
+        devices = program.required_cluster.world_size
+        if not program.candidates:
+            too_many = (cut.reason for cut in program.cuts if cut.rule == "stages-need-layers")
+            why = next(too_many, f"no pipeline degree that is asked for divides {devices} devices")
+            return f"{why}; use another pipeline degree"
+        if self.micro_batches is not None and program.batch_size % self.micro_batches:
+            return (
+                f"a batch of {program.batch_size} samples cannot be cut into {self.micro_batches} micro-batches; use a "
+                "number that divides it"
+            )
         if self.require or self.forbid:
             for layer in program.planned_layers:
                 had = [s for c in program.candidates if c.cls == layer.cls for s in c.strategies]
                 if had and not self.constraints.left(layer.name, had):
                     return (
-                        f"layer {layer.name!r}: none of {len(had)} strategies on "
-                        f"{program.required_cluster.world_size} devices is left ({self.constraints}); ask for less"
+                        f"layer {layer.name!r}: none of {len(had)} strategies on {devices} devices is left "
+                        f"({self.constraints}); ask for less"
                     )
         asked = f" with {self.constraints}" if self.require or self.forbid else ""
         return (
-            f"a batch of {program.batch_size} samples cannot be divided over {program.required_cluster.world_size} "
-            f"devices by any strategy{asked}; use another global batch"
+            f"a batch of {program.batch_size} samples cannot be divided over {devices} devices by any "
+            f"strategy{asked}; use another global batch"
         )
 
     def _choices(self, program: Program) -> Iterator[Choice]:

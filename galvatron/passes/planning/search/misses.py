@@ -1,4 +1,4 @@
-"""When nothing fits: the plan that comes nearest, and what it lacks."""
+"""When nothing fits: a plan that comes near, and what it lacks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def nearest_miss(
     choices: Sequence[tuple[Setting, list[tuple[Strategy, ...]]]],
     budget_bytes: int,
 ) -> str:
-    """A message that names the plan that comes nearest to the budget, its worst stage and the bytes it is over.
+    """A message that names a plan that comes near the budget, its worst stage and the bytes it is over.
 
     Looked for among plans of the one strategy with the least memory, and of that with the least in each layer, with
     stages of equal memory.
@@ -80,7 +80,7 @@ def _message(
     strategies = ", ".join(f"{s} ×{n}" for s, n in runs(stages[worst]))
     over = peaks[worst] - budget_bytes
     return (
-        f"no plan fits {format_bytes(budget_bytes)} ({budget_bytes} bytes) per device; the nearest one, "
+        f"no plan fits {format_bytes(budget_bytes)} ({budget_bytes} bytes) per device; one that comes near, "
         f"pp{setting.pipeline_degree}/m{setting.micro_batches}/{setting.schedule}, needs {format_bytes(peaks[worst])} "
         f"in stage {worst} ({members[0]} … {members[-1]}: {strategies}), {over} bytes ({format_bytes(over)}) over; "
         f"give more memory or devices, or a smaller global batch{_untried(program)}"

@@ -54,6 +54,7 @@ def test_a_constraint_costs_no_less(candidates: Program) -> None:
         ({"require": ("tq2",)}, StrategyError, "unknown trait 'tq2'"),
         ({"require": ("nowhere=tp2",)}, PlanError, "the program has no layer 'nowhere'"),
         ({"require": ("tp2",), "forbid": ("tp",)}, PlanError, r"none of \d+ strategies on 4 devices is left \(tp2 req"),
+        ({"micro_batches": 3}, PlanError, "16 samples cannot be cut into 3 micro-batches"),
         ({"objective": "speed"}, PassError, "'speed' is not a choice"),
         ({"time_limit_s": 0.0}, PassError, "must be a positive number of seconds"),
         ({"time_limit_s": math.inf}, PassError, "must be a positive number of seconds"),
@@ -64,6 +65,11 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         searched(candidates, **options)
+
+
+def test_a_pipeline_degree_that_cannot_be_is_the_cause(candidates: Program) -> None:
+    with pytest.raises(PlanError, match="no pipeline degree that is asked for divides 4 devices"):
+        searched(replace(candidates, candidates=()))
 
 
 def test_the_least_memory_is_that_below_which_nothing_fits(candidates: Program) -> None:
