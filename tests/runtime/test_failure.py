@@ -12,6 +12,7 @@ from torch._C._distributed_c10d import HashStore
 
 from galvatron.errors import RankError
 from galvatron.runtime import failure
+from galvatron.runtime.comm import now
 from tests.marks import some_slow
 from tests.runtime.jobs import LIMIT_S, errors, job, wait_for
 
@@ -86,12 +87,13 @@ def test_who_comes_while_a_failure_is_told_waits_to_hear_of_it(monkeypatch, caps
             time.sleep(0.2)
             super()._tell(line)
 
+    now.reset()  # of what a test before has left in this process
     telling = threading.Event()
     active = Slow(HashStore(), 0, 2, LIMIT_S)
     monkeypatch.setattr(failure, "_watch", active)
     thread = threading.Thread(target=failure._report, args=(active, "a step", ValueError("out of range")))
     thread.start()
-    telling.wait()
+    assert telling.wait(LIMIT_S)
     words = "cannot go on: rank 0 failed in a step: ValueError: out of range"
     with pytest.raises(RankError, match=words), failure.guarded("another step"):
         pass
