@@ -32,7 +32,7 @@ def alternatives(question: Question, count: int) -> tuple[Plan, ...]:
     for key in sorted(groups, key=bounds.__getitem__):
         if len(found) >= count and bounds[key] >= seconds_of(found[count - 1]):
             break
-        best = fastest(problem.model, groups[key], problem.budget_bytes, gap=DEFAULT_GAP)
+        best = fastest(problem.model, groups[key], problem.budget_bytes, gap=DEFAULT_GAP, width=question.width)
         if best is not None:
             found.append(problem.plan(*best))
         found.sort(key=seconds_of)

@@ -16,7 +16,7 @@ from galvatron.errors import PlanError
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
 from galvatron.passes.planning.search.tables import TableBuilder
-from galvatron.solver import glance, solve_pipeline
+from galvatron.solver import InfeasibleError, glance, solve_pipeline
 
 GIB = 2**30
 
@@ -126,7 +126,10 @@ def memory_prices(question: Question, setting: Setting) -> tuple[float, ...] | N
         columns = bounds.columns(known_s * (1 + 1e-9)) if bounds.relaxations else np.empty(0, dtype=int)
         if not len(columns):
             return None
-        found = solve_pipeline(builder.tables(problem.budget_bytes, columns).pipeline)
+        try:
+            found = solve_pipeline(builder.tables(problem.budget_bytes, columns).pipeline, width=question.width)
+        except InfeasibleError:  # of what is followed
+            return None
         return None if found is None else tuple(map(float, found.multipliers))
     return None
 

@@ -12,7 +12,7 @@ from galvatron.ir.plan import Plan
 from galvatron.ir.planned import fitted
 from galvatron.ir.program import Program
 from galvatron.passes import PLANNING
-from galvatron.passes.planning.search import Problem, Search
+from galvatron.passes.planning.search import DEFAULT_WIDTH, Problem, Search
 from galvatron.search_options import SearchOptions
 
 
@@ -62,6 +62,11 @@ class Question:
         """What a search has to choose from."""
         own = self.options.by_pass()["search"]
         return Search(**own, memory=self.memory_bytes).problem(self.candidates)  # type: ignore[arg-type]  # Bytes is an int
+
+    @property
+    def width(self) -> int:
+        """How many partial choices answers follow, as its searches do."""
+        return self.options.width or DEFAULT_WIDTH
 
     @cached_property
     def best(self) -> Plan:

@@ -68,9 +68,10 @@ class Saver:
         path, sizes = told[0][0], {file: size for _, file, size in told if size}
         try:
             with rt.together(world, "save"):
-                index = _text(_index(executor, everything, sizes, step, extra))
+                index = _text(_index(executor, everything, sizes, step, extra)) if world.rank == 0 else ""
         except GalvatronError:
-            folders.discard(path)
+            if world.rank == 0:
+                folders.discard(path)
             raise
 
         def write() -> None:
