@@ -23,12 +23,14 @@ class Shape:
         fused_softmax: whether scale, mask and softmax of scores that are written out are one kernel, which then moves
             what a softmax moves.
         dropout: its probability behind embedding, attention and MLP, and, where it is written out, in attention.
+        scores_dropped: whether dropout is in attention too.
         activation: of the MLP of a `gpt`.
         biases: whether the matrices of a `gpt` have biases.
         narrow: the width of the embedding and of the head, where it is not that of the layers, with a matrix between.
         norm_first: whether a `gpt` normalises before attention and MLP, and so once more at its end.
         norm_written: whether the norm of a `llama` is written out, in 32 bits, and not torch's own.
         tied: whether head and embedding are one matrix.
+        headless: whether there is no head, and the last layer's features are the logits.
     """
 
     family: str
@@ -42,12 +44,14 @@ class Shape:
     flash: bool = False
     fused_softmax: bool = False
     dropout: float = 0.0
+    scores_dropped: bool = True
     activation: str = "gelu"
     biases: bool = True
     narrow: int | None = None
     norm_first: bool = True
     norm_written: bool = False
     tied: bool = True
+    headless: bool = False
 
     def __str__(self) -> str:
         return f"{self.family}-{self.layers}x{self.width}"
@@ -82,7 +86,9 @@ class Attention(nn.Module):
         else:
             scores = q @ (k * (1 / math.sqrt(self.shape.head_width))).transpose(2, 3)
             weights = (scores if mask is None else scores.masked_fill(mask, -1e4)).softmax(-1)
-            mixed = F.dropout(weights, self.shape.dropout, self.training) @ v
+            if self.shape.scores_dropped:
+                weights = F.dropout(weights, self.shape.dropout, self.training)
+            mixed = weights @ v
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -141,8 +147,8 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm = _norm(shape) if shape.norm_first else None
         self.narrow = nn.Linear(shape.width, inner, bias=False) if shape.narrow else None
-        self.head = nn.Linear(inner, shape.vocabulary, bias=False)
-        if shape.tied:
+        self.head = nn.Identity() if shape.headless else nn.Linear(inner, shape.vocabulary, bias=False)
+        if shape.tied and not shape.headless:
             self.head.weight = self.embedding.weight
         if shape.family == "gpt":
             self.positions = nn.Embedding(shape.sequence, shape.width)

@@ -22,6 +22,7 @@ class Framework:
 
     Attributes:
         precision: of compute; masters, gradients and what the optimizer keeps are float32.
+        tf32: whether products of float32 are made of TF32, of which a device computes half as many as of halves.
         half_gradients: whether gradients are kept, and summed, in the type of compute instead.
         flash: whether attention is one kernel.
         attention: what that reaches, where it is not what the device's newest kernels do; see `Device`.
@@ -53,6 +54,7 @@ class Framework:
     buffers: bool = False
     scatters: bool = False
     half_gradients: bool = False
+    tf32: bool = False
 
     def on(self, text: str) -> Cluster:
         """A cluster as the framework uses it: one that does nothing at the same time gains nothing from it. Kernels are
@@ -61,6 +63,9 @@ class Framework:
         device = replace(cluster.device, curves="")
         if self.attention:
             device = replace(device, attention_share=self.attention)
+        if self.tf32:
+            rates = dict(device.matmul_flop_per_s)
+            device = replace(device, matmul_flop_per_s=tuple({**rates, "f32": rates["f16"] / 2}.items()))
         cluster = replace(cluster, device=device)
         if self.overlaps:
             return cluster
@@ -83,9 +88,11 @@ reach 203 TFLOP/s with attention written out."""
 MEGATRON_CORE = Framework("bf16", flash=True, sequence_parallel=True, zero=1, overlaps_layers=True, copies=False)
 """Megatron-Core of 2024: Transformer Engine, distributed optimizer, and `--tp-comm-overlap`, as the table says."""
 
-MEGATRON_DEEPSPEED = Framework("f16", dropout=0.1, overlaps=False, copies=False, half_gradients=True)
+MEGATRON_DEEPSPEED = Framework("f32", dropout=0.1, overlaps=False, copies=False, scatters=True, tf32=True)
 """Megatron-DeepSpeed as Sailor uses it: attention written out, nothing computed again, gradients summed after the last
-backward."""
+backward, messages between stages in parts (`deepspeed/pipe_engine.py`, eth-easl/sailor, 494eaa5). Its container
+(nvcr.io/nvidia/pytorch:24.10, `Dockerfile`) makes products of float32 of TF32. Nobody says that it trains in float32,
+but its memory does: a block of GPT-Neo keeps 267 MB of each sample, which are 241 in float32 and 190 in halves."""
 
 TORCHTITAN = Framework("bf16", flash=True, attention=FLASH_2_H100, sequence_parallel=True, zero=3, buffers=True)
 """FSDP2, which copies into and out of its buffers (`_fsdp_collectives.py`), with `tp` in the form that shards

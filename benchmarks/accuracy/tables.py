@@ -189,13 +189,18 @@ def vtrain(path: Path) -> Iterator[Row]:
 
 
 SAILOR = {
-    "GPT-NEO": Shape("gpt", 32, 2560, 20, 2048, 50257, 10240, 20, dropout=MEGATRON_DEEPSPEED.dropout),
+    "GPT-NEO": Shape(
+        "gpt", 32, 2560, 20, 2048, 50257, 10240, 20, dropout=MEGATRON_DEEPSPEED.dropout, scores_dropped=False,
+        headless=True,
+    ),
     "OPT-350": Shape(
         "gpt", 24, 1024, 16, 2048, 50272, 4096, 16, dropout=MEGATRON_DEEPSPEED.dropout, activation="relu", narrow=512,
-        norm_first=False,
+        norm_first=False, scores_dropped=False, headless=True,
     ),
 }  # fmt: skip
-"""GPT-Neo-2.7B and OPT-350M as their authors describe them, at 2,048 tokens."""
+"""GPT-Neo-2.7B and OPT-350M at 2,048 tokens, as Sailor writes the former: without a head, its loss is that of features
+(`third_party/Megatron-DeepSpeed/megatron/model/gpt_neo_model.py`, eth-easl/sailor, 494eaa5), without dropout of scores.
+The latter, whose file was not to be had, is taken to be alike."""
 
 
 def sailor(path: Path) -> Iterator[Row]:
@@ -214,7 +219,7 @@ def sailor(path: Path) -> Iterator[Row]:
             table=path.stem,
             name=f"{place} {model} dp{dp} tp{tp} pp{pp} {batch}/{samples}",
             shape=shape,
-            precision="f16",
+            precision=MEGATRON_DEEPSPEED.precision,
             cluster=MEGATRON_DEEPSPEED.on(f"gh200-96g:{record['nodes']}x{tp}"),
             batch=batch,
             micro_batches=batch // dp // samples,
