@@ -182,6 +182,7 @@ def test_the_pipeline_does_not_change_masks() -> None:
     assert cut == pytest.approx(whole, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_plans_agree_in_distribution() -> None:
     """Mean losses over many draws differ by no more than chance; the noise is real, and the weights stay fixed."""
     options = {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3}

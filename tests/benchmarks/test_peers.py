@@ -12,6 +12,7 @@ from common import peers
 from common.llama import Llama, Size, batch_of
 from torch.distributed.device_mesh import init_device_mesh
 
+from tests.marks import some_slow
 from tests.ranks import run_ranks
 
 SIZE = Size(vocabulary=64, width=32, hidden=48, heads=4, layers=4, sequence=16)
@@ -46,7 +47,10 @@ def losses(world: Any, names: list[str]) -> dict[str, tuple[list[float], list[fl
 
 @pytest.mark.parametrize(
     ("ranks", "names"),
-    [(2, ["ddp", "fsdp2", "fsdp2, resharded", "tp", "tp+sp", "pp2"]), (4, ["hsdp", "pp4", "pp2, ddp", "pp2, fsdp2"])],
+    some_slow(
+        [(2, ["ddp", "fsdp2", "fsdp2, resharded", "tp", "tp+sp", "pp2"])],
+        [(4, ["hsdp", "pp4", "pp2, ddp", "pp2, fsdp2"])],
+    ),
 )
 def test_peers_train_like_the_model_on_one_device(ranks: int, names: list[str]) -> None:
     for result in run_ranks(losses, ranks, names):

@@ -19,10 +19,13 @@ from galvatron.ir.types import LOCAL_BATCH, TensorType
 from galvatron.machine import Machine
 from galvatron.partition import Crossing, OnMesh
 from galvatron.passes.planning.enumerate_strategies import EnumerateStrategies
+from tests.marks import some_slow
 
 DEVICES, BATCH = 8, 16
 STREAM = {"dp": Shard(0), "tp": REPLICATE, "tp+sp": Shard(1), "ulysses": Shard(1), "cp": Shard(1, folded=True)}
 OTHERS = {"dp": Shard(0), "tp": BROADCAST, "tp+sp": PARTIAL, "ulysses": Shard(2), "cp": BROADCAST}
+WAYS = [("a100-80g:2x4", True), ("cpu:1x8", True), ("cpu:1x8", False)]
+"""A cluster, and whether what is converted has a gradient."""
 LEAVES = EnumerateStrategies(roles=ROLE_NAMES[:5]).leaves_of(DEVICES)[::5]
 
 
@@ -33,8 +36,13 @@ def placed(strategy: Strategy, placements: Mapping[str, Placement]) -> OnMesh:
     return Value("x", TensorType("bf16", shape), layout), strategy.mesh
 
 
-@pytest.mark.parametrize("placements", [STREAM, OTHERS])
-@pytest.mark.parametrize(("cluster", "differentiable"), [("a100-80g:2x4", True), ("cpu:1x8", True), ("cpu:1x8", False)])
+@pytest.mark.parametrize(
+    ("cluster", "differentiable", "placements"),
+    some_slow(
+        [("a100-80g:2x4", True, OTHERS)],
+        [(*way, where) for way in WAYS for where in (STREAM, OTHERS)],
+    ),
+)
 def test_ops_take_together_what_they_take_one_by_one(
     cluster: str, differentiable: bool, placements: Mapping[str, Placement]
 ) -> None:

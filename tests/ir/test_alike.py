@@ -329,7 +329,7 @@ SLIDING = {
 }
 
 
-@pytest.mark.parametrize("name", some_slow(["llama", "t5"], models.FAMILIES))
+@pytest.mark.parametrize("name", some_slow(["llama"], models.FAMILIES))
 def test_programs_of_families_are_those_of_whole_traces(name: str, marks: list[int]) -> None:
     layers: dict[str, Any] = {LAYERS.get(name, "num_hidden_layers"): 4}
     case = models.hugging_face(name, **layers)

@@ -86,7 +86,7 @@ def one_example(data: st.DataObject, models: Sequence[str]) -> None:
         raise AssertionError(f"see {case.keep()}") from error
 
 
-@settings(max_examples=20, derandomize=True, phases=(Phase.generate,), **COMMON)
+@settings(max_examples=12, derandomize=True, phases=(Phase.generate,), **COMMON)
 @given(st.data())
 def test_random_plan_equals_eager(data: st.DataObject) -> None:
     one_example(data, FEW_MODELS)

@@ -23,11 +23,9 @@ KILL_S = 28
 @pytest.mark.parametrize(
     ("action", "first"),
     some_slow(
+        [("raise", "rank 1 failed in stage 1: ValueError: a label is out of range")],
         [
-            ("raise", "rank 1 failed in stage 1: ValueError: a label is out of range"),
             ("kill", "rank 0 lost another rank, which was killed or crashed, in stage 0"),
-        ],
-        [
             ("script", "rank 1 failed in the script: OSError: the data set is gone"),
             ("exit", "rank 1 failed in stage 1: SystemExit: no data left"),
             ("child", "rank 1 failed in stage 1: ValueError: the child ended with status -15"),

@@ -51,7 +51,7 @@ problems = st.tuples(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(problems)
 def test_finds_the_optimum_of_every_plan(problem: tuple[Any, ...]) -> None:
     check_optimum(*problem)
