@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from galvatron.api import CompiledModel, capture, compile, estimate, search
     from galvatron.checking import Report, check
     from galvatron.errors import GalvatronError
+    from galvatron.figures import Figures
     from galvatron.ir.cluster import Cluster
     from galvatron.ir.ops.foreign import register_rule
     from galvatron.ir.plan import Plan
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Cluster",
     "CompiledModel",
+    "Figures",
     "GalvatronError",
     "Plan",
     "Program",
@@ -38,6 +40,7 @@ __all__ = [
 
 _HOME = {
     "Cluster": "galvatron.ir.cluster",
+    "Figures": "galvatron.figures",
     "GalvatronError": "galvatron.errors",
     "Plan": "galvatron.ir.plan",
     "Program": "galvatron.ir.program",

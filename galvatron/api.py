@@ -38,6 +38,7 @@ from galvatron.errors import ClusterError, GalvatronError
 from galvatron.forms import emitted, lowered, passed, searched, valid, with_costs
 from galvatron.ir.capture import BatchDims, Captured, Dynamic, LossFunction, Outputs, capture_graph, device_of
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.device import Device
 from galvatron.ir.files import cache_directory
 from galvatron.ir.plan import Plan
 from galvatron.ir.planned import PlanShorthand, read_plan, with_plan
@@ -49,6 +50,7 @@ from galvatron.runtime import comm, failure
 from galvatron.runtime.inductor import compile_layers
 from galvatron.runtime.optimizers import OptimizerFactory
 from galvatron.search_options import SearchOptions
+from galvatron.weights import ModelForm, Weights, found_for
 
 __all__ = ["CompiledModel", "Estimate", "capture", "compile", "emit", "estimate", "search"]
 
@@ -88,6 +90,8 @@ def compile(
     timeout_s: float = rt.DEFAULT_TIMEOUT_S,
     detect_nonfinite: bool = False,
     calibrate: bool = False,
+    weights: str | os.PathLike[str] | None = None,
+    partial_weights: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> CompiledModel:
     """Turns a model into a distributed training program on the ranks of this job.
@@ -164,6 +168,11 @@ def compile(
         calibrate: measure the layers and collectives of the plan on this job before it starts, for some 30 seconds, and
             keep that in its profile: where no `cluster` is given, `CompiledModel.accuracy` and later searches count
             with it. Only the parts are measured and kept, never how far off a whole step was.
+        weights: a folder of `safetensors` files, or one file, of which every rank reads what it holds, in place of the
+            model's own values: under the names of the model's `state_dict`, or those of a base model of it, in any
+            floating type. With a model on `meta` it exists whole nowhere.
+        partial_weights: files may lack tensors, which keep the model's values or are initialised, and have others,
+            which are left out; both are logged.
         cache_dir: where generated code, profiles and plans that were searched are kept; default: the user's cache
             directory.
 
@@ -175,6 +184,7 @@ def compile(
         GalvatronError: any other argument is wrong, or differs between ranks. What a rank finds is raised on every one.
     """
     switches = {"inductor": inductor, "detect_nonfinite": detect_nonfinite, "check_optimizer": check_optimizer}
+    before = {"checks": checks, "calibrate": calibrate, "partial_weights": partial_weights}
     wanted, error = None, None
     try:
         with ours("reading the arguments"):
@@ -188,9 +198,9 @@ def compile(
                 max_grad_norm,
                 timeout_s,
                 cache_dir,
-                checks=checks,
-                calibrate=calibrate,
+                weights,
                 **switches,
+                **before,
             )
             facts = wanted.facts(model, example_inputs, loss_fn, batch_dims, dynamic, outputs)
     except GalvatronError as found:
@@ -198,6 +208,7 @@ def compile(
     world = rt.initialize(timeout_s=rt.DEFAULT_TIMEOUT_S if wanted is None else wanted.timeout_s)
     rt.agree(world, "compile", error, facts)
     assert wanted is not None
+    found_weights = None if weights is None else found_for(world, model, weights, is_partial=partial_weights)
     with plain_torch():
         target = wanted.cluster or _cluster_of_job(world, cache_dir, measured=plan is None)
     if target.world_size != world.size:
@@ -221,7 +232,9 @@ def compile(
             optimizer=optimizer,
             max_grad_norm=max_grad_norm,
             cache_dir=cache_dir,
+            device=target.device if plan is None or wanted.cluster is not None else None,
             cluster=wanted.cluster,
+            weights=found_weights,
             **switches,
         )
 
@@ -422,7 +435,9 @@ def _assembled(
     optimizer: OptimizerFactory | None,
     max_grad_norm: float | None,
     cache_dir: str | os.PathLike[str] | None,
+    device: Device | None,
     cluster: Cluster | None,
+    weights: Weights | None,
     inductor: bool,
     detect_nonfinite: bool,
     check_optimizer: bool,
@@ -440,7 +455,8 @@ def _assembled(
         stages = [load_module(name, texts[name], cache_dir).Stage(mesh) for name in names]
         if inductor:
             compile_layers(stages)
-        state = rt.ModelState(model, constants=captured.constants)
+        given = None if weights is None else weights.given
+        state = rt.ModelState(model, constants=captured.constants, given=given)
     with rt.together(world, "compile"), ours("filling the stages", staged):
         executor = rt.Executor(
             stages,
@@ -459,4 +475,16 @@ def _assembled(
         sources = {index: texts[f"stage_{index}.py"] for index in range(len(staged.stages))}
         inputs = BatchReader(model, example_inputs, planned)
         watch = ModelWatch(model, executor.names | captured.fixed)
-    return CompiledModel(executor, planned, sources, inputs, watch, world, cluster=cluster, cache_dir=cache_dir)
+        form = ModelForm.of(model)
+    return CompiledModel(
+        executor,
+        planned,
+        sources,
+        inputs,
+        watch,
+        world,
+        form,
+        device=device,
+        cluster=cluster,
+        cache_dir=cache_dir,
+    )

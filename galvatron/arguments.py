@@ -23,6 +23,7 @@ from galvatron.ir.plan import Plan
 from galvatron.profiler.clusters import named_cluster
 from galvatron.search_options import SearchOptions
 from galvatron.units import parse_bytes
+from galvatron.weights import check_weights
 
 PlanLike = Plan | str | os.PathLike[str]
 
@@ -42,6 +43,7 @@ class Wanted:
     max_grad_norm: float | None
     trains: bool
     timeout_s: float
+    weights: str | None
     switches: dict[str, bool]
 
     @staticmethod
@@ -55,6 +57,7 @@ class Wanted:
         max_grad_norm: Any,
         timeout_s: Any,
         cache_dir: Any,
+        weights: Any = None,
         **switches: Any,
     ) -> Wanted:
         """
@@ -68,6 +71,7 @@ class Wanted:
             if not isinstance(value, bool):
                 raise GalvatronError(f"{name} must be True or False, not {value!r}")
         _check_training(optimizer, max_grad_norm, timeout_s)
+        check_weights(weights, is_partial=switches.get("partial_weights", False))
         if cache_dir is not None and not isinstance(cache_dir, (str, os.PathLike)):
             raise GalvatronError(f"cache_dir must be the path of a directory, not {type(cache_dir).__name__}")
         if plan is not None and not isinstance(plan, (str, os.PathLike, Plan)):
@@ -81,6 +85,7 @@ class Wanted:
             max_grad_norm=max_grad_norm,
             trains=optimizer is not None,
             timeout_s=float(timeout_s),
+            weights=None if weights is None else os.fspath(weights),
             switches=switches,
         )
 
@@ -114,6 +119,7 @@ class Wanted:
             "example_inputs": described(example_inputs),
             "batch_dims": str(batch_dims),
             "dynamic": str(dynamic),
+            "weights": str(self.weights),
             "outputs": str(outputs if isinstance(outputs, bool) else list(outputs)),
             **{name: str(value) for name, value in self.switches.items()},
             **facts_of_model(model),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor
 
-from galvatron import checkpoints
+from galvatron import checkpoints, weights
 from galvatron.batches import BatchLike, BatchReader
 from galvatron.drift import ModelWatch
 from galvatron.errors import GalvatronError, PlanError, did_you_mean
 from galvatron.facts import content_of, described, digest_of_values
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.device import Device
 from galvatron.ir.files import write_text
 from galvatron.ir.needed import inputs_of
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
+from galvatron.ir.types import TORCH_DTYPE_NAMES
+from galvatron.machine.products import best_flop_per_s
 from galvatron.plain import on_device, plain_torch
 from galvatron.runtime import Calls, Executor, RunState, StepMetrics, World
 
@@ -82,12 +85,16 @@ class CompiledModel:
         inputs: BatchReader,
         watch: ModelWatch,
         world: World,
+        form: weights.ModelForm,
         *,
+        device: Device | None = None,
         cluster: Cluster | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         """
         Args:
+            form: what the model looks like in files.
+            device: of the cluster that the plan is for; None, nobody said.
             cluster: what the job runs on; None, what the profile of it says that is kept, in `cache_dir`.
         """
         self.plan: Plan = program.required_plan
@@ -97,6 +104,7 @@ class CompiledModel:
         self._inputs = inputs
         self._watch = watch
         self._world = world
+        self._form, self._device = form, device
         self._cluster, self._cache_dir = cluster, cache_dir
         self._saver = checkpoints.Saver(world, executor)
         self._calls = Calls(world, executor.options)
@@ -276,6 +284,27 @@ class CompiledModel:
         """
         return self._executor.metrics
 
+    def pending_metrics(self) -> Callable[[], StepMetrics]:
+        """A function that gives `metrics` of the step that is the last one now, later. Not collective.
+
+        Raises:
+            GalvatronError: there was no step yet.
+        """
+        return self._executor.pending_metrics()
+
+    @property
+    def rank(self) -> int:
+        """The number of this process in the job."""
+        return self._world.rank
+
+    @property
+    def peak_flop_per_s(self) -> float | None:
+        """The best rate of products of a device of the cluster that the plan is for, in the type that most of the model
+        computes in; None where `compile` was given a plan and no cluster."""
+        dtypes = {getattr(torch, name): dtype for dtype, name in TORCH_DTYPE_NAMES.items()}
+        dtype = self.program.precision or dtypes.get(self._form.element_type)
+        return None if self._device is None or dtype is None else best_flop_per_s(self._device, dtype)
+
     def accuracy(self) -> Accuracy:
         """The last steps (of `train_step`, 8 at most, and not the first one of all) beside what is predicted of them:
         by what their time went into, and the peak of memory. `print(compiled.accuracy())` shows a table.
@@ -453,6 +482,38 @@ class CompiledModel:
             found = checkpoints.load(self._world, self._executor, Path(directory))
         self._watch.values_taken()
         return found
+
+    def export(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        max_shard_size: int | str = "50GB",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Writes the model as it would save itself, for `from_pretrained` and for `compile(weights=...)`: `safetensors`
+        files under the names of its `state_dict`, each tied tensor once, and its `config.json` where it has one.
+
+        Rank 0 writes, and has a few tensors at a time. The directory is there when all of it is complete.
+
+        Args:
+            directory: a new one.
+            max_shard_size: of one file, in bytes or like `"5GB"`; more than one have an index.
+            dtype: of floating numbers; None, those that the model had when it was compiled.
+
+        Raises:
+            GalvatronError: a file cannot be written, for want of room for example, or there is something in the
+                directory; nothing was written then.
+        """
+        error, most_bytes, form = None, 0, self._form
+        try:
+            most_bytes = weights.check_export(directory, max_shard_size, dtype)
+            form = form.in_type(dtype)
+        except GalvatronError as found:
+            error = found
+        facts = {"directory": str(directory), "max_shard_size": str(most_bytes), "dtype": str(dtype)}
+        self._calls.check("export", error, facts)
+        with plain_torch(self._world.device):
+            weights.export(self._world, self._executor, form, Path(os.path.abspath(directory)), most_bytes)
 
     def save_artifacts(self, directory: str | os.PathLike[str]) -> None:
         """Writes `program.gir`, `plan.json` and `stage_*.py` into a directory, from rank 0, each file atomically.

@@ -30,7 +30,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "passes": BASE | {"ir", "machine", "rewriting", "partition", "costs", "passes", "solver"},
     "codegen": BASE | {"ir", "codegen"},
     "runtime": {"errors", "recompute", "runtime", "schedules"},
-    "checkpoints": {"checkpoints", "errors", "ir", "runtime"},
+    "tensor_file": {"errors", "ir"},
+    "checkpoints": {"checkpoints", "errors", "ir", "runtime", "tensor_file"},
+    "weights": {"errors", "ir", "runtime", "tensor_file", "units", "weights"},
     "profiler": BASE | {"ir", "profiler", "runtime"},
     "calibration": BASE
     | {"breakdown", "calibration", "codegen", "costs", "ir", "machine", "partition", "passes", "profiler", "recompute"}

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from galvatron.errors import GalvatronError
+from galvatron.ir.files import sync
 
 INDEX = "index.json"
 _NAME = re.compile(r"(\d{6,})-step-(\d+)")
@@ -88,9 +89,9 @@ def finish(folder: Path, index: str, sizes: Mapping[str, int]) -> None:
         file.write(index)
         file.flush()
         os.fsync(file.fileno())
-    _sync(folder)
+    sync(folder)
     folder.rename(final(folder))
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def discard(folder: Path) -> None:
@@ -103,11 +104,3 @@ def keep_last(directory: Path, keep: int) -> None:
     with suppress(OSError):
         for path in complete(directory)[:-keep]:
             discard(path.rename(path.with_name(f".{path.name}")))
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

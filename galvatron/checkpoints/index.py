@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from galvatron.checkpoints.folders import INDEX
-from galvatron.checkpoints.tensor_file import damaged, numbers
+from galvatron.checkpoints.parts import damaged
 from galvatron.errors import GalvatronError
 from galvatron.ir.documents import read_json
 from galvatron.ir.files import read_text
+from galvatron.tensor_file import numbers
 
 _FORMAT, _VERSION = "galvatron checkpoint", 1
 _FILE = re.compile(r"rank_\d+\.safetensors")

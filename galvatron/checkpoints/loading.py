@@ -15,8 +15,8 @@ from galvatron import runtime as rt
 from galvatron.checkpoints import folders, optimizer
 from galvatron.checkpoints.boxes import Patch, patches_of, whole_box
 from galvatron.checkpoints.index import Index
+from galvatron.checkpoints.parts import FoundPart, damaged, read_parts
 from galvatron.checkpoints.saving import gathered, state_key, value_key
-from galvatron.checkpoints.tensor_file import FoundPart, TensorFile, damaged
 from galvatron.errors import GalvatronError, did_you_mean
 from galvatron.runtime import failure
 
@@ -51,7 +51,7 @@ class Reader:
         self._index = Index.read(folder)
         self._parts: dict[str, list[FoundPart]] = defaultdict(list)
         for name, size in self._index.files.items():
-            for part in TensorFile(folder / name, size).parts:
+            for part in read_parts(folder / name, size):
                 self._parts[part.key].append(part)
         self._pieces = executor.pieces()
         self._trained = (

@@ -103,3 +103,8 @@ def reads_of(aligned_bytes: int) -> float:
     if aligned_bytes >= SECTOR_BYTES:
         return 1.0
     return min(MOST_READS, max(1.0, VECTOR_BYTES / aligned_bytes) * 1.5)
+
+
+def best_flop_per_s(device: Device, dtype: str) -> float:
+    """What large products reach in an element type, which the use of a device is told by."""
+    return device.flop_per_s(dtype)

@@ -17,7 +17,7 @@ from galvatron.runtime.comm.counter import CommunicationCounter
 from galvatron.runtime.deferral import addmm, linear
 from galvatron.runtime.executor import Executor
 from galvatron.runtime.limit import DEFAULT_TIMEOUT_S
-from galvatron.runtime.materialize import ModelState, materialize
+from galvatron.runtime.materialize import ModelState, Source, materialize
 from galvatron.runtime.mesh import Axis, Mesh, World, build_mesh, initialize, shutdown
 from galvatron.runtime.metrics import StepMetrics
 from galvatron.runtime.norms import batch_norm
@@ -46,6 +46,7 @@ __all__ = [
     "RunState",
     "Seed",
     "Sharded",
+    "Source",
     "Stage",
     "StepMetrics",
     "Summed",

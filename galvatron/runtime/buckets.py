@@ -137,13 +137,18 @@ class Bucket:
     # Values
 
     def write(self, member: Member, local: Tensor) -> None:
-        """Set a parameter from this rank's whole slice of it."""
-        begin, end = self.range_of(member)
-        flat = local.detach().reshape(-1)[begin:end]
+        """Set a parameter from this rank's whole slice of it, of which no more is copied than what is kept."""
+        local = local.detach()
         with torch.no_grad():
-            self._part_of(self.shard, member).copy_(flat)
             if self.level < 3:
-                self.values[member.begin : member.end].copy_(local.detach().reshape(-1))
+                self.values[member.begin : member.end].view(local.shape).copy_(local)
+            if self.shard.untyped_storage().data_ptr() == self.values.untyped_storage().data_ptr():
+                return
+            own, (begin, end) = self._part_of(self.shard, member), self.range_of(member)
+            if end - begin == local.numel():
+                own.view(local.shape).copy_(local)
+            else:
+                own.copy_(local.reshape(-1)[begin:end])
 
     def read(self, member: Member, shard: Tensor) -> Tensor:
         """The whole slice of a parameter, or of what is cut like it, from the shards of the group. Collective."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -132,6 +132,10 @@ class Executor:
         """
         return self._meter.read()
 
+    def pending_metrics(self) -> Callable[[], StepMetrics]:
+        """Reads these figures later. Not collective."""
+        return self._meter.pending()
+
     def saving(self) -> AbstractContextManager[None]:
         """Around what holds training up for a checkpoint: see `StepMetrics.saving_s`."""
         return self._meter.saving()
@@ -233,16 +237,29 @@ class Executor:
 
     def full_state_dict(self, *, rank0_only: bool = False) -> dict[str, Tensor]:
         """The model's `state_dict`: whole tensors on the CPU; with `rank0_only`, empty on the other ranks."""
-        with failure.guarded("full_state_dict"):
-            persistent = {self._names.aliases[name] for name in self._names.persistent if name in self._names.aliases}
-            wanted = [name for name in self._catalogue.entries if name in persistent]
-            whole = self._catalogue.gather(wanted, self._parameters.read, rank0_only=rank0_only)
+        persistent = {self._names.aliases[name] for name in self._names.persistent if name in self._names.aliases}
+        wanted = [name for name in self._catalogue.entries if name in persistent]
+        whole = self._whole(wanted, rank0_only=rank0_only)
         if rank0_only and self.mesh.world.rank != 0:
             return {}
         return {
             name: whole[self._names.aliases[name]] if name in self._names.aliases else self._names.unused[name].clone()
             for name in self._names.persistent
         }
+
+    def whole_tensors(self, names: Iterable[str]) -> Iterator[Tensor]:
+        """Whole tensors of the model's `state_dict`, in order, on the CPU of rank 0; none on the others. Each is
+        gathered when it is asked for; every rank goes through them.
+        """
+        for name in names:
+            if name in self._names.unused:
+                yield from [self._names.unused[name]] if self.mesh.world.rank == 0 else []
+            else:
+                yield from self._whole([self._names.aliases[name]], rank0_only=True).values()
+
+    def _whole(self, held_names: Iterable[str], *, rank0_only: bool) -> dict[str, Tensor]:
+        with failure.guarded("whole tensors"):
+            return dict(self._catalogue.gather(held_names, self._parameters.read, rank0_only=rank0_only))
 
     def full_gradients(self, *, rank0_only: bool = False) -> dict[str, Tensor]:
         """The gradients of the last step, like `full_state_dict`; parameters that the program does not use or train are
@@ -251,7 +268,7 @@ class Executor:
         with failure.guarded("full_gradients"):
             entries = self._catalogue.entries.values()
             wanted = [entry.name for entry in entries if entry.requires_grad]
-            whole = self._catalogue.gather(wanted, self._parameters.read_gradient, rank0_only=rank0_only)
+            whole = dict(self._catalogue.gather(wanted, self._parameters.read_gradient, rank0_only=rank0_only))
         return {name: whole[own] for name, own in self._names.aliases.items() if own in whole}
 
     def load_full_state_dict(self, values: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,15 +82,16 @@ class Catalogue:
                     groups[holders] = group
         return {name: group for name, holders in self.holders.items() if (group := groups.get(holders)) is not None}
 
-    def gather(self, wanted: list[str], local: Callable[[str], Tensor], *, rank0_only: bool) -> dict[str, Tensor]:
+    def gather(
+        self, wanted: Iterable[str], local: Callable[[str], Tensor], *, rank0_only: bool
+    ) -> Iterator[tuple[str, Tensor]]:
         """The whole tensors called `wanted`, on the CPU: on every rank, or on rank 0 with nothing on the others.
 
-        Collective. One tensor at a time is whole on the device.
+        Every rank goes through all of them: each is gathered when it is asked for, so that one at a time is whole.
 
         Args:
             local: this rank's slice of a tensor that its stages hold; all ranks of the pipeline rank call it.
         """
-        result: dict[str, Tensor] = {}
         for name in wanted:
             owner = self.holders[name][0]
             full = None
@@ -98,8 +99,7 @@ class Catalogue:
                 full = self.held.state_specs[name].unshard(local(name).detach())
             full = self._send_along(self.entries[name], full, owner, rank0_only)
             if full is not None and (self.mesh.world.rank == 0 or not rank0_only):
-                result[name] = full.to("cpu", copy=True)
-        return result
+                yield name, full.to("cpu", copy=True)
 
     def _send_along(self, entry: Entry, full: Tensor | None, owner: int, rank0_only: bool) -> Tensor | None:
         """Bring the tensor from the pipeline rank that has it to the ranks that want it."""
@@ -149,7 +149,7 @@ class ModelNames:
         self.persistent = model.persistent
         rest = [name for name in model.persistent if name not in self.aliases]
         firsts = {model.canonical[name] for name in rest}
-        values = {name: value.to("cpu", copy=True) for name, value in model.read(firsts)}
+        values = {name: value.to("cpu", model.type_of(name), copy=True) for name, value in model.read(firsts)}
         self.unused = {name: values[model.canonical[name]] for name in rest}
 
 

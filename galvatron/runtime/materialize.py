@@ -1,4 +1,4 @@
-"""Values for what stages hold: the user's own, or those of the model's initialisers, shard by shard.
+"""Values for what stages hold: those of files, the user's own, or those of the model's initialisers, shard by shard.
 
 A tensor on the meta device has no value yet. Its module is then given real memory on the CPU, initialised under a
 random generator seeded by (seed, module path), cut, and freed again; so the result depends neither on the plan nor on
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from galvatron.errors import GalvatronError, PlanError, did_you_mean
 from galvatron.runtime.held import HeldState
 from galvatron.runtime.stage import Stage
+
+Source = Callable[[], AbstractContextManager[Tensor]]
+"""Opens a whole tensor of which only those elements are read that are used."""
 
 
 class ModelState:
@@ -28,9 +32,16 @@ class ModelState:
 
     Args:
         constants: tensors that the program reads and that are not among the model's parameters and buffers.
+        given: what is read elsewhere instead, by each of its names, in whatever type it has there.
     """
 
-    def __init__(self, model: nn.Module, seed: int = 0, constants: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        seed: int = 0,
+        constants: Mapping[str, Tensor] | None = None,
+        given: Mapping[str, Source] | None = None,
+    ) -> None:
         self.model = model
         self.seed = seed
         self._tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
@@ -39,6 +50,11 @@ class ModelState:
         first_names: dict[int, str] = {}
         self.canonical = {name: first_names.setdefault(id(tensor), name) for name, tensor in self._tensors.items()}
         self.persistent = tuple(name for name in model.state_dict(keep_vars=True) if name in self._tensors)
+        self._given = given or {}
+
+    def type_of(self, name: str) -> torch.dtype:
+        """The element type that the model has for a tensor."""
+        return self._tensors[name].dtype
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """The whole tensors called `names`, one module at a time, in no promised order.
@@ -52,7 +68,10 @@ class ModelState:
             if tensor is None:
                 known = did_you_mean(name, self._tensors)
                 raise GalvatronError(f"the model has no parameter or buffer {name!r}; {known}")
-            if tensor.is_meta:
+            if name in self._given:
+                with self._given[name]() as value:
+                    yield name, value
+            elif tensor.is_meta:
                 on_meta.setdefault(name.rpartition(".")[0], []).append(name)
             else:
                 yield name, tensor.detach()

@@ -143,6 +143,17 @@ class Meter:
             raise GalvatronError("there are no metrics before the first step")
         return self._read(len(self._steps) - 1)
 
+    def pending(self) -> Callable[[], StepMetrics]:
+        """Reads the figures of the last step that ended later, when no device need be waited for.
+
+        Raises:
+            GalvatronError: there was none.
+        """
+        if not self._steps:
+            raise GalvatronError("there are no metrics before the first step")
+        step = self._steps[-1]
+        return lambda: _read(step) if isinstance(step, _Step) else step
+
     def recent(self) -> list[StepMetrics]:
         """The figures of the last steps, `KEPT` at most; without that of the first one of all, in which much is done
         that is not done again."""

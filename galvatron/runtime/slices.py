@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -40,7 +40,17 @@ class Sharded:
 
     def take(self, full: Tensor, axis: Axis) -> Tensor:
         """This rank's slice of a tensor, a view where strides allow."""
-        return self._take_padded(full, axis) if self.padded else self.split(full, axis.size)[axis.index]
+        if self.padded:
+            return self._take_padded(full, axis)
+        if not self.folded:
+            return self.split(full, axis.size)[axis.index]
+        # The two pieces alone: of a tensor in a file no more is read than what is taken.
+        pieces = replace(self, folded=False).split(full, 2 * axis.size)
+        halves = (pieces[i].unflatten(self.dim, (self.outer, -1)) for i in self._own_pieces(axis.index, axis.size))
+        return torch.cat(list(halves), self.dim + 1).flatten(self.dim, self.dim + 1)
+
+    def _own_pieces(self, rank: int, ranks: int) -> tuple[int, ...]:
+        return (rank, 2 * ranks - 1 - rank) if self.folded else (rank,)
 
     def _take_padded(self, full: Tensor, axis: Axis) -> Tensor:
         dim = self.dim
@@ -81,7 +91,7 @@ class Sharded:
         """Which of `count` equal parts of the dimension a rank has, in its order."""
         pieces = self.pieces(ranks)
         rest = count // (self.outer * pieces)
-        own = (rank, pieces - 1 - rank) if self.folded else (rank,)
+        own = self._own_pieces(rank, ranks)
         return [(o * pieces + p) * rest + r for o in range(self.outer) for p in own for r in range(rest)]
 
 

@@ -1,0 +1,111 @@
+"""What a model looks like in files: which tensors under which names, and the descriptions that lie beside them."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from galvatron.errors import GalvatronError
+from galvatron.tensor_file import Entry, has_name
+from galvatron.weights.folder import FILE, SUFFIX
+from galvatron.weights.names import declared, kept_name
+
+
+@dataclass(frozen=True)
+class ModelForm:
+    """How a model is saved, whatever becomes of it later.
+
+    Attributes:
+        entries: its tensors in the order of its `state_dict`, each under one name.
+        element_type: that of its first parameter with floating numbers.
+        parameter_count: the number of elements of all parameters.
+        architecture: the name of its class.
+        descriptions: what it has of `config` and `generation_config`, as `transformers` models do; copies.
+    """
+
+    entries: tuple[Entry, ...]
+    element_type: torch.dtype | None
+    parameter_count: int
+    architecture: str
+    descriptions: tuple[Any, ...]
+
+    @staticmethod
+    def of(model: nn.Module) -> ModelForm:
+        """That of a model as it is now."""
+        names: dict[int, list[str]] = defaultdict(list)
+        state = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+        for name, value in state.items():
+            names[id(value)].append(name)
+        left = set(declared(model, "_keys_to_ignore_on_save"))
+        left |= {name for same in names.values() for name in same if name != kept_name(same, model)}
+        types = (p.dtype for p in model.parameters() if p.is_floating_point())
+        return ModelForm(
+            tuple(Entry(name, tuple(v.shape), v.dtype) for name, v in state.items() if name not in left),
+            next(types, None),
+            sum(p.numel() for p in model.parameters()),
+            type(model).__name__,
+            tuple(_descriptions(model)),
+        )
+
+    def in_type(self, dtype: torch.dtype | None) -> ModelForm:
+        """The same with floating numbers of a type; None, as they are.
+
+        Raises:
+            GalvatronError: files have no such type.
+        """
+        form = self
+        if dtype is not None:
+            entries = [replace(e, dtype=dtype) if e.dtype.is_floating_point else e for e in self.entries]
+            form = replace(self, entries=tuple(entries), element_type=dtype)
+        for entry in form.entries:
+            if not has_name(entry.dtype):
+                raise GalvatronError(
+                    f"{entry.name!r} has element type {entry.dtype}, which files of weights cannot have"
+                )
+        return form
+
+    def describe(self, folder: Path) -> None:
+        """Writes what lies beside the tensors."""
+        for description in self.descriptions:
+            if hasattr(description, "architectures"):
+                description = copy.deepcopy(description)
+                description.architectures = [self.architecture]
+                if self.element_type is not None:
+                    description.dtype = str(self.element_type).removeprefix("torch.")
+            description.save_pretrained(folder)
+
+
+def _descriptions(model: nn.Module) -> Iterator[Any]:
+    can_generate = getattr(model, "can_generate", None)
+    generates = callable(can_generate) and can_generate()
+    for attribute in ("config", "generation_config") if generates else ("config",):
+        found = getattr(model, attribute, None)
+        if callable(getattr(found, "save_pretrained", None)):
+            yield copy.deepcopy(found)
+
+
+def sharded(entries: Sequence[Entry], most_bytes: int) -> dict[str, list[Entry]]:
+    """File name → its tensors: in order as many as have `most_bytes` together; one that has more, alone."""
+    files: list[list[Entry]] = []
+    run: list[Entry] = []
+    for entry in entries:
+        if entry.nbytes > most_bytes:
+            files.append([entry])
+            continue
+        if run and sum(e.nbytes for e in run) + entry.nbytes > most_bytes:
+            files.append(run)
+            run = []
+        run.append(entry)
+    if run or not files:
+        files.append(run)
+    if len(files) == 1:
+        return {FILE: files[0]}
+    stem, count = FILE.removesuffix(SUFFIX), len(files)
+    return {f"{stem}-{i:05d}-of-{count:05d}{SUFFIX}": own for i, own in enumerate(files, 1)}
