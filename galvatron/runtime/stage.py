@@ -254,6 +254,8 @@ class Stage(nn.Module):
     epilogue_shards: int = 0
     """Over how many ranks samples are sharded in the last stage's `epilogue`; 0 where there is none. Then `forward` of
     the last stage returns what the epilogue reads, and `epilogue`, once per step, the loss."""
+    step_adds: bool = False
+    """Whether what `step` gives for parts of a batch adds up to what it gives for all of it."""
 
     def __init__(self, mesh: Mesh) -> None:
         super().__init__()
