@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "codegen": BASE | {"ir", "codegen"},
     "runtime": {"errors", "recompute", "runtime", "schedules"},
     "checkpoints": {"checkpoints", "errors", "ir", "runtime"},
+    "data": {"data", "errors", "facts", "runtime"},
     "profiler": BASE | {"ir", "profiler", "runtime"},
     "calibration": BASE
     | {"breakdown", "calibration", "codegen", "costs", "ir", "machine", "partition", "passes", "profiler", "recompute"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ class Options:
     """Arguments of `compiled.dataloader` beside the data set."""
 
     batch_size: int
-    collate_fn: Callable[[Sequence[Any]], Any]
+    collate_fn: Callable[[list[Any]], Any]
     shuffle: bool
     seed: int
     drop_last: bool

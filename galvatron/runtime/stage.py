@@ -280,8 +280,9 @@ class Stage(nn.Module):
         """Whether the running forward is followed by a backward of this stage at once; set by the runtime."""
         self.asked = False
         """Whether the running step is to give what the model returns besides its loss; set by the runtime."""
-        self.micro_batches = 1
-        """Micro-batches of the running step; set by the runtime."""
+        self.micro_batches: float = 1
+        """What is counted once per step is divided by: the micro-batches, less where samples are repeated; set by the
+        runtime."""
         self.numbers: Mapping[str, int | float] = {}
         """The Python numbers of the running step's batch, by name; set by the runtime."""
         self.random = Randomness(mesh.world.device)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from galvatron import runtime as rt
-from tests.data.small import LENGTH, Ragged, compiled, new_model, sgd, whole
+from tests.data.small import Ragged, compiled, new_model, sgd, whole
 from tests.marks import some_slow
 from tests.ranks import run_ranks
 
@@ -17,17 +17,17 @@ COUNT, SAMPLES = 19, 8
 """The last batch has three samples, which divide over nothing."""
 
 PLANS = {
-    "m2/dp2-zero3": 2,
-    "pp2/m2/1f1b/dp1": 2,
-    "m2/tp2+sp": 2,
-    "m2/cp2": 2,
-    "m2/dp4": 4,
-    "m2/cp2-dp2": 4,
-    "m2/dp2-tp2+sp-zero1": 4,
-    "pp2/m4/1f1b/dp2-zero2": 4,
-    "pp2/m2/zbv/dp2": 4,
+    "m2/dp2-zero3": (2, 2),
+    "pp2/m2/1f1b/dp1": (2, 1),
+    "m2/tp2+sp": (2, 1),
+    "m2/cp2": (2, 1),
+    "m2/dp4": (4, 4),
+    "m2/cp2-dp2": (4, 2),
+    "m2/dp2-tp2+sp-zero1": (4, 2),
+    "pp2/m4/1f1b/dp2-zero2": (4, 2),
+    "pp2/m2/zbv/dp2": (4, 2),
 }
-"""Plan → ranks."""
+"""Plan → ranks, and over how many of them samples are shared out."""
 
 
 def close(found: Tensor, wanted: Tensor) -> None:
@@ -49,11 +49,13 @@ def steps(world: rt.World, plan: str) -> list[tuple[int, int]]:
         close(program.eval_step(part), loss.detach())
         close(program.forward_backward(part), loss.detach())
         for name, gradient in program.full_gradients().items():
-            close(gradient, model.get_parameter(name).grad)
+            wanted = model.get_parameter(name).grad
+            assert wanted is not None
+            close(gradient, wanted)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
         close(program.train_step(part), loss.detach())
-        assert abs(program.metrics.gradient_norm - float(norm)) < 1e-9 * float(norm)
+        assert program.metrics.gradient_norm == pytest.approx(float(norm), rel=1e-9)
         assert (program.metrics.samples, program.metrics.tokens) == (len(batch["ids"]), batch["ids"].numel())
         found.append((part.samples, len(part["ids"])))
     for name, value in program.full_state_dict().items():
@@ -63,9 +65,6 @@ def steps(world: rt.World, plan: str) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("plan", some_slow(["m2/dp2-zero3", "pp2/m2/1f1b/dp1"], PLANS))
 def test_steps_on_loaded_samples_equal_one_device(plan: str) -> None:
-    for found in run_ranks(steps, PLANS[plan], plan):
-        assert [samples for samples, _ in found] == [8, 8, 3]
-        shards = PLANS[plan] // (1 if plan.split("/")[-1].startswith("dp") else 2) // (2 if "pp2" in plan else 1)
-        if plan in ("m2/dp2-zero3", "m2/dp4"):
-            assert [own for _, own in found[:2]] == [8 // shards] * 2
-        assert LENGTH == 8
+    ranks, shards = PLANS[plan]
+    for found in run_ranks(steps, ranks, plan):
+        assert found == [(8, 8 // shards), (8, 8 // shards), (3, 3)]
