@@ -16,6 +16,7 @@ from galvatron.facts import oddity
 from galvatron.ir.program import Program
 from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType, evaluate, lengths_in
 from galvatron.runtime.inputs import batch_size
+from galvatron.runtime.rows import Part, Rows
 
 BatchLike = Mapping[str, Any] | tuple[Any, ...]
 """One global batch: forward keyword arguments, or positional ones."""
@@ -30,7 +31,7 @@ class BatchReader:
         self._batched, self._batch_sizes = program.batched, program.batch_sizes
         self._numbers = {number.name: number.kind for number in program.numbers}
         self._lengths = {length.name: length for length in program.lengths}
-        others = {n: value for n, value in self._by_name(example_inputs).items() if n not in self._numbers}
+        others = {n: value for n, value in self.by_name(example_inputs).items() if n not in self._numbers}
         self._constants = {name: value for name, value in others.items() if not isinstance(value, Tensor)}
 
     def bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,16 +49,19 @@ class BatchReader:
         """Whether a batch has every tensor that the program reads."""
         return all(batch.get(name) is not None for name in self._types)
 
-    def read(self, batch: BatchLike, needed: Collection[str] | None = None) -> dict[str, Tensor | int | float]:
-        """The batch's tensors and the numbers that change, by forward name.
+    def read(self, batch: BatchLike, needed: Collection[str] | None = None) -> Mapping[str, Tensor | int | float]:
+        """The batch's tensors and the numbers that change, by forward name; of a `Part` a part.
 
         Args:
             needed: the inputs that it must have, where nothing else matters: others are zeros where it lacks them.
 
         Raises:
             PlanError: an input is missing, unknown, or has another shape or element type than the one captured.
+            GalvatronError: it is a part of a batch that could not be loaded.
         """
-        named = self._by_name(batch)
+        if isinstance(batch, Part) and batch.error is not None:
+            raise batch.error
+        named = self.by_name(batch)
         absent = [name for name in self._types if named.get(name) is None] if needed is not None else []
         named = {name: value for name, value in named.items() if name not in absent}
         missing = [name for name in self._types if name not in named and (needed is None or name in needed)]
@@ -85,12 +89,13 @@ class BatchReader:
                     f"batch input {name!r} is {value!r}, but the program was captured with {self._constants[name]!r}; "
                     f"compile again for the other value{self._or_dynamic(name, value)}"
                 )
-        samples = self._check_size(tensors)
+        samples = self._check_size(tensors, batch.rows if isinstance(batch, Part) else None)
         found = self._lengths_of(tensors)
         if absent:  # a length that only these have is any
             found = {name: length.example for name, length in self._lengths.items()} | found
             tensors.update((name, self._zeros(name, samples, found)) for name in absent)
-        return {**tensors, **numbers, **found}
+        read = {**tensors, **numbers, **found}
+        return Part(read, batch.rows, batch.origin) if isinstance(batch, Part) else read
 
     def _lengths_of(self, tensors: Mapping[str, Tensor]) -> dict[str, int]:
         """The sizes, beside the number of samples, that may be others in every step; equal wherever they stand."""
@@ -135,9 +140,21 @@ class BatchReader:
         sizes = [evaluate(dim, samples, lengths) for dim in wanted.shape]
         return torch.zeros(sizes, dtype=getattr(torch, TORCH_DTYPE_NAMES[wanted.dtype]))
 
-    def _check_size(self, tensors: Mapping[str, Tensor]) -> int:
-        """The number of samples, on which inputs agree, and for which the program holds."""
-        samples = batch_size({name: tensor for name, tensor in tensors.items() if name in self._batched})
+    def _check_size(self, tensors: Mapping[str, Tensor], rows: Rows | None) -> int:
+        """The number of samples, on which inputs agree. They are a batch, or a part of one of a number that fits."""
+        own = samples = batch_size({name: tensor for name, tensor in tensors.items() if name in self._batched})
+        if rows is not None:
+            samples = rows.samples
+            if own != rows.held:
+                raise PlanError(f"the batch has {own} samples of this rank, which reads {rows.held} of {samples}")
+        self.check_samples(samples)
+        return own
+
+    def check_samples(self, samples: int) -> None:
+        """
+        Raises:
+            PlanError: the program is not for batches of so many samples.
+        """
         if not samples:
             raise PlanError("a batch of 0 samples has no loss; leave it out")
         if samples not in self._batch_sizes:
@@ -149,14 +166,18 @@ class BatchReader:
                 f"a batch of {samples} samples: the model branches on the size of its batch, and was captured for "
                 f"batches {self._batch_sizes}; compile again with a batch of this size as example"
             )
-        return samples
 
     def _advice(self, name: str, wanted: TensorType, value: Tensor) -> str:
         """What to do where an input has as many samples as it likes, but was taken for one without."""
         alike = name not in self._batched and len(wanted.shape) == value.dim() and wanted.shape[1:] == value.shape[1:]
         return f"; if {name!r} has one row per sample, compile with batch_dims={{{name!r}: 0}}" if alike else ""
 
-    def _by_name(self, batch: BatchLike) -> dict[str, Any]:
+    def by_name(self, batch: BatchLike) -> dict[str, Any]:
+        """What a batch has for each argument of forward.
+
+        Raises:
+            PlanError: it is no batch, or does not fit forward.
+        """
         if isinstance(batch, Mapping):
             odd = next((name for name in batch if not isinstance(name, str)), None)
             if odd is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor
 
-from galvatron import checkpoints, weights
+from galvatron import checkpoints, data, weights
 from galvatron.batches import BatchLike, BatchReader
 from galvatron.drift import ModelWatch
 from galvatron.errors import GalvatronError, PlanError, did_you_mean
@@ -21,6 +21,7 @@ from galvatron.facts import content_of, described, digest_of_values
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.device import Device
 from galvatron.ir.files import write_text
+from galvatron.ir.micro_batches import why_not_repeated
 from galvatron.ir.needed import inputs_of
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
@@ -28,7 +29,7 @@ from galvatron.ir.text import print_program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 from galvatron.machine.products import best_flop_per_s
 from galvatron.plain import on_device, plain_torch
-from galvatron.runtime import Calls, Executor, RunState, StepMetrics, World
+from galvatron.runtime import Calls, Executor, Part, RunState, StepMetrics, World
 
 if TYPE_CHECKING:
     from galvatron.calibration.accuracy import Accuracy
@@ -109,16 +110,17 @@ class CompiledModel:
         self._saver = checkpoints.Saver(world, executor)
         self._calls = Calls(world, executor.options)
         self._calls.check("compile", None, {}, updates=True)
+        self._loaders = data.Loaders()
         self._first = True
 
     def train_step(self, batch: BatchLike) -> Tensor:
         """One optimizer step on a global batch.
 
         Args:
-            batch: the whole batch, on every rank: a mapping of forward keyword arguments or a tuple of positional ones,
-                with the shapes of the example inputs. The number of samples may differ, in the last batch of an epoch
-                for example, as long as the data-parallel shards divide it: it is cut into as many micro-batches as it
-                can be, at most those of the plan.
+            batch: what a `dataloader` gives; or the whole batch, on every rank: a mapping of forward keyword arguments
+                or a tuple of positional ones, with the shapes of the example inputs. The number of samples may differ,
+                in the last batch of an epoch for example, as long as the data-parallel shards divide it: it is cut into
+                as many micro-batches as it can be, at most those of the plan.
 
         Returns:
             The loss on the whole batch before the update, the same float64 scalar on every rank.
@@ -208,7 +210,7 @@ class CompiledModel:
     @contextmanager
     def _call(
         self, what: str, batch: BatchLike, *, gives: bool = False, needed: Collection[str] | None = None
-    ) -> Iterator[dict[str, Tensor | int | float]]:
+    ) -> Iterator[Mapping[str, Tensor | int | float]]:
         """The tensors and numbers of a batch, in a context in which a step means the same wherever it is called from.
 
         What a rank refuses, and what differs between ranks, is refused on all of them before anything is computed.
@@ -225,7 +227,7 @@ class CompiledModel:
             torch.autocast(device.type, enabled=False),
             on_device(device),
         ):
-            values: dict[str, Tensor | int | float] = {}
+            values: Mapping[str, Tensor | int | float] = {}
             error = None
             try:
                 self._watch.check(training=trains)
@@ -239,15 +241,25 @@ class CompiledModel:
                     raise GalvatronError(f"outputs must be True or False, not {gives!r}")
                 if gives and not self.program.outputs:
                     raise GalvatronError('there are no outputs: name them when compiling, as in outputs=["logits"]')
+                if gives and isinstance(batch, Part) and batch.rows.copies > 1:
+                    raise PlanError(
+                        f"there are no outputs of {batch.samples} samples, which do not divide into shards: pass "
+                        "drop_last=True to the dataloader"
+                    )
                 if what == "train_step":
                     assert self.optimizer is not None
                 values = self._inputs.read(batch, needed)
                 self._executor.check(values)
             except GalvatronError as found:
                 error = found
-            facts = {"the batch": described(values), "outputs": str(gives)}
-            if self._first and error is None:
-                facts["the content of the batch"] = f"digest {content_of(values)}"
+            facts = {"outputs": str(gives)}
+            if isinstance(values, Part):
+                facts[data.ONE_LENGTH] = described(data.whole_shapes(values, self.program.batched))
+                facts["the place in the data"] = values.origin
+            else:
+                facts["the batch"] = described(values)
+                if self._first and error is None:
+                    facts["the content of the batch"] = f"digest {content_of(values)}"
             self._calls.check(what, error, facts, updates=what == "train_step")
             self._first = False
             try:
@@ -258,6 +270,60 @@ class CompiledModel:
                         f"a number in the batch is outside of what the model looks up with it: {wrong}"
                     ) from wrong
                 raise
+
+    def dataloader(
+        self,
+        dataset: Any,
+        *,
+        batch_size: int | None = None,
+        collate_fn: Callable[[Any], Any] | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        workers: int = 0,
+        prefetch: int = 2,
+        timeout_s: float = 0,
+        whole_batches: bool = False,
+        name: str = "train",
+    ) -> data.Loader:
+        """Batches of a data set, of which each rank loads the samples that its stages read, for `train_step` and
+        `eval_step`. Its place is a part of checkpoints.
+
+        Args:
+            dataset: what `torch.utils.data.DataLoader` takes: with `__getitem__` and `__len__`, or iterable; equal on
+                all ranks.
+            batch_size: samples of a global batch; None, as many as the plan is for.
+            collate_fn: from a list of samples to a batch, row by row; None, `torch.utils.data.default_collate`.
+            shuffle: an order of its own for each epoch, which follows from `seed`.
+            seed: also of the random numbers that data set and `collate_fn` draw.
+            drop_last: leave out what does not fill the last batch of an epoch.
+            workers: processes that load; 0, this one does.
+            prefetch: batches that each of them loads ahead.
+            timeout_s: how long a batch may take to come from them; 0, any time.
+            whole_batches: every rank loads all samples, for a `collate_fn` whose rows depend on each other.
+            name: under which checkpoints have its place; each loader of a program has its own.
+
+        Returns:
+            What gives, each time that it is iterated over, the batches of an epoch, or those left of it.
+
+        Raises:
+            GalvatronError: an argument is wrong, or the data set has another length on another rank; or what is left at
+                the end of an epoch makes no batch under this plan.
+        """
+        collate = torch.utils.data.default_collate if collate_fn is None else collate_fn
+        size = self.plan.global_batch_size if batch_size is None else batch_size
+        options = data.Options(
+            size, collate, shuffle, seed, drop_last, workers, prefetch, timeout_s, whole_batches, name
+        )
+
+        def serves() -> data.Serves:
+            table = self._executor.row_table(self.plan.global_batch_size, why_not_repeated(self.program))
+            inputs = self._inputs
+            return data.Serves(
+                self._world, self._calls, table, inputs.check_samples, inputs.by_name, self.program.batched
+            )
+
+        return self._loaders.made(self._calls, self._world, serves, dataset, options)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -445,9 +511,13 @@ class CompiledModel:
             "extra": text,
             "background": str(background),
         }
+        loaders = self._loaders.states()
+        facts |= {f"the place of loader {name!r}": str(state) for name, state in loaders.items()}
         self._calls.check("save", error, facts)
         with plain_torch(self._world.device), self._executor.saving():
-            return self._saver.save(Path(directory), step=step, keep=keep, extra=extra, background=background)
+            return self._saver.save(
+                Path(directory), step=step, keep=keep, extra=extra, loaders=loaders, background=background
+            )
 
     def finish_saving(self) -> None:
         """Returns when the checkpoint that is saved in the background, if one is, is complete.
@@ -461,7 +531,8 @@ class CompiledModel:
 
     def load(self, directory: str | os.PathLike[str]) -> checkpoints.Checkpoint:
         """Goes on from a checkpoint that was saved under this plan or another one, on any number of ranks: parameters,
-        buffers, the optimizer's state and options, random numbers and loss scale. A rank reads what it needs.
+        buffers, the optimizer's state and options, random numbers and loss scale, and the places of data loaders, also
+        of those that are made later. A rank reads what it needs.
 
         Args:
             directory: what `save` was given, for the last checkpoint in it that is complete; or one folder in that.
@@ -479,7 +550,8 @@ class CompiledModel:
         self._calls.check("load", error, {"directory": str(directory)})
         self._saver.finish()
         with plain_torch(self._world.device):
-            found = checkpoints.load(self._world, self._executor, Path(directory))
+            found = checkpoints.load(self._world, self._executor, Path(directory), check=self._loaders.check)
+        self._loaders.load(found.loaders)
         self._watch.values_taken()
         return found
 

@@ -160,6 +160,9 @@ def free_port() -> int:
 def _serve(rank: int, size: int, port: int, connection: Connection, path: list[str]) -> None:
     """The main loop of one rank process."""
     sys.path[:] = path
+    # A rank may start workers, as a training process does: by a fork.
+    multiprocessing.set_start_method("fork", force=True)
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # it is there
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )

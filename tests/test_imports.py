@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tensor_file": {"errors", "ir"},
     "checkpoints": {"checkpoints", "errors", "ir", "runtime", "tensor_file"},
     "weights": {"errors", "ir", "runtime", "tensor_file", "units", "weights"},
+    "data": {"data", "errors", "facts", "runtime"},
     "profiler": BASE | {"ir", "profiler", "runtime"},
     "calibration": BASE
     | {"breakdown", "calibration", "codegen", "costs", "ir", "machine", "partition", "passes", "profiler", "recompute"}

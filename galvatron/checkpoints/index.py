@@ -50,6 +50,7 @@ class Index:
         run: `compiled.state()`.
         metrics: figures of the last step.
         extra: what the caller of `save` gave along.
+        loaders: the place of each data loader, by its name.
     """
 
     step: int
@@ -60,6 +61,7 @@ class Index:
     run: dict[str, Any]
     metrics: dict[str, Any] | None
     extra: dict[str, Any]
+    loaders: dict[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
         """As JSON; `read` reads it back."""
@@ -91,6 +93,7 @@ class Index:
                 run=_typed(found["run"], dict),
                 metrics=None if found["metrics"] is None else _typed(found["metrics"], dict),
                 extra=_typed(found["extra"], dict),
+                loaders=_typed(found.get("loaders", {}), dict),
             )
         except KeyError as error:
             raise damaged(path, f"it has no {error}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ class Checkpoint:
 
     Attributes:
         path: its folder.
-        step, extra: as `save` was given them.
+        step, extra, loaders: as `save` was given them.
         metrics: figures of the last step before it was saved, as in `compiled.metrics`; None if there was none.
     """
 
@@ -35,6 +35,7 @@ class Checkpoint:
     step: int
     extra: dict[str, Any]
     metrics: dict[str, Any] | None
+    loaders: dict[str, Any]
 
 
 class Reader:
@@ -64,7 +65,7 @@ class Reader:
     @property
     def checkpoint(self) -> Checkpoint:
         """What it is."""
-        return Checkpoint(self._folder, self._index.step, self._index.extra, self._index.metrics)
+        return Checkpoint(self._folder, self._index.step, self._index.extra, self._index.metrics, self._index.loaders)
 
     def load(self) -> None:
         """Take it over. Collective."""
@@ -190,17 +191,26 @@ class Reader:
             raise damaged(self._folder / folders.INDEX, str(error)) from error
 
 
-def load(world: rt.World, executor: rt.Executor, directory: Path) -> Checkpoint:
+def load(
+    world: rt.World,
+    executor: rt.Executor,
+    directory: Path,
+    check: Callable[[Mapping[str, Any]], None] = lambda loaders: None,
+) -> Checkpoint:
     """Goes on from a checkpoint: the one in this folder, or the last complete one in this directory. Collective.
 
+    Args:
+        check: refuses places of data loaders that do not fit.
+
     Raises:
-        GalvatronError: see `Reader`; nothing was changed then.
+        GalvatronError: see `Reader`, or `check`; nothing was changed then.
     """
     with rt.together(world, "load"):
         folder = folders.chosen(directory) if world.rank == 0 else directory
     folder = gathered(world, folder, "load")[0]
     with rt.together(world, "load"):
         reader = Reader(folder, executor)
+        check(reader.checkpoint.loaders)
     with failure.guarded("load"):
         reader.load()
     return reader.checkpoint

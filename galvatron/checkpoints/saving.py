@@ -37,11 +37,19 @@ class Saver:
         self._under_way: Beside | None = None
 
     def save(
-        self, directory: Path, *, step: int, keep: int | None, extra: Mapping[str, Any], background: bool = False
+        self,
+        directory: Path,
+        *,
+        step: int,
+        keep: int | None,
+        extra: Mapping[str, Any],
+        loaders: Mapping[str, Any] | None = None,
+        background: bool = False,
     ) -> Path:
         """Writes a checkpoint into a new folder, whose path is returned.
 
         Args:
+            loaders: the places of data loaders, by name.
             background: return as soon as what is written is copied, and write it while training goes on; `finish` tells
                 whether it was.
 
@@ -68,7 +76,9 @@ class Saver:
         path, sizes = told[0][0], {file: size for _, file, size in told if size}
         try:
             with rt.together(world, "save"):
-                index = _text(_index(executor, everything, sizes, step, extra)) if world.rank == 0 else ""
+                index = (
+                    _text(_index(executor, everything, sizes, step, extra, loaders or {})) if world.rank == 0 else ""
+                )
         except GalvatronError:
             if world.rank == 0:
                 folders.discard(path)
@@ -184,7 +194,12 @@ def _shared_out(held: Sequence[Sequence[_Tensor]]) -> list[list[str]]:
 
 
 def _index(
-    executor: rt.Executor, everything: Sequence[_Described], files: dict[str, int], step: int, extra: Mapping[str, Any]
+    executor: rt.Executor,
+    everything: Sequence[_Described],
+    files: dict[str, int],
+    step: int,
+    extra: Mapping[str, Any],
+    loaders: Mapping[str, Any],
 ) -> Index:
     return Index(
         step=step,
@@ -195,6 +210,7 @@ def _index(
         run=executor.state(),
         metrics=_metrics(executor),
         extra=dict(extra),
+        loaders=dict(loaders),
     )
 
 

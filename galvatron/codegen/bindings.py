@@ -31,8 +31,8 @@ STAGE_ATTRIBUTES = frozenset(
     register_forward_hook register_forward_pre_hook register_full_backward_hook register_full_backward_pre_hook
     register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module register_parameter
     register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ sends sent set_extra_state
-    set_submodule share_memory state state_dict state_specs step T_destination table to to_empty train training turns
-    type update updates xpu zero_grad
+    set_submodule share_memory state state_dict state_specs step step_adds T_destination table to to_empty train
+    training turns type update updates xpu zero_grad
     """.split()  # noqa: SIM905
 )
 """What a stage already has, so no layer may be called that."""

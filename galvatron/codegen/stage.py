@@ -17,7 +17,7 @@ from galvatron.codegen.outputs import give_outputs
 from galvatron.codegen.runs import INDEX, chain, first_number, quoted, runs, template
 from galvatron.codegen.sizes import MICRO_BATCH, Sizes, local_sizes, numbers_of_step
 from galvatron.ir.layout import BROADCAST, PARTIAL, Placement, Shard, nameable_axes
-from galvatron.ir.micro_batches import SUM, spreads
+from galvatron.ir.micro_batches import SUM, adds_up, spreads
 from galvatron.ir.planned import epilogue
 from galvatron.ir.program import Layer, LayerKind, Program, Stage, StateLayout, Transfer, Update, When
 from galvatron.ir.recompute import IN_STEPS, rereads
@@ -81,7 +81,16 @@ def _title(program: Program, stage: Stage) -> str:
 def _head(bindings: Bindings) -> list[str]:
     out = ["class Stage(rt.Stage):", f"    index, count = {bindings.stage.index}, {len(bindings.program.stages)}"]
     shards = _epilogue_shards(bindings.program)
-    return [*out, f"    epilogue_shards = {shards}"] if shards else out
+    out += [f"    epilogue_shards = {shards}"] if shards else []
+    return [*out, "    step_adds = True"] if _step_adds(bindings) else out
+
+
+def _step_adds(bindings: Bindings) -> bool:
+    """Whether `step` of parts of the samples gives terms of a sum: it is told no number of samples, and is one."""
+    counts = {keyword for layer in bindings.step_layers for keyword in bindings.function(layer).keywords}
+    if not bindings.step_results or counts & {"B", "b", "m"}:
+        return False
+    return adds_up(bindings.program, bindings.step_layers, bindings.step_results)
 
 
 def _epilogue_shards(program: Program) -> int:
@@ -295,7 +304,7 @@ def _batch_inputs(bindings: Bindings) -> list[str]:
         placed = [f"{bindings.axes[axis]}: {_placement(p, False)}" for axis, p in parameter.placements]
         arguments: list[Text] = [literal(parameter.name), literal(variable), Brackets("{", tuple(placed), "}")]
         arguments += {When.STEP: ["whole=True"], When.EPILOGUE: ["epilogue=True"]}.get(parameter.when, [])
-        arguments += [] if parameter.samples or parameter.when is When.STEP else ["samples=False"]
+        arguments += [] if parameter.samples else ["samples=False"]
         out += _statement("self.batch", arguments)
     return out
 

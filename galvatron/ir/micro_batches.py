@@ -369,6 +369,34 @@ def spreads(program: Program) -> Mapping[str, Spread]:
     return _followed(program.classes, program.all_layers, program.inputs)[0]
 
 
+def adds_up(program: Program, layers: Iterable[Layer], results: Iterable[str]) -> bool:
+    """Whether these results of layers, computed of parts of the samples that the layers read of the batch, are terms of
+    what they are of all samples."""
+    states: dict[str, Spread] = {value.name: batch_state(value.type) for value in program.inputs}
+    for seen in layers_seen_whole(program.classes, layers, program.inputs):
+        formals = [value.name for value in seen.graph.inputs]
+        given = (states[name] for name in seen.layer.operands)
+        found = flow(seen.graph, dict(zip(formals, given, strict=True)))
+        if found.couplings or found.once:
+            return False
+        states.update(zip(seen.layer.results, (found.states[name] for name in seen.graph.outputs), strict=True))
+    return all(states[name] is SUM for name in results)
+
+
+def why_not_repeated(program: Program) -> str:
+    """Why the loss of a batch in which every sample stands several times, divided by how often, is not the loss of the
+    batch; empty where it is. What a step computes of the whole batch, and the number of samples, are those of the batch
+    itself."""
+    found, problem = _followed(program.classes, program.all_layers, program.inputs)
+    if problem is None and found[program.output] is not SUM:
+        return "the loss is no sum over samples"
+    if problem is not None or any(layer.kind is LayerKind.EPILOGUE for layer in program.all_layers):
+        return f"the loss couples samples ({problem or epilogue_coupling(program)})"
+    if any(found.get(update.value) is SUM for update in program.updates):
+        return "forward adds up what it writes into the model's state over samples"
+    return ""
+
+
 @derived(maxsize=16)
 def _followed(
     classes: tuple[LayerClass, ...], layers: tuple[Layer, ...], inputs: tuple[Value, ...]

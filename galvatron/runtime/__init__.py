@@ -25,6 +25,7 @@ from galvatron.runtime.outputs import PartialSum
 from galvatron.runtime.pieces import Piece
 from galvatron.runtime.random import Seed, seeded
 from galvatron.runtime.ring import scaled_dot_product_attention
+from galvatron.runtime.rows import Part, Rows, RowTable
 from galvatron.runtime.run_state import RunState
 from galvatron.runtime.scaling import LossScaler
 from galvatron.runtime.slices import Sharded
@@ -41,8 +42,11 @@ __all__ = [
     "LossScaler",
     "Mesh",
     "ModelState",
+    "Part",
     "PartialSum",
     "Piece",
+    "RowTable",
+    "Rows",
     "RunState",
     "Seed",
     "Sharded",

@@ -16,7 +16,7 @@ from galvatron.runtime.bounds import Reading, bounds
 from galvatron.runtime.comm import now
 from galvatron.runtime.elementwise import Trained
 from galvatron.runtime.held import HeldState
-from galvatron.runtime.inputs import StageInputs, batch_size, micro_batches_of, read_batch
+from galvatron.runtime.inputs import StageInputs, batch_size, read_batch
 from galvatron.runtime.materialize import ModelState, materialize
 from galvatron.runtime.metrics import Meter, StepMetrics
 from galvatron.runtime.nonfinite import NonFiniteDetector
@@ -25,13 +25,16 @@ from galvatron.runtime.options import GroupOptions
 from galvatron.runtime.parameters import Parameters
 from galvatron.runtime.pieces import Piece, pieces_of
 from galvatron.runtime.pipeline import Pipeline
+from galvatron.runtime.rows import Part, Reads, Rows, RowTable, Sizes
 from galvatron.runtime.run_state import RunState
 from galvatron.runtime.scaling import LossScaler
 from galvatron.runtime.stage import Stage
+from galvatron.runtime.statistics import prepare, statistics
 from galvatron.schedules import Schedule
 
 Batch = Mapping[str, Tensor | int | float]
-"""The tensors of a batch by name, and its numbers that change from step to step."""
+"""The tensors of a batch by name, and its numbers that change from step to step; of a `Part` those of the samples that
+this rank has."""
 
 
 class Executor:
@@ -74,7 +77,6 @@ class Executor:
         self.microbatches = microbatches
         self.max_grad_norm = max_grad_norm
         self.held = HeldState(stages)
-        self._shards = shards
         self._notes: dict[bool, bool] = {}
         self._outside: Tensor
         self._verdict: Reading | None
@@ -82,9 +84,11 @@ class Executor:
         held = self.mesh.stages
         self._place = f"stage {held[0]}" if len(held) == 1 else f"stages {', '.join(map(str, held))}"
         on_loss = None if scaler is None else scaler.start
+        checked = _checked(schedule, stages, microbatches)
+        self._sizes = Sizes(checked, self.mesh.pipeline_degree, microbatches, shards)
         self._pipeline = Pipeline(
             stages,
-            _checked(schedule, stages, microbatches),
+            checked,
             on_loss=on_loss,
             on_backward=lambda: self._parameters.settle(),
             on_forwards=self._judge,
@@ -159,7 +163,7 @@ class Executor:
         """Gradients of the loss on the global batch, without an update of what is trained.
 
         Args:
-            batch: the whole batch, on every rank.
+            batch: the whole batch, on every rank; or, as a `Part`, what this rank reads of it.
 
         Returns:
             The loss on the whole batch, the same float64 scalar on every rank.
@@ -170,10 +174,12 @@ class Executor:
             CheckError: a check of values that the model makes itself does not hold; nothing was updated.
             NonFiniteError: with `detect_nonfinite`, a result or a gradient is not finite; nothing was updated.
         """
-        with self._meter.step(self._with_samples(batch)):
-            loss, _ = self._run(batch, with_norm=False)
-            if self.scaler is not None:
-                self._parameters.scale_gradients(loss.new_full((), 1 / self.scaler.scale))
+        rows = self._rows(batch)
+        with self._meter.step(self._with_samples(batch), rows.samples):
+            loss, _ = self._run(batch, rows, with_norm=False)
+            scale = self._scale(rows)
+            if scale != 1:
+                self._parameters.scale_gradients(loss.new_full((), 1 / scale))
         return loss
 
     def train_step(self, batch: Batch) -> Tensor:
@@ -183,9 +189,10 @@ class Executor:
         """
         if self.optimizer is None:
             raise GalvatronError("train_step needs an optimizer: pass `optimizer=` when compiling")
-        scale = 1.0 if self.scaler is None else self.scaler.scale
-        with self._meter.step(self._with_samples(batch)):
-            loss, squared_norm = self._run(batch, with_norm=self.max_grad_norm is not None or self.scaler is not None)
+        rows = self._rows(batch)
+        scale, with_norm = self._scale(rows), self.max_grad_norm is not None or self.scaler is not None
+        with self._meter.step(self._with_samples(batch), rows.samples):
+            loss, squared_norm = self._run(batch, rows, with_norm=with_norm)
             if self.scaler is None or self.scaler.accepts(squared_norm):
                 self._meter.start_update()
                 with failure.guarded("the update"):
@@ -210,14 +217,15 @@ class Executor:
         return self._evaluate(batch, give=True, checked=complete)
 
     def _evaluate(self, batch: Batch, *, give: bool, checked: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
-        samples, microbatches, inputs = self._read(batch)
+        rows = self._rows(batch)
+        inputs = read_batch(self.stages, batch, rows, self.mesh.world.device)
         self._take_numbers(batch)
         with failure.guarded(self._place), torch.no_grad(), _evaluating(self.stages):
-            keywords, last = self._keywords(samples, microbatches, inputs)
+            keywords, last = self._keywords(rows, inputs)
             bounds.start(checked=checked)
             giving.ask(self.stages, wanted=give)
-            run = self._pipeline.run(keywords, samples, microbatches, epilogue=last, backward=False)
-            loss = self._share_of_loss(run)
+            run = self._pipeline.run(keywords, rows.slots, rows.micro_batches, epilogue=last, backward=False)
+            loss = self._share_of_loss(run, rows)
             totals = torch.cat([loss.view(1), self._outside])
             if self.mesh.world.size > 1:
                 comm.all_reduce(totals, comm.all_ranks(), phase="totals").wait()
@@ -225,7 +233,7 @@ class Executor:
         if not give:
             return totals[0], {}
         with failure.guarded(self._place):
-            return totals[0], giving.gathered(self.stages, self.mesh, samples)
+            return totals[0], giving.gathered(self.stages, self.mesh, rows.samples)
 
     def gradient_norm(self) -> Tensor:
         """The global norm of the gradients of the last step, as a float64 scalar on every rank."""
@@ -280,6 +288,14 @@ class Executor:
         full_state.check(self._catalogue, self._names, values)
         full_state.load(self.held, self._parameters, self._names, values)
 
+    def row_table(self, usual: int, unequal: str) -> RowTable:
+        """Who reads which samples of batches; arguments as of `RowTable`. Collective."""
+        own, world = Reads.of(self.stages), self.mesh.world
+        with failure.guarded("dataloader"):
+            reads = [own] if world.size == 1 else comm.gather_objects(own, comm.all_ranks(), phase="batch")
+            prepare(self.stages)
+        return RowTable(reads, world.rank, self._sizes, usual=usual, unequal=unequal)
+
     def pieces(self) -> list[Piece]:
         """What this rank has of each parameter and buffer. Not collective."""
         return list(pieces_of(self.stages, self._catalogue, self._names, self._parameters))
@@ -307,7 +323,7 @@ class Executor:
         Raises:
             PlanError: the batch does not fit the plan.
         """
-        self._micro_batches(batch_size(self._with_samples(batch)))
+        self._rows(batch)
 
     def check_full_state_dict(self, values: Any) -> None:
         """What `load_full_state_dict` raises."""
@@ -318,29 +334,29 @@ class Executor:
         entries = (self._catalogue.entries[name] for name in dict.fromkeys(self._names.aliases.values()))
         return {entry.name: Trained(entry.shape, entry.dtype) for entry in entries if entry.requires_grad}
 
-    def _run(self, batch: Batch, *, with_norm: bool) -> tuple[Tensor, Tensor]:
-        """The loss and, when asked for, the squared gradient norm."""
-        samples, microbatches, inputs = self._read(batch)
+    def _run(self, batch: Batch, rows: Rows, *, with_norm: bool) -> tuple[Tensor, Tensor]:
+        """The loss and, when asked for, the squared norm of the gradients, which are `_scale` times the true ones."""
+        inputs = read_batch(self.stages, batch, rows, self.mesh.world.device)
         self._take_numbers(batch)
         with failure.guarded(self._place):
             for stage in self.stages:
                 stage.random.step += 1
             updates.forget(self.stages)
             giving.ask(self.stages, wanted=False)
-            keywords, last = self._keywords(samples, microbatches, inputs)
-            self._parameters.start(microbatches)
+            keywords, last = self._keywords(rows, inputs)
+            self._parameters.start(rows.micro_batches)
             bounds.start()
             if self._detector is not None:
                 self._detector.start()
-            local_loss = self._pipeline.run(keywords, samples, microbatches, epilogue=last)
+            local_loss = self._pipeline.run(keywords, rows.slots, rows.micro_batches, epilogue=last)
             self._parameters.finish()
             if self._detector is not None:
                 self._detector.finish()
             totals = self._meter.totals(
-                self._share_of_loss(local_loss),
+                self._share_of_loss(local_loss, rows),
                 self._parameters.squared_norm(self._copies) if with_norm else None,
                 self._outside,
-                1.0 if self.scaler is None else self.scaler.scale,
+                self._scale(rows),
             )
             if self.mesh.world.size > 1:
                 comm.all_reduce(totals, comm.all_ranks(), phase="totals").wait()
@@ -369,13 +385,18 @@ class Executor:
             self._notes[checked] = outside.read()[1] > 0
         if self._notes[checked] and outside.read()[0] > 0:
             tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-            agree(self.mesh.world, self._place, bounds.error(tensors))
+            agree(self.mesh.world, self._place, bounds.error(tensors, self._rows(batch).number))
 
-    def _read(self, batch: Batch) -> tuple[int, int, dict[int, StageInputs]]:
-        """The number of samples and of micro-batches, and what each stage reads of them."""
+    def _rows(self, batch: Batch) -> Rows:
+        """Which samples of the whole batch this rank has: all, unless it says otherwise."""
+        if isinstance(batch, Part):
+            return batch.rows
         samples = batch_size(self._with_samples(batch))
-        microbatches = self._micro_batches(samples)
-        return samples, microbatches, read_batch(self.stages, batch, microbatches, self.mesh.world.device)
+        return Rows(samples, self._sizes.micro_batches(samples))
+
+    def _scale(self, rows: Rows) -> float:
+        """What the gradients of the running step are multiples of: by the scaler, and by samples that count often."""
+        return float(rows.copies if self.scaler is None else rows.copies * self.scaler.scale)
 
     def _take_numbers(self, batch: Batch) -> None:
         """Gives the numbers of a batch to the stages."""
@@ -383,36 +404,33 @@ class Executor:
         for stage in self.stages:
             stage.numbers = numbers
 
-    def _micro_batches(self, samples: int) -> int:
-        return micro_batches_of(
-            samples, self._pipeline.schedule, self.mesh.pipeline_degree, self.microbatches, self._shards
-        )
-
     def _with_samples(self, batch: Batch) -> dict[str, Tensor]:
         """The inputs that hold samples."""
         tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
         return {n: v for n, v in tensors.items() if (v.dim() > 0 if self._batched is None else n in self._batched)}
 
     def _keywords(
-        self, samples: int, microbatches: int, inputs: Mapping[int, StageInputs]
+        self, rows: Rows, inputs: Mapping[int, StageInputs]
     ) -> tuple[dict[int, list[dict[str, Any]]], dict[str, Any]]:
         """For each stage, the keyword arguments of its micro-batches, and those of the epilogue."""
         keywords: dict[int, list[dict[str, Any]]] = {}
         last: dict[str, Any] = {}
         for stage in self.stages:
-            stage.global_batch_size, stage.micro_batches = samples, microbatches
+            stage.global_batch_size = rows.samples
+            # Of what is counted once per step there is as much as of each sample.
+            stage.micro_batches = rows.micro_batches if rows.copies == 1 else rows.micro_batches / rows.copies
             own = inputs[stage.index]
-            statistics = _statistics(stage, own.whole)
-            keywords[stage.index] = [{**microbatch, **statistics} for microbatch in own.microbatches]
-            last = {**own.epilogue, **statistics}
+            found = statistics(stage, own.whole, rows)
+            keywords[stage.index] = [{**microbatch, **found} for microbatch in own.microbatches]
+            last = {**own.epilogue, **found}
         return keywords, last
 
-    def _share_of_loss(self, local: Tensor) -> Tensor:
+    def _share_of_loss(self, local: Tensor, rows: Rows) -> Tensor:
         """What this rank adds to the loss: ranks whose loss is equal, not a term of the sum, add equal fractions."""
         terms = 1
         for axis in self.stages[-1].loss_axes:
             terms *= axis.size
-        return local * (terms / len(self.mesh.ranks))
+        return local * (terms / (len(self.mesh.ranks) * rows.copies))
 
 
 def _checked(schedule: str, stages: Sequence[Stage], microbatches: int) -> Schedule:
@@ -441,12 +459,3 @@ def _evaluating(stages: Sequence[Stage]) -> Iterator[None]:
     finally:
         for stage in stages:
             stage.training = stage.random.training = True
-
-
-def _statistics(stage: Stage, whole: dict[str, Tensor]) -> dict[str, Any]:
-    """What the stage computes once per step from the whole batch."""
-    step = getattr(type(stage), "step", None)  # an attribute of the stage itself may be state of the model
-    if step is None:
-        return {}
-    with torch.no_grad():
-        return step(stage, **whole)

@@ -100,14 +100,16 @@ class Meter:
             self._saving_s += time.perf_counter() - begun
 
     @contextmanager
-    def step(self, batch: Mapping[str, Tensor]) -> Iterator[None]:
-        """Around one step, in which `totals` is called, on the inputs that hold samples."""
+    def step(self, batch: Mapping[str, Tensor], samples: int) -> Iterator[None]:
+        """Around one step, in which `totals` is called, on the inputs that hold samples, or a part of these."""
         now.clock = self._clock
         self._clock.start_step()
         yield
         assert self._totals is not None
         times = self._clock.end_step()
-        self._steps.append(_Step(times, self._totals, self._norm_scale, *_sizes(batch), self._saving_s))
+        self._steps.append(
+            _Step(times, self._totals, self._norm_scale, samples, _tokens(batch, samples), self._saving_s)
+        )
         self._saving_s = 0.0
         self.count += 1
 
@@ -186,11 +188,10 @@ def _read(step: _Step) -> StepMetrics:
     )
 
 
-def _sizes(batch: Mapping[str, Tensor]) -> tuple[int, int | None]:
-    """Samples and tokens of a batch."""
-    samples = next(value.size(0) for value in batch.values())
+def _tokens(batch: Mapping[str, Tensor], samples: int) -> int | None:
+    """Tokens of a batch of so many samples."""
     integers = (v for v in batch.values() if not (v.is_floating_point() or v.is_complex() or v.dtype == torch.bool))
-    return samples, next((v.size(0) * v.size(1) for v in integers if v.dim() == 2), None)
+    return next((samples * v.size(1) for v in integers if v.dim() == 2), None)
 
 
 def _peak_memory(device: torch.device, state_bytes: int) -> Callable[[], float]:

@@ -254,6 +254,8 @@ class Stage(nn.Module):
     epilogue_shards: int = 0
     """Over how many ranks samples are sharded in the last stage's `epilogue`; 0 where there is none. Then `forward` of
     the last stage returns what the epilogue reads, and `epilogue`, once per step, the loss."""
+    step_adds: bool = False
+    """Whether what `step` gives for parts of a batch adds up to what it gives for all of it."""
 
     def __init__(self, mesh: Mesh) -> None:
         super().__init__()
@@ -278,8 +280,9 @@ class Stage(nn.Module):
         """Whether the running forward is followed by a backward of this stage at once; set by the runtime."""
         self.asked = False
         """Whether the running step is to give what the model returns besides its loss; set by the runtime."""
-        self.micro_batches = 1
-        """Micro-batches of the running step; set by the runtime."""
+        self.micro_batches: float = 1
+        """What is counted once per step is divided by: the micro-batches, less where samples are repeated; set by the
+        runtime."""
         self.numbers: Mapping[str, int | float] = {}
         """The Python numbers of the running step's batch, by name; set by the runtime."""
         self.random = Randomness(mesh.world.device)

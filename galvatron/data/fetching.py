@@ -1,0 +1,171 @@
+"""What a worker process does: samples from a data set, with random numbers that follow from their places alone.
+
+So ranks that share a sample have the same one, however many workers there are, and a run that goes on later or on other
+ranks draws what it would have drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, IterableDataset
+
+from galvatron.data.place import Place
+from galvatron.errors import GalvatronError
+from galvatron.runtime import Rows
+
+Collate = Callable[[list[Any]], Any]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One rank's samples of one batch: by block the numbers that seed them, and their indices in the data set."""
+
+    seed: int
+    epoch: int
+    blocks: tuple[tuple[tuple[int, int], ...], ...]
+
+
+class Indexed(Dataset[list[Any]]):
+    """By what is wanted of a batch, its blocks, each collated."""
+
+    def __init__(self, dataset: Any, collate: Collate) -> None:
+        self._dataset, self._collate = dataset, collate
+
+    def __getitem__(self, wanted: Wanted) -> list[Any]:
+        with randomness_kept():
+            return [self._block(wanted, block) for block in wanted.blocks]
+
+    def _block(self, wanted: Wanted, block: tuple[tuple[int, int], ...]) -> Any:
+        many = getattr(self._dataset, "__getitems__", None)
+        if many is not None:
+            seed(wanted.seed, wanted.epoch, block[0][0])
+            samples = many([index for _, index in block])
+        else:
+            samples = []
+            for number, index in block:
+                seed(wanted.seed, wanted.epoch, number)
+                samples.append(self._dataset[index])
+        seed(wanted.seed, wanted.epoch, block[0][0], 1)
+        return self._collate(samples)
+
+
+Streamed = tuple[int, list[Any], str | None]
+"""Of a batch of an iterable data set: its samples, this rank's blocks of them, and what the data set then says of its
+place."""
+
+
+class Stream(IterableDataset[Streamed]):
+    """The batches of the rest of an epoch of an iterable data set."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        collate: Collate,
+        rows: Callable[[int], Rows],
+        batch_size: int,
+        drop_last: bool,
+        place: Place,
+    ) -> None:
+        self._dataset, self._collate, self._rows = dataset, collate, rows
+        self._batch_size, self._drop_last, self._place = batch_size, drop_last, place
+
+    def __iter__(self) -> Iterator[Streamed]:
+        with randomness_kept():
+            samples = self._from_place()
+        at = self._place.position
+        while True:
+            with randomness_kept():
+                found = self._next(samples, at)
+                if not found or (len(found) < self._batch_size and self._drop_last):
+                    return
+                blocks = [self._block(found, block, at) for block in self._rows(len(found)).blocks]
+                stream = described_stream(self._dataset)
+            at += len(found)
+            yield len(found), blocks, stream
+
+    def _from_place(self) -> Iterator[Any]:
+        """The samples from the place on: the data set goes there itself, or what is before is left out."""
+        if hasattr(self._dataset, "set_epoch"):
+            self._dataset.set_epoch(self._place.epoch)
+        if self._place.stream is not None and hasattr(self._dataset, "load_state_dict"):
+            self._dataset.load_state_dict(json.loads(self._place.stream))
+            return iter(self._dataset)
+        samples = iter(self._dataset)
+        for number in range(self._place.position):
+            seed(self._place.seed, self._place.epoch, number)
+            if next(samples, _END) is _END:
+                raise GalvatronError(
+                    f"the data set ended after {number} samples of epoch {self._place.epoch}, of which "
+                    f"{self._place.position} were read before: it is another one now"
+                )
+        return samples
+
+    def _next(self, samples: Iterator[Any], at: int) -> list[Any]:
+        """The samples of a batch; fewer at the end."""
+        found: list[Any] = []
+        while len(found) < self._batch_size:
+            seed(self._place.seed, self._place.epoch, at + len(found))
+            sample = next(samples, _END)
+            if sample is _END:
+                break
+            found.append(sample)
+        return found
+
+    def _block(self, samples: list[Any], block: tuple[int, ...], at: int) -> Any:
+        seed(self._place.seed, self._place.epoch, at + block[0], 1)
+        return self._collate([samples[row] for row in block])
+
+
+_END = object()
+
+
+def described_stream(dataset: Any) -> str | None:
+    """What an iterable data set says of its place, as JSON; None where it does not, or not in JSON."""
+    if not (hasattr(dataset, "state_dict") and hasattr(dataset, "load_state_dict")):
+        return None
+    try:
+        return json.dumps(dataset.state_dict(), allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def as_it_is(batch: Any) -> Any:
+    """For `torch.utils.data.DataLoader`, which would make tensors of numbers."""
+    return batch
+
+
+def mixed(*numbers: int) -> int:
+    """A seed of 64 bits from several numbers."""
+    return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "big")
+
+
+def seed(*numbers: int) -> None:
+    """Seeds the random numbers of torch, Python and numpy."""
+    value = mixed(*numbers)
+    torch.default_generator.manual_seed(value)  # `torch.manual_seed` takes the time to seed devices
+    random.seed(value)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed(value % 2**32)
+
+
+@contextmanager
+def randomness_kept() -> Iterator[None]:
+    """Random numbers drawn in it are none of those outside: without workers they are those of the training process."""
+    numpy = sys.modules.get("numpy")
+    drawn = torch.get_rng_state(), random.getstate(), None if numpy is None else numpy.random.get_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(drawn[0])
+        random.setstate(drawn[1])
+        if numpy is not None and drawn[2] is not None:
+            numpy.random.set_state(drawn[2])

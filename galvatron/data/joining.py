@@ -1,0 +1,95 @@
+"""From the blocks that a worker collated to one rank's part of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from galvatron.errors import GalvatronError
+from galvatron.facts import content_of, digest_of_values
+from galvatron.runtime import Part, Rows
+
+ByName = Callable[[Any], dict[str, Any]]
+"""What a collated batch has for each argument of forward."""
+
+_ROWWISE = (
+    "collate_fn must give one row for each of the samples it is given, in their order and in sizes that do not depend "
+    "on the others (pad to a fixed length); pass whole_batches=True for one that needs all samples of a batch"
+)
+
+
+def joined(blocks: Sequence[Any], rows: Rows, by_name: ByName, batched: Collection[str]) -> dict[str, Any]:
+    """The blocks of a rank as one batch: rows laid end to end, and what has none from the first.
+
+    Args:
+        batched: the inputs that have one row for each sample.
+
+    Raises:
+        GalvatronError: a collated block has not one row for each of its samples, or blocks have unlike rows.
+    """
+    named = [by_name(block) for block in blocks]
+    for found, block in zip(named, rows.blocks, strict=True):
+        for name in batched:
+            value = found.get(name)
+            if isinstance(value, Tensor) and value.shape[:1] != (len(block),):
+                raise GalvatronError(
+                    f"collate_fn made {name!r} of shape {tuple(value.shape)} of {len(block)} samples: {_ROWWISE}"
+                )
+    if len(named) == 1:
+        return named[0]
+    try:
+        return {
+            name: torch.cat([found[name] for found in named]) if name in batched else value
+            for name, value in named[0].items()
+        }
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise GalvatronError(
+            f"what collate_fn made of the samples of a batch does not fit together: {error}; {_ROWWISE}"
+        ) from error
+
+
+ONE_LENGTH = (
+    "the batch (a collate_fn that pads to the longest sample must pad to a fixed length, or whole_batches=True)"
+)
+"""How a batch of parts is called where ranks differ on its shape."""
+
+
+def whole_shapes(part: Part, batched: Collection[str]) -> dict[str, Any]:
+    """A part with the shapes that the whole batch has."""
+    return {
+        name: value[:1].expand(part.samples, *value.shape[1:]) if name in batched else value
+        for name, value in part.items()
+    }
+
+
+def digests(values: Mapping[str, Any], rows: Rows, batched: Collection[str]) -> dict[tuple[int, ...], str]:
+    """Of each block, what its values are, in a word."""
+    found: dict[tuple[int, ...], str] = {}
+    at = 0
+    tensors = {name: values[name] for name in sorted(batched) if isinstance(values.get(name), Tensor)}
+    for block in rows.blocks:
+        own = {name: value[at : at + len(block)] for name, value in tensors.items()}
+        found[block] = f"{content_of(own)} {digest_of_values(own.values())}"
+        at += len(block)
+    return found
+
+
+def check_shared(ranks: Sequence[Mapping[tuple[int, ...], str]]) -> None:
+    """
+    Raises:
+        GalvatronError: of what several ranks have they have other values.
+    """
+    first: dict[tuple[int, ...], int] = {}
+    for rank, found in enumerate(ranks):
+        for block, digest in found.items():
+            other = first.setdefault(block, rank)
+            if ranks[other][block] != digest:
+                raise GalvatronError(
+                    f"rank {other} and rank {rank} read the same samples of the first batch, from number {block[0]} "
+                    "on, and got other values: what a data set and collate_fn give must follow from the index; random "
+                    "numbers of torch, numpy and random are seeded for each sample, those of a generator that they "
+                    "keep are not"
+                )
