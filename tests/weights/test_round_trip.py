@@ -27,25 +27,25 @@ pytestmark = pytest.mark.usefixtures("shared_captures")
 WORDS, LENGTH = 64, 8
 
 
-def llama(**changes: Any) -> nn.Module:
+def llama(**changes: Any) -> Any:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes |= {"vocab_size": WORDS, "num_key_value_heads": 2, "use_cache": False}
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**(sizes | changes)))
 
 
-def gpt2() -> nn.Module:
+def gpt2() -> Any:
     config = transformers.GPT2Config(vocab_size=WORDS, n_positions=LENGTH, n_embd=32, n_layer=2, n_head=4)
     return transformers.GPT2LMHeadModel(config)
 
 
-def t5() -> nn.Module:
+def t5() -> Any:
     sizes = {"vocab_size": WORDS, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     return transformers.T5ForConditionalGeneration(
         transformers.T5Config(**sizes, decoder_start_token_id=0, use_cache=False)
     )
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"llama": llama, "gpt2": gpt2, "t5": t5}
+MODELS: dict[str, Callable[[], Any]] = {"llama": llama, "gpt2": gpt2, "t5": t5}
 
 
 def on_meta(kind: str) -> nn.Module:
@@ -84,8 +84,8 @@ def test_files_come_out_as_they_went_in(kind: str, plan: str, tmp_path: Path) ->
     losses = run_ranks(goes_round, ranks_of(plan), kind, plan, str(source), str(target))
     with torch.no_grad():
         wanted = model(**batch())
-    for loss in losses:
-        assert abs(loss - float(wanted.loss)) <= 1e-9 * abs(float(wanted.loss))
+    for loss in losses:  # which these models compute in float32
+        assert abs(loss - float(wanted.loss)) <= 1e-6 * abs(float(wanted.loss))
     assert sorted(os.listdir(target)) == names
     assert filecmp.cmpfiles(source, target, names, shallow=False) == (names, [], [])
     with torch.no_grad():
