@@ -18,6 +18,7 @@ import galvatron
 from galvatron import runtime as rt
 from galvatron.errors import GalvatronError
 from galvatron.ir.planned import PlanShorthand
+from galvatron.weights import Weights
 from tests.marks import some_slow
 from tests.ranks import run_ranks
 
@@ -107,37 +108,42 @@ def compiled(weights: Path, model: nn.Module | None = None, **options: Any) -> g
 
 
 def test_half_types_are_read_into_full_ones_and_written_again(saved: Path, tmp_path: Path) -> None:
-    wanted = transformers.LlamaForCausalLM.from_pretrained(saved, dtype=torch.float32).state_dict()
-    for precision in (None, "bf16"):
-        program = compiled(saved, precision=precision)
-        found = program.full_state_dict()
-        for name, value in wanted.items():
-            assert found[name].dtype == torch.float32 and torch.equal(found[name], value), name
+    program = compiled(saved, precision="bf16")
+    found = program.full_state_dict()
+    for name, value in transformers.LlamaForCausalLM.from_pretrained(saved, dtype=torch.float32).state_dict().items():
+        assert found[name].dtype == torch.float32 and torch.equal(found[name], value), name
     program.export(tmp_path / "half", dtype=torch.bfloat16)
     assert filecmp.cmpfiles(saved, tmp_path / "half", os.listdir(saved), shallow=False)[1:] == ([], [])
     program.export(tmp_path / "full")
-    config = transformers.LlamaConfig.from_pretrained(tmp_path / "full")
-    assert config.dtype == torch.float32
+    assert transformers.LlamaConfig.from_pretrained(tmp_path / "full").dtype == torch.float32
     with pytest.raises(GalvatronError, match="has something in it"):
         program.export(tmp_path / "full")
 
 
-def test_files_of_a_base_model_and_of_a_head(tmp_path: Path) -> None:
+def read(model: nn.Module, path: Path, **options: Any) -> dict[str, Tensor]:
+    """What a model gets of files, by name."""
+    given = Weights(model, path, **options).given
+    return {name: value.clone() for name, value in rt.ModelState(model, given=given).read(model.state_dict())}
+
+
+def test_files_of_a_base_model_fill_one_with_a_tied_head(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = gpt2()
-    model.transformer.save_pretrained(tmp_path / "base")
-    torch.manual_seed(1)
-    found = compiled(tmp_path / "base", gpt2()).full_state_dict()
+    model.transformer.save_pretrained(tmp_path)
+    found = read(gpt2(), tmp_path, is_partial=False)
     for name, value in model.state_dict().items():
         assert torch.equal(found[name], value), name
-    other = llama(num_hidden_layers=1)
-    other.model.save_pretrained(tmp_path / "base of untied")
-    torch.manual_seed(2)
-    fresh = llama(num_hidden_layers=1)
-    found = compiled(tmp_path / "base of untied", fresh, partial_weights=True).full_state_dict()
+
+
+def test_what_the_files_lack_is_left_as_it_is_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    model, fresh = llama(), llama()
+    model.model.save_pretrained(tmp_path)
+    found = read(fresh, tmp_path, is_partial=True)
+    assert "they lack lm_head.weight" in caplog.text
     assert torch.equal(found["lm_head.weight"], fresh.lm_head.weight)
-    assert torch.equal(found["model.norm.weight"], other.model.norm.weight)
-    assert torch.equal(found["model.embed_tokens.weight"], other.model.embed_tokens.weight)
+    for name, value in model.model.state_dict().items():
+        assert torch.equal(found[f"model.{name}"], value), name
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
