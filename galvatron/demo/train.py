@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 import galvatron
@@ -81,7 +80,7 @@ def main(output: Path) -> None:
     eager_loss, error = _against_eager(model, batch, gradients) if chief else (0.0, 0.0)
     console.print(f"loss {loss:.6f}, eager {eager_loss:.6f}; largest gradient error {error:.1e} (relative, per tensor)")
 
-    losses, times = _train(compiled, text, console, chief)
+    losses, times = _train(compiled, text, output)
     if chief:
         plan = compiled.plan
         summary = {
@@ -100,7 +99,7 @@ def main(output: Path) -> None:
         Console().print(
             f"loss {loss:.3f} → {losses[-1]:.3f} in {STEPS} steps; step time: predicted "
             f"{format_seconds(plan.step_time_s or 0.0)}, measured {format_seconds(summary['measured_step_s'])}\n"
-            f"artifacts: {output}/program.gir, plan.json, stage_*.py, summary.json"
+            f"artifacts: {output}/program.gir, plan.json, stage_*.py, summary.json, figures.jsonl"
         )
     dist.barrier()
     dist.destroy_process_group()
@@ -129,18 +128,16 @@ def _against_eager(
     return float(loss.detach()), max(errors)
 
 
-def _train(compiled: Any, text: SourceText, console: Console, chief: bool) -> tuple[list[float], list[float]]:
-    """Trains for `STEPS` steps with a progress bar; losses and seconds per step."""
+def _train(compiled: galvatron.CompiledModel, text: SourceText, output: Path) -> tuple[list[float], list[float]]:
+    """Trains for `STEPS` steps, of which `figures.jsonl` tells; losses and seconds per step."""
     losses: list[float] = []
     times: list[float] = []
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not chief) as progress:
-        task = progress.add_task("training", total=STEPS, loss=float("nan"))
-        for _ in range(STEPS):
+    with galvatron.Figures(compiled, output, total=STEPS) as figures:
+        for step in range(1, STEPS + 1):
             begin = time.perf_counter()
             losses.append(float(compiled.train_step(text.batch(BATCH))))
             times.append(time.perf_counter() - begin)
-            progress.update(task, advance=1, loss=losses[-1])
+            figures.add(step)
     return losses, times
 
 

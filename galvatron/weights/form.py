@@ -44,7 +44,9 @@ class ModelForm:
         for name, value in state.items():
             names[id(value)].append(name)
         left = set(declared(model, "_keys_to_ignore_on_save"))
-        left |= {name for same in names.values() for name in same if name != kept_name(same, model)}
+        for same in names.values():
+            if len(same) > 1:
+                left |= {*same} - {kept_name(same, model)}
         types = (p.dtype for p in model.parameters() if p.is_floating_point())
         return ModelForm(
             tuple(Entry(name, tuple(v.shape), v.dtype) for name, v in state.items() if name not in left),
