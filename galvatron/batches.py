@@ -145,8 +145,8 @@ class BatchReader:
         own = samples = batch_size({name: tensor for name, tensor in tensors.items() if name in self._batched})
         if rows is not None:
             samples = rows.samples
-            if own != rows.held:
-                raise PlanError(f"the batch has {own} samples of this rank, which reads {rows.held} of {samples}")
+            if own != len(rows.held):
+                raise PlanError(f"the batch has {own} samples of this rank, which reads {len(rows.held)} of {samples}")
         self.check_samples(samples)
         return own
 

@@ -87,7 +87,7 @@ class Stream(IterableDataset[Streamed]):
                 found = self._next(samples, at)
                 if not found or (len(found) < self._batch_size and self._drop_last):
                     return
-                blocks = [self._block(found, block, at) for block in self._rows(len(found)).blocks]
+                blocks = [self._block(found, block, at) for block in self._rows(len(found)).wanted]
                 stream = described_stream(self._dataset)
             at += len(found)
             yield len(found), blocks, stream

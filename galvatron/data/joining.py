@@ -31,10 +31,9 @@ def joined(blocks: Sequence[Any], rows: Rows, by_name: ByName, batched: Collecti
         GalvatronError: a collated block has not one row for each of its samples, or blocks have unlike rows.
     """
     named = [by_name(block) for block in blocks]
-    for found, block in zip(named, rows.blocks, strict=True):
-        for name in batched:
-            value = found.get(name)
-            if isinstance(value, Tensor) and value.shape[:1] != (len(block),):
+    for found, block in zip(named, rows.wanted, strict=True):
+        for name, value in found.items():
+            if name in batched and isinstance(value, Tensor) and value.shape[:1] != (len(block),):
                 raise GalvatronError(
                     f"collate_fn made {name!r} of shape {tuple(value.shape)} of {len(block)} samples: {_ROWWISE}"
                 )
@@ -70,7 +69,7 @@ def digests(values: Mapping[str, Any], rows: Rows, batched: Collection[str]) -> 
     found: dict[tuple[int, ...], str] = {}
     at = 0
     tensors = {name: values[name] for name in sorted(batched) if isinstance(values.get(name), Tensor)}
-    for block in rows.blocks:
+    for block in rows.wanted:
         own = {name: value[at : at + len(block)] for name, value in tensors.items()}
         found[block] = f"{content_of(own)} {digest_of_values(own.values())}"
         at += len(block)

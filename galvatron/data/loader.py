@@ -182,7 +182,7 @@ class Loader:
     def _wanted(self, place: Place, batches: list[tuple[int, int]]) -> Iterator[Wanted]:
         order = _order(place)
         for at, samples in batches:
-            blocks = self._rows_of(samples).blocks
+            blocks = self._rows_of(samples).wanted
             numbered = (tuple((at + row, int(order[at + row])) for row in block) for block in blocks)
             yield Wanted(place.seed, place.epoch, tuple(numbered))
 

@@ -8,7 +8,7 @@ with anyway, and refuses its batch before anything is updated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,19 +67,19 @@ class Bounds:
         each = torch.cat(wrong)
         return torch.stack([each.sum(dtype=torch.float64), each.new_full((), len(each), dtype=torch.float64)])
 
-    def error(self, batch: Mapping[str, Tensor], number: Callable[[int], int] = int) -> GalvatronError | None:
+    def error(self, batch: Mapping[str, Tensor], held: Sequence[int] | None = None) -> GalvatronError | None:
         """What went outside first on this rank, and which inputs of the batch have that number; or else the check that
         failed first.
 
         Args:
-            number: which sample of the whole batch one of these tensors is.
+            held: which samples of the whole batch these are; None, all.
         """
         pairs = zip(*(t.tolist() for t in self._stacked()[:2]), strict=True) if self._notes else ()
         for note, (least, greatest) in zip(self._notes, pairs, strict=True):
             if least < 0 or greatest >= note.size:
                 value = least if least < 0 else greatest
                 outside = f"{note.what} {value} is outside of 0 to {note.size - 1}{_where(note.place)}"
-                return PlanError(f"{outside}{_found(batch, value, number)}; nothing was updated")
+                return PlanError(f"{outside}{_found(batch, value, held)}; nothing was updated")
         failed = (check for check in self._checks if check.fails)
         return next((CheckError(f"{c.says}{_where(c.place)}; nothing was updated") for c in failed), None)
 
@@ -113,12 +113,13 @@ def _where(place: Place | None) -> str:
     return f" (in layer {place[1]}, micro-batch {place[2]})" if place else ""
 
 
-def _found(batch: Mapping[str, Tensor], value: int, number: Callable[[int], int]) -> str:
+def _found(batch: Mapping[str, Tensor], value: int, held: Sequence[int] | None) -> str:
     for name, tensor in batch.items():
         if tensor.dim() and not tensor.is_floating_point() and tensor.dtype != torch.bool:
             places = (tensor == value).nonzero()
             if len(places):
-                return f": batch input {name!r} has it in sample {number(int(places[0, 0]))}"
+                row = int(places[0, 0])
+                return f": batch input {name!r} has it in sample {row if held is None else held[row]}"
     return ""
 
 

@@ -77,6 +77,7 @@ class Executor:
         self.microbatches = microbatches
         self.max_grad_norm = max_grad_norm
         self.held = HeldState(stages)
+        self._whole: dict[int, Rows] = {}
         self._notes: dict[bool, bool] = {}
         self._outside: Tensor
         self._verdict: Reading | None
@@ -385,14 +386,16 @@ class Executor:
             self._notes[checked] = outside.read()[1] > 0
         if self._notes[checked] and outside.read()[0] > 0:
             tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-            agree(self.mesh.world, self._place, bounds.error(tensors, self._rows(batch).number))
+            agree(self.mesh.world, self._place, bounds.error(tensors, self._rows(batch).held))
 
     def _rows(self, batch: Batch) -> Rows:
         """Which samples of the whole batch this rank has: all, unless it says otherwise."""
         if isinstance(batch, Part):
             return batch.rows
         samples = batch_size(self._with_samples(batch))
-        return Rows(samples, self._sizes.micro_batches(samples))
+        if samples not in self._whole:
+            self._whole[samples] = Rows(samples, self._sizes.micro_batches(samples))
+        return self._whole[samples]
 
     def _scale(self, rows: Rows) -> float:
         """What the gradients of the running step are multiples of: by the scaler, and by samples that count often."""

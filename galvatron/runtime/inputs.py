@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from galvatron.errors import PlanError, did_you_mean
-from galvatron.runtime.rows import Cut, Rows
+from galvatron.runtime.rows import Cut, Rows, taken
 from galvatron.runtime.slices import in_cutting_order
 from galvatron.runtime.stage import BatchInput, Stage
 
@@ -42,7 +42,6 @@ def _inputs_of(stage: Stage, batch: Mapping[str, Tensor], rows: Rows, device: to
     whole: dict[str, Tensor] = {}
     epilogue: dict[str, Tensor] = {}
     split: list[dict[str, Tensor]] = [{} for _ in range(rows.micro_batches)]
-    index = rows.index()
     for wanted in stage.batch_inputs:
         if wanted.name not in batch:
             raise PlanError(f"the batch has no input {wanted.name!r}; {did_you_mean(wanted.name, batch)}")
@@ -51,17 +50,16 @@ def _inputs_of(stage: Stage, batch: Mapping[str, Tensor], rows: Rows, device: to
             whole[wanted.variable] = value.to(device, non_blocking=True)
             continue
         targets = [epilogue] if wanted.epilogue else split
-        for keywords, part in zip(targets, _parts(stage, wanted, value, rows, index), strict=True):
+        for keywords, part in zip(targets, _parts(stage, wanted, value, rows), strict=True):
             keywords[wanted.variable] = part.to(device, non_blocking=True)
     return StageInputs(whole, split, epilogue)
 
 
-def _parts(stage: Stage, wanted: BatchInput, value: Tensor, rows: Rows, index: Tensor) -> list[Tensor]:
+def _parts(stage: Stage, wanted: BatchInput, value: Tensor, rows: Rows) -> list[Tensor]:
     """What this rank reads of an input in each micro-batch, or in its epilogue."""
     if not wanted.samples:
         return [_shard(wanted, value)] * (1 if wanted.epilogue else rows.micro_batches)
-    parts = Cut.of(stage, wanted).parts(index, rows.micro_batches)
-    return [_shard(wanted, rows.take(value, part), but=0) for part in parts]
+    return [_shard(wanted, taken(value, at), but=0) for at in rows.parts(Cut.of(stage, wanted))]
 
 
 def batch_size(batch: Mapping[str, Tensor]) -> int:

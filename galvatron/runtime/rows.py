@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -43,8 +43,8 @@ class Cut:
         places = tuple((place, axis.size, axis.index) for axis, place in cuts)
         return Cut(places, wanted.epilogue, stage.epilogue_shards)
 
-    def parts(self, samples: Tensor, micro_batches: int) -> list[Tensor]:
-        """What this rank reads of an index of the samples, in each micro-batch.
+    def parts(self, samples: Sequence[int], micro_batches: int) -> list[list[int]]:
+        """Which of the samples this rank reads, in each micro-batch.
 
         Raises:
             PlanError: a micro-batch does not divide.
@@ -52,24 +52,24 @@ class Cut:
         parts = [samples] if self.whole else _micro_batches(samples, micro_batches, self.stretches)
         return [self._own(part) for part in parts]
 
-    def _own(self, part: Tensor) -> Tensor:
+    def _own(self, part: Sequence[int]) -> list[int]:
         for place, ranks, index in self.places:
             if len(part) % (place.pieces(ranks) * place.outer):
                 raise PlanError(f"{len(part)} samples of a micro-batch do not divide over {ranks} ranks")
-            part = place.split(part, ranks)[index]
-        return part
+            part = [part[i] for i in place.cells(index, ranks, len(part))]
+        return list(part)
 
 
-def _micro_batches(samples: Tensor, count: int, stretches: int) -> Sequence[Tensor]:
+def _micro_batches(samples: Sequence[int], count: int, stretches: int) -> list[Sequence[int]]:
     """The samples of each micro-batch.
 
     For an epilogue every one has a stretch of each of its shards, so that what a rank has of them, laid end to end, is
     its shard of the batch.
     """
-    if stretches < 2 or count == 1:
-        return samples.chunk(count)
-    parts = samples.unflatten(0, (stretches, count, -1))
-    return [parts[:, i].flatten() for i in range(count)]
+    stretches = max(1, stretches)
+    each = len(samples) // (stretches * count)
+    starts = [range(i * each, len(samples), count * each) for i in range(count)]
+    return [[samples[k] for at in start for k in range(at, at + each)] for start in starts]
 
 
 @dataclass(frozen=True)
@@ -151,49 +151,54 @@ class Telling:
     order: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rows:
     """Which samples of a batch of `samples` this rank has, and what it does with them.
 
     Attributes:
         copies: every sample counts so often, and the loss that comes of it is divided by as much.
-        blocks: samples that the same ranks have, block by block; this rank's tensors have them in this order.
-        places: where each sample is in this rank's tensors, -1 where it is not; None where these have all in order.
+        blocks: samples that the same ranks have, block by block; this rank's tensors have them in this order. None
+            where they have all samples in order.
         telling: by stage, how ranks make up what a step reads of the whole batch; none where each has all.
     """
 
     samples: int
     micro_batches: int
     copies: int = 1
-    blocks: tuple[tuple[int, ...], ...] = ()
-    places: Tensor | None = None
+    blocks: tuple[tuple[int, ...], ...] | None = None
     telling: Mapping[int, Telling] = field(default_factory=dict)
+    _parts: dict[Cut, list[list[int]]] = field(default_factory=dict)
 
     @property
     def slots(self) -> int:
         """Samples as the stages count them."""
         return self.samples * self.copies
 
+    @cached_property
+    def held(self) -> Sequence[int]:
+        """The samples of this rank, in the order of its tensors."""
+        return range(self.samples) if self.blocks is None else [row for block in self.blocks for row in block]
+
     @property
-    def held(self) -> int:
-        """How many samples this rank has."""
-        return self.samples if self.places is None else sum(map(len, self.blocks))
+    def wanted(self) -> tuple[tuple[int, ...], ...]:
+        """The blocks in which the samples of this rank are loaded."""
+        return (tuple(self.held),) if self.blocks is None else self.blocks
 
-    def index(self) -> Tensor:
-        """The sample in each slot."""
-        return torch.arange(self.slots) % self.samples
+    def parts(self, cut: Cut) -> list[list[int]]:
+        """Where, in this rank's tensors, the samples of each micro-batch of an input are."""
+        if cut not in self._parts:
+            place = {row: at for at, row in enumerate(self.held)}
+            found = cut.parts([*range(self.samples)] * self.copies, self.micro_batches)
+            self._parts[cut] = [[place[row] for row in part] for part in found]
+        return self._parts[cut]
 
-    def take(self, value: Tensor, samples: Tensor) -> Tensor:
-        """These samples of this rank's tensor: a view where they lie side by side."""
-        at = samples if self.places is None else self.places[samples]
-        first = int(at[0])
-        if int(at[-1]) - first == len(at) - 1 and bool((at.diff() == 1).all()):
-            return value.narrow(0, first, len(at))
-        return value.index_select(0, at.to(value.device))
 
-    def number(self, at: int) -> int:
-        """The sample at a place of this rank's tensors."""
-        return at if self.places is None else [row for block in self.blocks for row in block][at]
+def taken(value: Tensor, at: Sequence[int]) -> Tensor:
+    """Rows of a tensor: a view where they lie side by side."""
+    first = at[0]
+    if at == list(range(first, first + len(at))):
+        return value.narrow(0, first, len(at))
+    return value.index_select(0, torch.tensor(at, device=value.device))
 
 
 class RowTable:
@@ -234,21 +239,21 @@ class RowTable:
                 "batch_size after which what is left divides"
             )
         if everything:
-            return Rows(samples, micro_batches, copies, (tuple(range(samples)),))
-        index = torch.arange(samples * copies) % samples
-        held = self._held(index, samples, micro_batches)
+            return Rows(samples, micro_batches, copies)
+        held = self._held(samples, copies, micro_batches)
         blocks = _blocks(held, self._rank)
-        own = torch.tensor([row for block in blocks for row in block], dtype=torch.int64)
         places = torch.full((samples,), -1, dtype=torch.int64)
+        own = [row for block in blocks for row in block]
         places[own] = torch.arange(len(own))
         stages = sorted(self._reads[self._rank].whole)
         telling = {stage: self._telling(stage, held, places) for stage in stages}
         telling = {stage: found for stage, found in telling.items() if found is not None}
-        return Rows(samples, micro_batches, copies, blocks, places, telling)
+        return Rows(samples, micro_batches, copies, blocks, telling)
 
-    def _held(self, index: Tensor, samples: int, micro_batches: int) -> Tensor:
+    def _held(self, samples: int, copies: int, micro_batches: int) -> Tensor:
         """[ranks, samples]: who has which; a sample that a step of a stage reads is had by a rank of that."""
-        rows_of = lru_cache(maxsize=None)(lambda cut: torch.cat(cut.parts(index, micro_batches)))
+        slots = [*range(samples)] * copies
+        rows_of = cache(lambda cut: [row for part in cut.parts(slots, micro_batches) for row in part])
         held = torch.zeros(len(self._reads), samples, dtype=torch.bool)
         for rank, reads in enumerate(self._reads):
             for cut in {cut for _, cuts in reads.cuts for cut in cuts}:

@@ -17,10 +17,14 @@ WORDS, WIDTH, LENGTH = 24, 16, 8
 
 
 class Words(nn.Module):
-    """Attention between layers; the loss is a mean over the labels that count, and what the weights are fined for."""
+    """Attention between layers; the loss is a mean over the labels that count, and what the weights are fined for.
 
-    def __init__(self) -> None:
+    The number of labels is `clamped`, so that it is no sum over parts of the batch; or the loss `couples` samples.
+    """
+
+    def __init__(self, kind: str = "") -> None:
         super().__init__()
+        self.kind = kind
         self.embedding = nn.Embedding(WORDS, WIDTH)
         self.inner = nn.ModuleList(nn.Linear(WIDTH, 3 * WIDTH) for _ in range(2))
         self.head = nn.Linear(WIDTH, WORDS, bias=False)
@@ -30,7 +34,13 @@ class Words(nn.Module):
         for layer in self.inner:
             q, k, v = (t.unflatten(2, (4, -1)).transpose(1, 2) for t in layer(x).chunk(3, 2))
             x = x + F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
-        loss = F.cross_entropy(self.head(x).flatten(0, 1), labels.flatten())
+        logits = self.head(x).flatten(0, 1)
+        if self.kind == "clamped":
+            loss = F.cross_entropy(logits, labels.flatten(), reduction="sum") / (labels != -100).sum().clamp(min=20)
+        else:
+            loss = F.cross_entropy(logits, labels.flatten())
+        if self.kind == "couples":
+            loss = loss + x.mean().square()
         return loss + 0.01 * self.head.weight.square().sum()
 
 
@@ -84,15 +94,15 @@ def whole(dataset: Any, chosen: list[int]) -> dict[str, Tensor]:
     return default_collate([dataset[number] for number in chosen])
 
 
-def new_model() -> Words:
+def new_model(kind: str = "") -> Words:
     torch.manual_seed(0)
-    return Words().double()
+    return Words(kind).double()
 
 
 sgd = partial(torch.optim.SGD, lr=0.1)
 
 
-def compiled(plan: str, samples: int = 8, **options: Any) -> galvatron.CompiledModel:
+def compiled(plan: str, kind: str = "", **options: Any) -> galvatron.CompiledModel:
     """The model under a plan."""
-    batch = whole(Ragged(samples), list(range(samples)))
-    return galvatron.compile(new_model(), batch, plan=plan, **{"optimizer": sgd, "max_grad_norm": 0.5} | options)
+    batch = whole(Ragged(8), list(range(8)))
+    return galvatron.compile(new_model(kind), batch, plan=plan, **{"optimizer": sgd, "max_grad_norm": 0.5} | options)

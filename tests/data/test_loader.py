@@ -206,6 +206,7 @@ def refused(world: rt.World) -> list[str]:
         error_of(go, program, Ragged(4), drop_last=True, name="i"),
         error_of(go, program, 5, name="j"),
         error_of(go, program, Ragged(16), name="b"),
+        error_of(go, compiled("dp2", "couples"), Ragged(19)),
     ]
     goes_through(program, Ragged(19), name="k")
     goes_through(compiled("tp2"), Ragged(8))
@@ -226,6 +227,7 @@ def test_what_a_rank_cannot_load_is_refused_on_all() -> None:
         "there is no batch of 8",
         "int is neither",
         "there is a loader 'b'",
+        "a batch of 3 samples does not divide into 2 data-parallel shards",
         "rank 0 and rank 1 read the same samples of the first batch",
     ]
     for answer in run_ranks(refused, 2):

@@ -35,9 +35,10 @@ def close(found: Tensor, wanted: Tensor) -> None:
     assert error < 1e-9, error
 
 
-def steps(world: rt.World, plan: str) -> list[tuple[int, int]]:
+def steps(world: rt.World, plan: str, kind: str = "") -> list[tuple[int, int]]:
     """Trains an epoch beside one device; gives, by step, the samples of the batch and how many this rank has had."""
-    program, dataset, model = compiled(plan), Ragged(COUNT), new_model()
+    program, dataset, model = compiled(plan, kind), Ragged(COUNT), new_model(kind)
+    assert all(("step_adds" in text) != (kind == "clamped") for text in program.sources.values() if "def step(" in text)
     loader = program.dataloader(dataset, batch_size=SAMPLES)
     optimizer = sgd(model.parameters())
     found: list[tuple[int, int]] = []
@@ -68,3 +69,8 @@ def test_steps_on_loaded_samples_equal_one_device(plan: str) -> None:
     ranks, shards = PLANS[plan]
     for found in run_ranks(steps, ranks, plan):
         assert found == [(8, 8 // shards), (8, 8 // shards), (3, 3)]
+
+
+@pytest.mark.parametrize("plan", some_slow(["m2/dp2-zero3"], ["pp2/m4/1f1b/dp2-zero2"]))
+def test_what_is_no_sum_is_computed_of_gathered_inputs(plan: str) -> None:
+    run_ranks(steps, PLANS[plan][0], plan, "clamped")
