@@ -29,7 +29,9 @@ MaxTp = Annotated[int | None, typer.Option("--max-tp", min=1, metavar="N", help=
 PipelineDegree = Annotated[
     int | None, typer.Option("--pp", min=1, max=DEVICES, metavar="N", help="The only pipeline degree.")
 ]
-ScheduleName = Annotated[str | None, typer.Option("--schedule", metavar="NAME", help="The only one: 1f1b or gpipe.")]
+ScheduleName = Annotated[
+    str | None, typer.Option("--schedule", metavar="LIST", help="Those tried, such as 1f1b,interleaved2,zbv.")
+]
 MicroBatches = Annotated[
     int | None, typer.Option("--micro-batches", min=1, max=REPEATS, metavar="N", help="The only number of them.")
 ]

@@ -39,11 +39,9 @@ class MicroBatchTimes:
             Kind.BACKWARD_WEIGHT: self.weight_s,
         }[kind]
 
-    def phases(self, schedule: Schedule) -> tuple[float, ...]:
-        """Seconds in each phase of a schedule; all in one where it has none."""
-        if not schedule.phases:
-            return (self.micro_batch_s,)
-        return tuple(sum(map(self.of, phase)) for phase in schedule.phases)
+    def parts(self, schedule: Schedule) -> tuple[float, ...]:
+        """Seconds of each part that a schedule tells apart (`Schedule.parts`)."""
+        return tuple(sum(map(self.of, part)) for part in schedule.parts)
 
 
 def pipeline_s(
@@ -54,9 +52,7 @@ def pipeline_s(
     if not schedule.phases:
         return played_s(schedule, degree, micro_batches, stages, pace)
     phases = len(schedule.phases)
-    each = [
-        [phase_s + pace.beside(stage.transfer_s / phases) for phase_s in stage.phases(schedule)] for stage in stages
-    ]
+    each = [[phase_s + pace.beside(stage.transfer_s / phases) for phase_s in stage.parts(schedule)] for stage in stages]
     total_s, transfer_s = sum(s.micro_batch_s for s in stages), sum(s.transfer_s for s in stages)
     if not math.isfinite(total_s + transfer_s):
         return math.inf

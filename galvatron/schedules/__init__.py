@@ -8,6 +8,7 @@ runtime and the cost model both ask here.
 from galvatron.schedules.actions import Action, Kind, at_turn, held_over_time
 from galvatron.schedules.kinds import PATTERN, SCHEDULES, Schedule, default_schedule
 from galvatron.schedules.messages import SENDS_IN_FLIGHT, orders
+from galvatron.schedules.paths import held_when_most, paths, way_through
 
 __all__ = [
     "PATTERN",
@@ -19,5 +20,8 @@ __all__ = [
     "at_turn",
     "default_schedule",
     "held_over_time",
+    "held_when_most",
     "orders",
+    "paths",
+    "way_through",
 ]

@@ -35,6 +35,15 @@ class Schedule(ABC):
     """Where a step's time is separable: what goes through the whole pipeline together, phase after phase. A phase takes
     `Σ stages + (micro-batches - 1) · max stage`. Empty where the order must be played through."""
 
+    @property
+    def parts(self) -> tuple[tuple[Kind, ...], ...]:
+        """What of a stage's time is told apart: its phases, or all kinds of computations."""
+        if self.phases:
+            return self.phases
+        if self.splits_backward:
+            return (Kind.FORWARD,), (Kind.BACKWARD_INPUT,), (Kind.BACKWARD_WEIGHT,)
+        return (Kind.FORWARD,), (Kind.BACKWARD,)
+
     @staticmethod
     def parse(text: str) -> Schedule:
         """Reads a name such as `1f1b` or `interleaved3`.

@@ -1,8 +1,10 @@
 """One strategy for each layer of a chain, and the stages that it is divided into: the fastest that fit."""
 
 from galvatron.solver.bounds import Bounds, glance, least_s
+from galvatron.solver.placed import placed_best
+from galvatron.solver.ranks import RankBounds, Ranks, rank_bounds
 from galvatron.solver.solve import Choice, InfeasibleError, Solution, TableError, improved, solve, solve_pipeline
-from galvatron.solver.tables import Chain, Opening, Pipeline
+from galvatron.solver.tables import Chain, Opening, Pipeline, Rates
 
 __all__ = [
     "Bounds",
@@ -11,11 +13,16 @@ __all__ = [
     "InfeasibleError",
     "Opening",
     "Pipeline",
+    "RankBounds",
+    "Ranks",
+    "Rates",
     "Solution",
     "TableError",
     "glance",
     "improved",
     "least_s",
+    "placed_best",
+    "rank_bounds",
     "solve",
     "solve_pipeline",
 ]

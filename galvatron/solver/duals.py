@@ -10,7 +10,7 @@ from galvatron.solver.charges import Charge
 from galvatron.solver.relaxation import Weights
 from galvatron.solver.runs import Priced
 from galvatron.solver.starts import improved
-from galvatron.solver.tables import Pipeline
+from galvatron.solver.tables import Pipeline, Rates
 
 _ROUNDS = 64
 _ROUNDING = 1e-12
@@ -44,7 +44,8 @@ def dual(pipeline: Pipeline, charge: Charge) -> Dual:
     budget = float(pipeline.budget[0])
 
     def weights(seconds: float, price: float) -> Weights:
-        return Weights.of(pipeline, seconds * pipeline.whole_s, seconds, np.array([price]), charge)
+        rates = Rates.even(pipeline, seconds * pipeline.whole_s)
+        return Weights.of(pipeline, rates, seconds, np.array([price]), charge)
 
     in_seconds, in_bytes = weights(1.0, 0.0), weights(0.0, 1.0)
 

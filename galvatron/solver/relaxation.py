@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from galvatron.solver.charges import Charge
-from galvatron.solver.tables import Chain, Pipeline
+from galvatron.solver.tables import Chain, Pipeline, Rates
 
 _STEADY = 1e-12
 """Share of a length within which two increments count as equal."""
@@ -20,7 +20,7 @@ _STEADY = 1e-12
 @dataclass(frozen=True, eq=False)
 class Weights:
     """Lengths of a shortest path: (P, K, S) of layers, of beginning and of ending a stage with one, (P, J, G, G) of
-    moves and (J, G, G) of those that begin a stage."""
+    moves and of those that begin a stage."""
 
     layer: np.ndarray
     begin: np.ndarray
@@ -32,27 +32,25 @@ class Weights:
     def of(
         cls,
         pipeline: Pipeline,
-        micro: float,
+        rates: Rates,
         once: float,
         prices: np.ndarray,
         charge: Charge,
-        wait: float = 0.0,
     ) -> Weights:
-        """`micro` for each second per micro-batch, `wait` for each one of receiving, `once` for each one per step, and
-        a price (P,) for each byte of a stage that is charged.
+        """`rates` for seconds per micro-batch, `once` for each one per step, and a price (P,) for each byte of a stage
+        that is charged.
         """
         chain, price = pipeline.chain, prices[:, None, None]
         missing = np.isinf(chain.total_s)
-        seconds = micro * np.where(missing, 0.0, chain.total_s) + once * chain.step_s
-        moved_s = scaled(chain.move_s, micro)
+        seconds = np.tensordot(rates.own, np.where(missing[:, None], 0.0, chain.micro_s), axes=(1, 1))
+        seconds += once * chain.step_s
+        moved_s = _each(chain.move_s, rates.moved)
         return cls(
             layer=np.where(missing, np.inf, seconds + price * charge.layer),
             begin=price * charge.begin,
             end=price * charge.end,
-            move=np.broadcast_to(moved_s, (pipeline.stages, *moved_s.shape))
-            if charge.move is None
-            else moved_s + price[..., None] * charge.move,
-            enter=scaled(pipeline.enter_s, micro) + scaled(pipeline.receive_s, wait),
+            move=moved_s if charge.move is None else moved_s + price[..., None] * charge.move,
+            enter=_each(pipeline.enter_s, rates.moved) + _each(pipeline.receive_s, rates.received),
         )
 
     def completions(self, pipeline: Pipeline) -> np.ndarray:
@@ -70,7 +68,7 @@ class Weights:
             behind = self.layer[:, kind] + result[:, layer]
             before = _onward(chain, self.move[:, move], behind)
             if stages > 1:
-                entered = _onward(chain, self.enter[move], self.begin[1:, kind] + behind[1:])
+                entered = _onward(chain, self.enter[1:, move], self.begin[1:, kind] + behind[1:])
                 closed[:-1, layer - 1] = self.end[:-1, chain.kinds[layer - 1]] + entered
                 np.minimum(before, closed[:, layer - 1], out=before)
             result[:, layer - 1] = before
@@ -95,7 +93,7 @@ class Weights:
             least = reached_by(chain, self.move[:, move], before)
             if stages > 1:
                 opened[1:, layer] = reached_by(
-                    chain, self.enter[move], before[:-1] + self.end[:-1, chain.kinds[layer - 1]]
+                    chain, self.enter[1:, move], before[:-1] + self.end[:-1, chain.kinds[layer - 1]]
                 )
                 np.minimum(least, opened[:, layer] + self.begin[:, kind], out=least)
             result[:, layer] = least + self.layer[:, kind]
@@ -122,7 +120,7 @@ class Weights:
 
 
 def _onward(chain: Chain, move: np.ndarray, behind: np.ndarray) -> np.ndarray:
-    """(P, S) the least of a move (G, G) or (P, G, G) from each strategy, and of what is behind it (P, S)."""
+    """(P, S) the least of a move (P, G, G) from each strategy, and of what is behind it (P, S)."""
     return (move + chain.least_by_place(behind)[:, None, :]).min(axis=2)[:, chain.place]
 
 
@@ -139,6 +137,13 @@ def _steady(after: np.ndarray, before: np.ndarray) -> float | None:
     more = after[known] - before[known]
     least = float(more.min())
     return least if more.max() - least <= _STEADY * abs(after[known]).max() else None
+
+
+def _each(seconds: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """(P, J, G, G) of (J, G, G), for each stage at its rate."""
+    if (rates == rates[0]).all():
+        return np.broadcast_to(scaled(seconds, float(rates[0])), (len(rates), *seconds.shape))
+    return np.stack([scaled(seconds, float(rate)) for rate in rates])
 
 
 def scaled(seconds: np.ndarray, factor: float) -> np.ndarray:
@@ -185,7 +190,7 @@ class Relaxation:
             line: `micro` and `slow`.
         """
         micro, slow = line
-        weights = Weights.of(pipeline, micro, 1 / pipeline.stages, prices, charge, wait)
+        weights = Weights.of(pipeline, Rates.even(pipeline, micro, wait), 1 / pipeline.stages, prices, charge)
         paid_s = np.cumsum(pipeline.paid_s(prices)[::-1])[::-1]
         return cls(
             micro, slow, wait, prices, charge, weights, *weights.onward(pipeline), *weights.reached(pipeline), paid_s

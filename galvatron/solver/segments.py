@@ -8,7 +8,7 @@ import numpy as np
 
 from galvatron.solver.charges import at_end, in_update
 from galvatron.solver.relaxation import Weights, reached_by, scaled
-from galvatron.solver.tables import Pipeline
+from galvatron.solver.tables import Pipeline, Rates
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,16 +71,16 @@ class Division:
 def fitting(pipeline: Pipeline) -> np.ndarray:
     """(P, L, L + 1) the least seconds of each stage; infinite where its layers do not fit under any strategies."""
     nothing, one = np.zeros(pipeline.stages), np.ones(pipeline.stages)
-    least_s = _lengths(pipeline, Weights.of(pipeline, 1.0, 0.0, nothing, at_end(pipeline)))
+    least_s = _lengths(pipeline, Weights.of(pipeline, Rates.even(pipeline, 1.0), 0.0, nothing, at_end(pipeline)))
     for charge in (at_end(pipeline), in_update(pipeline)):
-        least_bytes = _lengths(pipeline, Weights.of(pipeline, 0.0, 0.0, one, charge))
+        least_bytes = _lengths(pipeline, Weights.of(pipeline, Rates.even(pipeline, 0.0), 0.0, one, charge))
         least_s[least_bytes > pipeline.budget[:, None, None]] = np.inf
     return least_s
 
 
 def priced(pipeline: Pipeline, prices: np.ndarray) -> np.ndarray:
     """(P, L, L + 1) what each stage takes at least, by a price in seconds per micro-batch for a byte of each."""
-    lengths = _lengths(pipeline, Weights.of(pipeline, 1.0, 0.0, prices, at_end(pipeline)))
+    lengths = _lengths(pipeline, Weights.of(pipeline, Rates.even(pipeline, 1.0), 0.0, prices, at_end(pipeline)))
     return lengths - pipeline.paid_s(prices)[:, None, None]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -108,6 +109,30 @@ class Chain:
         starts = np.arange(self.layers)
         starts[1:][same] = 0
         return np.maximum.accumulate(starts)
+
+
+@dataclass(frozen=True, eq=False)
+class Rates:
+    """Seconds of a step for each second per micro-batch of a stage.
+
+    Attributes:
+        own: (P, F) of each phase. moved: (P,) of moves, and of receiving what the stage does: `received` (P,).
+    """
+
+    own: np.ndarray
+    moved: np.ndarray
+    received: np.ndarray
+
+    @classmethod
+    def even(cls, pipeline: Pipeline, micro: float, received: float = 0.0) -> Rates:
+        """The same of all stages and phases."""
+        each = np.ones(pipeline.stages)
+        return cls(np.full((pipeline.stages, pipeline.chain.phases), micro), micro * each, received * each)
+
+    @classmethod
+    def mean(cls, several: Sequence[Rates]) -> Rates:
+        """Of several."""
+        return cls(*(np.mean([getattr(each, f.name) for each in several], axis=0) for f in fields(cls)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ from galvatron.passes.planning.search.misses import nearest_miss
 from galvatron.passes.planning.search.tables import Stages
 from galvatron.passes.planning.search.watch import Stopped, Watch, limited
 from galvatron.passes.planning.tree import divisors
-from galvatron.schedules import SCHEDULES, Schedule, default_schedule
+from galvatron.schedules import Schedule
 
 MICRO_BATCH_CHOICES = 16
 """At most so many numbers of micro-batches are tried, spread evenly over the divisors of the batch."""
@@ -38,6 +38,11 @@ DEFAULT_GAP = 1 / 1024
 
 DEFAULT_WIDTH = 64
 """Partial choices of a stage that are followed behind each layer, unless told otherwise."""
+
+SEARCHED = "1f1b,interleaved2,interleaved4,zbv,gpipe"
+"""Schedules that are tried unless told otherwise."""
+
+GPIPE = Schedule.parse("gpipe")
 
 _COUNTS = {
     "memory": limits.SIZE,
@@ -75,12 +80,13 @@ class Problem:
 class Search(Pass):
     """Chooses pipeline degree, micro-batches, schedule, stage boundaries and one strategy per layer.
 
-    `memory` is the budget per device; None is the cluster's default. `schedule` is the only one that is tried; None is
-    1F1B, which never takes longer or more memory than GPipe, but GPipe where the end of the loss needs all
-    micro-batches. `micro_batches` is the only number that is tried; None is every one. `global_batch` replaces the
-    program's batch size. `require` and `forbid` are constraints on the strategies of layers (`Constraint`), such as
-    `layers.0=tp2` and `zero3`. `objective` is `time`, or `memory`: the fastest of the plans that take least memory, to
-    a thousandth. `whole_ties` keeps all shared parameters whole instead of trying every way to keep them.
+    `memory` is the budget per device; None is the cluster's default. `schedule` names those that are tried, with commas
+    between them; None is all but GPipe, which never takes less time or memory than 1F1B, and GPipe where the end of the
+    loss needs all micro-batches. `micro_batches` is the only number that is tried; None is every one. `global_batch`
+    replaces the program's batch size. `require` and `forbid` are constraints on the strategies of layers
+    (`Constraint`), such as `layers.0=tp2` and `zero3`. `objective` is `time`, or `memory`: the fastest of the plans
+    that take least memory, to a thousandth. `whole_ties` keeps all shared parameters whole instead of trying every way
+    to keep them.
     `width` is how many partial choices of a stage are followed behind each layer, and so says how long a search takes;
     where it leaves out none that might be better, no plan is faster than the chosen one, by the cost model, by more
     than a share `gap` of its time. After `time_limit_s` seconds, and when it is interrupted, the best plan so far is
@@ -115,13 +121,7 @@ class Search(Pass):
             told = f"must be a positive number of seconds, not {self.time_limit_s}"
             raise PassError(f"pass {self.name!r}, option 'time-limit-s': {told}")
         _ = self.constraints
-        if self.schedule is not None and not Schedule.parse(self.schedule).phases:
-            choices = [name for name in SCHEDULES if Schedule.parse(name).phases]
-            raise PassError(
-                f"pass {self.name!r}, option 'schedule': the time of {self.schedule} does not add up from its stages, "
-                f"so it is not searched; use {' or '.join(choices)}, or give a plan of your own, such as "
-                f"pp2/m4/{self.schedule}/dp1"
-            )
+        _ = self.schedules
 
     def run(self, program: Program) -> Program:
         problem = self.problem(program)
@@ -140,6 +140,11 @@ class Search(Pass):
         bound_s = min(watch.bound_s, watch.best_s)
         found = Searched(self._space(choices), budget_bytes, bound_s, 1 - bound_s / watch.best_s, complete)
         return replace(program, form=self.leaves, plan=replace(plan, search=found))
+
+    @cached_property
+    def schedules(self) -> tuple[Schedule, ...]:
+        """Those that are tried."""
+        return tuple(Schedule.parse(name.strip()) for name in (self.schedule or SEARCHED).split(","))
 
     @cached_property
     def constraints(self) -> Constraints:
@@ -211,6 +216,8 @@ class Search(Pass):
                         f"layer {layer.name!r}: none of {len(had)} strategies on {devices} devices is left "
                         f"({self.constraints}); ask for less"
                     )
+        if self.schedule is not None and any(True for _ in replace(self, schedule=None)._choices(program)):
+            return f"no schedule of {self.schedule} runs with these pipeline degrees and micro-batches; use another one"
         asked = f" with {self.constraints}" if self.require or self.forbid else ""
         return (
             f"a batch of {program.batch_size} samples cannot be divided over {devices} devices by any "
@@ -225,17 +232,22 @@ class Search(Pass):
         ends = bool(epilogue(program))
         if self.micro_batches is not None:
             check_micro_batches(self.micro_batches, program)
-            check_epilogue(self._schedule(self.micro_batches, ends), 1, self.micro_batches, program)
+            if len(self.schedules) == 1:
+                least = min(2, self.schedules[0].stages_per_rank)
+                check_epilogue(self.schedules[0], least, self.micro_batches, program)
         counts = [1] if coupling(program) else counts
         for degree in dict.fromkeys(c.pipeline_degree for c in program.candidates):
             by_class = {c.cls: c.strategies for c in program.candidates if c.pipeline_degree == degree}
             left = [self.constraints.left(layer.name, by_class[layer.cls]) for layer in layers]
-            for count in counts:
-                schedule = self._schedule(count, ends)
+            for count, schedule in itertools.product(counts, self.schedules):
+                if schedule == GPIPE and self.schedule is None and not (ends and count > 1):
+                    continue  # 1F1B takes no longer, and no more memory
                 pace = pace_of(program, degree)
                 size, fixed_bytes = program.batch_size, workspace_bytes(program)
                 setting = Setting(size, count, str(schedule), degree, ends, pace=pace, fixed_bytes=fixed_bytes)
                 if program.batch_size % count or not schedule.allows(degree, count, epilogue=ends):
+                    continue
+                if len(schedule.holders(degree)) > len(layers):
                     continue
                 candidates = [tuple(s for s in own if setting.micro_batch % s.degree("dp") == 0) for own in left]
                 if all(candidates):
@@ -248,9 +260,6 @@ class Search(Pass):
         if self.whole_ties:
             return [(replace(setting, ties=tuple((name, None) for name in tied)), candidates)]
         return ways(tied, setting, candidates)
-
-    def _schedule(self, micro_batches: int, ends: bool) -> Schedule:
-        return Schedule.parse(self.schedule) if self.schedule else default_schedule(micro_batches, epilogue=ends)
 
 
 def _ties_tried(settings: Sequence[Setting]) -> str:

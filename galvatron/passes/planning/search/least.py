@@ -19,9 +19,12 @@ def least_budget(model: CostModel, choices: Sequence[Choice], budget_bytes: int,
     """A budget that some plan fits, and no plan one that is smaller by more than a thousandth; the budget given, if
     none fits that.
 
+    Looked for among schedules with a stage per device: others hold no fewer micro-batches.
+
     Args:
         watch: is told of plans with ever less memory.
     """
+    choices = [choice for choice in choices if choice[0].order.stages_per_rank == 1] or choices
     least, enough = 0, _needed(model, choices, budget_bytes, watch)
     if enough is None:
         return budget_bytes

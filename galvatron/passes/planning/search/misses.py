@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from galvatron.costs.model import CostModel
-from galvatron.costs.objective import Setting, evaluate_plan
+from galvatron.costs.objective import Setting, evaluate_plan, peak_bytes
 from galvatron.ir.plan import runs
 from galvatron.ir.planned import balanced
 from galvatron.ir.program import Program
@@ -28,7 +28,7 @@ def nearest_miss(
     for setting, candidates in choices:
         for strategies in _thrifty(model, setting, candidates):
             stages = _stages_of_equal_memory(model, setting, strategies)
-            peaks = [report.peak_bytes for report in evaluate_plan(model, setting, stages)[1]]
+            peaks = list(peak_bytes(setting, evaluate_plan(model, setting, stages)[1]))
             over = max(peaks) - budget_bytes
             if least is None or over < least[0]:
                 least = over, _message(program, setting, stages, peaks, budget_bytes)
@@ -60,7 +60,7 @@ def _stages_of_equal_memory(
 ) -> tuple[tuple[Strategy, ...], ...]:
     weights = [_memory_bytes(model, setting, i, s) for i, s in enumerate(strategies)]
     rest, stages = list(strategies), []
-    for size in balanced(weights, setting.pipeline_degree):
+    for size in balanced(weights, len(setting.holders)):
         stages.append(tuple(rest[:size]))
         rest = rest[size:]
     return tuple(stages)
@@ -75,14 +75,15 @@ def _message(
 ) -> str:
     worst = max(range(len(peaks)), key=lambda i: peaks[i])
     names = [layer.name for layer in program.planned_layers]
-    begin = sum(len(stage) for stage in stages[:worst])
-    members = names[begin : begin + len(stages[worst])]
-    strategies = ", ".join(f"{s} ×{n}" for s, n in runs(stages[worst]))
+    own = [stage for stage, holder in enumerate(setting.holders) if holder == worst]
+    begin = sum(len(stage) for stage in stages[: own[0]])
+    members = names[begin : begin + len(stages[own[0]])]
+    strategies = ", ".join(f"{s} ×{n}" for s, n in runs(tuple(s for stage in own for s in stages[stage])))
     over = peaks[worst] - budget_bytes
     return (
         f"no plan fits {format_bytes(budget_bytes)} ({budget_bytes} bytes) per device; one that comes near, "
         f"pp{setting.pipeline_degree}/m{setting.micro_batches}/{setting.schedule}, needs {format_bytes(peaks[worst])} "
-        f"in stage {worst} ({members[0]} … {members[-1]}: {strategies}), {over} bytes ({format_bytes(over)}) over; "
+        f"in stage {own[0]} ({members[0]} … {members[-1]}: {strategies}), {over} bytes ({format_bytes(over)}) over; "
         f"give more memory or devices, or a smaller global batch{_untried(program)}"
     )
 

@@ -16,8 +16,8 @@ from galvatron.costs.objective import Setting, added_shared_bytes, layer_cost
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.zero import BUCKET_BYTES
 from galvatron.passes.planning.search.borders import Borders
-from galvatron.schedules import SENDS_IN_FLIGHT
-from galvatron.solver import Chain, Opening, Pipeline
+from galvatron.schedules import SENDS_IN_FLIGHT, held_when_most, paths, way_through
+from galvatron.solver import Chain, Opening, Pipeline, Ranks, Rates
 
 Stages = tuple[tuple[Strategy, ...], ...]
 
@@ -36,10 +36,12 @@ class Tables:
 
 
 class TableBuilder:
-    """Makes the tables of a setting whose schedule has phases.
+    """Makes the tables of a setting.
 
     A column is a strategy with a memory (`Borders`); columns of one place have the same mesh and keep equally many
-    shared bytes.
+    shared bytes. Where devices hold several stages (`ranks`), nothing is remembered: what a layer may share with an
+    earlier one of its device it does, so that tables say what it costs at least. Bytes are then such that those of the
+    stages of a device add up to no more than it has in use: what only one stage has at a time counts as its share.
 
     Args:
         candidates: the strategies that each layer may have.
@@ -56,8 +58,9 @@ class TableBuilder:
         self.heads = [members[0] for members in places.values()]
         self.strategies = [strategy for members in places.values() for strategy in members]
         self.place = np.repeat(np.arange(len(places)), [len(members) for members in places.values()])
+        self.joint = setting.order.stages_per_rank > 1
         repeated = [
-            [parameter.layer for parameter in layer_cost(model, setting, i, options[0]).repeated]
+            [] if self.joint else [parameter.layer for parameter in layer_cost(model, setting, i, options[0]).repeated]
             for i, options in enumerate(candidates)
         ]
         self.borders = Borders.of(repeated, setting.pipeline_degree)
@@ -89,6 +92,24 @@ class TableBuilder:
         pipeline = self._pipeline(budget_bytes, places, rows, moves, steps)
         return Tables(pipeline, tuple(self.strategies[column] for column in wanted) * len(memories))
 
+    def ranks(self, pipeline: Pipeline) -> Ranks:
+        """The tables of stages of which devices hold several, with what their schedule takes at least."""
+        setting, pace = self.setting, self.setting.shared_pace
+        degree, count = setting.pipeline_degree, setting.micro_batches
+        holders = np.array(setting.holders)
+        arrives = np.append(False, holders[1:] != holders[:-1])
+
+        def rates(own: np.ndarray, received: float = 1.0) -> Rates:
+            moved = own[:, :2].mean(axis=1)
+            return Rates(own, moved, received * np.where(arrives, moved, 0.0))
+
+        ways = [rates(np.array(own)) for own in paths(setting.order, degree, count)]
+        if pace.is_even:
+            bounds = (Rates.mean(ways), rates(np.array(way_through(setting.order, degree))))
+        else:  # cores that ranks share are never more than busy
+            bounds = (rates(np.full_like(ways[0].own, count / degree), received=0.0),)
+        return Ranks(pipeline, holders, tuple(ways), max(bounds, key=lambda bound: bound.own.sum()))
+
     def _pipeline(
         self,
         budget_bytes: float,
@@ -111,12 +132,24 @@ class TableBuilder:
             chain=chain,
             lines=pace.lines(setting.micro_batches)[: 1 if pace.is_even else 2],
             wait=pace.shares[0],
-            budget=np.full(setting.pipeline_degree, float(budget_bytes - setting.fixed_bytes)),
-            in_flight=np.array(setting.in_flight, dtype=float),
+            budget=np.full(len(setting.holders), float(budget_bytes - setting.fixed_bytes) * self._share),
+            in_flight=np.array(self._held),
             **{name: rows[name].swapaxes(0, 1) for name in ("late", "begin", "end")},
             enter_s=steps["enter_s"],
             receive_s=steps["receive_s"],
         )
+
+    @property
+    def _share(self) -> float:
+        """Of a stage, of its device."""
+        return 1 / self.setting.order.stages_per_rank
+
+    @cached_property
+    def _held(self) -> tuple[float, ...]:
+        """For each stage the micro-batches that it holds when its device has most."""
+        setting = self.setting
+        degree, count = setting.pipeline_degree, setting.micro_batches
+        return held_when_most(setting.order, degree, count, epilogue=setting.epilogue)
 
     @cached_property
     def _numbered_layers(self) -> tuple[np.ndarray, list[int]]:
@@ -144,38 +177,47 @@ class TableBuilder:
         """Of a layer, arrays whose last dimension is that of the columns, or of the places for `end`."""
         setting, size, held = self.setting, self.setting.micro_batch, np.array(self.setting.in_flight)
         figures = np.concatenate([self._figures(index, memory) for memory in self.borders.memories], axis=1)
-        phases = len(setting.order.phases)
+        phases, share = len(setting.order.parts), self._share
+        figures[phases + _FIGURES.index("transient")] *= share
         back = np.minimum(setting.micro_batches - held, SENDS_IN_FLIGHT + 1)
         back[0] = 0
         leaving = np.full(len(held), min(setting.micro_batches, SENDS_IN_FLIGHT))
         received = [self.model.boundary_bytes(index, s, size) if index else 0.0 for s in self.heads]
         sent = [self.model.boundary_bytes(index + 1, s, size) for s in self.heads]
         shared = [added_shared_bytes(self.model, None, s, size, setting.ties) for s in self.heads]
-        begin = np.multiply.outer(held, shared) + np.multiply.outer(back, received)
+        begin = np.multiply.outer(self._held, shared) + share * np.multiply.outer(back, received)
         times = len(self.borders.memories)
         return {
             **dict(zip(_FIGURES, figures[phases:], strict=False)),
             "micro_s": figures[:phases],
-            "late": figures[phases + len(_FIGURES) :],
+            "late": share * figures[phases + len(_FIGURES) :],
             "begin": np.tile(begin[:, self.place], times),
-            "end": np.tile(np.multiply.outer(leaving, sent), times),
+            "end": np.tile(share * np.multiply.outer(leaving, sent), times),
         }
 
     def _figures(self, index: int, memory: int) -> np.ndarray:
         """Of a layer with a memory, by strategy: seconds of each phase, `_FIGURES`, and late bytes of each stage."""
         setting = self.setting
         possible = set(self.candidates[index]) if self.borders.possible(index, memory) else set()
-        phases = len(setting.order.phases)
+        phases = len(setting.order.parts)
         table = np.zeros((phases + len(_FIGURES) + len(setting.in_flight), len(self.strategies)))
         table[:phases] = np.inf
         columns = [column for column, strategy in enumerate(self.strategies) if strategy in possible]
         if columns:
             chosen = (layer_cost(self.model, setting, index, self.strategies[column]) for column in columns)
-            cost = LayerCost.of([self.borders.settled(one, index, memory) for one in chosen])
+            cost = LayerCost.of([self._settled(one, index, memory) for one in chosen])
             late = [setting.late_bytes(cost, held) for held in setting.in_flight]
-            for row, figure in zip(table, (*cost.times.phases(setting.order), *_once(cost), *late), strict=True):
+            for row, figure in zip(table, (*cost.times.parts(setting.order), *_once(cost), *late), strict=True):
                 row[columns] = figure
         return table
+
+    def _settled(self, cost: LayerCost, index: int, memory: int) -> LayerCost:
+        """The cost of a layer that has a memory."""
+        if not self.joint:
+            return self.borders.settled(cost, index, memory)
+        # The first layer is in the first stage and the last one in the last; others may be anywhere.
+        ends, holders = (0, len(self.candidates) - 1), self.setting.holders
+        return cost.beside(lambda earlier: (earlier, index) != ends or holders[0] == holders[-1])
 
     def _moves(self, index: int, heads: Sequence[Strategy]) -> dict[str, np.ndarray]:
         """Of the move to a layer between places, each with one of its strategies; see `Chain` and `Pipeline`."""

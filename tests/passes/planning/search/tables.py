@@ -126,9 +126,11 @@ class Drawn:
 
 
 @st.composite
-def models(draw: st.DrawFn, tied: bool = True, options: tuple[Strategy, ...] = STRATEGIES) -> TableModel:
+def models(
+    draw: st.DrawFn, tied: bool = True, options: tuple[Strategy, ...] = STRATEGIES, layers: tuple[int, int] = (1, 5)
+) -> TableModel:
     kinds, tables = draw(st.integers(1, 2)), draw(st.builds(Drawn, st.integers(0, 2**32 - 1)))
-    classes = tuple(draw(st.lists(st.integers(0, kinds - 1), min_size=1, max_size=5)))
+    classes = tuple(draw(st.lists(st.integers(0, kinds - 1), min_size=layers[0], max_size=layers[1])))
     table, together = (
         {(kind, strategy): tables.cost() for kind in range(kinds) for strategy in options} for _ in range(2)
     )
@@ -137,13 +139,13 @@ def models(draw: st.DrawFn, tied: bool = True, options: tuple[Strategy, ...] = S
     kept = {s.axes: tables.small() for s in options}
     boundary = {s: kept[s.axes] for s in options}
     shared = {s: tables.small() for s in options}
-    layers = draw(st.permutations(range(len(classes))))
+    order = draw(st.permutations(range(len(classes))))
     sizes = draw(st.sampled_from([(), (2,), (3,), (2, 2), (2, 3), (1,)])) if tied else ()
     starts = itertools.accumulate(sizes, initial=0)
     shares = tuple(
-        tuple(sorted(layers[start : start + size]))
+        tuple(sorted(order[start : start + size]))
         for start, size in zip(starts, sizes, strict=False)
-        if start + size <= len(layers)
+        if start + size <= len(order)
     )
     if tied and len(classes) > 2 and draw(st.booleans()):  # the last layer may have two, that of an epilogue too
         shares = tuple((i, len(classes) - 1) for i in range(2))

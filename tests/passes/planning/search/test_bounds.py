@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from galvatron.costs.objective import Setting, evaluate_plan
+from galvatron.costs.objective import Setting, evaluate_plan, memory_of_ranks
 from galvatron.costs.sharing import Pace
 from galvatron.ir.curves import Points
 from galvatron.passes.planning.search import ways
 from galvatron.passes.planning.search.fastest import fastest
-from galvatron.passes.planning.search.tables import TableBuilder
-from galvatron.solver import least_s
+from galvatron.passes.planning.search.problems import Problem
+from galvatron.schedules import Schedule
 from tests.passes.planning.search.tables import STRATEGIES, TableModel, models
 from tests.passes.planning.search.test_optimal import every_way
 
@@ -23,7 +23,7 @@ from tests.passes.planning.search.test_optimal import every_way
     models(),
     st.integers(1, 3),
     st.sampled_from([1, 2, 4]),
-    st.sampled_from(["gpipe", "1f1b"]),
+    st.sampled_from(["gpipe", "1f1b", "interleaved2", "zbv"]),
     st.sampled_from([(), ((1.0, 0.5), (6.0, 1.0)), ((3.0, 0.5), (6.0, 1.0))]),
     st.data(),
 )
@@ -33,14 +33,24 @@ def test_no_plan_beats_the_bound(
     count = len(model.classes)
     degree = min(degree, count)
     chosen = tuple(data.draw(st.sampled_from(STRATEGIES)) for _ in range(count))
-    cuts = data.draw(st.sampled_from(list(itertools.combinations(range(1, count), degree - 1))))
+    order = Schedule.parse(schedule)
+    held = len(order.holders(degree))
+    assume(held <= count and order.allows(degree, micro_batches))
+    cuts = data.draw(st.sampled_from(list(itertools.combinations(range(1, count), held - 1))))
     stages = [chosen[a:b] for a, b in itertools.pairwise((0, *cuts, count))]
     ties = data.draw(st.sampled_from(list(every_way(model, chosen))))
     setting = Setting(16, micro_batches, schedule, degree, ties=ties, pace=Pace.of(sharing, degree, 6))
-    step_time_s, _ = evaluate_plan(model, setting, stages)
+    step_time_s, reports = evaluate_plan(model, setting, stages)
+    used = max(memory.total for memory in memory_of_ranks(setting, reports))
     among_others, alone = [STRATEGIES] * count, [(strategy,) for strategy in chosen]
-    least = [least_s(TableBuilder(model, setting, options).free(0)) for options in (among_others, alone)]
-    assert least[0] <= least[1] <= step_time_s + 1e-9
+    least = [Problem.of(model, (setting, options), used) for options in (among_others, alone)]
+    assert least[0].least_s <= least[1].least_s <= step_time_s + 1e-9
+    for problem in least:  # within the budget that the plan needs
+        bounds = problem.glance(step_time_s * 2)
+        assert bounds is not None and bounds.least_s <= step_time_s + 1e-9
+        columns = bounds.columns(step_time_s + 1e-9) % len(problem.builder.strategies)
+        possible = {problem.builder.strategies[column] for column in columns}
+        assert possible >= set(chosen)
 
 
 @settings(max_examples=40, deadline=None)

@@ -11,19 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from galvatron.costs.objective import Setting, StageReport, evaluate_plan
+from galvatron.costs.objective import Setting, StageReport, evaluate_plan, memory_of_ranks
 from galvatron.costs.sharing import Pace
 from galvatron.ir.curves import Points
 from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.planning.search import ways
 from galvatron.passes.planning.search.fastest import fastest
+from galvatron.passes.planning.search.watch import Watch
 from tests.passes.planning.search.tables import STRATEGIES, TableModel, models
 
 
-def every_plan(model: TableModel, degree: int) -> Iterator[tuple[tuple[Strategy, ...], ...]]:
+def every_plan(model: TableModel, stages: int) -> Iterator[tuple[tuple[Strategy, ...], ...]]:
     layers = len(model.classes)
-    for cuts in itertools.combinations(range(1, layers), degree - 1):
+    for cuts in itertools.combinations(range(1, layers), stages - 1):
         edges = list(itertools.pairwise((0, *cuts, layers)))
         for choice in itertools.product(STRATEGIES, repeat=layers):
             yield tuple(choice[a:b] for a, b in edges)
@@ -85,6 +86,47 @@ def check_optimum(
     reported, reports = evaluate_plan(model, *found)
     assert reported == pytest.approx(best, rel=1e-12)
     assert all(bytes_of(r) <= budget for r in reports)
+
+
+def joint_problems(most_layers: int) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.tuples(
+        models(layers=(4, most_layers)),
+        st.sampled_from([1, 2, 4, 6]),
+        st.sampled_from(["interleaved2", "zbv"]),
+        st.integers(20, 150),
+    )
+
+
+@settings(max_examples=15, deadline=None)
+@given(joint_problems(4))
+def test_no_plan_of_stages_that_share_devices_beats_the_bound(problem: tuple[Any, ...]) -> None:
+    check_bound(*problem)
+
+
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None)
+@given(joint_problems(5))
+def test_no_plan_of_stages_that_share_devices_beats_the_bound_of_many(problem: tuple[Any, ...]) -> None:
+    check_bound(*problem)
+
+
+def check_bound(model: TableModel, micro_batches: int, schedule: str, budget: int) -> None:
+    setting = Setting(48, micro_batches, schedule, 2)
+    best_s = float("inf")
+    for stages in every_plan(model, 4):
+        for ties in every_way(model, tuple(itertools.chain(*stages))):
+            own = replace(setting, ties=ties)
+            step_time_s, reports = evaluate_plan(model, own, stages)
+            if max(memory.total for memory in memory_of_ranks(own, reports)) <= budget:
+                best_s = min(best_s, step_time_s)
+    watch = Watch()
+    found = fastest(model, list(ways(model.tied(), setting, [STRATEGIES] * len(model.classes))), budget, watch=watch)
+    assert watch.bound_s <= best_s * (1 + 1e-9)
+    if found is None:  # nothing was found; that nothing fits is what an infinite bound says
+        return
+    step_time_s, reports = evaluate_plan(model, *found)
+    assert step_time_s == watch.best_s >= best_s
+    assert max(memory.total for memory in memory_of_ranks(found[0], reports)) <= budget
 
 
 @pytest.mark.parametrize("shares", [(), ((0, 3),), ((0, 1, 3),), ((0, 2), (1, 3)), ((2,),), ((0, 3), (1, 3))])

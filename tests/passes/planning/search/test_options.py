@@ -84,7 +84,7 @@ def test_the_least_memory_is_that_below_which_nothing_fits(candidates: Program) 
 
 
 def test_a_plan_says_what_is_proven_of_it(candidates: Program) -> None:
-    plan = searched(candidates, memory=40_000)
+    plan = searched(candidates, memory=40_000, schedule="1f1b")
     found = plan.search
     assert found.budget_bytes == 40_000 and plan.step_time_s is not None
     assert 0 <= found.gap <= 1 / 1024 + 1e-9

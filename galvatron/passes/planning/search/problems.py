@@ -1,0 +1,132 @@
+"""One setting as a problem: what its plans take at least, and its best one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from galvatron.costs.model import CostModel
+from galvatron.costs.objective import Setting, evaluate_plan, memory_of_ranks
+from galvatron.ir.strategy import Strategy
+from galvatron.passes.planning.search.tables import Stages, TableBuilder
+from galvatron.solver import (
+    Bounds,
+    InfeasibleError,
+    Pipeline,
+    RankBounds,
+    glance,
+    improved,
+    least_s,
+    placed_best,
+    rank_bounds,
+)
+
+Choice = tuple[Setting, list[tuple[Strategy, ...]]]
+"""A setting, and the strategies that each layer may have in it."""
+
+Found = tuple[float, Stages]
+"""Seconds of a step, and what a plan says of its stages."""
+
+
+@dataclass
+class Problem(ABC):
+    """A setting with a budget.
+
+    Attributes:
+        free: its tables without moves, of which no choice takes more.
+    """
+
+    builder: TableBuilder
+    budget_bytes: float
+    free: Pipeline
+
+    @staticmethod
+    def of(model: CostModel, choice: Choice, budget_bytes: float) -> Problem:
+        """By whether the time of its schedule adds up from its stages."""
+        builder = TableBuilder(model, *choice)
+        kind = Separable if builder.setting.order.phases else Joint
+        return kind(builder, budget_bytes, builder.free(budget_bytes))
+
+    @property
+    @abstractmethod
+    def least_s(self) -> float:
+        """What no plan takes less than, whatever memory there is."""
+
+    @abstractmethod
+    def glance(self, known_s: float) -> Bounds | RankBounds | None:
+        """Bounds within the budget, without moves; None where nothing fits that is faster than what is known."""
+
+    @abstractmethod
+    def solved(
+        self, columns: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None
+    ) -> tuple[Found | None, float]:
+        """A plan of some strategies that is faster than what is known, and what no other of these takes less than."""
+
+
+class Separable(Problem):
+    """The best plan is found by the solver itself."""
+
+    @property
+    def least_s(self) -> float:
+        return least_s(self.free)
+
+    def glance(self, known_s: float) -> Bounds | None:
+        bounds = glance(self.free)
+        return bounds if bounds.relaxations else None
+
+    def solved(
+        self, columns: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None
+    ) -> tuple[Found | None, float]:
+        tables = self.builder.tables(self.budget_bytes, columns)
+        try:
+            found, bound_s = improved(tables.pipeline, known_s=known_s, gap=gap, width=width)
+        except InfeasibleError:
+            return None, 0.0 if width else np.inf
+        if found is None or found.step_s >= known_s:
+            return None, bound_s
+        return (found.step_s, tables.stages(found.choice, found.borders)), bound_s
+
+
+class Joint(Problem):
+    """Devices hold several stages: a few plans that the solver's bounds lead to are priced by playing them."""
+
+    @property
+    def least_s(self) -> float:
+        return self.builder.ranks(self.free).least_s
+
+    def glance(self, known_s: float) -> RankBounds | None:
+        bounds = rank_bounds(self.builder.ranks(self.free), known_s)
+        return bounds if bounds.least_s < known_s else None
+
+    def solved(
+        self, columns: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None
+    ) -> tuple[Found | None, float]:
+        tables = self.builder.tables(self.budget_bytes, columns)
+        model, setting = self.builder.model, self.builder.setting
+
+        def price(choice: np.ndarray, borders: np.ndarray) -> tuple[float, np.ndarray]:
+            seconds, reports = evaluate_plan(model, setting, tables.stages(choice, borders))
+            used = [memory.total for memory in memory_of_ranks(setting, reports)]
+            return seconds, np.array(used) - self.budget_bytes
+
+        found, bound_s = placed_best(self.builder.ranks(tables.pipeline), price, known_s, gap)
+        return found and (found[0], tables.stages(*found[1:])), bound_s
+
+
+def uniform(problems: Sequence[Problem], most: int) -> list[tuple[float, int, int]]:
+    """Columns that may do for all layers of a problem by themselves: what they take at least, the position of the
+    problem, and the column; those that take least."""
+    found: list[tuple[float, int, int]] = []
+    for which, problem in enumerate(problems):
+        if not isinstance(problem, Separable):
+            continue
+        chain = problem.free.chain
+        seconds = (problem.free.whole_s * chain.total_s + chain.step_s)[chain.kinds].sum(axis=0)
+        bytes_ = problem.free.full.min(axis=0)[chain.kinds].sum(axis=0)
+        seconds[bytes_ > problem.free.budget.sum()] = np.inf
+        order = np.argsort(seconds, kind="stable")[:most]
+        found += [(float(seconds[column]), which, int(column)) for column in order if np.isfinite(seconds[column])]
+    return sorted(found)[:most]

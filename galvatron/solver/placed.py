@@ -1,0 +1,210 @@
+"""Choices for stages that share devices: borders, and for each device the best strategies of all its layers together.
+
+With borders given, what devices do touches only at the moves between them, so that each is a problem of a single stage
+with the memory of the whole device. Borders then move away from the device that takes longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from galvatron.solver.charges import at_end
+from galvatron.solver.duals import Dual, dual
+from galvatron.solver.ranks import Ranks, balanced, rank_bounds
+from galvatron.solver.tables import Chain, Pipeline
+
+Price = Callable[[np.ndarray, np.ndarray], tuple[float, np.ndarray]]
+"""Of a choice and its borders: seconds of a step, and (R,) bytes over the budget of each device."""
+
+_FITTING = 4
+"""How often a device whose layers do not fit is tried with less memory."""
+
+
+def placed_best(
+    ranks: Ranks, price: Price, known_s: float, gap: float = 0.0
+) -> tuple[tuple[float, np.ndarray, np.ndarray] | None, float]:
+    """Something faster than what is known, if it is found: its seconds, choice and borders; and seconds that nothing
+    takes less than, but for what is known."""
+    wanted_s = known_s * (1 - gap)
+    bounds = rank_bounds(ranks, wanted_s)
+    if bounds.least_s >= wanted_s:
+        return None, bounds.least_s
+    columns = bounds.columns(wanted_s)
+    if not len(columns):
+        return None, wanted_s
+    placer, best = Placer(ranks.only(columns)), None
+    for start in list(placer.starts()):
+        seconds, placed = placer.fitted(start, lambda choice, borders: price(columns[choice], borders))
+        if seconds < known_s:
+            best, known_s = (seconds, columns[placed.choice], placed.borders), seconds
+    return best, bounds.least_s
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A choice with its borders.
+
+    Attributes:
+        seconds: (R,) what each device takes at least; infinite where nothing fits.
+        lacking: (R,) bytes that are missing for the smallest choice.
+    """
+
+    borders: np.ndarray
+    choice: np.ndarray
+    seconds: np.ndarray
+    lacking: np.ndarray
+
+    @property
+    def worth(self) -> tuple[float, float, float]:
+        """What is compared: bytes that are missing, the slowest device, all of them."""
+        return float(self.lacking.sum()), float(self.seconds.max()), float(self.seconds.sum())
+
+
+@dataclass
+class Placer:
+    """Finds choices for a problem; what one device does is kept."""
+
+    ranks: Ranks
+    budget: np.ndarray = field(init=False)
+    _known: dict[tuple[object, ...], Dual] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.budget = self.ranks.budget
+
+    def start(self) -> Placed:
+        """A choice with stages of about equal time."""
+        chain = self.ranks.pipeline.chain
+        times = chain.total_s.min(axis=1)[chain.kinds]
+        return self.placed(balanced(times, [1.0] * self.ranks.pipeline.stages))
+
+    def starts(self) -> Iterator[Placed]:
+        """A few good choices, with stages of about equal time, or of about equal bytes."""
+        pipeline = self.ranks.pipeline
+        chain, stages = pipeline.chain, pipeline.stages
+        bytes_ = np.where(np.isfinite(chain.total_s), pipeline.full.mean(axis=0), np.inf).min(axis=1)[chain.kinds]
+        held = pipeline.full.sum(axis=(1, 2))
+        shares = np.divide(1.0, held, out=np.ones(stages), where=held > 0)
+        first = self.moved(self.start())
+        yield first
+        second = self.moved(self.placed(balanced(bytes_, shares.tolist())))
+        if (second.borders != first.borders).any():
+            yield second
+
+    def moved(self, placed: Placed) -> Placed:
+        """With borders that no single step away from the slowest device, or one that lacks memory, makes better."""
+        for _ in range(2 * self.ranks.pipeline.chain.layers):
+            worst = int((placed.lacking if placed.lacking.any() else placed.seconds).argmax())
+            others = [self.placed(borders) for borders in self._around(placed.borders, worst)]
+            best = min(others, key=lambda other: other.worth, default=placed)
+            if best.worth >= placed.worth:
+                break
+            placed = best
+        return placed
+
+    def _around(self, borders: np.ndarray, device: int) -> Iterator[np.ndarray]:
+        """Borders that take a layer from a device, or give it one."""
+        edges = {edge for stage in np.flatnonzero(self.ranks.holders == device) for edge in (stage, stage + 1)}
+        for edge in sorted(edges & set(range(1, len(borders) - 1))):
+            for step in (-1, 1):
+                other = borders.copy()
+                other[edge] += step
+                if (np.diff(other) > 0).all():
+                    yield other
+
+    def placed(self, borders: np.ndarray) -> Placed:
+        """The choice of some borders."""
+        ranks, budget = self.ranks, self.budget
+        choice = np.empty(ranks.pipeline.chain.layers, dtype=int)
+        seconds, lacking = np.full(ranks.devices, np.inf), np.zeros(ranks.devices)
+        for device in range(ranks.devices):
+            layers = layers_of(ranks, device, borders)
+            found = self._alone(device, borders, float(budget[device]))
+            choice[np.concatenate(layers)] = found.choice
+            if found.fits:
+                alone, _ = device_alone(ranks, device, borders)
+                seconds[device] = _seconds(alone, found.choice)
+            else:
+                lacking[device] = max(0.0, found.least_bytes - budget[device])
+        return Placed(borders, choice, seconds, lacking)
+
+    def fitted(self, placed: Placed, price: Price) -> tuple[float, Placed]:
+        """What a choice takes as it is priced, with less memory for devices where it does not fit; infinite if that
+        does not help."""
+        self.budget = self.ranks.budget
+        for _ in range(_FITTING):
+            seconds, over = price(placed.choice, placed.borders)
+            if (over <= 0).all():
+                return seconds, placed
+            self.budget = self.budget - 1.25 * np.maximum(0.0, over)
+            placed = self.moved(self.placed(placed.borders))
+            if placed.lacking.any():
+                break
+        return np.inf, placed
+
+    def _alone(self, device: int, borders: np.ndarray, budget: float) -> Dual:
+        chain = self.ranks.pipeline.chain
+        layers = layers_of(self.ranks, device, borders)
+        runs = [(chain.kinds[its].tobytes(), chain.moves[its[1:]].tobytes()) for its in layers]
+        key = (device, budget, *runs)
+        if key not in self._known:
+            alone, _ = device_alone(self.ranks, device, borders)
+            alone = replace(alone, budget=np.array([budget]))
+            self._known[key] = dual(alone, at_end(alone))
+        return self._known[key]
+
+
+def layers_of(ranks: Ranks, device: int, borders: np.ndarray) -> list[np.ndarray]:
+    """The layers of each stage of a device."""
+    own = np.flatnonzero(ranks.holders == device)
+    return [np.arange(int(borders[stage]), int(borders[stage + 1])) for stage in own]
+
+
+def device_alone(ranks: Ranks, device: int, borders: np.ndarray) -> tuple[Pipeline, np.ndarray]:
+    """All layers of a device as a single stage, and which layers these are: its seconds are those of its path. What
+    only one of its stages has at a time is there in full, and no gradients are late."""
+    pipeline, chain, path = ranks.pipeline, ranks.pipeline.chain, ranks.paths[device]
+    own = np.flatnonzero(ranks.holders == device)
+    layers = layers_of(ranks, device, borders)
+    rows, steps = len(chain.state), len(chain.move_s)
+    missing = np.isinf(chain.total_s)
+    seconds = np.tensordot(path.own[own], np.where(missing[:, None], 0.0, chain.micro_s), axes=(1, 1))
+    times = (len(own), 1)
+    held = pipeline.in_flight[own, None, None, None]
+    free = np.zeros((1, chain.places, chain.places))
+    moved = [[len(own) * steps, *(chain.moves[its[1:]] + place * steps)] for place, its in enumerate(layers)]
+    joint = Chain(
+        kinds=np.concatenate([chain.kinds[its] + place * rows for place, its in enumerate(layers)]),
+        moves=np.concatenate(moved),
+        place=chain.place,
+        micro_s=np.where(missing, np.inf, seconds).reshape(-1, 1, chain.strategies),
+        step_s=np.tile(chain.step_s, times),
+        state=(pipeline.full + pipeline.late)[own].reshape(-1, chain.strategies),
+        kept=np.zeros((len(own) * rows, chain.strategies)),
+        transient=len(own) * np.tile(chain.transient, times),
+        update=np.zeros((len(own) * rows, chain.strategies)),
+        move_s=np.concatenate([(path.moved[own, None, None, None] * chain.move_s).reshape(-1, *free.shape[1:]), free]),
+        move_kept=np.concatenate([(held * chain.move_kept).reshape(-1, *free.shape[1:]), free]),
+    )
+    alone = Pipeline(
+        chain=joint,
+        lines=((1.0, 0.0),),
+        wait=0.0,
+        budget=ranks.budget[device : device + 1],
+        in_flight=np.ones(1),
+        late=np.zeros((1, len(joint.state), chain.strategies)),
+        enter_s=joint.move_s,
+        receive_s=np.zeros_like(joint.move_s),
+        begin=pipeline.begin[own].reshape(1, -1, chain.strategies),
+        end=len(own) * pipeline.end[own].reshape(1, -1, chain.places),
+    )
+    return alone, np.concatenate(layers)
+
+
+def _seconds(alone: Pipeline, choice: np.ndarray) -> float:
+    chain = alone.chain
+    places = chain.place[choice]
+    moved_s = chain.move_s[chain.moves[1:], places[:-1], places[1:]].sum()
+    return float((chain.total_s + chain.step_s)[chain.kinds, choice].sum() + moved_s)

@@ -1,0 +1,239 @@
+"""Stages of which each device holds several, which share its memory and its time: what no choice takes less than.
+
+How long such a pipeline takes does not add up from its stages, but each device has a path through the order of all that
+no step is shorter than. The mean of these adds up, and so do the bytes of a device at any moment and in the mean of
+several, so that with a price on each byte over the budgets a choice is a shortest path here as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from galvatron.solver.charges import Charge, at_end, in_update
+from galvatron.solver.relaxation import Weights
+from galvatron.solver.tables import Pipeline, Rates
+
+_ROUNDS = 24
+"""Prices are tried so many times."""
+
+_PRECISE = 1e-4
+"""A share of a bound that it is not worth another round for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """V stages on R devices.
+
+    Attributes:
+        pipeline: the stages. The budgets of those of a device add up to its own, and their bytes to no more than the
+            device has in use.
+        holders: (V,) the device of each stage.
+        paths: for each device rates of a path through its own computations.
+        bound: rates of what no step is shorter than.
+    """
+
+    pipeline: Pipeline
+    holders: np.ndarray
+    paths: tuple[Rates, ...]
+    bound: Rates
+
+    @property
+    def devices(self) -> int:
+        """R."""
+        return len(self.paths)
+
+    @cached_property
+    def budget(self) -> np.ndarray:
+        """(R,) bytes of each device."""
+        return np.bincount(self.holders, self.pipeline.budget, self.devices)
+
+    @cached_property
+    def least_s(self) -> float:
+        """What no choice takes less than, whatever memory there is."""
+        chain = self.pipeline.chain
+        missing = np.isinf(chain.total_s)
+        seconds = np.tensordot(np.where(missing[:, None], 0.0, chain.micro_s), self.bound.own.min(axis=0), axes=(1, 0))
+        seconds[missing] = np.inf
+        return float((seconds + chain.step_s / self.devices).min(axis=1)[chain.kinds].sum())
+
+    def only(self, columns: np.ndarray) -> Ranks:
+        """The same with some of the strategies, in increasing order."""
+        return Ranks(self.pipeline.only(columns), self.holders, self.paths, self.bound)
+
+
+@dataclass(frozen=True, eq=False)
+class Priced:
+    """What a choice takes at least, with a price on what is charged.
+
+    Attributes:
+        prices: (R,) seconds of a step for a byte of each device.
+        least_s: no choice that fits takes less.
+        over: (R,) bytes over the budgets of a choice that takes as long at these prices.
+    """
+
+    ranks: Ranks
+    charge: Charge
+    prices: np.ndarray
+    weights: Weights
+    completions: np.ndarray
+    least_s: float
+    over: np.ndarray
+
+    @classmethod
+    def of(cls, ranks: Ranks, charge: Charge, prices: np.ndarray) -> Priced:
+        """At some prices."""
+        pipeline = ranks.pipeline
+        weights = Weights.of(pipeline, ranks.bound, 1 / ranks.devices, prices[ranks.holders], charge)
+        completions = weights.completions(pipeline)
+        kind = pipeline.chain.kinds[0]
+        paid_s = np.multiply(prices, ranks.budget, out=np.zeros(ranks.devices), where=prices > 0).sum()
+        length_s = (weights.begin[0, kind] + weights.layer[0, kind] + completions[0, 0]).min()
+        used = _used(ranks, charge, *_path(pipeline, weights, completions)) if np.isfinite(length_s) else np.nan
+        return cls(ranks, charge, prices, weights, completions, float(length_s - paid_s), used - ranks.budget)
+
+    def columns(self, known_s: float) -> np.ndarray:
+        """Whether some layer may have a strategy in a choice that takes no more than what is known."""
+        reached = self.weights.reached(self.ranks.pipeline)[0]
+        paid_s = np.multiply(self.prices, self.ranks.budget, out=np.zeros_like(self.prices), where=self.prices > 0)
+        limit_s = known_s + paid_s.sum() + 1e-11 * (abs(known_s) + paid_s.sum())
+        return (reached + self.completions <= limit_s).any(axis=(0, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class RankBounds:
+    """Bounds of stages that share devices: each of them holds."""
+
+    priced: tuple[Priced, ...]
+
+    @property
+    def least_s(self) -> float:
+        """What no choice takes less than."""
+        return max(each.least_s for each in self.priced)
+
+    def columns(self, known_s: float) -> np.ndarray:
+        """The strategies that some layer may have in a choice that is no slower than one that is known."""
+        return np.flatnonzero(np.logical_and.reduce([each.columns(known_s) for each in self.priced]))
+
+
+def rank_bounds(ranks: Ranks, known_s: float) -> RankBounds:
+    """Bounds, no better than it takes to tell that nothing beats what is known."""
+    charges = [at_end(ranks.pipeline)]
+    if (ranks.pipeline.updating > ranks.pipeline.full).any():
+        charges.append(in_update(ranks.pipeline))
+    found: list[Priced] = []
+    for charge in charges:
+        found.append(_best(ranks, charge, known_s))
+        if found[-1].least_s >= known_s:
+            break
+    return RankBounds(tuple(found))
+
+
+def _best(ranks: Ranks, charge: Charge, known_s: float) -> Priced:
+    """At about the best prices: first one for all bytes, then each device's own."""
+    best = small = Priced.of(ranks, charge, np.zeros(ranks.devices))
+    if (best.over <= 0).all() or not np.isfinite(best.least_s):
+        return best
+    price = best.least_s / ranks.budget.sum()
+    over = best.over.sum() > 0
+    for _ in range(_ROUNDS if over else 0):  # a price that is too high, or one at which nothing is left to find
+        found = Priced.of(ranks, charge, np.full(ranks.devices, price))
+        best = max(best, found, key=_least_s)
+        if best.least_s >= known_s or not np.isfinite(best.least_s):
+            return best
+        if found.over.sum() <= 0:
+            break
+        small, price = found, 4 * price
+    else:
+        if over:
+            return best
+    if over:
+        best = max(best, _between(ranks, charge, small, found, known_s), key=_least_s)
+    return _ascended(best, known_s)
+
+
+def _between(ranks: Ranks, charge: Charge, low: Priced, high: Priced, known_s: float) -> Priced:
+    """At the best price for all bytes alike, between one that is too low and one that is too high."""
+    best = max(low, high, key=_least_s)
+    for _ in range(_ROUNDS):
+        # Where the lines meet that the choices at both prices are on.
+        rise, fall = low.over.sum(), high.over.sum()
+        if rise - fall <= 0:
+            break
+        at = (high.least_s - low.least_s + rise * low.prices[0] - fall * high.prices[0]) / (rise - fall)
+        found = Priced.of(ranks, charge, np.full(ranks.devices, at))
+        told_s = low.least_s + rise * (at - low.prices[0])
+        best = max(best, found, key=_least_s)
+        if best.least_s >= known_s or found.least_s >= told_s * (1 - _PRECISE):
+            break
+        low, high = (found, high) if found.over.sum() > 0 else (low, found)
+    return best
+
+
+def _ascended(best: Priced, known_s: float) -> Priced:
+    """With a price for each device, by steps along what is over (Polyak, 1969) towards what is known."""
+    at, wanted_s, scale = best, known_s if np.isfinite(known_s) else best.least_s * 1.05, 1.0
+    for _ in range(_ROUNDS):
+        length = (at.over**2).sum()
+        if best.least_s >= known_s or not length or scale < 1 / 64:
+            break
+        prices = np.maximum(0.0, at.prices + scale * (wanted_s - at.least_s) * at.over / length)
+        found = Priced.of(best.ranks, best.charge, prices)
+        if found.least_s > best.least_s:
+            best = found
+        else:
+            scale /= 2
+        at = found if found.least_s >= best.least_s - abs(best.least_s) * 0.02 else best
+    return best
+
+
+def _least_s(priced: Priced) -> float:
+    return priced.least_s
+
+
+def _path(pipeline: Pipeline, weights: Weights, completions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(L,) the strategies of a shortest path, and (L,) the stages of its layers."""
+    chain = pipeline.chain
+    first = chain.kinds[0]
+    choice, stages = [int((weights.begin[0, first] + weights.layer[0, first] + completions[0, 0]).argmin())], [0]
+    for layer in range(1, chain.layers):
+        kind, move, stage, before = chain.kinds[layer], chain.moves[layer], stages[-1], choice[-1]
+        behind = weights.layer[:, kind] + completions[:, layer]
+        going = weights.move[stage, move, chain.place[before]][chain.place] + behind[stage]
+        entering = np.full_like(going, np.inf)
+        if stage + 1 < pipeline.stages:
+            entering = weights.enter[stage + 1, move, chain.place[before]][chain.place] + behind[stage + 1]
+            entering += weights.begin[stage + 1, kind] + weights.end[stage, chain.kinds[layer - 1], before]
+        enters = entering.min() < going.min()
+        choice.append(int((entering if enters else going).argmin()))
+        stages.append(stage + int(enters))
+    return np.array(choice), np.array(stages)
+
+
+def _used(ranks: Ranks, charge: Charge, choice: np.ndarray, stages: np.ndarray) -> np.ndarray:
+    """(R,) the bytes of a choice that are charged, of each device."""
+    chain = ranks.pipeline.chain
+    opens = np.append(True, stages[1:] != stages[:-1])
+    closes = np.append(opens[1:], True)
+    used = charge.layer[stages, chain.kinds, choice]
+    used += np.where(opens, charge.begin[stages, chain.kinds, choice], 0.0)
+    used += np.where(closes, charge.end[stages, chain.kinds, choice], 0.0)
+    if charge.move is not None:
+        places = chain.place[choice]
+        moved = charge.move[stages[1:], chain.moves[1:], places[:-1], places[1:]]
+        used[1:] += np.where(opens[1:], 0.0, moved)
+    return np.bincount(ranks.holders[stages], used, ranks.devices)
+
+
+def balanced(weights: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+    """(V + 1,) borders of stages that have such shares of the weights of all layers, each of at least one layer."""
+    before = np.concatenate([[0.0], np.cumsum(weights)])
+    wanted = before[-1] * np.cumsum(shares) / np.sum(shares)
+    borders, count = [0], len(shares)
+    for index in range(1, count):
+        end = int(abs(before - wanted[index - 1]).argmin()) if np.isfinite(wanted[index - 1]) else 0
+        borders.append(min(max(end, borders[-1] + 1), len(weights) - count + index))
+    return np.array([*borders, len(weights)])
