@@ -77,7 +77,7 @@ class Executor:
         self.microbatches = microbatches
         self.max_grad_norm = max_grad_norm
         self.held = HeldState(stages)
-        self._whole: dict[int, Rows] = {}
+        self._whole_rows: dict[int, Rows] = {}
         self._notes: dict[bool, bool] = {}
         self._outside: Tensor
         self._verdict: Reading | None
@@ -393,9 +393,9 @@ class Executor:
         if isinstance(batch, Part):
             return batch.rows
         samples = batch_size(self._with_samples(batch))
-        if samples not in self._whole:
-            self._whole[samples] = Rows(samples, self._sizes.micro_batches(samples))
-        return self._whole[samples]
+        if samples not in self._whole_rows:
+            self._whole_rows[samples] = Rows(samples, self._sizes.micro_batches(samples))
+        return self._whole_rows[samples]
 
     def _scale(self, rows: Rows) -> float:
         """What the gradients of the running step are multiples of: by the scaler, and by samples that count often."""
