@@ -43,11 +43,14 @@ class Weights:
         self._tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
         self._tensors.update(model.named_buffers(remove_duplicate=False))
         persistent = [name for name in model.state_dict(keep_vars=True) if name in self._tensors]
-        self._names = matched(self._files, set(persistent))
+        known = matched(self._files, self._tensors)
+        # What the model has and does not save it computes itself.
+        saved = set(persistent)
+        self._names = {source: name for source, name in known.items() if name in saved}
         self._sources: dict[int, list[str]] = defaultdict(list)
         for source, name in self._names.items():
             self._sources[id(self._tensors[name])].append(source)
-        self._check(model, persistent, is_partial)
+        self._check(model, persistent, [name for name in self._files if name not in known], is_partial)
         self.given = {
             name: self._reading(self._sources[id(tensor)][0])
             for name, tensor in self._tensors.items()
@@ -81,11 +84,9 @@ class Weights:
     def _reading(self, source: str) -> rt.Source:
         return partial(self._files[source].reading, source)
 
-    def _check(self, model: nn.Module, persistent: Sequence[str], is_partial: bool) -> None:
+    def _check(self, model: nn.Module, persistent: Sequence[str], unknown: Sequence[str], is_partial: bool) -> None:
         """Whether the files have all of the model, and nothing else."""
         missing = [name for name in persistent if id(self._tensors[name]) not in self._sources]
-        # What the model has and does not save it computes itself.
-        unknown = [name for name in self._files if name not in self._names and name not in self._tensors]
         found = {
             "lack": without(missing, declared(model, "_keys_to_ignore_on_load_missing")),
             "have besides": without(unknown, declared(model, "_keys_to_ignore_on_load_unexpected")),

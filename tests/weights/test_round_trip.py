@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 import galvatron
 from galvatron import runtime as rt
+from galvatron import tensor_file
 from galvatron.errors import GalvatronError
 from galvatron.ir.planned import PlanShorthand
+from galvatron.tensor_file import Entry
 from galvatron.weights import Weights
 from tests.marks import some_slow
 from tests.ranks import run_ranks
@@ -144,6 +146,23 @@ def test_what_the_files_lack_is_left_as_it_is_on_request(tmp_path: Path, caplog:
     assert torch.equal(found["lm_head.weight"], fresh.lm_head.weight)
     for name, value in model.model.state_dict().items():
         assert torch.equal(found[f"model.{name}"], value), name
+
+
+class Table(nn.Module):
+    """A weight and a buffer that is not saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+        self.register_buffer("table", torch.zeros(2), persistent=False)
+
+
+def test_what_a_model_does_not_save_is_not_read(tmp_path: Path) -> None:
+    entries = [Entry(name, (2,), torch.float32) for name in ("table", "weight")]
+    tensor_file.write(tmp_path / "x.safetensors", tensor_file.header(entries), [torch.ones(2), torch.ones(2)])
+    for model in (Table(), nn.ModuleDict({"inner": Table()})):
+        found = Weights(model, tmp_path, is_partial=False)
+        assert [name.rpartition(".")[2] for name in found.given] == ["weight"]
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
