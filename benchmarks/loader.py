@@ -5,7 +5,8 @@
 Every rank has one thread. With batches in memory each rank has the whole of them, as `train_step` takes them without a
 loader. A loader cuts windows out of a long row of tokens, in an order of its own for each epoch, in the process that
 trains or in workers. All take turns in one job; a turn is a second of steps. A ratio above 1 means more tokens per
-second with the loader.
+second with the loader. CPU time is that of the training processes, without workers: it says what a loader costs where
+other programs have the machine too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from common import peers
 from common.jobs import device, on_ranks
 from common.llama import Batch, Llama, Size, batch_of
-from common.measure import Spread, Times, in_turn
+from common.measure import Spread, Times, in_turn, ratios
 from common.results import busy, conditions, entry, save
 from rich.console import Console
 from rich.table import Table
@@ -72,7 +73,7 @@ def compare(size: Size, plan: str, workers: list[int], rounds: int, span_s: floa
 
 @dataclass(frozen=True)
 class Row:
-    """Tokens per second of a loader over those of batches in memory, and both."""
+    """Tokens per second of a loader over those of batches in memory, both, and the ratio of CPU times of a step."""
 
     ranks: int
     plan: str
@@ -80,6 +81,7 @@ class Row:
     ratio: Spread
     loader_tokens_per_s: Spread
     memory_tokens_per_s: Spread
+    cpu_ratio: Spread
 
 
 def rows_of(ranks: int, plan: str, size: Size, times: dict[str, Times]) -> list[Row]:
@@ -90,9 +92,10 @@ def rows_of(ranks: int, plan: str, size: Size, times: dict[str, Times]) -> list[
             ranks,
             plan,
             name,
-            Spread.of([a / b for a, b in zip(own, memory, strict=True)]),
+            ratios(own, memory),
             Spread.of(own),
             Spread.of(memory),
+            ratios(times[name].cpu_s, times["memory"].cpu_s),
         )
         for name, own in rates.items()
     ]
@@ -100,11 +103,11 @@ def rows_of(ranks: int, plan: str, size: Size, times: dict[str, Times]) -> list[
 
 def print_rows(rows: list[Row]) -> None:
     table = Table(title="Tokens per second, loader / batches in memory: median (quartiles)")
-    for heading in ("ranks", "plan", "loader", "ratio", "loader", "memory"):
+    for heading in ("ranks", "plan", "loader", "ratio", "loader", "memory", "CPU time"):
         table.add_column(heading, no_wrap=True)
     for row in rows:
         rates = (f"{rate.median:.0f}/s" for rate in (row.loader_tokens_per_s, row.memory_tokens_per_s))
-        table.add_row(str(row.ranks), row.plan, row.workers, str(row.ratio), *rates)
+        table.add_row(str(row.ranks), row.plan, row.workers, str(row.ratio), *rates, str(row.cpu_ratio))
     Console(width=max(100, Console().width)).print(table)
 
 
