@@ -116,7 +116,7 @@ class RankBounds:
 
     def columns(self, known_s: float) -> np.ndarray:
         """The strategies that some layer may have in a choice that is no slower than one that is known."""
-        return np.flatnonzero(np.logical_and.reduce([each.columns(known_s) for each in self.priced]))
+        return np.flatnonzero(np.all([each.columns(known_s) for each in self.priced], axis=0))
 
 
 def rank_bounds(ranks: Ranks, known_s: float) -> RankBounds:

@@ -40,9 +40,9 @@ def fastest(
 
     What a choice takes at least, whatever memory there is, is known at once. When no other promises more, what it takes
     at least within the budget is asked for, with plans of few strategies that may be good; and when then still none
-    does, it is solved; once more, when all others are, if by then something better is known but it may still have
-    something better than that, following more. Choices whose devices hold several stages come last, so that what they promise is compared with
-    a good plan: they promise most, and keep least of it.
+    does, it is solved. When all others are, it is solved again, following more, if it may still have something better
+    than what is known by then. Choices whose devices hold several stages come last, so that what they promise is
+    compared with a good plan: they promise most, and keep least of it.
 
     Args:
         gap: the share of its time that it may be slower than the best one by.
