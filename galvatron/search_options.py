@@ -23,7 +23,7 @@ class SearchOptions:
         max_tp: the largest degree of tensor parallelism; the same as forbidding those above.
         pipeline_degree: the only one that is tried.
         schedule: those that are tried, with commas between them: `"1f1b"`, `"interleaved2,zbv"`. None: `1f1b`,
-            `interleaved2`, `interleaved4` and `zbv`, and `gpipe` where the end of the loss needs all micro-batches.
+            `interleaved2` and `zbv`, and `gpipe` where the end of the loss needs all micro-batches.
         micro_batches: the only number that is tried.
         roles: of mesh axes, among `dp`, `tp`, `tp+sp`, `ulysses` and `cp`.
         zero: levels, 0 to 3.

@@ -19,8 +19,11 @@ from galvatron.solver.tables import Chain, Pipeline
 Price = Callable[[np.ndarray, np.ndarray], tuple[float, np.ndarray]]
 """Of a choice and its borders: seconds of a step, and (R,) bytes over the budget of each device."""
 
-_FITTING = 4
+_FITTING = 3
 """How often a device whose layers do not fit is tried with less memory."""
+
+_MOVES = 8
+"""How often a border is moved."""
 
 
 def placed_best(
@@ -36,10 +39,12 @@ def placed_best(
     if not len(columns):
         return None, wanted_s
     placer, best = Placer(ranks.only(columns)), None
-    for start in list(placer.starts()):
+    for start in placer.starts():
         seconds, placed = placer.fitted(start, lambda choice, borders: price(columns[choice], borders))
         if seconds < known_s:
             best, known_s = (seconds, columns[placed.choice], placed.borders), seconds
+        if np.isfinite(seconds):
+            break
     return best, bounds.least_s
 
 
@@ -81,7 +86,7 @@ class Placer:
         return self.placed(balanced(times, [1.0] * self.ranks.pipeline.stages))
 
     def starts(self) -> Iterator[Placed]:
-        """A few good choices, with stages of about equal time, or of about equal bytes."""
+        """Good choices, with stages of about equal time, and of about equal bytes."""
         pipeline = self.ranks.pipeline
         chain, stages = pipeline.chain, pipeline.stages
         bytes_ = np.where(np.isfinite(chain.total_s), pipeline.full.mean(axis=0), np.inf).min(axis=1)[chain.kinds]
@@ -95,7 +100,7 @@ class Placer:
 
     def moved(self, placed: Placed) -> Placed:
         """With borders that no single step away from the slowest device, or one that lacks memory, makes better."""
-        for _ in range(2 * self.ranks.pipeline.chain.layers):
+        for _ in range(_MOVES):
             worst = int((placed.lacking if placed.lacking.any() else placed.seconds).argmax())
             others = [self.placed(borders) for borders in self._around(placed.borders, worst)]
             best = min(others, key=lambda other: other.worth, default=placed)
@@ -133,7 +138,6 @@ class Placer:
     def fitted(self, placed: Placed, price: Price) -> tuple[float, Placed]:
         """What a choice takes as it is priced, with less memory for devices where it does not fit; infinite if that
         does not help."""
-        self.budget = self.ranks.budget
         for _ in range(_FITTING):
             seconds, over = price(placed.choice, placed.borders)
             if (over <= 0).all():
@@ -142,6 +146,7 @@ class Placer:
             placed = self.moved(self.placed(placed.borders))
             if placed.lacking.any():
                 break
+        self.budget = self.ranks.budget
         return np.inf, placed
 
     def _alone(self, device: int, borders: np.ndarray, budget: float) -> Dual:

@@ -39,7 +39,7 @@ DEFAULT_GAP = 1 / 1024
 DEFAULT_WIDTH = 64
 """Partial choices of a stage that are followed behind each layer, unless told otherwise."""
 
-SEARCHED = "1f1b,interleaved2,interleaved4,zbv,gpipe"
+SEARCHED = "1f1b,interleaved2,zbv,gpipe"
 """Schedules that are tried unless told otherwise."""
 
 GPIPE = Schedule.parse("gpipe")
@@ -81,12 +81,12 @@ class Search(Pass):
     """Chooses pipeline degree, micro-batches, schedule, stage boundaries and one strategy per layer.
 
     `memory` is the budget per device; None is the cluster's default. `schedule` names those that are tried, with commas
-    between them; None is all but GPipe, which never takes less time or memory than 1F1B, and GPipe where the end of the
-    loss needs all micro-batches. `micro_batches` is the only number that is tried; None is every one. `global_batch`
-    replaces the program's batch size. `require` and `forbid` are constraints on the strategies of layers
-    (`Constraint`), such as `layers.0=tp2` and `zero3`. `objective` is `time`, or `memory`: the fastest of the plans
-    that take least memory, to a thousandth. `whole_ties` keeps all shared parameters whole instead of trying every way
-    to keep them.
+    between them; None is 1F1B, interleaved with two stages per device, and zero-bubble V; GPipe, which never takes less
+    time or memory than 1F1B, where the end of the loss needs all micro-batches. `micro_batches` is the only number that
+    is tried; None is every one. `global_batch` replaces the program's batch size. `require` and `forbid` are
+    constraints on the strategies of layers (`Constraint`), such as `layers.0=tp2` and `zero3`. `objective` is `time`,
+    or `memory`: the fastest of the plans that take least memory, to a thousandth. `whole_ties` keeps all shared
+    parameters whole instead of trying every way to keep them.
     `width` is how many partial choices of a stage are followed behind each layer, and so says how long a search takes;
     where it leaves out none that might be better, no plan is faster than the chosen one, by the cost model, by more
     than a share `gap` of its time. After `time_limit_s` seconds, and when it is interrupted, the best plan so far is

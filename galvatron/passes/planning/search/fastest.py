@@ -20,6 +20,13 @@ _UNIFORM = 16
 """So many plans of one strategy are tried first, so that bounds have something to be compared with."""
 
 
+_FIRST, _AGAIN, _LAST = range(3)
+"""When a choice is looked at."""
+
+_WIDER = 8
+"""So many times the width is followed of a choice that is solved again."""
+
+
 def fastest(
     model: CostModel,
     choices: Sequence[Choice],
@@ -33,8 +40,9 @@ def fastest(
 
     What a choice takes at least, whatever memory there is, is known at once. When no other promises more, what it takes
     at least within the budget is asked for, with plans of few strategies that may be good; and when then still none
-    does, it is solved. Choices whose devices hold several stages come last, so that what they promise is compared with
-    a good plan: they promise most, and keep least of it.
+    does, it is solved. When all others are, it is solved again, following more, if it may still have something better
+    than what is known by then. Choices whose devices hold several stages come last, so that what they promise is
+    compared with a good plan: they promise most, and keep least of it.
 
     Args:
         gap: the share of its time that it may be slower than the best one by.
@@ -64,13 +72,14 @@ def fastest(
         if uniform_s >= best_s:
             break
         try_(which, np.array([column]))
-    waiting: list[tuple[bool, float, int, Bounds | RankBounds | None]] = [
-        (isinstance(problem, Joint), problem.least_s, which, None) for which, problem in enumerate(problems)
+    waiting: list[tuple[int, float, int, Bounds | RankBounds | None]] = [
+        (_LAST if isinstance(problem, Joint) else _FIRST, problem.least_s, which, None)
+        for which, problem in enumerate(problems)
     ]
     heapq.heapify(waiting)
     promises = {which: promised_s for _, promised_s, which, _ in waiting}
     while waiting:
-        joint, promised_s, which, bounds = heapq.heappop(waiting)
+        turn, promised_s, which, bounds = heapq.heappop(waiting)
         wanted_s = best_s * (1 - gap)
         watch.solving(len(choices) - len(waiting) - 1, len(choices), min(wanted_s, bound_s, *promises.values()))
         del promises[which]
@@ -82,9 +91,14 @@ def fastest(
                 if isinstance(bounds, Bounds):
                     try_(which, bounds.started)
                 promises[which] = max(promised_s, bounds.least_s)
-                heapq.heappush(waiting, (joint, promises[which], which, bounds))
+                heapq.heappush(waiting, (turn, promises[which], which, bounds))
+            continue
+        wider = width and width * (_WIDER if turn == _AGAIN else 1)
+        least = max(promised_s, try_(which, bounds.columns(wanted_s), gap=gap, width=wider))
+        if turn == _FIRST and least < best_s * (1 - gap):
+            promises[which] = least
+            heapq.heappush(waiting, (_AGAIN, least, which, bounds))
         else:
-            least = try_(which, bounds.columns(wanted_s), gap=gap, width=width)
-            bound_s = min(bound_s, max(promised_s, least))
+            bound_s = min(bound_s, least)
     watch.solving(len(choices), len(choices), min(bound_s, best_s * (1 - gap)))
     return best
