@@ -164,8 +164,8 @@ def compile(
         calibrate: measure the layers and collectives of the plan on this job before it starts, for some 30 seconds, and
             keep that in its profile: where no `cluster` is given, `CompiledModel.accuracy` and later searches count
             with it. Only the parts are measured and kept, never how far off a whole step was.
-        cache_dir: where generated code, profiles and plans that were searched are kept; default: the user's cache
-            directory.
+        cache_dir: where generated code, profiles, costs and plans that were searched are kept; default: the user's
+            cache directory.
 
     Raises:
         CaptureError: the model cannot be captured.
@@ -290,7 +290,8 @@ def search(
         schedule: the same as `search=SearchOptions(schedule=...)`.
         search: what is tried and what for (`SearchOptions`); None is everything, for the shortest step.
         inductor: whether layers will be compiled (see `compile`), which makes other kernels of them.
-        cache_dir: where plans are kept, and found again if nothing has changed that they depend on; None: nowhere.
+        cache_dir: where plans and costs are kept, and found again if nothing has changed that they depend on; None:
+            nowhere.
 
     Raises:
         BudgetError: nothing fits; names the nearest miss.
