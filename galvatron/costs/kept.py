@@ -112,7 +112,7 @@ class KeptCosts(CostModel):
         try:
             texts, sheets = read(self._name, self._path.read_bytes())
             strategies = list(map(strategy_told, texts))
-            _check(sheets, len(set(strategies)))
+            _check(sheets, strategies)
             os.utime(self._path)
         except FileNotFoundError:
             return
@@ -201,15 +201,17 @@ def _made(figures: np.ndarray) -> LayerCost:
 _OWN, _EACH = len(names(_LAYER)), len(names(_REPEATED))
 
 
-def _check(sheets: Mapping[Key, Sheet], strategies: int) -> None:
+def _check(sheets: Mapping[Key, Sheet], strategies: Sequence[Strategy]) -> None:
     """
     Raises:
-        GalvatronError: there are strategies that the file does not tell, or too few figures.
+        GalvatronError: there are strategies that the file does not tell, or tells twice, or too few figures.
     """
+    if len(set(strategies)) < len(strategies):
+        raise GalvatronError("it tells a strategy twice")
     for (what, *_), sheet in sheets.items():
         rows, columns = sheet.figures.shape
         pairs = divmod(sheet.numbers, _PAIRS) if what == "conversion_s" else (sheet.numbers,)
-        if any(columns and not 0 <= part.min() <= part.max() < strategies for part in pairs):
+        if any(columns and not 0 <= part.min() <= part.max() < len(strategies) for part in pairs):
             raise GalvatronError("it has figures of strategies that it does not tell")
         if (rows - _OWN) % _EACH or rows < _OWN if what == "layer" else rows != 1:
             raise GalvatronError("it has other figures")
