@@ -3,8 +3,8 @@
     python benchmarks/search.py [--parts budgets,scale,unlike] [--quick] [--budgets 16,24,36,48,80] [--batches 8,32,128]
 
 Each search begins in a process of its own, with a captured program and nothing kept from earlier ones (cold); it is
-made again in another process, which finds what the first one kept on the disk, but no plan (warm), and once more in
-that (again). Counted are CPU seconds of the process and its children after the program is read.
+made again in another process, which finds the costs that the first one kept on the disk, but no plan (warm), and once
+more in that (again). Counted are CPU seconds of the process and its children after the program is read.
 
 Plans are compared with every uniform plan (one strategy of the whole space for all layers, balanced stages, every
 pipeline degree and number of micro-batches), with what people choose by hand (replicas; full sharding), with searches
@@ -19,6 +19,7 @@ import itertools
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,7 @@ from galvatron.costs.objective import evaluate_plan, memory_of_ranks
 from galvatron.errors import GalvatronError
 from galvatron.forms import passed, with_costs
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.files import cache_directory
 from galvatron.ir.plan import Plan
 from galvatron.ir.planned import PlanShorthand, fitted
 from galvatron.ir.program import Program
@@ -144,6 +146,7 @@ def program_for(shape: Shape) -> Program:
             vocab_size=shape.vocabulary, d_model=shape.width, d_ff=shape.hidden, num_layers=shape.layers,
             num_heads=shape.heads, d_kv=shape.width // shape.heads, dropout_rate=0.0, use_cache=False,
         )  # fmt: skip
+        config.update({"decoder_start_token_id": 0})
         tokens = torch.empty(8, shape.sequence, dtype=torch.long)
         model = T5ForConditionalGeneration(config)
         return galvatron.capture(model, {"input_ids": tokens, "labels": tokens}, precision="bf16")
@@ -156,9 +159,12 @@ def run(case: Case, compares: bool) -> dict[str, Any]:
     plan, seconds = None, []
     refusal = ""
     for _ in range(2):
+        shutil.rmtree(cache_directory() / "plans", ignore_errors=True)
         began = _cpu_s()
         try:
-            plan = galvatron.search(program, case.cluster, memory=budget, global_batch_size=case.batch)
+            plan = galvatron.search(
+                program, case.cluster, memory=budget, global_batch_size=case.batch, cache_dir=cache_directory()
+            )
         except GalvatronError as error:
             refusal = str(error)
         seconds.append(_cpu_s() - began)

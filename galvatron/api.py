@@ -173,8 +173,8 @@ def compile(
             floating type. With a model on `meta` it exists whole nowhere.
         partial_weights: files may lack tensors, which keep the model's values or are initialised, and have others,
             which are left out; both are logged.
-        cache_dir: where generated code, profiles and plans that were searched are kept; default: the user's cache
-            directory.
+        cache_dir: where generated code, profiles, costs and plans that were searched are kept; default: the user's
+            cache directory.
 
     Raises:
         CaptureError: the model cannot be captured.
@@ -303,7 +303,8 @@ def search(
         schedule: the same as `search=SearchOptions(schedule=...)`.
         search: what is tried and what for (`SearchOptions`); None is everything, for the shortest step.
         inductor: whether layers will be compiled (see `compile`), which makes other kernels of them.
-        cache_dir: where plans are kept, and found again if nothing has changed that they depend on; None: nowhere.
+        cache_dir: where plans and costs are kept, and found again if nothing has changed that they depend on; None:
+            nowhere.
 
     Raises:
         BudgetError: nothing fits; names the nearest miss.

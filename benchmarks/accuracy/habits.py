@@ -9,7 +9,7 @@ from typing import TypeGuard
 from accuracy.rows import Framework
 from galvatron.costs.events import CollectiveCall, Event, Launch, Linear
 from galvatron.costs.memory import Memory
-from galvatron.costs.model import LayerCost, Repeated
+from galvatron.costs.model import CostModel, LayerCost, Repeated
 from galvatron.costs.profile import Doing
 from galvatron.costs.sharded import ShardedCostModel, stage_border
 from galvatron.ir.layout import Axis
@@ -46,6 +46,8 @@ class FrameworkCosts(ShardedCostModel):
         if self._habits.overlaps_layers:
             cost = self._overlapped(cost)
         return self._copied(cost, strategy) if self._habits.buffers else cost
+
+    under_each = CostModel.under_each
 
     def transfer_s(self, index: int, strategy: Strategy, micro_batch: int) -> float:
         degree = strategy.degree("tp")

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+from galvatron.costs.kept import KeptCosts, keeping
 from galvatron.costs.model import CostModel
 from galvatron.costs.objective import Setting, StageReport, evaluate_plan, peak_bytes
 from galvatron.costs.sharing import Pace
-from galvatron.ir.ops.table import derived
+from galvatron.ir.ops.table import as_shipped, derived
 from galvatron.ir.plan import Plan
 from galvatron.ir.planned import epilogue, fitted, in_pieces
 from galvatron.ir.program import Form, Program
+from galvatron.ir.text import print_program
+from galvatron.ir.versions import digest
 
 
 def cost_model(program: Program) -> CostModel:
-    """The costs of a clustered program on its cluster, read off its sharded graphs.
+    """The costs of a clustered program on its cluster, read off its sharded graphs, or off what is kept of these
+    (`costs.kept`).
 
     Raises:
         PlanError: the program has no cluster.
     """
-    return _cost_model(replace(program, form=Form.CLUSTERED, candidates=(), cuts=(), plan=None))
+    clustered = replace(program, form=Form.CLUSTERED, candidates=(), cuts=(), plan=None)
+    kept = keeping()
+    model = kept and _kept_model(clustered, kept.folder)
+    if kept is None or model is None:
+        return _cost_model(clustered)
+    kept.models.append(model)
+    return model
 
 
 @derived(maxsize=2)
@@ -28,6 +39,13 @@ def _cost_model(program: Program) -> CostModel:
     from galvatron.costs.sharded import ShardedCostModel
 
     return ShardedCostModel(program, program.required_cluster)
+
+
+@derived(maxsize=2)
+def _kept_model(program: Program, folder: Path) -> KeptCosts | None:
+    """The same with what is kept in a folder; None for a program whose operators this process alone knows."""
+    text = print_program(program)
+    return KeptCosts(_cost_model(program), digest(text), folder) if as_shipped(text) else None
 
 
 def estimate_plan(

@@ -7,12 +7,12 @@ the sharded graphs; tests use tables.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from operator import attrgetter
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
+from galvatron.costs.columns import stacked
 from galvatron.costs.memory import Memory
 from galvatron.costs.timeline import MicroBatchTimes
 from galvatron.ir.arrays import larger
@@ -42,6 +42,11 @@ class Repeated:
     state: Memory = Memory()
     late_bytes: float = 0.0
     update_bytes: float = 0.0
+
+    @staticmethod
+    def of(many: Sequence[Repeated]) -> Repeated:
+        """Many of one layer as one of arrays."""
+        return replace(stacked(many), layer=many[0].layer)
 
 
 @dataclass(frozen=True)
@@ -97,14 +102,9 @@ class LayerCost:
 
     @staticmethod
     def of(costs: Sequence[LayerCost]) -> LayerCost:
-        """Many as one of arrays, whose repeated parameters are settled; of memory with its totals alone."""
-        columns = zip(*map(attrgetter(*_FIGURES), costs), strict=True)
-        figures: dict[str, Any] = {
-            name: np.array(column, dtype=float) for name, column in zip(_FIGURES, columns, strict=True)
-        }
-        contention = Contention(*(figures.pop(f"contention.{name}") for name in ("compute", "communication")))
-        extra, state = (Memory(working=figures.pop(name)) for name in ("extra_bytes", "state_bytes"))
-        return LayerCost(**figures, extra=extra, state=state, contention=contention)
+        """Many as one of arrays; all repeat parameters of the same layers."""
+        repeated = zip(*(cost.repeated for cost in costs), strict=True)
+        return replace(stacked(costs), repeated=tuple(map(Repeated.of, repeated)))
 
     def on_stage(self, begin: int) -> LayerCost:
         """The same with its repeated parameters settled, for a stage that begins at layer `begin`."""
@@ -116,7 +116,7 @@ class LayerCost:
             return self
         together = [parameter for parameter in self.repeated if here(parameter.layer)]
         apart = [parameter for parameter in self.repeated if not here(parameter.layer)]
-        taken = {name: max(0.0, getattr(self, name) - sum(getattr(p, name) for p in together)) for name in _TAKEN}
+        taken = {name: larger(0.0, getattr(self, name) - sum(getattr(p, name) for p in together)) for name in _TAKEN}
         across_s = self.across_s + sum(p.across_s for p in apart)
         state = self.state - sum((p.state for p in together), Memory())
         return replace(self, **taken, state=state, across_s=across_s, repeated=())
@@ -222,17 +222,6 @@ _TAKEN = (
 """Of a layer's cost, what a repeated parameter takes off."""
 
 
-_FIGURES = (
-    *(
-        field.name
-        for field in fields(LayerCost)
-        if field.name not in ("extra", "state", "contention", "repeated")
-    ),
-    "extra_bytes", "state_bytes", "contention.compute", "contention.communication",
-)  # fmt: skip
-"""Of a layer's cost, all numbers."""
-
-
 @dataclass(frozen=True)
 class Exposed:
     """Seconds per step that nothing hides, of sums and of gathers of new values."""
@@ -291,10 +280,18 @@ class CostModel(Protocol):
         """What a layer costs."""
         ...
 
+    def under_each(self, index: int, strategies: Sequence[Strategy], micro_batch: int, ties: Ties) -> LayerCost:
+        """What a layer costs under each of many strategies, as arrays."""
+        return LayerCost.of([self.layer(index, strategy, micro_batch, ties) for strategy in strategies])
+
     def conversion_s(self, index: int, before: Strategy, after: Strategy, micro_batch: int) -> float:
         """Seconds per micro-batch, forward and backward, of bringing every value that is alive when layer `index`
         begins from the layout of one strategy to that of another; 0 for equal strategies."""
         ...
+
+    def conversions_s(self, index: int, strategies: Sequence[Strategy], micro_batch: int) -> np.ndarray:
+        """The same from each of many strategies (rows) to each."""
+        return np.array([[self.conversion_s(index, a, b, micro_batch) for b in strategies] for a in strategies])
 
     def boundary_bytes(self, index: int, strategy: Strategy, micro_batch: int) -> float:
         """Bytes per device of the values alive between layers `index - 1` and `index`."""

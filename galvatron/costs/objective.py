@@ -194,7 +194,13 @@ class Setting:
 def layer_cost(model: CostModel, setting: Setting, index: int, strategy: Strategy) -> LayerCost:
     """What a layer costs in this setting, its repeated parameters not yet settled."""
     cost = model.layer(index, strategy, setting.micro_batch, setting.ties)
-    return cost.turned(setting.turning_share) if is_last(model, index) and cost.backward_gather_s else cost
+    return cost.turned(setting.turning_share) if is_last(model, index) else cost
+
+
+def layer_costs(model: CostModel, setting: Setting, index: int, strategies: Sequence[Strategy]) -> LayerCost:
+    """The same under each of many strategies, as arrays."""
+    costs = model.under_each(index, strategies, setting.micro_batch, setting.ties)
+    return costs.turned(setting.turning_share) if is_last(model, index) else costs
 
 
 def is_last(model: CostModel, index: int) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from galvatron.costs.columns import stacked
 from galvatron.costs.events import Profile, collectives_s, computing_s
 from galvatron.costs.memory import Memory
 from galvatron.costs.model import Repeated
+from galvatron.ir.arrays import chosen
 from galvatron.ir.contention import Contention
 from galvatron.machine import Machine
 
@@ -96,6 +99,12 @@ class Parameters:
     leaving_bytes: float
     leaving_added_bytes: float
 
+    @staticmethod
+    def of(many: Sequence[Parameters]) -> Parameters:
+        """Many as one of arrays; all repeat parameters of the same layers."""
+        repeated = zip(*(one.repeated for one in many), strict=True)
+        return replace(stacked(many), repeated=tuple(map(Repeated.of, repeated)))
+
 
 def beside(passes: Passes, own: Parameters, end: End, *, several: bool) -> Memory:
     """What a layer takes at its worst moment beside all state and what is kept of it for the backward.
@@ -114,5 +123,9 @@ def beside(passes: Passes, own: Parameters, end: End, *, several: bool) -> Memor
         (passes.summing_extra_bytes + end.gradient_bytes, back_bytes + own.summed_bytes),
         (end.peak_bytes, 0.0),
     )
-    working_bytes, communication_bytes = max(moments, key=sum)
+    working_bytes, communication_bytes = moments[0]
+    for working, communication in moments[1:]:
+        more = working + communication > working_bytes + communication_bytes
+        working_bytes = chosen(more, working, working_bytes)
+        communication_bytes = chosen(more, communication, communication_bytes)
     return Memory(working=working_bytes, communication=communication_bytes)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from operator import itemgetter
-from typing import Any, TypedDict
+from operator import attrgetter, itemgetter
+from typing import Any, TypedDict, TypeVar
+
+import numpy as np
 
 from galvatron.costs.borders import Borders, firsts
+from galvatron.costs.columns import stacked, taken
 from galvatron.costs.composed import Layer as LocalLayer
 from galvatron.costs.conversions import Conversions
 from galvatron.costs.events import Profile, collectives_s, kernels_s
 from galvatron.costs.local import LocalClass, local_class, trained_graph
-from galvatron.costs.model import LayerCost
+from galvatron.costs.model import CostModel, LayerCost
 from galvatron.costs.parameters import HeldState, Nearer, ParameterCosts, PlainState
 from galvatron.costs.parts import End, Parameters, Passes, beside, passes_of
 from galvatron.costs.profile import Doing, profile_graph, profile_layer
@@ -32,6 +35,8 @@ from galvatron.partition import Partitioner
 
 _LOG = logging.getLogger("galvatron")
 
+_Found = TypeVar("_Found")
+
 
 class _AsRun(TypedDict):
     """How a graph is run that is profiled; see `profile_graph`."""
@@ -40,7 +45,7 @@ class _AsRun(TypedDict):
     compiled: bool
 
 
-class ShardedCostModel:
+class ShardedCostModel(CostModel):
     """Implements `CostModel` for a clustered program; each pair of class and strategy is sharded and profiled once."""
 
     def __init__(self, program: Program, cluster: Cluster, sharded_for: Cluster | None = None) -> None:
@@ -71,6 +76,23 @@ class ShardedCostModel:
         if key not in self._cache:
             self._cache[key] = self._layer_cost(index, strategy, micro_batch, ties)
         return self._cache[key]
+
+    def under_each(self, index: int, strategies: Sequence[Strategy], micro_batch: int, ties: Ties) -> LayerCost:
+        cls = self.layers[index].cls
+        passes = _spread(
+            strategies,
+            attrgetter("axes", "recompute"),
+            lambda strategy: self._passes(cls, strategy, micro_batch / strategy.degree("dp"), ties),
+            stacked,
+        )
+        own = _spread(
+            strategies,
+            lambda strategy: (strategy.axes, strategy.zero, strategy.recompute != "none"),
+            lambda strategy: self._parameters(index, strategy, ties),
+            Parameters.of,
+        )
+        end = _spread(strategies, attrgetter("axes"), lambda strategy: self._end(index, strategy, ties), stacked)
+        return self._together(passes, own, end, micro_batch)
 
     def conversion_s(self, index: int, before: Strategy, after: Strategy, micro_batch: int) -> float:
         return 0.0 if before.axes == after.axes else self._borders.conversion_s(index, before, after, micro_batch)
@@ -123,7 +145,10 @@ class ShardedCostModel:
     def _layer_cost(self, index: int, strategy: Strategy, micro_batch: int, ties: Ties) -> LayerCost:
         passes = self._passes(self.layers[index].cls, strategy, micro_batch / strategy.degree("dp"), ties)
         own = self._parameters(index, strategy, ties)
-        end = self._end(index, strategy, ties)
+        return self._together(passes, own, self._end(index, strategy, ties), micro_batch)
+
+    def _together(self, passes: Passes, own: Parameters, end: End, micro_batch: int) -> LayerCost:
+        """What a layer costs, or many as arrays."""
         return LayerCost(
             forward_s=passes.forward_s,
             backward_s=passes.backward_s + own.accumulated_s,
@@ -321,6 +346,22 @@ class ShardedCostModel:
             )
             for i in range(len(self.layers))
         )
+
+
+def _spread(
+    strategies: Sequence[Strategy],
+    told: Callable[[Strategy], Hashable],
+    find: Callable[[Strategy], _Found],
+    many: Callable[[Sequence[_Found]], _Found],
+) -> _Found:
+    """What is found of each strategy, as arrays; once for all that are told by the same."""
+    found: dict[Hashable, _Found] = {}
+    keys = list(map(told, strategies))
+    for key, strategy in zip(keys, strategies, strict=True):
+        if key not in found:
+            found[key] = find(strategy)
+    numbers = {key: number for number, key in enumerate(found)}
+    return taken(many(list(found.values())), np.array([numbers[key] for key in keys]))
 
 
 def stage_border(strategy: Strategy) -> Axis:

@@ -1,4 +1,4 @@
-"""The larger and the smaller of two figures, each a number or an array of many."""
+"""Which of two figures, each a number or an array of many: the larger, the smaller, or the one that is chosen."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def larger(one: Any, other: Any) -> Any:
 def smaller(one: Any, other: Any) -> Any:
     """The smaller of two."""
     return np.minimum(one, other) if _many(one, other) else min(one, other)
+
+
+def chosen(first: Any, one: Any, other: Any) -> Any:
+    """The first where a condition holds, the second elsewhere."""
+    return np.where(first, one, other) if _many(first) else one if first else other
 
 
 def _many(*figures: Any) -> bool:

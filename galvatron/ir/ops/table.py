@@ -61,6 +61,8 @@ OPERATORS: dict[str, Operator] = (
 _Derived = TypeVar("_Derived", bound=Callable[..., Any])
 _FORGET: list[Callable[[], None]] = []
 """What empties the caches of what was derived from the table."""
+_TOLD: list[str] = []
+"""The operators of which others have said something."""
 
 
 def derived(maxsize: int) -> Callable[[_Derived], _Derived]:
@@ -79,8 +81,15 @@ def know(target: str, operator: Operator) -> None:
     """Says what is known of an operator of another library, in place of what was before."""
     called = parsed(target)
     OPERATORS[f"{called.namespace}::{called.name}"] = operator
+    _TOLD.append(target)
     for forget in _FORGET:
         forget()
+
+
+def as_shipped(text: str) -> bool:
+    """Whether all operators in the text of a program are as this package knows them, so that what follows from that
+    may be kept for other processes."""
+    return not any(f"{called.namespace}.{called.name}" in text for called in map(parsed, _TOLD))
 
 
 def add(target: str, schema: str, operator: Operator) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from galvatron.costs.model import CostModel, Front, LayerCost
-from galvatron.costs.objective import Setting, added_shared_bytes, layer_cost
+from galvatron.costs.objective import Setting, added_shared_bytes, layer_cost, layer_costs
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.zero import BUCKET_BYTES
 from galvatron.passes.planning.search.borders import Borders
@@ -204,8 +204,8 @@ class TableBuilder:
         table[:phases] = np.inf
         columns = [column for column, strategy in enumerate(self.strategies) if strategy in possible]
         if columns:
-            chosen = (layer_cost(self.model, setting, index, self.strategies[column]) for column in columns)
-            cost = LayerCost.of([self._settled(one, index, memory) for one in chosen])
+            chosen = [self.strategies[column] for column in columns]
+            cost = self._settled(layer_costs(self.model, setting, index, chosen), index, memory)
             late = [setting.late_bytes(cost, held) for held in setting.in_flight]
             for row, figure in zip(table, (*cost.times.parts(setting.order), *_once(cost), *late), strict=True):
                 row[columns] = figure
@@ -228,7 +228,7 @@ class TableBuilder:
             size, ties = setting.micro_batch, setting.ties
             meshes = list({head.axes: head for head in heads}.values())
             mesh = [[one.axes for one in meshes].index(head.axes) for head in heads]
-            between = np.array([[model.conversion_s(index, a, b, size) for b in meshes] for a in meshes])
+            between = model.conversions_s(index, meshes, size)
             converted = between[np.ix_(mesh, mesh)]
             added = np.array([[added_shared_bytes(model, a, b, size, ties) for b in heads] for a in heads])
             sent = [setting.shared_pace.beside(model.transfer_s(index, s, size)) for s in heads]

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from galvatron.costs.memory import Memory
-from galvatron.costs.model import LayerCost, Repeated
+from galvatron.costs.model import CostModel, LayerCost, Repeated
 from galvatron.ir.contention import NOTHING_BESIDE, Contention
 from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
@@ -22,7 +22,7 @@ Table = dict[tuple[int, Strategy], LayerCost]
 
 
 @dataclass(frozen=True)
-class TableModel:
+class TableModel(CostModel):
     """Costs from tables: layers of few classes, some of which share parameters (`shares`, layers by index).
 
     Layers of a tie that is kept in parts cost what `together` says. One that comes after another on the same stage does

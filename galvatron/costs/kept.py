@@ -1,0 +1,257 @@
+"""Costs that are kept on disk, for searches and estimates of later processes.
+
+What a cost model answers follows from its program, which says the cluster as it was measured and the batch, and from
+the code of this package and of torch. All of that is in the name of the file, so that no answer is ever read for
+another question. Budgets, constraints and plans are no part of it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
+from pathlib import Path
+
+import numpy as np
+
+from galvatron.costs.borders import firsts
+from galvatron.costs.columns import names, shaped, taken
+from galvatron.costs.model import CostModel, LayerCost, Repeated
+from galvatron.costs.sheets import Key, Sheet, read, written
+from galvatron.errors import GalvatronError
+from galvatron.ir.files import write_bytes
+from galvatron.ir.plan import Ties
+from galvatron.ir.strategy import AxisRole, Strategy
+
+_LOG = logging.getLogger("galvatron")
+
+MOST_BYTES = 256 << 20
+"""All files together; of more, those that were used least recently go."""
+
+_PAIRS = 1 << 31
+"""A pair of meshes is numbered as the first times this plus the second."""
+
+_LAYER = LayerCost(0.0, 0.0)
+_REPEATED = Repeated(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+class KeptCosts(CostModel):
+    """Answers as another model does, and asks it only for what nobody has asked before."""
+
+    def __init__(self, model: CostModel, name: str, folder: Path) -> None:
+        """
+        Args:
+            name: of all that the answers follow from (`galvatron.ir.versions.digest`).
+            folder: where files are.
+        """
+        self._model, self._name, self._path = model, name, folder / f"{name}.costs"
+        self._kinds, self._tied = model.kinds(), model.tied()
+        self._firsts = (*firsts(self._kinds), -1)
+        self._numbers: dict[Strategy, int] = {}
+        self._sheets: dict[Key, Sheet] = {}
+        self._known: dict[Hashable, float] = {}
+        self._new = False
+        self._load()
+
+    def tied(self) -> Mapping[str, tuple[int, ...]]:
+        return self._tied
+
+    def kinds(self) -> tuple[Hashable, ...]:
+        return self._kinds
+
+    def layer(self, index: int, strategy: Strategy, micro_batch: int, ties: Ties) -> LayerCost:
+        return taken(self.under_each(index, (strategy,), micro_batch, ties), 0)
+
+    def under_each(self, index: int, strategies: Sequence[Strategy], micro_batch: int, ties: Ties) -> LayerCost:
+        def ask(missing: list[int]) -> np.ndarray:
+            asked = [strategies[place] for place in missing]
+            return _flat(self._model.under_each(index, asked, micro_batch, ties), len(asked))
+
+        key = "layer", self._firsts[index], _whole(ties), micro_batch
+        return _made(self._found(key, self._numbered(strategies), ask))
+
+    def conversion_s(self, index: int, before: Strategy, after: Strategy, micro_batch: int) -> float:
+        if before.axes == after.axes:
+            return 0.0
+        return float(self._converted(index, [(before, after)], micro_batch)[0])
+
+    def conversions_s(self, index: int, strategies: Sequence[Strategy], micro_batch: int) -> np.ndarray:
+        pairs = [(before, after) for before in strategies for after in strategies]
+        return self._converted(index, pairs, micro_batch).reshape(len(strategies), len(strategies))
+
+    def boundary_bytes(self, index: int, strategy: Strategy, micro_batch: int) -> float:
+        key = "boundary_bytes", self._firsts[index], "", micro_batch
+        return self._one(key, strategy, lambda: self._model.boundary_bytes(index, strategy, micro_batch))
+
+    def transfer_s(self, index: int, strategy: Strategy, micro_batch: int) -> float:
+        key = "transfer_s", self._firsts[index], "", micro_batch
+        return self._one(key, strategy, lambda: self._model.transfer_s(index, strategy, micro_batch))
+
+    def shared_bytes(self, strategy: Strategy, micro_batch: int, ties: Ties) -> float:
+        key = "shared_bytes", 0, _whole(ties), micro_batch
+        return self._one(key, strategy, lambda: self._model.shared_bytes(strategy, micro_batch, ties))
+
+    def save(self) -> None:
+        """Writes the file, if there is anything new; what cannot be written is only not kept."""
+        if not self._new:
+            return
+        try:
+            write_bytes(self._path, written(self._name, list(map(told, self._numbers)), self._sheets))
+            make_room(self._path.parent)
+            self._new = False
+        except OSError as error:
+            _LOG.info("the costs are not kept: %s", error)
+
+    def _load(self) -> None:
+        """Reads the file; without one, or with one that is damaged, nothing is known."""
+        try:
+            texts, sheets = read(self._name, self._path.read_bytes())
+            strategies = list(map(strategy_told, texts))
+            _check(sheets, strategies)
+            os.utime(self._path)
+        except FileNotFoundError:
+            return
+        except (OSError, GalvatronError) as error:
+            _LOG.info("the costs in %s are told anew: %s", self._path, error)
+            return
+        self._numbers, self._sheets = {strategy: number for number, strategy in enumerate(strategies)}, sheets
+
+    def _numbered(self, strategies: Sequence[Strategy]) -> np.ndarray:
+        numbers = self._numbers
+        return np.array([numbers.setdefault(strategy, len(numbers)) for strategy in strategies], dtype=np.int64)
+
+    def _converted(self, index: int, pairs: Sequence[tuple[Strategy, Strategy]], micro_batch: int) -> np.ndarray:
+        def ask(missing: list[int]) -> np.ndarray:
+            return np.array([[self._model.conversion_s(index, *pairs[place], micro_batch) for place in missing]])
+
+        meshes = {strategy.axes: strategy for pair in pairs for strategy in pair}
+        numbers = dict(zip(meshes, self._numbered([Strategy(axes) for axes in meshes]).tolist(), strict=True))
+        asked = np.array([numbers[before.axes] * _PAIRS + numbers[after.axes] for before, after in pairs])
+        return self._found(("conversion_s", self._firsts[index], "", micro_batch), asked, ask)[0]
+
+    def _one(self, key: Key, strategy: Strategy, ask: Callable[[], float]) -> float:
+        """A single figure of a strategy."""
+        known = key, strategy
+        if known not in self._known:
+            self._known[known] = float(
+                self._found(key, self._numbered([strategy]), lambda _: np.array([[float(ask())]]))[0, 0]
+            )
+        return self._known[known]
+
+    def _found(self, key: Key, numbers: np.ndarray, ask: Callable[[list[int]], np.ndarray]) -> np.ndarray:
+        """The columns of some numbers in a sheet, of which the missing ones are asked for by their places."""
+        sheet = self._sheets.get(key)
+        places = np.full(len(numbers), -1) if sheet is None else sheet.places(numbers)
+        missing = np.flatnonzero(places < 0)
+        if len(missing):
+            _, first = np.unique(numbers[missing], return_index=True)
+            figures = ask(missing[first].tolist())
+            sheet = (sheet or Sheet.empty(len(figures))).with_more(numbers[missing[first]], figures)
+            self._sheets[key], self._new = sheet, True
+            places = sheet.places(numbers)
+        assert sheet is not None
+        return sheet.figures[:, places]
+
+
+def told(strategy: Strategy) -> str:
+    """A strategy to the last degree of one, which its own text does not always tell."""
+    return json.dumps([strategy.axes, strategy.zero, strategy.recompute])
+
+
+def strategy_told(text: str) -> Strategy:
+    """What `told` was given.
+
+    Raises:
+        GalvatronError: it is none.
+    """
+    try:
+        axes, zero, recompute = json.loads(text)
+        strategy = Strategy(tuple(AxisRole(str(role), int(degree)) for role, degree in axes), int(zero), str(recompute))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise GalvatronError(f"it has a strategy that is none: {error}") from None
+    if told(strategy) != text:
+        raise GalvatronError(f"it has a strategy that is none: {text}")
+    return strategy
+
+
+def _whole(ties: Ties) -> str:
+    """Of each tie whether it is whole."""
+    return "".join("1" if kept is None else "0" for _, kept in ties)
+
+
+def _flat(costs: LayerCost, many: int) -> np.ndarray:
+    """All figures of costs of a layer, a row each, behind them those of what it repeats."""
+    parts = [costs, *costs.repeated]
+    return np.stack([np.broadcast_to(row, many) for part in parts for row in attrgetter(*names(part))(part)])
+
+
+def _made(figures: np.ndarray) -> LayerCost:
+    """The costs of which these are the figures."""
+    rows = iter(figures)
+    costs = shaped(_LAYER, rows)
+    repeated = [shaped(_REPEATED, rows) for _ in range((len(figures) - _OWN) // _EACH)]
+    return replace(costs, repeated=tuple(replace(one, layer=int(np.min(one.layer))) for one in repeated))
+
+
+_OWN, _EACH = len(names(_LAYER)), len(names(_REPEATED))
+
+
+def _check(sheets: Mapping[Key, Sheet], strategies: Sequence[Strategy]) -> None:
+    """
+    Raises:
+        GalvatronError: there are strategies that the file does not tell, or tells twice, or too few figures.
+    """
+    if len(set(strategies)) < len(strategies):
+        raise GalvatronError("it tells a strategy twice")
+    for (what, *_), sheet in sheets.items():
+        rows, columns = sheet.figures.shape
+        pairs = divmod(sheet.numbers, _PAIRS) if what == "conversion_s" else (sheet.numbers,)
+        if any(columns and not 0 <= part.min() <= part.max() < len(strategies) for part in pairs):
+            raise GalvatronError("it has figures of strategies that it does not tell")
+        if (rows - _OWN) % _EACH or rows < _OWN if what == "layer" else rows != 1:
+            raise GalvatronError("it has other figures")
+
+
+def make_room(folder: Path, most_bytes: int = MOST_BYTES) -> None:
+    """Deletes the files that were used least recently, until the others are no larger than they may be together."""
+    files = sorted(((path, path.stat()) for path in folder.iterdir()), key=lambda one: one[1].st_mtime, reverse=True)
+    total = 0
+    for path, stat in files:
+        total += stat.st_size
+        if total > most_bytes:
+            path.unlink(missing_ok=True)
+
+
+@dataclass
+class Keeping:
+    """A folder of costs, and the models that use it."""
+
+    folder: Path
+    models: list[KeptCosts] = field(default_factory=list)
+
+
+_KEEPING: ContextVar[Keeping | None] = ContextVar("keeping", default=None)
+
+
+@contextmanager
+def kept_costs(folder: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Cost models in the block answer from files in a folder what was asked before, and leave there what is new; not
+    where `folder` is None."""
+    token = _KEEPING.set(None if folder is None else Keeping(Path(folder) / "costs"))
+    try:
+        yield
+    finally:
+        keeping = _KEEPING.get()
+        _KEEPING.reset(token)
+        for model in keeping.models if keeping else ():
+            model.save()
+
+
+def keeping() -> Keeping | None:
+    """Where costs are kept now."""
+    return _KEEPING.get()
