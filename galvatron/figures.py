@@ -178,7 +178,7 @@ def step_flop(program: Program, samples: int) -> float | None:
         cost = program.class_of[name].cost
         if cost is None:
             return None
-        total += count * sympy.sympify(cost.forward_flop + cost.backward_flop)
+        total += count * (cost.forward_flop + cost.backward_flop)
     value = total.subs({BATCH: samples})
     return float(value) if value.is_number else None
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import galvatron
+from galvatron.answers import plan_cache
 from galvatron.answers.plan_cache import plan_file, remembered
 from galvatron.errors import GalvatronError
 from galvatron.forms import searched, with_costs
@@ -94,6 +95,14 @@ def test_what_a_search_depends_on_is_in_the_name_of_its_file(program: Program, t
     own = plan_file(program, 30_000, SMALL, tmp_path)
     assert own == plan_file(with_costs(costed(), cluster("a100-80g:1x2"), 8), 30_000, SMALL, tmp_path)
     assert len({own, *others}) == 1 + len(others)
+
+
+def test_operators_of_this_process_alone_are_not_remembered(
+    program: Program, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_cache, "as_shipped", lambda _: False)
+    assert remembered(program, 30_000, SMALL, tmp_path).plan == searched(program, 30_000, SMALL).plan
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_file_is_as_none(program: Program, tmp_path: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from galvatron.costs.kept import kept_costs
 from galvatron.errors import GalvatronError
 from galvatron.forms import searched
+from galvatron.ir.ops.table import as_shipped
 from galvatron.ir.plan import Plan
 from galvatron.ir.planned import with_plan
 from galvatron.ir.program import Program
@@ -31,11 +32,14 @@ def remembered(
 ) -> Program:
     """The program under the plan that was found for it before, which is logged, or that a search finds now.
 
-    A plan of a search that had to end early is not kept, and a file that cannot be read, or written, is as none.
+    A plan of a search that had to end early is not kept, nor one of a program with operators that only this process
+    knows, and a file that cannot be read, or written, is as none.
 
     Raises:
         GalvatronError: whatever the search raises.
     """
+    if not as_shipped(print_program(program)):
+        return searched(program, memory_bytes, options)
     path = plan_file(program, memory_bytes, options, folder)
     try:
         found = with_plan(program, Plan.load(path))

@@ -19,6 +19,8 @@ from galvatron.solver import Bounds, RankBounds
 _UNIFORM = 16
 """So many plans of one strategy are tried first, so that bounds have something to be compared with."""
 
+_JOINT = 4
+"""Of choices whose devices hold several stages so many are solved, those that promise most."""
 
 _FIRST, _AGAIN, _LAST = range(3)
 """When a choice is looked at."""
@@ -42,7 +44,8 @@ def fastest(
     at least within the budget is asked for, with plans of few strategies that may be good; and when then still none
     does, it is solved. When all others are, it is solved again, following more, if it may still have something better
     than what is known by then. Choices whose devices hold several stages come last, so that what they promise is
-    compared with a good plan: they promise most, and keep least of it.
+    compared with a good plan: they promise most, and keep least of it. Only the first of these are solved, once there is
+    a plan; of the others what they promise stands in what is proven.
 
     Args:
         gap: the share of its time that it may be slower than the best one by.
@@ -78,6 +81,7 @@ def fastest(
     ]
     heapq.heapify(waiting)
     promises = {which: promised_s for _, promised_s, which, _ in waiting}
+    joint = 0
     while waiting:
         turn, promised_s, which, bounds = heapq.heappop(waiting)
         wanted_s = best_s * (1 - gap)
@@ -92,6 +96,10 @@ def fastest(
                     try_(which, bounds.started)
                 promises[which] = max(promised_s, bounds.least_s)
                 heapq.heappush(waiting, (turn, promises[which], which, bounds))
+            continue
+        joint += turn == _LAST
+        if joint > _JOINT and best is not None:
+            bound_s = min(bound_s, promised_s)
             continue
         wider = width and width * (_WIDER if turn == _AGAIN else 1)
         least = max(promised_s, try_(which, bounds.columns(wanted_s), gap=gap, width=wider))
