@@ -44,8 +44,8 @@ def fastest(
     at least within the budget is asked for, with plans of few strategies that may be good; and when then still none
     does, it is solved. When all others are, it is solved again, following more, if it may still have something better
     than what is known by then. Choices whose devices hold several stages come last, so that what they promise is
-    compared with a good plan: they promise most, and keep least of it. Only the first of these are solved, once there is
-    a plan; of the others what they promise stands in what is proven.
+    compared with a good plan: they promise most, and keep least of it. Only the first of these are solved, once there
+    is a plan; of the others what they promise stands in what is proven.
 
     Args:
         gap: the share of its time that it may be slower than the best one by.
