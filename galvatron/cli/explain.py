@@ -39,7 +39,9 @@ def command(
 ) -> None:
     """Explain a plan: where its time goes, what limits it, and what more memory or bandwidth would buy."""
     from galvatron.answers.question import Question
+    from galvatron.costs.kept import kept_costs
     from galvatron.errors import ClusterError
+    from galvatron.ir.files import cache_directory
     from galvatron.ir.plan import Plan
 
     plan = Plan.load(plan_file)
@@ -48,7 +50,7 @@ def command(
         raise ClusterError(f"{plan_file} says no cluster: name one, as in --cluster a100-80g:2x8")
     machines = read_cluster(named)
     program = read_program(program_file)
-    with shown_progress():
+    with shown_progress(), kept_costs(cache_directory()):
         question = Question.about(program, plan, machines, None if memory is None else parse_bytes(memory))
         told = _answer(question, why_not, alternatives)
     print(json_module.dumps(told, indent=2) if json else _text(told), end="\n")
