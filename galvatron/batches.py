@@ -170,7 +170,13 @@ class BatchReader:
     def _advice(self, name: str, wanted: TensorType, value: Tensor) -> str:
         """What to do where an input has as many samples as it likes, but was taken for one without."""
         alike = name not in self._batched and len(wanted.shape) == value.dim() and wanted.shape[1:] == value.shape[1:]
-        return f"; if {name!r} has one row per sample, compile with batch_dims={{{name!r}: 0}}" if alike else ""
+        if alike:
+            return f"; if {name!r} has one row per sample, compile with batch_dims={{{name!r}: 0}}"
+        sizes = enumerate(zip(wanted.shape, value.shape, strict=False))
+        other = [dim for dim, (own, size) in sizes if isinstance(own, int) and own != size]
+        if len(wanted.shape) != value.dim() or not other:
+            return ""
+        return f": pad to that size, or compile with dynamic={{{name!r}: {{{other[0]}: 'S'}}}} for batches of several"
 
     def by_name(self, batch: BatchLike) -> dict[str, Any]:
         """What a batch has for each argument of forward.

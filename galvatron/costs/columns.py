@@ -26,7 +26,8 @@ def taken(value: _Value, which: Any) -> _Value:
 
 def _taken(part: Any, which: Any) -> Any:
     if isinstance(part, np.ndarray):
-        return part[which]
+        found = part[which]
+        return found if isinstance(found, np.ndarray) else found.item()
     if isinstance(part, tuple):
         return tuple(_taken(each, which) for each in part)
     return taken(part, which) if is_dataclass(part) else part

@@ -21,6 +21,11 @@ from galvatron.runtime.comm import all_ranks, gather_objects
 
 _LOG = logging.getLogger("galvatron")
 
+_ADVICE = (
+    "; workers=0 shows where in the data set or collate_fn; a worker that was killed may have lacked memory: pass "
+    "fewer, or a smaller prefetch"
+)
+
 
 @dataclass(frozen=True)
 class Serves:
@@ -51,6 +56,7 @@ class Loader:
         self._place = Place(0, 0, options.seed, options.shuffle, length_of(dataset))
         self._rows_of = partial(serves.table.of, everything=options.whole_batches)
         self._first = True
+        self._iterations = 0
         self.check_place(self._place)
 
     @property
@@ -103,7 +109,18 @@ class Loader:
             self._rows_of(samples)
 
     def __iter__(self) -> Iterator[Part]:
-        return self._streamed() if self._place.length is None else self._indexed()
+        self._iterations += 1
+        return self._alone(self._streamed() if self._place.length is None else self._indexed(), self._iterations)
+
+    def _alone(self, parts: Iterator[Part], iteration: int) -> Iterator[Part]:
+        """The parts, as long as no other iteration has begun, which goes on where this one was."""
+        while iteration == self._iterations and (part := next(parts, None)) is not None:
+            yield part
+        if iteration != self._iterations:
+            raise GalvatronError(
+                f"loader {self._options.name!r} is iterated over anew, which goes on where this iteration was: go on "
+                "with one of them only, or make another loader"
+            )
 
     def _indexed(self) -> Iterator[Part]:
         batches = self._batches(self._place.position)
@@ -175,8 +192,7 @@ class Loader:
             return error
         return GalvatronError(
             f"the batch from sample {at} of epoch {self._place.epoch} on could not be loaded: "
-            f"{type(error).__name__}: {error}; workers=0 shows where in the data set or collate_fn; a worker that was "
-            "killed may have lacked memory: pass fewer, or a smaller prefetch"
+            f"{type(error).__name__}: {error}{_ADVICE if self._options.workers else ''}"
         )
 
     def _wanted(self, place: Place, batches: list[tuple[int, int]]) -> Iterator[Wanted]:

@@ -14,6 +14,8 @@ from galvatron.tensor_file import TensorFile
 SUFFIX = ".safetensors"
 FILE = "model" + SUFFIX
 INDEX = FILE + ".index.json"
+ADAPTER = "adapter_config.json"
+"""What `peft` writes beside the weights of an adapter."""
 
 
 def tensors_in(path: Path) -> dict[str, TensorFile]:
@@ -23,6 +25,16 @@ def tensors_in(path: Path) -> dict[str, TensorFile]:
     Raises:
         GalvatronError: there are none, or one of the files is damaged or missing.
     """
+    if not path.exists():
+        raise GalvatronError(
+            f"there is no {path}: weights= is a folder of {SUFFIX} files on this machine, or one such file; what is "
+            "elsewhere has to be fetched before (huggingface_hub.snapshot_download)"
+        )
+    if (path / ADAPTER).exists() and not (path / FILE).exists() and _index(path) is None:
+        raise GalvatronError(
+            f"{path} has an adapter and not a model: merge it into its model (merge_and_unload of peft), "
+            "save_pretrained that, and name its folder"
+        )
     try:
         index = _index(path)
         if index is not None:

@@ -66,6 +66,7 @@ def test_they_are_what_a_model_tells_anew(program: Program, tmp_path: Path) -> N
     more.save()
     again = KeptCosts(Unasked(plain), "name", tmp_path)  # type: ignore[arg-type]  # it asks for nothing else
     assert answers(again) == answers(plain)
+    assert "np." not in repr(answers(again)), "plain numbers, as texts of plans need"
 
 
 def test_searches_and_estimates_find_them_in_the_folder(program: Program, tmp_path: Path) -> None:

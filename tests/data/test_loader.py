@@ -244,6 +244,17 @@ def test_a_worker_that_dies_is_told_on_all_ranks() -> None:
         assert "of epoch 0 on could not be loaded: RuntimeError: DataLoader worker" in answer
 
 
+def test_of_two_iterations_the_older_one_ends() -> None:
+    loader = compiled("m2/dp1").dataloader(Ragged(12), batch_size=4)
+    first = iter(loader)
+    next(first)
+    second = iter(loader)
+    with pytest.raises(GalvatronError, match="is iterated over anew"):
+        next(first)
+    next(second)
+    assert loader.position == 8
+
+
 def test_a_place_is_refused_by_another_data_set(tmp_path: Path) -> None:
     program = compiled("dp1")
     loader = program.dataloader(Ragged(16))

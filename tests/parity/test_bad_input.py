@@ -128,6 +128,7 @@ print("compiled")
 """
 
 
+@pytest.mark.slow
 def test_a_job_with_a_wrong_plan_ends(tmp_path: Path) -> None:
     script = tmp_path / "job.py"
     script.write_text(JOB)

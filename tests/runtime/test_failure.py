@@ -40,6 +40,7 @@ def test_the_first_error_ends_the_job_and_is_shown_first(action, first):
     assert "[rank0]: Traceback" not in output, "only the rank that failed shows a traceback"
 
 
+@pytest.mark.slow
 def test_a_job_whose_script_passes_over_an_error_ends_with_that_error():
     with job(1, "caught") as (launcher, _):
         output = launcher.communicate(timeout=LIMIT_S)[0]

@@ -105,5 +105,12 @@ def test_folders_without_weights_are_refused(tmp_path: Path) -> None:
         (tmp_path / f"{name}.safetensors.index.json").touch()
     with pytest.raises(GalvatronError, match="several files with indices"):
         tensors_in(tmp_path)
-    with pytest.raises(GalvatronError, match="no such file"):
+    with pytest.raises(GalvatronError, match="a folder of .safetensors files on this machine"):
         tensors_in(tmp_path / "nowhere")
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    write(tmp_path / "adapter_model.safetensors", "a")
+    (tmp_path / "adapter_config.json").touch()
+    with pytest.raises(GalvatronError, match="an adapter and not a model: merge it"):
+        tensors_in(tmp_path)

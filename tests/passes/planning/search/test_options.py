@@ -72,6 +72,7 @@ def test_a_pipeline_degree_that_cannot_be_is_the_cause(candidates: Program) -> N
         searched(replace(candidates, candidates=()))
 
 
+@pytest.mark.slow
 def test_the_least_memory_is_that_below_which_nothing_fits(candidates: Program) -> None:
     plan = searched(candidates, objective="memory")
     assert plan.peak_bytes is not None
