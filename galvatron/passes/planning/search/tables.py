@@ -167,7 +167,8 @@ class TableBuilder:
     def _layer_key(self, index: int) -> Hashable:
         """What the row of a layer depends on, besides strategies and memories."""
         possible = self.candidates.index(self.candidates[index])
-        return (*self.kinds[index : index + 2], possible, *self.borders.spans[index].items())
+        receives = index > 0
+        return (receives, *self.kinds[index : index + 2], possible, *self.borders.spans[index].items())
 
     def _move_key(self, index: int) -> Hashable:
         known = index < len(self.candidates)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from galvatron.costs.model import LayerCost
 from galvatron.costs.objective import Setting, StageReport, evaluate_plan, memory_of_ranks
 from galvatron.costs.sharing import Pace
 from galvatron.ir.curves import Points
@@ -56,6 +57,18 @@ problems = st.tuples(
 @given(problems)
 def test_finds_the_optimum_of_every_plan(problem: tuple[Any, ...]) -> None:
     check_optimum(*problem)
+
+
+@pytest.mark.parametrize("budget", [15, 21])
+def test_what_a_stage_receives_counts_also_where_layers_are_all_alike(budget: int) -> None:
+    model = TableModel(
+        classes=(0, 0, 0),
+        costs={(0, strategy): LayerCost(1.0, 1.0) for strategy in STRATEGIES},
+        conversions={(before, after): 0.0 for before in STRATEGIES for after in STRATEGIES if before != after},
+        boundary=dict.fromkeys(STRATEGIES, 7.0),
+        shared=dict.fromkeys(STRATEGIES, 0.0),
+    )
+    check_optimum(model, 2, 4, "1f1b", budget, ())
 
 
 @pytest.mark.slow
