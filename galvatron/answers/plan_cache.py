@@ -24,7 +24,7 @@ def plan_file(
     program: Program, memory_bytes: int | None, options: SearchOptions, folder: str | os.PathLike[str]
 ) -> Path:
     """Where the plan is kept of a program of costs, which says its cluster, as it was measured, and its batch."""
-    return Path(folder) / "plans" / f"{digest(print_program(program), str(memory_bytes), str(options))}.json"
+    return _file(print_program(program), memory_bytes, options, folder)
 
 
 def remembered(
@@ -38,9 +38,10 @@ def remembered(
     Raises:
         GalvatronError: whatever the search raises.
     """
-    if not as_shipped(print_program(program)):
+    text = print_program(program)
+    if not as_shipped(text):
         return searched(program, memory_bytes, options)
-    path = plan_file(program, memory_bytes, options, folder)
+    path = _file(text, memory_bytes, options, folder)
     try:
         found = with_plan(program, Plan.load(path))
     except GalvatronError:
@@ -57,3 +58,7 @@ def remembered(
         except GalvatronError as error:
             _LOG.info("the plan is not kept: %s", error)
     return planned
+
+
+def _file(text: str, memory_bytes: int | None, options: SearchOptions, folder: str | os.PathLike[str]) -> Path:
+    return Path(folder) / "plans" / f"{digest(text, str(memory_bytes), str(options))}.json"

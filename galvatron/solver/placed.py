@@ -129,7 +129,7 @@ class Placer:
             found = self._alone(device, borders, float(budget[device]))
             choice[np.concatenate(layers)] = found.choice
             if found.fits:
-                alone, _ = device_alone(ranks, device, borders)
+                alone = device_alone(ranks, device, borders)
                 seconds[device] = _seconds(alone, found.choice)
             else:
                 lacking[device] = max(0.0, found.least_bytes - budget[device])
@@ -155,7 +155,7 @@ class Placer:
         runs = [(chain.kinds[its].tobytes(), chain.moves[its[1:]].tobytes()) for its in layers]
         key = (device, budget, *runs)
         if key not in self._known:
-            alone, _ = device_alone(self.ranks, device, borders)
+            alone = device_alone(self.ranks, device, borders)
             alone = replace(alone, budget=np.array([budget]))
             self._known[key] = dual(alone, at_end(alone))
         return self._known[key]
@@ -167,8 +167,8 @@ def layers_of(ranks: Ranks, device: int, borders: np.ndarray) -> list[np.ndarray
     return [np.arange(int(borders[stage]), int(borders[stage + 1])) for stage in own]
 
 
-def device_alone(ranks: Ranks, device: int, borders: np.ndarray) -> tuple[Pipeline, np.ndarray]:
-    """All layers of a device as a single stage, and which layers these are: its seconds are those of its path. What
+def device_alone(ranks: Ranks, device: int, borders: np.ndarray) -> Pipeline:
+    """All layers of a device as a single stage: its seconds are those of its path. What
     only one of its stages has at a time is there in full, and no gradients are late."""
     pipeline, chain, path = ranks.pipeline, ranks.pipeline.chain, ranks.paths[device]
     own = np.flatnonzero(ranks.holders == device)
@@ -193,7 +193,7 @@ def device_alone(ranks: Ranks, device: int, borders: np.ndarray) -> tuple[Pipeli
         move_s=np.concatenate([(path.moved[own, None, None, None] * chain.move_s).reshape(-1, *free.shape[1:]), free]),
         move_kept=np.concatenate([(held * chain.move_kept).reshape(-1, *free.shape[1:]), free]),
     )
-    alone = Pipeline(
+    return Pipeline(
         chain=joint,
         lines=((1.0, 0.0),),
         wait=0.0,
@@ -205,7 +205,6 @@ def device_alone(ranks: Ranks, device: int, borders: np.ndarray) -> tuple[Pipeli
         begin=pipeline.begin[own].reshape(1, -1, chain.strategies),
         end=len(own) * pipeline.end[own].reshape(1, -1, chain.places),
     )
-    return alone, np.concatenate(layers)
 
 
 def _seconds(alone: Pipeline, choice: np.ndarray) -> float:

@@ -87,10 +87,11 @@ class Priced:
     def of(cls, ranks: Ranks, charge: Charge, prices: np.ndarray) -> Priced:
         """At some prices."""
         pipeline = ranks.pipeline
-        weights = Weights.of(pipeline, ranks.bound, 1 / ranks.devices, prices[ranks.holders], charge)
+        each = prices[ranks.holders]
+        weights = Weights.of(pipeline, ranks.bound, 1 / ranks.devices, each, charge)
         completions = weights.completions(pipeline)
         kind = pipeline.chain.kinds[0]
-        paid_s = np.multiply(prices, ranks.budget, out=np.zeros(ranks.devices), where=prices > 0).sum()
+        paid_s = pipeline.paid_s(each).sum()
         length_s = (weights.begin[0, kind] + weights.layer[0, kind] + completions[0, 0]).min()
         used = _used(ranks, charge, *_path(pipeline, weights, completions)) if np.isfinite(length_s) else np.nan
         return cls(ranks, charge, prices, weights, completions, float(length_s - paid_s), used - ranks.budget)
@@ -98,8 +99,8 @@ class Priced:
     def columns(self, known_s: float) -> np.ndarray:
         """Whether some layer may have a strategy in a choice that takes no more than what is known."""
         reached = self.weights.reached(self.ranks.pipeline)[0]
-        paid_s = np.multiply(self.prices, self.ranks.budget, out=np.zeros_like(self.prices), where=self.prices > 0)
-        limit_s = known_s + paid_s.sum() + 1e-11 * (abs(known_s) + paid_s.sum())
+        paid_s = self.ranks.pipeline.paid_s(self.prices[self.ranks.holders]).sum()
+        limit_s = known_s + paid_s + 1e-11 * (abs(known_s) + paid_s)
         return (reached + self.completions <= limit_s).any(axis=(0, 1))
 
 

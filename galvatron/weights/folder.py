@@ -8,7 +8,7 @@ from typing import Any
 
 from galvatron.errors import GalvatronError, ParseError
 from galvatron.ir.documents import read_json, shown
-from galvatron.ir.files import read_text
+from galvatron.ir.files import exists, read_text
 from galvatron.tensor_file import TensorFile
 
 SUFFIX = ".safetensors"
@@ -25,15 +25,10 @@ def tensors_in(path: Path) -> dict[str, TensorFile]:
     Raises:
         GalvatronError: there are none, or one of the files is damaged or missing.
     """
-    if not path.exists():
+    if not exists(str(path)):
         raise GalvatronError(
             f"there is no {path}: weights= is a folder of {SUFFIX} files on this machine, or one such file; what is "
             "elsewhere has to be fetched before (huggingface_hub.snapshot_download)"
-        )
-    if (path / ADAPTER).exists() and not (path / FILE).exists() and _index(path) is None:
-        raise GalvatronError(
-            f"{path} has an adapter and not a model: merge it into its model (merge_and_unload of peft), "
-            "save_pretrained that, and name its folder"
         )
     try:
         index = _index(path)
@@ -70,6 +65,11 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if (path / FILE).exists():
         return [path / FILE]
+    if (path / ADAPTER).exists():
+        raise GalvatronError(
+            f"{path} has an adapter and not a model: merge it into its model (merge_and_unload of peft), "
+            "save_pretrained that, and name its folder"
+        )
     found = sorted(file for file in path.glob(f"*{SUFFIX}") if not file.name.startswith("."))
     if not found:
         raise GalvatronError(

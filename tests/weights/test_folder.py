@@ -107,6 +107,8 @@ def test_folders_without_weights_are_refused(tmp_path: Path) -> None:
         tensors_in(tmp_path)
     with pytest.raises(GalvatronError, match="a folder of .safetensors files on this machine"):
         tensors_in(tmp_path / "nowhere")
+    with pytest.raises(GalvatronError, match="there is no"):
+        tensors_in(Path("no\0name"))
 
 
 def test_an_adapter_is_no_model(tmp_path: Path) -> None:
