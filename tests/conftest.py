@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from tests import captures
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Of a test `one_in(n)`, `make test` runs every n-th case of those that are not slow anyway."""
+    seen: Counter[tuple[str, str]] = Counter()
+    for item in items:
+        thinned = item.get_closest_marker("one_in")
+        if thinned is None or item.get_closest_marker("slow"):
+            continue
+        test = str(item.path), item.name.split("[")[0]
+        if seen[test] % thinned.args[0]:
+            item.add_marker(pytest.mark.slow)
+        seen[test] += 1
 
 
 @pytest.fixture(scope="session", autouse=True)

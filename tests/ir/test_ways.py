@@ -89,6 +89,7 @@ ALIKE = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", some_slow([*[*UNLIKE][:2], *[*ways.WAYS][:3]], [*UNLIKE, *ways.WAYS]))
 def test_each_way_is_its_own_trace(name: str) -> None:
     model = (ways.model_of(name) if name in ways.WAYS else Net(UNLIKE[name])).double()
@@ -139,6 +140,7 @@ def test_constants_are_the_same_if_their_bits_are() -> None:
     assert abs(found - float(model(**BATCH).detach())) <= 1e-12 * abs(found)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", [*UNLIKE, *ALIKE])
 def test_an_evaluation_is_that_of_the_model(name: str) -> None:
     model = Net({**UNLIKE, **ALIKE}[name]).double()

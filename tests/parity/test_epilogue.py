@@ -32,6 +32,7 @@ CASES = [
 ]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("model", "plan"), some_slow(FAST, CASES))
 def test_equals_eager(model: str, plan: str) -> None:
     check(model, plan)

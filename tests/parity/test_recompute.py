@@ -59,6 +59,7 @@ def test_layers_that_differ_equal_eager(model: str, stages: int) -> None:
     check(model, mixture(layer_count(model), stages, STRATEGIES))
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("plan", DROPOUT)
 @pytest.mark.parametrize("model", ["gpt2-dropout", "gpt2-written-out-dropout"])
 def test_a_replay_drops_the_same_elements(model: str, plan: str) -> None:

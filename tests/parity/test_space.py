@@ -23,6 +23,7 @@ def equals_one_device(plan: str) -> None:
     assert_same_training(MODEL, plan, run_ranks(train, 4, job, batches(MODEL)))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("index", "schedule", "role"), [(i, *pair) for i, pair in enumerate(product(SCHEDULES, PIPELINED))]
 )

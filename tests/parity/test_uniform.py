@@ -34,12 +34,14 @@ IGNORED = {
 }
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("model", MODELS)
 def test_equals_eager(model: str, plan: str) -> None:
     check(model, plan)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("plan", some_slow(SOME, PLANS))
 @pytest.mark.parametrize("model", some_slow(OTHER_TIES, ["gpt2-untied"]))
 def test_other_ties_equal_eager(model: str, plan: str) -> None:
@@ -62,6 +64,7 @@ def test_numbers_of_micro_batches(plan: str) -> None:
     check("llama", plan)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("plan", ALONE)
 @pytest.mark.parametrize("model", some_slow(FAST, FAMILIES))
 def test_role_alone_equals_eager(model: str, plan: str) -> None:

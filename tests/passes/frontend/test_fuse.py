@@ -140,6 +140,7 @@ def test_types_stay_for_every_mix(name: str) -> None:
             assert again.values[output].type == mixed.values[output].type, dtypes
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("name", "options"), some_slow(FAST, OTHERS), ids=models.case_name)
 def test_fused_models_equal_eager(name: str, options: dict[str, Any]) -> None:
     model_case = models.shared(name, **options)
