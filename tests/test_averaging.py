@@ -36,7 +36,8 @@ def averaging(parameters: Any) -> torch.optim.Optimizer:
 
 
 def compiled(plan: str, **options: Any) -> galvatron.CompiledModel:
-    return galvatron.compile(new_model(), new_batch(), plan=plan, **{"optimizer": averaging} | options)
+    options.setdefault("optimizer", averaging)
+    return galvatron.compile(new_model(), new_batch(), plan=plan, **options)
 
 
 # Averages.

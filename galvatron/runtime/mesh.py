@@ -121,10 +121,11 @@ def initialize(device: str | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_
         backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
         try:
             store = own_store(_patience)
-            place = (
-                {} if store is None else {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
-            )
-            dist.init_process_group(backend, timeout=_patience, store=store, **place)
+            if store is None:
+                dist.init_process_group(backend, timeout=_patience)
+            else:
+                rank, size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+                dist.init_process_group(backend, timeout=_patience, store=store, rank=rank, world_size=size)
         except (KeyError, ValueError, RuntimeError) as error:
             raise GalvatronError(f"this process cannot join its job: {error}; start it with torchrun") from error
         atexit.register(shutdown)

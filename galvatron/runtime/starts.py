@@ -14,13 +14,13 @@ import uuid
 from datetime import timedelta
 from typing import Any
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 _PERIOD_S = 0.02
 """Between two looks at who asks."""
 
 
-def own_store(timeout: timedelta) -> dist.Store | None:
+def own_store(timeout: timedelta) -> Store | None:
     """That of this start; None where no launcher keeps one. Collective.
 
     Args:
@@ -29,7 +29,7 @@ def own_store(timeout: timedelta) -> dist.Store | None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    kept = dist.TCPStore(address, port, is_master=False, timeout=timeout)
+    kept = TCPStore(address, port, is_master=False, timeout=timeout)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     name = uuid.uuid4().hex
     if rank == 0:
@@ -38,7 +38,7 @@ def own_store(timeout: timedelta) -> dist.Store | None:
         kept.set(_asks(rank), name)
         name = kept.get(_answer(name)).decode()
         kept.set(_knows(name, rank), "")
-    return dist.PrefixStore(f"galvatron/{name}", kept)
+    return PrefixStore(f"galvatron/{name}", kept)
 
 
 def _tell(kept: Any, name: str, size: int) -> None:
