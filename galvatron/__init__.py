@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from galvatron.api import CompiledModel, capture, compile, estimate, search
+    from galvatron.averaging import ema
     from galvatron.checking import Report, check
     from galvatron.errors import GalvatronError
     from galvatron.figures import Figures
@@ -33,6 +34,7 @@ __all__ = [
     "capture",
     "check",
     "compile",
+    "ema",
     "estimate",
     "register_rule",
     "search",
@@ -48,6 +50,7 @@ _HOME = {
     "SearchOptions": "galvatron.search_options",
     "Strategy": "galvatron.ir.strategy",
     "check": "galvatron.checking.examine",
+    "ema": "galvatron.averaging",
     "register_rule": "galvatron.ir.ops.foreign",
 }
 

@@ -167,6 +167,12 @@ class BatchReader:
                 f"batches {self._batch_sizes}; compile again with a batch of this size as example"
             )
 
+    def samples(self, batch: BatchLike) -> int:
+        """Those of a global batch that was read before."""
+        if isinstance(batch, Part):
+            return batch.samples
+        return batch_size({name: value for name, value in self.by_name(batch).items() if name in self._batched})
+
     def _advice(self, name: str, wanted: TensorType, value: Tensor) -> str:
         """What to do where an input has as many samples as it likes, but was taken for one without."""
         alike = name not in self._batched and len(wanted.shape) == value.dim() and wanted.shape[1:] == value.shape[1:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor
 
-from galvatron import checkpoints, data, weights
+from galvatron import averaging, checkpoints, data, evaluation, weights
 from galvatron.batches import BatchLike, BatchReader
 from galvatron.drift import ModelWatch
-from galvatron.errors import GalvatronError, PlanError, did_you_mean
+from galvatron.errors import GalvatronError, PlanError
 from galvatron.facts import content_of, described, digest_of_values
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.device import Device
@@ -28,42 +28,12 @@ from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 from galvatron.machine.products import best_flop_per_s
+from galvatron.outputs import ModelOutputs
 from galvatron.plain import on_device, plain_torch
 from galvatron.runtime import Calls, Executor, Part, RunState, StepMetrics, World
 
 if TYPE_CHECKING:
     from galvatron.calibration.accuracy import Accuracy
-
-
-class ModelOutputs(Mapping[str, Tensor]):
-    """What the model returns besides its loss, by name: `outputs["logits"]` or `outputs.logits`.
-
-    Whole tensors, equal on every rank, in the order of the batch and in the types that the model gives.
-
-    Attributes:
-        loss: the loss on the whole batch; None where it was not asked for.
-    """
-
-    def __init__(self, values: Mapping[str, Tensor], loss: Tensor | None) -> None:
-        self._values = dict(values)
-        self.loss = loss
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._values[name]
-
-    def __getattr__(self, name: str) -> Tensor:
-        if name.startswith("_") or name not in self._values:
-            raise AttributeError(f"there is no output {name!r}; {did_you_mean(name, self.__dict__.get('_values', ()))}")
-        return self._values[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __repr__(self) -> str:
-        return f"ModelOutputs({described(self._values)}, loss={self.loss})"
 
 
 class CompiledModel:
@@ -176,6 +146,26 @@ class CompiledModel:
                 return self._executor.eval_step(tensors)
             loss, values = self._executor.outputs(tensors)
             return self._named(values, loss)
+
+    def evaluate(self, batches: Iterable[BatchLike], *, weight: evaluation.Weight | None = None) -> float:
+        """The mean of `eval_step` over batches, such as those of an epoch of a `dataloader`; for a language model,
+        `math.exp(compiled.evaluate(held_out))` is its perplexity.
+
+        Args:
+            weight: what each sample counts for, from what this rank has of a batch, one number per sample; None, all
+                count alike. Where the loss is a mean over tokens of which samples have unlike numbers, the mean over
+                the whole data set is that with `lambda batch: (batch["labels"][:, 1:] != -100).sum(1)`.
+
+        Raises:
+            GalvatronError: there is no batch, or `weight` gives something else. Else as in `eval_step`.
+        """
+
+        def losses() -> Iterator[tuple[Tensor, int | Tensor]]:
+            for batch in batches:
+                loss, samples = self.eval_step(batch), self._inputs.samples(batch)
+                yield loss, evaluation.counted(self._world, self._calls, batch, samples, weight)
+
+        return evaluation.mean(losses())
 
     def predict(self, batch: BatchLike) -> ModelOutputs:
         """What the model returns besides its loss, as far as `compile` was asked for it, of a batch that may lack what
@@ -335,6 +325,18 @@ class CompiledModel:
         if self._executor.optimizer is None:
             raise GalvatronError("there is no optimizer: pass `optimizer=` when compiling")
         return self._executor.optimizer
+
+    @contextmanager
+    def ema(self) -> Iterator[None]:
+        """Inside the `with` block the weights are their moving averages, which the optimizer keeps after
+        `galvatron.ema`: for `evaluate`, `predict`, `export` and all else that reads them. Training and checkpoints wait
+        until it has ended. The weights are kept on the host meanwhile.
+
+        Raises:
+            GalvatronError: the optimizer keeps no averages.
+        """
+        with averaging.exchanged(self._calls, self._executor):
+            yield
 
     @property
     def loss_scale(self) -> float | None:
@@ -529,16 +531,27 @@ class CompiledModel:
         with self._executor.saving():
             self._saver.finish()
 
-    def load(self, directory: str | os.PathLike[str]) -> checkpoints.Checkpoint:
+    @overload
+    def load(
+        self, directory: str | os.PathLike[str], *, missing_ok: Literal[False] = False
+    ) -> checkpoints.Checkpoint: ...
+
+    @overload
+    def load(
+        self, directory: str | os.PathLike[str], *, missing_ok: Literal[True]
+    ) -> checkpoints.Checkpoint | None: ...
+
+    def load(self, directory: str | os.PathLike[str], *, missing_ok: bool = False) -> checkpoints.Checkpoint | None:
         """Goes on from a checkpoint that was saved under this plan or another one, on any number of ranks: parameters,
         buffers, the optimizer's state and options, random numbers and loss scale, and the places of data loaders, also
         of those that are made later. A rank reads what it needs.
 
         Args:
             directory: what `save` was given, for the last checkpoint in it that is complete; or one folder in that.
+            missing_ok: there may be none yet, as when a run begins; then nothing is loaded.
 
         Returns:
-            What was loaded: its `path`, `step`, `extra` and `metrics`.
+            What was loaded: its `path`, `step`, `extra` and `metrics`; None, nothing was.
 
         Raises:
             GalvatronError: there is none, a file is missing or damaged, or it is of another model or optimizer; nothing
@@ -547,12 +560,15 @@ class CompiledModel:
         error = None
         if not isinstance(directory, (str, os.PathLike)):
             error = GalvatronError(f"a checkpoint is in a directory, given by its path, not {type(directory).__name__}")
-        self._calls.check("load", error, {"directory": str(directory)})
+        self._calls.check("load", error, {"directory": str(directory), "missing_ok": str(missing_ok)})
         self._saver.finish()
         with plain_torch(self._world.device):
-            found = checkpoints.load(self._world, self._executor, Path(directory), check=self._loaders.check)
-        self._loaders.load(found.loaders)
-        self._watch.values_taken()
+            found = checkpoints.load(
+                self._world, self._executor, Path(directory), check=self._loaders.check, missing_ok=missing_ok
+            )
+        if found is not None:
+            self._loaders.load(found.loaders)
+            self._watch.values_taken()
         return found
 
     def export(

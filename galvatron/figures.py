@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, SupportsFloat
 
 import sympy
 
@@ -95,7 +95,7 @@ class Figures:
         self._waiting: tuple[int, Callable[[], StepMetrics], float | None, dict[str, float]] | None = None
         self._last: tuple[int, float] | None = None
 
-    def add(self, step: int, **more: float) -> None:
+    def add(self, step: int, **more: SupportsFloat) -> None:
         """A step has ended.
 
         Args:

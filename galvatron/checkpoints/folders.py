@@ -32,24 +32,28 @@ def complete(directory: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def chosen(directory: Path) -> Path:
-    """The checkpoint that a path means: itself, or the one in it that was saved last.
+def chosen(directory: Path, *, missing_ok: bool = False) -> Path | None:
+    """The checkpoint that a path means: itself, or the one in it that was saved last; None where there may be none.
 
     Raises:
         GalvatronError: there is none.
     """
+    found: list[Path] = []
     try:
         if (directory / INDEX).exists():
             return directory
-        found = complete(directory)
+        if directory.exists() or not missing_ok:
+            found = complete(directory)
     except OSError as error:
         raise GalvatronError(f"there is no checkpoint in {directory}: {error.strerror or error}") from error
-    if not found:
-        raise GalvatronError(
-            f"there is no complete checkpoint in {directory}: name the directory that compiled.save was given, or one "
-            "of the folders in it"
-        )
-    return found[-1]
+    if found:
+        return found[-1]
+    if missing_ok:
+        return None
+    raise GalvatronError(
+        f"there is no complete checkpoint in {directory}: name the directory that compiled.save was given, or one "
+        "of the folders in it"
+    )
 
 
 def begin(directory: Path, step: int) -> Path:

@@ -49,7 +49,7 @@ class Index:
         parameters: what it has for each parameter that it trains.
         run: `compiled.state()`.
         metrics: figures of the last step.
-        extra: what the caller of `save` gave along.
+        extra: what the caller of `save` gave along, which may be `with_words`.
         loaders: the place of each data loader, by its name.
     """
 
@@ -92,7 +92,7 @@ class Index:
                 parameters={name: _parameter(value) for name, value in _members(found["parameters"])},
                 run=_typed(found["run"], dict),
                 metrics=None if found["metrics"] is None else _typed(found["metrics"], dict),
-                extra=_typed(found["extra"], dict),
+                extra=_typed(with_numbers(found["extra"]), dict),
                 loaders=_typed(found.get("loaders", {}), dict),
             )
         except KeyError as error:
@@ -130,3 +130,27 @@ def _typed(value: Any, kind: type) -> Any:
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     """Figures as JSON can say them: None for a number that is not finite."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+def with_words(value: Any) -> Any:
+    """The value as JSON can say it, where it has numbers that are not finite, as schedulers keep for "nothing yet"."""
+    if isinstance(value, Mapping):
+        return {key: with_words(own) for key, own in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [with_words(own) for own in value]
+    return {_NUMBER: str(value)} if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def with_numbers(value: Any) -> Any:
+    """What was given to `with_words`."""
+    if isinstance(value, list):
+        return [with_numbers(own) for own in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {_NUMBER} and value[_NUMBER] in ("inf", "-inf", "nan"):
+        return float(value[_NUMBER])
+    return {key: with_numbers(own) for key, own in value.items()}
+
+
+_NUMBER = "number"
+"""The key of a number that is not finite."""

@@ -196,18 +196,22 @@ def load(
     executor: rt.Executor,
     directory: Path,
     check: Callable[[Mapping[str, Any]], None] = lambda loaders: None,
-) -> Checkpoint:
+    missing_ok: bool = False,
+) -> Checkpoint | None:
     """Goes on from a checkpoint: the one in this folder, or the last complete one in this directory. Collective.
 
     Args:
         check: refuses places of data loaders that do not fit.
+        missing_ok: whether there may be none; then nothing is done.
 
     Raises:
         GalvatronError: see `Reader`, or `check`; nothing was changed then.
     """
     with rt.together(world, "load"):
-        folder = folders.chosen(directory) if world.rank == 0 else directory
-    folder = gathered(world, folder, "load")[0]
+        chosen = folders.chosen(directory, missing_ok=missing_ok) if world.rank == 0 else None
+    folder = gathered(world, chosen, "load")[0]
+    if folder is None:
+        return None
     with rt.together(world, "load"):
         reader = Reader(folder, executor)
         check(reader.checkpoint.loaders)

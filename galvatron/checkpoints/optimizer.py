@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from galvatron.averaging import KEY as AVERAGE
+from galvatron.averaging import averages
 from galvatron.checkpoints.index import ParameterState
 from galvatron.errors import GalvatronError
 from galvatron.runtime import Piece
@@ -86,6 +88,11 @@ def check(optimizer: Optimizer, kind: str | None, pieces: Sequence[Piece], saved
     if kind != own:
         has = "no optimizer" if kind is None else f"the state of {kind}"
         raise GalvatronError(f"the checkpoint has {has}, but the model was compiled with {own}; nothing was loaded")
+    if not averages(optimizer) and any(AVERAGE in state.elements for state in saved.values()):
+        raise GalvatronError(
+            f"the checkpoint has moving averages of weights, but {own} keeps no moving averages: pass it to "
+            "galvatron.ema; nothing was loaded"
+        )
     options = group_options(optimizer, pieces, saved)
     for group, found in zip(optimizer.param_groups, options, strict=True):
         for key, value in found.items():

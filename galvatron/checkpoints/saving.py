@@ -19,7 +19,7 @@ from torch import Tensor
 from galvatron import runtime as rt
 from galvatron.checkpoints import folders, optimizer
 from galvatron.checkpoints.boxes import Box, Patch, patches_of, whole_box
-from galvatron.checkpoints.index import Index, ParameterState, finite
+from galvatron.checkpoints.index import Index, ParameterState, finite, with_words
 from galvatron.checkpoints.parts import Part, check_type, size_of, write_parts
 from galvatron.errors import GalvatronError
 from galvatron.ir.documents import read_json
@@ -209,7 +209,7 @@ def _index(
         parameters={name: state for described in everything for name, state in described.parameters.items()},
         run=executor.state(),
         metrics=_metrics(executor),
-        extra=dict(extra),
+        extra=with_words(extra),
         loaders=dict(loaders),
     )
 
@@ -290,6 +290,6 @@ def check_arguments(directory: Any, step: Any, keep: Any, extra: Any, background
     if not isinstance(extra, Mapping):
         raise GalvatronError(f"extra must be a mapping, not {type(extra).__name__}")
     try:
-        return json.dumps(extra, allow_nan=False)
+        return json.dumps(with_words(extra), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise GalvatronError(f"extra must be what JSON can say: {error}") from error

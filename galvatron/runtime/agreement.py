@@ -110,9 +110,13 @@ class Calls:
     """Every rank makes the same calls: one small all-reduce before each of them, on the host where there is a backend
     for it, so that a call that a rank refuses, or that is another one, is refused by all; and an update that an
     optimizer with other options would do.
+
+    Attributes:
+        refused: what may not be called for now, and why; alike on all ranks.
     """
 
     def __init__(self, world: World, options: GroupOptions | None = None) -> None:
+        self.refused: Mapping[str, str] = {}
         self._world = world
         self._options = options
         self._device = world.device
@@ -127,6 +131,8 @@ class Calls:
         Args:
             updates: the optimizer's options are to be equal too.
         """
+        if error is None and what in self.refused:
+            error = GalvatronError(self.refused[what])
         held: dict[str, str] = {}
         if self._world.size > 1:
             numbers: list[int | None] = [zlib.crc32(repr((what, facts)).encode())]

@@ -114,6 +114,16 @@ class _Watch:
 _watch: _Watch | None = None
 
 
+def _forget() -> None:
+    """In a process that was forked, to load data for example: it is no rank, and the connection is its parent's, whose
+    answers it would take."""
+    global _watch
+    _watch = None
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
 def watch(rank: int, size: int, limit_s: float) -> None:
     """Start watching the job; needs the default process group. When already watching, only the limit is new.
 
@@ -286,6 +296,9 @@ def _take_uncaught_errors() -> None:
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if threading.current_thread() is not threading.main_thread():  # of a library that shows what ends no script
+            previous(kind, error, trace)
+            return
         if isinstance(error, RankError) and _watch is not None:
             if str(error) != _watch.first_failure or not _watch.failed_first:  # which has been printed
                 _print(f"rank {_watch.rank} stops: {error}")

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from galvatron.errors import ClusterError, GalvatronError, PlanError
 from galvatron.runtime import comm, failure
 from galvatron.runtime.limit import DEFAULT_TIMEOUT_S
+from galvatron.runtime.starts import own_store
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,13 @@ def initialize(device: str | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_
             return World(0, 1, target)
         backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
         try:
-            dist.init_process_group(backend, timeout=_patience)
-        except (ValueError, RuntimeError) as error:
+            store = own_store(_patience)
+            if store is None:
+                dist.init_process_group(backend, timeout=_patience)
+            else:
+                rank, size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+                dist.init_process_group(backend, timeout=_patience, store=store, rank=rank, world_size=size)
+        except (KeyError, ValueError, RuntimeError) as error:
             raise GalvatronError(f"this process cannot join its job: {error}; start it with torchrun") from error
         atexit.register(shutdown)
     else:

@@ -19,7 +19,8 @@ WORDS, WIDTH, LENGTH = 24, 16, 8
 class Words(nn.Module):
     """Attention between layers; the loss is a mean over the labels that count, and what the weights are fined for.
 
-    The number of labels is `clamped`, so that it is no sum over parts of the batch; or the loss `couples` samples.
+    The number of labels is `clamped`, so that it is no sum over parts of the batch; or the loss `couples` samples; or
+    some of what attention gives `drops` out.
     """
 
     def __init__(self, kind: str = "") -> None:
@@ -33,7 +34,8 @@ class Words(nn.Module):
         x = self.embedding(ids)
         for layer in self.inner:
             q, k, v = (t.unflatten(2, (4, -1)).transpose(1, 2) for t in layer(x).chunk(3, 2))
-            x = x + F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+            x = x + (F.dropout(mixed, 0.1, self.training) if self.kind == "drops" else mixed)
         logits = self.head(x).flatten(0, 1)
         if self.kind == "clamped":
             loss = F.cross_entropy(logits, labels.flatten(), reduction="sum") / (labels != -100).sum().clamp(min=20)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 
 import pytest
 from torch._C._distributed_c10d import HashStore
 
+from galvatron import runtime as rt
 from galvatron.errors import RankError
 from galvatron.runtime import failure
 from galvatron.runtime.comm import now
 from tests.marks import some_slow
+from tests.ranks import run_ranks
 from tests.runtime.jobs import LIMIT_S, errors, job, wait_for
 
 KILL_S = 28
@@ -99,3 +103,25 @@ def test_who_comes_while_a_failure_is_told_waits_to_hear_of_it(monkeypatch, caps
     thread.join()
     active.stop()
     assert capsys.readouterr().err == "galvatron: rank 0 failed in a step: ValueError: out of range\n"
+
+
+def shows_an_error() -> None:
+    """As multiprocessing does in its threads, when who reads a tensor of a worker has gone."""
+    sys.excepthook(EOFError, EOFError(), None)
+
+
+def has_a_child(world: rt.World) -> str | None:
+    child = multiprocessing.get_context("fork").Process(target=shows_an_error)
+    child.start()
+    child.join()
+    thread = threading.Thread(target=shows_an_error)
+    thread.start()
+    thread.join()
+    rt.agree(world, "both have ended")
+    assert failure._watch is not None
+    return failure._watch.poll()
+
+
+def test_what_a_child_or_a_library_shows_is_no_failure_of_the_job():
+    """A child has its parent's connection to the store as well, and would take the answers."""
+    assert run_ranks(has_a_child, 2) == [None, None]

@@ -1,0 +1,104 @@
+"""Moving averages of weights (EMA), which the optimizer keeps as a part of its state: each rank those of its slices."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from galvatron.errors import GalvatronError
+from galvatron.runtime import Calls, Executor
+
+KEY = "ema"
+"""Of the average in the state of a parameter."""
+
+_DECAY = "ema_decay"
+
+
+def ema(optimizer: torch.optim.Optimizer, decay: float = 0.999) -> torch.optim.Optimizer:
+    """The same optimizer, which after each step also averages what it has updated: `average = decay * average +
+    (1 - decay) * value`, from the values after the first step on, in float32 or the type of the masters.
+
+        compile(..., optimizer=lambda parameters: galvatron.ema(torch.optim.AdamW(parameters, lr=3e-4), 0.9999))
+        with compiled.ema():
+            compiled.evaluate(held_out), compiled.export("averaged")
+
+    Checkpoints have the averages, as they have the rest of the optimizer's state. They take 4 bytes per element, which
+    ZeRO cuts, and which the search does not count.
+
+    Args:
+        decay: at least 0 and less than 1; a group of parameters may have its own, as its option `ema_decay`.
+
+    Raises:
+        GalvatronError: an argument is wrong.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise GalvatronError(f"ema averages what a torch.optim.Optimizer updates, not {type(optimizer).__name__}")
+    if type(decay) not in (int, float) or not 0 <= decay < 1:
+        raise GalvatronError(f"decay must be a number from 0 to below 1, not {decay!r}")
+    optimizer.defaults[_DECAY] = decay
+    for group in optimizer.param_groups:
+        group.setdefault(_DECAY, decay)
+    optimizer.register_step_post_hook(_average)
+    return optimizer
+
+
+def averages(optimizer: torch.optim.Optimizer | None) -> bool:
+    """Whether `ema` was called for it."""
+    return optimizer is not None and _DECAY in optimizer.defaults
+
+
+def _average(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    with torch.no_grad():
+        for group in optimizer.param_groups:
+            pairs: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            for parameter in group["params"]:
+                state = optimizer.state[parameter]
+                if KEY in state:
+                    pairs[parameter.dtype].append((state[KEY], parameter))
+                elif parameter.grad is not None:  # other state is there too, which optimizers look for
+                    state[KEY] = parameter.detach().to(_type_of(parameter), copy=True)
+            for found in pairs.values():
+                kept, values = [own for own, _ in found], [value.to(own.dtype) for own, value in found]
+                torch._foreach_lerp_(kept, values, 1 - group[_DECAY])  # pyright: ignore[reportPrivateImportUsage]  # as torch.optim.swa_utils does
+
+
+def _type_of(parameter: Tensor) -> torch.dtype:
+    return torch.promote_types(parameter.dtype, torch.float32)
+
+
+@contextmanager
+def exchanged(calls: Calls, executor: Executor) -> Iterator[None]:
+    """Inside the `with` block the parameters are their averages; the values are kept on the host. Collective.
+
+    Raises:
+        GalvatronError: the optimizer keeps no averages.
+    """
+    error, optimizer = None, executor.optimizer
+    if not averages(optimizer):
+        error = GalvatronError("there are no averages: compile with optimizer=lambda ps: galvatron.ema(AdamW(ps), ...)")
+    calls.check("ema", error, {})
+    assert optimizer is not None
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if KEY in optimizer.state.get(p, {})]
+    values = [parameter.detach().to("cpu", copy=True) for parameter in parameters]
+    _put(executor, parameters, [optimizer.state[parameter][KEY] for parameter in parameters])
+    calls.refused = {what: f"{what} waits until the block of compiled.ema() has ended" for what in _NOT_ON_AVERAGES}
+    try:
+        yield
+    finally:
+        calls.refused = {}
+        _put(executor, parameters, values)
+
+
+_NOT_ON_AVERAGES = ("train_step", "save", "load", "load_full_state_dict", "ema")
+
+
+def _put(executor: Executor, parameters: list[Tensor], values: list[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+    executor.publish()
