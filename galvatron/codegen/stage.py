@@ -247,8 +247,8 @@ def _state(bindings: Bindings, name: str, layout: StateLayout, depth: int) -> li
 def _placed(bindings: Bindings, layout: StateLayout) -> tuple[str, ...]:
     """The placement of a piece of state on each axis of its mesh, as text."""
     state = bindings.program.state_of[layout.state]
-    trained = state.kind == "parameter" and state.trainable
-    return tuple(_placement(placement, trained) for placement in layout.layout)
+    summed = state.trainable or layout.zero > 0
+    return tuple(_placement(placement, summed) for placement in layout.layout)
 
 
 def _layer(bindings: Bindings, layer: Layer, name: str, state: Sequence[str], depth: int) -> list[str]:
@@ -276,22 +276,24 @@ def _recompute(bindings: Bindings, layer: Layer) -> str:
 
 def _is_gathered_once(bindings: Bindings, layer: Layer) -> bool:
     """Whether values that are there only while a layer runs need not be there for its backward."""
-    cls, state_of = bindings.cls(layer), bindings.program.state_of
+    cls, program = bindings.cls(layer), bindings.program
     if cls.strategy is None or not LEVELS[cls.strategy.zero].values:
         return False
-    trained = [v.name for v, name in zip(cls.graph.state, layer.state, strict=True) if state_of[name].trainable]
-    return bool(trained) and not rereads(cls.graph, trained, cls.strategy.recompute)
+    formals = zip(cls.graph.state, layer.state, strict=True)
+    parameters = [formal.name for formal, name in formals if name in program.parameters]
+    differentiable = bindings.differentiable[cls.origin_name]
+    return bool(parameters) and not rereads(cls.graph, parameters, differentiable, cls.strategy.recompute)
 
 
 def _axis_variable(bindings: Bindings, layer: Layer, name: str) -> str:
     return next(bindings.axes[axis] for axis in nameable_axes(bindings.cls(layer).mesh) if axis.name == name)
 
 
-def _placement(placement: Placement, trained: bool) -> str:
+def _placement(placement: Placement, summed: bool) -> str:
     """Text of a placement; empty for what an axis that is not named means."""
     if isinstance(placement, Shard):
         return print_shard(placement, placement.outer)
-    return "rt.Summed()" if placement == BROADCAST and trained else ""
+    return "rt.Summed()" if placement == BROADCAST and summed else ""
 
 
 def _dtype(name: str) -> str:

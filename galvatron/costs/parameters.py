@@ -1,6 +1,6 @@
 """What the parameters of a layer cost: what is sent, added up and updated of them, and what memory that takes.
 
-All of it follows from the trained states of a layer and of its neighbours: strategies under which these are equal, by
+All of it follows from the parameters of a layer and of its neighbours: strategies under which these are equal, by
 sizes, groups of devices and levels, cost the same, and are priced once.
 """
 
@@ -15,7 +15,7 @@ from galvatron.costs.events import CollectiveCall
 from galvatron.costs.memory import Memory
 from galvatron.costs.model import Repeated
 from galvatron.costs.parts import Parameters, Sent
-from galvatron.costs.state import TrainedState, state_collectives
+from galvatron.costs.state import LocalParameter, state_collectives
 from galvatron.ir.collectives import LIBRARY_COPIES
 from galvatron.ir.layout import Axis
 from galvatron.ir.zero import BUCKET_BYTES
@@ -24,32 +24,34 @@ from galvatron.machine import Machine
 
 @dataclass(frozen=True, eq=False)
 class HeldState:
-    """What a layer holds of state: by name what each trained parameter costs, and the bytes of other state and of its
+    """What a layer holds of state: by name what each parameter costs, and the bytes of other state and of its
     new values. `number` is one for all with equal states in the same order, whatever they are called."""
 
-    trained: Mapping[str, TrainedState]
+    parameters: Mapping[str, LocalParameter]
     other_bytes: int
     number: int
 
     def named(self, names: Iterable[str]) -> HeldState:
         """The same of parameters with other names."""
-        return replace(self, trained=dict(zip(names, self.trained.values(), strict=True)))
+        return replace(self, parameters=dict(zip(names, self.parameters.values(), strict=True)))
 
 
 @dataclass(frozen=True)
 class PlainState:
     """What a layer holds of state at ZeRO level 0, where nothing is computed again: as `HeldState`, with whether its
-    backward reads the values, and the parameters that stay at that level."""
+    backward reads the values, whether it has one that could compute again, and the parameters that stay at that level.
+    """
 
-    trained: Mapping[str, TrainedState]
+    parameters: Mapping[str, LocalParameter]
     other_bytes: int
     reread: bool
+    replayed: bool
     whole: frozenset[str]
 
 
 @dataclass(frozen=True)
 class Nearer:
-    """A trained parameter that a nearer layer holds too, by its place among those of the layer.
+    """A parameter that a nearer layer holds too, by its place among those of the layer.
 
     Attributes:
         layer: the nearer one.
@@ -79,15 +81,15 @@ class ParameterCosts:
         self._machine = machine
         self._at_once = kind != "cpu"
         self._library_copies = LIBRARY_COPIES.get(kind, {})
-        self._numbers: dict[tuple[tuple[TrainedState, ...], int], int] = {}
+        self._numbers: dict[tuple[tuple[LocalParameter, ...], int], int] = {}
         self._found: dict[tuple[Hashable, ...], Parameters] = {}
         self._alone: dict[tuple[int, int], dict[str, Any]] = {}
         self._passing: dict[int, _UnderWay] = {}
 
-    def held(self, trained: Mapping[str, TrainedState], other_bytes: int = 0) -> HeldState:
+    def held(self, parameters: Mapping[str, LocalParameter], other_bytes: int = 0) -> HeldState:
         """What a layer holds."""
-        key = tuple(trained.values()), other_bytes
-        return HeldState(trained, other_bytes, self._numbers.setdefault(key, len(self._numbers)))
+        key = tuple(parameters.values()), other_bytes
+        return HeldState(parameters, other_bytes, self._numbers.setdefault(key, len(self._numbers)))
 
     def seconds_and_bytes(
         self,
@@ -108,7 +110,7 @@ class ParameterCosts:
         """
         key = held.number, sends, before.number, after.number, repeated, border if repeated else None
         if key not in self._found:
-            states = tuple(held.trained.values())
+            states = tuple(held.parameters.values())
             self._found[key] = Parameters(
                 **self._own(held, sends),
                 repeated=tuple(self._settled(states, sends, repeated, border)) if repeated else (),
@@ -123,7 +125,7 @@ class ParameterCosts:
         """The part of `Parameters` that neighbours have no say in."""
         key = held.number, sends
         if key not in self._alone:
-            states = tuple(held.trained.values())
+            states = tuple(held.parameters.values())
             self._alone[key] = {
                 "sent": self._sent_s(states[:sends], states),
                 "accumulated_s": self._machine.moved_s(sum(one.accumulation_bytes for one in states)),
@@ -133,7 +135,7 @@ class ParameterCosts:
                 "update_bytes": self._update_bytes(states),
                 "bucket_bytes": sum(one.bucket_bytes for one in states),
                 "update_s": self._update_s(states),
-                "contention": self._machine.contention(axis for one in states for axis in one.axes),
+                "contention": self._machine.contention(axis for one in states if one.is_sent for axis in one.axes),
                 "gathered_bytes": sum(one.gathered_bytes for one in states),
                 "regathered_bytes": sum(one.regathered_bytes for one in states),
                 "summed_bytes": sum(one.summed_bytes for one in states),
@@ -143,7 +145,7 @@ class ParameterCosts:
     def _under_way(self, held: HeldState) -> _UnderWay:
         """What is there of a layer's parameters while its neighbours run."""
         if held.number not in self._passing:
-            states = tuple(held.trained.values())
+            states = tuple(held.parameters.values())
             self._passing[held.number] = _UnderWay(
                 returning_bytes=sum(self._arriving_bytes(one) for one in states if one.reread),
                 arriving_bytes=sum(map(self._arriving_bytes, states)),
@@ -152,7 +154,7 @@ class ParameterCosts:
             )
         return self._passing[held.number]
 
-    def _arriving_bytes(self, state: TrainedState) -> float:
+    def _arriving_bytes(self, state: LocalParameter) -> float:
         """Bytes in use while the values of a parameter are gathered."""
         return self._with_copies("all_gather", state.gathered_bytes) + state.cast_bytes
 
@@ -160,16 +162,16 @@ class ParameterCosts:
         """Bytes in use while a collective is under way."""
         return (1.0 + self._library_copies.get(kind, 0.0)) * payload_bytes
 
-    def _update_s(self, states: Iterable[TrainedState]) -> float:
+    def _update_s(self, states: Iterable[LocalParameter]) -> float:
         return self._machine.moved_s(sum(state.update_bytes for state in states))
 
-    def _update_bytes(self, states: Iterable[TrainedState]) -> float:
+    def _update_bytes(self, states: Iterable[LocalParameter]) -> float:
         """What `torch.optim.AdamW` takes while it updates: on a GPU the square roots of all second moments at once, on
         a processor those of one parameter, which is nothing beside activations."""
         return sum(state.trained_bytes for state in states) if self._at_once else 0.0
 
     def _settled(
-        self, states: tuple[TrainedState, ...], sends: int, repeated: tuple[Nearer, ...], border: Axis
+        self, states: tuple[LocalParameter, ...], sends: int, repeated: tuple[Nearer, ...], border: Axis
     ) -> Iterator[Repeated]:
         """What each repeated parameter takes off, beside those of nearer layers: parameters are synchronised together,
         so the last one to go takes the latency of a collective with it. Where the backward of the nearer layer reads no
@@ -190,17 +192,21 @@ class ParameterCosts:
                 publish_s=before.publish_s - after.publish_s,
                 bucket_bytes=state.bucket_bytes,
                 update_s=self._update_s([state]),
-                across_s=self._machine.collective_s("all_reduce", state.trained_bytes, border),
+                across_s=self._across_s(state, border),
             )
             before = after
 
-    def _sent_s(self, own: Iterable[TrainedState], trained: Iterable[TrainedState]) -> Sent:
+    def _across_s(self, state: LocalParameter, border: Axis) -> float:
+        """Seconds in which the gradient of a parameter is summed over the stages that share it."""
+        return self._machine.collective_s("all_reduce", state.trained_bytes, border) if state.trained else 0.0
+
+    def _sent_s(self, own: Iterable[LocalParameter], trained: Iterable[LocalParameter]) -> Sent:
         """Seconds of the collectives of `own` in each micro-batch, and of `trained` once per step, where those of one
         level are in buckets of their own."""
         each = state_collectives(own)
         gathers = [event for event in each.backward if event.kind == "all_gather"]
         sums = [event for event in each.backward if event.kind != "all_gather"]
-        by_level: dict[int, list[TrainedState]] = defaultdict(list)
+        by_level: dict[int, list[LocalParameter]] = defaultdict(list)
         for state in trained:
             by_level[state.level].append(state)
         sync_s = publish_s = start_s = 0.0

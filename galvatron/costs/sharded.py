@@ -21,7 +21,7 @@ from galvatron.costs.model import CostModel, LayerCost
 from galvatron.costs.parameters import HeldState, Nearer, ParameterCosts, PlainState
 from galvatron.costs.parts import End, Parameters, Passes, beside, passes_of
 from galvatron.costs.profile import Doing, profile_graph, profile_layer
-from galvatron.costs.state import TrainedState, trained_state
+from galvatron.costs.state import LocalParameter, local_parameter
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.layout import Axis
 from galvatron.ir.plan import Ties
@@ -199,17 +199,17 @@ class ShardedCostModel(CostModel):
                 self._held_state(i, strategy, ties) if strategy.zero and 0 <= i < len(self.layers) else none
                 for i in (index - 1, index + 1)
             )
-            sends = len(self._state(self.layers[index], strategy, ties).trained)
+            sends = len(self._state(self.layers[index], strategy, ties).parameters)
             nearer = tuple(self._nearer(index, held, strategy, ties))
             border = stage_border(strategy)
             self._cache[key] = self._parameter_costs.seconds_and_bytes(held, sends, before, after, nearer, border)
         return self._cache[key]
 
     def _nearer(self, index: int, held: HeldState, strategy: Strategy, ties: Ties) -> Iterator[Nearer]:
-        """What of the trained parameters of a layer an earlier layer holds too, those of the last such layer first."""
-        places = {name: place for place, name in enumerate(held.trained)}
+        """What of the parameters of a layer an earlier layer holds too, those of the last such layer first."""
+        places = {name: place for place, name in enumerate(held.parameters)}
         for name, layer in sorted(self._repeated[index].items(), key=itemgetter(1), reverse=True):
-            gathered = self._state(self.layers[layer], strategy, ties).trained[name].reread
+            gathered = self._state(self.layers[layer], strategy, ties).parameters[name].reread
             yield Nearer(places[name], layer, gathered)
 
     def _whole_around(self, index: int, ties: Ties) -> tuple[tuple[str, ...], ...]:
@@ -258,8 +258,8 @@ class ShardedCostModel(CostModel):
         states = [self._state(layer, strategy, ties) for layer in self._held(index)]
         if len(states) == 1:
             return states[0]
-        trained = {name: state for one in (states[0], *reversed(states)) for name, state in one.trained.items()}
-        return self._parameter_costs.held(trained, sum(one.other_bytes for one in states))
+        every = {name: state for one in (states[0], *reversed(states)) for name, state in one.parameters.items()}
+        return self._parameter_costs.held(every, sum(one.other_bytes for one in states))
 
     def _state(self, layer: Layer, strategy: Strategy, ties: Ties) -> HeldState:
         """What a layer holds of state."""
@@ -267,17 +267,19 @@ class ShardedCostModel(CostModel):
         found = self._first_state(first, strategy, ties)
         if first is layer:
             return found
-        return found.named(dict.fromkeys(name for name in layer.state if self.program.state_of[name].trainable))
+        return found.named(dict.fromkeys(name for name in layer.state if name in self.program.parameters))
 
     def _first_state(self, layer: Layer, strategy: Strategy, ties: Ties) -> HeldState:
         """The same of the first layer that holds such state."""
         plain, whole = self._plain_state(layer, strategy, ties), self._partitioner.whole(layer.cls, ties)
-        reread = strategy.recompute != "none" or plain.reread
+        reread = plain.reread if strategy.recompute == "none" else plain.replayed
         key = ("state", layer.name, whole, strategy.axes, strategy.zero, reread)
         if key not in self._cache:
-            levels = {name: 0 if name in plain.whole else strategy.zero for name in plain.trained}
-            trained = {n: replace(one, level=levels[n], reread=reread) for n, one in plain.trained.items()}
-            self._cache[key] = self._parameter_costs.held(trained, plain.other_bytes)
+            parameters = {
+                name: replace(one.at_level(0 if name in plain.whole else strategy.zero), reread=reread)
+                for name, one in plain.parameters.items()
+            }
+            self._cache[key] = self._parameter_costs.held(parameters, plain.other_bytes)
         return self._cache[key]
 
     @cached_property
@@ -292,7 +294,10 @@ class ShardedCostModel(CostModel):
         names, states = layer.state, [self.program.state_of[name] for name in layer.state]
         return (
             layer.cls,
-            tuple((state.type, state.trainable, names.index(state.name)) for state in states),
+            tuple(
+                (state.type, state.trainable, state.name in self.program.parameters, names.index(state.name))
+                for state in states
+            ),
             tuple((update.state in names, value.type) for update, value in self.program.updates_in(layer)),
         )
 
@@ -305,13 +310,12 @@ class ShardedCostModel(CostModel):
         return self._cache[key]
 
     def _found_state(self, layer: Layer, sharded: LayerClass, whole: tuple[str, ...]) -> PlainState:
-        trained: dict[str, TrainedState] = {}
+        parameters: dict[str, LocalParameter] = {}
         formals: list[tuple[str, str]] = []
         other_bytes = 0
         for value, name in zip(sharded.graph.state, layer.state, strict=True):
-            state = self.program.state_of[name]
-            if state.trainable:
-                trained[name] = trained_state(state, value, sharded.mesh, 0)
+            if name in self.program.parameters:
+                parameters[name] = local_parameter(self.program.state_of[name], value, sharded.mesh, 0)
                 formals.append((name, value.name))
             else:
                 other_bytes += evaluate(value.type.bytes, 1)
@@ -319,19 +323,21 @@ class ShardedCostModel(CostModel):
             # Its new value waits for the end of the step.
             copies = 1 if update.state in layer.state else 2
             other_bytes += copies * evaluate(value.type.bytes, 1)
-        reread = rereads(sharded.graph, [formal for _, formal in formals], "none")
+        differentiable = self._partitioner.borders[layer.cls].differentiable
+        own = [formal for _, formal in formals]
+        reread, replayed = (rereads(sharded.graph, own, differentiable, how) for how in ("none", "full"))
         kept = frozenset(name for name, formal in formals if formal in whole)
-        return PlainState(trained, other_bytes, reread, kept)
+        return PlainState(parameters, other_bytes, reread, replayed, kept)
 
     @cached_property
     def _repeated(self) -> tuple[dict[str, int], ...]:
-        """For each layer the trained parameters that an earlier layer holds too, with the last such layer."""
+        """For each layer the parameters that an earlier layer holds too, with the last such layer."""
         last: dict[str, int] = {}
         found: list[dict[str, int]] = []
         for index, layer in enumerate(self.layers):
             names = {name for held in self._held(index) for name in held.state}
             found.append({name: at for name, at in last.items() if name in names})
-            last.update((name, index) for name in layer.state if self.program.state_of[name].trainable)
+            last.update((name, index) for name in layer.state if name in self.program.parameters)
         return tuple(found)
 
     @cached_property

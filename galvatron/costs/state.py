@@ -1,6 +1,7 @@
-"""What a trained parameter costs a device: the memory of its copies, and what is sent for it.
+"""What a parameter costs a device: the memory of its copies, and what is sent for it.
 
-All of it follows from where the gradient is summed and from the ZeRO level; `galvatron.ir.zero` is the table.
+All of it follows from whether it is trained, from where its gradient is summed and from the ZeRO level;
+`galvatron.ir.zero` is the table.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis
 from galvatron.ir.program import State
 from galvatron.ir.types import evaluate
-from galvatron.ir.zero import LEVELS, merged, summed_axes
+from galvatron.ir.zero import LEVELS, in_parts, merged, summed_axes
 from galvatron.machine.kernel import ACCUMULATION_PASSES, OPTIMIZER_PASSES
 
 OPTIMIZER_MOMENTS = 2
@@ -23,16 +24,18 @@ OPTIMIZER_MOMENTS = 2
 
 
 @dataclass(frozen=True)
-class TrainedState:
-    """A trained parameter on one device.
+class LocalParameter:
+    """A parameter on one device.
 
     Attributes:
         value_bytes: of the slice that the layers read.
         master_bytes: of the same slice in the type that is trained; equal where that is the type of the values.
         has_master: whether the optimizer updates a copy in another type than that of the values.
-        axes: those over which its gradient is summed, as few as tell the group, and without names.
+        axes: those over which its gradient is summed, as few as tell the group, and without names; of a frozen one
+            those of the devices with the same of it.
         level: of ZeRO, over these axes.
         reread: whether the backward of the layer reads the values.
+        trained: whether it has a gradient, and what follows from that.
     """
 
     value_bytes: int
@@ -41,6 +44,7 @@ class TrainedState:
     axes: tuple[Axis, ...]
     level: int
     reread: bool = True
+    trained: bool = True
 
     @property
     def ways(self) -> int:
@@ -51,9 +55,16 @@ class TrainedState:
         return ways
 
     @property
+    def is_sent(self) -> bool:
+        """Whether anything of it is: values or gradients."""
+        return self.trained or self.gathered_bytes > 0
+
+    @property
     def kept(self) -> Memory:
         """Memory that is held all the time."""
         level = LEVELS[self.level]
+        if not self.trained:
+            return Memory(buffers=self.value_bytes / self.ways)
         optimized = self.master_bytes / (self.ways if level.optimizer else 1)
         return Memory(
             # Of values that go after each use nothing is left where the master has another type.
@@ -67,7 +78,7 @@ class TrainedState:
     def late_bytes(self) -> float:
         """Of the gradient, what is there only from its first part on: one that is neither summed nor changes its type
         stays where autograd makes it."""
-        return 0.0 if self.axes or self.has_master else self.master_bytes
+        return 0.0 if self.axes or self.has_master or not self.trained else self.master_bytes
 
     @property
     def gathered_bytes(self) -> float:
@@ -87,7 +98,7 @@ class TrainedState:
     @property
     def summed_bytes(self) -> float:
         """A gradient that is whole until it is summed over the devices, of which each keeps its part."""
-        return self.master_bytes if self.axes and LEVELS[self.level].gradients else 0
+        return self.master_bytes if self.trained and self.axes and LEVELS[self.level].gradients else 0
 
     @property
     def added_bytes(self) -> float:
@@ -97,12 +108,12 @@ class TrainedState:
     @property
     def bucket_bytes(self) -> int:
         """Of values in a bucket whose gradients are summed once per step; 0 where that is not so."""
-        return self.value_bytes if self.axes and LEVELS[self.level].step else 0
+        return self.value_bytes if self.trained and self.axes and LEVELS[self.level].step else 0
 
     @property
     def trained_bytes(self) -> float:
         """What the optimizer updates."""
-        return self.master_bytes / self.ways
+        return self.master_bytes / self.ways if self.trained else 0.0
 
     @property
     def update_bytes(self) -> float:
@@ -113,21 +124,28 @@ class TrainedState:
     @property
     def accumulation_bytes(self) -> int:
         """What a micro-batch moves to add up its gradient, which comes in the type of the values."""
-        return (ACCUMULATION_PASSES - 1) * self.master_bytes + self.value_bytes
+        return (ACCUMULATION_PASSES - 1) * self.master_bytes + self.value_bytes if self.trained else 0
+
+    def at_level(self, level: int) -> LocalParameter:
+        """The same at a ZeRO level, of which a frozen one takes only what is about values."""
+        return replace(self, level=level if self.trained or LEVELS[level].values else 0)
 
 
-def trained_state(
-    state: State, local: Value, mesh: tuple[Axis, ...], level: int, *, reread: bool = True
-) -> TrainedState:
-    """What a trained parameter costs, kept as a formal of a sharded class."""
-    return TrainedState(
+def local_parameter(state: State, local: Value, mesh: tuple[Axis, ...], level: int) -> LocalParameter:
+    """What a parameter costs, kept as a formal of a sharded class."""
+    layout = local.layout or ()
+    found = LocalParameter(
         value_bytes=evaluate(local.type.bytes, 1),
         master_bytes=evaluate(replace(local.type, dtype=state.type.dtype).bytes, 1),
         has_master=state.type.dtype != local.type.dtype,
-        axes=tuple(replace(axis, name="") for axis in merged(summed_axes(local.layout or (), mesh))),
-        level=level,
-        reread=reread,
+        axes=tuple(
+            replace(axis, name="")
+            for axis in merged(summed_axes(layout if state.trainable else in_parts(layout), mesh))
+        ),
+        level=0,
+        trained=state.trainable,
     )
+    return found.at_level(level)
 
 
 @dataclass(frozen=True)
@@ -141,25 +159,27 @@ class StateCollectives:
     update: tuple[CollectiveCall, ...] = ()
 
 
-def state_collectives(states: Iterable[TrainedState]) -> StateCollectives:
-    """The collectives of parameters that are synchronised together: one per kind and group of devices."""
-    sizes: dict[str, dict[tuple[str, tuple[Axis, ...]], float]] = {
+def state_collectives(states: Iterable[LocalParameter]) -> StateCollectives:
+    """The collectives of parameters that are synchronised together: one per kind and group of devices,
+    and those of frozen ones by themselves."""
+    sizes: dict[str, dict[tuple[str, tuple[Axis, ...], bool], float]] = {
         phase: defaultdict(float) for phase in ("forward", "backward", "step", "update")
     }
     for state in states:
         level, axes = LEVELS[state.level], state.axes
         for phase, by_kind in sizes.items():
             for kind in getattr(level, phase) if axes else ():
-                if phase == "backward" and kind == "all_gather" and not state.reread:
+                gathers = kind == "all_gather"
+                if (phase == "backward" and gathers and not state.reread) or not (gathers or state.trained):
                     continue
-                by_kind[kind, axes] += state.value_bytes if kind == "all_gather" else state.master_bytes
+                by_kind[kind, axes, state.trained] += state.value_bytes if gathers else state.master_bytes
     return StateCollectives(**{phase: _events(by_kind) for phase, by_kind in sizes.items()})
 
 
-def _events(sizes: dict[tuple[str, tuple[Axis, ...]], float]) -> tuple[CollectiveCall, ...]:
+def _events(sizes: dict[tuple[str, tuple[Axis, ...], bool], float]) -> tuple[CollectiveCall, ...]:
     return tuple(
         CollectiveCall(kind, axis, Linear(payload, 0.0))
-        for (kind, axes), size in sizes.items()
+        for (kind, axes, _), size in sizes.items()
         for axis, payload in _by_axis(axes, size)
     )
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from galvatron.ir.graph import Op
+from galvatron.ir.graph import Graph, Op
 from galvatron.ir.ops.foreign import is_foreign
 from galvatron.ir.ops.table import differentiated
 from galvatron.ir.program import Layer, Program
@@ -58,12 +58,17 @@ def _mark(program: Program, layer: Layer, found: Gradients, walked: dict[str, in
     formals.update(_where(graph.inputs, (name in found.values for name in layer.operands)))
     formals.update(_where(graph.state, (program.state_of[name].trainable for name in layer.state)))
     if walked.get(cls.name) != len(formals):
-        for op in graph.ops:
-            if any(name in formals for name in differentiated(op)):
-                formals.update(v.name for v in op.results if v.type.is_floating)
+        spread(graph, formals)
         walked[cls.name] = len(formals)
     found.values.update(n for n, f in zip(layer.results, graph.outputs, strict=True) if f in formals)
     found.values.update(n for f, n in zip(graph.inputs, layer.operands, strict=True) if f.name in formals)
+
+
+def spread(graph: Graph, differentiable: set[str]) -> None:
+    """Adds to the inputs and state of a graph that have a gradient what ops make of them that has one."""
+    for op in graph.ops:
+        if any(name in differentiable for name in differentiated(op)):
+            differentiable.update(v.name for v in op.results if v.type.is_floating)
 
 
 def _where(values: Iterable, wanted: Iterable[bool]) -> list[str]:

@@ -464,6 +464,14 @@ class Program:
         """Names of the state that gradients flow to."""
         return frozenset(s.name for s in self.state if s.trainable)
 
+    @cached_property
+    def parameters(self) -> frozenset[str]:
+        """The names of the state that a plan may cut: parameters, trained or frozen, but for what forward writes, and
+        what is read once per step, or by each stage for itself."""
+        apart = (layer for layer in self.all_layers if layer.kind in (LayerKind.STEP, LayerKind.PREAMBLE))
+        whole = {name for layer in apart for name in layer.state} | {update.state for update in self.updates}
+        return frozenset(s.name for s in self.state if s.kind == "parameter" and s.type.is_floating) - whole
+
     def values(self) -> dict[str, Value]:
         """Every program-level value of a layered form: batch inputs and layer results, typed as at their producer."""
         table = {v.name: v for v in self.inputs}

@@ -12,10 +12,11 @@ What a backward reads besides what was kept are values of parameters, and for so
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Literal
 
 from galvatron.ir.collectives import COLLECTIVES
+from galvatron.ir.gradients import spread
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.ops.table import operator_of
 
@@ -67,17 +68,28 @@ def _is_product(op: Op) -> bool:
     return op.namespace != "comm" and operator_of(op).contracts and not operator_of(op).attends
 
 
-def rereads(graph: Graph, trained: Collection[str], recompute: str) -> bool:
-    """Whether the backward of a sharded graph reads values of its `trained` state.
+def rereads(graph: Graph, parameters: Collection[str], differentiable: Iterable[str], recompute: str) -> bool:
+    """Whether the backward of a sharded graph reads values of its `parameters`, trained or not.
 
-    It does not where they are only looked up: that makes new tensors, and its gradient needs the indices alone. What
-    is computed again is taken to read all.
+    It does not where they are only looked up: that makes new tensors, and its gradient needs the indices alone. Nor
+    where what is made of them has no gradient. What is computed again is taken to read all.
+
+    Args:
+        differentiable: the inputs and state that have a gradient.
     """
+    found = set(differentiable)
+    spread(graph, found)
+    if found.isdisjoint(graph.outputs):
+        return False
 
     def looks_up(op: Op) -> bool:
-        others = [graph.values[name] for name in op.operands if name not in trained]
+        others = [graph.values[name] for name in op.operands if name not in parameters]
         return operator_of(op).looks_up and not any(value.type.is_floating for value in others)
 
-    readers = [op for op in graph.ops if any(name in trained for name in op.operands)]
-    passed_on = any(name in trained for name in graph.outputs)
+    readers = [
+        op
+        for op in graph.ops
+        if any(name in parameters for name in op.operands) and any(value.name in found for value in op.results)
+    ]
+    passed_on = any(name in parameters and name in found for name in graph.outputs)
     return recompute != "none" or passed_on or not all(map(looks_up, readers))

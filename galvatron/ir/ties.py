@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from galvatron.ir.plan import Ties
 from galvatron.ir.program import Layer, Program
+from galvatron.ir.zero import LEVELS
 
 Binding = tuple[str, str]
 """A class and a formal of it."""
@@ -53,7 +54,7 @@ def tied_classes(program: Program) -> tuple[TiedClasses, ...]:
     for layer in program.all_layers:
         cls = program.class_of[layer.cls]
         for formal, name in zip(cls.graph.state, layer.state, strict=True):
-            if program.state_of[name].trainable:
+            if name in program.parameters:
                 holders[name].append((cls.origin_name, formal.name))
     shared = {name: places for name, places in holders.items() if len(places) > 1}
     pieces = _joined(shared.values())
@@ -75,12 +76,15 @@ def kept_whole(program: Program) -> frozenset[str]:
 
 
 def zero_levels(program: Program) -> dict[str, int]:
-    """The ZeRO level of each piece of state in a sharded or staged program: that of its layers, 0 for what is kept
-    whole. Where no gradient is summed it means nothing."""
+    """The ZeRO level of each parameter in a sharded or staged program: that of its layers, 0 for what is kept whole,
+    and for what is frozen where the level cuts no values. Where a single device has it it means nothing."""
     levels: dict[str, int] = {}
     for layer in program.all_layers:
         strategy = program.class_of[layer.cls].strategy
-        levels.update((name, strategy.zero if strategy else 0) for name in layer.state)
+        zero = strategy.zero if strategy else 0
+        for name in layer.state:
+            cuts = name in program.trainable or (name in program.parameters and LEVELS[zero].values)
+            levels[name] = zero if cuts else 0
     return levels | dict.fromkeys(kept_whole(program), 0)
 
 

@@ -1,7 +1,9 @@
 """ZeRO levels: what a device keeps of a parameter whose gradient is summed over `n` devices, and what it sends for it.
 
 Rajbhandari, Rasley, Ruwase, He: "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", 2020. The axes
-are those on which the parameter is `R'`: data parallelism, and whatever else repeats it under different work.
+are those on which the parameter is `R'`: data parallelism, and whatever else repeats it under different work. Of a
+frozen parameter there are only values: a level that cuts these does so over all devices that have the same of it, and
+the others mean nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from galvatron.ir.layout import BROADCAST, Axis, Layout
+from galvatron.ir.layout import BROADCAST, REPLICATE, Axis, Layout
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,13 @@ BUCKET_BYTES = 32 << 20
 def summed_axes(layout: Layout, mesh: tuple[Axis, ...]) -> tuple[Axis, ...]:
     """The axes over which the gradient of a parameter is summed, outermost first."""
     return tuple(axis for axis, placement in zip(mesh, layout, strict=True) if placement == BROADCAST)
+
+
+def in_parts(layout: Layout) -> Layout:
+    """The layout of a frozen parameter whose values ZeRO cuts: over all devices that have the same of it. There is no
+    gradient, so that `R'` says no more than that.
+    """
+    return tuple(BROADCAST if placement == REPLICATE else placement for placement in layout)
 
 
 def merged(axes: Iterable[Axis]) -> tuple[Axis, ...]:

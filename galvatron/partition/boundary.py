@@ -11,9 +11,10 @@
 The residual stream is what crosses a layer's border with a gradient and a batch dimension. Other values with a gradient
 cross whole, with a partial gradient where the stream is sharded; values without one are whole wherever the batch is not
 sharded. The loss leaves an axis that shards samples or tokens as a partial sum. Statistics of the batch and new values
-of state, which forward writes, are whole, as is state that is not trained. What the model returns besides its loss is
+of state, which forward writes, are whole, as is state that is no parameter. What the model returns besides its loss is
 as the op that makes it has it.
-Where parameters are whole their gradients are summed.
+Where parameters are whole their gradients are summed. Frozen ones are placed as if they were trained, but that they
+have none.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from galvatron.partition.solver import Boundary
 
 @dataclass(frozen=True)
 class Border:
-    """What a class is to its program: which of its values have gradients, which output is the loss, which state trains.
+    """What a class is to its program: which of its values have gradients, which output is the loss, which state is
+    `parameters`, and which of these are `trainable`.
 
     `whole_outputs` are outputs that every rank must have whole: statistics of the batch, new values of state. Masters
     and gradients of what trains are `master_scale` times as large as its values. `free_outputs` are
@@ -42,11 +44,16 @@ class Border:
 
     differentiable: frozenset[str]
     trainable: frozenset[str]
+    parameters: frozenset[str]
     loss: str | None = None
     whole_outputs: frozenset[str] = frozenset()
     free_outputs: frozenset[str] = frozenset()
     given_outputs: frozenset[str] = frozenset()
     master_scale: int = 1
+
+    def whole(self, state: str) -> AxisState:
+        """How some state is whole on every rank: with its gradient summed, if it has one."""
+        return BROADCAST if state in self.trainable else REPLICATE
 
 
 def batch_split(type_: TensorType) -> Split | None:
@@ -133,7 +140,7 @@ class Role:
         """The boundary condition of one axis.
 
         Args:
-            kept: how the axis is to place some of the trainable state, as far as the ops can read it so.
+            kept: how the axis is to place some of the parameters, as far as the ops can read it so.
         """
 
         def crossing(name: str) -> AxisState:
@@ -168,10 +175,9 @@ class Role:
         to save memory. That includes padded splits, which are among the modes only where they hold together. Where a
         placement is wanted it is that one, or else whole.
         """
-        if value.name not in border.trainable:
-            return (REPLICATE,)
-        if not self.matrices:
-            return (BROADCAST,)
+        whole = border.whole(value.name)
+        if value.name not in border.parameters or not self.matrices:
+            return (whole,)
         splits = _splits(value.name, graph, choices.modes)
         if wanted is not None:
             fitting = [
@@ -179,10 +185,12 @@ class Role:
                 for s in (REPLICATE, *splits)
                 if (s.placement(value.type.shape[s.dim]) if isinstance(s, Split) else s) == wanted
             ]
-            return tuple(fitting) or (BROADCAST,)
+            return tuple(fitting) or (whole,)
         if value.name in choices.replicated:
-            return (BROADCAST,)
-        return tuple(splits) if splits and _is_matrix(value.name, graph, table) else (REPLICATE, BROADCAST, *splits)
+            return (whole,)
+        if splits and _is_matrix(value.name, graph, table):
+            return tuple(splits)
+        return tuple(dict.fromkeys((REPLICATE, whole, *splits)))
 
 
 def residual_stream(graph: Graph, border: Border, table: FactorTable) -> frozenset[FactorPlace]:
@@ -192,8 +200,8 @@ def residual_stream(graph: Graph, border: Border, table: FactorTable) -> frozens
 
 
 def matrices(graph: Graph, border: Border, table: FactorTable) -> frozenset[str]:
-    """The matrices that are trained."""
-    return frozenset(v.name for v in graph.state if v.name in border.trainable and _is_matrix(v.name, graph, table))
+    """The matrices among the parameters."""
+    return frozenset(v.name for v in graph.state if v.name in border.parameters and _is_matrix(v.name, graph, table))
 
 
 def _splits(name: str, graph: Graph, modes: list[tuple[Mode, ...]]) -> list[AxisState]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from galvatron.ir.graph import Graph
-from galvatron.ir.layout import BROADCAST
 from galvatron.partition.modes import AxisState, Mode
 from galvatron.partition.solver import Boundary, ClassProblem, Costs, NoSolutionError, Solution
 
@@ -19,13 +19,13 @@ class Bounded:
     """The modes of every op of a graph, and what is to hold around it.
 
     Attributes:
-        trainable: the state that is trained.
+        whole: by parameter, how it is whole on every rank.
     """
 
     graph: Graph
     modes: list[tuple[Mode, ...]]
     boundary: Boundary
-    trainable: frozenset[str]
+    whole: Mapping[str, AxisState]
 
     def solve(self, costs: Costs) -> tuple[Boundary, Solution]:
         """The cheapest choice, and the boundary condition that it fits.
@@ -43,7 +43,7 @@ class Bounded:
                 raise
 
         def state_s(name: str, state: AxisState) -> float:
-            is_last_resort = name in self._in_parts and state == BROADCAST
+            is_last_resort = name in self._in_parts and state == self.whole[name]
             size, all_sizes = self._in_parts.get(name, 0.0), sum(self._in_parts.values())
             return costs.state_s(name, state) + is_last_resort * _WHOLE_S * size / all_sizes
 
@@ -55,15 +55,16 @@ class Bounded:
 
     @cached_property
     def _in_parts(self) -> dict[str, float]:
-        """The trained state that may not be whole, each with its size."""
-        own = [v for v in self.graph.state if v.name in self.trainable and BROADCAST not in self.boundary.state[v.name]]
+        """The parameters that may not be whole, each with its size."""
+        in_parts = {name for name, whole in self.whole.items() if whole not in self.boundary.state[name]}
+        own = [value for value in self.graph.state if value.name in in_parts]
         return {value.name: float(value.type.numel) for value in own}
 
     @cached_property
     def _wider(self) -> Boundary:
         """The condition under which all of it may be whole."""
         state = {
-            name: (*states, BROADCAST) if name in self._in_parts else states
+            name: (*states, self.whole[name]) if name in self._in_parts else states
             for name, states in self.boundary.state.items()
         }
         return replace(self.boundary, state=state)

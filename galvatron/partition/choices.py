@@ -54,7 +54,7 @@ class RoleChoices:
             [number for number, factor in enumerate(table.op_factors(index)) if self.allowed(index, factor)]
             for index in range(len(graph.ops))
         ]
-        self._shardable = border.trainable - whole
+        self._shardable = border.parameters - whole
         shared = matrices(graph, border, table) & self._shardable if role.matrices else frozenset()
         places = role.parameters(graph, border, table), residual_stream(graph, border, table)
         self._factors = MatrixFactors(graph, table, shared, *places)
@@ -106,12 +106,13 @@ class RoleChoices:
         """The choices under the boundary condition of an axis.
 
         Args:
-            kept: how the axis is to place some of the trainable state, as far as the ops can read it so.
+            kept: how the axis is to place some of the parameters, as far as the ops can read it so.
         """
         key = choices, tuple(sorted(kept.items(), key=itemgetter(0)))
         if key not in self._bounded:
             boundary = self._role.boundary(self._graph, self._border, self._table, choices, kept)
-            self._bounded[key] = Bounded(self._graph, choices.modes, boundary, self._border.trainable)
+            whole = {name: self._border.whole(name) for name in self._border.parameters}
+            self._bounded[key] = Bounded(self._graph, choices.modes, boundary, whole)
         return self._bounded[key]
 
 

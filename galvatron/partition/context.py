@@ -120,18 +120,19 @@ class Partitioner:
         borders: dict[str, Border] = {}
         for cls in program.classes:
             layers = program.layers_of[cls.name]
-            trainable = {
-                formal.name
+            bound = [
+                (formal.name, name)
                 for layer in layers
                 for formal, name in zip(cls.graph.state, layer.state, strict=True)
-                if program.state_of[name].trainable
-            }
+            ]
+            trainable = frozenset(formal for formal, name in bound if name in program.trainable)
             results = {r: n for layer in layers for n, r in zip(cls.graph.outputs, layer.results, strict=True)}
             is_once = any(layer.kind is LayerKind.STEP for layer in layers)
             updated = {results[update.value] for update in program.updates if update.value in results}
             borders[cls.name] = Border(
-                differentiable=frozenset(formals[cls.origin_name] | trainable),
-                trainable=frozenset(trainable),
+                differentiable=trainable | formals[cls.origin_name],
+                trainable=trainable,
+                parameters=frozenset(formal for formal, name in bound if name in program.parameters),
                 loss=results.get(program.output),
                 whole_outputs=frozenset(cls.graph.outputs if is_once else updated),
                 free_outputs=program.unread(cls),

@@ -39,7 +39,7 @@ def shard_class(
 
     Args:
         axes, whole: of the class.
-        kept: layouts on the mesh of the strategy that some trainable state is to have. On an axis, or a sub-axis of
+        kept: layouts on the mesh of the strategy that some parameters are to have. On an axis, or a sub-axis of
             one, where its ops cannot read it so it is whole.
 
     Raises:

@@ -6,6 +6,8 @@
 The ranks of a bucket's group hold the same parameters, and their gradients add up. What is kept whole and what is cut
 into the ranks' parts is the ZeRO level (Rajbhandari et al. 2020): the optimizer's state from level 1 on, gradients from
 level 2 on, values from level 3 on. With a master type the shard has that type, and the values are rounded copies of it.
+
+Frozen parameters have values and nothing else, and buckets of their own.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ class Member:
     """One parameter of a bucket: where it lies, and the leaf that the layers read.
 
     `filled` says whether the gradient buffer holds its gradient of the running step or micro-batch; `trained` is what
-    the optimizer gets: the leaf itself, or this rank's part of it: one row, perhaps empty, with as many dimensions as
-    the leaf, so that "no decay for vectors" means the same.
+    the optimizer gets, unless it is frozen: the leaf itself, or this rank's part of it, which is one row, perhaps
+    empty, with as many dimensions as the leaf, so that "no decay for vectors" means the same.
     """
 
     name: str
@@ -60,7 +62,7 @@ class Bucket:
     """Parameters in one flat piece of memory, at one ZeRO level over one group of ranks.
 
     Args:
-        specs: the parameters; they share element types.
+        specs: the parameters; they share element types, and are all trained or all frozen.
         tie: the ranks of other stages that hold copies of the same slices, if any.
     """
 
@@ -72,6 +74,7 @@ class Bucket:
         device: torch.device,
     ) -> None:
         first = specs[0]
+        self.frozen = first.frozen
         self.group, self.tie = group, tie
         self.level = first.zero if group.size > 1 else 0
         self.ways = group.size if self.level else 1
@@ -89,7 +92,7 @@ class Bucket:
         self.shard = self._own(self.values) if shares else self.values.new_empty(self.part, dtype=self.master_dtype)
         self.members = [self._member(spec, begin, shares) for spec, begin in zip(specs, begins, strict=False)]
         self._arriving: comm.Handle | None = None
-        self.synchronised = group.size > 1 or tie is not None
+        self.synchronised = not self.frozen and (group.size > 1 or tie is not None)
         self.buffered = self.synchronised or self.master_dtype != self.dtype
         """Whether gradients are collected in flat memory; otherwise they stay where autograd makes them."""
         self._whole: Tensor | None = None
@@ -107,13 +110,13 @@ class Bucket:
     def _member(self, spec: StateSpec, begin: int, shares: bool) -> Member:
         shape = spec.local_shape()
         # `.data`, so that writing the flat memory does not count as changing a tensor that autograd has saved.
-        leaf = nn.Parameter(self.values[begin : begin + spec.local_numel].view(shape).data)
+        leaf = nn.Parameter(self.values[begin : begin + spec.local_numel].view(shape).data, not self.frozen)
         if shares and self.ways == 1:
             return Member(spec.name, spec, begin, leaf, leaf)
         member = Member(spec.name, spec, begin, leaf, leaf)
         own = self._part_of(self.shard, member)
         row = (1,) * (len(shape) - 1) + (own.numel(),)
-        member.trained = nn.Parameter(own.view(shape if self.ways == 1 else row))
+        member.trained = nn.Parameter(own.view(shape if self.ways == 1 else row), not self.frozen)
         return member
 
     def _own(self, flat: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ class Executor:
         # From here on nothing waits for other ranks, so that an error of one rank can be told to the others.
         self._names = full_state.ModelNames(self._catalogue, model)
         if model is not None:
-            materialize(stages, model, blank, self._parameters.write)
+            materialize(stages, model, blank, self._parameters.write, self._parameters)
         self._detector = None
         if detect_nonfinite:
             count = len(self.mesh.holders)

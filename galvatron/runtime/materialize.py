@@ -8,7 +8,7 @@ the number of ranks, and at no time is more than one module whole.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -106,12 +106,13 @@ def materialize(
     state: ModelState,
     names: Iterable[str] | None = None,
     write: Callable[[str, Tensor], None] | None = None,
+    elsewhere: Container[str] = (),
 ) -> None:
     """Give parameters and buffers of a rank's stages their values on the rank's device; the model is not changed.
 
     Args:
         names: which; default: all.
-        write: where this rank's slice of a parameter goes; default: the stages themselves.
+        write: where this rank's slice of a parameter that is kept `elsewhere` goes; others go to the stages.
 
     Raises:
         GalvatronError: see `ModelState.read`.
@@ -124,7 +125,7 @@ def materialize(
         if tuple(full.shape) != spec.shape:
             raise PlanError(f"{name} has shape {tuple(full.shape)} in the model but {spec.shape} in the generated code")
         local, placeholder = spec.shard(full), held.get(name)
-        if write is not None and placeholder.requires_grad:
+        if write is not None and name in elsewhere:
             write(name, local)
             continue
         value = local.to(device, spec.dtype, copy=True).contiguous()

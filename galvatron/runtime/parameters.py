@@ -8,6 +8,8 @@ level 1   the same, but each rank gets the sum of its part, updates it, and the 
 level 2   gradients are summed after each micro-batch, so that only a part of the sum is kept
 level 3   values are gathered before a layer runs, forward and backward, and given back after it; the last layer keeps
           them where its backward follows at once, and a backward that reads none of them has none gathered
+
+Frozen parameters are in buckets at level 3 only, for their values. At others they stay as the stages have them.
 """
 
 from __future__ import annotations
@@ -65,6 +67,7 @@ class Parameters:
         self._missing: dict[int, int] = {}
         self._started = 0
         self._summing: Bucket | None = None
+        self._layers: list[LayerParameters] = []
         for bucket in self._buckets:
             if bucket.buffered:
                 for member in bucket.members:
@@ -74,16 +77,21 @@ class Parameters:
     @property
     def trained(self) -> dict[str, nn.Parameter]:
         """What the optimizer updates, in the order of the stages: parameters, or this rank's flat parts of them."""
-        names = dict.fromkeys(name for stage in self._stages for name in stage.state_specs if name in self._of)
-        return {name: self._of[name][1].trained for name in names}
+        specs = {name: spec for stage in self._stages for name, spec in stage.state_specs.items() if name in self._of}
+        return {name: self._of[name][1].trained for name, spec in specs.items() if not spec.frozen}
 
     @property
     def slices(self) -> Slices:
         """How `trained` is cut from the parameters of the model."""
+        trained = [(bucket, member) for bucket, member in self._of.values() if not bucket.frozen]
         return Slices(
-            frozenset(place.dim for _, member in self._of.values() for _, place in member.spec.sharded),
-            any(bucket.ways > 1 for bucket in self._buckets),
+            frozenset(place.dim for _, member in trained for _, place in member.spec.sharded),
+            any(bucket.ways > 1 for bucket, _ in trained),
         )
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a parameter lies in a bucket."""
+        return name in self._of
 
     def read(self, name: str) -> Tensor:
         """The value of this rank's whole slice of a parameter or buffer. Collective over the ranks that share it."""
@@ -128,6 +136,7 @@ class Parameters:
 
     def finish(self) -> None:
         """The last backward has ended: complete all sums, and give the optimizer its gradients."""
+        self._end_backwards()
         for bucket in self._buckets:
             if bucket.synchronised and bucket.level >= 2:
                 self._sum_early(bucket)
@@ -144,6 +153,7 @@ class Parameters:
         """
         if self._summing is not None:
             self._summing.settle()
+        self._end_backwards()
 
     def publish(self) -> None:
         """The optimizer has updated: spread the new values. The layers wait for those that they read."""
@@ -226,6 +236,11 @@ class Parameters:
         bucket.release()
         self._summing = bucket
 
+    def _end_backwards(self) -> None:
+        """The one before has ended, with it those of the layers in which it did."""
+        for layer in self._layers:
+            layer.end_backward()
+
     def _sum_up_to(self, count: int) -> None:
         for bucket in self._late[self._started : count]:
             bucket.sum()
@@ -242,6 +257,7 @@ class Parameters:
                     turning = stage if layer in last else None
                     layer.parameters = LayerParameters(tuple(found.values()), turning, rereads=layer.rereads)
                     chain.append(layer.parameters)
+            self._layers += chain
             if chain:
                 chain[-1].on_forward = self.settle
             for before, after in zip(chain, chain[1:], strict=False):
@@ -260,40 +276,72 @@ class LayerParameters:
     def __init__(self, buckets: tuple[Bucket, ...], turning: Stage | None, *, rereads: bool) -> None:
         self._buckets, self._turning, self._rereads = buckets, turning, rereads
         self._fetched = tuple(bucket for bucket in buckets if bucket.level == 3)
+        self._frozen = tuple(bucket for bucket in self._fetched if bucket.frozen)
+        self._has_backward = self._in_backward = False
         self.before: LayerParameters | None = None
         self.after: LayerParameters | None = None
         self.on_forward: Callable[[], None] | None = None
 
-    def enter(self) -> None:
-        """The layer's forward begins."""
+    def enter(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The layer's forward begins; the same arguments, but that their gradients tell when its backward ends."""
         if self.on_forward is not None:
             self.on_forward()
         for bucket in self._buckets:
             bucket.ready()
         if self.after is not None:
             self.after._fetch()
+        if not self._frozen or not torch.is_grad_enabled():
+            return args
+        places = [i for i, value in enumerate(args) if isinstance(value, Tensor) and value.requires_grad]
+        passed = dict(zip(places, _Entrance.apply(self, *(args[i] for i in places)), strict=True)) if places else {}
+        return tuple(passed.get(i, value) for i, value in enumerate(args))
 
     def leave(self, results: Any) -> None:
         """The layer's forward has ended, with these results."""
         if not self._fetched:
             return
-        if not (self._rereads and self._turning is not None and self._turning.turns):
+        every = results if isinstance(results, tuple) else (results,)
+        differentiable = [result for result in every if isinstance(result, Tensor) and result.requires_grad]
+        self._has_backward = bool(differentiable) and torch.is_grad_enabled()
+        turns = self._has_backward and self._turning is not None and self._turning.turns
+        if not (self._rereads and turns):
             for bucket in self._fetched:
                 bucket.release()
-        if torch.is_grad_enabled():
-            for result in results if isinstance(results, tuple) else (results,):
-                if isinstance(result, Tensor) and result.requires_grad:
-                    result.register_hook(self._before_backward)
+        for result in differentiable if self._has_backward else ():
+            result.register_hook(self._before_backward)
+
+    def end_backward(self) -> None:
+        """The layer's backward has ended, if one had begun: frozen values go, as no gradient of theirs is awaited."""
+        for bucket in self._frozen if self._in_backward else ():
+            bucket.release()
+        self._in_backward = False
 
     def _before_backward(self, _: Tensor) -> None:
+        self._in_backward = self._rereads
         for bucket in self._fetched if self._rereads else ():
             bucket.ready()
-        if self.before is not None and self.before._rereads:
+        if self.before is not None and self.before._rereads and self.before._has_backward:
             self.before._fetch()
 
     def _fetch(self) -> None:
         for bucket in self._fetched:
             bucket.fetch()
+
+
+class _Entrance(torch.autograd.Function):
+    """Passes the arguments of a layer. Of what can run, autograd runs what was recorded last, so that the backward of
+    this comes behind all of the layer's own."""
+
+    @staticmethod
+    def forward(ctx: Any, layer: LayerParameters, *values: Tensor) -> tuple[Tensor, ...]:
+        ctx.layer = layer
+        ctx.set_materialize_grads(False)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        ctx.layer.end_backward()
+        return None, *gradients
 
 
 def _accumulations(stages: Sequence[Stage], bucket: Bucket) -> tuple[int, int]:
@@ -314,39 +362,40 @@ def _groups(stages: Sequence[Stage]) -> dict[tuple[Axis, ...], Group]:
         spec.summed
         for stage in stages
         for name, spec in stage.state_specs.items()
-        if spec.summed and _is_trained(stage, name)
+        if spec.summed and _is_in_bucket(spec)
     }
     mesh = stages[0].mesh
     groups = joint_groups(mesh, wanted)
     return {axes: Group(group, dist.get_world_size(group), dist.get_rank(group)) for axes, group in groups.items()}
 
 
-def _is_trained(stage: Stage, name: str) -> bool:
-    parameter = stage._parameters.get(name)
-    return parameter is not None and parameter.requires_grad
+def _is_in_bucket(spec: StateSpec) -> bool:
+    """Parameters that are trained, and frozen ones that are in parts."""
+    return spec.kind == "parameter" and (not spec.frozen or spec.zero > 0)
 
 
 def _bucketed(stages: Sequence[Stage], ties: Mapping[str, dist.ProcessGroup]) -> Iterator[list[StateSpec]]:
-    """The parameters that are trained, bucket by bucket.
+    """The parameters that are trained or in parts, bucket by bucket.
 
     From level 2 on a bucket holds what a set of layers reads, so that no more than a layer is whole at a time.
     """
     readers: dict[str, tuple[str, ...]] = defaultdict(tuple)
     specs: dict[str, StateSpec] = {}
     for stage in stages:
-        specs.update((name, spec) for name, spec in stage.state_specs.items() if _is_trained(stage, name))
+        specs.update((name, spec) for name, spec in stage.state_specs.items() if _is_in_bucket(spec))
         for layer in stage.layers.values():
             for name in layer.names:
                 readers[name] += (f"{stage.index}.{layer.name}",)
     # The backward meets the last layers first, so their buckets come first. The stages of a tie have no order in common
     # but that of the names, and sums inside a stage come before those: ranks of different stages meet in one order.
+    ties = {name: group for name, group in ties.items() if name in specs and not specs[name].frozen}
     untied = [spec for name, spec in reversed(specs.items()) if name not in ties]
     tied = [specs[name] for name in sorted(specs) if name in ties]
     members: dict[tuple[Any, ...], list[StateSpec]] = {}
     for spec in untied + tied:
         layers = readers[spec.name] if spec.zero >= 2 else ()
         tie = spec.name if spec.name in ties and spec.zero else ties.get(spec.name)
-        key = spec.summed, spec.dtype, spec.master, spec.zero, tie, layers
+        key = spec.summed, spec.dtype, spec.master, spec.zero, spec.frozen, tie, layers
         members.setdefault(key, []).append(spec)
     for specs_of_key in members.values():
         yield from [specs_of_key] if specs_of_key[0].zero >= 2 else _cut(specs_of_key)

@@ -36,9 +36,9 @@ Placements = Mapping[Axis, Sharded | Summed]
 class StateSpec:
     """A parameter or buffer of the model: its own name, global shape and dtype, and where it lives in the stage.
 
-    `zero` is the ZeRO level over the axes on which it is `Summed`. With a `master` type the value that is trained has
-    that type, and the layers read a copy of it in `dtype`. State that the forward of another stage writes is
-    `written_by` that.
+    `zero` is the ZeRO level over the axes on which it is `Summed`; a `frozen` parameter has no gradient. With a
+    `master` type the value that is trained has that type, and the layers read a copy of it in `dtype`. State that the
+    forward of another stage writes is `written_by` that.
     """
 
     name: str
@@ -48,6 +48,7 @@ class StateSpec:
     kind: Literal["parameter", "buffer"]
     zero: int = 0
     master: torch.dtype | None = None
+    frozen: bool = False
     written_by: int | None = field(default=None, compare=False)
 
     @property
@@ -164,8 +165,8 @@ class Update:
 class Supply(Protocol):
     """What brings the parameters of a layer where they are not simply there."""
 
-    def enter(self) -> None:
-        """The layer's forward begins."""
+    def enter(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The layer's forward begins, with these arguments; what it is to be called with in their place."""
         ...
 
     def leave(self, results: Any) -> None:
@@ -222,7 +223,7 @@ class Layer(nn.Module):
             kwargs["seed"] = self.random.seed(self.name)
         place = now.place = (self._stage, self.name, self._job.microbatch)
         if self.parameters is not None:
-            self.parameters.enter()
+            args = self.parameters.enter(args)
         # A replay of the call has the same seed, and reads the same parameters.
         results = self._call(place, *self.axes, *args, *state, **kwargs)
         for output in self.outputs:
@@ -305,12 +306,13 @@ class Stage(nn.Module):
         written_by: int | None = None,
     ) -> None:
         """Declare a parameter or buffer of the model under its own name; see `StateSpec`."""
-        spec = StateSpec(name, tuple(shape), dtype, tuple(placements.items()), kind, zero, master, written_by)
+        frozen = not (kind == "parameter" and requires_grad and dtype.is_floating_point)
+        spec = StateSpec(name, tuple(shape), dtype, tuple(placements.items()), kind, zero, master, frozen, written_by)
         self.state_specs[name] = spec
         local = torch.empty(spec.local_shape(), dtype=dtype, device="meta")
         # Written past `register_parameter`, which refuses dots: the model's names are kept whole, not as a module tree.
         if kind == "parameter":
-            self._parameters[name] = nn.Parameter(local, requires_grad and dtype.is_floating_point)
+            self._parameters[name] = nn.Parameter(local, not frozen)
         else:
             self._buffers[name] = local
 

@@ -33,14 +33,14 @@ def export(world: rt.World, executor: rt.Executor, form: ModelForm, directory: P
         if world.rank == 0 and directory.exists() and any(directory.iterdir()):
             raise GalvatronError(f"{directory} has something in it: export into a new directory, or empty this one")
     folder = directory.with_name(f".{directory.name}.unfinished")
-    files = sharded(form.entries, most_bytes)
+    files = sharded(form, most_bytes)
     try:
         with rt.together(world, "export"), _writing(directory):
             if world.rank == 0:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
         for name, entries in files.items():
-            _write(world, executor, folder / name, tensor_file.in_written_order(entries))
+            _write(world, executor, form, folder / name, tensor_file.in_written_order(entries))
         with rt.together(world, "export"), _writing(directory):
             if world.rank == 0:
                 _finish(form, files, folder, directory)
@@ -50,9 +50,9 @@ def export(world: rt.World, executor: rt.Executor, form: ModelForm, directory: P
         raise
 
 
-def _write(world: rt.World, executor: rt.Executor, path: Path, entries: Sequence[Entry]) -> None:
+def _write(world: rt.World, executor: rt.Executor, form: ModelForm, path: Path, entries: Sequence[Entry]) -> None:
     with rt.together(world, "export"):
-        whole = executor.whole_tensors(entry.name for entry in entries)
+        whole = executor.whole_tensors(form.sources.get(entry.name, entry.name) for entry in entries)
         try:
             if world.rank == 0:
                 head = tensor_file.header(entries, {"format": "pt"})

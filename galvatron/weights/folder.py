@@ -14,8 +14,8 @@ from galvatron.tensor_file import TensorFile
 SUFFIX = ".safetensors"
 FILE = "model" + SUFFIX
 INDEX = FILE + ".index.json"
-ADAPTER = "adapter_config.json"
-"""What `peft` writes beside the weights of an adapter."""
+ADAPTER, ADAPTER_FILE = "adapter_config.json", "adapter_model" + SUFFIX
+"""What `peft` writes of an adapter: its configuration and its weights."""
 
 
 def tensors_in(path: Path) -> dict[str, TensorFile]:

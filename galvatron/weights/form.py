@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from galvatron.errors import GalvatronError
 from galvatron.tensor_file import Entry, has_name
-from galvatron.weights.folder import FILE, SUFFIX
+from galvatron.weights.adapters import adapter_of
+from galvatron.weights.folder import ADAPTER_FILE, FILE, SUFFIX
 from galvatron.weights.names import declared, kept_name
 
 
@@ -27,7 +28,10 @@ class ModelForm:
         element_type: that of its first parameter with floating numbers.
         parameter_count: the number of elements of all parameters.
         architecture: the name of its class.
-        descriptions: what it has of `config` and `generation_config`, as `transformers` models do; copies.
+        descriptions: what it has of `config` and `generation_config`, as `transformers` models do; copies. Of an
+            adapter, its own.
+        sources: the names of tensors in the model, where those in files are others.
+        file: the name of the file, where there is one.
     """
 
     entries: tuple[Entry, ...]
@@ -35,10 +39,16 @@ class ModelForm:
     parameter_count: int
     architecture: str
     descriptions: tuple[Any, ...]
+    sources: Mapping[str, str] = field(default_factory=dict)
+    file: str = FILE
 
     @staticmethod
     def of(model: nn.Module) -> ModelForm:
-        """That of a model as it is now."""
+        """That of a model as it is now; around which there are adapters, that of the active one.
+
+        Raises:
+            GalvatronError: see `adapter_of`.
+        """
         names: dict[int, list[str]] = defaultdict(list)
         state = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
         for name, value in state.items():
@@ -47,7 +57,20 @@ class ModelForm:
         for same in names.values():
             if len(same) > 1:
                 left |= {*same} - {kept_name(same, model)}
+        adapter = adapter_of(model)
         types = (p.dtype for p in model.parameters() if p.is_floating_point())
+        if adapter is not None:
+            entries = [Entry(n, tuple(state[own].shape), state[own].dtype) for n, own in adapter.tensors.items()]
+            count = sum(state[own].numel() for own in adapter.tensors.values())
+            return ModelForm(
+                tuple(entries),
+                next(types, None),
+                count,
+                type(model).__name__,
+                (adapter,),
+                adapter.tensors,
+                ADAPTER_FILE,
+            )
         return ModelForm(
             tuple(Entry(name, tuple(v.shape), v.dtype) for name, v in state.items() if name not in left),
             next(types, None),
@@ -93,8 +116,12 @@ def _descriptions(model: nn.Module) -> Iterator[Any]:
             yield copy.deepcopy(found)
 
 
-def sharded(entries: Sequence[Entry], most_bytes: int) -> dict[str, list[Entry]]:
-    """File name → its tensors: in order as many as have `most_bytes` together; one that has more, alone."""
+def sharded(form: ModelForm, most_bytes: int) -> dict[str, list[Entry]]:
+    """File name → its tensors: in order as many as have `most_bytes` together; one that has more, alone. An adapter has
+    one file."""
+    entries = form.entries
+    if form.file != FILE:
+        return {form.file: list(entries)}
     files: list[list[Entry]] = []
     run: list[Entry] = []
     for entry in entries:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
@@ -17,7 +17,8 @@ def matched(files: Collection[str], model: Collection[str]) -> dict[str, str]:
 
     They are equal, but that one of the two may have all of the other inside a module: files of a base model, whose
     names lack `model.` for example, or files with a head around the one that is compiled. Which module that is follows
-    from the names: the one with which most of them are found.
+    from the names: the one with which most of them are found. What is then left belongs together where a name of the
+    model has one module more inside of it, as around what an adapter wraps, and no other name has.
 
     Raises:
         GalvatronError: two modules fit equally well.
@@ -35,7 +36,13 @@ def matched(files: Collection[str], model: Collection[str]) -> dict[str, str]:
         raise GalvatronError(f"the names in the files fit several modules equally well: {modules}")
     ((added, removed),) = best
     found = {name: added + name.removeprefix(removed) for name in files}
-    return {name: own if own in model else name for name, own in found.items() if own in model or name in model}
+    direct = {name: own if own in model else name for name, own in found.items() if own in model or name in model}
+    left, wrapped = [name for name in found if name not in direct], defaultdict[str, list[str]](list)
+    for name in set(model).difference(direct.values()) if left else ():
+        parts = name.split(".")
+        for i in range(1, len(parts) - 1):
+            wrapped[".".join(parts[:i] + parts[i + 1 :])].append(name)
+    return direct | {name: wrapped[found[name]][0] for name in left if len(wrapped[found[name]]) == 1}
 
 
 def _cuts(name: str) -> Iterator[tuple[str, str]]:

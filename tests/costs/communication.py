@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from galvatron.costs.events import CollectiveCall
 from galvatron.costs.profile import profile_graph
-from galvatron.costs.state import StateCollectives, TrainedState, state_collectives, trained_state
+from galvatron.costs.state import LocalParameter, StateCollectives, local_parameter, state_collectives
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.gradients import gradients
 from galvatron.ir.program import Form, Layer, LayerKind, Program
 from galvatron.ir.recompute import rereads
 from galvatron.partition import Partitioner
@@ -91,22 +92,23 @@ class _Reader:
         return self._known[name]
 
 
-def _trained(program: Program, layer: Layer, levels: Mapping[str, int]) -> dict[str, TrainedState]:
+def _parameters(program: Program, layer: Layer, levels: Mapping[str, int]) -> dict[str, LocalParameter]:
     cls = program.class_of[layer.cls]
-    formals = {n: v for n, v in zip(layer.state, cls.graph.state, strict=True) if program.state_of[n].trainable}
+    formals = {n: v for n, v in zip(layer.state, cls.graph.state, strict=True) if n in program.parameters}
     recompute = cls.strategy.recompute if cls.strategy else "none"
-    reread = rereads(cls.graph, [value.name for value in formals.values()], recompute)
+    differentiable = gradients(program).formals[cls.origin_name]
+    reread = rereads(cls.graph, [value.name for value in formals.values()], differentiable, recompute)
     return {
-        name: trained_state(program.state_of[name], value, cls.mesh, levels[name], reread=reread)
+        name: replace(local_parameter(program.state_of[name], value, cls.mesh, levels[name]), reread=reread)
         for name, value in formals.items()
     }
 
 
 def _kept(program: Program, last: Layer, levels: Mapping[str, int]) -> tuple[CollectiveCall, ...]:
-    return _gathered(_trained(program, last, levels).values())
+    return _gathered(_parameters(program, last, levels).values())
 
 
-def _gathered(states: Iterable[TrainedState]) -> tuple[CollectiveCall, ...]:
+def _gathered(states: Iterable[LocalParameter]) -> tuple[CollectiveCall, ...]:
     """What is gathered for a backward."""
     return tuple(event for event in state_collectives(states).backward if event.kind == "all_gather")
 
@@ -121,12 +123,12 @@ def _state_collectives(program: Program, layers: Sequence[Layer], levels: Mappin
     seen: set[str] = set()
     gathered: set[str] = set()
     for layer in layers:
-        trained = _trained(program, layer, levels)
-        own = [state for name, state in trained.items() if name not in seen]
-        again = [state for name, state in trained.items() if name in seen]
-        late = [state for name, state in trained.items() if name in seen - gathered]
-        seen.update(trained)
-        gathered.update(name for name, state in trained.items() if state.reread)
+        parameters = _parameters(program, layer, levels)
+        own = [state for name, state in parameters.items() if name not in seen]
+        again = [state for name, state in parameters.items() if name in seen]
+        late = [state for name, state in parameters.items() if name in seen - gathered]
+        seen.update(parameters)
+        gathered.update(name for name, state in parameters.items() if state.reread)
         parts += [state_collectives(own), StateCollectives(state_collectives(again).forward, _gathered(late), ())]
     return StateCollectives(
         tuple(event for part in parts for event in part.forward),

@@ -13,7 +13,18 @@ from torch import Tensor, nn
 
 from galvatron.ir.capture import Dynamic
 from tests import models
-from tests.parity import coupled, derivatives, functions, lengths, reductions, selections, situations, states, ways
+from tests.parity import (
+    adapters,
+    coupled,
+    derivatives,
+    functions,
+    lengths,
+    reductions,
+    selections,
+    situations,
+    states,
+    ways,
+)
 from tests.parity.forwards import FORWARDS, Blocks, inputs
 
 Batch = dict[str, Any]
@@ -321,6 +332,11 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "gpt-neox": _hugging_face("gpt-neox"),
     "skips": lambda: Subject(Skips().double(), _floats),
     "fine-tuned": lambda: Subject(FineTuned().double(), _floats),
+    "adapted": lambda: Subject(adapters.Decoder().double(), _tokens),
+    # Whole layers that are frozen, before and after what trains; and nothing but a head that trains.
+    "adapted-at-the-end": lambda: Subject(adapters.Decoder((False, False, True)).double(), _tokens),
+    "adapted-64": lambda: Subject(adapters.Decoder(width=64).double(), _tokens),
+    "head-only": lambda: Subject(adapters.Decoder((False, False), head=True).double(), _tokens),
     "weighted": lambda: Subject(Weighted().double(), _weighted),
     "shared": lambda: Subject(Shared().double(), _tokens),
     "llama-12-heads": _hugging_face("llama", hidden_size=48, num_attention_heads=12, num_key_value_heads=6, head_dim=4),

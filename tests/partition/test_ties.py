@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from galvatron.costs.estimate import estimate_plan, setting_of
 from galvatron.costs.events import collectives_s
-from galvatron.costs.state import trained_state
+from galvatron.costs.state import local_parameter
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Value
@@ -219,7 +219,7 @@ def test_every_stage_keeps_what_was_estimated(name: str) -> None:
             declared = staged.state_of[kept.state]
             shape = local_shape(declared.type.shape, kept.layout, kept.mesh)
             local = Value(kept.state, declared.type.with_shape(shape), kept.layout)
-            trained = trained_state(declared, local, kept.mesh, kept.zero).kept.total
+            trained = local_parameter(declared, local, kept.mesh, kept.zero).kept.total
             kept_bytes += trained if declared.trainable else evaluate(local.type.bytes, 1)
             if kept.state == "table.weight" and stage.index == 0:
                 assert (kept.layout, kept.zero) == (layout, level)

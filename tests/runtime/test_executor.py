@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -92,6 +94,8 @@ def frozen_first_stage(world: rt.World) -> tuple[float, float]:
     rt.materialize(stages, state)
     for name, parameter in stages[0].named_parameters():
         parameter.requires_grad_(mesh.pipeline_rank == 1 and name != "embedding.weight")
+        spec = stages[0].state_specs[name]
+        stages[0].state_specs[name] = replace(spec, frozen=not parameter.requires_grad)
     executor = rt.Executor(
         stages, microbatches=4, model=state, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)
     )

@@ -10,7 +10,7 @@ from galvatron.ir.gradients import gradients
 from galvatron.ir.layout import gradientless, joined_layout, joint_mesh, on_mesh
 from galvatron.ir.program import Form, Layer, Program, StateLayout, Transfer
 from galvatron.ir.ties import zero_levels
-from galvatron.ir.zero import summed_axes
+from galvatron.ir.zero import in_parts, summed_axes
 from galvatron.passes.base import Pass
 
 
@@ -61,7 +61,9 @@ def _state_layouts(program: Program, group: Sequence[Layer], levels: dict[str, i
         formals += [(update.state, value) for update, value in program.updates_in(layer)]
         for name, formal in formals:
             assert formal.layout is not None
-            layout = formal.layout if program.state_of[name].trainable else gradientless(formal.layout)
+            layout = formal.layout
+            if not program.state_of[name].trainable:
+                layout = in_parts(layout) if levels.get(name) else gradientless(layout)
             layout, axes = joined_layout(layout, cls.mesh)
             zero = levels.get(name, 0) if summed_axes(layout, axes) else 0
             here = StateLayout(name, axes, layout, zero)

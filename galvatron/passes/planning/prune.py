@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from galvatron.costs.state import trained_state
+from galvatron.costs.state import local_parameter
 from galvatron.errors import PassError, did_you_mean
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.layout import BROADCAST
@@ -82,15 +82,15 @@ def _too_much_state(branch: Branch) -> Iterator[tuple[Strategy, str]]:
 
 
 def least_state_bytes(program: Program, layer: Layer, strategy: Strategy) -> float:
-    """What the trained parameters of a layer take of a device at least: each cut by tensor parallelism, and over the
-    other axes as its ZeRO level cuts it."""
+    """What the parameters of a layer take of a device at least: each cut by tensor parallelism, and over the other axes
+    as its ZeRO level cuts it."""
     mesh = tuple(
         axis for axis, role in zip(strategy.mesh, strategy.roles, strict=True) if role.partition("+")[0] != "tp"
     )
     graph, total = program.class_of[layer.cls].graph, 0.0
     for value, name in zip(graph.state, layer.state, strict=True):
-        if program.state_of[name].trainable:
-            whole = trained_state(
+        if name in program.parameters:
+            whole = local_parameter(
                 program.state_of[name], replace(value, layout=(BROADCAST,) * len(mesh)), mesh, strategy.zero
             )
             total += whole.kept.total / strategy.degree("tp")

@@ -1,0 +1,113 @@
+"""Adapters of `peft`: trained as it trains them, saved as it saves them, over a base that is in parts."""
+
+from __future__ import annotations
+
+import filecmp
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import galvatron
+from galvatron import runtime as rt
+from galvatron.errors import GalvatronError
+from galvatron.ir.planned import PlanShorthand
+from galvatron.weights import ModelForm
+from tests.marks import some_slow
+from tests.models import precise
+from tests.ranks import run_ranks
+from tests.weights.test_round_trip import batch, llama
+
+peft = pytest.importorskip("peft")
+pytestmark = [pytest.mark.usefixtures("shared_captures"), pytest.mark.filterwarnings("ignore::FutureWarning")]
+
+STEPS = 3
+PLANS = ["dp2-zero3", "dp1", "tp2", "pp2/m2/1f1b/dp1", "dp2-tp2-zero3", "pp2/m4/zbv/dp2-zero3", "tp2+sp-recompute"]
+
+
+def adapted(base: nn.Module | None = None, **changes: Any) -> Any:
+    """A Llama with adapters whose products are not zero."""
+    torch.manual_seed(1)
+    settings: dict[str, Any] = {"r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+    config = peft.LoraConfig(**settings, init_lora_weights=False, **changes)
+    torch.manual_seed(0)
+    return peft.get_peft_model(llama().double() if base is None else base, config).double()
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-2)
+
+
+def exports(world: rt.World, plan: str, target: str) -> list[float]:
+    model = adapted()
+    with precise(model):
+        program = galvatron.compile(model, batch(), plan=plan, optimizer=adamw)
+        losses = [float(program.train_step(batch())) for _ in range(STEPS)]
+    program.export(target)
+    return losses
+
+
+@pytest.mark.parametrize("plan", some_slow(PLANS[:1], PLANS))
+def test_an_adapter_is_the_one_that_peft_trains(plan: str, tmp_path: Path) -> None:
+    run_ranks(exports, PlanShorthand.parse(plan).world_size, plan, str(tmp_path / "ours"), timeout=200)
+    model = adapted()
+    optimizer = adamw([p for p in model.parameters() if p.requires_grad])
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        with precise(model):
+            model(**batch()).loss.backward()
+        optimizer.step()
+    model.save_pretrained(tmp_path / "theirs")
+    assert filecmp.cmp(tmp_path / "ours/adapter_config.json", tmp_path / "theirs/adapter_config.json", shallow=False)
+    ours = peft.PeftModel.from_pretrained(llama().double(), tmp_path / "ours")
+    theirs = peft.PeftModel.from_pretrained(llama().double(), tmp_path / "theirs")
+    compared = [name for name in ours.state_dict() if "lora" in name]
+    assert len(compared) == 12
+    for name in compared:
+        one, other = ours.state_dict()[name], theirs.state_dict()[name]
+        assert one.dtype == other.dtype == torch.float64
+        assert float((one - other).norm() / other.norm()) <= 1e-9, name
+
+
+def on_meta() -> Any:
+    """The same with a base that has no values."""
+    with torch.device("meta"):
+        base = llama().double()
+    model = adapted(base)
+    values = adapted().state_dict()
+    for layer in model.modules():
+        if isinstance(layer, peft.tuners.lora.LoraLayer):
+            layer.lora_A.to_empty(device="cpu"), layer.lora_B.to_empty(device="cpu")
+    for name, parameter in model.named_parameters():
+        if not parameter.is_meta:
+            parameter.data.copy_(values[name])
+    return model
+
+
+def reads_a_base(_: rt.World, source: str) -> dict[str, Tensor]:
+    return galvatron.compile(on_meta(), batch(), plan="dp1", weights=source).full_state_dict()
+
+
+def test_weights_of_a_base_fill_a_model_with_adapters(tmp_path: Path) -> None:
+    """Its adapters keep their values, what they wrap has those of the files."""
+    wanted = adapted()
+    torch.manual_seed(0)
+    llama().double().save_pretrained(tmp_path)
+    (found,) = run_ranks(reads_a_base, 1, str(tmp_path))
+    assert found.keys() == wanted.state_dict().keys()
+    for name, value in wanted.state_dict().items():
+        assert torch.equal(found[name], value), name
+
+
+def test_adapters_without_values_are_refused() -> None:
+    with torch.device("meta"):
+        model = adapted(llama().double())
+    with pytest.raises(GalvatronError, match="only peft knows which values it begins with"):
+        ModelForm.of(model)
+    several = adapted()
+    several.add_adapter("other", peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    several.base_model.set_adapter(["default", "other"])
+    with pytest.raises(GalvatronError, match="2 active adapters"):
+        ModelForm.of(several)
