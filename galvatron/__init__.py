@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from galvatron.ir.plan import Plan
     from galvatron.ir.program import Program
     from galvatron.ir.strategy import Strategy
+    from galvatron.reporting.page import report
     from galvatron.search_options import SearchOptions
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "compile",
     "estimate",
     "register_rule",
+    "report",
     "search",
 ]
 
@@ -49,6 +51,7 @@ _HOME = {
     "Strategy": "galvatron.ir.strategy",
     "check": "galvatron.checking.examine",
     "register_rule": "galvatron.ir.ops.foreign",
+    "report": "galvatron.reporting.page",
 }
 
 
