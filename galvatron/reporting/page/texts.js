@@ -58,8 +58,11 @@ function folded(head, inside, attributes = {}) {
 function decisionsSection() {
   const { branches, reasons, strategies, classes, rules, chosen } = data.decisions;
   const used = new Set(data.plans[0].strategies.map((one) => one.text));
-  const all = { cut: sum(branches.map((one) => one.cuts.length)), left: sum(branches.map((one) => one.leaves.length)) };
-  const most = Math.max(...branches.map((one) => one.cuts.length + one.leaves.length), 1);
+  // A cut of a whole branch, before its leaves have grown, says in its reason how many.
+  const single = (own) => own.filter(([rest]) => rest && rest !== "*").length;
+  const cutText = (own) => (single(own) ? `${single(own).toLocaleString("en")} cut` : "cut before it has grown");
+  const all = { cut: sum(branches.map((one) => single(one.cuts))), left: sum(branches.map((one) => one.leaves.length)) };
+  const most = Math.max(...branches.map((one) => single(one.cuts) + one.leaves.length), 1);
   const tree = element("div", { class: "panel", id: "tree" });
   const found = element("span", { class: "count", role: "status" });
 
@@ -70,21 +73,21 @@ function decisionsSection() {
     const nodes = branches.map((branch) => {
       const leaves = branch.leaves.filter(([strategy]) => holds(strategies[strategy]));
       const cuts = branch.cuts.filter(([rest, rule, reason]) => holds(rest) || holds(rule) || holds(reasons[reason]));
-      cut += cuts.length;
+      cut += single(cuts);
       left += leaves.length;
       if (!leaves.length && !cuts.length) return null;
-      const byRule = Map.groupBy ? Map.groupBy(cuts, ([, rule]) => rule) : grouped(cuts);
+      const byRule = grouped(cuts);
       const bar = stack([{ kind: "state", value: leaves.length, text: "left", rows: [["strategies", leaves.length]] },
-        ...[...byRule].map(([rule, own]) => ({ kind: "reduce", value: own.length, text: rule, rows: [["cut", own.length]] }))], most, { height: 9 });
+        ...[...byRule].map(([rule, own]) => ({ kind: "reduce", value: single(own), text: rule, rows: [["cut", single(own)]] }))], most, { height: 9 });
       const head = [
         element("code", {}, branch.root === "*" ? "any" : branch.root),
         branch.root === chosen && element("span", { class: "tag chosen" }, "chosen"),
         element("span", { class: "hide", style: { width: "260px" } }, bar),
-        element("span", { class: "count" }, `${leaves.length.toLocaleString("en")} left, ${cuts.length.toLocaleString("en")} cut`),
+        element("span", { class: "count" }, [`${leaves.length.toLocaleString("en")} left`, ...(cuts.length ? [cutText(cuts)] : [])].join(", ")),
       ];
       return folded(head, () => [
         ...[...byRule].map(([rule, own]) => folded(
-          [element("span", {}, rule), element("span", { class: "tag" }, rules[rule] ? (rules[rule][0] ? "sound" : "heuristic") : "sound"), element("span", { class: "count" }, `${own.length.toLocaleString("en")} cut`)],
+          [element("span", {}, rule), element("span", { class: "tag" }, rules[rule] ? (rules[rule][0] ? "sound" : "heuristic") : "sound"), element("span", { class: "count" }, cutText(own))],
           () => [rules[rule] && element("p", { class: "reason" }, `${rules[rule][1]}.`), ...cutList(own)].filter(Boolean), { open: Boolean(wanted) })),
         leaves.length ? folded([element("span", {}, "left to the search"), element("span", { class: "count" }, count(leaves.length, "strategy", "strategies"))],
           () => element("div", { class: "chips" }, leaves.map(([strategy, ...of]) => element("code", {
