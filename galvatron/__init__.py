@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from galvatron.ir.plan import Plan
     from galvatron.ir.program import Program
     from galvatron.ir.strategy import Strategy
+    from galvatron.reporting.page import report
     from galvatron.search_options import SearchOptions
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "ema",
     "estimate",
     "register_rule",
+    "report",
     "search",
 ]
 
@@ -52,6 +54,7 @@ _HOME = {
     "check": "galvatron.checking.examine",
     "ema": "galvatron.averaging",
     "register_rule": "galvatron.ir.ops.foreign",
+    "report": "galvatron.reporting.page",
 }
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from galvatron.cli import capture, check, demo, diff, emit, estimate, explain, opt, profile, search
+from galvatron.cli import capture, check, demo, diff, emit, estimate, explain, opt, profile, report, search
 from galvatron.cli.errors import ErrorReportingGroup
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("capture")(capture.command)
 app.command("search")(search.command)
 app.command("estimate")(estimate.command)
 app.command("explain")(explain.command)
+app.command("report")(report.command)
 app.command("diff")(diff.command)
 app.command("emit")(emit.command)
 app.command("opt")(opt.command)

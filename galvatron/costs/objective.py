@@ -20,6 +20,7 @@ from typing import Any
 from galvatron.costs.memory import Memory
 from galvatron.costs.model import CostModel, Front, LayerCost
 from galvatron.costs.sharing import Pace
+from galvatron.costs.spent import backward_input, forward
 from galvatron.costs.timeline import MicroBatchTimes, pipeline_s
 from galvatron.ir.arrays import smaller
 from galvatron.ir.plan import Ties
@@ -262,7 +263,7 @@ def evaluate_plan(
     for holder, report in zip(setting.holders, reports, strict=True):
         once_s[holder] += report.step_s
         busy_s[holder] += setting.micro_batches * report.micro_batch_s + report.step_s
-    times = [_times(report) for report in reports]
+    times = [times_of(report) for report in reports]
     total_s = pipeline_s(setting.order, setting.pipeline_degree, setting.micro_batches, times, setting.pace)
     total_s += max(once_s)
     return total_s, tuple(
@@ -301,7 +302,7 @@ def peak_bytes(setting: Setting, stages: Sequence[StageReport]) -> tuple[int, ..
     return tuple(round(memory.total) for memory in memory_of_ranks(setting, stages))
 
 
-def _times(report: StageReport) -> MicroBatchTimes:
+def times_of(report: StageReport) -> MicroBatchTimes:
     """What the computations of a stage take; conversions are as long forward as backward."""
     forward_s = sum(layer.conversion_s / 2 + layer.cost.times.forward_s for layer in report.layers)
     weight_s = sum(layer.cost.weight_s for layer in report.layers)
@@ -370,19 +371,15 @@ def _stage(
 
 def _seconds(cost: LayerCost, front: Front) -> dict[str, float]:
     """The seconds of a layer, by what a report of its stage calls them."""
-    (forward_s, backward_s), exposed = cost.exposed_s, cost.exposed(front)
-    # Gathers and sums beside one backward share what is exposed of both.
-    alone_s = cost.backward_gather_s + cost.reduce_s
-    reduce_s = backward_s * (cost.reduce_s / alone_s if alone_s else 0.0)
-    gather_s = forward_s + backward_s - reduce_s
+    first, then, exposed = forward(cost), backward_input(cost), cost.exposed(front)
     return {
         "compute_s": cost.compute_s,
         "host_s": cost.host_s,
-        "awaited_s": cost.forward_communication_s + cost.backward_communication_s,
-        "gather_s": gather_s,
-        "gather_hidden_s": cost.forward_gather_s + cost.backward_gather_s - gather_s,
-        "reduce_s": reduce_s,
-        "reduce_hidden_s": cost.reduce_s - reduce_s,
+        "awaited_s": first.awaited_s + then.awaited_s,
+        "gather_s": first.gather_s + then.gather_s,
+        "gather_hidden_s": first.gather_hidden_s + then.gather_hidden_s,
+        "reduce_s": then.reduce_s,
+        "reduce_hidden_s": then.reduce_hidden_s,
         "sync_s": float(exposed.sync_s) + cost.across_s,
         "sync_hidden_s": cost.sync_s + cost.start_s * float(front.begins(cost.bucket_bytes)) - float(exposed.sync_s),
         "publish_s": float(exposed.publish_s),

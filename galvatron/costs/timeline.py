@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from galvatron.costs.sharing import Pace
 from galvatron.schedules import Kind, Schedule
-from galvatron.schedules.actions import Result
+from galvatron.schedules.actions import Action, Result
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ def played_s(
     pace = pace or Pace.even(degree)
     if not all(math.isfinite(stage.micro_batch_s + stage.transfer_s) for stage in stages):
         return math.inf
-    durations = tuple(
-        tuple(round((stage.of(kind) + _received_s(stage, kind)) / QUANTUM_S) for kind in _COMPUTED) for stage in stages
-    )
+    durations = _durations(stages)
 
     def passed(order: _Order, ends: Sequence[Sequence[int]]) -> float:
-        return max(rank[-1] for rank in ends) if pace.is_even else _shared_s(order, stages, pace) / QUANTUM_S
+        if pace.is_even:
+            return max(rank[-1] for rank in ends)
+        return max(rank[-1].end_s for rank in _shared(order, stages, pace)) / QUANTUM_S
 
     repetitions = 2
     while (fewer := schedule.shorter(degree, micro_batches, repetitions)) < micro_batches // 2:
@@ -94,6 +94,40 @@ def played_s(
         repetitions *= 4
     order = _order(schedule, degree, micro_batches)
     return passed(order, _played(order, durations)) * QUANTUM_S
+
+
+class Span(NamedTuple):
+    """When a rank begins to receive what a computation waits for, when it has that, and when it has computed."""
+
+    begin_s: float
+    computing_s: float
+    end_s: float
+
+
+Played = tuple[tuple[Action, Span], ...]
+"""What a rank does, in its order, and when."""
+
+
+def played(
+    schedule: Schedule,
+    degree: int,
+    micro_batches: int,
+    stages: Sequence[MicroBatchTimes],
+    pace: Pace | None = None,
+    *,
+    epilogue: bool = False,
+) -> tuple[Played, ...]:
+    """For each rank all that `played_s` plays; with an epilogue in the order that leaves room for one."""
+    pace = pace or Pace.even(degree)
+    order = _order(schedule, degree, micro_batches, epilogue)
+    if pace.is_even:
+        ends = _played(order, _durations(stages))
+        ranks = zip(order.ranks, ends, strict=True)
+        spans = [[_span(step, end, stages) for step, end in zip(*rank, strict=True)] for rank in ranks]
+    else:
+        spans = _shared(order, stages, pace)
+    actions = schedule.computations(degree, micro_batches, epilogue=epilogue)
+    return tuple(tuple(zip(*rank, strict=True)) for rank in zip(actions, spans, strict=True))
 
 
 QUANTUM_S = 2.0**-50
@@ -133,7 +167,7 @@ class _Order:
 
 
 @lru_cache(maxsize=64)
-def _order(schedule: Schedule, degree: int, micro_batches: int) -> _Order:
+def _order(schedule: Schedule, degree: int, micro_batches: int, epilogue: bool = False) -> _Order:
     last = len(schedule.holders(degree)) - 1
 
     def number(result: Result | None) -> int | None:
@@ -145,7 +179,7 @@ def _order(schedule: Schedule, degree: int, micro_batches: int) -> _Order:
     firsts: dict[tuple[Kind, int], _Step] = {}
     ranks: list[tuple[_Step, ...]] = []
     ends: list[int] = []
-    for actions in schedule.computations(degree, micro_batches):
+    for actions in schedule.computations(degree, micro_batches, epilogue=epilogue):
         for first in (action for action in actions if action.micro_batch == 0):
             place = _COMPUTED.index(first.kind)
             step = _Step(first.stage, place, number(first.awaited(last)), number(first.result))
@@ -223,32 +257,50 @@ def _received_s(stage: MicroBatchTimes, kind: Kind) -> float:
     return 0.0 if kind is Kind.BACKWARD_WEIGHT else stage.transfer_s / 2
 
 
-def _shared_s(order: _Order, stages: Sequence[MicroBatchTimes], pace: Pace) -> float:
-    """Seconds of an order whose ranks share cores: those that compute get equally much of these, and those that receive
-    need none."""
+def _durations(stages: Sequence[MicroBatchTimes]) -> tuple[tuple[int, ...], ...]:
+    """Of each stage what its computations take, with the message that each waits for."""
+    return tuple(
+        tuple(round((stage.of(kind) + _received_s(stage, kind)) / QUANTUM_S) for kind in _COMPUTED) for stage in stages
+    )
+
+
+def _span(step: _Step, end: int, stages: Sequence[MicroBatchTimes]) -> Span:
+    """When a computation happens that ends then, in which nobody disturbs it."""
+    stage, kind, end_s = stages[step.stage], _COMPUTED[step.kind], end * QUANTUM_S
+    computing_s = end_s - stage.of(kind)
+    return Span(computing_s - _received_s(stage, kind), computing_s, end_s)
+
+
+def _shared(order: _Order, stages: Sequence[MicroBatchTimes], pace: Pace) -> list[list[Span]]:
+    """When each computation of each rank happens where ranks share cores: those that compute get equally much of these,
+    and those that receive need none."""
     done: set[int | None] = {None}
-    positions = [0] * len(order.ranks)
+    spans: list[list[Span]] = [[] for _ in order.ranks]
     left: dict[int, list[float]] = {}  # of a message and of what is computed then, for each rank that has begun
-    total_s = 0.0
+    begun: dict[int, list[float]] = {}  # when it has, and when it has received
+    now_s = 0.0
     while True:
         for rank, steps in enumerate(order.ranks):
-            if rank not in left and positions[rank] < len(steps) and steps[positions[rank]].awaited in done:
-                stage, kind = stages[steps[positions[rank]].stage], _COMPUTED[steps[positions[rank]].kind]
+            place = len(spans[rank])
+            if rank not in left and place < len(steps) and steps[place].awaited in done:
+                stage, kind = stages[steps[place].stage], _COMPUTED[steps[place].kind]
                 left[rank] = [_received_s(stage, kind), stage.of(kind)]
+                begun[rank] = [now_s, now_s]
         if not left:
-            return total_s
+            return spans
         computing = sum(not receiving_s for receiving_s, _ in left.values())
         share = pace.shares[computing - 1] if computing else 1.0
         passed_s = min(receiving_s or computing_s * share for receiving_s, computing_s in left.values())
-        total_s += passed_s
+        now_s += passed_s
         for rank, (receiving_s, computing_s) in list(left.items()):
             if receiving_s:
                 left[rank][0] = max(0.0, receiving_s - passed_s)
+                begun[rank][1] = now_s
             elif computing_s * share > passed_s:
                 left[rank][1] = computing_s - passed_s / share
             else:
-                done.add(order.ranks[rank][positions[rank]].result)
-                positions[rank] += 1
+                done.add(order.ranks[rank][len(spans[rank])].result)
+                spans[rank].append(Span(*begun.pop(rank), now_s))
                 del left[rank]
 
 

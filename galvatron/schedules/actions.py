@@ -53,6 +53,11 @@ class Action:
         return _DIRECTION.get(self.kind, 0)
 
     @property
+    def releases(self) -> bool:
+        """Whether activations of the micro-batch are gone after it."""
+        return self.kind in (Kind.BACKWARD, Kind.BACKWARD_WEIGHT)
+
+    @property
     def result(self) -> Result | None:
         """What a computation makes for a neighbouring stage; None if nothing."""
         return (self.direction, self.stage, self.micro_batch) if self.direction else None
@@ -99,7 +104,7 @@ def held_over_time(order: Sequence[Action]) -> list[dict[int, int]]:
         if action.kind is Kind.FORWARD:
             held[action.stage] += 1
             history.append(dict(held))
-        elif action.kind in (Kind.BACKWARD, Kind.BACKWARD_WEIGHT):
+        elif action.releases:
             held[action.stage] -= 1
     return history
 

@@ -180,12 +180,13 @@ Removed = dict[Strategy, tuple[str, str]]
 
 def _cuts(branch: Sequence[Candidates], removed: Sequence[Removed]) -> Iterator[Cut]:
     """The cuts at one pipeline degree: one for all classes where the rule is the same."""
+    there = [frozenset(candidates.strategies) for candidates in branch]
     for strategy in dict.fromkeys(s for gone in removed for s in gone):
         by_rule: dict[str, list[Candidates]] = {}
         for candidates, gone in zip(branch, removed, strict=True):
             if strategy in gone:
                 by_rule.setdefault(gone[strategy][0], []).append(candidates)
-        having = sum(strategy in candidates.strategies for candidates in branch)
+        having = sum(strategy in strategies for strategies in there)
         for rule, cut in by_rule.items():
             reason = next(gone[strategy][1] for gone in removed if gone.get(strategy, ("",))[0] == rule)
             where = "" if len(cut) == having else f" @{', @'.join(candidates.cls for candidates in cut)}"

@@ -1,0 +1,127 @@
+"""The page: its figures, and the files that draw them, as one text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from galvatron.answers.diff import differences
+from galvatron.answers.question import Question
+from galvatron.arguments import read_memory, required_cluster
+from galvatron.breakdown import TITLES
+from galvatron.bugs import ours
+from galvatron.costs.memory import KINDS
+from galvatron.errors import ClusterError
+from galvatron.forms import valid
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.plan import Plan
+from galvatron.ir.program import Program
+from galvatron.plain import plain_torch
+from galvatron.reporting.decisions import decisions_data
+from galvatron.reporting.passes import passes_data
+from galvatron.reporting.plans import TRAITS, Estimated, plan_data
+from galvatron.reporting.steps import step_data
+
+FILES = Path(__file__).parent / "page"
+
+SCRIPTS = ("shown.js", "charts.js", "layers.js", "timeline.js", "memory.js", "texts.js", "page.js")
+"""In the order in which they are run, as one script."""
+
+
+@plain_torch()
+def report(
+    program: Program,
+    plan: Plan | str | os.PathLike[str],
+    cluster: Cluster | str | None = None,
+    *,
+    memory: int | str | None = None,
+    against: Plan | str | os.PathLike[str] | None = None,
+) -> str:
+    """A plan and why it is so, as the text of one page of HTML that needs nothing beside it.
+
+    Args:
+        program: captured, or any later form up to planned.
+        plan: a plan for it, or the path of a plan file.
+        cluster: where; None is that of the plan.
+        memory: budget per device, in bytes or like `"36GiB"`; None is that of the search, or of the cluster.
+        against: another plan for the same program, shown beside it.
+
+    Raises:
+        PlanError: a plan does not fit the program or the cluster.
+        VerifyError: the program breaks a rule of its form.
+        GalvatronError: another argument is wrong, or says no cluster.
+    """
+    budget = read_memory(memory)
+    given = [plan] if against is None else [plan, against]
+    estimated = []
+    for number, one in enumerate(given):
+        name = f"plan {'AB'[number]}" if isinstance(one, Plan) else Path(one).name
+        estimated.append(asked(valid(program), one, cluster, budget, name))
+    with ours("reporting a plan", program):
+        return page(page_data(program, estimated))
+
+
+def asked(
+    program: Program,
+    plan: Plan | str | os.PathLike[str],
+    cluster: Cluster | str | None,
+    memory_bytes: int | None,
+    name: str,
+) -> Estimated:
+    """A plan, or the one in a file, with what the cost model says of it on a cluster, or on that which it names.
+
+    Raises:
+        ClusterError: there is none.
+        PlanError: the plan does not fit the program or the cluster.
+    """
+    own = plan if isinstance(plan, Plan) else Plan.load(plan)
+    where = cluster or own.cluster
+    if not where:
+        raise ClusterError(f"{name} says no cluster: name one, such as 'a100-80g:2x8'")
+    return Estimated(Question.about(program, own, required_cluster(where), memory_bytes), name)
+
+
+def page_data(program: Program, plans: list[Estimated]) -> dict[str, Any]:
+    """All that the page shows, for JSON: a program and one plan for it, or two."""
+    layers = [layer.name for layer in plans[0].question.program.planned_layers]
+    told = [one.plan for one in plans]
+    return {
+        "program": program.name,
+        "layers": layers,
+        "titles": TITLES,
+        "memory_kinds": KINDS,
+        "traits": TRAITS,
+        "plans": [plan_data(one) | {"step": step_data(one)} for one in plans],
+        "decisions": decisions_data(plans[0].question),
+        "code": passes_data(program, plans[0].question),
+        "differences": [[own.what, own.first, own.second] for own in differences(*told, layers)] if told[1:] else [],
+    }
+
+
+def page(data: dict[str, Any]) -> str:
+    """The page that shows figures. Nothing of these can be read as anything but text, whatever it says, nor can the
+    page run any script but its own or load anything."""
+    script = "\n".join((FILES / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    script = f'(() => {{\n"use strict";\n{script}\n}})();\n'
+    policy = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    parts = {
+        "title": html.escape(f"{data['program']}: {data['plans'][0]['text']}"),
+        "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{policy}'",
+        "style": (FILES / "page.css").read_text(encoding="utf-8"),
+        "data": as_text(data),
+        "script": script,
+    }
+    text = (FILES / "page.html").read_text(encoding="utf-8")
+    before, *rest = text.split("{{")
+    return before + "".join(parts[name] + tail for name, _, tail in (piece.partition("}}") for piece in rest))
+
+
+def as_text(data: dict[str, Any]) -> str:
+    """JSON that ends no element of HTML, whatever names are in it."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

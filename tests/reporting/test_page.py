@@ -1,0 +1,84 @@
+"""The page in a browser: it draws, filters and listens to keys, and complains of nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from common.browser import CHROMIUM, Page, browser
+
+from galvatron.forms import with_costs
+from galvatron.ir.planned import resolve
+from galvatron.reporting.page import report
+from tests.ir.programs import costed
+from tests.reporting.test_report import MACHINES
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine (apt install chromium)")
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    program = with_costs(costed(), MACHINES, 48)
+    first, second = (resolve(program, text, 48, 4) for text in ("pp2/m6/zbv/dp2-zero3", "m4/dp4"))
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(report(program, first, MACHINES, against=second), encoding="utf-8")
+    with browser() as page:
+        page.open(path)
+        yield page
+
+
+def test_charts_are_drawn(opened: Page) -> None:
+    assert opened.complaints == []
+    assert opened.evaluate("document.querySelectorAll('#layers [data-run]').length") >= 4
+    kinds = opened.evaluate("[...document.querySelectorAll('#time [data-kind]')].map((one) => one.dataset.kind)")
+    assert {"forward", "backward", "weight"} <= set(kinds)
+    assert opened.evaluate("document.querySelectorAll('#memory [data-kind=activations]').length") == 2
+    assert opened.evaluate("document.querySelectorAll('#differences tbody tr').length") > 3
+    assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_filters_leave_what_is_asked_for(opened: Page) -> None:
+    def typed(field: str, text: str) -> None:
+        opened.evaluate(
+            f"(() => {{ const field = document.getElementById('{field}'); field.value = '{text}';"
+            " field.dispatchEvent(new Event('input')); })()"
+        )
+
+    faint = "document.querySelectorAll('#layers rect[opacity=\"0.18\"]').length"
+    assert opened.evaluate(faint) == 0
+    typed("filter-layers", "head")
+    assert opened.evaluate(faint) > 0
+    chips = "[...document.querySelectorAll('#tree code')].slice(1).map((one) => one.textContent)"
+    typed("filter-tree", "zero3")
+    found = [text for text in opened.evaluate(chips) if not text.startswith("pp")]
+    assert found and all("zero3" in text for text in found)
+    typed("filter-tree", "no such strategy")
+    assert opened.evaluate("document.querySelectorAll('#tree details').length") == 0
+    assert opened.complaints == []
+
+
+def test_keys_switch_and_zoom(opened: Page) -> None:
+    dark = "getComputedStyle(document.body).backgroundColor"
+    before = opened.evaluate(dark)
+    opened.press("t")
+    assert opened.evaluate(dark) != before
+    opened.press("4")
+    assert opened.evaluate("location.hash") == "#time"
+    words = "[...document.querySelectorAll('#time .chart text')].map((one) => one.textContent).join()"
+    whole = opened.evaluate(words)
+    opened.press("+")
+    assert opened.evaluate(words) != whole
+    opened.press("0")
+    assert opened.evaluate(words) == whole
+    opened.press("?")
+    assert opened.evaluate("document.getElementById('keys').open")
+    assert opened.complaints == []
+
+
+def test_code_and_differences_open(opened: Page) -> None:
+    opened.evaluate("document.querySelectorAll('#passes details').forEach((one) => { one.open = true; })")
+    opened.evaluate("document.getElementById('code').scrollIntoView()")
+    opened.evaluate("new Promise((done) => setTimeout(done, 200))")
+    assert opened.evaluate("document.querySelectorAll('#passes .added').length") > 10
+    assert opened.evaluate("document.querySelectorAll('#code .k').length") > 5
+    assert opened.complaints == []
