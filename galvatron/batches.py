@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from galvatron.errors import PlanError, did_you_mean
 from galvatron.facts import oddity
+from galvatron.ir.needed import tables_of
 from galvatron.ir.program import Program
 from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType, evaluate, lengths_in
 from galvatron.runtime.inputs import batch_size
@@ -31,6 +32,7 @@ class BatchReader:
         self._batched, self._batch_sizes = program.batched, program.batch_sizes
         self._numbers = {number.name: number.kind for number in program.numbers}
         self._lengths = {length.name: length for length in program.lengths}
+        self._tables = tables_of(program)
         others = {n: value for n, value in self.by_name(example_inputs).items() if n not in self._numbers}
         self._constants = {name: value for name, value in others.items() if not isinstance(value, Tensor)}
 
@@ -78,6 +80,7 @@ class BatchReader:
                 numbers[name] = self._number(name, value)
             elif name in self._types:
                 self._check(name, value)
+                self._check_rows(name, value, batch.rows if isinstance(batch, Part) else None)
                 # Autograd saves no tensor of inference mode.
                 plain = value.detach().as_subclass(Tensor)
                 tensors[name] = plain.clone() if value.is_inference() else plain
@@ -165,6 +168,20 @@ class BatchReader:
             raise PlanError(
                 f"a batch of {samples} samples: the model branches on the size of its batch, and was captured for "
                 f"batches {self._batch_sizes}; compile again with a batch of this size as example"
+            )
+
+    def _check_rows(self, name: str, value: Tensor, rows: Rows | None) -> None:
+        """Numbers of rows that a table has, where the host sees them; one on a device would have to be waited for."""
+        count = self._tables.get(name)
+        if count is None or value.device.type != "cpu" or not value.numel():
+            return
+        least, greatest = (int(bound) for bound in value.aminmax())
+        if least < 0 or greatest >= count:
+            wrong = least if least < 0 else greatest
+            sample = int((value == wrong).nonzero()[0, 0]) if value.dim() else 0
+            where = f" in sample {sample if rows is None else rows.held[sample]}" if name in self._batched else ""
+            raise PlanError(
+                f"index {wrong} is outside of 0 to {count - 1}: batch input {name!r} has it{where}; nothing was updated"
             )
 
     def samples(self, batch: BatchLike) -> int:

@@ -267,6 +267,8 @@ def _writing(path: Path) -> Iterator[None]:
         advice = "see that all ranks share this directory, and may write into it"
         if error.errno in _NO_ROOM:
             advice = "make room there, or save into another directory"
+        if error.errno == errno.ENOENT:
+            advice = "it has disappeared while it was written; see that nobody removes or unmounts it, and " + advice
         raise GalvatronError(
             f"{path} cannot be written: {error.strerror or error}; nothing is left of this checkpoint, and "
             f"earlier ones were not touched: {advice}"

@@ -253,6 +253,38 @@ def test_what_cannot_be_written_in_the_background_is_told_by_the_call_that_waits
     assert run_ranks(fails_in_the_background, 2, str(tmp_path)) == [[], []]
 
 
+def loses_the_directory(world: rt.World, folder: str, moment: int) -> None:
+    program = compiled()
+    losses(program, 0, 1)
+    sync, count = os.fsync, 0
+
+    def fsync(handle: int) -> None:
+        nonlocal count
+        count += 1
+        if (world.rank, count) == (0, moment):
+            shutil.rmtree(folder)
+        sync(handle)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        program.save(folder, step=1, background=True)
+        losses(program, 1, 1)
+        with pytest.raises(GalvatronError, match="cannot be written: No such file or directory; .* it has disappeared"):
+            program.finish_saving()
+    assert program.load(folder, missing_ok=True) is None
+    with pytest.raises(GalvatronError, match="there is no checkpoint in .*: No such file or directory"):
+        program.load(folder)
+    losses(program, 2, 1)
+    program.save(folder, step=3)
+    assert program.load(folder).step == 3
+
+
+@pytest.mark.parametrize("moment", some_slow([2], [1, 2]))
+def test_a_directory_that_disappears_is_told_and_the_job_goes_on(moment: int, tmp_path: Path) -> None:
+    """While rank 0 writes its file, or the index."""
+    run_ranks(loses_the_directory, 2, str(tmp_path / "saved"), moment)
+
+
 ENDS_AT_ONCE = """
 import os, sys, time, torch, galvatron
 from tests.checkpoints.test_saving import compiled, losses

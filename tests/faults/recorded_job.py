@@ -1,7 +1,7 @@
 """A job for `torchrun` that trains on numbered samples, saves often, goes on where it was, and records what its loader
 gives and what comes of it.
 
-Arguments: FOLDER PLAN EPOCHS
+Arguments: FOLDER PLAN EPOCHS [KIND]; see `small.Words`
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ SAMPLES, BATCH, EVERY = 200, 8, 4
 
 def main() -> None:
     folder, plan, epochs = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    kind = sys.argv[4] if len(sys.argv) > 4 else ""
     torch.set_num_threads(1)
-    program = compiled(plan, "drops", optimizer=partial(torch.optim.AdamW, lr=1e-3))
+    program = compiled(plan, kind, optimizer=partial(torch.optim.AdamW, lr=1e-3))
     scheduler = torch.optim.lr_scheduler.ExponentialLR(program.optimizer, 0.999)
     loader = program.dataloader(Ragged(SAMPLES), batch_size=BATCH, shuffle=True, workers=1)
     found = program.load(folder / "checkpoints", missing_ok=True)

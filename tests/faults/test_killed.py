@@ -31,10 +31,10 @@ def reached(folder: Path) -> int:
     return max((line["step"] for line in recorded(folder)), default=0)
 
 
-def undisturbed(folder: Path, plan: str, epochs: int) -> dict[int, float]:
+def undisturbed(folder: Path, plan: str, epochs: int, *kind: str) -> dict[int, float]:
     """The loss of each step."""
     folder.mkdir()
-    with Job(SCRIPT, folder, plan, epochs) as job:
+    with Job(SCRIPT, folder, plan, epochs, *kind) as job:
         assert job.wait() == 0, job.output
     return {line["step"]: float.fromhex(line["loss"]) for line in recorded(folder)}
 
@@ -64,10 +64,10 @@ def check(folder: Path, wanted: dict[int, float], epochs: int, tolerance: float)
 @pytest.mark.parametrize("plan", ["m2/dp2-zero2", "pp2/m2/1f1b/dp1"])
 def test_of_twenty_kills_all_are_recovered_from(plan: str, tmp_path: Path) -> None:
     kills, epochs = 20, 20
-    wanted = undisturbed(tmp_path / "undisturbed", plan, epochs)
+    wanted = undisturbed(tmp_path / "undisturbed", plan, epochs, "drops")
     folder, choose = tmp_path / "killed", random.Random(plan)
     folder.mkdir()
-    with Job(SCRIPT, folder, plan, epochs, restarts=kills) as job:
+    with Job(SCRIPT, folder, plan, epochs, "drops", restarts=kills) as job:
         for kill in range(kills):
             step = reached(folder) + choose.randrange(STEPS - EVERY)
             job.wait_until(lambda step=step: reached(folder) >= step)
