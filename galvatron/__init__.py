@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from galvatron.ir.program import Program
     from galvatron.ir.strategy import Strategy
     from galvatron.reporting.page import report
+    from galvatron.runtime.joined import JoinedOptimizer
+    from galvatron.runtime.whole import WholeParameters
     from galvatron.search_options import SearchOptions
 
 __all__ = [
@@ -27,11 +29,13 @@ __all__ = [
     "CompiledModel",
     "Figures",
     "GalvatronError",
+    "JoinedOptimizer",
     "Plan",
     "Program",
     "Report",
     "SearchOptions",
     "Strategy",
+    "WholeParameters",
     "capture",
     "check",
     "compile",
@@ -46,11 +50,13 @@ _HOME = {
     "Cluster": "galvatron.ir.cluster",
     "Figures": "galvatron.figures",
     "GalvatronError": "galvatron.errors",
+    "JoinedOptimizer": "galvatron.runtime.joined",
     "Plan": "galvatron.ir.plan",
     "Program": "galvatron.ir.program",
     "Report": "galvatron.checking.report",
     "SearchOptions": "galvatron.search_options",
     "Strategy": "galvatron.ir.strategy",
+    "WholeParameters": "galvatron.runtime.whole",
     "check": "galvatron.checking.examine",
     "ema": "galvatron.averaging",
     "register_rule": "galvatron.ir.ops.foreign",

@@ -143,9 +143,10 @@ def compile(
             given, nothing is searched.
         optimizer: from this rank's parameters to a `torch.optim.Optimizer`; needed for `train_step`. A function whose
             argument is called `named_parameters` gets (name, parameter) pairs instead, under the model's names, for
-            groups by name. Where the plan cuts parameters a rank sees slices of them, so the rule must be element-wise;
-            where ZeRO cuts a parameter, its part is one row with as many dimensions as the parameter. It is called for
-            small stand-ins first, to see that (`check_optimizer`), and last for the parameters.
+            groups by name. Where the plan cuts parameters a rank sees slices of them, so the rule must be element-wise,
+            or say what it reads whole (`WholeParameters`); where ZeRO cuts a parameter, its part is one row with as
+            many dimensions as the parameter. It is called for small stand-ins first, to see that (`check_optimizer`),
+            and last for the parameters.
         precision: the type in which parameters take part in compute. None: their own. `"bf16"`: bfloat16; masters,
             gradients and the optimizer's state are float32, and so are losses. All else is computed in the types in
             which `model.bfloat16()` would compute it, except that buffers stay float32 where they can. Floating batch

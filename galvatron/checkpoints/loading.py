@@ -55,10 +55,9 @@ class Reader:
             for part in read_parts(folder / name, size):
                 self._parts[part.key].append(part)
         self._pieces = executor.pieces()
-        self._trained = (
-            {id(p) for g in executor.optimizer.param_groups for p in g["params"]} if executor.optimizer else set()
-        )
+        self._trained = executor.trained_pieces() if executor.optimizer else []
         self._patches = {piece.name: patches_of(piece) for piece in self._pieces}
+        self._patches_of_state = {piece.name: patches_of(piece) for piece in self._trained}
         self._check()
         self._run = self._run_state()
 
@@ -76,7 +75,7 @@ class Reader:
             if not own.is_contiguous():
                 own.copy_(flat.view(own.shape))
         if self._executor.optimizer is not None:
-            optimizer.load(self._executor.optimizer, self._pieces, self._index.parameters, self._state)
+            optimizer.load(self._executor.optimizer, self._trained, self._index.parameters, self._state)
         self._executor.publish()
         self._executor.load_state(self._run)
 
@@ -89,21 +88,22 @@ class Reader:
                     "nothing was loaded"
                 )
         for piece in self._pieces:
-            self._check_tensor(value_key(piece.name), piece)
+            self._check_tensor(value_key(piece.name), piece, self._patches)
             self._check_type(piece)
         if self._executor.optimizer is None:
             return
-        optimizer.check(self._executor.optimizer, self._index.optimizer, self._pieces, self._index.parameters)
-        for piece in self._pieces:
-            if id(piece.tensor) not in self._trained:
+        optimizer.check(self._executor.optimizer, self._index.optimizer, self._trained, self._index.parameters)
+        used = {id(p) for group in self._executor.optimizer.param_groups for p in group["params"]}
+        for piece in self._trained:
+            if id(piece.tensor) not in used or not piece.updated:
                 continue
             state = self._index.parameters[piece.name]
             for key in state.elements:
-                self._check_tensor(state_key(piece.name, key), piece)
+                self._check_tensor(state_key(piece.name, key), piece, self._patches_of_state)
             for key in state.tensors:
                 self._check_whole(state_key(piece.name, key), piece)
 
-    def _check_tensor(self, key: str, piece: rt.Piece) -> None:
+    def _check_tensor(self, key: str, piece: rt.Piece, patches: Mapping[str, Sequence[Patch]]) -> None:
         shape = self._index.shapes.get(key)
         if shape is None:
             raise GalvatronError(f"{self._folder} has no {key!r}, which this model needs; nothing was loaded")
@@ -112,7 +112,7 @@ class Reader:
                 f"{piece.name} has shape {shape} in {self._folder} but {piece.spec.shape} in the model; nothing was "
                 "loaded"
             )
-        self._check_cover(key, self._patches[piece.name])
+        self._check_cover(key, patches[piece.name])
 
     def _check_type(self, piece: rt.Piece) -> None:
         own = piece.tensor.dtype
@@ -170,7 +170,7 @@ class Reader:
         else:
             # State in the type of its parameter there has the parameter's type here as well.
             own = piece.tensor
-            patches = self._patches[piece.name]
+            patches = self._patches_of_state[piece.name]
             dtype = own.dtype if dtype == self._type(value_key(piece.name)) else dtype
             value = torch.zeros(own.shape, dtype=dtype, device=own.device)
         self._fill(full, patches, value.view(-1))

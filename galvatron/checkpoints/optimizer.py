@@ -43,7 +43,8 @@ def state_of(optimizer: Optimizer, piece: Piece) -> tuple[ParameterState, dict[s
             if value.dim() and not piece.is_whole:
                 raise GalvatronError(
                     f"{type(optimizer).__name__} keeps {key!r} of {piece.name!r}, which is not one number per element, "
-                    "for a slice of it: no other plan could go on with that; use a plan that leaves parameters whole"
+                    "for a slice of it: no other plan could go on with that; use a plan that leaves parameters whole, "
+                    "or optimizer=galvatron.WholeParameters(...)"
                 )
             tensors[key] = value
         elif value is None or type(value) in (bool, int, float, str):
@@ -159,7 +160,7 @@ def load(
         for number, parameter in zip(shell["params"], group["params"], strict=True):
             piece = by_id.get(id(parameter))
             own = None if piece is None else saved[piece.name]
-            if piece is not None and own is not None and (own.elements or own.tensors or own.values):
+            if piece is not None and piece.updated and own is not None and (own.elements or own.tensors or own.values):
                 tensors = {key: tensor_of(piece, key) for key in (*own.elements, *own.tensors)}
                 state[number] = {**tensors, **own.values}
                 loaded += [(parameter, key, value) for key, value in tensors.items()]

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -134,25 +134,28 @@ class _Own:
         self._held: dict[str, tuple[Tensor, Sequence[Patch]]] = {}
         tensors: list[_Tensor] = []
         parameters: dict[str, ParameterState] = {}
+        own = executor.optimizer
         for piece in executor.pieces():
-            if not piece.first:
-                continue
-            found = {value_key(piece.name): piece.tensor}
-            elements = set(found)
-            state = None if executor.optimizer is None else optimizer.state_of(executor.optimizer, piece)
+            if piece.first:
+                tensors += self._take(piece, {value_key(piece.name): piece.tensor}, {value_key(piece.name)})
+        for piece in executor.trained_pieces() if own is not None else ():
+            state = optimizer.state_of(own, piece) if own is not None and piece.first and piece.updated else None
             if state is not None:
                 parameters[piece.name], kept = state
-                found |= {state_key(piece.name, key): value for key, value in kept.items()}
-                elements |= {state_key(piece.name, key) for key in parameters[piece.name].elements}
-            patches = patches_of(piece)
-            for key, value in found.items():
-                check_type(key, value.dtype)
-                shape = piece.spec.shape if key in elements else tuple(value.shape)
-                box = whole_box(shape)
-                own = patches if key in elements else [Patch(box, 0, box, box)]
-                self._held[key] = value.detach().reshape(-1), own
-                tensors.append((key, shape, tuple(patch.box for patch in own)))
+                elements = {state_key(piece.name, key) for key in parameters[piece.name].elements}
+                tensors += self._take(piece, {state_key(piece.name, key): v for key, v in kept.items()}, elements)
         self.described = _Described(tensors, parameters)
+
+    def _take(self, piece: rt.Piece, found: Mapping[str, Tensor], elements: Collection[str]) -> Iterator[_Tensor]:
+        """What this rank has of tensors that belong to a piece; of `elements` it has what it has of that."""
+        patches = patches_of(piece)
+        for key, value in found.items():
+            check_type(key, value.dtype)
+            shape = piece.spec.shape if key in elements else tuple(value.shape)
+            box = whole_box(shape)
+            own = patches if key in elements else [Patch(box, 0, box, box)]
+            self._held[key] = value.detach().reshape(-1), own
+            yield key, shape, tuple(patch.box for patch in own)
 
     def parts(self, keys: Sequence[str]) -> list[Part]:
         """What is to be written of these tensors."""

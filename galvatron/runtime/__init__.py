@@ -31,6 +31,7 @@ from galvatron.runtime.scaling import LossScaler
 from galvatron.runtime.slices import Sharded
 from galvatron.runtime.spmd import cross_entropy_loss, embedding, logsumexp
 from galvatron.runtime.stage import Layer, Stage, Summed
+from galvatron.runtime.whole import WholeParameters
 
 __all__ = [
     "DEFAULT_TIMEOUT_S",
@@ -54,6 +55,7 @@ __all__ = [
     "Stage",
     "StepMetrics",
     "Summed",
+    "WholeParameters",
     "World",
     "addmm",
     "again",

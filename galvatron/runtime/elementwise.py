@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,7 @@ def check_optimizer(
     own: Sequence[str],
     slices: Slices,
     device: torch.device,
+    whole: Collection[str] = (),
 ) -> frozenset[str]:
     """Proves that an optimizer trains what a plan gives to this rank as it would train the whole model.
 
@@ -68,6 +69,7 @@ def check_optimizer(
         build: called for stand-ins only.
         model: every trained parameter by name, in the model's order.
         own: the names of those that this rank trains some part of, in the order in which its optimizer gets them.
+        whole: the names of those that are given whole on a rank, whatever the plan makes of them.
 
     Returns:
         The keys of the optimizer's state of a parameter that hold one number per element of it.
@@ -77,9 +79,10 @@ def check_optimizer(
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), contextlib.redirect_stdout(io.StringIO()), torch.enable_grad():
-        trial = _Trial(build, model, own, device)
+        trial = _Trial(build, model, own, device, frozenset(whole))
         reference = trial.run(list(model), _whole)
-        for words, cut in _cuts(slices, everything=set(own) == set(model)) if own else ():
+        everything = set(own) == set(model) and not whole
+        for words, cut in _cuts(slices, everything=everything) if own else ():
             trial.compare(reference, trial.run(own, cut), words, cut)
         return reference.keys_of_elements()
 
@@ -138,7 +141,15 @@ class _Trial:
     largest of this rank and the largest of other ranks get gradients; the rest are as small as can be.
     """
 
-    def __init__(self, build: Build, model: Mapping[str, Trained], own: Sequence[str], device: torch.device) -> None:
+    def __init__(
+        self,
+        build: Build,
+        model: Mapping[str, Trained],
+        own: Sequence[str],
+        device: torch.device,
+        given_whole: frozenset[str],
+    ) -> None:
+        self._given_whole = given_whole
         self._build, self._model, self._device = build, model, device
         self._generator = torch.Generator().manual_seed(0)
         tiny = {name: nn.Parameter(torch.zeros(_shape(whole, {}, 2), device=device)) for name, whole in model.items()}
@@ -176,7 +187,7 @@ class _Trial:
                 value = torch.zeros(
                     _shape(self._model[name], {}, 2), dtype=_dtype(self._model[name]), device=self._device
                 )
-            named[name] = nn.Parameter(cut(value).clone())
+            named[name] = nn.Parameter(self._cut(cut, name)(value).clone())
         before = {name: named[name].detach().clone() for name in names if name in self._values}
         optimizer = self._build(named)
         options = _options_of(optimizer, named)
@@ -188,7 +199,7 @@ class _Trial:
                 group["lr"] = _LEARNING_RATE
         for step in range(_STEPS):
             for name in before:
-                named[name].grad = cut(self._gradients[name][step]).clone()
+                named[name].grad = self._cut(cut, name)(self._gradients[name][step]).clone()
             try:
                 optimizer.step()
             except Exception as error:
@@ -198,6 +209,10 @@ class _Trial:
                     f"{type(error).__name__}: {error}; {_ADVICE}"
                 ) from error
         return _Run(before, named, options, optimizer)
+
+    def _cut(self, cut: _Cut, name: str) -> _Cut:
+        """What a plan that cuts others so does to a parameter."""
+        return _whole if name in self._given_whole else cut
 
     def compare(self, reference: _Run, found: _Run, words: str, cut: _Cut) -> None:
         """
@@ -215,7 +230,7 @@ class _Trial:
                     "a parameter's name or number of dimensions (an argument called named_parameters gets names)"
                 )
         for name, start in found.before.items():
-            moved = cut(reference.after[name].detach() - reference.before[name])
+            moved = self._cut(cut, name)(reference.after[name].detach() - reference.before[name])
             error = found.after[name].detach() - start - moved
             if not moved.numel():
                 continue
@@ -228,7 +243,8 @@ class _Trial:
                 raise GalvatronError(
                     f"{who} is not element-wise: given {words}, as this plan gives it, it updates {name!r} in another "
                     f"way than given the whole parameter (by {float(error.norm() / moved.norm()):.1%} on stand-ins). "
-                    "Use an element-wise optimizer (SGD, Adam and their relatives) or a plan that leaves every "
+                    "Use an element-wise optimizer (SGD, Adam and their relatives), say that it reads whole "
+                    "parameters (optimizer=galvatron.WholeParameters(...)), or use a plan that leaves every "
                     f"parameter whole on every rank (dp without ZeRO); {_ADVICE}"
                 )
 

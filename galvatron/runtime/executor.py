@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from galvatron.errors import GalvatronError, PlanError
 from galvatron.runtime import comm, failure, full_state, giving, updates
@@ -28,8 +28,9 @@ from galvatron.runtime.pipeline import Pipeline
 from galvatron.runtime.rows import Part, Reads, Rows, RowTable, Sizes
 from galvatron.runtime.run_state import RunState
 from galvatron.runtime.scaling import LossScaler
-from galvatron.runtime.stage import Stage
+from galvatron.runtime.stage import Stage, StateSpec
 from galvatron.runtime.statistics import prepare, statistics
+from galvatron.runtime.whole import WholeParameters, WholeUpdate
 from galvatron.schedules import Schedule
 
 Batch = Mapping[str, Tensor | int | float]
@@ -45,7 +46,8 @@ class Executor:
         microbatches: into how many parts a batch is cut, or fewer where it or the schedule does not allow as many.
         schedule: see `galvatron.schedules`; which of "gpipe" and "1f1b" means nothing on a single stage.
         shards: what every micro-batch must divide into: the common multiple of the plan's data-parallel degrees.
-        optimizer: from this rank's parameters to an optimizer; where they are slices its rule must be element-wise.
+        optimizer: from this rank's parameters to an optimizer; where they are slices its rule must be element-wise, or
+            it says what it reads whole (`galvatron.runtime.whole`).
         check_optimizer: prove that it is (`galvatron.runtime.elementwise`).
         max_grad_norm: gradients are scaled so that their norm over the whole model is at most this.
         model: names and first values of the user's model; without it the stages' own names are used, and the stages
@@ -106,6 +108,9 @@ class Executor:
         with failure.guarded("start"):
             ties = {name: group for name, group in shared.items() if self._catalogue.entries[name].kind == "parameter"}
             self._parameters = Parameters(stages, ties)
+            self._whole_update = (
+                WholeUpdate(optimizer, self._parameters, self.held) if isinstance(optimizer, WholeParameters) else None
+            )
         self._shared_updates = updates.shared(stages, shared, self._catalogue.holders)
         # From here on nothing waits for other ranks, so that an error of one rank can be told to the others.
         self._names = full_state.ModelNames(self._catalogue, model)
@@ -118,15 +123,17 @@ class Executor:
         self._meter = Meter(self.mesh.world, [self.held.get(name) for name in self.held.state_specs])
         self.optimizer, self.options = None, None
         if optimizer is not None:
+            updated = self._updated
             self.optimizer = optimizer_of_rank(
                 optimizer,
-                self._parameters.trained,
+                updated,
                 self._trained(),
                 self._parameters.slices,
                 self.mesh.world.device,
                 check=check_optimizer,
+                whole=() if self._whole_update is None else self._whole_update.parameters,
             )
-            self.options = GroupOptions(self.optimizer, self._parameters.trained, self._catalogue)
+            self.options = GroupOptions(self.optimizer, updated, self._catalogue)
 
     @property
     def metrics(self) -> StepMetrics:
@@ -198,7 +205,8 @@ class Executor:
                 self._meter.start_update()
                 with failure.guarded("the update"):
                     self._parameters.unscale(scale, squared_norm.sqrt() / scale, self.max_grad_norm)
-                    self.optimizer.step()
+                    with nullcontext() if self._whole_update is None else self._whole_update.gathered():
+                        self.optimizer.step()
                     self._parameters.publish()
         return loss
 
@@ -300,6 +308,27 @@ class Executor:
     def pieces(self) -> list[Piece]:
         """What this rank has of each parameter and buffer. Not collective."""
         return list(pieces_of(self.stages, self._catalogue, self._names, self._parameters))
+
+    def trained_pieces(self) -> list[Piece]:
+        """What this rank's optimizer updates of each parameter. Not collective."""
+        updates, whole = self._updated, {} if self._whole_update is None else self._whole_update.parameters
+        found: list[Piece] = []
+        for piece in self.pieces():
+            own = updates.get(piece.held_as)
+            if own is not None and piece.held_as in whole:
+                assert self._whole_update is not None
+                spec = StateSpec(piece.name, piece.spec.shape, own.dtype, (), "parameter")
+                owned = self._whole_update.owns(piece.held_as)
+                found.append(Piece(piece.name, piece.held_as, spec, own, 0, own.numel(), piece.first, updated=owned))
+            elif own is not None:
+                found.append(piece)
+        return found
+
+    @property
+    def _updated(self) -> dict[str, nn.Parameter]:
+        """What the optimizer gets, by name."""
+        trained = self._parameters.trained
+        return trained if self._whole_update is None else self._whole_update.over(trained)
 
     def publish(self) -> None:
         """Values of `pieces` were written: make all copies of them equal."""

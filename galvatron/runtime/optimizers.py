@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from galvatron.errors import GalvatronError
 from galvatron.runtime.elementwise import Slices, Trained, check_optimizer
+from galvatron.runtime.whole import WholeParameters
 
 OptimizerFactory = Callable[[list[Any]], torch.optim.Optimizer]
 """From this rank's parameters, or from (name, parameter) pairs where the argument is called `named_parameters`."""
@@ -24,6 +25,8 @@ def build_optimizer(factory: OptimizerFactory, named: Mapping[str, nn.Parameter]
         GalvatronError: the function fails, or returns something that does not train these parameters.
     """
     pairs = list(named.items())
+    if isinstance(factory, WholeParameters):
+        factory = factory.build
     try:
         optimizer = factory(pairs if _wants_names(factory) else [parameter for _, parameter in pairs])
     except GalvatronError:
@@ -68,6 +71,7 @@ def optimizer_of_rank(
     device: torch.device,
     *,
     check: bool,
+    whole: Collection[str] = (),
 ) -> torch.optim.Optimizer:
     """The optimizer of this rank's parameters; states of other layouts are refused by its `load_state_dict`.
 
@@ -75,7 +79,7 @@ def optimizer_of_rank(
 
     Args:
         trained: what this rank trains, by name.
-        model, slices: see `check_optimizer`, which is called if `check` says so.
+        model, slices, whole: see `check_optimizer`, which is called if `check` says so.
 
     Raises:
         GalvatronError: see `build_optimizer` and `check_optimizer`; or the model has nothing to train.
@@ -86,7 +90,7 @@ def optimizer_of_rank(
             "optimizer= out to evaluate it"
         )
     keys = (
-        check_optimizer(partial(build_optimizer, factory), model, tuple(trained), slices, device)
+        check_optimizer(partial(build_optimizer, factory), model, tuple(trained), slices, device, whole)
         if check
         else frozenset[str]()
     )

@@ -22,6 +22,7 @@ class Piece:
         spec: how the slice is cut from the whole.
         tensor: the memory; what the optimizer updates, in the type that it updates, where the parameter is trained.
         first: whether no pipeline rank before this one has the same slice.
+        updated: whether this rank's optimizer updates it, if it is trained; else another rank of the stage does.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Piece:
     begin: int
     end: int
     first: bool = True
+    updated: bool = True
 
     @property
     def is_whole(self) -> bool:

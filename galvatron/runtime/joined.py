@@ -1,0 +1,40 @@
+"""Several optimizers as one: what `optimizer=` of `compile` returns where parameters follow different rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+
+class JoinedOptimizer(Optimizer):
+    """One optimizer of the groups of several, which share no parameter: like any other for schedulers and checkpoints.
+
+    JoinedOptimizer(torch.optim.Muon(matrices), torch.optim.AdamW(others))
+    """
+
+    def __init__(self, *optimizers: Optimizer) -> None:
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
+        self._counts = [len(optimizer.param_groups) for optimizer in optimizers]
+        self._optimizers = optimizers
+        for optimizer in optimizers:
+            self.state.update(optimizer.state)
+        self._share()
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch's returns the loss of a closure
+        """A step of each."""
+        for optimizer in self._optimizers:
+            optimizer.step()
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """As torch's."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def _share(self) -> None:
+        """Let groups and state be the same objects here and in the optimizers."""
+        begin = 0
+        for optimizer, count in zip(self._optimizers, self._counts, strict=True):
+            optimizer.param_groups = self.param_groups[begin : begin + count]
+            optimizer.state = self.state
+            begin += count
