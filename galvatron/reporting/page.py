@@ -26,8 +26,12 @@ from galvatron.reporting.decisions import decisions_data
 from galvatron.reporting.passes import passes_data
 from galvatron.reporting.plans import TRAITS, Estimated, plan_data
 from galvatron.reporting.steps import step_data
+from galvatron.search_options import SearchOptions
 
 FILES = Path(__file__).parent / "page"
+
+WHOLE_TREE = 64
+"""Of more devices the decisions are those at the plan's own pipeline degree: all of them are hundreds of thousands."""
 
 SCRIPTS = ("shown.js", "charts.js", "layers.js", "timeline.js", "memory.js", "texts.js", "page.js")
 """In the order in which they are run, as one script."""
@@ -83,7 +87,8 @@ def asked(
     where = cluster or own.cluster
     if not where:
         raise ClusterError(f"{name} says no cluster: name one, such as 'a100-80g:2x8'")
-    return Estimated(Question.about(program, own, required_cluster(where), memory_bytes), name)
+    options = SearchOptions(pipeline_degree=own.pipeline_degree if own.world_size > WHOLE_TREE else None)
+    return Estimated(Question.about(program, own, required_cluster(where), memory_bytes, options), name)
 
 
 def page_data(program: Program, plans: list[Estimated]) -> dict[str, Any]:

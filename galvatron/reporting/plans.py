@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -99,12 +100,17 @@ def plan_data(own: Estimated) -> dict[str, Any]:
 
 
 def _limit(own: Estimated, peaks: Sequence[float]) -> dict[str, Any]:
-    """The stage whose device waits least and what takes most of its step, and the rank whose memory is fullest."""
-    critical = min(range(len(own.stages)), key=lambda index: own.stages[index].bubble_s)
-    parts = own.parts[critical]
-    most = max(parts.times, key=lambda part: part.exposed_s)
+    """The rank that waits least and what takes most of its step, and the rank whose memory is fullest."""
+    holders = own.setting.holders
+    critical = holders[min(range(len(holders)), key=lambda index: own.stages[index].bubble_s)]
+    times: Counter[str] = Counter()
+    for parts, holder in zip(own.parts, holders, strict=True):
+        for part in parts.times if holder == critical else ():
+            if part.kind not in ("bubble", "others"):
+                times[part.kind] += part.exposed_s
+    kind, seconds = max(times.items(), key=lambda item: item[1])
     fullest = max(range(len(peaks)), key=peaks.__getitem__)
-    return {"stage": critical, "kind": most.kind, "share": most.exposed_s / parts.step_s, "fullest_rank": fullest}
+    return {"rank": critical, "kind": kind, "share": seconds / own.estimate[0], "fullest_rank": fullest}
 
 
 def _layers(own: Estimated) -> dict[str, Any]:

@@ -84,6 +84,8 @@ def test_figures_say_all_of_a_plan(program: Program) -> None:
     for stage in own["stages"]:
         assert sum(exposed for _, exposed, _ in stage["times"]) == pytest.approx(own["step_s"])
     assert [Memory(*parts).total for parts in own["memory"]] == pytest.approx(own["peak_bytes"])
+    times = [kind for stage in own["stages"] for kind, _, _ in stage["times"] if stage["rank"] == own["limit"]["rank"]]
+    assert own["limit"]["kind"] in times and 0 < own["limit"]["share"] <= 1
     ticks = [sum(rank["waits"]) + sum(rank["takes"]) for rank in own["step"]["ranks"]]
     assert max(ticks) * own["step"]["tick_s"] == pytest.approx(own["step"]["pipeline_s"], abs=1e-9)
 

@@ -28,7 +28,7 @@ function heatmap(plan) {
   const drawing = chart((width) => {
     const each = (width - label) / plan.layers.length;
     const at = (layer) => label + layer * each;
-    const parts = [];
+    const parts = [], words = [];
     let y = 0;
     for (const run of runs(plan.layers, ([stage]) => stage)) {
       const x = at(run.first), wide = at(run.last + 1) - x - gap;
@@ -39,22 +39,25 @@ function heatmap(plan) {
     y += 24;
     for (const [name, index] of used) {
       parts.push(drawn("text", { x: label - 12, y: y + 15, "text-anchor": "end", class: "ink" }, name));
-      const cells = plan.layers.map(([stage, strategy], layer) => [stage, plan.strategies[strategy].traits[index], matching(layer)]);
+      const cells = plan.layers.map(([, strategy], layer) => [plan.strategies[strategy].traits[index], matching(layer)]);
       for (const run of runs(cells, (cell) => cell.join(" "))) {
-        const [, value, on] = run.value;
-        const last = run.last + 1 < cells.length && cells[run.last + 1][0] !== run.value[0] ? gap : run.last + 1 === cells.length ? gap : 0.5;
-        const x = at(run.first), wide = Math.max(at(run.last + 1) - x - last, 0.8);
+        const [value, on] = run.value;
+        const x = at(run.first), wide = Math.max(at(run.last + 1) - x - (run.last + 1 === cells.length ? gap : 0.5), 0.8);
         const share = strength(name, value);
         const fill = share ? `color-mix(in oklab, ${colour("degree")} ${Math.round(18 + share * 82)}%, ${colour("panel")})` : colour("well");
         parts.push(drawn("rect", { x, y, width: wide, height: rowHeight - 2, rx: 2, fill, opacity: on ? 1 : 0.18, "data-run": true }));
         const text = traitText(name, value);
         const short = String(value);
         const shown = text.length * 6.4 < wide ? text : short.length * 6.6 < wide ? short : null;
-        if (shown) parts.push(drawn("text", { x: x + wide / 2, y: y + 14, "text-anchor": "middle", class: "on", opacity: on ? 1 : 0.3,
-          style: { fill: share > 0.4 ? "light-dark(#fff, #10151b)" : "var(--soft)" } }, shown));
+        if (shown) words.push(drawn("text", { x: x + wide / 2, y: y + 14, "text-anchor": "middle", class: "on", opacity: on ? 1 : 0.3,
+          style: { fill: share > 0.45 ? "light-dark(#fff, #10151b)" : "var(--ink)" } }, shown));
       }
       y += rowHeight;
     }
+    for (const run of runs(plan.layers, ([stage]) => stage).slice(1)) {
+      parts.push(drawn("rect", { x: at(run.first) - gap / 2, y: 20, width: Math.min(gap, each / 2) / 1.5, height: y - 20, fill: colour("panel") }));
+    }
+    parts.push(...words);
     for (const [unit, names, kinds, text] of figuresOf) {
       const scale = (barHeight - 8) / most(names);
       y += 10;

@@ -36,7 +36,7 @@ function answerSection() {
       return [value(bytes(most), `of ${bytes(plan.budget_bytes)}`, over), why(`rank ${plan.limit.fullest_rank}; ${spare}`), why(change(plan, index, peak)), element("div", { class: "meter" }, bar)];
     }),
     card("What limits it", (plan) => [
-      value(title(plan.limit.kind)), why(`${percent(plan.limit.share)} of the step on stage ${plan.limit.stage}, whose device waits least`),
+      value(title(plan.limit.kind)), why(`${percent(plan.limit.share)} of the step on rank ${plan.limit.rank}, which waits least`),
     ]),
     card("How good it is", (plan) => {
       if (!plan.search) return [value("not searched"), why("no search has compared it with others")];

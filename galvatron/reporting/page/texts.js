@@ -60,9 +60,10 @@ function decisionsSection() {
   const used = new Set(data.plans[0].strategies.map((one) => one.text));
   // A cut of a whole branch, before its leaves have grown, says in its reason how many.
   const single = (own) => own.filter(([rest]) => rest && rest !== "*").length;
-  const cutText = (own) => (single(own) ? `${single(own).toLocaleString("en")} cut` : "cut before it has grown");
-  const all = { cut: sum(branches.map((one) => single(one.cuts))), left: sum(branches.map((one) => one.leaves.length)) };
-  const most = Math.max(...branches.map((one) => single(one.cuts) + one.leaves.length), 1);
+  const moreOf = (branch) => sum(Object.values(branch.more_cuts));
+  const all = { cut: sum(branches.map((one) => single(one.cuts) + moreOf(one))), left: sum(branches.map((one) => one.leaves.length + one.more_leaves)) };
+  const most = Math.max(...branches.map((one) => single(one.cuts) + moreOf(one) + one.leaves.length + one.more_leaves), 1);
+  const listed = branches.some((one) => one.more_leaves || moreOf(one));
   const tree = element("div", { class: "panel", id: "tree" });
   const found = element("span", { class: "count", role: "status" });
 
@@ -77,19 +78,23 @@ function decisionsSection() {
       left += leaves.length;
       if (!leaves.length && !cuts.length) return null;
       const byRule = grouped(cuts);
-      const bar = stack([{ kind: "state", value: leaves.length, text: "left", rows: [["strategies", leaves.length]] },
-        ...[...byRule].map(([rule, own]) => ({ kind: "reduce", value: single(own), text: rule, rows: [["cut", single(own)]] }))], most, { height: 9 });
+      const more = (rule) => (wanted ? 0 : branch.more_cuts[rule] ?? 0);
+      const cutOf = (rule) => single(byRule.get(rule)) + more(rule);
+      const leftOf = leaves.length + (wanted ? 0 : branch.more_leaves);
+      const cutsOf = sum([...byRule.keys()].map(cutOf));
+      const bar = stack([{ kind: "state", value: leftOf, text: "left", rows: [["strategies", leftOf]] },
+        ...[...byRule.keys()].map((rule) => ({ kind: "reduce", value: cutOf(rule), text: rule, rows: [["cut", cutOf(rule)]] }))], most, { height: 9 });
       const head = [
         element("code", {}, branch.root === "*" ? "any" : branch.root),
         branch.root === chosen && element("span", { class: "tag chosen" }, "chosen"),
         element("span", { class: "hide", style: { width: "260px" } }, bar),
-        element("span", { class: "count" }, [`${leaves.length.toLocaleString("en")} left`, ...(cuts.length ? [cutText(cuts)] : [])].join(", ")),
+        element("span", { class: "count" }, leftOf ? `${leftOf.toLocaleString("en")} left${cutsOf ? `, ${cutsOf.toLocaleString("en")} cut` : ""}` : "cut"),
       ];
       return folded(head, () => [
         ...[...byRule].map(([rule, own]) => folded(
-          [element("span", {}, rule), element("span", { class: "tag" }, rules[rule] ? (rules[rule][0] ? "sound" : "heuristic") : "sound"), element("span", { class: "count" }, cutText(own))],
+          [element("span", {}, rule), element("span", { class: "tag" }, rules[rule] ? (rules[rule][0] ? "sound" : "heuristic") : "sound"), element("span", { class: "count" }, cutOf(rule) ? `${cutOf(rule).toLocaleString("en")} cut` : reasons[own[0][2]])],
           () => [rules[rule] && element("p", { class: "reason" }, `${rules[rule][1]}.`), ...cutList(own)].filter(Boolean), { open: Boolean(wanted) })),
-        leaves.length ? folded([element("span", {}, "left to the search"), element("span", { class: "count" }, count(leaves.length, "strategy", "strategies"))],
+        leaves.length ? folded([element("span", {}, "left to the search"), element("span", { class: "count" }, count(leftOf, "strategy", "strategies"))],
           () => element("div", { class: "chips" }, leaves.map(([strategy, ...of]) => element("code", {
             class: used.has(strategies[strategy]) && branch.root === chosen ? "used" : "", title: of.length ? `for ${of.map((one) => classes[one]).join(", ")}` : "for every class",
           }, strategies[strategy]))), { open: Boolean(wanted) }) : null,
@@ -105,7 +110,7 @@ function decisionsSection() {
   const filter = element("input", { type: "search", id: "filter-tree", placeholder: "strategy, rule or reason", "aria-label": "Decisions to show", "data-filter": true, input: (event) => build(event.target.value) });
   build("");
   return [
-    element("div", { class: "row" }, element("span", { class: "count" }, `${all.left.toLocaleString("en")} strategies left at ${count(branches.length, "branch", "branches")}, ${all.cut.toLocaleString("en")} cut`), element("div", { class: "row" }, found, filter)),
+    element("div", { class: "row" }, element("span", { class: "count" }, `${all.left.toLocaleString("en")} strategies left at ${count(branches.length, "branch", "branches")}, ${all.cut.toLocaleString("en")} cut${listed ? "; some of each branch are listed" : ""}`), element("div", { class: "row" }, found, filter)),
     tree,
   ];
 }
@@ -139,5 +144,5 @@ function codeSection() {
 
 function differencesSection() {
   const rows = data.differences.map((row) => element("tr", {}, row.map((text) => element("td", {}, text))));
-  return [element("div", { class: "panel scroll" }, element("table", {}, element("thead", {}, element("tr", {}, element("th"), ...data.plans.map((plan, index) => element("th", {}, `${marks[index]}  ${plan.name}`)))), element("tbody", {}, rows)))];
+  return [element("div", { class: "panel long", tabindex: 0 }, element("table", {}, element("thead", {}, element("tr", {}, element("th"), ...data.plans.map((plan, index) => element("th", {}, `${marks[index]}  ${plan.name}`)))), element("tbody", {}, rows)))];
 }
