@@ -6,8 +6,8 @@ kind of recomputation that has such a call. `costs.composed` puts the calls of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -118,9 +118,10 @@ class Call:
     def __init__(self, called: Called, setting: Setting, operands: tuple[Form, ...]) -> None:
         self._run, self._setting, self._operands = _function(called, setting), setting, operands
         self._backwards: dict[Forms, Backward] = {}
-        self.forward: tuple[Act, ...] = ()
-        self.results: tuple[Result | None, ...] = ()
-        self._watched(None)
+        made = self._made()
+        self.forward, self.results = made.acts, made.forms
+        self._waiting = made if self.own else None
+        """The call as it was made, until its first backward: only that says which gradients reach it."""
 
     @cached_property
     def own(self) -> tuple[int, ...]:
@@ -145,32 +146,44 @@ class Call:
                 `leaves`, to which it adds.
         """
         if gradients not in self._backwards:
-            self._watched(gradients)
+            made, self._waiting = self._waiting or self._made(), None
+            self._backwards[gradients] = made.backward(gradients, self.own, self.leaves)
         return self._backwards[gradients]
 
-    def _watched(self, forms: Forms | None) -> None:
-        """Watches the call with its backward; without forms of gradients, as if they lay as most gradients do."""
-        on = self._setting.on
-        with shown(on):
-            acts: list[Any] = []
-            watch = _Acts(acts, self._setting.kind)
-            operands = [form.tensor(on) for form in self._operands]
+    def _made(self) -> _Forward:
+        """Makes the call, watched."""
+        shown, acts = Shown(self._setting.on), list[Any]()
+        watch = _Acts(acts, self._setting.kind)
+        with shown:
+            operands = [form.tensor(shown.on) for form in self._operands]
             for operand in operands:
                 watch.keep(operand)
             with watch, torch.autograd.graph.saved_tensors_hooks(watch.pack, watch.unpack), running(watch):
                 results = self._run(operands, watch)
-            if not self.forward:
-                self.forward, self.results = tuple(acts), tuple(_result(r, operands, watch) for r in results)
-            if self.own:
-                if forms is None:
-                    usual = (Form.contiguous(results[i].dtype, results[i].shape) for i in self.own)
-                    forms = (*usual, *(None for _ in self.leaves))
-                arrived = _Arrived(watch, forms, on)
-                ends = [*(results[i] for i in self.own), *(operands[i] for i in self.leaves)]
-                root = _Arrive.apply(arrived, *(end for end, form in zip(ends, forms, strict=True) if form))
-                results.clear()
-                ends.clear()
-                self._backwards[forms] = _backward(watch, arrived, root, operands)
+            forms = tuple(_result(result, operands, watch) for result in results)
+        return _Forward(shown, watch, operands, results, tuple(acts), forms)
+
+
+@dataclass(frozen=True, eq=False)
+class _Forward:
+    """A call that was made: what that did, and what its backward needs."""
+
+    shown: Shown
+    watch: _Acts
+    operands: list[torch.Tensor]
+    results: list[torch.Tensor]
+    acts: tuple[Act, ...]
+    forms: tuple[Result | None, ...]
+
+    def backward(self, gradients: Forms, own: Sequence[int], leaves: Sequence[int]) -> Backward:
+        """Runs its backward, of which there is one; see `Call.backward`."""
+        with self.shown:
+            arrived = _Arrived(self.watch, gradients, self.shown.on)
+            ends = [*(self.results[i] for i in own), *(self.operands[i] for i in leaves)]
+            root = _Arrive.apply(arrived, *(end for end, form in zip(ends, gradients, strict=True) if form))
+            self.results.clear()
+            ends.clear()
+            return _backward(self.watch, arrived, root, self.operands)
 
 
 def _result(result: torch.Tensor | None, operands: Sequence[torch.Tensor], watch: Watch) -> Result | None:
@@ -211,7 +224,7 @@ def accumulated(setting: Setting, leaf: Form, gradient: Form, *, shared: bool) -
     Args:
         shared: whether the gradient's tensor is somebody else's gradient too.
     """
-    with shown(setting.on):
+    with Shown(setting.on):
         acts: list[Any] = []
         watch = _Acts(acts, setting.kind)
         given = leaf.tensor(setting.on)
@@ -330,11 +343,24 @@ class _Arrive(torch.autograd.Function):
         return None, *ctx.arrived.make()
 
 
-@contextmanager
-def shown(on: str) -> Iterator[None]:
-    """Inside the `with` block tensors have no memory."""
-    with FakeTensorMode() if on == "cpu" else nullcontext(), described() if on == "cpu" else nullcontext():
-        yield
+class Shown:
+    """Inside its `with` blocks tensors have no memory, and those of one block may be used in another.
+
+    Args:
+        on: see `Setting`.
+    """
+
+    def __init__(self, on: str) -> None:
+        self.on, self._fakes = on, FakeTensorMode() if on == "cpu" else None
+        self._entered = ExitStack()
+
+    def __enter__(self) -> None:
+        if self._fakes is not None:
+            self._entered.enter_context(self._fakes)
+            self._entered.enter_context(described())
+
+    def __exit__(self, *error: object) -> None:
+        self._entered.close()
 
 
 def _function(called: Called, setting: Setting) -> Callable[[Sequence[torch.Tensor], Watch], list[torch.Tensor]]:

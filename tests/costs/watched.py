@@ -11,7 +11,7 @@ from weakref import ref
 
 import torch
 
-from galvatron.costs.calls import shown
+from galvatron.costs.calls import Shown
 from galvatron.costs.events import Dispatches
 from galvatron.costs.sending import communicated
 from galvatron.costs.watch import ObservedEvent, Watch
@@ -85,7 +85,7 @@ class Run:
         self.axes = {axis.name: axis for axis in nameable_axes(mesh)}
         self.observed = Observed()
         self.watch = _Watch(self.observed.forward, kind)
-        with shown(on):
+        with Shown(on):
             values = {v.name: empty_like_type(v.type, batch, on) for v in (*graph.inputs, *graph.state)}
             for name in differentiable & values.keys():
                 if values[name].dtype.is_floating_point:
