@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from galvatron.api import CompiledModel, capture, compile, estimate, search
-    from galvatron.averaging import ema
     from galvatron.checking import Report, check
     from galvatron.errors import GalvatronError
     from galvatron.figures import Figures
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from galvatron.ir.plan import Plan
     from galvatron.ir.program import Program
     from galvatron.ir.strategy import Strategy
+    from galvatron.runtime.averaging import ema
     from galvatron.search_options import SearchOptions
 
 __all__ = [
@@ -50,7 +50,7 @@ _HOME = {
     "SearchOptions": "galvatron.search_options",
     "Strategy": "galvatron.ir.strategy",
     "check": "galvatron.checking.examine",
-    "ema": "galvatron.averaging",
+    "ema": "galvatron.runtime.averaging",
     "register_rule": "galvatron.ir.ops.foreign",
 }
 
