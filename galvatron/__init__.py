@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from galvatron.api import CompiledModel, capture, compile, estimate, search
-    from galvatron.averaging import ema
     from galvatron.checking import Report, check
     from galvatron.errors import GalvatronError
     from galvatron.figures import Figures
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from galvatron.reporting.page import report
     from galvatron.runtime.joined import JoinedOptimizer
     from galvatron.runtime.whole import WholeParameters
+    from galvatron.runtime.averaging import ema
     from galvatron.search_options import SearchOptions
 
 __all__ = [
@@ -58,7 +58,7 @@ _HOME = {
     "Strategy": "galvatron.ir.strategy",
     "WholeParameters": "galvatron.runtime.whole",
     "check": "galvatron.checking.examine",
-    "ema": "galvatron.averaging",
+    "ema": "galvatron.runtime.averaging",
     "register_rule": "galvatron.ir.ops.foreign",
     "report": "galvatron.reporting.page",
 }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor
 
-from galvatron import averaging, checkpoints, data, evaluation, weights
+from galvatron import checkpoints, data, evaluation, weights
 from galvatron.batches import BatchLike, BatchReader
 from galvatron.drift import ModelWatch
 from galvatron.errors import GalvatronError, PlanError
@@ -30,7 +30,7 @@ from galvatron.ir.types import TORCH_DTYPE_NAMES
 from galvatron.machine.products import best_flop_per_s
 from galvatron.outputs import ModelOutputs
 from galvatron.plain import on_device, plain_torch
-from galvatron.runtime import Calls, Executor, Part, RunState, StepMetrics, World
+from galvatron.runtime import Calls, Executor, Part, RunState, StepMetrics, World, averaging
 
 if TYPE_CHECKING:
     from galvatron.calibration.accuracy import Accuracy

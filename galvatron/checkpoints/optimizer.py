@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from galvatron.averaging import KEY as AVERAGE
-from galvatron.averaging import averages
 from galvatron.checkpoints.index import ParameterState
 from galvatron.errors import GalvatronError
 from galvatron.runtime import Piece
+from galvatron.runtime.averaging import KEY as AVERAGE
+from galvatron.runtime.averaging import averages
 
 _NOT_OPTIONS = ("params", "param_names", "foreach", "fused", "capturable", "differentiable")
 """What is no option of the update: which parameters, and by which kernels, which is for this machine to say."""

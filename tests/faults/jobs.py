@@ -70,9 +70,11 @@ class Job:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pid in (self._launcher.pid, *self._processes().values()):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        if self._launcher.poll() is None:
+            os.kill(self._launcher.pid, signal.SIGSTOP)  # it starts no others now
+            for pid in (*self._processes().values(), self._launcher.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self._launcher.wait()
         self._log.close()
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from galvatron.errors import GalvatronError
-from galvatron.runtime import Calls, Executor
+from galvatron.runtime.agreement import Calls
+from galvatron.runtime.executor import Executor
 
 KEY = "ema"
 """Of the average in the state of a parameter."""
