@@ -79,7 +79,8 @@ def on_meta() -> Any:
     values = adapted().state_dict()
     for layer in model.modules():
         if isinstance(layer, peft.tuners.lora.LoraLayer):
-            layer.lora_A.to_empty(device="cpu"), layer.lora_B.to_empty(device="cpu")
+            for part in (layer.lora_A, layer.lora_B):
+                part.to_empty(device="cpu")
     for name, parameter in model.named_parameters():
         if not parameter.is_meta:
             parameter.data.copy_(values[name])
