@@ -68,8 +68,7 @@ def adapter_of(model: nn.Module) -> Adapter | None:
     if blank:
         raise GalvatronError(
             f"{blank[0]!r} of adapter {active[0]!r} is on the meta device, and only peft knows which values it begins "
-            "with: give adapters real values (layer.lora_A.to_empty(device='cpu'), the same of lora_B, and "
-            "layer.reset_lora_parameters); the model around them may stay on meta"
+            "with: build the model and its adapters with real values"
         )
     config = copy.deepcopy(own.peft_config[active[0]])
     base = own.get_base_model()

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from galvatron import runtime as rt
@@ -18,7 +18,7 @@ from tests.marks import some_slow
 from tests.parity import harness
 from tests.parity.subjects import Batch
 from tests.parity.test_memory import copies_of_the_library, on_cpu
-from tests.parity.test_random_plans import one_example
+from tests.parity.test_random_plans import COMMON, one_example
 from tests.ranks import run_ranks
 
 MODELS = ["adapted", "adapted-at-the-end", "head-only", "fine-tuned", "weighted"]
@@ -39,7 +39,7 @@ def test_equals_eager(model: str, plan: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@settings(max_examples=60, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, phases=(Phase.generate,), **COMMON)
 @given(st.data())
 def test_random_plans_equal_eager(data: st.DataObject) -> None:
     one_example(data, MODELS)

@@ -20,14 +20,15 @@ from tests.parity.harness import BATCH_SIZE, Job, executor, job_of, planned, sub
 from tests.parity.subjects import Batch
 from tests.ranks import run_ranks
 
-MODEL = "gpt2-tied-101"
+MODEL = "llama-tied"
+"""Without biases of attention keys: their gradient is rounding, which Adafactor makes as large as any other."""
 PLANS = ["m2/dp2-zero3", "m2/tp2", "m2/dp2", "m2/dp4-zero1", "m2/dp2-tp2-zero2", "pp2/m4/1f1b/dp2-zero3", "m2/tp2+sp",
          "pp2/m4/zbv/tp2", "m2/cp2-dp2-zero3", "m1/dp1"]  # fmt: skip
 BEFORE, AFTER = 2, 2
 
 
 def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 and "wte" not in name and "wpe" not in name
+    return len(shape) == 2 and "embed" not in name and "head" not in name
 
 
 def muon(named_parameters: Any) -> torch.optim.Optimizer:
