@@ -49,7 +49,7 @@ function answerSection() {
 function facts(plan, index) {
   const parts = [`${count(plan.devices, "device")} of ${plan.cluster}`, count(plan.pipeline_degree, "pipeline rank"), count(plan.micro_batches, "micro-batch", "micro-batches"), plan.schedule, `global batch ${plan.batch}`,
     ...plan.ties.map(([name, kept]) => `${name} ${kept === "whole" ? kept : `as under ${kept}`}`)];
-  return element("p", { class: "facts" }, `${marks[index] ? `${marks[index]}  ${plan.name}: ` : ""}${parts.join(" · ")}`);
+  return element("p", { class: "facts" }, `${marks[index] ? `${named(plan, index)}: ` : ""}${parts.join(" · ")}`);
 }
 
 const sections = [
@@ -85,16 +85,16 @@ const button = document.getElementById("theme");
 function isDark() {
   return (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
 }
-function named() {
+function labelled() {
   button.textContent = isDark() ? "Light" : "Dark";
 }
 function switched() {
   document.documentElement.dataset.theme = isDark() ? "light" : "dark";
-  named();
+  labelled();
 }
 button.addEventListener("click", switched);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", named);
-named();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", labelled);
+labelled();
 
 const keys = document.getElementById("keys");
 keys.append(element("h2", {}, "Keys"), element("dl", {}, [
