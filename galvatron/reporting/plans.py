@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from galvatron.answers.explain import class_times
+from galvatron.answers.explain import NEAR, class_times
 from galvatron.answers.question import Question
 from galvatron.breakdown import StageBreakdown, breakdown
 from galvatron.costs.estimate import estimate_plan, setting_of
@@ -106,7 +106,8 @@ def plan_data(own: Estimated) -> dict[str, Any]:
 
 
 def _limit(own: Estimated, peaks: Sequence[float]) -> dict[str, Any]:
-    """The rank that waits least and what takes most of its step, and the rank whose memory is fullest."""
+    """The rank that waits least and what takes most of its step, the rank whose memory is fullest, and whether
+    that is what limits the plan."""
     holders = own.setting.holders
     critical = holders[min(range(len(holders)), key=lambda index: own.stages[index].bubble_s)]
     times: dict[str, float] = defaultdict(float)
@@ -116,7 +117,13 @@ def _limit(own: Estimated, peaks: Sequence[float]) -> dict[str, Any]:
                 times[part.kind] += part.exposed_s
     kind, seconds = max(times.items(), key=lambda item: item[1])
     fullest = max(range(len(peaks)), key=peaks.__getitem__)
-    return {"rank": critical, "kind": kind, "share": seconds / own.estimate[0], "fullest_rank": fullest}
+    return {
+        "memory": peaks[fullest] >= NEAR * own.question.memory_bytes,
+        "rank": critical,
+        "kind": kind,
+        "share": seconds / own.estimate[0],
+        "fullest_rank": fullest,
+    }
 
 
 def _layers(own: Estimated) -> dict[str, Any]:

@@ -36,7 +36,7 @@ function answerSection() {
       return [value(bytes(most), `of ${bytes(plan.budget_bytes)}`, over), why(`rank ${plan.limit.fullest_rank}; ${spare}`), why(change(plan, index, peak)), element("div", { class: "meter" }, bar)];
     }),
     card("What limits it", (plan) => [
-      value(title(plan.limit.kind)), why(`${percent(plan.limit.share)} of the step on rank ${plan.limit.rank}, which waits least`),
+      value(plan.limit.memory ? `memory of rank ${plan.limit.fullest_rank}` : title(plan.limit.kind)), why(`${plan.limit.memory ? `${title(plan.limit.kind)} is ` : ""}${percent(plan.limit.share)} of the step on rank ${plan.limit.rank}, which waits least`),
     ]),
     card("How good it is", (plan) => {
       if (!plan.search) return [value("not searched"), why("no search has compared it with others")];
