@@ -20,7 +20,7 @@ from galvatron.solver import InfeasibleError, glance, solve_pipeline
 
 GIB = 2**30
 
-_NEAR = 0.98
+NEAR = 0.98
 """A stage that uses so much of its budget is taken to be limited by it."""
 
 
@@ -151,7 +151,7 @@ def class_times(program: Program, plan: Plan, stages: Sequence[StageReport]) -> 
 
 def _binding(used: Sequence[float], prices: Sequence[float] | None, parts: Sequence[tuple[str, float]]) -> str:
     fullest = max(range(len(used)), key=used.__getitem__)
-    if used[fullest] >= _NEAR or (prices is not None and max(prices) > 0):
+    if used[fullest] >= NEAR or (prices is not None and max(prices) > 0):
         return f"memory of pipeline rank {fullest}"
     return max(parts, key=lambda part: part[1])[0]
 

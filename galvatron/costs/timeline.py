@@ -300,7 +300,8 @@ def _shared(order: _Order, stages: Sequence[MicroBatchTimes], pace: Pace) -> lis
                 left[rank][1] = computing_s - passed_s / share
             else:
                 done.add(order.ranks[rank][len(spans[rank])].result)
-                spans[rank].append(Span(*begun.pop(rank), now_s))
+                begin_s, computing_s = begun.pop(rank)
+                spans[rank].append(Span(begin_s, computing_s, now_s))
                 del left[rank]
 
 

@@ -62,10 +62,9 @@ def report(
     """
     budget = read_memory(memory)
     given = [plan] if against is None else [plan, against]
-    estimated = []
-    for number, one in enumerate(given):
-        name = f"plan {'AB'[number]}" if isinstance(one, Plan) else Path(one).name
-        estimated.append(asked(valid(program), one, cluster, budget, name))
+    names = ["" if isinstance(one, Plan) else Path(one).name for one in given]
+    program = valid(program)
+    estimated = [asked(program, one, cluster, budget, name) for one, name in zip(given, names, strict=True)]
     with ours("reporting a plan", program):
         return page(page_data(program, estimated))
 
@@ -86,7 +85,7 @@ def asked(
     own = plan if isinstance(plan, Plan) else Plan.load(plan)
     where = cluster or own.cluster
     if not where:
-        raise ClusterError(f"{name} says no cluster: name one, such as 'a100-80g:2x8'")
+        raise ClusterError(f"{name or 'the plan'} says no cluster: name one, such as 'a100-80g:2x8'")
     options = SearchOptions(pipeline_degree=own.pipeline_degree if own.world_size > WHOLE_TREE else None)
     return Estimated(Question.about(program, own, required_cluster(where), memory_bytes, options), name)
 
@@ -94,7 +93,7 @@ def asked(
 def page_data(program: Program, plans: list[Estimated]) -> dict[str, Any]:
     """All that the page shows, for JSON: a program and one plan for it, or two."""
     layers = [layer.name for layer in plans[0].question.program.planned_layers]
-    told = [one.plan for one in plans]
+    told = [one.predicted for one in plans]
     return {
         "program": program.name,
         "layers": layers,
@@ -104,7 +103,7 @@ def page_data(program: Program, plans: list[Estimated]) -> dict[str, Any]:
         "plans": [plan_data(one) | {"step": step_data(one)} for one in plans],
         "decisions": decisions_data(plans[0].question),
         "code": passes_data(program, plans[0].question),
-        "differences": [[own.what, own.first, own.second] for own in differences(*told, layers)] if told[1:] else [],
+        "differences": [[own.what, own.first, own.second] for own in differences(told[0], told[-1], layers)],
     }
 
 

@@ -41,8 +41,8 @@ class Differences:
 
 def difference(before: Program, after: Program) -> dict[str, Any]:
     """The lines that two programs differ in, with how many are gone and there; no more than `LINES` of them."""
-    texts = [print_program(program).splitlines() for program in (before, after)]
-    lines = list(difflib.unified_diff(*texts, n=2, lineterm=""))[2:]
+    first, second = (print_program(program).splitlines() for program in (before, after))
+    lines = list(difflib.unified_diff(first, second, n=2, lineterm=""))[2:]
     return {
         "gone": sum(line.startswith("-") for line in lines),
         "added": sum(line.startswith("+") for line in lines),

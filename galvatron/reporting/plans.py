@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from galvatron.answers.explain import class_times
+from galvatron.answers.explain import NEAR, class_times
 from galvatron.answers.question import Question
 from galvatron.breakdown import StageBreakdown, breakdown
 from galvatron.costs.estimate import estimate_plan, setting_of
 from galvatron.costs.memory import KINDS, Memory
-from galvatron.costs.objective import LayerReport, Setting, StageReport, memory_of_ranks
+from galvatron.costs.objective import LayerReport, Setting, StageReport, memory_of_ranks, peak_bytes
 from galvatron.costs.steps import RankMemory, Step, memory_over, step_of
 from galvatron.ir.plan import Plan, kept_text
 from galvatron.ir.strategy import Strategy
@@ -48,6 +48,12 @@ class Estimated:
     def stages(self) -> tuple[StageReport, ...]:
         """Its stages."""
         return self.estimate[1]
+
+    @property
+    def predicted(self) -> Plan:
+        """The plan with its cluster and its figures."""
+        where, peaks = str(self.question.program.required_cluster), peak_bytes(self.setting, self.stages)
+        return replace(self.plan, cluster=where, step_time_s=self.estimate[0], peak_bytes=peaks)
 
     @cached_property
     def parts(self) -> tuple[StageBreakdown, ...]:
@@ -100,17 +106,24 @@ def plan_data(own: Estimated) -> dict[str, Any]:
 
 
 def _limit(own: Estimated, peaks: Sequence[float]) -> dict[str, Any]:
-    """The rank that waits least and what takes most of its step, and the rank whose memory is fullest."""
+    """The rank that waits least and what takes most of its step, the rank whose memory is fullest, and whether
+    that is what limits the plan."""
     holders = own.setting.holders
     critical = holders[min(range(len(holders)), key=lambda index: own.stages[index].bubble_s)]
-    times: Counter[str] = Counter()
+    times: dict[str, float] = defaultdict(float)
     for parts, holder in zip(own.parts, holders, strict=True):
         for part in parts.times if holder == critical else ():
             if part.kind not in ("bubble", "others"):
                 times[part.kind] += part.exposed_s
     kind, seconds = max(times.items(), key=lambda item: item[1])
     fullest = max(range(len(peaks)), key=peaks.__getitem__)
-    return {"rank": critical, "kind": kind, "share": seconds / own.estimate[0], "fullest_rank": fullest}
+    return {
+        "memory": peaks[fullest] >= NEAR * own.question.memory_bytes,
+        "rank": critical,
+        "kind": kind,
+        "share": seconds / own.estimate[0],
+        "fullest_rank": fullest,
+    }
 
 
 def _layers(own: Estimated) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 from galvatron.costs.memory import Memory
 from galvatron.costs.objective import memory_of_ranks
 from galvatron.costs.steps import spent
+from galvatron.errors import ClusterError
 from galvatron.forms import searched, with_costs
 from galvatron.ir.planned import resolve
 from galvatron.ir.program import Program
@@ -141,6 +142,14 @@ def test_hostile_names_stay_text_and_nothing_is_loaded(program: Program) -> None
 
 
 def test_two_plans_are_beside_each_other(program: Program) -> None:
-    first, second = (resolve(program, text, 48, 4) for text in ("m4/dp4", "pp2/m4/dp1-tp2"))
-    text = report(program, first, MACHINES, memory=TIGHT, against=second)
-    assert '"plan A"' in text and '"plan B"' in text and '["micro_batches"' not in text and "pp2/m4" in text
+    plans = [estimated(program, text) for text in ("m4/dp4", "pp2/m4/dp1-tp2")]
+    told = page_data(program, plans)
+    assert [one["text"] for one in told["plans"]] == ["pp1/m4/1f1b", "pp2/m4/1f1b"]
+    differ = [what for what, _, _ in told["differences"]]
+    assert {"pipeline_degree", "step_time_s", "peak_bytes"} <= set(differ) and "micro_batches" not in differ
+
+
+def test_a_plan_without_a_cluster_needs_one(program: Program) -> None:
+    plan = replace(resolve(program, "m4/dp4", 48, 4), cluster="")
+    with pytest.raises(ClusterError, match="the plan says no cluster"):
+        report(program, plan)

@@ -29,8 +29,15 @@ function heatmap(plan) {
     const each = (width - label) / plan.layers.length;
     const at = (layer) => label + layer * each;
     const parts = [], words = [];
+    const stages = runs(plan.layers, ([stage]) => stage);
+    // Of a run, in that stage in which most of it is.
+    const middle = (run) => {
+      const within = stages.map(({ first, last }) => [Math.max(first, run.first), Math.min(last, run.last)]);
+      const [first, last] = within.reduce((most, one) => (one[1] - one[0] > most[1] - most[0] ? one : most));
+      return (at(first) + at(last + 1)) / 2;
+    };
     let y = 0;
-    for (const run of runs(plan.layers, ([stage]) => stage)) {
+    for (const run of stages) {
       const x = at(run.first), wide = at(run.last + 1) - x - gap;
       const stage = run.value[0];
       parts.push(drawn("rect", { x, y: y + 16, width: Math.max(wide, 1), height: 2, fill: colour("soft") }));
@@ -49,12 +56,12 @@ function heatmap(plan) {
         const text = traitText(name, value);
         const short = String(value);
         const shown = text.length * 6.4 < wide ? text : short.length * 6.6 < wide ? short : null;
-        if (shown) words.push(drawn("text", { x: x + wide / 2, y: y + 14, "text-anchor": "middle", class: "on", opacity: on ? 1 : 0.3,
+        if (shown) words.push(drawn("text", { x: middle(run), y: y + 14, "text-anchor": "middle", class: "on", opacity: on ? 1 : 0.3,
           style: { fill: share > 0.45 ? "light-dark(#fff, #10151b)" : "var(--ink)" } }, shown));
       }
       y += rowHeight;
     }
-    for (const run of runs(plan.layers, ([stage]) => stage).slice(1)) {
+    for (const run of stages.slice(1)) {
       parts.push(drawn("rect", { x: at(run.first) - gap / 2, y: 20, width: Math.min(gap, each / 2) / 1.5, height: y - 20, fill: colour("panel") }));
     }
     parts.push(...words);
@@ -117,6 +124,6 @@ function layersSection() {
     element("div", { class: "row" },
       legend([["compute", "compute"], ["communication", "communication"], ["update", "once a step"], ["state", "held all the time"], ["activations", "saved of a micro-batch"]]),
       element("div", { class: "row" }, found, filter)),
-    ...data.plans.map((plan, index) => element("div", { class: "panel" }, marks[index] && element("h3", {}, `${marks[index]}  ${plan.name}`), maps[index].node)),
+    ...data.plans.map((plan, index) => element("div", { class: "panel" }, heading(plan, index), maps[index].node)),
   ];
 }

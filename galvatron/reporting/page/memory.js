@@ -18,13 +18,13 @@ function memoryBars(plan) {
 
 function memoryOver(step, plan, number) {
   const label = 64, high = 150;
-  const heading = element("h3");
+  const headline = element("h3");
   const drawing = chart((width) => {
     const rank = step.ranks[view.rank[number]], own = rank.own.memory;
     const state = sum(own.state), top = Math.max(plan.budget_bytes, own.peak_bytes) * 1.06;
     const scale = (time) => label + ((time - view.from) / (view.to - view.from)) * (width - label);
     const y = (size) => high - (size / top) * high;
-    heading.textContent = `${marks[number]} Rank ${view.rank[number]} over the step: at most ${bytes(own.peak_bytes)}`.trim();
+    headline.textContent = `${marks[number]} Rank ${view.rank[number]} over the step: at most ${bytes(own.peak_bytes)}`.trim();
     const levels = new Float64Array(Math.ceil(width - label) + 1), totals = new Float64Array(levels.length);
     const put = (from, to, held, extra) => {
       const a = Math.max(0, Math.floor(scale(from) - label)), b = Math.min(levels.length - 1, Math.ceil(scale(to) - label) - 1);
@@ -74,14 +74,14 @@ function memoryOver(step, plan, number) {
     ] };
   });
   view.charts.push(drawing.again);
-  return element("div", { class: "panel" }, heading, drawing.holder);
+  return element("div", { class: "panel" }, headline, drawing.holder);
 }
 
 function memorySection() {
   const used = data.memory_kinds.filter((kind, index) => data.plans.some((plan) => plan.memory.some((parts) => parts[index] > 0)));
   return [
     legend(used.map((kind) => [kind, title(kind)])),
-    ...data.plans.map((plan, index) => element("div", { class: "panel" }, marks[index] && element("h3", {}, `${marks[index]}  ${plan.name}`), memoryBars(plan))),
+    ...data.plans.map((plan, index) => element("div", { class: "panel" }, heading(plan, index), memoryBars(plan))),
     element("h3", {}, "Over time"),
     legend([["state", "held all the time"], ["activations", "activations of micro-batches in flight"], ["working", "working memory, messages, or the update"]]),
     ...data.plans.map((plan, number) => memoryOver(steps[number], plan, number)),
@@ -103,7 +103,7 @@ function costsSection() {
     });
     const classes = plan.classes.map((one) => element("tr", {}, element("td", {}, element("code", {}, one.cls)), element("td", { class: "n" }, one.layers),
       element("td", { class: "n" }, seconds(one.compute_s)), element("td", { class: "n" }, seconds(one.communication_s)), element("td", { class: "n" }, seconds(one.once_s))));
-    return element("div", { class: "panel" }, marks[number] && element("h3", {}, `${marks[number]}  ${plan.name}`),
+    return element("div", { class: "panel" }, heading(plan, number),
       legend(used.map((kind) => [kind, title(kind), kind === "bubble" ? "empty" : undefined])),
       element("table", {}, element("tbody", {}, rows)),
       element("h3", {}, "By layer class, seconds of all its layers in a step"),

@@ -36,7 +36,7 @@ function answerSection() {
       return [value(bytes(most), `of ${bytes(plan.budget_bytes)}`, over), why(`rank ${plan.limit.fullest_rank}; ${spare}`), why(change(plan, index, peak)), element("div", { class: "meter" }, bar)];
     }),
     card("What limits it", (plan) => [
-      value(title(plan.limit.kind)), why(`${percent(plan.limit.share)} of the step on rank ${plan.limit.rank}, which waits least`),
+      value(plan.limit.memory ? `memory of rank ${plan.limit.fullest_rank}` : title(plan.limit.kind)), why(`${plan.limit.memory ? `${title(plan.limit.kind)} is ` : ""}${percent(plan.limit.share)} of the step on rank ${plan.limit.rank}, which waits least`),
     ]),
     card("How good it is", (plan) => {
       if (!plan.search) return [value("not searched"), why("no search has compared it with others")];
@@ -49,7 +49,7 @@ function answerSection() {
 function facts(plan, index) {
   const parts = [`${count(plan.devices, "device")} of ${plan.cluster}`, count(plan.pipeline_degree, "pipeline rank"), count(plan.micro_batches, "micro-batch", "micro-batches"), plan.schedule, `global batch ${plan.batch}`,
     ...plan.ties.map(([name, kept]) => `${name} ${kept === "whole" ? kept : `as under ${kept}`}`)];
-  return element("p", { class: "facts" }, `${marks[index] ? `${marks[index]}  ${plan.name}: ` : ""}${parts.join(" · ")}`);
+  return element("p", { class: "facts" }, `${marks[index] ? `${named(plan, index)}: ` : ""}${parts.join(" · ")}`);
 }
 
 const sections = [
@@ -85,16 +85,16 @@ const button = document.getElementById("theme");
 function isDark() {
   return (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
 }
-function named() {
+function labelled() {
   button.textContent = isDark() ? "Light" : "Dark";
 }
 function switched() {
   document.documentElement.dataset.theme = isDark() ? "light" : "dark";
-  named();
+  labelled();
 }
 button.addEventListener("click", switched);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", named);
-named();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", labelled);
+labelled();
 
 const keys = document.getElementById("keys");
 keys.append(element("h2", {}, "Keys"), element("dl", {}, [

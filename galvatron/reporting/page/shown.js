@@ -27,6 +27,7 @@ function figures(number, digits) {
 
 function seconds(value) {
   const size = Math.abs(value);
+  if (!size) return "0 s";
   if (size >= 1) return `${figures(value, 3)} s`;
   if (size >= 1e-3) return `${figures(value * 1e3, 3)} ms`;
   return `${figures(value * 1e6, 3)} µs`;
@@ -45,6 +46,15 @@ function percent(share) {
 
 function count(number, one, many = `${one}s`) {
   return `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
+}
+
+// What a plan is called where there are two.
+function named(plan, index) {
+  return [marks[index], plan.name].filter(Boolean).join("  ");
+}
+
+function heading(plan, index) {
+  return marks[index] && element("h3", {}, named(plan, index));
 }
 
 function title(kind) {

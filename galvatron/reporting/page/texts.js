@@ -144,5 +144,5 @@ function codeSection() {
 
 function differencesSection() {
   const rows = data.differences.map((row) => element("tr", {}, row.map((text) => element("td", {}, text))));
-  return [element("div", { class: "panel long", tabindex: 0 }, element("table", {}, element("thead", {}, element("tr", {}, element("th"), ...data.plans.map((plan, index) => element("th", {}, `${marks[index]}  ${plan.name}`)))), element("tbody", {}, rows)))];
+  return [element("div", { class: "panel long", tabindex: 0 }, element("table", {}, element("thead", {}, element("tr", {}, element("th"), ...data.plans.map((plan, index) => element("th", {}, named(plan, index))))), element("tbody", {}, rows)))];
 }

@@ -73,7 +73,7 @@ function timelineChart(step, plan, number) {
         if (b > a && height > 0) paths[name].push(`M${a.toFixed(2)} ${top.toFixed(2)}h${(b - a).toFixed(2)}v${height.toFixed(2)}h${(a - b).toFixed(2)}z`);
       };
       const first = firstBehind(rank.ends, view.from), last = firstBehind(rank.begins, view.to);
-      if ((last - first) * 3 < width - label) exact(step, rank, first, last, scale, y, high, box, words);
+      if ((last - first) * 2 < width - label) exact(step, rank, first, last, scale, y, high, box, words);
       else inBins(step, rank, first, last, scale, label, width, y, high, box);
       const end = rank.ends.at(-1), once = rank.own.once;
       let behind = step.pipeline_s;
@@ -155,16 +155,16 @@ function exact(step, rank, first, last, scale, y, high, box, words) {
     box("communication", computing, end - line, y + high - lower, lower);
     box("hidden", computing, scale(Math.min(rank.ends[index], rank.begins[index] + share.waiting + share.hidden)), y + high + 1, 3);
     const text = String(rank.batches[index]);
-    if (end - computing > text.length * 7 + 6 && computing > 64 && high > 16) {
+    if (end - computing > text.length * 7 + 6 && computing >= 64 && high > 16) {
       const fill = share.colour === "forward" ? "#10233a" : "#fff";
       words.push(drawn("text", { x: (computing + end) / 2, y: y + (high - lower) / 2 + 4, "text-anchor": "middle", style: { fill, fontSize: "10.5px" } }, text));
     }
   }
 }
 
-// Too many to tell apart: what each two pixels of time are spent on, one above the other.
+// Too many to tell apart: what a stretch of some computations is spent on, one above the other.
 function inBins(step, rank, first, last, scale, left, right, y, high, box) {
-  const wide = 2, bins = Math.ceil((right - left) / wide);
+  const wide = Math.max(2, (8 * (right - left)) / (last - first)), bins = Math.ceil((right - left) / wide);
   const found = Object.fromEntries([...LAYERED, "hidden"].map((name) => [name, new Float32Array(bins)]));
   const add = (name, from, to, share) => {
     const a = Math.max(0, (from - left) / wide), b = Math.min(bins, (to - left) / wide);
@@ -220,7 +220,7 @@ function timelineSection() {
         ["communication", "communication that is waited for"], ["communication", "hidden beside computing", "thin"], ["update", "host, optimizer, end of the loss"], ["bubble", "waiting", "empty"]]),
       element("div", { class: "row" }, buttons.map(([text, click, name]) => element("button", { type: "button", click, title: name, "aria-label": name }, text)))),
     ...data.plans.map((plan, number) => element("div", { class: "panel" },
-      marks[number] && element("h3", {}, `${marks[number]}  ${plan.name}`),
+      heading(plan, number),
       timelineChart(steps[number], plan, number),
       element("p", { class: "note" }, remark(plan, steps[number])))),
     element("p", { class: "note" }, "Drag over a stretch of time to look at it, click a rank to see its memory below. The numbers are micro-batches."),
