@@ -12,7 +12,8 @@ from galvatron.ir.program import Cut
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.planning.constraints import Constraint
 from galvatron.passes.planning.search import DEFAULT_GAP
-from galvatron.passes.planning.search.fastest import Choice, fastest
+from galvatron.passes.planning.search.columns import Choice
+from galvatron.passes.planning.search.fastest import fastest
 from galvatron.passes.planning.search.tables import TableBuilder
 from galvatron.solver import least_s
 

@@ -198,12 +198,6 @@ def layer_cost(model: CostModel, setting: Setting, index: int, strategy: Strateg
     return cost.turned(setting.turning_share) if is_last(model, index) else cost
 
 
-def layer_costs(model: CostModel, setting: Setting, index: int, strategies: Sequence[Strategy]) -> LayerCost:
-    """The same under each of many strategies, as arrays."""
-    costs = model.under_each(index, strategies, setting.micro_batch, setting.ties)
-    return costs.turned(setting.turning_share) if is_last(model, index) else costs
-
-
 def is_last(model: CostModel, index: int) -> bool:
     """Whether a layer is the last of all."""
     return index == len(model.kinds()) - 1

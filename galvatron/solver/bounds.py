@@ -15,6 +15,7 @@ from galvatron.solver.needed import Needed
 from galvatron.solver.relaxation import Relaxation
 from galvatron.solver.runs import Priced, Staying
 from galvatron.solver.segments import Division, fitting, priced
+from galvatron.solver.spread import fullest
 from galvatron.solver.tables import Pipeline, worth
 
 SLACK = 1e-11
@@ -252,6 +253,8 @@ def _prices(pipeline: Pipeline, borders: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def least_s(pipeline: Pipeline) -> float:
-    """What no choice takes less than, whatever memory there is: its layers add up, and the slowest stage takes at least
-    the mean."""
-    return pipeline.whole_s * float(pipeline.chain.total_s.min(axis=1)[pipeline.chain.kinds].sum())
+    """What no choice takes less than, whatever memory there is: its layers add up, and are whole in the slowest
+    stage."""
+    seconds = pipeline.chain.total_s.min(axis=1)[pipeline.chain.kinds]
+    slowest_s = fullest(seconds, pipeline.stages)
+    return max(whole * float(seconds.sum()) + slow * slowest_s for whole, slow in pipeline.lines)

@@ -40,7 +40,7 @@ def placed_best(
         return None, wanted_s
     placer, best = Placer(ranks.only(columns)), None
     for start in placer.starts():
-        seconds, placed = placer.fitted(start, lambda choice, borders: price(columns[choice], borders))
+        seconds, placed = placer.fitted(start, lambda choice, borders: price(columns[choice], borders), known_s)
         if seconds < known_s:
             best, known_s = (seconds, columns[placed.choice], placed.borders), seconds
         if np.isfinite(seconds):
@@ -135,17 +135,17 @@ class Placer:
                 lacking[device] = max(0.0, found.least_bytes - budget[device])
         return Placed(borders, choice, seconds, lacking)
 
-    def fitted(self, placed: Placed, price: Price) -> tuple[float, Placed]:
+    def fitted(self, placed: Placed, price: Price, known_s: float) -> tuple[float, Placed]:
         """What a choice takes as it is priced, with less memory for devices where it does not fit; infinite if that
-        does not help."""
+        does not help, or if some device alone takes as long as what is known."""
         for _ in range(_FITTING):
+            if placed.seconds.max() >= known_s:
+                break
             seconds, over = price(placed.choice, placed.borders)
             if (over <= 0).all():
                 return seconds, placed
             self.budget = self.budget - 1.25 * np.maximum(0.0, over)
             placed = self.moved(self.placed(placed.borders))
-            if placed.lacking.any():
-                break
         self.budget = self.ranks.budget
         return np.inf, placed
 

@@ -8,13 +8,14 @@ several, so that with a price on each byte over the budgets a choice is a shorte
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from galvatron.solver.charges import Charge, at_end, in_update
 from galvatron.solver.relaxation import Weights
+from galvatron.solver.spread import fullest
 from galvatron.solver.tables import Pipeline, Rates
 
 _ROUNDS = 24
@@ -34,12 +35,14 @@ class Ranks:
         holders: (V,) the device of each stage.
         paths: for each device rates of a path through its own computations.
         bound: rates of what no step is shorter than.
+        alone: what is left of a second of a device while all others wait.
     """
 
     pipeline: Pipeline
     holders: np.ndarray
     paths: tuple[Rates, ...]
     bound: Rates
+    alone: float = 1.0
 
     @property
     def devices(self) -> int:
@@ -53,16 +56,22 @@ class Ranks:
 
     @cached_property
     def least_s(self) -> float:
-        """What no choice takes less than, whatever memory there is."""
+        """What no choice takes less than, whatever memory there is: its layers add up, and are whole on the slowest
+        device."""
+        own = np.array([self.paths[device].own[stage] for stage, device in enumerate(self.holders)])
+        slowest_s = fullest(self._least_s(self.alone * own.min(axis=0), 1.0), self.devices)
+        return max(slowest_s, float(self._least_s(self.bound.own.min(axis=0), 1 / self.devices).sum()))
+
+    def _least_s(self, rates: np.ndarray, once: float) -> np.ndarray:
+        """(L,) the least seconds of each layer, at (F,) rates of its phases, and one of what is once per step."""
         chain = self.pipeline.chain
         missing = np.isinf(chain.total_s)
-        seconds = np.tensordot(np.where(missing[:, None], 0.0, chain.micro_s), self.bound.own.min(axis=0), axes=(1, 0))
-        seconds[missing] = np.inf
-        return float((seconds + chain.step_s / self.devices).min(axis=1)[chain.kinds].sum())
+        seconds = np.tensordot(np.where(missing[:, None], 0.0, chain.micro_s), rates, axes=(1, 0))
+        return np.where(missing, np.inf, seconds + once * chain.step_s).min(axis=1)[chain.kinds]
 
     def only(self, columns: np.ndarray) -> Ranks:
         """The same with some of the strategies, in increasing order."""
-        return Ranks(self.pipeline.only(columns), self.holders, self.paths, self.bound)
+        return replace(self, pipeline=self.pipeline.only(columns))
 
 
 @dataclass(frozen=True, eq=False)

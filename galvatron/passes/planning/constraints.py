@@ -88,13 +88,14 @@ class Constraints:
                     f"{did_you_mean(constraint.layers, layers)}"
                 )
 
-    def left(self, layer: str, strategies: Sequence[Strategy]) -> tuple[Strategy, ...]:
-        """The strategies that a layer may still have."""
-        required = [c for c in self.required if c.concerns(layer)]
-        forbidden = [c for c in self.forbidden if c.concerns(layer)]
-        return tuple(
-            s for s in strategies if all(c.holds(s) for c in required) and not any(c.holds(s) for c in forbidden)
-        )
+    def about(self, layer: str) -> Constraints:
+        """Those that are about a layer."""
+        return Constraints(*(tuple(c for c in own if c.concerns(layer)) for own in (self.required, self.forbidden)))
+
+    def left(self, strategies: Sequence[Strategy]) -> tuple[Strategy, ...]:
+        """The strategies that a layer may still have which all of them are about."""
+        every = (*((c, True) for c in self.required), *((c, False) for c in self.forbidden))
+        return tuple(s for s in strategies if all(c.holds(s) == wanted for c, wanted in every))
 
     def __str__(self) -> str:
         parts = [f"{c.text} required" for c in self.required] + [f"{c.text} forbidden" for c in self.forbidden]

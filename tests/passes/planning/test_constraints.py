@@ -69,11 +69,11 @@ def test_what_is_none(text: str, message: str) -> None:
 
 def test_what_is_required_and_forbidden_is_all_that_is_left_out() -> None:
     constraints = Constraints.parse(["layers.*=tp2", "zero<3"], ["head=recompute", "dp>2"])
-    left = constraints.left("layers.3", LEAVES)
+    left = constraints.about("layers.3").left(LEAVES)
     assert set(left) == {s for s in LEAVES if s.degree("tp") == 2 and s.zero < 3 and s.degree("dp") <= 2}
-    head = constraints.left("head", LEAVES)
+    head = constraints.about("head").left(LEAVES)
     assert set(head) == {s for s in LEAVES if s.zero < 3 and s.degree("dp") <= 2 and s.recompute != "full"}
-    assert Constraints().left("head", LEAVES) == LEAVES
+    assert Constraints().about("head").left(LEAVES) == LEAVES
 
 
 def test_a_layer_that_is_none_is_refused() -> None:

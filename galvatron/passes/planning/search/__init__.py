@@ -22,7 +22,8 @@ from galvatron.ir.program import Form, Program
 from galvatron.ir.strategy import RECOMPUTE, ROLE_NAMES, Strategy
 from galvatron.passes.base import Bytes, Pass
 from galvatron.passes.planning.constraints import Constraints
-from galvatron.passes.planning.search.fastest import Choice, fastest
+from galvatron.passes.planning.search.columns import Choice
+from galvatron.passes.planning.search.fastest import fastest
 from galvatron.passes.planning.search.least import least_budget
 from galvatron.passes.planning.search.misses import nearest_miss
 from galvatron.passes.planning.search.tables import Stages
@@ -184,7 +185,9 @@ class Search(Pass):
 
     def _space(self, choices: Sequence[Choice]) -> str:
         """What is searched, in words."""
-        settings, every = [setting for setting, _ in choices], {s for _, left in choices for own in left for s in own}
+        settings, every = [setting for setting, _ in choices], set[Strategy]()
+        for own in {id(own): own for _, left in choices for own in left}.values():
+            every.update(own)
         roles = [role for role in ROLE_NAMES if any(role in s.roles for s in every)]
         parts = [
             f"pp {_listed(setting.pipeline_degree for setting in settings)}",
@@ -211,7 +214,7 @@ class Search(Pass):
         if self.require or self.forbid:
             for layer in program.planned_layers:
                 had = [s for c in program.candidates if c.cls == layer.cls for s in c.strategies]
-                if had and not self.constraints.left(layer.name, had):
+                if had and not self.constraints.about(layer.name).left(had):
                     return (
                         f"layer {layer.name!r}: none of {len(had)} strategies on {devices} devices is left "
                         f"({self.constraints}); ask for less"
@@ -236,22 +239,24 @@ class Search(Pass):
                 least = min(2, self.schedules[0].stages_per_rank)
                 check_epilogue(self.schedules[0], least, self.micro_batches, program)
         counts = [1] if coupling(program) else counts
+        alike = [(layer.cls, self.constraints.about(layer.name)) for layer in layers]
         for degree in dict.fromkeys(c.pipeline_degree for c in program.candidates):
             by_class = {c.cls: c.strategies for c in program.candidates if c.pipeline_degree == degree}
-            left = [self.constraints.left(layer.name, by_class[layer.cls]) for layer in layers]
-            for count, schedule in itertools.product(counts, self.schedules):
-                if schedule == GPIPE and self.schedule is None and not (ends and count > 1):
-                    continue  # 1F1B takes no longer, and no more memory
-                pace = pace_of(program, degree)
-                size, fixed_bytes = program.batch_size, workspace_bytes(program)
-                setting = Setting(size, count, str(schedule), degree, ends, pace=pace, fixed_bytes=fixed_bytes)
-                if program.batch_size % count or not schedule.allows(degree, count, epilogue=ends):
+            left = {key: key[1].left(by_class[key[0]]) for key in dict.fromkeys(alike)}
+            pace, fixed_bytes = pace_of(program, degree), workspace_bytes(program)
+            for count in counts:
+                size = program.batch_size // count
+                own = {key: tuple(s for s in each if size % s.degree("dp") == 0) for key, each in left.items()}
+                if program.batch_size % count or not all(own.values()):
                     continue
-                if len(schedule.holders(degree)) > len(layers):
-                    continue
-                candidates = [tuple(s for s in own if setting.micro_batch % s.degree("dp") == 0) for own in left]
-                if all(candidates):
-                    yield setting, candidates
+                for schedule in self.schedules:
+                    if schedule == GPIPE and self.schedule is None and not (ends and count > 1):
+                        continue  # 1F1B takes no longer, and no more memory
+                    if not schedule.allows(degree, count, epilogue=ends) or len(schedule.holders(degree)) > len(layers):
+                        continue
+                    name, batch = str(schedule), program.batch_size
+                    setting = Setting(batch, count, name, degree, ends, pace=pace, fixed_bytes=fixed_bytes)
+                    yield setting, [own[key] for key in alike]
 
     def _ways(
         self, tied: Mapping[str, Sequence[int]], setting: Setting, candidates: list[tuple[Strategy, ...]]

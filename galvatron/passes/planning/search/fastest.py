@@ -11,7 +11,8 @@ import numpy as np
 
 from galvatron.costs.model import CostModel
 from galvatron.costs.objective import Setting
-from galvatron.passes.planning.search.problems import Choice, Joint, Problem, uniform
+from galvatron.passes.planning.search.columns import Choice, Columns
+from galvatron.passes.planning.search.problems import Joint, Problem, uniform
 from galvatron.passes.planning.search.tables import Stages
 from galvatron.passes.planning.search.watch import Watch
 from galvatron.solver import Bounds, RankBounds
@@ -54,9 +55,9 @@ def fastest(
     """
     watch = watch or Watch()
     problems: list[Problem] = []
-    for choice in choices:
+    for choice, columns in zip(choices, Columns.of(model, choices), strict=True):
         watch.costing(len(problems), len(choices))
-        problems.append(Problem.of(model, choice, budget_bytes))
+        problems.append(Problem.of(model, choice, budget_bytes, columns))
     best: tuple[Setting, Stages] | None = None
     best_s = bound_s = math.inf
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from galvatron.costs.model import CostModel
 from galvatron.costs.objective import evaluate_plan, peak_bytes
-from galvatron.passes.planning.search.fastest import Choice, fastest
+from galvatron.passes.planning.search.columns import Choice
+from galvatron.passes.planning.search.fastest import fastest
 from galvatron.passes.planning.search.watch import Watch
 
 _ANY = 0.999

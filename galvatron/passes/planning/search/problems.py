@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from galvatron.costs.model import CostModel
-from galvatron.costs.objective import Setting, evaluate_plan, memory_of_ranks
-from galvatron.ir.strategy import Strategy
+from galvatron.costs.objective import evaluate_plan, memory_of_ranks
+from galvatron.passes.planning.search.columns import Choice, Columns
 from galvatron.passes.planning.search.tables import Stages, TableBuilder
 from galvatron.solver import (
     Bounds,
@@ -23,9 +23,6 @@ from galvatron.solver import (
     placed_best,
     rank_bounds,
 )
-
-Choice = tuple[Setting, list[tuple[Strategy, ...]]]
-"""A setting, and the strategies that each layer may have in it."""
 
 Found = tuple[float, Stages]
 """Seconds of a step, and what a plan says of its stages."""
@@ -44,9 +41,9 @@ class Problem(ABC):
     free: Pipeline
 
     @staticmethod
-    def of(model: CostModel, choice: Choice, budget_bytes: float) -> Problem:
-        """By whether the time of its schedule adds up from its stages."""
-        builder = TableBuilder(model, *choice)
+    def of(model: CostModel, choice: Choice, budget_bytes: float, columns: Columns | None = None) -> Problem:
+        """By whether the time of its schedule adds up from its stages; for `columns` see `TableBuilder`."""
+        builder = TableBuilder(model, *choice, columns)
         kind = Separable if builder.setting.order.phases else Joint
         return kind(builder, budget_bytes, builder.free(budget_bytes))
 

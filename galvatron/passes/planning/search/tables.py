@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from galvatron.costs.model import CostModel, Front, LayerCost
-from galvatron.costs.objective import Setting, added_shared_bytes, layer_cost, layer_costs
+from galvatron.costs.objective import Setting, is_last
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.zero import BUCKET_BYTES
 from galvatron.passes.planning.search.borders import Borders
+from galvatron.passes.planning.search.columns import Columns
 from galvatron.schedules import SENDS_IN_FLIGHT, held_when_most, paths, way_through
 from galvatron.solver import Chain, Opening, Pipeline, Ranks, Rates
 
@@ -38,32 +39,30 @@ class Tables:
 class TableBuilder:
     """Makes the tables of a setting.
 
-    A column is a strategy with a memory (`Borders`); columns of one place have the same mesh and keep equally many
-    shared bytes. Where devices hold several stages (`ranks`), nothing is remembered: what a layer may share with an
-    earlier one of its device it does, so that tables say what it costs at least. Bytes are then such that those of the
-    stages of a device add up to no more than it has in use: what only one stage has at a time counts as its share.
+    A column is one of `Columns` with a memory (`Borders`). Where devices hold several stages (`ranks`), nothing is
+    remembered: what a layer may share with an earlier one of its device it does, so that tables say what it costs at
+    least. Bytes are then such that those of the stages of a device add up to no more than it has in use: what only one
+    stage has at a time counts as its share.
 
     Args:
         candidates: the strategies that each layer may have.
+        columns: those of them, made for a setting that differs in its schedule at most; None to make them.
     """
 
-    def __init__(self, model: CostModel, setting: Setting, candidates: Sequence[Sequence[Strategy]]) -> None:
-        self.model, self.setting, self.candidates = model, setting, candidates
-        self.kinds = (*model.kinds(), None)
-        every = list(dict.fromkeys(strategy for options in candidates for strategy in options))
-        shared = {s: model.shared_bytes(s, setting.micro_batch, setting.ties) for s in every}
-        places: dict[Hashable, list[Strategy]] = {}
-        for strategy in every:
-            places.setdefault((strategy.axes, shared[strategy]), []).append(strategy)
-        self.heads = [members[0] for members in places.values()]
-        self.strategies = [strategy for members in places.values() for strategy in members]
-        self.place = np.repeat(np.arange(len(places)), [len(members) for members in places.values()])
+    def __init__(
+        self,
+        model: CostModel,
+        setting: Setting,
+        candidates: Sequence[Sequence[Strategy]],
+        columns: Columns | None = None,
+    ) -> None:
+        self.columns = columns or Columns(model, setting, candidates)
+        self.model, self.setting, self.candidates = model, setting, self.columns.candidates
+        self.kinds, self.heads, self.place = self.columns.kinds, self.columns.heads, self.columns.place
+        self.strategies = self.columns.strategies
         self.joint = setting.order.stages_per_rank > 1
-        repeated = [
-            [] if self.joint else [parameter.layer for parameter in layer_cost(model, setting, i, options[0]).repeated]
-            for i, options in enumerate(candidates)
-        ]
-        self.borders = Borders.of(repeated, setting.pipeline_degree)
+        nothing: list[list[int]] = [[] for _ in candidates]
+        self.borders = Borders.of(nothing if self.joint else self.columns.repeated, setting.pipeline_degree)
 
     def free(self, budget_bytes: float) -> Pipeline:
         """The problem without moves, of which no choice takes more: all columns are in one place."""
@@ -87,7 +86,7 @@ class TableBuilder:
         own = np.concatenate([wanted + memory * count for memory in memories])
         rows = {name: row[..., every.get(name, own)] for name, row in self._rows.items()}
         moves, seconds = _numbered([self._move_key(max(1, i)) for i in range(len(self.candidates))])
-        steps = _stacked([self._moves(max(1, i), [self.heads[head] for head in heads]) for i in seconds])
+        steps = _stacked([self._moves(max(1, i), heads) for i in seconds])
         places = np.concatenate([place + memory * len(heads) for memory in memories])
         pipeline = self._pipeline(budget_bytes, places, rows, moves, steps)
         return Tables(pipeline, tuple(self.strategies[column] for column in wanted) * len(memories))
@@ -108,7 +107,8 @@ class TableBuilder:
             bounds = (Rates.mean(ways), rates(np.array(way_through(setting.order, degree))))
         else:  # cores that ranks share are never more than busy
             bounds = (rates(np.full_like(ways[0].own, count / degree), received=0.0),)
-        return Ranks(pipeline, holders, tuple(ways), max(bounds, key=lambda bound: bound.own.sum()))
+        bound = max(bounds, key=lambda bound: bound.own.sum())
+        return Ranks(pipeline, holders, tuple(ways), bound, pace.shares[0])
 
     def _pipeline(
         self,
@@ -166,8 +166,8 @@ class TableBuilder:
 
     def _layer_key(self, index: int) -> Hashable:
         """What the row of a layer depends on, besides strategies and memories."""
-        possible = self.candidates.index(self.candidates[index])
         receives = index > 0
+        possible = id(self.candidates[index])
         return (receives, *self.kinds[index : index + 2], possible, *self.borders.spans[index].items())
 
     def _move_key(self, index: int) -> Hashable:
@@ -176,17 +176,16 @@ class TableBuilder:
 
     def _row(self, index: int) -> dict[str, np.ndarray]:
         """Of a layer, arrays whose last dimension is that of the columns, or of the places for `end`."""
-        setting, size, held = self.setting, self.setting.micro_batch, np.array(self.setting.in_flight)
+        setting, held = self.setting, np.array(self.setting.in_flight)
         figures = np.concatenate([self._figures(index, memory) for memory in self.borders.memories], axis=1)
         phases, share = len(setting.order.parts), self._share
         figures[phases + _FIGURES.index("transient")] *= share
         back = np.minimum(setting.micro_batches - held, SENDS_IN_FLIGHT + 1)
         back[0] = 0
         leaving = np.full(len(held), min(setting.micro_batches, SENDS_IN_FLIGHT))
-        received = [self.model.boundary_bytes(index, s, size) if index else 0.0 for s in self.heads]
-        sent = [self.model.boundary_bytes(index + 1, s, size) for s in self.heads]
-        shared = [added_shared_bytes(self.model, None, s, size, setting.ties) for s in self.heads]
-        begin = np.multiply.outer(self._held, shared) + share * np.multiply.outer(back, received)
+        received = self.columns.boundary_bytes(index) if index else np.zeros(len(self.heads))
+        sent = self.columns.boundary_bytes(index + 1)
+        begin = np.multiply.outer(self._held, self.columns.shared) + share * np.multiply.outer(back, received)
         times = len(self.borders.memories)
         return {
             **dict(zip(_FIGURES, figures[phases:], strict=False)),
@@ -199,14 +198,13 @@ class TableBuilder:
     def _figures(self, index: int, memory: int) -> np.ndarray:
         """Of a layer with a memory, by strategy: seconds of each phase, `_FIGURES`, and late bytes of each stage."""
         setting = self.setting
-        possible = set(self.candidates[index]) if self.borders.possible(index, memory) else set()
         phases = len(setting.order.parts)
         table = np.zeros((phases + len(_FIGURES) + len(setting.in_flight), len(self.strategies)))
         table[:phases] = np.inf
-        columns = [column for column, strategy in enumerate(self.strategies) if strategy in possible]
-        if columns:
-            chosen = [self.strategies[column] for column in columns]
-            cost = self._settled(layer_costs(self.model, setting, index, chosen), index, memory)
+        columns, cost = self.columns.cost(index)
+        if cost is not None and self.borders.possible(index, memory):
+            cost = cost.turned(setting.turning_share) if is_last(self.model, index) else cost
+            cost = self._settled(cost, index, memory)
             late = [setting.late_bytes(cost, held) for held in setting.in_flight]
             for row, figure in zip(table, (*cost.times.parts(setting.order), *_once(cost), *late), strict=True):
                 row[columns] = figure
@@ -220,25 +218,25 @@ class TableBuilder:
         ends, holders = (0, len(self.candidates) - 1), self.setting.holders
         return cost.beside(lambda earlier: (earlier, index) != ends or holders[0] == holders[-1])
 
-    def _moves(self, index: int, heads: Sequence[Strategy]) -> dict[str, np.ndarray]:
-        """Of the move to a layer between places, each with one of its strategies; see `Chain` and `Pipeline`."""
+    def _moves(self, index: int, places: np.ndarray) -> dict[str, np.ndarray]:
+        """Of the move to a layer between places; see `Chain` and `Pipeline`."""
+        heads = [self.heads[place] for place in places]
         model, setting, borders, count = self.model, self.setting, self.borders, len(heads)
         shape = (count * len(borders.memories),) * 2
         going, entering, receiving, kept = (np.zeros(shape) for _ in range(4))
         if index < len(self.candidates):
-            size, ties = setting.micro_batch, setting.ties
+            size = setting.micro_batch
             meshes = list({head.axes: head for head in heads}.values())
             mesh = [[one.axes for one in meshes].index(head.axes) for head in heads]
             between = model.conversions_s(index, meshes, size)
             converted = between[np.ix_(mesh, mesh)]
-            added = np.array([[added_shared_bytes(model, a, b, size, ties) for b in heads] for a in heads])
             sent = [setting.shared_pace.beside(model.transfer_s(index, s, size)) for s in heads]
             going[:], entering[:] = np.inf, np.inf
             for before in borders.memories:
                 rows = slice(before * count, (before + 1) * count)
                 for table, after in ((going, borders.going(index, before)), (entering, borders.entering(index))):
                     table[rows, after * count : (after + 1) * count] = converted
-            kept[:] = np.tile(added, (len(borders.memories),) * 2)
+            kept[:] = np.tile(self.columns.added_bytes(places), (len(borders.memories),) * 2)
             receiving[:] = np.tile(sent, len(borders.memories))[:, None]
         return {"move_s": going, "move_kept": kept, "enter_s": entering, "receive_s": receiving}
 

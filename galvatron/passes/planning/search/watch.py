@@ -35,6 +35,7 @@ class Progress:
 Listener = Callable[[Progress], None]
 
 _LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
+_DEADLINE: ContextVar[float] = ContextVar("deadline", default=math.inf)
 
 
 @contextmanager
@@ -53,7 +54,11 @@ class Stopped(Exception):  # it is caught by whoever sets the limit
 
 @dataclass
 class Watch:
-    """Follows one search. `best` is whatever the search finds, `bound_s` what is proven."""
+    """Follows one search. `best` is whatever the search finds, `bound_s` what is proven.
+
+    Raises:
+        Stopped: it is told something when the time of the search is over.
+    """
 
     best: Any = None
     best_s: float = math.inf
@@ -74,19 +79,29 @@ class Watch:
         self.best_s, self.best = seconds, what
 
     def _tell(self, progress: Progress) -> None:
+        if time.monotonic() > _DEADLINE.get():
+            raise Stopped
         if self.listener is not None:
             self.listener(progress)
 
 
 @contextmanager
 def limited(seconds: float | None) -> Iterator[None]:
-    """Raises `Stopped` in the block when its time is over; at once in the main thread, and in others not at all.
+    """Raises `Stopped` in the block when its time is over: at once in the main thread, and in others, which no signal
+    reaches, when the search next tells how far it is.
 
     Raises:
         Stopped: the time is over.
     """
-    if seconds is None or threading.current_thread() is not threading.main_thread():
+    if seconds is None:
         yield
+        return
+    if threading.current_thread() is not threading.main_thread():
+        token = _DEADLINE.set(time.monotonic() + seconds)
+        try:
+            yield
+        finally:
+            _DEADLINE.reset(token)
         return
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +16,7 @@ from galvatron.ir.planned import check
 from galvatron.ir.program import Program
 from galvatron.passes.planning.enumerate_strategies import EnumerateStrategies
 from galvatron.passes.planning.prune import Prune
-from galvatron.passes.planning.search import Search
+from galvatron.passes.planning.search import Search, watch
 from galvatron.passes.planning.search.watch import Progress, listening
 from tests.ir.programs import costed
 from tests.passes.planning.search.test_search import cluster
@@ -131,3 +133,21 @@ def test_a_time_limit_that_is_too_short_says_so(candidates: Program) -> None:
     with pytest.raises(PlanError, match=r"time limit of 1e-06 s was over before any plan was found"):
         searched(candidates, time_limit_s=1e-6)
     assert searched(candidates, time_limit_s=600.0) == searched(candidates)
+
+
+def test_a_time_limit_holds_in_any_thread(candidates: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(watch, "time", clock)
+
+    def pass_time(progress: Progress) -> None:
+        if progress.best_s < math.inf:
+            clock.now = 61.0
+
+    def limited() -> Plan:
+        with listening(pass_time):
+            return searched(candidates, time_limit_s=60.0)
+
+    with ThreadPoolExecutor(1) as others:
+        plan = others.submit(limited).result()
+    check(plan, candidates, 4, 16)
+    assert not plan.search.complete and 0 < plan.search.gap < 1
