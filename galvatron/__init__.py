@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from galvatron.ir.program import Program
     from galvatron.ir.strategy import Strategy
     from galvatron.reporting.page import report
+    from galvatron.runtime.averaging import ema
     from galvatron.runtime.joined import JoinedOptimizer
     from galvatron.runtime.whole import WholeParameters
-    from galvatron.runtime.averaging import ema
     from galvatron.search_options import SearchOptions
 
 __all__ = [
