@@ -27,7 +27,7 @@ def value(name: str, *shape: object) -> Value:
 def op_s(op: Op, inputs: tuple[Value, ...], differentiable: frozenset[str]) -> float:
     """The price of an op of which both axes cut a factor: the outer one the batch, the inner one the last dimension."""
     graph = Graph(inputs, (), (op,), (op.result.name,))
-    table, border = FactorTable(graph), Border(differentiable, frozenset(), None)
+    table, border = FactorTable(graph), Border(differentiable, frozenset(), frozenset())
     batch, last = table.op_factors(0)[0], table.op_factors(0)[-1]
     assert batch.size == BATCH and last.results[0] is not None
     modes = offered(graph, 0, table, INNER.size, differentiable, {batch: OUTER.size})
