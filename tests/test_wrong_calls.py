@@ -229,6 +229,7 @@ CALLS: list[tuple[Callable[[], Any], str]] = [
 ]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("number", range(len(CALLS)))
 def test_a_wrong_call_is_refused_in_words(number):
     call, words = CALLS[number]

@@ -84,6 +84,7 @@ def trained(world: rt.World, folder: str, plan: str) -> tuple[str, Profile, bool
     return str(accuracy), store.load(path)[0], bool(loss.isfinite())
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("plan", ["pp1/m2/dp1-tp2", "pp2/m2/1f1b/dp1"])
 def test_a_job_says_how_it_was_predicted_and_keeps_what_it_is_made_of(plan: str, tmp_path: Path) -> None:
     (text, profile, finite), (other, _, _) = run_ranks(trained, 2, str(tmp_path), plan, timeout=120)

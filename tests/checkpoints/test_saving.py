@@ -95,6 +95,7 @@ WAYS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("options", some_slow(WAYS[:3], WAYS))
 def test_a_run_goes_on_bit_for_bit(options: dict[str, Any], tmp_path: Path) -> None:
     run_ranks(goes_on, 2, str(tmp_path), options, False)

@@ -268,7 +268,7 @@ def with_statistics(stack: Stack) -> None:
         block.norm = nn.BatchNorm1d(5)  # type: ignore[assignment]
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(
     ("make", "left_out"),
     [
@@ -294,7 +294,7 @@ def test_layers_that_are_alike_are_left_out_of_the_trace(
     assert marks[0] == left_out
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(
     "make",
     [

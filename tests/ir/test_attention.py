@@ -117,6 +117,7 @@ FOUND: dict[Mix, list[list[str]]] = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("mix", FOUND, ids=lambda mix: mix.__name__)
 def test_what_is_found(mix: Mix) -> None:
     assert cores_of(graph_of(mix)) == FOUND[mix]
@@ -127,6 +128,7 @@ def test_a_dimension_is_followed_through_other_shapes() -> None:
     assert (found[0], found[-1]) == ("matmul", "matmul") and "softmax" in found and "repeat" not in found
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("mix", [*FOUND, through_other_shapes], ids=lambda mix: mix.__name__)
 def test_pieces_compute_the_graph(mix: Mix) -> None:
     graph = graph_of(mix)

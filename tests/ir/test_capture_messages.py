@@ -118,6 +118,7 @@ REFUSED: dict[Any, tuple[str, str]] = {
 """By a forward: what is wrong with it, and what to do."""
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("function", REFUSED, ids=lambda f: f.__name__)
 def test_what_is_wrong_and_what_to_do(function: Any) -> None:
     wrong, todo = REFUSED[function]

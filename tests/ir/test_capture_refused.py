@@ -167,6 +167,7 @@ def constant_of_the_batch(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.T
     return net.first(x).sum() * torch.arange(x.shape[0]).max().item()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("forward", "line", "reason"),
     [

@@ -196,6 +196,7 @@ ALONE: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
 """How a single sample is treated, and for how many samples at least a program holds."""
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ALONE)
 def test_a_single_sample_is_treated_as_others_are_or_left_out(name: str) -> None:
     then, least = ALONE[name]

@@ -108,6 +108,7 @@ def values_of_constants(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Ten
     return F.mse_loss(h * int(offsets.sum()) + offsets.max().item() + torch.arange(3).tolist()[2], y)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "forward",
     [

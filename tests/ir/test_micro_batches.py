@@ -110,6 +110,7 @@ IN_THE_MIDDLE = (
 LOCAL_PLANS = ("m1/dp2", "m1/tp2", "m1/cp2")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ADDITIVE)
 def test_sums_over_samples_add_up(name: str) -> None:
     program = program_of(ADDITIVE[name])
@@ -119,6 +120,7 @@ def test_sums_over_samples_add_up(name: str) -> None:
         verify(with_micro_batches(local(program, plan), 2))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", COUPLED)
 def test_an_end_that_couples_samples_is_an_epilogue(name: str) -> None:
     then, reason = COUPLED[name]
@@ -129,6 +131,7 @@ def test_an_end_that_couples_samples_is_an_epilogue(name: str) -> None:
     assert reason in found and f"{__file__.rpartition('/')[2]}:" in found
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", some_slow(IN_THE_MIDDLE, COUPLED))
 def test_a_middle_that_couples_samples_is_named(name: str) -> None:
     """What is coupled goes through another matrix: there is no end to set apart."""

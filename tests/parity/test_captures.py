@@ -18,6 +18,7 @@ FAST = ["gpt2", "size-branch"]
 OTHERS = ["gpt", "encoder", *models.FAMILIES, "random-3", "towers", "weighted", "vit-16"]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", some_slow(FAST, OTHERS))
 def test_what_is_kept_is_a_fresh_capture(name: str) -> None:
     case = subject(name)

@@ -53,6 +53,7 @@ def evaluate(world: rt.World, job: Job, batch: Batch) -> float:
     return float(executor(world, job).eval_step(batch))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("samples", [24, 10])
 def test_loss_is_that_of_the_model_in_evaluation_mode(plan: str, samples: int) -> None:
@@ -68,6 +69,7 @@ def test_loss_is_that_of_the_model_in_evaluation_mode(plan: str, samples: int) -
     assert abs(losses[0] - expected) <= TOLERANCES[torch.float64] * abs(expected)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("plan", PLANS[1:])
 def test_training_goes_on_as_if_nothing_had_been_evaluated(plan: str) -> None:
     job = job_of(MODEL, planned(MODEL, plan, global_batch_size=24))

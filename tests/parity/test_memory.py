@@ -140,6 +140,7 @@ def measured(plan: str) -> tuple[int, int, StageReport]:
     return kept, peak, estimate_plan(program, program.plan)[1][0]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("level", ["", "-zero1", "-zero2", "-zero3"])
 def test_a_rank_keeps_between_steps_what_the_program_states(level: str) -> None:
     kept, peak, stated = measured(f"m2/dp2{level}")
@@ -175,6 +176,7 @@ def held(plan: str) -> tuple[list[tuple[Held, StageReport]], list[tuple[int, int
     )
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved2", "zbv"])
 def test_a_stage_holds_the_micro_batches_of_its_schedule(schedule: str) -> None:
     stages, ranks = held(f"pp2/m4/{schedule}/dp1")

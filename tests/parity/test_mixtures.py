@@ -35,7 +35,7 @@ def mixture(layers: int, stages: int, choices: dict[int, list[str]], first: int 
     return [names[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize(("stages", "first"), some_slow([(1, 0), (2, 0), (4, 0)], [(1, 2), (2, 1)]))
 @pytest.mark.parametrize("model", some_slow(MODELS, ATTENTION))
 def test_mixture_equals_eager(model: str, stages: int, first: int) -> None:

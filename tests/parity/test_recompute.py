@@ -28,6 +28,7 @@ STRATEGIES = {
 }  # fmt: skip
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("plan", ["m2/dp2-tp2", "m2/cp2-ulysses2", "pp2/m4/1f1b/tp2+sp"])
 def test_recomputed_layers_equal_eager(plan: str, kind: str) -> None:
@@ -44,11 +45,13 @@ def test_every_plan_equals_eager(model: str, plan: str, kind: str) -> None:
     check(model, f"{plan}-{kind}")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("plan", WRITTEN_OUT)
 def test_attention_written_out_is_computed_again(plan: str) -> None:
     check("gpt2-written-out", f"{plan}-recompute=attention")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("model", ["gpt", "deberta", "encoder"])
 def test_other_attentions_are_computed_again(model: str) -> None:
     check(model, "m2/dp2-tp2-recompute=attention")

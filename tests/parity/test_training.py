@@ -55,6 +55,7 @@ def reload(world: rt.World, first: Job, second: Job, steps: list[Batch]) -> list
     return wrong + ([] if abs(stayed - moved) <= 1e-12 * abs(stayed) else ["loss"])
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("model", ["gpt", "weighted"])
 @pytest.mark.parametrize(
     ("first", "second"), [("dp4", "pp2/m4/1f1b/tp2"), ("pp4/m4/1f1b/dp1", "tp2-dp2"), ("pp2/m4/gpipe/dp2", "tp4"),
@@ -80,6 +81,7 @@ def test_a_model_without_weights_gets_the_same_under_every_plan(model: str) -> N
         assert [name for name, value in first.items() if not torch.equal(other[name], value)] == []
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("model", ["gpt-float32", "llama-float32"])
 def test_single_precision(model: str, plan: str) -> None:

@@ -130,7 +130,7 @@ def each_case() -> list:
     return [pytest.param(case, id=f"{rule}-{i}" if i else rule, marks=marks.get(rule, ())) for rule, i, case in listed]
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("case", each_case())
 @QUICK
 @given(data=st.data(), ranks=st.sampled_from([2, 3]))

@@ -89,6 +89,7 @@ class Recurrent(nn.Module):
 OLDER = {"statistics": needs_torch((2, 13), "quantile asks for the number of elements of symbolic sizes")}
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("function", [pytest.param(name, marks=OLDER.get(name, ())) for name in FUNCTIONS])
 def test_functions(function: str) -> None:
     verify(capture_graph(Applied(FUNCTIONS[function]), {"x": torch.randn(4, 3, 8, 8)}).program)
@@ -97,6 +98,7 @@ def test_functions(function: str) -> None:
 LSTM = pytest.param(nn.LSTM, marks=needs_torch((2, 13), "its states have a wrong shape when they are traced"))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", [LSTM, nn.GRU, nn.RNN])
 def test_recurrent_networks(kind: Callable[..., nn.RNNBase]) -> None:
     verify(capture_graph(Recurrent(kind), {"x": torch.randn(4, 3, 2, 8)}).program)  # two steps: each adds its ops
