@@ -21,6 +21,7 @@ from galvatron.ir.cluster import Cluster
 from galvatron.ir.documents import shown
 from galvatron.ir.plan import Plan
 from galvatron.profiler.clusters import named_cluster
+from galvatron.runtime import WholeParameters
 from galvatron.search_options import SearchOptions
 from galvatron.units import parse_bytes
 from galvatron.weights import check_weights
@@ -205,6 +206,13 @@ def read_precision(precision: Any) -> str | None:
 
 
 def _check_training(optimizer: Any, max_grad_norm: Any, timeout_s: Any) -> None:
+    if isinstance(optimizer, WholeParameters):
+        if optimizer.which is not None and not callable(optimizer.which):
+            raise GalvatronError(
+                "which= of WholeParameters must be a function from a name and a shape to True or False, or None, not "
+                f"{type(optimizer.which).__name__}"
+            )
+        optimizer = optimizer.build
     if optimizer is not None and (not callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer)):
         raise GalvatronError(
             f"optimizer must be a function from parameters to a torch.optim.Optimizer, not {type(optimizer).__name__}; "

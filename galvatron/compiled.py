@@ -160,6 +160,9 @@ class CompiledModel:
             GalvatronError: there is no batch, or `weight` gives something else. Else as in `eval_step`.
         """
 
+        if not isinstance(batches, Iterable):
+            raise GalvatronError(f"evaluate goes over batches, such as those of a loader, not {type(batches).__name__}")
+
         def losses() -> Iterator[tuple[Tensor, int | Tensor]]:
             for batch in batches:
                 loss, samples = self.eval_step(batch), self._inputs.samples(batch)

@@ -57,10 +57,14 @@ def counted(world: World, calls: Calls, batch: BatchLike, samples: int, weight: 
 
 
 def _numbers(found: Any, samples: int) -> Tensor:
-    if not isinstance(found, Tensor) or found.shape != (samples,) or bool((found < 0).any()):
+    if not isinstance(found, Tensor) or found.shape != (samples,) or not _is_counted(found):
         shown = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
         raise GalvatronError(
-            f"weight must give a tensor with one number, at least 0, for each sample of what it is given: "
+            f"weight must give a tensor with one finite number, at least 0, for each sample of what it is given: "
             f"{samples} numbers, not {shown}"
         )
     return found.to("cpu", torch.float64)
+
+
+def _is_counted(weights: Tensor) -> bool:
+    return not weights.is_complex() and bool((weights.isfinite() & (weights >= 0)).all())

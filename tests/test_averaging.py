@@ -100,6 +100,27 @@ def test_averages_of_half_types_are_in_float32() -> None:
     assert all(torch.equal(value, before[name]) for name, value in program.full_state_dict().items())
 
 
+def averages_of_joined_rules(world: rt.World, folder: str) -> None:
+    def joined(parameters: Any) -> torch.optim.Optimizer:
+        halves = parameters[:2], parameters[2:]
+        return galvatron.JoinedOptimizer(*(averaging(half) for half in halves))
+
+    program = compiled("dp2", optimizer=joined)
+    for seed in range(4):
+        program.train_step(new_batch(seed=seed))
+    check_averages(program, plain_averages(4))
+    program.save(folder, step=4)
+    compiled("dp2", optimizer=joined).load(folder)
+    whole = compiled("dp2-zero3", optimizer=rt.WholeParameters(averaging))
+    whole.train_step(new_batch())
+    with pytest.raises(GalvatronError, match="gives some to one rank each"), whole.ema():
+        pass
+
+
+def test_averages_of_joined_rules_are_found_and_those_of_whole_parameters_refused(tmp_path: Path) -> None:
+    run_ranks(averages_of_joined_rules, 2, str(tmp_path))
+
+
 def test_what_cannot_be_averaged_is_refused() -> None:
     with pytest.raises(GalvatronError, match="there are no averages"), compiled("dp1", optimizer=adam).ema():
         pass
@@ -145,7 +166,7 @@ def follow(program: galvatron.CompiledModel, scheduler: Any, first: int, last: i
     return found
 
 
-@pytest.mark.parametrize("kind", some_slow(["one cycle", "plateau", "sequence"], SCHEDULES))
+@pytest.mark.parametrize("kind", some_slow(["multi step", "plateau", "sequence"], SCHEDULES))
 def test_a_schedule_goes_on_from_a_checkpoint(kind: str, tmp_path: Path) -> None:
     program = compiled("dp1", optimizer=partial(torch.optim.SGD, lr=0.02, momentum=0.9))
     scheduler = SCHEDULES[kind](program.optimizer)
@@ -173,11 +194,17 @@ def evaluated(world: rt.World, plan: str) -> list[float]:
     by_labels = program.evaluate(program.dataloader(small.Ragged(19)), weight=labels_of)
     whole = small.whole(small.Ragged(8), list(range(8)))
     found = [by_labels, program.evaluate([whole, whole]), float(program.eval_step(whole))]
-    for weight, words in [(lambda batch: batch["labels"], "8 numbers"), (lambda batch: 1 / 0, "ZeroDivisionError")]:
+    for weight, words in [
+        (lambda batch: batch["labels"], "8 numbers"),
+        (lambda batch: labels_of(batch) / 0, "one finite number"),
+        (lambda batch: 1 / 0, "ZeroDivisionError"),
+    ]:
         with pytest.raises(GalvatronError, match=words):
             program.evaluate([whole], weight=weight if world.rank == world.size - 1 else labels_of)
     with pytest.raises(GalvatronError, match="nothing to evaluate"):
         program.evaluate([])
+    with pytest.raises(GalvatronError, match="not NoneType"):
+        program.evaluate(None)  # type: ignore[arg-type]
     return found
 
 

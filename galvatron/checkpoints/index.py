@@ -133,24 +133,39 @@ def finite(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_words(value: Any) -> Any:
-    """The value as JSON can say it, where it has numbers that are not finite, as schedulers keep for "nothing yet"."""
+    """The value as JSON can say it, where it has what schedulers keep and JSON has not: numbers that are not finite,
+    and mappings from something else than text."""
     if isinstance(value, Mapping):
-        return {key: with_words(own) for key, own in value.items()}
+        if all(isinstance(key, str) for key in value) and not value.keys() & {_NUMBER, _PAIRS}:
+            return {key: with_words(own) for key, own in value.items()}
+        return {_PAIRS: [[with_words(key), with_words(own)] for key, own in value.items()]}
     if isinstance(value, (list, tuple)):
         return [with_words(own) for own in value]
     return {_NUMBER: str(value)} if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def with_numbers(value: Any) -> Any:
-    """What was given to `with_words`."""
+    """What was given to `with_words`, with lists for tuples.
+
+    Raises:
+        ValueError: it is not from there.
+    """
     if isinstance(value, list):
         return [with_numbers(own) for own in value]
     if not isinstance(value, dict):
         return value
     if value.keys() == {_NUMBER} and value[_NUMBER] in ("inf", "-inf", "nan"):
         return float(value[_NUMBER])
+    if value.keys() == {_PAIRS}:
+        pairs = [_typed(pair, list) for pair in _typed(value[_PAIRS], list)]
+        if any(len(pair) != 2 or isinstance(pair[0], list) for pair in pairs):
+            raise ValueError(f"it has {value!r:.80} where pairs belong")
+        keys = [with_numbers(key) for key, _ in pairs]
+        if any(isinstance(key, dict) for key in keys):
+            raise ValueError(f"it has {value!r:.80} where pairs belong")
+        return dict(zip(keys, (with_numbers(own) for _, own in pairs), strict=True))
     return {key: with_numbers(own) for key, own in value.items()}
 
 
-_NUMBER = "number"
-"""The key of a number that is not finite."""
+_NUMBER, _PAIRS = "(number)", "(pairs)"
+"""The keys of a number that is not finite, and of a mapping that JSON cannot say."""

@@ -64,8 +64,10 @@ def step_of(setting: Setting, stages: Sequence[StageReport], predicted_s: float,
             the order repeats itself.
     """
     micro_batches, each = setting.micro_batches, 3 * len(stages)
-    if micro_batches * each > most:
-        micro_batches = setting.order.shorter(setting.pipeline_degree, micro_batches, most // each)
+    repetitions = micro_batches
+    while micro_batches * each > most and repetitions > 1:
+        repetitions //= 2
+        micro_batches = setting.order.shorter(setting.pipeline_degree, setting.micro_batches, repetitions)
     ranks = played(
         setting.order,
         setting.pipeline_degree,

@@ -16,7 +16,7 @@ from galvatron.arguments import read_memory, required_cluster
 from galvatron.breakdown import TITLES
 from galvatron.bugs import ours
 from galvatron.costs.memory import KINDS
-from galvatron.errors import ClusterError
+from galvatron.errors import ClusterError, GalvatronError
 from galvatron.forms import valid
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
@@ -62,6 +62,9 @@ def report(
     """
     budget = read_memory(memory)
     given = [plan] if against is None else [plan, against]
+    for one in given:
+        if not isinstance(one, (Plan, str, os.PathLike)):
+            raise GalvatronError(f"a plan, or the path of a plan file, is needed, not {type(one).__name__}")
     names = ["" if isinstance(one, Plan) else Path(one).name for one in given]
     program = valid(program)
     estimated = [asked(program, one, cluster, budget, name) for one, name in zip(given, names, strict=True)]

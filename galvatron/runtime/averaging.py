@@ -50,7 +50,7 @@ def ema(optimizer: torch.optim.Optimizer, decay: float = 0.999) -> torch.optim.O
 
 def averages(optimizer: torch.optim.Optimizer | None) -> bool:
     """Whether `ema` was called for it."""
-    return optimizer is not None and _DECAY in optimizer.defaults
+    return optimizer is not None and any(_DECAY in group for group in optimizer.param_groups)
 
 
 def _average(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -77,11 +77,16 @@ def exchanged(calls: Calls, executor: Executor) -> Iterator[None]:
     """Inside the `with` block the parameters are their averages; the values are kept on the host. Collective.
 
     Raises:
-        GalvatronError: the optimizer keeps no averages.
+        GalvatronError: the optimizer keeps no averages, or of parameters that one rank updates whole.
     """
     error, optimizer = None, executor.optimizer
     if not averages(optimizer):
         error = GalvatronError("there are no averages: compile with optimizer=lambda ps: galvatron.ema(AdamW(ps), ...)")
+    elif executor.updates_whole:
+        error = GalvatronError(
+            "averages are put in the place of parameters that every rank updates itself, and galvatron.WholeParameters "
+            "gives some to one rank each: use a plan that leaves parameters whole, without it, to see averages"
+        )
     calls.check("ema", error, {})
     assert optimizer is not None
     parameters = [p for group in optimizer.param_groups for p in group["params"] if KEY in optimizer.state.get(p, {})]

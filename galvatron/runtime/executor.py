@@ -105,12 +105,12 @@ class Executor:
         self._copies = {name: len(holders) for name, holders in self._catalogue.holders.items()}
         now.stages = self.mesh.stages
         blank = [name for name in self.held.state_specs if self.held.get(name).is_meta]
+        whole = self._read_whole(optimizer)
         with failure.guarded("start"):
             ties = {name: group for name, group in shared.items() if self._catalogue.entries[name].kind == "parameter"}
             self._parameters = Parameters(stages, ties)
-            self._whole_update = (
-                WholeUpdate(optimizer, self._parameters, self.held) if isinstance(optimizer, WholeParameters) else None
-            )
+            rule = isinstance(optimizer, WholeParameters)
+            self._whole_update = WholeUpdate(whole, self._parameters, self.held) if rule else None
         self._shared_updates = updates.shared(stages, shared, self._catalogue.holders)
         # From here on nothing waits for other ranks, so that an error of one rank can be told to the others.
         self._names = full_state.ModelNames(self._catalogue, model)
@@ -134,6 +134,20 @@ class Executor:
                 whole=() if self._whole_update is None else self._whole_update.parameters,
             )
             self.options = GroupOptions(self.optimizer, updated, self._catalogue)
+
+    def _read_whole(self, optimizer: OptimizerFactory | None) -> frozenset[str]:
+        """The parameters of this rank that its optimizer's rule reads whole. Collective where it says which."""
+        if not isinstance(optimizer, WholeParameters):
+            return frozenset()
+        shapes = {n: spec.shape for n, spec in self.held.state_specs.items() if spec.kind == "parameter"}
+        found, error = frozenset[str](), None
+        try:
+            found = optimizer.of(shapes)
+        except GalvatronError as wrong:
+            error = wrong
+        held = {f"the way in which {n!r} is read": "whole" if n in found else "in parts" for n in shapes}
+        agree(self.mesh.world, "compile", error, held=held)
+        return found
 
     @property
     def metrics(self) -> StepMetrics:
@@ -323,6 +337,11 @@ class Executor:
             elif own is not None:
                 found.append(piece)
         return found
+
+    @property
+    def updates_whole(self) -> bool:
+        """Whether some parameters are updated whole, each by one rank."""
+        return self._whole_update is not None and bool(self._whole_update.parameters)
 
     @property
     def _updated(self) -> dict[str, nn.Parameter]:

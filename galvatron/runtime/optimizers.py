@@ -14,7 +14,7 @@ from galvatron.errors import GalvatronError
 from galvatron.runtime.elementwise import Slices, Trained, check_optimizer
 from galvatron.runtime.whole import WholeParameters
 
-OptimizerFactory = Callable[[list[Any]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[list[Any]], torch.optim.Optimizer] | WholeParameters
 """From this rank's parameters, or from (name, parameter) pairs where the argument is called `named_parameters`."""
 
 
@@ -25,10 +25,9 @@ def build_optimizer(factory: OptimizerFactory, named: Mapping[str, nn.Parameter]
         GalvatronError: the function fails, or returns something that does not train these parameters.
     """
     pairs = list(named.items())
-    if isinstance(factory, WholeParameters):
-        factory = factory.build
+    build = factory.build if isinstance(factory, WholeParameters) else factory
     try:
-        optimizer = factory(pairs if _wants_names(factory) else [parameter for _, parameter in pairs])
+        optimizer = build(pairs if _wants_names(build) else [parameter for _, parameter in pairs])
     except GalvatronError:
         raise
     except Exception as error:
@@ -56,7 +55,7 @@ def build_optimizer(factory: OptimizerFactory, named: Mapping[str, nn.Parameter]
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def _wants_names(factory: OptimizerFactory) -> bool:
+def _wants_names(factory: Callable[..., Any]) -> bool:
     try:
         return "named_parameters" in inspect.signature(factory).parameters
     except (TypeError, ValueError):  # a callable that does not tell

@@ -33,7 +33,7 @@ def own_store(timeout: timedelta) -> Store | None:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     name = uuid.uuid4().hex
     if rank == 0:
-        _tell(kept, name, size)
+        _tell(kept, name, size, timeout)
     else:
         kept.set(_asks(rank), name)
         name = kept.get(_answer(name)).decode()
@@ -41,9 +41,9 @@ def own_store(timeout: timedelta) -> Store | None:
     return PrefixStore(f"galvatron/{name}", kept)
 
 
-def _tell(kept: Any, name: str, size: int) -> None:
+def _tell(kept: Any, name: str, size: int, timeout: timedelta) -> None:
     """Tell every rank of this start; one that a rank of an earlier start has left asked for is told in vain."""
-    missing = set(range(1, size))
+    missing, latest = set(range(1, size)), time.monotonic() + timeout.total_seconds()
     answered: dict[int, str] = {}
     while missing:
         for rank in missing:
@@ -51,6 +51,8 @@ def _tell(kept: Any, name: str, size: int) -> None:
                 kept.set(_answer(asked), name)
                 answered[rank] = asked
         missing = {rank for rank in missing if not kept.check([_knows(name, rank)])}
+        if missing and time.monotonic() > latest:
+            raise RuntimeError(f"ranks {', '.join(map(str, sorted(missing)))} have not come in {timeout}")
         time.sleep(_PERIOD_S if missing else 0)
 
 

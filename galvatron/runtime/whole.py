@@ -9,7 +9,7 @@ own, alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from galvatron.errors import GalvatronError
 from galvatron.runtime import comm
 from galvatron.runtime.held import HeldState
 from galvatron.runtime.mesh import process_group
@@ -37,29 +38,38 @@ class WholeParameters:
     build: Callable[[list[Any]], torch.optim.Optimizer]
     which: Callable[[str, tuple[int, ...]], bool] | None = None
 
-    def __call__(self, named_parameters: list[Any]) -> torch.optim.Optimizer:
-        return self.build(named_parameters)
+    def of(self, shapes: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
+        """The names of the parameters that the rule reads whole.
 
-    def reads(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Whether it reads this parameter whole."""
-        return self.which is None or bool(self.which(name, shape))
+        Raises:
+            GalvatronError: `which` fails.
+        """
+        try:
+            return frozenset(n for n, shape in shapes.items() if self.which is None or bool(self.which(n, shape)))
+        except Exception as error:
+            raise GalvatronError(
+                f"the function given as which= of WholeParameters failed: {type(error).__name__}: {error}"
+            ) from error
 
 
 class WholeUpdate:
     """The parameters of this rank's stages that are updated whole. Building it is collective.
 
+    Args:
+        wanted: the names of parameters whose rule reads them whole, alike on all ranks.
+
     Attributes:
         parameters: what the optimizer gets, by name.
     """
 
-    def __init__(self, rule: WholeParameters, parameters: Parameters, held: HeldState) -> None:
+    def __init__(self, wanted: Collection[str], parameters: Parameters, held: HeldState) -> None:
         mesh, self._parameters = held.mesh, parameters
         size = len(mesh.ranks)
         places = range(mesh.world.size // size)
         groups = [process_group(range(place * size, (place + 1) * size)) for place in places] if size > 1 else []
         self._group = groups[mesh.pipeline_rank] if groups else None
         specs = {name: held.state_specs[name] for name in parameters.trained}
-        self._specs = {name: spec for name, spec in specs.items() if size > 1 and rule.reads(name, spec.shape)}
+        self._specs = {name: spec for name, spec in specs.items() if size > 1 and name in wanted}
         self._index, loads = mesh.index, [0] * size
         self._owner: dict[str, int] = {}
         for name in sorted(self._specs, key=lambda name: (-math.prod(self._specs[name].shape), name)):

@@ -36,18 +36,28 @@ class Adapter:
         self.config.save_pretrained(folder, auto_mapping_dict=None if self.base is None else dict(self.base))
 
 
+class NotSavedError(GalvatronError):
+    """Adapters may be trained, but not saved as files that `peft` reads."""
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether it is a `PeftModel`."""
+    return isinstance(getattr(model, "peft_config", None), Mapping) and hasattr(model, "get_base_model")
+
+
 def adapter_of(model: nn.Module) -> Adapter | None:
     """The adapter of a `PeftModel`; None where the model is none.
 
     Raises:
-        GalvatronError: it has several active ones, one without values, or one that is no selection of its tensors.
+        NotSavedError: it has several active ones, or one that is no selection of its tensors.
+        GalvatronError: it has one without values.
     """
-    if not (isinstance(getattr(model, "peft_config", None), Mapping) and hasattr(model, "get_base_model")):
+    if not is_adapted(model):
         return None
     own: Any = model
     active = list(own.active_adapters)
     if len(active) != 1:
-        raise GalvatronError(
+        raise NotSavedError(
             f"the model has {len(active)} active adapters ({', '.join(active)}): choose one (set_adapter), or merge "
             "the others into the model"
         )
@@ -55,12 +65,14 @@ def adapter_of(model: nn.Module) -> Adapter | None:
     names = {id(value): name for name, value in state.items()}
     embeds = own.get_input_embeddings() if hasattr(own, "get_input_embeddings") else None
     kept = embeds is not None and any(p.requires_grad for p in embeds.parameters())
-    found = importlib.import_module("peft").get_peft_model_state_dict(
-        model, state_dict=state, adapter_name=active[0], save_embedding_layers=kept
-    )
+    select = importlib.import_module("peft").get_peft_model_state_dict
+    try:
+        found = select(model, state_dict=state, adapter_name=active[0], save_embedding_layers=kept)
+    except Exception as error:
+        raise NotSavedError(f"peft cannot save adapter {active[0]!r}: {type(error).__name__}: {error}") from error
     made = [name for name, value in found.items() if id(value) not in names]
     if made:
-        raise GalvatronError(
+        raise NotSavedError(
             f"{made[0]!r} of adapter {active[0]!r} is no tensor of the model: peft computes it when it saves the "
             "adapter; use a kind of adapter that is saved as it is, such as LoRA"
         )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from galvatron.errors import GalvatronError
 from galvatron.tensor_file import Entry, has_name
-from galvatron.weights.adapters import adapter_of
+from galvatron.weights.adapters import NotSavedError, adapter_of
 from galvatron.weights.folder import ADAPTER_FILE, FILE, SUFFIX
 from galvatron.weights.names import declared, kept_name
 
@@ -32,6 +32,7 @@ class ModelForm:
             adapter, its own.
         sources: the names of tensors in the model, where those in files are others.
         file: the name of the file, where there is one.
+        refused: why it cannot be saved, if so.
     """
 
     entries: tuple[Entry, ...]
@@ -41,6 +42,7 @@ class ModelForm:
     descriptions: tuple[Any, ...]
     sources: Mapping[str, str] = field(default_factory=dict)
     file: str = FILE
+    refused: str = ""
 
     @staticmethod
     def of(model: nn.Module) -> ModelForm:
@@ -57,7 +59,11 @@ class ModelForm:
         for same in names.values():
             if len(same) > 1:
                 left |= {*same} - {kept_name(same, model)}
-        adapter = adapter_of(model)
+        adapter, refused = None, ""
+        try:
+            adapter = adapter_of(model)
+        except NotSavedError as error:
+            refused = str(error)
         types = (p.dtype for p in model.parameters() if p.is_floating_point())
         if adapter is not None:
             entries = [Entry(n, tuple(state[own].shape), state[own].dtype) for n, own in adapter.tensors.items()]
@@ -77,14 +83,17 @@ class ModelForm:
             sum(p.numel() for p in model.parameters()),
             type(model).__name__,
             tuple(_descriptions(model)),
+            refused=refused,
         )
 
     def in_type(self, dtype: torch.dtype | None) -> ModelForm:
         """The same with floating numbers of a type; None, as they are.
 
         Raises:
-            GalvatronError: files have no such type.
+            GalvatronError: files have no such type, or the model cannot be saved.
         """
+        if self.refused:
+            raise GalvatronError(self.refused)
         form = self
         if dtype is not None:
             entries = [replace(e, dtype=dtype) if e.dtype.is_floating_point else e for e in self.entries]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from galvatron import runtime as rt
 from galvatron.errors import GalvatronError
 from galvatron.tensor_file import Entry
-from galvatron.weights.adapters import adapter_of
+from galvatron.weights.adapters import adapter_of, is_adapted
 from galvatron.weights.folder import tensors_in
 from galvatron.weights.names import declared, listed, matched, without
 
@@ -44,7 +44,7 @@ class Weights:
         self._tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
         self._tensors.update(model.named_buffers(remove_duplicate=False))
         persistent = [name for name in model.state_dict(keep_vars=True) if name in self._tensors]
-        known = matched(self._files, self._tensors)
+        known = matched(self._files, self._tensors, is_adapted=is_adapted(model))
         # What the model has and does not save it computes itself.
         saved = set(persistent)
         self._names = {source: name for source, name in known.items() if name in saved}

@@ -12,13 +12,16 @@ from torch import nn
 from galvatron.errors import GalvatronError
 
 
-def matched(files: Collection[str], model: Collection[str]) -> dict[str, str]:
+def matched(files: Collection[str], model: Collection[str], *, is_adapted: bool = False) -> dict[str, str]:
     """Names in files → names of the model; what belongs to nothing of the model is left out.
 
     They are equal, but that one of the two may have all of the other inside a module: files of a base model, whose
     names lack `model.` for example, or files with a head around the one that is compiled. Which module that is follows
-    from the names: the one with which most of them are found. What is then left belongs together where a name of the
-    model has one module more inside of it, as around what an adapter wraps, and no other name has.
+    from the names: the one with which most of them are found.
+
+    Args:
+        is_adapted: whether what is then left belongs together where a name of the model has one module more inside of
+            it, as around what an adapter wraps, and no other name has.
 
     Raises:
         GalvatronError: two modules fit equally well.
@@ -38,7 +41,7 @@ def matched(files: Collection[str], model: Collection[str]) -> dict[str, str]:
     found = {name: added + name.removeprefix(removed) for name in files}
     direct = {name: own if own in model else name for name, own in found.items() if own in model or name in model}
     left, wrapped = [name for name in found if name not in direct], defaultdict[str, list[str]](list)
-    for name in set(model).difference(direct.values()) if left else ():
+    for name in set(model).difference(direct.values()) if left and is_adapted else ():
         parts = name.split(".")
         for i in range(1, len(parts) - 1):
             wrapped[".".join(parts[:i] + parts[i + 1 :])].append(name)

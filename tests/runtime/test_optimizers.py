@@ -151,6 +151,13 @@ def test_only_what_the_plan_needs_is_asked_for():
         check(Together, Slices(), MATRICES, own=list(MATRICES)[:1])
 
 
+def test_parameters_that_are_given_whole_must_not_depend_on_each_other():
+    everything = tuple(MATRICES)
+    check_optimizer(partial(build_optimizer, torch.optim.Adafactor), MATRICES, everything, Slices(), CPU, everything)
+    with pytest.raises(GalvatronError, match="given gradients of some parameters"):
+        check_optimizer(partial(build_optimizer, Together), MATRICES, everything, Slices(), CPU, everything)
+
+
 def test_groups_by_name_and_by_dimension():
     def factory(named_parameters):
         decays = [p for name, p in named_parameters if p.dim() > 1]

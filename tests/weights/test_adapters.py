@@ -110,5 +110,6 @@ def test_adapters_without_values_are_refused() -> None:
     several = adapted()
     several.add_adapter("other", peft.LoraConfig(r=2, target_modules=["q_proj"]))
     several.base_model.set_adapter(["default", "other"])
+    form = ModelForm.of(several)  # it can be trained
     with pytest.raises(GalvatronError, match="2 active adapters"):
-        ModelForm.of(several)
+        form.in_type(None)

@@ -33,6 +33,12 @@ def test_names_are_matched(case: str) -> None:
     assert matched(files, set(model)) == wanted
 
 
+def test_what_an_adapter_wraps_has_one_module_more() -> None:
+    files, model = ["a.weight", "b.weight"], {"a.base.weight", "a.lora.down", "b.weight"}
+    assert matched(files, model) == {"b.weight": "b.weight"}
+    assert matched(files, model, is_adapted=True) == {"a.weight": "a.base.weight", "b.weight": "b.weight"}
+
+
 def test_names_that_fit_twice_are_refused() -> None:
     with pytest.raises(GalvatronError, match="'0', '1'"):
         matched(["weight", "bias"], {"0.weight", "0.bias", "1.weight", "1.bias"})

@@ -1,0 +1,34 @@
+"""What callers give along with a checkpoint, as JSON says it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from galvatron.checkpoints.index import with_numbers, with_words
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9)
+KEYS = st.sampled_from(["(number)", "(pairs)", "a"]) | st.integers() | st.text(max_size=3)
+VALUES = st.recursive(SCALARS, lambda own: st.lists(own, max_size=3) | st.dictionaries(KEYS, own, max_size=3))
+
+
+@given(VALUES)
+def test_values_come_back(value: Any) -> None:
+    assert with_numbers(json.loads(json.dumps(with_words(value), allow_nan=False))) == value
+
+
+def test_what_schedulers_keep_comes_back() -> None:
+    found = with_numbers(json.loads(json.dumps(with_words({"milestones": Counter([3, 3]), "best": math.inf}))))
+    assert found == {"milestones": {3: 2}, "best": math.inf}
+
+
+@pytest.mark.parametrize("value", [{"(pairs)": 1}, {"(pairs)": [[1]]}, {"(pairs)": [[[1], 2]]}, {"(pairs)": [[{}, 2]]}])
+def test_other_pairs_are_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="belong"):
+        with_numbers(value)
