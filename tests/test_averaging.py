@@ -133,7 +133,7 @@ def test_what_cannot_be_averaged_is_refused() -> None:
 # Schedules.
 
 SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
-    "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda step: min(1.0, (step + 1) / 4)),
+    "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda step: min(1.0, (step + 1) / 6)),
     "multiplicative": lambda o: lr_scheduler.MultiplicativeLR(o, lambda step: 0.9),
     "step": lambda o: lr_scheduler.StepLR(o, 2),
     "multi step": lambda o: lr_scheduler.MultiStepLR(o, [2, 4]),

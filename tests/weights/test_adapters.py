@@ -24,7 +24,7 @@ peft = pytest.importorskip("peft")
 pytestmark = [pytest.mark.usefixtures("shared_captures"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 
 STEPS = 3
-PLANS = ["dp2-zero3", "dp1", "tp2", "pp2/m2/1f1b/dp1", "dp2-tp2-zero3", "pp2/m4/zbv/dp2-zero3", "tp2+sp-recompute"]
+PLANS = ["dp2-zero3", "dp1", "tp2", "pp2/m2/1f1b/dp1", "dp2-tp2-zero3", "pp2/m2/zbv/dp2-zero3", "tp2+sp-recompute"]
 
 
 def adapted(base: nn.Module | None = None, **changes: Any) -> Any:
