@@ -45,6 +45,15 @@ def tie_line(plan: Plan) -> str:
     return ties and f"shared parameters: {ties}"
 
 
+def check_is_no_input(path: Path, *inputs: Path | None) -> None:
+    """
+    Raises:
+        GalvatronError: the file that is to be written is one of those that are read.
+    """
+    if any(one is not None and one.exists() and path.exists() and path.samefile(one) for one in inputs):
+        raise GalvatronError(f"{str(path)!r} is read by this command and would be overwritten: name another with -o")
+
+
 def write_file(path: Path, text: str) -> None:
     """Writes a file that the user named; directories are made.
 

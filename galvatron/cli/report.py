@@ -9,7 +9,7 @@ import typer
 
 from galvatron.cli.explain import PlanFile, Program
 from galvatron.cli.inputs import read_program
-from galvatron.cli.output import write_file
+from galvatron.cli.output import check_is_no_input, write_file
 from galvatron.cli.progress import shown_progress
 
 
@@ -34,6 +34,7 @@ def command(
     from galvatron.ir.files import cache_directory
     from galvatron.reporting.page import report
 
+    check_is_no_input(output, plan_file, program_file, against)
     program = read_program(program_file)
     with shown_progress(), kept_costs(cache_directory()):
         text = report(program, plan_file, cluster, memory=memory, against=against)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from galvatron.cli.inputs import ClusterText, Inductor, Json, ProgramFile, read_cluster, read_program
-from galvatron.cli.output import log_on_stderr
+from galvatron.cli.output import check_is_no_input, log_on_stderr
 from galvatron.cli.progress import shown_progress
 from galvatron.cli.space import (
     Forbid,
@@ -70,6 +70,8 @@ def command(
     """Search the best plan for a program on a cluster."""
     from galvatron.answers.curve import read_budgets
 
+    if output is not None:
+        check_is_no_input(output, program_file)
     budgets = () if memory is None else read_budgets(memory)
     batches = read_batches(global_batch)
     options = search_options(

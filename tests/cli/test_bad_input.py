@@ -340,3 +340,13 @@ def test_a_factory_that_is_interrupted_is_not_to_blame(tmp_path: Path) -> None:
     path.write_text("def f():\n    raise ValueError\n")
     with pytest.raises(CaptureError, match="stops.py:2"):
         call_factory(f"{path}:f")
+
+
+def test_what_is_read_is_not_overwritten(tmp_path: Path) -> None:
+    path, plan = tmp_path / "p.gir", tmp_path / "plan.json"
+    path.write_text(print_program(clustered(4)))
+    plan.write_text("{}")
+    for output, arguments in ((path, ("search", path, *CLUSTER)), (plan, ("report", plan, "-p", path))):
+        before = output.read_text()
+        assert_refused("would be overwritten", *arguments, "-o", output)
+        assert output.read_text() == before
