@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 from functools import cache
 
 import pytest
-import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from galvatron import runtime as rt
 from galvatron.costs.estimate import estimate_plan
 from galvatron.costs.objective import StageReport
-from tests.live_storage import LiveStorages
 from tests.marks import some_slow
 from tests.parity import harness
-from tests.parity.subjects import Batch
-from tests.parity.test_memory import copies_of_the_library, on_cpu
+from tests.parity.test_memory import followed, on_cpu
 from tests.parity.test_random_plans import COMMON, one_example
 from tests.ranks import run_ranks
 
@@ -43,18 +38,6 @@ def test_equals_eager(model: str, plan: str) -> None:
 @given(st.data())
 def test_random_plans_equal_eager(data: st.DataObject) -> None:
     one_example(data, MODELS)
-
-
-def followed(world: rt.World, job: harness.Job, batch: Batch) -> tuple[int, int]:
-    """Bytes that a rank holds between two steps, and at the most during one."""
-    harness.subject(job.name)  # the model itself is not counted
-    with LiveStorages() as live, copies_of_the_library():
-        program = harness.executor(world, job, optimizer=lambda p: torch.optim.AdamW(p, fused=True))
-        program.train_step(batch)
-        live.peak_bytes = 0
-        program.train_step(batch)
-        gc.collect()
-        return live.bytes, live.peak_bytes
 
 
 @cache
