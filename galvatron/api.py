@@ -39,6 +39,7 @@ from galvatron.forms import emitted, lowered, passed, searched, valid, with_cost
 from galvatron.ir.capture import BatchDims, Captured, Dynamic, LossFunction, Outputs, capture_graph, device_of
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.device import Device
+from galvatron.ir.documents import shown
 from galvatron.ir.files import cache_directory
 from galvatron.ir.plan import Plan
 from galvatron.ir.planned import PlanShorthand, read_plan, with_plan
@@ -250,13 +251,15 @@ def capture(
     precision: str | None = None,
     outputs: Outputs = (),
     checks: bool = True,
+    form: str = "clustered",
 ) -> Program:
-    """The training computation of a model as a program of layers (form clustered), for every batch size.
+    """The training computation of a model as a program of layers, for every batch size.
 
     Nothing is computed; a model on `meta` stays there.
 
     Args:
         model, example_inputs, loss_fn, batch_dims, dynamic, precision, outputs, checks: see `compile`.
+        form: `"captured"` is one graph as it was traced, on which no pass has run.
 
     Raises:
         CaptureError: the model cannot be captured; names the source line that is to blame.
@@ -266,6 +269,8 @@ def capture(
     check_inputs(example_inputs)
     check_outputs(outputs)
     compute = read_precision(precision)
+    if form not in ("captured", "clustered"):
+        raise GalvatronError(f"a program is captured or clustered, not {shown(form)}")
     with plain_torch(device_of(model)):
         with ours("capturing the model"):
             captured = capture_graph(
@@ -278,7 +283,7 @@ def capture(
                 outputs=outputs,
                 checks=checks,
             )
-        return passed(FRONT_END, captured.program)
+        return captured.program if form == "captured" else passed(FRONT_END, captured.program)
 
 
 @plain_torch()

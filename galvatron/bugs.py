@@ -14,6 +14,7 @@ import torch
 from galvatron.errors import GalvatronError, InternalError
 from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
+from galvatron.passes.base import PassResult
 from galvatron.passes.pipeline import Pipeline, Step
 from galvatron.runtime.failure import lost_a_peer
 
@@ -45,7 +46,7 @@ def ours(doing: str, program: Program | None = None, command: str = "") -> Itera
         ) from error
 
 
-def in_passes(step: Step, proceed: Callable[[], Program]) -> Program:
+def in_passes(step: Step, proceed: Callable[[], PassResult]) -> PassResult:
     """Instrument: an error of a pass that is not a `GalvatronError` is a bug; see `ours`."""
     rest = Pipeline(step.pipeline.passes[step.index :])
     with ours(f"running pass {step.pass_.name!r}", step.program, f"--passes '{rest}'"):

@@ -48,6 +48,9 @@ def command(
     dynamic: Dynamic = None,
     outputs: Outputs = None,
     checks: Checks = True,
+    form: Annotated[
+        str, typer.Option("--form", metavar="captured|clustered", help="As it was traced, or cut into layers.")
+    ] = "clustered",
 ) -> None:
     """Capture a model.
 
@@ -67,13 +70,15 @@ def command(
         dynamic=read_dynamic(dynamic),
         outputs=outputs or (),
         checks=checks,
+        form=form,
     )
     text = print_program(program)
     if str(output) == "-":
         print(text, end="")
     else:
         write_file(output, text)
-        typer.echo(f"{output}: {len(program.layers)} layers of {len(program.classes)} classes", err=True)
+        layers = f"{len(program.layers)} layers of {len(program.classes)} classes"
+        typer.echo(f"{output}: {layers if program.graph is None else f'{len(program.graph.ops)} ops'}", err=True)
 
 
 def read_dynamic(options: list[str] | None) -> dict[str, Any]:

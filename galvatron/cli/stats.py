@@ -1,9 +1,10 @@
-"""What sharding left whole and what it sends, as tables and JSON."""
+"""What passes did, what sharding left whole and what it sends, as tables and JSON."""
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +16,7 @@ from galvatron.units import format_seconds
 if TYPE_CHECKING:
     from galvatron.costs.fallbacks import ClassStatistics
     from galvatron.ir.layout import Axis
+    from galvatron.passes.counting import Counted
 
 Statistics = tuple["ClassStatistics", ...]
 
@@ -27,9 +29,7 @@ FILE_WIDTH = 160
 
 def print_statistics(statistics: Statistics, shared: str = "") -> None:
     """Prints the tables to stderr, under them what is `shared` if that is told."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        console.width = FILE_WIDTH
+    console = _console()
     if not statistics:
         console.print("No layer runs on more than one device of its stage: there is nothing to shard.")
         return
@@ -86,41 +86,69 @@ def collective_table(statistics: Statistics) -> Table:
     return table
 
 
-def statistics_json(statistics: Statistics) -> str:
+def print_counts(found: Sequence[Counted]) -> None:
+    """Prints the table of what every pass did to stderr."""
+    table = Table(title="what passes did")
+    table.add_column("pass", overflow="fold")
+    table.add_column("what")
+    for name in ("before", "after", "times"):
+        table.add_column(name, justify="right")
+    for counted in found:
+        rows = [(name, str(before), str(after), "") for name, (before, after) in counted.changes.items()]
+        rows += [(name, "", "", str(count)) for name, count in counted.counts.items()]
+        for place, row in enumerate(rows or [("nothing", "", "", "")]):
+            table.add_row(*map(cell, (counted.pass_ if place == 0 else "", *row)))
+        table.add_section()
+    _console().print(table)
+
+
+def print_remarks(found: Sequence[Counted]) -> None:
+    """Prints what passes say of single ops to stderr; equal remarks about one line once, with how many there are."""
+    for counted in found:
+        for text, count in Counter(map(str, counted.remarks)).items():
+            times = f" (×{count})" if count > 1 else ""
+            _console().print(cell(f"{counted.pass_}: {text}{times}"), soft_wrap=True, highlight=False)
+
+
+def _console() -> Console:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    return console
+
+
+def statistics_json(statistics: Statistics) -> list[dict[str, Any]]:
     """The same for programs: one object per class; seconds are floats, `op` and `why` of small ops null."""
-    return json.dumps(
-        [
-            {
-                "class": cls.name,
-                "layers": cls.layers,
-                "compute_s": cls.compute_s,
-                "whole": [
-                    {
-                        "axis": _axis(row.axis),
-                        "op": row.target,
-                        "why": str(row.reason) if row.reason else None,
-                        "count": row.count,
-                        "seconds": row.seconds,
-                        "saved_s": row.saved_s,
-                        "share": _share(row.seconds, cls.compute_s),
-                    }
-                    for row in cls.fallbacks
-                ],
-                "collectives": [
-                    {
-                        "axis": _axis(row.axis),
-                        "kind": row.kind,
-                        "forward": row.forward,
-                        "backward": row.backward,
-                        "seconds": row.seconds,
-                    }
-                    for row in cls.traffic
-                ],
-            }
-            for cls in statistics
-        ],
-        indent=2,
-    )
+    return [
+        {
+            "class": cls.name,
+            "layers": cls.layers,
+            "compute_s": cls.compute_s,
+            "whole": [
+                {
+                    "axis": _axis(row.axis),
+                    "op": row.target,
+                    "why": str(row.reason) if row.reason else None,
+                    "count": row.count,
+                    "seconds": row.seconds,
+                    "saved_s": row.saved_s,
+                    "share": _share(row.seconds, cls.compute_s),
+                }
+                for row in cls.fallbacks
+            ],
+            "collectives": [
+                {
+                    "axis": _axis(row.axis),
+                    "kind": row.kind,
+                    "forward": row.forward,
+                    "backward": row.backward,
+                    "seconds": row.seconds,
+                }
+                for row in cls.traffic
+            ],
+        }
+        for cls in statistics
+    ]
 
 
 def _op(target: str | None) -> str:

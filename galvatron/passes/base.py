@@ -16,7 +16,13 @@
 An option is an `int`, `float`, `str`, `bool`, `Bytes` or `Literal`, one of these or None, or a tuple of one of these;
 every option has a default. Underscores of a field's name are dashes in text.
 
-A program is valid before a pass and after it, perhaps not during. Printing, timing, verifying, bisecting and
+A pass that has something to tell beside the program defines `result` instead of `run`, and gives a `PassResult`: how
+often it did what, and remarks about places. One that only looks gives the program that it got, with `leaves` None; a
+range of forms is written
+
+    needs, leaves = (Form.CLUSTERED, Form.PLANNED), None
+
+A program is valid before a pass and after it, perhaps not during. Printing, timing, verifying, counting, bisecting and
 reproducers stand around passes (`galvatron.passes.instrument`), never inside them.
 """
 
@@ -27,13 +33,13 @@ import json
 import re
 import types
 import typing
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal, NewType, TypeVar
 
 from galvatron.errors import GalvatronError, PassError, did_you_mean
+from galvatron.ir.graph import Op
 from galvatron.ir.program import Form, Program
 from galvatron.units import parse_bytes, print_bytes
 
@@ -47,15 +53,50 @@ _BARE = re.compile(r"[A-Za-z0-9_.:/+*@%~-][A-Za-z0-9_.:/+*@%~=-]*")
 
 
 @dataclass(frozen=True)
-class Pass(ABC):
+class Remark:
+    """What a pass says of one place in a program.
+
+    Attributes:
+        op: where; None for the program as a whole.
+        within: the layer class that the op is in; empty for the flat graph of a captured program.
+    """
+
+    text: str
+    op: Op | None = None
+    within: str = ""
+
+    def __str__(self) -> str:
+        """One line: `block_0: linear at model.py:31 (self.down(x)): is left whole`."""
+        source = None if self.op is None else self.op.source
+        op = "" if self.op is None else self.op.target
+        line = "" if source is None else f" at {source}" + (f" ({source.code})" if source.code else "")
+        return ": ".join(part for part in (self.within, f"{op}{line}", self.text) if part)
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass gives: the program, how often it did what (by words of its own), and remarks."""
+
+    program: Program
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    remarks: tuple[Remark, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pass:
     """One transformation of a program: pure, deterministic, configured by its fields.
 
-    `needs` is the form of the program it takes, `leaves` the form of the one it gives.
+    `needs` is the form of the program it takes, or the first and the last of several; `leaves` is the form of the one
+    it gives, None for that which it got.
     """
 
     name: ClassVar[str]
-    needs: ClassVar[Form]
-    leaves: ClassVar[Form]
+    needs: ClassVar[Form | tuple[Form, Form]]
+    leaves: ClassVar[Form | None]
+
+    def __init_subclass__(cls) -> None:
+        if cls.run is Pass.run and cls.result is Pass.result:
+            raise TypeError(f"{cls.__name__} is no pass: it defines neither `run` nor `result`")
 
     def __post_init__(self) -> None:
         """Checks the options, wherever they come from.
@@ -69,13 +110,28 @@ class Pass(ABC):
             except ValueError as error:
                 raise PassError(f"pass {self.name!r}, option {option_name(field)!r}: {error}") from None
 
-    @abstractmethod
+    @classmethod
+    def takes(cls, form: Form) -> bool:
+        """Whether a program may be in this form."""
+        first, last = cls.needs if isinstance(cls.needs, tuple) else (cls.needs, cls.needs)
+        return first <= form <= last
+
+    @classmethod
+    def needed(cls) -> str:
+        """The forms that it takes: `captured`, or `clustered to planned`."""
+        return " to ".join(map(str, cls.needs)) if isinstance(cls.needs, tuple) else str(cls.needs)
+
     def run(self, program: Program) -> Program:
         """The transformed program.
 
         Raises:
             GalvatronError: the program or the options ask for something impossible.
         """
+        return self.result(program).program
+
+    def result(self, program: Program) -> PassResult:
+        """The same, with what there is to tell."""
+        return PassResult(self.run(program))
 
     def __str__(self) -> str:
         """The pipeline text of this pass: its name, and the options that differ from their defaults."""
@@ -110,6 +166,36 @@ class Pass(ABC):
 def option_name(field: dataclasses.Field[Any]) -> str:
     """The name of an option in pipeline text."""
     return field.name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a pass as it is written: its name, what it may be, and its default."""
+
+    name: str
+    kind: str
+    default: str
+
+
+def options_of(cls: type[Pass]) -> tuple[Option, ...]:
+    """The options of a pass."""
+    kinds = {field.name: _option_type(cls, field.name) for field in dataclasses.fields(cls)}
+    return tuple(
+        Option(option_name(field), _kind_text(kinds[field.name]), _print_option(field.default, kinds[field.name]))
+        for field in dataclasses.fields(cls)
+    )
+
+
+def _kind_text(kind: Any) -> str:
+    """`bytes`, `[str,...]`, `1f1b|zbv`, `int|none`."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return "|".join(map(str, arguments))
+    if origin is tuple:
+        return f"[{_kind_text(arguments[0])},...]"
+    if origin in (typing.Union, types.UnionType):
+        return f"{_kind_text(_not_none(kind))}|none"
+    return "bytes" if kind is Bytes else kind.__name__
 
 
 @cache

@@ -1,14 +1,12 @@
-"""What stands around passes: verifying, timing, printing, reproducers; and a search for the pass that broke a program.
+"""What stands around passes: verifying, timing, reproducers.
 
-An instrument is a callable `(step, proceed) -> Program`; see `galvatron.passes.pipeline.Instrument`. All text goes to
-stderr, so that stdout stays the program.
+Printing is in `passes.printing`, counting in `passes.counting`. An instrument is a callable `(step, proceed) ->
+PassResult`; see `galvatron.passes.pipeline.Instrument`. All text goes to stderr, so that stdout stays the program.
 """
 
 from __future__ import annotations
 
-import sys
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, repeat
@@ -16,7 +14,7 @@ from pathlib import Path
 
 from galvatron.errors import GalvatronError, PassError, VerifyError
 from galvatron.ir.program import Program
-from galvatron.passes.base import Pass
+from galvatron.passes.base import PassResult
 from galvatron.passes.pipeline import Pipeline, Step
 
 
@@ -26,13 +24,13 @@ class VerifyEach:
 
     seconds: list[float] = field(default_factory=list)
 
-    def __call__(self, step: Step, proceed: Callable[[], Program]) -> Program:
-        program = proceed()
+    def __call__(self, step: Step, proceed: Callable[[], PassResult]) -> PassResult:
+        result = proceed()
         try:
-            self.verify(program)
+            self.verify(result.program)
         except VerifyError as error:
             raise VerifyError(f"after pass {str(step.pass_)!r}: {error}") from error
-        return program
+        return result
 
     def verify(self, program: Program) -> None:
         """Verifies a program.
@@ -55,7 +53,7 @@ class Timing:
 
     seconds: list[tuple[str, float]] = field(default_factory=list)
 
-    def __call__(self, step: Step, proceed: Callable[[], Program]) -> Program:
+    def __call__(self, step: Step, proceed: Callable[[], PassResult]) -> PassResult:
         start = time.perf_counter()
         try:
             return proceed()
@@ -90,27 +88,10 @@ class Before:
     name: str
     program: Program | None = None
 
-    def __call__(self, step: Step, proceed: Callable[[], Program]) -> Program:
+    def __call__(self, step: Step, proceed: Callable[[], PassResult]) -> PassResult:
         if step.pass_.name == self.name:
             self.program = step.program
         return proceed()
-
-
-@dataclass(frozen=True)
-class PrintAfter:
-    """Instrument: prints the program after every pass, or only after those that changed it."""
-
-    only_changes: bool = False
-
-    def __call__(self, step: Step, proceed: Callable[[], Program]) -> Program:
-        from galvatron.ir.text import print_program
-
-        program = proceed()
-        changed = program != step.program
-        note = "" if changed else " (no change)"
-        if changed or not self.only_changes:
-            print(f"// after {step.pass_}{note}\n{print_program(program)}", file=sys.stderr)
-        return program
 
 
 @dataclass(frozen=True)
@@ -123,7 +104,7 @@ class Reproducer:
 
     path: Path
 
-    def __call__(self, step: Step, proceed: Callable[[], Program]) -> Program:
+    def __call__(self, step: Step, proceed: Callable[[], PassResult]) -> PassResult:
         try:
             return proceed()
         except GalvatronError as error:
@@ -144,40 +125,3 @@ class Reproducer:
             # Whatever goes wrong here must not hide the failure that is being reported.
             return f"no reproducer could be written to {self.path}: {error}"
         return f"reproducer: {self.path}"
-
-
-@dataclass(frozen=True)
-class Culprit:
-    """The pass that broke a program: its place in the pipeline, and what it got and gave (None when it raised)."""
-
-    index: int
-    pass_: Pass
-    before: Program
-    after: Program | None
-
-
-def bisect(program: Program, pipeline: Pipeline, good: Callable[[Program], bool]) -> Culprit | None:
-    """The first pass after which `good` no longer holds, or None when it holds to the end.
-
-    Passes are pure, so each runs once and the intermediate programs are kept; `good`, usually the costly part, is
-    called on a logarithmic number of them, on the assumption that a broken program stays broken. A pass that raises is
-    the culprit when the program it got was still good.
-
-    Raises:
-        PassError: the program is not good to begin with.
-    """
-    programs = [program]
-    pipeline.check(program.form)
-    for pass_ in pipeline.passes:
-        try:
-            programs.append(pass_.run(programs[-1]))
-        except Exception:
-            break
-    if not good(program):
-        raise PassError("bisect: the program is not good before the first pass, so no pass broke it")
-    last = len(programs) - 1
-    broken = 1 + bisect_left(range(1, last + 1), True, key=lambda i: not good(programs[i]))
-    if broken > len(pipeline.passes):
-        return None
-    after = programs[broken] if broken <= last else None
-    return Culprit(broken - 1, pipeline.passes[broken - 1], programs[broken - 1], after)

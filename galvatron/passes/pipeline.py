@@ -10,7 +10,7 @@ from typing import Any
 
 from galvatron.errors import PassError, did_you_mean
 from galvatron.ir.program import Form, Program
-from galvatron.passes.base import Pass, split_outside_quotes
+from galvatron.passes.base import Pass, PassResult, split_outside_quotes
 from galvatron.passes.registry import load_pass, pass_names
 
 
@@ -27,7 +27,7 @@ class Step:
         return self.pipeline.passes[self.index]
 
 
-Instrument = Callable[[Step, Callable[[], Program]], Program]
+Instrument = Callable[[Step, Callable[[], PassResult]], PassResult]
 """What stands around every pass: it gets the step and a function that runs the pass, and gives back a result."""
 
 
@@ -69,12 +69,13 @@ class Pipeline:
         """
         giver = "the program given"
         for pass_ in self.passes:
-            if pass_.needs != form:
+            if not pass_.takes(form):
                 raise PassError(
-                    f"pass {pass_.name!r} needs a program in form {pass_.needs}, but {giver} is in form {form}; "
-                    f"{_way_to(pass_.needs, form)}"
+                    f"pass {pass_.name!r} needs a program in form {pass_.needed()}, but {giver} is in form {form}; "
+                    f"{_way_to(type(pass_), form)}"
                 )
-            form, giver = pass_.leaves, f"what {pass_.name!r} leaves"
+            if pass_.leaves is not None:
+                form, giver = pass_.leaves, f"what {pass_.name!r} leaves"
 
     def run(self, program: Program, instruments: Iterable[Instrument] = ()) -> Program:
         """The program after every pass. Instruments stand around each pass, the first of them outermost.
@@ -87,10 +88,10 @@ class Pipeline:
         instruments = tuple(instruments)
         for index in range(len(self.passes)):
             step = Step(self, index, program)
-            proceed: Callable[[], Program] = partial(_run_step, step)
+            proceed: Callable[[], PassResult] = partial(run_step, step)
             for instrument in reversed(instruments):
                 proceed = partial(instrument, step, proceed)
-            program = proceed()
+            program = proceed().program
         return program
 
 
@@ -119,17 +120,25 @@ def parse_pass(text: str) -> Pass:
     return cls.with_options(options)
 
 
-def _run_step(step: Step) -> Program:
-    result = step.pass_.run(step.program)
-    if result.form != step.pass_.leaves:
+def run_step(step: Step) -> PassResult:
+    """What a pass gives of the program that it gets.
+
+    Raises:
+        PassError: it leaves another form than it declares.
+        GalvatronError: whatever the pass raises.
+    """
+    result = step.pass_.result(step.program)
+    leaves = step.program.form if step.pass_.leaves is None else step.pass_.leaves
+    if result.program.form != leaves:
         raise PassError(
-            f"pass {step.pass_.name!r} declares that it leaves form {step.pass_.leaves}, but it left {result.form}"
+            f"pass {step.pass_.name!r} declares that it leaves form {leaves}, but it left {result.program.form}"
         )
     return result
 
 
-def _way_to(needed: Form, form: Form) -> str:
-    if needed < form:
-        return f"run it earlier, on a program that is still {needed}"
-    givers = [name for name in pass_names() if (cls := load_pass(name)).leaves == needed and cls.needs != needed]
+def _way_to(needing: type[Pass], form: Form) -> str:
+    first, last = needing.needs if isinstance(needing.needs, tuple) else (needing.needs, needing.needs)
+    if last < form:
+        return f"run it earlier, on a program that is still {last}"
+    givers = [name for name in pass_names() if (cls := load_pass(name)).leaves == first and not cls.takes(first)]
     return f"run {' or '.join(repr(name) for name in givers)} before it" if givers else "no pass gives that form"

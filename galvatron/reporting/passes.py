@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +11,10 @@ from galvatron.bugs import in_passes
 from galvatron.forms import emitted
 from galvatron.ir.planned import with_plan
 from galvatron.ir.program import Form, Program
-from galvatron.ir.text import print_program
+from galvatron.ir.text.differences import program_differences
 from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END, LOWERING
+from galvatron.passes.base import PassResult
 from galvatron.passes.pipeline import Pipeline, Step
 
 LINES = 1500
@@ -30,8 +30,10 @@ class Differences:
 
     found: list[dict[str, Any]] = field(default_factory=list)
 
-    def __call__(self, step: Step, proceed: Callable[[], Program]) -> Program:
-        return self.add(step.pass_.name, step.program, proceed())
+    def __call__(self, step: Step, proceed: Callable[[], PassResult]) -> PassResult:
+        result = proceed()
+        self.add(step.pass_.name, step.program, result.program)
+        return result
 
     def add(self, name: str, before: Program, after: Program) -> Program:
         """What a pass gave, which is now kept."""
@@ -40,12 +42,11 @@ class Differences:
 
 
 def difference(before: Program, after: Program) -> dict[str, Any]:
-    """The lines that two programs differ in, with how many are gone and there; no more than `LINES` of them."""
-    first, second = (print_program(program).splitlines() for program in (before, after))
-    lines = list(difflib.unified_diff(first, second, n=2, lineterm=""))[2:]
+    """In what two programs differ, with how many lines are gone and there; no more than `LINES` are shown."""
+    lines = program_differences(before, after)
     return {
-        "gone": sum(line.startswith("-") for line in lines),
-        "added": sum(line.startswith("+") for line in lines),
+        "gone": sum(line.lstrip().startswith("- ") for line in lines),
+        "added": sum(line.lstrip().startswith("+ ") for line in lines),
         "lines": "\n".join(lines[:LINES]),
         "left_out": max(0, len(lines) - LINES),
     }

@@ -9,7 +9,19 @@ what is computed twice.
 from galvatron.rewriting.builder import Builder
 from galvatron.rewriting.driver import rewritten
 from galvatron.rewriting.matcher import Match
+from galvatron.rewriting.record import Rewrite, Rewrites
 from galvatron.rewriting.rules import Formula, Function, Meanings, RewriteRule
 from galvatron.rewriting.sharing import numbered
 
-__all__ = ["Builder", "Formula", "Function", "Match", "Meanings", "RewriteRule", "numbered", "rewritten"]
+__all__ = [
+    "Builder",
+    "Formula",
+    "Function",
+    "Match",
+    "Meanings",
+    "Rewrite",
+    "RewriteRule",
+    "Rewrites",
+    "numbered",
+    "rewritten",
+]

@@ -178,7 +178,7 @@ ARGUMENTS: dict[str, tuple[str, str]] = {
     "a plan of digits": ("estimate {p} {on} --plan pp" + "9" * 5000 + "/dp4", "unknown part"),
     "a plan of a NUL": ("estimate {p} {on} --plan a\0b.json", "cannot read plan 'a\\x00b.json'"),
     "a plan of a surrogate": ("estimate {p} {on} --plan \ud800", "unknown token '\\ud800'"),
-    "statistics in a file": ("opt {p} --passes {sharded} --stats-json {p}/x", "cannot write"),
+    "statistics in a file": ("opt {p} --passes {sharded} --json {p}/x", "cannot write"),
     "a pass of markup": ("opt {p} --passes [/x]", "is not a pass"),
     "an option of digits": ("opt {p} --passes enumerate-strategies{pipeline-degrees=[" + "9" * 5000 + "]}", "degree"),
     "an open bracket": ("opt {p} --passes search{", "a bracket is not closed"),

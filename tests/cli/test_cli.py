@@ -298,11 +298,14 @@ def test_stats_leave_stdout_to_the_program(program_file: Path, tmp_path: Path) -
     path = tmp_path / "stats.json"
     passes = f"{PLANNED},shard,redistribute,split-stages"
     plain, silence = run("opt", program_file, "--passes", passes)
-    out, err = run("opt", program_file, "--passes", passes, "--stats", "--stats-json", path)
+    out, err = run("opt", program_file, "--passes", passes, "--stats", "--json", path)
     assert out == plain and not silence
     assert "ops that run whole on an axis" in err and "(small ops)" in err
-    assert sum(cls["layers"] for cls in json.loads(path.read_text())) == 6
-    assert sum(row["count"] for cls in json.loads(path.read_text()) for row in cls["whole"]) > 0
+    told = json.loads(path.read_text())
+    assert sum(cls["layers"] for cls in told["sharding"]) == 6
+    assert sum(row["count"] for cls in told["sharding"] for row in cls["whole"]) > 0
+    assert [one["pass"].partition("{")[0] for one in told["passes"]] == re.findall(r"(?:^|,)([a-z-]+)(?=[,{]|$)", passes)
+    assert "what passes did" in err and "comm.all_reduce" in err
 
 
 def test_stats_of_one_device_per_stage_say_so(program_file: Path) -> None:
@@ -310,7 +313,3 @@ def test_stats_of_one_device_per_stage_say_so(program_file: Path) -> None:
     _, err = run("opt", program_file, "--passes", f"{single},shard", "--stats")
     assert "nothing to shard" in err
 
-
-def test_stats_need_a_program_to_be_sharded(program_file: Path) -> None:
-    _, err = run("opt", program_file, "--passes", PLANNED, "--stats", code=2)
-    assert "put 'shard' into --passes" in err

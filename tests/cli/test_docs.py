@@ -74,5 +74,5 @@ def test_every_command_of_the_document_runs(tmp_path: Path, monkeypatch: pytest.
     assert "time in passes" in errors
     assert "ops that run whole on an axis" in errors and "collectives" in errors
     assert "tp8+sp" in Path("sharded.gir").read_text()
-    statistics = json.loads(Path("stats.json").read_text())
+    statistics = json.loads(Path("stats.json").read_text())["sharding"]
     assert {row["axis"]["name"] for cls in statistics for row in cls["collectives"]} == {"tp"}

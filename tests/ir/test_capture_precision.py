@@ -15,6 +15,7 @@ from torch import nn
 from galvatron.errors import CaptureError
 from galvatron.ir.capture import Captured, capture_graph
 from galvatron.ir.graph import Graph, Op
+from galvatron.ir.inlined import inlined
 from galvatron.ir.program import Program
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.types import TORCH_DTYPE_NAMES
@@ -22,7 +23,6 @@ from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END
 from galvatron.passes.pipeline import Pipeline
 from tests import models
-from tests.inlined import inlined
 from tests.marks import some_slow
 
 PRECISIONS = ("bf16", "f16")

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from galvatron import passes
 from galvatron.errors import BudgetError, PassError, VerifyError
 from galvatron.ir.program import Form, Program
-from galvatron.passes.base import Bytes, Pass
-from galvatron.passes.instrument import PrintAfter, Reproducer, Timing, VerifyEach, bisect
-from galvatron.passes.pipeline import Pipeline, Step
+from galvatron.passes.base import Bytes, Pass, PassResult
+from galvatron.passes.bisecting import bisect
+from galvatron.passes.instrument import Reproducer, Timing, VerifyEach
+from galvatron.passes.pipeline import Instrument, Pipeline, Step
+from galvatron.passes.printing import PrintPrograms
 from galvatron.passes.registry import load_pass, pass_names
 
 PROGRAM = Program("toy", Form.CAPTURED, 4, (), (), "loss")
@@ -219,8 +221,8 @@ def test_a_pass_that_leaves_another_form_than_declared() -> None:
 def test_instruments_nest_first_outermost() -> None:
     log: list[str] = []
 
-    def logger(name: str) -> Callable[[Step, Callable[[], Program]], Program]:
-        def around(step: Step, proceed: Callable[[], Program]) -> Program:
+    def logger(name: str) -> Instrument:
+        def around(step: Step, proceed: Callable[[], PassResult]) -> PassResult:
             log.append(f"{name} before {step.pass_}")
             result = proceed()
             log.append(f"{name} after {step.pass_}")
@@ -294,11 +296,11 @@ def stub_text(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_print_after(stub_text: None, capsys: pytest.CaptureFixture[str]) -> None:
     pipeline = Pipeline((Append("x"), Append()))
-    pipeline.run(PROGRAM, (PrintAfter(),))
+    pipeline.run(PROGRAM, (PrintPrograms(after_all=True),))
     out, err = capsys.readouterr()
     assert not out
     assert err == "// after append{text=x}\nprogram toyx\n\n// after append (no change)\nprogram toyx\n\n"
-    pipeline.run(PROGRAM, (PrintAfter(only_changes=True),))
+    pipeline.run(PROGRAM, (PrintPrograms(after_change=True),))
     assert capsys.readouterr().err == "// after append{text=x}\nprogram toyx\n\n"
 
 

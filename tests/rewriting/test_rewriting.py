@@ -20,7 +20,7 @@ def graph_of(*ops: str, returns: str = "%out") -> Graph:
 
 
 def after(graph: Graph, *rules: RewriteRule) -> Graph:
-    return rewritten(graph, rules, trainable=["w"])
+    return rewritten(graph, {str(place): rule for place, rule in enumerate(rules)}, trainable=["w"])
 
 
 def targets(graph: Graph) -> list[str]:

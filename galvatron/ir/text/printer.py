@@ -91,6 +91,18 @@ def print_graph(graph: Graph, *, comments: bool = True) -> str:
     return _joined([Line(f"galvatron ir {tokens.VERSION}"), Line(""), *body, *_sources(w)])
 
 
+def op_text(op: Op) -> str:
+    """One op on a line of its own, without what says where it comes from."""
+    w = _Writer(lenient=True)
+    types = ", ".join(_typed(value, w) for value in op.results) if op.results else "()"
+    return unmark(f"{_names([value.name for value in op.results])} = {_call(op, w)} : {types}")
+
+
+def table_lines(program: Program) -> list[str]:
+    """The text of a program, line by line, without the table of its sources."""
+    return [unmark(line.text) for line in program_lines(program, _Writer())]
+
+
 def lenient_program_lines(program: Program) -> list[Line]:
     """The lines of a possibly invalid program, nothing rolled into loops, for error messages."""
     return [Line(unmark(line.text), line.locus) for line in program_lines(program, _Writer(lenient=True))]

@@ -42,8 +42,9 @@ function listing(text, kind = "code") {
 }
 
 function differenceListing(text) {
-  const kinds = { "+": "added", "-": "gone", "@": "place" };
-  return element("pre", { class: "diff", tabindex: 0 }, text.split("\n").map((line) => element("span", { class: `l ${kinds[line[0]] ?? ""}` }, line)));
+  const kinds = { "+": "added", "-": "gone" };
+  const kindOf = (line) => kinds[line.trimStart()[0]] ?? (/^ {2,}\S/.test(line) ? "" : "place");
+  return element("pre", { class: "diff", tabindex: 0 }, text.split("\n").map((line) => element("span", { class: `l ${kindOf(line)}` }, line)));
 }
 
 // What is inside is made when it is opened.

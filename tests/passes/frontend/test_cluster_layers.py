@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from galvatron.ir.graph import Arg, Graph, Op, Ref, Source, Value, map_refs
+from galvatron.ir.inlined import inlined
 from galvatron.ir.program import Form, LayerKind, Program, State
 from galvatron.ir.types import BATCH, TensorType
 from galvatron.ir.verify import verify
 from galvatron.passes.frontend.cluster_layers import ClusterLayers
 from galvatron.passes.frontend.normalize import Normalize
 from tests import models, stand_ins
-from tests.inlined import inlined
 from tests.marks import some_slow
 
 S, D = 4, 8

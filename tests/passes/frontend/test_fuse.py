@@ -37,7 +37,7 @@ def graph_of(program: Program) -> Graph:
 
 def fused(graph: Graph, without: str = "") -> Graph:
     """The graph after the rewrites of `fuse` alone, all of them or all but one."""
-    rules = [rule for name, rule in FUSIONS.items() if name != without]
+    rules = {name: rule for name, rule in FUSIONS.items() if name != without}
     return rewritten(graph, rules, trainable=[value.name for value in graph.state])
 
 

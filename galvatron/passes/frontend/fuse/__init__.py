@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from galvatron.ir.program import Form, Program
-from galvatron.passes.base import Pass
+from galvatron.passes.base import Pass, PassResult
 from galvatron.passes.frontend.fuse.conditions import (
     adds_bias,
     composed_order,
@@ -30,7 +30,8 @@ from galvatron.passes.frontend.fuse.conditions import (
 from galvatron.passes.frontend.fuse.samples import read_for_one_sample
 from galvatron.passes.frontend.normalize import normalized
 from galvatron.passes.frontend.normalize.identities import as_result
-from galvatron.rewriting import Formula, Function, RewriteRule, numbered, rewritten
+from galvatron.passes.frontend.results import rewriting_result
+from galvatron.rewriting import Formula, Function, RewriteRule, Rewrites, numbered, rewritten
 
 _RAW_SCORES = ("q @ k", "(q @ k) * scale", "(q @ k) / divisor")
 _MASKED_SCORES = (*(f"{s} + mask" for s in _RAW_SCORES), *(f"where.ScalarOther(mask, {s}, -inf)" for s in _RAW_SCORES))
@@ -122,19 +123,25 @@ FUSIONS: dict[str, RewriteRule] = {
 
 @dataclass(frozen=True)
 class Fuse(Pass):
-    """Replaces patterns of ops by the one op that computes the same, and masks by what attention knows by itself."""
+    """Replaces patterns of ops by the one op that computes the same, and masks by what attention knows by itself.
+
+    `rewrites` is how many rewrites are done, those of `normalize` among them, to find one that is wrong; None is all.
+    """
 
     name = "fuse"
     needs = Form.CAPTURED
     leaves = Form.CAPTURED
 
-    def run(self, program: Program) -> Program:
-        graph = program.required_graph
-        while (fused := rewritten(graph, FUSIONS.values(), program.trainable)) != graph:
-            graph = normalized(fused, program.trainable)
-        if graph == program.graph:
-            return program
-        graph = numbered(graph)
+    rewrites: int | None = None
+
+    def result(self, program: Program) -> PassResult:
+        before, rewrites = program.required_graph, Rewrites(self.rewrites)
+        graph = before
+        while (fused := rewritten(graph, FUSIONS, program.trainable, rewrites)) != graph:
+            graph = normalized(fused, program.trainable, rewrites)
+        if graph == before:
+            return PassResult(program)
         read = {value.name for value in graph.state}
         kept = tuple(state for state in program.state if state.kind != "constant" or state.name in read)
-        return replace(program.with_graph(graph), state=kept)
+        fused_program = replace(program.with_graph(numbered(graph)), state=kept)
+        return rewriting_result(fused_program, before, graph, rewrites)

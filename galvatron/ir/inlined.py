@@ -1,4 +1,4 @@
-"""The way back: the flat op graph that a program of layers computes."""
+"""The flat op graph that a program computes, in the forms before it is sharded."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from galvatron.ir.program import Layer, LayerClass, Program
 
 
 def inlined(program: Program) -> Graph:
-    """The whole computation of a clustered (costed, planned) program as one graph, layer after layer.
+    """The whole computation of a program as one graph: its own, or that of its layers, one after the other.
 
     Values that pass between layers keep their names in the program; those inside a layer get the layer's name before
     their own.
     """
+    if program.graph is not None:
+        return program.graph
     ops = [op for layer in program.layers for op in _ops(layer, program.class_of[layer.cls])]
     read = {name for layer in program.layers for name in layer.state}
     state = tuple(Value(s.name, s.compute_type(program.precision)) for s in program.state if s.name in read)
-    return Graph(program.inputs, state, tuple(ops), (program.output,))
+    return Graph(program.inputs, state, tuple(ops), program.results)
 
 
 def _ops(layer: Layer, cls: LayerClass) -> Iterator[Op]:

@@ -1,0 +1,87 @@
+"""Which ops of two graphs are the same, whatever their values are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+
+from galvatron.ir.graph import Graph, Op, map_refs
+from galvatron.ir.ops.arguments import typed
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How one graph became another.
+
+    Attributes:
+        ops: the places of ops in the first graph → those of the same ops in the second.
+        changed: the places in the first of those that have other arguments, or read other values.
+        values: values of the first → those of the second that are the same: inputs, state, results of the same ops.
+        instead: values of either whose op the other graph lacks → the value of the other that is read in its place.
+    """
+
+    ops: dict[int, int]
+    changed: frozenset[int]
+    values: dict[str, str]
+    instead: dict[str, str] = field(default_factory=dict)
+
+
+def aligned(first: Graph, second: Graph) -> Alignment:
+    """The alignment of two graphs: ops are the same that do the same at the same line of the model, in order; where
+    that leaves some, those that call the same operator there."""
+    ops = dict(_matched(range(len(first.ops)), range(len(second.ops)), first, second, _exactly))
+    for own, other in _gaps(ops, len(first.ops), len(second.ops)):
+        ops.update(_matched(own, other, first, second, _roughly))
+    given = {v.name for v in (*second.inputs, *second.state)}
+    values = {v.name: v.name for v in (*first.inputs, *first.state) if v.name in given}
+    for place, there in ops.items():
+        pairs = zip(first.ops[place].results, second.ops[there].results, strict=True)
+        values.update((value.name, same.name) for value, same in pairs)
+    back, instead = {same: value for value, same in values.items()}, dict[str, str]()
+    changed: set[int] = set()
+    for place, there in ops.items():
+        own, other = first.ops[place], second.ops[there]
+        if _exactly(own) != _exactly(other) or len(own.operands) != len(other.operands):
+            changed.add(place)
+        for name, found in zip(own.operands, other.operands, strict=False):
+            if values.get(name) == found:
+                continue
+            if name not in values:
+                instead.setdefault(name, found)
+            elif found not in back:
+                instead.setdefault(found, name)
+            else:
+                changed.add(place)
+    return Alignment(ops, frozenset(changed), values, instead)
+
+
+def _where(op: Op) -> Hashable:
+    return op.source and (op.source.file, op.source.line)
+
+
+def _exactly(op: Op) -> Hashable:
+    args, kwargs = (map_refs(part, lambda _: "") for part in (op.args, tuple(value for _, value in op.kwargs)))
+    return op.target, typed(args), tuple(key for key, _ in op.kwargs), typed(kwargs), len(op.results), _where(op)
+
+
+def _roughly(op: Op) -> Hashable:
+    return op.name, len(op.results), _where(op)
+
+
+def _matched(
+    own: Sequence[int], other: Sequence[int], first: Graph, second: Graph, key: Callable[[Op], Hashable]
+) -> Iterator[tuple[int, int]]:
+    """Places of ops with equal keys, in order."""
+    keys = [key(first.ops[i]) for i in own], [key(second.ops[i]) for i in other]
+    for a, b, size in SequenceMatcher(None, *keys, autojunk=False).get_matching_blocks():
+        yield from zip(own[a : a + size], other[b : b + size], strict=True)
+
+
+def _gaps(ops: dict[int, int], first: int, second: int) -> Iterator[tuple[range, range]]:
+    """The stretches between ops that are the same."""
+    own, other = 0, 0
+    for place, there in sorted((*ops.items(), (first, second))):
+        if own < place and other < there:
+            yield range(own, place), range(other, there)
+        own, other = place + 1, there + 1

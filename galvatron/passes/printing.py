@@ -1,0 +1,149 @@
+"""Programs printed on the way through a pipeline, whole or as what passes changed, to stderr or into files."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from galvatron.errors import GalvatronError, PassError, did_you_mean
+from galvatron.ir.program import Program
+from galvatron.passes.base import PassResult
+from galvatron.passes.pipeline import Step
+
+
+@dataclass(frozen=True)
+class PrintPrograms:
+    """Instrument: prints programs to stderr.
+
+    Attributes:
+        before, after: the names of passes before and after which it prints.
+        after_all: whether it does after every pass.
+        after_change: whether it does after every pass that changes the program.
+        differences: whether it prints in what a pass changed the program, instead of all of it.
+        only: the one layer that is printed; empty for all.
+    """
+
+    before: Collection[str] = ()
+    after: Collection[str] = ()
+    after_all: bool = False
+    after_change: bool = False
+    differences: bool = False
+    only: str = ""
+
+    def __call__(self, step: Step, proceed: Callable[[], PassResult]) -> PassResult:
+        name = step.pass_.name
+        if name in self.before:
+            _show(f"// before {step.pass_}", self._text(step.program))
+        result = proceed()
+        changed = result.program != step.program
+        if name in self.after or self.after_all or (self.after_change and changed):
+            note = "" if changed else " (no change)"
+            if self.differences:
+                lines = changed and differences(part(step.program, self.only), part(result.program, self.only))
+                text = "\n".join(lines or ())
+            else:
+                text = self._text(result.program)
+            _show(f"// after {step.pass_}{note}", text)
+        return result
+
+    def _text(self, program: Program) -> str:
+        from galvatron.ir.text import print_program
+
+        return print_program(part(program, self.only))
+
+
+@dataclass(frozen=True)
+class DumpTree:
+    """Instrument: writes the program before the first pass and after each into a folder, `00-given.gir` and so on, and
+    beside each in what the pass changed it (`.diff`)."""
+
+    folder: Path
+
+    def __call__(self, step: Step, proceed: Callable[[], PassResult]) -> PassResult:
+        if step.index == 0:
+            self._write("00-given.gir", step.program)
+        result = proceed()
+        name = f"{step.index + 1:02d}-{step.pass_.name}"
+        self._write(f"{name}.gir", result.program)
+        self._write_text(f"{name}.diff", "\n".join(differences(step.program, result.program)))
+        return result
+
+    def _write(self, name: str, program: Program) -> None:
+        from galvatron.ir.text import print_program
+
+        self._write_text(name, print_program(program).rstrip("\n"))
+
+    def _write_text(self, name: str, text: str) -> None:
+        from galvatron.ir.files import write_text
+
+        try:
+            write_text(self.folder / name, text and f"{text}\n")
+        except (OSError, ValueError) as error:
+            raise GalvatronError(f"cannot write {str(self.folder / name)!r}: {error}") from None
+
+
+def differences(first: Program, second: Program) -> list[str]:
+    """See `galvatron.ir.text.differences`."""
+    from galvatron.ir.text.differences import program_differences
+
+    return program_differences(first, second)
+
+
+def part(program: Program, layer: str) -> Program:
+    """What of a program is one layer: its ops, or its class and what calls it; all of it for the empty name.
+
+    Of a captured program these are the ops of the module of that name. The result is to be looked at; it is not valid.
+
+    Raises:
+        PassError: there is no such layer.
+    """
+    if not layer:
+        return program
+    if program.graph is not None:
+        scopes = {op.source.scope: None for op in program.graph.ops if op.source is not None}
+        inside = re.compile(rf"(.*\.)?{re.escape(layer)}(\..*)?")
+        own = {scope for scope in scopes if inside.fullmatch(scope)}
+        if not own:
+            raise PassError(f"no op is of a module {layer!r}; {did_you_mean(layer, scopes)}")
+        ops = tuple(op for op in program.graph.ops if op.source is not None and op.source.scope in own)
+        return replace(program, graph=replace(program.graph, ops=ops))
+    found = [one for one in program.all_layers if one.name == layer or one.cls == layer]
+    if not found:
+        names = dict.fromkeys(name for one in program.all_layers for name in (one.name, one.cls))
+        raise PassError(f"there is no layer {layer!r}; {did_you_mean(layer, names)}")
+    used = {one.cls for one in found}
+    bases = {program.class_of[name].base for name in used}
+    classes = tuple(cls for cls in program.classes if cls.name in used | bases)
+    stages = tuple(
+        replace(stage, layers=tuple(one for one in stage.layers if one in found), state=()) for stage in program.stages
+    )
+    return replace(
+        program,
+        classes=classes,
+        layers=tuple(one for one in program.layers if one in found),
+        stages=tuple(stage for stage in stages if stage.layers),
+        state=tuple(state for state in program.state if any(state.name in one.state for one in found)),
+        candidates=tuple(one for one in program.candidates if one.cls in used | bases),
+        cuts=(),
+        cluster=None,
+    )
+
+
+def _show(heading: str, text: str) -> None:
+    """Prints to stderr; removed and added lines in colour where that is a terminal."""
+    if not sys.stderr.isatty():
+        print(f"{heading}\n{text}", file=sys.stderr)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text(heading, style="bold"))
+    for line in text.split("\n"):
+        console.print(Text(line, style=_STYLES.get(line.lstrip()[:2], "")))
+
+
+_STYLES = {"- ": "red", "+ ": "green", "//": "dim"}
