@@ -6,7 +6,6 @@ it computes of one batch is no proof for others, but where the program computes 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from galvatron.checking.found import Run
+from galvatron.debugging.comparison import distance, norm
 from galvatron.errors import GalvatronError
 from galvatron.ir.capture import Captured, LossFunction, device_of, loss_of, unchanged
 from galvatron.ir.capture.batch import Batch
@@ -73,10 +73,10 @@ def compared_with_eager(model: nn.Module, batch: Batch, loss_fn: LossFunction | 
         except Exception as error:
             return Run(f"the model itself fails on the example batch: {type(error).__name__}: {error}")
     found = _of_program(model, batch, captured)
-    sizes = {name: _norm(value) for name, value in eager.items()}
+    sizes = {name: norm(value) for name, value in eager.items()}
     least = _SMALL * sum(size**2 for name, size in sizes.items() if name.startswith(_GRADIENT)) ** 0.5
     differences = {
-        name: _difference(found[name], value, max(sizes[name], least if name.startswith(_GRADIENT) else 0.0))
+        name: distance(found[name], value, max(sizes[name], least if name.startswith(_GRADIENT) else 0.0))
         for name, value in eager.items()
     }
     where = max(differences, key=lambda name: differences[name])
@@ -148,23 +148,6 @@ def _as_before(model: nn.Module) -> Iterator[None]:
             for tensor, value in before:
                 if not torch.equal(tensor, value):  # not every kernel counts a change
                     tensor.copy_(value)
-
-
-def _norm(tensor: Tensor) -> float:
-    return torch.linalg.vector_norm(tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)).item()
-
-
-def _difference(found: Tensor, wanted: Tensor, size: float) -> float:
-    """How much a tensor differs, as a part of what is wanted, of that size; equal infinities and NaNs do not."""
-    if found.shape != wanted.shape:
-        return math.inf
-    wide = torch.complex128 if wanted.is_complex() else torch.float64
-    found, wanted = found.to(wide), wanted.to(wide)
-    alike = (found == wanted) | (found.isnan() & wanted.isnan())
-    distance = _norm(torch.where(alike, 0.0, found - wanted))
-    if not math.isfinite(distance):
-        return math.inf
-    return distance / size if distance and size else distance and math.inf
 
 
 def _tolerance(program: Program) -> float:

@@ -304,7 +304,7 @@ def test_stats_leave_stdout_to_the_program(program_file: Path, tmp_path: Path) -
     told = json.loads(path.read_text())
     assert sum(cls["layers"] for cls in told["sharding"]) == 6
     assert sum(row["count"] for cls in told["sharding"] for row in cls["whole"]) > 0
-    assert [one["pass"].partition("{")[0] for one in told["passes"]] == re.findall(r"(?:^|,)([a-z-]+)(?=[,{]|$)", passes)
+    assert [one["pass"] for one in told["passes"]][-3:] == ["shard", "redistribute", "split-stages"]
     assert "what passes did" in err and "comm.all_reduce" in err
 
 
@@ -312,4 +312,3 @@ def test_stats_of_one_device_per_stage_say_so(program_file: Path) -> None:
     single = PLANNED.replace("degrees=[1]", "degrees=[4]")
     _, err = run("opt", program_file, "--passes", f"{single},shard", "--stats")
     assert "nothing to shard" in err
-

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from galvatron import runtime as rt
+from galvatron.debugging.simulation import combine, coordinate, distribute, kept, mesh_of
 from galvatron.errors import GalvatronError
 from galvatron.ir.layout import (
     BROADCAST,
@@ -28,7 +29,6 @@ from galvatron.ir.layout import (
     positions,
     uncut_mesh,
 )
-from tests.partition.simulate import combine, coordinate, distribute, kept, mesh_of
 
 DP, TP = Axis("dp", 2, 4), Axis("tp", 4, 1)
 OUTER, INNER = TP.cut(2)

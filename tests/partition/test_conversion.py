@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from galvatron.debugging.simulation import Mesh, combine, distribute, dual_layout, exchange, mesh_of
 from galvatron.ir.collectives import COLLECTIVES
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Layout, Placement, Shard, cutting_problem, local_shape
 from galvatron.ir.types import TensorType
 from galvatron.partition.conversion import redistribute
-from tests.partition.simulate import Mesh, combine, distribute, dual_layout, exchange, mesh_of
 
 # Factors of the first dimension: 4 · 4 · 3 elements, so that either factor can be sharded by two axes of size 2.
 SHAPE = (48, 4)

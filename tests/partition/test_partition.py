@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from galvatron.debugging.simulation import Tensors, combine, distribute, dual_layout, run_ranks, world
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Graph, Value
 from galvatron.ir.interpreter import run_graph
@@ -26,7 +27,6 @@ from galvatron.partition.modes import pieces
 from galvatron.passes.frontend.cluster_layers import ClusterLayers
 from galvatron.passes.frontend.normalize import Normalize
 from tests.models import shared
-from tests.partition.simulate import Tensors, combine, distribute, dual_layout, run_ranks, world
 
 BATCH = 4
 # The models are tiny: only without latency do they weigh bytes against work like large ones.

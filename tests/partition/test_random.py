@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from galvatron.debugging.simulation import Tensors, combine, distribute, mesh_of, run_op
 from galvatron.ir.factors import FactorTable
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Layout, Placement, Shard, local_shape
@@ -18,7 +19,6 @@ from galvatron.partition.localize import Localizer, MicroBatch, PlacedAxis
 from galvatron.partition.modes import AxisState, Mode, Split
 from tests.partition.offered import offered
 from tests.partition.samples import Sample, sample
-from tests.partition.simulate import Tensors, combine, distribute, mesh_of, run_op
 
 RANKS = 2
 MESH = mesh_of(RANKS)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from galvatron.debugging.simulation import Mesh, Tensors, combine, distribute, dual_layout, mesh_of, run_op
 from galvatron.ir.factors import FactorTable
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.interpreter import run_graph
@@ -22,7 +23,6 @@ from tests.marks import needs_torch
 from tests.partition import every_sample  # noqa: F401  # it fills CASES
 from tests.partition.offered import offered
 from tests.partition.samples import CASES, POINTWISE, Case, Draw, Sample, below, continuous, real, sample
-from tests.partition.simulate import Mesh, Tensors, combine, distribute, dual_layout, mesh_of, run_op
 
 
 def placed(state: AxisState, value: Value) -> Layout:

@@ -1,6 +1,7 @@
 """All ranks of a mesh in one process: whole tensors taken apart and put together by layout, collectives in lockstep.
 
-Written from the definitions in `galvatron.ir.layout` and the collective table alone, as an oracle for the partitioner.
+Written from the definitions in `galvatron.ir.layout` and the collective table alone, so that it shares no mistake with
+the partitioner.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import torch
 import torch.distributed as dist
 
 from galvatron import runtime as rt
+from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.interpreter import OpHandler, run_graph
 from galvatron.ir.layout import Axis, Layout, Partial, Shard, dual, nameable_axes
-from galvatron.ir.spmd import on_slices
+from galvatron.ir.spmd import on_slices, without_axis
 from galvatron.ir.types import Dim, evaluate
 
 Mesh = tuple[Axis, ...]
@@ -56,7 +58,8 @@ def kept(length: int, dim: int, layout: Layout, mesh: Mesh, rank: int, batch: in
             outer = evaluate(placement.outer, batch)
             part = kept_of.get(outer, torch.arange(length // outer))
             pieces = 2 * axis.size if placement.folded else axis.size
-            assert length % outer == 0 and (len(part) % pieces == 0) != placement.padded
+            if length % outer or (len(part) % pieces == 0) == placement.padded:
+                raise GalvatronError(f"{placement} does not divide {length} elements over {axis}")
             chunks, own = part.chunk(pieces), coordinate(axis, rank)
             kept_of[outer] = torch.cat([chunks[own], chunks[pieces - 1 - own]]) if placement.folded else chunks[own]
     keep = torch.ones(length, dtype=torch.bool)
@@ -112,8 +115,12 @@ def combine(
     *,
     zeros: bool = False,
 ) -> torch.Tensor:
-    """The whole tensor from each rank's part; ranks that should hold the same must, and filler must be zero if `zeros`
-    (of a gradient)."""
+    """The whole tensor from each rank's part.
+
+    Raises:
+        GalvatronError: ranks that should hold the same do not, a part has another shape, or something is missing, or
+            filler is not finite, or not zero where it has to be: `zeros`, of a gradient.
+    """
     partial_axes = [axis for placement, axis in zip(layout, mesh, strict=True) if isinstance(placement, Partial)]
     terms: dict[tuple[int, ...], torch.Tensor] = {}
     filled: dict[tuple[int, ...], torch.Tensor] = {}
@@ -123,15 +130,16 @@ def combine(
         seen = filled.setdefault(key, torch.zeros(shape, dtype=torch.bool))
         lines = [kept(length, dim, layout, mesh, rank, batch) for dim, length in enumerate(shape)]
         part = _without_filler(parts[rank], shape, lines, layout, mesh, zeros)
-        assert tuple(part.shape) == tuple(map(len, lines)), (layout, shape, part.shape)
+        if tuple(part.shape) != tuple(map(len, lines)):
+            raise GalvatronError(f"rank {rank} has a part of shape {tuple(part.shape)}, not {tuple(map(len, lines))}")
         place = tuple(line.reshape([-1 if i == d else 1 for i in range(len(shape))]) for d, line in enumerate(lines))
-        if bool(seen[place].all()):
-            torch.testing.assert_close(
-                part, whole[place], equal_nan=True, msg=lambda m: f"ranks disagree on {layout}: {m}"
-            )
+        alike = torch.allclose(part, whole[place], rtol=1e-7, atol=1e-9, equal_nan=True)
+        if bool(seen[place].all()) and not alike:
+            raise GalvatronError(f"rank {rank} has other numbers than a rank that should have the same")
         whole[place] = part
         seen[place] = True
-    assert all(bool(seen.all()) for seen in filled.values()), f"{layout} leaves a gap"
+    if not all(bool(seen.all()) for seen in filled.values()):
+        raise GalvatronError("some elements are on no rank")
     total = torch.zeros(shape, dtype=parts[0].dtype)
     for term in terms.values():
         total = total + term
@@ -145,7 +153,8 @@ def _without_filler(
         own = part.narrow(dim, 0, min(len(line), part.shape[dim]))
         missing = _filler(own, shape[dim], dim, layout, mesh)
         filler = part.narrow(dim, len(line), missing)
-        assert bool(filler.isfinite().all()) and not (zeros and bool(filler.any())), (layout, filler)
+        if not bool(filler.isfinite().all()) or (zeros and bool(filler.any())):
+            raise GalvatronError(f"the filler of dimension {dim} is not {'zero' if zeros else 'finite'}")
         part = part.narrow(dim, 0, part.shape[dim] - missing)
     return part
 
@@ -235,7 +244,7 @@ def _rules(op: Op, batch: int) -> tuple[Callable[[Group], Group], Callable[[Grou
         case "comm.all_to_all":
             split, concat = place("split_"), place("concat_")
             return lambda g: _all_to_all(g, split, concat), lambda g: _all_to_all(g, concat, split)
-    raise AssertionError(op.target)
+    raise GalvatronError(f"there is no collective {op.target!r}")
 
 
 class _Exchange(torch.autograd.Function):
@@ -338,24 +347,53 @@ def run_op(op: Op, graph: Graph, mesh: Mesh, env: list[Tensors], *, batch: int, 
     if not op.target.startswith("spmd."):
         return [run(rank) for rank in world(mesh)]
     (axis,) = (a for a in nameable_axes(mesh) if a.name == op.kwarg("axis"))
+    ring = on_slices(op).ring is not None
     results: list[Tensors] = [{} for _ in world(mesh)]
     for first in world(mesh):
         if coordinate(axis, first) == 0:
             ranks = [first + i * axis.stride for i in range(axis.size)]
-            for rank, made in zip(ranks, _spmd(op, axis, ranks, run), strict=True):
+            own = [env[rank] for rank in ranks]
+            group = _whole(op, graph, mesh, axis, own, batch) if ring else _spmd(op, axis, ranks, run)
+            for rank, made in zip(ranks, group, strict=True):
                 results[rank] = made
+    return results
+
+
+def _whole(op: Op, graph: Graph, mesh: Mesh, axis: Axis, env: list[Tensors], batch: int) -> list[Tensors]:
+    """An op that sends slices around an axis, on one group of ranks: as what it means, the op on whole tensors, of
+    which each rank then has its slice."""
+    place = mesh.index(axis)
+    given = {}
+    for name in dict.fromkeys(op.operands):
+        placement = (graph.values[name].layout or ())[place]
+        parts = [tensors[name] for tensors in env]
+        given[name] = _gather(parts, placement)[0] if isinstance(placement, Shard) else parts[0]
+    single = Graph(
+        tuple(graph.values[name] for name in given), (), (without_axis(op),), tuple(v.name for v in op.results)
+    )
+    results: list[Tensors] = [{} for _ in env]
+    for name, tensor in run_graph(single, given, batch=batch).items():
+        placement = (graph.values[name].layout or ())[place]
+        if not isinstance(placement, Shard):
+            raise GalvatronError(f"%{name} of {op.target} is not in slices on {axis.name}")
+        for own, part in zip(results, _slice([tensor] * axis.size, placement), strict=True):
+            own[name] = part
     return results
 
 
 def run_ranks(graph: Graph, mesh: Mesh, values: list[Tensors], *, batch: int, global_batch: int) -> list[Tensors]:
     """Runs a local graph on every rank, op by op in lockstep; returns all values of every rank by name.
 
-    Every tensor must have the shape that its type says.
+    Raises:
+        GalvatronError: a tensor has another shape than its type says.
     """
     env = [dict(v) for v in values]
     for op in graph.ops:
-        for e, made in zip(env, run_op(op, graph, mesh, env, batch=batch, global_batch=global_batch), strict=True):
+        results = run_op(op, graph, mesh, env, batch=batch, global_batch=global_batch)
+        for rank, (e, made) in enumerate(zip(env, results, strict=True)):
             e.update(made)
             for value in op.results:
-                assert tuple(e[value.name].shape) == tuple(evaluate(d, batch) for d in value.type.shape), value
+                shape, own = tuple(evaluate(d, batch) for d in value.type.shape), tuple(e[value.name].shape)
+                if own != shape:
+                    raise GalvatronError(f"%{value.name} is {own} on rank {rank}, but its type says {shape}")
     return env

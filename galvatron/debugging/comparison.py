@@ -1,0 +1,231 @@
+"""The first op of which a value, or the gradient of one, is not what it was before a pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from galvatron.debugging.running import Tensors, Trace, traced
+from galvatron.debugging.values import random_values
+from galvatron.debugging.widened import widened
+from galvatron.errors import GalvatronError
+from galvatron.ir.alignment import aligned
+from galvatron.ir.graph import Graph, Op
+from galvatron.ir.types import BatchSizes, evaluate
+
+SCALES = (1.0, 1e-3, 3.0)
+"""Of the random numbers, so that an epsilon shows, and a clamp."""
+
+TOLERANCE = 1e-8
+"""Relative, in float64: sums in another order differ by far less, another computation by far more."""
+
+ROUNDING = 1e4
+"""A value may be off by so many times as much as it is in the first program alone when every result of an op is
+another one in its last bit: where scores are large, a softmax makes much of that."""
+
+MOST_ELEMENTS = 1 << 26
+"""Of all values of a graph together, at the size at which it is run: half a gigabyte."""
+
+_SMALL = 1e-2
+"""A tensor whose norm is below this share of the largest beside it is compared as if it were that large: what is zero
+in exact arithmetic is nothing but rounding."""
+
+
+@dataclass(frozen=True)
+class Departure:
+    """Where two programs depart.
+
+    Attributes:
+        what: `value` or `gradient`.
+        name, before: the value in the second program, and in the first.
+        ops: of the second program, those that are to blame: what computes the value, or what reads it.
+        difference: relative to the norm of the value.
+        scale: of the random numbers at which it shows.
+        within: the layer class, if it is one; empty for the whole program.
+        note: more about it, such as which rank has something else than the others.
+    """
+
+    what: str
+    name: str
+    before: str
+    ops: tuple[Op, ...]
+    difference: float
+    scale: float
+    within: str = ""
+    note: str = ""
+
+    def __str__(self) -> str:
+        """Where, and by how much, with the ops and their lines."""
+        of = f"of %{self.before}" if self.before == self.name else f"of %{self.name}, which was %{self.before},"
+        inside = f"in class @{self.within}: " if self.within else ""
+        much = "is another" if math.isinf(self.difference) else f"is off by {self.difference:.2g} of its norm"
+        note = self.note and f": {self.note}"
+        lines = [f"{inside}the {self.what} {of} {much}{note} (random numbers of scale {self.scale:g})"]
+        return "\n".join((*lines, *map(_blamed, self.ops)))
+
+
+def _blamed(op: Op) -> str:
+    from galvatron.ir.text.printer import op_text
+
+    source = op.source
+    line = "" if source is None else f"\n    {source}  {source.code}" + (f"  in {source.scope}" if source.scope else "")
+    return f"  {op_text(op)}{line}"
+
+
+def departure(first: Graph, second: Graph, sizes: BatchSizes, scales: Iterable[float] = SCALES) -> Departure | None:
+    """Where the second of two graphs, which should compute the same, departs from the first; None where it does not.
+
+    Args:
+        sizes: the numbers of samples for which they hold; they are run with the fewest above one.
+
+    Raises:
+        GalvatronError: they are too large to run here, or cannot be run.
+    """
+    wide = widened(first), widened(second)
+    batch = fewest_samples(wide, sizes)
+    check_size(wide, batch)
+    for scale in scales:
+        given = random_values(wide[0], batch, scale, 0)
+        own, other = traced(wide[0], given, batch), traced(wide[1], _of(second, given), batch)
+        nearby = traced(wide[0], given, batch, rounded=True)
+        found = _Comparison(first, second, own, other, nearby).departure()
+        if found is not None:
+            return replace(found, scale=scale)
+    return None
+
+
+def _of(graph: Graph, given: Tensors) -> Tensors:
+    """What a graph is given; less than another one, of which it is made."""
+    return {value.name: given[value.name] for value in (*graph.inputs, *graph.state)}
+
+
+def fewest_samples(graphs: Iterable[Graph], sizes: BatchSizes) -> int:
+    """The least number of samples above one for which every size of some graphs is whole."""
+    dims = {dim for graph in graphs for value in graph.values.values() for dim in value.type.shape}
+    for batch in range(2, 4097):
+        if batch in sizes:
+            try:
+                for dim in dims:
+                    evaluate(dim, batch)
+            except GalvatronError:
+                continue
+            return batch
+    raise GalvatronError(f"there is no number of samples up to 4096 among {sizes} at which all sizes are whole")
+
+
+def check_size(graphs: Iterable[Graph], batch: int) -> None:
+    """
+    Raises:
+        GalvatronError: a graph has too many elements to be run.
+    """
+    for graph in graphs:
+        total = sum(evaluate(value.type.numel, batch) for value in graph.values.values())
+        if total > MOST_ELEMENTS:
+            raise GalvatronError(
+                f"its values have {total:,} elements with {batch} samples, more than the {MOST_ELEMENTS:,} that are "
+                "run to compare: capture a smaller model of the same kind"
+            )
+
+
+class _Comparison:
+    """Two graphs that should compute the same, and what they made of the same numbers."""
+
+    def __init__(self, first: Graph, second: Graph, before: Trace, after: Trace, nearby: Trace) -> None:
+        """
+        Args:
+            nearby: what the first makes when each result is another one in its last bit.
+        """
+        self._graph, self._before, self._after, self._nearby = second, before, after, nearby
+        found = aligned(first, second)
+        given = [value.name for value in (*second.inputs, *second.state)]
+        self._due = {**{name: name for name in given}, **dict(zip(second.outputs, first.outputs, strict=True))}
+        """What has to be the same, as values of the second and of the first."""
+        changed = {value.name for place in found.changed for value in first.ops[place].results}
+        pairs = {there: name for name, there in found.values.items() if name not in changed}
+        for one, other in found.instead.items():
+            pairs |= {other: one} if one in first.values and one not in found.values else {one: other}
+        self._pairs = {**pairs, **self._due}
+        order = [*given, *(value.name for op in second.ops for value in op.results)]
+        self._compared = [n for n in order if self._pairs.get(n) in before.values and n in after.values]
+
+    def departure(self) -> Departure | None:
+        """The first value in the order of the second graph that departs, or else the last whose gradient does, if
+        anything departs that has to be the same."""
+        kept = [name for name in self._compared if name in self._due]
+        if not any(self._off(name) or self._gradient_off(name) for name in kept):
+            return None
+        for name in self._compared:
+            if off := self._off(name):
+                return self._departure("value", name, _makers(self._graph, name, set(self._compared)), off)
+        name = next(name for name in reversed(self._compared) if self._gradient_off(name))
+        readers = tuple(op for op in self._graph.ops if name in op.operands)
+        return self._departure("gradient", name, readers, self._gradient_off(name))
+
+    def _departure(self, what: str, name: str, ops: tuple[Op, ...], off: float) -> Departure:
+        return Departure(what, name, self._pairs[name], ops, off, 0.0)
+
+    def _off(self, name: str) -> float:
+        """How far a value is off, zero where that is rounding."""
+        before = self._pairs[name]
+        wanted = self._before.values[before]
+        size = norm(wanted)
+        rounding = distance(self._nearby.values[before], wanted, size)
+        return _beyond(distance(self._after.values[name], wanted, size), rounding)
+
+    def _gradient_off(self, name: str) -> float:
+        before, own = self._pairs[name], self._after.gradients.get(name)
+        wanted = self._before.gradients.get(before)
+        if own is None and wanted is None:
+            return 0.0
+        zero = torch.zeros_like(self._after.values[name])
+        own, wanted, nearby = (
+            zero if one is None else one for one in (own, wanted, self._nearby.gradients.get(before))
+        )
+        size = max(norm(wanted), self._least)
+        return _beyond(distance(own, wanted, size), distance(nearby, wanted, size))
+
+    @cached_property
+    def _least(self) -> float:
+        """The norm that a gradient is taken to have at least."""
+        found = (self._before.gradients.get(self._pairs[name]) for name in self._due)
+        return _SMALL * max((norm(one) for one in found if one is not None), default=0.0)
+
+
+def _beyond(off: float, rounding: float) -> float:
+    """How far something is off, zero where rounding explains it."""
+    return off if off > TOLERANCE + ROUNDING * rounding else 0.0
+
+
+def _makers(graph: Graph, name: str, known: set[str]) -> tuple[Op, ...]:
+    """What computes a value from those that are known to be right: all ops in between, the last one first."""
+    found: dict[str, Op] = {}
+    waiting = [name]
+    while waiting:
+        op = graph.producers.get(one := waiting.pop(0))
+        if op is not None and (one == name or one not in known) and op.results[0].name not in found:
+            found[op.results[0].name] = op
+            waiting += op.operands
+    return tuple(found.values())
+
+
+def distance(found: Tensor, wanted: Tensor, size: float) -> float:
+    """How much a tensor differs, as a part of `size`, the norm of what is wanted; equal infinities and NaNs do not."""
+    if found.shape != wanted.shape:
+        return math.inf
+    wide = torch.complex128 if wanted.is_complex() else torch.float64
+    found, wanted = found.to(wide), wanted.to(wide)
+    alike = (found == wanted) | (found.isnan() & wanted.isnan())
+    off = norm(torch.where(alike, 0.0, found - wanted))
+    if not math.isfinite(off):
+        return math.inf
+    return off / size if off and size else off and math.inf
+
+
+def norm(tensor: Tensor) -> float:
+    """The norm of all elements."""
+    return torch.linalg.vector_norm(tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)).item()
