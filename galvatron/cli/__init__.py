@@ -10,14 +10,28 @@ from typing import Annotated
 
 import typer
 
-from galvatron.cli import capture, check, demo, diff, emit, estimate, explain, opt, profile, report, search
+from galvatron.cli import (
+    bisect,
+    capture,
+    check,
+    demo,
+    diff,
+    emit,
+    estimate,
+    explain,
+    opt,
+    profile,
+    reduce,
+    report,
+    run,
+    search,
+)
 from galvatron.cli.errors import ErrorReportingGroup
 
 app = typer.Typer(
     name="galvatron",
     cls=ErrorReportingGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -31,7 +45,18 @@ app.command("report")(report.command)
 app.command("diff")(diff.command)
 app.command("emit")(emit.command)
 app.command("opt")(opt.command)
+app.command("run")(run.command)
+app.command("bisect")(bisect.command)
+app.command("reduce")(reduce.command)
 app.add_typer(profile.app)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"galvatron {version('galvatron')}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -45,6 +70,9 @@ def _galvatron(
             help="Run a file first, such as one with operators and their rules; repeatable.",
         ),
     ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """Turns an unmodified PyTorch model into the fastest distributed training program that fits the cluster."""
     for path in imported or ():

@@ -78,6 +78,9 @@ def command(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Verify the program before the first pass and after each.")
     ] = True,
+    check: Annotated[
+        bool, typer.Option("--check", help="Run the program before and after each pass: what is computed stays.")
+    ] = False,
     reproducer: Annotated[
         Path | None, typer.Option("--reproducer", metavar="PATH", help="Where to write what made a pass fail.")
     ] = None,
@@ -116,6 +119,10 @@ def command(
         if verify:
             run.verifier.verify(program)
             instruments.append(run.verifier)
+        if check:
+            from galvatron.debugging.passes import CompareEach
+
+            instruments.append(CompareEach())
         result = pipeline.run(program, [*instruments, run.counting, run.clock, run.unsharded])
     except GalvatronError as error:
         if json is not None:

@@ -16,6 +16,8 @@ from galvatron.debugging.widened import widened
 from galvatron.errors import GalvatronError
 from galvatron.ir.alignment import aligned
 from galvatron.ir.graph import Graph, Op
+from galvatron.ir.inlined import inlined
+from galvatron.ir.program import Form, Program
 from galvatron.ir.types import BatchSizes, evaluate
 
 SCALES = (1.0, 1e-3, 3.0)
@@ -99,6 +101,22 @@ def departure(first: Graph, second: Graph, sizes: BatchSizes, scales: Iterable[f
     return None
 
 
+def one_run(program: Program) -> tuple[float, dict[str, float]]:
+    """The loss of a program for random numbers, and the norm of the gradient of each trained parameter.
+
+    Raises:
+        GalvatronError: it is sharded, or too large to be run here.
+    """
+    if program.form >= Form.SHARDED:
+        raise GalvatronError(f"the program is {program.form}: what one rank does of it is not run alone")
+    graph = widened(inlined(program))
+    batch = fewest_samples([graph], program.batch_sizes)
+    check_size([graph], batch)
+    found = traced(graph, random_values(graph, batch, SCALES[0], 0), batch)
+    trained = [state.name for state in program.state if state.trainable and state.name in found.gradients]
+    return found.values[graph.outputs[0]].item(), {name: norm(found.gradients[name]) for name in trained}
+
+
 def _of(graph: Graph, given: Tensors) -> Tensors:
     """What a graph is given; less than another one, of which it is made."""
     return {value.name: given[value.name] for value in (*graph.inputs, *graph.state)}
@@ -140,46 +158,55 @@ class _Comparison:
         Args:
             nearby: what the first makes when each result is another one in its last bit.
         """
-        self._graph, self._before, self._after, self._nearby = second, before, after, nearby
+        self._first, self._second = first, second
+        self._before, self._after, self._nearby = before, after, nearby
         found = aligned(first, second)
-        given = [value.name for value in (*second.inputs, *second.state)]
-        self._due = {**{name: name for name in given}, **dict(zip(second.outputs, first.outputs, strict=True))}
-        """What has to be the same, as values of the second and of the first."""
+        given = {value.name for value in (*second.inputs, *second.state)}
+        self._due = [(name, name) for name in given if name in before.values]
+        self._due += zip(second.outputs, first.outputs, strict=True)
         changed = {value.name for place in found.changed for value in first.ops[place].results}
-        pairs = {there: name for name, there in found.values.items() if name not in changed}
+        self._same = {name: there for name, there in found.values.items() if name not in changed}
+        pairs = [(there, name) for name, there in self._same.items()]
         for one, other in found.instead.items():
-            pairs |= {other: one} if one in first.values and one not in found.values else {one: other}
-        self._pairs = {**pairs, **self._due}
-        order = [*given, *(value.name for op in second.ops for value in op.results)]
-        self._compared = [n for n in order if self._pairs.get(n) in before.values and n in after.values]
+            gone = one in first.values and one not in found.values
+            pairs.append((other, one) if gone else (one, other))
+        places = {name: place for place, name in enumerate(second.values)}
+        self._pairs = sorted(dict.fromkeys((*pairs, *self._due)), key=lambda pair: places.get(pair[0], -1))
+        self._pairs = [(n, b) for n, b in self._pairs if n in after.values and b in before.values]
 
     def departure(self) -> Departure | None:
         """The first value in the order of the second graph that departs, or else the last whose gradient does, if
         anything departs that has to be the same."""
-        kept = [name for name in self._compared if name in self._due]
-        if not any(self._off(name) or self._gradient_off(name) for name in kept):
+        if not any(self._off(*pair) or self._gradient_off(*pair) for pair in self._due):
             return None
-        for name in self._compared:
-            if off := self._off(name):
-                return self._departure("value", name, _makers(self._graph, name, set(self._compared)), off)
-        name = next(name for name in reversed(self._compared) if self._gradient_off(name))
-        readers = tuple(op for op in self._graph.ops if name in op.operands)
-        return self._departure("gradient", name, readers, self._gradient_off(name))
+        for name, before in self._pairs:
+            if off := self._off(name, before):
+                return Departure("value", name, before, self._makers(name, before), off, 0.0)
+        name, before = next(pair for pair in reversed(self._pairs) if self._gradient_off(*pair))
+        readers = [op for op in self._second.ops if name in op.operands]
+        readers += [op for op in self._first.ops if before in op.operands and self._is_gone(op)]
+        return Departure("gradient", name, before, tuple(readers), self._gradient_off(name, before), 0.0)
 
-    def _departure(self, what: str, name: str, ops: tuple[Op, ...], off: float) -> Departure:
-        return Departure(what, name, self._pairs[name], ops, off, 0.0)
+    def _is_gone(self, op: Op) -> bool:
+        return all(value.name not in self._same for value in op.results)
 
-    def _off(self, name: str) -> float:
+    def _makers(self, name: str, before: str) -> tuple[Op, ...]:
+        """What computes a value from values that are the same in both graphs: all ops in between, the last one first;
+        those of the first graph where the second just has no such op."""
+        back = {there: own for own, there in self._same.items()}
+        if name in back and back[name] != before:
+            return _makers(self._first, before, set(self._same))
+        return _makers(self._second, name, set(back))
+
+    def _off(self, name: str, before: str) -> float:
         """How far a value is off, zero where that is rounding."""
-        before = self._pairs[name]
         wanted = self._before.values[before]
         size = norm(wanted)
         rounding = distance(self._nearby.values[before], wanted, size)
         return _beyond(distance(self._after.values[name], wanted, size), rounding)
 
-    def _gradient_off(self, name: str) -> float:
-        before, own = self._pairs[name], self._after.gradients.get(name)
-        wanted = self._before.gradients.get(before)
+    def _gradient_off(self, name: str, before: str) -> float:
+        own, wanted = self._after.gradients.get(name), self._before.gradients.get(before)
         if own is None and wanted is None:
             return 0.0
         zero = torch.zeros_like(self._after.values[name])
@@ -192,7 +219,7 @@ class _Comparison:
     @cached_property
     def _least(self) -> float:
         """The norm that a gradient is taken to have at least."""
-        found = (self._before.gradients.get(self._pairs[name]) for name in self._due)
+        found = (self._before.gradients.get(before) for _, before in self._due)
         return _SMALL * max((norm(one) for one in found if one is not None), default=0.0)
 
 

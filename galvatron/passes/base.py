@@ -59,11 +59,13 @@ class Remark:
     Attributes:
         op: where; None for the program as a whole.
         within: the layer class that the op is in; empty for the flat graph of a captured program.
+        rule: of the rewrite that this is about; empty if it is about none.
     """
 
     text: str
     op: Op | None = None
     within: str = ""
+    rule: str = ""
 
     def __str__(self) -> str:
         """One line: `block_0: linear at model.py:31 (self.down(x)): is left whole`."""

@@ -1,4 +1,4 @@
-"""A search for the pass that broke a program."""
+"""A search for the pass that broke a program, and within it for the rewrite."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 
 from galvatron.errors import PassError
 from galvatron.ir.program import Program
-from galvatron.passes.base import Pass
+from galvatron.passes.base import Pass, PassResult, Remark
 from galvatron.passes.pipeline import Pipeline
 
 
@@ -47,6 +47,51 @@ def bisect(program: Program, pipeline: Pipeline, good: Callable[[Program], bool]
         return None
     after = programs[broken] if broken <= last else None
     return Culprit(broken - 1, pipeline.passes[broken - 1], programs[broken - 1], after)
+
+
+@dataclass(frozen=True)
+class BrokenBy:
+    """The first rewrite of a pass that broke a program: its number, from 1 on, where it was, and the programs with all
+    rewrites before it, and with it (None when it raised)."""
+
+    number: int
+    remark: Remark
+    before: Program
+    after: Program | None
+
+
+def first_rewrite(culprit: Culprit, good: Callable[[Program], bool]) -> BrokenBy | None:
+    """The first rewrite of a pass after which `good` no longer holds; None where the pass does not count any, or is
+    broken without them.
+
+    The first rewrites of a run are those of any longer one, so that few runs are needed.
+    """
+    if all(field.name != "rewrites" for field in fields(culprit.pass_)):
+        return None
+    results: dict[int, PassResult | None] = {}
+
+    def broken(most: int) -> bool:
+        try:
+            results[most] = with_rewrites(culprit.pass_, most).result(culprit.before)
+        except Exception:
+            results[most] = None
+        result = results[most]
+        return result is None or not good(result.program)
+
+    most = 1
+    while not broken(most):
+        result = results[most]
+        if result is None or sum(bool(remark.rule) for remark in result.remarks) < most:
+            return None
+        most *= 2
+    number = bisect_left(range(most + 1), True, key=broken)
+    if number == 0:
+        return None
+    broken(number - 1)
+    before, after = results[number - 1], results[number]
+    assert before is not None
+    done = [remark for remark in (after or before).remarks if remark.rule]
+    return BrokenBy(number, done[number - 1] if after else done[-1], before.program, after and after.program)
 
 
 def with_rewrites(pass_: Pass, most: int | None) -> Pass:

@@ -19,6 +19,6 @@ def rewriting_result(program: Program, before: Graph, after: Graph, rewrites: Re
     unread = [
         op for op in before.ops if kept.isdisjoint(names := {v.name for v in op.results}) and at_hand.isdisjoint(names)
     ]
-    remarks = [Remark(f"rewritten by {rewrite.rule!r}", rewrite.op) for rewrite in rewrites.done]
+    remarks = [Remark(f"rewritten by {rewrite.rule!r}", rewrite.op, rule=rewrite.rule) for rewrite in rewrites.done]
     remarks += [Remark("gone: nothing reads it any more", op) for op in unread]
     return PassResult(program, {**rewrites.counts(), "gone": len(unread)}, tuple(remarks))

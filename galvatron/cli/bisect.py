@@ -1,0 +1,105 @@
+"""`galvatron bisect`: the first pass, and the first rewrite in it, that makes a program wrong."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from galvatron.cli.checks import CheckCommand, passes_check
+from galvatron.cli.inputs import Json, ProgramFile, read_program
+
+if TYPE_CHECKING:
+    from galvatron.ir.program import Program
+    from galvatron.passes.bisecting import BrokenBy, Culprit
+    from galvatron.passes.pipeline import Pipeline
+
+Passes = Annotated[
+    str, typer.Option("--passes", metavar="TEXT", help="As for `opt`; without it those that are left up to layers.")
+]
+
+
+def command(program_file: ProgramFile, passes: Passes = "", check: CheckCommand = None, json: Json = False) -> None:
+    """Find the pass that makes a program wrong.
+
+    It is wrong where the check fails: a command of yours, or else that the numbers before and after a pass differ, of
+    values or of gradients, in float64 and for random numbers of several scales. Within `normalize` and `fuse` the first
+    rewrite is found. The exit status is 1 if a pass is to blame.
+    """
+    from galvatron.passes.bisecting import first_rewrite
+
+    program = read_program(program_file)
+    pipeline = chosen(passes, program)
+    culprit, why = _culprit(program, pipeline, check)
+    rewrite = culprit and first_rewrite(culprit, _good(culprit, check))
+    print(json_module.dumps(_as_json(culprit, rewrite, why), indent=2) if json else _text(culprit, rewrite, why))
+    if culprit:
+        raise typer.Exit(1)
+
+
+def chosen(passes: str, program: Program) -> Pipeline:
+    """The passes that are named, or those that take a program to layers."""
+    from galvatron.passes import FRONT_END
+    from galvatron.passes.pipeline import Pipeline
+
+    return Pipeline.parse(passes) if passes or program.graph is None else Pipeline.of(FRONT_END)
+
+
+def _culprit(program: Program, pipeline: Pipeline, check: str | None) -> tuple[Culprit | None, str]:
+    """The pass that is to blame, and why."""
+    from galvatron.debugging.passes import failure
+    from galvatron.passes.bisecting import Culprit, bisect
+
+    if check is not None:
+        return bisect(program, pipeline, passes_check(check)), f"{check!r} fails"
+    found = failure(program, pipeline)
+    if found is None:
+        return None, ""
+    return Culprit(found.index, pipeline.passes[found.index], found.before, found.after), f"{found.kind}: {found.text}"
+
+
+def _good(culprit: Culprit, check: str | None) -> Callable[[Program], bool]:
+    from galvatron.debugging.passes import pass_departure
+
+    if check is not None:
+        return passes_check(check)
+    return lambda program: pass_departure(culprit.before, program) is None
+
+
+def _text(culprit: Culprit | None, rewrite: BrokenBy | None, why: str) -> str:
+    if culprit is None:
+        return "no pass is to blame: what each gives passes the check"
+    lines = [f"pass {culprit.index + 1}, {culprit.pass_}: {why}"]
+    if rewrite is not None:
+        lines.append(f"rewrite {rewrite.number}: {rewrite.remark}")
+        lines += _differences(rewrite)
+        lines.append(f"  see it with --limit-rewrites {culprit.pass_.name}={rewrite.number}")
+    return "\n".join(lines)
+
+
+def _differences(rewrite: BrokenBy) -> list[str]:
+    from galvatron.passes.printing import differences
+
+    return [] if rewrite.after is None else [f"  {line}" for line in differences(rewrite.before, rewrite.after)]
+
+
+def _as_json(culprit: Culprit | None, rewrite: BrokenBy | None, why: str) -> dict[str, object]:
+    if culprit is None:
+        return {"pass": None, "rewrite": None}
+    source = rewrite and rewrite.remark.op and rewrite.remark.op.source
+    return {
+        "pass": str(culprit.pass_),
+        "place": culprit.index,
+        "why": why,
+        "rewrite": rewrite
+        and {
+            "number": rewrite.number,
+            "rule": rewrite.remark.rule,
+            "op": rewrite.remark.op and rewrite.remark.op.target,
+            "file": source and source.file,
+            "line": source and source.line,
+            "module": source and source.scope,
+        },
+    }

@@ -1,0 +1,56 @@
+"""`galvatron run`: runs a program on random numbers in this process, before and after passes."""
+
+from __future__ import annotations
+
+import json as json_module
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from galvatron.cli.bisect import Passes, chosen
+from galvatron.cli.inputs import Json, ProgramFile, read_program
+
+if TYPE_CHECKING:
+    from galvatron.ir.program import Program
+
+
+def command(
+    program_file: ProgramFile,
+    passes: Passes = "",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Compare what is computed before and after every pass.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Run a program on random numbers, forward and backward, in float64 and on one device.
+
+    Without --compare its loss and the norms of its gradients are shown. With it the program is run before and after
+    every pass, at several scales of the numbers, and each class that `shard` cut on all ranks of its mesh; the first op
+    of which a value or a gradient departs is named. The exit status is 1 if one does.
+    """
+    program = read_program(program_file)
+    if not compare:
+        return _show(program, json)
+    from galvatron.debugging.passes import outcomes
+
+    found = list(outcomes(program, chosen(passes, program)))
+    rows = [{"pass": one.pass_, "numbers": one.kind, "text": one.text} for one in found]
+    print(json_module.dumps(rows, indent=2) if json else _comparison(rows))
+    if any(one.failed for one in found):
+        raise typer.Exit(1)
+
+
+def _comparison(rows: list[dict[str, str]]) -> str:
+    return "\n".join(f"{row['pass']}: {row['numbers']}" + (f": {row['text']}" if row["text"] else "") for row in rows)
+
+
+def _show(program: Program, json: bool) -> None:
+    from galvatron.debugging.comparison import one_run
+
+    loss, norms = one_run(program)
+    if json:
+        print(json_module.dumps({"loss": loss, "gradient_norms": norms}, indent=2))
+        return
+    print(f"loss {loss:.10g}")
+    for name, norm in norms.items():
+        print(f"gradient of {name}: norm {norm:.10g}")
