@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +36,7 @@ from galvatron.costs.objective import StageReport, peak_bytes
 from galvatron.drift import ModelWatch
 from galvatron.errors import ClusterError, GalvatronError
 from galvatron.forms import emitted, lowered, passed, searched, valid, with_costs
+from galvatron.instruments import check_instruments, instrumented
 from galvatron.ir.capture import BatchDims, Captured, Dynamic, LossFunction, Outputs, capture_graph, device_of
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.device import Device
@@ -45,6 +46,7 @@ from galvatron.ir.plan import Plan
 from galvatron.ir.planned import PlanShorthand, read_plan, with_plan
 from galvatron.ir.program import Program
 from galvatron.passes import FRONT_END
+from galvatron.passes.pipeline import Instrument
 from galvatron.plain import plain_torch
 from galvatron.rank_0 import on_rank_0
 from galvatron.runtime import comm, failure
@@ -94,6 +96,7 @@ def compile(
     weights: str | os.PathLike[str] | None = None,
     partial_weights: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
+    instrument: Sequence[Instrument] = (),
 ) -> CompiledModel:
     """Turns a model into a distributed training program on the ranks of this job.
 
@@ -177,6 +180,8 @@ def compile(
             which are left out; both are logged.
         cache_dir: where generated code, profiles, costs and plans that were searched are kept; default: the user's
             cache directory.
+        instrument: what stands around every pass on rank 0, such as `PrintPrograms` or `DumpTree` of
+            `galvatron.instruments`.
 
     Raises:
         CaptureError: the model cannot be captured.
@@ -204,6 +209,7 @@ def compile(
                 **switches,
                 **before,
             )
+            check_instruments(instrument)
             facts = wanted.facts(model, example_inputs, loss_fn, batch_dims, dynamic, outputs)
     except GalvatronError as found:
         error, facts = found, {}
@@ -218,10 +224,10 @@ def compile(
             f"cluster {target} has {target.world_size} devices, but this job has {world.size} ranks; "
             f"start {target.world_size} processes (torchrun --nproc-per-node), or leave the cluster out"
         )
-    with plain_torch(device_of(model)):
+    with plain_torch(device_of(model)), instrumented(instrument):
         said = {"loss_fn": loss_fn, "batch_dims": batch_dims, "dynamic": dynamic, "outputs": outputs, "checks": checks}
         captured = on_rank_0(world, lambda: _planned(model, example_inputs, said, wanted, target, cache_dir))
-    with plain_torch(world.device):
+    with plain_torch(world.device), instrumented(instrument if world.rank == 0 else ()):
         if calibrate:
             from galvatron.calibration.feedback import calibrate as measure_parts
 

@@ -11,6 +11,7 @@ from typing import Any
 from galvatron.bugs import in_passes, ours
 from galvatron.codegen import emit as emit_stages
 from galvatron.errors import GalvatronError
+from galvatron.instruments import around
 from galvatron.ir import limits
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.documents import shown
@@ -98,7 +99,7 @@ def lowered(planned: Program) -> Program:
 
 def passed(names: Sequence[str], program: Program, options: Mapping[str, Mapping[str, Any]] | None = None) -> Program:
     """The program after some passes."""
-    return Pipeline.of(names, options).run(program, [in_passes])
+    return Pipeline.of(names, options).run(program, [in_passes, *around()])
 
 
 def emitted(staged: Program) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from functools import cached_property
 
 from galvatron.costs.conversions import Conversions
+from galvatron.errors import StrategyError
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis
 from galvatron.ir.plan import Ties
@@ -35,8 +36,8 @@ class Borders:
         self._program, self._held, self._partitioner = program, held, partitioner
         self._conversions = conversions
         self._ties: Ties = tuple((tie.name, None) for tie in partitioner.ties)
-        self._made: dict[Hashable, tuple[int, ...]] = {}
-        self._read: dict[Hashable, tuple[int, ...]] = {}
+        self._made: dict[Hashable, tuple[int | None, ...]] = {}
+        self._read: dict[Hashable, tuple[int | None, ...]] = {}
         self._sent: dict[Hashable, list[tuple[float, bool]]] = {}
 
     def key(self, index: int) -> Hashable:
@@ -53,6 +54,7 @@ class Borders:
         return sum(
             self._conversions.seconds(made, read, batch, differentiable=differentiable)
             for (made, read), differentiable in zip(ends, self._differentiable[border], strict=True)
+            if made is not None and read is not None
         )
 
     def sent(self, index: int, strategy: Strategy, micro_batch: int) -> list[tuple[float, bool]]:
@@ -61,38 +63,48 @@ class Borders:
         key = border, strategy.axes, micro_batch
         if key not in self._sent:
             batch = micro_batch // strategy.degree("dp")
-            values = (self._output(*crossing[:2], strategy)[0] for crossing in self._crossing[border])
+            values = (self._sent_value(*crossing[:2], strategy) for crossing in self._crossing[border])
             sizes = (float(evaluate(value.type.bytes, batch)) for value in values)
             self._sent[key] = list(zip(sizes, self._differentiable[border], strict=True))
         return self._sent[key]
 
-    def _places_made(self, border: int, strategy: Strategy) -> tuple[int, ...]:
-        """How values lie where layers make them."""
+    def _sent_value(self, producer: int, output: str, strategy: Strategy) -> Value:
+        """A result of a layer as a device has it under a strategy: all of it, where the layer cannot have that."""
+        made = self._output(producer, output, strategy)
+        return self._program.class_of[self._held[producer][0].cls].graph.values[output] if made is None else made[0]
+
+    def _places_made(self, border: int, strategy: Strategy) -> tuple[int | None, ...]:
+        """How values lie where layers make them; None where these cannot have the strategy."""
         key = border, strategy.axes
         if (places := self._made.get(key)) is None:
             outputs = (self._output(producer, output, strategy) for producer, output, *_ in self._crossing[border])
-            places = self._made[key] = tuple(self._conversions.place(*output) for output in outputs)
+            places = self._made[key] = tuple(output and self._conversions.place(*output) for output in outputs)
         return places
 
-    def _places_read(self, border: int, strategy: Strategy) -> tuple[int, ...]:
-        """How values lie where layers read them."""
+    def _places_read(self, border: int, strategy: Strategy) -> tuple[int | None, ...]:
+        """How values lie where layers read them; None where these cannot have the strategy."""
         key = border, strategy.axes
         if (places := self._read.get(key)) is None:
             inputs = ((self._sharded(cls, strategy), formal) for *_, cls, formal in self._crossing[border])
             places = self._read[key] = tuple(
-                self._conversions.place(cls.graph.values[formal], cls.mesh) for cls, formal in inputs
+                cls and self._conversions.place(cls.graph.values[formal], cls.mesh) for cls, formal in inputs
             )
         return places
 
-    def _output(self, producer: int, output: str, strategy: Strategy) -> tuple[Value, tuple[Axis, ...]]:
-        """A result of a layer under a strategy, with the mesh it is on."""
+    def _output(self, producer: int, output: str, strategy: Strategy) -> tuple[Value, tuple[Axis, ...]] | None:
+        """A result of a layer under a strategy, with the mesh it is on; None where the layer cannot have that."""
         cls = self._held[producer][0].cls
         sharded = self._sharded(cls, strategy)
+        if sharded is None:
+            return None
         position = self._program.class_of[cls].graph.outputs.index(output)
         return sharded.graph.values[sharded.graph.outputs[position]], sharded.mesh
 
-    def _sharded(self, cls: str, strategy: Strategy) -> LayerClass:
-        return self._partitioner.shard(cls, strategy, self._ties)
+    def _sharded(self, cls: str, strategy: Strategy) -> LayerClass | None:
+        try:
+            return self._partitioner.shard(cls, strategy, self._ties)
+        except StrategyError:
+            return None
 
     @cached_property
     def _crossing(self) -> tuple[tuple[Crossing, ...], ...]:

@@ -22,6 +22,7 @@ from galvatron.costs.parameters import HeldState, Nearer, ParameterCosts, PlainS
 from galvatron.costs.parts import End, Parameters, Passes, beside, passes_of
 from galvatron.costs.profile import Doing, profile_graph, profile_layer
 from galvatron.costs.state import LocalParameter, local_parameter
+from galvatron.errors import StrategyError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.layout import Axis
 from galvatron.ir.plan import Ties
@@ -113,6 +114,8 @@ class ShardedCostModel(CostModel):
             for layer in self.layers:
                 formals = (v.name for v in self.program.class_of[layer.cls].graph.inputs)
                 names = dict(zip(formals, layer.operands, strict=True))
+                if not self._fits(layer.cls, strategy, ties):
+                    continue
                 for formal, size in self._doing(layer.cls, strategy, ties).profile.shared_bytes:
                     sizes[names[formal]] = size(micro_batch / strategy.degree("dp"))
             self._cache[key] = sum(sizes.values())
@@ -189,14 +192,14 @@ class ShardedCostModel(CostModel):
     def _parameters(self, index: int, strategy: Strategy, ties: Ties) -> Parameters:
         """What the parameters of a layer cost, and those of its neighbours beside it.
 
-        Neighbours are taken to have the layer's own strategy.
+        Neighbours are taken to have the layer's own strategy, where they can have it.
         """
         around, again = self._whole_around(index, ties), strategy.recompute != "none"
         key = ("parameters", self._kinds[index], around, strategy.axes, strategy.zero, again)
         if key not in self._cache:
             held, none = self._held_state(index, strategy, ties), self._parameter_costs.held({})
             before, after = (
-                self._held_state(i, strategy, ties) if strategy.zero and 0 <= i < len(self.layers) else none
+                self._held_state(i, strategy, ties) if strategy.zero and self._can_hold(i, strategy, ties) else none
                 for i in (index - 1, index + 1)
             )
             sends = len(self._state(self.layers[index], strategy, ties).parameters)
@@ -205,10 +208,28 @@ class ShardedCostModel(CostModel):
             self._cache[key] = self._parameter_costs.seconds_and_bytes(held, sends, before, after, nearer, border)
         return self._cache[key]
 
+    def _can_hold(self, index: int, strategy: Strategy, ties: Ties) -> bool:
+        """Whether there is a layer of a number, which can have a strategy."""
+        there = 0 <= index < len(self.layers)
+        return there and all(self._fits(layer.cls, strategy, ties) for layer in self._held(index))
+
+    def _fits(self, cls: str, strategy: Strategy, ties: Ties) -> bool:
+        """Whether a class can be cut as a strategy says: others may be that cannot."""
+        key = ("fits", cls, strategy.axes, self._partitioner.whole(cls, ties))
+        if key not in self._cache:
+            try:
+                self._partitioner.shard(cls, strategy, ties)
+                self._cache[key] = True
+            except StrategyError:
+                self._cache[key] = False
+        return self._cache[key]
+
     def _nearer(self, index: int, held: HeldState, strategy: Strategy, ties: Ties) -> Iterator[Nearer]:
         """What of the parameters of a layer an earlier layer holds too, those of the last such layer first."""
         places = {name: place for place, name in enumerate(held.parameters)}
         for name, layer in sorted(self._repeated[index].items(), key=itemgetter(1), reverse=True):
+            if not self._can_hold(layer, strategy, ties):
+                continue
             gathered = self._state(self.layers[layer], strategy, ties).parameters[name].reread
             yield Nearer(places[name], layer, gathered)
 

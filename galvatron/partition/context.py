@@ -13,10 +13,10 @@ from galvatron.ir.plan import Ties
 from galvatron.ir.program import MASTER, LayerClass, LayerKind, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.ties import Binding, TiedClasses, tied_classes
-from galvatron.ir.types import DTYPE_BYTES
+from galvatron.ir.types import DTYPE_BYTES, Dim
 from galvatron.machine import Machine
 from galvatron.partition.axes import SolvedAxes
-from galvatron.partition.boundary import Border
+from galvatron.partition.boundary import Border, sequence_split
 from galvatron.partition.choices import ClassChoices
 from galvatron.partition.localize import MicroBatch
 from galvatron.partition.partition import ShardedClass, shard_class
@@ -63,11 +63,23 @@ class Partitioner:
             self._sharded[key] = shard_class(layer_class, axes, solved, self._in_micro_batch(cls, ways), kept)
         return self._sharded[key]
 
-    def _axes(self, cls: str, samples: int) -> SolvedAxes:
+    def sequences(self, cls: str) -> tuple[Dim, ...]:
+        """What roles that shard a sequence cut of each value that crosses the border of a class with a gradient: its
+        length, or where ops read it in so many equal parts, their number."""
+        graph, border, table = self.program.class_of[cls].graph, self.borders[cls], self._choices_of(cls).table
+        crossing = [*(v.name for v in graph.inputs), *(n for n in graph.outputs if n not in border.free_outputs)]
+        splits = [(name, sequence_split(graph.types[name])) for name in crossing if name in border.differentiable]
+        sizes = (table.at(name, s.dim, s.inner, s.size).size for name, s in splits if s is not None)
+        return tuple(dict.fromkeys(sizes))
+
+    def _choices_of(self, cls: str) -> ClassChoices:
         if cls not in self._choices:
             self._choices[cls] = ClassChoices(self.program.class_of[cls].graph, self.borders[cls])
+        return self._choices[cls]
+
+    def _axes(self, cls: str, samples: int) -> SolvedAxes:
         if (cls, samples) not in self._solved:
-            self._solved[cls, samples] = SolvedAxes(cls, self._choices[cls], self.machine, samples)
+            self._solved[cls, samples] = SolvedAxes(cls, self._choices_of(cls), self.machine, samples)
         return self._solved[cls, samples]
 
     def _in_micro_batch(self, cls: str, batch_ways: int) -> MicroBatch:

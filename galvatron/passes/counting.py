@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -63,6 +64,20 @@ class Counting:
         changes = {name: (before[name], after[name]) for name in names if before[name] != after[name]}
         counts = {name: count for name, count in result.counts.items() if count}
         self.found.append(Counted(str(step.pass_), changes, counts, result.remarks))
+        return result
+
+
+@dataclass(frozen=True)
+class PrintCounts:
+    """Instrument: prints what each pass did to stderr, on a line."""
+
+    def __call__(self, step: Step, proceed: Callable[[], PassResult]) -> PassResult:
+        counting = Counting()
+        result = counting(step, proceed)
+        (counted,) = counting.found
+        told = [f"{name} {before} → {after}" for name, (before, after) in counted.changes.items()]
+        told += [f"{name} ×{count}" for name, count in counted.counts.items()]
+        print(f"// {step.pass_}: {', '.join(told) or 'nothing'}", file=sys.stderr)
         return result
 
 

@@ -55,18 +55,20 @@ class PrintPrograms:
         return print_program(part(program, self.only))
 
 
-@dataclass(frozen=True)
+@dataclass
 class DumpTree:
     """Instrument: writes the program before the first pass and after each into a folder, `00-given.gir` and so on, and
-    beside each in what the pass changed it (`.diff`)."""
+    beside each in what the pass changed it (`.diff`). Passes of several pipelines are numbered on."""
 
-    folder: Path
+    folder: str | Path
+    _count: int = 0
 
     def __call__(self, step: Step, proceed: Callable[[], PassResult]) -> PassResult:
-        if step.index == 0:
+        if not self._count:
             self._write("00-given.gir", step.program)
         result = proceed()
-        name = f"{step.index + 1:02d}-{step.pass_.name}"
+        self._count += 1
+        name = f"{self._count:02d}-{step.pass_.name}"
         self._write(f"{name}.gir", result.program)
         self._write_text(f"{name}.diff", "\n".join(differences(step.program, result.program)))
         return result
@@ -79,10 +81,11 @@ class DumpTree:
     def _write_text(self, name: str, text: str) -> None:
         from galvatron.ir.files import write_text
 
+        path = Path(self.folder) / name
         try:
-            write_text(self.folder / name, text and f"{text}\n")
+            write_text(path, text and f"{text}\n")
         except (OSError, ValueError) as error:
-            raise GalvatronError(f"cannot write {str(self.folder / name)!r}: {error}") from None
+            raise GalvatronError(f"cannot write {str(path)!r}: {error}") from None
 
 
 def differences(first: Program, second: Program) -> list[str]:

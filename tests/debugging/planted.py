@@ -102,7 +102,7 @@ class _WrongShard(Shard):
         return sharded
 
     @staticmethod
-    def broken(cls: LayerClass) -> LayerClass | None:
+    def broken(sharded: LayerClass) -> LayerClass | None:
         raise NotImplementedError
 
 
@@ -122,13 +122,13 @@ class WithoutReduction(_WrongShard):
     name = "shard"
 
     @staticmethod
-    def broken(cls: LayerClass) -> LayerClass | None:
+    def broken(sharded: LayerClass) -> LayerClass | None:
         def edit(op: Op) -> Op | None:
             if op.target != "comm.all_reduce":
                 return None
             return replace(op, target="comm.copy", kwargs=op.kwargs[:1])
 
-        return _edited(cls, edit)
+        return _edited(sharded, edit)
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,10 @@ class SmallGroup(_WrongShard):
     name = "shard"
 
     @staticmethod
-    def broken(cls: LayerClass) -> LayerClass | None:
-        for place, value in enumerate(cls.graph.state):
+    def broken(sharded: LayerClass) -> LayerClass | None:
+        for place, value in enumerate(sharded.graph.state):
             if value.layout and value.layout[0] == BROADCAST:
                 wrong = replace(value, layout=(REPLICATE, *value.layout[1:]))
-                state = (*cls.graph.state[:place], wrong, *cls.graph.state[place + 1 :])
-                return replace(cls, graph=replace(cls.graph, state=state))
+                state = (*sharded.graph.state[:place], wrong, *sharded.graph.state[place + 1 :])
+                return replace(sharded, graph=replace(sharded.graph, state=state))
         return None

@@ -14,7 +14,6 @@ from galvatron.ir.cluster import Cluster
 from galvatron.ir.layout import BROADCAST
 from galvatron.ir.program import Candidates, Cut, Form, Layer, Program
 from galvatron.ir.strategy import Strategy
-from galvatron.partition.boundary import sequence_split
 from galvatron.partition.context import Partitioner
 from galvatron.passes.base import Bytes, Pass
 from galvatron.units import format_bytes
@@ -196,12 +195,8 @@ def _cuts(branch: Sequence[Candidates], removed: Sequence[Removed]) -> Iterator[
 def _sequences(program: Program) -> dict[str, tuple[int, ...]]:
     """For each class how long the sequences are that cross its border with a gradient; those whose length is free, and
     that no strategy cuts, are left out."""
-    borders = Partitioner(program, program.required_cluster).borders
-    found: dict[str, tuple[int, ...]] = {}
-    for cls in program.classes:
-        border = borders[cls.name]
-        outputs = [cls.graph.values[name] for name in cls.graph.outputs if name not in border.free_outputs]
-        splits = (sequence_split(v.type) for v in (*cls.graph.inputs, *outputs) if v.name in border.differentiable)
-        sizes = (split.size for split in splits if split is not None)
-        found[cls.name] = tuple(dict.fromkeys(size for size in sizes if isinstance(size, int)))
-    return found
+    partitioner = Partitioner(program, program.required_cluster)
+    return {
+        cls.name: tuple(size for size in partitioner.sequences(cls.name) if isinstance(size, int))
+        for cls in program.classes
+    }

@@ -6,14 +6,17 @@ from dataclasses import replace
 
 import pytest
 
+import galvatron
 from galvatron.costs.estimate import cost_model
 from galvatron.errors import GalvatronError, PassError
+from galvatron.forms import with_costs
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.program import Program
 from galvatron.ir.strategy import Strategy
 from galvatron.partition.context import Partitioner
 from galvatron.passes.planning.enumerate_strategies import EnumerateStrategies
 from galvatron.passes.planning.prune import Prune, least_state_bytes
+from tests.debugging import planted
 from tests.ir.programs import costed
 
 
@@ -112,3 +115,15 @@ def test_every_cut_branch_is_gone_and_no_other() -> None:
 def test_unknown_rule() -> None:
     with pytest.raises(PassError, match="did you mean 'tp-stays-in-node'"):
         Prune(without=("tp-in-node",)).run(candidates("a100-80g:1x1"))
+
+
+def test_a_sequence_that_is_read_in_parts_is_cut_into_as_many() -> None:
+    """Halves of eight tokens: two ranks with folded slices would need four parts. Other layers may be cut so."""
+    program = galvatron.capture(*planted.net())
+    plan = galvatron.search(program, "a100-80g:1x2")
+    costed = with_costs(program, Cluster.parse("a100-80g:1x2"), 4)
+    pruned = Prune(heuristics=False).run(EnumerateStrategies(roles=("cp",), zero=(0,), recompute=("none",)).run(costed))
+    assert cuts_by(pruned, "roles-divide-sequence") == {
+        "pp1/dp1-cp2-tp1 @blocks": "a sequence of 2 cannot be cut into 4 pieces"
+    }
+    assert plan.step_time_s
