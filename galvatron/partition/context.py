@@ -116,7 +116,7 @@ class Partitioner:
     def borders(self) -> dict[str, Border]:
         """The border of every class."""
         program = self.program
-        formals = self._gradients.formals
+        formals, streams = self._gradients.formals, gradients(program, program.trainable | program.parameters).formals
         borders: dict[str, Border] = {}
         for cls in program.classes:
             layers = program.layers_of[cls.name]
@@ -133,6 +133,7 @@ class Partitioner:
                 differentiable=trainable | formals[cls.origin_name],
                 trainable=trainable,
                 parameters=frozenset(formal for formal, name in bound if name in program.parameters),
+                streams=frozenset(streams[cls.origin_name]),
                 loss=results.get(program.output),
                 whole_outputs=frozenset(cls.graph.outputs if is_once else updated),
                 free_outputs=program.unread(cls),

@@ -194,14 +194,14 @@ def _cuts(branch: Sequence[Candidates], removed: Sequence[Removed]) -> Iterator[
 
 
 def _sequences(program: Program) -> dict[str, tuple[int, ...]]:
-    """For each class how long the sequences are that cross its border with a gradient; those whose length is free, and
+    """For each class how long the sequences are that cross its border in the stream; those whose length is free, and
     that no strategy cuts, are left out."""
     borders = Partitioner(program, program.required_cluster).borders
     found: dict[str, tuple[int, ...]] = {}
     for cls in program.classes:
         border = borders[cls.name]
         outputs = [cls.graph.values[name] for name in cls.graph.outputs if name not in border.free_outputs]
-        splits = (sequence_split(v.type) for v in (*cls.graph.inputs, *outputs) if v.name in border.differentiable)
+        splits = (sequence_split(v.type) for v in (*cls.graph.inputs, *outputs) if v.name in border.streams)
         sizes = (split.size for split in splits if split is not None)
         found[cls.name] = tuple(dict.fromkeys(size for size in sizes if isinstance(size, int)))
     return found
