@@ -53,7 +53,7 @@ from galvatron.runtime import comm, failure
 from galvatron.runtime.inductor import compile_layers
 from galvatron.runtime.optimizers import OptimizerFactory
 from galvatron.search_options import SearchOptions
-from galvatron.weights import ModelForm, Weights, found_for
+from galvatron.weights import ModelForm, Weights, found_for, initialisers
 
 __all__ = ["CompiledModel", "Estimate", "capture", "compile", "emit", "estimate", "search"]
 
@@ -469,7 +469,8 @@ def _assembled(
         if inductor:
             compile_layers(stages)
         given = None if weights is None else weights.given
-        state = rt.ModelState(model, constants=captured.constants, given=given)
+        own = initialisers(model)
+        state = rt.ModelState(model, constants=captured.constants, given=given, initialisers=own)
     with rt.together(world, "compile"), ours("filling the stages", staged):
         executor = rt.Executor(
             stages,

@@ -14,7 +14,7 @@ from galvatron.codegen.sizes import Sizes, batch_input_shape
 from galvatron.errors import GalvatronError
 from galvatron.ir import graph as ir
 from galvatron.ir.functions import functions_of
-from galvatron.ir.gradients import gradients
+from galvatron.ir.gradients import gradients, untrained
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis, Shard, nameable_axes
 from galvatron.ir.local_functions import with_local_functions
@@ -85,6 +85,11 @@ class Bindings:
     def differentiable(self) -> dict[str, set[str]]:
         """The formals with a gradient, by the class that theirs was sharded from."""
         return gradients(self.program).formals
+
+    @cached_property
+    def untrained(self) -> set[str]:
+        """The values that only frozen parameters have made."""
+        return untrained(self.program)
 
     @cached_property
     def step_layers(self) -> tuple[Layer, ...]:

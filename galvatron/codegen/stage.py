@@ -376,12 +376,13 @@ def _forward(bindings: Bindings) -> list[str]:
     out = _header(bindings, "forward", When.MICRO_BATCH, [t.name for t in stage.receives])
     read_outside = _readers(bindings)
     for run in runs(bindings.forward_layers, _CALL_IN_LOOP, lambda run: _is_loop(bindings, run, read_outside(run))):
+        used, over = read_outside(run), _over(bindings, run)
         if len(run) > 1:
-            out += _loop(bindings, run, read_outside(run))
+            out += _loop(bindings, run, used, over)
             continue
-        used = read_outside(run)
         results = [scope[name] if name in used else "_" for name in run[0].results]
         out += lines(prefixed(f"{', '.join(results)} = ", _call(bindings, run[0])), 2)
+        out += _deleted(over)
     returned = [scope[name] for name in (bindings.collected or (t.name for t in stage.sends))]
     if bindings.program.output in scope and bindings.program.output not in {t.name for t in stage.receives}:
         return [*out, f"        return {scope[bindings.program.output]}"]
@@ -425,6 +426,22 @@ def _readers(bindings: Bindings):
     return outside
 
 
+def _over(bindings: Bindings, run: Sequence[Layer]) -> list[str]:
+    """The variables that no layer behind a run reads, of values that autograd does not hold: of these nothing but the
+    variables would be left, up to the end of the forward."""
+    layers = bindings.forward_layers
+    behind = layers[layers.index(run[-1]) + 1 :]
+    if not behind or not bindings.untrained:
+        return []
+    read = {name for layer in behind for name in layer.operands} | {t.name for t in bindings.stage.sends}
+    made = {name for layer in layers for name in layer.results} & bindings.untrained - read.union(bindings.collected)
+    return [bindings.variables[name] for name in dict.fromkeys(run[0].operands) if name in made]
+
+
+def _deleted(variables: Sequence[str]) -> list[str]:
+    return [f"        del {', '.join(variables)}"] if variables else []
+
+
 def _is_loop(bindings: Bindings, run: Sequence[Layer], outside: frozenset[str]) -> bool:
     if _is_called_directly(bindings, run[0]) or "b" in bindings.function(run[0]).keywords:
         return False
@@ -432,8 +449,8 @@ def _is_loop(bindings: Bindings, run: Sequence[Layer], outside: frozenset[str]) 
     return chain(run, outside) is not None and template(names, _start(bindings, run)) is not None
 
 
-def _loop(bindings: Bindings, run: Sequence[Layer], outside: frozenset[str]) -> list[str]:
-    """A run of layers, each fed with the results of the one before."""
+def _loop(bindings: Bindings, run: Sequence[Layer], outside: frozenset[str], over: Sequence[str]) -> list[str]:
+    """A run of layers, each fed with the results of the one before, with variables that are over with the first."""
     carried = chain(run, outside)
     assert carried is not None
     scope, start, last = bindings.variables, _start(bindings, run), run[-1]
@@ -448,6 +465,7 @@ def _loop(bindings: Bindings, run: Sequence[Layer], outside: frozenset[str]) -> 
         if c is not None and results[c] != operand
     ]
     operands = [operand if c is None else results[c] for c, operand in zip(carried, first_operands, strict=True)]
+    out += _deleted([variable for variable in over if variable not in operands])
     name = quoted(template([bindings.layers[layer.name] for layer in run], start) or "")
     keywords = _keywords(bindings, run[0])
     out.append(_for(start, len(run)))

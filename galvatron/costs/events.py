@@ -19,6 +19,9 @@ class Linear:
     def __call__(self, batch: float) -> float:
         return self.constant + self.slope * batch
 
+    def __add__(self, other: Linear) -> Linear:
+        return Linear(self.constant + other.constant, self.slope + other.slope)
+
     @staticmethod
     def through(batches: tuple[int, int], values: tuple[float, float]) -> Linear:
         """The line through the values at two batch sizes."""

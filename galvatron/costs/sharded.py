@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -15,7 +16,7 @@ from galvatron.costs.borders import Borders, firsts
 from galvatron.costs.columns import stacked, taken
 from galvatron.costs.composed import Layer as LocalLayer
 from galvatron.costs.conversions import Conversions
-from galvatron.costs.events import Profile, collectives_s, kernels_s
+from galvatron.costs.events import Linear, Profile, collectives_s, kernels_s
 from galvatron.costs.local import LocalClass, local_class, trained_graph
 from galvatron.costs.model import CostModel, LayerCost
 from galvatron.costs.parameters import HeldState, Nearer, ParameterCosts, PlainState
@@ -126,12 +127,28 @@ class ShardedCostModel(CostModel):
         key = ("doing", cls, strategy.axes, strategy.recompute, self._partitioner.whole(cls, ties))
         if key not in self._cache:
             doing = profile_layer(self._local(cls, strategy, ties), strategy.recompute, **self._as_run)
+            doing = self._beside_what_it_reads(doing, cls, strategy, ties)
             if self.machine.knows_layers and not self.program.inductor:  # measured as they run without it
                 local = local_class(self.program, self._partitioner, cls, strategy, ties)
                 doing = replace(doing, profile=replace(doing.profile, fingerprint=local.fingerprint))
                 _tell_unmeasured(local, self.machine)
             self._cache[key] = doing
         return self._cache[key]
+
+    def _beside_what_it_reads(self, doing: Doing, cls: str, strategy: Strategy, ties: Ties) -> Doing:
+        """What a layer does, with what no autograd keeps of what it reads: values without a gradient that a layer
+        before it made are there until it has run."""
+        border, profile = self._partitioner.borders[cls], doing.profile
+        local, kept = self._local(cls, strategy, ties), {name for name, _ in profile.shared_bytes}
+        given = zip(local.graph.inputs, self.program.class_of[cls].graph.inputs, strict=True)
+        untrained = border.streams - border.differentiable
+        read = [value for value, formal in given if formal.name in untrained and value.name not in kept]
+        if not read:
+            return doing
+        batch = math.prod(axis.size for axis in local.mesh)
+        sizes = [sum(evaluate(value.type.bytes, size) for value in read) for size in (batch, 2 * batch)]
+        more = Linear.through((batch, 2 * batch), (sizes[0], sizes[1])) + profile.forward_extra_bytes
+        return replace(doing, profile=replace(profile, forward_extra_bytes=more))
 
     def _local(self, cls: str, strategy: Strategy, ties: Ties) -> LocalLayer:
         """What a rank runs of a class, however much of it is computed again."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from galvatron.ir.graph import Graph, Op
@@ -29,26 +29,36 @@ class Gradients:
     values: set[str]
 
 
-def gradients(program: Program) -> Gradients:
+def gradients(program: Program, trained: Collection[str] | None = None) -> Gradients:
     """What has a gradient, in any form that has layers.
 
     A class has one graph for all its layers, so a value has a gradient as soon as its counterpart in one layer does.
+
+    Args:
+        trained: the state that would be trained; None: that which is.
     """
+    trained = program.trainable if trained is None else trained
     found = Gradients(defaultdict(set), set())
     walked: dict[str, int] = {}
     while True:
         before = _size(found)
         for layer in program.all_layers:
-            _mark(program, layer, found, walked)
+            _mark(program, layer, trained, found, walked)
         if _size(found) == before:
             return found
+
+
+def untrained(program: Program) -> set[str]:
+    """The values of a program with layers that follow from parameters of which none trains, so that they have no
+    gradient."""
+    return gradients(program, program.trainable | program.parameters).values - gradients(program).values
 
 
 def _size(found: Gradients) -> int:
     return sum(map(len, found.formals.values())) + len(found.values)
 
 
-def _mark(program: Program, layer: Layer, found: Gradients, walked: dict[str, int]) -> None:
+def _mark(program: Program, layer: Layer, trained: Collection[str], found: Gradients, walked: dict[str, int]) -> None:
     """
     Args:
         walked: of each class how many formals had a gradient when its ops were walked; with no more, nothing follows.
@@ -56,7 +66,7 @@ def _mark(program: Program, layer: Layer, found: Gradients, walked: dict[str, in
     cls = program.class_of[layer.cls]
     graph, formals = cls.graph, found.formals[cls.origin_name]
     formals.update(_where(graph.inputs, (name in found.values for name in layer.operands)))
-    formals.update(_where(graph.state, (program.state_of[name].trainable for name in layer.state)))
+    formals.update(_where(graph.state, (name in trained for name in layer.state)))
     if walked.get(cls.name) != len(formals):
         spread(graph, formals)
         walked[cls.name] = len(formals)

@@ -8,13 +8,12 @@
 | ulysses | sharded along the sequence | whole | everything but the batch |
 | cp | sharded along the sequence, folded | whole | the sequence; attention is a ring |
 
-The residual stream is what crosses a layer's border with a gradient and a batch dimension. Other values with a gradient
-cross whole, with a partial gradient where the stream is sharded; values without one are whole wherever the batch is not
-sharded. The loss leaves an axis that shards samples or tokens as a partial sum. Statistics of the batch and new values
-of state, which forward writes, are whole, as is state that is no parameter. What the model returns besides its loss is
-as the op that makes it has it.
-Where parameters are whole their gradients are summed. Frozen ones are placed as if they were trained, but that they
-have none.
+The residual stream is what crosses a layer's border with a batch dimension and follows from parameters, so that it has
+a gradient where these train. Other values with a gradient cross whole, with a partial gradient where the stream is
+sharded; values without one are whole wherever the batch is not sharded. The loss leaves an axis that shards samples or
+tokens as a partial sum. Statistics of the batch and new values of state, which forward writes, are whole, as is state
+that is no parameter. What the model returns besides its loss is as the op that makes it has it. Where parameters are
+whole their gradients are summed. Frozen ones are placed as if they were trained, but that they have none.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ from galvatron.partition.solver import Boundary
 
 @dataclass(frozen=True)
 class Border:
-    """What a class is to its program: which of its values have gradients, which output is the loss, which state is
-    `parameters`, and which of these are `trainable`.
+    """What a class is to its program: which of its values have gradients, and which would have one if all parameters
+    were trained (`streams`), which output is the loss, which state is `parameters`, and which of these are `trainable`.
 
     `whole_outputs` are outputs that every rank must have whole: statistics of the batch, new values of state. Masters
     and gradients of what trains are `master_scale` times as large as its values. `free_outputs` are
@@ -45,6 +44,7 @@ class Border:
     differentiable: frozenset[str]
     trainable: frozenset[str]
     parameters: frozenset[str]
+    streams: frozenset[str] = frozenset()
     loss: str | None = None
     whole_outputs: frozenset[str] = frozenset()
     free_outputs: frozenset[str] = frozenset()
@@ -98,9 +98,9 @@ class Role:
     ring: bool = False
     folded: bool = False
 
-    def crossing(self, type_: TensorType, differentiable: bool) -> AxisState:
+    def crossing(self, type_: TensorType, *, streams: bool, differentiable: bool) -> AxisState:
         """The state of a value of a global type where it crosses from one layer to another."""
-        split = self.stream(type_) if differentiable or "batch" in self.reach else None
+        split = self.stream(type_) if streams or "batch" in self.reach else None
         if split is not None:
             return split
         return REPLICATE if not differentiable or self.stream is _whole else BROADCAST
@@ -117,7 +117,7 @@ class Role:
         seeds = [
             (name, table.at(name, split.dim, split.inner, split.size))
             for name in crossing
-            if name in border.differentiable and (split := sequence_split(graph.values[name].type)) is not None
+            if name in border.streams and (split := sequence_split(graph.values[name].type)) is not None
         ]
         sequence = table.connected(seeds) if "sequence" in self.reach else frozenset()
         parameters = self.parameters(graph, border, table)
@@ -144,7 +144,8 @@ class Role:
         """
 
         def crossing(name: str) -> AxisState:
-            state = self.crossing(graph.values[name].type, name in border.differentiable)
+            of = graph.values[name].type
+            state = self.crossing(of, streams=name in border.streams, differentiable=name in border.differentiable)
             if isinstance(state, Split) and state.size != BATCH:
                 factor = table.at(name, state.dim, state.inner, state.size)
                 return Split(factor.dim, factor.inner, factor.size, folded=self.folded)
@@ -194,9 +195,9 @@ class Role:
 
 
 def residual_stream(graph: Graph, border: Border, table: FactorTable) -> frozenset[FactorPlace]:
-    """Every place at a factor of what crosses the layer's border with a gradient."""
+    """Every place at a factor of what crosses the layer's border and follows from parameters."""
     crossing = {*(v.name for v in graph.inputs), *graph.outputs} - border.whole_outputs - border.free_outputs
-    return table.of_values(crossing & border.differentiable)
+    return table.of_values(crossing & border.streams)
 
 
 def matrices(graph: Graph, border: Border, table: FactorTable) -> frozenset[str]:

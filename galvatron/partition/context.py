@@ -64,11 +64,11 @@ class Partitioner:
         return self._sharded[key]
 
     def sequences(self, cls: str) -> tuple[Dim, ...]:
-        """What roles that shard a sequence cut of each value that crosses the border of a class with a gradient: its
+        """What roles that shard a sequence cut of each value that crosses the border of a class in the stream: its
         length, or where ops read it in so many equal parts, their number."""
         graph, border, table = self.program.class_of[cls].graph, self.borders[cls], self._choices_of(cls).table
         crossing = [*(v.name for v in graph.inputs), *(n for n in graph.outputs if n not in border.free_outputs)]
-        splits = [(name, sequence_split(graph.types[name])) for name in crossing if name in border.differentiable]
+        splits = [(name, sequence_split(graph.types[name])) for name in crossing if name in border.streams]
         sizes = (table.at(name, s.dim, s.inner, s.size).size for name, s in splits if s is not None)
         return tuple(dict.fromkeys(sizes))
 
@@ -128,7 +128,7 @@ class Partitioner:
     def borders(self) -> dict[str, Border]:
         """The border of every class."""
         program = self.program
-        formals = self._gradients.formals
+        formals, streams = self._gradients.formals, gradients(program, program.trainable | program.parameters).formals
         borders: dict[str, Border] = {}
         for cls in program.classes:
             layers = program.layers_of[cls.name]
@@ -145,6 +145,7 @@ class Partitioner:
                 differentiable=trainable | formals[cls.origin_name],
                 trainable=trainable,
                 parameters=frozenset(formal for formal, name in bound if name in program.parameters),
+                streams=frozenset(streams[cls.origin_name]),
                 loss=results.get(program.output),
                 whole_outputs=frozenset(cls.graph.outputs if is_once else updated),
                 free_outputs=program.unread(cls),

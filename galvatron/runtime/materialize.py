@@ -33,6 +33,8 @@ class ModelState:
     Args:
         constants: tensors that the program reads and that are not among the model's parameters and buffers.
         given: what is read elsewhere instead, by each of its names, in whatever type it has there.
+        initialisers: by their paths, what gives some modules their values, in the place of what these and those around
+            them say of themselves.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class ModelState:
         seed: int = 0,
         constants: Mapping[str, Tensor] | None = None,
         given: Mapping[str, Source] | None = None,
+        initialisers: Mapping[str, Sequence[Callable[[], Any]]] | None = None,
     ) -> None:
         self.model = model
         self.seed = seed
@@ -51,6 +54,7 @@ class ModelState:
         self.canonical = {name: first_names.setdefault(id(tensor), name) for name, tensor in self._tensors.items()}
         self.persistent = tuple(name for name in model.state_dict(keep_vars=True) if name in self._tensors)
         self._given = given or {}
+        self._initialisers = initialisers or {}
 
     def type_of(self, name: str) -> torch.dtype:
         """The element type that the model has for a tensor."""
@@ -87,6 +91,8 @@ class ModelState:
         # What a user's constructor did first (reset_parameters) may be left in place by `_init_weights`, so when that
         # does not reach every tensor both run, in the constructor's order.
         attempts = [_model_initialisers(chain), _module_initialisers(chain) + _model_initialisers(chain)]
+        if path in self._initialisers:
+            attempts = [[*self._initialisers[path]]]
         missing = wanted
         try:
             for initialisers in attempts:

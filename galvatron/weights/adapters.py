@@ -1,4 +1,5 @@
-"""Adapters of `peft`: which tensors of a model are one's, and how `save_pretrained` would write it.
+"""Adapters of `peft`: which tensors of a model are one's, what they begin with, and how `save_pretrained` would write
+them.
 
 Nothing here needs the package unless a model is one of its own.
 """
@@ -7,12 +8,16 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Mapping
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from galvatron.errors import GalvatronError
 
@@ -50,7 +55,6 @@ def adapter_of(model: nn.Module) -> Adapter | None:
 
     Raises:
         NotSavedError: it has several active ones, or one that is no selection of its tensors.
-        GalvatronError: it has one without values.
     """
     if not is_adapted(model):
         return None
@@ -76,12 +80,6 @@ def adapter_of(model: nn.Module) -> Adapter | None:
             f"{made[0]!r} of adapter {active[0]!r} is no tensor of the model: peft computes it when it saves the "
             "adapter; use a kind of adapter that is saved as it is, such as LoRA"
         )
-    blank = [names[id(value)] for value in found.values() if value.is_meta]
-    if blank:
-        raise GalvatronError(
-            f"{blank[0]!r} of adapter {active[0]!r} is on the meta device, and only peft knows which values it begins "
-            "with: build the model and its adapters with real values"
-        )
     config = copy.deepcopy(own.peft_config[active[0]])
     base = own.get_base_model()
     config.base_model_name_or_path = config.base_model_name_or_path or getattr(base, "name_or_path", None) or None
@@ -90,3 +88,58 @@ def adapter_of(model: nn.Module) -> Adapter | None:
     return Adapter(
         {name: names[id(value)] for name, value in found.items()}, config, mapping if config.task_type is None else None
     )
+
+
+def initialisers(model: nn.Module) -> dict[str, list[Callable[[], Any]]]:
+    """By the paths of the modules that hold tensors of adapters, what `peft` gives them their values by: what they do
+    themselves when they are made, and then the method of the layer around them that resets an adapter."""
+    found: dict[str, list[Callable[[], Any]]] = {}
+    for path, layer in model.named_modules() if is_adapted(model) else ():
+        for kind in getattr(layer, "adapter_layer_names", ()):
+            held: Any = getattr(layer, kind, None)
+            for adapter in held if isinstance(held, (nn.ModuleDict, nn.ParameterDict)) else ():
+                resets = list(_resets(layer, adapter, getattr(model, "peft_config", {}).get(adapter)))
+                if not resets:
+                    continue
+                place = f"{path}.{kind}" if path else kind
+                if isinstance(held, nn.ParameterDict):
+                    found.setdefault(place, []).extend(resets)
+                    continue
+                for own, module in held[adapter].named_modules(prefix=f"{place}.{adapter}"):
+                    made = getattr(module, "reset_parameters", None)
+                    found[own] = [made, *resets] if callable(made) else resets
+    return found
+
+
+def _resets(layer: nn.Module, adapter: str, config: Any) -> Iterator[Callable[[], Any]]:
+    """What of a layer resets one adapter, as its configuration says; nothing where that has it begin otherwise than by
+    a method of such a name."""
+    for name in sorted(dir(type(layer))):
+        if not re.fullmatch(r"reset_\w+_parameters", name):
+            continue
+        method = getattr(layer, name)
+        asked = [parameter for parameter in inspect.signature(method).parameters if parameter != "adapter_name"]
+        told = {parameter: getattr(config, parameter) for parameter in asked if hasattr(config, parameter)}
+        if any(getattr(config, key) is not True for key in vars(config) if key.startswith("init_") and key not in told):
+            continue
+        yield partial(method, adapter, **told)
+
+
+def copied(model: nn.Module) -> dict[str, str]:
+    """The tensors of layers of which `peft` trains a copy (`modules_to_save`), as long as they have the values of what
+    they were copied from, or none: the name of each, and that of its original."""
+    found: dict[str, str] = {}
+    for path, module in model.named_modules() if is_adapted(model) else ():
+        copies, original = getattr(module, "modules_to_save", None), getattr(module, "original_module", None)
+        if not (isinstance(copies, nn.ModuleDict) and isinstance(original, nn.Module)):
+            continue
+        values = original.state_dict(keep_vars=True)
+        for adapter, one in copies.items():
+            for name, value in one.state_dict(keep_vars=True).items():
+                if name in values and (value.is_meta or _is_equal(value, values[name])):
+                    found[f"{path}.modules_to_save.{adapter}.{name}"] = f"{path}.original_module.{name}"
+    return found
+
+
+def _is_equal(one: Tensor, other: Tensor) -> bool:
+    return not other.is_meta and one.dtype == other.dtype and torch.equal(one, other)

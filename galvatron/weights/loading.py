@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from galvatron import runtime as rt
 from galvatron.errors import GalvatronError
 from galvatron.tensor_file import Entry
-from galvatron.weights.adapters import adapter_of, is_adapted
+from galvatron.weights.adapters import adapter_of, copied, is_adapted
 from galvatron.weights.folder import tensors_in
 from galvatron.weights.names import declared, listed, matched, without
 
@@ -51,6 +51,9 @@ class Weights:
         self._sources: dict[int, list[str]] = defaultdict(list)
         for source, name in self._names.items():
             self._sources[id(self._tensors[name])].append(source)
+        for name, original in copied(model).items():
+            if (sources := self._sources.get(id(self._tensors[original]))) is not None:
+                self._sources[id(self._tensors[name])] = sources
         self._check(model, persistent, [name for name in self._files if name not in known], is_partial)
         self.given = {
             name: self._reading(self._sources[id(tensor)][0])

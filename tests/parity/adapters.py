@@ -1,7 +1,12 @@
-"""A decoder of which little trains: a frozen base with low-rank adapters, as fine-tuning has it."""
+"""Decoders of which little trains: a frozen base with low-rank adapters, as fine-tuning has it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
 from torch import Tensor, nn
 
 from tests import models
@@ -60,3 +65,40 @@ class Decoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         return nn.functional.cross_entropy(self.head(x).flatten(0, 1), targets.flatten(), ignore_index=-100)
+
+
+def low_rank(model: Any) -> nn.Module:
+    """A Llama with adapters of `peft`, which trains nothing else."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    return peft.get_peft_model(model, config)
+
+
+def without_bottom(model: Any) -> nn.Module:
+    """One of which the embedding and the first half of the layers is frozen."""
+    layers = model.model.layers
+    for part in (model.model.embed_tokens, *layers[: len(layers) // 2]):
+        part.requires_grad_(False)
+    return model
+
+
+def without_embedding(model: Any) -> nn.Module:
+    """One of which the embedding is frozen."""
+    model.model.embed_tokens.requires_grad_(False)
+    return model
+
+
+def with_head_alone(model: Any) -> nn.Module:
+    """One of which nothing but the head trains."""
+    model.model.requires_grad_(False)
+    return model
+
+
+LITTLE: dict[str, Callable[[Any], nn.Module]] = {
+    "low-rank": low_rank,
+    "without-bottom": without_bottom,
+    "without-embedding": without_embedding,
+    "head-alone": with_head_alone,
+}
+"""What becomes of a Llama of which only a part trains."""

@@ -290,6 +290,14 @@ def _hugging_face(name: str, **options: Any) -> Callable[[], Subject]:
     return lambda: _of(models.hugging_face(name, **options))
 
 
+def _little_trained(kind: str) -> Callable[[], Subject]:
+    def make() -> Subject:
+        case = models.hugging_face("llama", mask=False, hidden_size=64, intermediate_size=128, num_hidden_layers=4)
+        return Subject(adapters.LITTLE[kind](case.model).double(), case.batch)
+
+    return make
+
+
 SUBJECTS: dict[str, Callable[[], Subject]] = {
     "gpt": lambda: _of(models.gpt()),
     # Eight and twelve layers, for as many stages.
@@ -337,6 +345,7 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "adapted-at-the-end": lambda: Subject(adapters.Decoder((False, False, True)).double(), _tokens),
     "adapted-64": lambda: Subject(adapters.Decoder(width=64).double(), _tokens),
     "head-only": lambda: Subject(adapters.Decoder((False, False), head=True).double(), _tokens),
+    **{f"llama-{kind}": _little_trained(kind) for kind in adapters.LITTLE},
     "weighted": lambda: Subject(Weighted().double(), _weighted),
     "shared": lambda: Subject(Shared().double(), _tokens),
     "llama-12-heads": _hugging_face("llama", hidden_size=48, num_attention_heads=12, num_key_value_heads=6, head_dim=4),

@@ -17,11 +17,12 @@ itself), and so are outputs that nobody asked for.
 """
 
 from galvatron.ir.capture.batch import BatchDims, Dynamic, read_batch
-from galvatron.ir.capture.export import Captured, capture_graph, device_of
+from galvatron.ir.capture.export import Captured, capture_graph
 from galvatron.ir.capture.losses import LossFunction, loss_of
 from galvatron.ir.capture.outputs import Outputs
 from galvatron.ir.capture.refusals import listing
 from galvatron.ir.capture.restore import unchanged
+from galvatron.ir.capture.stand_ins import device_of
 
 __all__ = [
     "BatchDims",

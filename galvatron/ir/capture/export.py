@@ -42,6 +42,7 @@ from galvatron.ir.capture.repeat import StepsUnlikeError, repeated, single_sampl
 from galvatron.ir.capture.restore import unchanged
 from galvatron.ir.capture.samples import find_samples, free_sizes
 from galvatron.ir.capture.siblings import repeated_modules
+from galvatron.ir.capture.stand_ins import all_on_meta, device_of
 from galvatron.ir.capture.tracing import careful_tracing, refusing, unseeded
 from galvatron.ir.capture.turns import Turns
 from galvatron.ir.capture.ways import UnlikeError, both_ways
@@ -362,6 +363,7 @@ def _traced(training: _Training, batch: Batch) -> ExportedProgram:
     }
     devices = [device] if device.type == "cuda" else []
     with (
+        all_on_meta(training.model),
         no_leftovers(training.model, training._loss_fn),
         unchanged(training),
         quiet(),
@@ -375,10 +377,3 @@ def _traced(training: _Training, batch: Batch) -> ExportedProgram:
         exported = torch.export.export(training, (inputs,), strict=False, dynamic_shapes=(shapes,))
         dissolve_regions(exported)
         return write_derivatives(write_copies(exported.run_decompositions({})), training)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model is: its first parameter or buffer."""
-    tensor = next(model.parameters(), None)
-    tensor = next(model.buffers(), None) if tensor is None else tensor
-    return torch.device("cpu") if tensor is None else tensor.device

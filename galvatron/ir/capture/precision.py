@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from galvatron.errors import CaptureError
 from galvatron.ir.capture.running import here, tensors_in
+from galvatron.ir.capture.stand_ins import standing_in
 from galvatron.ir.ops.operator import UNKNOWN
 from galvatron.ir.ops.schemas import schema_of
 from galvatron.ir.ops.table import OPERATORS, named
@@ -56,25 +57,15 @@ _TOTALS = frozenset(("sum", "mean"))
 def rounded(model: nn.Module, dtype: torch.dtype, *, buffers: bool) -> Iterator[None]:
     """Inside the `with` block the floating parameters of the model, with `buffers` its buffers too, are stand-ins of
     another element type; tied ones stay tied."""
-    own: list[tuple[nn.Module, str, torch.Tensor]] = []
-    stand_ins: dict[int, torch.Tensor] = {}
-    try:
-        for module in model.modules():
-            tables = (module._parameters, module._buffers) if buffers else (module._parameters,)
-            for name, tensor in [item for table in tables for item in table.items()]:
-                if tensor is not None and tensor.is_floating_point():
-                    own.append((module, name, tensor))
-                    setattr(module, name, stand_ins.setdefault(id(tensor), _stand_in(tensor, dtype)))
+
+    def stand_in(tensor: torch.Tensor) -> torch.Tensor | None:
+        if not tensor.is_floating_point() or not (buffers or isinstance(tensor, nn.Parameter)):
+            return None
+        with FakeTensorMode():
+            return torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
+
+    with standing_in(model, stand_in):
         yield
-    finally:
-        for module, name, tensor in own:
-            setattr(module, name, tensor)
-
-
-def _stand_in(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    with FakeTensorMode():
-        empty = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 class ProductsOfOneType(TorchFunctionMode):

@@ -7,6 +7,7 @@ import builtins
 import contextlib
 import functools
 import inspect
+import keyword
 import math
 import sys
 import traceback
@@ -54,7 +55,7 @@ def careful_tracing() -> Iterator[None]:
     Left to itself torch records only frames of functions called `forward`, which misses losses and helpers, and traces
     the forward of a `torch.autograd.Function` as if its backward did not exist (`capture.functions` traces both). Of
     functions of Python that must return a plain number, `len` and `math.sqrt` give the symbolic one for the size of a
-    batch.
+    batch. A module may have any name: the code that torch makes of a graph says it as a literal.
     """
     _settle_dynamo()
     with contextlib.ExitStack() as patches:
@@ -71,6 +72,7 @@ def careful_tracing() -> Iterator[None]:
         patches.enter_context(mock.patch.object(torch.SymInt, "__hash__", _key_of_size))
         patches.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", differentiated))
         patches.enter_context(mock.patch.object(fx.Tracer, "call_module", _call_module))
+        patches.enter_context(mock.patch.object(fx.graph, "_format_target", _attribute_of))
         patches.enter_context(mock.patch.object(builtins, "len", _length))
         # Modes see what this makes.
         patches.enter_context(mock.patch.object(torch, "from_numpy", lambda array: torch.tensor(array)))
@@ -114,6 +116,13 @@ class _UserLine:
                 return traceback.StackSummary.from_list([line])
             frame = frame.f_back
         return traceback.StackSummary()
+
+
+def _attribute_of(base: str, target: str) -> str:
+    """An attribute of a module, as an expression of Python."""
+    parts = target.split(".")
+    plain = all(part.isidentifier() and not keyword.iskeyword(part) for part in parts)
+    return f"{base}.{target}" if plain else functools.reduce(lambda of, part: f"getattr({of}, {part!r})", parts, base)
 
 
 _plain_call_module = fx.Tracer.call_module

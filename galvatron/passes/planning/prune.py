@@ -193,7 +193,7 @@ def _cuts(branch: Sequence[Candidates], removed: Sequence[Removed]) -> Iterator[
 
 
 def _sequences(program: Program) -> dict[str, tuple[int, ...]]:
-    """For each class how long the sequences are that cross its border with a gradient; those whose length is free, and
+    """For each class how long the sequences are that cross its border in the stream; those whose length is free, and
     that no strategy cuts, are left out."""
     partitioner = Partitioner(program, program.required_cluster)
     return {

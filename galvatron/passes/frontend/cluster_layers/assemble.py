@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from galvatron.ir.gradients import spread
 from galvatron.ir.graph import Graph, Op, Value
 from galvatron.ir.names import Names, base_name
 from galvatron.ir.program import Form, Layer, LayerClass, LayerKind, Program
@@ -29,12 +30,16 @@ class _Call:
 def assemble(program: Program, graph: Graph, parts: Sequence[Part], names: Sequence[tuple[str, str]]) -> Program:
     """A program, whose ops `graph` holds, in classes and layers; `names` are the kind and the name of every part.
 
-    Layers share a class when their graphs are equal up to names and their state is alike (trainable or not).
+    Layers share a class when their graphs are equal up to names, their state is alike (trainable or not), and no
+    parameter trains before the same of what they read: the first layer with adapters, behind an embedding that is
+    frozen, computes and keeps less than others.
     """
+    untrained = _untrained(program, graph)
     calls = _calls(graph, parts, names)
     members: dict[object, list[_Call]] = {}
     for call in calls:
-        key = (call.part.kind, call.graph, tuple(_likeness(program, name) for name in call.state))
+        state = tuple(_likeness(program, name) for name in call.state)
+        key = (call.part.kind, call.graph, state, tuple(name in untrained for name in call.operands))
         members.setdefault(key, []).append(call)
     groups = list(members.values())
     classes: dict[int, LayerClass] = {}
@@ -65,6 +70,14 @@ def assemble(program: Program, graph: Graph, parts: Sequence[Part], names: Seque
         outputs=tuple(replace(output, value=bound[output.value]) for output in program.outputs),
         checks=tuple(replace(check, value=bound[check.value]) for check in program.checks),
     )
+
+
+def _untrained(program: Program, graph: Graph) -> set[str]:
+    """The values that follow from parameters, of which none trains, so that they have no gradient."""
+    trained, every = set(program.trainable), {state.name for state in program.state if state.kind == "parameter"}
+    for values in (trained, every):
+        spread(graph, values)
+    return every - trained
 
 
 def _likeness(program: Program, state: str) -> tuple[str, bool]:
