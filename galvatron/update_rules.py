@@ -203,7 +203,7 @@ class _Touched(TorchDispatchMode):
     def _keep(self, made: Sequence[Tensor]) -> None:
         self._alive = [ref for ref in (*self._alive, *map(weakref.ref, made)) if ref() is not None]
         there = Counter[int]()
-        for x in filter(None.__ne__, (ref() for ref in self._alive)):
+        for x in [x for ref in self._alive if (x := ref()) is not None]:
             there[x.numel()] += x.element_size()
         self.spare = max(self.spare, there, key=lambda sizes: sum(n * each for n, each in sizes.items()))
 

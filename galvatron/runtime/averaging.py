@@ -30,7 +30,7 @@ def ema(optimizer: torch.optim.Optimizer, decay: float = 0.999) -> torch.optim.O
             compiled.evaluate(held_out), compiled.export("averaged")
 
     Checkpoints have the averages, as they have the rest of the optimizer's state. They take 4 bytes per element, which
-    ZeRO cuts, and which the search does not count.
+    ZeRO cuts, and one more pass over the parameters.
 
     Args:
         decay: at least 0 and less than 1; a group of parameters may have its own, as its option `ema_decay`.
