@@ -226,7 +226,8 @@ def compile(
         )
     with plain_torch(device_of(model)), instrumented(instrument):
         said = {"loss_fn": loss_fn, "batch_dims": batch_dims, "dynamic": dynamic, "outputs": outputs, "checks": checks}
-        captured = on_rank_0(world, lambda: _planned(model, example_inputs, said, wanted, target, cache_dir))
+        tried = optimizer if check_optimizer else None  # else its function is not to be called for stand-ins
+        captured = on_rank_0(world, lambda: _planned(model, example_inputs, said, wanted, target, cache_dir, tried))
     with plain_torch(world.device), instrumented(instrument if world.rank == 0 else ()):
         if calibrate:
             from galvatron.calibration.feedback import calibrate as measure_parts
@@ -302,6 +303,7 @@ def search(
     schedule: str | None = None,
     search: SearchOptions | None = None,
     inductor: bool = False,
+    optimizer: OptimizerFactory | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Plan:
     """The plan with the shortest predicted step time that fits the memory of the cluster.
@@ -315,6 +317,7 @@ def search(
         schedule: the same as `search=SearchOptions(schedule=...)`.
         search: what is tried and what for (`SearchOptions`); None is everything, for the shortest step.
         inductor: whether layers will be compiled (see `compile`), which makes other kernels of them.
+        optimizer: as in `compile`, for what it keeps and computes; None: what the program says, or AdamW.
         cache_dir: where plans and costs are kept, and found again if nothing has changed that they depend on; None:
             nowhere.
 
@@ -326,7 +329,7 @@ def search(
     budget, options, machines = read_memory(memory), read_search(search, schedule), required_cluster(cluster)
 
     def best(batch: int | None) -> Plan:
-        costed = with_costs(valid(program), machines, batch, inductor)
+        costed = with_costs(valid(program), machines, batch, inductor, optimizer)
         if cache_dir is None:
             return searched(costed, budget, options).required_plan
         return remembered(costed, budget, options, cache_dir).required_plan
@@ -344,11 +347,12 @@ def estimate(
     *,
     global_batch_size: int | None = None,
     inductor: bool = False,
+    optimizer: OptimizerFactory | None = None,
 ) -> Estimate:
     """Predicted step time and memory of a plan: the objective that `search` minimises, evaluated for one plan.
 
     Args:
-        program, cluster, global_batch_size, inductor: see `search`.
+        program, cluster, global_batch_size, inductor, optimizer: see `search`.
         plan: see `compile`.
 
     Raises:
@@ -356,7 +360,7 @@ def estimate(
         VerifyError: the program breaks a rule of its form.
         GalvatronError: another argument is wrong.
     """
-    costed = with_costs(valid(program), required_cluster(cluster), global_batch_size, inductor)
+    costed = with_costs(valid(program), required_cluster(cluster), global_batch_size, inductor, optimizer)
     planned = with_plan(costed, _parsed_plan(plan))
     with ours("estimating a plan", planned):
         chosen = planned.required_plan
@@ -390,17 +394,19 @@ def _planned(
     wanted: Wanted,
     cluster: Cluster,
     cache_dir: str | os.PathLike[str] | None,
+    optimizer: OptimizerFactory | None,
 ) -> Captured:
     """The captured program with a plan: the one given, or the one that a search finds.
 
     Args:
         said: what capture is told of the model and its batch.
+        optimizer: what costs are to be those of.
     """
     given = None if wanted.plan is None else _parsed_plan(wanted.plan)  # before a capture that may take long
     with ours("capturing the model"):
         captured = capture_graph(model, example_inputs, precision=wanted.precision, **said)
     gc.collect()  # what torch.export leaves behind refers to the model: the user could drop it and not free it
-    costed = with_costs(captured.program, cluster, None, wanted.switches["inductor"])
+    costed = with_costs(captured.program, cluster, None, wanted.switches["inductor"], optimizer)
     if given is None:
         folder = cache_directory(cache_dir)
         return replace(captured, program=remembered(costed, wanted.memory_bytes, wanted.search, folder))

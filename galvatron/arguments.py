@@ -207,11 +207,6 @@ def read_precision(precision: Any) -> str | None:
 
 def _check_training(optimizer: Any, max_grad_norm: Any, timeout_s: Any) -> None:
     if isinstance(optimizer, WholeParameters):
-        if optimizer.which is not None and not callable(optimizer.which):
-            raise GalvatronError(
-                "which= of WholeParameters must be a function from a name and a shape to True or False, or None, not "
-                f"{type(optimizer.which).__name__}"
-            )
         optimizer = optimizer.build
     if optimizer is not None and (not callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer)):
         raise GalvatronError(

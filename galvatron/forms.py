@@ -21,7 +21,9 @@ from galvatron.ir.program import Form, Program
 from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END, LOWERING, PLANNING
 from galvatron.passes.pipeline import Pipeline
+from galvatron.runtime.optimizers import OptimizerFactory
 from galvatron.search_options import SearchOptions
+from galvatron.update_rules import with_rules
 
 _LOG = logging.getLogger("galvatron")
 
@@ -47,8 +49,17 @@ def _verified(program: Program) -> None:
     verify(program)
 
 
-def with_costs(program: Program, cluster: Cluster, global_batch_size: int | None, inductor: bool = False) -> Program:
+def with_costs(
+    program: Program,
+    cluster: Cluster,
+    global_batch_size: int | None,
+    inductor: bool = False,
+    optimizer: OptimizerFactory | None = None,
+) -> Program:
     """The program with costs on a cluster, whatever was decided about it before forgotten.
+
+    Args:
+        optimizer: whose costs are those of the update; None, as the program says.
 
     Raises:
         GalvatronError: it is sharded already, or the batch size is not positive.
@@ -67,6 +78,8 @@ def with_costs(program: Program, cluster: Cluster, global_batch_size: int | None
         program = passed(PLANNING[:1], program)
     if inductor:
         program = replace(program, inductor=True)
+    if optimizer is not None:
+        program = with_rules(program, optimizer, at_once=cluster.device.kind != "cpu")
     return without_plan(program, cluster, batch_size)
 
 

@@ -100,25 +100,38 @@ def test_averages_of_half_types_are_in_float32() -> None:
     assert all(torch.equal(value, before[name]) for name, value in program.full_state_dict().items())
 
 
-def averages_of_joined_rules(world: rt.World, folder: str) -> None:
-    def joined(parameters: Any) -> torch.optim.Optimizer:
-        halves = parameters[:2], parameters[2:]
-        return galvatron.JoinedOptimizer(*(averaging(half) for half in halves))
+def joined(named_parameters: Any) -> torch.optim.Optimizer:
+    """Matrices by one rule, and all else by another."""
+    named = list(named_parameters)
+    halves = [p for name, p in named if is_matrix(name)], [p for name, p in named if not is_matrix(name)]
+    return galvatron.JoinedOptimizer(*(averaging(half) for half in halves if half))
 
-    program = compiled("dp2", optimizer=joined)
+
+def is_matrix(name: str, _: tuple[int, ...] = ()) -> bool:
+    return name in {name for name, p in new_model().named_parameters() if p.dim() == 2}
+
+
+def averages_of_whole_parameters(world: rt.World, plan: str, other: str, folder: str) -> None:
+    program = compiled(plan, optimizer=rt.WholeParameters(joined, is_matrix))
+    with program.ema():  # there are none yet
+        pass
     for seed in range(4):
         program.train_step(new_batch(seed=seed))
     check_averages(program, plain_averages(4))
     program.save(folder, step=4)
-    compiled("dp2", optimizer=joined).load(folder)
-    whole = compiled("dp2-zero3", optimizer=rt.WholeParameters(averaging))
-    whole.train_step(new_batch())
-    with pytest.raises(GalvatronError, match="gives some to one rank each"), whole.ema():
-        pass
+    again = compiled(other, optimizer=rt.WholeParameters(joined, is_matrix) if "zero" in other else joined)
+    again.load(folder)
+    check_averages(again, plain_averages(4))
+    again.train_step(new_batch(seed=4))
+    check_averages(again, plain_averages(5))
 
 
-def test_averages_of_joined_rules_are_found_and_those_of_whole_parameters_refused(tmp_path: Path) -> None:
-    run_ranks(averages_of_joined_rules, 2, str(tmp_path))
+@pytest.mark.parametrize(
+    ("plan", "other"),
+    some_slow([("dp2-zero3", "tp2")], [("tp2", "dp2-zero1"), ("dp2", "pp2/m2/1f1b/dp1"), ("dp2-zero2", "dp2")]),
+)
+def test_averages_of_whole_parameters_and_joined_rules(plan: str, other: str, tmp_path: Path) -> None:
+    run_ranks(averages_of_whole_parameters, 2, plan, other, str(tmp_path))
 
 
 def test_what_cannot_be_averaged_is_refused() -> None:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from galvatron import runtime as rt
 from galvatron.checkpoints import folders, optimizer
-from galvatron.checkpoints.boxes import Patch, patches_of, whole_box
 from galvatron.checkpoints.index import Index
 from galvatron.checkpoints.parts import FoundPart, damaged, read_parts
 from galvatron.checkpoints.saving import gathered, state_key, value_key
 from galvatron.errors import GalvatronError, did_you_mean
 from galvatron.runtime import failure
+from galvatron.runtime.boxes import Patch, patches_of, whole_box
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from galvatron import tensor_file
-from galvatron.checkpoints.boxes import Box
 from galvatron.errors import GalvatronError
+from galvatron.runtime.boxes import Box
 from galvatron.tensor_file import Entry, TensorFile
 
 

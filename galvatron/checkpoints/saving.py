@@ -18,13 +18,13 @@ from torch import Tensor
 
 from galvatron import runtime as rt
 from galvatron.checkpoints import folders, optimizer
-from galvatron.checkpoints.boxes import Box, Patch, patches_of, whole_box
 from galvatron.checkpoints.index import Index, ParameterState, finite, with_words
 from galvatron.checkpoints.parts import Part, check_type, size_of, write_parts
 from galvatron.errors import GalvatronError
 from galvatron.ir.documents import read_json
 from galvatron.runtime import comm, failure
 from galvatron.runtime.beside import Beside
+from galvatron.runtime.boxes import Box, Patch, patches_of, whole_box
 
 _LOG = logging.getLogger("galvatron")
 

@@ -17,6 +17,7 @@ from galvatron.cli.inputs import (
     read_plan,
     read_program,
 )
+from galvatron.cli.optimizers import OptimizerText, read_optimizer
 
 
 def command(
@@ -28,6 +29,7 @@ def command(
         bool, typer.Option("--breakdown", help="Say what the time and the memory of each stage are made of.")
     ] = False,
     inductor: Inductor = False,
+    optimizer: OptimizerText = None,
     json: Json = False,
 ) -> None:
     """Predict the step time and peak memory of a plan."""
@@ -39,7 +41,10 @@ def command(
     from galvatron.breakdown import breakdown
     from galvatron.cli.tables import breakdown_tables, estimate_json, print_estimate, print_tables
 
-    estimate = api.estimate(program, chosen, machines, global_batch_size=global_batch, inductor=inductor)
+    trains = read_optimizer(optimizer)
+    estimate = api.estimate(
+        program, chosen, machines, global_batch_size=global_batch, inductor=inductor, optimizer=trains
+    )
     stages = breakdown(estimate.step_time_s, estimate.stages, chosen.micro_batches) if parts else ()
     if json:
         print(estimate_json(estimate, stages))

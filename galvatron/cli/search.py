@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from galvatron.cli.inputs import ClusterText, Inductor, Json, ProgramFile, read_cluster, read_program
+from galvatron.cli.optimizers import OptimizerText, read_optimizer
 from galvatron.cli.output import check_is_no_input, log_on_stderr
 from galvatron.cli.progress import shown_progress
 from galvatron.cli.space import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from galvatron.ir.cluster import Cluster
     from galvatron.ir.plan import Plan
     from galvatron.ir.program import Program
+    from galvatron.runtime.optimizers import OptimizerFactory
     from galvatron.search_options import SearchOptions
 
 
@@ -64,6 +66,7 @@ def command(
     time_limit: TimeLimit = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="PLAN.json", help="Where it goes.")] = None,
     inductor: Inductor = False,
+    optimizer: OptimizerText = None,
     cached: Annotated[bool, typer.Option("--cache/--no-cache", help="Take a plan that was searched before.")] = True,
     json: Json = False,
 ) -> None:
@@ -79,6 +82,7 @@ def command(
     )
     machines = read_cluster(cluster)
     program = read_program(program_file)
+    trains = read_optimizer(optimizer)
 
     def best(budget: int | None) -> Plan:
         from galvatron import api
@@ -92,6 +96,7 @@ def command(
             global_batch_size=batches,
             search=options,
             inductor=inductor,
+            optimizer=trains,
             cache_dir=folder,
         )
 
@@ -107,7 +112,7 @@ def command(
     except BudgetError as error:
         if isinstance(batches, tuple):
             raise
-        raise BudgetError(f"{error}{_ways_out(program, machines, batches, budget, options)}") from None
+        raise BudgetError(f"{error}{_ways_out(program, machines, batches, budget, options, trains)}") from None
     if output is not None:
         plan.save(output)
     if json:
@@ -131,12 +136,19 @@ def _print_curve(budgets: tuple[int, ...], best: Callable[[int], Plan], json: bo
     print(json_module.dumps(told, indent=2) if json else curve_text(told))
 
 
-def _ways_out(program: Program, machines: Cluster, batch: int, budget: int | None, options: SearchOptions) -> str:
+def _ways_out(
+    program: Program,
+    machines: Cluster,
+    batch: int,
+    budget: int | None,
+    options: SearchOptions,
+    optimizer: OptimizerFactory | None,
+) -> str:
     """What to change so that a plan fits, each tried."""
     from galvatron.answers.ways_out import ways_out
     from galvatron.forms import with_costs
 
     with shown_progress():
-        costed = with_costs(program, machines, batch)
+        costed = with_costs(program, machines, batch, optimizer=optimizer)
         found = ways_out(costed, machines.default_budget_bytes if budget is None else budget, options)
     return "".join(f"\n  fits {way}" for way in found)

@@ -13,7 +13,7 @@ class Memory:
         parameters: values that the layers read; at ZeRO level 3 this rank's part of them.
         masters: what the optimizer updates, where the type of the values is another.
         gradients: in the type of the masters.
-        optimizer: what it keeps from step to step: AdamW's two moments.
+        optimizer: what it keeps from step to step, by its rule.
         buffers: frozen parameters and buffers, with new values that wait for the end of the step.
         activations: what autograd keeps of the micro-batches in flight.
         working: what a layer needs beside that while it runs, or the update.

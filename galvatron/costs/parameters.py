@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import sqrt
 from typing import Any
 
 from galvatron.costs.events import CollectiveCall
@@ -18,8 +19,10 @@ from galvatron.costs.parts import Parameters, Sent
 from galvatron.costs.state import LocalParameter, state_collectives
 from galvatron.ir.collectives import LIBRARY_COPIES
 from galvatron.ir.layout import Axis
+from galvatron.ir.ops.work import product
+from galvatron.ir.update_rule import ROUND_BYTES
 from galvatron.ir.zero import BUCKET_BYTES
-from galvatron.machine import Machine
+from galvatron.machine import Kernel, Machine
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,12 +166,36 @@ class ParameterCosts:
         return (1.0 + self._library_copies.get(kind, 0.0)) * payload_bytes
 
     def _update_s(self, states: Iterable[LocalParameter]) -> float:
-        return self._machine.moved_s(sum(state.update_bytes for state in states))
+        """Seconds of the update, and of what is sent for it to the ranks that update parameters whole, and back."""
+        states = tuple(states)
+        own_s = self._machine.moved_s(sum(state.update_bytes for state in states))
+        return own_s + sum(map(self._products_s, states)) + sum(map(self._exchanged_s, states))
+
+    def _products_s(self, state: LocalParameter) -> float:
+        """Of the products of a rule, as large as the parameter would be as a square matrix."""
+        if not state.trained or not state.rule.flop:
+            return 0.0
+        side = sqrt(state.whole_elements)
+        count = state.rule.flop * state.updated_elements / (2 * side**3)
+        work = product(count, side, side, side)
+        return self._machine.work_s(Kernel("aten.mm", state.rule.product_type, 0.0, work))
+
+    def _exchanged_s(self, state: LocalParameter) -> float:
+        """A share of rounds that are full: of value and gradient to owners, and of the value back."""
+        if not state.is_owned:
+            return 0.0
+        ranks = Axis("", state.devices, 1)
+        stays = 1 - 1 / state.devices  # what a rank gives itself is a part of what an all-to-all takes
+        return sum(
+            self._machine.collective_s("all_to_all", full_bytes, ranks) * sent_bytes / stays / full_bytes
+            for full_bytes, sent_bytes in ((2 * ROUND_BYTES, state.brought_bytes), (ROUND_BYTES, state.given_bytes))
+        )
 
     def _update_bytes(self, states: Iterable[LocalParameter]) -> float:
-        """What `torch.optim.AdamW` takes while it updates: on a GPU the square roots of all second moments at once, on
-        a processor those of one parameter, which is nothing beside activations."""
-        return sum(state.trained_bytes for state in states) if self._at_once else 0.0
+        """What is there only while parameters are updated: temporaries of all at once on a GPU (those of one, as on a
+        processor, are nothing beside activations), and what owners have whole."""
+        spare = 1.0 if self._at_once else 0.0
+        return sum(spare * state.rule.spare * state.updated_bytes + state.owned_bytes for state in states)
 
     def _settled(
         self, states: tuple[LocalParameter, ...], sends: int, repeated: tuple[Nearer, ...], border: Axis

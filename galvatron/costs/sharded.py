@@ -25,6 +25,7 @@ from galvatron.costs.profile import Doing, profile_graph, profile_layer
 from galvatron.costs.state import LocalParameter, local_parameter
 from galvatron.errors import StrategyError
 from galvatron.ir.cluster import Cluster
+from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis
 from galvatron.ir.plan import Ties
 from galvatron.ir.planned import epilogue, tied_layers
@@ -333,7 +334,13 @@ class ShardedCostModel(CostModel):
         return (
             layer.cls,
             tuple(
-                (state.type, state.trainable, state.name in self.program.parameters, names.index(state.name))
+                (
+                    state.type,
+                    state.trainable,
+                    state.rule,
+                    state.name in self.program.parameters,
+                    names.index(state.name),
+                )
                 for state in states
             ),
             tuple((update.state in names, value.type) for update, value in self.program.updates_in(layer)),
@@ -353,7 +360,7 @@ class ShardedCostModel(CostModel):
         other_bytes = 0
         for value, name in zip(sharded.graph.state, layer.state, strict=True):
             if name in self.program.parameters:
-                parameters[name] = local_parameter(self.program.state_of[name], value, sharded.mesh, 0)
+                parameters[name] = self._local_parameter(name, value, sharded.mesh)
                 formals.append((name, value.name))
             else:
                 other_bytes += evaluate(value.type.bytes, 1)
@@ -366,6 +373,10 @@ class ShardedCostModel(CostModel):
         reread, replayed = (rereads(sharded.graph, own, differentiable, how) for how in ("none", "full"))
         kept = frozenset(name for name, formal in formals if formal in whole)
         return PlainState(parameters, other_bytes, reread, replayed, kept)
+
+    def _local_parameter(self, name: str, value: Value, mesh: tuple[Axis, ...]) -> LocalParameter:
+        state = self.program.state_of[name]
+        return local_parameter(state, value, mesh, 0, self.program.rule_of(state))
 
     @cached_property
     def _repeated(self) -> tuple[dict[str, int], ...]:
@@ -386,6 +397,7 @@ class ShardedCostModel(CostModel):
                 tuple(held.cls for held in self._held(i)),
                 self._borders.key(i),
                 tuple(self._repeated[i].items()),
+                tuple(self.program.state_of[name].rule for held in self._held(i) for name in held.state),
                 tuple(held.cls for j in range(max(0, i - 1), min(len(self.layers), i + 2)) for held in self._held(j)),
             )
             for i in range(len(self.layers))

@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import prod
 
 from galvatron.costs.events import CollectiveCall, Linear
 from galvatron.costs.memory import Memory
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis
 from galvatron.ir.program import State
-from galvatron.ir.types import evaluate
+from galvatron.ir.types import DTYPE_BYTES, evaluate
+from galvatron.ir.update_rule import ADAMW, UpdateRule
 from galvatron.ir.zero import LEVELS, in_parts, merged, summed_axes
-from galvatron.machine.kernel import ACCUMULATION_PASSES, OPTIMIZER_PASSES
-
-OPTIMIZER_MOMENTS = 2
-"""What the optimizer keeps of each trained element: AdamW's two moments, in the type of the master."""
+from galvatron.machine.kernel import ACCUMULATION_PASSES
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,10 @@ class LocalParameter:
         level: of ZeRO, over these axes.
         reread: whether the backward of the layer reads the values.
         trained: whether it has a gradient, and what follows from that.
+        rule: by which the optimizer updates it.
+        devices: of the stage.
+        whole_bytes: of all of it, in the type that is trained.
+        element_bytes: of one element in that type.
     """
 
     value_bytes: int
@@ -45,6 +48,10 @@ class LocalParameter:
     level: int
     reread: bool = True
     trained: bool = True
+    rule: UpdateRule = ADAMW
+    devices: int = 1
+    whole_bytes: int = 0
+    element_bytes: int = 4
 
     @property
     def ways(self) -> int:
@@ -71,7 +78,7 @@ class LocalParameter:
             parameters=(0.0 if self.has_master else optimized) if level.values and self.axes else self.value_bytes,
             masters=optimized if self.has_master else 0.0,
             gradients=self.master_bytes / (self.ways if level.gradients else 1),
-            optimizer=OPTIMIZER_MOMENTS * optimized,
+            optimizer=self.rule.copies * self.updated_bytes,
         )
 
     @property
@@ -112,14 +119,52 @@ class LocalParameter:
 
     @property
     def trained_bytes(self) -> float:
-        """What the optimizer updates."""
+        """This rank's part of what is trained."""
         return self.master_bytes / self.ways if self.trained else 0.0
+
+    @property
+    def updated_bytes(self) -> float:
+        """What this rank's optimizer updates: its part, or of parameters that are updated whole as much as it owns, if
+        these are shared out evenly."""
+        if self.is_owned:
+            return self.whole_bytes / self.devices
+        return self.trained_bytes
+
+    @property
+    def updated_elements(self) -> float:
+        """The same in elements."""
+        return self.updated_bytes / self.element_bytes
+
+    @property
+    def whole_elements(self) -> float:
+        """Elements of the whole parameter."""
+        return self.whole_bytes / self.element_bytes
 
     @property
     def update_bytes(self) -> float:
         """What an update moves; the master of another type is then read again to be rounded."""
         rounding = self.master_bytes + self.value_bytes if self.has_master else 0
-        return OPTIMIZER_PASSES * self.trained_bytes + rounding / self.ways
+        return self.rule.passes * self.updated_bytes + rounding / self.ways
+
+    @property
+    def is_owned(self) -> bool:
+        """Whether one rank of the stage updates it, whole."""
+        return self.trained and self.rule.whole and self.devices > 1
+
+    @property
+    def brought_bytes(self) -> float:
+        """Of value and gradient, what a rank sends to owners: of `devices` parts that are not alike, all but one."""
+        return 2 * self.updated_bytes * (1 - self.trained_bytes / self.whole_bytes) if self.is_owned else 0.0
+
+    @property
+    def given_bytes(self) -> float:
+        """Of new values, what a rank gets from other owners: its part, but for what it owns itself."""
+        return self.trained_bytes * (1 - 1 / self.devices) if self.is_owned else 0.0
+
+    @property
+    def owned_bytes(self) -> float:
+        """Of value and gradient, what a rank has whole during the update and in parts before."""
+        return 2 * self.updated_bytes if self.is_owned and self.trained_bytes < self.whole_bytes else 0.0
 
     @property
     def accumulation_bytes(self) -> int:
@@ -131,8 +176,10 @@ class LocalParameter:
         return replace(self, level=level if self.trained or LEVELS[level].values else 0)
 
 
-def local_parameter(state: State, local: Value, mesh: tuple[Axis, ...], level: int) -> LocalParameter:
-    """What a parameter costs, kept as a formal of a sharded class."""
+def local_parameter(
+    state: State, local: Value, mesh: tuple[Axis, ...], level: int, rule: UpdateRule = ADAMW
+) -> LocalParameter:
+    """What a parameter costs, kept as a formal of a sharded class and updated by a rule."""
     layout = local.layout or ()
     found = LocalParameter(
         value_bytes=evaluate(local.type.bytes, 1),
@@ -144,6 +191,10 @@ def local_parameter(state: State, local: Value, mesh: tuple[Axis, ...], level: i
         ),
         level=0,
         trained=state.trainable,
+        rule=rule,
+        devices=prod(axis.size for axis in mesh),
+        whole_bytes=evaluate(state.type.bytes, 1),
+        element_bytes=DTYPE_BYTES[state.type.dtype],
     )
     return found.at_level(level)
 

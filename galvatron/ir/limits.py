@@ -94,3 +94,6 @@ WAYS = 2**10
 
 SAMPLES = 2**40
 """Of a global batch: sizes of tensors in it are still numbers that a computer counts with."""
+
+PER_ELEMENT = 2.0**40
+"""Bytes or FLOP of an update for each byte or element of a parameter."""

@@ -28,6 +28,7 @@ from galvatron.ir.plan import Plan
 from galvatron.ir.results import Check, Result, Update, with_values_of_ops
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import BATCH, BatchNumber, BatchSizes, Length, TensorType
+from galvatron.ir.update_rule import ADAMW, UpdateRule
 
 PRECISIONS = ("bf16", "f16")
 """Element types in which a program may compute while its parameters train in `MASTER`."""
@@ -80,7 +81,8 @@ class State:
     """A parameter, buffer or lifted constant of the model, under the model's own name; `type` is always global.
 
     `aliases` are the other names of a tied parameter. `kind` is `parameter`, `buffer` or `constant`. Under a precision
-    (see `Program`) `type` is that of the master, which the optimizer updates.
+    (see `Program`) `type` is that of the master, which the optimizer updates, by the `rule` of that name; empty:
+    `ADAMW`.
     """
 
     name: str
@@ -88,6 +90,7 @@ class State:
     kind: str = "parameter"
     trainable: bool = True
     aliases: tuple[str, ...] = ()
+    rule: str = ""
 
     def has_master(self, precision: str | None) -> bool:
         """Whether ops read a rounded copy of this state: it trains in `MASTER`, under a precision."""
@@ -267,7 +270,7 @@ class Program:
     parameters take part in compute: one of `PRECISIONS`, whose masters, gradients and optimizer state are kept in
     `MASTER`; None: each in its own. `unlike_evaluated` is empty, or says why a step that only evaluates would not
     compute what the model does in evaluation mode, so that there can be none. `inductor` says that `torch.compile`
-    compiles its layers when they run.
+    compiles its layers when they run. `rules` are those by which the optimizer updates parameters.
     """
 
     name: str
@@ -292,6 +295,7 @@ class Program:
     checks: tuple[Check, ...] = ()
     unlike_evaluated: str = ""
     inductor: bool = False
+    rules: tuple[UpdateRule, ...] = ()
 
     @cached_property
     def class_of(self) -> dict[str, LayerClass]:
@@ -348,6 +352,14 @@ class Program:
     def state_of(self) -> dict[str, State]:
         """State by name."""
         return {s.name: s for s in self.state}
+
+    def rule_of(self, state: State) -> UpdateRule:
+        """By which the optimizer updates a parameter."""
+        return self._rules.get(state.rule, ADAMW)
+
+    @cached_property
+    def _rules(self) -> dict[str, UpdateRule]:
+        return {rule.name: rule for rule in self.rules}
 
     @cached_property
     def results(self) -> tuple[str, ...]:

@@ -9,9 +9,6 @@ from galvatron.ir.ops.operator import Moves
 from galvatron.ir.ops.table import kernel_moves
 from galvatron.ir.ops.work import Work
 
-OPTIMIZER_PASSES = 7
-"""Times an AdamW step moves a parameter's bytes: reads of value, gradient and moments, writes of value and moments."""
-
 ACCUMULATION_PASSES = 3
 """Times a micro-batch moves a gradient's bytes to add it up: reads of old and new, write of the sum."""
 

@@ -12,8 +12,8 @@ from galvatron.ir.graph import Graph
 from galvatron.ir.layout import BROADCAST, Axis, Shard
 from galvatron.ir.ops.notation import DimNames
 from galvatron.ir.types import DTYPE_BYTES, evaluate, simplify_dim
+from galvatron.ir.update_rule import ADAMW
 from galvatron.machine import Machine
-from galvatron.machine.kernel import OPTIMIZER_PASSES
 from galvatron.machine.operators import LocalTensor, op_kernels
 from galvatron.partition.boundary import Border
 from galvatron.partition.choosing import Steps
@@ -89,7 +89,7 @@ class Prices:
         return self._of.op_s(index, tuple(sorted(shared.items())))
 
     def state_s(self, name: str, state: AxisState) -> float:
-        """The optimizer's traffic on this rank's part, and the sum of its gradient over the axis.
+        """An optimizer's traffic on this rank's part, and the sum of its gradient over the axis.
 
         Gradients travel together, so that none has a message's latency to itself.
         """
@@ -97,7 +97,7 @@ class Prices:
             return 0.0
         share = 1 / self._axis.size if isinstance(state, Split) else 1.0
         size = self._bytes[name] * self._of.border.master_scale
-        price = self._machine.moved_s(OPTIMIZER_PASSES * size * share)
+        price = self._machine.moved_s(ADAMW.passes * size * share)
         if state != BROADCAST:
             return price
         return price + self._collective_s("all_reduce", size) - self._collective_s("all_reduce", 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from galvatron.errors import GalvatronError
+from galvatron.runtime import failure
 from galvatron.runtime.agreement import Calls
 from galvatron.runtime.executor import Executor
 
@@ -29,7 +30,7 @@ def ema(optimizer: torch.optim.Optimizer, decay: float = 0.999) -> torch.optim.O
             compiled.evaluate(held_out), compiled.export("averaged")
 
     Checkpoints have the averages, as they have the rest of the optimizer's state. They take 4 bytes per element, which
-    ZeRO cuts, and which the search does not count.
+    ZeRO cuts, and one more pass over the parameters.
 
     Args:
         decay: at least 0 and less than 1; a group of parameters may have its own, as its option `ema_decay`.
@@ -77,34 +78,40 @@ def exchanged(calls: Calls, executor: Executor) -> Iterator[None]:
     """Inside the `with` block the parameters are their averages; the values are kept on the host. Collective.
 
     Raises:
-        GalvatronError: the optimizer keeps no averages, or of parameters that one rank updates whole.
+        GalvatronError: the optimizer keeps no averages.
     """
     error, optimizer = None, executor.optimizer
     if not averages(optimizer):
         error = GalvatronError("there are no averages: compile with optimizer=lambda ps: galvatron.ema(AdamW(ps), ...)")
-    elif executor.updates_whole:
-        error = GalvatronError(
-            "averages are put in the place of parameters that every rank updates itself, and galvatron.WholeParameters "
-            "gives some to one rank each: use a plan that leaves parameters whole, without it, to see averages"
-        )
     calls.check("ema", error, {})
     assert optimizer is not None
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if KEY in optimizer.state.get(p, {})]
-    values = [parameter.detach().to("cpu", copy=True) for parameter in parameters]
-    _put(executor, parameters, [optimizer.state[parameter][KEY] for parameter in parameters])
+    kept = {name: optimizer.state[p][KEY] for name, p in executor.updated.items() if KEY in optimizer.state.get(p, {})}
+    own = {piece.held_as: piece.tensor for piece in executor.pieces() if piece.held_as in executor.updated}
+    values = {name: tensor.detach().to("cpu", copy=True) for name, tensor in own.items()}
+    _put(executor, own, kept)
     calls.refused = {what: f"{what} waits until the block of compiled.ema() has ended" for what in _NOT_ON_AVERAGES}
     try:
         yield
     finally:
         calls.refused = {}
-        _put(executor, parameters, values)
+        with torch.no_grad():
+            for name, value in values.items():
+                own[name].copy_(value)
+        executor.publish()
 
 
 _NOT_ON_AVERAGES = ("train_step", "save", "load", "load_full_state_dict", "ema")
 
 
-def _put(executor: Executor, parameters: list[Tensor], values: list[Tensor]) -> None:
-    with torch.no_grad():
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.copy_(value)
+def _put(executor: Executor, own: Mapping[str, Tensor], averages: Mapping[str, Tensor]) -> None:
+    """Averages take the place of values, in this rank's own tensors and, of parameters that are updated whole, in those
+    of all ranks that have parts."""
+    update = executor.whole_update
+    whole = {} if update is None else update.parameters
+    with failure.guarded("ema"), torch.no_grad():
+        if update is not None:
+            update.put({name: average for name, average in averages.items() if name in whole})
+        for name, average in averages.items():
+            if name not in whole:
+                own[name].copy_(average)
     executor.publish()

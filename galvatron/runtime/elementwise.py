@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from galvatron.errors import GalvatronError
 Build = Callable[[Mapping[str, nn.Parameter]], torch.optim.Optimizer]
 """From parameters by name to the user's optimizer of them."""
 
-_STEPS = 12
+STEPS = 12
 """More than the interval at which usual optimizers renew what they do not renew in each step."""
 
 _LEARNING_RATE = 0.01
@@ -35,6 +35,10 @@ _LONGEST = {1: 4200, 2: 136}
 those below 4096 elements or 128 rows."""
 
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+class NotElementwiseError(GalvatronError):
+    """An optimizer updates parts in another way than the whole parameter."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def check_optimizer(
         build: called for stand-ins only.
         model: every trained parameter by name, in the model's order.
         own: the names of those that this rank trains some part of, in the order in which its optimizer gets them.
-        whole: the names of those that are given whole on a rank, whatever the plan makes of them.
+        whole: the names of those that are given whole to one rank, whatever the plan makes of them.
 
     Returns:
         The keys of the optimizer's state of a parameter that hold one number per element of it.
@@ -77,16 +81,24 @@ def check_optimizer(
     Raises:
         GalvatronError: it does not; or it cannot be built, or takes no step.
     """
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), contextlib.redirect_stdout(io.StringIO()), torch.enable_grad():
+    with undisturbed(device):
         trial = _Trial(build, model, own, device, frozenset(whole))
         reference = trial.run(list(model), _whole)
         if whole:
             trial.compare(reference, trial.run(own, _whole, trial.every_other), "gradients of some parameters", _whole)
         everything = set(own) == set(model)
+        slices = Slices() if set(own) <= set(whole) else slices
         for words, cut in _cuts(slices, everything=everything) if own else ():
             trial.compare(reference, trial.run(own, cut), words, cut)
         return reference.keys_of_elements()
+
+
+@contextlib.contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Inside the `with` block optimizers are tried of which the job does not see anything."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), contextlib.redirect_stdout(io.StringIO()), torch.enable_grad():
+        yield
 
 
 _Cut = Callable[[Tensor], Tensor]
@@ -155,10 +167,10 @@ class _Trial:
         self._build, self._model, self._device = build, model, device
         self._generator = torch.Generator().manual_seed(0)
         tiny = {name: nn.Parameter(torch.zeros(_shape(whole, {}, 2), device=device)) for name, whole in model.items()}
-        options = _options_of(build(tiny), tiny)
+        options = options_of(build(tiny), tiny)
         here, classes = set(own), dict[Any, list[str]]()
         for name in sorted(options, key=lambda name: -math.prod(model[name].shape)):
-            chosen = classes.setdefault((_kind(options[name]), len(model[name].shape), name in here), [])
+            chosen = classes.setdefault((kind_of(options[name]), len(model[name].shape), name in here), [])
             if len(chosen) < (2 if name in here else 1):
                 chosen.append(name)
         self._values: dict[str, Tensor] = {}
@@ -171,7 +183,7 @@ class _Trial:
             for size in shape:
                 scale = scale.unsqueeze(-1) * torch.linspace(0.1, 2.0, size, dtype=dtype)
             scale = scale.to(self._device)
-            self._gradients[name] = [(self._random(shape, dtype) + 1) * scale for _ in range(_STEPS)]
+            self._gradients[name] = [(self._random(shape, dtype) + 1) * scale for _ in range(STEPS)]
 
     def _random(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.randn(shape, dtype=dtype, generator=self._generator).to(self._device)
@@ -201,14 +213,14 @@ class _Trial:
         moving = [name for name in names if name in self._values and (given is None or name in given)]
         before = {name: named[name].detach().clone() for name in moving}
         optimizer = self._build(named)
-        options = _options_of(optimizer, named)
+        options = options_of(optimizer, named)
         for group in optimizer.param_groups:
             rate = group.get("lr")
             if isinstance(rate, Tensor):
                 group["lr"] = torch.full_like(rate, _LEARNING_RATE)
             elif isinstance(rate, float):
                 group["lr"] = _LEARNING_RATE
-        for step in range(_STEPS):
+        for step in range(STEPS):
             for name in before:
                 named[name].grad = self._cut(cut, name)(self._gradients[name][step]).clone()
             try:
@@ -247,16 +259,21 @@ class _Trial:
                 continue
             if not moved.any():
                 raise GalvatronError(
-                    f"{who} does not move {name!r} in {_STEPS} steps, so nobody can see whether it may be given "
+                    f"{who} does not move {name!r} in {STEPS} steps, so nobody can see whether it may be given "
                     f"{words}; {_ADVICE}"
                 )
             if not error.norm() <= _TOLERANCES[moved.dtype] * moved.norm():
-                raise GalvatronError(
-                    f"{who} is not element-wise: given {words}, as this plan gives it, it updates {name!r} in another "
-                    f"way than given the whole parameter (by {float(error.norm() / moved.norm()):.1%} on stand-ins). "
+                advice = (
                     "Use an element-wise optimizer (SGD, Adam and their relatives), say that it reads whole "
                     "parameters (optimizer=galvatron.WholeParameters(...)), or use a plan that leaves every "
-                    f"parameter whole on every rank (dp without ZeRO); {_ADVICE}"
+                    "parameter whole on every rank (dp without ZeRO)"
+                )
+                if self._given_whole:
+                    advice = "It is to be read whole, so let which= of WholeParameters say so of this parameter"
+                raise NotElementwiseError(
+                    f"{who} is not element-wise: given {words}, as {'some' if self._given_whole else 'this'} plan "
+                    f"gives it, it updates {name!r} in another way than given the whole parameter (by "
+                    f"{float(error.norm() / moved.norm()):.1%} on stand-ins). {advice}; {_ADVICE}"
                 )
 
 
@@ -272,7 +289,7 @@ def _dtype(whole: Trained) -> torch.dtype:
     return whole.dtype if whole.dtype in _TOLERANCES else torch.float32
 
 
-def _options_of(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, dict[str, Any]]:
+def options_of(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, dict[str, Any]]:
     """For each parameter that is trained, the options of its group."""
     names = {id(parameter): name for name, parameter in named.items()}
     return {
@@ -283,7 +300,7 @@ def _options_of(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Paramet
     }
 
 
-def _kind(options: Mapping[str, Any]) -> tuple[Any, ...]:
+def kind_of(options: Mapping[str, Any]) -> tuple[Any, ...]:
     """What is equal for groups that are updated by the same rule: their options but for rates."""
     return tuple(
         (key, value if isinstance(value, (bool, int, str, type(None))) else type(value).__name__)

@@ -110,7 +110,7 @@ class Executor:
             ties = {name: group for name, group in shared.items() if self._catalogue.entries[name].kind == "parameter"}
             self._parameters = Parameters(stages, ties)
             rule = isinstance(optimizer, WholeParameters)
-            self._whole_update = WholeUpdate(whole, self._parameters, self.held) if rule else None
+            self.whole_update = WholeUpdate(whole, self._parameters, self.held) if rule else None
         self._shared_updates = updates.shared(stages, shared, self._catalogue.holders)
         # From here on nothing waits for other ranks, so that an error of one rank can be told to the others.
         self._names = full_state.ModelNames(self._catalogue, model)
@@ -123,7 +123,7 @@ class Executor:
         self._meter = Meter(self.mesh.world, [self.held.get(name) for name in self.held.state_specs])
         self.optimizer, self.options = None, None
         if optimizer is not None:
-            updated = self._updated
+            updated = self.updated
             self.optimizer = optimizer_of_rank(
                 optimizer,
                 updated,
@@ -131,15 +131,16 @@ class Executor:
                 self._parameters.slices,
                 self.mesh.world.device,
                 check=check_optimizer,
-                whole=() if self._whole_update is None else self._whole_update.parameters,
+                whole=whole,
             )
             self.options = GroupOptions(self.optimizer, updated, self._catalogue)
 
     def _read_whole(self, optimizer: OptimizerFactory | None) -> frozenset[str]:
-        """The parameters of this rank that its optimizer's rule reads whole. Collective where it says which."""
+        """The parameters of the model that its optimizer's rule reads whole. Collective where it says which."""
         if not isinstance(optimizer, WholeParameters):
             return frozenset()
-        shapes = {n: spec.shape for n, spec in self.held.state_specs.items() if spec.kind == "parameter"}
+        entries = self._catalogue.entries.values()
+        shapes = {entry.name: entry.shape for entry in entries if entry.requires_grad}
         found, error = frozenset[str](), None
         try:
             found = optimizer.of(shapes)
@@ -219,7 +220,7 @@ class Executor:
                 self._meter.start_update()
                 with failure.guarded("the update"):
                     self._parameters.unscale(scale, squared_norm.sqrt() / scale, self.max_grad_norm)
-                    with nullcontext() if self._whole_update is None else self._whole_update.gathered():
+                    with nullcontext() if self.whole_update is None else self.whole_update.gathered():
                         self.optimizer.step()
                     self._parameters.publish()
         return loss
@@ -325,29 +326,24 @@ class Executor:
 
     def trained_pieces(self) -> list[Piece]:
         """What this rank's optimizer updates of each parameter. Not collective."""
-        updates, whole = self._updated, {} if self._whole_update is None else self._whole_update.parameters
+        updates, whole = self.updated, {} if self.whole_update is None else self.whole_update.parameters
         found: list[Piece] = []
         for piece in self.pieces():
             own = updates.get(piece.held_as)
             if own is not None and piece.held_as in whole:
-                assert self._whole_update is not None
+                assert self.whole_update is not None
                 spec = StateSpec(piece.name, piece.spec.shape, own.dtype, (), "parameter")
-                owned = self._whole_update.owns(piece.held_as)
+                owned = self.whole_update.owns(piece.held_as)
                 found.append(Piece(piece.name, piece.held_as, spec, own, 0, own.numel(), piece.first, updated=owned))
             elif own is not None:
                 found.append(piece)
         return found
 
     @property
-    def updates_whole(self) -> bool:
-        """Whether some parameters are updated whole, each by one rank."""
-        return self._whole_update is not None and bool(self._whole_update.parameters)
-
-    @property
-    def _updated(self) -> dict[str, nn.Parameter]:
+    def updated(self) -> dict[str, nn.Parameter]:
         """What the optimizer gets, by name."""
         trained = self._parameters.trained
-        return trained if self._whole_update is None else self._whole_update.over(trained)
+        return trained if self.whole_update is None else self.whole_update.over(trained)
 
     def publish(self) -> None:
         """Values of `pieces` were written: make all copies of them equal."""

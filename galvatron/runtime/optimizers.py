@@ -43,6 +43,15 @@ def build_optimizer(factory: OptimizerFactory, named: Mapping[str, nn.Parameter]
             f"the optimizer trains {len(foreign)} tensors that its function was not given, the first of shape "
             f"{tuple(foreign[0].shape)}: build it over the function's argument, not over model.parameters()"
         )
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    left = [name for name, parameter in pairs if id(parameter) not in trained]
+    if left:
+        raise GalvatronError(
+            f"the optimizer leaves out {len(left)} of the {len(pairs)} parameters that its function was given: "
+            f"{', '.join(map(repr, left[:3]))}{', ...' if len(left) > 3 else ''}; freeze what is not to be trained "
+            "(requires_grad_(False), before the model is compiled), or join an optimizer of them "
+            "(galvatron.JoinedOptimizer)"
+        )
     arguments = inspect.signature(optimizer.step).parameters.values()
     if any(argument.default is argument.empty and argument.kind in _POSITIONAL for argument in arguments):
         raise GalvatronError(
@@ -78,7 +87,9 @@ def optimizer_of_rank(
 
     Args:
         trained: what this rank trains, by name.
-        model, slices, whole: see `check_optimizer`, which is called if `check` says so.
+        model, slices: see `check_optimizer`, which is called if `check` says so.
+        whole: of the parameters of the model, those that a `WholeParameters` says to be read whole: the others may
+            then be cut by any plan.
 
     Raises:
         GalvatronError: see `build_optimizer` and `check_optimizer`; or the model has nothing to train.
@@ -88,6 +99,8 @@ def optimizer_of_rank(
             "the model has nothing to train: the program reads no parameter that requires a gradient; leave "
             "optimizer= out to evaluate it"
         )
+    if isinstance(factory, WholeParameters):
+        slices = Slices(frozenset(range(max(len(one.shape) for one in model.values()))), ranges=True)
     keys = (
         check_optimizer(partial(build_optimizer, factory), model, tuple(trained), slices, device, whole)
         if check

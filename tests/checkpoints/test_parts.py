@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from galvatron.checkpoints.boxes import Box
 from galvatron.checkpoints.parts import Part, check_type, read_parts, size_of, write_parts
 from galvatron.errors import GalvatronError
+from galvatron.runtime.boxes import Box
 
 TYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.float8_e4m3fn),

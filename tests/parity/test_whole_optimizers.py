@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from galvatron import JoinedOptimizer, WholeParameters, checkpoints
+from galvatron import JoinedOptimizer, WholeParameters, checkpoints, ema
 from galvatron import runtime as rt
+from galvatron.costs.estimate import estimate_plan
+from galvatron.costs.sharded import ShardedCostModel
 from galvatron.ir.planned import PlanShorthand
+from galvatron.runtime.optimizers import build_optimizer
+from galvatron.update_rules import with_rules
 from tests.marks import some_slow
 from tests.models import precise
 from tests.parity.harness import BATCH_SIZE, Job, executor, job_of, planned, subject
@@ -45,10 +50,65 @@ def adafactor(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.Adafactor(parameters, lr=1e-2, weight_decay=0.1)
 
 
-RULES: dict[str, Callable[[], Any]] = {
-    "muon": lambda: WholeParameters(muon, is_matrix),
-    "adafactor": lambda: WholeParameters(adafactor),
+class Own(torch.optim.Optimizer):
+    """A user's own optimizer, which changes every parameter by itself."""
+
+    def __init__(self, parameters: Iterable[Any], lr: float = 1e-2) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch's returns a loss
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter -= group["lr"] * self.direction(parameter, parameter.grad, self.state[parameter])
+
+    def direction(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any]) -> Tensor:
+        raise NotImplementedError
+
+
+class Lamb(Own):
+    """Adam's direction, as long as the parameter is (You et al. 2020)."""
+
+    def direction(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any]) -> Tensor:
+        if not state:
+            state.update(mean=torch.zeros_like(gradient), square=torch.zeros_like(gradient))
+        state["mean"].lerp_(gradient, 0.1)
+        state["square"].lerp_(gradient.square(), 0.01)
+        found = state["mean"] / (state["square"].sqrt() + 1e-6) + 0.1 * parameter
+        return found * parameter.norm() / found.norm()
+
+
+class Shampoo(Own):
+    """Matrices between roots of the sums of their products with themselves (Gupta et al. 2018)."""
+
+    def direction(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any]) -> Tensor:
+        if gradient.dim() != 2:
+            return gradient
+        if not state:
+            state.update(left=gradient.new_zeros(len(gradient), len(gradient)))
+            state.update(right=gradient.new_zeros(gradient.size(1), gradient.size(1)))
+        state["left"] += gradient @ gradient.T
+        state["right"] += gradient.T @ gradient
+        return inverse_root(state["left"]) @ gradient @ inverse_root(state["right"])
+
+
+def inverse_root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors @ torch.diag((values.clamp_min(0) + 1e-2) ** -0.25) @ vectors.T
+
+
+FACTORIES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "muon": muon,
+    "adafactor": adafactor,
+    "lamb": Lamb,
+    "shampoo": Shampoo,
 }
+
+
+def whole(rule: str) -> WholeParameters:
+    """What `compile` gets."""
+    return WholeParameters(FACTORIES[rule], is_matrix if rule == "muon" else None)
 
 
 def batches() -> list[Batch]:
@@ -58,8 +118,7 @@ def batches() -> list[Batch]:
 def alone(rule: str) -> tuple[list[float], dict[str, Tensor]]:
     """Training in one process with plain PyTorch."""
     case = copy.deepcopy(subject(MODEL))
-    named = list(case.model.named_parameters())
-    optimizer = muon(named) if rule == "muon" else adafactor([p for _, p in named])
+    optimizer = build_optimizer(FACTORIES[rule], dict(case.model.named_parameters()))
     losses = []
     for batch in batches():
         optimizer.zero_grad()
@@ -76,7 +135,7 @@ Run = tuple[list[float], dict[str, Tensor]]
 
 def train(world: rt.World, job: Job, rule: str, steps: list[Batch], folder: str) -> Run:
     """On a rank: some steps, a checkpoint, and the others."""
-    program = executor(world, job, optimizer=RULES[rule]())
+    program = executor(world, job, optimizer=whole(rule))
     losses = [float(program.train_step(batch)) for batch in steps[:BEFORE]]
     checkpoints.Saver(world, program).save(Path(folder), step=BEFORE, keep=1, extra={})
     losses += [float(program.train_step(batch)) for batch in steps[BEFORE:]]
@@ -85,7 +144,7 @@ def train(world: rt.World, job: Job, rule: str, steps: list[Batch], folder: str)
 
 def go_on(world: rt.World, job: Job, rule: str, steps: list[Batch], folder: str) -> Run:
     """On a rank: from that checkpoint."""
-    program = executor(world, job, optimizer=RULES[rule]())
+    program = executor(world, job, optimizer=whole(rule))
     checkpoints.load(world, program, Path(folder))
     return [float(program.train_step(batch)) for batch in steps[BEFORE:]], program.full_state_dict(rank0_only=True)
 
@@ -99,7 +158,12 @@ def assert_same(found: Run, wanted: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "plan"), some_slow([("muon", PLANS[0])], [(rule, plan) for rule in RULES for plan in PLANS])
+    ("rule", "plan"),
+    some_slow(
+        [("muon", PLANS[0])],
+        [(rule, plan) for rule in ("muon", "adafactor") for plan in PLANS]
+        + [(rule, plan) for rule in ("lamb", "shampoo") for plan in PLANS[1:6:2]],
+    ),
 )
 def test_trains_as_one_device_and_goes_on_under_another_plan(rule: str, plan: str, tmp_path: Path) -> None:
     wanted = alone(rule)
@@ -109,3 +173,76 @@ def test_trains_as_one_device_and_goes_on_under_another_plan(rule: str, plan: st
     other = PLANS[(PLANS.index(plan) + 1) % len(PLANS)]
     size = PlanShorthand.parse(other).world_size
     assert_same(run_ranks(go_on, size, job_of(MODEL, planned(MODEL, other, size)), *arguments, timeout=200)[0], wanted)
+
+
+def sent(world: rt.World, job: Job, rule: str, batch: Batch) -> list[tuple[str, int]]:
+    """On a rank: what is sent for the update, by kind, with its bytes."""
+    program = executor(world, job, optimizer=whole(rule))
+    with rt.CommunicationCounter() as counter:
+        program.train_step(batch)
+    return [(kind, size) for (kind, _), size in counter.payload_bytes("parameters").items()]
+
+
+@pytest.mark.slow
+def test_owners_alone_get_parameters_and_are_sent_what_the_costs_say() -> None:
+    program = with_rules(planned(MODEL, "m2/tp2", 2), whole("adafactor"))
+    model = ShardedCostModel(program, program.required_cluster)
+    strategy = program.required_plan.stages[0][0]
+    states = {
+        name: state
+        for layer in model.layers
+        for name, state in model._state(layer, strategy, program.required_plan.ties).parameters.items()
+    }
+    found = run_ranks(sent, 2, job_of(MODEL, program), "adafactor", batches()[0], timeout=200)
+    assert {kind for of_rank in found for kind, _ in of_rank} == {"all_to_all"}
+    stated = 2 * sum(state.brought_bytes + state.given_bytes for state in states.values())
+    assert sum(size for of_rank in found for _, size in of_rank) == pytest.approx(stated, rel=0.05)
+
+
+def state_bytes(world: rt.World, job: Job, rule: str, averaged: bool, batch: Batch) -> int:
+    """On a rank: of the tensors that the optimizer keeps, numbers left out."""
+    factory = optimizer_of(rule, averaged)
+    program = executor(world, job, optimizer=factory)
+    program.train_step(batch)
+    assert program.optimizer is not None
+    kept = [value for state in program.optimizer.state.values() for value in state.values()]
+    return sum(value.nbytes for value in kept if isinstance(value, Tensor) and value.numel() > 1)
+
+
+def optimizer_of(rule: str, averaged: bool) -> Any:
+    """By the name of a rule of this file or of `PLAIN`, with averages of what it trains if these are wanted."""
+    wanted = whole(rule) if rule in FACTORIES else PLAIN[rule]
+    if not averaged:
+        return wanted
+    if isinstance(wanted, WholeParameters):
+        return replace(wanted, build=lambda named_parameters: ema(build_optimizer(wanted, dict(named_parameters))))
+    return lambda parameters: ema(wanted(parameters))
+
+
+PLAIN: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    "momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+    "amsgrad": lambda parameters: torch.optim.Adam(parameters, amsgrad=True),
+}
+
+
+@pytest.mark.parametrize(
+    ("rule", "averaged", "plan"),
+    some_slow(
+        [("muon", True, "m2/dp2-zero2")],
+        [
+            *[(rule, rule == "momentum", plan) for rule in PLAIN for plan in ("m2/dp2-zero3", "m2/tp2")],
+            *[("adafactor", False, plan) for plan in ("m2/dp2", "m2/dp2-zero1", "m2/tp2", "pp2/m4/1f1b/dp1")],
+            ("lamb", False, "m2/tp2"),
+            ("shampoo", False, "m2/dp2-zero3"),
+            ("muon", False, "pp2/m4/1f1b/dp2-zero1"),
+        ],
+    ),
+)
+def test_the_state_of_an_optimizer_takes_what_is_predicted(rule: str, averaged: bool, plan: str) -> None:
+    size = PlanShorthand.parse(plan).world_size
+    program = with_rules(planned(MODEL, plan, size), optimizer_of(rule, averaged))
+    stages = estimate_plan(program, program.required_plan)[1]
+    stated = sum(stage.state.optimizer for stage in stages) * size / len(stages)
+    found = run_ranks(state_bytes, size, job_of(MODEL, program), rule, averaged, batches()[0], timeout=200)
+    assert sum(found) == pytest.approx(stated, rel=1e-9)

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from galvatron.errors import GalvatronError
 from galvatron.runtime.elementwise import Slices, Trained, check_optimizer
+from galvatron.runtime.joined import JoinedOptimizer
 from galvatron.runtime.optimizers import build_optimizer, optimizer_of_rank
 from galvatron.runtime.options import GroupOptions
+from galvatron.runtime.whole import WholeParameters
 from tests.marks import some_slow
 
 CPU = torch.device("cpu")
@@ -158,6 +160,39 @@ def test_parameters_that_are_given_whole_must_not_depend_on_each_other():
         check_optimizer(partial(build_optimizer, Together), MATRICES, everything, Slices(), CPU, everything)
 
 
+def test_what_is_not_said_to_be_read_whole_must_be_element_wise_on_one_device_too():
+    def matrices_in_rows(named_parameters):
+        named = list(named_parameters)
+        matrices = [p for name, p in named if "layers" in name]
+        return JoinedOptimizer(torch.optim.Muon(matrices), torch.optim.SGD([p for n, p in named if "layers" not in n]))
+
+    trained = {name: nn.Parameter(torch.zeros(one.shape, dtype=one.dtype)) for name, one in MODEL.items()}
+
+    def made(which: Callable[[str, tuple[int, ...]], bool]) -> torch.optim.Optimizer:
+        rule = WholeParameters(matrices_in_rows, which)
+        whole = rule.of({name: one.shape for name, one in MODEL.items()})
+        return optimizer_of_rank(rule, trained, MODEL, Slices(), CPU, check=True, whole=whole)
+
+    assert isinstance(made(lambda name, shape: "layers" in name), JoinedOptimizer)
+    with pytest.raises(GalvatronError, match="as some plan gives it, it updates 'layers.1.weight'.*let which="):
+        made(lambda name, shape: name == "layers.0.weight")
+
+
+def test_rules_that_cannot_be_joined_or_called_are_refused():
+    one = torch.optim.SGD([nn.Parameter(torch.ones(2))])
+    for wrong, words in [
+        ((), "not of none"),
+        ((3,), "not of int"),
+        ((JoinedOptimizer(one),), "join all of them in one"),
+    ]:
+        with pytest.raises(GalvatronError, match=words):
+            JoinedOptimizer(*wrong)  # type: ignore[arg-type]
+    with pytest.raises(GalvatronError, match="which= of WholeParameters must be a function"):
+        WholeParameters(torch.optim.Adafactor, 3)  # type: ignore[arg-type]
+    with pytest.raises(GalvatronError, match="takes a function from parameters"):
+        WholeParameters(one)  # type: ignore[arg-type]
+
+
 def test_groups_by_name_and_by_dimension():
     def factory(named_parameters):
         decays = [p for name, p in named_parameters if p.dim() > 1]
@@ -190,6 +225,7 @@ def test_options_that_follow_from_the_place_in_the_list_are_refused():
         (lambda ps: torch.optim.SGD, "returned type, not a torch.optim.Optimizer"),
         (lambda ps: None, "returned NoneType"),
         (lambda ps: torch.optim.SGD([nn.Parameter(torch.ones(3))]), r"1 tensors .* first of shape \(3,\)"),
+        (lambda ps: torch.optim.SGD(ps[1:3]), r"leaves out 5 of the 7 .* 'layers.0.weight', .*requires_grad_\(False\)"),
         (torch.optim.SparseAdam, "SparseAdam fails .* does not support dense gradients"),
         (partial(torch.optim.Adam, lr=-1.0), "failed: ValueError: Invalid learning rate"),
         (lambda ps: Handwritten(ps, lambda p, g, rate: torch.zeros_like(p)), "does not move"),

@@ -39,7 +39,7 @@ def _names(item: Item) -> tuple[str, ...]:
         case Layer():
             return (item.name, item.cls, *item.operands, *item.state, *item.results, *item.origin)
         case State():
-            return (item.name, *item.aliases)
+            return (item.name, *item.aliases, item.rule)
         case StateLayout():
             return (item.state,)
         case Update():
@@ -71,8 +71,8 @@ def _filler(s: Scanner, item: Item, first: int) -> Callable[[int], Item]:
             operands, state, results = names(item.operands), names(item.state), names(item.results)
             return lambda i: Layer(own(i), cls(i), operands(i), state(i), results(i), item.kind, origin(i))
         case State():
-            own, aliases = name(item.name), names(item.aliases)
-            return lambda i: State(own(i), item.type, item.kind, item.trainable, aliases(i))
+            own, aliases, rule = name(item.name), names(item.aliases), name(item.rule)
+            return lambda i: State(own(i), item.type, item.kind, item.trainable, aliases(i), rule(i))
         case StateLayout():
             own = name(item.state)
             return lambda i: StateLayout(own(i), item.mesh, item.layout, item.zero)

@@ -50,6 +50,7 @@ from galvatron.ir.text.records import read_list, read_record
 from galvatron.ir.text.scanner import NAME, Scanner, Template, token
 from galvatron.ir.text.strategies import read_candidates, read_cuts, read_stages, read_strategy, read_ties
 from galvatron.ir.types import NUMBER_KINDS, Length
+from galvatron.ir.update_rule import UpdateRule
 
 _ZERO = token(r"zero[123](?![\w.])")
 _SOURCE = token("#[0-9]+")
@@ -127,6 +128,7 @@ class _Parts:
     checks: list[Check] = field(default_factory=list)
     unlike_evaluated: str = ""
     inductor: bool | None = None
+    rules: list[UpdateRule] = field(default_factory=list)
     graph: Graph | None = None
     shares: bool = False
     """Whether the graph has the inputs and the state of the program."""
@@ -160,6 +162,7 @@ def _program(
         checks=tuple(parts.checks),
         unlike_evaluated=parts.unlike_evaluated,
         inductor=bool(parts.inductor),
+        rules=tuple(parts.rules),
         graph=graph,
         classes=tuple(classes),
         layers=tuple(parts.layers),
@@ -289,7 +292,8 @@ def _state(s: Scanner) -> State:
     s.expect(":")
     type_ = read_type(s)
     trainable = s.accept("trainable") or (not s.accept("frozen") and kind == "parameter")
-    return State(name, type_, kind, trainable, s.names() if s.accept("tied") else ())
+    aliases = s.names() if s.accept("tied") else ()
+    return State(name, type_, kind, trainable, aliases, s.name() if s.accept("rule") else "")
 
 
 # Classes, layers, stages
@@ -394,7 +398,11 @@ def _one_item(s: Scanner) -> Layer | State | Update | Result:
     return _state(s) if s.keyword() in _KINDS else _layer(s)
 
 
-# Cluster, plan, search
+# Rules of the optimizer, cluster, plan, search
+
+
+def _rule(s: Scanner, parts: _Parts) -> None:
+    parts.rules.append(read_record(s, UpdateRule))
 
 
 def _cluster(s: Scanner, parts: _Parts) -> None:
@@ -449,6 +457,7 @@ _SECTIONS: Mapping[str, Callable[[Scanner, _Parts], Any]] = {
     "check": _check,
     "evaluation": _evaluation,
     "inductor": _inductor,
+    "rule": _rule,
     "cluster": _cluster,
     "plan": _plan,
     "stage": _stage,

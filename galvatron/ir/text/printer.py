@@ -148,6 +148,7 @@ def program_lines(program: Program, w: _Writer) -> list[Line]:
         *(_layer_class(cls, program.batch_size, w) for cls in program.classes),
         _program_graph(program, w) if program.graph is not None else [],
         _state(program.state, w),
+        *([Line(text, ("rule", rule.name)) for text in record_lines("rule", rule, w.note)] for rule in program.rules),
         _cuts(program.cuts) if program.cuts else [],
         _cluster(program.cluster, w) if program.cluster else [],
     ]
@@ -417,6 +418,8 @@ def _state(state: Sequence[State], w: _Writer) -> list[Line]:
             text += " trainable" if s.trainable else " frozen"
         if s.aliases:
             text += f" tied ({', '.join(bare_or_quoted(a) for a in s.aliases)})"
+        if s.rule:
+            text += f" rule {bare_or_quoted(s.rule)}"
         items.append(text)
     return _rolled(items, [("program state", None, s.name) for s in state], w, "")
 

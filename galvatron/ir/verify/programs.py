@@ -9,13 +9,14 @@ from collections.abc import Hashable, Iterator
 import sympy
 
 from galvatron.errors import did_you_mean
-from galvatron.ir import plan_rules
+from galvatron.ir import limits, plan_rules
 from galvatron.ir.graph import Value
 from galvatron.ir.micro_batches import coupling
 from galvatron.ir.planned import tied_layers
 from galvatron.ir.program import MASTER, PARTS, PRECISIONS, Form, Layer, LayerKind, Number, Program
 from galvatron.ir.random import is_random
 from galvatron.ir.types import BATCH, DTYPE_BYTES, NUMBER_KINDS, Length, has_samples, lengths_in
+from galvatron.ir.update_rule import UpdateRule
 from galvatron.ir.verify.graphs import Violation, size_problem
 
 Locus = tuple[Hashable, ...]
@@ -48,6 +49,7 @@ def program_names(program: Program) -> Iterator[Violation]:
         ("number", [(n.name, ("number", n.name)) for n in program.numbers]),
         ("length", [(n.name, ("length",)) for n in (*program.lengths, *program.numbers)]),
         ("state", [(n, ("program state", None, s.name)) for s in program.state for n in (s.name, *s.aliases)]),
+        ("rule", [(r.name, ("rule", r.name)) for r in program.rules]),
         ("class", [(c.name, ("class", c.name)) for c in program.classes]),
         ("function", [(f.name, ("function", f.name)) for f in program.functions]),
     ]
@@ -73,10 +75,15 @@ def program_signature(program: Program) -> Iterator[Violation]:
             yield locus, f"unknown kind of state {state.kind!r}"
         if state.trainable and state.kind != "parameter":
             yield locus, f"a {state.kind} does not train"
+        if state.rule and (not state.trainable or state.rule not in {rule.name for rule in program.rules}):
+            yield locus, f"there is no rule {state.rule!r} by which it is trained"
         if state.type.dtype not in DTYPE_BYTES or not all(type(d) is int and d >= 0 for d in state.type.shape):
             yield locus, f"{state.type} is no type of state: its element type is unknown or its shape is not fixed"
     if program.batch_size not in program.batch_sizes:
         yield ("program",), f"a batch of {program.batch_size} samples is outside {program.batch_sizes}"
+    for rule in program.rules:
+        if problem := _rule_problem(rule):
+            yield ("rule", rule.name), problem
     for length in program.lengths:
         if problem := _length_problem(length):
             yield ("length",), problem
@@ -98,6 +105,16 @@ def _length_problem(length: Length) -> str:
         return f"{length} is {length.example} in the example, which is outside of {length.sizes}"
     shortest, longest = length.extremes
     return "" if shortest < longest else f"{length} has one value, {shortest}, and so is none"
+
+
+def _rule_problem(rule: UpdateRule) -> str:
+    """What is wrong with a rule of the optimizer."""
+    figures = rule.copies, rule.passes, rule.spare, rule.flop
+    if not rule.name or not all(math.isfinite(figure) and 0 <= figure <= limits.PER_ELEMENT for figure in figures):
+        return f"rule {rule.name!r} has figures that are no quantities of each element"
+    if bool(rule.flop) != (rule.product_type in DTYPE_BYTES):
+        return f"rule {rule.name!r} has products of type {rule.product_type!r}, which is none"
+    return ""
 
 
 def _number_problem(number: Number) -> str:

@@ -227,7 +227,7 @@ def wire(x: Tensor) -> Tensor:
 
 def _sizes(flat: Tensor, parts: Sequence[int]) -> list[int]:
     """Parts of flat memory in elements."""
-    return [count * flat.numel() // sum(parts) for count in parts]
+    return [count * flat.numel() // (sum(parts) or 1) for count in parts]
 
 
 def _options(operation: Any) -> dist.AllreduceOptions:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from galvatron import runtime as rt
-from galvatron.checkpoints.boxes import Box, patches_of
+from galvatron.runtime.boxes import Box, patches_of
 from galvatron.runtime.stage import StateSpec
 from tests.marks import some_slow
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from galvatron.runtime import Piece
+from galvatron.runtime.pieces import Piece
 
 
 @dataclass(frozen=True)
