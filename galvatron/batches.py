@@ -172,16 +172,21 @@ class BatchReader:
 
     def _check_rows(self, name: str, value: Tensor, rows: Rows | None) -> None:
         """Numbers of rows that a table has, where the host sees them; one on a device would have to be waited for."""
-        count = self._tables.get(name)
-        if count is None or value.device.type != "cpu" or not value.numel():
+        table = self._tables.get(name)
+        if table is None or value.device.type != "cpu":
+            return
+        if table.ignored is not None:
+            value = value.where(value != table.ignored, 0)
+        if not value.numel():
             return
         least, greatest = (int(bound) for bound in value.aminmax())
-        if least < 0 or greatest >= count:
+        if least < 0 or greatest >= table.rows:
             wrong = least if least < 0 else greatest
             sample = int((value == wrong).nonzero()[0, 0]) if value.dim() else 0
             where = f" in sample {sample if rows is None else rows.held[sample]}" if name in self._batched else ""
             raise PlanError(
-                f"index {wrong} is outside of 0 to {count - 1}: batch input {name!r} has it{where}; nothing was updated"
+                f"index {wrong} is outside of 0 to {table.rows - 1}: batch input {name!r} has it{where}; nothing was "
+                "updated"
             )
 
     def samples(self, batch: BatchLike) -> int:

@@ -277,6 +277,7 @@ class CompiledModel:
         prefetch: int = 2,
         timeout_s: float = 0,
         whole_batches: bool = False,
+        shards: int = 1,
         name: str = "train",
     ) -> data.Loader:
         """Batches of a data set, of which each rank loads the samples that its stages read, for `train_step` and
@@ -294,6 +295,8 @@ class CompiledModel:
             prefetch: batches that each of them loads ahead.
             timeout_s: how long a batch may take to come from them; 0, any time.
             whole_batches: every rank loads all samples, for a `collate_fn` whose rows depend on each other.
+            shards: in how many shares an iterable data set is read (`dataset.shard(num_shards=shards, index=i)`); each
+                gives as many samples of a batch, and a rank reads those that it needs.
             name: under which checkpoints have its place; each loader of a program has its own.
 
         Returns:
@@ -306,7 +309,7 @@ class CompiledModel:
         collate = torch.utils.data.default_collate if collate_fn is None else collate_fn
         size = self.plan.global_batch_size if batch_size is None else batch_size
         options = data.Options(
-            size, collate, shuffle, seed, drop_last, workers, prefetch, timeout_s, whole_batches, name
+            size, collate, shuffle, seed, drop_last, workers, prefetch, timeout_s, whole_batches, shards, name
         )
 
         def serves() -> data.Serves:
@@ -516,10 +519,9 @@ class CompiledModel:
             "extra": text,
             "background": str(background),
         }
-        loaders = self._loaders.states()
-        facts |= {f"the place of loader {name!r}": str(state) for name, state in loaders.items()}
-        self._calls.check("save", error, facts)
+        self._calls.check("save", error, facts | self._loaders.facts())
         with plain_torch(self._world.device), self._executor.saving():
+            loaders = self._loaders.states()
             return self._saver.save(
                 Path(directory), step=step, keep=keep, extra=extra, loaders=loaders, background=background
             )

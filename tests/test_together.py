@@ -23,7 +23,7 @@ WORDS, WIDTH, LENGTH = 24, 16, 6
 
 
 class Words(nn.Module):
-    """A small language model with dropout; `wrong` breaks its capture, `initialiser` that of its weights."""
+    """A small language model with dropout; `wrong` breaks its capture, or has it `compute` its labels."""
 
     def __init__(self, dropout: float = 0.0, wrong: str = "") -> None:
         super().__init__()
@@ -41,6 +41,8 @@ class Words(nn.Module):
             x = F.dropout(torch.tanh(layer(x)), self.dropout, self.training)
         if self.wrong == "branches" and x.sum() > 0:
             x = -x
+        if self.wrong == "computes":
+            labels = labels.where(labels != -1, -100)
         return F.cross_entropy(self.head(x).flatten(0, 1), labels.flatten())
 
 
@@ -216,7 +218,7 @@ def test_calls_that_differ_between_ranks_are_refused_on_both():
 
 
 def outside(world: rt.World, plan: str) -> list[tuple[str, str]]:
-    compiled = compile_with(plan=plan, optimizer=torch.optim.Adam)
+    compiled = compile_with(plan=plan, optimizer=torch.optim.Adam, wrong="computes")
     before = compiled.full_state_dict()
     found = []
     for name, value in (("ids", 1000), ("labels", 1000 + WORDS), ("ids", -1), ("labels", WORDS)):
@@ -244,19 +246,23 @@ def test_numbers_outside_of_a_sharded_vocabulary_are_refused(plan):
 
 
 def outside_of_a_whole_vocabulary(world: rt.World) -> None:
-    """Of a table it is seen before the step; a label in it, which ends the job."""
-    program, batch = compile_with(), new_batch()
-    batch["ids"][3, 2] = 1000
-    with pytest.raises(GalvatronError, match="index 1000 is outside of 0 to 23: batch input 'ids' has it in sample 3"):
-        program.train_step(batch)
-    program.train_step(new_batch())
+    """It is seen before the step in inputs as they are, and in the middle of it, which ends the job, in others."""
+    program = compile_with()
+    for name, value in (("ids", 1000), ("labels", 1000), ("labels", -1)):
+        batch = new_batch()
+        batch[name][3, 2] = value
+        words = f"index {value} is outside of 0 to 23: batch input {name!r} has it in sample 3"
+        with pytest.raises(GalvatronError, match=words):
+            program.train_step(batch)
     batch = new_batch()
-    batch["labels"][3, 2] = 1000
+    batch["labels"][1:3] = -100
     program.train_step(batch)
+    batch["labels"][3, 2] = 1000
+    compile_with(wrong="computes").train_step(batch)
 
 
 @pytest.mark.slow
-def test_numbers_outside_of_a_whole_vocabulary_end_the_job():
+def test_numbers_outside_of_a_whole_vocabulary():
     with pytest.raises(RankFailure) as caught:
         run_ranks(outside_of_a_whole_vocabulary, 2)
     assert "PlanError: a number in the batch is outside" in caught.value.errors[1]

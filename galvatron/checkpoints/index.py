@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import math
 import re
+import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from galvatron.checkpoints.folders import INDEX
 from galvatron.checkpoints.parts import damaged
 from galvatron.errors import GalvatronError
-from galvatron.ir.documents import read_json
+from galvatron.ir.documents import read_json, shown
 from galvatron.ir.files import read_text
 from galvatron.tensor_file import numbers
 
-_FORMAT, _VERSION = "galvatron checkpoint", 1
+_FORMAT, _VERSION = "galvatron checkpoint", 2
+_SUM = "crc32"
+"""The last member of the index: the CRC-32 of its text without this one."""
+
 _FILE = re.compile(r"rank_\d+\.safetensors")
 
 
@@ -42,9 +46,11 @@ class ParameterState:
 class Index:
     """
     Attributes:
+        checkpoint: a name that no other one has.
         step: as the caller of `save` counts.
         files: the ranks' files and their sizes in bytes.
-        shapes: of every tensor, whole, by key.
+        shapes: of tensors, whole, by key. Those of the optimizer that have a number for each element of a parameter
+            have its shape; others that are not here have no dimensions.
         optimizer: the name of its class; None where there was none.
         parameters: what it has for each parameter that it trains.
         run: `compiled.state()`.
@@ -53,6 +59,7 @@ class Index:
         loaders: the place of each data loader, by its name.
     """
 
+    checkpoint: str
     step: int
     files: dict[str, int]
     shapes: dict[str, tuple[int, ...]]
@@ -64,8 +71,12 @@ class Index:
     loaders: dict[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
-        """As JSON; `read` reads it back."""
-        return json.dumps({"format": _FORMAT, "version": _VERSION, **asdict(self)}, allow_nan=False) + "\n"
+        """As JSON; `read` reads it back. Parameters that the optimizer treats alike, as most are, share an entry."""
+        kinds: dict[str, int] = {}
+        numbers = {name: kinds.setdefault(_as_json(asdict(s)), len(kinds)) for name, s in self.parameters.items()}
+        found = {"format": _FORMAT, "version": _VERSION, **asdict(replace(self, parameters={}))}
+        found |= {"kinds": [json.loads(kind) for kind in kinds], "parameters": numbers}
+        return _as_json(found | {_SUM: _sum_of(found)}) + "\n"
 
     @staticmethod
     def read(folder: Path) -> Index:
@@ -76,20 +87,30 @@ class Index:
         """
         path = folder / INDEX
         try:
+            if not path.is_file():
+                raise OSError("there is no such file")
             found = read_json(read_text(path), "it")
         except (OSError, ValueError, GalvatronError) as error:
             raise damaged(path, str(error)) from error
         if not isinstance(found, dict) or found.get("format") != _FORMAT:
             raise damaged(path, f"its format is not {_FORMAT!r}")
         if found.get("version") != _VERSION:
-            raise damaged(path, f"it has version {found.get('version')!r}, but {_VERSION} is read here")
+            raise damaged(
+                path,
+                f"it has version {shown(found.get('version'))}, but {_VERSION} is read here: use the version of "
+                "Galvatron that has written it",
+            )
+        if found.pop(_SUM, None) != _sum_of(found):
+            raise damaged(path, "it is not what was written (its checksum is another one)")
         try:
+            kinds = dict(enumerate(map(_parameter, _typed(found["kinds"], list))))
             return Index(
+                checkpoint=_typed(found["checkpoint"], str),
                 step=_typed(found["step"], int),
                 files={_file(name): _typed(size, int) for name, size in _members(found["files"])},
                 shapes={key: numbers(shape) for key, shape in _members(found["shapes"])},
                 optimizer=None if found["optimizer"] is None else _typed(found["optimizer"], str),
-                parameters={name: _parameter(value) for name, value in _members(found["parameters"])},
+                parameters={name: kinds[_typed(number, int)] for name, number in _members(found["parameters"])},
                 run=_typed(found["run"], dict),
                 metrics=None if found["metrics"] is None else _typed(found["metrics"], dict),
                 extra=_typed(with_numbers(found["extra"]), dict),
@@ -99,6 +120,14 @@ class Index:
             raise damaged(path, f"it has no {error}") from None
         except ValueError as error:
             raise damaged(path, str(error)) from None
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def _sum_of(found: Mapping[str, Any]) -> int:
+    return zlib.crc32(_as_json(found).encode())
 
 
 def _parameter(value: Any) -> ParameterState:

@@ -18,7 +18,7 @@ from galvatron.checkpoints.parts import FoundPart, damaged, read_parts
 from galvatron.checkpoints.saving import gathered, state_key, value_key
 from galvatron.errors import GalvatronError, did_you_mean
 from galvatron.runtime import failure
-from galvatron.runtime.boxes import Patch, patches_of, whole_box
+from galvatron.runtime.boxes import Box, Patch, patches_of, whole_box
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,17 @@ class Reader:
         self._index = Index.read(folder)
         self._parts: dict[str, list[FoundPart]] = defaultdict(list)
         for name, size in self._index.files.items():
-            for part in read_parts(folder / name, size):
+            for part in read_parts(folder / name, size, self._index.checkpoint):
                 self._parts[part.key].append(part)
         self._pieces = executor.pieces()
         self._trained = executor.trained_pieces() if executor.optimizer else []
         self._patches = {piece.name: patches_of(piece) for piece in self._pieces}
         self._patches_of_state = {piece.name: patches_of(piece) for piece in self._trained}
+        self._needed: list[tuple[FoundPart, Box]] = []
         self._check()
         self._run = self._run_state()
+        for part, box in self._needed:
+            part.verify(box)
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -88,22 +91,22 @@ class Reader:
                     "nothing was loaded"
                 )
         for piece in self._pieces:
-            self._check_tensor(value_key(piece.name), piece, self._patches)
+            self._check_tensor(value_key(piece.name), piece)
             self._check_type(piece)
         if self._executor.optimizer is None:
             return
         optimizer.check(self._executor.optimizer, self._index.optimizer, self._trained, self._index.parameters)
-        used = {id(p) for group in self._executor.optimizer.param_groups for p in group["params"]}
+        used = optimizer.groups_of(self._executor.optimizer)
         for piece in self._trained:
             if id(piece.tensor) not in used or not piece.updated:
                 continue
             state = self._index.parameters[piece.name]
             for key in state.elements:
-                self._check_tensor(state_key(piece.name, key), piece, self._patches_of_state)
+                self._check_cover(state_key(piece.name, key), self._patches_of_state[piece.name])
             for key in state.tensors:
                 self._check_whole(state_key(piece.name, key), piece)
 
-    def _check_tensor(self, key: str, piece: rt.Piece, patches: Mapping[str, Sequence[Patch]]) -> None:
+    def _check_tensor(self, key: str, piece: rt.Piece) -> None:
         shape = self._index.shapes.get(key)
         if shape is None:
             raise GalvatronError(f"{self._folder} has no {key!r}, which this model needs; nothing was loaded")
@@ -112,7 +115,7 @@ class Reader:
                 f"{piece.name} has shape {shape} in {self._folder} but {piece.spec.shape} in the model; nothing was "
                 "loaded"
             )
-        self._check_cover(key, patches[piece.name])
+        self._check_cover(key, self._patches[piece.name])
 
     def _check_type(self, piece: rt.Piece) -> None:
         own = piece.tensor.dtype
@@ -124,9 +127,7 @@ class Reader:
                 )
 
     def _check_whole(self, key: str, piece: rt.Piece) -> None:
-        shape = self._index.shapes.get(key)
-        if shape is None:
-            raise damaged(self._folder / folders.INDEX, f"it has no shape of {key!r}")
+        shape = self._index.shapes.get(key, ())
         if shape and not piece.is_whole:
             raise GalvatronError(
                 f"the optimizer's {key!r} in {self._folder} is not one number per element of {piece.name!r}, of which "
@@ -137,16 +138,15 @@ class Reader:
 
     def _check_cover(self, key: str, patches: Sequence[Patch]) -> None:
         for patch in patches:
-            found = sum(
-                common.count for part in self._parts.get(key, ()) if (common := self._common(part, patch)) is not None
-            )
-            if found != patch.box.count:
+            shared = [(p, common) for p in self._parts.get(key, ()) if (common := self._common(p, patch)) is not None]
+            self._needed += shared
+            if (found := sum(common.count for _, common in shared)) != patch.box.count:
                 raise damaged(
                     self._folder,
                     f"of {key!r} it has {found} of the {patch.box.count} elements from {patch.box.at} on",
                 )
 
-    def _common(self, part: FoundPart, patch: Patch) -> Any:
+    def _common(self, part: FoundPart, patch: Patch) -> Box | None:
         if len(part.box.at) != len(patch.box.at):
             raise damaged(part.file.path, f"{part.key!r} has {len(part.box.at)} dimensions, not {len(patch.box.at)}")
         return part.box.meet(patch.box)
@@ -157,14 +157,15 @@ class Reader:
             target = patch.of(flat)
             for part in self._parts.get(key, ()):
                 if (common := self._common(part, patch)) is not None:
-                    patch.box.cut(target, common).copy_(part.box.cut(part.read(), common))
+                    with part.reading() as found:
+                        patch.box.cut(target, common).copy_(part.box.cut(found, common))
 
     def _state(self, piece: rt.Piece, key: str) -> Tensor:
         """A tensor of the optimizer's state."""
         full = state_key(piece.name, key)
         dtype = self._type(full)
         if key in self._index.parameters[piece.name].tensors:
-            box = whole_box(self._index.shapes[full])
+            box = whole_box(self._index.shapes.get(full, ()))
             patches = [Patch(box, 0, box, box)]
             value = torch.zeros(box.sizes, dtype=dtype)
         else:

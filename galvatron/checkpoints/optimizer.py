@@ -23,16 +23,25 @@ _NOT_OPTIONS = ("params", "param_names", "foreach", "fused", "capturable", "diff
 """What is no option of the update: which parameters, and by which kernels, which is for this machine to say."""
 
 
-def state_of(optimizer: Optimizer, piece: Piece) -> tuple[ParameterState, dict[str, Tensor]] | None:
+Groups = Mapping[int, Mapping[str, Any]]
+"""The group of each parameter, by its `id`."""
+
+
+def groups_of(optimizer: Optimizer) -> Groups:
+    """Those of an optimizer."""
+    return {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def state_of(optimizer: Optimizer, groups: Groups, piece: Piece) -> tuple[ParameterState, dict[str, Tensor]] | None:
     """What an optimizer has for one parameter: in words, and its tensors by key; None where it does not train it.
 
     Raises:
         GalvatronError: a part of the state is nothing that a checkpoint can have, or means nothing under another plan.
     """
-    groups = [group for group in optimizer.param_groups if any(p is piece.tensor for p in group["params"])]
-    if not groups:
+    group = groups.get(id(piece.tensor))
+    if group is None:
         return None
-    options = {key: _plain(value) for key, value in groups[0].items() if key not in _NOT_OPTIONS}
+    options = {key: _plain(value) for key, value in group.items() if key not in _NOT_OPTIONS}
     elements: dict[str, Tensor] = {}
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}

@@ -6,6 +6,7 @@ An entry is called `KEY@2,0`: the box of the tensor KEY that begins at (2, 0).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from galvatron import tensor_file
 from galvatron.errors import GalvatronError
+from galvatron.ir import limits
 from galvatron.runtime.boxes import Box
 from galvatron.tensor_file import Entry, TensorFile
 
@@ -36,30 +38,44 @@ def check_type(key: str, dtype: torch.dtype) -> None:
     Raises:
         GalvatronError: files have no such element type.
     """
-    if not tensor_file.has_name(dtype):
+    if not tensor_file.has_name(dtype, own=True):
         raise GalvatronError(f"{key} has element type {dtype}, which the files of a checkpoint cannot have")
 
 
-def size_of(parts: Sequence[Part]) -> int:
-    """The size in bytes of the file that `write_parts` writes."""
-    return len(_header(parts)) + sum(entry.nbytes for entry in _entries(parts))
+_CHECKPOINT = "checkpoint"
+"""Under which a file has the name of the checkpoint that it belongs to."""
 
 
-def write_parts(path: Path, parts: Sequence[Part]) -> None:
-    """Writes a file and makes it last.
+class PartFile:
+    """A file of parts, to be written.
+
+    Args:
+        checkpoint: a name that no other one has.
+
+    Attributes:
+        size: in bytes.
 
     Raises:
-        OSError: it cannot be written, for want of room for example.
+        GalvatronError: there are too many parts for one file.
     """
-    tensor_file.write(path, _header(parts), (part.view for part in parts))
 
+    def __init__(self, parts: Sequence[Part], checkpoint: str) -> None:
+        self._parts = parts
+        entries = [Entry(f"{p.key}@{','.join(map(str, p.box.at))}", p.box.sizes, p.view.dtype) for p in parts]
+        self._head = tensor_file.header(entries, {_CHECKPOINT: checkpoint}, has_checksums=True)
+        if len(self._head) > limits.HEADER_BYTES:
+            raise GalvatronError(
+                f"the file of a rank would have {len(parts)} parts of tensors, too many to be read back: use more ranks"
+            )
+        self.size = len(self._head) + tensor_file.room_of(entries, has_checksums=True)
 
-def _header(parts: Sequence[Part]) -> bytes:
-    return tensor_file.header(_entries(parts))
+    def write(self, path: Path) -> None:
+        """Writes it and makes it last.
 
-
-def _entries(parts: Sequence[Part]) -> list[Entry]:
-    return [Entry(f"{part.key}@{','.join(map(str, part.box.at))}", part.box.sizes, part.view.dtype) for part in parts]
+        Raises:
+            OSError: it cannot be written, for want of room for example.
+        """
+        tensor_file.write(path, self._head, (part.view for part in self._parts), has_checksums=True)
 
 
 @dataclass(frozen=True)
@@ -72,19 +88,33 @@ class FoundPart:
     file: TensorFile
     name: str
 
-    def read(self) -> Tensor:
+    def reading(self) -> AbstractContextManager[Tensor]:
         """All of it, on the CPU: pages of the file, read when something of them is."""
-        return self.file.tensor(self.name)
+        return self.file.reading(self.name)
+
+    def verify(self, box: Box) -> None:
+        """
+        Raises:
+            GalvatronError: a box inside this one is not what was written.
+        """
+        ends = [at + size - 1 for at, size in zip(box.at, box.sizes, strict=True)]
+        try:
+            self.file.verify(self.name, self.box.place_of(box.at), self.box.place_of(ends))
+        except ValueError as error:
+            raise damaged(self.file.path, str(error)) from error
 
 
-def read_parts(path: Path, size: int) -> list[FoundPart]:
-    """The parts in a file of `size` bytes, which may come from a stranger.
+def read_parts(path: Path, size: int, checkpoint: str) -> list[FoundPart]:
+    """The parts in a file of `size` bytes of a checkpoint, which may come from a stranger.
 
     Raises:
-        GalvatronError: it is missing, has another size, or is no such file.
+        GalvatronError: it is missing, has another size, is no such file, or one of another checkpoint.
     """
     try:
-        return list(_found(TensorFile(path, size)))
+        file = TensorFile(path, size, has_checksums=True)
+        if file.metadata != {_CHECKPOINT: checkpoint}:
+            raise ValueError("it belongs to another checkpoint than the index beside it")
+        return list(_found(file))
     except OSError as error:
         raise damaged(path, f"it cannot be read: {error.strerror or error}") from error
     except ValueError as error:

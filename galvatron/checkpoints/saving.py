@@ -6,10 +6,11 @@ import errno
 import json
 import logging
 import os
+import uuid
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from galvatron import runtime as rt
 from galvatron.checkpoints import folders, optimizer
 from galvatron.checkpoints.index import Index, ParameterState, finite, with_words
-from galvatron.checkpoints.parts import Part, check_type, size_of, write_parts
+from galvatron.checkpoints.parts import Part, PartFile, check_type
 from galvatron.errors import GalvatronError
 from galvatron.ir.documents import read_json
 from galvatron.runtime import comm, failure
@@ -62,6 +63,7 @@ class Saver:
         with rt.together(world, "save"):
             own = _Own(executor)
         everything = gathered(world, own.described, "save")
+        checkpoint = everything[0].proposed_name
         parts = own.parts(_shared_out([described.tensors for described in everything])[world.rank])
         if background:
             parts = [part.copied() for part in parts]
@@ -69,10 +71,11 @@ class Saver:
             torch.accelerator.synchronize(world.device)  # another thread reads them
         folder: Path | None = None
         with rt.together(world, "save"), _writing(directory):
+            content = PartFile(parts, checkpoint) if parts else None
             if world.rank == 0:
                 folder = folders.begin(directory, step)
         file = f"rank_{world.rank:05d}.safetensors"
-        told = gathered(world, (folder, file, size_of(parts) if parts else 0), "save")
+        told = gathered(world, (folder, file, content.size if content else 0), "save")
         path, sizes = told[0][0], {file: size for _, file, size in told if size}
         try:
             with rt.together(world, "save"):
@@ -86,8 +89,8 @@ class Saver:
 
         def write() -> None:
             with _logged(background), _writing(path / file):
-                if parts:
-                    write_parts(path / file, parts)
+                if content:
+                    content.write(path / file)
 
         def finish() -> None:
             with _logged(background), _writing(path):
@@ -121,6 +124,7 @@ class _Described:
 
     tensors: list[_Tensor]
     parameters: dict[str, ParameterState]
+    proposed_name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 class _Own:
@@ -134,16 +138,13 @@ class _Own:
         self._held: dict[str, tuple[Tensor, Sequence[Patch]]] = {}
         tensors: list[_Tensor] = []
         parameters: dict[str, ParameterState] = {}
-        own = executor.optimizer
         for piece in executor.pieces():
             if piece.first:
                 tensors += self._take(piece, {value_key(piece.name): piece.tensor}, {value_key(piece.name)})
-        for piece in executor.trained_pieces() if own is not None else ():
-            state = optimizer.state_of(own, piece) if own is not None and piece.first and piece.updated else None
-            if state is not None:
-                parameters[piece.name], kept = state
-                elements = {state_key(piece.name, key) for key in parameters[piece.name].elements}
-                tensors += self._take(piece, {state_key(piece.name, key): v for key, v in kept.items()}, elements)
+        for piece, (state, kept) in _states(executor):
+            parameters[piece.name] = state
+            elements = {state_key(piece.name, key) for key in state.elements}
+            tensors += self._take(piece, {state_key(piece.name, key): v for key, v in kept.items()}, elements)
         self.described = _Described(tensors, parameters)
 
     def _take(self, piece: rt.Piece, found: Mapping[str, Tensor], elements: Collection[str]) -> Iterator[_Tensor]:
@@ -166,6 +167,17 @@ class _Own:
             for patch in patches
             if patch.box.count
         ]
+
+
+def _states(executor: rt.Executor) -> Iterator[tuple[rt.Piece, tuple[ParameterState, dict[str, Tensor]]]]:
+    """What the optimizer has for the parameters that this rank writes."""
+    if (own := executor.optimizer) is None:
+        return
+    groups = optimizer.groups_of(own)
+    for piece in executor.trained_pieces():
+        state = optimizer.state_of(own, groups, piece) if piece.first and piece.updated else None
+        if state is not None:
+            yield piece, state
 
 
 def value_key(name: str) -> str:
@@ -204,12 +216,16 @@ def _index(
     extra: Mapping[str, Any],
     loaders: Mapping[str, Any],
 ) -> Index:
+    parameters = {name: state for described in everything for name, state in described.parameters.items()}
+    follow = {state_key(name, key) for name, state in parameters.items() for key in state.elements}
+    shapes = {key: shape for described in everything for key, shape, _ in described.tensors if key not in follow}
     return Index(
+        checkpoint=everything[0].proposed_name,
         step=step,
         files=files,
-        shapes={key: shape for described in everything for key, shape, _ in described.tensors},
+        shapes={key: shape for key, shape in shapes.items() if shape or key.startswith(value_key(""))},
         optimizer=None if executor.optimizer is None else type(executor.optimizer).__name__,
-        parameters={name: state for described in everything for name, state in described.parameters.items()},
+        parameters=parameters,
         run=executor.state(),
         metrics=_metrics(executor),
         extra=with_words(extra),

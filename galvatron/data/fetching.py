@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -58,13 +58,17 @@ class Indexed(Dataset[list[Any]]):
         return self._collate(samples)
 
 
-Streamed = tuple[int, list[Any], str | None]
-"""Of a batch of an iterable data set: its samples, this rank's blocks of them, and what the data set then says of its
-place."""
+Streamed = tuple[int, list[Any], dict[int, str | None]]
+"""Of a batch of an iterable data set: its samples, this rank's blocks of them, and what each share that the rank reads
+then says of its place."""
 
 
 class Stream(IterableDataset[Streamed]):
-    """The batches of the rest of an epoch of an iterable data set."""
+    """The batches of the rest of an epoch of an iterable data set.
+
+    Its shares, one or several, each give as many samples of a batch, share after share; a rank reads those with samples
+    that it needs.
+    """
 
     def __init__(
         self,
@@ -77,55 +81,79 @@ class Stream(IterableDataset[Streamed]):
     ) -> None:
         self._dataset, self._collate, self._rows = dataset, collate, rows
         self._batch_size, self._drop_last, self._place = batch_size, drop_last, place
+        self._each = batch_size // len(place.streams)
 
     def __iter__(self) -> Iterator[Streamed]:
         with randomness_kept():
-            samples = self._from_place()
+            shares = self._shares()
+            given = {number: self._from_place(number, share) for number, share in shares.items()}
         at = self._place.position
         while True:
             with randomness_kept():
-                found = self._next(samples, at)
-                if not found or (len(found) < self._batch_size and self._drop_last):
+                found = {row: sample for number in given for row, sample in self._next(given[number], number, at)}
+                is_full = len(found) == len(given) * self._each
+                if not found or (not is_full and self._drop_last):
                     return
-                blocks = [self._block(found, block, at) for block in self._rows(len(found)).wanted]
-                stream = described_stream(self._dataset)
-            at += len(found)
-            yield len(found), blocks, stream
+                count = self._batch_size if is_full else len(found)
+                blocks = [self._block(found, block, at) for block in self._rows(count).wanted]
+                streams = {number: described_stream(share) for number, share in shares.items()}
+            at += count
+            yield count, blocks, streams
 
-    def _from_place(self) -> Iterator[Any]:
-        """The samples from the place on: the data set goes there itself, or what is before is left out."""
-        if hasattr(self._dataset, "set_epoch"):
-            self._dataset.set_epoch(self._place.epoch)
-        if self._place.stream is not None and hasattr(self._dataset, "load_state_dict"):
-            self._dataset.load_state_dict(json.loads(self._place.stream))
-            return iter(self._dataset)
-        samples = iter(self._dataset)
-        for number in range(self._place.position):
-            seed(self._place.seed, self._place.epoch, number)
+    def _shares(self) -> dict[int, Any]:
+        """By their numbers, those that have samples of this rank."""
+        _goes_to(self._dataset, self._place.epoch)
+        count = len(self._place.streams)
+        if count == 1:
+            return {0: self._dataset}
+        numbers = sorted({row // self._each for row in self._rows(self._batch_size).held})
+        found = {number: self._dataset.shard(num_shards=count, index=number) for number in numbers}
+        for share in found.values():
+            _goes_to(share, self._place.epoch)
+        return found
+
+    def _from_place(self, number: int, share: Any) -> Iterator[Any]:
+        """The samples of a share from the place on: it goes there itself, or what is before is left out."""
+        stream = self._place.streams[number]
+        if stream is not None and hasattr(share, "load_state_dict"):
+            share.load_state_dict(json.loads(stream))
+            return iter(share)
+        samples = iter(share)
+        before = self._place.position // len(self._place.streams)
+        for read in range(before):
+            self._seed(number, read)
             if next(samples, _END) is _END:
                 raise GalvatronError(
-                    f"the data set ended after {number} samples of epoch {self._place.epoch}, of which "
-                    f"{self._place.position} were read before: it is another one now"
+                    f"the data set ended after {read} samples of epoch {self._place.epoch}, of which {before} were "
+                    "read before: it is another one now"
                 )
         return samples
 
-    def _next(self, samples: Iterator[Any], at: int) -> list[Any]:
-        """The samples of a batch; fewer at the end."""
-        found: list[Any] = []
-        while len(found) < self._batch_size:
-            seed(self._place.seed, self._place.epoch, at + len(found))
+    def _next(self, samples: Iterator[Any], number: int, at: int) -> Iterator[tuple[int, Any]]:
+        """The samples of a batch that a share gives, by their row; fewer at the end."""
+        before = at // len(self._place.streams)
+        for read in range(self._each):
+            self._seed(number, before + read)
             sample = next(samples, _END)
             if sample is _END:
-                break
-            found.append(sample)
-        return found
+                return
+            yield number * self._each + read, sample
 
-    def _block(self, samples: list[Any], block: tuple[int, ...], at: int) -> Any:
+    def _seed(self, number: int, read: int) -> None:
+        """Before the next sample of a share, after so many."""
+        seed(self._place.seed, self._place.epoch, read, number, 2)
+
+    def _block(self, samples: Mapping[int, Any], block: tuple[int, ...], at: int) -> Any:
         seed(self._place.seed, self._place.epoch, at + block[0], 1)
         return self._collate([samples[row] for row in block])
 
 
 _END = object()
+
+
+def _goes_to(dataset: Any, epoch: int) -> None:
+    if hasattr(dataset, "set_epoch"):
+        dataset.set_epoch(epoch)
 
 
 def described_stream(dataset: Any) -> str | None:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from galvatron.data.fetching import Indexed, Stream, Streamed, Wanted, as_it_is, mixed
 from galvatron.data.joining import ByName, check_shared, digests, joined
-from galvatron.data.options import Options, length_of
+from galvatron.data.options import Options, is_stream, length_of
 from galvatron.data.place import Place
 from galvatron.errors import GalvatronError
 from galvatron.runtime import Calls, Part, RowTable, World, failure
@@ -53,7 +53,8 @@ class Loader:
 
     def __init__(self, serves: Serves, dataset: Any, options: Options) -> None:
         self._serves, self._dataset, self._options = serves, dataset, options
-        self._place = Place(0, 0, options.seed, options.shuffle, length_of(dataset))
+        self._streams = (None,) * options.shards if is_stream(dataset) else ()
+        self._place = Place(0, 0, options.seed, options.shuffle, length_of(dataset), self._streams)
         self._rows_of = partial(serves.table.of, everything=options.whole_batches)
         self._first = True
         self._iterations = 0
@@ -89,6 +90,16 @@ class Loader:
     def place(self) -> Place:
         """Where it is: behind the last batch that it gave, whatever workers have loaded since."""
         return self._place
+
+    def whole_place(self) -> Place:
+        """The same, with what shares say of themselves that other ranks read. Collective."""
+        place, world = self._place, self._serves.world
+        if len(self._streams) < 2 or world.size == 1:
+            return place
+        with failure.guarded("save"):
+            everyone = gather_objects(place.streams, all_ranks(), phase="checkpoint")
+        told = (next((text for text in texts if text is not None), None) for texts in zip(*everyone, strict=True))
+        return replace(place, streams=tuple(told))
 
     def go_to(self, place: Place) -> None:
         """Goes on from there with the next iteration."""
@@ -135,27 +146,28 @@ class Loader:
 
     def _streamed(self) -> Iterator[Part]:
         options, start = self._options, self._place
-        if start.position and start.stream is None and self._serves.world.rank == 0:
+        if start.position and None in start.streams and self._serves.world.rank == 0:
             _LOG.warning(
-                "the data set of loader %r does not keep its place (state_dict, load_state_dict): %d samples are read "
-                "and left out",
+                "the data set of loader %r does not keep its place (state_dict, load_state_dict): %d samples of each "
+                "share are read and left out",
                 options.name,
-                start.position,
+                start.position // options.shards,
             )
         source = Stream(self._dataset, options.collate_fn, self._rows_of, options.batch_size, options.drop_last, start)
         loaded = self._loading(source, None)
         while (found := self._agreed(loaded)) is not None:
-            samples, blocks, stream = found
+            samples, blocks, told = found
             at = self._place.position
             part = self._part(iter([blocks]), samples, at)
-            self._place = replace(self._place, position=at + samples, stream=stream)
+            streams = tuple(told.get(number) for number in range(options.shards))
+            self._place = replace(self._place, position=at + samples, streams=streams)
             yield part
         if self._place.position == 0:
             raise GalvatronError(
                 f"the data set gave no batch in epoch {start.epoch}: one that is iterated over again must begin anew, "
                 "as a torch.utils.data.IterableDataset does and a generator does not"
             )
-        self._place = replace(start, epoch=start.epoch + 1, position=0, stream=None)
+        self._place = replace(start, epoch=start.epoch + 1, position=0, streams=self._streams)
 
     def _agreed(self, loaded: Iterator[Streamed]) -> Streamed | None:
         """The next batch of an iterable data set, which ends on all ranks at once. Collective."""
@@ -164,10 +176,13 @@ class Loader:
             found = next(loaded, None)
         except Exception as wrong:
             error = self._told(wrong, self._place.position)
-        number = "the end" if found is None else f"{found[0]} samples"
-        self._serves.calls.check(
-            "the next batch", error, {f"what the data set gives from sample {self._place.position} on": number}
-        )
+        calls, facts = self._serves.calls, {}
+        if self._options.shards == 1:
+            number = "the end" if found is None else f"{found[0]} samples"
+            facts[f"what the data set gives from sample {self._place.position} on"] = number
+        calls.check("the next batch", error, facts)
+        if self._options.shards > 1 and not calls.on_all(found is not None):
+            return None
         return found
 
     def _part(self, loaded: Iterator[list[Any]], samples: int, at: int) -> Part:

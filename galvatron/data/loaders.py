@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from galvatron.data.loader import Loader, Serves
@@ -37,7 +38,7 @@ class Loaders:
         except GalvatronError as found:
             error = found
         facts = {"the length of the data set": str(length)}
-        alike = ("name", "batch_size", "shuffle", "seed", "drop_last", "whole_batches")
+        alike = ("name", "batch_size", "shuffle", "seed", "drop_last", "whole_batches", "shards")
         facts |= {argument: str(getattr(options, argument)) for argument in alike}
         calls.check("dataloader", error, facts)
         serving = serves()
@@ -50,9 +51,14 @@ class Loaders:
         self._made[options.name] = loader
         return loader
 
-    def states(self) -> dict[str, dict[str, Any]]:
-        """The places of all, for a checkpoint."""
+    def facts(self) -> dict[str, str]:
+        """What ranks that save must have in common."""
         places = self._waiting | {name: loader.place() for name, loader in self._made.items()}
+        return {f"the place of loader {name!r}": str(replace(place, streams=())) for name, place in places.items()}
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """The places of all, for a checkpoint. Collective."""
+        places = self._waiting | {name: loader.whole_place() for name, loader in self._made.items()}
         return {name: place.to_dict() for name, place in places.items()}
 
     def check(self, states: Mapping[str, Any]) -> None:

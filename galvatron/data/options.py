@@ -24,6 +24,7 @@ class Options:
     prefetch: int
     timeout_s: float
     whole_batches: bool
+    shards: int
     name: str
 
     def check(self, dataset: Any) -> None:
@@ -31,7 +32,7 @@ class Options:
         Raises:
             GalvatronError: an argument is wrong, or does not go with the data set.
         """
-        for name, least in (("batch_size", 1), ("seed", 0), ("workers", 0), ("prefetch", 1)):
+        for name, least in (("batch_size", 1), ("seed", 0), ("workers", 0), ("prefetch", 1), ("shards", 1)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise GalvatronError(f"{name} must be a whole number of at least {least}, not {value!r}")
@@ -46,14 +47,32 @@ class Options:
             raise GalvatronError(f"collate_fn must be a function from samples to a batch, not {self.collate_fn!r}")
         if not is_stream(dataset):
             self._check_indexed(dataset)
-        elif self.shuffle:
+            return
+        self._check_stream(dataset)
+
+    def _check_stream(self, dataset: Any) -> None:
+        if self.shuffle:
             raise GalvatronError("an iterable data set gives its samples in its own order: shuffle there")
         elif self.workers > 1:
             raise GalvatronError(
                 f"an iterable data set is read in its order, by one worker: pass workers=1, not {self.workers}"
             )
+        if self.shards == 1:
+            return
+        if not callable(getattr(dataset, "shard", None)):
+            raise GalvatronError(
+                f"shards={self.shards} asks for dataset.shard(num_shards={self.shards}, index=i), which "
+                f"{type(dataset).__name__} does not have"
+            )
+        if self.batch_size % self.shards or not self.drop_last:
+            raise GalvatronError(
+                f"each of {self.shards} shards gives as many samples of a batch, of {self.batch_size}, and an epoch "
+                "ends with the first that has no more: pass a batch_size that divides, and drop_last=True"
+            )
 
     def _check_indexed(self, dataset: Any) -> None:
+        if self.shards != 1:
+            raise GalvatronError("a data set with indices needs no shards: a rank asks it for its own samples alone")
         length = length_of(dataset)
         if length is None or not hasattr(dataset, "__getitem__"):
             kind = type(dataset).__name__

@@ -8,7 +8,7 @@ from typing import Any
 
 from galvatron.errors import GalvatronError
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Place:
         seed: of the order and of all random numbers.
         shuffle: whether each epoch has an order of its own.
         length: samples of an epoch; None for an iterable data set.
-        stream: what such a data set says of itself (`state_dict`), as JSON; None where it says nothing.
+        streams: what each share of such a data set says of itself (`state_dict`), as JSON; None where it says nothing,
+            or this rank does not read it.
     """
 
     epoch: int
@@ -29,11 +30,11 @@ class Place:
     seed: int
     shuffle: bool
     length: int | None
-    stream: str | None = None
+    streams: tuple[str | None, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For `json`; `read` reads it back."""
-        return {"version": _VERSION, **asdict(self)}
+        return {"version": _VERSION, **asdict(self), "streams": list(self.streams)}
 
     @staticmethod
     def read(name: str, state: Any) -> Place:
@@ -49,9 +50,11 @@ class Place:
             numbers.append(state["length"])
         if not all(type(n) is int and n >= 0 for n in numbers) or type(state["shuffle"]) is not bool:
             raise GalvatronError(f"the place of loader {name!r} is damaged: {str(dict(state))[:200]}")
-        if state["stream"] is not None and type(state["stream"]) is not str:
-            raise GalvatronError(f"the place of loader {name!r} is damaged: its stream is no text")
-        return Place(**{key: state[key] for key in Place.__dataclass_fields__})
+        streams = state["streams"]
+        if type(streams) is not list or not all(text is None or type(text) is str for text in streams):
+            raise GalvatronError(f"the place of loader {name!r} is damaged: its streams are no texts")
+        found = {key: state[key] for key in Place.__dataclass_fields__}
+        return Place(**{**found, "streams": tuple(streams)})
 
     def check_follows(self, name: str, own: Place) -> None:
         """
@@ -65,6 +68,11 @@ class Place:
             raise GalvatronError(
                 f"loader {name!r} was saved with {there}, but has {here}: pass the same data set, or another name= for "
                 "a new one"
+            )
+        if len(self.streams) != len(own.streams):
+            raise GalvatronError(
+                f"loader {name!r} was saved with shards={len(self.streams)}, which says what order its samples have: "
+                "pass that"
             )
         if self.shuffle != own.shuffle:
             raise GalvatronError(f"loader {name!r} was saved with shuffle={self.shuffle}: pass that")

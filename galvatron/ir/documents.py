@@ -24,16 +24,16 @@ _SHORT = _Short()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
-def read_json(text: str, what: str) -> Any:
-    """The value that a JSON text says; `what` it is begins every message.
+def read_json(text: str, what: str, most: int = limits.FILE_CHARACTERS) -> Any:
+    """The value that a JSON text of at most so many characters says; `what` it is begins every message.
 
     Raises:
         ParseError: malformed, a key given twice, a number that is not finite, or beyond `limits`.
     """
     if not isinstance(text, str):
         raise ParseError(f"{what} is JSON text, not {type(text).__name__}")
-    if len(text) > limits.FILE_CHARACTERS:
-        raise ParseError(f"{what} has {len(text)} characters; at most {limits.FILE_CHARACTERS} are read")
+    if len(text) > most:
+        raise ParseError(f"{what} has {len(text)} characters; at most {most} are read")
     _check_tokens(text, what)
 
     def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

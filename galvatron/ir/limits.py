@@ -10,6 +10,9 @@ from __future__ import annotations
 FILE_CHARACTERS = 2**24
 """Of a program or a plan."""
 
+HEADER_BYTES = 2**25
+"""Of what says where in a file which tensor is: of a quarter of a million of them."""
+
 LINE_CHARACTERS = 2**19
 """Of a line of a program's text: the time and memory of a pattern grow with what it matches."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from galvatron.ir.either import EITHER
+from galvatron.ir.graph import Graph, Op
+from galvatron.ir.ops.rearrangements import OPERATORS as REARRANGEMENTS
 from galvatron.ir.program import Program
 
 
@@ -21,18 +24,50 @@ def inputs_of(program: Program, values: Iterable[str]) -> frozenset[str]:
     return frozenset(needed & {value.name for value in program.inputs})
 
 
-def tables_of(program: Program) -> dict[str, int]:
-    """For each batch input that is an index of an embedding as it is, the rows of the smallest such table."""
-    found: dict[str, int] = {}
-    inputs = {value.name for value in program.inputs}
+@dataclass(frozen=True)
+class Table:
+    """What the numbers of a batch input are looked up in: they are at least 0 and less than `rows`, or the one that is
+    `ignored`."""
+
+    rows: int
+    ignored: int | None = None
+
+    def and_in(self, other: Table) -> Table:
+        """What both allow."""
+        return Table(min(self.rows, other.rows), self.ignored if self.ignored == other.ignored else None)
+
+
+def tables_of(program: Program) -> dict[str, Table]:
+    """For each batch input all of whose numbers are rows of an embedding or classes of a loss, what these allow."""
+    found: dict[str, Table] = {}
+    sources = {value.name: value.name for value in program.inputs}
     for layer in program.all_layers:
         graph = program.class_of[layer.cls].graph
-        named = {formal.name: name for name, formal in zip(layer.operands, graph.inputs, strict=True)}
+        formals = zip(layer.operands, graph.inputs, strict=True)
+        inside = {formal.name: sources[name] for name, formal in formals if name in sources}
         for op in graph.ops:
-            if op.name != "embedding" or op.namespace != "aten":
-                continue
-            weight, index = op.operands[:2]
-            rows, name = graph.types[weight].shape[0], named.get(index)
-            if name in inputs and isinstance(rows, int):
-                found[name] = min(rows, found.get(name, rows))
+            if op.name in REARRANGEMENTS and op.overload != "dtype" and op.operands[0] in inside:
+                inside[op.result.name] = inside[op.operands[0]]
+            for index, table in _looked_up(op, graph):
+                if (name := inside.get(index)) is not None:
+                    found[name] = table.and_in(found.get(name, table))
+        results = zip(layer.results, graph.outputs, strict=True)
+        sources |= {name: inside[formal] for name, formal in results if formal in inside}
     return found
+
+
+def _looked_up(op: Op, graph: Graph) -> Iterator[tuple[str, Table]]:
+    """The value whose numbers an op looks up, and in what."""
+    if op.namespace != "aten":
+        return
+    if op.name == "embedding":
+        rows, index, ignored = graph.types[op.operands[0]].shape[0], op.operands[1], None
+    elif op.name in ("cross_entropy_loss", "nll_loss", "nll_loss2d", "nll_loss_nd"):
+        classes, index = graph.types[op.operands[0]].shape, op.operands[1]
+        rows, ignored = classes[min(1, len(classes) - 1)], op["ignore_index"]
+        if graph.types[index].is_floating:  # probabilities
+            return
+    else:
+        return
+    if isinstance(rows, int):
+        yield index, Table(rows, ignored if isinstance(ignored, int) else None)

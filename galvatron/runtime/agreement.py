@@ -149,6 +149,15 @@ class Calls:
             held = self._options.facts() if self._options is not None and updates else {}
         agree(self._world, what, error, facts, held)
 
+    def on_all(self, is_so: bool) -> bool:
+        """Whether something is so on every rank. Collective."""
+        if self._world.size == 1:
+            return is_so
+        signs = torch.tensor([int(not is_so)], device=self._device)
+        with failure.guarded("agreement"):
+            comm.all_reduce(signs, comm.all_ranks(), "max", phase="agreement").wait()
+        return not signs.item()
+
 
 _ABSENT = -(2**62)
 """Less than any digest."""

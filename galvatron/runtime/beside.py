@@ -6,7 +6,6 @@ The job's groups belong to the step, so ranks tell each other over connections o
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +14,8 @@ import torch.distributed as dist
 
 from galvatron.runtime import failure
 from galvatron.runtime.agreement import together
-from galvatron.runtime.mesh import World, under_way
+from galvatron.runtime.mesh import World
+from galvatron.runtime.talking import talking
 
 Work = Callable[[], None]
 
@@ -42,9 +42,7 @@ class Beside:
         self._done, self._failed = (f"galvatron/beside/{next(_numbers)}/{end}" for end in ("done", "failed"))
         # `clone` is missing from torch's type stubs
         self._store: Any = dist.distributed_c10d._get_default_store() if world.size > 1 else None
-        self._thread = threading.Thread(target=self._run, name=f"galvatron-{what}")
-        under_way.add(self._thread)
-        self._thread.start()
+        self._thread = talking(self._run, what, daemon=False)
 
     def finish(self) -> None:
         """Until all of it is done. Collective.

@@ -37,6 +37,13 @@ class Box:
         sizes = tuple(end - start for start, end in zip(at, ends, strict=True))
         return Box(at, sizes) if all(size > 0 for size in sizes) else None
 
+    def place_of(self, at: Sequence[int]) -> int:
+        """Which of the elements, counted from 0, lies there."""
+        place = 0
+        for start, size, here in zip(self.at, self.sizes, at, strict=True):
+            place = place * size + here - start
+        return place
+
     def cut(self, whole: Tensor, box: Box) -> Tensor:
         """A box inside this one, as a view of this one's elements."""
         for dim, (start, size) in enumerate(zip(box.at, box.sizes, strict=True)):

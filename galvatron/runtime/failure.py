@@ -28,9 +28,12 @@ from galvatron.runtime.comm import now
 from galvatron.runtime.diagnosis import Whereabouts
 from galvatron.runtime.limit import NEWS, Limit
 from galvatron.runtime.signals import Signals
+from galvatron.runtime.talking import all_silent, talking
 
 _FAILURE = "galvatron/first_failure"
 _GRACE_S = 3.0
+_SILENCE_S = 30.0
+"""In which a call of the store comes back, if it does at all."""
 
 
 class _Watch:
@@ -49,16 +52,20 @@ class _Watch:
         # A few thousand requests per second is what one store serves comfortably.
         self._period_s = max(0.2, size / 4000)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="galvatron-watch", daemon=True)
-        self._thread.start()
+        talking(self._run, "watch")
 
     def stop(self) -> None:
         self._stop.set()
         self.limit.stop()
-        self._thread.join(timeout=2.0)
         if not self.failed_here and self._lost_since is None:
-            with suppress(RuntimeError):
-                self.limit.answer(Whereabouts(self.rank, "ended", now.stages))
+            talking(self._tell_end, "end")
+        if not all_silent(_SILENCE_S):
+            _print(f"rank {self.rank} ends, though the job's store does not answer: see to the launcher, or rank 0")
+            _end_process(1)
+
+    def _tell_end(self) -> None:
+        with suppress(RuntimeError):
+            self.limit.answer(Whereabouts(self.rank, "ended", now.stages))
 
     def poll(self) -> str | None:
         """The first failure of the job, or None. A lost store counts as none: the launcher or rank 0 has ended."""
@@ -77,9 +84,7 @@ class _Watch:
     def report(self, line: str) -> None:
         """Tell the others that this rank has failed, unless the host of the store does not answer."""
         self.failed_here = True
-        telling = threading.Thread(target=self._tell, args=(line,), daemon=True)
-        telling.start()
-        telling.join(_GRACE_S)
+        talking(self._tell, "tells", line).join(_GRACE_S)
         self.first_failure = self.first_failure or line
         self.failed_first = self.first_failure == line
 
@@ -124,17 +129,17 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def watch(rank: int, size: int, limit_s: float) -> None:
-    """Start watching the job; needs the default process group. When already watching, only the limit is new.
+def watch(store: Any, rank: int, size: int, limit_s: float) -> None:
+    """Start watching the job. When already watching, only the limit is new.
 
     Args:
+        store: of the job.
         limit_s: the longest a rank may wait for others in one communication.
     """
     global _watch
     if _watch is not None:
         _watch.limit.limit_s = limit_s
         return
-    store: Any = dist.distributed_c10d._get_default_store()  # `clone` is missing from torch's type stubs
     _watch = _Watch(store.clone(), rank, size, limit_s)
     _take_uncaught_errors()
     _signals.install()

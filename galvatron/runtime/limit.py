@@ -14,6 +14,7 @@ from typing import Any
 
 from galvatron.runtime.comm import Message, now
 from galvatron.runtime.diagnosis import Whereabouts, verdict, whereabouts
+from galvatron.runtime.talking import talking
 
 DEFAULT_TIMEOUT_S = 600.0
 
@@ -43,12 +44,11 @@ class Limit:
         self._waited_s = 0.0
         self._verdict = ""
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="galvatron-limit", daemon=True)
-        self._thread.start()
+        talking(self._run, "limit")
 
     def stop(self) -> None:
+        """It times no more, once its thread has seen that."""
         self._stop.set()
-        self._thread.join(timeout=2.0)
 
     def where(self, *, busy: bool) -> Whereabouts:
         """What this rank does now."""
@@ -85,9 +85,7 @@ class Limit:
 
     def _give_up(self) -> None:
         """Have the verdict found, but not for ever: the host of the store may be the one that does not answer."""
-        asking = threading.Thread(target=self._ask, name="galvatron-asks", daemon=True)
-        asking.start()
-        asking.join(_SILENCE_S)
+        talking(self._ask, "asks").join(_SILENCE_S)
         mine = self._waiting()
         self._end(self._verdict or f"{mine} waited {mine.seconds:.0f} s in {mine.operation()}; nobody answers")
 

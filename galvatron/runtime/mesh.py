@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import atexit
 import os
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
-from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -18,6 +16,7 @@ from galvatron.errors import ClusterError, GalvatronError, PlanError
 from galvatron.runtime import comm, failure
 from galvatron.runtime.limit import DEFAULT_TIMEOUT_S
 from galvatron.runtime.starts import own_store
+from galvatron.runtime.talking import wait_for_work
 
 
 @dataclass(frozen=True)
@@ -119,22 +118,29 @@ def initialize(device: str | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
             return World(0, 1, target)
         backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
+        atexit.register(shutdown)
         try:
-            store = own_store(_patience)
-            if store is None:
-                dist.init_process_group(backend, timeout=_patience)
-            else:
-                rank, size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
-                dist.init_process_group(backend, timeout=_patience, store=store, rank=rank, world_size=size)
+            _join(backend, timeout_s)
         except (KeyError, ValueError, RuntimeError) as error:
             raise GalvatronError(f"this process cannot join its job: {error}; start it with torchrun") from error
-        atexit.register(shutdown)
     else:
         atexit.register(failure.stop)
     world = World(dist.get_rank(), dist.get_world_size(), target)
     if world.size > 1:
-        failure.watch(world.rank, world.size, timeout_s)
+        store: Any = dist.distributed_c10d._get_default_store()  # `clone` is missing from torch's type stubs
+        failure.watch(store, world.rank, world.size, timeout_s)
     return world
+
+
+def _join(backend: str, timeout_s: float) -> None:
+    store = own_store(_patience)
+    if store is None:
+        dist.init_process_group(backend, timeout=_patience)
+        return
+    rank, size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    failure.watch(store, rank, size, timeout_s)  # ranks wait for each other already
+    with failure.guarded("joining the job"):
+        dist.init_process_group(backend, timeout=_patience, store=store, rank=rank, world_size=size)
 
 
 def _gpu_of_rank() -> int:
@@ -154,16 +160,11 @@ def _gpu_of_rank() -> int:
     )
 
 
-under_way: WeakSet[threading.Thread] = WeakSet()
-"""Threads that talk to the job's store: it is there until they have ended."""
-
-
 def shutdown() -> None:
-    """Destroy the process groups, when what is `under_way` has ended; after a failure abort them, because peers no
-    longer answer.
+    """Destroy the process groups, when work beside the training has ended; after a failure abort them, because peers
+    no longer answer.
     """
-    for thread in list(under_way):
-        thread.join()
+    wait_for_work()
     failed = failure.stop()
     _groups.clear()
     if not dist.is_initialized():

@@ -19,6 +19,9 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 _PERIOD_S = 0.02
 """Between two looks at who asks."""
 
+_THERE = timedelta(seconds=60)
+"""How long what is there may take to answer."""
+
 
 def own_store(timeout: timedelta) -> Store | None:
     """That of this start; None where no launcher keeps one. Collective.
@@ -29,7 +32,7 @@ def own_store(timeout: timedelta) -> Store | None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    kept = TCPStore(address, port, is_master=False, timeout=timeout)
+    kept = _of_launcher(address, port, timeout)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     name = uuid.uuid4().hex
     if rank == 0:
@@ -39,6 +42,19 @@ def own_store(timeout: timedelta) -> Store | None:
         name = kept.get(_answer(name)).decode()
         kept.set(_knows(name, rank), "")
     return PrefixStore(f"galvatron/{name}", kept)
+
+
+def _of_launcher(address: str, port: int, timeout: timedelta) -> Any:
+    """The store that a launcher has had before it started this process: it answers soon, or has ended."""
+    try:
+        kept = TCPStore(address, port, is_master=False, timeout=min(timeout, _THERE))
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"the store of its launcher, {address}:{port}, does not answer in {_THERE.total_seconds():.0f} s; the "
+            "launcher has ended, or the machines cannot reach each other"
+        ) from error
+    kept.set_timeout(timeout)
+    return kept
 
 
 def _tell(kept: Any, name: str, size: int, timeout: timedelta) -> None:

@@ -66,10 +66,12 @@ class Ragged:
 
 
 class Streamed(IterableDataset[dict[str, Tensor]]):
-    """The same samples, one after another; `keeps` its place."""
+    """The same samples, one after another; `keeps` its place. Shares have every so many of them."""
 
-    def __init__(self, count: int, keeps: bool = False) -> None:
-        self.samples, self.at = Ragged(count), 0
+    def __init__(self, count: int, keeps: bool = False, first: int = 0, step: int = 1) -> None:
+        self.samples, self.keeps = Ragged(count), keeps
+        self.at, self.first, self.step = first, first, step
+        self.shared: list[int] = []
         if keeps:
             self.state_dict, self.load_state_dict = self._state, self._load
 
@@ -81,9 +83,13 @@ class Streamed(IterableDataset[dict[str, Tensor]]):
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         while self.at < len(self.samples):
-            self.at += 1
-            yield self.samples[self.at - 1]
-        self.at = 0
+            self.at += self.step
+            yield self.samples[self.at - self.step]
+        self.at = self.first
+
+    def shard(self, num_shards: int, index: int) -> Streamed:
+        self.shared.append(index)
+        return Streamed(len(self.samples), self.keeps, index, num_shards)
 
 
 def numbers(batch: Any) -> list[int]:

@@ -18,7 +18,9 @@ from torch.utils.data import default_collate
 
 from galvatron import runtime as rt
 from galvatron.errors import GalvatronError
+from tests.checkpoints.changed import say
 from tests.data.small import LENGTH, Ragged, Streamed, compiled, numbers
+from tests.marks import some_slow
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.usefixtures("shared_captures")
@@ -88,6 +90,59 @@ def test_every_sample_once_per_epoch_on_changing_ranks(streams: str, tmp_path: P
     for found in epochs.values():
         assert sorted(found) == list(range(count))
     assert streams or order[0] != list(range(32)), "nothing was shuffled"
+
+
+def reads_shares(
+    world: rt.World, plan: str, folder: str, size: int, until: int, keeps: bool
+) -> tuple[list[tuple[int, list[int]]], list[int]]:
+    """The samples that this rank has been given, each with its epoch, and the shares that it has read."""
+    program, dataset = compiled(plan), Streamed(240, keeps)
+    loader = program.dataloader(dataset, batch_size=size, shards=4, drop_last=True)
+    program.load(folder, missing_ok=True)
+    found: list[tuple[int, list[int]]] = []
+    while (loader.epoch, loader.position) < divmod(until, 10_000):
+        for part in loader:
+            program.eval_step(part)
+            found.append((int(part.origin.split()[-1]), numbers(part)))
+            if (loader.epoch, loader.position) >= divmod(until, 10_000):
+                break
+    program.save(folder, step=until)
+    return found, sorted({*dataset.shared})
+
+
+@pytest.mark.parametrize("keeps", some_slow([True], [False, True]))
+def test_shares_of_a_stream_are_read_where_they_are_needed(keeps: bool, tmp_path: Path) -> None:
+    epochs: dict[int, list[int]] = {0: [], 1: []}
+    shares: list[list[list[int]]] = []
+    for ranks, plan, size, until in ((1, "dp1", 32, 96), (4, "dp4", 16, 10_096), (2, "m2/dp2", 48, 20_000)):
+        answers = run_ranks(reads_shares, ranks, plan, str(tmp_path), size, until, keeps)
+        for batches in zip(*(found for found, _ in answers), strict=True):
+            epochs[batches[0][0]] += sorted({number for _, part in batches for number in part})
+        shares.append([own for _, own in answers])
+    for found in epochs.values():
+        assert sorted(found) == list(range(240))
+    assert shares == [[[0, 1, 2, 3]], [[0], [1], [2], [3]], [[0, 2], [1, 3]]]
+
+
+def ends_early(world: rt.World) -> tuple[list[int], list[str]]:
+    """One share has a sample less than the others: the epoch ends on all ranks before it is missed."""
+    program = compiled("dp2")
+    loader = program.dataloader(Streamed(31), batch_size=8, shards=2, drop_last=True, workers=1)
+    found = [number for part in loader for number in numbers(part)]
+    messages = [
+        error_of(program.dataloader, Streamed(8), name="a", shards=2),
+        error_of(program.dataloader, Streamed(8), name="b", shards=3, drop_last=True),
+        error_of(program.dataloader, Ragged(8), name="c", shards=2, drop_last=True),
+        error_of(program.dataloader, iter([1]), name="d", shards=2, drop_last=True),
+    ]
+    return found, messages
+
+
+def test_an_epoch_of_shares_ends_on_all_ranks() -> None:
+    for rank, (found, messages) in enumerate(run_ranks(ends_early, 2)):
+        assert found == [number for number in range(24) if number % 2 == rank]
+        words = ["pass a batch_size that divides, and drop_last=True"] * 2 + ["needs no shards", "does not have"]
+        assert all(word in message for word, message in zip(words, messages, strict=True)), messages
 
 
 def loads_its_share(world: rt.World) -> list[list[int]]:
@@ -265,6 +320,5 @@ def test_a_place_is_refused_by_another_data_set(tmp_path: Path) -> None:
     assert "was saved with 16 samples, but has 17" in error_of(fresh.load, tmp_path)
     assert before.position == 0
     index = json.loads((folder / "index.json").read_text())
-    index["loaders"]["train"]["position"] = "x"
-    (folder / "index.json").write_text(json.dumps(index))
+    say(folder / "index.json", loaders={"train": index["loaders"]["train"] | {"position": "x"}})
     assert "the place of loader 'train' is damaged" in error_of(compiled("dp1").load, tmp_path)

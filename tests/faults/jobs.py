@@ -39,6 +39,11 @@ class Job:
         )
 
     @property
+    def launcher(self) -> int:
+        """Its process."""
+        return self._launcher.pid
+
+    @property
     def output(self) -> str:
         """What all of it has printed so far."""
         self._log.seek(0)
@@ -56,8 +61,8 @@ class Job:
         """SIGKILL to the process that is this rank since the ranks were started for this time."""
         found: dict[tuple[int, int], int] = {}
         while (start, rank) not in found:
-            self.wait_until(lambda: bool(self._processes()))
-            found = self._processes()
+            self.wait_until(lambda: bool(self.ranks()))
+            found = self.ranks()
         os.kill(found[start, rank], signal.SIGKILL)
 
     def wait(self) -> int:
@@ -72,13 +77,13 @@ class Job:
     ) -> None:
         if self._launcher.poll() is None:
             os.kill(self._launcher.pid, signal.SIGSTOP)  # it starts no others now
-            for pid in (*self._processes().values(), self._launcher.pid):
+            for pid in (*self.ranks().values(), self._launcher.pid):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         self._launcher.wait()
         self._log.close()
 
-    def _processes(self) -> dict[tuple[int, int], int]:
+    def ranks(self) -> dict[tuple[int, int], int]:
         """How often the launcher had started the ranks before, and rank → process, of those that are there."""
         found: dict[tuple[int, int], int] = {}
         for path in Path("/proc").glob("[0-9]*"):
