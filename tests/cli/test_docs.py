@@ -1,4 +1,4 @@
-"""The commands of docs/cli.md, run in order on a small model."""
+"""The commands of docs/cli.md and docs/debugging.md, run in order on a small model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from galvatron.cli import app
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "cli.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 MODEL = """
 import torch
@@ -51,19 +51,21 @@ def factory():
 """
 
 
-def commands() -> list[list[str]]:
-    """The arguments of every `$ galvatron` line in the document's console blocks."""
-    blocks = re.findall(r"^```console\n(.*?)^```", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+def commands(document: str) -> list[list[str]]:
+    """The arguments of every `$ galvatron` line in a document's console blocks."""
+    text = (DOCS / document).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     assert lines and all(line.startswith("$ galvatron ") for line in lines)
     return [shlex.split(line)[2:] for line in lines]
 
 
-def test_every_command_of_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def run_all(document: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs the commands of a document; what they write to stderr."""
+    monkeypatch.chdir(folder)
     Path("model.py").write_text(MODEL)
     errors = ""
-    for words in commands():
+    for words in commands(document):
         output = words[words.index(">") + 1] if ">" in words else None
         arguments = words[: words.index(">")] if output else words
         result = CliRunner().invoke(app, arguments)
@@ -71,6 +73,16 @@ def test_every_command_of_the_document_runs(tmp_path: Path, monkeypatch: pytest.
         errors += result.stderr
         if output:
             Path(output).write_text(result.stdout)
+    return errors
+
+
+def test_looking_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = run_all("debugging.md", tmp_path, monkeypatch)
+    assert "// after normalize\ngraph\n" in errors and "clustered" in Path("clustered.gir").read_text()
+
+
+def test_every_command_of_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = run_all("cli.md", tmp_path, monkeypatch)
     assert "time in passes" in errors
     assert "ops that run whole on an axis" in errors and "collectives" in errors
     assert "tp8+sp" in Path("sharded.gir").read_text()
