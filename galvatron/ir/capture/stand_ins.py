@@ -32,8 +32,9 @@ def standing_in(model: nn.Module, stand_in: Callable[[Tensor], Tensor | None]) -
                     continue
                 if id(tensor) not in others:
                     other = stand_in(tensor)
-                    is_parameter = other is not None and isinstance(tensor, nn.Parameter)
-                    others[id(tensor)] = nn.Parameter(other, tensor.requires_grad) if is_parameter else other
+                    if other is not None and isinstance(tensor, nn.Parameter):
+                        other = nn.Parameter(other, tensor.requires_grad)
+                    others[id(tensor)] = other
                 if (other := others[id(tensor)]) is not None:
                     own.append((module, name, tensor))
                     setattr(module, name, other)

@@ -25,7 +25,7 @@ from torch._decomp import decomposition_table
 from torch._functorch.autograd_function import custom_function_call
 from torch.autograd.function import _SingleLevelFunction
 from torch.autograd.graph import saved_tensors_hooks
-from torch.fx import proxy
+from torch.fx import graph, proxy
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.proxy import TracerBase
 from torch.nn.modules._functions import SyncBatchNorm
@@ -72,7 +72,7 @@ def careful_tracing() -> Iterator[None]:
         patches.enter_context(mock.patch.object(torch.SymInt, "__hash__", _key_of_size))
         patches.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", differentiated))
         patches.enter_context(mock.patch.object(fx.Tracer, "call_module", _call_module))
-        patches.enter_context(mock.patch.object(fx.graph, "_format_target", _attribute_of))
+        patches.enter_context(mock.patch.object(graph, "_format_target", _attribute_of))
         patches.enter_context(mock.patch.object(builtins, "len", _length))
         # Modes see what this makes.
         patches.enter_context(mock.patch.object(torch, "from_numpy", lambda array: torch.tensor(array)))
