@@ -293,7 +293,7 @@ def _state(s: Scanner) -> State:
     type_ = read_type(s)
     trainable = s.accept("trainable") or (not s.accept("frozen") and kind == "parameter")
     aliases = s.names() if s.accept("tied") else ()
-    return State(name, type_, kind, trainable, aliases, s.name() if s.accept("rule") else "")
+    return State(name, type_, kind, trainable, aliases, s.name() if s.accept("by") else "")
 
 
 # Classes, layers, stages

@@ -419,7 +419,7 @@ def _state(state: Sequence[State], w: _Writer) -> list[Line]:
         if s.aliases:
             text += f" tied ({', '.join(bare_or_quoted(a) for a in s.aliases)})"
         if s.rule:
-            text += f" rule {bare_or_quoted(s.rule)}"
+            text += f" by {bare_or_quoted(s.rule)}"
         items.append(text)
     return _rolled(items, [("program state", None, s.name) for s in state], w, "")
 
