@@ -4,8 +4,9 @@
 
 MODEL is a folder as `save_pretrained` writes it; with its `config.json` alone training begins from random weights.
 TOKENS is a file of token ids, 32 bits each, one after another (`numpy.array(ids, "int32").tofile(TOKENS)`). Of OUT the
-run makes `figures.jsonl`, `checkpoints/`, and at the end `model/`, for `from_pretrained`. Whatever ends it, started
-again it goes on: on as many ranks with the next sample, bit for bit; on more or fewer under a new plan.
+run makes `figures.jsonl`, `checkpoints/`, and after its last step, the 900th say, `model-900/`, for `from_pretrained`.
+Whatever ends it, started again it goes on: on as many ranks with the next sample, bit for bit; on more or fewer under a
+new plan. A run that has ended goes on with more `--epochs`.
 """
 
 from __future__ import annotations
@@ -85,16 +86,30 @@ def main(options: argparse.Namespace) -> None:
                     compiled.save(options.out / "checkpoints", step=step, keep=3, extra=state, background=True)
                 figures.add(step, **more)
     compiled.finish_saving()
-    if not (options.out / "model").exists():
-        compiled.export(options.out / "model")
+    if not (options.out / f"model-{step}").exists():
+        compiled.export(options.out / f"model-{step}")
+
+
+def folder_of_model(text: str) -> Path:
+    """A folder that has what a model is."""
+    if not (Path(text) / "config.json").is_file():
+        raise argparse.ArgumentTypeError(f"there is no {text}/config.json")
+    return Path(text)
+
+
+def file_of_tokens(text: str) -> Path:
+    """A file that is there."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return Path(text)
 
 
 def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """Those of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("tokens", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("model", metavar="MODEL", type=folder_of_model)
+    parser.add_argument("tokens", metavar="TOKENS", type=file_of_tokens)
+    parser.add_argument("out", metavar="OUT", type=Path)
     parser.add_argument("--plan", help="such as pp2/m8/1f1b/dp2-tp2; without it the fastest is searched")
     parser.add_argument("--precision", choices=["bf16", "fp16"])
     parser.add_argument("--batch", type=int, default=256, help="samples of a global batch")

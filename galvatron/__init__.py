@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from galvatron.runtime.joined import JoinedOptimizer
     from galvatron.runtime.whole import WholeParameters
     from galvatron.search_options import SearchOptions
+    from galvatron.trainer.arguments import GalvatronArguments
+    from galvatron.trainer.trainer import GalvatronTrainer
 
 __all__ = [
     "Cluster",
     "CompiledModel",
     "Figures",
+    "GalvatronArguments",
     "GalvatronError",
+    "GalvatronTrainer",
     "JoinedOptimizer",
     "Plan",
     "Program",
@@ -49,7 +53,9 @@ __all__ = [
 _HOME = {
     "Cluster": "galvatron.ir.cluster",
     "Figures": "galvatron.figures",
+    "GalvatronArguments": "galvatron.trainer",
     "GalvatronError": "galvatron.errors",
+    "GalvatronTrainer": "galvatron.trainer",
     "JoinedOptimizer": "galvatron.runtime.joined",
     "Plan": "galvatron.ir.plan",
     "Program": "galvatron.ir.program",

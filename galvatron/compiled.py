@@ -565,6 +565,8 @@ class CompiledModel:
         error = None
         if not isinstance(directory, (str, os.PathLike)):
             error = GalvatronError(f"a checkpoint is in a directory, given by its path, not {type(directory).__name__}")
+        elif not isinstance(missing_ok, bool):
+            error = GalvatronError(f"missing_ok must be True or False, not {missing_ok!r}")
         self._calls.check("load", error, {"directory": str(directory), "missing_ok": str(missing_ok)})
         self._saver.finish()
         with plain_torch(self._world.device):

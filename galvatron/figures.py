@@ -43,9 +43,10 @@ class Figures:
 
     `figures.jsonl` gets one line of JSON for each step: loss, gradient norm, tokens and samples per second, MFU, parts
     of the step, memory and what checkpoints held training up for; as `StepMetrics` calls them, and None where a number
-    is not finite. A run that goes on adds to it. TensorBoard shows the same where it is installed. Figures of a step
-    are read when the next one has begun, so that no device is waited for; rates count all of the time between two
-    steps. Nothing of it is collective.
+    is not finite. A run that goes on adds to it: lines of the steps that it does again are left out, those from the
+    first one that is added here on, as TensorBoard does, which shows the same where it is installed. So a step has one
+    line. Figures of a step are read when the next one has begun, so that no device is waited for; rates count all of
+    the time between two steps. Nothing of it is collective.
 
     Args:
         compiled: what is trained.
@@ -94,6 +95,7 @@ class Figures:
         self._flop: dict[int, float | None] = {}
         self._waiting: tuple[int, Callable[[], StepMetrics], float | None, dict[str, float]] | None = None
         self._last: tuple[int, float] | None = None
+        self._first: int | None = None
 
     def add(self, step: int, **more: SupportsFloat) -> None:
         """A step has ended.
@@ -102,6 +104,9 @@ class Figures:
             step: its number, as the caller counts.
             more: other figures of it, by name.
         """
+        if self._first is None and self._lines is not None:
+            self._first = step
+            self._or_warn(step, lambda path: leave_out(path, step))
         now, before = time.perf_counter(), self._last
         self._last = step, now
         self._write_waiting()
@@ -134,18 +139,23 @@ class Figures:
         (step, read, passed_s, more), self._waiting = self._waiting, None
         found = read()
         figures = {"step": step, "time": time.time(), **figures_of(found, passed_s, self._mfu(found, passed_s)), **more}
-        try:
-            with open(self._lines, "a", encoding="utf-8") as file:
-                file.write(json.dumps({key: _plain(value) for key, value in figures.items()}) + "\n")
-        except OSError as error:  # for want of room, say: no reason to stop training
-            _LOG.warning("the figures of step %d cannot be written into %s: %s", step, self._lines, error.strerror)
+        line = json.dumps({key: _plain(value) for key, value in figures.items()}) + "\n"
+        self._or_warn(step, lambda path: _append(path, line))
         if self._progress is not None:
             self._progress.show(figures)
         if self._writer is not None:
             if self._board is None:
-                self._board = self._writer(str(self._folder), purge_step=step)
+                self._board = self._writer(str(self._folder), purge_step=self._first)
             for name, value in _scalars(figures):
                 self._board.add_scalar(name, value, step)
+
+    def _or_warn(self, step: int, write: Callable[[Path], None]) -> None:
+        """Writes into the file of lines; one that cannot be written, for want of room say, does not stop training."""
+        assert self._lines is not None
+        try:
+            write(self._lines)
+        except OSError as error:
+            _LOG.warning("the figures of step %d cannot be written into %s: %s", step, self._lines, error.strerror)
 
     def _mfu(self, found: StepMetrics, passed_s: float | None) -> float | None:
         if self._peak is None:
@@ -154,6 +164,29 @@ class Figures:
             self._flop[found.samples] = step_flop(self._compiled.program, found.samples)
         flop = self._flop[found.samples]
         return None if flop is None else flop / ((passed_s or found.step_s) * self._peak)
+
+
+def leave_out(lines: Path, step: int) -> None:
+    """Cuts a file of lines off before those of a step and later ones, and before one that a crash has cut short."""
+    end = 0
+    with open(lines, "r+b") as file:
+        for line in file:
+            if not line.endswith(b"\n") or not _is_before(line, step):
+                break
+            end += len(line)
+        file.truncate(end)
+
+
+def _is_before(line: bytes, step: int) -> bool:
+    try:
+        return json.loads(line)["step"] < step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _append(lines: Path, line: str) -> None:
+    with open(lines, "a", encoding="utf-8") as file:
+        file.write(line)
 
 
 def figures_of(found: StepMetrics, passed_s: float | None, mfu: float | None) -> dict[str, Any]:

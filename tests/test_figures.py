@@ -53,6 +53,16 @@ def test_each_step_has_a_line_when_the_next_has_begun(tmp_path: Path, capsys: py
     assert [line["step"] for line in lines_of(path)] == [1, 2, 3, 4]
 
 
+def test_steps_that_are_done_again_have_one_line(tmp_path: Path) -> None:
+    program, path = compiled(), tmp_path / "figures.jsonl"
+    path.write_text("".join(f'{{"step": {step}, "run": 1}}\n' for step in range(1, 6)) + '{"step": 6, "lo')
+    with galvatron.Figures(program, tmp_path, every=2, progress=False) as figures:
+        for step in (3, 4):
+            program.train_step(new_batch())
+            figures.add(step)
+    assert [(line["step"], "loss" in line) for line in lines_of(path)] == [(1, False), (2, False), (4, True)]
+
+
 def test_mfu_is_what_products_of_the_model_reach_of_the_devices(tmp_path: Path) -> None:
     program = compiled(cluster="a100-80g:1x1")
     # Two inner layers and a head, of which every element of a weight takes a product and a sum, three times in all; the

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from galvatron.cli.output import write_file
+from galvatron.cli.output import file_to_write, write_file
 from galvatron.errors import CaptureError, GalvatronError, did_you_mean
 from galvatron.ir.files import exists
 
@@ -41,9 +41,9 @@ Checks = Annotated[bool, typer.Option(" /--no-checks", help="Leave out the check
 
 def command(
     factory: FactoryText,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="P.gir", help="Where it goes; - is stdout.")] = Path(
-        "-"
-    ),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="P.gir", parser=file_to_write, help="Where it goes; - is stdout.")
+    ] = Path("-"),
     precision: Precision = None,
     dynamic: Dynamic = None,
     outputs: Outputs = None,

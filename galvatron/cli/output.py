@@ -45,6 +45,17 @@ def tie_line(plan: Plan) -> str:
     return ties and f"shared parameters: {ties}"
 
 
+def file_to_write(text: str | Path) -> Path:
+    """What `-o` names.
+
+    Raises:
+        GalvatronError: a directory.
+    """
+    if str(text).endswith("/") or Path(text).is_dir():
+        raise GalvatronError(f"{str(text)!r} is a directory: name a file in it with -o")
+    return Path(text)
+
+
 def check_is_no_input(path: Path, *inputs: Path | None) -> None:
     """
     Raises:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from galvatron.cli.inputs import ClusterText, Json, ProgramFile, read_cluster, read_plan, read_program
+from galvatron.cli.output import file_to_write
 from galvatron.ir.limits import SAMPLES
 
 if TYPE_CHECKING:
@@ -26,7 +27,13 @@ app = typer.Typer(
 def hardware(
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE.json", help="Where it goes; default: the user's cache directory."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE.json",
+            parser=file_to_write,
+            help="Where it goes; default: the user's cache directory.",
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes, within two minutes.")] = False,
     json: Json = False,
@@ -82,6 +89,7 @@ def model(
             "-o",
             "--output",
             metavar="FILE.json",
+            parser=file_to_write,
             help="Where it goes; default: the profile that --cluster names, or else the user's cache directory.",
         ),
     ] = None,
@@ -141,7 +149,13 @@ def import_galvatron2(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE.json", help="Where it goes; default: the user's cache directory."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE.json",
+            parser=file_to_write,
+            help="Where it goes; default: the user's cache directory.",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -9,16 +9,16 @@ import typer
 
 from galvatron.cli.explain import PlanFile, Program
 from galvatron.cli.inputs import read_program
-from galvatron.cli.output import check_is_no_input, write_file
+from galvatron.cli.output import check_is_no_input, file_to_write, write_file
 from galvatron.cli.progress import shown_progress
 
 
 def command(
     plan_file: PlanFile,
     program_file: Program,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.html", help="The page.")] = Path(
-        "report.html"
-    ),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE.html", parser=file_to_write, help="The page.")
+    ] = Path("report.html"),
     against: Annotated[
         Path | None, typer.Option("--against", metavar="OTHER.json", help="A plan to show beside it.")
     ] = None,

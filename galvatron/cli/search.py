@@ -11,7 +11,7 @@ import typer
 
 from galvatron.cli.inputs import ClusterText, Inductor, Json, ProgramFile, read_cluster, read_program
 from galvatron.cli.optimizers import OptimizerText, read_optimizer
-from galvatron.cli.output import check_is_no_input, log_on_stderr
+from galvatron.cli.output import check_is_no_input, file_to_write, log_on_stderr
 from galvatron.cli.progress import shown_progress
 from galvatron.cli.space import (
     Forbid,
@@ -64,7 +64,9 @@ def command(
     objective: Objective = "time",
     width: Width = None,
     time_limit: TimeLimit = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="PLAN.json", help="Where it goes.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="PLAN.json", parser=file_to_write, help="Where it goes.")
+    ] = None,
     inductor: Inductor = False,
     optimizer: OptimizerText = None,
     cached: Annotated[bool, typer.Option("--cache/--no-cache", help="Take a plan that was searched before.")] = True,

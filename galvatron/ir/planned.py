@@ -62,11 +62,17 @@ class PlanShorthand:
             found[kind] = part
         if any(re.fullmatch(pattern, last) for pattern in _SHORTHAND.values()):
             raise StrategyError(f"plan {text!r} must end in a strategy, such as 'dp2-tp2', not in {last!r}")
+        try:
+            strategy = Strategy.parse(last)
+        except StrategyError as error:
+            if not head or "schedule" in found:
+                raise
+            raise StrategyError(f"{error}; schedules, which stand before it, are {', '.join(SCHEDULES)}") from None
         return PlanShorthand(
             int(found.get("pipeline degree", "pp1")[2:]),
             int(found.get("number of micro-batches", "m1")[1:]),
             found.get("schedule"),
-            Strategy.parse(last),
+            strategy,
         )
 
     def __str__(self) -> str:

@@ -168,7 +168,7 @@ ARGUMENTS: dict[str, tuple[str, str]] = {
     "memory": ("search {p} {on} --memory " + "9" * 5000, "is not a size in bytes"),
     "a surrogate in memory": ("search {p} {on} --memory \ud800", "not a size"),
     "where nothing can be written": ("search {p} {on} -o /dev/null/x/plan.json", "cannot write plan"),
-    "a directory for a plan": ("search {p} {on} -o {dir}", "cannot write plan"),
+    "a directory for a plan": ("search {p} {on} -o {dir}", "is a directory: name a file in it"),
     "code where a file is": ("emit {p} {on} --plan dp4 -o {p}", "cannot write"),
     "code in a NUL": ("emit {p} {on} --plan dp4 -o a\0b", "embedded null byte"),
     "an empty plan": ("estimate {p} {on} --plan=", "the plan is empty"),
@@ -340,6 +340,12 @@ def test_a_factory_that_is_interrupted_is_not_to_blame(tmp_path: Path) -> None:
     path.write_text("def f():\n    raise ValueError\n")
     with pytest.raises(CaptureError, match="stops.py:2"):
         call_factory(f"{path}:f")
+
+
+def test_a_directory_is_no_file_to_write(tmp_path: Path) -> None:
+    for output in (tmp_path, f"{tmp_path}/new/"):
+        assert_refused("is a directory: name a file in it with -o", "report", "plan.json", "-p", "p.gir", "-o", output)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_read_is_not_overwritten(tmp_path: Path) -> None:

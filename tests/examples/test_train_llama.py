@@ -61,9 +61,9 @@ def steps(files: list[str]) -> int:
     return len(figures(files[2])) if path.exists() else 0
 
 
-def plain_perplexity(files: list[str]) -> float:
-    """Of the exported model on the samples that were held out, by transformers alone."""
-    model = AutoModelForCausalLM.from_pretrained(Path(files[2]) / "model").eval()
+def plain_perplexity(files: list[str], step: int) -> float:
+    """Of the model that was exported after a step on the samples that were held out, by transformers alone."""
+    model = AutoModelForCausalLM.from_pretrained(Path(files[2]) / f"model-{step}").eval()
     held_out = list(example().Tokens(Path(files[1]), LENGTH))[-SAMPLES // 20 :]
     ids = torch.stack([sample["input_ids"] for sample in held_out])
     with torch.no_grad():
@@ -76,9 +76,27 @@ def test_it_trains_and_exports(files: list[str], monkeypatch: pytest.MonkeyPatch
     found = figures(files[2])
     assert [line["step"] for line in found] == list(range(1, 13))
     assert found[-1]["perplexity"] < 0.9 * found[4]["perplexity"]
-    assert plain_perplexity(files) == pytest.approx(found[-1]["perplexity"], rel=1e-5)
+    assert plain_perplexity(files, 12) == pytest.approx(found[-1]["perplexity"], rel=1e-5)
     module.main(module.read_options(options(files, "m2/dp1", workers=0)))
     assert len(figures(files[2])) == 12, "it had ended"
+
+
+@pytest.mark.slow
+def test_it_goes_on_with_more_epochs(files: list[str]) -> None:
+    module = example()
+    for epochs in (1, 2):
+        module.main(module.read_options(options(files, "m2/dp1", workers=0, epochs=epochs)))
+    found = figures(files[2])
+    assert [line["step"] for line in found] == list(range(1, 25))
+    for step in (12, 24):
+        assert plain_perplexity(files, step) == pytest.approx(found[step - 1]["perplexity"], rel=1e-5)
+
+
+def test_what_is_missing_is_said_in_a_line(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for at, said in ((0, "there is no nowhere/config.json"), (1, "there is no file nowhere")):
+        with pytest.raises(SystemExit):
+            example().read_options([*files[:at], "nowhere", *files[at + 1 :]])
+        assert capsys.readouterr().err.splitlines()[-1].endswith(said)
 
 
 @pytest.mark.slow
@@ -97,7 +115,7 @@ def test_it_goes_on_when_a_rank_was_killed(files: list[str], plan: str) -> None:
             job.kill(rank=restart, start=restart)
         assert job.wait() == 0, job.output
     found = figures(files[2])
-    assert len(found) > len(wanted) == 48, "nothing was done twice"
+    assert [line["step"] for line in found] == list(range(1, 49))
     for line in found:
         assert line["loss"] == wanted[line["step"]], line["step"]
-    assert plain_perplexity(files) == pytest.approx(found[-1]["perplexity"], rel=1e-5)
+    assert plain_perplexity(files, 48) == pytest.approx(found[-1]["perplexity"], rel=1e-5)

@@ -245,6 +245,7 @@ def test_shorthand_defaults() -> None:
         ("pp2,m4,1f1b,dp1", "known: cp2, dp2, recompute"),
         ("pp2/ep4x", "known: cp4, dp4, recompute, recompute=alternate, recompute=attention, recompute=selective, "),
         ("pp2/m4/1f1b/tq2", "unknown token 'tq2'; did you mean 'tp2'"),
+        ("pp1/m1/foo", "unknown token 'foo'; .*; schedules, which stand before it, are gpipe, 1f1b, "),
         ("", "the plan is empty"),
         ("pp" + "9" * 5000 + "/dp2", "unknown part 'pp9"),
         ("m" + "9" * 5000 + "/dp2", "unknown part 'm9"),

@@ -35,8 +35,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: your-package\nVersion: 1\n")
     (info / "entry_points.txt").write_text(
-        "[galvatron.passes]\nwide-softmax = your_package:WideSoftmax\n"
-        "count-parameters = your_package:CountParameters\n"
+        "[galvatron.passes]\nwide-softmax = your_package:WideSoftmax\ncount-parameters = your_package:CountParameters\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
