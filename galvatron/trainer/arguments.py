@@ -124,6 +124,10 @@ class GalvatronArguments(transformers.TrainingArguments):
     """`transformers.TrainingArguments` for jobs of several ranks: these meet as programs need it, over NCCL and gloo,
     and so that they meet again when the launcher starts them anew (`torchrun --max-restarts`)."""
 
+    def __post_init__(self) -> None:
+        self.use_cpu = self.use_cpu or not torch.cuda.is_available()  # ranks without it would not count each other
+        super().__post_init__()
+
     @cached_property
     def _setup_devices(self) -> torch.device:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -161,6 +165,11 @@ def check_arguments(args: transformers.TrainingArguments) -> None:
         raise GalvatronError(f"there is no precision {args.mixed_precision!r}: leave it out, or pass bf16 or fp16")
     if any(os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" for name in _WRAPPERS):
         raise GalvatronError(f"accelerate was told to use FSDP, DeepSpeed or Megatron: {_PLAN}; start with torchrun")
+    if args.world_size != (ranks := int(os.environ.get("WORLD_SIZE", 1))):
+        raise GalvatronError(
+            f"these arguments are for {args.world_size} of the {ranks} ranks of this job: pass "
+            "galvatron.GalvatronArguments instead of transformers.TrainingArguments"
+        )
     if args.world_size > 1 and "gloo" not in dist.get_backend_config():
         raise GalvatronError(
             "the ranks have met over NCCL alone, and a program sends things of the host as well: pass "

@@ -317,4 +317,6 @@ def test_wrong_arguments_are_refused(arguments: dict[str, Any], words: str, monk
         program.save(**arguments)
     with pytest.raises(GalvatronError, match="no checkpoint in nowhere"):
         program.load("nowhere")
+    with pytest.raises(GalvatronError, match="missing_ok must be True or False, not 'no'"):
+        program.load("nowhere", missing_ok="no")  # type: ignore[call-overload]  # the point of the test
     assert not list(tmp_path.iterdir())

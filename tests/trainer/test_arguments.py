@@ -67,6 +67,15 @@ def test_what_cannot_be_honoured_is_refused_by_name(tmp_path: Path, name: str) -
         check_arguments(asked)
 
 
+def test_arguments_of_one_process_are_refused_in_a_job_of_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = arguments(TrainingArguments, tmp_path, 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(GalvatronError, match="for 1 of the 2 ranks of this job: pass galvatron.GalvatronArguments"):
+        check_arguments(own)
+
+
 @dataclasses.dataclass
 class Newer(TrainingArguments):
     """Of a transformers that is still to come."""
