@@ -80,11 +80,13 @@ def main(options: argparse.Namespace) -> None:
                 compiled.train_step(batch)
                 step, more = step + 1, {"learning_rate": scheduler.get_last_lr()[0]}
                 scheduler.step()
-                if step % options.every == 0 or step == total:
+                due = step % options.every == 0 or step == total
+                if due:
                     more["perplexity"] = math.exp(compiled.evaluate(held_out))
+                figures.add(step, **more)  # first: a run that goes on behind this step has its figures
+                if due:
                     state = {"scheduler": scheduler.state_dict()}
                     compiled.save(options.out / "checkpoints", step=step, keep=3, extra=state, background=True)
-                figures.add(step, **more)
     compiled.finish_saving()
     if not (options.out / f"model-{step}").exists():
         compiled.export(options.out / f"model-{step}")

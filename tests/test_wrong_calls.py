@@ -194,7 +194,7 @@ CALLS: list[tuple[Callable[[], Any], str]] = [
     (lambda: wrong().train_step(batch(ids=sparse)), "sparse"),
     (lambda: wrong().train_step(batch(ids=nested)), "nested"),
     (lambda: wrong().train_step(batch(ids=torch.arange(4) + 1000)), "batch input 'ids' has it in sample"),
-    (lambda: wrong().train_step(batch(labels=torch.arange(4) + 1000)), "Target 100"),
+    (lambda: wrong().train_step(batch(labels=torch.arange(4) + 1000)), "index 1003 is outside of 0 to 7"),
     (lambda: wrong().eval_step(batch(ids=torch.arange(4) - 1)), "index -1 is outside of 0 to"),
     (lambda: wrong().eval_step(5), "a batch is a mapping"),
     (lambda: wrong().eval_step((1, 2, 3, 4)), "does not fit the model's forward"),

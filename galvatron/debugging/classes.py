@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from galvatron.debugging.comparison import TOLERANCE, Departure, check_size, distance, norm
+from galvatron.debugging.comparison import SMALL, TOLERANCE, Departure, check_size, distance, norm
 from galvatron.debugging.running import Tensors
 from galvatron.debugging.simulation import combine, distribute, dual_layout, run_ranks, world
 from galvatron.debugging.values import random_values
@@ -54,6 +54,8 @@ class _Sharded:
             name: value.layout for name, value in self._local.graph.values.items() if value.layout is not None
         }
         self._names = dict(zip(whole.outputs, local.graph.outputs, strict=True))
+        self._least = 0.0
+        """The norm that a gradient is taken to have at least."""
 
     def departure(self) -> Departure | None:
         """See `class_departure`."""
@@ -77,6 +79,7 @@ class _Sharded:
         if not gradients:
             return None
         wanted = _gradients(expected, gradients)
+        self._least = SMALL * max(map(norm, wanted.values()))
         split = {
             name: distribute(gradient, dual_layout(self._layouts[self._names[name]]), mesh, self._own, zeros=True)
             for name, gradient in gradients.items()
@@ -136,7 +139,9 @@ class _Sharded:
             )
         except GalvatronError as error:
             return replace(self._departure(what, name, math.inf), note=str(error))
-        off = distance(total, wanted, max(norm(wanted), 1e-6 * math.sqrt(wanted.numel())))
+        off = distance(
+            total, wanted, max(norm(wanted), self._least if is_gradient else 1e-6 * math.sqrt(wanted.numel()))
+        )
         return self._departure(what, name, off) if off > TOLERANCE else None
 
     def _departure(self, what: str, name: str, off: float) -> Departure:

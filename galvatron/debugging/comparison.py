@@ -33,7 +33,7 @@ another one in its last bit: where scores are large, a softmax makes much of tha
 MOST_ELEMENTS = 1 << 26
 """Of all values of a graph together, at the size at which it is run: half a gigabyte."""
 
-_SMALL = 1e-2
+SMALL = 1e-2
 """A tensor whose norm is below this share of the largest beside it is compared as if it were that large: what is zero
 in exact arithmetic is nothing but rounding."""
 
@@ -220,7 +220,7 @@ class _Comparison:
     def _least(self) -> float:
         """The norm that a gradient is taken to have at least."""
         found = (self._before.gradients.get(before) for _, before in self._due)
-        return _SMALL * max((norm(one) for one in found if one is not None), default=0.0)
+        return SMALL * max((norm(one) for one in found if one is not None), default=0.0)
 
 
 def _beyond(off: float, rounding: float) -> float:

@@ -128,7 +128,7 @@ class Partitioner:
     def borders(self) -> dict[str, Border]:
         """The border of every class."""
         program = self.program
-        formals, streams = self._gradients.formals, gradients(program, program.trainable | program.parameters).formals
+        formals, streams = self._gradients.formals, self._streams.formals
         borders: dict[str, Border] = {}
         for cls in program.classes:
             layers = program.layers_of[cls.name]
@@ -153,6 +153,12 @@ class Partitioner:
                 master_scale=DTYPE_BYTES[MASTER] // DTYPE_BYTES[program.precision] if program.precision else 1,
             )
         return borders
+
+    @cached_property
+    def _streams(self) -> Gradients:
+        """What would have a gradient if all parameters were trained."""
+        every = self.program.trainable | self.program.parameters
+        return self._gradients if every == self.program.trainable else gradients(self.program, every)
 
     @cached_property
     def _gradients(self) -> Gradients:

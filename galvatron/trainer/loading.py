@@ -170,7 +170,8 @@ class Loaded:
     def turns(self, *, anew: bool) -> Turns | StreamedTurns:
         """Those of an epoch; of the first one if `anew`."""
         if anew:
-            self.loader.go_to(replace(self.loader.place(), epoch=0, position=0, stream=None))
+            place = self.loader.place()
+            self.loader.go_to(replace(place, epoch=0, position=0, streams=(None,) * len(place.streams)))
         if self.ordered is None:
             return StreamedTurns(self.loader, self.source.accumulated)
         return Turns(self.loader, self.ordered, self.source.samples, self.source.accumulated)

@@ -121,8 +121,11 @@ class _UserLine:
 def _attribute_of(base: str, target: str) -> str:
     """An attribute of a module, as an expression of Python."""
     parts = target.split(".")
-    plain = all(part.isidentifier() and not keyword.iskeyword(part) for part in parts)
-    return f"{base}.{target}" if plain else functools.reduce(lambda of, part: f"getattr({of}, {part!r})", parts, base)
+    if all(part.isidentifier() and not keyword.iskeyword(part) for part in parts):
+        return f"{base}.{target}"
+    for part in parts:
+        base = f"getattr({base}, {part!r})"
+    return base
 
 
 _plain_call_module = fx.Tracer.call_module
