@@ -215,7 +215,7 @@ class TensorFile:
             ValueError: they are not what was written.
         """
         begin, width = self._begins[name], self.entries[name].dtype.itemsize
-        for chunk in range((begin + first * width) // CHUNK, (begin + last * width) // CHUNK + 1):
+        for chunk in range((begin + first * width) // CHUNK, (begin + (last + 1) * width - 1) // CHUNK + 1):
             sum_written = self._sums.pop(chunk, None)
             start, end = self._start + chunk * CHUNK, self._start + min(self._room, (chunk + 1) * CHUNK)
             if sum_written is not None and zlib.crc32(memoryview(self._bytes)[start:end]) != sum_written:

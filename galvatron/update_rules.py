@@ -6,6 +6,7 @@ whatever an update touches says of which dimensions it is a product, and what it
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,8 @@ _MORE_PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)
 """Lengths of a stand-in, the shortest first, by number of dimensions: optimizers treat small tensors in other ways."""
 
 _CPU = torch.device("cpu")
+
+_LOG = logging.getLogger("galvatron")
 
 _IR_NAMES = {getattr(torch, name): ours for ours, name in TORCH_DTYPE_NAMES.items()}
 
@@ -60,7 +63,8 @@ def with_rules(program: Program, factory: OptimizerFactory, *, at_once: bool = F
         for name in trained:
             try:
                 found = measured.rule(name, whole=name in whole)
-            except Exception:  # whatever it is, building it for the job says it with its place
+            except Exception as error:  # whatever it is, building it for the job says it with its place
+                _LOG.info("the optimizer takes no step on stand-ins, so that it is priced as AdamW: %s", error)
                 return program
             number = 1 + sum(rule.name == found.name for rule in rules)
             rules.setdefault(found, found if number == 1 else replace(found, name=f"{found.name}.{number}"))
@@ -195,7 +199,7 @@ class _Touched(TorchDispatchMode):
                 self.moved[x.numel()] += x.element_size()
         if func._overloadpacket in flop_registry:
             self.flop[int(flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result))] += 1
-            self.product_type = _IR_NAMES[made[0].dtype]
+            self.product_type = _IR_NAMES[(made or written)[0].dtype]
         if func._schema.name.startswith("aten::_foreach"):
             self._keep(made)
         return result

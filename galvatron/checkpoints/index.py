@@ -100,9 +100,9 @@ class Index:
                 f"it has version {shown(found.get('version'))}, but {_VERSION} is read here: use the version of "
                 "Galvatron that has written it",
             )
-        if found.pop(_SUM, None) != _sum_of(found):
-            raise damaged(path, "it is not what was written (its checksum is another one)")
         try:
+            if found.pop(_SUM, None) != _sum_of(found):
+                raise ValueError("it is not what was written (its checksum is another one)")
             kinds = dict(enumerate(map(_parameter, _typed(found["kinds"], list))))
             return Index(
                 checkpoint=_typed(found["checkpoint"], str),

@@ -10,6 +10,7 @@ import typer
 
 from galvatron.cli.checks import CheckCommand, passes_check
 from galvatron.cli.inputs import Json, ProgramFile, read_program
+from galvatron.errors import GalvatronError, PassError
 
 if TYPE_CHECKING:
     from galvatron.ir.program import Program
@@ -44,7 +45,13 @@ def chosen(passes: str, program: Program) -> Pipeline:
     from galvatron.passes import FRONT_END
     from galvatron.passes.pipeline import Pipeline
 
-    return Pipeline.parse(passes) if passes or program.graph is None else Pipeline.of(FRONT_END)
+    pipeline = Pipeline.parse(passes) if passes or program.graph is None else Pipeline.of(FRONT_END)
+    if not pipeline.passes:
+        raise PassError(
+            f"the program is {program.form}: name passes with --passes; `galvatron opt --list-pipeline` prints those "
+            "that compile it"
+        )
+    return pipeline
 
 
 def _culprit(program: Program, pipeline: Pipeline, check: str | None) -> tuple[Culprit | None, str]:
@@ -53,7 +60,8 @@ def _culprit(program: Program, pipeline: Pipeline, check: str | None) -> tuple[C
     from galvatron.passes.bisecting import Culprit, bisect
 
     if check is not None:
-        return bisect(program, pipeline, passes_check(check)), f"{check!r} fails"
+        culprit = bisect(program, pipeline, passes_check(check))
+        return culprit, "it raises" if culprit and culprit.after is None else f"{check!r} fails"
     found = failure(program, pipeline)
     if found is None:
         return None, ""
@@ -62,10 +70,19 @@ def _culprit(program: Program, pipeline: Pipeline, check: str | None) -> tuple[C
 
 def _good(culprit: Culprit, check: str | None) -> Callable[[Program], bool]:
     from galvatron.debugging.passes import pass_departure
+    from galvatron.ir.verify import verify
 
     if check is not None:
         return passes_check(check)
-    return lambda program: pass_departure(culprit.before, program) is None
+
+    def good(program: Program) -> bool:
+        try:
+            verify(program)
+            return pass_departure(culprit.before, program) is None
+        except GalvatronError:
+            return False
+
+    return good
 
 
 def _text(culprit: Culprit | None, rewrite: BrokenBy | None, why: str) -> str:
@@ -91,7 +108,7 @@ def _as_json(culprit: Culprit | None, rewrite: BrokenBy | None, why: str) -> dic
     source = rewrite and rewrite.remark.op and rewrite.remark.op.source
     return {
         "pass": str(culprit.pass_),
-        "place": culprit.index,
+        "place": culprit.index + 1,
         "why": why,
         "rewrite": rewrite
         and {

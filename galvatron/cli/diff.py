@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from galvatron.cli.inputs import Json, read_program
+from galvatron.errors import GalvatronError
 
 
 def command(
@@ -25,7 +26,13 @@ def command(
     Programs are compared by what they compute: names of values and columns count for nothing, and what differs alike in
     several layers is shown once. Lines that A alone has begin with -, those that B alone has with +.
     """
-    if first.suffix == ".gir" or second.suffix == ".gir":
+    programs = [_is_program(path) for path in (first, second)]
+    if programs[0] != programs[1]:
+        of = [
+            f"{path} is a {'program' if one else 'plan'}" for path, one in zip((first, second), programs, strict=True)
+        ]
+        raise GalvatronError(f"{' and '.join(of)}: name two plans or two programs")
+    if programs[0]:
         lines = _program_lines(first, second)
         print(json_module.dumps(lines, indent=2) if json else "\n".join(lines) or "the programs compute the same")
         raise typer.Exit(1 if lines else 0)
@@ -46,3 +53,13 @@ def _program_lines(first: Path, second: Path) -> list[str]:
     from galvatron.ir.text.differences import program_differences
 
     return program_differences(read_program(first, verified=False), read_program(second, verified=False))
+
+
+def _is_program(path: Path) -> bool:
+    """Whether a file begins as a program does, and not as a plan, which is JSON."""
+    from galvatron.ir.files import read_text
+
+    try:
+        return not read_text(path).lstrip().startswith("{")
+    except UnicodeDecodeError:
+        raise GalvatronError(f"{path} is not a text file") from None

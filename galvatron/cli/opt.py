@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from galvatron.cli.inputs import read_program
-from galvatron.cli.output import check_is_no_input, tie_line, write_file
+from galvatron.cli.output import check_is_no_input, file_to_write, tie_line, write_file
 from galvatron.errors import GalvatronError, PassError, did_you_mean
 
 if TYPE_CHECKING:
@@ -29,9 +29,10 @@ def command(
     passes: Annotated[
         str, typer.Option("--passes", metavar="TEXT", help="Such as 'prune,search{memory=36GiB,schedule=1f1b}'.")
     ] = "",
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="P.gir", help="Where it goes; - is stdout.")] = Path(
-        "-"
-    ),
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="P.gir", parser=file_to_write, help="Where it goes; - is stdout."),
+    ] = Path("-"),
     list_passes: Annotated[bool, typer.Option("--list-passes", help="Show every pass with its options.")] = False,
     list_pipeline: Annotated[
         bool, typer.Option("--list-pipeline", help="Print the passes that compile a program, from its form on.")
@@ -90,7 +91,7 @@ def command(
     The exit status is 0, or 2 where the program, an option or a pass is at fault.
     """
     from galvatron.passes import counting, instrument
-    from galvatron.passes.printing import DumpTree, PrintPrograms
+    from galvatron.passes.printing import DumpTree, PrintPrograms, part
 
     if list_passes:
         return _list_passes(json)
@@ -112,6 +113,9 @@ def command(
         instruments.append(DumpTree(dump_tree))
     named = print_before or print_after or print_after_all
     changes = print_after_change or (diff and not named)
+    if only and not (named or changes):
+        raise PassError("--only says of what is shown which layer; show something, as with --diff or --print-after-all")
+    part(program, only)  # there has to be such a layer at first
     if named or changes:
         printing = PrintPrograms(print_before or (), print_after or (), print_after_all, changes, diff, only)
         instruments.append(printing)

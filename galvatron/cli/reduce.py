@@ -10,7 +10,7 @@ import typer
 from galvatron.cli.bisect import Passes, chosen
 from galvatron.cli.checks import CheckCommand, passes_check
 from galvatron.cli.inputs import ProgramFile, read_program
-from galvatron.cli.output import check_is_no_input, write_file
+from galvatron.cli.output import check_is_no_input, file_to_write, write_file
 from galvatron.errors import GalvatronError
 
 
@@ -18,9 +18,10 @@ def command(
     program_file: ProgramFile,
     passes: Passes = "",
     check: CheckCommand = None,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="P.gir", help="Where it goes; - is stdout.")] = Path(
-        "-"
-    ),
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="P.gir", parser=file_to_write, help="Where it goes; - is stdout."),
+    ] = Path("-"),
 ) -> None:
     """Make a captured program smaller for as long as a check fails.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -49,7 +50,9 @@ def _show(program: Program, json: bool) -> None:
 
     loss, norms = one_run(program)
     if json:
-        print(json_module.dumps({"loss": loss, "gradient_norms": norms}, indent=2))
+        finite = {name: norm if math.isfinite(norm) else None for name, norm in norms.items()}
+        told = {"loss": loss if math.isfinite(loss) else None, "gradient_norms": finite}
+        print(json_module.dumps(told, indent=2, allow_nan=False))
         return
     print(f"loss {loss:.10g}")
     for name, norm in norms.items():

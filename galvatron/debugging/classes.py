@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from galvatron.debugging.comparison import SMALL, TOLERANCE, Departure, check_size, distance, norm
-from galvatron.debugging.running import Tensors
+from galvatron.debugging.running import Tensors, runnable
 from galvatron.debugging.simulation import combine, distribute, dual_layout, run_ranks, world
 from galvatron.debugging.values import random_values
-from galvatron.debugging.widened import widened
+from galvatron.debugging.widened import undrawn, widened
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph, Value
 from galvatron.ir.interpreter import run_graph
@@ -44,7 +44,7 @@ class _Sharded:
     """
 
     def __init__(self, whole: Graph, local: LayerClass, differentiable: frozenset[str], own: int | None = None) -> None:
-        self._whole, self._local = widened(whole), replace(local, graph=widened(local.graph))
+        self._whole, self._local = undrawn(widened(whole)), replace(local, graph=undrawn(widened(local.graph)))
         self._differentiable = differentiable
         degree = 1 if local.strategy is None else local.strategy.degree("dp")
         self._own = own or _samples(self._whole, self._local.graph, degree)
@@ -62,11 +62,13 @@ class _Sharded:
         torch.manual_seed(0)
         given = random_values(self._whole, self._batch, 1.0, 0)
         leaves = {name: _leaf(tensor, name in self._differentiable) for name, tensor in given.items()}
-        expected = _every(self._whole, leaves, self._batch)
+        with runnable():
+            expected = _every(self._whole, leaves, self._batch)
         mesh, local = self._local.mesh, self._local.graph
         parts = {name: distribute(given[name], self._layouts[name], mesh, self._own) for name in given}
         ranks = [{n: _leaf(parts[n][r], n in self._differentiable) for n in given} for r in world(mesh)]
-        made = run_ranks(local, mesh, ranks, batch=self._own, global_batch=self._batch)
+        with runnable():
+            made = run_ranks(local, mesh, ranks, batch=self._own, global_batch=self._batch)
         both = [*self._in_both()]
         for name, whole in both:
             if found := self._off("value", name, [rank[name].detach() for rank in made], expected[whole].detach()):
@@ -78,13 +80,15 @@ class _Sharded:
         }
         if not gradients:
             return None
-        wanted = _gradients(expected, gradients)
+        with runnable():
+            wanted = _gradients(expected, gradients)
         self._least = SMALL * max(map(norm, wanted.values()))
         split = {
             name: distribute(gradient, dual_layout(self._layouts[self._names[name]]), mesh, self._own, zeros=True)
             for name, gradient in gradients.items()
         }
-        own = self._local_gradients(made, split)
+        with runnable():
+            own = self._local_gradients(made, split)
         for name, whole in reversed(both):
             if whole in wanted or name in own:
                 gradient = wanted.get(whole, torch.zeros_like(expected[whole]))

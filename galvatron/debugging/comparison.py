@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -79,11 +79,14 @@ def _blamed(op: Op) -> str:
     return f"  {op_text(op)}{line}"
 
 
-def departure(first: Graph, second: Graph, sizes: BatchSizes, scales: Iterable[float] = SCALES) -> Departure | None:
+def departure(
+    first: Graph, second: Graph, sizes: BatchSizes, trained: Collection[str], scales: Iterable[float] = SCALES
+) -> Departure | None:
     """Where the second of two graphs, which should compute the same, departs from the first; None where it does not.
 
     Args:
         sizes: the numbers of samples for which they hold; they are run with the fewest above one.
+        trained: the state that has a gradient.
 
     Raises:
         GalvatronError: they are too large to run here, or cannot be run.
@@ -93,8 +96,8 @@ def departure(first: Graph, second: Graph, sizes: BatchSizes, scales: Iterable[f
     check_size(wide, batch)
     for scale in scales:
         given = random_values(wide[0], batch, scale, 0)
-        own, other = traced(wide[0], given, batch), traced(wide[1], _of(second, given), batch)
-        nearby = traced(wide[0], given, batch, rounded=True)
+        own, other = traced(wide[0], given, batch, trained), traced(wide[1], _of(second, given), batch, trained)
+        nearby = traced(wide[0], given, batch, trained, rounded=True)
         found = _Comparison(first, second, own, other, nearby).departure()
         if found is not None:
             return replace(found, scale=scale)
@@ -112,7 +115,7 @@ def one_run(program: Program) -> tuple[float, dict[str, float]]:
     graph = widened(inlined(program))
     batch = fewest_samples([graph], program.batch_sizes)
     check_size([graph], batch)
-    found = traced(graph, random_values(graph, batch, SCALES[0], 0), batch)
+    found = traced(graph, random_values(graph, batch, SCALES[0], 0), batch, program.trainable)
     trained = [state.name for state in program.state if state.trainable and state.name in found.gradients]
     return found.values[graph.outputs[0]].item(), {name: norm(found.gradients[name]) for name in trained}
 

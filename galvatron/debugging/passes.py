@@ -31,7 +31,8 @@ def pass_departure(before: Program, after: Program) -> Departure | None:
         GalvatronError: the program is too large to be run here, or cannot be run.
     """
     if after.form < Form.SHARDED:
-        return departure(inlined(before), inlined(after), after.batch_sizes & before.batch_sizes)
+        sizes = after.batch_sizes & before.batch_sizes
+        return departure(inlined(before), inlined(after), sizes, before.trainable)
     return next(filter(None, _class_departures(before, after)), None)
 
 
@@ -79,7 +80,12 @@ class Outcome:
 
 
 def outcomes(program: Program, pipeline: Pipeline) -> Iterator[Outcome]:
-    """The passes one after the other, as far as they go, each with what became of the numbers."""
+    """The passes one after the other, as far as they go, each with what became of the numbers.
+
+    Raises:
+        PassError: a pass needs another form than it gets.
+    """
+    pipeline.check(program.form)
     for index, pass_ in enumerate(pipeline.passes):
         try:
             after = run_step(Step(pipeline, index, program)).program

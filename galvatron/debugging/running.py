@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.random import draws_as_a_whole, is_random
@@ -26,24 +29,42 @@ class Trace:
     gradients: Tensors
 
 
-def traced(graph: Graph, given: Mapping[str, Tensor], batch: int, *, rounded: bool = False) -> Trace:
+@contextmanager
+def runnable() -> Iterator[None]:
+    """
+    Raises:
+        GalvatronError: what is run in the block cannot take the numbers that it is given.
+    """
+    try:
+        yield
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        raise GalvatronError(f"it cannot be run on random numbers: {error}") from error
+
+
+def traced(
+    graph: Graph, given: Mapping[str, Tensor], batch: int, trained: Collection[str], *, rounded: bool = False
+) -> Trace:
     """Runs a graph forward and backward; its first output is the loss. Draws at equal lines of a model are equal.
 
     Args:
         given: a tensor for every input and piece of state.
+        trained: the state that has a gradient; where there is none, inputs have one.
         rounded: whether each floating result is made another one in its last bit, which shows what rounding may do.
     """
     leaves = {name: tensor.detach().clone() for name, tensor in given.items()}
-    for tensor in leaves.values():
-        tensor.requires_grad_(tensor.is_floating_point() or tensor.is_complex())
+    own = {value.name for value in graph.state}.intersection(trained) or {value.name for value in graph.inputs}
+    for name in own:
+        leaves[name].requires_grad_(leaves[name].is_floating_point() or leaves[name].is_complex())
     names = tuple(dict.fromkeys((*graph.outputs, *(value.name for op in graph.ops for value in op.results))))
-    every = run_graph(replace(graph, outputs=names), leaves, batch=batch, callers=_callers(graph, rounded))
+    with runnable():
+        every = run_graph(replace(graph, outputs=names), leaves, batch=batch, callers=_callers(graph, rounded))
     values = {**leaves, **{name: tensor for name, tensor in every.items() if isinstance(tensor, Tensor)}}
     loss = values[graph.outputs[0]]
     flowing = [name for name, tensor in values.items() if tensor.requires_grad]
     found: list[Tensor | None] = [None] * len(flowing)
     if loss.requires_grad:
-        found = list(torch.autograd.grad(loss.sum(), [values[name] for name in flowing], allow_unused=True))
+        with runnable():
+            found = list(torch.autograd.grad(loss.sum(), [values[name] for name in flowing], allow_unused=True))
     gradients = {name: gradient for name, gradient in zip(flowing, found, strict=True) if gradient is not None}
     return Trace({name: tensor.detach() for name, tensor in values.items()}, gradients)
 
@@ -60,7 +81,7 @@ def _callers(graph: Graph, rounded: bool) -> dict[int, Callable[..., Any]]:
         if is_random(op) or draws_as_a_whole(op):
             line = op.source and (op.source.file, op.source.line)
             lines[line] += 1
-            callers[index] = partial(_seeded, hash((line, lines[line])) % 2**32)
+            callers[index] = partial(_seeded, zlib.crc32(repr((line, lines[line])).encode()))
     return callers
 
 

@@ -7,6 +7,7 @@ the partitioner.
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -328,7 +329,7 @@ def _drawn(op: Op, mesh: Mesh, rank: int, run: Callable[[int], Tensors]) -> Tens
     assert isinstance(axes, tuple)
     coordinates = [coordinate(axis, rank) for axis in mesh if axis.name in axes]
     with torch.random.fork_rng([]):
-        torch.manual_seed(hash((op.kwarg("site"), *coordinates)) % 2**32)
+        torch.manual_seed(zlib.crc32(repr((op.kwarg("site"), *coordinates)).encode()))
         return run(rank)
 
 
@@ -347,21 +348,22 @@ def run_op(op: Op, graph: Graph, mesh: Mesh, env: list[Tensors], *, batch: int, 
     if not op.target.startswith("spmd."):
         return [run(rank) for rank in world(mesh)]
     (axis,) = (a for a in nameable_axes(mesh) if a.name == op.kwarg("axis"))
-    ring = on_slices(op).ring is not None
+    counterpart = on_slices(op)
+    by_meaning = counterpart.ring is not None or counterpart.channels  # their backward waits for other ranks
     results: list[Tensors] = [{} for _ in world(mesh)]
     for first in world(mesh):
         if coordinate(axis, first) == 0:
             ranks = [first + i * axis.stride for i in range(axis.size)]
             own = [env[rank] for rank in ranks]
-            group = _whole(op, graph, mesh, axis, own, batch) if ring else _spmd(op, axis, ranks, run)
+            group = _whole(op, graph, mesh, axis, own, batch) if by_meaning else _spmd(op, axis, ranks, run)
             for rank, made in zip(ranks, group, strict=True):
                 results[rank] = made
     return results
 
 
 def _whole(op: Op, graph: Graph, mesh: Mesh, axis: Axis, env: list[Tensors], batch: int) -> list[Tensors]:
-    """An op that sends slices around an axis, on one group of ranks: as what it means, the op on whole tensors, of
-    which each rank then has its slice."""
+    """An op of which ranks wait for each other in the backward, on one group of ranks: as what it means, the op on
+    whole tensors, of which each rank then has its slice, or all."""
     place = mesh.index(axis)
     given = {}
     for name in dict.fromkeys(op.operands):
@@ -374,9 +376,9 @@ def _whole(op: Op, graph: Graph, mesh: Mesh, axis: Axis, env: list[Tensors], bat
     results: list[Tensors] = [{} for _ in env]
     for name, tensor in run_graph(single, given, batch=batch).items():
         placement = (graph.values[name].layout or ())[place]
-        if not isinstance(placement, Shard):
-            raise GalvatronError(f"%{name} of {op.target} is not in slices on {axis.name}")
-        for own, part in zip(results, _slice([tensor] * axis.size, placement), strict=True):
+        every = [tensor] * axis.size
+        parts = _slice(every, placement) if isinstance(placement, Shard) else every
+        for own, part in zip(results, parts, strict=True):
             own[name] = part
     return results
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Const, Function, Graph, Op, Value
+from galvatron.ir.random import draws_as_a_whole, is_random
 
 WIDE = {"bf16": "f64", "f16": "f64", "f32": "f64", "c64": "c128"}
 """The element types that become wider."""
@@ -15,6 +17,26 @@ def widened(graph: Graph) -> Graph:
     return Graph(
         tuple(map(_value, graph.inputs)), tuple(map(_value, graph.state)), tuple(map(_op, graph.ops)), graph.outputs
     )
+
+
+def undrawn(graph: Graph) -> Graph:
+    """The graph in which dropout drops nothing, so that ranks and one device need not draw the same.
+
+    Raises:
+        GalvatronError: it draws otherwise.
+    """
+    return Graph(graph.inputs, graph.state, tuple(map(_undrawn, graph.ops)), graph.outputs)
+
+
+def _undrawn(op: Op) -> Op:
+    if draws_as_a_whole(op):
+        raise GalvatronError(f"{op.target} draws random numbers, which are others on several ranks")
+    if not is_random(op):
+        return op
+    rates = {name: 0.0 for name in ("p", "dropout_p") if name in op.arguments}
+    if not rates:
+        raise GalvatronError(f"{op.target} draws random numbers, which are others on several ranks")
+    return op.changed(**rates)
 
 
 def _value(value: Value) -> Value:

@@ -34,13 +34,13 @@ def bisect(program: Program, pipeline: Pipeline, good: Callable[[Program], bool]
     """
     programs = [program]
     pipeline.check(program.form)
+    if not good(program):
+        raise PassError("bisect: the program is not good before the first pass, so no pass broke it")
     for pass_ in pipeline.passes:
         try:
             programs.append(pass_.run(programs[-1]))
         except Exception:
             break
-    if not good(program):
-        raise PassError("bisect: the program is not good before the first pass, so no pass broke it")
     last = len(programs) - 1
     broken = 1 + bisect_left(range(1, last + 1), True, key=lambda i: not good(programs[i]))
     if broken > len(pipeline.passes):

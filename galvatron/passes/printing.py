@@ -41,18 +41,23 @@ class PrintPrograms:
         changed = result.program != step.program
         if name in self.after or self.after_all or (self.after_change and changed):
             note = "" if changed else " (no change)"
-            if self.differences:
-                lines = changed and differences(part(step.program, self.only), part(result.program, self.only))
-                text = "\n".join(lines or ())
-            else:
-                text = self._text(result.program)
+            text = self._differences(step.program, result.program) if self.differences else self._text(result.program)
             _show(f"// after {step.pass_}{note}", text)
         return result
+
+    def _differences(self, first: Program, second: Program) -> str:
+        try:
+            return "\n".join(differences(part(first, self.only), part(second, self.only)))
+        except PassError as error:
+            return f"// {error}"
 
     def _text(self, program: Program) -> str:
         from galvatron.ir.text import print_program
 
-        return print_program(part(program, self.only))
+        try:
+            return print_program(part(program, self.only))
+        except PassError as error:  # it may have been there before
+            return f"// {error}\n"
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Op
 
 
@@ -27,6 +28,8 @@ class Rewrites:
     """
 
     def __init__(self, most: int | None = None) -> None:
+        if most is not None and most < 0:
+            raise GalvatronError(f"there are no {most} rewrites: name a number from 0 on")
         self.done: list[Rewrite] = []
         self._most = most
 

@@ -13,6 +13,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from galvatron.compiled import CompiledModel
+from galvatron.errors import GalvatronError
 
 
 class Stepped(AcceleratedOptimizer):
@@ -77,7 +78,14 @@ class ProgramAccelerator(Accelerator):
             return type(input_data)(self.gather_for_metrics(value) for value in input_data)
         if not isinstance(input_data, Tensor) or not input_data.dim() or len(input_data) == self.evaluated:
             return input_data
-        return input_data[:1].expand(self.evaluated, *input_data.shape[1:])
+        if input_data.dim() == 1 and bool(
+            (input_data == input_data[0]).all()
+        ):  # the loss, as often as samples were meant
+            return input_data[:1].expand(self.evaluated)
+        raise GalvatronError(
+            f"what is gathered of an evaluation has {len(input_data)} rows, and the batch {self.evaluated} samples: "
+            "name other outputs with outputs=[...], or keep a row for each sample in preprocess_logits_for_metrics"
+        )
 
     def pad_across_processes(self, tensor: Any, *_: Any, **options: Any) -> Any:
         """Every rank has the same."""

@@ -13,7 +13,8 @@ STATE = "galvatron"
 """The folder in a checkpoint that `CompiledModel.save` writes."""
 
 _NAME = re.compile(r"checkpoint-(\d+)")
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
+"""The files of a model's values; those of an adapter are one."""
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
@@ -43,10 +44,9 @@ def put_beside(exported: Path, folder: Path) -> None:
     """Moves the files of an exported model into a folder that may have other files, in place of those of a model that
     was there."""
     names = {path.name for path in exported.iterdir()}
-    for pattern in _WEIGHTS:
-        for old in folder.glob(pattern):
-            if old.name not in names:
-                old.unlink()
+    old = [path for path in folder.iterdir() if _WEIGHTS.fullmatch(path.name) and path.name not in names]
+    for path in old if any(map(_WEIGHTS.fullmatch, names)) else ():
+        path.unlink()
     for path in sorted(exported.iterdir()):
         path.replace(folder / path.name)
     shutil.rmtree(exported)

@@ -152,7 +152,7 @@ class Loaded:
                 source.used,
                 source.sampler or SequentialSampler(source.used),
                 seeded_by=seeded_by,
-                data_seed=args.data_seed,
+                data_seed=seeded_by,
                 multiple=source.samples if args.dataloader_drop_last else 1,
             )
         loader = compiled.dataloader(

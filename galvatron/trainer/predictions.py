@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from galvatron.compiled import CompiledModel
+from galvatron.errors import GalvatronError
 from galvatron.outputs import ModelOutputs
 from galvatron.runtime import Part
 
@@ -21,4 +22,10 @@ def predictions(compiled: CompiledModel, part: Part, *, with_loss: bool) -> Mode
     filled = {name: value[rows] if name in compiled.program.batched else value for name, value in part.items()}
     found = compiled.predict(filled)
     loss = compiled.eval_step(part) if with_loss else None
+    for name, value in found.items():
+        if not value.dim() or len(value) != len(rows):
+            raise GalvatronError(
+                f"output {name!r} has no row for each sample, and the batch of {samples} samples does not divide into "
+                f"{shards} shards: choose per_device_eval_batch_size so that all batches do, or other outputs=[...]"
+            )
     return ModelOutputs({name: value[:samples] for name, value in found.items()}, loss)

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_optimizer import is_optimizer_factory
 
 from galvatron import api
 from galvatron.data.fetching import randomness_kept
 from galvatron.data.options import is_stream
 from galvatron.errors import GalvatronError, did_you_mean
+from galvatron.ir.documents import shown
 from galvatron.runtime.optimizers import OptimizerFactory
 
 if TYPE_CHECKING:
@@ -48,13 +50,17 @@ def check_optimizers(optimizers: Any) -> None:
     """
     if not isinstance(optimizers, (tuple, list)) or len(optimizers) != 2:
         raise GalvatronError("optimizers is a pair: what makes the optimizer, and what makes its scheduler")
-    made = [value for value in optimizers if isinstance(value, torch.optim.Optimizer) or hasattr(value, "get_last_lr")]
+    ready = torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler
+    made = [value for value in optimizers if isinstance(value, ready)]
     if made:
         raise GalvatronError(
             f"a rank trains parameters of its own, which {type(made[0]).__name__} does not have: pass functions, as in "
             "optimizers=(lambda parameters: torch.optim.AdamW(parameters), lambda optimizer: LambdaLR(optimizer, ...)),"
             " or optimizer_cls_and_kwargs=(torch.optim.AdamW, {...})"
         )
+    for value in optimizers:
+        if value is not None and not callable(value):
+            raise GalvatronError(f"optimizers has {shown(value)}, which is no function")
 
 
 def compiled_for(
@@ -94,7 +100,15 @@ def example(trainer: GalvatronTrainer) -> dict[str, Any]:
     dataset, collate = trainer.with_used_columns(dataset, "example")
     with randomness_kept():
         if is_stream(dataset):
-            return dict(collate(list(islice(iter(dataset), samples))))
+            stream = iter(dataset)
+            if stream is dataset:
+                raise GalvatronError(
+                    "the data set can be read once only (its __iter__ gives itself): make one that begins anew with "
+                    "each iter()"
+                )
+            return dict(collate(list(islice(stream, samples))))
+        if not len(dataset):
+            raise GalvatronError("the data set is empty")
         return dict(collate([dataset[at % len(dataset)] for at in range(samples)]))
 
 
@@ -105,7 +119,16 @@ def loss_of(trainer: GalvatronTrainer, output: Any, batch: Mapping[str, Any]) ->
         targets = labels[..., 1:] if trainer._loss_shifts_labels else labels
         return trainer.compute_loss_func(output, labels, num_items_in_batch=targets.ne(-100).sum())
     assert trainer.label_smoother is not None
-    return trainer.label_smoother(output, labels, shift_labels=trainer._loss_shifts_labels)
+    if _is_decoder(trainer.model):
+        return trainer.label_smoother(output, labels, shift_labels=True)
+    return trainer.label_smoother(output, labels)
+
+
+def _is_decoder(model: Any) -> bool:
+    """Whether `Trainer` smooths labels of a model that are shifted against its outputs; around adapters that is asked
+    of the model inside."""
+    inside = model.base_model.model if hasattr(model, "peft_config") else model
+    return type(inside).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def optimizer_of(

@@ -56,6 +56,7 @@ class GalvatronTrainer(transformers.Trainer):
         "get_eval_dataloader": "pass eval_dataset= and data_collator=",
         "get_test_dataloader": "pass data_collator=",
         "get_batch_samples": "pass data_collator=",
+        "_prepare_inputs": "pass data_collator=",
         "compute_loss_context_manager": "pass compute_loss_func=",
         "autocast_smart_context_manager": "pass bf16=True or fp16=True",
     }
@@ -66,7 +67,7 @@ class GalvatronTrainer(transformers.Trainer):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for name, advice in cls._CALLED_BY_NOBODY.items():
-            if name in vars(cls):
+            if getattr(cls, name) is not getattr(GalvatronTrainer, name):
                 raise GalvatronError(f"{cls.__name__}.{name} would not be called by a compiled program: {advice}")
 
     def __init__(
@@ -228,7 +229,7 @@ class GalvatronTrainer(transformers.Trainer):
         assert isinstance(inputs, Part)
         self.accelerator.evaluated = inputs.samples
         labels = [inputs.get(name) for name in self.label_names]
-        has_labels = bool(labels) and all(label is not None for label in labels)
+        has_labels = all(label is not None for label in labels) if labels else self.can_return_loss
         if prediction_loss_only:
             return (self.compiled.eval_step(inputs) if has_labels else None), None, None
         found = predictions(self.compiled, inputs, with_loss=has_labels)

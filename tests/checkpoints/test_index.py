@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from galvatron.checkpoints.index import with_numbers, with_words
+from galvatron.checkpoints.folders import INDEX
+from galvatron.checkpoints.index import Index, with_numbers, with_words
+from galvatron.errors import GalvatronError
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9)
 KEYS = st.sampled_from(["(number)", "(pairs)", "a"]) | st.integers() | st.text(max_size=3)
@@ -32,3 +35,10 @@ def test_what_schedulers_keep_comes_back() -> None:
 def test_other_pairs_are_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="belong"):
         with_numbers(value)
+
+
+def test_a_number_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    found = {"format": "galvatron checkpoint", "version": 2, "step": 0}
+    (tmp_path / INDEX).write_text(json.dumps(found)[:-1] + ', "extra": {"rate": 1e999}}')
+    with pytest.raises(GalvatronError, match="Out of range float values"):
+        Index.read(tmp_path)

@@ -10,6 +10,7 @@ import torch
 from galvatron.checkpoints.parts import Part, PartFile, check_type, read_parts
 from galvatron.errors import GalvatronError
 from galvatron.runtime.boxes import Box
+from galvatron.tensor_file import CHUNK
 
 TYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.float8_e4m3fn),
@@ -46,3 +47,18 @@ def test_the_files_are_safetensors(tmp_path: Path) -> None:
 def test_other_element_types_are_refused() -> None:
     with pytest.raises(GalvatronError, match="x has element type torch.qint8"):
         check_type("x", torch.qint8)
+
+
+def test_an_element_on_a_border_of_chunks_is_verified_whole(tmp_path: Path) -> None:
+    """Behind a tensor of an odd number of bytes, the last element of a chunk ends in the next one."""
+    numbers = torch.arange(CHUNK // 2, dtype=torch.float32)
+    odd = Part("a", Box((0,), (1,)), torch.zeros(1, dtype=torch.uint8))
+    file = PartFile([odd, Part("b", Box((0,), (len(numbers),)), numbers)], "saved")
+    file.write(tmp_path / "x")
+    data = bytearray((tmp_path / "x").read_bytes())
+    last = CHUNK // 4 - 1
+    data[data.index(numbers.numpy().tobytes()) + 4 * last + 3] ^= 1
+    (tmp_path / "x").write_bytes(data)
+    found = next(part for part in read_parts(tmp_path / "x", file.size, "saved") if part.key == "b")
+    with pytest.raises(GalvatronError, match="checksum"):
+        found.verify(Box((0,), (last + 1,)))

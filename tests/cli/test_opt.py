@@ -53,6 +53,10 @@ def test_programs_and_differences_are_shown_on_stderr(captured_file: Path) -> No
     assert err.count("program Net captured") == 2 and "// before fuse\n" in err
     _, err = run("opt", captured_file, "--passes", "normalize", "--print-after", "fusse", code=2)
     assert "pass 'fusse' is not among --passes; known: normalize" in err
+    _, err = run("opt", captured_file, "--passes", "normalize", "--only", "blocks.1", code=2)
+    assert "show something" in err
+    _, err = run("opt", captured_file, "--passes", PASSES_TO_LAYERS, "--diff", "--only", "blocks.1.up")
+    assert "// there is no layer 'blocks.1.up'" in err
     _, err = run("opt", captured_file, "--passes", "normalize", "--print-after-all", "--only", "blocks.9", code=2)
     assert "no op is of a module 'blocks.9'; did you mean 'blocks.2'" in err
 
@@ -92,7 +96,7 @@ def test_a_tree_of_files(captured_file: Path, tmp_path: Path) -> None:
     assert names == ["00-given.gir", "01-normalize.diff", "01-normalize.gir", "02-fuse.diff", "02-fuse.gir"]
     out, _ = run("diff", tmp_path / "tree" / "01-normalize.gir", tmp_path / "tree" / "02-fuse.gir", code=1)
     assert out == (tmp_path / "tree" / "02-fuse.diff").read_text()
-    assert "and 2 times the same in blocks.1, blocks.2" in out
+    assert "and the same in blocks.1, blocks.2 (2 times)" in out
     same, _ = run("diff", captured_file, captured_file)
     assert same == "the programs compute the same\n"
 

@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import TrainingArguments
 
 from galvatron import GalvatronArguments, GalvatronTrainer
 from galvatron.errors import GalvatronError
+from galvatron.trainer.accelerator import ProgramAccelerator
 from galvatron.trainer.arguments import CARRIED_OUT, REFUSED, UNTOUCHED, check_arguments
+from galvatron.trainer.checkpoints import put_beside
+from galvatron.trainer.program import _is_decoder
 from tests.trainer.small import Sentences, arguments, new_model
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "trainer.md"
@@ -102,6 +106,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"precision": "bf16"}, "precision follows from the arguments"),
     ({"optimizers": torch.optim.SGD}, "optimizers is a pair"),
     ({"optimizers": (torch.optim.SGD([torch.zeros(1)]), None)}, "which SGD does not have: pass functions"),
+    ({"optimizers": ("adamw", None)}, "'adamw', which is no function"),
     (
         {"optimizers": (torch.optim.SGD, None), "optimizer_cls_and_kwargs": (torch.optim.SGD, {})},
         "pass either optimizers= or optimizer_cls_and_kwargs=",
@@ -121,3 +126,49 @@ def test_wrong_calls(tmp_path: Path, given: dict[str, Any], message: str) -> Non
 def test_methods_that_would_not_be_called_cannot_be_overridden() -> None:
     with pytest.raises(GalvatronError, match="Own.compute_loss would not be called .* pass compute_loss_func="):
         type("Own", (GalvatronTrainer,), {"compute_loss": None})
+
+
+def test_nor_can_they_by_a_class_beside() -> None:
+    mixin = type("Mixin", (), {"compute_loss": None})
+    with pytest.raises(GalvatronError, match="Own.compute_loss would not be called"):
+        type("Own", (mixin, GalvatronTrainer), {})
+
+
+def test_schedulers_may_be_classes(tmp_path: Path) -> None:
+    args = arguments(GalvatronArguments, tmp_path, 1, eval_steps=500)
+    schedule = torch.optim.lr_scheduler.ConstantLR
+    GalvatronTrainer(
+        new_model(), args, train_dataset=Sentences(8), eval_dataset=Sentences(8), optimizers=(None, schedule)
+    )
+
+
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "LlamaForCausalLM"])
+def test_labels_of_decoders_are_shifted_where_they_are_smoothed(name: str) -> None:
+    model = type(name, (nn.Module,), {})()
+    assert _is_decoder(model) and not _is_decoder(nn.Linear(2, 2))
+
+
+def test_a_model_takes_the_place_of_a_model_alone(tmp_path: Path) -> None:
+    folder, exported = tmp_path / "out", tmp_path / "exported"
+    for where, names in (
+        (folder, ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "own.safetensors"]),
+        (exported, ["model.safetensors", "config.json"]),
+    ):
+        where.mkdir()
+        for name in names:
+            (where / name).touch()
+    put_beside(exported, folder)
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.json", "own.safetensors"}
+    exported.mkdir()
+    (exported / "adapter_model.safetensors").touch()
+    put_beside(exported, folder)
+    assert (folder / "model.safetensors").exists(), "an adapter lies beside its base"
+
+
+def test_only_the_loss_is_spread_over_samples() -> None:
+    accelerator = ProgramAccelerator(lambda: None)  # type: ignore[arg-type,return-value]  # is not asked
+    accelerator.evaluated = 3
+    assert accelerator.gather_for_metrics(torch.ones(8)).tolist() == [1, 1, 1]
+    assert accelerator.gather_for_metrics(torch.arange(3)).tolist() == [0, 1, 2]
+    with pytest.raises(GalvatronError, match="has 6 rows, and the batch 3 samples"):
+        accelerator.gather_for_metrics(torch.arange(6))

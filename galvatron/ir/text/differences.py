@@ -70,7 +70,7 @@ def graph_differences(first: Graph, second: Graph) -> Iterator[str]:
         if others:
             scopes = list(dict.fromkeys(other.scope or "forward" for other in others))
             shown = scopes if len(scopes) < 4 else [*scopes[:2], "...", scopes[-1]]
-            yield f"  and {len(others)} times the same in {', '.join(shown)}"
+            yield f"  and the same in {', '.join(shown)}" + (f" ({len(others)} times)" if len(others) > 1 else "")
 
 
 def _hunks(first: Graph, second: Graph) -> Iterator[Hunk]:
