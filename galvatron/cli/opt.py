@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from galvatron.cli.inputs import read_program
-from galvatron.cli.output import check_is_no_input, file_to_write, tie_line, write_file
+from galvatron.cli.output import check_is_no_input, file_to_write, tie_line, write_file, write_or_print
 from galvatron.errors import GalvatronError, PassError, did_you_mean
 
 if TYPE_CHECKING:
@@ -139,10 +139,7 @@ def command(
     from galvatron.ir.text import print_program
 
     text = print_program(result)
-    if str(output) == "-":
-        print(text, end="")
-    else:
-        write_file(output, text)
+    write_or_print(output, text)
 
 
 class _Run:

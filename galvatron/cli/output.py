@@ -65,6 +65,18 @@ def check_is_no_input(path: Path, *inputs: Path | None) -> None:
         raise GalvatronError(f"{str(path)!r} is read by this command and would be overwritten: name another with -o")
 
 
+def write_or_print(path: Path, text: str) -> None:
+    """Writes a file that the user named; `-` is stdout.
+
+    Raises:
+        GalvatronError: it cannot be written; names the path.
+    """
+    if str(path) == "-":
+        print(text, end="")
+    else:
+        write_file(path, text)
+
+
 def write_file(path: Path, text: str) -> None:
     """Writes a file that the user named; directories are made.
 

@@ -10,7 +10,7 @@ import typer
 from galvatron.cli.bisect import Passes, chosen
 from galvatron.cli.checks import CheckCommand, passes_check
 from galvatron.cli.inputs import ProgramFile, read_program
-from galvatron.cli.output import check_is_no_input, file_to_write, write_file
+from galvatron.cli.output import check_is_no_input, file_to_write, write_or_print
 from galvatron.errors import GalvatronError
 
 
@@ -46,7 +46,4 @@ def command(
     before, after = (len(one.required_graph.ops) for one in (program, smaller))
     typer.echo(f"{after} of {before} ops are left", err=True)
     text = print_program(smaller)
-    if str(output) == "-":
-        print(text, end="")
-    else:
-        write_file(output, text)
+    write_or_print(output, text)

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from galvatron.debugging.comparison import SMALL, TOLERANCE, Departure, check_size, distance, norm
-from galvatron.debugging.running import Tensors, runnable
+from galvatron.debugging.running import Tensors, every_value, runnable
 from galvatron.debugging.simulation import combine, distribute, dual_layout, run_ranks, world
 from galvatron.debugging.values import random_values
 from galvatron.debugging.widened import undrawn, widened
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph, Value
-from galvatron.ir.interpreter import run_graph
 from galvatron.ir.layout import Axis, Layout, Shard
 from galvatron.ir.program import LayerClass
 from galvatron.ir.types import evaluate
@@ -63,7 +62,7 @@ class _Sharded:
         given = random_values(self._whole, self._batch, 1.0, 0)
         leaves = {name: _leaf(tensor, name in self._differentiable) for name, tensor in given.items()}
         with runnable():
-            expected = _every(self._whole, leaves, self._batch)
+            expected = every_value(self._whole, leaves, self._batch)
         mesh, local = self._local.mesh, self._local.graph
         parts = {name: distribute(given[name], self._layouts[name], mesh, self._own) for name in given}
         ranks = [{n: _leaf(parts[n][r], n in self._differentiable) for n in given} for r in world(mesh)]
@@ -182,13 +181,6 @@ def _ways(layout: Layout, mesh: tuple[Axis, ...], dim: int) -> int:
 
 def _leaf(tensor: Tensor, differentiable: bool) -> Tensor:
     return tensor.detach().clone().requires_grad_(differentiable and tensor.is_floating_point())
-
-
-def _every(graph: Graph, given: Tensors, batch: int) -> Tensors:
-    """All values of a graph."""
-    names = tuple(dict.fromkeys((*graph.outputs, *(value.name for op in graph.ops for value in op.results))))
-    found = run_graph(replace(graph, outputs=names), given, batch=batch)
-    return {**given, **{name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}}
 
 
 def _gradients(values: Tensors, gradients: Tensors) -> Tensors:

@@ -55,10 +55,8 @@ def traced(
     own = {value.name for value in graph.state}.intersection(trained) or {value.name for value in graph.inputs}
     for name in own:
         leaves[name].requires_grad_(leaves[name].is_floating_point() or leaves[name].is_complex())
-    names = tuple(dict.fromkeys((*graph.outputs, *(value.name for op in graph.ops for value in op.results))))
     with runnable():
-        every = run_graph(replace(graph, outputs=names), leaves, batch=batch, callers=_callers(graph, rounded))
-    values = {**leaves, **{name: tensor for name, tensor in every.items() if isinstance(tensor, Tensor)}}
+        values = every_value(graph, leaves, batch, _callers(graph, rounded))
     loss = values[graph.outputs[0]]
     flowing = [name for name, tensor in values.items() if tensor.requires_grad]
     found: list[Tensor | None] = [None] * len(flowing)
@@ -67,6 +65,15 @@ def traced(
             found = list(torch.autograd.grad(loss.sum(), [values[name] for name in flowing], allow_unused=True))
     gradients = {name: gradient for name, gradient in zip(flowing, found, strict=True) if gradient is not None}
     return Trace({name: tensor.detach() for name, tensor in values.items()}, gradients)
+
+
+def every_value(
+    graph: Graph, given: Tensors, batch: int, callers: Mapping[int, Callable[..., Any]] | None = None
+) -> Tensors:
+    """All values of a graph, by name: what it is given and what its ops make."""
+    names = tuple(dict.fromkeys((*graph.outputs, *(value.name for op in graph.ops for value in op.results))))
+    found = run_graph(replace(graph, outputs=names), given, batch=batch, callers=callers)
+    return {**given, **{name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}}
 
 
 def _callers(graph: Graph, rounded: bool) -> dict[int, Callable[..., Any]]:
