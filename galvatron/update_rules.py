@@ -25,7 +25,7 @@ from galvatron.ir.types import TORCH_DTYPE_NAMES
 from galvatron.ir.update_rule import UpdateRule
 from galvatron.runtime import WholeParameters
 from galvatron.runtime.elementwise import STEPS, kind_of, options_of, undisturbed
-from galvatron.runtime.joined import JoinedOptimizer
+from galvatron.runtime.joined import updated_by
 from galvatron.runtime.optimizers import OptimizerFactory, build_optimizer
 
 _PRIMES = {1: (4201,), 2: (137, 139), 3: (31, 37, 41), 4: (11, 13, 17, 19)}
@@ -258,11 +258,5 @@ def _lengths(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _names_of_rules(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, str]:
     """For each parameter the class of the optimizer that updates it, as a rule is called."""
-    several = optimizer.optimizers if isinstance(optimizer, JoinedOptimizer) else (optimizer,)
-    by_id = {
-        id(parameter): type(one).__name__.lower()
-        for one in several
-        for group in one.param_groups
-        for parameter in group["params"]
-    }
-    return {name: by_id[id(parameter)] for name, parameter in named.items()}
+    updated = updated_by(optimizer)
+    return {name: updated[id(parameter)].rule.lower() for name, parameter in named.items()}

@@ -18,7 +18,7 @@ from galvatron.ir.documents import read_json, shown
 from galvatron.ir.files import read_text
 from galvatron.tensor_file import numbers
 
-_FORMAT, _VERSION = "galvatron checkpoint", 2
+_FORMAT, _VERSION = "galvatron checkpoint", 3
 _SUM = "crc32"
 """The last member of the index: the CRC-32 of its text without this one."""
 
@@ -30,12 +30,14 @@ class ParameterState:
     """What the optimizer keeps for one parameter, and with which options it updates it.
 
     Attributes:
+        rule: the class of the optimizer that does: of several that are joined, one.
         options: those of its group, as JSON.
         elements: keys of tensors with a number for each element of the parameter.
         tensors: keys of other tensors.
         values: numbers, texts and the like.
     """
 
+    rule: str
     options: dict[str, Any]
     elements: tuple[str, ...] = ()
     tensors: tuple[str, ...] = ()
@@ -51,8 +53,7 @@ class Index:
         files: the ranks' files and their sizes in bytes.
         shapes: of tensors, whole, by key. Those of the optimizer that have a number for each element of a parameter
             have its shape; others that are not here have no dimensions.
-        optimizer: the name of its class; None where there was none.
-        parameters: what it has for each parameter that it trains.
+        parameters: what the optimizer has for each parameter that it trains; empty where there was none.
         run: `compiled.state()`.
         metrics: figures of the last step.
         extra: what the caller of `save` gave along, which may be `with_words`.
@@ -63,7 +64,6 @@ class Index:
     step: int
     files: dict[str, int]
     shapes: dict[str, tuple[int, ...]]
-    optimizer: str | None
     parameters: dict[str, ParameterState]
     run: dict[str, Any]
     metrics: dict[str, Any] | None
@@ -109,7 +109,6 @@ class Index:
                 step=_typed(found["step"], int),
                 files={_file(name): _typed(size, int) for name, size in _members(found["files"])},
                 shapes={key: numbers(shape) for key, shape in _members(found["shapes"])},
-                optimizer=None if found["optimizer"] is None else _typed(found["optimizer"], str),
                 parameters={name: kinds[_typed(number, int)] for name, number in _members(found["parameters"])},
                 run=_typed(found["run"], dict),
                 metrics=None if found["metrics"] is None else _typed(found["metrics"], dict),
@@ -133,6 +132,7 @@ def _sum_of(found: Mapping[str, Any]) -> int:
 def _parameter(value: Any) -> ParameterState:
     found = _typed(value, dict)
     return ParameterState(
+        _typed(found["rule"], str),
         _typed(found["options"], dict),
         tuple(_typed(key, str) for key in _typed(found["elements"], list)),
         tuple(_typed(key, str) for key in _typed(found["tensors"], list)),

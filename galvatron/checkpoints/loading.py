@@ -19,6 +19,7 @@ from galvatron.checkpoints.saving import gathered, state_key, value_key
 from galvatron.errors import GalvatronError, did_you_mean
 from galvatron.runtime import failure
 from galvatron.runtime.boxes import Box, Patch, patches_of, whole_box
+from galvatron.runtime.joined import updated_by
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ class Reader:
             self._check_type(piece)
         if self._executor.optimizer is None:
             return
-        optimizer.check(self._executor.optimizer, self._index.optimizer, self._trained, self._index.parameters)
-        used = optimizer.groups_of(self._executor.optimizer)
+        optimizer.check(self._executor.optimizer, self._trained, self._index.parameters)
+        used = updated_by(self._executor.optimizer)
         for piece in self._trained:
             if id(piece.tensor) not in used or not piece.updated:
                 continue

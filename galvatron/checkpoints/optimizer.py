@@ -18,30 +18,27 @@ from galvatron.errors import GalvatronError
 from galvatron.runtime import Piece
 from galvatron.runtime.averaging import KEY as AVERAGE
 from galvatron.runtime.averaging import averages
+from galvatron.runtime.joined import Updated, updated_by
 
 _NOT_OPTIONS = ("params", "param_names", "foreach", "fused", "capturable", "differentiable")
 """What is no option of the update: which parameters, and by which kernels, which is for this machine to say."""
 
 
-Groups = Mapping[int, Mapping[str, Any]]
-"""The group of each parameter, by its `id`."""
-
-
-def groups_of(optimizer: Optimizer) -> Groups:
-    """Those of an optimizer."""
-    return {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
-
-
-def state_of(optimizer: Optimizer, groups: Groups, piece: Piece) -> tuple[ParameterState, dict[str, Tensor]] | None:
+def state_of(
+    optimizer: Optimizer, updated: Mapping[int, Updated], piece: Piece
+) -> tuple[ParameterState, dict[str, Tensor]] | None:
     """What an optimizer has for one parameter: in words, and its tensors by key; None where it does not train it.
+
+    Args:
+        updated: see `updated_by`.
 
     Raises:
         GalvatronError: a part of the state is nothing that a checkpoint can have, or means nothing under another plan.
     """
-    group = groups.get(id(piece.tensor))
-    if group is None:
+    how = updated.get(id(piece.tensor))
+    if how is None:
         return None
-    options = {key: _plain(value) for key, value in group.items() if key not in _NOT_OPTIONS}
+    options = {key: _plain(value) for key, value in how.group.items() if key not in _NOT_OPTIONS}
     elements: dict[str, Tensor] = {}
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
@@ -51,7 +48,7 @@ def state_of(optimizer: Optimizer, groups: Groups, piece: Piece) -> tuple[Parame
         elif isinstance(value, Tensor):
             if value.dim() and not piece.is_whole:
                 raise GalvatronError(
-                    f"{type(optimizer).__name__} keeps {key!r} of {piece.name!r}, which is not one number per element, "
+                    f"{how.rule} keeps {key!r} of {piece.name!r}, which is not one number per element, "
                     "for a slice of it: no other plan could go on with that; use a plan that leaves parameters whole, "
                     "or optimizer=galvatron.WholeParameters(...)"
                 )
@@ -60,11 +57,11 @@ def state_of(optimizer: Optimizer, groups: Groups, piece: Piece) -> tuple[Parame
             values[key] = value
         else:
             raise GalvatronError(
-                f"{type(optimizer).__name__} keeps {key!r} of {piece.name!r}, of type {type(value).__name__}: a "
+                f"{how.rule} keeps {key!r} of {piece.name!r}, of type {type(value).__name__}: a "
                 "checkpoint has tensors, numbers and texts"
             )
     found = ParameterState(
-        {k: v for k, v in options.items() if v is not _NOTHING}, tuple(elements), tuple(tensors), values
+        how.rule, {k: v for k, v in options.items() if v is not _NOTHING}, tuple(elements), tuple(tensors), values
     )
     return found, elements | tensors
 
@@ -89,15 +86,24 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, Real) else _NOTHING
 
 
-def check(optimizer: Optimizer, kind: str | None, pieces: Sequence[Piece], saved: Mapping[str, ParameterState]) -> None:
+def check(optimizer: Optimizer, pieces: Sequence[Piece], saved: Mapping[str, ParameterState]) -> None:
     """
     Raises:
         GalvatronError: a checkpoint has not what this rank's optimizer needs.
     """
     own = type(optimizer).__name__
-    if kind != own:
-        has = "no optimizer" if kind is None else f"the state of {kind}"
-        raise GalvatronError(f"the checkpoint has {has}, but the model was compiled with {own}; nothing was loaded")
+    if pieces and not saved:
+        raise GalvatronError(
+            f"the checkpoint has no optimizer, but the model was compiled with {own}; nothing was loaded"
+        )
+    updated = updated_by(optimizer)
+    for piece in pieces:
+        how, found = updated.get(id(piece.tensor)), saved.get(piece.name)
+        if how is not None and found is not None and how.rule != found.rule:
+            raise GalvatronError(
+                f"the checkpoint has the state of {found.rule}, but the model was compiled with {how.rule} for "
+                f"{piece.name!r}; nothing was loaded"
+            )
     if not averages(optimizer) and any(AVERAGE in state.elements for state in saved.values()):
         raise GalvatronError(
             f"the checkpoint has moving averages of weights, but {own} keeps no moving averages: pass it to "

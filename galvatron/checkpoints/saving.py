@@ -26,6 +26,7 @@ from galvatron.ir.documents import read_json
 from galvatron.runtime import comm, failure
 from galvatron.runtime.beside import Beside
 from galvatron.runtime.boxes import Box, Patch, patches_of, whole_box
+from galvatron.runtime.joined import updated_by
 
 _LOG = logging.getLogger("galvatron")
 
@@ -173,9 +174,9 @@ def _states(executor: rt.Executor) -> Iterator[tuple[rt.Piece, tuple[ParameterSt
     """What the optimizer has for the parameters that this rank writes."""
     if (own := executor.optimizer) is None:
         return
-    groups = optimizer.groups_of(own)
+    updated = updated_by(own)
     for piece in executor.trained_pieces():
-        state = optimizer.state_of(own, groups, piece) if piece.first and piece.updated else None
+        state = optimizer.state_of(own, updated, piece) if piece.first and piece.updated else None
         if state is not None:
             yield piece, state
 
@@ -224,7 +225,6 @@ def _index(
         step=step,
         files=files,
         shapes={key: shape for key, shape in shapes.items() if shape or key.startswith(value_key(""))},
-        optimizer=None if executor.optimizer is None else type(executor.optimizer).__name__,
         parameters=parameters,
         run=executor.state(),
         metrics=_metrics(executor),

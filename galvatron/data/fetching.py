@@ -100,14 +100,19 @@ class Stream(IterableDataset[Streamed]):
             at += count
             yield count, blocks, streams
 
+    def read(self) -> tuple[int, ...]:
+        """The numbers of the shares that have samples of this rank."""
+        if len(self._place.streams) == 1:
+            return (0,)
+        return tuple(sorted({row // self._each for row in self._rows(self._batch_size).held}))
+
     def _shares(self) -> dict[int, Any]:
-        """By their numbers, those that have samples of this rank."""
+        """By their numbers, those that this rank reads."""
         _goes_to(self._dataset, self._place.epoch)
         count = len(self._place.streams)
         if count == 1:
             return {0: self._dataset}
-        numbers = sorted({row // self._each for row in self._rows(self._batch_size).held})
-        found = {number: self._dataset.shard(num_shards=count, index=number) for number in numbers}
+        found = {number: self._dataset.shard(num_shards=count, index=number) for number in self.read()}
         for share in found.values():
             _goes_to(share, self._place.epoch)
         return found

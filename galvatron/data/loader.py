@@ -146,14 +146,15 @@ class Loader:
 
     def _streamed(self) -> Iterator[Part]:
         options, start = self._options, self._place
-        if start.position and None in start.streams and self._serves.world.rank == 0:
+        source = Stream(self._dataset, options.collate_fn, self._rows_of, options.batch_size, options.drop_last, start)
+        unknown = any(start.streams[number] is None for number in source.read())
+        if start.position and unknown and self._serves.world.rank == 0:
             _LOG.warning(
                 "the data set of loader %r does not keep its place (state_dict, load_state_dict): %d samples of each "
                 "share are read and left out",
                 options.name,
                 start.position // options.shards,
             )
-        source = Stream(self._dataset, options.collate_fn, self._rows_of, options.batch_size, options.drop_last, start)
         loaded = self._loading(source, None)
         while (found := self._agreed(loaded)) is not None:
             samples, blocks, told = found

@@ -159,14 +159,18 @@ class Bucket:
         shape = member.spec.local_shape()
         if self.ways == 1:
             return own.view(shape)
-        places = [self._overlap(member, rank) for rank in range(self.ways)]
-        longest = max(end - begin for begin, end in places)
-        sent = own.new_zeros(longest)
-        sent[: own.numel()] = own
-        parts = own.new_empty(self.ways, longest)
         assert self.group.process_group is not None
-        comm.all_gather(parts, sent, self.group.process_group).wait()
-        return torch.cat([part[: end - begin] for part, (begin, end) in zip(parts, places, strict=True)]).view(shape)
+        whole, begun = own.new_empty(member.end - member.begin), []
+        for rank in range(self.ways):
+            begin, end = self._overlap(member, rank)
+            if begin < end:  # of most ranks nothing is in it
+                part = whole[begin - member.begin : end - member.begin]
+                if rank == self._rank:
+                    part.copy_(own)
+                begun.append(comm.broadcast(part, self.group.process_group, rank))
+        for handle in begun:
+            handle.wait()
+        return whole.view(shape)
 
     def publish(self) -> None:
         """After an update: bring the values up to date with the shards; `ready` waits for them."""

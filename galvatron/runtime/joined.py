@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from torch.optim import Optimizer
 
@@ -54,3 +55,21 @@ class JoinedOptimizer(Optimizer):
             optimizer.param_groups = self.param_groups[begin : begin + count]
             optimizer.state = self.state
             begin += count
+
+
+class Updated(NamedTuple):
+    """How an optimizer updates a parameter: the class of the rule, and the group that the parameter is in."""
+
+    rule: str
+    group: Mapping[str, Any]
+
+
+def updated_by(optimizer: Optimizer) -> dict[int, Updated]:
+    """How each parameter is updated, by its `id`."""
+    several = optimizer.optimizers if isinstance(optimizer, JoinedOptimizer) else (optimizer,)
+    return {
+        id(parameter): Updated(type(one).__name__, group)
+        for one in several
+        for group in one.param_groups
+        for parameter in group["params"]
+    }

@@ -19,8 +19,8 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 _PERIOD_S = 0.02
 """Between two looks at who asks."""
 
-_THERE = timedelta(seconds=60)
-"""How long what is there may take to answer."""
+_THERE = timedelta(seconds=20)
+"""How long what is there may take to answer; torch tries for some 12 s more."""
 
 
 def own_store(timeout: timedelta) -> Store | None:

@@ -34,12 +34,18 @@ class ProgramAccelerator(Accelerator):
 
     Attributes:
         evaluated: samples of the global batch that was evaluated last.
+        evaluated_in_all: samples of all of them.
     """
 
     def __init__(self, program: Callable[[], CompiledModel]) -> None:
         super().__init__(mixed_precision="no")
         self._program = program
-        self.evaluated = 0
+        self.evaluated = self.evaluated_in_all = 0
+
+    def evaluates(self, samples: int) -> None:
+        """The next batch to be evaluated has so many samples."""
+        self.evaluated = samples
+        self.evaluated_in_all += samples
 
     def prepare(self, *parts: Any, **options: Any) -> Any:
         """The parts as they are."""

@@ -42,11 +42,11 @@ def is_complete(checkpoint: Path) -> bool:
 
 def put_beside(exported: Path, folder: Path) -> None:
     """Moves the files of an exported model into a folder that may have other files, in place of those of a model that
-    was there."""
+    was there, which go last."""
     names = {path.name for path in exported.iterdir()}
     old = [path for path in folder.iterdir() if _WEIGHTS.fullmatch(path.name) and path.name not in names]
-    for path in old if any(map(_WEIGHTS.fullmatch, names)) else ():
-        path.unlink()
     for path in sorted(exported.iterdir()):
         path.replace(folder / path.name)
+    for path in old if any(map(_WEIGHTS.fullmatch, names)) else ():
+        path.unlink()
     shutil.rmtree(exported)

@@ -14,6 +14,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers.trainer_utils import EvalLoopOutput
 
 from galvatron.compiled import CompiledModel
 from galvatron.data.options import is_stream
@@ -227,7 +228,7 @@ class GalvatronTrainer(transformers.Trainer):
     ) -> tuple[Tensor | None, Any, Any]:
         """The loss of a global batch, and unless it alone is wanted, what the model returns besides and the labels."""
         assert isinstance(inputs, Part)
-        self.accelerator.evaluated = inputs.samples
+        self.accelerator.evaluates(inputs.samples)
         labels = [inputs.get(name) for name in self.label_names]
         has_labels = all(label is not None for label in labels) if labels else self.can_return_loss
         if prediction_loss_only:
@@ -238,6 +239,13 @@ class GalvatronTrainer(transformers.Trainer):
         logits = tuple(value for name, value in found.items() if name not in ignored)
         given = tuple(labels) if has_labels else None
         return found.loss, _only(logits), None if given is None else _only(given)
+
+    def evaluation_loop(self, dataloader: DataLoader[Any], *arguments: Any, **options: Any) -> EvalLoopOutput:
+        """See `transformers.Trainer.evaluation_loop`: of data that do not say how many they are, this counts the
+        samples of all ranks."""
+        begun = self.accelerator.evaluated_in_all
+        found = super().evaluation_loop(dataloader, *arguments, **options)
+        return found._replace(num_samples=self.accelerator.evaluated_in_all - begun)
 
     # ---- Checkpoints ----
 

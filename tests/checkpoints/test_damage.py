@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import galvatron
 from galvatron import runtime as rt
 from galvatron.errors import GalvatronError
 from tests.checkpoints.changed import say
@@ -103,6 +104,14 @@ DAMAGE = {
 }
 
 
+def joined(named_parameters: Any) -> torch.optim.Optimizer:
+    """Biases follow another rule."""
+    named = list(named_parameters)
+    biases = [parameter for name, parameter in named if name.endswith("bias")]
+    others = [parameter for name, parameter in named if not name.endswith("bias")]
+    return galvatron.JoinedOptimizer(torch.optim.AdamW(others, lr=0.01), torch.optim.SGD(biases, lr=0.1))
+
+
 def refuses(world: rt.World, folder: str, cases: list[str]) -> list[str]:
     program = compiled()
     losses(program, 0)
@@ -124,6 +133,7 @@ def refuses(world: rt.World, folder: str, cases: list[str]) -> list[str]:
     others: list[tuple[dict[str, Any], str]] = [
         ({"width": 2 * WIDTH}, "has shape"),
         ({"optimizer": partial(torch.optim.SGD, lr=0.1)}, "state of AdamW, but the model was compiled with SGD"),
+        ({"optimizer": joined}, "state of AdamW, but the model was compiled with SGD for 'inner.bias'"),
     ]
     for options, words in others:
         with pytest.raises(GalvatronError, match=words):

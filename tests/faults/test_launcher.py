@@ -16,7 +16,7 @@ from tests.faults.recovery import SCRIPT
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ENDS_S = 90.0
-"""A rank that looks for the store of its launcher gives up after a minute."""
+"""A rank that looks for the store of its launcher gives up after half a minute, one that has had it after a minute."""
 
 
 @pytest.mark.parametrize("seed", range(4))
