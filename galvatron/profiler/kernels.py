@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from galvatron.ir.types import DTYPE_BYTES
+from galvatron.ir.update_rule import ADAMW
 from galvatron.profiler.cases import Case, in_turn, random_tensor, sizes_of
 from galvatron.profiler.grids import Grids
 from galvatron.profiler.meter import Call
@@ -172,13 +173,9 @@ _MOVING = (
 """The classes of kernels that memory bounds (`Operator.moves`), by what they reach of its bandwidth."""
 
 
-_ADAMW_PASSES = 7
-"""Reads of value, gradient and two moments, writes of value and moments."""
-
-
 def _optimizer(elements: int, device: torch.device) -> Case:
     """A step of AdamW on one tensor, on a GPU in the one kernel of `fused=True`."""
-    touched = _ADAMW_PASSES * elements * DTYPE_BYTES["f32"]
+    touched = int(ADAMW.passes) * elements * DTYPE_BYTES["f32"]
 
     def prepare() -> Call:
         parameter = torch.nn.Parameter(random_tensor((elements,), "f32", device))

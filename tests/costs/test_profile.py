@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -145,3 +147,16 @@ def test_values_without_a_gradient_are_counted_apart() -> None:
     graph = clustered().class_of["block"].graph
     profile = profile_graph(graph, (), frozenset({"x", "up.weight", "down.weight", "down.bias"}))
     assert [name for name, _ in profile.shared_bytes] == ["m"]
+
+
+def test_a_frozen_weight_has_no_kernels_of_its_gradient() -> None:
+    graph = clustered().class_of["block"].graph
+    trained = frozenset({"x", "up.weight", "down.weight", "down.bias"})
+    whole, without = (profile_graph(graph, (), names) for names in (trained, trained - {"up.weight", "down.weight"}))
+
+    def flop(launched: Any) -> float:
+        return sum(event.at(1).flop for event in launches(launched))
+
+    assert flop(whole.backward) == 2 * flop(whole.forward)
+    assert flop(without.backward) == flop(without.forward) == flop(whole.forward)
+    assert without.saved_bytes(4) < whole.saved_bytes(4)

@@ -90,15 +90,18 @@ def arguments(kind: type[TrainingArguments], folder: Path, ranks: int, **more: A
     return kind(**chosen | more)
 
 
+def usual() -> dict[str, Any]:
+    """Of both trainers."""
+    return {"train_dataset": Sentences(27), "eval_dataset": Sentences(9, seed=1), "compute_metrics": hits}
+
+
 def trainer(folder: Path, plan: str, ranks: int = 1, stop: int | None = None, **more: Any) -> GalvatronTrainer:
     return GalvatronTrainer(
         new_model(),
         arguments(GalvatronArguments, folder, ranks, **more.pop("args", {})),
-        train_dataset=Sentences(27),
-        eval_dataset=Sentences(9, seed=1),
         callbacks=[Told(stop)],
         plan=plan,
-        **{"compute_metrics": hits, **more},
+        **{**usual(), **more},
     )
 
 
@@ -106,10 +109,8 @@ def plain_trainer(folder: Path, **more: Any) -> Trainer:
     return Trainer(
         new_model(),
         arguments(TrainingArguments, folder, 1, **more.pop("args", {})),
-        train_dataset=Sentences(27),
-        eval_dataset=Sentences(9, seed=1),
         callbacks=[Told()],
-        **{"compute_metrics": hits, **more},
+        **{**usual(), **more},
     )
 
 
