@@ -66,7 +66,7 @@ def spoil(folder: Path, how: str) -> None:
     elif how == "part missing":
         say(index, files={file.name: file.stat().st_size})
     elif how == "version":
-        say(index, version=3)
+        say(index, version=2)
     elif how == "other name":
         index.write_text(index.read_text().replace("inner.weight", "outer.weight"))
         say(index)
@@ -96,7 +96,7 @@ DAMAGE = {
     "a digit of the index": "it is not what was written",
     "file elsewhere": "is no file of a rank",
     "part missing": "elements from",
-    "version": "it has version 3, but 2 is read here",
+    "version": "it has version 2, but 3 is read here",
     "other name": "is of another model: this one has no 'outer.weight'",
     "no such kind": "it has no -1",
     "pickle": "is not valid JSON",

@@ -38,7 +38,7 @@ def test_other_pairs_are_refused(value: Any) -> None:
 
 
 def test_a_number_that_is_not_finite_is_refused(tmp_path: Path) -> None:
-    found = {"format": "galvatron checkpoint", "version": 2, "step": 0}
+    found = {"format": "galvatron checkpoint", "version": 3, "step": 0}
     (tmp_path / INDEX).write_text(json.dumps(found)[:-1] + ', "extra": {"rate": 1e999}}')
     with pytest.raises(GalvatronError, match="Out of range float values"):
         Index.read(tmp_path)

@@ -66,14 +66,14 @@ def decayed(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRSche
 
 
 def with_functions(world: rt.World, folder: Path, plan: str) -> Any:
-    functions = partial(torch.optim.RMSprop, lr=0.01), decayed
+    functions = partial(torch.optim.SGD, lr=0.1, nesterov=True, momentum=0.9), decayed
     return trained(trainer(folder, plan, world.size, optimizers=functions))
 
 
 def test_an_optimizer_and_a_scheduler_of_ones_own(tmp_path: Path) -> None:
     plain = plain_trainer(tmp_path / "plain")
     assert plain.model is not None
-    plain.optimizer = torch.optim.RMSprop(plain.model.parameters(), lr=0.01)
+    plain.optimizer = torch.optim.SGD(plain.model.parameters(), lr=0.1, nesterov=True, momentum=0.9)
     plain.lr_scheduler = decayed(plain.optimizer)
     wanted, values = trained(plain)
     for logs, own in run_ranks(with_functions, 4, tmp_path / "own", "dp2-tp2-zero1", timeout=240):
