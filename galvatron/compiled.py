@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -31,6 +30,7 @@ from galvatron.machine.products import best_flop_per_s
 from galvatron.outputs import ModelOutputs
 from galvatron.plain import on_device, plain_torch
 from galvatron.runtime import Calls, Executor, Part, RunState, StepMetrics, World, averaging
+from galvatron.runtime.bounds import OutsideError
 
 if TYPE_CHECKING:
     from galvatron.calibration.accuracy import Accuracy
@@ -81,7 +81,7 @@ class CompiledModel:
         self._calls = Calls(world, executor.options)
         self._calls.check("compile", None, {}, updates=True)
         self._loaders = data.Loaders()
-        self._first = True
+        self._compared = False
 
     def train_step(self, batch: BatchLike) -> Tensor:
         """One optimizer step on a global batch.
@@ -220,9 +220,8 @@ class CompiledModel:
             torch.autocast(device.type, enabled=False),
             on_device(device),
         ):
-            values: Mapping[str, Tensor | int | float] = {}
-            error = None
-            try:
+            with self._calls.agreeing(what, updates=what == "train_step") as facts:
+                facts["outputs"] = str(gives)
                 self._watch.check(training=trains)
                 if not trains and (unlike := self.program.unlike_evaluated):
                     raise GalvatronError(
@@ -243,26 +242,24 @@ class CompiledModel:
                     assert self.optimizer is not None
                 values = self._inputs.read(batch, needed)
                 self._executor.check(values)
-            except GalvatronError as found:
-                error = found
-            facts = {"outputs": str(gives)}
-            if isinstance(values, Part):
-                facts[data.ONE_LENGTH] = described(data.whole_shapes(values, self.program.batched))
-                facts["the place in the data"] = values.origin
-            else:
-                facts["the batch"] = described(values)
-                if self._first and error is None:
-                    facts["the content of the batch"] = f"digest {content_of(values)}"
-            self._calls.check(what, error, facts, updates=what == "train_step")
-            self._first = False
+                facts |= self._facts_of(values)
+            self._compared |= not isinstance(values, Part)
             try:
                 yield values
-            except (IndexError, RuntimeError) as wrong:
-                if isinstance(wrong, IndexError) or _OUTSIDE.search(str(wrong)):
-                    raise PlanError(
-                        f"a number in the batch is outside of what the model looks up with it: {wrong}"
-                    ) from wrong
-                raise
+            except OutsideError as wrong:
+                raise PlanError(
+                    f"a number in the batch is outside of what the model looks up with it: {wrong}"
+                ) from wrong
+
+    def _facts_of(self, batch: Mapping[str, Tensor | int | float]) -> dict[str, str]:
+        """What of a batch must be equal on all ranks; of the first whole one, its content as well."""
+        if isinstance(batch, Part):
+            shapes = described(data.whole_shapes(batch, self.program.batched))
+            return {data.ONE_LENGTH: shapes, "the place in the data": batch.origin}
+        found = {"the batch": described(batch)}
+        if not self._compared:
+            found["the content of the batch"] = f"digest {content_of(batch)}"
+        return found
 
     def dataloader(
         self,
@@ -391,13 +388,8 @@ class CompiledModel:
         """
         from galvatron.calibration.accuracy import compared, measured
 
-        error, own = None, None
-        try:
+        with self._calls.agreeing("accuracy"):
             own = measured(self._executor.recent, self.plan.global_batch_size)
-        except GalvatronError as found:
-            error = found
-        self._calls.check("accuracy", error, {})
-        assert own is not None
         with plain_torch(self._world.device):
             cluster = self._cluster
             if cluster is None:
@@ -433,10 +425,10 @@ class CompiledModel:
         return self._executor.full_gradients(rank0_only=rank0_only)
 
     def _check_whole(self, what: str, rank0_only: Any) -> None:
-        error = None
-        if not isinstance(rank0_only, bool):
-            error = GalvatronError(f"rank0_only must be True or False, not {rank0_only!r}")
-        self._calls.check(what, error, {"rank0_only": str(rank0_only)})
+        with self._calls.agreeing(what) as facts:
+            if not isinstance(rank0_only, bool):
+                raise GalvatronError(f"rank0_only must be True or False, not {rank0_only!r}")
+            facts["rank0_only"] = str(rank0_only)
 
     def load_full_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Takes over whole tensors under the model's own names; every rank passes the same mapping.
@@ -444,13 +436,9 @@ class CompiledModel:
         Raises:
             PlanError: a name is missing or unknown, or a value is no tensor of its shape; nothing was changed then.
         """
-        error = None
-        try:
+        with self._calls.agreeing("load_full_state_dict") as facts:
             self._executor.check_full_state_dict(state_dict)
-        except GalvatronError as found:
-            error = found
-        facts = {} if error else {"the values of the state": f"digest {digest_of_values(state_dict.values())}"}
-        self._calls.check("load_full_state_dict", error, facts)
+            facts["the values of the state"] = f"digest {digest_of_values(state_dict.values())}"
         self._executor.load_full_state_dict(state_dict)
         self._watch.values_taken()
 
@@ -471,13 +459,9 @@ class CompiledModel:
         Raises:
             GalvatronError: it is no such state, or that of a model with another precision; nothing was changed then.
         """
-        error = None
-        try:
+        with self._calls.agreeing("load_state") as facts:
             found = RunState.read(state, scaled=self._executor.scaler is not None)
-        except GalvatronError as wrong:
-            error, found = wrong, None
-        self._calls.check("load_state", error, {"the state": str(found)})
-        assert found is not None
+            facts["the state"] = str(found)
         self._executor.load_state(found)
 
     def save(
@@ -506,20 +490,11 @@ class CompiledModel:
             GalvatronError: a file cannot be written, for want of room for example; nothing is left of it then. Of a
                 checkpoint in the background that is logged at once, and raised by the call that waits for it.
         """
-        error, text = None, ""
         extra = {} if extra is None else extra
-        try:
-            text = checkpoints.check_arguments(directory, step, keep, extra, background)
-        except GalvatronError as found:
-            error = found
-        facts = {
-            "directory": str(directory),
-            "step": str(step),
-            "keep": str(keep),
-            "extra": text,
-            "background": str(background),
-        }
-        self._calls.check("save", error, facts | self._loaders.facts())
+        with self._calls.agreeing("save") as facts:
+            facts["extra"] = checkpoints.check_arguments(directory, step, keep, extra, background)
+            facts |= {"directory": str(directory), "step": str(step), "keep": str(keep), "background": str(background)}
+            facts |= self._loaders.facts()
         with plain_torch(self._world.device), self._executor.saving():
             loaders = self._loaders.states()
             return self._saver.save(
@@ -562,12 +537,14 @@ class CompiledModel:
             GalvatronError: there is none, a file is missing or damaged, or it is of another model or optimizer; nothing
                 was changed then.
         """
-        error = None
-        if not isinstance(directory, (str, os.PathLike)):
-            error = GalvatronError(f"a checkpoint is in a directory, given by its path, not {type(directory).__name__}")
-        elif not isinstance(missing_ok, bool):
-            error = GalvatronError(f"missing_ok must be True or False, not {missing_ok!r}")
-        self._calls.check("load", error, {"directory": str(directory), "missing_ok": str(missing_ok)})
+        with self._calls.agreeing("load") as facts:
+            if not isinstance(directory, (str, os.PathLike)):
+                raise GalvatronError(
+                    f"a checkpoint is in a directory, given by its path, not {type(directory).__name__}"
+                )
+            if not isinstance(missing_ok, bool):
+                raise GalvatronError(f"missing_ok must be True or False, not {missing_ok!r}")
+            facts |= {"directory": str(directory), "missing_ok": str(missing_ok)}
         self._saver.finish()
         with plain_torch(self._world.device):
             found = checkpoints.load(
@@ -599,14 +576,10 @@ class CompiledModel:
             GalvatronError: a file cannot be written, for want of room for example, or there is something in the
                 directory; nothing was written then.
         """
-        error, most_bytes, form = None, 0, self._form
-        try:
+        with self._calls.agreeing("export") as facts:
             most_bytes = weights.check_export(directory, max_shard_size, dtype)
-            form = form.in_type(dtype)
-        except GalvatronError as found:
-            error = found
-        facts = {"directory": str(directory), "max_shard_size": str(most_bytes), "dtype": str(dtype)}
-        self._calls.check("export", error, facts)
+            form = self._form.in_type(dtype)
+            facts |= {"directory": str(directory), "max_shard_size": str(most_bytes), "dtype": str(dtype)}
         with plain_torch(self._world.device):
             weights.export(self._world, self._executor, form, Path(os.path.abspath(directory)), most_bytes)
 
@@ -629,5 +602,4 @@ class CompiledModel:
             raise GalvatronError(f"artifacts cannot be written into {directory}: {error}") from error
 
 
-_OUTSIDE = re.compile(r"out of (bounds|range)|must be smaller than num_classes")
 """How torch says that an index is wrong."""

@@ -41,14 +41,14 @@ def counted(world: World, calls: Calls, batch: BatchLike, samples: int, weight: 
         return samples
     held = list(batch.rows.held if isinstance(batch, Part) else range(samples))
     each = torch.zeros(samples, dtype=torch.float64)
-    error = None
-    try:
-        each[held] = _numbers(weight(batch), len(held))
-    except GalvatronError as found:
-        error = found
-    except Exception as wrong:
-        error = GalvatronError(f"the function given as weight= failed: {type(wrong).__name__}: {wrong}")
-    calls.check("evaluate", error, {})
+    with calls.agreeing("evaluate"):
+        try:
+            found = weight(batch)
+        except GalvatronError:
+            raise
+        except Exception as wrong:
+            raise GalvatronError(f"the function given as weight= failed: {type(wrong).__name__}: {wrong}") from wrong
+        each[held] = _numbers(found, len(held))
     if world.size > 1 and isinstance(batch, Part):
         each = each.to(world.device)
         with failure.guarded("evaluate"):

@@ -279,9 +279,9 @@ def numbers(value: Any) -> tuple[int, ...]:
     Raises:
         ValueError: it is none.
     """
-    if not isinstance(value, list) or not all(type(n) is int and n >= 0 for n in value):
+    if not isinstance(value, list) or not all(type(n) is int and n >= 0 for n in value[: limits.RANK]):
         raise ValueError("not a list of whole numbers")
-    if math.prod(value) > limits.SIZE or any(n > limits.SIZE for n in value):
+    if len(value) > limits.RANK or any(n > limits.SIZE for n in value) or math.prod(value) > limits.SIZE:
         raise ValueError("too large")
     return tuple(value)
 

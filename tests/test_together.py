@@ -285,12 +285,17 @@ def test_optimizers_train_like_eager(name, plan):
     run_ranks(with_optimizer, 2, name, plan)
 
 
+class Renamed(torch.optim.SGD):
+    """The same options, and perhaps another rule."""
+
+
 def unequal_optimizers(world: rt.World) -> list[tuple[str, str]]:
     other = world.rank == 1
     found = [
         error_of(compile_with, optimizer=partial(torch.optim.SGD, lr=0.2 if other else 0.1)),
         error_of(compile_with, optimizer=torch.optim.Adam if other else sgd),
         error_of(compile_with, optimizer=lambda ps: torch.optim.SGD(ps[world.rank :], lr=0.1)),
+        error_of(compile_with, optimizer=lambda ps: galvatron.JoinedOptimizer((Renamed if other else sgd)(ps, lr=0.1))),
     ]
     compiled = compile_with(optimizer=partial(torch.optim.AdamW, lr=torch.tensor(0.5)))
     scheduler = torch.optim.lr_scheduler.ExponentialLR(compiled.optimizer, 0.5)
@@ -315,6 +320,7 @@ def test_optimizers_that_differ_between_ranks_are_refused_before_the_update():
         "lr in the optimizer of 'embedding.weight' is 0.1 on rank 0 and 0.2 on rank 1; nothing was updated",
         "the optimizer of 'embedding.weight' is SGD(",
         "the optimizer leaves out 1 of the 4 parameters",
+        "the optimizer of 'embedding.weight' is SGD(",
         "lr in the optimizer of 'embedding.weight' is 0.125 on rank 0 and 0.0625 on rank 1",
         "betas in the optimizer of 'embedding.weight' is (0.9, 0.9) on rank 0 and (0.9, 0.5) on rank 1",
     ]

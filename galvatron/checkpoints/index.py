@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import zlib
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from galvatron.checkpoints.parts import damaged
 from galvatron.errors import GalvatronError
 from galvatron.ir.documents import read_json, shown
 from galvatron.ir.files import read_text
+from galvatron.ir.words import with_numbers
 from galvatron.tensor_file import numbers
 
 _FORMAT, _VERSION = "galvatron checkpoint", 3
@@ -42,6 +42,11 @@ class ParameterState:
     elements: tuple[str, ...] = ()
     tensors: tuple[str, ...] = ()
     values: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Those of all that is kept."""
+        return (*self.elements, *self.tensors, *self.values)
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ class Index:
                 run=_typed(found["run"], dict),
                 metrics=None if found["metrics"] is None else _typed(found["metrics"], dict),
                 extra=_typed(with_numbers(found["extra"]), dict),
-                loaders=_typed(found.get("loaders", {}), dict),
+                loaders=_typed(found["loaders"], dict),
             )
         except KeyError as error:
             raise damaged(path, f"it has no {error}") from None
@@ -154,47 +159,3 @@ def _typed(value: Any, kind: type) -> Any:
     if type(value) is not kind:
         raise ValueError(f"it has {value!r:.80} where a {kind.__name__} belongs")
     return value
-
-
-def finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures as JSON can say them: None for a number that is not finite."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-
-
-def with_words(value: Any) -> Any:
-    """The value as JSON can say it, where it has what schedulers keep and JSON has not: numbers that are not finite,
-    and mappings from something else than text."""
-    if isinstance(value, Mapping):
-        if all(isinstance(key, str) for key in value) and not value.keys() & {_NUMBER, _PAIRS}:
-            return {key: with_words(own) for key, own in value.items()}
-        return {_PAIRS: [[with_words(key), with_words(own)] for key, own in value.items()]}
-    if isinstance(value, (list, tuple)):
-        return [with_words(own) for own in value]
-    return {_NUMBER: str(value)} if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def with_numbers(value: Any) -> Any:
-    """What was given to `with_words`, with lists for tuples.
-
-    Raises:
-        ValueError: it is not from there.
-    """
-    if isinstance(value, list):
-        return [with_numbers(own) for own in value]
-    if not isinstance(value, dict):
-        return value
-    if value.keys() == {_NUMBER} and value[_NUMBER] in ("inf", "-inf", "nan"):
-        return float(value[_NUMBER])
-    if value.keys() == {_PAIRS}:
-        pairs = [_typed(pair, list) for pair in _typed(value[_PAIRS], list)]
-        if any(len(pair) != 2 or isinstance(pair[0], list) for pair in pairs):
-            raise ValueError(f"it has {value!r:.80} where pairs belong")
-        keys = [with_numbers(key) for key, _ in pairs]
-        if any(isinstance(key, dict) for key in keys):
-            raise ValueError(f"it has {value!r:.80} where pairs belong")
-        return dict(zip(keys, (with_numbers(own) for _, own in pairs), strict=True))
-    return {key: with_numbers(own) for key, own in value.items()}
-
-
-_NUMBER, _PAIRS = "(number)", "(pairs)"
-"""The keys of a number that is not finite, and of a mapping that JSON cannot say."""

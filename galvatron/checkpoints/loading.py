@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from galvatron.checkpoints.parts import FoundPart, damaged, read_parts
 from galvatron.checkpoints.saving import gathered, state_key, value_key
 from galvatron.errors import GalvatronError, did_you_mean
 from galvatron.runtime import failure
+from galvatron.runtime.averaging import KEY as AVERAGE
+from galvatron.runtime.averaging import type_of_average
 from galvatron.runtime.boxes import Box, Patch, patches_of, whole_box
 from galvatron.runtime.joined import updated_by
 
@@ -141,6 +144,8 @@ class Reader:
         for patch in patches:
             shared = [(p, common) for p in self._parts.get(key, ()) if (common := self._common(p, patch)) is not None]
             self._needed += shared
+            if any(one.meet(other) for (_, one), (_, other) in combinations(shared, 2)):
+                raise damaged(self._folder, f"of {key!r} it has elements twice")
             if (found := sum(common.count for _, common in shared)) != patch.box.count:
                 raise damaged(
                     self._folder,
@@ -173,7 +178,8 @@ class Reader:
             # State in the type of its parameter there has the parameter's type here as well.
             own = piece.tensor
             patches = self._patches_of_state[piece.name]
-            dtype = own.dtype if dtype == self._type(value_key(piece.name)) else dtype
+            if dtype == self._type(value_key(piece.name)):
+                dtype = type_of_average(own) if key == AVERAGE else own.dtype
             value = torch.zeros(own.shape, dtype=dtype, device=own.device)
         self._fill(full, patches, value.view(-1))
         return value

@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from galvatron.checkpoints.index import ParameterState
 from galvatron.errors import GalvatronError
 from galvatron.runtime import Piece
+from galvatron.runtime.averaging import DECAY, averages
 from galvatron.runtime.averaging import KEY as AVERAGE
-from galvatron.runtime.averaging import averages
 from galvatron.runtime.joined import Updated, updated_by
 
 _NOT_OPTIONS = ("params", "param_names", "foreach", "fused", "capturable", "differentiable")
@@ -104,7 +104,8 @@ def check(optimizer: Optimizer, pieces: Sequence[Piece], saved: Mapping[str, Par
                 f"the checkpoint has the state of {found.rule}, but the model was compiled with {how.rule} for "
                 f"{piece.name!r}; nothing was loaded"
             )
-    if not averages(optimizer) and any(AVERAGE in state.elements for state in saved.values()):
+    has_averages = any(AVERAGE in state.elements or DECAY in state.options for state in saved.values())
+    if has_averages and not averages(optimizer):
         raise GalvatronError(
             f"the checkpoint has moving averages of weights, but {own} keeps no moving averages: pass it to "
             "galvatron.ema; nothing was loaded"
@@ -148,7 +149,7 @@ def group_options(
                     "shares a group with here: make the groups of the optimizer alike"
                 )
             options = saved[name].options
-        found.append(options or {})
+        found.append({key: value for key, value in (options or {}).items() if key not in _NOT_OPTIONS})
     return found
 
 

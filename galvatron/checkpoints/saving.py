@@ -19,10 +19,11 @@ from torch import Tensor
 
 from galvatron import runtime as rt
 from galvatron.checkpoints import folders, optimizer
-from galvatron.checkpoints.index import Index, ParameterState, finite, with_words
+from galvatron.checkpoints.index import Index, ParameterState
 from galvatron.checkpoints.parts import Part, PartFile, check_type
 from galvatron.errors import GalvatronError
 from galvatron.ir.documents import read_json
+from galvatron.ir.words import finite, with_words
 from galvatron.runtime import comm, failure
 from galvatron.runtime.beside import Beside
 from galvatron.runtime.boxes import Box, Patch, patches_of, whole_box
@@ -65,14 +66,15 @@ class Saver:
             own = _Own(executor)
         everything = gathered(world, own.described, "save")
         checkpoint = everything[0].proposed_name
-        parts = own.parts(_shared_out([described.tensors for described in everything])[world.rank])
-        if background:
-            parts = [part.copied() for part in parts]
-        elif world.device.type != "cpu":
-            torch.accelerator.synchronize(world.device)  # another thread reads them
+        with rt.together(world, "save"):
+            parts = own.parts(_shared_out([described.tensors for described in everything])[world.rank])
+            if background:
+                parts = [part.copied() for part in parts]
+            elif world.device.type != "cpu":
+                torch.accelerator.synchronize(world.device)  # another thread reads them
+            content = PartFile(parts, checkpoint) if parts else None
         folder: Path | None = None
         with rt.together(world, "save"), _writing(directory):
-            content = PartFile(parts, checkpoint) if parts else None
             if world.rank == 0:
                 folder = folders.begin(directory, step)
         file = f"rank_{world.rank:05d}.safetensors"
@@ -217,7 +219,12 @@ def _index(
     extra: Mapping[str, Any],
     loaders: Mapping[str, Any],
 ) -> Index:
-    parameters = {name: state for described in everything for name, state in described.parameters.items()}
+    parameters: dict[str, ParameterState] = {}
+    for described in everything:
+        for name, state in described.parameters.items():
+            known = parameters.setdefault(name, state)
+            if len(state.keys) > len(known.keys):  # optimizers may keep nothing for a part without elements
+                parameters[name] = state
     follow = {state_key(name, key) for name, state in parameters.items() for key in state.elements}
     shapes = {key: shape for described in everything for key, shape, _ in described.tensors if key not in follow}
     return Index(
@@ -243,8 +250,8 @@ def _text(index: Index) -> str:
         read_json(text, "the index")
     except (ValueError, TypeError, GalvatronError) as error:
         raise GalvatronError(
-            f"what goes along with the tensors cannot be written as JSON: {error}; extra= and options of the optimizer "
-            "are finite numbers, texts, lists and mappings"
+            f"what goes along with the tensors cannot be written as JSON that is read again: {error}; extra= and "
+            "options of the optimizer are a few finite numbers, texts, lists and mappings"
         ) from error
     return text
 

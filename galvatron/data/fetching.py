@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from galvatron.data.place import Place
 from galvatron.errors import GalvatronError
+from galvatron.ir.words import with_numbers, with_words
 from galvatron.runtime import Rows
 
 Collate = Callable[[list[Any]], Any]
@@ -121,7 +122,7 @@ class Stream(IterableDataset[Streamed]):
         """The samples of a share from the place on: it goes there itself, or what is before is left out."""
         stream = self._place.streams[number]
         if stream is not None and hasattr(share, "load_state_dict"):
-            share.load_state_dict(json.loads(stream))
+            share.load_state_dict(with_numbers(json.loads(stream)))
             return iter(share)
         samples = iter(share)
         before = self._place.position // len(self._place.streams)
@@ -166,7 +167,7 @@ def described_stream(dataset: Any) -> str | None:
     if not (hasattr(dataset, "state_dict") and hasattr(dataset, "load_state_dict")):
         return None
     try:
-        return json.dumps(dataset.state_dict(), allow_nan=False)
+        return json.dumps(with_words(dataset.state_dict()), allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         return None
 

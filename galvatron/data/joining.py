@@ -12,6 +12,11 @@ from galvatron.errors import GalvatronError
 from galvatron.facts import content_of, digest_of_values
 from galvatron.runtime import Part, Rows
 
+_UNLIKE = (
+    "collate_fn makes {name} without a row for each sample, and with other values for other {where}: pass "
+    "whole_batches=True to the dataloader, so that it is made of all samples of a batch"
+)
+
 ByName = Callable[[Any], dict[str, Any]]
 """What a collated batch has for each argument of forward."""
 
@@ -39,6 +44,11 @@ def joined(blocks: Sequence[Any], rows: Rows, by_name: ByName, batched: Collecti
                 )
     if len(named) == 1:
         return named[0]
+    for name, value in named[0].items():
+        if name not in batched and isinstance(value, Tensor):
+            for other in named[1:]:
+                if not (isinstance(found := other.get(name), Tensor) and torch.equal(found, value)):
+                    raise GalvatronError(_UNLIKE.format(name=repr(name), where="parts of the batch"))
     try:
         return {
             name: torch.cat([found[name] for found in named]) if name in batched else value
@@ -65,7 +75,7 @@ def whole_shapes(part: Part, batched: Collection[str]) -> dict[str, Any]:
 
 
 def digests(values: Mapping[str, Any], rows: Rows, batched: Collection[str]) -> dict[tuple[int, ...], str]:
-    """Of each block, what its values are, in a word."""
+    """Of each block, what its values are, in a word; and of no samples, those without rows."""
     found: dict[tuple[int, ...], str] = {}
     at = 0
     tensors = {name: values[name] for name in sorted(batched) if isinstance(values.get(name), Tensor)}
@@ -73,6 +83,9 @@ def digests(values: Mapping[str, Any], rows: Rows, batched: Collection[str]) -> 
         own = {name: value[at : at + len(block)] for name, value in tensors.items()}
         found[block] = f"{content_of(own)} {digest_of_values(own.values())}"
         at += len(block)
+    rest = {name: values[name] for name in sorted(values) if name not in batched and isinstance(values[name], Tensor)}
+    if rest:
+        found[()] = f"{content_of(rest)} {digest_of_values(rest.values())}"
     return found
 
 
@@ -85,6 +98,8 @@ def check_shared(ranks: Sequence[Mapping[tuple[int, ...], str]]) -> None:
     for rank, found in enumerate(ranks):
         for block, digest in found.items():
             other = first.setdefault(block, rank)
+            if ranks[other][block] != digest and not block:
+                raise GalvatronError(_UNLIKE.format(name="something", where=f"samples (ranks {other} and {rank})"))
             if ranks[other][block] != digest:
                 raise GalvatronError(
                     f"rank {other} and rank {rank} read the same samples of the first batch, from number {block[0]} "

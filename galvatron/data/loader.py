@@ -102,8 +102,9 @@ class Loader:
         return replace(place, streams=tuple(told))
 
     def go_to(self, place: Place) -> None:
-        """Goes on from there with the next iteration."""
+        """Goes on from there with the next iteration; one that is under way ends."""
         self._place = place
+        self._iterations += 1
 
     def check_place(self, place: Place) -> None:
         """
@@ -129,8 +130,8 @@ class Loader:
             yield part
         if iteration != self._iterations:
             raise GalvatronError(
-                f"loader {self._options.name!r} is iterated over anew, which goes on where this iteration was: go on "
-                "with one of them only, or make another loader"
+                f"loader {self._options.name!r} has gone to another place, by load() or since it is iterated over anew "
+                "(which goes on where this iteration was): go on with a new iteration, or make another loader"
             )
 
     def _indexed(self) -> Iterator[Part]:
@@ -172,16 +173,15 @@ class Loader:
 
     def _agreed(self, loaded: Iterator[Streamed]) -> Streamed | None:
         """The next batch of an iterable data set, which ends on all ranks at once. Collective."""
-        found, error = None, None
-        try:
-            found = next(loaded, None)
-        except Exception as wrong:
-            error = self._told(wrong, self._place.position)
-        calls, facts = self._serves.calls, {}
-        if self._options.shards == 1:
-            number = "the end" if found is None else f"{found[0]} samples"
-            facts[f"what the data set gives from sample {self._place.position} on"] = number
-        calls.check("the next batch", error, facts)
+        calls = self._serves.calls
+        with calls.agreeing("the next batch") as facts:
+            try:
+                found = next(loaded, None)
+            except Exception as wrong:
+                raise self._told(wrong, self._place.position) from wrong
+            if self._options.shards == 1:
+                number = "the end" if found is None else f"{found[0]} samples"
+                facts[f"what the data set gives from sample {self._place.position} on"] = number
         if self._options.shards > 1 and not calls.on_all(found is not None):
             return None
         return found

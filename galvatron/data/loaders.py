@@ -29,18 +29,13 @@ class Loaders:
         Raises:
             GalvatronError: see `CompiledModel.dataloader`.
         """
-        error, length = None, None
-        try:
+        with calls.agreeing("dataloader") as facts:
             options.check(dataset)
-            length = length_of(dataset)
             if options.name in self._made:
                 raise GalvatronError(f"there is a loader {options.name!r}: give this one another name=")
-        except GalvatronError as found:
-            error = found
-        facts = {"the length of the data set": str(length)}
-        alike = ("name", "batch_size", "shuffle", "seed", "drop_last", "whole_batches", "shards")
-        facts |= {argument: str(getattr(options, argument)) for argument in alike}
-        calls.check("dataloader", error, facts)
+            alike = ("name", "batch_size", "shuffle", "seed", "drop_last", "whole_batches", "shards")
+            facts |= {argument: str(getattr(options, argument)) for argument in alike}
+            facts["the length of the data set"] = str(length_of(dataset))
         serving = serves()
         with together(world, "dataloader"):
             loader = Loader(serving, dataset, options)

@@ -106,6 +106,21 @@ def _compare(reports: Sequence[_Report]) -> None:
                 )
 
 
+class Agreeing:
+    """See `Calls.agreeing`."""
+
+    def __init__(self, calls: Calls, what: str, updates: bool) -> None:
+        self._calls, self._what, self._updates = calls, what, updates
+        self._facts: dict[str, str] = {}
+
+    def __enter__(self) -> dict[str, str]:
+        return self._facts
+
+    def __exit__(self, kind: object, error: BaseException | None, where: object) -> None:
+        if error is None or isinstance(error, GalvatronError):
+            self._calls.check(self._what, error, self._facts, updates=self._updates)
+
+
 class Calls:
     """Every rank makes the same calls: one small all-reduce before each of them, on the host where there is a backend
     for it, so that a call that a rank refuses, or that is another one, is refused by all; and an update that an
@@ -148,6 +163,15 @@ class Calls:
             facts = {"the call": what, **facts}
             held = self._options.facts() if self._options is not None and updates else {}
         agree(self._world, what, error, facts, held)
+
+    def agreeing(self, what: str, *, updates: bool = False) -> Agreeing:
+        """Around what a rank finds out by itself before a call that all of them make: `check` at its end, with the
+        error that came up in it, or with the facts that were put into what it gives.
+
+            with calls.agreeing("save") as facts:
+                facts["step"] = str(whole_number(step))
+        """
+        return Agreeing(self, what, updates)
 
     def on_all(self, is_so: bool) -> bool:
         """Whether something is so on every rank. Collective."""

@@ -18,7 +18,8 @@ from galvatron.runtime.executor import Executor
 KEY = "ema"
 """Of the average in the state of a parameter."""
 
-_DECAY = "ema_decay"
+DECAY = "ema_decay"
+"""Of a group's option."""
 
 
 def ema(optimizer: torch.optim.Optimizer, decay: float = 0.999) -> torch.optim.Optimizer:
@@ -42,16 +43,16 @@ def ema(optimizer: torch.optim.Optimizer, decay: float = 0.999) -> torch.optim.O
         raise GalvatronError(f"ema averages what a torch.optim.Optimizer updates, not {type(optimizer).__name__}")
     if type(decay) not in (int, float) or not 0 <= decay < 1:
         raise GalvatronError(f"decay must be a number from 0 to below 1, not {decay!r}")
-    optimizer.defaults[_DECAY] = decay
+    optimizer.defaults[DECAY] = decay
     for group in optimizer.param_groups:
-        group.setdefault(_DECAY, decay)
+        group.setdefault(DECAY, decay)
     optimizer.register_step_post_hook(_average)
     return optimizer
 
 
 def averages(optimizer: torch.optim.Optimizer | None) -> bool:
     """Whether `ema` was called for it."""
-    return optimizer is not None and any(_DECAY in group for group in optimizer.param_groups)
+    return optimizer is not None and any(DECAY in group for group in optimizer.param_groups)
 
 
 def _average(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -63,13 +64,14 @@ def _average(optimizer: torch.optim.Optimizer, *_: Any) -> None:
                 if KEY in state:
                     pairs[parameter.dtype].append((state[KEY], parameter))
                 elif parameter.grad is not None:  # other state is there too, which optimizers look for
-                    state[KEY] = parameter.detach().to(_type_of(parameter), copy=True)
+                    state[KEY] = parameter.detach().to(type_of_average(parameter), copy=True)
             for found in pairs.values():
                 kept, values = [own for own, _ in found], [value.to(own.dtype) for own, value in found]
-                torch._foreach_lerp_(kept, values, 1 - group[_DECAY])  # pyright: ignore[reportPrivateImportUsage]  # as torch.optim.swa_utils does
+                torch._foreach_lerp_(kept, values, 1 - group[DECAY])  # pyright: ignore[reportPrivateImportUsage]  # as torch.optim.swa_utils does
 
 
-def _type_of(parameter: Tensor) -> torch.dtype:
+def type_of_average(parameter: Tensor) -> torch.dtype:
+    """Of the average of a parameter: changes of one step are too small for 16 bits."""
     return torch.promote_types(parameter.dtype, torch.float32)
 
 
@@ -80,10 +82,12 @@ def exchanged(calls: Calls, executor: Executor) -> Iterator[None]:
     Raises:
         GalvatronError: the optimizer keeps no averages.
     """
-    error, optimizer = None, executor.optimizer
-    if not averages(optimizer):
-        error = GalvatronError("there are no averages: compile with optimizer=lambda ps: galvatron.ema(AdamW(ps), ...)")
-    calls.check("ema", error, {})
+    optimizer = executor.optimizer
+    with calls.agreeing("ema"):
+        if not averages(optimizer):
+            raise GalvatronError(
+                "there are no averages: compile with optimizer=lambda ps: galvatron.ema(AdamW(ps), ...)"
+            )
     assert optimizer is not None
     kept = {name: optimizer.state[p][KEY] for name, p in executor.updated.items() if KEY in optimizer.state.get(p, {})}
     own = {piece.held_as: piece.tensor for piece in executor.pieces() if piece.held_as in executor.updated}
@@ -95,8 +99,9 @@ def exchanged(calls: Calls, executor: Executor) -> Iterator[None]:
     finally:
         calls.refused = {}
         with torch.no_grad():
-            for name, value in values.items():
-                own[name].copy_(value)
+            for piece in executor.pieces():
+                if piece.held_as in values:
+                    piece.tensor.copy_(values[piece.held_as])
         executor.publish()
 
 

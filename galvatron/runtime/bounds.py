@@ -8,7 +8,9 @@ with anyway, and refuses its batch before anything is updated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +18,28 @@ from torch import Tensor
 
 from galvatron.errors import CheckError, GalvatronError, PlanError
 from galvatron.runtime.comm import Place, now
+
+
+class OutsideError(RuntimeError):
+    """An op of the model was given an index that is not in what it looks up."""
+
+
+_SAY_SO = re.compile(r"out of (bounds|range)|must be smaller than num_classes")
+"""What kernels say of that, where it is no `IndexError`."""
+
+
+@contextmanager
+def looking_up() -> Iterator[None]:
+    """
+    Raises:
+        OutsideError: an op in it was given an index that is not in what it looks up.
+    """
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        if isinstance(error, IndexError) or _SAY_SO.search(str(error)):
+            raise OutsideError(str(error)) from error
+        raise
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,7 @@ class Bucket:
     def write(self, member: Member, local: Tensor) -> None:
         """Set a parameter from this rank's whole slice of it, of which no more is copied than what is kept."""
         local = local.detach()
+        self.arrived()
         with torch.no_grad():
             if self.level < 3:
                 self.values[member.begin : member.end].view(local.shape).copy_(local)
@@ -176,6 +177,7 @@ class Bucket:
         """After an update: bring the values up to date with the shards; `ready` waits for them."""
         if self.level == 3 or (self.ways == 1 and self.master_dtype == self.dtype):
             return
+        self.arrived()
         if self.master_dtype != self.dtype:
             self._own(self.values).copy_(self.shard)
         if self.ways > 1:
@@ -190,6 +192,10 @@ class Bucket:
     def ready(self) -> None:
         """The values can be read when this returns."""
         self.fetch()
+        self.arrived()
+
+    def arrived(self) -> None:
+        """Nothing is being written into the values when this returns."""
         if self._arriving is not None:
             self._arriving.wait()
             self._arriving = None

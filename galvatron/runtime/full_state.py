@@ -206,4 +206,4 @@ def load(held: HeldState, parameters: Parameters, names: ModelNames, values: Map
             parameters.write(name, spec.shard(values[given[name]]))
     for name in names.unused:
         if name in values:
-            names.unused[name] = values[name].detach().to("cpu", copy=True)
+            names.unused[name] = values[name].detach().to("cpu", names.unused[name].dtype, copy=True)

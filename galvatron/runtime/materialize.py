@@ -94,6 +94,7 @@ class ModelState:
         if path in self._initialisers:
             attempts = [[*self._initialisers[path]]]
         missing = wanted
+        around = [(own, own.detach().clone()) for outer in chain[1:] for own in _with_values(outer)]
         try:
             for initialisers in attempts:
                 _put(module, *kept)
@@ -104,6 +105,8 @@ class ModelState:
                     return [_own(module, name).detach() for name in wanted]
         finally:
             _put(module, *kept)
+            for own, value in around:  # what is around it may have initialised itself as well
+                own.detach().copy_(value)
         raise _no_initialiser(path, module, missing[0], missing[0] in kept[1])
 
 
@@ -136,6 +139,11 @@ def materialize(
             continue
         value = local.to(device, spec.dtype, copy=True).contiguous()
         held.put(name, nn.Parameter(value, placeholder.requires_grad) if spec.kind == "parameter" else value)
+
+
+def _with_values(module: nn.Module) -> list[Tensor]:
+    """The module's own tensors that are not on meta."""
+    return [own for table in _tables(module) for own in table.values() if own is not None and not own.is_meta]
 
 
 def _ancestors(model: nn.Module, path: str) -> list[nn.Module]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from galvatron.runtime.full_state import Catalogue
+from galvatron.runtime.joined import updated_by
 
 
 class GroupOptions:
@@ -48,20 +49,18 @@ class GroupOptions:
     def facts(self) -> dict[str, str]:
         """Each option of each parameter of this rank, in words."""
         found = {f"the optimizer of {name!r}": "none" for name in self._names.values()}
-        for group in self._optimizer.param_groups:
-            options = _options(group)
-            for name in self._named(group["params"]):
+        for parameter, (rule, group) in updated_by(self._optimizer).items():
+            if (name := self._names.get(parameter)) is not None:
+                options = _options(group)
                 found |= {f"{key} in the optimizer of {name!r}": str(value) for key, value in options.items()}
-                found[f"the optimizer of {name!r}"] = f"{type(self._optimizer).__name__}({', '.join(sorted(options))})"
+                found[f"the optimizer of {name!r}"] = f"{rule}({', '.join(sorted(options))})"
         return found
-
-    def _named(self, members: list[Tensor]) -> list[str]:
-        return [self._names[id(parameter)] for parameter in members if id(parameter) in self._names]
 
     def _weights_of(self, members: list[Tensor]) -> list[int]:
         """For each set of pipeline ranks, the sum of a number for each of its parameters among these."""
-        kind, holders = type(self._optimizer).__name__, self._catalogue.holders
-        numbers = {name: zlib.crc32(f"{kind} {name}".encode()) for name in self._named(members)}
+        updated, holders = updated_by(self._optimizer), self._catalogue.holders
+        named = {self._names[id(parameter)]: parameter for parameter in members if id(parameter) in self._names}
+        numbers = {name: zlib.crc32(f"{updated[id(own)].rule} {name}".encode()) for name, own in named.items()}
         return [sum(n for name, n in numbers.items() if holders[name] == ranks) for ranks in self._sets]
 
 

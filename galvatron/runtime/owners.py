@@ -124,7 +124,7 @@ class Owners:
                 leaving[target] += sent
             elif target == self._index:
                 arriving[source] += received
-        if self._group is not None:
+        if self._group is not None and shares:
             self._exchange(leaving, arriving, self._types[shares[0].name])
 
     def _in_parts(self, share: _Share, parts: Tensors) -> list[Tensor]:

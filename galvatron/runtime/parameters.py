@@ -116,12 +116,13 @@ class Parameters:
 
     def part(self, name: str) -> tuple[Tensor, int, int]:
         """What this rank itself keeps of a parameter or buffer, and from which to which element of its slice that is;
-        of a trained one, what the optimizer updates. Who writes it calls `publish` afterwards.
+        of a trained one, what the optimizer updates. Who writes it, before the next step, calls `publish` afterwards.
         """
         if name not in self._of:
             tensor = self._table(name)[name]
             return tensor, 0, tensor.numel()
         bucket, member = self._of[name]
+        bucket.arrived()
         return member.trained, *bucket.range_of(member)
 
     def start(self, microbatches: int) -> None:

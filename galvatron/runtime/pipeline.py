@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from galvatron.runtime import comm, deferral
+from galvatron.runtime import bounds, comm, deferral
 from galvatron.runtime.collectives import packed
 from galvatron.runtime.comm import PIPELINE, Chunk, now
 from galvatron.runtime.stage import Stage, Transfer
@@ -154,7 +154,8 @@ class _Pass:
             value.requires_grad_(transfer.requires_grad and self._backward)
         stage.random.microbatch = micro_batch
         stage.turns = index == stage.count - 1 and micro_batch in self._turns
-        result = stage(*received, **self._keywords[index][micro_batch])
+        with bounds.looking_up():
+            result = stage(*received, **self._keywords[index][micro_batch])
         now.chunk = now.place = None
         if index == stage.count - 1 and not self._ends:
             self._on_loss(result)
@@ -183,7 +184,8 @@ class _Pass:
         for value, has_gradient in zip(whole, differentiable, strict=True):
             value.requires_grad_(has_gradient and self._backward)
         stage.random.microbatch = 0
-        loss = stage.epilogue(*whole, **self._epilogue_keywords)
+        with bounds.looking_up():
+            loss = stage.epilogue(*whole, **self._epilogue_keywords)
         self._on_loss(loss)
         self.losses.append(loss.detach())
         if self._backward:

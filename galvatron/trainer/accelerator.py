@@ -27,6 +27,24 @@ class Stepped(AcceleratedOptimizer):
         """Gradients of a step replace those before."""
 
 
+class BatchLoss(Tensor):
+    """The loss of a batch, which `transformers.Trainer` repeats as often as a rank has samples, to take the mean over
+    those of all ranks. It is that of the samples of all ranks already."""
+
+    samples: int
+
+    @staticmethod
+    def of(loss: Tensor, samples: int) -> BatchLoss:
+        """That of so many samples."""
+        found = loss.as_subclass(BatchLoss)
+        found.samples = samples
+        return found
+
+    def repeat(self, *_: Any) -> Tensor:
+        """One for each of the samples."""
+        return self.as_subclass(Tensor).expand(self.samples)
+
+
 class ProgramAccelerator(Accelerator):
     """
     Args:
@@ -77,17 +95,13 @@ class ProgramAccelerator(Accelerator):
         return program.loss_scale is not None and not math.isfinite(program.metrics.gradient_norm or 0.0)
 
     def gather_for_metrics(self, input_data: Any, use_gather_object: bool = False) -> Any:
-        """One row for each sample of the batch that was evaluated: every rank has them; all samples share the loss."""
+        """One row for each sample of the batch that was evaluated: every rank has them."""
         if isinstance(input_data, Mapping):
             return {key: self.gather_for_metrics(value) for key, value in input_data.items()}
         if isinstance(input_data, (tuple, list)):
             return type(input_data)(self.gather_for_metrics(value) for value in input_data)
         if not isinstance(input_data, Tensor) or not input_data.dim() or len(input_data) == self.evaluated:
             return input_data
-        if input_data.dim() == 1 and bool(
-            (input_data == input_data[0]).all()
-        ):  # the loss, as often as samples were meant
-            return input_data[:1].expand(self.evaluated)
         raise GalvatronError(
             f"what is gathered of an evaluation has {len(input_data)} rows, and the batch {self.evaluated} samples: "
             "name other outputs with outputs=[...], or keep a row for each sample in preprocess_logits_for_metrics"

@@ -21,7 +21,7 @@ from galvatron.data.options import is_stream
 from galvatron.errors import GalvatronError
 from galvatron.runtime import Part
 from galvatron.runtime.optimizers import OptimizerFactory
-from galvatron.trainer.accelerator import ProgramAccelerator, Stepped
+from galvatron.trainer.accelerator import BatchLoss, ProgramAccelerator, Stepped
 from galvatron.trainer.arguments import check_arguments
 from galvatron.trainer.checkpoints import STATE, is_complete, last_checkpoint, put_beside
 from galvatron.trainer.loading import IDLE, Loaded, Source, StreamedTurns, Turns, loader_of
@@ -215,7 +215,9 @@ class GalvatronTrainer(transformers.Trainer):
         return 6 * self._elements(inputs) * parameters / self.args.world_size
 
     def _elements(self, part: Part) -> int:
-        """Of the main input of a global batch."""
+        """Of the main input of a global batch; none of one that could not be loaded, which the step tells."""
+        if part.error is not None:
+            return 0
         main = part.get(getattr(self.model, "main_input_name", "input_ids"))
         return 0 if main is None else part.samples * math.prod(main.shape[1:])
 
@@ -229,16 +231,19 @@ class GalvatronTrainer(transformers.Trainer):
         """The loss of a global batch, and unless it alone is wanted, what the model returns besides and the labels."""
         assert isinstance(inputs, Part)
         self.accelerator.evaluates(inputs.samples)
+        if inputs.error is not None:
+            self.compiled.eval_step(inputs)  # which tells the other ranks, and raises
         labels = [inputs.get(name) for name in self.label_names]
         has_labels = all(label is not None for label in labels) if labels else self.can_return_loss
         if prediction_loss_only:
-            return (self.compiled.eval_step(inputs) if has_labels else None), None, None
+            return (BatchLoss.of(self.compiled.eval_step(inputs), inputs.samples) if has_labels else None), None, None
         found = predictions(self.compiled, inputs, with_loss=has_labels)
         usual = getattr(getattr(self.model, "config", None), "keys_to_ignore_at_inference", ())
         ignored = usual if ignore_keys is None else ignore_keys
         logits = tuple(value for name, value in found.items() if name not in ignored)
         given = tuple(labels) if has_labels else None
-        return found.loss, _only(logits), None if given is None else _only(given)
+        loss = None if found.loss is None else BatchLoss.of(found.loss, inputs.samples)
+        return loss, _only(logits), None if given is None else _only(given)
 
     def evaluation_loop(self, dataloader: DataLoader[Any], *arguments: Any, **options: Any) -> EvalLoopOutput:
         """See `transformers.Trainer.evaluation_loop`: of data that do not say how many they are, this counts the

@@ -6,6 +6,7 @@ Nothing here needs the package unless a model is one of its own.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import inspect
@@ -88,6 +89,19 @@ def adapter_of(model: nn.Module) -> Adapter | None:
     return Adapter(
         {name: names[id(value)] for name, value in found.items()}, config, mapping if config.task_type is None else None
     )
+
+
+def names_in_adapters(model: nn.Module) -> set[str]:
+    """The tensors of a model that belong to adapters, active ones or others, by name; none where it has no adapters."""
+    found: set[str] = set()
+    for path, layer in model.named_modules() if is_adapted(model) else ():
+        for kind in (*getattr(layer, "adapter_layer_names", ()), "modules_to_save", "prompt_encoder"):
+            if isinstance(held := getattr(layer, kind, None), nn.Module):
+                found |= held.state_dict(prefix=f"{path}.{kind}." if path else f"{kind}.").keys()
+    with contextlib.suppress(NotSavedError):
+        if (adapter := adapter_of(model)) is not None:
+            found |= set(adapter.tensors.values())
+    return found
 
 
 def initialisers(model: nn.Module) -> dict[str, list[Callable[[], Any]]]:

@@ -39,6 +39,7 @@ def export(world: rt.World, executor: rt.Executor, form: ModelForm, directory: P
             if world.rank == 0:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
+                form.describe(folder)
         for name, entries in files.items():
             _write(world, executor, form, folder / name, tensor_file.in_written_order(entries))
         with rt.together(world, "export"), _writing(directory):
@@ -71,7 +72,6 @@ def _in_types(whole: Iterator[Tensor], entries: Sequence[Entry]) -> Iterator[Ten
 def _finish(form: ModelForm, files: Mapping[str, Sequence[Entry]], folder: Path, directory: Path) -> None:
     if len(files) > 1:
         write_text(folder / INDEX, _index(form, files))
-    form.describe(folder)
     for path in folder.iterdir():
         sync(path)
     sync(folder)

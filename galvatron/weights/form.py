@@ -106,14 +106,24 @@ class ModelForm:
         return form
 
     def describe(self, folder: Path) -> None:
-        """Writes what lies beside the tensors."""
+        """Writes what lies beside the tensors.
+
+        Raises:
+            GalvatronError: a part of it says itself that it cannot be written.
+        """
         for description in self.descriptions:
             if hasattr(description, "architectures"):
                 description = copy.deepcopy(description)
                 description.architectures = [self.architecture]
                 if self.element_type is not None:
                     description.dtype = str(self.element_type).removeprefix("torch.")
-            description.save_pretrained(folder)
+            try:
+                description.save_pretrained(folder)
+            except ValueError as error:
+                raise GalvatronError(
+                    f"the model's {type(description).__name__} cannot be saved: {error}; mend it before the model is "
+                    "compiled"
+                ) from error
 
 
 def _descriptions(model: nn.Module) -> Iterator[Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from galvatron import runtime as rt
 from galvatron.errors import GalvatronError
 from galvatron.tensor_file import Entry
-from galvatron.weights.adapters import adapter_of, copied, is_adapted
+from galvatron.weights.adapters import copied, is_adapted, names_in_adapters
 from galvatron.weights.folder import tensors_in
 from galvatron.weights.names import declared, listed, matched, without
 
@@ -90,8 +90,7 @@ class Weights:
 
     def _check(self, model: nn.Module, persistent: Sequence[str], unknown: Sequence[str], is_partial: bool) -> None:
         """Whether the files have all of the model, and nothing else."""
-        adapter = adapter_of(model)
-        adapted = set() if adapter is None else set(adapter.tensors.values())  # which keep the values that they have
+        adapted = names_in_adapters(model)  # which keep the values that they have
         missing = [name for name in persistent if id(self._tensors[name]) not in self._sources and name not in adapted]
         found = {
             "lack": without(missing, declared(model, "_keys_to_ignore_on_load_missing")),

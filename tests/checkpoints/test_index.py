@@ -13,17 +13,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from galvatron.checkpoints.folders import INDEX
-from galvatron.checkpoints.index import Index, with_numbers, with_words
+from galvatron.checkpoints.index import Index
 from galvatron.errors import GalvatronError
+from galvatron.ir.words import with_numbers, with_words
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9)
-KEYS = st.sampled_from(["(number)", "(pairs)", "a"]) | st.integers() | st.text(max_size=3)
-VALUES = st.recursive(SCALARS, lambda own: st.lists(own, max_size=3) | st.dictionaries(KEYS, own, max_size=3))
+KEYS = st.sampled_from(["(number)", "(pairs)", "(tuple)", "a"]) | st.integers() | st.text(max_size=3)
+VALUES = st.recursive(
+    SCALARS,
+    lambda own: (
+        st.lists(own, max_size=3)
+        | st.lists(own, max_size=3).map(tuple)
+        | st.dictionaries(KEYS | st.tuples(KEYS, KEYS), own, max_size=3)
+    ),
+)
 
 
 @given(VALUES)
 def test_values_come_back(value: Any) -> None:
-    assert with_numbers(json.loads(json.dumps(with_words(value), allow_nan=False))) == value
+    found = with_numbers(json.loads(json.dumps(with_words(value), allow_nan=False)))
+    assert found == value and repr(found) == repr(value)
 
 
 def test_what_schedulers_keep_comes_back() -> None:

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 import galvatron
 from galvatron import runtime as rt
+from galvatron.checkpoints.index import Index
 from galvatron.errors import GalvatronError
+from galvatron.runtime import comm
 from tests.marks import some_slow
 from tests.ranks import RankFailure, run_ranks
 from tests.test_together import WIDTH, WORDS, new_batch
@@ -84,6 +86,49 @@ def goes_on(world: rt.World, folder: str, options: dict[str, Any], background: b
     assert losses(other, 3) == wanted[0]
     for name, value in wanted[1].items():
         assert torch.equal(other.full_state_dict()[name], value), name
+
+
+class Late:
+    """A collective of which the result is there when it is waited for, and not before."""
+
+    def __init__(self, handle: comm.Handle, result: Tensor) -> None:
+        handle.wait()
+        self._result, self._value = result, result.clone()
+
+    def wait(self) -> None:
+        self._result.copy_(self._value)
+
+
+def loads_while_parameters_travel(world: rt.World, folder: str, plan: str) -> None:
+    gather = comm.all_gather
+
+    def late(result: Tensor, *arguments: Any, **options: Any) -> Any:
+        return Late(gather(result, *arguments, **options), result)
+
+    program = compiled(plan, optimizer=lambda parameters: galvatron.ema(adam(parameters), 0.5))
+    losses(program, 0, 1)
+    whole, path = program.full_state_dict(), program.save(folder, step=1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(comm, "all_gather", late)
+        for takes in (lambda: program.load_full_state_dict(whole), lambda: program.load(path)):
+            losses(program, 1, 1)
+            takes()
+            program.eval_step(new_batch())
+            for name, value in program.full_state_dict().items():
+                assert torch.equal(value, whole[name]), name
+        losses(program, 1, 1)
+        trained = program.full_state_dict()
+        with program.ema():
+            pass
+        program.eval_step(new_batch())
+        for name, value in program.full_state_dict().items():
+            assert torch.equal(value, trained[name]), name
+
+
+@pytest.mark.parametrize("plan", some_slow(["dp2-zero1"], ["dp2-zero1", "dp2-zero2", "dp2-zero3"]))
+def test_values_that_are_loaded_stay(plan: str, tmp_path: Path) -> None:
+    """Also those that the last update still brings to the ranks when they are loaded."""
+    run_ranks(loads_while_parameters_travel, 2, str(tmp_path), plan)
 
 
 WAYS: list[dict[str, Any]] = [
@@ -238,7 +283,10 @@ def test_a_job_that_ends_waits_for_its_checkpoint_unless_it_fails(fails: str, tm
         assert os.listdir(folder) == ["000001-step-1"]
     else:
         assert ended.returncode != 0 and "the end of this rank" in ended.stderr
-        assert [name for name in os.listdir(folder) if not name.startswith(".")] in ([], ["000001-step-1"])
+        saved = [name for name in os.listdir(folder) if not name.startswith(".")]
+        assert saved in ([], ["000001-step-1"])
+        for name in saved:
+            assert Index.read(folder / name).step == 1
 
 
 def test_a_full_disk_leaves_nothing_and_the_job_goes_on_and_old_ones_are_removed(tmp_path: Path) -> None:

@@ -304,10 +304,24 @@ def test_of_two_iterations_the_older_one_ends() -> None:
     first = iter(loader)
     next(first)
     second = iter(loader)
-    with pytest.raises(GalvatronError, match="is iterated over anew"):
+    with pytest.raises(GalvatronError, match="has gone to another place"):
         next(first)
     next(second)
     assert loader.position == 8
+
+
+def test_a_checkpoint_that_is_loaded_ends_an_iteration(tmp_path: Path) -> None:
+    program = compiled("m2/dp1")
+    loader = program.dataloader(Ragged(12), batch_size=4)
+    parts = iter(loader)
+    next(parts)
+    program.save(tmp_path, step=1)
+    next(parts)
+    program.load(tmp_path)
+    with pytest.raises(GalvatronError, match="has gone to another place"):
+        next(parts)
+    assert loader.position == 4
+    assert [part.origin for part in loader] == ["sample 4 of epoch 0", "sample 8 of epoch 0"]
 
 
 def test_a_place_is_refused_by_another_data_set(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ def close(found: Tensor, wanted: Tensor) -> None:
 def steps(world: rt.World, plan: str, kind: str = "") -> list[tuple[int, int]]:
     """Trains an epoch beside one device; gives, by step, the samples of the batch and how many this rank has had."""
     program, dataset, model = compiled(plan, kind), Ragged(COUNT), new_model(kind)
-    assert all(("step_adds" in text) != (kind == "clamped") for text in program.sources.values() if "def step(" in text)
+    steps_of = [text for text in program.sources.values() if "def step(" in text]
+    assert steps_of and all(("step_adds" in text) != (kind == "clamped") for text in steps_of)
     loader = program.dataloader(dataset, batch_size=SAMPLES)
     optimizer = sgd(model.parameters())
     found: list[tuple[int, int]] = []

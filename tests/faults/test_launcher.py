@@ -28,6 +28,7 @@ def test_ranks_end_with_their_launcher(seed: int, tmp_path: Path) -> None:
             job.wait_until(lambda: any(tmp_path.glob("record.*")))
         time.sleep(choose.uniform(0.0, 4.0))
         ranks = job.ranks().values()
+        assert any(map(_lives, ranks)), job.output
         os.kill(job.launcher, signal.SIGKILL)
         deadline = time.monotonic() + ENDS_S
         while any(map(_lives, ranks)):

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 from galvatron import GalvatronArguments, GalvatronTrainer
 from galvatron.errors import GalvatronError
-from galvatron.trainer.accelerator import ProgramAccelerator
+from galvatron.trainer.accelerator import BatchLoss, ProgramAccelerator
 from galvatron.trainer.arguments import CARRIED_OUT, REFUSED, UNTOUCHED, check_arguments
 from galvatron.trainer.checkpoints import put_beside
 from galvatron.trainer.program import _is_decoder
@@ -167,8 +167,9 @@ def test_a_model_takes_the_place_of_a_model_alone(tmp_path: Path) -> None:
 
 def test_only_the_loss_is_spread_over_samples() -> None:
     accelerator = ProgramAccelerator(lambda: None)  # type: ignore[arg-type,return-value]  # is not asked
-    accelerator.evaluated = 3
-    assert accelerator.gather_for_metrics(torch.ones(8)).tolist() == [1, 1, 1]
+    accelerator.evaluates(3)
+    losses = BatchLoss.of(torch.tensor(2.0), 3).repeat(8)
+    assert accelerator.gather_for_metrics(losses).tolist() == [2, 2, 2]
     assert accelerator.gather_for_metrics(torch.arange(3)).tolist() == [0, 1, 2]
     with pytest.raises(GalvatronError, match="has 6 rows, and the batch 3 samples"):
-        accelerator.gather_for_metrics(torch.arange(6))
+        accelerator.gather_for_metrics(torch.ones(6))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,19 @@ def test_a_stream_is_gone_on_with(tmp_path: Path, plan: str) -> None:
         torch.testing.assert_close(value, plain_values[name], rtol=1e-6, atol=1e-7)
     assert evaluated["eval_rows"] == 9
     assert evaluated["eval_samples_per_second"] == pytest.approx(9 / evaluated["eval_runtime"], rel=0.01)
+
+
+class Ignored(Sentences):
+    """Samples of which no label counts, so that the model's own loss is no number."""
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {**super().__getitem__(index), "labels": torch.full((len(self.labels[0]),), -100)}
+
+
+def test_a_loss_that_is_no_number_is_told(tmp_path: Path) -> None:
+    made = trainer(tmp_path, "dp1")
+    found = made.evaluate(Ignored(5))  # type: ignore[arg-type]  # Trainer wants one of its own data sets
+    assert math.isnan(found["eval_loss"]) and found["eval_rows"] == 5
 
 
 class Uneven(Sentences):

@@ -87,16 +87,28 @@ def with_another_base() -> Any:
     return model
 
 
-def reads_a_base(_: rt.World, source: str) -> dict[str, Tensor]:
-    return galvatron.compile(with_another_base(), batch(), plan="dp1", weights=source).full_state_dict()
+def with_more_adapters(model: Any) -> Any:
+    """One that is not active, and one that is beside the first."""
+    for name in ("idle", "second"):
+        torch.manual_seed(3)
+        model.add_adapter(name, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    model.base_model.set_adapter(["default", "second"])
+    return model
 
 
-def test_weights_of_a_base_fill_a_model_with_adapters(tmp_path: Path) -> None:
+def reads_a_base(_: rt.World, source: str, several: bool) -> dict[str, Tensor]:
+    model = with_another_base()
+    model = with_more_adapters(model) if several else model
+    return galvatron.compile(model, batch(), plan="dp1", weights=source).full_state_dict()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_weights_of_a_base_fill_a_model_with_adapters(several: bool, tmp_path: Path) -> None:
     """Its adapters keep their values, what they wrap has those of the files."""
-    wanted = adapted()
+    wanted = with_more_adapters(adapted()) if several else adapted()
     torch.manual_seed(0)
     llama().double().save_pretrained(tmp_path)
-    (found,) = run_ranks(reads_a_base, 1, str(tmp_path))
+    (found,) = run_ranks(reads_a_base, 1, str(tmp_path), several)
     assert found.keys() == wanted.state_dict().keys()
     for name, value in wanted.state_dict().items():
         assert torch.equal(found[name], value), name
