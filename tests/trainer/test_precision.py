@@ -38,9 +38,12 @@ def test_trains_in_16_bits_and_goes_on_bit_for_bit(tmp_path: Path, kind: str) ->
     assert [log for log in [*before[0][:3], *after] if "loss" in log] == steps
     assert all(torch.equal(own[name], value) for name, value in values.items())
     wanted, _ = trained(plain_trainer(tmp_path / "plain", args={"eval_strategy": "no"}))
-    for log, other in zip(steps, [log for log in wanted if "loss" in log], strict=True):
-        if kind == "bf16":  # steps in which numbers overflow come at other places in 16 bits
-            assert log == pytest.approx(other, rel=0.1)
+    of_plain = [log for log in wanted if "loss" in log]
+    assert steps[0]["loss"] == pytest.approx(of_plain[0]["loss"], rel=0.01)
+    if all(math.isfinite(log["grad_norm"]) for log in steps):  # a step that overflows updates nothing
+        assert steps == [pytest.approx(log, rel=0.1) for log in of_plain]
+    else:
+        assert kind == "fp16"
     assert (scale is None) == (kind == "bf16")
 
 
