@@ -19,7 +19,7 @@ from galvatron.errors import GalvatronError, PlanError
 from galvatron.facts import content_of, described, digest_of_values
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.device import Device
-from galvatron.ir.files import write_text
+from galvatron.ir.files import check_path, write_text
 from galvatron.ir.micro_batches import why_not_repeated
 from galvatron.ir.needed import inputs_of
 from galvatron.ir.plan import Plan
@@ -538,10 +538,7 @@ class CompiledModel:
                 was changed then.
         """
         with self._calls.agreeing("load") as facts:
-            if not isinstance(directory, (str, os.PathLike)):
-                raise GalvatronError(
-                    f"a checkpoint is in a directory, given by its path, not {type(directory).__name__}"
-                )
+            check_path(directory, "a checkpoint is in a directory")
             if not isinstance(missing_ok, bool):
                 raise GalvatronError(f"missing_ok must be True or False, not {missing_ok!r}")
             facts |= {"directory": str(directory), "missing_ok": str(missing_ok)}
@@ -581,7 +578,7 @@ class CompiledModel:
             form = self._form.in_type(dtype)
             facts |= {"directory": str(directory), "max_shard_size": str(most_bytes), "dtype": str(dtype)}
         with plain_torch(self._world.device):
-            weights.export(self._world, self._executor, form, Path(os.path.abspath(directory)), most_bytes)
+            weights.export(self._world, self._executor, form, Path(os.path.realpath(directory)), most_bytes)
 
     def save_artifacts(self, directory: str | os.PathLike[str]) -> None:
         """Writes `program.gir`, `plan.json` and `stage_*.py` into a directory, from rank 0, each file atomically.
@@ -589,8 +586,7 @@ class CompiledModel:
         Raises:
             GalvatronError: the directory cannot be written (on rank 0).
         """
-        if not isinstance(directory, (str, os.PathLike)):
-            raise GalvatronError(f"artifacts go into a directory, given by its path, not {type(directory).__name__}")
+        check_path(directory, "artifacts go into a directory")
         if self._world.rank != 0:
             return
         try:

@@ -19,6 +19,7 @@ import sympy
 
 from galvatron.compiled import CompiledModel
 from galvatron.errors import GalvatronError
+from galvatron.ir.files import check_path
 from galvatron.ir.program import Program
 from galvatron.ir.types import BATCH
 from galvatron.runtime import StepMetrics
@@ -59,7 +60,8 @@ class Figures:
             `compile` was given or found; without that either, no MFU.
 
     Raises:
-        GalvatronError: the directory cannot be written, or TensorBoard is asked for and not installed.
+        GalvatronError: the directory cannot be written, or TensorBoard is asked for and not installed; of `add`, what
+            it is given are no numbers.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Figures:
         every_rank: bool = False,
         peak_flop_per_s: float | None = None,
     ) -> None:
+        check_path(directory, "figures go into a directory")
         if type(every) is not int or every < 1:
             raise GalvatronError(f"every must be a number of steps, not {every!r}")
         self._compiled, self._every, self._total = compiled, every, total
@@ -104,6 +107,12 @@ class Figures:
             step: its number, as the caller counts.
             more: other figures of it, by name.
         """
+        if type(step) is not int:
+            raise GalvatronError(f"a step is a whole number, not {step!r:.80}")
+        try:
+            others = {name: float(value) for name, value in more.items()}
+        except (TypeError, ValueError) as error:
+            raise GalvatronError(f"the figures of step {step} are numbers: {error}") from error
         if self._first is None and self._lines is not None:
             self._first = step
             self._or_warn(step, lambda path: leave_out(path, step))
@@ -112,7 +121,7 @@ class Figures:
         self._write_waiting()
         if self._lines is not None and step % self._every == 0:
             passed_s = None if before is None or step <= before[0] else (now - before[1]) / (step - before[0])
-            self._waiting = step, self._compiled.pending_metrics(), passed_s, {k: float(v) for k, v in more.items()}
+            self._waiting = step, self._compiled.pending_metrics(), passed_s, others
 
     def close(self) -> None:
         """Writes what is left."""

@@ -42,7 +42,7 @@ def chosen(directory: Path, *, missing_ok: bool = False) -> Path | None:
     try:
         if (directory / INDEX).exists():
             return directory
-        if directory.exists() or not missing_ok:
+        if not (missing_ok and _is_missing(directory)):
             found = complete(directory)
     except OSError as error:
         raise GalvatronError(f"there is no checkpoint in {directory}: {error.strerror or error}") from error
@@ -54,6 +54,15 @@ def chosen(directory: Path, *, missing_ok: bool = False) -> Path | None:
         f"there is no complete checkpoint in {directory}: name the directory that compiled.save was given, or one "
         "of the folders in it"
     )
+
+
+def _is_missing(path: Path) -> bool:
+    """Whether nothing has this name: a link to nothing does."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def begin(directory: Path, step: int) -> Path:

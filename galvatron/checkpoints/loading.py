@@ -73,16 +73,23 @@ class Reader:
         """What it is."""
         return Checkpoint(self._folder, self._index.step, self._index.extra, self._index.metrics, self._index.loaders)
 
+    def load_optimizer(self) -> None:
+        """Let the optimizer take its state over.
+
+        Raises:
+            GalvatronError: it does not; it has the state that it had.
+        """
+        if self._executor.optimizer is not None:
+            optimizer.load(self._executor.optimizer, self._trained, self._index.parameters, self._state)
+
     def load(self) -> None:
-        """Take it over. Collective."""
+        """Take over what else there is. Collective."""
         for piece in self._pieces:
             own = piece.tensor.detach()
             flat = own.view(-1) if own.is_contiguous() else own.new_zeros(own.numel())
             self._fill(value_key(piece.name), self._patches[piece.name], flat)
             if not own.is_contiguous():
                 own.copy_(flat.view(own.shape))
-        if self._executor.optimizer is not None:
-            optimizer.load(self._executor.optimizer, self._trained, self._index.parameters, self._state)
         self._executor.publish()
         self._executor.load_state(self._run)
 
@@ -223,6 +230,7 @@ def load(
     with rt.together(world, "load"):
         reader = Reader(folder, executor)
         check(reader.checkpoint.loaders)
+        reader.load_optimizer()
     with failure.guarded("load"):
         reader.load()
     return reader.checkpoint

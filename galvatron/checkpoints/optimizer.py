@@ -24,13 +24,26 @@ _NOT_OPTIONS = ("params", "param_names", "foreach", "fused", "capturable", "diff
 """What is no option of the update: which parameters, and by which kernels, which is for this machine to say."""
 
 
+def single_numbers(optimizer: Optimizer) -> frozenset[str]:
+    """The keys of the state that is a number for all of a parameter, which cannot be told from that of its elements
+    where a parameter has one and no dimensions."""
+    found = {
+        str(key)
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, Tensor) and parameter.dim() and not value.dim()
+    }
+    return frozenset(found | {"step"})
+
+
 def state_of(
-    optimizer: Optimizer, updated: Mapping[int, Updated], piece: Piece
+    optimizer: Optimizer, updated: Mapping[int, Updated], single: frozenset[str], piece: Piece
 ) -> tuple[ParameterState, dict[str, Tensor]] | None:
     """What an optimizer has for one parameter: in words, and its tensors by key; None where it does not train it.
 
     Args:
         updated: see `updated_by`.
+        single: see `single_numbers`.
 
     Raises:
         GalvatronError: a part of the state is nothing that a checkpoint can have, or means nothing under another plan.
@@ -43,7 +56,7 @@ def state_of(
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
     for key, value in optimizer.state.get(piece.tensor, {}).items():
-        if isinstance(value, Tensor) and _is_of_elements(key, value, piece.tensor):
+        if isinstance(value, Tensor) and _is_of_elements(value, piece.tensor, is_single=key in single):
             elements[key] = value
         elif isinstance(value, Tensor):
             if value.dim() and not piece.is_whole:
@@ -66,9 +79,8 @@ def state_of(
     return found, elements | tensors
 
 
-def _is_of_elements(key: str, value: Tensor, parameter: Tensor) -> bool:
-    """A number without dimensions is the count of steps where torch itself takes it for that, by its key."""
-    return value.shape == parameter.shape and (value.dim() > 0 or key != "step")
+def _is_of_elements(value: Tensor, parameter: Tensor, *, is_single: bool) -> bool:
+    return value.shape == parameter.shape and (value.dim() > 0 or not is_single)
 
 
 _NOTHING = object()
@@ -113,11 +125,20 @@ def check(optimizer: Optimizer, pieces: Sequence[Piece], saved: Mapping[str, Par
     options = group_options(optimizer, pieces, saved)
     for group, found in zip(optimizer.param_groups, options, strict=True):
         for key, value in found.items():
-            if _kind(value) not in ("none", _kind(group.get(key))) and group.get(key) is not None:
+            if not _fits(value, group.get(key)):
                 raise GalvatronError(
                     f"option {key} of the optimizer is {value!r} in the checkpoint and {group[key]!r} here: they do "
                     "not go together; nothing was loaded"
                 )
+
+
+def _fits(value: Any, own: Any) -> bool:
+    """Whether an option may have this value where it has another one now."""
+    if value is None or own is None:
+        return True
+    if isinstance(value, list) and isinstance(own, (tuple, list)):
+        return len(value) == len(own) and all(one is not None for one in value) and all(map(_fits, value, own))
+    return _kind(value) == _kind(own)
 
 
 def _kind(value: Any) -> str:
@@ -163,6 +184,9 @@ def load(
 
     Args:
         tensor_of: the tensor of the state of a parameter that has this key.
+
+    Raises:
+        GalvatronError: the optimizer does not take it; it has the state that it had.
     """
     by_id = {id(piece.tensor): piece for piece in pieces}
     packed = optimizer.state_dict()
@@ -180,7 +204,14 @@ def load(
                 tensors = {key: tensor_of(piece, key) for key in (*own.elements, *own.tensors)}
                 state[number] = {**tensors, **own.values}
                 loaded += [(parameter, key, value) for key, value in tensors.items()]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+    except Exception as error:
+        optimizer.load_state_dict(packed)
+        raise GalvatronError(
+            f"{type(optimizer).__name__} does not take the state of the checkpoint: {type(error).__name__}: {error}; "
+            "nothing was loaded"
+        ) from error
     for parameter, key, value in loaded:  # torch has put each on its device, but also into the parameter's type
         here = optimizer.state[parameter][key]
         if here.dtype != value.dtype:

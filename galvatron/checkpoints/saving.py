@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import uuid
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,7 +22,8 @@ from galvatron.checkpoints.index import Index, ParameterState
 from galvatron.checkpoints.parts import Part, PartFile, check_type
 from galvatron.errors import GalvatronError
 from galvatron.ir.documents import read_json
-from galvatron.ir.words import finite, with_words
+from galvatron.ir.files import check_path
+from galvatron.ir.words import finite, unsayable, with_words
 from galvatron.runtime import comm, failure
 from galvatron.runtime.beside import Beside
 from galvatron.runtime.boxes import Box, Patch, patches_of, whole_box
@@ -176,9 +176,9 @@ def _states(executor: rt.Executor) -> Iterator[tuple[rt.Piece, tuple[ParameterSt
     """What the optimizer has for the parameters that this rank writes."""
     if (own := executor.optimizer) is None:
         return
-    updated = updated_by(own)
+    updated, single = updated_by(own), optimizer.single_numbers(own)
     for piece in executor.trained_pieces():
-        state = optimizer.state_of(own, updated, piece) if piece.first and piece.updated else None
+        state = optimizer.state_of(own, updated, single, piece) if piece.first and piece.updated else None
         if state is not None:
             yield piece, state
 
@@ -307,8 +307,7 @@ def check_arguments(directory: Any, step: Any, keep: Any, extra: Any, background
     Raises:
         GalvatronError: an argument of `save` is wrong.
     """
-    if not isinstance(directory, (str, os.PathLike)):
-        raise GalvatronError(f"a checkpoint goes into a directory, given by its path, not {type(directory).__name__}")
+    check_path(directory, "a checkpoint goes into a directory")
     if type(step) is not int or step < 0:
         raise GalvatronError(f"step must be a whole number, not {step!r}")
     if keep is not None and (type(keep) is not int or keep < 1):
@@ -317,7 +316,10 @@ def check_arguments(directory: Any, step: Any, keep: Any, extra: Any, background
         raise GalvatronError(f"background must be True or False, not {background!r}")
     if not isinstance(extra, Mapping):
         raise GalvatronError(f"extra must be a mapping, not {type(extra).__name__}")
-    try:
-        return json.dumps(with_words(extra), allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise GalvatronError(f"extra must be what JSON can say: {error}") from error
+    if unsaid := unsayable(extra):
+        place, value = unsaid
+        raise GalvatronError(
+            f"extra{place} is of type {type(value).__name__}, which a checkpoint cannot have: it has numbers, texts, "
+            "lists, tuples and mappings (of a scheduler over a rate that is a tensor, make the rate a number)"
+        )
+    return json.dumps(with_words(extra), allow_nan=False)

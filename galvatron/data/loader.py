@@ -197,6 +197,7 @@ class Loader:
             error = self._told(wrong, at)
         if self._first and not self._options.whole_batches and serves.world.size > 1:
             own = {} if error else digests(values, rows, serves.batched)
+            serves.calls.check("the first batch", None, {})
             with failure.guarded("dataloader"):
                 everyone = gather_objects(own, all_ranks(), phase="batch")
             check_shared(everyone)

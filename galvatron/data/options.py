@@ -92,10 +92,18 @@ def is_stream(dataset: Any) -> bool:
 
 
 def length_of(dataset: Any) -> int | None:
-    """The samples of an epoch; None where nobody knows."""
+    """The samples of an epoch; None where nobody knows.
+
+    Raises:
+        GalvatronError: the data set cannot say.
+    """
     if is_stream(dataset):
         return None
     try:
         return len(dataset)
     except (TypeError, NotImplementedError):
         return None
+    except Exception as error:
+        raise GalvatronError(
+            f"the data set does not say how many samples it has: its __len__ raises {type(error).__name__}: {error}"
+        ) from error

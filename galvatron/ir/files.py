@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
+from galvatron.errors import GalvatronError
 from galvatron.ir import limits
 
 
@@ -26,6 +28,21 @@ def exists(path: str) -> bool:
         return bool(path) and Path(path).exists()
     except (OSError, ValueError):
         return False
+
+
+def check_path(path: Any, says: str) -> None:
+    """
+    Args:
+        says: what is there, as in "a checkpoint goes into a directory".
+
+    Raises:
+        GalvatronError: it is nothing that a file or directory could be called.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise GalvatronError(f"{says}, given by its path, not {type(path).__name__}")
+    name = os.fspath(path)
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise GalvatronError(f"{says}, and none can be called {name!r}")
 
 
 def cache_directory(cache_dir: str | os.PathLike[str] | None = None) -> Path:

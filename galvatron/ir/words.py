@@ -25,6 +25,24 @@ def with_words(value: Any) -> Any:
     return {_NUMBER: str(value)} if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def unsayable(value: Any, place: str = "", depth: int = 0) -> tuple[str, Any] | None:
+    """Where in a value is what `with_words` cannot say, as in `["last"][0]`, and what it is; None where nothing is."""
+    if depth > _DEEP:
+        return place, value
+    if isinstance(value, Mapping):
+        inside = [(f"[{key!r:.40}]", own) for key, own in value.items()]
+        inside += [(f"[{key!r:.40}]", key) for key in value if not isinstance(key, str)]
+    elif isinstance(value, (list, tuple)):
+        inside = [(f"[{number}]", own) for number, own in enumerate(value)]
+    else:
+        return None if value is None or isinstance(value, (bool, int, float, str)) else (place, value)
+    return next((found for at, own in inside if (found := unsayable(own, place + at, depth + 1))), None)
+
+
+_DEEP = 100
+"""As deep as values may lie in others."""
+
+
 def with_numbers(value: Any) -> Any:
     """What was given to `with_words`.
 

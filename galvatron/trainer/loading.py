@@ -96,19 +96,45 @@ class Turns(Dataset[Mapping[str, Any]]):
 class StreamedTurns(IterableDataset[Mapping[str, Any]]):
     """What is done in the turns of an iterable data set.
 
-    Attributes:
-        passed: turns that a run which goes on had before; `Trainer` leaves out as many.
+    Args:
+        loader: gives the batches of steps, epoch by epoch.
+        count: turns of an epoch, where the data set says how many samples it has.
+        samples: of a turn.
+        accumulated: turns of a step.
     """
 
-    def __init__(self, loader: data.Loader, accumulated: int) -> None:
-        self._loader, self._accumulated = loader, accumulated
-        self.passed = 0
+    def __init__(self, loader: data.Loader, count: int | None, samples: int, accumulated: int) -> None:
+        self._loader, self._count = loader, count
+        self._samples, self._accumulated = samples, accumulated
+        self._passed: int | None = None
+
+    def __len__(self) -> int:
+        """The turns of an epoch, which `torch.utils.data.DataLoader` takes for its batches.
+
+        Raises:
+            TypeError: nobody knows.
+        """
+        if self._count is None:
+            raise TypeError("an iterable data set does not say how many samples it has")
+        return self._count
+
+    def goes_on(self, steps: int) -> None:
+        """The run had so many steps before: `Trainer` leaves their turns out, or those of the epoch where it knows."""
+        if self._count is not None:
+            steps %= -(-self._count // self._accumulated)
+        self._passed = steps * self._accumulated
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        passed, self.passed = self.passed, 0
-        yield from [IDLE] * passed
+        passed, self._passed = self._passed, None
+        place = self._loader.place()
+        if passed is None and place.position:  # the epoch before was left early
+            streams = (None,) * len(place.streams)
+            self._loader.go_to(replace(place, epoch=place.epoch + 1, position=0, streams=streams))
+        yield from [IDLE] * (passed or 0)
         for part in self._loader:
-            yield from [IDLE] * (self._accumulated - 1)
+            is_counted = self._count is not None and part.samples < self._samples * self._accumulated
+            turns = -(-part.samples // self._samples) if is_counted else self._accumulated
+            yield from [IDLE] * (turns - 1)
             yield part
 
 
@@ -173,7 +199,9 @@ class Loaded:
             place = self.loader.place()
             self.loader.go_to(replace(place, epoch=0, position=0, streams=(None,) * len(place.streams)))
         if self.ordered is None:
-            return StreamedTurns(self.loader, self.source.accumulated)
+            used, each = self.source.used, self.source.samples
+            count = -(-len(used) // each) if hasattr(used, "__len__") else None
+            return StreamedTurns(self.loader, count, each, self.source.accumulated)
         return Turns(self.loader, self.ordered, self.source.samples, self.source.accumulated)
 
 

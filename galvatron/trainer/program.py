@@ -15,7 +15,7 @@ from transformers.trainer_optimizer import is_optimizer_factory
 
 from galvatron import api
 from galvatron.data.fetching import randomness_kept
-from galvatron.data.options import is_stream
+from galvatron.data.options import is_stream, length_of
 from galvatron.errors import GalvatronError, did_you_mean
 from galvatron.ir.documents import shown
 from galvatron.runtime.optimizers import OptimizerFactory
@@ -63,6 +63,20 @@ def check_optimizers(optimizers: Any) -> None:
             raise GalvatronError(f"optimizers has {shown(value)}, which is no function")
 
 
+def check_data(*datasets: Any) -> None:
+    """
+    Args:
+        datasets: each one, several by their names, or None.
+
+    Raises:
+        GalvatronError: one has no samples.
+    """
+    for one in datasets:
+        for dataset in one.values() if isinstance(one, dict) else [one]:
+            if length_of(dataset) == 0:
+                raise GalvatronError("a data set is empty: leave it out")
+
+
 def compiled_for(
     trainer: GalvatronTrainer, optimizer: OptimizerFactory | None, options: Mapping[str, Any]
 ) -> api.CompiledModel:
@@ -107,8 +121,6 @@ def example(trainer: GalvatronTrainer) -> dict[str, Any]:
                     "each iter()"
                 )
             return dict(collate(list(islice(stream, samples))))
-        if not len(dataset):
-            raise GalvatronError("the data set is empty")
         return dict(collate([dataset[at % len(dataset)] for at in range(samples)]))
 
 

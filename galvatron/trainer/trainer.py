@@ -26,7 +26,7 @@ from galvatron.trainer.arguments import check_arguments
 from galvatron.trainer.checkpoints import STATE, is_complete, last_checkpoint, put_beside
 from galvatron.trainer.loading import IDLE, Loaded, Source, StreamedTurns, Turns, loader_of
 from galvatron.trainer.predictions import predictions
-from galvatron.trainer.program import Schedule, check_optimizers, check_options, compiled_for
+from galvatron.trainer.program import Schedule, check_data, check_optimizers, check_options, compiled_for
 
 
 class GalvatronTrainer(transformers.Trainer):
@@ -98,6 +98,7 @@ class GalvatronTrainer(transformers.Trainer):
             raise GalvatronError("pass either optimizers= or optimizer_cls_and_kwargs=, not both")
         self._build, self._schedule = optimizers
         self._whole_batches, self._options = whole_batches, options
+        check_data(train_dataset, eval_dataset)
         self._turns: Turns | StreamedTurns | None = None
         self._loaders: dict[tuple[str, int], Loaded] = {}
         super().__init__(
@@ -324,7 +325,7 @@ class GalvatronTrainer(transformers.Trainer):
             )
         self.lr_scheduler.load_state_dict(found.extra["scheduler"])
         if isinstance(self._turns, StreamedTurns):
-            self._turns.passed = found.step * self.args.gradient_accumulation_steps
+            self._turns.goes_on(found.step)
 
     def _load_best_model(self) -> None:
         self.compiled.load(Path(str(self.state.best_model_checkpoint)) / STATE)

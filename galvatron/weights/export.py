@@ -16,7 +16,7 @@ from torch import Tensor
 from galvatron import runtime as rt
 from galvatron import tensor_file
 from galvatron.errors import GalvatronError
-from galvatron.ir.files import sync, write_text
+from galvatron.ir.files import check_path, sync, write_text
 from galvatron.tensor_file import Entry
 from galvatron.units import parse_bytes
 from galvatron.weights.folder import INDEX
@@ -107,8 +107,9 @@ def check_export(directory: Any, max_shard_size: Any, dtype: Any) -> int:
     Raises:
         GalvatronError: an argument of `export` is wrong.
     """
-    if not isinstance(directory, (str, os.PathLike)):
-        raise GalvatronError(f"a model goes into a directory, given by its path, not {type(directory).__name__}")
+    check_path(directory, "a model goes into a directory")
+    if Path(os.path.realpath(directory)) == Path.cwd():
+        raise GalvatronError("a model goes into a new directory, not into the one that the job runs in")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise GalvatronError(
             f"dtype must be a torch.dtype of floating numbers, or None for the model's own, not {dtype!r}"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from galvatron import runtime as rt
 from galvatron.errors import GalvatronError
+from galvatron.ir.files import check_path
 from galvatron.tensor_file import Entry
 from galvatron.weights.adapters import copied, is_adapted, names_in_adapters
 from galvatron.weights.folder import tensors_in
@@ -132,8 +133,8 @@ def check_weights(weights: Any, *, is_partial: bool) -> None:
     Raises:
         GalvatronError: they are not those of `compile`.
     """
-    if weights is not None and not isinstance(weights, (str, os.PathLike)):
-        raise GalvatronError(f"weights are in a directory, given by its path, not {type(weights).__name__}")
+    if weights is not None:
+        check_path(weights, "weights are in a directory")
     if weights is None and is_partial:
         raise GalvatronError("partial_weights is about the files of weights=, which was not given")
 

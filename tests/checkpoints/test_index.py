@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from galvatron.checkpoints.folders import INDEX
 from galvatron.checkpoints.index import Index
 from galvatron.errors import GalvatronError
-from galvatron.ir.words import with_numbers, with_words
+from galvatron.ir.words import unsayable, with_numbers, with_words
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9)
 KEYS = st.sampled_from(["(number)", "(pairs)", "(tuple)", "a"]) | st.integers() | st.text(max_size=3)
@@ -44,6 +44,20 @@ def test_what_schedulers_keep_comes_back() -> None:
 def test_other_pairs_are_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="belong"):
         with_numbers(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ({"last": [0.1, object()]}, "['last'][1]"),
+        ({"a": {(1, object()): 2}}, "['a'][(1, <object"),
+        ({"s": {1}}, "['s']"),
+    ],
+)
+def test_what_cannot_be_said_is_named_by_its_place(value: Any, place: str) -> None:
+    found = unsayable(value)
+    assert found is not None and found[0].startswith(place)
+    assert unsayable({"rates": [0.1, math.inf], (1, None): True}) is None
 
 
 def test_a_number_that_is_not_finite_is_refused(tmp_path: Path) -> None:

@@ -131,6 +131,41 @@ def test_values_that_are_loaded_stay(plan: str, tmp_path: Path) -> None:
     run_ranks(loads_while_parameters_travel, 2, str(tmp_path), plan)
 
 
+class Scaled(nn.Module):
+    """Has a parameter without dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(WORDS, WIDTH)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
+        x = self.embedding(ids) * self.scale
+        return F.cross_entropy((x @ self.embedding.weight.T).flatten(0, 1), labels.flatten())
+
+
+def of_a_number(plan: str, rule: type[torch.optim.Optimizer]) -> galvatron.CompiledModel:
+    torch.manual_seed(0)
+    return galvatron.compile(Scaled().double(), new_batch(), plan=plan, optimizer=partial(rule, lr=0.01))
+
+
+def goes_on_with_a_number(world: rt.World, folder: str, rule: type[torch.optim.Optimizer]) -> None:
+    program = of_a_number("dp2", rule)
+    losses(program, 0)
+    program.save(folder, step=3)
+    wanted = losses(program, 3)
+    for plan in ("dp2-zero1", "dp2-zero3", "dp2"):
+        other = of_a_number(plan, rule)
+        other.load(folder)
+        assert losses(other, 3) == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", [torch.optim.NAdam, torch.optim.ASGD, torch.optim.AdamW, torch.optim.Rprop])
+def test_a_parameter_without_dimensions(rule: type[torch.optim.Optimizer], tmp_path: Path) -> None:
+    run_ranks(goes_on_with_a_number, 2, str(tmp_path), rule)
+
+
 WAYS: list[dict[str, Any]] = [
     {"plan": "dp2-zero2"},
     {"plan": "pp2/m2/1f1b/dp1", "precision": "bf16"},
@@ -355,7 +390,8 @@ def test_a_rank_killed_while_saving_leaves_the_last_complete_checkpoint(
         ({"directory": "x", "step": -1}, "step must be"),
         ({"directory": "x", "step": 1, "keep": 0}, "keep must be"),
         ({"directory": "x", "step": 1, "background": 1}, "background must be"),
-        ({"directory": "x", "step": 1, "extra": {"a": object()}}, "JSON"),
+        ({"directory": "x", "step": 1, "extra": {"a": object()}}, "is of type object"),
+        ({"directory": "x\0", "step": 1}, "none can be called"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, Any], words: str, monkeypatch, tmp_path: Path) -> None:

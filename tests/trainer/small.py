@@ -99,9 +99,8 @@ def trainer(folder: Path, plan: str, ranks: int = 1, stop: int | None = None, **
     return GalvatronTrainer(
         new_model(),
         arguments(GalvatronArguments, folder, ranks, **more.pop("args", {})),
-        callbacks=[Told(stop)],
         plan=plan,
-        **{**usual(), **more},
+        **{**usual(), "callbacks": [Told(stop)], **more},
     )
 
 
@@ -109,8 +108,7 @@ def plain_trainer(folder: Path, **more: Any) -> Trainer:
     return Trainer(
         new_model(),
         arguments(TrainingArguments, folder, 1, **more.pop("args", {})),
-        callbacks=[Told()],
-        **{**usual(), **more},
+        **{**usual(), "callbacks": [Told()], **more},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
+from transformers import TrainerCallback
 
 from galvatron import runtime as rt
 from galvatron.trainer import last_checkpoint
 from tests.marks import some_slow
 from tests.ranks import run_ranks
-from tests.trainer.small import Sentences, logs_of, plain_trainer, trained, trainer
+from tests.trainer.small import Sentences, Told, logs_of, plain_trainer, trained, trainer
 
 pytestmark = pytest.mark.usefixtures("shared_captures")
 
@@ -72,6 +74,55 @@ def test_a_stream_is_gone_on_with(tmp_path: Path, plan: str) -> None:
         torch.testing.assert_close(value, plain_values[name], rtol=1e-6, atol=1e-7)
     assert evaluated["eval_rows"] == 9
     assert evaluated["eval_samples_per_second"] == pytest.approx(9 / evaluated["eval_runtime"], rel=0.01)
+
+
+class Counted(Read):
+    """A stream that says how many samples it has."""
+
+    def __len__(self) -> int:
+        return len(self._sentences)
+
+
+class EndsEpochs(TrainerCallback):
+    """Leaves epochs early."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        control.should_epoch_stop |= state.global_step in (2, 3)
+
+
+STREAMS: dict[str, dict[str, Any]] = {
+    "counted": {"train_dataset": Counted(27), "args": {"num_train_epochs": 1.5}},
+    "left early": {"train_dataset": Read(40), "args": {"max_steps": 6}, "callbacks": [Told(), EndsEpochs()]},
+}
+
+
+@pytest.mark.parametrize("kind", some_slow(["left early"], STREAMS))
+def test_streams_are_trained_on_as_trainer_does(tmp_path: Path, kind: str) -> None:
+    wanted, values = trained(plain_trainer(tmp_path / "plain", **copy.deepcopy(STREAMS[kind])))
+    logs, own = trained(trainer(tmp_path / "own", "dp1", **copy.deepcopy(STREAMS[kind])))
+    assert steps_of(logs) == [pytest.approx(log, rel=1e-6) for log in steps_of(wanted)]
+    for name, value in values.items():
+        torch.testing.assert_close(own[name], value, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_a_counted_stream_is_gone_on_with(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"train_dataset": Counted(27)}
+    options["args"] = {"num_train_epochs": 2.0, "save_strategy": "steps", "save_steps": 5, "eval_strategy": "no"}
+    logs, values = trained(trainer(tmp_path / "whole", "dp1", **copy.deepcopy(options)))
+    before, _ = trained(trainer(tmp_path / "run", "dp1", stop=6, **copy.deepcopy(options)))
+    after, own = trained(trainer(tmp_path / "run", "dp1", **options), last_checkpoint(tmp_path / "run"))
+    assert steps_of(before)[:5] + steps_of(after) == steps_of(logs)
+    assert all(torch.equal(own[name], value) for name, value in values.items())
+
+
+def test_an_evaluation_begins_anew(tmp_path: Path) -> None:
+    """Also after one that was left in the middle."""
+    made = trainer(tmp_path, "dp1", eval_dataset=Read(9, seed=1))
+    wanted = made.evaluate()["eval_loss"]
+    batches = iter(made.get_eval_dataloader())
+    next(batches)
+    assert made.evaluate()["eval_loss"] == wanted
 
 
 class Ignored(Sentences):
