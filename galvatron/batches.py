@@ -197,14 +197,20 @@ class BatchReader:
 
     def _advice(self, name: str, wanted: TensorType, value: Tensor) -> str:
         """What to do where an input has as many samples as it likes, but was taken for one without."""
-        alike = name not in self._batched and len(wanted.shape) == value.dim() and wanted.shape[1:] == value.shape[1:]
-        if alike:
+        has_rank = len(wanted.shape) == value.dim()
+        if name not in self._batched and has_rank and wanted.shape[1:] == value.shape[1:]:
             return f"; if {name!r} has one row per sample, compile with batch_dims={{{name!r}: 0}}"
         sizes = enumerate(zip(wanted.shape, value.shape, strict=False))
         other = [dim for dim, (own, size) in sizes if isinstance(own, int) and own != size]
-        if len(wanted.shape) != value.dim() or not other:
+        if not has_rank or not other:
             return ""
-        return f": pad to that size, or compile with dynamic={{{name!r}: {{{other[0]}: 'S'}}}} for batches of several"
+        size = wanted.shape[other[0]]
+        alike = {n: t.shape.index(size, 1) for n, t in self._types.items() if size in t.shape[1:]}
+        named = ", ".join(f"{n!r}: {{{dim}: 'S'}}" for n, dim in ({name: other[0]} | alike).items())
+        return (
+            f": pad to that size, or compile with dynamic={{{named}}} for batches of several (where collate_fn pads to "
+            "the longest sample of a batch, pass whole_batches=True to the dataloader as well)"
+        )
 
     def by_name(self, batch: BatchLike) -> dict[str, Any]:
         """What a batch has for each argument of forward.

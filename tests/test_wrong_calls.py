@@ -225,7 +225,7 @@ CALLS: list[tuple[Callable[[], Any], str]] = [
     (lambda: wrong().optimizer.load_state_dict({"state": {}, "param_groups": []}), "0 groups of parameters"),
     (lambda: wrong().save_artifacts(5), "given by its path, not int"),
     (lambda: wrong().save_artifacts("/dev/null/nowhere"), "cannot be written into /dev/null/nowhere"),
-    (lambda: wrong().save_artifacts("\0"), "cannot be written"),
+    (lambda: wrong().save_artifacts("\0"), "none can be called"),
 ]
 
 

@@ -165,6 +165,21 @@ def test_lengths_are_found_when_asked() -> None:
     assert replace(found, batch_size=BATCH_SIZE) == program
 
 
+class Cut(nn.Module):
+    """Takes of a mask what it needs, which is a branch on two sizes where they are traced apart."""
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if mask.shape[1] > x.shape[1]:
+            mask = mask[:, : x.shape[1]]
+        return (x.mean(-1).mean(1) * mask.mean(1)).mean()
+
+
+def test_sizes_that_the_model_compares_are_taken_for_one() -> None:
+    batch = {"x": torch.randn(4, 12, 5), "mask": torch.randn(4, 12)}
+    program = capture_graph(Cut(), batch, dynamic=True).program
+    assert " ".join(str(value.type) for value in program.inputs) == "f32[B, S, S2] f32[B, S]"
+
+
 @pytest.mark.parametrize(
     ("then", "dynamic", "shapes"),
     [

@@ -112,6 +112,9 @@ def capture_graph(
             if not free:
                 raise
             to_blame = error.__cause__.length if isinstance(error.__cause__, FixedLengthError) else None
+            if to_blame is None and (fewer := _as_in_example(free, batch)) != free:
+                free = fewer  # the model holds where some of them are related, and equal they are in the example
+                continue
             given_up = to_blame if to_blame in free.values() else [*free.values()][-1]
             free = {place: name for place, name in free.items() if name != given_up}
 
@@ -133,6 +136,12 @@ def _sizes_left_free(training: _Training, batch: Batch) -> dict[Place, str]:
             alike = left_free([(name, dim) for name, dim in places if batch.tensors[name].shape[dim] == size])
             found |= {place: f"{name}_{size}" for place, name in alike.items()}
     return found
+
+
+def _as_in_example(free: dict[Place, str], batch: Batch) -> dict[Place, str]:
+    """One name for all sizes that are equal in the example."""
+    names: dict[int, str] = {}
+    return {(name, dim): names.setdefault(batch.tensors[name].shape[dim], own) for (name, dim), own in free.items()}
 
 
 def _in_precision(
