@@ -31,6 +31,7 @@ from galvatron.ir.random import draws_as_a_whole, is_random
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 from galvatron.plain import plain_torch
 from galvatron.runtime import Executor, World, comm, failure, together
+from galvatron.runtime.agreement import on_rank_0
 from galvatron.runtime.layer_results import LayerResults
 
 Types = tuple[torch.dtype, Mapping[str, str]]
@@ -92,10 +93,9 @@ def compared(
     """
     with failure.guarded("compare_with"):
         state = dict(executor.held_tensors())
-    eager: _Computed | None = None
-    with together(world, "compare_with"), plain_torch(device_of(given.model)):
-        if world.rank == 0:
-            eager = _eager(planned, given, state, outputs=outputs)
+    with plain_torch(device_of(given.model)):
+        eager = on_rank_0(world, "compare_with", lambda: _eager(planned, given, state, outputs=outputs))
+    with together(world, "compare_with"), plain_torch(world.device):
         results = _results(executor, planned, cache_dir) if outputs else None
     rows: list[Beside] = []
     with executor.undisturbed():

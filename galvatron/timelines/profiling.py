@@ -18,7 +18,8 @@ from galvatron.ir.cluster import Cluster
 from galvatron.ir.files import write_text
 from galvatron.ir.program import Program
 from galvatron.plain import plain_torch
-from galvatron.runtime import Executor, World, comm, recording, together
+from galvatron.runtime import Executor, World, comm, recording
+from galvatron.runtime.agreement import on_rank_0
 from galvatron.runtime.alignment import ClockOffset, clock_offset
 from galvatron.runtime.recording import Recorder
 from galvatron.timelines.compare import Difference, differences, table
@@ -86,10 +87,8 @@ def profiled(
     with recorder.recording():
         train()
     ranks = _of_all_ranks(world, _own(executor, recorder, offset))
-    found: Profiled | None = None
-    with together(world, "profile"), plain_torch(world.device):
-        if world.rank == 0:
-            found = _written(ranks, planned, cluster, folder)
+    with plain_torch(world.device):
+        found = on_rank_0(world, "profile", lambda: _written(ranks, planned, cluster, folder))
     if world.size > 1:
         found = comm.broadcast_object(found, comm.all_ranks(), 0, phase="profile")
     assert found is not None

@@ -27,15 +27,11 @@ def compiled(plan: str, ranks: int) -> galvatron.CompiledModel:
     return galvatron.compile(new_model(), new_batch(), plan=plan, optimizer=adamw, cluster=where)
 
 
-def profiled(world: rt.World, folder: str, plan: str) -> tuple[Profiled, bool]:
-    own, other = compiled(plan, world.size), compiled(plan, world.size)
+def profiled(world: rt.World, folder: str, plan: str) -> Profiled:
+    own = compiled(plan, world.size)
     found = own.profile([new_batch(), new_batch()], steps=5, directory=folder)
-    losses = [own.train_step(new_batch()) for _ in range(2)]
-    for _ in range(2):
-        other.train_step(new_batch())
-    same = all(torch.equal(loss, other.train_step(new_batch())) for loss in losses)
     assert found.steps == 2 and own.metrics.step_s > 0
-    return found, same
+    return found
 
 
 QUICK = ["pp2/m2/1f1b/dp1"]
@@ -44,8 +40,8 @@ MORE = ["m2/dp2-zero3", "m1/tp2", "m2/dp2-zero2-recompute", "m2/tp2-recompute=se
 
 @pytest.mark.parametrize("plan", some_slow(QUICK, MORE))
 def test_a_job_is_measured_in_the_words_of_the_prediction(plan: str, tmp_path: Path) -> None:
-    (found, same), (other, _) = run_ranks(profiled, 2, str(tmp_path), plan, timeout=120)
-    assert same and found.differences == other.differences
+    found, other = run_ranks(profiled, 2, str(tmp_path), plan, timeout=120)
+    assert found.differences == other.differences
     predicted, measured = (checked(path.read_text()) for path in (found.predicted, found.measured))
     assert names_of(predicted) <= names_of(measured)
     about = json.loads(found.measured.read_text())["otherData"]["galvatron"]
@@ -78,8 +74,8 @@ def _check_computations(events: list[dict[str, Any]], steps: int) -> None:
     assert len([event for event in events if event["name"] == "step"]) == 2 * steps
 
 
-def test_one_process_is_measured_and_arguments_are_checked(tmp_path: Path) -> None:
-    own = compiled("m2/dp1", 1)
+def test_one_process_is_measured_and_trains_on(tmp_path: Path) -> None:
+    own, other = compiled("m2/dp1-recompute", 1), compiled("m2/dp1-recompute", 1)
     for wrong, message in (
         ({"steps": 0}, "steps must be a positive whole number"),
         ({"directory": 3}, "timelines go into a directory"),
@@ -93,3 +89,7 @@ def test_one_process_is_measured_and_arguments_are_checked(tmp_path: Path) -> No
     found = own.profile(new_batch(), steps=1, directory=tmp_path / "yes")
     assert names_of(checked(found.predicted.read_text())) <= names_of(checked(found.measured.read_text()))
     assert found.clock_error_s == 0 and "the step" in str(found)
+    other.train_step(new_batch())
+    for _ in range(2):
+        assert torch.equal(own.train_step(new_batch()), other.train_step(new_batch()))
+    assert any("recompute blocks.0" in one.name for one in found.differences)
