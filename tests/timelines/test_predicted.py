@@ -6,7 +6,9 @@ import json
 import math
 
 import pytest
+from typer.testing import CliRunner
 
+from galvatron.cli import app
 from galvatron.errors import ParseError
 from galvatron.forms import with_costs
 from galvatron.ir.plan import Plan
@@ -108,3 +110,15 @@ def test_memory_is_a_counter() -> None:
     text = Timeline("measured", (0, 0), 1, (), (Level(1, 2e-6, {"in use": 5.0}),)).to_json()
     (counter,) = [event for event in json.loads(text)["traceEvents"] if event["ph"] == "C"]
     assert counter == {"ph": "C", "pid": 1, "tid": 0, "name": "memory", "ts": 2.0, "args": {"in use": 5.0}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a plan and its program"), (["plan.json", "--compare", "a.json", "b.json"], "reads two timelines"),
+        (["--compare", "missing.json", "missing.json"], "missing.json: No such file"),
+    ],
+)  # fmt: skip
+def test_the_command_says_what_it_needs(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["trace", *arguments])
+    assert result.exit_code == 2 and message in result.stderr
