@@ -24,7 +24,11 @@ BatchLike = Mapping[str, Any] | tuple[Any, ...]
 
 
 class BatchReader:
-    """Turns what a user passes as a batch into what the program reads, and refuses what does not fit."""
+    """Turns what a user passes as a batch into what the program reads, and refuses what does not fit.
+
+    Attributes:
+        constants: what forward was called with when it was captured besides tensors and numbers that change.
+    """
 
     def __init__(self, model: nn.Module, example_inputs: BatchLike, program: Program) -> None:
         self._signature = inspect.signature(model.forward)
@@ -34,7 +38,7 @@ class BatchReader:
         self._lengths = {length.name: length for length in program.lengths}
         self._tables = tables_of(program)
         others = {n: value for n, value in self.by_name(example_inputs).items() if n not in self._numbers}
-        self._constants = {name: value for name, value in others.items() if not isinstance(value, Tensor)}
+        self.constants = {name: value for name, value in others.items() if not isinstance(value, Tensor)}
 
     def bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The batch that a call of the model's forward is.
@@ -84,12 +88,12 @@ class BatchReader:
                 # Autograd saves no tensor of inference mode.
                 plain = value.detach().as_subclass(Tensor)
                 tensors[name] = plain.clone() if value.is_inference() else plain
-            elif isinstance(value, Tensor) or name not in self._constants:
-                known = did_you_mean(name, [*self._types, *self._constants])
+            elif isinstance(value, Tensor) or name not in self.constants:
+                known = did_you_mean(name, [*self._types, *self.constants])
                 raise PlanError(f"the batch has an input {name!r} that the program was not captured with; {known}")
-            elif value != self._constants[name]:
+            elif value != self.constants[name]:
                 raise PlanError(
-                    f"batch input {name!r} is {value!r}, but the program was captured with {self._constants[name]!r}; "
+                    f"batch input {name!r} is {value!r}, but the program was captured with {self.constants[name]!r}; "
                     f"compile again for the other value{self._or_dynamic(name, value)}"
                 )
         samples = self._check_size(tensors, batch.rows if isinstance(batch, Part) else None)
@@ -127,7 +131,7 @@ class BatchReader:
 
     def _or_dynamic(self, name: str, value: Any) -> str:
         """What else to do where a constant has another value: numbers may change."""
-        is_number = all(type(v) in (int, float) for v in (value, self._constants[name]))
+        is_number = all(type(v) in (int, float) for v in (value, self.constants[name]))
         return f", or with dynamic={{{name!r}: True}} for all values" if is_number else ""
 
     def _number(self, name: str, value: Any) -> int | float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from galvatron import checkpoints, data, evaluation, weights
 from galvatron.batches import BatchLike, BatchReader
@@ -34,6 +34,9 @@ from galvatron.runtime.bounds import OutsideError
 
 if TYPE_CHECKING:
     from galvatron.calibration.accuracy import Accuracy
+    from galvatron.debugging.rounding import Comparison
+    from galvatron.ir.capture import LossFunction
+    from galvatron.timelines.profiling import Profiled
 
 
 class CompiledModel:
@@ -391,12 +394,101 @@ class CompiledModel:
         with self._calls.agreeing("accuracy"):
             own = measured(self._executor.recent, self.plan.global_batch_size)
         with plain_torch(self._world.device):
-            cluster = self._cluster
-            if cluster is None:
-                from galvatron.profiler.local import local_cluster
+            return compared(self.program, self._cluster_here(), self._world, own)
 
-                cluster = local_cluster(self._world, cache_dir=self._cache_dir)
-            return compared(self.program, cluster, self._world, own)
+    def _cluster_here(self) -> Cluster:
+        """What predictions of this job are for. Collective."""
+        if self._cluster is not None:
+            return self._cluster
+        from galvatron.profiler.local import local_cluster
+
+        return local_cluster(self._world, cache_dir=self._cache_dir)
+
+    def profile(
+        self,
+        batches: BatchLike | Iterable[BatchLike],
+        *,
+        steps: int = 3,
+        directory: str | os.PathLike[str] = "timelines",
+    ) -> Profiled:
+        """Trains for some steps, as `train_step` does, and writes what all ranks did when: `measured.json`, for
+        Perfetto or Chrome, beside `predicted.json` in the same names. `print(compiled.profile(batch))` shows what
+        differs most.
+
+        Call it behind a few steps: in the first ones much is done that is not done again. What is predicted is as for
+        `accuracy`. Looking costs some microseconds for each layer and communication.
+
+        Args:
+            batches: one batch of the size of the plan, for all steps; or several, such as a loader.
+            directory: rank 0 writes there, what is there of before is replaced.
+
+        Raises:
+            GalvatronError: an argument is wrong, a batch has another size, or the files cannot be written. Else as in
+                `train_step`.
+        """
+        from galvatron.timelines.profiling import chosen, profiled
+
+        error, own = None, iter(())
+        try:
+            own = chosen(batches, steps, directory)
+        except GalvatronError as found:
+            error = found
+        self._calls.check("profile", error, {"steps": str(steps), "directory": str(directory)})
+
+        def train() -> None:
+            for batch in own:
+                samples, wanted = self._inputs.samples(batch), self.plan.global_batch_size
+                wrong = f"the batch has {samples} samples, and the plan, which is predicted, is for {wanted}"
+                self._calls.check("profile", None if samples == wanted else PlanError(wrong), {})
+                self.train_step(batch)
+
+        with plain_torch(self._world.device):
+            here = self._cluster_here()
+        return profiled(self._world, self._executor, self.program, here, Path(directory), train)
+
+    def compare_with(
+        self, model: nn.Module, batch: BatchLike, *, loss_fn: LossFunction | None = None, outputs: bool = False
+    ) -> Comparison:
+        """Loss and gradients of a batch beside those of the eager model in float64, with the values that the program
+        has now: `print(compiled.compare_with(model, batch))` shows a table that says of each difference whether it is
+        rounding, which is what eager float32 differs from float64 by, and names the layer and the line of the first
+        that is none. Nothing of the training changes.
+
+        Rank 0 computes copies of the model, one after the other, where the model is.
+
+        Args:
+            model: the one that was compiled; its values count for nothing.
+            batch: the whole batch.
+            loss_fn: as in `compile`.
+            outputs: also what each layer gives to others, beside the captured program run op by op. All of it is kept
+                until the backward has ended.
+
+        Raises:
+            GalvatronError: the model draws random numbers, is another one, or fails. Else as in `forward_backward`.
+        """
+        from galvatron.debugging.eager import Given, check_comparable, compared
+
+        error, given = None, None
+        try:
+            check_comparable(model, outputs, self.program)
+            if isinstance(batch, Part):
+                raise GalvatronError("compare_with takes the whole batch, not one that a loader gives a part of")
+            values, arguments = self._inputs.read(batch), self._inputs.constants | self._inputs.by_name(batch)
+            given = Given(model, loss_fn, arguments, values, self._inputs.samples(batch))
+        except GalvatronError as found:
+            error = found
+        self._calls.check("compare_with", error, {"outputs": str(outputs)})
+        assert given is not None
+        with plain_torch(self._world.device):
+            return compared(
+                self._world,
+                self._executor,
+                self.program,
+                given,
+                lambda: self.forward_backward(batch),
+                outputs=outputs,
+                cache_dir=self._cache_dir,
+            )
 
     def full_state_dict(self, *, rank0_only: bool = False) -> dict[str, Tensor]:
         """The model's `state_dict`: whole tensors on the CPU, under the model's own names.

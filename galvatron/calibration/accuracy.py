@@ -181,10 +181,15 @@ def _beside(
         yield PartAccuracy(name, sum(predicted.get(kind, 0.0) for kind in kinds), mean_s)
 
 
+def on_cluster(planned: Program, cluster: Cluster) -> tuple[Program, ShardedCostModel]:
+    """A planned program on another cluster than that by which it was sharded, and its costs there."""
+    clustered = replace(planned, form=Form.CLUSTERED, candidates=(), cuts=(), plan=None)
+    model = ShardedCostModel(clustered, cluster, sharded_for=planned.required_cluster)
+    return replace(planned, cluster=cluster), model
+
+
 def _predicted(program: Program, cluster: Cluster) -> tuple[float, tuple[StageReport, ...], tuple[int, ...]]:
     """Seconds of a step of the program's plan, its stages, and the peak of each pipeline rank."""
-    clustered = replace(program, form=Form.CLUSTERED, candidates=(), cuts=(), plan=None)
-    model = ShardedCostModel(clustered, cluster, sharded_for=program.required_cluster)
-    plan, here = program.required_plan, replace(program, cluster=cluster)
+    plan, (here, model) = program.required_plan, on_cluster(program, cluster)
     step_s, stages = estimate_plan(here, plan, model=model)
     return step_s, stages, peak_bytes(setting_of(here, plan), stages)

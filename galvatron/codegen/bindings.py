@@ -178,7 +178,7 @@ def bind_names(program: Program, stage: Stage, sizes: Sizes) -> Bindings:
         functions=functions,
         own_backwards=tuple(emit_own_backward(function, name) for function, name in own.items()),
         axes=_axis_names(program, stage),
-        layers=_layer_names(program, stage),
+        layers=layer_attributes(program, stage),
         batch={},
         scopes={when: Scope(taken) for when in When},
     )
@@ -256,9 +256,9 @@ def _axis_names(program: Program, stage: Stage) -> dict[Axis, str]:
     return names
 
 
-def _layer_names(program: Program, stage: Stage) -> dict[str, str]:
-    """The attribute of each layer of a stage. Those of a plan have one of their own among all stages: what a layer
-    draws follows from what it is called."""
+def layer_attributes(program: Program, stage: Stage) -> dict[str, str]:
+    """The attribute that each layer of a stage is in its code. Those of a plan have one of their own among all stages:
+    what a layer draws follows from what it is called."""
     scope = Scope(taken=STAGE_ATTRIBUTES)
     planned = {layer.name: _layer_name(scope, layer) for layer in program.all_layers if _is_single(layer)}
     return {

@@ -1,7 +1,8 @@
-"""Graphs in float64, where what differs by more than rounding is another computation."""
+"""Graphs in other element types: in float64 what differs by more than rounding is another computation."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from galvatron.errors import GalvatronError
@@ -11,11 +12,17 @@ from galvatron.ir.random import draws_as_a_whole, is_random
 WIDE = {"bf16": "f64", "f16": "f64", "f32": "f64", "c64": "c128"}
 """The element types that become wider."""
 
+SINGLE = {"bf16": "f32", "f16": "f32", "f64": "f32", "c128": "c64"}
+"""Those that become float32, and what is as wide."""
 
-def widened(graph: Graph) -> Graph:
-    """The graph with every floating number in 64 bits, also where it says itself what it casts to."""
+
+def widened(graph: Graph, types: Mapping[str, str] = WIDE) -> Graph:
+    """The graph with every floating number in 64 bits, or in other types; also where it says what it casts to."""
     return Graph(
-        tuple(map(_value, graph.inputs)), tuple(map(_value, graph.state)), tuple(map(_op, graph.ops)), graph.outputs
+        tuple(_value(value, types) for value in graph.inputs),
+        tuple(_value(value, types) for value in graph.state),
+        tuple(_op(op, types) for op in graph.ops),
+        graph.outputs,
     )
 
 
@@ -39,27 +46,27 @@ def _undrawn(op: Op) -> Op:
     return op.changed(**rates)
 
 
-def _value(value: Value) -> Value:
-    return replace(value, type=replace(value.type, dtype=WIDE.get(value.type.dtype, value.type.dtype)))
+def _value(value: Value, types: Mapping[str, str]) -> Value:
+    return replace(value, type=replace(value.type, dtype=types.get(value.type.dtype, value.type.dtype)))
 
 
-def _op(op: Op) -> Op:
+def _op(op: Op, types: Mapping[str, str]) -> Op:
     return replace(
         op,
-        args=tuple(map(_arg, op.args)),
-        kwargs=tuple((name, _arg(arg)) for name, arg in op.kwargs),
-        results=tuple(map(_value, op.results)),
-        function=op.function and _function(op.function),
+        args=tuple(_arg(arg, types) for arg in op.args),
+        kwargs=tuple((name, _arg(arg, types)) for name, arg in op.kwargs),
+        results=tuple(_value(value, types) for value in op.results),
+        function=op.function and _function(op.function, types),
     )
 
 
-def _function(function: Function) -> Function:
-    return replace(function, forward=widened(function.forward), backward=widened(function.backward))
+def _function(function: Function, types: Mapping[str, str]) -> Function:
+    return replace(function, forward=widened(function.forward, types), backward=widened(function.backward, types))
 
 
-def _arg(arg: Arg) -> Arg:
+def _arg(arg: Arg, types: Mapping[str, str]) -> Arg:
     if isinstance(arg, tuple):
-        return tuple(map(_arg, arg))
+        return tuple(_arg(one, types) for one in arg)
     if isinstance(arg, Const) and arg.kind == "dtype":
-        return Const("dtype", WIDE.get(arg.name, arg.name))
+        return Const("dtype", types.get(arg.name, arg.name))
     return arg

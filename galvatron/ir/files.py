@@ -11,15 +11,15 @@ from galvatron.errors import GalvatronError
 from galvatron.ir import limits
 
 
-def read_text(path: str | os.PathLike[str]) -> str:
-    """The UTF-8 text of a file; of one that is too long only enough for a reader to see that it is.
+def read_text(path: str | os.PathLike[str], most: int = limits.FILE_CHARACTERS) -> str:
+    """The UTF-8 text of a file; of one with more than `most` characters only enough for a reader to see that it is.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is not text, or its name cannot be that of a file.
     """
     with open(path, encoding="utf-8") as file:
-        return file.read(limits.FILE_CHARACTERS + 1)
+        return file.read(most + 1)
 
 
 def exists(path: str) -> bool:

@@ -77,6 +77,9 @@ NAME_CHARACTERS = 64
 
 JSON_DEPTH = 16
 
+TIMELINE_CHARACTERS = 2**26
+"""Of a timeline, whose lines are all alike."""
+
 DEVICES = 2**20
 """Of a cluster or a plan."""
 

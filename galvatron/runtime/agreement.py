@@ -8,9 +8,10 @@ has left.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
@@ -18,6 +19,8 @@ from galvatron.errors import GalvatronError, RankError, error_of_kind
 from galvatron.runtime import comm, failure
 from galvatron.runtime.mesh import World
 from galvatron.runtime.options import GroupOptions
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,29 @@ def together(world: World, what: str) -> Iterator[None]:
             raise
         error = found
     agree(world, what, error)
+
+
+def on_rank_0(world: World, what: str, work: Callable[[], T]) -> T | None:
+    """What rank 0 does for all, while the others wait as long as it takes; None on those. An error in it is raised on
+    all ranks. Collective.
+
+    Raises:
+        GalvatronError: that of rank 0.
+    """
+    found, error, told = None, None, ("", "")
+    with failure.guarded(what):
+        if world.rank == 0:
+            try:
+                found = work()
+            except GalvatronError as raised:
+                error, told = raised, (type(raised).__name__, str(raised))
+        if world.size > 1:
+            told = comm.broadcast_object(told, comm.all_ranks(), 0, phase="agreement", patient=True)
+    if error is not None:
+        raise error
+    if told[0]:
+        raise error_of_kind(told[0], f"rank 0: {told[1]}")
+    return found
 
 
 def agree(

@@ -25,6 +25,7 @@ from galvatron.runtime.options import GroupOptions
 from galvatron.runtime.parameters import Parameters
 from galvatron.runtime.pieces import Piece, pieces_of
 from galvatron.runtime.pipeline import Pipeline
+from galvatron.runtime.recording import Recorder
 from galvatron.runtime.rows import Part, Reads, Rows, RowTable, Sizes
 from galvatron.runtime.run_state import RunState
 from galvatron.runtime.scaling import LossScaler
@@ -167,6 +168,10 @@ class Executor:
         """Around what holds training up for a checkpoint: see `StepMetrics.saving_s`."""
         return self._meter.saving()
 
+    def recorder(self) -> Recorder:
+        """Records steps, when it is told to. Not collective."""
+        return Recorder(self.stages, self._pipeline, self._meter)
+
     @property
     def recent(self) -> list[StepMetrics]:
         """Figures of the last steps, but for the very first one."""
@@ -298,10 +303,41 @@ class Executor:
         left out.
         """
         with failure.guarded("full_gradients"):
-            entries = self._catalogue.entries.values()
-            wanted = [entry.name for entry in entries if entry.requires_grad]
-            whole = dict(self._catalogue.gather(wanted, self._parameters.read_gradient, rank0_only=rank0_only))
+            whole = dict(self.gradients(rank0_only=rank0_only))
         return {name: whole[own] for name, own in self._names.aliases.items() if own in whole}
+
+    def gradients(self, *, rank0_only: bool) -> Iterator[tuple[str, Tensor]]:
+        """The same one by one, by the names that the program has for parameters: each is gathered when it is asked for,
+        so every rank goes through them, if to no end."""
+        wanted = [entry.name for entry in self._catalogue.entries.values() if entry.requires_grad]
+        return self._catalogue.gather(wanted, self._parameters.read_gradient, rank0_only=rank0_only)
+
+    def held_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """On rank 0 all that the program reads of the model, whole, one by one; every rank goes through them."""
+        return self._catalogue.gather(self._catalogue.entries, self._parameters.read, rank0_only=True)
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """After the `with` block nothing is left of `forward_backward` in it: gradients, buffers, random numbers and
+        figures are what they were. Gradients wait on the host meanwhile."""
+        steps = [(stage.random, stage.random.step) for stage in self.stages]
+        buffers = [(buffer, buffer.clone()) for stage in self.stages for buffer in stage.buffers()]
+        trained = self._parameters.trained.values()
+        gradients = [(p, None if p.grad is None else p.grad.to("cpu", copy=True)) for p in trained]
+        try:
+            with self._meter.undisturbed():
+                yield
+        finally:
+            for random, step in steps:
+                random.step = step
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+                for parameter, gradient in gradients:
+                    if gradient is not None and parameter.grad is not None:
+                        parameter.grad.copy_(gradient)
+                    else:
+                        parameter.grad = None if gradient is None else gradient.to(parameter.device)
 
     def load_full_state_dict(self, values: Mapping[str, Tensor]) -> None:
         """Take over whole tensors under the model's names; every rank passes the same mapping.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from galvatron.errors import GalvatronError
 from galvatron.runtime.comm import now
-from galvatron.runtime.comm.clock import PendingTimes, clock_of
+from galvatron.runtime.comm.clock import Clock, PendingTimes, clock_of
 from galvatron.runtime.mesh import World
 
 
@@ -77,13 +77,14 @@ class Meter:
         state: parameters and buffers of this rank.
 
     Attributes:
+        memory: of this rank.
         count: of steps so far.
     """
 
     def __init__(self, world: World, state: Iterable[Tensor]) -> None:
         self._world = world
         self._clock = now.clock = clock_of(world.device)
-        self._peak_bytes = _peak_memory(world.device, sum(t.nbytes for t in state))
+        self.memory = Memory(world.device, sum(t.nbytes for t in state))
         self._totals: Tensor | None = None
         self._norm_scale: float | None = None
         self._steps: deque[_Step | StepMetrics] = deque(maxlen=KEPT)
@@ -98,6 +99,25 @@ class Meter:
             yield
         finally:
             self._saving_s += time.perf_counter() - begun
+
+    @contextmanager
+    def measured_by(self, other: Callable[[Clock], Clock]) -> Iterator[None]:
+        """Inside the `with` block steps are measured by what `other` makes of the clock."""
+        own = self._clock
+        self._clock = other(own)
+        try:
+            yield
+        finally:
+            self._clock = now.clock = own
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Steps inside the `with` block do not count afterwards."""
+        before = self._steps.copy(), self._saving_s, self.count
+        try:
+            yield
+        finally:
+            self._steps, self._saving_s, self.count = before
 
     @contextmanager
     def step(self, batch: Mapping[str, Tensor], samples: int) -> Iterator[None]:
@@ -130,7 +150,7 @@ class Meter:
         if squared_norm is not None:
             totals[1] = squared_norm
         totals[2:4] = outside
-        totals[4 + self._world.rank] = self._peak_bytes()
+        totals[4 + self._world.rank] = self.memory.peak_bytes()
         self._totals = totals
         self._norm_scale = None if squared_norm is None else scale
         return totals
@@ -194,19 +214,42 @@ def _tokens(batch: Mapping[str, Tensor], samples: int) -> int | None:
     return next((samples * v.size(1) for v in integers if v.dim() == 2), None)
 
 
-def _peak_memory(device: torch.device, state_bytes: int) -> Callable[[], float]:
-    """A function for the most bytes in use so far; NaN if nobody knows.
+class Memory:
+    """Bytes in use by this rank: on an accelerator what torch has allocated, on the CPU by how much the process has
+    grown since, with its own slices of the model; NaN where nobody knows.
 
     The highest resident size of the process is forgotten first, since compiling may have needed more than training.
     """
-    if device.type != "cpu":
-        return lambda: float(torch.accelerator.max_memory_allocated(device))
-    with suppress(OSError, ImportError, ValueError):
+
+    def __init__(self, device: torch.device, state_bytes: int) -> None:
+        self._device = device
+        self._before = math.nan
+        if device.type == "cpu":
+            with suppress(OSError, ImportError, ValueError):
+                before = _resident_bytes() - state_bytes
+                with open("/proc/self/clear_refs", "w") as file:
+                    file.write("5")  # see proc_pid_clear_refs(5)
+                self._before = float(before)
+
+    def peak_bytes(self) -> float:
+        """The most so far."""
+        if self._device.type != "cpu":
+            return float(torch.accelerator.max_memory_allocated(self._device))
+        if math.isnan(self._before):
+            return math.nan
         import resource
 
-        with open("/proc/self/statm") as file:
-            before = int(file.read().split()[1]) * resource.getpagesize() - state_bytes
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # see proc_pid_clear_refs(5)
-        return lambda: float(max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before))
-    return lambda: math.nan
+        return max(0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - self._before)
+
+    def used_bytes(self) -> float:
+        """What is in use now."""
+        if self._device.type != "cpu":
+            return float(torch.accelerator.memory_allocated(self._device))
+        return math.nan if math.isnan(self._before) else max(0.0, _resident_bytes() - self._before)
+
+
+def _resident_bytes() -> int:
+    import resource
+
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()

@@ -23,6 +23,9 @@ from galvatron.runtime.comm import PIPELINE, Chunk, now
 from galvatron.runtime.stage import Stage, Transfer
 from galvatron.schedules import SENDS_IN_FLIGHT, Action, Kind, Schedule, at_turn, orders
 
+Perform = Callable[[int, int], None]
+"""Does one action of a stage with a micro-batch."""
+
 Keywords = Mapping[int, Sequence[Mapping[str, Any]]]
 """By stage, the keyword arguments of `Stage.forward` for each micro-batch."""
 
@@ -46,6 +49,8 @@ class Pipeline:
         self.on_loss = on_loss or (lambda loss: None)
         self.on_backward = on_backward or (lambda: None)
         self.on_forwards = on_forwards or (lambda: None)
+        self.watched: Callable[[Kind, Perform], Perform] | None = None
+        """Stands around every action while it is set."""
 
     def run(
         self,
@@ -72,7 +77,7 @@ class Pipeline:
         order = orders(self.schedule, degree, micro_batches, epilogue=self.epilogue)[rank]
         turns = at_turn(order, len(self.mesh.holders) - 1) if backward else frozenset()
         one = _Pass(self, keywords, epilogue or {}, samples, micro_batches, backward, turns)
-        perform = {
+        perform: dict[Kind, Perform] = {
             Kind.FORWARD: one.forward,
             Kind.BACKWARD: one.backward,
             Kind.BACKWARD_INPUT: one.backward_input,
@@ -83,6 +88,8 @@ class Pipeline:
             Kind.RECV_B: one.receive_gradients,
             Kind.EPILOGUE: one.epilogue,
         }
+        if self.watched is not None:
+            perform = {kind: self.watched(kind, call) for kind, call in perform.items()}
         performed = order if backward else list(filter(_is_forward, order))
         last = max(i for i, action in enumerate(performed) if action.kind in (Kind.FORWARD, Kind.EPILOGUE))
         for i, action in enumerate(performed):

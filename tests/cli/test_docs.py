@@ -1,4 +1,4 @@
-"""The commands of docs/cli.md and docs/debugging.md, run in order on a small model."""
+"""The commands of docs/cli.md, docs/debugging.md and docs/timelines.md, run in order on a small model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from galvatron.cli import app
+from tests.timelines.traces import checked
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -88,3 +89,10 @@ def test_every_command_of_the_document_runs(tmp_path: Path, monkeypatch: pytest.
     assert "tp8+sp" in Path("sharded.gir").read_text()
     statistics = json.loads(Path("stats.json").read_text())["sharding"]
     assert {row["axis"]["name"] for cls in statistics for row in cls["collectives"]} == {"tp"}
+
+
+def test_timelines_are_written_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_all("timelines.md", tmp_path, monkeypatch)
+    checked(Path("predicted.json").read_text())
+    result = CliRunner().invoke(app, ["trace", "--compare", "predicted.json", "predicted.json", "--json"])
+    assert all(one["first_s"] == one["second_s"] for one in json.loads(result.stdout))

@@ -50,6 +50,10 @@ def purpose(message: Message) -> str:
 
 
 class Clock(Protocol):
+    def started(self, message: Message) -> None:
+        """A communication begins, which may be waited for later."""
+        ...
+
     def begin(self) -> Begun: ...
 
     def end(self, wait: Message, begun: Begun) -> None: ...
@@ -82,6 +86,9 @@ class HostClock:
 
     def __init__(self) -> None:
         self.start_step()
+
+    def started(self, message: Message) -> None:
+        pass
 
     def begin(self) -> float:
         return time.perf_counter()
@@ -129,6 +136,9 @@ class DeviceClock:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.start_step()
+
+    def started(self, message: Message) -> None:
+        pass
 
     def begin(self) -> torch.Event:
         event = torch.Event(self._device, enable_timing=True)

@@ -71,6 +71,7 @@ def start(
         phase: what it is for, where that is neither the forward nor the backward of a layer.
     """
     message = _message(kind, group, tensors, phase, expected)
+    now.clock.started(message)
     if isinstance(group, SilentGroup):
         group.communicated(kind, tensors)
         return Handle(message, (), tensors)

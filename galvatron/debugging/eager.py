@@ -1,0 +1,288 @@
+"""A job's program beside the eager model: loss, gradients and what layers give, with the same values and one batch."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from galvatron.bugs import ours
+from galvatron.codegen.load import load_module
+from galvatron.codegen.sizes import local_sizes
+from galvatron.codegen.stage import emit_stage
+from galvatron.debugging.comparison import SMALL, norm
+from galvatron.debugging.rounding import Beside, Comparison, Eager
+from galvatron.debugging.widened import SINGLE, WIDE, widened
+from galvatron.errors import GalvatronError
+from galvatron.forms import lowered
+from galvatron.ir.capture import LossFunction, device_of, loss_of
+from galvatron.ir.graph import Op
+from galvatron.ir.inlined import inlined
+from galvatron.ir.interpreter import run_graph
+from galvatron.ir.program import Layer, LayerKind, Program, Result
+from galvatron.ir.random import draws_as_a_whole, is_random
+from galvatron.ir.types import TORCH_DTYPE_NAMES
+from galvatron.plain import plain_torch
+from galvatron.runtime import Executor, World, comm, failure, together
+from galvatron.runtime.agreement import on_rank_0
+from galvatron.runtime.layer_results import LayerResults
+
+Types = tuple[torch.dtype, Mapping[str, str]]
+"""A type to compute in, and those of a graph that become it."""
+
+DOUBLE: Types = (torch.float64, WIDE)
+FLOAT: Types = (torch.float32, SINGLE)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is compared on: a batch, as forward is called with it and as the program reads it, and the loss of what
+    forward returns."""
+
+    model: nn.Module
+    loss_fn: LossFunction | None
+    arguments: Mapping[str, Any]
+    values: Mapping[str, Tensor | int | float]
+    samples: int
+
+
+def check_comparable(model: Any, outputs: Any, program: Program) -> None:
+    """
+    Raises:
+        GalvatronError: an argument is wrong, or nothing can be said of the program, since it draws random numbers.
+    """
+    if not isinstance(model, nn.Module):
+        raise GalvatronError(f"a program is compared with the model that was compiled, not {type(model).__name__}")
+    if not isinstance(outputs, bool):
+        raise GalvatronError(f"outputs must be True or False, not {outputs!r}")
+    if device_of(model).type == "meta":
+        raise GalvatronError("the model is on the meta device, where nothing can be computed: give it one of values")
+    ops = (op for cls in program.classes for op in cls.graph.ops)
+    if (draw := next((op for op in ops if is_random(op) or draws_as_a_whole(op)), None)) is not None:
+        raise GalvatronError(
+            f"forward draws random numbers ({_line(draw) or draw.target}), others on one device than on several ranks: "
+            "compile the model without dropout to compare it"
+        )
+
+
+def compared(
+    world: World,
+    executor: Executor,
+    planned: Program,
+    given: Given,
+    run: Callable[[], Tensor],
+    *,
+    outputs: bool,
+    cache_dir: str | os.PathLike[str] | None,
+) -> Comparison:
+    """Both computations, tensor by tensor. Collective; eager runs on rank 0.
+
+    Args:
+        run: `forward_backward` of the program.
+        outputs: compare what layers give, too.
+
+    Raises:
+        GalvatronError: the model is another one than was compiled, or fails.
+    """
+    with failure.guarded("compare_with"):
+        state = dict(executor.held_tensors())
+    with plain_torch(device_of(given.model)):
+        eager = on_rank_0(world, "compare_with", lambda: _eager(planned, given, state, outputs=outputs))
+    with together(world, "compare_with"), plain_torch(world.device):
+        results = _results(executor, planned, cache_dir) if outputs else None
+    rows: list[Beside] = []
+    with executor.undisturbed():
+        with nullcontext() if results is None else results.kept():
+            loss = run()
+        with failure.guarded("compare_with"):
+            for name, value in () if results is None else results.whole(given.samples):
+                rows += [] if eager is None else eager.output(name, value)
+            for name, value in executor.gradients(rank0_only=True):
+                rows += [] if eager is None else [eager.gradient(name, value)]
+    if eager is not None:
+        rows = eager.in_order([*rows, eager.of_loss(loss)])
+    found = Comparison(tuple(rows), str(_dtype(planned)).removeprefix("torch."))
+    return comm.broadcast_object(found, comm.all_ranks(), 0, phase="compare") if world.size > 1 else found
+
+
+def _dtype(planned: Program) -> torch.dtype:
+    """What most of the program computes in."""
+    sizes: dict[str, int] = {}
+    for state in planned.state:
+        type_ = state.compute_type(planned.precision)
+        if state.trainable and type_.is_floating:
+            sizes[type_.dtype] = sizes.get(type_.dtype, 0) + 1
+    most = max(sizes, key=lambda dtype: sizes[dtype], default="f32")
+    return getattr(torch, TORCH_DTYPE_NAMES[most])
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """What eager computes, and what is known of it."""
+
+    loss: Eager
+    gradients: Mapping[str, Eager]
+    outputs: Mapping[str, Eager]
+    places: _Places
+    dtype: torch.dtype
+
+    def of_loss(self, loss: Tensor) -> Beside:
+        """The loss of the program."""
+        return Beside("loss", "", "", "", *self.loss.beside(loss, self.dtype))
+
+    def gradient(self, name: str, value: Tensor) -> Beside:
+        """A gradient: one that is zero in exact arithmetic is nothing but rounding, so all have some size."""
+        layer, line = self.places.readers.get(name, ("", ""))
+        return Beside("gradient", name, layer, line, *self.gradients[name].beside(value, self.dtype, self._least))
+
+    @cached_property
+    def _least(self) -> float:
+        return SMALL * max(norm(eager.wide) for eager in self.gradients.values())
+
+    def output(self, name: str, value: Tensor) -> list[Beside]:
+        """What a layer gives, if that is a floating number."""
+        if name not in self.outputs:
+            return []
+        layer, line = self.places.makers[name]
+        return [Beside("output", name, layer, line, *self.outputs[name].beside(value, self.dtype))]
+
+    def in_order(self, rows: list[Beside]) -> list[Beside]:
+        """As a step computes them."""
+        kinds, layers = ("output", "loss", "gradient"), {name: place for place, name in enumerate(self.places.layers)}
+
+        def order(row: Beside) -> tuple[int, int]:
+            place = layers.get(row.layer, 0)
+            return kinds.index(row.what), -place if row.what == "gradient" else place
+
+        return sorted(rows, key=order)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The layers of a program, and by name which of them first reads a piece of state, and makes a value, and where."""
+
+    layers: tuple[str, ...]
+    readers: Mapping[str, tuple[str, str]]
+    makers: Mapping[str, tuple[str, str]]
+
+    @staticmethod
+    def of(program: Program) -> _Places:
+        readers: dict[str, tuple[str, str]] = {}
+        makers: dict[str, tuple[str, str]] = {}
+        for layer in program.all_layers:
+            graph = program.class_of[layer.cls].graph
+            reading = {name: op for op in reversed(graph.ops) for name in op.operands}
+            for formal, name in zip(graph.state, layer.state, strict=True):
+                readers.setdefault(name, (layer.name, _line(reading.get(formal.name))))
+            for formal, name in zip(graph.outputs, layer.results, strict=True):
+                makers[name] = layer.name, _line(graph.producers.get(formal))
+        return _Places(tuple(layer.name for layer in program.all_layers), readers, makers)
+
+
+def _line(op: Op | None) -> str:
+    return "" if op is None or op.source is None else f"{op.source}  {op.source.code}".rstrip()
+
+
+def _eager(planned: Program, given: Given, state: Mapping[str, Tensor], *, outputs: bool) -> _Computed:
+    """What the model computes with the values of the program, in both types."""
+    runs = [_of_model(planned, given, state, types[0]) for types in (DOUBLE, FLOAT)]
+    kept = [_of_layers(planned, given, state, types) if outputs else {} for types in (DOUBLE, FLOAT)]
+    (wide, wide_gradients), (narrow, narrow_gradients) = runs
+    return _Computed(
+        Eager(wide, narrow),
+        {name: Eager(gradient, narrow_gradients[name]) for name, gradient in wide_gradients.items()},
+        {name: Eager(value, kept[1][name]) for name, value in kept[0].items()},
+        _Places.of(planned),
+        _dtype(planned),
+    )
+
+
+def _of_model(
+    planned: Program, given: Given, state: Mapping[str, Tensor], dtype: torch.dtype
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradients of a copy of the model."""
+    try:
+        model = copy.deepcopy(given.model).to(dtype)
+        own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+        for held in planned.state:
+            if held.kind != "constant" and held.name in state:
+                _copy(own.get(held.name), state[held.name], held.name)
+        arguments = {name: _cast(value, dtype, device_of(model)) for name, value in given.arguments.items()}
+        with torch.autocast(device_of(model).type, enabled=False):
+            loss = loss_of(model(**arguments), arguments, given.loss_fn)
+        trained = {held.name: own[held.name] for held in planned.state if held.trainable}
+        found = torch.autograd.grad(loss, [*trained.values()], allow_unused=True)
+    except GalvatronError:
+        raise
+    except Exception as error:  # whatever the model does
+        raise GalvatronError(f"the model itself fails in {dtype}: {type(error).__name__}: {error}") from error
+    pairs = zip(trained.items(), found, strict=True)
+    return loss.detach(), {n: torch.zeros_like(p) if g is None else g for (n, p), g in pairs}
+
+
+def _copy(own: Tensor | None, value: Tensor, name: str) -> None:
+    if own is None or own.shape != value.shape:
+        raise GalvatronError(
+            f"the model has no {name!r} of shape {tuple(value.shape)}, which the program reads: compare the program "
+            "with the model that was compiled"
+        )
+    with torch.no_grad():
+        own.copy_(value)
+
+
+def _cast(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    own = value.detach().clone()
+    return own.to(device, dtype if own.is_floating_point() else own.dtype)
+
+
+def _of_layers(planned: Program, given: Given, state: Mapping[str, Tensor], types: Types) -> dict[str, Tensor]:
+    """What layers give each other, computed op by op as the program was captured."""
+    dtype, become = types
+    device = device_of(given.model)
+    graph = widened(inlined(planned), become)
+    names = tuple(name for layer in planned.all_layers for name in _given_on(planned, layer) if name in graph.values)
+    names = tuple(name for name in names if graph.values[name].type.is_floating)
+    tensors = {n: _cast(v, dtype, device) for n, v in (*state.items(), *given.values.items()) if isinstance(v, Tensor)}
+    numbers = {name: value for name, value in given.values.items() if not isinstance(value, Tensor)}
+    lengths = {length: int(numbers[length.name]) for length in planned.lengths}
+    own = {number.name: numbers[number.name] for number in planned.numbers}
+    with torch.no_grad(), ours("running the captured program", planned):
+        graph = replace(graph, outputs=names)
+        return run_graph(graph, tensors, batch=given.samples, numbers=own, lengths=lengths, device=device)
+
+
+def _given_on(program: Program, layer: Layer) -> Iterator[str]:
+    """The results of a layer that other layers read."""
+    if layer.kind is LayerKind.PLANNED:
+        read = {name for other in program.all_layers for name in other.operands}
+        yield from (name for name in layer.results if name in read)
+
+
+def _results(executor: Executor, planned: Program, cache_dir: str | os.PathLike[str] | None) -> LayerResults:
+    """What layers of this rank's stages give each other. How each is made whole is said by the code of the same stages
+    in a program that has them all for outputs."""
+    staged = lowered(planned)
+    results = {
+        origin: name
+        for layer in staged.all_layers
+        if layer.kind is LayerKind.PLANNED
+        for name, origin in zip(layer.results, layer.origin or layer.results, strict=True)
+        if name in set(_given_on(staged, layer))
+    }
+    giving = replace(staged, outputs=tuple(Result(origin, name) for origin, name in results.items()))
+    sizes = local_sizes(giving)
+    wanted = {}
+    for stage in executor.stages:
+        text = emit_stage(giving, giving.stages[stage.index], sizes)
+        twin = load_module(f"stage_{stage.index}.py", text, cache_dir).Stage(stage.mesh)
+        wanted[stage.index] = {name: tuple(layer.outputs) for name, layer in twin.layers.items() if layer.outputs}
+    return LayerResults(executor.stages, wanted)

@@ -1,0 +1,95 @@
+"""Measured timelines of jobs: complete, well formed, and in the words of the predicted ones; training goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import galvatron
+from galvatron import runtime as rt
+from galvatron.errors import GalvatronError
+from galvatron.ir.cluster import Cluster
+from galvatron.timelines.profiling import Profiled
+from tests.marks import some_slow
+from tests.ranks import run_ranks
+from tests.test_api import adamw, new_batch, new_model
+from tests.timelines.traces import checked, names_of
+
+pytestmark = pytest.mark.usefixtures("shared_captures")
+
+
+def compiled(plan: str, ranks: int) -> galvatron.CompiledModel:
+    where = Cluster.parse(f"a100-80g:1x{ranks}")
+    return galvatron.compile(new_model(), new_batch(), plan=plan, optimizer=adamw, cluster=where)
+
+
+def profiled(world: rt.World, folder: str, plan: str) -> Profiled:
+    own = compiled(plan, world.size)
+    found = own.profile([new_batch(), new_batch()], steps=5, directory=folder)
+    assert found.steps == 2 and own.metrics.step_s > 0
+    return found
+
+
+QUICK = ["pp2/m2/1f1b/dp1"]
+MORE = ["m2/dp2-zero3", "m1/tp2", "m2/dp2-zero2-recompute", "m2/tp2-recompute=selective", "pp2/m4/zbv/dp1", "m1/dp2"]
+
+
+@pytest.mark.parametrize("plan", some_slow(QUICK, MORE))
+def test_a_job_is_measured_in_the_words_of_the_prediction(plan: str, tmp_path: Path) -> None:
+    found, other = run_ranks(profiled, 2, str(tmp_path), plan, timeout=120)
+    assert found.differences == other.differences
+    predicted, measured = (checked(path.read_text()) for path in (found.predicted, found.measured))
+    assert names_of(predicted) <= names_of(measured)
+    about = json.loads(found.measured.read_text())["otherData"]["galvatron"]
+    assert about["steps"] == 2 and 0 < about["clocks_differ_by_at_most_s"] == found.clock_error_s < 1
+    assert about["pipeline_ranks"] == ([0, 1] if "pp2" in plan else [0, 0])
+    assert "measured" in str(found) and "means of 2 steps" in str(found)
+    _check_computations(measured, 2)
+
+
+def _check_computations(events: list[dict[str, Any]], steps: int) -> None:
+    """Every layer's slices are in its computation's, and there are as many backwards as forwards."""
+    compute = [event for event in events if event["cat"] == "compute"]
+    whole = [event for event in compute if "micro_batch" in event["args"] and "layer" not in event["args"]]
+    counts: dict[str, int] = {}
+    for event in compute:
+        if "layer" not in event["args"] or "micro_batch" not in event["args"]:
+            continue
+        counts[event["name"]] = counts.get(event["name"], 0) + 1
+        inside = [
+            one
+            for one in whole
+            if one["pid"] == event["pid"] and one["ts"] <= event["ts"] + 1e-3
+            if event["ts"] + event["dur"] <= one["ts"] + one["dur"] + 1e-3
+        ]
+        (one,) = inside
+        assert {key: one["args"][key] for key in ("stage", "micro_batch", "step")}.items() <= event["args"].items()
+    for name, count in counts.items():
+        if name.startswith("backward "):
+            assert count == counts[name.replace("backward", "forward")]
+    assert len([event for event in events if event["name"] == "step"]) == 2 * steps
+
+
+def test_one_process_is_measured_and_trains_on(tmp_path: Path) -> None:
+    own, other = compiled("m2/dp1-recompute", 1), compiled("m2/dp1-recompute", 1)
+    for wrong, message in (
+        ({"steps": 0}, "steps must be a positive whole number"),
+        ({"directory": 3}, "timelines go into a directory"),
+        ({"batches": 3}, "profile takes a batch, or several"),
+        ({"batches": []}, "there are no batches"),
+        ({"batches": new_batch(2)}, "the batch has 2 samples, and the plan, which is predicted, is for 4"),
+    ):
+        arguments: dict[str, Any] = {"batches": new_batch(), "directory": tmp_path / "no", **wrong}
+        with pytest.raises(GalvatronError, match=message):
+            own.profile(**arguments)
+    found = own.profile(new_batch(), steps=1, directory=tmp_path / "yes")
+    assert names_of(checked(found.predicted.read_text())) <= names_of(checked(found.measured.read_text()))
+    assert found.clock_error_s == 0 and "the step" in str(found)
+    other.train_step(new_batch())
+    for _ in range(2):
+        assert torch.equal(own.train_step(new_batch()), other.train_step(new_batch()))
+    assert any("recompute blocks.0" in one.name for one in found.differences)

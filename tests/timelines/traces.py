@@ -1,0 +1,51 @@
+"""What holds for every file of trace events."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from typing import Any
+
+from galvatron.timelines.timeline import TRACKS, without_micro_batch
+
+ROUNDING_US = 1e-6
+
+
+def checked(text: str) -> list[dict[str, Any]]:
+    """The complete events of a file, each as the trace-event format wants it, and on its track inside of another or
+    apart from all others, in the order of their beginnings."""
+    data = json.loads(text)
+    assert set(data) == {"traceEvents", "displayTimeUnit", "otherData"}
+    events, names = [], defaultdict(set)
+    for event in data["traceEvents"]:
+        assert {"ph", "pid", "tid", "name", "args"} <= set(event) and event["ph"] in "XCM"
+        assert type(event["pid"]) is int and type(event["tid"]) is int and type(event["name"]) is str
+        if event["ph"] == "M":
+            assert set(event["args"]) in ({"name"}, {"sort_index"})
+            names[event["name"]].add((event["pid"], event["tid"]))
+        else:
+            assert event["ts"] >= -ROUNDING_US
+        if event["ph"] == "C":
+            assert event["args"] and all(isinstance(size, (int, float)) for size in event["args"].values())
+        if event["ph"] == "X":
+            assert event["dur"] >= 0 and event["cat"] == TRACKS[event["tid"]]
+            events.append(event)
+    assert {(event["pid"], event["tid"]) for event in events} <= names["thread_name"]
+    tracks: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
+    for event in events:
+        tracks[event["pid"], event["tid"]].append(event)
+    for own in tracks.values():
+        assert [event["ts"] for event in own] == sorted(event["ts"] for event in own)
+        around: list[float] = []
+        for event in own:
+            while around and event["ts"] >= around[-1] - ROUNDING_US:
+                around.pop()
+            end = event["ts"] + event["dur"]
+            assert not around or end <= around[-1] + ROUNDING_US, event
+            around.append(end)
+    return events
+
+
+def names_of(events: list[dict[str, Any]]) -> set[tuple[str, str]]:
+    """Tracks and names without micro-batches."""
+    return {(event["cat"], without_micro_batch(event["name"])) for event in events}
