@@ -155,8 +155,8 @@ def _step(
     assert row is not None, (current[position], placement)
     after = (*current[:position], placement, *current[position + 1 :])
     collective = row.collective
-    ends = (local_placement(layout, mesh, position) for layout in (current, after))
-    kwargs = keywords_of(row, *ends, mesh[position].name)
+    before, behind = (local_placement(layout, mesh, position) for layout in (current, after))
+    kwargs = keywords_of(row, before, behind, mesh[position].name)
     type_ = whole.with_shape(local_shape(whole.shape, after, mesh))
     result = Value(fresh_name(f"{value.name}.{collective.name}"), type_, after)
     return Op(collective.target, (Ref(value.name),), kwargs, (result,))
