@@ -91,8 +91,9 @@ def _call(value: str, source: Layout, target: Layout, mesh: tuple[Axis, ...], ax
     if way is None:
         return ""
     before, after = (local_placement(layout, mesh, axis) for layout in (source, target))
-    told = (f"{name}={format_argument(arg)}" for name, arg in keywords_of(way, before, after, mesh[axis].name))
-    return f"{way.collective.target}(%{value}, {', '.join(told)})"
+    keywords = keywords_of(way, before, after, mesh[axis].name)
+    told = ", ".join(f"{name}={format_argument(arg, lenient=True)}" for name, arg in keywords)
+    return f"{way.collective.target}(%{value}, {told})"
 
 
 def collective_mended(op: Op, value: str, before: Layout, after: Layout, mesh: tuple[Axis, ...], axis: int) -> str:
