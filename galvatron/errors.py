@@ -6,6 +6,7 @@ import difflib
 import heapq
 import string
 from collections.abc import Iterable
+from typing import NamedTuple
 
 _COMPARED_CHARACTERS, _COMPARED_NAMES, _SHOWN_NAMES = 200, 500, 40
 """Names that are compared with an unknown one letter by letter: how long, how many; and how many a message lists."""
@@ -55,12 +56,26 @@ class InternalError(GalvatronError):
     """A bug of Galvatron; the message says where a reproducer was written."""
 
 
-class VerifyError(GalvatronError):
-    """A program breaks a rule of its form; the message shows the program with the line marked."""
+class Problem(NamedTuple):
+    """What is wrong with one line of a program: `text` is that line, `section` the last line before it that opens a
+    part of the program."""
 
-    def __init__(self, message: str, *, rule: str = "") -> None:
+    message: str
+    section: str
+    text: str
+
+
+class VerifyError(GalvatronError):
+    """A program breaks a rule of its form; the message shows the program with the line marked.
+
+    Attributes:
+        rule, meaning: the rule's name, and what it asks for.
+        problems: what breaks it.
+    """
+
+    def __init__(self, message: str, *, rule: str = "", meaning: str = "", problems: tuple[Problem, ...] = ()) -> None:
         super().__init__(message)
-        self.rule = rule
+        self.rule, self.meaning, self.problems = rule, meaning, problems
 
 
 class ParseError(GalvatronError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor
 
@@ -16,10 +15,10 @@ from galvatron import runtime as rt
 from galvatron.calibration.cases import LayerCase
 from galvatron.codegen import emit_class, load_module
 from galvatron.codegen.function import symbols_in
-from galvatron.ir.graph import Graph, Op, walk_refs
+from galvatron.ir.graph import Graph
 from galvatron.ir.layout import nameable_axes
 from galvatron.ir.local_functions import with_local_functions
-from galvatron.ir.ops.table import operator_of
+from galvatron.ir.places import bounds as places
 from galvatron.ir.recompute import IN_STEPS, replays
 from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType, evaluate, lengths_in, numbers_in
 from galvatron.recompute import recomputed
@@ -87,7 +86,7 @@ def _numbers(graph: Graph) -> dict[str, float]:
 
 
 def _values(graph: Graph, samples: int, device: torch.device, differentiable: frozenset[str]) -> Iterator[Tensor]:
-    most = _most(graph, samples)
+    most = places(graph, samples)
     state = {value.name for value in graph.state}
     for value in (*graph.inputs, *graph.state):
         made = _value(value.type, samples, device, most.get(value.name, 2))
@@ -103,37 +102,3 @@ def _value(type_: TensorType, samples: int, device: torch.device, most: int) -> 
     if dtype == torch.bool:
         return torch.ones(shape, dtype=dtype, device=device)
     return torch.randint(most, shape, device=device).to(dtype)
-
-
-def _most(graph: Graph, samples: int) -> dict[str, int]:
-    """For whole numbers that are places in something else, how many places there are; others are 0 or 1."""
-    origin = {value.name: value.name for value in (*graph.inputs, *graph.state)}
-    found: dict[str, int] = {}
-    for op in graph.ops:
-        operator = operator_of(op)
-        if (operator.free or operator.casts) and op.operands[:1] and op.operands[0] in origin:
-            origin |= {value.name: origin[op.operands[0]] for value in op.results}
-        if not operator.indices:
-            continue
-        for ref in walk_refs(op[operator.indices]):
-            if ref.name in origin:
-                name, places = origin[ref.name], max(1, _places(op, ref.name, graph, samples))
-                found[name] = min(found.get(name, places), places)
-    return found
-
-
-def _places(op: Op, indices: str, graph: Graph, samples: int) -> int:
-    """How many places an op may look up."""
-    if op.namespace == "spmd":
-        size = op.kwarg("size")
-        assert isinstance(size, (int, sympy.Expr))
-        return evaluate(size, samples)
-    shapes = [graph.values[name].type.shape for name in op.operands if name != indices]
-    if not shapes:
-        classes = op.get("num_classes")
-        return classes if isinstance(classes, int) else 2
-    sizes = [evaluate(size, samples) for size in shapes[0]]
-    operator = operator_of(op)
-    if operator.looks_up or operator.rows:
-        return sizes[0]
-    return sizes[min(1, len(sizes) - 1)] if operator.indices == "target" else min(sizes, default=1)

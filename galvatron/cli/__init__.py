@@ -83,5 +83,5 @@ def _galvatron(
 
 def main() -> None:
     """Runs the command line; the exit status is 2 when the user's input is at fault, 1 when `check` finds a model that
-    cannot be captured."""
+    cannot be captured, or a program that is wrong."""
     app(prog_name="galvatron")

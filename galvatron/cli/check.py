@@ -1,4 +1,4 @@
-"""`galvatron check`: what there is to know of a model before it is trained."""
+"""`galvatron check`: what there is to know of a model before it is trained, or whether a program is a right one."""
 
 from __future__ import annotations
 
@@ -6,20 +6,30 @@ import json as documents
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from galvatron.cli.capture import Checks, Dynamic, FactoryText, Outputs, Precision, call_factory, read_dynamic
-from galvatron.cli.inputs import Json
+from galvatron.cli.capture import Checks, Dynamic, Outputs, Precision, call_factory, read_dynamic
+from galvatron.cli.inputs import Json, parsed_program, read_program_text
+from galvatron.errors import GalvatronError
 from galvatron.ir.limits import DEVICES, SAMPLES
+
+if TYPE_CHECKING:
+    from galvatron.checking.program import ProgramReport
+    from galvatron.checking.report import Report
 
 PATIENCE_S = 2.0
 """Seconds after which it is shown what goes on."""
 
+Target = Annotated[
+    str, typer.Argument(metavar="FILE.py:FACTORY|PROGRAM.gir", help="A function that makes the model, or a program.")
+]
+
 
 def command(
-    factory: FactoryText,
+    target: Target,
     precision: Precision = None,
     dynamic: Dynamic = None,
     outputs: Outputs = None,
@@ -33,14 +43,36 @@ def command(
     ] = None,
     run: Annotated[bool, typer.Option("--run", help="Compare with eager on the example batch.")] = False,
     checks: Checks = True,
+    layer: Annotated[
+        str | None, typer.Option("--layer", metavar="LAYER", help="Of a program: only the class of this layer.")
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", metavar="NAME", help="Of a program: only this value, operator or module of the model."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Tell what becomes of a model: layers, samples, what cannot be split, which plans there are.
+    """Tell what becomes of a model, or whether a program is right.
 
-    FACTORY is that of `galvatron capture`. The exit status is 0 if the model can be captured, 1 if it cannot or --run
-    finds that it computes something else, and 2 if the question is wrong.
+    Of a model, by a FACTORY as for `galvatron capture`: layers, samples, what cannot be split, which plans there are.
+    The exit status is 0 if it can be captured, and 1 if it cannot or --run finds that it computes something else.
+
+    Of a program file: whether it keeps every rule of its form, at which line it does not, and what would mend it; of a
+    sharded one where every value and gradient is on each mesh axis, and why that is legal. The exit status is 0 if the
+    program is right, and 1 if it is not.
+
+    It is 2 if the question is wrong.
     """
-    model, example_inputs, loss_fn = call_factory(factory)
+    if _names_program(target):
+        asked = {"--precision": precision, "--dynamic": dynamic, "--outputs": outputs, "--global-batch": global_batch}
+        for option, value in (asked | {"--run": run}).items():
+            if value:
+                raise GalvatronError(f"{option} is for a model, and {target} is a program")
+        return _check_program(Path(target), layer, only, json)
+    for option, value in {"--layer": layer, "--only": only}.items():
+        if value is not None:
+            raise GalvatronError(f"{option} is for a program, and {target} is a model")
+    model, example_inputs, loss_fn = call_factory(target)
 
     from galvatron.checking import check
 
@@ -59,19 +91,38 @@ def command(
             run=run,
             told=told,
         )
-    if json:
-        print(documents.dumps(report.to_dict(), indent=2))
-    else:
-        from rich.console import Console
-
-        from galvatron.checking.report import TEXT_WIDTH
-
-        console = Console()
-        if not console.is_terminal:
-            console.width = TEXT_WIDTH
-        report.print(console)
+    _print(report, json)
     if not report.captured or report.differs:
         raise typer.Exit(1)
+
+
+def _names_program(target: str) -> bool:
+    """Whether a program file is named, and not a function of a Python file."""
+    return target == "-" or Path(target).suffix == ".gir" or (Path(target).suffix != ".py" and Path(target).is_file())
+
+
+def _check_program(path: Path, layer: str | None, only: str | None, json: bool) -> None:
+    from galvatron.checking.program import check_program
+
+    text = read_program_text(path)
+    report = check_program(parsed_program(text, path), text, layer=layer, only=only)
+    _print(report, json)
+    if report.refused is not None:
+        raise typer.Exit(1)
+
+
+def _print(report: Report | ProgramReport, json: bool) -> None:
+    if json:
+        print(documents.dumps(report.to_dict(), indent=2))
+        return
+    from rich.console import Console
+
+    from galvatron.checking.report import TEXT_WIDTH
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = TEXT_WIDTH
+    report.print(console)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,25 +47,52 @@ def read_program(path: Path, *, verified: bool = True) -> Program:
         GalvatronError: not text.
         OSError: no such file, or not readable.
     """
-    from galvatron.ir.files import read_text
+    program = parsed_program(read_program_text(path), path)
+    if verified:
+        from galvatron.ir.verify import verify
+
+        with _naming(path):
+            verify(program)
+    return program
+
+
+def parsed_program(text: str, path: Path) -> Program:
+    """The program that a file has as its text.
+
+    Raises:
+        ParseError: malformed text, with the file, line and column.
+    """
     from galvatron.ir.text import parse_program
 
+    with _naming(path):
+        return parse_program(text)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors about a program say which file it is from."""
     try:
-        text = sys.stdin.read(FILE_CHARACTERS + 1) if str(path) == "-" else read_text(path)
+        yield
+    except (ParseError, VerifyError) as error:
+        error.args = (f"{path}: {error}",)
+        raise
+
+
+def read_program_text(path: Path) -> str:
+    """The text of a program file, or stdin for `-`.
+
+    Raises:
+        GalvatronError: not text.
+        OSError: no such file, or not readable.
+    """
+    from galvatron.ir.files import read_text
+
+    try:
+        return sys.stdin.read(FILE_CHARACTERS + 1) if str(path) == "-" else read_text(path)
     except UnicodeDecodeError:
         raise GalvatronError(f"{path} is not a text file") from None
     except ValueError as error:
         raise GalvatronError(f"cannot read {str(path)!r}: {error}") from None
-    try:
-        program = parse_program(text)
-        if verified:
-            from galvatron.ir.verify import verify
-
-            verify(program)
-    except (ParseError, VerifyError) as error:
-        error.args = (f"{path}: {error}",)
-        raise
-    return program
 
 
 def read_cluster(text: str) -> Cluster:

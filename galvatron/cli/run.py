@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json as json_module
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from galvatron.cli.bisect import Passes, chosen
 from galvatron.cli.inputs import Json, ProgramFile, read_program
+from galvatron.errors import GalvatronError
 
 if TYPE_CHECKING:
     from galvatron.ir.program import Program
@@ -21,15 +23,22 @@ def command(
     compare: Annotated[
         bool, typer.Option("--compare", help="Compare what is computed before and after every pass.")
     ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="BEFORE.gir", help="Compare with the program that this one was made from."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Run a program on random numbers, forward and backward, in float64 and on one device.
 
     Without --compare its loss and the norms of its gradients are shown. With it the program is run before and after
     every pass, at several scales of the numbers, and each class that `shard` cut on all ranks of its mesh; the first op
-    of which a value or a gradient departs is named. The exit status is 1 if one does.
+    of which a value or a gradient departs is named. --against does the same with a program that was made of another
+    one by whatever means, such as by hand. The exit status is 1 if something departs.
     """
     program = read_program(program_file)
+    if against is not None:
+        return _against(read_program(against), program, json)
     if not compare:
         return _show(program, json)
     from galvatron.debugging.passes import outcomes
@@ -38,6 +47,19 @@ def command(
     rows = [{"pass": one.pass_, "numbers": one.kind, "text": one.text} for one in found]
     print(json_module.dumps(rows, indent=2) if json else _comparison(rows))
     if any(one.failed for one in found):
+        raise typer.Exit(1)
+
+
+def _against(before: Program, after: Program, json: bool) -> None:
+    from galvatron.debugging.passes import pass_departure
+    from galvatron.ir.program import Form
+
+    if before.form >= Form.SHARDED:
+        raise GalvatronError(f"the program that it is compared with is {before.form}: name one before shard")
+    found = pass_departure(before, after)
+    told = {"numbers": "same" if found is None else "departs", "text": "" if found is None else str(found)}
+    print(json_module.dumps(told, indent=2) if json else told["text"] or told["numbers"])
+    if found is not None:
         raise typer.Exit(1)
 
 

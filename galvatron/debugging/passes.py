@@ -13,7 +13,6 @@ from galvatron.ir.gradients import gradients
 from galvatron.ir.inlined import inlined
 from galvatron.ir.program import Form, LayerKind, Program
 from galvatron.ir.verify import verify
-from galvatron.partition import Partitioner
 from galvatron.passes.base import PassResult
 from galvatron.passes.pipeline import Pipeline, Step, run_step
 
@@ -37,17 +36,15 @@ def pass_departure(before: Program, after: Program) -> Departure | None:
 
 
 def _class_departures(before: Program, after: Program) -> Iterator[Departure | None]:
-    known = {cls.name for cls in before.classes}
-    flowing = gradients(after).values
-    borders = Partitioner(before, before.required_cluster).borders if before.form < Form.SHARDED else {}
+    flowing, formals = gradients(after).values, gradients(before).formals
     for layer in {layer.cls: layer for layer in after.all_layers}.values():
         cls = after.class_of[layer.cls]
-        if cls.name in known:
+        if cls == before.class_of.get(cls.name):
             continue
         if layer.kind is LayerKind.CONVERSION:
             yield conversion_departure(cls, differentiable=not flowing.isdisjoint(layer.operands))
         elif cls.base in before.class_of:
-            yield class_departure(before.class_of[cls.base].graph, cls, borders[cls.base].differentiable)
+            yield class_departure(before.class_of[cls.base].graph, cls, frozenset(formals[cls.base]))
 
 
 @dataclass(frozen=True)

@@ -196,6 +196,16 @@ def shard_keywords(shard: Shard, outer: Dim, prefix: str) -> Keywords:
     return told | {f"{prefix}folded": True} if shard.folded else told
 
 
+def keywords_of(way: Conversion, source: Placement, target: Placement, axis: str) -> tuple[tuple[str, Arg], ...]:
+    """The keyword arguments of the op that leads from one placement to another; `outer` of both counts slices of the
+    local tensor."""
+    told: Keywords = {"axis": axis, "grad": way.grad}
+    for placement, which in ((source, -1), (target, 0)):
+        if isinstance(placement, Shard):
+            told |= shard_keywords(placement, placement.outer, way.collective.shards[which])
+    return way.collective.written(told)
+
+
 def _shard(keywords: Keywords, prefix: str) -> Shard:
     index, factor, folded = (keywords.get(f"{prefix}{name}") for name in ("dim", "outer", "folded"))
     assert isinstance(index, int) and not isinstance(factor, (str, tuple, float, bool)) and factor is not None

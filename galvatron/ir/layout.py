@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from galvatron.errors import GalvatronError
@@ -144,6 +144,14 @@ def local_outer(layout: Layout, mesh: tuple[Axis, ...], position: int) -> Dim:
         if exact_quotient(shard.outer, other.outer) is not None:
             outer = exact_quotient(outer, axis.size) or outer
     return outer
+
+
+def local_placement(layout: Layout, mesh: tuple[Axis, ...], position: int) -> Placement:
+    """The placement on one axis as the keywords of a collective tell it: `outer` counts slices of the local tensor."""
+    placement = layout[position]
+    if not isinstance(placement, Shard):
+        return placement
+    return replace(placement, outer=local_outer(layout, mesh, position))
 
 
 def contiguous(layout: Layout, mesh: tuple[Axis, ...]) -> Layout:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from galvatron.errors import GalvatronError
-from galvatron.ir.collectives import MESSAGES, Keywords, conversion, shard_keywords
+from galvatron.ir.collectives import MESSAGES, conversion, keywords_of
 from galvatron.ir.graph import Op, Ref, Value
 from galvatron.ir.layout import (
     BROADCAST,
@@ -27,7 +27,7 @@ from galvatron.ir.layout import (
     Shard,
     cutting_problem,
     joined,
-    local_outer,
+    local_placement,
     local_shape,
     same_factor,
 )
@@ -155,10 +155,8 @@ def _step(
     assert row is not None, (current[position], placement)
     after = (*current[:position], placement, *current[position + 1 :])
     collective = row.collective
-    kwargs: Keywords = {"axis": mesh[position].name, "grad": row.grad}
-    for layout, which in ((current, -1), (after, 0)):
-        if isinstance(shard := layout[position], Shard):
-            kwargs |= shard_keywords(shard, local_outer(layout, mesh, position), collective.shards[which])
+    before, behind = (local_placement(layout, mesh, position) for layout in (current, after))
+    kwargs = keywords_of(row, before, behind, mesh[position].name)
     type_ = whole.with_shape(local_shape(whole.shape, after, mesh))
     result = Value(fresh_name(f"{value.name}.{collective.name}"), type_, after)
-    return Op(collective.target, (Ref(value.name),), collective.written(kwargs), (result,))
+    return Op(collective.target, (Ref(value.name),), kwargs, (result,))

@@ -9,10 +9,14 @@ from collections.abc import Callable
 
 from galvatron.ir.planned import resolve
 from galvatron.ir.text import print_program
-from tests.ir.programs import FORMS, clustered, rounded
+from tests.ir.breaking import SITE, collecting, converted, with_draw, with_function
+from tests.ir.programs import FORMS, clustered, rounded, sharded, staged, updating
 
-TEXTS = tuple(print_program(make()) for make in FORMS.values()) + tuple(
-    print_program(rounded(FORMS[form]()), comments=False) for form in ("captured", "staged")
+TEXTS = (
+    *(print_program(make()) for make in FORMS.values()),
+    *(print_program(rounded(FORMS[form]()), comments=False) for form in ("captured", "staged")),
+    *map(print_program, (updating(staged()), with_function(staged()), converted(), collecting())),
+    print_program(with_draw(sharded(), "dropout", "random.", SITE)),
 )
 PLANS = tuple(
     resolve(clustered(6), shorthand, 16, 4).to_json()
@@ -22,6 +26,8 @@ PLANS = tuple(
 _TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"|[%@#]?[\w.]+|[^\w\s]')
 _NUMBER = re.compile(r"[0-9]+")
 _NUMBERS = ("0", "1", "2", "3", "7", "-1", "00", "1e9", "0.5", "4096", str(2**31), str(2**63), "9" * 400, "1e400", "")
+_HUGE = tuple(map(str, (2**31, 2**53, 2**63 - 1, 2**64, 10**30, 10**300))) + ("9" * 5000, "1e308", "1e-320")
+_OPENING = ("(", "[", "{", "-(", "[[", "S(", "f32[", "for i in 0..9 {\n", "Max(B, ", "B + (", "function f {", '"')
 _PIECES = (
     '"', "\\", "{", "}", "[", "]", "(", ")", ",", ":", "×", "//", "\n", "\0", "\ud800", "\u2028", "é", "%x", "@x", "#0",
     "B", "b", "inf", "nan", "null", "true", "none", "for i in 0..9 {", "{i}", "{9i-3}", "R'", "S(0)", "S(9, outer=B)",
@@ -117,8 +123,54 @@ def _sections(text: str, draw: random.Random) -> str:
     return "\n\n".join(sections)
 
 
+def _bytes(text: str, draw: random.Random) -> str:
+    """A few bytes in a row are any others."""
+    data = bytearray(text.encode("utf-8", "surrogatepass"))
+    start = draw.randrange(len(data) + 1)
+    data[start : start + draw.choice((1, 4, 64))] = draw.randbytes(draw.choice((1, 4, 64)))
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _huge(text: str, draw: random.Random) -> str:
+    """One number, or every hundredth, is one of those that a computer has no room for."""
+    numbers = list(_NUMBER.finditer(text))
+    for old in reversed(draw.sample(numbers, min(len(numbers), draw.choice((1, 1, len(numbers) // 100 + 1))))):
+        text = text[: old.start()] + draw.choice(_HUGE) + text[old.end() :]
+    return text
+
+
+def _deep(text: str, draw: random.Random) -> str:
+    """Something opens very often, and perhaps closes as often."""
+    at = draw.randrange(len(text) + 1)
+    opening, times = draw.choice(_OPENING), draw.choice((10, 101, 1000, 50_000))
+    inside = text[at : at + draw.choice((0, 1, 20))]
+    closing = {"(": ")", "[": "]", "{": "}"}.get(opening.strip()[-1:], "") * draw.choice((0, times))
+    return text[:at] + opening * times + inside + closing + text[at:]
+
+
+def _loop(text: str, draw: random.Random) -> str:
+    """Some lines stand in a loop, or in loops, that count far."""
+    lines = text.split("\n")
+    first = draw.randrange(len(lines))
+    last = min(len(lines), first + draw.choice((1, 3, 20)))
+    depth, count = draw.choice((1, 1, 3, 8)), draw.choice(("7", "999", "99999", "100000", "1000000000", "9" * 30))
+    body = [draw.choice((line, re.sub("[0-9]+", "{i}", line))) for line in lines[first:last]]
+    lines[first:last] = [f"for i in 0..{count} {{"] * depth + body + ["}"] * depth
+    return "\n".join(lines)
+
+
+def _long(text: str, draw: random.Random) -> str:
+    """A token is one of a hundred thousand characters."""
+    tokens = list(_TOKEN.finditer(text))
+    if not tokens:
+        return text
+    old = draw.choice(tokens)
+    return text[: old.start()] + old[0][0] + draw.choice(("x", "9", "é", ".", "%")) * 10**5 + text[old.end() :]
+
+
 _CHANGES: tuple[Callable[[str, random.Random], str], ...] = (
     _flip, _swap, _replace, _replace, _replace, _delete, _duplicate, _insert, _number, _number, _lines, _sections,
+    _bytes, _huge, _deep, _loop, _long,
 )  # fmt: skip
 
 

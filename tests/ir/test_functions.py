@@ -12,7 +12,8 @@ from galvatron.ir.layout import BROADCAST, Axis
 from galvatron.ir.micro_batches import COUPLED, SAME, SUM, Spread, batch_state, flow
 from galvatron.ir.text import parse_graph, parse_program, print_graph, print_program
 from galvatron.ir.verify import verify
-from galvatron.ir.verify.placements import Placed, placement_problem
+from galvatron.ir.verify.placed import Placed
+from galvatron.ir.verify.placements import placement_problem
 
 SCALED = """\
 function Scaled results 1 gradients (0, 1) {

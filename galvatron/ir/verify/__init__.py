@@ -6,12 +6,12 @@ the program's text, the offending lines marked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import ModuleType
 
-from galvatron.errors import VerifyError
+from galvatron.errors import Problem, VerifyError
 from galvatron.ir.program import Form, Program
 from galvatron.ir.text.printer import Line, lenient_program_lines
 from galvatron.ir.types import BATCH, NUMBER_KINDS
@@ -112,20 +112,35 @@ def _error(rule: Rule, program: Program, violations: list[Violation]) -> VerifyE
     at_least = "at least " if len(violations) == _COUNTED else ""
     more = f"\n  and {at_least}{len(messages) - _SHOWN} more" if len(messages) > _SHOWN else ""
     told = "\n".join(f"  {message}" for message in messages[:_SHOWN]) + more
-    excerpt = _excerpt(lenient_program_lines(program), [locus for locus, _ in violations[:_SHOWN]])
+    lines = lenient_program_lines(program)
+    shown = excerpt([line.text for line in lines], {_place(lines, locus) for locus, _ in violations[:_SHOWN]})
     where = f"program {program.name} ({program.form})"
-    return VerifyError(f"{where} breaks the rule {rule.name}: {rule.meaning}\n{told}\n{excerpt}", rule=rule.name)
+    return VerifyError(
+        f"{where} breaks the rule {rule.name}: {rule.meaning}\n{told}\n{shown}",
+        rule=rule.name,
+        meaning=rule.meaning,
+        problems=tuple(_problem(lines, violation) for violation in violations[:_SHOWN]),
+    )
 
 
-def _excerpt(lines: list[Line], loci: Iterable[tuple]) -> str:
-    """The lines that show the loci, marked, with a little around each."""
-    marked = set()
-    for locus in loci:
-        marked.add(next((i for i, line in enumerate(lines) if line.locus == locus), 0))
+def _problem(lines: list[Line], violation: Violation) -> Problem:
+    locus, message = violation
+    at = _place(lines, locus)
+    section = next((lines[i].text for i in range(at, -1, -1) if lines[i].text and not lines[i].text[0].isspace()), "")
+    return Problem(message, section, lines[at].text)
+
+
+def _place(lines: list[Line], locus: tuple) -> int:
+    """The line that shows a locus; the first one for what no line shows."""
+    return next((i for i, line in enumerate(lines) if line.locus == locus), 0)
+
+
+def excerpt(lines: Sequence[str], marked: Collection[int]) -> str:
+    """Some lines, by position, marked, with their numbers and a little around each."""
     near = sorted({j for i in marked for j in range(i - _CONTEXT, i + _CONTEXT + 1) if 0 <= j < len(lines)})
     shown: list[str] = []
     for position, index in enumerate(near):
         if position and index != near[position - 1] + 1:
             shown.append("      …")
-        shown.append(f"{'>>>' if index in marked else '   '} {index + 1:>4} | {lines[index].text.rstrip()}")
+        shown.append(f"{'>>>' if index in marked else '   '} {index + 1:>4} | {lines[index].rstrip()}")
     return "\n".join(shown)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import sympy
 
@@ -14,11 +14,10 @@ from galvatron.ir.graph import Arg, Const, Function, Graph, Op, Ref, Value
 from galvatron.ir.layout import (
     Axis,
     Layout,
-    Placement,
     Shard,
     cutting_problem,
     joined,
-    local_outer,
+    local_placement,
     nameable_axes,
     positions,
     same_factor,
@@ -33,6 +32,7 @@ from galvatron.ir.text.targets import is_known_target, unknown_target
 from galvatron.ir.types import BATCH, DTYPE_BYTES, MICRO_BATCHES, Dim, Length, lengths_in
 from galvatron.ir.verify.arguments import argument_problem
 from galvatron.ir.verify.computed import BATCHES, computed_problem
+from galvatron.ir.verify.mending import collective_mended
 from galvatron.ir.verify.shapes import expected_dtype, expected_shapes
 
 Violation = tuple[tuple[Hashable, ...], str]
@@ -418,10 +418,12 @@ def _movement_problem(op: Op, operand: Value, result: Value, mesh: tuple[Axis, .
         before, after = (tuple(layout[group[0]] for group in groups) for layout in (before, after))
         at = groups.index((at, *parts))
     source, target = ends(op)
-    if _local_placement(before, mesh, at) != source:
-        return f"leads from {source}, but %{operand.name} is {before[at]} on {mesh[at].name}"
-    if _local_placement(after, mesh, at) != target:
-        return f"leads to {target}, but %{result.name} is {after[at]} on {mesh[at].name}"
+    led = (local_placement(before, mesh, at), source, before, operand, "from")
+    come = (local_placement(after, mesh, at), target, after, result, "to")
+    for found, wanted, layout, value, way in (led, come):
+        if found != wanted:
+            mended = collective_mended(op, operand.name, before, after, mesh, at)
+            return f"leads {way} {wanted}, but %{value.name} is {layout[at]} on {mesh[at].name}{mended}"
     for axis, (old, new) in enumerate(zip(before, after, strict=True)):
         if axis != at and old != new:
             return f"changes the placement on {mesh[axis].name}, from {old} to {new}"
@@ -431,14 +433,6 @@ def _movement_problem(op: Op, operand: Value, result: Value, mesh: tuple[Axis, .
     if not same_shape(expected, result.type.shape) or operand.type.dtype != result.type.dtype:
         return f"%{result.name} is {result.type}, but must be {operand.type.dtype}[{', '.join(map(str, expected))}]"
     return ""
-
-
-def _local_placement(layout: Layout, mesh: tuple[Axis, ...], at: int) -> Placement:
-    """The placement on one axis as the keywords of a collective tell it: `outer` counts slices of the local tensor."""
-    placement = layout[at]
-    if not isinstance(placement, Shard):
-        return placement
-    return replace(placement, outer=local_outer(layout, mesh, at))
 
 
 def random_draws(scope: Scope) -> Iterator[Violation]:

@@ -11,12 +11,16 @@ On every mesh axis an op runs in one of these ways, and its operands and results
 A value without a gradient is `R` where `R'` is asked for. Which elements a shard holds is told by the name of its
 dimension and by how many of its elements lie within one of the stretches that the axis cuts: `Shard(dim, outer)` of
 different tensors means one thing where both agree.
+
+`ways` says which way it is on each axis, and so why an op is legal; for one that is not, `mending` looks for the change
+that would make it so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import sympy
 
@@ -30,7 +34,6 @@ from galvatron.ir.layout import (
     REPLICATE,
     Axis,
     Partial,
-    Placement,
     Replicate,
     Shard,
     padded_part,
@@ -40,9 +43,11 @@ from galvatron.ir.ops.notation import OpDims
 from galvatron.ir.ops.shapes import ShapeError, same_shape
 from galvatron.ir.ops.table import op_dims
 from galvatron.ir.random import without_site
-from galvatron.ir.spmd import is_spmd, on_slices, without_axis
-from galvatron.ir.types import Dim, TensorType, divides, exact_quotient, simplify_dim
+from galvatron.ir.spmd import is_spmd, on_slices, spmd_target, without_axis
+from galvatron.ir.types import Dim, divides, exact_quotient, simplify_dim
 from galvatron.ir.verify.computed import computed_problem
+from galvatron.ir.verify.mending import op_mended
+from galvatron.ir.verify.placed import Misplaced, Placed
 from galvatron.ir.verify.shapes import expected_shapes
 
 Factor = tuple[str, Dim, bool]
@@ -51,55 +56,81 @@ whether the slices are folded."""
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A value of a local graph seen whole: its global type, a placement per axis, and whether it has a gradient."""
+class Way:
+    """How an op runs on one axis.
 
-    name: str
-    type: TensorType
-    layout: tuple[Placement, ...]
-    differentiable: bool
+    `whole` on every rank; whole, and each rank has `terms` of the gradients; on partial `sums`; `cut` along a named
+    dimension; or, as an op of `ir.spmd`, exchanging what it needs `inside`. `along` is the dimension of the last two.
+    """
 
-    def on(self, axis: int) -> Placement:
-        """The placement on an axis, `R` for any `R'` without a gradient."""
-        placement = self.layout[axis]
-        return REPLICATE if placement == BROADCAST and not self.differentiable else placement
-
-    def takes(self, axis: int, wanted: Replicate | Partial) -> bool:
-        """Whether the value is placed on an axis as is wanted."""
-        return self.on(axis) == (REPLICATE if wanted == BROADCAST and not self.differentiable else wanted)
-
-
-class Misplaced(Exception):
-    """An op cannot run on values so placed; the message says why."""
+    kind: Literal["whole", "terms", "sums", "cut", "inside"]
+    along: str = ""
 
 
 def placement_problem(op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: tuple[Axis, ...]) -> str:
-    """Why an op may not run on operands and results so placed; empty if it may.
+    """Why an op may not run on operands and results so placed, and what would mend it; empty if it may. See `ways`."""
+    try:
+        ways(op, operands, results, mesh)
+    except Misplaced as problem:
+        return str(problem)
+    return ""
+
+
+def ways(op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: tuple[Axis, ...]) -> tuple[Way, ...]:
+    """How an op runs on each axis on operands and results so placed.
 
     Args:
         op: with its local results; its arguments fit its schema.
         operands: one per reference, in order.
+
+    Raises:
+        Misplaced: it does not.
     """
-    plain = without_axis(without_site(op))
-    made = replace(plain, results=tuple(Value(r.name, r.type) for r in results))
+    dims = whole_dims(op, operands, results)
+    return tuple(_way_on(op, dims, operands, results, mesh, i) for i in range(len(mesh)))
+
+
+def whole_dims(op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...]) -> OpDims | None:
+    """The named dimensions of an op seen whole; None where nothing is known of them.
+
+    Raises:
+        Misplaced: its operands are not what it takes.
+    """
+    made = replace(without_axis(without_site(op)), results=tuple(Value(r.name, r.type) for r in results))
     if op.function is not None and (problem := call_problem(made, [p.type for p in operands])):
-        return problem
+        raise Misplaced(problem)
     try:
         dims = op_dims(made, {p.name: p.type for p in operands})
     except (GalvatronError, ValueError, LookupError, TypeError, AssertionError):
-        return "its rule does not fit its operands"
-    if dims is not None and not dims.agree([p.type.shape for p in (*operands, *results)]):
-        dims = None
-    for i, axis in enumerate(mesh):
-        try:
-            if is_spmd(op.target) and op.kwarg("axis") == axis.name:
-                _check_inside(op, dims, operands, results, mesh, i)
-            else:
-                _check_axis(plain, dims, operands, results, mesh, i)
-        except Misplaced as problem:
-            reason = f", since {problem}" if str(problem) else ""
-            return f"on {axis.name} it does not run with {_told(operands, i)} to {_told(results, i)}{reason}"
-    return ""
+        raise Misplaced("its rule does not fit its operands") from None
+    return dims if dims is None or dims.agree([p.type.shape for p in (*operands, *results)]) else None
+
+
+def _way_on(
+    op: Op,
+    dims: OpDims | None,
+    operands: tuple[Placed, ...],
+    results: tuple[Placed, ...],
+    mesh: tuple[Axis, ...],
+    axis: int,
+) -> Way:
+    """How an op runs on one axis.
+
+    Raises:
+        Misplaced: it does not; with what would mend it.
+    """
+    exchanges = is_spmd(op.target) and op.kwarg("axis") == mesh[axis].name
+    plain = op if exchanges else without_axis(without_site(op))
+
+    def way(operands: tuple[Placed, ...], results: tuple[Placed, ...]) -> Way:
+        return (_inside if exchanges else _without_communication)(plain, dims, operands, results, mesh, axis)
+
+    try:
+        return way(operands, results)
+    except Misplaced as problem:
+        reason = f", since {problem}" if str(problem) else ""
+        told = f"on {mesh[axis].name} it does not run with {_told(operands, axis)} to {_told(results, axis)}{reason}"
+        raise Misplaced(told + op_mended(way, operands, results, mesh, axis)) from None
 
 
 def whole_problem(op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...]) -> str:
@@ -121,55 +152,59 @@ def _told(values: Iterable[Placed], axis: int) -> str:
     return ", ".join(f"%{p.name}: {p.layout[axis]}" for p in values) or "nothing"
 
 
-def _check_axis(
+def _without_communication(
     op: Op,
     dims: OpDims | None,
     operands: tuple[Placed, ...],
     results: tuple[Placed, ...],
     mesh: tuple[Axis, ...],
     axis: int,
-) -> None:
-    """Checks that an op runs on an axis in one of the ways without communication.
+) -> Way:
+    """How an op runs on an axis in one of the ways without communication.
 
     Raises:
         Misplaced: it does not.
     """
     if not any(isinstance(p.layout[axis], Shard) for p in (*operands, *results)):
-        if not _runs_unsharded(op, dims, operands, results, axis):
+        if (way := _unsharded(op, dims, operands, results, axis)) is None:
             raise Misplaced("" if takes_terms(op) else "its backward is not known to be linear in the gradient")
-        return
+        return way
     if dims is None:
         raise Misplaced("nothing is known about its dimensions")
     cut = _common_factor(dims, operands, results, mesh, axis)
     if cut[0] in dims.indivisible or cut[0] in dims.spmd:
-        raise Misplaced("it must see the sharded dimension whole")
+        exchanging = f", or be {spmd_target(op)}, which exchanges along it" if cut[0] in dims.spmd else ""
+        raise Misplaced(f"it must see the sharded dimension whole{exchanging}")
     made = [_has(tensor, cut[0]) for tensor in dims.results]
     if any(made) and not all(made):
         raise Misplaced("not all results have the sharded dimension")
     _check_sharded(dims, cut[0], operands, results, axis, PARTIAL)
+    return Way("cut", cut[0])
 
 
-def _runs_unsharded(
+def _unsharded(
     op: Op, dims: OpDims | None, operands: tuple[Placed, ...], results: tuple[Placed, ...], axis: int
-) -> bool:
-    """Whether an op runs whole on every rank, or on partial sums."""
+) -> Way | None:
+    """How an op runs whole on every rank, or on partial sums; None where it does neither."""
 
     def are(values: tuple[Placed, ...], wanted: Replicate | Partial) -> bool:
         return all(p.takes(axis, wanted) for p in values)
 
-    whole = (REPLICATE, BROADCAST) if takes_terms(op) else (REPLICATE,)
-    if any(are((*operands, *results), wanted) for wanted in whole):
-        return True
+    if are((*operands, *results), REPLICATE):
+        return Way("whole")
+    if takes_terms(op) and are((*operands, *results), BROADCAST):
+        return Way("terms")
     if dims is None or not are(results, PARTIAL):
-        return False
+        return None
     if dims.sums and len(dims.sums) + len(dims.products) < len(operands):
-        return False
+        return None
     if dims.sums and not dims.products:
-        return are(operands, PARTIAL)
-    return any(
+        return Way("sums") if are(operands, PARTIAL) else None
+    passes = any(
         all(p.takes(axis, PARTIAL if i == factor or i in dims.sums else BROADCAST) for i, p in enumerate(operands))
         for factor in dims.products
     )
+    return Way("sums") if passes else None
 
 
 def _check_sharded(
@@ -260,15 +295,15 @@ def _stretch(placed: Placed, mesh: tuple[Axis, ...], axis: int) -> Dim:
     return stretch
 
 
-def _check_inside(
+def _inside(
     op: Op,
     dims: OpDims | None,
     operands: tuple[Placed, ...],
     results: tuple[Placed, ...],
     mesh: tuple[Axis, ...],
     axis: int,
-) -> None:
-    """Checks an op of `ir.spmd` on the axis on which it communicates.
+) -> Way:
+    """How an op of `ir.spmd` runs on the axis on which it communicates.
 
     Raises:
         Misplaced: it is not placed as the op needs it.
@@ -280,7 +315,7 @@ def _check_inside(
         raise Misplaced("it is not told whether slices are folded")
     if kind.ring:
         _check_ring(op, operands, results, axis)
-        return
+        return Way("inside", "the sequence")
     if dims is None or len(dims.spmd) != 1:
         raise Misplaced("it has no dimension that may be sharded")
     (sharded,) = dims.spmd
@@ -292,6 +327,7 @@ def _check_inside(
     if folded and kind.folded == "none":
         raise Misplaced("it takes no folded slices")
     _check_sharded(dims, sharded, operands, results, axis, kind.result)
+    return Way("inside", sharded)
 
 
 def _is_size(op: Op, size: Dim) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator, Mapping
+from dataclasses import dataclass
 
 import sympy
 
@@ -31,7 +32,9 @@ from galvatron.ir.program import Form, LayerClass, LayerKind, Program, StateLayo
 from galvatron.ir.ties import kept_whole, zero_levels
 from galvatron.ir.types import BATCH, LOCAL_BATCH, TensorType, has_samples
 from galvatron.ir.verify.graphs import Violation, are_axes, layout_problem
-from galvatron.ir.verify.placements import Placed, placement_problem, whole_problem
+from galvatron.ir.verify.mending import border_mended
+from galvatron.ir.verify.placed import Placed
+from galvatron.ir.verify.placements import placement_problem, whole_problem
 from galvatron.ir.verify.programs import layers_with_loci
 from galvatron.ir.whole import SeenWhole, in_samples, layers_seen_whole, whole_type
 from galvatron.ir.zero import LEVELS, summed_axes
@@ -141,18 +144,31 @@ def _placement_problems(
     cls: LayerClass, differentiable: set[str], whole: dict[str, dict[int, int]]
 ) -> Iterator[Violation]:
     """The violations of one class; `whole` has the whole sizes of padded dimensions by value."""
-
-    def placed(value: Value) -> Placed:
-        type_ = whole_type(value, cls.mesh, whole.get(value.name, {}))
-        return Placed(value.name, type_, value.layout or (), value.name in differentiable)
-
+    placed = placed_values(cls, differentiable, whole)
     for index, op in enumerate(cls.graph.ops):
-        read = [cls.graph.values[name] for name in op.operands]
         if op.namespace != "comm":
-            operands, results = tuple(map(placed, read)), tuple(map(placed, op.results))
+            operands = tuple(placed[name] for name in op.operands)
+            results = tuple(placed[value.name] for value in op.results)
             problem = placement_problem(op, operands, results, cls.mesh)
             if problem or (problem := whole_problem(op, operands, results)):
                 yield ("op", cls.name, index), f"{op.target}: {problem}"
+
+
+def placed_values(
+    cls: LayerClass, differentiable: Collection[str], whole: Mapping[str, dict[int, int]]
+) -> dict[str, Placed]:
+    """Every value of a class seen whole, by name; `whole` has the whole sizes of padded dimensions by value."""
+    state = {value.name for value in cls.graph.state}
+    return {
+        name: Placed(
+            name,
+            whole_type(value, cls.mesh, whole.get(name, {})),
+            value.layout or (),
+            name in differentiable,
+            name in state,
+        )
+        for name, value in cls.graph.values.items()
+    }
 
 
 def operands_fit(program: Program) -> Iterator[Violation]:
@@ -177,27 +193,67 @@ def _seen_with_loci(program: Program) -> Iterator[tuple[SeenWhole, tuple[Hashabl
     return ((one, locus) for one, (_, locus) in zip(seen, layers_with_loci(program), strict=True))
 
 
-def edges_agree(program: Program) -> Iterator[Violation]:
-    """Along every edge, also across stages, the consumer reads the layout that the producer gives.
+@dataclass(frozen=True)
+class Edge:
+    """A value that a layer reads: who makes it (None for a batch input), in which layout, and in which one it is read.
 
-    So it reads the same local tensor, since `operands_fit` holds.
+    `locus` is the line of the reader, `formal` what its class calls the value.
     """
+
+    name: str
+    locus: tuple[Hashable, ...]
+    maker: SeenWhole | None
+    reader: SeenWhole
+    formal: str
+    given: Layout
+    asked: Layout
+    meshes: tuple[tuple[Axis, ...], tuple[Axis, ...]]
+    differentiable: bool
+
+    @property
+    def given_in_samples(self) -> Layout:
+        """The layout in which it is made, in samples of the whole batch."""
+        return in_samples(self.given, self.maker.samples) if self.maker else self.given
+
+    @property
+    def asked_in_samples(self) -> Layout:
+        """The layout in which it is read, in samples of the whole batch."""
+        return in_samples(self.asked, self.reader.samples)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether what is read is what is made, on every device. (Of a batch input each takes what it needs.)"""
+        made, read = self.meshes
+        given, asked = self.given_in_samples, self.asked_in_samples
+        return self.maker is None or same_distribution(made, given, read, asked, differentiable=self.differentiable)
+
+
+def edges(program: Program) -> Iterator[Edge]:
+    """What the layers of a sharded program read, in order."""
     producers: dict[str, tuple[SeenWhole, Layout]] = {}
     differentiable = gradients(program).values
     for seen, locus in _seen_with_loci(program):
         cls = program.class_of[seen.layer.cls]
         for name, formal in zip(seen.layer.operands, cls.graph.inputs, strict=True):
-            if name not in producers:
-                continue
-            source, layout = producers[name]
-            mesh, wanted = program.class_of[source.layer.cls].mesh, formal.layout or ()
-            given = in_samples(layout, source.samples)
-            asked = in_samples(wanted, seen.samples)
-            if not same_distribution(mesh, given, cls.mesh, asked, differentiable=name in differentiable):
-                told = f"is {_describe(mesh, layout)}, but is read as {_describe(cls.mesh, wanted)}"
-                yield locus, f"%{name} as %{formal.name} of @{cls.name}: {told}"
+            source, given = producers.get(name, (None, ()))
+            mesh = program.class_of[source.layer.cls].mesh if source else ()
+            asked = formal.layout or ()
+            yield Edge(name, locus, source, seen, formal.name, given, asked, (mesh, cls.mesh), name in differentiable)
         for name, formal in zip(seen.layer.results, cls.graph.outputs, strict=True):
             producers[name] = (seen, cls.graph.values[formal].layout or ())
+
+
+def edges_agree(program: Program) -> Iterator[Violation]:
+    """Along every edge, also across stages, the consumer reads the layout that the producer gives.
+
+    So it reads the same local tensor, since `operands_fit` holds.
+    """
+    for edge in edges(program):
+        if not edge.agrees:
+            made, read = edge.meshes
+            told = f"is {_describe(made, edge.given)}, but is read as {_describe(read, edge.asked)}"
+            told += border_mended(edge.name, made, edge.given, edge.asked) if made == read else ""
+            yield edge.locus, f"%{edge.name} as %{edge.formal} of @{edge.reader.layer.cls}: {told}"
 
 
 def loss_is_whole(program: Program) -> Iterator[Violation]:
@@ -333,7 +389,7 @@ def state_is_kept(program: Program) -> Iterator[Violation]:
                 elif name not in problems and not _kept_as_read(program, kept[name], cls, formal):
                     described = _describe(kept[name].mesh, kept[name].layout)
                     read = _describe(cls.mesh, formal.layout)
-                    told = f"{name} is kept as {described}, but {layer.name} reads it as {read}"
+                    told = f"{name} is kept as {described}, but {layer.name} reads it as {read}{_SUMMED}"
                     yield ("keep", stage.index, name), told
 
 
@@ -350,6 +406,9 @@ def updates_are_kept(program: Program) -> Iterator[Violation]:
                 elif not same_distribution(keep.mesh, keep.layout, mesh, layout, differentiable=False):
                     told = f"is kept as {_describe(keep.mesh, keep.layout)}, but made as {_describe(mesh, layout)}"
                     yield ("keep", stage.index, name), f"{name} {told}"
+
+
+_SUMMED = "; its gradient is summed over the axes on which it is R', and over no others"
 
 
 def _kept_as_read(program: Program, kept: StateLayout, cls: LayerClass, formal: Value) -> bool:
@@ -394,7 +453,7 @@ def tied_state_agrees(program: Program) -> Iterator[Violation]:
             trainable = program.state_of[kept.state].trainable
             if not same_distribution(kept.mesh, kept.layout, other.mesh, other.layout, differentiable=trainable):
                 described = _describe(kept.mesh, kept.layout)
-                told = f"{kept.state} is {described} here, but otherwise on another stage"
+                told = f"{kept.state} is {described} here, but otherwise on another stage{_SUMMED}"
                 yield ("keep", stage.index, kept.state), told
             elif kept.zero != other.zero:
                 told = f"{kept.state} has ZeRO level {kept.zero} here, but {other.zero} on another stage"

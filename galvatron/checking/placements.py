@@ -1,0 +1,230 @@
+"""Where every value of a sharded program is on each mesh axis, its gradient too, and why that is legal.
+
+The reasons are those of the verifier: the way in which its rule lets an op run, what a collective leads from and to,
+and on a border between layers why what is made is what is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from galvatron.ir.collectives import Conversion, conversion, conversion_of
+from galvatron.ir.gradients import Gradients, gradients
+from galvatron.ir.graph import Op
+from galvatron.ir.layout import BROADCAST, PARTIAL, Axis, Layout, Shard, dual, positions
+from galvatron.ir.ops.notation import OpDims
+from galvatron.ir.padding import whole_sizes
+from galvatron.ir.program import Form, LayerClass, Program
+from galvatron.ir.random import is_random
+from galvatron.ir.verify.placed import Placed
+from galvatron.ir.verify.placements import Way, ways, whole_dims
+from galvatron.ir.verify.sharding import Edge, edges, placed_values, same_distribution
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a value is on one axis and where its gradient, empty if it has none, and why."""
+
+    axis: str
+    value: str
+    gradient: str
+    why: str
+
+
+@dataclass(frozen=True)
+class PlacedValue:
+    """A value that a class is given or that one of its ops makes.
+
+    `by` says what makes it, `rule` the named dimensions of that op, `line` and `module` where it stands in the model;
+    empty for what is not known, or not an op's.
+    """
+
+    name: str
+    by: str
+    rule: str
+    line: str
+    module: str
+    spots: tuple[Spot, ...]
+
+
+@dataclass(frozen=True)
+class PlacedClass:
+    """Classes that are alike but for their names, with the layers that call them, in order."""
+
+    names: tuple[str, ...]
+    layers: tuple[str, ...]
+    mesh: tuple[str, ...]
+    values: tuple[PlacedValue, ...]
+
+
+@dataclass(frozen=True)
+class Border:
+    """Values that layers of one class read, each as layers of another class make it (an empty `maker`: as the batch has
+    it), and why that is legal."""
+
+    values: tuple[str, ...]
+    maker: str
+    reader: str
+    layout: str
+    why: str
+
+
+def placed_classes(program: Program) -> tuple[PlacedClass, ...]:
+    """The classes of a valid program that are on a mesh."""
+    flowing = gradients(program)
+    found: dict[tuple[tuple[str, ...], tuple[PlacedValue, ...]], list[LayerClass]] = {}
+    for cls in program.classes:
+        if program.form >= Form.SHARDED and cls.mesh:
+            mesh = tuple(map(str, cls.mesh))
+            found.setdefault((mesh, tuple(_values(program, cls, flowing))), []).append(cls)
+    return tuple(
+        PlacedClass(
+            tuple(cls.name for cls in alike),
+            tuple(layer.name for layer in program.all_layers if layer.cls in {cls.name for cls in alike}),
+            *key,
+        )
+        for key, alike in found.items()
+    )
+
+
+def _values(program: Program, cls: LayerClass, flowing: Gradients) -> Iterator[PlacedValue]:
+    graph = cls.graph
+    placed = placed_values(cls, flowing.formals[cls.origin_name], whole_sizes(program, cls))
+    for value in graph.inputs:
+        yield PlacedValue(value.name, "input", "", "", "", _spots(placed[value.name], cls.mesh, _given))
+    for value in graph.state:
+        yield PlacedValue(value.name, "state", "", "", "", _spots(placed[value.name], cls.mesh, _kept))
+    for op in graph.ops:
+        yield from _made(op, placed, cls.mesh)
+
+
+def _spots(value: Placed, mesh: tuple[Axis, ...], why: Callable[[Placed, Axis, int], str]) -> tuple[Spot, ...]:
+    return tuple(_spot(value, mesh, i, why(value, mesh[i], i)) for i in range(len(mesh)))
+
+
+def _spot(value: Placed, mesh: tuple[Axis, ...], axis: int, why: str) -> Spot:
+    placement = value.layout[axis]
+    return Spot(mesh[axis].name, str(placement), str(dual(placement)) if value.differentiable else "", why)
+
+
+def _given(value: Placed, axis: Axis, place: int) -> str:
+    return "as the layer that makes it gives it"
+
+
+def _kept(value: Placed, axis: Axis, place: int) -> str:
+    if isinstance(value.layout[place], Shard):
+        return "each rank has a part, and the gradient of it"
+    if not value.differentiable:
+        return "every rank has all of it; it has no gradient"
+    if value.layout[place] == BROADCAST:
+        return f"each rank has a term of its gradient, which is summed over {axis.name} once per step"
+    return "every rank has all of it, and all of its gradient"
+
+
+def _made(op: Op, placed: dict[str, Placed], mesh: tuple[Axis, ...]) -> Iterator[PlacedValue]:
+    operands = tuple(placed[name] for name in op.operands)
+    results = tuple(placed[value.name] for value in op.results)
+    if op.namespace == "comm":
+        rule, reasons = "", _collective_reasons(op, mesh)
+    else:
+        dims = whole_dims(op, operands, results)
+        rule = "" if dims is None else _rule(dims)
+        found = ways(op, operands, results, mesh)
+        reasons = tuple(_reason(op, way, dims, operands, results, i) for i, way in enumerate(found))
+    by = f"{op.namespace}.{op.name}({', '.join(f'%{name}' for name in op.operands)})"
+    line, module = (str(op.source), op.source.scope) if op.source else ("", "")
+    for value in results:
+        spots = tuple(_spot(value, mesh, i, why) for i, why in enumerate(reasons))
+        yield PlacedValue(value.name, by, rule, line, module, spots)
+
+
+def _collective_reasons(op: Op, mesh: tuple[Axis, ...]) -> tuple[str, ...]:
+    way = conversion_of(op)
+    back = conversion(dual(way.target), dual(way.source))
+    moved = _moving(way) + (f"; backward {_moving(back)}" if back else "")
+    at = positions(mesh, str(op.kwarg("axis")))
+    return tuple(moved if i in at else "as it was" for i in range(len(mesh)))
+
+
+def _moving(way: Conversion) -> str:
+    source, target = ("S" if isinstance(p, Shard) else str(p) for p in (way.source, way.target))
+    return f"{way.collective.name} {source} → {target}"
+
+
+def _reason(
+    op: Op, way: Way, dims: OpDims | None, operands: tuple[Placed, ...], results: tuple[Placed, ...], axis: int
+) -> str:
+    """Why an op may run on an axis as it does."""
+    if way.kind == "whole":
+        told = "every rank computes all of it"
+    elif way.kind == "terms":
+        told = "every rank computes all of it, and has a term of each gradient"
+    elif way.kind == "sums":
+        told = "linear, so that terms of a sum stay terms"
+    else:
+        told = f"cut along {way.along}" if way.kind == "cut" else f"exchanges along {way.along} inside"
+        if any(result.layout[axis] == PARTIAL for result in results):
+            told += ", which it sums over: a term each"
+        terms = [f"%{p.name}" for p in dict.fromkeys(operands) if p.differentiable and p.layout[axis] == BROADCAST]
+        told += f"; each rank has a term of the gradient of {', '.join(terms)}" if terms else ""
+    if is_random(op):
+        told += "; draws of its own" if isinstance(results[0].layout[axis], Shard) else "; the same draws"
+    return told
+
+
+def _rule(dims: OpDims) -> str:
+    """The named dimensions of an op, as a line of `ir.ops.notation`."""
+
+    def tensor(names: tuple[tuple[str, ...], ...], mark: str = "") -> str:
+        told = (_marked(factors, dims) for factors in names)
+        return mark + (" ".join(told) or "1")
+
+    marks = ["~" if i in dims.products else "+" if i in dims.sums else "" for i in range(len(dims.operands))]
+    left = ", ".join(tensor(names, mark) for names, mark in zip(dims.operands, marks, strict=True))
+    return f"{left} -> {', '.join(map(tensor, dims.results))}".strip()
+
+
+def _marked(factors: tuple[str, ...], dims: OpDims) -> str:
+    told = [f"{name}{'!' * (name in dims.indivisible)}{'^' * (name in dims.spmd)}" for name in factors]
+    return told[0] if len(told) == 1 else f"({' '.join(told)})" if told else "1"
+
+
+def borders(program: Program) -> tuple[Border, ...]:
+    """What the layers of a valid sharded program read; alike ones once, in the order of the first."""
+    if program.form < Form.SHARDED:
+        return ()
+    found: dict[tuple[str, str, str, str], list[str]] = {}
+    for edge in edges(program):
+        cls = program.class_of[edge.reader.layer.cls]
+        maker = "" if edge.maker is None else edge.maker.layer.cls
+        layout = _layout(cls.mesh, edge.asked)
+        found.setdefault((maker, cls.name, layout, _border_reason(program, edge)), []).append(edge.name)
+    return tuple(Border(tuple(dict.fromkeys(values)), *key) for key, values in found.items())
+
+
+def _border_reason(program: Program, edge: Edge) -> str:
+    if edge.maker is None:
+        return "every rank takes what it needs of the batch"
+    own, mesh = (program.class_of[one.layer.cls].mesh for one in (edge.maker, edge.reader))
+    if not edge.agrees:
+        return f"made as {_layout(own, edge.given)}: the pass redistribute is to convert it"
+    if (own, edge.given) == (mesh, edge.asked):
+        return "as it is made"
+    if same_distribution(own, edge.given_in_samples, mesh, edge.asked_in_samples):
+        return f"made as {_layout(own, edge.given)}, which is the same part on every device"
+    return f"made as {_layout(own, edge.given)}: without a gradient R' and R are one"
+
+
+def _layout(mesh: tuple[Axis, ...], layout: Layout) -> str:
+    return ", ".join(f"{axis.name} {placement}" for axis, placement in zip(mesh, layout, strict=True)) or "whole"
+
+
+def folded(names: tuple[str, ...]) -> str:
+    """Names of layers or values on one line: of runs of more than three that differ in a number the ends."""
+    runs = [list(run) for _, run in groupby(names, key=lambda name: name.translate(_WITHOUT_DIGITS))]
+    return ", ".join(f"{run[0]} … {run[-1]} ({len(run)})" if len(run) > 3 else ", ".join(run) for run in runs)
+
+
+_WITHOUT_DIGITS = str.maketrans("", "", "0123456789")

@@ -1,0 +1,185 @@
+"""What there is to say of a program in a file, which was perhaps written by hand: whether it keeps the rules of its
+form, and of a sharded one where everything is and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from galvatron.checking.placements import Border, PlacedClass, PlacedValue, Spot, borders, folded, placed_classes
+from galvatron.errors import GalvatronError, Problem, VerifyError, did_you_mean
+from galvatron.ir.program import Program
+from galvatron.ir.verify import RULES, excerpt, verify
+from galvatron.printing import cell
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one line: the line's number in the file (None where several are alike) and its text."""
+
+    line: int | None
+    text: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The rule that a program breaks, what that asks for, and what breaks it; `excerpt` shows the file there."""
+
+    rule: str
+    meaning: str
+    faults: tuple[Fault, ...]
+    excerpt: str
+
+
+@dataclass(frozen=True)
+class ProgramReport:
+    """A program, the rules of its form (how many there are), and which one it breaks, if any; of one that breaks none
+    its classes and what is read between layers."""
+
+    program: str
+    form: str
+    rules: int
+    refused: Refusal | None = None
+    classes: tuple[PlacedClass, ...] = ()
+    borders: tuple[Border, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON has it: the fields by name, and `valid`."""
+        return {"valid": self.refused is None, **dataclasses.asdict(self)}
+
+    def print(self, console: Console) -> None:
+        """Prints the report as lines and tables."""
+        for part in self._parts():
+            console.print(part, soft_wrap=not isinstance(part, Table))
+
+    def _parts(self) -> Iterator[RenderableType]:
+        name = f"{self.program} ({self.form})"
+        if self.refused is not None:
+            yield cell(f"{name} breaks the rule {self.refused.rule}: {self.refused.meaning}")
+            for fault in self.refused.faults:
+                yield cell(f"line {fault.line}: {fault.message}" if fault.line else f"{fault.text}: {fault.message}")
+            yield from map(cell, self.refused.excerpt.splitlines())
+            return
+        yield cell(f"{name} keeps all {self.rules} rules of its form")
+        yield from map(_class_table, self.classes)
+        if self.borders:
+            yield _border_table(self.borders)
+
+
+def check_program(program: Program, text: str, *, layer: str | None = None, only: str | None = None) -> ProgramReport:
+    """A program beside the rules of its form.
+
+    Args:
+        text: of the file that it was read from.
+        layer: the one whose class is told; None: all.
+        only: the value, the operator or the module of the model of which lines are told; None: all.
+
+    Raises:
+        GalvatronError: there is no such layer, or nothing of that name.
+    """
+    rules = sum(program.form in rule.forms for rule in RULES)
+    report = ProgramReport(program.name, str(program.form), rules)
+    try:
+        verify(program)
+    except VerifyError as error:
+        return replace(report, refused=_refusal(error, text))
+    report = replace(report, classes=placed_classes(program), borders=borders(program))
+    report = report if layer is None else _of_layer(report, program, layer)
+    return report if only is None else _only(report, only)
+
+
+def _refusal(error: VerifyError, text: str) -> Refusal:
+    faults = tuple(Fault(_line(text, problem), problem.text.strip(), problem.message) for problem in error.problems)
+    known = {fault.line - 1 for fault in faults if fault.line is not None}
+    return Refusal(error.rule, error.meaning, faults, excerpt(text.splitlines(), known))
+
+
+def _line(text: str, problem: Problem) -> int | None:
+    """The line of a file that a problem is about, from 1; None where the file has no such line, since it is in a loop,
+    or several."""
+    wanted, section = _plain(problem.text), _plain(problem.section)
+    found: list[int] = []
+    inside = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line and not line[0].isspace():
+            inside = _plain(line)
+        if _plain(line) == wanted and inside == section:
+            found.append(number)
+    return found[0] if len(found) == 1 else None
+
+
+def _plain(line: str) -> str:
+    """A line without its columns, comment and the number of its source."""
+    return re.sub(r"(\s+#\d+)?$", "", " ".join(line.partition("  //")[0].split()))
+
+
+def _of_layer(report: ProgramReport, program: Program, layer: str) -> ProgramReport:
+    known = {one.name: one.cls for one in program.all_layers}
+    if layer not in known:
+        raise GalvatronError(f"there is no layer {layer!r}; {did_you_mean(layer, known)}")
+    classes = tuple(cls for cls in report.classes if known[layer] in cls.names)
+    own = tuple(border for border in report.borders if known[layer] in (border.maker, border.reader))
+    return replace(report, classes=classes, borders=own)
+
+
+def _only(report: ProgramReport, only: str) -> ProgramReport:
+    classes = tuple(replace(cls, values=tuple(v for v in cls.values if _is(v, only))) for cls in report.classes)
+    if not any(cls.values for cls in classes):
+        known = {name for cls in report.classes for value in cls.values for name in (value.name, value.module)}
+        raise GalvatronError(f"there is no value, operator or module {only!r}; {did_you_mean(only, known - {''})}")
+    return replace(report, classes=tuple(cls for cls in classes if cls.values), borders=())
+
+
+def _is(value: PlacedValue, only: str) -> bool:
+    operator = value.by.partition("(")[0]
+    names = (value.name, operator, operator.rpartition(".")[2], value.module)
+    return only.removeprefix("%") in names or value.module.startswith(f"{only}.")
+
+
+def _class_table(cls: PlacedClass) -> Table:
+    of = folded(cls.layers)
+    table = Table(title=cell(f"{', '.join(f'@{name}' for name in cls.names)}, of {of}"), show_lines=True)
+    table.add_column("value", overflow="fold")
+    table.add_column("by", overflow="fold")
+    for axis in cls.mesh:
+        table.add_column(cell(axis), no_wrap=True)
+    table.add_column("why", overflow="fold", ratio=1)
+    for value in cls.values:
+        placed = (_placed(spot) for spot in value.spots)
+        table.add_row(*map(cell, (f"%{value.name}", _by(value), *placed)), _why(value.spots))
+    return table
+
+
+def _by(value: PlacedValue) -> str:
+    return value.by if not value.rule else f"{value.by}  [{value.rule}]"
+
+
+def _placed(spot: Spot) -> str:
+    return f"{spot.value} | {spot.gradient or '–'}"
+
+
+def _why(spots: tuple[Spot, ...]) -> Text:
+    """The reasons, a line for each axis; one that is the same on all axes once."""
+    reasons = {spot.why for spot in spots}
+    if len(reasons) == 1:
+        return cell(reasons.pop())
+    return Text("\n").join(cell(f"{spot.axis}: {spot.why}") for spot in spots)
+
+
+def _border_table(found: tuple[Border, ...]) -> Table:
+    table = Table(title="what layers read")
+    for name in ("values", "made by", "read by", "as", "why"):
+        table.add_column(name, overflow="fold")
+    for border in found:
+        maker = f"@{border.maker}" if border.maker else "the batch"
+        values = folded(tuple(f"%{name}" for name in border.values))
+        table.add_row(*map(cell, (values, maker, f"@{border.reader}", border.layout, border.why)))
+    return table

@@ -1,0 +1,104 @@
+"""`galvatron check PROGRAM.gir`: where everything is and why, and what is wrong at which line of a file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from galvatron.ir.layout import REPLICATE
+from galvatron.ir.program import Program
+from galvatron.ir.text import print_program
+from tests.cli.test_cli import run
+from tests.debugging.silent import is_collective, left_out, with_keywords, with_ops, with_state
+from tests.ir.programs import clustered, sharded, staged
+
+
+def written(program: Program, folder: Path) -> Path:
+    path = folder / "p.gir"
+    path.write_text(print_program(program))
+    return path
+
+
+def test_a_right_program_is_told_with_reasons(tmp_path: Path) -> None:
+    out, _ = run("check", written(staged(5), tmp_path))
+    assert "Net (staged) keeps all" in out
+    assert "block_0 … block_4 (5)" in out and out.count("@block.dp2_tp2, of") == 1
+    text = " ".join(out.replace("│", " ").split())
+    assert "dp=2@2" in out and "R' | P" in out
+    assert "over dp once per step" in text and "all_reduce P → R; backward copy R → R'" in text
+
+
+def test_what_is_told_is_what_is_asked_for(tmp_path: Path) -> None:
+    path = written(staged(), tmp_path)
+    told = json.loads(run("check", path, "--layer", "block_2", "--only", "linear", "--json")[0])
+    assert told["valid"] and [cls["layers"] for cls in told["classes"]] == [[f"block_{i}" for i in range(4)]]
+    up, down = told["classes"][0]["values"]
+    assert [up["name"], down["name"]] == ["up", "down"]
+    assert up["rule"] == "~b.1 b.0 k, ~n k -> b.1 b.0 n" and up["line"] == "/home/user/net.py:12"
+    assert [(spot["value"], spot["gradient"]) for spot in down["spots"]] == [("S(0)", "S(0)"), ("P", "R'")]
+    assert "cut along k" in down["spots"][1]["why"]
+    assert "%silu" in run("check", path, "--only", "%silu")[0]
+    assert "there is no layer 'block_9'; did you mean" in run("check", path, "--layer", "block_9", code=2)[1]
+    assert "no value, operator or module 'silo'" in run("check", path, "--only", "silo", code=2)[1]
+
+
+def test_borders_between_layers_have_a_reason(tmp_path: Path) -> None:
+    found = json.loads(run("check", written(sharded(), tmp_path), "--json")[0])["borders"]
+    own = {(b["maker"], b["reader"]): b for b in found}
+    assert own["block.dp2_tp2", "block.dp2_tp2"]["why"] == "as it is made"
+    assert own["", "embedding.dp2_tp2"]["why"] == "every rank takes what it needs of the batch"
+
+
+def test_a_program_that_is_not_sharded_has_rules_alone(tmp_path: Path) -> None:
+    out, _ = run("check", written(clustered(), tmp_path))
+    assert out.strip().endswith("rules of its form")
+
+
+EDITS = {
+    "a collective that is left out": (
+        lambda p: with_ops(p, is_collective("all_reduce", "tp"), left_out),
+        "ops-on-slices", "%add", 'comm.all_reduce(%down, axis="tp", grad="identity")',
+    ),
+    "a gradient that nobody sums": (
+        lambda p: with_ops(p, is_collective("copy", "tp"), left_out),
+        "ops-on-slices", "%up ", 'comm.copy(%x, axis="tp")',
+    ),
+    "a wrong group": (
+        lambda p: with_ops(p, is_collective("all_reduce", "tp"), with_keywords(axis="dp")),
+        "collectives", "%sum", "name the axis tp",
+    ),
+    "a parameter that is not synchronised": (
+        lambda p: with_state(p, "up.weight", "dp", REPLICATE),
+        "ops-on-slices", "%up ", "let %up.weight be R' on dp: its gradient is then summed over dp",
+    ),
+    "a kept parameter": (
+        lambda p: replace(p, stages=(*p.stages[:-1], replace(p.stages[-1], state=tuple(
+            replace(kept, layout=(REPLICATE, *kept.layout[1:])) for kept in p.stages[-1].state)))),
+        "state-is-kept", "keep", "its gradient is summed over the axes on which it is R'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_program_is_refused_at_its_line(name: str, tmp_path: Path) -> None:
+    edit, rule, line, mended = EDITS[name]
+    path = written(edit(staged()), tmp_path)
+    out, _ = run("check", path, code=1)
+    assert f"breaks the rule {rule}" in out
+    told = json.loads(run("check", path, "--json", code=1)[0])
+    fault = told["refused"]["faults"][0]
+    assert not told["valid"] and mended in fault["message"], fault
+    assert line in fault["text"]
+    if name != "a kept parameter":  # whose line is in a loop
+        assert f">>> {fault['line']:>4} | {path.read_text().splitlines()[fault['line'] - 1]}" in out
+
+
+def test_questions_that_are_wrong(tmp_path: Path) -> None:
+    path = written(staged(), tmp_path)
+    assert "--run is for a model" in run("check", path, "--run", code=2)[1]
+    assert "--layer is for a program" in run("check", "m.py:f", "--layer", "x", code=2)[1]
+    path.write_text(path.read_text().replace("stage 0 {", "stage 0 ("))
+    assert "line " in run("check", path, code=2)[1]
