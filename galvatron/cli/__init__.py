@@ -25,6 +25,7 @@ from galvatron.cli import (
     report,
     run,
     search,
+    show,
 )
 from galvatron.cli.errors import ErrorReportingGroup
 
@@ -42,6 +43,7 @@ app.command("search")(search.command)
 app.command("estimate")(estimate.command)
 app.command("explain")(explain.command)
 app.command("report")(report.command)
+app.command("show")(show.command)
 app.command("diff")(diff.command)
 app.command("emit")(emit.command)
 app.command("opt")(opt.command)

@@ -36,8 +36,11 @@ Inductor = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def read_program(path: Path, *, verified: bool = True) -> Program:
+def read_program(path: Path, *, verified: bool = True, computed: bool = True) -> Program:
     """Reads a program file, or stdin for `-`; a valid one, unless the caller sees to that.
+
+    Args:
+        computed: see `verify`.
 
     Raises:
         ParseError: malformed text, with the file, line and column.
@@ -59,7 +62,7 @@ def read_program(path: Path, *, verified: bool = True) -> Program:
         if verified:
             from galvatron.ir.verify import verify
 
-            verify(program)
+            verify(program, computed=computed)
     except (ParseError, VerifyError) as error:
         error.args = (f"{path}: {error}",)
         raise
