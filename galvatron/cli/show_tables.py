@@ -122,7 +122,7 @@ def _layer(found: LayerOps) -> Iterator[RenderableType]:
         flop = [format_flop(number) if number else "" for number in numbers]
         moved = format_bytes(figures.moved_bytes) if figures.moved_bytes else ""
         rows.append((", ".join(f"%{name}" for name in row.results), row.op, ", ".join(row.types), *flop, moved, line))
-    columns = ("value", "op", "type", ">forward", ">backward", ">moved", "line")
+    columns = ("value", "op", "type", ">forward", ">backward", ">moved", "…line")
     yield _table(f"ops; figures of {found.unit}", columns, rows)
     yield cell(f"results: {', '.join(f'%{name}' for name in found.outputs)}")
 
@@ -173,11 +173,14 @@ def _choice(choice: AxisChoice) -> Table:
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table; columns that begin with `>` are of numbers."""
+    """A table; columns that begin with `>` are of numbers, and what does not fit in one that begins with `…` is cut."""
     table = Table(title=cell(title))
     for name in columns:
         justify = "right" if name.startswith(">") else "left"
-        table.add_column(name.removeprefix(">"), justify=justify, overflow="fold")
+        if name.startswith("…"):
+            table.add_column(name.removeprefix("…"), overflow="ellipsis", no_wrap=True)
+        else:
+            table.add_column(name.removeprefix(">"), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*map(cell, row))
     return table

@@ -14,7 +14,7 @@ from galvatron.units import format_bytes, format_flop
 FOLDED = 3
 """So many equal layers, or more, one behind the other are one box."""
 
-LETTERS = 34
+LETTERS = 44
 """Longer lines are cut."""
 
 

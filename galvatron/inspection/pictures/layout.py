@@ -31,7 +31,7 @@ class Placed:
         rows: the row of each box, from 0 on.
         centres: of each box, along its row.
         ways: of each edge the boxes and bends that it goes through, as row and place along it.
-        width: of the widest row.
+        width: of all.
     """
 
     rows: dict[Node, int]
@@ -65,7 +65,7 @@ def placed(graph: networkx.DiGraph, widths: Mapping[Any, float]) -> Placed:
         rows={node: rows[node] for node in graph.nodes},
         centres={node: centres[node] for node in graph.nodes},
         ways={edge: [(rows[node], centres[node]) for node in way] for edge, way in ways.items()},
-        width=max((centres[node] + widths[node] / 2 for node in graph.nodes), default=0.0),
+        width=max((centre + widths.get(node, 0.0) / 2 for node, centre in centres.items()), default=0.0),
     )
 
 

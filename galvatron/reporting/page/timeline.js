@@ -97,7 +97,7 @@ function timelineChart(step, plan, number) {
     if (predictedEnds[number] !== null && predictedEnds[number] >= view.from && predictedEnds[number] <= view.to) {
       const x = scale(predictedEnds[number]);
       parts.push(drawn("line", { class: "rule", x1: x, x2: x, y1: 0, y2: bottom, "data-kind": "predicted" }));
-      parts.push(drawn("text", { x: x - 5, y: 11, "text-anchor": "end", class: "ink" }, "predicted end"));
+      parts.push(drawn("text", { x: x - 5, y: bottom - 12, "text-anchor": "end", class: "ink" }, "predicted end"));
     }
     if (selecting) parts.push(drawn("rect", { class: "select", x: Math.min(...selecting), width: Math.abs(selecting[1] - selecting[0]), y: 0, height: bottom }));
     return { height: bottom + 20, parts };
