@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -63,6 +64,10 @@ def command(
         from galvatron.inspection.ops import op_facts
 
         _say(op_facts(view, op, layer or ""), json)
+        if view.program.plan is not None and view.program.cluster is None:
+            print(
+                "nothing says what else the op might do, at what price: name a --cluster for the plan", file=sys.stderr
+            )
     elif layer is not None:
         from galvatron.inspection.ops import layer_ops
 

@@ -66,8 +66,8 @@ def _overview(found: Overview) -> Iterator[RenderableType]:
 
 
 def _classes(found: Overview) -> Table:
-    planned = any(row.strategies for row in found.classes)
     staged = any(row.stages for row in found.classes)
+    planned = any(row.strategies for row in found.classes) and not staged  # else the names of classes say it
     table = Table(title=f"layers; figures of {found.unit}, for each layer", show_footer=True)
     footer = [f"{found.parameters:,}", *_figures(found.figures)]
     table.add_column("class", "together", overflow="fold")

@@ -7,7 +7,6 @@ from typing import Any
 
 import networkx
 
-from galvatron.errors import GalvatronError
 from galvatron.inspection.ops import op_row
 from galvatron.inspection.view import View
 from galvatron.ir.graph import Value
@@ -18,24 +17,26 @@ from galvatron.ir.summary import strategies_of
 def graph(program: Program, layer: str | None = None) -> networkx.DiGraph:
     """What reads what: the layers of a program, or the ops of one layer.
 
-    A node has a `kind`. Of layers, which are named as in the program, it is `layer`, `preamble`, `step`, `epilogue` or
-    `conversion`, with `cls`, `strategy`, `stage` and `parameters`. Of ops, which are named after their first result, it
-    is `op`, with `op` (what it calls), `code` and `scope`. Both have a `source` (file and line of the model; of a layer
-    that of its first op), and `forward_flop`, `backward_flop`, `kept_bytes` and `moved_bytes`: of one sample, or in a
-    sharded program of a micro-batch on one rank. Other nodes are pairs of their kind and a name: `input`, `state` (what
-    the ops of a layer read) and `result`. Every node has a `label` for a picture and the `values` that it makes, with
-    their `shapes`; an edge has those that it stands for.
+    A node has a `kind`. Of layers, which are named as in the program (a second one of a name is a pair of its stage and
+    its name), it is `layer`, `preamble`, `step`, `epilogue` or `conversion`, with `cls`, `strategy`, `stage` and
+    `parameters`. Of ops, which are named after their first result, it is `op`, with `op` (what it calls), `code` and
+    `scope`. Both have a `source` (file and line of the model; of a layer that of its first op), and `forward_flop`,
+    `backward_flop`, `kept_bytes` and `moved_bytes`: of one sample, or in a sharded program of a micro-batch on one
+    rank. Other nodes are pairs of their kind and a name: `input`, `state` (what the ops of a layer read) and `result`.
+    Every node has a `label` for a picture and the `values` that it makes, with their `shapes`; an edge has those that
+    it stands for.
 
     Args:
         program: in any form; a captured one is a single layer, `graph`.
         layer: the name of a layer, or of a layer class.
 
     Raises:
-        GalvatronError: there is no such layer.
+        VerifyError: the program breaks a rule of its form.
+        GalvatronError: it is none, or there is no such layer.
     """
-    if not isinstance(program, Program):
-        raise GalvatronError(f"a program is what galvatron.capture returns, not {type(program).__name__}")
-    view = View.of(program)
+    from galvatron.forms import valid
+
+    view = View.of(valid(program))
     return layer_graph(view) if layer is None else op_graph(view, view.classes_of(layer)[0])
 
 
@@ -53,12 +54,12 @@ def layer_graph(view: View) -> networkx.DiGraph:
                 figures[cls.name] = view.class_figures(cls)
             found.reads(
                 found.add(
-                    layer.name,
+                    (stage, layer.name) if layer.name in found else layer.name,
                     [made[name] for name in layer.results],
                     kind=str(layer.kind),
                     label=layer.name,
                     cls=cls.origin_name,
-                    strategy=strategies.get(layer.name, ""),
+                    strategy=str(cls.strategy) if cls.strategy is not None else strategies.get(layer.name, ""),
                     stage=stage,
                     parameters=program.count_parameters(layer.state),
                     source=_source(cls),
@@ -104,6 +105,9 @@ class _Dataflow:
         self._graph = networkx.DiGraph()
         self._maker: dict[str, Any] = {}
         self._read: list[tuple[Any, Value]] = []
+
+    def __contains__(self, node: Any) -> bool:
+        return node in self._graph
 
     def add(self, node: Any, makes: Sequence[Value], **attributes: Any) -> Any:
         """Adds a node that makes values."""

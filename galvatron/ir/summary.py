@@ -54,11 +54,8 @@ def class_summaries(program: Program) -> tuple[ClassSummary, ...]:
 
 
 def strategies_of(program: Program) -> dict[str, str]:
-    """The strategy of each layer that has one, by its name."""
-    if program.stages:
-        classes = ((layer.name, program.class_of[layer.cls]) for layer in program.all_layers)
-        return {name: str(cls.strategy) for name, cls in classes if cls.strategy is not None}
-    if program.plan is None:
+    """The strategy that a plan gives to each layer, by its name; there is none once classes have their own."""
+    if program.plan is None or program.stages:
         return {}
     names = (layer.name for layer in program.planned_layers)
     return dict(zip(names, map(str, program.plan.strategies), strict=True))
@@ -66,6 +63,9 @@ def strategies_of(program: Program) -> dict[str, str]:
 
 def _summary(program: Program, cls: LayerClass, strategies: dict[str, str]) -> ClassSummary:
     layers = program.layers_of[cls.name]
+    found = Counter(strategies[one.name] for one in layers if one.name in strategies)
+    if cls.strategy is not None:
+        found = Counter({str(cls.strategy): len(layers)})
     stages = (i for i, own in program.layer_groups if i is not None and any(layer.cls == cls.name for layer in own))
     return ClassSummary(
         name=cls.name,
@@ -75,7 +75,7 @@ def _summary(program: Program, cls: LayerClass, strategies: dict[str, str]) -> C
         last=layers[-1].name,
         parameters=program.count_parameters(layers[0].state),
         stages=tuple(stages),
-        strategies=tuple(Counter(strategies[one.name] for one in layers if one.name in strategies).items()),
+        strategies=tuple(found.items()),
     )
 
 

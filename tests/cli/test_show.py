@@ -51,7 +51,8 @@ def test_a_plan_from_outside(files: Path) -> None:
     assert "pp2/m2/1f1b" in table and "tp2 " in table
     priced = ("--op", "up", "-p", "tp2", "--cluster", "a100-80g:1x2")
     assert "axis tp=2@1" in run("show", files / "clustered.gir", *priced)[0]
-    assert "axis" not in run("show", files / "clustered.gir", *priced[:4])[0]
+    table, note = run("show", files / "clustered.gir", *priced[:4])
+    assert "axis" not in table and "name a --cluster" in note
 
 
 @pytest.mark.parametrize("ending", ["svg", "dot", "html"])

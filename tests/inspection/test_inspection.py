@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from galvatron.api import Estimate
 from galvatron.errors import GalvatronError, PlanError
 from galvatron.inspection.classes import overview
 from galvatron.inspection.ops import layer_ops, op_facts
@@ -68,6 +69,16 @@ def test_ops_of_a_layer_add_up_to_it() -> None:
     assert by_layer.bound[0] == ("up.weight", f"f32[{H}, {D}]", "blocks.0.up.weight")
     assert (by_layer.ops[0].source, by_layer.ops[0].code) == ("/home/user/net.py:12", "line 12")
     assert by_layer.to_dict()["outputs"] == ("y",)
+
+
+def test_a_module_of_a_captured_program_is_shown_as_a_layer() -> None:
+    (found,) = layer_ops(View.of(captured()), "block_1")
+    (block,) = layer_ops(View.of(clustered()), "block_1")
+    assert [row.op for row in found.ops] == [row.op for row in block.ops]
+    assert [name for name, _ in found.inputs] == ["h1", "mask"] and found.outputs == ("h2",)
+    assert {of for _, _, of in found.bound} == {of.replace("blocks.0", "blocks.1") for _, _, of in block.bound}
+    with pytest.raises(GalvatronError, match="no op is of a module 'block_9'"):
+        layer_ops(View.of(captured()), "block_9")
 
 
 def test_an_op_says_what_it_reads_and_who_reads_it() -> None:
@@ -135,4 +146,6 @@ def test_programs_and_plans_are_tables_in_a_notebook() -> None:
     for form, make in FORMS.items():
         text = replace(make(), name=hostile)._repr_html_()
         assert text.count("<table>") == 1 and "<img" not in text and "\u202e" not in text, form
-    assert "12.3 ms" in planned().required_plan._repr_html_()
+    plan = replace(planned().required_plan, cluster=hostile)
+    assert "12.3 ms" in plan._repr_html_() and "<img" not in plan._repr_html_()
+    assert "1.5 s" in Estimate(1.5, (2**30,), ())._repr_html_()
