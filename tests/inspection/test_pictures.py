@@ -54,7 +54,7 @@ def test_ops_of_a_layer_are_nodes_with_their_figures() -> None:
 def test_equal_layers_are_one_box() -> None:
     shown = boxes(galvatron.graph(costed()))
     (run,) = (box for box in boxes_of(shown).values() if "…" in box.lines[0])
-    assert run.lines[:2] == ("block_0 … block_3", "4 layers · block")
+    assert run.lines[:2] == ("block_0 … block_3", "4 layers of block")
     assert networkx.is_directed_acyclic_graph(shown)
     lines = [box.lines for box in boxes_of(boxes(galvatron.graph(staged()))).values()]
     assert sum("stage 1" in line[1] for line in lines if len(line) > 1) >= 3

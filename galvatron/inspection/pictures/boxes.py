@@ -73,8 +73,10 @@ def _box(run: Sequence[dict[str, Any]]) -> Box:
 
 def _lines(node: dict[str, Any], count: int) -> Iterable[str]:
     if "cls" in node:
-        where = [f"stage {node['stage']}"] if node["stage"] is not None else []
-        yield " · ".join([*([f"{count} layers"] if count > 1 else []), *where, node["strategy"] or node["cls"]])
+        counted = [f"{count} layers of {node['cls']}" if count > 1 else node["cls"]]
+        yield " · ".join([*counted, *([f"stage {node['stage']}"] if node["stage"] is not None else [])])
+        if node["strategy"]:
+            yield node["strategy"]
     elif node["kind"] == "op" and node["values"]:
         yield f"%{node['values'][0]}"
     if node["kind"] != "result" and node["shapes"]:

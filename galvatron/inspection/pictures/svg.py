@@ -10,8 +10,8 @@ import networkx
 from galvatron.inspection.pictures.boxes import Box, boxes, boxes_of
 from galvatron.inspection.pictures.layout import Placed, placed
 
-LETTER, LINE, PADDING, BETWEEN, MARGIN = 7.2, 15.0, 9.0, 30.0, 16.0
-"""Widths and heights in pixels: of a letter, of a line of text, around a box's text, between rows, around all."""
+BOLD, LETTER, LINE, PADDING, BETWEEN, MARGIN = 7.7, 6.8, 15.0, 9.0, 30.0, 16.0
+"""Widths and heights in pixels: of a letter of a name and of others, of a line of text, around a box's text, between rows, around all."""
 
 STYLE = """
 .picture { --paper: #fbfbf9; --ink: #1c232d; --soft: #5d6772; --line: #a9b0b8; --box: #ffffff; --work: #e3edf8;
@@ -63,7 +63,8 @@ def drawn(shown: networkx.DiGraph, *, titled: bool) -> str:
 
 
 def _width(box: Box) -> float:
-    return max(map(len, box.lines)) * LETTER + 2 * PADDING
+    name, *others = map(len, box.lines)
+    return max(name * BOLD, *(line * LETTER for line in others), 0.0) + 2 * PADDING
 
 
 def _height(box: Box) -> float:
