@@ -11,7 +11,8 @@ from galvatron.inspection.pictures.boxes import Box, boxes, boxes_of
 from galvatron.inspection.pictures.layout import Placed, placed
 
 BOLD, LETTER, LINE, PADDING, BETWEEN, MARGIN = 7.7, 6.8, 15.0, 9.0, 30.0, 16.0
-"""Widths and heights in pixels: of a letter of a name and of others, of a line of text, around a box's text, between rows, around all."""
+"""Widths and heights in pixels: of a letter of a name and of others, of a line of text, around a box's text, between
+rows, around all."""
 
 STYLE = """
 .picture { --paper: #fbfbf9; --ink: #1c232d; --soft: #5d6772; --line: #a9b0b8; --box: #ffffff; --work: #e3edf8;
