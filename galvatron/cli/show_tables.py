@@ -127,6 +127,10 @@ def _layer(found: LayerOps) -> Iterator[RenderableType]:
     yield cell(f"results: {', '.join(f'%{name}' for name in found.outputs)}")
 
 
+def _counted(layers: int) -> str:
+    return f"{layers:,} layer{'s' * (layers != 1)}"
+
+
 def _layers(names: Sequence[str]) -> str:
     if len(names) < 2:
         return names[0] if names else "of no layer"
@@ -136,7 +140,7 @@ def _layers(names: Sequence[str]) -> str:
 def _op(found: OpFacts) -> Iterator[RenderableType]:
     row, figures = found.row, found.row.figures
     yield cell(found.text)
-    yield cell(f"  class {found.cls}, {found.layers} layers{f', in {row.scope}' if row.scope else ''}")
+    yield cell(f"  class {found.cls}, {_counted(found.layers)}{f', in {row.scope}' if row.scope else ''}")
     if row.source:
         yield cell(f"  {row.source}  {row.code}")
     yield cell(
@@ -168,7 +172,7 @@ def _choice(choice: AxisChoice) -> Table:
         )
         for way in choice.ways
     ]
-    title = f"{choice.strategy} ({choice.layers} layers), axis {choice.axis}{why}; of the whole batch"
+    title = f"{choice.strategy} ({_counted(choice.layers)}), axis {choice.axis}{why}; of the whole batch"
     return _table(title, ("", "op", "operands", "results", ">takes", ">layer then takes more"), rows)
 
 

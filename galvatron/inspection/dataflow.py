@@ -67,8 +67,9 @@ def layer_graph(view: View) -> networkx.DiGraph:
                 ),
                 [made[name] for name in layer.operands],
             )
-    results = {program.output: "loss"} | {u.value: f"update {u.state}" for u in program.updates}
-    for value, name in results.items():
+    updates = [(f"update {update.state}", update.value) for update in program.updates]
+    outputs = [(f"output {output.name}", output.value) for output in program.outputs]
+    for name, value in [("loss", program.output), *updates, *outputs]:
         found.reads(found.add(("result", name), [], kind="result", label=name), [made[value]])
     return found.graph()
 

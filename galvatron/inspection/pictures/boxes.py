@@ -66,15 +66,16 @@ def _alike(graph: networkx.DiGraph, first: Any, second: Any) -> bool:
 def _box(run: Sequence[dict[str, Any]]) -> Box:
     first, last = run[0], run[-1]
     label = first["label"] if len(run) == 1 else f"{first['label']} … {last['label']}"
-    lines = [label, *_lines(first, len(run))]
+    lines = [label, *_lines(first, label, len(run))]
     facts = [("", label), *_facts(first, len(run))]
     return Box(first["kind"], tuple(map(cut, lines)), tuple((name, one_line(text)) for name, text in facts))
 
 
-def _lines(node: dict[str, Any], count: int) -> Iterable[str]:
+def _lines(node: dict[str, Any], label: str, count: int) -> Iterable[str]:
     if "cls" in node:
-        counted = [f"{count} layers of {node['cls']}" if count > 1 else node["cls"]]
-        yield " · ".join([*counted, *([f"stage {node['stage']}"] if node["stage"] is not None else [])])
+        told = [f"{count} layers of {node['cls']}"] if count > 1 else [node["cls"]] if node["cls"] != label else []
+        told += [f"stage {node['stage']}"] if node["stage"] is not None else []
+        yield from [" · ".join(told)] if told else []
         if node["strategy"]:
             yield node["strategy"]
     elif node["kind"] == "op" and node["values"]:
