@@ -1,4 +1,5 @@
-"""Makes the pictures of a report that are kept beside this file: `python docs/pictures.py`, with Chromium installed.
+"""Makes the pictures of a report and of a layer that are kept beside this file: `python docs/pictures.py`, with
+Chromium installed.
 
 The model is a Llama of 32 layers, and its plans are for two nodes of eight devices: one that a search finds for a
 pipeline of four ranks, and beside it one with the same strategy for all layers.
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import galvatron
 from galvatron.forms import with_costs
+from galvatron.inspection.pictures.svg import svg
 from galvatron.ir.planned import read_plan, with_plan
 
 HERE = Path(__file__).parent
@@ -26,9 +28,10 @@ OTHER = "pp4/m16/zbv/dp1-tp4-recompute=selective"
 
 
 def main() -> None:
-    """Writes `report.png` and `report-dark.png`, of one plan, and `report-two.png`."""
+    """Writes `report.png` and `report-dark.png`, of one plan, `report-two.png`, and `layer.svg`."""
     shape = Shape("llama", 32, 4096, 32, 4096, 32000, 11008, 32, flash=True, tied=False)
     program = program_of(shape, "bf16")
+    (HERE / "layer.svg").write_text(svg(galvatron.graph(program, layer="blocks.0")), encoding="utf-8")
     found = galvatron.search(program, CLUSTER, memory=MEMORY, global_batch_size=BATCH, search=OPTIONS)
     machines = galvatron.Cluster.parse(CLUSTER)
     other = with_plan(with_costs(program, machines, BATCH), read_plan(OTHER)).required_plan

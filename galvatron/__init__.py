@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from galvatron.checking import Report, check
     from galvatron.errors import GalvatronError
     from galvatron.figures import Figures
+    from galvatron.inspection.dataflow import graph
     from galvatron.ir.cluster import Cluster
     from galvatron.ir.ops.foreign import register_rule
     from galvatron.ir.plan import Plan
@@ -45,6 +46,7 @@ __all__ = [
     "compile",
     "ema",
     "estimate",
+    "graph",
     "register_rule",
     "report",
     "search",
@@ -65,6 +67,7 @@ _HOME = {
     "WholeParameters": "galvatron.runtime.whole",
     "check": "galvatron.checking.examine",
     "ema": "galvatron.runtime.averaging",
+    "graph": "galvatron.inspection.dataflow",
     "register_rule": "galvatron.ir.ops.foreign",
     "report": "galvatron.reporting.page",
 }

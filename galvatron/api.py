@@ -48,11 +48,13 @@ from galvatron.ir.program import Program
 from galvatron.passes import FRONT_END
 from galvatron.passes.pipeline import Instrument
 from galvatron.plain import plain_torch
+from galvatron.printing import html_table
 from galvatron.rank_0 import on_rank_0
 from galvatron.runtime import comm, failure
 from galvatron.runtime.inductor import compile_layers
 from galvatron.runtime.optimizers import OptimizerFactory
 from galvatron.search_options import SearchOptions
+from galvatron.units import format_bytes, format_seconds
 from galvatron.weights import ModelForm, Weights, found_for, initialisers
 
 __all__ = ["CompiledModel", "Estimate", "capture", "compile", "emit", "estimate", "search"]
@@ -70,6 +72,11 @@ class Estimate:
     step_time_s: float
     peak_bytes: tuple[int, ...]
     stages: tuple[StageReport, ...]
+
+    def _repr_html_(self) -> str:
+        title = f"a step is predicted to take {format_seconds(self.step_time_s)}"
+        rows = [(str(rank), format_bytes(peak)) for rank, peak in enumerate(self.peak_bytes)]
+        return html_table(title, (">pipeline rank", ">peak memory of a device"), rows)
 
 
 def compile(

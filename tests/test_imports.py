@@ -14,11 +14,12 @@ import pytest
 import galvatron
 
 ROOT = Path(galvatron.__file__).parent
-BASE = {"errors", "schedules", "units"}
+BASE = {"errors", "printing", "schedules", "units"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "units": {"errors"},
+    "printing": set(),
     "recompute": {"errors"},
     "schedules": {"errors", "schedules"},
     "solver": {"errors", "solver"},

@@ -14,7 +14,7 @@ from galvatron.arguments import check_inputs, check_model, check_outputs, read_p
 from galvatron.batches import BatchLike
 from galvatron.bugs import in_passes, ours
 from galvatron.checking.found import Found
-from galvatron.checking.layers import found_classes, found_draws, found_samples, found_ties, parameters_of
+from galvatron.checking.layers import found_classes, found_draws, found_samples, found_ties
 from galvatron.checking.plans import batch_for, found_plans
 from galvatron.checking.report import Report
 from galvatron.checking.run import check_has_values, compared_with_eager
@@ -150,7 +150,7 @@ def _found(program: Program, devices: int, degree: int, global_batch_size: int |
         told(f"lowering plans for {devices} devices: {plan.plan}")
         plans.append(plan)
     return Found(
-        parameters=parameters_of(program, (state.name for state in program.state)),
+        parameters=program.count_parameters(program.state_of),
         classes=found_classes(program),
         samples=found_samples(program),
         draws=found_draws(program),

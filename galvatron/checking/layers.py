@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from math import prod
 
 from galvatron.checking.found import Draw, FoundClass, Samples, Tie
 from galvatron.ir.micro_batches import coupling, epilogue_coupling
@@ -12,12 +10,6 @@ from galvatron.ir.program import Layer, Program
 from galvatron.ir.random import is_random
 from galvatron.ir.ties import tied_classes
 from galvatron.ir.types import Length
-
-
-def parameters_of(program: Program, names: Iterable[str]) -> int:
-    """How many elements the parameters among some state have."""
-    states = (program.state_of[name] for name in names)
-    return sum(prod(int(size) for size in s.type.shape) for s in states if s.kind == "parameter")
 
 
 def found_classes(program: Program) -> tuple[FoundClass, ...]:
@@ -29,7 +21,7 @@ def found_classes(program: Program) -> tuple[FoundClass, ...]:
             name=name,
             kind=str(layers[0].kind),
             layers=tuple(layer.name for layer in layers),
-            parameters=parameters_of(program, layers[0].state),
+            parameters=program.count_parameters(layers[0].state),
             modules=tuple(modules[layer.name] for layer in layers),
         )
         for name, layers in ((name, program.layers_of[name]) for name in order)

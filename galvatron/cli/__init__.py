@@ -25,6 +25,7 @@ from galvatron.cli import (
     report,
     run,
     search,
+    show,
     trace,
 )
 from galvatron.cli.errors import ErrorReportingGroup
@@ -43,6 +44,7 @@ app.command("search")(search.command)
 app.command("estimate")(estimate.command)
 app.command("explain")(explain.command)
 app.command("report")(report.command)
+app.command("show")(show.command)
 app.command("trace")(trace.command)
 app.command("diff")(diff.command)
 app.command("emit")(emit.command)

@@ -38,8 +38,11 @@ Inductor = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def read_program(path: Path, *, verified: bool = True) -> Program:
+def read_program(path: Path, *, verified: bool = True, computed: bool = True) -> Program:
     """Reads a program file, or stdin for `-`; a valid one, unless the caller sees to that.
+
+    Args:
+        computed: see `verify`.
 
     Raises:
         ParseError: malformed text, with the file, line and column.
@@ -52,7 +55,7 @@ def read_program(path: Path, *, verified: bool = True) -> Program:
         from galvatron.ir.verify import verify
 
         with _naming(path):
-            verify(program)
+            verify(program, computed=computed)
     return program
 
 

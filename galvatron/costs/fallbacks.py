@@ -19,7 +19,7 @@ from functools import partial
 from galvatron.costs.events import CollectiveCall, Profile, collectives_s, kernels_s, launches
 from galvatron.costs.profile import profile_graph
 from galvatron.errors import GalvatronError
-from galvatron.ir.graph import Graph, Op
+from galvatron.ir.graph import Op
 from galvatron.ir.layout import Axis
 from galvatron.ir.program import Form, LayerClass, Program
 from galvatron.machine import Machine
@@ -142,9 +142,7 @@ class _Reader:
         self, cls: LayerClass, op: Op, axis: Axis, differentiable: frozenset[str], batch: float
     ) -> tuple[float, float]:
         """Forward and backward seconds of one op of a local graph, and how many of them splitting would save."""
-        inputs = tuple(cls.graph.values[name] for name in dict.fromkeys(op.operands))
-        alone = Graph(inputs, (), (op,), tuple(v.name for v in op.results))
-        profile = self._profiled(alone, cls.mesh, differentiable & {v.name for v in inputs})
+        profile = self._profiled(cls.graph.part([op]), cls.mesh, differentiable.intersection(op.operands))
         events = (*profile.forward, *profile.backward)
         work_s = sum(self._machine.work_s(event.at(batch)) for event in launches(events))
         return kernels_s(events, self._machine, batch), work_s * (1 - 1 / axis.size)

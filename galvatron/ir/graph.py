@@ -6,7 +6,7 @@ that use it. Ops are named by their ATen overload (`aten.linear.default`); colle
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -172,6 +172,18 @@ class Graph:
         if names.isdisjoint(self.outputs):
             return self
         return replace(self, outputs=tuple(n for n in self.outputs if n not in names)).without_dead_ops()
+
+    def part(self, ops: Sequence[Op]) -> Graph:
+        """Some of its ops by themselves: on what they read of others, for what others read of them."""
+        own, state, readers = set(ops), {value.name for value in self.state}, self.consumers
+        results = dict.fromkeys(value.name for op in ops for value in op.results)
+        given = [name for name in dict.fromkeys(n for op in ops for n in op.operands) if name not in results]
+        return Graph(
+            inputs=tuple(self.values[name] for name in given if name not in state),
+            state=tuple(self.values[name] for name in given if name in state),
+            ops=tuple(ops),
+            outputs=tuple(n for n in results if n in self.outputs or not own.issuperset(readers[n])),
+        )
 
     def without_dead_ops(self) -> Graph:
         """The same graph with only the ops that the outputs need."""

@@ -17,7 +17,9 @@ from galvatron.ir.files import read_text, write_text
 from galvatron.ir.plan_rules import problems, require
 from galvatron.ir.records import APART, fields_of, read_members
 from galvatron.ir.strategy import Strategy
+from galvatron.printing import html_table
 from galvatron.schedules import Schedule
+from galvatron.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from galvatron.ir.program import Program
@@ -110,6 +112,19 @@ class Plan:
         )
         ties = "".join(f" | {name} {kept_text(kept)}" for name, kept in self.ties)
         return f"pp{self.pipeline_degree}/m{self.micro_batches}/{self.schedule}: {stages}{ties}"
+
+    def _repr_html_(self) -> str:
+        where = f" on {self.cluster}" if self.cluster else ""
+        step = "" if self.step_time_s is None else f"; a step is predicted to take {format_seconds(self.step_time_s)}"
+        title = (
+            f"pp{self.pipeline_degree}, {self.micro_batches} micro-batches, {self.schedule}, global batch "
+            f"{self.global_batch_size}, {self.world_size} devices{where}{step}"
+        )
+        rows: list[tuple[str, ...]] = []
+        for index, (stage, rank) in enumerate(zip(self.stages, self.holders, strict=True)):
+            peak = format_bytes(self.peak_bytes[rank]) if self.peak_bytes is not None else ""
+            rows += ((str(index), f"{count:,}", str(strategy), peak) for strategy, count in runs(stage))
+        return html_table(title, (">stage", ">layers", "strategy", ">peak memory"), rows)
 
     def to_json(self) -> str:
         """A JSON document with one line per run of equal strategies; `from_json` gives back an equal plan."""

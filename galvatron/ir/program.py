@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -27,6 +29,7 @@ from galvatron.ir.layout import Axis, Layout
 from galvatron.ir.plan import Plan
 from galvatron.ir.results import Check, Result, Update, with_values_of_ops
 from galvatron.ir.strategy import Strategy
+from galvatron.ir.summary import program_html
 from galvatron.ir.types import BATCH, BatchNumber, BatchSizes, Length, TensorType
 from galvatron.ir.update_rule import ADAMW, UpdateRule
 
@@ -297,6 +300,9 @@ class Program:
     inductor: bool = False
     rules: tuple[UpdateRule, ...] = ()
 
+    def _repr_html_(self) -> str:
+        return program_html(self)
+
     @cached_property
     def class_of(self) -> dict[str, LayerClass]:
         """Layer classes by name."""
@@ -352,6 +358,11 @@ class Program:
     def state_of(self) -> dict[str, State]:
         """State by name."""
         return {s.name: s for s in self.state}
+
+    def count_parameters(self, names: Iterable[str]) -> int:
+        """How many elements the parameters among some state have."""
+        states = (self.state_of[name] for name in names)
+        return sum(math.prod(map(int, state.type.shape)) for state in states if state.kind == "parameter")
 
     def rule_of(self, state: State) -> UpdateRule:
         """By which the optimizer updates a parameter."""

@@ -41,7 +41,8 @@ class Effect:
 
 @dataclass(frozen=True, eq=False)
 class SolvedAxis:
-    """What was found of one axis."""
+    """What was found of one axis, and of what: its prices are those of the class, where axes solved before share out
+    values `ways` ways."""
 
     graph: Graph
     boundary: Boundary
@@ -49,12 +50,19 @@ class SolvedAxis:
     effect: Effect
     offer: Offer
     outer: SolvedAxis | None
+    prices: ClassPrices
+    ways: Mapping[str, int]
 
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:
         """The decision for every op."""
         outer = self.outer.decisions if self.outer else None
         return decisions(self.graph, self.offer, self.boundary, self.solution, outer)
+
+    def costs(self, axis: Axis) -> Costs:
+        """What choices cost on the axis that it is of."""
+        prices = Prices(self.prices, axis, self.offer.taken, self.ways)
+        return Costs(prices.op_s, prices.steps_s, prices.state_s)
 
 
 class Shares:
@@ -138,7 +146,8 @@ class SolvedAxes:
         prices = Prices(self._prices, axis, shares.taken, shares.ways)
         boundary, solution = bounded.solve(Costs(prices.op_s, prices.steps_s, prices.state_s))
         offer = Offer(self._offers.table, axis.size, role.folded, choices.modes, offered.allowed, shares.taken)
-        return SolvedAxis(self._graph, boundary, solution, self._effect(boundary, solution), offer, outer)
+        effect = self._effect(boundary, solution)
+        return SolvedAxis(self._graph, boundary, solution, effect, offer, outer, self._prices, shares.ways)
 
     def _effect(self, boundary: Boundary, solution: Solution) -> Effect:
         states = [*boundary.inputs.items(), *solution.state.items()]

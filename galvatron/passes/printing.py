@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from galvatron.errors import GalvatronError, PassError, did_you_mean
+from galvatron.ir.graph import Graph, Op
 from galvatron.ir.program import Program
 from galvatron.passes.base import PassResult
 from galvatron.passes.pipeline import Step
@@ -111,13 +112,7 @@ def part(program: Program, layer: str) -> Program:
     if not layer:
         return program
     if program.graph is not None:
-        scopes = {op.source.scope: None for op in program.graph.ops if op.source is not None}
-        inside = re.compile(rf"(.*\.)?{re.escape(layer)}(\..*)?")
-        own = {scope for scope in scopes if inside.fullmatch(scope)}
-        if not own:
-            raise PassError(f"no op is of a module {layer!r}; {did_you_mean(layer, scopes)}")
-        ops = tuple(op for op in program.graph.ops if op.source is not None and op.source.scope in own)
-        return replace(program, graph=replace(program.graph, ops=ops))
+        return replace(program, graph=replace(program.graph, ops=ops_within(program.graph, layer)))
     found = [one for one in program.all_layers if one.name == layer or one.cls == layer]
     if not found:
         names = dict.fromkeys(name for one in program.all_layers for name in (one.name, one.cls))
@@ -138,6 +133,20 @@ def part(program: Program, layer: str) -> Program:
         cuts=(),
         cluster=None,
     )
+
+
+def ops_within(graph: Graph, module: str) -> tuple[Op, ...]:
+    """The ops of a graph that are of a module, or of one inside it.
+
+    Raises:
+        PassError: none is.
+    """
+    scopes = {op.source.scope: None for op in graph.ops if op.source is not None}
+    inside = re.compile(rf"(.*\.)?{re.escape(module)}(\..*)?")
+    own = {scope for scope in scopes if inside.fullmatch(scope)}
+    if not own:
+        raise PassError(f"no op is of a module {module!r}; {did_you_mean(module, scopes)}")
+    return tuple(op for op in graph.ops if op.source is not None and op.source.scope in own)
 
 
 def _show(heading: str, text: str) -> None:

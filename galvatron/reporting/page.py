@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from galvatron.forms import valid
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
+from galvatron.pages import as_text, filled
 from galvatron.plain import plain_torch
 from galvatron.reporting.decisions import decisions_data
 from galvatron.reporting.passes import passes_data
@@ -111,24 +109,8 @@ def page_data(program: Program, plans: list[Estimated]) -> dict[str, Any]:
 
 
 def page(data: dict[str, Any]) -> str:
-    """The page that shows figures. Nothing of these can be read as anything but text, whatever it says, nor can the
-    page run any script but its own or load anything."""
+    """The page that shows figures."""
     script = "\n".join((FILES / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    script = f'(() => {{\n"use strict";\n{script}\n}})();\n'
-    policy = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    parts = {
-        "title": html.escape(f"{data['program']}: {data['plans'][0]['text']}"),
-        "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{policy}'",
-        "style": (FILES / "page.css").read_text(encoding="utf-8"),
-        "data": as_text(data),
-        "script": script,
-    }
-    text = (FILES / "page.html").read_text(encoding="utf-8")
-    before, *rest = text.split("{{")
-    return before + "".join(parts[name] + tail for name, _, tail in (piece.partition("}}") for piece in rest))
-
-
-def as_text(data: dict[str, Any]) -> str:
-    """JSON that ends no element of HTML, whatever names are in it."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    title = f"{data['program']}: {data['plans'][0]['text']}"
+    style = (FILES / "page.css").read_text(encoding="utf-8")
+    return filled(FILES / "page.html", script, title=html.escape(title), style=style, data=as_text(data))

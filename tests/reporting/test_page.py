@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium o
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     program = with_costs(costed(), MACHINES, 48)
-    first, second = (resolve(program, text, 48, 4) for text in ("pp2/m6/zbv/dp2-zero3", "m4/dp4"))
+    first, second = (resolve(program, text, 48, 4) for text in ("pp2/m6/zbv/dp2-zero3", "pp4/m6/1f1b/dp1"))
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(report(program, first, MACHINES, against=second), encoding="utf-8")
     with browser() as page:
@@ -35,6 +35,12 @@ def test_charts_are_drawn(opened: Page) -> None:
     assert opened.evaluate("document.querySelectorAll('#memory [data-kind=activations]').length") == 2
     assert opened.evaluate("document.querySelectorAll('#differences tbody tr').length") > 3
     assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_where_bars_do_not_end_at_the_predicted_time_it_is_marked(opened: Page) -> None:
+    """Those of 1F1B with unequal stages, whose time is that of a formula."""
+    assert opened.evaluate("document.querySelectorAll('#time [data-kind=predicted]').length") == 1
+    assert "Computation by computation" in opened.evaluate("document.getElementById('time').textContent")
 
 
 def test_filters_leave_what_is_asked_for(opened: Page) -> None:

@@ -47,6 +47,17 @@ class OpDims:
     sums: frozenset[int] = frozenset()
     spmd: frozenset[str] = frozenset()
 
+    def __str__(self) -> str:
+        """The line of a rule that means the same of an op of these shapes: `~b.0 k, ~n k -> b.0 n`."""
+        marks = ["~" * (i in self.products) + "+" * (i in self.sums) for i in range(len(self.operands))]
+        operands = (mark + self._tensor(dims) for mark, dims in zip(marks, self.operands, strict=True))
+        return f"{', '.join(operands)} -> {', '.join(map(self._tensor, self.results))}".strip()
+
+    def _tensor(self, dims: tuple[DimNames, ...]) -> str:
+        marks = {name: "!" * (name in self.indivisible) + "^" * (name in self.spmd) for name in self.sizes}
+        words = [" ".join(name + marks[name] for name in names) for names in dims]
+        return " ".join(f"({word})" if len(names) > 1 else word or "1" for word, names in zip(words, dims, strict=True))
+
     def agree(self, shapes: Iterable[Shape]) -> bool:
         """Whether every dimension of tensors of these shapes, operands before results, is the product of its names:
         else the op does not mean by them what its rule says."""

@@ -41,7 +41,10 @@ const steps = data.plans.map((plan) => ({
     return { colour: COLOURS[kind], waiting, communication, host: (spent.host_s ?? 0) / (body || 1), hidden };
   }),
 }));
-const view = { from: 0, to: Math.max(...steps.map((step) => step.played_s)), rank: data.plans.map((plan) => plan.limit.fullest_rank), charts: [] };
+// Where a step is predicted to end, if that is not where its bars do.
+const predictedEnds = data.plans.map((plan, number) =>
+  steps[number].micro_batches === plan.micro_batches && Math.abs(steps[number].played_s / plan.step_s - 1) >= 1e-6 ? plan.step_s : null);
+const view = { from: 0, to: Math.max(...steps.map((step) => step.played_s), ...predictedEnds), rank: data.plans.map((plan) => plan.limit.fullest_rank), charts: [] };
 view.whole = view.to;
 
 function look(from, to) {
@@ -91,6 +94,11 @@ function timelineChart(step, plan, number) {
       }
       parts.push(...words);
     });
+    if (predictedEnds[number] !== null && predictedEnds[number] >= view.from && predictedEnds[number] <= view.to) {
+      const x = scale(predictedEnds[number]);
+      parts.push(drawn("line", { class: "rule", x1: x, x2: x, y1: 0, y2: bottom, "data-kind": "predicted" }));
+      parts.push(drawn("text", { x: x - 5, y: bottom - 12, "text-anchor": "end", class: "ink" }, "predicted end"));
+    }
     if (selecting) parts.push(drawn("rect", { class: "select", x: Math.min(...selecting), width: Math.abs(selecting[1] - selecting[0]), y: 0, height: bottom }));
     return { height: bottom + 20, parts };
   }, { tabindex: 0, role: "group", "aria-label": "Stage by time. Arrow keys move, plus and minus zoom, 0 shows all, up and down choose a rank." });
