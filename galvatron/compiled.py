@@ -428,18 +428,18 @@ class CompiledModel:
         """
         from galvatron.timelines.profiling import chosen, profiled
 
-        error, own = None, iter(())
-        try:
+        with self._calls.agreeing("profile") as facts:
             own = chosen(batches, steps, directory)
-        except GalvatronError as found:
-            error = found
-        self._calls.check("profile", error, {"steps": str(steps), "directory": str(directory)})
+            facts |= {"steps": str(steps), "directory": str(directory)}
 
         def train() -> None:
             for batch in own:
-                samples, wanted = self._inputs.samples(batch), self.plan.global_batch_size
-                wrong = f"the batch has {samples} samples, and the plan, which is predicted, is for {wanted}"
-                self._calls.check("profile", None if samples == wanted else PlanError(wrong), {})
+                with self._calls.agreeing("profile"):
+                    samples, wanted = self._inputs.samples(batch), self.plan.global_batch_size
+                    if samples != wanted:
+                        raise PlanError(
+                            f"the batch has {samples} samples, and the plan, which is predicted, is for {wanted}"
+                        )
                 self.train_step(batch)
 
         with plain_torch(self._world.device):
@@ -468,17 +468,13 @@ class CompiledModel:
         """
         from galvatron.debugging.eager import Given, check_comparable, compared
 
-        error, given = None, None
-        try:
+        with self._calls.agreeing("compare_with") as facts:
+            facts["outputs"] = str(outputs)
             check_comparable(model, outputs, self.program)
             if isinstance(batch, Part):
                 raise GalvatronError("compare_with takes the whole batch, not one that a loader gives a part of")
             values, arguments = self._inputs.read(batch), self._inputs.constants | self._inputs.by_name(batch)
             given = Given(model, loss_fn, arguments, values, self._inputs.samples(batch))
-        except GalvatronError as found:
-            error = found
-        self._calls.check("compare_with", error, {"outputs": str(outputs)})
-        assert given is not None
         with plain_torch(self._world.device):
             return compared(
                 self._world,
