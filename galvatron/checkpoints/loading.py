@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ class Checkpoint:
     extra: dict[str, Any]
     metrics: dict[str, Any] | None
     loaders: dict[str, Any]
+
+
+_LOG = logging.getLogger("galvatron")
 
 
 class Reader:
@@ -233,4 +237,6 @@ def load(
         reader.load_optimizer()
     with failure.guarded("load"):
         reader.load()
+    if world.rank == 0:
+        _LOG.info("loaded step %d from %s", reader.checkpoint.step, folder)
     return reader.checkpoint

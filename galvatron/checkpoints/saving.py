@@ -28,6 +28,7 @@ from galvatron.runtime import comm, failure
 from galvatron.runtime.beside import Beside
 from galvatron.runtime.boxes import Box, Patch, patches_of, whole_box
 from galvatron.runtime.joined import updated_by
+from galvatron.units import format_bytes
 
 _LOG = logging.getLogger("galvatron")
 
@@ -98,6 +99,7 @@ class Saver:
         def finish() -> None:
             with _logged(background), _writing(path):
                 folders.finish(path, index, sizes)
+            _LOG.info("saved step %d in %s (%s)", step, folders.final(path), format_bytes(sum(sizes.values())))
             if keep is not None:
                 folders.keep_last(directory, keep)
 
