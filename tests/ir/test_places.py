@@ -9,13 +9,13 @@ from galvatron.ir.types import BATCH, TensorType
 from tests.ir.programs import op, value
 
 
-def looked_up(target: str, args: tuple[Arg, ...], **kwargs: Arg) -> dict[str, int]:
+def looked_up(target: str, args: tuple[Arg, ...]) -> dict[str, int]:
     """What bounds an op gives to `i`, which it reads moved, and to `j`, in a table of 5 × B × 7."""
     table, i, j, mask = (
         value("x", "f32", 5, BATCH, 7), value("i", "i64", 5, BATCH, 7), value("j", "i64", 5), value("m", "bool", 5),
     )  # fmt: skip
     moved = Op("aten.permute.default", (Ref("i"), (0, 1, 2)), (), (Value("moved", i.type),))
-    made = op(target, args, Value("y", TensorType("f32", (5, BATCH, 7))), **kwargs)
+    made = op(target, args, Value("y", TensorType("f32", (5, BATCH, 7))))
     return bounds(Graph((table, i, j, mask), (), (moved, made), ("y",)), 4)
 
 
