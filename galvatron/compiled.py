@@ -684,6 +684,3 @@ class CompiledModel:
                 write_text(Path(directory) / f"stage_{stage}.py", text)
         except (OSError, ValueError) as error:
             raise GalvatronError(f"artifacts cannot be written into {directory}: {error}") from error
-
-
-"""How torch says that an index is wrong."""
