@@ -181,8 +181,8 @@ def test_constants_are_what_they_are_declared_to_be(made: str, monkeypatch: pyte
     "text",
     [
         '"' + '\\"' * 20000,
-        "galvatron ir 1\ngraph {\n  input %x : f32[(((B**64)**64)**64)**64]\n  return %x\n}\n",
-        "galvatron ir 1\ngraph {\n  input %x : f32[sqrt(0 - B)]\n  return %x\n}\n",
+        "galvatron ir 2\ngraph {\n  input %x : f32[(((B**64)**64)**64)**64]\n  return %x\n}\n",
+        "galvatron ir 2\ngraph {\n  input %x : f32[sqrt(0 - B)]\n  return %x\n}\n",
     ],
 )
 def test_what_would_take_for_ever_is_refused(text: str) -> None:
@@ -219,7 +219,7 @@ def test_an_op_that_gives_or_goes_over_too_much_is_not_run(
 ) -> None:
     line, *messages = TOO_MANY[name]
     message = messages[0] if size else messages[-1]
-    graph = parse_graph(f"galvatron ir 1\ngraph {{\n  input %x : f32[{size}]\n  {line} : f32[]\n  return %y\n}}\n")
+    graph = parse_graph(f"galvatron ir 2\ngraph {{\n  input %x : f32[{size}]\n  {line} : f32[]\n  return %y\n}}\n")
     run: list[str] = []
     monkeypatch.setattr(computed, "computed_types", lambda op, *_: run.append(op.target))
     with nullcontext() if message is None else pytest.raises(VerifyError, match=message):
@@ -253,4 +253,4 @@ def test_results_of_many_types_are_told_by_a_few() -> None:
 def test_as_many_as_there_are(line: str) -> None:
     x = "f32[7, B]" if "B" in line else "f32[0]" if "f32[0]" in line else "f32[7]"
     lines = (f"input %x : {x}", line, "%l = aten.sum.default(%y) : f32[]", "return %l")
-    verify(around(parse_graph("galvatron ir 1\ngraph {\n" + "".join(f"  {line}\n" for line in lines) + "}\n")))
+    verify(around(parse_graph("galvatron ir 2\ngraph {\n" + "".join(f"  {line}\n" for line in lines) + "}\n")))
