@@ -134,6 +134,35 @@ for i in 0..31 {
     )
 
 
+def test_a_loop_begins_where_a_block_does() -> None:
+    """The first of the blocks has more in it than the others: from its middle on it looks like them."""
+    usual = ("q", "k", "norm", "up")
+    names = [f"blocks.{i}.{name}" for i in range(4) for name in (("q", "k", "bias", *usual[2:]) if i == 0 else usual)]
+    program = replace(clustered(0), state=tuple(State(name, TensorType("f32", (2,))) for name in names))
+    text = print_program(program, comments=False)
+    assert "for i in 1..3 {\n  parameter blocks.{i}.q    : f32[2]\n" in text
+    assert text.count("blocks.0.") == 5 and parse_program(text) == program
+
+
+def test_defaults_between_arguments_are_left_out() -> None:
+    attention = "aten.scaled_dot_product_attention.default"
+    for told, said in {
+        "%x, %x, %x, none, 0.0, true": "%x, %x, %x, is_causal=true",
+        "%x, %x, %x, %x, 0.5": "%x, %x, %x, %x, dropout_p=0.5",
+        "%x, key=%x, value=%x": "%x, %x, %x",
+        "%x, %x, %x, is_causal=false": "%x, %x, %x, is_causal=false",
+        "%x, %x, %x, scale=2.0, is_causal=true": "%x, %x, %x, is_causal=true, scale=2.0",
+    }.items():
+        graph = parse_graph(f"graph {{ input %x : f32[] %y = {attention}({told}) : f32[] return %y }}")
+        assert f"{attention}({said}) :" in print_graph(graph)
+
+
+def test_locations_are_comments() -> None:
+    text = print_program(captured(), locations=True)
+    assert "  #12  // /home/user/net.py:12  line 12\n" in text
+    assert parse_program(text) == captured()
+
+
 def test_a_layer_that_differs_interrupts_its_loop() -> None:
     program = clustered(12)
     layers = list(program.layers)

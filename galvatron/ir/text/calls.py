@@ -6,7 +6,7 @@ out, so that the text says neither more nor less than the op. Read may be any ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 from galvatron.errors import did_you_mean
@@ -14,13 +14,10 @@ from galvatron.ir import random, spmd
 from galvatron.ir.collectives import COLLECTIVES
 from galvatron.ir.graph import Arg, Op
 from galvatron.ir.ops.arguments import typed
-from galvatron.ir.ops.schemas import Parameter, Required, signature
+from galvatron.ir.ops.schemas import Arguments, Parameter, Required, arranged, signature
 from galvatron.ir.ops.targets import parsed
 from galvatron.ir.text.arguments import format_argument, read_argument
 from galvatron.ir.text.scanner import KEY, Scanner
-
-Arguments = tuple[tuple[Arg, ...], tuple[tuple[str, Arg], ...]]
-"""What an op is given by position, and by keyword."""
 
 
 def parameters_of(target: str) -> tuple[Parameter, ...]:
@@ -43,21 +40,6 @@ _MORE = {"random": _keywords(random.KEYWORDS), "spmd": _keywords(spmd.KEYWORDS)}
 def _of_collective(target: str) -> tuple[Parameter, ...]:
     found = COLLECTIVES[target]
     return (Parameter("value", "Tensor"), *_keywords((*found.keywords, *found.flags)))
-
-
-def arranged(parameters: Sequence[Parameter], args: Sequence[Arg], named: Mapping[str, Arg]) -> Arguments:
-    """Arguments as an op has them: by position where its parameter has one, with the defaults of those between.
-
-    Behind one that is missing and has no default, arguments stay by name.
-    """
-    found, others = list(args), dict(named)
-    behind = [p for p in parameters[len(args) :] if not p.keyword_only]
-    count = max((place for place, p in enumerate(behind, 1) if p.name in named), default=0)
-    for parameter in behind[:count]:
-        if parameter.name not in others and isinstance(parameter.default, Required):
-            break
-        found.append(others.pop(parameter.name, parameter.default))  # type: ignore[arg-type]  # none that is required
-    return tuple(found), tuple(others.items())
 
 
 def format_call(op: Op, *, lenient: bool = False) -> str:
