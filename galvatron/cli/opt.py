@@ -63,6 +63,9 @@ def command(
         bool, typer.Option("--diff", help="Show in what passes change the program, after each if none is named.")
     ] = False,
     only: Annotated[str, typer.Option("--only", metavar="LAYER", help="Show one layer, such as layers.3.")] = "",
+    locations: Annotated[
+        bool, typer.Option("--locations", help="Show beside each op the line of the model that it comes from.")
+    ] = False,
     dump_tree: Annotated[
         Path | None, typer.Option("--dump-tree", metavar="DIR", help="Write the program after every pass into files.")
     ] = None,
@@ -117,7 +120,8 @@ def command(
         raise PassError("--only says of what is shown which layer; show something, as with --diff or --print-after-all")
     part(program, only)  # there has to be such a layer at first
     if named or changes:
-        printing = PrintPrograms(print_before or (), print_after or (), print_after_all, changes, diff, only)
+        before, after = print_before or (), print_after or ()
+        printing = PrintPrograms(before, after, print_after_all, changes, diff, only, locations)
         instruments.append(printing)
     try:
         if verify:
@@ -138,8 +142,7 @@ def command(
     _tell(run, result, stats=stats, remarks=remarks, json=json)
     from galvatron.ir.text import print_program
 
-    text = print_program(result)
-    write_or_print(output, text)
+    write_or_print(output, print_program(result, locations=locations))
 
 
 class _Run:

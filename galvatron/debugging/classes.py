@@ -151,7 +151,8 @@ class _Sharded:
         graph = self._local.graph
         readers = tuple(op for op in graph.ops if name in op.operands)
         makers = tuple(filter(None, [graph.producers.get(name)]))
-        return Departure(what, name, name, readers if what == "gradient" else makers, off, 1.0, self._local.name)
+        ops = readers if what == "gradient" else makers
+        return Departure(what, name, name, ops, off, 1.0, self._local.name, self._local.mesh)
 
 
 def conversion_departure(cls: LayerClass, *, differentiable: bool) -> Departure | None:

@@ -17,6 +17,7 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.alignment import aligned
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.inlined import inlined
+from galvatron.ir.layout import Mesh
 from galvatron.ir.program import Form, Program
 from galvatron.ir.types import BatchSizes, evaluate
 
@@ -49,6 +50,7 @@ class Departure:
         difference: relative to the norm of the value.
         scale: of the random numbers at which it shows.
         within: the layer class, if it is one; empty for the whole program.
+        mesh: of that class.
         note: more about it, such as which rank has something else than the others.
     """
 
@@ -59,6 +61,7 @@ class Departure:
     difference: float
     scale: float
     within: str = ""
+    mesh: Mesh = ()
     note: str = ""
 
     def __str__(self) -> str:
@@ -68,15 +71,15 @@ class Departure:
         much = "is another" if math.isinf(self.difference) else f"is off by {self.difference:.2g} of its norm"
         note = self.note and f": {self.note}"
         lines = [f"{inside}the {self.what} {of} {much}{note} (random numbers of scale {self.scale:g})"]
-        return "\n".join((*lines, *map(_blamed, self.ops)))
+        return "\n".join((*lines, *(_blamed(op, self.mesh) for op in self.ops)))
 
 
-def _blamed(op: Op) -> str:
-    from galvatron.ir.text.printer import op_text
+def _blamed(op: Op, mesh: Mesh) -> str:
+    from galvatron.ir.text.graph_lines import op_text
 
     source = op.source
     line = "" if source is None else f"\n    {source}  {source.code}" + (f"  in {source.scope}" if source.scope else "")
-    return f"  {op_text(op)}{line}"
+    return f"  {op_text(op, mesh)}{line}"
 
 
 def departure(

@@ -107,6 +107,9 @@ class Shard:
         return f"S({self.dim}{outer}{', folded' * self.folded}{', padded' * self.padded})"
 
 
+Mesh = tuple[Axis, ...]
+"""Axes, the outermost first."""
+
 Placement = Replicate | Partial | Shard
 Layout = tuple[Placement, ...]
 """One placement per mesh axis, outermost axis first."""
@@ -132,7 +135,7 @@ def same_factor(first: Placement, second: Placement) -> bool:
     return (first.dim, first.outer) == (second.dim, second.outer)
 
 
-def local_outer(layout: Layout, mesh: tuple[Axis, ...], position: int) -> Dim:
+def local_outer(layout: Layout, mesh: Mesh, position: int) -> Dim:
     """How many slices along its dimension the shard at `position` makes of the local tensor: `outer` less what other
     axes have taken of it."""
     shard = layout[position]
@@ -146,7 +149,7 @@ def local_outer(layout: Layout, mesh: tuple[Axis, ...], position: int) -> Dim:
     return outer
 
 
-def local_placement(layout: Layout, mesh: tuple[Axis, ...], position: int) -> Placement:
+def local_placement(layout: Layout, mesh: Mesh, position: int) -> Placement:
     """The placement on one axis as the keywords of a collective tell it: `outer` counts slices of the local tensor."""
     placement = layout[position]
     if not isinstance(placement, Shard):
@@ -154,7 +157,7 @@ def local_placement(layout: Layout, mesh: tuple[Axis, ...], position: int) -> Pl
     return replace(placement, outer=local_outer(layout, mesh, position))
 
 
-def contiguous(layout: Layout, mesh: tuple[Axis, ...]) -> Layout:
+def contiguous(layout: Layout, mesh: Mesh) -> Layout:
     """The layout with one spelling for what sub-axes cut: where one takes a factor whole and the next one cuts the
     factor inside it, both cut the two factors seen as one (key heads, then each one's query heads: all query heads)."""
     spelled: list[Placement] = []
@@ -174,7 +177,7 @@ def _could_be_one(inner: Shard, outer: Shard) -> bool:
     return inner.dim == outer.dim and not inner.folded and not outer.folded
 
 
-def cutting_problem(shape: tuple[Dim, ...], layout: Layout, mesh: tuple[Axis, ...]) -> str:
+def cutting_problem(shape: tuple[Dim, ...], layout: Layout, mesh: Mesh) -> str:
     """Why a tensor of global `shape` cannot be cut into the slices that a layout tells; empty if it can.
 
     What an axis shards divides into its pieces, and of two factors of one dimension the inner one lies within a piece
@@ -206,7 +209,7 @@ def padded_part(size: Dim, ways: int) -> int | None:
     return part if part * (ways - 1) < size else None
 
 
-def local_shape(shape: tuple[Dim, ...], layout: Layout, mesh: tuple[Axis, ...]) -> tuple[Dim, ...]:
+def local_shape(shape: tuple[Dim, ...], layout: Layout, mesh: Mesh) -> tuple[Dim, ...]:
     """The shape of one rank's part of a tensor of global `shape`.
 
     Raises:
@@ -231,7 +234,7 @@ def local_shape(shape: tuple[Dim, ...], layout: Layout, mesh: tuple[Axis, ...]) 
     return tuple(local)
 
 
-def global_shape(shape: tuple[Dim, ...], layout: Layout, mesh: tuple[Axis, ...]) -> tuple[Dim, ...]:
+def global_shape(shape: tuple[Dim, ...], layout: Layout, mesh: Mesh) -> tuple[Dim, ...]:
     """The shape of the whole tensor of which `shape` is one rank's part: the inverse of `local_shape`.
 
     Raises:
@@ -251,13 +254,13 @@ def gradientless(layout: Layout) -> Layout:
     return tuple(REPLICATE if p == BROADCAST else p for p in layout)
 
 
-def positions(mesh: tuple[Axis, ...], name: str) -> tuple[int, ...]:
+def positions(mesh: Mesh, name: str) -> tuple[int, ...]:
     """The places in a mesh of what a collective calls `name`: one axis, or all sub-axes of one; empty for none."""
     own = tuple(i for i, axis in enumerate(mesh) if axis.name == name)
     return own or tuple(i for i, axis in enumerate(mesh) if axis.parent == name)
 
 
-def nameable_axes(mesh: tuple[Axis, ...]) -> tuple[Axis, ...]:
+def nameable_axes(mesh: Mesh) -> Mesh:
     """Every axis that a collective may name, outermost first: those of the mesh, and before its sub-axes the axis that
     they are cut from."""
     axes: list[Axis] = []
@@ -267,12 +270,12 @@ def nameable_axes(mesh: tuple[Axis, ...]) -> tuple[Axis, ...]:
     return tuple(axes)
 
 
-def uncut_mesh(mesh: tuple[Axis, ...]) -> tuple[Axis, ...]:
+def uncut_mesh(mesh: Mesh) -> Mesh:
     """The mesh with every cut axis whole again."""
     return tuple(_whole(name, list(parts)) for name, parts in groupby(mesh, key=lambda axis: axis.parent))
 
 
-def joined(mesh: tuple[Axis, ...], *layouts: Layout) -> tuple[tuple[Axis, ...], list[tuple[int, ...]]]:
+def joined(mesh: Mesh, *layouts: Layout) -> tuple[Mesh, list[tuple[int, ...]]]:
     """The coarsest mesh on which the layouts can be told: sub-axes of one axis on which each of them has one placement
     are one axis. With each of its axes the positions that it has in `mesh`."""
     axes: list[Axis] = []
@@ -288,7 +291,7 @@ def joined(mesh: tuple[Axis, ...], *layouts: Layout) -> tuple[tuple[Axis, ...], 
     return tuple(axes), groups
 
 
-def joined_layout(layout: Layout, mesh: tuple[Axis, ...]) -> tuple[Layout, tuple[Axis, ...]]:
+def joined_layout(layout: Layout, mesh: Mesh) -> tuple[Layout, Mesh]:
     """A layout on the coarsest mesh on which it can be told, with that mesh."""
     coarse, groups = joined(mesh, layout)
     return tuple(layout[group[0]] for group in groups), coarse
@@ -298,7 +301,7 @@ def _whole(name: str, parts: Sequence[Axis]) -> Axis:
     return parts[0] if len(parts) == 1 else Axis(name, math.prod(a.size for a in parts), parts[-1].stride)
 
 
-def joint_mesh(*meshes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+def joint_mesh(*meshes: Mesh) -> Mesh:
     """The coarsest mesh in which every axis of the given meshes is a run of axes; `dp=4@1` and `dp=2@2, tp=2@1` meet in
     two axes of two.
 
@@ -316,7 +319,7 @@ def joint_mesh(*meshes: tuple[Axis, ...]) -> tuple[Axis, ...]:
     return tuple(reversed(axes))
 
 
-def on_mesh(layout: Layout, mesh: tuple[Axis, ...], finer: tuple[Axis, ...]) -> Layout:
+def on_mesh(layout: Layout, mesh: Mesh, finer: Mesh) -> Layout:
     """The same layout on a mesh that refines `mesh`; new axes that no axis of `mesh` covers replicate."""
     placements: list[Placement] = []
     for axis in finer:

@@ -1,6 +1,6 @@
 """What a plan may be, by itself: the verifier, the reader of plan documents and the API ask here, and nowhere else.
 
-A rule yields what is wrong: which line of the plan (a locus, as in `galvatron.ir.text.printer`), and what to change.
+A rule yields what is wrong: which line of the plan (a locus, as in `galvatron.ir.text.lines`), and what to change.
 Each relies on those above it.
 """
 

@@ -25,6 +25,7 @@ class PrintPrograms:
         after_change: whether it does after every pass that changes the program.
         differences: whether it prints in what a pass changed the program, instead of all of it.
         only: the one layer that is printed; empty for all.
+        locations: whether each op has the line of the model beside it.
     """
 
     before: Collection[str] = ()
@@ -33,6 +34,7 @@ class PrintPrograms:
     after_change: bool = False
     differences: bool = False
     only: str = ""
+    locations: bool = False
 
     def __call__(self, step: Step, proceed: Callable[[], PassResult]) -> PassResult:
         name = step.pass_.name
@@ -56,7 +58,7 @@ class PrintPrograms:
         from galvatron.ir.text import print_program
 
         try:
-            return print_program(part(program, self.only))
+            return print_program(part(program, self.only), locations=self.locations)
         except PassError as error:  # it may have been there before
             return f"// {error}\n"
 

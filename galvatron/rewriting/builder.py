@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
 from galvatron.ir.names import Names, base_name
+from galvatron.ir.ops.schemas import arranged, signature
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.types import Dim, TensorType
 from galvatron.ir.verify.computed import BATCHES, computed_types
@@ -57,12 +58,13 @@ class Builder:
         return self._known[key]
 
     def emit(self, target: str, *args: Arg, type_: TensorType | None = None, **kwargs: Arg) -> Ref:
-        """Adds an op with one result, at the source line of the op at hand.
+        """Adds an op with one result, at the source line of the op at hand; arguments may be given by parameter.
 
         Raises:
             GalvatronError: no type is given, and it does not follow from the operands.
         """
-        op = Op(target, args, tuple(kwargs.items()), (), self.op.source)
+        known = signature(target)
+        op = Op(target, *arranged(known.parameters if known else (), args, kwargs), (), self.op.source)
         return Ref(self.emit_op(op, type_ or self.inferred(op)).result.name)
 
     def emit_op(self, op: Op, *types: TensorType) -> Op:

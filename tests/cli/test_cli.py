@@ -251,7 +251,7 @@ def test_a_program_with_an_operator_of_another_library_is_read_after_a_file_that
     )
     program = tmp_path / "p.gir"
     program.write_text(
-        "galvatron ir 1\n\nprogram Doubling captured batch 4\n\ninput %x : f32[B, 2]\n\n"
+        "galvatron ir 2\n\nprogram Doubling captured batch 4\n\ninput %x : f32[B, 2]\n\n"
         "graph {\n  input %x : f32[B, 2]\n"
         "  %y = galvatron_cli.double.default(%x) : f32[B, 2]\n"
         "  %loss = aten.sum.default(%y) : f32[]\n  return %loss\n}\n\noutput %loss\n"

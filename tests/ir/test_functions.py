@@ -129,7 +129,7 @@ def test_a_function_of_weights_over_micro_batches(change: tuple[str, str], state
 
 
 PROGRAM = f"""\
-galvatron ir 1
+galvatron ir 2
 
 program Small captured batch 4
 

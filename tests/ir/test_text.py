@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 from galvatron.errors import GalvatronError, ParseError, VerifyError
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Source, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Shard
+from galvatron.ir.ops.schemas import Parameter, Required
 from galvatron.ir.program import BatchSizes, Program, State, Update
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import parse_graph, parse_program, print_graph, print_program
 from galvatron.ir.text.arguments import parse_expression
+from galvatron.ir.text.calls import parameters_of
 from galvatron.ir.types import BATCH, DTYPE_BYTES, LOCAL_BATCH, TensorType
 from galvatron.ir.verify import verify
-from tests.ir.programs import FORMS, captured, clustered, costed, op, planned, rounded, staged, updating, value
+from tests.ir.programs import FORMS, captured, clustered, costed, op, planned, rounded, sharded, staged, updating, value
 
 B, b = BATCH, LOCAL_BATCH
 
@@ -78,7 +80,7 @@ def test_text_of_a_graph() -> None:
     graph = next(c.graph for c in clustered().classes if c.name == "block")
     assert print_graph(graph) == (
         """\
-galvatron ir 1
+galvatron ir 2
 
 graph {
   input %x : f32[B, 6, 8]
@@ -86,22 +88,22 @@ graph {
   state %up.weight   : f32[16, 8]
   state %down.weight : f32[8, 16]
   state %down.bias   : f32[8]
-  in net.body
-  %up   = aten.linear.default(%x, %up.weight)      : f32[B, 6, 16]  #0
-  %silu = aten.silu.default(%up)                   : f32[B, 6, 16]  #1
-  %down = aten.linear.default(%silu, %down.weight) : f32[B, 6, 8]   #2
-  %add  = aten.add.Tensor(%down, %down.bias)       : f32[B, 6, 8]   #2
-  %mul  = aten.mul.Tensor(%add, %m)                : f32[B, 6, 8]   #3
-  %y    = aten.add.Tensor(%x, %mul)                : f32[B, 6, 8]   #3
+  in net.body of net.py
+  %up   = aten.linear.default(%x, %up.weight)      : f32[B, 6, 16]  #12
+  %silu = aten.silu.default(%up)                   : f32[B, 6, 16]  #13
+  %down = aten.linear.default(%silu, %down.weight) : f32[B, 6, 8]   #14
+  %add  = aten.add.Tensor(%down, %down.bias)       : f32[B, 6, 8]   #14
+  %mul  = aten.mul.Tensor(%add, %m)                : f32[B, 6, 8]   #15
+  %y    = aten.add.Tensor(%x, %mul)                : f32[B, 6, 8]   #15
   return %y
 }
 
 sources {
-  file "/home/user/net.py" {
-    #0       12 "line 12"
-    #1       13 "line 13"
-    #2       14 "line 14"
-    #3       15 "line 15"
+  file net.py "/home/user/net.py" {
+       12 "line 12"
+       13 "line 13"
+       14 "line 14"
+       15 "line 15"
   }
 }
 """
@@ -130,6 +132,35 @@ for i in 0..31 {
 """
         in text
     )
+
+
+def test_a_loop_begins_where_a_block_does() -> None:
+    """The first of the blocks has more in it than the others: from its middle on it looks like them."""
+    usual = ("q", "k", "norm", "up")
+    names = [f"blocks.{i}.{name}" for i in range(4) for name in (("q", "k", "bias", *usual[2:]) if i == 0 else usual)]
+    program = replace(clustered(0), state=tuple(State(name, TensorType("f32", (2,))) for name in names))
+    text = print_program(program, comments=False)
+    assert "for i in 1..3 {\n  parameter blocks.{i}.q    : f32[2]\n" in text
+    assert text.count("blocks.0.") == 5 and parse_program(text) == program
+
+
+def test_defaults_between_arguments_are_left_out() -> None:
+    attention = "aten.scaled_dot_product_attention.default"
+    for told, said in {
+        "%x, %x, %x, none, 0.0, true": "%x, %x, %x, is_causal=true",
+        "%x, %x, %x, %x, 0.5": "%x, %x, %x, %x, dropout_p=0.5",
+        "%x, key=%x, value=%x": "%x, %x, %x",
+        "%x, %x, %x, is_causal=false": "%x, %x, %x, is_causal=false",
+        "%x, %x, %x, scale=2.0, is_causal=true": "%x, %x, %x, is_causal=true, scale=2.0",
+    }.items():
+        graph = parse_graph(f"graph {{ input %x : f32[] %y = {attention}({told}) : f32[] return %y }}")
+        assert f"{attention}({said}) :" in print_graph(graph)
+
+
+def test_locations_are_comments() -> None:
+    text = print_program(captured(), locations=True)
+    assert "  #12  // /home/user/net.py:12  line 12\n" in text
+    assert parse_program(text) == captured()
 
 
 def test_a_layer_that_differs_interrupts_its_loop() -> None:
@@ -180,7 +211,7 @@ def test_arguments_survive_text(arg: Arg) -> None:
     graph = Graph(
         (value("x", "f32"), value("odd name", "f32")), (), (op("aten.neg.default", (arg,), value("y", "f32")),), ()
     )
-    keyed = replace(graph, ops=(replace(graph.ops[0], args=(), kwargs=(("k", arg),)),))
+    keyed = replace(graph, ops=(replace(graph.ops[0], target="aten.add.Tensor", args=(), kwargs=(("alpha", arg),)),))
     for case in (graph, keyed):
         parsed = parse_graph(print_graph(case))
         assert parsed == case
@@ -226,15 +257,35 @@ SCALARS = (
     | st.builds(Const, WORDS, WORDS) | DIMS
 )  # fmt: skip
 ARGS = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=6)
-SOURCES = st.none() | st.builds(Source, NAMES, st.integers(0, 10**4), st.text(max_size=9), st.text(max_size=9) | NAMES)
-OPS = st.builds(
-    Op,
-    st.sampled_from(["aten.add.Tensor", "aten._to_copy.default", "aten.__and__.Scalar", "comm.copy", "comm.pad"]),
-    st.lists(ARGS, max_size=3).map(tuple),
-    st.dictionaries(WORDS, ARGS, max_size=2).map(lambda d: tuple(d.items())),
-    st.lists(VALUES, max_size=2).map(tuple),
-    SOURCES,
-)
+SOURCES = st.none() | st.builds(
+    lambda file, line, scope: Source(file, line, f"{file} {line}", scope),
+    NAMES | st.sampled_from(["a/net.py", "b/net.py"]), st.integers(0, 10**4), st.text(max_size=9) | NAMES,
+)  # fmt: skip
+TARGETS = (
+    "aten.add.Tensor", "aten._to_copy.default", "aten.__and__.Scalar", "aten.slice.Tensor", "aten.mean.dim",
+    "aten.scaled_dot_product_attention.default", "aten.layer_norm.default", "aten.index_put.default", "comm.copy",
+    "comm.pad", "spmd.embedding", "random.dropout.default",
+)  # fmt: skip
+
+
+@st.composite
+def ops(draw: st.DrawFn) -> Op:
+    """An op whose arguments are those of its operator, each of any kind or its default."""
+    target = draw(st.sampled_from(TARGETS))
+    parameters = parameters_of(target)
+
+    def arg(parameter: Parameter) -> Arg:
+        default = () if isinstance(parameter.default, Required) else (st.just(parameter.default),)
+        return draw(st.one_of(ARGS, *default))
+
+    positional = [p for p in parameters if not p.keyword_only]
+    args = tuple(map(arg, positional[: draw(st.integers(0, len(positional)))]))
+    keywords = draw(st.permutations([p for p in parameters if p.keyword_only and draw(st.booleans())]))
+    results = tuple(draw(st.lists(VALUES, max_size=2)))
+    return Op(target, args, tuple((p.name, arg(p)) for p in keywords), results, draw(SOURCES))
+
+
+OPS = ops()
 GRAPHS = st.builds(
     Graph,
     st.lists(VALUES, max_size=2).map(tuple),
@@ -280,7 +331,7 @@ def test_random_programs_survive_text(data: st.DataObject) -> None:
 # Refusals
 
 CORRUPTIONS: dict[str, tuple[Callable[[], Program], str, str, str]] = {
-    "a wrong version": (captured, "galvatron ir 1", "galvatron ir >7", "version 7"),
+    "a wrong version": (captured, "galvatron ir 2", "galvatron ir >7", "version 7"),
     "an unknown form": (captured, "Net captured", "Net >capturd", "did you mean 'captured'"),
     "an unknown type": (captured, "%ids    : i64[B, 6]", "%ids    : >i65[B, 6]", "unknown element type"),
     "an unknown symbol": (captured, "%labels : i64[B, 6]", "%labels : i64[>q, 6]", "unknown word 'q'"),
@@ -292,9 +343,18 @@ CORRUPTIONS: dict[str, tuple[Callable[[], Program], str, str, str]] = {
     "a power tower": (captured, "%ids    : i64[B, 6]", "%ids    : i64[9>**9**9]", "exponent"),
     "a division by zero": (captured, "%ids    : i64[B, 6]", "%ids    : i64[B >/ 0]", "division by zero"),
     "arithmetic on a word": (captured, "%ids    : i64[B, 6]", "%ids    : i64[B >+ true]", "no number"),
-    "a missing source": (captured, "#0\n", ">#99\n", "not in the table"),
+    "a missing source": (captured, "#12\n", ">#99\n", "line 99 of 'net.py' is not in the table"),
+    "a second file of a name": (captured, "  }\n}\n", '  }\n  file >net.py "b" {}\n}\n', "a second file"),
     "a missing type": (captured, "input %ids    : i64[B, 6]", "input %ids\n>input %x : i64[]", "expected ':'"),
-    "two types for one result": (captured, "16]  #0", "16], f32[]  #0", "1 results, but 2 types"),
+    "two types for one result": (captured, "16]  #12", "16], f32[]  #12", "1 results, but 2 types"),
+    "an argument of another name": (captured, "other=0)", ">others=0)", "no argument 'others'; did you mean 'other'?"),
+    "an argument by name and by position": (captured, "other=0)", "0, >other=1)", "'other' is given twice"),
+    "an argument by position behind a name": (captured, "other=0)", "other=0, >1)", "by position after one by name"),
+    "a misspelled axis": (sharded, "comm.copy(%x, axis=", "comm.copy(%x, >axes=", "did you mean 'axis'"),
+    "an axis that the mesh lacks": (sharded, "(dp:S(0), tp:R)", ">(dp:S(0), cp:R)", "axes of the mesh are dp, tp"),
+    "axes in another order": (sharded, "(dp:S(0), tp:R)", ">(tp:S(0), dp:R)", "axes of the mesh are dp, tp"),
+    "one axis without a name": (sharded, "(dp:S(0), tp:R)", ">(S(0), tp:R)", "axes of the mesh are dp, tp"),
+    "an axis without a mesh": (captured, "%ids    : i64[B, 6]", "%ids    : i64[B, 6] >(dp:R)", "there is no mesh"),
     "a stray character": (captured, "output %loss", "output >§loss", "unexpected"),
     "an open string": (clustered, "in net.body", 'in >"net', "expected"),
     "a second line for a tie": (

@@ -46,7 +46,7 @@ def test_the_passes_of_the_page_run(installed: Path) -> None:
     batch = {"x": torch.zeros(4, 8, dtype=torch.bfloat16)}
     path.write_text(print_program(galvatron.capture(Net(), batch, precision="bf16", form="captured")))
     out, err = run("opt", path, "--passes", "normalize,wide-softmax,count-parameters", "--diff", "--check", "--stats")
-    assert "aten.softmax.int(%to_copy, 1) : f32[B, 8]" in " ".join(out.split())
+    assert "aten.softmax.int(%to_copy, dim=1) : f32[B, 8]" in " ".join(out.split())
     assert "// after wide-softmax\ngraph\n" in err and "numbers that train" in err and "144" in err
     assert run("opt", "--list-passes")[0].count("wide-softmax  (captured → captured)") == 1
     some, _ = run("opt", path, "--passes", "normalize,wide-softmax", "--limit-rewrites", "wide-softmax=0")

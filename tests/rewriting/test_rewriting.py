@@ -82,6 +82,15 @@ def test_arguments_that_are_not_written_have_their_defaults() -> None:
     assert after(graph, Formula("add.Tensor(x, ...)", "x")).outputs == ("x",)
 
 
+def test_what_is_given_by_parameter_stands_in_its_place() -> None:
+    def written_out(op: Op, build: Builder) -> Op:
+        value = build.emit("aten.softmax.int", op.args[0], dim=0)
+        assert build.ops[-1].args == (op.args[0], 0) and not build.ops[-1].kwargs
+        return Op("aten.silu.default", (value,), (), op.results, op.source)
+
+    after(graph_of("out = aten.relu.default(%x)"), Function(written_out, "relu"))
+
+
 def test_what_is_emitted_stands_before_it_at_the_same_line() -> None:
     def through_tanh(op: Op, build: Builder) -> Op:
         value = build.emit("aten.tanh.default", op.args[0])

@@ -9,7 +9,7 @@ operator that is not in it is in no program, unless the program's user adds it (
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -69,6 +69,25 @@ class Schema:
         """Arguments that fit, by parameter and in the order of these, defaults included."""
         defaults = {p.name: None if isinstance(p.default, Required) else p.default for p in self.parameters}
         return defaults | {p.name: a for p, a in zip(self.parameters, args, strict=False)} | kwargs
+
+
+Arguments = tuple[tuple[Arg, ...], tuple[tuple[str, Arg], ...]]
+"""What an op is given by position, and by keyword."""
+
+
+def arranged(parameters: Sequence[Parameter], args: Sequence[Arg], named: Mapping[str, Arg]) -> Arguments:
+    """Arguments as an op has them: by position where its parameter has one, with the defaults of those between.
+
+    Behind one that is missing and has no default, arguments stay by name.
+    """
+    found, others = list(args), dict(named)
+    behind = [p for p in parameters[len(args) :] if not p.keyword_only]
+    count = max((place for place, p in enumerate(behind, 1) if p.name in named), default=0)
+    for parameter in behind[:count]:
+        if parameter.name not in others and isinstance(parameter.default, Required):
+            break
+        found.append(others.pop(parameter.name, parameter.default))  # type: ignore[arg-type]  # none that is required
+    return tuple(found), tuple(others.items())
 
 
 def operators() -> Collection[str]:

@@ -14,9 +14,11 @@ from difflib import SequenceMatcher
 from galvatron.ir.alignment import Alignment, aligned
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.inlined import inlined
-from galvatron.ir.program import Form, Program
+from galvatron.ir.layout import Mesh
+from galvatron.ir.program import Form, LayerClass, Program
+from galvatron.ir.text.graph_lines import op_text
 from galvatron.ir.text.names import quote, sigiled, unmark
-from galvatron.ir.text.printer import op_text, table_lines
+from galvatron.ir.text.printer import table_lines
 from galvatron.ir.text.records import entries
 
 _NAME = re.compile(r"%(?:\"[^\"]*\"|[^\s,()=:]+)")
@@ -25,14 +27,16 @@ _NUMBER = re.compile(r"\d+")
 
 @dataclass(frozen=True)
 class Change:
-    """An op that one of the graphs lacks (`-`, `+`), or that has other arguments (both, one after the other)."""
+    """An op that one of the graphs lacks (`-`, `+`), or that has other arguments (both, one after the other); with the
+    mesh that its results are placed on."""
 
     sign: str
     op: Op
+    mesh: Mesh
     note: str = ""
 
     def __str__(self) -> str:
-        return f"{self.sign} {op_text(self.op)}{self.note and f'  // {self.note}'}"
+        return f"{self.sign} {op_text(self.op, self.mesh)}{self.note and f'  // {self.note}'}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,19 @@ class Hunk:
         return _NUMBER.sub("#", self.scope), *(plain(str(change)) for change in self.changes)
 
 
-def graph_differences(first: Graph, second: Graph) -> Iterator[str]:
+@dataclass(frozen=True)
+class _Side:
+    """One of the two graphs, with the mesh that its values are placed on."""
+
+    graph: Graph
+    mesh: Mesh = ()
+
+    @staticmethod
+    def of(layers: LayerClass) -> _Side:
+        return _Side(layers.graph, layers.mesh)
+
+
+def _graph_differences(first: _Side, second: _Side) -> Iterator[str]:
     """The lines that say in what two graphs differ: none where they compute the same ops on the same values."""
     alike: dict[tuple[str, ...], list[Hunk]] = {}
     for hunk in _hunks(first, second):
@@ -73,9 +89,9 @@ def graph_differences(first: Graph, second: Graph) -> Iterator[str]:
             yield f"  and the same in {', '.join(shown)}" + (f" ({len(others)} times)" if len(others) > 1 else "")
 
 
-def _hunks(first: Graph, second: Graph) -> Iterator[Hunk]:
+def _hunks(first: _Side, second: _Side) -> Iterator[Hunk]:
     scope, changes = "", list[Change]()
-    for change in _changes(first, second, aligned(first, second)):
+    for change in _changes(first, second, aligned(first.graph, second.graph)):
         own = change.op.source.scope if change.op.source else ""
         if changes and own != scope:
             yield Hunk(scope, tuple(changes))
@@ -86,28 +102,28 @@ def _hunks(first: Graph, second: Graph) -> Iterator[Hunk]:
         yield Hunk(scope, tuple(changes))
 
 
-def _changes(first: Graph, second: Graph, found: Alignment) -> Iterator[Change]:
+def _changes(first: _Side, second: _Side, found: Alignment) -> Iterator[Change]:
     """Every op that is in one graph alone or changed, in the order of both; values are called as in the first graph."""
+    before, after = first.graph, second.graph
     names = {same: name for name, same in found.values.items()}
-    names |= {name: f"{name}'" for name in second.values if name not in names and name in first.values}
+    names |= {name: f"{name}'" for name in after.values if name not in names and name in before.values}
+
+    def added(ops: Iterable[Op]) -> Iterator[Change]:
+        for op in ops:
+            yield Change("+", _renamed(op, names), second.mesh, _note("for", op, found.instead, {}))
+
     at = 0
-    for place, op in enumerate(first.ops):
+    for place, op in enumerate(before.ops):
         there = found.ops.get(place)
         if there is None:
-            yield Change("-", op, _note("now", op, found.instead, names))
+            yield Change("-", op, first.mesh, _note("now", op, found.instead, names))
             continue
-        for added in second.ops[at:there]:
-            yield _added(added, found.instead, names)
+        yield from added(after.ops[at:there])
         if place in found.changed:
-            yield Change("-", op)
-            yield Change("+", _renamed(second.ops[there], names))
+            yield Change("-", op, first.mesh)
+            yield Change("+", _renamed(after.ops[there], names), second.mesh)
         at = there + 1
-    for added in second.ops[at:]:
-        yield _added(added, found.instead, names)
-
-
-def _added(op: Op, instead: Mapping[str, str], names: Mapping[str, str]) -> Change:
-    return Change("+", _renamed(op, names), _note("for", op, instead, {}))
+    yield from added(after.ops[at:])
 
 
 def _renamed(op: Op, names: Mapping[str, str]) -> Op:
@@ -126,32 +142,32 @@ def program_differences(first: Program, second: Program) -> list[str]:
     names of values."""
     lines: list[str] = []
     for title, pair in _graphs(first, second):
-        changed = list(graph_differences(*pair))
+        changed = list(_graph_differences(*pair))
         lines += [title, *(f"  {line}" for line in changed)] if changed else []
     return [*lines, *_table_differences(_tables(first, second), _tables(second, first))]
 
 
-_EMPTY = Graph((), (), (), ())
+_EMPTY = _Side(Graph((), (), (), ()))
 
 
-def _graphs(first: Program, second: Program) -> Iterator[tuple[str, tuple[Graph, Graph]]]:
+def _graphs(first: Program, second: Program) -> Iterator[tuple[str, tuple[_Side, _Side]]]:
     """The graphs of both that belong together, with a title."""
     if min(first.form, second.form) is Form.CAPTURED:
         if max(first.form, second.form) < Form.SHARDED:
-            yield "graph", (inlined(first), inlined(second))
+            yield "graph", (_Side(inlined(first)), _Side(inlined(second)))
         return
     own = {cls.name: cls for cls in first.classes}
     for cls in second.classes:
         before = own.pop(cls.name, None) or first.class_of.get(cls.base)
         if before is None:
-            yield f"class @{cls.name}, new", (_EMPTY, cls.graph)
+            yield f"class @{cls.name}, new", (_EMPTY, _Side.of(cls))
         else:
             name = f"class @{cls.name}" if before.name == cls.name else f"class @{cls.name} of @{before.name}"
-            yield name, (before.graph, cls.graph)
+            yield name, (_Side.of(before), _Side.of(cls))
     bases = {cls.base for cls in second.classes}
     for cls in own.values():
         if cls.name not in bases:
-            yield f"class @{cls.name}, gone", (cls.graph, _EMPTY)
+            yield f"class @{cls.name}, gone", (_Side.of(cls), _EMPTY)
 
 
 def _tables(program: Program, other: Program) -> list[str]:

@@ -2,85 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import sympy
 
 from galvatron.errors import GalvatronError, did_you_mean
 from galvatron.ir import limits
 from galvatron.ir.functions import with_dims
-from galvatron.ir.graph import Arg, Function, Graph, Op, Source, Value
-from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Layout, Placement, Shard
+from galvatron.ir.graph import Arg, Function, Graph, Op, Value
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Layout, Mesh, Placement, Shard
 from galvatron.ir.ops.targets import parsed
 from galvatron.ir.program import State
 from galvatron.ir.text import tokens
 from galvatron.ir.text.arguments import read_argument
-from galvatron.ir.text.scanner import KEY, NAME, Scanner, token
+from galvatron.ir.text.calls import read_call
+from galvatron.ir.text.scanner import NAME, Scanner, token
+from galvatron.ir.text.sources import Sources
 from galvatron.ir.text.targets import is_known_target, unknown_target
 from galvatron.ir.types import DTYPE_BYTES, Dim, TensorType
 
 _PLACEMENT = token(r"R'|[RPS](?![\w.])")
 _AXIS = token(tokens.AXIS)
-_SOURCE = token("#[0-9]+")
+_AXIS_NAME = token(rf"(?:{tokens.STRING}|{tokens.NAME})(?={tokens.BLANKS}:)")
 
 _PLACEMENTS: dict[str, Placement] = {"R": REPLICATE, "R'": BROADCAST, "P": PARTIAL}
 
-SourceTable = dict[str, tuple[str, int, str]]
-"""File, line and code by the number that ops give."""
 
-
-class SourceNumbers:
-    """The numbers of sources that ops were given so far, and where each was first: the table comes last in a file.
-
-    And the functions so far, which ops call by name.
-    """
-
-    def __init__(self) -> None:
-        self.first: dict[str, int] = {}
-        self.functions: dict[str, Function] = {}
-
-    def read(self, s: Scanner, scope: str) -> Source | None:
-        """The number after an op, in a place where the file will be."""
-        at = s.at
-        number = s.take(_SOURCE)
-        if number is None:
-            return None
-        self.first.setdefault(number, at)
-        return Source(number, 0, scope=scope)
-
-    def check(self, s: Scanner, table: SourceTable) -> None:
-        """Refuses a number that the table lacks."""
-        for number, at in self.first.items():
-            if number not in table:
-                s.refuse(f"source {number} is not in the table", at)
-
-
-def with_sources(graph: Graph, table: SourceTable, functions: Mapping[str, Function]) -> Graph:
-    """The graph with the entries of a table in place of their numbers, calling functions that have them too."""
-
-    def sourced(op: Op) -> Op:
-        function = op.function and functions[op.function.name]
-        if op.source is None:
-            return op if function is None else replace(op, function=function)
-        return replace(op, source=Source(*table[op.source.file], op.source.scope), function=function)
-
-    return replace(graph, ops=tuple(map(sourced, graph.ops)))
-
-
-def functions_with_sources(functions: Mapping[str, Function], table: SourceTable) -> dict[str, Function]:
-    """Functions with the entries of a table in place of their numbers."""
-    return {
-        name: replace(
-            function,
-            forward=with_sources(function.forward, table, {}),
-            backward=with_sources(function.backward, table, {}),
-        )
-        for name, function in functions.items()
-    }
-
-
-def read_function(s: Scanner, sources: SourceNumbers) -> None:
+def read_function(s: Scanner, sources: Sources) -> None:
     """`function Clip results 1 gradients (0) { … } backward { … }`, which ops after it may call."""
     s.expect("function")
     at = s.at
@@ -131,10 +79,22 @@ def _dim(s: Scanner, dim: Arg, at: int) -> Dim:
     return dim
 
 
-def read_layout(s: Scanner) -> Layout:
-    """`(S(0), R')`: a placement for each axis of the mesh."""
+def read_layout(s: Scanner, mesh: Mesh = ()) -> Layout:
+    """`(dp:S(0), tp:R')`: a placement for each axis of the mesh; the names of all of them may be left out."""
+    at, names = s.at, list[str]()
+
+    def read() -> Placement:
+        if (name := s.take(_AXIS_NAME)) is not None:
+            s.expect(":")
+            names.append(s.unquoted(name, at) if name[0] == '"' else name)
+        return _placement(s)
+
     s.expect("(")
-    return s.listed(lambda: _placement(s), ")")
+    layout = s.listed(read, ")")
+    if names and (len(names) < len(layout) or names != [axis.name for axis in mesh]):
+        own = f"the axes of the mesh are {', '.join(axis.name for axis in mesh)}" if mesh else "there is no mesh"
+        s.refuse(f"{len(layout)} placements on {', '.join(names)}, but {own}", at)
+    return layout
 
 
 def _placement(s: Scanner) -> Placement:
@@ -153,7 +113,7 @@ def _placement(s: Scanner) -> Placement:
     return Shard(dim, outer, padded, folded)
 
 
-def read_mesh(s: Scanner) -> tuple[Axis, ...]:
+def read_mesh(s: Scanner) -> Mesh:
     """`(dp=2@2, tp=2@1)`."""
     at = s.at
     s.expect("(")
@@ -173,29 +133,30 @@ def _axis(s: Scanner) -> Axis:
     return Axis(name, s.number(size, at), s.number(stride, at))
 
 
-def read_value(s: Scanner) -> Value:
-    """`%x : f32[B, 4] (S(0), R)`."""
+def read_value(s: Scanner, mesh: Mesh = ()) -> Value:
+    """`%x : f32[B, 4] (dp:S(0), tp:R)`."""
     name = s.value()
     s.expect(":")
-    return Value(name, *_typed(s))
+    return Value(name, *_typed(s, mesh))
 
 
-def _typed(s: Scanner) -> tuple[TensorType, Layout | None]:
-    return read_type(s), read_layout(s) if s.stands("(") else None
+def _typed(s: Scanner, mesh: Mesh) -> tuple[TensorType, Layout | None]:
+    return read_type(s), read_layout(s, mesh) if s.stands("(") else None
 
 
-def read_graph(s: Scanner, sources: SourceNumbers) -> Graph:
+def read_graph(s: Scanner, sources: Sources, mesh: Mesh = ()) -> Graph:
     """Inputs, state, ops and what is returned, up to the brace that closes the graph."""
-    inputs, state, ops, scope = [], [], [], ""
+    inputs, state, ops, scope, file = [], [], [], "", ""
     while s.accept("input"):
-        inputs.append(read_value(s))
+        inputs.append(read_value(s, mesh))
     while s.accept("state"):
-        state.append(read_value(s))
+        state.append(read_value(s, mesh))
     while not s.accept("return"):
         if s.accept("in"):
             scope = s.name()
+            file = s.name() if s.accept("of") else file
         elif s.stands("%") or s.stands("_"):
-            ops.append(_op(s, scope, sources))
+            ops.append(_op(s, sources, mesh, scope, file))
         else:
             s.unexpected("an op", "'in'", "'return'")
     outputs = s.values()
@@ -203,7 +164,7 @@ def read_graph(s: Scanner, sources: SourceNumbers) -> Graph:
     return Graph(tuple(inputs), tuple(state), tuple(ops), outputs)
 
 
-def _op(s: Scanner, scope: str, sources: SourceNumbers) -> Op:
+def _op(s: Scanner, sources: Sources, mesh: Mesh, scope: str, file: str) -> Op:
     names = s.values()
     s.expect("=")
     at = s.at
@@ -212,42 +173,20 @@ def _op(s: Scanner, scope: str, sources: SourceNumbers) -> Op:
     function = sources.functions.get(called.short) if called.namespace == "function" else None
     if function is None and not is_known_target(target):
         s.refuse(unknown_target(target), at)
-    args, keywords = _op_arguments(s, at)
+    args, keywords = read_call(s, target)
     s.expect(":")
-    types = _op_types(s)
+    types = _op_types(s, mesh)
     if len(names) != len(types):
         s.refuse(f"{len(names)} results, but {len(types)} types", at)
     results = tuple(Value(name, *typed) for name, typed in zip(names, types, strict=True))
-    return Op(target, args, keywords, results, sources.read(s, scope), function)
+    return Op(target, args, keywords, results, sources.read(s, scope, file), function)
 
 
-def _op_arguments(s: Scanner, at: int) -> tuple[tuple[Arg, ...], tuple[tuple[str, Arg], ...]]:
-    """Positional arguments and those with keywords, of the op at `at`."""
-    positional: list[Arg] = []
-    keywords: dict[str, Arg] = {}
-
-    def read() -> None:
-        key = s.take(KEY)
-        if key is not None:
-            s.expect("=")
-            if key in keywords:
-                s.refuse("a keyword argument is given twice", at)
-            keywords[key] = read_argument(s)
-        elif keywords:
-            s.refuse("a positional argument after one with a keyword", at)
-        else:
-            positional.append(read_argument(s))
-
-    s.expect("(")
-    s.listed(read, ")")
-    return tuple(positional), tuple(keywords.items())
-
-
-def _op_types(s: Scanner) -> tuple[tuple[TensorType, Layout | None], ...]:
+def _op_types(s: Scanner, mesh: Mesh) -> tuple[tuple[TensorType, Layout | None], ...]:
     if s.accept("("):
         s.expect(")")
         return ()
-    return s.separated(lambda: _typed(s))
+    return s.separated(lambda: _typed(s, mesh))
 
 
 def read_state(graph: Graph, state: Sequence[State], precision: str | None) -> tuple[Value, ...]:

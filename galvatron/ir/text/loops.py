@@ -40,34 +40,55 @@ def rolled(items: Sequence[str]) -> list[str | Loop]:
     rows: list[str | Loop] = []
     at = 0
     while at < len(items):
-        period, count = _best_stretch(skeletons, numbers, heights, at)
-        if count:
-            rows.append(_loop(skeletons, numbers, at, period, count))
-            at += period * count
-        else:
+        period, length = _best_stretch(skeletons, numbers, heights, at)
+        if not period:
             rows.append(items[at])
             at += 1
+            continue
+        start = at + _border(skeletons, numbers, at, period, length)
+        count = (length - (start - at)) // period
+        rows += [*items[at:start], _loop(skeletons, numbers, start, period, count)]
+        at = start + period * count
     return rows
 
 
 def _best_stretch(skeletons: list[str], numbers: list[tuple[int, ...]], heights: list[int], at: int) -> tuple[int, int]:
-    """The (period, count) that covers most items from `at` on and saves lines, the shortest period first; else (0, 0).
+    """The (period, length) of the copies that cover most items from `at` on and save lines, the shortest period first;
+    else (0, 0).
 
     `heights` are the lines that each item takes.
     """
-    best = (0, 0)
+    best, covered = (0, 0), 0
     for period in range(1, min(_MAX_PERIOD, (len(skeletons) - at) // 2) + 1):
         if skeletons[at] != skeletons[at + period]:
             continue
-        count = _count(skeletons, numbers, at, period)
+        length = _length(skeletons, numbers, at, period)
+        count = length // period
         saved = sum(heights[at : at + period]) * (count - 1)
-        if saved > _LOOP_LINES and period * count > best[0] * best[1]:
-            best = (period, count)
+        if saved > _LOOP_LINES and period * count > covered:
+            best, covered = (period, length), period * count
     return best
 
 
-def _count(skeletons: list[str], numbers: list[tuple[int, ...]], at: int, period: int) -> int:
-    """How many copies of the `period` items at `at` follow each other with evenly counting numbers."""
+def _border(skeletons: list[str], numbers: list[tuple[int, ...]], at: int, period: int, length: int) -> int:
+    """How many items behind `at` a loop over the copies begins, so that one round of it is about one number.
+
+    A first block with more in it than the others looks like them from its middle on only; a loop that began there would
+    mix two blocks in each round.
+    """
+
+    least = 3 if length // period > 2 else 2
+    shifts = [shift for shift in range(period) if (length - shift) // period >= least]
+    counting: list[int | None] = []
+    for j in range(at, at + shifts[-1] + period):
+        steps = _steps(skeletons, numbers, j, j + period) or ()
+        counting.append(next((n for n, step in zip(numbers[j], steps, strict=False) if step), None))
+    return min(shifts, key=lambda shift: (len({*counting[shift : shift + period]} - {None}), shift))
+
+
+def _length(skeletons: list[str], numbers: list[tuple[int, ...]], at: int, period: int) -> int:
+    """How many items from `at` on are in copies, the last perhaps begun only, of the first `period` ones, with evenly
+    counting numbers."""
     steps: list[tuple[int, ...]] = []
     for j in range(at, at + period):
         step = _steps(skeletons, numbers, j, j + period)
@@ -77,16 +98,17 @@ def _count(skeletons: list[str], numbers: list[tuple[int, ...]], at: int, period
             or min(step, default=0) < 0
             or (max(step, default=0) > 1 and _steps(skeletons, numbers, j + period, j + 2 * period) != step)
         ):
-            return 1
+            return period
         steps.append(step)
     end = at + 2 * period
     while end < min(len(skeletons), at + period * limits.REPEATS):
         if _steps(skeletons, numbers, end - period, end) != steps[(end - at) % period]:
             break
         end += 1
-    count = (end - at) // period
     # Any two numbers count evenly; a pair of copies is a repetition only where they count one by one.
-    return count if count > 2 or all(step <= 1 for row in steps for step in row) else 1
+    if end - at < 3 * period and any(step > 1 for row in steps for step in row):
+        return period
+    return end - at
 
 
 def _steps(skeletons: list[str], numbers: list[tuple[int, ...]], first: int, second: int) -> tuple[int, ...] | None:

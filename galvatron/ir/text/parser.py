@@ -34,9 +34,6 @@ from galvatron.ir.text.arguments import read_argument
 from galvatron.ir.text.expansion import Item, read_loop
 from galvatron.ir.text.expressions import SYMBOLS
 from galvatron.ir.text.graphs import (
-    SourceNumbers,
-    SourceTable,
-    functions_with_sources,
     read_function,
     read_graph,
     read_layout,
@@ -44,16 +41,15 @@ from galvatron.ir.text.graphs import (
     read_state,
     read_type,
     read_value,
-    with_sources,
 )
 from galvatron.ir.text.records import read_list, read_record
 from galvatron.ir.text.scanner import NAME, Scanner, Template, token
+from galvatron.ir.text.sources import Sources, SourceTable, functions_with_sources, read_sources, with_sources
 from galvatron.ir.text.strategies import read_candidates, read_cuts, read_stages, read_strategy, read_ties
 from galvatron.ir.types import NUMBER_KINDS, Length
 from galvatron.ir.update_rule import UpdateRule
 
 _ZERO = token(r"zero[123](?![\w.])")
-_SOURCE = token("#[0-9]+")
 
 _LAYERS = {str(kind): kind for kind in LayerKind}
 _KINDS = ("parameter", "buffer", "constant")
@@ -80,14 +76,14 @@ def parse_program(text: str) -> Program:
     parts = _Parts()
     while s.at < len(s.text):
         keyword = s.keyword()
-        if keyword not in _SECTIONS:
-            s.unexpected(*map(repr, _SECTIONS))
+        if keyword not in SECTIONS:
+            s.unexpected(*map(repr, SECTIONS))
         if getattr(parts, keyword, None) is not None:
             s.refuse(f"a second {keyword}", s.at)
-        _SECTIONS[keyword](s, parts)
+        SECTIONS[keyword](s, parts)
     if parts.output is None:
         s.refuse("the program has no output", at)
-    parts.numbers.check(s, parts.sources or {})
+    parts.given.check(s, parts.sources or {})
     return _program(parts, name, forms[form], batch_size, batch_sizes, precision)
 
 
@@ -100,15 +96,15 @@ def parse_graph(text: str) -> Graph:
     s = Scanner(text)
     if s.keyword() == "galvatron":
         _version(s)
-    numbers = SourceNumbers()
+    given = Sources()
     while s.keyword() == "function":
-        read_function(s, numbers)
+        read_function(s, given)
     s.expect("graph", "{")
-    graph = read_graph(s, numbers)
-    table = _source_table(s) if s.keyword() == "sources" else {}
+    graph = read_graph(s, given)
+    table = read_sources(s) if s.keyword() == "sources" else {}
     s.end()
-    numbers.check(s, table)
-    return with_sources(graph, table, functions_with_sources(numbers.functions, table))
+    given.check(s, table)
+    return with_sources(graph, table, functions_with_sources(given.functions, table))
 
 
 @dataclass
@@ -121,7 +117,7 @@ class _Parts:
     layers: list[Layer] = field(default_factory=list)
     classes: list[LayerClass] = field(default_factory=list)
     stages: list[Stage] = field(default_factory=list)
-    numbers: SourceNumbers = field(default_factory=SourceNumbers)
+    given: Sources = field(default_factory=Sources)
     output: str | None = None
     updates: list[Update] = field(default_factory=list)
     outputs: list[Result] = field(default_factory=list)
@@ -147,7 +143,7 @@ def _program(
     if graph is not None and parts.shares:
         graph = replace(graph, inputs=inputs, state=read_state(graph, state, precision))
     if table := parts.sources:
-        functions = functions_with_sources(parts.numbers.functions, table)
+        functions = functions_with_sources(parts.given.functions, table)
         graph = graph and with_sources(graph, table, functions)
         classes = [replace(cls, graph=with_sources(cls.graph, table, functions)) for cls in classes]
     return Program(
@@ -182,7 +178,8 @@ def _version(s: Scanner) -> None:
     at = s.at
     version = s.integer()
     if version != tokens.VERSION:
-        s.refuse(f"the text is of version {version}, this program reads version {tokens.VERSION}", at)
+        told = f"the text is of version {version}, this program reads version {tokens.VERSION}"
+        s.refuse(f"{told}: capture the model again, and search or apply its plan again", at)
 
 
 def _batch_sizes(s: Scanner) -> BatchSizes:
@@ -274,13 +271,13 @@ def _graph(s: Scanner, parts: _Parts) -> None:
         s.expect("program")
         parts.shares = True
     s.expect("{")
-    parts.graph = read_graph(s, parts.numbers)
+    parts.graph = read_graph(s, parts.given)
     if parts.shares and (parts.graph.inputs or parts.graph.state):
         s.refuse("a graph of the program has the program's inputs and state", at)
 
 
 def _function(s: Scanner, parts: _Parts) -> None:
-    read_function(s, parts.numbers)
+    read_function(s, parts.given)
 
 
 def _state(s: Scanner) -> State:
@@ -307,7 +304,7 @@ def _class(s: Scanner, parts: _Parts) -> None:
     mesh = read_mesh(s) if s.accept("mesh") else ()
     s.expect("{")
     cost = read_list(s, ClassCost) if s.keyword() == "cost" else None
-    parts.classes.append(LayerClass(name, read_graph(s, parts.numbers), cost, base, strategy, mesh))
+    parts.classes.append(LayerClass(name, read_graph(s, parts.given, mesh), cost, base, strategy, mesh))
 
 
 def _layer(s: Scanner) -> Layer:
@@ -372,7 +369,8 @@ def _staged(s: Scanner) -> Layer | StateLayout:
         return _layer(s)
     name = s.name()
     s.expect(":")
-    mesh, layout, zero = read_mesh(s), read_layout(s), s.take(_ZERO)
+    mesh = read_mesh(s)
+    layout, zero = read_layout(s, mesh), s.take(_ZERO)
     return StateLayout(name, mesh, layout, int(zero[-1]) if zero else 0)
 
 
@@ -426,30 +424,11 @@ def _cuts(s: Scanner, parts: _Parts) -> None:
     parts.cuts = read_cuts(s)
 
 
-# Sources
-
-
 def _sources(s: Scanner, parts: _Parts) -> None:
-    parts.sources = _source_table(s)
+    parts.sources = read_sources(s)
 
 
-def _source_table(s: Scanner) -> SourceTable:
-    s.expect("sources", "{")
-    table: SourceTable = {}
-    while not s.accept("}"):
-        s.expect("file")
-        file = s.name()
-        s.expect("{")
-        while not s.accept("}"):
-            at = s.at
-            number = s.expected(_SOURCE, "a #source")
-            if number in table:
-                s.refuse(f"source {number} is given twice", at)
-            table[number] = (file, s.integer(), s.name())
-    return table
-
-
-_SECTIONS: Mapping[str, Callable[[Scanner, _Parts], Any]] = {
+SECTIONS: Mapping[str, Callable[[Scanner, _Parts], Any]] = {
     "input": _input,
     "length": _length,
     "number": _number,

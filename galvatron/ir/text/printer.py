@@ -6,18 +6,14 @@ locus), so the verifier can point at it.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+from collections.abc import Hashable, Sequence
 
 import sympy
 
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.cost import ClassCost
 from galvatron.ir.functions import functions_of
-from galvatron.ir.graph import Arg, Function, Graph, Op, Source, Value
-from galvatron.ir.layout import Axis, Layout, Placement, Shard
+from galvatron.ir.graph import Graph
 from galvatron.ir.plan import Plan, kept_text
 from galvatron.ir.program import (
     BatchSizes,
@@ -36,115 +32,68 @@ from galvatron.ir.program import (
 )
 from galvatron.ir.text import tokens
 from galvatron.ir.text.arguments import format_argument
+from galvatron.ir.text.graph_lines import (
+    function_lines,
+    graph_lines,
+    layout_text,
+    mesh_text,
+    type_text,
+    value_lines,
+    value_name,
+    value_names,
+)
 from galvatron.ir.text.graphs import read_state
-from galvatron.ir.text.loops import Loop, rolled
+from galvatron.ir.text.lines import Line, Locus, Writer, joined, pad, rolled_lines, source_lines, width
 from galvatron.ir.text.names import bare_or_quoted, quote, sigiled, split_marks, unmark
 from galvatron.ir.text.records import entries, figure, record_lines, within
 from galvatron.ir.text.strategies import format_runs, format_strategy
-from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
+from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim
 
-_NAME_WIDTH, _CALL_WIDTH, _TYPE_WIDTH, _COLUMN_WIDTH, _LINE_WIDTH = 28, 80, 40, 64, 120
-_AXIS_NAME = re.compile(tokens.NAME)
-
-
-@dataclass(frozen=True)
-class Line:
-    """One printed line, and which part of the program it shows: `("layer", "decoder_3")`, `("op", class, index)` …"""
-
-    text: str
-    locus: tuple[Hashable, ...] = ()
+_COLUMN_WIDTH, _LINE_WIDTH = 64, 120
 
 
-@dataclass
-class _Writer:
-    """Options of one printing, and the source locations met so far.
-
-    A lenient writer never fails (it prints invalid programs for the verifier's messages) and rolls nothing into loops.
-    """
-
-    comments: bool = True
-    lenient: bool = False
-    sources: dict[tuple[str, int, str], int] = field(default_factory=dict)
-
-    def source(self, source: Source) -> str:
-        key = (source.file, source.line, source.code)
-        return f"#{self.sources.setdefault(key, len(self.sources))}"
-
-    def note(self, text: str) -> str:
-        return f"  // {text}" if self.comments else ""
-
-
-def print_program(program: Program, *, comments: bool = True) -> str:
+def print_program(program: Program, *, comments: bool = True, locations: bool = False) -> str:
     """The text of a program; `parse_program` gives back an equal program, with equal sources.
+
+    Args:
+        comments: say what figures mean, in comments.
+        locations: say of each op, in a comment, which line of the model it comes from.
 
     Raises:
         GalvatronError: an expression or constant that has no text form.
     """
-    return _joined(program_lines(program, _Writer(comments)))
+    return joined(program_lines(program, Writer(comments, locations=locations)))
 
 
 def print_graph(graph: Graph, *, comments: bool = True) -> str:
     """The text of a single op graph; `parse_graph` gives it back."""
-    w = _Writer(comments)
-    functions = [line for function in functions_of([graph]) for line in (*_function(function, w), Line(""))]
-    body = [*functions, Line("graph {"), *_graph_body(graph, w, None), Line("}")]
-    return _joined([Line(f"galvatron ir {tokens.VERSION}"), Line(""), *body, *_sources(w)])
-
-
-def op_text(op: Op) -> str:
-    """One op on a line of its own, without what says where it comes from."""
-    w = _Writer(lenient=True)
-    types = ", ".join(_typed(value, w) for value in op.results) if op.results else "()"
-    return unmark(f"{_names([value.name for value in op.results])} = {_call(op, w)} : {types}")
+    w = Writer(comments)
+    functions = [line for function in functions_of([graph]) for line in (*function_lines(function, w), Line(""))]
+    body = [*functions, Line("graph {"), *graph_lines(graph, w, None), Line("}")]
+    return joined([Line(f"galvatron ir {tokens.VERSION}"), Line(""), *body, *source_lines(w)])
 
 
 def table_lines(program: Program) -> list[str]:
     """The text of a program, line by line, without the table of its sources."""
-    return [unmark(line.text) for line in program_lines(program, _Writer())]
+    return [unmark(line.text) for line in program_lines(program, Writer())]
 
 
 def lenient_program_lines(program: Program) -> list[Line]:
     """The lines of a possibly invalid program, nothing rolled into loops, for error messages."""
-    return [Line(unmark(line.text), line.locus) for line in program_lines(program, _Writer(lenient=True))]
+    return [Line(unmark(line.text), line.locus) for line in program_lines(program, Writer(lenient=True))]
 
 
-def _joined(lines: Iterable[Line]) -> str:
-    return unmark("\n".join(line.text.rstrip() for line in lines)) + "\n"
-
-
-def program_lines(program: Program, w: _Writer) -> list[Line]:
+def program_lines(program: Program, w: Writer) -> list[Line]:
     """The whole file: what is computed and how it is cut first, the graphs after, tables last."""
-    head = f"program {bare_or_quoted(program.name)} {program.form} batch {program.batch_size}"
-    head += "" if program.batch_sizes == BatchSizes() else f" {program.batch_sizes}"
-    head += "" if program.precision is None else f" precision {program.precision}"
     sections = [
         [Line(f"galvatron ir {tokens.VERSION}")],
-        [
-            Line(head, ("program",)),
-            *(Line(f"length {length} = {length.example} {length.sizes}", ("length",)) for length in program.lengths),
-        ],
-        [
-            *_aligned_values("input", program.inputs, w, "program"),
-            *(
-                Line(f"number {number.symbol.name} = {_arg(number.example, w)}", ("number", number.name))
-                for number in program.numbers
-            ),
-            Line(f"output {sigiled('%', program.output)}", ("output",)),
-            *_updates(program.updates, w),
-            *_outputs(program.outputs, w),
-            *map(_check, program.checks),
-            *(
-                [Line(f"evaluation unlike {quote(unlike)}", ("output",))]
-                if (unlike := program.unlike_evaluated)
-                else []
-            ),
-            *([Line("inductor", ("output",))] if program.inductor else []),
-        ],
+        _head(program),
+        _signature(program, w),
         _plan(program.plan, w) if program.plan else [],
         _layers(program.layers, w, ""),
         *(_stage(stage, w) for stage in program.stages),
         _candidates(program.candidates) if program.candidates else [],
-        *(_function(function, w) for function in program.functions),
+        *(function_lines(function, w) for function in program.functions),
         *(_layer_class(cls, program.batch_size, w) for cls in program.classes),
         _program_graph(program, w) if program.graph is not None else [],
         _state(program.state, w),
@@ -153,145 +102,70 @@ def program_lines(program: Program, w: _Writer) -> list[Line]:
         _cluster(program.cluster, w) if program.cluster else [],
     ]
     lines = [line for section in sections if section for line in (*section, Line(""))]
-    tail = _sources(w)
+    tail = source_lines(w)
     return lines + tail[1:] if tail else lines[:-1]
 
 
-# Values and types
+def _head(program: Program) -> list[Line]:
+    head = f"program {bare_or_quoted(program.name)} {program.form} batch {program.batch_size}"
+    head += "" if program.batch_sizes == BatchSizes() else f" {program.batch_sizes}"
+    head += "" if program.precision is None else f" precision {program.precision}"
+    lengths = (f"length {length} = {length.example} {length.sizes}" for length in program.lengths)
+    return [Line(head, ("program",)), *(Line(text, ("length",)) for text in lengths)]
 
 
-def _arg(arg: Arg, w: _Writer) -> str:
-    return format_argument(arg, lenient=w.lenient)
-
-
-def _type(type: TensorType, w: _Writer) -> str:
-    return f"{type.dtype}[{', '.join(_arg(d, w) for d in type.shape)}]"
-
-
-def _placement(placement: Placement, w: _Writer) -> str:
-    if isinstance(placement, Shard) and placement.outer != 1:
-        flags = ", folded" * placement.folded + ", padded" * placement.padded
-        return f"S({placement.dim}, outer={_arg(placement.outer, w)}{flags})"
-    return str(placement)
-
-
-def _layout(layout: Layout, w: _Writer) -> str:
-    return f"({', '.join(_placement(p, w) for p in layout)})"
-
-
-def _typed(value: Value, w: _Writer) -> str:
-    return _type(value.type, w) + ("" if value.layout is None else " " + _layout(value.layout, w))
-
-
-def _mesh(mesh: tuple[Axis, ...]) -> str:
-    names = (a.name if _AXIS_NAME.fullmatch(a.name) else quote(a.name) for a in mesh)
-    return f"({', '.join(f'{name}={a.size}@{a.stride}' for name, a in zip(names, mesh, strict=True))})"
-
-
-def _value_name(name: str) -> str:
-    return sigiled("%", name)
-
-
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(_value_name(n) for n in names) if names else "_"
-
-
-def _width(texts: Iterable[str], limit: int) -> int:
-    """The width of the widest text that is not wider than the limit."""
-    return max((n for n in map(_length, texts) if n <= limit), default=0)
-
-
-def _length(text: str) -> int:
-    return len(text) - text.count("\x00")
-
-
-def _pad(text: str, width: int) -> str:
-    return text + " " * (width - _length(text))
-
-
-def _aligned_values(keyword: str, values: Sequence[Value], w: _Writer, owner: Hashable, indent: str = "") -> list[Line]:
-    names = [_value_name(v.name) for v in values]
-    width = _width(names, 64)
-    return [
-        Line(f"{indent}{keyword} {_pad(name, width)} : {_typed(v, w)}", (keyword, owner, v.name))
-        for name, v in zip(names, values, strict=True)
+def _signature(program: Program, w: Writer) -> list[Line]:
+    """What is given to a program and what it gives."""
+    numbers = (
+        Line(f"number {n.symbol.name} = {format_argument(n.example, lenient=w.lenient)}", ("number", n.name))
+        for n in program.numbers
+    )
+    lines = [
+        *value_lines("input", program.inputs, w, "program"),
+        *numbers,
+        Line(f"output {value_name(program.output)}", ("output",)),
+        *_updates(program.updates, w),
+        *_outputs(program.outputs, w),
+        *map(_check, program.checks),
     ]
+    if program.unlike_evaluated:
+        lines.append(Line(f"evaluation unlike {quote(program.unlike_evaluated)}", ("output",)))
+    return [*lines, Line("inductor", ("output",))] if program.inductor else lines
 
 
-# Op graphs
-
-
-def _call(op: Op, w: _Writer) -> str:
-    args = [_arg(a, w) for a in op.args] + [f"{k}={_arg(v, w)}" for k, v in op.kwargs]
-    return f"{op.target}({', '.join(args)})"
-
-
-def _graph_body(graph: Graph, w: _Writer, owner: Hashable, *, signature: bool = True) -> list[Line]:
-    lines: list[Line] = []
-    if signature:
-        lines += _aligned_values("input", graph.inputs, w, owner, "  ")
-        lines += _aligned_values("state", graph.state, w, owner, "  ")
-    results = [_names([v.name for v in op.results]) for op in graph.ops]
-    calls = [_call(op, w) for op in graph.ops]
-    types = [", ".join(_typed(v, w) for v in op.results) if op.results else "()" for op in graph.ops]
-    widths = _width(results, _NAME_WIDTH), _width(calls, _CALL_WIDTH), _width(types, _TYPE_WIDTH)
-    scope: str | None = None
-    for index, op in enumerate(graph.ops):
-        source = ""
-        if op.source is not None:
-            if op.source.scope != scope and not (scope is None and op.source.scope == ""):
-                lines.append(Line(f"  in {unmark(bare_or_quoted(op.source.scope))}"))
-            scope = op.source.scope
-            source = "  " + w.source(op.source)
-        columns = (_pad(t, n) for t, n in zip((results[index], calls[index], types[index]), widths, strict=True))
-        left, call, right = columns
-        lines.append(Line(f"  {left} = {call} : {right}{source}", ("op", owner, index)))
-    lines.append(Line(f"  return {_names(graph.outputs)}", ("return", owner)))
-    return lines
-
-
-def _program_graph(program: Program, w: _Writer) -> list[Line]:
+def _program_graph(program: Program, w: Writer) -> list[Line]:
     graph = program.required_graph
     shared = graph.inputs == program.inputs and graph.state == read_state(graph, program.state, program.precision)
     opening = "graph of program {" if shared and not w.lenient else "graph {"
-    body = _graph_body(graph, w, None, signature=opening == "graph {")
+    body = graph_lines(graph, w, None, signature=opening == "graph {")
     return [Line(opening, ("graph",)), *body, Line("}")]
-
-
-def _function(function: Function, w: _Writer) -> list[Line]:
-    """Forward and backward; how many results there are, and the places of the operands that have a gradient."""
-    places = ", ".join(map(str, function.differentiated))
-    head = f"function {function.name} results {function.results} gradients ({places}) {{"
-    forward = _graph_body(function.forward, w, (function.name, "forward"))
-    backward = _graph_body(function.backward, w, (function.name, "backward"))
-    return [Line(head, ("function", function.name)), *forward, Line("} backward {"), *backward, Line("}")]
 
 
 # Classes, layers, stages
 
 
-def _layer_class(cls: LayerClass, batch_size: int, w: _Writer) -> list[Line]:
+def _layer_class(cls: LayerClass, batch_size: int, w: Writer) -> list[Line]:
     head = [f"class {sigiled('@', cls.name)}"]
     if cls.base:
         head.append(f"of {sigiled('@', cls.base)}")
     if cls.strategy is not None:
         head.append(f"strategy {format_strategy(cls.strategy)}")
     if cls.mesh:
-        head.append(f"mesh {_mesh(cls.mesh)}")
+        head.append(f"mesh {mesh_text(cls.mesh)}")
     cost = _cost(cls.cost, batch_size, w) if cls.cost else []
-    body = _graph_body(cls.graph, w, cls.name)
+    body = graph_lines(cls.graph, w, cls.name, cls.mesh)
     return [Line(" ".join(head) + " {", ("class", cls.name)), *cost, *body, Line("}")]
 
 
-def _cost(cost: ClassCost, batch_size: int, w: _Writer) -> list[Line]:
+def _cost(cost: ClassCost, batch_size: int, w: Writer) -> list[Line]:
     rows = list(entries(cost, lenient=w.lenient))
     texts = [f"{name:<15} = {text}" for name, text, _ in rows]
-    width = _width(texts, 64)
+    wide = width(texts, _COLUMN_WIDTH)
     lines: list[Line] = []
     for index, ((name, _, _), text) in enumerate(zip(rows, texts, strict=True)):
         comma = "," if index < len(rows) - 1 else ""
         note = w.note(f"{_at_batch(name, getattr(cost, name), batch_size)} at batch {batch_size}") if w.comments else ""
-        lines.append(Line(f"  {'cost' if index == 0 else '    '} {_pad(text + comma, width + 1)}{note}"))
+        lines.append(Line(f"  {'cost' if index == 0 else '    '} {pad(text + comma, wide + 1)}{note}"))
     return lines
 
 
@@ -303,10 +177,10 @@ def _at_batch(name: str, value: Dim, batch_size: int) -> str:
 
 
 def _layer(layer: Layer) -> str:
-    operands = ", ".join(_value_name(n) for n in layer.operands)
-    origin = f" of {_names(layer.origin)}" if layer.origin else ""
+    operands = ", ".join(value_name(n) for n in layer.operands)
+    origin = f" of {value_names(layer.origin)}" if layer.origin else ""
     call = f"{sigiled('@', layer.cls)}({operands}){origin}"
-    text = f"{layer.kind}\t{bare_or_quoted(layer.name)}\t{_names(layer.results)}\t= {call}"
+    text = f"{layer.kind}\t{bare_or_quoted(layer.name)}\t{value_names(layer.results)}\t= {call}"
     return f"{text}{_bound_state(layer.state)}" if layer.state else text
 
 
@@ -331,61 +205,23 @@ def _common_prefix(names: Sequence[str]) -> str:
         return ""
     shortest, longest = min(names), max(names)
     common = next((i for i, (a, b) in enumerate(zip(shortest, longest, strict=False)) if a != b), len(shortest))
-    prefix = shortest[: shortest.rfind(".", 0, common) + 1]
-    plain = all(not bare_or_quoted(n[len(prefix) :] or " ").startswith('"') for n in names)
-    return prefix if plain and prefix and not bare_or_quoted(prefix).startswith('"') else ""
+    while (common := shortest.rfind(".", 0, common)) >= 0:
+        prefix, rests = shortest[: common + 1], [name[common + 1 :] for name in names]
+        if not any(bare_or_quoted(text).startswith('"') for text in (prefix, *rests)):
+            return prefix
+    return ""
 
 
-def _rolled(items: Sequence[str], loci: Sequence[tuple[Hashable, ...]], w: _Writer, indent: str) -> list[Line]:
-    """Items as lines, regular stretches as loops, tabs aligned.
-
-    An item may be several lines, of which the first carries the locus.
-    """
-    lines: list[Line] = []
-
-    def emit(item: str, locus: tuple[Hashable, ...], margin: str) -> None:
-        first, *rest = item.split("\n")
-        lines.append(Line(margin + first, locus))
-        lines.extend(Line(margin + part) for part in rest)
-
-    at = 0
-    for entry in items if w.lenient else rolled(items):
-        if isinstance(entry, Loop):
-            lines.append(Line(f"{indent}for i in {entry.first}..{entry.last} {{{w.note(f'×{entry.count}')}"))
-            for item in entry.body:
-                emit(item, (), indent + "  ")
-            lines.append(Line(indent + "}"))
-            at += entry.count * len(entry.body)
-        else:
-            emit(entry, loci[at], indent)
-            at += 1
-    return _aligned(lines)
+def _layers(layers: Sequence[Layer], w: Writer, indent: str, owner: Hashable = None) -> list[Line]:
+    loci: list[Locus] = [("layer", owner, index) for index in range(len(layers))]
+    return rolled_lines([_layer(layer) for layer in layers], loci, w, indent)
 
 
-def _aligned(lines: Sequence[Line]) -> list[Line]:
-    """Lines with their tab-separated columns padded to equal widths."""
-    rows = [line.text.split("\t") for line in lines]
-    for column in range(max((len(row) for row in rows), default=1) - 1):
-        # One line much longer than the others, such as a preamble's many results, must not push them apart.
-        lengths = sorted(_length(row[column]) for row in rows if len(row) > column + 1)
-        usual = 2 * lengths[len(lengths) // 2] + 8
-        width = _width((row[column] for row in rows if len(row) > column + 1), min(usual, _COLUMN_WIDTH))
-        for row in rows:
-            if len(row) > column + 1:
-                row[column] = _pad(row[column], width)
-    return [Line(" ".join(row), line.locus) for row, line in zip(rows, lines, strict=True)]
-
-
-def _layers(layers: Sequence[Layer], w: _Writer, indent: str, owner: Hashable = None) -> list[Line]:
-    loci: list[tuple[Hashable, ...]] = [("layer", owner, index) for index in range(len(layers))]
-    return _rolled([_layer(layer) for layer in layers], loci, w, indent)
-
-
-def _transfers(keyword: str, transfers: Sequence[Transfer], stage: int, w: _Writer) -> list[Line]:
-    width = _width((_value_name(t.name) for t in transfers), 64)
+def _transfers(keyword: str, transfers: Sequence[Transfer], stage: int, w: Writer) -> list[Line]:
+    wide = width((value_name(t.name) for t in transfers), _COLUMN_WIDTH)
     return [
         Line(
-            f"  {keyword:<7} {_pad(_value_name(t.name), width)} : {_type(t.type, w)}"
+            f"  {keyword:<7} {pad(value_name(t.name), wide)} : {type_text(t.type, w)}"
             + ("" if t.differentiable else " no_gradient"),
             (keyword, stage, t.name),
         )
@@ -393,27 +229,27 @@ def _transfers(keyword: str, transfers: Sequence[Transfer], stage: int, w: _Writ
     ]
 
 
-def _kept(kept: StateLayout, w: _Writer) -> str:
+def _kept(kept: StateLayout, w: Writer) -> str:
     zero = f" zero{kept.zero}" if kept.zero else ""
-    return f"keep {bare_or_quoted(kept.state)}\t: {_mesh(kept.mesh)} {_layout(kept.layout, w)}{zero}"
+    return f"keep {bare_or_quoted(kept.state)}\t: {mesh_text(kept.mesh)} {layout_text(kept.layout, kept.mesh, w)}{zero}"
 
 
-def _stage(stage: Stage, w: _Writer) -> list[Line]:
-    loci: list[tuple[Hashable, ...]] = [("keep", stage.index, kept.state) for kept in stage.state]
+def _stage(stage: Stage, w: Writer) -> list[Line]:
+    loci: list[Locus] = [("keep", stage.index, kept.state) for kept in stage.state]
     return [
         Line(f"stage {stage.index} {{", ("stage", stage.index)),
         *_transfers("receive", stage.receives, stage.index, w),
         *_layers(stage.layers, w, "  ", stage.index),
         *_transfers("send", stage.sends, stage.index, w),
-        *_rolled([_kept(k, w) for k in stage.state], loci, w, "  "),
+        *rolled_lines([_kept(k, w) for k in stage.state], loci, w, "  "),
         Line("}"),
     ]
 
 
-def _state(state: Sequence[State], w: _Writer) -> list[Line]:
+def _state(state: Sequence[State], w: Writer) -> list[Line]:
     items = []
     for s in state:
-        text = f"{s.kind} {bare_or_quoted(s.name)}\t: {_type(s.type, w)}"
+        text = f"{s.kind} {bare_or_quoted(s.name)}\t: {type_text(s.type, w)}"
         if s.trainable != (s.kind == "parameter"):
             text += " trainable" if s.trainable else " frozen"
         if s.aliases:
@@ -421,31 +257,27 @@ def _state(state: Sequence[State], w: _Writer) -> list[Line]:
         if s.rule:
             text += f" by {bare_or_quoted(s.rule)}"
         items.append(text)
-    return _rolled(items, [("program state", None, s.name) for s in state], w, "")
+    return rolled_lines(items, [("program state", None, s.name) for s in state], w)
 
 
-def _updates(updates: Sequence[Update], w: _Writer) -> list[Line]:
-    items = [f"update {bare_or_quoted(u.state)}\t{'+=' if u.adds else '='} {_value_name(u.value)}" for u in updates]
-    return _rolled(items, [("update", u.state) for u in updates], w, "")
+def _updates(updates: Sequence[Update], w: Writer) -> list[Line]:
+    items = [f"update {bare_or_quoted(u.state)}\t{'+=' if u.adds else '='} {value_name(u.value)}" for u in updates]
+    return rolled_lines(items, [("update", u.state) for u in updates], w)
 
 
-def _outputs(outputs: Sequence[Result], w: _Writer) -> list[Line]:
-    items = [f"result {bare_or_quoted(o.name)}\t= {_value_name(o.value)}" for o in outputs]
-    return _rolled(items, [("result", o.name) for o in outputs], w, "")
-
-
-def _evaluation(unlike: str) -> list[Line]:
-    return [Line(f"evaluation unlike {quote(unlike)}", ("evaluation",))] if unlike else []
+def _outputs(outputs: Sequence[Result], w: Writer) -> list[Line]:
+    items = [f"result {bare_or_quoted(o.name)}\t= {value_name(o.value)}" for o in outputs]
+    return rolled_lines(items, [("result", o.name) for o in outputs], w)
 
 
 def _check(check: Check) -> Line:
-    return Line(f"check {quote(check.says)} never {_value_name(check.value)}", ("check", check.value))
+    return Line(f"check {quote(check.says)} never {value_name(check.value)}", ("check", check.value))
 
 
 # Cluster, plan, search
 
 
-def _plan(plan: Plan, w: _Writer) -> list[Line]:
+def _plan(plan: Plan, w: Writer) -> list[Line]:
     return [
         Line("plan {", ("plan",)),
         *(
@@ -478,23 +310,6 @@ def _cuts(cuts: Sequence[Cut]) -> list[Line]:
     return [Line("cuts {"), *map(Line, rows), Line("}")]
 
 
-def _cluster(cluster: Cluster, w: _Writer) -> list[Line]:
+def _cluster(cluster: Cluster, w: Writer) -> list[Line]:
     *lines, end = record_lines("cluster", cluster, w.note)
     return [*(Line(line, ("cluster",)) for line in lines), Line(end)]
-
-
-# Sources
-
-
-def _sources(w: _Writer) -> list[Line]:
-    """The table of source locations, by file; empty (or blank, then the table)."""
-    if not w.sources or w.lenient:
-        return []
-    lines = [Line(""), Line("sources {")]
-    table = sorted(w.sources.items(), key=lambda entry: entry[0][0])
-    for file, rows_of_file in groupby(table, key=lambda entry: entry[0][0]):
-        lines.append(Line(f"  file {quote(file)} {{"))
-        rows = sorted((number, line, code) for (_, line, code), number in rows_of_file)
-        lines += [Line(f"    {f'#{number}':<5} {line:>5} {quote(code)}") for number, line, code in rows]
-        lines.append(Line("  }"))
-    return [*lines, Line("}")]

@@ -5,7 +5,7 @@ Patterns repeat classes of characters, and groups only between them, since each 
 
 from __future__ import annotations
 
-VERSION = 1
+VERSION = 2
 """Of the text form; the first line of a file says it."""
 
 BLANKS = r"[ \t\r\n]*"

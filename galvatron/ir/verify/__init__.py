@@ -13,7 +13,8 @@ from types import ModuleType
 
 from galvatron.errors import Problem, VerifyError
 from galvatron.ir.program import Form, Program
-from galvatron.ir.text.printer import Line, lenient_program_lines
+from galvatron.ir.text.lines import Line
+from galvatron.ir.text.printer import lenient_program_lines
 from galvatron.ir.types import BATCH, NUMBER_KINDS
 from galvatron.ir.verify import graphs, programs, sharding
 from galvatron.ir.verify.graphs import Scope, Violation

@@ -36,7 +36,7 @@ from galvatron.ir.verify.mending import collective_mended
 from galvatron.ir.verify.shapes import expected_dtype, expected_shapes
 
 Violation = tuple[tuple[Hashable, ...], str]
-"""Which line is wrong (see `text.printer.Line`), and why."""
+"""Which line is wrong (see `text.lines.Line`), and why."""
 
 
 @dataclass(frozen=True)

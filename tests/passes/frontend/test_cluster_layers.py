@@ -156,7 +156,7 @@ def test_alternating_blocks_are_layers_of_two_classes() -> None:
         x = b.op("add.Tensor", x, mixed, shape=(BATCH, S, D))
         x = b.block(x, f"mlp{i}_")
     program = cluster(b.program(b.loss(x)))
-    expected = [(n, "block_1" if i % 2 else "block") for i, n in enumerate(stack("block", 6))]
+    expected = [(n, "block.1" if i % 2 else "block") for i, n in enumerate(stack("block", 6))]
     assert shape_of(program) == [("stem", "stem"), *expected, ("head", "head")]
 
 
@@ -258,7 +258,7 @@ def test_frozen_and_trainable_layers_have_different_classes() -> None:
     program = b.program(b.loss(x))
     frozen = tuple(replace(s, trainable=s.name[:2] not in ("w0", "w1")) for s in program.state)
     classes = [cls for name, cls in shape_of(cluster(replace(program, state=frozen))) if name.startswith("block")]
-    assert classes == ["block", "block", "block_1", "block_1"]
+    assert classes == ["block", "block", "block.2", "block.2"]
 
 
 @st.composite

@@ -213,7 +213,7 @@ def test_masks_of_the_batch_stay() -> None:
     """A mask is not known where a batch input, the number of samples, or a draw goes into it."""
     text = TEXTS["causal"].read_text(encoding="utf-8")
     for line, other in (
-        ("aten.arange.default(4) ", "aten.bernoulli.default(%u) "),
+        ("aten.arange.default(end=4) ", "aten.bernoulli.default(%u) "),
         ("aten.le.Tensor(%column, %row)", "aten.lt.Tensor(%column, %row)"),
     ):
         assert line in text

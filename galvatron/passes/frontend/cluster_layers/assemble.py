@@ -30,6 +30,8 @@ class _Call:
 def assemble(program: Program, graph: Graph, parts: Sequence[Part], names: Sequence[tuple[str, str]]) -> Program:
     """A program, whose ops `graph` holds, in classes and layers; `names` are the kind and the name of every part.
 
+    The class that most layers of a kind share is called after the kind, any other one after its first layer.
+
     Layers share a class when their graphs are equal up to names, their state is alike (trainable or not), and no
     parameter trains before the same of what they read: the first layer with adapters, behind an embedding that is
     frozen, computes and keeps less than others.
@@ -44,9 +46,13 @@ def assemble(program: Program, graph: Graph, parts: Sequence[Part], names: Seque
     groups = list(members.values())
     classes: dict[int, LayerClass] = {}
     unique = Names(reserved=())
+    kinds: set[str] = set()
     for number in sorted(range(len(groups)), key=lambda n: -len(groups[n])):
-        cls = LayerClass(unique.fresh(groups[number][0].kind), _readable(graph, calls, groups[number]))
-        classes[number] = cls
+        first = groups[number][0]
+        # `block_1` would look like a layer of that number.
+        name = unique.fresh(first.name if first.kind in kinds else first.kind)
+        kinds.add(first.kind)
+        classes[number] = LayerClass(name, _readable(graph, calls, groups[number]))
     class_of = {call.name: classes[number] for number, group in enumerate(groups) for call in group}
     bound = _bound_names(program, graph, calls)
     layers = tuple(

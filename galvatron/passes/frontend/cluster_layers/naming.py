@@ -121,6 +121,8 @@ def name_state(columns: Sequence[Sequence[str]]) -> tuple[str, ...]:
     shared = min((common_prefix(path, constant[0]) for path in constant), default=0)
     if len(constant) == 1:
         shared = max(shared - 1, 0)
+    while shared and any(path[shared : shared + 1] and path[shared].isdigit() for path in constant):
+        shared -= 1  # a member of a list is called after the list
     unique = Names(reserved=())
     return tuple(unique.fresh(_common_name(column, shared)) for column in columns)
 
