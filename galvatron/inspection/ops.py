@@ -16,7 +16,7 @@ from galvatron.ir.ops.foreign import is_foreign
 from galvatron.ir.ops.table import op_dims
 from galvatron.ir.ops.targets import parsed
 from galvatron.ir.program import LayerClass
-from galvatron.ir.text.printer import op_text
+from galvatron.ir.text.graph_lines import op_text
 
 
 @dataclass(frozen=True)
