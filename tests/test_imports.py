@@ -32,9 +32,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "codegen": BASE | {"ir", "codegen"},
     "runtime": {"errors", "recompute", "runtime", "schedules"},
     "tensor_file": {"errors", "ir"},
-    "checkpoints": {"checkpoints", "errors", "ir", "runtime", "tensor_file"},
+    "checkpoints": {"checkpoints", "errors", "ir", "runtime", "tensor_file", "units"},
     "weights": {"errors", "ir", "runtime", "tensor_file", "units", "weights"},
-    "data": {"data", "errors", "facts", "runtime"},
+    "data": {"data", "errors", "facts", "ir", "runtime"},
     "profiler": BASE | {"ir", "profiler", "runtime"},
     "calibration": BASE
     | {"breakdown", "calibration", "codegen", "costs", "ir", "machine", "partition", "passes", "profiler", "recompute"}
