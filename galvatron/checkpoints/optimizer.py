@@ -137,7 +137,8 @@ def _fits(value: Any, own: Any) -> bool:
     if value is None or own is None:
         return True
     if isinstance(value, list) and isinstance(own, (tuple, list)):
-        return len(value) == len(own) and all(one is not None for one in value) and all(map(_fits, value, own))
+        pairs = list(zip(value, own, strict=False))
+        return len(value) == len(own) and all(_kind(one) == _kind(other) and _fits(one, other) for one, other in pairs)
     return _kind(value) == _kind(own)
 
 
