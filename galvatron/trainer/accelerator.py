@@ -67,10 +67,12 @@ class ProgramAccelerator(Accelerator):
 
     def prepare(self, *parts: Any, **options: Any) -> Any:
         """The parts as they are."""
+        self._models += [part for part in parts if isinstance(part, nn.Module)]  # Trainer asks whether there are any
         return parts[0] if len(parts) == 1 else parts
 
     def prepare_model(self, model: nn.Module, *_: Any, **options: Any) -> nn.Module:
         """The model as it is."""
+        self._models.append(model)
         return model
 
     def unwrap_model(self, model: nn.Module, *_: Any, **options: Any) -> nn.Module:

@@ -72,6 +72,10 @@ def spoil(folder: Path, how: str) -> None:
         say(index)
     elif how == "no such kind":
         say(index, parameters=dict.fromkeys(found["parameters"], -1))
+    elif how == "an option":
+        say(index, kinds=[{**kind, "options": {**kind["options"], "betas": [0.9, "x"]}} for kind in found["kinds"]])
+    elif how == "no count of steps":
+        say(index, kinds=[{**kind, "tensors": []} for kind in found["kinds"]])
     elif how == "pickle":
         file.write_bytes(b"\x80\x04" + data[2:])
     elif how == "random numbers":
@@ -99,6 +103,8 @@ DAMAGE = {
     "version": "it has version 2, but 3 is read here",
     "other name": "is of another model: this one has no 'outer.weight'",
     "no such kind": "it has no -1",
+    "an option": "option betas of the optimizer is [0.9, 'x'] in the checkpoint",
+    "no count of steps": "does not take the state of the checkpoint: KeyError: 'step'",
     "pickle": "is not valid JSON",
     "random numbers": "step of the state of a run",
 }
