@@ -21,6 +21,7 @@ from galvatron.ir.cluster import Cluster
 from galvatron.ir.planned import without_plan
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.verify import verify
+from tests.marks import some_slow
 
 DATA = Path("/work/shared/data/published")
 
@@ -37,7 +38,7 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("family", ["gpt", "llama"])
+@pytest.mark.parametrize("family", some_slow(["gpt"], ["llama"]))
 def test_layers_that_are_repeated_are_those_of_a_deeper_capture(family: str) -> None:
     """Up to the order of state, which has no meaning."""
     shape = Shape(family, 5, 32, 4, 16, 64, 64, 4, flash=family == "llama", dropout=0.1 if family == "gpt" else 0.0)

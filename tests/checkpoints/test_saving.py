@@ -369,8 +369,9 @@ MOMENTS = [(1, 1), (0, 1), (0, 2), (0, 3), (0, 4)]
 """Rank, and which of its calls of fsync it does not live to see: its file, the index, the folder, the directory."""
 
 
-@pytest.mark.parametrize("background", some_slow([False], [False, True]))
-@pytest.mark.parametrize(("rank", "moment"), some_slow([(1, 1)], MOMENTS))
+@pytest.mark.slow
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize(("rank", "moment"), MOMENTS)
 def test_a_rank_killed_while_saving_leaves_the_last_complete_checkpoint(
     rank: int, moment: int, background: bool, tmp_path: Path
 ) -> None:
