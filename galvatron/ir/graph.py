@@ -13,7 +13,7 @@ from functools import cached_property
 from galvatron.ir.layout import Layout
 from galvatron.ir.ops.arguments import Arg, Const, Ref, map_refs, typed, walk_refs
 from galvatron.ir.ops.notation import OpDims
-from galvatron.ir.ops.schemas import bound
+from galvatron.ir.ops.schemas import arranged, bound, signature
 from galvatron.ir.ops.targets import parsed
 from galvatron.ir.types import TensorType
 
@@ -121,6 +121,14 @@ class Op:
             args=tuple(arguments.get(name, arg) for name, arg in zip(self.arguments, self.args, strict=False)),
             kwargs=tuple((k, arguments.get(k, v)) for k, v in self.kwargs),
         )
+
+    def by_position(self) -> Op:
+        """The same op as its text reads back: arguments by position where their parameters have one."""
+        schema = signature(self.target) if self.kwargs else None
+        if schema is None:
+            return self
+        args, kwargs = arranged(schema.parameters, self.args, dict(self.kwargs))
+        return replace(self, args=args, kwargs=kwargs)
 
     def map_refs(self, rename: Callable[[str], str]) -> Op:
         """The same op reading (not defining) renamed values."""

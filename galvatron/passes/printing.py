@@ -115,7 +115,8 @@ def part(program: Program, layer: str) -> Program:
         return program
     if program.graph is not None:
         return replace(program, graph=replace(program.graph, ops=ops_within(program.graph, layer)))
-    found = [one for one in program.all_layers if one.name == layer or one.cls == layer]
+    found = [one for one in program.all_layers if one.name == layer]
+    found = found or [one for one in program.all_layers if one.cls == layer]
     if not found:
         names = dict.fromkeys(name for one in program.all_layers for name in (one.name, one.cls))
         raise PassError(f"there is no layer {layer!r}; {did_you_mean(layer, names)}")

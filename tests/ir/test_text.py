@@ -259,7 +259,7 @@ SCALARS = (
 ARGS = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=6)
 SOURCES = st.none() | st.builds(
     lambda file, line, scope: Source(file, line, f"{file} {line}", scope),
-    NAMES | st.sampled_from(["a/net.py", "b/net.py"]), st.integers(0, 10**4), st.text(max_size=9) | NAMES,
+    NAMES | st.sampled_from(["a/net.py", "b/net.py", "net.py"]), st.integers(0, 10**4), st.text(max_size=9) | NAMES,
 )  # fmt: skip
 TARGETS = (
     "aten.add.Tensor", "aten._to_copy.default", "aten.__and__.Scalar", "aten.slice.Tensor", "aten.mean.dim",
@@ -359,6 +359,9 @@ CORRUPTIONS: dict[str, tuple[Callable[[], Program], str, str, str]] = {
     "an open string": (clustered, "in net.body", 'in >"net', "expected"),
     "a second line for a tie": (
         planned, "  tie embed.weight", "  tie embed.weight = dp2\n  tie >embed.weight", "a second line for the tie"
+    ),
+    "a second word on evaluation": (
+        captured, "output %loss", 'evaluation unlike "a"\n>evaluation unlike "b"\noutput %loss', "a second evaluation"
     ),
     "a second output": (captured, "output %loss", "output %loss\n>output %loss", "a second output"),
     "a counter outside a loop": (clustered, "@head(%h4", "@head(>%h{i}", "no loop"),

@@ -296,7 +296,7 @@ class _Converter:
             args=tuple(self._settled(arg) if takes_size(op, place) else arg for place, arg in enumerate(args)),
             kwargs=tuple((name, self._settled(arg) if takes_size(op, name) else arg) for name, arg in kwargs),
         )
-        yield replace(op, results=self._results(node, base_name(target)))
+        yield replace(op, results=self._results(node, base_name(target))).by_position()
 
     def _settled(self, arg: Arg) -> Arg:
         """A size among arguments, as those of results."""

@@ -118,7 +118,7 @@ def _with_reduction(op: Op, reduction: int) -> Op:
     """A loss with another reduction, which is the default where it is not given."""
     if "reduction" in dict(op.kwargs) or len(op.args) > list(op.arguments).index("reduction"):
         return op.changed(reduction=reduction)
-    return replace(op, kwargs=(*op.kwargs, ("reduction", reduction)))
+    return replace(op, kwargs=(*op.kwargs, ("reduction", reduction))).by_position()
 
 
 REDUCED: dict[str, Callable[[AllRows, Op], bool]] = {

@@ -105,7 +105,7 @@ class Rows:
 
     def emit(self, target: str, *args: Arg, type_: TensorType, **kwargs: Arg) -> Ref:
         value = Value(self.names.fresh(base_name(target)), type_)
-        self._put(Op(target, args, tuple(kwargs.items()), (value,), self.source))
+        self._put(Op(target, args, tuple(kwargs.items()), (value,), self.source).by_position())
         return Ref(value.name)
 
     def reshape(self, value: Ref, shape: tuple[Dim, ...]) -> Ref:

@@ -20,6 +20,7 @@ from galvatron.ir.text.graph_lines import op_text
 from galvatron.ir.text.names import quote, sigiled, unmark
 from galvatron.ir.text.printer import table_lines
 from galvatron.ir.text.records import entries
+from galvatron.printing import one_line
 
 _NAME = re.compile(r"%(?:\"[^\"]*\"|[^\s,()=:]+)")
 _NUMBER = re.compile(r"\d+")
@@ -81,7 +82,7 @@ def _graph_differences(first: _Side, second: _Side) -> Iterator[str]:
             source = change.op.source
             if source is not None and source != line:
                 line = source
-                yield f"  {source}  {source.code}".rstrip()
+                yield one_line(f"  {source}  {source.code}".rstrip())
             yield f"  {change}"
         if others:
             scopes = list(dict.fromkeys(other.scope or "forward" for other in others))

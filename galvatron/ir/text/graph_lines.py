@@ -13,6 +13,7 @@ from galvatron.ir.text.calls import format_call
 from galvatron.ir.text.lines import Line, Writer, pad, width
 from galvatron.ir.text.names import bare_or_quoted, quote, sigiled, unmark
 from galvatron.ir.types import TensorType
+from galvatron.printing import one_line
 
 _NAME_WIDTH, _CALL_WIDTH, _TYPE_WIDTH, _VALUE_WIDTH = 28, 80, 40, 64
 _AXIS_NAME = re.compile(tokens.NAME)
@@ -104,8 +105,7 @@ def graph_lines(graph: Graph, w: Writer, owner: Hashable, mesh: Mesh = (), *, si
                 of = "" if label == file else f" of {_bare(label)}"
                 lines.append(Line(f"  in {_bare(source.scope)}{of}"))
             scope, file = source.scope, label
-            code = source.code if source.code.isprintable() else quote(source.code)
-            origin = f"  #{source.line}" + (f"  // {source}  {code}" if w.locations else "")
+            origin = f"  #{source.line}" + (one_line(f"  // {source}  {source.code}") if w.locations else "")
         columns = (pad(t, n) for t, n in zip((results[index], calls[index], types[index]), widths, strict=True))
         left, call, right = columns
         lines.append(Line(f"  {left} = {call} : {right}{origin}", ("op", owner, index)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 
 from galvatron.ir.graph import Source
 from galvatron.ir.text.loops import Loop, rolled
@@ -43,6 +44,7 @@ class Writer:
     lenient: bool = False
     locations: bool = False
     files: dict[str, File] = field(default_factory=dict)
+    labels: set[str] = field(default_factory=set)
 
     def file_of(self, source: Source) -> File:
         """The file of a source, which has the line of it from now on."""
@@ -54,9 +56,12 @@ class Writer:
 
     def _label(self, path: str) -> str:
         """As much of the end of a path as tells it from those before."""
-        parts, taken = path.split("/"), {file.label for file in self.files.values()}
-        ends = ("/".join(parts[-count:]) for count in range(1, len(parts) + 1))
-        return next((end for end in ends if end and end not in taken), path)
+        parts = path.split("/")
+        ends = ("/".join(parts[-size:]) for size in range(1, len(parts) + 1))
+        numbered = (f"{path} ({number})" for number in count(2))  # a longer path may have been called this before
+        label = next(end for end in chain(ends, numbered) if end and end not in self.labels)
+        self.labels.add(label)
+        return label
 
     def note(self, text: str) -> str:
         return f"  // {text}" if self.comments else ""

@@ -73,13 +73,14 @@ def parse_program(text: str) -> Program:
     batch_size = s.integer()
     batch_sizes = _batch_sizes(s)
     precision = s.expected(NAME, "an element type") if s.accept("precision") else None
-    parts = _Parts()
+    parts, met = _Parts(), set[str]()
     while s.at < len(s.text):
         keyword = s.keyword()
         if keyword not in SECTIONS:
             s.unexpected(*map(repr, SECTIONS))
-        if getattr(parts, keyword, None) is not None:
+        if keyword in met and keyword in _ONCE:
             s.refuse(f"a second {keyword}", s.at)
+        met.add(keyword)
         SECTIONS[keyword](s, parts)
     if parts.output is None:
         s.refuse("the program has no output", at)
@@ -109,7 +110,7 @@ def parse_graph(text: str) -> Graph:
 
 @dataclass
 class _Parts:
-    """What was read of a program so far; what may stand only once has the name of its section, and is None before."""
+    """What was read of a program so far."""
 
     inputs: list[Value] = field(default_factory=list)
     free: list[Number] = field(default_factory=list)
@@ -178,7 +179,7 @@ def _version(s: Scanner) -> None:
     at = s.at
     version = s.integer()
     if version != tokens.VERSION:
-        told = f"the text is of version {version}, this program reads version {tokens.VERSION}"
+        told = f"the text is of version {version}, this Galvatron reads version {tokens.VERSION}"
         s.refuse(f"{told}: capture the model again, and search or apply its plan again", at)
 
 
@@ -449,3 +450,6 @@ SECTIONS: Mapping[str, Callable[[Scanner, _Parts], Any]] = {
     **dict.fromkeys((*_LAYERS, *_KINDS, "update", "result", "for"), _item),
 }
 """How a section is read, by its first word."""
+
+_ONCE = frozenset({"output", "evaluation", "inductor", "cluster", "plan", "candidates", "cuts", "graph", "sources"})
+"""Sections of which a program has one at most."""
