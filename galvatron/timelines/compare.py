@@ -95,6 +95,6 @@ def _row(one: Difference) -> tuple[str, ...]:
     sign = "+" if one.seconds > 0 else "-" if one.seconds < 0 else ""
     off = f"{sign}{format_seconds(abs(one.seconds))}"
     relative = f" ({relative_error(one.first_s, one.second_s):+.0%})" if one.second_s else ""
-    times = " / ".join(f"{count:.4g}" for count in dict.fromkeys(one.times))
+    times = " / ".join(dict.fromkeys(f"{count:.4g}" for count in one.times))
     seconds = map(format_seconds, (one.first_s, one.second_s))
     return "" if one.pipeline_rank is None else str(one.pipeline_rank), what, *seconds, off + relative, times

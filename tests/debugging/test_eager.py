@@ -139,6 +139,7 @@ def test_one_process_and_wrong_arguments() -> None:
             own.compare_with(given.pop("model"), given.pop("batch"), **given)
 
 
+@pytest.mark.slow
 def test_memory_of_copies_is_not_that_of_later_steps() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1 << 21), nn.ReLU())
