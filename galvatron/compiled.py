@@ -428,7 +428,7 @@ class CompiledModel:
 
         with self._calls.agreeing("profile") as facts:
             check_arguments(batches, steps, directory)
-            own = repeat(batches) if isinstance(batches, (Mapping, tuple)) else iter(batches)
+            own: Iterator[Any] = repeat(batches) if isinstance(batches, (Mapping, tuple)) else iter(batches)
             facts |= {"steps": str(steps), "directory": str(directory)}
 
         def train() -> None:
