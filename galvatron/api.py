@@ -76,7 +76,7 @@ class Estimate:
     def _repr_html_(self) -> str:
         title = f"a step is predicted to take {format_seconds(self.step_time_s)}"
         rows = [(str(rank), format_bytes(peak)) for rank, peak in enumerate(self.peak_bytes)]
-        return html_table(title, (">pipeline rank", ">peak memory of a device"), rows)
+        return html_table(title, ("pipeline rank", "peak memory of a device"), rows, "rr")
 
 
 def compile(

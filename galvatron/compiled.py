@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -25,7 +26,6 @@ from galvatron.ir.needed import inputs_of
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
-from galvatron.ir.types import TORCH_DTYPE_NAMES
 from galvatron.machine.products import best_flop_per_s
 from galvatron.outputs import ModelOutputs
 from galvatron.plain import on_device, plain_torch
@@ -84,7 +84,7 @@ class CompiledModel:
         self._calls = Calls(world, executor.options)
         self._calls.check("compile", None, {}, updates=True)
         self._loaders = data.Loaders()
-        self._compared = False
+        self._content_compared = False
 
     def train_step(self, batch: BatchLike) -> Tensor:
         """One optimizer step on a global batch.
@@ -246,7 +246,7 @@ class CompiledModel:
                 values = self._inputs.read(batch, needed)
                 self._executor.check(values)
                 facts |= self._facts_of(values)
-            self._compared |= not isinstance(values, Part)
+            self._content_compared |= not isinstance(values, Part)
             try:
                 yield values
             except OutsideError as wrong:
@@ -260,7 +260,7 @@ class CompiledModel:
             shapes = described(data.whole_shapes(batch, self.program.batched))
             return {data.ONE_LENGTH: shapes, "the place in the data": batch.origin}
         found = {"the batch": described(batch)}
-        if not self._compared:
+        if not self._content_compared:
             found["the content of the batch"] = f"digest {content_of(batch)}"
         return found
 
@@ -375,9 +375,7 @@ class CompiledModel:
     def peak_flop_per_s(self) -> float | None:
         """The best rate of products of a device of the cluster that the plan is for, in the type that most of the model
         computes in; None where `compile` was given a plan and no cluster."""
-        dtypes = {getattr(torch, name): dtype for dtype, name in TORCH_DTYPE_NAMES.items()}
-        dtype = self.program.precision or dtypes.get(self._form.element_type)
-        return None if self._device is None or dtype is None else best_flop_per_s(self._device, dtype)
+        return None if self._device is None else best_flop_per_s(self._device, self.program.compute_dtype)
 
     def accuracy(self) -> Accuracy:
         """The last steps (of `train_step`, 8 at most, and not the first one of all) beside what is predicted of them:
@@ -426,41 +424,49 @@ class CompiledModel:
             GalvatronError: an argument is wrong, a batch has another size, or the files cannot be written. Else as in
                 `train_step`.
         """
-        from galvatron.timelines.profiling import chosen, profiled
+        from galvatron.timelines.profiling import check_arguments, profiled
 
         with self._calls.agreeing("profile") as facts:
-            own = chosen(batches, steps, directory)
+            check_arguments(batches, steps, directory)
+            own: Iterator[Any] = repeat(batches) if isinstance(batches, (Mapping, tuple)) else iter(batches)
             facts |= {"steps": str(steps), "directory": str(directory)}
 
         def train() -> None:
-            for batch in own:
-                with self._calls.agreeing("profile"):
-                    samples, wanted = self._inputs.samples(batch), self.plan.global_batch_size
-                    if samples != wanted:
-                        raise PlanError(
-                            f"the batch has {samples} samples, and the plan, which is predicted, is for {wanted}"
-                        )
-                self.train_step(batch)
+            for number in range(steps):
+                with self._calls.agreeing("profile") as facts:
+                    found = [*islice(own, 1)]
+                    if found:
+                        facts[f"batch {number}"] = "there"
+                        self._check_predicted(found[0])
+                if not found:
+                    return
+                self.train_step(found[0])
 
         with plain_torch(self._world.device):
             here = self._cluster_here()
         return profiled(self._world, self._executor, self.program, here, Path(directory), train)
 
+    def _check_predicted(self, batch: BatchLike) -> None:
+        samples, wanted = self._inputs.samples(batch), self.plan.global_batch_size
+        if samples != wanted:
+            raise PlanError(f"the batch has {samples} samples, and the plan, which is predicted, is for {wanted}")
+
     def compare_with(
-        self, model: nn.Module, batch: BatchLike, *, loss_fn: LossFunction | None = None, outputs: bool = False
+        self, model: nn.Module, batch: BatchLike, *, loss_fn: LossFunction | None = None, layers: bool = False
     ) -> Comparison:
         """Loss and gradients of a batch beside those of the eager model in float64, with the values that the program
         has now: `print(compiled.compare_with(model, batch))` shows a table that says of each difference whether it is
         rounding, which is what eager float32 differs from float64 by, and names the layer and the line of the first
         that is none. Nothing of the training changes.
 
-        Rank 0 computes copies of the model, one after the other, where the model is.
+        Rank 0 computes copies of the model, one after the other, where the model is. What torch counts as the most
+        memory in use is set back afterwards, so that `peak_bytes` of later steps are those of steps.
 
         Args:
-            model: the one that was compiled; its values count for nothing.
+            model: the one that was compiled; its values count for nothing, and other ranks than 0 do not need them.
             batch: the whole batch.
             loss_fn: as in `compile`.
-            outputs: also what each layer gives to others, beside the captured program run op by op. All of it is kept
+            layers: also what each layer gives to others, beside the captured program run op by op. All of it is kept
                 until the backward has ended.
 
         Raises:
@@ -469,8 +475,8 @@ class CompiledModel:
         from galvatron.debugging.eager import Given, check_comparable, compared
 
         with self._calls.agreeing("compare_with") as facts:
-            facts["outputs"] = str(outputs)
-            check_comparable(model, outputs, self.program)
+            facts["layers"] = str(layers)
+            check_comparable(model, layers, self.program, computes=self._world.rank == 0)
             if isinstance(batch, Part):
                 raise GalvatronError("compare_with takes the whole batch, not one that a loader gives a part of")
             values, arguments = self._inputs.read(batch), self._inputs.constants | self._inputs.by_name(batch)
@@ -482,7 +488,7 @@ class CompiledModel:
                 self.program,
                 given,
                 lambda: self.forward_backward(batch),
-                outputs=outputs,
+                layers=layers,
                 cache_dir=self._cache_dir,
             )
 

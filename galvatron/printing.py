@@ -27,19 +27,34 @@ def cell(text: str) -> Text:
     return Text(one_line(text))
 
 
-def html_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table as a notebook shows it, in whatever colours that has: all texts as they are, numbers at the right.
+def text_table(columns: Sequence[str], rows: Iterable[Sequence[str]], sides: str = "") -> list[str]:
+    """Lines of a table, each column as wide as its widest text, which is on one line whatever is in it.
 
-    Columns that begin with `>` are of numbers.
+    Args:
+        sides: a letter for each column, `l` for texts at the left and `r` at the right; those that have none are at the
+            left.
     """
-    sides = ["right" if name.startswith(">") else "left" for name in columns]
+    shown = [[one_line(text) for text in row] for row in (columns, *rows)]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    right = [side == "r" for side in sides.ljust(len(widths), "l")]
+    return ["  ".join(map(_aligned, row, widths, right)).rstrip() for row in shown]
+
+
+def _aligned(text: str, width: int, right: bool) -> str:
+    return text.rjust(width) if right else text.ljust(width)
+
+
+def html_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], sides: str = "") -> str:
+    """A table as a notebook shows it, in whatever colours that has: all texts as they are. `sides` as of
+    `text_table`."""
+    aligned = ["right" if side == "r" else "left" for side in sides.ljust(len(columns), "l")]
 
     def line(tag: str, texts: Sequence[str]) -> str:
-        styled = zip(texts, sides, strict=True)
+        styled = zip(texts, aligned, strict=True)
         cells = (f'<{tag} style="text-align: {side}">{html.escape(one_line(text))}</{tag}>' for text, side in styled)
         return f"<tr>{''.join(cells)}</tr>"
 
-    head = line("th", [name.removeprefix(">") for name in columns])
+    head = line("th", columns)
     body = "".join(line("td", row) for row in rows)
     caption = f'<caption style="text-align: left; color: inherit">{html.escape(one_line(title))}</caption>'
     return f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>"

@@ -89,6 +89,11 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} us"
 
 
+def relative_error(predicted: float, measured: float) -> float:
+    """By how much a prediction is off, relative to what was measured: negative if it is too small."""
+    return predicted / measured - 1
+
+
 def format_flop(count: float) -> str:
     """A number of floating-point operations for a reader, rounded: `312 TFLOP`."""
     for exponent, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):

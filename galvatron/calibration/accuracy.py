@@ -13,8 +13,9 @@ from galvatron.costs.sharded import ShardedCostModel
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.program import Form, Program
+from galvatron.printing import text_table
 from galvatron.runtime import StepMetrics, World, comm
-from galvatron.units import format_bytes, format_seconds
+from galvatron.units import format_bytes, format_seconds, relative_error
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Accuracy:
     @property
     def error(self) -> float:
         """By how much the prediction is off, relative to what was measured: negative if it is too short."""
-        return self.predicted_s / self.measured_s - 1
+        return relative_error(self.predicted_s, self.measured_s)
 
     def __str__(self) -> str:
         head = ("", "predicted", "measured", "off")
@@ -74,12 +75,7 @@ class Accuracy:
                 predicted, measured = rank.predicted_bytes, rank.measured_bytes
                 cells = (format_bytes(predicted), format_bytes(measured), _off(predicted, measured))
                 rows.append((f"peak of memory{where}", *cells))
-        widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-        lines = [
-            "  ".join([row[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(row[1:], widths[1:], strict=True))])
-            for row in (head, *rows)
-        ]
-        return "\n".join([*(line.rstrip() for line in lines), f"(medians of {self.steps} steps)"])
+        return "\n".join([*text_table(head, rows, "lrrr"), f"(medians of {self.steps} steps)"])
 
 
 def _cells(predicted_s: float, measured_s: float) -> tuple[str, str, str]:
@@ -87,7 +83,7 @@ def _cells(predicted_s: float, measured_s: float) -> tuple[str, str, str]:
 
 
 def _off(predicted: float, measured: float) -> str:
-    return f"{predicted / measured - 1:+.1%}" if measured else ""
+    return f"{relative_error(predicted, measured):+.1%}" if measured else ""
 
 
 COMPUTING, UPDATE, WAITING = "computing", "update", "waiting for other ranks"

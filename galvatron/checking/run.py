@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from galvatron.checking.found import Run
-from galvatron.debugging.comparison import distance, norm
+from galvatron.debugging.comparison import distance, finite_norm
 from galvatron.errors import GalvatronError
 from galvatron.ir.capture import Captured, LossFunction, device_of, loss_of, unchanged
 from galvatron.ir.capture.batch import Batch
@@ -73,7 +73,7 @@ def compared_with_eager(model: nn.Module, batch: Batch, loss_fn: LossFunction | 
         except Exception as error:
             return Run(f"the model itself fails on the example batch: {type(error).__name__}: {error}")
     found = _of_program(model, batch, captured)
-    sizes = {name: norm(value) for name, value in eager.items()}
+    sizes = {name: finite_norm(value) for name, value in eager.items()}
     least = _SMALL * sum(size**2 for name, size in sizes.items() if name.startswith(_GRADIENT)) ** 0.5
     differences = {
         name: distance(found[name], value, max(sizes[name], least if name.startswith(_GRADIENT) else 0.0))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from galvatron.breakdown import TITLES
+from galvatron.printing import text_table
 from galvatron.units import format_bytes, format_seconds
 
 
@@ -23,7 +24,7 @@ def explanation_text(told: Mapping[str, Any]) -> str:
             f"{TITLES.get(kind, kind)} {seconds / step_s:.1%}" for kind, seconds in told["critical_parts"].items()
         ),
         "",
-        *_table(
+        *text_table(
             ("class", "layers", "compute", "communication", "once per step"),
             [
                 (
@@ -69,13 +70,13 @@ def alternatives_text(told: Sequence[Mapping[str, Any]]) -> str:
         )
         for own in told
     ]
-    return "\n".join(_table(("step time", "", "peak memory", "plan"), rows))
+    return "\n".join(text_table(("step time", "", "peak memory", "plan"), rows))
 
 
 def differences_text(told: Sequence[Mapping[str, Any]]) -> str:
     """In what two plans differ."""
     rows = [(own["what"], own["first"], own["second"]) for own in told]
-    return "\n".join(_table(("", "first", "second"), rows)) if rows else "the plans are the same"
+    return "\n".join(text_table(("", "first", "second"), rows)) if rows else "the plans are the same"
 
 
 def curve_text(told: Sequence[Mapping[str, Any]]) -> str:
@@ -88,18 +89,10 @@ def curve_text(told: Sequence[Mapping[str, Any]]) -> str:
         )
         for own in told
     ]
-    return "\n".join(_table(("budget", "step time", "plan"), rows))
+    return "\n".join(text_table(("budget", "step time", "plan"), rows))
 
 
 def _bought(what: str, told: Mapping[str, Any], before_s: float, how: str) -> str:
     found = told["step_time_s"]
     searched = "no plan" if found is None else f"{format_seconds(max(0.0, before_s - found))} less when searched again"
     return f"{what}: {searched} ({how} {format_seconds(max(0.0, told['told_s']))})"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns, each as wide as its widest cell."""
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
-    ]

@@ -25,16 +25,22 @@ def command(
         Path | None, typer.Option("-p", "--program", metavar="PROGRAM.gir", help="The program that it is for.")
     ] = None,
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE.json", parser=file_to_write, help="The timeline.")
-    ] = Path("trace.json"),
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE.json", parser=file_to_write, help="The timeline.", show_default="trace.json"
+        ),
+    ] = None,
     cluster: Annotated[
         str | None, typer.Option("--cluster", metavar="CLUSTER", help="Where, if not on that of the plan.")
     ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
-        typer.Option("--compare", metavar="A.json B.json", help="Show what takes another time in B than in A."),
+        typer.Option("--compare", metavar="A.json B.json", help="Show by how much A is off, relative to B."),
     ] = None,
-    most: Annotated[int, typer.Option("--most", min=1, metavar="N", help="Differences that --compare shows.")] = 20,
+    most: Annotated[
+        int | None,
+        typer.Option("--most", min=1, metavar="N", help="Differences that --compare shows: 20, or with --json all."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write the predicted step of a plan as a timeline that Perfetto (ui.perfetto.dev) and Chrome show.
@@ -44,44 +50,49 @@ def command(
     differs most, by name and per step.
     """
     if compare is not None:
-        if plan_file is not None or program_file is not None:
-            raise GalvatronError("--compare reads two timelines and no plan: leave the plan and the program out")
+        if any(given is not None for given in (plan_file, program_file, output, cluster)):
+            raise GalvatronError(
+                "--compare reads two timelines and no plan: leave the plan, the program, --output and --cluster out"
+            )
         return _compare(*compare, most, json)
     if plan_file is None or program_file is None:
         raise GalvatronError("name a plan and its program, as in galvatron trace plan.json -p p.gir, or two timelines")
+    if json or most is not None:
+        raise GalvatronError("--json and --most are for --compare: a timeline is JSON, in the file of --output")
+    output = output or Path("trace.json")
     check_is_no_input(output, plan_file, program_file)
-    write_file(output, _predicted(plan_file, program_file, cluster).to_json())
+    write_file(output, _predicted(plan_file, program_file, cluster))
     print(output)
 
 
-def _predicted(plan_file: Path, program_file: Path, cluster: str | None) -> Timeline:
+def _predicted(plan_file: Path, program_file: Path, cluster: str | None) -> str:
     from galvatron.costs.kept import kept_costs
     from galvatron.ir.files import cache_directory
     from galvatron.reporting.page import asked
     from galvatron.timelines.predicted import predicted_timeline
+    from galvatron.timelines.text import timeline_text
 
     with shown_progress(), kept_costs(cache_directory()):
-        question = asked(read_program(program_file), plan_file, cluster, None, plan_file.name).question
-        return predicted_timeline(question.program, question.plan)
+        own = asked(read_program(program_file), plan_file, cluster, None, plan_file.name)
+        return timeline_text(predicted_timeline(own.program, own.plan))
 
 
-def _compare(first: Path, second: Path, most: int, json: bool) -> None:
+def _compare(first: Path, second: Path, most: int | None, json: bool) -> None:
     from galvatron.ir.files import read_text
     from galvatron.ir.limits import TIMELINE_CHARACTERS
-    from galvatron.printing import printable
     from galvatron.timelines.compare import differences, table
-    from galvatron.timelines.timeline import Timeline
+    from galvatron.timelines.text import read_timeline
 
     def read(path: Path) -> Timeline:
         try:
-            return Timeline.from_json(read_text(path, TIMELINE_CHARACTERS), str(path))
+            return read_timeline(read_text(path, TIMELINE_CHARACTERS), str(path))
         except UnicodeDecodeError:
             raise GalvatronError(f"{path} is not a text file") from None
 
     own = read(first), read(second)
     found = differences(*own)
     if json:
-        print(json_module.dumps([one.to_dict() for one in found], indent=2))
+        print(json_module.dumps([one.to_dict() for one in found[:most]], indent=2))
     else:
         heads = (own[0].kind, own[1].kind) if own[0].kind != own[1].kind else ("A", "B")
-        print(printable(table(found, *heads, most)))
+        print(table(found, *heads, most or 20))

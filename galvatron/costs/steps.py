@@ -83,6 +83,31 @@ def step_of(setting: Setting, stages: Sequence[StageReport], predicted_s: float,
 
 
 @dataclass(frozen=True)
+class Once:
+    """Seconds of a pipeline rank that are spent once in a step, by the kinds of a `StageReport`.
+
+    Attributes:
+        exposed_s: behind the pipeline, in this order but for "epilogue", which comes first.
+        hidden_s: beside the last computation, and the first ones.
+    """
+
+    exposed_s: Mapping[str, float]
+    hidden_s: Mapping[str, float]
+
+    @staticmethod
+    def of(rank: int, setting: Setting, stages: Sequence[StageReport]) -> Once:
+        """That of all stages that a pipeline rank holds."""
+        own = [stage for stage, holder in zip(stages, setting.holders, strict=True) if holder == rank]
+        return Once(
+            {kind: float(sum(getattr(one, f"{kind}_s") for one in own)) for kind in _EXPOSED},
+            {kind: float(sum(getattr(one, f"{kind}_hidden_s") for one in own)) for kind in ("sync", "publish")},
+        )
+
+
+_EXPOSED = ("sync", "publish", "update", "epilogue")
+
+
+@dataclass(frozen=True)
 class RankMemory:
     """Bytes of a device of a pipeline rank over a step.
 

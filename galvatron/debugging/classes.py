@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from galvatron.debugging.comparison import SMALL, TOLERANCE, Departure, check_size, distance, norm
+from galvatron.debugging.comparison import SMALL, TOLERANCE, Departure, check_size, distance, finite_norm
 from galvatron.debugging.running import Tensors, every_value, runnable
 from galvatron.debugging.simulation import combine, distribute, dual_layout, run_ranks, world
 from galvatron.debugging.values import random_values
@@ -81,7 +81,7 @@ class _Sharded:
             return None
         with runnable():
             wanted = _gradients(expected, gradients)
-        self._least = SMALL * max(map(norm, wanted.values()))
+        self._least = SMALL * max(map(finite_norm, wanted.values()))
         split = {
             name: distribute(gradient, dual_layout(self._layouts[self._names[name]]), mesh, self._own, zeros=True)
             for name, gradient in gradients.items()
@@ -142,9 +142,8 @@ class _Sharded:
             )
         except GalvatronError as error:
             return replace(self._departure(what, name, math.inf), note=str(error))
-        off = distance(
-            total, wanted, max(norm(wanted), self._least if is_gradient else 1e-6 * math.sqrt(wanted.numel()))
-        )
+        least = self._least if is_gradient else 1e-6 * math.sqrt(wanted.numel())
+        off = distance(total, wanted, max(finite_norm(wanted), least))
         return self._departure(what, name, off) if off > TOLERANCE else None
 
     def _departure(self, what: str, name: str, off: float) -> Departure:

@@ -207,8 +207,8 @@ class _Comparison:
     def _off(self, name: str, before: str) -> float:
         """How far a value is off, zero where that is rounding."""
         wanted = self._before.values[before]
-        size = norm(wanted)
-        rounding = distance(self._nearby.values[before], wanted, size)
+        size = finite_norm(wanted)
+        rounding = rounding_of(self._nearby.values[before], wanted, size)
         return _beyond(distance(self._after.values[name], wanted, size), rounding)
 
     def _gradient_off(self, name: str, before: str) -> float:
@@ -219,14 +219,14 @@ class _Comparison:
         own, wanted, nearby = (
             zero if one is None else one for one in (own, wanted, self._nearby.gradients.get(before))
         )
-        size = max(norm(wanted), self._least)
-        return _beyond(distance(own, wanted, size), distance(nearby, wanted, size))
+        size = max(finite_norm(wanted), self._least)
+        return _beyond(distance(own, wanted, size), rounding_of(nearby, wanted, size))
 
     @cached_property
     def _least(self) -> float:
         """The norm that a gradient is taken to have at least."""
         found = (self._before.gradients.get(before) for _, before in self._due)
-        return SMALL * max((norm(one) for one in found if one is not None), default=0.0)
+        return SMALL * max((finite_norm(one) for one in found if one is not None), default=0.0)
 
 
 def _beyond(off: float, rounding: float) -> float:
@@ -247,11 +247,11 @@ def _makers(graph: Graph, name: str, known: set[str]) -> tuple[Op, ...]:
 
 
 def distance(found: Tensor, wanted: Tensor, size: float) -> float:
-    """How much a tensor differs, as a part of `size`, the norm of what is wanted; equal infinities and NaNs do not."""
+    """How much a tensor differs, as a part of `size`, the `finite_norm` of what is wanted: infinities and NaNs are the
+    same, or else the difference is infinite."""
     if found.shape != wanted.shape:
         return math.inf
-    wide = torch.complex128 if wanted.is_complex() else torch.float64
-    found, wanted = found.to(wide), wanted.to(wide)
+    found, wanted = _wide(found), _wide(wanted)
     alike = (found == wanted) | (found.isnan() & wanted.isnan())
     off = norm(torch.where(alike, 0.0, found - wanted))
     if not math.isfinite(off):
@@ -261,4 +261,20 @@ def distance(found: Tensor, wanted: Tensor, size: float) -> float:
 
 def norm(tensor: Tensor) -> float:
     """The norm of all elements."""
-    return torch.linalg.vector_norm(tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)).item()
+    return torch.linalg.vector_norm(_wide(tensor)).item()
+
+
+def finite_norm(tensor: Tensor) -> float:
+    """The norm of the elements that are finite: what differences of these are measured by."""
+    return norm(torch.where(tensor.isfinite(), _wide(tensor), 0.0))
+
+
+def rounding_of(rounded: Tensor, wanted: Tensor, size: float) -> float:
+    """The `distance` that rounding makes, from what another rounding makes of a tensor: where only one of both is
+    finite nothing is known of it."""
+    both = rounded.isfinite() & wanted.isfinite()
+    return distance(torch.where(both, _wide(rounded), _wide(wanted)), wanted, size)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)

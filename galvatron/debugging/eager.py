@@ -17,8 +17,8 @@ from galvatron.bugs import ours
 from galvatron.codegen.load import load_module
 from galvatron.codegen.sizes import local_sizes
 from galvatron.codegen.stage import emit_stage
-from galvatron.debugging.comparison import SMALL, norm
-from galvatron.debugging.rounding import Beside, Comparison, Eager
+from galvatron.debugging.comparison import SMALL, finite_norm
+from galvatron.debugging.rounding import Comparison, Reference, Row
 from galvatron.debugging.widened import SINGLE, WIDE, widened
 from galvatron.errors import GalvatronError
 from galvatron.forms import lowered
@@ -26,7 +26,7 @@ from galvatron.ir.capture import LossFunction, device_of, loss_of
 from galvatron.ir.graph import Op
 from galvatron.ir.inlined import inlined
 from galvatron.ir.interpreter import run_graph
-from galvatron.ir.program import Layer, LayerKind, Program, Result
+from galvatron.ir.program import LayerKind, Program, Result
 from galvatron.ir.random import draws_as_a_whole, is_random
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 from galvatron.plain import plain_torch
@@ -53,16 +53,19 @@ class Given:
     samples: int
 
 
-def check_comparable(model: Any, outputs: Any, program: Program) -> None:
+def check_comparable(model: Any, layers: Any, program: Program, *, computes: bool) -> None:
     """
+    Args:
+        computes: the model is called on this rank.
+
     Raises:
         GalvatronError: an argument is wrong, or nothing can be said of the program, since it draws random numbers.
     """
     if not isinstance(model, nn.Module):
         raise GalvatronError(f"a program is compared with the model that was compiled, not {type(model).__name__}")
-    if not isinstance(outputs, bool):
-        raise GalvatronError(f"outputs must be True or False, not {outputs!r}")
-    if device_of(model).type == "meta":
+    if not isinstance(layers, bool):
+        raise GalvatronError(f"layers must be True or False, not {layers!r}")
+    if computes and device_of(model).type == "meta":
         raise GalvatronError("the model is on the meta device, where nothing can be computed: give it one of values")
     ops = (op for cls in program.classes for op in cls.graph.ops)
     if (draw := next((op for op in ops if is_random(op) or draws_as_a_whole(op)), None)) is not None:
@@ -79,85 +82,90 @@ def compared(
     given: Given,
     run: Callable[[], Tensor],
     *,
-    outputs: bool,
+    layers: bool,
     cache_dir: str | os.PathLike[str] | None,
 ) -> Comparison:
     """Both computations, tensor by tensor. Collective; eager runs on rank 0.
 
     Args:
         run: `forward_backward` of the program.
-        outputs: compare what layers give, too.
+        layers: compare what these give, too.
 
     Raises:
         GalvatronError: the model is another one than was compiled, or fails.
     """
-    with failure.guarded("compare_with"):
-        state = dict(executor.held_tensors())
-    with plain_torch(device_of(given.model)):
-        eager = on_rank_0(world, "compare_with", lambda: _eager(planned, given, state, outputs=outputs))
-    with together(world, "compare_with"), plain_torch(world.device):
-        results = _results(executor, planned, cache_dir) if outputs else None
-    rows: list[Beside] = []
-    with executor.undisturbed():
-        with nullcontext() if results is None else results.kept():
-            loss = run()
-        with failure.guarded("compare_with"):
-            for name, value in () if results is None else results.whole(given.samples):
-                rows += [] if eager is None else eager.output(name, value)
-            for name, value in executor.gradients(rank0_only=True):
-                rows += [] if eager is None else [eager.gradient(name, value)]
-    if eager is not None:
-        rows = eager.in_order([*rows, eager.of_loss(loss)])
-    found = Comparison(tuple(rows), str(_dtype(planned)).removeprefix("torch."))
+    with executor.undisturbed():  # which is over when nothing holds what was computed
+        rows = _rows(world, executor, planned, given, run, layers=layers, cache_dir=cache_dir)
+    found = Comparison(rows, str(_dtype(planned)).removeprefix("torch."))
     return comm.broadcast_object(found, comm.all_ranks(), 0, phase="compare") if world.size > 1 else found
 
 
+def _rows(
+    world: World,
+    executor: Executor,
+    planned: Program,
+    given: Given,
+    run: Callable[[], Tensor],
+    *,
+    layers: bool,
+    cache_dir: str | os.PathLike[str] | None,
+) -> tuple[Row, ...]:
+    """What is compared, on rank 0."""
+    with failure.guarded("compare_with"):
+        state = dict(executor.held_tensors())
+    eager = on_rank_0(world, "compare_with", lambda: _eager(planned, given, state, layers=layers))
+    with together(world, "compare_with"), plain_torch(world.device):
+        results = _results(executor, planned, cache_dir) if layers else None
+    rows: list[Row] = []
+    with nullcontext() if results is None else results.kept():
+        loss = run()
+    with failure.guarded("compare_with"):
+        for name, value in () if results is None else results.whole(given.samples):
+            rows += [] if eager is None else eager.output(name, value)
+        for name, value in executor.gradients(rank0_only=True):
+            rows += [] if eager is None else [eager.gradient(name, value)]
+    return () if eager is None else tuple(eager.in_order([*rows, eager.of_loss(loss)]))
+
+
 def _dtype(planned: Program) -> torch.dtype:
-    """What most of the program computes in."""
-    sizes: dict[str, int] = {}
-    for state in planned.state:
-        type_ = state.compute_type(planned.precision)
-        if state.trainable and type_.is_floating:
-            sizes[type_.dtype] = sizes.get(type_.dtype, 0) + 1
-    most = max(sizes, key=lambda dtype: sizes[dtype], default="f32")
-    return getattr(torch, TORCH_DTYPE_NAMES[most])
+    return getattr(torch, TORCH_DTYPE_NAMES[planned.compute_dtype])
 
 
 @dataclass(frozen=True)
 class _Computed:
     """What eager computes, and what is known of it."""
 
-    loss: Eager
-    gradients: Mapping[str, Eager]
-    outputs: Mapping[str, Eager]
+    loss: Reference
+    gradients: Mapping[str, Reference]
+    outputs: Mapping[str, Reference]
     places: _Places
     dtype: torch.dtype
 
-    def of_loss(self, loss: Tensor) -> Beside:
+    def of_loss(self, loss: Tensor) -> Row:
         """The loss of the program."""
-        return Beside("loss", "", "", "", *self.loss.beside(loss, self.dtype))
+        return Row("loss", "", "", "", *self.loss.beside(loss, self.dtype))
 
-    def gradient(self, name: str, value: Tensor) -> Beside:
+    def gradient(self, name: str, value: Tensor) -> Row:
         """A gradient: one that is zero in exact arithmetic is nothing but rounding, so all have some size."""
         layer, line = self.places.readers.get(name, ("", ""))
-        return Beside("gradient", name, layer, line, *self.gradients[name].beside(value, self.dtype, self._least))
+        return Row("gradient", name, layer, line, *self.gradients[name].beside(value, self.dtype, self._least))
 
     @cached_property
     def _least(self) -> float:
-        return SMALL * max(norm(eager.wide) for eager in self.gradients.values())
+        return SMALL * max(finite_norm(eager.wide) for eager in self.gradients.values())
 
-    def output(self, name: str, value: Tensor) -> list[Beside]:
+    def output(self, name: str, value: Tensor) -> list[Row]:
         """What a layer gives, if that is a floating number."""
         if name not in self.outputs:
             return []
         layer, line = self.places.makers[name]
-        return [Beside("output", name, layer, line, *self.outputs[name].beside(value, self.dtype))]
+        return [Row("output", name, layer, line, *self.outputs[name].beside(value, self.dtype))]
 
-    def in_order(self, rows: list[Beside]) -> list[Beside]:
+    def in_order(self, rows: list[Row]) -> list[Row]:
         """As a step computes them."""
         kinds, layers = ("output", "loss", "gradient"), {name: place for place, name in enumerate(self.places.layers)}
 
-        def order(row: Beside) -> tuple[int, int]:
+        def order(row: Row) -> tuple[int, int]:
             place = layers.get(row.layer, 0)
             return kinds.index(row.what), -place if row.what == "gradient" else place
 
@@ -190,15 +198,16 @@ def _line(op: Op | None) -> str:
     return "" if op is None or op.source is None else f"{op.source}  {op.source.code}".rstrip()
 
 
-def _eager(planned: Program, given: Given, state: Mapping[str, Tensor], *, outputs: bool) -> _Computed:
+def _eager(planned: Program, given: Given, state: Mapping[str, Tensor], *, layers: bool) -> _Computed:
     """What the model computes with the values of the program, in both types."""
-    runs = [_of_model(planned, given, state, types[0]) for types in (DOUBLE, FLOAT)]
-    kept = [_of_layers(planned, given, state, types) if outputs else {} for types in (DOUBLE, FLOAT)]
+    with plain_torch(device_of(given.model)):
+        runs = [_of_model(planned, given, state, types[0]) for types in (DOUBLE, FLOAT)]
+        kept = [_of_layers(planned, given, state, types) if layers else {} for types in (DOUBLE, FLOAT)]
     (wide, wide_gradients), (narrow, narrow_gradients) = runs
     return _Computed(
-        Eager(wide, narrow),
-        {name: Eager(gradient, narrow_gradients[name]) for name, gradient in wide_gradients.items()},
-        {name: Eager(value, kept[1][name]) for name, value in kept[0].items()},
+        Reference(wide, narrow),
+        {name: Reference(gradient, narrow_gradients[name]) for name, gradient in wide_gradients.items()},
+        {name: Reference(value, kept[1][name]) for name, value in kept[0].items()},
         _Places.of(planned),
         _dtype(planned),
     )
@@ -249,7 +258,7 @@ def _of_layers(planned: Program, given: Given, state: Mapping[str, Tensor], type
     dtype, become = types
     device = device_of(given.model)
     graph = widened(inlined(planned), become)
-    names = tuple(name for layer in planned.all_layers for name in _given_on(planned, layer) if name in graph.values)
+    names = tuple(name for name, _ in _given_on(planned) if name in graph.values)
     names = tuple(name for name in names if graph.values[name].type.is_floating)
     tensors = {n: _cast(v, dtype, device) for n, v in (*state.items(), *given.values.items()) if isinstance(v, Tensor)}
     numbers = {name: value for name, value in given.values.items() if not isinstance(value, Tensor)}
@@ -260,24 +269,20 @@ def _of_layers(planned: Program, given: Given, state: Mapping[str, Tensor], type
         return run_graph(graph, tensors, batch=given.samples, numbers=own, lengths=lengths, device=device)
 
 
-def _given_on(program: Program, layer: Layer) -> Iterator[str]:
-    """The results of a layer that other layers read."""
-    if layer.kind is LayerKind.PLANNED:
-        read = {name for other in program.all_layers for name in other.operands}
-        yield from (name for name in layer.results if name in read)
+def _given_on(program: Program) -> Iterator[tuple[str, str]]:
+    """The results of layers that other layers read, and what they were called before the program was sharded."""
+    read = {name for layer in program.all_layers for name in layer.operands}
+    for layer in program.all_layers:
+        if layer.kind is LayerKind.PLANNED:
+            pairs = zip(layer.results, layer.origin or layer.results, strict=True)
+            yield from ((name, origin) for name, origin in pairs if name in read)
 
 
 def _results(executor: Executor, planned: Program, cache_dir: str | os.PathLike[str] | None) -> LayerResults:
     """What layers of this rank's stages give each other. How each is made whole is said by the code of the same stages
     in a program that has them all for outputs."""
     staged = lowered(planned)
-    results = {
-        origin: name
-        for layer in staged.all_layers
-        if layer.kind is LayerKind.PLANNED
-        for name, origin in zip(layer.results, layer.origin or layer.results, strict=True)
-        if name in set(_given_on(staged, layer))
-    }
+    results = {origin: name for name, origin in _given_on(staged)}
     giving = replace(staged, outputs=tuple(Result(origin, name) for origin, name in results.items()))
     sizes = local_sizes(giving)
     wanted = {}

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from galvatron.debugging.comparison import distance, norm
+from galvatron.debugging.comparison import distance, finite_norm, rounding_of
+from galvatron.printing import text_table
 
 FACTOR = 10.0
 """A difference is rounding that is at most so many times as large as what eager float32 differs by: sums in another
@@ -21,7 +22,7 @@ SHOWN = 40
 
 
 @dataclass(frozen=True)
-class Beside:
+class Row:
     """One tensor of a program beside that of the eager model.
 
     Attributes:
@@ -60,11 +61,11 @@ class Comparison:
         dtype: the element type in which the program computes.
     """
 
-    rows: tuple[Beside, ...]
+    rows: tuple[Row, ...]
     dtype: str
 
     @cached_property
-    def departures(self) -> tuple[Beside, ...]:
+    def departures(self) -> tuple[Row, ...]:
         """What differs by more than rounding."""
         return tuple(row for row in self.rows if not row.is_rounding)
 
@@ -78,10 +79,7 @@ class Comparison:
         if len(rows) > SHOWN:
             chosen = sorted(rows, key=lambda row: (row.is_rounding, -row.difference / (row.rounding or 1.0)))[:SHOWN]
             rows = tuple(row for row in rows if row in chosen)
-        head = ("", "", "layer", "differs by", "rounding", "")
-        cells = [head, *map(_cells, rows)]
-        widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+        lines = text_table(("", "", "layer", "differs by", "rounding", ""), map(_cells, rows))
         left = len(self.rows) - len(rows)
         lines += [f"({left} more, rounding or smaller)"] if left else []
         if self.departures:
@@ -90,7 +88,7 @@ class Comparison:
         return "\n".join([*lines, f"all {len(self.rows)} differ by rounding of {self.dtype}, or not at all"])
 
 
-def _cells(row: Beside) -> tuple[str, ...]:
+def _cells(row: Row) -> tuple[str, ...]:
     verdict = "rounding" if row.is_rounding else "NOT ROUNDING"
     return row.what, row.name, row.layer, f"{row.difference:.1e}", f"{row.rounding:.1e}", verdict
 
@@ -100,7 +98,7 @@ def _plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Eager:
+class Reference:
     """A tensor that eager computes, in float64 and in float32."""
 
     wide: Tensor
@@ -112,7 +110,7 @@ class Eager:
         Args:
             least: the norm that the tensor is taken to have at least.
         """
-        size = max(norm(self.wide), least)
+        size = max(finite_norm(self.wide), least)
         units = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
-        rounding = max(units * distance(self.narrow, self.wide, size), torch.finfo(dtype).eps)
+        rounding = max(units * rounding_of(self.narrow, self.wide, size), torch.finfo(dtype).eps)
         return distance(found.to(self.wide.device), self.wide, size), rounding

@@ -78,7 +78,8 @@ NAME_CHARACTERS = 64
 JSON_DEPTH = 16
 
 TIMELINE_CHARACTERS = 2**26
-"""Of a timeline, whose lines are all alike."""
+TIMELINE_EVENTS = 150_000
+"""Of a timeline, whose events are read one by one; also of those that are written."""
 
 DEVICES = 2**20
 """Of a cluster or a plan."""

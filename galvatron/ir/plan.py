@@ -124,7 +124,7 @@ class Plan:
         for index, (stage, rank) in enumerate(zip(self.stages, self.holders, strict=True)):
             peak = format_bytes(self.peak_bytes[rank]) if self.peak_bytes is not None else ""
             rows += ((str(index), f"{count:,}", str(strategy), peak) for strategy, count in runs(stage))
-        return html_table(title, (">stage", ">layers", "strategy", ">peak memory"), rows)
+        return html_table(title, ("stage", "layers", "strategy", "peak memory"), rows, "rrlr")
 
     def to_json(self) -> str:
         """A JSON document with one line per run of equal strategies; `from_json` gives back an equal plan."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -481,6 +482,16 @@ class Program:
 
     def _lacks(self, part: str) -> PassError:
         return PassError(f"a program in form {self.form} has no {part}; one in form {PARTS[part]} has")
+
+    @cached_property
+    def compute_dtype(self) -> str:
+        """The element type in which ops read most elements of parameters: what most of the program computes in."""
+        sizes: Counter[str] = Counter()
+        for state in self.state:
+            own = state.compute_type(self.precision)
+            if state.kind == "parameter" and own.is_floating:
+                sizes[own.dtype] += math.prod(map(int, own.shape))
+        return max(sizes, key=lambda dtype: sizes[dtype], default="f32")
 
     @cached_property
     def trainable(self) -> frozenset[str]:

@@ -94,14 +94,16 @@ def program_html(program: Program) -> str:
     title = f"{program.name}, {program.form}, batch {program.batch_size}: {parameters:,} parameters"
     if program.graph is not None:
         counts = (program.graph.ops, program.inputs, program.state)
-        return html_table(title, (">ops", ">inputs", ">state"), [[f"{len(parts):,}" for parts in counts]])
+        return html_table(title, ("ops", "inputs", "state"), [[f"{len(parts):,}" for parts in counts]], "rrr")
     rows = [
         (one.name, one.kind, f"{one.layers:,}", one.which, f"{one.parameters:,}", *_costs(program, one), one.planned)
         for one in class_summaries(program)
     ]
-    columns = ("class", "kind", ">layers", "which", ">parameters", ">forward", ">backward", ">kept", "strategies")
+    columns = ("class", "kind", "layers", "which", "parameters", "forward", "backward", "kept", "strategies")
+    sides = "llrlrrrrl"
     used = [place for place in range(len(columns)) if any(row[place] for row in rows)]
-    return html_table(title, [columns[place] for place in used], [[row[place] for place in used] for row in rows])
+    kept = [[row[place] for place in used] for row in (columns, *rows)]
+    return html_table(title, kept[0], kept[1:], "".join(sides[place] for place in used))
 
 
 def _costs(program: Program, summary: ClassSummary) -> tuple[str, str, str]:

@@ -17,6 +17,7 @@ import torch
 
 from galvatron.profiler.cores import crowding
 from galvatron.runtime import comm
+from galvatron.runtime.agreement import telling_device
 from galvatron.runtime.mesh import World
 
 Call = Callable[[], object]
@@ -70,9 +71,7 @@ class Meter:
     def __init__(self, world: World, effort: Effort) -> None:
         self.world = world
         self.effort = effort
-        self._host = world.device
-        if world.size > 1 and torch.device("cpu") in comm.all_ranks()._device_types:
-            self._host = torch.device("cpu")
+        self._host = telling_device(world)
 
     @cached_property
     def turns(self) -> float:

@@ -16,6 +16,7 @@ from galvatron.costs.memory import KINDS, Memory
 from galvatron.costs.objective import LayerReport, Setting, StageReport, memory_of_ranks, peak_bytes
 from galvatron.costs.steps import RankMemory, Step, memory_over, step_of
 from galvatron.ir.plan import Plan, kept_text
+from galvatron.ir.program import Program
 from galvatron.ir.strategy import Strategy
 
 TRAITS = ("dp", "tp", "ulysses", "cp", "zero", "recompute")
@@ -34,15 +35,20 @@ class Estimated:
         """The plan."""
         return self.question.plan
 
+    @property
+    def program(self) -> Program:
+        """The program, for the cluster that the question is about."""
+        return self.question.program
+
     @cached_property
     def setting(self) -> Setting:
         """What it says besides its stages."""
-        return setting_of(self.question.program, self.plan)
+        return setting_of(self.program, self.plan)
 
     @cached_property
     def estimate(self) -> tuple[float, tuple[StageReport, ...]]:
         """Seconds of a step, and its stages."""
-        return estimate_plan(self.question.program, self.plan)
+        return estimate_plan(self.program, self.plan)
 
     @property
     def stages(self) -> tuple[StageReport, ...]:
@@ -52,7 +58,7 @@ class Estimated:
     @property
     def predicted(self) -> Plan:
         """The plan with its cluster and its figures."""
-        where, peaks = str(self.question.program.required_cluster), peak_bytes(self.setting, self.stages)
+        where, peaks = str(self.program.required_cluster), peak_bytes(self.setting, self.stages)
         return replace(self.plan, cluster=where, step_time_s=self.estimate[0], peak_bytes=peaks)
 
     @cached_property

@@ -6,17 +6,13 @@ from dataclasses import asdict
 from typing import Any
 
 from galvatron.costs.memory import KINDS
-from galvatron.costs.objective import StageReport
-from galvatron.costs.steps import spent
+from galvatron.costs.steps import Once, spent
 from galvatron.costs.timeline import Played
 from galvatron.reporting.plans import Estimated
 from galvatron.schedules import Kind
 
 TICK_S = 1e-9
 """Times are whole numbers of this."""
-
-ONCE = ("sync", "publish", "update", "epilogue")
-"""What ends a step, by the kinds of a `StageReport`."""
 
 
 def step_data(own: Estimated) -> dict[str, Any]:
@@ -55,14 +51,9 @@ def _rank(own: Estimated, rank: int, order: Played, places: dict[tuple[Kind, int
         waits.append(begin - before)
         takes.append(end - begin)
         before = end
-    stages = [stage for stage, holder in zip(own.stages, own.setting.holders, strict=True) if holder == rank]
-    return {"what": what, "waits": waits, "takes": takes, "once": _once(stages), "memory": _memory(own, rank)}
-
-
-def _once(stages: list[StageReport]) -> dict[str, Any]:
-    exposed = {kind: sum(getattr(stage, f"{kind}_s") for stage in stages) for kind in ONCE}
-    hidden = {kind: sum(getattr(stage, f"{kind}_hidden_s") for stage in stages) for kind in ("sync", "publish")}
-    return {"exposed": exposed, "hidden": hidden}
+    spent_once = Once.of(rank, own.setting, own.stages)
+    once = {"exposed": spent_once.exposed_s, "hidden": spent_once.hidden_s}
+    return {"what": what, "waits": waits, "takes": takes, "once": once, "memory": _memory(own, rank)}
 
 
 def _memory(own: Estimated, rank: int) -> dict[str, Any]:

@@ -78,6 +78,12 @@ def on_rank_0(world: World, what: str, work: Callable[[], T]) -> T | None:
     return found
 
 
+def telling_device(world: World) -> torch.device:
+    """Where numbers are that ranks tell each other: on the host where there is a backend for it."""
+    cpu = torch.device("cpu")
+    return cpu if world.size > 1 and cpu in comm.all_ranks()._device_types else world.device
+
+
 def agree(
     world: World,
     what: str,
@@ -160,9 +166,7 @@ class Calls:
         self.refused: Mapping[str, str] = {}
         self._world = world
         self._options = options
-        self._device = world.device
-        if world.size > 1 and torch.device("cpu") in comm.all_ranks()._device_types:
-            self._device = torch.device("cpu")
+        self._device = telling_device(world)
 
     def check(
         self, what: str, error: GalvatronError | None, facts: Mapping[str, str], *, updates: bool = False

@@ -320,13 +320,17 @@ class Executor:
     def undisturbed(self) -> Iterator[None]:
         """After the `with` block nothing is left of `forward_backward` in it: gradients, buffers, random numbers and
         figures are what they were. Gradients wait on the host meanwhile."""
+        with self._meter.undisturbed(), self._put_back():
+            yield
+
+    @contextmanager
+    def _put_back(self) -> Iterator[None]:
         steps = [(stage.random, stage.random.step) for stage in self.stages]
         buffers = [(buffer, buffer.clone()) for stage in self.stages for buffer in stage.buffers()]
         trained = self._parameters.trained.values()
         gradients = [(p, None if p.grad is None else p.grad.to("cpu", copy=True)) for p in trained]
         try:
-            with self._meter.undisturbed():
-                yield
+            yield
         finally:
             for random, step in steps:
                 random.step = step

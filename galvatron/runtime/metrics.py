@@ -112,10 +112,11 @@ class Meter:
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Steps inside the `with` block do not count afterwards."""
+        """Steps inside the `with` block do not count afterwards, nor does the memory that is in use in it."""
         before = self._steps.copy(), self._saving_s, self.count
         try:
-            yield
+            with self.memory.undisturbed():
+                yield
         finally:
             self._steps, self._saving_s, self.count = before
 
@@ -224,22 +225,42 @@ class Memory:
     def __init__(self, device: torch.device, state_bytes: int) -> None:
         self._device = device
         self._before = math.nan
+        self._earlier = 0.0
+        """The most before it was last forgotten."""
         if device.type == "cpu":
             with suppress(OSError, ImportError, ValueError):
                 before = _resident_bytes() - state_bytes
-                with open("/proc/self/clear_refs", "w") as file:
-                    file.write("5")  # see proc_pid_clear_refs(5)
+                self._forget_peak()
                 self._before = float(before)
 
     def peak_bytes(self) -> float:
         """The most so far."""
         if self._device.type != "cpu":
-            return float(torch.accelerator.max_memory_allocated(self._device))
+            return max(self._earlier, float(torch.accelerator.max_memory_allocated(self._device)))
         if math.isnan(self._before):
             return math.nan
         import resource
 
-        return max(0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - self._before)
+        return max(self._earlier, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - self._before)
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """What is in use inside the `with` block, and no longer behind it, does not count to the most: what torch or
+        the system has counted as that is set back."""
+        earlier = self.peak_bytes()
+        try:
+            yield
+        finally:
+            if not math.isnan(earlier):
+                self._earlier = earlier
+                self._forget_peak()
+
+    def _forget_peak(self) -> None:
+        """The most in use is what is in use now."""
+        if self._device.type != "cpu":
+            return torch.accelerator.reset_peak_memory_stats(self._device)
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # see proc_pid_clear_refs(5)
 
     def used_bytes(self) -> float:
         """What is in use now."""

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 from galvatron.ir.program import LayerKind, Program
 from galvatron.runtime import recording
+from galvatron.runtime.clock_offset import differ_by_at_most
 from galvatron.runtime.recording import Record
 from galvatron.schedules import Kind
 from galvatron.timelines import timeline as names
 from galvatron.timelines.timeline import Level, Slice, Timeline, computation, in_turn, message, of_layer
+
+CLOCKS_DIFFER = "clocks_differ_by_at_most_s"
+"""Seconds, of any two ranks: something that is known about a timeline."""
 
 LayerNames = Mapping[tuple[int, str], str]
 """By stage, and the name of a layer in the code of it: the name of the layer of the model."""
@@ -66,7 +70,7 @@ def measured_timeline(ranks: Sequence[RankRecords], layers: LayerNames, steps: i
     for process, rank in enumerate(ranks):
         slices += _Measured(process, rank, layers, sent, begin_s).slices()
         levels += [Level(process, at_s - begin_s, {"in use": used}) for at_s, used in rank.levels if at_s >= begin_s]
-    about = {"clocks_differ_by_at_most_s": max(rank.error_s for rank in ranks)}
+    about = {CLOCKS_DIFFER: differ_by_at_most([rank.error_s for rank in ranks])}
     return Timeline(
         names.MEASURED, tuple(rank.pipeline_rank for rank in ranks), steps, tuple(slices), tuple(levels), about
     )

@@ -8,15 +8,16 @@ is hidden, beside the last computation or the first one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from galvatron.costs.estimate import cost_model, estimate_plan, setting_of
 from galvatron.costs.model import CostModel
 from galvatron.costs.objective import LayerReport, Setting, StageReport, layer_cost
 from galvatron.costs.spent import Spent, backward_input, forward
-from galvatron.costs.steps import RankMemory, Step, memory_over, step_of
+from galvatron.costs.steps import Once, RankMemory, Step, memory_over, step_of
 from galvatron.costs.timeline import Played, Span
+from galvatron.ir.limits import TIMELINE_EVENTS
 from galvatron.ir.plan import Plan
 from galvatron.ir.planned import in_pieces
 from galvatron.ir.program import Program
@@ -25,15 +26,18 @@ from galvatron.schedules import Action, Kind
 from galvatron.timelines import timeline as names
 from galvatron.timelines.timeline import Level, Slice, Timeline, computation, in_turn, message, of_layer
 
-MOST_SLICES = 200_000
-"""About as many are shown: of longer steps fewer micro-batches, in the same order."""
+_OF_LAYER, _OF_COMPUTATION = 5, 3
+"""Events that a layer in a computation has at the most, and a computation besides."""
 
 
-def predicted_timeline(program: Program, plan: Plan, model: CostModel | None = None) -> Timeline:
+def predicted_timeline(
+    program: Program, plan: Plan, model: CostModel | None = None, most: int = TIMELINE_EVENTS
+) -> Timeline:
     """The step of a plan for a costed program on its cluster.
 
     Args:
         model: the costs to use; those of the sharded program when None.
+        most: about how many events there may be: of longer steps fewer micro-batches are shown, in the same order.
 
     Raises:
         PlanError: the plan does not fit the program, the cluster or the batch.
@@ -41,8 +45,8 @@ def predicted_timeline(program: Program, plan: Plan, model: CostModel | None = N
     model = model or cost_model(in_pieces(program, plan))
     seconds, stages = estimate_plan(program, plan, model=model)
     setting = setting_of(program, plan)
-    each = max(len(stage.layers) for stage in stages)
-    step = step_of(setting, stages, seconds, most=max(1, MOST_SLICES // each))
+    each = _OF_COMPUTATION + _OF_LAYER * max(len(stage.layers) for stage in stages)
+    step = step_of(setting, stages, seconds, most=max(1, most // each))
     return _Predicted(program, setting, model, stages, step).timeline()
 
 
@@ -144,25 +148,20 @@ class _Predicted:
 
     def _once(self, rank: int, order: Played) -> Iterator[Slice]:
         """What is done once per step."""
-        held = zip(self._setting.holders, self._stages, strict=True)
-        stages = [stage for holder, stage in held if holder == rank]
-
-        def total(of: Callable[[StageReport], float]) -> float:
-            return float(sum(map(of, stages)))
-
+        once = Once.of(rank, self._setting, self._stages)
         yield Slice(rank, names.STEPS, names.STEP, 0.0, self._step.seconds)
         last = order[-1][1]
-        hidden_s = min(total(lambda stage: stage.sync_hidden_s), last.end_s)
+        hidden_s = min(once.hidden_s["sync"], last.end_s)
         yield from _some(Slice(rank, names.GRADIENTS, names.GRADIENTS, last.end_s - hidden_s, hidden_s, 0.0))
-        hidden_s = total(lambda stage: stage.publish_hidden_s)
-        yield from _some(Slice(rank, names.PARAMETERS, names.PARAMETERS, 0.0, hidden_s, 0.0))
+        yield from _some(Slice(rank, names.PARAMETERS, names.PARAMETERS, 0.0, once.hidden_s["publish"], 0.0))
         at_s = self._step.pipeline_s
-        for track, name, seconds in (
-            (names.COMPUTE, names.EPILOGUE, total(lambda stage: stage.epilogue_s)),
-            (names.GRADIENTS, names.GRADIENTS, total(lambda stage: stage.sync_s)),
-            (names.COMPUTE, names.OPTIMIZER, total(lambda stage: stage.update_s)),
-            (names.PARAMETERS, names.PARAMETERS, total(lambda stage: stage.publish_s)),
+        for kind, track, name in (
+            ("epilogue", names.COMPUTE, names.EPILOGUE),
+            ("sync", names.GRADIENTS, names.GRADIENTS),
+            ("update", names.COMPUTE, names.OPTIMIZER),
+            ("publish", names.PARAMETERS, names.PARAMETERS),
         ):
+            seconds = once.exposed_s[kind]
             yield from _some(Slice(rank, track, name, at_s, seconds, None if track == names.COMPUTE else seconds))
             at_s += seconds
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,18 @@ from galvatron.codegen.bindings import layer_attributes
 from galvatron.errors import GalvatronError
 from galvatron.forms import lowered
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.files import write_text
+from galvatron.ir.files import check_path, write_text
 from galvatron.ir.program import Program
 from galvatron.plain import plain_torch
-from galvatron.runtime import Executor, World, comm, recording
+from galvatron.runtime import Executor, World, comm, failure, recording
 from galvatron.runtime.agreement import on_rank_0
-from galvatron.runtime.alignment import ClockOffset, clock_offset
+from galvatron.runtime.clock_offset import ClockOffset, clock_offset
 from galvatron.runtime.recording import Recorder
 from galvatron.timelines.compare import Difference, differences, table
-from galvatron.timelines.measured import RankRecords, layer_names, measured_timeline
+from galvatron.timelines.measured import CLOCKS_DIFFER, RankRecords, layer_names, measured_timeline
 from galvatron.timelines.predicted import predicted_timeline
-from galvatron.timelines.timeline import MEASURED, PREDICTED
+from galvatron.timelines.text import timeline_text
+from galvatron.timelines.timeline import MEASURED, PREDICTED, Timeline
 from galvatron.units import format_seconds
 
 
@@ -52,23 +51,18 @@ class Profiled:
         return f"{table(self.differences, PREDICTED, MEASURED)}\n{last}"
 
 
-def chosen(batches: Any, steps: Any, directory: Any) -> Iterator[Any]:
-    """So many batches.
-
+def check_arguments(batches: Any, steps: Any, directory: Any) -> None:
+    """
     Raises:
         GalvatronError: an argument of `profile` is wrong.
     """
     if type(steps) is not int or steps < 1:
         raise GalvatronError(f"steps must be a positive whole number, not {steps!r}")
-    if not isinstance(directory, (str, os.PathLike)):
-        raise GalvatronError(f"timelines go into a directory, given by its path, not {type(directory).__name__}")
-    if isinstance(batches, (Mapping, tuple)):
-        return repeat(batches, steps)
+    check_path(directory, "timelines go into a directory")
     if not isinstance(batches, Iterable):
         raise GalvatronError(
             f"profile takes a batch, or several, such as those of a loader, not {type(batches).__name__}"
         )
-    return islice(batches, steps)
 
 
 def profiled(
@@ -83,10 +77,12 @@ def profiled(
     Raises:
         GalvatronError: nothing was trained, or a file cannot be written.
     """
-    offset, recorder = clock_offset(world), executor.recorder()
+    first, recorder = clock_offset(world), executor.recorder()
     with recorder.recording():
         train()
-    ranks = _of_all_ranks(world, _own(executor, recorder, offset))
+    own = _own(executor, recorder, first.until(clock_offset(world)))
+    with failure.guarded("profile"):
+        ranks = [own] if world.size == 1 else comm.gather_objects_on_first(own, comm.all_ranks(), phase="profile")
     with plain_torch(world.device):
         found = on_rank_0(world, "profile", lambda: _written(ranks, planned, cluster, folder))
     if world.size > 1:
@@ -110,20 +106,8 @@ def _own(executor: Executor, recorder: Recorder, offset: ClockOffset) -> RankRec
     )
 
 
-def _of_all_ranks(world: World, own: RankRecords) -> list[RankRecords]:
-    """What every rank recorded, on rank 0; the others keep their own alone. Collective."""
-    if world.size == 1:
-        return [own]
-    found: list[RankRecords] = []
-    for rank in range(world.size):
-        sent = own if world.rank == rank else None
-        there = comm.broadcast_object(sent, comm.all_ranks(), rank, phase="profile")
-        found += [there] if world.rank == 0 else []
-    return found
-
-
 def _written(ranks: list[RankRecords], planned: Program, cluster: Cluster, folder: Path) -> Profiled:
-    """Writes both timelines."""
+    """Writes both timelines, the measured one first, which cannot be had again."""
     steps = sum(record.what == recording.STEP for record in ranks[0].records)
     if not steps:
         raise GalvatronError("there are no batches to profile steps on")
@@ -131,13 +115,18 @@ def _written(ranks: list[RankRecords], planned: Program, cluster: Cluster, folde
         staged = lowered(planned)
         attributes = {stage.index: layer_attributes(staged, stage) for stage in staged.stages}
         measured = measured_timeline(ranks, layer_names(staged, attributes), steps)
+    measured_path = _write(measured, folder)
+    with ours("predicting a timeline", planned):
         here, model = on_cluster(planned, cluster)
         predicted = predicted_timeline(here, planned.required_plan, model)
-    paths = {one.kind: folder / f"{one.kind}.json" for one in (predicted, measured)}
+    error_s = float(measured.about[CLOCKS_DIFFER])
+    return Profiled(_write(predicted, folder), measured_path, steps, error_s, differences(predicted, measured))
+
+
+def _write(own: Timeline, folder: Path) -> Path:
+    path = folder / f"{own.kind}.json"
     try:
-        for one in (predicted, measured):
-            write_text(paths[one.kind], one.to_json())
+        write_text(path, timeline_text(own))
     except (OSError, ValueError) as error:
         raise GalvatronError(f"timelines cannot be written into {folder}: {error}") from error
-    error_s = max(rank.error_s for rank in ranks)
-    return Profiled(paths[PREDICTED], paths[MEASURED], steps, error_s, differences(predicted, measured))
+    return path

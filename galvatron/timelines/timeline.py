@@ -1,22 +1,12 @@
-"""A timeline: slices of time on the tracks of processes, and memory beside them, as trace events in JSON.
-
-The format is that of the Trace Event Format's complete events (`X`), counters (`C`) and metadata (`M`), in
-microseconds; what it has no word for stands under `otherData`.
-"""
+"""A timeline: slices of time on the tracks of processes, and memory beside them."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
-from typing import Any
 
-from galvatron.errors import ParseError
-from galvatron.ir.documents import is_text, read_json, shown
-from galvatron.ir.limits import TIMELINE_CHARACTERS
 from galvatron.schedules import Kind
 
 STEPS, COMPUTE, LAYERS, PARAMETERS, GRADIENTS, PIPELINE, OTHERS = TRACKS = (
@@ -79,6 +69,12 @@ class Slice:
         """When it is over."""
         return self.begin_s + self.seconds
 
+    @property
+    def micro_batch(self) -> int | None:
+        """The micro-batch that it is for; None for what is done once in a step."""
+        found = self.args.get("micro_batch")
+        return found if isinstance(found, int) and self.name != EPILOGUE else None
+
 
 @dataclass(frozen=True)
 class Level:
@@ -97,7 +93,9 @@ class Timeline:
         kind: `PREDICTED` or `MEASURED`.
         pipeline_ranks: by process, the pipeline rank of which it is.
         steps: that it is of.
-        about: what else a reader may want to know, for `otherData`.
+        about: what else is known: how many micro-batches a step has and how many are shown, if these are not all, as
+            "micro_batches" and "micro_batches_shown"; of a predicted step "predicted_s", and "played_s" of what is
+            shown of it.
     """
 
     kind: str
@@ -107,50 +105,16 @@ class Timeline:
     levels: Sequence[Level] = ()
     about: Mapping[str, str | int | float] = field(default_factory=dict)
 
-    def to_json(self) -> str:
-        """The text of a file. On each track slices are in each other or apart, in the order of their beginnings."""
-        events = [*self._metadata(), *map(_event, _ordered(self.slices)), *map(_counter, self.levels)]
-        own = {"kind": self.kind, "pipeline_ranks": list(self.pipeline_ranks), "steps": self.steps, **self.about}
-        head = json.dumps({"displayTimeUnit": "ms", "otherData": {"galvatron": own}}, allow_nan=False)
-        lines = ",\n".join(json.dumps(event, allow_nan=False) for event in events)
-        return f'{head[:-1]}, "traceEvents": [\n{lines}\n]}}\n'
+    @property
+    def micro_batches(self) -> int:
+        """That a step has."""
+        return int(self.about.get("micro_batches", self.micro_batches_shown))
 
-    def _metadata(self) -> Iterator[dict[str, Any]]:
-        for process, pipeline_rank in enumerate(self.pipeline_ranks):
-            rank = f", rank {process}" if self.kind == MEASURED else ""
-            yield _named("process_name", process, 0, name=f"pipeline rank {pipeline_rank}{rank}")
-            yield _named("process_sort_index", process, 0, sort_index=process)
-            for place, track in enumerate(TRACKS):
-                yield _named("thread_name", process, place, name=track)
-                yield _named("thread_sort_index", process, place, sort_index=place)
-
-    @staticmethod
-    def from_json(text: str, what: str) -> Timeline:
-        """Reads what `to_json` wrote.
-
-        Raises:
-            ParseError: it is no such text.
-        """
-        data = read_json(text, what, TIMELINE_CHARACTERS)
-        own = _member(_member(data, "otherData", dict, what), "galvatron", dict, what)
-        kind, steps = _member(own, "kind", str, what), _member(own, "steps", int, what)
-        ranks = _member(own, "pipeline_ranks", list, what)
-        if kind not in (PREDICTED, MEASURED) or steps < 1 or not ranks or any(type(rank) is not int for rank in ranks):
-            raise ParseError(f"{what} is no timeline of galvatron: otherData.galvatron says {shown(own)}")
-        slices: list[Slice] = []
-        levels: list[Level] = []
-        for number, event in enumerate(_member(data, "traceEvents", list, what)):
-            where = f"{what}, event {number}"
-            phase = _member(event, "ph", str, where)
-            if phase == "X":
-                slices.append(_slice(event, where, len(ranks)))
-            elif phase == "C":
-                args = _member(event, "args", dict, where)
-                at_s = _seconds(event, "ts", where)
-                levels.append(
-                    Level(_process(event, where, len(ranks)), at_s, {k: _number(v, where) for k, v in args.items()})
-                )
-        return Timeline(kind, tuple(ranks), steps, tuple(slices), tuple(levels))
+    @property
+    def micro_batches_shown(self) -> int:
+        """Of which there are slices: of a step with very many, some of them."""
+        counted = max((m for one in self.slices if (m := one.micro_batch) is not None), default=0) + 1
+        return int(self.about.get("micro_batches_shown", counted))
 
 
 def in_turn(slices: Iterable[Slice]) -> list[Slice]:
@@ -163,77 +127,3 @@ def in_turn(slices: Iterable[Slice]) -> list[Slice]:
         found.append(replace(one, begin_s=begin_s, seconds=one.end_s - begin_s))
         before_s = one.end_s
     return found
-
-
-def _ordered(slices: Iterable[Slice]) -> Iterator[Slice]:
-    """Track by track; of slices that begin together the one around the others first."""
-
-    def track(one: Slice) -> tuple[int, int]:
-        return one.process, TRACKS.index(one.track)
-
-    for _, own in groupby(sorted(slices, key=track), track):
-        yield from sorted(own, key=lambda one: (one.begin_s, -one.seconds))
-
-
-def _event(one: Slice) -> dict[str, Any]:
-    exposed = {} if one.exposed_s is None else {"exposed_us": one.exposed_s * 1e6}
-    return {
-        "ph": "X",
-        "pid": one.process,
-        "tid": TRACKS.index(one.track),
-        "name": one.name,
-        "cat": one.track,
-        "ts": one.begin_s * 1e6,
-        "dur": one.seconds * 1e6,
-        "args": {**one.args, **exposed},
-    }
-
-
-def _counter(one: Level) -> dict[str, Any]:
-    return {"ph": "C", "pid": one.process, "tid": 0, "name": MEMORY, "ts": one.at_s * 1e6, "args": dict(one.bytes_of)}
-
-
-def _named(what: str, process: int, track: int, **args: Any) -> dict[str, Any]:
-    return {"ph": "M", "pid": process, "tid": track, "name": what, "args": args}
-
-
-def _slice(event: Any, where: str, processes: int) -> Slice:
-    track, args = _member(event, "cat", str, where), _member(event, "args", dict, where)
-    if track not in TRACKS or not all(is_text(v) or isinstance(v, (int, float)) for v in args.values()):
-        raise ParseError(
-            f"{where} is on a track that no timeline has, or has arguments of another kind: {shown(event)}"
-        )
-    exposed = args.pop("exposed_us", None)
-    return Slice(
-        _process(event, where, processes),
-        track,
-        _member(event, "name", str, where),
-        _seconds(event, "ts", where),
-        _seconds(event, "dur", where),
-        None if exposed is None else _number(exposed, where) / 1e6,
-        args,
-    )
-
-
-def _process(event: Any, where: str, processes: int) -> int:
-    process = _member(event, "pid", int, where)
-    if not 0 <= process < processes:
-        raise ParseError(f"{where} is of process {process}, and there are {processes}")
-    return process
-
-
-def _member(data: Any, name: str, kind: type, where: str) -> Any:
-    value = data.get(name) if isinstance(data, dict) else None
-    if not isinstance(value, kind) or isinstance(value, bool) or (kind is str and not is_text(value)):
-        raise ParseError(f"{where} is no part of a timeline of galvatron: {name!r} is {shown(value)}")
-    return value
-
-
-def _seconds(event: Any, name: str, where: str) -> float:
-    return _number(event.get(name), where) / 1e6
-
-
-def _number(value: Any, where: str) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or abs(value) > 1e300:
-        raise ParseError(f"{where} has {shown(value)} where a number is needed")
-    return float(value)

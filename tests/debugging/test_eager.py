@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import galvatron
 from galvatron import runtime as rt
-from galvatron.debugging.rounding import Beside, Comparison
+from galvatron.debugging.comparison import distance, finite_norm
+from galvatron.debugging.rounding import Comparison, Reference, Row
 from galvatron.errors import GalvatronError
 from galvatron.runtime import comm
 from tests.marks import some_slow
@@ -58,14 +60,16 @@ Bug = Callable[[pytest.MonkeyPatch, galvatron.CompiledModel], None]
 def with_bug(own: galvatron.CompiledModel, bug: Bug, dtype: torch.dtype) -> Comparison:
     with pytest.MonkeyPatch.context() as monkeypatch:
         bug(monkeypatch, own)
-        return own.compare_with(new_model(dtype), new_batch(), outputs=True)
+        return own.compare_with(new_model(dtype), new_batch(), layers=True)
 
 
 def compared(world: rt.World, plan: str, dtype: torch.dtype, precision: str | None) -> tuple[Comparison, Comparison]:
     own = compiled(plan, dtype, precision=precision)
     own.train_step(new_batch())  # what is compared is what the program has now
     state, gradients, random, metrics = own.full_state_dict(), own.full_gradients(), own.state(), own.metrics
-    found = own.compare_with(new_model(dtype), new_batch(), outputs=True)
+    found = own.compare_with(
+        new_model(dtype if world.rank == 0 else F32).to("cpu" if world.rank == 0 else "meta"), new_batch(), layers=True
+    )
     assert own.state() == random and own.metrics == metrics
     for before, after in ((state, own.full_state_dict()), (gradients, own.full_gradients())):
         assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -125,7 +129,7 @@ def test_one_process_and_wrong_arguments() -> None:
     other = GPT(layers=2, scaled=False)
     for arguments, message in (
         ({"model": 3}, "compared with the model that was compiled, not int"),
-        ({"outputs": 1}, "outputs must be True or False"),
+        ({"layers": 1}, "layers must be True or False"),
         ({"model": new_model(F32).to("meta")}, "the model is on the meta device"),
         ({"model": other}, r"the model has no 'blocks\.2"),
         ({"batch": {"ids": new_batch()["ids"]}}, "the batch has no input 'labels'"),
@@ -135,9 +139,37 @@ def test_one_process_and_wrong_arguments() -> None:
             own.compare_with(given.pop("model"), given.pop("batch"), **given)
 
 
+@pytest.mark.slow
+def test_memory_of_copies_is_not_that_of_later_steps() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1 << 21), nn.ReLU())
+    batch = {"input": torch.randn(2, 8)}
+    own = galvatron.compile(model, batch, loss_fn=lambda out, _: out.mean(), plan="m1/dp1", optimizer=adamw)
+    for _ in range(2):
+        own.train_step(batch)
+    before = own.metrics.peak_bytes
+    if before is None:
+        pytest.skip("the system does not tell")
+    own.compare_with(model, batch, loss_fn=lambda out, _: out.mean())  # 72 MB each in float32, and twice in float64
+    own.train_step(batch)
+    assert own.metrics.peak_bytes is not None and own.metrics.peak_bytes[0] < before[0] + (100 << 20)
+
+
+def test_infinities_are_equal_or_no_rounding() -> None:
+    wide = torch.tensor([1.0, math.inf, 3.0], dtype=F64)
+    reference = Reference(wide, wide.float())
+    assert reference.beside(wide.float(), F32)[0] == 0
+    assert reference.beside(torch.tensor([1.5, math.inf, 3.0]), F32)[0] == pytest.approx(0.5 / 10**0.5)
+    assert reference.beside(torch.tensor([1.0, 2.0, 3.0]), F32)[0] == math.inf
+    overflows = Reference(torch.tensor([1.0, 1e50], dtype=F64), torch.tensor([1.0, math.inf]))
+    difference, rounding = overflows.beside(torch.tensor([7.0, math.inf]), F32)
+    assert difference == math.inf and rounding < 1e-6
+    assert distance(wide, wide + 1, finite_norm(wide)) > 0.1 and finite_norm(wide) == pytest.approx(10**0.5)
+
+
 def test_what_counts_as_rounding() -> None:
-    def row(difference: float) -> Beside:
-        return Beside("gradient", f"w{difference}", "blocks.0", "model.py:3  y = x @ w", difference, 1e-7)
+    def row(difference: float) -> Row:
+        return Row("gradient", f"w{difference}", "blocks.0", "model.py:3  y = x @ w", difference, 1e-7)
 
     found = Comparison((row(9e-7), row(2e-6)), "float32")
     assert [one.is_rounding for one in found.rows] == [True, False]

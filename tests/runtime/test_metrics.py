@@ -12,6 +12,7 @@ from galvatron import runtime as rt
 from galvatron.errors import GalvatronError
 from galvatron.runtime import comm
 from galvatron.runtime.comm import clock, now
+from galvatron.runtime.metrics import Memory
 from tests.ranks import run_ranks
 from tests.runtime import small_model as small
 
@@ -115,3 +116,16 @@ def test_a_device_behind_the_host(monkeypatch):
     assert times == clock.StepTimes(step_s=8.0, waits_s={"layers": 2.0, "pipeline": 1.0}, update_s=1.0)
     assert (times.communication_s, times.pipeline_s) == (2.0, 1.0)
     assert FakeEvent.waits == 1
+
+
+def test_memory_that_is_in_use_for_a_while_can_be_left_out():
+    memory = Memory(torch.device("cpu"), 0)
+    if math.isnan(memory.peak_bytes()):
+        pytest.skip("the system does not tell")
+    before = memory.peak_bytes()
+    with memory.undisturbed():
+        torch.ones(1 << 24)
+        assert memory.peak_bytes() > before + (1 << 25)
+    assert before <= memory.peak_bytes() < before + (1 << 25)
+    torch.ones(1 << 24)
+    assert memory.peak_bytes() > before + (1 << 25)

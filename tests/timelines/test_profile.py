@@ -13,7 +13,10 @@ import galvatron
 from galvatron import runtime as rt
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
+from galvatron.runtime.clock_offset import ClockOffset, clock_offset, differ_by_at_most
+from galvatron.timelines.compare import differences
 from galvatron.timelines.profiling import Profiled
+from galvatron.timelines.text import read_timeline
 from tests.marks import some_slow
 from tests.ranks import run_ranks
 from tests.test_api import adamw, new_batch, new_model
@@ -27,6 +30,17 @@ def compiled(plan: str, ranks: int) -> galvatron.CompiledModel:
     return galvatron.compile(new_model(), new_batch(), plan=plan, optimizer=adamw, cluster=where)
 
 
+def unlike_batches(world: rt.World, folder: str) -> int:
+    own = compiled("m1/dp2", world.size)
+    with pytest.raises(GalvatronError, match="batch 1 is nothing on rank 0 and there on rank 1"):
+        own.profile([new_batch()] * (1 + world.rank), steps=2, directory=folder)
+    return own.profile([new_batch()] * (2 + world.rank), steps=2, directory=folder).steps
+
+
+def clocks(world: rt.World) -> tuple[ClockOffset, ClockOffset]:
+    return clock_offset(world), clock_offset(world)
+
+
 def profiled(world: rt.World, folder: str, plan: str) -> Profiled:
     own = compiled(plan, world.size)
     found = own.profile([new_batch(), new_batch()], steps=5, directory=folder)
@@ -38,10 +52,30 @@ QUICK = ["pp2/m2/1f1b/dp1"]
 MORE = ["m2/dp2-zero3", "m1/tp2", "m2/dp2-zero2-recompute", "m2/tp2-recompute=selective", "pp2/m4/zbv/dp1", "m1/dp2"]
 
 
+def test_clocks_of_one_host_are_found_to_be_the_same() -> None:
+    for first, last in run_ranks(clocks, 2):
+        assert abs(first.seconds) <= first.error_s < 1
+        both = first.until(last)
+        assert both.error_s >= max(first.error_s, last.error_s) and abs(both.seconds) <= both.error_s
+    assert ClockOffset(1.0, 0.25).until(ClockOffset(2.0, 0.5)) == ClockOffset(1.5, 1.0)
+    assert differ_by_at_most([0.0, 0.25, 0.5]) == 0.75 and differ_by_at_most([0.0]) == 0
+
+
+@pytest.mark.slow
+def test_ranks_whose_batches_end_at_another_number_are_told(tmp_path: Path) -> None:
+    assert run_ranks(unlike_batches, 2, str(tmp_path), timeout=120) == [2, 2]
+
+
 @pytest.mark.parametrize("plan", some_slow(QUICK, MORE))
 def test_a_job_is_measured_in_the_words_of_the_prediction(plan: str, tmp_path: Path) -> None:
     found, other = run_ranks(profiled, 2, str(tmp_path), plan, timeout=120)
-    assert found.differences == other.differences
+    assert other == found
+    read = [read_timeline(path.read_text(), path.name) for path in (found.predicted, found.measured)]
+    from_files = {(one.pipeline_rank, one.track, one.name): one for one in differences(*read)}
+    assert len(from_files) == len(found.differences)
+    for one in found.differences:
+        there = from_files[one.pipeline_rank, one.track, one.name]
+        assert (there.times, there.seconds) == (one.times, pytest.approx(one.seconds, abs=1e-9))
     predicted, measured = (checked(path.read_text()) for path in (found.predicted, found.measured))
     assert names_of(predicted) <= names_of(measured)
     about = json.loads(found.measured.read_text())["otherData"]["galvatron"]
@@ -79,6 +113,7 @@ def test_one_process_is_measured_and_trains_on(tmp_path: Path) -> None:
     for wrong, message in (
         ({"steps": 0}, "steps must be a positive whole number"),
         ({"directory": 3}, "timelines go into a directory"),
+        ({"directory": "a\0b"}, "none can be called"),
         ({"batches": 3}, "profile takes a batch, or several"),
         ({"batches": []}, "there are no batches"),
         ({"batches": new_batch(2)}, "the batch has 2 samples, and the plan, which is predicted, is for 4"),

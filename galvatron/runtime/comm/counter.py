@@ -30,6 +30,7 @@ _KINDS = {
     "alltoall_base_": "all_to_all",
     "send": "p2p",
     "broadcast_": "broadcast",
+    "gather_": "gather",
     "all_gather_into_tensor": "all_gather",
     "reduce_scatter_tensor": "reduce_scatter",
     "all_to_all_single": "all_to_all",

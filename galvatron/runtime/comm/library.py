@@ -205,6 +205,13 @@ def gather_objects(own: Any, group: dist.ProcessGroup, *, phase: str) -> list[An
     return found
 
 
+def gather_objects_on_first(own: Any, group: dist.ProcessGroup, *, phase: str) -> list[Any]:
+    """What all ranks give, in their order, on the first rank of the group, and nothing on the others; waits for it."""
+    found: list[Any] | None = [None] * group.size() if group.rank() == 0 else None
+    _timed(_message("gather", group, (), phase), lambda: dist.gather_object(own, found, group=group, group_dst=0))
+    return found or []
+
+
 def broadcast_object(own: Any, group: dist.ProcessGroup, source: int, *, phase: str, patient: bool = False) -> Any:
     """What the rank at place `source` of the group gives; waits for it.
 
