@@ -11,10 +11,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-import sympy
-
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.cost import ClassCost
+from galvatron.ir.cost import ClassCost, at_batch
 from galvatron.ir.functions import functions_of
 from galvatron.ir.graph import Arg, Function, Graph, Op, Source, Value
 from galvatron.ir.layout import Axis, Layout, Placement, Shard
@@ -41,10 +39,14 @@ from galvatron.ir.text.loops import Loop, rolled
 from galvatron.ir.text.names import bare_or_quoted, quote, sigiled, split_marks, unmark
 from galvatron.ir.text.records import entries, figure, record_lines, within
 from galvatron.ir.text.strategies import format_runs, format_strategy
-from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType
+from galvatron.ir.types import Dim, TensorType
 
 _NAME_WIDTH, _CALL_WIDTH, _TYPE_WIDTH, _COLUMN_WIDTH, _LINE_WIDTH = 28, 80, 40, 64, 120
 _AXIS_NAME = re.compile(tokens.NAME)
+
+
+GRAPH, SHARED_GRAPH = "graph {", "graph of program {"
+"""What opens a captured program's graph: one with a signature of its own, and one that has the program's."""
 
 
 @dataclass(frozen=True)
@@ -253,8 +255,8 @@ def _graph_body(graph: Graph, w: _Writer, owner: Hashable, *, signature: bool = 
 def _program_graph(program: Program, w: _Writer) -> list[Line]:
     graph = program.required_graph
     shared = graph.inputs == program.inputs and graph.state == read_state(graph, program.state, program.precision)
-    opening = "graph of program {" if shared and not w.lenient else "graph {"
-    body = _graph_body(graph, w, None, signature=opening == "graph {")
+    opening = SHARED_GRAPH if shared and not w.lenient else GRAPH
+    body = _graph_body(graph, w, None, signature=opening == GRAPH)
     return [Line(opening, ("graph",)), *body, Line("}")]
 
 
@@ -297,7 +299,7 @@ def _cost(cost: ClassCost, batch_size: int, w: _Writer) -> list[Line]:
 
 def _at_batch(name: str, value: Dim, batch_size: int) -> str:
     try:
-        return figure(name, float(sympy.sympify(value).subs({BATCH: batch_size, LOCAL_BATCH: batch_size})))
+        return figure(name, at_batch(value, batch_size))
     except TypeError:
         return "unknown"
 
