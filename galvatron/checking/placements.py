@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from galvatron.ir.collectives import Conversion, conversion, conversion_of
+from galvatron.ir.collectives import Conversion, conversion, conversion_of, ends
 from galvatron.ir.gradients import Gradients, gradients
 from galvatron.ir.graph import Op
-from galvatron.ir.layout import BROADCAST, PARTIAL, Axis, Layout, Shard, dual, positions
+from galvatron.ir.layout import BROADCAST, PARTIAL, Axis, Layout, Placement, Shard, dual, positions
 from galvatron.ir.ops.notation import OpDims
 from galvatron.ir.padding import whole_sizes
 from galvatron.ir.program import Form, LayerClass, Program
@@ -21,6 +21,9 @@ from galvatron.ir.random import is_random
 from galvatron.ir.verify.placed import Placed
 from galvatron.ir.verify.placements import Way, ways, whole_dims
 from galvatron.ir.verify.sharding import Edge, edges, placed_values, same_distribution
+
+OF_BATCH = "every rank takes what it needs of the batch"
+"""Why an input of the program is read as it is."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,11 @@ def placed_classes(program: Program) -> tuple[PlacedClass, ...]:
 def _values(program: Program, cls: LayerClass, flowing: Gradients) -> Iterator[PlacedValue]:
     graph = cls.graph
     placed = placed_values(cls, flowing.formals[cls.origin_name], whole_sizes(program, cls))
-    for value in graph.inputs:
-        yield PlacedValue(value.name, "input", "", "", "", _spots(placed[value.name], cls.mesh, _given))
+    batch = {value.name for value in program.inputs}
+    for place, value in enumerate(graph.inputs):
+        is_of_batch = all(layer.operands[place] in batch for layer in program.layers_of[cls.name])
+        why = _of_batch if is_of_batch else _given
+        yield PlacedValue(value.name, "input", "", "", "", _spots(placed[value.name], cls.mesh, why))
     for value in graph.state:
         yield PlacedValue(value.name, "state", "", "", "", _spots(placed[value.name], cls.mesh, _kept))
     for op in graph.ops:
@@ -113,9 +119,13 @@ def _given(value: Placed, axis: Axis, place: int) -> str:
     return "as the layer that makes it gives it"
 
 
+def _of_batch(value: Placed, axis: Axis, place: int) -> str:
+    return OF_BATCH
+
+
 def _kept(value: Placed, axis: Axis, place: int) -> str:
     if isinstance(value.layout[place], Shard):
-        return "each rank has a part, and the gradient of it"
+        return f"each rank has a part{', and the gradient of it' * value.differentiable}"
     if not value.differentiable:
         return "every rank has all of it; it has no gradient"
     if value.layout[place] == BROADCAST:
@@ -127,10 +137,10 @@ def _made(op: Op, placed: dict[str, Placed], mesh: tuple[Axis, ...]) -> Iterator
     operands = tuple(placed[name] for name in op.operands)
     results = tuple(placed[value.name] for value in op.results)
     if op.namespace == "comm":
-        rule, reasons = "", _collective_reasons(op, mesh)
+        rule, reasons = "", _collective_reasons(op, mesh, differentiable=results[0].differentiable)
     else:
         dims = whole_dims(op, operands, results)
-        rule = "" if dims is None else _rule(dims)
+        rule = "" if dims is None else str(dims)
         found = ways(op, operands, results, mesh)
         reasons = tuple(_reason(op, way, dims, operands, results, i) for i, way in enumerate(found))
     by = f"{op.namespace}.{op.name}({', '.join(f'%{name}' for name in op.operands)})"
@@ -140,16 +150,16 @@ def _made(op: Op, placed: dict[str, Placed], mesh: tuple[Axis, ...]) -> Iterator
         yield PlacedValue(value.name, by, rule, line, module, spots)
 
 
-def _collective_reasons(op: Op, mesh: tuple[Axis, ...]) -> tuple[str, ...]:
-    way = conversion_of(op)
-    back = conversion(dual(way.target), dual(way.source))
-    moved = _moving(way) + (f"; backward {_moving(back)}" if back else "")
+def _collective_reasons(op: Op, mesh: tuple[Axis, ...], *, differentiable: bool) -> tuple[str, ...]:
+    source, target = ends(op)
+    told = _moving(conversion_of(op), source, target)
+    back = conversion(dual(target), dual(source)) if differentiable else None
+    told += f"; backward {_moving(back, dual(target), dual(source))}" if back else ""
     at = positions(mesh, str(op.kwarg("axis")))
-    return tuple(moved if i in at else "as it was" for i in range(len(mesh)))
+    return tuple(told if i in at else "as it was" for i in range(len(mesh)))
 
 
-def _moving(way: Conversion) -> str:
-    source, target = ("S" if isinstance(p, Shard) else str(p) for p in (way.source, way.target))
+def _moving(way: Conversion, source: Placement, target: Placement) -> str:
     return f"{way.collective.name} {source} → {target}"
 
 
@@ -174,23 +184,6 @@ def _reason(
     return told
 
 
-def _rule(dims: OpDims) -> str:
-    """The named dimensions of an op, as a line of `ir.ops.notation`."""
-
-    def tensor(names: tuple[tuple[str, ...], ...], mark: str = "") -> str:
-        told = (_marked(factors, dims) for factors in names)
-        return mark + (" ".join(told) or "1")
-
-    marks = ["~" if i in dims.products else "+" if i in dims.sums else "" for i in range(len(dims.operands))]
-    left = ", ".join(tensor(names, mark) for names, mark in zip(dims.operands, marks, strict=True))
-    return f"{left} -> {', '.join(map(tensor, dims.results))}".strip()
-
-
-def _marked(factors: tuple[str, ...], dims: OpDims) -> str:
-    told = [f"{name}{'!' * (name in dims.indivisible)}{'^' * (name in dims.spmd)}" for name in factors]
-    return told[0] if len(told) == 1 else f"({' '.join(told)})" if told else "1"
-
-
 def borders(program: Program) -> tuple[Border, ...]:
     """What the layers of a valid sharded program read; alike ones once, in the order of the first."""
     if program.form < Form.SHARDED:
@@ -206,7 +199,7 @@ def borders(program: Program) -> tuple[Border, ...]:
 
 def _border_reason(program: Program, edge: Edge) -> str:
     if edge.maker is None:
-        return "every rank takes what it needs of the batch"
+        return OF_BATCH
     own, mesh = (program.class_of[one.layer.cls].mesh for one in (edge.maker, edge.reader))
     if not edge.agrees:
         return f"made as {_layout(own, edge.given)}: the pass redistribute is to convert it"

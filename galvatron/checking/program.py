@@ -15,7 +15,8 @@ from rich.text import Text
 
 from galvatron.checking.placements import Border, PlacedClass, PlacedValue, Spot, borders, folded, placed_classes
 from galvatron.errors import GalvatronError, Problem, VerifyError, did_you_mean
-from galvatron.ir.program import Program
+from galvatron.ir.program import Form, Program
+from galvatron.ir.text.printer import GRAPH, SHARED_GRAPH
 from galvatron.ir.verify import RULES, excerpt, verify
 from galvatron.printing import cell
 
@@ -83,8 +84,13 @@ def check_program(program: Program, text: str, *, layer: str | None = None, only
         only: the value, the operator or the module of the model of which lines are told; None: all.
 
     Raises:
-        GalvatronError: there is no such layer, or nothing of that name.
+        GalvatronError: there is no such layer, or nothing of that name, or nothing is told of parts of this program.
     """
+    if program.form < Form.SHARDED and (layer, only) != (None, None):
+        raise GalvatronError(
+            f"a part of a program is told by where its values are, which a {program.form} one does not say: "
+            "leave --layer and --only out, or name a sharded program"
+        )
     rules = sum(program.form in rule.forms for rule in RULES)
     report = ProgramReport(program.name, str(program.form), rules)
     try:
@@ -110,7 +116,7 @@ def _line(text: str, problem: Problem) -> int | None:
     inside = ""
     for number, line in enumerate(text.splitlines(), 1):
         if line and not line[0].isspace():
-            inside = _plain(line)
+            inside = GRAPH if _plain(line) == SHARED_GRAPH else _plain(line)
         if _plain(line) == wanted and inside == section:
             found.append(number)
     return found[0] if len(found) == 1 else None
@@ -132,16 +138,22 @@ def _of_layer(report: ProgramReport, program: Program, layer: str) -> ProgramRep
 
 def _only(report: ProgramReport, only: str) -> ProgramReport:
     classes = tuple(replace(cls, values=tuple(v for v in cls.values if _is(v, only))) for cls in report.classes)
+    if not report.classes:
+        raise GalvatronError("no layer that is asked for is on more than one device: leave --only out")
     if not any(cls.values for cls in classes):
-        known = {name for cls in report.classes for value in cls.values for name in (value.name, value.module)}
+        known = {name for cls in report.classes for value in cls.values for name in _names(value)}
         raise GalvatronError(f"there is no value, operator or module {only!r}; {did_you_mean(only, known - {''})}")
     return replace(report, classes=tuple(cls for cls in classes if cls.values), borders=())
 
 
 def _is(value: PlacedValue, only: str) -> bool:
+    return only.removeprefix("%") in _names(value) or value.module.startswith(f"{only}.")
+
+
+def _names(value: PlacedValue) -> tuple[str, ...]:
+    """What a value may be asked for by: itself, its operator, also without what it is from, and its module."""
     operator = value.by.partition("(")[0]
-    names = (value.name, operator, operator.rpartition(".")[2], value.module)
-    return only.removeprefix("%") in names or value.module.startswith(f"{only}.")
+    return value.name, operator, operator.partition(".")[2], operator.rpartition(".")[2], value.module
 
 
 def _class_table(cls: PlacedClass) -> Table:

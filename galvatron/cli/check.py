@@ -34,9 +34,11 @@ def command(
     dynamic: Dynamic = None,
     outputs: Outputs = None,
     devices: Annotated[
-        int, typer.Option("--devices", min=1, max=DEVICES, metavar="N", help="Devices that plans are tried for.")
-    ] = 8,
-    degree: Annotated[int, typer.Option("--degree", min=2, max=DEVICES, metavar="N", help="Ranks of each role.")] = 2,
+        int | None, typer.Option("--devices", min=1, max=DEVICES, metavar="N", help="Plans are tried for these [8].")
+    ] = None,
+    degree: Annotated[
+        int | None, typer.Option("--degree", min=2, max=DEVICES, metavar="N", help="Ranks of each role [2].")
+    ] = None,
     global_batch: Annotated[
         int | None,
         typer.Option("--global-batch", min=1, max=SAMPLES, metavar="N", help="Samples per step of these plans."),
@@ -65,7 +67,8 @@ def command(
     """
     if _names_program(target):
         asked = {"--precision": precision, "--dynamic": dynamic, "--outputs": outputs, "--global-batch": global_batch}
-        for option, value in (asked | {"--run": run}).items():
+        asked |= {"--devices": devices, "--degree": degree, "--run": run, "--no-checks": not checks}
+        for option, value in asked.items():
             if value:
                 raise GalvatronError(f"{option} is for a model, and {target} is a program")
         return _check_program(Path(target), layer, only, json)
@@ -76,6 +79,7 @@ def command(
 
     from galvatron.checking import check
 
+    tried = {"devices": devices, "degree": degree}
     with _patience() as told:
         report = check(
             model,
@@ -84,8 +88,7 @@ def command(
             dynamic=read_dynamic(dynamic),
             outputs=outputs or (),
             precision=precision,
-            devices=devices,
-            degree=degree,
+            **{name: given for name, given in tried.items() if given is not None},
             global_batch_size=global_batch,
             checks=checks,
             run=run,

@@ -37,6 +37,9 @@ def command(
     one by whatever means, such as by hand. The exit status is 1 if something departs.
     """
     program = read_program(program_file)
+    for option, given in {"--compare": compare, "--passes": passes}.items():
+        if against is not None and given:
+            raise GalvatronError(f"{option} runs passes, and --against compares two programs: leave one out")
     if against is not None:
         return _against(read_program(against), program, json)
     if not compare:

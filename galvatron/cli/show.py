@@ -45,7 +45,8 @@ def command(
 ) -> None:
     """Show what is in a program: layer classes with what they compute and keep, inputs, state and results.
 
-    A program that says what its classes cost (a costed, candidates or planned one) is shown without loading torch.
+    A program that says what its classes cost (a costed, candidates or planned one) is shown without loading torch,
+    except with --layer or --op.
     """
     if graph is not None and graph.suffix not in PICTURES:
         raise GalvatronError(f"--graph {str(graph)!r} has none of the endings {', '.join(PICTURES)}")
@@ -56,7 +57,8 @@ def command(
 
     from galvatron.inspection.view import View
 
-    view = View.of(_under(read_program(program_file, computed=False), plan, cluster))
+    by_op = layer is not None or op is not None
+    view = View.of(_under(read_program(program_file, computed=by_op), plan, cluster))
     if graph is not None:
         write_file(graph, _drawn(view, graph.suffix, layer))
         print(graph)
@@ -112,7 +114,7 @@ def _drawn(view: View, ending: str, layer: str | None) -> str:
     """The picture of the layers of a program, or of the ops of one, as the text of a file."""
     from galvatron.inspection.dataflow import layer_graph, op_graph
 
-    found = layer_graph(view) if layer is None else op_graph(view, view.classes_of(layer)[0])
+    found = layer_graph(view) if layer is None else op_graph(view, view.class_named(layer))
     title = " ".join(filter(None, (view.program.name, layer)))
     if ending == ".svg":
         from galvatron.inspection.pictures.svg import svg

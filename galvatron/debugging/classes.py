@@ -30,8 +30,16 @@ def class_departure(whole: Graph, local: LayerClass, differentiable: frozenset[s
         differentiable: its inputs, state and outputs that a gradient goes through.
 
     Raises:
-        GalvatronError: it is too large to be run here.
+        GalvatronError: it has other inputs, state or results, or is too large to be run here.
     """
+    for what, ours, theirs in (("inputs", whole.inputs, local.graph.inputs), ("state", whole.state, local.graph.state)):
+        one, other = (", ".join(f"%{value.name}" for value in values) or "none" for values in (ours, theirs))
+        if one != other:
+            raise GalvatronError(f"@{local.name} has the {what} {other}, and @{local.base} {one}")
+    if len(whole.outputs) != len(local.graph.outputs):
+        raise GalvatronError(
+            f"@{local.name} has {len(local.graph.outputs)} results, and @{local.base} {len(whole.outputs)}"
+        )
     return _Sharded(whole, local, differentiable).departure()
 
 
@@ -49,9 +57,7 @@ class _Sharded:
         self._own = own or _samples(self._whole, self._local.graph, degree)
         self._batch = self._own * degree
         check_size([self._whole], self._batch)
-        self._layouts: dict[str, Layout] = {
-            name: value.layout for name, value in self._local.graph.values.items() if value.layout is not None
-        }
+        self._layouts: dict[str, Layout] = {n: value.layout or () for n, value in self._local.graph.values.items()}
         self._names = dict(zip(whole.outputs, local.graph.outputs, strict=True))
         self._least = 0.0
         """The norm that a gradient is taken to have at least."""
@@ -103,7 +109,7 @@ class _Sharded:
         back = {local: name for name, local in self._names.items()}
         for name in order:
             whole = name if name in self._whole.values else back.get(name)
-            if whole is not None and name in self._layouts:
+            if whole is not None:
                 yield name, whole
 
     def _local_gradients(self, made: list[Tensors], split: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:

@@ -97,6 +97,7 @@ def departure(
     wide = widened(first), widened(second)
     batch = fewest_samples(wide, sizes)
     check_size(wide, batch)
+    _check_signatures(*wide, batch)
     for scale in scales:
         given = random_values(wide[0], batch, scale, 0)
         own, other = traced(wide[0], given, batch, trained), traced(wide[1], _of(second, given), batch, trained)
@@ -121,6 +122,23 @@ def one_run(program: Program) -> tuple[float, dict[str, float]]:
     found = traced(graph, random_values(graph, batch, SCALES[0], 0), batch, program.trainable)
     trained = [state.name for state in program.state if state.trainable and state.name in found.gradients]
     return found.values[graph.outputs[0]].item(), {name: norm(found.gradients[name]) for name in trained}
+
+
+def _check_signatures(first: Graph, second: Graph, batch: int) -> None:
+    """
+    Raises:
+        GalvatronError: the second graph is given what the first is not, or has not as many results.
+    """
+    known = {value.name: value for value in (*first.inputs, *first.state)}
+    for value in (*second.inputs, *second.state):
+        if value.name not in known:
+            raise GalvatronError(f"%{value.name} is read by one program alone, which so is not made of the other")
+        one, other = (tuple(evaluate(n, batch) for n in v.type.shape) for v in (known[value.name], value))
+        if (known[value.name].type.dtype, one) != (value.type.dtype, other):
+            told = f"{known[value.name].type} in one program and {value.type} in the other"
+            raise GalvatronError(f"%{value.name} is {told}")
+    if len(first.outputs) != len(second.outputs):
+        raise GalvatronError(f"one program has {len(first.outputs)} results, and the other {len(second.outputs)}")
 
 
 def _of(graph: Graph, given: Tensors) -> Tensors:

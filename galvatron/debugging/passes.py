@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from galvatron.debugging.classes import class_departure, conversion_departure
 from galvatron.debugging.comparison import Departure, departure
+from galvatron.debugging.wiring import Rewired, wiring_departures
 from galvatron.errors import GalvatronError, VerifyError
 from galvatron.ir.gradients import gradients
 from galvatron.ir.inlined import inlined
@@ -19,20 +20,47 @@ from galvatron.passes.pipeline import Pipeline, Step, run_step
 _LOG = logging.getLogger("galvatron")
 
 
-def pass_departure(before: Program, after: Program) -> Departure | None:
+def pass_departure(before: Program, after: Program) -> Departure | Rewired | None:
     """Where a program that a pass gave departs from the one that it got; None where both compute the same.
 
     Up to the planned form the whole computation is run, with one micro-batch. Of a sharded program each class is run on
-    all ranks of its mesh, beside the one that it was sharded from, and conversions must change no number; what there is
-    between layers follows from their layouts, which the verifier compares.
+    all ranks of its mesh, beside the one that it was sharded from, conversions must change no number, and layers must
+    read and have what they did before; that a value is read as it is laid out is for the verifier.
 
     Raises:
-        GalvatronError: the program is too large to be run here, or cannot be run.
+        GalvatronError: these are programs of two models, one lacks what is compared, is too large to be run here, or
+            cannot be run.
     """
+    _check_models(before, after)
     if after.form < Form.SHARDED:
         sizes = after.batch_sizes & before.batch_sizes
         return departure(inlined(before), inlined(after), sizes, before.trainable)
+    if before.form is Form.CAPTURED:
+        raise GalvatronError(f"a {before.form} program has no layers to compare those of a {after.form} one with")
+    if found := next(wiring_departures(before, after), None):
+        return found
     return next(filter(None, _class_departures(before, after)), None)
+
+
+def _check_models(before: Program, after: Program) -> None:
+    """
+    Raises:
+        GalvatronError: the programs are not of one model: they have other inputs, numbers or state.
+    """
+    for what, first, second in (
+        ("input", before.inputs, after.inputs),
+        ("number", before.numbers, after.numbers),
+        ("state", before.state, after.state),
+    ):
+        then, now = {one.name for one in first}, {one.name for one in second}
+        if odd := sorted(
+            now - then if what == "state" else now ^ then
+        ):  # passes leave out constants that nothing reads
+            raise GalvatronError(f"only one of the programs has the {what} {odd[0]!r}: they are not of one model")
+    known = before.state_of
+    for state in after.state:
+        if state != known[state.name]:
+            raise GalvatronError(f"{state.name} is another state in each of the programs: they are not of one model")
 
 
 def _class_departures(before: Program, after: Program) -> Iterator[Departure | None]:
@@ -45,6 +73,8 @@ def _class_departures(before: Program, after: Program) -> Iterator[Departure | N
             yield conversion_departure(cls, differentiable=not flowing.isdisjoint(layer.operands))
         elif cls.base in before.class_of:
             yield class_departure(before.class_of[cls.base].graph, cls, frozenset(formals[cls.base]))
+        else:
+            raise GalvatronError(f"@{cls.name} is sharded from @{cls.base}, which the program before does not have")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
 _FEW = 2
 """Whole numbers of which nothing is known are below this."""
 
+_ONE = 3
+"""A whole number that is by itself, as far as its bound allows: a count, which should be neither 0 nor 1."""
+
 
 def random_values(graph: Graph, batch: int, scale: float, seed: int) -> dict[str, Tensor]:
     """A tensor for every input and piece of state: floating numbers of a scale, whole ones that may be looked up
@@ -24,13 +27,13 @@ def random_values(graph: Graph, batch: int, scale: float, seed: int) -> dict[str
     generator = torch.Generator().manual_seed(seed)
     most, ignored = bounds(graph, batch), _ignored(graph)
     return {
-        value.name: _random(value, batch, scale, most.get(value.name, _FEW), ignored.get(value.name), generator)
+        value.name: _random(value, batch, scale, most.get(value.name), ignored.get(value.name), generator)
         for value in (*graph.inputs, *graph.state)
     }
 
 
 def _random(
-    value: Value, batch: int, scale: float, bound: int, ignored: int | None, generator: torch.Generator
+    value: Value, batch: int, scale: float, bound: int | None, ignored: int | None, generator: torch.Generator
 ) -> Tensor:
     shape = [evaluate(size, batch) for size in value.type.shape]
     dtype = getattr(torch, TORCH_DTYPE_NAMES[value.type.dtype])
@@ -42,8 +45,8 @@ def _random(
             mask[..., :1] = True
         return mask
     if not shape:
-        return torch.tensor(3, dtype=dtype)
-    numbers = torch.randint(0, bound, shape, dtype=dtype, generator=generator)
+        return torch.tensor(_ONE if bound is None else min(_ONE, bound - 1), dtype=dtype)
+    numbers = torch.randint(0, _FEW if bound is None else bound, shape, dtype=dtype, generator=generator)
     if ignored is not None:
         numbers[torch.rand(shape, generator=generator) < 0.2] = ignored
     return numbers

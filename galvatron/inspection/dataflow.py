@@ -32,12 +32,12 @@ def graph(program: Program, layer: str | None = None) -> networkx.DiGraph:
 
     Raises:
         VerifyError: the program breaks a rule of its form.
-        GalvatronError: it is none, or there is no such layer.
+        GalvatronError: it is none, or there is no such layer, or it stands for several classes.
     """
     from galvatron.forms import valid
 
     view = View.of(valid(program))
-    return layer_graph(view) if layer is None else op_graph(view, view.classes_of(layer)[0])
+    return layer_graph(view) if layer is None else op_graph(view, view.class_named(layer))
 
 
 def layer_graph(view: View) -> networkx.DiGraph:
@@ -69,7 +69,8 @@ def layer_graph(view: View) -> networkx.DiGraph:
             )
     updates = [(f"update {update.state}", update.value) for update in program.updates]
     outputs = [(f"output {output.name}", output.value) for output in program.outputs]
-    for name, value in [("loss", program.output), *updates, *outputs]:
+    checks = [(str(check), check.value) for check in program.checks]
+    for name, value in [("loss", program.output), *updates, *outputs, *checks]:
         found.reads(found.add(("result", name), [], kind="result", label=name), [made[value]])
     return found.graph()
 

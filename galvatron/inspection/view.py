@@ -88,6 +88,18 @@ class View:
             raise GalvatronError(f"there is no layer {name!r}; {did_you_mean(name, dict.fromkeys(names))}")
         return found
 
+    def class_named(self, name: str) -> LayerClass:
+        """The only class that a name means; see `classes_of`.
+
+        Raises:
+            GalvatronError: there is none, or there are several.
+        """
+        found = self.classes_of(name)
+        if len(found) > 1:
+            names = ", ".join(cls.name for cls in found)
+            raise GalvatronError(f"{name!r} are {len(found)} classes in this program: name one of {names}")
+        return found[0]
+
     def class_figures(self, cls: LayerClass) -> Figures:
         """The figures of one layer of a class."""
         if cls.cost is not None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from galvatron.ir.types import Dim
+import sympy
+
+from galvatron.ir.types import BATCH, Dim
 
 
 @dataclass(frozen=True)
@@ -20,3 +23,15 @@ class ClassCost:
     traffic_bytes: Dim
     saved_bytes: Dim
     parameter_bytes: Dim
+
+
+def at_batch(figure: Dim, batch_size: int) -> float:
+    """A figure of a cost at a number of samples.
+
+    Raises:
+        TypeError: it is no number there, since it is not in `B` alone, or not real and finite.
+    """
+    found = float(sympy.sympify(figure).subs({BATCH: batch_size}))
+    if not math.isfinite(found):
+        raise TypeError(f"{figure} is {found} for {batch_size} samples")
+    return found

@@ -322,6 +322,12 @@ class Program:
         return tuple(layer for _, layers in self.layer_groups for layer in layers)
 
     @cached_property
+    def origin_of(self) -> dict[str, str]:
+        """The value of the planned program that each result of a copy or of a conversion is."""
+        # Of a program that is yet to be verified, a layer may have fewer origins than results, or more.
+        return {n: of for layer in self.all_layers for n, of in zip(layer.results, layer.origin, strict=False)}
+
+    @cached_property
     def planned_layers(self) -> tuple[Layer, ...]:
         """The layers that a plan gives a strategy to, in order."""
         return tuple(layer for layer in self.all_layers if layer.kind is LayerKind.PLANNED)

@@ -6,9 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import sympy
-
-from galvatron.ir.types import BATCH, Dim
+from galvatron.ir.cost import at_batch
+from galvatron.ir.types import Dim
 from galvatron.printing import html_table
 from galvatron.units import format_bytes, format_flop
 
@@ -83,7 +82,7 @@ def sample_costs(cost: ClassCost, batch_size: int) -> tuple[float, float, float,
     """FLOP forward and backward, bytes kept and bytes moved of one sample, in a batch of that size."""
 
     def share(figure: Dim) -> float:
-        return float(sympy.sympify(figure).subs({BATCH: batch_size})) / batch_size
+        return at_batch(figure, batch_size) / batch_size
 
     return share(cost.forward_flop), share(cost.backward_flop), share(cost.saved_bytes), share(cost.traffic_bytes)
 

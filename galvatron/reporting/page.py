@@ -20,6 +20,7 @@ from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
 from galvatron.pages import as_text, filled
 from galvatron.plain import plain_torch
+from galvatron.printing import one_line
 from galvatron.reporting.decisions import decisions_data
 from galvatron.reporting.passes import passes_data
 from galvatron.reporting.plans import TRAITS, Estimated, plan_data
@@ -113,4 +114,4 @@ def page(data: dict[str, Any]) -> str:
     script = "\n".join((FILES / name).read_text(encoding="utf-8") for name in SCRIPTS)
     title = f"{data['program']}: {data['plans'][0]['text']}"
     style = (FILES / "page.css").read_text(encoding="utf-8")
-    return filled(FILES / "page.html", script, title=html.escape(title), style=style, data=as_text(data))
+    return filled(FILES / "page.html", script, title=html.escape(one_line(title)), style=style, data=as_text(data))

@@ -13,7 +13,7 @@ from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
 from tests.cli.test_cli import run
 from tests.debugging.silent import is_collective, left_out, with_keywords, with_ops, with_state
-from tests.ir.programs import clustered, sharded, staged
+from tests.ir.programs import captured, clustered, sharded, staged
 
 
 def written(program: Program, folder: Path) -> Path:
@@ -96,9 +96,33 @@ def test_an_edited_program_is_refused_at_its_line(name: str, tmp_path: Path) -> 
         assert f">>> {fault['line']:>4} | {path.read_text().splitlines()[fault['line'] - 1]}" in out
 
 
+def test_a_line_of_a_captured_program_is_found(tmp_path: Path) -> None:
+    path = written(captured(), tmp_path)
+    assert "graph of program {" in path.read_text()
+    lines = path.read_text().splitlines()
+    place = next(i for i, line in enumerate(lines) if "aten.silu.default(" in line)
+    lines[place] = lines[place].replace("f32[", "f16[")
+    path.write_text("\n".join(lines))
+    fault = json.loads(run("check", path, "--json", code=1)[0])["refused"]["faults"][0]
+    assert fault["line"] == place + 1
+
+
+def test_reasons_are_of_what_there_is(tmp_path: Path) -> None:
+    told = json.loads(run("check", written(staged(), tmp_path), "--json")[0])
+    value = {v["name"]: [spot["why"] for spot in v["spots"]] for cls in told["classes"] for v in cls["values"]}
+    assert set(value["ids"]) == {"every rank takes what it needs of the batch"}
+    assert set(value["x"]) == {"as the layer that makes it gives it"}
+
+
 def test_questions_that_are_wrong(tmp_path: Path) -> None:
     path = written(staged(), tmp_path)
     assert "--run is for a model" in run("check", path, "--run", code=2)[1]
+    assert "--degree is for a model" in run("check", path, "--degree", "2", code=2)[1]
+    assert "--no-checks is for a model" in run("check", path, "--no-checks", code=2)[1]
+    assert "did you mean 'linear'" in run("check", path, "--only", "linaer", code=2)[1]
+    for option in ("--layer", "block_0"), ("--only", "linear"):
+        assert "name a sharded program" in run("check", written(clustered(), tmp_path), *option, code=2)[1]
+    path = written(staged(), tmp_path)
     assert "--layer is for a program" in run("check", "m.py:f", "--layer", "x", code=2)[1]
     path.write_text(path.read_text().replace("stage 0 {", "stage 0 ("))
     assert "line " in run("check", path, code=2)[1]

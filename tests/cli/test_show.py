@@ -12,6 +12,7 @@ import pytest
 from galvatron.ir.text import print_program
 from tests.cli.test_cli import run
 from tests.ir.programs import FORMS
+from tests.marks import some_slow
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_a_plan_from_outside(files: Path) -> None:
     assert "axis" not in table and "name a --cluster" in note
 
 
-@pytest.mark.parametrize("ending", ["svg", "dot", "html"])
+@pytest.mark.parametrize("ending", some_slow(["svg"], ["svg", "dot", "html"]))
 def test_graphs_are_drawn(files: Path, tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"out.{ending}"
     assert run("show", files / "costed.gir", "--graph", path)[0] == f"{path}\n"
@@ -79,6 +80,7 @@ def test_bad_questions(files: Path, arguments: tuple[str, ...], words: str) -> N
     assert words in run("show", files / "clustered.gir", *arguments, code=2)[1]
 
 
+@pytest.mark.slow
 def test_a_program_with_costs_is_shown_without_torch(files: Path) -> None:
     script = (
         "import sys\nfrom galvatron.cli import app\n"

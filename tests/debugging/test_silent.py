@@ -1,5 +1,4 @@
-"""Silent numerical bugs of parallel code: each is told at its line, with what would mend it, and is one by its
-numbers."""
+"""Silent numerical bugs of parallel code: each is told at its line, and is one by its numbers."""
 
 from __future__ import annotations
 

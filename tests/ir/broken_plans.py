@@ -16,7 +16,7 @@ from galvatron.ir.program import (
     Update,
 )
 from galvatron.ir.strategy import Strategy
-from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES, TensorType
+from galvatron.ir.types import BATCH, LOCAL_BATCH, MICRO_BATCHES, Dim, TensorType
 from tests.ir.breaking import (
     ENDED,
     F32,
@@ -54,6 +54,15 @@ from tests.ir.programs import (
     with_candidates,
 )
 
+
+def with_cost(**figures: Dim) -> Program:
+    """A costed program with other figures of a class."""
+    program = costed()
+    cost = program.class_of["head"].cost
+    assert cost is not None
+    return with_class(program, "head", cost=replace(cost, **figures))
+
+
 BROKEN: dict[str, list[tuple[Program, str, str]]] = {
     "updates-are-whole": [
         (with_update(sharded(), Update("counted", "loss")), "state is never a partial sum", "%loss, %more ="),
@@ -63,6 +72,11 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (kept_nowhere(), "stage 1 updates other, which it does not keep", "%loss, %more ="),
     ],
     "costs-present": [(with_class(costed(), "head", cost=None), "@head has no cost", "class @head")],
+    "costs-in-batch": [
+        (with_cost(saved_bytes=LOCAL_BATCH), "the saved_bytes of @head are b: no number", "class @head"),
+        (with_cost(forward_flop=1 / (BATCH - 8)), "the forward_flop of @head are", "class @head"),
+        (with_cost(traffic_bytes=-1), "the traffic_bytes of @head are -1", "class @head"),
+    ],
     "candidates-fit": [
         (replace(with_candidates(), candidates=(Candidates(0, "head", (STRATEGY,)),)), "is at least 1, not 0", "pp0"),
         (

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-import sympy
-
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.cost import ClassCost
+from galvatron.ir.cost import ClassCost, at_batch
 from galvatron.ir.functions import functions_of
 from galvatron.ir.graph import Graph
 from galvatron.ir.plan import Plan, kept_text
@@ -47,9 +45,13 @@ from galvatron.ir.text.lines import Line, Locus, Writer, joined, pad, rolled_lin
 from galvatron.ir.text.names import bare_or_quoted, quote, sigiled, split_marks, unmark
 from galvatron.ir.text.records import entries, figure, record_lines, within
 from galvatron.ir.text.strategies import format_runs, format_strategy
-from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim
+from galvatron.ir.types import Dim
 
 _COLUMN_WIDTH, _LINE_WIDTH = 64, 120
+
+
+GRAPH, SHARED_GRAPH = "graph {", "graph of program {"
+"""What opens a captured program's graph: one with a signature of its own, and one that has the program's."""
 
 
 def print_program(program: Program, *, comments: bool = True, locations: bool = False) -> str:
@@ -136,8 +138,8 @@ def _signature(program: Program, w: Writer) -> list[Line]:
 def _program_graph(program: Program, w: Writer) -> list[Line]:
     graph = program.required_graph
     shared = graph.inputs == program.inputs and graph.state == read_state(graph, program.state, program.precision)
-    opening = "graph of program {" if shared and not w.lenient else "graph {"
-    body = graph_lines(graph, w, None, signature=opening == "graph {")
+    opening = SHARED_GRAPH if shared and not w.lenient else GRAPH
+    body = graph_lines(graph, w, None, signature=opening == GRAPH)
     return [Line(opening, ("graph",)), *body, Line("}")]
 
 
@@ -171,7 +173,7 @@ def _cost(cost: ClassCost, batch_size: int, w: Writer) -> list[Line]:
 
 def _at_batch(name: str, value: Dim, batch_size: int) -> str:
     try:
-        return figure(name, float(sympy.sympify(value).subs({BATCH: batch_size, LOCAL_BATCH: batch_size})))
+        return figure(name, at_batch(value, batch_size))
     except TypeError:
         return "unknown"
 

@@ -65,6 +65,7 @@ RULES: tuple[Rule, ...] = (
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "epilogue_ends"),
     *_rules(Form.CAPTURED, Form.STAGED, programs, "output_is_loss updates_fit outputs_fit checks_fit"),
     *_rules(Form.COSTED, Form.PLANNED, programs, "costs_present"),
+    *_rules(Form.CLUSTERED, Form.STAGED, programs, "costs_in_batch"),
     *_rules(Form.CANDIDATES, Form.PLANNED, programs, "candidates_fit"),
     *_rules(Form.PLANNED, Form.STAGED, programs, "plan_belongs plan_covers_layers plan_settles_ties"),
     *_rules(Form.PLANNED, Form.STAGED, programs, "plan_uses_devices plan_divides_batch"),

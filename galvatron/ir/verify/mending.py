@@ -8,7 +8,17 @@ from itertools import islice
 
 from galvatron.ir.collectives import conversion, ends, keywords_of
 from galvatron.ir.graph import Op
-from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Layout, Placement, Shard, local_placement
+from galvatron.ir.layout import (
+    BROADCAST,
+    PARTIAL,
+    REPLICATE,
+    Axis,
+    Layout,
+    Placement,
+    Shard,
+    gradientless,
+    local_placement,
+)
 from galvatron.ir.text.arguments import format_argument
 from galvatron.ir.verify.placed import Misplaced, Placed
 
@@ -44,7 +54,7 @@ def _operands_mended(
                 continue
             if value.is_state and placement != PARTIAL:  # which state never is
                 yield f"let %{value.name} be {placement} on {mesh[axis].name}{_summed(placement, mesh[axis])}"
-            elif call := _call(value.name, value.layout, moved.layout, mesh, axis):
+            elif call := _call(f"%{value.name}", value.layout, moved.layout, mesh, axis):
                 yield f"read %{value.name} as {placement}, which {call} gives"
 
 
@@ -57,7 +67,7 @@ def _results_mended(
     for placement in _placements(result, axis, operands):
         moved = result.moved(axis, placement)
         if _does(runs, operands, (moved,)):
-            call = _call(result.name, moved.layout, result.layout, mesh, axis)
+            call = _call(f"%{result.name}", moved.layout, result.layout, mesh, axis)
             then = f", of which {call} makes {result.layout[axis]}" if call else ""
             yield f"say that %{result.name} is {placement}{then}"
 
@@ -84,7 +94,7 @@ def _summed(placement: Placement, axis: Axis) -> str:
     return f": its gradient is then summed over {axis.name}" if placement == BROADCAST else ""
 
 
-def _call(value: str, source: Layout, target: Layout, mesh: tuple[Axis, ...], axis: int) -> str:
+def _call(operand: str, source: Layout, target: Layout, mesh: tuple[Axis, ...], axis: int) -> str:
     """The collective that takes a value from one layout to another, which differ on one axis, as text; empty where no
     single one does."""
     way = conversion(source[axis], target[axis])
@@ -93,7 +103,7 @@ def _call(value: str, source: Layout, target: Layout, mesh: tuple[Axis, ...], ax
     before, after = (local_placement(layout, mesh, axis) for layout in (source, target))
     keywords = keywords_of(way, before, after, mesh[axis].name)
     told = ", ".join(f"{name}={format_argument(arg, lenient=True)}" for name, arg in keywords)
-    return f"{way.collective.target}(%{value}, {told})"
+    return f"{way.collective.target}({operand}, {told})"
 
 
 def collective_mended(op: Op, value: str, before: Layout, after: Layout, mesh: tuple[Axis, ...], axis: int) -> str:
@@ -108,12 +118,21 @@ def collective_mended(op: Op, value: str, before: Layout, after: Layout, mesh: t
         return f"; to mend it, name the axis {meant[0]}"
     if before[axis] == after[axis]:
         return f"; to mend it, leave it out: %{value} is {after[axis]} already"
-    call = _call(value, before, after, mesh, axis)
+    call = _call(f"%{value}", before, after, mesh, axis)
     return f"; to mend it, {call}" if call else ""
 
 
-def border_mended(value: str, mesh: tuple[Axis, ...], given: Layout, asked: Layout) -> str:
-    """How a message goes on that says that a layer reads a value otherwise than another one gives it, on one mesh."""
-    calls = (_call(value, given, asked, mesh, i) for i in range(len(mesh)) if given[i] != asked[i])
-    told = ", ".join(filter(None, calls))
-    return f"; to mend it, {told} at the end of the layer that makes it, or in a conversion" if told else ""
+def border_mended(value: str, mesh: tuple[Axis, ...], given: Layout, asked: Layout, *, differentiable: bool) -> str:
+    """How a message goes on that says that a layer reads a value otherwise than another one gives it, on one mesh;
+    empty where no chain of collectives, one for each axis, makes it so."""
+    if not differentiable:
+        given, asked = gradientless(given), gradientless(asked)
+    calls: list[str] = []
+    for axis in (i for i in range(len(mesh)) if given[i] != asked[i]):
+        moved = (*given[:axis], asked[axis], *given[axis + 1 :])
+        call = _call("it" if calls else f"%{value}", given, moved, mesh, axis)
+        if not call:
+            return ""
+        calls.append(call)
+        given = moved
+    return f"; to mend it, {', and of that '.join(calls)} at the end of the layer that makes it, or in a conversion"

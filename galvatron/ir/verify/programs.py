@@ -10,6 +10,7 @@ import sympy
 
 from galvatron.errors import did_you_mean
 from galvatron.ir import limits, plan_rules
+from galvatron.ir.cost import at_batch
 from galvatron.ir.graph import Value
 from galvatron.ir.micro_batches import coupling
 from galvatron.ir.planned import tied_layers
@@ -364,7 +365,7 @@ def conversions_change_layout_only(program: Program) -> Iterator[Violation]:
 
     Its class was sharded from none, and that of every other layer from one.
     """
-    origin = _origins(program)
+    origin = program.origin_of
     for layer, locus in layers_with_loci(program):
         cls = program.class_of[layer.cls]
         converts = layer.kind is LayerKind.CONVERSION
@@ -381,7 +382,7 @@ def conversions_change_layout_only(program: Program) -> Iterator[Violation]:
 
 def shared_layers_are_one(program: Program) -> Iterator[Violation]:
     """What several stages compute for themselves comes from one class, of the same values, in all of them."""
-    origin = _origins(program)
+    origin = program.origin_of
     shared: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
     bases: dict[tuple[str, ...], str] = {}
     for layer, locus in layers_with_loci(program):
@@ -391,14 +392,6 @@ def shared_layers_are_one(program: Program) -> Iterator[Violation]:
         values, read = layer.origin or layer.results, tuple(origin.get(name, name) for name in layer.operands)
         if shared.setdefault(base, (values, read)) != (values, read) or bases.setdefault(values, base) != base:
             yield locus, f"{layer.name} computes {_told(values)} otherwise than another stage"
-
-
-def _origins(program: Program) -> dict[str, str]:
-    """The value that each result of a copy or of a conversion is."""
-    origins: dict[str, str] = {}
-    for layer in program.all_layers:
-        origins.update(zip(layer.results, layer.origin, strict=False))  # most layers have none
-    return origins
 
 
 def _told(names: tuple[str, ...]) -> str:
@@ -429,6 +422,18 @@ def costs_present(program: Program) -> Iterator[Violation]:
     for cls in program.classes:
         if cls.cost is None:
             yield ("class", cls.name), f"@{cls.name} has no cost"
+
+
+def costs_in_batch(program: Program) -> Iterator[Violation]:
+    """Each figure of a cost is a number, finite and not negative, for the number of samples of the batch."""
+    for cls in program.classes:
+        for name, figure in () if cls.cost is None else vars(cls.cost).items():
+            try:
+                fits = at_batch(figure, program.batch_size) >= 0
+            except TypeError:
+                fits = False
+            if not fits:
+                yield ("class", cls.name), f"the {name} of @{cls.name} are {figure}: no number for samples B"
 
 
 def candidates_fit(program: Program) -> Iterator[Violation]:

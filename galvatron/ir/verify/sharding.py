@@ -252,7 +252,8 @@ def edges_agree(program: Program) -> Iterator[Violation]:
         if not edge.agrees:
             made, read = edge.meshes
             told = f"is {_describe(made, edge.given)}, but is read as {_describe(read, edge.asked)}"
-            told += border_mended(edge.name, made, edge.given, edge.asked) if made == read else ""
+            if made == read:
+                told += border_mended(edge.name, made, edge.given, edge.asked, differentiable=edge.differentiable)
             yield edge.locus, f"%{edge.name} as %{edge.formal} of @{edge.reader.layer.cls}: {told}"
 
 
