@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -79,7 +79,7 @@ def command(
 
     from galvatron.checking import check
 
-    tried = {"devices": devices, "degree": degree}
+    tried: dict[str, Any] = {"devices": devices, "degree": degree}
     with _patience() as told:
         report = check(
             model,

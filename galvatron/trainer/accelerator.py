@@ -72,7 +72,7 @@ class ProgramAccelerator(Accelerator):
 
     def prepare_model(self, model: nn.Module, *_: Any, **options: Any) -> nn.Module:
         """The model as it is."""
-        self._models.append(model)
+        self._models += [model]
         return model
 
     def unwrap_model(self, model: nn.Module, *_: Any, **options: Any) -> nn.Module:

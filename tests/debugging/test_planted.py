@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import galvatron
+from galvatron.debugging.comparison import Departure
 from galvatron.debugging.passes import failure, pass_departure
 from galvatron.debugging.reducing import reduced
 from galvatron.ir.program import Program
@@ -99,7 +100,9 @@ def test_a_wrongly_sharded_class_is_found(
     assert found is not None and (found.pass_, found.kind) == ("shard", "VerifyError"), found
     assert f"breaks the rule {rule}" in found.text and ">>>" in found.text
     by_numbers = pass_departure(found.before, pipeline.passes[found.index].run(found.before))
-    assert by_numbers is not None and (by_numbers.what, by_numbers.within) == (what, "embedding@dp2-tp2"), by_numbers
+    assert isinstance(by_numbers, Departure) and (by_numbers.what, by_numbers.within) == (what, "embedding@dp2-tp2"), (
+        by_numbers
+    )
     assert all(op.name in ("copy", "embedding") for op in by_numbers.ops)
     smaller = reduced(program, lambda one: found.is_like(failure(one, pipeline)))
     assert len(smaller.required_graph.ops) < 10, print_program(smaller)
