@@ -151,7 +151,7 @@ def test_numbers_in_text() -> None:
         ("= 0.5", "= 1", "is no finite float"),
         ("= 0.5", "= inf", "is no finite float"),
         ("f32[B, 8]", "f32[float.rate, 8]", "float.rate is no size of a batch"),
-        ("1, 1)", "1, int.power)", "given a number in int.power, which means nothing here"),
+        ("index=1)", "index=int.power)", "given a number in int.power, which means nothing here"),
         ("number int.power = 2", "number float.rate = 0.5", "stands for several"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
@@ -34,7 +35,7 @@ class File:
 
 @dataclass
 class Writer:
-    """Options of one printing, and the files met so far, by path.
+    """Options of one printing, and the files met so far, by path and number.
 
     A lenient writer never fails (it prints invalid programs for the verifier's messages) and rolls nothing into loops.
     With `locations` each op has its line of the model beside it.
@@ -43,24 +44,33 @@ class Writer:
     comments: bool = True
     lenient: bool = False
     locations: bool = False
-    files: dict[str, File] = field(default_factory=dict)
-    labels: set[str] = field(default_factory=set)
+    files: dict[tuple[str, int], File] = field(default_factory=dict)
+    _of: dict[tuple[str, int, str], File] = field(default_factory=dict)
+    _codes: Counter[tuple[str, int]] = field(default_factory=Counter)
+    _labels: set[str] = field(default_factory=set)
 
     def file_of(self, source: Source) -> File:
-        """The file of a source, which has the line of it from now on."""
-        if source.file not in self.files:
-            self.files[source.file] = File(self._label(source.file))
-        file = self.files[source.file]
-        file.lines.setdefault(source.line, source.code)
-        return file
+        """The file of a source, which has the line of it from now on. Of one that was edited meanwhile, so that a line
+        has several codes, there are several.
+        """
+        place = source.file, source.line, source.code
+        if place not in self._of:
+            number = self._codes[place[:2]]
+            self._codes[place[:2]] += 1
+            if (source.file, number) not in self.files:
+                self.files[source.file, number] = File(self._label(source.file, number))
+            self._of[place] = self.files[source.file, number]
+            self._of[place].lines[source.line] = source.code
+        return self._of[place]
 
-    def _label(self, path: str) -> str:
-        """As much of the end of a path as tells it from those before."""
+    def _label(self, path: str, number: int) -> str:
+        """As much of the end of a path as tells it from those before, or all of it and a number."""
         parts = path.split("/")
         ends = ("/".join(parts[-size:]) for size in range(1, len(parts) + 1))
-        numbered = (f"{path} ({number})" for number in count(2))  # a longer path may have been called this before
-        label = next(end for end in chain(ends, numbered) if end and end not in self.labels)
-        self.labels.add(label)
+        numbered = (f"{path} ({n})" for n in count(number + 1))
+        candidates = numbered if number else chain(ends, numbered)
+        label = next(one for one in candidates if one and one not in self._labels)
+        self._labels.add(label)
         return label
 
     def note(self, text: str) -> str:
@@ -77,7 +87,7 @@ def source_lines(w: Writer) -> list[Line]:
     if not w.files or w.lenient:
         return []
     lines = [Line(""), Line("sources {")]
-    for path, file in sorted(w.files.items()):
+    for (path, _), file in sorted(w.files.items()):
         lines.append(Line(f"  file {unmark(bare_or_quoted(file.label))} {quote(path)} {{"))
         lines += [Line(f"    {number:>5} {quote(code)}") for number, code in sorted(file.lines.items())]
         lines.append(Line("  }"))
