@@ -62,6 +62,7 @@ def test_damaged_files(read) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("read", [read_program, read_plan])
 def test_many_damaged_files(read) -> None:
     for seed in range(FAST, ALL):
