@@ -141,7 +141,7 @@ def watch(store: Any, rank: int, size: int, limit_s: float) -> None:
         _watch.limit.limit_s = limit_s
         return
     _watch = _Watch(store.clone(), rank, size, limit_s)
-    _take_uncaught_errors()
+    take_uncaught_errors()
     _signals.install()
 
 
@@ -296,8 +296,11 @@ def _print(line: str) -> None:
     sys.stderr.flush()
 
 
-def _take_uncaught_errors() -> None:
-    """An error that ends the script is reported; the only traceback of a failed job is that of the rank that failed."""
+def take_uncaught_errors() -> None:
+    """An error that ends the script is reported; the only traceback of a failed job is that of the rank that failed.
+
+    To be called again when others have put themselves before this, as torch does: it writes the rank before each line.
+    """
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

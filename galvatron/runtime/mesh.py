@@ -141,6 +141,7 @@ def _join(backend: str, timeout_s: float) -> None:
     failure.watch(store, rank, size, timeout_s)  # ranks wait for each other already
     with failure.guarded("joining the job"):
         dist.init_process_group(backend, timeout=_patience, store=store, rank=rank, world_size=size)
+    failure.take_uncaught_errors()
 
 
 def _gpu_of_rank() -> int:
