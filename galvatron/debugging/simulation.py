@@ -333,8 +333,21 @@ def _drawn(op: Op, mesh: Mesh, rank: int, run: Callable[[int], Tensors]) -> Tens
         return run(rank)
 
 
-def run_op(op: Op, graph: Graph, mesh: Mesh, env: list[Tensors], *, batch: int, global_batch: int) -> list[Tensors]:
-    """Runs one local op of a graph on every rank; returns its results by rank and name."""
+def run_op(
+    op: Op,
+    graph: Graph,
+    mesh: Mesh,
+    env: list[Tensors],
+    *,
+    batch: int,
+    global_batch: int,
+    concurrent_backward: bool = False,
+) -> list[Tensors]:
+    """Runs one local op of a graph on every rank; returns its results by rank and name.
+
+    With `concurrent_backward` the backwards of ranks must run at once, each in a thread: those of the runtime's
+    functions may wait for each other, where an op otherwise runs as what it means.
+    """
     inputs = tuple(graph.values[n] for n in dict.fromkeys(op.operands))
     single = Graph(inputs, (), (op,), tuple(v.name for v in op.results))
 
@@ -349,7 +362,8 @@ def run_op(op: Op, graph: Graph, mesh: Mesh, env: list[Tensors], *, batch: int, 
         return [run(rank) for rank in world(mesh)]
     (axis,) = (a for a in nameable_axes(mesh) if a.name == op.kwarg("axis"))
     counterpart = on_slices(op)
-    by_meaning = counterpart.ring is not None or counterpart.channels  # their backward waits for other ranks
+    waits = counterpart.ring is not None or counterpart.channels  # in its backward, for other ranks
+    by_meaning = waits and not concurrent_backward
     results: list[Tensors] = [{} for _ in world(mesh)]
     for first in world(mesh):
         if coordinate(axis, first) == 0:

@@ -81,11 +81,11 @@ def check_mode(call: Sample, mode: Mode, mesh: Mesh) -> None:
         local = localized_arguments(local, lambda size: size)
     ranks = range(mesh[0].size)
     own = [leaves({n: parts[n][rank] for n in parts}, call.differentiable) for rank in ranks]
-    results = run_op(local, graph, mesh, own, batch=1, global_batch=1)
+    results = run_op(local, graph, mesh, own, batch=1, global_batch=1, concurrent_backward=True)
     for v in local_results:
         assert all(tuple(r[v.name].shape) == v.type.shape for r in results)
     made = {n: [r[n].detach() for r in results] for n in expected}
-    with ThreadPoolExecutor(len(ranks)) as pool:  # ranks may exchange in their backward too
+    with ThreadPoolExecutor(len(ranks)) as pool:
 
         def back_of(rank: int) -> Tensors:
             return backward(local, own[rank], results[rank], {n: g[rank] for n, g in gradient_parts.items()})
