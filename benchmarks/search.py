@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy.models import Shape
+from accuracy.models import LLAMA_2_7B, LLAMA_3_405B, Shape
 from accuracy.programs import program_of
 from common.results import busy, conditions, entry, save
 from rich.console import Console
@@ -50,8 +50,6 @@ from galvatron.ir.program import Program
 from galvatron.passes import PLANNING
 from galvatron.passes.planning.tree import divisors
 
-LLAMA = Shape("llama", 32, 4096, 32, 4096, 32000, 11008, 32, flash=True, tied=False)
-LARGE = Shape("llama", 126, 16384, 128, 8192, 128256, 53248, 8, flash=True, tied=False)
 T5 = Shape("t5", 24, 1024, 16, 512, 32128, 4096, 16)
 """T5-large, with as many layers in the encoder as in the decoder."""
 
@@ -101,10 +99,10 @@ class Row:
 def cases(parts: Sequence[str], budgets: Sequence[int], batches: Sequence[int]) -> Iterator[Case]:
     if "budgets" in parts:
         for cluster, budget, batch in itertools.product(("a100-80g:1x8", "a100-80g:2x8"), budgets, batches):
-            yield Case("budgets", LLAMA, cluster, batch, f"{budget}GiB", compared=True)
+            yield Case("budgets", LLAMA_2_7B, cluster, batch, f"{budget}GiB", compared=True)
     if "scale" in parts:
         for layers, devices in ((32, 8), (128, 64), (126, 1024), (126, 16384), (1024, 1024)):
-            shape = replace(LARGE, layers=layers)
+            shape = replace(LLAMA_3_405B, layers=layers)
             yield Case("scale", shape, f"h100-80g:{devices // 8}x8", max(64, devices // 4))
     if "unlike" in parts:
         for shape in (T5, UNLIKE):
@@ -300,7 +298,7 @@ def main() -> int:
         return 0
     chosen = list(cases(arguments.parts, arguments.budgets, arguments.batches))
     if arguments.quick:
-        small = replace(LLAMA, layers=4, width=256, heads=4, key_heads=4, hidden=512, sequence=128)
+        small = replace(LLAMA_2_7B, layers=4, width=256, heads=4, key_heads=4, hidden=512, sequence=128)
         chosen = [Case("budgets", small, "a100-80g:1x2", 4, "36GiB", compared=True)]
     rows: list[Row] = []
     for case in chosen:

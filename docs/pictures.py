@@ -19,7 +19,8 @@ from galvatron.ir.planned import read_plan, with_plan
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "benchmarks"))
 
-from accuracy.programs import Shape, program_of  # noqa: E402  # found by the path above
+from accuracy.models import LLAMA_2_7B  # noqa: E402  # found by the path above
+from accuracy.programs import program_of  # noqa: E402
 from common.browser import Page, browser  # noqa: E402
 
 CLUSTER, BATCH, MEMORY = "a100-80g:2x8", 64, "17GiB"
@@ -29,8 +30,7 @@ OTHER = "pp4/m16/zbv/dp1-tp4-recompute=selective"
 
 def main() -> None:
     """Writes `report.png` and `report-dark.png`, of one plan, `report-two.png`, and `layer.svg`."""
-    shape = Shape("llama", 32, 4096, 32, 4096, 32000, 11008, 32, flash=True, tied=False)
-    program = program_of(shape, "bf16")
+    program = program_of(LLAMA_2_7B, "bf16")
     (HERE / "layer.svg").write_text(svg(galvatron.graph(program, layer="blocks.0")), encoding="utf-8")
     found = galvatron.search(program, CLUSTER, memory=MEMORY, global_batch_size=BATCH, search=OPTIONS)
     machines = galvatron.Cluster.parse(CLUSTER)

@@ -62,6 +62,11 @@ class Shape:
         return self.width // self.heads
 
 
+LLAMA_2_7B = Shape("llama", 32, 4096, 32, 4096, 32000, 11008, 32, flash=True, tied=False)
+LLAMA_3_405B = Shape("llama", 126, 16384, 128, 8192, 128256, 53248, 8, flash=True, tied=False)
+"""Their sizes as published."""
+
+
 class Attention(nn.Module):
     """Causal self-attention, of which query heads may share those of keys and values."""
 

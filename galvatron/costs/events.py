@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 
 from galvatron.ir.layout import Axis
@@ -90,6 +90,12 @@ class Profile:
     forward_dispatches: Dispatches = Dispatches()
     backward_dispatches: Dispatches = Dispatches()
     fingerprint: str = ""
+
+    def keeping_alone(self, names: Set[str]) -> Profile:
+        """The same where some of the inputs without a gradient that are kept are kept by this layer alone."""
+        own = (size for name, size in self.shared_bytes if name in names)
+        shared = tuple((name, size) for name, size in self.shared_bytes if name not in names)
+        return replace(self, saved_bytes=sum(own, self.saved_bytes), shared_bytes=shared)
 
     def on_axes(self, axes: Mapping[Axis, Axis]) -> Profile:
         """The same with collectives on other axes of equal sizes."""

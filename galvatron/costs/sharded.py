@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -138,9 +139,14 @@ class ShardedCostModel(CostModel):
 
     def _beside_what_it_reads(self, doing: Doing, cls: str, strategy: Strategy, ties: Ties) -> Doing:
         """What a layer does, with what no autograd keeps of what it reads: values without a gradient that a layer
-        before it made are there until it has run."""
+        before it made are there until it has run. Those that autograd does keep are the layer's own where no other
+        layer reads them, since they are not there before it."""
         border, profile = self._partitioner.borders[cls], doing.profile
         local, kept = self._local(cls, strategy, ties), {name for name, _ in profile.shared_bytes}
+        own = kept & (border.streams - border.differentiable) & self._read_alone[cls]
+        if own:
+            profile = profile.keeping_alone(own)
+            doing = replace(doing, profile=profile)
         given = zip(local.graph.inputs, self.program.class_of[cls].graph.inputs, strict=True)
         untrained = border.streams - border.differentiable
         read = [value for value, formal in given if formal.name in untrained and value.name not in kept]
@@ -320,6 +326,18 @@ class ShardedCostModel(CostModel):
             }
             self._cache[key] = self._parameter_costs.held(parameters, plain.other_bytes)
         return self._cache[key]
+
+    @cached_property
+    def _read_alone(self) -> dict[str, frozenset[str]]:
+        """For each class, its inputs that no layer reads but the one that is given them."""
+        readers = Counter(name for layer in (*self.layers, *self._epilogue) for name in set(layer.operands))
+        alone: dict[str, frozenset[str]] = {}
+        for layer in self.layers:
+            formals = (value.name for value in self.program.class_of[layer.cls].graph.inputs)
+            given = zip(formals, layer.operands, strict=True)
+            own = frozenset(formal for formal, name in given if readers[name] == 1)
+            alone[layer.cls] = alone.get(layer.cls, own) & own
+        return alone
 
     @cached_property
     def _firsts_to_hold(self) -> dict[str, Layer]:
