@@ -98,7 +98,7 @@ def _case(
         name=f"{cls} under {local.cls.strategy}",
         local=local,
         only_given=frozenset(name for name, formal in pairs if formal in given),
-        samples=_sizes(local.graph, micro_batch // strategy.degree("dp")),
+        samples=_sizes(local.graph, micro_batch // strategy.sample_shards),
     )
 
 

@@ -83,7 +83,7 @@ def _divisor(
             if whole and local:
                 return local / whole
     if cls.strategy is not None:
-        return Fraction(cls.strategy.degree("dp"))
+        return Fraction(cls.strategy.sample_shards)
     layout = next((cls.graph.values[o].layout for o in cls.graph.outputs), None) or ()
     return Fraction(
         math.prod(a.size for p, a in zip(layout, cls.mesh, strict=False) if isinstance(p, Shard) and p.dim == 0)

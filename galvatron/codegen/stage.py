@@ -97,7 +97,7 @@ def _epilogue_shards(program: Program) -> int:
     """Over how many ranks the samples are sharded in the epilogue; 0 where there is none."""
     for layer in epilogue(program):
         strategy = program.class_of[layer.cls].strategy
-        return strategy.degree("dp") if strategy else 1
+        return strategy.sample_shards if strategy else 1
     return 0
 
 

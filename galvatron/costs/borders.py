@@ -49,7 +49,7 @@ class Borders:
 
     def conversion_s(self, index: int, before: Strategy, after: Strategy, micro_batch: int) -> float:
         """Seconds per micro-batch of bringing all values from the layout of one strategy to that of another."""
-        border, batch = self._firsts[index], micro_batch / before.degree("dp")
+        border, batch = self._firsts[index], micro_batch / before.sample_shards
         ends = zip(self._places_made(border, before), self._places_read(border, after), strict=True)
         return sum(
             self._conversions.seconds(made, read, batch, differentiable=differentiable)
@@ -62,7 +62,7 @@ class Borders:
         border = self._firsts[index]
         key = border, strategy.axes, micro_batch
         if key not in self._sent:
-            batch = micro_batch // strategy.degree("dp")
+            batch = micro_batch // strategy.sample_shards
             values = (self._sent_value(*crossing[:2], strategy) for crossing in self._crossing[border])
             sizes = (float(evaluate(value.type.bytes, batch)) for value in values)
             self._sent[key] = list(zip(sizes, self._differentiable[border], strict=True))

@@ -101,7 +101,7 @@ class _Reader:
     def statistics(self, cls: LayerClass) -> ClassStatistics:
         border = self._local_borders[cls.name]
         differentiable = border.differentiable
-        batch = self._micro_batch / (cls.strategy.degree("dp") if cls.strategy else 1)
+        batch = self._micro_batch / (cls.strategy.sample_shards if cls.strategy else 1)
         trained = cls.graph.without_outputs(border.given_outputs)
         profile = self._profiled(trained, cls.mesh, differentiable)
         return ClassStatistics(

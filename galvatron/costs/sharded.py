@@ -86,7 +86,7 @@ class ShardedCostModel(CostModel):
         passes = _spread(
             strategies,
             attrgetter("axes", "recompute"),
-            lambda strategy: self._passes(cls, strategy, micro_batch / strategy.degree("dp"), ties),
+            lambda strategy: self._passes(cls, strategy, micro_batch / strategy.sample_shards, ties),
             stacked,
         )
         own = _spread(
@@ -120,7 +120,7 @@ class ShardedCostModel(CostModel):
                 if not self._fits(layer.cls, strategy, ties):
                     continue
                 for formal, size in self._doing(layer.cls, strategy, ties).profile.shared_bytes:
-                    sizes[names[formal]] = size(micro_batch / strategy.degree("dp"))
+                    sizes[names[formal]] = size(micro_batch / strategy.sample_shards)
             self._cache[key] = sum(sizes.values())
         return self._cache[key]
 
@@ -170,7 +170,7 @@ class ShardedCostModel(CostModel):
         return kernels_s(events, self.machine, batch) + collectives_s(events, self.machine, batch)
 
     def _layer_cost(self, index: int, strategy: Strategy, micro_batch: int, ties: Ties) -> LayerCost:
-        passes = self._passes(self.layers[index].cls, strategy, micro_batch / strategy.degree("dp"), ties)
+        passes = self._passes(self.layers[index].cls, strategy, micro_batch / strategy.sample_shards, ties)
         own = self._parameters(index, strategy, ties)
         return self._together(passes, own, self._end(index, strategy, ties), micro_batch)
 
@@ -282,7 +282,7 @@ class ShardedCostModel(CostModel):
         return self._cache[key]
 
     def _end_of(self, layer: Layer, strategy: Strategy, ties: Ties) -> End:
-        batch = self.program.batch_size // strategy.degree("dp")
+        batch = self.program.batch_size // strategy.sample_shards
         sharded = self._partitioner.shard(layer.cls, strategy, ties)
         border = self._partitioner.borders[layer.cls]
         differentiable = border.differentiable

@@ -53,7 +53,7 @@ class _Sharded:
     def __init__(self, whole: Graph, local: LayerClass, differentiable: frozenset[str], own: int | None = None) -> None:
         self._whole, self._local = undrawn(widened(whole)), replace(local, graph=undrawn(widened(local.graph)))
         self._differentiable = differentiable
-        degree = 1 if local.strategy is None else local.strategy.degree("dp")
+        degree = 1 if local.strategy is None else local.strategy.sample_shards
         self._own = own or _samples(self._whole, self._local.graph, degree)
         self._batch = self._own * degree
         check_size([self._whole], self._batch)

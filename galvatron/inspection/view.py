@@ -116,7 +116,7 @@ class View:
     def samples(self, cls: LayerClass) -> float:
         """How many samples its local graph is of, on one data-parallel shard."""
         plan, layers = self.program.required_plan, self.layers_of(cls)
-        shards = cls.strategy.degree("dp") if cls.strategy is not None else 1
+        shards = cls.strategy.sample_shards if cls.strategy is not None else 1
         once = any(layer.when is not When.MICRO_BATCH for layer in layers)
         return plan.global_batch_size / (1 if once else plan.micro_batches) / shards
 

@@ -96,7 +96,7 @@ class Plan:
     @property
     def shards(self) -> int:
         """What every micro-batch must divide into: the least common multiple of the data-parallel degrees."""
-        return math.lcm(*(strategy.degree("dp") for strategy in self.strategies))
+        return math.lcm(*(strategy.sample_shards for strategy in self.strategies))
 
     @property
     def strategies(self) -> tuple[Strategy, ...]:

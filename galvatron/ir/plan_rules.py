@@ -98,11 +98,11 @@ def batch(plan: Plan, global_batch_size: int) -> Iterator[Problem]:
     """A batch divides into micro-batches, and a micro-batch into data-parallel shards."""
     for index, stage in enumerate(plan.stages):
         for strategy in dict.fromkeys(stage):
-            parts = plan.micro_batches * strategy.degree("dp")
+            parts = plan.micro_batches * strategy.sample_shards
             if global_batch_size % parts:
                 told = (
                     f"a batch of {global_batch_size} samples cannot be divided into {plan.micro_batches} micro-batches "
-                    f"of {strategy.degree('dp')} data-parallel shards (strategy {str(strategy)!r}); use a batch "
+                    f"of {strategy.sample_shards} data-parallel shards (strategy {str(strategy)!r}); use a batch "
                     f"divisible by {parts}, or another number of micro-batches"
                 )
                 yield ("plan", "stage", index), told

@@ -12,6 +12,9 @@ from galvatron.errors import StrategyError, did_you_mean
 from galvatron.ir.layout import Axis
 
 ROLE_NAMES = ("dp", "tp", "tp+sp", "ulysses", "cp", "ep")
+SAMPLE_ROLES = frozenset({"dp", "ep"})
+"""The roles of axes whose ranks have samples of their own."""
+
 RECOMPUTE = ("none", "full", "selective", "alternate", "attention")
 
 _AXIS = re.compile(r"(dp|tp|ulysses|cp|ep)([0-9]{1,9})(\+sp)?")
@@ -75,7 +78,7 @@ class Strategy:
                 recompute = _RECOMPUTE[token]
             else:
                 degree = found.group() if (found := re.search("[0-9]{1,9}", token)) else "2"
-                known = [f"{role}{degree}" for role in ("dp", "tp", "ulysses", "cp")]
+                known = [f"{role}{degree}" for role in ("dp", "tp", "ulysses", "cp", "ep")]
                 known += [*_ZERO, *(kind for kind in _RECOMPUTE if kind != "recompute=full"), f"tp{degree}+sp"]
                 raise StrategyError(f"strategy {text!r}: unknown token {token!r}; {did_you_mean(token, known)}")
         return Strategy(tuple(axes), zero, recompute)
@@ -96,6 +99,11 @@ class Strategy:
     def degree(self, role: str) -> int:
         """The degree of a role (`tp` also answers for `tp+sp`), 1 when absent."""
         return self._degrees.get(role, 1)
+
+    @cached_property
+    def sample_shards(self) -> int:
+        """Into how many shards it cuts the samples of a batch."""
+        return math.prod(a.degree for a in self.axes if a.role in SAMPLE_ROLES)
 
     @cached_property
     def _degrees(self) -> dict[str, int]:

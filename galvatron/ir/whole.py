@@ -81,7 +81,7 @@ def _samples(cls: LayerClass, operands: tuple[TensorType | None, ...]) -> Dim:
             if isinstance(size, sympy.Expr) and isinstance(counted, sympy.Expr) and (found := _solved(size, counted)):
                 return found
     if cls.strategy is not None:
-        return BATCH / sympy.Integer(cls.strategy.degree("dp"))
+        return BATCH / sympy.Integer(cls.strategy.sample_shards)
     ways = (_ways(cls.graph.values[name], cls.mesh) for name in cls.graph.outputs)
     return BATCH / sympy.Integer(next((n for n in ways if n is not None), 1))
 

@@ -238,6 +238,7 @@ def _whole(type_: TensorType) -> None:
 
 ROLES: dict[str, Role] = {
     "dp": Role(batch_split, frozenset({"batch"}), splits_samples=True),
+    "ep": Role(batch_split, frozenset({"batch"}), splits_samples=True),
     "tp": Role(_whole, frozenset({"parameters"}), matrices=True),
     "tp+sp": Role(sequence_split, frozenset({"parameters", "sequence"}), matrices=True),
     "ulysses": Role(sequence_split, frozenset({"any"}), splits_samples=True),

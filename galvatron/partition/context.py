@@ -58,7 +58,7 @@ class Partitioner:
     def _shard(self, cls: str, axes: Strategy, kept: Mapping[str, Layout]) -> ShardedClass:
         key = (cls, axes, tuple(sorted(kept.items(), key=itemgetter(0))))
         if key not in self._sharded:
-            layer_class, ways = self.program.class_of[cls], axes.degree("dp")
+            layer_class, ways = self.program.class_of[cls], axes.sample_shards
             solved = self._axes(cls, max(1, self.program.batch_size // ways) * ways)
             self._sharded[key] = shard_class(layer_class, axes, solved, self._in_micro_batch(cls, ways), kept)
         return self._sharded[key]

@@ -29,6 +29,7 @@ from galvatron.ir.ops.table import operator_of
 from galvatron.ir.padding import whole_sizes
 from galvatron.ir.planned import epilogue_strategy
 from galvatron.ir.program import Form, LayerClass, LayerKind, Program, StateLayout
+from galvatron.ir.strategy import SAMPLE_ROLES
 from galvatron.ir.ties import kept_whole, zero_levels
 from galvatron.ir.types import BATCH, LOCAL_BATCH, TensorType, has_samples
 from galvatron.ir.verify.graphs import Violation, are_axes, layout_problem
@@ -305,7 +306,7 @@ def _function(graph: Graph) -> Hashable:
 def epilogue_slices(program: Program) -> Iterator[Violation]:
     """What an epilogue is given of several micro-batches is, laid end to end, the rank's shard of the batch.
 
-    Each micro-batch has a stretch of every data-parallel shard, so samples are sharded on just the `dp` axes.
+    Each micro-batch has a stretch of every data-parallel shard, so samples are sharded on just the `SAMPLE_ROLES`.
     """
     inputs = {value.name for value in program.inputs}
     for layer, locus in layers_with_loci(program):
@@ -318,7 +319,7 @@ def epilogue_slices(program: Program) -> Iterator[Violation]:
                 continue
             for axis, placement in zip(cls.mesh, formal.layout or (), strict=True):
                 cuts = isinstance(placement, Shard) and placement.dim == along and not has_samples(placement.outer)
-                if cuts != (axis.parent == "dp") or (cuts and placement != Shard(along)):
+                if cuts != (axis.parent in SAMPLE_ROLES) or (cuts and placement != Shard(along)):
                     yield locus, f"%{name} is {placement} on {axis}: its micro-batches are no shard of the batch"
 
 

@@ -49,8 +49,8 @@ class PruningRule:
 def _indivisible_batch(branch: Branch) -> Iterator[tuple[Strategy, str]]:
     batch = branch.program.batch_size
     for strategy in branch.strategies:
-        if batch % strategy.degree("dp"):
-            yield strategy, f"{batch} samples cannot be divided over dp{strategy.degree('dp')}"
+        if batch % strategy.sample_shards:
+            yield strategy, f"{batch} samples cannot be divided into {strategy.sample_shards} shards"
 
 
 def _indivisible_sequence(branch: Branch) -> Iterator[tuple[Strategy, str]]:

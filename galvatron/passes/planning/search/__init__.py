@@ -246,7 +246,7 @@ class Search(Pass):
             pace, fixed_bytes = pace_of(program, degree), workspace_bytes(program)
             for count in counts:
                 size = program.batch_size // count
-                own = {key: tuple(s for s in each if size % s.degree("dp") == 0) for key, each in left.items()}
+                own = {key: tuple(s for s in each if size % s.sample_shards == 0) for key, each in left.items()}
                 if program.batch_size % count or not all(own.values()):
                     continue
                 for schedule in self.schedules:
