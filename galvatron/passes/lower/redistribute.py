@@ -33,6 +33,7 @@ class _Moves:
         self.classes = {c.name: c for c in program.classes}
         self._names = Names(name for layer in program.all_layers for name in (layer.name, *layer.results))
         self._differentiable = gradients(program).values
+        self._conversions: dict[tuple[LayerClass, bool], LayerClass] = {}
         self._made: dict[str, tuple[Value, tuple[Axis, ...]]] = {}
         self._origins: dict[str, str] = {}
 
@@ -59,11 +60,13 @@ class _Moves:
     def _conversion(self, stage: int, name: str, formal: Value, reader: LayerClass) -> Layer | None:
         """The layer that takes a value to the layout of a formal input of its reader; None where it has that."""
         made, target = self._made[name], (formal, reader.mesh)
-        move = Crossing.between(made, target, differentiable=name in self._differentiable)
+        differentiable = name in self._differentiable
+        move = Crossing.between(made, target, differentiable=differentiable)
         if move is None:
             return None
         cls = move.cls(f"redistribute.{len(self.classes)}")
-        known = next((c for c in self.classes.values() if replace(c, name="") == replace(cls, name="")), cls)
+        # A class has a gradient in all its layers or in none.
+        known = self._conversions.setdefault((replace(cls, name=""), differentiable), cls)
         self.classes[known.name] = known
         moved = self._names.fresh(f"{name}@{stage}.{reader.strategy}")
         origin = self._origins.get(name, name)
