@@ -253,6 +253,11 @@ EXPERTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Qwen3MoeForCausalLM",
         _DECODER | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
     ),
+    "olmoe": (
+        "OlmoeConfig",
+        "OlmoeForCausalLM",
+        _DECODER | {"num_experts": 4, "num_experts_per_tok": 2, "clip_qkv": None},
+    ),
     "deepseek-v3": (
         "DeepseekV3Config",
         "DeepseekV3ForCausalLM",

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from galvatron.ir.graph import Op
+from galvatron.ir.interpreter import torch_op
 from galvatron.ir.layout import Axis
 from galvatron.ir.ops.kernels import call_on
+from galvatron.ir.ops.schemas import whole_target
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.spmd import KEYWORDS, on_slices
 from galvatron.recompute import keep
@@ -40,7 +42,7 @@ def run_on_slice(
     for kind, numbers in counterpart.forward:
         # Kept under selective recomputation, as what these collectives return is at run time.
         keep(_sent, rows, kind, per_rank(kind, numbers), record)
-    result = getattr(torch.ops.aten, op.name)(*args, **own)
+    result = torch_op(whole_target(op.target))(*args, **own)
     first = result[0] if isinstance(result, (tuple, list)) else result
     if counterpart.backward and first.requires_grad:
         sent = [(kind, per_rank(kind, numbers) * _bytes(rows)) for kind, numbers in counterpart.backward]

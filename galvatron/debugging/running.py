@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 from galvatron.errors import GalvatronError
+from galvatron.grouped import product_of_groups
 from galvatron.ir.graph import Graph
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.random import draws_as_a_whole, is_random
 
 Tensors = dict[str, Tensor]
+
+_IN_DOUBLES = {"aten._grouped_mm.default": product_of_groups}
+"""What is called for operators that torch has in no type of 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def every_value(
 ) -> Tensors:
     """All values of a graph, by name: what it is given and what its ops make."""
     names = tuple(dict.fromkeys((*graph.outputs, *(value.name for op in graph.ops for value in op.results))))
-    found = run_graph(replace(graph, outputs=names), given, batch=batch, callers=callers)
+    found = run_graph(replace(graph, outputs=names), given, batch=batch, callers=callers, calls=_IN_DOUBLES.get)
     return {**given, **{name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}}
 
 

@@ -51,6 +51,9 @@ def torch_op(target: str) -> Callable[..., Any]:
     if target == EITHER:
         return lambda trained, evaluated: trained
     called = parsed(target)
+    if called.namespace == "galvatron":
+        from galvatron import grouped  # noqa: F401  # registers it
+
     operator = getattr(getattr(getattr(torch.ops, called.namespace), called.name, None), called.overload, None)
     if operator is None:
         raise GalvatronError(f"this version of torch ({torch.__version__}) has no operator {target!r}")

@@ -1,8 +1,8 @@
-"""Ops that a rank runs on its slice of a dimension which the ATen op must see whole: they communicate inside.
+"""Ops that a rank runs on its slice of a dimension which the op itself must see whole: they communicate inside.
 
-`spmd.X` takes the arguments of `aten.X`, with one dimension sharded on a mesh axis, and more keyword arguments: `axis`,
-the name of the axis in the class mesh, `size`, the whole size of that dimension, and for an op to which it matters
-`folded=True` where the slices are folded. Its gradients need no communication beyond its own.
+`spmd.X` takes the arguments of `aten.X`, or of `galvatron.X`, with one dimension sharded on a mesh axis, and more
+keyword arguments: `axis`, the name of the axis in the class mesh, `size`, the whole size of that dimension, and for an
+op to which it matters `folded=True` where the slices are folded. Its gradients need no communication beyond its own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from galvatron.ir.graph import Arg, Op
 from galvatron.ir.ops.operator import OnSlices
+from galvatron.ir.ops.schemas import whole_target
 from galvatron.ir.ops.table import of_target, operator_of
 from galvatron.ir.ops.targets import parsed
 from galvatron.ir.types import Dim
@@ -39,12 +40,10 @@ def along_axis(op: Op, axis: str, size: Dim, *, folded: bool) -> Op:
 
 
 def without_axis(op: Op) -> Op:
-    """The ATen op that such an op is on the whole dimension; other ops as they are."""
+    """The op that such an op is on the whole dimension; other ops as they are."""
     if not is_spmd(op.target):
         return op
-    return replace(
-        op, target=f"aten.{op.name}.default", kwargs=tuple((k, v) for k, v in op.kwargs if k not in KEYWORDS)
-    )
+    return replace(op, target=whole_target(op.target), kwargs=tuple((k, v) for k, v in op.kwargs if k not in KEYWORDS))
 
 
 def is_spmd(target: str) -> bool:

@@ -29,7 +29,7 @@ from galvatron.runtime.rows import Part, Rows, RowTable
 from galvatron.runtime.run_state import RunState
 from galvatron.runtime.scaling import LossScaler
 from galvatron.runtime.slices import Sharded
-from galvatron.runtime.spmd import cross_entropy_loss, embedding, logsumexp
+from galvatron.runtime.spmd import cross_entropy_loss, embedding, grouped_linear, logsumexp
 from galvatron.runtime.stage import Layer, Stage, Summed
 from galvatron.runtime.whole import WholeParameters
 
@@ -68,6 +68,7 @@ __all__ = [
     "copy",
     "cross_entropy_loss",
     "embedding",
+    "grouped_linear",
     "first",
     "initialize",
     "keep",

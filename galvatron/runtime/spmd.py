@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from galvatron import grouped
 from galvatron.errors import GalvatronError
 from galvatron.recompute import keep
 from galvatron.runtime import comm
@@ -47,6 +48,21 @@ def embedding(
     padding = own_padding if 0 <= own_padding < weight.size(0) else None
     rows = F.embedding(local, weight, padding_idx=padding)
     return rows.masked_fill(~inside.unsqueeze(-1), 0.0)
+
+
+def grouped_linear(rows: Tensor, weight: Tensor, ids: Tensor, *, axis: Axis | None = None, size: int = 0) -> Tensor:
+    """`galvatron.grouped.grouped_linear`. Where an axis is given, this rank has some of `size` matrices, and the result
+    is zero for rows that choose those of other ranks, so that the ranks' results add up.
+
+    Args:
+        rows: [rows, in].
+        weight: [matrices, out, in], those of this rank. Filler is never chosen.
+        ids: [rows], which of all matrices.
+    """
+    if axis is not None:
+        ids = ids - axis.index * len(weight)
+        ids = ids.masked_fill(ids >= _own_size(len(weight), axis, size), -1)
+    return grouped.grouped_linear(rows, weight, ids)
 
 
 def _local_indices(indices: Tensor, rows: int, axis: Axis, size: int) -> tuple[Tensor, Tensor]:

@@ -332,7 +332,7 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     **{
         f"{family}-{kind}": _hugging_face(family, mask=False, experts_implementation=kind)
         for family in ("mixtral", *models.EXPERTS)
-        for kind in ("batched_mm", "grouped_mm")
+        for kind in ("eager", "batched_mm", "grouped_mm")
     },
     "mistral": _hugging_face("mistral", sliding_window=4),
     "gemma": _hugging_face("gemma"),

@@ -22,7 +22,7 @@ from galvatron.ir.ops.targets import parsed
 RULES: dict[str, str] = {}
 """The lines of `register_rule`, by target."""
 
-_OURS = ("aten", "random", "spmd", "comm", "function", "step")
+_OURS = ("aten", "random", "spmd", "comm", "function", "step", "galvatron")
 _OF_TORCH = ("prim", "prims", "c10d", "c10d_functional", "_c10d_functional", "_c10d_functional_autograd", "_dtensor",
              "inductor", "profiler", "rngprims", "symm_mem")  # fmt: skip
 """Namespaces of torch whose operators communicate, or stand for others inside of its compiler."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from galvatron.ir.graph import Op
+from galvatron.ir.layout import PARTIAL
 from galvatron.ir.ops import shapes
 from galvatron.ir.ops.call import Call, by_line, known, whole
 from galvatron.ir.ops.notation import DimNames, OpDims, Shape
-from galvatron.ir.ops.operator import EVERY, Operator
+from galvatron.ir.ops.operator import EVERY, OnSlices, Operator
 from galvatron.ir.ops.work import Work, product
 from galvatron.ir.types import Dim
 
@@ -102,6 +105,20 @@ def _work(_out: Any, a: Any, b: Any, *_: Any, **__: Any) -> Work:
     return product(count, a.shape[-2], b.shape[-1], a.shape[-1])
 
 
+def _grouped_op_work(_op: Op, tensors: Sequence[Any]) -> Work:
+    """As many rows for each matrix: what balanced experts come to."""
+    (rows, inner), (matrices, columns, _), *_ = tensors
+    return product(matrices, rows / matrices, columns, inner)
+
+
+def _grouped_work(_out: Any, rows: Any, weight: Any, ids: Any) -> Work:
+    return product(weight.shape[0], rows.shape[0] / weight.shape[0], weight.shape[1], rows.shape[1])
+
+
+def _outer_work(_out: Any, left: Any, right: Any, _ids: Any, matrices: Any) -> Work:
+    return product(matrices, left.shape[1], right.shape[1], left.shape[0] / matrices)
+
+
 def _added_work(out: Any, _term: Any, *factors: Any, **options: Any) -> Work:
     return _work(out, *factors, **options)
 
@@ -145,4 +162,18 @@ OPERATORS: dict[str, Operator] = {
     "tensordot": Operator(_tensordot, contracts=True, kept=True),
     "kron": Operator(_kronecker),
     "_grouped_mm": Operator(contracts=True, kept=True, work=_work),
+    "galvatron::grouped_linear": Operator(
+        "~t k, ~e^ n k, t -> t n",
+        written="rt.grouped_linear(rows, weight, ids)",
+        shapes=shapes.grouped_linear,
+        dtype="same",
+        contracts=True,
+        kept=True,
+        anchored=True,
+        work=_grouped_work,
+        op_work=_grouped_op_work,
+        on_slices=OnSlices(PARTIAL),
+        padded=range(1, 2),
+    ),
+    "galvatron::grouped_outer": Operator(work=_outer_work),
 }

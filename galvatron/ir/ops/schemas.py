@@ -121,13 +121,21 @@ def _schema(short: str) -> Schema:
     return parse_schema(_lines()[short])
 
 
+@cache
+def whole_target(target: str) -> str:
+    """The operator whose counterpart in a sharded graph this is; any other as it is, its overload written out."""
+    called = parsed(target)
+    if called.namespace not in ("aten", "random", "spmd"):
+        return target
+    short = f"{called.name}.{called.overload or 'default'}"
+    own = f"galvatron.{short}"
+    return own if called.namespace == "spmd" and own in _OWN else f"aten.{short}"
+
+
 def signature(target: str) -> Schema | None:
     """The signature of an operator or of the one whose counterpart in a sharded graph it is, if there is one."""
-    if target in ADDED:
-        return ADDED[target]
-    called = parsed(target)
-    short = f"{called.name}.{called.overload or 'default'}"
-    return _schema(short) if called.namespace in ("aten", "random", "spmd") and short in _lines() else None
+    target = whole_target(target)
+    return schema_of(target) if is_operator(target) else None
 
 
 def bound(target: str, args: tuple[Arg, ...], kwargs: dict[str, Arg]) -> dict[str, Arg]:
@@ -195,4 +203,10 @@ def _default(text: str) -> Arg:
     return text.strip('"')
 
 
-ADDED["step.either"] = parse_schema("either(Tensor trained, Tensor evaluated) -> Tensor  # pointwise")
+_OWN = {
+    "step.either": "either(Tensor trained, Tensor evaluated) -> Tensor  # pointwise",
+    "galvatron.grouped_linear.default": "grouped_linear(Tensor rows, Tensor weight, Tensor ids) -> Tensor",
+}
+"""The operators of this package, which torch does not have."""
+
+ADDED.update((target, parse_schema(line)) for target, line in _OWN.items())

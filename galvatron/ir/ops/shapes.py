@@ -227,6 +227,14 @@ def linear(call: Call) -> Shapes:
     return ((*x[:-1], *weight[:-1]),)
 
 
+def grouped_linear(call: Call) -> Shapes:
+    (rows, inner), (_, columns, contracted), (ids,) = (call.tensor(i) for i in range(3))
+    _contract(inner, contracted)
+    if not same(rows, ids):
+        raise ShapeError(f"{ids} ids for {rows} rows")
+    return ((rows, columns),)
+
+
 def matmul(call: Call) -> Shapes:
     a, b = call.tensor(0), call.tensor(1)
     if not a or not b:

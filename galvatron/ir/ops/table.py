@@ -35,7 +35,7 @@ from galvatron.ir.ops.call import pointwise as element_by_element
 from galvatron.ir.ops.functions import function_dims
 from galvatron.ir.ops.notation import OpDims, parse_notation
 from galvatron.ir.ops.operator import UNKNOWN, Moves, Operator
-from galvatron.ir.ops.schemas import ADDED, is_operator, parse_schema, schema_of
+from galvatron.ir.ops.schemas import ADDED, is_operator, parse_schema, schema_of, whole_target
 from galvatron.ir.ops.targets import parsed
 from galvatron.ir.ops.work import Work
 
@@ -116,8 +116,8 @@ def operator_of(op: Op) -> Operator:
 
 def of_target(target: str) -> Operator:
     """What is known of the operator of a target; nothing of a collective, which is none."""
-    called = parsed(target)
-    if called.namespace not in ("aten", "random", "spmd"):
+    called = parsed(whole_target(target))
+    if called.namespace != "aten":
         return OPERATORS.get(f"{called.namespace}::{called.name}", UNKNOWN)
     return OPERATORS.get(called.short) or OPERATORS.get(called.name) or UNKNOWN
 

@@ -1,7 +1,8 @@
 """What an op calls: `<namespace>.<name>.<overload>`, or `<namespace>.<name>` where there are no overloads.
 
 `aten.X` is an operator of torch, `random.X` and `spmd.X` its counterparts in a sharded graph, `comm.X` a collective,
-`function.X` a function of the program, `step.either` a choice between training and evaluation (`ir.either`).
+`function.X` a function of the program, `step.either` a choice between training and evaluation (`ir.either`),
+`galvatron.X` an operator of this package that torch does not have.
 """
 
 from __future__ import annotations

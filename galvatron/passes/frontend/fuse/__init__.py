@@ -27,7 +27,9 @@ from galvatron.passes.frontend.fuse.conditions import (
     scores,
     selects_all,
 )
+from galvatron.passes.frontend.fuse.experts import looked_up_matrices, put_back
 from galvatron.passes.frontend.fuse.samples import read_for_one_sample
+from galvatron.passes.frontend.fuse.turns import turns_as_one
 from galvatron.passes.frontend.normalize import normalized
 from galvatron.passes.frontend.normalize.identities import as_result
 from galvatron.passes.frontend.results import rewriting_result
@@ -117,6 +119,10 @@ FUSIONS: dict[str, RewriteRule] = {
         "scaled_dot_product_attention(q, k, v, None, p, causal, scale=scale, enable_gqa=True)",
         grouped_heads,
     ),
+    # experts
+    "looked-up-matrices": Function(looked_up_matrices, "bmm matmul"),
+    "put-back": Function(put_back, "index.Tensor"),
+    "turns": Function(turns_as_one, "add.Tensor"),
 }
 """Every rewrite by its name, in the order in which they are tried at an op."""
 
