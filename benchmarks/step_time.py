@@ -43,6 +43,7 @@ class Case:
         plan: its shorthand on so many ranks.
         build: the peer's step; gets the plan so that it cuts the model where the compiled program does.
         sends: a kind of message without which a compiled program does not do what its plan says.
+        experts: of each feed-forward; 0 for one that is dense.
     """
 
     plan: Callable[[int], str]
@@ -50,6 +51,7 @@ class Case:
     build: Callable[[Llama, Plan], peers.Step]
     least_ranks: int = 2
     sends: str = ""
+    experts: int = 0
 
 
 def pipeline(model: Llama, plan: Plan, sharded: bool = False) -> peers.Step:
@@ -105,6 +107,16 @@ CASES = {
         sends="reduce_scatter",
     ),
 }
+EXPERTS, CHOSEN = 8, 2
+CASES |= {
+    "ep": Case(
+        lambda ranks: f"ep{ranks}",
+        "all_to_all_single by hand, DistributedDataParallel",
+        lambda model, plan: peers.expert_parallel(model),
+        sends="all_to_all",
+        experts=EXPERTS,
+    ),
+}
 CORE = Device("core", 8 * 2**30, (("f32", 5e10),), memory_bytes_per_s=1e10, kernel_launch_s=5e-6)
 LOOPBACK = Level("node", 1, 1e9, 5e-5)
 """With `CORE` roughly a machine of today, and always the same, so that all runs time the same programs."""
@@ -154,7 +166,7 @@ def compare(name: str, ranks: int, size: Size, samples: int, rounds: int) -> Out
     case = CASES[name]
     text = case.plan(ranks)
     torch.manual_seed(0)
-    model = Llama(size)
+    model = Llama(replace(size, experts=case.experts, chosen=CHOSEN))
     batches = [batch_of(size, samples, seed) for seed in range(AGREEMENT_STEPS)]
     cluster = Cluster(f"cores:1x{ranks}", CORE, (replace(LOOPBACK, parts=ranks),))
     try:

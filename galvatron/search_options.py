@@ -25,7 +25,7 @@ class SearchOptions:
         schedule: those that are tried, with commas between them: `"1f1b"`, `"interleaved2,zbv"`. None: `1f1b`,
             `interleaved2` and `zbv`, and `gpipe` where the end of the loss needs all micro-batches.
         micro_batches: the only number that is tried.
-        roles: of mesh axes, among `dp`, `tp`, `tp+sp`, `ulysses` and `cp`.
+        roles: of mesh axes, among `dp`, `tp`, `tp+sp`, `ulysses`, `cp` and, for layers with experts, `ep`.
         zero: levels, 0 to 3.
         recompute: kinds of recomputation, among `none`, `selective`, `full`, `alternate` and `attention`.
         objective: `"time"`: the shortest step; `"memory"`: the fastest of the plans with the least memory.

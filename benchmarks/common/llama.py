@@ -14,7 +14,7 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Size:
-    """The sizes of a model."""
+    """The sizes of a model; with `experts` each feed-forward is so many of them, of which a token chooses `chosen`."""
 
     vocabulary: int = 8192
     width: int = 512
@@ -22,11 +22,14 @@ class Size:
     heads: int = 8
     layers: int = 6
     sequence: int = 256
+    experts: int = 0
+    chosen: int = 2
 
     @property
     def parameters(self) -> int:
         """How many numbers the model trains."""
-        block = 4 * self.width**2 + 3 * self.width * self.hidden + 2 * self.width
+        feed_forward = 3 * self.width * self.hidden * max(1, self.experts) + self.width * self.experts
+        block = 4 * self.width**2 + feed_forward + 2 * self.width
         return self.layers * block + 2 * self.vocabulary * self.width + self.width
 
 
@@ -61,13 +64,41 @@ class FeedForward(nn.Module):
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
+class Experts(nn.Module):
+    """SwiGLU of several experts: a token goes to those that a router finds most likely, and theirs are weighted."""
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        self.chosen = size.chosen
+        self.router = nn.Linear(size.width, size.experts, bias=False)
+        self.w13 = nn.Parameter(torch.empty(size.experts, 2 * size.hidden, size.width))
+        self.w2 = nn.Parameter(torch.empty(size.experts, size.width, size.hidden))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, 1)
+        weights, ids = self.routed(rows)
+        made = self.computed(rows.repeat_interleave(self.chosen, 0), ids.flatten())
+        return (made.unflatten(0, (-1, self.chosen)) * weights.unsqueeze(-1)).sum(1).view_as(x)
+
+    def routed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each token the weights of its experts, and their numbers, both [tokens, chosen]."""
+        weights, ids = self.router(rows).softmax(-1).topk(self.chosen)
+        return weights / weights.sum(-1, keepdim=True), ids
+
+    def computed(self, rows: Tensor, ids: Tensor) -> Tensor:
+        """Each row by the expert of its number."""
+        gate, up = torch.bmm(self.w13[ids], rows.unsqueeze(-1)).squeeze(-1).chunk(2, -1)
+        return torch.bmm(self.w2[ids], (F.silu(gate) * up).unsqueeze(-1)).squeeze(-1)
+
+
 class Block(nn.Module):
     """Attention and feed-forward, each after a norm and around a residual connection."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
         self.attention_norm, self.ffn_norm = nn.RMSNorm(size.width, eps=1e-5), nn.RMSNorm(size.width, eps=1e-5)
-        self.attention, self.feed_forward = Attention(size), FeedForward(size)
+        self.attention = Attention(size)
+        self.feed_forward = Experts(size) if size.experts else FeedForward(size)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x), cos, sin)

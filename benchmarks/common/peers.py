@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_to_all_single_autograd
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
@@ -29,7 +30,7 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.parallel import DistributedDataParallel
 
 from common.jobs import device
-from common.llama import Batch, Llama, Size, loss_of
+from common.llama import Batch, Experts, Llama, Size, loss_of
 from galvatron.ir.planned import balanced
 
 Step = Callable[[Batch], Tensor]
@@ -118,6 +119,55 @@ def pipeline(model: Llama, cuts: Sequence[int], micro_batches: int, *, sharded: 
         return total
 
     return step
+
+
+def expert_parallel(model: Llama) -> Step:
+    """Experts shared out over all ranks, rows sent by `all_to_all`; all else in `DistributedDataParallel`."""
+    model.to(device())
+    for block in model.layers:
+        block.feed_forward = _SharedExperts(block.feed_forward)
+    own = [name for name, _ in model.named_parameters() if name.endswith(("w13", "w2"))]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, own)
+    return _step(_replicated(model, None), ranks=dist.get_world_size())
+
+
+class _SharedExperts(nn.Module):
+    """This rank's experts, written as torchtitan does: rows are sorted by expert and sent, those that come are sorted
+    by this rank's experts, each of which multiplies its own."""
+
+    def __init__(self, whole: Experts) -> None:
+        super().__init__()
+        self.ranks, rank = dist.get_world_size(), dist.get_rank()
+        self.router, self.chosen, self.experts = whole.router, whole.chosen, len(whole.w13)
+        self.w13, self.w2 = (nn.Parameter(w.detach().chunk(self.ranks)[rank].clone()) for w in (whole.w13, whole.w2))
+        for weight in (self.w13, self.w2):  # of the mean over all ranks' tokens, as the others are
+            weight.register_hook(lambda gradient: gradient / self.ranks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, 1)
+        weights, ids = self.router(rows).softmax(-1).topk(self.chosen)
+        weights = weights / weights.sum(-1, keepdim=True)
+        order = ids.flatten().argsort(stable=True)
+        made = self._computed(rows[order // self.chosen], ids.flatten().bincount(minlength=self.experts))
+        back = torch.zeros_like(made).index_copy(0, order, made)
+        return (back.unflatten(0, (-1, self.chosen)) * weights.unsqueeze(-1)).sum(1).view_as(x)
+
+    def _computed(self, rows: Tensor, counts: Tensor) -> Tensor:
+        come = torch.empty_like(counts)
+        dist.all_to_all_single(come, counts)
+        by_expert = come.view(self.ranks, -1)
+        sent, received = counts.view(self.ranks, -1).sum(1).tolist(), by_expert.sum(1).tolist()
+        there = all_to_all_single_autograd(rows, received, sent, dist.group.WORLD)
+        experts = torch.arange(len(self.w2), device=rows.device).repeat(self.ranks)
+        order = experts.repeat_interleave(by_expert.flatten()).argsort(stable=True)
+        parts = there[order].split(by_expert.sum(0).tolist())
+        made = [self._expert(expert, part) for expert, part in enumerate(parts)]
+        unsorted = torch.zeros_like(there).index_copy(0, order, torch.cat(made))
+        return all_to_all_single_autograd(unsorted, sent, received, dist.group.WORLD)
+
+    def _expert(self, expert: int, rows: Tensor) -> Tensor:
+        gate, up = (rows @ self.w13[expert].t()).chunk(2, -1)
+        return (nn.functional.silu(gate) * up) @ self.w2[expert].t()
 
 
 def balanced_cuts(size: Size, stages: int) -> list[int]:

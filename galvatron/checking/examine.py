@@ -35,7 +35,7 @@ from galvatron.ir.cluster import Cluster
 from galvatron.ir.documents import shown
 from galvatron.ir.planned import without_plan
 from galvatron.ir.program import Program
-from galvatron.partition.boundary import ROLES
+from galvatron.partition.boundary import roles_of_graphs
 from galvatron.passes import FRONT_END, LOWERING, PLANNING
 from galvatron.passes.pipeline import Pipeline
 from galvatron.plain import plain_torch
@@ -156,7 +156,7 @@ def _found(program: Program, devices: int, degree: int, global_batch_size: int |
         draws=found_draws(program),
         ties=found_ties(program),
         degree=degree,
-        roles=tuple(str(strategy_of(role, degree)) for role in ROLES),
+        roles=tuple(str(strategy_of(role, degree)) for role in roles_of_graphs(cls.graph for cls in program.classes)),
         whole=whole,
         refused_roles=refused_roles,
         devices=devices,

@@ -10,7 +10,7 @@ from galvatron.errors import GalvatronError, PlanError
 from galvatron.ir.planned import PlanShorthand, with_plan
 from galvatron.ir.program import Program
 from galvatron.ir.verify import verify
-from galvatron.partition.boundary import ROLES
+from galvatron.partition.boundary import roles_of_graphs
 
 MICRO_BATCHES = (1, 4)
 """Numbers that a report tries: whether there may be several at all, and whether a schedule takes them."""
@@ -32,9 +32,10 @@ def found_plans(program: Program, lowered: Callable[[Program], Program]) -> Iter
         lowered: the staged program of a planned one.
     """
     devices = program.required_cluster.world_size
+    roles = roles_of_graphs(cls.graph for cls in program.classes)
     for degree in (d for d in range(1, devices + 1) if devices % d == 0):
         # On one device all roles are the same.
-        for role in ROLES if degree < devices else ("dp",):
+        for role in roles if degree < devices else ("dp",):
             yield from _found(program, degree, role, lowered)
 
 

@@ -12,7 +12,7 @@ from galvatron.ir.program import LayerClass, LayerKind, Program
 from galvatron.ir.strategy import AxisRole, Strategy
 from galvatron.machine import Machine
 from galvatron.partition import Partitioner
-from galvatron.partition.boundary import ROLES
+from galvatron.partition.boundary import roles_of_graphs
 from galvatron.partition.decisions import Decision
 from galvatron.partition.prices import ClassPrices
 
@@ -33,7 +33,7 @@ def found_whole(program: Program, degree: int) -> tuple[tuple[LeftWhole, ...], t
     partitioner = Partitioner(program, program.required_cluster)
     planned = {layer.cls for layer in program.layers if layer.kind in (LayerKind.PLANNED, LayerKind.EPILOGUE)}
     seconds = {cls.name: _seconds(partitioner, cls) for cls in program.classes if cls.name in planned}
-    for role in ROLES:
+    for role in roles_of_graphs(cls.graph for cls in program.classes):
         strategy = strategy_of(role, degree)
         ties = tuple((tie.name, strategy.keeping) for tie in partitioner.ties)
         for cls, op_s in seconds.items():

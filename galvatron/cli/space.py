@@ -35,7 +35,7 @@ ScheduleName = Annotated[
 MicroBatches = Annotated[
     int | None, typer.Option("--micro-batches", min=1, max=REPEATS, metavar="N", help="The only number of them.")
 ]
-Roles = Annotated[str | None, typer.Option("--roles", metavar="LIST", help="Such as dp,tp,tp+sp,ulysses,cp.")]
+Roles = Annotated[str | None, typer.Option("--roles", metavar="LIST", help="Such as dp,tp,tp+sp,ulysses,cp,ep.")]
 Zero = Annotated[str | None, typer.Option("--zero", metavar="LIST", help="Levels, such as 0,3.")]
 Recompute = Annotated[str | None, typer.Option("--recompute", metavar="LIST", help="Such as none,selective,full.")]
 Objective = Annotated[str, typer.Option("--objective", metavar="time|memory", help="What is to be least.")]

@@ -242,6 +242,8 @@ def _rules(op: Op, batch: int) -> tuple[Callable[[Group], Group], Callable[[Grou
             return sliced(_pad), sliced(_slice)
         case "comm.first":
             return {"identity": (_first, identity), "first": (identity, _first)}[str(grad)]
+        case "comm.dispatch" | "comm.combine":
+            return identity, identity  # each rank keeps its rows, and has all that they choose (`_whole`)
         case "comm.all_to_all":
             split, concat = place("split_"), place("concat_")
             return lambda g: _all_to_all(g, split, concat), lambda g: _all_to_all(g, concat, split)
@@ -362,7 +364,8 @@ def run_op(
         return [run(rank) for rank in world(mesh)]
     (axis,) = (a for a in nameable_axes(mesh) if a.name == op.kwarg("axis"))
     counterpart = on_slices(op)
-    waits = counterpart.ring is not None or counterpart.channels  # in its backward, for other ranks
+    # in its backward, for other ranks
+    waits = counterpart.ring is not None or counterpart.channels or op.kwarg("routed") is not None
     by_meaning = waits and not concurrent_backward
     results: list[Tensors] = [{} for _ in world(mesh)]
     for first in world(mesh):

@@ -12,20 +12,23 @@ rest)`, of which the axis splits or joins `n`; `folded` says that it does so in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import sympy
 
-from galvatron.ir.graph import Arg, Op
-from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Placement, Shard, dual
+from galvatron.ir.graph import Arg, Op, Ref
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Placement, Shard, dual, is_routed, same_factor
 from galvatron.ir.types import Dim, exact_quotient
 
 Keywords = dict[str, Arg]
 
 SHARD = Shard(0)
-"""Stands for any shard."""
+"""Stands for any shard that is a slice."""
+
+ROUTED = Shard(0, by="ids")
+"""Stands for any shard of rows by what they choose."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,14 @@ class Message:
 class Collective:
     """One kind of collective: its ways from a placement to another, and what crosses the network, if anything does.
 
-    `grad` tells several ways apart: it names what happens to the gradient.
+    `grad` tells several ways apart: it names what happens to the gradient. What crosses the network is a `message` of
+    its own, or `sends` that of another.
     """
 
     name: str
     ways: dict[tuple[Placement, Placement], str | None]
     message: Message | None = None
+    sends: str = ""
 
     @property
     def target(self) -> str:
@@ -71,18 +76,30 @@ class Collective:
         """How the keywords begin that tell a shard: first the one after, last the one before."""
         if (SHARD, SHARD) in self.ways:
             return "split_", "concat_"
+        if self.routes:
+            return ("",)
         return ("",) if any(SHARD in way for way in self.ways) else ()
 
     @cached_property
     def keywords(self) -> tuple[str, ...]:
         """Its keyword arguments, less flags, in order."""
         told = (f"{prefix}{name}" for prefix in self.shards for name in ("dim", "outer"))
-        return ("axis", *told, *(("grad",) if self.gradients else ()))
+        return ("axis", *told, *(("by", "size") if self.routes else ()), *(("grad",) if self.gradients else ()))
 
     @cached_property
     def flags(self) -> tuple[str, ...]:
         """Its flags, which follow the other keywords."""
-        return tuple(f"{prefix}folded" for prefix in self.shards)
+        return () if self.routes else tuple(f"{prefix}folded" for prefix in self.shards)
+
+    @property
+    def sent(self) -> str:
+        """What crosses the network, as in `MESSAGES`; empty where nothing does."""
+        return self.sends or (self.name if self.message else "")
+
+    @cached_property
+    def routes(self) -> bool:
+        """Whether it sends rows by what they choose: `by` is that value, and `size` among how many it chooses."""
+        return any(ROUTED in way for way in self.ways)
 
     def written(self, keywords: Keywords) -> tuple[tuple[str, Arg], ...]:
         """Those of the keywords that it has, in its order."""
@@ -104,6 +121,8 @@ _KINDS = (
     Collective("reduce_scatter", {(PARTIAL, SHARD): None}, Message("ring", buffers=1)),
     Collective("slice", {(REPLICATE, SHARD): "all_gather", (BROADCAST, SHARD): "pad"}),
     Collective("all_to_all", {(SHARD, SHARD): None}, Message("each", rounds=0.5, buffers=2)),
+    Collective("dispatch", {(SHARD, ROUTED): None}, sends="all_to_all"),
+    Collective("combine", {(ROUTED, SHARD): None}, sends="all_to_all"),
     Collective("first", {(REPLICATE, PARTIAL): "identity", (BROADCAST, REPLICATE): "first"}),
     Collective("pad", {(SHARD, PARTIAL): None}),
 )
@@ -135,7 +154,7 @@ class Conversion:
     @property
     def forward(self) -> str | None:
         """The message that it sends forward, as in `MESSAGES`; None where nothing crosses the network."""
-        return self.collective.name if self.collective.message else None
+        return self.collective.sent or None
 
     @property
     def backward(self) -> str | None:
@@ -154,6 +173,8 @@ def conversion(source: Placement, target: Placement) -> Conversion | None:
     leads from or to a padded shard."""
     if source == target or any(isinstance(p, Shard) and p.padded for p in (source, target)):
         return None
+    if (is_routed(source) or is_routed(target)) and not same_factor(source, target):
+        return None
     return _CONVERSIONS.get((_kind(source), _kind(target)))
 
 
@@ -166,7 +187,15 @@ def conversion_of(op: Op) -> Conversion:
 def ends(op: Op) -> tuple[Placement, Placement]:
     """The placements that a collective op leads from and to; `outer` counts slices of the local tensor."""
     found, told = conversion_of(op), [_shard(dict(op.kwargs), prefix) for prefix in COLLECTIVES[op.target].shards]
-    return told[-1] if found.source == SHARD else found.source, told[0] if found.target == SHARD else found.target
+    by = op.kwarg("by")
+
+    def placement(kind: Placement, shard: Shard | None) -> Placement:
+        if shard is None or not isinstance(kind, Shard):
+            return kind
+        return replace(shard, by=by.name) if kind == ROUTED and isinstance(by, Ref) else shard
+
+    before, after = (told[-1], told[0]) if told else (None, None)
+    return placement(found.source, before), placement(found.target, after)
 
 
 def copies(op: Op) -> tuple[float, float]:
@@ -183,11 +212,13 @@ def copies(op: Op) -> tuple[float, float]:
 
 def _is_laid_out(placement: Placement) -> bool:
     """Whether the parts of a value do not lie one behind the other in it already."""
-    return isinstance(placement, Shard) and (placement.dim, placement.outer, placement.folded) != (0, 1, False)
+    return isinstance(placement, Shard) and replace(placement, padded=False) != SHARD
 
 
 def _kind(placement: Placement) -> Placement:
-    return SHARD if isinstance(placement, Shard) else placement
+    if isinstance(placement, Shard):
+        return ROUTED if placement.by else SHARD
+    return placement
 
 
 def shard_keywords(shard: Shard, outer: Dim, prefix: str) -> Keywords:
@@ -196,10 +227,12 @@ def shard_keywords(shard: Shard, outer: Dim, prefix: str) -> Keywords:
     return told | {f"{prefix}folded": True} if shard.folded else told
 
 
-def keywords_of(way: Conversion, source: Placement, target: Placement, axis: str) -> tuple[tuple[str, Arg], ...]:
+def keywords_of(
+    way: Conversion, source: Placement, target: Placement, axis: str, choosing: Keywords | None = None
+) -> tuple[tuple[str, Arg], ...]:
     """The keyword arguments of the op that leads from one placement to another; `outer` of both counts slices of the
-    local tensor."""
-    told: Keywords = {"axis": axis, "grad": way.grad}
+    local tensor, and `choosing` says by what rows are sent, and among how many that chooses."""
+    told: Keywords = {"axis": axis, "grad": way.grad} | (choosing or {})
     for placement, which in ((source, -1), (target, 0)):
         if isinstance(placement, Shard):
             told |= shard_keywords(placement, placement.outer, way.collective.shards[which])
@@ -216,6 +249,8 @@ def result_shape(op: Op, shape: tuple[Dim, ...], axis_size: int) -> tuple[Dim, .
     """The local shape after a collective op on an axis of `axis_size` ranks; one that does not divide stays a
     fraction."""
     local = list(shape)
+    if COLLECTIVES[op.target].routes:
+        return shape
     before, after = ends(op)
     if isinstance(after, Shard):
         size = local[after.dim]

@@ -11,6 +11,7 @@ type and never a matter of convention:
 | `Shard(dim, outer)` | `S(dim)`, `S(dim, outer=n)` | a slice of `dim` | the same slice |
 | `Shard(dim, folded=True)` | `S(dim, folded)` | a piece from the front and one from the back | the same slice |
 | `Shard(dim, padded=True)` | `S(dim, padded)` | a slice of `dim`, the last with filler (`padding`) | the same slice |
+| `Shard(dim, by=ids)` | `S(dim, by=%ids)` | the rows that choose something of this rank | the same rows |
 
 `R'` and `P` are dual, `R` and `S` are their own duals. An op that runs sharded reads its unsharded operands as `R'`:
 each rank contributes a part of their gradient. A parameter that ends up `R'` on an axis needs its gradient summed over
@@ -91,12 +92,17 @@ class Shard:
 
     `padded` is for a whole dimension that the axis does not divide: slices are rounded up, and the last rank's ends in
     filler. No collective takes such a shard anywhere, and no other axis shards its dimension.
+
+    With `by` a rank has not the rows of a slice, but those of all ranks' slices for which the value of that name, whole
+    numbers, chooses something that this rank has. How many these are is known at run time; the type says how many there
+    are where all choose evenly.
     """
 
     dim: int
     outer: Dim = 1
     padded: bool = False
     folded: bool = False
+    by: str = ""
 
     def pieces(self, size: int) -> int:
         """Into how many pieces an axis of `size` ranks cuts what it shards."""
@@ -104,7 +110,8 @@ class Shard:
 
     def __str__(self) -> str:
         outer = "" if self.outer == 1 else f", outer={self.outer}"
-        return f"S({self.dim}{outer}{', folded' * self.folded}{', padded' * self.padded})"
+        by = f", by=%{self.by}" if self.by else ""
+        return f"S({self.dim}{outer}{', folded' * self.folded}{', padded' * self.padded}{by})"
 
 
 Mesh = tuple[Axis, ...]
@@ -117,6 +124,11 @@ Layout = tuple[Placement, ...]
 REPLICATE = Replicate()
 BROADCAST = Replicate(partial_gradient=True)
 PARTIAL = Partial()
+
+
+def is_routed(placement: Placement) -> bool:
+    """Whether a rank has rows by what they choose."""
+    return isinstance(placement, Shard) and bool(placement.by)
 
 
 def dual(placement: Placement) -> Placement:

@@ -35,7 +35,7 @@ def replays(recompute: str) -> bool:
 
 def runs_once(op: Op) -> bool:
     """Whether selective recomputation leaves the op out."""
-    return COLLECTIVES[op.target].message is not None if op.namespace == "comm" else operator_of(op).kept
+    return bool(COLLECTIVES[op.target].sent) if op.namespace == "comm" else operator_of(op).kept
 
 
 def selective_steps(graph: Graph, recompute: str) -> dict[int, Step]:

@@ -126,7 +126,12 @@ class Strategy:
     def keeping(self) -> Strategy | None:
         """What of it decides how parameters are kept, axes and ZeRO level; None if they are whole on every rank."""
         axes = tuple(axis for axis in self.axes if axis.degree > 1)
-        return Strategy(axes, self.zero) if axes and (self.zero or self.degree("tp") > 1) else None
+        return Strategy(axes, self.zero) if axes and (self.zero or self.parameter_shards > 1) else None
+
+    @property
+    def parameter_shards(self) -> int:
+        """Into how many shards it cuts a parameter at most, without ZeRO."""
+        return self.degree("tp") * self.degree("ep")
 
     @property
     def sequence_pieces(self) -> int:

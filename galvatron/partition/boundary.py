@@ -3,6 +3,7 @@
 | role | the residual stream | parameters | may shard |
 |---|---|---|---|
 | dp | sharded along the batch | whole | the batch |
+| ep | sharded along the batch | matrices that rows choose sharded, others whole | the batch, rows |
 | tp | whole | matrices sharded, others as suits | factors of parameters |
 | tp+sp | sharded along the sequence | matrices sharded, others as suits | factors of parameters, the sequence |
 | ulysses | sharded along the sequence | whole | everything but the batch |
@@ -18,12 +19,13 @@ whole their gradients are summed. Frozen ones are placed as if they were trained
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from galvatron.ir.factors import FactorPlace, FactorTable, OpFactor
 from galvatron.ir.graph import Graph, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Placement
+from galvatron.ir.spmd import chosen_matrices
 from galvatron.ir.types import BATCH, TensorType, exact_quotient, simplify_dim
 from galvatron.partition.groups import Choices
 from galvatron.partition.modes import AxisState, Mode, Split
@@ -86,9 +88,10 @@ class Role:
 
     `stream` gives the split of a residual stream's type, None where it stays whole; `splits_samples` says that ranks
     work on different samples or tokens throughout, so that the loss is a partial sum. `matrices` says that matrices are
-    sharded, `ring` that attention passes keys and values round the axis, `folded` that slices on it are folded. `reach`
-    names what may be sharded: the batch, the sequence, factors of parameters that no residual stream has (heads, hidden
-    units, the vocabulary), or any factor but the batch.
+    sharded, `ring` that attention passes keys and values round the axis, `routes` that rows go to the ranks of the
+    matrices which they choose, and that these are sharded; `folded` that slices on it are folded. `reach` names what
+    may be sharded: the batch, the sequence, factors of parameters that no residual stream has (heads, hidden units, the
+    vocabulary), or any factor but the batch.
     """
 
     stream: Callable[[TensorType], Split | None]
@@ -96,6 +99,7 @@ class Role:
     splits_samples: bool = False
     matrices: bool = False
     ring: bool = False
+    routes: bool = False
     folded: bool = False
 
     def crossing(self, type_: TensorType, *, streams: bool, differentiable: bool) -> AxisState:
@@ -177,9 +181,11 @@ class Role:
         placement is wanted it is that one, or else whole.
         """
         whole = border.whole(value.name)
-        if value.name not in border.parameters or not self.matrices:
+        if value.name not in border.parameters or not (self.matrices or self.routes):
             return (whole,)
         splits = _splits(value.name, graph, choices.modes)
+        if self.routes:
+            return tuple(splits) or (whole,)
         if wanted is not None:
             fitting = [
                 s
@@ -238,10 +244,16 @@ def _whole(type_: TensorType) -> None:
 
 ROLES: dict[str, Role] = {
     "dp": Role(batch_split, frozenset({"batch"}), splits_samples=True),
-    "ep": Role(batch_split, frozenset({"batch"}), splits_samples=True),
+    "ep": Role(batch_split, frozenset({"batch"}), splits_samples=True, routes=True),
     "tp": Role(_whole, frozenset({"parameters"}), matrices=True),
     "tp+sp": Role(sequence_split, frozenset({"parameters", "sequence"}), matrices=True),
     "ulysses": Role(sequence_split, frozenset({"any"}), splits_samples=True),
     "cp": Role(sequence_split, frozenset({"sequence"}), splits_samples=True, ring=True, folded=True),
 }
 """Every role of a strategy that the partitioner knows."""
+
+
+def roles_of_graphs(graphs: Iterable[Graph]) -> tuple[str, ...]:
+    """The roles that mean something of their own to any of some graphs: `ep` does where rows choose matrices."""
+    with_experts = any(map(chosen_matrices, graphs))
+    return tuple(name for name, role in ROLES.items() if with_experts or not role.routes)

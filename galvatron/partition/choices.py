@@ -16,7 +16,7 @@ from galvatron.ir.layout import Placement
 from galvatron.partition.boundary import Border, Role, matrices, residual_stream
 from galvatron.partition.bounded import Bounded
 from galvatron.partition.groups import Choices, MatrixFactors, Modes
-from galvatron.partition.modes import Fits, Mode, Split, fits, op_modes
+from galvatron.partition.modes import Fits, Mode, Split, fits, op_modes, routes_of
 from galvatron.partition.padding import without_stranded_padding
 from galvatron.partition.solver import Solution
 
@@ -54,6 +54,7 @@ class RoleChoices:
             [number for number, factor in enumerate(table.op_factors(index)) if self.allowed(index, factor)]
             for index in range(len(graph.ops))
         ]
+        self._routes = routes_of(graph, table) if role.routes else ()
         self._shardable = border.parameters - whole
         shared = matrices(graph, border, table) & self._shardable if role.matrices else frozenset()
         places = role.parameters(graph, border, table), residual_stream(graph, border, table)
@@ -66,7 +67,7 @@ class RoleChoices:
         """The choices on an axis of so many ranks; on a sub-axis inside another one, of which `outer` is the solution,
         every op does what it does there where it can, so that the two send together."""
         role = self._role
-        options = {"ring": role.ring, "folded": role.folded, "padding": role.matrices}
+        options = {"ring": role.ring, "routes": self._routes, "folded": role.folded, "padding": role.matrices}
         fitting = tuple(
             fits(self._graph, index, self._table, size, taken[index], allowed, **options)
             for index, allowed in enumerate(self._allowed)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from galvatron.errors import GalvatronError
-from galvatron.ir.collectives import MESSAGES, conversion, keywords_of
+from galvatron.ir.collectives import MESSAGES, Keywords, conversion, keywords_of
 from galvatron.ir.graph import Op, Ref, Value
 from galvatron.ir.layout import (
     BROADCAST,
@@ -26,12 +26,16 @@ from galvatron.ir.layout import (
     Replicate,
     Shard,
     cutting_problem,
+    is_routed,
     joined,
     local_placement,
     local_shape,
     same_factor,
 )
 from galvatron.ir.types import Dim, TensorType
+
+Choosing = Callable[[str], tuple[Value, int]]
+"""Gives, for the name of a value of a class that rows are sent by, the local value, and among how many it chooses."""
 
 
 def rounds(source: Layout, target: Layout, *, differentiable: bool) -> float:
@@ -58,6 +62,7 @@ def redistribute(
     *,
     differentiable: bool = True,
     fresh_name: Callable[[str], str],
+    choosing: Choosing | None = None,
 ) -> tuple[Op, ...]:
     """The ops that bring `value` into the layout `target`; empty when it is there already.
 
@@ -66,6 +71,7 @@ def redistribute(
         whole: its global type.
         differentiable: False for values without a gradient, for which `R` and `R'` are one.
         fresh_name: gives a new unique value name for a hint.
+        choosing: gives the local value that rows are sent by, and among how many it chooses.
 
     Raises:
         GalvatronError: the value cannot be cut into such slices.
@@ -82,7 +88,7 @@ def redistribute(
     ops: list[Op] = []
     while current != target:
         position, placement = _next_step(current, target, coarse, whole.shape)
-        op = _step(value, current, position, placement, coarse, whole, fresh_name)
+        op = _step(value, current, position, placement, coarse, whole, fresh_name, choosing)
         assert op.result.layout is not None
         current = op.result.layout
         value = replace(op.result, layout=_spread(current, groups))
@@ -96,14 +102,26 @@ def _spread(layout: Layout, groups: list[tuple[int, ...]]) -> Layout:
     return tuple(found[i] for i in range(len(found)))
 
 
+def _chosen(before: Placement, after: Placement, choosing: Choosing | None) -> Keywords:
+    """What a collective is told that sends rows by what they choose."""
+    by = next((p.by for p in (before, after) if isinstance(p, Shard) and p.by), "")
+    if not by:
+        return {}
+    assert choosing is not None
+    value, size = choosing(by)
+    return {"by": Ref(value.name), "size": size}
+
+
 _ORDER: tuple[Callable[[Placement, Placement], bool], ...] = (
+    lambda a, b: is_routed(a),
     lambda a, b: isinstance(a, Replicate) and isinstance(b, Shard),
     lambda a, b: isinstance(a, Partial),
-    lambda a, b: isinstance(a, Shard) and isinstance(b, Shard),
-    lambda a, b: isinstance(a, Shard),
+    lambda a, b: isinstance(a, Shard) and isinstance(b, Shard) and not is_routed(b),
+    lambda a, b: isinstance(a, Shard) and not is_routed(b),
     lambda a, b: True,
 )
-"""Which conversions come first."""
+"""Which conversions come first. Rows that are where they are by choice are put back before all, and sent last: what
+else an axis does to their dimension is between ranks that have the same rows."""
 
 
 def _next_step(
@@ -113,7 +131,7 @@ def _next_step(
     open_axes = [i for i, (c, t) in enumerate(zip(current, target, strict=True)) if c != t]
     for applies in _ORDER:
         # Shards are made outermost first and undone innermost first.
-        undo = applies is _ORDER[2] or applies is _ORDER[3]
+        undo = applies is _ORDER[3] or applies is _ORDER[4]
         for i in reversed(open_axes) if undo else open_axes:
             if not applies(current[i], target[i]) or not _stack_allows(current, target, i):
                 continue
@@ -132,6 +150,8 @@ def _next_step(
 def _stack_allows(current: Layout, target: Layout, i: int) -> bool:
     """Whether axis `i` may change now: no inner axis shards a factor that `i` shards or is to shard, and no outer one
     that it is to nest in will still change."""
+    if is_routed(current[i]) or is_routed(target[i]):
+        return True
     for j, other in enumerate(current):
         if j > i and (same_factor(other, current[i]) or same_factor(other, target[i])):
             return False
@@ -150,13 +170,14 @@ def _step(
     mesh: tuple[Axis, ...],
     whole: TensorType,
     fresh_name: Callable[[str], str],
+    choosing: Choosing | None,
 ) -> Op:
     row = conversion(current[position], placement)
     assert row is not None, (current[position], placement)
     after = (*current[:position], placement, *current[position + 1 :])
     collective = row.collective
     before, behind = (local_placement(layout, mesh, position) for layout in (current, after))
-    kwargs = keywords_of(row, before, behind, mesh[position].name)
+    kwargs = keywords_of(row, before, behind, mesh[position].name, _chosen(current[position], placement, choosing))
     type_ = whole.with_shape(local_shape(whole.shape, after, mesh))
     result = Value(fresh_name(f"{value.name}.{collective.name}"), type_, after)
     return Op(collective.target, (Ref(value.name),), kwargs, (result,))

@@ -10,7 +10,7 @@ import networkx
 import sympy
 
 from galvatron.ir.graph import Graph, Op, Value, map_refs
-from galvatron.ir.layout import BROADCAST, REPLICATE, Axis, Layout, Placement, contiguous, local_shape
+from galvatron.ir.layout import BROADCAST, REPLICATE, Axis, Layout, Placement, Shard, contiguous, local_shape
 from galvatron.ir.local_arguments import with_local_arguments
 from galvatron.ir.names import Names
 from galvatron.ir.random import drawn_axes, is_random, with_site
@@ -98,6 +98,9 @@ class Localizer:
         self._converted: dict[tuple[str, Layout], Value] = {}
         self._sources: dict[tuple[str, Layout], Layout] = {}
         self._names = Names(self.graph.values)
+        self._available: dict[str, Value] = {}
+        self._choices: dict[str, tuple[Value, int]] = {}
+        """By the name of a value that rows are sent by, its local one, and among how many it chooses."""
 
     @property
     def _formals(self) -> tuple[Value, ...]:
@@ -113,7 +116,7 @@ class Localizer:
     def run(self) -> Graph:
         """The local graph."""
         given = {value.name: self._local(value, self._given[value.name]) for value in self._formals}
-        available = dict(given)
+        available = self._available = dict(given)
         self._plan_conversions()
         for index, op in enumerate(self.graph.ops):
             sources = [self._copy(available[n], to) for n, to in zip(op.operands, self._operands[index], strict=True)]
@@ -124,7 +127,18 @@ class Localizer:
             self._copy(available[n], self._wanted[n]).name if n in self._wanted else n for n in self.graph.outputs
         )
         inputs, state = (tuple(given[v.name] for v in values) for values in (self.graph.inputs, self.graph.state))
-        return Graph(inputs, state, tuple(self._ops), names)
+        graph = Graph(inputs, state, tuple(self._ops), names)
+        return _renamed(graph, {name: value.name for name, (value, _) in self._choices.items()})
+
+    def _choosing(self, by: str) -> tuple[Value, int]:
+        """The local value that rows are sent by, as those ops read it for which it chooses, and among how many."""
+        if by not in self._choices:
+            index, (_, mode) = next(
+                (i, own) for i, own in self._spmd.items() if own[1].routed and self.graph.ops[i].operands[-1] == by
+            )
+            assert mode.factor is not None and isinstance(mode.factor.size, int)
+            self._choices[by] = self._copy(self._available[by], self._operands[index][-1]), mode.factor.size
+        return self._choices[by]
 
     def _local(self, value: Value, layout: Layout) -> Value:
         whole = self._whole.types[value.name]
@@ -153,7 +167,13 @@ class Localizer:
             source = self._copy(value, self._sources[value.name, target])
             whole, differentiable = self._whole.types[value.name], value.name in self._whole.differentiable
             ops = redistribute(
-                source, target, self.mesh, whole, differentiable=differentiable, fresh_name=self._names.fresh
+                source,
+                target,
+                self.mesh,
+                whole,
+                differentiable=differentiable,
+                fresh_name=self._names.fresh,
+                choosing=self._choosing,
             )
             self._ops.extend(ops)
             self._converted[value.name, target] = ops[-1].result
@@ -171,7 +191,8 @@ class Localizer:
             axis, mode = self._spmd[index]
             assert mode.factor is not None
             folded = any(isinstance(state, Split) and state.folded for state in mode.operands)
-            return along_axis(renamed, axis.name, self._whole.size(mode.factor.size), folded=folded)
+            size = self._whole.size(mode.factor.size)
+            return along_axis(renamed, axis.name, size, folded=folded, routed=mode.routed)
         local = with_local_arguments(renamed, sources, self._whole.size)
         return self._drawn(op, local) if is_random(op) else local
 
@@ -180,6 +201,19 @@ class Localizer:
         self._sites += 1
         per_step = not any(has_samples(d) for v in op.results for d in v.type.shape)
         return with_site(local, self._sites - 1, drawn_axes(local.results[0], self.mesh), per_step)
+
+
+def _renamed(graph: Graph, names: Mapping[str, str]) -> Graph:
+    """The graph with what rows are sent by called otherwise in layouts."""
+
+    def placed(value: Value) -> Value:
+        told = [replace(p, by=names[p.by]) if isinstance(p, Shard) and p.by else p for p in value.layout or ()]
+        return value if value.layout is None else replace(value, layout=tuple(told))
+
+    if not names:
+        return graph
+    ops = (replace(op, results=tuple(map(placed, op.results))) for op in graph.ops)
+    return replace(graph, ops=tuple(ops))
 
 
 @lru_cache(maxsize=1 << 12)

@@ -6,13 +6,15 @@ along one shardable factor. Layouts are named here by factor, since the number i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from galvatron.ir.factors import Factor, FactorTable, OpFactor
 from galvatron.ir.gradients import takes_terms
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Partial, Replicate, Shard, padded_part
+from galvatron.ir.ops.notation import OpDims
+from galvatron.ir.ops.rows import acts_on_rows
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.padding import paddable
 from galvatron.ir.random import is_random
@@ -23,8 +25,8 @@ from galvatron.ir.types import BATCH, Dim, exact_quotient, simplify_dim
 class Split:
     """Sharded along the factor of dimension `dim` that has `size` elements, each spanning `inner`.
 
-    `padded` and `folded` are those of `Shard`. A padded split is of a whole dimension that the axis does not divide; it
-    is never converted (`ir.padding`).
+    `padded`, `folded` and `by` are those of `Shard`. A padded split is of a whole dimension that the axis does not
+    divide; it is never converted (`ir.padding`).
     """
 
     dim: int
@@ -32,12 +34,13 @@ class Split:
     size: Dim
     padded: bool = False
     folded: bool = False
+    by: str = ""
 
     def placement(self, length: Dim) -> Shard:
         """The placement on the axis, given the size of the dimension."""
         outer = exact_quotient(length, simplify_dim(self.inner * self.size))
         assert outer is not None
-        return Shard(self.dim, outer, self.padded, self.folded)
+        return Shard(self.dim, outer, self.padded, self.folded, self.by)
 
 
 AxisState = Replicate | Partial | Split
@@ -50,13 +53,15 @@ RING = "ring"
 class Mode:
     """How an op runs on one axis.
 
-    `factor` is what is sharded, or None; `spmd` says that the op's counterpart in `ir.spmd` runs in its place.
+    `factor` is what is sharded, or None; `spmd` says that the op's counterpart in `ir.spmd` runs in its place, and
+    `routed` that its rows are those that choose something of the rank.
     """
 
     operands: tuple[AxisState, ...]
     results: tuple[AxisState, ...]
     factor: OpFactor | None = None
     spmd: bool = False
+    routed: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,14 @@ class Fits:
     """What of an op fits on an axis: all that its modes ask of sizes and of other axes.
 
     By their numbers, `even` are the factors that it divides into equal pieces and `padded` those that it takes with
-    filler at the end; `ring` says that queries and keys divide, for attention that passes keys round.
+    filler at the end; `routed` are values by which a rank may have the op's rows, each with the number of the factor
+    that these choose in, if the op is what they choose for; `ring` says that queries and keys divide, for attention
+    that passes keys round.
     """
 
     even: tuple[int, ...] = ()
     padded: tuple[int, ...] = ()
+    routed: tuple[tuple[str, int | None], ...] = ()
     ring: bool = False
 
 
@@ -81,6 +89,7 @@ def fits(
     allowed: Iterable[int],
     *,
     ring: bool = False,
+    routes: Collection[str] = (),
     folded: bool = False,
     padding: bool = False,
 ) -> Fits:
@@ -90,6 +99,7 @@ def fits(
         taken: how many ways each of the op's factors is already sharded by other axes.
         allowed: the numbers of the factors that the axis' role may shard.
         ring: whether the axis' role has attention pass keys and values round.
+        routes: values by which the axis' role has rows on the ranks that have what these choose.
         folded: whether what the axis shards is folded.
         padding: whether the axis' role pads dimensions that the axis does not divide.
     """
@@ -111,7 +121,8 @@ def fits(
             even.append(number)
         elif padding and not folded and ways == 1 and _may_pad(graph, op, factor, size, on_slices is not None):
             padded.append(number)
-    return Fits(tuple(even), tuple(padded), rings)
+    routed = _routed(graph, op, dims, factors, size, taken, routes) if routes else ()
+    return Fits(tuple(even), tuple(padded), routed, rings)
 
 
 def op_modes(
@@ -162,9 +173,83 @@ def op_modes(
                 states = _sharded(factor, dims.sums, missing, padded, folded, any_results=spmd is not None)
                 if states is not None:
                     modes.append(mode(*states, factor, spmd is not None))
+    for by, number in fitting.routed:
+        factors = table.op_factors(index)
+        chosen = None if number is None else factors[number]
+        states = _by_choice(factors, chosen, by, operand_names)
+        modes.append(replace(mode(*states, chosen or _samples(factors), chosen is not None), routed=chosen is not None))
     if fitting.ring and (states := _ring(graph, index, table, folded)) is not None:
         modes.append(mode(*states, _ring_factor(graph, op), spmd=True))
     return tuple(dict.fromkeys(modes))
+
+
+def routes_of(graph: Graph, table: FactorTable) -> tuple[str, ...]:
+    """The values that choose matrices for rows, of samples, by which ranks may have these rows."""
+    return tuple(
+        dict.fromkeys(
+            op.operands[-1]
+            for index, op in enumerate(graph.ops)
+            if (counterpart := operator_of(op).on_slices) is not None and counterpart.routes
+            if _samples(table.op_factors(index)) is not None
+        )
+    )
+
+
+def _routed(
+    graph: Graph,
+    op: Op,
+    dims: OpDims,
+    factors: Sequence[OpFactor],
+    size: int,
+    taken: Mapping[OpFactor, int],
+    routes: Collection[str],
+) -> tuple[tuple[str, int | None], ...]:
+    """Values by which an axis may have the rows of an op, and what these choose in, if it is this op's (see `Fits`).
+
+    The op does to each row the same, whichever others there are, and is not told how many.
+    """
+    samples = _samples(factors)
+    if samples is None or not acts_on_rows(op, dims, samples.name):
+        return ()
+    rows = [by for by in routes if graph.values[by].type.shape == (dims.sizes[samples.name],)]
+    places = [place for place in (*samples.operands, *samples.results) if place is not None]
+    if any(simplify_dim(place.inner * BATCH) != dims.sizes[samples.name] for place in places):
+        return ()
+    counterpart = operator_of(op).on_slices
+    if counterpart is None or not counterpart.routes:
+        return tuple((by, None) for by in rows if by not in op.operands)
+    return tuple(
+        (op.operands[-1], number)
+        for number, factor in enumerate(factors)
+        if op.operands[-1] in rows and factor.name in dims.spmd and factor.size == dims.sizes[factor.name]
+        if taken.get(factor, 1) == 1 and _divides(size, factor.size)
+    )
+
+
+def _samples(factors: Sequence[OpFactor]) -> OpFactor | None:
+    """The factor of an op that is the batch; the rows that it has of each sample are beside it."""
+    return next((factor for factor in factors if factor.size == BATCH), None)
+
+
+def _by_choice(
+    factors: Sequence[OpFactor], chosen: OpFactor | None, by: str, operands: Sequence[str]
+) -> tuple[list[AxisState], list[AxisState]]:
+    """Operand and result states where a rank has the rows that choose something of its own by a value, which itself is
+    where it was."""
+    samples = _samples(factors)
+    assert samples is not None
+
+    def state(rows: Factor | None, own: Factor | None, by: str) -> AxisState:
+        if rows is not None:
+            return Split(rows.dim, rows.inner, rows.size, by=by)
+        return BROADCAST if own is None else Split(own.dim, own.inner, own.size)
+
+    own = (None,) * len(operands) if chosen is None else chosen.operands
+    given = [
+        state(place, slices, "" if name == by else by)
+        for name, place, slices in zip(operands, samples.operands, own, strict=True)
+    ]
+    return given, [state(place, None, by) for place in samples.results]
 
 
 def pieces(size: int, folded: bool) -> int:

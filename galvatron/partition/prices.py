@@ -113,7 +113,8 @@ class Prices:
 
     def _conversion_s(self, row: Conversion, size_bytes: float, differentiable: bool) -> float:
         # Of what is sharded before and after, no rank has more than a shard.
-        payload_bytes = size_bytes / (self._axis.size if row.source == row.target else 1)
+        both = isinstance(row.source, Shard) and isinstance(row.target, Shard)
+        payload_bytes = size_bytes / (self._axis.size if both else 1)
         price = OP_S + self._collective_s(row.forward, payload_bytes)
         return price + (self._collective_s(row.backward, payload_bytes) if differentiable else 0.0)
 
@@ -150,7 +151,7 @@ def _row(source: AxisState, target: AxisState) -> Conversion | None:
     """The conversion table's row for two states; the numbers in the placements do not matter to it."""
     return conversion(
         *(
-            Shard(s.dim, simplify_dim(s.inner * s.size), s.padded, s.folded) if isinstance(s, Split) else s
+            Shard(s.dim, simplify_dim(s.inner * s.size), s.padded, s.folded, s.by) if isinstance(s, Split) else s
             for s in (source, target)
         )
     )

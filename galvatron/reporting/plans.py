@@ -19,7 +19,7 @@ from galvatron.ir.plan import Plan, kept_text
 from galvatron.ir.program import Program
 from galvatron.ir.strategy import Strategy
 
-TRAITS = ("dp", "tp", "ulysses", "cp", "zero", "recompute")
+TRAITS = ("dp", "ep", "tp", "ulysses", "cp", "zero", "recompute")
 """What of a strategy is shown apart."""
 
 
@@ -169,10 +169,10 @@ def _figures(layer: LayerReport, micro_batches: int) -> dict[str, float]:
 
 def _traits(strategy: Strategy) -> list[int | str]:
     """A number for each trait, `recompute` as it is written; `tp` with a sharded sequence is text as well."""
-    found: list[int | str] = [strategy.degree(role) for role in TRAITS[:4]]
+    found: dict[str, int | str] = {role: strategy.degree(role) for role in TRAITS}
     if strategy.degree("tp+sp") > 1:
-        found[1] = f"{strategy.degree('tp+sp')}+sp"
-    return [*found, strategy.zero, strategy.recompute]
+        found["tp"] = f"{strategy.degree('tp+sp')}+sp"
+    return list((found | {"zero": strategy.zero, "recompute": strategy.recompute}).values())
 
 
 def _bytes(memory: Memory) -> list[float]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from galvatron.errors import GalvatronError
 from galvatron.runtime import comm
 from galvatron.runtime.comm import now
+from galvatron.runtime.experts import route_of
 from galvatron.runtime.mesh import Axis
 from galvatron.runtime.slices import Sharded, in_order, route
 
@@ -105,6 +106,24 @@ def all_to_all(
     concat = Sharded(concat_dim, concat_outer, folded=concat_folded)
     split = Sharded(split_dim, split_outer, folded=split_folded)
     return _apply(x, lambda t: _exchange(t, axis, concat, split), lambda g: _exchange(g, axis, split, concat))
+
+
+def dispatch(x: Tensor, axis: Axis, *, dim: int, outer: int = 1, by: Tensor, size: int) -> Tensor:
+    """S -> S(by): each row goes to the rank that has what it chooses.
+
+    Args:
+        dim, outer: of rows, which are the first dimension.
+        by: [rows], what each row chooses.
+        size: among how many; each rank has an equal part of them.
+    """
+    route = route_of(by, axis, size)
+    return _apply(x, lambda t: route.there(t, axis), lambda g: route.back(g, axis))
+
+
+def combine(x: Tensor, axis: Axis, *, dim: int, outer: int = 1, by: Tensor, size: int) -> Tensor:
+    """S(by) -> S: each row goes back to where it came from. Arguments are those of `dispatch`."""
+    route = route_of(by, axis, size)
+    return _apply(x, lambda t: route.back(t, axis), lambda g: route.there(g, axis))
 
 
 def first(x: Tensor, axis: Axis, *, grad: str) -> Tensor:

@@ -1,86 +1,82 @@
-"""Rows that go to the ranks of the matrices that they choose, and what comes of them back: expert parallelism.
+"""Rows that go to the ranks of what they choose, and come back: expert parallelism.
 
-Each rank of an axis has rows of its own and some of the matrices. How many rows go where is data, so ranks first tell
-each other; a rank that gets no rows, or has none, takes part all the same.
+Each rank of an axis has rows of its own, and some of what they choose. How many rows go where is data, so ranks first
+tell each other; a rank that gets no rows, or has none, takes part all the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from galvatron.runtime import comm
-from galvatron.runtime.comm import now
 from galvatron.runtime.mesh import Axis
 
 
 @dataclass(frozen=True)
-class Counts:
-    """How many rows go to each rank of an axis, and how many come from each."""
+class Route:
+    """How rows go to the ranks of an axis.
 
+    Attributes:
+        order: this rank's rows, by the rank that they go to.
+        sent, received: how many rows go to each rank, and come from each.
+        chosen: what the rows choose that have come.
+    """
+
+    order: Tensor
     sent: tuple[int, ...]
     received: tuple[int, ...]
+    chosen: Tensor
 
-    @property
-    def back(self) -> Counts:
-        """Those of the way back."""
-        return Counts(self.received, self.sent)
+    def there(self, rows: Tensor, axis: Axis) -> Tensor:
+        """The rows of all ranks that come to this one."""
+        return _sent(rows[self.order], self.sent, self.received, axis)
 
-
-class _Exchange(torch.autograd.Function):
-    """Rows in the order of the ranks that they go to, for those that come from the ranks in their order; the gradient
-    goes back the same way."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, counts: Counts, axis: Axis) -> Tensor:
-        ctx.counts, ctx.axis, ctx.place = counts, axis, now.place
-        return exchanged(rows, counts, axis)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        now.place = ctx.place
-        gradient = exchanged(gradients[0].contiguous(), ctx.counts.back, ctx.axis)
-        now.place = None
-        return gradient, None, None
+    def back(self, rows: Tensor, axis: Axis) -> Tensor:
+        """This rank's rows, of what is where they went."""
+        found = _sent(rows.contiguous(), self.received, self.sent, axis)
+        return torch.empty_like(found).index_copy_(0, self.order, found)
 
 
-def exchanged(rows: Tensor, counts: Counts, axis: Axis) -> Tensor:
-    """What comes to this rank of the rows of all ranks, each of which has laid its own end to end by the rank that they
-    go to."""
-    received = rows.new_empty(sum(counts.received), *rows.shape[1:])
-    comm.all_to_all(received, rows, axis.group, received_parts=counts.received, sent_parts=counts.sent).wait()
-    return received
+_routes = WeakIdKeyDictionary()
+"""By what they choose, on which axis, where rows go: they go the same way as often as they do."""
 
 
-def at_their_matrices(
-    function: Callable[[Tensor, Tensor], Tensor], rows: Tensor, ids: Tensor, axis: Axis, matrices: int, size: int
-) -> Tensor:
-    """`function(rows, ids)` with each row on the rank of the axis that has the matrix of its id.
+def route_of(chosen: Tensor, axis: Axis, size: int) -> Route:
+    """How rows go to the ranks of what they choose.
 
     Args:
-        function: of rows of any ranks and the numbers of this rank's matrices that they choose, rows for rows.
-        rows: [rows, ...], this rank's.
-        ids: [rows], which of all `size` matrices. One that is none of them stays on its rank, and chooses none there.
-        matrices: of each rank.
+        chosen: [rows], whole numbers. One that is none of `size` stays on its rank.
+        size: how many there are to choose, of which each rank has an equal part.
     """
-    is_one = (ids >= 0) & (ids < size)
-    owner = torch.where(is_one, ids.div(matrices, rounding_mode="floor"), axis.index)
-    order = owner.argsort(stable=True)
-    counts = _counted(owner, axis)
-    at_owner = torch.where(is_one, ids - owner * matrices, -1)
-    own_ids = exchanged(at_owner[order], counts, axis)
-    own_rows = _Exchange.apply(rows[order], counts, axis)
-    back: Tensor = _Exchange.apply(function(own_rows, own_ids), counts.back, axis)  # type: ignore[arg-type, assignment]  # apply is untyped in torch
-    return torch.empty_like(back).index_copy(0, order, back)
+    known = _routes.setdefault(chosen, {})
+    key = id(axis.group), size
+    if key not in known:
+        known[key] = _found(chosen, axis, size)
+    return known[key]
 
 
-def _counted(owner: Tensor, axis: Axis) -> Counts:
-    """How many rows go to each rank, and what the others say of this one."""
-    sent = owner.bincount(minlength=axis.size)
+def _found(chosen: Tensor, axis: Axis, size: int) -> Route:
+    each = size // axis.size
+    first = axis.index * each
+    # Each rank's part, and behind it those that choose nothing and stay.
+    slots = chosen + chosen.div(each, rounding_mode="floor")
+    slots = slots.where((chosen >= 0) & (chosen < size), first + axis.index + each)
+    order = slots.argsort(stable=True)
+    sent = slots.bincount(minlength=size + axis.size).view(axis.size, each + 1)
     received = torch.empty_like(sent)
     comm.all_to_all(received, sent, axis.group).wait()
-    return Counts(tuple(sent.tolist()), tuple(received.tolist()))
+    own = torch.arange(first, first + each + 1, device=chosen.device)
+    own[-1] = -1
+    come = own.repeat(axis.size).repeat_interleave(received.flatten())
+    there, here = torch.stack([sent.sum(1), received.sum(1)]).tolist()
+    return Route(order, tuple(there), tuple(here), come)
+
+
+def _sent(rows: Tensor, sent: tuple[int, ...], received: tuple[int, ...], axis: Axis) -> Tensor:
+    found = rows.new_empty(sum(received), *rows.shape[1:])
+    comm.all_to_all(found, rows, axis.group, received_parts=received, sent_parts=sent).wait()
+    return found

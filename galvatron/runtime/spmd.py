@@ -20,6 +20,7 @@ from galvatron.errors import GalvatronError
 from galvatron.recompute import keep
 from galvatron.runtime import comm
 from galvatron.runtime.bounds import bounds
+from galvatron.runtime.experts import route_of
 from galvatron.runtime.mesh import Axis
 
 
@@ -50,16 +51,20 @@ def embedding(
     return rows.masked_fill(~inside.unsqueeze(-1), 0.0)
 
 
-def grouped_linear(rows: Tensor, weight: Tensor, ids: Tensor, *, axis: Axis | None = None, size: int = 0) -> Tensor:
-    """`galvatron.grouped.grouped_linear`. Where an axis is given, this rank has some of `size` matrices, and the result
-    is zero for rows that choose those of other ranks, so that the ranks' results add up.
+def grouped_linear(
+    rows: Tensor, weight: Tensor, ids: Tensor, *, axis: Axis | None = None, size: int = 0, routed: bool = False
+) -> Tensor:
+    """`galvatron.grouped.grouped_linear`. Where an axis is given, this rank has some of `size` matrices. Either ranks
+    have the same rows, and the result is zero for rows that choose matrices of other ranks, so that the ranks' results
+    add up; or the rows have come here by what they choose.
 
     Args:
         rows: [rows, in].
         weight: [matrices, out, in], those of this rank. Filler is never chosen.
-        ids: [rows], which of all matrices.
+        ids: [rows], which of all matrices; if `routed`, those of the rows that this rank has sent.
     """
     if axis is not None:
+        ids = route_of(ids, axis, size).chosen if routed else ids
         ids = ids - axis.index * len(weight)
         ids = ids.masked_fill(ids >= _own_size(len(weight), axis, size), -1)
     return grouped.grouped_linear(rows, weight, ids)

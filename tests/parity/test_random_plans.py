@@ -30,7 +30,7 @@ COMMON: dict[str, Any] = {
 
 
 @st.composite
-def plans(draw: st.DrawFn, model: str) -> Plan:
+def plans(draw: st.DrawFn, model: str, roles: Sequence[str] = ROLES) -> Plan:
     """A plan that the model's layers allow, on 2 to 4 ranks. Layers that share parameters are mostly alike, and keep
     them whole all the same or in parts."""
     layers = layer_count(model)
@@ -43,7 +43,7 @@ def plans(draw: st.DrawFn, model: str) -> Plan:
         draw(st.sets(st.integers(1, layers - 1), min_size=stages - 1, max_size=stages - 1)) if stages > 1 else []
     )
     devices = world_size // degree
-    leaves = EnumerateStrategies(roles=ROLES, zero=(0, 1, 2, 3), recompute=RECOMPUTE).leaves_of(devices)
+    leaves = EnumerateStrategies(roles=tuple(roles), zero=(0, 1, 2, 3), recompute=RECOMPUTE).leaves_of(devices)
     choice = st.sampled_from(list(leaves))
     strategies = draw(st.lists(choice, min_size=layers, max_size=layers))
     ties: dict[str, Strategy | None] = {}
@@ -64,9 +64,9 @@ def plans(draw: st.DrawFn, model: str) -> Plan:
     )
 
 
-def one_example(data: st.DataObject, models: Sequence[str]) -> None:
+def one_example(data: st.DataObject, models: Sequence[str], roles: Sequence[str] = ROLES) -> None:
     model = data.draw(st.sampled_from(models), label="model")
-    program = with_plan(costed(model)[0], data.draw(plans(model), label="plan"))
+    program = with_plan(costed(model)[0], data.draw(plans(model, roles), label="plan"))
     size = program.batch_size
     seed = data.draw(st.integers(0, 9), label="seed of the batch")
     ignored: list[int] = []

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from galvatron import runtime as rt
-from galvatron.runtime.experts import at_their_matrices
 from tests.ranks import run_ranks
 
 MATRICES, WIDTH, OUT = 6, 3, 2
@@ -43,7 +42,9 @@ def on_a_rank(world: rt.World, kind: str) -> tuple[Tensor, Tensor | None, Tensor
     weight = whole_weight()[own * world.rank : own * (world.rank + 1)].clone().requires_grad_()
     rows, gradient, ids = rows_of(kind, world.rank)
     rows.requires_grad_()
-    result = at_their_matrices(lambda r, i: multiplied(weight, r, i), rows, ids, axis, own, MATRICES)
+    told = {"dim": 0, "by": ids, "size": MATRICES}
+    there = rt.dispatch(rows, axis, **told)
+    result = rt.combine(rt.grouped_linear(there, weight, ids, axis=axis, size=MATRICES, routed=True), axis, **told)
     result.backward(gradient)
     return result.detach(), rows.grad, weight.grad
 

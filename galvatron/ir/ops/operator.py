@@ -57,7 +57,8 @@ class OnSlices:
     first operand, all but its last dimension, or for what goes over `channels` per element of its dimension 1. In a
     `ring` keys and values are passed round instead: it says on how many of the slices of so many ranks the busiest one
     works. `folded` says what it makes of folded slices: it takes none, it takes any without a difference, or it must be
-    told.
+    told. Where it `routes`, its last operand chooses for each row of the first in the dimension, and a rank may also
+    have just the rows that choose something of its slice.
     """
 
     result: Replicate | Partial
@@ -65,6 +66,7 @@ class OnSlices:
     backward: tuple[tuple[str, int], ...] = ()
     channels: bool = False
     ring: Callable[[Op, int], int] | None = None
+    routes: bool = False
     folded: Literal["none", "alike", "told"] = "none"
     function: str = ""
     """What it is called in `galvatron.runtime`, if not as the operator."""

@@ -42,9 +42,11 @@ def _axis_name(axis: Axis) -> str:
 
 
 def _placement(placement: Placement, w: Writer) -> str:
-    if isinstance(placement, Shard) and placement.outer != 1:
+    if isinstance(placement, Shard) and (placement.outer != 1 or placement.by):
+        outer = "" if placement.outer == 1 else f", outer={format_argument(placement.outer, lenient=w.lenient)}"
         flags = ", folded" * placement.folded + ", padded" * placement.padded
-        return f"S({placement.dim}, outer={format_argument(placement.outer, lenient=w.lenient)}{flags})"
+        by = f", by={value_name(placement.by)}" if placement.by else ""
+        return f"S({placement.dim}{outer}{flags}{by})"
     return str(placement)
 
 

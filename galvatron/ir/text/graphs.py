@@ -108,9 +108,15 @@ def _placement(s: Scanner) -> Placement:
         s.expect("=")
         outer, more = _dim(s, read_argument(s), at), s.more()
     folded = more and s.accept("folded")
-    padded = (s.more() if folded else more) and s.accept("padded")
+    more = s.more() if folded else more
+    padded = more and s.accept("padded")
+    more = s.more() if padded else more
+    by = ""
+    if more and s.accept("by"):
+        s.expect("=")
+        by = s.value()
     s.expect(")")
-    return Shard(dim, outer, padded, folded)
+    return Shard(dim, outer, padded, folded, by)
 
 
 def read_mesh(s: Scanner) -> Mesh:

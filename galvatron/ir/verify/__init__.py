@@ -55,7 +55,9 @@ RULES: tuple[Rule, ...] = (
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "unique_names defined_before_use known_ops arguments_fit"),
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "known_dtypes sizes_in_batch numbers_in_batch mesh_axes"),
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "layouts_present result_count"),
-    *_rules(Form.CAPTURED, Form.STAGED, graphs, "padded_shards collectives spmd_ops random_draws result_types"),
+    *_rules(
+        Form.CAPTURED, Form.STAGED, graphs, "padded_shards routed_rows collectives spmd_ops random_draws result_types"
+    ),
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "computed_results functions_fit calls_fit"),
     *_rules(Form.CAPTURED, Form.CAPTURED, programs, "graph_matches_program"),
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "known_classes layer_signatures layers_in_order state_is_bound"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import sympy
 
 from galvatron.errors import did_you_mean
-from galvatron.ir.collectives import COLLECTIVES, ends, result_shape
+from galvatron.ir.collectives import COLLECTIVES, SHARD, ends, result_shape
 from galvatron.ir.functions import call_problem, signature_problem
 from galvatron.ir.graph import Arg, Const, Function, Graph, Op, Ref, Value
 from galvatron.ir.layout import (
@@ -16,6 +16,7 @@ from galvatron.ir.layout import (
     Layout,
     Shard,
     cutting_problem,
+    is_routed,
     joined,
     local_placement,
     nameable_axes,
@@ -27,7 +28,7 @@ from galvatron.ir.ops.shapes import ShapeError, same_shape
 from galvatron.ir.ops.table import takes_size
 from galvatron.ir.padding import paddable
 from galvatron.ir.random import draws_as_a_whole, is_random, random_problem, without_site
-from galvatron.ir.spmd import is_spmd, without_axis
+from galvatron.ir.spmd import FLAGS, is_spmd, without_axis
 from galvatron.ir.text.targets import is_known_target, unknown_target
 from galvatron.ir.types import BATCH, DTYPE_BYTES, MICRO_BATCHES, Dim, Length, lengths_in
 from galvatron.ir.verify.arguments import argument_problem
@@ -371,8 +372,9 @@ def spmd_ops(scope: Scope) -> Iterator[Violation]:
                 yield locus, f"{op.target}: {told}"
             if type(op.kwarg("size")) is not int and not isinstance(op.kwarg("size"), sympy.Expr):
                 yield locus, f"{op.target}: size must be the whole size of the sharded dimension"
-            if op.kwarg("folded", True) is not True:
-                yield locus, f"{op.target}: {_FLAG.format('folded')}"
+            for flag in FLAGS:
+                if op.kwarg(flag, True) is not True:
+                    yield locus, f"{op.target}: {_FLAG.format(flag)}"
 
 
 _FLAG = "{} is true, or not written"
@@ -389,6 +391,8 @@ def _collective_problem(op: Op, scope: Scope) -> str:
         return _FLAG.format(wrong[0])
     if len(op.args) != 1 or not isinstance(op.args[0], Ref):
         return "the only positional argument must be a value"
+    if kind.routes and (problem := _route_problem(op, scope)):
+        return problem
     axes = [axis.name for axis in nameable_axes(scope.mesh)]
     if keywords["axis"] not in axes:
         return f"{keywords['axis']!r} is no axis of the mesh; axes are {', '.join(axes) or 'none'}"
@@ -403,6 +407,33 @@ def _collective_problem(op: Op, scope: Scope) -> str:
         if name.endswith("outer") and not (type(value) is int or isinstance(value, sympy.Expr)):
             return f"{name} must be a size"
     return _movement_problem(op, operand, result, scope.mesh)
+
+
+def _route_problem(op: Op, scope: Scope) -> str:
+    """What is wrong with that by which rows are sent: whole numbers, one for each row, where the rows were."""
+    by, size, shard = op.kwarg("by"), op.kwarg("size"), op.kwarg("dim")
+    if not isinstance(by, Ref) or type(size) is not int or size < 1:
+        return "by must be a value, and size among how many it chooses"
+    chosen, rows = scope.graph.values[by.name], scope.graph.values[op.operands[0]]
+    if shard != 0 or op.kwarg("outer") != 1 or not same_shape(chosen.type.shape, rows.type.shape[:1]):
+        return f"%{by.name} must choose for each row of %{rows.name}"
+    if chosen.type.is_floating or chosen.type.dtype == "bool":
+        return f"%{by.name} must be whole numbers"
+    at = next((i for i, axis in enumerate(scope.mesh or ()) if axis.name == op.kwarg("axis")), None)
+    if at is None or (chosen.layout or ())[at] != SHARD:
+        return f"%{by.name} must be {SHARD} on {op.kwarg('axis')}"
+    for other in scope.graph.ops:
+        if other.kwarg("routed") is True and other.operands[-1] == by.name and other.kwarg("size") != size:
+            return f"size must be {other.kwarg('size')}, as of {other.target} that makes %{other.results[0].name}"
+    return ""
+
+
+def routed_rows(scope: Scope) -> Iterator[Violation]:
+    """Rows that are where something is that they choose stay within a layer."""
+    crossing = {v.name for v in (*scope.graph.inputs, *scope.graph.state)} | set(scope.graph.outputs)
+    for value, locus in _definitions(scope):
+        if value.name in crossing and any(map(is_routed, value.layout or ())):
+            yield locus, f"%{value.name} enters or leaves in rows by what they choose, {_shown(value)}"
 
 
 def _movement_problem(op: Op, operand: Value, result: Value, mesh: tuple[Axis, ...]) -> str:
@@ -427,7 +458,11 @@ def _movement_problem(op: Op, operand: Value, result: Value, mesh: tuple[Axis, .
     for axis, (old, new) in enumerate(zip(before, after, strict=True)):
         if axis != at and old != new:
             return f"changes the placement on {mesh[axis].name}, from {old} to {new}"
-        if axis > at and (same_factor(old, before[at]) or same_factor(old, after[at])):
+        if (
+            axis > at
+            and not COLLECTIVES[op.target].routes
+            and (same_factor(old, before[at]) or same_factor(old, after[at]))
+        ):
             return f"moves slices that {mesh[axis].name}, which lies inside {mesh[at].name}, cuts further"
     expected = result_shape(op, operand.type.shape, mesh[at].size)
     if not same_shape(expected, result.type.shape) or operand.type.dtype != result.type.dtype:

@@ -40,6 +40,7 @@ from galvatron.ir.layout import (
     same_factor,
 )
 from galvatron.ir.ops.notation import OpDims
+from galvatron.ir.ops.rows import acts_on_rows
 from galvatron.ir.ops.shapes import ShapeError, same_shape
 from galvatron.ir.ops.table import op_dims
 from galvatron.ir.random import without_site
@@ -50,9 +51,9 @@ from galvatron.ir.verify.mending import op_mended
 from galvatron.ir.verify.placed import Misplaced, Placed
 from galvatron.ir.verify.shapes import expected_shapes
 
-Factor = tuple[str, Dim, bool]
-"""What an axis shards: a named dimension, in stretches of so many elements of it, each cut into equal parts, and
-whether the slices are folded."""
+Factor = tuple[str, Dim, bool, str]
+"""What an axis shards: a named dimension, in stretches of so many elements of it, each cut into equal parts, whether
+the slices are folded, and the value by which rows are where something is that they choose, if they are."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,8 @@ def _without_communication(
     if dims is None:
         raise Misplaced("nothing is known about its dimensions")
     cut = _common_factor(dims, operands, results, mesh, axis)
+    if cut[3] and not acts_on_rows(op, dims, cut[0]):
+        raise Misplaced("it does not treat rows one by one, and a rank has those that choose something of its own")
     if cut[0] in dims.indivisible or cut[0] in dims.spmd:
         exchanging = f", or be {spmd_target(op)}, which exchanges along it" if cut[0] in dims.spmd else ""
         raise Misplaced(f"it must see the sharded dimension whole{exchanging}")
@@ -246,8 +249,10 @@ def _common_factor(
     for other, placed in others:
         if other[:2] != factor[:2]:
             raise Misplaced(f"%{first.name} and %{placed.name} hold parts of different dimensions")
-        if other != factor:
+        if other[2] != factor[2]:
             raise Misplaced(f"only one of %{first.name} and %{placed.name} is folded")
+        if other != factor:
+            raise Misplaced(f"%{first.name} and %{placed.name} do not have the same rows")
     for tensor, placed in named:
         if _has(tensor, factor[0]) and not isinstance(placed.layout[axis], Shard):
             raise Misplaced(f"%{placed.name} must be sharded along the same dimension")
@@ -275,7 +280,7 @@ def sharded_factor(
             fits = padded_part(stretch, pieces) if shard.padded else exact_quotient(stretch, pieces)
             if fits is None or (shard.padded and stretch != dims.sizes[name]):
                 raise Misplaced(f"{stretch} elements of %{placed.name} do not divide into {pieces}")
-            return name, stretch, shard.folded
+            return name, stretch, shard.folded, shard.by
         within = beyond
     raise Misplaced(f"dimension {shard.dim} of %{placed.name} must be whole")
 
@@ -313,14 +318,18 @@ def _inside(
     kind = on_slices(op)
     if (op.kwarg("folded") is not None) and kind.folded != "told":
         raise Misplaced("it is not told whether slices are folded")
+    if op.kwarg("routed") is not None:
+        if dims is None or not kind.routes:
+            raise Misplaced("it chooses nothing for rows")
+        return Way("inside", _check_routed(op, dims, operands, results, axis))
     if kind.ring:
         _check_ring(op, operands, results, axis)
         return Way("inside", "the sequence")
     if dims is None or len(dims.spmd) != 1:
         raise Misplaced("it has no dimension that may be sharded")
     (sharded,) = dims.spmd
-    name, stretch, folded = _common_factor(dims, operands, results, mesh, axis)
-    if (name, stretch) != (sharded, dims.sizes[sharded]):
+    name, stretch, folded, by = _common_factor(dims, operands, results, mesh, axis)
+    if by or (name, stretch) != (sharded, dims.sizes[sharded]):
         raise Misplaced("another dimension than that of the table is sharded")
     if not _is_size(op, stretch):
         raise Misplaced(f"the whole size of the sharded dimension is {stretch}")
@@ -328,6 +337,33 @@ def _inside(
         raise Misplaced("it takes no folded slices")
     _check_sharded(dims, sharded, operands, results, axis, kind.result)
     return Way("inside", sharded)
+
+
+def _check_routed(op: Op, dims: OpDims, operands: tuple[Placed, ...], results: tuple[Placed, ...], axis: int) -> str:
+    """Checks an op on rows that are where something is that they choose, and gives the dimension of that: its last
+    operand, by which they are there, is where it was.
+
+    Raises:
+        Misplaced: it is not placed so.
+    """
+    (sharded,) = dims.spmd
+    if not _is_size(op, dims.sizes[sharded]):
+        raise Misplaced(f"the whole size of the sharded dimension is {dims.sizes[sharded]}")
+    *given, by = operands
+    rows: list[Placed] = []
+    for placed, tensor in zip(given, dims.operands, strict=False):
+        place = next((i for i, names in enumerate(tensor) if sharded in names), None)
+        if place is None:
+            rows.append(placed)
+        elif placed.layout[axis] != Shard(place):
+            raise Misplaced(f"%{placed.name} must be {Shard(place)}")
+    for placed in (*rows, *results):
+        wanted = Shard(0, by=by.name)
+        if placed.layout[axis] != wanted:
+            raise Misplaced(f"%{placed.name} must be {wanted}")
+    if by.layout[axis] != Shard(0):
+        raise Misplaced(f"%{by.name} must be {Shard(0)}")
+    return sharded
 
 
 def _is_size(op: Op, size: Dim) -> bool:

@@ -7,12 +7,14 @@ level. Recomputation is decided at the leaf.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from galvatron.errors import PassError, did_you_mean
 from galvatron.ir.program import Candidates, Cut, Form, Program
 from galvatron.ir.strategy import RECOMPUTE, ROLE_NAMES, Strategy
 from galvatron.ir.zero import LEVELS
+from galvatron.partition.boundary import roles_of_graphs
 from galvatron.passes.base import Pass
 from galvatron.passes.planning.tree import RULES, Decision, Tree, divisors, grow, level_of, roles_of
 
@@ -21,15 +23,15 @@ from galvatron.passes.planning.tree import RULES, Decision, Tree, divisors, grow
 class EnumerateStrategies(Pass):
     """Lists the strategies of every layer class at every pipeline degree; options say which branches exist.
 
-    `roles` are those an axis may have, `zero` the ZeRO levels of axes that leave parameters whole, `recompute` the
-    kinds of recomputation of a leaf, and `pipeline_degrees` the degrees at the root, all divisors of the world size if
-    empty.
+    `roles` are those an axis may have, `ep` where rows choose matrices, `zero` the ZeRO levels of axes that leave
+    parameters whole, `recompute` the kinds of recomputation of a leaf, and `pipeline_degrees` the degrees at the root,
+    all divisors of the world size if empty.
     """
 
     name = "enumerate-strategies"
     needs, leaves = Form.COSTED, Form.CANDIDATES
 
-    roles: tuple[str, ...] = ("dp", "tp", "tp+sp", "ulysses", "cp")
+    roles: tuple[str, ...] = ("dp", "tp", "tp+sp", "ulysses", "cp", "ep")
     zero: tuple[int, ...] = (0, 1, 2, 3)
     recompute: tuple[str, ...] = ("none", "selective", "full")
     pipeline_degrees: tuple[int, ...] = ()
@@ -58,15 +60,31 @@ class EnumerateStrategies(Pass):
         for degree in divisors(world_size):
             if self.pipeline_degrees and degree not in self.pipeline_degrees:
                 continue
+            found: list[Candidates] = []
             if degree > len(layers):
                 reason = f"{degree} stages for {len(layers)} layers leave a stage empty"
                 cuts.append(Cut(f"pp{degree}", "stages-need-layers", reason))
                 continue
-            tree = tried.tree(world_size // degree)
-            gone = [(rule, tree.cut[rule.name]) for rule in RULES if tree.cut[rule.name]]
-            cuts += [Cut(f"pp{degree}/*", rule.name, f"{rule.argument}: {n} of {tree.unpruned}") for rule, n in gone]
-            candidates += [Candidates(degree, cls, tried._leaves(tree)) for cls in classes]
+            for own, of in tried._by_roles(program, classes):
+                tree = own.tree(world_size // degree)
+                gone = [(rule, tree.cut[rule.name]) for rule in RULES if tree.cut[rule.name]]
+                where = "" if len(of) == len(classes) else f" @{', @'.join(of)}"
+                cuts += [
+                    Cut(f"pp{degree}/*{where}", rule.name, f"{rule.argument}: {n} of {tree.unpruned}")
+                    for rule, n in gone
+                ]
+                found += [Candidates(degree, cls, own._leaves(tree)) for cls in of]
+            by_class = {candidates.cls: candidates for candidates in found}
+            candidates += [by_class[cls] for cls in classes]
         return replace(program, form=self.leaves, candidates=tuple(candidates), cuts=(*program.cuts, *cuts))
+
+    def _by_roles(self, program: Program, classes: Iterable[str]) -> list[tuple[EnumerateStrategies, list[str]]]:
+        """The classes that have the same roles to choose from, with a pass of just these roles."""
+        by_roles: dict[tuple[str, ...], list[str]] = {}
+        for cls in classes:
+            known = roles_of_graphs([program.class_of[cls].graph])
+            by_roles.setdefault(tuple(role for role in self.roles if role in known), []).append(cls)
+        return [(replace(self, roles=roles), own) for roles, own in by_roles.items()]
 
     def tree(self, devices: int) -> Tree:
         """The axes of a stage on a number of devices."""

@@ -13,6 +13,7 @@ from galvatron.errors import PassError, did_you_mean
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.layout import BROADCAST
 from galvatron.ir.program import Candidates, Cut, Form, Layer, Program
+from galvatron.ir.spmd import chosen_matrices
 from galvatron.ir.strategy import Strategy
 from galvatron.partition.context import Partitioner
 from galvatron.passes.base import Bytes, Pass
@@ -60,6 +61,15 @@ def _indivisible_sequence(branch: Branch) -> Iterator[tuple[Strategy, str]]:
             yield strategy, f"a sequence of {odd} cannot be cut into {pieces} pieces"
 
 
+def _undivided_matrices(branch: Branch) -> Iterator[tuple[Strategy, str]]:
+    counts = chosen_matrices(branch.program.class_of[branch.layer.cls].graph)
+    for strategy in branch.strategies:
+        degree = strategy.degree("ep")
+        if degree > 1 and all(count % degree for count in counts):
+            told = " or ".join(map(str, sorted(set(counts))))
+            yield strategy, f"{told} experts cannot be divided over ep{degree}"
+
+
 def _tp_across_nodes(branch: Branch) -> Iterator[tuple[Strategy, str]]:
     for strategy in branch.strategies:
         for axis, role in zip(strategy.mesh, strategy.roles, strict=True):
@@ -81,10 +91,12 @@ def _too_much_state(branch: Branch) -> Iterator[tuple[Strategy, str]]:
 
 
 def least_state_bytes(program: Program, layer: Layer, strategy: Strategy) -> float:
-    """What the parameters of a layer take of a device at least: each cut by tensor parallelism, and over the other axes
-    as its ZeRO level cuts it."""
+    """What the parameters of a layer take of a device at least: each cut by tensor and expert parallelism, and over the
+    other axes as its ZeRO level cuts it."""
     mesh = tuple(
-        axis for axis, role in zip(strategy.mesh, strategy.roles, strict=True) if role.partition("+")[0] != "tp"
+        axis
+        for axis, role in zip(strategy.mesh, strategy.roles, strict=True)
+        if role.partition("+")[0] not in ("tp", "ep")
     )
     graph, total = program.class_of[layer.cls].graph, 0.0
     for value, name in zip(graph.state, layer.state, strict=True):
@@ -92,7 +104,7 @@ def least_state_bytes(program: Program, layer: Layer, strategy: Strategy) -> flo
             whole = local_parameter(
                 program.state_of[name], replace(value, layout=(BROADCAST,) * len(mesh)), mesh, strategy.zero
             )
-            total += whole.kept.total / strategy.degree("tp")
+            total += whole.kept.total / strategy.parameter_shards
     return total
 
 
@@ -110,6 +122,12 @@ RULES: dict[str, PruningRule] = {
             True,
             "pieces of a sequence are equally long, so the plan could not run",
             _indivisible_sequence,
+        ),
+        PruningRule(
+            "ep-divides-experts",
+            True,
+            "without experts to divide, expert parallelism is data parallelism, which is tried as well",
+            _undivided_matrices,
         ),
         PruningRule(
             "tp-stays-in-node",

@@ -10,11 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from galvatron.errors import PassError, PlanError
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.spmd import chosen_matrices
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import BATCH, BatchSizes, Length
 from galvatron.passes.planning.enumerate_strategies import EnumerateStrategies
+from galvatron.passes.planning.prune import Prune
 from galvatron.passes.planning.tree import RULES, Decision, divisors, grow
 from tests.ir.programs import costed
+from tests.parity import harness
 
 
 def test_leaves_of_eight_devices_in_both_orders() -> None:
@@ -90,3 +94,23 @@ def test_refusals() -> None:
         EnumerateStrategies().run(replace(costed(), cluster=None))
     with pytest.raises(PassError, match="unknown role 'tpp'; did you mean 'tp'"):
         EnumerateStrategies(roles=("tpp",)).run(costed())
+
+
+def test_experts_are_shared_out_where_rows_choose_them() -> None:
+    """Four of them: three ranks would have nothing to divide."""
+    program = replace(harness.costed("mixtral-batched_mm")[0], cluster=Cluster.parse("a100-80g:1x6"), batch_size=12)
+    space = EnumerateStrategies(roles=("dp", "ep"), zero=(0,), recompute=("none",), pipeline_degrees=(1,))
+    found = space.run(program)
+    leaves = {c.cls: {str(s) for s in c.strategies} for c in found.candidates}
+    with_experts = [cls.name for cls in program.classes if chosen_matrices(cls.graph)]
+    assert with_experts and set(with_experts) < leaves.keys()
+    for cls, own in leaves.items():
+        assert any("ep2" in leaf for leaf in own) == (cls in with_experts)
+    (cls,) = with_experts
+    assert {"dp3-ep2-tp1", "dp2-ep3-tp1", "dp1-ep6-tp1"} <= leaves[cls]
+    pruned = Prune().run(found)
+    assert {str(s) for c in pruned.candidates if c.cls == cls for s in c.strategies} == {
+        "dp6-tp1", "dp3-ep2-tp1", "ep2-dp3-tp1"
+    }  # fmt: skip
+    reasons = [cut.reason for cut in pruned.cuts if cut.rule == "ep-divides-experts"]
+    assert "4 experts cannot be divided over ep3" in reasons

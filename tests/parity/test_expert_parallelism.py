@@ -1,0 +1,67 @@
+"""Expert parallelism: an axis whose ranks have samples and experts of their own, beside every other role."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from galvatron.errors import VerifyError
+from galvatron.forms import lowered
+from galvatron.ir.text import parse_program, print_program
+from galvatron.ir.verify import verify
+from tests import models
+from tests.marks import some_slow
+from tests.parity.harness import check, planned
+from tests.parity.test_random_plans import COMMON, ROLES, one_example
+
+PLANS = [
+    "m2/dp2-ep2", "m1/ep2", "m2/ep4", "m2/ep2-zero1", "m2/dp2-ep2-zero2", "m1/ep2-tp2", "m1/ep2-tp2+sp", "m1/tp2-ep2",
+    "m2/ep2-ulysses2", "m1/ep2-cp2-zero1", "m1/cp2-ep2", "pp2/m2/1f1b/ep2-zero3-recompute", "pp2/m4/zbv/ep2",
+    "m2/ep2-recompute=selective", "m2/ep2-recompute=alternate", "m2/ep2-recompute=attention", "m2/ep4-zero3",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "plan"),
+    some_slow([("mixtral", PLANS[0])], [(family, plan) for family in ("mixtral", *models.EXPERTS) for plan in PLANS]),
+)
+def test_equals_eager(family: str, plan: str) -> None:
+    check(f"{family}-batched_mm", plan)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@settings(max_examples=200, phases=(Phase.reuse, Phase.generate, Phase.shrink), **COMMON)
+@given(st.data())
+def test_random_plans_equal_eager(data: st.DataObject) -> None:
+    one_example(data, [f"{family}-batched_mm" for family in ("mixtral", *models.EXPERTS)], (*ROLES, "ep"))
+
+
+def layer() -> str:
+    """A program whose experts are on two ranks."""
+    return print_program(lowered(planned("mixtral-batched_mm", "m1/ep2", 2)))
+
+
+def test_rows_go_to_their_experts_once() -> None:
+    text = layer()
+    experts = text.count("spmd.grouped_linear")
+    assert experts == 2 * text.count("comm.dispatch(") == 2 * text.count("comm.combine(") > 0
+    assert all("routed=true" in line for line in text.splitlines() if "spmd.grouped_linear" in line)
+
+
+WRONG = {
+    "not sent": ("spmd.grouped_linear(%repeat_interleave.dispatch,", "spmd.grouped_linear(%repeat_interleave,"),
+    "not put back": ("aten.mul.Tensor(%grouped_linear_1.combine,", "aten.mul.Tensor(%grouped_linear_1,"),
+    "sent by something else": ("%mlp.experts.down_proj, %reshape_5, axis", "%mlp.experts.down_proj, %topk_1, axis"),
+    "sent among others": ("dim=0, outer=1, by=%reshape_5, size=4", "dim=0, outer=1, by=%reshape_5, size=2"),
+    "as if all were there": (', axis="ep", size=4, routed=true)', ', axis="ep", size=4)'),
+}
+
+
+@pytest.mark.parametrize("old, new", WRONG.values(), ids=WRONG)
+def test_rows_elsewhere_than_their_experts_are_refused(old: str, new: str) -> None:
+    text = layer()
+    assert old in text
+    with pytest.raises(VerifyError):
+        verify(parse_program(text.replace(old, new, 1)))
