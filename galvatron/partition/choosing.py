@@ -11,11 +11,11 @@ A problem has no prices: these are a `Quote`, and many quotes may be made for on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 from galvatron.ir.layout import REPLICATE
-from galvatron.partition.modes import AxisState
+from galvatron.partition.modes import AxisState, Split
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,10 @@ class Delivery:
 
     @cached_property
     def stops(self) -> tuple[AxisState, ...]:
-        """The states that it may be converted to on its way."""
-        return tuple(dict.fromkeys((*self.wanted, REPLICATE)))
+        """The states that it may be converted to on its way: rows go by what they choose from slices, and back."""
+        routed = (state for state in (*self.made.states, *self.wanted) if isinstance(state, Split) and state.by)
+        slices = (replace(state, by="") for state in routed)
+        return tuple(dict.fromkeys((*self.wanted, REPLICATE, *slices)))
 
     @cached_property
     def steps(self) -> Steps:

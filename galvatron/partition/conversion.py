@@ -87,13 +87,24 @@ def redistribute(
     current, target = (tuple(layout[group[0]] for group in groups) for layout in (current, target))
     ops: list[Op] = []
     while current != target:
-        position, placement = _next_step(current, target, coarse, whole.shape)
+        toward = tuple(map(_waypoint, current, target))
+        position, placement = _next_step(current, toward, coarse, whole.shape)
         op = _step(value, current, position, placement, coarse, whole, fresh_name, choosing)
         assert op.result.layout is not None
         current = op.result.layout
         value = replace(op.result, layout=_spread(current, groups))
         ops.append(replace(op, results=(value,)))
     return tuple(ops)
+
+
+def _waypoint(current: Placement, target: Placement) -> Placement:
+    """Where an axis goes first: rows go by what they choose from slices, and back."""
+    for placement in (current, target):
+        if isinstance(placement, Shard) and placement.by and current != target:
+            slices = replace(placement, by="")
+            if slices not in (current, target):
+                return slices
+    return target
 
 
 def _spread(layout: Layout, groups: list[tuple[int, ...]]) -> Layout:
