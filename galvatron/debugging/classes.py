@@ -9,7 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from galvatron.debugging.comparison import SMALL, TOLERANCE, Departure, check_size, distance, finite_norm
+from galvatron.debugging.comparison import ROUNDING, Departure, check_size
+from galvatron.debugging.rounding import Reference, least_norm
 from galvatron.debugging.running import Tensors, every_value, runnable
 from galvatron.debugging.simulation import combine, distribute, dual_layout, run_ranks, world
 from galvatron.debugging.values import random_values
@@ -87,7 +88,7 @@ class _Sharded:
             return None
         with runnable():
             wanted = _gradients(expected, gradients)
-        self._least = SMALL * max(map(finite_norm, wanted.values()))
+        self._least = least_norm(wanted.values())
         split = {
             name: distribute(gradient, dual_layout(self._layouts[self._names[name]]), mesh, self._own, zeros=True)
             for name, gradient in gradients.items()
@@ -149,8 +150,8 @@ class _Sharded:
         except GalvatronError as error:
             return replace(self._departure(what, name, math.inf), note=str(error))
         least = self._least if is_gradient else 1e-6 * math.sqrt(wanted.numel())
-        off = distance(total, wanted, max(finite_norm(wanted), least))
-        return self._departure(what, name, off) if off > TOLERANCE else None
+        off = Reference(wanted, wanted).beside(total, ROUNDING, least)
+        return None if off.is_rounding else self._departure(what, name, off.difference)
 
     def _departure(self, what: str, name: str, off: float) -> Departure:
         graph = self._local.graph

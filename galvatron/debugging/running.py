@@ -49,14 +49,14 @@ def traced(
     Args:
         given: a tensor for every input and piece of state.
         trained: the state that has a gradient; where there is none, inputs have one.
-        rounded: whether each floating result is made another one in its last bit, which shows what rounding may do.
+        rounded: see `callers_of`.
     """
     leaves = {name: tensor.detach().clone() for name, tensor in given.items()}
     own = {value.name for value in graph.state}.intersection(trained) or {value.name for value in graph.inputs}
     for name in own:
         leaves[name].requires_grad_(leaves[name].is_floating_point() or leaves[name].is_complex())
     with runnable():
-        values = every_value(graph, leaves, batch, _callers(graph, rounded))
+        values = every_value(graph, leaves, batch, callers_of(graph, rounded=rounded))
     loss = values[graph.outputs[0]]
     flowing = [name for name, tensor in values.items() if tensor.requires_grad]
     found: list[Tensor | None] = [None] * len(flowing)
@@ -76,11 +76,15 @@ def every_value(
     return {**given, **{name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}}
 
 
-def _callers(graph: Graph, rounded: bool) -> dict[int, Callable[..., Any]]:
+def callers_of(graph: Graph, *, rounded: bool) -> dict[int, Callable[..., Any]]:
     """By number, ops that are not simply called: those that draw have a seed of their own, which follows from their
-    line."""
+    line.
+
+    Args:
+        rounded: whether each floating result is made another one in its last bit, which shows what rounding may do.
+    """
     if rounded:
-        seeded = _callers(graph, False)
+        seeded = callers_of(graph, rounded=False)
         return {i: partial(_rounded, seeded.get(i, _called)) for i in range(len(graph.ops))}
     lines: Counter[object] = Counter()
     callers: dict[int, Callable[..., Any]] = {}
