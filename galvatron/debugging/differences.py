@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 from galvatron.debugging.rounding import Difference
+from galvatron.ir.json_values import finite
 from galvatron.printing import text_table
 
 SHOWN = 40
@@ -56,7 +56,7 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         rows = [asdict(row) | {"is_rounding": row.is_rounding} for row in self.rows]
-        return {"dtype": self.dtype, "rows": [{k: _plain(v) for k, v in row.items()} for row in rows]}
+        return finite({"dtype": self.dtype, "rows": rows})
 
     def __str__(self) -> str:
         rows = self.rows
@@ -75,7 +75,3 @@ class Comparison:
 def _cells(row: Row) -> tuple[str, ...]:
     verdict = "rounding" if row.is_rounding else "NOT ROUNDING"
     return row.what, row.name, row.layer, f"{row.difference:.1e}", f"{row.rounding:.1e}", verdict
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
