@@ -118,14 +118,10 @@ def _print(report: Report | ProgramReport, json: bool) -> None:
     if json:
         print(documents.dumps(report.to_dict(), indent=2))
         return
-    from rich.console import Console
-
     from galvatron.checking.report import TEXT_WIDTH
+    from galvatron.printing import wide_console
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = TEXT_WIDTH
-    report.print(console)
+    report.print(wide_console(width=TEXT_WIDTH))
 
 
 @contextmanager

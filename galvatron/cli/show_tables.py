@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 
 from galvatron.inspection.classes import Overview
 from galvatron.inspection.ops import LayerOps, OpFacts
-from galvatron.printing import cell
+from galvatron.printing import cell, wide_console
 from galvatron.units import format_bytes, format_flop, format_seconds
 
 if TYPE_CHECKING:
     from galvatron.inspection.choices import AxisChoice
     from galvatron.inspection.view import Figures
-
-FILE_WIDTH = 160
-"""Columns of what goes to no terminal."""
 
 
 def print_overview(found: Overview) -> None:
@@ -33,9 +30,7 @@ def print_found(found: Sequence[LayerOps | OpFacts]) -> None:
 
 
 def _print(parts: Iterator[RenderableType]) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=FILE_WIDTH)
+    console = wide_console()
     for part in parts:
         console.print(part, highlight=False)
 
