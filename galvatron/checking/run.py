@@ -70,10 +70,10 @@ def compared_with_eager(model: nn.Module, batch: Batch, loss_fn: LossFunction | 
             return Run(f"the model itself fails on the example batch: {type(error).__name__}: {error}")
     found, rounded = (_of_program(model, batch, captured, rounded=own) for own in (False, True))
     rounding = _rounding(program)
-    least = least_norm(value for name, value in eager.items() if name.startswith(_GRADIENT))
+    least = least_norm(value for name, value in found.items() if name.startswith(_GRADIENT))
     off = {
-        name: Reference(value, rounded[name]).beside(found[name], rounding, least * name.startswith(_GRADIENT))
-        for name, value in eager.items()
+        name: Reference(value, rounded[name]).beside(eager[name], rounding, least * name.startswith(_GRADIENT))
+        for name, value in found.items()
     }
     where = max(off, key=lambda name: off[name].difference / off[name].tolerance)
     return Run(

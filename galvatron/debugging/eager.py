@@ -32,7 +32,7 @@ from galvatron.ir.types import TORCH_DTYPE_NAMES
 from galvatron.plain import plain_torch
 from galvatron.runtime import Executor, World, comm, failure, together
 from galvatron.runtime.agreement import on_rank_0
-from galvatron.runtime.layer_results import LayerResults
+from galvatron.runtime.giving import LayerResults
 
 Types = tuple[torch.dtype, Mapping[str, str]]
 """A type to compute in, and those of a graph that become it."""
