@@ -63,7 +63,7 @@ class PlacedClass:
 
 
 @dataclass(frozen=True)
-class Border:
+class ReadValues:
     """Values that layers of one class read, each as layers of another class make it (an empty `maker`: as the batch has
     it), and why that is legal."""
 
@@ -184,7 +184,7 @@ def _reason(
     return told
 
 
-def borders(program: Program) -> tuple[Border, ...]:
+def borders(program: Program) -> tuple[ReadValues, ...]:
     """What the layers of a valid sharded program read; alike ones once, in the order of the first."""
     if program.form < Form.SHARDED:
         return ()
@@ -194,7 +194,7 @@ def borders(program: Program) -> tuple[Border, ...]:
         maker = "" if edge.maker is None else edge.maker.layer.cls
         layout = _layout(cls.mesh, edge.asked)
         found.setdefault((maker, cls.name, layout, _border_reason(program, edge)), []).append(edge.name)
-    return tuple(Border(tuple(dict.fromkeys(values)), *key) for key, values in found.items())
+    return tuple(ReadValues(tuple(dict.fromkeys(values)), *key) for key, values in found.items())
 
 
 def _border_reason(program: Program, edge: Edge) -> str:

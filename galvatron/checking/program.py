@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from galvatron.checking.placements import Border, PlacedClass, PlacedValue, Spot, borders, folded, placed_classes
+from galvatron.checking.placements import PlacedClass, PlacedValue, ReadValues, Spot, borders, folded, placed_classes
 from galvatron.errors import GalvatronError, Problem, VerifyError, did_you_mean
 from galvatron.ir.program import Form, Program
 from galvatron.ir.text.printer import GRAPH, SHARED_GRAPH
@@ -50,7 +50,7 @@ class ProgramReport:
     rules: int
     refused: Refusal | None = None
     classes: tuple[PlacedClass, ...] = ()
-    borders: tuple[Border, ...] = ()
+    borders: tuple[ReadValues, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON has it: the fields by name, and `valid`."""
@@ -186,7 +186,7 @@ def _why(spots: tuple[Spot, ...]) -> Text:
     return Text("\n").join(cell(f"{spot.axis}: {spot.why}") for spot in spots)
 
 
-def _border_table(found: tuple[Border, ...]) -> Table:
+def _border_table(found: tuple[ReadValues, ...]) -> Table:
     table = Table(title="what layers read")
     for name in ("values", "made by", "read by", "as", "why"):
         table.add_column(name, overflow="fold")

@@ -15,7 +15,7 @@ from galvatron.units import format_bytes, format_flop, format_seconds
 
 if TYPE_CHECKING:
     from galvatron.inspection.choices import AxisChoice
-    from galvatron.inspection.view import Figures
+    from galvatron.inspection.view import Amounts
 
 
 def print_overview(found: Overview) -> None:
@@ -82,7 +82,7 @@ def _classes(found: Overview) -> Table:
     return table
 
 
-def _figures(figures: Figures) -> tuple[str, str, str]:
+def _figures(figures: Amounts) -> tuple[str, str, str]:
     kept = format_bytes(figures.kept_bytes)
     return format_flop(figures.forward_flop), format_flop(figures.backward_flop), kept
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from galvatron.errors import GalvatronError, did_you_mean
 from galvatron.inspection.choices import AxisChoice, choices
-from galvatron.inspection.view import Figures, View
+from galvatron.inspection.view import Amounts, View
 from galvatron.ir.graph import Graph, Op, Value
 from galvatron.ir.layout import Axis
 from galvatron.ir.ops.foreign import is_foreign
@@ -30,7 +30,7 @@ class OpRow:
     results: tuple[str, ...]
     op: str
     types: tuple[str, ...]
-    figures: Figures
+    figures: Amounts
     source: str
     code: str
     scope: str
