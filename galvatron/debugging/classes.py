@@ -17,7 +17,7 @@ from galvatron.debugging.values import random_values
 from galvatron.debugging.widened import undrawn, widened
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph, Value
-from galvatron.ir.layout import Axis, Layout, Shard
+from galvatron.ir.layout import Layout, Mesh, Shard
 from galvatron.ir.program import LayerClass
 from galvatron.ir.types import evaluate
 
@@ -180,7 +180,7 @@ _CONVERTED = 4
 """Samples of a rank with which conversions are run."""
 
 
-def _ways(layout: Layout, mesh: tuple[Axis, ...], dim: int) -> int:
+def _ways(layout: Layout, mesh: Mesh, dim: int) -> int:
     """Over how many ranks a dimension is cut."""
     cut = (isinstance(placement, Shard) and placement.dim == dim for placement in layout)
     return math.prod(axis.size for axis, own in zip(mesh, cut, strict=True) if own)
