@@ -4,8 +4,3 @@
 of which `layers`, `whole` and `plans` each find some; `tables` show them. `program` does the same with a program in a
 file: `galvatron.inspection.placements` has where its values are and why.
 """
-
-from galvatron.checking.examine import check
-from galvatron.checking.report import Report
-
-__all__ = ["Report", "check"]
