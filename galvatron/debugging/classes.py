@@ -11,7 +11,7 @@ from torch import Tensor
 
 from galvatron.debugging.comparison import ROUNDING, Departure, check_size
 from galvatron.debugging.rounding import Reference, least_norm
-from galvatron.debugging.running import Tensors, every_value, runnable
+from galvatron.debugging.running import Tensors, every_value, gradients_by, runnable
 from galvatron.debugging.simulation import combine, distribute, dual_layout, run_ranks, world
 from galvatron.debugging.values import random_values
 from galvatron.debugging.widened import undrawn, widened
@@ -87,7 +87,7 @@ class _Sharded:
         if not gradients:
             return None
         with runnable():
-            wanted = _gradients(expected, gradients)
+            wanted = gradients_by(expected, [expected[name] for name in gradients], list(gradients.values()))
         self._least = least_norm(wanted.values())
         split = {
             name: distribute(gradient, dual_layout(self._layouts[self._names[name]]), mesh, self._own, zeros=True)
@@ -188,17 +188,6 @@ def _ways(layout: Layout, mesh: Mesh, dim: int) -> int:
 
 def _leaf(tensor: Tensor, differentiable: bool) -> Tensor:
     return tensor.detach().clone().requires_grad_(differentiable and tensor.is_floating_point())
-
-
-def _gradients(values: Tensors, gradients: Tensors) -> Tensors:
-    flowing = [name for name, tensor in values.items() if tensor.requires_grad]
-    found = torch.autograd.grad(
-        [values[name] for name in gradients],
-        [values[name] for name in flowing],
-        list(gradients.values()),
-        allow_unused=True,
-    )
-    return {name: gradient for name, gradient in zip(flowing, found, strict=True) if gradient is not None}
 
 
 def _samples(whole: Graph, local: Graph, degree: int) -> int:
