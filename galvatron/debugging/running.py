@@ -120,5 +120,6 @@ def _rounded(caller: Callable[..., Any], function: Callable[..., Any], *args: An
 def _last_bit(result: Any) -> Any:
     if not isinstance(result, Tensor) or not result.is_floating_point():
         return result
-    signs = 1 - 2 * (torch.arange(result.numel(), dtype=result.dtype) % 2).view(result.shape)
-    return result * (1 + torch.finfo(result.dtype).eps * signs)
+    signs = 1 - 2 * (torch.arange(result.numel(), device=result.device) % 2).view(result.shape)
+    other = result * (1 + torch.finfo(result.dtype).eps * signs.to(result.dtype))
+    return torch.where(other.isfinite(), other, result)  # the least number of a type, in a mask, stays finite
