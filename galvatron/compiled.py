@@ -34,7 +34,7 @@ from galvatron.runtime.bounds import OutsideError
 
 if TYPE_CHECKING:
     from galvatron.calibration.accuracy import Accuracy
-    from galvatron.debugging.rounding import Comparison
+    from galvatron.debugging.differences import Comparison
     from galvatron.ir.capture import LossFunction
     from galvatron.timelines.profiling import Profiled
 
@@ -472,7 +472,7 @@ class CompiledModel:
         Raises:
             GalvatronError: the model draws random numbers, is another one, or fails. Else as in `forward_backward`.
         """
-        from galvatron.debugging.eager import Given, check_comparable, compared
+        from galvatron.debugging.eager import Given, Job, check_comparable, compared
 
         with self._calls.agreeing("compare_with") as facts:
             facts["layers"] = str(layers)
@@ -481,16 +481,9 @@ class CompiledModel:
                 raise GalvatronError("compare_with takes the whole batch, not one that a loader gives a part of")
             values, arguments = self._inputs.read(batch), self._inputs.constants | self._inputs.by_name(batch)
             given = Given(model, loss_fn, arguments, values, self._inputs.samples(batch))
+        job = Job(self._world, self._executor, self.program, lambda: self.forward_backward(batch), self._cache_dir)
         with plain_torch(self._world.device):
-            return compared(
-                self._world,
-                self._executor,
-                self.program,
-                given,
-                lambda: self.forward_backward(batch),
-                layers=layers,
-                cache_dir=self._cache_dir,
-            )
+            return compared(job, given, layers=layers)
 
     def full_state_dict(self, *, rank0_only: bool = False) -> dict[str, Tensor]:
         """The model's `state_dict`: whole tensors on the CPU, under the model's own names.

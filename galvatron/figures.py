@@ -20,6 +20,7 @@ import sympy
 from galvatron.compiled import CompiledModel
 from galvatron.errors import GalvatronError
 from galvatron.ir.files import check_path
+from galvatron.ir.json_values import finite
 from galvatron.ir.program import Program
 from galvatron.ir.types import BATCH
 from galvatron.runtime import StepMetrics
@@ -148,7 +149,7 @@ class Figures:
         (step, read, passed_s, more), self._waiting = self._waiting, None
         found = read()
         figures = {"step": step, "time": time.time(), **figures_of(found, passed_s, self._mfu(found, passed_s)), **more}
-        line = json.dumps({key: _plain(value) for key, value in figures.items()}) + "\n"
+        line = json.dumps(finite(figures)) + "\n"
         self._or_warn(step, lambda path: _append(path, line))
         if self._progress is not None:
             self._progress.show(figures)
@@ -236,11 +237,6 @@ def _writer_of(wanted: bool | None) -> Callable[..., Any] | None:
             raise GalvatronError("tensorboard=True, but TensorBoard is not there: pip install tensorboard") from error
         return None
     return SummaryWriter
-
-
-def _plain(value: Any) -> Any:
-    """A figure as JSON can say it."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _scalars(figures: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -7,7 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.text import Text
+
+FILE_WIDTH = 160
+"""Columns of tables that go to no terminal."""
 
 
 def printable(text: str) -> str:
@@ -25,6 +29,14 @@ def cell(text: str) -> Text:
     from rich.text import Text
 
     return Text(one_line(text))
+
+
+def wide_console(*, stderr: bool = False, width: int = FILE_WIDTH) -> Console:
+    """What tables are printed to: as wide as the terminal, and where there is none of `width` columns."""
+    from rich.console import Console
+
+    own = Console(stderr=stderr)
+    return own if own.is_terminal else Console(stderr=stderr, width=width)
 
 
 def text_table(columns: Sequence[str], rows: Iterable[Sequence[str]], sides: str = "") -> list[str]:

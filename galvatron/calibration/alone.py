@@ -16,9 +16,9 @@ from galvatron.calibration.cases import LayerCase
 from galvatron.codegen import emit_class, load_module
 from galvatron.codegen.function import symbols_in
 from galvatron.ir.graph import Graph
+from galvatron.ir.index_bounds import bounds as places
 from galvatron.ir.layout import nameable_axes
 from galvatron.ir.local_functions import with_local_functions
-from galvatron.ir.places import bounds as places
 from galvatron.ir.recompute import IN_STEPS, replays
 from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType, evaluate, lengths_in, numbers_in
 from galvatron.recompute import recomputed

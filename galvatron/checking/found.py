@@ -95,7 +95,8 @@ class Run:
         skipped: why nothing was compared; empty if it was.
         loss, eager_loss: of the program, and of the model.
         compared: how many tensors were: the loss, each gradient, and each piece of state that forward writes.
-        difference: the largest relative one, and `where` it is; infinite where only one of the two is finite.
+        difference: of all, the relative one that is the least like rounding, and `where` it is; infinite where only one
+            of the two is finite.
         tolerance: up to which it counts as rounding.
     """
 

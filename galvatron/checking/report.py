@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from rich.console import Console, RenderableType
 
 from galvatron.checking.found import Found, Run
 from galvatron.checking.tables import shown, shown_run
+from galvatron.ir.json_values import finite
 from galvatron.printing import cell
 from galvatron.units import format_seconds
 
@@ -55,11 +55,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON has it: the fields by name, `captured` and `differs`; None for what is infinite or NaN."""
-        fields = dataclasses.asdict(self)
-        for name, value in (fields["run"] or {}).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                fields["run"][name] = None
-        return {"captured": self.captured, "differs": self.differs, **fields}
+        return finite({"captured": self.captured, "differs": self.differs, **dataclasses.asdict(self)})
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), width=TEXT_WIDTH, color_system=None)

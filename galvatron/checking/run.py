@@ -1,32 +1,29 @@
 """A captured program run on the example batch, beside the model itself: what both compute of it must be the same.
 
 Capture cannot see everything: a model may ask in ways of its own whether it is traced, or read what is no tensor. What
-it computes of one batch is no proof for others, but where the program computes something else, it is wrong.
+it computes of one batch is no proof for others, but where the program computes something else, it is wrong. Both
+compute in the model's own types, where what is decided by values falls alike, such as which expert a token is sent to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from galvatron.checking.found import Run
-from galvatron.debugging.comparison import distance, finite_norm
+from galvatron.debugging.model import first_draw, gradients_of, loss_of_model, state_of
+from galvatron.debugging.rounding import Reference, Rounding, least_norm
+from galvatron.debugging.running import callers_of
 from galvatron.errors import GalvatronError
-from galvatron.ir.capture import Captured, LossFunction, device_of, loss_of, unchanged
+from galvatron.ir.capture import Captured, LossFunction, device_of, unchanged
 from galvatron.ir.capture.batch import Batch
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.program import Program
-from galvatron.ir.random import draws_as_a_whole, is_random
 from galvatron.ir.types import TORCH_DTYPE_NAMES
-
-_SMALL = 0.01
-"""A gradient below this share of the norm of all is compared as if it were that large: one that is zero in exact
-arithmetic (the bias of attention keys) is nothing but rounding on both sides."""
 
 Computed = dict[str, Tensor]
 """The loss, gradients, and state that was written, by what they are called in a report."""
@@ -61,8 +58,7 @@ def compared_with_eager(model: nn.Module, batch: Batch, loss_fn: LossFunction | 
         batch: with values, as the model (`check_has_values`).
     """
     program = captured.program
-    drawing = (op for op in program.required_graph.ops if is_random(op) or draws_as_a_whole(op))
-    if (draw := next(drawing, None)) is not None:
+    if (draw := first_draw(program.required_graph.ops)) is not None:
         line = "" if draw.source is None else f" at {draw.source}: `{draw.source.code}`"
         return Run(f"forward draws random numbers ({draw.name}{line}), others each time; switch dropout off to compare")
     if batch.size not in program.batch_sizes:
@@ -72,67 +68,53 @@ def compared_with_eager(model: nn.Module, batch: Batch, loss_fn: LossFunction | 
             eager = _of_model(model, batch, loss_fn, program)
         except Exception as error:
             return Run(f"the model itself fails on the example batch: {type(error).__name__}: {error}")
-    found = _of_program(model, batch, captured)
-    sizes = {name: finite_norm(value) for name, value in eager.items()}
-    least = _SMALL * sum(size**2 for name, size in sizes.items() if name.startswith(_GRADIENT)) ** 0.5
-    differences = {
-        name: distance(found[name], value, max(sizes[name], least if name.startswith(_GRADIENT) else 0.0))
-        for name, value in eager.items()
+    found, rounded = (_of_program(model, batch, captured, rounded=own) for own in (False, True))
+    rounding = _rounding(program)
+    least = least_norm(value for name, value in found.items() if name.startswith(_GRADIENT))
+    off = {
+        name: Reference(value, rounded[name]).beside(eager[name], rounding, least * name.startswith(_GRADIENT))
+        for name, value in found.items()
     }
-    where = max(differences, key=lambda name: differences[name])
+    where = max(off, key=lambda name: off[name].difference / off[name].tolerance)
     return Run(
         loss=found["loss"].item(),
         eager_loss=eager["loss"].item(),
         compared=len(eager),
-        difference=differences[where],
+        difference=off[where].difference,
         where=where,
-        tolerance=_tolerance(program),
+        tolerance=off[where].tolerance,
     )
 
 
 def _of_model(model: nn.Module, batch: Batch, loss_fn: LossFunction | None, program: Program) -> Computed:
-    inputs = _inputs(batch)
-    loss = loss_of(model(**inputs), inputs, loss_fn)
-    after = _state(model)
+    loss = loss_of_model(model, {**batch.tensors, **batch.constants, **batch.numbers}, loss_fn)
+    after = state_of(model)
     written = {update.state: after[update.state].detach().clone() for update in program.updates}
     return _computed(loss, written, program, after)
 
 
-def _of_program(model: nn.Module, batch: Batch, captured: Captured) -> Computed:
-    program, device, own = captured.program, device_of(model), _state(model)
+def _of_program(model: nn.Module, batch: Batch, captured: Captured, *, rounded: bool) -> Computed:
+    """What the program computes, or what another rounding makes of that."""
+    program, device, own = captured.program, device_of(model), state_of(model)
     constants = {name: tensor.to(device) for name, tensor in captured.constants.items()}
     held = [state for state in program.state if state.kind != "constant"]
     state = {s.name: own[s.name] if s.trainable else own[s.name].detach() for s in held}
     tensors = {value.name: batch.tensors[value.name].detach().clone() for value in program.inputs}
     with torch.autocast(device.type, enabled=False):  # the program says itself what it casts
         graph, values = program.required_graph, {**state, **constants, **tensors}
-        found = run_graph(graph, values, batch=batch.size, numbers=batch.numbers, device=device)
+        callers = callers_of(graph, rounded=rounded)
+        found = run_graph(graph, values, batch=batch.size, numbers=batch.numbers, device=device, callers=callers)
         written = {u.state: own[u.state] + found[u.value] if u.adds else found[u.value] for u in program.updates}
         return _computed(found[program.output], written, program, own)
 
 
 def _computed(loss: Tensor, written: Mapping[str, Tensor], program: Program, state: Mapping[str, Tensor]) -> Computed:
     trained = {s.name: state[s.name] for s in program.state if s.trainable}
-    found = torch.autograd.grad(loss, [*trained.values()], allow_unused=True) if loss.requires_grad else [None]
-    pairs = zip(trained, found, strict=False)
-    gradients = {f"{_GRADIENT}{n!r}": torch.zeros_like(trained[n]) if g is None else g for n, g in pairs}
+    gradients = {f"{_GRADIENT}{name!r}": gradient for name, gradient in gradients_of(loss, trained).items()}
     return {"loss": loss.detach(), **gradients, **{f"what {n!r} becomes": t.detach() for n, t in written.items()}}
 
 
 _GRADIENT = "the gradient of "
-
-
-def _inputs(batch: Batch) -> dict[str, Any]:
-    """What forward is called with; it may write into tensors."""
-    return {
-        **{name: tensor.detach().clone() for name, tensor in batch.tensors.items()},
-        **batch.constants,
-        **batch.numbers,
-    }
-
-
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
 @contextmanager
@@ -150,7 +132,7 @@ def _as_before(model: nn.Module) -> Iterator[None]:
                     tensor.copy_(value)
 
 
-def _tolerance(program: Program) -> float:
-    """The square root of the precision of the least precise type in which the program computes."""
+def _rounding(program: Program) -> Rounding:
+    """That of the least precise type in which the program computes."""
     dtypes = {type_.dtype for type_ in program.required_graph.types.values() if type_.is_floating}
-    return max(torch.finfo(getattr(torch, TORCH_DTYPE_NAMES[dtype])).eps for dtype in dtypes) ** 0.5
+    return Rounding.of(max((getattr(torch, TORCH_DTYPE_NAMES[d]) for d in dtypes), key=lambda d: torch.finfo(d).eps))

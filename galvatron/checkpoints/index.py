@@ -15,7 +15,7 @@ from galvatron.checkpoints.parts import damaged
 from galvatron.errors import GalvatronError
 from galvatron.ir.documents import read_json, shown
 from galvatron.ir.files import read_text
-from galvatron.ir.words import with_numbers
+from galvatron.ir.json_values import with_numbers
 from galvatron.tensor_file import numbers
 
 _FORMAT, _VERSION = "galvatron checkpoint", 3

@@ -23,7 +23,7 @@ from galvatron.checkpoints.parts import Part, PartFile, check_type
 from galvatron.errors import GalvatronError
 from galvatron.ir.documents import read_json
 from galvatron.ir.files import check_path
-from galvatron.ir.words import finite, unsayable, with_words
+from galvatron.ir.json_values import finite, unsayable, with_words
 from galvatron.runtime import comm, failure
 from galvatron.runtime.beside import Beside
 from galvatron.runtime.boxes import Box, Patch, patches_of, whole_box

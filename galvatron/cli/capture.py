@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from galvatron.cli.output import file_to_write, write_file
+from galvatron.cli.output import file_to_write, write_or_print
 from galvatron.errors import CaptureError, GalvatronError, did_you_mean
 from galvatron.ir.files import exists
 
@@ -72,11 +72,8 @@ def command(
         checks=checks,
         form=form,
     )
-    text = print_program(program)
-    if str(output) == "-":
-        print(text, end="")
-    else:
-        write_file(output, text)
+    write_or_print(output, print_program(program))
+    if str(output) != "-":
         layers = f"{len(program.layers)} layers of {len(program.classes)} classes"
         typer.echo(f"{output}: {layers if program.graph is None else f'{len(program.graph.ops)} ops'}", err=True)
 

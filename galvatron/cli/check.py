@@ -77,7 +77,7 @@ def command(
             raise GalvatronError(f"{option} is for a program, and {target} is a model")
     model, example_inputs, loss_fn = call_factory(target)
 
-    from galvatron.checking import check
+    from galvatron.checking.examine import check
 
     tried: dict[str, Any] = {"devices": devices, "degree": degree}
     with _patience() as told:
@@ -118,14 +118,10 @@ def _print(report: Report | ProgramReport, json: bool) -> None:
     if json:
         print(documents.dumps(report.to_dict(), indent=2))
         return
-    from rich.console import Console
-
     from galvatron.checking.report import TEXT_WIDTH
+    from galvatron.printing import wide_console
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = TEXT_WIDTH
-    report.print(console)
+    report.print(wide_console(width=TEXT_WIDTH))
 
 
 @contextmanager

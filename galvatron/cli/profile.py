@@ -18,6 +18,17 @@ from galvatron.ir.limits import SAMPLES
 if TYPE_CHECKING:
     from galvatron.profiler.profile import Profile
 
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE.json",
+        parser=file_to_write,
+        help="Where it goes; default: the user's cache directory.",
+    ),
+]
+
 app = typer.Typer(
     name="profile", no_args_is_help=True, help="Measure the hardware and the layers of a model; show what was measured."
 )
@@ -25,16 +36,7 @@ app = typer.Typer(
 
 @app.command("hardware")
 def hardware(
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FILE.json",
-            parser=file_to_write,
-            help="Where it goes; default: the user's cache directory.",
-        ),
-    ] = None,
+    output: Output = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes, within two minutes.")] = False,
     json: Json = False,
 ) -> None:
@@ -44,7 +46,7 @@ def hardware(
 
     The profile is merged into what the file has of the same device, ranks and torch.
     """
-    from galvatron.profiler import document, hardware, meter, store
+    from galvatron.profiler import hardware, meter, store
     from galvatron.runtime import initialize
 
     if output is not None and output.exists():
@@ -54,13 +56,9 @@ def hardware(
         profile = hardware.profile_hardware(world, meter.QUICK if quick else meter.FULL, told)
     if world.rank != 0:
         return
-    path = store.store_file(profile.environment) if output is None else output
-    profile = store.save(path, profile)
-    typer.echo(f"{path}: {len(profile.measurements)} measurements of {profile.name}", err=True)
-    if json:
-        print(document.print_profiles([profile]), end="")
-    else:
-        _print_profiles([profile])
+    path, kept = _kept(profile, output)
+    typer.echo(f"{path}: {len(kept.measurements)} measurements of {kept.name}", err=True)
+    _show([kept], json)
 
 
 @app.command("model")
@@ -105,7 +103,7 @@ def model(
     from galvatron.calibration.cases import layer_cases
     from galvatron.calibration.layers import measure_layers
     from galvatron.ir.plan import Plan
-    from galvatron.profiler import document, meter, store
+    from galvatron.profiler import meter, store
     from galvatron.profiler.environment import environment_of
     from galvatron.runtime import initialize
 
@@ -126,15 +124,11 @@ def model(
         found = measure_layers(world, cases, effort, told)
     if world.rank != 0:
         return
-    path = store.store_file(found.profile.environment) if output is None else output
-    store.save(path, found.profile)
+    path, _ = _kept(found.profile, output)
     for what, reason in (*found.unfit, *found.left_out):
         typer.echo(f"not measured: {what}: {reason}", err=True)
     typer.echo(f"{path}: {len(found.profile.classes)} times of layers on {found.profile.name}", err=True)
-    if json:
-        print(document.print_profiles([found.profile]), end="")
-    else:
-        _print_profiles([found.profile])
+    _show([found.profile], json)
 
 
 @app.command("import-galvatron2")
@@ -147,16 +141,7 @@ def import_galvatron2(
         str | None,
         typer.Option("--shape", metavar="NODESxDEVICES", help="Of which job, if of several; default: the largest."),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FILE.json",
-            parser=file_to_write,
-            help="Where it goes; default: the user's cache directory.",
-        ),
-    ] = None,
+    output: Output = None,
     json: Json = False,
 ) -> None:
     """Make a profile of what Galvatron-2 measured of links; --cluster takes it.
@@ -164,7 +149,7 @@ def import_galvatron2(
     Kernels are those of the preset. What is not taken is listed, with the reason.
     """
     from galvatron.errors import ClusterError
-    from galvatron.profiler import document, galvatron2, store
+    from galvatron.profiler import galvatron2
     from galvatron.profiler.clusters import cluster_of
 
     match = re.fullmatch("([0-9]{1,6})x([0-9]{1,6})", shape) if shape is not None else None
@@ -172,15 +157,11 @@ def import_galvatron2(
         raise ClusterError(f"--shape is {shape!r}, and must be like 2x8: nodes and devices of each")
     found = galvatron2.import_directory(directory, device, (int(match[1]), int(match[2])) if match else None)
     cluster_of(found.profile)  # which is refused before anything is written
-    path = store.store_file(found.profile.environment) if output is None else output
-    store.save(path, found.profile)
+    path, _ = _kept(found.profile, output)
     for what, reason in found.left_out:
         typer.echo(f"not taken: {what}: {reason}", err=True)
     typer.echo(f"{path}: {len(found.profile.measurements)} measurements of {found.profile.name}", err=True)
-    if json:
-        print(document.print_profiles([found.profile]), end="")
-    else:
-        _print_profiles([found.profile])
+    _show([found.profile], json)
 
 
 @app.command("show")
@@ -191,22 +172,32 @@ def show(
     json: Json = False,
 ) -> None:
     """Show profiles as tables."""
-    from galvatron.profiler import document, store
+    from galvatron.profiler import store
 
     files = store.stored_files() if file is None else [file]
     profiles = [profile for path in files for profile in store.load(path)]
-    if json:
-        print(document.print_profiles(profiles), end="")
-    elif profiles:
-        _print_profiles(profiles)
+    if json or profiles:
+        _show(profiles, json)
     else:
         typer.echo(f"there are no profiles in {store.store_directory() if file is None else file}", err=True)
 
 
-def _print_profiles(profiles: list[Profile]) -> None:
+def _kept(profile: Profile, output: Path | None) -> tuple[Path, Profile]:
+    """Merges a profile into a file, or into that of its environment; returns which, and what it now has of this."""
+    from galvatron.profiler import store
+
+    path = store.store_file(profile.environment) if output is None else output
+    return path, store.save(path, profile)
+
+
+def _show(profiles: list[Profile], json: bool) -> None:
     from galvatron.cli.profile_tables import profile_tables
     from galvatron.cli.tables import print_tables
+    from galvatron.profiler import document
 
+    if json:
+        print(document.print_profiles(profiles), end="")
+        return
     for profile in profiles:
         print_tables(profile_tables(profile))
 

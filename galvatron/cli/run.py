@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ import typer
 from galvatron.cli.bisect import Passes, chosen
 from galvatron.cli.inputs import Json, ProgramFile, read_program
 from galvatron.errors import GalvatronError
+from galvatron.ir.json_values import finite
 
 if TYPE_CHECKING:
     from galvatron.ir.program import Program
@@ -75,9 +75,7 @@ def _show(program: Program, json: bool) -> None:
 
     loss, norms = one_run(program)
     if json:
-        finite = {name: norm if math.isfinite(norm) else None for name, norm in norms.items()}
-        told = {"loss": loss if math.isfinite(loss) else None, "gradient_norms": finite}
-        print(json_module.dumps(told, indent=2, allow_nan=False))
+        print(json_module.dumps(finite({"loss": loss, "gradient_norms": norms}), indent=2, allow_nan=False))
         return
     print(f"loss {loss:.10g}")
     for name, norm in norms.items():

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 
 from galvatron.inspection.classes import Overview
 from galvatron.inspection.ops import LayerOps, OpFacts
-from galvatron.printing import cell
+from galvatron.inspection.placed_table import placed_table
+from galvatron.printing import cell, wide_console
 from galvatron.units import format_bytes, format_flop, format_seconds
 
 if TYPE_CHECKING:
     from galvatron.inspection.choices import AxisChoice
-    from galvatron.inspection.view import Figures
-
-FILE_WIDTH = 160
-"""Columns of what goes to no terminal."""
+    from galvatron.inspection.view import Amounts
 
 
 def print_overview(found: Overview) -> None:
@@ -33,9 +31,7 @@ def print_found(found: Sequence[LayerOps | OpFacts]) -> None:
 
 
 def _print(parts: Iterator[RenderableType]) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=FILE_WIDTH)
+    console = wide_console()
     for part in parts:
         console.print(part, highlight=False)
 
@@ -87,7 +83,7 @@ def _classes(found: Overview) -> Table:
     return table
 
 
-def _figures(figures: Figures) -> tuple[str, str, str]:
+def _figures(figures: Amounts) -> tuple[str, str, str]:
     kept = format_bytes(figures.kept_bytes)
     return format_flop(figures.forward_flop), format_flop(figures.backward_flop), kept
 
@@ -153,8 +149,8 @@ def _op(found: OpFacts) -> Iterator[RenderableType]:
     )
     yield from (cell(f"  reads %{name} : {type_} ({made})") for name, type_, made in found.reads)
     yield cell(f"  read by {', '.join(found.read_by) or 'nothing'}")
-    for placed in found.placements:
-        yield cell(f"  on {placed.axis}: ({', '.join(placed.operands)}) → {', '.join(placed.results)}")
+    if found.placements:
+        yield placed_table("where its values are", found.mesh, found.placements)
     for choice in found.choices:
         yield _choice(choice)
 

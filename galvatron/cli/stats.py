@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from galvatron.ir.ops.targets import parsed
-from galvatron.printing import cell
+from galvatron.printing import cell, wide_console
 from galvatron.units import format_seconds
 
 if TYPE_CHECKING:
@@ -23,13 +22,10 @@ Statistics = tuple["ClassStatistics", ...]
 SMALL = "(small ops)"
 """The ops of which each would save less than a kernel launch."""
 
-FILE_WIDTH = 160
-"""Columns of what goes to a file: rows are not wrapped there."""
-
 
 def print_statistics(statistics: Statistics, shared: str = "") -> None:
     """Prints the tables to stderr, under them what is `shared` if that is told."""
-    console = _console()
+    console = wide_console(stderr=True)
     if not statistics:
         console.print("No layer runs on more than one device of its stage: there is nothing to shard.")
         return
@@ -99,7 +95,7 @@ def print_counts(found: Sequence[Counted]) -> None:
         for place, row in enumerate(rows or [("nothing", "", "", "")]):
             table.add_row(*map(cell, (counted.pass_ if place == 0 else "", *row)))
         table.add_section()
-    _console().print(table)
+    wide_console(stderr=True).print(table)
 
 
 def print_remarks(found: Sequence[Counted]) -> None:
@@ -107,14 +103,7 @@ def print_remarks(found: Sequence[Counted]) -> None:
     for counted in found:
         for text, count in Counter(map(str, counted.remarks)).items():
             times = f" (×{count})" if count > 1 else ""
-            _console().print(cell(f"{counted.pass_}: {text}{times}"), soft_wrap=True, highlight=False)
-
-
-def _console() -> Console:
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        console.width = FILE_WIDTH
-    return console
+            wide_console(stderr=True).print(cell(f"{counted.pass_}: {text}{times}"), soft_wrap=True, highlight=False)
 
 
 def statistics_json(statistics: Statistics) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from rich.text import Text
 from galvatron.breakdown import TITLES
 from galvatron.cli.output import tie_line
 from galvatron.ir.plan import runs
-from galvatron.printing import cell
+from galvatron.printing import cell, wide_console
 from galvatron.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -119,7 +119,4 @@ def _size(nbytes: float, _: float) -> str:
 
 def print_tables(tables: Sequence[Table]) -> None:
     """Prints tables to stdout, each on as much of the width as it needs where that is not a terminal's."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(*tables, sep="\n")
+    wide_console().print(*tables, sep="\n")

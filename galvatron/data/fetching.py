@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from galvatron.data.place import Place
 from galvatron.errors import GalvatronError
-from galvatron.ir.words import with_numbers, with_words
+from galvatron.ir.json_values import with_numbers, with_words
 from galvatron.runtime import Rows
 
 Collate = Callable[[list[Any]], Any]

@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from galvatron.debugging.rounding import Reference, Rounding, least_norm, norm
 from galvatron.debugging.running import Tensors, Trace, traced
 from galvatron.debugging.values import random_values
 from galvatron.debugging.widened import widened
@@ -24,19 +25,13 @@ from galvatron.ir.types import BatchSizes, evaluate
 SCALES = (1.0, 1e-3, 3.0)
 """Of the random numbers, so that an epsilon shows, and a clamp."""
 
-TOLERANCE = 1e-8
-"""Relative, in float64: sums in another order differ by far less, another computation by far more."""
-
-ROUNDING = 1e4
-"""A value may be off by so many times as much as it is in the first program alone when every result of an op is
-another one in its last bit: where scores are large, a softmax makes much of that."""
+ROUNDING = Rounding(1e3, 1e-9)
+"""Of programs in float64, where the other rounding is what the first makes when every result of an op is another one in
+its last bit. Sums in another order differ by far less than the least, another computation by far more; but where scores
+are large, a softmax makes much of a last bit."""
 
 MOST_ELEMENTS = 1 << 26
 """Of all values of a graph together, at the size at which it is run: half a gigabyte."""
-
-SMALL = 1e-2
-"""A tensor whose norm is below this share of the largest beside it is compared as if it were that large: what is zero
-in exact arithmetic is nothing but rounding."""
 
 
 @dataclass(frozen=True)
@@ -224,10 +219,7 @@ class _Comparison:
 
     def _off(self, name: str, before: str) -> float:
         """How far a value is off, zero where that is rounding."""
-        wanted = self._before.values[before]
-        size = finite_norm(wanted)
-        rounding = rounding_of(self._nearby.values[before], wanted, size)
-        return _beyond(distance(self._after.values[name], wanted, size), rounding)
+        return _off(self._before.values[before], self._nearby.values[before], self._after.values[name])
 
     def _gradient_off(self, name: str, before: str) -> float:
         own, wanted = self._after.gradients.get(name), self._before.gradients.get(before)
@@ -237,19 +229,17 @@ class _Comparison:
         own, wanted, nearby = (
             zero if one is None else one for one in (own, wanted, self._nearby.gradients.get(before))
         )
-        size = max(finite_norm(wanted), self._least)
-        return _beyond(distance(own, wanted, size), rounding_of(nearby, wanted, size))
+        return _off(wanted, nearby, own, self._least)
 
     @cached_property
     def _least(self) -> float:
-        """The norm that a gradient is taken to have at least."""
         found = (self._before.gradients.get(before) for _, before in self._due)
-        return SMALL * max((finite_norm(one) for one in found if one is not None), default=0.0)
+        return least_norm(gradient for gradient in found if gradient is not None)
 
 
-def _beyond(off: float, rounding: float) -> float:
-    """How far something is off, zero where rounding explains it."""
-    return off if off > TOLERANCE + ROUNDING * rounding else 0.0
+def _off(wanted: Tensor, nearby: Tensor, found: Tensor, least: float = 0.0) -> float:
+    off = Reference(wanted, nearby).beside(found, ROUNDING, least)
+    return 0.0 if off.is_rounding else off.difference
 
 
 def _makers(graph: Graph, name: str, known: set[str]) -> tuple[Op, ...]:
@@ -262,37 +252,3 @@ def _makers(graph: Graph, name: str, known: set[str]) -> tuple[Op, ...]:
             found[op.results[0].name] = op
             waiting += op.operands
     return tuple(found.values())
-
-
-def distance(found: Tensor, wanted: Tensor, size: float) -> float:
-    """How much a tensor differs, as a part of `size`, the `finite_norm` of what is wanted: infinities and NaNs are the
-    same, or else the difference is infinite."""
-    if found.shape != wanted.shape:
-        return math.inf
-    found, wanted = _wide(found), _wide(wanted)
-    alike = (found == wanted) | (found.isnan() & wanted.isnan())
-    off = norm(torch.where(alike, 0.0, found - wanted))
-    if not math.isfinite(off):
-        return math.inf
-    return off / size if off and size else off and math.inf
-
-
-def norm(tensor: Tensor) -> float:
-    """The norm of all elements."""
-    return torch.linalg.vector_norm(_wide(tensor)).item()
-
-
-def finite_norm(tensor: Tensor) -> float:
-    """The norm of the elements that are finite: what differences of these are measured by."""
-    return norm(torch.where(tensor.isfinite(), _wide(tensor), 0.0))
-
-
-def rounding_of(rounded: Tensor, wanted: Tensor, size: float) -> float:
-    """The `distance` that rounding makes, from what another rounding makes of a tensor: where only one of both is
-    finite nothing is known of it."""
-    both = rounded.isfinite() & wanted.isfinite()
-    return distance(torch.where(both, _wide(rounded), _wide(wanted)), wanted, size)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)

@@ -17,22 +17,22 @@ from galvatron.bugs import ours
 from galvatron.codegen.load import load_module
 from galvatron.codegen.sizes import local_sizes
 from galvatron.codegen.stage import emit_stage
-from galvatron.debugging.comparison import SMALL, finite_norm
-from galvatron.debugging.rounding import Comparison, Reference, Row
+from galvatron.debugging.differences import Comparison, Row
+from galvatron.debugging.model import first_draw, gradients_of, loss_of_model, state_of
+from galvatron.debugging.rounding import Difference, Reference, Rounding, least_norm
 from galvatron.debugging.widened import SINGLE, WIDE, widened
 from galvatron.errors import GalvatronError
 from galvatron.forms import lowered
-from galvatron.ir.capture import LossFunction, device_of, loss_of
+from galvatron.ir.capture import LossFunction, device_of
 from galvatron.ir.graph import Op
 from galvatron.ir.inlined import inlined
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.program import LayerKind, Program, Result
-from galvatron.ir.random import draws_as_a_whole, is_random
 from galvatron.ir.types import TORCH_DTYPE_NAMES
 from galvatron.plain import plain_torch
 from galvatron.runtime import Executor, World, comm, failure, together
 from galvatron.runtime.agreement import on_rank_0
-from galvatron.runtime.layer_results import LayerResults
+from galvatron.runtime.giving import LayerResults
 
 Types = tuple[torch.dtype, Mapping[str, str]]
 """A type to compute in, and those of a graph that become it."""
@@ -52,6 +52,23 @@ class Given:
     values: Mapping[str, Tensor | int | float]
     samples: int
 
+    @property
+    def numbers(self) -> dict[str, int | float]:
+        """Of the values those that are no tensors: numbers of the batch, and its lengths."""
+        return {name: value for name, value in self.values.items() if not isinstance(value, Tensor)}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is compared: the planned program that this rank's stages were made of, and `run`, its `forward_backward` of
+    what is given."""
+
+    world: World
+    executor: Executor
+    program: Program
+    run: Callable[[], Tensor]
+    cache_dir: str | os.PathLike[str] | None
+
 
 def check_comparable(model: Any, layers: Any, program: Program, *, computes: bool) -> None:
     """
@@ -68,61 +85,42 @@ def check_comparable(model: Any, layers: Any, program: Program, *, computes: boo
     if computes and device_of(model).type == "meta":
         raise GalvatronError("the model is on the meta device, where nothing can be computed: give it one of values")
     ops = (op for cls in program.classes for op in cls.graph.ops)
-    if (draw := next((op for op in ops if is_random(op) or draws_as_a_whole(op)), None)) is not None:
+    if (draw := first_draw(ops)) is not None:
         raise GalvatronError(
             f"forward draws random numbers ({_line(draw) or draw.target}), others on one device than on several ranks: "
             "compile the model without dropout to compare it"
         )
 
 
-def compared(
-    world: World,
-    executor: Executor,
-    planned: Program,
-    given: Given,
-    run: Callable[[], Tensor],
-    *,
-    layers: bool,
-    cache_dir: str | os.PathLike[str] | None,
-) -> Comparison:
+def compared(job: Job, given: Given, *, layers: bool) -> Comparison:
     """Both computations, tensor by tensor. Collective; eager runs on rank 0.
 
     Args:
-        run: `forward_backward` of the program.
         layers: compare what these give, too.
 
     Raises:
         GalvatronError: the model is another one than was compiled, or fails.
     """
-    with executor.undisturbed():  # which is over when nothing holds what was computed
-        rows = _rows(world, executor, planned, given, run, layers=layers, cache_dir=cache_dir)
-    found = Comparison(rows, str(_dtype(planned)).removeprefix("torch."))
-    return comm.broadcast_object(found, comm.all_ranks(), 0, phase="compare") if world.size > 1 else found
+    with job.executor.undisturbed():  # which is over when nothing holds what was computed
+        rows = _rows(job, given, layers=layers)
+    found = Comparison(rows, str(_dtype(job.program)).removeprefix("torch."))
+    return comm.broadcast_object(found, comm.all_ranks(), 0, phase="compare") if job.world.size > 1 else found
 
 
-def _rows(
-    world: World,
-    executor: Executor,
-    planned: Program,
-    given: Given,
-    run: Callable[[], Tensor],
-    *,
-    layers: bool,
-    cache_dir: str | os.PathLike[str] | None,
-) -> tuple[Row, ...]:
+def _rows(job: Job, given: Given, *, layers: bool) -> tuple[Row, ...]:
     """What is compared, on rank 0."""
     with failure.guarded("compare_with"):
-        state = dict(executor.held_tensors())
-    eager = on_rank_0(world, "compare_with", lambda: _eager(planned, given, state, layers=layers))
-    with together(world, "compare_with"), plain_torch(world.device):
-        results = _results(executor, planned, cache_dir) if layers else None
+        state = dict(job.executor.held_tensors())
+    eager = on_rank_0(job.world, "compare_with", lambda: _eager(job.program, given, state, layers=layers))
+    with together(job.world, "compare_with"), plain_torch(job.world.device):
+        results = _results(job, given) if layers else None
     rows: list[Row] = []
     with nullcontext() if results is None else results.kept():
-        loss = run()
+        loss = job.run()
     with failure.guarded("compare_with"):
         for name, value in () if results is None else results.whole(given.samples):
             rows += [] if eager is None else eager.output(name, value)
-        for name, value in executor.gradients(rank0_only=True):
+        for name, value in job.executor.gradients(rank0_only=True):
             rows += [] if eager is None else [eager.gradient(name, value)]
     return () if eager is None else tuple(eager.in_order([*rows, eager.of_loss(loss)]))
 
@@ -133,33 +131,32 @@ def _dtype(planned: Program) -> torch.dtype:
 
 @dataclass(frozen=True)
 class _Computed:
-    """What eager computes, and what is known of it."""
+    """What eager computes, in float64 and in float32, and what is known of it."""
 
     loss: Reference
     gradients: Mapping[str, Reference]
     outputs: Mapping[str, Reference]
     places: _Places
-    dtype: torch.dtype
+    rounding: Rounding
 
     def of_loss(self, loss: Tensor) -> Row:
         """The loss of the program."""
-        return Row("loss", "", "", "", *self.loss.beside(loss, self.dtype))
+        return _row(self.loss.beside(loss, self.rounding), "loss")
 
     def gradient(self, name: str, value: Tensor) -> Row:
         """A gradient: one that is zero in exact arithmetic is nothing but rounding, so all have some size."""
-        layer, line = self.places.readers.get(name, ("", ""))
-        return Row("gradient", name, layer, line, *self.gradients[name].beside(value, self.dtype, self._least))
+        off = self.gradients[name].beside(value, self.rounding, self._least)
+        return _row(off, "gradient", name, *self.places.readers.get(name, ("", "")))
 
     @cached_property
     def _least(self) -> float:
-        return SMALL * max(finite_norm(eager.wide) for eager in self.gradients.values())
+        return least_norm(eager.wanted for eager in self.gradients.values())
 
     def output(self, name: str, value: Tensor) -> list[Row]:
         """What a layer gives, if that is a floating number."""
         if name not in self.outputs:
             return []
-        layer, line = self.places.makers[name]
-        return [Row("output", name, layer, line, *self.outputs[name].beside(value, self.dtype))]
+        return [_row(self.outputs[name].beside(value, self.rounding), "output", name, *self.places.makers[name])]
 
     def in_order(self, rows: list[Row]) -> list[Row]:
         """As a step computes them."""
@@ -170,6 +167,10 @@ class _Computed:
             return kinds.index(row.what), -place if row.what == "gradient" else place
 
         return sorted(rows, key=order)
+
+
+def _row(off: Difference, what: str, name: str = "", layer: str = "", line: str = "") -> Row:
+    return Row(off.difference, off.rounding, what, name, layer, line)
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def _eager(planned: Program, given: Given, state: Mapping[str, Tensor], *, layer
         {name: Reference(gradient, narrow_gradients[name]) for name, gradient in wide_gradients.items()},
         {name: Reference(value, kept[1][name]) for name, value in kept[0].items()},
         _Places.of(planned),
-        _dtype(planned),
+        Rounding.of(_dtype(planned), FLOAT[0]),
     )
 
 
@@ -219,21 +220,19 @@ def _of_model(
     """Loss and gradients of a copy of the model."""
     try:
         model = copy.deepcopy(given.model).to(dtype)
-        own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+        own = state_of(model)
         for held in planned.state:
             if held.kind != "constant" and held.name in state:
                 _copy(own.get(held.name), state[held.name], held.name)
-        arguments = {name: _cast(value, dtype, device_of(model)) for name, value in given.arguments.items()}
+        inputs = {name: _cast(value, dtype, device_of(model)) for name, value in given.arguments.items()}
         with torch.autocast(device_of(model).type, enabled=False):
-            loss = loss_of(model(**arguments), arguments, given.loss_fn)
+            loss = loss_of_model(model, inputs, given.loss_fn)
         trained = {held.name: own[held.name] for held in planned.state if held.trainable}
-        found = torch.autograd.grad(loss, [*trained.values()], allow_unused=True)
+        return loss.detach(), gradients_of(loss, trained)
     except GalvatronError:
         raise
     except Exception as error:  # whatever the model does
         raise GalvatronError(f"the model itself fails in {dtype}: {type(error).__name__}: {error}") from error
-    pairs = zip(trained.items(), found, strict=True)
-    return loss.detach(), {n: torch.zeros_like(p) if g is None else g for (n, p), g in pairs}
 
 
 def _copy(own: Tensor | None, value: Tensor, name: str) -> None:
@@ -249,8 +248,7 @@ def _copy(own: Tensor | None, value: Tensor, name: str) -> None:
 def _cast(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
     if not isinstance(value, Tensor):
         return value
-    own = value.detach().clone()
-    return own.to(device, dtype if own.is_floating_point() else own.dtype)
+    return value.detach().to(device, dtype if value.is_floating_point() else value.dtype)
 
 
 def _of_layers(planned: Program, given: Given, state: Mapping[str, Tensor], types: Types) -> dict[str, Tensor]:
@@ -261,7 +259,7 @@ def _of_layers(planned: Program, given: Given, state: Mapping[str, Tensor], type
     names = tuple(name for name, _ in _given_on(planned) if name in graph.values)
     names = tuple(name for name in names if graph.values[name].type.is_floating)
     tensors = {n: _cast(v, dtype, device) for n, v in (*state.items(), *given.values.items()) if isinstance(v, Tensor)}
-    numbers = {name: value for name, value in given.values.items() if not isinstance(value, Tensor)}
+    numbers = given.numbers
     lengths = {length: int(numbers[length.name]) for length in planned.lengths}
     own = {number.name: numbers[number.name] for number in planned.numbers}
     with torch.no_grad(), ours("running the captured program", planned):
@@ -278,16 +276,17 @@ def _given_on(program: Program) -> Iterator[tuple[str, str]]:
             yield from ((name, origin) for name, origin in pairs if name in read)
 
 
-def _results(executor: Executor, planned: Program, cache_dir: str | os.PathLike[str] | None) -> LayerResults:
+def _results(job: Job, given: Given) -> LayerResults:
     """What layers of this rank's stages give each other. How each is made whole is said by the code of the same stages
     in a program that has them all for outputs."""
-    staged = lowered(planned)
+    staged, stages = lowered(job.program), job.executor.stages
     results = {origin: name for name, origin in _given_on(staged)}
     giving = replace(staged, outputs=tuple(Result(origin, name) for origin, name in results.items()))
     sizes = local_sizes(giving)
     wanted = {}
-    for stage in executor.stages:
+    for stage in stages:
         text = emit_stage(giving, giving.stages[stage.index], sizes)
-        twin = load_module(f"stage_{stage.index}.py", text, cache_dir).Stage(stage.mesh)
+        twin = load_module(f"stage_{stage.index}.py", text, job.cache_dir).Stage(stage.mesh)
+        twin.numbers = given.numbers
         wanted[stage.index] = {name: tuple(layer.outputs) for name, layer in twin.layers.items() if layer.outputs}
-    return LayerResults(executor.stages, wanted)
+    return LayerResults(stages, wanted)

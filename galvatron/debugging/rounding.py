@@ -1,116 +1,108 @@
-"""Which differences are rounding: a program beside the same computation in float64, and that in float32 beside it."""
+"""How far a tensor is from what it should be, and whether that is rounding: the rule by which programs are compared.
+
+What should be the same differs by rounding, which is large where numbers cancel or scores are large, and so is not
+known beforehand. So each tensor has two references: what it should be, and what another rounding of the same
+computation makes of it, such as one in another type, or one whose every result is another in its last bit.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from galvatron.debugging.comparison import distance, finite_norm, rounding_of
-from galvatron.printing import text_table
-
 FACTOR = 10.0
-"""A difference is rounding that is at most so many times as large as what eager float32 differs by: sums in another
+"""A difference is rounding that is at most so many times as large as what rounding is known to make: sums in another
 order differ by about as much."""
 
-SHOWN = 40
-"""Rows of a table: of more, those that are no rounding, and the largest others."""
+SMALL = 1e-2
+"""A gradient whose norm is below this share of the largest beside it is compared as if it were that large: one that is
+zero in exact arithmetic (that of the bias of attention keys) is nothing but rounding."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One tensor of a program beside that of the eager model.
+class Rounding:
+    """What rounding makes of tensors: `units` times what another rounding of the same computation makes, and at least
+    `least`, as a part of the norm."""
 
-    Attributes:
-        what: `loss`, `gradient` or `output`.
-        name: of a gradient the parameter's, of an output the value's.
-        layer, line: where it is made, or first read, and what that line of the model is.
-        difference: of the program from float64, relative to the norm of the tensor.
-        rounding: what the element type of the program may make of it: what eager float32 differs from float64 by, in
-            units of that type.
-    """
+    units: float
+    least: float
 
-    what: str
-    name: str
-    layer: str
-    line: str
+    @staticmethod
+    def of(dtype: torch.dtype, other: torch.dtype | None = None) -> Rounding:
+        """Of a computation in a type, where the other rounding is that of one in another type, or in the same."""
+        eps = torch.finfo(dtype).eps
+        return Rounding(eps / torch.finfo(other or dtype).eps, eps)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much a tensor is off and how much of that may be rounding, both relative to its norm."""
+
     difference: float
     rounding: float
 
     @property
     def is_rounding(self) -> bool:
         """Whether the difference is within a small factor of rounding."""
-        return self.difference <= FACTOR * self.rounding
+        return self.difference <= self.tolerance
 
-    def __str__(self) -> str:
-        where = f" in {self.layer}" if self.layer else ""
-        line = f"\n  {self.line}" if self.line else ""
-        return f"the {self.what}{f' of {self.name}' if self.name else ''}{where}{line}"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A program beside the eager model: `str()` of it is a table.
-
-    Attributes:
-        rows: in the order in which they are computed: outputs of layers, the loss, gradients from the last layer on.
-        dtype: the element type in which the program computes.
-    """
-
-    rows: tuple[Row, ...]
-    dtype: str
-
-    @cached_property
-    def departures(self) -> tuple[Row, ...]:
-        """What differs by more than rounding."""
-        return tuple(row for row in self.rows if not row.is_rounding)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        rows = [asdict(row) | {"is_rounding": row.is_rounding} for row in self.rows]
-        return {"dtype": self.dtype, "rows": [{k: _plain(v) for k, v in row.items()} for row in rows]}
-
-    def __str__(self) -> str:
-        rows = self.rows
-        if len(rows) > SHOWN:
-            chosen = sorted(rows, key=lambda row: (row.is_rounding, -row.difference / (row.rounding or 1.0)))[:SHOWN]
-            rows = tuple(row for row in rows if row in chosen)
-        lines = text_table(("", "", "layer", "differs by", "rounding", ""), map(_cells, rows))
-        left = len(self.rows) - len(rows)
-        lines += [f"({left} more, rounding or smaller)"] if left else []
-        if self.departures:
-            count = f"{len(self.departures)} of {len(self.rows)} differ by more than rounding of {self.dtype}"
-            return "\n".join([*lines, f"{count}; the first is {self.departures[0]}"])
-        return "\n".join([*lines, f"all {len(self.rows)} differ by rounding of {self.dtype}, or not at all"])
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    verdict = "rounding" if row.is_rounding else "NOT ROUNDING"
-    return row.what, row.name, row.layer, f"{row.difference:.1e}", f"{row.rounding:.1e}", verdict
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    @property
+    def tolerance(self) -> float:
+        """Up to what the difference counts as rounding."""
+        return FACTOR * self.rounding
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A tensor that eager computes, in float64 and in float32."""
+    """What a tensor should be, and what another rounding of the same computation makes of it."""
 
-    wide: Tensor
-    narrow: Tensor
+    wanted: Tensor
+    rounded: Tensor
 
-    def beside(self, found: Tensor, dtype: torch.dtype, least: float = 0.0) -> tuple[float, float]:
-        """How much a tensor of a program that computes in a type differs, and what of that may be rounding.
+    def beside(self, found: Tensor, rounding: Rounding, least: float = 0.0) -> Difference:
+        """How far a tensor is off: infinities and NaNs are the same, or else it is infinitely far.
 
         Args:
             least: the norm that the tensor is taken to have at least.
         """
-        size = max(finite_norm(self.wide), least)
-        units = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
-        rounding = max(units * rounding_of(self.narrow, self.wide, size), torch.finfo(dtype).eps)
-        return distance(found.to(self.wide.device), self.wide, size), rounding
+        size = max(finite_norm(self.wanted), least)
+        both = self.rounded.isfinite() & self.wanted.isfinite()  # else nothing is known of rounding
+        rounded = torch.where(both, _wide(self.rounded), _wide(self.wanted))
+        known = rounding.units * distance(rounded, self.wanted, size)
+        return Difference(distance(found.to(self.wanted.device), self.wanted, size), max(known, rounding.least))
+
+
+def least_norm(tensors: Iterable[Tensor]) -> float:
+    """The norm that each of some gradients is taken to have at least."""
+    return SMALL * max(map(finite_norm, tensors), default=0.0)
+
+
+def distance(found: Tensor, wanted: Tensor, size: float) -> float:
+    """How much a tensor differs, as a part of `size`, the `finite_norm` of what is wanted: infinities and NaNs are the
+    same, or else the difference is infinite."""
+    if found.shape != wanted.shape:
+        return math.inf
+    found, wanted = _wide(found), _wide(wanted)
+    alike = (found == wanted) | (found.isnan() & wanted.isnan())
+    off = norm(torch.where(alike, 0.0, found - wanted))
+    if not math.isfinite(off):
+        return math.inf
+    return off / size if off and size else off and math.inf
+
+
+def norm(tensor: Tensor) -> float:
+    """The norm of all elements."""
+    return torch.linalg.vector_norm(_wide(tensor)).item()
+
+
+def finite_norm(tensor: Tensor) -> float:
+    """The norm of the elements that are finite: what differences of these are measured by."""
+    return norm(torch.where(tensor.isfinite(), _wide(tensor), 0.0))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)

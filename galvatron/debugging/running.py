@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -53,22 +53,27 @@ def traced(
     Args:
         given: a tensor for every input and piece of state.
         trained: the state that has a gradient; where there is none, inputs have one.
-        rounded: whether each floating result is made another one in its last bit, which shows what rounding may do.
+        rounded: see `callers_of`.
     """
     leaves = {name: tensor.detach().clone() for name, tensor in given.items()}
     own = {value.name for value in graph.state}.intersection(trained) or {value.name for value in graph.inputs}
     for name in own:
         leaves[name].requires_grad_(leaves[name].is_floating_point() or leaves[name].is_complex())
     with runnable():
-        values = every_value(graph, leaves, batch, _callers(graph, rounded))
+        values = every_value(graph, leaves, batch, callers_of(graph, rounded=rounded))
     loss = values[graph.outputs[0]]
-    flowing = [name for name, tensor in values.items() if tensor.requires_grad]
-    found: list[Tensor | None] = [None] * len(flowing)
-    if loss.requires_grad:
-        with runnable():
-            found = list(torch.autograd.grad(loss.sum(), [values[name] for name in flowing], allow_unused=True))
-    gradients = {name: gradient for name, gradient in zip(flowing, found, strict=True) if gradient is not None}
+    with runnable():
+        gradients = gradients_by(values, [loss.sum()]) if loss.requires_grad else {}
     return Trace({name: tensor.detach() for name, tensor in values.items()}, gradients)
+
+
+def gradients_by(
+    values: Mapping[str, Tensor], ends: Sequence[Tensor], given: Sequence[Tensor] | None = None
+) -> Tensors:
+    """The gradients of some results by the values that they depend on; `given` are those of the results themselves."""
+    flowing = {name: tensor for name, tensor in values.items() if tensor.requires_grad}
+    found = torch.autograd.grad(ends, list(flowing.values()), given, allow_unused=True)
+    return {name: gradient for name, gradient in zip(flowing, found, strict=True) if gradient is not None}
 
 
 def every_value(
@@ -80,11 +85,15 @@ def every_value(
     return {**given, **{name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}}
 
 
-def _callers(graph: Graph, rounded: bool) -> dict[int, Callable[..., Any]]:
+def callers_of(graph: Graph, *, rounded: bool) -> dict[int, Callable[..., Any]]:
     """By number, ops that are not simply called: those that draw have a seed of their own, which follows from their
-    line."""
+    line.
+
+    Args:
+        rounded: whether each floating result is made another one in its last bit, which shows what rounding may do.
+    """
     if rounded:
-        seeded = _callers(graph, False)
+        seeded = callers_of(graph, rounded=False)
         return {i: partial(_rounded, seeded.get(i, _called)) for i in range(len(graph.ops))}
     lines: Counter[object] = Counter()
     callers: dict[int, Callable[..., Any]] = {}
@@ -115,5 +124,6 @@ def _rounded(caller: Callable[..., Any], function: Callable[..., Any], *args: An
 def _last_bit(result: Any) -> Any:
     if not isinstance(result, Tensor) or not result.is_floating_point():
         return result
-    signs = 1 - 2 * (torch.arange(result.numel(), dtype=result.dtype) % 2).view(result.shape)
-    return result * (1 + torch.finfo(result.dtype).eps * signs)
+    signs = 1 - 2 * (torch.arange(result.numel(), device=result.device) % 2).view(result.shape)
+    other = result * (1 + torch.finfo(result.dtype).eps * signs.to(result.dtype))
+    return torch.where(other.isfinite(), other, result)  # the least number of a type, in a mask, stays finite

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from galvatron.ir.graph import Graph, Value
-from galvatron.ir.places import bounds, origins, places
+from galvatron.ir.index_bounds import bounds, origins, places
 from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
 
 _FEW = 2

@@ -14,7 +14,7 @@ from galvatron.partition.modes import AxisState, Mode, Split
 
 
 @dataclass(frozen=True)
-class Way:
+class AxisOption:
     """A way to run an op on an axis: what it shards, and how it has its operands and results.
 
     Attributes:
@@ -40,7 +40,7 @@ class AxisChoice:
     layers: int
     axis: str
     whole: str
-    ways: tuple[Way, ...]
+    ways: tuple[AxisOption, ...]
 
 
 def choices(view: View, cls: LayerClass, index: int) -> tuple[AxisChoice, ...]:
@@ -65,12 +65,12 @@ def choices(view: View, cls: LayerClass, index: int) -> tuple[AxisChoice, ...]:
     return tuple(found)
 
 
-def _ways(graph: Graph, index: int, chosen: Mode, offered: Sequence[Alternative]) -> tuple[Way, ...]:
+def _ways(graph: Graph, index: int, chosen: Mode, offered: Sequence[Alternative]) -> tuple[AxisOption, ...]:
     """The cheapest first."""
     op = graph.ops[index]
     least_s = min((one.class_s for one in offered if one.class_s is not None), default=0.0)
     found = [
-        Way(
+        AxisOption(
             does=_does(one.mode),
             operands=tuple(_text(graph, n, s) for n, s in zip(op.operands, one.mode.operands, strict=True)),
             results=tuple(_text(graph, v.name, s) for v, s in zip(op.results, one.mode.results, strict=True)),

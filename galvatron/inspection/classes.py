@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
-from galvatron.inspection.view import Figures, View
+from galvatron.inspection.view import Amounts, View
 from galvatron.ir.program import Program
 from galvatron.ir.summary import ClassSummary, class_summaries
 from galvatron.ir.types import DTYPE_BYTES
@@ -17,7 +17,7 @@ from galvatron.ir.types import DTYPE_BYTES
 class ClassRow(ClassSummary):
     """A layer class with the figures of one of its layers."""
 
-    figures: Figures
+    figures: Amounts
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Overview:
     unit: str
     layers: int
     parameters: int
-    figures: Figures
+    figures: Amounts
     classes: tuple[ClassRow, ...]
     inputs: tuple[InputRow, ...]
     state: tuple[StateRow, ...]
@@ -93,7 +93,7 @@ def overview(view: View) -> Overview:
         unit=view.unit,
         layers=sum(row.layers for row in rows),
         parameters=program.count_parameters(program.state_of),
-        figures=Figures(*(sum(row.layers * figure for row, figure in each) for each in _columns(rows))),
+        figures=Amounts(*(sum(row.layers * figure for row, figure in each) for each in _columns(rows))),
         classes=rows,
         inputs=_inputs(program),
         state=_state(program),
@@ -102,7 +102,7 @@ def overview(view: View) -> Overview:
 
 
 def _columns(rows: tuple[ClassRow, ...]) -> list[list[tuple[ClassRow, float]]]:
-    names = list(Figures.__dataclass_fields__)
+    names = list(Amounts.__dataclass_fields__)
     return [[(row, getattr(row.figures, name)) for row in rows] for name in names]
 
 

@@ -24,7 +24,7 @@ NOMINAL = "a100-80g:1x1"
 
 
 @dataclass(frozen=True)
-class Figures:
+class Amounts:
     """What a class or an op does, of one sample on one device; of a sharded program, of a micro-batch on one rank.
 
     `kept_bytes` is what autograd keeps for the backward, `moved_bytes` what the kernels of a forward read and write.
@@ -100,13 +100,13 @@ class View:
             raise GalvatronError(f"{name!r} are {len(found)} classes in this program: name one of {names}")
         return found[0]
 
-    def class_figures(self, cls: LayerClass) -> Figures:
+    def class_figures(self, cls: LayerClass) -> Amounts:
         """The figures of one layer of a class."""
         if cls.cost is not None:
-            return Figures(*sample_costs(cls.cost, self.program.batch_size))
+            return Amounts(*sample_costs(cls.cost, self.program.batch_size))
         return self._figures(cls, self._profile(cls))
 
-    def op_figures(self, cls: LayerClass, op: Op) -> Figures:
+    def op_figures(self, cls: LayerClass, op: Op) -> Amounts:
         """The figures of an op of a class, by itself."""
         from galvatron.costs.profile import profile_graph
 
@@ -132,7 +132,7 @@ class View:
         trained = cls.graph.without_outputs(border.given_outputs)
         return profile_graph(trained, cls.mesh, border.differentiable, recompute, kind=self._kind)
 
-    def _figures(self, cls: LayerClass, profile: Profile) -> Figures:
+    def _figures(self, cls: LayerClass, profile: Profile) -> Amounts:
         from galvatron.costs.events import launches
 
         batch = self.samples(cls) if self.is_local else float(self.program.batch_size)
@@ -144,4 +144,4 @@ class View:
             kept,
             sum(kernel.traffic_bytes for kernel in forward),
         )
-        return Figures(*(figure / (1 if self.is_local else batch) for figure in found))
+        return Amounts(*(figure / (1 if self.is_local else batch) for figure in found))

@@ -19,8 +19,8 @@ from galvatron.ir.layout import (
     BROADCAST,
     PARTIAL,
     REPLICATE,
-    Axis,
     Layout,
+    Mesh,
     Partial,
     Placement,
     Replicate,
@@ -57,7 +57,7 @@ def _rounds(message: str | None) -> float:
 def redistribute(
     value: Value,
     target: Layout,
-    mesh: tuple[Axis, ...],
+    mesh: Mesh,
     whole: TensorType,
     *,
     differentiable: bool = True,
@@ -135,9 +135,7 @@ _ORDER: tuple[Callable[[Placement, Placement], bool], ...] = (
 else an axis does to their dimension is between ranks that have the same rows."""
 
 
-def _next_step(
-    current: Layout, target: Layout, mesh: tuple[Axis, ...], shape: tuple[Dim, ...]
-) -> tuple[int, Placement]:
+def _next_step(current: Layout, target: Layout, mesh: Mesh, shape: tuple[Dim, ...]) -> tuple[int, Placement]:
     """The axis to convert next and its placement afterwards."""
     open_axes = [i for i, (c, t) in enumerate(zip(current, target, strict=True)) if c != t]
     for applies in _ORDER:
@@ -178,7 +176,7 @@ def _step(
     current: Layout,
     position: int,
     placement: Placement,
-    mesh: tuple[Axis, ...],
+    mesh: Mesh,
     whole: TensorType,
     fresh_name: Callable[[str], str],
     choosing: Choosing | None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ from galvatron.forms import valid
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
-from galvatron.pages import as_text, filled
+from galvatron.pages import html_page
 from galvatron.plain import plain_torch
-from galvatron.printing import one_line
 from galvatron.reporting.decisions import decisions_data
 from galvatron.reporting.passes import passes_data
 from galvatron.reporting.plans import TRAITS, Estimated, plan_data
@@ -111,7 +109,6 @@ def page_data(program: Program, plans: list[Estimated]) -> dict[str, Any]:
 
 def page(data: dict[str, Any]) -> str:
     """The page that shows figures."""
-    script = "\n".join((FILES / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    body, style, *scripts = ((FILES / name).read_text(encoding="utf-8") for name in ("body.html", "page.css", *SCRIPTS))
     title = f"{data['program']}: {data['plans'][0]['text']}"
-    style = (FILES / "page.css").read_text(encoding="utf-8")
-    return filled(FILES / "page.html", script, title=html.escape(one_line(title)), style=style, data=as_text(data))
+    return html_page(title, body, style=style, script="\n".join(scripts), data=data)

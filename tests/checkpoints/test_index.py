@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from galvatron.checkpoints.folders import INDEX
 from galvatron.checkpoints.index import Index
 from galvatron.errors import GalvatronError
-from galvatron.ir.words import unsayable, with_numbers, with_words
+from galvatron.ir.json_values import unsayable, with_numbers, with_words
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9)
 KEYS = st.sampled_from(["(number)", "(pairs)", "(tuple)", "a"]) | st.integers() | st.text(max_size=3)

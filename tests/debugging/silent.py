@@ -25,7 +25,8 @@ class Bug:
     """An edit of the staged program of a `model` under a `plan`.
 
     `rule` is the rule of the verifier that it breaks, at a line with `line` in it; `numbers` what of a class departs
-    from the class that it was sharded from, where that can be run, and empty where it is shown in another way.
+    from the class that it was sharded from, where that can be run, and empty where it is shown in another way; `mended`
+    is in what is said of mending it, empty where nothing is.
     """
 
     edit: Edit
@@ -34,16 +35,17 @@ class Bug:
     rule: str
     line: str
     numbers: str = ""
+    mended: str = ""
 
 
 BUGS: dict[str, Bug] = {}
 
 
-def bug(model: str, plan: str, rule: str, line: str, numbers: str = "") -> Callable[[Edit], Edit]:
+def bug(model: str, plan: str, rule: str, line: str, numbers: str = "", mended: str = "") -> Callable[[Edit], Edit]:
     """Makes a case of an edit, called by its name."""
 
     def added(edit: Edit) -> Edit:
-        BUGS[edit.__name__.replace("_", "-")] = Bug(edit, model, plan, rule, line, numbers)
+        BUGS[edit.__name__.replace("_", "-")] = Bug(edit, model, plan, rule, line, numbers, mended)
         return edit
 
     return added
@@ -139,7 +141,7 @@ def is_collective(name: str, axis: str) -> Callable[[Op], bool]:
 # Gradients
 
 
-@bug("words", "dp2-tp2", "ops-on-slices", "layer_norm", "gradient")
+@bug("words", "dp2-tp2", "ops-on-slices", "layer_norm", "gradient", "be R' on dp: its gradient is then summed over dp")
 def gradient_of_a_replicated_parameter_is_not_summed(program: Program) -> Program:
     """A parameter that every rank has whole is read with other samples on each, and nobody adds up its gradient:
     https://github.com/areal-project/AReaL/issues/313
@@ -157,7 +159,7 @@ def gradient_of_a_norm_under_sequence_parallelism_is_not_summed(program: Program
     return with_state(program, "norm_1.weight", "tp", REPLICATE)
 
 
-@bug("words", "tp2", "ops-on-slices", "linear", "gradient")
+@bug("words", "tp2", "ops-on-slices", "linear", "gradient", 'which comm.copy(%layer_norm, axis="tp") gives')
 def gradient_of_the_input_of_a_column_is_not_summed(program: Program) -> Program:
     """Each rank has some columns of a matrix, and so a term of the gradient of what all of them read:
     https://github.com/NovaSky-AI/SkyRL/pull/1886
@@ -165,7 +167,9 @@ def gradient_of_the_input_of_a_column_is_not_summed(program: Program) -> Program
     return with_ops(program, is_collective("copy", "tp"), left_out, "blocks")
 
 
-@bug("words", "pp2/m4/1f1b/dp2", "state-is-kept", "keep")
+@bug(
+    "words", "pp2/m4/1f1b/dp2", "state-is-kept", "keep", mended="its gradient is summed over the axes on which it is R'"
+)
 def gradient_is_summed_over_another_group(program: Program) -> Program:
     """The class says that the gradient of a weight is a sum over dp, and the stage adds it up over nothing; as where
     a wrong group is taken:
@@ -192,7 +196,14 @@ def gradient_of_tied_words_is_summed_on_one_stage_only(program: Program) -> Prog
 # Sums
 
 
-@bug("words", "tp2", "ops-on-slices", "dropout", "value")
+@bug(
+    "words",
+    "tp2",
+    "ops-on-slices",
+    "dropout",
+    "value",
+    'which comm.all_reduce(%linear_1, axis="tp", grad="identity") gives',
+)
 def partial_sum_is_read_as_if_whole(program: Program) -> Program:
     """Each rank has the terms of some rows of a matrix, and goes on with those:
     https://github.com/FlashML-org/FreeToken/pull/429
@@ -213,7 +224,7 @@ def sum_is_taken_twice(program: Program) -> Program:
     return with_ops(program, is_collective("all_reduce", "tp"), again, "blocks")
 
 
-@bug("words", "dp2-tp2", "collectives", "comm.all_reduce", "value")
+@bug("words", "dp2-tp2", "collectives", "comm.all_reduce", "value", "name the axis tp")
 def sum_is_over_another_axis(program: Program) -> Program:
     """The group of a collective is that of the data-parallel ranks, in place of the tensor-parallel ones:
     https://github.com/NVIDIA/Megatron-LM/issues/906

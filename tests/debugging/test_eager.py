@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import galvatron
 from galvatron import runtime as rt
-from galvatron.debugging.comparison import distance, finite_norm
-from galvatron.debugging.rounding import Comparison, Reference, Row
+from galvatron.debugging.differences import Comparison, Row
+from galvatron.debugging.rounding import Reference, Rounding, distance, finite_norm
 from galvatron.errors import GalvatronError
 from galvatron.runtime import comm
 from tests.marks import some_slow
@@ -139,6 +139,13 @@ def test_one_process_and_wrong_arguments() -> None:
             own.compare_with(given.pop("model"), given.pop("batch"), **given)
 
 
+def test_lengths_are_those_of_the_batch() -> None:
+    own = compiled("m2/dp1", F32, dynamic={"ids": {1: "S"}, "labels": {1: "S"}})
+    batch = {name: value[:, :6] for name, value in new_batch().items()}
+    found = own.compare_with(new_model(F32), batch, layers=True)
+    assert not found.departures and "output" in {row.what for row in found.rows}, found
+
+
 @pytest.mark.slow
 def test_memory_of_copies_is_not_that_of_later_steps() -> None:
     torch.manual_seed(0)
@@ -157,19 +164,20 @@ def test_memory_of_copies_is_not_that_of_later_steps() -> None:
 
 def test_infinities_are_equal_or_no_rounding() -> None:
     wide = torch.tensor([1.0, math.inf, 3.0], dtype=F64)
-    reference = Reference(wide, wide.float())
-    assert reference.beside(wide.float(), F32)[0] == 0
-    assert reference.beside(torch.tensor([1.5, math.inf, 3.0]), F32)[0] == pytest.approx(0.5 / 10**0.5)
-    assert reference.beside(torch.tensor([1.0, 2.0, 3.0]), F32)[0] == math.inf
+    reference, rounding = Reference(wide, wide.float()), Rounding.of(F32)
+    assert reference.beside(wide.float(), rounding).difference == 0
+    off = reference.beside(torch.tensor([1.5, math.inf, 3.0]), rounding)
+    assert off.difference == pytest.approx(0.5 / 10**0.5)
+    assert reference.beside(torch.tensor([1.0, 2.0, 3.0]), rounding).difference == math.inf
     overflows = Reference(torch.tensor([1.0, 1e50], dtype=F64), torch.tensor([1.0, math.inf]))
-    difference, rounding = overflows.beside(torch.tensor([7.0, math.inf]), F32)
-    assert difference == math.inf and rounding < 1e-6
+    off = overflows.beside(torch.tensor([7.0, math.inf]), rounding)
+    assert off.difference == math.inf and off.rounding < 1e-6
     assert distance(wide, wide + 1, finite_norm(wide)) > 0.1 and finite_norm(wide) == pytest.approx(10**0.5)
 
 
 def test_what_counts_as_rounding() -> None:
     def row(difference: float) -> Row:
-        return Row("gradient", f"w{difference}", "blocks.0", "model.py:3  y = x @ w", difference, 1e-7)
+        return Row(difference, 1e-7, "gradient", f"w{difference}", "blocks.0", "model.py:3  y = x @ w")
 
     found = Comparison((row(9e-7), row(2e-6)), "float32")
     assert [one.is_rounding for one in found.rows] == [True, False]

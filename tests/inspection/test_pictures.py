@@ -17,7 +17,7 @@ import galvatron
 from galvatron.errors import GalvatronError
 from galvatron.inspection.pictures.boxes import boxes, boxes_of
 from galvatron.inspection.pictures.dot import dot
-from galvatron.inspection.pictures.layout import GAP, placed
+from galvatron.inspection.pictures.layout import GAP, arranged
 from galvatron.inspection.pictures.page import page
 from galvatron.inspection.pictures.svg import svg
 from tests.ir.programs import FORMS, captured, clustered, costed, staged
@@ -67,7 +67,7 @@ def test_boxes_are_below_what_they_read_and_beside_each_other(seed: int) -> None
     graph.add_nodes_from(range(30))
     graph.add_edges_from((a, b) for a in range(30) for b in range(a + 1, 30) if chance.random() < 0.07)
     widths = {node: chance.uniform(10, 90) for node in graph}
-    found = placed(graph, widths)
+    found = arranged(graph, widths)
     assert all(found.rows[first] < found.rows[second] for first, second in graph.edges)
     for row in range(found.height):
         own = sorted((found.centres[n], widths[n]) for n in graph if found.rows[n] == row)

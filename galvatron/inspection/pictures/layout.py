@@ -24,7 +24,7 @@ GAP = 18.0
 
 
 @dataclass(frozen=True)
-class Placed:
+class Arrangement:
     """Where everything is.
 
     Attributes:
@@ -45,7 +45,7 @@ class Placed:
         return max(self.rows.values(), default=-1) + 1
 
 
-def placed(graph: networkx.DiGraph, widths: Mapping[Any, float]) -> Placed:
+def arranged(graph: networkx.DiGraph, widths: Mapping[Any, float]) -> Arrangement:
     """A place for every node of an acyclic graph."""
     rows = _rows(graph)
     bent = networkx.DiGraph()
@@ -61,7 +61,7 @@ def placed(graph: networkx.DiGraph, widths: Mapping[Any, float]) -> Placed:
         by_row[rows[node]].append(node)
     _order(bent, by_row)
     centres = _centres(bent, by_row, {node: widths.get(node, 0.0) for node in bent.nodes})
-    return Placed(
+    return Arrangement(
         rows={node: rows[node] for node in graph.nodes},
         centres={node: centres[node] for node in graph.nodes},
         ways={edge: [(rows[node], centres[node]) for node in way] for edge, way in ways.items()},

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from pathlib import Path
 
 import networkx
 
 from galvatron.inspection.pictures.boxes import boxes, boxes_of
 from galvatron.inspection.pictures.svg import drawn
-from galvatron.pages import as_text, filled
-from galvatron.printing import one_line
+from galvatron.pages import escaped, filled, html_page
 
 FILES = Path(__file__).parent
 
@@ -22,12 +20,11 @@ def page(graph: networkx.DiGraph, title: str, unit: str) -> str:
         unit: what figures are of.
     """
     shown = boxes(graph)
-    return filled(
-        FILES / "page.html",
-        (FILES / "page.js").read_text(encoding="utf-8"),
-        title=html.escape(one_line(title)),
-        unit=html.escape(f"figures of {unit}"),
+    picture, figures = drawn(shown, titled=False), escaped(f"figures of {unit}")
+    return html_page(
+        title,
+        filled(FILES / "body.html", title=escaped(title), unit=figures, picture=picture),
         style=(FILES / "page.css").read_text(encoding="utf-8"),
-        picture=drawn(shown, titled=False),
-        data=as_text({"facts": [box.facts for box in boxes_of(shown).values()]}),
+        script=(FILES / "page.js").read_text(encoding="utf-8"),
+        data={"facts": [box.facts for box in boxes_of(shown).values()]},
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import networkx
 
 from galvatron.inspection.pictures.boxes import Box, boxes, boxes_of
-from galvatron.inspection.pictures.layout import Placed, placed
+from galvatron.inspection.pictures.layout import Arrangement, arranged
 
 BOLD, LETTER, LINE, PADDING, BETWEEN, MARGIN = 7.7, 6.8, 15.0, 9.0, 30.0, 16.0
 """Widths and heights in pixels: of a letter of a name and of others, of a line of text, around a box's text, between
@@ -45,7 +45,7 @@ def drawn(shown: networkx.DiGraph, *, titled: bool) -> str:
         titled: whether boxes say what is known of them when the pointer is over them.
     """
     found = boxes_of(shown)
-    places = placed(shown, {node: _width(box) for node, box in found.items()})
+    places = arranged(shown, {node: _width(box) for node, box in found.items()})
     tops = _tops(places, found)
     width, height = places.width + 2 * MARGIN, tops[-1] - BETWEEN + MARGIN
     numbers = {node: number for number, node in enumerate(found)}
@@ -72,7 +72,7 @@ def _height(box: Box) -> float:
     return len(box.lines) * LINE + 2 * PADDING
 
 
-def _tops(places: Placed, found: dict[object, Box]) -> list[float]:
+def _tops(places: Arrangement, found: dict[object, Box]) -> list[float]:
     """Where each row begins, and where one behind the last would."""
     tallest = [0.0] * places.height
     for node, box in found.items():

@@ -12,8 +12,8 @@ from galvatron.ir.collectives import COLLECTIVES, SHARD, ends, result_shape
 from galvatron.ir.functions import call_problem, signature_problem
 from galvatron.ir.graph import Arg, Const, Function, Graph, Op, Ref, Value
 from galvatron.ir.layout import (
-    Axis,
     Layout,
+    Mesh,
     Shard,
     cutting_problem,
     is_routed,
@@ -49,7 +49,7 @@ class Scope:
     graph: Graph
     owner: Hashable = None
     symbols: frozenset[sympy.Expr] = frozenset((BATCH,))
-    mesh: tuple[Axis, ...] | None = None
+    mesh: Mesh | None = None
     numbers: frozenset[sympy.Symbol] = frozenset()
     only_given: frozenset[str] = frozenset()
     function: Function | None = None
@@ -271,7 +271,7 @@ def mesh_axes(scope: Scope) -> Iterator[Violation]:
         yield ("class", scope.owner), f"{', '.join(map(str, mesh))} are no axes of one group of devices"
 
 
-def are_axes(mesh: tuple[Axis, ...]) -> bool:
+def are_axes(mesh: Mesh) -> bool:
     """Whether the axes nest in one another, outermost first, and have at least two devices each."""
     nested = all(outer.stride >= inner.stride * inner.size for outer, inner in zip(mesh, mesh[1:], strict=False))
     return nested and all(axis.stride >= 1 and axis.size >= 2 for axis in mesh)
@@ -292,7 +292,7 @@ def layouts_present(scope: Scope) -> Iterator[Violation]:
             yield locus, f"%{value.name} is {problem}"
 
 
-def _layout_problem(value: Value, layout: Layout, mesh: tuple[Axis, ...]) -> str:
+def _layout_problem(value: Value, layout: Layout, mesh: Mesh) -> str:
     shape = list(value.type.shape)
     for placement, axis in zip(layout, mesh, strict=True):
         if isinstance(placement, Shard) and 0 <= placement.dim < len(shape):
@@ -300,7 +300,7 @@ def _layout_problem(value: Value, layout: Layout, mesh: tuple[Axis, ...]) -> str
     return layout_problem(tuple(shape), layout, mesh)
 
 
-def layout_problem(shape: tuple[Dim, ...], layout: Layout, mesh: tuple[Axis, ...]) -> str:
+def layout_problem(shape: tuple[Dim, ...], layout: Layout, mesh: Mesh) -> str:
     """Why a tensor of global `shape` cannot be placed so; empty if it can. A padded size may be any."""
     for placement in layout:
         if isinstance(placement, Shard) and not 0 <= placement.dim < len(shape):
@@ -436,7 +436,7 @@ def routed_rows(scope: Scope) -> Iterator[Violation]:
             yield locus, f"%{value.name} enters or leaves in rows by what they choose, {_shown(value)}"
 
 
-def _movement_problem(op: Op, operand: Value, result: Value, mesh: tuple[Axis, ...]) -> str:
+def _movement_problem(op: Op, operand: Value, result: Value, mesh: Mesh) -> str:
     """What is wrong with the placements and the shape on the two sides of a collective."""
     name = str(op.kwarg("axis"))
     before, after = operand.layout or (), result.layout or ()

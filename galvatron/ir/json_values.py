@@ -1,4 +1,4 @@
-"""What objects say of their state, as JSON: more than JSON itself can say comes back."""
+"""Values that JSON cannot say: left out of figures, or said in words, so that they come back."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures as JSON can say them: None for a number that is not finite."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+def finite(value: Any) -> Any:
+    """Figures as JSON can say them, whatever they lie in: None for a number that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: finite(own) for key, own in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def with_words(value: Any) -> Any:

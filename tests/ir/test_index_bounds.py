@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from galvatron.debugging.values import random_values
 from galvatron.ir.graph import Arg, Graph, Op, Ref, Value
-from galvatron.ir.places import bounds
+from galvatron.ir.index_bounds import bounds
 from galvatron.ir.types import BATCH, TensorType
 from tests.ir.programs import op, value
 

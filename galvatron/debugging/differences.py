@@ -1,0 +1,77 @@
+"""A program beside the eager model, tensor by tensor: a table that says of each difference whether it is rounding."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from galvatron.debugging.rounding import Difference
+from galvatron.ir.json_values import finite
+from galvatron.printing import text_table
+
+SHOWN = 40
+"""Rows of a table: of more, those that are no rounding, and the largest others."""
+
+
+@dataclass(frozen=True)
+class Row(Difference):
+    """One tensor of a program beside that of the eager model in float64: its rounding is that of the program's element
+    type, which is what eager float32 differs by, in units of that type.
+
+    Attributes:
+        what: `loss`, `gradient` or `output`.
+        name: of a gradient the parameter's, of an output the value's.
+        layer, line: where it is made, or first read, and what that line of the model is.
+    """
+
+    what: str
+    name: str
+    layer: str
+    line: str
+
+    def __str__(self) -> str:
+        where = f" in {self.layer}" if self.layer else ""
+        line = f"\n  {self.line}" if self.line else ""
+        return f"the {self.what}{f' of {self.name}' if self.name else ''}{where}{line}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A program beside the eager model: `str()` of it is a table.
+
+    Attributes:
+        rows: in the order in which they are computed: outputs of layers, the loss, gradients from the last layer on.
+        dtype: the element type in which the program computes.
+    """
+
+    rows: tuple[Row, ...]
+    dtype: str
+
+    @cached_property
+    def departures(self) -> tuple[Row, ...]:
+        """What differs by more than rounding."""
+        return tuple(row for row in self.rows if not row.is_rounding)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        rows = [asdict(row) | {"is_rounding": row.is_rounding} for row in self.rows]
+        return finite({"dtype": self.dtype, "rows": rows})
+
+    def __str__(self) -> str:
+        rows = self.rows
+        if len(rows) > SHOWN:
+            chosen = sorted(rows, key=lambda row: (row.is_rounding, -row.difference / (row.rounding or 1.0)))[:SHOWN]
+            rows = tuple(row for row in rows if row in chosen)
+        lines = text_table(("", "", "layer", "differs by", "rounding", ""), map(_cells, rows))
+        left = len(self.rows) - len(rows)
+        lines += [f"({left} more, rounding or smaller)"] if left else []
+        if self.departures:
+            count = f"{len(self.departures)} of {len(self.rows)} differ by more than rounding of {self.dtype}"
+            return "\n".join([*lines, f"{count}; the first is {self.departures[0]}"])
+        return "\n".join([*lines, f"all {len(self.rows)} differ by rounding of {self.dtype}, or not at all"])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    verdict = "rounding" if row.is_rounding else "NOT ROUNDING"
+    return row.what, row.name, row.layer, f"{row.difference:.1e}", f"{row.rounding:.1e}", verdict
