@@ -125,7 +125,9 @@ def expert_parallel(model: Llama) -> Step:
     """Experts shared out over all ranks, rows sent by `all_to_all`; all else in `DistributedDataParallel`."""
     model.to(device())
     for block in model.layers:
-        block.feed_forward = _SharedExperts(block.feed_forward)
+        experts = block.get_submodule("feed_forward")
+        assert isinstance(experts, Experts)
+        block.register_module("feed_forward", _SharedExperts(experts))
     own = [name for name, _ in model.named_parameters() if name.endswith(("w13", "w2"))]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, own)
     return _step(_replicated(model, None), ranks=dist.get_world_size())
@@ -138,6 +140,8 @@ class _SharedExperts(nn.Module):
     def __init__(self, whole: Experts) -> None:
         super().__init__()
         self.ranks, rank = dist.get_world_size(), dist.get_rank()
+        assert dist.group.WORLD is not None
+        self.group = dist.group.WORLD
         self.router, self.chosen, self.experts = whole.router, whole.chosen, len(whole.w13)
         self.w13, self.w2 = (nn.Parameter(w.detach().chunk(self.ranks)[rank].clone()) for w in (whole.w13, whole.w2))
         for weight in (self.w13, self.w2):  # of the mean over all ranks' tokens, as the others are
@@ -157,13 +161,13 @@ class _SharedExperts(nn.Module):
         dist.all_to_all_single(come, counts)
         by_expert = come.view(self.ranks, -1)
         sent, received = counts.view(self.ranks, -1).sum(1).tolist(), by_expert.sum(1).tolist()
-        there = all_to_all_single_autograd(rows, received, sent, dist.group.WORLD)
+        there = all_to_all_single_autograd(rows, received, sent, self.group)
         experts = torch.arange(len(self.w2), device=rows.device).repeat(self.ranks)
         order = experts.repeat_interleave(by_expert.flatten()).argsort(stable=True)
         parts = there[order].split(by_expert.sum(0).tolist())
         made = [self._expert(expert, part) for expert, part in enumerate(parts)]
         unsorted = torch.zeros_like(there).index_copy(0, order, torch.cat(made))
-        return all_to_all_single_autograd(unsorted, sent, received, dist.group.WORLD)
+        return all_to_all_single_autograd(unsorted, sent, received, self.group)
 
     def _expert(self, expert: int, rows: Tensor) -> Tensor:
         gate, up = (rows @ self.w13[expert].t()).chunk(2, -1)

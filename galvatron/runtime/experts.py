@@ -6,6 +6,7 @@ tell each other; a rank that gets no rows, or has none, takes part all the same.
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,7 @@ class Route:
         return torch.empty_like(found).index_copy_(0, self.order, found)
 
 
-_routes = WeakIdKeyDictionary()
+_routes: MutableMapping[Tensor, dict[tuple[int, int], Route]] = WeakIdKeyDictionary()
 """By what they choose, on which axis, where rows go: they go the same way as often as they do."""
 
 

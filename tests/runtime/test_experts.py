@@ -22,7 +22,8 @@ def rows_of(kind: str, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """The rows of a rank, what they choose, and the gradients of their results."""
     ids = IDS[kind](rank)
     draws = torch.Generator().manual_seed(rank)
-    return (*(torch.randn(len(ids), width, generator=draws, dtype=torch.float64) for width in (WIDTH, OUT)), ids)
+    rows, gradient = (torch.randn(len(ids), width, generator=draws, dtype=torch.float64) for width in (WIDTH, OUT))
+    return rows, gradient, ids
 
 
 def multiplied(weight: Tensor, rows: Tensor, ids: Tensor) -> Tensor:

@@ -152,8 +152,8 @@ def _one_hot(op: Op, build: Builder) -> _Choice | None:
     """A place of the last dimension of `one_hot(ids)`, with its dims in some order."""
     if op.target == "aten.select.int":
         index = op["index"]
-    elif op.target == "aten.slice.Tensor" and isinstance(op["start"], int) and op["end"] == op["start"] + 1:
-        index = op["start"]
+    elif op.target == "aten.slice.Tensor" and isinstance(start := op["start"], int) and op["end"] == start + 1:
+        index = start
     else:
         return None
     dim, source = op["dim"], build.producer(op["self"])
