@@ -8,6 +8,7 @@ from torch import Tensor
 
 from galvatron import runtime as rt
 from galvatron.grouped import grouped_linear
+from galvatron.runtime import comm
 from tests.ranks import run_ranks
 
 IDS = {
@@ -66,7 +67,7 @@ def on_slices(world: rt.World, matrices: int) -> None:
     part = rt.grouped_linear(rows, own, ids, axis=axis, size=matrices)
     of_rows, of_weight = torch.autograd.grad(part, [rows, own], gradient)
     for one, other in ((part.detach(), expected), (of_rows, wanted[0])):
-        rt.comm.all_reduce(one, axis.group).wait()
+        comm.all_reduce(one, axis.group).wait()
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(of_weight, place.take(wanted[1], axis), rtol=1e-12, atol=1e-12)
 
