@@ -318,11 +318,13 @@ CASES: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("index.Tensor", (":m", (None, ":j")), {}),
     ("index.Tensor", (":x", (None, ":j", ":j")), {}),
     ("index.Tensor", (":x", (":mask",)), {}),
+    ("galvatron::grouped_linear.default", (":m", ":matrices", ":j"), {}),
 ]  # fmt: skip
 TENSORS["one_hot_free"] = TENSORS["m"].t().contiguous()
 TENSORS["logits_t"] = TENSORS["logits"].t().contiguous()
 TENSORS["m_t"] = TENSORS["w"]
 TENSORS["one3"] = torch.ones(2, 3, 5, dtype=torch.float64)
+TENSORS["matrices"] = torch.rand(2, 5, TENSORS["m"].size(1), dtype=torch.float64)
 TENSORS["c3"] = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
 TENSORS["s1"] = TENSORS["s"].view(1)
 TENSORS["z"] = torch.complex(TENSORS["m"], TENSORS["m"] + 1)
@@ -330,10 +332,15 @@ TENSORS["pairs"] = torch.view_as_real(TENSORS["z"]).transpose(0, 1)
 TENSORS["x_t"] = TENSORS["x"].transpose(1, 2)
 
 
+def target_of(name: str) -> str:
+    """The target of an entry of the table with an overload."""
+    return name.replace("::", ".") if "::" in name else f"aten.{name}"
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
 def test_form_equals_its_op(case):
     name, args, kwargs = case
-    op, graph = make_op(f"aten.{name}", args, kwargs)
+    op, graph = make_op(target_of(name), args, kwargs)
     text = written(op, graph)
     torch.manual_seed(0)
     expected = list(run_graph(graph, TENSORS, batch=1).values())
@@ -366,7 +373,7 @@ def test_a_form_has_the_operators_parameters(name):
 def test_every_form_is_of_an_operator(name):
     written, (base, _, overload) = OPERATORS[name].written, name.partition(".")
     overloads = ["default"] if isinstance(written, str) else list(written)
-    assert all(is_operator(f"aten.{base}.{o}") for o in overloads) and overload in ("", *overloads)
+    assert all(is_operator(target_of(f"{base}.{o}")) for o in overloads) and overload in ("", *overloads)
 
 
 def test_an_argument_without_a_place_is_written_out():

@@ -329,6 +329,7 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "vit-16": _hugging_face("vit", image_size=(12, 20)),
     "qwen3": _hugging_face("qwen3"),
     "mixtral": _hugging_face("mixtral"),
+    "mixtral-balanced": _hugging_face("mixtral", mask=False, output_router_logits=True, router_aux_loss_coef=0.1),
     **{
         f"{family}-{kind}": _hugging_face(family, mask=False, experts_implementation=kind)
         for family in ("mixtral", *models.EXPERTS)

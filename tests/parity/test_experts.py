@@ -1,7 +1,4 @@
-"""Experts in each implementation that can be traced: what eager PyTorch computes, as replicated layers.
-
-One that sorts the tokens of the batch (`grouped_mm`) runs whole, on the whole batch: several micro-batches are refused.
-"""
+"""Experts in each implementation that models have, as rows times the matrices that they choose: what eager computes."""
 
 from __future__ import annotations
 
@@ -10,10 +7,13 @@ import pytest
 from galvatron.errors import PlanError
 from tests import models
 from tests.marks import some_slow
-from tests.parity.harness import check, planned
+from tests.parity.harness import check, costed, planned
 
 FAMILIES = ["mixtral", *models.EXPERTS]
-PLANS = ["m1/dp2", "pp2/m1/gpipe/dp1", "m1/dp2-zero3", "m1/dp1-recompute", "m1/tp2", "m1/dp2-tp2"]
+PLANS = [
+    "m2/dp2-tp2", "m2/dp2", "pp2/m2/1f1b/dp1", "m2/dp2-zero1", "m1/dp2-zero2", "m1/dp2-zero3", "m1/dp1-recompute",
+    "m1/dp1-recompute=selective", "m1/tp2", "m1/tp2+sp", "m1/cp2", "m1/ulysses2", "m1/dp2-tp2",
+]  # fmt: skip
 
 
 @pytest.mark.one_in(2)
@@ -25,12 +25,30 @@ def test_sorted_tokens(family: str, plan: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("plan", [*PLANS, "m2/dp2", "pp2/m2/1f1b/dp1"])
+@pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_token_by_itself(family: str, plan: str) -> None:
-    check(f"{family}-batched_mm", plan)
+@pytest.mark.parametrize("kind", ["batched_mm", "eager"])
+def test_every_token_by_itself(kind: str, family: str, plan: str) -> None:
+    check(f"{family}-{kind}", plan)
 
 
-def test_sorted_tokens_of_a_micro_batch_are_not_those_of_the_batch() -> None:
-    with pytest.raises(PlanError, match=r"\.py:\d+: `.*use 1 micro-batch"):
-        planned("qwen3-moe-grouped_mm-float32", "m2/dp1", 1)
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", ["m1/dp2", "m2/dp2", "pp2/m2/gpipe/dp1", "m1/tp2", "m2/dp2-zero3"])
+def test_balance_loss(plan: str) -> None:
+    """It is a product of means over all samples, which the epilogue makes."""
+    check("mixtral-balanced", plan)
+
+
+@pytest.mark.slow
+def test_balance_loss_is_not_taken_for_a_sum() -> None:
+    with pytest.raises(PlanError, match="gpipe"):
+        planned("mixtral-balanced", "pp2/m2/1f1b/dp1", 2)
+
+
+@pytest.mark.parametrize("name", some_slow(["mixtral"], ["mixtral-eager", "mixtral-grouped_mm-float32"]))
+def test_experts_are_one_op(name: str) -> None:
+    """Two products for each layer with experts, and nothing left of how the model has them."""
+    program, _ = costed(name)
+    names = [op.name for layer in program.all_layers for op in program.class_of[layer.cls].graph.ops]
+    assert names.count("grouped_linear") == 4
+    assert not {"_grouped_mm", "bmm", "one_hot", "sort"}.intersection(names)

@@ -42,7 +42,9 @@ def continuous(tensor: torch.Tensor) -> bool:
 
 
 def sample(target: str, *args: Any, **kwargs: Any) -> Sample:
-    """The call `aten.<target>(*args, **kwargs)`; tensors among the arguments become operands."""
+    """The call `aten.<target>(*args, **kwargs)`, or that of a whole target; tensors among the arguments become
+    operands."""
+    target = target if target.startswith("galvatron.") else f"aten.{target}"
     tensors: dict[str, torch.Tensor] = {}
 
     def argument(value: Any) -> Arg:
@@ -53,11 +55,11 @@ def sample(target: str, *args: Any, **kwargs: Any) -> Sample:
             return Const("dtype", next(k for k, n in TORCH_DTYPE_NAMES.items() if getattr(torch, n) == value))
         return tuple(argument(v) for v in value) if isinstance(value, (list, tuple)) else value
 
-    made = torch_op(f"aten.{target}")(*args, **kwargs)
+    made = torch_op(target)(*args, **kwargs)
     results = made if isinstance(made, (list, tuple)) else (made,)
     values = tuple(Value(f"y{i}", type_of(result)) for i, result in enumerate(results))
     ir_args, ir_kwargs = tuple(argument(a) for a in args), tuple((k, argument(v)) for k, v in kwargs.items())
-    return Sample(Op(f"aten.{target}", ir_args, ir_kwargs, values), tensors)
+    return Sample(Op(target, ir_args, ir_kwargs, values), tensors)
 
 
 class Draw:

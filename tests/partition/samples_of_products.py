@@ -30,6 +30,12 @@ def _bmm(d: Draw) -> Sample:
     return sample("bmm.default", real(b, m, k), real(b, k, n))
 
 
+@case("galvatron::grouped_linear")
+def _grouped_linear(d: Draw) -> Sample:
+    t, k, n, e = d.shape(4, 4)
+    return sample("galvatron.grouped_linear.default", real(t, k), real(e, n, k), below(e, t))
+
+
 @case("addmm")
 def _addmm(d: Draw) -> Sample:
     m, k, n = d.shape(3, 3)

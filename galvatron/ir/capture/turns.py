@@ -121,7 +121,8 @@ class Turns(TorchFunctionMode):
         vector = self._vectors[id(indices)].value
         warnings.warn(
             f"{here()}each of the {vector.shape[0]} turns of this loop is taken with all rows, since a program does "
-            "not know which are selected: what sorts or groups rows computes less",
+            "not know which are selected; only where each row is seen to be in one turn, as with experts that topk "
+            "chooses, is it computed once",
             stacklevel=2,
         )
         loop, before = next(self._loops), _attributes(self._model)

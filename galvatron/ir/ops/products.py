@@ -172,7 +172,7 @@ OPERATORS: dict[str, Operator] = {
         anchored=True,
         work=_grouped_work,
         op_work=_grouped_op_work,
-        on_slices=OnSlices(PARTIAL, routes=True),
+        on_slices=OnSlices(PARTIAL, routes=True, function="grouped_linear"),
         padded=range(1, 2),
     ),
     "galvatron::grouped_outer": Operator(work=_outer_work),

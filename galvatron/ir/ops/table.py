@@ -181,4 +181,6 @@ def takes_size(op: Op, argument: int | str) -> bool:
 
 def named(holds: Callable[[Operator], object]) -> list[str]:
     """The names of the operators of which something holds, in order."""
-    return sorted({name.partition(".")[0] for name, operator in OPERATORS.items() if holds(operator)})
+    return sorted(
+        {name.rpartition("::")[2].partition(".")[0] for name, operator in OPERATORS.items() if holds(operator)}
+    )

@@ -13,10 +13,10 @@ from collections.abc import Collection
 from galvatron.ir.graph import Arg, Op, Ref
 from galvatron.ir.ops.table import op_dims
 from galvatron.ir.random import is_random
-from galvatron.ir.types import simplify_dim
+from galvatron.ir.types import TensorType, simplify_dim
 from galvatron.rewriting import Builder
 
-GROUPED = "galvatron.grouped_linear.default"
+_GROUPED = "galvatron.grouped_linear.default"
 
 _ELEMENTS = (
     "reshape", "unsqueeze", "squeeze", "permute", "transpose", "select", "slice", "expand", "index", "gather",
@@ -36,11 +36,23 @@ def looked_up_matrices(op: Op, build: Builder) -> Ref | None:
             continue
         table, ids = chosen
         count = build.type_of(ids).shape[0]
-        if thin[0] == count and build.type_of(rows).dtype == build.type_of(table).dtype:
-            weight = build.emit("aten.transpose.int", table, 1, 2) if transposed else table
-            found = build.emit(GROUPED, build.reshape(rows, (count, thin[2 if transposed else 1])), weight, ids)
-            return build.reshape(found, op.result.type.shape)
+        if thin[0] != count:
+            continue
+        weight = build.emit("aten.transpose.int", table, 1, 2) if transposed else table
+        flat = build.reshape(rows, (count, thin[2 if transposed else 1]))
+        type_ = op.result.type.with_shape((count, build.type_of(weight).shape[1]))
+        found = grouped(flat, weight, ids, type_, build)
+        return found and build.reshape(found, op.result.type.shape)
     return None
+
+
+def grouped(rows: Ref, weight: Ref, ids: Ref, type_: TensorType, build: Builder) -> Ref | None:
+    """Rows times the matrices that they choose, of a type; None where operands or result are of unlike element types.
+
+    The matrices are of the rows' number of columns, and every id is one of them.
+    """
+    alike = build.type_of(rows).dtype == build.type_of(weight).dtype == type_.dtype
+    return build.emit(_GROUPED, rows, weight, ids, type_=type_) if alike else None
 
 
 def _lookup(arg: Arg, build: Builder) -> tuple[Ref, Ref] | None:
@@ -177,7 +189,7 @@ class _Unsorted:
         if op.target == "aten._grouped_mm.default":
             return self._multiplied(op)
         build = self._build
-        if self._made.keys().isdisjoint(op.operands) or not is_row_by_row(op, build, self._made.keys()):
+        if self._made.keys().isdisjoint(op.operands) or rows_beside(op, build, self._made.keys()) != set():
             return ()
         read = op.map_refs(lambda name: self._made[name].name if name in self._made else name)
         return tuple(Ref(v.name) for v in build.emit_op(read, *(v.type for v in op.results)).results)
@@ -209,7 +221,8 @@ class _Unsorted:
         if not are_below(self._ids, matrices[0], build) or not self._ends(op["offs"], matrices[0]):
             return ()
         swapped = build.emit("aten.transpose.int", weight, 1, 2)
-        return (build.emit(GROUPED, self._made[rows.name], swapped, self._ids, type_=op.result.type),)
+        found = grouped(self._made[rows.name], swapped, self._ids, op.result.type, build)
+        return (found,) if found else ()
 
     def _ends(self, ends: Arg, count: Arg) -> bool:
         """Whether numbers say where the rows of each id end, once they are sorted: how many there are up to each."""
@@ -233,23 +246,18 @@ def _floor_divisor(op: Op | None) -> int | None:
     return divisor if type(divisor) is int and divisor > 0 else None
 
 
-def is_row_by_row(op: Op, build: Builder, rows: Collection[str], beside: Collection[str] = ()) -> bool:
-    """Whether each row (along dim 0) of the results is computed from the same row of those operands that are `rows`,
-    and from others, which have no rows; those `beside` may have them in the same order."""
+def rows_beside(op: Op, build: Builder, rows: Collection[str]) -> Collection[str] | None:
+    """Of an op that computes each row (along dim 0) of its results from the same row of those operands that are
+    `rows`, the other operands that have rows, from which it reads that same row; None for any other op."""
     dims = None if is_random(op) else op_dims(op, build.types)
     if dims is None:
-        return False
+        return None
     tensors = list(zip(op.operands, dims.operands, strict=True))
     named = {tensor[0] for name, tensor in tensors if name in rows and tensor}
-    if len(named) != 1 or () in named:
-        return False
+    if len(named) != 1 or () in named or not all(tensor and tensor[0] in named for tensor in dims.results):
+        return None
     (row,) = named
-    whole = dims.indivisible | dims.spmd
-    elsewhere = [
-        tensor[1:] if name in rows or (name in beside and tensor[:1] == (row,)) else tensor for name, tensor in tensors
-    ]
-    elsewhere += [tensor[1:] for tensor in dims.results]
-    others = {n for tensor in elsewhere for names in tensor for n in names}
-    return (
-        whole.isdisjoint(row) and others.isdisjoint(row) and all(tensor and tensor[0] == row for tensor in dims.results)
-    )
+    beside = {name for name, tensor in tensors if name not in rows and tensor[:1] == (row,)}
+    inner = [tensor[1:] if tensor[:1] == (row,) else tensor for tensor in (*dims.operands, *dims.results)]
+    elsewhere = {name for tensor in inner for names in tensor for name in names}
+    return beside if (elsewhere | dims.indivisible | dims.spmd).isdisjoint(row) else None

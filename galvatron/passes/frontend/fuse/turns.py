@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from galvatron.ir.graph import Arg, Const, Op, Ref, map_refs
 from galvatron.ir.ops.table import is_pointwise
 from galvatron.ir.random import is_random
-from galvatron.passes.frontend.fuse.experts import GROUPED, bound_of, is_row_by_row
+from galvatron.ir.types import Dim
+from galvatron.passes.frontend.fuse.experts import bound_of, grouped, rows_beside
 from galvatron.rewriting import Builder
 
 _LINEAR = frozenset(("reshape", "unsqueeze", "squeeze", "permute", "transpose", "sum", "_to_copy"))
@@ -54,11 +55,12 @@ def turns_as_one(op: Op, build: Builder) -> Ref | None:
     base, terms = found
     terms = sorted(terms, key=lambda term: term.choice.index)
     before = len(build.ops)
-    turn = _Turn(last.choice, count, build)
+    turn = _Turn(last.choice, build)
     rows = turn.rows([term.rows.name for term in terms])
     if rows is None or not turn.products:
         build.take_back(before)
         return None
+    rows = turn.in_turn(rows)
     for step in reversed(last.steps):
         made = build.emit_op(replace(step, args=(rows, *step.args[1:])), step.result.type)
         rows = Ref(made.result.name)
@@ -150,13 +152,11 @@ def _is_as_bool(op: Op) -> bool:
 
 def _one_hot(op: Op, build: Builder) -> _Choice | None:
     """A place of the last dimension of `one_hot(ids)`, with its dims in some order."""
-    if op.target == "aten.select.int":
-        index = op["index"]
-    elif op.target == "aten.slice.Tensor" and isinstance(start := op["start"], int) and op["end"] == start + 1:
-        index = start
-    else:
+    if op.target not in ("aten.select.int", "aten.slice.Tensor"):
         return None
-    dim, source = op["dim"], build.producer(op["self"])
+    index, dim, source = op.get("index"), op["dim"], build.producer(op["self"])
+    if op.name == "slice" and op.result.type.shape[int(dim)] == 1:  # type: ignore[arg-type]  # an int by schema
+        index = op["start"]
     if type(index) is not int or type(dim) is not int:
         return None
     order = tuple(range(len(build.type_of(op["self"]).shape)))
@@ -208,29 +208,57 @@ _Value = _Same | _Rows | _Own
 
 
 class _Turn:
-    """Values of one turn after the other, for the rows that each turn takes."""
+    """Values of all turns in one, each row as it is in the turn that takes it.
 
-    def __init__(self, choice: _Choice, count: int, build: Builder) -> None:
-        self._choice, self._count, self._build = choice, count, build
+    Masks may have the rows in another order than the ids, all first choices before all second ones. What is made here
+    is in the order of the ids, in which the rows of a sample are beside each other.
+    """
+
+    def __init__(self, choice: _Choice, build: Builder) -> None:
+        self._choice, self._build = choice, build
         self._known: dict[tuple[str, ...], _Value | None] = {}
+        ids = build.type_of(choice.ids)
+        self._shape, self._count = ids.shape, ids.numel
         self._ids: Ref | None = None
+        self._reordered: dict[str, Ref] = {}
         self.products = 0
 
     def rows(self, names: Sequence[str]) -> Ref | None:
         """The value of all rows, given what it is called in each turn; None if it is not known."""
         found = self._value(tuple(names))
-        return None if found is None or isinstance(found, _Own) else found.ref
+        return None if found is None or isinstance(found, _Own) else self._rows(found)
+
+    def in_turn(self, rows: Ref) -> Ref:
+        """Rows in the order of the masks."""
+        shape = self._shape
+        return self._permuted(rows, shape, self._choice.order)
+
+    def _rows(self, value: _Same | _Rows) -> Ref:
+        """The rows of a value, in the order of the ids."""
+        if isinstance(value, _Rows):
+            return value.ref
+        order, name = self._choice.order, value.ref.name
+        if name not in self._reordered:
+            shape = tuple(self._shape[i] for i in order)
+            back = tuple(order.index(i) for i in range(len(order)))
+            self._reordered[name] = self._permuted(value.ref, shape, back)
+        return self._reordered[name]
+
+    def _permuted(self, rows: Ref, shape: tuple[Dim, ...], order: tuple[int, ...]) -> Ref:
+        """Rows that lie as a tensor of some shape does, with its dims in another order."""
+        if order == tuple(range(len(order))):
+            return rows
+        build, inner = self._build, self._build.type_of(rows).shape[1:]
+        apart = build.reshape(rows, (*shape, *inner))
+        dims = (*order, *(len(order) + i for i in range(len(inner))))
+        type_ = build.type_of(rows).with_shape((*(shape[i] for i in order), *inner))
+        return build.reshape(build.emit("aten.permute.default", apart, dims, type_=type_), (self._count, *inner))
 
     @property
     def ids(self) -> Ref:
         """The id of each row."""
         if self._ids is None:
-            build, choice = self._build, self._choice
-            type_ = build.type_of(choice.ids)
-            ids = choice.ids
-            if choice.order != tuple(range(len(type_.shape))):
-                ids = build.emit("aten.permute.default", ids, choice.order)
-            self._ids = build.reshape(ids, (type_.numel,))
+            self._ids = self._build.reshape(self._choice.ids, (self._count,))
         return self._ids
 
     def _value(self, names: tuple[str, ...]) -> _Value | None:
@@ -266,7 +294,7 @@ class _Turn:
             return None
         if first.target in _TAKES and self._takes(ops):
             rows = self._value(tuple(op.operands[1] for op in ops))
-            return None if rows is None or isinstance(rows, _Own) else _Rows(rows.ref)
+            return None if rows is None or isinstance(rows, _Own) else _Rows(self._rows(rows))
         operands = [self._value(names) for names in zip(*(op.operands for op in ops), strict=True)]
         if all(isinstance(value, _Same) for value in operands):
             return _Same(Ref(first.results[place].name))
@@ -300,8 +328,10 @@ class _Turn:
         table = weight.table if op.name == "linear" else build.emit("aten.transpose.int", weight.table, 1, 2)
         if op.kwargs or len(build.type_of(table).shape) != 3:
             return None
+        result = grouped(self._rows(rows), table, self.ids, op.result.type, build)
+        if result is None:
+            return None
         self.products += 1
-        result = build.emit(GROUPED, rows.ref, table, self.ids, type_=op.result.type)
         for vector in added:
             term = self._looked_up(vector, 2)
             result = build.emit("aten.add.Tensor", result, term, type_=op.result.type)
@@ -313,7 +343,7 @@ class _Turn:
             return value.ref
         build = self._build
         type_ = build.type_of(value.table)
-        (count,), inner = build.type_of(self.ids).shape, type_.shape[1:]
+        inner, count = type_.shape[1:], self._count
         found = build.emit("aten.index.Tensor", value.table, (self.ids,), type_=type_.with_shape((count, *inner)))
         inner = inner[1:] if len(inner) == rank else (*(1 for _ in range(rank - 1 - len(inner))), *inner)
         return build.reshape(found, (count, *inner))
@@ -338,7 +368,7 @@ class _Turn:
         shape = op.results[place].type.shape
         if any(isinstance(value, _Own) for value in read):
             thin = all(self._is_thin(value, len(shape)) for value in read)
-            if not thin or not is_pointwise(op) or not shape or shape[0] != build.type_of(self.ids).shape[0]:
+            if not thin or not is_pointwise(op) or not shape or shape[0] != self._count:
                 return None
         refs = [self._looked_up(value, len(shape)) for value in read]
         given = dict(zip(op.operands, refs, strict=True))
@@ -346,9 +376,10 @@ class _Turn:
             return None
         made = op.map_refs(lambda name: given[name].name)
         rows = {given[name].name for name, v in zip(op.operands, read, strict=True) if not isinstance(v, _Same)}
-        beside = {v.ref.name for v in read if isinstance(v, _Same)}
-        if not is_row_by_row(made, build, rows, beside):
+        beside = rows_beside(made, build, rows)
+        if beside is None:
             return None
+        made = made.map_refs(lambda name: self._rows(_Same(Ref(name))).name if name in beside else name)
         results = build.emit_op(made, *(value.type for value in op.results)).results
         for other, value in enumerate(results):
             self._known[tuple(one.results[other].name for one in ops)] = _Rows(Ref(value.name))
