@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from galvatron.api import CompiledModel, capture, compile, estimate, search
-    from galvatron.checking import Report, check
+    from galvatron.checking.examine import check
+    from galvatron.checking.report import Report
     from galvatron.errors import GalvatronError
     from galvatron.figures import Figures
     from galvatron.inspection.dataflow import graph

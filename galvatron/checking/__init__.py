@@ -2,10 +2,5 @@
 
 `examine` goes the way from a model to a `report`. What it has to say of a captured program is in the values of `found`,
 of which `layers`, `whole` and `plans` each find some; `tables` show them. `program` does the same with a program in a
-file: `placements` has where its values are and why.
+file: `galvatron.inspection.placements` has where its values are and why.
 """
-
-from galvatron.checking.examine import check
-from galvatron.checking.report import Report
-
-__all__ = ["Report", "check"]

@@ -11,10 +11,10 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.table import Table
-from rich.text import Text
 
-from galvatron.checking.placements import PlacedClass, PlacedValue, ReadValues, Spot, borders, folded, placed_classes
 from galvatron.errors import GalvatronError, Problem, VerifyError, did_you_mean
+from galvatron.inspection.placed_table import placed_table
+from galvatron.inspection.placements import PlacedClass, PlacedValue, ReadValues, borders, folded, placed_classes
 from galvatron.ir.program import Form, Program
 from galvatron.ir.text.printer import GRAPH, SHARED_GRAPH
 from galvatron.ir.verify import RULES, excerpt, verify
@@ -157,33 +157,8 @@ def _names(value: PlacedValue) -> tuple[str, ...]:
 
 
 def _class_table(cls: PlacedClass) -> Table:
-    of = folded(cls.layers)
-    table = Table(title=cell(f"{', '.join(f'@{name}' for name in cls.names)}, of {of}"), show_lines=True)
-    table.add_column("value", overflow="fold")
-    table.add_column("by", overflow="fold")
-    for axis in cls.mesh:
-        table.add_column(cell(axis), no_wrap=True)
-    table.add_column("why", overflow="fold", ratio=1)
-    for value in cls.values:
-        placed = (_placed(spot) for spot in value.spots)
-        table.add_row(*map(cell, (f"%{value.name}", _by(value), *placed)), _why(value.spots))
-    return table
-
-
-def _by(value: PlacedValue) -> str:
-    return value.by if not value.rule else f"{value.by}  [{value.rule}]"
-
-
-def _placed(spot: Spot) -> str:
-    return f"{spot.value} | {spot.gradient or '–'}"
-
-
-def _why(spots: tuple[Spot, ...]) -> Text:
-    """The reasons, a line for each axis; one that is the same on all axes once."""
-    reasons = {spot.why for spot in spots}
-    if len(reasons) == 1:
-        return cell(reasons.pop())
-    return Text("\n").join(cell(f"{spot.axis}: {spot.why}") for spot in spots)
+    title = f"{', '.join(f'@{name}' for name in cls.names)}, of {folded(cls.layers)}"
+    return placed_table(title, cls.mesh, cls.values)
 
 
 def _border_table(found: tuple[ReadValues, ...]) -> Table:

@@ -77,7 +77,7 @@ def command(
             raise GalvatronError(f"{option} is for a program, and {target} is a model")
     model, example_inputs, loss_fn = call_factory(target)
 
-    from galvatron.checking import check
+    from galvatron.checking.examine import check
 
     tried: dict[str, Any] = {"devices": devices, "degree": degree}
     with _patience() as told:

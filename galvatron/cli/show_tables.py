@@ -10,6 +10,7 @@ from rich.table import Table
 
 from galvatron.inspection.classes import Overview
 from galvatron.inspection.ops import LayerOps, OpFacts
+from galvatron.inspection.placed_table import placed_table
 from galvatron.printing import cell, wide_console
 from galvatron.units import format_bytes, format_flop, format_seconds
 
@@ -148,8 +149,8 @@ def _op(found: OpFacts) -> Iterator[RenderableType]:
     )
     yield from (cell(f"  reads %{name} : {type_} ({made})") for name, type_, made in found.reads)
     yield cell(f"  read by {', '.join(found.read_by) or 'nothing'}")
-    for placed in found.placements:
-        yield cell(f"  on {placed.axis}: ({', '.join(placed.operands)}) → {', '.join(placed.results)}")
+    if found.placements:
+        yield placed_table("where its values are", found.mesh, found.placements)
     for choice in found.choices:
         yield _choice(choice)
 

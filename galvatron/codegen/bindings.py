@@ -16,7 +16,7 @@ from galvatron.ir import graph as ir
 from galvatron.ir.functions import functions_of
 from galvatron.ir.gradients import gradients, untrained
 from galvatron.ir.graph import Value
-from galvatron.ir.layout import Axis, Shard, nameable_axes
+from galvatron.ir.layout import Axis, Mesh, Shard, nameable_axes
 from galvatron.ir.local_functions import with_local_functions
 from galvatron.ir.program import Check, Layer, LayerClass, LayerKind, Program, Result, Stage, Update, When
 from galvatron.ir.types import Dim
@@ -233,7 +233,7 @@ def _waiting(program: Program, stage: Stage) -> dict[str, frozenset[str]]:
     return found
 
 
-def stage_mesh(program: Program, stage: Stage) -> tuple[Axis, ...]:
+def stage_mesh(program: Program, stage: Stage) -> Mesh:
     """The distinct axes that the stage's code names, outermost first."""
     found = {axis for layer in stage.layers for axis in nameable_axes(program.class_of[layer.cls].mesh)}
     found.update(axis for state in stage.state for axis in state.mesh)

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from galvatron.debugging.comparison import ROUNDING, Departure, check_size
 from galvatron.debugging.rounding import Reference, least_norm
-from galvatron.debugging.running import Tensors, every_value, runnable
+from galvatron.debugging.running import Tensors, every_value, gradients_by, runnable
 from galvatron.debugging.simulation import combine, distribute, dual_layout, run_ranks, world
 from galvatron.debugging.values import random_values
 from galvatron.debugging.widened import undrawn, widened
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph, Value
-from galvatron.ir.layout import Axis, Layout, Shard
+from galvatron.ir.layout import Layout, Mesh, Shard
 from galvatron.ir.program import LayerClass
 from galvatron.ir.types import evaluate
 
@@ -87,7 +87,7 @@ class _Sharded:
         if not gradients:
             return None
         with runnable():
-            wanted = _gradients(expected, gradients)
+            wanted = gradients_by(expected, [expected[name] for name in gradients], list(gradients.values()))
         self._least = least_norm(wanted.values())
         split = {
             name: distribute(gradient, dual_layout(self._layouts[self._names[name]]), mesh, self._own, zeros=True)
@@ -180,7 +180,7 @@ _CONVERTED = 4
 """Samples of a rank with which conversions are run."""
 
 
-def _ways(layout: Layout, mesh: tuple[Axis, ...], dim: int) -> int:
+def _ways(layout: Layout, mesh: Mesh, dim: int) -> int:
     """Over how many ranks a dimension is cut."""
     cut = (isinstance(placement, Shard) and placement.dim == dim for placement in layout)
     return math.prod(axis.size for axis, own in zip(mesh, cut, strict=True) if own)
@@ -188,17 +188,6 @@ def _ways(layout: Layout, mesh: tuple[Axis, ...], dim: int) -> int:
 
 def _leaf(tensor: Tensor, differentiable: bool) -> Tensor:
     return tensor.detach().clone().requires_grad_(differentiable and tensor.is_floating_point())
-
-
-def _gradients(values: Tensors, gradients: Tensors) -> Tensors:
-    flowing = [name for name, tensor in values.items() if tensor.requires_grad]
-    found = torch.autograd.grad(
-        [values[name] for name in gradients],
-        [values[name] for name in flowing],
-        list(gradients.values()),
-        allow_unused=True,
-    )
-    return {name: gradient for name, gradient in zip(flowing, found, strict=True) if gradient is not None}
 
 
 def _samples(whole: Graph, local: Graph, degree: int) -> int:

@@ -52,6 +52,11 @@ class Given:
     values: Mapping[str, Tensor | int | float]
     samples: int
 
+    @property
+    def numbers(self) -> dict[str, int | float]:
+        """Of the values those that are no tensors: numbers of the batch, and its lengths."""
+        return {name: value for name, value in self.values.items() if not isinstance(value, Tensor)}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -108,7 +113,7 @@ def _rows(job: Job, given: Given, *, layers: bool) -> tuple[Row, ...]:
         state = dict(job.executor.held_tensors())
     eager = on_rank_0(job.world, "compare_with", lambda: _eager(job.program, given, state, layers=layers))
     with together(job.world, "compare_with"), plain_torch(job.world.device):
-        results = _results(job) if layers else None
+        results = _results(job, given) if layers else None
     rows: list[Row] = []
     with nullcontext() if results is None else results.kept():
         loss = job.run()
@@ -254,7 +259,7 @@ def _of_layers(planned: Program, given: Given, state: Mapping[str, Tensor], type
     names = tuple(name for name, _ in _given_on(planned) if name in graph.values)
     names = tuple(name for name in names if graph.values[name].type.is_floating)
     tensors = {n: _cast(v, dtype, device) for n, v in (*state.items(), *given.values.items()) if isinstance(v, Tensor)}
-    numbers = {name: value for name, value in given.values.items() if not isinstance(value, Tensor)}
+    numbers = given.numbers
     lengths = {length: int(numbers[length.name]) for length in planned.lengths}
     own = {number.name: numbers[number.name] for number in planned.numbers}
     with torch.no_grad(), ours("running the captured program", planned):
@@ -271,7 +276,7 @@ def _given_on(program: Program) -> Iterator[tuple[str, str]]:
             yield from ((name, origin) for name, origin in pairs if name in read)
 
 
-def _results(job: Job) -> LayerResults:
+def _results(job: Job, given: Given) -> LayerResults:
     """What layers of this rank's stages give each other. How each is made whole is said by the code of the same stages
     in a program that has them all for outputs."""
     staged, stages = lowered(job.program), job.executor.stages
@@ -282,5 +287,6 @@ def _results(job: Job) -> LayerResults:
     for stage in stages:
         text = emit_stage(giving, giving.stages[stage.index], sizes)
         twin = load_module(f"stage_{stage.index}.py", text, job.cache_dir).Stage(stage.mesh)
+        twin.numbers = given.numbers
         wanted[stage.index] = {name: tuple(layer.outputs) for name, layer in twin.layers.items() if layer.outputs}
     return LayerResults(stages, wanted)

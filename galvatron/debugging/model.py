@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from galvatron.debugging.running import gradients_by
 from galvatron.ir.capture import LossFunction, loss_of
 from galvatron.ir.graph import Op
 from galvatron.ir.random import draws_as_a_whole, is_random
@@ -35,6 +36,5 @@ def loss_of_model(model: nn.Module, inputs: Mapping[str, Any], loss_fn: LossFunc
 
 def gradients_of(loss: Tensor, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The gradients of a loss, by name; zero where it does not depend on a tensor."""
-    found = torch.autograd.grad(loss, [*trained.values()], allow_unused=True) if loss.requires_grad else ()
-    made = dict(zip(trained, found, strict=False))
-    return {n: torch.zeros_like(t) if (own := made.get(n)) is None else own for n, t in trained.items()}
+    found = gradients_by(trained, [loss]) if loss.requires_grad else {}
+    return {name: found[name] if name in found else torch.zeros_like(tensor) for name, tensor in trained.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -58,13 +58,18 @@ def traced(
     with runnable():
         values = every_value(graph, leaves, batch, callers_of(graph, rounded=rounded))
     loss = values[graph.outputs[0]]
-    flowing = [name for name, tensor in values.items() if tensor.requires_grad]
-    found: list[Tensor | None] = [None] * len(flowing)
-    if loss.requires_grad:
-        with runnable():
-            found = list(torch.autograd.grad(loss.sum(), [values[name] for name in flowing], allow_unused=True))
-    gradients = {name: gradient for name, gradient in zip(flowing, found, strict=True) if gradient is not None}
+    with runnable():
+        gradients = gradients_by(values, [loss.sum()]) if loss.requires_grad else {}
     return Trace({name: tensor.detach() for name, tensor in values.items()}, gradients)
+
+
+def gradients_by(
+    values: Mapping[str, Tensor], ends: Sequence[Tensor], given: Sequence[Tensor] | None = None
+) -> Tensors:
+    """The gradients of some results by the values that they depend on; `given` are those of the results themselves."""
+    flowing = {name: tensor for name, tensor in values.items() if tensor.requires_grad}
+    found = torch.autograd.grad(ends, list(flowing.values()), given, allow_unused=True)
+    return {name: gradient for name, gradient in zip(flowing, found, strict=True) if gradient is not None}
 
 
 def every_value(
@@ -115,5 +120,6 @@ def _rounded(caller: Callable[..., Any], function: Callable[..., Any], *args: An
 def _last_bit(result: Any) -> Any:
     if not isinstance(result, Tensor) or not result.is_floating_point():
         return result
-    signs = 1 - 2 * (torch.arange(result.numel(), dtype=result.dtype) % 2).view(result.shape)
-    return result * (1 + torch.finfo(result.dtype).eps * signs)
+    signs = 1 - 2 * (torch.arange(result.numel(), device=result.device) % 2).view(result.shape)
+    other = result * (1 + torch.finfo(result.dtype).eps * signs.to(result.dtype))
+    return torch.where(other.isfinite(), other, result)  # the least number of a type, in a mask, stays finite

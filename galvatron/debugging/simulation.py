@@ -23,11 +23,10 @@ from galvatron import runtime as rt
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.interpreter import OpHandler, run_graph
-from galvatron.ir.layout import Axis, Layout, Partial, Shard, dual, nameable_axes
+from galvatron.ir.layout import Axis, Layout, Mesh, Partial, Shard, dual, nameable_axes
 from galvatron.ir.spmd import on_slices, without_axis
 from galvatron.ir.types import Dim, evaluate
 
-Mesh = tuple[Axis, ...]
 Tensors = dict[str, torch.Tensor]
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from galvatron.errors import GalvatronError, did_you_mean
 from galvatron.inspection.choices import AxisChoice, choices
+from galvatron.inspection.placements import PlacedValue, values_of
 from galvatron.inspection.view import Amounts, View
-from galvatron.ir.graph import Graph, Op, Value
-from galvatron.ir.layout import Axis
+from galvatron.ir.gradients import gradients
+from galvatron.ir.graph import Graph, Op
 from galvatron.ir.ops.foreign import is_foreign
 from galvatron.ir.ops.table import op_dims
 from galvatron.ir.ops.targets import parsed
@@ -55,15 +56,6 @@ class LayerOps:
 
 
 @dataclass(frozen=True)
-class Placed:
-    """Where an op of a sharded graph has its operands and results on one mesh axis."""
-
-    axis: str
-    operands: tuple[str, ...]
-    results: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class OpFacts:
     """All that is known of an op.
 
@@ -73,7 +65,7 @@ class OpFacts:
         sizes: of the named dimensions.
         reads: its operands: name, type, and what makes it.
         read_by: what reads its results, in order.
-        placements: by mesh axis, in a sharded program.
+        placements: on each axis of the `mesh`, of its operands and results in a sharded program, and why that is legal.
         choices: by strategy and mesh axis, what was chosen and what else there was; of a program with a plan.
     """
 
@@ -87,7 +79,8 @@ class OpFacts:
     sizes: dict[str, str]
     reads: tuple[tuple[str, str, str], ...]
     read_by: tuple[str, ...]
-    placements: tuple[Placed, ...]
+    mesh: tuple[str, ...]
+    placements: tuple[PlacedValue, ...]
     choices: tuple[AxisChoice, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,7 +160,8 @@ def _facts(view: View, cls: LayerClass, name: str) -> OpFacts:
         sizes={} if dims is None else {name: str(size) for name, size in dims.sizes.items()},
         reads=tuple((n, str(graph.types[n]), _made_by(graph, n)) for n in dict.fromkeys(op.operands)),
         read_by=tuple(_readers(graph, op)),
-        placements=tuple(_placed(graph, op, cls.mesh)),
+        mesh=tuple(map(str, cls.mesh)),
+        placements=tuple(_placed(view, cls, op)),
         choices=choices(view, cls, graph.ops.index(op)),
     )
 
@@ -194,10 +188,8 @@ def _readers(graph: Graph, op: Op) -> Iterator[str]:
             yield "the layer's result"
 
 
-def _placed(graph: Graph, op: Op, mesh: tuple[Axis, ...]) -> Iterator[Placed]:
-    def on(values: list[Value], place: int) -> tuple[str, ...]:
-        return tuple("" if value.layout is None else str(value.layout[place]) for value in values)
-
-    operands = [graph.values[name] for name in op.operands]
-    for place, axis in enumerate(mesh):
-        yield Placed(str(axis), on(operands, place), on(list(op.results), place))
+def _placed(view: View, cls: LayerClass, op: Op) -> Iterator[PlacedValue]:
+    """The operands and results of an op, in a sharded program."""
+    if view.is_local and cls.mesh:
+        found = {value.name: value for value in values_of(view.program, cls, gradients(view.program))}
+        yield from (found[name] for name in dict.fromkeys((*op.operands, *(value.name for value in op.results))))

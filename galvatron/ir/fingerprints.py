@@ -12,13 +12,11 @@ from collections.abc import Collection, Mapping, Sequence
 import sympy
 
 from galvatron.ir.graph import Arg, Const, Function, Graph, Ref
-from galvatron.ir.layout import Axis, nameable_axes
+from galvatron.ir.layout import Mesh, nameable_axes
 from galvatron.ir.types import BatchNumber, Length, TensorType
 
 
-def local_fingerprint(
-    graph: Graph, mesh: tuple[Axis, ...], differentiable: Collection[str], recompute: str = "none"
-) -> str:
+def local_fingerprint(graph: Graph, mesh: Mesh, differentiable: Collection[str], recompute: str = "none") -> str:
     """16 hexadecimal digits for what a rank runs of a layer class.
 
     They depend on its ops with their arguments, on types, on the sizes of the axes that it communicates on, on what has

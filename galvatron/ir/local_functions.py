@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from galvatron.ir.functions import on_slices
 from galvatron.ir.graph import Function, Graph, Op
-from galvatron.ir.layout import REPLICATE, Axis, Shard
+from galvatron.ir.layout import REPLICATE, Mesh, Shard
 from galvatron.ir.ops.functions import function_dims, samples_of
 from galvatron.ir.verify.placements import Placed, sharded_factor
 from galvatron.ir.whole import whole_type
 
 
-def with_local_functions(graph: Graph, mesh: tuple[Axis, ...]) -> Graph:
+def with_local_functions(graph: Graph, mesh: Mesh) -> Graph:
     """A local graph whose ops call what the rank runs of each function, in place of the function itself."""
     if not any(op.function for op in graph.ops):
         return graph
@@ -22,7 +22,7 @@ def with_local_functions(graph: Graph, mesh: tuple[Axis, ...]) -> Graph:
     )
 
 
-def _local(op: Op, graph: Graph, mesh: tuple[Axis, ...]) -> Function:
+def _local(op: Op, graph: Graph, mesh: Mesh) -> Function:
     function = op.function
     assert function is not None
     values = [graph.values[name] for name in (*op.operands, *(v.name for v in op.results))]

@@ -26,7 +26,7 @@ from galvatron.ir.cluster import Cluster
 from galvatron.ir.cost import ClassCost
 from galvatron.ir.functions import functions_of
 from galvatron.ir.graph import Function, Graph, Value
-from galvatron.ir.layout import Axis, Layout
+from galvatron.ir.layout import Layout, Mesh
 from galvatron.ir.plan import Plan
 from galvatron.ir.results import Check, Result, Update, with_values_of_ops
 from galvatron.ir.strategy import Strategy
@@ -131,7 +131,7 @@ class StateLayout:
     """
 
     state: str
-    mesh: tuple[Axis, ...]
+    mesh: Mesh
     layout: Layout
     zero: int = 0
 
@@ -149,7 +149,7 @@ class LayerClass:
     cost: ClassCost | None = None
     base: str = ""
     strategy: Strategy | None = None
-    mesh: tuple[Axis, ...] = ()
+    mesh: Mesh = ()
 
     @property
     def origin_name(self) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from galvatron.ir.graph import Arg, Op, Value
-from galvatron.ir.layout import Axis, Partial, Shard
+from galvatron.ir.layout import Mesh, Partial, Shard
 from galvatron.ir.ops.schemas import is_operator, schema_of
 from galvatron.ir.ops.table import of_target, operator_of
 from galvatron.ir.ops.targets import parsed
@@ -64,13 +64,13 @@ def without_site(op: Op) -> Op:
     return replace(op, target=str(target), kwargs=tuple((k, v) for k, v in op.kwargs if k not in KEYWORDS))
 
 
-def drawn_axes(result: Value, mesh: tuple[Axis, ...]) -> tuple[str, ...]:
+def drawn_axes(result: Value, mesh: Mesh) -> tuple[str, ...]:
     """The axes on which the ranks' results are different elements of one tensor."""
     placed = zip(mesh, result.layout or (), strict=True)
     return tuple(axis.name for axis, placement in placed if isinstance(placement, Shard))
 
 
-def random_problem(op: Op, mesh: tuple[Axis, ...]) -> str:
+def random_problem(op: Op, mesh: Mesh) -> str:
     """What is wrong with the site of a `random.` op; empty if nothing is."""
     keywords = dict(op.kwargs)
     if tuple(keywords)[-len(KEYWORDS) :] != KEYWORDS:

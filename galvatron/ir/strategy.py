@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from galvatron.errors import StrategyError, did_you_mean
-from galvatron.ir.layout import Axis
+from galvatron.ir.layout import Axis, Mesh
 
 ROLE_NAMES = ("dp", "tp", "tp+sp", "ulysses", "cp", "ep")
 RECOMPUTE = ("none", "full", "selective", "alternate", "attention")
@@ -103,7 +103,7 @@ class Strategy:
         return {name: a.degree for a in reversed(self.axes) for name in (a.role, a.role.partition("+")[0])}
 
     @cached_property
-    def mesh(self) -> tuple[Axis, ...]:
+    def mesh(self) -> Mesh:
         """The mesh axes with more than one device, outermost first. What they are called after their roles means
         nothing; the roles are in `roles`."""
         axes: list[Axis] = []

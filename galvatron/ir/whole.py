@@ -15,14 +15,14 @@ from functools import lru_cache
 import sympy
 
 from galvatron.ir.graph import Arg, Graph, Op, Value
-from galvatron.ir.layout import Axis, Layout, Shard
+from galvatron.ir.layout import Layout, Mesh, Shard
 from galvatron.ir.program import Layer, LayerClass
 from galvatron.ir.random import without_site
 from galvatron.ir.spmd import without_axis
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, has_samples, simplify_dim
 
 
-def whole_type(value: Value, mesh: tuple[Axis, ...], padded: Mapping[int, int] | None = None) -> TensorType:
+def whole_type(value: Value, mesh: Mesh, padded: Mapping[int, int] | None = None) -> TensorType:
     """The type of the tensor that the ranks hold parts of; `padded` has the whole sizes of padded dimensions, which
     the parts do not tell: without them filler counts."""
     shape = list(value.type.shape)
@@ -93,7 +93,7 @@ def _solved(size: sympy.Expr, counted: sympy.Expr) -> Dim | None:
     return simplify_dim(part * BATCH) if part.is_Rational and part.is_positive else None
 
 
-def _ways(value: Value, mesh: tuple[Axis, ...]) -> int | None:
+def _ways(value: Value, mesh: Mesh) -> int | None:
     """Into how many parts the first dimension of a value that has samples is cut; None for a value without."""
     for dim, size in enumerate(value.type.shape):
         if has_samples(size):

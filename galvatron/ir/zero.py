@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from galvatron.ir.layout import BROADCAST, REPLICATE, Axis, Layout
+from galvatron.ir.layout import BROADCAST, REPLICATE, Axis, Layout, Mesh
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ BUCKET_BYTES = 32 << 20
 """Of values whose gradients are summed together once per step: so many must have theirs before their sum begins."""
 
 
-def summed_axes(layout: Layout, mesh: tuple[Axis, ...]) -> tuple[Axis, ...]:
+def summed_axes(layout: Layout, mesh: Mesh) -> Mesh:
     """The axes over which the gradient of a parameter is summed, outermost first."""
     return tuple(axis for axis, placement in zip(mesh, layout, strict=True) if placement == BROADCAST)
 
@@ -64,7 +64,7 @@ def in_parts(layout: Layout) -> Layout:
     return tuple(BROADCAST if placement == REPLICATE else placement for placement in layout)
 
 
-def merged(axes: Iterable[Axis]) -> tuple[Axis, ...]:
+def merged(axes: Iterable[Axis]) -> Mesh:
     """The same group of devices in as few axes as possible: neighbours that nest become one."""
     result: list[Axis] = []
     for axis in sorted(axes, key=lambda axis: -axis.stride):

@@ -8,7 +8,7 @@ from operator import itemgetter
 
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.gradients import Gradients, gradients
-from galvatron.ir.layout import BROADCAST, Axis, Layout, Shard, joined_layout
+from galvatron.ir.layout import BROADCAST, Layout, Mesh, Shard, joined_layout
 from galvatron.ir.plan import Ties
 from galvatron.ir.program import MASTER, LayerClass, LayerKind, Program
 from galvatron.ir.strategy import Strategy
@@ -165,7 +165,7 @@ class Partitioner:
         return gradients(self.program)
 
 
-def _told(cls: LayerClass, formal: str) -> tuple[Layout, tuple[Axis, ...]]:
+def _told(cls: LayerClass, formal: str) -> tuple[Layout, Mesh]:
     """The layout of some state of a class on as few axes as tell it, and these axes."""
     return joined_layout(cls.graph.values[formal].layout or (), cls.mesh)
 

@@ -19,8 +19,8 @@ from galvatron.ir.layout import (
     BROADCAST,
     PARTIAL,
     REPLICATE,
-    Axis,
     Layout,
+    Mesh,
     Partial,
     Placement,
     Replicate,
@@ -53,7 +53,7 @@ def _rounds(message: str | None) -> float:
 def redistribute(
     value: Value,
     target: Layout,
-    mesh: tuple[Axis, ...],
+    mesh: Mesh,
     whole: TensorType,
     *,
     differentiable: bool = True,
@@ -106,9 +106,7 @@ _ORDER: tuple[Callable[[Placement, Placement], bool], ...] = (
 """Which conversions come first."""
 
 
-def _next_step(
-    current: Layout, target: Layout, mesh: tuple[Axis, ...], shape: tuple[Dim, ...]
-) -> tuple[int, Placement]:
+def _next_step(current: Layout, target: Layout, mesh: Mesh, shape: tuple[Dim, ...]) -> tuple[int, Placement]:
     """The axis to convert next and its placement afterwards."""
     open_axes = [i for i, (c, t) in enumerate(zip(current, target, strict=True)) if c != t]
     for applies in _ORDER:
@@ -147,7 +145,7 @@ def _step(
     current: Layout,
     position: int,
     placement: Placement,
-    mesh: tuple[Axis, ...],
+    mesh: Mesh,
     whole: TensorType,
     fresh_name: Callable[[str], str],
 ) -> Op:

@@ -8,22 +8,13 @@ from functools import cached_property, lru_cache
 import sympy
 
 from galvatron.ir.graph import Graph, Op, Value
-from galvatron.ir.layout import (
-    Axis,
-    Layout,
-    Placement,
-    Shard,
-    global_shape,
-    gradientless,
-    joint_mesh,
-    on_mesh,
-)
+from galvatron.ir.layout import Axis, Layout, Mesh, Placement, Shard, global_shape, gradientless, joint_mesh, on_mesh
 from galvatron.ir.names import Names
 from galvatron.ir.program import LayerClass
 from galvatron.ir.types import LOCAL_BATCH, Dim, TensorType, exact_quotient, simplify_dim
 from galvatron.partition.conversion import redistribute
 
-OnMesh = tuple[Value, tuple[Axis, ...]]
+OnMesh = tuple[Value, Mesh]
 """A local value with its layout, and the mesh of the layout."""
 
 
@@ -38,7 +29,7 @@ class Crossing:
     value: Value
     after: Layout
     whole: TensorType
-    mesh: tuple[Axis, ...]
+    mesh: Mesh
     shares: int
     differentiable: bool
 
@@ -87,7 +78,7 @@ class Crossing:
         return LayerClass(name, Graph((self.value,), (), self.ops, (self.ops[-1].result.name,)), mesh=self.mesh)
 
 
-def joined_axes(layout: Layout, mesh: tuple[Axis, ...]) -> tuple[Layout, tuple[Axis, ...]]:
+def joined_axes(layout: Layout, mesh: Mesh) -> tuple[Layout, Mesh]:
     """A layout on the fewest axes that tell it, without names: neighbours on which a value is placed alike are one, and
     so are converted as one."""
     axes: list[Axis] = []
@@ -120,7 +111,7 @@ def _ratio(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
     return sympy.cancel(a / b)
 
 
-def _finer(shape: tuple[Dim, ...], before: Layout, after: Layout, mesh: tuple[Axis, ...]) -> int:
+def _finer(shape: tuple[Dim, ...], before: Layout, after: Layout, mesh: Mesh) -> int:
     """How many shares each share of the producer must be cut into so that every new slice is a whole number of them."""
     finer, local = 1, list(shape)
     for old, new, axis in zip(before, after, mesh, strict=True):

@@ -15,7 +15,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 import galvatron
-from galvatron.checking import Report, check, examine
+from galvatron.checking import examine
+from galvatron.checking.examine import check
+from galvatron.checking.report import Report
 from galvatron.cli import app
 from galvatron.errors import GalvatronError
 from galvatron.ir.planned import resolve

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from typer.testing import CliRunner
 
-from galvatron.checking import Report, check
+from galvatron.checking.examine import check
 from galvatron.checking.found import Run
+from galvatron.checking.report import Report
 from galvatron.cli import app
 from galvatron.errors import GalvatronError
 

@@ -44,7 +44,9 @@ def test_layers_and_ops(files: Path) -> None:
     assert "rule: ~b.1 b.0 k, ~n k -> b.1 b.0 n" in facts and "read by %silu = silu" in facts
     assert "axis tp=2@1" in facts and "shares n (16)" in facts and "layer then takes more" in facts
     told = json.loads(run("show", files / "sharded.gir", "--op", "up", "--json")[0])
-    assert told[0]["placements"][1] == {"axis": "tp=2@1", "operands": ["R'", "S(0)"], "results": ["S(2)"]}
+    assert told[0]["mesh"] == ["dp=2@2", "tp=2@1"] and told[0]["placements"][-1]["spots"][1]["value"] == "S(2)"
+    table, _ = run("show", files / "sharded.gir", "--op", "up")
+    assert "S(2) | S(2)" in table and "cut along n" in table
 
 
 def test_a_plan_from_outside(files: Path) -> None:

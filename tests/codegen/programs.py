@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from galvatron.ir.graph import Arg, Graph, Op, Ref, Source, Value
-from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Axis, Layout, Placement, Shard
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Layout, Mesh, Placement, Shard
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import (
     Form,
@@ -173,7 +173,7 @@ def network(*, blocks: int = 4, stages: int = 1, strategy: str = "dp1") -> Progr
     return Program("Net", Form.STAGED, 4, inputs, tuple(state), "loss", classes=classes, plan=plan, stages=tuple(built))
 
 
-def _layout(mesh: tuple[Axis, ...], **placements: Placement) -> Layout:
+def _layout(mesh: Mesh, **placements: Placement) -> Layout:
     return tuple(placements.get(axis.name, REPLICATE) for axis in mesh)
 
 

@@ -139,6 +139,13 @@ def test_one_process_and_wrong_arguments() -> None:
             own.compare_with(given.pop("model"), given.pop("batch"), **given)
 
 
+def test_lengths_are_those_of_the_batch() -> None:
+    own = compiled("m2/dp1", F32, dynamic={"ids": {1: "S"}, "labels": {1: "S"}})
+    batch = {name: value[:, :6] for name, value in new_batch().items()}
+    found = own.compare_with(new_model(F32), batch, layers=True)
+    assert not found.departures and "output" in {row.what for row in found.rows}, found
+
+
 @pytest.mark.slow
 def test_memory_of_copies_is_not_that_of_later_steps() -> None:
     torch.manual_seed(0)

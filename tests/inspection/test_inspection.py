@@ -95,9 +95,9 @@ def test_an_op_says_what_it_reads_and_who_reads_it() -> None:
 
 def test_an_op_of_a_sharded_program_says_where_its_values_are() -> None:
     (up,) = op_facts(View.of(sharded()), "up")
-    dp, tp = up.placements
-    assert (dp.operands, dp.results) == (("S(0)", "R'"), ("S(0)",))
-    assert (tp.operands, tp.results) == (("R'", "S(0)"), ("S(2)",))
+    found = [" ".join(f"{spot.value}|{spot.gradient}" for spot in value.spots) for value in up.placements]
+    assert found == ["S(0)|S(0) R'|P", "R'|P S(0)|S(0)", "S(0)|S(0) S(2)|S(2)"]
+    assert up.placements[-1].spots[1].why.startswith("cut along n")
     (summed,) = op_facts(View.of(sharded()), "sum", "block_0")
     assert not summed.rule and "collective" in summed.why_no_rule
 
@@ -112,8 +112,9 @@ def test_choices_are_those_of_the_partitioner_and_the_chosen_way_is_the_cheapest
             assert chosen.more_s == pytest.approx(0.0, abs=1e-12)
             assert not choice.whole and choice.layers == 4
             assert all(way.more_s is None or way.more_s >= 0 for way in choice.ways)
-        local = op_facts(View.of(sharded()), name)[0].placements
-        assert [next(w.results for w in c.ways if w.chosen) for c in (dp, tp)] == [one.results for one in local]
+        local = op_facts(View.of(sharded()), name)[0].placements[-1]
+        chosen = [next(way.results for way in choice.ways if way.chosen) for choice in (dp, tp)]
+        assert chosen == [(spot.value,) for spot in local.spots]
 
 
 def test_a_plan_says_how_layers_run() -> None:

@@ -9,10 +9,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from galvatron.debugging.simulation import Mesh, combine, distribute, dual_layout, exchange, mesh_of
+from galvatron.debugging.simulation import combine, distribute, dual_layout, exchange, mesh_of
 from galvatron.ir.collectives import COLLECTIVES
 from galvatron.ir.graph import Value
-from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Layout, Placement, Shard, cutting_problem, local_shape
+from galvatron.ir.layout import (
+    BROADCAST,
+    PARTIAL,
+    REPLICATE,
+    Layout,
+    Mesh,
+    Placement,
+    Shard,
+    cutting_problem,
+    local_shape,
+)
 from galvatron.ir.types import TensorType
 from galvatron.partition.conversion import redistribute
 

@@ -12,8 +12,8 @@ from galvatron.ir.collectives import COLLECTIVES, ends, result_shape
 from galvatron.ir.functions import call_problem, signature_problem
 from galvatron.ir.graph import Arg, Const, Function, Graph, Op, Ref, Value
 from galvatron.ir.layout import (
-    Axis,
     Layout,
+    Mesh,
     Shard,
     cutting_problem,
     joined,
@@ -48,7 +48,7 @@ class Scope:
     graph: Graph
     owner: Hashable = None
     symbols: frozenset[sympy.Expr] = frozenset((BATCH,))
-    mesh: tuple[Axis, ...] | None = None
+    mesh: Mesh | None = None
     numbers: frozenset[sympy.Symbol] = frozenset()
     only_given: frozenset[str] = frozenset()
     function: Function | None = None
@@ -270,7 +270,7 @@ def mesh_axes(scope: Scope) -> Iterator[Violation]:
         yield ("class", scope.owner), f"{', '.join(map(str, mesh))} are no axes of one group of devices"
 
 
-def are_axes(mesh: tuple[Axis, ...]) -> bool:
+def are_axes(mesh: Mesh) -> bool:
     """Whether the axes nest in one another, outermost first, and have at least two devices each."""
     nested = all(outer.stride >= inner.stride * inner.size for outer, inner in zip(mesh, mesh[1:], strict=False))
     return nested and all(axis.stride >= 1 and axis.size >= 2 for axis in mesh)
@@ -291,7 +291,7 @@ def layouts_present(scope: Scope) -> Iterator[Violation]:
             yield locus, f"%{value.name} is {problem}"
 
 
-def _layout_problem(value: Value, layout: Layout, mesh: tuple[Axis, ...]) -> str:
+def _layout_problem(value: Value, layout: Layout, mesh: Mesh) -> str:
     shape = list(value.type.shape)
     for placement, axis in zip(layout, mesh, strict=True):
         if isinstance(placement, Shard) and 0 <= placement.dim < len(shape):
@@ -299,7 +299,7 @@ def _layout_problem(value: Value, layout: Layout, mesh: tuple[Axis, ...]) -> str
     return layout_problem(tuple(shape), layout, mesh)
 
 
-def layout_problem(shape: tuple[Dim, ...], layout: Layout, mesh: tuple[Axis, ...]) -> str:
+def layout_problem(shape: tuple[Dim, ...], layout: Layout, mesh: Mesh) -> str:
     """Why a tensor of global `shape` cannot be placed so; empty if it can. A padded size may be any."""
     for placement in layout:
         if isinstance(placement, Shard) and not 0 <= placement.dim < len(shape):
@@ -405,7 +405,7 @@ def _collective_problem(op: Op, scope: Scope) -> str:
     return _movement_problem(op, operand, result, scope.mesh)
 
 
-def _movement_problem(op: Op, operand: Value, result: Value, mesh: tuple[Axis, ...]) -> str:
+def _movement_problem(op: Op, operand: Value, result: Value, mesh: Mesh) -> str:
     """What is wrong with the placements and the shape on the two sides of a collective."""
     name = str(op.kwarg("axis"))
     before, after = operand.layout or (), result.layout or ()

@@ -14,6 +14,7 @@ from galvatron.ir.layout import (
     REPLICATE,
     Axis,
     Layout,
+    Mesh,
     Placement,
     Shard,
     gradientless,
@@ -29,9 +30,7 @@ _TRIED = 8
 """Operands, and dimensions of each, that are tried: a file may have an op of thousands."""
 
 
-def op_mended(
-    runs: Runs, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: tuple[Axis, ...], axis: int
-) -> str:
+def op_mended(runs: Runs, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: Mesh, axis: int) -> str:
     """How a message goes on that says why an op does not run; empty where no change of a single value would do.
 
     Args:
@@ -45,7 +44,7 @@ def op_mended(
 
 
 def _operands_mended(
-    runs: Runs, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: tuple[Axis, ...], axis: int
+    runs: Runs, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: Mesh, axis: int
 ) -> Iterator[str]:
     for value in tuple(dict.fromkeys(operands))[:_TRIED]:
         for placement in _placements(value, axis, (*operands, *results)):
@@ -59,7 +58,7 @@ def _operands_mended(
 
 
 def _results_mended(
-    runs: Runs, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: tuple[Axis, ...], axis: int
+    runs: Runs, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: Mesh, axis: int
 ) -> Iterator[str]:
     if len(results) != 1:
         return
@@ -94,7 +93,7 @@ def _summed(placement: Placement, axis: Axis) -> str:
     return f": its gradient is then summed over {axis.name}" if placement == BROADCAST else ""
 
 
-def _call(operand: str, source: Layout, target: Layout, mesh: tuple[Axis, ...], axis: int) -> str:
+def _call(operand: str, source: Layout, target: Layout, mesh: Mesh, axis: int) -> str:
     """The collective that takes a value from one layout to another, which differ on one axis, as text; empty where no
     single one does."""
     way = conversion(source[axis], target[axis])
@@ -106,7 +105,7 @@ def _call(operand: str, source: Layout, target: Layout, mesh: tuple[Axis, ...], 
     return f"{way.collective.target}({operand}, {told})"
 
 
-def collective_mended(op: Op, value: str, before: Layout, after: Layout, mesh: tuple[Axis, ...], axis: int) -> str:
+def collective_mended(op: Op, value: str, before: Layout, after: Layout, mesh: Mesh, axis: int) -> str:
     """How a message goes on that says that a collective does not lead from what its operand is to what its result is
     on its axis."""
     meant = [
@@ -122,7 +121,7 @@ def collective_mended(op: Op, value: str, before: Layout, after: Layout, mesh: t
     return f"; to mend it, {call}" if call else ""
 
 
-def border_mended(value: str, mesh: tuple[Axis, ...], given: Layout, asked: Layout, *, differentiable: bool) -> str:
+def border_mended(value: str, mesh: Mesh, given: Layout, asked: Layout, *, differentiable: bool) -> str:
     """How a message goes on that says that a layer reads a value otherwise than another one gives it, on one mesh;
     empty where no chain of collectives, one for each axis, makes it so."""
     if not differentiable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from galvatron.ir.layout import BROADCAST, REPLICATE, Partial, Placement, Replicate
+from galvatron.ir.layout import BROADCAST, REPLICATE, Layout, Partial, Placement, Replicate
 from galvatron.ir.types import TensorType
 
 
@@ -19,7 +19,7 @@ class Placed:
 
     name: str
     type: TensorType
-    layout: tuple[Placement, ...]
+    layout: Layout
     differentiable: bool
     is_state: bool = False
 

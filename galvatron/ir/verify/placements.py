@@ -28,17 +28,7 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.functions import call_problem
 from galvatron.ir.gradients import takes_terms
 from galvatron.ir.graph import Op, Value
-from galvatron.ir.layout import (
-    BROADCAST,
-    PARTIAL,
-    REPLICATE,
-    Axis,
-    Partial,
-    Replicate,
-    Shard,
-    padded_part,
-    same_factor,
-)
+from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Mesh, Partial, Replicate, Shard, padded_part, same_factor
 from galvatron.ir.ops.notation import OpDims
 from galvatron.ir.ops.shapes import ShapeError, same_shape
 from galvatron.ir.ops.table import op_dims
@@ -67,7 +57,7 @@ class Way:
     along: str = ""
 
 
-def placement_problem(op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: tuple[Axis, ...]) -> str:
+def placement_problem(op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: Mesh) -> str:
     """Why an op may not run on operands and results so placed, and what would mend it; empty if it may. See `ways`."""
     try:
         ways(op, operands, results, mesh)
@@ -76,7 +66,7 @@ def placement_problem(op: Op, operands: tuple[Placed, ...], results: tuple[Place
     return ""
 
 
-def ways(op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: tuple[Axis, ...]) -> tuple[Way, ...]:
+def ways(op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: Mesh) -> tuple[Way, ...]:
     """How an op runs on each axis on operands and results so placed.
 
     Args:
@@ -111,7 +101,7 @@ def _way_on(
     dims: OpDims | None,
     operands: tuple[Placed, ...],
     results: tuple[Placed, ...],
-    mesh: tuple[Axis, ...],
+    mesh: Mesh,
     axis: int,
 ) -> Way:
     """How an op runs on one axis.
@@ -157,7 +147,7 @@ def _without_communication(
     dims: OpDims | None,
     operands: tuple[Placed, ...],
     results: tuple[Placed, ...],
-    mesh: tuple[Axis, ...],
+    mesh: Mesh,
     axis: int,
 ) -> Way:
     """How an op runs on an axis in one of the ways without communication.
@@ -231,7 +221,7 @@ def _has(tensor: tuple[tuple[str, ...], ...], name: str) -> bool:
 
 
 def _common_factor(
-    dims: OpDims, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: tuple[Axis, ...], axis: int
+    dims: OpDims, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: Mesh, axis: int
 ) -> Factor:
     """What an axis shards of every operand and result that has it.
 
@@ -254,9 +244,7 @@ def _common_factor(
     return factor
 
 
-def sharded_factor(
-    dims: OpDims, tensor: tuple[tuple[str, ...], ...], placed: Placed, mesh: tuple[Axis, ...], axis: int
-) -> Factor:
+def sharded_factor(dims: OpDims, tensor: tuple[tuple[str, ...], ...], placed: Placed, mesh: Mesh, axis: int) -> Factor:
     """The name and the stretch of it that an axis cuts.
 
     Raises:
@@ -280,7 +268,7 @@ def sharded_factor(
     raise Misplaced(f"dimension {shard.dim} of %{placed.name} must be whole")
 
 
-def _stretch(placed: Placed, mesh: tuple[Axis, ...], axis: int) -> Dim:
+def _stretch(placed: Placed, mesh: Mesh, axis: int) -> Dim:
     """How many neighbouring elements of the whole dimension an axis cuts into parts: axes outside it that shard the
     same factor have cut it already."""
     shard = placed.layout[axis]
@@ -300,7 +288,7 @@ def _inside(
     dims: OpDims | None,
     operands: tuple[Placed, ...],
     results: tuple[Placed, ...],
-    mesh: tuple[Axis, ...],
+    mesh: Mesh,
     axis: int,
 ) -> Way:
     """How an op of `ir.spmd` runs on the axis on which it communicates.

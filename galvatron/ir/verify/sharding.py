@@ -13,8 +13,8 @@ from galvatron.ir.graph import Graph, Value
 from galvatron.ir.layout import (
     PARTIAL,
     REPLICATE,
-    Axis,
     Layout,
+    Mesh,
     Partial,
     Shard,
     gradientless,
@@ -41,7 +41,7 @@ from galvatron.ir.zero import LEVELS, summed_axes
 
 
 def same_distribution(
-    mesh: tuple[Axis, ...], layout: Layout, other_mesh: tuple[Axis, ...], other: Layout, *, differentiable: bool = True
+    mesh: Mesh, layout: Layout, other_mesh: Mesh, other: Layout, *, differentiable: bool = True
 ) -> bool:
     """Whether two layouts, perhaps on different meshes of the same devices, put the same data on every device.
 
@@ -55,7 +55,7 @@ def same_distribution(
     return first == second if differentiable else gradientless(first) == gradientless(second)
 
 
-def _describe(mesh: tuple[Axis, ...], layout: Layout | None) -> str:
+def _describe(mesh: Mesh, layout: Layout | None) -> str:
     pairs = zip(mesh, layout or (), strict=True)
     return f"({', '.join(f'{axis}: {placement}' for axis, placement in pairs)})"
 
@@ -207,7 +207,7 @@ class Edge:
     formal: str
     given: Layout
     asked: Layout
-    meshes: tuple[tuple[Axis, ...], tuple[Axis, ...]]
+    meshes: tuple[Mesh, Mesh]
     differentiable: bool
 
     @property

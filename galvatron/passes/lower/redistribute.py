@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from galvatron.ir.gradients import gradients
 from galvatron.ir.graph import Value
-from galvatron.ir.layout import Axis, Layout
+from galvatron.ir.layout import Layout, Mesh
 from galvatron.ir.names import Names
 from galvatron.ir.program import Form, Layer, LayerClass, LayerKind, Program, Stage
 from galvatron.partition import Crossing
@@ -33,13 +33,13 @@ class _Moves:
         self.classes = {c.name: c for c in program.classes}
         self._names = Names(name for layer in program.all_layers for name in (layer.name, *layer.results))
         self._differentiable = gradients(program).values
-        self._made: dict[str, tuple[Value, tuple[Axis, ...]]] = {}
+        self._made: dict[str, tuple[Value, Mesh]] = {}
         self._origins: dict[str, str] = {}
 
     def converted(self, stage: Stage) -> Stage:
         """A stage with the conversions before the layers that need them."""
         layers: list[Layer] = []
-        moved: dict[tuple[str, Layout | None, tuple[Axis, ...]], str] = {}
+        moved: dict[tuple[str, Layout | None, Mesh], str] = {}
         for layer in stage.layers:
             cls = self.classes[layer.cls]
             operands: list[str] = []

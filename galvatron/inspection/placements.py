@@ -13,12 +13,12 @@ from itertools import groupby
 from galvatron.ir.collectives import Conversion, conversion, conversion_of, ends
 from galvatron.ir.gradients import Gradients, gradients
 from galvatron.ir.graph import Op
-from galvatron.ir.layout import BROADCAST, PARTIAL, Axis, Layout, Placement, Shard, dual, positions
+from galvatron.ir.layout import BROADCAST, PARTIAL, Axis, Layout, Mesh, Placement, Shard, dual, positions
 from galvatron.ir.ops.notation import OpDims
 from galvatron.ir.padding import whole_sizes
 from galvatron.ir.program import Form, LayerClass, Program
 from galvatron.ir.random import is_random
-from galvatron.ir.verify.placed import Placed
+from galvatron.ir.verify.placed import Misplaced, Placed
 from galvatron.ir.verify.placements import Way, ways, whole_dims
 from galvatron.ir.verify.sharding import Edge, edges, placed_values, same_distribution
 
@@ -81,7 +81,7 @@ def placed_classes(program: Program) -> tuple[PlacedClass, ...]:
     for cls in program.classes:
         if program.form >= Form.SHARDED and cls.mesh:
             mesh = tuple(map(str, cls.mesh))
-            found.setdefault((mesh, tuple(_values(program, cls, flowing))), []).append(cls)
+            found.setdefault((mesh, tuple(values_of(program, cls, flowing))), []).append(cls)
     return tuple(
         PlacedClass(
             tuple(cls.name for cls in alike),
@@ -92,7 +92,8 @@ def placed_classes(program: Program) -> tuple[PlacedClass, ...]:
     )
 
 
-def _values(program: Program, cls: LayerClass, flowing: Gradients) -> Iterator[PlacedValue]:
+def values_of(program: Program, cls: LayerClass, flowing: Gradients) -> Iterator[PlacedValue]:
+    """The values of a class on a mesh, in the order in which they are made; `flowing` are those with gradients."""
     graph = cls.graph
     placed = placed_values(cls, flowing.formals[cls.origin_name], whole_sizes(program, cls))
     batch = {value.name for value in program.inputs}
@@ -106,11 +107,11 @@ def _values(program: Program, cls: LayerClass, flowing: Gradients) -> Iterator[P
         yield from _made(op, placed, cls.mesh)
 
 
-def _spots(value: Placed, mesh: tuple[Axis, ...], why: Callable[[Placed, Axis, int], str]) -> tuple[Spot, ...]:
+def _spots(value: Placed, mesh: Mesh, why: Callable[[Placed, Axis, int], str]) -> tuple[Spot, ...]:
     return tuple(_spot(value, mesh, i, why(value, mesh[i], i)) for i in range(len(mesh)))
 
 
-def _spot(value: Placed, mesh: tuple[Axis, ...], axis: int, why: str) -> Spot:
+def _spot(value: Placed, mesh: Mesh, axis: int, why: str) -> Spot:
     placement = value.layout[axis]
     return Spot(mesh[axis].name, str(placement), str(dual(placement)) if value.differentiable else "", why)
 
@@ -133,16 +134,13 @@ def _kept(value: Placed, axis: Axis, place: int) -> str:
     return "every rank has all of it, and all of its gradient"
 
 
-def _made(op: Op, placed: dict[str, Placed], mesh: tuple[Axis, ...]) -> Iterator[PlacedValue]:
+def _made(op: Op, placed: dict[str, Placed], mesh: Mesh) -> Iterator[PlacedValue]:
     operands = tuple(placed[name] for name in op.operands)
     results = tuple(placed[value.name] for value in op.results)
     if op.namespace == "comm":
         rule, reasons = "", _collective_reasons(op, mesh, differentiable=results[0].differentiable)
     else:
-        dims = whole_dims(op, operands, results)
-        rule = "" if dims is None else str(dims)
-        found = ways(op, operands, results, mesh)
-        reasons = tuple(_reason(op, way, dims, operands, results, i) for i, way in enumerate(found))
+        rule, reasons = _op_reasons(op, operands, results, mesh)
     by = f"{op.namespace}.{op.name}({', '.join(f'%{name}' for name in op.operands)})"
     line, module = (str(op.source), op.source.scope) if op.source else ("", "")
     for value in results:
@@ -150,7 +148,20 @@ def _made(op: Op, placed: dict[str, Placed], mesh: tuple[Axis, ...]) -> Iterator
         yield PlacedValue(value.name, by, rule, line, module, spots)
 
 
-def _collective_reasons(op: Op, mesh: tuple[Axis, ...], *, differentiable: bool) -> tuple[str, ...]:
+def _op_reasons(
+    op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: Mesh
+) -> tuple[str, tuple[str, ...]]:
+    """The rule of an op, and why it may run on each axis, or why it may not."""
+    try:
+        dims = whole_dims(op, operands, results)
+        found = ways(op, operands, results, mesh)
+    except Misplaced as problem:
+        return "", tuple(f"it may not: {problem}" for _ in mesh)
+    reasons = tuple(_reason(op, way, dims, operands, results, i) for i, way in enumerate(found))
+    return "" if dims is None else str(dims), reasons
+
+
+def _collective_reasons(op: Op, mesh: Mesh, *, differentiable: bool) -> tuple[str, ...]:
     source, target = ends(op)
     told = _moving(conversion_of(op), source, target)
     back = conversion(dual(target), dual(source)) if differentiable else None
@@ -210,7 +221,7 @@ def _border_reason(program: Program, edge: Edge) -> str:
     return f"made as {_layout(own, edge.given)}: without a gradient R' and R are one"
 
 
-def _layout(mesh: tuple[Axis, ...], layout: Layout) -> str:
+def _layout(mesh: Mesh, layout: Layout) -> str:
     return ", ".join(f"{axis.name} {placement}" for axis, placement in zip(mesh, layout, strict=True)) or "whole"
 
 
